@@ -1,0 +1,150 @@
+"""The nouns of the flow: immutable values, one for each Avro record of ``schemas``.
+
+Amounts are integers in minor units of an ISO 4217 currency, times are epoch milliseconds taken
+from the broker's append time. Field meanings stand in the ``doc`` of the Avro schema of the same
+name; ``records`` converts between the two.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class OrderLine(Struct, frozen=True, kw_only=True, gc=False):
+    line_number: int
+    sku: str
+    quantity: int
+    unit_amount_minor: int
+    description: str = ""
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    merchant_id: str
+    order_id: str
+    amount_minor: int
+    currency: str
+    instrument_token: str
+    business_date: str
+    submitted_at_ms: int
+    payment_method: str = "card"
+    capture_method: str = "automatic"
+    pay_before_ms: int | None = None
+    customer_id: str | None = None
+    country: str | None = None
+    lines: tuple[OrderLine, ...] = ()
+
+
+class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    operation_id: str
+    kind: str
+    gateway: str
+    amount_minor: int
+    currency: str
+    instrument_token: str
+    idempotency_key: str
+    attempt: int
+    try_number: int
+    send_within_ms: int
+    ordered_at_ms: int
+
+
+class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    operation_id: str
+    kind: str
+    gateway: str
+    attempt: int
+    try_number: int
+    outcome: str
+    amount_minor: int
+    currency: str
+    observed_at_ms: int
+    gateway_reference: str | None = None
+    code: str | None = None
+    gateway_code: str | None = None
+    retry_after_ms: int | None = None
+
+
+class Settlement(Struct, frozen=True, kw_only=True, gc=False):
+    settlement_id: str
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    operation_id: str
+    kind: str
+    amount_minor: int
+    currency: str
+    gateway: str
+    gateway_reference: str
+    business_date: str
+    ordered_at_ms: int
+    settled_at_ms: int
+
+
+class PaymentEvent(Struct, frozen=True, kw_only=True, gc=False):
+    event_id: str
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    sequence: int
+    type: str
+    status: str
+    amount_minor: int
+    currency: str
+    occurred_at_ms: int
+    reason: str | None = None
+    gateway: str | None = None
+    attempt: int | None = None
+
+
+class Attempt(Struct, frozen=True, kw_only=True, gc=False):
+    operation_id: str
+    kind: str
+    gateway: str
+    attempt: int
+    state: str
+    tries: int
+    retries: int
+    inquiries: int
+    started_at_ms: int
+    updated_at_ms: int
+    gateway_reference: str | None = None
+    code: str | None = None
+
+
+class Payment(Struct, frozen=True, kw_only=True):
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    sequence: int
+    status: str
+    amount_minor: int
+    currency: str
+    instrument_token: str
+    business_date: str
+    ordered_at_ms: int
+    updated_at_ms: int
+    reason: str | None = None
+    pay_before_ms: int | None = None
+    customer_id: str | None = None
+    captured_minor: int = 0
+    refunded_minor: int = 0
+    conflicts: int = 0
+    dead_letters: int = 0
+    attempts: tuple[Attempt, ...] = ()
+
+
+class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    operation_id: str
+    attempt: int
+    try_number: int
+    purpose: str
+    reason: str | None = None

@@ -1,0 +1,196 @@
+"""The catalogue of topics as data: the one place from which all else about topics is made.
+
+Provisioning, the generated documentation, the workers' wiring and the tests read it. Every topic
+of the flow has the same number of partitions and the same key (``merchant:order``), so that all
+records of one order meet in one lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+MIB = 1024 * 1024
+
+# The largest compressed batch an ordinary topic takes (Kafka's own default).
+MAX_MESSAGE_BYTES = 1 * MIB
+# A record of 1 MiB on the wire may be many times that once decompressed; the dead-letter topic
+# takes whole pieces of up to 8 MiB plus headers, larger inputs are split (see dead letters).
+DEAD_LETTER_MAX_MESSAGE_BYTES = 16 * MIB
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """One topic. ``role`` is its name in code; ``name`` its name on the cluster, prefix included."""
+
+    role: str
+    name: str
+    schema: str | None
+    meaning: str
+    written_by: tuple[str, ...]
+    read_by: tuple[str, ...]
+    partitions: int
+    replication_factor: int
+    config: Mapping[str, str] = field(default_factory=dict)
+    delay_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class TopicSettings:
+    """What may differ between installations."""
+
+    prefix: str = ""
+    partitions: int = 12
+    replication_factor: int = 1
+    min_insync_replicas: int = 1
+    retention_ms: int = 7 * DAY_MS
+    delete_retention_ms: int = DAY_MS
+    retry_delay_ms: int = 5_000
+    inquiry_delay_ms: int = 5_000
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every topic and every consumer group of one installation."""
+
+    settings: TopicSettings
+    topics: Mapping[str, TopicSpec]
+
+    def __getitem__(self, role: str) -> TopicSpec:
+        return self.topics[role]
+
+    def name(self, role: str) -> str:
+        return self.topics[role].name
+
+    def group(self, stage: str) -> str:
+        """The consumer group id of a stage: payments, gateway or ledger."""
+        return f"{self.settings.prefix}{stage}"
+
+    def inputs(self, stage: str) -> tuple[TopicSpec, ...]:
+        """The topics a stage reads by its consumer group, in admission order."""
+        return tuple(spec for spec in self.topics.values() if stage in spec.read_by)
+
+
+def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
+    """The topics of one installation. Order matters: inputs are admitted in this order."""
+    s = settings or TopicSettings()
+    base = {
+        "message.timestamp.type": "LogAppendTime",
+        "min.insync.replicas": str(s.min_insync_replicas),
+        "max.message.bytes": str(MAX_MESSAGE_BYTES),
+    }
+    stream = {**base, "cleanup.policy": "delete", "retention.ms": str(s.retention_ms)}
+    table = {
+        **base,
+        "cleanup.policy": "compact",
+        "delete.retention.ms": str(s.delete_retention_ms),
+        # Segments roll daily so that compaction reaches all but the newest day.
+        "segment.ms": str(DAY_MS),
+    }
+    dead = {
+        **stream,
+        "retention.ms": "-1",
+        "max.message.bytes": str(DEAD_LETTER_MAX_MESSAGE_BYTES),
+    }
+
+    specs: dict[str, TopicSpec] = {}
+
+    def add(
+        role: str,
+        schema: str | None,
+        config: Mapping[str, str],
+        written_by: tuple[str, ...],
+        read_by: tuple[str, ...],
+        meaning: str,
+        delay_ms: int | None = None,
+    ) -> None:
+        specs[role] = TopicSpec(
+            role=role,
+            name=f"{s.prefix}{role}",
+            schema=schema,
+            meaning=meaning,
+            written_by=written_by,
+            read_by=read_by,
+            partitions=s.partitions,
+            replication_factor=s.replication_factor,
+            config=config,
+            delay_ms=delay_ms,
+        )
+
+    add(
+        "gateway-results",
+        "gateway-result",
+        stream,
+        ("gateway",),
+        ("payments",),
+        "Evidence about one payment request: what a gateway answered, or that it did not.",
+    )
+    add(
+        "payment-inquiry-1",
+        "payment-due",
+        stream,
+        ("payments",),
+        ("payments",),
+        "Payments with an unknown outcome, waiting to ask the gateway.",
+        s.inquiry_delay_ms,
+    )
+    add(
+        "payment-retry-1",
+        "payment-due",
+        stream,
+        ("payments",),
+        ("payments",),
+        "Payments whose request was certainly not sent, waiting to be sent again.",
+        s.retry_delay_ms,
+    )
+    add(
+        "orders",
+        "order",
+        stream,
+        ("upstream",),
+        ("payments",),
+        "Payable intents from upstream systems.",
+    )
+    add(
+        "payment-requests",
+        "payment-request",
+        stream,
+        ("payments",),
+        ("gateway",),
+        "Authorised instructions to one gateway.",
+    )
+    add(
+        "settlements",
+        "settlement",
+        stream,
+        ("payments",),
+        ("ledger",),
+        "Gateway-confirmed money movements: good for fulfilment, not funds received.",
+    )
+    add(
+        "payment-events",
+        "payment-event",
+        stream,
+        ("payments",),
+        (),
+        "Every transition of every payment, for notifiers and views.",
+    )
+    add(
+        "payments",
+        "payment",
+        table,
+        ("payments",),
+        (),
+        "The latest snapshot of every payment: the table that workers restore from.",
+    )
+    add(
+        "dead-letters",
+        None,
+        dead,
+        ("payments", "gateway", "ledger"),
+        (),
+        "Inputs that could not be handled, whole, with their cause in the headers.",
+    )
+    return Catalogue(settings=s, topics=specs)
