@@ -1,0 +1,38 @@
+"""The schemas of this version of the program: the .avsc files beside this module."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from typing import Any, Final
+
+SCHEMA_NAMES: Final[tuple[str, ...]] = (
+    "gateway-result",
+    "order",
+    "payment",
+    "payment-due",
+    "payment-event",
+    "payment-request",
+    "settlement",
+)
+
+
+def schema_text(name: str) -> str:
+    """The text of the .avsc file; KeyError for a name that is not in SCHEMA_NAMES."""
+    if name not in SCHEMA_NAMES:
+        raise KeyError(name)
+    return (resources.files("schemas") / f"{name}.avsc").read_text(encoding="utf-8")
+
+
+def read_schema(name: str) -> dict[str, Any]:
+    """The .avsc file as plain JSON."""
+    schema = json.loads(schema_text(name))
+    if not isinstance(schema, dict):
+        raise TypeError(f"schemas/{name}.avsc is not a JSON object")
+    return schema
+
+
+def full_name(schema: dict[str, Any]) -> str:
+    """The record's name with its namespace, as ``io.paystream.v1.Order``."""
+    name, namespace = str(schema["name"]), schema.get("namespace")
+    return name if "." in name or not namespace else f"{namespace}.{name}"
