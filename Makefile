@@ -1,0 +1,59 @@
+# Everything a person or a CI runner does with paystream, one word each. Needs only make,
+# Python 3.11+ and, for the first run, a network: tools and libraries go into .venv.
+
+PYTHON ?= python3
+ORDERS ?=
+FAULTS ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test unit check bench lock clean
+
+help: ## Show this list
+	@echo "paystream: orders in, each charged once, settlements and balanced books out."
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+		| while IFS='|' read -r name text; do printf '  %-14s%s\n' "$$name" "$$text"; done
+	@echo
+	@echo "  PYTHON=python3.12   which Python builds .venv (3.11 or newer)"
+
+install: ## Make .venv match the lock (each target below does it first)
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+		echo "There is no '$(PYTHON)' on this machine. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) .ci/make_venv.py
+
+demo: install ## Run the whole flow on this machine: ORDERS=1000 and FAULTS=... are optional
+	@.venv/bin/paystream demo $(if $(ORDERS),--orders $(ORDERS)) $(if $(FAULTS),--faults $(FAULTS))
+
+test: install ## Every test, the slow ones with a real broker included
+	.venv/bin/python -m pytest -q $(ARGS)
+
+unit: install ## The fast tests only (seconds)
+	.venv/bin/python -m pytest -q tests/unit $(ARGS)
+
+check: install ## Format, lint, types, layers, schemas and the fast tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/paystream schemas check
+	.venv/bin/python -m pytest -q tests/unit $(ARGS)
+
+bench: install ## Measure throughput and latency on this machine
+	@.venv/bin/python -m benchmarks $(ARGS)
+
+# Only this target needs uv. With the old locks in place uv keeps their versions; UPGRADE=1 takes
+# the newest. The image's lock is the part of the full one that a running paystream needs.
+UV ?= uv
+LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --quiet --no-annotate \
+	--no-emit-index-url --no-emit-find-links --no-header $(if $(UPGRADE),--upgrade)
+lock: ## Resolve the dependencies again (needs uv; UPGRADE=1 for the newest)
+	@command -v $(UV) >/dev/null 2>&1 || { \
+		echo "There is no '$(UV)' on this machine. Only 'make lock' needs it: pip install uv, or name it with UV=..." >&2; exit 1; }
+	$(UV) pip compile $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements.lock
+	$(UV) pip compile $(LOCK_FLAGS) pyproject.toml --extra image -c requirements.lock -o requirements-image.lock
+
+clean: ## Remove .venv, caches, build products and the demo's files
+	rm -rf .venv .venv.lock .paystream build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
