@@ -115,6 +115,9 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     updated_at_ms: int
     gateway_reference: str | None = None
     code: str | None = None
+    resends: int = 0
+    send_within_ms: int = 0
+    sendable_until_ms: int = 0
 
 
 class Payment(Struct, frozen=True, kw_only=True):
