@@ -1,23 +1,36 @@
-"""What is known after one call to a gateway."""
+"""What a gateway adapter answers about one call, before it becomes a record."""
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
+
+SUCCEEDED: Final = "succeeded"
+DECLINED: Final = "declined"
+PENDING: Final = "pending"
+UNKNOWN: Final = "unknown"
+NOT_SENT: Final = "not_sent"
+NOT_FOUND: Final = "not_found"
+
+OUTCOMES: Final = frozenset({SUCCEEDED, DECLINED, PENDING, UNKNOWN, NOT_SENT, NOT_FOUND})
 
 
 class GatewayAnswer(Struct, frozen=True, kw_only=True, gc=False):
-    """The outcome of one call, in the words of ``gateway-result``.
+    """The outcome of one call.
 
-    ``outcome``: succeeded, declined, pending, unknown, not_sent or not_found. Only ``succeeded``
-    moved money (``amount_minor`` of the request's currency); ``not_sent`` and ``declined`` are
-    certain to have moved none; ``unknown`` may have.
-    ``code`` is the normalised reason, ``gateway_code`` the gateway's own word for it.
-    ``retry_after_ms``: how long the gateway asked us to wait.
+    ``outcome``: succeeded and declined are final; pending means that the gateway knows the charge
+    and is not done; unknown means that it may or may not have happened; not_sent means that not
+    one byte of the request was written; not_found answers an inquiry only.
+    ``code`` is normalised (``insufficient_funds``), ``gateway_code`` is the gateway's own text.
+    ``amount_minor`` and ``currency`` are what the gateway says was moved, 0 when nothing was;
+    a currency of None means the one that was asked for.
     """
 
     outcome: str
-    amount_minor: int = 0
     gateway_reference: str | None = None
     code: str | None = None
     gateway_code: str | None = None
     retry_after_ms: int | None = None
+    amount_minor: int = 0
+    currency: str | None = None

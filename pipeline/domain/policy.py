@@ -1,0 +1,65 @@
+"""What an installation may decide differently: limits, patience and gateways.
+
+All times are in milliseconds, all counts are inclusive maxima. The defaults state their reasons;
+they assume the catalogue's tiers of five seconds.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+
+
+class GatewayProfile(Struct, frozen=True, kw_only=True):
+    """One gateway: whom it serves, and what may be believed of its answers.
+
+    ``currencies``, ``merchants``: None serves all. A gateway that names the merchant goes before
+    those that serve all; then the lowest ``priority`` number goes first.
+    """
+
+    name: str
+    currencies: frozenset[str] | None = None
+    merchants: frozenset[str] | None = None
+    priority: int = 100
+    # How long after a charge was sent "not found" may still be the gateway's own lag: longer than
+    # an HTTP call may take (30 s is what gateways advise as a client's time-out).
+    grace_ms: int = 30_000
+    # How long the gateway remembers an idempotency key; 24 h is the least that is customary.
+    key_retention_ms: int = DAY_MS
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """The rules of one installation, handed to the processors with every input."""
+
+    gateways: tuple[GatewayProfile, ...] = (GatewayProfile(name="simulator"),)
+    # 24 tries, 5 s apart, are two minutes: a gateway's restart or a breaker's probe is ridden out,
+    # and a shopper is not kept waiting longer.
+    retry_max: int = 24
+    # 720 questions, 5 s apart, are an hour: longer than most outages; then a person must look.
+    inquiry_max: int = 720
+    # Before a payment fails because its gateway could not be reached, the gateway is asked this
+    # often whether it knows the charge all the same: three questions outlast a single bad moment.
+    proof_inquiry_max: int = 3
+    # A charge the gateway does not know is sent again this often. Once covers a lost call; if the
+    # second is lost as well, a third proves the path itself to be broken.
+    resend_max: int = 3
+    # A request not sent within a minute of its append goes back to the table, which decides anew.
+    # Longer would delay giving up, shorter would expire requests in an ordinary backlog.
+    send_within_ms: int = MINUTE_MS
+    # By how much a worker's clock may differ from the brokers'.
+    clock_skew_ms: int = 5_000
+    # Half of the shortest customary key retention: no retry meets a key that was forgotten, and no
+    # shopper is charged the day after.
+    stale_after_ms: int = 12 * HOUR_MS
+    # The largest amount that fits a card message (ISO 8583 field 4 has 12 digits).
+    amount_minor_max: int = 999_999_999_999
+    # 24 months: how long refunds and disputes can arrive, hence how long the table remembers.
+    submitted_age_ms_max: int = 730 * DAY_MS
+    # Clocks of upstream systems may be wrong by a time zone, not by more than a day.
+    submitted_ahead_ms_max: int = DAY_MS
+
+
+DEFAULT_POLICY = Policy()

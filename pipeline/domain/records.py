@@ -1,0 +1,110 @@
+"""Between the domain's Structs and the dicts that the Avro codec reads and writes.
+
+A Struct and its Avro record have the same fields, so flat records convert by msgspec's C code
+without a loop in Python; only the lists in Order and Payment are handled by hand. A dict with a
+field missing or unknown raises TypeError: schemas and Structs have drifted apart, which is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec.structs import asdict
+
+from pipeline.domain.model import (
+    Attempt,
+    GatewayResult,
+    Order,
+    OrderLine,
+    Payment,
+    PaymentDue,
+    PaymentEvent,
+    PaymentRequest,
+    Settlement,
+)
+
+Record = dict[str, Any]
+Noun = Order | Payment | PaymentRequest | GatewayResult | Settlement | PaymentEvent | PaymentDue
+
+
+def to_record(noun: Noun) -> Record:
+    """The Avro-ready dict of a Struct, lists and nested records included."""
+    return TO_RECORD[type(noun)](noun)
+
+
+def order_to_record(order: Order) -> Record:
+    record = asdict(order)
+    record["lines"] = [asdict(line) for line in order.lines]
+    return record
+
+
+def payment_to_record(payment: Payment) -> Record:
+    record = asdict(payment)
+    record["attempts"] = [asdict(attempt) for attempt in payment.attempts]
+    return record
+
+
+def order_from_record(record: Record) -> Order:
+    """An Order of a decoded dict, which is left as it was."""
+    lines = record["lines"]
+    if not lines:
+        return Order(**{**record, "lines": ()})
+    return Order(**{**record, "lines": tuple([OrderLine(**line) for line in lines])})
+
+
+def payment_from_record(record: Record) -> Payment:
+    """A Payment of a decoded dict, which is left as it was."""
+    attempts = tuple([Attempt(**attempt) for attempt in record["attempts"]])
+    return Payment(**{**record, "attempts": attempts})
+
+
+def request_from_record(record: Record) -> PaymentRequest:
+    return PaymentRequest(**record)
+
+
+def result_from_record(record: Record) -> GatewayResult:
+    return GatewayResult(**record)
+
+
+def settlement_from_record(record: Record) -> Settlement:
+    return Settlement(**record)
+
+
+def event_from_record(record: Record) -> PaymentEvent:
+    return PaymentEvent(**record)
+
+
+def due_from_record(record: Record) -> PaymentDue:
+    return PaymentDue(**record)
+
+
+TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
+    Order: order_to_record,
+    Payment: payment_to_record,
+    PaymentRequest: asdict,
+    GatewayResult: asdict,
+    Settlement: asdict,
+    PaymentEvent: asdict,
+    PaymentDue: asdict,
+}
+
+FROM_RECORD: Mapping[str, Callable[[Record], Noun]] = {
+    "order": order_from_record,
+    "payment": payment_from_record,
+    "payment-request": request_from_record,
+    "gateway-result": result_from_record,
+    "settlement": settlement_from_record,
+    "payment-event": event_from_record,
+    "payment-due": due_from_record,
+}
+
+SCHEMA_OF: Mapping[type[Any], str] = {
+    Order: "order",
+    Payment: "payment",
+    PaymentRequest: "payment-request",
+    GatewayResult: "gateway-result",
+    Settlement: "settlement",
+    PaymentEvent: "payment-event",
+    PaymentDue: "payment-due",
+}
