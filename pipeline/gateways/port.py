@@ -3,7 +3,7 @@
 An adapter makes one call for one request and says what is known afterwards. It never tries again
 by itself: whether a request may be sent again is decided over the payments table.
 
-Promises of every adapter (``tests/integration/test_gateway_contract.py`` runs them):
+Promises of every adapter (``tests/integration/test_gateway_contract.py`` checks them):
 
 1. ``charge`` carries ``request.idempotency_key``; the same key again moves no more money and gives
    the first answer.
@@ -18,22 +18,24 @@ Promises of every adapter (``tests/integration/test_gateway_contract.py`` runs t
 
 Normalised codes that adapters give besides the decline codes of ``decline_codes``:
 
-=====================  ============  ==========================================================
+====================== ============  ==========================================================
 code                   outcome       meaning
-=====================  ============  ==========================================================
+====================== ============  ==========================================================
 send_before_passed     not_sent      the request was too old when it could have been written
 connection_refused     not_sent      nobody listens there, or the name does not resolve
 connect_timeout        not_sent      no connection in time
 pool_timeout           not_sent      no free connection in time
 rate_limited           not_sent      the gateway turned it away unhandled; see retry_after_ms
 invalid_request        declined      the gateway will never take this request
+broken_connection      not_sent      the connection broke before the first byte was written
 timeout                unknown       no answer within the soft deadline
-connection_lost        unknown       the connection broke after it was ready for the request
+connection_lost        unknown       the connection broke after the first byte was written
 gateway_error          unknown       the gateway answered 5xx or something not in its contract
 in_progress            unknown       the gateway is still busy with the same key
 undecodable_answer     unknown       the answer could not be read
-mismatched_answer      unknown       the answer is about another amount or currency
-=====================  ============  ==========================================================
+mismatched_answer      unknown       the answer is about another key, amount or currency
+idempotency_key_reused unknown       the gateway has the key with another content
+====================== ============  ==========================================================
 """
 
 from __future__ import annotations
@@ -63,9 +65,12 @@ class Gateway(Protocol):
         ...
 
     async def charge(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
-        """Ask for ``request.amount_minor``: succeeded, declined, not_sent or unknown."""
+        """Ask for ``request.amount_minor``: succeeded, declined, pending, not_sent or unknown."""
         ...
 
     async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
-        """Ask what became of the key: succeeded, declined, not_found, not_sent or unknown."""
+        """Ask what became of the key: succeeded, declined, pending, not_found or unknown.
+
+        An inquiry that could not be sent is ``unknown`` too, with the code that says why.
+        """
         ...
