@@ -128,8 +128,9 @@ def fingerprint(schema: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def without_docs(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the schema without the texts for people."""
+def without_docs(schema: Mapping[str, Any], *, logical_types: bool = True) -> dict[str, Any]:
+    """A copy of the schema without the texts for people, and without logical types if told so."""
+    dropped = {"doc"} if logical_types else {"doc", "logicalType"}
 
     def strip(node: Any) -> Any:
         if isinstance(node, list):
@@ -139,7 +140,7 @@ def without_docs(schema: Mapping[str, Any]) -> dict[str, Any]:
             return {
                 key: copy.deepcopy(value) if key == "default" else strip(value)
                 for key, value in node.items()
-                if key != "doc"
+                if key not in dropped
             }
         return node
 

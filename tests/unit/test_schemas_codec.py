@@ -1,0 +1,359 @@
+"""Records to bytes and back, and what becomes of bytes that are no record."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import fastavro
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.domain import model
+from schemas.codec import SCHEMA_NAMES, Codec, default_codec, load_schemas, wire_header
+from schemas.compiled import UnsupportedSchema, compile_decoder
+from schemas.errors import DECODE_KINDS, DecodeError, EncodeError
+from schemas.files import read_schema
+from schemas.ids import LockedIds, LockedVersion, fingerprint, locked_ids
+
+CODEC = default_codec()
+PARSED = load_schemas()
+ENCODERS = {name: CODEC.encoder(name) for name in SCHEMA_NAMES}
+DECODERS = {name: CODEC.decoder(name) for name in SCHEMA_NAMES}
+STRUCTS = {
+    name: getattr(model, name)
+    for name in (
+        "Attempt", "GatewayResult", "Order", "OrderLine", "Payment", "PaymentDue", "PaymentEvent",
+        "PaymentRequest", "Settlement",
+    )
+}  # fmt: skip
+
+
+def values_of(schema: Any) -> st.SearchStrategy[Any]:
+    """Any value an Avro schema allows."""
+    if isinstance(schema, list):
+        return st.one_of([values_of(branch) for branch in schema])
+    kind = schema if isinstance(schema, str) else schema["type"]
+    if kind == "record":
+        return st.fixed_dictionaries({f["name"]: values_of(f["type"]) for f in schema["fields"]})
+    if kind == "array":
+        return st.lists(values_of(schema["items"]), max_size=4)
+    simple: dict[str, st.SearchStrategy[Any]] = {
+        "null": st.none(),
+        "string": st.text(max_size=80),
+        "int": st.integers(-(2**31), 2**31 - 1),
+        "long": st.integers(-(2**63), 2**63 - 1),
+    }
+    return simple[kind]
+
+
+named_records = st.sampled_from(SCHEMA_NAMES).flatmap(
+    lambda name: st.tuples(st.just(name), values_of(read_schema(name)))
+)
+
+
+def by_fastavro(name: str, record: Mapping[str, Any]) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, PARSED[name], dict(record))
+    return wire_header(locked_ids().current_id(name)) + out.getvalue()
+
+
+def kind_of(name: str, value: Any) -> str | None:
+    try:
+        DECODERS[name](value)
+    except DecodeError as error:
+        return DECODE_KINDS[DECODE_KINDS.index(error.kind)]
+    return None
+
+
+ORDER_LINE = {
+    "line_number": 1, "sku": "85123A", "description": "", "quantity": 6, "unit_amount_minor": 255,
+}  # fmt: skip
+ORDER = {
+    "merchant_id": "shop-1", "order_id": "o-1", "amount_minor": 1530, "currency": "EUR",
+    "instrument_token": "tok_1", "payment_method": "card", "capture_method": "automatic",
+    "pay_before_ms": None, "business_date": "2026-01-31", "submitted_at_ms": 1_760_000_000_000,
+    "customer_id": "müller", "country": None, "lines": [ORDER_LINE],
+}  # fmt: skip
+DUE = {
+    "merchant_id": "m", "order_id": "o", "payment_id": "p", "operation_id": "o", "attempt": 1,
+    "try_number": 1, "purpose": "retry", "reason": None,
+}  # fmt: skip
+
+
+@given(named_records)
+def test_bytes_are_those_of_another_avro_library(named: tuple[str, Any]) -> None:
+    """Whatever record is written, fastavro writes the same bytes, and both read it back."""
+    name, record = named
+    value = ENCODERS[name](record)
+    assert value == by_fastavro(name, record)
+    assert DECODERS[name](value) == record
+
+
+@given(named_records, st.data())
+@settings(max_examples=60)
+def test_every_cut_is_truncated(named: tuple[str, Any], data: st.DataObject) -> None:
+    """A record that ends early is named truncated, wherever it was cut."""
+    name, record = named
+    value = ENCODERS[name](record)
+    for length in range(len(value)):
+        kind = kind_of(name, value[:length])
+        assert kind == ("not_wire_format" if length < 5 else "truncated")
+    extra = data.draw(st.binary(min_size=1, max_size=9))
+    assert kind_of(name, value + extra) == "trailing_bytes"
+
+
+@given(st.sampled_from(SCHEMA_NAMES), st.binary(max_size=200), st.booleans())
+@settings(max_examples=400)
+def test_random_bytes_never_raise_anything_else(name: str, noise: bytes, headed: bool) -> None:
+    """Noise is either a record or a DecodeError; what decodes is what an encoder accepts."""
+    value = wire_header(locked_ids().current_id(name)) + noise if headed else noise
+    if kind_of(name, value) is None:
+        record = DECODERS[name](value)
+        assert DECODERS[name](ENCODERS[name](record)) == record
+
+
+@given(named_records, st.data())
+@settings(max_examples=300)
+def test_flipped_bytes_never_raise_anything_else(
+    named: tuple[str, Any], data: st.DataObject
+) -> None:
+    """A damaged record gives a record that can be written again, or a DecodeError."""
+    name, record = named
+    value = bytearray(ENCODERS[name](record))
+    for _ in range(data.draw(st.integers(1, 3))):
+        value[data.draw(st.integers(0, len(value) - 1))] = data.draw(st.integers(0, 255))
+    if kind_of(name, bytes(value)) is None:
+        read = DECODERS[name](bytes(value))
+        assert DECODERS[name](ENCODERS[name](read)) == read
+
+
+def test_a_declared_length_of_gigabytes_allocates_nothing() -> None:
+    """A length or count far beyond the input is named truncated at once."""
+    header = wire_header(locked_ids().current_id("order"))
+    huge = b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01"  # 2^63 - 1
+    assert kind_of("order", header + huge) == "truncated"
+    lines_at = ENCODERS["order"]({**ORDER, "lines": []})[:-1]
+    assert kind_of("order", lines_at + huge) == "truncated"
+    assert kind_of("order", lines_at + b"\xff" * 9 + b"\x01" + b"\x00") == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"\x02\xff", "text that is not UTF-8"),
+        (b"\x01", "a negative length"),
+        (b"\xff" * 9 + b"\x02", "a number of more than 64 bits"),
+        (b"\xff" * 30 + b"\x00", "a number without an end"),
+    ],
+)
+def test_bytes_that_no_writer_makes_are_malformed(body: bytes, why: str) -> None:
+    """What is neither short nor long but wrong has a kind of its own."""
+    header = wire_header(locked_ids().current_id("order"))
+    assert kind_of("order", header + body + b"\x00" * 60) == "malformed", why
+
+
+def test_a_branch_that_is_not_in_the_union_is_malformed() -> None:
+    """Neither a third branch nor a negative one (which fastavro reads) is accepted."""
+    value = ENCODERS["payment-due"](DUE)
+    for branch in (b"\x04", b"\x01", b"\x03"):
+        assert kind_of("payment-due", value[:-1] + branch) == "malformed"
+
+
+def test_ids_of_nothing_and_of_another_record_are_told_apart() -> None:
+    """An id nobody knows and the id of another topic's record have different causes."""
+    value = ENCODERS["order"](ORDER)
+    assert kind_of("order", wire_header(999_999) + value[5:]) == "unknown_schema_id"
+    assert kind_of("settlement", value) == "wrong_schema"
+    assert kind_of("order", b"\x01" + value[1:]) == "not_wire_format"
+    assert kind_of("order", b'{"order_id": "o-1"}') == "not_wire_format"
+    assert kind_of("order", None) == "not_wire_format"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"amount_minor": 15.5}, "Order.amount_minor: float is no long"),
+        ({"amount_minor": 15.0}, "Order.amount_minor: float is no long"),
+        ({"amount_minor": 1e12}, "Order.amount_minor: float is no long"),
+        ({"amount_minor": None}, "Order.amount_minor: NoneType is no long"),
+        ({"amount_minor": 2**63}, "Order.amount_minor: out of range"),
+        ({"amount_minor": -(2**63) - 1}, "Order.amount_minor: out of range"),
+        ({"currency": b"EUR"}, "Order.currency: bytes is no string"),
+        ({"currency": None}, "Order.currency: NoneType is no string"),
+        ({"country": "\ud800"}, "Order.country: text with half a surrogate pair"),
+        ({"countri": "DE"}, "Order: unknown field countri"),
+        ({"lines": None}, "Order.lines: NoneType is no array"),
+        ({"lines": ""}, "Order.lines: str is no array"),
+        ({"lines": [{**ORDER_LINE, "quantity": 2**31}]}, "Order.lines[0].quantity: out of range"),
+        ({"lines": [{"sku": "x"}]}, "Order.lines[0].line_number: missing"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    """A wrong record is never written, least of all a float cut off to an amount."""
+    with pytest.raises(EncodeError) as caught:
+        ENCODERS["order"]({**ORDER, **change})
+    assert str(caught.value) == message
+
+
+def test_a_missing_field_takes_its_default_or_is_refused() -> None:
+    """An optional field may be left out of a record, a required one may not."""
+    partial = {key: value for key, value in ORDER.items() if key not in ("lines", "country")}
+    assert DECODERS["order"](ENCODERS["order"](partial)) == {**ORDER, "lines": []}
+    del partial["currency"]
+    with pytest.raises(EncodeError, match=r"^Order\.currency: missing$"):
+        ENCODERS["order"](partial)
+
+
+def test_objects_are_written_and_read_as_dicts_are() -> None:
+    """Structs of the domain and dicts have the same bytes; nested arrays come back as tuples."""
+    line = model.OrderLine(**ORDER_LINE)
+    order = model.Order(**{**ORDER, "lines": (line,)})
+    value = CODEC.encoder("order", attributes=True)(order)
+    assert value == ENCODERS["order"](ORDER)
+    assert CODEC.decoder("order", into=STRUCTS)(value) == order
+    with pytest.raises(EncodeError, match=r"^Order\.lines\[0\]\.sku: int is no string$"):
+        CODEC.encoder("order", attributes=True)(
+            model.Order(**{**ORDER, "lines": (model.OrderLine(**{**ORDER_LINE, "sku": 7}),)})
+        )
+
+
+@given(named_records)
+@settings(max_examples=50)
+def test_every_struct_has_the_fields_of_its_schema(named: tuple[str, Any]) -> None:
+    """Any record of any schema survives the way through the Struct of the same name."""
+    name, record = named
+    value = ENCODERS[name](record)
+    read = CODEC.decoder(name, into=STRUCTS)(value)
+    assert CODEC.encoder(name, attributes=True)(read) == value
+
+
+def codec_with_older(name: str, older: dict[str, Any], older_id: int = 900) -> Codec:
+    versions = {
+        other: [LockedVersion(locked_ids().current_id(other), "", read_schema(other))]
+        for other in SCHEMA_NAMES
+    }
+    versions[name].insert(0, LockedVersion(older_id, fingerprint(older), older))
+    return Codec(LockedIds(versions))
+
+
+def without_field(name: str, field: str) -> dict[str, Any]:
+    schema = read_schema(name)
+    schema["fields"] = [f for f in schema["fields"] if f["name"] != field]
+    return schema
+
+
+def test_a_record_of_an_older_version_reads_as_the_current_one() -> None:
+    """A field the old version lacked gets its default; one that is gone is dropped."""
+    older = without_field("order", "country")
+    older["fields"].append(
+        {"name": "note", "type": {"type": "map", "values": "long"}, "default": {}, "doc": "gone"}
+    )
+    out = io.BytesIO()
+    record = {key: value for key, value in ORDER.items() if key != "country"}
+    fastavro.schemaless_writer(out, fastavro.parse_schema(older), {**record, "note": {"a": 1}})
+    value = wire_header(900) + out.getvalue()
+    codec = codec_with_older("order", older)
+    assert codec.decoder("order")(value) == ORDER
+    assert isinstance(codec.decoder("order", into=STRUCTS)(value), model.Order)
+    for length in range(5, len(value)):
+        with pytest.raises(DecodeError) as caught:
+            codec.decoder("order")(value[:length])
+        assert caught.value.kind == "truncated"
+    with pytest.raises(DecodeError) as caught:
+        codec.decoder("order")(value + b"\x00")
+    assert caught.value.kind == "trailing_bytes"
+
+
+def test_a_timestamp_of_another_writer_stays_a_number() -> None:
+    """A writer's logical type makes no datetime of a field that is a plain long here."""
+    other = read_schema("order")
+    for field in other["fields"]:
+        if field["name"] == "submitted_at_ms":
+            field["type"] = {"type": "long", "logicalType": "timestamp-millis"}
+    value = wire_header(900) + ENCODERS["order"](ORDER)[5:]
+    assert codec_with_older("order", other).decoder("order")(value) == ORDER
+
+
+def test_a_version_that_cannot_be_resolved_is_the_wrong_schema() -> None:
+    """The same record name with fields that do not go together is wrong_schema, not a crash."""
+    foreign = read_schema("order")
+    foreign["fields"] = [{"name": "amount_minor", "type": "string"}]
+    codec = codec_with_older("order", foreign)
+    with pytest.raises(DecodeError) as caught:
+        codec.decoder("order")(wire_header(900) + b"\x02a")
+    assert caught.value.kind == "wrong_schema"
+
+
+def test_every_avro_type_a_foreign_writer_may_use_is_read() -> None:
+    """Enums, maps, floats, fixed and named references decode as fastavro decodes them."""
+    schema = {
+        "type": "record", "name": "All", "namespace": "n", "fields": [
+            {"name": "e", "type": {"type": "enum", "name": "E", "symbols": ["A", "B"]}},
+            {"name": "again", "type": ["null", "E"]},
+            {"name": "m", "type": {"type": "map", "values": ["string", "double"]}},
+            {"name": "f", "type": "float"}, {"name": "x", "type": "boolean"},
+            {"name": "b", "type": "bytes"},
+            {"name": "h", "type": {"type": "fixed", "name": "H", "size": 3}},
+            {"name": "wrapped", "type": {"type": {"type": "array", "items": "long"}}},
+        ],
+    }  # fmt: skip
+    record = {
+        "e": "B", "again": "A", "m": {"k": 1.5, "l": "v"}, "f": 0.5, "x": True, "b": b"\xff",
+        "h": b"abc", "wrapped": [1, -70_000, 2**62],
+    }  # fmt: skip
+    out = io.BytesIO()
+    parsed = fastavro.parse_schema({**schema, "fields": [
+        *schema["fields"][:-1],
+        {"name": "wrapped", "type": {"type": "array", "items": "long"}},
+    ]})  # fmt: skip
+    fastavro.schemaless_writer(out, parsed, record)
+    header = wire_header(7)
+    decode = compile_decoder(schema, header, other=lambda value: pytest.fail("another id"))
+    assert decode(header + out.getvalue()) == record
+    for length in range(len(out.getvalue())):
+        with pytest.raises(DecodeError, match=r"^truncated"):
+            decode(header + out.getvalue()[:length])
+
+
+def test_arrays_are_read_in_any_blocks() -> None:
+    """Other writers split arrays into blocks, with their size in front or without."""
+    whole = ENCODERS["order"]({**ORDER, "lines": [ORDER_LINE] * 3})
+    item = ENCODERS["order"](ORDER)[5:].split(b"\x02\x02\x0c85123A")[1]
+    line = b"\x02\x0c85123A" + item[:-1]
+    start = whole[: whole.index(b"\x06" + line)]
+    sized = b"\x03" + bytes((len(line) * 4,)) + line * 2
+    value = start + sized + b"\x02" + line + b"\x00"
+    assert DECODERS["order"](value) == {**ORDER, "lines": [ORDER_LINE] * 3}
+
+
+@pytest.mark.parametrize(
+    "field_type",
+    [
+        {"type": "array", "items": "null"},
+        {"type": "array", "items": {"type": "record", "name": "Nothing", "fields": []}},
+        ["null", "n.All"],
+    ],
+)
+def test_schemas_without_a_bound_are_not_read(field_type: Any) -> None:
+    """Items without bytes and records within themselves could cost any amount of memory."""
+    schema = {
+        "type": "record", "name": "All", "namespace": "n",
+        "fields": [{"name": "x", "type": field_type}],
+    }  # fmt: skip
+    with pytest.raises(UnsupportedSchema):
+        compile_decoder(schema, wire_header(7), other=lambda value: None)
+
+
+def test_the_wire_format_is_confluents() -> None:
+    """Byte 0, then the id in four bytes, most significant first."""
+    value = ENCODERS["settlement"](
+        {
+            f["name"]: "x" if f["type"] == "string" else 1
+            for f in read_schema("settlement")["fields"]
+        }
+    )
+    assert struct.unpack(">bI", value[:5]) == (0, locked_ids().current_id("settlement"))
