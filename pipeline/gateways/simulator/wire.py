@@ -12,7 +12,7 @@ AMOUNT_MINOR_MAX = 1 << 53
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 AmountMinor = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MINOR_MAX)]
-Token = Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^(?!\d{12,19}$)")]
+Token = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
