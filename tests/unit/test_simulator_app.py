@@ -474,3 +474,13 @@ def test_an_outage_answers_500_until_it_is_lifted(run: Run) -> None:
         assert (await client.charge()).status == 201
 
     run(scenario)
+
+
+def test_the_document_names_every_token_and_fault() -> None:
+    """Whoever reads the contract finds each test token and each kind of fault in its tables."""
+    document = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
+
+    for token in FORCED:
+        assert f"\n| `{token}` |" in document
+    for kind in FaultKind:
+        assert f"`{kind.value}`" in document
