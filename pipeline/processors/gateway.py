@@ -1,0 +1,109 @@
+"""The gateway processor: whether a request may still be sent, and the record of what came of it.
+
+It keeps no state and decides nothing about the payment; the table does, over the result.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from pipeline.domain.answer import (
+    NOT_FOUND,
+    NOT_SENT,
+    OUTCOMES,
+    SUCCEEDED,
+    UNKNOWN,
+    GatewayAnswer,
+)
+from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.model import GatewayResult, PaymentRequest
+from pipeline.domain.payment import CHARGE, INQUIRE
+
+SEND_BEFORE_PASSED: Final = "send_before_passed"
+KEY_RETENTION_PASSED: Final = "key_retention_passed"
+UNKNOWN_KIND: Final = "unknown_kind"
+REFERENCE_MISSING: Final = "reference_missing"
+OUTCOME_NOT_IN_CONTRACT: Final = "outcome_not_in_contract"
+
+# Gateways' own texts are evidence for people, not a place to store pages of HTML.
+GATEWAY_TEXT_LENGTH_MAX: Final = 255
+
+
+class CallPlan(Struct, frozen=True):
+    """What to do with a request.
+
+    ``refusal`` set: call nobody, this is the answer. Otherwise call the gateway and check
+    ``send_before_ms`` once more, right before the first byte is written.
+    """
+
+    send_before_ms: int
+    refusal: GatewayAnswer | None = None
+
+
+def plan_call(
+    request: PaymentRequest,
+    appended_at_ms: int,
+    now_ms: int,
+    key_retention_ms: int | None = None,
+) -> CallPlan:
+    """Plan the call of a request that was appended at ``appended_at_ms``.
+
+    ``now_ms`` is the worker's own clock. Only charges expire: an inquiry moves no money. With the
+    gateway's ``key_retention_ms``, a charge that is not the first of its attempt is refused once
+    the gateway may have forgotten the key (counted from the order, so never too late).
+    """
+    deadline_ms = send_before_ms(request, appended_at_ms)
+    if request.kind == INQUIRE:
+        return CallPlan(deadline_ms)
+    if request.kind != CHARGE:
+        return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=UNKNOWN_KIND))
+    if now_ms >= deadline_ms:
+        return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=SEND_BEFORE_PASSED))
+    if (
+        key_retention_ms is not None
+        and request.try_number > 1
+        and now_ms - request.ordered_at_ms >= key_retention_ms
+    ):
+        return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=KEY_RETENTION_PASSED))
+    return CallPlan(deadline_ms)
+
+
+def send_before_ms(request: PaymentRequest, appended_at_ms: int) -> int:
+    """The time at and after which not one byte of the request may be written."""
+    return appended_at_ms + request.send_within_ms
+
+
+def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: int) -> GatewayResult:
+    """The record of an answer, in which nothing is claimed that was not proven.
+
+    A success without the gateway's reference, a charge that was "not found", and an outcome
+    outside the contract are all unknown: they are inquired about.
+    """
+    outcome, code = answer.outcome, answer.code
+    if outcome == SUCCEEDED and not answer.gateway_reference:
+        outcome, code = UNKNOWN, REFERENCE_MISSING
+    elif outcome not in OUTCOMES or (outcome == NOT_FOUND and request.kind != INQUIRE):
+        outcome, code = UNKNOWN, OUTCOME_NOT_IN_CONTRACT
+    gateway_code = answer.gateway_code
+    if gateway_code is not None:
+        gateway_code = mask_card_number_text(gateway_code[:GATEWAY_TEXT_LENGTH_MAX])
+    return GatewayResult(
+        merchant_id=request.merchant_id,
+        order_id=request.order_id,
+        payment_id=request.payment_id,
+        operation_id=request.operation_id,
+        kind=request.kind,
+        gateway=request.gateway,
+        attempt=request.attempt,
+        try_number=request.try_number,
+        outcome=outcome,
+        gateway_reference=answer.gateway_reference,
+        code=code,
+        gateway_code=gateway_code,
+        retry_after_ms=answer.retry_after_ms,
+        amount_minor=answer.amount_minor,
+        currency=request.currency if answer.currency is None else answer.currency,
+        observed_at_ms=observed_at_ms,
+    )
