@@ -1,0 +1,77 @@
+"""The Makefile, what it says, and the script that keeps .venv."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+
+from tests.house import TOP
+
+TARGETS = ("demo", "test", "unit", "check", "bench", "clean", "install", "lock", "help")
+SCRIPT = TOP / ".ci" / "make_venv.py"
+
+
+def test_make_alone_lists_every_target() -> None:
+    """Somebody who types make learns what there is."""
+    shown = make()
+    for target in TARGETS:
+        assert re.search(rf"^  make {target} +\S", shown, flags=re.MULTILINE), target
+
+
+def test_the_demo_passes_on_only_what_was_given() -> None:
+    """ORDERS and FAULTS are options of the demo and are left out when they are not named."""
+    assert "paystream demo\n" in re.sub(r" +\n", "\n", make("-n", "demo"))
+    shown = make("-n", "demo", "ORDERS=50", "FAULTS=crash")
+    assert "paystream demo --orders 50 --faults crash" in shown
+
+
+def test_ci_runs_the_same_targets_as_a_person() -> None:
+    """What passes here passes there: the CI script holds no steps of its own."""
+    script = TOP / ".ci" / "run"
+    assert script.stat().st_mode & 0o100
+    lines = [line for line in script.read_text().splitlines() if line and line[0] != "#"]
+    assert lines == ["set -eu", 'cd "$(dirname "$0")/.."', "make check", "make test"]
+
+
+def test_an_old_python_gets_a_sentence() -> None:
+    """Not a traceback and not a failure of pip: what is needed, and how to name it."""
+    ast.parse(SCRIPT.read_text(), feature_version=(3, 4))
+    pretend = (
+        "import runpy, sys; sys.version_info = (3, 8, 1, 'final', 0); "
+        f"sys.argv = ['make_venv']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", pretend], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert result.returncode == 1
+    assert "needs Python 3.11 or newer" in result.stderr
+    assert "is 3.8" in result.stderr
+    assert "make PYTHON=" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_python_gets_a_sentence() -> None:
+    """A misspelt PYTHON is named, with what to do."""
+    result = subprocess.run(
+        ["make", "install", "PYTHON=python-that-is-not-there"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "There is no 'python-that-is-not-there'" in result.stderr
+
+
+def make(*arguments: str) -> str:
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    ).stdout
