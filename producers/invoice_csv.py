@@ -1,0 +1,296 @@
+"""Read invoices from a CSV file: one row per invoice line, as shops export them.
+
+Columns, in any order: InvoiceNo, StockCode, Description, Quantity, InvoiceDate (day/month/year and
+time, local), UnitPrice, CustomerID (may be empty), Country. One physical line is one row. An
+InvoiceNo with a leading ``C`` is a cancellation: money back to the customer.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.keys import ID_PATTERN, valid_id
+from pipeline.domain.model import Order, OrderLine
+from pipeline.domain.money import parse_amount
+from pipeline.errors import UserError
+from producers.order_file import OrderFile, Problem, read_text
+
+MERCHANT_ID = "online-retail"
+CURRENCY = "GBP"
+COLUMNS = (
+    "InvoiceNo",
+    "StockCode",
+    "Description",
+    "Quantity",
+    "InvoiceDate",
+    "UnitPrice",
+    "CustomerID",
+    "Country",
+)
+
+# 32-bit counts in the record, and no shop sells a billion of one thing on a line.
+_QUANTITY = re.compile(r"-?[0-9]{1,9}")
+_DATE = re.compile(r"([0-9]{1,2})/([0-9]{1,2})/([0-9]{4})(?: [0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?)?")
+# Amounts stay exact for every reader of JSON (2**53).
+AMOUNT_MINOR_MAX = 1 << 53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    """An invoice that gives money back. It does not name the sale it cancels."""
+
+    invoice_number: str
+    business_date: str
+    amount_minor: int  # negative: to the customer
+    currency: str
+    customer_id: str | None
+    lines: tuple[OrderLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvoiceFile(OrderFile):
+    """What a file of invoices holds. Zero orders are stock adjustments: nothing is due."""
+
+    cancellations: tuple[Cancellation, ...] = ()
+
+
+def read_invoices(
+    path: Path,
+    *,
+    now_ms: int,
+    merchant_id: str = MERCHANT_ID,
+    prefix: str = "",
+    currency: str = CURRENCY,
+) -> InvoiceFile:
+    """Every invoice of the file as an order, in the order of first lines.
+
+    ``now_ms`` is the time of submission: the dates in the file are business dates. ``prefix`` goes
+    in front of each order id. An invoice with a bad line is left out whole, never charged in part,
+    and so are the neighbours of a line that does not name its invoice. The file is held in memory.
+    Raises UserError for a file that is no such CSV at all.
+    """
+    if not valid_id(merchant_id):
+        raise UserError(f"The merchant id {merchant_id!r} must match {ID_PATTERN}.")
+    if prefix and not valid_id(prefix):
+        raise UserError(f"The prefix {prefix!r} must match {ID_PATTERN}.")
+    lines = read_text(path).split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    header = lines[0].rstrip("\r") if lines else ""
+    width, places = _places(path, header)
+    drafts, problems = _drafts(lines, width, places, currency)
+    orders: list[Order] = []
+    cancellations: list[Cancellation] = []
+    for draft in drafts.values():
+        reason = draft.held_back or _whole_reason(draft, prefix)
+        if reason is not None:
+            problems.append(
+                Problem(draft.line_numbers[0], f"invoice {_shown(draft.number)} left out: {reason}")
+            )
+        elif draft.number[:1] in "Cc":
+            cancellations.append(
+                Cancellation(
+                    invoice_number=draft.number,
+                    business_date=draft.business_date,
+                    amount_minor=draft.amount_minor,
+                    currency=currency,
+                    customer_id=draft.customer_id or None,
+                    lines=tuple(draft.lines),
+                )
+            )
+        else:
+            payer = draft.customer_id or draft.number
+            orders.append(
+                Order(
+                    merchant_id=merchant_id,
+                    order_id=f"{prefix}{draft.number}",
+                    amount_minor=draft.amount_minor,
+                    currency=currency,
+                    instrument_token=f"tok_card_{payer}",
+                    business_date=draft.business_date,
+                    submitted_at_ms=now_ms,
+                    customer_id=draft.customer_id or None,
+                    country=draft.country or None,
+                    lines=tuple(draft.lines),
+                )
+            )
+    problems.sort(key=lambda problem: problem.line_number)
+    return InvoiceFile(
+        line_count=len(lines) - 1,
+        orders=tuple(orders),
+        problems=tuple(problems),
+        left_out=len(drafts) - len(orders) - len(cancellations),
+        cancellations=tuple(cancellations),
+    )
+
+
+@dataclass(slots=True)
+class _Draft:
+    """One invoice while its lines are read."""
+
+    number: str
+    customer_id: str = ""
+    country: str = ""
+    business_date: str = ""
+    amount_minor: int = 0
+    lines: list[OrderLine] = field(default_factory=list)
+    line_numbers: list[int] = field(default_factory=list)
+    held_back: str | None = None
+
+
+class _BadLine(Exception):
+    """Why a line cannot be taken."""
+
+
+def _drafts(
+    lines: Sequence[str], width: int, places: Sequence[int], currency: str
+) -> tuple[dict[str, _Draft], list[Problem]]:
+    drafts: dict[str, _Draft] = {}
+    problems: list[Problem] = []
+    nameless: int | None = None  # the line before that named no invoice
+    last: _Draft | None = None
+    for line_number, text in enumerate(lines[1:], start=2):
+        text = text.rstrip("\r")
+        if not text.strip():
+            continue
+        row, broken = _row(text, width)
+        # Even a broken row mostly begins with its invoice number, which tells what to leave out.
+        number = (row[places[0]] if row is not None else _first_field(text, places[0])).strip()
+        if not valid_id(number):
+            problems.append(Problem(line_number, broken or f"bad InvoiceNo {_shown(number)!r}"))
+            reason = f"line {line_number} next to it names no invoice and may belong to it"
+            if last is not None:
+                last.held_back = last.held_back or reason
+            nameless = line_number
+            continue
+        draft = drafts.get(number)
+        if draft is None:
+            draft = drafts[number] = _Draft(number)
+        draft.line_numbers.append(line_number)
+        if nameless is not None:
+            draft.held_back = draft.held_back or (
+                f"line {nameless} next to it names no invoice and may belong to it"
+            )
+            nameless = None
+        last = draft
+        try:
+            if row is None:
+                raise _BadLine(broken)
+            _add(draft, [row[place].strip() for place in places], currency)
+        except (_BadLine, UserError) as error:
+            problems.append(Problem(line_number, str(error).rstrip(".")))
+            draft.held_back = draft.held_back or f"its line {line_number} is bad"
+    return drafts, problems
+
+
+def _row(text: str, width: int) -> tuple[list[str] | None, str]:
+    """The fields of one line, or None and why not."""
+    try:
+        row = next(csv.reader([text], strict=True))
+    except csv.Error as error:
+        return None, f"not a line of CSV: {error}"
+    if len(row) != width:
+        # A comma that is not quoted shifts every later field, so none of them can be trusted.
+        return None, f"{len(row)} fields instead of {width}"
+    return row, ""
+
+
+def _first_field(text: str, place: int) -> str:
+    return text.split(",", 1)[0].strip().strip('"') if place == 0 else ""
+
+
+def _add(draft: _Draft, fields: Sequence[str], currency: str) -> None:
+    """Add one line to its invoice; raises _BadLine or UserError."""
+    _, sku, description, quantity_text, date_text, price_text, customer_id, country = fields
+    if not sku:
+        raise _BadLine("StockCode is empty")
+    if not _QUANTITY.fullmatch(quantity_text):
+        raise _BadLine(f"Quantity {_shown(quantity_text)!r} is not a whole number")
+    quantity = int(quantity_text)
+    unit_amount_minor = parse_amount(price_text, currency)
+    business_date = _iso_date(date_text)
+    if draft.lines:
+        if customer_id != draft.customer_id:
+            raise _BadLine(
+                f"CustomerID {_shown(customer_id)!r} differs from "
+                f"{_shown(draft.customer_id)!r} on line {draft.line_numbers[0]}"
+            )
+        if country != draft.country:
+            raise _BadLine(
+                f"Country {_shown(country)!r} differs from "
+                f"{_shown(draft.country)!r} on line {draft.line_numbers[0]}"
+            )
+    else:
+        # An invoice that was being written at midnight belongs to its first line's day.
+        draft.customer_id, draft.country = customer_id, country
+        draft.business_date = business_date
+    draft.lines.append(
+        OrderLine(
+            line_number=len(draft.lines) + 1,
+            sku=sku,
+            quantity=quantity,
+            unit_amount_minor=unit_amount_minor,
+            description=description,
+        )
+    )
+    draft.amount_minor += quantity * unit_amount_minor
+
+
+def _whole_reason(draft: _Draft, prefix: str) -> str | None:
+    """Why an invoice of good lines cannot be taken."""
+    if abs(draft.amount_minor) > AMOUNT_MINOR_MAX:
+        return "its total is too large"
+    if draft.number[:1] in "Cc":
+        return "it is a cancellation with a positive total" if draft.amount_minor > 0 else None
+    if draft.amount_minor < 0:
+        return "its total is negative and it is not a cancellation"
+    if not valid_id(f"{prefix}{draft.number}"):
+        return f"its order id does not match {ID_PATTERN}"
+    return None
+
+
+def _iso_date(text: str) -> str:
+    match = _DATE.fullmatch(text)
+    if match is None:
+        raise _BadLine(f"InvoiceDate {_shown(text)!r} is not like 01/12/2010 08:26")
+    day, month, year = (int(part) for part in match.groups())
+    try:
+        return date(year, month, day).isoformat()
+    except ValueError:
+        raise _BadLine(f"InvoiceDate {_shown(text)!r} is not a date (day/month/year)") from None
+
+
+def _places(path: Path, header: str) -> tuple[int, list[int]]:
+    """How many columns there are and where each of COLUMNS stands, the invoice number first."""
+    if not header.strip():
+        raise UserError(f"{path} is empty; expected a CSV file with the columns {_columns()}.")
+    try:
+        names = [name.strip() for name in next(csv.reader([header], strict=True))]
+    except csv.Error as error:
+        raise UserError(f"The first line of {path} is not a CSV header ({error}).") from error
+    missing = [column for column in COLUMNS if column not in names]
+    if missing:
+        hint = " It seems to be separated by semicolons; use commas." if ";" in header else ""
+        raise UserError(
+            f"{path} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
+            f"its first line must name {_columns()}.{hint}"
+        )
+    twice = [column for column in COLUMNS if names.count(column) > 1]
+    if twice:
+        raise UserError(f"{path} has the column {twice[0]} twice; keep one of them.")
+    return len(names), [names.index(column) for column in COLUMNS]
+
+
+def _columns() -> str:
+    return ", ".join(COLUMNS)
+
+
+def _shown(text: str) -> str:
+    """A value from the file for a message: short, and without a card number."""
+    return mask_card_number_text(text)[:40]
