@@ -23,7 +23,7 @@ DEAD_LETTER_MAX_MESSAGE_BYTES = 16 * MIB
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """One topic. ``role`` is its name in code; ``name`` its name on the cluster, prefix included."""
+    """One topic. ``role`` names it in code, ``name`` on the cluster, prefix included."""
 
     role: str
     name: str

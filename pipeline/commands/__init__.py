@@ -1,0 +1,1 @@
+"""Commands of the paystream program: each parses, calls one function and prints."""

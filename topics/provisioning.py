@@ -1,0 +1,609 @@
+"""Bring a cluster to what the catalogue says: first a plan to read, then apply.
+
+Nothing is ever deleted or shrunk, and no offset that exists is touched, so a second run finds
+nothing to do and a run beside a live flow is harmless. What cannot be done safely is a refusal, and
+one refusal holds back the whole plan: half a set of topics with unequal partitions would put the
+records of one payment in two lanes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupState,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, not in __all__
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewPartitions,
+    NewTopic,
+    OffsetSpec,
+)
+
+from pipeline.errors import UserError
+from topics.catalogue import Catalogue, TopicSpec
+
+# Stages that read by a consumer group. The ledger keeps its offsets in its own database.
+GROUP_STAGES: Final = ("payments", "gateway")
+
+# A person waits for this: long enough for a first connection with TLS, short enough to be told.
+CONNECT_TIMEOUT_S: Final = 8.0
+# One request to a broker that is there.
+REQUEST_TIMEOUT_S: Final = 15.0
+# New partitions get their leaders within a second or two; a cluster of many brokers takes longer.
+VISIBLE_TIMEOUT_S: Final = 60.0
+POLL_INTERVAL_S: Final = 0.1
+
+NO_OFFSET: Final = -1001
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """A setting of an existing topic that is not what the catalogue wants."""
+
+    topic: str
+    key: str
+    current: str | None
+    wanted: str
+
+
+@dataclass(frozen=True)
+class Growth:
+    """An existing topic that never held a record, and gets more partitions."""
+
+    topic: str
+    current: int
+    wanted: int
+
+
+@dataclass(frozen=True)
+class InitialOffset:
+    """Where a group starts on a partition it has no committed offset for: at its beginning."""
+
+    group: str
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What apply would do. ``refusals`` hold it back; ``notices`` are only told."""
+
+    catalogue: Catalogue
+    create: tuple[TopicSpec, ...] = ()
+    configure: tuple[ConfigChange, ...] = ()
+    grow: tuple[Growth, ...] = ()
+    offsets: tuple[InitialOffset, ...] = ()
+    refusals: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def has_changes(self) -> bool:
+        return bool(self.create or self.configure or self.grow or self.offsets)
+
+    def lines(self) -> list[str]:
+        """The plan for people, one thing a line."""
+        lines = [
+            f"create topic {s.name}: {s.partitions} partitions, replication {s.replication_factor}"
+            for s in self.create
+        ]
+        lines += [f"set {c.key} of {c.topic}: {c.current} -> {c.wanted}" for c in self.configure]
+        lines += [f"grow {g.topic}: {g.current} -> {g.wanted} partitions" for g in self.grow]
+        counts: dict[tuple[str, str], int] = {}
+        for offset in self.offsets:
+            key = (offset.group, offset.topic)
+            counts[key] = counts.get(key, 0) + 1
+        lines += [
+            f"start group {group} at the beginning of {count} partitions of {topic}"
+            for (group, topic), count in counts.items()
+        ]
+        lines += [f"refused: {refusal}" for refusal in self.refusals]
+        lines += [f"note: {notice}" for notice in self.notices]
+        return lines or ["nothing to do"]
+
+
+class Admin(AdminClient):
+    """An admin client that remembers its settings, so that each broker can be asked by itself."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(dict(config))
+        self.client_config = dict(config)
+
+
+def connect(
+    bootstrap_servers: str,
+    config: Mapping[str, Any] | None = None,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+) -> Admin:
+    """An admin client that has reached the cluster; UserError within ``timeout_s`` if it cannot."""
+    try:
+        admin = Admin(
+            {
+                **(config or {}),
+                "bootstrap.servers": bootstrap_servers,
+                # Otherwise every failed attempt is printed to stderr, over our own sentence.
+                "logger": logging.getLogger("paystream.kafka.admin"),
+            }
+        )
+        admin.list_topics(timeout=timeout_s)
+    except KafkaException as error:
+        raise UserError(
+            f"No Kafka broker answers at {bootstrap_servers} ({_reason(error)}): start one, or "
+            "name another with --bootstrap-servers or PAYSTREAM_BOOTSTRAP_SERVERS"
+        ) from error
+    return admin
+
+
+def plan(admin: AdminClient, catalogue: Catalogue, *, grow_partitions: bool = False) -> Plan:
+    """Compare the cluster with the catalogue; changes nothing. UserError if it does not answer.
+
+    A partition count that differs is refused. With ``grow_partitions`` a smaller count is raised,
+    but only while no topic of the flow has ever held a record: more partitions send the later
+    records of an order to another lane than the earlier ones.
+    """
+    existing = _partition_counts(admin)
+    specs = list(catalogue.topics.values())
+    present = [spec for spec in specs if spec.name in existing]
+    configure, notices = _config_changes(admin, present)
+    grow, refusals = _partition_changes(admin, present, existing, grow_partitions)
+    offsets, offset_refusals, offset_notices = _missing_offsets(admin, catalogue, existing, grow)
+    notices += offset_notices + _extra_topics(catalogue, existing)
+    return Plan(
+        catalogue=catalogue,
+        create=tuple(spec for spec in specs if spec.name not in existing),
+        configure=tuple(configure),
+        grow=tuple(grow),
+        offsets=tuple(offsets),
+        refusals=tuple(refusals + offset_refusals),
+        notices=tuple(notices),
+    )
+
+
+def apply(admin: AdminClient, planned: Plan) -> None:
+    """Do what the plan says, and return when every broker shows it.
+
+    UserError before anything was changed if the plan holds a refusal; UserError afterwards if the
+    cluster did not follow. Safe to repeat, whatever an earlier run got done.
+    """
+    if planned.refusals:
+        raise UserError("Nothing was changed on the cluster:\n  " + "\n  ".join(planned.refusals))
+    if not planned.has_changes:
+        return
+    _create(admin, planned.create)
+    _grow(admin, planned.grow)
+    _configure(admin, planned)
+    _wait_until_visible(admin, planned.catalogue)
+    _commit_initial_offsets(admin, planned.offsets)
+    _wait_until_done(admin, planned.catalogue)
+
+
+def provision(
+    bootstrap_servers: str,
+    catalogue: Catalogue,
+    config: Mapping[str, Any] | None = None,
+    *,
+    grow_partitions: bool = False,
+) -> Plan:
+    """Connect, plan and apply in one; returns the plan that was applied."""
+    admin = connect(bootstrap_servers, config)
+    planned = plan(admin, catalogue, grow_partitions=grow_partitions)
+    apply(admin, planned)
+    return planned
+
+
+def check_co_partitioning(admin: AdminClient, catalogue: Catalogue) -> int:
+    """The one partition count of all topics of the flow; UserError if one is missing or differs.
+
+    Workers ask before they consume: with unequal counts the same key is on another partition of
+    each topic, and a result would not find its payment.
+    """
+    existing = _partition_counts(admin)
+    names = [spec.name for spec in catalogue.topics.values()]
+    missing = [name for name in names if name not in existing]
+    if missing:
+        raise UserError(
+            f"The cluster has no topic {', '.join(missing)}: run `paystream topics apply` first"
+        )
+    counts = {existing[name] for name in names}
+    if len(counts) > 1:
+        listed = ", ".join(f"{name} has {existing[name]}" for name in names)
+        raise UserError(
+            f"The topics of the flow differ in their partition counts ({listed}), so records of "
+            "one order would meet in different lanes: nothing is consumed. Provision a new set of "
+            "topics under another prefix and move the flow there once it is drained"
+        )
+    return counts.pop()
+
+
+# --- looking -------------------------------------------------------------------------------------
+
+
+def _partition_counts(admin: AdminClient) -> dict[str, int]:
+    metadata = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S))
+    return {
+        name: len(topic.partitions)
+        for name, topic in metadata.topics.items()
+        if topic.error is None
+    }
+
+
+def _config_changes(
+    admin: AdminClient, specs: Sequence[TopicSpec]
+) -> tuple[list[ConfigChange], list[str]]:
+    changes: list[ConfigChange] = []
+    notices: list[str] = []
+    if not specs:
+        return changes, notices
+    resources = {spec.name: ConfigResource(ConfigResource.Type.TOPIC, spec.name) for spec in specs}
+    described = _gathered(
+        lambda: admin.describe_configs(list(resources.values()), request_timeout=REQUEST_TIMEOUT_S)
+    )
+    for spec in specs:
+        entries = described[resources[spec.name]]
+        for key, wanted in spec.config.items():
+            current = entries[key].value if key in entries else None
+            if current != wanted:
+                changes.append(ConfigChange(spec.name, key, current, wanted))
+        for key, entry in entries.items():
+            own = entry.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+            if own and key not in spec.config:
+                notices.append(
+                    f"{spec.name} sets {key}={entry.value}, which the catalogue does not know: left"
+                )
+    return changes, notices
+
+
+def _partition_changes(
+    admin: AdminClient,
+    present: Sequence[TopicSpec],
+    existing: Mapping[str, int],
+    grow_partitions: bool,
+) -> tuple[list[Growth], list[str]]:
+    different = [spec for spec in present if existing[spec.name] != spec.partitions]
+    if not different:
+        return [], []
+    refusals = []
+    smaller = [spec for spec in different if existing[spec.name] < spec.partitions]
+    used = _topics_with_records(admin, present, existing) if grow_partitions and smaller else []
+    growth = []
+    for spec in different:
+        count = existing[spec.name]
+        differs = f"{spec.name} has {count} partitions, the catalogue wants {spec.partitions}"
+        if count > spec.partitions:
+            refusals.append(
+                f"{differs}: partitions cannot be taken away; set --partitions "
+                f"(PAYSTREAM_PARTITIONS) to {count}, or use another prefix"
+            )
+        elif not grow_partitions:
+            refusals.append(
+                f"{differs}: counts never change on a live flow; set --partitions "
+                f"(PAYSTREAM_PARTITIONS) to {count}, or use another prefix, or --grow-partitions "
+                "if nothing has ever been written to it"
+            )
+        elif used:
+            refusals.append(
+                f"{differs}: it cannot grow, since {', '.join(used)} already held records whose "
+                "orders would change lanes; use another prefix and move the drained flow there"
+            )
+        else:
+            growth.append(Growth(spec.name, count, spec.partitions))
+    return growth, refusals
+
+
+def _topics_with_records(
+    admin: AdminClient, specs: Sequence[TopicSpec], existing: Mapping[str, int]
+) -> list[str]:
+    partitions = [
+        TopicPartition(spec.name, partition)
+        for spec in specs
+        for partition in range(existing[spec.name])
+    ]
+    ends = _list_offsets(admin, partitions, _latest())
+    return sorted({topic for (topic, _), offset in ends.items() if offset > 0})
+
+
+def _missing_offsets(
+    admin: AdminClient,
+    catalogue: Catalogue,
+    existing: Mapping[str, int],
+    grow: Sequence[Growth],
+) -> tuple[list[InitialOffset], list[str], list[str]]:
+    """Partitions without a committed offset, those that apply will make included."""
+    grown = {growth.topic: growth.wanted for growth in grow}
+    offsets: list[InitialOffset] = []
+    refusals: list[str] = []
+    notices: list[str] = []
+    for stage in GROUP_STAGES:
+        group = catalogue.group(stage)
+        wanted = [
+            TopicPartition(spec.name, partition)
+            for spec in catalogue.inputs(stage)
+            for partition in range(grown.get(spec.name, existing.get(spec.name, spec.partitions)))
+        ]
+        committed = _committed(admin, group, wanted)
+        missing = [tp for tp in wanted if (tp.topic, tp.partition) not in committed]
+        if not missing:
+            continue
+        offsets += [InitialOffset(group, tp.topic, tp.partition) for tp in missing]
+        if members := _members(admin, group):
+            topics = ", ".join(sorted({tp.topic for tp in missing}))
+            refusals.append(
+                f"group {group} has {members} live members and no committed offset on {topics}: "
+                "offsets of a running group cannot be set; stop its workers, then apply again"
+            )
+        notices += _where_they_start(admin, group, missing, existing)
+    return offsets, refusals, notices
+
+
+def _where_they_start(
+    admin: AdminClient, group: str, missing: Sequence[TopicPartition], existing: Mapping[str, int]
+) -> list[str]:
+    there = [tp for tp in missing if tp.partition < existing.get(tp.topic, 0)]
+    if not there:
+        return []
+    lows = _list_offsets(admin, there, _earliest())
+    gone = sorted({topic for (topic, _), low in lows.items() if low > 0})
+    if not gone:
+        return []
+    return [
+        f"group {group} will start after records of {', '.join(gone)} that retention has already "
+        "deleted; if it had not read them, run `paystream verify` afterwards"
+    ]
+
+
+def _committed(
+    admin: AdminClient, group: str, partitions: Sequence[TopicPartition]
+) -> dict[tuple[str, int], int]:
+    request = [ConsumerGroupTopicPartitions(group, list(partitions))]
+    answer = _gathered(
+        # Stable: a commit still inside an open transaction is waited for, not overlooked.
+        lambda: admin.list_consumer_group_offsets(
+            request, require_stable=True, request_timeout=REQUEST_TIMEOUT_S
+        )
+    )
+    return {
+        (tp.topic, tp.partition): tp.offset
+        for tp in answer[group].topic_partitions
+        if tp.error is None and tp.offset >= 0
+    }
+
+
+def _members(admin: AdminClient, group: str) -> int:
+    try:
+        described = _future_results(
+            admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)
+        )[group]
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return 0
+        raise _user_error(error) from error
+    if described.state in (ConsumerGroupState.DEAD, ConsumerGroupState.EMPTY):
+        return 0
+    return len(described.members)
+
+
+def _extra_topics(catalogue: Catalogue, existing: Mapping[str, int]) -> list[str]:
+    prefix = catalogue.settings.prefix
+    if not prefix:
+        return []  # then every topic of the cluster would be ours
+    known = {spec.name for spec in catalogue.topics.values()}
+    return [
+        f"topic {name} is under the prefix and not in the catalogue: left"
+        for name in sorted(existing)
+        if name.startswith(prefix) and name not in known
+    ]
+
+
+def _list_offsets(
+    admin: AdminClient, partitions: Sequence[TopicPartition], spec: OffsetSpec
+) -> dict[tuple[str, int], int]:
+    answer = _gathered(
+        lambda: admin.list_offsets(
+            dict.fromkeys(partitions, spec), request_timeout=REQUEST_TIMEOUT_S
+        )
+    )
+    return {(tp.topic, tp.partition): result.offset for tp, result in answer.items()}
+
+
+# --- doing ---------------------------------------------------------------------------------------
+
+
+def _create(admin: AdminClient, specs: Sequence[TopicSpec]) -> None:
+    if not specs:
+        return
+    new = [
+        NewTopic(
+            spec.name,
+            num_partitions=spec.partitions,
+            replication_factor=spec.replication_factor,
+            config=dict(spec.config),
+        )
+        for spec in specs
+    ]
+    futures = _asked(lambda: admin.create_topics(new, request_timeout=REQUEST_TIMEOUT_S))
+    for name, future in futures.items():
+        try:
+            future.result()
+        except KafkaException as error:
+            # Someone else made it since the plan; the last look at the end judges what it is like.
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _user_error(error, f"The topic {name} could not be created") from error
+
+
+def _grow(admin: AdminClient, growth: Sequence[Growth]) -> None:
+    if growth:
+        _gathered(
+            lambda: admin.create_partitions(
+                [NewPartitions(g.topic, g.wanted) for g in growth],
+                request_timeout=REQUEST_TIMEOUT_S,
+            )
+        )
+
+
+def _configure(admin: AdminClient, planned: Plan) -> None:
+    if not planned.configure:
+        return
+    entries: dict[str, list[ConfigEntry]] = {}
+    for change in planned.configure:
+        entries.setdefault(change.topic, []).append(
+            ConfigEntry(
+                change.key,
+                change.wanted,
+                incremental_operation=AlterConfigOpType.SET,
+            )
+        )
+    resources = [
+        ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=listed)
+        for topic, listed in entries.items()
+    ]
+    _gathered(lambda: admin.incremental_alter_configs(resources, request_timeout=REQUEST_TIMEOUT_S))
+
+
+def _commit_initial_offsets(admin: AdminClient, offsets: Sequence[InitialOffset]) -> None:
+    for group in dict.fromkeys(offset.group for offset in offsets):
+        planned = [TopicPartition(o.topic, o.partition) for o in offsets if o.group == group]
+        # Asked again, since a worker may have committed after the plan was made.
+        committed = _committed(admin, group, planned)
+        missing = [tp for tp in planned if (tp.topic, tp.partition) not in committed]
+        if not missing:
+            continue
+        lows = _list_offsets(admin, missing, _earliest())
+        starts = [
+            TopicPartition(tp.topic, tp.partition, lows[tp.topic, tp.partition]) for tp in missing
+        ]
+        request = [ConsumerGroupTopicPartitions(group, starts)]
+        try:
+            answer = _future_results(
+                admin.alter_consumer_group_offsets(request, request_timeout=REQUEST_TIMEOUT_S)
+            )[group]
+            failed = [tp.error for tp in answer.topic_partitions if tp.error is not None]
+            if failed:
+                raise KafkaException(failed[0])
+        except KafkaException as error:
+            raise _user_error(
+                error,
+                f"The first offsets of group {group} could not be committed; if its workers are "
+                "running, stop them",
+            ) from error
+
+
+def _wait_until_visible(admin: AdminClient, catalogue: Catalogue) -> None:
+    """Every broker names every partition with a leader, and every leader answers for its own."""
+    wanted = {spec.name: spec.partitions for spec in catalogue.topics.values()}
+    partitions = [
+        TopicPartition(name, partition)
+        for name, count in wanted.items()
+        for partition in range(count)
+    ]
+
+    def silent_leaders() -> list[str]:
+        try:
+            _future_results(
+                admin.list_offsets(
+                    dict.fromkeys(partitions, _earliest()),
+                    request_timeout=REQUEST_TIMEOUT_S,
+                )
+            )
+        except KafkaException as error:
+            return [_reason(error)]
+        return []
+
+    deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
+    for client in _one_client_a_broker(admin):
+        _until(partial(_lacking, client, wanted), deadline_s)
+    _until(silent_leaders, deadline_s)
+
+
+def _one_client_a_broker(admin: AdminClient) -> list[AdminClient]:
+    """Metadata comes from whichever broker is connected, and each learns of a topic by itself."""
+    brokers = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S)).brokers.values()
+    if len(brokers) < 2 or not isinstance(admin, Admin):
+        return [admin]
+    return [
+        Admin({**admin.client_config, "bootstrap.servers": f"{broker.host}:{broker.port}"})
+        for broker in brokers
+    ]
+
+
+def _lacking(admin: AdminClient, wanted: Mapping[str, int]) -> list[str]:
+    metadata = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S))
+    lacking = []
+    for name, count in wanted.items():
+        topic = metadata.topics.get(name)
+        led = 0 if topic is None else sum(p.leader >= 0 for p in topic.partitions.values())
+        if led < count:
+            lacking.append(f"{name} has {led} of {count} partitions with a leader")
+    return lacking
+
+
+def _wait_until_done(admin: AdminClient, catalogue: Catalogue) -> None:
+    """Settings and offsets travel to the brokers on their own; a plan must find nothing more."""
+
+    def left() -> list[str]:
+        again = plan(admin, catalogue)
+        return again.lines() if again.has_changes or again.refusals else []
+
+    _until(left, time.monotonic() + VISIBLE_TIMEOUT_S)
+
+
+def _earliest() -> OffsetSpec:
+    spec: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # the client's gap
+    return spec
+
+
+def _latest() -> OffsetSpec:
+    spec: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # the client's gap
+    return spec
+
+
+# --- asking --------------------------------------------------------------------------------------
+
+
+def _until(lacking: Callable[[], list[str]], deadline_s: float) -> None:
+    while reasons := lacking():
+        if time.monotonic() > deadline_s:
+            raise UserError(
+                f"The cluster did not follow within {VISIBLE_TIMEOUT_S:.0f} s "
+                f"({'; '.join(reasons[:5])}): look at the brokers' logs, then apply again"
+            )
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _gathered(ask: Callable[[], Mapping[Any, Future[Any]]]) -> dict[Any, Any]:
+    return _asked(lambda: _future_results(ask()))
+
+
+def _future_results(futures: Mapping[Any, Future[Any]]) -> dict[Any, Any]:
+    return {key: future.result(timeout=2 * REQUEST_TIMEOUT_S) for key, future in futures.items()}
+
+
+def _asked(ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except KafkaException as error:
+        raise _user_error(error) from error
+
+
+def _user_error(error: KafkaException, what: str = "The Kafka cluster refused") -> UserError:
+    return UserError(f"{what}: {_reason(error)}")
+
+
+def _reason(error: KafkaException) -> str:
+    cause = error.args[0] if error.args else error
+    return str(cause.str()) if isinstance(cause, KafkaError) else str(cause)
