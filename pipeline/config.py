@@ -1,0 +1,148 @@
+"""Settings of the program: environment over file over defaults, checked at start.
+
+Every setting can be given as ``PAYSTREAM_<NAME>`` in the environment or in a TOML file (named by
+``PAYSTREAM_CONFIG``, else ``paystream.toml`` in the working directory, if there is one). Options of
+a command go before both.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from pipeline.errors import UserError
+from topics.catalogue import Catalogue, TopicSettings, build_catalogue
+
+
+def state_home() -> Path:
+    """Where this machine keeps brokers' data, caches and books: never in the working tree."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "paystream"
+
+
+class Settings(BaseSettings):
+    """All of them, with their units in the names."""
+
+    model_config = SettingsConfigDict(env_prefix="PAYSTREAM_", extra="forbid")
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,...")
+    node_id: str = Field(
+        "", description="Cluster-unique name of this machine; needed once there are several."
+    )
+    topic_prefix: str = Field("", description="Put before every topic and group name.")
+    partitions: int = Field(12, ge=1, le=10_000, description="Of every topic of the flow.")
+    replication_factor: int = Field(1, ge=1, le=10)
+    min_insync_replicas: int = Field(1, ge=1, le=10)
+    retention_ms: int = Field(7 * 86_400_000, ge=60_000, description="Of the stream topics.")
+    retry_delay_ms: int = Field(5_000, ge=100, description="Delay of the retry tier.")
+    inquiry_delay_ms: int = Field(5_000, ge=100, description="Delay of the inquiry tier.")
+    retry_max: int = Field(24, ge=0, description="Tries of a request that was not sent.")
+    inquiry_max: int = Field(720, ge=1, description="Questions about an unknown outcome.")
+    gateway_grace_ms: int = Field(
+        30_000, ge=0, description="How long a gateway may say not found of a charge it made."
+    )
+    send_within_ms: int = Field(60_000, ge=1_000, description="How long a request may be sent.")
+    clock_skew_ms: int = Field(
+        5_000, ge=0, description="By how much this machine's clock may differ from the brokers'."
+    )
+    schema_registry_url: str = Field("", description="Ids from a registry; else from the lock.")
+    ledger_url: str = Field("", description="SQLAlchemy URL; else SQLite in the state directory.")
+    gateway_url: str = Field("http://127.0.0.1:8400", description="Base URL of the gateway.")
+    gateway_name: str = Field("simulator", description="Name of the gateway in the records.")
+    gateway_in_process: bool = Field(
+        False, description="Benchmarks only: answer charges in memory instead of over HTTP."
+    )
+    in_flight_max: int = Field(256, ge=1, le=10_000, description="Open calls of one worker.")
+    call_timeout_ms: int = Field(10_000, ge=100, description="Soft deadline of one gateway call.")
+    open_requests_max: int = Field(
+        20_000, ge=1, description="New orders are held back while more requests wait."
+    )
+    hot_payments_max: int = Field(20_000, ge=2, description="Payments held in a worker's memory.")
+    batch_records_max: int = Field(4_000, ge=1, description="Input records of a transaction.")
+    batch_age_ms_max: int = Field(100, ge=0, description="How long a batch grows under load.")
+    state_dir: Path = Field(default_factory=state_home, description="Caches, data and books.")
+    metrics_port: int = Field(9464, ge=0, le=65_535, description="0 takes a free one.")
+    metrics_host: str = Field("127.0.0.1", description="Where the metrics are served.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    broker_heap_mb: int = Field(512, ge=256, description="Heap of an embedded broker.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = Path(os.environ.get("PAYSTREAM_CONFIG") or "paystream.toml")
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path))
+
+    def topic_settings(self) -> TopicSettings:
+        return TopicSettings(
+            prefix=self.topic_prefix,
+            partitions=self.partitions,
+            replication_factor=self.replication_factor,
+            min_insync_replicas=self.min_insync_replicas,
+            retention_ms=self.retention_ms,
+            retry_delay_ms=self.retry_delay_ms,
+            inquiry_delay_ms=self.inquiry_delay_ms,
+        )
+
+    def catalogue(self) -> Catalogue:
+        return build_catalogue(self.topic_settings())
+
+    def worker_options(self) -> dict[str, Any]:
+        """What a worker process is told beyond its identity."""
+        return {
+            name: getattr(self, name)
+            for name in (
+                "retry_max",
+                "inquiry_max",
+                "gateway_grace_ms",
+                "send_within_ms",
+                "clock_skew_ms",
+                "schema_registry_url",
+                "gateway_url",
+                "gateway_name",
+                "gateway_in_process",
+                "in_flight_max",
+                "call_timeout_ms",
+                "open_requests_max",
+                "hot_payments_max",
+                "batch_records_max",
+                "batch_age_ms_max",
+                "log_level",
+            )
+        } | {"ledger_url": self.books_url()}
+
+    def books_url(self) -> str:
+        """The ledger's database: as configured, else SQLite in the state directory."""
+        return self.ledger_url or f"sqlite:///{self.state_dir / 'ledger.sqlite'}"
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings with the options that were given on the command line; None means not given."""
+    named = os.environ.get("PAYSTREAM_CONFIG")
+    if named and not Path(named).is_file():
+        raise UserError(f"PAYSTREAM_CONFIG names {named}, which is not a file.")
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"the setting {name} (PAYSTREAM_{name.upper()} or {name} in paystream.toml) is wrong: "
+            f"{first['msg']}."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"the configuration file cannot be read: {error}") from error

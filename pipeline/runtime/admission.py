@@ -1,0 +1,148 @@
+"""Which waiting input is handled next, and which partitions stop being fetched.
+
+Pure decisions over records already consumed: no clock, no client. Three rules:
+
+* inputs are admitted in the order of their topics (results before timers before new orders), so
+  that payments under way end before others begin;
+* a tier's record is due at its append time plus the tier's delay; the ones behind it in its
+  partition are due later still, so its head gates it;
+* a buffer that is full pauses its partitions until it is nearly empty again: every pause throws
+  away what the client has prefetched, and toggling costs a factor of ten.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pipeline.runtime.input_record import InputRecord
+
+TopicPartitionKey = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class InputLane:
+    """One input topic. ``delay_ms`` makes it a tier; ``gated`` marks new work that may be held."""
+
+    role: str
+    topic: str
+    delay_ms: int | None = None
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """Partitions whose fetching changes now."""
+
+    pause: tuple[TopicPartitionKey, ...] = ()
+    resume: tuple[TopicPartitionKey, ...] = ()
+
+
+@dataclass
+class _Buffer:
+    lane: InputLane
+    # A stream has one queue in arrival order (which keeps each partition's order); a tier has one
+    # for each partition, since a head that is not due holds only its own partition.
+    queues: dict[int, deque[InputRecord]] = field(default_factory=dict)
+    count: int = 0
+    paused: bool = False
+
+
+class Admission:
+    """Bounded buffers by topic, in admission order.
+
+    ``buffer_max`` records are held for a topic before its partitions are paused; they are resumed
+    when a quarter of that is left (hysteresis).
+    """
+
+    def __init__(self, lanes: Iterable[InputLane], *, buffer_max: int) -> None:
+        self._buffers = {lane.topic: _Buffer(lane) for lane in lanes}
+        self._buffer_max = buffer_max
+        self._low = buffer_max // 4
+        self._assigned: tuple[TopicPartitionKey, ...] = ()
+        self._gate_open = True
+
+    def assign(self, partitions: Iterable[TopicPartitionKey]) -> None:
+        """A new assignment: everything buffered is dropped, nothing is paused."""
+        self._assigned = tuple(partitions)
+        for buffer in self._buffers.values():
+            buffer.queues.clear()
+            buffer.count = 0
+            buffer.paused = False
+
+    def add(self, record: InputRecord) -> None:
+        buffer = self._buffers[record.topic]
+        slot = record.partition if buffer.lane.delay_ms is not None else 0
+        queue = buffer.queues.get(slot)
+        if queue is None:
+            queue = buffer.queues[slot] = deque()
+        queue.append(record)
+        buffer.count += 1
+
+    def open_gate(self, is_open: bool) -> None:
+        """Whether new work (gated lanes) is admitted; closed while the next stage is behind."""
+        self._gate_open = is_open
+
+    def take(self, limit: int, now_ms: int) -> list[InputRecord]:
+        """Up to ``limit`` records to handle next, in admission order."""
+        taken: list[InputRecord] = []
+        for buffer in self._buffers.values():
+            if len(taken) >= limit:
+                break
+            if not buffer.count or (buffer.lane.gated and not self._gate_open):
+                continue
+            delay_ms = buffer.lane.delay_ms
+            before = len(taken)
+            for queue in buffer.queues.values():
+                if delay_ms is None:
+                    room = limit - len(taken)
+                    if room >= len(queue):
+                        taken.extend(queue)
+                        queue.clear()
+                    else:
+                        popleft = queue.popleft
+                        taken.extend([popleft() for _ in range(room)])
+                else:
+                    while (
+                        queue and len(taken) < limit and queue[0].timestamp_ms + delay_ms <= now_ms
+                    ):
+                        taken.append(queue.popleft())
+            buffer.count -= len(taken) - before
+        return taken
+
+    def next_due_ms(self) -> int | None:
+        """When the first waiting tier record is due (epoch ms); None when none waits."""
+        due: int | None = None
+        for buffer in self._buffers.values():
+            delay_ms = buffer.lane.delay_ms
+            if delay_ms is None or not buffer.count:
+                continue
+            for queue in buffer.queues.values():
+                if queue and (due is None or queue[0].timestamp_ms + delay_ms < due):
+                    due = queue[0].timestamp_ms + delay_ms
+        return due
+
+    @property
+    def ready(self) -> bool:
+        """Whether a stream record waits that may be taken now."""
+        return any(
+            b.count and b.lane.delay_ms is None and (self._gate_open or not b.lane.gated)
+            for b in self._buffers.values()
+        )
+
+    def buffered(self, topic: str) -> int:
+        return self._buffers[topic].count
+
+    def fetching(self) -> Fetching:
+        """The partitions to pause and to resume now, by the fill of their topic's buffer."""
+        pause: list[TopicPartitionKey] = []
+        resume: list[TopicPartitionKey] = []
+        for topic, buffer in self._buffers.items():
+            if not buffer.paused and buffer.count >= self._buffer_max:
+                buffer.paused = True
+                pause.extend(tp for tp in self._assigned if tp[0] == topic)
+            elif buffer.paused and buffer.count <= self._low:
+                buffer.paused = False
+                resume.extend(tp for tp in self._assigned if tp[0] == topic)
+        return Fetching(tuple(pause), tuple(resume))

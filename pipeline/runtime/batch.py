@@ -1,0 +1,53 @@
+"""The batch in preparation: everything one transaction will do, still in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.runtime.work import Outgoing, TopicPartitionKey, Work
+
+
+@dataclass(slots=True)
+class Batch:
+    """Filled by a stage, sealed into a Work, dropped whole when anything before it fails.
+
+    ``first_offsets`` is where each input partition began, for the rewind; ``notes`` counts what
+    happened, by name, for metrics once the commit is known.
+    """
+
+    group_metadata: Any
+    opened_s: float
+    outputs: list[Outgoing] = field(default_factory=list)
+    offsets: dict[TopicPartitionKey, int] = field(default_factory=dict)
+    first_offsets: dict[TopicPartitionKey, int] = field(default_factory=dict)
+    # Index of the last table record of each partition; its offset becomes the checkpoint.
+    last_table_output: dict[int, int] = field(default_factory=dict)
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    latencies_ms: list[int] = field(default_factory=list)
+    records: int = 0
+
+    def took(self, topic: str, partition: int, offset: int) -> None:
+        """An input of this offset is part of the batch."""
+        tp = (topic, partition)
+        self.first_offsets.setdefault(tp, offset)
+        self.offsets[tp] = offset + 1
+        self.records += 1
+
+    def seal(self, on_table_offset: Callable[[int, int], None] | None = None) -> Work:
+        """The work of one transaction; ``on_table_offset(partition, offset)`` hears the last
+        offset written to each table partition."""
+        tracked: dict[int, Callable[[int], None]] = {}
+        if on_table_offset is not None:
+            for partition, index in self.last_table_output.items():
+                tracked[index] = _bind(on_table_offset, partition)
+        return Work(self.outputs, self.offsets, self.group_metadata, tracked)
+
+
+def _bind(report: Callable[[int, int], None], partition: int) -> Callable[[int], None]:
+    def with_partition(offset: int) -> None:
+        report(partition, offset)
+
+    return with_partition

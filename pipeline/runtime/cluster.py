@@ -1,0 +1,152 @@
+"""What a worker asks of the cluster before it consumes anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+
+from pipeline.errors import UserError
+from topics.catalogue import Catalogue
+
+METADATA_TIMEOUT_S = 10.0
+# The offsets of a transaction that is still open are not stable; the broker ends it within the
+# transaction's time-out (10 s) and its own clean-up interval (10 s).
+STABLE_OFFSETS_TIMEOUT_S = 30.0
+
+
+def consumer_config(
+    bootstrap_servers: str, *, group_id: str, instance_id: str, strategy: str
+) -> dict[str, Any]:
+    """The settings of an input consumer; each that is not a default has its reason."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "group.id": group_id,
+        # Static membership: a restarted worker takes its partitions back without a rebalance.
+        "group.instance.id": instance_id,
+        "client.id": f"{group_id}.{instance_id}",
+        "partition.assignment.strategy": strategy,
+        "isolation.level": "read_committed",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        # latest would skip records, earliest would hide that some were deleted unread.
+        "auto.offset.reset": "error",
+        # A dead worker's partitions move after this; a restart takes about a second.
+        "session.timeout.ms": 10_000,
+        "heartbeat.interval.ms": 2_000,
+        "max.poll.interval.ms": 300_000,
+        # The inputs of a hop are asked for as soon as a byte is there.
+        "fetch.wait.max.ms": 100,
+        "fetch.min.bytes": 1,
+        "queued.min.messages": 20_000,
+        "queued.max.messages.kbytes": 64 * 1024,
+        # The largest batch of any topic of the flow, so that one record can always be fetched.
+        "fetch.message.max.bytes": 1024 * 1024,
+        "reconnect.backoff.ms": 20,
+        "reconnect.backoff.max.ms": 1_000,
+    }
+
+
+def require_reachable(admin: AdminClient, bootstrap_servers: str) -> Any:
+    """The cluster's metadata; one clear sentence when no broker answers."""
+    try:
+        return admin.list_topics(timeout=METADATA_TIMEOUT_S)
+    except KafkaException as error:
+        raise UserError(
+            f"no Kafka broker answers at {bootstrap_servers} within {METADATA_TIMEOUT_S:.0f} s. "
+            "Start one with `paystream up`, or set --bootstrap-servers."
+        ) from error
+
+
+def require_co_partitioned(admin: AdminClient, catalogue: Catalogue) -> None:
+    """Refuse to consume when a topic of the flow is missing or has another partition count."""
+    try:
+        metadata = admin.list_topics(timeout=METADATA_TIMEOUT_S)
+    except KafkaException as error:
+        raise UserError(
+            f"no Kafka broker answers within {METADATA_TIMEOUT_S:.0f} s. Start one with "
+            "`paystream up`, or set --bootstrap-servers."
+        ) from error
+    missing = [s.name for s in catalogue.topics.values() if s.name not in metadata.topics]
+    if missing:
+        raise UserError(
+            f"topics are missing on the cluster: {', '.join(missing)}. Create them with "
+            "`paystream topics apply`."
+        )
+    expected = catalogue["orders"].partitions
+    found = {s.name: len(metadata.topics[s.name].partitions) for s in catalogue.topics.values()}
+    unequal = {name: count for name, count in found.items() if count != expected}
+    if unequal:
+        raise UserError(
+            f"every topic of the flow must have {expected} partitions, but "
+            f"{', '.join(f'{name} has {count}' for name, count in sorted(unequal.items()))}; "
+            "nothing is consumed, since records of one order would meet in different lanes. "
+            "Set PAYSTREAM_PARTITIONS to what the cluster has, or migrate to new topics."
+        )
+
+
+def cluster_and_topic_id(admin: AdminClient, topic: str) -> tuple[str, str]:
+    """Identities that tell a recreated topic or another cluster from the one a cache is of."""
+    cluster = admin.describe_cluster(request_timeout=METADATA_TIMEOUT_S).result()
+    described = admin.describe_topics(TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S)[
+        topic
+    ].result()
+    return str(cluster.cluster_id), str(described.topic_id)
+
+
+def committed_positions(
+    consumer: Consumer, partitions: Iterable[tuple[str, int]]
+) -> Mapping[tuple[str, int], int]:
+    """The group's stable committed offset of every partition.
+
+    Stable: offsets that belong to an open transaction are waited for (the client asks for that
+    with isolation.level=read_committed). A partition without one is refused by name.
+    """
+    asked = [TopicPartition(topic, partition) for topic, partition in partitions]
+    if not asked:
+        return {}
+    deadline = time.monotonic() + STABLE_OFFSETS_TIMEOUT_S
+    while True:
+        try:
+            answered = consumer.committed(asked, timeout=STABLE_OFFSETS_TIMEOUT_S)
+            broken = [tp for tp in answered if tp.error is not None]
+            if not broken:
+                break
+            if time.monotonic() > deadline:
+                raise KafkaException(broken[0].error)
+        except KafkaException as error:
+            cause = error.args[0]
+            passing = isinstance(cause, KafkaError) and (
+                cause.retriable()
+                or cause.code()
+                in (
+                    KafkaError._TIMED_OUT,
+                    KafkaError._TRANSPORT,
+                    KafkaError._WAIT_COORD,
+                    KafkaError.UNSTABLE_OFFSET_COMMIT,
+                    KafkaError.NOT_COORDINATOR,
+                    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+                )
+            )
+            if not passing or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+    positions = {(tp.topic, tp.partition): tp.offset for tp in answered}
+    without = sorted(tp for tp, offset in positions.items() if offset < 0)
+    if without:
+        raise UserError(
+            "no committed offset for "
+            + ", ".join(f"{topic}[{partition}]" for topic, partition in without[:4])
+            + (f" and {len(without) - 4} more" if len(without) > 4 else "")
+            + ". Run `paystream topics apply`: it commits where the flow begins."
+        )
+    return positions

@@ -1,0 +1,69 @@
+"""Commits one transaction in the background while the next is prepared in memory.
+
+The thread makes a lane of two steps and no more: nothing of transaction N+1 is produced before the
+outcome of N is known, because the main loop hands over N+1 only after taking that outcome.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any
+
+from pipeline.domain.invariant import invariant
+from pipeline.runtime.lane import Lane
+from pipeline.runtime.work import Outcome, Work
+
+
+class CommitThread:
+    """Runs ``lane.run`` for one Work at a time; errors of the lane surface in ``poll`` or ``wait``."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+        self._busy = False
+        self._thread = threading.Thread(target=self._loop, name="commit", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transaction is under way or its outcome has not been taken yet."""
+        return self._busy
+
+    def submit(self, work: Work) -> None:
+        invariant(not self._busy, "one transaction at a time in a lane")
+        self._busy = True
+        self._work.put(work)
+
+    def poll(self) -> Outcome | None:
+        """The outcome of the transaction under way, if it is known by now."""
+        return self._take(block=False, timeout_s=0)
+
+    def wait(self, timeout_s: float) -> Outcome | None:
+        """The outcome, waiting for it; None when none came in time or nothing is under way."""
+        return self._take(block=True, timeout_s=timeout_s) if self._busy else None
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        self._work.put(None)
+        self._thread.join(timeout_s)
+
+    def _take(self, *, block: bool, timeout_s: float) -> Outcome | None:
+        if not self._busy:
+            return None
+        try:
+            done: Any = self._done.get(block, timeout_s) if block else self._done.get_nowait()
+        except queue.Empty:
+            return None
+        self._busy = False
+        if isinstance(done, BaseException):
+            raise done
+        outcome: Outcome = done
+        return outcome
+
+    def _loop(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                self._done.put(self._lane.run(work))
+            except BaseException as error:  # handed to the main loop, which ends the process
+                self._done.put(error)

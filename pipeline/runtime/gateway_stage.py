@@ -1,0 +1,66 @@
+"""The gateway stage: requests to calls, answers to results. No state, no client."""
+
+from __future__ import annotations
+
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.keys import record_key
+from pipeline.domain.model import PaymentRequest
+from pipeline.domain.records import request_from_record, to_record
+from pipeline.processors.gateway import plan_call, result_of
+from pipeline.runtime.calls import Call
+from pipeline.runtime.dead_letters import dead_letter
+from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.work import Outgoing
+from schemas.codec import Codec
+from schemas.errors import DecodeError
+from topics.catalogue import Catalogue
+
+STAGE = "gateway"
+
+
+class GatewayStage:
+    """What one record of ``payment-requests`` asks for, and what its answer is written as."""
+
+    def __init__(
+        self, catalogue: Catalogue, codec: Codec, *, key_retention_ms: int | None = None
+    ) -> None:
+        self._key_retention_ms = key_retention_ms
+        self.topic = catalogue.name("payment-requests")
+        self._results = catalogue.name("gateway-results")
+        self._dead_letters = catalogue.name("dead-letters")
+        self._decode = codec.decoder("payment-request")
+        self._encode = codec.encoder("gateway-result")
+
+    def plan(self, record: InputRecord, now_ms: int) -> Call | list[Outgoing]:
+        """The call a request asks for, or what is written instead of calling: a dead letter, or
+        the result of a request that must not be sent any more. ``now_ms``: the worker's clock."""
+        if record.value is None:
+            return self._refuse(record, "empty_value", "a record without a value")
+        try:
+            request = request_from_record(self._decode(record.value))
+        except DecodeError as error:
+            return self._refuse(record, error.kind, error.detail)
+        if record.key != record_key(request.merchant_id, request.order_id):
+            return self._refuse(
+                record, "key_mismatch", "the key is not the payload's merchant:order"
+            )
+        plan = plan_call(request, record.timestamp_ms, now_ms, self._key_retention_ms)
+        if plan.refusal is not None:
+            return [self.result(record, request, plan.refusal, now_ms)]
+        return Call(record, request, plan.send_before_ms)
+
+    def result(
+        self, record: InputRecord, request: PaymentRequest, answer: GatewayAnswer, now_ms: int
+    ) -> Outgoing:
+        """The gateway-result record of one answered call, in the request's partition."""
+        value = self._encode(to_record(result_of(request, answer, now_ms)))
+        return (self._results, record.partition, record.key, value, None)
+
+    def quarantine(self, record: InputRecord) -> list[Outgoing]:
+        """The dead letter of a request that killed the process three times."""
+        return self._refuse(record, "killed_the_process", "three times at this offset")
+
+    def _refuse(self, record: InputRecord, cause: str, detail: str) -> list[Outgoing]:
+        return dead_letter(
+            record, topic=self._dead_letters, stage=STAGE, cause=cause, detail=detail
+        )

@@ -1,0 +1,383 @@
+"""The worker of the gateway stage: many calls in flight, their results committed in order.
+
+A transaction begins only when results are ready and never spans a call. Of each partition the
+finished prefix is committed; a result behind an open call is held. A worker that dies or loses a
+partition leaves its open requests uncommitted: the next owner sends them again with the same
+idempotency keys.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipeline.domain.invariant import invariant
+from pipeline.errors import UserError
+from pipeline.observability.metrics import Metrics
+from pipeline.runtime import failpoints
+from pipeline.runtime.batch import Batch
+from pipeline.runtime.calls import Call, Calls
+from pipeline.runtime.cluster import (
+    committed_positions,
+    consumer_config,
+    require_co_partitioned,
+)
+from pipeline.runtime.commit_policy import CommitPolicy
+from pipeline.runtime.commit_thread import CommitThread
+from pipeline.runtime.crash_guard import CrashGuard
+from pipeline.runtime.gateway_stage import STAGE, GatewayStage
+from pipeline.runtime.input_record import input_record
+from pipeline.runtime.lane import Lane, producer_config
+from pipeline.runtime.payments_worker import (
+    DRAIN_S_MAX,
+    FETCH_RECORDS_MAX,
+    REBALANCE_WAIT_S,
+    raise_consume_error,
+)
+from pipeline.runtime.prefix import PartitionPrefix
+from pipeline.runtime.work import Outcome, Outgoing
+from pipeline.runtime.worker_spec import WorkerSpec
+from topics.catalogue import Catalogue
+
+_log = logging.getLogger(__name__)
+
+# Open, waiting and held requests of one worker. Enough to keep hundreds of calls in flight and a
+# batch of results ready; fetching stops above it and goes on when half of it is left.
+TRACKED_MAX = 6_000
+
+Finished = tuple[list[Outgoing], Call | None]
+
+
+class GatewayWorker:
+    """Call ``run`` in the main thread of a process of its own; it returns after a clean drain."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        catalogue: Catalogue,
+        stage: GatewayStage,
+        calls: Calls,
+        metrics: Metrics,
+        stop: threading.Event,
+        commit_policy: CommitPolicy | None = None,
+        tracked_max: int = TRACKED_MAX,
+        producer_overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._catalogue = catalogue
+        self._stage = stage
+        self._calls = calls
+        self._metrics = metrics
+        self._stop = stop
+        self._policy = commit_policy or CommitPolicy()
+        self._tracked_max = tracked_max
+        self._producer_overrides = dict(producer_overrides or {})
+        self._guard = CrashGuard(spec.slot_dir / "crash-guard.json")
+        self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
+        self._positions: dict[int, int] = {}
+        self._metadata: Any = None
+        self._under_way: Batch | None = None
+        self._submitted_s = 0.0
+        self._ready_since_s: float | None = None
+        self._ready_records = 0
+        self._paused = False
+
+    # Life ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until ``stop`` is set, then let open calls end, commit their results and leave."""
+        spec = self._spec
+        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers})
+        require_co_partitioned(admin, self._catalogue)
+        self._guard.start()
+        self._consumer = Consumer(
+            consumer_config(
+                spec.bootstrap_servers,
+                group_id=self._catalogue.group(STAGE),
+                instance_id=spec.instance_id,
+                # One input topic: partitions that stay keep their calls in flight.
+                strategy="cooperative-sticky",
+            )
+        )
+        self._lane = Lane(
+            {
+                **producer_config(spec.bootstrap_servers, spec.transactional_id),
+                **self._producer_overrides,
+            },
+            stage=STAGE,
+            committed_offsets=lambda tps: committed_positions(self._consumer, tps),
+        )
+        self._lane.open()
+        self._calls.open()
+        self._commits = CommitThread(self._lane)
+        self._consumer.subscribe(
+            [self._stage.topic],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+        _log.info("%s reads %s", spec.name, self._stage.topic)
+        try:
+            while not self._stop.is_set():
+                self._turn(fetch=True)
+            self._drain()
+            self._guard.stopped()
+        finally:
+            self._calls.close()
+            self._commits.close()
+            self._consumer.close()
+            self._lane.close()
+
+    def _drain(self) -> None:
+        """Take no more requests; commit what ends in bounded time."""
+        deadline = time.monotonic() + DRAIN_S_MAX
+        self._consumer.pause(self._assigned())
+        while (self._tracked or self._under_way) and time.monotonic() < deadline:
+            self._turn(fetch=False)
+        _log.info("%s drained", self._spec.name)
+
+    # One turn of the loop -----------------------------------------------------------------------
+
+    @property
+    def _tracked(self) -> int:
+        return sum(prefix.size for prefix in self._prefixes.values())
+
+    def _turn(self, *, fetch: bool) -> None:
+        tracked = self._tracked
+        waiting_input = False
+        if fetch:
+            self._pace(tracked)
+            waiting_input = self._consume(tracked)
+        else:
+            self._consumer.poll(0)
+            self._calls.wait_finished(0.01)
+        self._collect()
+        self._take_outcome(self._commits.poll())
+        if self._commits.busy or self._ready_since_s is None:
+            return
+        age_ms = (time.monotonic() - self._ready_since_s) * 1000
+        if self._guard.careful or self._policy.due(self._ready_records, age_ms, waiting_input):
+            self._submit()
+
+    def _pace(self, tracked: int) -> None:
+        """Back-pressure: stop fetching when too much is open or held, go on when half is left."""
+        if not self._paused and tracked >= self._tracked_max:
+            self._paused = True
+            self._consumer.pause(self._assigned())
+        elif self._paused and tracked <= self._tracked_max // 2:
+            self._paused = False
+            self._consumer.resume(self._assigned())
+
+    def _consume(self, tracked: int) -> bool:
+        limit = min(FETCH_RECORDS_MAX, max(1, self._tracked_max - tracked))
+        careful = self._guard.careful
+        if careful:
+            limit = 1
+        before = dict(self._prefixes)
+        messages = self._consumer.consume(limit, 0) if not (careful and tracked) else []
+        if not messages:
+            # Wait where the next thing is likelier: for a call to end, or for a request to come.
+            if tracked or self._under_way is not None:
+                self._calls.wait_finished(0.002)
+                message = self._consumer.poll(0)
+            else:
+                message = self._consumer.poll(0.1)
+            messages = [message] if message is not None else []
+        calls: list[Call] = []
+        now_ms = int(time.time() * 1000)
+        disturbed: set[int] = set()
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                raise_consume_error(error)
+                continue
+            record = input_record(message)
+            prefix = self._prefixes.get(record.partition)
+            if prefix is None:
+                continue  # revoked while this was on its way to us
+            if prefix is not before.get(record.partition):
+                # The partition was rewound or came back within the very call that returned this
+                # record: it may lie beyond the new position, and taking it would skip some.
+                disturbed.add(record.partition)
+                continue
+            prefix.begin(record.offset)
+            if careful and not self._guard.handling(record.topic, record.partition, record.offset):
+                prefix.finish(record.offset, (self._stage.quarantine(record), None))
+                self._became_ready(1)
+                continue
+            planned = self._stage.plan(record, now_ms)
+            if isinstance(planned, Call):
+                planned.token = (prefix, record)
+                calls.append(planned)
+            else:
+                prefix.finish(record.offset, (planned, None))
+                self._became_ready(1)
+        for partition in disturbed:
+            self._seek_back(partition)
+        if calls:
+            failpoints.hit("gateway.taken")
+            self._calls.start(calls)
+        return bool(messages)
+
+    def _collect(self) -> None:
+        """Take ended calls back into the prefix they belong to (a lost one's is no longer ours)."""
+        ended = self._calls.take_finished()
+        if not ended:
+            return
+        failpoints.hit("gateway.called")
+        now_ms = int(time.time() * 1000)
+        result = self._stage.result
+        for call in ended:
+            prefix, record = call.token
+            answer = call.answer
+            if answer is None:
+                continue
+            prefix.finish(record.offset, ([result(record, call.request, answer, now_ms)], call))
+        self._became_ready(len(ended))
+        self._metrics.calls_in_flight.set(self._calls.in_flight)
+
+    def _became_ready(self, count: int) -> None:
+        self._ready_records += count
+        if self._ready_since_s is None:
+            self._ready_since_s = time.monotonic()
+
+    # Transactions -------------------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        """Commit the finished prefix of every partition, up to a batch."""
+        batch = Batch(self._metadata, time.monotonic())
+        room = self._policy.records_max
+        topic = self._stage.topic
+        for partition, prefix in self._prefixes.items():
+            for offset, (outputs, call) in prefix.pop_finished(room - batch.records):
+                batch.took(topic, partition, offset)
+                batch.outputs.extend(outputs)
+                if call is not None and call.answer is not None:
+                    name = f"{call.request.gateway}|{call.request.kind}|{call.answer.outcome}"
+                    batch.notes[("calls", name)] += 1
+                    if call.seconds:
+                        self._metrics.gateway_call_seconds.labels(
+                            call.request.gateway, call.request.kind
+                        ).observe(call.seconds)
+                elif cause := _cause(outputs):
+                    batch.notes[("dead_letters", cause)] += 1
+        more = any(prefix.ready for prefix in self._prefixes.values())
+        self._ready_since_s = time.monotonic() if more else None
+        self._ready_records = 1 if more else 0
+        if not batch.records:
+            return
+        self._under_way = batch
+        self._submitted_s = time.monotonic()
+        self._commits.submit(batch.seal())
+
+    def _take_outcome(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        batch = self._under_way
+        invariant(batch is not None, "an outcome belongs to the transaction under way")
+        if batch is None:
+            return
+        self._under_way = None
+        metrics = self._metrics
+        metrics.transactions.labels(STAGE, outcome.value).inc()
+        metrics.transaction_seconds.labels(STAGE).observe(time.monotonic() - self._submitted_s)
+        if self._lane.rebuilds:
+            metrics.rebuilds.labels(STAGE).inc(self._lane.rebuilds)
+            self._lane.rebuilds = 0
+        if outcome is Outcome.ABORTED:
+            self._rewind()
+            return
+        for (_, partition), offset in batch.offsets.items():
+            if partition in self._positions:
+                self._positions[partition] = offset
+        self._guard.committed()
+        metrics.batch_records.labels(STAGE).observe(batch.records)
+        metrics.records.labels(STAGE, self._stage.topic).inc(batch.records)
+        for (group, name), count in batch.notes.items():
+            if group == "calls":
+                metrics.gateway_calls.labels(*name.split("|")).inc(count)
+            else:
+                metrics.dead_letters.labels(STAGE, name).inc(count)
+
+    def _rewind(self) -> None:
+        """Read again from the last committed positions; same keys, so nothing is charged twice."""
+        self._metadata = self._consumer.consumer_group_metadata()
+        for partition in self._positions:
+            self._seek_back(partition)
+        self._ready_since_s, self._ready_records = None, 0
+
+    def _seek_back(self, partition: int) -> None:
+        self._prefixes[partition] = PartitionPrefix()
+        position = self._positions[partition]
+        self._consumer.seek(TopicPartition(self._stage.topic, partition, position))
+
+    # The group ----------------------------------------------------------------------------------
+
+    def _assigned(self) -> list[TopicPartition]:
+        return [TopicPartition(self._stage.topic, p) for p in self._prefixes]
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Partitions that come to this worker; those it keeps are not named here."""
+        positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
+        added = [TopicPartition(t, p, o) for (t, p), o in positions.items()]
+        for tp in added:
+            self._prefixes[tp.partition] = PartitionPrefix()
+            self._positions[tp.partition] = tp.offset
+        consumer.incremental_assign(added)
+        if self._paused and added:
+            consumer.pause(added)
+        # Of this generation, and taken before any record of it: see Work.
+        self._metadata = consumer.consumer_group_metadata()
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Commit what is finished in bounded time, then give back; open calls are left behind.
+
+        The group is in its next generation by now, and every partition held here, those to be
+        given back included, is this worker's in it until this callback ends: its metadata may
+        vouch for all of them.
+        """
+        self._settle()
+        self._metadata = consumer.consumer_group_metadata()
+        if self._ready_since_s is not None:
+            self._submit()
+            self._settle()
+        self._leave(consumer, partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Expelled from the group: another worker may have the requests by now."""
+        if self._under_way is not None:
+            self._commits.wait(REBALANCE_WAIT_S)
+            self._under_way = None
+        self._leave(consumer, partitions)
+
+    def _settle(self) -> None:
+        if self._under_way is None:
+            return
+        outcome = self._commits.wait(REBALANCE_WAIT_S)
+        if outcome is None:
+            raise UserError(
+                f"{self._spec.name}: a transaction did not end within {REBALANCE_WAIT_S:.0f} s of "
+                "a rebalance; the process ends and its successor resolves it."
+            )
+        self._take_outcome(outcome)
+
+    def _leave(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for tp in partitions:
+            self._prefixes.pop(tp.partition, None)
+            self._positions.pop(tp.partition, None)
+        consumer.incremental_unassign(partitions)
+
+
+def _cause(outputs: list[Outgoing]) -> str | None:
+    """The cause of a dead letter; None for the result of a request that was not sent."""
+    for name, value in (outputs[0][4] or []) if outputs else []:
+        if name == "dlq.cause":
+            return value.decode()
+    return None

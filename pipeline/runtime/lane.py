@@ -1,0 +1,260 @@
+"""The transactional lane: one producer, one transaction at a time, every end accounted for.
+
+``Lane.run`` carries out one ``Work`` and says whether it is committed or aborted; there is no
+third answer. What the client leaves ambiguous is resolved here:
+
+* an EndTxn that did not plainly succeed makes the producer suspect (a late copy could end the next
+  transaction of the same epoch), so it is thrown away and initialised anew, which raises the epoch,
+  before the next begin;
+* whether such a transaction was committed is then read from the group's committed offsets, which
+  were part of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaException, Producer, TopicPartition
+
+from pipeline.runtime import failpoints
+from pipeline.runtime.end_txn_watch import EndTxnWatch
+from pipeline.runtime.kafka_errors import Course, LaneFatal, course_of, kafka_error
+from pipeline.runtime.work import Outcome, Work
+
+_log = logging.getLogger(__name__)
+
+# A crash stalls read_committed readers until the broker aborts the open transaction; ten seconds
+# is the shortest that a slow commit (reconnect back-off, a busy broker) does not run into.
+TRANSACTION_TIMEOUT_MS = 10_000
+# One retriable call is repeated for at most this long; after it the broker has aborted anyway.
+RETRY_S_MAX = 2 * TRANSACTION_TIMEOUT_MS / 1000
+INIT_TIMEOUT_S = 30.0
+# Ends whose sign was not seen at all: a client whose log reads differently would run undefended.
+UNSEEN_ENDS_MAX = 3
+
+
+class Undefended(Exception):
+    """The sign of an ambiguous end cannot be read with this client library: refuse to run."""
+
+
+class CommittedOffsets(Protocol):
+    """Answers the group's stable committed offset of each input partition asked about."""
+
+    def __call__(self, partitions: list[tuple[str, int]]) -> Mapping[tuple[str, int], int]: ...
+
+
+def producer_config(bootstrap_servers: str, transactional_id: str) -> dict[str, Any]:
+    """The settings of a lane's producer; each that is not a default has its reason."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "transactional.id": transactional_id,
+        "client.id": transactional_id,
+        "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+        # Has to be no longer than the transaction's time-out plus 100 ms.
+        "socket.timeout.ms": TRANSACTION_TIMEOUT_MS,
+        # librdkafka's own default puts keys into other partitions than every Java client.
+        "partitioner": "murmur2_random",
+        "acks": "all",
+        "compression.type": "lz4",
+        "linger.ms": 5,
+        "batch.num.messages": 10_000,
+        "batch.size": 1_000_000,
+        # Dead letters carry whole inputs of up to 8 MiB and their headers.
+        "message.max.bytes": 16 * 1024 * 1024,
+        "queue.buffering.max.messages": 500_000,
+        "queue.buffering.max.kbytes": 512 * 1024,
+        # The AddPartitions after a commit may meet CONCURRENT_TRANSACTIONS: ask again soon.
+        "retry.backoff.ms": 5,
+        "retry.backoff.max.ms": 20,
+        # A lost connection during a commit once stretched it to 9.4 s with the default of 10 s.
+        "reconnect.backoff.ms": 20,
+        "reconnect.backoff.max.ms": 500,
+        # The end of every transaction is read from this log, see end_txn_watch.
+        "debug": "eos",
+    }
+
+
+class Lane:
+    """One transactional producer and the transactions it carries out, strictly in turn.
+
+    Not thread-safe: one thread calls ``run`` at a time. ``stage`` names the failpoints
+    (``payments.begun``). ``committed_offsets`` is asked after an ambiguous end only.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        stage: str,
+        committed_offsets: CommittedOffsets,
+        make_producer: Callable[..., Any] = Producer,
+    ) -> None:
+        self._config = dict(config)
+        self._stage = stage
+        self._committed_offsets = committed_offsets
+        self._make_producer = make_producer
+        self._watch = EndTxnWatch()
+        self._producer: Any = None
+        self._suspect = False
+        self._unseen_ends = 0
+        self.rebuilds = 0
+
+    def open(self) -> None:
+        """Fence every earlier producer of this transactional id and be ready to begin."""
+        self._build()
+
+    def close(self) -> None:
+        """Let the producer go; an open transaction is aborted first."""
+        self._producer = None
+
+    def run(self, work: Work) -> Outcome:
+        """Carry out one transaction, from begin to a known end.
+
+        Raises LaneFatal when the producer is fenced or beyond repair, Undefended when the ends of
+        transactions cannot be observed. On ABORTED the caller rewinds its inputs to where the
+        batch began; nothing of the work is visible to a read_committed reader.
+        """
+        if self._suspect:
+            self._rebuild()
+        watch = self._watch
+        watch.begin()
+        stage = self._stage
+        try:
+            self._call(self._producer.begin_transaction)
+            failpoints.hit(f"{stage}.begun")
+            self._produce(work)
+            failpoints.hit(f"{stage}.produced")
+            offsets = [TopicPartition(t, p, o) for (t, p), o in work.offsets.items()]
+            self._call(
+                self._producer.send_offsets_to_transaction,
+                offsets,
+                work.group_metadata,
+                TRANSACTION_TIMEOUT_MS / 1000,
+            )
+            failpoints.hit(f"{stage}.offsets_sent")
+            self._call(self._producer.commit_transaction, TRANSACTION_TIMEOUT_MS / 1000)
+        except _MustAbort as error:
+            _log.warning("transaction aborted: %s", error)
+            return self._abort(work)
+        self._producer.poll(0)
+        failpoints.hit(f"{stage}.committed")
+        if watch.ended_plainly:
+            return Outcome.COMMITTED
+        return self._resolve(work)
+
+    def _produce(self, work: Work) -> None:
+        producer = self._producer
+        produce = producer.produce
+        tracked = work.tracked
+        half = len(work.outputs) // 2
+        for index, (topic, partition, key, value, headers) in enumerate(work.outputs):
+            if index == half:
+                failpoints.hit(f"{self._stage}.half_produced")
+            more: dict[str, Any] = {}
+            if headers is not None:
+                more["headers"] = headers
+            if index in tracked:
+                more["on_delivery"] = _offset_reporter(tracked[index])
+            while True:
+                try:
+                    produce(topic, value, key, partition, **more)
+                    break
+                except BufferError:
+                    producer.poll(0.05)
+                except KafkaException as error:
+                    self._raise_course(error)
+
+    def _call(self, call: Callable[..., Any], *args: Any) -> None:
+        deadline = time.monotonic() + RETRY_S_MAX
+        while True:
+            try:
+                call(*args)
+                return
+            except KafkaException as error:
+                self._raise_course(error, deadline)
+
+    def _raise_course(self, error: KafkaException, deadline: float | None = None) -> None:
+        """Return only when the same call shall be made again."""
+        cause = kafka_error(error)
+        if cause is None:
+            raise LaneFatal(str(error)) from error
+        course = course_of(cause)
+        if course is Course.ABORT:
+            raise _MustAbort(str(cause)) from error
+        if course is Course.LEAVE:
+            raise LaneFatal(f"{cause.name()}: {cause.str()}") from error
+        if deadline is not None and time.monotonic() > deadline:
+            raise LaneFatal(f"still {cause.name()} after {RETRY_S_MAX:.0f} s") from error
+        time.sleep(0.005)
+
+    def _abort(self, work: Work) -> Outcome:
+        try:
+            self._call(self._producer.abort_transaction, TRANSACTION_TIMEOUT_MS / 1000)
+        except _MustAbort as error:
+            raise LaneFatal(f"abort failed: {error}") from error
+        self._producer.poll(0)
+        answers = self._watch.answers
+        # A transaction that had not reached the broker is aborted without an EndTxn.
+        if answers and not self._watch.ended_plainly:
+            # The commit may have been decided before the abort was asked for.
+            return self._resolve(work)
+        return Outcome.ABORTED
+
+    def _resolve(self, work: Work) -> Outcome:
+        """An end that was not plain: rebuild, then read what became of the transaction."""
+        answers = list(self._watch.answers)
+        if not answers:
+            self._unseen_ends += 1
+            if self._unseen_ends >= UNSEEN_ENDS_MAX:
+                raise Undefended(
+                    f"{self._unseen_ends} transactions ended without the EndTxn line that "
+                    "debug=eos prints: this librdkafka logs differently, and a lost answer could "
+                    "tear a transaction unseen; use the librdkafka this version was tested with"
+                )
+        else:
+            self._unseen_ends = 0
+        self._rebuild()
+        committed = self._committed_offsets(list(work.offsets))
+        reached = [committed.get(tp, -1) >= offset for tp, offset in work.offsets.items()]
+        outcome = Outcome.COMMITTED if all(reached) else Outcome.ABORTED
+        _log.warning(
+            "the end of a transaction was ambiguous (EndTxn answered %s): producer rebuilt, the "
+            "transaction is %s by its committed offsets",
+            ", ".join(answers) or "nothing that was seen",
+            outcome.value,
+        )
+        return outcome
+
+    def _rebuild(self) -> None:
+        self.rebuilds += 1
+        self._producer = None
+        self._build()
+
+    def _build(self) -> None:
+        self._suspect = True
+        producer = self._make_producer(self._config, logger=self._watch)
+        deadline = time.monotonic() + INIT_TIMEOUT_S
+        while True:
+            try:
+                producer.init_transactions(INIT_TIMEOUT_S)
+                break
+            except KafkaException as error:
+                self._raise_course(error, deadline)
+        self._producer = producer
+        self._suspect = False
+
+
+class _MustAbort(Exception):
+    """The transaction has to be aborted; the producer stays usable."""
+
+
+def _offset_reporter(report: Callable[[int], None]) -> Callable[[Any, Any], None]:
+    def on_delivery(error: Any, message: Any) -> None:
+        # Reports after an abort carry _PURGE errors: the record is not in the log, nothing to say.
+        if error is None:
+            report(message.offset())
+
+    return on_delivery

@@ -1,0 +1,180 @@
+"""The payments stage: inputs through the processors, over the table, into one batch.
+
+No client and no clock: ``now`` is the input's own append time. What is here is bytes in, bytes
+out; the worker around it owns the consumer and the lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.domain.decision import Decision
+from pipeline.domain.keys import partition_of, record_key
+from pipeline.domain.model import (
+    Payment,
+    PaymentDue,
+    PaymentEvent,
+    PaymentRequest,
+    Settlement,
+)
+from pipeline.domain.payment import dead_lettered
+from pipeline.domain.policy import Policy
+from pipeline.domain.records import (
+    due_from_record,
+    order_from_record,
+    payment_from_record,
+    result_from_record,
+    to_record,
+)
+from pipeline.processors.order import process_order
+from pipeline.processors.settlement import process_due, process_result
+from pipeline.runtime.admission import InputLane
+from pipeline.runtime.batch import Batch
+from pipeline.runtime.dead_letters import dead_letter
+from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.table import Table
+from schemas.codec import Codec
+from schemas.errors import DecodeError
+from topics.catalogue import Catalogue
+
+STAGE = "payments"
+
+Handler = Callable[[Payment | None, Any, int, Policy], Decision]
+
+
+class PaymentsStage:
+    """Binds each input topic to its decoder and processor, each output type to its topic."""
+
+    def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy) -> None:
+        self._policy = policy
+        inputs: dict[str, tuple[str, Callable[[Any], Any], Handler]] = {
+            "orders": ("order", order_from_record, process_order),
+            "gateway-results": ("gateway-result", result_from_record, process_result),
+            "payment-retry-1": ("payment-due", due_from_record, process_due),
+            "payment-inquiry-1": ("payment-due", due_from_record, process_due),
+        }
+        self.lanes = tuple(
+            InputLane(spec.role, spec.name, spec.delay_ms, gated=spec.role == "orders")
+            for spec in catalogue.inputs(STAGE)
+        )
+        self._inputs = {
+            spec.name: (codec.decoder(inputs[spec.role][0]), *inputs[spec.role][1:])
+            for spec in catalogue.inputs(STAGE)
+        }
+        self._topics: dict[Any, tuple[str, Callable[[Any], bytes]]] = {
+            PaymentRequest: (
+                catalogue.name("payment-requests"),
+                codec.encoder("payment-request"),
+            ),
+            Settlement: (catalogue.name("settlements"), codec.encoder("settlement")),
+            PaymentEvent: (catalogue.name("payment-events"), codec.encoder("payment-event")),
+        }
+        encode_due = codec.encoder("payment-due")
+        self._tiers = {
+            "retry": (catalogue.name("payment-retry-1"), encode_due),
+            "inquiry": (catalogue.name("payment-inquiry-1"), encode_due),
+        }
+        self._table_topic = catalogue.name("payments")
+        self._encode_payment = codec.encoder("payment")
+        self._decode_payment = codec.decoder("payment")
+        self._dead_letters = catalogue.name("dead-letters")
+        self._partitions = catalogue["orders"].partitions
+
+    def decode_payment(self, raw: bytes) -> Payment:
+        """A stored record of the table; a DecodeError here is our own damage, not bad input."""
+        return payment_from_record(self._decode_payment(raw))
+
+    def handle(self, record: InputRecord, table: Table[Payment], batch: Batch) -> None:
+        """Put the whole effect of one input into the batch and the table's prepared layer."""
+        batch.took(record.topic, record.partition, record.offset)
+        decode, build, process = self._inputs[record.topic]
+        key = record.key
+        if record.value is None:
+            self._refuse(record, table, batch, "empty_value", "a record without a value")
+            return
+        try:
+            value = build(decode(record.value))
+        except DecodeError as error:
+            self._refuse(record, table, batch, error.kind, error.detail)
+            return
+        if key != record_key(value.merchant_id, value.order_id):
+            self._refuse(
+                record, table, batch, "key_mismatch", "the key is not the payload's merchant:order"
+            )
+            return
+        payment = table.get(record.partition, key)
+        if payment is None and partition_of(key, self._partitions) != record.partition:
+            # Only a miss is worth the hash: a payment that is found proves its lane.
+            self._refuse(
+                record,
+                table,
+                batch,
+                "misrouted",
+                f"murmur2 of the key belongs to partition {partition_of(key, self._partitions)}",
+            )
+            return
+        decision = process(payment, value, record.timestamp_ms, self._policy)
+        if decision.dead_letter is not None:
+            self._bury(record, batch, decision.dead_letter, decision.detail or "")
+        if decision.note is not None:
+            batch.notes[("notes", decision.note)] += 1
+        self._emit(record.partition, key, decision, table, batch)
+
+    def quarantine(self, record: InputRecord, table: Table[Payment], batch: Batch) -> None:
+        """An input that killed the process three times is not looked at again."""
+        batch.took(record.topic, record.partition, record.offset)
+        self._bury(record, batch, "killed_the_process", "three times at this offset")
+
+    def _refuse(
+        self,
+        record: InputRecord,
+        table: Table[Payment],
+        batch: Batch,
+        cause: str,
+        detail: str,
+    ) -> None:
+        """Dead-letter an input; the payment it was keyed for, if there is one, says so."""
+        self._bury(record, batch, cause, detail)
+        if record.key is None:
+            return
+        payment = table.get(record.partition, record.key)
+        if payment is not None:
+            decision = dead_lettered(payment, cause, detail, record.timestamp_ms)
+            self._emit(record.partition, record.key, decision, table, batch)
+
+    def _bury(self, record: InputRecord, batch: Batch, cause: str, detail: str) -> None:
+        batch.notes[("dead_letters", cause)] += 1
+        batch.outputs.extend(
+            dead_letter(record, topic=self._dead_letters, stage=STAGE, cause=cause, detail=detail)
+        )
+
+    def _emit(
+        self,
+        partition: int,
+        key: bytes,
+        decision: Decision,
+        table: Table[Payment],
+        batch: Batch,
+    ) -> None:
+        outputs = batch.outputs
+        for outgoing in decision.sends:
+            kind = type(outgoing)
+            if kind is PaymentDue:
+                topic, encode = self._tiers[outgoing.purpose]  # type: ignore[union-attr]
+                batch.notes[("tiers", outgoing.purpose)] += 1  # type: ignore[union-attr]
+            else:
+                topic, encode = self._topics[kind]
+                if kind is Settlement:
+                    batch.latencies_ms.append(
+                        outgoing.settled_at_ms - outgoing.ordered_at_ms  # type: ignore[union-attr]
+                    )
+                elif kind is PaymentEvent:
+                    batch.notes[("events", outgoing.type)] += 1  # type: ignore[union-attr]
+            outputs.append((topic, partition, key, encode(to_record(outgoing)), None))
+        payment = decision.payment
+        if payment is not None:
+            raw = self._encode_payment(to_record(payment))
+            batch.last_table_output[partition] = len(outputs)
+            outputs.append((self._table_topic, partition, key, raw, None))
+            table.prepare(partition, key, payment, raw)

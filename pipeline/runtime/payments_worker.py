@@ -1,0 +1,413 @@
+"""The worker of the payments stage: consume, decide over the table, commit, exactly once.
+
+One process, one consumer, one table cache, one transactional lane. The main thread consumes and
+prepares; the commit thread carries out one transaction at a time. What a step may rely on:
+
+* positions only move when a transaction is known to be committed, and the table's cache likewise;
+* after any failed transaction everything buffered and prepared is dropped and the inputs are read
+  again from the last committed positions;
+* a rebalance waits for the transaction under way, drops the rest, and restores before it goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipeline.domain.invariant import invariant
+from pipeline.domain.model import Payment
+from pipeline.errors import UserError
+from pipeline.observability.metrics import Metrics
+from pipeline.runtime import failpoints
+from pipeline.runtime.admission import Admission, TopicPartitionKey
+from pipeline.runtime.batch import Batch
+from pipeline.runtime.cluster import (
+    cluster_and_topic_id,
+    committed_positions,
+    consumer_config,
+    require_co_partitioned,
+)
+from pipeline.runtime.commit_policy import CommitPolicy
+from pipeline.runtime.commit_thread import CommitThread
+from pipeline.runtime.crash_guard import CrashGuard
+from pipeline.runtime.input_record import input_record
+from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, producer_config
+from pipeline.runtime.payments_stage import STAGE, PaymentsStage
+from pipeline.runtime.restore import Restorer
+from pipeline.runtime.table import Table
+from pipeline.runtime.table_store import RocksTableStore
+from pipeline.runtime.work import Outcome
+from pipeline.runtime.worker_spec import WorkerSpec
+from topics.catalogue import Catalogue
+
+_log = logging.getLogger(__name__)
+
+# Taken from the client at a time: long enough to amortise the call, short enough that a commit
+# that has ended is noticed soon.
+FETCH_RECORDS_MAX = 1_000
+# Held for a topic before its partitions are paused: three full batches, so that a pause (which
+# throws away the client's prefetch) is rare and memory stays bounded.
+BUFFER_RECORDS_MAX = 12_000
+# The store is made durable this often; a restart reads at most what came after it.
+FLUSH_INTERVAL_S = 20.0
+# A commit may use the transaction's whole time-out, and an ambiguous one is then resolved.
+REBALANCE_WAIT_S = 2.5 * TRANSACTION_TIMEOUT_MS / 1000
+DRAIN_S_MAX = 30.0
+
+
+class PaymentsWorker:
+    """Call ``run`` in the main thread of a process of its own; it returns after a clean drain."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        catalogue: Catalogue,
+        stage: PaymentsStage,
+        metrics: Metrics,
+        stop: threading.Event,
+        commit_policy: CommitPolicy | None = None,
+        orders_allowed: Callable[[], bool] = lambda: True,
+        hot_max: int = 20_000,
+        producer_overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._catalogue = catalogue
+        self._stage = stage
+        self._metrics = metrics
+        self._stop = stop
+        self._policy = commit_policy or CommitPolicy()
+        self._orders_allowed = orders_allowed
+        self._hot_max = hot_max
+        self._producer_overrides = dict(producer_overrides or {})
+        self._admission = Admission(stage.lanes, buffer_max=BUFFER_RECORDS_MAX)
+        self._guard = CrashGuard(spec.slot_dir / "crash-guard.json")
+        self._batch: Batch | None = None
+        self._under_way: Batch | None = None
+        self._submitted_s = 0.0
+        self._table_offsets: dict[int, int] = {}
+        self._positions: dict[TopicPartitionKey, int] = {}
+        self._restoring = False
+        self._epoch = 0
+        self._restore_began_s = 0.0
+        self._flushed_s = time.monotonic()
+
+    # Life ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until ``stop`` is set, then drain: commit what is prepared and leave."""
+        spec = self._spec
+        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers})
+        require_co_partitioned(admin, self._catalogue)
+        cluster_id, topic_id = cluster_and_topic_id(admin, self._catalogue.name("payments"))
+        self._guard.start()
+        self._table: Table[Payment] = Table(
+            RocksTableStore(spec.slot_dir / "table"),
+            decode=self._stage.decode_payment,
+            hot_max=self._hot_max,
+            cluster_id=cluster_id,
+            topic_id=topic_id,
+        )
+        self._restorer = Restorer(
+            self._table,
+            topic=self._catalogue.name("payments"),
+            bootstrap_servers=spec.bootstrap_servers,
+            admin=admin,
+            cluster_id=cluster_id,
+            topic_id=topic_id,
+            delete_retention_ms=self._catalogue.settings.delete_retention_ms,
+        )
+        self._consumer = Consumer(
+            consumer_config(
+                spec.bootstrap_servers,
+                group_id=self._catalogue.group(STAGE),
+                instance_id=spec.instance_id,
+                # Several topics have to stay co-partitioned; cooperative-sticky does not keep it.
+                strategy="range",
+            )
+        )
+        self._lane = Lane(
+            {
+                **producer_config(spec.bootstrap_servers, spec.transactional_id),
+                **self._producer_overrides,
+            },
+            stage=STAGE,
+            committed_offsets=self._committed_offsets,
+        )
+        self._lane.open()
+        self._commits = CommitThread(self._lane)
+        self._consumer.subscribe(
+            [lane.topic for lane in self._stage.lanes],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+        _log.info("%s reads %s", spec.name, ", ".join(lane.topic for lane in self._stage.lanes))
+        try:
+            while not self._stop.is_set():
+                self._turn()
+            self._drain()
+            self._guard.stopped()
+        finally:
+            self._restorer.stop()
+            self._commits.close()
+            self._consumer.close()
+            self._lane.close()
+            self._table.close()
+
+    def _drain(self) -> None:
+        """Finish what is prepared; what is only buffered stays in Kafka for the next owner."""
+        deadline = time.monotonic() + DRAIN_S_MAX
+        while (self._batch or self._under_way) and time.monotonic() < deadline:
+            self._take_outcome(self._commits.wait(0.05))
+            if self._batch and not self._commits.busy:
+                self._submit()
+            self._consumer.poll(0)
+        _log.info("%s drained", self._spec.name)
+
+    # One turn of the loop -----------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        if self._restoring:
+            self._restore_slice()
+            return
+        waiting_input = self._consume()
+        self._prepare()
+        self._take_outcome(self._commits.poll())
+        batch = self._batch
+        if batch is not None and not self._commits.busy:
+            age_ms = (time.monotonic() - batch.opened_s) * 1000
+            if self._guard.careful or self._policy.due(batch.records, age_ms, waiting_input):
+                self._submit()
+        if time.monotonic() - self._flushed_s > FLUSH_INTERVAL_S:
+            self._flushed_s = time.monotonic()
+            self._table.flush()
+            self._metrics.hot_payments.set(self._table.hot_count)
+
+    def _consume(self) -> bool:
+        """Move what has arrived into the buffers; True when there was something."""
+        epoch = self._epoch
+        messages = self._consumer.consume(FETCH_RECORDS_MAX, 0)
+        if not messages and not self._admission.ready:
+            message = self._consumer.poll(self._patience_s())
+            messages = [message] if message is not None else []
+        if self._epoch != epoch:
+            # A rebalance happened inside the call; what it returned belongs to the past.
+            return False
+        for message in messages:
+            error = message.error()
+            if error is None:
+                self._admission.add(input_record(message))
+            else:
+                raise_consume_error(error)
+        fetching = self._admission.fetching()
+        if fetching.pause:
+            self._consumer.pause([TopicPartition(*tp) for tp in fetching.pause])
+        if fetching.resume:
+            self._consumer.resume([TopicPartition(*tp) for tp in fetching.resume])
+        return bool(messages)
+
+    def _patience_s(self) -> float:
+        """How long to wait for input when none is at hand."""
+        if self._batch is not None or self._under_way is not None:
+            return 0.002
+        due_ms = self._admission.next_due_ms()
+        if due_ms is None:
+            return 0.1
+        return min(0.1, max(0.002, due_ms / 1000 - time.time()))
+
+    def _prepare(self) -> None:
+        """Admit waiting input and let the stage put its effects into the batch."""
+        allowed = self._orders_allowed()
+        self._admission.open_gate(allowed)
+        have = self._batch.records if self._batch is not None else 0
+        room = 1 - have if self._guard.careful else self._policy.records_max - have
+        if self._guard.careful and self._under_way is not None:
+            return
+        if room <= 0:
+            return
+        records = self._admission.take(min(room, FETCH_RECORDS_MAX), int(time.time() * 1000))
+        if not records:
+            return
+        failpoints.hit("payments.taken")
+        batch = self._batch
+        if batch is None:
+            # The metadata of this moment: fetched at commit time it could belong to a generation
+            # in which some of these partitions are another worker's.
+            batch = self._batch = Batch(self._consumer.consumer_group_metadata(), time.monotonic())
+        handle, table = self._stage.handle, self._table
+        if self._guard.careful:
+            for record in records:
+                if self._guard.handling(record.topic, record.partition, record.offset):
+                    handle(record, table, batch)
+                else:
+                    self._stage.quarantine(record, table, batch)
+        else:
+            for record in records:
+                handle(record, table, batch)
+        failpoints.hit("payments.processed")
+
+    # Transactions -------------------------------------------------------------------------------
+
+    def _submit(self) -> None:
+        batch = self._batch
+        if batch is None:
+            return
+        self._batch = None
+        self._under_way = batch
+        self._table.seal()
+        self._table_offsets = {}
+        self._submitted_s = time.monotonic()
+        self._commits.submit(batch.seal(self._table_offsets.__setitem__))
+
+    def _take_outcome(self, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        batch = self._under_way
+        invariant(batch is not None, "an outcome belongs to the transaction under way")
+        if batch is None:
+            return
+        self._under_way = None
+        metrics = self._metrics
+        metrics.transactions.labels(STAGE, outcome.value).inc()
+        metrics.transaction_seconds.labels(STAGE).observe(time.monotonic() - self._submitted_s)
+        if self._lane.rebuilds:
+            metrics.rebuilds.labels(STAGE).inc(self._lane.rebuilds)
+            self._lane.rebuilds = 0
+        if outcome is Outcome.ABORTED:
+            self._rewind()
+            return
+        self._positions.update(batch.offsets)
+        self._table.apply(
+            {p: offset + 1 for p, offset in self._table_offsets.items()}, int(time.time() * 1000)
+        )
+        failpoints.hit("payments.cache_applied")
+        self._guard.committed()
+        metrics.batch_records.labels(STAGE).observe(batch.records)
+        for (topic, partition), offset in batch.offsets.items():
+            first = batch.first_offsets[(topic, partition)]
+            metrics.records.labels(STAGE, topic).inc(offset - first)
+        metrics.counted(STAGE, batch.notes)
+        metrics.settled(batch.latencies_ms)
+
+    def _rewind(self) -> None:
+        """Back to the last committed positions; nothing prepared or buffered survives."""
+        self._table.discard()
+        self._batch = None
+        positions = [TopicPartition(t, p, o) for (t, p), o in self._positions.items()]
+        self._consumer.assign(positions)
+        self._admission.assign(self._positions)
+
+    def _committed_offsets(
+        self, partitions: list[TopicPartitionKey]
+    ) -> Mapping[TopicPartitionKey, int]:
+        return committed_positions(self._consumer, partitions)
+
+    # The group ----------------------------------------------------------------------------------
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        by_topic: dict[str, set[int]] = {lane.topic: set() for lane in self._stage.lanes}
+        for tp in partitions:
+            by_topic[tp.topic].add(tp.partition)
+        if len({frozenset(numbers) for numbers in by_topic.values()}) > 1:
+            raise UserError(
+                f"{self._spec.name} was given unequal partitions of co-owned topics "
+                f"({', '.join(f'{t}: {sorted(n)}' for t, n in by_topic.items())}); nothing is "
+                "consumed. Let every worker of the group run the same version and configuration."
+            )
+        # Committed offsets first, stable; the table's end is taken after them (see restore).
+        self._positions = dict(
+            committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
+        )
+        assigned = [TopicPartition(t, p, o) for (t, p), o in self._positions.items()]
+        consumer.assign(assigned)
+        consumer.pause(assigned)
+        self._admission.assign(self._positions)
+        self._epoch += 1
+        self._restore_began_s = time.monotonic()
+        self._restorer.begin(tp.partition for tp in partitions)
+        self._restoring = True
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Finish the transaction under way in bounded time, drop the rest, give back."""
+        self._take_outcome_before_leaving(apply=True)
+        self._forget(consumer)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Expelled from the group: another worker may own the partitions by now."""
+        self._take_outcome_before_leaving(apply=False)
+        self._forget(consumer)
+
+    def _take_outcome_before_leaving(self, *, apply: bool) -> None:
+        if self._under_way is None:
+            return
+        outcome = self._commits.wait(REBALANCE_WAIT_S)
+        if outcome is None:
+            raise UserError(
+                f"{self._spec.name}: a transaction did not end within {REBALANCE_WAIT_S:.0f} s of "
+                "a rebalance; the process ends and its successor resolves it."
+            )
+        if apply and outcome is Outcome.COMMITTED:
+            self._take_outcome(outcome)
+        else:
+            # Not applied: the cache stays at its checkpoint and catches up from the topic.
+            self._under_way = None
+            self._metrics.transactions.labels(STAGE, outcome.value).inc()
+
+    def _forget(self, consumer: Consumer) -> None:
+        self._epoch += 1
+        self._table.discard()
+        self._batch = None
+        self._under_way = None
+        self._restorer.stop()
+        self._restoring = False
+        self._positions = {}
+        self._admission.assign(())
+        consumer.unassign()
+
+    def _restore_slice(self) -> None:
+        message = self._consumer.poll(0)
+        error = message.error() if message is not None else None
+        if error is not None:
+            raise_consume_error(error)
+        if not self._restoring or not self._restorer.step():
+            return
+        self._restoring = False
+        seconds = time.monotonic() - self._restore_began_s
+        self._metrics.restored_records.inc(self._restorer.records_read)
+        self._metrics.restore_seconds.observe(seconds)
+        _log.info(
+            "%s restored %d partitions: %d records in %.2f s",
+            self._spec.name,
+            len({p for _, p in self._positions}),
+            self._restorer.records_read,
+            seconds,
+        )
+        self._restorer.records_read = 0
+        self._consumer.resume([TopicPartition(*tp) for tp in self._positions])
+
+
+def raise_consume_error(error: KafkaError) -> None:
+    """Errors that pass by themselves are left to the client; the rest end the worker, named."""
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        raise UserError(
+            f"an input position is not in the log any more ({error.str()}): records were deleted "
+            "before they were read. Nothing is skipped unasked; see docs/operations.md."
+        )
+    if error.fatal():
+        raise KafkaException(error)
+    if not error.retriable() and error.code() not in (
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT,
+        KafkaError._MAX_POLL_EXCEEDED,
+    ):
+        raise KafkaException(error)
+    _log.warning("consumer: %s", error)

@@ -1,0 +1,211 @@
+"""Bringing a table partition up to what is committed, before its inputs are read.
+
+Commit markers reach the offsets topic and the table's topic independently. A worker that trusted
+the offsets and read the table only up to its last stable offset could miss the newest snapshots of
+payments whose inputs count as processed. So the order is fixed: the group's committed offsets
+first (by the caller), then the end of the table partition by read_uncommitted, then a
+read_committed read up to *that* end, waiting for transactions that are still open at it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from pipeline.runtime import failpoints
+from pipeline.runtime.table import Table
+from pipeline.runtime.table_store import Checkpoint
+
+LIST_OFFSETS_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """Where to read a partition from, up to where, and whether the cache is void."""
+
+    partition: int
+    wipe: bool
+    start: int
+    end: int
+    why: str
+
+
+def plan_restore(
+    partition: int,
+    checkpoint: Checkpoint | None,
+    *,
+    cluster_id: str,
+    topic_id: str,
+    low: int,
+    end: int,
+    now_ms: int,
+    delete_retention_ms: int,
+) -> RestorePlan:
+    """Decide, without I/O, whether the cache may be kept and from where it catches up.
+
+    A checkpoint older than the topic's delete retention is thrown away: a tombstone written after
+    it may already have been compacted away, and the cache would keep a deleted payment for ever.
+    """
+
+    def anew(why: str) -> RestorePlan:
+        return RestorePlan(partition, True, low, end, why)
+
+    if checkpoint is None:
+        return anew("no checkpoint")
+    if (checkpoint.cluster_id, checkpoint.topic_id) != (cluster_id, topic_id):
+        return anew("another cluster or a recreated topic")
+    if now_ms - checkpoint.saved_at_ms >= delete_retention_ms:
+        return anew("checkpoint older than the delete retention")
+    if checkpoint.offset > end:
+        return anew("checkpoint beyond the end of the log")
+    if checkpoint.offset < low:
+        return anew("records after the checkpoint were deleted")
+    return RestorePlan(partition, False, checkpoint.offset, end, "catch up")
+
+
+def read_uncommitted_ends(
+    admin: AdminClient, topic: str, partitions: Iterable[int]
+) -> dict[int, tuple[int, int]]:
+    """(low, end) of each partition, open transactions included."""
+    asked = [TopicPartition(topic, p) for p in partitions]
+    lows = admin.list_offsets(
+        {tp: OffsetSpec.earliest() for tp in asked},  # type: ignore[no-untyped-call]
+        request_timeout=LIST_OFFSETS_TIMEOUT_S,
+    )
+    ends = admin.list_offsets(
+        {tp: OffsetSpec.latest() for tp in asked},  # type: ignore[no-untyped-call]
+        isolation_level=IsolationLevel.READ_UNCOMMITTED,
+        request_timeout=LIST_OFFSETS_TIMEOUT_S,
+    )
+    low = {tp.partition: future.result().offset for tp, future in lows.items()}
+    return {tp.partition: (low[tp.partition], f.result().offset) for tp, f in ends.items()}
+
+
+class Restorer:
+    """Reads the table partitions of one assignment, a slice at a time.
+
+    ``begin`` is called after the committed offsets are known. ``step`` returns True when every
+    partition is restored; between steps the worker serves its consumer group. ``records_read`` is
+    the number of records taken from the topic, for metrics and tests.
+    """
+
+    def __init__(
+        self,
+        table: Table[Any],
+        *,
+        topic: str,
+        bootstrap_servers: str,
+        admin: AdminClient,
+        cluster_id: str,
+        topic_id: str,
+        delete_retention_ms: int,
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:
+        self._table = table
+        self._topic = topic
+        self._bootstrap_servers = bootstrap_servers
+        self._admin = admin
+        self._cluster_id = cluster_id
+        self._topic_id = topic_id
+        self._delete_retention_ms = delete_retention_ms
+        self._now_ms = now_ms
+        self._consumer: Consumer | None = None
+        self._waiting: dict[int, int] = {}
+        self.records_read = 0
+        self.plans: list[RestorePlan] = []
+
+    def begin(self, partitions: Iterable[int]) -> None:
+        """Take the ends now and start reading up to them. A restoration under way is dropped."""
+        self.stop()
+        wanted = sorted(set(partitions))
+        if not wanted:
+            return
+        self.plans = []
+        assignment = []
+        for partition, (low, end) in read_uncommitted_ends(
+            self._admin, self._topic, wanted
+        ).items():
+            plan = plan_restore(
+                partition,
+                self._table.checkpoint(partition),
+                cluster_id=self._cluster_id,
+                topic_id=self._topic_id,
+                low=low,
+                end=end,
+                now_ms=self._now_ms(),
+                delete_retention_ms=self._delete_retention_ms,
+            )
+            self.plans.append(plan)
+            if plan.wipe:
+                self._table.wipe(partition)
+            if plan.start < plan.end:
+                self._waiting[partition] = plan.end
+                assignment.append(TopicPartition(self._topic, partition, plan.start))
+        if assignment:
+            self._consumer = Consumer(
+                {
+                    "bootstrap.servers": self._bootstrap_servers,
+                    # Never used to commit: positions come from the checkpoints.
+                    "group.id": "paystream-restore-unused",
+                    "enable.auto.commit": False,
+                    "isolation.level": "read_committed",
+                    "auto.offset.reset": "error",
+                    # Reached even when only control records are left before the end.
+                    "enable.partition.eof": True,
+                    "fetch.wait.max.ms": 50,
+                    "queued.min.messages": 100_000,
+                }
+            )
+            self._consumer.assign(assignment)
+
+    def step(self, timeout_s: float = 0.1, limit: int = 10_000) -> bool:
+        """Read one slice; True when everything up to the ends has been taken."""
+        consumer = self._consumer
+        if consumer is None:
+            return True
+        slices: dict[int, list[tuple[bytes, bytes | None]]] = {}
+        reached: dict[int, int] = {}
+        for message in consumer.consume(limit, timeout_s):
+            error = message.error()
+            partition = message.partition()
+            offset = message.offset()
+            if error is None and partition is not None and offset is not None:
+                key = message.key()
+                if key is not None:
+                    slices.setdefault(partition, []).append((key, message.value()))
+                reached[partition] = offset + 1
+            elif error is None or partition is None or offset is None:
+                continue
+            elif error.code() == KafkaError._PARTITION_EOF:
+                reached[partition] = offset
+            elif error.fatal() or not error.retriable():
+                raise KafkaException(error)
+        for partition, offset in reached.items():
+            records = slices.get(partition, [])
+            self.records_read += len(records)
+            self._table.restore(partition, records, offset, self._now_ms())
+            if offset >= self._waiting.get(partition, 0):
+                self._waiting.pop(partition, None)
+        failpoints.hit("payments.restoring")
+        if not self._waiting:
+            self.stop()
+            return True
+        return False
+
+    def stop(self) -> None:
+        """Give up or finish: the consumer is closed, nothing is waited for any more."""
+        if self._consumer is not None:
+            self._consumer.close()
+        self._consumer = None
+        self._waiting = {}

@@ -1,0 +1,222 @@
+"""The entry point of a worker process: ``python -m pipeline.runtime.worker_main``.
+
+It reads its WorkerSpec as JSON from standard input, drains on SIGTERM, ignores SIGINT (a Ctrl-C
+reaches the supervisor, which asks its workers to drain), and drains as well when its supervisor
+dies. Exit codes: 0 drained, 2 something outside is wrong (the sentence is in ``last-error.txt`` of
+the slot's directory), 3 the transactional producer is fenced or broken, 70 a broken invariant.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from msgspec import json
+
+from pipeline.domain.invariant import InvariantBroken
+from pipeline.errors import UserError
+from pipeline.runtime.worker_spec import WorkerSpec
+
+_log = logging.getLogger("paystream.worker")
+
+EXIT_USER_ERROR = 2
+EXIT_LANE_FATAL = 3
+EXIT_BUG = 70
+LAST_ERROR = "last-error.txt"
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    spec = json.decode(sys.stdin.buffer.read(), type=WorkerSpec, dec_hook=_as_path)
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    _die_with_parent()
+    spec.slot_dir.mkdir(parents=True, exist_ok=True)
+    configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))
+    from pipeline.runtime.kafka_errors import LaneFatal
+    from pipeline.runtime.lane import Undefended
+
+    try:
+        build_worker(spec, stop)()
+    except (UserError, Undefended) as error:
+        _log.error("%s: %s", spec.name, error)
+        (spec.slot_dir / LAST_ERROR).write_text(str(error))
+        return EXIT_USER_ERROR
+    except LaneFatal as error:
+        _log.error("%s leaves, its transactional producer cannot go on: %s", spec.name, error)
+        return EXIT_LANE_FATAL
+    except InvariantBroken:
+        _log.exception("%s stops before it commits: a bug", spec.name)
+        return EXIT_BUG
+    return 0
+
+
+def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
+    """Everything a worker needs, made here and passed in; returns its ``run``."""
+    from pipeline.observability.metrics import Metrics
+    from schemas.codec import Codec, default_codec
+    from topics.catalogue import build_catalogue
+
+    catalogue = build_catalogue(spec.topics)
+    options = spec.options
+    registry_url = options.get("schema_registry_url")
+    if registry_url:
+        from schemas.registry import RegistryIds
+
+        topic_of = {t.schema: t.name for t in catalogue.topics.values() if t.schema is not None}
+        codec = Codec(RegistryIds(registry_url, topic_of))
+    else:
+        codec = default_codec()
+    metrics = Metrics()
+    build = {"payments": _payments, "gateway": _gateway, "ledger": _ledger}[spec.stage]
+    return build(spec, catalogue, codec, metrics, stop)
+
+
+def _payments(
+    spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
+) -> Callable[[], None]:
+    from confluent_kafka.admin import AdminClient
+
+    from pipeline.domain.policy import GatewayProfile, Policy
+    from pipeline.runtime.lag import LagGate
+    from pipeline.runtime.payments_stage import PaymentsStage
+    from pipeline.runtime.payments_worker import PaymentsWorker
+
+    o = spec.options
+    policy = Policy(
+        gateways=(GatewayProfile(name=o["gateway_name"], grace_ms=o["gateway_grace_ms"]),),
+        retry_max=o["retry_max"],
+        inquiry_max=o["inquiry_max"],
+        send_within_ms=o["send_within_ms"],
+        clock_skew_ms=o["clock_skew_ms"],
+    )
+    gate = LagGate(
+        AdminClient({"bootstrap.servers": spec.bootstrap_servers}),
+        group=catalogue.group("gateway"),
+        topic=catalogue.name("payment-requests"),
+        partitions=spec.topics.partitions,
+        records_max=o["open_requests_max"],
+    )
+
+    def orders_allowed() -> bool:
+        metrics.orders_held.set(0 if gate() else 1)
+        return gate()
+
+    worker = PaymentsWorker(
+        spec,
+        catalogue=catalogue,
+        stage=PaymentsStage(catalogue, codec, policy),
+        metrics=metrics,
+        stop=stop,
+        commit_policy=_commit_policy(spec),
+        orders_allowed=orders_allowed,
+        hot_max=o["hot_payments_max"],
+        producer_overrides=o.get("producer_overrides"),
+    )
+
+    def run() -> None:
+        gate.start()
+        try:
+            worker.run()
+        finally:
+            gate.stop()
+
+    return run
+
+
+def _gateway(
+    spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
+) -> Callable[[], None]:
+    from pipeline.gateways.http_adapter import HttpGateway
+    from pipeline.gateways.in_process import InProcessGateway
+    from pipeline.gateways.port import Gateway
+    from pipeline.runtime.calls import Calls
+    from pipeline.runtime.gateway_stage import GatewayStage
+    from pipeline.runtime.gateway_worker import GatewayWorker
+
+    o = spec.options
+    name = o["gateway_name"]
+    gateway: Gateway = (
+        InProcessGateway(name=name)
+        if o.get("gateway_in_process")
+        else HttpGateway(name, o["gateway_url"], deadline_s=o["call_timeout_ms"] / 1000)
+    )
+    calls = Calls(
+        {name: gateway},
+        in_flight_max=o["in_flight_max"],
+        # The adapter answers first; this one catches an adapter that does not.
+        soft_deadline_s=o["call_timeout_ms"] / 1000 + 2.0,
+    )
+    return GatewayWorker(
+        spec,
+        catalogue=catalogue,
+        stage=GatewayStage(catalogue, codec),
+        calls=calls,
+        metrics=metrics,
+        stop=stop,
+        commit_policy=_commit_policy(spec),
+        producer_overrides=o.get("producer_overrides"),
+    ).run
+
+
+def _commit_policy(spec: WorkerSpec) -> Any:
+    from pipeline.runtime.commit_policy import CommitPolicy
+
+    return CommitPolicy(
+        records_max=spec.options["batch_records_max"],
+        age_ms_max=spec.options["batch_age_ms_max"],
+    )
+
+
+def _ledger(
+    spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
+) -> Callable[[], None]:
+    raise UserError("the ledger stage is not wired yet")
+
+
+def configure_logging(level: str, file: str | None = None) -> None:
+    """One line a record: time, level, process, logger, text; to standard error or a file."""
+    handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the supervisor dies, so that no worker is left behind."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent or parent == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def encode_spec(spec: WorkerSpec) -> bytes:
+    """What ``main`` reads; paths become text."""
+    return json.encode(spec, enc_hook=_as_text)
+
+
+def _as_path(kind: type, value: Any) -> Any:
+    return Path(value) if kind is Path else value
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"a worker cannot be told a {type(value).__name__}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

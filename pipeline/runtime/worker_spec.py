@@ -1,0 +1,46 @@
+"""What a worker process is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from topics.catalogue import TopicSettings
+
+APP = "paystream"
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """Plain values only: it is sent to a spawned process.
+
+    ``node_id`` is unique in the cluster and ``slot`` on the node, so that the transactional id and
+    the group's member id of a worker are the same after a restart and never another's.
+    """
+
+    stage: str
+    node_id: str
+    slot: int
+    bootstrap_servers: str
+    topics: TopicSettings
+    state_dir: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.slot}"
+
+    @property
+    def transactional_id(self) -> str:
+        """App, prefix, node, stage, slot: a restarted worker fences its own zombie at once."""
+        return f"{APP}.{self.topics.prefix}{self.node_id}.{self.stage}.{self.slot}"
+
+    @property
+    def instance_id(self) -> str:
+        """The static member id within the stage's consumer group."""
+        return f"{self.node_id}.{self.slot}"
+
+    @property
+    def slot_dir(self) -> Path:
+        return self.state_dir / f"{self.topics.prefix}{self.name}"
