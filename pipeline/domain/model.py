@@ -49,6 +49,7 @@ class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
     try_number: int
     send_within_ms: int
     ordered_at_ms: int
+    pay_before_ms: int | None = None
 
 
 class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):

@@ -129,6 +129,7 @@ def request_of(payment: Payment, kind: str) -> PaymentRequest:
         try_number=attempt.tries,
         send_within_ms=attempt.send_within_ms,
         ordered_at_ms=payment.ordered_at_ms,
+        pay_before_ms=payment.pay_before_ms,
     )
 
 

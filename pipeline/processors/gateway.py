@@ -72,7 +72,10 @@ def plan_call(
 
 def send_before_ms(request: PaymentRequest, appended_at_ms: int) -> int:
     """The time at and after which not one byte of the request may be written."""
-    return appended_at_ms + request.send_within_ms
+    deadline_ms = appended_at_ms + request.send_within_ms
+    if request.pay_before_ms is not None and request.pay_before_ms < deadline_ms:
+        return request.pay_before_ms
+    return deadline_ms
 
 
 def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: int) -> GatewayResult:

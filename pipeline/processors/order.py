@@ -60,11 +60,8 @@ def _charged(order: Order, now_ms: int, policy: Policy) -> Decision:
     if profile is None:
         raise InvariantBroken("an order was found valid that no gateway serves")
     step = transition(NEW, NONE, ORDER_ACCEPTED)
-    send_within_ms = policy.send_within_ms
-    if order.pay_before_ms is not None:
-        send_within_ms = min(send_within_ms, order.pay_before_ms - now_ms)
     # The operation behind the first charge is the order itself.
-    attempt = first_try(order.order_id, profile.name, 1, send_within_ms, now_ms)
+    attempt = first_try(order.order_id, profile.name, 1, policy.send_within_ms, now_ms)
     payment = _payment(order, step.status, None, now_ms, (attempt,))
     return Decision(
         payment=payment,

@@ -216,7 +216,7 @@ def _retry_due(
         attempt,
         tries=attempt.tries + 1,
         retries=attempt.retries + counted,
-        send_within_ms=_send_within_ms(payment, now_ms, policy),
+        send_within_ms=policy.send_within_ms,
     )
     changed, event = stepped(payment, attempt, RETRY_DUE, now_ms, reason=attempt.code)
     return decision(changed, request_of(changed, CHARGE), event)
@@ -285,7 +285,7 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
             attempt,
             tries=attempt.tries + 1,
             resends=attempt.resends + 1,
-            send_within_ms=_send_within_ms(payment, now_ms, policy),
+            send_within_ms=policy.send_within_ms,
         )
         changed, event = stepped(payment, attempt, CHARGE_AGAIN, now_ms, reason=NOT_FOUND)
         return decision(changed, request_of(changed, CHARGE), event)
@@ -311,7 +311,7 @@ def _moved_on(
         attempt.operation_id,
         profile.name,
         attempt.attempt + 1,
-        _send_within_ms(payment, now_ms, policy),
+        policy.send_within_ms,
         now_ms,
     )
     changed = replace(
@@ -429,10 +429,6 @@ def _refusal(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) ->
     if now_ms >= attempt.started_at_ms + _profile(policy, attempt.gateway).key_retention_ms:
         return KEY_RETENTION_PASSED
     return None
-
-
-def _send_within_ms(payment: Payment, now_ms: int, policy: Policy) -> int:
-    return min(policy.send_within_ms, charge_deadline_ms(payment, policy) - now_ms)
 
 
 def _profile(policy: Policy, gateway: str) -> GatewayProfile:

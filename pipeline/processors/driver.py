@@ -1,0 +1,245 @@
+"""A driver for tests: the whole flow of records in memory, with a clock moved by hand.
+
+Like Kafka's TopologyTestDriver it needs no broker: records go in as bytes, are decoded, handed to
+the processors, and come out as bytes on topics named by their role in the catalogue. Each record's
+append time is the driver's clock. Nothing runs by itself: orders and answers are given, tiers are
+served by ``advance``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from msgspec import Struct
+
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.decision import Decision
+from pipeline.domain.invariant import InvariantBroken, invariant
+from pipeline.domain.keys import record_key
+from pipeline.domain.model import (
+    GatewayResult,
+    Order,
+    Payment,
+    PaymentDue,
+    PaymentEvent,
+    PaymentRequest,
+    Settlement,
+)
+from pipeline.domain.payment import RETRY
+from pipeline.domain.policy import DEFAULT_POLICY, GatewayProfile, Policy
+from pipeline.domain.records import FROM_RECORD, SCHEMA_OF, Noun, to_record
+from pipeline.domain.routing import profile_of
+from pipeline.processors.gateway import plan_call, result_of
+from pipeline.processors.order import process_order
+from pipeline.processors.settlement import process_due, process_result
+from schemas.codec import Codec, default_codec
+
+ORDERS: Final = "orders"
+RESULTS: Final = "gateway-results"
+REQUESTS: Final = "payment-requests"
+SETTLEMENTS: Final = "settlements"
+EVENTS: Final = "payment-events"
+PAYMENTS: Final = "payments"
+RETRIES: Final = "payment-retry-1"
+INQUIRIES: Final = "payment-inquiry-1"
+DEAD_LETTERS: Final = "dead-letters"
+
+_Keyed = Order | GatewayResult | PaymentDue
+_NounT = TypeVar("_NounT", bound=Noun)
+
+Adapter = Callable[[PaymentRequest], GatewayAnswer]
+
+
+class Appended(Struct, frozen=True):
+    """One record of a topic."""
+
+    key: bytes
+    value: bytes
+    timestamp_ms: int
+
+
+class DeadLetter(Struct, frozen=True):
+    """An input that was refused whole."""
+
+    key: bytes
+    value: bytes
+    cause: str
+    detail: str | None
+
+
+class FlowDriver:
+    """Feeds the processors and keeps what they send.
+
+    ``decisions`` holds every decision in order. A request waits in ``open_requests`` until
+    ``answer`` takes it, a due record in its tier until the clock reaches it.
+    """
+
+    def __init__(
+        self,
+        policy: Policy = DEFAULT_POLICY,
+        *,
+        now_ms: int,
+        retry_delay_ms: int = 5_000,
+        inquiry_delay_ms: int = 5_000,
+        codec: Codec | None = None,
+    ) -> None:
+        self.policy = policy
+        self.now_ms = now_ms
+        self.decisions: list[Decision] = []
+        self.dead_letters: list[DeadLetter] = []
+        self.open_requests: list[tuple[int, PaymentRequest]] = []
+        self.topics: dict[str, list[Appended]] = {}
+        self._table: dict[bytes, bytes] = {}
+        self._tiers: list[tuple[int, int, PaymentDue]] = []
+        self._tiered = 0
+        self._delay_ms = {RETRIES: retry_delay_ms, INQUIRIES: inquiry_delay_ms}
+        codec = codec or default_codec()
+        self._encode = {name: codec.encoder(name) for name in FROM_RECORD}
+        self._decode = {name: codec.decoder(name) for name in FROM_RECORD}
+
+    # What goes in.
+
+    def order(self, order: Order) -> Decision:
+        """Append an order and process it."""
+        value = self._append(ORDERS, order)
+        payment = self.payment(order.merchant_id, order.order_id)
+        read = self._decoded(Order, value)
+        return self._apply(read, value, process_order(payment, read, self.now_ms, self.policy))
+
+    def result(self, result: GatewayResult) -> Decision:
+        """Append a result, true or forged, and process it."""
+        value = self._append(RESULTS, result)
+        payment = self.payment(result.merchant_id, result.order_id)
+        read = self._decoded(GatewayResult, value)
+        return self._apply(read, value, process_result(payment, read, self.now_ms, self.policy))
+
+    def due(self, due: PaymentDue) -> Decision:
+        """Append a due record, true or forged, and process it as if its time had come."""
+        return self._due(due, self._append(_tier(due), due), self.now_ms)
+
+    def answer(self, answer: GatewayAnswer | Adapter) -> Decision:
+        """Take the oldest open request, as a gateway worker would, and process its result.
+
+        A request that is past its ``send_before`` is not sent: the adapter is not asked.
+        """
+        return self.result(self.handle(self.open_requests.pop(0), answer))
+
+    def handle(
+        self, opened: tuple[int, PaymentRequest], answer: GatewayAnswer | Adapter
+    ) -> GatewayResult:
+        """What a gateway worker makes of a request, without appending it: (append time, request).
+
+        For a worker that is frozen, or whose transaction is lost.
+        """
+        appended_at_ms, request = opened
+        profile = profile_of(self.policy, request.gateway) or GatewayProfile(name=request.gateway)
+        plan = plan_call(request, appended_at_ms, self.now_ms, profile.key_retention_ms)
+        if plan.refusal is not None:
+            given = plan.refusal
+        elif isinstance(answer, GatewayAnswer):
+            given = answer
+        else:
+            given = answer(request)
+        return result_of(request, given, self.now_ms)
+
+    # Time.
+
+    def advance(self, duration_ms: int) -> list[Decision]:
+        """Move the clock, processing each wait at the moment it is over.
+
+        ``now_ms`` of a due record is when it was appended, as in production.
+        """
+        until_ms = self.now_ms + duration_ms
+        decisions = []
+        while self._tiers and min(self._tiers)[0] <= until_ms:
+            earliest = min(self._tiers)
+            self._tiers.remove(earliest)
+            due_ms, _, due = earliest
+            self.now_ms = max(self.now_ms, due_ms)
+            appended_at_ms = due_ms - self._delay_ms[_tier(due)]
+            decisions.append(self._due(due, self._encoded(due), appended_at_ms))
+        self.now_ms = until_ms
+        return decisions
+
+    def run(self, adapter: Adapter, *, steps_max: int = 10_000) -> None:
+        """Answer requests and pass waits until nothing is open; an endless flow is a failure."""
+        for _ in range(steps_max):
+            if self.open_requests:
+                self.answer(adapter)
+            elif self._tiers:
+                self.advance(max(0, min(self._tiers)[0] - self.now_ms))
+            else:
+                return
+        invariant(False, f"the flow did not come to rest in {steps_max} steps")
+
+    # What comes out.
+
+    def payment(self, merchant_id: str, order_id: str) -> Payment | None:
+        """The snapshot in the table, decoded from its bytes."""
+        value = self._table.get(record_key(merchant_id, order_id))
+        return None if value is None else self._decoded(Payment, value)
+
+    def read(self, role: str, kind: type[_NounT]) -> list[_NounT]:
+        """Every record of a topic, decoded."""
+        return [self._decoded(kind, each.value) for each in self.topics.get(role, [])]
+
+    def events(self) -> list[PaymentEvent]:
+        return self.read(EVENTS, PaymentEvent)
+
+    def settlements(self) -> list[Settlement]:
+        return self.read(SETTLEMENTS, Settlement)
+
+    def requests(self) -> list[PaymentRequest]:
+        """Every request so far, answered or not."""
+        return self.read(REQUESTS, PaymentRequest)
+
+    def waits(self) -> list[PaymentDue]:
+        """Due records whose time has not come, the next one first."""
+        return [due for _, _, due in sorted(self._tiers, key=lambda wait: wait[:2])]
+
+    # How it works.
+
+    def _due(self, due: PaymentDue, value: bytes, appended_at_ms: int) -> Decision:
+        payment = self.payment(due.merchant_id, due.order_id)
+        return self._apply(due, value, process_due(payment, due, appended_at_ms, self.policy))
+
+    def _apply(self, source: _Keyed, value: bytes, decision: Decision) -> Decision:
+        self.decisions.append(decision)
+        key = record_key(source.merchant_id, source.order_id)
+        if decision.payment is not None:
+            self._table[key] = self._append(PAYMENTS, decision.payment)
+        if decision.dead_letter is not None:
+            self.dead_letters.append(DeadLetter(key, value, decision.dead_letter, decision.detail))
+        for sent in decision.sends:
+            if isinstance(sent, PaymentRequest):
+                self._append(REQUESTS, sent)
+                self.open_requests.append((self.now_ms, sent))
+            elif isinstance(sent, PaymentDue):
+                self._append(_tier(sent), sent)
+                self._tiered += 1
+                due_ms = self.now_ms + self._delay_ms[_tier(sent)]
+                self._tiers.append((due_ms, self._tiered, sent))
+            else:
+                self._append(SETTLEMENTS if isinstance(sent, Settlement) else EVENTS, sent)
+        return decision
+
+    def _append(self, role: str, noun: Noun) -> bytes:
+        value = self._encoded(noun)
+        key = record_key(noun.merchant_id, noun.order_id)
+        self.topics.setdefault(role, []).append(Appended(key, value, self.now_ms))
+        return value
+
+    def _encoded(self, noun: Noun) -> bytes:
+        return self._encode[SCHEMA_OF[type(noun)]](to_record(noun))
+
+    def _decoded(self, kind: type[_NounT], value: bytes) -> _NounT:
+        name = SCHEMA_OF[kind]
+        noun = FROM_RECORD[name](self._decode[name](value))
+        if not isinstance(noun, kind):
+            raise InvariantBroken(f"a {name} record became a {type(noun).__name__}")
+        return noun
+
+
+def _tier(due: PaymentDue) -> str:
+    return RETRIES if due.purpose == RETRY else INQUIRIES
