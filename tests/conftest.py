@@ -1,0 +1,88 @@
+"""The servers that tests share, and the check that a run leaves nothing running.
+
+All workers of pytest-xdist use one broker and one PostgreSQL: the process that starts the run
+owns their folder, the first test that asks starts the server in it (a lock makes it one), and the
+owner stops them at the end, after Ctrl-C too. Names keep tests apart: each takes ``topic_prefix``.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.support.leftovers import MARK, end_left_over, left_over_processes
+from tests.support.servers import FOLDER, Servers, is_worker, kafka_of_this_run
+
+SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
+
+
+@pytest.fixture(scope="session")
+def kafka() -> str:
+    """Bootstrap servers of a real Kafka: this run's own, or what ``--kafka`` names."""
+    return kafka_of_this_run()
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """Begins the names of a test's topics, groups and transactional ids; no other test has it."""
+    return f"t{uuid.uuid4().hex[:8]}."
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> str:
+    """SQLAlchemy URL of an empty PostgreSQL database of this worker's own."""
+    from pipeline.embedded.postgres import new_database, start_postgres
+
+    handle = start_postgres(Path(os.environ[FOLDER]) / "postgres", die_with_parent=not is_worker())
+    return new_database(handle, f"t{uuid.uuid4().hex[:12]}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kafka",
+        default="embedded",
+        metavar="embedded|docker|HOST:PORT",
+        help="the broker tests run on: started here (default), from a container, or a running one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if is_worker():
+        return
+    os.environ[MARK] = uuid.uuid4().hex
+    config.stash[SERVERS] = servers = Servers()
+    try:
+        servers.use_kafka(config.getoption("--kafka"))
+    except BaseException:
+        servers.stop()
+        raise
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    servers = session.config.stash.get(SERVERS, None)
+    if servers is None:
+        return
+    servers.stop()
+    found = left_over_processes(os.environ[MARK], grace_s=5.0)
+    if not found:
+        return
+    end_left_over(found)
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    listed = "\n".join(f"  {process.pid}: {process.command}" for process in found)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line("")
+        reporter.write_line(
+            f"FAILED: processes outlived the test run and were killed:\n{listed}", red=True
+        )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    # Only when the session never ran (a usage error): otherwise the folder is gone already.
+    servers = config.stash.get(SERVERS, None)
+    if servers is not None and servers.folder.exists():
+        servers.stop()

@@ -1,0 +1,468 @@
+"""A small flow made up record by record, with its ledger and gateway books, for the audit's tests.
+
+Nothing here runs the pipeline: each record is written down as the design says it must look, so
+that a test can damage one and ask whether the audit names the damage.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.audit.checks import check
+from pipeline.audit.cut import Cut
+from pipeline.audit.evidence import Evidence
+from pipeline.audit.gateway_copy import GatewayCopy
+from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy, PostingSeen
+from pipeline.audit.log_copy import LogRecord
+from pipeline.audit.report import Finding
+from pipeline.domain.ids import event_id, idempotency_key, payment_id, settlement_id
+from pipeline.domain.keys import partition_of
+from schemas.codec import default_codec
+from topics.catalogue import TopicSettings, build_catalogue
+
+PARTITIONS = 4
+START_MS = 1_800_000_000_000
+CATALOGUE = build_catalogue(TopicSettings(prefix="t.", partitions=PARTITIONS))
+CODEC = default_codec()
+ENCODERS = {s.role: CODEC.encoder(s.schema) for s in CATALOGUE.topics.values() if s.schema}
+
+Fields = dict[str, Any]
+
+
+@dataclass
+class Row:
+    """One record. ``fields`` are encoded when the flow is audited; ``raw`` goes as it is."""
+
+    role: str
+    partition: int
+    offset: int
+    at_ms: int
+    key: bytes | None
+    fields: Fields | None = None
+    raw: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def value(self) -> bytes | None:
+        return self.raw if self.fields is None else ENCODERS[self.role](self.fields)
+
+    @property
+    def topic(self) -> str:
+        return CATALOGUE.name(self.role)
+
+
+@dataclass
+class Flow:
+    """Rows in the order they were appended, and the books. Change them, then ``audit``."""
+
+    rows: list[Row] = field(default_factory=list)
+    charges: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[EntrySeen] = field(default_factory=list)
+    balances: Counter[tuple[str, str]] = field(default_factory=Counter)
+    committed: dict[str, dict[tuple[str, int], int]] = field(default_factory=dict)
+    ledger_offsets: dict[int, int] = field(default_factory=dict)
+    lows: dict[tuple[str, int], int] = field(default_factory=dict)
+    first_at_ms: dict[tuple[str, int], int] = field(default_factory=dict)
+    blind: set[tuple[str, int]] = field(default_factory=set)
+    partitions: dict[str, int] = field(
+        default_factory=lambda: {role: PARTITIONS for role in CATALOGUE.topics}
+    )
+    _clock: Iterator[int] = field(default_factory=lambda: itertools.count(START_MS, 7))
+    _next: Counter[tuple[str, int]] = field(default_factory=Counter)
+
+    def append(
+        self,
+        role: str,
+        key: bytes | None,
+        fields: Fields | None = None,
+        *,
+        raw: bytes | None = None,
+        partition: int | None = None,
+        headers: tuple[tuple[str, bytes], ...] = (),
+    ) -> Row:
+        """Write one record; with a marker's gap behind it, as transactions leave them."""
+        if partition is None:
+            partition = partition_of(key or b"", PARTITIONS)
+        offset = self._next[role, partition]
+        self._next[role, partition] += 2
+        row = Row(role, partition, offset, next(self._clock), key, fields, raw, headers)
+        self.rows.append(row)
+        return row
+
+    def of(self, role: str, key: str | None = None, index: int = 0) -> Row:
+        """The index-th record of a topic (under a key)."""
+        found = [
+            row
+            for row in self.rows
+            if row.role == role and (key is None or row.key == key.encode())
+        ]
+        return found[index]
+
+    def remove(self, role: str, key: str, index: int = 0) -> Row:
+        row = self.of(role, key, index)
+        self.rows.remove(row)
+        return row
+
+    def ends(self) -> dict[tuple[str, int], int]:
+        return {
+            (role, p): self._next[role, p]
+            for role, count in self.partitions.items()
+            for p in range(count)
+        }
+
+    def all_processed(self) -> None:
+        """Commit every group and the ledger to the present ends."""
+        ends = self.ends()
+        self.committed = {
+            stage: {
+                (spec.role, p): ends[spec.role, p]
+                for spec in CATALOGUE.inputs(stage)
+                for p in range(PARTITIONS)
+            }
+            for stage in ("payments", "gateway")
+        }
+        self.ledger_offsets = {p: ends["settlements", p] for p in range(PARTITIONS)}
+
+    def evidence(self) -> Evidence:
+        evidence = Evidence(CATALOGUE, CODEC)
+        for row in self.rows:
+            evidence.take(
+                row.role,
+                LogRecord(row.partition, row.offset, row.at_ms, row.key, row.value, row.headers),
+            )
+        return evidence
+
+    def cut(self) -> Cut:
+        return Cut(
+            partitions=self.partitions,
+            ends=self.ends(),
+            committed=self.committed,
+            lows=self.lows,
+            first_at_ms=self.first_at_ms,
+            blind=frozenset(self.blind),
+        )
+
+    def ledger(self) -> LedgerCopy:
+        return LedgerCopy(self.entries, dict(self.balances), self.ledger_offsets)
+
+    def gateway(self) -> GatewayCopy:
+        copy = GatewayCopy()
+        for charge in self.charges:
+            copy.add(charge, recent=charge.get("recent", False))
+        return copy
+
+    def audit(self) -> list[Finding]:
+        return check(self.evidence(), self.cut(), self.ledger(), self.gateway())
+
+    # One payment, step by step
+
+    def order(self, key: str, amount_minor: int = 1250, currency: str = "GBP", **more: Any) -> Row:
+        merchant_id, order_id = key.split(":")
+        fields = {
+            "merchant_id": merchant_id,
+            "order_id": order_id,
+            "amount_minor": amount_minor,
+            "currency": currency,
+            "instrument_token": "tok_ok",
+            "payment_method": "card",
+            "capture_method": "automatic",
+            "pay_before_ms": None,
+            "business_date": "2027-01-15",
+            "submitted_at_ms": START_MS,
+            "customer_id": None,
+            "country": None,
+            "lines": [],
+            **more,
+        }
+        return self.append("orders", key.encode(), fields)
+
+    def started(self, key: str, amount_minor: int = 1250, currency: str = "GBP") -> PaymentInFlow:
+        """An order whose payment has begun and whose first request waits for its result."""
+        order = self.order(key, amount_minor, currency)
+        payment = PaymentInFlow(self, key, order)
+        payment.request("charge")
+        payment.transition("processing", "payment_started", state="started")
+        return payment
+
+    def captured(self, key: str, amount_minor: int = 1250, currency: str = "GBP") -> PaymentInFlow:
+        payment = self.started(key, amount_minor, currency)
+        payment.succeed()
+        return payment
+
+    def ended_at_once(
+        self, key: str, status: str, amount_minor: int, reason: str | None = None
+    ) -> PaymentInFlow:
+        payment = PaymentInFlow(self, key, self.order(key, amount_minor))
+        payment.transition(status, status, reason=reason)
+        return payment
+
+    def dead_letter(self, source: Row, cause: str, **more: Any) -> Row:
+        headers = {
+            "dlq.topic": source.topic,
+            "dlq.partition": str(source.partition),
+            "dlq.offset": str(source.offset),
+            "dlq.timestamp_ms": str(source.at_ms),
+            "dlq.stage": "payments",
+            "dlq.cause": cause,
+            "dlq.detail": "",
+        }
+        return self.append(
+            "dead-letters",
+            source.key,
+            raw=source.value,
+            partition=source.partition,
+            headers=tuple((name, text.encode()) for name, text in headers.items()),
+            **more,
+        )
+
+
+class PaymentInFlow:
+    """Writes what a payment leaves in the topics, in the order in which the flow does."""
+
+    def __init__(self, flow: Flow, key: str, order: Row) -> None:
+        assert order.fields is not None
+        self.flow = flow
+        self.key = key
+        self.order = order
+        self.merchant_id, self.order_id = key.split(":")
+        self.payment_id = payment_id(self.merchant_id, self.order_id)
+        self.amount_minor = order.fields["amount_minor"]
+        self.currency = order.fields["currency"]
+        self.gateway = "sim-a"
+        self.attempt = 1
+        self.tries = 0
+        self.sequence = 0
+        self.captured_minor = 0
+        self.has_attempt = False
+
+    @property
+    def ids(self) -> Fields:
+        return {
+            "merchant_id": self.merchant_id,
+            "order_id": self.order_id,
+            "payment_id": self.payment_id,
+        }
+
+    @property
+    def operation(self) -> Fields:
+        return {"operation_id": self.order_id, "attempt": self.attempt, "try_number": self.tries}
+
+    @property
+    def reference(self) -> str:
+        return idempotency_key(self.payment_id, self.order_id, self.gateway, self.attempt)
+
+    def request(self, kind: str) -> Row:
+        self.tries += 1
+        self.has_attempt = True
+        return self._append(
+            "payment-requests",
+            {
+                **self.operation,
+                "kind": kind,
+                "gateway": self.gateway,
+                "amount_minor": self.amount_minor,
+                "currency": self.currency,
+                "instrument_token": "tok_ok",
+                "idempotency_key": self.reference,
+                "send_within_ms": 30_000,
+                "ordered_at_ms": self.order.at_ms,
+            },
+        )
+
+    def result(self, kind: str, outcome: str, reference: str | None = None, **more: Any) -> Row:
+        return self._append(
+            "gateway-results",
+            {
+                **self.operation,
+                "kind": kind,
+                "gateway": self.gateway,
+                "outcome": outcome,
+                "gateway_reference": reference,
+                "code": None,
+                "gateway_code": None,
+                "retry_after_ms": None,
+                "amount_minor": self.amount_minor if outcome == "succeeded" else 0,
+                "currency": self.currency,
+                "observed_at_ms": START_MS,
+                **more,
+            },
+        )
+
+    def due(self, purpose: str) -> Row:
+        return self._append(f"payment-{purpose}-1", {**self.operation, "purpose": purpose})
+
+    def transition(
+        self, status: str, type_: str, *, state: str | None = None, reason: str | None = None
+    ) -> None:
+        """An event and the snapshot after it."""
+        self.sequence += 1
+        self._append(
+            "payment-events",
+            {
+                "event_id": event_id(self.payment_id, self.sequence),
+                "sequence": self.sequence,
+                "type": type_,
+                "status": status,
+                "reason": reason,
+                "amount_minor": self.amount_minor,
+                "currency": self.currency,
+                "occurred_at_ms": START_MS,
+            },
+        )
+        attempt = {
+            "operation_id": self.order_id,
+            "kind": "charge",
+            "gateway": self.gateway,
+            "attempt": self.attempt,
+            "state": state,
+            "tries": self.tries,
+            "retries": 0,
+            "inquiries": 0,
+            "started_at_ms": START_MS,
+            "updated_at_ms": START_MS,
+        }
+        self._append(
+            "payments",
+            {
+                "sequence": self.sequence,
+                "status": status,
+                "reason": reason,
+                "amount_minor": self.amount_minor,
+                "currency": self.currency,
+                "instrument_token": "tok_ok",
+                "business_date": "2027-01-15",
+                "ordered_at_ms": self.order.at_ms,
+                "updated_at_ms": START_MS,
+                "captured_minor": self.captured_minor,
+                "attempts": [attempt] if self.has_attempt else [],
+            },
+        )
+
+    def charge(self) -> str:
+        """The gateway books a charge; its id."""
+        charge_id = f"ch_{len(self.flow.charges):04d}"
+        self.flow.charges.append(
+            {
+                "kind": "charge",
+                "id": charge_id,
+                "reference": self.reference,
+                "amount_minor": self.amount_minor,
+                "currency": self.currency,
+                "merchant_id": self.merchant_id,
+                "order_id": self.order_id,
+                "created_at_ms": START_MS,
+            }
+        )
+        return charge_id
+
+    def succeed(self, kind: str = "charge", charge_id: str | None = None) -> None:
+        """Charged, captured, settled and booked."""
+        charge_id = charge_id or self.charge()
+        self.result(kind, "succeeded", charge_id)
+        self.captured_minor = self.amount_minor
+        self.settle(charge_id)
+        self.transition("captured", "captured", state="charged")
+
+    def settle(self, charge_id: str) -> Row:
+        row = self._append(
+            "settlements",
+            {
+                "settlement_id": settlement_id(self.payment_id, self.order_id, "capture"),
+                "operation_id": self.order_id,
+                "kind": "capture",
+                "amount_minor": self.amount_minor,
+                "currency": self.currency,
+                "gateway": self.gateway,
+                "gateway_reference": charge_id,
+                "business_date": "2027-01-15",
+                "ordered_at_ms": self.order.at_ms,
+                "settled_at_ms": START_MS,
+            },
+        )
+        assert row.fields is not None
+        postings = (
+            PostingSeen(f"gateway:{self.gateway}", self.currency, self.amount_minor),
+            PostingSeen(f"merchant:{self.merchant_id}", self.currency, -self.amount_minor),
+        )
+        self.flow.entries.append(
+            EntrySeen(f"entry-{len(self.flow.entries)}", row.fields["settlement_id"], postings)
+        )
+        for posting in postings:
+            self.flow.balances[posting.account, posting.currency] += posting.amount_minor
+        return row
+
+    def decline(self, reason: str = "insufficient_funds") -> None:
+        self.result("charge", "declined", code=reason)
+        self.transition("failed", "failed", state="declined", reason=reason)
+
+    def not_sent(self) -> None:
+        self.result("charge", "not_sent", code="rate_limited")
+        self.due("retry")
+        self.transition("processing", "retry_scheduled", state="retry_waiting")
+
+    def unknown(self) -> None:
+        self.result("charge", "unknown", code="timeout")
+        self.due("inquiry")
+        self.transition(
+            "outcome_unknown", "outcome_unknown", state="inquiry_waiting", reason="timeout"
+        )
+
+    def _append(self, role: str, fields: Fields) -> Row:
+        return self.flow.append(role, self.key.encode(), {**self.ids, **fields})
+
+
+def healthy_flow() -> Flow:
+    """Every way a payment may go that leaves nothing on its way, all of it processed.
+
+    Of interest by key: ``shop:c1`` to ``c8`` captured, ``shop:retry`` and ``shop:asked`` captured
+    on a second try, ``shop:declined``, ``shop:free``, ``shop:rejected``, ``shop:twice`` ordered
+    twice, ``shop:conflict`` ordered with two amounts, and three bad orders.
+    """
+    flow = Flow()
+    for n in range(1, 9):
+        flow.captured(f"shop:c{n}", 1000 + n, "GBP" if n % 2 else "EUR")
+
+    again = flow.started("shop:retry", 300)
+    again.not_sent()
+    again.request("charge")
+    again.transition("processing", "retry_started", state="started")
+    again.succeed()
+
+    asked = flow.started("shop:asked", 400)
+    charge_id = asked.charge()
+    asked.unknown()
+    asked.request("inquire")
+    asked.transition("outcome_unknown", "inquiry_started", state="inquiring", reason="timeout")
+    asked.succeed("inquire", charge_id)
+
+    flow.started("shop:declined", 500).decline()
+    flow.ended_at_once("shop:free", "no_payment_due", 0)
+    flow.ended_at_once("shop:rejected", "rejected", -5, "amount_must_not_be_negative")
+
+    flow.captured("shop:twice", 600)
+    flow.order("shop:twice", 600)
+
+    conflict = flow.captured("shop:conflict", 700)
+    other = flow.order("shop:conflict", 701)
+    flow.dead_letter(other, "order_conflict")
+    conflict.transition("captured", "order_conflict", state="charged")
+
+    flow.dead_letter(flow.append("orders", b"shop:junk", raw=b"not a record"), "not_wire_format")
+    lost_key = flow.order("shop:misplaced")
+    lost_key.partition = (lost_key.partition + 1) % PARTITIONS
+    lost_key.offset = flow._next["orders", lost_key.partition]
+    flow._next["orders", lost_key.partition] += 2
+    flow.dead_letter(lost_key, "misrouted")
+    renamed = flow.order("shop:renamed")
+    renamed.key = b"shop:other"
+    flow.dead_letter(renamed, "key_mismatch")
+
+    flow.all_processed()
+    return flow
+
+
+Damage = Callable[[Flow], Row | str]

@@ -1,0 +1,101 @@
+"""The servers of one test run: one of each for all workers, in one folder, ended with the run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.embedded.kafka import start_kafka, stop_kafka
+
+FOLDER = "PAYSTREAM_TEST_SERVERS"
+ADDRESS = "PAYSTREAM_TEST_KAFKA"
+
+
+def is_worker() -> bool:
+    """Whether this is a worker of pytest-xdist; the process that started it owns the servers."""
+    return "PYTEST_XDIST_WORKER" in os.environ
+
+
+class Servers:
+    """Kept by the process that owns the run; workers find its folder in their environment."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="paystream-test-"))
+        self._stop_container: Callable[[], None] | None = None
+        # PostgreSQL refuses root and then runs as a user who has to pass through here.
+        self.folder.chmod(0o711)
+        os.environ[FOLDER] = str(self.folder)
+
+    def use_kafka(self, choice: str) -> None:
+        """Take ``embedded`` (started when first asked for), ``docker`` or ``HOST:PORT``."""
+        if choice == "embedded":
+            os.environ.pop(ADDRESS, None)
+        elif choice == "docker":
+            os.environ[ADDRESS], self._stop_container = _start_container()
+        else:
+            os.environ[ADDRESS] = _checked_address(choice)
+
+    def stop(self) -> None:
+        from pipeline.embedded.postgres import stop_postgres
+
+        if self._stop_container is not None:
+            self._stop_container()
+        stop_kafka(self.folder / "kafka")
+        stop_postgres(self.folder / "postgres")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kafka_of_this_run() -> str:
+    """Bootstrap servers of the broker that all tests of this run share."""
+    address = os.environ.get(ADDRESS)
+    if address is not None:
+        return address
+    # A broker that dies with its starter would be taken from the other workers when one crashes.
+    handle = start_kafka(
+        Path(os.environ[FOLDER]) / "kafka", die_with_parent=not is_worker(), on_progress=_say
+    )
+    return handle.bootstrap_servers
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _checked_address(address: str) -> str:
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    try:
+        AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=10)
+    except KafkaException as error:
+        raise pytest.UsageError(
+            f"--kafka={address}: no Kafka answers there within 10 s ({error.args[0].str()}). "
+            "Start it, or leave the option out: the tests then start a broker themselves."
+        ) from None
+    return address
+
+
+def _start_container() -> tuple[str, Callable[[], None]]:
+    try:
+        from testcontainers.kafka import KafkaContainer
+
+        container = KafkaContainer().with_kraft()
+        for name in ("OFFSETS_TOPIC", "TRANSACTION_STATE_LOG"):
+            container.with_env(f"KAFKA_{name}_REPLICATION_FACTOR", "1")
+        container.with_env("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1")
+        container.with_env("KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS", "0")
+        container.with_env("KAFKA_AUTO_CREATE_TOPICS_ENABLE", "false")
+        container.start()
+        return container.get_bootstrap_server(), container.stop
+    except Exception as error:  # docker, its socket, the registry and the image all fail their way
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise pytest.UsageError(
+            f"--kafka=docker: no container engine gave a broker ({first[:200]}). Start one, or "
+            "leave the option out: the tests then start a broker themselves."
+        ) from None

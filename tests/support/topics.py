@@ -1,0 +1,127 @@
+"""A topic made for a test, and all that it holds."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from functools import partial
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from tests.support.waiting import wait_until
+
+READ_TIMEOUT_S = 60.0
+
+
+def create_topic(
+    bootstrap: str,
+    topic: str,
+    partitions: int = 1,
+    *,
+    replication: int = -1,
+    config: Mapping[str, str] | None = None,
+) -> None:
+    """Create a topic (the broker's own replication factor by default) and wait until it leads."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    new = NewTopic(topic, partitions, replication, config=dict(config or {}))
+    admin.create_topics([new], operation_timeout=30)[topic].result(30)
+    wait_until(
+        lambda: len(admin.list_topics(topic, timeout=10).topics[topic].partitions) == partitions,
+        30,
+        f"topic {topic} is known",
+    )
+    # The broker learns that it leads a moment after the controller has answered.
+    _log_ends(bootstrap, topic)
+
+
+def read_all(
+    bootstrap: str,
+    topic: str,
+    isolation: str = "read_committed",
+    *,
+    timeout_s: float = READ_TIMEOUT_S,
+) -> list[Message]:
+    """Every record up to the log ends of this moment, by partition and then by offset.
+
+    Under read_committed an open transaction is waited for, because what lies behind it cannot be
+    read yet; AssertionError when it is still open at the deadline.
+    """
+    # The log's end, not the end that a read_committed reader sees: that one hides the open part.
+    ends = _log_ends(bootstrap, topic)
+    consumer = _consumer(bootstrap, isolation)
+    records: list[Message] = []
+    try:
+        missing = {partition for partition, (low, end) in ends.items() if end > low}
+        consumer.assign([TopicPartition(topic, p, ends[p][0]) for p in sorted(missing)])
+        deadline = time.monotonic() + timeout_s
+        while missing:
+            if time.monotonic() > deadline:
+                raise AssertionError(
+                    f"{topic}: partitions {sorted(missing)} not read to their ends after "
+                    f"{timeout_s:g} s; is a transaction open?"
+                )
+            # A short slice: a long one returns late although records are there.
+            for message in consumer.consume(1000, timeout=0.1):
+                partition = message.partition()
+                offset = message.offset()
+                assert partition is not None
+                assert offset is not None
+                error = message.error()
+                if error is None:
+                    if offset < ends[partition][1]:
+                        records.append(message)
+                    if offset + 1 >= ends[partition][1]:
+                        missing.discard(partition)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    # Control records end the log without a message; this event counts them.
+                    if offset >= ends[partition][1]:
+                        missing.discard(partition)
+                else:
+                    raise AssertionError(f"{topic}: {error}")
+    finally:
+        consumer.close()
+    return sorted(records, key=lambda m: (m.partition() or 0, m.offset() or 0))
+
+
+def _log_ends(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:
+    consumer = _consumer(bootstrap, "read_uncommitted")
+    try:
+        found = consumer.list_topics(topic, timeout=30).topics[topic]
+        if found.error is not None:
+            raise AssertionError(f"{topic}: {found.error}")
+        ends = {}
+        for partition in found.partitions:
+            ends[partition] = wait_until(
+                partial(_marks, consumer, TopicPartition(topic, partition)),
+                30,
+                f"partition {partition} of {topic} has a leader",
+            )
+        return ends
+    finally:
+        consumer.close()
+
+
+def _marks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int] | None:
+    try:
+        return consumer.get_watermark_offsets(partition, timeout=10)
+    except KafkaException as error:
+        if error.args[0].retriable():
+            return None
+        raise
+
+
+def _consumer(bootstrap: str, isolation: str) -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            # Assigned by hand and committed never, so no group appears; the client wants a name.
+            "group.id": f"read-all-{uuid.uuid4().hex}",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": isolation,
+            "auto.offset.reset": "earliest",
+        }
+    )
