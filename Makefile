@@ -53,7 +53,7 @@ lock: ## Resolve the dependencies again (needs uv; UPGRADE=1 for the newest)
 	$(UV) pip compile $(LOCK_FLAGS) pyproject.toml --extra dev -o requirements.lock
 	$(UV) pip compile $(LOCK_FLAGS) pyproject.toml --extra image -c requirements.lock -o requirements-image.lock
 
-clean: ## Remove .venv, caches, build products and the demo's files
-	rm -rf .venv .venv.lock .paystream build dist *.egg-info
+clean: ## Remove .venv, caches and build products
+	rm -rf .venv .venv.lock build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

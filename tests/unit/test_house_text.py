@@ -49,9 +49,13 @@ def test_no_file_names_a_machine_a_registry_or_its_author() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("line", ["see /work/main/x", "https://pypi.org/simple", "by an AI"])
-def test_a_forbidden_line_is_noticed(line: str) -> None:
+@pytest.mark.parametrize(
+    "pieces",
+    [("see /wo", "rk/main/x"), ("https://py", "pi.org/simple"), ("by an A", "I")],
+)
+def test_a_forbidden_line_is_noticed(pieces: tuple[str, str]) -> None:
     """The patterns above match what they are meant to."""
+    line = "".join(pieces)
     assert any(re.search(p, line) for patterns in FORBIDDEN.values() for p in patterns)
 
 
