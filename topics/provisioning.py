@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
+    Consumer,
     ConsumerGroupState,
     ConsumerGroupTopicPartitions,
     KafkaError,
@@ -370,16 +371,25 @@ def _where_they_start(
 def _committed(
     admin: AdminClient, group: str, partitions: Sequence[TopicPartition]
 ) -> dict[tuple[str, int], int]:
-    request = [ConsumerGroupTopicPartitions(group, list(partitions))]
-    answer = _gathered(
-        # Stable: a commit still inside an open transaction is waited for, not overlooked.
-        lambda: admin.list_consumer_group_offsets(
-            request, require_stable=True, request_timeout=REQUEST_TIMEOUT_S
-        )
+    """The group's committed offsets, stable ones: an open transaction's commit is waited for.
+
+    Asked by a consumer of that group that never joins it. The admin client's own call crashes the
+    process (SIGSEGV, confluent-kafka 2.16) while the group's coordinator is not there yet, as on a
+    cluster that has never seen a group.
+    """
+    config = admin.client_config if isinstance(admin, Admin) else {}
+    consumer = Consumer(
+        {**config, "group.id": group, "enable.auto.commit": False, "auto.offset.reset": "error"}
     )
+    try:
+        answered = _asked(
+            lambda: consumer.committed(list(partitions), timeout=2 * REQUEST_TIMEOUT_S)
+        )
+    finally:
+        consumer.close()
     return {
         (tp.topic, tp.partition): tp.offset
-        for tp in answer[group].topic_partitions
+        for tp in answered
         if tp.error is None and tp.offset >= 0
     }
 

@@ -16,7 +16,7 @@ from pipeline.runtime.work import Outcome, Work
 
 
 class CommitThread:
-    """Runs ``lane.run`` for one Work at a time; errors of the lane surface in ``poll`` or ``wait``."""
+    """Runs ``lane.run`` for one Work at a time; its errors surface in ``poll`` or ``wait``."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane

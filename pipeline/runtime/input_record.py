@@ -8,7 +8,7 @@ from msgspec import Struct
 
 
 class InputRecord(Struct, frozen=True, gc=False):
-    """``timestamp_ms`` is the broker's append time; ``origin`` the client's message, for headers."""
+    """``timestamp_ms`` is the append time; ``origin`` the client's message, for its headers."""
 
     topic: str
     partition: int

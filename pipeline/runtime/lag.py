@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
-    IsolationLevel,
-    KafkaException,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 _log = logging.getLogger(__name__)
@@ -21,30 +16,51 @@ LOOK_INTERVAL_S = 0.5
 REQUEST_TIMEOUT_S = 10.0
 
 
-def group_lag(admin: AdminClient, group: str, topics: Mapping[str, int]) -> dict[str, int]:
-    """Records between the group's committed offsets and the ends, by topic.
+class GroupLag:
+    """Asks for a group's committed offsets by a consumer that never joins the group.
 
-    ``topics`` gives the partition count of each. Control records count as well, so a group that
-    has read everything may show a lag of a few: never alert on lag > 0 alone. A partition without
-    a committed offset counts from its beginning.
+    The admin client's call for them crashes the process (SIGSEGV, confluent-kafka 2.16) while the
+    group's coordinator is away; a consumer's answers an error.
     """
-    partitions = [TopicPartition(t, p) for t, count in topics.items() for p in range(count)]
-    asked = ConsumerGroupTopicPartitions(group, partitions)
-    offsets = admin.list_consumer_group_offsets([asked], request_timeout=REQUEST_TIMEOUT_S)
-    committed = {
-        (tp.topic, tp.partition): max(tp.offset, 0)
-        for tp in offsets[group].result().topic_partitions
-    }
-    ends = admin.list_offsets(
-        {tp: OffsetSpec.latest() for tp in partitions},  # type: ignore[no-untyped-call]
-        isolation_level=IsolationLevel.READ_UNCOMMITTED,
-        request_timeout=REQUEST_TIMEOUT_S,
-    )
-    lag = dict.fromkeys(topics, 0)
-    for tp, future in ends.items():
-        behind = future.result().offset - committed.get((tp.topic, tp.partition), 0)
-        lag[tp.topic] += max(0, behind)
-    return lag
+
+    def __init__(self, bootstrap_servers: str, group: str, topics: Mapping[str, int]) -> None:
+        self.group = group
+        self._partitions = [TopicPartition(t, p) for t, n in topics.items() for p in range(n)]
+        self._topics = tuple(topics)
+        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "group.id": group,
+                "enable.auto.commit": False,
+                # Unstable offsets will do: a lag is an estimate.
+                "isolation.level": "read_uncommitted",
+                "auto.offset.reset": "error",
+            }
+        )
+
+    def __call__(self) -> dict[str, int]:
+        """Records between the committed offsets and the ends, by topic.
+
+        Control records count as well, so a group that has read everything may show a lag of a few:
+        never alert on lag > 0 alone. A partition without a committed offset counts from its
+        beginning. Raises KafkaException when the cluster does not answer.
+        """
+        answered = self._consumer.committed(self._partitions, timeout=REQUEST_TIMEOUT_S)
+        committed = {(tp.topic, tp.partition): max(tp.offset, 0) for tp in answered}
+        ends = self._admin.list_offsets(
+            {tp: OffsetSpec.latest() for tp in self._partitions},  # type: ignore[no-untyped-call]
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=REQUEST_TIMEOUT_S,
+        )
+        lag = dict.fromkeys(self._topics, 0)
+        for tp, future in ends.items():
+            behind = future.result().offset - committed.get((tp.topic, tp.partition), 0)
+            lag[tp.topic] += max(0, behind)
+        return lag
+
+    def close(self) -> None:
+        self._consumer.close()
 
 
 class LagGate:
@@ -54,12 +70,8 @@ class LagGate:
     its last position.
     """
 
-    def __init__(
-        self, admin: AdminClient, *, group: str, topic: str, partitions: int, records_max: int
-    ) -> None:
-        self._admin = admin
-        self._group = group
-        self._topics = {topic: partitions}
+    def __init__(self, lag: Callable[[], Mapping[str, int]], *, records_max: int) -> None:
+        self._lag = lag
         self._records_max = records_max
         self._stop = threading.Event()
         self._open = True
@@ -78,9 +90,9 @@ class LagGate:
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_INTERVAL_S):
             try:
-                lag = sum(group_lag(self._admin, self._group, self._topics).values())
+                lag = sum(self._lag().values())
             except KafkaException as error:
-                _log.warning("the lag of %s cannot be asked: %s", self._group, error)
+                _log.warning("the lag of the gateway stage cannot be asked: %s", error)
                 continue
             limit = self._records_max if self._open else self._records_max * 3 // 4
             is_open = lag <= limit

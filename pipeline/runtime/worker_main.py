@@ -84,10 +84,8 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
 def _payments(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    from confluent_kafka.admin import AdminClient
-
     from pipeline.domain.policy import GatewayProfile, Policy
-    from pipeline.runtime.lag import LagGate
+    from pipeline.runtime.lag import GroupLag, LagGate
     from pipeline.runtime.payments_stage import PaymentsStage
     from pipeline.runtime.payments_worker import PaymentsWorker
 
@@ -99,13 +97,12 @@ def _payments(
         send_within_ms=o["send_within_ms"],
         clock_skew_ms=o["clock_skew_ms"],
     )
-    gate = LagGate(
-        AdminClient({"bootstrap.servers": spec.bootstrap_servers}),
-        group=catalogue.group("gateway"),
-        topic=catalogue.name("payment-requests"),
-        partitions=spec.topics.partitions,
-        records_max=o["open_requests_max"],
+    lag = GroupLag(
+        spec.bootstrap_servers,
+        catalogue.group("gateway"),
+        {catalogue.name("payment-requests"): spec.topics.partitions},
     )
+    gate = LagGate(lag, records_max=o["open_requests_max"])
 
     def orders_allowed() -> bool:
         metrics.orders_held.set(0 if gate() else 1)
@@ -129,6 +126,7 @@ def _payments(
             worker.run()
         finally:
             gate.stop()
+            lag.close()
 
     return run
 
