@@ -21,8 +21,13 @@ from pathlib import Path
 from types import TracebackType
 
 from pipeline.errors import UserError
-from pipeline.runtime.worker_main import EXIT_USER_ERROR, LAST_ERROR, encode_spec
-from pipeline.runtime.worker_spec import WorkerSpec
+from pipeline.runtime.worker_spec import (
+    EXIT_USER_ERROR,
+    LAST_ERROR,
+    WORKER_MODULE,
+    WorkerSpec,
+    encode_spec,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +137,7 @@ class Supervisor:
 
     def _start(self, slot: _Slot) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.runtime.worker_main"],
+            [sys.executable, "-m", WORKER_MODULE],
             stdin=subprocess.PIPE,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir)},
         )

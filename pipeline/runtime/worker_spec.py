@@ -6,9 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import json
+
 from topics.catalogue import TopicSettings
 
 APP = "paystream"
+
+# The module that a supervisor starts; it stands above the runtime, since it puts all parts together.
+WORKER_MODULE = "pipeline.worker"
+
+EXIT_USER_ERROR = 2
+EXIT_LANE_FATAL = 3
+EXIT_BUG = 70
+# Where a worker that exits with EXIT_USER_ERROR leaves its sentence, in its slot's directory.
+LAST_ERROR = "last-error.txt"
 
 
 @dataclass(frozen=True)
@@ -44,3 +55,22 @@ class WorkerSpec:
     @property
     def slot_dir(self) -> Path:
         return self.state_dir / f"{self.topics.prefix}{self.name}"
+
+
+def encode_spec(spec: WorkerSpec) -> bytes:
+    """The specification as JSON, for a process's standard input."""
+    return json.encode(spec, enc_hook=_as_text)
+
+
+def decode_spec(text: bytes) -> WorkerSpec:
+    return json.decode(text, type=WorkerSpec, dec_hook=_as_path)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a worker cannot be told a {type(value).__name__}")
+
+
+def _as_path(kind: type, value: Any) -> Any:
+    return Path(value) if kind is Path else value

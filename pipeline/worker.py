@@ -1,4 +1,4 @@
-"""The entry point of a worker process: ``python -m pipeline.runtime.worker_main``.
+"""The entry point of a worker process: ``python -m pipeline.worker``.
 
 It reads its WorkerSpec as JSON from standard input, drains on SIGTERM, ignores SIGINT (a Ctrl-C
 reaches the supervisor, which asks its workers to drain), and drains as well when its supervisor
@@ -15,27 +15,26 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-from msgspec import json
 
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.errors import UserError
-from pipeline.runtime.worker_spec import WorkerSpec
+from pipeline.runtime.worker_spec import (
+    EXIT_BUG,
+    EXIT_LANE_FATAL,
+    EXIT_USER_ERROR,
+    LAST_ERROR,
+    WorkerSpec,
+    decode_spec,
+)
 
 _log = logging.getLogger("paystream.worker")
-
-EXIT_USER_ERROR = 2
-EXIT_LANE_FATAL = 3
-EXIT_BUG = 70
-LAST_ERROR = "last-error.txt"
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    spec = json.decode(sys.stdin.buffer.read(), type=WorkerSpec, dec_hook=_as_path)
+    spec = decode_spec(sys.stdin.buffer.read())
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -199,21 +198,6 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent or parent == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def encode_spec(spec: WorkerSpec) -> bytes:
-    """What ``main`` reads; paths become text."""
-    return json.encode(spec, enc_hook=_as_text)
-
-
-def _as_path(kind: type, value: Any) -> Any:
-    return Path(value) if kind is Path else value
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError(f"a worker cannot be told a {type(value).__name__}")
 
 
 if __name__ == "__main__":
