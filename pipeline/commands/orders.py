@@ -1,0 +1,277 @@
+"""``paystream orders import`` and ``paystream order submit``: orders into the flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.domain.model import Order
+    from producers.order_file import OrderFile
+    from producers.order_publisher import OrderPublisher
+
+# Some lines of the file were bad, the others were published. 2 is a wrong file or option.
+EXIT_PARTLY = 1
+# More than a screen of problems helps nobody; the count says how many there are.
+PROBLEMS_SHOWN_MAX = 50
+# A file that is published sooner needs no progress bar.
+PROGRESS_AFTER_S = 2.0
+
+orders_app = typer.Typer(help="Publish the orders of a file.", no_args_is_help=True)
+order_app = typer.Typer(help="Publish one order.", no_args_is_help=True)
+
+BootstrapServers = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
+        help="Kafka brokers, host:port[,...].",
+    ),
+]
+TopicPrefix = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix", envvar="PAYSTREAM_TOPIC_PREFIX", help="Put before every topic's name."
+    ),
+]
+
+
+@orders_app.callback()
+def _orders() -> None:
+    """Publish the orders of a file."""
+
+
+@order_app.callback()
+def _order() -> None:
+    """Publish one order."""
+
+
+@orders_app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="Invoices as CSV, or orders as JSON Lines.")],
+    merchant: Annotated[
+        str, typer.Option("--merchant", help="Merchant id of the invoices in a CSV file.")
+    ] = "online-retail",
+    order_prefix: Annotated[
+        str, typer.Option("--order-prefix", help="Put before every order id.")
+    ] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and report; publish nothing.")
+    ] = False,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: TopicPrefix = None,
+) -> None:
+    """Publish the orders of FILE; importing it again changes nothing.
+
+    Lines that cannot be taken are named and the others imported; an invoice with a bad line is
+    left out whole. Exit code 0: everything was imported. 1: some lines were not. 2: nothing was,
+    because the file, an option or the cluster is wrong.
+
+    Examples:
+
+      paystream orders import invoices.csv --merchant online-retail
+
+      paystream orders import orders.jsonl --order-prefix 2026-11- --dry-run
+    """
+    found = _read(file, merchant, order_prefix)
+    for problem in found.problems[:PROBLEMS_SHOWN_MAX]:
+        typer.echo(f"{file}:{problem.line_number}: {problem.reason}", err=True)
+    more = len(found.problems) - PROBLEMS_SHOWN_MAX
+    if more > 0:
+        typer.echo(f"... and {more} more problems", err=True)
+    refused = 0
+    if not dry_run:
+        with _Publishing(bootstrap_servers, prefix) as publisher:
+            refused = _publish(publisher, found.orders)
+    for line in _summary(found, refused, dry_run=dry_run):
+        typer.echo(line)
+    if found.problems or refused:
+        raise typer.Exit(EXIT_PARTLY)
+
+
+@order_app.command("submit")
+def submit_command(
+    merchant: Annotated[str, typer.Option("--merchant", help="Merchant id.")],
+    order_id: Annotated[str, typer.Option("--order-id", help="The merchant's id of the order.")],
+    amount: Annotated[
+        str, typer.Option("--amount", help="In units of the currency, for example 12.50.")
+    ],
+    currency: Annotated[str, typer.Option("--currency", help="ISO 4217 code, for example GBP.")],
+    token: Annotated[
+        str, typer.Option("--token", help="Token of the payment instrument; never a card number.")
+    ],
+    customer: Annotated[
+        str | None, typer.Option("--customer", help="The merchant's id of the customer.")
+    ] = None,
+    country: Annotated[str | None, typer.Option("--country", help="Where the customer is.")] = None,
+    business_date: Annotated[
+        str | None, typer.Option("--business-date", help="YYYY-MM-DD; default: today (UTC).")
+    ] = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: TopicPrefix = None,
+) -> None:
+    """Publish one order and print its payment id; the same order again is the same payment.
+
+    Example:
+
+      paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 --currency GBP \
+--token tok_ok
+    """
+    import time
+
+    from pipeline.domain.card_numbers import is_card_number
+    from pipeline.domain.ids import payment_id
+    from pipeline.domain.model import Order
+    from pipeline.domain.money import format_amount, parse_amount
+    from pipeline.domain.validation import is_date
+    from producers.order_publisher import InvalidOrder
+
+    amount_minor = parse_amount(amount, currency)
+    if is_card_number(token):
+        raise UserError("The token is a card number; give the gateway's token for it instead.")
+    if business_date is not None and not is_date(business_date):
+        raise UserError(f"The business date {business_date!r} is not a date like 2026-11-23.")
+    now = time.time()
+    order = Order(
+        merchant_id=merchant,
+        order_id=order_id,
+        amount_minor=amount_minor,
+        currency=currency,
+        instrument_token=token,
+        business_date=business_date or time.strftime("%Y-%m-%d", time.gmtime(now)),
+        submitted_at_ms=int(now * 1000),
+        customer_id=customer,
+        country=country,
+    )
+    with _Publishing(bootstrap_servers, prefix) as publisher:
+        try:
+            publisher.publish(order)
+        except InvalidOrder as error:
+            raise UserError(f"The order was not published: {error}.") from error
+    typer.echo(f"published {merchant}:{order_id}, {format_amount(amount_minor, currency)}")
+    typer.echo(f"payment   {payment_id(merchant, order_id)}")
+    typer.echo(f"follow it paystream trace {merchant}:{order_id}")
+
+
+def _read(file: Path, merchant: str, order_prefix: str) -> OrderFile:
+    import time
+
+    from pipeline.domain.keys import ID_PATTERN, valid_id
+    from producers.invoice_csv import read_invoices
+    from producers.order_file import detect_format
+    from producers.order_jsonl import read_orders
+
+    if order_prefix and not valid_id(order_prefix):
+        raise UserError(f"The order prefix {order_prefix!r} must match {ID_PATTERN}.")
+    now_ms = int(time.time() * 1000)
+    if detect_format(file) == "invoice-csv":
+        return read_invoices(file, now_ms=now_ms, merchant_id=merchant, prefix=order_prefix)
+    return read_orders(file, now_ms=now_ms, prefix=order_prefix)
+
+
+class _Publishing:
+    """A publisher that has seen its topic; what goes wrong with it becomes a UserError."""
+
+    def __init__(self, bootstrap_servers: str | None, prefix: str | None) -> None:
+        from pipeline.config import load_settings
+        from producers.order_publisher import OrderPublisher
+
+        settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
+        self._publisher = OrderPublisher(
+            settings.bootstrap_servers,
+            topic=settings.catalogue().name("orders"),
+            # librdkafka's own lines would repeat what the error says.
+            config={"log_level": 0},
+        )
+        self._publisher.check()
+
+    def __enter__(self) -> OrderPublisher:
+        return self._publisher.__enter__()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from producers.order_publisher import PublishError
+
+        try:
+            self._publisher.__exit__(None if error is None else type(error), error, None)
+        except PublishError as failed:
+            raise UserError(str(failed)) from failed
+        if isinstance(error, PublishError):
+            raise UserError(str(error)) from error
+
+
+def _publish(publisher: OrderPublisher, orders: tuple[Order, ...]) -> int:
+    """Publish all; returns how many could not become a record."""
+    import sys
+    import time
+
+    from producers.order_publisher import InvalidOrder
+
+    refused = 0
+    started_s = time.monotonic()
+    progress = None
+    try:
+        for done, order in enumerate(orders):
+            if done % 500 == 0 and sys.stderr.isatty():
+                if progress is None and time.monotonic() - started_s > PROGRESS_AFTER_S:
+                    progress = _Progress(len(orders))
+                if progress is not None:
+                    progress.show(done)
+            try:
+                publisher.publish(order)
+            except InvalidOrder as error:
+                refused += 1
+                typer.echo(f"not published: {error}", err=True)
+    finally:
+        if progress is not None:
+            progress.close()
+    publisher.flush()
+    return refused
+
+
+class _Progress:
+    """A bar on a terminal's error stream, gone when done."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("publishing orders", total=total)
+        self._bar.start()
+
+    def show(self, done: int) -> None:
+        self._bar.update(self._task, completed=done)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def _summary(found: OrderFile, refused: int, *, dry_run: bool) -> list[str]:
+    from collections import Counter
+
+    from pipeline.domain.money import format_amount
+    from producers.invoice_csv import InvoiceFile
+
+    sums: Counter[str] = Counter()
+    for order in found.orders:
+        sums[order.currency] += order.amount_minor
+    total = ", ".join(format_amount(amount, currency) for currency, amount in sorted(sums.items()))
+    zero = sum(order.amount_minor == 0 for order in found.orders)
+    count = len(found.orders) - refused
+    lines = [
+        f"{'would publish' if dry_run else 'published'} {count} orders of {found.line_count} lines"
+        + (f": {total}" if total and not refused else "")
+        + (f" ({zero} of them with nothing due)" if zero else "")
+    ]
+    if isinstance(found, InvoiceFile) and found.cancellations:
+        money_back = format_amount(
+            sum(c.amount_minor for c in found.cancellations), found.cancellations[0].currency
+        )
+        lines.append(f"not orders: {len(found.cancellations)} cancellations, {money_back}")
+    if found.left_out or refused:
+        lines.append(f"left out: {found.left_out + refused} orders; the reasons are above")
+    return lines
