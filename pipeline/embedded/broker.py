@@ -24,6 +24,7 @@ class BrokerProcess:
     """A broker of a cluster on this machine. Its port stays the same whatever is done to it."""
 
     ports: BrokerPorts
+    cluster_id: str
     folder: Path
     command: tuple[str, ...]
     die_with_parent: bool
@@ -126,6 +127,8 @@ def _brokers_seen_by(broker: BrokerProcess) -> set[int]:
     quiet.setLevel(logging.CRITICAL)
     client = AdminClient({"bootstrap.servers": broker.bootstrap_server}, logger=quiet)
     try:
-        return set(client.list_topics(timeout=2.0).brokers)
+        found = client.list_topics(timeout=2.0)
+        # Another cluster may have taken the port a moment before this broker asked for it.
+        return set(found.brokers) if found.cluster_id == broker.cluster_id else set()
     except KafkaException:
         return set()

