@@ -31,7 +31,7 @@ def render(catalogue: Catalogue | None = None) -> str:
             "Generated from `topics/catalogue.py` by `python -m topics.document`; do not edit.",
             "",
             "Every topic has the same number of partitions "
-            f"({s.partitions} by default) and the same key, `merchant_id:order_id` in UTF-8, "
+            f"({s.partitions}) and the same key, `merchant_id:order_id` in UTF-8, "
             "partitioned by murmur2: all records of one order meet in one lane. Values are Avro "
             "in the Confluent wire format (`0x00`, four bytes of schema id, body), except dead "
             "letters, whose value is the input they hold. Timestamps are the broker's "
@@ -46,7 +46,7 @@ def render(catalogue: Catalogue | None = None) -> str:
             "",
             "## Settings",
             "",
-            "Defaults; a prefix, the partition count, the replication factor and the retention "
+            "A prefix, the partition count, the replication factor and the retention "
             "are settings of the installation.",
             "",
             "| topic | cleanup | kept for | largest batch | delay | other settings |",

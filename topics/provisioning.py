@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -19,7 +20,6 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import (
     Consumer,
     ConsumerGroupState,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     TopicPartition,
@@ -49,7 +49,12 @@ REQUEST_TIMEOUT_S: Final = 15.0
 VISIBLE_TIMEOUT_S: Final = 60.0
 POLL_INTERVAL_S: Final = 0.1
 
-NO_OFFSET: Final = -1001
+# A broker that has just started says these for a few seconds.
+_COORDINATOR_COMES: Final = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 
 T = TypeVar("T")
 
@@ -151,7 +156,7 @@ def connect(
     return admin
 
 
-def plan(admin: AdminClient, catalogue: Catalogue, *, grow_partitions: bool = False) -> Plan:
+def plan(admin: Admin, catalogue: Catalogue, *, grow_partitions: bool = False) -> Plan:
     """Compare the cluster with the catalogue; changes nothing. UserError if it does not answer.
 
     A partition count that differs is refused. With ``grow_partitions`` a smaller count is raised,
@@ -176,7 +181,7 @@ def plan(admin: AdminClient, catalogue: Catalogue, *, grow_partitions: bool = Fa
     )
 
 
-def apply(admin: AdminClient, planned: Plan) -> None:
+def apply(admin: Admin, planned: Plan) -> None:
     """Do what the plan says, and return when every broker shows it.
 
     UserError before anything was changed if the plan holds a refusal; UserError afterwards if the
@@ -208,7 +213,7 @@ def provision(
     return planned
 
 
-def check_co_partitioning(admin: AdminClient, catalogue: Catalogue) -> int:
+def check_co_partitioning(admin: Admin, catalogue: Catalogue) -> int:
     """The one partition count of all topics of the flow; UserError if one is missing or differs.
 
     Workers ask before they consume: with unequal counts the same key is on another partition of
@@ -235,7 +240,7 @@ def check_co_partitioning(admin: AdminClient, catalogue: Catalogue) -> int:
 # --- looking -------------------------------------------------------------------------------------
 
 
-def _partition_counts(admin: AdminClient) -> dict[str, int]:
+def _partition_counts(admin: Admin) -> dict[str, int]:
     metadata = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S))
     return {
         name: len(topic.partitions)
@@ -245,7 +250,7 @@ def _partition_counts(admin: AdminClient) -> dict[str, int]:
 
 
 def _config_changes(
-    admin: AdminClient, specs: Sequence[TopicSpec]
+    admin: Admin, specs: Sequence[TopicSpec]
 ) -> tuple[list[ConfigChange], list[str]]:
     changes: list[ConfigChange] = []
     notices: list[str] = []
@@ -271,7 +276,7 @@ def _config_changes(
 
 
 def _partition_changes(
-    admin: AdminClient,
+    admin: Admin,
     present: Sequence[TopicSpec],
     existing: Mapping[str, int],
     grow_partitions: bool,
@@ -279,36 +284,33 @@ def _partition_changes(
     different = [spec for spec in present if existing[spec.name] != spec.partitions]
     if not different:
         return [], []
+    used = _topics_with_records(admin, present, existing) if grow_partitions else []
+    wanted = different[0].partitions  # the catalogue gives all topics the same
     refusals = []
-    smaller = [spec for spec in different if existing[spec.name] < spec.partitions]
-    used = _topics_with_records(admin, present, existing) if grow_partitions and smaller else []
     growth = []
-    for spec in different:
-        count = existing[spec.name]
-        differs = f"{spec.name} has {count} partitions, the catalogue wants {spec.partitions}"
-        if count > spec.partitions:
-            refusals.append(
-                f"{differs}: partitions cannot be taken away; set --partitions "
-                f"(PAYSTREAM_PARTITIONS) to {count}, or use another prefix"
-            )
+    for count in sorted({existing[spec.name] for spec in different}):
+        names = [spec.name for spec in different if existing[spec.name] == count]
+        differs = f"{', '.join(names)}: {count} partitions, where the catalogue wants {wanted}"
+        keep = f"set --partitions (PAYSTREAM_PARTITIONS) to {count}, or use another prefix"
+        if count > wanted:
+            refusals.append(f"{differs}; partitions cannot be taken away: {keep}")
         elif not grow_partitions:
             refusals.append(
-                f"{differs}: counts never change on a live flow; set --partitions "
-                f"(PAYSTREAM_PARTITIONS) to {count}, or use another prefix, or --grow-partitions "
-                "if nothing has ever been written to it"
+                f"{differs}; counts never change on a live flow: {keep}, or give "
+                "--grow-partitions if nothing has ever been written"
             )
         elif used:
             refusals.append(
-                f"{differs}: it cannot grow, since {', '.join(used)} already held records whose "
-                "orders would change lanes; use another prefix and move the drained flow there"
+                f"{differs}; they cannot grow, since orders with records in {', '.join(used)} "
+                "would change lanes: use another prefix and move the drained flow there"
             )
         else:
-            growth.append(Growth(spec.name, count, spec.partitions))
+            growth += [Growth(name, count, wanted) for name in names]
     return growth, refusals
 
 
 def _topics_with_records(
-    admin: AdminClient, specs: Sequence[TopicSpec], existing: Mapping[str, int]
+    admin: Admin, specs: Sequence[TopicSpec], existing: Mapping[str, int]
 ) -> list[str]:
     partitions = [
         TopicPartition(spec.name, partition)
@@ -320,7 +322,7 @@ def _topics_with_records(
 
 
 def _missing_offsets(
-    admin: AdminClient,
+    admin: Admin,
     catalogue: Catalogue,
     existing: Mapping[str, int],
     grow: Sequence[Growth],
@@ -353,7 +355,7 @@ def _missing_offsets(
 
 
 def _where_they_start(
-    admin: AdminClient, group: str, missing: Sequence[TopicPartition], existing: Mapping[str, int]
+    admin: Admin, group: str, missing: Sequence[TopicPartition], existing: Mapping[str, int]
 ) -> list[str]:
     there = [tp for tp in missing if tp.partition < existing.get(tp.topic, 0)]
     if not there:
@@ -369,40 +371,51 @@ def _where_they_start(
 
 
 def _committed(
-    admin: AdminClient, group: str, partitions: Sequence[TopicPartition]
+    admin: Admin, group: str, partitions: Sequence[TopicPartition]
 ) -> dict[tuple[str, int], int]:
-    """The group's committed offsets, stable ones: an open transaction's commit is waited for.
+    """Offsets the group has, by topic and partition; an open transaction's commit is waited for.
 
-    Asked by a consumer of that group that never joins it. The admin client's own call crashes the
-    process (SIGSEGV, confluent-kafka 2.16) while the group's coordinator is not there yet, as on a
-    cluster that has never seen a group.
+    Asked by a consumer that never joins. The admin client's own question for it ends the process
+    (a null pointer in librdkafka 2.16) when the broker answers NOT_COORDINATOR, as it does for its
+    first seconds.
     """
-    config = admin.client_config if isinstance(admin, Admin) else {}
+    with _bystander(admin, group) as consumer:
+        answer = _asked(lambda: consumer.committed(list(partitions), timeout=REQUEST_TIMEOUT_S))
+    return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
+
+
+@contextmanager
+def _bystander(admin: Admin, group: str) -> Iterator[Consumer]:
+    """A consumer that names the group and is no member of it."""
     consumer = Consumer(
-        {**config, "group.id": group, "enable.auto.commit": False, "auto.offset.reset": "error"}
+        {
+            **admin.client_config,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+        }
     )
     try:
-        answered = _asked(
-            lambda: consumer.committed(list(partitions), timeout=2 * REQUEST_TIMEOUT_S)
-        )
+        yield consumer
     finally:
         consumer.close()
-    return {
-        (tp.topic, tp.partition): tp.offset
-        for tp in answered
-        if tp.error is None and tp.offset >= 0
-    }
 
 
-def _members(admin: AdminClient, group: str) -> int:
-    try:
-        described = _future_results(
-            admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)
-        )[group]
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-            return 0
-        raise _user_error(error) from error
+def _members(admin: Admin, group: str) -> int:
+    deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
+    while True:
+        try:
+            described = _future_results(
+                admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)
+            )[group]
+            break
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code == KafkaError.GROUP_ID_NOT_FOUND:
+                return 0
+            if code not in _COORDINATOR_COMES or time.monotonic() > deadline_s:
+                raise _user_error(error) from error
+        time.sleep(POLL_INTERVAL_S)
     if described.state in (ConsumerGroupState.DEAD, ConsumerGroupState.EMPTY):
         return 0
     return len(described.members)
@@ -421,7 +434,7 @@ def _extra_topics(catalogue: Catalogue, existing: Mapping[str, int]) -> list[str
 
 
 def _list_offsets(
-    admin: AdminClient, partitions: Sequence[TopicPartition], spec: OffsetSpec
+    admin: Admin, partitions: Sequence[TopicPartition], spec: OffsetSpec
 ) -> dict[tuple[str, int], int]:
     answer = _gathered(
         lambda: admin.list_offsets(
@@ -434,7 +447,7 @@ def _list_offsets(
 # --- doing ---------------------------------------------------------------------------------------
 
 
-def _create(admin: AdminClient, specs: Sequence[TopicSpec]) -> None:
+def _create(admin: Admin, specs: Sequence[TopicSpec]) -> None:
     if not specs:
         return
     new = [
@@ -456,7 +469,7 @@ def _create(admin: AdminClient, specs: Sequence[TopicSpec]) -> None:
                 raise _user_error(error, f"The topic {name} could not be created") from error
 
 
-def _grow(admin: AdminClient, growth: Sequence[Growth]) -> None:
+def _grow(admin: Admin, growth: Sequence[Growth]) -> None:
     if growth:
         _gathered(
             lambda: admin.create_partitions(
@@ -466,7 +479,7 @@ def _grow(admin: AdminClient, growth: Sequence[Growth]) -> None:
         )
 
 
-def _configure(admin: AdminClient, planned: Plan) -> None:
+def _configure(admin: Admin, planned: Plan) -> None:
     if not planned.configure:
         return
     entries: dict[str, list[ConfigEntry]] = {}
@@ -485,7 +498,7 @@ def _configure(admin: AdminClient, planned: Plan) -> None:
     _gathered(lambda: admin.incremental_alter_configs(resources, request_timeout=REQUEST_TIMEOUT_S))
 
 
-def _commit_initial_offsets(admin: AdminClient, offsets: Sequence[InitialOffset]) -> None:
+def _commit_initial_offsets(admin: Admin, offsets: Sequence[InitialOffset]) -> None:
     for group in dict.fromkeys(offset.group for offset in offsets):
         planned = [TopicPartition(o.topic, o.partition) for o in offsets if o.group == group]
         # Asked again, since a worker may have committed after the plan was made.
@@ -497,12 +510,10 @@ def _commit_initial_offsets(admin: AdminClient, offsets: Sequence[InitialOffset]
         starts = [
             TopicPartition(tp.topic, tp.partition, lows[tp.topic, tp.partition]) for tp in missing
         ]
-        request = [ConsumerGroupTopicPartitions(group, starts)]
         try:
-            answer = _future_results(
-                admin.alter_consumer_group_offsets(request, request_timeout=REQUEST_TIMEOUT_S)
-            )[group]
-            failed = [tp.error for tp in answer.topic_partitions if tp.error is not None]
+            with _bystander(admin, group) as consumer:
+                answer = consumer.commit(offsets=starts, asynchronous=False)
+            failed = [tp.error for tp in answer if tp.error is not None]
             if failed:
                 raise KafkaException(failed[0])
         except KafkaException as error:
@@ -513,7 +524,7 @@ def _commit_initial_offsets(admin: AdminClient, offsets: Sequence[InitialOffset]
             ) from error
 
 
-def _wait_until_visible(admin: AdminClient, catalogue: Catalogue) -> None:
+def _wait_until_visible(admin: Admin, catalogue: Catalogue) -> None:
     """Every broker names every partition with a leader, and every leader answers for its own."""
     wanted = {spec.name: spec.partitions for spec in catalogue.topics.values()}
     partitions = [
@@ -540,10 +551,10 @@ def _wait_until_visible(admin: AdminClient, catalogue: Catalogue) -> None:
     _until(silent_leaders, deadline_s)
 
 
-def _one_client_a_broker(admin: AdminClient) -> list[AdminClient]:
+def _one_client_a_broker(admin: Admin) -> list[Admin]:
     """Metadata comes from whichever broker is connected, and each learns of a topic by itself."""
     brokers = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S)).brokers.values()
-    if len(brokers) < 2 or not isinstance(admin, Admin):
+    if len(brokers) < 2:
         return [admin]
     return [
         Admin({**admin.client_config, "bootstrap.servers": f"{broker.host}:{broker.port}"})
@@ -551,7 +562,7 @@ def _one_client_a_broker(admin: AdminClient) -> list[AdminClient]:
     ]
 
 
-def _lacking(admin: AdminClient, wanted: Mapping[str, int]) -> list[str]:
+def _lacking(admin: Admin, wanted: Mapping[str, int]) -> list[str]:
     metadata = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S))
     lacking = []
     for name, count in wanted.items():
@@ -562,7 +573,7 @@ def _lacking(admin: AdminClient, wanted: Mapping[str, int]) -> list[str]:
     return lacking
 
 
-def _wait_until_done(admin: AdminClient, catalogue: Catalogue) -> None:
+def _wait_until_done(admin: Admin, catalogue: Catalogue) -> None:
     """Settings and offsets travel to the brokers on their own; a plan must find nothing more."""
 
     def left() -> list[str]:

@@ -1,0 +1,274 @@
+"""Provisioning on a real broker: what it makes, what it refuses, that it repeats safely."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import (
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
+from typer.testing import CliRunner
+
+from pipeline.commands.topics import EXIT_CHANGES_NEEDED, app
+from pipeline.errors import UserError
+from topics.catalogue import Catalogue, TopicSettings, build_catalogue
+from topics.provisioning import Admin, Plan, apply, check_co_partitioning, connect, plan
+
+pytestmark = pytest.mark.integration
+
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def admin(kafka: str) -> Admin:
+    return connect(kafka)
+
+
+@pytest.fixture
+def catalogue(topic_prefix: str) -> Catalogue:
+    return build_catalogue(TopicSettings(prefix=topic_prefix, partitions=3))
+
+
+def provisioned(admin: Admin, catalogue: Catalogue) -> Plan:
+    planned = plan(admin, catalogue)
+    apply(admin, planned)
+    return planned
+
+
+@contextmanager
+def bystander(kafka: str, group: str) -> Iterator[Consumer]:
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": group})
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def committed(kafka: str, group: str, topic: str) -> dict[int, int]:
+    with bystander(kafka, group) as consumer:
+        answer = consumer.committed([TopicPartition(topic, p) for p in range(3)], timeout=30)
+    return {tp.partition: tp.offset for tp in answer}
+
+
+def commit(kafka: str, group: str, topic: str, partition: int, offset: int) -> None:
+    with bystander(kafka, group) as consumer:
+        consumer.commit(offsets=[TopicPartition(topic, partition, offset)], asynchronous=False)
+
+
+def write(kafka: str, topic: str, partition: int, records: int) -> None:
+    producer = Producer({"bootstrap.servers": kafka})
+    for _ in range(records):
+        producer.produce(topic, b"x", partition=partition)
+    assert producer.flush(DEADLINE_S) == 0
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not holds():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@contextmanager
+def member(kafka: str, group: str, topic: str) -> Iterator[None]:
+    consumer = Consumer(
+        {"bootstrap.servers": kafka, "group.id": group, "enable.auto.commit": False}
+    )
+    try:
+        consumer.subscribe([topic])
+
+        def assigned() -> bool:
+            consumer.poll(0.1)
+            return bool(consumer.assignment())
+
+        until(assigned)
+        yield
+    finally:
+        consumer.close()
+
+
+def test_an_empty_cluster_gets_everything_and_a_second_run_nothing(
+    kafka: str, admin: Admin, catalogue: Catalogue
+) -> None:
+    """Apply makes every topic with its settings and first offsets; repeating it does nothing."""
+    planned = provisioned(admin, catalogue)
+    assert {spec.role for spec in planned.create} == set(catalogue.topics)
+    assert check_co_partitioning(admin, catalogue) == 3
+    payments = ConfigResource(ConfigResource.Type.TOPIC, catalogue.name("payments"))
+    settings = admin.describe_configs([payments])[payments].result()
+    assert settings["cleanup.policy"].value == "compact"
+    assert settings["message.timestamp.type"].value == "LogAppendTime"
+    for stage in ("payments", "gateway"):
+        for spec in catalogue.inputs(stage):
+            assert committed(kafka, catalogue.group(stage), spec.name) == {0: 0, 1: 0, 2: 0}
+    again = plan(admin, catalogue)
+    assert again.lines() == ["nothing to do"]
+    apply(admin, again)
+
+
+def test_a_new_group_reads_from_the_first_record_without_a_reset(
+    kafka: str, admin: Admin, catalogue: Catalogue
+) -> None:
+    """With auto.offset.reset=error a provisioned group starts, at the beginning."""
+    provisioned(admin, catalogue)
+    topic = catalogue.name("payment-requests")
+    write(kafka, topic, 0, records=1)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka,
+            "group.id": catalogue.group("gateway"),
+            "auto.offset.reset": "error",
+        }
+    )
+    try:
+        consumer.subscribe([topic])
+        messages = consumer.consume(1, timeout=DEADLINE_S)
+    finally:
+        consumer.close()
+    assert [(m.error(), m.offset()) for m in messages] == [(None, 0)]
+
+
+def test_progress_of_a_group_is_never_touched(
+    kafka: str, admin: Admin, catalogue: Catalogue
+) -> None:
+    """Only partitions without an offset get one, at what retention has left of the topic."""
+    orders, group = catalogue.name("orders"), catalogue.group("payments")
+    new = NewTopic(orders, num_partitions=3, replication_factor=1)
+    admin.create_topics([new])[orders].result()
+    until(lambda: orders in admin.list_topics(timeout=5).topics)
+    for partition in range(3):
+        write(kafka, orders, partition, records=5)
+    admin.delete_records([TopicPartition(orders, 2, 4)])
+    low = TopicPartition(orders, 2)
+    until(lambda: admin.list_offsets({low: OffsetSpec.earliest()})[low].result().offset == 4)
+    commit(kafka, group, orders, 1, 3)
+    planned = provisioned(admin, catalogue)
+    assert committed(kafka, group, orders) == {0: 0, 1: 3, 2: 4}
+    assert any("retention has already deleted" in notice for notice in planned.notices)
+
+
+def test_settings_that_drifted_are_set_back_and_unknown_ones_left(
+    admin: Admin, catalogue: Catalogue
+) -> None:
+    """A changed retention is planned and repaired; a setting outside the catalogue is told."""
+    provisioned(admin, catalogue)
+    orders = catalogue.name("orders")
+    entries = [
+        ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+        for key, value in (("retention.ms", "1000000"), ("segment.bytes", "1048576"))
+    ]
+    change = ConfigResource(ConfigResource.Type.TOPIC, orders, incremental_configs=entries)
+    admin.incremental_alter_configs([change])[change].result()
+    until(lambda: bool(plan(admin, catalogue).configure))
+    planned = provisioned(admin, catalogue)
+    assert [(c.key, c.current) for c in planned.configure] == [("retention.ms", "1000000")]
+    left = plan(admin, catalogue)
+    assert not left.has_changes
+    assert [n for n in left.notices if "segment.bytes=1048576" in n]
+
+
+def test_another_partition_count_is_refused_and_nothing_changes(
+    kafka: str, admin: Admin, catalogue: Catalogue
+) -> None:
+    """More or fewer partitions on a flow with records is a refusal that names the way out."""
+    provisioned(admin, catalogue)
+    write(kafka, catalogue.name("orders"), 0, records=1)
+    prefix = catalogue.settings.prefix
+    for wanted, grow in ((6, False), (6, True), (2, False), (2, True)):
+        other = build_catalogue(TopicSettings(prefix=prefix, partitions=wanted))
+        planned = plan(admin, other, grow_partitions=grow)
+        assert not planned.grow
+        with pytest.raises(UserError, match=r"(?s)^Nothing was changed .*orders.*: 3 partitions"):
+            apply(admin, planned)
+    assert check_co_partitioning(admin, catalogue) == 3
+
+
+def test_topics_that_were_never_written_to_may_grow(admin: Admin, catalogue: Catalogue) -> None:
+    """With the option, an unused set of topics gets more partitions and their first offsets."""
+    provisioned(admin, catalogue)
+    wider = build_catalogue(TopicSettings(prefix=catalogue.settings.prefix, partitions=5))
+    assert plan(admin, wider).refusals
+    planned = plan(admin, wider, grow_partitions=True)
+    assert not planned.refusals
+    apply(admin, planned)
+    assert check_co_partitioning(admin, wider) == 5
+    assert plan(admin, wider).lines() == ["nothing to do"]
+
+
+def test_offsets_of_a_running_group_are_refused(
+    kafka: str, admin: Admin, catalogue: Catalogue
+) -> None:
+    """First offsets are not forced on a group with live members; the refusal says to stop them."""
+    requests, group = catalogue.name("payment-requests"), catalogue.group("gateway")
+    new = NewTopic(requests, num_partitions=3, replication_factor=1)
+    admin.create_topics([new])[requests].result()
+    until(lambda: requests in admin.list_topics(timeout=5).topics)
+    with member(kafka, group, requests):
+        planned = plan(admin, catalogue)
+        with pytest.raises(UserError, match=r"group .*gateway has 1 live members .*stop"):
+            apply(admin, planned)
+        assert catalogue.name("orders") not in admin.list_topics(timeout=5).topics
+    provisioned(admin, catalogue)
+
+
+def test_a_running_flow_is_left_alone(kafka: str, admin: Admin, catalogue: Catalogue) -> None:
+    """Planning and applying beside live workers of a provisioned flow finds nothing to do."""
+    provisioned(admin, catalogue)
+    with member(kafka, catalogue.group("gateway"), catalogue.name("payment-requests")):
+        assert plan(admin, catalogue).lines() == ["nothing to do"]
+
+
+def test_unequal_or_missing_topics_stop_a_worker(admin: Admin, catalogue: Catalogue) -> None:
+    """A worker is told what is missing, and that unequal topics must not be consumed."""
+    orders = catalogue.name("orders")
+    admin.create_topics([NewTopic(orders, num_partitions=2, replication_factor=1)])[orders].result()
+    until(lambda: orders in admin.list_topics(timeout=5).topics)
+    with pytest.raises(UserError, match=r"has no topic .*settlements.* run `paystream topics"):
+        check_co_partitioning(admin, catalogue)
+    others = [
+        NewTopic(spec.name, num_partitions=3, replication_factor=1)
+        for spec in catalogue.topics.values()
+        if spec.name != orders
+    ]
+    for future in admin.create_topics(others).values():
+        future.result()
+    names = {spec.name for spec in catalogue.topics.values()}
+    until(lambda: names <= set(admin.list_topics(timeout=5).topics))
+    with pytest.raises(UserError, match=r"orders has 2.* differ|differ.*orders has 2"):
+        check_co_partitioning(admin, catalogue)
+
+
+def test_topics_of_others_under_the_prefix_are_told_and_left(
+    admin: Admin, catalogue: Catalogue
+) -> None:
+    """What the catalogue does not know is never deleted."""
+    extra = f"{catalogue.settings.prefix}somebody-elses"
+    admin.create_topics([NewTopic(extra, num_partitions=1, replication_factor=1)])[extra].result()
+    provisioned(admin, catalogue)
+    planned = plan(admin, catalogue)
+    assert not planned.has_changes
+    assert [n for n in planned.notices if extra in n]
+    assert extra in admin.list_topics(timeout=5).topics
+
+
+def test_the_commands_tell_by_their_exit_code(kafka: str, topic_prefix: str) -> None:
+    """plan exits 3 while something is to do and 0 when nothing is; apply is in between."""
+    options = ["--bootstrap-servers", kafka, "--prefix", topic_prefix, "--partitions", "2"]
+    run = CliRunner()
+    before = run.invoke(app, ["plan", *options])
+    assert before.exit_code == EXIT_CHANGES_NEEDED
+    assert f"create topic {topic_prefix}orders: 2 partitions" in before.output
+    assert run.invoke(app, ["apply", *options]).exit_code == 0
+    after = run.invoke(app, ["plan", *options])
+    assert (after.exit_code, after.output) == (0, "nothing to do\n")
+    refused = run.invoke(app, ["plan", *options[:-1], "4"])
+    assert refused.exit_code == 2
+    assert "refused: " in refused.output
