@@ -24,6 +24,23 @@ CHECK_TIMEOUT_S = 10.0
 # Long waits in one call return late (confluent-kafka-python issue 2205) and keep Ctrl-C waiting.
 POLL_SLICE_S = 0.2
 
+# Refusals of a commit that end by themselves: a rebalance, or a coordinator that is moving.
+_COMMIT_LATER = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._ASSIGNMENT_LOST,
+        KafkaError._WAIT_COORD,
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+    }
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -68,10 +85,10 @@ class SettlementSubscriber:
                 ship(settlement.order_id)  # must be harmless when done twice
                 settlements.commit()
 
-    ``commit`` says that everything handed out so far is done; after a crash what was not committed
-    comes again. Suppress what was seen before by ``settlement_id``, which never changes. Only
-    committed transactions are shown. A settlement is good for fulfilment; it does not mean that
-    funds were received.
+    ``commit`` says that everything handed out so far is done; what was not committed comes again
+    after a crash, or when the group is reshuffled. Suppress what was seen before by
+    ``settlement_id``, which never changes. Only committed transactions are shown. A settlement is
+    good for fulfilment; it does not mean that funds were received.
 
     A group that is new has no position: ``start`` says where it begins and is ignored afterwards.
     Without it a new group raises UserError; leave it out once the group has begun, since a group
@@ -176,29 +193,31 @@ class SettlementSubscriber:
             elif left_s <= 0:
                 return None
 
-    def commit(self) -> None:
+    def commit(self) -> bool:
         """Everything handed out so far is done and need not come again.
 
-        Raises SubscriptionError when the broker does not take it; the settlements then come again,
-        to this or another member of the group.
+        False when the group is just being reshuffled or its coordinator is away: what is done is
+        kept for the next commit, and if its partition went to another member, that one gets it
+        again. Raises SubscriptionError for anything that does not mend itself.
         """
         if not self._done:
-            return
+            return True
         offsets = [TopicPartition(self.topic, p, offset) for p, offset in self._done.items()]
         try:
             results = self._joined().commit(offsets=offsets, asynchronous=False)
+            refused = next((r.error for r in results or () if r.error is not None), None)
         except KafkaException as error:
-            raise SubscriptionError(
-                f"The position of group {self._group_id} was not committed "
-                f"({error.args[0].str()}); its last settlements will come again."
-            ) from error
-        for result in results or ():
-            if result.error is not None:
-                raise SubscriptionError(
-                    f"The position of group {self._group_id} in partition {result.partition} was "
-                    f"not committed ({result.error.str()}); its last settlements will come again."
-                )
-        self._done.clear()
+            refused = error.args[0]
+        if refused is None:
+            self._done.clear()
+            return True
+        if refused.code() in _COMMIT_LATER:
+            _log.info("group %s: commit put off (%s)", self._group_id, refused.str())
+            return False
+        raise SubscriptionError(
+            f"The position of group {self._group_id} was not committed ({refused.str()}); "
+            "its last settlements will come again."
+        )
 
     def _settlement(self, message: Message) -> tuple[Settlement, Position] | None:
         error = message.error()
@@ -281,13 +300,27 @@ class SettlementSubscriber:
                     f"Group {self._group_id} is new to partition {found.partition} of "
                     f"{self.topic}; say where to begin: start='earliest' or start='latest'."
                 )
-            low, high = consumer.get_watermark_offsets(found, timeout=CHECK_TIMEOUT_S)
-            begin = low if self._start == "earliest" else high
-            begun.append(TopicPartition(self.topic, found.partition, begin))
+            begun.append(TopicPartition(self.topic, found.partition, self._begin(consumer, found)))
         if begun:
             # Kept at once: a group that dies before its first commit must not begin "latest" anew.
             consumer.commit(offsets=begun, asynchronous=False)
         consumer.incremental_assign(placed + begun)
+
+    def _begin(self, consumer: Consumer, partition: TopicPartition) -> int:
+        """The offset a new group begins at; a new topic's leader may still be on its way."""
+        deadline_s = time.monotonic() + CHECK_TIMEOUT_S
+        while True:
+            try:
+                marks = consumer.get_watermark_offsets(partition, timeout=CHECK_TIMEOUT_S)
+            except KafkaException:
+                if time.monotonic() > deadline_s:
+                    raise
+            else:
+                if marks is not None:
+                    return marks[0] if self._start == "earliest" else marks[1]
+                if time.monotonic() > deadline_s:
+                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            time.sleep(0.05)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Another member goes on from the last commit, so these are no longer ours to commit."""
