@@ -62,9 +62,9 @@ class Flow:
     rows: list[Row] = field(default_factory=list)
     charges: list[dict[str, Any]] = field(default_factory=list)
     entries: list[EntrySeen] = field(default_factory=list)
-    balances: Counter[tuple[str, str]] = field(default_factory=Counter)
+    touched: Counter[tuple[str, str]] = field(default_factory=Counter)
     committed: dict[str, dict[tuple[str, int], int]] = field(default_factory=dict)
-    ledger_offsets: dict[int, int] = field(default_factory=dict)
+    ledger_offsets: dict[tuple[str, int], int] = field(default_factory=dict)
     lows: dict[tuple[str, int], int] = field(default_factory=dict)
     first_at_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     blind: set[tuple[str, int]] = field(default_factory=set)
@@ -125,7 +125,9 @@ class Flow:
             }
             for stage in ("payments", "gateway")
         }
-        self.ledger_offsets = {p: ends["settlements", p] for p in range(PARTITIONS)}
+        self.ledger_offsets = {
+            (CATALOGUE.name("settlements"), p): ends["settlements", p] for p in range(PARTITIONS)
+        }
 
     def evidence(self) -> Evidence:
         evidence = Evidence(CATALOGUE, CODEC)
@@ -147,7 +149,17 @@ class Flow:
         )
 
     def ledger(self) -> LedgerCopy:
-        return LedgerCopy(self.entries, dict(self.balances), self.ledger_offsets)
+        """Balances are summed from the entries; ``touched`` are debits that nobody posted."""
+        balances: dict[tuple[str, str], tuple[int, int]] = {}
+        for entry in self.entries:
+            for posting in entry.postings:
+                place, amount_minor = (posting.account, posting.currency), posting.amount_minor
+                debits, credits = balances.get(place, (0, 0))
+                balances[place] = debits + max(0, amount_minor), credits + max(0, -amount_minor)
+        for place, amount_minor in self.touched.items():
+            debits, credits = balances.get(place, (0, 0))
+            balances[place] = debits + amount_minor, credits
+        return LedgerCopy(self.entries, balances, self.ledger_offsets)
 
     def gateway(self) -> GatewayCopy:
         copy = GatewayCopy()
@@ -389,10 +401,15 @@ class PaymentInFlow:
             PostingSeen(f"merchant:{self.merchant_id}", self.currency, -self.amount_minor),
         )
         self.flow.entries.append(
-            EntrySeen(f"entry-{len(self.flow.entries)}", row.fields["settlement_id"], postings)
+            EntrySeen(
+                f"entry-{len(self.flow.entries)}",
+                row.fields["settlement_id"],
+                row.topic,
+                row.partition,
+                row.offset,
+                postings,
+            )
         )
-        for posting in postings:
-            self.flow.balances[posting.account, posting.currency] += posting.amount_minor
         return row
 
     def decline(self, reason: str = "insufficient_funds") -> None:

@@ -1,0 +1,73 @@
+"""How far each part of the flow was seen: what makes judging a live flow sound.
+
+A flow that runs is never seen at one instant. These rules take its parts in such an order that a
+healthy flow never looks broken:
+
+1. The gateways' books (up to their last entry then) and the ledger (one read transaction) first.
+2. Then the groups' committed offsets.
+3. Then the read_uncommitted ends of the topics, what is written last first: dead letters;
+   settlements, events and payments; payment requests; results and timers; orders.
+4. The topics are read as read_committed up to those ends, waiting for open transactions to end.
+5. At last what the gateways' books have gained since.
+
+From this follows:
+
+* *No effect without its cause* (a settlement without an order) may be judged for every effect
+  seen: the cause was written before it, and its end was taken later.
+* *No cause without its effect* (an order without a payment) may be judged for inputs below the
+  committed offset: that transaction had ended before the ends were taken, so all of its records
+  lie below them. An input at or beyond the committed offset is on its way: pending, not broken.
+* A payment is *settled* when none of its inputs (orders, results, timers) lies at or beyond the
+  committed offset. A transaction later than that would have one: inputs' ends are taken after
+  outputs' ends. Comparing outputs with each other (table, events, settlements: written in one
+  transaction, but seen at different times) is done for settled payments only.
+* A partition whose end could not be reached, because a transaction stayed open, is *blind*:
+  none of its payments counts as settled.
+* What retention has deleted cannot be judged: nothing is missed from a topic for a payment that
+  is older than the oldest record left in that partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+RolePartition = tuple[str, int]
+
+# The order in which ends are taken: effects before their causes.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("dead-letters",),
+    ("settlements", "payment-events", "payments"),
+    ("payment-requests",),
+    ("gateway-results", "payment-inquiry-1", "payment-retry-1"),
+    ("orders",),
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What the log was when it was read. Topics are named by their role in the catalogue.
+
+    ``ends``: read_uncommitted end of each partition. ``committed``: by stage (payments, gateway),
+    the next offset of each input partition; what is missing there counts as 0. ``lows``: first
+    offset left, where not 0. ``first_at_ms``: append time of the first record left. ``blind``:
+    partitions read only in part.
+    """
+
+    partitions: Mapping[str, int]
+    ends: Mapping[RolePartition, int]
+    committed: Mapping[str, Mapping[RolePartition, int]]
+    lows: Mapping[RolePartition, int] = field(default_factory=dict)
+    first_at_ms: Mapping[RolePartition, int] = field(default_factory=dict)
+    blind: frozenset[RolePartition] = frozenset()
+
+    def processed(self, stage: str, role: str, partition: int, offset: int) -> bool:
+        """Whether the stage had committed beyond this record before the ends were taken."""
+        return offset < self.committed.get(stage, {}).get((role, partition), 0)
+
+    def may_be_deleted(self, role: str, partition: int, at_ms: int) -> bool:
+        """Whether a record appended at or after ``at_ms`` may have been deleted by retention."""
+        if not self.lows.get((role, partition)):
+            return False
+        first_at_ms = self.first_at_ms.get((role, partition))
+        return first_at_ms is None or at_ms <= first_at_ms

@@ -1,0 +1,481 @@
+"""What is remembered of the log: for each payment what its records say, a few dozen bytes each.
+
+``Evidence.take`` is fed every record once, topics in any order but each partition in its own
+order. It decodes a record, keeps the fields that the checks compare, and lets the bytes go. What
+is wrong with a record taken by itself (it cannot be decoded, lies in the wrong partition, jumps
+in its sequence) is found here; what needs several topics is found in ``checks``.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from msgspec import Struct
+
+from pipeline.audit.derivation import (
+    event_id,
+    home_partition,
+    idempotency_key,
+    payment_id,
+    settlement_id,
+)
+from pipeline.audit.log_copy import LogRecord
+from pipeline.audit.report import Example, Findings
+from schemas.codec import Codec
+from schemas.errors import DecodeError
+from topics.catalogue import Catalogue
+
+TERMINAL_STATUSES: Final = frozenset({"captured", "failed", "rejected", "no_payment_due"})
+# States of the last attempt in which nothing more is sent before a person has looked.
+_FOR_A_PERSON: Final = frozenset({"inquiry_exhausted", "contradicted"})
+_intern = sys.intern
+
+
+class OrderSeen(Struct, frozen=True, gc=False):
+    """``checksum``: CRC-32 of the value, to compare a dead letter with."""
+
+    partition: int
+    offset: int
+    at_ms: int
+    amount_minor: int
+    currency: str
+    instrument_token: str
+    checksum: int
+
+
+class RequestSeen(Struct, frozen=True, gc=False):
+    partition: int
+    offset: int
+    at_ms: int
+    kind: str
+    gateway: str
+    operation_id: str
+    attempt: int
+    try_number: int
+    amount_minor: int
+    currency: str
+
+    @property
+    def identity(self) -> tuple[str, str, int, int]:
+        return self.gateway, self.operation_id, self.attempt, self.try_number
+
+
+class ResultSeen(Struct, frozen=True, gc=False):
+    partition: int
+    offset: int
+    at_ms: int
+    kind: str
+    gateway: str
+    operation_id: str
+    attempt: int
+    try_number: int
+    outcome: str
+    code: str | None
+    gateway_reference: str | None
+    amount_minor: int
+    currency: str
+
+    @property
+    def identity(self) -> tuple[str, str, int, int]:
+        return self.gateway, self.operation_id, self.attempt, self.try_number
+
+
+class SettlementSeen(Struct, frozen=True, gc=False):
+    partition: int
+    offset: int
+    at_ms: int
+    settlement_id: str
+    operation_id: str
+    kind: str
+    amount_minor: int
+    currency: str
+    gateway: str
+    gateway_reference: str
+    ordered_at_ms: int
+
+
+class DueSeen(Struct, frozen=True, gc=False):
+    role: str
+    partition: int
+    offset: int
+    at_ms: int
+
+
+class EventSeen(Struct, frozen=True, gc=False):
+    """The last event of a payment."""
+
+    partition: int
+    offset: int
+    sequence: int
+    status: str
+    type: str
+
+
+class SnapshotSeen(Struct, frozen=True, gc=False):
+    """The last snapshot of a payment. ``for_a_person``: the flow has done what it may."""
+
+    partition: int
+    offset: int
+    at_ms: int
+    sequence: int
+    status: str
+    reason: str | None
+    amount_minor: int
+    currency: str
+    captured_minor: int
+    refunded_minor: int
+    ordered_at_ms: int
+    for_a_person: bool
+
+
+class PaymentEvidence(Struct, gc=False):
+    """Everything seen under one key. ``home``: the key's partition."""
+
+    key: str
+    home: int
+    payment_id: str
+    orders: tuple[OrderSeen, ...] = ()
+    requests: tuple[RequestSeen, ...] = ()
+    results: tuple[ResultSeen, ...] = ()
+    settlements: tuple[SettlementSeen, ...] = ()
+    dues: tuple[DueSeen, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    first_sequence: int = 0
+    event: EventSeen | None = None
+    snapshot: SnapshotSeen | None = None
+
+    @property
+    def ordered_at_ms(self) -> int:
+        """Append time of the order, or the earliest time known to be at or after it."""
+        if self.orders:
+            return self.orders[0].at_ms
+        if self.snapshot is not None:
+            return self.snapshot.ordered_at_ms
+        if self.settlements:
+            return self.settlements[0].ordered_at_ms
+        return min((seen.at_ms for seen in (*self.requests, *self.results)), default=0)
+
+
+class OddInput(Struct, frozen=True, gc=False):
+    """A record that belongs to no payment: undecodable, or under a wrong key or partition."""
+
+    role: str
+    partition: int
+    offset: int
+    at_ms: int
+    key: bytes | None
+    finding: str
+    detail: str
+    checksum: int
+
+
+class DeadLetter(Struct, frozen=True, gc=False):
+    """``source``: role, partition and offset of the input, None when the headers do not say.
+    ``checksum`` is None when the value is masked or one piece of several."""
+
+    partition: int
+    offset: int
+    at_ms: int
+    key: bytes | None
+    cause: str
+    stage: str
+    source: tuple[str, int, int] | None
+    checksum: int | None
+    problem: str | None
+    first_piece: bool
+
+
+class Evidence:
+    """The folded log."""
+
+    def __init__(self, catalogue: Catalogue, codec: Codec) -> None:
+        self.catalogue = catalogue
+        self.payments: dict[bytes, PaymentEvidence] = {}
+        self.odd: dict[tuple[str, int, int], OddInput] = {}
+        self.dead_letters: list[DeadLetter] = []
+        self.findings = Findings()
+        self.records: dict[str, int] = {role: 0 for role in catalogue.topics}
+        self._partitions = catalogue["orders"].partitions
+        self._roles = {spec.name: role for role, spec in catalogue.topics.items()}
+        self._decoders = {
+            role: codec.decoder(spec.schema)
+            for role, spec in catalogue.topics.items()
+            if spec.schema is not None
+        }
+        self._folds: dict[str, Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]] = {
+            "orders": self._order,
+            "payment-requests": self._request,
+            "gateway-results": self._result,
+            "settlements": self._settlement,
+            "payment-events": self._event,
+            "payments": self._snapshot,
+            "payment-inquiry-1": lambda e, r, v: self._due("payment-inquiry-1", e, r, v),
+            "payment-retry-1": lambda e, r, v: self._due("payment-retry-1", e, r, v),
+        }
+
+    def take(self, role: str, record: LogRecord) -> None:
+        """Fold one record."""
+        self.records[role] += 1
+        if role == "dead-letters":
+            self._dead_letter(record)
+            return
+        key, value = record.key, record.value
+        if value is None:
+            if role == "payments" and key in self.payments:
+                self.payments[key].snapshot = None
+                self.findings.broken("payment_erased", self._example(role, record, "a tombstone"))
+                return
+            self._set_aside(role, record, "undecodable_record", "a record without a value")
+            return
+        try:
+            fields = self._decoders[role](value)
+        except DecodeError as error:
+            self._set_aside(role, record, "undecodable_record", str(error))
+            return
+        named = f"{fields['merchant_id']}:{fields['order_id']}"
+        if key is None or key != named.encode():
+            self._set_aside(
+                role, record, "key_differs_from_payload", f"the payload is of {named!r}"
+            )
+            return
+        payment = self.payments.get(key)
+        home = home_partition(key, self._partitions) if payment is None else payment.home
+        if record.partition != home:
+            detail = f"murmur2 puts this key into partition {home}"
+            if role == "orders":
+                self._set_aside(role, record, "misplaced_key", detail)
+                return
+            self.findings.broken("misplaced_key", self._example(role, record, detail))
+        if payment is None:
+            payment = PaymentEvidence(named, home, payment_id(named))
+            self.payments[key] = payment
+        if role != "orders" and fields["payment_id"] != payment.payment_id:
+            self._wrong_id(role, record, "payment_id", fields["payment_id"], payment.payment_id)
+        self._folds[role](payment, record, fields)
+
+    def _order(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+        payment.orders += (
+            OrderSeen(
+                record.partition,
+                record.offset,
+                record.timestamp_ms,
+                fields["amount_minor"],
+                _intern(fields["currency"]),
+                fields["instrument_token"],
+                zlib.crc32(record.value or b""),
+            ),
+        )
+
+    def _request(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+        seen = RequestSeen(
+            record.partition,
+            record.offset,
+            record.timestamp_ms,
+            _intern(fields["kind"]),
+            _intern(fields["gateway"]),
+            fields["operation_id"],
+            fields["attempt"],
+            fields["try_number"],
+            fields["amount_minor"],
+            _intern(fields["currency"]),
+        )
+        payment.requests += (seen,)
+        expected = idempotency_key(
+            payment.payment_id, seen.operation_id, seen.gateway, seen.attempt
+        )
+        if fields["idempotency_key"] != expected:
+            self.findings.broken(
+                "idempotency_key_wrong",
+                self._example(
+                    "payment-requests", record, f"{fields['idempotency_key']} is not {expected}"
+                ),
+            )
+
+    def _result(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+        code = fields["code"]
+        payment.results += (
+            ResultSeen(
+                record.partition,
+                record.offset,
+                record.timestamp_ms,
+                _intern(fields["kind"]),
+                _intern(fields["gateway"]),
+                fields["operation_id"],
+                fields["attempt"],
+                fields["try_number"],
+                _intern(fields["outcome"]),
+                None if code is None else _intern(code),
+                fields["gateway_reference"],
+                fields["amount_minor"],
+                _intern(fields["currency"]),
+            ),
+        )
+
+    def _settlement(
+        self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]
+    ) -> None:
+        seen = SettlementSeen(
+            record.partition,
+            record.offset,
+            record.timestamp_ms,
+            fields["settlement_id"],
+            fields["operation_id"],
+            _intern(fields["kind"]),
+            fields["amount_minor"],
+            _intern(fields["currency"]),
+            _intern(fields["gateway"]),
+            fields["gateway_reference"],
+            fields["ordered_at_ms"],
+        )
+        payment.settlements += (seen,)
+        expected = settlement_id(payment.payment_id, seen.operation_id, seen.kind)
+        if seen.settlement_id != expected:
+            self._wrong_id("settlements", record, "settlement_id", seen.settlement_id, expected)
+
+    def _due(
+        self, role: str, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]
+    ) -> None:
+        payment.dues += (DueSeen(role, record.partition, record.offset, record.timestamp_ms),)
+
+    def _event(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+        sequence, status = fields["sequence"], _intern(fields["status"])
+        last = payment.event
+        if last is None:
+            payment.first_sequence = sequence
+        elif sequence <= last.sequence:
+            self.findings.broken(
+                "event_sequence_not_monotonic",
+                self._example("payment-events", record, f"{sequence} after {last.sequence}"),
+            )
+        elif sequence > last.sequence + 1:
+            self.findings.broken(
+                "event_sequence_gap",
+                self._example("payment-events", record, f"{sequence} after {last.sequence}"),
+            )
+        expected = event_id(payment.payment_id, sequence)
+        if fields["event_id"] != expected:
+            self._wrong_id("payment-events", record, "event_id", fields["event_id"], expected)
+        payment.event = EventSeen(
+            record.partition, record.offset, sequence, status, _intern(fields["type"])
+        )
+        if status in TERMINAL_STATUSES and status not in payment.outcomes:
+            payment.outcomes += (status,)
+            if len(payment.outcomes) > 1:
+                self.findings.broken(
+                    "two_outcomes",
+                    self._example("payment-events", record, " and ".join(payment.outcomes)),
+                )
+
+    def _snapshot(
+        self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]
+    ) -> None:
+        sequence, last = fields["sequence"], payment.snapshot
+        if last is not None and sequence <= last.sequence:
+            self.findings.broken(
+                "payment_regressed",
+                self._example(
+                    "payments", record, f"sequence {sequence} written over {last.sequence}"
+                ),
+            )
+        attempts, reason = fields["attempts"], fields["reason"]
+        payment.snapshot = SnapshotSeen(
+            record.partition,
+            record.offset,
+            record.timestamp_ms,
+            sequence,
+            _intern(fields["status"]),
+            None if reason is None else _intern(reason),
+            fields["amount_minor"],
+            _intern(fields["currency"]),
+            fields["captured_minor"],
+            fields["refunded_minor"],
+            fields["ordered_at_ms"],
+            bool(attempts) and attempts[-1]["state"] in _FOR_A_PERSON,
+        )
+
+    def _dead_letter(self, record: LogRecord) -> None:
+        headers = {name: value for name, value in record.headers if value is not None}
+        problem: str | None = None
+        source: tuple[str, int, int] | None = None
+        try:
+            texts = {name: value.decode() for name, value in headers.items() if name in _LINEAGE}
+            source = (
+                self._roles[texts["dlq.topic"]],
+                int(texts["dlq.partition"]),
+                int(texts["dlq.offset"]),
+            )
+            missing = [name for name in _LINEAGE if not texts.get(name)]
+            if missing:
+                problem = f"has no header {missing[0]}"
+        except KeyError as error:
+            problem = (
+                f"has no header {error.args[0]}"
+                if error.args[0] in _LINEAGE
+                else f"names the topic {error.args[0]!r}, which is not of this flow"
+            )
+        except ValueError as error:
+            problem = f"has a header that cannot be read: {error}"
+        value = record.value or b""
+        chunk = headers.get("dlq.chunk", b"1/1")
+        whole = chunk == b"1/1" and b"*" not in value
+        self.dead_letters.append(
+            DeadLetter(
+                record.partition,
+                record.offset,
+                record.timestamp_ms,
+                record.key,
+                _intern(headers.get("dlq.cause", b"").decode("utf-8", "replace")),
+                _intern(headers.get("dlq.stage", b"").decode("utf-8", "replace")),
+                source,
+                zlib.crc32(value) if whole else None,
+                problem,
+                chunk.startswith(b"1/"),
+            )
+        )
+
+    def _set_aside(self, role: str, record: LogRecord, finding: str, detail: str) -> None:
+        self.odd[role, record.partition, record.offset] = OddInput(
+            role,
+            record.partition,
+            record.offset,
+            record.timestamp_ms,
+            record.key,
+            finding,
+            detail,
+            zlib.crc32(record.value or b""),
+        )
+
+    def _wrong_id(
+        self, role: str, record: LogRecord, field: str, found: str, expected: str
+    ) -> None:
+        self.findings.broken(
+            "derived_id_wrong",
+            self._example(role, record, f"{field} is {found}, derived is {expected}"),
+        )
+
+    def _example(self, role: str, record: LogRecord, detail: str) -> Example:
+        return Example(
+            self.catalogue.name(role),
+            record.partition,
+            record.offset,
+            key_text(record.key),
+            detail,
+        )
+
+
+_LINEAGE: Final = (
+    "dlq.topic",
+    "dlq.partition",
+    "dlq.offset",
+    "dlq.timestamp_ms",
+    "dlq.stage",
+    "dlq.cause",
+)
+
+
+def key_text(key: bytes | None) -> str:
+    """A key for people: as text where it is text."""
+    return "" if key is None else key.decode("utf-8", "backslashreplace")

@@ -1,0 +1,129 @@
+"""The gateways' own books, read over HTTP (``GET /v1/books``, see docs/simulator.md)."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from msgspec import Struct
+
+from pipeline.audit.unavailable import AuditUnavailable
+
+ANSWER_TIMEOUT_S = 8.0
+PAGE_ENTRIES = 5_000
+
+
+class ChargeSeen(Struct, gc=False):
+    """``reference`` is our idempotency key. ``recent``: first seen after the log's ends were
+    taken, so its request may lie beyond them."""
+
+    id: str
+    reference: str
+    amount_minor: int
+    currency: str
+    created_at_ms: int
+    recent: bool
+
+
+@dataclass
+class GatewayCopy:
+    """Charges by record key (``merchant:order``), and their sums by currency."""
+
+    charges: dict[str, list[ChargeSeen]] = field(default_factory=dict)
+    charge_count: int = 0
+    charged_minor: dict[str, int] = field(default_factory=dict)
+
+    def add(self, entry: Mapping[str, Any], *, recent: bool) -> None:
+        """Take one entry of the books."""
+        if entry["kind"] != "charge":
+            return
+        charge = ChargeSeen(
+            entry["id"],
+            entry["reference"],
+            entry["amount_minor"],
+            entry["currency"],
+            entry["created_at_ms"],
+            recent,
+        )
+        self.charges.setdefault(f"{entry['merchant_id']}:{entry['order_id']}", []).append(charge)
+        self.charge_count += 1
+        currency = charge.currency
+        self.charged_minor[currency] = self.charged_minor.get(currency, 0) + charge.amount_minor
+
+
+class GatewayReader:
+    """Copies the books of one or more gateways in two steps, around the reading of the log."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.netloc:
+                raise AuditUnavailable(
+                    f"{url!r} is no gateway address; give --gateway-url as http://host:port."
+                )
+        self._after = {url.rstrip("/"): 0 for url in urls}
+        self.copy = GatewayCopy()
+
+    def read_before_log(self) -> None:
+        """Take what is in the books now: each of these charges has its request in the log."""
+        for charges in self.copy.charges.values():
+            for charge in charges:
+                charge.recent = False
+        self._read(recent=False)
+
+    def read_after_log(self) -> None:
+        """Take what has come since: each capture in the log has its charge in the books now."""
+        self._read(recent=True)
+
+    def _read(self, *, recent: bool) -> None:
+        for url, after in self._after.items():
+            more = True
+            while more:
+                page = get_json(f"{url}/v1/books?after={after}&limit={PAGE_ENTRIES}")
+                for entry in page["entries"]:
+                    self.copy.add(entry, recent=recent)
+                if page["has_more"] and page["next_after"] <= after:
+                    raise AuditUnavailable(
+                        f"The gateway at {url} repeats a page of its books; restart it."
+                    )
+                after, more = page["next_after"], page["has_more"]
+            self._after[url] = after
+
+
+def charges_of_reference(url: str, reference: str) -> dict[str, Any] | None:
+    """What the gateway answers about one of our references; None when it knows none."""
+    try:
+        return get_json(f"{url.rstrip('/')}/v1/charges?reference={quote(reference, safe='')}")
+    except _NotFound:
+        return None
+
+
+def get_json(url: str) -> dict[str, Any]:
+    """The JSON object at a URL; AuditUnavailable when there is none."""
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT_S) as response:
+            answer = json.load(response)
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise _NotFound(f"{url} does not exist; check --gateway-url.") from None
+        raise AuditUnavailable(
+            f"The gateway answered {error.code} to {url}; see its log."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise AuditUnavailable(
+            f"The gateway's books at {url} cannot be read ({reason}); start the gateway, name"
+            " another with --gateway-url, or leave it out with --no-gateway."
+        ) from None
+    if not isinstance(answer, dict):
+        raise AuditUnavailable(f"{url} answers no JSON object; check --gateway-url.")
+    return answer
+
+
+class _NotFound(AuditUnavailable):
+    """The server answered 404."""

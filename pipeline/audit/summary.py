@@ -1,0 +1,75 @@
+"""What the flow has done, in numbers: counts, sums and latencies of everything that was read."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from pipeline.audit.evidence import Evidence
+from pipeline.audit.gateway_copy import GatewayCopy
+from pipeline.audit.ledger_copy import LedgerCopy
+
+
+def summarize(
+    evidence: Evidence, ledger: LedgerCopy | None = None, gateway: GatewayCopy | None = None
+) -> dict[str, Any]:
+    """A JSON object. Amounts are minor units by currency; latencies are milliseconds between the
+    broker's append times of an order and its settlement; None where nothing was measured.
+
+    ``records`` counts by topic, ``payments`` and ``amount_minor`` by status, ``reasons`` by status
+    and reason, ``dead_letters`` by cause, ``balances`` by account (debits positive).
+    """
+    payments: Counter[str] = Counter()
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    amounts: dict[str, Counter[str]] = defaultdict(Counter)
+    settled: Counter[str] = Counter()
+    latencies_ms: list[int] = []
+    repeated = 0
+    for payment in evidence.payments.values():
+        snapshot = payment.snapshot
+        repeated += max(0, len(payment.orders) - 1)
+        if snapshot is not None:
+            payments[snapshot.status] += 1
+            amounts[snapshot.status][snapshot.currency] += snapshot.amount_minor
+            if snapshot.reason is not None:
+                reasons[snapshot.status][snapshot.reason] += 1
+        for settlement in payment.settlements:
+            settled[settlement.currency] += settlement.amount_minor
+            if payment.orders and settlement.kind == "capture":
+                latencies_ms.append(settlement.at_ms - payment.orders[0].at_ms)
+    summary: dict[str, Any] = {
+        "records": dict(evidence.records),
+        "orders_repeated": repeated,
+        "payments": dict(payments),
+        "reasons": {status: dict(counts.most_common()) for status, counts in reasons.items()},
+        "amount_minor": {status: dict(sums) for status, sums in amounts.items()},
+        "settled_minor": dict(settled),
+        "order_to_settlement_ms": percentiles(latencies_ms),
+        "dead_letters": dict(
+            Counter(
+                letter.cause for letter in evidence.dead_letters if letter.first_piece
+            ).most_common()
+        ),
+    }
+    if gateway is not None:
+        summary["gateway"] = {
+            "charges": gateway.charge_count,
+            "charged_minor": dict(gateway.charged_minor),
+        }
+    if ledger is not None:
+        balances: dict[str, dict[str, int]] = defaultdict(dict)
+        for (account, currency), (debits, credits) in sorted(ledger.balances.items()):
+            balances[account][currency] = debits - credits
+        summary["ledger"] = {"entries": len(ledger.entries), "balances": dict(balances)}
+    return summary
+
+
+def percentiles(values_ms: list[int]) -> dict[str, int | None]:
+    """p50, p95, p99 and the maximum by the nearest-rank definition."""
+    ordered = sorted(values_ms)
+    count = len(ordered)
+
+    def at(percent: int) -> int | None:
+        return ordered[max(0, -(-count * percent // 100) - 1)] if ordered else None
+
+    return {"count": count, "p50": at(50), "p95": at(95), "p99": at(99), "max": at(100)}

@@ -1,0 +1,205 @@
+"""``paystream verify`` and ``paystream trace``: what the whole log says, and what one order did."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.audit.verify import Sources
+
+# 0, 1 and 2 are verdicts: whole, broken, still on its way.
+EXIT_UNAVAILABLE = 3
+
+BootstrapServers = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
+        help="Kafka brokers, host:port[,...].",
+    ),
+]
+Prefix = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        envvar="PAYSTREAM_TOPIC_PREFIX",
+        help="What stands before every topic and group name.",
+    ),
+]
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger-url",
+        envvar="PAYSTREAM_LEDGER_URL",
+        help="The ledger's database, as sqlite:///FILE or postgresql+psycopg://...",
+    ),
+]
+GatewayUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--gateway-url",
+        envvar="PAYSTREAM_GATEWAY_URL",
+        help="Gateways with books at /v1/books, http://host:port[,...].",
+    ),
+]
+NoLedger = Annotated[bool, typer.Option("--no-ledger", help="Leave the ledger out.")]
+NoGateway = Annotated[bool, typer.Option("--no-gateway", help="Leave the gateways' books out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def verify_command(
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+    gateway_url: GatewayUrl = None,
+    no_ledger: NoLedger = False,
+    no_gateway: NoGateway = False,
+    wait_s: Annotated[
+        float,
+        typer.Option("--wait", min=0, metavar="SECONDS", help="Wait for what is on its way."),
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Read everything and say whether the guarantees hold.
+
+    Reads every topic from the beginning, the ledger and the gateways' books, and checks them
+    against each other. Changes nothing and may run beside a live flow.
+
+    Exit code 0: whole. 1: broken. 2: something is still on its way. 3: it could not be judged.
+
+    Examples:
+
+      paystream verify
+
+      paystream verify --wait 60 --json
+
+      paystream verify --bootstrap-servers kafka-1:9092 --prefix eu- --no-gateway
+    """
+    from pipeline.audit.render import report_lines
+    from pipeline.audit.verify import verify
+
+    with _told():
+        report = verify(
+            _sources(
+                bootstrap_servers,
+                prefix,
+                ledger_url,
+                gateway_url,
+                no_ledger=no_ledger,
+                no_gateway=no_gateway,
+            ),
+            wait_s=wait_s,
+            on_round=lambda r: typer.echo(
+                f"waiting: {', '.join(f'{f.name} ({f.count})' for f in r.pending)}", err=True
+            ),
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        for line in report_lines(report):
+            typer.echo(line)
+    raise typer.Exit(report.exit_code)
+
+
+def trace_command(
+    order: Annotated[str, typer.Argument(metavar="MERCHANT:ORDER", help="Which order.")],
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+    gateway_url: GatewayUrl = None,
+    no_ledger: NoLedger = False,
+    no_gateway: NoGateway = False,
+    as_json: AsJson = False,
+) -> None:
+    """Follow one order through the topics, hop by hop, to its charge and its journal entry.
+
+    Exit code 0: found. 1: nobody knows this order. 3: the broker is away.
+
+    Examples:
+
+      paystream trace shop:1001
+
+      paystream trace shop:1001 --json
+    """
+    from pipeline.audit.render import print_trace
+    from pipeline.audit.trace import trace
+
+    merchant_id, separator, order_id = order.partition(":")
+    if not (merchant_id and separator and order_id):
+        typer.echo(
+            f"{order!r} names no order; write the merchant and the order, as in shop:1001.",
+            err=True,
+        )
+        raise typer.Exit(EXIT_UNAVAILABLE)
+    with _told():
+        sources = _sources(
+            bootstrap_servers,
+            prefix,
+            ledger_url,
+            gateway_url,
+            no_ledger=no_ledger,
+            no_gateway=no_gateway,
+        )
+        found = trace(
+            sources,
+            order,
+            on_progress=lambda n: typer.echo(f"{n:,} records read ...", err=True),
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    if not found.hops:
+        typer.echo(
+            f"No record of the order {order} is in the topics"
+            + (f" with the prefix {sources.prefix!r}" if sources.prefix else "")
+            + f" (partition {found.partition}); check the merchant's and the order's id.",
+            err=True,
+        )
+        raise typer.Exit(1)
+    if not as_json:
+        print_trace(found, pretty=sys.stdout.isatty())
+
+
+def _sources(
+    bootstrap_servers: str | None,
+    prefix: str | None,
+    ledger_url: str | None,
+    gateway_url: str | None,
+    *,
+    no_ledger: bool,
+    no_gateway: bool,
+) -> Sources:
+    """Options before the environment, the configuration file and the flow that runs here."""
+    from pipeline.audit.verify import Sources
+    from pipeline.config import load_settings
+
+    settings = load_settings(
+        bootstrap_servers=bootstrap_servers,
+        topic_prefix=prefix,
+        ledger_url=ledger_url,
+        gateway_url=gateway_url,
+    )
+    urls = () if no_gateway else settings.gateway_url.split(",")
+    return Sources(
+        settings.bootstrap_servers,
+        settings.topic_prefix,
+        None if no_ledger else settings.books_url(),
+        tuple(url.strip() for url in urls if url.strip()),
+    )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Print what a person can do something about, and leave with a code that is no verdict."""
+    try:
+        yield
+    except UserError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_UNAVAILABLE) from None

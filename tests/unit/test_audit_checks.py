@@ -1,0 +1,680 @@
+"""Planted damage: each kind is found, named, and shown at the right place; nothing else cries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.audit.checks import check
+from pipeline.audit.ledger_copy import EntrySeen, PostingSeen
+from pipeline.audit.report import GUARANTEES, Finding, Severity
+from pipeline.audit.summary import percentiles, summarize
+from pipeline.domain.ids import event_id
+from tests.support.audit_flow import CATALOGUE, PARTITIONS, Flow, Row, healthy_flow
+
+# What a damage returns: the record an example must point at, or a word that it must contain.
+Place = Row | str
+BROKEN, PENDING = Severity.BROKEN, Severity.PENDING
+
+
+@dataclass(frozen=True)
+class Case:
+    """``name`` must be found with ``severity`` at the damaged place; ``also`` lists what the same
+    damage breaks besides, and nothing else may be found."""
+
+    damage: Callable[[Flow], Place]
+    name: str
+    also: frozenset[str] = frozenset()
+    severity: Severity = BROKEN
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(
+    name: str, *also: str, severity: Severity = BROKEN
+) -> Callable[[Callable[[Flow], Place]], Callable[[Flow], Place]]:
+    def add(damage: Callable[[Flow], Place]) -> Callable[[Flow], Place]:
+        CASES[damage.__name__] = Case(damage, name, frozenset(also), severity)
+        return damage
+
+    return add
+
+
+def without_payment(flow: Flow, key: str) -> Row:
+    """Take away all that followed an order."""
+    order = flow.of("orders", key)
+    settled = {r.fields["settlement_id"] for r in flow.rows if _is(r, "settlements", key)}
+    flow.rows = [r for r in flow.rows if r is order or r.key != key.encode()]
+    flow.charges = [c for c in flow.charges if f"{c['merchant_id']}:{c['order_id']}" != key]
+    for entry in [e for e in flow.entries if e.settlement_id in settled]:
+        flow.entries.remove(entry)
+    return order
+
+
+def _is(row: Row, role: str, key: str) -> bool:
+    return row.role == role and row.key == key.encode() and row.fields is not None
+
+
+def _entry_of(flow: Flow, key: str) -> EntrySeen:
+    wanted = flow.of("settlements", key).fields
+    assert wanted is not None
+    return next(e for e in flow.entries if e.settlement_id == wanted["settlement_id"])
+
+
+def _set(row: Row, **fields: object) -> Row:
+    assert row.fields is not None
+    row.fields = {**row.fields, **fields}
+    return row
+
+
+def _again(flow: Flow, row: Row, **fields: object) -> Row:
+    assert row.fields is not None
+    copy = flow.append(row.role, row.key, {**row.fields, **fields}, partition=row.partition)
+    flow.all_processed()
+    return copy
+
+
+# Nothing is lost
+
+
+@case("order_lost", "money_not_conserved")
+def an_order_was_skipped(flow: Flow) -> Place:
+    return without_payment(flow, "shop:c3")
+
+
+@case("order_without_outcome", severity=PENDING)
+def an_order_waits_to_be_read(flow: Flow) -> Place:
+    return flow.order("shop:new")
+
+
+@case("order_without_outcome", severity=PENDING)
+def a_request_waits_for_its_call(flow: Flow) -> Place:
+    payment = flow.started("shop:new")
+    committed = flow.committed["gateway"].copy()
+    flow.all_processed()
+    flow.committed["gateway"] = committed
+    return flow.of("payments", payment.key)
+
+
+@case("order_without_outcome", severity=PENDING)
+def an_unknown_outcome_waits_for_its_inquiry(flow: Flow) -> Place:
+    payment = flow.started("shop:new")
+    payment.unknown()
+    flow.all_processed()
+    due = flow.of("payment-inquiry-1", payment.key)
+    flow.committed["payments"]["payment-inquiry-1", due.partition] = due.offset
+    return flow.of("payments", payment.key, -1)
+
+
+@case("waits_for_a_person", severity=PENDING)
+def nobody_could_tell_the_outcome(flow: Flow) -> Place:
+    payment = flow.started("shop:new")
+    payment.unknown()
+    payment.transition("outcome_unknown", "inquiry_exhausted", state="inquiry_exhausted")
+    flow.all_processed()
+    return flow.of("payments", payment.key, -1)
+
+
+@case("two_outcomes")
+def a_failed_payment_was_captured(flow: Flow) -> Place:
+    payment = flow.started("shop:new")
+    payment.transition("failed", "failed", state="failed", reason="gateway_unavailable")
+    payment.succeed()
+    flow.all_processed()
+    return flow.of("payment-events", payment.key, -1)
+
+
+@case("unknown_left_behind")
+def an_inquiry_was_never_scheduled(flow: Flow) -> Place:
+    payment = flow.started("shop:new")
+    payment.unknown()
+    flow.remove("payment-inquiry-1", payment.key)
+    flow.all_processed()
+    return flow.of("payments", payment.key, -1)
+
+
+@case("processing_left_behind")
+def a_retry_was_never_sent(flow: Flow) -> Place:
+    payment = flow.started("shop:new")
+    payment.not_sent()
+    flow.all_processed()
+    return flow.of("payments", payment.key, -1)
+
+
+@case("request_without_result", "order_without_outcome")
+def a_result_was_lost(flow: Flow) -> Place:
+    payment = flow.started("shop:new")
+    flow.all_processed()
+    return flow.of("payment-requests", payment.key)
+
+
+# Charged at most once
+
+
+@case("charged_twice")
+def the_gateway_charged_twice_under_one_key(flow: Flow) -> Place:
+    flow.charges.append({**flow.charges[0], "id": "ch_again"})
+    return "shop:c1: ch_again"
+
+
+@case("charged_twice", "charge_without_payment")
+def a_second_charge_came_under_another_key(flow: Flow) -> Place:
+    reference = flow.charges[0]["reference"].replace(":sim-a:1", ":sim-b:2")
+    flow.charges.append({**flow.charges[0], "id": "ch_again", "reference": reference})
+    return "shop:c1: ch_again"
+
+
+@case("two_keys_charged", "charged_twice", "settlement_duplicated", "money_not_conserved",
+      "journal_entry_duplicated")  # fmt: skip
+def two_attempts_were_both_charged(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 90)
+    payment.attempt, payment.tries, payment.gateway = 2, 0, "sim-b"
+    payment.request("charge")
+    payment.succeed()
+    flow.all_processed()
+    return flow.of("gateway-results", payment.key, -1)
+
+
+@case("charge_without_payment")
+def the_gateway_charged_somebody_unasked(flow: Flow) -> Place:
+    flow.charges.append({**flow.charges[0], "id": "ch_odd", "order_id": "nobody", "reference": "x"})
+    return "shop:nobody: ch_odd"
+
+
+@case("charged_but_not_captured")
+def a_failed_payment_has_a_charge(flow: Flow) -> Place:
+    request = flow.of("payment-requests", "shop:declined").fields
+    assert request is not None
+    flow.charges.append(
+        {
+            **flow.charges[0],
+            "id": "ch_late",
+            "order_id": "declined",
+            "reference": request["idempotency_key"],
+            "amount_minor": 500,
+        }
+    )
+    return "shop:declined: ch_late"
+
+
+@case("more_than_one_request_in_flight", "order_without_outcome")
+def a_second_request_did_not_wait(flow: Flow) -> Place:
+    payment = flow.started("shop:new")
+    second = payment.request("charge")
+    committed = flow.committed["gateway"].copy()
+    flow.all_processed()
+    flow.committed["gateway"] = committed
+    return second
+
+
+@case("request_duplicated")
+def a_request_is_in_the_log_twice(flow: Flow) -> Place:
+    return _again(flow, flow.of("payment-requests", "shop:c2"))
+
+
+@case("result_duplicated")
+def a_result_is_in_the_log_twice(flow: Flow) -> Place:
+    return _again(flow, flow.of("gateway-results", "shop:c2"))
+
+
+@case("request_amount_wrong")
+def a_request_asks_for_more(flow: Flow) -> Place:
+    return _set(flow.of("payment-requests", "shop:declined"), amount_minor=501)
+
+
+@case("idempotency_key_wrong")
+def a_request_has_a_key_of_its_own(flow: Flow) -> Place:
+    return _set(flow.of("payment-requests", "shop:declined"), idempotency_key="once")
+
+
+@case("conflict_not_named")
+def a_contradicting_order_was_swallowed(flow: Flow) -> Place:
+    order = flow.order("shop:c4", 999_999)
+    flow.all_processed()
+    return order
+
+
+# The books balance
+
+
+@case("captured_without_charge")
+def the_gateway_knows_nothing_of_a_capture(flow: Flow) -> Place:
+    flow.charges = [c for c in flow.charges if c["order_id"] != "c5"]
+    return flow.of("settlements", "shop:c5")
+
+
+@case("settlement_missing", "money_not_conserved", "journal_entry_without_settlement")
+def a_settlement_was_removed(flow: Flow) -> Place:
+    flow.remove("settlements", "shop:c5")
+    return flow.of("payments", "shop:c5", -1)
+
+
+@case("settlement_duplicated", "money_not_conserved")
+def a_settlement_was_doubled(flow: Flow) -> Place:
+    return _again(flow, flow.of("settlements", "shop:c5"))
+
+
+@case("settlement_amount_wrong", "money_not_conserved", "journal_entry_amount_wrong")
+def a_settlement_is_of_another_amount(flow: Flow) -> Place:
+    return _set(flow.of("settlements", "shop:c5"), amount_minor=1)
+
+
+@case("settlement_amount_wrong", "charge_amount_wrong")
+def the_gateway_charged_another_amount(flow: Flow) -> Place:
+    charge = next(c for c in flow.charges if c["order_id"] == "c5")
+    charge["amount_minor"] += 10
+    return flow.of("settlements", "shop:c5")
+
+
+@case("settlement_without_order", "payment_without_order", "request_without_order")
+def an_order_was_removed(flow: Flow) -> Place:
+    flow.remove("orders", "shop:c6")
+    return flow.of("settlements", "shop:c6")
+
+
+@case("settlement_without_captured_payment", "two_outcomes", "charged_but_not_captured")
+def a_settled_payment_was_failed(flow: Flow) -> Place:
+    payment = flow.captured("shop:new")
+    payment.transition("failed", "failed", state="failed", reason="gateway_unavailable")
+    flow.all_processed()
+    return flow.of("settlements", "shop:new")
+
+
+@case("settlement_without_evidence", "captured_without_charge")
+def a_settlement_names_another_charge(flow: Flow) -> Place:
+    return _set(flow.of("settlements", "shop:c7"), gateway_reference="ch_none")
+
+
+@case("settlement_without_journal_entry")
+def an_entry_was_removed(flow: Flow) -> Place:
+    entry = _entry_of(flow, "shop:c8")
+    flow.entries.remove(entry)
+    return flow.of("settlements", "shop:c8")
+
+
+@case("settlement_without_journal_entry", severity=PENDING)
+def the_ledger_is_behind(flow: Flow) -> Place:
+    an_entry_was_removed(flow)
+    settlement = flow.of("settlements", "shop:c8")
+    later = [
+        r for r in flow.rows
+        if r.role == "settlements" and r.partition == settlement.partition
+        and r.offset > settlement.offset
+    ]  # fmt: skip
+    for row in later:
+        assert row.key is not None
+        entry = _entry_of(flow, row.key.decode())
+        flow.entries.remove(entry)
+    flow.ledger_offsets[settlement.topic, settlement.partition] = settlement.offset
+    return settlement if not later else "shop:"
+
+
+@case("journal_entry_without_settlement")
+def an_entry_was_invented(flow: Flow) -> Place:
+    entry = replace(flow.entries[0], entry_id="entry-odd", settlement_id="nothing")
+    flow.entries.append(entry)
+    return "entry-odd"
+
+
+@case("journal_entry_duplicated")
+def a_settlement_was_booked_twice(flow: Flow) -> Place:
+    entry = replace(flow.entries[0], entry_id="entry-odd")
+    flow.entries.append(entry)
+    return "entry-odd"
+
+
+@case("journal_entry_amount_wrong")
+def an_entry_books_another_amount(flow: Flow) -> Place:
+    old = flow.entries[0]
+    new = replace(old, postings=tuple(replace(p, amount_minor=p.amount_minor * 2)
+                                      for p in old.postings))  # fmt: skip
+    flow.entries[0] = new
+    return old.entry_id
+
+
+@case("journal_entry_beyond_offset")
+def the_ledgers_offset_fell_back(flow: Flow) -> Place:
+    rows = [r for r in flow.rows if r.role == "settlements"]
+    last = [r for r in rows if r.partition == rows[0].partition][-1]
+    flow.ledger_offsets[last.topic, last.partition] = last.offset
+    return f"[{last.partition}]@{last.offset}, but"
+
+
+@case("journal_entry_source_wrong")
+def an_entry_names_another_record(flow: Flow) -> Place:
+    old = flow.entries[0]
+    flow.entries[0] = replace(old, source_offset=old.source_offset + 1)
+    return old.entry_id
+
+
+@case("journal_unbalanced")
+def an_entry_lacks_a_penny(flow: Flow) -> Place:
+    old = flow.entries[0]
+    debit, credit = old.postings
+    new = replace(old, postings=(debit, replace(credit, amount_minor=credit.amount_minor + 1)))
+    flow.entries[0] = new
+    return old.entry_id
+
+
+@case("balance_differs_from_postings")
+def a_balance_was_touched(flow: Flow) -> Place:
+    flow.touched["merchant:shop", "GBP"] += 5
+    return "merchant:shop"
+
+
+@case("journal_unbalanced", "journal_entry_amount_wrong")
+def a_posting_is_in_another_currency(flow: Flow) -> Place:
+    old = flow.entries[0]
+    new = replace(old, postings=(PostingSeen("x", "USD", 7), *old.postings))
+    flow.entries[0] = new
+    return old.entry_id
+
+
+@case("money_not_conserved", "payment_differs_from_order")
+def a_failed_payment_lost_a_penny(flow: Flow) -> Place:
+    for role in ("payments", "payment-events", "payment-requests"):
+        for row in flow.rows:
+            if _is(row, role, "shop:declined"):
+                _set(row, amount_minor=499)
+    return flow.of("orders", "shop:declined")
+
+
+# Order per payment, and the table
+
+
+@case("event_sequence_gap")
+def an_event_was_removed(flow: Flow) -> Place:
+    flow.remove("payment-events", "shop:retry", 1)
+    return flow.of("payment-events", "shop:retry", 1)
+
+
+@case("event_sequence_gap")
+def the_first_event_was_removed(flow: Flow) -> Place:
+    flow.remove("payment-events", "shop:retry", 0)
+    return flow.of("payment-events", "shop:retry", -1)
+
+
+@case("event_sequence_not_monotonic", "snapshot_differs_from_events")
+def an_old_event_came_again(flow: Flow) -> Place:
+    return _again(flow, flow.of("payment-events", "shop:retry", 0))
+
+
+@case("snapshot_differs_from_events")
+def the_last_event_is_missing(flow: Flow) -> Place:
+    flow.remove("payment-events", "shop:declined", -1)
+    return flow.of("payments", "shop:declined", -1)
+
+
+@case("payment_regressed", "snapshot_differs_from_events", "processing_left_behind")
+def an_old_snapshot_was_written_again(flow: Flow) -> Place:
+    return _again(flow, flow.of("payments", "shop:declined", 0))
+
+
+@case("payment_erased", "order_lost", "snapshot_differs_from_events", "money_not_conserved")
+def a_payment_was_erased(flow: Flow) -> Place:
+    row = flow.append("payments", b"shop:declined")
+    flow.all_processed()
+    return row
+
+
+@case("payment_differs_from_order", "money_not_conserved")
+def an_order_was_changed(flow: Flow) -> Place:
+    _set(flow.of("orders", "shop:declined"), amount_minor=5)
+    return flow.of("payments", "shop:declined", -1)
+
+
+@case("result_without_request")
+def a_result_answers_nothing(flow: Flow) -> Place:
+    return _again(flow, flow.of("gateway-results", "shop:declined"), attempt=9)
+
+
+@case("misplaced_key", "journal_entry_source_wrong")
+def a_settlement_lies_in_another_partition(flow: Flow) -> Place:
+    row = flow.of("settlements", "shop:c5")
+    row.partition = (row.partition + 1) % PARTITIONS
+    row.offset = flow._next["settlements", row.partition]
+    flow._next["settlements", row.partition] += 2
+    flow.all_processed()
+    return row
+
+
+@case("misplaced_key")
+def a_misrouted_order_was_swallowed(flow: Flow) -> Place:
+    row = flow.of("orders", "shop:misplaced")
+    flow.rows = [r for r in flow.rows if r.role != "dead-letters" or r.key != row.key]
+    return row
+
+
+@case("key_differs_from_payload", "settlement_missing", "money_not_conserved",
+      "journal_entry_without_settlement")  # fmt: skip
+def a_settlement_lies_under_another_key(flow: Flow) -> Place:
+    row = flow.of("settlements", "shop:c5")
+    row.key = b"shop:c6"
+    return row
+
+
+@case("derived_id_wrong")
+def an_event_has_another_events_id(flow: Flow) -> Place:
+    row = flow.of("payment-events", "shop:c5")
+    assert row.fields is not None
+    return _set(row, event_id=event_id(row.fields["payment_id"], 77))
+
+
+# Bad input
+
+
+@case("bad_order_not_dead_lettered")
+def a_bad_order_vanished(flow: Flow) -> Place:
+    row = flow.append("orders", b"shop:odd", raw=b"\x00\x00")
+    flow.all_processed()
+    return row
+
+
+@case("order_without_outcome", severity=PENDING)
+def a_bad_order_waits_to_be_read(flow: Flow) -> Place:
+    return flow.append("orders", b"shop:odd", raw=b"\x00\x00")
+
+
+@case("undecodable_record")
+def our_own_topic_holds_junk(flow: Flow) -> Place:
+    row = flow.append("payment-events", b"shop:c1", raw=b"\x00\x00")
+    flow.all_processed()
+    return row
+
+
+@case("dead_letter_without_lineage")
+def a_dead_letter_has_no_cause(flow: Flow) -> Place:
+    row = flow.of("dead-letters")
+    row.headers = tuple(h for h in row.headers if h[0] != "dlq.cause")
+    return row
+
+
+@case("dead_letter_without_lineage")
+def a_dead_letter_names_nothing(flow: Flow) -> Place:
+    letter = flow.dead_letter(flow.of("orders", "shop:c1"), "order_conflict")
+    letter.headers = tuple(
+        (name, b"99991" if name == "dlq.offset" else value) for name, value in letter.headers
+    )
+    return letter
+
+
+@case("dead_letter_without_lineage")
+def a_dead_letter_was_altered(flow: Flow) -> Place:
+    row = flow.of("dead-letters", "shop:junk")
+    row.raw = b"not the record"
+    return row
+
+
+@case("dead_letter_duplicated")
+def an_input_was_dead_lettered_twice(flow: Flow) -> Place:
+    return flow.dead_letter(flow.of("orders", "shop:junk"), "not_wire_format")
+
+
+# The machinery
+
+
+@case("consumer_offset_beyond_end")
+def a_group_is_ahead_of_the_log(flow: Flow) -> Place:
+    flow.committed["payments"]["orders", 2] += 1_000
+    return CATALOGUE.name("orders")
+
+
+@case("consumer_offset_beyond_end")
+def the_ledger_is_ahead_of_the_log(flow: Flow) -> Place:
+    flow.ledger_offsets[CATALOGUE.name("settlements"), 1] += 1_000
+    return CATALOGUE.name("settlements")
+
+
+@case("partitions_unequal")
+def a_topic_has_more_partitions(flow: Flow) -> Place:
+    flow.partitions["settlements"] = PARTITIONS + 1
+    return CATALOGUE.name("settlements")
+
+
+@case("open_transaction", severity=PENDING)
+def a_transaction_stays_open(flow: Flow) -> Place:
+    flow.blind.add(("settlements", 2))
+    return CATALOGUE.name("settlements")
+
+
+def test_a_healthy_flow_has_no_findings() -> None:
+    """Captures, declines, retries, inquiries, conflicts and junk in good order are all right."""
+    assert healthy_flow().audit() == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_planted_damage_is_named_and_located(name: str) -> None:
+    """The audit names the guarantee that a damage breaks, shows where, and accuses nothing else."""
+    flow, planted = healthy_flow(), CASES[name]
+    place = planted.damage(flow)
+    found = flow.audit()
+    names = {finding.name for finding in found}
+    finding = next((f for f in found if f.name == planted.name), None)
+    assert finding is not None, f"{planted.name} was not found, only {names}"
+    assert finding.severity is planted.severity
+    assert_shows(finding, place)
+    assert names == {planted.name} | planted.also
+
+
+def assert_shows(finding: Finding, place: Place) -> None:
+    example = finding.example
+    if isinstance(place, Row):
+        assert (example.topic, example.partition, example.offset) == (
+            place.topic,
+            place.partition,
+            place.offset,
+        )
+    else:
+        assert place in str(example)
+
+
+def test_every_guarantee_of_the_list_is_tried() -> None:
+    """No name in the list of guarantees goes without a damage that raises it."""
+    tried = {c.name for c in CASES.values()} | {n for c in CASES.values() for n in c.also}
+    elsewhere = {"history_deleted", "history_deleted_meanwhile"}
+    assert set(GUARANTEES) == tried | elsewhere
+
+
+def test_one_damage_is_counted_as_often_as_it_was_done() -> None:
+    """The count beside the example says how far the damage goes."""
+    flow = healthy_flow()
+    for key in ("shop:c1", "shop:c2", "shop:c3"):
+        flow.remove("settlements", key)
+    missing = [f for f in flow.audit() if f.name == "settlement_missing"]
+    assert [f.count for f in missing] == [3]
+
+
+def test_effects_of_a_transaction_seen_in_part_are_not_missed() -> None:
+    """A snapshot whose settlement lies beyond the settlements' end is pending: its result lies
+    beyond the committed offset."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new")
+    flow.remove("settlements", payment.key)
+    flow.entries.pop()
+    assert {f.name for f in flow.audit() if f.severity is BROKEN} == set()
+
+
+def test_a_charge_newer_than_the_log_copy_is_not_an_orphan() -> None:
+    """Books are read on after the log: their newest charges may have requests nobody read yet."""
+    flow = healthy_flow()
+    flow.charges.append(
+        {**flow.charges[0], "id": "ch_new", "order_id": "new", "reference": "r", "recent": True}
+    )
+    assert flow.audit() == []
+
+
+def test_nothing_is_accused_behind_an_open_transaction() -> None:
+    """What hides behind an open transaction is not called lost."""
+    flow = healthy_flow()
+    settlement = flow.of("settlements", "shop:c5")
+    hidden = [
+        r for r in flow.rows
+        if r.role == "settlements" and r.partition == settlement.partition
+        and r.offset >= settlement.offset
+    ]  # fmt: skip
+    flow.rows = [r for r in flow.rows if r not in hidden]
+    flow.blind.add(("settlements", settlement.partition))
+    assert {f.name for f in flow.audit()} == {"open_transaction"}
+
+
+def test_deleted_history_is_noted_and_not_accused() -> None:
+    """Records that retention took are not missed, and the audit says that they are gone."""
+    flow = healthy_flow()
+    order = flow.of("orders", "shop:c5")
+    for role in ("orders", "payment-requests", "gateway-results", "payment-events"):
+        in_lane = [r for r in flow.rows if r.role == role and r.partition == order.partition]
+        kept_from_ms = order.at_ms + 60
+        flow.rows = [r for r in flow.rows if r not in in_lane or r.at_ms >= kept_from_ms]
+        kept = [r for r in in_lane if r.at_ms >= kept_from_ms]
+        flow.lows[role, order.partition] = (
+            kept[0].offset if kept else flow._next[role, order.partition]
+        )
+        if kept:
+            flow.first_at_ms[role, order.partition] = kept[0].at_ms
+    assert order not in flow.rows
+    found = flow.audit()
+    assert {(f.name, f.severity) for f in found} == {("history_deleted", Severity.NOTE)}
+
+
+def test_without_books_only_the_log_is_judged() -> None:
+    """An audit without a ledger and a gateway accuses neither."""
+    flow = healthy_flow()
+    flow.entries.clear()
+    flow.charges.clear()
+    assert check(flow.evidence(), flow.cut()) == []
+
+
+def test_the_summary_adds_up() -> None:
+    """Counts, sums and dead letters in the summary are those of the flow."""
+    flow = healthy_flow()
+    summary = summarize(flow.evidence(), flow.ledger(), flow.gateway())
+    assert summary["payments"] == {
+        "captured": 12,
+        "failed": 1,
+        "no_payment_due": 1,
+        "rejected": 1,
+    }
+    assert summary["settled_minor"] == summary["gateway"]["charged_minor"]
+    assert summary["settled_minor"]["EUR"] == 1002 + 1004 + 1006 + 1008
+    assert summary["orders_repeated"] == 2
+    assert summary["dead_letters"]["order_conflict"] == 1
+    assert summary["ledger"]["balances"]["merchant:shop"]["EUR"] == -4020
+    latency = summary["order_to_settlement_ms"]
+    assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
+    assert latency["count"] == 12
+
+
+def test_percentiles_by_nearest_rank() -> None:
+    """Of 1 to 200 ms half are at most 100 ms; of nothing there is no percentile."""
+    assert percentiles(list(range(200, 0, -1))) == {
+        "count": 200,
+        "p50": 100,
+        "p95": 190,
+        "p99": 198,
+        "max": 200,
+    }
+    assert percentiles([])["p50"] is None
