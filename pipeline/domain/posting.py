@@ -1,0 +1,166 @@
+"""From a settlement to its journal entry: double entry, decided without a database.
+
+A capture makes a gateway owe us what we owe the merchant:
+
+    debit  gateway_receivable:<gateway>     credit merchant_payable:<merchant>
+
+A refund is the reverse. An entry moves money between accounts and makes none, so in each currency
+its debits equal its credits. What cannot be booked is refused by a rule's name, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+
+from msgspec import Struct
+
+from pipeline.domain.invariant import invariant
+from pipeline.domain.keys import valid_id
+from pipeline.domain.model import Settlement
+from pipeline.domain.money import MINOR_UNITS
+from pipeline.domain.validation import is_date
+
+CAPTURE = "capture"
+REFUND = "refund"
+
+GATEWAY_RECEIVABLE = "gateway_receivable"
+MERCHANT_PAYABLE = "merchant_payable"
+
+KIND_MUST_BE_KNOWN = "settlement_kind_must_be_known"
+CAPTURE_MUST_BE_POSITIVE = "capture_amount_must_be_positive"
+REFUND_MUST_BE_NEGATIVE = "refund_amount_must_be_negative"
+AMOUNT_MUST_NOT_EXCEED_LIMIT = "settlement_amount_must_not_exceed_limit"
+CURRENCY_MUST_BE_ISO_4217 = "settlement_currency_must_be_iso_4217"
+BUSINESS_DATE_MUST_BE_A_DATE = "settlement_business_date_must_be_a_date"
+IDS_MUST_BE_WELL_FORMED = "settlement_ids_must_be_well_formed"
+REFERENCE_MUST_BE_PRINTABLE = "settlement_gateway_reference_must_be_printable"
+
+RULES = (
+    KIND_MUST_BE_KNOWN,
+    CAPTURE_MUST_BE_POSITIVE,
+    REFUND_MUST_BE_NEGATIVE,
+    AMOUNT_MUST_NOT_EXCEED_LIMIT,
+    CURRENCY_MUST_BE_ISO_4217,
+    BUSINESS_DATE_MUST_BE_A_DATE,
+    IDS_MUST_BE_WELL_FORMED,
+    REFERENCE_MUST_BE_PRINTABLE,
+)
+
+# A thousand times what fits a card message (12 digits): room for other rails, and small enough
+# that nine thousand of the largest still fit the 64-bit balance of one account.
+AMOUNT_MINOR_MAX = 10**15 - 1
+# Long enough for every gateway's references, short enough for books that are kept for years.
+REFERENCE_LENGTH_MAX = 255
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+class Posting(Struct, frozen=True, gc=False):
+    """One line of an entry. ``amount_minor`` is signed: debits positive, credits negative."""
+
+    account: str
+    currency: str
+    amount_minor: int
+
+
+class JournalEntry(Struct, frozen=True, kw_only=True, gc=False):
+    """One settlement as it stands in the books; the ids are those of the settlement."""
+
+    entry_id: str
+    settlement_id: str
+    kind: str
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    operation_id: str
+    gateway: str
+    gateway_reference: str
+    business_date: str
+    settled_at_ms: int
+    postings: tuple[Posting, ...]
+
+
+class PostingRefused(Struct, frozen=True, gc=False):
+    """``rule`` is one of RULES and becomes a dead letter's cause; ``detail`` is for people."""
+
+    rule: str
+    detail: str
+
+
+def journal_entry(settlement: Settlement) -> JournalEntry | PostingRefused:
+    """The one entry that books this settlement, or the rule that keeps it out of the books.
+
+    Pure: the same settlement gives the same entry, so a redelivery is seen by the entry's id.
+    """
+    refused = _broken_rule(settlement)
+    if refused is not None:
+        return refused
+    amount_minor = settlement.amount_minor
+    currency = settlement.currency
+    # The amount is signed (positive to the merchant), so a refund reverses itself.
+    postings = (
+        Posting(f"{GATEWAY_RECEIVABLE}:{settlement.gateway}", currency, amount_minor),
+        Posting(f"{MERCHANT_PAYABLE}:{settlement.merchant_id}", currency, -amount_minor),
+    )
+    return balanced(
+        JournalEntry(
+            entry_id=entry_id(settlement.settlement_id),
+            settlement_id=settlement.settlement_id,
+            kind=settlement.kind,
+            merchant_id=settlement.merchant_id,
+            order_id=settlement.order_id,
+            payment_id=settlement.payment_id,
+            operation_id=settlement.operation_id,
+            gateway=settlement.gateway,
+            gateway_reference=settlement.gateway_reference,
+            business_date=settlement.business_date,
+            settled_at_ms=settlement.settled_at_ms,
+            postings=postings,
+        )
+    )
+
+
+def entry_id(settlement_id: str) -> str:
+    """The id of a settlement's entry. The prefix leaves room for entries of other origins."""
+    return f"settlement:{settlement_id}"
+
+
+def balanced(entry: JournalEntry) -> JournalEntry:
+    """The entry itself; InvariantBroken when its debits and credits differ in some currency."""
+    sums: dict[str, int] = {}
+    for posting in entry.postings:
+        invariant(type(posting.amount_minor) is int, "amounts in the books are integers")
+        sums[posting.currency] = sums.get(posting.currency, 0) + posting.amount_minor
+    invariant(len(entry.postings) >= 2, "an entry has at least a debit and a credit")
+    invariant(not any(sums.values()), "debits equal credits in every currency of an entry")
+    return entry
+
+
+def _broken_rule(s: Settlement) -> PostingRefused | None:
+    amount_minor = s.amount_minor
+    if s.kind == CAPTURE:
+        if amount_minor <= 0:
+            return PostingRefused(CAPTURE_MUST_BE_POSITIVE, f"the amount is {amount_minor}")
+    elif s.kind == REFUND:
+        if amount_minor >= 0:
+            return PostingRefused(REFUND_MUST_BE_NEGATIVE, f"the amount is {amount_minor}")
+    else:
+        return PostingRefused(KIND_MUST_BE_KNOWN, "only capture and refund are booked so far")
+    if abs(amount_minor) > AMOUNT_MINOR_MAX:
+        return PostingRefused(AMOUNT_MUST_NOT_EXCEED_LIMIT, f"the limit is {AMOUNT_MINOR_MAX}")
+    if s.currency not in MINOR_UNITS:
+        return PostingRefused(CURRENCY_MUST_BE_ISO_4217, "no active currency has this code")
+    if not is_date(s.business_date):
+        return PostingRefused(BUSINESS_DATE_MUST_BE_A_DATE, "expected YYYY-MM-DD")
+    for name in ("settlement_id", "payment_id"):
+        if _UUID.fullmatch(getattr(s, name)) is None:
+            return PostingRefused(IDS_MUST_BE_WELL_FORMED, f"{name} is not a UUID")
+    for name in ("merchant_id", "order_id", "operation_id", "gateway"):
+        if not valid_id(getattr(s, name)):
+            return PostingRefused(IDS_MUST_BE_WELL_FORMED, f"{name} is not 1 to 64 of A-Za-z0-9._-")
+    # A database may refuse control characters, and a person should be able to read it.
+    if len(s.gateway_reference) > REFERENCE_LENGTH_MAX or not s.gateway_reference.isprintable():
+        return PostingRefused(
+            REFERENCE_MUST_BE_PRINTABLE, f"at most {REFERENCE_LENGTH_MAX} printable characters"
+        )
+    return None

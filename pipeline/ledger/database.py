@@ -1,0 +1,145 @@
+"""Opening the ledger's database: SQLite in a file, or PostgreSQL, with the same tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from pipeline.errors import UserError
+from pipeline.ledger import guards
+from pipeline.ledger.tables import SCHEMA_VERSION, metadata, schema_version
+
+# How long a writer waits for another one; a batch holds the database for tenths of a second.
+BUSY_TIMEOUT_MS = 10_000
+# The index of entry ids is hit at random: 64 MiB hold it for about a million entries.
+_SQLITE_CACHE_KIB = 64 * 1024
+# Pages of 4 KiB: the log is folded into the file every 64 MiB, so that a page of an index that
+# several batches touch is written there once.
+_SQLITE_CHECKPOINT_PAGES = 16_384
+_CONNECT_TIMEOUT_S = 10
+# Any number: it keeps two processes from creating the tables at once on PostgreSQL.
+_CREATION_LOCK = 0x6C656467
+_READ_ONLY = "ledger_read_only"
+
+
+def open_ledger(url: str) -> Engine:
+    """The engine of a ledger whose tables and guards exist; they are created where missing.
+
+    ``url`` is SQLAlchemy's: ``sqlite:////absolute/path.db`` or ``postgresql://host/name``. Safe to
+    call from several processes at once. UserError when the database cannot be used as it is.
+    """
+    parsed = _parse(url)
+    shown = parsed.render_as_string(hide_password=True)
+    try:
+        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the ledger at {shown} needs {error.name}, which is not installed. Install "
+            "paystream[postgres]."
+        ) from error
+    try:
+        with engine.begin() as connection:
+            _create_or_check(connection, shown)
+    except UserError:
+        engine.dispose()
+        raise
+    except DBAPIError as error:
+        engine.dispose()
+        reason = str(error.orig).strip().splitlines()
+        raise UserError(
+            f"the ledger's database at {shown} cannot be used: {reason[0] if reason else error}. "
+            "Check that it runs and that the URL is right."
+        ) from error
+    return engine
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One read transaction: everything read in it is of one moment, and no writer waits for it."""
+    options: dict[str, Any] = {_READ_ONLY: True}
+    if engine.dialect.name == "postgresql":
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with engine.connect().execution_options(**options) as connection, connection.begin():
+        yield connection
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise UserError(
+            f"{url!r} is not a database URL. Use sqlite:////absolute/path.db or "
+            "postgresql://user@host/name."
+        ) from error
+    if backend == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise UserError("the ledger needs a file: use sqlite:////absolute/path.db.")
+        return parsed
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise UserError(
+        f"the ledger does not know {backend!r}: use sqlite:////absolute/path.db or "
+        "postgresql://user@host/name."
+    )
+
+
+def _sqlite(url: URL) -> Engine:
+    path = Path(str(url.database)).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the ledger's folder {path.parent} cannot be made: {error}.") from error
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        # Transactions are begun below, not by the driver, which would begin them too late.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A commit that was answered survives a power cut.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_SQLITE_CHECKPOINT_PAGES}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes the lock at once: two that read first and write later would deadlock.
+        read_only = connection.get_execution_options().get(_READ_ONLY)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    return create_engine(
+        url,
+        # A connection that died while idle is replaced before it is used.
+        pool_pre_ping=True,
+        # Compare-and-set under READ COMMITTED looks again after waiting for another writer.
+        isolation_level="READ COMMITTED",
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "paystream"},
+    )
+
+
+def _create_or_check(connection: Connection, shown: str) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
+    if not inspect(connection).has_table(schema_version.name):
+        metadata.create_all(connection)
+        guards.install(connection)
+        connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
+        return
+    found = connection.execute(select(schema_version.c.version)).scalar_one_or_none()
+    if found != SCHEMA_VERSION:
+        raise UserError(
+            f"the ledger at {shown} has schema version {found}, this program knows "
+            f"{SCHEMA_VERSION}. Use the version of paystream that wrote it, or migrate it first."
+        )
