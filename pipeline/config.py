@@ -7,6 +7,7 @@ a command go before both.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,41 @@ from pydantic_settings import (
 from pipeline.errors import UserError
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 
+# Written by `paystream up` in the state directory while it runs.
+RUNNING_FILE = "up.json"
+
 
 def state_home() -> Path:
     """Where this machine keeps brokers' data, caches and books: never in the working tree."""
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "paystream"
+
+
+class _RunningFlow(PydanticBaseSettingsSource):
+    """What `paystream up` says of itself, so that commands beside it need no options."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        known = self.current_state.get("state_dir")
+        path = (Path(known) if known else state_home()) / RUNNING_FILE
+        try:
+            said: dict[str, Any] = json.loads(path.read_text())
+            os.kill(int(said["pid"]), 0)
+        except (OSError, ValueError, KeyError):
+            return {}
+        return {
+            name: said[name]
+            for name in (
+                "bootstrap_servers",
+                "gateway_url",
+                "ledger_url",
+                "topic_prefix",
+                "partitions",
+            )
+            if name in said
+        }
 
 
 class Settings(BaseSettings):
@@ -85,7 +116,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = Path(os.environ.get("PAYSTREAM_CONFIG") or "paystream.toml")
-        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path))
+        file = TomlConfigSettingsSource(settings_cls, path)
+        return (init_settings, env_settings, file, _RunningFlow(settings_cls))
 
     def topic_settings(self) -> TopicSettings:
         return TopicSettings(

@@ -25,6 +25,7 @@ from pipeline.runtime.worker_spec import (
     EXIT_USER_ERROR,
     LAST_ERROR,
     WorkerSpec,
+    configure_logging,
     decode_spec,
 )
 
@@ -178,17 +179,6 @@ def _ledger(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
     raise UserError("the ledger stage is not wired yet")
-
-
-def configure_logging(level: str, file: str | None = None) -> None:
-    """One line a record: time, level, process, logger, text; to standard error or a file."""
-    handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s")
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
 
 
 def _die_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from topics.catalogue import TopicSettings
 
 APP = "paystream"
 
-# The module that a supervisor starts; it stands above the runtime, since it puts all parts together.
+# What a supervisor starts; it stands above the runtime, since it puts all parts together.
 WORKER_MODULE = "pipeline.worker"
 
 EXIT_USER_ERROR = 2
@@ -74,3 +75,14 @@ def _as_text(value: Any) -> str:
 
 def _as_path(kind: type, value: Any) -> Any:
     return Path(value) if kind is Path else value
+
+
+def configure_logging(level: str, file: str | None = None) -> None:
+    """One line a record: time, level, process, logger, text; to standard error or a file."""
+    handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s")
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)

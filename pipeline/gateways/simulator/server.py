@@ -58,6 +58,7 @@ class SimulatorSettings:
     plan: FaultPlan
     seed: int = 7
     port: int = 0
+    host: str = HOST
     ready_file: Path | None = None
     key_retention_ms: int = KEY_RETENTION_MS
     parent_pid: int | None = None
@@ -132,7 +133,7 @@ async def serve(settings: SimulatorSettings) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    with _books_lock(settings.books), _reserved_port(settings.port) as port:
+    with _books_lock(settings.books), _reserved_port(settings.host, settings.port) as port:
         gateway = Gateway(
             settings.books,
             plan=settings.plan,
@@ -143,10 +144,10 @@ async def serve(settings: SimulatorSettings) -> None:
         admin = _runner(build_app(gateway, outage_applies=False))
         try:
             await admin.setup()
-            await web.SockSite(admin, _listening(0)).start()
+            await web.SockSite(admin, _listening(HOST, 0)).start()
             gateway.admin_port = int(admin.addresses[0][1])
             await public.setup()
-            listener = _PublicListener(public, port)
+            listener = _PublicListener(public, settings.host, port)
             gateway.on_outage = listener.follow
             await listener.open()
             if settings.ready_file is not None:
@@ -162,14 +163,17 @@ async def serve(settings: SimulatorSettings) -> None:
 class _PublicListener:
     """Opens and closes the public port: while it is closed, clients are refused by the kernel."""
 
-    def __init__(self, runner: web.AppRunner, port: int) -> None:
+    def __init__(self, runner: web.AppRunner, host: str, port: int) -> None:
         self._runner = runner
+        self._host = host
         self._port = port
         self._site: web.SockSite | None = None
 
     async def open(self) -> None:
         if self._site is None:
-            self._site = web.SockSite(self._runner, _listening(self._port), backlog=BACKLOG)
+            self._site = web.SockSite(
+                self._runner, _listening(self._host, self._port), backlog=BACKLOG
+            )
             await self._site.start()
 
     async def follow(self, outage: Outage) -> None:
@@ -244,26 +248,26 @@ def _books_lock(books: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reserved_port(port: int) -> Iterator[int]:
+def _reserved_port(host: str, port: int) -> Iterator[int]:
     """Keep the port ours while it is not listened on, so that an outage cannot lose it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as reservation:
-        yield _bind(reservation, port)
+        yield _bind(reservation, host, port)
 
 
-def _listening(port: int) -> socket.socket:
+def _listening(host: str, port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    _bind(sock, port)
+    _bind(sock, host, port)
     return sock
 
 
-def _bind(sock: socket.socket, port: int) -> int:
+def _bind(sock: socket.socket, host: str, port: int) -> int:
     # With this option on both, Linux lets a second socket bind a port that none listens on yet.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind((HOST, port))
+        sock.bind((host, port))
     except OSError as error:
         raise UserError(
-            f"The simulator cannot have port {port} on {HOST} ({error.strerror}); "
+            f"The simulator cannot have port {port} on {host} ({error.strerror}); "
             "give another port, or 0 for a free one."
         ) from error
     return int(sock.getsockname()[1])

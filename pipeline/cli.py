@@ -1,0 +1,56 @@
+"""The ``paystream`` command. It only parses and hands over; each group has its own module."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pipeline.commands.audit import trace_command, verify_command
+from pipeline.commands.demo import demo_command
+from pipeline.commands.flow import run_command, simulator_command, up_command
+from pipeline.commands.orders import order_app, orders_app
+from pipeline.commands.schemas import app as schemas_app
+from pipeline.commands.topics import app as topics_app
+
+app = typer.Typer(
+    name="paystream",
+    help="Orders in, each charged once; settlements and balanced books out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Settings: PAYSTREAM_<NAME> in the environment, or paystream.toml; see the README.",
+)
+app.command("demo")(demo_command)
+app.command("up")(up_command)
+app.command("run")(run_command)
+app.command("simulator")(simulator_command)
+app.add_typer(topics_app, name="topics")
+app.add_typer(schemas_app, name="schemas")
+app.add_typer(orders_app, name="orders")
+app.add_typer(order_app, name="order")
+app.command("trace")(trace_command)
+app.command("verify")(verify_command)
+
+
+def main() -> None:
+    """Run one command; what is wrong outside the program is one sentence and exit code 2."""
+    from pipeline.errors import UserError
+
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"paystream: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("paystream: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`paystream trace ... | head`); nobody is left to tell.
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

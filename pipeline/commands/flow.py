@@ -1,0 +1,222 @@
+"""``paystream up``, ``run`` and ``simulator``: the flow as processes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import UserError
+
+TICK_S = 0.2
+
+
+class Stage(StrEnum):
+    """A stage of the flow that runs as workers."""
+
+    payments = "payments"
+    gateway = "gateway"
+    ledger = "ledger"
+
+
+def up_command(
+    payments_workers: Annotated[int, typer.Option(min=1, help="Payments workers.")] = 1,
+    gateway_workers: Annotated[int, typer.Option(min=1, help="Gateway workers.")] = 1,
+    faults: Annotated[
+        str, typer.Option(help="Faults of the simulator: none, default, or a JSON file.")
+    ] = "none",
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics; 0 takes a free one.")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Where brokers' data, caches and books are kept.")
+    ] = None,
+    partitions: Annotated[int | None, typer.Option(min=1, help="Of every topic.")] = None,
+) -> None:
+    """Run everything on this machine until Ctrl-C: Kafka, simulator, workers, ledger.
+
+    Data is kept in the state directory and found again by the next `up`. Other commands on this
+    machine find the running flow by themselves.
+
+    Examples:
+
+      paystream up
+
+      paystream up --payments-workers 2 --faults default --metrics-port 0
+    """
+    from pipeline.config import load_settings
+    from pipeline.local import LocalFlow
+
+    settings = load_settings(metrics_port=metrics_port, state_dir=state_dir, partitions=partitions)
+    stop = _stop_on_signals()
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    log_file = settings.state_dir / "workers.log"
+    flow = LocalFlow(
+        settings,
+        {"payments": payments_workers, "gateway": gateway_workers, "ledger": 1},
+        faults=faults,
+        log_file=log_file,
+        say=_say,
+        announce=True,
+    )
+    with _OnlyOne(settings.state_dir), flow:
+        s, running = flow.settings, flow.running
+        typer.echo(f"broker     {s.bootstrap_servers}")
+        typer.echo(f"simulator  {s.gateway_url}")
+        typer.echo(f"database   {s.books_url()}")
+        typer.echo(f"metrics    {running.metrics.url if running else '-'}")
+        typer.echo(f"log        {log_file}")
+        typer.echo("Ctrl-C drains and stops everything. In another terminal:")
+        typer.echo(
+            "  paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 "
+            "--currency GBP --token tok_ok"
+        )
+        while not stop.wait(TICK_S):
+            flow.tick()
+        typer.echo("draining")
+    typer.echo("stopped")
+
+
+def run_command(
+    stage: Annotated[Stage, typer.Argument(help="Which stage to run.")],
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    bootstrap_servers: Annotated[
+        str | None,
+        typer.Option(envvar="PAYSTREAM_BOOTSTRAP_SERVERS", help="Kafka brokers, host:port[,...]."),
+    ] = None,
+    node_id: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PAYSTREAM_NODE_ID",
+            help="Cluster-unique name of this machine; part of every transactional id.",
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics; 0 takes a free one.")
+    ] = None,
+) -> None:
+    """Run one stage's workers against any cluster, until SIGTERM or Ctrl-C.
+
+    The topics must be there: `paystream topics apply`. Workers of one stage share its partitions,
+    on as many machines as you like; each machine needs its own --node-id.
+
+    Examples:
+
+      paystream run payments --workers 4 --bootstrap-servers kafka-1:9092 --node-id app-7
+
+      paystream run ledger --node-id books-1
+    """
+    from confluent_kafka.admin import AdminClient
+
+    from pipeline.config import load_settings
+    from pipeline.local import Workers
+    from pipeline.runtime.cluster import require_co_partitioned
+    from pipeline.runtime.worker_spec import configure_logging
+
+    settings = load_settings(
+        bootstrap_servers=bootstrap_servers, node_id=node_id, metrics_port=metrics_port
+    )
+    node = _node_id(settings.node_id, settings.bootstrap_servers)
+    stop = _stop_on_signals()
+    configure_logging(settings.log_level)
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
+    require_co_partitioned(admin, settings.catalogue())
+    group = Workers(settings, {stage.value: workers}, node_id=node)
+    try:
+        group.start()
+        typer.echo(f"{workers} {stage.value} workers as node {node}; metrics {group.metrics.url}")
+        while not stop.wait(TICK_S):
+            group.supervisor.tick()
+    finally:
+        clean = group.stop()
+    if not clean:
+        raise UserError("not every worker drained in time; what it left is taken over or resumed.")
+
+
+def simulator_command(
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8400,
+    host: Annotated[str, typer.Option(help="Where to listen; loopback by default.")] = "127.0.0.1",
+    books: Annotated[
+        Path | None, typer.Option(help="SQLite file of its books; default in the state directory.")
+    ] = None,
+    faults: Annotated[str, typer.Option(help="none, default, or a JSON file.")] = "none",
+    seed: Annotated[int, typer.Option(help="Of the faults.")] = 7,
+) -> None:
+    """Run the gateway simulator by itself: a real HTTP server with durable books.
+
+    Example:
+
+      paystream simulator --port 8400 --faults default
+    """
+    import asyncio
+
+    from pipeline.config import load_settings
+    from pipeline.gateways.simulator.faults import FaultPlan
+    from pipeline.gateways.simulator.server import SimulatorSettings, serve
+
+    path = books or load_settings().state_dir / "gateway-books.sqlite"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    typer.echo(f"simulator on http://{host}:{port}, books in {path}; Ctrl-C stops it")
+    asyncio.run(
+        serve(
+            SimulatorSettings(
+                books=path, plan=FaultPlan.named(faults), seed=seed, port=port, host=host
+            )
+        )
+    )
+
+
+def _node_id(given: str, bootstrap_servers: str) -> str:
+    """The node id, which only a cluster on this very machine may do without."""
+    if given:
+        return given
+    hosts = {server.rsplit(":", 1)[0].strip("[]") for server in bootstrap_servers.split(",")}
+    if hosts <= {"127.0.0.1", "localhost", "::1"}:
+        return "local"
+    raise UserError(
+        "a cluster that other machines can reach needs --node-id (or PAYSTREAM_NODE_ID): a name "
+        "that no other machine uses, the same after a restart. Two machines under one name would "
+        "fence each other's producers."
+    )
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+
+    def ask(*_: object) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return stop
+
+
+def _say(line: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S')} {line}")
+
+
+class _OnlyOne:
+    """Holds the state directory for one `up` at a time."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "up.lock"
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        self._file = self._path.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"another `paystream up` runs over {self._path.parent}. Stop it, or choose another "
+                "--state-dir."
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

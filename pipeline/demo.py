@@ -1,0 +1,305 @@
+"""The main job on real input, from nothing: what ``paystream demo`` does.
+
+A fresh broker, fresh topics and fresh books in a folder of their own; a file of orders is
+published by an ``OrderPublisher``, carried through payments, gateway and ledger by real workers,
+and followed downstream by a ``SettlementSubscriber``. At the end an audit that shares no code with
+any of them says whether every guarantee held.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.audit.report import Report
+from pipeline.config import Settings, load_settings
+from pipeline.domain.money import format_amount
+from pipeline.errors import UserError
+from pipeline.local import LocalFlow
+from producers.order_file import OrderFile
+
+# The first workers, their group joins and the slowest wait of the default faults take about 20 s;
+# a file of a million orders takes minutes. Progress is what counts: give up when none is made.
+STALLED_S_MAX = 60.0
+PROGRESS_INTERVAL_S = 1.0
+# After the last visible step the audit itself may still find something on its way.
+AUDIT_WAIT_S = 30.0
+
+# The demo's payments must not wait for minutes: on one machine clocks agree, calls are local, and
+# tiers of two seconds show a retry and an inquiry within the demo's patience.
+PACE: dict[str, Any] = {
+    "partitions": 6,
+    "retry_delay_ms": 1_000,
+    "inquiry_delay_ms": 1_500,
+    "call_timeout_ms": 2_000,
+    "gateway_grace_ms": 500,
+    "send_within_ms": 20_000,
+    "clock_skew_ms": 100,
+    "metrics_port": 0,
+    "ledger_url": "",
+    "topic_prefix": "",
+    "schema_registry_url": "",
+}
+
+
+@dataclass
+class Demo:
+    """One run. ``faults`` is none, default, or the path of a plan for the simulator."""
+
+    orders_file: Path
+    found: OrderFile
+    faults: str
+    say: Callable[[str], None]
+    settled: Counter[str] = field(default_factory=Counter)
+    settled_count: int = 0
+
+    def run(self) -> int:
+        """Do it all; 0 when every guarantee held, 1 otherwise."""
+        began_s = time.monotonic()
+        with _work_folder() as folder:
+            settings = load_settings(**PACE, state_dir=folder)
+            flow = LocalFlow(
+                settings,
+                {"payments": 1, "gateway": 1, "ledger": 1},
+                faults=self.faults,
+                log_file=folder / "workers.log",
+                say=self.say,
+            )
+            with flow:
+                try:
+                    report, faults = self._carry_through(flow)
+                except BaseException:
+                    _show_log(folder / "workers.log", self.say)
+                    raise
+        self.say("")
+        for line in summary(self, report, faults, time.monotonic() - began_s):
+            self.say(line)
+        return 0 if report.exit_code == 0 and not self._wrong(report) else 1
+
+    def _carry_through(self, flow: LocalFlow) -> tuple[Report, dict[str, int]]:
+        from pipeline.audit.verify import Sources, verify
+        from producers.order_publisher import OrderPublisher
+
+        s = flow.settings
+        stop = threading.Event()
+        follower = threading.Thread(target=self._follow, args=(s, stop), daemon=True)
+        follower.start()
+        try:
+            with OrderPublisher(s.bootstrap_servers, topic=s.catalogue().name("orders")) as to:
+                for order in self.found.orders:
+                    to.publish(order)
+            self.say(f"Published {len(self.found.orders)} orders of {self.orders_file.name}")
+            self._watch(flow)
+            report = verify(
+                Sources(
+                    s.bootstrap_servers,
+                    s.topic_prefix,
+                    ledger_url=s.books_url(),
+                    gateway_urls=(s.gateway_url,),
+                ),
+                wait_s=AUDIT_WAIT_S,
+            )
+            # The subscriber is downstream of it all: let it see what the audit saw.
+            expected = report.summary["records"]["settlements"]
+            deadline = time.monotonic() + AUDIT_WAIT_S
+            while self.settled_count < expected and time.monotonic() < deadline:
+                time.sleep(0.05)
+            with urllib.request.urlopen(f"{s.gateway_url}/v1/faults", timeout=10) as answer:
+                said = json.load(answer)
+            return report, said["faults"]
+        finally:
+            stop.set()
+            follower.join(10.0)
+
+    def _follow(self, settings: Settings, stop: threading.Event) -> None:
+        """A downstream system: counts what it may ship."""
+        from consumers.settlement_subscriber import SettlementSubscriber
+
+        seen: set[str] = set()
+        with SettlementSubscriber(
+            settings.bootstrap_servers,
+            f"{settings.topic_prefix}demo-fulfilment",
+            topic=settings.catalogue().name("settlements"),
+            start="earliest",
+        ) as settlements:
+            while not stop.is_set():
+                found = settlements.poll(0.2)
+                if found is None:
+                    continue
+                settlement, _ = found
+                if settlement.settlement_id not in seen:
+                    seen.add(settlement.settlement_id)
+                    self.settled[settlement.currency] += settlement.amount_minor
+                    self.settled_count += 1
+            settlements.commit()
+
+    def _watch(self, flow: LocalFlow) -> None:
+        """Show progress by stage until every order has an outcome and all that settled is booked."""
+        from pipeline.observability.exposition import totals
+
+        running = flow.running
+        if running is None:
+            return
+        published = len(self.found.orders)
+        before: tuple[int, ...] = ()
+        moved_s = shown_s = time.monotonic()
+        while True:
+            flow.tick()
+            count = totals(running.supervisor.metrics_dir)
+
+            def events(name: str, count: dict[Any, float] = count) -> int:
+                return int(count.get(("paystream_payment_events_total", (name,)), 0))
+
+            taken = sum(events(name) for name in ("payment_started", "rejected", "no_payment_due"))
+            dead = sum(v for (n, _), v in count.items() if n == "paystream_dead_letters_total")
+            calls = sum(v for (n, _), v in count.items() if n == "paystream_gateway_calls_total")
+            captured = events("captured")
+            ended = captured + events("failed") + events("rejected") + events("no_payment_due")
+            posted = int(count.get(("paystream_ledger_entries_total", ("posted",)), 0))
+            state = (taken, int(dead), int(calls), ended, captured, self.settled_count, posted)
+            now_s = time.monotonic()
+            if state != before:
+                before, moved_s = state, now_s
+            finished = ended + dead >= published and posted >= captured
+            if finished or now_s - shown_s >= PROGRESS_INTERVAL_S:
+                shown_s = now_s
+                self.say(
+                    f"orders {taken:>6,}/{published:,}   gateway calls {int(calls):>6,}   "
+                    f"captured {captured:>6,}   ended {ended:>6,}   "
+                    f"settlements seen {self.settled_count:>6,}   booked {posted:>6,}"
+                )
+            if finished:
+                return
+            if now_s - moved_s > STALLED_S_MAX:
+                self.say(f"Nothing has moved for {STALLED_S_MAX:.0f} s; judging what is there")
+                return
+            time.sleep(0.1)
+
+    def _wrong(self, report: Report) -> list[str]:
+        """What this run knows beyond the audit: what it published and what a subscriber saw."""
+        wrong = []
+        records = report.summary["records"]
+        if records["orders"] != len(self.found.orders):
+            wrong.append(f"{len(self.found.orders)} orders published, {records['orders']} read")
+        if dict(self.settled) != {k: v for k, v in report.summary["settled_minor"].items() if v}:
+            wrong.append("the subscriber saw other settlements than the audit")
+        return wrong
+
+
+def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) -> Iterator[str]:
+    """What happened, in the words of the people who use it."""
+    s = report.summary
+    payments, amounts, reasons = s["payments"], s["amount_minor"], s["reasons"]
+
+    def row(label: str, text: str) -> str:
+        return f"{label:<26}{text}"
+
+    def sums(by_currency: dict[str, int]) -> str:
+        shown = [format_amount(minor, code) for code, minor in sorted(by_currency.items())]
+        return ", ".join(shown) or "nothing"
+
+    def why(status: str) -> Iterator[str]:
+        for reason, count in reasons.get(status, {}).items():
+            yield row(f"  {reason}", f"{count:,}")
+
+    ordered: Counter[str] = Counter()
+    for order in demo.found.orders:
+        ordered[order.currency] += order.amount_minor
+    cancellations = getattr(demo.found, "cancellations", ())
+    yield row("orders read", f"{len(demo.found.orders):,}, {sums(ordered)}")
+    if demo.found.problems:
+        yield row("  lines not taken", f"{len(demo.found.problems):,}")
+    if cancellations:
+        back = sum(c.amount_minor for c in cancellations)
+        yield row(
+            "cancellations read",
+            f"{len(cancellations):,}, {format_amount(back, 'GBP')} (no orders)",
+        )
+    yield row("captured", f"{payments.get('captured', 0):,}, {sums(amounts.get('captured', {}))}")
+    yield row("settled (subscriber)", f"{demo.settled_count:,}, {sums(dict(demo.settled))}")
+    yield row("no payment due", f"{payments.get('no_payment_due', 0):,}")
+    yield row("failed", f"{payments.get('failed', 0):,}, {sums(amounts.get('failed', {}))}")
+    yield from why("failed")
+    yield row("rejected", f"{payments.get('rejected', 0):,}")
+    yield from why("rejected")
+    waiting = {k: amounts.get(k, {}) for k in ("processing", "outcome_unknown") if payments.get(k)}
+    yield row("waiting", f"{sum(payments.get(k, 0) for k in waiting):,}")
+    for status, by_currency in waiting.items():
+        yield row(f"  {status}", f"{payments[status]:,}, {sums(by_currency)}")
+        yield from why(status)
+    letters = s["dead_letters"]
+    yield row("dead letters", f"{sum(letters.values()):,}")
+    for cause, count in letters.items():
+        yield row(f"  {cause}", f"{count:,}")
+    if "ledger" in s:
+        yield row("journal entries", f"{s['ledger']['entries']:,}")
+        totals: Counter[str] = Counter()
+        for account, by_currency in s["ledger"]["balances"].items():
+            yield row(f"  {account}", sums(by_currency))
+            totals.update(by_currency)
+        for code, total in sorted(totals.items()):
+            yield row(f"  debits less credits, {code}", format_amount(total, code))
+    if "gateway" in s:
+        gateway = s["gateway"]
+        agree = gateway["charged_minor"] == s["settled_minor"]
+        yield row(
+            "gateway's own books",
+            f"{gateway['charges']:,} charges, {sums(gateway['charged_minor'])}: "
+            + ("agree" if agree else "DIFFER"),
+        )
+    yield row("faults injected", ", ".join(f"{k} {n}" for k, n in faults.items() if n) or "none")
+    latency = s["order_to_settlement_ms"]
+    if latency["count"]:
+        yield row(
+            "order to settlement",
+            f"p50 {latency['p50']:,} ms, p95 {latency['p95']:,} ms, p99 {latency['p99']:,} ms",
+        )
+    yield ""
+    for finding in report.findings:
+        yield f"{finding.severity.value} {finding.name} x{finding.count}: {finding.guarantee}"
+        yield f"  e.g. {finding.example}"
+    wrong = demo._wrong(report)
+    yield from wrong
+    held = report.exit_code == 0 and not wrong
+    yield (
+        f"{'Every guarantee held' if held else 'NOT WHOLE: ' + report.verdict} "
+        f"({seconds:.0f} s in all)"
+    )
+
+
+@contextmanager
+def _work_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="paystream-demo-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _show_log(log: Path, say: Callable[[str], None]) -> None:
+    """The end of the workers' log, since its folder goes with the run."""
+    if log.is_file():
+        lines = [x for x in log.read_text(errors="replace").splitlines() if " INFO " not in x]
+        for line in lines[-20:]:
+            say(f"  | {line}")
+
+
+def sample_file() -> Path:
+    """The orders that come with the project."""
+    path = Path(__file__).resolve().parent.parent / "data" / "online-retail-2010-12-01-to-03.csv"
+    if not path.is_file():
+        raise UserError(
+            "the sample orders are not installed with the package; run the demo in a clone of the "
+            "project, or name a file with --orders."
+        )
+    return path

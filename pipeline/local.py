@@ -1,0 +1,220 @@
+"""Everything on one machine: broker, topics, simulator, workers, metrics; started and stopped.
+
+``paystream up`` keeps it running over a directory that lasts, the demo runs it over one that goes
+with it. Both leave no process behind, however they end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.config import RUNNING_FILE, Settings
+from pipeline.runtime.worker_spec import WorkerSpec
+
+_log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+STAGES = ("payments", "gateway", "ledger")
+
+
+def worker_specs(
+    settings: Settings, workers: Mapping[str, int], *, node_id: str, log_file: Path | None = None
+) -> list[WorkerSpec]:
+    """One specification for each worker slot of this machine."""
+    options: dict[str, Any] = settings.worker_options()
+    if log_file is not None:
+        options["log_file"] = str(log_file)
+    return [
+        WorkerSpec(
+            stage=stage,
+            node_id=node_id,
+            slot=slot,
+            bootstrap_servers=settings.bootstrap_servers,
+            topics=settings.topic_settings(),
+            state_dir=settings.state_dir,
+            options=options,
+        )
+        for stage, count in workers.items()
+        for slot in range(count)
+    ]
+
+
+class Workers:
+    """Supervised workers with their metrics on one port."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        workers: Mapping[str, int],
+        *,
+        node_id: str,
+        log_file: Path | None = None,
+    ) -> None:
+        from pipeline.observability.exposition import Exposition, LagCollector, RestartCollector
+        from pipeline.runtime.lag import GroupLag
+        from pipeline.runtime.supervisor import Supervisor
+
+        catalogue = settings.catalogue()
+        self.supervisor = Supervisor(
+            worker_specs(settings, workers, node_id=node_id, log_file=log_file)
+        )
+        self._lags = {
+            stage: GroupLag(
+                settings.bootstrap_servers,
+                catalogue.group(stage),
+                {spec.name: spec.partitions for spec in catalogue.inputs(stage)},
+            )
+            for stage in workers
+        }
+        self._lag_collector = LagCollector(self._lags)
+        try:
+            self.metrics = Exposition(
+                self.supervisor.metrics_dir,
+                host=settings.metrics_host,
+                port=settings.metrics_port,
+                collectors=(
+                    self._lag_collector,
+                    RestartCollector(lambda: self.supervisor.restarts),
+                ),
+            )
+        except BaseException:
+            self._lag_collector.close()
+            self.supervisor.stop()
+            raise
+
+    def start(self) -> None:
+        self.supervisor.start()
+
+    def stop(self) -> bool:
+        """Drain; True when every worker did in time."""
+        clean = self.supervisor.stop()
+        self.metrics.close()
+        self._lag_collector.close()
+        for lag in self._lags.values():
+            lag.close()
+        return clean
+
+
+@dataclass
+class LocalFlow:
+    """The whole flow on this machine, as a context manager.
+
+    ``settings`` afterwards hold the real addresses. ``faults`` is a plan's name or file for the
+    simulator. ``metrics_port`` and the simulator's port are taken from the settings; 0 means free.
+    """
+
+    settings: Settings
+    workers: Mapping[str, int]
+    faults: str = "none"
+    seed: int = 7
+    simulator_port: int = 0
+    log_file: Path | None = None
+    say: Say = print
+    announce: bool = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    kafka: Any = None
+    simulator: Any = None
+    running: Workers | None = None
+
+    def _start(self) -> None:
+        from pipeline.embedded.kafka import start_kafka
+        from pipeline.gateways.simulator import start_simulator
+        from topics.provisioning import provision
+
+        s = self.settings
+        s.state_dir.mkdir(parents=True, exist_ok=True)
+        self.kafka = start_kafka(
+            s.state_dir / "kafka",
+            heap_mb=s.broker_heap_mb,
+            on_progress=self.say,
+            die_with_parent=True,
+        )
+        self.simulator = start_simulator(
+            s.state_dir / "gateway-books.sqlite",
+            faults=self.faults,
+            seed=self.seed,
+            port=self.simulator_port,
+        )
+        self.settings = s = s.model_copy(
+            update={
+                "bootstrap_servers": self.kafka.bootstrap_servers,
+                "gateway_url": self.simulator.url,
+            }
+        )
+        catalogue = s.catalogue()
+        self.say(f"Applying {len(catalogue.topics)} topics of {s.partitions} partitions")
+        provision(s.bootstrap_servers, catalogue)
+        self.say("Starting workers: " + ", ".join(f"{n} {st}" for st, n in self.workers.items()))
+        self.running = Workers(
+            s, self.workers, node_id=s.node_id or "local", log_file=self.log_file
+        )
+        self.running.start()
+        if self.announce:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Let commands on this machine find the running flow without options."""
+        running = self.running
+        (self.settings.state_dir / RUNNING_FILE).write_text(
+            json.dumps(
+                {
+                    "pid": os.getpid(),
+                    "bootstrap_servers": self.settings.bootstrap_servers,
+                    "gateway_url": self.settings.gateway_url,
+                    "ledger_url": self.settings.books_url(),
+                    "topic_prefix": self.settings.topic_prefix,
+                    "partitions": self.settings.partitions,
+                    "metrics_url": running.metrics.url if running else "",
+                },
+                indent=2,
+            )
+        )
+
+    def tick(self) -> None:
+        """Keep the workers alive; call it a few times a second."""
+        if self.running is not None:
+            self.running.supervisor.tick()
+
+    def close(self) -> bool:
+        """Drain the workers, then stop simulator and broker; safe to repeat."""
+        from pipeline.embedded.kafka import stop_kafka
+        from pipeline.gateways.simulator import stop_simulator
+
+        if self.announce:
+            (self.settings.state_dir / RUNNING_FILE).unlink(missing_ok=True)
+        clean = True
+        if self.running is not None:
+            clean = self.running.stop()
+            self.running = None
+        if self.simulator is not None:
+            stop_simulator(self.simulator)
+            self.simulator = None
+        if self.kafka is not None:
+            if self.kafka.started_here:
+                stop_kafka(self.kafka)
+            self.kafka = None
+        return clean
