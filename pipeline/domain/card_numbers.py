@@ -8,6 +8,7 @@ keeps its first six and last four digits (as PCI DSS 3.4 allows to show) and its
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 DIGITS_MIN = 13
 DIGITS_MAX = 19
@@ -27,10 +28,14 @@ _FIRST_DIGITS: dict[int, bytes] = {
     19: b"23456789",
 }
 
-_GROUP = re.compile(rb"[0-9]+")
-_SEPARATORS = b" -"
+# Thirteen digits or more with single separators. Possessive: nothing is kept to go back to.
+_RUN = re.compile(rb"[0-9](?:[ -]?[0-9]){12,}+")
+_SEPARATOR = re.compile(rb"[ -]")
+_VALUES = bytes.maketrans(b"0123456789", bytes(range(10)))
 # What a digit adds to the Luhn sum when it is doubled.
-_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+_DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
+_NO_END = 255
+_ODD = 16
 
 
 def mask_card_numbers(data: bytes) -> bytes:
@@ -41,10 +46,18 @@ def mask_card_numbers(data: bytes) -> bytes:
     field's length byte may look like a digit.
     """
     masked: bytearray | None = None
-    for positions, starts, ends in _runs(data):
-        for first, last in _card_numbers(data, positions, starts, ends):
-            if masked is None:
-                masked = bytearray(data)
+    for match in _RUN.finditer(data):
+        text = match.group()
+        groups = [len(group) for group in _SEPARATOR.split(text)]
+        if len(groups) == 1 and groups[0] > DIGITS_MAX + 1:
+            continue  # longer than a card number with a neighbour
+        found = _card_numbers(text.translate(None, b" -"), groups)
+        if not found:
+            continue
+        if masked is None:
+            masked = bytearray(data)
+        positions = [at for at, byte in enumerate(text, match.start()) if byte >= 0x30]
+        for first, last in found:
             for index in range(first + _KEPT_FIRST, last + 1 - _KEPT_LAST):
                 masked[positions[index]] = 0x2A
     return data if masked is None else bytes(masked)
@@ -62,109 +75,63 @@ def is_card_number(text: str) -> bool:
     digits = text.strip().replace(" ", "").replace("-", "")
     if not (DIGITS_MIN <= len(digits) <= DIGITS_MAX and digits.isascii() and digits.isdigit()):
         return False
-    return digits[0].encode() in _FIRST_DIGITS[len(digits)] and _luhn_valid(digits)
+    return _card_numbers(digits.encode(), [len(digits)]) == [(0, len(digits) - 1)]
 
 
-def _luhn_valid(digits: str) -> bool:
-    total = 0
-    for place, character in enumerate(reversed(digits)):
-        digit = ord(character) - 48
-        total += _DOUBLED[digit] if place & 1 else digit
-    return total % 10 == 0
+def _card_numbers(digits: bytes, groups: list[int]) -> list[tuple[int, int]]:
+    """(first, last) digit indices of the card numbers in a run, left to right, not overlapping.
 
-
-_Run = tuple[list[int], list[int], list[int]]
-
-
-def _runs(data: bytes) -> list[_Run]:
-    """Stretches of digits with single separators: digit positions, group starts, group ends.
-
-    Starts and ends are indices into the positions; both lists allow for one foreign digit.
+    A card number begins and ends with a group, or leaves out one digit of a group on one side; on
+    both sides it would be a part of a longer number. A window is Luhn valid when the sums before
+    its first and through its last digit are equal modulo ten, the sums being those that leave the
+    last digit undoubled: so for each start the ends are found by searching bytes.
     """
-    runs: list[_Run] = []
-    groups: list[tuple[int, int]] = []
-    count = 0
-    for match in _GROUP.finditer(data):
-        start, end = match.span()
-        if groups:
-            gap = start - groups[-1][1]
-            if gap != 1 or data[start - 1] not in _SEPARATORS:
-                if count >= DIGITS_MIN:
-                    runs.append(_run(groups))
-                groups = []
-                count = 0
-        groups.append((start, end))
-        count += end - start
-    if count >= DIGITS_MIN:
-        runs.append(_run(groups))
-    return runs
+    doubled = digits.translate(_DOUBLED)
+    plain = digits.translate(_VALUES)
+    # Sums of all digits before an index, with the digits at odd or at even indices doubled.
+    mixed = bytearray(plain)
+    mixed[1::2] = doubled[1::2]
+    odd_doubled = [total % 10 for total in accumulate(mixed, initial=0)]
+    mixed = bytearray(plain)
+    mixed[0::2] = doubled[0::2]
+    even_doubled = [total % 10 for total in accumulate(mixed, initial=0)]
 
-
-def _run(groups: list[tuple[int, int]]) -> _Run:
-    positions: list[int] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    for start, end in groups:
-        first = len(positions)
-        if end - start > DIGITS_MAX + 2:
-            # Too long to hold a card number with its neighbours: only its edges can join others.
-            edge = DIGITS_MAX + 1
-            kept = [*range(start, start + edge), *range(end - edge, end)]
-        else:
-            kept = list(range(start, end))
-        positions.extend(kept)
-        starts.append(first)
-        ends.append(len(positions) - 1)
-    return positions, starts, ends
-
-
-def _card_numbers(
-    data: bytes, positions: list[int], starts: list[int], ends: list[int]
-) -> list[tuple[int, int]]:
-    """(first, last) digit indices of the card numbers in a run, left to right, not overlapping."""
-    count = len(positions)
-    digits = bytes([data[position] for position in positions])
-    # Luhn sums of every prefix, doubling the digits at even and at odd indices respectively.
-    even = [0] * (count + 1)
-    odd = [0] * (count + 1)
-    even_sum = odd_sum = 0
-    for index, byte in enumerate(digits):
-        digit = byte - 48
-        if index & 1:
-            even_sum += digit
-            odd_sum += _DOUBLED[digit]
-        else:
-            even_sum += _DOUBLED[digit]
-            odd_sum += digit
-        even[index + 1] = even_sum
-        odd[index + 1] = odd_sum
-
-    may_end = bytearray(count + 1)
-    for end in ends:
-        may_end[end] = 1
-        if end:
-            may_end[end - 1] = may_end[end - 1] or 2
+    # By the index after the last digit: the sum to be matched, marked by the parity of the last.
+    whole_ends = bytearray([_NO_END]) * (len(digits) + 1)
+    all_ends = bytearray([_NO_END]) * (len(digits) + 1)
+    ends = list(accumulate(groups))
+    for end, length in zip(ends, groups, strict=True):
+        # The last digit's index is end - 1: even when end is odd.
+        sum_there = odd_doubled[end] if end & 1 else even_doubled[end] + _ODD
+        whole_ends[end] = all_ends[end] = sum_there
+        if length > 1:
+            end -= 1
+            all_ends[end] = odd_doubled[end] if end & 1 else even_doubled[end] + _ODD
 
     found: list[tuple[int, int]] = []
     free_from = 0
-    for start in starts:
-        for first in (start, start + 1):
-            if first < free_from:
-                continue
-            # A number that leaves out a digit on both sides is a part of a longer number.
-            allowed = 2 if first == start else 1
-            for length in range(min(DIGITS_MAX, count - first), DIGITS_MIN - 1, -1):
-                last = first + length - 1
-                mark = may_end[last]
-                if not mark or mark > allowed or digits[first] not in _FIRST_DIGITS[length]:
-                    continue
-                # The check digit is not doubled: double the indices of the other parity.
-                sums = odd if not last & 1 else even
-                if (sums[last + 1] - sums[first]) % 10 == 0:
-                    found.append((first, last))
-                    free_from = last + 1
-                    break
-            else:
-                continue
-            break
+    for end, length in zip(ends, groups, strict=True):
+        start = end - length
+        if start < free_from:
+            continue
+        after = _end_of(digits, start, all_ends, odd_doubled[start], even_doubled[start])
+        if not after and length > 1:
+            start += 1
+            after = _end_of(digits, start, whole_ends, odd_doubled[start], even_doubled[start])
+        if after:
+            found.append((start, after - 1))
+            free_from = after
     return found
+
+
+def _end_of(digits: bytes, first: int, ends: bytearray, even_end: int, odd_end: int) -> int:
+    """The index after the longest card number that starts at ``first``, or 0."""
+    longest = first + DIGITS_MAX + 1
+    while True:
+        low = first + DIGITS_MIN
+        after = max(ends.rfind(even_end, low, longest), ends.rfind(odd_end + _ODD, low, longest))
+        if after < 0:
+            return 0
+        if digits[first] in _FIRST_DIGITS[after - first]:
+            return after
+        longest = after

@@ -277,6 +277,8 @@ def _uncertain(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms
 
 def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     """The gateway does not know the charge and nobody can send it any more."""
+    # Kept on the attempt when it ends: a failure with this code is proven.
+    attempt = replace(attempt, code=NOT_FOUND)
     refusal = _refusal(payment, attempt, now_ms, policy)
     if refusal is None and attempt.resends >= policy.resend_max:
         refusal = RESENDS_EXHAUSTED
@@ -306,7 +308,7 @@ def _moved_on(
     policy: Policy,
 ) -> Decision:
     step = transition(payment.status, attempt.state, MOVE_ON)
-    ended = replace(attempt, state=ATTEMPT_FAILED, code=reason, updated_at_ms=now_ms)
+    ended = replace(attempt, state=ATTEMPT_FAILED, updated_at_ms=now_ms)
     started = first_try(
         attempt.operation_id,
         profile.name,

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.model import PaymentRequest
+from pipeline.processors.gateway import plan_call, result_of, send_before_ms
+
+NOW = 1_790_000_000_000
+
+CHARGE = PaymentRequest(
+    merchant_id="shop",
+    order_id="1",
+    payment_id="p",
+    operation_id="1",
+    kind="charge",
+    gateway="simulator",
+    amount_minor=500,
+    currency="GBP",
+    instrument_token="tok_1",
+    idempotency_key="p:1:simulator:1",
+    attempt=1,
+    try_number=1,
+    send_within_ms=60_000,
+    ordered_at_ms=NOW - 5_000,
+)
+INQUIRE = replace(CHARGE, kind="inquire", try_number=2)
+
+
+def test_a_request_may_be_sent_until_its_own_append_time_plus_its_window() -> None:
+    """The window counts from the request's append, end excluded, whatever the order's age."""
+    assert send_before_ms(CHARGE, NOW) == NOW + 60_000
+    assert plan_call(CHARGE, NOW, NOW + 59_999).refusal is None
+    refusal = plan_call(CHARGE, NOW, NOW + 60_000).refusal
+    assert refusal == GatewayAnswer(outcome="not_sent", code="send_before_passed")
+
+
+def test_pay_before_ends_the_window() -> None:
+    """The customer's deadline counts when it comes first."""
+    request = replace(CHARGE, pay_before_ms=NOW + 10)
+    assert plan_call(request, NOW, NOW + 9).refusal is None
+    assert plan_call(request, NOW, NOW + 10).refusal is not None
+    assert send_before_ms(replace(CHARGE, pay_before_ms=NOW + 10**9), NOW) == NOW + 60_000
+
+
+def test_an_inquiry_does_not_expire() -> None:
+    """Asking moves no money, so it is never too late."""
+    assert plan_call(INQUIRE, NOW, NOW + 10**9, 1).refusal is None
+
+
+def test_a_forgotten_key_is_not_sent_again() -> None:
+    """A repeated charge whose key the gateway may have forgotten is refused; a first one is not."""
+    again = replace(CHARGE, try_number=2)
+    assert plan_call(again, NOW, NOW, 5_001).refusal is None
+    refusal = plan_call(again, NOW, NOW, 5_000).refusal
+    assert refusal is not None
+    assert refusal.code == "key_retention_passed"
+    assert plan_call(CHARGE, NOW, NOW, 5_000).refusal is None
+
+
+def test_a_kind_that_is_not_there_yet_calls_nobody() -> None:
+    """Reserved kinds are not sent."""
+    refusal = plan_call(replace(CHARGE, kind="refund"), NOW, NOW).refusal
+    assert refusal == GatewayAnswer(outcome="not_sent", code="unknown_kind")
+
+
+def test_a_result_says_what_it_answers() -> None:
+    """The result names the request's try, and the amount that the gateway moved."""
+    answer = GatewayAnswer(outcome="succeeded", gateway_reference="ch_1", amount_minor=499)
+    result = result_of(CHARGE, answer, NOW + 7)
+    assert (result.attempt, result.try_number, result.kind) == (1, 1, "charge")
+    assert (result.amount_minor, result.currency, result.observed_at_ms) == (499, "GBP", NOW + 7)
+    assert result_of(CHARGE, replace(answer, currency="EUR"), NOW).currency == "EUR"
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "code"),
+    [
+        (CHARGE, GatewayAnswer(outcome="succeeded", amount_minor=500), "reference_missing"),
+        (CHARGE, GatewayAnswer(outcome="not_found"), "outcome_not_in_contract"),
+        (INQUIRE, GatewayAnswer(outcome="paid"), "outcome_not_in_contract"),
+    ],
+)
+def test_nothing_is_claimed_that_was_not_proven(
+    request_: PaymentRequest, answer: GatewayAnswer, code: str
+) -> None:
+    """Answers that cannot be relied on become unknown, with the reason."""
+    result = result_of(request_, answer, NOW)
+    assert (result.outcome, result.code) == ("unknown", code)
+
+
+def test_a_gateways_text_is_kept_short_and_without_card_numbers() -> None:
+    """What a gateway writes is evidence; it is neither a page nor a card number."""
+    answer = GatewayAnswer(outcome="declined", gateway_code="4111111111111111 " + "x" * 1000)
+    text = result_of(CHARGE, answer, NOW).gateway_code
+    assert text is not None
+    assert text.startswith("411111******1111 x")
+    assert len(text) == 255
