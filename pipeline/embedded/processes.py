@@ -103,9 +103,11 @@ def last_lines(paths: Sequence[Path], count: int = 12) -> str:
     """The end of the first of these logs that has anything, for an error message."""
     for path in paths:
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            text = path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             continue
+        # Java's stack frames would push the sentence that says what is wrong out of sight.
+        lines = [line for line in text.splitlines() if not line.startswith("\tat ")]
         if lines:
             return "\n".join(["", f"Last lines of {path}:", *(f"  {x}" for x in lines[-count:])])
     return ""

@@ -39,6 +39,14 @@ def end_left_over(found: list[LeftOver]) -> None:
             continue
 
 
+def lives(pid: int) -> bool:
+    """Whether that process runs; one that ended and waits to be reaped does not (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _marked(mark: bytes) -> list[LeftOver]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

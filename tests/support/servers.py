@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.embedded.kafka import start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import MESSAGE_BYTES_MAX
 
 FOLDER = "PAYSTREAM_TEST_SERVERS"
 ADDRESS = "PAYSTREAM_TEST_KAFKA"
@@ -28,8 +29,7 @@ class Servers:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="paystream-test-"))
         self._stop_container: Callable[[], None] | None = None
-        # PostgreSQL refuses root and then runs as a user who has to pass through here.
-        self.folder.chmod(0o711)
+        passable(self.folder)
         os.environ[FOLDER] = str(self.folder)
 
     def use_kafka(self, choice: str) -> None:
@@ -49,6 +49,16 @@ class Servers:
         stop_kafka(self.folder / "kafka")
         stop_postgres(self.folder / "postgres")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def passable(folder: Path) -> Path:
+    """Let PostgreSQL's user through a test's private folders: the server refuses to be root."""
+    temporary = Path(tempfile.gettempdir())
+    for path in (folder, *folder.parents):
+        if path == temporary or not path.is_relative_to(temporary):
+            break
+        path.chmod(path.stat().st_mode | 0o011)
+    return folder
 
 
 def kafka_of_this_run() -> str:
@@ -72,10 +82,10 @@ def _checked_address(address: str) -> str:
     from confluent_kafka.admin import AdminClient
 
     try:
-        AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=10)
+        AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=5)
     except KafkaException as error:
         raise pytest.UsageError(
-            f"--kafka={address}: no Kafka answers there within 10 s ({error.args[0].str()}). "
+            f"--kafka={address}: no Kafka answers there within 5 s ({error.args[0].str()}). "
             "Start it, or leave the option out: the tests then start a broker themselves."
         ) from None
     return address
@@ -83,14 +93,19 @@ def _checked_address(address: str) -> str:
 
 def _start_container() -> tuple[str, Callable[[], None]]:
     try:
-        from testcontainers.kafka import KafkaContainer
+        from testcontainers.community.kafka import KafkaContainer
 
         container = KafkaContainer().with_kraft()
-        for name in ("OFFSETS_TOPIC", "TRANSACTION_STATE_LOG"):
-            container.with_env(f"KAFKA_{name}_REPLICATION_FACTOR", "1")
-        container.with_env("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1")
-        container.with_env("KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS", "0")
-        container.with_env("KAFKA_AUTO_CREATE_TOPICS_ENABLE", "false")
+        # As on the embedded broker, where its image's own defaults differ.
+        for name, value in {
+            "TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+            "TRANSACTION_STATE_LOG_MIN_ISR": "1",
+            "TRANSACTION_ABORT_TIMED_OUT_TRANSACTION_CLEANUP_INTERVAL_MS": "1000",
+            "AUTO_CREATE_TOPICS_ENABLE": "false",
+            "MESSAGE_MAX_BYTES": str(MESSAGE_BYTES_MAX),
+            "REPLICA_FETCH_MAX_BYTES": str(MESSAGE_BYTES_MAX),
+        }.items():
+            container.with_env(f"KAFKA_{name}", value)
         container.start()
         return container.get_bootstrap_server(), container.stop
     except Exception as error:  # docker, its socket, the registry and the image all fail their way

@@ -14,6 +14,7 @@ import pytest
 from pipeline.embedded import processes
 from pipeline.embedded.processes import ProcessIdentity
 from tests.support import wait_until
+from tests.support.leftovers import lives
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
 DEAF = [
@@ -98,16 +99,9 @@ def test_a_bound_server_dies_with_its_parent_and_no_sooner(tmp_path: Path, bound
         parent.kill()
     try:
         if bound == "yes":
-            wait_until(lambda: not _lives(pid), 10, "the server has died with its parent")
+            wait_until(lambda: not lives(pid), 10, "the server has died with its parent")
         else:
-            assert _lives(pid)
+            assert lives(pid)
     finally:
-        if _lives(pid):
+        if lives(pid):
             os.kill(pid, signal.SIGKILL)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep")
-    except FileNotFoundError:
-        return False

@@ -1,0 +1,112 @@
+"""A test run ends what it started, and says so when something is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.leftovers import lives
+
+pytestmark = pytest.mark.integration
+
+LEAVES_A_PROCESS = """
+import subprocess
+def test_that_forgets():
+    child = subprocess.Popen(["sleep", "61"], start_new_session=True)
+    print("LEFT", child.pid)
+"""
+IS_INTERRUPTED = """
+import json, os
+from pathlib import Path
+def test_interrupted(kafka):
+    folder = Path(os.environ["PAYSTREAM_TEST_SERVERS"])
+    state = json.loads((folder / "kafka" / "running.json").read_text())
+    print("LEFT", state["1"]["pid"], folder)
+    raise KeyboardInterrupt
+"""
+SHARES_THE_BROKER = """
+import pytest
+@pytest.mark.parametrize("n", range(4))
+def test_shared(kafka, n, pytestconfig):
+    (pytestconfig.rootpath / f"told-{n}").write_text(kafka)
+"""
+
+
+def run_pytest(folder: Path, test: str, *options: str) -> subprocess.CompletedProcess[str]:
+    (folder / "test_one.py").write_text(test)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PAYSTREAM_T"))}
+    return subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-rP", "-s", "-p", "tests.conftest",
+            "-p", "no:cacheprovider", *options, "test_one.py",
+        ],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
+def told(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return next(x for x in done.stdout.splitlines() if "LEFT" in x).partition("LEFT")[2].split()
+
+
+def test_a_process_left_behind_fails_the_run_and_is_ended(tmp_path: Path) -> None:
+    """The run's own tests passed, yet it fails, names the process and leaves none."""
+    done = run_pytest(tmp_path, LEAVES_A_PROCESS)
+    (pid,) = told(done)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert f"{pid}: sleep 61" in done.stdout
+    assert not lives(int(pid))
+
+
+def test_ctrl_c_stops_the_shared_broker(tmp_path: Path) -> None:
+    """An interrupted run leaves neither its broker nor the folder of its data."""
+    done = run_pytest(tmp_path, IS_INTERRUPTED)
+    pid, folder = told(done)
+    assert done.returncode == pytest.ExitCode.INTERRUPTED
+    assert not lives(int(pid))
+    assert not Path(folder).exists()
+
+
+def test_workers_of_xdist_share_one_broker(tmp_path: Path) -> None:
+    """Two workers are given the same address, and the broker is gone after the run."""
+    done = run_pytest(tmp_path, SHARES_THE_BROKER, "-n", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "outlived" not in done.stdout
+    told_by_each = [path.read_text() for path in tmp_path.glob("told-*")]
+    assert len(told_by_each) == 4
+    assert len(set(told_by_each)) == 1
+
+
+def test_a_broker_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    """--kafka with a dead address ends before any test, in one sentence."""
+    done = run_pytest(tmp_path, SHARES_THE_BROKER, "--kafka=127.0.0.1:1")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "no Kafka answers there" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_docker_without_an_engine_is_a_clear_error(tmp_path: Path) -> None:
+    """--kafka=docker where no engine runs ends before any test, in one sentence."""
+    os_without = {"DOCKER_HOST": "unix:///nonexistent.sock"}
+    (tmp_path / "test_one.py").write_text("def test(): pass\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--kafka=docker", "test_one.py"],
+        cwd=tmp_path,
+        env={**os.environ, **os_without, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "no container engine" in done.stderr
+    assert "Traceback" not in done.stderr
