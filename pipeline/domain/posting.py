@@ -14,8 +14,8 @@ import re
 
 from msgspec import Struct
 
-from pipeline.domain.invariant import invariant
-from pipeline.domain.keys import valid_id
+from pipeline.domain.invariant import InvariantBroken, invariant
+from pipeline.domain.keys import ID_PATTERN, valid_id
 from pipeline.domain.model import Settlement
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.validation import is_date
@@ -52,7 +52,10 @@ AMOUNT_MINOR_MAX = 10**15 - 1
 # Long enough for every gateway's references, short enough for books that are kept for years.
 REFERENCE_LENGTH_MAX = 255
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UUID_PATTERN = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_UUID = re.compile(_UUID_PATTERN)
+# All ids of a settlement in one match, since one costs as much as six.
+_IDS = re.compile(rf"(?:{_UUID_PATTERN}/){{2}}(?:{ID_PATTERN}/){{3}}{ID_PATTERN}")
 
 
 class Posting(Struct, frozen=True, gc=False):
@@ -129,8 +132,10 @@ def balanced(entry: JournalEntry) -> JournalEntry:
     """The entry itself; InvariantBroken when its debits and credits differ in some currency."""
     sums: dict[str, int] = {}
     for posting in entry.postings:
-        invariant(type(posting.amount_minor) is int, "amounts in the books are integers")
-        sums[posting.currency] = sums.get(posting.currency, 0) + posting.amount_minor
+        amount_minor = posting.amount_minor
+        if type(amount_minor) is not int:
+            raise InvariantBroken("amounts in the books are integers")
+        sums[posting.currency] = sums.get(posting.currency, 0) + amount_minor
     invariant(len(entry.postings) >= 2, "an entry has at least a debit and a credit")
     invariant(not any(sums.values()), "debits equal credits in every currency of an entry")
     return entry
@@ -146,21 +151,28 @@ def _broken_rule(s: Settlement) -> PostingRefused | None:
             return PostingRefused(REFUND_MUST_BE_NEGATIVE, f"the amount is {amount_minor}")
     else:
         return PostingRefused(KIND_MUST_BE_KNOWN, "only capture and refund are booked so far")
-    if abs(amount_minor) > AMOUNT_MINOR_MAX:
+    if not -AMOUNT_MINOR_MAX <= amount_minor <= AMOUNT_MINOR_MAX:
         return PostingRefused(AMOUNT_MUST_NOT_EXCEED_LIMIT, f"the limit is {AMOUNT_MINOR_MAX}")
     if s.currency not in MINOR_UNITS:
         return PostingRefused(CURRENCY_MUST_BE_ISO_4217, "no active currency has this code")
     if not is_date(s.business_date):
         return PostingRefused(BUSINESS_DATE_MUST_BE_A_DATE, "expected YYYY-MM-DD")
-    for name in ("settlement_id", "payment_id"):
-        if _UUID.fullmatch(getattr(s, name)) is None:
-            return PostingRefused(IDS_MUST_BE_WELL_FORMED, f"{name} is not a UUID")
-    for name in ("merchant_id", "order_id", "operation_id", "gateway"):
-        if not valid_id(getattr(s, name)):
-            return PostingRefused(IDS_MUST_BE_WELL_FORMED, f"{name} is not 1 to 64 of A-Za-z0-9._-")
+    first, second = f"{s.settlement_id}/{s.payment_id}", f"{s.operation_id}/{s.gateway}"
+    ids = f"{first}/{s.merchant_id}/{s.order_id}/{second}"
+    if _IDS.fullmatch(ids) is None:
+        return PostingRefused(IDS_MUST_BE_WELL_FORMED, _malformed_ids(s))
     # A database may refuse control characters, and a person should be able to read it.
     if len(s.gateway_reference) > REFERENCE_LENGTH_MAX or not s.gateway_reference.isprintable():
         return PostingRefused(
             REFERENCE_MUST_BE_PRINTABLE, f"at most {REFERENCE_LENGTH_MAX} printable characters"
         )
     return None
+
+
+def _malformed_ids(s: Settlement) -> str:
+    """What is wrong, without the text itself: it may hold anything."""
+    uuids = [n for n in ("settlement_id", "payment_id") if _UUID.fullmatch(getattr(s, n)) is None]
+    names = ("merchant_id", "order_id", "operation_id", "gateway")
+    others = [n for n in names if not valid_id(getattr(s, n))]
+    said = [f"{n} is not a UUID" for n in uuids]
+    return "; ".join(said + [f"{n} is not 1 to 64 of A-Za-z0-9._-" for n in others])

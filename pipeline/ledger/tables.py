@@ -13,7 +13,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
-    Index,
     Integer,
     MetaData,
     PrimaryKeyConstraint,
@@ -126,5 +125,3 @@ consumer_offsets = Table(
     CheckConstraint("next_offset >= 0", name="offset_not_negative"),
     sqlite_strict=True,
 )
-
-Index("journal_entries_by_business_date", journal_entries.c.business_date)

@@ -1,0 +1,623 @@
+"""The consumer that books settlements: from the topic into the ledger, each exactly once.
+
+The group decides only who reads which partition. Where reading starts is what the database says,
+since entries and offsets are committed there together; the group's offsets are committed
+afterwards, for those who watch its lag, and never read.
+
+Three things can go wrong with a settlement. Its bytes, key or content cannot be booked, or its id
+is booked with other content: it goes to the dead letters first and the offset moves on afterwards,
+so a crash between the two leaves the letter twice, never not at all. It is booked already: it is
+skipped and counted. The database is away: nothing is read until it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from sqlalchemy import Engine
+
+from pipeline.domain.invariant import invariant
+from pipeline.domain.keys import record_key
+from pipeline.domain.model import Settlement
+from pipeline.domain.posting import PostingRefused, journal_entry
+from pipeline.errors import UserError
+from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
+from pipeline.ledger.journal import Item, Journal, Progress, Source
+from pipeline.runtime import failpoints
+from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
+from pipeline.runtime.dead_letters import dead_letter
+from pipeline.runtime.input_record import input_record
+from schemas.codec import Codec
+from schemas.errors import DecodeError, RegistryUnavailable
+from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, Catalogue
+
+_log = logging.getLogger(__name__)
+
+STAGE: Final = "ledger"
+KEY_MISMATCH: Final = "key_mismatch"
+SETTLEMENT_CONFLICT: Final = "settlement_conflict"
+
+# A batch of 2,000 holds the database for about a tenth of a second; larger ones gain little.
+BATCH_RECORDS_MAX = 2_000
+# A lone settlement waits this long for company; consume() with a long time-out returns late.
+BATCH_AGE_MS_MAX = 100
+# Offsets behind control records are stored when nothing else is, no more often than this.
+IDLE_ADVANCE_S = 5.0
+RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
+# A partition that another writer moved is looked at again after this; a rebalance is faster.
+LET_GO_S = 1.0
+# How long a broker that has just become leader may show an end that is too low.
+END_BEHIND_S_MAX = 15.0
+BROKER_TIMEOUT_S = 10.0
+# An undelivered dead letter is tried again by us, so the client need not try for its five minutes.
+DELIVERY_TIMEOUT_S = 30.0
+
+Stop = threading.Event | Callable[[], bool]
+
+
+class LedgerMetrics(Protocol):
+    """What the sink tells about itself, once a batch."""
+
+    def posted(self, settlements: int) -> None:
+        """Newly booked settlements."""
+
+    def duplicates(self, settlements: int) -> None:
+        """Settlements that were booked before and have been skipped."""
+
+    def dead_lettered(self, cause: str) -> None:
+        """One record has gone to the dead letters."""
+
+    def batch_seconds(self, seconds: float) -> None:
+        """Duration of one committed database transaction."""
+
+    def lag(self, partition: int, records: int) -> None:
+        """Records not yet booked; 1 can be a control record, which is never booked."""
+
+    def unavailable(self) -> None:
+        """A try that failed because the database, registry or dead-letter topic was away."""
+
+
+class NoMetrics:
+    """For those who do not watch."""
+
+    def posted(self, settlements: int) -> None: ...
+
+    def duplicates(self, settlements: int) -> None: ...
+
+    def dead_lettered(self, cause: str) -> None: ...
+
+    def batch_seconds(self, seconds: float) -> None: ...
+
+    def lag(self, partition: int, records: int) -> None: ...
+
+    def unavailable(self) -> None: ...
+
+
+@dataclass
+class _Refused:
+    """A record on its way to the dead letters. ``sent``: delivered, not to be sent again."""
+
+    message: Any
+    cause: str
+    detail: str
+    sent: bool = False
+
+
+@dataclass
+class _Batch:
+    """What was consumed and is not booked.
+
+    By partition, ``ends``: the last offset plus one; ``terms``: the assignment it was read under.
+    """
+
+    terms: dict[int, int] = field(default_factory=dict)
+    items: list[Item] = field(default_factory=list)
+    refused: list[_Refused] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)
+    messages: dict[tuple[int, int], Any] = field(default_factory=dict)
+
+    def forget(self, partition: int) -> None:
+        self.items = [item for item in self.items if item.partition != partition]
+        self.refused = [r for r in self.refused if r.message.partition() != partition]
+        self.ends.pop(partition, None)
+        self.terms.pop(partition, None)
+
+
+class _Undelivered(Exception):
+    """A dead letter did not arrive; nothing may be booked beyond it."""
+
+
+class _Stopped(Exception):
+    """Asked to stop while waiting for a server."""
+
+
+class LedgerSink:
+    """Call ``run`` in one thread; it returns when asked to stop, with nothing half booked.
+
+    ``instance_id`` is the static member id in the group: unique, and the same after a restart.
+    The engine comes from ``open_ledger`` and stays the caller's.
+    """
+
+    def __init__(
+        self,
+        *,
+        bootstrap_servers: str,
+        engine: Engine,
+        catalogue: Catalogue,
+        codec: Codec,
+        instance_id: str,
+        metrics: LedgerMetrics | None = None,
+        batch_records_max: int = BATCH_RECORDS_MAX,
+        batch_age_ms_max: int = BATCH_AGE_MS_MAX,
+        consumer_overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        invariant(batch_age_ms_max <= 200, "longer slices of consume() return late")
+        self._bootstrap_servers = bootstrap_servers
+        self._engine = engine
+        self._catalogue = catalogue
+        self._topic = catalogue.name("settlements")
+        self._decode = codec.decoder("settlement", into={"Settlement": Settlement})
+        self._instance_id = instance_id
+        self._metrics: LedgerMetrics = metrics if metrics is not None else NoMetrics()
+        self._batch_records_max = batch_records_max
+        self._batch_age_s = batch_age_ms_max / 1000
+        self._consumer_overrides = dict(consumer_overrides or {})
+        self._producer: Producer | None = None
+        # The stored offset of every partition this sink may book, as it was last known.
+        self._stored: dict[int, int] = {}
+        # Counts how often each partition was begun: what was read before a rebalance that took the
+        # partition away and gave it back is read again from the database's offset.
+        self._terms: dict[int, int] = {}
+        # Ends reached behind the last settlement: control and aborted records.
+        self._reached: dict[int, int] = {}
+        self._advanced_s = 0.0
+        # Partitions let go, and when to look at them again.
+        self._let_go_until_s: dict[int, float] = {}
+        # Messages that came while waiting for a server; they are next.
+        self._held: list[Any] = []
+        self._paused = False
+        self._stopping: Callable[[], bool] = lambda: False
+
+    # Life ---------------------------------------------------------------------------------------
+
+    def run(self, stop: Stop) -> None:
+        """Book until ``stop``. UserError when something outside has to be put right first."""
+        self._stopping = stop.is_set if isinstance(stop, threading.Event) else stop
+        admin = AdminClient({"bootstrap.servers": self._bootstrap_servers}, logger=_log)
+        self._journal = Journal(self._engine, self._source(admin), on_step=failpoints.hit)
+        self._consumer = Consumer(
+            {
+                **consumer_config(
+                    self._bootstrap_servers,
+                    group_id=self._catalogue.group(STAGE),
+                    instance_id=self._instance_id,
+                    # One input topic: partitions that stay are read on during a rebalance.
+                    strategy="cooperative-sticky",
+                ),
+                # Tells how far the log is read although control records are never delivered.
+                "enable.partition.eof": True,
+                "on_commit": _on_commit,
+                "logger": _log,
+                **self._consumer_overrides,
+            }
+        )
+        self._consumer.subscribe(
+            [self._topic],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_revoke,
+        )
+        _log.info("ledger sink %s books %s", self._instance_id, self._topic)
+        try:
+            while not self._stopping():
+                self._turn()
+        except _Stopped:
+            pass
+        finally:
+            self._consumer.close()
+        _log.info("ledger sink %s stopped", self._instance_id)
+
+    def _source(self, admin: AdminClient) -> Source:
+        metadata = require_reachable(admin, self._bootstrap_servers)
+        if self._topic not in metadata.topics:
+            raise UserError(
+                f"topic {self._topic} is missing on the cluster. Create it with "
+                "`paystream topics apply`."
+            )
+        cluster_id, topic_id = cluster_and_topic_id(admin, self._topic)
+        return Source(cluster_id, self._topic, topic_id)
+
+    # One turn of the loop -----------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._take_back()
+        messages, self._held = self._held, []
+        if not messages:
+            messages = self._consumer.consume(self._batch_records_max, timeout=self._batch_age_s)
+        batch = self._take(messages)
+        if batch.ends:
+            failpoints.hit("ledger.batch_taken")
+        elif self._reached and time.monotonic() - self._advanced_s > IDLE_ADVANCE_S:
+            batch.ends = {p: end for p, end in self._reached.items() if end > self._stored[p]}
+            batch.terms = {p: self._terms[p] for p in batch.ends}
+        if batch.ends:
+            self._book(batch)
+
+    def _take(self, messages: list[Any]) -> _Batch:
+        """Sort what was consumed into entries and refusals."""
+        batch = _Batch()
+        for message in messages:
+            error = message.error()
+            partition = message.partition()
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                _raise_unless_passing(error, self._topic)
+                continue
+            stored = self._stored.get(partition)
+            if stored is None:
+                continue  # given back or let go; its next owner reads it from the database's offset
+            offset = message.offset()
+            if error is not None:
+                self._reached[partition] = max(offset, stored)
+                continue
+            if offset < batch.ends.get(partition, stored):
+                continue
+            batch.ends[partition] = offset + 1
+            batch.terms[partition] = self._terms[partition]
+            self._read(message, partition, offset, batch)
+        return batch
+
+    def _read(self, message: Any, partition: int, offset: int, batch: _Batch) -> None:
+        try:
+            settlement = self._decoded(message.value() or b"")
+        except DecodeError as error:
+            batch.refused.append(_Refused(message, error.kind, error.detail))
+            return
+        if message.key() != record_key(settlement.merchant_id, settlement.order_id):
+            batch.refused.append(
+                _Refused(message, KEY_MISMATCH, "the key is not the payload's merchant and order")
+            )
+            return
+        entry = journal_entry(settlement)
+        if isinstance(entry, PostingRefused):
+            batch.refused.append(_Refused(message, entry.rule, entry.detail))
+            return
+        batch.items.append(Item(partition, offset, entry))
+        batch.messages[partition, offset] = message
+
+    def _decoded(self, value: bytes) -> Settlement:
+        retry_s = RETRY_S_MIN
+        while True:
+            try:
+                settlement: Settlement = self._decode(value)
+            except RegistryUnavailable as error:
+                retry_s = self._wait_for("the schema registry", error, retry_s)
+            else:
+                self._resume()
+                return settlement
+
+    # Booking ------------------------------------------------------------------------------------
+
+    def _book(self, batch: _Batch) -> None:
+        """Dead letters first, then the database; repeated until it is done or given up."""
+        retry_s = RETRY_S_MIN
+        while True:
+            # A rebalance while waiting may have taken partitions away.
+            for partition, term in list(batch.terms.items()):
+                if partition not in self._stored or self._terms[partition] != term:
+                    batch.forget(partition)
+            if not batch.ends:
+                return
+            try:
+                self._send_dead_letters(batch.refused)
+                self._post(batch)
+            except SettlementConflicts as found:
+                refused = {(c.partition, c.offset): c for c in found.conflicts}
+                batch.items = [i for i in batch.items if (i.partition, i.offset) not in refused]
+                batch.refused += [
+                    _Refused(batch.messages[position], SETTLEMENT_CONFLICT, conflict.detail)
+                    for position, conflict in refused.items()
+                ]
+            except OffsetMoved as moved:
+                _log.warning("%s: %s; letting it go", self._topic, moved)
+                self._let_go(moved.partition)
+            except LedgerUnavailable as error:
+                retry_s = self._wait_for("the ledger's database", error, retry_s)
+            except _Undelivered as error:
+                retry_s = self._wait_for("the dead-letter topic", error, retry_s)
+            else:
+                self._resume()
+                return
+
+    def _post(self, batch: _Batch) -> None:
+        progress = {}
+        for partition, end in batch.ends.items():
+            # What lies between the last settlement and the end of the log holds nothing to book.
+            end = max(end, self._reached.get(partition, 0))
+            progress[partition] = Progress(self._stored[partition], end)
+        started_s = time.monotonic()
+        posted = self._journal.post(batch.items, progress)
+        failpoints.hit("ledger.committed")
+        self._advanced_s = time.monotonic()
+        self._metrics.batch_seconds(self._advanced_s - started_s)
+        for partition, moved in progress.items():
+            self._stored[partition] = moved.next_offset
+            if self._reached.get(partition, 0) <= moved.next_offset:
+                self._reached.pop(partition, None)
+        self._told(posted.posted, posted.duplicates, batch.refused)
+        self._commit_to_group(progress)
+
+    def _told(self, posted: int, duplicates: tuple[Item, ...], refused: list[_Refused]) -> None:
+        if posted:
+            self._metrics.posted(posted)
+        if duplicates:
+            self._metrics.duplicates(len(duplicates))
+            first = duplicates[0]
+            _log.warning(
+                "%d settlements were booked already and are skipped, the first at %s[%d]@%d",
+                len(duplicates), self._topic, first.partition, first.offset,
+            )  # fmt: skip
+        for one in refused:
+            self._metrics.dead_lettered(one.cause)
+            _log.warning(
+                "dead letter: %s[%d]@%d: %s: %s",
+                self._topic, one.message.partition(), one.message.offset(), one.cause, one.detail,
+            )  # fmt: skip
+        _log.debug("booked %d settlements", posted)
+
+    def _commit_to_group(self, progress: Mapping[int, Progress]) -> None:
+        """For views of the group's lag alone: nothing reads these offsets to start from."""
+        offsets = []
+        for partition, moved in progress.items():
+            position = TopicPartition(self._topic, partition, moved.next_offset)
+            offsets.append(position)
+            _low, high = self._consumer.get_watermark_offsets(position, cached=True)
+            self._metrics.lag(partition, max(0, high - moved.next_offset))
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as error:
+            _log.debug("the group's offsets were not committed: %s", error)
+
+    def _send_dead_letters(self, refused: list[_Refused]) -> None:
+        """Deliver what is not delivered yet; _Undelivered if any of it was not."""
+        waiting = [one for one in refused if not one.sent]
+        if not waiting:
+            return
+        if self._producer is None:
+            self._producer = Producer(_dead_letter_producer_config(self._bootstrap_servers))
+        failures: list[str] = []
+
+        def delivered(error: KafkaError | None, _message: object) -> None:
+            if error is not None:
+                failures.append(str(error))
+
+        topic = self._catalogue.name("dead-letters")
+        pieces = 0
+        for one in waiting:
+            record = input_record(one.message)
+            for letter in dead_letter(
+                record, topic=topic, stage=STAGE, cause=one.cause, detail=one.detail
+            ):
+                name, partition, key, value, headers = letter
+                try:
+                    self._producer.produce(
+                        name,
+                        key=key,
+                        value=value,
+                        partition=partition,
+                        headers=list(headers or ()),
+                        on_delivery=delivered,
+                    )
+                except (BufferError, KafkaException) as error:
+                    failures.append(str(error))
+                pieces += 1
+        left = self._producer.flush(DELIVERY_TIMEOUT_S + 5)
+        if failures or left:
+            # Sent again as a whole: a letter may be there twice, but none is missing.
+            self._producer = None
+            raise _Undelivered(failures[0] if failures else f"{left} of {pieces} not confirmed")
+        for one in waiting:
+            one.sent = True
+
+    # Waiting ------------------------------------------------------------------------------------
+
+    def _wait_for(self, what: str, error: Exception, retry_s: float) -> float:
+        """Wait before the next try, staying a member of the group; returns the next wait.
+
+        Reading is paused meanwhile, so nothing piles up. _Stopped when asked to stop.
+        """
+        self._metrics.unavailable()
+        _log.warning("%s is away, next try in %.1f s: %s", what, retry_s, error)
+        if not self._paused:
+            self._paused = True
+            self._consumer.pause(self._consumer.assignment())
+        deadline_s = time.monotonic() + retry_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if self._stopping():
+                raise _Stopped
+            message = self._consumer.poll(min(left_s, 0.1))
+            if message is None:
+                continue
+            failure = message.error()
+            if failure is not None and failure.code() != KafkaError._PARTITION_EOF:
+                _raise_unless_passing(failure, self._topic)
+            else:
+                # Of a partition assigned just now: its offset was read, so the database is back.
+                self._held.append(message)
+                break
+        return min(retry_s * 2, RETRY_S_MAX)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._consumer.resume(
+                [
+                    tp
+                    for tp in self._consumer.assignment()
+                    if tp.partition not in self._let_go_until_s
+                ]
+            )
+
+    # Partitions that come and go ----------------------------------------------------------------
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        starts = []
+        for tp in partitions:
+            try:
+                start = self._start_of(consumer, tp.partition)
+            except _Stopped:
+                # The loop ends next; nothing of this assignment is read.
+                consumer.incremental_assign([])
+                return
+            starts.append(TopicPartition(tp.topic, tp.partition, start))
+        for tp in starts:
+            self._begin(tp.partition, tp.offset)
+        consumer.incremental_assign(starts)
+        if starts:
+            _log.info(
+                "assigned %s", ", ".join(f"{tp.topic}[{tp.partition}]@{tp.offset}" for tp in starts)
+            )
+
+    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Nothing is under way here: a batch is booked before the next is read."""
+        for tp in partitions:
+            self._forget(tp.partition)
+        if partitions:
+            _log.info("gave back %s", ", ".join(f"{tp.topic}[{tp.partition}]" for tp in partitions))
+
+    def _begin(self, partition: int, stored: int) -> None:
+        self._forget(partition)
+        self._stored[partition] = stored
+        self._terms[partition] = self._terms.get(partition, 0) + 1
+
+    def _forget(self, partition: int) -> None:
+        self._stored.pop(partition, None)
+        self._reached.pop(partition, None)
+        self._let_go_until_s.pop(partition, None)
+
+    def _let_go(self, partition: int) -> None:
+        """Stop booking a partition that somebody else has moved, until it is clear whose it is."""
+        self._forget(partition)
+        self._let_go_until_s[partition] = time.monotonic() + LET_GO_S
+        self._held = [m for m in self._held if m.partition() != partition]
+        self._consumer.pause([TopicPartition(self._topic, partition)])
+
+    def _take_back(self) -> None:
+        """Read a partition that was let go from the database's offset, if it is still ours.
+
+        A zombie has lost it to a rebalance by now. Otherwise the other writer was this sink's own
+        transaction whose commit was reported as failed, or one that has ended.
+        """
+        now_s = time.monotonic()
+        for partition in [p for p, until_s in self._let_go_until_s.items() if until_s <= now_s]:
+            try:
+                stored = self._journal.stored_offset(partition)
+                invariant(stored is not None, "an offset that was moved is stored")
+                start = TopicPartition(self._topic, partition, stored or 0)
+                self._consumer.seek(start)
+            except (LedgerUnavailable, KafkaException) as error:
+                _log.warning("%s[%d] stays let go: %s", self._topic, partition, error)
+                self._let_go_until_s[partition] = now_s + LET_GO_S
+                continue
+            self._begin(partition, start.offset)
+            self._consumer.resume([start])
+            _log.info("took back %s[%d]@%d", self._topic, partition, start.offset)
+
+    def _start_of(self, consumer: Consumer, partition: int) -> int:
+        """Where the database says to go on; UserError if the log does not hold that any more."""
+        retry_s = RETRY_S_MIN
+        end_behind_since_s: float | None = None
+        while True:
+            try:
+                stored = self._journal.stored_offset(partition)
+                low, end = consumer.get_watermark_offsets(
+                    TopicPartition(self._topic, partition), timeout=BROKER_TIMEOUT_S
+                )
+                _require_unbroken(self._topic, partition, stored, low)
+                if stored is None:
+                    self._journal.begin_partition(partition, 0)
+                    # Read again: another sink may have been first.
+                    continue
+                if stored <= end:
+                    return stored
+                now_s = time.monotonic()
+                end_behind_since_s = end_behind_since_s or now_s
+                if now_s - end_behind_since_s > END_BEHIND_S_MAX:
+                    raise UserError(
+                        f"{self._topic}[{partition}] ends at offset {end}, but the ledger has "
+                        f"booked up to {stored}: the cluster has lost records that it had "
+                        "acknowledged, or is an old copy. See docs/ledger.md before going on."
+                    )
+                error: Exception = RuntimeError(f"the log ends at {end}, {stored} is booked")
+            except LedgerUnavailable as away:
+                error = away
+            except KafkaException as away:
+                error = away
+            self._metrics.unavailable()
+            _log.warning(
+                "%s[%d] cannot start yet, next try in %.1f s: %s",
+                self._topic, partition, retry_s, error,
+            )  # fmt: skip
+            deadline_s = time.monotonic() + retry_s
+            while time.monotonic() < deadline_s:
+                if self._stopping():
+                    raise _Stopped
+                time.sleep(0.05)
+            retry_s = min(retry_s * 2, RETRY_S_MAX)
+
+
+def _require_unbroken(topic: str, partition: int, stored: int | None, low: int) -> None:
+    if low <= (stored or 0):
+        return
+    booked = "nothing is booked of it" if stored is None else f"it is booked up to {stored}"
+    raise UserError(
+        f"{topic}[{partition}] begins at offset {low}, but {booked}: settlements were deleted "
+        "before they were booked. Nothing is skipped unasked; see docs/ledger.md."
+    )
+
+
+def _raise_unless_passing(error: KafkaError, topic: str) -> None:
+    """Errors that pass by themselves are left to the client; the rest end the sink, named."""
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        raise UserError(
+            f"an offset of {topic} is not in the log ({error.str()}): settlements were deleted "
+            "before they were booked, or the topic was made anew. See docs/ledger.md."
+        )
+    if error.fatal() or not (
+        error.retriable()
+        or error.code()
+        in (
+            KafkaError._TRANSPORT,
+            KafkaError._ALL_BROKERS_DOWN,
+            KafkaError._RESOLVE,
+            KafkaError._TIMED_OUT,
+            KafkaError._MAX_POLL_EXCEEDED,
+        )
+    ):
+        raise KafkaException(error)
+    _log.warning("consumer: %s", error)
+
+
+def _on_commit(error: KafkaError | None, _partitions: object) -> None:
+    if error is not None:
+        _log.debug("the group's offsets were not committed: %s", error)
+
+
+def _dead_letter_producer_config(bootstrap_servers: str) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "client.id": "paystream.ledger.dead-letters",
+        "enable.idempotence": True,
+        "acks": "all",
+        "partitioner": "murmur2_random",
+        "compression.type": "lz4",
+        "message.max.bytes": DEAD_LETTER_MAX_MESSAGE_BYTES,
+        "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+        "logger": _log,
+    }
