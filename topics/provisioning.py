@@ -380,7 +380,11 @@ def _committed(
     first seconds.
     """
     with _bystander(admin, group) as consumer:
-        answer = _asked(lambda: consumer.committed(list(partitions), timeout=REQUEST_TIMEOUT_S))
+        answer = _asked(
+            lambda: _once_coordinated(
+                lambda: consumer.committed(list(partitions), timeout=REQUEST_TIMEOUT_S)
+            )
+        )
     return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
 
 
@@ -402,20 +406,16 @@ def _bystander(admin: Admin, group: str) -> Iterator[Consumer]:
 
 
 def _members(admin: Admin, group: str) -> int:
-    deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
-    while True:
-        try:
-            described = _future_results(
+    try:
+        described = _once_coordinated(
+            lambda: _future_results(
                 admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)
             )[group]
-            break
-        except KafkaException as error:
-            code = error.args[0].code()
-            if code == KafkaError.GROUP_ID_NOT_FOUND:
-                return 0
-            if code not in _COORDINATOR_COMES or time.monotonic() > deadline_s:
-                raise _user_error(error) from error
-        time.sleep(POLL_INTERVAL_S)
+        )
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            return 0
+        raise _user_error(error) from error
     if described.state in (ConsumerGroupState.DEAD, ConsumerGroupState.EMPTY):
         return 0
     return len(described.members)
@@ -512,16 +512,20 @@ def _commit_initial_offsets(admin: Admin, offsets: Sequence[InitialOffset]) -> N
         ]
         try:
             with _bystander(admin, group) as consumer:
-                answer = consumer.commit(offsets=starts, asynchronous=False)
-            failed = [tp.error for tp in answer if tp.error is not None]
-            if failed:
-                raise KafkaException(failed[0])
+                _once_coordinated(partial(_commit, consumer, starts))
         except KafkaException as error:
             raise _user_error(
                 error,
                 f"The first offsets of group {group} could not be committed; if its workers are "
                 "running, stop them",
             ) from error
+
+
+def _commit(consumer: Consumer, offsets: list[TopicPartition]) -> None:
+    answer = consumer.commit(offsets=offsets, asynchronous=False)
+    for tp in answer or ():
+        if tp.error is not None:
+            raise KafkaException(tp.error)
 
 
 def _wait_until_visible(admin: Admin, catalogue: Catalogue) -> None:
@@ -603,6 +607,18 @@ def _until(lacking: Callable[[], list[str]], deadline_s: float) -> None:
                 f"The cluster did not follow within {VISIBLE_TIMEOUT_S:.0f} s "
                 f"({'; '.join(reasons[:5])}): look at the brokers' logs, then apply again"
             )
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _once_coordinated(ask: Callable[[], T]) -> T:
+    """Repeats a question about a group while the brokers still settle who coordinates it."""
+    deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_COMES or time.monotonic() > deadline_s:
+                raise
         time.sleep(POLL_INTERVAL_S)
 
 
