@@ -11,18 +11,18 @@ from io import BytesIO
 from typing import Any, Final
 
 import fastavro
+from fastavro.read import SchemaResolutionError
 from fastavro.schema import SchemaParseException
 
-from schemas.compiled import UnsupportedSchema, compile_decoder, compile_encoder
-from schemas.errors import DecodeError, UnknownSchemaId
+from schemas.errors import DecodeError, EncodeError, UnknownSchemaId
 from schemas.files import SCHEMA_NAMES, full_name, read_schema
 from schemas.ids import SchemaIds, locked_ids, without_docs
 
 __all__ = ["SCHEMA_NAMES", "Codec", "Decoder", "Encoder", "Record", "default_codec", "load_schemas"]
 
 Record = dict[str, Any]
-Encoder = Callable[[Any], bytes]
-Decoder = Callable[[bytes], Any]
+Encoder = Callable[[Record], bytes]
+Decoder = Callable[[bytes], Record]
 
 MAGIC: Final = b"\x00"
 HEADER_BYTES: Final = 5
@@ -43,83 +43,105 @@ class Codec:
 
     def __init__(self, ids: SchemaIds) -> None:
         self._ids = ids
-        self._plain = {name: read_schema(name) for name in SCHEMA_NAMES}
-        self._parsed = load_schemas()
+        self._schemas = load_schemas()
 
-    def encoder(self, name: str, *, attributes: bool = False) -> Encoder:
-        """Record -> header and body; KeyError for a name that is not in SCHEMA_NAMES.
-
-        The record is a dict, or with ``attributes`` an object with an attribute for each field,
-        such as the Structs of the domain. A missing key takes the schema's default. EncodeError
-        when the record does not fit: an unknown field, a float for minor units, out of range.
-        """
+    def encoder(self, name: str) -> Encoder:
+        """Record -> header and body. EncodeError when the record does not fit its schema."""
+        schema = self._schemas[name]
         header = wire_header(self._ids.current_id(name))
-        return compile_encoder(self._plain[name], header, attributes=attributes)
+        write = fastavro.schemaless_writer
+        whole, nested = _whole_numbers(read_schema(name))
 
-    def decoder(self, name: str, *, into: Mapping[str, type] | None = None) -> Decoder:
+        def encode(record: Record) -> bytes:
+            # fastavro cuts a float off to a long without a word, and amounts are longs.
+            for field in whole:
+                if type(record.get(field)) is float:
+                    raise EncodeError(f"{name}.{field}: float is no whole number")
+            for field, inner in nested:
+                for item in record.get(field) or ():
+                    for part in inner:
+                        if type(item.get(part)) is float:
+                            raise EncodeError(f"{name}.{field}.{part}: float is no whole number")
+            out = BytesIO()
+            out.write(header)
+            try:
+                write(out, schema, record, strict_allow_default=True)
+            except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+                raise EncodeError(f"{name}: {error}") from error
+            return out.getvalue()
+
+        return encode
+
+    def decoder(self, name: str) -> Decoder:
         """Header and body -> record with every field of the current schema.
 
-        The record is a dict, or with ``into`` (record name -> class, nested records included, as
-        ``{"Order": Order, "OrderLine": OrderLine}``) an instance made with keyword arguments.
-        Records of other known versions of the same schema are resolved to the current one. Raises
-        DecodeError for anything that is not such a record, and nothing else, except
+        Records of other known versions of the same schema are resolved to the current one.
+        Raises DecodeError for anything that is not such a record, and nothing else, except
         RegistryUnavailable from a source of ids that had to be asked.
         """
+        schema = self._schemas[name]
         header = wire_header(self._ids.current_id(name))
-        resolvers: dict[int, Callable[[bytes], bytes]] = {}
+        writers: dict[int, Any] = {}
+        read = fastavro.schemaless_reader
 
-        def other(value: bytes) -> Any:
-            schema_id = wire_id(value)
-            resolve = resolvers.get(schema_id)
-            if resolve is None:
-                resolve = resolvers[schema_id] = self._resolver(name, schema_id)
-            return decode(resolve(value))
+        def decode(value: bytes) -> Record:
+            if value is None:
+                raise DecodeError("not_wire_format", "a record without a value")
+            body = BytesIO(value)
+            if body.read(HEADER_BYTES) == header:
+                writer, reader = schema, None
+            else:
+                schema_id = wire_id(value)
+                writer = writers.get(schema_id)
+                if writer is None:
+                    writer = writers[schema_id] = self._writer_schema(name, schema_id)
+                reader = schema
+            try:
+                record: Any = read(body, writer, reader)
+            except SchemaResolutionError as error:
+                raise DecodeError("wrong_schema", f"the writer's schema: {error}") from None
+            except (EOFError, IndexError, UnicodeDecodeError) as error:
+                raise _body_error(error, body, value) from None
+            except Exception as error:
+                # fastavro raises many kinds from its compiled part; all mean the same here.
+                raise DecodeError("malformed", f"{type(error).__name__} in the body") from None
+            if body.tell() != len(value):
+                raise DecodeError("trailing_bytes", f"{len(value) - body.tell()} bytes too many")
+            return record  # type: ignore[no-any-return]
 
-        decode = compile_decoder(self._plain[name], header, other, into=into)
         return decode
 
-    def _resolver(self, name: str, schema_id: int) -> Callable[[bytes], bytes]:
-        """What makes a record of the current version out of one of another version."""
-        written = self._written_schema(name, schema_id)
-        header = wire_header(schema_id)
+    def _writer_schema(self, name: str, schema_id: int) -> Any:
         try:
-            strict = compile_decoder(written, header, _never)
-            writer = fastavro.parse_schema(written)
-        except (
-            UnsupportedSchema, SchemaParseException, LookupError, TypeError, ValueError,
-        ) as error:  # fmt: skip
-            raise DecodeError("wrong_schema", f"id {schema_id}: {error}") from None
-        reader = self._parsed[name]
-        encode = self.encoder(name)
-
-        def resolve(value: bytes) -> bytes:
-            strict(value)  # names every malformed input, and bounds what fastavro will allocate
-            try:
-                record: Any = fastavro.schemaless_reader(
-                    BytesIO(value[HEADER_BYTES:]), writer, reader
-                )
-                return encode(record)
-            except Exception as error:
-                # The bytes are good, so it is the schemas that do not go together; fastavro has
-                # many exceptions to say so, some from compiled code.
-                raise DecodeError("wrong_schema", f"id {schema_id}: {error}") from None
-
-        return resolve
-
-    def _written_schema(self, name: str, schema_id: int) -> dict[str, Any]:
-        try:
-            written = without_docs(self._ids.schema_of(schema_id), logical_types=False)
+            plain = dict(self._ids.schema_of(schema_id))
         except UnknownSchemaId as error:
             raise DecodeError("unknown_schema_id", str(error)) from None
-        expected = full_name(self._plain[name])
-        found = full_name(written) if "name" in written else str(written.get("type"))
-        if found != expected:
-            raise DecodeError("wrong_schema", f"id {schema_id} is {found}, not {expected}")
-        return written
+        expected = full_name(read_schema(name))
+        try:
+            found = full_name(plain)
+            if found != expected:
+                raise DecodeError("wrong_schema", f"id {schema_id} is {found}, not {expected}")
+            # A writer's logical type would make a datetime of a field that is a plain long here.
+            return fastavro.parse_schema(without_docs(plain, logical_types=False))
+        except (SchemaParseException, KeyError, TypeError, ValueError) as error:
+            raise DecodeError("wrong_schema", f"id {schema_id}: {error}") from None
 
 
-def _never(value: bytes) -> Any:
-    raise DecodeError("wrong_schema", f"id {wire_id(value)} was given to another id's resolver")
+def _whole_numbers(
+    schema: Mapping[str, Any],
+) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+    """The int and long fields of a record, and those of the records in its arrays."""
+    whole: list[str] = []
+    nested: list[tuple[str, tuple[str, ...]]] = []
+    for field in schema["fields"]:
+        kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
+        if any(kind in ("int", "long") for kind in kinds):
+            whole.append(field["name"])
+        for kind in kinds:
+            if isinstance(kind, dict) and kind.get("type") == "array":
+                inner, _ = _whole_numbers(kind["items"])
+                nested.append((field["name"], inner))
+    return tuple(whole), tuple(nested)
 
 
 def wire_header(schema_id: int) -> bytes:
@@ -127,10 +149,16 @@ def wire_header(schema_id: int) -> bytes:
     return MAGIC + schema_id.to_bytes(4, "big")
 
 
-def wire_id(value: bytes | None) -> int:
+def wire_id(value: bytes) -> int:
     """The schema id of a record; DecodeError not_wire_format when there is none."""
-    if value is None:
-        raise DecodeError("not_wire_format", "a record without a value")
     if len(value) < HEADER_BYTES or value[:1] != MAGIC:
         raise DecodeError("not_wire_format", f"{len(value)} bytes without a schema id in front")
     return int.from_bytes(value[1:HEADER_BYTES], "big")
+
+
+def _body_error(error: Exception, body: BytesIO, value: bytes) -> DecodeError:
+    if isinstance(error, UnicodeDecodeError) or (
+        isinstance(error, IndexError) and body.tell() < len(value)
+    ):
+        return DecodeError("malformed", f"{type(error).__name__} at byte {body.tell()}")
+    return DecodeError("truncated", f"{len(value)} bytes end inside the record")
