@@ -385,6 +385,10 @@ def _committed(
                 lambda: consumer.committed(list(partitions), timeout=REQUEST_TIMEOUT_S)
             )
         )
+    for tp in answer:
+        if tp.error is not None:
+            # Not the same as no offset: taken for that, it would be overwritten.
+            raise _user_error(KafkaException(tp.error), f"The offsets of group {group}")
     return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
 
 
