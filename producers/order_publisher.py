@@ -22,6 +22,8 @@ DELIVERY_TIMEOUT_S = 120.0
 CHECK_TIMEOUT_S = 10.0
 # How long one wait for room in the queue may last before it looks at the failures again.
 ROOM_SLICE_S = 0.1
+# Reports about what was given up come at once; a machine that is very busy may take seconds.
+PURGE_TIMEOUT_S = 30.0
 # Undelivered orders are named one by one up to this many, the rest are counted.
 NAMED_MAX = 10_000
 
@@ -139,10 +141,16 @@ class OrderPublisher:
         under way after ``timeout_s`` (default: the delivery timeout), which are given up.
         """
         timeout_s = self._delivery_timeout_s + 10 if timeout_s is None else timeout_s
-        if self._producer.flush(timeout_s):
-            # What is still queued or in flight gets its report, and so its name, by the purge.
+        left = self._producer.flush(timeout_s)
+        deadline = time.monotonic() + PURGE_TIMEOUT_S
+        while left and time.monotonic() < deadline:
+            # What is still queued or in flight gets its report, and so its name, by the purge;
+            # more than once, since a record on its way between two queues is passed by.
             self._producer.purge()
-            self._producer.flush(10)
+            left = self._producer.flush(1)
+        if left:
+            self._failed_count += left
+            self._failed_reason = f"{left} of them without a report from the client"
         self._raise_failed()
 
     def check(self, timeout_s: float = CHECK_TIMEOUT_S) -> None:
