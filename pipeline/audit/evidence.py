@@ -156,7 +156,8 @@ class PaymentEvidence(Struct, gc=False):
             return self.snapshot.ordered_at_ms
         if self.settlements:
             return self.settlements[0].ordered_at_ms
-        return min((seen.at_ms for seen in (*self.requests, *self.results)), default=0)
+        times_ms = [r.at_ms for r in self.requests] + [r.at_ms for r in self.results]
+        return min(times_ms, default=0)
 
 
 class OddInput(Struct, frozen=True, gc=False):
@@ -197,7 +198,7 @@ class Evidence:
         self.odd: dict[tuple[str, int, int], OddInput] = {}
         self.dead_letters: list[DeadLetter] = []
         self.findings = Findings()
-        self.records: dict[str, int] = {role: 0 for role in catalogue.topics}
+        self.records: dict[str, int] = dict.fromkeys(catalogue.topics, 0)
         self._partitions = catalogue["orders"].partitions
         self._roles = {spec.name: role for role, spec in catalogue.topics.items()}
         self._decoders = {

@@ -18,26 +18,39 @@ from confluent_kafka import (
     KafkaException,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from msgspec import Struct
 
 from pipeline.audit.cut import LAYERS, Cut, RolePartition
 from pipeline.audit.unavailable import AuditUnavailable
 from topics.catalogue import Catalogue
 
+# A topic's name and a partition.
+Place = tuple[str, int]
+
+_LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+_EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+
 Take = Callable[[str, "LogRecord"], None]
 
-# A broker that is there answers metadata in milliseconds; a person waits at most ten seconds to
-# hear that it is not.
-ANSWER_TIMEOUT_S = 8.0
+# A broker that is there answers metadata in milliseconds; a person hears within ten seconds, the
+# start of the program included, that it is not.
+CONNECT_TIMEOUT_S = 5.0
+# Later answers come from a broker that was there a moment ago.
+ANSWER_TIMEOUT_S = 10.0
 # Reading makes progress every few milliseconds; a broker restart takes some ten seconds.
 STALL_TIMEOUT_S = 30.0
 # A crashed producer's transaction ends after its time-out (10 s) and the broker's clean-up
 # interval (10 s more).
 OPEN_TRANSACTION_WAIT_S = 25.0
-POLL_S = 0.2
+POLL_S = 0.1
 BATCH_RECORDS = 5_000
 
+_PASSING = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
 _GONE = {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TRANSPORT,
@@ -106,21 +119,10 @@ class LogCopy:
         }
         ends: dict[RolePartition, int] = {}
         for layer in LAYERS:
-            ends |= self._offsets([r for r in layer if r in self._partitions], OffsetSpec.latest())
-        lows = self._offsets(list(self._partitions), OffsetSpec.earliest())
-        blind: set[RolePartition] = set()
-        # Bounded over all topics: a stuck transaction holds up several of them at once.
-        wait_left_s = self._open_transaction_wait_s
-        for role in self._partitions:
-            starts = {
-                place: max(self._positions.get(place, 0), low)
-                for place, low in lows.items()
-                if place[0] == role
-            }
-            held, waited_s = self._read(role, starts, ends, take, wait_left_s)
-            wait_left_s = max(0.0, wait_left_s - waited_s)
-            blind |= held
-        lows_after = self._offsets(list(self._partitions), OffsetSpec.earliest())
+            ends |= self._offsets([r for r in layer if r in self._partitions], _LATEST)
+        lows = self._offsets(list(self._partitions), _EARLIEST)
+        blind = self._read(lows, ends, take)
+        lows_after = self._offsets(list(self._partitions), _EARLIEST)
         blind |= {place for place, low in lows_after.items() if low != lows[place]}
         return Cut(
             partitions=dict(self._partitions),
@@ -138,68 +140,59 @@ class LogCopy:
 
     def _read(
         self,
-        role: str,
-        starts: Mapping[RolePartition, int],
+        lows: Mapping[RolePartition, int],
         ends: Mapping[RolePartition, int],
         take: Take,
-        wait_s: float,
-    ) -> tuple[set[RolePartition], float]:
-        """Read one topic; the partitions held up by an open transaction, and the time waited."""
-        with_headers = role == "dead-letters"
-        positions = self._positions
-        first_at_ms = self._first_at_ms
+    ) -> set[RolePartition]:
+        """Read on in every topic; the partitions that an open transaction held up."""
+        positions, first_at_ms = self._positions, self._first_at_ms
+        roles = {spec.name: role for role, spec in self._catalogue.topics.items()}
 
         def on_record(message: Any) -> None:
-            partition, offset = message.partition(), message.offset()
-            place = (role, partition)
+            role, partition, offset = roles[message.topic()], message.partition(), message.offset()
             at_ms = message.timestamp()[1]
-            if place not in first_at_ms:
-                first_at_ms[place] = at_ms
-            positions[place] = offset + 1
-            headers = tuple(message.headers() or ()) if with_headers else ()
+            first_at_ms.setdefault((role, partition), at_ms)
+            headers = tuple(message.headers() or ()) if role == "dead-letters" else ()
             take(
                 role,
                 LogRecord(partition, offset, at_ms, message.key(), message.value(), headers),
             )
 
+        name = self._catalogue.name
         spans = {
-            place[1]: (start, ends[place]) for place, start in starts.items() if start < ends[place]
+            (name(role), partition): (max(positions.get((role, partition), 0), low), end)
+            for (role, partition), low in lows.items()
+            if max(positions.get((role, partition), 0), low) < (end := ends[role, partition])
         }
-        reached, waited_s = self._client.read(self._catalogue.name(role), spans, on_record, wait_s)
+        reached = self._client.read(spans, on_record, self._open_transaction_wait_s)
         held = set()
-        for partition, position in reached.items():
-            place = (role, partition)
-            positions[place] = max(position, positions.get(place, 0))
-            if positions[place] < ends[place]:
+        for (topic, partition), position in reached.items():
+            place = (roles[topic], partition)
+            positions[place] = position
+            if position < ends[place]:
                 held.add(place)
-        return held, waited_s
+        return held
 
 
 def read_partition(
     bootstrap_servers: str,
     topics: Iterable[str],
     partition: int,
-    on_record: Callable[[str, Any], None],
+    on_record: Callable[[Any], None],
     *,
     open_transaction_wait_s: float = 0.0,
 ) -> None:
-    """Hand on (topic, message) of one partition of each topic, read_committed, up to its end now.
+    """Hand on the messages of one partition of each topic, read_committed, up to its end now.
 
     Records behind a transaction that is still open are left out.
     """
     client = _Client(bootstrap_servers)
     try:
         places = [(topic, partition) for topic in topics]
-        ends = client.offsets(places, OffsetSpec.latest())
-        starts = client.offsets(places, OffsetSpec.earliest())
-        for topic, _ in places:
-            start, end = starts[topic, partition], ends[topic, partition]
-            if start < end:
-
-                def hand_on(message: Any, topic: str = topic) -> None:
-                    on_record(topic, message)
-
-                client.read(topic, {partition: (start, end)}, hand_on, open_transaction_wait_s)
+        ends = client.offsets(places, _LATEST)
+        starts = client.offsets(places, _EARLIEST)
+        spans = {p: (starts[p], ends[p]) for p in places if starts[p] < ends[p]}
+        client.read(spans, on_record, open_transaction_wait_s)
     finally:
         client.close()
 
@@ -218,7 +211,7 @@ class _Client:
 
     def __init__(self, bootstrap_servers: str) -> None:
         self._servers = bootstrap_servers
-        self._common = common = {
+        common: dict[str, Any] = {
             "bootstrap.servers": bootstrap_servers,
             "client.id": "paystream-audit",
             "socket.connection.setup.timeout.ms": 5_000,
@@ -226,6 +219,7 @@ class _Client:
             "log_level": 0,
             "error_cb": lambda error: None,
         }
+        self._common = common
         self._admin = AdminClient(common)
         self._consumer = Consumer(
             {
@@ -238,10 +232,8 @@ class _Client:
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 50,
-                "fetch.message.max.bytes": 4 * 1024 * 1024,
-                # Twelve partitions at a time: at most some hundred megabytes ahead of the reader.
-                "queued.max.messages.kbytes": 8 * 1024,
-                "queued.min.messages": 20_000,
+                # Of the one queue, so the bound of what the client holds ahead of the reader.
+                "queued.max.messages.kbytes": 64 * 1024,
             }
         )
 
@@ -250,7 +242,7 @@ class _Client:
 
     def partition_counts(self, catalogue: Catalogue) -> dict[str, int]:
         try:
-            known = self._admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics
+            known = self._admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics
         except KafkaException as error:
             raise self._away(error) from None
         missing = [s.name for s in catalogue.topics.values() if s.name not in known]
@@ -284,12 +276,18 @@ class _Client:
                 "enable.auto.commit": False,
             }
         )
+        asked = [TopicPartition(topic, p) for topic, p in places]
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
         try:
-            listed = consumer.committed(
-                [TopicPartition(topic, p) for topic, p in places], timeout=ANSWER_TIMEOUT_S
-            )
-        except KafkaException as error:
-            raise self._away(error) from None
+            while True:
+                try:
+                    listed = consumer.committed(asked, timeout=ANSWER_TIMEOUT_S)
+                    break
+                except KafkaException as error:
+                    # A coordinator that has just moved, or is being made, answers soon.
+                    if not _passes(error) or time.monotonic() > deadline:
+                        raise self._away(error) from None
+                    time.sleep(POLL_S)
         finally:
             consumer.close()
         failed = next((tp.error for tp in listed if tp.error is not None), None)
@@ -320,76 +318,64 @@ class _Client:
 
     def read(
         self,
-        topic: str,
-        spans: Mapping[int, tuple[int, int]],
+        spans: Mapping[Place, tuple[int, int]],
         on_record: Callable[[Any], None],
         wait_s: float,
-    ) -> tuple[dict[int, int], float]:
-        """Read partitions from start up to end (excluded); the position reached in each, and how
-        long the reading waited for open transactions.
+    ) -> dict[Place, int]:
+        """Read partitions from start up to end (excluded); the position reached in each.
 
         A read_committed reader gets PARTITION_EOF at the last stable offset. Below the end that
         means a transaction is open, so the reading waits for it, ``wait_s`` at most. At the end
         may be markers and aborted records, which are not handed out: the EOF tells that they
         were passed.
         """
-        reached = {partition: start for partition, (start, _) in spans.items()}
-        open_partitions = set(spans)
-        at_stable_end: set[int] = set()
+        reached = {place: start for place, (start, _) in spans.items()}
+        unfinished = set(spans)
+        at_stable_end: set[Place] = set()
         consumer = self._consumer
         if not spans:
-            return reached, 0.0
-        consumer.assign([TopicPartition(topic, p, start) for p, (start, _) in spans.items()])
-        waiting_since: float | None = None
+            return reached
+        consumer.assign([TopicPartition(*place, start) for place, (start, _) in spans.items()])
         waited_s = 0.0
-        last_news = time.monotonic()
+        last_look = last_news = time.monotonic()
         try:
-            while open_partitions:
-                messages = consumer.consume(BATCH_RECORDS, POLL_S)
+            while unfinished:
+                messages: list[Any] = consumer.consume(BATCH_RECORDS, POLL_S)
                 now = time.monotonic()
+                finished = []
+                for message in messages:
+                    place = message.topic(), message.partition()
+                    error = message.error()
+                    if error is None:
+                        position = message.offset() + 1
+                        at_stable_end.discard(place)
+                        if position <= spans[place][1]:
+                            on_record(message)
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        position = message.offset()
+                        at_stable_end.add(place)
+                    elif error.code() in _GONE or error.retriable():
+                        continue
+                    else:
+                        raise self._away(KafkaException(error))
+                    reached[place] = min(max(reached[place], position), spans[place][1])
+                    if reached[place] == spans[place][1] and place in unfinished:
+                        unfinished.discard(place)
+                        finished.append(TopicPartition(*place))
+                if finished and unfinished:
+                    consumer.incremental_unassign(finished)
                 if messages:
                     last_news = now
-                done = []
-                for message in messages:
-                    partition = message.partition()
-                    error = message.error()
-                    if error is not None:
-                        if error.code() == KafkaError._PARTITION_EOF:
-                            at_stable_end.add(partition)
-                            reached[partition] = max(reached[partition], message.offset())
-                            if reached[partition] >= spans[partition][1]:
-                                done.append(partition)
-                            continue
-                        if error.code() in _GONE or error.retriable():
-                            continue
-                        raise self._away(KafkaException(error))
-                    offset = message.offset()
-                    at_stable_end.discard(partition)
-                    if offset < spans[partition][1]:
-                        on_record(message)
-                        reached[partition] = offset + 1
-                    if offset + 1 >= spans[partition][1]:
-                        reached[partition] = spans[partition][1]
-                        done.append(partition)
-                finished = [p for p in dict.fromkeys(done) if p in open_partitions]
-                open_partitions.difference_update(finished)
-                if finished and open_partitions:
-                    consumer.incremental_unassign([TopicPartition(topic, p) for p in finished])
-                if open_partitions and open_partitions <= at_stable_end:
-                    waiting_since = now if waiting_since is None else waiting_since
-                    if waited_s + now - waiting_since >= wait_s:
+                if unfinished <= at_stable_end:
+                    waited_s += now - last_look
+                    if waited_s >= wait_s:
                         break
-                    last_news = now
-                elif waiting_since is not None:
-                    waited_s += now - waiting_since
-                    waiting_since = None
-                if now - last_news > STALL_TIMEOUT_S:
+                elif now - last_news > STALL_TIMEOUT_S:
                     raise self._away(None)
+                last_look = now
         finally:
             consumer.unassign()
-        if waiting_since is not None:
-            waited_s += time.monotonic() - waiting_since
-        return reached, waited_s
+        return reached
 
     def _away(self, error: KafkaException | None) -> AuditUnavailable:
         reason = "" if error is None else f" ({_text(error)})"
@@ -397,6 +383,11 @@ class _Client:
             f"The Kafka broker at {self._servers} does not answer{reason}; start it (`paystream"
             " up`) or name another with --bootstrap-servers."
         )
+
+
+def _passes(error: KafkaException) -> bool:
+    first = error.args[0] if error.args else None
+    return isinstance(first, KafkaError) and first.code() in _PASSING
 
 
 def _text(error: KafkaException) -> str:

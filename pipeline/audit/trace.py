@@ -89,10 +89,10 @@ def trace(
     found: list[tuple[str, Any]] = []
     progress = _Progress(on_progress)
 
-    def on_record(topic: str, message: Any) -> None:
+    def on_record(message: Any) -> None:
         progress.count()
         if message.key() == raw_key:
-            found.append((topic, message))
+            found.append((message.topic(), message))
 
     topics = [s.name for r, s in catalogue.topics.items() if partition < counts[r]]
     read_partition(sources.bootstrap_servers, topics, partition, on_record)
@@ -138,7 +138,8 @@ def _fields(catalogue: Catalogue, codec: Codec, role: str, message: Any) -> dict
     if schema is None or value is None:
         return {"problem": "a record without a value"}
     try:
-        return codec.decoder(schema)(value)
+        fields: dict[str, Any] = codec.decoder(schema)(value)
+        return fields
     except DecodeError as error:
         return {"problem": f"cannot be decoded: {error}"}
 
