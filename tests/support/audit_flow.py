@@ -69,7 +69,7 @@ class Flow:
     first_at_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     blind: set[tuple[str, int]] = field(default_factory=set)
     partitions: dict[str, int] = field(
-        default_factory=lambda: {role: PARTITIONS for role in CATALOGUE.topics}
+        default_factory=lambda: dict.fromkeys(CATALOGUE.topics, PARTITIONS)
     )
     _clock: Iterator[int] = field(default_factory=lambda: itertools.count(START_MS, 7))
     _next: Counter[tuple[str, int]] = field(default_factory=Counter)
