@@ -1,0 +1,96 @@
+"""The ledger on a real PostgreSQL: all that is demanded of every ledger, and what is special."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.errors import LedgerUnavailable
+from pipeline.ledger.journal import Item, Progress
+from pipeline.ledger.queries import drifted_balances, entry_count
+from tests.support.ledger import (
+    LedgerSuite,
+    booked_number,
+    entry_of,
+    insert_entry,
+    insert_line,
+    journal_at,
+)
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def url(postgres_url: str) -> Iterator[str]:
+    """The database, emptied: it is shared by the tests of one worker."""
+    admin = create_engine(postgres_url)
+    with admin.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    yield postgres_url
+    admin.dispose()
+
+
+class TestOnPostgres(LedgerSuite):
+    pass
+
+
+@pytest.mark.parametrize("table", ["journal_entries", "postings", "accounts"])
+def test_the_books_cannot_be_emptied(url: str, table: str) -> None:
+    """TRUNCATE goes past row triggers; it is refused by one of its own."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    with pytest.raises(DBAPIError, match="never changed"), engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {table} CASCADE"))
+    engine.dispose()
+
+
+def test_two_halves_from_two_transactions_are_refused(url: str) -> None:
+    """A line slipped into an entry that is being committed elsewhere is seen at the commit."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    with engine.connect() as first, engine.connect() as second:
+        first.begin()
+        insert_line(first, 500, 1, "GBP", 100)
+        insert_line(first, 500, 2, "GBP", -100)
+        insert_entry(first, 500, entry_of(2), offset=1)
+        transaction = second.begin()
+        insert_line(second, 500, 3, "GBP", 7)
+        first.commit()
+        with pytest.raises(DBAPIError, match="has not the postings"):
+            transaction.commit()
+    with pytest.raises(DBAPIError), engine.begin() as connection:
+        insert_line(connection, booked_number(engine), 2, "GBP", 7)
+    engine.dispose()
+
+
+def test_a_connection_killed_in_the_transaction_is_unavailable(url: str) -> None:
+    """A database that restarts loses nothing and doubles nothing: the batch is booked again."""
+    engine = open_ledger(url)
+
+    def kill_backends(name: str) -> None:
+        if name == "ledger.entries_inserted" and not killed:
+            killed.append(name)
+            admin = create_engine(url)
+            with admin.begin() as connection:
+                connection.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                )
+            admin.dispose()
+
+    killed: list[str] = []
+    journal = journal_at(engine, on_step=kill_backends)
+    with pytest.raises(LedgerUnavailable):
+        journal.post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    assert journal.post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)}).posted == 1
+    with reading(engine) as connection:
+        assert entry_count(connection) == 1
+        assert drifted_balances(connection) == []
+    engine.dispose()

@@ -1,0 +1,461 @@
+"""Settlements from a real broker into the books: each exactly once, whatever is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from consumers.ledger_sink import IDLE_ADVANCE_S, LedgerSink
+from pipeline.domain.keys import record_key
+from pipeline.domain.model import Settlement
+from pipeline.domain.records import to_record
+from pipeline.errors import UserError
+from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.errors import SourceChanged
+from pipeline.ledger.queries import booked_offsets, drifted_balances, entry_count, trial_balance
+from pipeline.runtime.failpoints import fired
+from schemas.codec import default_codec
+from tests.support.ledger import settlement
+from tests.support.topics import create_topic, read_all
+from tests.support.waiting import wait_until
+from topics.catalogue import Catalogue, TopicSettings, build_catalogue
+
+pytestmark = pytest.mark.integration
+
+PARTITIONS = 4
+WAIT_S = 90.0
+ENCODE = default_codec().encoder("settlement")
+
+
+class Flow:
+    """The topics of one test and a transactional producer of settlements."""
+
+    def __init__(self, kafka: str, prefix: str) -> None:
+        self.kafka = kafka
+        self.prefix = prefix
+        self.catalogue: Catalogue = build_catalogue(
+            TopicSettings(prefix=prefix, partitions=PARTITIONS)
+        )
+        self.topic = self.catalogue.name("settlements")
+        for role in ("settlements", "dead-letters"):
+            spec = self.catalogue[role]
+            create_topic(kafka, spec.name, spec.partitions, config=spec.config)
+        self.producer = Producer(
+            {
+                "bootstrap.servers": kafka,
+                "transactional.id": f"{prefix}producer",
+                "partitioner": "murmur2_random",
+                "linger.ms": 1,
+            }
+        )
+        self.producer.init_transactions(30)
+
+    def transaction(self, records: list[tuple[bytes, bytes]], *, abort: bool = False) -> None:
+        self.producer.begin_transaction()
+        for key, value in records:
+            self.producer.produce(self.topic, key=key, value=value)
+        if abort:
+            self.producer.flush(30)
+            self.producer.abort_transaction(30)
+        else:
+            self.producer.commit_transaction(30)
+
+    def publish(self, *settlements: Settlement, abort: bool = False) -> None:
+        self.transaction([record_of(s) for s in settlements], abort=abort)
+
+    def dead_letters(self) -> list[dict[str, str]]:
+        return [
+            {name: value.decode() for name, value in (letter.headers() or [])}
+            for letter in read_all(self.kafka, self.catalogue.name("dead-letters"))
+        ]
+
+    def sink(self, engine: Engine, instance: str = "a", **options: Any) -> LedgerSink:
+        return LedgerSink(
+            bootstrap_servers=self.kafka,
+            engine=engine,
+            catalogue=self.catalogue,
+            codec=default_codec(),
+            instance_id=instance,
+            **options,
+        )
+
+    @contextmanager
+    def running(self, engine: Engine, instance: str = "a", **options: Any) -> Iterator[Counts]:
+        """A sink in a thread; what ended it is raised here."""
+        counts = Counts()
+        stop = threading.Event()
+        ended: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                self.sink(engine, instance, metrics=counts, **options).run(stop)
+            except BaseException as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield counts
+        finally:
+            stop.set()
+            thread.join(60)
+        assert not thread.is_alive()
+        if ended:
+            raise ended[0]
+
+    def process(
+        self, url: str, instance: str, log: Path, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.support.ledger_sink_process",
+                 self.kafka, url, self.prefix, str(PARTITIONS), instance],
+                stdout=output, stderr=output, env={**os.environ, **(env or {})},
+            )  # fmt: skip
+
+
+class Counts:
+    """Metrics kept in memory."""
+
+    def __init__(self) -> None:
+        self.booked = 0
+        self.skipped = 0
+        self.causes: list[str] = []
+        self.lags: dict[int, int] = {}
+        self.failures = 0
+
+    def posted(self, settlements: int) -> None:
+        self.booked += settlements
+
+    def duplicates(self, settlements: int) -> None:
+        self.skipped += settlements
+
+    def dead_lettered(self, cause: str) -> None:
+        self.causes.append(cause)
+
+    def batch_seconds(self, seconds: float) -> None:
+        assert seconds >= 0
+
+    def lag(self, partition: int, records: int) -> None:
+        self.lags[partition] = records
+
+    def unavailable(self) -> None:
+        self.failures += 1
+
+
+@pytest.fixture
+def flow(kafka: str, topic_prefix: str) -> Flow:
+    return Flow(kafka, topic_prefix)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return emptied(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    yield engine
+    engine.dispose()
+
+
+def test_every_settlement_is_booked_once_though_a_sink_is_killed(
+    flow: Flow, url: str, tmp_path: Path
+) -> None:
+    """2,000 settlements, a tenth in aborted transactions; one of two sinks dies at random."""
+    seed = random.randrange(1_000_000)
+    chance = random.Random(seed)
+    kill_at = chance.randrange(100, 1_200)
+    engine = open_ledger(url)
+    log = tmp_path / "sinks.log"
+    sinks = [flow.process(url, name, log) for name in ("a", "b")]
+    expected: set[str] = set()
+    poison: set[bytes] = set()
+    try:
+        for start in range(0, 2_000, 50):
+            batch = [settlement(n) for n in range(start, start + 50)]
+            records = [record_of(s) for s in batch]
+            if start % 500 == 0:
+                records.insert(chance.randrange(50), (b"m:poison", b"poison %d" % start))
+            aborted = chance.random() < 0.1
+            flow.transaction(records, abort=aborted)
+            if not aborted:
+                expected |= {s.settlement_id for s in batch}
+                poison |= {value for key, value in records if key == b"m:poison"}
+            if sinks[0].poll() is None and booked(engine) >= kill_at:
+                sinks[0].send_signal(signal.SIGKILL)
+                sinks[0].wait(30)
+                # Its successor: the same member of the group, so it takes over at once.
+                sinks.append(flow.process(url, "a", log))
+        wait_until(lambda: booked(engine) >= len(expected), WAIT_S, f"all booked (seed {seed})")
+        wait_until(lambda: behind(flow, engine) == 0, WAIT_S, f"read to the ends (seed {seed})")
+        if sinks[0].poll() is None:
+            sinks[0].send_signal(signal.SIGKILL)
+            sinks[0].wait(30)
+        for sink in sinks[1:]:
+            sink.send_signal(signal.SIGTERM)
+        assert [sink.wait(60) for sink in sinks[1:]] == [0] * (len(sinks) - 1), log.read_text()
+    finally:
+        for sink in sinks:
+            if sink.poll() is None:
+                sink.kill()
+                sink.wait(30)
+    check_books(engine, expected)
+    letters = read_all(flow.kafka, flow.catalogue.name("dead-letters"))
+    # At least once: a crash between the letter and the offset leaves it twice.
+    assert {letter.value() for letter in letters} == poison
+    assert all(header(letter, "dlq.cause") == "not_wire_format" for letter in letters)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["ledger.batch_taken", "ledger.offsets_set", "ledger.entries_inserted", "ledger.committed"],
+)
+def test_killed_between_any_two_steps_it_goes_on(flow: Flow, tmp_path: Path, point: str) -> None:
+    """At each step the process dies twice; its successor books what is missing and no more."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    engine = open_ledger(url)
+    batch = [settlement(n) for n in range(200)]
+    for start in range(0, 200, 25):
+        flow.publish(*batch[start : start + 25])
+    kills = tmp_path / "kills"
+    kills.mkdir()
+    env = {"PAYSTREAM_FAILPOINTS": f"{point}=2@3", "PAYSTREAM_FAILPOINTS_DIR": str(kills)}
+    log = tmp_path / "sink.log"
+    for _ in range(2):
+        sink = flow.process(url, "a", log, env)
+        assert sink.wait(60) == -signal.SIGKILL, log.read_text()
+    assert fired(kills) == {point: 2}
+    sink = flow.process(url, "a", log, env)
+    try:
+        wait_until(lambda: booked(engine) >= 200, WAIT_S, "all are booked")
+    finally:
+        sink.terminate()
+        assert sink.wait(60) == 0, log.read_text()
+    check_books(engine, {s.settlement_id for s in batch})
+    engine.dispose()
+
+
+def test_what_cannot_be_booked_is_dead_lettered_and_the_rest_goes_on(
+    flow: Flow, sqlite_engine: Engine
+) -> None:
+    """Bad bytes, keys, content and contradictions each leave by name; a duplicate is skipped."""
+    good = settlement(1)
+    flow.publish(good)
+    with flow.running(sqlite_engine) as counts:
+        wait_until(lambda: counts.booked == 1, WAIT_S, "the first is booked")
+        key, value = record_of(good)
+        flow.transaction(
+            [
+                (key, b"{}"),
+                (key, value[:20]),
+                (key, value + b"!"),
+                (b"m9:o9", value),
+                record_of(settlement(2, kind="dispute")),
+                record_of(settlement(3, gateway_reference="4111111111111111\x00")),
+                record_of(settlement(1, amount_minor=1)),
+                (key, value),
+                record_of(settlement(4)),
+            ]
+        )
+        wait_until(lambda: counts.booked == 2 and len(counts.causes) == 7, WAIT_S, "all handled")
+        # Idle, the offsets move behind the control records too, so that retention takes nothing
+        # that looks unread.
+        wait_until(lambda: behind(flow, sqlite_engine) == 0, IDLE_ADVANCE_S + 30, "ends stored")
+    causes = [
+        "key_mismatch", "not_wire_format", "settlement_conflict",
+        "settlement_gateway_reference_must_be_printable", "settlement_kind_must_be_known",
+        "trailing_bytes", "truncated",
+    ]  # fmt: skip
+    assert sorted(counts.causes) == causes
+    assert counts.skipped == 1
+    letters = flow.dead_letters()
+    assert sorted(letter["dlq.cause"] for letter in letters) == causes
+    assert {letter["dlq.stage"] for letter in letters} == {"ledger"}
+    assert {letter["dlq.topic"] for letter in letters} == {flow.topic}
+    values = b"".join(
+        m.value() or b"" for m in read_all(flow.kafka, flow.catalogue.name("dead-letters"))
+    )
+    assert b"4111111111111111" not in values
+    assert b"411111******1111" in values
+    check_books(sqlite_engine, {good.settlement_id, settlement(4).settlement_id})
+
+
+def test_reading_starts_where_the_database_says(flow: Flow, tmp_path: Path) -> None:
+    """The group's offsets are not read: a new, empty ledger gets everything once more."""
+    flow.publish(*(settlement(n) for n in range(20)))
+    for name in ("first", "second"):
+        engine = open_ledger(f"sqlite:///{tmp_path / name}.db")
+        with flow.running(engine) as counts:
+            wait_until(lambda: counts.booked == 20, WAIT_S, "all are booked")
+        engine.dispose()
+
+
+def test_a_database_that_is_away_pauses_the_flow(
+    flow: Flow, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is dead-lettered and nothing lost; when it is back, everything is booked."""
+    from pipeline.ledger import journal
+
+    away = threading.Event()
+    post = journal.Journal._post_once
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if away.is_set():
+            with self._available():
+                raise OperationalError("UPDATE", {}, self._driver.OperationalError("gone"))
+        return post(self, *arguments)
+
+    monkeypatch.setattr(journal.Journal, "_post_once", failing)
+    with flow.running(sqlite_engine) as counts:
+        flow.publish(settlement(0))
+        wait_until(lambda: counts.booked == 1, WAIT_S, "the first is booked")
+        away.set()
+        flow.publish(*(settlement(n) for n in range(1, 50)))
+        wait_until(lambda: counts.failures >= 3, WAIT_S, "it was tried again")
+        assert booked(sqlite_engine) == 1
+        away.clear()
+        wait_until(lambda: counts.booked == 50, WAIT_S, "all are booked")
+    assert flow.dead_letters() == []
+    check_books(sqlite_engine, {settlement(n).settlement_id for n in range(50)})
+
+
+def test_a_partition_moved_by_another_writer_is_let_go_and_taken_back(
+    flow: Flow, sqlite_engine: Engine
+) -> None:
+    """A zombie's batch is rolled back; whoever owns the partition goes on from the database."""
+    with flow.running(sqlite_engine) as counts:
+        flow.publish(*(settlement(n) for n in range(40)))
+        wait_until(lambda: counts.booked == 40, WAIT_S, "all are booked")
+        # Another writer has booked one partition less far than this sink believes.
+        with sqlite_engine.begin() as connection:
+            connection.execute(
+                text("UPDATE consumer_offsets SET next_offset = 1 WHERE partition = 0")
+            )
+        flow.publish(*(settlement(n) for n in range(40, 80)))
+        wait_until(lambda: counts.booked == 80, WAIT_S, "all are booked")
+    assert counts.skipped > 0
+    check_books(sqlite_engine, {settlement(n).settlement_id for n in range(80)})
+
+
+def test_settlements_deleted_before_they_were_booked_are_named(
+    flow: Flow, sqlite_engine: Engine
+) -> None:
+    """Neither a new ledger nor one that was away too long skips what is not in the log."""
+    flow.publish(*(settlement(n) for n in range(40)))
+    admin = AdminClient({"bootstrap.servers": flow.kafka})
+    admin.delete_records([TopicPartition(flow.topic, 0, 3)])[TopicPartition(flow.topic, 0)].result(
+        30
+    )
+    with pytest.raises(UserError, match="nothing is booked of it"):
+        flow.sink(sqlite_engine).run(deadline())
+    with sqlite_engine.begin() as connection:
+        connection.execute(text("UPDATE consumer_offsets SET next_offset = 2 WHERE partition = 0"))
+        connection.execute(
+            text(
+                "INSERT INTO consumer_offsets SELECT topic, 0, cluster_id, topic_id, 2, 1 FROM "
+                "consumer_offsets WHERE NOT EXISTS "
+                "(SELECT 1 FROM consumer_offsets WHERE partition = 0) LIMIT 1"
+            )
+        )
+    assert booked(sqlite_engine) == 0
+
+
+def test_another_topic_of_the_same_name_is_refused(flow: Flow, sqlite_engine: Engine) -> None:
+    """A recreated topic has other records at the same offsets: the ledger does not start."""
+    flow.publish(settlement(1))
+    with flow.running(sqlite_engine) as counts:
+        wait_until(lambda: counts.booked == 1, WAIT_S, "it is booked")
+    with sqlite_engine.begin() as connection:
+        connection.execute(text("UPDATE consumer_offsets SET topic_id = 'an earlier one'"))
+    with pytest.raises(SourceChanged, match="topic id an earlier one"):
+        flow.sink(sqlite_engine).run(deadline())
+
+
+def test_a_missing_topic_is_said_so(kafka: str, topic_prefix: str, sqlite_engine: Engine) -> None:
+    """One sentence that says which topic and what to do."""
+    sink = LedgerSink(
+        bootstrap_servers=kafka,
+        engine=sqlite_engine,
+        catalogue=build_catalogue(TopicSettings(prefix=topic_prefix)),
+        codec=default_codec(),
+        instance_id="a",
+    )
+    with pytest.raises(UserError, match="is missing on the cluster"):
+        sink.run(deadline())
+
+
+def deadline() -> Callable[[], bool]:
+    """A stop that comes by itself, for sinks that are expected to end on their own."""
+    timer = threading.Event()
+    threading.Timer(60, timer.set).start()
+    return timer.is_set
+
+
+def record_of(one: Settlement) -> tuple[bytes, bytes]:
+    return record_key(one.merchant_id, one.order_id), ENCODE(to_record(one))
+
+
+def header(letter: Message, name: str) -> str:
+    return dict(letter.headers() or [])[name].decode()
+
+
+def booked(engine: Engine) -> int:
+    with reading(engine) as connection:
+        return entry_count(connection)
+
+
+def behind(flow: Flow, engine: Engine) -> int:
+    """Offsets between what is stored and the read_committed ends, control records included."""
+    from confluent_kafka import Consumer
+
+    consumer = Consumer(
+        {"bootstrap.servers": flow.kafka, "group.id": "ends", "isolation.level": "read_committed"}
+    )
+    try:
+        ends = {
+            p: consumer.get_watermark_offsets(TopicPartition(flow.topic, p), timeout=30)[1]
+            for p in range(PARTITIONS)
+        }
+    finally:
+        consumer.close()
+    with reading(engine) as connection:
+        stored = {b.partition: b.next_offset for b in booked_offsets(connection)}
+    return sum(end - stored.get(p, 0) for p, end in ends.items())
+
+
+def check_books(engine: Engine, settlement_ids: set[str]) -> None:
+    """These settlements, each once, balanced, and balances that are the sum of the postings."""
+    with reading(engine) as connection:
+        rows = connection.execute(text("SELECT settlement_id FROM journal_entries")).scalars().all()
+        assert len(rows) == len(set(rows))
+        assert set(rows) == settlement_ids
+        assert all(line.difference_minor == 0 for line in trial_balance(connection))
+        assert drifted_balances(connection) == []
+
+
+def emptied(postgres_url: str) -> str:
+    admin = create_engine(postgres_url)
+    with admin.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    admin.dispose()
+    return postgres_url
