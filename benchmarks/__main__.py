@@ -1,0 +1,189 @@
+"""Measure paystream on this machine: what `make bench` runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks.baseline import run_peers
+from benchmarks.codec_costs import codec_costs, decision_costs
+from benchmarks.drain import drain
+from benchmarks.failure import WrongRun
+from benchmarks.flow import FlowOptions, quiet_logs
+from benchmarks.latency import measure_latency
+from benchmarks.machine import describe_machine
+from benchmarks.order_pool import OrderPool, make_pool
+from benchmarks.report import Results, as_text, require_markers, write_document
+from pipeline.errors import UserError
+
+PARTS = ("throughput", "latency", "memory", "baseline", "codec", "all")
+
+EXAMPLES = """\
+parts:
+  throughput  a backlog of orders drained through the three hops, verified
+  latency     a steady pace and lone orders, from the order's append to its settlement
+  memory      the same drain as throughput, with one payments worker: memory and CPU by process
+  baseline    the peer: three bare confluent-kafka loops over the same orders
+  codec       microseconds of each codec and processor; no broker
+  all         everything, in about ten minutes (the default)
+
+examples:
+  python -m benchmarks --quick                       everything, small: does it work here?
+  python -m benchmarks throughput --orders 400000 --payments-workers 1,2
+  python -m benchmarks latency --rate 1000 --seconds 60 --json latency.json
+  python -m benchmarks throughput --gateway simulator --orders 20000   with real HTTP calls
+  python -m benchmarks --write docs/benchmarks.md    the table of the documentation
+
+exit codes: 0 measured, 1 a run came out wrong (lost, doubled or changed), 2 wrong options or
+something outside is missing. An aim that is missed is shown and does not change the exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parse(given)
+    signal.signal(signal.SIGTERM, _leave)
+    quiet_logs()
+    try:
+        if options.write is not None:
+            require_markers(options.write)
+        results = run(options, command=shlex.join(["python", "-m", "benchmarks", *given]))
+        print()
+        print(as_text(results))
+        if options.json is not None:
+            options.json.write_text(json.dumps(results.as_dict(), indent=2) + "\n")
+        if options.write is not None:
+            write_document(options.write, results)
+            print(f"\nThe table is in {options.write}.")
+    except WrongRun as error:
+        print(f"The run came out wrong: {error}", file=sys.stderr)
+        return 1
+    except (UserError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; exits with 2 and a sentence when they make no sense."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("part", nargs="?", choices=PARTS, default="all", help="what to measure (default: all)")
+    add("--quick", action="store_true", help="small sizes: shows that it works, not how fast")
+    add("--orders", type=_positive, help="orders of a drain (default 200000; quick: 10000)")
+    add("--partitions", type=_positive, default=12, help="of every topic (default 12)")
+    add(
+        "--payments-workers",
+        type=_positives,
+        default=(1, 2),
+        metavar="N[,N]",
+        help="a drain with each of these numbers of payments workers (default 1,2)",
+    )
+    add("--gateway-workers", type=_positive, default=1, help="(default 1)")
+    add(
+        "--gateway",
+        choices=("in-process", "simulator"),
+        default="in-process",
+        help="answer in the worker's memory, or by HTTP from the simulator (default in-process)",
+    )
+    add("--rate", type=_positive, default=500, help="orders a second of latency (default 500)")
+    add("--seconds", type=_positive, help="length of the paced run (default 30; quick: 3)")
+    add("--lone", type=_positive, help="lone orders (default 30; quick: 5)")
+    add("--heap-mb", type=_positive, default=512, help="heap of the broker (default 512)")
+    add("--dir", type=Path, metavar="FOLDER", help="where the brokers' data goes (default: temp)")
+    add("--json", type=Path, metavar="FILE", help="write every figure as JSON as well")
+    add("--write", type=Path, metavar="DOCUMENT", help="replace the table between its markers")
+    options = parser.parse_args(arguments)
+    if options.write is not None and (options.quick or options.part != "all"):
+        parser.error("--write needs a whole run: leave out --quick and name no part")
+    if options.dir is not None and not options.dir.is_dir():
+        parser.error(f"--dir {options.dir} is not a folder")
+    quick = options.quick
+    options.orders = options.orders or (10_000 if quick else 200_000)
+    options.seconds = options.seconds or (3 if quick else 30)
+    options.lone = options.lone or (5 if quick else 30)
+    options.calls = 2_000 if quick else 20_000
+    return options
+
+
+def run(options: argparse.Namespace, *, command: str) -> Results:
+    """Measure what was asked for, saying what is under way."""
+    part = options.part
+    flow = FlowOptions(
+        partitions=options.partitions,
+        gateway_workers=options.gateway_workers,
+        gateway=options.gateway,
+        broker_heap_mb=options.heap_mb,
+        folder=options.dir,
+    )
+    results = Results(
+        command=command,
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        machine=describe_machine(),
+    )
+    if results.machine.busy:
+        say(
+            f"The load average is {results.machine.load_1_min:.1f} on {results.machine.cores} "
+            "cores: other work is under way, and the figures will be too low."
+        )
+    if part in ("codec", "all"):
+        say("Codec and processors")
+        results.codec = codec_costs(options.calls)
+        results.decisions = decision_costs(options.calls)
+    pool = OrderPool((), {})
+    if part in ("throughput", "memory", "baseline", "all"):
+        say(f"Preparing {options.orders:,} orders")
+        pool = make_pool(options.orders)
+    if part in ("throughput", "memory", "all"):
+        counts = (1,) if part == "memory" else options.payments_workers
+        results.drains = [drain(pool, flow, payments_workers=n, say=say) for n in counts]
+    if part in ("baseline", "all"):
+        results.peers = run_peers(pool, flow, say)
+    if part in ("latency", "all"):
+        results.latency = measure_latency(
+            flow,
+            rate_per_s=options.rate,
+            seconds=options.seconds,
+            lone=options.lone,
+            say=say,
+        )
+    return results
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error, so that the table alone can be kept."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
+
+
+def _leave(_signal: int, _frame: object) -> NoReturn:
+    """A SIGTERM ends like a Ctrl-C: what was started is stopped."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What a figure was measured on: without it the figure means nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import confluent_kafka
+import fastavro
+
+from pipeline.embedded.java import find_java
+from pipeline.embedded.kafka import JAVA_MAJOR_MIN, LOCK_FILE
+
+# A machine that is this busy before the first measurement measures its other work as well.
+BUSY_LOAD_PER_CORE = 0.5
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``load_1_min`` is the load average before anything was started."""
+
+    cores: int
+    cpu: str
+    memory_gib: float
+    kernel: str
+    python: str
+    librdkafka: str
+    confluent_kafka: str
+    fastavro: str
+    kafka: str
+    java: str
+    load_1_min: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work was under way, so that the figures are too low."""
+        return self.load_1_min > BUSY_LOAD_PER_CORE * self.cores
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and value, for people."""
+        return [
+            ("cores", f"{self.cores} ({self.cpu})"),
+            ("memory", f"{self.memory_gib:.1f} GiB"),
+            ("kernel", self.kernel),
+            ("python", self.python),
+            ("librdkafka", f"{self.librdkafka} (confluent-kafka {self.confluent_kafka})"),
+            ("fastavro", self.fastavro),
+            ("kafka", f"{self.kafka} on Java {self.java}"),
+            ("load before", f"{self.load_1_min:.2f}" + (" (busy!)" if self.busy else "")),
+        ]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def describe_machine() -> Machine:
+    """The machine, and the versions that the measured programs run on."""
+    return Machine(
+        cores=len(os.sched_getaffinity(0)),
+        cpu=_cpu_model(Path("/proc/cpuinfo").read_text()),
+        memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        kernel=platform.release(),
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        librdkafka=str(confluent_kafka.libversion()[0]),
+        confluent_kafka=str(confluent_kafka.__version__),
+        fastavro=str(fastavro.__version__),
+        kafka=str(json.loads(LOCK_FILE.read_text())["version"]),
+        java=_java_version(),
+        load_1_min=os.getloadavg()[0],
+    )
+
+
+def _cpu_model(cpuinfo: str) -> str:
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Model"):
+            return value.strip()
+    return platform.machine()
+
+
+def _java_version() -> str:
+    said = subprocess.run(
+        [str(find_java(JAVA_MAJOR_MIN)), "-version"], capture_output=True, text=True, timeout=30
+    )
+    first = (said.stderr or said.stdout).splitlines()[:1]
+    return first[0].split('"')[1] if first and '"' in first[0] else "unknown"

@@ -1,0 +1,212 @@
+"""Results as one aligned table, as JSON, and as the table of the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.baseline import PeerDrained
+from benchmarks.codec_costs import CallCost
+from benchmarks.drain import Drained
+from benchmarks.latency import Latency, Percentiles
+from benchmarks.machine import Machine
+from benchmarks.process_use import ProcessCost
+from pipeline.errors import UserError
+
+# What the flow is built to reach on two cores with the broker on them; shown beside the figure.
+AIM_ORDERS_PER_S = 8_000
+AIM_P50_MS = 150
+AIM_P99_MS = 400
+
+BEGIN = "<!-- written by python -m benchmarks --write: begin -->"
+END = "<!-- written by python -m benchmarks --write: end -->"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. ``met`` is None where there is no aim."""
+
+    group: str
+    name: str
+    value: str
+    aim: str = ""
+    met: bool | None = None
+
+
+@dataclass
+class Results:
+    """Whatever the run has measured."""
+
+    command: str
+    date: str
+    machine: Machine
+    drains: list[Drained] = field(default_factory=list)
+    peers: list[PeerDrained] = field(default_factory=list)
+    latency: Latency | None = None
+    codec: list[CallCost] = field(default_factory=list)
+    decisions: list[CallCost] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; rates a second, times in the unit of the name."""
+        return asdict(self)
+
+
+def rows(results: Results) -> list[Row]:
+    """Every figure, in the order of the parts."""
+    found: list[Row] = []
+    for drained in results.drains:
+        found += _drain_rows(drained)
+    for peer in results.peers:
+        found += _peer_rows(peer)
+    if results.latency is not None:
+        found += _latency_rows(results.latency)
+    found += [_cost_row("codec", cost) for cost in results.codec]
+    found += [_cost_row("decisions", cost) for cost in results.decisions]
+    return found
+
+
+def as_text(results: Results) -> str:
+    """The table for a terminal, the machine above it."""
+    table = rows(results)
+    width = max((len(row.name) for row in table), default=0)
+    value_width = max((len(row.value) for row in table), default=0)
+    lines = [f"{label:<12} {text}" for label, text in _head(results)]
+    group = None
+    for row in table:
+        if row.group != group:
+            group = row.group
+            lines += ["", group]
+        line = f"  {row.name:<{width}}  {row.value:>{value_width}}  {_aim(row)}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def as_markdown(results: Results) -> str:
+    """The same for the documents."""
+    lines = [f"- {label}: {text}" for label, text in _head(results)]
+    group = None
+    for row in rows(results):
+        if row.group != group:
+            group = row.group
+            lines += ["", f"**{group}**", "", "| measured | figure | aim |", "|---|---:|---|"]
+        lines.append(f"| {row.name} | {row.value} | {_aim(row)} |")
+    return "\n".join(lines)
+
+
+def write_document(path: Path, results: Results) -> None:
+    """Replace what stands between the two markers of a document."""
+    require_markers(path)
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n\n{as_markdown(results)}\n\n{END}{after}")
+
+
+def require_markers(path: Path) -> None:
+    """UserError, before anything is measured, when the table has no place in the document."""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; --write replaces the table of an existing one.")
+    text = path.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(
+            f"{path} does not say where the table goes: put the lines {BEGIN} and {END} into it."
+        )
+
+
+def _head(results: Results) -> list[tuple[str, str]]:
+    return [
+        ("date", results.date),
+        ("command", results.command),
+        *results.machine.lines(),
+    ]
+
+
+def _aim(row: Row) -> str:
+    if row.met is None:
+        return row.aim
+    return f"{row.aim}: {'met' if row.met else 'MISSED'}"
+
+
+def _drain_rows(drained: Drained) -> list[Row]:
+    workers = f"{drained.payments_workers} payments + {drained.gateway_workers} gateway"
+    group = f"drain of {drained.orders:,} orders, {workers} (verified: each settled once)"
+    return [
+        Row(
+            group,
+            "from the workers' start",
+            f"{drained.overall_per_s:,.0f} orders/s",
+            f"at least {AIM_ORDERS_PER_S:,}",
+            drained.overall_per_s >= AIM_ORDERS_PER_S,
+        ),
+        Row(group, "once flowing", _rate(drained.flowing_per_s)),
+        Row(group, "first settlement after", f"{drained.first_settlement_s:.2f} s"),
+        *_process_rows(group, drained.processes),
+    ]
+
+
+def _peer_rows(peer: PeerDrained) -> list[Row]:
+    group = f"peer: three bare loops, {peer.codec}, transactions of up to {peer.batch_max:,}"
+    return [
+        Row(group, "from the loops' start", f"{peer.overall_per_s:,.0f} orders/s"),
+        Row(group, "once flowing", _rate(peer.flowing_per_s)),
+        *_process_rows(group, peer.processes),
+    ]
+
+
+def _process_rows(group: str, processes: Sequence[ProcessCost]) -> list[Row]:
+    return [
+        Row(
+            group,
+            f"{process.name}: CPU an order, memory (peak)",
+            f"{process.cpu_us_per_order:,.0f} µs, {process.rss_mib:,.0f} MiB "
+            f"({process.peak_rss_mib:,.0f})",
+        )
+        for process in processes
+    ]
+
+
+def _latency_rows(latency: Latency) -> list[Row]:
+    group = f"latency at {latency.rate_per_s:,.0f} orders/s for {latency.seconds:.0f} s"
+    lone = f"latency of a lone order ({latency.lone_seen.count} times)"
+    return [
+        *_percentile_rows(group, "order append → settlement append", latency.append, aimed=False),
+        *_percentile_rows(group, "order append → seen committed", latency.seen, aimed=True),
+        Row(group, "generator behind its schedule, max", _ms(latency.generator_late_ms_max)),
+        *_percentile_rows(lone, "order append → settlement append", latency.lone_append),
+        *_percentile_rows(lone, "order append → seen committed", latency.lone_seen),
+    ]
+
+
+def _percentile_rows(
+    group: str, what: str, found: Percentiles, *, aimed: bool = False
+) -> list[Row]:
+    aims = {"p50": AIM_P50_MS, "p99": AIM_P99_MS} if aimed else {}
+    made = []
+    for name in ("p50", "p95", "p99", "max"):
+        value: float = getattr(found, name)
+        aim = aims.get(name)
+        made.append(
+            Row(
+                group,
+                f"{what}, {name}",
+                _ms(value),
+                f"below {aim} ms" if aim is not None else "",
+                value < aim if aim is not None else None,
+            )
+        )
+    return made
+
+
+def _cost_row(group: str, cost: CallCost) -> Row:
+    size = f" ({cost.bytes} bytes)" if cost.bytes is not None else ""
+    peer = f" (fastavro alone {cost.fastavro_us:.2f})" if cost.fastavro_us is not None else ""
+    return Row(group, cost.name + size, f"{cost.us:.2f} µs{peer}")
+
+
+def _rate(per_s: float | None) -> str:
+    return "too short to say" if per_s is None else f"{per_s:,.0f} orders/s"
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f} ms"
