@@ -95,7 +95,12 @@ class Demo:
         follower = threading.Thread(target=self._follow, args=(s, stop), daemon=True)
         follower.start()
         try:
-            with OrderPublisher(s.bootstrap_servers, topic=s.catalogue().name("orders")) as to:
+            with OrderPublisher(
+                s.bootstrap_servers,
+                topic=s.catalogue().name("orders"),
+                # The broker stops before this process ends; its loss is not worth a line.
+                config={"log_level": 0},
+            ) as to:
                 for order in self.found.orders:
                     to.publish(order)
             self.say(f"Published {len(self.found.orders)} orders of {self.orders_file.name}")
@@ -131,6 +136,7 @@ class Demo:
             f"{settings.topic_prefix}demo-fulfilment",
             topic=settings.catalogue().name("settlements"),
             start="earliest",
+            config={"log_level": 0},
         ) as settlements:
             while not stop.is_set():
                 found = settlements.poll(0.2)
@@ -202,7 +208,7 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
     payments, amounts, reasons = s["payments"], s["amount_minor"], s["reasons"]
 
     def row(label: str, text: str) -> str:
-        return f"{label:<26}{text}"
+        return f"{label:<34}{text}"
 
     def sums(by_currency: dict[str, int]) -> str:
         shown = [format_amount(minor, code) for code, minor in sorted(by_currency.items())]

@@ -178,7 +178,51 @@ def _commit_policy(spec: WorkerSpec) -> Any:
 def _ledger(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    raise UserError("the ledger stage is not wired yet")
+    from consumers.ledger_sink import LedgerSink
+    from pipeline.ledger.database import open_ledger
+
+    engine = open_ledger(spec.options["ledger_url"])
+    sink = LedgerSink(
+        bootstrap_servers=spec.bootstrap_servers,
+        engine=engine,
+        catalogue=catalogue,
+        codec=codec,
+        instance_id=spec.instance_id,
+        metrics=_LedgerCounts(metrics),
+    )
+
+    def run() -> None:
+        try:
+            sink.run(stop)
+        finally:
+            engine.dispose()
+
+    return run
+
+
+class _LedgerCounts:
+    """What the ledger sink tells, as the program's metrics."""
+
+    def __init__(self, metrics: Any) -> None:
+        self._metrics = metrics
+
+    def posted(self, settlements: int) -> None:
+        self._metrics.postings.labels("posted").inc(settlements)
+
+    def duplicates(self, settlements: int) -> None:
+        self._metrics.postings.labels("duplicate").inc(settlements)
+
+    def dead_lettered(self, cause: str) -> None:
+        self._metrics.dead_letters.labels("ledger", cause).inc()
+
+    def batch_seconds(self, seconds: float) -> None:
+        self._metrics.ledger_batch_seconds.observe(seconds)
+
+    def lag(self, partition: int, records: int) -> None:
+        """Served by the supervisor for every stage alike."""
+
+    def unavailable(self) -> None:
+        self._metrics.ledger_unavailable.inc()
 
 
 def _die_with_parent() -> None:

@@ -53,15 +53,13 @@ class Codec:
         whole, nested = _whole_numbers(read_schema(name))
 
         def encode(record: Record) -> bytes:
-            # fastavro cuts a float off to a long without a word, and amounts are longs.
-            for field in whole:
-                if type(record.get(field)) is float:
-                    raise EncodeError(f"{name}.{field}: float is no whole number")
+            # fastavro cuts a float or Decimal off to a long without a word, and amounts are longs.
+            for field, bound in whole:
+                _check_whole(name, field, bound, record.get(field))
             for field, inner in nested:
                 for item in record.get(field) or ():
-                    for part in inner:
-                        if type(item.get(part)) is float:
-                            raise EncodeError(f"{name}.{field}.{part}: float is no whole number")
+                    for part, bound in inner:
+                        _check_whole(name, part, bound, item.get(part))
             out = BytesIO()
             out.write(header)
             try:
@@ -127,18 +125,29 @@ class Codec:
             raise DecodeError("wrong_schema", f"id {schema_id}: {error}") from None
 
 
-def _whole_numbers(
-    schema: Mapping[str, Any],
-) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
-    """The int and long fields of a record, and those of the records in its arrays."""
-    whole: list[str] = []
-    nested: list[tuple[str, tuple[str, ...]]] = []
+_Whole = tuple[tuple[str, int], ...]
+_BOUNDS: Final = {"int": 2**31, "long": 2**63}
+
+
+def _check_whole(name: str, field: str, bound: int, value: Any) -> None:
+    if type(value) is int:
+        if -bound <= value < bound:
+            return
+        raise EncodeError(f"{name}.{field}: {value} is out of range")
+    if value is not None:
+        raise EncodeError(f"{name}.{field}: {type(value).__name__} is no whole number")
+
+
+def _whole_numbers(schema: Mapping[str, Any]) -> tuple[_Whole, tuple[tuple[str, _Whole], ...]]:
+    """The int and long fields of a record with their bounds, and those of records in arrays."""
+    whole: list[tuple[str, int]] = []
+    nested: list[tuple[str, _Whole]] = []
     for field in schema["fields"]:
         kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
-        if any(kind in ("int", "long") for kind in kinds):
-            whole.append(field["name"])
         for kind in kinds:
-            if isinstance(kind, dict) and kind.get("type") == "array":
+            if kind in ("int", "long"):
+                whole.append((field["name"], _BOUNDS[kind]))
+            elif isinstance(kind, dict) and kind.get("type") == "array":
                 inner, _ = _whole_numbers(kind["items"])
                 nested.append((field["name"], inner))
     return tuple(whole), tuple(nested)

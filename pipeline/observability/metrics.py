@@ -138,6 +138,11 @@ class Metrics:
             ["result"],
             registry=r,
         )
+        self.ledger_unavailable = Counter(
+            "paystream_ledger_unavailable",
+            "Tries of the ledger that failed because a database or broker was away; it waits.",
+            registry=r,
+        )
         self.ledger_batch_seconds = Histogram(
             "paystream_ledger_batch_seconds",
             "Duration of one database transaction of the ledger.",

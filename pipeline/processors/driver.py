@@ -9,6 +9,7 @@ served by ``advance``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Final, TypeVar
 
 from msgspec import Struct
@@ -33,7 +34,7 @@ from pipeline.domain.routing import profile_of
 from pipeline.processors.gateway import plan_call, result_of
 from pipeline.processors.order import process_order
 from pipeline.processors.settlement import process_due, process_result
-from schemas.codec import Codec, default_codec
+from schemas.codec import Codec, Decoder, Encoder, default_codec
 
 ORDERS: Final = "orders"
 RESULTS: Final = "gateway-results"
@@ -94,9 +95,7 @@ class FlowDriver:
         self._tiers: list[tuple[int, int, PaymentDue]] = []
         self._tiered = 0
         self._delay_ms = {RETRIES: retry_delay_ms, INQUIRIES: inquiry_delay_ms}
-        codec = codec or default_codec()
-        self._encode = {name: codec.encoder(name) for name in FROM_RECORD}
-        self._decode = {name: codec.decoder(name) for name in FROM_RECORD}
+        self._encode, self._decode = _bound(codec)
 
     # What goes in.
 
@@ -239,6 +238,16 @@ class FlowDriver:
         if not isinstance(noun, kind):
             raise InvariantBroken(f"a {name} record became a {type(noun).__name__}")
         return noun
+
+
+@cache
+def _bound(codec: Codec | None) -> tuple[dict[str, Encoder], dict[str, Decoder]]:
+    """Encoders and decoders by schema, made once: a property test makes thousands of drivers."""
+    codec = codec or default_codec()
+    return (
+        {name: codec.encoder(name) for name in FROM_RECORD},
+        {name: codec.decoder(name) for name in FROM_RECORD},
+    )
 
 
 def _tier(due: PaymentDue) -> str:

@@ -186,8 +186,11 @@ def _inquiry_answered(
     if result.outcome == PENDING and payment.status == PROCESSING:
         # The gateway knows a charge that we believed unsent.
         return _uncertain(payment, attempt, result, now_ms)
-    if result.outcome == NOT_FOUND and _is_proof(attempt, now_ms, policy):
-        return _proven_unsent(payment, attempt, now_ms, policy)
+    if result.outcome == NOT_FOUND:
+        if _is_proof(attempt, now_ms, policy):
+            return _proven_unsent(payment, attempt, now_ms, policy)
+        if _may_send_again(payment, attempt, now_ms, policy):
+            return _sent_again(payment, attempt, now_ms, policy)
 
     attempt = replace(attempt, code=result.code)
     if payment.status == PROCESSING and attempt.inquiries >= policy.proof_inquiry_max:
@@ -297,6 +300,18 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         if profile is not None:
             return _moved_on(payment, attempt, profile, refusal, now_ms, policy)
     return _gave_up(payment, attempt, refusal, now_ms)
+
+
+def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
+    """The same attempt with the same key: a copy still on its way cannot make it two charges."""
+    attempt = replace(
+        attempt,
+        tries=attempt.tries + 1,
+        resends=attempt.resends + 1,
+        send_within_ms=policy.send_within_ms,
+    )
+    changed, event = stepped(payment, attempt, CHARGE_AGAIN, now_ms, reason=NOT_FOUND)
+    return decision(changed, request_of(changed, CHARGE), event)
 
 
 def _moved_on(
@@ -417,6 +432,23 @@ def _is_proof(attempt: Attempt, now_ms: int, policy: Policy) -> bool:
     return (
         attempt.updated_at_ms >= attempt.sendable_until_ms + profile.grace_ms
         and now_ms < attempt.started_at_ms + profile.key_retention_ms
+    )
+
+
+def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> bool:
+    """Whether "not found" allows the same key again while an older copy may still be sent.
+
+    It need not be proof, since the gateway takes one key once. It has to be more than the gateway's
+    lag: asked after its grace time, counted from the evidence that the last charge was lost
+    (appended ``send_within_ms`` and the clocks' difference before ``sendable_until_ms``).
+    """
+    profile = _profile(policy, attempt.gateway)
+    lost_at_ms = attempt.sendable_until_ms - attempt.send_within_ms - policy.clock_skew_ms
+    return (
+        payment.status == OUTCOME_UNKNOWN
+        and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms
+        and attempt.resends < policy.resend_max
+        and _refusal(payment, attempt, now_ms, policy) is None
     )
 
 

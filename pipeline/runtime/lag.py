@@ -27,10 +27,12 @@ class GroupLag:
         self.group = group
         self._partitions = [TopicPartition(t, p) for t, n in topics.items() for p in range(n)]
         self._topics = tuple(topics)
-        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        # The client's own lines on standard error would repeat what our errors say.
+        quiet = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
+        self._admin = AdminClient(quiet)
         self._consumer = Consumer(
             {
-                "bootstrap.servers": bootstrap_servers,
+                **quiet,
                 "group.id": group,
                 "enable.auto.commit": False,
                 # Unstable offsets will do: a lag is an estimate.
