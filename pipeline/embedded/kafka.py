@@ -21,6 +21,7 @@ from pipeline.embedded.broker import START_TIMEOUT_S, BrokerProcess, wait_until_
 from pipeline.embedded.cache import cache_dir, exclusive, make_folder, write_atomically
 from pipeline.embedded.java import find_java
 from pipeline.embedded.kafka_config import (
+    SHORT_LIVED,
     BrokerPorts,
     jvm_command,
     log4j_properties,
@@ -59,6 +60,7 @@ def start_kafka(
     on_progress: Callable[[str], None] | None = None,
     extra_config: Mapping[str, str] | None = None,
     die_with_parent: bool = False,
+    jvm_flags: Sequence[str] = (),
     timeout_s: float = START_TIMEOUT_S,
     fetch: Fetch | None = None,
 ) -> KafkaHandle:
@@ -66,8 +68,8 @@ def start_kafka(
 
     ``brokers`` is 1 or 3 and stays what it was for the life of the data. Ports are kept with the
     data, and new ones are taken only if somebody else sits on them. A cluster that already runs
-    is handed back as it is: ``heap_mb``, ``extra_config`` and ``die_with_parent`` apply to the
-    brokers that this call starts. The first start on a machine downloads 46 MB.
+    is handed back as it is: ``heap_mb``, ``extra_config``, ``die_with_parent`` and ``jvm_flags``
+    apply to the brokers that this call starts. The first start on a machine downloads 46 MB.
 
     UserError when the download, the start or the folder fails; nothing started is left running.
     """
@@ -79,7 +81,9 @@ def start_kafka(
     # The other process that starts the same cluster takes seconds; then it is found running.
     with exclusive(data_dir / ".lock", timeout_s=2 * timeout_s):
         cluster = _cluster(data_dir, brokers)
-        starter = _Starter(data_dir, cluster, jars, heap_mb, extra_config or {}, die_with_parent)
+        starter = _Starter(
+            data_dir, cluster, jars, heap_mb, extra_config or {}, die_with_parent, jvm_flags
+        )
         begun_s = time.monotonic()
         made, started_here = _start_what_is_down(starter, say, timeout_s)
         wait_until_serving(made, timeout_s)
@@ -130,6 +134,7 @@ class _Starter:
     heap_mb: int
     extra_config: Mapping[str, str]
     die_with_parent: bool
+    jvm_flags: Sequence[str]
 
     def __post_init__(self) -> None:
         self._java = find_java(JAVA_MAJOR_MIN)
@@ -145,7 +150,7 @@ class _Starter:
                 ports=node,
                 cluster_id=self.cluster.cluster_id,
                 folder=self.data_dir / f"broker-{node.node_id}",
-                command=tuple(self._command("kafka.Kafka", node, self.heap_mb)),
+                command=tuple(self._command("kafka.Kafka", node, self.heap_mb, self.jvm_flags)),
                 die_with_parent=self.die_with_parent,
                 identity=running.get(node.node_id),
                 on_change=self._write_state,
@@ -165,17 +170,19 @@ class _Starter:
         write_atomically(folder / "log4j2.properties", log4j_properties(folder / "server.log"))
 
     def format_command(self, broker: BrokerProcess) -> list[str]:
-        line = self._command("kafka.tools.StorageTool", broker.ports, heap_mb=128)
+        line = self._command("kafka.tools.StorageTool", broker.ports, 128, SHORT_LIVED)
         properties = line.pop()
         # --ignore-formatted: a start that was interrupted between the two steps can be repeated.
         return [
             *line, "format", "--ignore-formatted", "-t", self.cluster.cluster_id, "-c", properties
         ]  # fmt: skip
 
-    def _command(self, main: str, node: BrokerPorts, heap_mb: int) -> list[str]:
+    def _command(
+        self, main: str, node: BrokerPorts, heap_mb: int, flags: Sequence[str]
+    ) -> list[str]:
         folder = self.data_dir / f"broker-{node.node_id}"
         log4j = folder / "log4j2.properties"
-        line = jvm_command(self._java, self.jars, main, heap_mb=heap_mb, log4j=log4j)
+        line = jvm_command(self._java, self.jars, main, heap_mb=heap_mb, log4j=log4j, flags=flags)
         return [*line, str(folder / "server.properties")]
 
     def _write_state(self) -> None:

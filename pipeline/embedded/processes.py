@@ -99,18 +99,19 @@ def stop(
             wait_ended(identity, 5.0)
 
 
-def last_lines(paths: Sequence[Path], count: int = 12) -> str:
-    """The end of the first of these logs that has anything, for an error message."""
+def last_lines(paths: Sequence[Path], count: int = 10) -> str:
+    """The end of each of these logs that has anything, for an error message."""
+    shown: list[str] = []
     for path in paths:
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             continue
         # Java's stack frames would push the sentence that says what is wrong out of sight.
-        lines = [line for line in text.splitlines() if not line.startswith("\tat ")]
+        lines = [line for line in text.splitlines() if line and not line.startswith("\tat ")]
         if lines:
-            return "\n".join(["", f"Last lines of {path}:", *(f"  {x}" for x in lines[-count:])])
-    return ""
+            shown += ["", f"Last lines of {path}:", *(f"  {line}" for line in lines[-count:])]
+    return "\n".join(shown)
 
 
 # Run by a fresh interpreter between fork and exec: the same in subprocess's preexec_fn could
@@ -202,7 +203,9 @@ def _started(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None if Path("/proc/self/stat").exists() else _started_without_proc(pid)
-    if fields[0] in "ZX":
+    # A killed process of many threads shows as a zombie while the last of them still hold its
+    # ports and files; it has ended when only the zombie is left.
+    if fields[0] in "ZX" and int(fields[17]) <= 1:
         return None
     # Field 22 counts clock ticks since the machine came up, so it needs the boot's own id.
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()

@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.embedded.artifacts import LockedArtifact
 from pipeline.embedded.kafka import KafkaHandle, running_kafka, start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.errors import UserError
 from tests.support import create_topic, read_all, wait_until
 
@@ -37,7 +38,13 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
 
 
 def start(data_dir: Path, **options: object) -> KafkaHandle:
-    return start_kafka(data_dir, heap_mb=256, die_with_parent=True, **options)  # type: ignore[arg-type]
+    return start_kafka(
+        data_dir,
+        heap_mb=256,
+        die_with_parent=True,
+        jvm_flags=SHORT_LIVED,
+        **options,  # type: ignore[arg-type]
+    )
 
 
 def produce(bootstrap: str, topic: str, *values: bytes) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.embedded.kafka import start_kafka, stop_kafka
-from pipeline.embedded.kafka_config import MESSAGE_BYTES_MAX
+from pipeline.embedded.kafka_config import MESSAGE_BYTES_MAX, SHORT_LIVED
 
 FOLDER = "PAYSTREAM_TEST_SERVERS"
 ADDRESS = "PAYSTREAM_TEST_KAFKA"
@@ -68,7 +68,10 @@ def kafka_of_this_run() -> str:
         return address
     # A broker that dies with its starter would be taken from the other workers when one crashes.
     handle = start_kafka(
-        Path(os.environ[FOLDER]) / "kafka", die_with_parent=not is_worker(), on_progress=_say
+        Path(os.environ[FOLDER]) / "kafka",
+        die_with_parent=not is_worker(),
+        jvm_flags=SHORT_LIVED,
+        on_progress=_say,
     )
     return handle.bootstrap_servers
 

@@ -95,11 +95,12 @@ def read_all(
 def _log_ends(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:
     consumer = _consumer(bootstrap, "read_uncommitted")
     try:
-        found = consumer.list_topics(topic, timeout=30).topics[topic]
-        if found.error is not None:
-            raise AssertionError(f"{topic}: {found.error}")
+        # Of three brokers the one that is asked may hear of a new topic last.
+        partitions = wait_until(
+            lambda: _partitions(consumer, topic), 10, f"there is a topic {topic}"
+        )
         ends = {}
-        for partition in found.partitions:
+        for partition in partitions:
             ends[partition] = wait_until(
                 partial(_marks, consumer, TopicPartition(topic, partition)),
                 30,
@@ -108,6 +109,11 @@ def _log_ends(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:
         return ends
     finally:
         consumer.close()
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[int]:
+    found = consumer.list_topics(topic, timeout=30).topics[topic]
+    return list(found.partitions) if found.error is None else []
 
 
 def _marks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.embedded import processes
+from pipeline.embedded.ports import free_ports, is_free, is_listening
 from pipeline.embedded.processes import ProcessIdentity
 from tests.support import wait_until
 from tests.support.leftovers import lives
@@ -22,6 +23,18 @@ DEAF = [
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
     " print('deaf', flush=True); time.sleep(60)",
 ]  # fmt: skip
+MANY_THREADS_LISTEN = """
+import socket, sys, threading, time
+threading.stack_size(65536)
+ballast = bytearray(100_000_000)
+for _ in range(50):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("127.0.0.1", int(sys.argv[1])))
+listener.listen()
+time.sleep(60)
+"""
 STARTS_ONE_AND_ENDS = """
 import sys, threading
 from pathlib import Path
@@ -105,3 +118,15 @@ def test_a_bound_server_dies_with_its_parent_and_no_sooner(tmp_path: Path, bound
     finally:
         if lives(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_server_has_ended_only_when_its_port_is_free(tmp_path: Path) -> None:
+    """Waiting for the end of a process of many threads waits for what the last of them holds."""
+    (port,) = free_ports(1)
+    line = [sys.executable, "-I", "-c", MANY_THREADS_LISTEN, str(port)]
+    for _ in range(3):
+        identity = processes.start_detached(line, output=tmp_path / "log")
+        wait_until(lambda: is_listening(port), 10, "the server listens")
+        processes.send(identity, signal.SIGKILL)
+        assert processes.wait_ended(identity, 10.0)
+        assert is_free(port)
