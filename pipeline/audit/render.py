@@ -131,7 +131,7 @@ def _printable(text: str) -> str:
 
 
 def _row(name: str, text: str) -> str:
-    return f"{name:<24} {text}"
+    return f"{name:<32} {text}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
