@@ -8,6 +8,8 @@ owner stops them at the end, after Ctrl-C too. Names keep tests apart: each take
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import uuid
 from pathlib import Path
 
@@ -53,6 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_worker():
         return
     os.environ[MARK] = uuid.uuid4().hex
+    # What `timeout` and CI runners send: by default Python would end without any clean-up.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.stash[SERVERS] = servers = Servers()
     try:
         servers.use_kafka(config.getoption("--kafka"))

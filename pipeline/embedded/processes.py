@@ -55,6 +55,11 @@ def start_detached(
     return ProcessIdentity(child.pid, started if started is not None else "ended")
 
 
+def this_process() -> ProcessIdentity:
+    """The identity of the caller, for others to tell later whether it still runs."""
+    return ProcessIdentity(os.getpid(), _started(os.getpid()) or "unknown")
+
+
 def is_alive(identity: ProcessIdentity) -> bool:
     """Whether that very process still runs (a zombie does not)."""
     child = _children.get(identity.pid)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import wait_until
 from tests.support.leftovers import lives
 
 pytestmark = pytest.mark.integration
@@ -20,13 +21,14 @@ def test_that_forgets():
     print("LEFT", child.pid)
 """
 IS_INTERRUPTED = """
-import json, os
+import json, os, signal
 from pathlib import Path
 def test_interrupted(kafka):
     folder = Path(os.environ["PAYSTREAM_TEST_SERVERS"])
     state = json.loads((folder / "kafka" / "running.json").read_text())
-    print("LEFT", state["1"]["pid"], folder)
-    raise KeyboardInterrupt
+    print("LEFT", state["1"]["pid"], folder, flush=True)
+    os.kill(os.getpid(), signal.SIGNAL)
+    signal.pause()
 """
 SHARES_THE_BROKER = """
 import pytest
@@ -67,12 +69,22 @@ def test_a_process_left_behind_fails_the_run_and_is_ended(tmp_path: Path) -> Non
     assert not lives(int(pid))
 
 
-def test_ctrl_c_stops_the_shared_broker(tmp_path: Path) -> None:
-    """An interrupted run leaves neither its broker nor the folder of its data."""
-    done = run_pytest(tmp_path, IS_INTERRUPTED)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_stops_the_shared_broker(tmp_path: Path, name: str) -> None:
+    """Ctrl-C and a runner's time limit leave neither the broker nor the folder of its data."""
+    done = run_pytest(tmp_path, IS_INTERRUPTED.replace("SIGNAL", name))
     pid, folder = told(done)
     assert done.returncode == pytest.ExitCode.INTERRUPTED
     assert not lives(int(pid))
+    assert not Path(folder).exists()
+
+
+def test_the_next_run_sweeps_up_after_one_that_was_killed(tmp_path: Path) -> None:
+    """SIGKILL takes the broker with the run; its folder goes with the next run."""
+    pid, folder = told(run_pytest(tmp_path, IS_INTERRUPTED.replace("SIGNAL", "SIGKILL")))
+    wait_until(lambda: not lives(int(pid)), 10, "the broker has died with its run")
+    assert Path(folder).exists()
+    assert run_pytest(tmp_path, "def test(): pass\n").returncode == 0
     assert not Path(folder).exists()
 
 

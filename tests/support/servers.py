@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from pipeline.embedded.kafka import start_kafka, stop_kafka
 from pipeline.embedded.kafka_config import MESSAGE_BYTES_MAX, SHORT_LIVED
+from pipeline.embedded.postgres import stop_postgres
+from pipeline.embedded.processes import ProcessIdentity, is_alive, this_process
 
+PREFIX = "paystream-test-"
+OWNER = "owner.json"
 FOLDER = "PAYSTREAM_TEST_SERVERS"
 ADDRESS = "PAYSTREAM_TEST_KAFKA"
 
@@ -27,7 +33,9 @@ class Servers:
     """Kept by the process that owns the run; workers find its folder in their environment."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="paystream-test-"))
+        _sweep()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        (self.folder / OWNER).write_text(json.dumps(asdict(this_process())))
         self._stop_container: Callable[[], None] | None = None
         passable(self.folder)
         os.environ[FOLDER] = str(self.folder)
@@ -42,13 +50,27 @@ class Servers:
             os.environ[ADDRESS] = _checked_address(choice)
 
     def stop(self) -> None:
-        from pipeline.embedded.postgres import stop_postgres
-
         if self._stop_container is not None:
             self._stop_container()
-        stop_kafka(self.folder / "kafka")
-        stop_postgres(self.folder / "postgres")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _stop_servers(self.folder)
+
+
+def _sweep() -> None:
+    """End what runs left behind that were killed: their folder names an owner that is no more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            owner = ProcessIdentity(**json.loads((folder / OWNER).read_text()))
+        except (OSError, ValueError, TypeError):
+            # Somebody else's, or one that is being made at this moment.
+            continue
+        if not is_alive(owner):
+            _stop_servers(folder)
+
+
+def _stop_servers(folder: Path) -> None:
+    stop_kafka(folder / "kafka")
+    stop_postgres(folder / "postgres")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def passable(folder: Path) -> Path:
