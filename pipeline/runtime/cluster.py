@@ -103,6 +103,28 @@ def cluster_and_topic_id(admin: AdminClient, topic: str) -> tuple[str, str]:
     return str(cluster.cluster_id), str(described.topic_id)
 
 
+def ask_committed_positions(
+    bootstrap_servers: str, group_id: str, partitions: Iterable[tuple[str, int]]
+) -> Mapping[tuple[str, int], int]:
+    """``committed_positions`` by a consumer that names the group and never joins it.
+
+    For a thread other than the one that polls the member: there the answer to a question waits
+    for as long as the member is polled in short slices (80 s were seen, librdkafka 2.16).
+    """
+    bystander = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": group_id,
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+        }
+    )
+    try:
+        return committed_positions(bystander, partitions)
+    finally:
+        bystander.close()
+
+
 def committed_positions(
     consumer: Consumer, partitions: Iterable[tuple[str, int]]
 ) -> Mapping[tuple[str, int], int]:

@@ -24,6 +24,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.cluster import (
+    ask_committed_positions,
     committed_positions,
     consumer_config,
     require_co_partitioned,
@@ -112,7 +113,9 @@ class GatewayWorker:
                 **self._producer_overrides,
             },
             stage=STAGE,
-            committed_offsets=lambda tps: committed_positions(self._consumer, tps),
+            committed_offsets=lambda partitions: ask_committed_positions(
+                spec.bootstrap_servers, self._catalogue.group(STAGE), partitions
+            ),
         )
         self._lane.open()
         self._calls.open()

@@ -28,6 +28,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.admission import Admission, TopicPartitionKey
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
+    ask_committed_positions,
     cluster_and_topic_id,
     committed_positions,
     consumer_config,
@@ -307,7 +308,9 @@ class PaymentsWorker:
     def _committed_offsets(
         self, partitions: list[TopicPartitionKey]
     ) -> Mapping[TopicPartitionKey, int]:
-        return committed_positions(self._consumer, partitions)
+        return ask_committed_positions(
+            self._spec.bootstrap_servers, self._catalogue.group(STAGE), partitions
+        )
 
     # The group ----------------------------------------------------------------------------------
 

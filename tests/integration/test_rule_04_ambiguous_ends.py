@@ -1,0 +1,147 @@
+"""Rule 4: an end of a transaction that was not plain costs the producer, never the money.
+
+The broker of these tests leads the lane through a proxy that loses answers to EndTxn and keeps
+copies of the requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaException, Producer
+
+from pipeline.runtime.end_txn_watch import EndTxnWatch
+from pipeline.runtime.lane import UNSEEN_ENDS_MAX, Undefended
+from pipeline.runtime.work import Outcome
+from tests.support.endtxn_proxy import (
+    INVALID_PRODUCER_EPOCH,
+    NO_ERROR,
+    ProxiedKafka,
+    proxied_kafka,
+)
+from tests.support.engine_flow import EngineFlow, ends_of, until
+from tests.support.lane_over_topics import LaneOverTopics
+
+pytestmark = pytest.mark.integration
+
+SWALLOWED = 8
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedKafka]:
+    with proxied_kafka(tmp_path_factory.mktemp("proxied") / "kafka") as started:
+        yield started
+
+
+def test_eight_lost_answers_cost_eight_producers_and_nothing_else(
+    proxied: ProxiedKafka, topic_prefix: str
+) -> None:
+    """Of eight transactions whose EndTxn answers are lost each is there once, whole and in order,
+    and each time the producer is built anew."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    try:
+        before = proxied.proxy.swallowed
+        for number in range(SWALLOWED):
+            proxied.proxy.swallow(1)
+            assert topics.lane.run(topics.work(number)) is Outcome.COMMITTED
+            assert topics.lane.rebuilds == number + 1
+        assert proxied.proxy.swallowed - before == SWALLOWED
+        assert topics.lane.run(topics.work(SWALLOWED)) is Outcome.COMMITTED
+        assert topics.lane.rebuilds == SWALLOWED, "a plain end costs no producer"
+        wanted = [b"%d.%d" % (n, part) for n in range(SWALLOWED + 1) for part in range(3)]
+        assert topics.values() == wanted
+    finally:
+        topics.close()
+
+
+@pytest.mark.parametrize("defended", [True, False], ids=["defended", "undefended"])
+def test_a_late_copy_of_an_end_cannot_commit_what_is_to_be_aborted(
+    proxied: ProxiedKafka,
+    topic_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    defended: bool,
+) -> None:
+    """A late EndTxn of a transaction whose end was ambiguous is refused by the broker; without the
+    rebuild it commits the next transaction, which was to be aborted (so the attack is real)."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    try:
+        if not defended:
+            monkeypatch.setattr(EndTxnWatch, "ended_plainly", property(lambda _: True))
+        before = len(proxied.proxy.copies)
+        proxied.proxy.swallow(1)
+        assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
+        copy = proxied.proxy.copies[before]
+
+        producer = topics.lane._producer
+        producer.begin_transaction()
+        producer.produce(topics.sink, b"to be aborted", b"k", 0)
+        producer.flush(10)
+        answer = proxied.proxy.send_late(copy)
+        if defended:
+            assert answer == INVALID_PRODUCER_EPOCH
+            producer.abort_transaction(10)
+            assert topics.values() == [b"0.0", b"0.1", b"0.2"]
+        else:
+            assert answer == NO_ERROR
+            with pytest.raises(KafkaException):
+                producer.abort_transaction(10)
+            assert topics.values()[-1] == b"to be aborted", "the attack has lost its point"
+    finally:
+        topics.close()
+
+
+class _Deaf:
+    """A logger that loses the lines about ends, as a client that words them otherwise would."""
+
+    def __init__(self, watch: EndTxnWatch) -> None:
+        self._watch = watch
+
+    def log(self, level: int, message: str, *args: object) -> None:
+        if level > logging.DEBUG:
+            self._watch.log(level, message, *args)
+
+
+def test_a_lane_that_cannot_read_the_ends_refuses_to_run(kafka: str, topic_prefix: str) -> None:
+    """Without the client's line about each EndTxn the lane leaves within three transactions, and
+    those were rebuilt after, so none ran undefended."""
+    made: list[object] = []
+
+    def deaf_producer(config: dict[str, Any], logger: EndTxnWatch) -> Producer:
+        made.append(config)
+        return Producer(config, logger=_Deaf(logger))
+
+    topics = LaneOverTopics(kafka, kafka, topic_prefix, make_producer=deaf_producer)
+    try:
+        for number in range(UNSEEN_ENDS_MAX - 1):
+            assert topics.lane.run(topics.work(number)) is Outcome.COMMITTED
+        assert len(made) == UNSEEN_ENDS_MAX
+        with pytest.raises(Undefended, match="debug=eos"):
+            topics.lane.run(topics.work(UNSEEN_ENDS_MAX - 1))
+    finally:
+        topics.close()
+
+
+def test_orders_are_requested_once_while_answers_are_lost(
+    proxied: ProxiedKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    """A payments worker whose EndTxn answers are lost eight times asks for each order's charge
+    once, and its table agrees with the log."""
+    flow = EngineFlow(proxied.direct, topic_prefix, tmp_path).provisioned()
+    overrides = {"bootstrap.servers": proxied.proxied}
+    before = proxied.proxy.swallowed
+    with flow.running_payments(producer_overrides=overrides) as running:
+        rebuilds = running.worker._metrics.rebuilds.labels("payments")
+        for number in range(SWALLOWED):
+            proxied.proxy.swallow(1)
+            at = flow.send_order(flow.order(f"o{number}"))
+            flow.wait_consumed(ends_of(at), running=running)
+            # What became of it is asked while the worker's own consumer is being polled.
+            until(lambda n=number: rebuilds._value.get() == n + 1, "the end is resolved", 8.0)
+    assert proxied.proxy.swallowed - before == SWALLOWED
+    requested = sorted(request.order_id for request in flow.nouns("payment-requests"))
+    assert requested == [f"o{n}" for n in range(SWALLOWED)]
+    assert {p.sequence for p in flow.payments().values()} == {1}

@@ -1,0 +1,56 @@
+"""A transactional lane between two small topics, without a worker around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from confluent_kafka import Consumer, TopicPartition
+
+from pipeline.runtime.cluster import committed_positions
+from pipeline.runtime.lane import Lane, producer_config
+from pipeline.runtime.work import Work
+from tests.support.topics import create_topic, read_all
+
+
+class LaneOverTopics:
+    """A lane from topic ``in`` to topic ``out``, one partition each, offsets of a group."""
+
+    def __init__(self, direct: str, through: str, prefix: str, **more: Any) -> None:
+        self.direct, self.group = direct, f"{prefix}group"
+        self.source, self.sink = f"{prefix}in", f"{prefix}out"
+        for topic in (self.source, self.sink):
+            create_topic(direct, topic)
+        self._offsets = Consumer(
+            {
+                "bootstrap.servers": direct,
+                "group.id": self.group,
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+            }
+        )
+        self._commit_zero()
+        self.lane = Lane(
+            producer_config(through, f"{prefix}lane"),
+            stage="payments",
+            committed_offsets=lambda tps: committed_positions(self._offsets, tps),
+            **more,
+        )
+        self.lane.open()
+
+    def _commit_zero(self) -> None:
+        self._offsets.commit(offsets=[TopicPartition(self.source, 0, 0)], asynchronous=False)
+
+    def metadata(self) -> Any:
+        return self._offsets.consumer_group_metadata()
+
+    def work(self, number: int) -> Work:
+        key = b"k%d" % number
+        outputs = [(self.sink, 0, key, b"%d.%d" % (number, part), None) for part in range(3)]
+        return Work(outputs, {(self.source, 0): number + 1}, self.metadata())
+
+    def values(self) -> list[bytes | None]:
+        return [m.value() for m in read_all(self.direct, self.sink)]
+
+    def close(self) -> None:
+        self.lane.close()
+        self._offsets.close()
