@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -56,9 +56,19 @@ class Supervisor:
     """Start it, call ``tick`` a few times a second from the thread that started it, stop it.
 
     The thread matters: workers ask the kernel to be told when the thread that started them ends.
+    ``environment`` is added to the workers' own.
     """
 
-    def __init__(self, specs: Iterable[WorkerSpec], *, metrics_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        specs: Iterable[WorkerSpec],
+        *,
+        metrics_dir: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        restart_pause_s_max: float = RESTART_PAUSE_S_MAX,
+    ) -> None:
+        self._environment = dict(environment or {})
+        self._restart_pause_s_max = restart_pause_s_max
         self._slots = [_Slot(spec) for spec in specs]
         self._own_dir = metrics_dir is None
         self.metrics_dir = metrics_dir or Path(tempfile.mkdtemp(prefix="paystream-metrics-"))
@@ -139,7 +149,11 @@ class Supervisor:
         process = subprocess.Popen(
             [sys.executable, "-m", WORKER_MODULE],
             stdin=subprocess.PIPE,
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir)},
+            env={
+                **os.environ,
+                **self._environment,
+                "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir),
+            },
         )
         if process.stdin is not None:
             process.stdin.write(encode_spec(slot.spec))
@@ -169,4 +183,4 @@ class Supervisor:
         _log.warning(
             "%s ended with code %d; started again in %.1f s", slot.spec.name, code, slot.pause_s
         )
-        slot.pause_s = min(RESTART_PAUSE_S_MAX, slot.pause_s * 2)
+        slot.pause_s = min(self._restart_pause_s_max, slot.pause_s * 2)

@@ -1,0 +1,60 @@
+"""Workers are killed between every pair of steps of a transaction, and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.runtime import failpoints
+from tests.support.whole_flow import WholeFlow, orders
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
+
+ORDERS = 5_000
+KILLS_EACH = 2
+# The passage at which a point kills: the third, so that a worker has committed before it dies.
+# Restoring is passed once in a life, and a ledger that comes back books all that has gathered in a
+# few large batches: there it is the first.
+PASSAGE = {"payments.restoring": 1} | {
+    point: 1 for point in failpoints.POINTS if point.startswith("ledger.")
+}
+
+
+def test_a_kill_at_every_step_of_every_stage_costs_nothing(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """5,000 orders flow while each named point kills a worker twice; the audit finds nothing."""
+    counts = tmp_path / "kills"
+    counts.mkdir()
+    armed = ",".join(f"{point}={KILLS_EACH}@{PASSAGE.get(point, 3)}" for point in failpoints.POINTS)
+    flow = WholeFlow(
+        kafka,
+        topic_prefix,
+        tmp_path,
+        workers={"payments": 2, "gateway": 1, "ledger": 1},
+        environment={
+            "PAYSTREAM_FAILPOINTS": armed,
+            "PAYSTREAM_FAILPOINTS_DIR": str(counts),
+        },
+        # Small transactions: many passages of every step while the orders last.
+        settings_given={"batch_records_max": 40},
+    )
+    with flow:
+        flow.publish(orders(ORDERS), per_s=200)
+        flow.keep_until(
+            lambda: all(
+                failpoints.fired(counts).get(point, 0) >= KILLS_EACH for point in failpoints.POINTS
+            ),
+            180,
+            "every point has killed twice",
+        )
+        report = flow.settle(120)
+    fired = failpoints.fired(counts)
+    assert fired == dict.fromkeys(failpoints.POINTS, KILLS_EACH)
+    killed = sum(codes.count(-9) for codes in flow.supervisor.exits.values())
+    assert killed == KILLS_EACH * len(failpoints.POINTS)
+    assert report.exit_code == 0, report.findings
+    assert report.summary["payments"] == {"captured": ORDERS}
+    assert report.summary["gateway"]["charges"] == ORDERS
+    assert report.summary["ledger"]["entries"] == ORDERS

@@ -1,0 +1,152 @@
+"""The whole flow for one test: simulator, topics and supervised workers on a real broker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.audit.report import Report
+from pipeline.audit.verify import Sources, verify
+from pipeline.config import Settings, load_settings
+from pipeline.domain.model import Order
+from pipeline.gateways.simulator import FaultPlan, start_simulator, stop_simulator
+from pipeline.local import worker_specs
+from pipeline.runtime.supervisor import Supervisor
+from producers.order_publisher import OrderPublisher
+from topics.provisioning import provision
+
+# Everything waits briefly, so that a test sees a retry and an inquiry within seconds.
+PACE: dict[str, Any] = {
+    "retry_delay_ms": 300,
+    "inquiry_delay_ms": 500,
+    "call_timeout_ms": 1_500,
+    "gateway_grace_ms": 200,
+    "send_within_ms": 20_000,
+    "clock_skew_ms": 100,
+    "metrics_port": 0,
+}
+
+
+@dataclass
+class WholeFlow:
+    """A context manager. ``workers`` by stage; ``environment`` is added to every worker's."""
+
+    bootstrap: str
+    prefix: str
+    folder: Path
+    partitions: int = 4
+    faults: FaultPlan | str = "none"
+    workers: Mapping[str, int] = field(
+        default_factory=lambda: {"payments": 1, "gateway": 1, "ledger": 1}
+    )
+    environment: Mapping[str, str] = field(default_factory=dict)
+    settings_given: Mapping[str, Any] = field(default_factory=dict)
+    ledger_url: str = ""
+
+    def __enter__(self) -> Self:
+        self.simulator = start_simulator(self.folder / "books.sqlite", faults=self.faults)
+        try:
+            self.settings: Settings = load_settings(
+                **{
+                    **PACE,
+                    "bootstrap_servers": self.bootstrap,
+                    "topic_prefix": self.prefix,
+                    "partitions": self.partitions,
+                    "state_dir": self.folder / "state",
+                    "gateway_url": self.simulator.url,
+                    "ledger_url": self.ledger_url or f"sqlite:///{self.folder / 'ledger.sqlite'}",
+                    **self.settings_given,
+                }
+            )
+            provision(self.bootstrap, self.settings.catalogue())
+            self.supervisor = Supervisor(
+                worker_specs(
+                    self.settings,
+                    self.workers,
+                    node_id="test",
+                    log_file=self.folder / "workers.log",
+                ),
+                environment=self.environment,
+                restart_pause_s_max=0.2,
+            )
+            self.supervisor.start()
+        except BaseException:
+            stop_simulator(self.simulator)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.supervisor.stop()
+        stop_simulator(self.simulator)
+
+    def publish(self, orders: list[Order], *, per_s: float | None = None) -> None:
+        """Publish, at a steady rate if one is given, while the workers are kept alive."""
+        topic = self.settings.catalogue().name("orders")
+        began_s = time.monotonic()
+        with OrderPublisher(self.bootstrap, topic=topic, config={"log_level": 0}) as publisher:
+            for index, order in enumerate(orders):
+                publisher.publish(order)
+                if per_s is not None and index % 20 == 0:
+                    self.supervisor.tick()
+                    ahead_s = began_s + index / per_s - time.monotonic()
+                    if ahead_s > 0:
+                        time.sleep(ahead_s)
+
+    def keep_until(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Keep the workers alive until a condition holds."""
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            self.supervisor.tick()
+            if time.monotonic() > deadline:
+                log = self.folder / "workers.log"
+                tail = log.read_text()[-4_000:] if log.is_file() else ""
+                raise AssertionError(f"{what}: not within {timeout_s:.0f} s\n{tail}")
+            time.sleep(0.1)
+
+    def verify(self) -> Report:
+        return verify(
+            Sources(
+                self.bootstrap,
+                self.prefix,
+                ledger_url=self.settings.books_url(),
+                gateway_urls=(self.simulator.url,),
+            )
+        )
+
+    def settle(self, timeout_s: float) -> Report:
+        """Wait until nothing is on its way any more, then the audit's report."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.supervisor.tick()
+            report = self.verify()
+            if report.exit_code != 2 or time.monotonic() > deadline:
+                return report
+            for _ in range(10):
+                self.supervisor.tick()
+                time.sleep(0.1)
+
+
+def orders(count: int, *, token: str = "tok_card", merchant: str = "shop") -> list[Order]:
+    """Distinct orders of GBP 1.00 upwards."""
+    now_ms = int(time.time() * 1000)
+    return [
+        Order(
+            merchant_id=merchant,
+            order_id=f"o-{index}",
+            amount_minor=100 + index,
+            currency="GBP",
+            instrument_token=token,
+            business_date="2026-11-01",
+            submitted_at_ms=now_ms,
+        )
+        for index in range(count)
+    ]
