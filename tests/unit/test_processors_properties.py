@@ -7,8 +7,11 @@ the processors.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from functools import partial
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -64,12 +67,14 @@ class Charge:
 
 
 class Money(RuleBasedStateMachine):
-    @initialize(lag=LAGS)
-    def start(self, lag: int) -> None:
-        self.flow = FlowDriver(POLICY, now_ms=NOW)
+    @initialize(lag=LAGS, tier_ms=st.sampled_from([500, 5 * SECOND]))
+    def start(self, lag: int, tier_ms: int) -> None:
+        # A short tier leaves no slack beside the windows that keep the money safe.
+        self.flow = FlowDriver(POLICY, now_ms=NOW, retry_delay_ms=tier_ms, inquiry_delay_ms=tier_ms)
         self.charges: list[Charge] = []
         self.by_key: dict[str, Charge] = {}
         self.frozen: list[tuple[int, PaymentRequest]] = []
+        self.held: list[GatewayResult] = []
         self.dues: list[PaymentDue] = []
         self.flow.order(ORDER)
         self.flow.now_ms += lag
@@ -125,6 +130,18 @@ class Money(RuleBasedStateMachine):
         self.flow.now_ms += lag // 10
 
     @precondition(lambda self: self.flow.open_requests)
+    @rule(outcome=OUTCOMES, delay_ms=st.sampled_from([0, GRACE_MS]))
+    def a_worker_asks_and_commits_later(self, outcome: str, delay_ms: int) -> None:
+        opened = self.flow.open_requests.pop(0)
+        ask = partial(self.adapter, outcome=outcome, delay_ms=delay_ms)
+        self.held.append(self.flow.handle(opened, ask))
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def a_late_result_is_committed(self) -> None:
+        self.flow.result(self.held.pop(0))
+
+    @precondition(lambda self: self.flow.open_requests)
     @rule()
     def a_worker_freezes(self) -> None:
         """It holds the request; another worker will take the same one from the topic."""
@@ -146,6 +163,15 @@ class Money(RuleBasedStateMachine):
 
         self.flow.handle(opened, send)
         self.flow.now_ms = true_ms
+
+    @precondition(lambda self: self.frozen)
+    @rule(at=st.integers(0, 9), slow_ms=st.integers(0, SKEW_MS - 1))
+    def a_frozen_worker_sends_at_the_last_moment(self, at: int, slow_ms: int) -> None:
+        """As late as its window and its slow clock allow."""
+        appended_at_ms, request = self.frozen[at % len(self.frozen)]
+        last_ms = appended_at_ms + request.send_within_ms - 1 + slow_ms
+        self.time_passes(max(0, last_ms - self.flow.now_ms))
+        self.a_frozen_worker_sends(at, False, slow_ms)
 
     @rule(duration_ms=st.sampled_from([0, SECOND, 5 * SECOND, 30 * SECOND, 100 * SECOND]))
     def time_passes(self, duration_ms: int) -> None:
@@ -226,11 +252,15 @@ class Money(RuleBasedStateMachine):
     def something_is_under_way_or_done(self) -> None:
         """An unfinished payment always has exactly one open request or at least one wait."""
         attempt = self.payment().attempts[-1]
-        current = [
+        current: list[PaymentRequest | GatewayResult] = [
             request for _, request in self.flow.open_requests
             if (request.attempt, request.try_number) == (attempt.attempt, attempt.tries)
         ]  # fmt: skip
         waits = [due.purpose for due in self.flow.waits() if due.try_number == attempt.tries]
+        current += [
+            result for result in self.held
+            if (result.attempt, result.try_number) == (attempt.attempt, attempt.tries)
+        ]  # fmt: skip
         if attempt.state in ("started", "inquiring"):
             assert len(current) == 1
         if attempt.state == "retry_waiting":
@@ -243,6 +273,8 @@ class Money(RuleBasedStateMachine):
     def teardown(self) -> None:
         """With gateways that answer, every payment comes to an outcome."""
         if hasattr(self, "flow"):
+            while self.held:
+                self.a_late_result_is_committed()
             self.flow.run(lambda request: self.adapter(request, "answer", 0))
             payment = self.payment()
             place = (payment.status, payment.attempts[-1].state)
@@ -256,9 +288,77 @@ class Money(RuleBasedStateMachine):
 
 
 Money.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=40,
+    max_examples=40,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestMoney = Money.TestCase
+
+
+WALKS = 200
+STEPS = 60
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_long_walks_keep_the_money_safe(part: int) -> None:
+    """Seeded random walks, longer than Hypothesis takes; a failure names the seed to replay."""
+    for seed in range(part * WALKS // 4, (part + 1) * WALKS // 4):
+        try:
+            walk(seed)
+        except AssertionError as error:
+            raise AssertionError(f"walk({seed}) breaks a promise: {error}") from error
+
+
+def walk(seed: int) -> None:
+    chance = random.Random(seed)
+    outcomes = ["answer", "lost_before", "lost_after", "not_sent", "decline"]
+    # Each walk has its own weather: how charges go, how inquiries go, how often workers wake up.
+    charges, questions = chance.choice(
+        [
+            ([1, 1, 1, 1, 0.3], [4, 1, 1, 1, 0]),
+            ([0, 0, 0, 1, 0], [1, 0, 0, 0, 0]),
+            ([0, 1, 0, 2, 0], [5, 1, 0, 0, 0]),
+            ([1, 2, 2, 2, 0], [1, 1, 1, 1, 0]),
+        ]
+    )
+    wake = chance.choice([0.0, 0.03, 0.1])
+    money = Money()
+    money.start(chance.choice([0, 1_000, 12_000]), chance.choice([500, 5_000]))
+    lags = [0, 1_000, 5_000, 12_000, 40_000]
+    for _ in range(STEPS):
+        what = chance.random()
+        if money.held and what < 0.2:
+            money.a_late_result_is_committed()
+        elif money.flow.open_requests and what < 0.35:
+            asked = money.flow.open_requests[0][1].kind
+            outcome = chance.choices(outcomes, questions if asked == "inquire" else charges)[0]
+            delay_ms = chance.choice([0, GRACE_MS])
+            if chance.random() < 0.2:
+                money.a_worker_asks_and_commits_later(outcome, delay_ms)
+            else:
+                money.a_worker_answers(outcome, delay_ms, chance.choice(lags))
+        elif money.flow.open_requests and what < 0.45:
+            money.a_worker_freezes()
+        elif money.frozen and what < 0.45 + wake:
+            if chance.random() < 0.5:
+                money.a_frozen_worker_sends_at_the_last_moment(-1, SKEW_MS - 1)
+            else:
+                money.a_frozen_worker_sends(-1, chance.random() < 0.1, chance.randrange(SKEW_MS))
+        elif what < 0.9:
+            money.time_passes(chance.choice([0, 1_000, 5_000, 5_000, 5_000, 30_000]))
+        elif what < 0.92:
+            money.the_flow_stands_still(chance.choice([1_000, 5_000, 20_000]))
+        elif what < 0.96 and money.dues:
+            money.a_wait_comes_again(chance.randrange(10))
+        elif what < 0.99:
+            money.a_result_comes_again(chance.randrange(10))
+        else:
+            money.the_order_comes_again(chance.choice([500, 501]))
+        money.at_most_one_charge()
+        money.books_match()
+        money.history_has_no_gaps()
+        money.a_failure_is_true()
+        money.one_key_at_a_time()
+        money.something_is_under_way_or_done()
+    money.teardown()

@@ -265,6 +265,22 @@ def test_the_next_gateway_is_tried_after_proof() -> None:
     assert flow.settlements()[0].gateway == "second"
 
 
+@pytest.mark.parametrize("first", [NOT_SENT, TIMED_OUT])
+def test_another_gateway_waits_for_window_clocks_and_grace(first: GatewayAnswer) -> None:
+    """Failover comes not a moment before the last frozen copy could have shown at the gateway."""
+    policy = replace(TWO_GATEWAYS, retry_max=0, resend_max=0, inquiry_max=1000)
+    flow = FlowDriver(policy, now_ms=NOW, retry_delay_ms=100, inquiry_delay_ms=100)
+    flow.order(ORDER)
+    flow.answer(first)
+    while the_payment(flow).attempts[-1].gateway == "simulator":
+        flow.advance(100)
+        if flow.open_requests:
+            decided_at_ms = the_payment(flow).updated_at_ms
+            flow.answer(NOT_FOUND)
+    # 10 s to be sent, 1 s of wrong clocks, 10 s to show.
+    assert 21_000 <= decided_at_ms - NOW <= 21_200
+
+
 def test_overload_slows_a_payment_and_does_not_fail_it() -> None:
     """Requests that expired in a backlog are not counted as retries."""
     flow = started()
