@@ -286,14 +286,7 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
     if refusal is None and attempt.resends >= policy.resend_max:
         refusal = RESENDS_EXHAUSTED
     if refusal is None:
-        attempt = replace(
-            attempt,
-            tries=attempt.tries + 1,
-            resends=attempt.resends + 1,
-            send_within_ms=policy.send_within_ms,
-        )
-        changed, event = stepped(payment, attempt, CHARGE_AGAIN, now_ms, reason=NOT_FOUND)
-        return decision(changed, request_of(changed, CHARGE), event)
+        return _sent_again(payment, attempt, now_ms, policy)
     if now_ms < charge_deadline_ms(payment, policy):
         tried = [each.gateway for each in payment.attempts]
         profile = choose_gateway(policy, payment.merchant_id, payment.currency, tried)
