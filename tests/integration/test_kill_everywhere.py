@@ -1,4 +1,4 @@
-"""Workers are killed between every pair of steps of a transaction, and nothing is lost or doubled."""
+"""Workers are killed between every two steps of a transaction; nothing is lost or doubled."""
 
 from __future__ import annotations
 
