@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.domain.model import Settlement
 from pipeline.domain.posting import PostingRefused, journal_entry
-from pipeline.domain.records import to_record
+from pipeline.domain.records import settlement_from_record, to_record
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.journal import Item, Journal, Progress, Source
 from pipeline.ledger.queries import entry_count, trial_balance
@@ -45,7 +45,7 @@ def measure(url: str, arguments: argparse.Namespace) -> dict[str, object]:
     """Book that many new settlements and report the rate and the slowest batch."""
     codec = default_codec()
     encode = codec.encoder("settlement")
-    decode = codec.decoder("settlement", into={"Settlement": Settlement})
+    decode = codec.decoder("settlement")
     values = [
         (settlement, encode(to_record(settlement)) if arguments.decode else b"")
         for settlement in (
@@ -64,7 +64,7 @@ def measure(url: str, arguments: argparse.Namespace) -> dict[str, object]:
         items = []
         progress = dict(booked)
         for n, (settlement, value) in enumerate(values[start : start + arguments.batch], start):
-            entry = journal_entry(decode(value) if value else settlement)
+            entry = journal_entry(settlement_from_record(decode(value)) if value else settlement)
             if isinstance(entry, PostingRefused):
                 raise SystemExit(f"{entry.rule}: {entry.detail}")
             partition = n % PARTITIONS

@@ -27,6 +27,7 @@ from pipeline.domain.invariant import invariant
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import Settlement
 from pipeline.domain.posting import PostingRefused, journal_entry
+from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
 from pipeline.ledger.journal import Item, Journal, Progress, Source
@@ -163,7 +164,7 @@ class LedgerSink:
         self._engine = engine
         self._catalogue = catalogue
         self._topic = catalogue.name("settlements")
-        self._decode = codec.decoder("settlement", into={"Settlement": Settlement})
+        self._decode = codec.decoder("settlement")
         self._instance_id = instance_id
         self._metrics: LedgerMetrics = metrics if metrics is not None else NoMetrics()
         self._batch_records_max = batch_records_max
@@ -295,7 +296,7 @@ class LedgerSink:
         retry_s = RETRY_S_MIN
         while True:
             try:
-                settlement: Settlement = self._decode(value)
+                settlement = settlement_from_record(self._decode(value))
             except RegistryUnavailable as error:
                 retry_s = self._wait_for("the schema registry", error, retry_s)
             else:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ class Flow:
 
     def dead_letters(self) -> list[dict[str, str]]:
         return [
-            {name: value.decode() for name, value in (letter.headers() or [])}
+            {name: header(letter, name) for name, _ in _headers(letter)}
             for letter in read_all(self.kafka, self.catalogue.name("dead-letters"))
         ]
 
@@ -188,7 +189,9 @@ def test_every_settlement_is_booked_once_though_a_sink_is_killed(
     sinks = [flow.process(url, name, log) for name in ("a", "b")]
     expected: set[str] = set()
     poison: set[bytes] = set()
+    booked_at_kill: int | None = None
     try:
+        wait_until(lambda: log.read_text().count(" assigned ") >= 2, WAIT_S, "both have partitions")
         for start in range(0, 2_000, 50):
             batch = [settlement(n) for n in range(start, start + 50)]
             records = [record_of(s) for s in batch]
@@ -199,16 +202,17 @@ def test_every_settlement_is_booked_once_though_a_sink_is_killed(
             if not aborted:
                 expected |= {s.settlement_id for s in batch}
                 poison |= {value for key, value in records if key == b"m:poison"}
-            if sinks[0].poll() is None and booked(engine) >= kill_at:
+            if booked_at_kill is None and start >= kill_at:
+                wait_until(lambda: booked(engine) >= kill_at // 2, WAIT_S, f"some (seed {seed})")
+                booked_at_kill = booked(engine)
                 sinks[0].send_signal(signal.SIGKILL)
-                sinks[0].wait(30)
+                assert sinks[0].wait(30) == -signal.SIGKILL
                 # Its successor: the same member of the group, so it takes over at once.
                 sinks.append(flow.process(url, "a", log))
+        assert booked_at_kill is not None
+        assert 0 < booked_at_kill < len(expected)
         wait_until(lambda: booked(engine) >= len(expected), WAIT_S, f"all booked (seed {seed})")
         wait_until(lambda: behind(flow, engine) == 0, WAIT_S, f"read to the ends (seed {seed})")
-        if sinks[0].poll() is None:
-            sinks[0].send_signal(signal.SIGKILL)
-            sinks[0].wait(30)
         for sink in sinks[1:]:
             sink.send_signal(signal.SIGTERM)
         assert [sink.wait(60) for sink in sinks[1:]] == [0] * (len(sinks) - 1), log.read_text()
@@ -357,26 +361,27 @@ def test_a_partition_moved_by_another_writer_is_let_go_and_taken_back(
 
 
 def test_settlements_deleted_before_they_were_booked_are_named(
-    flow: Flow, sqlite_engine: Engine
+    flow: Flow, sqlite_engine: Engine, tmp_path: Path
 ) -> None:
     """Neither a new ledger nor one that was away too long skips what is not in the log."""
     flow.publish(*(settlement(n) for n in range(40)))
+    with flow.running(sqlite_engine) as counts:
+        wait_until(lambda: counts.booked == 40, WAIT_S, "all are booked")
+    flow.publish(*(settlement(n) for n in range(40, 80)))
+    with reading(sqlite_engine) as connection:
+        stored = {b.partition: b.next_offset for b in booked_offsets(connection)}
+    # The marker of the first transaction and one settlement of the second.
+    deleted = TopicPartition(flow.topic, 0, stored[0] + 2)
     admin = AdminClient({"bootstrap.servers": flow.kafka})
-    admin.delete_records([TopicPartition(flow.topic, 0, 3)])[TopicPartition(flow.topic, 0)].result(
-        30
-    )
-    with pytest.raises(UserError, match="nothing is booked of it"):
+    admin.delete_records([deleted])[deleted].result(30)
+    with pytest.raises(UserError, match=f"booked up to {stored[0]}: settlements were deleted"):
         flow.sink(sqlite_engine).run(deadline())
-    with sqlite_engine.begin() as connection:
-        connection.execute(text("UPDATE consumer_offsets SET next_offset = 2 WHERE partition = 0"))
-        connection.execute(
-            text(
-                "INSERT INTO consumer_offsets SELECT topic, 0, cluster_id, topic_id, 2, 1 FROM "
-                "consumer_offsets WHERE NOT EXISTS "
-                "(SELECT 1 FROM consumer_offsets WHERE partition = 0) LIMIT 1"
-            )
-        )
-    assert booked(sqlite_engine) == 0
+    assert booked(sqlite_engine) == 40
+    empty = open_ledger(f"sqlite:///{tmp_path / 'empty.db'}")
+    with pytest.raises(UserError, match="nothing is booked of it: settlements were deleted"):
+        flow.sink(empty).run(deadline())
+    assert booked(empty) == 0
+    empty.dispose()
 
 
 def test_another_topic_of_the_same_name_is_refused(flow: Flow, sqlite_engine: Engine) -> None:
@@ -405,9 +410,8 @@ def test_a_missing_topic_is_said_so(kafka: str, topic_prefix: str, sqlite_engine
 
 def deadline() -> Callable[[], bool]:
     """A stop that comes by itself, for sinks that are expected to end on their own."""
-    timer = threading.Event()
-    threading.Timer(60, timer.set).start()
-    return timer.is_set
+    end_s = time.monotonic() + 60
+    return lambda: time.monotonic() > end_s
 
 
 def record_of(one: Settlement) -> tuple[bytes, bytes]:
@@ -415,7 +419,12 @@ def record_of(one: Settlement) -> tuple[bytes, bytes]:
 
 
 def header(letter: Message, name: str) -> str:
-    return dict(letter.headers() or [])[name].decode()
+    return dict(_headers(letter))[name].decode()
+
+
+def _headers(letter: Message) -> list[tuple[str, bytes]]:
+    found: Any = letter.headers()
+    return list(found or ())
 
 
 def booked(engine: Engine) -> int:
