@@ -29,7 +29,7 @@ test: install ## Every test, the slow ones with a real broker included
 	.venv/bin/python -m pytest -q $(ARGS)
 
 unit: install ## The fast tests only (seconds)
-	.venv/bin/python -m pytest -q tests/unit $(ARGS)
+	.venv/bin/python -m pytest -q -n 2 tests/unit $(ARGS)
 
 check: install ## Format, lint, types, layers, schemas and the fast tests
 	.venv/bin/ruff format --check .
@@ -37,7 +37,7 @@ check: install ## Format, lint, types, layers, schemas and the fast tests
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/paystream schemas check
-	.venv/bin/python -m pytest -q tests/unit $(ARGS)
+	.venv/bin/python -m pytest -q -n 2 tests/unit $(ARGS)
 
 bench: install ## Measure throughput and latency on this machine
 	@.venv/bin/python -m benchmarks $(ARGS)

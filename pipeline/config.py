@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     gateway_grace_ms: int = Field(
         30_000, ge=0, description="How long a gateway may say not found of a charge it made."
     )
+    gateway_key_retention_ms: int = Field(
+        86_400_000, ge=60_000, description="How long the gateway remembers an idempotency key."
+    )
     send_within_ms: int = Field(60_000, ge=1_000, description="How long a request may be sent.")
     clock_skew_ms: int = Field(
         5_000, ge=0, description="By how much this machine's clock may differ from the brokers'."
@@ -141,6 +144,7 @@ class Settings(BaseSettings):
                 "retry_max",
                 "inquiry_max",
                 "gateway_grace_ms",
+                "gateway_key_retention_ms",
                 "send_within_ms",
                 "clock_skew_ms",
                 "schema_registry_url",

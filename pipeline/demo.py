@@ -150,7 +150,7 @@ class Demo:
             settlements.commit()
 
     def _watch(self, flow: LocalFlow) -> None:
-        """Show progress by stage until every order has an outcome and all that settled is booked."""
+        """Show progress by stage until all orders have an outcome and all settled is booked."""
         from pipeline.observability.exposition import totals
 
         running = flow.running

@@ -91,7 +91,13 @@ def _payments(
 
     o = spec.options
     policy = Policy(
-        gateways=(GatewayProfile(name=o["gateway_name"], grace_ms=o["gateway_grace_ms"]),),
+        gateways=(
+            GatewayProfile(
+                name=o["gateway_name"],
+                grace_ms=o["gateway_grace_ms"],
+                key_retention_ms=o["gateway_key_retention_ms"],
+            ),
+        ),
         retry_max=o["retry_max"],
         inquiry_max=o["inquiry_max"],
         send_within_ms=o["send_within_ms"],
@@ -157,7 +163,7 @@ def _gateway(
     return GatewayWorker(
         spec,
         catalogue=catalogue,
-        stage=GatewayStage(catalogue, codec),
+        stage=GatewayStage(catalogue, codec, key_retention_ms=o["gateway_key_retention_ms"]),
         calls=calls,
         metrics=metrics,
         stop=stop,

@@ -13,10 +13,15 @@ import threading
 import uuid
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.leftovers import MARK, end_left_over, left_over_processes
 from tests.support.servers import FOLDER, Servers, is_worker, kafka_of_this_run
+
+# A machine that does other things as well must not fail a property by being slow.
+hypothesis.settings.register_profile("paystream", deadline=None)
+hypothesis.settings.load_profile("paystream")
 
 SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
 

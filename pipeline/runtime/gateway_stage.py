@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.answer import UNKNOWN, GatewayAnswer
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.records import request_from_record, to_record
@@ -56,9 +56,19 @@ class GatewayStage:
         value = self._encode(to_record(result_of(request, answer, now_ms)))
         return (self._results, record.partition, record.key, value, None)
 
-    def quarantine(self, record: InputRecord) -> list[Outgoing]:
-        """The dead letter of a request that killed the process three times."""
-        return self._refuse(record, "killed_the_process", "three times at this offset")
+    def quarantine(self, record: InputRecord, now_ms: int) -> list[Outgoing]:
+        """What is written for a request that killed the process three times.
+
+        It may have been sent before the process died, so its payment is told that the outcome is
+        unknown: it is inquired about like any other.
+        """
+        letters = self._refuse(record, "killed_the_process", "three times at this offset")
+        try:
+            request = request_from_record(self._decode(record.value or b""))
+        except DecodeError:
+            return letters
+        answer = GatewayAnswer(outcome=UNKNOWN, code="killed_the_process")
+        return [*letters, self.result(record, request, answer, now_ms)]
 
     def _refuse(self, record: InputRecord, cause: str, detail: str) -> list[Outgoing]:
         return dead_letter(

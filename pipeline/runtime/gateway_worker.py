@@ -18,7 +18,6 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.domain.invariant import invariant
-from pipeline.errors import UserError
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime import failpoints
 from pipeline.runtime.batch import Batch
@@ -34,10 +33,12 @@ from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.crash_guard import CrashGuard
 from pipeline.runtime.gateway_stage import STAGE, GatewayStage
 from pipeline.runtime.input_record import input_record
+from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.payments_worker import (
     DRAIN_S_MAX,
     FETCH_RECORDS_MAX,
+    OUTSIDE_CAUSES,
     REBALANCE_WAIT_S,
     raise_consume_error,
 )
@@ -97,7 +98,6 @@ class GatewayWorker:
         spec = self._spec
         admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers})
         require_co_partitioned(admin, self._catalogue)
-        self._guard.start()
         self._consumer = Consumer(
             consumer_config(
                 spec.bootstrap_servers,
@@ -120,6 +120,7 @@ class GatewayWorker:
         self._lane.open()
         self._calls.open()
         self._commits = CommitThread(self._lane)
+        self._guard.start()
         self._consumer.subscribe(
             [self._stage.topic],
             on_assign=self._on_assign,
@@ -132,6 +133,9 @@ class GatewayWorker:
                 self._turn(fetch=True)
             self._drain()
             self._guard.stopped()
+        except OUTSIDE_CAUSES:
+            self._guard.excused()
+            raise
         finally:
             self._calls.close()
             self._commits.close()
@@ -152,6 +156,11 @@ class GatewayWorker:
     def _tracked(self) -> int:
         return sum(prefix.size for prefix in self._prefixes.values())
 
+    @property
+    def _limit(self) -> int:
+        """How much may be tracked. A careful worker has one record open: the culprit if it dies."""
+        return 1 if self._guard.careful else self._tracked_max
+
     def _turn(self, *, fetch: bool) -> None:
         tracked = self._tracked
         waiting_input = False
@@ -171,20 +180,18 @@ class GatewayWorker:
 
     def _pace(self, tracked: int) -> None:
         """Back-pressure: stop fetching when too much is open or held, go on when half is left."""
-        if not self._paused and tracked >= self._tracked_max:
+        if not self._paused and tracked >= self._limit:
             self._paused = True
             self._consumer.pause(self._assigned())
-        elif self._paused and tracked <= self._tracked_max // 2:
+        elif self._paused and tracked <= self._limit // 2:
             self._paused = False
             self._consumer.resume(self._assigned())
 
     def _consume(self, tracked: int) -> bool:
-        limit = min(FETCH_RECORDS_MAX, max(1, self._tracked_max - tracked))
+        limit = min(FETCH_RECORDS_MAX, max(1, self._limit - tracked))
         careful = self._guard.careful
-        if careful:
-            limit = 1
         before = dict(self._prefixes)
-        messages = self._consumer.consume(limit, 0) if not (careful and tracked) else []
+        messages = self._consumer.consume(limit, 0)
         if not messages:
             # Wait where the next thing is likelier: for a call to end, or for a request to come.
             if tracked or self._under_way is not None:
@@ -212,7 +219,7 @@ class GatewayWorker:
                 continue
             prefix.begin(record.offset)
             if careful and not self._guard.handling(record.topic, record.partition, record.offset):
-                prefix.finish(record.offset, (self._stage.quarantine(record), None))
+                prefix.finish(record.offset, (self._stage.quarantine(record, now_ms), None))
                 self._became_ready(1)
                 continue
             planned = self._stage.plan(record, now_ms)
@@ -300,7 +307,7 @@ class GatewayWorker:
         for (_, partition), offset in batch.offsets.items():
             if partition in self._positions:
                 self._positions[partition] = offset
-        self._guard.committed()
+        self._guard.committed(batch.offsets)
         metrics.batch_records.labels(STAGE).observe(batch.records)
         metrics.records.labels(STAGE, self._stage.topic).inc(batch.records)
         for (group, name), count in batch.notes.items():
@@ -336,6 +343,7 @@ class GatewayWorker:
         consumer.incremental_assign(added)
         if self._paused and added:
             consumer.pause(added)
+        self._guard.assigned((self._stage.topic, p) for p in self._positions)
         # Of this generation, and taken before any record of it: see Work.
         self._metadata = consumer.consumer_group_metadata()
 
@@ -356,7 +364,8 @@ class GatewayWorker:
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Expelled from the group: another worker may have the requests by now."""
         if self._under_way is not None:
-            self._commits.wait(REBALANCE_WAIT_S)
+            if self._commits.wait(REBALANCE_WAIT_S) is None:
+                raise LaneFatal("a transaction did not end although the partitions were lost")
             self._under_way = None
         self._leave(consumer, partitions)
 
@@ -365,9 +374,10 @@ class GatewayWorker:
             return
         outcome = self._commits.wait(REBALANCE_WAIT_S)
         if outcome is None:
-            raise UserError(
-                f"{self._spec.name}: a transaction did not end within {REBALANCE_WAIT_S:.0f} s of "
-                "a rebalance; the process ends and its successor resolves it."
+            # Not a UserError: a slow broker is no reason for the supervisor to give up.
+            raise LaneFatal(
+                f"a transaction did not end within {REBALANCE_WAIT_S:.0f} s of a rebalance; the "
+                "successor of this process resolves it"
             )
         self._take_outcome(outcome)
 

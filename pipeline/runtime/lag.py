@@ -28,7 +28,10 @@ class GroupLag:
         self._partitions = [TopicPartition(t, p) for t, n in topics.items() for p in range(n)]
         self._topics = tuple(topics)
         # The client's own lines on standard error would repeat what our errors say.
-        quiet = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
+        quiet: dict[str, str | int | float | bool] = {
+            "bootstrap.servers": bootstrap_servers,
+            "log_level": 0,
+        }
         self._admin = AdminClient(quiet)
         self._consumer = Consumer(
             {
