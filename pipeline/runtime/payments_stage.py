@@ -122,9 +122,10 @@ class PaymentsStage:
         self._emit(record.partition, key, decision, table, batch)
 
     def quarantine(self, record: InputRecord, table: Table[Payment], batch: Batch) -> None:
-        """An input that killed the process three times is not looked at again."""
+        """An input that killed the process three times is not looked at again; its payment, known
+        by the key alone, says so."""
         batch.took(record.topic, record.partition, record.offset)
-        self._bury(record, batch, "killed_the_process", "three times at this offset")
+        self._refuse(record, table, batch, "killed_the_process", "three times at this offset")
 
     def _refuse(
         self,
