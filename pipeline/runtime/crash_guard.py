@@ -1,46 +1,81 @@
 """Finds the record that kills the process, so that it cannot stop its lane for ever.
 
-A file beside the table cache counts the starts that were not followed by a commit or a clean stop.
-After three of them the worker becomes careful: it takes one record a transaction and writes its
-coordinates down before it is handled. A record found written down after three deaths is
-quarantined. In normal running the file is touched at start and at the first commit only.
+A file beside the table cache counts the starts that were not followed by steady running or an
+orderly end. After three of them the worker becomes careful: it takes one record a transaction and
+writes its coordinates down before it is handled. A record that was written down at three deaths is
+quarantined.
+
+Other partitions go on between two deaths, so neither a commit nor a record that comes first after
+a restart says that the culprit is behind: suspects are remembered until their own partition is
+committed past them. In normal running the file is touched at start and once after it.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from msgspec import Struct, json
+from msgspec import Struct, field, json
 
 DEATHS_MAX = 3
-# A careful worker that got this far without dying is past the record that killed it.
-CAREFUL_COMMITS = 200
+# A worker that got this far without dying is past the record that killed it: a poisoned record is
+# the next of its partition, so it is fetched within seconds of a start.
+STEADY_COMMITS = 200
+STEADY_S = 30.0
+
+TopicPartitionKey = tuple[str, int]
+
+
+class _Suspect(Struct):
+    topic: str
+    partition: int
+    offset: int
+    deaths: int = 0
+
+    def is_at(self, topic: str, partition: int, offset: int) -> bool:
+        return (self.topic, self.partition, self.offset) == (topic, partition, offset)
 
 
 class _State(Struct):
     deaths: int = 0
-    suspect: tuple[str, int, int] | None = None
-    suspect_deaths: int = 0
+    # The record being handled, and those that were being handled at a death. A lane stops at its
+    # suspect, so there is at most one for each input partition.
+    current: _Suspect | None = None
+    suspects: list[_Suspect] = field(default_factory=list)
 
 
 class CrashGuard:
     """One for each worker slot. ``careful`` asks the worker for one record a transaction."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._now_s = now_s
+        self._started_s = now_s()
         self._state = _State()
+        self._owned: frozenset[TopicPartitionKey] = frozenset()
         self._commits = 0
+        self._steady = False
 
     def start(self) -> None:
-        """Count this start as a death until a commit or a clean stop says otherwise."""
+        """Count this start as a death until steady running or an orderly end says otherwise."""
         try:
             self._state = json.decode(self._path.read_bytes(), type=_State)
         except Exception:  # no file yet, or one cut off by the crash: nothing is suspected
             self._state = _State()
-        self._state.deaths += 1
-        if self._state.suspect is not None:
-            self._state.suspect_deaths += 1
+        self._started_s = self._now_s()
+        state = self._state
+        state.deaths += 1
+        if state.current is not None:
+            known = self._suspect(
+                state.current.topic, state.current.partition, state.current.offset
+            )
+            if known is None:
+                known = state.current
+                state.suspects.append(known)
+            known.deaths += 1
+            state.current = None
         self._save()
 
     @property
@@ -49,33 +84,59 @@ class CrashGuard:
 
     def handling(self, topic: str, partition: int, offset: int) -> bool:
         """Called in careful mode before a record is handled; False means: quarantine it."""
-        here = (topic, partition, offset)
-        state = self._state
-        if state.suspect == here:
-            return state.suspect_deaths < DEATHS_MAX
-        state.suspect, state.suspect_deaths = here, 0
+        suspect = self._suspect(topic, partition, offset)
+        if suspect is not None and suspect.deaths >= DEATHS_MAX:
+            # Not looked at, so a death from here on is not its doing.
+            self._state.current = None
+            return False
+        self._state.current = _Suspect(topic, partition, offset)
         self._save()
         return True
 
-    def committed(self) -> None:
-        """A transaction went through: deaths so far were not without progress."""
-        if self._state.suspect is not None:
-            self._state.suspect, self._state.suspect_deaths = None, 0
+    def assigned(self, partitions: Iterable[TopicPartitionKey]) -> None:
+        """The input partitions owned now; a suspect of another's does not hold this worker up."""
+        self._owned = frozenset(partitions)
+
+    def committed(self, offsets: Mapping[TopicPartitionKey, int]) -> None:
+        """A transaction went through up to these next offsets of its input partitions."""
+        if self._steady:
+            return
+        state = self._state
+        if state.current is not None or state.suspects:
+            # The next record may be in hand already, while the one before it was committed.
+            if state.current is not None and _is_behind(state.current, offsets):
+                state.current = None
+            state.suspects = [s for s in state.suspects if not _is_behind(s, offsets)]
             self._save()
         self._commits += 1
-        if self._commits == (CAREFUL_COMMITS if self.careful else 1):
-            self._reset()
+        if (
+            self._commits >= STEADY_COMMITS
+            and self._now_s() - self._started_s >= STEADY_S
+            and not any((s.topic, s.partition) in self._owned for s in state.suspects)
+        ):
+            self._steady = True
+            self._state = _State()
+            self._save()
+
+    def excused(self) -> None:
+        """The process ends because something outside is away or wrong: no record's doing."""
+        self._state.deaths = max(0, self._state.deaths - 1)
+        self._state.current = None
+        self._save()
 
     def stopped(self) -> None:
-        """A clean stop."""
-        self._reset()
+        """A clean stop: this start was no death. What was suspected before still is."""
+        self.excused()
 
-    def _reset(self) -> None:
-        self._state = _State()
-        self._save()
+    def _suspect(self, topic: str, partition: int, offset: int) -> _Suspect | None:
+        return next((s for s in self._state.suspects if s.is_at(topic, partition, offset)), None)
 
     def _save(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(json.encode(self._state))
         temporary.replace(self._path)
+
+
+def _is_behind(record: _Suspect, offsets: Mapping[TopicPartitionKey, int]) -> bool:
+    return record.offset < offsets.get((record.topic, record.partition), 0)
