@@ -6,8 +6,8 @@ Pure decisions over records already consumed: no clock, no client. Three rules:
   that payments under way end before others begin;
 * a tier's record is due at its append time plus the tier's delay; the ones behind it in its
   partition are due later still, so its head gates it;
-* a buffer that is full pauses its partitions until it is nearly empty again: every pause throws
-  away what the client has prefetched, and toggling costs a factor of ten.
+* a buffer that is full, by records or by bytes, pauses its partitions until it is nearly empty
+  again: every pause throws away what the client has prefetched, and toggling costs a factor of ten.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ from dataclasses import dataclass, field
 from pipeline.runtime.input_record import InputRecord
 
 TopicPartitionKey = tuple[str, int]
+
+# Twelve thousand ordinary orders are 4 MB; a record of a megabyte on the wire may be many
+# decompressed, and a few thousand of those must end neither the memory nor the transaction's time.
+BUFFER_BYTES_MAX = 64 * 1024 * 1024
+TAKE_BYTES_MAX = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class _Buffer:
     # for each partition, since a head that is not due holds only its own partition.
     queues: dict[int, deque[InputRecord]] = field(default_factory=dict)
     count: int = 0
+    size_bytes: int = 0
     paused: bool = False
 
 
@@ -69,6 +75,7 @@ class Admission:
         for buffer in self._buffers.values():
             buffer.queues.clear()
             buffer.count = 0
+            buffer.size_bytes = 0
             buffer.paused = False
 
     def add(self, record: InputRecord) -> None:
@@ -79,36 +86,48 @@ class Admission:
             queue = buffer.queues[slot] = deque()
         queue.append(record)
         buffer.count += 1
+        if record.value is not None:
+            buffer.size_bytes += len(record.value)
 
     def open_gate(self, is_open: bool) -> None:
         """Whether new work (gated lanes) is admitted; closed while the next stage is behind."""
         self._gate_open = is_open
 
-    def take(self, limit: int, now_ms: int) -> list[InputRecord]:
-        """Up to ``limit`` records to handle next, in admission order."""
+    def take(
+        self, limit: int, now_ms: int, *, limit_bytes: int = TAKE_BYTES_MAX
+    ) -> list[InputRecord]:
+        """Up to ``limit`` records to handle next, in admission order.
+
+        No further one is taken once their values come to ``limit_bytes``; a larger one goes alone.
+        """
         taken: list[InputRecord] = []
         for buffer in self._buffers.values():
-            if len(taken) >= limit:
+            if len(taken) >= limit or limit_bytes <= 0:
                 break
             if not buffer.count or (buffer.lane.gated and not self._gate_open):
                 continue
             delay_ms = buffer.lane.delay_ms
             before = len(taken)
+            size_bytes = buffer.size_bytes
             for queue in buffer.queues.values():
-                if delay_ms is None:
-                    room = limit - len(taken)
-                    if room >= len(queue):
-                        taken.extend(queue)
-                        queue.clear()
-                    else:
-                        popleft = queue.popleft
-                        taken.extend([popleft() for _ in range(room)])
+                room = limit - len(taken)
+                if delay_ms is None and room >= len(queue) and limit_bytes >= buffer.size_bytes:
+                    taken.extend(queue)
+                    queue.clear()
+                    buffer.size_bytes = 0
                 else:
                     while (
-                        queue and len(taken) < limit and queue[0].timestamp_ms + delay_ms <= now_ms
+                        queue
+                        and len(taken) < limit
+                        and limit_bytes > size_bytes - buffer.size_bytes
+                        and (delay_ms is None or queue[0].timestamp_ms + delay_ms <= now_ms)
                     ):
-                        taken.append(queue.popleft())
+                        record = queue.popleft()
+                        taken.append(record)
+                        if record.value is not None:
+                            buffer.size_bytes -= len(record.value)
             buffer.count -= len(taken) - before
+            limit_bytes -= size_bytes - buffer.size_bytes
         return taken
 
     def next_due_ms(self) -> int | None:
@@ -139,10 +158,16 @@ class Admission:
         pause: list[TopicPartitionKey] = []
         resume: list[TopicPartitionKey] = []
         for topic, buffer in self._buffers.items():
-            if not buffer.paused and buffer.count >= self._buffer_max:
+            if not buffer.paused and (
+                buffer.count >= self._buffer_max or buffer.size_bytes >= BUFFER_BYTES_MAX
+            ):
                 buffer.paused = True
                 pause.extend(tp for tp in self._assigned if tp[0] == topic)
-            elif buffer.paused and buffer.count <= self._low:
+            elif (
+                buffer.paused
+                and buffer.count <= self._low
+                and buffer.size_bytes <= BUFFER_BYTES_MAX // 4
+            ):
                 buffer.paused = False
                 resume.extend(tp for tp in self._assigned if tp[0] == topic)
         return Fetching(tuple(pause), tuple(resume))

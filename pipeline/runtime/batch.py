@@ -28,6 +28,7 @@ class Batch:
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
     latencies_ms: list[int] = field(default_factory=list)
     records: int = 0
+    input_bytes: int = 0
 
     def took(self, topic: str, partition: int, offset: int) -> None:
         """An input of this offset is part of the batch."""

@@ -25,7 +25,7 @@ from pipeline.domain.model import Payment
 from pipeline.errors import UserError
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime import failpoints
-from pipeline.runtime.admission import Admission, TopicPartitionKey
+from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, TopicPartitionKey
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
     ask_committed_positions,
@@ -38,7 +38,8 @@ from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.crash_guard import CrashGuard
 from pipeline.runtime.input_record import input_record
-from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, producer_config
+from pipeline.runtime.kafka_errors import LaneFatal
+from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
 from pipeline.runtime.payments_stage import STAGE, PaymentsStage
 from pipeline.runtime.restore import Restorer
 from pipeline.runtime.table import Table
@@ -60,6 +61,8 @@ FLUSH_INTERVAL_S = 20.0
 # A commit may use the transaction's whole time-out, and an ambiguous one is then resolved.
 REBALANCE_WAIT_S = 2.5 * TRANSACTION_TIMEOUT_MS / 1000
 DRAIN_S_MAX = 30.0
+# What ends a worker without a record being to blame for it.
+OUTSIDE_CAUSES = (UserError, LaneFatal, Undefended, KafkaException)
 
 
 class PaymentsWorker:
@@ -107,7 +110,6 @@ class PaymentsWorker:
         admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers})
         require_co_partitioned(admin, self._catalogue)
         cluster_id, topic_id = cluster_and_topic_id(admin, self._catalogue.name("payments"))
-        self._guard.start()
         self._table: Table[Payment] = Table(
             RocksTableStore(spec.slot_dir / "table"),
             decode=self._stage.decode_payment,
@@ -143,6 +145,7 @@ class PaymentsWorker:
         )
         self._lane.open()
         self._commits = CommitThread(self._lane)
+        self._guard.start()
         self._consumer.subscribe(
             [lane.topic for lane in self._stage.lanes],
             on_assign=self._on_assign,
@@ -155,6 +158,9 @@ class PaymentsWorker:
                 self._turn()
             self._drain()
             self._guard.stopped()
+        except OUTSIDE_CAUSES:
+            self._guard.excused()
+            raise
         finally:
             self._restorer.stop()
             self._commits.close()
@@ -184,7 +190,11 @@ class PaymentsWorker:
         batch = self._batch
         if batch is not None and not self._commits.busy:
             age_ms = (time.monotonic() - batch.opened_s) * 1000
-            if self._guard.careful or self._policy.due(batch.records, age_ms, waiting_input):
+            if (
+                self._guard.careful
+                or batch.input_bytes >= TAKE_BYTES_MAX
+                or self._policy.due(batch.records, age_ms, waiting_input)
+            ):
                 self._submit()
         if time.monotonic() - self._flushed_s > FLUSH_INTERVAL_S:
             self._flushed_s = time.monotonic()
@@ -233,7 +243,12 @@ class PaymentsWorker:
             return
         if room <= 0:
             return
-        records = self._admission.take(min(room, FETCH_RECORDS_MAX), int(time.time() * 1000))
+        have_bytes = self._batch.input_bytes if self._batch is not None else 0
+        records = self._admission.take(
+            min(room, FETCH_RECORDS_MAX),
+            int(time.time() * 1000),
+            limit_bytes=TAKE_BYTES_MAX - have_bytes,
+        )
         if not records:
             return
         failpoints.hit("payments.taken")
@@ -242,6 +257,7 @@ class PaymentsWorker:
             # The metadata of this moment: fetched at commit time it could belong to a generation
             # in which some of these partitions are another worker's.
             batch = self._batch = Batch(self._consumer.consumer_group_metadata(), time.monotonic())
+        batch.input_bytes += sum([len(r.value) for r in records if r.value is not None])
         handle, table = self._stage.handle, self._table
         if self._guard.careful:
             for record in records:
@@ -289,7 +305,7 @@ class PaymentsWorker:
             {p: offset + 1 for p, offset in self._table_offsets.items()}, int(time.time() * 1000)
         )
         failpoints.hit("payments.cache_applied")
-        self._guard.committed()
+        self._guard.committed(batch.offsets)
         metrics.batch_records.labels(STAGE).observe(batch.records)
         for (topic, partition), offset in batch.offsets.items():
             first = batch.first_offsets[(topic, partition)]
@@ -332,6 +348,7 @@ class PaymentsWorker:
         consumer.assign(assigned)
         consumer.pause(assigned)
         self._admission.assign(self._positions)
+        self._guard.assigned(self._positions)
         self._epoch += 1
         self._restore_began_s = time.monotonic()
         self._restorer.begin(tp.partition for tp in partitions)
@@ -352,9 +369,10 @@ class PaymentsWorker:
             return
         outcome = self._commits.wait(REBALANCE_WAIT_S)
         if outcome is None:
-            raise UserError(
-                f"{self._spec.name}: a transaction did not end within {REBALANCE_WAIT_S:.0f} s of "
-                "a rebalance; the process ends and its successor resolves it."
+            # Not a UserError: a slow broker is no reason for the supervisor to give up.
+            raise LaneFatal(
+                f"a transaction did not end within {REBALANCE_WAIT_S:.0f} s of a rebalance; the "
+                "successor of this process resolves it"
             )
         if apply and outcome is Outcome.COMMITTED:
             self._take_outcome(outcome)
