@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
+from pipeline.domain.invariant import invariant
 from pipeline.runtime import failpoints
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.kafka_errors import Course, LaneFatal, course_of, kafka_error
@@ -107,7 +108,8 @@ class Lane:
         self._build()
 
     def close(self) -> None:
-        """Let the producer go; an open transaction is aborted first."""
+        """Let the producer go. A transaction left open is aborted by the next producer of this
+        transactional id, or by the broker after its time-out."""
         self._producer = None
 
     def run(self, work: Work) -> Outcome:
@@ -117,6 +119,7 @@ class Lane:
         transactions cannot be observed. On ABORTED the caller rewinds its inputs to where the
         batch began; nothing of the work is visible to a read_committed reader.
         """
+        invariant(bool(work.offsets), "an empty list of offsets fences nobody")
         if self._suspect:
             self._rebuild()
         watch = self._watch
@@ -142,6 +145,7 @@ class Lane:
         self._producer.poll(0)
         failpoints.hit(f"{stage}.committed")
         if watch.ended_plainly:
+            self._unseen_ends = 0
             return Outcome.COMMITTED
         return self._resolve(work)
 

@@ -45,8 +45,12 @@ class WorkerSpec:
 
     @property
     def transactional_id(self) -> str:
-        """App, prefix, node, stage, slot: a restarted worker fences its own zombie at once."""
-        return f"{APP}.{self.topics.prefix}{self.node_id}.{self.stage}.{self.slot}"
+        """App, prefix, node, stage, slot: a restarted worker fences its own zombie at once.
+
+        Parted by slashes, which no topic's name can hold: with dots the prefix ``a.`` and the
+        node ``b`` would be one with no prefix and the node ``a.b``, and fence each other for ever.
+        """
+        return f"{APP}/{self.topics.prefix}/{self.node_id}/{self.stage}/{self.slot}"
 
     @property
     def instance_id(self) -> str:
