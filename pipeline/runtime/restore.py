@@ -122,6 +122,8 @@ class Restorer:
         self._now_ms = now_ms
         self._consumer: Consumer | None = None
         self._waiting: dict[int, int] = {}
+        self._began_ms = 0
+        self._saved_at_ms: dict[int, int] = {}
         self.records_read = 0
         self.plans: list[RestorePlan] = []
 
@@ -133,20 +135,26 @@ class Restorer:
             return
         self.plans = []
         assignment = []
+        began_ms = self._began_ms = self._now_ms()
         for partition, (low, end) in read_uncommitted_ends(
             self._admin, self._topic, wanted
         ).items():
+            checkpoint = self._table.checkpoint(partition)
             plan = plan_restore(
                 partition,
-                self._table.checkpoint(partition),
+                checkpoint,
                 cluster_id=self._cluster_id,
                 topic_id=self._topic_id,
                 low=low,
                 end=end,
-                now_ms=self._now_ms(),
+                now_ms=began_ms,
                 delete_retention_ms=self._delete_retention_ms,
             )
             self.plans.append(plan)
+            # As old as the reading that it came from, until the end is reached: a tombstone that
+            # is still ahead may be compacted away before a broken-off restoration goes on.
+            kept = None if plan.wipe else checkpoint
+            self._saved_at_ms[partition] = began_ms if kept is None else kept.saved_at_ms
             if plan.wipe:
                 self._table.wipe(partition)
             if plan.start < plan.end:
@@ -194,9 +202,10 @@ class Restorer:
         for partition, offset in reached.items():
             records = slices.get(partition, [])
             self.records_read += len(records)
-            self._table.restore(partition, records, offset, self._now_ms())
             if offset >= self._waiting.get(partition, 0):
                 self._waiting.pop(partition, None)
+                self._saved_at_ms[partition] = self._began_ms
+            self._table.restore(partition, records, offset, self._saved_at_ms[partition])
         failpoints.hit("payments.restoring")
         if not self._waiting:
             self.stop()

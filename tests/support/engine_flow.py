@@ -271,7 +271,8 @@ class EngineFlow:
             committed = self.committed(stage, role)
             return all(committed[p] >= end for p, end in ends.items())
 
-        wait_until(reached, timeout_s, f"{stage} consumed {role} up to {dict(ends)}", interval_s=0.1)
+        what = f"{stage} consumed {role} up to {dict(ends)}"
+        wait_until(reached, timeout_s, what, interval_s=0.1)
 
 
 def ends_of(*positions: tuple[int, int]) -> dict[int, int]:
