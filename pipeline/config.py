@@ -7,12 +7,13 @@ a command go before both.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,8 +21,16 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from pipeline.embedded.processes import ProcessIdentity, is_alive
 from pipeline.errors import UserError
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
+
+# What Kafka takes in the names of topics and group members; short enough to leave room for ours.
+NAME = r"^[A-Za-z0-9._-]{0,100}$"
+
+PREFIX = "PAYSTREAM_"
+# Other names with our prefix, which are no settings.
+NO_SETTINGS = {"PAYSTREAM_CONFIG", "PAYSTREAM_CACHE_DIR"}
 
 # Written by `paystream up` in the state directory while it runs.
 RUNNING_FILE = "up.json"
@@ -41,11 +50,16 @@ class _RunningFlow(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         known = self.current_state.get("state_dir")
-        path = (Path(known) if known else state_home()) / RUNNING_FILE
+        path = (Path(known).expanduser() if known else state_home()) / RUNNING_FILE
         try:
             said: dict[str, Any] = json.loads(path.read_text())
-            os.kill(int(said["pid"]), 0)
-        except (OSError, ValueError, KeyError):
+            # With its start: another process may have the pid of an `up` that was killed.
+            running = is_alive(ProcessIdentity(int(said["pid"]), said["started"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        brokers = self.current_state.get("bootstrap_servers")
+        if not running or brokers not in (None, said.get("bootstrap_servers")):
+            # Another cluster was named: this machine's books and gateway are not its.
             return {}
         return {
             name: said[name]
@@ -63,13 +77,17 @@ class _RunningFlow(PydanticBaseSettingsSource):
 class Settings(BaseSettings):
     """All of them, with their units in the names."""
 
-    model_config = SettingsConfigDict(env_prefix="PAYSTREAM_", extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid")
 
     bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,...")
     node_id: str = Field(
-        "", description="Cluster-unique name of this machine; needed once there are several."
+        "",
+        pattern=NAME,
+        description="Cluster-unique name of this machine; needed once there are several.",
     )
-    topic_prefix: str = Field("", description="Put before every topic and group name.")
+    topic_prefix: str = Field(
+        "", pattern=NAME, description="Put before every topic and group name."
+    )
     partitions: int = Field(12, ge=1, le=10_000, description="Of every topic of the flow.")
     replication_factor: int = Field(1, ge=1, le=10)
     min_insync_replicas: int = Field(1, ge=1, le=10)
@@ -118,9 +136,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        path = Path(os.environ.get("PAYSTREAM_CONFIG") or "paystream.toml")
-        file = TomlConfigSettingsSource(settings_cls, path)
+        file = TomlConfigSettingsSource(settings_cls, config_file())
         return (init_settings, env_settings, file, _RunningFlow(settings_cls))
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        """The ledger's address is made of it, and is told to commands in other directories."""
+        return path.expanduser().absolute()
 
     def topic_settings(self) -> TopicSettings:
         return TopicSettings(
@@ -168,17 +191,46 @@ class Settings(BaseSettings):
 
 def load_settings(**given: Any) -> Settings:
     """Settings with the options that were given on the command line; None means not given."""
-    named = os.environ.get("PAYSTREAM_CONFIG")
-    if named and not Path(named).is_file():
-        raise UserError(f"PAYSTREAM_CONFIG names {named}, which is not a file.")
+    path = config_file()
+    if os.environ.get("PAYSTREAM_CONFIG") and not path.is_file():
+        raise UserError(f"PAYSTREAM_CONFIG names {path}, which is not a file.")
+    for name in sorted(os.environ):
+        meant = _misspelt(name)
+        if meant:
+            raise UserError(f"there is no setting {name}; did you mean {meant}?")
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"the setting {name} (PAYSTREAM_{name.upper()} or {name} in paystream.toml) is wrong: "
-            f"{first['msg']}."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"the configuration file cannot be read: {error}") from error
+        raise UserError(_what_is_wrong(error, path)) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"the configuration file {path} cannot be read: {error}.") from error
+
+
+def config_file() -> Path:
+    """The file that settings are read from, whether or not it is there."""
+    return Path(os.environ.get("PAYSTREAM_CONFIG") or "paystream.toml")
+
+
+def _misspelt(variable: str) -> str | None:
+    """The setting that this variable of the environment misses by a letter or two."""
+    if not variable.startswith(PREFIX) or variable in NO_SETTINGS:
+        return None
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    if variable in known:
+        return None
+    # Others may use the prefix for their own ends; only a near miss is surely meant for us.
+    near = difflib.get_close_matches(variable, known, n=1, cutoff=0.93)
+    return near[0] if near else None
+
+
+def _what_is_wrong(error: ValidationError, path: Path) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else "remove it."
+        return f"there is no setting {name!r}, which {path} sets; {hint}"
+    return (
+        f"the setting {name} ({PREFIX}{name.upper()}, or {name} in {path}) is wrong: "
+        f"{first['msg']}, not {first['input']!r}."
+    )

@@ -78,7 +78,7 @@ class Demo:
             with flow:
                 try:
                     report, faults = self._carry_through(flow)
-                except BaseException:
+                except Exception:
                     _show_log(folder / "workers.log", self.say)
                     raise
         self.say("")

@@ -6,16 +6,21 @@ with it. Both leave no process behind, however they end.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pipeline.config import RUNNING_FILE, Settings
+from pipeline.embedded.cache import make_folder, write_atomically
+from pipeline.errors import UserError
 from pipeline.runtime.worker_spec import WorkerSpec
 
 _log = logging.getLogger(__name__)
@@ -47,8 +52,26 @@ def worker_specs(
     ]
 
 
+def require_free_port(host: str, port: int) -> None:
+    """Refuse a metrics port that somebody else listens on before anything is started."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As the server will: a port whose last connections have only just closed is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"the metrics cannot be served on {host}:{port} ({error.strerror}). Choose another "
+                "port with --metrics-port or PAYSTREAM_METRICS_PORT; 0 takes a free one."
+            ) from error
+
+
 class Workers:
-    """Supervised workers with their metrics on one port."""
+    """Supervised workers with their metrics on one port.
+
+    One at a time for each stage and state directory: two would fence each other's producers and
+    want the same caches.
+    """
 
     def __init__(
         self,
@@ -63,8 +86,22 @@ class Workers:
         from pipeline.runtime.supervisor import Supervisor
 
         catalogue = settings.catalogue()
+        self._locks = ExitStack()
+        try:
+            for stage in workers:
+                self._locks.enter_context(_held(settings, stage))
+        except BaseException:
+            self._locks.close()
+            raise
+        # In the state directory and not a temporary one, which a SIGKILL would leave behind.
+        self._metrics_dir = (
+            settings.state_dir / f"{settings.topic_prefix}metrics-{'-'.join(workers)}"
+        )
+        shutil.rmtree(self._metrics_dir, ignore_errors=True)
+        self._metrics_dir.mkdir()
         self.supervisor = Supervisor(
-            worker_specs(settings, workers, node_id=node_id, log_file=log_file)
+            worker_specs(settings, workers, node_id=node_id, log_file=log_file),
+            metrics_dir=self._metrics_dir,
         )
         self._lags = {
             stage: GroupLag(
@@ -88,6 +125,7 @@ class Workers:
         except BaseException:
             self._lag_collector.close()
             self.supervisor.stop()
+            self._let_go()
             raise
 
     def start(self) -> None:
@@ -100,7 +138,29 @@ class Workers:
         self._lag_collector.close()
         for lag in self._lags.values():
             lag.close()
+        self._let_go()
         return clean
+
+    def _let_go(self) -> None:
+        shutil.rmtree(self._metrics_dir, ignore_errors=True)
+        self._locks.close()
+
+
+@contextmanager
+def _held(settings: Settings, stage: str) -> Iterator[None]:
+    """The stage's place in this state directory; it goes with the process, however that ends."""
+    make_folder(settings.state_dir, "state")
+    path = settings.state_dir / f"{settings.topic_prefix}{stage}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{stage} workers run over {settings.state_dir} already. For more of them stop "
+                "those and start them again with more, or give these a PAYSTREAM_STATE_DIR and a "
+                "--node-id of their own."
+            ) from error
+        yield
 
 
 @dataclass
@@ -146,7 +206,7 @@ class LocalFlow:
         from topics.provisioning import provision
 
         s = self.settings
-        s.state_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(s.state_dir, "state")
         self.kafka = start_kafka(
             s.state_dir / "kafka",
             heap_mb=s.broker_heap_mb,
@@ -161,6 +221,9 @@ class LocalFlow:
         )
         self.settings = s = s.model_copy(
             update={
+                # There is one broker, whatever a production cluster is told.
+                "replication_factor": 1,
+                "min_insync_replicas": 1,
                 "bootstrap_servers": self.kafka.bootstrap_servers,
                 "gateway_url": self.simulator.url,
             }
@@ -178,11 +241,14 @@ class LocalFlow:
 
     def _announce(self) -> None:
         """Let commands on this machine find the running flow without options."""
+        from pipeline.embedded.processes import this_process
+
         running = self.running
-        (self.settings.state_dir / RUNNING_FILE).write_text(
+        write_atomically(
+            self.settings.state_dir / RUNNING_FILE,
             json.dumps(
                 {
-                    "pid": os.getpid(),
+                    **asdict(this_process()),
                     "bootstrap_servers": self.settings.bootstrap_servers,
                     "gateway_url": self.settings.gateway_url,
                     "ledger_url": self.settings.books_url(),
@@ -191,7 +257,7 @@ class LocalFlow:
                     "metrics_url": running.metrics.url if running else "",
                 },
                 indent=2,
-            )
+            ),
         )
 
     def tick(self) -> None:
@@ -210,6 +276,8 @@ class LocalFlow:
         if self.running is not None:
             clean = self.running.stop()
             self.running = None
+            if not clean:
+                self.say("Not every worker drained in time; the next start resumes what it left")
         if self.simulator is not None:
             stop_simulator(self.simulator)
             self.simulator = None

@@ -24,6 +24,7 @@ from pipeline.runtime.worker_spec import (
     EXIT_LANE_FATAL,
     EXIT_USER_ERROR,
     LAST_ERROR,
+    SUPERVISOR_PID,
     WorkerSpec,
     configure_logging,
     decode_spec,
@@ -233,10 +234,11 @@ class _LedgerCounts:
 
 def _die_with_parent() -> None:
     """Ask Linux for a SIGTERM when the supervisor dies, so that no worker is left behind."""
-    parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent or parent == 1:
+        # It may have gone before the call. Not by `parent == 1`: in a container the supervisor
+        # itself is process 1.
+        if str(os.getppid()) != os.environ.get(SUPERVISOR_PID, str(os.getppid())):
             os.kill(os.getpid(), signal.SIGTERM)
 
 

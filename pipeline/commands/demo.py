@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
 
 
@@ -24,7 +23,10 @@ def demo_command(
 ) -> None:
     """Start everything fresh, carry a file of orders through, and judge the result.
 
-    Exit code 0: every guarantee held. 1: one did not, or something is still on its way.
+    Lines of the file that cannot be taken are named, and the others carried through.
+
+    Exit code 0: every guarantee held. 1: one did not, or something is still on its way. 2: nothing
+    ran, because the file or an option is wrong. 130: interrupted.
 
     Examples:
 
@@ -33,12 +35,12 @@ def demo_command(
       paystream demo --orders my-orders.jsonl --faults none
     """
     from pipeline.demo import Demo, sample_file
+    from pipeline.gateways.simulator import FaultPlan
     from producers.invoice_csv import read_invoices
     from producers.order_file import detect_format
     from producers.order_jsonl import read_orders
 
-    if faults not in ("none", "default") and not Path(faults).is_file():
-        raise UserError(f"--faults must be none, default, or a file; {faults!r} is none of them.")
+    FaultPlan.named(faults)
     path = orders or sample_file()
     now_ms = int(time.time() * 1000)
     read = read_invoices if detect_format(path) == "invoice-csv" else read_orders
@@ -47,8 +49,7 @@ def demo_command(
         typer.echo(f"{path}:{problem.line_number}: {problem.reason}", err=True)
     if not found.orders:
         raise UserError(f"{path} holds no order that can be published.")
-    # A plain kill of the demo stops what it started, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    StopSignals()
     code = Demo(orders_file=path, found=found, faults=faults, say=_say).run()
     raise typer.Exit(code)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import shlex
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
 
 TICK_S = 0.2
@@ -49,12 +49,17 @@ def up_command(
 
       paystream up --payments-workers 2 --faults default --metrics-port 0
     """
-    from pipeline.config import load_settings
-    from pipeline.local import LocalFlow
+    from pipeline.config import load_settings, state_home
+    from pipeline.embedded.cache import make_folder
+    from pipeline.gateways.simulator import FaultPlan
+    from pipeline.local import LocalFlow, require_free_port
 
     settings = load_settings(metrics_port=metrics_port, state_dir=state_dir, partitions=partitions)
-    stop = _stop_on_signals()
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    # What is wrong with the options is said at once, not after ten seconds of starting.
+    FaultPlan.named(faults)
+    require_free_port(settings.metrics_host, settings.metrics_port)
+    make_folder(settings.state_dir, "state")
+    stop = StopSignals()
     log_file = settings.state_dir / "workers.log"
     flow = LocalFlow(
         settings,
@@ -72,11 +77,14 @@ def up_command(
         typer.echo(f"metrics    {running.metrics.url if running else '-'}")
         typer.echo(f"log        {log_file}")
         typer.echo("Ctrl-C drains and stops everything. In another terminal:")
+        if settings.state_dir != state_home():
+            typer.echo(f"  export PAYSTREAM_STATE_DIR={shlex.quote(str(settings.state_dir))}")
         typer.echo(
             "  paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 "
             "--currency GBP --token tok_ok"
         )
-        while not stop.wait(TICK_S):
+        stop.ready()
+        while not stop.asked.wait(TICK_S):
             flow.tick()
         typer.echo("draining")
     typer.echo("stopped")
@@ -114,7 +122,7 @@ def run_command(
     from confluent_kafka.admin import AdminClient
 
     from pipeline.config import load_settings
-    from pipeline.local import Workers
+    from pipeline.local import Workers, require_free_port
     from pipeline.runtime.cluster import require_co_partitioned
     from pipeline.runtime.worker_spec import configure_logging
 
@@ -122,7 +130,8 @@ def run_command(
         bootstrap_servers=bootstrap_servers, node_id=node_id, metrics_port=metrics_port
     )
     node = _node_id(settings.node_id, settings.bootstrap_servers)
-    stop = _stop_on_signals()
+    require_free_port(settings.metrics_host, settings.metrics_port)
+    stop = StopSignals()
     configure_logging(settings.log_level)
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
     require_co_partitioned(admin, settings.catalogue())
@@ -130,7 +139,8 @@ def run_command(
     try:
         group.start()
         typer.echo(f"{workers} {stage.value} workers as node {node}; metrics {group.metrics.url}")
-        while not stop.wait(TICK_S):
+        stop.ready()
+        while not stop.asked.wait(TICK_S):
             group.supervisor.tick()
     finally:
         clean = group.stop()
@@ -156,19 +166,18 @@ def simulator_command(
     import asyncio
 
     from pipeline.config import load_settings
+    from pipeline.embedded.cache import make_folder
+    from pipeline.embedded.ports import free_ports
     from pipeline.gateways.simulator.faults import FaultPlan
     from pipeline.gateways.simulator.server import SimulatorSettings, serve
 
+    plan = FaultPlan.named(faults)
     path = books or load_settings().state_dir / "gateway-books.sqlite"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "books")
+    # 0 is chosen here, so that the address can be told.
+    port = port or free_ports(1)[0]
     typer.echo(f"simulator on http://{host}:{port}, books in {path}; Ctrl-C stops it")
-    asyncio.run(
-        serve(
-            SimulatorSettings(
-                books=path, plan=FaultPlan.named(faults), seed=seed, port=port, host=host
-            )
-        )
-    )
+    asyncio.run(serve(SimulatorSettings(books=path, plan=plan, seed=seed, port=port, host=host)))
 
 
 def _node_id(given: str, bootstrap_servers: str) -> str:
@@ -183,17 +192,6 @@ def _node_id(given: str, bootstrap_servers: str) -> str:
         "that no other machine uses, the same after a restart. Two machines under one name would "
         "fence each other's producers."
     )
-
-
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-
-    def ask(*_: object) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
-    return stop
 
 
 def _say(line: str) -> None:

@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.runtime.worker_spec import (
     EXIT_USER_ERROR,
     LAST_ERROR,
+    SUPERVISOR_PID,
     WORKER_MODULE,
     WorkerSpec,
     encode_spec,
@@ -152,8 +153,12 @@ class Supervisor:
             env={
                 **os.environ,
                 **self._environment,
+                SUPERVISOR_PID: str(os.getpid()),
                 "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir),
             },
+            # Out of the terminal's reach: a Ctrl-C that met a worker before it could ignore it
+            # would end it with a traceback.
+            process_group=0,
         )
         if process.stdin is not None:
             process.stdin.write(encode_spec(slot.spec))

@@ -15,6 +15,8 @@ APP = "paystream"
 
 # What a supervisor starts; it stands above the runtime, since it puts all parts together.
 WORKER_MODULE = "pipeline.worker"
+# In a worker's environment: whose death it follows.
+SUPERVISOR_PID = "PAYSTREAM_SUPERVISOR_PID"
 
 EXIT_USER_ERROR = 2
 EXIT_LANE_FATAL = 3

@@ -1,0 +1,43 @@
+"""Ctrl-C, SIGTERM and a closed terminal: heard at any moment, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopSignals:
+    """From now on the first of these signals ends the command in good order.
+
+    Until ``ready`` is called it raises SystemExit(128 + signal) wherever the command is, so that a
+    start or a long run is left at once and what was started is stopped on the way out; after that
+    it sets ``asked``. Later ones are ignored: a terminal and a wrapper such as ``timeout`` may each
+    send one, and the second must not cut the clean-up short.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._is_ready = False
+        for number in SIGNALS:
+            # What nohup ignores stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._hear)
+
+    def ready(self) -> None:
+        """The command looks at ``asked`` by itself from here on."""
+        self._is_ready = True
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked.is_set():
+            return
+        self.asked.set()
+        if self._is_ready:
+            return
+        # Not by print: the signal may have come in the middle of one.
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nstopping\n")
+        sys.exit(128 + number)
