@@ -14,6 +14,8 @@ from benchmarks.settlement_watch import SettlementWatch, verify_settlements
 # Without a single settlement for so long the run has failed. A first batch takes two seconds on an
 # idle machine, a quarter of a minute on one that is shared.
 STALL_S = 60.0
+# Settlements come in transactions of thousands: a rate over a few of them is chance.
+FLOWING_S_MIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,11 @@ def drain(pool: OrderPool, options: FlowOptions, *, payments_workers: int, say: 
 
 def flowing_rate(watch: SettlementWatch) -> float | None:
     """Settlements a second between the first and the last look that found some; what the first
-    look found came before. None when one look found all."""
-    after_first = len(watch.seen) - watch.first_count
-    if watch.first_s is None or after_first == 0:
+    look found came before. None when that is too little to say anything."""
+    if watch.first_s is None:
         return None
-    return after_first / (watch.last_s - watch.first_s)
+    seconds = watch.last_s - watch.first_s
+    after_first = len(watch.seen) - watch.first_count
+    if seconds < FLOWING_S_MIN or after_first < len(watch.seen) / 2:
+        return None
+    return after_first / seconds

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from confluent_kafka import Producer
+
 from benchmarks.failure import WrongRun
 from pipeline.config import Settings, load_settings
 from pipeline.domain.invariant import invariant
@@ -24,6 +26,9 @@ Say = Callable[[str], None]
 GatewayKind = Literal["in-process", "simulator"]
 
 NODE_ID = "bench"
+READY_TIMEOUT_S = 60.0
+# The syslog level of a client that is expected to be told "not yet" while a broker comes up.
+LOG_ERRORS_ONLY = 3
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,24 @@ def ground(options: FlowOptions) -> Iterator[Ground]:
                 log_level="WARNING",
             )
             provision(kafka.bootstrap_servers, settings.catalogue())
+            _ready_for_transactions(kafka.bootstrap_servers)
             pid = kafka.brokers[0].pid
             invariant(pid is not None, "a broker that was just started runs")
             yield Ground(settings, pid or 0)
         finally:
             stop_kafka(kafka)
+
+
+def _ready_for_transactions(bootstrap_servers: str) -> None:
+    """A new broker makes its transaction log when it is first asked for; that is not measured."""
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "transactional.id": "benchmark-ready",
+            "log_level": LOG_ERRORS_ONLY,
+        }
+    )
+    producer.init_transactions(READY_TIMEOUT_S)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarks.drain import STALL_S
 from benchmarks.failure import WrongRun
@@ -14,7 +13,6 @@ from benchmarks.flow import FlowOptions, Ground, Say, ground, require_undisturbe
 from benchmarks.order_pool import OrderPool, make_pool
 from benchmarks.settlement_watch import SettlementWatch, verify_settlements
 from pipeline.domain.invariant import invariant
-from pipeline.domain.model import Settlement
 from pipeline.runtime.supervisor import Supervisor
 from producers.load_generator import LoadReport, run_load
 from schemas.codec import default_codec
@@ -128,7 +126,7 @@ class _Timer:
     def __init__(self, watch: SettlementWatch, supervisor: Supervisor) -> None:
         self._watch = watch
         self._supervisor = supervisor
-        self._decode: Any = default_codec().decoder("settlement", into={"Settlement": Settlement})
+        self._decode = default_codec().decoder("settlement")
 
     def wait(self, count: int) -> list[_Timing]:
         """The timings of the next ``count`` settlements."""
@@ -145,11 +143,11 @@ class _Timer:
                     f"{len(timings):,} of {count:,} settlements, then {STALL_S:.0f} s none."
                 )
             for message in messages:
-                settlement: Settlement = self._decode(message.value())
-                ordered_at_ms = settlement.ordered_at_ms
+                settlement = self._decode(message.value())
+                ordered_at_ms = settlement["ordered_at_ms"]
                 timings.append(
                     _Timing(
-                        index=int(settlement.order_id.rsplit("-", 1)[1]),
+                        index=int(settlement["order_id"].rsplit("-", 1)[1]),
                         append_ms=message.timestamp()[1] - ordered_at_ms,
                         seen_ms=now_ms - ordered_at_ms,
                     )

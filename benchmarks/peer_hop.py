@@ -61,6 +61,7 @@ def run(spec: HopSpec) -> None:
         {
             "bootstrap.servers": spec.bootstrap_servers,
             "transactional.id": name,
+            "log_level": 3,
             "linger.ms": 5,
             "batch.num.messages": 10_000,
             "batch.size": 1_000_000,

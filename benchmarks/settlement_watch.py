@@ -12,7 +12,6 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from benchmarks.failure import WrongRun
-from pipeline.domain.model import Settlement
 from schemas.codec import default_codec
 
 FETCH_MAX = 10_000
@@ -94,11 +93,11 @@ class SettlementWatch:
 
 def verify_settlements(messages: list[Any], expected: Mapping[str, int]) -> None:
     """WrongRun unless every order was settled once, with its own id and amount."""
-    decode = default_codec().decoder("settlement", into={"Settlement": Settlement})
+    decode = default_codec().decoder("settlement")
     found: dict[str, int] = {}
     for message in messages:
-        settlement: Settlement = decode(message.value())
-        found[settlement.settlement_id] = settlement.amount_minor
+        settlement = decode(message.value())
+        found[settlement["settlement_id"]] = settlement["amount_minor"]
     if found != expected:
         missing = len(expected.keys() - found.keys())
         foreign = len(found.keys() - expected.keys())

@@ -1,0 +1,178 @@
+"""The benchmark's own arithmetic, and that it refuses what would make a wrong figure."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main, parse
+from benchmarks.codec_costs import codec_costs, decision_costs
+from benchmarks.drain import Drained
+from benchmarks.failure import WrongRun
+from benchmarks.latency import percentiles
+from benchmarks.machine import describe_machine
+from benchmarks.order_pool import make_pool
+from benchmarks.process_use import ProcessCost, ProcessUse, cost, parse_use, process_use
+from benchmarks.report import BEGIN, END, Results, as_text, require_markers, write_document
+from benchmarks.settlement_watch import verify_settlements
+from pipeline.domain.model import Settlement
+from pipeline.domain.records import to_record
+from pipeline.errors import UserError
+from schemas.codec import default_codec
+from tests.house import TOP
+
+
+class Message:
+    """A consumed settlement, as far as the check looks at it."""
+
+    def __init__(self, settlement_id: str, amount_minor: int) -> None:
+        settlement = Settlement(
+            settlement_id=settlement_id,
+            merchant_id="m",
+            order_id="o",
+            payment_id="p",
+            operation_id="o",
+            kind="capture",
+            amount_minor=amount_minor,
+            currency="GBP",
+            gateway="g",
+            gateway_reference="r",
+            business_date="2026-01-01",
+            ordered_at_ms=1,
+            settled_at_ms=2,
+        )
+        self._value = default_codec().encoder("settlement")(to_record(settlement))
+
+    def value(self) -> bytes:
+        return self._value
+
+
+def test_percentiles_are_values_that_were_measured() -> None:
+    """By nearest rank, so no latency is invented between two others."""
+    found = percentiles([float(n) for n in range(100, 0, -1)])
+    assert (found.p50, found.p95, found.p99, found.max) == (50.0, 95.0, 99.0, 100.0)
+    assert percentiles([7.0]).p99 == 7.0
+    with pytest.raises(ValueError, match="no values"):
+        percentiles([])
+
+
+@pytest.mark.parametrize(
+    ("settled", "complaint"),
+    [
+        ([("a", 5)], "1 missing"),
+        ([("a", 5), ("b", 6)], "minor units"),
+        ([("a", 5), ("b", 7), ("c", 1)], "1 of no order"),
+        ([("a", 5), ("b", 7), ("b", 7)], "written twice"),
+    ],
+)
+def test_a_run_that_lost_changed_or_doubled_money_gives_no_figure(
+    settled: list[tuple[str, int]], complaint: str
+) -> None:
+    """A fast run with a wrong result is a failure, not a record."""
+    with pytest.raises(WrongRun, match=complaint):
+        verify_settlements([Message(*each) for each in settled], {"a": 5, "b": 7})
+
+
+def test_a_run_with_every_order_settled_once_passes() -> None:
+    """In whatever order the partitions were read."""
+    verify_settlements([Message("b", 7), Message("a", 5)], {"a": 5, "b": 7})
+
+
+def test_the_pool_knows_a_settlement_for_every_order() -> None:
+    """Distinct ids, and pools of other indices share none of them."""
+    pool, later = make_pool(50), make_pool(50, first=50)
+    assert len(pool) == len(pool.expected) == 50
+    assert pool.expected.keys().isdisjoint(later.expected)
+    assert all(amount > 0 for amount in pool.expected.values())
+
+
+def test_cpu_and_memory_are_read_past_a_strange_process_name() -> None:
+    """A name with blanks and parentheses shifts no field."""
+    stat = "42 (a (b) c) S 1 42 42 0 -1 4194304 0 0 0 0 250 50 0 0 20 0"
+    use = parse_use(stat, "Name:\tx\nVmHWM:\t  4096 kB\nVmRSS:\t  2048 kB\n", 100)
+    assert use == ProcessUse(cpu_s=3.0, rss_bytes=2 * 2**20, peak_rss_bytes=4 * 2**20)
+    assert process_use(os.getpid()).peak_rss_bytes > 0
+
+
+def test_a_cost_counts_from_the_first_look() -> None:
+    """What a broker spent on its start is not the orders'."""
+    found = cost("broker", ProcessUse(2.0, 0, 0), ProcessUse(3.0, 2**20, 2**21), 10_000)
+    assert found == ProcessCost("broker", 1.0, 100.0, 1.0, 2.0)
+
+
+def test_every_codec_and_processor_has_a_cost() -> None:
+    """The records that are timed are the flow's own and survive the way there and back."""
+    names = [each.name for each in codec_costs(1) + decision_costs(1)]
+    assert {"encode order", "decode payment", "process_order"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_the_document_gets_the_table_between_its_markers(tmp_path: Path) -> None:
+    """Again and again without growing, and the text around it stays."""
+    path = tmp_path / "b.md"
+    path.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    for _ in range(2):
+        write_document(path, results())
+    text = path.read_text()
+    assert text.startswith("above\n")
+    assert text.endswith(f"{END}\nbelow\n")
+    assert "old" not in text
+    assert text.count("9,000 orders/s") == 1
+    assert "at least 8,000: met" in text
+
+
+def test_a_document_without_markers_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten minutes of measuring must not end in a table that has no place."""
+    path = tmp_path / "b.md"
+    path.write_text("nothing\n")
+    with pytest.raises(UserError, match="where the table goes"):
+        require_markers(path)
+    assert main(["--write", str(path)]) == 2
+    assert "where the table goes" in capsys.readouterr().err
+
+
+def test_the_committed_document_has_its_markers() -> None:
+    """So that --write works on a clone."""
+    require_markers(TOP / "docs" / "benchmarks.md")
+
+
+def test_a_quick_run_cannot_become_the_documented_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Small sizes show that it works, not how fast it is."""
+    with pytest.raises(SystemExit) as left:
+        parse(["--quick", "--write", "docs/benchmarks.md"])
+    assert left.value.code == 2
+    assert "--write needs a whole run" in capsys.readouterr().err
+
+
+def test_the_table_names_the_machine_and_the_command() -> None:
+    """A figure without them means nothing."""
+    text = as_text(results())
+    assert "python -m benchmarks throughput" in text
+    assert "librdkafka" in text
+    assert "payments 0: CPU an order" in text
+
+
+def results() -> Results:
+    return Results(
+        command="python -m benchmarks throughput",
+        date="2026-01-01 00:00 UTC",
+        machine=describe_machine(),
+        drains=[
+            Drained(
+                orders=9_000,
+                payments_workers=1,
+                gateway_workers=1,
+                seconds=1.0,
+                first_settlement_s=0.5,
+                overall_per_s=9_000.0,
+                flowing_per_s=None,
+                processes=(ProcessCost("payments 0", 1.0, 111.0, 90.0, 95.0),),
+            )
+        ],
+    )
