@@ -89,8 +89,10 @@ class Settings(BaseSettings):
         "", pattern=NAME, description="Put before every topic and group name."
     )
     partitions: int = Field(12, ge=1, le=10_000, description="Of every topic of the flow.")
-    replication_factor: int = Field(1, ge=1, le=10)
-    min_insync_replicas: int = Field(1, ge=1, le=10)
+    replication_factor: int = Field(1, ge=1, le=10, description="Copies of every partition.")
+    min_insync_replicas: int = Field(
+        1, ge=1, le=10, description="Copies that must have a record before it counts as written."
+    )
     retention_ms: int = Field(7 * 86_400_000, ge=60_000, description="Of the stream topics.")
     retry_delay_ms: int = Field(5_000, ge=100, description="Delay of the retry tier.")
     inquiry_delay_ms: int = Field(5_000, ge=100, description="Delay of the inquiry tier.")
