@@ -341,8 +341,11 @@ class GatewayWorker:
             self._prefixes[tp.partition] = PartitionPrefix()
             self._positions[tp.partition] = tp.offset
         consumer.incremental_assign(added)
-        if self._paused and added:
+        # Said either way: the client may remember a pause from the last time they were here.
+        if self._paused:
             consumer.pause(added)
+        else:
+            consumer.resume(added)
         self._guard.assigned((self._stage.topic, p) for p in self._positions)
         # Of this generation, and taken before any record of it: see Work.
         self._metadata = consumer.consumer_group_metadata()

@@ -319,6 +319,9 @@ class PaymentsWorker:
         self._batch = None
         positions = [TopicPartition(t, p, o) for (t, p), o in self._positions.items()]
         self._consumer.assign(positions)
+        # The client keeps a pause across an assignment of the same partitions; the buffers are
+        # empty now and would never ask for a resumption.
+        self._consumer.resume(positions)
         self._admission.assign(self._positions)
 
     def _committed_offsets(
