@@ -139,6 +139,9 @@ class GatewayWorker:
         finally:
             self._calls.close()
             self._commits.close()
+            # Closing revokes; what is still under way has failed, and committing more there would
+            # hide why.
+            self._under_way, self._ready_since_s = None, None
             self._consumer.close()
             self._lane.close()
 

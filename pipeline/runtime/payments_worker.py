@@ -164,6 +164,9 @@ class PaymentsWorker:
         finally:
             self._restorer.stop()
             self._commits.close()
+            # Closing revokes; what is still under way has failed, and waiting for it there would
+            # hide why.
+            self._under_way = None
             self._consumer.close()
             self._lane.close()
             self._table.close()

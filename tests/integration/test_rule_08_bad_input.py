@@ -1,0 +1,133 @@
+"""Rule 8 and bad input: whatever an input is, it goes to the dead letters whole and the lane on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Message
+
+from pipeline.domain.keys import record_key
+from pipeline.runtime import dead_letters, failpoints
+from schemas.codec import wire_header
+from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
+from topics.catalogue import MAX_MESSAGE_BYTES
+
+pytestmark = pytest.mark.integration
+
+CARD = b"4111111111111111"
+MASKED = b"411111******1111"
+MIB = 1024 * 1024
+
+
+def joined(letters: list[Message]) -> bytes:
+    return b"".join(m.value() or b"" for m in letters)
+
+
+def test_huge_inputs_are_buried_whole_and_the_lane_goes_on(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """A record of 5 MB that fitted compressed, one of 20 MB that has to be split, and one that
+    cannot be compressed and just fits: each is there byte by byte, its card numbers masked."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
+    inputs = {
+        "five": b"x" * (5 * MIB) + b" " + CARD + b" " + b"tail",
+        "twenty": b"y" * (20 * MIB) + b" " + CARD,
+        # Room for the batch's own bytes, the key and the headers.
+        "dense": os.urandom(MAX_MESSAGE_BYTES - 1_000).replace(b"4", b"_"),
+    }
+    sent = {
+        name: flow.send("orders", record_key("shop", name), value) for name, value in inputs.items()
+    }
+    healthy = [flow.send_order(flow.order(f"after-{n}")) for n in range(10)]
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(*sent.values(), *healthy), running=running)
+    letters = flow.messages("dead-letters")
+    for name, value in inputs.items():
+        own = [m for m in letters if m.key() == record_key("shop", name)]
+        if name == "dense":
+            assert len(joined(own)) == len(value)
+        else:
+            assert joined(own) == value.replace(CARD, MASKED), name
+        partition, offset = sent[name]
+        count = -(-len(value) // dead_letters.CHUNK_BYTES)
+        for number, letter in enumerate(own, 1):
+            headers = headers_of(letter)
+            assert letter.partition() == partition
+            assert headers["dlq.cause"] == "not_wire_format"
+            assert headers["dlq.offset"] == str(offset)
+            assert headers.get("dlq.chunk") == (f"{number}/{count}" if count > 1 else None)
+        assert len(own) == count
+    assert len(flow.messages("payment-requests")) == 10
+
+
+def test_every_kind_of_bad_record_is_one_letter_with_its_lineage(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Unknown id, truncated, trailing bytes, wrong schema, no value, a key that is not text, no
+    key, another's key: each is one letter with its cause, and every good order is asked for."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
+    good = flow.encode("order", flow.order("bad"))
+    key = record_key("shop", "bad")
+    cases: dict[str, tuple[bytes | None, bytes | None]] = {
+        "not_wire_format": (key, b"{}"),
+        "unknown_schema_id": (key, wire_header(987_654) + good[5:]),
+        "truncated": (key, good[:-3]),
+        "trailing_bytes": (key, good + b"\0"),
+        "wrong_schema": (key, flow.encode("payment-request", flow.request(flow.order("bad")))),
+        "empty_value": (key, None),
+        "key_mismatch": (b"\xff\xfe\x00not text", good),
+    }
+    sent = []
+    for number, (cause, (record_key_, value)) in enumerate(cases.items()):
+        header = [("trace", CARD), ("case", cause.encode())]
+        sent.append((cause, flow.send("orders", record_key_, value, headers=header)))
+        sent.append(("", flow.send_order(flow.order(f"good-{number}"))))
+    sent.append(("key_mismatch", flow.send("orders", None, good)))
+    sent.append(("key_mismatch", flow.send("orders", record_key("shop", "other"), good)))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(*[at for _, at in sent]), running=running)
+    found = {}
+    for letter in flow.messages("dead-letters"):
+        headers = headers_of(letter)
+        at = (int(headers["dlq.partition"]), int(headers["dlq.offset"]))
+        assert at not in found, "one letter for each input"
+        found[at] = headers["dlq.cause"]
+        assert headers["dlq.topic"] == flow.topic("orders")
+        assert headers["dlq.stage"] == "payments"
+        assert int(headers["dlq.timestamp_ms"]) > 0
+        if "dlq.header.case" in headers:
+            assert headers["dlq.header.case"] == headers["dlq.cause"]
+            assert headers["dlq.header.trace"] == MASKED.decode()
+    assert found == {at: cause for cause, at in sent if cause}
+    requested = {r.order_id for r in flow.nouns("payment-requests")}
+    assert requested == {f"good-{n}" for n in range(len(cases))}
+
+
+def test_a_letter_and_the_offset_of_its_input_are_one_transaction(
+    kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies between burying and committing leaves neither, and its successor buries
+    the input once."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
+    at = flow.send("orders", record_key("shop", "bad"), b"junk")
+
+    class Died(Exception):
+        pass
+
+    def die(name: str) -> None:
+        if name == "payments.offsets_sent":
+            raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(failpoints, "hit", die)
+        running = RunningWorker(*flow.payments_worker())
+        running.thread.join(60)
+    assert isinstance(running.error, Died)
+    assert len(flow.messages("dead-letters", "read_uncommitted")) == 1, "it had got that far"
+    with flow.running_payments() as second:
+        flow.wait_consumed(ends_of(at), running=second)
+    (letter,) = flow.messages("dead-letters")
+    assert len(flow.messages("dead-letters", "read_uncommitted")) == 2
+    assert headers_of(letter)["dlq.offset"] == str(at[1])
