@@ -123,7 +123,7 @@ def run_command(
 
     from pipeline.config import load_settings
     from pipeline.local import Workers, require_free_port
-    from pipeline.runtime.cluster import require_co_partitioned
+    from pipeline.runtime.cluster import require_co_partitioned, require_reachable
     from pipeline.runtime.worker_spec import configure_logging
 
     settings = load_settings(
@@ -134,6 +134,7 @@ def run_command(
     stop = StopSignals()
     configure_logging(settings.log_level)
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
+    require_reachable(admin, settings.bootstrap_servers)
     require_co_partitioned(admin, settings.catalogue())
     group = Workers(settings, {stage.value: workers}, node_id=node)
     try:

@@ -51,7 +51,7 @@ class Cli:
         """Where this home's flow is kept by default."""
         return self.home / ".local" / "state" / "paystream"
 
-    def run(self, *words: str, timeout_s: float = PATIENCE_S, **environment: str) -> Done:
+    def run(self, *words: str, environment: Mapping[str, str] | None = None) -> Done:
         """One command to its end, as in a terminal beside the others."""
         began_s = time.monotonic()
         done = subprocess.run(
@@ -60,12 +60,12 @@ class Cli:
             cwd=self.cwd,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=PATIENCE_S,
             stdin=subprocess.DEVNULL,
         )
         return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - began_s)
 
-    def start(self, *words: str, **environment: str) -> Terminal:
+    def start(self, *words: str, environment: Mapping[str, str] | None = None) -> Terminal:
         """A command that stays, in a process group of its own as a shell makes it."""
         return Terminal(
             subprocess.Popen(
@@ -101,7 +101,7 @@ class Cli:
     def temporary_files(self) -> list[str]:
         return sorted(str(p.relative_to(self.temporary)) for p in self.temporary.rglob("*"))
 
-    def _env(self, more: Mapping[str, str]) -> dict[str, str]:
+    def _env(self, more: Mapping[str, str] | None) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", MARK) if name in os.environ}
         return {
             **kept,
@@ -111,7 +111,7 @@ class Cli:
             # The jars of this machine: the tests are not about the download.
             "PAYSTREAM_CACHE_DIR": str(cache_dir()),
             **self.environment,
-            **more,
+            **(more or {}),
         }
 
 

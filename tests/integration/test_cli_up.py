@@ -1,0 +1,176 @@
+"""``paystream up`` as it is used: orders from other terminals, crashes, Ctrl-C, and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cli import Cli, Terminal
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
+
+UP = ("up", "--metrics-port", "0", "--partitions", "3")
+RUNNING = "In another terminal"
+# Workers drain in 45 s at most, the broker stops in 20 s; a quiet machine takes 3 s for both.
+STOP_S = 90.0
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+def submit(cli: Cli, order_id: str, environment: Mapping[str, str] | None = None) -> None:
+    done = cli.run(
+        *("order", "submit", "--merchant", "shop", "--order-id", order_id),
+        *("--amount", "12.50", "--currency", "GBP", "--token", "tok_ok"),
+        environment=environment,
+    )
+    assert done.code == 0, done
+
+
+def metrics(up: Terminal) -> dict[str, float]:
+    """Each series with its labels, and its value."""
+    with urllib.request.urlopen(up.value("metrics"), timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+def whole(cli: Cli, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The verdict of `verify` in another terminal, as its summary."""
+    done = cli.run("verify", "--wait", "60", "--json", environment=environment)
+    assert done.code == 0, done
+    summary: dict[str, Any] = json.loads(done.out)["summary"]
+    return summary
+
+
+def stopped_clean(cli: Cli, up: Terminal) -> None:
+    """Ctrl-C drained it: no process and no temporary file is left."""
+    up.interrupt()
+    assert up.ended(STOP_S) == 0, up.said
+    assert "draining" in up.said
+    assert up.said.rstrip().endswith("stopped")
+    assert "Traceback" not in up.said
+    cli.wait_until_nothing_runs(5.0)
+    assert cli.temporary_files() == []
+
+
+def test_a_day_with_up(cli: Cli) -> None:
+    """Orders come from other terminals, a worker crashes, Ctrl-C drains, the next up goes on."""
+    with cli.start(*UP) as up:
+        up.wait_for(RUNNING)
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", up.value("broker"))
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", up.value("simulator"))
+        assert up.value("database") == f"sqlite:///{cli.state_dir}/ledger.sqlite"
+        # Nobody has to name the broker, the books or the gateway.
+        submit(cli, "1001")
+        (cli.cwd / "more.jsonl").write_text(
+            "\n".join(
+                json.dumps(
+                    {
+                        "merchant_id": "shop",
+                        "order_id": f"file-{i}",
+                        "amount_minor": 100 + i,
+                        "currency": "GBP",
+                        "instrument_token": "tok_ok",
+                    }
+                )
+                for i in range(5)
+            )
+        )
+        assert cli.run("orders", "import", "more.jsonl").code == 0
+        assert whole(cli)["payments"] == {"captured": 6}
+        traced = cli.run("trace", "shop:1001")
+        assert traced.code == 0
+        assert "captured" in traced.out
+        # What a person runs on this machine by mistake is refused, and harms nothing.
+        again = cli.run(*UP)
+        assert again.code == 2
+        assert "another `paystream up`" in again.err
+
+        seen = metrics(up)
+        counted = 'paystream_records_total{stage="payments",topic="orders"}'
+        assert seen[counted] == 6
+        assert any(name.startswith("paystream_consumer_lag{") for name in seen)
+        restarts = 'paystream_worker_restarts{worker="payments-0"}'
+        assert seen[restarts] == 0
+        worker = worker_of(up, "payments")
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: metrics(up)[restarts] == 1, 60, "the supervisor counts the restart")
+        submit(cli, "1002")
+        assert whole(cli)["payments"] == {"captured": 7}
+        stopped_clean(cli, up)
+
+    assert cli.run("trace", "shop:1001").code == 3
+    with cli.start(*UP) as up:
+        up.wait_for(RUNNING)
+        submit(cli, "1001")  # it is the same order: known, and charged before
+        submit(cli, "1003")
+        summary = whole(cli)
+        assert summary["payments"] == {"captured": 8}
+        assert summary["orders_repeated"] == 1
+        assert summary["gateway"]["charges"] == 8
+        stopped_clean(cli, up)
+
+
+def test_a_killed_up_takes_everything_with_it_and_loses_nothing(cli: Cli) -> None:
+    """SIGKILL of `up` ends workers, simulator and broker; the next one carries on."""
+    place = str(cli.folder / "a place")
+    here = {"PAYSTREAM_STATE_DIR": place}
+    with cli.start(*UP, "--state-dir", place) as up:
+        up.wait_for(RUNNING)
+        assert f"export PAYSTREAM_STATE_DIR='{place}'" in up.said
+        for index in range(3):
+            submit(cli, f"k-{index}", environment=here)
+        up.process.kill()
+        up.ended()
+        # A worker whose broker went with its supervisor still tries to drain, within 30 s.
+        cli.wait_until_nothing_runs(60.0)
+        assert cli.temporary_files() == []
+        # The note that it left behind points nobody to a broker that is gone.
+        assert cli.run("trace", "shop:k-0", environment=here).code == 3
+    with cli.start(*UP, "--state-dir", place) as up:
+        up.wait_for(RUNNING)
+        summary = whole(cli, here)
+        assert summary["payments"] == {"captured": 3}
+        assert summary["gateway"]["charges"] == 3
+        stopped_clean(cli, up)
+
+
+@pytest.mark.parametrize("moment", ["Starting Kafka", "Kafka serves", "Starting workers"])
+def test_ctrl_c_while_starting_leaves_nothing(cli: Cli, moment: str) -> None:
+    """A start is left at once, whatever it was doing, and twice is not worse than once."""
+    with cli.start(*UP) as up:
+        up.wait_for(moment)
+        up.interrupt()
+        up.interrupt()
+        assert up.ended(STOP_S) in (130, 0), up.said
+        assert "Traceback" not in up.said
+        cli.wait_until_nothing_runs(10.0)
+        assert cli.temporary_files() == []
+        assert not (cli.state_dir / "up.json").exists()
+
+
+def worker_of(up: Terminal, stage: str) -> int:
+    """The process id of a stage's worker."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes()
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == up.process.pid and b"pipeline.worker" in line:
+            found.append(int(folder.name))
+    # They are started in this order.
+    return sorted(found)[("payments", "gateway", "ledger").index(stage)]
