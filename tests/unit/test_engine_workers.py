@@ -17,6 +17,7 @@ from pipeline.domain.keys import record_key
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime import gateway_worker
 from pipeline.runtime.calls import Calls
+from pipeline.runtime.cluster import consumer_config
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.gateway_stage import GatewayStage
@@ -293,3 +294,22 @@ def test_a_careful_gateway_worker_has_one_record_open(
     inside._pace(0)
     assert fetching == ["paused", "resumed"]
     inside._calls._loop.close()
+
+
+def test_a_worker_is_the_same_to_the_cluster_after_a_restart(flow: EngineFlow) -> None:
+    """Its transactional id fences its own zombie and its member id takes its partitions back, so
+    neither may hold anything of the process."""
+    spec = flow.spec("payments", 3, node_id="n7")
+    assert spec.transactional_id == "paystream/t./n7/payments/3"
+    assert spec.instance_id == "n7.3"
+
+
+def test_input_consumers_are_static_committed_and_skip_nothing() -> None:
+    """The instance id is part of the fence, stable offsets of the restoration, and no reset policy
+    may skip or repeat what the group has not committed."""
+    config = consumer_config("b", group_id="g", instance_id="n1.0", strategy="range")
+    assert config["group.instance.id"] == "n1.0"
+    assert config["isolation.level"] == "read_committed"
+    assert config["auto.offset.reset"] == "error"
+    assert config["enable.auto.commit"] is False
+    assert config["enable.auto.offset.store"] is False
