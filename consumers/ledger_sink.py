@@ -78,6 +78,9 @@ class LedgerMetrics(Protocol):
     def batch_seconds(self, seconds: float) -> None:
         """Duration of one committed database transaction."""
 
+    def booked_after(self, seconds: float) -> None:
+        """From the append of a batch's oldest settlement until it was booked."""
+
     def lag(self, partition: int, records: int) -> None:
         """Records not yet booked; 1 can be a control record, which is never booked."""
 
@@ -95,6 +98,8 @@ class NoMetrics:
     def dead_lettered(self, cause: str) -> None: ...
 
     def batch_seconds(self, seconds: float) -> None: ...
+
+    def booked_after(self, seconds: float) -> None: ...
 
     def lag(self, partition: int, records: int) -> None: ...
 
@@ -347,6 +352,11 @@ class LedgerSink:
         failpoints.hit("ledger.committed")
         self._advanced_s = time.monotonic()
         self._metrics.batch_seconds(self._advanced_s - started_s)
+        if batch.items:
+            oldest_ms = min(
+                batch.messages[item.partition, item.offset].timestamp()[1] for item in batch.items
+            )
+            self._metrics.booked_after(max(0.0, time.time() - oldest_ms / 1000))
         for partition, moved in progress.items():
             self._stored[partition] = moved.next_offset
             if self._reached.get(partition, 0) <= moved.next_offset:

@@ -64,19 +64,11 @@ def main() -> int:
 def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
     """Everything a worker needs, made here and passed in; returns its ``run``."""
     from pipeline.observability.metrics import Metrics
-    from schemas.codec import Codec, default_codec
+    from pipeline.record_codec import record_codec
     from topics.catalogue import build_catalogue
 
     catalogue = build_catalogue(spec.topics)
-    options = spec.options
-    registry_url = options.get("schema_registry_url")
-    if registry_url:
-        from schemas.registry import RegistryIds
-
-        topic_of = {t.schema: t.name for t in catalogue.topics.values() if t.schema is not None}
-        codec = Codec(RegistryIds(registry_url, topic_of))
-    else:
-        codec = default_codec()
+    codec = record_codec(catalogue, spec.options.get("schema_registry_url") or "")
     metrics = Metrics()
     build = {"payments": _payments, "gateway": _gateway, "ledger": _ledger}[spec.stage]
     return build(spec, catalogue, codec, metrics, stop)
@@ -224,6 +216,9 @@ class _LedgerCounts:
 
     def batch_seconds(self, seconds: float) -> None:
         self._metrics.ledger_batch_seconds.observe(seconds)
+
+    def booked_after(self, seconds: float) -> None:
+        self._metrics.stage_seconds.labels("ledger").observe(seconds)
 
     def lag(self, partition: int, records: int) -> None:
         """Served by the supervisor for every stage alike."""

@@ -47,6 +47,14 @@ class Metrics:
             buckets=_TRANSACTION_BUCKETS,
             registry=r,
         )
+        self.stage_seconds = Histogram(
+            "paystream_stage_seconds",
+            "From the append of a batch's oldest input (for a tier: its due time) until its effect "
+            "is committed.",
+            ["stage"],
+            buckets=_END_TO_END_BUCKETS,
+            registry=r,
+        )
         self.batch_records = Histogram(
             "paystream_batch_records",
             "Input records in a transaction.",

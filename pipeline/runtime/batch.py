@@ -29,6 +29,8 @@ class Batch:
     latencies_ms: list[int] = field(default_factory=list)
     records: int = 0
     input_bytes: int = 0
+    # Append time of the oldest input (epoch ms), a tier's delay added; for the stage's latency.
+    oldest_ms: int | None = None
 
     def took(self, topic: str, partition: int, offset: int) -> None:
         """An input of this offset is part of the batch."""
@@ -36,6 +38,11 @@ class Batch:
         self.first_offsets.setdefault(tp, offset)
         self.offsets[tp] = offset + 1
         self.records += 1
+
+    def aged(self, timestamp_ms: int) -> None:
+        """An input that was due at this time is part of the batch."""
+        if self.oldest_ms is None or timestamp_ms < self.oldest_ms:
+            self.oldest_ms = timestamp_ms
 
     def seal(self, on_table_offset: Callable[[int, int], None] | None = None) -> Work:
         """The work of one transaction; ``on_table_offset(partition, offset)`` hears the last

@@ -273,6 +273,7 @@ class GatewayWorker:
                 batch.took(topic, partition, offset)
                 batch.outputs.extend(outputs)
                 if call is not None and call.answer is not None:
+                    batch.aged(call.token[1].timestamp_ms)
                     name = f"{call.request.gateway}|{call.request.kind}|{call.answer.outcome}"
                     batch.notes[("calls", name)] += 1
                     if call.seconds:
@@ -312,6 +313,9 @@ class GatewayWorker:
                 self._positions[partition] = offset
         self._guard.committed(batch.offsets)
         metrics.batch_records.labels(STAGE).observe(batch.records)
+        if batch.oldest_ms is not None:
+            age_s = time.time() - batch.oldest_ms / 1000
+            metrics.stage_seconds.labels(STAGE).observe(max(0.0, age_s))
         metrics.records.labels(STAGE, self._stage.topic).inc(batch.records)
         for (group, name), count in batch.notes.items():
             if group == "calls":

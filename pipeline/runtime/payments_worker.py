@@ -90,6 +90,7 @@ class PaymentsWorker:
         self._orders_allowed = orders_allowed
         self._hot_max = hot_max
         self._producer_overrides = dict(producer_overrides or {})
+        self._delay_ms = {lane.topic: lane.delay_ms or 0 for lane in stage.lanes}
         self._admission = Admission(stage.lanes, buffer_max=BUFFER_RECORDS_MAX)
         self._guard = CrashGuard(spec.slot_dir / "crash-guard.json")
         self._batch: Batch | None = None
@@ -261,6 +262,7 @@ class PaymentsWorker:
             # in which some of these partitions are another worker's.
             batch = self._batch = Batch(self._consumer.consumer_group_metadata(), time.monotonic())
         batch.input_bytes += sum([len(r.value) for r in records if r.value is not None])
+        batch.aged(min([r.timestamp_ms + self._delay_ms[r.topic] for r in records]))
         handle, table = self._stage.handle, self._table
         if self._guard.careful:
             for record in records:
@@ -310,6 +312,9 @@ class PaymentsWorker:
         failpoints.hit("payments.cache_applied")
         self._guard.committed(batch.offsets)
         metrics.batch_records.labels(STAGE).observe(batch.records)
+        if batch.oldest_ms is not None:
+            age_s = time.time() - batch.oldest_ms / 1000
+            metrics.stage_seconds.labels(STAGE).observe(max(0.0, age_s))
         for (topic, partition), offset in batch.offsets.items():
             first = batch.first_offsets[(topic, partition)]
             metrics.records.labels(STAGE, topic).inc(offset - first)
