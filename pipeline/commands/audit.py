@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.audit.verify import Sources
+    from schemas.codec import Codec
 
 # 0, 1 and 2 are verdicts: whole, broken, still on its way.
 EXIT_UNAVAILABLE = 3
@@ -87,16 +88,18 @@ def verify_command(
     from pipeline.audit.verify import verify
 
     with _told():
+        sources, codec = _sources(
+            bootstrap_servers,
+            prefix,
+            ledger_url,
+            gateway_url,
+            no_ledger=no_ledger,
+            no_gateway=no_gateway,
+        )
         report = verify(
-            _sources(
-                bootstrap_servers,
-                prefix,
-                ledger_url,
-                gateway_url,
-                no_ledger=no_ledger,
-                no_gateway=no_gateway,
-            ),
+            sources,
             wait_s=wait_s,
+            codec=codec,
             on_round=lambda r: typer.echo(
                 f"waiting: {', '.join(f'{f.name} ({f.count})' for f in r.pending)}", err=True
             ),
@@ -140,7 +143,7 @@ def trace_command(
         )
         raise typer.Exit(EXIT_UNAVAILABLE)
     with _told():
-        sources = _sources(
+        sources, codec = _sources(
             bootstrap_servers,
             prefix,
             ledger_url,
@@ -151,6 +154,7 @@ def trace_command(
         found = trace(
             sources,
             order,
+            codec=codec,
             on_progress=lambda n: typer.echo(f"{n:,} records read ...", err=True),
         )
     if as_json:
@@ -175,10 +179,12 @@ def _sources(
     *,
     no_ledger: bool,
     no_gateway: bool,
-) -> Sources:
-    """Options before the environment, the configuration file and the flow that runs here."""
+) -> tuple[Sources, Codec]:
+    """What to audit and how its records are read: options before the environment, the file and
+    the flow that runs here."""
     from pipeline.audit.verify import Sources
     from pipeline.config import load_settings
+    from pipeline.record_codec import record_codec
 
     settings = load_settings(
         bootstrap_servers=bootstrap_servers,
@@ -187,12 +193,13 @@ def _sources(
         gateway_url=gateway_url,
     )
     urls = () if no_gateway else settings.gateway_url.split(",")
-    return Sources(
+    sources = Sources(
         settings.bootstrap_servers,
         settings.topic_prefix,
         None if no_ledger else settings.books_url(),
         tuple(url.strip() for url in urls if url.strip()),
     )
+    return sources, record_codec(settings.catalogue(), settings.schema_registry_url)
 
 
 @contextmanager

@@ -178,12 +178,15 @@ class _Publishing:
 
     def __init__(self, bootstrap_servers: str | None, prefix: str | None) -> None:
         from pipeline.config import load_settings
+        from pipeline.record_codec import record_codec
         from producers.order_publisher import OrderPublisher
 
         settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
+        catalogue = settings.catalogue()
         self._publisher = OrderPublisher(
             settings.bootstrap_servers,
-            topic=settings.catalogue().name("orders"),
+            topic=catalogue.name("orders"),
+            codec=record_codec(catalogue, settings.schema_registry_url),
             # librdkafka's own lines would repeat what the error says.
             config={"log_level": 0},
         )
