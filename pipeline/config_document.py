@@ -39,6 +39,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "inquiry_delay_ms",
         "inquiry_max",
         "gateway_grace_ms",
+        "gateway_key_retention_ms",
         "clock_skew_ms",
     ),
     "Load": (

@@ -1,0 +1,237 @@
+"""What the documents say is there: links, commands, settings, metrics, files and tests."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from pipeline import config_document
+from pipeline.config import Settings
+from pipeline.observability import document as metrics_document
+from tests.house import TOP
+
+DOCUMENTS = sorted(
+    path
+    for path in [*TOP.glob("*.md"), *TOP.glob("docs/**/*.md"), *TOP.glob("data/*.md")]
+    if path.is_file()
+)
+# First parts of paths that are the project's own.
+OWN = ("pipeline", "topics", "schemas", "consumers", "producers", "tests", "docs", "deploy", "data")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(TOP))
+
+
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+
+
+@each_document
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    """Whoever follows a link arrives, at the heading it names."""
+    assert broken_links(path.read_text(encoding="utf-8"), path) == []
+
+
+@each_document
+def test_commands_parse(path: Path) -> None:
+    """A command copied from a document is one that the program takes."""
+    wrong = []
+    for line in command_lines(path.read_text(encoding="utf-8")):
+        try:
+            parse(line)
+        except Exception as error:
+            wrong.append(f"{line}: {error}")
+    assert wrong == []
+
+
+@each_document
+def test_make_targets_exist(path: Path) -> None:
+    """What a document tells to make can be made."""
+    targets = set(re.findall(r"^(\w+):", (TOP / "Makefile").read_text(), flags=re.MULTILINE))
+    text = path.read_text(encoding="utf-8")
+    told = re.findall(r"(?:^ {4}|`)make (\w+)", text, flags=re.MULTILINE)
+    assert set(told) - targets == set()
+
+
+@each_document
+def test_metrics_exist(path: Path) -> None:
+    """A metric named in a document is one that the program serves."""
+    known = {series for metric in metrics_document.described() for series in metric.series}
+    told = set(re.findall(r"\bpaystream_[a-z_]+\b", path.read_text(encoding="utf-8")))
+    assert told - known == set()
+
+
+@each_document
+def test_settings_exist(path: Path) -> None:
+    """A variable named in a document is read by the program."""
+    known = {f"PAYSTREAM_{name.upper()}" for name in Settings.model_fields}
+    known |= {"PAYSTREAM_CONFIG", "PAYSTREAM_CACHE_DIR"}
+    told = set(re.findall(r"\bPAYSTREAM_[A-Z_]+\b", path.read_text(encoding="utf-8")))
+    assert told - known - {"PAYSTREAM_"} == set()
+
+
+@each_document
+def test_files_and_tests_exist(path: Path) -> None:
+    """A path in backticks is a file of the project, and a test behind it is in that file."""
+    assert missing_paths(path.read_text(encoding="utf-8")) == []
+
+
+def test_the_file_map_is_the_tree() -> None:
+    """Every file and module of ARCHITECTURE's map is where the map says."""
+    assert missing_of_the_map((TOP / "ARCHITECTURE.md").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("module", [config_document, metrics_document])
+def test_a_generated_document_is_what_the_code_says(module: Any) -> None:
+    """The committed lists of settings and metrics change with the code they come from."""
+    told = module.DOCUMENT.read_text(encoding="utf-8")
+    assert told == module.render(), f"run: python -m {module.__name__}"
+
+
+def test_every_setting_is_listed_once_and_explained() -> None:
+    """No setting is left out of the groups that the document shows, nor its meaning."""
+    listed = [name for names in config_document.GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(Settings.model_fields), "see pipeline/config_document.py GROUPS"
+    assert [n for n, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_every_alert_has_its_line_for_whoever_is_woken() -> None:
+    """The operations guide says of each alert what it means and where to begin."""
+    text = (TOP / "docs/operations.md").read_text(encoding="utf-8")
+    alerts = re.findall(
+        r"- alert: (\w+)[\s\S]*?severity: (\w+)",
+        (TOP / "deploy/prometheus/alerts.yml").read_text(encoding="utf-8"),
+    )
+    assert alerts
+    for alert, severity in alerts:
+        assert f"| {alert} | {severity} |" in text
+
+
+def test_python_examples_compile_and_import_what_exists() -> None:
+    """An example copied from a document does not stop at its imports."""
+    examples = [
+        example
+        for path in DOCUMENTS
+        for example in re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+    ]
+    assert len(examples) >= 4
+    for example in examples:
+        compile(example, "example", "exec")
+        imports = re.findall(r"^(?:from|import) .*$", example, re.MULTILINE)
+        exec("\n".join(imports), {})
+
+
+def test_what_is_wrong_is_noticed() -> None:
+    """The checks above can fail."""
+    here = TOP / "README.md"
+    assert broken_links("[a](docs/nowhere.md) [b](docs/topics.md#nowhere)", here) == [
+        "docs/nowhere.md",
+        "docs/topics.md#nowhere",
+    ]
+    assert missing_paths("`pipeline/nowhere.py`, `tests/house.py::test_nothing`") == [
+        "pipeline/nowhere.py",
+        "tests/house.py::test_nothing",
+    ]
+    assert missing_of_the_map("## File map\n| `pipeline/domain/` | `nowhere` |\n") == [
+        "pipeline/domain/nowhere"
+    ]
+    for line in ("paystream nonsense", "paystream run paiments", "paystream verify --misspelt"):
+        with pytest.raises(Exception, match=r"(?i)no such|paiments"):
+            parse(line)
+
+
+def broken_links(text: str, path: Path) -> list[str]:
+    """The targets of links, other than web addresses, that lead nowhere."""
+    broken = []
+    for target in re.findall(r"\]\(([^()\s]+)\)", without_code(text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists() or (anchor and anchor not in headings(file)):
+            broken.append(target)
+    return broken
+
+
+@cache
+def headings(path: Path) -> frozenset[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", without_code(path.read_text("utf-8")), flags=re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", title.lower()).strip() for title in found]
+    return frozenset(title.replace(" ", "-") for title in plain)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+
+
+def command_lines(text: str) -> Iterator[str]:
+    """Every ``paystream ...`` of a document: lines of code, and words in backticks."""
+    for line in re.findall(r"^(?: {4}|\$ )?((?:\.venv/bin/)?paystream .*)$", text, re.MULTILINE):
+        yield line.removeprefix(".venv/bin/")
+    yield from re.findall(r"`(paystream [a-z][^`\n]*)`", text)
+
+
+def parse(line: str) -> None:
+    """Parse a command line down to its last sub-command without running it.
+
+    Words in capitals stand for values. A mere mention (``paystream order submit``) may leave out
+    what the command needs; what it gives has to be right.
+    """
+    from pipeline.cli import app
+
+    words = [word for word in shlex.split(line, comments=True)[1:] if word != "--help"]
+    rest = ["1" if word == "SECONDS" else word for word in words]
+    command: Any = typer.main.get_command(app)
+    context: Any = None
+    name = "paystream"
+    while True:
+        try:
+            context = command.make_context(name, rest, parent=context)
+        except Exception as error:
+            if type(error).__name__ in ("MissingParameter", "NoArgsIsHelpError"):
+                return
+            raise
+        if not hasattr(command, "resolve_command"):
+            return
+        name, command, rest = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+
+
+def missing_paths(text: str) -> list[str]:
+    """Paths of the project in backticks, with or without a test's name, that do not exist."""
+    missing = []
+    for told in re.findall(r"`([\w.*-]+/[\w./*-]*(?:::\w+)?)`", text):
+        name, _, test = told.partition("::")
+        if name.split("/")[0] not in OWN:
+            continue
+        files = [path for path in TOP.glob(name.rstrip("/")) if path.exists()]
+        if not files or (test and f"def {test}(" not in files[0].read_text(encoding="utf-8")):
+            missing.append(told)
+    return missing
+
+
+def missing_of_the_map(text: str) -> list[str]:
+    """Names in the file map's rows that are neither there nor in the folder the row is about."""
+    missing = []
+    for row in re.findall(r"^\| (`.*?) \| (.*) \|$", text.split("## File map")[1], re.MULTILINE):
+        folder = TOP
+        for place, cell in enumerate(row):
+            for name in re.findall(r"`([\w./]+)`", cell):
+                if name.startswith("."):
+                    continue
+                found = [folder / name, folder / f"{name}.py", TOP / name]
+                hit = next((path for path in found if path.exists()), None)
+                if hit is None:
+                    missing.append(str((folder / name).relative_to(TOP)))
+                elif place == 0 and folder == TOP:
+                    folder = hit if hit.is_dir() else hit.parent
+    return missing
