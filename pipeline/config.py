@@ -126,7 +126,9 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=state_home, description="Caches, data and books.")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="0 takes a free one.")
     metrics_host: str = Field("127.0.0.1", description="Where the metrics are served.")
-    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="What the workers log."
+    )
     broker_heap_mb: int = Field(512, ge=256, description="Heap of an embedded broker.")
 
     @classmethod
