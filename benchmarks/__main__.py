@@ -102,6 +102,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--rate", type=_positive, default=500, help="orders a second of latency (default 500)")
     add("--seconds", type=_positive, help="length of the paced run (default 30; quick: 3)")
+    add("--warm-up", type=_positive, help="seconds before it (default 30; quick: 3)")
     add("--lone", type=_positive, help="lone orders (default 30; quick: 5)")
     add("--heap-mb", type=_positive, default=512, help="heap of the broker (default 512)")
     add("--dir", type=Path, metavar="FOLDER", help="where the brokers' data goes (default: temp)")
@@ -115,6 +116,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     quick = options.quick
     options.orders = options.orders or (10_000 if quick else 200_000)
     options.seconds = options.seconds or (3 if quick else 30)
+    options.warm_up = options.warm_up or (3 if quick else 30)
     options.lone = options.lone or (5 if quick else 30)
     options.calls = 2_000 if quick else 20_000
     return options
@@ -157,6 +159,7 @@ def run(options: argparse.Namespace, *, command: str) -> Results:
         results.latency = measure_latency(
             flow,
             rate_per_s=options.rate,
+            warm_up_s=options.warm_up,
             seconds=options.seconds,
             lone=options.lone,
             say=say,

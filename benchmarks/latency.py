@@ -19,7 +19,6 @@ from schemas.codec import default_codec
 
 # Start-up, group join, first connections: the time until these have settled is not latency.
 START_ORDERS = 20
-WARM_UP_S = 5.0
 # Between two lone orders: long enough for the flow to be idle again.
 LONE_PAUSE_S = 0.1
 
@@ -42,6 +41,7 @@ class Latency:
 
     rate_per_s: float
     seconds: float
+    warm_up_s: float
     append: Percentiles
     seen: Percentiles
     lone_append: Percentiles
@@ -69,13 +69,26 @@ def percentiles(values_ms: Sequence[float]) -> Percentiles:
 
 
 def measure_latency(
-    options: FlowOptions, *, rate_per_s: float, seconds: float, lone: int, say: Say
+    options: FlowOptions,
+    *,
+    rate_per_s: float,
+    warm_up_s: float,
+    seconds: float,
+    lone: int,
+    say: Say,
 ) -> Latency:
-    """Workers on a fresh broker: warm-up, then the paced run, then lone orders."""
-    warm_up = int(WARM_UP_S * rate_per_s)
+    """Workers on a fresh broker: the pace for ``warm_up_s`` and then ``seconds``, lone orders.
+
+    The warm-up runs into what is measured without a pause. A new broker's code is interpreted at
+    first: a transaction takes many times as long, and the backlog of these seconds has to go.
+    """
+    warm_up = int(warm_up_s * rate_per_s)
     paced = int(seconds * rate_per_s)
     pools = _split(START_ORDERS, warm_up + paced, lone)
-    say(f"Latency at {rate_per_s:,.0f} orders/s for {seconds:.0f} s, then {lone} lone orders")
+    say(
+        f"Latency at {rate_per_s:,.0f} orders/s: {warm_up_s:.0f} s of warm-up, {seconds:.0f} s "
+        f"measured, then {lone} lone orders"
+    )
     with ground(options) as on:
         watch = SettlementWatch(
             on.settings.bootstrap_servers,
@@ -103,6 +116,7 @@ def measure_latency(
     return Latency(
         rate_per_s=rate_per_s,
         seconds=seconds,
+        warm_up_s=warm_up_s,
         append=percentiles([t.append_ms for t in measured]),
         seen=percentiles([t.seen_ms for t in measured]),
         lone_append=percentiles([t.append_ms for t in lone_timings]),

@@ -167,7 +167,10 @@ def _process_rows(group: str, processes: Sequence[ProcessCost]) -> list[Row]:
 
 
 def _latency_rows(latency: Latency) -> list[Row]:
-    group = f"latency at {latency.rate_per_s:,.0f} orders/s for {latency.seconds:.0f} s"
+    group = (
+        f"latency at {latency.rate_per_s:,.0f} orders/s for {latency.seconds:.0f} s, "
+        f"after {latency.warm_up_s:.0f} s of warm-up"
+    )
     lone = f"latency of a lone order ({latency.lone_seen.count} times)"
     return [
         *_percentile_rows(group, "order append → settlement append", latency.append, aimed=False),
