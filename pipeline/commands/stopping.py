@@ -24,8 +24,9 @@ class StopSignals:
         self.asked = threading.Event()
         self._is_ready = False
         for number in SIGNALS:
-            # What nohup ignores stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # What nohup ignores stays ignored. SIGINT does not: a script's background job begins
+            # with it ignored, and whoever sends it one means it.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._hear)
 
     def ready(self) -> None:
