@@ -22,7 +22,7 @@ install: ## Make .venv match the lock (each target below does it first)
 		echo "There is no '$(PYTHON)' on this machine. Install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) .ci/make_venv.py
 
-demo: install ## Run the whole flow on this machine: ORDERS=1000 and FAULTS=... are optional
+demo: install ## Run the whole flow on this machine: ORDERS=FILE and FAULTS=none|default are optional
 	@.venv/bin/paystream demo $(if $(ORDERS),--orders $(ORDERS)) $(if $(FAULTS),--faults $(FAULTS))
 
 test: install ## Every test, the slow ones with a real broker included

@@ -40,11 +40,13 @@ from pipeline.runtime.payments_worker import (
     FETCH_RECORDS_MAX,
     OUTSIDE_CAUSES,
     REBALANCE_WAIT_S,
+    REGISTRY_PAUSE_S,
     raise_consume_error,
 )
 from pipeline.runtime.prefix import PartitionPrefix
 from pipeline.runtime.work import Outcome, Outgoing
 from pipeline.runtime.worker_spec import WorkerSpec
+from schemas.errors import RegistryUnavailable
 from topics.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
@@ -209,13 +211,13 @@ class GatewayWorker:
         for message in messages:
             error = message.error()
             if error is not None:
-                raise_consume_error(error)
+                raise_consume_error(error, message)
                 continue
             record = input_record(message)
             prefix = self._prefixes.get(record.partition)
             if prefix is None:
                 continue  # revoked while this was on its way to us
-            if prefix is not before.get(record.partition):
+            if record.partition in disturbed or prefix is not before.get(record.partition):
                 # The partition was rewound or came back within the very call that returned this
                 # record: it may lie beyond the new position, and taking it would skip some.
                 disturbed.add(record.partition)
@@ -225,7 +227,15 @@ class GatewayWorker:
                 prefix.finish(record.offset, (self._stage.quarantine(record, now_ms), None))
                 self._became_ready(1)
                 continue
-            planned = self._stage.plan(record, now_ms)
+            try:
+                planned = self._stage.plan(record, now_ms)
+            except RegistryUnavailable as error:
+                # Neither read nor refused, but waited for: its partition is read again from its
+                # committed position, and calls that are open are made again under the same keys.
+                _log.warning("%s waits for the schema registry: %s", self._spec.name, error)
+                disturbed.add(record.partition)
+                self._stop.wait(REGISTRY_PAUSE_S)
+                continue
             if isinstance(planned, Call):
                 planned.token = (prefix, record)
                 calls.append(planned)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.domain.invariant import invariant
@@ -37,7 +37,7 @@ from pipeline.runtime.cluster import (
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.crash_guard import CrashGuard
-from pipeline.runtime.input_record import input_record
+from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
 from pipeline.runtime.payments_stage import STAGE, PaymentsStage
@@ -46,6 +46,7 @@ from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import RocksTableStore
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
+from schemas.errors import RegistryUnavailable
 from topics.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,8 @@ FLUSH_INTERVAL_S = 20.0
 # A commit may use the transaction's whole time-out, and an ambiguous one is then resolved.
 REBALANCE_WAIT_S = 2.5 * TRANSACTION_TIMEOUT_MS / 1000
 DRAIN_S_MAX = 30.0
+# Between two tries to ask a schema registry that is away.
+REGISTRY_PAUSE_S = 1.0
 # What ends a worker without a record being to blame for it.
 OUTSIDE_CAUSES = (UserError, LaneFatal, Undefended, KafkaException)
 
@@ -220,7 +223,7 @@ class PaymentsWorker:
             if error is None:
                 self._admission.add(input_record(message))
             else:
-                raise_consume_error(error)
+                raise_consume_error(error, message)
         fetching = self._admission.fetching()
         if fetching.pause:
             self._consumer.pause([TopicPartition(*tp) for tp in fetching.pause])
@@ -263,17 +266,34 @@ class PaymentsWorker:
             batch = self._batch = Batch(self._consumer.consumer_group_metadata(), time.monotonic())
         batch.input_bytes += sum([len(r.value) for r in records if r.value is not None])
         batch.aged(min([r.timestamp_ms + self._delay_ms[r.topic] for r in records]))
+        try:
+            self._handle(records, batch)
+        except RegistryUnavailable as error:
+            self._wait_for_registry(error)
+            return
+        failpoints.hit("payments.processed")
+
+    def _handle(self, records: list[InputRecord], batch: Batch) -> None:
         handle, table = self._stage.handle, self._table
-        if self._guard.careful:
-            for record in records:
-                if self._guard.handling(record.topic, record.partition, record.offset):
-                    handle(record, table, batch)
-                else:
-                    self._stage.quarantine(record, table, batch)
-        else:
+        if not self._guard.careful:
             for record in records:
                 handle(record, table, batch)
-        failpoints.hit("payments.processed")
+            return
+        for record in records:
+            if self._guard.handling(record.topic, record.partition, record.offset):
+                handle(record, table, batch)
+            else:
+                self._stage.quarantine(record, table, batch)
+
+    def _wait_for_registry(self, error: RegistryUnavailable) -> None:
+        """A schema could not be asked for: the record is neither read nor refused, but waited for.
+
+        The batch in preparation holds a record whose effect is missing, so it is dropped whole.
+        """
+        _log.warning("%s waits for the schema registry: %s", self._spec.name, error)
+        self._take_outcome(self._commits.wait(REBALANCE_WAIT_S))
+        self._rewind()
+        self._stop.wait(REGISTRY_PAUSE_S)
 
     # Transactions -------------------------------------------------------------------------------
 
@@ -406,8 +426,8 @@ class PaymentsWorker:
     def _restore_slice(self) -> None:
         message = self._consumer.poll(0)
         error = message.error() if message is not None else None
-        if error is not None:
-            raise_consume_error(error)
+        if message is not None and error is not None:
+            raise_consume_error(error, message)
         if not self._restoring or not self._restorer.step():
             return
         self._restoring = False
@@ -425,12 +445,13 @@ class PaymentsWorker:
         self._consumer.resume([TopicPartition(*tp) for tp in self._positions])
 
 
-def raise_consume_error(error: KafkaError) -> None:
+def raise_consume_error(error: KafkaError, message: Message) -> None:
     """Errors that pass by themselves are left to the client; the rest end the worker, named."""
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
         raise UserError(
-            f"an input position is not in the log any more ({error.str()}): records were deleted "
-            "before they were read. Nothing is skipped unasked; see docs/operations.md."
+            f"the position in {message.topic()}[{message.partition()}] is not in the log any more "
+            f"({error.str()}): records were deleted before they were read. Nothing is skipped "
+            "unasked; see docs/operations.md."
         )
     if error.fatal():
         raise KafkaException(error)
