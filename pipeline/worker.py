@@ -103,9 +103,16 @@ def _payments(
     )
     gate = LagGate(lag, records_max=o["open_requests_max"])
 
+    held: bool | None = None
+
     def orders_allowed() -> bool:
-        metrics.orders_held.set(0 if gate() else 1)
-        return gate()
+        # Asked every turn of the loop; a gauge costs a write, so only a change sets it.
+        nonlocal held
+        allowed = gate()
+        if held is not (not allowed):
+            held = not allowed
+            metrics.orders_held.set(int(held))
+        return allowed
 
     worker = PaymentsWorker(
         spec,

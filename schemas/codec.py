@@ -26,6 +26,7 @@ Decoder = Callable[[bytes], Record]
 
 MAGIC: Final = b"\x00"
 HEADER_BYTES: Final = 5
+SMALL: Final = 2**31
 
 
 def default_codec() -> Codec:
@@ -50,16 +51,24 @@ class Codec:
         schema = self._schemas[name]
         header = wire_header(self._ids.current_id(name))
         write = fastavro.schemaless_writer
-        whole, nested = _whole_numbers(read_schema(name))
+        small, nested = _small_numbers(read_schema(name))
+        of_avro = _AVRO_TYPES.issuperset
 
         def encode(record: Record) -> bytes:
-            # fastavro cuts a float or Decimal off to a long without a word, and amounts are longs.
-            for field, bound in whole:
-                _check_whole(name, field, bound, record.get(field))
+            # fastavro cuts a float or Decimal off to a long without a word, and amounts are longs;
+            # nor does it mind an int that no other reader can take.
+            if not of_avro(map(type, record.values())):
+                raise _misfit(name, record)
+            for field in small:
+                if not -SMALL <= (record.get(field) or 0) < SMALL:
+                    raise EncodeError(f"{name}.{field}: {record[field]} is out of range")
             for field, inner in nested:
                 for item in record.get(field) or ():
-                    for part, bound in inner:
-                        _check_whole(name, part, bound, item.get(part))
+                    if not of_avro(map(type, item.values())):
+                        raise _misfit(f"{name}.{field}", item)
+                    for part in inner:
+                        if not -SMALL <= (item.get(part) or 0) < SMALL:
+                            raise EncodeError(f"{name}.{field}.{part}: out of range")
             out = BytesIO()
             out.write(header)
             try:
@@ -125,32 +134,29 @@ class Codec:
             raise DecodeError("wrong_schema", f"id {schema_id}: {error}") from None
 
 
-_Whole = tuple[tuple[str, int], ...]
-_BOUNDS: Final = {"int": 2**31, "long": 2**63}
+# What a value of our schemas is in Python: they hold no float, and no money is one.
+_AVRO_TYPES: Final = frozenset({str, int, type(None), list, tuple})
 
 
-def _check_whole(name: str, field: str, bound: int, value: Any) -> None:
-    if type(value) is int:
-        if -bound <= value < bound:
-            return
-        raise EncodeError(f"{name}.{field}: {value} is out of range")
-    if value is not None:
-        raise EncodeError(f"{name}.{field}: {type(value).__name__} is no whole number")
+def _misfit(name: str, record: Record) -> EncodeError:
+    field = next(f for f, value in record.items() if type(value) not in _AVRO_TYPES)
+    return EncodeError(f"{name}.{field}: {type(record[field]).__name__} is not what it holds")
 
 
-def _whole_numbers(schema: Mapping[str, Any]) -> tuple[_Whole, tuple[tuple[str, _Whole], ...]]:
-    """The int and long fields of a record with their bounds, and those of records in arrays."""
-    whole: list[tuple[str, int]] = []
-    nested: list[tuple[str, _Whole]] = []
+def _small_numbers(
+    schema: Mapping[str, Any],
+) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+    """The 32-bit fields of a record, and those of the records in each of its arrays."""
+    small: list[str] = []
+    nested: list[tuple[str, tuple[str, ...]]] = []
     for field in schema["fields"]:
         kinds = field["type"] if isinstance(field["type"], list) else [field["type"]]
         for kind in kinds:
-            if kind in ("int", "long"):
-                whole.append((field["name"], _BOUNDS[kind]))
+            if kind == "int":
+                small.append(field["name"])
             elif isinstance(kind, dict) and kind.get("type") == "array":
-                inner, _ = _whole_numbers(kind["items"])
-                nested.append((field["name"], inner))
-    return tuple(whole), tuple(nested)
+                nested.append((field["name"], _small_numbers(kind["items"])[0]))
+    return tuple(small), tuple(nested)
 
 
 def wire_header(schema_id: int) -> bytes:

@@ -210,7 +210,12 @@ def parse_command(arguments: list[str]) -> None:
 
 def known_series() -> dict[str, set[str]]:
     """Name to labels of every series that Prometheus will know."""
-    result: dict[str, set[str]] = {"up": set()}
+    # The supervisor's own collectors stand beside the workers' metrics.
+    result: dict[str, set[str]] = {
+        "up": set(),
+        "paystream_worker_restarts": {"worker"},
+        "paystream_consumer_lag": {"group", "topic"},
+    }
     for metric in vars(Metrics()).values():
         if not isinstance(metric, MetricWrapperBase):
             continue
