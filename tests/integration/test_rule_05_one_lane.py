@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,18 @@ from pipeline.domain.keys import partition_of, record_key
 from pipeline.errors import UserError
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.lane import producer_config
-from tests.support.engine_flow import EngineFlow, ends_of, headers_of
+from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
 from tests.support.topics import create_topic
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
+
+
+def assert_refused(flow: EngineFlow, sentence: str) -> None:
+    """A payments worker of the flow ends by itself, with a sentence for people."""
+    error = RunningWorker(*flow.payments_worker()).ended()
+    assert isinstance(error, UserError), error
+    assert re.search(sentence, str(error)), error
 
 
 def test_a_misrouted_order_is_named_and_its_payment_made_once(
@@ -75,9 +83,7 @@ def test_unequal_partition_counts_are_refused_before_anything_is_read(
     wait_until(
         lambda: len(admin.list_topics(grown, timeout=10).topics[grown].partitions) == 3, 20, "grown"
     )
-    worker, _ = flow.payments_worker()
-    with pytest.raises(UserError, match=r"must have 2 partitions, but .* has 3"):
-        worker.run()
+    assert_refused(flow, r"must have 2 partitions, but .* has 3")
     assert flow.committed("payments", "orders") == {0: 0, 1: 0}
     assert flow.messages("payment-requests") == []
 
@@ -90,9 +96,7 @@ def test_a_missing_committed_offset_is_refused_by_name(
     for spec in flow.catalogue.topics.values():
         create_topic(kafka, spec.name, spec.partitions)
     flow.send_order(flow.order("o1"))
-    worker, _ = flow.payments_worker()
-    with pytest.raises(UserError, match=r"no committed offset for .*topics apply"):
-        worker.run()
+    assert_refused(flow, r"no committed offset for .*topics apply")
     assert flow.messages("payment-requests") == []
 
 
@@ -112,11 +116,6 @@ def test_records_deleted_unread_are_named_and_none_is_skipped(
     )
     for future in deleted.values():
         future.result(20)
-    worker, stop = flow.payments_worker()
-    try:
-        with pytest.raises(UserError, match="deleted before they were read"):
-            worker.run()
-    finally:
-        stop.set()
+    assert_refused(flow, "deleted before they were read")
     committed = flow.committed("payments", "orders")
     assert all(committed[p] == 0 for p, end in lost.items() if end)

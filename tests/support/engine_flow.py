@@ -51,6 +51,12 @@ class RunningWorker:
         except BaseException as error:
             self.error = error
 
+    def ended(self, timeout_s: float = 30.0) -> BaseException | None:
+        """What it died of by itself, within that time; None if it had to be asked to end."""
+        self.thread.join(timeout_s)
+        self.end()
+        return self.error
+
     def end(self, timeout_s: float = WORK_TIMEOUT_S) -> None:
         self.stop.set()
         self.thread.join(timeout_s)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.domain.invariant import InvariantBroken
@@ -45,6 +45,8 @@ class GroupMember:
     def incremental_assign(self, partitions: list[TopicPartition]) -> None: ...
 
     def pause(self, partitions: list[TopicPartition]) -> None: ...
+
+    def resume(self, partitions: list[TopicPartition]) -> None: ...
 
 
 class Submitted:
@@ -233,6 +235,8 @@ _IDS = st.tuples(
 
 
 @given(_IDS, _IDS)
+@example(("a.", "b", "payments", 0), ("", "a.b", "payments", 0))
+@example(("", "a/b", "payments", 0), ("", "a", "payments", 0))
 def test_no_two_workers_share_a_transactional_id(
     one: tuple[str, str, str, int], other: tuple[str, str, str, int]
 ) -> None:
