@@ -97,9 +97,13 @@ def test_steady_running_ends_the_careful_mode(path: Path) -> None:
     """It takes both: enough commits, and longer than a poisoned record needs to be fetched."""
     clock = Clock()
     guard = careful_guard(path, clock)
+    clock.now_s += STEADY_S
+    guard.committed({OTHER[:2]: 0})
+    assert guard.careful, "one commit, however late, proves nothing"
+    guard = started(path, clock)
     for offset in range(STEADY_COMMITS):
         guard.committed({OTHER[:2]: offset})
-    assert guard.careful
+    assert guard.careful, "and many commits may come before the culprit is fetched"
     clock.now_s += STEADY_S
     guard.committed({OTHER[:2]: STEADY_COMMITS})
     assert not guard.careful
