@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from pipeline.config import load_settings
 from pipeline.gateways.simulator import FaultPlan, start_simulator, stop_simulator
@@ -48,14 +49,17 @@ def test_a_frozen_worker_that_wakes_after_a_takeover_charges_nobody_twice(
     try:
         # A pid for each slot: the supervisor's list is in the order of its specifications.
         with Supervisor(specs, metrics_dir=tmp_path) as workers:
+            until(lambda: _partitions_of_members(flow) == [1, 1], "each worker has a partition", 30)
             warm = [_request(flow, f"warm{n}", "tok_ok") for n in range(20)]
             _wait_for_results(flow, workers, len(warm))
             for n in range(ORDERS):
                 _request(flow, f"o{n}", "tok_slow")
-            until(lambda: _books(simulator.url)["charges"] > 0, "calls have begun", 20)
-            time.sleep(0.5)
+            time.sleep(0.5)  # calls have begun, and none of them ends within 1.5 s
             frozen = workers.pids()[0]
             os.kill(frozen, signal.SIGSTOP)
+            time.sleep(4)  # the other worker's own calls have ended
+            held = len(warm) + ORDERS - len(flow.messages("gateway-results"))
+            assert held > 5, "the frozen worker had nothing to be taken over"
             _wait_for_results(flow, workers, len(warm) + ORDERS)
             os.kill(frozen, signal.SIGCONT)
             frozen = None
@@ -86,6 +90,13 @@ def _wait_for_results(flow: EngineFlow, workers: Supervisor, count: int) -> None
         return len(flow.messages("gateway-results")) >= count
 
     until(there, f"{count} results are there", 60)
+
+
+def _partitions_of_members(flow: EngineFlow) -> list[int]:
+    group = flow.catalogue.group("gateway")
+    admin = AdminClient({"bootstrap.servers": flow.bootstrap})
+    described = admin.describe_consumer_groups([group], request_timeout=10)[group].result()
+    return [len(member.assignment.topic_partitions) for member in described.members]
 
 
 def _books(url: str) -> Any:
