@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.runtime import payments_worker
+from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.lane import Lane
 from pipeline.runtime.work import Outcome, Work
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, until
@@ -98,7 +99,7 @@ def test_a_worker_that_was_paused_when_its_transaction_failed_goes_on(
             return bool(held["worker"]._admission._buffers[flow.topic("orders")].paused)
 
     monkeypatch.setattr(payments_worker, "Lane", Lane_)
-    worker, stop = flow.payments_worker(commit_policy=payments_worker.CommitPolicy(records_max=20))
+    worker, stop = flow.payments_worker(commit_policy=CommitPolicy(records_max=20))
     held["worker"] = worker
     ends = ends_of(*[flow.send_order(flow.order(f"o{n}")) for n in range(300)])
     running = RunningWorker(worker, stop)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,13 @@ def test_orders_are_requested_once_while_answers_are_lost(
             at = flow.send_order(flow.order(f"o{number}"))
             flow.wait_consumed(ends_of(at), running=running)
             # What became of it is asked while the worker's own consumer is being polled.
-            until(lambda n=number: rebuilds._value.get() == n + 1, "the end is resolved", 8.0)
+            resolved = partial(_reached, rebuilds, number + 1)
+            until(resolved, "the end is resolved", 8.0)
     assert proxied.proxy.swallowed - before == SWALLOWED
     requested = sorted(request.order_id for request in flow.nouns("payment-requests"))
     assert requested == [f"o{n}" for n in range(SWALLOWED)]
     assert {p.sequence for p in flow.payments().values()} == {1}
+
+
+def _reached(counter: Any, count: int) -> bool:
+    return bool(counter._value.get() == count)

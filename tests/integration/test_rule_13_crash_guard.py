@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Message
 
 from pipeline.config import load_settings
 from pipeline.domain.keys import partition_of, record_key
@@ -43,7 +44,7 @@ def test_a_record_that_kills_the_process_is_quarantined_while_others_go_on(
         flow.send_order(order)
     with Supervisor([spec], metrics_dir=tmp_path) as running:
         deadline = time.monotonic() + 90
-        letters = []
+        letters: list[Message] = []
         while not letters and time.monotonic() < deadline:
             order = beside[len(sent) % len(beside)]
             flow.send_order(order)

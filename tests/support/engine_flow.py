@@ -127,7 +127,7 @@ class EngineFlow:
                 where.append((message.partition() or 0, message.offset() or 0))
 
         self._producer.produce(
-            self.topic(role), value, key, partition, headers=headers or [], on_delivery=report
+            self.topic(role), value, key, partition, headers=[*(headers or [])], on_delivery=report
         )
         self._producer.flush(30)
         assert not failed, failed

@@ -8,7 +8,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from pipeline.runtime.cluster import committed_positions
 from pipeline.runtime.lane import Lane, producer_config
-from pipeline.runtime.work import Work
+from pipeline.runtime.work import Outgoing, Work
 from tests.support.topics import create_topic, read_all
 
 
@@ -45,7 +45,9 @@ class LaneOverTopics:
 
     def work(self, number: int) -> Work:
         key = b"k%d" % number
-        outputs = [(self.sink, 0, key, b"%d.%d" % (number, part), None) for part in range(3)]
+        outputs: list[Outgoing] = [
+            (self.sink, 0, key, b"%d.%d" % (number, part), None) for part in range(3)
+        ]
         return Work(outputs, {(self.source, 0): number + 1}, self.metadata())
 
     def values(self) -> list[bytes | None]:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from pipeline import worker
+from pipeline.processors.order import process_order
 from pipeline.runtime import payments_stage
 
 POISON = "poison"
@@ -15,14 +16,13 @@ POISON = "poison"
 
 def main() -> int:
     """The production entry point, over an order processor that dies of the poison."""
-    process_order = payments_stage.process_order
 
     def deadly(payment: Any, order: Any, now_ms: int, policy: Any) -> Any:
         if order.order_id == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
         return process_order(payment, order, now_ms, policy)
 
-    payments_stage.process_order = deadly
+    vars(payments_stage)["process_order"] = deadly
     return worker.main()
 
 
