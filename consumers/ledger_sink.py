@@ -189,6 +189,7 @@ class LedgerSink:
         # Messages that came while waiting for a server; they are next.
         self._held: list[Any] = []
         self._paused = False
+        self._closing = False
         self._stopping: Callable[[], bool] = lambda: False
 
     # Life ---------------------------------------------------------------------------------------
@@ -227,6 +228,7 @@ class LedgerSink:
         except _Stopped:
             pass
         finally:
+            self._closing = True
             self._consumer.close()
         _log.info("ledger sink %s stopped", self._instance_id)
 
@@ -478,6 +480,9 @@ class LedgerSink:
     # Partitions that come and go ----------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:
+            # A join that ends within the close; nothing of it is read.
+            return
         starts = []
         for tp in partitions:
             try:

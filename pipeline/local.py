@@ -203,6 +203,7 @@ class LocalFlow:
     def _start(self) -> None:
         from pipeline.embedded.kafka import start_kafka
         from pipeline.gateways.simulator import start_simulator
+        from pipeline.ledger.database import open_ledger
         from topics.provisioning import provision
 
         s = self.settings
@@ -231,6 +232,9 @@ class LocalFlow:
         catalogue = s.catalogue()
         self.say(f"Applying {len(catalogue.topics)} topics of {s.partitions} partitions")
         provision(s.bootstrap_servers, catalogue)
+        # There before the first worker, so that an audit finds it from the beginning; and a
+        # database that cannot be had is told here.
+        open_ledger(s.books_url()).dispose()
         self.say("Starting workers: " + ", ".join(f"{n} {st}" for st, n in self.workers.items()))
         self.running = Workers(
             s, self.workers, node_id=s.node_id or "local", log_file=self.log_file

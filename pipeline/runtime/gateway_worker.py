@@ -92,6 +92,7 @@ class GatewayWorker:
         self._ready_since_s: float | None = None
         self._ready_records = 0
         self._paused = False
+        self._closing = False
 
     # Life ---------------------------------------------------------------------------------------
 
@@ -144,6 +145,7 @@ class GatewayWorker:
             # Closing revokes; what is still under way has failed, and committing more there would
             # hide why.
             self._under_way, self._ready_since_s = None, None
+            self._closing = True
             self._consumer.close()
             self._lane.close()
 
@@ -352,6 +354,10 @@ class GatewayWorker:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Partitions that come to this worker; those it keeps are not named here."""
+        if self._closing:
+            # A join that ends within the close. A client that closes answers no question for its
+            # offsets before the time-out.
+            return
         positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
         added = [TopicPartition(t, p, o) for (t, p), o in positions.items()]
         for tp in added:
@@ -374,6 +380,9 @@ class GatewayWorker:
         given back included, is this worker's in it until this callback ends: its metadata may
         vouch for all of them.
         """
+        if self._closing:
+            # Settled before the close, in which the group's metadata may be gone.
+            return
         self._settle()
         self._metadata = consumer.consumer_group_metadata()
         if self._ready_since_s is not None:

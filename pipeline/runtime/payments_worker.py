@@ -102,6 +102,7 @@ class PaymentsWorker:
         self._table_offsets: dict[int, int] = {}
         self._positions: dict[TopicPartitionKey, int] = {}
         self._restoring = False
+        self._closing = False
         self._epoch = 0
         self._restore_began_s = 0.0
         self._flushed_s = time.monotonic()
@@ -171,6 +172,7 @@ class PaymentsWorker:
             # Closing revokes; what is still under way has failed, and waiting for it there would
             # hide why.
             self._under_way = None
+            self._closing = True
             self._consumer.close()
             self._lane.close()
             self._table.close()
@@ -362,6 +364,10 @@ class PaymentsWorker:
     # The group ----------------------------------------------------------------------------------
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:
+            # A join that ends within the close. A client that closes answers no question for its
+            # offsets before the time-out, and there is nothing left to restore for.
+            return
         by_topic: dict[str, set[int]] = {lane.topic: set() for lane in self._stage.lanes}
         for tp in partitions:
             by_topic[tp.topic].add(tp.partition)

@@ -14,6 +14,7 @@ from pipeline.audit.verify import Sources, verify
 from pipeline.config import Settings, load_settings
 from pipeline.domain.model import Order
 from pipeline.gateways.simulator import FaultPlan, start_simulator, stop_simulator
+from pipeline.ledger.database import open_ledger
 from pipeline.local import worker_specs
 from pipeline.runtime.supervisor import Supervisor
 from producers.order_publisher import OrderPublisher
@@ -63,6 +64,8 @@ class WholeFlow:
                 }
             )
             provision(self.bootstrap, self.settings.catalogue())
+            # As `paystream up` does: an audit finds the books before their worker runs.
+            open_ledger(self.settings.books_url()).dispose()
             self.supervisor = Supervisor(
                 worker_specs(
                     self.settings,
