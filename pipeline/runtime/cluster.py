@@ -47,10 +47,14 @@ def consumer_config(
         # The inputs of a hop are asked for as soon as a byte is there.
         "fetch.wait.max.ms": 100,
         "fetch.min.bytes": 1,
-        "queued.min.messages": 20_000,
-        "queued.max.messages.kbytes": 64 * 1024,
-        # The largest batch of any topic of the flow, so that one record can always be fetched.
-        "fetch.message.max.bytes": 1024 * 1024,
+        # By partition. What is fetched ahead of all topics stands in one queue in order of arrival,
+        # so a result waits behind every order in it: enough for a batch, asked for again at once
+        # (the default waits a second when a partition has enough).
+        "queued.min.messages": 1_000,
+        "queued.max.messages.kbytes": 16 * 1024,
+        "fetch.queue.backoff.ms": 10,
+        # A larger batch still comes whole; this bounds what one answer brings of a partition.
+        "fetch.message.max.bytes": 256 * 1024,
         "reconnect.backoff.ms": 20,
         "reconnect.backoff.max.ms": 1_000,
     }

@@ -29,7 +29,7 @@ class GatewayStage:
         self._results = catalogue.name("gateway-results")
         self._dead_letters = catalogue.name("dead-letters")
         self._decode = codec.decoder("payment-request")
-        self._encode = codec.encoder("gateway-result")
+        self._encode = codec.encoder("gateway-result", checked=False)
 
     def plan(self, record: InputRecord, now_ms: int) -> Call | list[Outgoing]:
         """The call a request asks for, or what is written instead of calling: a dead letter, or

@@ -65,18 +65,21 @@ class PaymentsStage:
         self._topics: dict[Any, tuple[str, Callable[[Any], bytes]]] = {
             PaymentRequest: (
                 catalogue.name("payment-requests"),
-                codec.encoder("payment-request"),
+                codec.encoder("payment-request", checked=False),
             ),
-            Settlement: (catalogue.name("settlements"), codec.encoder("settlement")),
-            PaymentEvent: (catalogue.name("payment-events"), codec.encoder("payment-event")),
+            Settlement: (catalogue.name("settlements"), codec.encoder("settlement", checked=False)),
+            PaymentEvent: (
+                catalogue.name("payment-events"),
+                codec.encoder("payment-event", checked=False),
+            ),
         }
-        encode_due = codec.encoder("payment-due")
+        encode_due = codec.encoder("payment-due", checked=False)
         self._tiers = {
             "retry": (catalogue.name("payment-retry-1"), encode_due),
             "inquiry": (catalogue.name("payment-inquiry-1"), encode_due),
         }
         self._table_topic = catalogue.name("payments")
-        self._encode_payment = codec.encoder("payment")
+        self._encode_payment = codec.encoder("payment", checked=False)
         self._decode_payment = codec.decoder("payment")
         self._dead_letters = catalogue.name("dead-letters")
         self._partitions = catalogue["orders"].partitions

@@ -54,6 +54,8 @@ _log = logging.getLogger(__name__)
 # Taken from the client at a time: long enough to amortise the call, short enough that a commit
 # that has ended is noticed soon.
 FETCH_RECORDS_MAX = 1_000
+# How long a full batch waits at a time for the transaction before it; a stop is noticed after it.
+FULL_BATCH_WAIT_S = 0.02
 # Held for a topic before its partitions are paused: three full batches, so that a pause (which
 # throws away the client's prefetch) is rare and memory stays bounded.
 BUFFER_RECORDS_MAX = 12_000
@@ -193,6 +195,11 @@ class PaymentsWorker:
         if self._restoring:
             self._restore_slice()
             return
+        if self._is_full() and self._commits.busy:
+            # Nothing more fits: consuming would only fill the buffers until they pause their
+            # partitions, and turning the loop would take the core from the commit thread.
+            self._take_outcome(self._commits.wait(FULL_BATCH_WAIT_S))
+            return
         waiting_input = self._consume()
         self._prepare()
         self._take_outcome(self._commits.poll())
@@ -209,6 +216,12 @@ class PaymentsWorker:
             self._flushed_s = time.monotonic()
             self._table.flush()
             self._metrics.hot_payments.set(self._table.hot_count)
+
+    def _is_full(self) -> bool:
+        return self._batch is not None and (
+            self._batch.records >= self._policy.records_max
+            or self._batch.input_bytes >= TAKE_BYTES_MAX
+        )
 
     def _consume(self) -> bool:
         """Move what has arrived into the buffers; True when there was something."""
