@@ -24,6 +24,7 @@ from typing import Any
 from pipeline.audit.report import Report
 from pipeline.config import Settings, load_settings
 from pipeline.domain.money import format_amount
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.errors import UserError
 from pipeline.local import LocalFlow
 from producers.order_file import OrderFile
@@ -74,6 +75,8 @@ class Demo:
                 faults=self.faults,
                 log_file=folder / "workers.log",
                 say=self.say,
+                # A broker of half a minute is over before the second compiler would pay.
+                jvm_flags=SHORT_LIVED,
             )
             with flow:
                 try:
@@ -94,6 +97,8 @@ class Demo:
         stop = threading.Event()
         follower = threading.Thread(target=self._follow, args=(s, stop), daemon=True)
         follower.start()
+        # Otherwise the latencies would be those of workers that are still starting.
+        flow.wait_until_joined()
         try:
             with OrderPublisher(
                 s.bootstrap_servers,

@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -179,6 +180,7 @@ class LocalFlow:
     log_file: Path | None = None
     say: Say = print
     announce: bool = False
+    jvm_flags: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
         try:
@@ -213,6 +215,7 @@ class LocalFlow:
             heap_mb=s.broker_heap_mb,
             on_progress=self.say,
             die_with_parent=True,
+            jvm_flags=self.jvm_flags,
         )
         self.simulator = start_simulator(
             s.state_dir / "gateway-books.sqlite",
@@ -263,6 +266,30 @@ class LocalFlow:
                 indent=2,
             ),
         )
+
+    def wait_until_joined(self, timeout_s: float = 60.0) -> None:
+        """Return once every stage's workers are members of a settled group, or at the time-out."""
+        from confluent_kafka import ConsumerGroupState, KafkaException
+
+        from topics.provisioning import connect
+
+        catalogue = self.settings.catalogue()
+        admin = connect(self.settings.bootstrap_servers)
+        waiting = {catalogue.group(stage): count for stage, count in self.workers.items()}
+        deadline = time.monotonic() + timeout_s
+        while waiting and time.monotonic() < deadline:
+            self.tick()
+            for group, future in admin.describe_consumer_groups(list(waiting)).items():
+                try:
+                    described = future.result(timeout=10)
+                except KafkaException:  # the group is not there yet
+                    continue
+                if (
+                    described.state == ConsumerGroupState.STABLE
+                    and len(described.members) >= waiting[group]
+                ):
+                    del waiting[group]
+            time.sleep(0.1)
 
     def tick(self) -> None:
         """Keep the workers alive; call it a few times a second."""
