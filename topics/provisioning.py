@@ -373,16 +373,30 @@ def _where_they_start(
 def _committed(
     admin: Admin, group: str, partitions: Sequence[TopicPartition]
 ) -> dict[tuple[str, int], int]:
-    """Offsets the group has, by topic and partition; an open transaction's commit is waited for.
+    """Offsets the group has, by topic and partition.
+
+    What a crashed worker left open hides nothing: the offset of before it answers at once. Only
+    where there is none is an open transaction's commit waited for.
 
     Asked by a consumer that never joins. The admin client's own question for it ends the process
     (a null pointer in librdkafka 2.16) when the broker answers NOT_COORDINATOR, as it does for its
     first seconds.
     """
-    with _bystander(admin, group) as consumer:
+    found: dict[tuple[str, int], int] = {}
+    for isolation in ("read_uncommitted", "read_committed"):
+        unknown = [tp for tp in partitions if (tp.topic, tp.partition) not in found]
+        if unknown:
+            found |= _committed_under(isolation, admin, group, unknown)
+    return found
+
+
+def _committed_under(
+    isolation: str, admin: Admin, group: str, partitions: list[TopicPartition]
+) -> dict[tuple[str, int], int]:
+    with _bystander(admin, group, isolation) as consumer:
         answer = _asked(
             lambda: _once_coordinated(
-                lambda: consumer.committed(list(partitions), timeout=REQUEST_TIMEOUT_S)
+                lambda: consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S)
             )
         )
     for tp in answer:
@@ -393,14 +407,14 @@ def _committed(
 
 
 @contextmanager
-def _bystander(admin: Admin, group: str) -> Iterator[Consumer]:
+def _bystander(admin: Admin, group: str, isolation: str = "read_committed") -> Iterator[Consumer]:
     """A consumer that names the group and is no member of it."""
     consumer = Consumer(
         {
             **admin.client_config,
             "group.id": group,
             "enable.auto.commit": False,
-            "isolation.level": "read_committed",
+            "isolation.level": isolation,
         }
     )
     try:

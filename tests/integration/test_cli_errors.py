@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from tests.support.cli import Cli, Done
 from tests.support.ports import free_port
+from topics.catalogue import TopicSettings, build_catalogue
+from topics.provisioning import provision
 
 pytestmark = pytest.mark.integration
 
@@ -208,6 +211,29 @@ def test_topics_plan_tells_a_script_what_is_to_do(cli: Cli, kafka: str, topic_pr
     assert refused.code == 2
     assert "Traceback" not in refused.err
     assert "partitions" in refused.err + refused.out
+
+
+def test_topics_are_checked_although_a_crash_left_a_transaction_open(
+    cli: Cli, kafka: str, topic_prefix: str
+) -> None:
+    """Offsets of an open transaction hide those of before it from nobody: `up` starts at once."""
+    catalogue = build_catalogue(TopicSettings(prefix=topic_prefix, partitions=2))
+    provision(kafka, catalogue)
+    crashed = {"transactional.id": f"{topic_prefix}crashed", "log_level": 0}
+    producer = Producer({"bootstrap.servers": kafka, **crashed})
+    worker = Consumer({"bootstrap.servers": kafka, "group.id": catalogue.group("payments")})
+    try:
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        producer.send_offsets_to_transaction(
+            [TopicPartition(catalogue.name("orders"), 0, 0)], worker.consumer_group_metadata(), 30
+        )
+        cluster = {"PAYSTREAM_BOOTSTRAP_SERVERS": kafka, "PAYSTREAM_TOPIC_PREFIX": topic_prefix}
+        done = cli.run("topics", "apply", "--partitions", "2", environment=cluster)
+        producer.abort_transaction(30)
+    finally:
+        worker.close()
+    assert done.code == 0, done
 
 
 def test_the_committed_schemas_are_in_order(cli: Cli) -> None:
