@@ -23,7 +23,7 @@ install: ## Make .venv match the lock (each target below does it first)
 	@$(PYTHON) .ci/make_venv.py
 
 demo: install ## Run the whole flow on this machine: ORDERS=FILE and FAULTS=none|default are optional
-	@.venv/bin/paystream demo $(if $(ORDERS),--orders $(ORDERS)) $(if $(FAULTS),--faults $(FAULTS))
+	@.venv/bin/paystream demo $(if $(ORDERS),--orders "$(ORDERS)") $(if $(FAULTS),--faults "$(FAULTS)")
 
 test: install ## Every test, the slow ones with a real broker included
 	.venv/bin/python -m pytest -q $(ARGS)

@@ -26,6 +26,9 @@ from pipeline.runtime.worker_spec import WorkerSpec
 
 _log = logging.getLogger(__name__)
 
+# A worker starts and joins in two to five seconds; what takes longer is not waited for.
+JOIN_S_MAX = 60.0
+
 Say = Callable[[str], None]
 
 STAGES = ("payments", "gateway", "ledger")
@@ -267,28 +270,17 @@ class LocalFlow:
             ),
         )
 
-    def wait_until_joined(self, timeout_s: float = 60.0) -> None:
-        """Return once every stage's workers are members of a settled group, or at the time-out."""
-        from confluent_kafka import ConsumerGroupState, KafkaException
-
-        from topics.provisioning import connect
+    def wait_until_joined(self) -> None:
+        """Return once every stage's workers are members of a settled group, or after a minute."""
+        from pipeline.runtime.cluster import groups_joined
 
         catalogue = self.settings.catalogue()
-        admin = connect(self.settings.bootstrap_servers)
         waiting = {catalogue.group(stage): count for stage, count in self.workers.items()}
-        deadline = time.monotonic() + timeout_s
-        while waiting and time.monotonic() < deadline:
+        deadline = time.monotonic() + JOIN_S_MAX
+        for missing in groups_joined(self.settings.bootstrap_servers, waiting):
+            if not missing or time.monotonic() > deadline:
+                return
             self.tick()
-            for group, future in admin.describe_consumer_groups(list(waiting)).items():
-                try:
-                    described = future.result(timeout=10)
-                except KafkaException:  # the group is not there yet
-                    continue
-                if (
-                    described.state == ConsumerGroupState.STABLE
-                    and len(described.members) >= waiting[group]
-                ):
-                    del waiting[group]
             time.sleep(0.1)
 
     def tick(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -78,10 +79,13 @@ def verify_command(
 
     Examples:
 
+    \b
       paystream verify
 
+    \b
       paystream verify --wait 60 --json
 
+    \b
       paystream verify --bootstrap-servers kafka-1:9092 --prefix eu- --no-gateway
     """
     from pipeline.audit.render import report_lines
@@ -128,8 +132,10 @@ def trace_command(
 
     Examples:
 
+    \b
       paystream trace shop:1001
 
+    \b
       paystream trace shop:1001 --json
     """
     from pipeline.audit.render import print_trace
@@ -209,4 +215,10 @@ def _told() -> Iterator[None]:
         yield
     except UserError as error:
         typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_UNAVAILABLE) from None
+    except typer.Exit:
+        raise
+    except Exception:
+        # A fault of the auditor is no verdict about the flow; 1 would read as "broken".
+        traceback.print_exc()
         raise typer.Exit(EXIT_UNAVAILABLE) from None

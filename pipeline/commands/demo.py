@@ -30,8 +30,10 @@ def demo_command(
 
     Examples:
 
+    \b
       paystream demo
 
+    \b
       paystream demo --orders my-orders.jsonl --faults none
     """
     from pipeline.demo import Demo, sample_file

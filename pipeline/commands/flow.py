@@ -45,8 +45,10 @@ def up_command(
 
     Examples:
 
+    \b
       paystream up
 
+    \b
       paystream up --payments-workers 2 --faults default --metrics-port 0
     """
     from pipeline.config import load_settings, state_home
@@ -115,8 +117,10 @@ def run_command(
 
     Examples:
 
+    \b
       paystream run payments --workers 4 --bootstrap-servers kafka-1:9092 --node-id app-7
 
+    \b
       paystream run ledger --node-id books-1
     """
     from confluent_kafka.admin import AdminClient
@@ -162,6 +166,7 @@ def simulator_command(
 
     Example:
 
+    \b
       paystream simulator --port 8400 --faults default
     """
     import asyncio

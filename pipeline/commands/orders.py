@@ -73,8 +73,10 @@ def import_command(
 
     Examples:
 
+    \b
       paystream orders import invoices.csv --merchant online-retail
 
+    \b
       paystream orders import orders.jsonl --order-prefix 2026-11- --dry-run
     """
     found = _read(file, merchant, order_prefix)
@@ -118,6 +120,7 @@ def submit_command(
 
     Example:
 
+    \b
       paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 --currency GBP \
 --token tok_ok
     """

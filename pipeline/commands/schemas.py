@@ -20,6 +20,7 @@ def check_command() -> None:
 
     Example:
 
+    \b
       paystream schemas check
     """
     from schemas.lock import check
@@ -40,6 +41,7 @@ def lock_command() -> None:
 
     Example:
 
+    \b
       paystream schemas lock
     """
     from schemas.lock import lock
@@ -71,8 +73,10 @@ def register_command(
 
     Examples:
 
+    \b
       paystream schemas register --url http://127.0.0.1:8081
 
+    \b
       paystream schemas register --url https://registry.example.com --prefix eu-
     """
     from pipeline.config import load_settings

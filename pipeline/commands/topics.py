@@ -71,8 +71,10 @@ def plan_command(
 
     Examples:
 
+    \b
       paystream topics plan
 
+    \b
       paystream topics plan --bootstrap-servers kafka-1:9092,kafka-2:9092 --prefix eu-
     """
     from topics.provisioning import connect, plan
@@ -102,8 +104,10 @@ def apply_command(
 
     Examples:
 
+    \b
       paystream topics apply
 
+    \b
       paystream topics apply --partitions 48 --replication-factor 3
     """
     from topics.provisioning import apply, connect, plan

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import (
     Consumer,
+    ConsumerGroupState,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -96,6 +97,27 @@ def require_co_partitioned(admin: AdminClient, catalogue: Catalogue) -> None:
             "nothing is consumed, since records of one order would meet in different lanes. "
             "Set PAYSTREAM_PARTITIONS to what the cluster has, or migrate to new topics."
         )
+
+
+def groups_joined(bootstrap_servers: str, wanted: Mapping[str, int]) -> Iterator[Mapping[str, int]]:
+    """Look, each time it is asked, which groups lack members; yields what is still waited for.
+
+    ``wanted``: members by group. A group counts once it is stable with that many; it is not asked
+    about again.
+    """
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    waiting = dict(wanted)
+    while True:
+        if waiting:
+            for group, future in admin.describe_consumer_groups(list(waiting)).items():
+                try:
+                    described = future.result(timeout=METADATA_TIMEOUT_S)
+                except KafkaException:  # the group is not there yet
+                    continue
+                stable = described.state == ConsumerGroupState.STABLE
+                if stable and len(described.members) >= waiting[group]:
+                    del waiting[group]
+        yield waiting
 
 
 def cluster_and_topic_id(admin: AdminClient, topic: str) -> tuple[str, str]:

@@ -217,3 +217,14 @@ def test_partitions_and_ids_are_derived_the_same_twice() -> None:
         assert derivation.idempotency_key(payment, "op", "g", n) == ids.idempotency_key(
             payment, "op", "g", n
         )
+
+
+def test_every_topic_of_the_catalogue_is_read_and_ordered() -> None:
+    """A topic that is added to the catalogue cannot go unread by verify or unsorted by trace."""
+    from pipeline.audit.cut import LAYERS
+    from pipeline.audit.trace import _WITHIN_A_TRANSACTION
+    from topics.catalogue import build_catalogue
+
+    roles = set(build_catalogue().topics)
+    assert {role for layer in LAYERS for role in layer} == roles
+    assert set(_WITHIN_A_TRANSACTION) == roles

@@ -24,7 +24,7 @@ def test_the_demo_passes_on_only_what_was_given() -> None:
     """ORDERS and FAULTS are options of the demo and are left out when they are not named."""
     assert "paystream demo\n" in re.sub(r" +\n", "\n", make("-n", "demo"))
     shown = make("-n", "demo", "ORDERS=my.csv", "FAULTS=none")
-    assert "paystream demo --orders my.csv --faults none" in shown
+    assert 'paystream demo --orders "my.csv" --faults "none"' in shown
 
 
 def test_ci_runs_the_same_targets_as_a_person() -> None:

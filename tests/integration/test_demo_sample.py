@@ -1,0 +1,84 @@
+"""The demo on the real invoices that come with the project, with and without faults."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+TOTAL = "GBP 153,652.88"
+
+
+def demo(tmp_path: Path, *options: str) -> tuple[int, dict[str, str]]:
+    """Exit code, and the summary's lines by their label."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PAYSTREAM_TEST_S")
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "demo", *options],
+        env={**environment, "HOME": str(home), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    lines = [line[10:] for line in run.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d  ", line)]
+    rows = {line[:34].strip(): line[34:].strip() for line in lines}
+    assert "orders read" in rows, run.stdout + run.stderr
+    return run.returncode, rows
+
+
+def minor(text: str) -> int:
+    """The amount in a summary's line, in pence."""
+    found = re.search(r"GBP (-?[\d,]+\.\d\d)", text)
+    return int(found[1].replace(",", "").replace(".", "")) if found else 0
+
+
+@pytest.fixture(autouse=True)
+def shared_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty HOME for the demo, but the jars that the test run already has."""
+    from pipeline.embedded.cache import cache_dir
+
+    monkeypatch.setenv("PAYSTREAM_CACHE_DIR", str(cache_dir()))
+
+
+def test_without_faults_every_payable_invoice_settles(tmp_path: Path) -> None:
+    """337 invoices are captured, settled and booked for £153,652.88; 45 have nothing due."""
+    code, rows = demo(tmp_path, "--faults", "none")
+    assert code == 0, rows
+    assert rows["orders read"] == f"382, {TOTAL}"
+    assert rows["cancellations read"].startswith("36, GBP -3,189.58")
+    assert rows["captured"] == rows["settled (subscriber)"] == f"337, {TOTAL}"
+    assert rows["no payment due"] == "45"
+    assert rows["journal entries"] == "337"
+    assert rows["debits less credits, GBP"] == "GBP 0.00"
+    assert rows["gateway's own books"] == f"337 charges, {TOTAL}: agree"
+    assert [rows[name] for name in ("rejected", "waiting", "dead letters")] == ["0", "0", "0"]
+
+
+def test_with_default_faults_every_penny_is_accounted_for(tmp_path: Path) -> None:
+    """Captured, failed and waiting come to the same sum, every kind of fault was met, and nothing
+    is charged twice."""
+    code, rows = demo(tmp_path)
+    assert code == 0, rows
+    parts = [
+        minor(rows[name]) for name in ("captured", "failed", "outcome_unknown") if name in rows
+    ]
+    assert sum(parts) == 15_365_288
+    assert rows["no payment due"] == "45"
+    captured = rows["captured"]
+    count, amount = captured.split(", ", 1)
+    assert rows["gateway's own books"] == f"{count} charges, {amount}: agree"
+    assert rows["journal entries"] == count
+    faults = re.findall(r"(\w+) (\d+)", rows["faults injected"])
+    assert {name for name, _ in faults} >= {
+        "decline", "slow", "rate_limited", "500_before", "500_after", "reset_after", "hang_after",
+    }  # fmt: skip
+    assert all(int(times) > 0 for _, times in faults), faults

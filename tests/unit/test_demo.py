@@ -1,0 +1,91 @@
+"""What the demo makes of an audit's report: its verdict is its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.audit.report import Example, Finding, Report, Severity
+from pipeline.demo import Demo, summary
+from pipeline.domain.model import Order
+from producers.order_file import OrderFile
+
+ORDER = Order(
+    merchant_id="shop",
+    order_id="o-1",
+    amount_minor=1_250,
+    currency="GBP",
+    instrument_token="tok_ok",
+    business_date="2026-11-01",
+    submitted_at_ms=0,
+)
+WHOLE: dict[str, Any] = {
+    "records": {"orders": 1, "settlements": 1},
+    "payments": {"captured": 1},
+    "amount_minor": {"captured": {"GBP": 1_250}},
+    "reasons": {},
+    "settled_minor": {"GBP": 1_250},
+    "dead_letters": {},
+    "order_to_settlement_ms": {"count": 1, "p50": 9, "p95": 9, "p99": 9, "max": 9},
+    "gateway": {"charges": 1, "charged_minor": {"GBP": 1_250}},
+    "ledger": {"entries": 1, "balances": {"a": {"GBP": 1_250}, "b": {"GBP": -1_250}}},
+}
+
+
+def demo(*, seen_minor: int = 1_250) -> Demo:
+    found = OrderFile(line_count=1, orders=(ORDER,), problems=(), left_out=0)
+    made = Demo(orders_file=Path("x"), found=found, faults="default", say=lambda _line: None)
+    made.settled["GBP"] += seen_minor
+    made.settled_count = 1
+    return made
+
+
+def finding(name: str, severity: Severity) -> Finding:
+    return Finding(name, severity, 1, Example("orders", 0, 0, "shop:o-1", "planted"))
+
+
+def last_line(made: Demo, report: Report) -> str:
+    return list(summary(made, report, {"decline": 1}, 1.0))[-1]
+
+
+def test_a_whole_report_is_a_success() -> None:
+    """Nothing broken, nothing on its way, and the subscriber saw what the audit saw."""
+    report = Report([], WHOLE)
+    assert demo().held(report)
+    assert last_line(demo(), report).startswith("Every guarantee held")
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Report([finding("charged_twice", Severity.BROKEN)], WHOLE),
+        Report([finding("order_without_outcome", Severity.PENDING)], WHOLE),
+        Report([], {**WHOLE, "records": {"orders": 2, "settlements": 1}}),
+        Report([], {**WHOLE, "gateway": {"charges": 1, "charged_minor": {"GBP": 1_251}}}),
+    ],
+    ids=["broken", "pending", "more orders than published", "the gateway differs"],
+)
+def test_anything_else_is_a_failure_and_is_said(report: Report) -> None:
+    """A broken guarantee, something unfinished, or books that differ: not held, and named."""
+    assert not demo().held(report)
+    assert last_line(demo(), report).startswith("NOT WHOLE")
+
+
+def test_a_subscriber_that_missed_a_settlement_is_a_failure() -> None:
+    """The downstream side is part of the promise."""
+    assert not demo(seen_minor=0).held(Report([], WHOLE))
+
+
+def test_a_wait_for_a_person_is_a_named_wait() -> None:
+    """An outcome nobody can tell is neither lost nor guessed: the guarantee holds."""
+    assert demo().held(Report([finding("waits_for_a_person", Severity.PENDING)], WHOLE))
+
+
+def test_every_kind_of_fault_is_counted_also_at_zero() -> None:
+    """A kind that was never injected is seen to be missing."""
+    lines = list(summary(demo(), Report([], WHOLE), {"decline": 3}, 1.0))
+    (faults,) = [line for line in lines if line.startswith("faults injected")]
+    assert "decline 3" in faults
+    assert "hang_after 0" in faults
