@@ -47,6 +47,16 @@ def postgres_url() -> str:
     return new_database(handle, f"t{uuid.uuid4().hex[:12]}")
 
 
+@pytest.fixture
+def own_postgres_url(postgres_url: str) -> str:
+    """SQLAlchemy URL of an empty PostgreSQL database of this test's own."""
+    from pipeline.embedded.postgres import new_database, start_postgres
+
+    # Running already, by the fixture above: this finds it.
+    handle = start_postgres(Path(os.environ[FOLDER]) / "postgres")
+    return new_database(handle, f"t{uuid.uuid4().hex[:12]}")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kafka",

@@ -156,11 +156,11 @@ def test_work_moves_to_another_machine(kafka: str, topic_prefix: str, tmp_path: 
 
 
 def test_the_books_in_postgresql(
-    kafka: str, topic_prefix: str, tmp_path: Path, postgres_url: str
+    kafka: str, topic_prefix: str, tmp_path: Path, own_postgres_url: str
 ) -> None:
     """The ledger of production keeps the same books, and the audit reads them."""
     sent = orders(100)
-    with WholeFlow(kafka, topic_prefix, tmp_path, ledger_url=postgres_url) as flow:
+    with WholeFlow(kafka, topic_prefix, tmp_path, ledger_url=own_postgres_url) as flow:
         flow.publish(sent)
         report = flow.settle(SETTLE_S)
     assert report.exit_code == 0, report.findings

@@ -74,10 +74,16 @@ def _stop_servers(folder: Path) -> None:
 
 
 def passable(folder: Path) -> Path:
-    """Let PostgreSQL's user through a test's private folders: the server refuses to be root."""
+    """Let PostgreSQL's user through a test's private folders: the server refuses to be root.
+
+    Up to the system's own temporary folder, since ``TMPDIR`` may itself be a private one in it.
+    """
+    shared = {Path("/tmp"), Path("/var/tmp")}
     temporary = Path(tempfile.gettempdir())
+    if not shared & set(temporary.parents):
+        shared.add(temporary)
     for path in (folder, *folder.parents):
-        if path == temporary or not path.is_relative_to(temporary):
+        if path in shared or not shared & set(path.parents):
             break
         path.chmod(path.stat().st_mode | 0o011)
     return folder
