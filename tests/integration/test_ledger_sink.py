@@ -148,6 +148,9 @@ class Counts:
     def dead_lettered(self, cause: str) -> None:
         self.causes.append(cause)
 
+    def booked_after(self, seconds: float) -> None:
+        assert seconds >= 0
+
     def batch_seconds(self, seconds: float) -> None:
         assert seconds >= 0
 
