@@ -17,6 +17,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import UserError
+from pipeline.runtime.kafka_errors import LaneFatal
 from topics.catalogue import Catalogue
 
 METADATA_TIMEOUT_S = 10.0
@@ -185,7 +186,13 @@ def committed_positions(
                     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
                 )
             )
-            if not passing or time.monotonic() > deadline:
+            if passing and time.monotonic() > deadline:
+                raise LaneFatal(
+                    f"the group's committed offsets cannot be had after "
+                    f"{STABLE_OFFSETS_TIMEOUT_S:.0f} s ({error}); an open transaction may hold "
+                    "them, see docs/operations.md"
+                ) from error
+            if not passing:
                 raise
         time.sleep(0.1)
     positions = {(tp.topic, tp.partition): tp.offset for tp in answered}
