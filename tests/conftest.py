@@ -66,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if is_worker():
         return
@@ -74,6 +75,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.stash[SERVERS] = servers = Servers()
+    if config.option.basetemp is None:
+        # Of this run alone and removed with it; pytest's own would stay, and runs would share it.
+        config.option.basetemp = str(servers.folder / "tests")
     try:
         servers.use_kafka(config.getoption("--kafka"))
     except BaseException:
