@@ -158,6 +158,19 @@ class Metrics:
             registry=r,
         )
 
+    def ended(self, stage: str, result: str, seconds: float, rebuilds: int) -> None:
+        """A transaction has a known end; ``rebuilds`` are the producers thrown away for it."""
+        self.transactions.labels(stage, result).inc()
+        self.transaction_seconds.labels(stage).observe(seconds)
+        if rebuilds:
+            self.rebuilds.labels(stage).inc(rebuilds)
+
+    def committed(self, stage: str, records: int, oldest_ms: int | None, now_s: float) -> None:
+        """A batch is committed; ``oldest_ms`` is the append time of its oldest input, if known."""
+        self.batch_records.labels(stage).observe(records)
+        if oldest_ms is not None:
+            self.stage_seconds.labels(stage).observe(max(0.0, now_s - oldest_ms / 1000))
+
     def counted(self, stage: str, notes: Mapping[tuple[str, str], int]) -> None:
         """Add what a committed batch has counted by (group, name)."""
         for (group, name), count in notes.items():

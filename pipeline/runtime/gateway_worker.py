@@ -312,11 +312,10 @@ class GatewayWorker:
             return
         self._under_way = None
         metrics = self._metrics
-        metrics.transactions.labels(STAGE, outcome.value).inc()
-        metrics.transaction_seconds.labels(STAGE).observe(time.monotonic() - self._submitted_s)
-        if self._lane.rebuilds:
-            metrics.rebuilds.labels(STAGE).inc(self._lane.rebuilds)
-            self._lane.rebuilds = 0
+        metrics.ended(
+            STAGE, outcome.value, time.monotonic() - self._submitted_s, self._lane.rebuilds
+        )
+        self._lane.rebuilds = 0
         if outcome is Outcome.ABORTED:
             self._rewind()
             return
@@ -324,10 +323,7 @@ class GatewayWorker:
             if partition in self._positions:
                 self._positions[partition] = offset
         self._guard.committed(batch.offsets)
-        metrics.batch_records.labels(STAGE).observe(batch.records)
-        if batch.oldest_ms is not None:
-            age_s = time.time() - batch.oldest_ms / 1000
-            metrics.stage_seconds.labels(STAGE).observe(max(0.0, age_s))
+        metrics.committed(STAGE, batch.records, batch.oldest_ms, time.time())
         metrics.records.labels(STAGE, self._stage.topic).inc(batch.records)
         for (group, name), count in batch.notes.items():
             if group == "calls":

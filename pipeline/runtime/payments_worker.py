@@ -332,11 +332,10 @@ class PaymentsWorker:
             return
         self._under_way = None
         metrics = self._metrics
-        metrics.transactions.labels(STAGE, outcome.value).inc()
-        metrics.transaction_seconds.labels(STAGE).observe(time.monotonic() - self._submitted_s)
-        if self._lane.rebuilds:
-            metrics.rebuilds.labels(STAGE).inc(self._lane.rebuilds)
-            self._lane.rebuilds = 0
+        metrics.ended(
+            STAGE, outcome.value, time.monotonic() - self._submitted_s, self._lane.rebuilds
+        )
+        self._lane.rebuilds = 0
         if outcome is Outcome.ABORTED:
             self._rewind()
             return
@@ -346,10 +345,7 @@ class PaymentsWorker:
         )
         failpoints.hit("payments.cache_applied")
         self._guard.committed(batch.offsets)
-        metrics.batch_records.labels(STAGE).observe(batch.records)
-        if batch.oldest_ms is not None:
-            age_s = time.time() - batch.oldest_ms / 1000
-            metrics.stage_seconds.labels(STAGE).observe(max(0.0, age_s))
+        metrics.committed(STAGE, batch.records, batch.oldest_ms, time.time())
         for (topic, partition), offset in batch.offsets.items():
             first = batch.first_offsets[(topic, partition)]
             metrics.records.labels(STAGE, topic).inc(offset - first)
