@@ -51,8 +51,8 @@ def demo_command(
         typer.echo(f"{path}:{problem.line_number}: {problem.reason}", err=True)
     if not found.orders:
         raise UserError(f"{path} holds no order that can be published.")
-    StopSignals()
-    code = Demo(orders_file=path, found=found, faults=faults, say=_say).run()
+    with StopSignals():
+        code = Demo(orders_file=path, found=found, faults=faults, say=_say).run()
     raise typer.Exit(code)
 
 

@@ -71,7 +71,7 @@ def up_command(
         say=_say,
         announce=True,
     )
-    with _OnlyOne(settings.state_dir), flow:
+    with stop, _OnlyOne(settings.state_dir), flow:
         s, running = flow.settings, flow.running
         typer.echo(f"broker     {s.bootstrap_servers}")
         typer.echo(f"simulator  {s.gateway_url}")
@@ -135,20 +135,22 @@ def run_command(
     )
     node = _node_id(settings.node_id, settings.bootstrap_servers)
     require_free_port(settings.metrics_host, settings.metrics_port)
-    stop = StopSignals()
-    configure_logging(settings.log_level)
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
-    require_reachable(admin, settings.bootstrap_servers)
-    require_co_partitioned(admin, settings.catalogue())
-    group = Workers(settings, {stage.value: workers}, node_id=node)
-    try:
-        group.start()
-        typer.echo(f"{workers} {stage.value} workers as node {node}; metrics {group.metrics.url}")
-        stop.ready()
-        while not stop.asked.wait(TICK_S):
-            group.supervisor.tick()
-    finally:
-        clean = group.stop()
+    with StopSignals() as stop:
+        configure_logging(settings.log_level)
+        admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
+        require_reachable(admin, settings.bootstrap_servers)
+        require_co_partitioned(admin, settings.catalogue())
+        group = Workers(settings, {stage.value: workers}, node_id=node)
+        try:
+            group.start()
+            typer.echo(
+                f"{workers} {stage.value} workers as node {node}; metrics {group.metrics.url}"
+            )
+            stop.ready()
+            while not stop.asked.wait(TICK_S):
+                group.supervisor.tick()
+        finally:
+            clean = group.stop()
     if not clean:
         raise UserError("not every worker drained in time; what it left is taken over or resumed.")
 

@@ -12,6 +12,7 @@ from pipeline.domain.keys import record_key
 from pipeline.runtime import dead_letters, failpoints
 from schemas.codec import wire_header
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
+from tests.support.waiting import wait_until
 from topics.catalogue import MAX_MESSAGE_BYTES
 
 pytestmark = pytest.mark.integration
@@ -118,6 +119,10 @@ def test_a_letter_and_the_offset_of_its_input_are_one_transaction(
 
     def die(name: str) -> None:
         if name == "payments.offsets_sent":
+            # The offsets are sent by another request than the records: wait until both are there.
+            wait_until(
+                lambda: flow.messages("dead-letters", "read_uncommitted"), 30, "the letter is sent"
+            )
             raise Died
 
     with monkeypatch.context() as patched:

@@ -30,6 +30,26 @@ def test_a_start_is_left_at_once_and_only_once(number: signal.Signals) -> None:
     assert stop.asked.is_set()
 
 
+def test_a_stop_that_an_extension_swallows_still_ends_the_command() -> None:
+    """The Kafka client turns a SystemExit raised inside it into a TypeError of its own."""
+
+    def make_client() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except SystemExit as stopped:
+            raise TypeError("expected configuration property name") from stopped
+
+    with pytest.raises(SystemExit) as caught, StopSignals():
+        make_client()
+    assert caught.value.code == 128 + signal.SIGINT
+
+
+def test_an_error_without_a_signal_stays_what_it_is() -> None:
+    """Only a command that was asked to stop ends as one that was stopped."""
+    with pytest.raises(TypeError), StopSignals():
+        raise TypeError
+
+
 def test_a_command_that_looks_by_itself_is_asked() -> None:
     """After ready nothing is raised, so that a drain begins between two looks."""
     stop = StopSignals()
