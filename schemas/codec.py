@@ -168,7 +168,7 @@ def _small_numbers(
         for kind in kinds:
             if kind == "int":
                 small.append(field["name"])
-            elif isinstance(kind, dict) and kind.get("type") == "array":
+            elif isinstance(kind, dict) and isinstance(kind.get("items"), dict):
                 nested.append((field["name"], _small_numbers(kind["items"])[0]))
     return tuple(small), tuple(nested)
 

@@ -7,9 +7,12 @@ from importlib import resources
 from typing import Any, Final
 
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
+    "audit-entry",
+    "gateway-notification",
     "gateway-result",
     "order",
     "payment",
+    "payment-command",
     "payment-due",
     "payment-event",
     "payment-request",

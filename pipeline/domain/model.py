@@ -32,6 +32,27 @@ class Order(Struct, frozen=True, kw_only=True):
     customer_id: str | None = None
     country: str | None = None
     lines: tuple[OrderLine, ...] = ()
+    card_fingerprint: str | None = None
+
+
+class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
+    """A request to change a payment, as it is published and as it waits in the payment."""
+
+    merchant_id: str
+    order_id: str
+    command_id: str
+    type: str
+    submitted_at_ms: int
+    amount_minor: int | None = None
+    currency: str | None = None
+    instrument_token: str | None = None
+    decision: str | None = None
+    gateway_reference: str | None = None
+    evidence: str | None = None
+    reason: str | None = None
+    actor: str | None = None
+    override: str | None = None
+    business_date: str | None = None
 
 
 class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
@@ -50,6 +71,9 @@ class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
     send_within_ms: int
     ordered_at_ms: int
     pay_before_ms: int | None = None
+    operation_kind: str = "charge"
+    parent_reference: str | None = None
+    country: str | None = None
 
 
 class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
@@ -69,6 +93,29 @@ class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
     code: str | None = None
     gateway_code: str | None = None
     retry_after_ms: int | None = None
+    next_action_url: str | None = None
+
+
+class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    notification_id: str
+    gateway: str
+    type: str
+    amount_minor: int
+    currency: str
+    received_at_ms: int
+    operation_id: str | None = None
+    attempt: int | None = None
+    kind: str | None = None
+    outcome: str | None = None
+    gateway_reference: str | None = None
+    dispute_id: str | None = None
+    dispute_state: str | None = None
+    fee_minor: int = 0
+    code: str | None = None
+    gateway_code: str | None = None
 
 
 class Settlement(Struct, frozen=True, kw_only=True, gc=False):
@@ -101,6 +148,11 @@ class PaymentEvent(Struct, frozen=True, kw_only=True, gc=False):
     reason: str | None = None
     gateway: str | None = None
     attempt: int | None = None
+    operation_id: str | None = None
+    kind: str | None = None
+    operation_minor: int | None = None
+    detail: str | None = None
+    actor: str | None = None
 
 
 class Attempt(Struct, frozen=True, kw_only=True, gc=False):
@@ -119,6 +171,18 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     resends: int = 0
     send_within_ms: int = 0
     sendable_until_ms: int = 0
+    amount_minor: int = 0
+    routed_because: str | None = None
+
+
+class Dispute(Struct, frozen=True, kw_only=True, gc=False):
+    dispute_id: str
+    state: str
+    amount_minor: int
+    gateway: str
+    updated_at_ms: int
+    fee_minor: int = 0
+    withdrawn_minor: int = 0
 
 
 class Payment(Struct, frozen=True, kw_only=True):
@@ -141,6 +205,19 @@ class Payment(Struct, frozen=True, kw_only=True):
     conflicts: int = 0
     dead_letters: int = 0
     attempts: tuple[Attempt, ...] = ()
+    capture_method: str = "automatic"
+    payment_method: str = "card"
+    country: str | None = None
+    card_fingerprint: str | None = None
+    authorized_minor: int = 0
+    disputed_minor: int = 0
+    charged_back_minor: int = 0
+    next_action_url: str | None = None
+    expires_at_ms: int | None = None
+    cancel_requested_by: str | None = None
+    commands: tuple[PaymentCommand, ...] = ()
+    command_ids: tuple[str, ...] = ()
+    disputes: tuple[Dispute, ...] = ()
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
@@ -152,3 +229,17 @@ class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
     try_number: int
     purpose: str
     reason: str | None = None
+    due_at_ms: int | None = None
+    tier: int = 1
+
+
+class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
+    """Who did what by hand, when, and why; ``detail`` is JSON."""
+
+    entry_id: str
+    actor: str
+    action: str
+    subject: str
+    occurred_at_ms: int
+    reason: str | None = None
+    detail: str = "{}"

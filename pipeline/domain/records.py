@@ -14,10 +14,14 @@ from msgspec.structs import asdict
 
 from pipeline.domain.model import (
     Attempt,
+    AuditEntry,
+    Dispute,
+    GatewayNotification,
     GatewayResult,
     Order,
     OrderLine,
     Payment,
+    PaymentCommand,
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
@@ -25,10 +29,20 @@ from pipeline.domain.model import (
 )
 
 Record = dict[str, Any]
-Noun = Order | Payment | PaymentRequest | GatewayResult | Settlement | PaymentEvent | PaymentDue
+Noun = (
+    Order
+    | Payment
+    | PaymentRequest
+    | GatewayResult
+    | Settlement
+    | PaymentEvent
+    | PaymentDue
+    | PaymentCommand
+    | GatewayNotification
+)
 
 
-def to_record(noun: Noun) -> Record:
+def to_record(noun: Noun | AuditEntry) -> Record:
     """The Avro-ready dict of a Struct, lists and nested records included."""
     return TO_RECORD[type(noun)](noun)
 
@@ -42,6 +56,9 @@ def order_to_record(order: Order) -> Record:
 def payment_to_record(payment: Payment) -> Record:
     record = asdict(payment)
     record["attempts"] = [asdict(attempt) for attempt in payment.attempts]
+    record["commands"] = [asdict(command) for command in payment.commands]
+    record["command_ids"] = list(payment.command_ids)
+    record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
     return record
 
 
@@ -55,8 +72,13 @@ def order_from_record(record: Record) -> Order:
 
 def payment_from_record(record: Record) -> Payment:
     """A Payment of a decoded dict, which is left as it was."""
-    attempts = tuple([Attempt(**attempt) for attempt in record["attempts"]])
-    return Payment(**{**record, "attempts": attempts})
+    lists = {
+        "attempts": tuple([Attempt(**attempt) for attempt in record["attempts"]]),
+        "commands": tuple([PaymentCommand(**command) for command in record["commands"]]),
+        "command_ids": tuple(record["command_ids"]),
+        "disputes": tuple([Dispute(**dispute) for dispute in record["disputes"]]),
+    }
+    return Payment(**{**record, **lists})
 
 
 def request_from_record(record: Record) -> PaymentRequest:
@@ -79,6 +101,18 @@ def due_from_record(record: Record) -> PaymentDue:
     return PaymentDue(**record)
 
 
+def command_from_record(record: Record) -> PaymentCommand:
+    return PaymentCommand(**record)
+
+
+def notification_from_record(record: Record) -> GatewayNotification:
+    return GatewayNotification(**record)
+
+
+def audit_entry_from_record(record: Record) -> AuditEntry:
+    return AuditEntry(**record)
+
+
 TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     Order: order_to_record,
     Payment: payment_to_record,
@@ -87,9 +121,12 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     Settlement: asdict,
     PaymentEvent: asdict,
     PaymentDue: asdict,
+    PaymentCommand: asdict,
+    GatewayNotification: asdict,
+    AuditEntry: asdict,
 }
 
-FROM_RECORD: Mapping[str, Callable[[Record], Noun]] = {
+FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry]] = {
     "order": order_from_record,
     "payment": payment_from_record,
     "payment-request": request_from_record,
@@ -97,6 +134,9 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun]] = {
     "settlement": settlement_from_record,
     "payment-event": event_from_record,
     "payment-due": due_from_record,
+    "payment-command": command_from_record,
+    "gateway-notification": notification_from_record,
+    "audit-entry": audit_entry_from_record,
 }
 
 SCHEMA_OF: Mapping[type[Any], str] = {
@@ -107,4 +147,7 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     Settlement: "settlement",
     PaymentEvent: "payment-event",
     PaymentDue: "payment-due",
+    PaymentCommand: "payment-command",
+    GatewayNotification: "gateway-notification",
+    AuditEntry: "audit-entry",
 }

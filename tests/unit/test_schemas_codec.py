@@ -69,11 +69,11 @@ ORDER = {
     "merchant_id": "shop-1", "order_id": "o-1", "amount_minor": 1530, "currency": "EUR",
     "instrument_token": "tok_1", "payment_method": "card", "capture_method": "automatic",
     "pay_before_ms": None, "business_date": "2026-01-31", "submitted_at_ms": 1_760_000_000_000,
-    "customer_id": "müller", "country": None, "lines": [ORDER_LINE],
+    "customer_id": "müller", "country": None, "card_fingerprint": None, "lines": [ORDER_LINE],
 }  # fmt: skip
 DUE = {
     "merchant_id": "m", "order_id": "o", "payment_id": "p", "operation_id": "o", "attempt": 1,
-    "try_number": 1, "purpose": "retry", "reason": None,
+    "try_number": 1, "purpose": "retry", "reason": None, "due_at_ms": None, "tier": 1,
 }  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_bytes_that_no_writer_makes_are_refused(body: bytes, why: str) -> None:
 def test_a_branch_that_is_not_in_the_union_is_refused() -> None:
     """A third branch of a union of two is no record."""
     value = ENCODERS["payment-due"](DUE)
-    assert kind_of("payment-due", value[:-1] + b"\x04") in ("malformed", "truncated")
+    assert kind_of("payment-due", value[:-2] + b"\x04" + value[-1:]) in ("malformed", "truncated")
 
 
 def test_ids_of_nothing_and_of_another_record_are_told_apart() -> None:
