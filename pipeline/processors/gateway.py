@@ -109,4 +109,5 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         amount_minor=answer.amount_minor,
         currency=request.currency if answer.currency is None else answer.currency,
         observed_at_ms=observed_at_ms,
+        next_action_url=answer.next_action_url,
     )
