@@ -44,19 +44,19 @@ def balances(report: Report) -> dict[str, int]:
 def test_refunds_in_parts_lost_answers_and_what_must_not_be(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Two parts are refunded, a third that is too much is rejected by name, a refund whose answer
-    was lost is inquired about and done once, one that came before its order waits for it, and the
-    same command twice is one. The audit finds nothing and the ledger balances."""
-    parts, lost, early, whole = (
+    """Two parts are refunded, a third that is too much and one of a payment that failed are
+    rejected by name, a refund whose answer was lost is inquired about and done once, one that came
+    before its order waits for it, and the same command twice is one. The audit finds nothing and
+    the ledger balances."""
+    tokens = ("tok_ok", "tok_refund_reset_after", "tok_ok", "tok_ok", "tok_decline_expired")
+    parts, lost, early, whole, failed = (
         replace(order, amount_minor=1_000, instrument_token=token)
-        for order, token in zip(
-            orders(4), ("tok_ok", "tok_refund_reset_after", "tok_ok", "tok_ok"), strict=True
-        )
+        for order, token in zip(orders(5), tokens, strict=True)
     )
     key = f"shop:{parts.order_id}"
     with WholeFlow(kafka, topic_prefix, tmp_path) as flow:
         flow.ask(command("refund", early.order_id, "early", amount_minor=250))
-        flow.publish([parts, lost, early, whole])
+        flow.publish([parts, lost, early, whole, failed])
         flow.ask(
             command("refund", parts.order_id, "one", amount_minor=300),
             command("refund", parts.order_id, "one", amount_minor=300),
@@ -64,6 +64,7 @@ def test_refunds_in_parts_lost_answers_and_what_must_not_be(
             command("refund", parts.order_id, "too-much", amount_minor=501),
             command("refund", lost.order_id, "lost", amount_minor=400),
             command("refund", whole.order_id, "all"),
+            command("refund", failed.order_id, "of-nothing"),
         )
         report = flow.settle(SETTLE_S)
         options = ("--bootstrap-servers", kafka, "--prefix", topic_prefix)
@@ -74,7 +75,10 @@ def test_refunds_in_parts_lost_answers_and_what_must_not_be(
         taken = cli.run("payment", "refund", key, "--amount", "5.00", *options, "--wait", "30")
         after = flow.settle(SETTLE_S)
     assert report.exit_code == 0, report.findings
-    assert report.summary["commands"]["rejected"] == {"refund_must_not_exceed_captured": 1}
+    assert report.summary["commands"]["rejected"] == {
+        "refund_must_not_exceed_captured": 1,
+        "payment_must_be_captured": 1,
+    }
     assert report.summary["settlements"]["refund"] == {
         "count": 5,
         "amount_minor": {"GBP": -(300 + 200 + 400 + 250 + 1_000)},
