@@ -11,6 +11,7 @@ How much was captured, refunded or disputed is no status: amounts say it, see ``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 from msgspec import Struct
@@ -262,7 +263,6 @@ ATTEMPT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (PENDING, INQUIRY_DUE): _T(INQUIRING, INQUIRY_STARTED),
     # An inquiry is answered.
     (INQUIRING, INQUIRY_INCONCLUSIVE): _T(INQUIRY_WAITING, INQUIRY_SCHEDULED),
-    (INQUIRING, OUTCOME_UNCERTAIN): _T(INQUIRY_WAITING, OUTCOME_UNKNOWN),
     (INQUIRING, INQUIRIES_EXHAUSTED): _T(INQUIRY_EXHAUSTED, INQUIRY_EXHAUSTED),
     (INQUIRING, SEND_AGAIN): _T(STARTED, RESEND_SCHEDULED),
     (INQUIRING, GIVE_UP): _T(ATTEMPT_FAILED, FAILED),
@@ -297,6 +297,7 @@ _TOLD_BY_KIND: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
+@cache
 def payment_step(status: str, trigger: str) -> Step:
     """What follows for a payment; raises InvariantBroken where the table has no such step."""
     found = PAYMENT_TRANSITIONS.get((status, trigger))
@@ -305,6 +306,7 @@ def payment_step(status: str, trigger: str) -> Step:
     return found
 
 
+@cache
 def attempt_step(kind: str, state: str, trigger: str) -> Step:
     """What follows for an attempt of this kind; raises InvariantBroken like ``payment_step``."""
     found = ATTEMPT_TRANSITIONS.get((SUCCEEDED if state in _SUCCESSES else state, trigger))

@@ -51,6 +51,10 @@ from pipeline.domain.tiers import inquiry_tier, retry_tier, tier_not_longer
 
 INQUIRE: Final = "inquire"
 
+# Capture methods.
+AUTOMATIC: Final = "automatic"
+MANUAL: Final = "manual"
+
 # Purposes of a wait.
 RETRY: Final = "retry"
 INQUIRY: Final = "inquiry"
@@ -423,7 +427,7 @@ def first_try(
 
 def main_kind(payment: Payment) -> str:
     """How this payment's money is asked for."""
-    return CHARGE if payment.capture_method == "automatic" else AUTHORIZE
+    return CHARGE if payment.capture_method == AUTOMATIC else AUTHORIZE
 
 
 def find_attempt(
@@ -443,6 +447,9 @@ def find_attempt(
 def replaced(payment: Payment, attempt: Attempt) -> tuple[Attempt, ...]:
     """The payment's attempts with this one in the place of its former self."""
     attempts = payment.attempts
+    latest = attempts[-1]
+    if latest.attempt == attempt.attempt and latest.operation_id == attempt.operation_id:
+        return (*attempts[:-1], attempt)
     for at in range(len(attempts) - 1, -1, -1):
         each = attempts[at]
         if each.attempt == attempt.attempt and each.operation_id == attempt.operation_id:
@@ -473,6 +480,18 @@ def standing_main(payment: Payment) -> Attempt | None:
     return None
 
 
+def refund_target(payment: Payment) -> Attempt | None:
+    """Whose money a refund by command gives back: what stands, else what was taken too late and
+    could not be given back by itself."""
+    standing = standing_main(payment)
+    if standing is not None:
+        return standing
+    for each in reversed(payment.attempts):
+        if each.kind in MAIN_KINDS and has_succeeded(each.state):
+            return each
+    return None
+
+
 def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
     """The charge or authorization that a capture, void or refund is about."""
     for each in reversed(payment.attempts):
@@ -481,13 +500,7 @@ def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
             expiry_operation_id(each.operation_id),
         ):
             return each
-    standing = standing_main(payment)
-    if standing is not None:
-        return standing
-    for each in reversed(payment.attempts):
-        if each.kind in MAIN_KINDS and has_succeeded(each.state):
-            return each
-    return None
+    return refund_target(payment)
 
 
 def amount_of(payment: Payment, attempt: Attempt) -> int:

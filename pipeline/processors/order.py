@@ -15,10 +15,12 @@ from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.commands import CANCEL
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
-from pipeline.domain.invariant import invariant
+from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
+    AUTHORIZE,
     AWAITING_ORDER,
+    CHARGE,
     NEW,
     NOTHING_DUE,
     ORDER_ACCEPTED,
@@ -27,18 +29,41 @@ from pipeline.domain.lifecycle import (
     ORDER_REJECTED,
     PAYMENT_STARTED,
     REVIEW_ASKED,
+    payment_step,
 )
-from pipeline.domain.model import Order, Payment
-from pipeline.domain.payment import dead_lettered, decision, moved, timer_of
+from pipeline.domain.model import Attempt, Order, Payment
+from pipeline.domain.payment import (
+    AUTOMATIC,
+    dead_lettered,
+    decision,
+    event_of,
+    first_try,
+    moved,
+    request_of,
+    timer_of,
+)
 from pipeline.domain.policy import Policy
+from pipeline.domain.routing import choose_gateway
 from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
-from pipeline.processors.commands import start_charge, with_waiting_commands
+from pipeline.processors.commands import with_waiting_commands
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
 
 # Reason of the timer of a review.
 REVIEW_ENDS: Final = "review_ends"
+
+# What a rejected order may have filled with anything.
+_TEXTS: Final = (
+    "currency",
+    "instrument_token",
+    "business_date",
+    "customer_id",
+    "capture_method",
+    "payment_method",
+    "country",
+    "card_fingerprint",
+)
 
 _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
 
@@ -62,23 +87,24 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
         return reject_order(payment, order, rule, now_ms, policy)
     if order.amount_minor == 0:
         return _ended(payment, order, NOTHING_DUE, None, now_ms, policy)
-    if payment is not None:
-        cancel = next((each for each in payment.commands if each.type == CANCEL), None)
-        if cancel is not None:
-            others = tuple(each for each in payment.commands if each is not cancel)
-            waited = replace(payment, commands=others)
-            return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy)
-    started = start_charge(
-        _payment(payment, order, now_ms),
-        # The operation behind the first charge is the order itself.
-        order.order_id,
-        ORDER_ACCEPTED,
-        PAYMENT_STARTED,
-        now_ms,
-        policy,
-    )
-    invariant(started is not None, "an order was found valid that no gateway serves")
-    return started or Decision()
+    cancelled = _cancelled_before(payment, order, now_ms, policy)
+    if cancelled is not None:
+        return cancelled
+    return _charged(payment, order, now_ms, policy)
+
+
+def _charged(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
+    """The first charge or authorization, its payment built in one go: the way of every order."""
+    profile = choose_gateway(policy, order.merchant_id, order.currency)
+    if profile is None:
+        raise InvariantBroken("an order was found valid that no gateway serves")
+    kind = CHARGE if order.capture_method == AUTOMATIC else AUTHORIZE
+    step = payment_step(NEW if payment is None else payment.status, ORDER_ACCEPTED)
+    # The operation behind the first charge is the order itself.
+    attempt = first_try(order.order_id, kind, profile.name, 1, policy.send_within_ms, now_ms)
+    started = _payment(payment, order, now_ms, status=step.to, attempts=(attempt,))
+    event = event_of(started, step.event or PAYMENT_STARTED, None, attempt=attempt)
+    return Decision(payment=started, sends=(request_of(started, attempt), event))
 
 
 def reject_order(
@@ -96,14 +122,30 @@ def hold_for_review(
     It waits for the command ``review``, until the order's ``pay_before`` if it has one. ``payment``
     is what the table holds: None, or the placeholder of commands that came first.
     """
+    cancelled = _cancelled_before(payment, order, now_ms, policy)
+    if cancelled is not None:
+        return cancelled
     placed = _payment(payment, order, now_ms)
     changed, event = moved(
         placed, REVIEW_ASKED, now_ms, reason=reason, expires_at_ms=order.pay_before_ms
     )
     if order.pay_before_ms is None:
-        return with_waiting_commands(decision(changed, event), now_ms, policy)
+        return decision(changed, event)
     timer = timer_of(changed, order.pay_before_ms, REVIEW_ENDS, policy, now_ms)
-    return with_waiting_commands(decision(changed, timer, event), now_ms, policy)
+    return decision(changed, timer, event)
+
+
+def _cancelled_before(
+    payment: Payment | None, order: Order, now_ms: int, policy: Policy
+) -> Decision | None:
+    """The end of an order that a waiting command cancels, or None when none does."""
+    commands = () if payment is None else payment.commands
+    cancel = next((each for each in commands if each.type == CANCEL), None)
+    if payment is None or cancel is None:
+        return None
+    others = tuple(each for each in commands if each is not cancel)
+    waited = replace(payment, commands=others)
+    return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy, actor=cancel.actor)
 
 
 def _ended(
@@ -113,43 +155,54 @@ def _ended(
     reason: str | None,
     now_ms: int,
     policy: Policy,
+    *,
+    actor: str | None = None,
 ) -> Decision:
     placed = _payment(payment, order, now_ms, rejected=trigger == ORDER_REJECTED)
-    changed, event = moved(placed, trigger, now_ms, reason=reason)
+    changed, event = moved(placed, trigger, now_ms, reason=reason, actor=actor)
     return with_waiting_commands(decision(changed, event), now_ms, policy)
 
 
 def _payment(
-    payment: Payment | None, order: Order, now_ms: int, *, rejected: bool = False
+    payment: Payment | None,
+    order: Order,
+    now_ms: int,
+    *,
+    rejected: bool = False,
+    status: str = "",
+    attempts: tuple[Attempt, ...] = (),
 ) -> Payment:
-    """What the table will hold of an order, before its first step."""
+    """What the table will hold of an order: before its first step, or after the one to a status."""
+    sequence = 1 if status else 0
     placed = Payment(
         merchant_id=order.merchant_id,
         order_id=order.order_id,
         payment_id=payment_id(order.merchant_id, order.order_id),
-        sequence=0,
-        status=NEW,
+        sequence=sequence,
+        status=status or NEW,
         amount_minor=order.amount_minor,
-        currency=_kept(order.currency) if rejected else order.currency,
-        instrument_token=_kept(order.instrument_token) if rejected else order.instrument_token,
-        business_date=_kept(order.business_date) if rejected else order.business_date,
+        currency=order.currency,
+        instrument_token=order.instrument_token,
+        business_date=order.business_date,
         pay_before_ms=order.pay_before_ms,
-        customer_id=(
-            _kept(order.customer_id) if rejected and order.customer_id else order.customer_id
-        ),
+        customer_id=order.customer_id,
         ordered_at_ms=now_ms,
         updated_at_ms=now_ms,
-        capture_method=_kept(order.capture_method) if rejected else order.capture_method,
-        payment_method=_kept(order.payment_method),
-        country=_kept(order.country) if order.country else None,
-        card_fingerprint=_kept(order.card_fingerprint) if order.card_fingerprint else None,
+        capture_method=order.capture_method,
+        payment_method=order.payment_method,
+        country=order.country,
+        card_fingerprint=order.card_fingerprint,
+        attempts=attempts,
     )
+    if rejected:
+        texts = {name: getattr(placed, name) for name in _TEXTS}
+        placed = replace(placed, **{name: _kept(text) for name, text in texts.items() if text})
     if payment is None:
         return placed
     return replace(
         placed,
-        status=payment.status,
-        sequence=payment.sequence,
+        status=status or payment.status,
+        sequence=payment.sequence + sequence,
         commands=payment.commands,
         command_ids=payment.command_ids,
         dead_letters=payment.dead_letters,

@@ -115,7 +115,14 @@ def process_result(
     if result.payment_id != payment.payment_id:
         detail = f"the result names payment {result.payment_id}, not {payment.payment_id}"
         return dead_lettered(payment, UNKNOWN_PAYMENT, detail, now_ms)
-    attempt = find_attempt(payment, result.operation_id, result.attempt, result.gateway)
+    attempt = payment.attempts[-1] if payment.attempts else None
+    if (
+        attempt is None
+        or result.operation_id != attempt.operation_id
+        or result.attempt != attempt.attempt
+        or result.gateway != attempt.gateway
+    ):
+        attempt = find_attempt(payment, result.operation_id, result.attempt, result.gateway)
     if attempt is None or result.try_number > attempt.tries:
         return _about_unknown_attempt(payment, result, now_ms)
     made = _judged(payment, attempt, result, now_ms, policy)
