@@ -115,6 +115,10 @@ class Settings(BaseSettings):
     gateway_in_process: bool = Field(
         False, description="Benchmarks only: answer charges in memory instead of over HTTP."
     )
+    routes_file: str = Field(
+        "",
+        description="Routing rules, TOML or JSON, until a control entry replaces them.",
+    )
     in_flight_max: int = Field(256, ge=1, le=10_000, description="Open calls of one worker.")
     call_timeout_ms: int = Field(10_000, ge=100, description="Soft deadline of one gateway call.")
     open_requests_max: int = Field(
@@ -186,7 +190,15 @@ class Settings(BaseSettings):
                 "batch_age_ms_max",
                 "log_level",
             )
-        } | {"ledger_url": self.books_url()}
+        } | {"ledger_url": self.books_url(), "routes": self.routes()}
+
+    def routes(self) -> str:
+        """The configuration's own routing document as JSON, empty for none; see policy_options."""
+        if not self.routes_file:
+            return ""
+        from pipeline.runtime.policy_options import read_routes_file
+
+        return read_routes_file(Path(self.routes_file))
 
     def books_url(self) -> str:
         """The ledger's database: as configured, else SQLite in the state directory."""

@@ -36,6 +36,7 @@ RolePartition = tuple[str, int]
 
 # The order in which ends are taken: effects before their causes.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("control",),
     ("dead-letters",),
     ("settlements", "payment-events", "payments"),
     ("payment-requests",),

@@ -36,6 +36,7 @@ _WITHIN_A_TRANSACTION = (
     "payment-requests",
     "settlements",
     "dead-letters",
+    "control",
 )
 
 

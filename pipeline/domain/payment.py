@@ -148,7 +148,14 @@ def due_of(payment: Payment, reason: str | None) -> PaymentDue:
     )
 
 
-def first_try(operation_id: str, gateway: str, number: int, send_within: int, now: int) -> Attempt:
+def first_try(
+    operation_id: str,
+    gateway: str,
+    number: int,
+    send_within: int,
+    now: int,
+    because: str | None = None,
+) -> Attempt:
     """A new attempt whose first request is on its way."""
     invariant(number <= ATTEMPTS_MAX, "more attempts than a payment may have")
     return Attempt(
@@ -163,6 +170,7 @@ def first_try(operation_id: str, gateway: str, number: int, send_within: int, no
         started_at_ms=now,
         updated_at_ms=now,
         send_within_ms=send_within,
+        routed_because=because,
     )
 
 

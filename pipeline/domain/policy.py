@@ -6,7 +6,13 @@ they assume the catalogue's tiers of five seconds.
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Mapping
+
+from msgspec import Struct, field
+
+from pipeline.domain.attempt_caps import AttemptCap
+from pipeline.domain.breaker import BreakerRule
+from pipeline.domain.routes import HEALTHY, NO_ROUTES, AmountRange, Fee, Health, Routes
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -29,6 +35,21 @@ class GatewayProfile(Struct, frozen=True, kw_only=True):
     grace_ms: int = 30_000
     # How long the gateway remembers an idempotency key; 24 h is the least that is customary.
     key_retention_ms: int = DAY_MS
+    # What else it takes; None and no entry take all. An amount's limits go by currency.
+    methods: frozenset[str] | None = None
+    countries: frozenset[str] | None = None
+    amounts: Mapping[str, AmountRange] = field(default_factory=dict)
+    # Where instrument tokens live: one that begins so can be charged only here, and nothing else.
+    token_prefixes: tuple[str, ...] = ()
+    # Its share where payments are split, and its fees by currency.
+    weight: int | None = None
+    fees: Mapping[str, Fee] = field(default_factory=dict)
+    # Protection, of all workers together: calls open at a time, calls begun a second, and how
+    # many may come at once after a quiet while (a second's worth where it is not given).
+    concurrency_max: int | None = None
+    rate_per_s: float | None = None
+    burst: int | None = None
+    breaker: BreakerRule = BreakerRule()
 
 
 class Policy(Struct, frozen=True, kw_only=True):
@@ -60,6 +81,12 @@ class Policy(Struct, frozen=True, kw_only=True):
     submitted_age_ms_max: int = 730 * DAY_MS
     # Clocks of upstream systems may be wrong by a time zone, not by more than a day.
     submitted_ahead_ms_max: int = DAY_MS
+    # Visa allows a declined card 15 more tries in 30 days; the networks fine what goes beyond.
+    attempt_caps: tuple[AttemptCap, ...] = (AttemptCap(attempts_max=15, window_ms=30 * DAY_MS),)
+    # How gateways are chosen, and how they do at the moment of the decision. What was chosen, and
+    # why, is kept in the payment: a replay need not see the same health.
+    routes: Routes = NO_ROUTES
+    health: Health = HEALTHY
 
 
 DEFAULT_POLICY = Policy()

@@ -12,7 +12,6 @@ from typing import Final
 from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
-from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     NEW,
@@ -26,8 +25,8 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.model import Attempt, Order, Payment
 from pipeline.domain.payment import CHARGE, dead_lettered, event_of, first_try, request_of
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
-from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
+from pipeline.domain.routing import Route, facts_of, route
+from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
@@ -52,16 +51,18 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
         return _settled_at_once(order, ORDER_REJECTED, rule, now_ms)
     if order.amount_minor == 0:
         return _settled_at_once(order, NOTHING_DUE, None, now_ms)
-    return _charged(order, now_ms, policy)
+    chosen = route(policy, facts_of(order, payment_id(order.merchant_id, order.order_id)))
+    if chosen is None:
+        return _settled_at_once(order, ORDER_REJECTED, GATEWAY_MUST_SERVE_THE_PAYMENT, now_ms)
+    return _charged(order, chosen, now_ms, policy)
 
 
-def _charged(order: Order, now_ms: int, policy: Policy) -> Decision:
-    profile = choose_gateway(policy, order.merchant_id, order.currency)
-    if profile is None:
-        raise InvariantBroken("an order was found valid that no gateway serves")
+def _charged(order: Order, chosen: Route, now_ms: int, policy: Policy) -> Decision:
     step = transition(NEW, NONE, ORDER_ACCEPTED)
     # The operation behind the first charge is the order itself.
-    attempt = first_try(order.order_id, profile.name, 1, policy.send_within_ms, now_ms)
+    attempt = first_try(
+        order.order_id, chosen.profile.name, 1, policy.send_within_ms, now_ms, chosen.because
+    )
     payment = _payment(order, step.status, None, now_ms, (attempt,))
     return Decision(
         payment=payment,

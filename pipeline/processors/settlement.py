@@ -57,7 +57,7 @@ from pipeline.domain.payment import (
     stepped,
 )
 from pipeline.domain.policy import GatewayProfile, Policy
-from pipeline.domain.routing import choose_gateway, profile_of
+from pipeline.domain.routing import Route, facts_of, profile_of, route
 
 # Kinds of settlements.
 CAPTURE: Final = "capture"
@@ -84,7 +84,14 @@ RESENDS_EXHAUSTED: Final = "resends_exhausted"
 # counted as retries, since overload may slow a payment but must not fail it. The order's own
 # deadline still bounds them.
 OVERLOAD_CODES: Final = frozenset(
-    {"send_before_passed", "rate_limited", "pool_timeout", "shutting_down"}
+    {
+        "send_before_passed",
+        "rate_limited",
+        "pool_timeout",
+        "shutting_down",
+        "throttled",
+        "breaker_open",
+    }
 )
 
 _STALE_RESULT: Final = Decision(note=STALE_RESULT)
@@ -289,9 +296,9 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         return _sent_again(payment, attempt, now_ms, policy)
     if now_ms < charge_deadline_ms(payment, policy):
         tried = [each.gateway for each in payment.attempts]
-        profile = choose_gateway(policy, payment.merchant_id, payment.currency, tried)
-        if profile is not None:
-            return _moved_on(payment, attempt, profile, refusal, now_ms, policy)
+        chosen = route(policy, facts_of(payment, payment.payment_id), tried)
+        if chosen is not None:
+            return _moved_on(payment, attempt, chosen, refusal, now_ms, policy)
     return _gave_up(payment, attempt, refusal, now_ms)
 
 
@@ -310,7 +317,7 @@ def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy)
 def _moved_on(
     payment: Payment,
     attempt: Attempt,
-    profile: GatewayProfile,
+    chosen: Route,
     reason: str,
     now_ms: int,
     policy: Policy,
@@ -319,10 +326,11 @@ def _moved_on(
     ended = replace(attempt, state=ATTEMPT_FAILED, updated_at_ms=now_ms)
     started = first_try(
         attempt.operation_id,
-        profile.name,
+        chosen.profile.name,
         attempt.attempt + 1,
         policy.send_within_ms,
         now_ms,
+        chosen.because,
     )
     changed = replace(
         payment,
