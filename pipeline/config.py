@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     gateway_in_process: bool = Field(
         False, description="Benchmarks only: answer charges in memory instead of over HTTP."
     )
+    gateways: dict[str, str] = Field(
+        default_factory=dict, description="Base URLs by name, where there is more than one gateway."
+    )
     routes_file: str = Field(
         "",
         description="Routing rules, TOML or JSON, until a control entry replaces them.",
@@ -182,6 +185,7 @@ class Settings(BaseSettings):
                 "gateway_url",
                 "gateway_name",
                 "gateway_in_process",
+                "gateways",
                 "in_flight_max",
                 "call_timeout_ms",
                 "open_requests_max",

@@ -20,6 +20,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "node_id",
         "gateway_url",
         "gateway_name",
+        "gateways",
         "routes_file",
         "ledger_url",
         "schema_registry_url",

@@ -141,16 +141,16 @@ def _gateway(
     from pipeline.runtime.gateway_stage import GatewayStage
     from pipeline.runtime.gateway_worker import GatewayWorker
     from pipeline.runtime.live_policy import LivePolicy
-    from pipeline.runtime.policy_options import policy_of
+    from pipeline.runtime.policy_options import gateway_urls, policy_of
     from pipeline.runtime.protection import Protection
 
     o = spec.options
-    name = o["gateway_name"]
-    gateway: Gateway = (
-        InProcessGateway(name=name)
+    gateways: dict[str, Gateway] = {
+        name: InProcessGateway(name=name)
         if o.get("gateway_in_process")
-        else HttpGateway(name, o["gateway_url"], deadline_s=o["call_timeout_ms"] / 1000)
-    )
+        else HttpGateway(name, url, deadline_s=o["call_timeout_ms"] / 1000)
+        for name, url in gateway_urls(o).items()
+    }
     protection = Protection((), in_flight_max=o["in_flight_max"], metrics=metrics)
     policy = LivePolicy(
         policy_of(o),
@@ -161,7 +161,7 @@ def _gateway(
     protection.configure(policy.in_force.gateways)
     control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
     calls = Calls(
-        {name: gateway},
+        gateways,
         gate=protection,
         # The adapter answers first; this one catches an adapter that does not.
         soft_deadline_s=o["call_timeout_ms"] / 1000 + 2.0,

@@ -17,18 +17,24 @@ from pipeline.errors import UserError
 def policy_of(options: Mapping[str, Any]) -> Policy:
     """The policy of a worker's options (``Settings.worker_options``), without routes."""
     return Policy(
-        gateways=(
+        gateways=tuple(
             GatewayProfile(
-                name=options["gateway_name"],
+                name=name,
                 grace_ms=options["gateway_grace_ms"],
                 key_retention_ms=options["gateway_key_retention_ms"],
-            ),
+            )
+            for name in gateway_urls(options)
         ),
         retry_max=options["retry_max"],
         inquiry_max=options["inquiry_max"],
         send_within_ms=options["send_within_ms"],
         clock_skew_ms=options["clock_skew_ms"],
     )
+
+
+def gateway_urls(options: Mapping[str, Any]) -> dict[str, str]:
+    """The base URL of each gateway by its name."""
+    return dict(options["gateways"] or {options["gateway_name"]: options["gateway_url"]})
 
 
 def read_routes_file(path: Path) -> str:
