@@ -11,10 +11,12 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
 
+from pipeline.audit.cut import TIERS
 from pipeline.audit.derivation import (
     event_id,
     home_partition,
@@ -213,8 +215,9 @@ class Evidence:
             "settlements": self._settlement,
             "payment-events": self._event,
             "payments": self._snapshot,
-            "payment-inquiry-1": lambda e, r, v: self._due("payment-inquiry-1", e, r, v),
-            "payment-retry-1": lambda e, r, v: self._due("payment-retry-1", e, r, v),
+            "payment-commands": lambda e, r, v: None,
+            "gateway-notifications": lambda e, r, v: None,
+            **{role: partial(self._due, role) for role in TIERS},
         }
 
     def take(self, role: str, record: LogRecord) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -51,6 +52,12 @@ class LivePolicy:
     def in_force(self) -> Policy:
         """The policy without the health of the moment."""
         return self._in_force
+
+    def fix(self, **fields: Any) -> None:
+        """Set what neither routes nor health change, before anything is decided."""
+        self._configured = replace(self._configured, **fields)
+        self._own = replace(self._own, **fields)
+        self._in_force = replace(self._in_force, **fields)
 
     def take(self, key: str, entry: ControlEntry | None) -> None:
         """An entry of the control topic, or None when it was deleted."""
