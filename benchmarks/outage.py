@@ -63,7 +63,9 @@ class OutageSeen:
 
 
 @dataclass(frozen=True)
-class _Order:
+class Ordered:
+    """One order: where it was sent first, and by whom it was settled. Times by the broker."""
+
     ordered_at_ms: int
     gateway: str
     settled_at_ms: int
@@ -151,7 +153,7 @@ def measure_outage(
 
 
 def judge(
-    orders: Mapping[str, _Order],
+    orders: Mapping[str, Ordered],
     normal_from_ms: int,
     stopped_ms: int,
     back_ms: int,
@@ -184,7 +186,7 @@ def judge(
     )
 
 
-def _left_after_ms(during: list[_Order], stopped_ms: int, back_ms: int) -> int:
+def _left_after_ms(during: list[Ordered], stopped_ms: int, back_ms: int) -> int:
     """When new orders had left the dead gateway: the first half second that sends few to it."""
     for at_ms in range(stopped_ms, back_ms, 100):
         seen = [o.gateway == DEAD for o in during if at_ms <= o.ordered_at_ms < at_ms + 500]
@@ -193,7 +195,7 @@ def _left_after_ms(during: list[_Order], stopped_ms: int, back_ms: int) -> int:
     raise WrongRun("new orders never left the dead gateway.")
 
 
-def _latencies(orders: list[_Order]) -> Percentiles:
+def _latencies(orders: list[Ordered]) -> Percentiles:
     if not orders:
         raise WrongRun("a phase of the run had no orders: it was too short for its pace.")
     return percentiles([float(o.settled_at_ms - o.ordered_at_ms) for o in orders])
@@ -228,7 +230,7 @@ def _until(end_s: float, watch: SettlementWatch, supervisor: Supervisor) -> None
         watch.look(0.05)
 
 
-def _orders(watch: SettlementWatch, table: SettlementWatch) -> dict[str, _Order]:
+def _orders(watch: SettlementWatch, table: SettlementWatch) -> dict[str, Ordered]:
     """Every order by its key: where it was sent first, and how it ended."""
     codec = default_codec()
     settlement, payment = codec.decoder("settlement"), codec.decoder("payment")
@@ -239,7 +241,7 @@ def _orders(watch: SettlementWatch, table: SettlementWatch) -> dict[str, _Order]
     found = {}
     for message in watch.seen:
         fields = settlement(message.value())
-        found[message.key().decode()] = _Order(
+        found[message.key().decode()] = Ordered(
             fields["ordered_at_ms"],
             first[message.key()],
             message.timestamp()[1],

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
+from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
 from pipeline.domain.lifecycle import (
@@ -358,6 +359,9 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
 
 
 def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    # Two tokens may stand for one card, so every attempt of the payment counts against it.
+    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+        return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
     started = start_charge(
         replace(payment, retry_token=command.instrument_token),
         command.command_id,
