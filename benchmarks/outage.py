@@ -32,6 +32,8 @@ ROUTES = {"gateways": {DEAD: {"weight": 1}, OTHER: {"weight": 1}}}
 START_ORDERS = 20
 # The dead gateway's half of the orders has gone elsewhere once it is down to this part of all.
 LEFT_SHARE = 0.15
+# An order is through in a fraction of this.
+SETTLE_MS = 5_000
 # Payments at the dead gateway wait in tiers of up to minutes.
 RESOLVE_S_MAX = 600.0
 
@@ -163,7 +165,9 @@ def judge(
     waiting: int,
 ) -> OutageSeen:
     """The figures of one run from what became of each order."""
-    normal = [o for o in orders.values() if normal_from_ms <= o.ordered_at_ms < stopped_ms]
+    # What was on its way when the gateway stopped belongs to the outage.
+    normal_to_ms = stopped_ms - min(SETTLE_MS, (stopped_ms - normal_from_ms) // 3)
+    normal = [o for o in orders.values() if normal_from_ms <= o.ordered_at_ms < normal_to_ms]
     during = [o for o in orders.values() if stopped_ms <= o.ordered_at_ms < back_ms]
     open_after_ms = _left_after_ms(during, stopped_ms, back_ms)
     opened_ms = stopped_ms + open_after_ms

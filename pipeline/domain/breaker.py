@@ -1,6 +1,6 @@
 """Whether a gateway is called at all: a circuit breaker as pure decisions.
 
-Closed: calls go through, and their ends are counted over a window. Open: nobody calls, for a
+Closed: calls go through, and the latest ends are counted. Open: nobody calls, for a
 while. Half-open: a few calls are let through as probes; all of them well closes it, one in trouble
 opens it again, for twice as long. Times come with every call, so the same ends in the same order
 give the same states.
@@ -8,11 +8,10 @@ give the same states.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from msgspec import Struct
-
-from pipeline.domain.window import SlidingWindow
 
 CLOSED: Final = "closed"
 HALF_OPEN: Final = "half_open"
@@ -22,11 +21,12 @@ OPEN: Final = "open"
 class BreakerRule(Struct, frozen=True, kw_only=True):
     """When a breaker opens and how it comes back. All times in milliseconds."""
 
-    # Long enough to hold calls_min at two calls a second, short enough that an outage is most of
-    # it after five seconds.
-    window_ms: int = 10_000
-    # Under twenty calls a share says little: three unlucky ones of five would be an outage.
+    # The latest calls_min calls are judged, if they ended within window_ms. Under twenty a share
+    # says little: three unlucky ones of five would be an outage. More would be slow to see one:
+    # of a hundred calls a second, ten seconds' worth of good ones would hide five of bad.
     calls_min: int = 20
+    # Two calls a second are enough to be judged; trouble that is older says nothing of now.
+    window_ms: int = 10_000
     # Half of the calls in trouble is no gateway that is merely having a bad minute.
     trouble_percent: int = 50
     # The first wait is about a restart's; each failed round of probes doubles it.
@@ -36,8 +36,9 @@ class BreakerRule(Struct, frozen=True, kw_only=True):
     # That many calls, all well, close it again.
     probes: int = 3
     # A call that has been open for longer counts as trouble before it ends: a gateway that hangs
-    # is noticed after this, and not after the call's own deadline.
-    slow_ms: int = 2_000
+    # is noticed after this, and not after the call's own deadline. Cards are authorized within one
+    # or two seconds; a gateway that usually takes longer needs a larger one.
+    slow_ms: int = 3_000
 
 
 class Breaker:
@@ -47,11 +48,11 @@ class Breaker:
     (``saw``) it follows results that others had.
     """
 
-    __slots__ = ("_open_until_ms", "_probing", "_rule", "_turn", "_wait_ms", "_well", "_window")
+    __slots__ = ("_latest", "_open_until_ms", "_probing", "_rule", "_turn", "_wait_ms", "_well")
 
     def __init__(self, rule: BreakerRule) -> None:
         self._rule = rule
-        self._window = SlidingWindow(rule.window_ms)
+        self._latest: deque[tuple[float, bool]] = deque(maxlen=rule.calls_min)
         # Rises with every opening: the end of a call that began before it says nothing new.
         self._turn = 0
         self._open_until_ms: float | None = None
@@ -90,7 +91,7 @@ class Breaker:
     def saw(self, well: bool, now_ms: float) -> None:
         """Count one end. While it is open, ends say nothing: they are of calls made before."""
         if self._open_until_ms is None:
-            self._window.saw(well, now_ms)
+            self._latest.append((now_ms, well))
             if not well:
                 self._judge(now_ms)
         elif now_ms >= self._open_until_ms:
@@ -110,11 +111,11 @@ class Breaker:
             self._well = 0
 
     def _judge(self, now_ms: float) -> None:
-        good, count = self._window.counts(now_ms)
-        if (
-            count >= self._rule.calls_min
-            and (count - good) * 100 >= self._rule.trouble_percent * count
-        ):
+        latest, count = self._latest, self._rule.calls_min
+        if len(latest) < count or latest[0][0] <= now_ms - self._rule.window_ms:
+            return
+        trouble = sum([not well for _, well in latest])
+        if trouble * 100 >= self._rule.trouble_percent * count:
             self._open(now_ms)
 
     def _open(self, now_ms: float) -> None:
@@ -128,4 +129,4 @@ class Breaker:
         self._open_until_ms = None
         self._wait_ms = self._rule.wait_ms
         self._probing = self._well = 0
-        self._window.clear()
+        self._latest.clear()

@@ -21,7 +21,7 @@ from msgspec import Struct
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
 from pipeline.gateways.port import Gateway
-from pipeline.runtime.protection import PROBE_HOLD_MS, Hold, Permit, Protection
+from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 
 _log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class Calls:
         call.task = self._loop.create_task(self._make(gateway, call))
         call.task.add_done_callback(lambda task: self._made(call, task))
         if permit.probe:
-            self._loop.call_later(PROBE_HOLD_MS / 1000, self._park_if_slow, call)
+            self._loop.call_later(HOLD_MS / 1000, self._park_if_slow, call)
 
     def _fill_after(self, name: str, seconds: float) -> None:
         """Look at a gateway's waiting calls again, once, at the earliest moment asked for."""
@@ -258,8 +258,12 @@ class Calls:
                     self._park_if_slow(call)
             # Those that wait too long are answered, and limits may have been raised.
             self._fill(name)
-        for call in [call for call in self._parked if call.began_s < oldest_s or call.task.done()]:
-            self._parked.discard(call)
-            call.task.cancel()
+        for call in list(self._parked):
+            if call.permit is not None:
+                # A probe that is parked still has to be found slow: another may go sooner then.
+                self.gate.is_slow(call.permit, (time.monotonic() - call.began_s) * 1000)
+            if call.began_s < oldest_s or call.task.done():
+                self._parked.discard(call)
+                call.task.cancel()
         self.gate.report()
         self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)

@@ -35,9 +35,9 @@ LIMIT_WAIT_MS_MAX = 250
 PLACE_WAIT_MS_MAX = 2_000
 # With one gateway there is nobody to hold up: a request waits its turn as long as it may be sent.
 _UNBOUNDED_MS = 3_600_000
-# A probe of a gateway that may still hang is not waited for any longer: its request is answered
-# unknown and asked about later, and the call itself goes on, since its end decides the breaker.
-PROBE_HOLD_MS = 250
+# A call of a gateway in trouble, a probe above all, is not waited for any longer: its request is
+# answered unknown and asked about later. The call goes on, since its end decides the breaker.
+HOLD_MS = 250
 
 _STATE_NUMBERS: Final = {CLOSED: 0, "half_open": 1, OPEN: 2}
 
@@ -122,18 +122,16 @@ class Protection:
         return Permit(gateway, turn, probe)
 
     def is_slow(self, permit: Permit, open_ms: float) -> bool:
-        """Whether a call that is still open need not be waited for: it has been open for longer
-        than its gateway should take, and the gateway is in trouble.
+        """Whether a call that is still open need not be waited for: its gateway is in trouble.
 
-        The first time it is found slow, it counts as trouble.
+        The first time it is found open for longer than its gateway should take, that is trouble.
         """
         now_ms = self._now_ms()
         g = self._of(permit.gateway, now_ms)
         if open_ms >= g.profile.breaker.slow_ms and not permit.told:
             permit.told = True
             self._tell(g, permit, False, now_ms)
-        limit_ms = PROBE_HOLD_MS if permit.probe else g.profile.breaker.slow_ms
-        return open_ms >= limit_ms and (permit.probe or g.breaker.state(now_ms) != CLOSED)
+        return open_ms >= HOLD_MS and (permit.probe or g.breaker.state(now_ms) != CLOSED)
 
     def ended(self, permit: Permit, answer: GatewayAnswer) -> None:
         """The call has really ended, parked or not."""

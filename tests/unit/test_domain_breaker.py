@@ -34,7 +34,7 @@ def test_a_breaker_opens_on_a_share_of_trouble_and_not_before_enough_calls() -> 
         breaker.saw(False, 0)
     assert breaker.state(0) == CLOSED
     calm = Breaker(RULE)
-    for well in (True, True, True, False, True, False):
+    for well in (False, True, True, True, False, True, True, True, False):
         calm.saw(well, 0)
     assert calm.state(0) == CLOSED
     half = Breaker(RULE)
