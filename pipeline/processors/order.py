@@ -61,12 +61,9 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
         return reject_order(payment, order, rule, now_ms, policy)
     if order.amount_minor == 0:
         return _ended(payment, order, NOTHING_DUE, None, now_ms, policy)
-    if payment is not None:
-        cancel = next((each for each in payment.commands if each.type == CANCEL), None)
-        if cancel is not None:
-            others = tuple(each for each in payment.commands if each is not cancel)
-            waited = replace(payment, commands=others)
-            return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy)
+    cancelled = _cancelled_before(payment, order, now_ms, policy)
+    if cancelled is not None:
+        return cancelled
     started = start_charge(
         _payment(payment, order, now_ms),
         # The operation behind the first charge is the order itself.
@@ -97,14 +94,30 @@ def hold_for_review(
     It waits for the command ``review``, until the order's ``pay_before`` if it has one. ``payment``
     is what the table holds: None, or the placeholder of commands that came first.
     """
+    cancelled = _cancelled_before(payment, order, now_ms, policy)
+    if cancelled is not None:
+        return cancelled
     placed = _payment(payment, order, now_ms)
     changed, event = moved(
         placed, REVIEW_ASKED, now_ms, reason=reason, expires_at_ms=order.pay_before_ms
     )
     if order.pay_before_ms is None:
-        return with_waiting_commands(decision(changed, event), now_ms, policy)
+        return decision(changed, event)
     timer = timer_of(changed, order.pay_before_ms, REVIEW_ENDS, policy, now_ms)
-    return with_waiting_commands(decision(changed, timer, event), now_ms, policy)
+    return decision(changed, timer, event)
+
+
+def _cancelled_before(
+    payment: Payment | None, order: Order, now_ms: int, policy: Policy
+) -> Decision | None:
+    """The end of an order that a waiting command cancels, or None when none does."""
+    commands = () if payment is None else payment.commands
+    cancel = next((each for each in commands if each.type == CANCEL), None)
+    if payment is None or cancel is None:
+        return None
+    others = tuple(each for each in commands if each is not cancel)
+    waited = replace(payment, commands=others)
+    return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy, actor=cancel.actor)
 
 
 def _ended(
@@ -114,9 +127,11 @@ def _ended(
     reason: str | None,
     now_ms: int,
     policy: Policy,
+    *,
+    actor: str | None = None,
 ) -> Decision:
     placed = _payment(payment, order, now_ms, rejected=trigger == ORDER_REJECTED)
-    changed, event = moved(placed, trigger, now_ms, reason=reason)
+    changed, event = moved(placed, trigger, now_ms, reason=reason, actor=actor)
     return with_waiting_commands(decision(changed, event), now_ms, policy)
 
 
