@@ -73,6 +73,7 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "broken_connection": Standard(_RETRY, "the connection broke before the first byte"),
     "gateway_not_configured": Standard(_RETRY, "this worker has no such gateway"),
     "kind_not_supported": Standard(_NEVER, "no adapter knows this kind of request"),
+    "parent_missing": Standard(_NEVER, "a capture, void or refund of nothing"),
     # Nothing is certain.
     "timeout": Standard(_INQUIRE, "no answer within the deadline"),
     "soft_deadline": Standard(_INQUIRE, "the call outlived its deadline and was parked"),
