@@ -77,20 +77,15 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
 def _payments(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    from pipeline.domain.policy import GatewayProfile, Policy
+    from pipeline.domain.policy import Policy
+    from pipeline.gateways.configured import profiles_of
     from pipeline.runtime.lag import GroupLag, LagGate
     from pipeline.runtime.payments_stage import PaymentsStage
     from pipeline.runtime.payments_worker import PaymentsWorker
 
     o = spec.options
     policy = Policy(
-        gateways=(
-            GatewayProfile(
-                name=o["gateway_name"],
-                grace_ms=o["gateway_grace_ms"],
-                key_retention_ms=o["gateway_key_retention_ms"],
-            ),
-        ),
+        gateways=profiles_of(o),
         retry_max=o["retry_max"],
         inquiry_max=o["inquiry_max"],
         send_within_ms=o["send_within_ms"],
@@ -140,22 +135,18 @@ def _payments(
 def _gateway(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    from pipeline.gateways.http_adapter import HttpGateway
-    from pipeline.gateways.in_process import InProcessGateway
-    from pipeline.gateways.port import Gateway
+    from pipeline.gateways.configured import build_gateways, profiles_of
     from pipeline.runtime.calls import Calls
-    from pipeline.runtime.gateway_stage import GatewayStage
+    from pipeline.runtime.gateway_stage import GatewayStage, GatewayTerms
     from pipeline.runtime.gateway_worker import GatewayWorker
 
     o = spec.options
-    name = o["gateway_name"]
-    gateway: Gateway = (
-        InProcessGateway(name=name)
-        if o.get("gateway_in_process")
-        else HttpGateway(name, o["gateway_url"], deadline_s=o["call_timeout_ms"] / 1000)
-    )
+    terms = {
+        profile.name: GatewayTerms(profile.key_retention_ms, profile.idempotent)
+        for profile in profiles_of(o)
+    }
     calls = Calls(
-        {name: gateway},
+        build_gateways(o),
         in_flight_max=o["in_flight_max"],
         # The adapter answers first; this one catches an adapter that does not.
         soft_deadline_s=o["call_timeout_ms"] / 1000 + 2.0,
@@ -163,7 +154,9 @@ def _gateway(
     return GatewayWorker(
         spec,
         catalogue=catalogue,
-        stage=GatewayStage(catalogue, codec, key_retention_ms=o["gateway_key_retention_ms"]),
+        stage=GatewayStage(
+            catalogue, codec, key_retention_ms=o["gateway_key_retention_ms"], terms=terms
+        ),
         calls=calls,
         metrics=metrics,
         stop=stop,

@@ -284,7 +284,7 @@ def _safety(phase: Phase, operation: str, idempotent: bool) -> Safety:
     with_keys, without, elsewhere = _BY_PHASE[phase]
     here = with_keys if idempotent else without
     if operation in BOUND:
-        if phase is Phase.DECLINED:
+        if phase is Phase.DECLINED or (phase is Phase.NOT_FOUND_PROVEN and not idempotent):
             # A person or a command may ask again, under a key of its own.
             here = _NEW
         return Safety(here, _NO)

@@ -29,6 +29,11 @@ class GatewayProfile(Struct, frozen=True, kw_only=True):
     grace_ms: int = 30_000
     # How long the gateway remembers an idempotency key; 24 h is the least that is customary.
     key_retention_ms: int = DAY_MS
+    # How long a hold lasts before it is given back by us: what card networks grant at least.
+    authorization_ms: int = 7 * DAY_MS
+    # False: the gateway takes what arrives twice as two. Nothing that may have been sent there is
+    # ever sent again, and "not found" never leads to a second call, only to another gateway.
+    idempotent: bool = True
 
 
 class Policy(Struct, frozen=True, kw_only=True):
