@@ -85,7 +85,7 @@ def _payments(
     from pipeline.runtime.policy_options import policy_of
 
     o = spec.options
-    policy = LivePolicy(policy_of(o), routes=o["routes"], metrics=metrics)
+    policy = LivePolicy(policy_of(o), routes=o.get("routes") or "", metrics=metrics)
     control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
     lag = GroupLag(
         spec.bootstrap_servers,
@@ -133,35 +133,31 @@ def _payments(
 def _gateway(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    from pipeline.gateways.http_adapter import HttpGateway
-    from pipeline.gateways.in_process import InProcessGateway
-    from pipeline.gateways.port import Gateway
+    from pipeline.gateways.configured import build_gateways, profiles_of
     from pipeline.runtime.calls import Calls
     from pipeline.runtime.control import ControlReader
-    from pipeline.runtime.gateway_stage import GatewayStage
+    from pipeline.runtime.gateway_stage import GatewayStage, GatewayTerms
     from pipeline.runtime.gateway_worker import GatewayWorker
     from pipeline.runtime.live_policy import LivePolicy
-    from pipeline.runtime.policy_options import gateway_urls, policy_of
+    from pipeline.runtime.policy_options import policy_of
     from pipeline.runtime.protection import Protection
 
     o = spec.options
-    gateways: dict[str, Gateway] = {
-        name: InProcessGateway(name=name)
-        if o.get("gateway_in_process")
-        else HttpGateway(name, url, deadline_s=o["call_timeout_ms"] / 1000)
-        for name, url in gateway_urls(o).items()
+    terms = {
+        profile.name: GatewayTerms(profile.key_retention_ms, profile.idempotent)
+        for profile in profiles_of(o)
     }
     protection = Protection((), in_flight_max=o["in_flight_max"], metrics=metrics)
     policy = LivePolicy(
         policy_of(o),
-        routes=o["routes"],
+        routes=o.get("routes") or "",
         metrics=metrics,
         on_change=lambda changed: protection.configure(changed.gateways),
     )
     protection.configure(policy.in_force.gateways)
     control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
     calls = Calls(
-        gateways,
+        build_gateways(o),
         gate=protection,
         # The adapter answers first; this one catches an adapter that does not.
         soft_deadline_s=o["call_timeout_ms"] / 1000 + 2.0,
@@ -169,7 +165,9 @@ def _gateway(
     worker = GatewayWorker(
         spec,
         catalogue=catalogue,
-        stage=GatewayStage(catalogue, codec, key_retention_ms=o["gateway_key_retention_ms"]),
+        stage=GatewayStage(
+            catalogue, codec, key_retention_ms=o["gateway_key_retention_ms"], terms=terms
+        ),
         calls=calls,
         metrics=metrics,
         stop=stop,

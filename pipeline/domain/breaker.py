@@ -37,8 +37,8 @@ class BreakerRule(Struct, frozen=True, kw_only=True):
     probes: int = 3
     # A call that has been open for longer counts as trouble before it ends: a gateway that hangs
     # is noticed after this, and not after the call's own deadline. Cards are authorized within one
-    # or two seconds; a gateway that usually takes longer needs a larger one.
-    slow_ms: int = 3_000
+    # or two seconds; twice that is no gateway that merely has much to do.
+    slow_ms: int = 5_000
 
 
 class Breaker:

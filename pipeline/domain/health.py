@@ -30,6 +30,7 @@ _ALIVE: Final = frozenset(
         THROTTLED,
         BREAKER_OPEN,
         "killed_the_process",
+        "possibly_sent",
     }
 )
 # Requests that were not sent because nobody was there to take them.

@@ -30,6 +30,10 @@ SWEEP_INTERVAL_S = 0.25
 
 _PARKED = GatewayAnswer(outcome="unknown", code="soft_deadline")
 _NO_SUCH_GATEWAY = GatewayAnswer(outcome="not_sent", code="gateway_not_configured")
+_NO_SUCH_KIND = GatewayAnswer(outcome="not_sent", code="kind_not_supported")
+
+# What may move money; the port has a method of the name for each.
+MONEY_MOVING = frozenset({"charge", "authorize", "capture", "void", "refund"})
 
 
 class Call(Struct, eq=False):
@@ -66,6 +70,7 @@ class Calls:
         self._waiting: dict[str, deque[Call]] = {name: deque() for name in gateways}
         self._open: dict[str, set[Call]] = {name: set() for name in gateways}
         self._parked: set[Call] = set()
+        self._swept_s = 0.0
         self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._finished: deque[Call] = deque()
         self._arrived = threading.Event()
@@ -120,6 +125,7 @@ class Calls:
         try:
             for gateway in self._gateways.values():
                 loop.run_until_complete(gateway.open())
+            self._swept_s = time.monotonic()
             loop.call_later(SWEEP_INTERVAL_S, self._sweep)
             self._ready.set()
             loop.run_forever()
@@ -205,13 +211,8 @@ class Calls:
         self._arrived.set()
 
     async def _make(self, gateway: Gateway, call: Call) -> GatewayAnswer:
-        asked: Coroutine[Any, Any, GatewayAnswer] = (
-            gateway.inquire(call.request)
-            if call.request.kind == "inquire"
-            else gateway.charge(call.request, send_before_ms=call.send_before_ms)
-        )
         try:
-            return await asked
+            return await _asked(gateway, call)
         except asyncio.CancelledError:
             return _PARKED
         except Exception as error:
@@ -248,18 +249,21 @@ class Calls:
                 self._parked.add(call)
 
     def _sweep(self) -> None:
-        oldest_s = time.monotonic() - self._soft_deadline_s
+        now_s = time.monotonic()
+        oldest_s = now_s - self._soft_deadline_s
+        # A thread that was not given its turn finds every call old, though answers may have come.
+        starved, self._swept_s = now_s - self._swept_s > 2 * SWEEP_INTERVAL_S, now_s
         for name, is_open in self._open.items():
             for call in list(is_open):
                 if call.began_s < oldest_s:
                     self._end(call, _PARKED)
                     call.task.cancel()
-                else:
+                elif not starved:
                     self._park_if_slow(call)
             # Those that wait too long are answered, and limits may have been raised.
             self._fill(name)
         for call in list(self._parked):
-            if call.permit is not None:
+            if call.permit is not None and not starved:
                 # A probe that is parked still has to be found slow: another may go sooner then.
                 self.gate.is_slow(call.permit, (time.monotonic() - call.began_s) * 1000)
             if call.began_s < oldest_s or call.task.done():
@@ -267,3 +271,14 @@ class Calls:
                 call.task.cancel()
         self.gate.report()
         self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+
+async def _asked(gateway: Gateway, call: Call) -> GatewayAnswer:
+    """The gateway's answer to a request of any kind."""
+    kind = call.request.kind
+    if kind == "inquire":
+        return await gateway.inquire(call.request)
+    if kind not in MONEY_MOVING:
+        return _NO_SUCH_KIND
+    send: Callable[..., Coroutine[Any, Any, GatewayAnswer]] = getattr(gateway, kind)
+    return await send(call.request, send_before_ms=call.send_before_ms)

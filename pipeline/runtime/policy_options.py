@@ -9,32 +9,21 @@ from typing import Any
 
 import msgspec
 
-from pipeline.domain.policy import GatewayProfile, Policy
+from pipeline.domain.policy import Policy
 from pipeline.domain.route_rules import RoutesRefused, read_routes, routed
 from pipeline.errors import UserError
+from pipeline.gateways.configured import profiles_of
 
 
 def policy_of(options: Mapping[str, Any]) -> Policy:
     """The policy of a worker's options (``Settings.worker_options``), without routes."""
     return Policy(
-        gateways=tuple(
-            GatewayProfile(
-                name=name,
-                grace_ms=options["gateway_grace_ms"],
-                key_retention_ms=options["gateway_key_retention_ms"],
-            )
-            for name in gateway_urls(options)
-        ),
+        gateways=profiles_of(options),
         retry_max=options["retry_max"],
         inquiry_max=options["inquiry_max"],
         send_within_ms=options["send_within_ms"],
         clock_skew_ms=options["clock_skew_ms"],
     )
-
-
-def gateway_urls(options: Mapping[str, Any]) -> dict[str, str]:
-    """The base URL of each gateway by its name."""
-    return dict(options["gateways"] or {options["gateway_name"]: options["gateway_url"]})
 
 
 def read_routes_file(path: Path) -> str:
