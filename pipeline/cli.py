@@ -7,6 +7,7 @@ import sys
 import typer
 
 from pipeline.commands.audit import trace_command, verify_command
+from pipeline.commands.control import app as control_app
 from pipeline.commands.demo import demo_command
 from pipeline.commands.flow import run_command, simulator_command, up_command
 from pipeline.commands.orders import order_app, orders_app
@@ -29,6 +30,7 @@ app.command("run")(run_command)
 app.command("simulator")(simulator_command)
 app.add_typer(topics_app, name="topics")
 app.add_typer(schemas_app, name="schemas")
+app.add_typer(control_app, name="control")
 app.add_typer(orders_app, name="orders")
 app.add_typer(order_app, name="order")
 app.add_typer(payment_app, name="payment")

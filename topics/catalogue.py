@@ -232,6 +232,14 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "The latest snapshot of every payment: the table that workers restore from.",
     )
     add(
+        "control",
+        "control-entry",
+        table,
+        ("operator",),
+        (),
+        "What workers follow while they run, by key: every worker reads all of it by itself.",
+    )
+    add(
         "dead-letters",
         None,
         dead,

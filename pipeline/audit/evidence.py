@@ -301,6 +301,9 @@ class Evidence:
         if role == "dead-letters":
             self._dead_letter(record)
             return
+        if role == "control":
+            # What workers follow; it is about no payment.
+            return
         key, value = record.key, record.value
         if value is None:
             if role == "payments" and key in self.payments:

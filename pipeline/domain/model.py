@@ -236,6 +236,17 @@ class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
     tier: int = 1
 
 
+class ControlEntry(Struct, frozen=True, kw_only=True, gc=False):
+    """A document that workers follow while they run; ``value`` is JSON."""
+
+    key: str
+    value: str
+    version: int
+    changed_by: str
+    reason: str
+    changed_at_ms: int
+
+
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
     """Who did what by hand, when, and why; ``detail`` is JSON."""
 

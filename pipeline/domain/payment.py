@@ -406,6 +406,7 @@ def first_try(
     *,
     amount_minor: int = 0,
     business_date: str | None = None,
+    because: str | None = None,
 ) -> Attempt:
     """A new attempt whose first request is on its way; an amount of 0 is the payment's whole."""
     return Attempt(
@@ -422,6 +423,7 @@ def first_try(
         send_within_ms=send_within,
         amount_minor=amount_minor,
         business_date=business_date,
+        routed_because=because,
     )
 
 

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
+from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
 from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
@@ -63,7 +64,7 @@ from pipeline.domain.payment import (
     told,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
+from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
 
@@ -154,14 +155,27 @@ def start_charge(
     reason: str | None = None,
 ) -> Decision | None:
     """Begin to ask for the payment's money, or None when no gateway serves it."""
-    profile = choose_gateway(policy, payment.merchant_id, payment.currency)
-    if profile is None:
+    chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token))
+    if chosen is None:
         return None
     attempt = first_try(
-        operation_id, main_kind(payment), profile.name, 1, policy.send_within_ms, now_ms
+        operation_id,
+        main_kind(payment),
+        chosen.profile.name,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        because=chosen.because,
     )
     changed, sent = begun(
-        payment, attempt, now_ms, event=event, moves=trigger, actor=actor, reason=reason
+        payment,
+        attempt,
+        now_ms,
+        event=event,
+        moves=trigger,
+        actor=actor,
+        reason=reason,
+        detail=chosen.because,
     )
     return decision(changed, request_of(changed, attempt), sent)
 
@@ -370,6 +384,9 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
 
 
 def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    # Two tokens may stand for one card, so every attempt of the payment counts against it.
+    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+        return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
     started = start_charge(
         replace(payment, retry_token=command.instrument_token),
         command.command_id,

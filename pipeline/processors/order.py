@@ -15,7 +15,6 @@ from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.commands import CANCEL
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
-from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     AUTHORIZE,
@@ -43,8 +42,8 @@ from pipeline.domain.payment import (
     timer_of,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
-from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
+from pipeline.domain.routing import facts_of, route
+from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
 from pipeline.processors.commands import with_waiting_commands
 
 INVALID_IDS: Final = "invalid_ids"
@@ -95,15 +94,26 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
 
 def _charged(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
     """The first charge or authorization, its payment built in one go: the way of every order."""
-    profile = choose_gateway(policy, order.merchant_id, order.currency)
-    if profile is None:
-        raise InvariantBroken("an order was found valid that no gateway serves")
+    chosen = route(policy, facts_of(order, payment_id(order.merchant_id, order.order_id)))
+    if chosen is None:
+        # Its currency is served, but not this amount, country, method or token.
+        return reject_order(payment, order, GATEWAY_MUST_SERVE_THE_PAYMENT, now_ms, policy)
     kind = CHARGE if order.capture_method == AUTOMATIC else AUTHORIZE
     step = payment_step(NEW if payment is None else payment.status, ORDER_ACCEPTED)
     # The operation behind the first charge is the order itself.
-    attempt = first_try(order.order_id, kind, profile.name, 1, policy.send_within_ms, now_ms)
+    attempt = first_try(
+        order.order_id,
+        kind,
+        chosen.profile.name,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        because=chosen.because,
+    )
     started = _payment(payment, order, now_ms, status=step.to, attempts=(attempt,))
-    event = event_of(started, step.event or PAYMENT_STARTED, None, attempt=attempt)
+    event = event_of(
+        started, step.event or PAYMENT_STARTED, None, attempt=attempt, detail=chosen.because
+    )
     return Decision(payment=started, sends=(request_of(started, attempt), event))
 
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec.structs import replace
-
 from pipeline.domain.decision import Decision
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import (
+    GatewayResult,
     Payment,
     PaymentDue,
     PaymentEvent,
@@ -39,6 +38,7 @@ from pipeline.runtime.admission import InputLane
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.table import Table
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -52,10 +52,10 @@ Handler = Callable[[Payment | None, Any, int, Policy], Decision]
 class PaymentsStage:
     """Binds each input topic to its decoder and processor, each output type to its topic."""
 
-    def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy) -> None:
+    def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy | LivePolicy) -> None:
+        self._policy = policy if isinstance(policy, LivePolicy) else LivePolicy(policy)
         # The delays are the catalogue's: the tier that a wait takes is chosen by them.
-        self._policy = replace(
-            policy,
+        self._policy.fix(
             retry_delays_ms=catalogue.settings.retry_delays_ms,
             inquiry_delays_ms=catalogue.settings.inquiry_delays_ms,
             timer_delays_ms=catalogue.settings.timer_delays_ms,
@@ -144,7 +144,10 @@ class PaymentsStage:
                 f"murmur2 of the key belongs to partition {partition_of(key, self._partitions)}",
             )
             return
-        decision = process(payment, value, record.timestamp_ms, self._policy)
+        if type(value) is GatewayResult:
+            self._policy.saw(value, record.timestamp_ms)
+        policy = self._policy.at(record.timestamp_ms)
+        decision = process(payment, value, record.timestamp_ms, policy)
         if decision.dead_letter is not None:
             self._bury(record, batch, decision.dead_letter, decision.detail or "")
         if decision.note is not None:

@@ -205,7 +205,7 @@ class SimulatorAdapter:
             return NoticeRefused("unreadable")
         kind = _NOUNS.get(noun)
         view = _view(operation)
-        if kind is None or state not in _STATES or view.state not in _STATES.values():
+        if kind is None or state not in _STATES or operation.status not in _STATES:
             return NoticeRefused("unknown_type")
         return operation_notice(
             self.name,
