@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.keys import ID_PATTERN, record_key, split_key, valid_id
 from pipeline.domain.model import Order
 from pipeline.domain.records import order_to_record
@@ -30,6 +31,20 @@ NAMED_MAX = 10_000
 
 class InvalidOrder(ValueError):
     """The order cannot become a record: its ids, a field's type, or its size. Nothing was sent."""
+
+
+class CardNumberInField(InvalidOrder):
+    """A text of the order holds a card number; ``fields`` names them, nothing repeats the number.
+
+    Orders carry tokens: the flow would put such an order among the dead letters.
+    """
+
+    def __init__(self, order: str, fields: tuple[str, ...]) -> None:
+        super().__init__(
+            f"order {order} holds a card number in {', '.join(fields)}; give a token for the card, "
+            "and leave card numbers out of texts"
+        )
+        self.fields = fields
 
 
 class PublishError(Exception):
@@ -99,7 +114,8 @@ class OrderPublisher:
         """Queue one order; waits while the queue is full.
 
         Checks only what the record needs: whether the order may be paid is decided by the flow,
-        which answers with a named rejection. Raises InvalidOrder (nothing was sent) and, for
+        which answers with a named rejection. An order that holds a card number is not let out of
+        the process (CardNumberInField). Raises InvalidOrder (nothing was sent) and, for
         orders published *earlier*, PublishError; this order was then not taken.
         """
         self._raise_failed()
@@ -107,6 +123,9 @@ class OrderPublisher:
             if not valid_id(given):
                 raise InvalidOrder(f"{name} {given!r} does not match {ID_PATTERN}")
         key = record_key(order.merchant_id, order.order_id)
+        fields = fields_with_card_numbers(order)
+        if fields:
+            raise CardNumberInField(key.decode(), fields)
         try:
             value = self._encode(order_to_record(order))
         except EncodeError as error:

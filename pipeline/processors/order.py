@@ -28,6 +28,7 @@ from pipeline.domain.payment import CHARGE, dead_lettered, event_of, first_try, 
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import choose_gateway
 from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
+from pipeline.processors.risk import card_number_refused
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
@@ -39,8 +40,12 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     """Decide about one order record; ``now_ms`` is the record's append time.
 
     A new order is rejected by a named rule, needs no payment, or starts one charge. Redelivery
-    gives ``duplicate_order``. Ids that cannot stand in a key are dead-lettered.
+    gives ``duplicate_order``. Ids that cannot stand in a key are dead-lettered, and so is an order
+    that holds a card number.
     """
+    refused = card_number_refused(payment, order, now_ms)
+    if refused is not None:
+        return refused
     if payment is not None:
         return _repeated(payment, order, now_ms)
     if not valid_id(order.merchant_id) or not valid_id(order.order_id):

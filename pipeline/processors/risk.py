@@ -1,0 +1,26 @@
+"""Risk in the flow: what is refused at the door."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.domain.card_numbers import fields_with_card_numbers
+from pipeline.domain.decision import Decision
+from pipeline.domain.model import Order, Payment
+from pipeline.domain.payment import dead_lettered
+
+CARD_NUMBER_IN_FIELD: Final = "card_number_in_field"
+
+
+def card_number_refused(payment: Payment | None, order: Order, now_ms: int) -> Decision | None:
+    """An order that holds a card number goes to the dead letters, masked; None for a clean one.
+
+    Nothing of it is kept: a payment that the table holds already only says that it came.
+    """
+    fields = fields_with_card_numbers(order)
+    if not fields:
+        return None
+    detail = f"a card number stands in {', '.join(fields)}"
+    if payment is None:
+        return Decision(dead_letter=CARD_NUMBER_IN_FIELD, detail=detail)
+    return dead_lettered(payment, CARD_NUMBER_IN_FIELD, detail, now_ms)
