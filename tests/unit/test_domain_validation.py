@@ -37,6 +37,7 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("instrument_token_must_not_be_a_card_number", {"instrument_token": "4111 1111 1111 1111"}),
     ("instrument_token_must_be_at_most_255_characters", {"instrument_token": "t" * 256}),
     ("customer_id_must_be_at_most_255_characters", {"customer_id": "c" * 256}),
+    ("card_fingerprint_must_be_at_most_255_characters", {"card_fingerprint": "f" * 256}),
     ("business_date_must_be_a_date", {"business_date": "2026-02-30"}),
     ("submitted_at_must_be_within_24_months", {"submitted_at_ms": NOW - 730 * DAY_MS - 1}),
     ("submitted_at_must_not_be_in_the_future", {"submitted_at_ms": NOW + DAY_MS + 1}),
