@@ -70,7 +70,9 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
     catalogue = build_catalogue(spec.topics)
     codec = record_codec(catalogue, spec.options.get("schema_registry_url") or "")
     metrics = Metrics()
-    build = {"payments": _payments, "gateway": _gateway, "ledger": _ledger}[spec.stage]
+    build = {"payments": _payments, "gateway": _gateway, "risk": _risk, "ledger": _ledger}[
+        spec.stage
+    ]
     return build(spec, catalogue, codec, metrics, stop)
 
 
@@ -80,7 +82,7 @@ def _payments(
     from pipeline.domain.policy import GatewayProfile, Policy
     from pipeline.runtime.lag import GroupLag, LagGate
     from pipeline.runtime.payments_stage import PaymentsStage
-    from pipeline.runtime.payments_worker import PaymentsWorker
+    from pipeline.runtime.table_worker import TableWorker
 
     o = spec.options
     policy = Policy(
@@ -114,7 +116,7 @@ def _payments(
             metrics.orders_held.set(int(held))
         return allowed
 
-    worker = PaymentsWorker(
+    worker = TableWorker(
         spec,
         catalogue=catalogue,
         stage=PaymentsStage(catalogue, codec, policy),
@@ -135,6 +137,24 @@ def _payments(
             lag.close()
 
     return run
+
+
+def _risk(
+    spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
+) -> Callable[[], None]:
+    from pipeline.runtime.risk_stage import RiskStage
+    from pipeline.runtime.table_worker import TableWorker
+
+    return TableWorker(
+        spec,
+        catalogue=catalogue,
+        stage=RiskStage(catalogue, codec),
+        metrics=metrics,
+        stop=stop,
+        commit_policy=_commit_policy(spec),
+        hot_max=spec.options["hot_payments_max"],
+        producer_overrides=spec.options.get("producer_overrides"),
+    ).run
 
 
 def _gateway(

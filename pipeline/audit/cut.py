@@ -37,9 +37,9 @@ RolePartition = tuple[str, int]
 # The order in which ends are taken: effects before their causes.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("dead-letters",),
-    ("settlements", "payment-events", "payments"),
-    ("payment-requests",),
-    ("gateway-results", "payment-inquiry-1", "payment-retry-1"),
+    ("settlements", "payment-events", "payments", "risk-velocity"),
+    ("payment-requests", "risk-checks"),
+    ("gateway-results", "risk-results", "payment-inquiry-1", "payment-retry-1"),
     ("orders",),
 )
 

@@ -97,6 +97,10 @@ class SettlementSeen(Struct, frozen=True, gc=False):
     ordered_at_ms: int
 
 
+# Not one payment's: risk checks and what was counted of them.
+KEYED_BY_IDENTITY = frozenset({"risk-checks", "risk-velocity"})
+
+
 class DueSeen(Struct, frozen=True, gc=False):
     role: str
     partition: int
@@ -213,6 +217,8 @@ class Evidence:
             "settlements": self._settlement,
             "payment-events": self._event,
             "payments": self._snapshot,
+            # What it counts is not judged; that it is an input which may be on its way, is.
+            "risk-results": lambda e, r, v: self._due("risk-results", e, r, v),
             "payment-inquiry-1": lambda e, r, v: self._due("payment-inquiry-1", e, r, v),
             "payment-retry-1": lambda e, r, v: self._due("payment-retry-1", e, r, v),
         }
@@ -222,6 +228,8 @@ class Evidence:
         self.records[role] += 1
         if role == "dead-letters":
             self._dead_letter(record)
+            return
+        if role in KEYED_BY_IDENTITY:
             return
         key, value = record.key, record.value
         if value is None:

@@ -29,11 +29,14 @@ PROGRESS_STEP = 20_000
 _WITHIN_A_TRANSACTION = (
     "orders",
     "gateway-results",
+    "risk-results",
     "payment-retry-1",
     "payment-inquiry-1",
     "payment-events",
     "payments",
     "payment-requests",
+    "risk-checks",
+    "risk-velocity",
     "settlements",
     "dead-letters",
 )
@@ -172,6 +175,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         "settlements": ("settled: {kind}", "{money}", "{gateway} {gateway_reference}"),
         "payment-events": ("event {sequence}: {type}", "{status}", "{reason}"),
         "payments": ("payment at {sequence}: {status}", "{reason}", "{money}"),
+        "risk-results": ("counted by {by}",),
         "payment-retry-1": ("waits to be sent again", "{reason}"),
         "payment-inquiry-1": ("waits to inquire", "{reason}"),
     }[role]

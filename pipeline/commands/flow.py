@@ -21,6 +21,7 @@ class Stage(StrEnum):
 
     payments = "payments"
     gateway = "gateway"
+    risk = "risk"
     ledger = "ledger"
 
 

@@ -25,9 +25,11 @@ from pipeline.domain.records import (
     order_from_record,
     payment_from_record,
     result_from_record,
+    risk_result_from_record,
     to_record,
 )
 from pipeline.processors.order import process_order
+from pipeline.processors.risk import process_risk_result
 from pipeline.processors.settlement import process_due, process_result
 from pipeline.runtime.admission import InputLane
 from pipeline.runtime.batch import Batch
@@ -46,11 +48,16 @@ Handler = Callable[[Payment | None, Any, int, Policy], Decision]
 class PaymentsStage:
     """Binds each input topic to its decoder and processor, each output type to its topic."""
 
+    name = STAGE
+    # Refunds and disputes come for years: what goes, goes by a tombstone.
+    keep_s = None
+
     def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy) -> None:
         self._policy = policy
         inputs: dict[str, tuple[str, Callable[[Any], Any], Handler]] = {
             "orders": ("order", order_from_record, process_order),
             "gateway-results": ("gateway-result", result_from_record, process_result),
+            "risk-results": ("risk-result", risk_result_from_record, process_risk_result),
             "payment-retry-1": ("payment-due", due_from_record, process_due),
             "payment-inquiry-1": ("payment-due", due_from_record, process_due),
         }
@@ -78,13 +85,13 @@ class PaymentsStage:
             "retry": (catalogue.name("payment-retry-1"), encode_due),
             "inquiry": (catalogue.name("payment-inquiry-1"), encode_due),
         }
-        self._table_topic = catalogue.name("payments")
+        self.table_topic = catalogue.name("payments")
         self._encode_payment = codec.encoder("payment", checked=False)
         self._decode_payment = codec.decoder("payment")
         self._dead_letters = catalogue.name("dead-letters")
         self._partitions = catalogue["orders"].partitions
 
-    def decode_payment(self, raw: bytes) -> Payment:
+    def decode_row(self, raw: bytes) -> Payment:
         """A stored record of the table; a DecodeError here is our own damage, not bad input."""
         return payment_from_record(self._decode_payment(raw))
 
@@ -180,5 +187,5 @@ class PaymentsStage:
         if payment is not None:
             raw = self._encode_payment(to_record(payment))
             batch.last_table_output[partition] = len(outputs)
-            outputs.append((self._table_topic, partition, key, raw, None))
+            outputs.append((self.table_topic, partition, key, raw, None))
             table.prepare(partition, key, payment, raw)
