@@ -10,6 +10,7 @@ from pipeline.commands.audit import trace_command, verify_command
 from pipeline.commands.demo import demo_command
 from pipeline.commands.flow import run_command, simulator_command, up_command
 from pipeline.commands.orders import order_app, orders_app
+from pipeline.commands.risk import app as risk_app
 from pipeline.commands.schemas import app as schemas_app
 from pipeline.commands.topics import app as topics_app
 
@@ -30,6 +31,7 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(schemas_app, name="schemas")
 app.add_typer(orders_app, name="orders")
 app.add_typer(order_app, name="order")
+app.add_typer(risk_app, name="risk")
 app.command("trace")(trace_command)
 app.command("verify")(verify_command)
 
