@@ -94,10 +94,11 @@ class Settings(BaseSettings):
         1, ge=1, le=10, description="Copies that must have a record before it counts as written."
     )
     retention_ms: int = Field(7 * 86_400_000, ge=60_000, description="Of the stream topics.")
-    retry_delay_ms: int = Field(5_000, ge=100, description="Delay of the retry tier.")
-    inquiry_delay_ms: int = Field(5_000, ge=100, description="Delay of the inquiry tier.")
-    retry_max: int = Field(24, ge=0, description="Tries of a request that was not sent.")
-    inquiry_max: int = Field(720, ge=1, description="Questions about an unknown outcome.")
+    retry_delay_ms: int = Field(5_000, ge=100, description="Delay of the first retry tier.")
+    inquiry_delay_ms: int = Field(5_000, ge=100, description="Delay of the first inquiry tier.")
+    timer_delay_ms: int = Field(60_000, ge=100, description="Delay of the first timer tier.")
+    retry_max: int = Field(5, ge=0, description="Tries of a request that was not sent.")
+    inquiry_max: int = Field(83, ge=1, description="Questions about an unknown outcome.")
     gateway_grace_ms: int = Field(
         30_000, ge=0, description="How long a gateway may say not found of a charge it made."
     )
@@ -161,6 +162,7 @@ class Settings(BaseSettings):
             retention_ms=self.retention_ms,
             retry_delay_ms=self.retry_delay_ms,
             inquiry_delay_ms=self.inquiry_delay_ms,
+            timer_delay_ms=self.timer_delay_ms,
         )
 
     def catalogue(self) -> Catalogue:

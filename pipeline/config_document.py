@@ -38,6 +38,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "retry_max",
         "inquiry_delay_ms",
         "inquiry_max",
+        "timer_delay_ms",
         "gateway_grace_ms",
         "gateway_key_retention_ms",
         "clock_skew_ms",

@@ -6,7 +6,8 @@ healthy flow never looks broken:
 1. The gateways' books (up to their last entry then) and the ledger (one read transaction) first.
 2. Then the groups' committed offsets.
 3. Then the read_uncommitted ends of the topics, what is written last first: dead letters;
-   settlements, events and payments; payment requests; results and timers; orders.
+   settlements, events and payments; payment requests; results, notices and tiers; orders and
+   commands.
 4. The topics are read as read_committed up to those ends, waiting for open transactions to end.
 5. At last what the gateways' books have gained since.
 
@@ -34,13 +35,20 @@ from dataclasses import dataclass, field
 
 RolePartition = tuple[str, int]
 
+# Where payments wait.
+TIERS: tuple[str, ...] = (
+    *(f"payment-inquiry-{tier}" for tier in range(1, 4)),
+    *(f"payment-retry-{tier}" for tier in range(1, 6)),
+    *(f"payment-timer-{tier}" for tier in range(1, 4)),
+)
+
 # The order in which ends are taken: effects before their causes.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("dead-letters",),
     ("settlements", "payment-events", "payments", "risk-velocity"),
     ("payment-requests", "risk-checks"),
-    ("gateway-results", "risk-results", "payment-inquiry-1", "payment-retry-1"),
-    ("orders",),
+    ("gateway-results", "gateway-notifications", "risk-results", *TIERS),
+    ("orders", "payment-commands"),
 )
 
 

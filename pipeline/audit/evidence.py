@@ -11,10 +11,12 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
 
+from pipeline.audit.cut import TIERS
 from pipeline.audit.derivation import (
     event_id,
     home_partition,
@@ -218,9 +220,10 @@ class Evidence:
             "payment-events": self._event,
             "payments": self._snapshot,
             # What it counts is not judged; that it is an input which may be on its way, is.
-            "risk-results": lambda e, r, v: self._due("risk-results", e, r, v),
-            "payment-inquiry-1": lambda e, r, v: self._due("payment-inquiry-1", e, r, v),
-            "payment-retry-1": lambda e, r, v: self._due("payment-retry-1", e, r, v),
+            "risk-results": partial(self._due, "risk-results"),
+            "payment-commands": lambda e, r, v: None,
+            "gateway-notifications": lambda e, r, v: None,
+            **{role: partial(self._due, role) for role in TIERS},
         }
 
     def take(self, role: str, record: LogRecord) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.audit.cut import TIERS
 from pipeline.audit.derivation import home_partition, idempotency_key, payment_id
 from pipeline.audit.gateway_copy import charges_of_reference
 from pipeline.audit.ledger_copy import LedgerReader
@@ -25,13 +26,20 @@ PROGRESS_AFTER_S = 2.0
 # Records between two looks at the clock.
 PROGRESS_STEP = 20_000
 
+_WAITS = {
+    "payment-retry": ("waits to be sent again", "{reason}"),
+    "payment-inquiry": ("waits to inquire", "{reason}"),
+    "payment-timer": ("waits for its time", "{reason}"),
+}
+
 # What a hop does within one millisecond: causes before effects.
 _WITHIN_A_TRANSACTION = (
     "orders",
     "gateway-results",
     "risk-results",
-    "payment-retry-1",
-    "payment-inquiry-1",
+    "payment-commands",
+    "gateway-notifications",
+    *TIERS,
     "payment-events",
     "payments",
     "payment-requests",
@@ -176,8 +184,15 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         "payment-events": ("event {sequence}: {type}", "{status}", "{reason}"),
         "payments": ("payment at {sequence}: {status}", "{reason}", "{money}"),
         "risk-results": ("counted by {by}",),
-        "payment-retry-1": ("waits to be sent again", "{reason}"),
-        "payment-inquiry-1": ("waits to inquire", "{reason}"),
+        "payment-commands": ("command: {type}", "{command_id}", "{money}", "{reason}"),
+        "gateway-notifications": (
+            "{gateway} notifies: {type}",
+            "{kind}",
+            "{outcome}",
+            "{dispute_state}",
+            "{money}",
+        ),
+        **{role: _WAITS[role[:-2]] for role in TIERS},
     }[role]
     values = {**fields, "money": money(fields)}
     texts = []

@@ -173,6 +173,8 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     sendable_until_ms: int = 0
     amount_minor: int = 0
     routed_because: str | None = None
+    uncertain_since_ms: int = 0
+    business_date: str | None = None
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):
@@ -226,6 +228,7 @@ class Payment(Struct, frozen=True, kw_only=True):
     next_action_url: str | None = None
     expires_at_ms: int | None = None
     cancel_requested_by: str | None = None
+    retry_token: str | None = None
     commands: tuple[PaymentCommand, ...] = ()
     command_ids: tuple[str, ...] = ()
     disputes: tuple[Dispute, ...] = ()

@@ -22,7 +22,7 @@ CARD_FINGERPRINT_MUST_BE_SHORT = "card_fingerprint_must_be_at_most_255_character
 BUSINESS_DATE_MUST_BE_A_DATE = "business_date_must_be_a_date"
 SUBMITTED_AT_MUST_BE_RECENT = "submitted_at_must_be_within_24_months"
 SUBMITTED_AT_MUST_NOT_BE_AHEAD = "submitted_at_must_not_be_in_the_future"
-CAPTURE_METHOD_MUST_BE_AUTOMATIC = "capture_method_must_be_automatic"
+CAPTURE_METHOD_MUST_BE_KNOWN = "capture_method_must_be_automatic_or_manual"
 PAY_BEFORE_MUST_BE_AHEAD = "pay_before_must_be_in_the_future"
 LINE_NUMBERS_MUST_BE_UNIQUE = "line_numbers_must_be_unique"
 LINES_MUST_SUM_TO_AMOUNT = "lines_must_sum_to_amount"
@@ -41,7 +41,7 @@ RULES = (
     LINE_NUMBERS_MUST_BE_UNIQUE,
     LINES_MUST_SUM_TO_AMOUNT,
     TOKEN_MUST_BE_PRESENT,
-    CAPTURE_METHOD_MUST_BE_AUTOMATIC,
+    CAPTURE_METHOD_MUST_BE_KNOWN,
     PAY_BEFORE_MUST_BE_AHEAD,
     CURRENCY_MUST_BE_SUPPORTED,
 )
@@ -88,8 +88,8 @@ def broken_rule(order: Order, now_ms: int, policy: Policy) -> str | None:
         return None
     if not token.strip():
         return TOKEN_MUST_BE_PRESENT
-    if order.capture_method != "automatic":
-        return CAPTURE_METHOD_MUST_BE_AUTOMATIC
+    if order.capture_method not in ("automatic", "manual"):
+        return CAPTURE_METHOD_MUST_BE_KNOWN
     if order.pay_before_ms is not None and order.pay_before_ms <= now_ms:
         return PAY_BEFORE_MUST_BE_AHEAD
     if choose_gateway(policy, order.merchant_id, order.currency) is None:

@@ -18,8 +18,9 @@ from pipeline.domain.answer import (
     GatewayAnswer,
 )
 from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.lifecycle import SUCCEEDED_STATES
 from pipeline.domain.model import GatewayResult, PaymentRequest
-from pipeline.domain.payment import CHARGE, INQUIRE
+from pipeline.domain.payment import INQUIRE
 
 SEND_BEFORE_PASSED: Final = "send_before_passed"
 KEY_RETENTION_PASSED: Final = "key_retention_passed"
@@ -50,19 +51,21 @@ def plan_call(
 ) -> CallPlan:
     """Plan the call of a request that was appended at ``appended_at_ms``.
 
-    ``now_ms`` is the worker's own clock. Only charges expire: an inquiry moves no money. With the
-    gateway's ``key_retention_ms``, a charge that is not the first of its attempt is refused once
-    the gateway may have forgotten the key (counted from the order, so never too late).
+    ``now_ms`` is the worker's own clock. All but inquiries expire: those move no money. With the
+    gateway's ``key_retention_ms``, a first charge's repetition is refused once the gateway may have
+    forgotten the key (counted from the order, so never too late). Of later operations the table
+    knows when they began, and does not repeat them beyond that.
     """
     deadline_ms = send_before_ms(request, appended_at_ms)
     if request.kind == INQUIRE:
         return CallPlan(deadline_ms)
-    if request.kind != CHARGE:
+    if request.kind not in SUCCEEDED_STATES:
         return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=UNKNOWN_KIND))
     if now_ms >= deadline_ms:
         return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=SEND_BEFORE_PASSED))
     if (
         key_retention_ms is not None
+        and request.operation_id == request.order_id
         and request.try_number > 1
         and now_ms - request.ordered_at_ms >= key_retention_ms
     ):
@@ -109,4 +112,5 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         amount_minor=answer.amount_minor,
         currency=request.currency if answer.currency is None else answer.currency,
         observed_at_ms=observed_at_ms,
+        next_action_url=answer.next_action_url,
     )

@@ -9,29 +9,36 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.commands import CANCEL
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
-from pipeline.domain.invariant import InvariantBroken
+from pipeline.domain.invariant import invariant
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
+    AWAITING_ORDER,
     NEW,
-    NONE,
     NOTHING_DUE,
     ORDER_ACCEPTED,
+    ORDER_CANCELLED,
     ORDER_CONFLICT,
     ORDER_REJECTED,
-    transition,
+    PAYMENT_STARTED,
+    REVIEW_ASKED,
 )
-from pipeline.domain.model import Attempt, Order, Payment
-from pipeline.domain.payment import CHARGE, dead_lettered, event_of, first_try, request_of
+from pipeline.domain.model import Order, Payment
+from pipeline.domain.payment import dead_lettered, decision, moved, timer_of
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
 from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
-from pipeline.processors.risk import card_number_refused
+from pipeline.processors.commands import start_charge, with_waiting_commands
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
+
+# Reason of the timer of a review.
+REVIEW_ENDS: Final = "review_ends"
 
 _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
 
@@ -39,14 +46,12 @@ _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
 def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
     """Decide about one order record; ``now_ms`` is the record's append time.
 
-    A new order is rejected by a named rule, needs no payment, or starts one charge. Redelivery
-    gives ``duplicate_order``. Ids that cannot stand in a key are dead-lettered, and so is an order
-    that holds a card number.
+    A new order is rejected by a named rule, needs no payment, or starts one charge or, with manual
+    capture, one authorization. Redelivery gives ``duplicate_order``. Ids that cannot stand in a key
+    are dead-lettered. Commands that came before the order run when they can; a cancel among them
+    means that nobody is asked for money at all.
     """
-    refused = card_number_refused(payment, order, now_ms)
-    if refused is not None:
-        return refused
-    if payment is not None:
+    if payment is not None and payment.status != AWAITING_ORDER:
         return _repeated(payment, order, now_ms)
     if not valid_id(order.merchant_id) or not valid_id(order.order_id):
         detail = "merchant_id and order_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
@@ -54,43 +59,76 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
 
     rule = broken_rule(order, now_ms, policy)
     if rule is not None:
-        return _settled_at_once(order, ORDER_REJECTED, rule, now_ms)
+        return reject_order(payment, order, rule, now_ms, policy)
     if order.amount_minor == 0:
-        return _settled_at_once(order, NOTHING_DUE, None, now_ms)
-    return _charged(order, now_ms, policy)
-
-
-def _charged(order: Order, now_ms: int, policy: Policy) -> Decision:
-    profile = choose_gateway(policy, order.merchant_id, order.currency)
-    if profile is None:
-        raise InvariantBroken("an order was found valid that no gateway serves")
-    step = transition(NEW, NONE, ORDER_ACCEPTED)
-    # The operation behind the first charge is the order itself.
-    attempt = first_try(order.order_id, profile.name, 1, policy.send_within_ms, now_ms)
-    payment = _payment(order, step.status, None, now_ms, (attempt,))
-    return Decision(
-        payment=payment,
-        sends=(request_of(payment, CHARGE), event_of(payment, step.event, None)),
+        return _ended(payment, order, NOTHING_DUE, None, now_ms, policy)
+    if payment is not None:
+        cancel = next((each for each in payment.commands if each.type == CANCEL), None)
+        if cancel is not None:
+            others = tuple(each for each in payment.commands if each is not cancel)
+            waited = replace(payment, commands=others)
+            return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy)
+    started = start_charge(
+        _payment(payment, order, now_ms),
+        # The operation behind the first charge is the order itself.
+        order.order_id,
+        ORDER_ACCEPTED,
+        PAYMENT_STARTED,
+        now_ms,
+        policy,
     )
+    invariant(started is not None, "an order was found valid that no gateway serves")
+    return started or Decision()
 
 
-def _settled_at_once(order: Order, trigger: str, reason: str | None, now_ms: int) -> Decision:
-    step = transition(NEW, NONE, trigger)
-    payment = _payment(order, step.status, reason, now_ms, ())
-    return Decision(payment=payment, sends=(event_of(payment, step.event, reason),))
+def reject_order(
+    payment: Payment | None, order: Order, rule: str, now_ms: int, policy: Policy
+) -> Decision:
+    """The payment of an order that breaks a rule: it ends before any gateway is called."""
+    return _ended(payment, order, ORDER_REJECTED, rule, now_ms, policy)
+
+
+def hold_for_review(
+    payment: Payment | None, order: Order, reason: str, now_ms: int, policy: Policy
+) -> Decision:
+    """The payment of a valid order that a person shall look at before anybody is asked for money.
+
+    It waits for the command ``review``, until the order's ``pay_before`` if it has one. ``payment``
+    is what the table holds: None, or the placeholder of commands that came first.
+    """
+    placed = _payment(payment, order, now_ms)
+    changed, event = moved(
+        placed, REVIEW_ASKED, now_ms, reason=reason, expires_at_ms=order.pay_before_ms
+    )
+    if order.pay_before_ms is None:
+        return with_waiting_commands(decision(changed, event), now_ms, policy)
+    timer = timer_of(changed, order.pay_before_ms, REVIEW_ENDS, policy, now_ms)
+    return with_waiting_commands(decision(changed, timer, event), now_ms, policy)
+
+
+def _ended(
+    payment: Payment | None,
+    order: Order,
+    trigger: str,
+    reason: str | None,
+    now_ms: int,
+    policy: Policy,
+) -> Decision:
+    placed = _payment(payment, order, now_ms, rejected=trigger == ORDER_REJECTED)
+    changed, event = moved(placed, trigger, now_ms, reason=reason)
+    return with_waiting_commands(decision(changed, event), now_ms, policy)
 
 
 def _payment(
-    order: Order, status: str, reason: str | None, now_ms: int, attempts: tuple[Attempt, ...]
+    payment: Payment | None, order: Order, now_ms: int, *, rejected: bool = False
 ) -> Payment:
-    rejected = reason is not None
-    return Payment(
+    """What the table will hold of an order, before its first step."""
+    placed = Payment(
         merchant_id=order.merchant_id,
         order_id=order.order_id,
         payment_id=payment_id(order.merchant_id, order.order_id),
-        sequence=1,
-        status=status,
-        reason=reason,
+        sequence=0,
+        status=NEW,
         amount_minor=order.amount_minor,
         currency=_kept(order.currency) if rejected else order.currency,
         instrument_token=_kept(order.instrument_token) if rejected else order.instrument_token,
@@ -101,7 +139,20 @@ def _payment(
         ),
         ordered_at_ms=now_ms,
         updated_at_ms=now_ms,
-        attempts=attempts,
+        capture_method=_kept(order.capture_method) if rejected else order.capture_method,
+        payment_method=_kept(order.payment_method),
+        country=_kept(order.country) if order.country else None,
+        card_fingerprint=_kept(order.card_fingerprint) if order.card_fingerprint else None,
+    )
+    if payment is None:
+        return placed
+    return replace(
+        placed,
+        status=payment.status,
+        sequence=payment.sequence,
+        commands=payment.commands,
+        command_ids=payment.command_ids,
+        dead_letters=payment.dead_letters,
     )
 
 

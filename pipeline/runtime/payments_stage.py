@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from pipeline.domain.decision import Decision
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import (
@@ -18,16 +20,20 @@ from pipeline.domain.model import (
     PaymentRequest,
     Settlement,
 )
-from pipeline.domain.payment import dead_lettered
+from pipeline.domain.payment import INQUIRY, RETRY, TIMER, dead_lettered
 from pipeline.domain.policy import Policy
 from pipeline.domain.records import (
+    command_from_record,
     due_from_record,
+    notification_from_record,
     order_from_record,
     payment_from_record,
     result_from_record,
     risk_result_from_record,
     to_record,
 )
+from pipeline.processors.commands import process_command
+from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
 from pipeline.processors.risk import process_risk_result
 from pipeline.processors.settlement import process_due, process_result
@@ -53,14 +59,34 @@ class PaymentsStage:
     keep_s = None
 
     def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy) -> None:
-        self._policy = policy
+        # The delays are the catalogue's: the tier that a wait takes is chosen by them.
+        self._policy = replace(
+            policy,
+            retry_delays_ms=catalogue.settings.retry_delays_ms,
+            inquiry_delays_ms=catalogue.settings.inquiry_delays_ms,
+            timer_delays_ms=catalogue.settings.timer_delays_ms,
+        )
         inputs: dict[str, tuple[str, Callable[[Any], Any], Handler]] = {
             "orders": ("order", order_from_record, process_order),
             "gateway-results": ("gateway-result", result_from_record, process_result),
+            "gateway-notifications": (
+                "gateway-notification",
+                notification_from_record,
+                process_notification,
+            ),
             "risk-results": ("risk-result", risk_result_from_record, process_risk_result),
-            "payment-retry-1": ("payment-due", due_from_record, process_due),
-            "payment-inquiry-1": ("payment-due", due_from_record, process_due),
+            "payment-commands": ("payment-command", command_from_record, process_command),
         }
+        tiers = {
+            purpose: tuple(
+                spec
+                for spec in catalogue.topics.values()
+                if spec.role.startswith(f"payment-{purpose}-")
+            )
+            for purpose in (RETRY, INQUIRY, TIMER)
+        }
+        for spec in (spec for specs in tiers.values() for spec in specs):
+            inputs[spec.role] = ("payment-due", due_from_record, process_due)
         self.lanes = tuple(
             InputLane(spec.role, spec.name, spec.delay_ms, gated=spec.role == "orders")
             for spec in catalogue.inputs(STAGE)
@@ -82,8 +108,9 @@ class PaymentsStage:
         }
         encode_due = codec.encoder("payment-due", checked=False)
         self._tiers = {
-            "retry": (catalogue.name("payment-retry-1"), encode_due),
-            "inquiry": (catalogue.name("payment-inquiry-1"), encode_due),
+            (purpose, number): (spec.name, encode_due)
+            for purpose, specs in tiers.items()
+            for number, spec in enumerate(specs, 1)
         }
         self.table_topic = catalogue.name("payments")
         self._encode_payment = codec.encoder("payment", checked=False)
@@ -172,7 +199,8 @@ class PaymentsStage:
         for outgoing in decision.sends:
             kind = type(outgoing)
             if kind is PaymentDue:
-                topic, encode = self._tiers[outgoing.purpose]  # type: ignore[union-attr]
+                tier = outgoing.purpose, outgoing.tier  # type: ignore[union-attr]
+                topic, encode = self._tiers[tier]
                 batch.notes[("tiers", outgoing.purpose)] += 1  # type: ignore[union-attr]
             else:
                 topic, encode = self._topics[kind]

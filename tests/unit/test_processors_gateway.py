@@ -59,10 +59,18 @@ def test_a_forgotten_key_is_not_sent_again() -> None:
     assert plan_call(CHARGE, NOW, NOW, 5_000).refusal is None
 
 
-def test_a_kind_that_is_not_there_yet_calls_nobody() -> None:
-    """Reserved kinds are not sent."""
-    refusal = plan_call(replace(CHARGE, kind="refund"), NOW, NOW).refusal
+def test_a_kind_that_nobody_knows_calls_nobody() -> None:
+    """What moves money and is no known operation is not sent."""
+    refusal = plan_call(replace(CHARGE, kind="donate"), NOW, NOW).refusal
     assert refusal == GatewayAnswer(outcome="not_sent", code="unknown_kind")
+
+
+@pytest.mark.parametrize("kind", ["authorize", "capture", "void", "refund"])
+def test_every_operation_expires_like_a_charge(kind: str) -> None:
+    """A frozen worker must not send a refund late either; its key's age is the table's business."""
+    request = replace(CHARGE, kind=kind, operation_id="r1", try_number=2)
+    assert plan_call(request, NOW, NOW + 59_999, 1).refusal is None
+    assert plan_call(request, NOW, NOW + 60_000).refusal is not None
 
 
 def test_a_result_says_what_it_answers() -> None:
