@@ -80,6 +80,7 @@ def _payments(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
     from pipeline.domain.policy import GatewayProfile, Policy
+    from pipeline.domain.risk_rules import read_rules
     from pipeline.runtime.lag import GroupLag, LagGate
     from pipeline.runtime.payments_stage import PaymentsStage
     from pipeline.runtime.table_worker import TableWorker
@@ -97,6 +98,7 @@ def _payments(
         inquiry_max=o["inquiry_max"],
         send_within_ms=o["send_within_ms"],
         clock_skew_ms=o["clock_skew_ms"],
+        risk=read_rules(o["risk_rules"], "the risk rules") if o.get("risk_rules") else None,
     )
     lag = GroupLag(
         spec.bootstrap_servers,

@@ -149,6 +149,7 @@ def start_charge(
     *,
     actor: str | None = None,
     reason: str | None = None,
+    detail: str | None = None,
 ) -> Decision | None:
     """Begin to ask for the payment's money, or None when no gateway serves it."""
     profile = choose_gateway(policy, payment.merchant_id, payment.currency)
@@ -158,7 +159,14 @@ def start_charge(
         operation_id, main_kind(payment), profile.name, 1, policy.send_within_ms, now_ms
     )
     changed, sent = begun(
-        payment, attempt, now_ms, event=event, moves=trigger, actor=actor, reason=reason
+        payment,
+        attempt,
+        now_ms,
+        event=event,
+        moves=trigger,
+        actor=actor,
+        reason=reason,
+        detail=detail,
     )
     return decision(changed, request_of(changed, attempt), sent)
 
@@ -304,7 +312,7 @@ def _moves_money(
 
 
 def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION):
+    if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION) or payment.risk_awaited:
         # Nobody was asked for money, or the customer did not go on: there is nothing to undo yet.
         changed, event = moved(
             payment,
@@ -315,6 +323,8 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
             operation_id=command.command_id,
             expires_at_ms=None,
             next_action_url=None,
+            risk_awaited=(),
+            risk_counted=(),
         )
         return decision(changed, event)
     if payment.status == AUTHORIZED:

@@ -26,19 +26,16 @@ from pipeline.domain.lifecycle import (
     ORDER_CONFLICT,
     ORDER_REJECTED,
     PAYMENT_STARTED,
-    REVIEW_ASKED,
 )
 from pipeline.domain.model import Order, Payment
-from pipeline.domain.payment import dead_lettered, decision, moved, timer_of
+from pipeline.domain.payment import dead_lettered, decision, moved
 from pipeline.domain.policy import Policy
 from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
 from pipeline.processors.commands import start_charge, with_waiting_commands
+from pipeline.processors.risk import assess_order, card_number_refused
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
-
-# Reason of the timer of a review.
-REVIEW_ENDS: Final = "review_ends"
 
 _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
 
@@ -47,10 +44,14 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     """Decide about one order record; ``now_ms`` is the record's append time.
 
     A new order is rejected by a named rule, needs no payment, or starts one charge or, with manual
-    capture, one authorization. Redelivery gives ``duplicate_order``. Ids that cannot stand in a key
-    are dead-lettered. Commands that came before the order run when they can; a cancel among them
+    capture, one authorization; where risk rules are set they decide before that. Redelivery gives
+    ``duplicate_order``. Ids that cannot stand in a key are dead-lettered, and so is an order that
+    holds a card number. Commands that came before the order run when they can; a cancel among them
     means that nobody is asked for money at all.
     """
+    refused = card_number_refused(payment, order, now_ms)
+    if refused is not None:
+        return refused
     if payment is not None and payment.status != AWAITING_ORDER:
         return _repeated(payment, order, now_ms)
     if not valid_id(order.merchant_id) or not valid_id(order.order_id):
@@ -68,15 +69,11 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
             others = tuple(each for each in payment.commands if each is not cancel)
             waited = replace(payment, commands=others)
             return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy)
-    started = start_charge(
-        _payment(payment, order, now_ms),
-        # The operation behind the first charge is the order itself.
-        order.order_id,
-        ORDER_ACCEPTED,
-        PAYMENT_STARTED,
-        now_ms,
-        policy,
-    )
+    placed = _payment(payment, order, now_ms)
+    if policy.risk is not None:
+        return assess_order(placed, now_ms, policy, policy.risk)
+    # The operation behind the first charge is the order itself.
+    started = start_charge(placed, order.order_id, ORDER_ACCEPTED, PAYMENT_STARTED, now_ms, policy)
     invariant(started is not None, "an order was found valid that no gateway serves")
     return started or Decision()
 
@@ -86,24 +83,6 @@ def reject_order(
 ) -> Decision:
     """The payment of an order that breaks a rule: it ends before any gateway is called."""
     return _ended(payment, order, ORDER_REJECTED, rule, now_ms, policy)
-
-
-def hold_for_review(
-    payment: Payment | None, order: Order, reason: str, now_ms: int, policy: Policy
-) -> Decision:
-    """The payment of a valid order that a person shall look at before anybody is asked for money.
-
-    It waits for the command ``review``, until the order's ``pay_before`` if it has one. ``payment``
-    is what the table holds: None, or the placeholder of commands that came first.
-    """
-    placed = _payment(payment, order, now_ms)
-    changed, event = moved(
-        placed, REVIEW_ASKED, now_ms, reason=reason, expires_at_ms=order.pay_before_ms
-    )
-    if order.pay_before_ms is None:
-        return with_waiting_commands(decision(changed, event), now_ms, policy)
-    timer = timer_of(changed, order.pay_before_ms, REVIEW_ENDS, policy, now_ms)
-    return with_waiting_commands(decision(changed, timer, event), now_ms, policy)
 
 
 def _ended(
@@ -142,7 +121,12 @@ def _payment(
         capture_method=_kept(order.capture_method) if rejected else order.capture_method,
         payment_method=_kept(order.payment_method),
         country=_kept(order.country) if order.country else None,
-        card_fingerprint=_kept(order.card_fingerprint) if order.card_fingerprint else None,
+        # As the token: rules compare it whole, and what looks like a card number was refused.
+        card_fingerprint=(
+            _kept(order.card_fingerprint)
+            if rejected and order.card_fingerprint
+            else order.card_fingerprint
+        ),
     )
     if payment is None:
         return placed

@@ -18,6 +18,7 @@ from pipeline.domain.model import (
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
+    RiskCheck,
     Settlement,
 )
 from pipeline.domain.payment import INQUIRY, RETRY, TIMER, dead_lettered
@@ -32,6 +33,7 @@ from pipeline.domain.records import (
     risk_result_from_record,
     to_record,
 )
+from pipeline.domain.risk_velocity import velocity_key
 from pipeline.processors.commands import process_command
 from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
@@ -112,6 +114,8 @@ class PaymentsStage:
             for purpose, specs in tiers.items()
             for number, spec in enumerate(specs, 1)
         }
+        self._checks = catalogue.name("risk-checks")
+        self._encode_check = codec.encoder("risk-check", checked=False)
         self.table_topic = catalogue.name("payments")
         self._encode_payment = codec.encoder("payment", checked=False)
         self._decode_payment = codec.decoder("payment")
@@ -198,6 +202,13 @@ class PaymentsStage:
         outputs = batch.outputs
         for outgoing in decision.sends:
             kind = type(outgoing)
+            if kind is RiskCheck:
+                # In the lane of what is counted, not of the order.
+                at = velocity_key(outgoing.merchant_id, outgoing.by, outgoing.identity)  # type: ignore[union-attr]
+                lane = partition_of(at, self._partitions)
+                raw_check = self._encode_check(to_record(outgoing))
+                outputs.append((self._checks, lane, at, raw_check, None))
+                continue
             if kind is PaymentDue:
                 tier = outgoing.purpose, outgoing.tier  # type: ignore[union-attr]
                 topic, encode = self._tiers[tier]
