@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import Order, Payment, RiskCheck, RiskCounted, RiskVelocity
@@ -124,7 +125,8 @@ class Replay:
             return
         self._seen.add(key)
         current = _UNKNOWN if outcome is None else outcome.decision
-        if current == _NOT_ASSESSED or order.amount_minor <= 0:
+        refused = order.amount_minor <= 0 or fields_with_card_numbers(order)
+        if current == _NOT_ASSESSED or refused:
             self.not_assessed += counts
             return
         local = assess(self._rules, facts_of(order))
