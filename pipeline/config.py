@@ -191,7 +191,7 @@ class Settings(BaseSettings):
                 "batch_age_ms_max",
                 "log_level",
             )
-        } | {"ledger_url": self.books_url(), "risk_rules": self.risk_rules_text()}
+        } | {"ledger_url": self.books_url()}
 
     def risk_rules_text(self) -> str:
         """The text of the risk rules, "" when none are set; UserError when they are wrong.

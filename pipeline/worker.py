@@ -80,6 +80,7 @@ def _payments(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
     from pipeline.domain.policy import GatewayProfile, Policy
+    from pipeline.domain.risk import COUNTING
     from pipeline.domain.risk_rules import read_rules
     from pipeline.runtime.lag import GroupLag, LagGate
     from pipeline.runtime.payments_stage import PaymentsStage
@@ -105,14 +106,26 @@ def _payments(
         catalogue.group("gateway"),
         {catalogue.name("payment-requests"): spec.topics.partitions},
     )
-    gate = LagGate(lag, records_max=o["open_requests_max"])
+    gates = [LagGate(lag, records_max=o["open_requests_max"])]
+    lags = [lag]
+    if policy.risk is not None and any(rule.type in COUNTING for rule in policy.risk.rules):
+        # Orders that wait for counts wait better in their own topic.
+        checks = GroupLag(
+            spec.bootstrap_servers,
+            catalogue.group("risk"),
+            {catalogue.name("risk-checks"): spec.topics.partitions},
+        )
+        lags.append(checks)
+        gates.append(
+            LagGate(checks, records_max=o["open_requests_max"], stage="risk", what="checks")
+        )
 
     held: bool | None = None
 
     def orders_allowed() -> bool:
         # Asked every turn of the loop; a gauge costs a write, so only a change sets it.
         nonlocal held
-        allowed = gate()
+        allowed = all(gate() for gate in gates)
         if held is not (not allowed):
             held = not allowed
             metrics.orders_held.set(int(held))
@@ -131,12 +144,15 @@ def _payments(
     )
 
     def run() -> None:
-        gate.start()
+        for gate in gates:
+            gate.start()
         try:
             worker.run()
         finally:
-            gate.stop()
-            lag.close()
+            for gate in gates:
+                gate.stop()
+            for each in lags:
+                each.close()
 
     return run
 
