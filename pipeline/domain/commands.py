@@ -13,18 +13,22 @@ from pipeline.domain.card_numbers import is_card_number
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
+    AUTHORIZE,
     AUTHORIZED,
     CAPTURE,
     CAPTURED,
     FAILED,
     REFUND,
     RISK_REVIEW,
+    has_succeeded,
 )
 from pipeline.domain.model import Payment, PaymentCommand
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payment import (
     COMMANDED_ATTEMPTS_MAX,
     UNDECIDED,
+    amount_of,
+    is_unfinished,
     refundable_minor,
     reserved_minor,
     standing_main,
@@ -107,7 +111,17 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
             return AMOUNT_MUST_NOT_EXCEED_LIMIT
     if command.business_date is not None and not is_date(command.business_date):
         return BUSINESS_DATE_MUST_BE_A_DATE
-    for text in (command.evidence, command.reason, command.actor):
+    if command.currency is not None and command.currency not in MINOR_UNITS:
+        return CURRENCY_MUST_BE_ISO_4217
+    for text in (
+        command.evidence,
+        command.reason,
+        command.actor,
+        command.decision,
+        command.override,
+        command.gateway_reference,
+        command.instrument_token,
+    ):
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
     token = command.instrument_token
@@ -130,7 +144,7 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
 def _broken_credit(command: PaymentCommand) -> str | None:
     if command.amount_minor is None:
         return AMOUNT_MUST_BE_GIVEN
-    if command.currency not in MINOR_UNITS:
+    if command.currency is None:
         return CURRENCY_MUST_BE_ISO_4217
     if command.business_date is None:
         return BUSINESS_DATE_MUST_BE_A_DATE
@@ -193,8 +207,6 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
 
 
 def _broken_capture(payment: Payment, command: PaymentCommand) -> str | None:
-    if payment.status not in (AUTHORIZED, CAPTURED):
-        return PAYMENT_MUST_BE_AUTHORIZED
     room_minor = capturable_minor(payment)
     if room_minor <= 0:
         return PAYMENT_MUST_BE_AUTHORIZED
@@ -236,7 +248,17 @@ def _broken_retry(payment: Payment, command: PaymentCommand, now_ms: int) -> str
 
 
 def capturable_minor(payment: Payment) -> int:
-    """What a capture may still take: authorized, less what was captured or is being captured."""
-    if standing_main(payment) is None:
+    """What a capture may still take: of the standing authorization, less what was captured of it
+    or is being captured; nothing once the hold is over."""
+    main = standing_main(payment)
+    if main is None or main.kind != AUTHORIZE or payment.status not in (AUTHORIZED, CAPTURED):
         return 0
-    return payment.authorized_minor - payment.captured_minor - reserved_minor(payment, CAPTURE)
+    taken_minor = sum(
+        amount_of(payment, each)
+        for each in payment.attempts
+        if each.kind == CAPTURE and (has_succeeded(each.state) or is_unfinished(each))
+    )
+    held_minor = payment.authorized_minor - payment.captured_minor
+    return min(
+        amount_of(payment, main) - taken_minor, held_minor - reserved_minor(payment, CAPTURE)
+    )

@@ -475,6 +475,18 @@ def standing_main(payment: Payment) -> Attempt | None:
     return None
 
 
+def refund_target(payment: Payment) -> Attempt | None:
+    """Whose money a refund by command gives back: what stands, else what was taken too late and
+    could not be given back by itself."""
+    standing = standing_main(payment)
+    if standing is not None:
+        return standing
+    for each in reversed(payment.attempts):
+        if each.kind in MAIN_KINDS and has_succeeded(each.state):
+            return each
+    return None
+
+
 def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
     """The charge or authorization that a capture, void or refund is about."""
     for each in reversed(payment.attempts):
@@ -483,13 +495,7 @@ def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
             expiry_operation_id(each.operation_id),
         ):
             return each
-    standing = standing_main(payment)
-    if standing is not None:
-        return standing
-    for each in reversed(payment.attempts):
-        if each.kind in MAIN_KINDS and has_succeeded(each.state):
-            return each
-    return None
+    return refund_target(payment)
 
 
 def amount_of(payment: Payment, attempt: Attempt) -> int:

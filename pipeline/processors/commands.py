@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
+from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
 from pipeline.domain.lifecycle import (
@@ -41,7 +42,7 @@ from pipeline.domain.lifecycle import (
     RISK_REVIEW,
     VOID,
 )
-from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentCommand
+from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentCommand, PaymentDue
 from pipeline.domain.payment import (
     UNDECIDED,
     amount_of,
@@ -53,6 +54,7 @@ from pipeline.domain.payment import (
     in_flight,
     main_kind,
     moved,
+    refund_target,
     refundable_minor,
     request_of,
     settlement_of,
@@ -93,6 +95,7 @@ def process_command(
         return Decision(dead_letter=INVALID_IDS, detail=detail)
     if payment is not None and command.command_id in payment.command_ids:
         return _DUPLICATE
+    command = _masked(command)
     rule = rules.broken_by_itself(command, policy)
     if rule is None and rules.names_another_operation(payment, command):
         rule = rules.COMMAND_ID_MUST_BE_ITS_OWN
@@ -107,25 +110,25 @@ def process_command(
     if _runs_at_once(payment, command):
         made = _run(taken, command, now_ms, policy)
         return with_waiting_commands(made, now_ms, policy)
-    if payment.commands or payment.status == AWAITING_ORDER or in_flight(payment):
-        return _waits(taken, command, now_ms)
+    if payment.commands or is_held(payment):
+        return _waits(taken, command, now_ms, policy)
     return _run(taken, command, now_ms, policy)
 
 
 def with_waiting_commands(made: Decision, now_ms: int, policy: Policy) -> Decision:
     """The decision, followed by the commands that waited for it, in order, as far as they can."""
     payment = made.payment
-    while (
-        payment is not None
-        and payment.commands
-        and payment.status != AWAITING_ORDER
-        and not in_flight(payment)
-    ):
+    while payment is not None and payment.commands and not is_held(payment):
         first, *others = payment.commands
         then = _run(replace(payment, commands=tuple(others)), first, now_ms, policy)
         made = followed(made, then)
         payment = made.payment
     return made
+
+
+def is_held(payment: Payment) -> bool:
+    """Whether commands have to wait: for the order, for a reviewer, or for an operation."""
+    return payment.status in (AWAITING_ORDER, RISK_REVIEW) or in_flight(payment)
 
 
 def reject_waiting(payment: Payment, rule: str, now_ms: int) -> Decision:
@@ -237,14 +240,37 @@ def _credited(empty: Payment, command: PaymentCommand, now_ms: int) -> Decision:
 
 def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
     if command.type == rules.CANCEL:
-        return payment.status in UNDECIDED
+        return payment.status in UNDECIDED or payment.status == RISK_REVIEW
+    if command.type == rules.REVIEW:
+        return payment.status == RISK_REVIEW
     return command.type == rules.RESOLVE and payment.status != AWAITING_ORDER
 
 
-def _waits(payment: Payment, command: PaymentCommand, now_ms: int) -> Decision:
+def _masked(command: PaymentCommand) -> PaymentCommand:
+    """The command as the table and the events may keep it: no card number in its prose."""
+    return replace(
+        command,
+        evidence=_kept(command.evidence),
+        reason=_kept(command.reason),
+        actor=_kept(command.actor),
+    )
+
+
+def _kept(text: str | None) -> str | None:
+    # One more than the rule allows, so that the rule still sees a text that is too long.
+    return None if text is None else mask_card_number_text(text[: rules.PROSE_LENGTH_MAX + 1])
+
+
+def _waits(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
     if len(payment.commands) >= rules.WAITING_MAX:
         return _rejected(payment, command, rules.COMMANDS_MUST_NOT_EXCEED_LIMIT, now_ms)
     waiting = replace(payment, commands=(*payment.commands, command))
+    timers: tuple[PaymentDue, ...] = ()
+    if payment.status == AWAITING_ORDER and payment.expires_at_ms is None:
+        # Those that came before have been rejected; this one gets its own time.
+        expires_at_ms = now_ms + policy.awaiting_order_ms
+        waiting = replace(waiting, expires_at_ms=expires_at_ms)
+        timers = (timer_of(waiting, expires_at_ms, ORDER_MUST_ARRIVE, policy, now_ms),)
     changed, event = told(
         waiting,
         COMMAND_WAITING,
@@ -254,7 +280,7 @@ def _waits(payment: Payment, command: PaymentCommand, now_ms: int) -> Decision:
         operation_id=command.command_id,
         operation_minor=command.amount_minor,
     )
-    return decision(changed, event)
+    return decision(changed, *timers, event)
 
 
 def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int) -> Decision:
@@ -289,9 +315,8 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
 def _moves_money(
     payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy
 ) -> Decision:
-    main = standing_main(payment)
+    main = refund_target(payment)
     if main is None:
-        # Only what was taken too late is left, and that is given back by itself.
         return _rejected(payment, command, rules.REFUND_MUST_NOT_EXCEED_CAPTURED, now_ms)
     if command.type == CAPTURE:
         amount_minor = command.amount_minor or rules.capturable_minor(payment)

@@ -86,8 +86,9 @@ def process_dispute(payment: Payment, notice: GatewayNotification, now_ms: int) 
         ),
         None,
     )
-    if known is None and (not payment.captured_minor or len(payment.disputes) >= DISPUTES_MAX):
-        detail = f"{notice.gateway} tells of a dispute, but nothing was captured of the payment"
+    if known is None and (not payment.attempts or len(payment.disputes) >= DISPUTES_MAX):
+        # Whether the charge has been heard of yet does not matter: notices come in any order.
+        detail = f"{notice.gateway} tells of a dispute, but no gateway was asked for the payment"
         return dead_lettered(payment, DISPUTE_OF_NOTHING, detail, now_ms)
     before = known or Dispute(
         dispute_id=dispute_id,

@@ -135,14 +135,14 @@ class FlowDriver:
         value = self._append(ORDERS, order)
         payment = self.payment(order.merchant_id, order.order_id)
         read = self._decoded(Order, value)
-        return self._apply(read, value, process_order(payment, read, self.now_ms, self.policy))
+        return self.apply(read, process_order(payment, read, self.now_ms, self.policy), value)
 
     def result(self, result: GatewayResult) -> Decision:
         """Append a result, true or forged, and process it."""
         value = self._append(RESULTS, result)
         payment = self.payment(result.merchant_id, result.order_id)
         read = self._decoded(GatewayResult, value)
-        return self._apply(read, value, process_result(payment, read, self.now_ms, self.policy))
+        return self.apply(read, process_result(payment, read, self.now_ms, self.policy), value)
 
     def due(self, due: PaymentDue) -> Decision:
         """Append a due record, true or forged, and process it as if its time had come."""
@@ -153,7 +153,7 @@ class FlowDriver:
         value = self._append(COMMANDS, command)
         payment = self.payment(command.merchant_id, command.order_id)
         read = self._decoded(PaymentCommand, value)
-        return self._apply(read, value, process_command(payment, read, self.now_ms, self.policy))
+        return self.apply(read, process_command(payment, read, self.now_ms, self.policy), value)
 
     def notify(self, notice: GatewayNotification) -> Decision:
         """Append a gateway's notice, true or forged, and process it."""
@@ -161,7 +161,7 @@ class FlowDriver:
         payment = self.payment(notice.merchant_id, notice.order_id)
         read = self._decoded(GatewayNotification, value)
         decided = process_notification(payment, read, self.now_ms, self.policy)
-        return self._apply(read, value, decided)
+        return self.apply(read, decided, value)
 
     def answer(self, answer: GatewayAnswer | Adapter) -> Decision:
         """Take the oldest open request, as a gateway worker would, and process its result.
@@ -194,7 +194,7 @@ class FlowDriver:
         payment = self.payment(result.merchant_id, result.order_id)
         read = self._decoded(RiskResult, value)
         decided = process_risk_result(payment, read, self.now_ms, self.policy)
-        return self._apply(read, value, decided)
+        return self.apply(read, decided, value)
 
     def count(self, at: int = 0) -> Decision:
         """Take an open risk check, the oldest by default, as a risk worker would, and process its
@@ -280,9 +280,10 @@ class FlowDriver:
 
     def _due(self, due: PaymentDue, value: bytes, appended_at_ms: int) -> Decision:
         payment = self.payment(due.merchant_id, due.order_id)
-        return self._apply(due, value, process_due(payment, due, appended_at_ms, self.policy))
+        return self.apply(due, process_due(payment, due, appended_at_ms, self.policy), value)
 
-    def _apply(self, source: _Keyed, value: bytes, decision: Decision) -> Decision:
+    def apply(self, source: _Keyed, decision: Decision, value: bytes = b"") -> Decision:
+        """Take a decision about an input as the payments stage would."""
         self.decisions.append(decision)
         key = record_key(source.merchant_id, source.order_id)
         if decision.payment is not None:

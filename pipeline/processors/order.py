@@ -32,7 +32,7 @@ from pipeline.domain.payment import dead_lettered, decision, moved
 from pipeline.domain.policy import Policy
 from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
 from pipeline.processors.commands import start_charge, with_waiting_commands
-from pipeline.processors.risk import assess_order, card_number_refused
+from pipeline.processors.risk import assess_order, card_number_refused, held_for_review
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
@@ -63,12 +63,9 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
         return reject_order(payment, order, rule, now_ms, policy)
     if order.amount_minor == 0:
         return _ended(payment, order, NOTHING_DUE, None, now_ms, policy)
-    if payment is not None:
-        cancel = next((each for each in payment.commands if each.type == CANCEL), None)
-        if cancel is not None:
-            others = tuple(each for each in payment.commands if each is not cancel)
-            waited = replace(payment, commands=others)
-            return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy)
+    cancelled = _cancelled_before(payment, order, now_ms, policy)
+    if cancelled is not None:
+        return cancelled
     placed = _payment(payment, order, now_ms)
     if policy.risk is not None:
         return assess_order(placed, now_ms, policy, policy.risk)
@@ -85,6 +82,33 @@ def reject_order(
     return _ended(payment, order, ORDER_REJECTED, rule, now_ms, policy)
 
 
+def hold_for_review(
+    payment: Payment | None, order: Order, reason: str, now_ms: int, policy: Policy
+) -> Decision:
+    """The payment of a valid order that a person shall look at before anybody is asked for money.
+
+    It waits for the command ``review``, until the order's ``pay_before`` if it has one. ``payment``
+    is what the table holds: None, or the placeholder of commands that came first.
+    """
+    cancelled = _cancelled_before(payment, order, now_ms, policy)
+    if cancelled is not None:
+        return cancelled
+    return held_for_review(_payment(payment, order, now_ms), reason, now_ms, policy)
+
+
+def _cancelled_before(
+    payment: Payment | None, order: Order, now_ms: int, policy: Policy
+) -> Decision | None:
+    """The end of an order that a waiting command cancels, or None when none does."""
+    commands = () if payment is None else payment.commands
+    cancel = next((each for each in commands if each.type == CANCEL), None)
+    if payment is None or cancel is None:
+        return None
+    others = tuple(each for each in commands if each is not cancel)
+    waited = replace(payment, commands=others)
+    return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy, actor=cancel.actor)
+
+
 def _ended(
     payment: Payment | None,
     order: Order,
@@ -92,9 +116,11 @@ def _ended(
     reason: str | None,
     now_ms: int,
     policy: Policy,
+    *,
+    actor: str | None = None,
 ) -> Decision:
     placed = _payment(payment, order, now_ms, rejected=trigger == ORDER_REJECTED)
-    changed, event = moved(placed, trigger, now_ms, reason=reason)
+    changed, event = moved(placed, trigger, now_ms, reason=reason, actor=actor)
     return with_waiting_commands(decision(changed, event), now_ms, policy)
 
 

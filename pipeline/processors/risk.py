@@ -140,15 +140,16 @@ def counts_missing(payment: Payment, now_ms: int, policy: Policy) -> Decision:
     if payment.pay_before_ms is not None and due_at_ms == payment.pay_before_ms:
         return _expired(given_up, now_ms, policy)
     detail = f"no count by {', '.join(payment.risk_awaited)}"
-    return hold_for_review(given_up, COUNTS_MISSING, now_ms, policy, detail=detail)
+    return held_for_review(given_up, COUNTS_MISSING, now_ms, policy, detail=detail)
 
 
-def hold_for_review(
+def held_for_review(
     placed: Payment, reason: str, now_ms: int, policy: Policy, *, detail: str | None = None
 ) -> Decision:
     """A person shall look at the order before anybody is asked for money.
 
-    It waits for the command ``review``, until the order's ``pay_before`` if it has one.
+    It waits for the command ``review``, until the order's ``pay_before`` if it has one; other
+    commands wait with it.
     """
     changed, event = moved(
         placed,
@@ -159,9 +160,9 @@ def hold_for_review(
         expires_at_ms=placed.pay_before_ms,
     )
     if placed.pay_before_ms is None:
-        return with_waiting_commands(decision(changed, event), now_ms, policy)
+        return decision(changed, event)
     timer = timer_of(changed, placed.pay_before_ms, REVIEW_ENDS, policy, now_ms)
-    return with_waiting_commands(decision(changed, timer, event), now_ms, policy)
+    return decision(changed, timer, event)
 
 
 def _decided(placed: Payment, assessment: Assessment, now_ms: int, policy: Policy) -> Decision:
@@ -171,7 +172,7 @@ def _decided(placed: Payment, assessment: Assessment, now_ms: int, policy: Polic
     if assessment.action == REVIEW:
         if reason is None:
             raise InvariantBroken("a review without a rule that asked for it")
-        return hold_for_review(placed, reason, now_ms, policy, detail=detail)
+        return held_for_review(placed, reason, now_ms, policy, detail=detail)
     started = start_charge(
         # The operation behind the first charge is the order itself.
         placed,
