@@ -298,3 +298,56 @@ def test_a_publisher_lets_no_card_number_out() -> None:
     assert refused.value.fields == ("instrument_token",)
     assert "1111" not in str(refused.value)
     publisher.flush(0)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_comes_in_between_the_limit_holds_and_nothing_is_stuck(seed: int) -> None:
+    """Counts in any order, some never; repeats, cancels, reviews and time: at most three orders of
+    the card are charged but for those that a person approved, and every order comes to rest."""
+    chance = random.Random(seed)
+    flow = driver(VELOCITY)
+    numbers = list(range(12))
+    approved: set[int] = set()
+    todo = [order(n, pay_before_ms=NOW + 40 * MINUTE if n % 4 == 0 else None) for n in numbers]
+    lost = 0
+    for _ in range(200):
+        what = chance.random()
+        if what < 0.3 and todo:
+            flow.order(todo.pop() if chance.random() < 0.9 else todo[-1])
+        elif what < 0.6 and flow.open_checks:
+            at = chance.randrange(len(flow.open_checks))
+            if chance.random() < 0.05:
+                flow.open_checks.pop(at)
+                lost += 1
+            else:
+                flow.count(at)
+        elif what < 0.7:
+            number = chance.choice(numbers)
+            verdict = chance.choice(["approve", "deny"])
+            there = flow.payment("shop", f"o-{number}")
+            if there is not None and there.status == "risk_review" and verdict == "approve":
+                approved.add(number)
+            command = review(verdict, number)
+            if there is not None:
+                flow.command(replace(command, command_id=f"c{chance.random()}"))
+        elif what < 0.75 and flow.payment("shop", f"o-{(number := chance.choice(numbers))}"):
+            cancel = replace(review("x", number), type="cancel", decision=None)
+            flow.command(replace(cancel, command_id=f"c{chance.random()}"))
+        else:
+            flow.advance(chance.randrange(30_000))
+    for each in todo:
+        flow.order(each)
+    while flow.open_checks:
+        flow.count()
+    flow.advance(60 * MINUTE)
+    charged = {request.order_id for request in flow.requests()}
+    assert len(flow.requests()) == len(charged), "one charge for each order"
+    for number in numbers:
+        payment = the(flow, number)
+        assert not payment.risk_awaited
+        assert payment.status in ("processing", "rejected", "risk_review", "cancelled", "expired")
+        if payment.status in ("rejected", "risk_review", "expired"):
+            assert f"o-{number}" not in charged
+        assert (payment.status == "processing") <= (f"o-{number}" in charged)
+    unapproved = charged - {f"o-{number}" for number in approved}
+    assert len(unapproved) <= 3, (lost, unapproved)
