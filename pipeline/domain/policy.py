@@ -34,6 +34,9 @@ class GatewayProfile(Struct, frozen=True, kw_only=True):
     key_retention_ms: int = DAY_MS
     # How long a hold lasts before it is given back by us: what card networks grant at least.
     authorization_ms: int = 7 * DAY_MS
+    # False: the gateway takes what arrives twice as two. Nothing that may have been sent there is
+    # ever sent again, and "not found" never leads to a second call, only to another gateway.
+    idempotent: bool = True
 
 
 _TIERS = TopicSettings()

@@ -15,10 +15,12 @@ from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.commands import CANCEL
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
-from pipeline.domain.invariant import invariant
+from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
+    AUTHORIZE,
     AWAITING_ORDER,
+    CHARGE,
     NEW,
     NOTHING_DUE,
     ORDER_ACCEPTED,
@@ -26,16 +28,38 @@ from pipeline.domain.lifecycle import (
     ORDER_CONFLICT,
     ORDER_REJECTED,
     PAYMENT_STARTED,
+    payment_step,
 )
-from pipeline.domain.model import Order, Payment
-from pipeline.domain.payment import dead_lettered, decision, moved
+from pipeline.domain.model import Attempt, Order, Payment
+from pipeline.domain.payment import (
+    AUTOMATIC,
+    dead_lettered,
+    decision,
+    event_of,
+    first_try,
+    moved,
+    request_of,
+)
 from pipeline.domain.policy import Policy
+from pipeline.domain.routing import choose_gateway
 from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
-from pipeline.processors.commands import start_charge, with_waiting_commands
+from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.risk import assess_order, card_number_refused, held_for_review
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
+
+# What a rejected order may have filled with anything.
+_TEXTS: Final = (
+    "currency",
+    "instrument_token",
+    "business_date",
+    "customer_id",
+    "capture_method",
+    "payment_method",
+    "country",
+    "card_fingerprint",
+)
 
 _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
 
@@ -66,13 +90,23 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     cancelled = _cancelled_before(payment, order, now_ms, policy)
     if cancelled is not None:
         return cancelled
-    placed = _payment(payment, order, now_ms)
     if policy.risk is not None:
-        return assess_order(placed, now_ms, policy, policy.risk)
+        return assess_order(_payment(payment, order, now_ms), now_ms, policy, policy.risk)
+    return _charged(payment, order, now_ms, policy)
+
+
+def _charged(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
+    """The first charge or authorization, its payment built in one go: the way of every order."""
+    profile = choose_gateway(policy, order.merchant_id, order.currency)
+    if profile is None:
+        raise InvariantBroken("an order was found valid that no gateway serves")
+    kind = CHARGE if order.capture_method == AUTOMATIC else AUTHORIZE
+    step = payment_step(NEW if payment is None else payment.status, ORDER_ACCEPTED)
     # The operation behind the first charge is the order itself.
-    started = start_charge(placed, order.order_id, ORDER_ACCEPTED, PAYMENT_STARTED, now_ms, policy)
-    invariant(started is not None, "an order was found valid that no gateway serves")
-    return started or Decision()
+    attempt = first_try(order.order_id, kind, profile.name, 1, policy.send_within_ms, now_ms)
+    started = _payment(payment, order, now_ms, status=step.to, attempts=(attempt,))
+    event = event_of(started, step.event or PAYMENT_STARTED, None, attempt=attempt)
+    return Decision(payment=started, sends=(request_of(started, attempt), event))
 
 
 def reject_order(
@@ -125,41 +159,45 @@ def _ended(
 
 
 def _payment(
-    payment: Payment | None, order: Order, now_ms: int, *, rejected: bool = False
+    payment: Payment | None,
+    order: Order,
+    now_ms: int,
+    *,
+    rejected: bool = False,
+    status: str = "",
+    attempts: tuple[Attempt, ...] = (),
 ) -> Payment:
-    """What the table will hold of an order, before its first step."""
+    """What the table will hold of an order: before its first step, or after the one to a status."""
+    sequence = 1 if status else 0
     placed = Payment(
         merchant_id=order.merchant_id,
         order_id=order.order_id,
         payment_id=payment_id(order.merchant_id, order.order_id),
-        sequence=0,
-        status=NEW,
+        sequence=sequence,
+        status=status or NEW,
         amount_minor=order.amount_minor,
-        currency=_kept(order.currency) if rejected else order.currency,
-        instrument_token=_kept(order.instrument_token) if rejected else order.instrument_token,
-        business_date=_kept(order.business_date) if rejected else order.business_date,
+        currency=order.currency,
+        instrument_token=order.instrument_token,
+        business_date=order.business_date,
         pay_before_ms=order.pay_before_ms,
-        customer_id=(
-            _kept(order.customer_id) if rejected and order.customer_id else order.customer_id
-        ),
+        customer_id=order.customer_id,
         ordered_at_ms=now_ms,
         updated_at_ms=now_ms,
-        capture_method=_kept(order.capture_method) if rejected else order.capture_method,
-        payment_method=_kept(order.payment_method),
-        country=_kept(order.country) if order.country else None,
-        # As the token: rules compare it whole, and what looks like a card number was refused.
-        card_fingerprint=(
-            _kept(order.card_fingerprint)
-            if rejected and order.card_fingerprint
-            else order.card_fingerprint
-        ),
+        capture_method=order.capture_method,
+        payment_method=order.payment_method,
+        country=order.country,
+        card_fingerprint=order.card_fingerprint,
+        attempts=attempts,
     )
+    if rejected:
+        texts = {name: getattr(placed, name) for name in _TEXTS}
+        placed = replace(placed, **{name: _kept(text) for name, text in texts.items() if text})
     if payment is None:
         return placed
     return replace(
         placed,
-        status=payment.status,
-        sequence=payment.sequence,
+        status=status or payment.status,
+        sequence=payment.sequence + sequence,
         commands=payment.commands,
         command_ids=payment.command_ids,
         dead_letters=payment.dead_letters,
