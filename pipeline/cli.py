@@ -12,6 +12,7 @@ from pipeline.commands.demo import demo_command
 from pipeline.commands.flow import run_command, simulator_command, up_command
 from pipeline.commands.orders import order_app, orders_app
 from pipeline.commands.payment import payment_app, review_app
+from pipeline.commands.risk import app as risk_app
 from pipeline.commands.schemas import app as schemas_app
 from pipeline.commands.topics import app as topics_app
 
@@ -35,6 +36,7 @@ app.add_typer(orders_app, name="orders")
 app.add_typer(order_app, name="order")
 app.add_typer(payment_app, name="payment")
 app.add_typer(review_app, name="review")
+app.add_typer(risk_app, name="risk")
 app.command("trace")(trace_command)
 app.command("verify")(verify_command)
 

@@ -66,6 +66,8 @@ def worker_specs(
 ) -> list[WorkerSpec]:
     """One specification for each worker slot of this machine."""
     options: dict[str, Any] = settings.worker_options()
+    if "payments" in workers:
+        options["risk_rules"] = settings.risk_rules_text()
     if log_file is not None:
         options["log_file"] = str(log_file)
     return [

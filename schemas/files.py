@@ -17,6 +17,9 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "payment-due",
     "payment-event",
     "payment-request",
+    "risk-check",
+    "risk-result",
+    "risk-velocity",
     "settlement",
 )
 

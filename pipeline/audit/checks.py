@@ -326,7 +326,11 @@ class Judgement:
         elif status == "awaiting_order" and self.settled(payment):
             found.pending("commands_wait_for_their_order", example)
         elif status in WAITING_STATUSES or busy:
-            if not self.settled(payment) or self._outstanding(payment):
+            if (
+                not self.settled(payment)
+                or self._outstanding(payment)
+                or self._being_counted(payment)
+            ):
                 found.pending("order_without_outcome", example)
             elif status == "outcome_unknown":
                 found.broken("unknown_left_behind", example)
@@ -339,6 +343,14 @@ class Judgement:
                         payment, f"{busy[0].kind} {busy[0].operation_id} is {busy[0].state}"
                     ),
                 )
+
+    def _being_counted(self, payment: PaymentEvidence) -> bool:
+        """Whether the risk stage has still to answer for this order."""
+        return any(
+            check.by not in payment.counted_by
+            and not self.cut.processed("risk", "risk-checks", check.partition, check.offset)
+            for check in payment.checks
+        )
 
     def _outstanding(self, payment: PaymentEvidence) -> list[RequestSeen]:
         """Requests without a result or dead letter, newest last."""

@@ -44,8 +44,8 @@ RolePartition = tuple[str, int]
 # Dead letters, which have none, come before all. Topics of other records are not judged.
 _LAYERS: tuple[tuple[str, ...], ...] = (
     ("settlement", "payment-event", "payment"),
-    ("payment-request",),
-    ("gateway-result", "payment-due"),
+    ("payment-request", "risk-check"),
+    ("gateway-result", "risk-result", "payment-due"),
     ("order", "payment-command", "gateway-notification"),
 )
 DEAD_LETTERS = "dead-letters"

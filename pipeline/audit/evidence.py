@@ -143,6 +143,15 @@ class SettlementSeen(Struct, frozen=True, gc=False):
     ordered_at_ms: int
 
 
+class CheckSeen(Struct, frozen=True, gc=False):
+    """A question of the risk stage's, which lies in the lane of what it counts. ``by``: card or
+    customer."""
+
+    partition: int
+    offset: int
+    by: str
+
+
 class DueSeen(Struct, frozen=True, gc=False):
     role: str
     partition: int
@@ -214,6 +223,8 @@ class PaymentEvidence(Struct, gc=False):
     results: tuple[ResultSeen, ...] = ()
     settlements: tuple[SettlementSeen, ...] = ()
     dues: tuple[DueSeen, ...] = ()
+    checks: tuple[CheckSeen, ...] = ()
+    counted_by: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     first_sequence: int = 0
     event: EventSeen | None = None
@@ -286,13 +297,16 @@ class Evidence:
             "payment-request": self._request,
             "gateway-result": self._result,
             "settlement": self._settlement,
+            "risk-result": self._counted,
             "payment-event": self._event,
             "payment": self._snapshot,
         }
         self._folds = {
             role: self._due(role) if spec.schema == "payment-due" else folds[spec.schema]
             for role, spec in catalogue.topics.items()
-            if spec.schema is not None and role in judged_roles(catalogue)
+            if spec.schema is not None
+            and role in judged_roles(catalogue)
+            and spec.schema != "risk-check"
         }
 
     def take(self, role: str, record: LogRecord) -> None:
@@ -300,9 +314,6 @@ class Evidence:
         self.records[role] += 1
         if role == "dead-letters":
             self._dead_letter(record)
-            return
-        if role == "control":
-            # What workers follow; it is about no payment.
             return
         key, value = record.key, record.value
         if value is None:
@@ -316,6 +327,9 @@ class Evidence:
             fields = self._decoders[role](value)
         except DecodeError as error:
             self._set_aside(role, record, "undecodable_record", str(error))
+            return
+        if role == "risk-checks":
+            self._check(record, fields)
             return
         named = f"{fields['merchant_id']}:{fields['order_id']}"
         if key is None or key != named.encode():
@@ -448,6 +462,22 @@ class Evidence:
         expected = settlement_id(payment.payment_id, seen.operation_id, seen.kind)
         if seen.settlement_id != expected:
             self._wrong_id("settlements", record, "settlement_id", seen.settlement_id, expected)
+
+    def _check(self, record: LogRecord, fields: dict[str, Any]) -> None:
+        """Keyed by what it counts, so it is remembered under its order by what it says itself."""
+        named = f"{fields['merchant_id']}:{fields['order_id']}"
+        key = named.encode()
+        payment = self.payments.get(key)
+        if payment is None:
+            home = home_partition(key, self._partitions)
+            payment = self.payments[key] = PaymentEvidence(named, home, payment_id(named))
+        payment.checks += (CheckSeen(record.partition, record.offset, _intern(fields["by"])),)
+
+    def _counted(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+        payment.counted_by += (_intern(fields["by"]),)
+        payment.dues += (
+            DueSeen("risk-results", record.partition, record.offset, record.timestamp_ms),
+        )
 
     def _due(self, role: str) -> Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]:
         def fold(payment: PaymentEvidence, record: LogRecord, _fields: dict[str, Any]) -> None:

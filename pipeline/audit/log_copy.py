@@ -117,7 +117,8 @@ class LogCopy:
         counts = client.partition_counts(catalogue)
         self._partitions = {role: counts[role] for role in counts if role in judged}
         committed = {
-            stage: client.committed_offsets(catalogue, stage) for stage in ("payments", "gateway")
+            stage: client.committed_offsets(catalogue, stage)
+            for stage in ("payments", "gateway", "risk")
         }
         ends: dict[RolePartition, int] = {}
         for layer in layers(catalogue):

@@ -33,10 +33,12 @@ _WITHIN_A_TRANSACTION = (
     "payment-command",
     "gateway-notification",
     "gateway-result",
+    "risk-result",
     "payment-due",
     "payment-event",
     "payment",
     "payment-request",
+    "risk-check",
     "settlement",
     None,
 )
@@ -200,6 +202,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
             "{gateway_reference}",
             "{operation}attempt {attempt}, try {try_number}",
         ),
+        "risk-results": ("{counted_by}",),
         "settlements": ("settled: {kind}", "{money}", "{gateway} {gateway_reference}"),
         "payment-events": (
             "event {sequence}: {type}",
@@ -243,6 +246,7 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
         "about": about,
         # The first charge's operation is the order itself and needs no word.
         "operation": f"{operation_id}, " if own else "",
+        "counted_by": f"orders of its {fields['by']} counted" if "by" in fields else None,
         "by": f"by {fields['actor']}" if fields.get("actor") else None,
     }
 

@@ -21,6 +21,7 @@ class Stage(StrEnum):
 
     payments = "payments"
     gateway = "gateway"
+    risk = "risk"
     ledger = "ledger"
 
 
@@ -66,13 +67,20 @@ def up_command(
     # What is wrong with the options is said at once, not after ten seconds of starting.
     FaultPlan.named(faults)
     names = _gateway_names(gateways)
+    settings.risk_rules_text()
     require_free_port(settings.metrics_host, settings.metrics_port)
     make_folder(settings.state_dir, "state")
     stop = StopSignals()
     log_file = settings.state_dir / "workers.log"
     flow = LocalFlow(
         settings,
-        {"payments": payments_workers, "gateway": gateway_workers, "ledger": 1},
+        {
+            "payments": payments_workers,
+            "gateway": gateway_workers,
+            "ledger": 1,
+            # Rules that count need the stage that counts.
+            **({"risk": 1} if settings.risk_rules else {}),
+        },
         faults=faults,
         gateways=names,
         log_file=log_file,

@@ -187,6 +187,17 @@ class Dispute(Struct, frozen=True, kw_only=True, gc=False):
     withdrawn_minor: int = 0
 
 
+class RiskCounted(Struct, frozen=True, kw_only=True, gc=False):
+    """How many orders of one identity a window holds, the one that was asked about included."""
+
+    by: str
+    window_ms: int
+    count: int
+    sum_minor: int
+    currency: str = ""
+    amount_minor_max: int = 0
+
+
 class Payment(Struct, frozen=True, kw_only=True):
     merchant_id: str
     order_id: str
@@ -221,6 +232,8 @@ class Payment(Struct, frozen=True, kw_only=True):
     commands: tuple[PaymentCommand, ...] = ()
     command_ids: tuple[str, ...] = ()
     disputes: tuple[Dispute, ...] = ()
+    risk_awaited: tuple[str, ...] = ()
+    risk_counted: tuple[RiskCounted, ...] = ()
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
@@ -245,6 +258,69 @@ class ControlEntry(Struct, frozen=True, kw_only=True, gc=False):
     changed_by: str
     reason: str
     changed_at_ms: int
+
+
+class RiskCounter(Struct, frozen=True, kw_only=True, gc=False, order=True):
+    """What one series counts of an identity: all orders of a window, or only some of them.
+
+    ``currency``: only orders in it ("" counts all). ``amount_minor_max``: only orders up to it
+    (0 counts all). Rules that count the same share a counter.
+    """
+
+    window_ms: int
+    currency: str = ""
+    amount_minor_max: int = 0
+
+    def takes(self, amount_minor: int, currency: str) -> bool:
+        return (not self.currency or currency == self.currency) and (
+            not self.amount_minor_max or amount_minor <= self.amount_minor_max
+        )
+
+
+class RiskCheck(Struct, frozen=True, kw_only=True):
+    """Count this order for one identity, and answer with the counts."""
+
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    by: str
+    identity: str
+    amount_minor: int
+    currency: str
+    counters: tuple[RiskCounter, ...] = ()
+
+
+class RiskResult(Struct, frozen=True, kw_only=True):
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    by: str
+    counted_at_ms: int
+    counted: tuple[RiskCounted, ...] = ()
+
+
+class VelocityBucket(Struct, frozen=True, kw_only=True, gc=False):
+    start_ms: int
+    count: int
+    sum_minor: int
+
+
+class VelocitySeries(Struct, frozen=True, kw_only=True):
+    window_ms: int
+    currency: str = ""
+    amount_minor_max: int = 0
+    buckets: tuple[VelocityBucket, ...] = ()
+
+
+class RiskVelocity(Struct, frozen=True, kw_only=True):
+    """What was counted of one identity; ``recent``: the newest orders, 64 bits of each."""
+
+    merchant_id: str
+    by: str
+    identity: str
+    updated_at_ms: int
+    series: tuple[VelocitySeries, ...] = ()
+    recent: tuple[int, ...] = ()
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):

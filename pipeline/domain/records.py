@@ -26,7 +26,14 @@ from pipeline.domain.model import (
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
+    RiskCheck,
+    RiskCounted,
+    RiskCounter,
+    RiskResult,
+    RiskVelocity,
     Settlement,
+    VelocityBucket,
+    VelocitySeries,
 )
 
 Record = dict[str, Any]
@@ -40,10 +47,12 @@ Noun = (
     | PaymentDue
     | PaymentCommand
     | GatewayNotification
+    | RiskCheck
+    | RiskResult
 )
 
 
-def to_record(noun: Noun | AuditEntry | ControlEntry) -> Record:
+def to_record(noun: Noun | AuditEntry | ControlEntry | RiskVelocity) -> Record:
     """The Avro-ready dict of a Struct, lists and nested records included."""
     return TO_RECORD[type(noun)](noun)
 
@@ -60,7 +69,25 @@ def payment_to_record(payment: Payment) -> Record:
     record["commands"] = [asdict(command) for command in payment.commands]
     record["command_ids"] = list(payment.command_ids)
     record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
+    record["risk_awaited"] = list(payment.risk_awaited)
+    record["risk_counted"] = [asdict(counted) for counted in payment.risk_counted]
     return record
+
+
+def check_to_record(check: RiskCheck) -> Record:
+    return {**asdict(check), "counters": [asdict(counter) for counter in check.counters]}
+
+
+def risk_result_to_record(result: RiskResult) -> Record:
+    return {**asdict(result), "counted": [asdict(counted) for counted in result.counted]}
+
+
+def velocity_to_record(velocity: RiskVelocity) -> Record:
+    series = [
+        {**asdict(each), "buckets": [asdict(bucket) for bucket in each.buckets]}
+        for each in velocity.series
+    ]
+    return {**asdict(velocity), "series": series, "recent": list(velocity.recent)}
 
 
 def order_from_record(record: Record) -> Order:
@@ -78,6 +105,8 @@ def payment_from_record(record: Record) -> Payment:
         "commands": tuple([PaymentCommand(**command) for command in record["commands"]]),
         "command_ids": tuple(record["command_ids"]),
         "disputes": tuple([Dispute(**dispute) for dispute in record["disputes"]]),
+        "risk_awaited": tuple(record["risk_awaited"]),
+        "risk_counted": tuple([RiskCounted(**counted) for counted in record["risk_counted"]]),
     }
     return Payment(**{**record, **lists})
 
@@ -114,6 +143,28 @@ def control_entry_from_record(record: Record) -> ControlEntry:
     return ControlEntry(**record)
 
 
+def check_from_record(record: Record) -> RiskCheck:
+    counters = tuple([RiskCounter(**counter) for counter in record["counters"]])
+    return RiskCheck(**{**record, "counters": counters})
+
+
+def risk_result_from_record(record: Record) -> RiskResult:
+    counted = tuple([RiskCounted(**counted) for counted in record["counted"]])
+    return RiskResult(**{**record, "counted": counted})
+
+
+def velocity_from_record(record: Record) -> RiskVelocity:
+    series = tuple(
+        [
+            VelocitySeries(
+                **{**each, "buckets": tuple([VelocityBucket(**b) for b in each["buckets"]])}
+            )
+            for each in record["series"]
+        ]
+    )
+    return RiskVelocity(**{**record, "series": series, "recent": tuple(record["recent"])})
+
+
 def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
 
@@ -130,9 +181,12 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     GatewayNotification: asdict,
     AuditEntry: asdict,
     ControlEntry: asdict,
+    RiskCheck: check_to_record,
+    RiskResult: risk_result_to_record,
+    RiskVelocity: velocity_to_record,
 }
 
-FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | ControlEntry]] = {
+FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | ControlEntry | RiskVelocity]] = {
     "order": order_from_record,
     "payment": payment_from_record,
     "payment-request": request_from_record,
@@ -144,6 +198,9 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | ControlEntry]] 
     "gateway-notification": notification_from_record,
     "audit-entry": audit_entry_from_record,
     "control-entry": control_entry_from_record,
+    "risk-check": check_from_record,
+    "risk-result": risk_result_from_record,
+    "risk-velocity": velocity_from_record,
 }
 
 SCHEMA_OF: Mapping[type[Any], str] = {
@@ -158,4 +215,7 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     GatewayNotification: "gateway-notification",
     AuditEntry: "audit-entry",
     ControlEntry: "control-entry",
+    RiskCheck: "risk-check",
+    RiskResult: "risk-result",
+    RiskVelocity: "risk-velocity",
 }
