@@ -7,6 +7,7 @@ import sys
 import typer
 
 from pipeline.commands.audit import trace_command, verify_command
+from pipeline.commands.dead_letters import app as dead_letters_app
 from pipeline.commands.demo import demo_command
 from pipeline.commands.flow import run_command, simulator_command, up_command
 from pipeline.commands.orders import order_app, orders_app
@@ -30,6 +31,7 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(schemas_app, name="schemas")
 app.add_typer(orders_app, name="orders")
 app.add_typer(order_app, name="order")
+app.add_typer(dead_letters_app, name="dead-letters")
 app.command("trace")(trace_command)
 app.command("verify")(verify_command)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "audit-entry",
+    "dead-letter-marker",
     "gateway-notification",
     "gateway-result",
     "order",

@@ -243,3 +243,23 @@ class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
     occurred_at_ms: int
     reason: str | None = None
     detail: str = "{}"
+
+
+class DeadLetterMarker(Struct, frozen=True, kw_only=True, gc=False):
+    """What was done about one dead letter, written in the transaction that did it.
+
+    ``state``: redriven or discarded. ``first_*`` names the first letter of a record that was
+    buried again after a redrive, ``redrives`` counts its redrives, this one included.
+    """
+
+    letter_partition: int
+    letter_offset: int
+    state: str
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    first_partition: int
+    first_offset: int
+    redrives: int
+    audit_entry_id: str
+    occurred_at_ms: int

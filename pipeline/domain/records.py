@@ -15,6 +15,7 @@ from msgspec.structs import asdict
 from pipeline.domain.model import (
     Attempt,
     AuditEntry,
+    DeadLetterMarker,
     Dispute,
     GatewayNotification,
     GatewayResult,
@@ -42,7 +43,7 @@ Noun = (
 )
 
 
-def to_record(noun: Noun | AuditEntry) -> Record:
+def to_record(noun: Noun | AuditEntry | DeadLetterMarker) -> Record:
     """The Avro-ready dict of a Struct, lists and nested records included."""
     return TO_RECORD[type(noun)](noun)
 
@@ -113,6 +114,10 @@ def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
 
 
+def marker_from_record(record: Record) -> DeadLetterMarker:
+    return DeadLetterMarker(**record)
+
+
 TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     Order: order_to_record,
     Payment: payment_to_record,
@@ -124,9 +129,10 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     PaymentCommand: asdict,
     GatewayNotification: asdict,
     AuditEntry: asdict,
+    DeadLetterMarker: asdict,
 }
 
-FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry]] = {
+FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | DeadLetterMarker]] = {
     "order": order_from_record,
     "payment": payment_from_record,
     "payment-request": request_from_record,
@@ -137,6 +143,7 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry]] = {
     "payment-command": command_from_record,
     "gateway-notification": notification_from_record,
     "audit-entry": audit_entry_from_record,
+    "dead-letter-marker": marker_from_record,
 }
 
 SCHEMA_OF: Mapping[type[Any], str] = {
@@ -150,4 +157,5 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     PaymentCommand: "payment-command",
     GatewayNotification: "gateway-notification",
     AuditEntry: "audit-entry",
+    DeadLetterMarker: "dead-letter-marker",
 }
