@@ -5,8 +5,9 @@ healthy flow never looks broken:
 
 1. The gateways' books (up to their last entry then) and the ledger (one read transaction) first.
 2. Then the groups' committed offsets.
-3. Then the read_uncommitted ends of the topics, what is written last first: dead letters;
-   settlements, events and payments; payment requests; results and timers; orders.
+3. Then the read_uncommitted ends of the topics, what is written last first: markers of
+   dead letters and what people did; dead letters; settlements, events and payments; payment
+   requests; results and timers; orders.
 4. The topics are read as read_committed up to those ends, waiting for open transactions to end.
 5. At last what the gateways' books have gained since.
 
@@ -23,6 +24,10 @@ From this follows:
   transaction, but seen at different times) is done for settled payments only.
 * A partition whose end could not be reached, because a transaction stayed open, is *blind*:
   none of its payments counts as settled.
+* A redriven input names the offset of the input that it stands for, so it is known for what it is
+  whether or not its letter and marker were seen. A marker that was seen has its letter and its
+  redriven input below their ends: those were written before or with it, and their ends taken
+  later. A letter without a marker is open, as far as was seen.
 * What retention has deleted cannot be judged: nothing is missed from a topic for a payment that
   is older than the oldest record left in that partition.
 """
@@ -36,6 +41,7 @@ RolePartition = tuple[str, int]
 
 # The order in which ends are taken: effects before their causes.
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("audit", "dead-letter-markers"),
     ("dead-letters",),
     ("settlements", "payment-events", "payments"),
     ("payment-requests",),

@@ -17,7 +17,8 @@ def summarize(
     broker's append times of an order and its settlement; None where nothing was measured.
 
     ``records`` counts by topic, ``payments`` and ``amount_minor`` by status, ``reasons`` by status
-    and reason, ``dead_letters`` by cause, ``balances`` by account (debits positive).
+    and reason, ``dead_letters`` by cause, ``dead_letters_by_state`` by what became of them,
+    ``balances`` by account (debits positive).
     """
     payments: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
@@ -51,6 +52,14 @@ def summarize(
             ).most_common()
         ),
     }
+    summary["dead_letters_by_state"] = dict(
+        Counter(
+            "open" if marker is None else marker.state
+            for letter in evidence.dead_letters
+            if letter.first_piece
+            for marker in (evidence.markers.get((letter.partition, letter.offset)),)
+        ).most_common()
+    )
     if gateway is not None:
         summary["gateway"] = {
             "charges": gateway.charge_count,

@@ -36,6 +36,7 @@ _WITHIN_A_TRANSACTION = (
     "payment-requests",
     "settlements",
     "dead-letters",
+    "audit",
 )
 
 
@@ -94,7 +95,8 @@ def trace(
         if message.key() == raw_key:
             found.append((message.topic(), message))
 
-    topics = [s.name for r, s in catalogue.topics.items() if partition < counts[r]]
+    # Markers of dead letters have keys of another kind, which may look like an order's.
+    topics = [catalogue.name(r) for r in _WITHIN_A_TRANSACTION if partition < counts[r]]
     read_partition(sources.bootstrap_servers, topics, partition, on_record)
     hops = _hops(catalogue, codec or default_codec(), found)
     result = Trace(key, partition, payment_id(key), hops, state=_state(hops))
@@ -121,11 +123,16 @@ def _hops(catalogue: Catalogue, codec: Codec, found: Sequence[tuple[str, Any]]) 
                 message.offset(),
                 at_ms,
                 None if started_ms is None else at_ms - started_ms,
-                describe(role, fields),
+                describe(role, fields) + _redriven(message),
                 fields,
             )
         )
     return sorted(hops, key=lambda h: (h.at_ms, _WITHIN_A_TRANSACTION.index(h.role), h.offset))
+
+
+def _redriven(message: Any) -> str:
+    letter = dict(message.headers() or ()).get("redrive.letter")
+    return f", redriven from the dead letter {letter.decode('utf-8', 'replace')}" if letter else ""
 
 
 def _fields(catalogue: Catalogue, codec: Codec, role: str, message: Any) -> dict[str, Any]:
@@ -174,6 +181,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         "payments": ("payment at {sequence}: {status}", "{reason}", "{money}"),
         "payment-retry-1": ("waits to be sent again", "{reason}"),
         "payment-inquiry-1": ("waits to inquire", "{reason}"),
+        "audit": ("by hand: {action}", "{actor}", "{reason}"),
     }[role]
     values = {**fields, "money": money(fields)}
     texts = []
