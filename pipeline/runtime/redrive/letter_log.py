@@ -19,7 +19,7 @@ from schemas.codec import Codec
 from topics.catalogue import Catalogue
 
 # A person waits for this: a broker that is there answers in milliseconds.
-CONNECT_TIMEOUT_S = 8.0
+CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 15.0
 # Reading makes progress every few milliseconds; a broker's restart takes some ten seconds.
 STALL_TIMEOUT_S = 30.0
@@ -197,8 +197,7 @@ class LetterLog:
                     )
         except KafkaException as error:
             raise self._away(error) from error
-        finally:
-            consumer.unassign()
+        consumer.unassign()
 
     def _away(self, error: KafkaException) -> UserError:
         return UserError(

@@ -282,14 +282,14 @@ class Redriver:
                     delivered,
                 )
             # So that an error of one record is known for what it is before the end is asked for.
-            producer.flush(TRANSACTION_TIMEOUT_MS / 1000)
+            self._call(producer.flush, TRANSACTION_TIMEOUT_MS / 1000)
             if failed:
                 raise _MustAbort(failed[0])
             failpoints.hit("redrive.produced")
             self._call(producer.commit_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as error:
             return self._abort(error, failed)
-        producer.poll(0)
+        self._call(producer.poll, 0)
         failpoints.hit("redrive.committed")
         if watch.ended_plainly:
             for marker in markers:
@@ -368,7 +368,7 @@ class Redriver:
                 self._producer.produce(topic, value, key, partition, on_delivery=delivered, **more)
                 return
             except BufferError:
-                self._producer.poll(0.05)
+                self._call(self._producer.poll, 0.05)
             except KafkaException as error:
                 cause = kafka_error(error)
                 if cause is not None and cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
@@ -409,7 +409,7 @@ class Redriver:
             self._call(self._producer.abort_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as again:
             raise self._away(f"abort failed: {again}") from error
-        self._producer.poll(0)
+        self._call(self._producer.poll, 0)
         codes = {error.cause.code(), *(each.code() for each in failed)}
         if self._watch.answers and not self._watch.ended_plainly:
             # A commit may have been decided before the abort was asked for: the markers tell.
