@@ -379,6 +379,8 @@ def _carry_out(
     yes: bool,
 ) -> None:
     """Say what is meant, ask, do it, say what was done; exits with its code."""
+    import logging
+
     from pipeline.commands import dead_letters_text as text
     from pipeline.commands.stopping import StopSignals
     from pipeline.runtime.redrive.plan import histogram
@@ -398,6 +400,8 @@ def _carry_out(
         raise typer.Exit(EXIT_PARTLY if plan.refused else 0)
     if not plan.todo:
         raise typer.Exit(EXIT_PARTLY if plan.refused else 0)
+    # What the client retries by itself is for a worker's log; a person is told how it ends.
+    logging.getLogger("paystream.librdkafka").addHandler(logging.NullHandler())
     act = Act(_who(actor), _why(reason), text.chosen_json(chosen))
     _ask(len(plan.todo), verb, yes=yes)
     with (

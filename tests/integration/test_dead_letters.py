@@ -210,7 +210,8 @@ def test_what_is_buried_again_is_redriven_up_to_the_limit(tool: Tool) -> None:
 def test_a_run_that_is_killed_anywhere_and_run_again_is_one_effect(
     tool: Tool, tmp_path: Path
 ) -> None:
-    """SIGKILL between copies and markers, before the commit and right after it: each letter goes back once, with its marker and its entry."""
+    """SIGKILL between copies and markers, before the commit and right after it: each letter goes
+    back once, with its marker and its entry."""
     names = {tool.bury(f"o{n}") for n in range(6)}
     kills = tmp_path / "kills"
     kills.mkdir()
