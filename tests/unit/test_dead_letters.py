@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ from pipeline.runtime.redrive.plan import (
     plan_redrive,
     unknown_places,
 )
-from pipeline.runtime.redrive.redriver import Pace, redrive_headers
+from pipeline.runtime.redrive.redriver import Pace, _told, redrive_headers
 from schemas.codec import default_codec
 from tests.support.engine_flow import EngineFlow
 from topics.catalogue import TopicSettings, build_catalogue
@@ -407,6 +408,18 @@ def test_a_stop_is_heard_while_waiting() -> None:
     pace.wait_for(1, lambda: False)
     pace.wait_for(1, lambda: len(slept) > 1)
     assert slept == [0.2, 0.2]
+
+
+def test_a_fence_that_the_client_wraps_is_known_for_what_it_is() -> None:
+    """The client may call its logger with the exception already set; the run still ends with the
+    sentence about the other run, not with a traceback."""
+    fence = KafkaException(KafkaError(KafkaError._FENCED, "fenced", True))
+    once, twice = SystemError("a result with an exception set"), SystemError("and again")
+    once.__cause__, twice.__cause__ = fence, once
+    cause = _told(twice)
+    assert cause is not None
+    assert (cause.code(), cause.fatal()) == (KafkaError._FENCED, True)
+    assert _told(SystemError("of something else")) is None
 
 
 # What a person reads

@@ -369,8 +369,8 @@ class Redriver:
                 return
             except BufferError:
                 self._call(self._producer.poll, 0.05)
-            except KafkaException as error:
-                cause = kafka_error(error)
+            except (KafkaException, SystemError) as error:
+                cause = _told(error)
                 if cause is not None and cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                     raise _MustAbort(cause) from error
                 self._raise_course(error)
@@ -381,12 +381,12 @@ class Redriver:
             try:
                 call(*args)
                 return
-            except KafkaException as error:
+            except (KafkaException, SystemError) as error:
                 self._raise_course(error, deadline)
 
-    def _raise_course(self, error: KafkaException, deadline: float | None = None) -> None:
+    def _raise_course(self, error: Exception, deadline: float | None = None) -> None:
         """Return only when the same call shall be made again."""
-        cause = kafka_error(error)
+        cause = _told(error)
         if cause is None:
             raise self._away(str(error)) from error
         course = course_of(cause)
@@ -432,7 +432,7 @@ class Redriver:
             try:
                 producer.init_transactions(INIT_TIMEOUT_S)
                 break
-            except KafkaException as error:
+            except (KafkaException, SystemError) as error:
                 self._raise_course(error, deadline)
         self._producer = producer
         self._log.refresh(self._markers)
@@ -453,6 +453,14 @@ def redrive_headers(letter: Letter, first: tuple[int, int], redrives: int) -> He
         ("redrive.first", place_text(first).encode()),
         ("redrive.first_ms", str(letter.first_ms).encode()),
     ]
+
+
+def _told(error: BaseException | None) -> KafkaError | None:
+    """The client's error. When a fatal one comes before a line of its log, the client calls the
+    logger with the exception set, and Python wraps that in a SystemError."""
+    while isinstance(error, SystemError):
+        error = error.__cause__
+    return None if error is None else kafka_error(error)
 
 
 _FENCED: Final = {
