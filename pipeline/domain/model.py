@@ -234,7 +234,7 @@ class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
-    """Who did what by hand, when, and why; ``detail`` is JSON."""
+    """Who did what by hand, when, and why; ``detail`` is JSON, or empty."""
 
     entry_id: str
     actor: str
@@ -242,7 +242,7 @@ class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
     subject: str
     occurred_at_ms: int
     reason: str | None = None
-    detail: str = "{}"
+    detail: str = ""
 
 
 class DeadLetterMarker(Struct, frozen=True, kw_only=True, gc=False):
