@@ -8,6 +8,7 @@ import typer
 
 from pipeline.commands.audit import trace_command, verify_command
 from pipeline.commands.control import app as control_app
+from pipeline.commands.dead_letters import app as dead_letters_app
 from pipeline.commands.demo import demo_command
 from pipeline.commands.flow import run_command, simulator_command, up_command
 from pipeline.commands.orders import order_app, orders_app
@@ -37,6 +38,7 @@ app.add_typer(order_app, name="order")
 app.add_typer(payment_app, name="payment")
 app.add_typer(review_app, name="review")
 app.add_typer(risk_app, name="risk")
+app.add_typer(dead_letters_app, name="dead-letters")
 app.command("trace")(trace_command)
 app.command("verify")(verify_command)
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "audit-entry",
     "control-entry",
+    "dead-letter-marker",
     "gateway-notification",
     "gateway-result",
     "order",

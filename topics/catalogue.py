@@ -280,4 +280,20 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         (),
         "Inputs that could not be handled, whole, with their cause in the headers.",
     )
+    add(
+        "dead-letter-markers",
+        "dead-letter-marker",
+        table,
+        ("operators",),
+        (),
+        "What was done about each dead letter: keyed by its partition:offset, in its partition.",
+    )
+    add(
+        "audit",
+        "audit-entry",
+        {**stream, "retention.ms": "-1"},
+        ("operators",),
+        (),
+        "Who did what by hand, when and why, in the transaction of the act; keyed by its subject.",
+    )
     return Catalogue(settings=s, topics=specs)

@@ -324,7 +324,7 @@ class RiskVelocity(Struct, frozen=True, kw_only=True):
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
-    """Who did what by hand, when, and why; ``detail`` is JSON."""
+    """Who did what by hand, when, and why; ``detail`` is JSON, or empty."""
 
     entry_id: str
     actor: str
@@ -332,4 +332,24 @@ class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
     subject: str
     occurred_at_ms: int
     reason: str | None = None
-    detail: str = "{}"
+    detail: str = ""
+
+
+class DeadLetterMarker(Struct, frozen=True, kw_only=True, gc=False):
+    """What was done about one dead letter, written in the transaction that did it.
+
+    ``state``: redriven or discarded. ``first_*`` names the first letter of a record that was
+    buried again after a redrive, ``redrives`` counts its redrives, this one included.
+    """
+
+    letter_partition: int
+    letter_offset: int
+    state: str
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    first_partition: int
+    first_offset: int
+    redrives: int
+    audit_entry_id: str
+    occurred_at_ms: int

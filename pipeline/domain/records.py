@@ -16,6 +16,7 @@ from pipeline.domain.model import (
     Attempt,
     AuditEntry,
     ControlEntry,
+    DeadLetterMarker,
     Dispute,
     GatewayNotification,
     GatewayResult,
@@ -51,8 +52,11 @@ Noun = (
     | RiskResult
 )
 
+# Records that are keyed by something else than an order.
+Other = AuditEntry | ControlEntry | DeadLetterMarker | RiskVelocity
 
-def to_record(noun: Noun | AuditEntry | ControlEntry | RiskVelocity) -> Record:
+
+def to_record(noun: Noun | Other) -> Record:
     """The Avro-ready dict of a Struct, lists and nested records included."""
     return TO_RECORD[type(noun)](noun)
 
@@ -169,6 +173,10 @@ def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
 
 
+def marker_from_record(record: Record) -> DeadLetterMarker:
+    return DeadLetterMarker(**record)
+
+
 TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     Order: order_to_record,
     Payment: payment_to_record,
@@ -184,9 +192,10 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     RiskCheck: check_to_record,
     RiskResult: risk_result_to_record,
     RiskVelocity: velocity_to_record,
+    DeadLetterMarker: asdict,
 }
 
-FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | ControlEntry | RiskVelocity]] = {
+FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
     "order": order_from_record,
     "payment": payment_from_record,
     "payment-request": request_from_record,
@@ -201,6 +210,7 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | ControlEntry | 
     "risk-check": check_from_record,
     "risk-result": risk_result_from_record,
     "risk-velocity": velocity_from_record,
+    "dead-letter-marker": marker_from_record,
 }
 
 SCHEMA_OF: Mapping[type[Any], str] = {
@@ -218,4 +228,5 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     RiskCheck: "risk-check",
     RiskResult: "risk-result",
     RiskVelocity: "risk-velocity",
+    DeadLetterMarker: "dead-letter-marker",
 }

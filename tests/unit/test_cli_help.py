@@ -39,6 +39,10 @@ def test_the_commands_of_the_documents_are_there() -> None:
         "schemas register",
         "orders import",
         "order submit",
+        "dead-letters list",
+        "dead-letters show",
+        "dead-letters redrive",
+        "dead-letters discard",
         "trace",
         "verify",
     } <= known
