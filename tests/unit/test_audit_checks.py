@@ -902,7 +902,7 @@ def test_what_was_redriven_is_judged_in_place_of_what_was_refused() -> None:
     charge_id = payment.charge()
     result = payment.result("charge", "succeeded", charge_id)
     flow.redrive(flow.dead_letter(result, "unknown_schema_id"))
-    payment.captured_minor = 900
+    payment.authorized_minor = payment.captured_minor = 900
     settlement = payment.settle(charge_id)
     flow.dead_letter(settlement, "unknown_schema_id")
     again = flow.redrive(flow.of("dead-letters", "shop:redriven", -1))
