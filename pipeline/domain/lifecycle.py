@@ -11,6 +11,7 @@ How much was captured, refunded or disputed is no status: amounts say it, see ``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 from msgspec import Struct
@@ -296,6 +297,7 @@ _TOLD_BY_KIND: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
+@cache
 def payment_step(status: str, trigger: str) -> Step:
     """What follows for a payment; raises InvariantBroken where the table has no such step."""
     found = PAYMENT_TRANSITIONS.get((status, trigger))
@@ -304,6 +306,7 @@ def payment_step(status: str, trigger: str) -> Step:
     return found
 
 
+@cache
 def attempt_step(kind: str, state: str, trigger: str) -> Step:
     """What follows for an attempt of this kind; raises InvariantBroken like ``payment_step``."""
     found = ATTEMPT_TRANSITIONS.get((SUCCEEDED if state in _SUCCESSES else state, trigger))

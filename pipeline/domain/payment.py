@@ -51,6 +51,10 @@ from pipeline.domain.tiers import inquiry_tier, retry_tier, tier_not_longer
 
 INQUIRE: Final = "inquire"
 
+# Capture methods.
+AUTOMATIC: Final = "automatic"
+MANUAL: Final = "manual"
+
 # Purposes of a wait.
 RETRY: Final = "retry"
 INQUIRY: Final = "inquiry"
@@ -425,7 +429,7 @@ def first_try(
 
 def main_kind(payment: Payment) -> str:
     """How this payment's money is asked for."""
-    return CHARGE if payment.capture_method == "automatic" else AUTHORIZE
+    return CHARGE if payment.capture_method == AUTOMATIC else AUTHORIZE
 
 
 def find_attempt(
@@ -445,6 +449,9 @@ def find_attempt(
 def replaced(payment: Payment, attempt: Attempt) -> tuple[Attempt, ...]:
     """The payment's attempts with this one in the place of its former self."""
     attempts = payment.attempts
+    latest = attempts[-1]
+    if latest.attempt == attempt.attempt and latest.operation_id == attempt.operation_id:
+        return (*attempts[:-1], attempt)
     for at in range(len(attempts) - 1, -1, -1):
         each = attempts[at]
         if each.attempt == attempt.attempt and each.operation_id == attempt.operation_id:

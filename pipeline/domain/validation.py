@@ -18,6 +18,7 @@ TOKEN_MUST_BE_PRESENT = "instrument_token_must_be_present"
 TOKEN_MUST_NOT_BE_A_CARD_NUMBER = "instrument_token_must_not_be_a_card_number"
 TOKEN_MUST_BE_SHORT = "instrument_token_must_be_at_most_255_characters"
 CUSTOMER_ID_MUST_BE_SHORT = "customer_id_must_be_at_most_255_characters"
+TEXTS_MUST_BE_SHORT = "texts_must_be_at_most_255_characters"
 BUSINESS_DATE_MUST_BE_A_DATE = "business_date_must_be_a_date"
 SUBMITTED_AT_MUST_BE_RECENT = "submitted_at_must_be_within_24_months"
 SUBMITTED_AT_MUST_NOT_BE_AHEAD = "submitted_at_must_not_be_in_the_future"
@@ -35,6 +36,7 @@ RULES = (
     TOKEN_MUST_BE_SHORT,
     TOKEN_MUST_NOT_BE_A_CARD_NUMBER,
     CUSTOMER_ID_MUST_BE_SHORT,
+    TEXTS_MUST_BE_SHORT,
     BUSINESS_DATE_MUST_BE_A_DATE,
     SUBMITTED_AT_MUST_BE_RECENT,
     SUBMITTED_AT_MUST_NOT_BE_AHEAD,
@@ -70,6 +72,12 @@ def broken_rule(order: Order, now_ms: int, policy: Policy) -> str | None:
         return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
     if order.customer_id is not None and len(order.customer_id) > TEXT_LENGTH_MAX:
         return CUSTOMER_ID_MUST_BE_SHORT
+    if (
+        len(order.payment_method) > TEXT_LENGTH_MAX
+        or (order.country is not None and len(order.country) > TEXT_LENGTH_MAX)
+        or (order.card_fingerprint is not None and len(order.card_fingerprint) > TEXT_LENGTH_MAX)
+    ):
+        return TEXTS_MUST_BE_SHORT
     if not is_date(order.business_date):
         return BUSINESS_DATE_MUST_BE_A_DATE
     if order.submitted_at_ms < now_ms - policy.submitted_age_ms_max:

@@ -17,7 +17,9 @@ from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
+    AUTHORIZE,
     AWAITING_ORDER,
+    CHARGE,
     NEW,
     NOTHING_DUE,
     ORDER_ACCEPTED,
@@ -26,18 +28,41 @@ from pipeline.domain.lifecycle import (
     ORDER_REJECTED,
     PAYMENT_STARTED,
     REVIEW_ASKED,
+    payment_step,
 )
-from pipeline.domain.model import Order, Payment
-from pipeline.domain.payment import dead_lettered, decision, moved, timer_of
+from pipeline.domain.model import Attempt, Order, Payment
+from pipeline.domain.payment import (
+    AUTOMATIC,
+    dead_lettered,
+    decision,
+    event_of,
+    first_try,
+    moved,
+    request_of,
+    timer_of,
+)
 from pipeline.domain.policy import Policy
+from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
-from pipeline.processors.commands import start_charge, with_waiting_commands
+from pipeline.processors.commands import with_waiting_commands
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
 
 # Reason of the timer of a review.
 REVIEW_ENDS: Final = "review_ends"
+
+# What a rejected order may have filled with anything.
+_TEXTS: Final = (
+    "currency",
+    "instrument_token",
+    "business_date",
+    "customer_id",
+    "capture_method",
+    "payment_method",
+    "country",
+    "card_fingerprint",
+)
 
 _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
 
@@ -64,19 +89,31 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     cancelled = _cancelled_before(payment, order, now_ms, policy)
     if cancelled is not None:
         return cancelled
-    started = start_charge(
-        _payment(payment, order, now_ms),
-        # The operation behind the first charge is the order itself.
-        order.order_id,
-        ORDER_ACCEPTED,
-        PAYMENT_STARTED,
-        now_ms,
-        policy,
-    )
-    if started is None:
+    return _charged(payment, order, now_ms, policy)
+
+
+def _charged(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
+    """The first charge or authorization, its payment built in one go: the way of every order."""
+    chosen = route(policy, facts_of(order, payment_id(order.merchant_id, order.order_id)))
+    if chosen is None:
         # Its currency is served, but not this amount, country, method or token.
         return reject_order(payment, order, GATEWAY_MUST_SERVE_THE_PAYMENT, now_ms, policy)
-    return started
+    kind = CHARGE if order.capture_method == AUTOMATIC else AUTHORIZE
+    step = payment_step(NEW if payment is None else payment.status, ORDER_ACCEPTED)
+    # The operation behind the first charge is the order itself.
+    attempt = first_try(
+        order.order_id,
+        kind,
+        chosen.profile.name,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        because=chosen.because,
+    )
+    started = _payment(payment, order, now_ms, status=step.to, attempts=(attempt,))
+    told = step.event or PAYMENT_STARTED
+    event = event_of(started, told, None, attempt=attempt, detail=chosen.because)
+    return Decision(payment=started, sends=(request_of(started, attempt), event))
 
 
 def reject_order(
@@ -136,36 +173,45 @@ def _ended(
 
 
 def _payment(
-    payment: Payment | None, order: Order, now_ms: int, *, rejected: bool = False
+    payment: Payment | None,
+    order: Order,
+    now_ms: int,
+    *,
+    rejected: bool = False,
+    status: str = "",
+    attempts: tuple[Attempt, ...] = (),
 ) -> Payment:
-    """What the table will hold of an order, before its first step."""
+    """What the table will hold of an order: before its first step, or after the one to a status."""
+    sequence = 1 if status else 0
     placed = Payment(
         merchant_id=order.merchant_id,
         order_id=order.order_id,
         payment_id=payment_id(order.merchant_id, order.order_id),
-        sequence=0,
-        status=NEW,
+        sequence=sequence,
+        status=status or NEW,
         amount_minor=order.amount_minor,
-        currency=_kept(order.currency) if rejected else order.currency,
-        instrument_token=_kept(order.instrument_token) if rejected else order.instrument_token,
-        business_date=_kept(order.business_date) if rejected else order.business_date,
+        currency=order.currency,
+        instrument_token=order.instrument_token,
+        business_date=order.business_date,
         pay_before_ms=order.pay_before_ms,
-        customer_id=(
-            _kept(order.customer_id) if rejected and order.customer_id else order.customer_id
-        ),
+        customer_id=order.customer_id,
         ordered_at_ms=now_ms,
         updated_at_ms=now_ms,
-        capture_method=_kept(order.capture_method) if rejected else order.capture_method,
-        payment_method=_kept(order.payment_method),
-        country=_kept(order.country) if order.country else None,
-        card_fingerprint=_kept(order.card_fingerprint) if order.card_fingerprint else None,
+        capture_method=order.capture_method,
+        payment_method=order.payment_method,
+        country=order.country,
+        card_fingerprint=order.card_fingerprint,
+        attempts=attempts,
     )
+    if rejected:
+        texts = {name: getattr(placed, name) for name in _TEXTS}
+        placed = replace(placed, **{name: _kept(text) for name, text in texts.items() if text})
     if payment is None:
         return placed
     return replace(
         placed,
-        status=payment.status,
-        sequence=payment.sequence,
+        status=status or payment.status,
+        sequence=payment.sequence + sequence,
         commands=payment.commands,
         command_ids=payment.command_ids,
         dead_letters=payment.dead_letters,

@@ -88,6 +88,7 @@ PAY_BEFORE_PASSED: Final = "pay_before_passed"
 ORDER_TOO_OLD: Final = "order_too_old"
 KEY_RETENTION_PASSED: Final = "key_retention_passed"
 RESENDS_EXHAUSTED: Final = "resends_exhausted"
+GATEWAY_NOT_IDEMPOTENT: Final = "gateway_not_idempotent"
 CANCEL_REQUESTED: Final = "cancel_requested"
 GATEWAY_OVERLOADED: Final = "gateway_overloaded"
 
@@ -119,7 +120,14 @@ def process_result(
     if result.payment_id != payment.payment_id:
         detail = f"the result names payment {result.payment_id}, not {payment.payment_id}"
         return dead_lettered(payment, UNKNOWN_PAYMENT, detail, now_ms)
-    attempt = find_attempt(payment, result.operation_id, result.attempt, result.gateway)
+    attempt = payment.attempts[-1] if payment.attempts else None
+    if (
+        attempt is None
+        or result.operation_id != attempt.operation_id
+        or result.attempt != attempt.attempt
+        or result.gateway != attempt.gateway
+    ):
+        attempt = find_attempt(payment, result.operation_id, result.attempt, result.gateway)
     if attempt is None or result.try_number > attempt.tries:
         return _about_unknown_attempt(payment, result, now_ms)
     made = _judged(payment, attempt, result, now_ms, policy)
@@ -272,6 +280,8 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
     refusal = _refusal(payment, attempt, now_ms, policy)
     if refusal is None and attempt.resends >= policy.resend_max:
         refusal = RESENDS_EXHAUSTED
+    if refusal is None and not gateway_profile(policy, attempt.gateway).idempotent:
+        refusal = GATEWAY_NOT_IDEMPOTENT
     if refusal is None:
         return _sent_again(payment, attempt, now_ms, policy)
     if (
@@ -392,7 +402,8 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
     profile = gateway_profile(policy, attempt.gateway)
     lost_at_ms = attempt.sendable_until_ms - attempt.send_within_ms - policy.clock_skew_ms
     return (
-        attempt.uncertain_since_ms > 0
+        profile.idempotent
+        and attempt.uncertain_since_ms > 0
         and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms
         and attempt.resends < policy.resend_max
         and _refusal(payment, attempt, now_ms, policy) is None

@@ -243,6 +243,18 @@ def test_a_first_charge_that_shows_after_a_retry_is_given_back() -> None:
     assert sorted(story.settled) == [("capture", 500), ("capture", 500), ("refund", -500)]
 
 
+def test_a_reversal_that_the_gateway_refuses_is_left_to_a_refund() -> None:
+    """The money is still the customer's; a person may give it back by command."""
+    story = failed()
+    story.flow.result(story.late_result())
+    story.flow.answer(DECLINED)
+    assert (story.events[-1], story.money) == ("refund_failed", (500, 500, 0))
+    story.command("refund", "r1")
+    assert story.flow.requests()[-1].parent_reference == "charge_1"
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("failed", (500, 500, 500))
+
+
 # Resolutions and reviews.
 
 

@@ -226,6 +226,8 @@ def test_every_step_of_both_tables_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     payments, attempts = Recording(PAYMENT_TRANSITIONS), Recording(ATTEMPT_TRANSITIONS)
     monkeypatch.setattr(lifecycle, "PAYMENT_TRANSITIONS", payments)
     monkeypatch.setattr(lifecycle, "ATTEMPT_TRANSITIONS", attempts)
+    lifecycle.payment_step.cache_clear()
+    lifecycle.attempt_step.cache_clear()
     for kind, state, trigger in WORDS:
         word(kind, state, trigger)
     for scenario in SCENARIOS:
