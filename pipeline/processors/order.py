@@ -111,8 +111,9 @@ def _charged(payment: Payment | None, order: Order, now_ms: int, policy: Policy)
         because=chosen.because,
     )
     started = _payment(payment, order, now_ms, status=step.to, attempts=(attempt,))
-    told = step.event or PAYMENT_STARTED
-    event = event_of(started, told, None, attempt=attempt, detail=chosen.because)
+    event = event_of(
+        started, step.event or PAYMENT_STARTED, None, attempt=attempt, detail=chosen.because
+    )
     return Decision(payment=started, sends=(request_of(started, attempt), event))
 
 
