@@ -20,9 +20,11 @@ from pipeline.domain.ids import (
 )
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.lifecycle import (
+    ATTEMPT_FAILED,
     AUTHORIZE,
     BUSY_STATES,
     CHARGE,
+    DECLINED,
     INPUT_DEAD_LETTERED,
     MAIN_KINDS,
     OUTCOME_UNKNOWN,
@@ -163,9 +165,11 @@ def _changed(
 
 
 def check_amounts(payment: Payment) -> None:
-    """What was refunded was captured, and what was captured was authorized."""
+    """What was refunded was captured, and what was captured was authorized (which is 0 in snapshots
+    of before it was counted)."""
+    authorized_minor = payment.authorized_minor or payment.captured_minor
     invariant(
-        0 <= payment.refunded_minor <= payment.captured_minor <= payment.authorized_minor,
+        0 <= payment.refunded_minor <= payment.captured_minor <= authorized_minor,
         "refunded <= captured <= authorized must hold",
     )
 
@@ -457,6 +461,18 @@ def replaced(payment: Payment, attempt: Attempt) -> tuple[Attempt, ...]:
     raise InvariantBroken("only an attempt of the payment can change")
 
 
+def is_uncertain(payment: Payment, attempt: Attempt) -> bool:
+    """Whether the attempt may have moved money without our knowing.
+
+    Snapshots of before attempts said so themselves say it by the payment's status.
+    """
+    return attempt.uncertain_since_ms > 0 or (
+        payment.status == OUTCOME_UNKNOWN
+        and attempt.kind in MAIN_KINDS
+        and attempt.state not in (DECLINED, ATTEMPT_FAILED)
+    )
+
+
 def in_flight(payment: Payment) -> bool:
     """Whether something is under way that commands must wait for."""
     for attempt in payment.attempts:
@@ -519,7 +535,7 @@ def reserved_minor(payment: Payment, kind: str) -> int:
 
 def is_unfinished(attempt: Attempt) -> bool:
     """Whether the attempt's outcome is still to come, by a gateway or by a person."""
-    return attempt.state not in ("declined", "failed") and not has_succeeded(attempt.state)
+    return attempt.state not in (DECLINED, ATTEMPT_FAILED) and not has_succeeded(attempt.state)
 
 
 def refundable_minor(payment: Payment) -> int:

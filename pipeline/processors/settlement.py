@@ -49,6 +49,7 @@ from pipeline.domain.payment import (
     find_attempt,
     first_try,
     gateway_profile,
+    is_uncertain,
     replaced,
     request_of,
     stepped,
@@ -215,7 +216,7 @@ def _inquiry_answered(
     reason = result.code or outcome
     if not known_pending:
         attempt = replace(attempt, code=result.code)
-        if not attempt.uncertain_since_ms and attempt.inquiries >= policy.proof_inquiry_max:
+        if not is_uncertain(payment, attempt) and attempt.inquiries >= policy.proof_inquiry_max:
             refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
             return gave_up(payment, attempt, refusal, now_ms)
     if attempt.inquiries >= policy.inquiry_max:
@@ -393,7 +394,7 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
     lost_at_ms = attempt.sendable_until_ms - attempt.send_within_ms - policy.clock_skew_ms
     return (
         profile.idempotent
-        and attempt.uncertain_since_ms > 0
+        and is_uncertain(payment, attempt)
         and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms
         and attempt.resends < policy.resend_max
         and _refusal(payment, attempt, now_ms, policy) is None
