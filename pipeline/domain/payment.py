@@ -332,11 +332,16 @@ def wait_of(
     """
     retry = attempt.state == RETRY_WAITING
     due_at_ms = None
+    purpose = RETRY if retry else INQUIRY
     if retry:
         if retry_after_ms is not None and retry_after_ms > 0:
             due_at_ms = min(now_ms + retry_after_ms, charge_deadline_ms(payment, attempt, policy))
             retry_after_ms = max(0, due_at_ms - now_ms)
         tier = retry_tier(policy.retry_delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
+    elif attempt.inquiries >= policy.inquiry_max and attempt.code in PENDING_CODES:
+        purpose = TIMER
+        due_at_ms = now_ms + policy.pending_check_ms
+        tier = tier_not_longer(policy.timer_delays_ms, policy.pending_check_ms)
     else:
         tier = inquiry_tier(policy.inquiry_delays_ms, attempt.inquiries)
     return PaymentDue(
@@ -346,7 +351,7 @@ def wait_of(
         operation_id=attempt.operation_id,
         attempt=attempt.attempt,
         try_number=attempt.tries,
-        purpose=RETRY if retry else INQUIRY,
+        purpose=purpose,
         reason=reason,
         due_at_ms=due_at_ms,
         tier=tier,
@@ -356,7 +361,8 @@ def wait_of(
 def timer_of(
     payment: Payment, due_at_ms: int, reason: str, policy: Policy, now_ms: int
 ) -> PaymentDue:
-    """A wait until a time: in the longest tier that ends before it, passed on until then."""
+    """A wait of the payment itself until a time: in the longest tier that ends before it, passed
+    on until then."""
     return PaymentDue(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,

@@ -70,7 +70,7 @@ from pipeline.processors.outcomes import (
     uncertain,
     waiting,
 )
-from pipeline.processors.timers import process_timer
+from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
 
 # Causes of dead letters.
 UNKNOWN_PAYMENT: Final = "unknown_payment"
@@ -79,7 +79,6 @@ UNKNOWN_PURPOSE: Final = "unknown_purpose"
 
 # Notes: inputs without effect.
 STALE_DUE: Final = "stale_due"
-NOT_YET_DUE: Final = "not_yet_due"
 SEND_WINDOW_OPEN: Final = "send_window_open"
 
 # Reasons of a failure.
@@ -142,7 +141,7 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)
     if due.payment_id != payment.payment_id:
         return _STALE_DUE
-    if due.purpose == TIMER:
+    if due.purpose == TIMER and not due.attempt:
         made = process_timer(payment, due, now_ms, policy)
         return with_waiting_commands(made, now_ms, policy) if payment.commands else made
     attempt = find_attempt(payment, due.operation_id, due.attempt)
@@ -152,9 +151,13 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
         if attempt.state != RETRY_WAITING:
             return _STALE_DUE
         return _retry_due(payment, attempt, due, now_ms, policy)
-    if due.purpose == INQUIRY:
+    if due.purpose in (INQUIRY, TIMER):
         if attempt.state not in (INQUIRY_WAITING, ATTEMPT_PENDING):
             return _STALE_DUE
+        if due.purpose == TIMER:
+            again = passed_on(due, now_ms, policy)
+            if again is not None:
+                return again
         return _inquire(payment, attempt, INQUIRY_DUE, now_ms)
     detail = f"{due.purpose!r} is neither retry nor inquiry nor timer"
     return dead_lettered(payment, UNKNOWN_PURPOSE, detail, now_ms)
@@ -204,9 +207,13 @@ def _inquiry_answered(
         return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
     if outcome == DECLINED:
         return declined(payment, attempt, result, now_ms)
-    if outcome == PENDING and attempt.inquiries < policy.inquiry_max:
-        return pending(payment, attempt, result, now_ms, policy)
     known_pending = attempt.code in PENDING_CODES
+    patience_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
+    exhausts = (
+        attempt.inquiries >= policy.inquiry_max and now_ms >= attempt.started_at_ms + patience_ms
+    )
+    if outcome == PENDING and not exhausts:
+        return pending(payment, attempt, result, now_ms, policy)
     if outcome == NOT_FOUND and not known_pending:
         if _is_proof(attempt, now_ms, policy):
             return _proven_unsent(payment, attempt, now_ms, policy)
@@ -219,7 +226,7 @@ def _inquiry_answered(
         if not is_uncertain(payment, attempt) and attempt.inquiries >= policy.proof_inquiry_max:
             refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
             return gave_up(payment, attempt, refusal, now_ms)
-    if attempt.inquiries >= policy.inquiry_max:
+    if exhausts:
         return exhausted(
             payment,
             replace(attempt, uncertain_since_ms=attempt.uncertain_since_ms or now_ms),
