@@ -102,12 +102,14 @@ class Breaker:
             if self._well >= self._rule.probes:
                 self._close()
 
-    def opened_elsewhere(self, now_ms: float) -> None:
-        """Somebody who makes the calls has opened theirs: so is this one, from now on."""
+    def opened_elsewhere(self, now_ms: float, for_ms: int | None = None) -> None:
+        """Somebody who makes the calls has opened theirs: so is this one, for as long as theirs."""
+        until_ms = now_ms + (for_ms or self._rule.wait_ms)
         if self._open_until_ms is None:
             self._open(now_ms)
+            self._open_until_ms = until_ms
         else:
-            self._open_until_ms = max(self._open_until_ms, now_ms + self._rule.wait_ms)
+            self._open_until_ms = max(self._open_until_ms, until_ms)
             self._well = 0
 
     def _judge(self, now_ms: float) -> None:

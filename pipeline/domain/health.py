@@ -67,7 +67,15 @@ class HealthBook:
         self._snapshot = HEALTHY
         self._stale_at_ms = 0
 
-    def saw(self, gateway: str, kind: str, outcome: str, code: str | None, at_ms: int) -> None:
+    def saw(
+        self,
+        gateway: str,
+        kind: str,
+        outcome: str,
+        code: str | None,
+        at_ms: int,
+        retry_after_ms: int | None = None,
+    ) -> None:
         """Count one result; ``at_ms`` is its append time."""
         self._now_ms = now_ms = max(self._now_ms, at_ms)
         breaker = self._breakers.get(gateway)
@@ -75,7 +83,7 @@ class HealthBook:
             breaker = self._breakers[gateway] = Breaker(self._rule_of(gateway))
             self._rates[gateway] = SlidingWindow(RATE_WINDOW_MS)
         if code == BREAKER_OPEN:
-            breaker.opened_elsewhere(now_ms)
+            breaker.opened_elsewhere(now_ms, retry_after_ms)
             self._stale_at_ms = 0
             return
         well = verdict(outcome, code)

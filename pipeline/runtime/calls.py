@@ -138,6 +138,9 @@ class Calls:
 
     def _shut_down(self) -> None:
         loop = self._loop
+        # The end of an open call must not begin another one now.
+        for waiting in self._waiting.values():
+            waiting.clear()
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()

@@ -89,7 +89,14 @@ class LivePolicy:
 
     def saw(self, result: GatewayResult, at_ms: int) -> None:
         """Learn from a result; ``at_ms`` is its append time."""
-        self._book.saw(result.gateway, result.kind, result.outcome, result.code, at_ms)
+        self._book.saw(
+            result.gateway,
+            result.kind,
+            result.outcome,
+            result.code,
+            at_ms,
+            result.retry_after_ms,
+        )
 
     def at(self, now_ms: int) -> Policy:
         """The policy for a decision at this time."""

@@ -218,3 +218,6 @@ def test_a_breaker_open_elsewhere_counts_here() -> None:
     book.saw("a", "charge", "not_sent", "breaker_open", 1_090)
     assert book.health(1_150).down == {"a"}
     assert book.health(1_500).on_trial == {"a"}
+    book.saw("a", "charge", "not_sent", "breaker_open", 1_500, 15_000)
+    assert book.health(16_400).down == {"a"}
+    assert book.health(16_800).on_trial == {"a"}
