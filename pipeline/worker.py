@@ -80,7 +80,6 @@ def _payments(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
     from pipeline.domain.policy import GatewayProfile, Policy
-    from pipeline.domain.risk import COUNTING
     from pipeline.domain.risk_rules import read_rules
     from pipeline.runtime.lag import GroupLag, LagGate
     from pipeline.runtime.payments_stage import PaymentsStage
@@ -108,7 +107,7 @@ def _payments(
     )
     gates = [LagGate(lag, records_max=o["open_requests_max"])]
     lags = [lag]
-    if policy.risk is not None and any(rule.type in COUNTING for rule in policy.risk.rules):
+    if policy.risk is not None and policy.risk.awaited:
         # Orders that wait for counts wait better in their own topic.
         checks = GroupLag(
             spec.bootstrap_servers,
