@@ -79,7 +79,6 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
 def _payments(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    from pipeline.domain.risk import COUNTING
     from pipeline.runtime.control import ControlReader
     from pipeline.runtime.lag import GroupLag, LagGate
     from pipeline.runtime.live_policy import LivePolicy
@@ -98,8 +97,7 @@ def _payments(
     )
     gates = [LagGate(lag, records_max=o["open_requests_max"])]
     lags = [lag]
-    rules = configured.risk
-    if rules is not None and any(rule.type in COUNTING for rule in rules.rules):
+    if configured.risk is not None and configured.risk.awaited:
         # Orders that wait for counts wait better in their own topic.
         checks = GroupLag(
             spec.bootstrap_servers,

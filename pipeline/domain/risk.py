@@ -87,6 +87,16 @@ class RiskRules(Struct, frozen=True):
 
     rules: tuple[Rule, ...] = ()
 
+    @property
+    def acting(self) -> RiskRules:
+        """Those that are acted on."""
+        return RiskRules(tuple(rule for rule in self.rules if not rule.shadow))
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        """Kinds of identities whose counts an order waits for: no order waits for a shadow."""
+        return frozenset(r.by for r in self.rules if r.type in COUNTING and not r.shadow)
+
 
 class RiskFacts(Struct, frozen=True, kw_only=True):
     """What rules may look at. ``counted`` holds the answers that are there."""

@@ -2,7 +2,8 @@
 
 What can be decided by the order alone is decided at once. Where rules count, an order that is not
 rejected already asks for its counts, one check for each identity, and waits; it is decided when
-every answer is there. The stage that counts is another one, since its table has other keys.
+every answer is there. No order waits for what only rules in shadow count. The stage that counts is
+another one, since its table has other keys.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from pipeline.processors.commands import start_charge, with_waiting_commands
 CARD_NUMBER_IN_FIELD: Final = "card_number_in_field"
 UNKNOWN_PAYMENT: Final = "unknown_payment"
 STALE_RISK_RESULT: Final = "stale_risk_result"
+COUNTED_IN_SHADOW: Final = "counted_in_shadow"
 
 # Reasons: of the timers of a review and of the wait for counts, and of a review without counts.
 REVIEW_ENDS: Final = "review_ends"
@@ -72,18 +74,7 @@ def assess_order(placed: Payment, now_ms: int, policy: Policy, rules: RiskRules)
     counters = counters_of(rules, facts)
     if assessment.action == REJECT or not counters:
         return _decided(placed, assessment, now_ms, policy)
-    until_ms = now_ms + policy.risk_answer_ms
-    if placed.pay_before_ms is not None:
-        until_ms = min(until_ms, placed.pay_before_ms)
-    changed, event = moved(
-        placed,
-        COUNTS_ASKED,
-        now_ms,
-        detail=assessment.detail,
-        expires_at_ms=until_ms,
-        risk_awaited=tuple(counters),
-    )
-    checks = [
+    checks = tuple(
         RiskCheck(
             merchant_id=placed.merchant_id,
             order_id=placed.order_id,
@@ -95,7 +86,23 @@ def assess_order(placed: Payment, now_ms: int, policy: Policy, rules: RiskRules)
             counters=counted,
         )
         for by, counted in counters.items()
-    ]
+    )
+    awaited = tuple(by for by in counters_of(rules.acting, facts))
+    if not awaited:
+        # What only rules in shadow count is told when it comes.
+        decided = _decided(placed, assessment, now_ms, policy)
+        return replace(decided, sends=(*checks, *decided.sends))
+    until_ms = now_ms + policy.risk_answer_ms
+    if placed.pay_before_ms is not None:
+        until_ms = min(until_ms, placed.pay_before_ms)
+    changed, event = moved(
+        placed,
+        COUNTS_ASKED,
+        now_ms,
+        detail=assessment.detail,
+        expires_at_ms=until_ms,
+        risk_awaited=awaited,
+    )
     timer = timer_of(changed, until_ms, COUNTS_AWAITED, policy, now_ms)
     return decision(changed, *checks, timer, event)
 
@@ -105,13 +112,16 @@ def process_risk_result(
 ) -> Decision:
     """Decide about the counts of one identity; ``now_ms`` is the answer's append time.
 
-    The last one that was awaited decides the order. Counts that nobody waits for, because they
-    came before or too late, have no effect (``stale_risk_result``).
+    The last one that was awaited decides the order. Counts that only rules in shadow asked for are
+    told. Counts that nobody waits for any more have no effect (``stale_risk_result``).
     """
     if payment is None:
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail="the table holds no such payment")
-    if result.by not in payment.risk_awaited or result.payment_id != payment.payment_id:
+    rules = policy.risk or _NO_RULES
+    if result.payment_id != payment.payment_id:
         return Decision(note=STALE_RISK_RESULT)
+    if result.by not in payment.risk_awaited:
+        return _told_in_shadow(payment, result, now_ms, rules)
     awaited = tuple(by for by in payment.risk_awaited if by != result.by)
     counted = (*payment.risk_counted, *result.counted)
     if awaited:
@@ -126,7 +136,7 @@ def process_risk_result(
         return decision(changed, event)
     facts = facts_of(payment, counted)
     # Rules may have been taken out meanwhile: what nobody asks for any more holds nobody up.
-    assessment = assess(policy.risk or _NO_RULES, facts)
+    assessment = assess(rules, facts)
     answered = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
     if payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms:
         return _expired(answered, now_ms, policy)
@@ -134,12 +144,18 @@ def process_risk_result(
 
 
 def counts_missing(payment: Payment, now_ms: int, policy: Policy) -> Decision:
-    """The wait for counts is over and they did not come: a person decides, if there is time."""
+    """The wait for counts is over and they did not come: a person decides, if there is time and
+    what did come does not reject the order anyway."""
     due_at_ms = payment.expires_at_ms
     given_up = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
     if payment.pay_before_ms is not None and due_at_ms == payment.pay_before_ms:
         return _expired(given_up, now_ms, policy)
+    known = assess(policy.risk or _NO_RULES, facts_of(payment, payment.risk_counted))
+    if known.action == REJECT:
+        return _decided(given_up, known, now_ms, policy)
     detail = f"no count by {', '.join(payment.risk_awaited)}"
+    if known.detail is not None:
+        detail += f"; {known.detail}"
     return held_for_review(given_up, COUNTS_MISSING, now_ms, policy, detail=detail)
 
 
@@ -163,6 +179,20 @@ def held_for_review(
         return decision(changed, event)
     timer = timer_of(changed, placed.pay_before_ms, REVIEW_ENDS, policy, now_ms)
     return decision(changed, timer, event)
+
+
+def _told_in_shadow(
+    payment: Payment, result: RiskResult, now_ms: int, rules: RiskRules
+) -> Decision:
+    """Counts that no order waits for: what rules in shadow make of them, as an event."""
+    if result.by in rules.awaited:
+        return Decision(note=STALE_RISK_RESULT)
+    of_this_kind = RiskRules(tuple(rule for rule in rules.rules if rule.by == result.by))
+    detail = assess(of_this_kind, facts_of(payment, result.counted)).detail
+    if detail is None:
+        return Decision(note=COUNTED_IN_SHADOW)
+    changed, event = told(payment, RISK_COUNTED, now_ms, detail=detail)
+    return decision(changed, event)
 
 
 def _decided(placed: Payment, assessment: Assessment, now_ms: int, policy: Policy) -> Decision:

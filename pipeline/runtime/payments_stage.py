@@ -32,6 +32,7 @@ from pipeline.domain.records import (
     risk_result_from_record,
     to_record,
 )
+from pipeline.domain.risk import REASON_PREFIX
 from pipeline.domain.risk_velocity import velocity_key
 from pipeline.processors.commands import process_command
 from pipeline.processors.notifications import process_notification
@@ -224,6 +225,9 @@ class PaymentsStage:
                     )
                 elif kind is PaymentEvent:
                     batch.notes[("events", outgoing.type)] += 1  # type: ignore[union-attr]
+                    reason = outgoing.reason  # type: ignore[union-attr]
+                    if reason is not None and reason.startswith(REASON_PREFIX):
+                        batch.notes[("risk", f"{outgoing.type} {reason}")] += 1  # type: ignore[union-attr]
             outputs.append((topic, partition, key, encode(to_record(outgoing)), None))
         payment = decision.payment
         if payment is not None:

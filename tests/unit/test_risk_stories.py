@@ -232,17 +232,39 @@ def test_a_sum_sends_the_order_that_goes_over_it_to_review() -> None:
 
 
 def test_a_shadow_rule_is_told_and_charges_all_the_same() -> None:
-    """What it would have done stands in the payment's history."""
+    """What it would have done stands in the history, and nobody waits for its count."""
     flow = driver(VELOCITY.replace('action = "reject"', 'action = "reject"\nshadow = true'))
     for number in range(5):
         flow.order(order(number, customer_id=None))
-        flow.count()
-    assert len(flow.requests()) == 5
-    started = [e for e in flow.events() if e.type == "payment_started"]
-    assert [e.detail for e in started] == [None, None, None] + [
+        assert len(flow.requests()) == number + 1
+    notes = [flow.count().note for _ in range(5)]
+    assert notes == ["counted_in_shadow"] * 3 + [None, None]
+    told = [e.detail for e in flow.events() if e.type == "risk_counted"]
+    assert told == [
         f"in shadow, reject by card_hour: {n} orders of this card within 1 h, over 3"
         for n in (4, 5)
     ]
+    assert {the(flow, number).status for number in range(5)} == {"processing"}
+    flow.command(replace(review("x", 4), type="cancel", decision=None))
+    assert the(flow, 4).cancel_requested_by == "cmd-x", "commands do not wait for a shadow"
+
+
+def test_a_shadow_beside_an_acting_rule_is_told_with_its_decision() -> None:
+    """Both count the same card: one check, one answer, one event with both reasons."""
+    shadow = VELOCITY.split("[[rule]]")[1].replace("card_hour", "card_one")
+    shadow = shadow.replace("count_max = 3", "count_max = 1").replace(
+        'action = "reject"', 'action = "reject"\nshadow = true'
+    )
+    flow = driver(VELOCITY + "[[rule]]" + shadow)
+    for number in range(2):
+        flow.order(order(number, customer_id=None))
+        assert len(flow.requests()) == number
+        flow.count()
+    assert flow.events()[-1].type == "payment_started"
+    assert flow.events()[-1].detail == (
+        "in shadow, reject by card_one: 2 orders of this card within 1 h, over 1"
+    )
+    assert not flow.open_checks
 
 
 def test_counts_that_do_not_come_are_a_persons_business() -> None:
@@ -256,6 +278,17 @@ def test_counts_that_do_not_come_are_a_persons_business() -> None:
     assert flow.count().note == "stale_risk_result"
     flow.command(review("approve"))
     assert len(flow.requests()) == 1
+
+
+def test_a_count_that_rejects_is_enough() -> None:
+    """An order that its card's count rejects is not held for its customer's, which never comes."""
+    flow = driver(VELOCITY)
+    for number in range(4):
+        flow.order(order(number, customer_id=f"c-{number}"))
+        flow.count(next(at for at, c in enumerate(flow.open_checks) if c.by == "card"))
+    flow.advance(20 * MINUTE)
+    assert [the(flow, n).status for n in range(4)] == ["risk_review"] * 3 + ["rejected"]
+    assert the(flow, 3).reason == "risk_card_hour"
 
 
 @pytest.mark.parametrize("late", [False, True])
