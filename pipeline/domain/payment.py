@@ -20,9 +20,11 @@ from pipeline.domain.ids import (
 )
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.lifecycle import (
+    ATTEMPT_FAILED,
     AUTHORIZE,
     BUSY_STATES,
     CHARGE,
+    DECLINED,
     INPUT_DEAD_LETTERED,
     MAIN_KINDS,
     OUTCOME_UNKNOWN,
@@ -163,9 +165,11 @@ def _changed(
 
 
 def check_amounts(payment: Payment) -> None:
-    """What was refunded was captured, and what was captured was authorized."""
+    """What was refunded was captured, and what was captured was authorized (which is 0 in snapshots
+    of before it was counted)."""
+    authorized_minor = payment.authorized_minor or payment.captured_minor
     invariant(
-        0 <= payment.refunded_minor <= payment.captured_minor <= payment.authorized_minor,
+        0 <= payment.refunded_minor <= payment.captured_minor <= authorized_minor,
         "refunded <= captured <= authorized must hold",
     )
 
@@ -328,11 +332,16 @@ def wait_of(
     """
     retry = attempt.state == RETRY_WAITING
     due_at_ms = None
+    purpose = RETRY if retry else INQUIRY
     if retry:
         if retry_after_ms is not None and retry_after_ms > 0:
             due_at_ms = min(now_ms + retry_after_ms, charge_deadline_ms(payment, attempt, policy))
             retry_after_ms = max(0, due_at_ms - now_ms)
         tier = retry_tier(policy.retry_delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
+    elif attempt.inquiries >= policy.inquiry_max and attempt.code in PENDING_CODES:
+        purpose = TIMER
+        due_at_ms = now_ms + policy.pending_check_ms
+        tier = tier_not_longer(policy.timer_delays_ms, policy.pending_check_ms)
     else:
         tier = inquiry_tier(policy.inquiry_delays_ms, attempt.inquiries)
     return PaymentDue(
@@ -342,7 +351,7 @@ def wait_of(
         operation_id=attempt.operation_id,
         attempt=attempt.attempt,
         try_number=attempt.tries,
-        purpose=RETRY if retry else INQUIRY,
+        purpose=purpose,
         reason=reason,
         due_at_ms=due_at_ms,
         tier=tier,
@@ -352,7 +361,8 @@ def wait_of(
 def timer_of(
     payment: Payment, due_at_ms: int, reason: str, policy: Policy, now_ms: int
 ) -> PaymentDue:
-    """A wait until a time: in the longest tier that ends before it, passed on until then."""
+    """A wait of the payment itself until a time: in the longest tier that ends before it, passed
+    on until then."""
     return PaymentDue(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,
@@ -457,6 +467,18 @@ def replaced(payment: Payment, attempt: Attempt) -> tuple[Attempt, ...]:
     raise InvariantBroken("only an attempt of the payment can change")
 
 
+def is_uncertain(payment: Payment, attempt: Attempt) -> bool:
+    """Whether the attempt may have moved money without our knowing.
+
+    Snapshots of before attempts said so themselves say it by the payment's status.
+    """
+    return attempt.uncertain_since_ms > 0 or (
+        payment.status == OUTCOME_UNKNOWN
+        and attempt.kind in MAIN_KINDS
+        and attempt.state not in (DECLINED, ATTEMPT_FAILED)
+    )
+
+
 def in_flight(payment: Payment) -> bool:
     """Whether something is under way that commands must wait for."""
     for attempt in payment.attempts:
@@ -519,7 +541,7 @@ def reserved_minor(payment: Payment, kind: str) -> int:
 
 def is_unfinished(attempt: Attempt) -> bool:
     """Whether the attempt's outcome is still to come, by a gateway or by a person."""
-    return attempt.state not in ("declined", "failed") and not has_succeeded(attempt.state)
+    return attempt.state not in (DECLINED, ATTEMPT_FAILED) and not has_succeeded(attempt.state)
 
 
 def refundable_minor(payment: Payment) -> int:

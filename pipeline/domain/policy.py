@@ -33,6 +33,9 @@ class GatewayProfile(Struct, frozen=True, kw_only=True):
     key_retention_ms: int = DAY_MS
     # How long a hold lasts before it is given back by us: what card networks grant at least.
     authorization_ms: int = 7 * DAY_MS
+    # False: the gateway takes what arrives twice as two. Nothing that may have been sent there is
+    # ever sent again, and "not found" never leads to a second call, only to another gateway.
+    idempotent: bool = True
 
 
 _TIERS = TopicSettings()
@@ -52,6 +55,11 @@ class Policy(Struct, frozen=True, kw_only=True):
     # 12 questions 5 s apart, 16 of 15 s and 55 of a minute are an hour: longer than most outages;
     # then a person must look.
     inquiry_max: int = 83
+    # What a gateway has and is not done with may take days (refunds, bank transfers): once the
+    # inquiries are used up it is asked every hour, since its notice may never come; ten business
+    # days are the longest that is customary, then a person must look.
+    pending_check_ms: int = HOUR_MS
+    pending_max_ms: int = 14 * DAY_MS
     # Before a payment fails because its gateway could not be reached, the gateway is asked this
     # often whether it knows the charge all the same: three questions outlast a single bad moment.
     proof_inquiry_max: int = 3

@@ -88,7 +88,7 @@ class Metrics:
         )
         self.tiers = Counter(
             "paystream_tier_records",
-            "Payments sent to wait: retry or inquiry.",
+            "Payments sent to wait: retry, inquiry or timer.",
             ["tier"],
             registry=r,
         )

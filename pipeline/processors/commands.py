@@ -52,6 +52,7 @@ from pipeline.domain.payment import (
     followed,
     gateway_profile,
     in_flight,
+    is_uncertain,
     main_kind,
     moved,
     refund_target,
@@ -410,7 +411,7 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
 
 def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
     """A person says what became of the oldest operation that is unknown."""
-    attempt = next((each for each in payment.attempts if _is_unknown(each)), None)
+    attempt = next((each for each in payment.attempts if _is_unknown(payment, each)), None)
     if attempt is None:
         return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
     if command.decision == rules.NOT_CHARGED:
@@ -455,7 +456,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
     )
 
 
-def _is_unknown(attempt: Attempt) -> bool:
+def _is_unknown(payment: Payment, attempt: Attempt) -> bool:
     if attempt.state in (INQUIRY_EXHAUSTED, CONTRADICTED):
         return True
-    return attempt.uncertain_since_ms > 0 and attempt.state in BUSY_STATES
+    return is_uncertain(payment, attempt) and attempt.state in BUSY_STATES

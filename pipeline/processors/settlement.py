@@ -49,6 +49,7 @@ from pipeline.domain.payment import (
     find_attempt,
     first_try,
     gateway_profile,
+    is_uncertain,
     replaced,
     request_of,
     stepped,
@@ -69,7 +70,7 @@ from pipeline.processors.outcomes import (
     uncertain,
     waiting,
 )
-from pipeline.processors.timers import process_timer
+from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
 
 # Causes of dead letters.
 UNKNOWN_PAYMENT: Final = "unknown_payment"
@@ -78,7 +79,6 @@ UNKNOWN_PURPOSE: Final = "unknown_purpose"
 
 # Notes: inputs without effect.
 STALE_DUE: Final = "stale_due"
-NOT_YET_DUE: Final = "not_yet_due"
 SEND_WINDOW_OPEN: Final = "send_window_open"
 
 # Reasons of a failure.
@@ -87,6 +87,7 @@ PAY_BEFORE_PASSED: Final = "pay_before_passed"
 ORDER_TOO_OLD: Final = "order_too_old"
 KEY_RETENTION_PASSED: Final = "key_retention_passed"
 RESENDS_EXHAUSTED: Final = "resends_exhausted"
+GATEWAY_NOT_IDEMPOTENT: Final = "gateway_not_idempotent"
 CANCEL_REQUESTED: Final = "cancel_requested"
 
 # Not sent because of the load, here or there, or because a worker stopped: such waits are not
@@ -140,7 +141,7 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)
     if due.payment_id != payment.payment_id:
         return _STALE_DUE
-    if due.purpose == TIMER:
+    if due.purpose == TIMER and not due.attempt:
         made = process_timer(payment, due, now_ms, policy)
         return with_waiting_commands(made, now_ms, policy) if payment.commands else made
     attempt = find_attempt(payment, due.operation_id, due.attempt)
@@ -150,9 +151,13 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
         if attempt.state != RETRY_WAITING:
             return _STALE_DUE
         return _retry_due(payment, attempt, due, now_ms, policy)
-    if due.purpose == INQUIRY:
+    if due.purpose in (INQUIRY, TIMER):
         if attempt.state not in (INQUIRY_WAITING, ATTEMPT_PENDING):
             return _STALE_DUE
+        if due.purpose == TIMER:
+            again = passed_on(due, now_ms, policy)
+            if again is not None:
+                return again
         return _inquire(payment, attempt, INQUIRY_DUE, now_ms)
     detail = f"{due.purpose!r} is neither retry nor inquiry nor timer"
     return dead_lettered(payment, UNKNOWN_PURPOSE, detail, now_ms)
@@ -202,9 +207,13 @@ def _inquiry_answered(
         return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
     if outcome == DECLINED:
         return declined(payment, attempt, result, now_ms)
-    if outcome == PENDING and attempt.inquiries < policy.inquiry_max:
-        return pending(payment, attempt, result, now_ms, policy)
     known_pending = attempt.code in PENDING_CODES
+    patience_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
+    exhausts = (
+        attempt.inquiries >= policy.inquiry_max and now_ms >= attempt.started_at_ms + patience_ms
+    )
+    if outcome == PENDING and not exhausts:
+        return pending(payment, attempt, result, now_ms, policy)
     if outcome == NOT_FOUND and not known_pending:
         if _is_proof(attempt, now_ms, policy):
             return _proven_unsent(payment, attempt, now_ms, policy)
@@ -214,10 +223,10 @@ def _inquiry_answered(
     reason = result.code or outcome
     if not known_pending:
         attempt = replace(attempt, code=result.code)
-        if not attempt.uncertain_since_ms and attempt.inquiries >= policy.proof_inquiry_max:
+        if not is_uncertain(payment, attempt) and attempt.inquiries >= policy.proof_inquiry_max:
             refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
             return gave_up(payment, attempt, refusal, now_ms)
-    if attempt.inquiries >= policy.inquiry_max:
+    if exhausts:
         return exhausted(
             payment,
             replace(attempt, uncertain_since_ms=attempt.uncertain_since_ms or now_ms),
@@ -271,6 +280,8 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
     refusal = _refusal(payment, attempt, now_ms, policy)
     if refusal is None and attempt.resends >= policy.resend_max:
         refusal = RESENDS_EXHAUSTED
+    if refusal is None and not gateway_profile(policy, attempt.gateway).idempotent:
+        refusal = GATEWAY_NOT_IDEMPOTENT
     if refusal is None:
         return _sent_again(payment, attempt, now_ms, policy)
     if (
@@ -389,7 +400,8 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
     profile = gateway_profile(policy, attempt.gateway)
     lost_at_ms = attempt.sendable_until_ms - attempt.send_within_ms - policy.clock_skew_ms
     return (
-        attempt.uncertain_since_ms > 0
+        profile.idempotent
+        and is_uncertain(payment, attempt)
         and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms
         and attempt.resends < policy.resend_max
         and _refusal(payment, attempt, now_ms, policy) is None

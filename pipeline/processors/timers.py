@@ -50,10 +50,9 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
     due_at_ms = due.due_at_ms
     if due_at_ms is None or payment.expires_at_ms != due_at_ms:
         return _STALE_DUE
-    delays_ms = policy.timer_delays_ms
-    ends_ms = now_ms + delays_ms[min(due.tier, len(delays_ms)) - 1]
-    if ends_ms < due_at_ms:
-        return _passed_on(due, tier_not_longer(delays_ms, due_at_ms - ends_ms))
+    again = passed_on(due, now_ms, policy)
+    if again is not None:
+        return again
     if payment.status in (REQUIRES_CUSTOMER_ACTION, RISK_REVIEW):
         changed, event = moved(
             payment,
@@ -70,7 +69,7 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         return _STALE_DUE
     if in_flight(payment) or reserved_minor(payment, CAPTURE):
         # A capture or a void is under way; what is left afterwards ends then.
-        return _passed_on(due, 1)
+        return _again(due, 1)
     if payment.status == CAPTURED:
         # Partly captured: the rest of the hold goes by itself, and is no longer ours to take.
         changed, event = told(
@@ -98,5 +97,14 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
     )
 
 
-def _passed_on(due: PaymentDue, tier: int) -> Decision:
+def passed_on(due: PaymentDue, now_ms: int, policy: Policy) -> Decision | None:
+    """What sends a timer on that entered its tier at ``now_ms``, or None when its time has come."""
+    delays_ms = policy.timer_delays_ms
+    ends_ms = now_ms + delays_ms[min(due.tier, len(delays_ms)) - 1]
+    if due.due_at_ms is None or ends_ms >= due.due_at_ms:
+        return None
+    return _again(due, tier_not_longer(delays_ms, due.due_at_ms - ends_ms))
+
+
+def _again(due: PaymentDue, tier: int) -> Decision:
     return Decision(sends=(replace(due, tier=tier),), note=NOT_YET_DUE)

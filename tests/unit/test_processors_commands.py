@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from pipeline.domain.decision import Decision
 from pipeline.domain.policy import DAY_MS
 from pipeline.processors.order import hold_for_review
 from tests.support.payment_story import (
@@ -241,6 +242,18 @@ def test_a_first_charge_that_shows_after_a_retry_is_given_back() -> None:
     story.flow.answer(yes)
     assert (story.status, story.money) == ("captured", (1_000, 1_000, 500))
     assert sorted(story.settled) == [("capture", 500), ("capture", 500), ("refund", -500)]
+
+
+def test_a_reversal_that_the_gateway_refuses_is_left_to_a_refund() -> None:
+    """The money is still the customer's; a person may give it back by command."""
+    story = failed()
+    story.flow.result(story.late_result())
+    story.flow.answer(DECLINED)
+    assert (story.events[-1], story.money) == ("refund_failed", (500, 500, 0))
+    story.command("refund", "r1")
+    assert story.flow.requests()[-1].parent_reference == "charge_1"
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("failed", (500, 500, 500))
 
 
 # Resolutions and reviews.
@@ -545,3 +558,27 @@ def test_a_customer_who_cancels_at_the_bank_is_not_charged() -> None:
     assert story.events[-2:] == ["charged", "reversal_started"]
     story.flow.answer(yes)
     assert (story.status, story.money) == ("cancelled", (500, 500, 500))
+
+
+# Snapshots of before.
+
+
+def test_a_payment_captured_before_refunds_were_there_is_refunded() -> None:
+    """Its snapshot counts no authorized amount; what was captured can go back all the same."""
+    story = charged()
+    story.flow.apply(ORDER, Decision(payment=replace(story.payment, authorized_minor=0)))
+    story.command("refund", "r1")
+    story.flow.answer(yes)
+    assert story.money == (0, 500, 500)
+
+
+def test_an_outcome_unknown_of_before_is_still_not_guessed() -> None:
+    """An attempt that does not say itself that it is uncertain is asked about just as long."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    attempt = replace(story.payment.attempts[0], uncertain_since_ms=0)
+    story.flow.apply(ORDER, Decision(payment=replace(story.payment, attempts=(attempt,))))
+    story.flow.run(lambda _: TIMED_OUT)
+    assert (story.status, story.payment.attempts[0].state) == (
+        "outcome_unknown", "inquiry_exhausted",
+    )  # fmt: skip

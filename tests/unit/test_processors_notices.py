@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.domain.model import GatewayNotification
+from pipeline.domain.policy import HOUR_MS
 from tests.support.payment_story import (
     ACTION,
     DECLINED,
@@ -64,10 +65,27 @@ def test_a_pending_charge_that_nobody_tells_of_waits_for_a_person() -> None:
     """Silence about what the gateway has is never taken for failure."""
     story = Story()
     story.flow.answer(PENDING)
-    story.flow.run(lambda _: TIMED_OUT)
+    for _ in range(14 * 25):
+        story.flow.run(lambda _: TIMED_OUT)
+        story.flow.advance(HOUR_MS)
     assert (story.status, story.events[-1]) == ("outcome_unknown", "inquiry_exhausted")
     story.notify("succeeded")
     assert story.status == "captured"
+
+
+def test_a_refund_that_takes_days_is_asked_about_every_hour() -> None:
+    """It needs no person and holds up nobody; its end is found though no notice comes."""
+    story = refunding()
+    story.flow.answer(PENDING)
+    for _ in range(48):
+        story.flow.run(lambda _: PENDING)
+        story.flow.advance(HOUR_MS)
+    assert story.payment.attempts[-1].state in ("pending", "inquiring")
+    assert 48 <= story.asked.count("inquire") <= 48 + story.flow.policy.inquiry_max
+    story.flow.run(yes)
+    story.flow.advance(2 * HOUR_MS)
+    story.flow.run(yes)
+    assert story.money == (500, 500, 200)
 
 
 @pytest.mark.parametrize("first", [NOT_SENT, TIMED_OUT, PENDING, ACTION])

@@ -397,6 +397,24 @@ def test_a_proof_must_have_been_asked_for_late_enough() -> None:
     assert story(flow)[-1] == "inquiry_scheduled"
 
 
+def test_a_gateway_without_idempotency_is_never_sent_the_same_twice() -> None:
+    """What may have reached it is asked about; once proven not found another gateway is tried."""
+    first = replace(POLICY.gateways[0], idempotent=False)
+    policy = replace(TWO_GATEWAYS, gateways=(first, TWO_GATEWAYS.gateways[1]), inquiry_max=40)
+    flow = started(policy)
+
+    def adapter(request: PaymentRequest) -> GatewayAnswer:
+        if request.gateway == "second":
+            return SUCCEEDED
+        return TIMED_OUT if request.kind == "charge" else NOT_FOUND
+
+    flow.run(adapter)
+    charges = [(r.gateway, r.try_number) for r in flow.requests() if r.kind == "charge"]
+    assert charges == [("simulator", 1), ("second", 1)]
+    assert "resend_scheduled" not in story(flow)
+    assert flow.events()[-2].reason == "gateway_not_idempotent"
+
+
 def test_resends_are_bounded() -> None:
     """A charge that is lost again and again ends as a failure that is proven."""
     flow = started(replace(POLICY, inquiry_max=100))
