@@ -48,7 +48,8 @@ def verify(
     """Audit the flow; while something is on its way look again, for ``wait_s`` at most.
 
     A further look reads only what is new. Waiting ends early when something is broken, or when
-    all that is pending waits for a person or a customer. Raises AuditUnavailable when a server is away.
+    all that is pending waits for a person or a customer. Raises AuditUnavailable when a server is
+    away.
     """
     deadline = time.monotonic() + wait_s
     gateway = GatewayReader(sources.gateway_urls) if sources.gateway_urls else None
