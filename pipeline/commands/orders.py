@@ -93,11 +93,13 @@ def import_command(
     given = _given_back(found)
     refused = 0
     if not dry_run:
+        # Both topics are looked for before anything is published.
+        asks = _Publishing(bootstrap_servers, prefix, commands=True) if given.commands else None
         with _Publishing(bootstrap_servers, prefix) as publisher:
             refused = _publish(publisher, found.orders, "orders")
         # After the orders: a refund that overtakes its order would have to wait for it.
-        if given.commands:
-            with _Publishing(bootstrap_servers, prefix, commands=True) as publisher:
+        if asks is not None:
+            with asks as publisher:
                 refused += _publish(publisher, given.commands, "commands")
     for line in _summary(found, given, refused, dry_run=dry_run):
         typer.echo(line)

@@ -199,6 +199,7 @@ def test_waiting_is_for_what_time_alone_mends() -> None:
     assert worth_waiting(report("order_without_outcome"))
     assert worth_waiting(report("order_without_outcome", "waits_for_a_person"))
     assert not worth_waiting(report("waits_for_a_person"))
+    assert not worth_waiting(report("waits_for_a_person", "waits_for_the_customer"))
     assert not worth_waiting(report("order_without_outcome", broken=True))
     assert not worth_waiting(report())
 

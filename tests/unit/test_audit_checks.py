@@ -555,6 +555,18 @@ def a_late_charge_was_kept(flow: Flow) -> Place:
     payment = flow.started("shop:new", 70)
     payment.transition("failed", "failed", state="failed", reason="gateway_unavailable")
     late = payment.came_too_late()
+    del payment.operations[late]
+    flow.remove("payment-requests", payment.key, 1)
+    payment.step("failed", "late_success")
+    flow.all_processed()
+    return flow.of("settlements", payment.key)
+
+
+@case("waits_for_a_person", severity=PENDING)
+def a_late_charge_could_not_be_given_back(flow: Flow) -> Place:
+    payment = flow.started("shop:new", 70)
+    payment.transition("failed", "failed", state="failed", reason="gateway_unavailable")
+    late = payment.came_too_late()
     payment.answered(late, "declined")
     payment.state_of(late, "declined")
     payment.step("failed", "operation_declined", operation_id=late)
