@@ -128,6 +128,9 @@ def _fields(reply: HttpReply) -> dict[str, str] | None:
 def _about(name: str, fields: Mapping[str, str], request: PaymentRequest) -> GatewayAnswer:
     amount, code = fields.get("AMOUNT", ""), fields.get("CODE")
     state = _STATES.get(fields["STATUS"])
+    if state == STATE_DECLINED and code is None:
+        # A no is always told with its code; without one a part is missing.
+        state = None
     if state is None or not amount.isascii() or not amount.isdigit() or len(amount) > 18:
         return unknown("undecodable_answer", fields["STATUS"])
     if code == _RETURNED:
