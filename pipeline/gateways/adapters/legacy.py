@@ -114,8 +114,8 @@ class LegacyAdapter:
 
 
 def _fields(reply: HttpReply) -> dict[str, str] | None:
-    """The lines of an answer; None if it is none. The last line is ended, or a part is missing."""
-    if reply.status != 200 or not reply.body or not reply.body.endswith(b"\r\n"):
+    """The lines of an answer; None if it is none. A last line that is not ended does not count."""
+    if reply.status != 200 or not reply.body:
         return None
     try:
         lines = reply.body.decode().split("\r\n")[:-1]
