@@ -96,10 +96,11 @@ class Settings(BaseSettings):
         1, ge=1, le=10, description="Copies that must have a record before it counts as written."
     )
     retention_ms: int = Field(7 * 86_400_000, ge=60_000, description="Of the stream topics.")
-    retry_delay_ms: int = Field(5_000, ge=100, description="Delay of the retry tier.")
-    inquiry_delay_ms: int = Field(5_000, ge=100, description="Delay of the inquiry tier.")
-    retry_max: int = Field(24, ge=0, description="Tries of a request that was not sent.")
-    inquiry_max: int = Field(720, ge=1, description="Questions about an unknown outcome.")
+    retry_delay_ms: int = Field(5_000, ge=100, description="Delay of the first retry tier.")
+    inquiry_delay_ms: int = Field(5_000, ge=100, description="Delay of the first inquiry tier.")
+    timer_delay_ms: int = Field(60_000, ge=100, description="Delay of the first timer tier.")
+    retry_max: int = Field(5, ge=0, description="Tries of a request that was not sent.")
+    inquiry_max: int = Field(83, ge=1, description="Questions about an unknown outcome.")
     gateway_grace_ms: int = Field(
         30_000, ge=0, description="How long a gateway may say not found of a charge it made."
     )
@@ -120,6 +121,10 @@ class Settings(BaseSettings):
     )
     gateway_in_process: bool = Field(
         False, description="Benchmarks only: answer charges in memory instead of over HTTP."
+    )
+    routes_file: str = Field(
+        "",
+        description="Routing rules, TOML or JSON, until a control entry replaces them.",
     )
     in_flight_max: int = Field(256, ge=1, le=10_000, description="Open calls of one worker.")
     call_timeout_ms: int = Field(10_000, ge=100, description="Soft deadline of one gateway call.")
@@ -180,14 +185,16 @@ class Settings(BaseSettings):
             retention_ms=self.retention_ms,
             retry_delay_ms=self.retry_delay_ms,
             inquiry_delay_ms=self.inquiry_delay_ms,
+            timer_delay_ms=self.timer_delay_ms,
         )
 
     def catalogue(self) -> Catalogue:
         return build_catalogue(self.topic_settings())
 
     def worker_options(self) -> dict[str, Any]:
-        """What a worker process is told beyond its identity."""
-        return {
+        """What a worker process is told beyond its identity. UserError for routing rules that
+        cannot be used."""
+        options = {
             name: getattr(self, name)
             for name in (
                 "retry_max",
@@ -210,6 +217,17 @@ class Settings(BaseSettings):
                 "log_level",
             )
         } | {"ledger_url": self.books_url()}
+        return options | {"routes": self._routes(options)}
+
+    def _routes(self, options: dict[str, Any]) -> str:
+        """The configuration's own routing document as JSON, empty for none."""
+        if not self.routes_file:
+            return ""
+        from pipeline.runtime.policy_options import check_routes, policy_of, read_routes_file
+
+        text = read_routes_file(Path(self.routes_file))
+        check_routes(policy_of(options), text, self.routes_file)
+        return text
 
     def gateway_urls(self) -> tuple[str, ...]:
         """Where the gateways are, each with its books (``gateway_url`` may name several)."""

@@ -1,8 +1,9 @@
 """The main job on real input, from nothing: what ``paystream demo`` does.
 
 A fresh broker, fresh topics and fresh books in a folder of their own; a file of orders is
-published by an ``OrderPublisher``, carried through payments, gateway and ledger by real workers,
-and followed downstream by a ``SettlementSubscriber``. At the end an audit that shares no code with
+published by an ``OrderPublisher``, what its cancellations give back by a ``CommandPublisher``;
+real workers carry both through payments, gateway and ledger, and a ``SettlementSubscriber`` follows
+them downstream. At the end an audit that shares no code with
 any of them says whether every guarantee held.
 """
 
@@ -26,8 +27,10 @@ from pipeline.config import Settings, load_settings
 from pipeline.domain.money import format_amount
 from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.errors import UserError
-from pipeline.gateways.simulator.faults import RATED
+from pipeline.gateways.simulator.faults import RATED, FaultPlan
 from pipeline.local import LocalFlow
+from producers.cancellations import GivenBack, given_back
+from producers.invoice_csv import InvoiceFile
 from producers.order_file import OrderFile
 
 # The first workers, their group joins and the slowest wait of the default faults take about 20 s;
@@ -58,6 +61,8 @@ PACE: dict[str, Any] = {
 
 # After these a payment moves no further by itself; the last one waits for a person.
 _LAST_EVENTS = ("captured", "failed", "rejected", "no_payment_due", "inquiry_exhausted")
+# After one of these a refund or credit has been answered.
+_ANSWERS = ("refunded", "credit_held", "command_rejected", "operation_declined", "operation_failed")
 
 
 @dataclass
@@ -70,6 +75,11 @@ class Demo:
     say: Callable[[str], None]
     settled: Counter[str] = field(default_factory=Counter)
     settled_count: int = 0
+    given: GivenBack = field(default_factory=GivenBack)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.found, InvoiceFile):
+            self.given = given_back(self.found, now_ms=int(time.time() * 1000))
 
     def run(self) -> int:
         """Do it all; 0 when every guarantee held, 1 otherwise."""
@@ -104,6 +114,7 @@ class Demo:
 
     def _carry_through(self, flow: LocalFlow) -> tuple[Report, dict[str, int]]:
         from pipeline.audit.verify import Sources, verify
+        from producers.command_publisher import CommandPublisher
         from producers.order_publisher import OrderPublisher
 
         s = flow.settings
@@ -124,6 +135,18 @@ class Demo:
                     if index % 1_000 == 0:
                         flow.tick()
             self.say(f"Published {len(self.found.orders)} orders of {self.orders_file.name}")
+            if self.given.commands:
+                with CommandPublisher(
+                    s.bootstrap_servers,
+                    topic=s.catalogue().name("payment-commands"),
+                    config={"log_level": 0},
+                ) as asks:
+                    for command in self.given.commands:
+                        asks.publish(command)
+                self.say(
+                    f"Published {len(self.given.refunds)} refunds and "
+                    f"{len(self.given.credits)} credits of its cancellations"
+                )
             self._watch(flow)
             report = verify(
                 Sources(
@@ -192,12 +215,20 @@ class Demo:
             calls = sum(v for (n, _), v in count.items() if n == "paystream_gateway_calls_total")
             captured = events("captured")
             ended = sum(events(name) for name in _LAST_EVENTS)
+            answered = sum(events(name) for name in _ANSWERS)
+            moved = captured + events("refunded") + events("credit_held")
             posted = int(count.get(("paystream_ledger_entries_total", ("posted",)), 0))
-            state = (taken, int(dead), int(calls), ended, captured, self.settled_count, posted)
+            state = (
+                taken, int(dead), int(calls), ended, answered, captured, self.settled_count, posted,
+            )  # fmt: skip
             now_s = time.monotonic()
             if state != before:
                 before, moved_s = state, now_s
-            finished = ended + dead >= published and posted >= captured
+            finished = (
+                ended + dead >= published
+                and answered >= len(self.given.commands)
+                and posted >= moved
+            )
             if finished or now_s - shown_s >= PROGRESS_INTERVAL_S:
                 shown_s = now_s
                 self.say(
@@ -218,12 +249,38 @@ class Demo:
         records = report.summary["records"]
         if records["orders"] != len(self.found.orders):
             wrong.append(f"{len(self.found.orders)} orders published, {records['orders']} read")
-        gateway = report.summary.get("gateway")
-        if gateway is not None and gateway["charged_minor"] != report.summary["settled_minor"]:
+        commands = sum(report.summary["commands"]["by_type"].values())
+        if commands != len(self.given.commands):
+            wrong.append(f"{len(self.given.commands)} commands published, {commands} read")
+        if not _books_agree(report.summary):
             wrong.append("the gateway's books and the settlements differ")
         if dict(self.settled) != {k: v for k, v in report.summary["settled_minor"].items() if v}:
             wrong.append("the subscriber saw other settlements than the audit")
         return wrong
+
+
+def _moved(summary: dict[str, Any], *kinds: str) -> dict[str, int]:
+    """What the settlements of some kinds come to, by currency."""
+    sums: Counter[str] = Counter()
+    for kind in kinds:
+        for currency, amount_minor in (
+            summary["settlements"].get(kind, _NONE)["amount_minor"].items()
+        ):
+            sums[currency] += amount_minor
+    return {currency: amount_minor for currency, amount_minor in sums.items() if amount_minor}
+
+
+_NONE: dict[str, Any] = {"count": 0, "amount_minor": {}}
+
+
+def _books_agree(summary: dict[str, Any]) -> bool:
+    """Whether the gateway charged and refunded what was settled. No gateway knows of credits."""
+    gateway = summary.get("gateway")
+    return gateway is None or (
+        gateway["charged_minor"] == _moved(summary, "capture")
+        and {code: -minor for code, minor in gateway["refunded_minor"].items() if minor}
+        == _moved(summary, "refund", "refund_failed")
+    )
 
 
 def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) -> Iterator[str]:
@@ -232,7 +289,7 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
     payments, amounts, reasons = s["payments"], s["amount_minor"], s["reasons"]
 
     def row(label: str, text: str) -> str:
-        return f"{label:<34}{text}"
+        return f"{label:<36}{text}"
 
     def sums(by_currency: dict[str, int]) -> str:
         shown = [format_amount(minor, code) for code, minor in sorted(by_currency.items())]
@@ -251,11 +308,20 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
         yield row("  lines not taken", f"{len(demo.found.problems):,}")
     if cancellations:
         back = sum(c.amount_minor for c in cancellations)
+        lines = sum(len(c.lines) for c in cancellations)
         yield row(
             "cancellations read",
-            f"{len(cancellations):,}, {format_amount(back, 'GBP')} (no orders)",
+            f"{len(cancellations):,} with {lines:,} lines, {format_amount(back, 'GBP')}",
         )
     yield row("captured", f"{payments.get('captured', 0):,}, {sums(amounts.get('captured', {}))}")
+    if demo.given.commands:
+        for label, kind in (("refunded", "refund"), ("credits held", "credit")):
+            settled = s["settlements"].get(kind, _NONE)
+            back_minor = {code: -minor for code, minor in settled["amount_minor"].items()}
+            yield row(label, f"{settled['count']:,}, {sums(back_minor)}")
+        yield row("refunds rejected", f"{sum(s['commands']['rejected'].values()):,}")
+        for rule, count in s["commands"]["rejected"].items():
+            yield row(f"  {rule}", f"{count:,}")
     yield row("settled (subscriber)", f"{demo.settled_count:,}, {sums(dict(demo.settled))}")
     yield row("no payment due", f"{payments.get('no_payment_due', 0):,}")
     yield row("failed", f"{payments.get('failed', 0):,}, {sums(amounts.get('failed', {}))}")
@@ -281,15 +347,19 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
             yield row(f"  debits less credits, {code}", format_amount(total, code))
     if "gateway" in s:
         gateway = s["gateway"]
-        agree = gateway["charged_minor"] == s["settled_minor"]
+        refunds = ""
+        if gateway["refunds"]:
+            refunds = f"; {gateway['refunds']:,} refunds, {sums(gateway['refunded_minor'])}"
         yield row(
             "gateway's own books",
-            f"{gateway['charges']:,} charges, {sums(gateway['charged_minor'])}: "
-            + ("agree" if agree else "DIFFER"),
+            f"{gateway['charges']:,} charges, {sums(gateway['charged_minor'])}{refunds}: "
+            + ("agree" if _books_agree(s) else "DIFFER"),
         )
+    # Each kind that the plan has, also at zero: one that was never met is seen to be missing.
+    rates = FaultPlan.named(demo.faults).rates
     yield row(
         "faults injected",
-        "none" if demo.faults == "none" else ", ".join(f"{k} {faults.get(k, 0)}" for k in RATED),
+        ", ".join(f"{k} {faults.get(k, 0)}" for k in RATED if rates.get(k)) or "none",
     )
     latency = s["order_to_settlement_ms"]
     if latency["count"]:

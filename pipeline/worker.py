@@ -77,20 +77,16 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
 def _payments(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    from pipeline.domain.policy import Policy
-    from pipeline.gateways.configured import profiles_of
+    from pipeline.runtime.control import ControlReader
     from pipeline.runtime.lag import GroupLag, LagGate
+    from pipeline.runtime.live_policy import LivePolicy
     from pipeline.runtime.payments_stage import PaymentsStage
     from pipeline.runtime.payments_worker import PaymentsWorker
+    from pipeline.runtime.policy_options import policy_of
 
     o = spec.options
-    policy = Policy(
-        gateways=profiles_of(o),
-        retry_max=o["retry_max"],
-        inquiry_max=o["inquiry_max"],
-        send_within_ms=o["send_within_ms"],
-        clock_skew_ms=o["clock_skew_ms"],
-    )
+    policy = LivePolicy(policy_of(o), routes=o.get("routes") or "", metrics=metrics)
+    control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
     lag = GroupLag(
         spec.bootstrap_servers,
         catalogue.group("gateway"),
@@ -122,11 +118,13 @@ def _payments(
     )
 
     def run() -> None:
+        control.start()
         gate.start()
         try:
             worker.run()
         finally:
             gate.stop()
+            control.close()
             lag.close()
 
     return run
@@ -137,21 +135,34 @@ def _gateway(
 ) -> Callable[[], None]:
     from pipeline.gateways.configured import build_gateways, profiles_of
     from pipeline.runtime.calls import Calls
+    from pipeline.runtime.control import ControlReader
     from pipeline.runtime.gateway_stage import GatewayStage, GatewayTerms
     from pipeline.runtime.gateway_worker import GatewayWorker
+    from pipeline.runtime.live_policy import LivePolicy
+    from pipeline.runtime.policy_options import policy_of
+    from pipeline.runtime.protection import Protection
 
     o = spec.options
     terms = {
         profile.name: GatewayTerms(profile.key_retention_ms, profile.idempotent)
         for profile in profiles_of(o)
     }
+    protection = Protection((), in_flight_max=o["in_flight_max"], metrics=metrics)
+    policy = LivePolicy(
+        policy_of(o),
+        routes=o.get("routes") or "",
+        metrics=metrics,
+        on_change=lambda changed: protection.configure(changed.gateways),
+    )
+    protection.configure(policy.in_force.gateways)
+    control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
     calls = Calls(
         build_gateways(o),
-        in_flight_max=o["in_flight_max"],
+        gate=protection,
         # The adapter answers first; this one catches an adapter that does not.
         soft_deadline_s=o["call_timeout_ms"] / 1000 + 2.0,
     )
-    return GatewayWorker(
+    worker = GatewayWorker(
         spec,
         catalogue=catalogue,
         stage=GatewayStage(
@@ -162,7 +173,16 @@ def _gateway(
         stop=stop,
         commit_policy=_commit_policy(spec),
         producer_overrides=o.get("producer_overrides"),
-    ).run
+    )
+
+    def run() -> None:
+        control.start()
+        try:
+            worker.run()
+        finally:
+            control.close()
+
+    return run
 
 
 def _commit_policy(spec: WorkerSpec) -> Any:

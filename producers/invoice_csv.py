@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 
 from pipeline.domain.card_numbers import mask_card_number_text
@@ -36,16 +36,29 @@ COLUMNS = (
 
 # 32-bit counts in the record, and no shop sells a billion of one thing on a line.
 _QUANTITY = re.compile(r"-?[0-9]{1,9}")
-_DATE = re.compile(r"([0-9]{1,2})/([0-9]{1,2})/([0-9]{4})(?: [0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?)?")
+_DATE = re.compile(
+    r"([0-9]{1,2})/([0-9]{1,2})/([0-9]{4})(?: ([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?)?"
+)
 # Amounts stay exact for every reader of JSON (2**53).
 AMOUNT_MINOR_MAX = 1 << 53
 
 
+# When an invoice was written (ISO 8601, local), and the line of the file it begins on, which
+# decides between two of one minute.
+Placed = tuple[str, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancellation:
-    """An invoice that gives money back. It does not name the sale it cancels."""
+    """An invoice that gives money back. It does not name the sale it cancels.
 
+    ``order_id`` is the invoice's number with the prefix of the orders.
+    """
+
+    merchant_id: str
     invoice_number: str
+    order_id: str
+    placed: Placed
     business_date: str
     amount_minor: int  # negative: to the customer
     currency: str
@@ -55,9 +68,13 @@ class Cancellation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvoiceFile(OrderFile):
-    """What a file of invoices holds. Zero orders are stock adjustments: nothing is due."""
+    """What a file of invoices holds. Zero orders are stock adjustments: nothing is due.
+
+    ``placed`` tells of each order, by its id, when it was invoiced.
+    """
 
     cancellations: tuple[Cancellation, ...] = ()
+    placed: Mapping[str, Placed] = field(default_factory=dict)
 
 
 def read_invoices(
@@ -87,6 +104,7 @@ def read_invoices(
     drafts, problems = _drafts(lines, width, places, currency)
     orders: list[Order] = []
     cancellations: list[Cancellation] = []
+    placed: dict[str, Placed] = {}
     for draft in drafts.values():
         reason = draft.held_back or _whole_reason(draft, prefix)
         if reason is not None:
@@ -96,7 +114,10 @@ def read_invoices(
         elif draft.number[:1] in "Cc":
             cancellations.append(
                 Cancellation(
+                    merchant_id=merchant_id,
                     invoice_number=draft.number,
+                    order_id=f"{prefix}{draft.number}",
+                    placed=draft.placed,
                     business_date=draft.business_date,
                     amount_minor=draft.amount_minor,
                     currency=currency,
@@ -106,6 +127,7 @@ def read_invoices(
             )
         else:
             payer = draft.customer_id or draft.number
+            placed[f"{prefix}{draft.number}"] = draft.placed
             orders.append(
                 Order(
                     merchant_id=merchant_id,
@@ -127,6 +149,7 @@ def read_invoices(
         problems=tuple(problems),
         left_out=len(drafts) - len(orders) - len(cancellations),
         cancellations=tuple(cancellations),
+        placed=placed,
     )
 
 
@@ -137,11 +160,19 @@ class _Draft:
     number: str
     customer_id: str = ""
     country: str = ""
-    business_date: str = ""
+    invoiced_at: str = ""
     amount_minor: int = 0
     lines: list[OrderLine] = field(default_factory=list)
     line_numbers: list[int] = field(default_factory=list)
     held_back: str | None = None
+
+    @property
+    def business_date(self) -> str:
+        return self.invoiced_at[:10]
+
+    @property
+    def placed(self) -> Placed:
+        return self.invoiced_at, self.line_numbers[0]
 
 
 class _BadLine(Exception):
@@ -214,7 +245,7 @@ def _add(draft: _Draft, fields: Sequence[str], currency: str) -> None:
         raise _BadLine(f"Quantity {_shown(quantity_text)!r} is not a whole number")
     quantity = int(quantity_text)
     unit_amount_minor = parse_amount(price_text, currency)
-    business_date = _iso_date(date_text)
+    invoiced_at = _iso_time(date_text)
     if draft.lines:
         if customer_id != draft.customer_id:
             raise _BadLine(
@@ -229,7 +260,7 @@ def _add(draft: _Draft, fields: Sequence[str], currency: str) -> None:
     else:
         # An invoice that was being written at midnight belongs to its first line's day.
         draft.customer_id, draft.country = customer_id, country
-        draft.business_date = business_date
+        draft.invoiced_at = invoiced_at
     draft.lines.append(
         OrderLine(
             line_number=len(draft.lines) + 1,
@@ -247,7 +278,12 @@ def _whole_reason(draft: _Draft, prefix: str) -> str | None:
     if abs(draft.amount_minor) > AMOUNT_MINOR_MAX:
         return "its total is too large"
     if draft.number[:1] in "Cc":
-        return "it is a cancellation with a positive total" if draft.amount_minor > 0 else None
+        if draft.amount_minor > 0:
+            return "it is a cancellation with a positive total"
+        # As long as any id that its lines are given as commands.
+        if not valid_id(f"{prefix}refund-{draft.number}-line-{len(draft.lines)}"):
+            return f"the ids of its lines do not match {ID_PATTERN}"
+        return None
     if draft.amount_minor < 0:
         return "its total is negative and it is not a cancellation"
     if not valid_id(f"{prefix}{draft.number}"):
@@ -255,13 +291,13 @@ def _whole_reason(draft: _Draft, prefix: str) -> str | None:
     return None
 
 
-def _iso_date(text: str) -> str:
+def _iso_time(text: str) -> str:
     match = _DATE.fullmatch(text)
     if match is None:
         raise _BadLine(f"InvoiceDate {_shown(text)!r} is not like 01/12/2010 08:26")
-    day, month, year = (int(part) for part in match.groups())
+    day, month, year, hour, minute, second = (int(part or 0) for part in match.groups())
     try:
-        return date(year, month, day).isoformat()
+        return datetime(year, month, day, hour, minute, second).isoformat()
     except ValueError:
         raise _BadLine(f"InvoiceDate {_shown(text)!r} is not a date (day/month/year)") from None
 

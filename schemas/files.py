@@ -8,6 +8,7 @@ from typing import Any, Final
 
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "audit-entry",
+    "control-entry",
     "gateway-notification",
     "gateway-result",
     "order",

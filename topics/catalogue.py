@@ -37,9 +37,17 @@ class TopicSpec:
     delay_ms: int | None = None
 
 
+# Each further tier of a purpose waits this many times as long as its first one. Retries double, so
+# that a gateway that is away is asked ever less; inquiries stay dense for a minute and then wait
+# for as much; timers are a minute, an hour and a day.
+RETRY_MULTIPLES = (1, 2, 4, 8, 16)
+INQUIRY_MULTIPLES = (1, 3, 12)
+TIMER_MULTIPLES = (1, 60, 1440)
+
+
 @dataclass(frozen=True)
 class TopicSettings:
-    """What may differ between installations."""
+    """What may differ between installations. The delays are those of each purpose's first tier."""
 
     prefix: str = ""
     partitions: int = 12
@@ -49,6 +57,19 @@ class TopicSettings:
     delete_retention_ms: int = DAY_MS
     retry_delay_ms: int = 5_000
     inquiry_delay_ms: int = 5_000
+    timer_delay_ms: int = 60_000
+
+    @property
+    def retry_delays_ms(self) -> tuple[int, ...]:
+        return tuple(self.retry_delay_ms * times for times in RETRY_MULTIPLES)
+
+    @property
+    def inquiry_delays_ms(self) -> tuple[int, ...]:
+        return tuple(self.inquiry_delay_ms * times for times in INQUIRY_MULTIPLES)
+
+    @property
+    def timer_delays_ms(self) -> tuple[int, ...]:
+        return tuple(self.timer_delay_ms * times for times in TIMER_MULTIPLES)
 
 
 @dataclass(frozen=True)
@@ -128,22 +149,47 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "Evidence about one payment request: what a gateway answered, or that it did not.",
     )
     add(
-        "payment-inquiry-1",
-        "payment-due",
+        "gateway-notifications",
+        "gateway-notification",
         stream,
+        ("webhooks",),
         ("payments",),
-        ("payments",),
-        "Payments with an unknown outcome, waiting to ask the gateway.",
-        s.inquiry_delay_ms,
+        "Verified notices of gateways about operations and disputes: unordered, maybe repeated.",
     )
+    for role, delays_ms, meaning in (
+        (
+            "payment-inquiry",
+            s.inquiry_delays_ms,
+            "Payments with an unknown or pending outcome, waiting to ask the gateway",
+        ),
+        (
+            "payment-retry",
+            s.retry_delays_ms,
+            "Payments whose request was certainly not sent, waiting to be sent again",
+        ),
+        (
+            "payment-timer",
+            s.timer_delays_ms,
+            "Payments whose authorization, customer's action or deadline ends by itself",
+        ),
+    ):
+        for number, delay_ms in enumerate(delays_ms, 1):
+            add(
+                f"{role}-{number}",
+                "payment-due",
+                stream,
+                ("payments",),
+                ("payments",),
+                f"{meaning} (tier {number}).",
+                delay_ms,
+            )
     add(
-        "payment-retry-1",
-        "payment-due",
+        "payment-commands",
+        "payment-command",
         stream,
+        ("upstream",),
         ("payments",),
-        ("payments",),
-        "Payments whose request was certainly not sent, waiting to be sent again.",
-        s.retry_delay_ms,
+        "Requests to change a payment: capture, cancel, refund, credit, retry, resolve, review.",
     )
     add(
         "orders",
@@ -184,6 +230,14 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         ("payments",),
         (),
         "The latest snapshot of every payment: the table that workers restore from.",
+    )
+    add(
+        "control",
+        "control-entry",
+        table,
+        ("operator",),
+        (),
+        "What workers follow while they run, by key: every worker reads all of it by itself.",
     )
     add(
         "dead-letters",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from pipeline.audit.cut import Cut
+from pipeline.audit.cut import Cut, judged_roles
 from pipeline.audit.derivation import idempotency_key
 from pipeline.audit.evidence import (
+    EXTERNAL,
+    MAIN_KINDS,
+    UNDER_WAY,
     DeadLetter,
     Evidence,
     OrderSeen,
@@ -15,13 +18,24 @@ from pipeline.audit.evidence import (
     RequestSeen,
     ResultSeen,
     SettlementSeen,
+    SnapshotSeen,
     key_text,
 )
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy
 from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy
+from pipeline.audit.operations import (
+    WAITING_STATUSES,
+    OperationChecks,
+    evidenced,
+    given_back,
+    is_late,
+)
 from pipeline.audit.report import Example, Finding, Findings
 
-WAITING_STATUSES = frozenset({"processing", "outcome_unknown"})
+# Commands alone make these.
+WITHOUT_ORDER_STATUSES = frozenset({"awaiting_order", "credit_held"})
+# Where the word that a settlement rests on may stand.
+EVIDENCE_ROLES = ("gateway-results", "gateway-notifications", "payment-commands")
 
 
 def check(
@@ -31,10 +45,10 @@ def check(
     gateway: GatewayCopy | None = None,
 ) -> list[Finding]:
     """Every finding, broken ones first. Without a ledger or gateway copy those are not judged."""
-    return _Judgement(evidence, cut, ledger, gateway).all()
+    return Judgement(evidence, cut, ledger, gateway).all()
 
 
-class _Judgement:
+class Judgement:
     def __init__(
         self,
         evidence: Evidence,
@@ -53,6 +67,8 @@ class _Judgement:
         }
         self.blind_lanes = {partition for _, partition in cut.blind}
         self.topic = {role: spec.name for role, spec in evidence.catalogue.topics.items()}
+        self.operations = OperationChecks(self)
+        self.judged = judged_roles(evidence.catalogue)
         self.settlement_lanes: dict[str, tuple[PaymentEvidence, SettlementSeen]] = {}
 
     def all(self) -> list[Finding]:
@@ -64,13 +80,16 @@ class _Judgement:
             self.table_and_events,
             self.requests_and_results,
             self.settlements,
+            self.operations.amounts,
+            self.operations.commands,
+            self.operations.given_back,
         )
         for payment in self.evidence.payments.values():
             for rule in rules:
                 rule(payment)
         self.money()
         if self.gateway is not None:
-            self.gateway_books(self.gateway)
+            self.operations.gateway_books(self.gateway)
         if self.ledger is not None:
             self.ledger_entries(self.ledger)
             self.ledger_balances(self.ledger)
@@ -136,15 +155,18 @@ class _Judgement:
             example = Example(
                 self.topic[odd.role], odd.partition, odd.offset, key_text(odd.key), odd.detail
             )
-            if odd.role != "orders":
+            if odd.role not in EXTERNAL:
                 self.found.broken(odd.finding, example)
             elif place not in self.dead:
-                if not self.cut.processed("payments", "orders", odd.partition, odd.offset):
-                    self.found.pending("order_without_outcome", example)
+                order = odd.role == "orders"
+                if not self.cut.processed("payments", odd.role, odd.partition, odd.offset):
+                    self.found.pending(
+                        "order_without_outcome" if order else "command_without_outcome", example
+                    )
                 elif odd.partition not in self.blind_lanes:
                     name = odd.finding
                     if name == "undecodable_record":
-                        name = "bad_order_not_dead_lettered"
+                        name = f"bad_{'order' if order else 'command'}_not_dead_lettered"
                     self.found.broken(name, example)
 
     def dead_letters(self) -> None:
@@ -169,6 +191,8 @@ class _Judgement:
     def _lineage_problem(self, letter: DeadLetter, source: tuple[str, int, int]) -> str | None:
         role, partition, offset = source
         place = self._place(source)
+        if role not in self.judged:
+            return None
         if offset < self.cut.lows.get((role, partition), 0) or (role, partition) in self.cut.blind:
             return None
         odd = self.evidence.odd.get(source)
@@ -195,6 +219,8 @@ class _Judgement:
         role, partition, offset = source
         records: Iterable[OrderSeen | RequestSeen | ResultSeen | SettlementSeen | object] = {
             "orders": payment.orders,
+            "payment-commands": payment.commands,
+            "gateway-notifications": payment.notifications,
             "payment-requests": payment.requests,
             "gateway-results": payment.results,
             "settlements": payment.settlements,
@@ -210,14 +236,26 @@ class _Judgement:
         """Whether every transaction of this payment is wholly in what was read."""
         if payment.home in self.blind_lanes:
             return False
-        processed = self.cut.processed
+        processed, waits = self.cut.processed, self.cut.waits
         return (
             all(processed("payments", "orders", o.partition, o.offset) for o in payment.orders)
+            and all(
+                processed("payments", "payment-commands", c.partition, c.offset)
+                for c in payment.commands
+            )
+            and all(
+                processed("payments", "gateway-notifications", n.partition, n.offset)
+                for n in payment.notifications
+            )
             and all(
                 processed("payments", "gateway-results", r.partition, r.offset)
                 for r in payment.results
             )
-            and all(processed("payments", d.role, d.partition, d.offset) for d in payment.dues)
+            and all(
+                processed("payments", d.role, d.partition, d.offset)
+                or waits(d.role, d.partition, d.offset)
+                for d in payment.dues
+            )
         )
 
     def accepted_orders(self, payment: PaymentEvidence) -> list[OrderSeen]:
@@ -240,10 +278,13 @@ class _Judgement:
                         self._order_example(payment, accepted[0], "not processed yet"),
                     )
             return
-        if not payment.orders and not self._gone(payment, "orders"):
-            found.broken("payment_without_order", self._snapshot_example(payment, snapshot.status))
-        if snapshot.status in WAITING_STATUSES:
-            self._waiting(payment, snapshot.status, for_a_person=snapshot.for_a_person)
+        if (
+            not payment.orders
+            and snapshot.status not in WITHOUT_ORDER_STATUSES
+            and not self.gone(payment, "orders")
+        ):
+            found.broken("payment_without_order", self.snapshot_example(payment, snapshot.status))
+        self._waiting(payment, snapshot)
         if not accepted:
             return
         first = accepted[0]
@@ -256,7 +297,7 @@ class _Judgement:
         ):
             found.broken(
                 "payment_differs_from_order",
-                self._snapshot_example(
+                self.snapshot_example(
                     payment,
                     f"{snapshot.amount_minor} {snapshot.currency}, ordered were "
                     f"{first.amount_minor} {first.currency}",
@@ -273,16 +314,31 @@ class _Judgement:
                     self._order_example(payment, order, "differs from the first, no dead letter"),
                 )
 
-    def _waiting(self, payment: PaymentEvidence, status: str, *, for_a_person: bool) -> None:
-        example = self._snapshot_example(payment, status)
-        if for_a_person:
-            self.found.pending("waits_for_a_person", example)
-        elif not self.settled(payment) or self._outstanding(payment):
-            self.found.pending("order_without_outcome", example)
-        elif status == "outcome_unknown":
-            self.found.broken("unknown_left_behind", example)
-        else:
-            self.found.broken("processing_left_behind", example)
+    def _waiting(self, payment: PaymentEvidence, snapshot: SnapshotSeen) -> None:
+        """What is not done has something on its way, or is named as waiting for somebody."""
+        found, status = self.found, snapshot.status
+        example = self.snapshot_example(payment, status)
+        busy = [a for a in snapshot.attempts if a.state in UNDER_WAY]
+        if snapshot.for_a_person or status == "risk_review":
+            found.pending("waits_for_a_person", example)
+        elif status == "requires_customer_action":
+            found.pending("waits_for_the_customer", example)
+        elif status == "awaiting_order" and self.settled(payment):
+            found.pending("commands_wait_for_their_order", example)
+        elif status in WAITING_STATUSES or busy:
+            if not self.settled(payment) or self._outstanding(payment):
+                found.pending("order_without_outcome", example)
+            elif status == "outcome_unknown":
+                found.broken("unknown_left_behind", example)
+            elif status == "processing":
+                found.broken("processing_left_behind", example)
+            else:
+                found.broken(
+                    "operation_left_behind",
+                    self.snapshot_example(
+                        payment, f"{busy[0].kind} {busy[0].operation_id} is {busy[0].state}"
+                    ),
+                )
 
     def _outstanding(self, payment: PaymentEvidence) -> list[RequestSeen]:
         """Requests without a result or dead letter, newest last."""
@@ -300,7 +356,7 @@ class _Judgement:
         if (
             event is not None
             and payment.first_sequence != 1
-            and not self._gone(payment, "payment-events")
+            and not self.gone(payment, "payment-events")
         ):
             self.found.broken(
                 "event_sequence_gap",
@@ -327,15 +383,15 @@ class _Judgement:
                     ),
                 )
         elif event is None:
-            if not self._gone(payment, "payment-events"):
+            if not self.gone(payment, "payment-events"):
                 self.found.broken(
                     "snapshot_differs_from_events",
-                    self._snapshot_example(payment, f"{snapshot.status}, and no event"),
+                    self.snapshot_example(payment, f"{snapshot.status}, and no event"),
                 )
         elif (event.sequence, event.status) != (snapshot.sequence, snapshot.status):
             self.found.broken(
                 "snapshot_differs_from_events",
-                self._snapshot_example(
+                self.snapshot_example(
                     payment,
                     f"{snapshot.status} at {snapshot.sequence}, the last event says "
                     f"{event.status} at {event.sequence}",
@@ -347,7 +403,7 @@ class _Judgement:
         found, requests, results = self.found, payment.requests, payment.results
         if not requests and not results:
             return
-        if requests and not payment.orders and not self._gone(payment, "orders"):
+        if requests and not payment.orders and not self.gone(payment, "orders"):
             found.broken(
                 "request_without_order", self._request_example(payment, requests[0], "no order")
             )
@@ -360,19 +416,30 @@ class _Judgement:
                     self._request_example(payment, request, f"try {request.try_number} again"),
                 )
             asked.add(request.identity)
-            if snapshot is not None and (request.amount_minor, request.currency) != (
-                snapshot.amount_minor,
-                snapshot.currency,
+            expected = None if snapshot is None else _asked_minor(snapshot, request)
+            if (
+                snapshot is not None
+                and expected is not None
+                and (
+                    request.amount_minor,
+                    request.currency,
+                )
+                != (expected, snapshot.currency)
             ):
                 found.broken(
                     "request_amount_wrong",
                     self._request_example(
                         payment,
                         request,
-                        f"{request.amount_minor} {request.currency}, the payment is of "
-                        f"{snapshot.amount_minor} {snapshot.currency}",
+                        f"{request.amount_minor} {request.currency} for a "
+                        f"{request.operation_kind} of {expected} {snapshot.currency}",
                     ),
                 )
+        main = {
+            (request.gateway, request.operation_id, request.attempt)
+            for request in requests
+            if request.operation_kind in MAIN_KINDS
+        }
         answered: set[tuple[str, str, int, int]] = set()
         charged: dict[tuple[str, str, int], ResultSeen] = {}
         for result in results:
@@ -382,15 +449,20 @@ class _Judgement:
                     self._result_example(payment, result, f"try {result.try_number} again"),
                 )
             answered.add(result.identity)
-            if result.outcome == "succeeded":
-                charged.setdefault((result.gateway, result.operation_id, result.attempt), result)
+            attempt = result.gateway, result.operation_id, result.attempt
+            if (
+                result.outcome == "succeeded"
+                and (attempt in main or not requests)
+                and not given_back(payment, result.operation_id, result.attempt)
+            ):
+                charged.setdefault(attempt, result)
             if (
                 result.identity not in asked
                 and self.cut.processed(
                     "payments", "gateway-results", result.partition, result.offset
                 )
                 and payment.home not in self.blind_lanes
-                and not self._gone(payment, "payment-requests")
+                and not self.gone(payment, "payment-requests")
             ):
                 found.broken(
                     "result_without_request",
@@ -398,7 +470,7 @@ class _Judgement:
                         payment, result, f"attempt {result.attempt}, try {result.try_number}"
                     ),
                 )
-        if len(charged) > 1:
+        if len(charged) > 1 and self.settled(payment):
             found.broken(
                 "two_keys_charged",
                 self._result_example(
@@ -416,7 +488,7 @@ class _Judgement:
         outstanding = self._outstanding(payment)
         if not outstanding or payment.home in self.blind_lanes:
             return
-        if self._gone(payment, "gateway-results"):
+        if self.gone(payment, "gateway-results"):
             return
         for request in outstanding:
             if self.cut.processed("gateway", "payment-requests", request.partition, request.offset):
@@ -428,44 +500,34 @@ class _Judgement:
                         f"{request.kind}, attempt {request.attempt}, try {request.try_number}",
                     ),
                 )
-        identities = {request.identity for request in outstanding}
-        if len(identities) > 1:
+        # Several tries of one attempt, or two charges: nobody may ask before the last one is known.
+        # A webhook may have been faster than an answer, which then is of no consequence.
+        identities = {
+            request.identity
+            for request in outstanding
+            if request.operation_kind in MAIN_KINDS and not payment.notifications
+        }
+        tries = Counter(identity[:3] for identity in {request.identity for request in outstanding})
+        most = max(len(identities), max(tries.values(), default=0))
+        if most > 1:
             self.found.broken(
                 "more_than_one_request_in_flight",
                 self._request_example(
-                    payment, outstanding[-1], f"{len(identities)} requests without a result"
+                    payment, outstanding[-1], f"{most} requests without a result"
                 ),
             )
 
     def settlements(self, payment: PaymentEvidence) -> None:
-        """A captured payment is settled once, by what the gateway said it took."""
+        """What the payment says has moved is settled once, and rests on somebody's word."""
         found, snapshot, settlements = self.found, payment.snapshot, payment.settlements
-        settled = self.settled(payment)
-        if not settlements:
-            if (
-                settled
-                and snapshot is not None
-                and snapshot.captured_minor != 0
-                and not self._gone(payment, "settlements")
-            ):
-                found.broken(
-                    "settlement_missing",
-                    self._snapshot_example(
-                        payment, f"captured {snapshot.captured_minor} {snapshot.currency}"
-                    ),
-                )
-            elif (
-                settled
-                and snapshot is not None
-                and snapshot.status == "captured"
-                and not self._gone(payment, "settlements")
-            ):
-                found.broken("settlement_missing", self._snapshot_example(payment, "captured"))
-            return
-        if not payment.orders and not self._gone(payment, "orders"):
+        if settlements and (
+            not payment.orders
+            and not all(settlement.kind == "credit" for settlement in settlements)
+            and not self.gone(payment, "orders")
+        ):
             found.broken(
                 "settlement_without_order",
-                self._settlement_example(payment, settlements[0], "no order"),
+                self.settlement_example(payment, settlements[0], "no order"),
             )
         unique: dict[tuple[str, str], SettlementSeen] = {}
         for settlement in settlements:
@@ -474,57 +536,87 @@ class _Judgement:
             if movement in unique:
                 found.broken(
                     "settlement_duplicated",
-                    self._settlement_example(
+                    self.settlement_example(
                         payment, settlement, f"{settlement.kind} {settlement.settlement_id} again"
                     ),
                 )
             unique[movement] = settlement
             if (
                 payment.home not in self.blind_lanes
-                and not self._gone(payment, "gateway-results")
-                and not any(
-                    r.outcome == "succeeded"
-                    and r.gateway == settlement.gateway
-                    and r.gateway_reference == settlement.gateway_reference
-                    for r in payment.results
-                )
+                and not any(self.gone(payment, role) for role in EVIDENCE_ROLES)
+                and not evidenced(payment, settlement)
             ):
                 found.broken(
                     "settlement_without_evidence",
-                    self._settlement_example(
+                    self.settlement_example(
                         payment,
                         settlement,
-                        f"no result names {settlement.gateway} {settlement.gateway_reference}",
+                        f"nobody names {settlement.gateway} {settlement.gateway_reference}",
                     ),
                 )
-        if not settled:
+        if not self.settled(payment) or self.gone(payment, "settlements"):
             return
-        if snapshot is None or snapshot.status != "captured":
-            status = "no payment" if snapshot is None else f"the payment is {snapshot.status}"
-            found.broken(
-                "settlement_without_captured_payment",
-                self._settlement_example(payment, settlements[0], status),
-            )
+        if snapshot is None:
+            if settlements:
+                found.broken(
+                    "settlement_without_captured_payment",
+                    self.settlement_example(payment, settlements[0], "no payment"),
+                )
             return
-        captured = [s for s in unique.values() if s.kind == "capture"]
+        for kinds, expected_minor, what in (
+            (("capture",), snapshot.captured_minor, "captured"),
+            (("refund", "refund_failed"), -snapshot.refunded_minor, "refunded"),
+            (("dispute", "reversal"), -snapshot.withdrawn_minor, "withdrawn for disputes"),
+            (("dispute_fee",), -snapshot.dispute_fee_minor, "kept as dispute fees"),
+        ):
+            movements = [s for s in unique.values() if s.kind in kinds]
+            self._settled_sum(payment, snapshot, movements, expected_minor, what)
+        captured = snapshot.captured_minor or any(kind == "capture" for _, kind in unique)
+        if snapshot.status == "captured" and not captured:
+            found.broken("settlement_missing", self.snapshot_example(payment, "captured"))
+
+    def _settled_sum(
+        self,
+        payment: PaymentEvidence,
+        snapshot: SnapshotSeen,
+        movements: Sequence[SettlementSeen],
+        expected_minor: int,
+        what: str,
+    ) -> None:
+        """The settlements of one kind come to what the payment says."""
         sums: Counter[str] = Counter()
-        for settlement in captured:
+        for settlement in movements:
             sums[settlement.currency] += settlement.amount_minor
-        if captured and dict(sums) != {snapshot.currency: snapshot.captured_minor}:
-            found.broken(
+        if not movements:
+            if expected_minor:
+                self.found.broken(
+                    "settlement_missing",
+                    self.snapshot_example(
+                        payment, f"{what} {abs(expected_minor)} {snapshot.currency}"
+                    ),
+                )
+        elif what == "captured" and not expected_minor:
+            self.found.broken(
+                "settlement_without_captured_payment",
+                self.settlement_example(payment, movements[0], f"the payment is {snapshot.status}"),
+            )
+        elif {c: s for c, s in sums.items() if s} != (
+            {snapshot.currency: expected_minor} if expected_minor else {}
+        ):
+            self.found.broken(
                 "settlement_amount_wrong",
-                self._settlement_example(
+                self.settlement_example(
                     payment,
-                    captured[-1],
-                    f"{captured[-1].amount_minor} {captured[-1].currency}, captured were "
-                    f"{snapshot.captured_minor} {snapshot.currency}",
+                    movements[-1],
+                    f"{sum(sums.values())} {movements[-1].currency} in all, {what} were "
+                    f"{abs(expected_minor)} {snapshot.currency}",
                 ),
             )
 
     # All payments together
 
     def money(self) -> None:
-        """Per currency: ordered = captured (by settlements) + what ended or waits without money.
+        """Per currency: ordered = captured (by settlements) + what ended, waits or is left.
 
         Over settled payments, whose order and settlements cannot have been deleted.
         """
@@ -537,22 +629,30 @@ class _Judgement:
             if (
                 not accepted
                 or not self.settled(payment)
-                or self._gone(payment, "settlements")
-                or self._gone(payment, "orders")
+                or self.gone(payment, "settlements")
+                or self.gone(payment, "orders")
             ):
                 continue
             first, snapshot = accepted[0], payment.snapshot
             mine: Counter[str] = Counter()
-            if snapshot is not None and snapshot.status == "captured":
+            if snapshot is not None:
                 for settlement in payment.settlements:
-                    if settlement.kind == "capture":
+                    # What came too late is given back whole, and was never part of the order.
+                    if settlement.kind == "capture" and not is_late(settlement):
                         mine[settlement.currency] += settlement.amount_minor
-            elif snapshot is not None:
                 rejected = snapshot.status == "rejected"
-                mine[first.currency if rejected else snapshot.currency] = snapshot.amount_minor
+                late_minor = sum(
+                    s.amount_minor
+                    for s in payment.settlements
+                    if s.kind == "capture" and is_late(s)
+                )
+                rest_minor = snapshot.amount_minor - (snapshot.captured_minor - late_minor)
+                if rest_minor:
+                    mine[first.currency if rejected else snapshot.currency] += rest_minor
             ordered[first.currency] += first.amount_minor
             for currency, amount_minor in mine.items():
                 accounted[currency] += amount_minor
+            mine = Counter({c: amount for c, amount in mine.items() if amount})
             if mine.get(first.currency, 0) != first.amount_minor or len(mine) > 1:
                 differing += 1
                 worst = worst or (payment, first)
@@ -573,31 +673,13 @@ class _Judgement:
 
     # The gateways' books
 
-    def gateway_books(self, gateway: GatewayCopy) -> None:
-        """One charge a payment at most, asked for, of the right amount, and captured."""
-        payments = self.evidence.payments
-        for key, charges in gateway.charges.items():
-            payment = payments.get(key.encode())
-            if len(charges) > 1:
-                self.found.broken(
-                    "charged_twice",
-                    self._charge_example(key, charges[1], f"also {charges[0].id}"),
-                )
-            if payment is None:
-                for charge in charges:
-                    self._unasked(key, charge, None)
-            else:
-                self._charges_of(payment, charges)
-        for payment in payments.values():
-            self._captured_charges(payment, gateway)
-
-    def _unasked(self, key: str, charge: ChargeSeen, payment: PaymentEvidence | None) -> None:
+    def unasked(self, key: str, charge: ChargeSeen, payment: PaymentEvidence | None) -> None:
         if charge.recent:
             return
         home = payment.home if payment else None
         if home in self.blind_lanes or (home is None and self.blind_lanes):
             return
-        if payment is not None and self._gone(payment, "payment-requests"):
+        if payment is not None and self.gone(payment, "payment-requests"):
             return
         if payment is None and any(
             self.cut.may_be_deleted("payment-requests", p, charge.created_at_ms)
@@ -606,79 +688,8 @@ class _Judgement:
             return
         self.found.broken(
             "charge_without_payment",
-            self._charge_example(key, charge, f"no request has the reference {charge.reference}"),
+            self.charge_example(key, charge, f"no request has the reference {charge.reference}"),
         )
-
-    def _charges_of(self, payment: PaymentEvidence, charges: list[ChargeSeen]) -> None:
-        references = {
-            idempotency_key(payment.payment_id, r.operation_id, r.gateway, r.attempt)
-            for r in payment.requests
-        }
-        snapshot = payment.snapshot
-        settled = self.settled(payment)
-        for charge in charges:
-            if charge.reference not in references:
-                self._unasked(payment.key, charge, payment)
-                continue
-            if snapshot is None or not settled:
-                continue
-            if snapshot.status not in WAITING_STATUSES and snapshot.status != "captured":
-                self.found.broken(
-                    "charged_but_not_captured",
-                    self._charge_example(
-                        payment.key,
-                        charge,
-                        f"{charge.amount_minor} {charge.currency} for a payment that is "
-                        f"{snapshot.status} ({snapshot.reason})",
-                    ),
-                )
-            if (charge.amount_minor, charge.currency) != (
-                snapshot.amount_minor,
-                snapshot.currency,
-            ):
-                self.found.broken(
-                    "charge_amount_wrong",
-                    self._charge_example(
-                        payment.key,
-                        charge,
-                        f"{charge.amount_minor} {charge.currency}, the payment is of "
-                        f"{snapshot.amount_minor} {snapshot.currency}",
-                    ),
-                )
-
-    def _captured_charges(self, payment: PaymentEvidence, gateway: GatewayCopy) -> None:
-        captures = [s for s in payment.settlements if s.kind == "capture"]
-        snapshot = payment.snapshot
-        if not captures:
-            return
-        charges = {charge.id: charge for charge in gateway.charges.get(payment.key, ())}
-        for capture in captures:
-            charge = charges.get(capture.gateway_reference)
-            if charge is None:
-                self.found.broken(
-                    "captured_without_charge",
-                    self._settlement_example(
-                        payment, capture, f"the books have no charge {capture.gateway_reference}"
-                    ),
-                )
-            elif (
-                capture.amount_minor,
-                capture.currency,
-            ) != (charge.amount_minor, charge.currency) and (
-                # Where the settlement contradicts the payment as well, that has been said.
-                snapshot is None
-                or (capture.amount_minor, capture.currency)
-                == (snapshot.captured_minor, snapshot.currency)
-            ):
-                self.found.broken(
-                    "settlement_amount_wrong",
-                    self._settlement_example(
-                        payment,
-                        capture,
-                        f"{capture.amount_minor} {capture.currency}, the gateway charged "
-                        f"{charge.amount_minor} {charge.currency}",
-                    ),
-                )
 
     # The ledger
 
@@ -716,7 +727,7 @@ class _Judgement:
                 continue
             if ("settlements", settlement.partition, settlement.offset) in self.dead:
                 continue
-            example = self._settlement_example(payment, settlement, settlement.settlement_id)
+            example = self.settlement_example(payment, settlement, settlement.settlement_id)
             place = self.topic["settlements"], settlement.partition
             if settlement.offset < ledger.offsets.get(place, 0):
                 self.found.broken("settlement_without_journal_entry", example)
@@ -798,7 +809,7 @@ class _Judgement:
 
     # Examples
 
-    def _gone(self, payment: PaymentEvidence, role: str) -> bool:
+    def gone(self, payment: PaymentEvidence, role: str) -> bool:
         """Whether retention may have taken records of this payment from the topic."""
         return self.cut.may_be_deleted(role, payment.home, payment.ordered_at_ms)
 
@@ -817,7 +828,7 @@ class _Judgement:
     def _order_example(self, payment: PaymentEvidence, order: OrderSeen, detail: str) -> Example:
         return Example(self.topic["orders"], order.partition, order.offset, payment.key, detail)
 
-    def _snapshot_example(self, payment: PaymentEvidence, detail: str) -> Example:
+    def snapshot_example(self, payment: PaymentEvidence, detail: str) -> Example:
         snapshot = payment.snapshot
         return Example(
             self.topic["payments"],
@@ -839,7 +850,7 @@ class _Judgement:
             self.topic["gateway-results"], result.partition, result.offset, payment.key, detail
         )
 
-    def _settlement_example(
+    def settlement_example(
         self, payment: PaymentEvidence, settlement: SettlementSeen, detail: str
     ) -> Example:
         return Example(
@@ -851,9 +862,20 @@ class _Judgement:
         )
 
     @staticmethod
-    def _charge_example(key: str, charge: ChargeSeen, detail: str) -> Example:
+    def charge_example(key: str, charge: ChargeSeen, detail: str) -> Example:
         return Example("gateway", None, None, key, f"{charge.id}: {detail}")
 
     @staticmethod
     def _entry_example(entry: EntrySeen, detail: str) -> Example:
         return Example("ledger", None, None, entry.entry_id, detail)
+
+
+def _asked_minor(snapshot: SnapshotSeen, request: RequestSeen) -> int | None:
+    """What the request should ask for: the payment's amount, or its operation's own."""
+    if request.operation_kind in MAIN_KINDS:
+        return snapshot.amount_minor
+    for attempt in snapshot.attempts:
+        if (attempt.operation_id, attempt.attempt) == (request.operation_id, request.attempt):
+            return attempt.amount_minor or snapshot.amount_minor
+    # The payment has not reached it yet in what was read.
+    return None

@@ -6,9 +6,11 @@ healthy flow never looks broken:
 1. The gateways' books (up to their last entry then) and the ledger (one read transaction) first.
 2. Then the groups' committed offsets.
 3. Then the read_uncommitted ends of the topics, what is written last first: dead letters;
-   settlements, events and payments; payment requests; results and timers; orders.
+   settlements, events and payments; payment requests; results and waits; orders, commands and
+   notifications.
 4. The topics are read as read_committed up to those ends, waiting for open transactions to end.
-5. At last what the gateways' books have gained since.
+5. The payments group's committed offsets once more, now without those that are pending.
+6. At last what the gateways' books have gained since.
 
 From this follows:
 
@@ -17,10 +19,12 @@ From this follows:
 * *No cause without its effect* (an order without a payment) may be judged for inputs below the
   committed offset: that transaction had ended before the ends were taken, so all of its records
   lie below them. An input at or beyond the committed offset is on its way: pending, not broken.
-* A payment is *settled* when none of its inputs (orders, results, timers) lies at or beyond the
-  committed offset. A transaction later than that would have one: inputs' ends are taken after
-  outputs' ends. Comparing outputs with each other (table, events, settlements: written in one
-  transaction, but seen at different times) is done for settled payments only.
+* A payment is *settled* when none of its inputs (orders, commands, notifications, results, waits)
+  lies at or beyond the committed offset. A transaction later than that would have one: inputs'
+  ends are taken after outputs' ends. A timer may wait for days, so it does not count if it lies at
+  or beyond the offset of step 5 as well: what was read holds nothing of it. Comparing outputs with
+  each other (table, events, settlements: written in one transaction, but seen at different times)
+  is done for settled payments only.
 * A partition whose end could not be reached, because a transaction stayed open, is *blind*:
   none of its payments counts as settled.
 * What retention has deleted cannot be judged: nothing is missed from a topic for a payment that
@@ -32,16 +36,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from topics.catalogue import Catalogue
+
 RolePartition = tuple[str, int]
 
-# The order in which ends are taken: effects before their causes.
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("dead-letters",),
-    ("settlements", "payment-events", "payments"),
-    ("payment-requests",),
-    ("gateway-results", "payment-inquiry-1", "payment-retry-1"),
-    ("orders",),
+# The order in which ends are taken, effects before their causes, by the schema of their records.
+# Dead letters, which have none, come before all. Topics of other records are not judged.
+_LAYERS: tuple[tuple[str, ...], ...] = (
+    ("settlement", "payment-event", "payment"),
+    ("payment-request",),
+    ("gateway-result", "payment-due"),
+    ("order", "payment-command", "gateway-notification"),
 )
+DEAD_LETTERS = "dead-letters"
+TIMER_ROLES = "payment-timer-"
+
+
+def layers(catalogue: Catalogue) -> tuple[tuple[str, ...], ...]:
+    """The judged topics, by their roles, in the order in which their ends are taken."""
+    return (
+        (DEAD_LETTERS,),
+        *(
+            tuple(role for role, spec in catalogue.topics.items() if spec.schema in schemas)
+            for schemas in _LAYERS
+        ),
+    )
+
+
+def judged_roles(catalogue: Catalogue) -> frozenset[str]:
+    """The topics that an audit reads: those keyed by an order, which one payment is told by."""
+    return frozenset(role for layer in layers(catalogue) for role in layer)
 
 
 @dataclass(frozen=True)
@@ -49,7 +73,8 @@ class Cut:
     """What the log was when it was read. Topics are named by their role in the catalogue.
 
     ``ends``: read_uncommitted end of each partition. ``committed``: by stage (payments, gateway),
-    the next offset of each input partition; what is missing there counts as 0. ``lows``: first
+    the next offset of each input partition; what is missing there counts as 0. ``untouched``: the
+    payments group's offsets after the reading, None where they could not be had. ``lows``: first
     offset left, where not 0. ``first_at_ms``: append time of the first record left. ``blind``:
     partitions read only in part.
     """
@@ -60,10 +85,19 @@ class Cut:
     lows: Mapping[RolePartition, int] = field(default_factory=dict)
     first_at_ms: Mapping[RolePartition, int] = field(default_factory=dict)
     blind: frozenset[RolePartition] = frozenset()
+    untouched: Mapping[RolePartition, int] | None = None
 
     def processed(self, stage: str, role: str, partition: int, offset: int) -> bool:
         """Whether the stage had committed beyond this record before the ends were taken."""
         return offset < self.committed.get(stage, {}).get((role, partition), 0)
+
+    def waits(self, role: str, partition: int, offset: int) -> bool:
+        """Whether this is a timer that nothing of what was read can have come from."""
+        return (
+            role.startswith(TIMER_ROLES)
+            and self.untouched is not None
+            and offset >= self.untouched.get((role, partition), 0)
+        )
 
     def may_be_deleted(self, role: str, partition: int, at_ms: int) -> bool:
         """Whether a record appended at or after ``at_ms`` may have been deleted by retention."""

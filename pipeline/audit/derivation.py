@@ -7,8 +7,11 @@ the ids follow RFC 9562 (version 5: SHA-1 of a namespace and a name).
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final
 
+# What may stand in a key or a reference.
+_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MASK: Final = 0xFFFFFFFF
 _MULTIPLIER: Final = 0x5BD1E995
 _SEED: Final = 0x9747B28C
@@ -54,6 +57,14 @@ def settlement_id(payment_id: str, operation_id: str, kind: str) -> str:
 def idempotency_key(payment_id: str, operation_id: str, gateway: str, attempt: int) -> str:
     """What a gateway knows an attempt by."""
     return f"{payment_id}:{operation_id}:{gateway}:{attempt}"
+
+
+def reversal_operation_id(operation_id: str, attempt: int) -> str:
+    """The operation that gives back what an attempt took too late."""
+    text = f"late-{operation_id}-{attempt}"
+    if _ID.fullmatch(text):
+        return text
+    return f"late-{_text(_uuid5(_SETTLEMENTS, text))}"
 
 
 def _uuid5(namespace: bytes, name: str) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from pipeline.audit.cut import judged_roles
 from pipeline.audit.derivation import (
     event_id,
     home_partition,
@@ -28,9 +29,29 @@ from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
 
-TERMINAL_STATUSES: Final = frozenset({"captured", "failed", "rejected", "no_payment_due"})
-# States of the last attempt in which nothing more is sent before a person has looked.
-_FOR_A_PERSON: Final = frozenset({"inquiry_exhausted", "contradicted"})
+TERMINAL_STATUSES: Final = frozenset(
+    {
+        "captured",
+        "failed",
+        "rejected",
+        "no_payment_due",
+        "cancelled",
+        "expired",
+        "credit_held",
+    }
+)
+# The event after which a payment that had failed is open again.
+_RETRIED: Final = "payment_retried"
+# States of an attempt in which nothing more is sent before a person has looked.
+FOR_A_PERSON: Final = frozenset({"inquiry_exhausted", "contradicted"})
+# States of an attempt whose outcome is still to come by itself.
+UNDER_WAY: Final = frozenset(
+    {"started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"}
+)
+# Operations that take the customer's money or a hold on it.
+MAIN_KINDS: Final = frozenset({"charge", "authorize"})
+# Written by others: a bad record there is no fault of the flow if it was dead-lettered.
+EXTERNAL: Final = frozenset({"orders", "payment-commands"})
 _intern = sys.intern
 
 
@@ -46,11 +67,36 @@ class OrderSeen(Struct, frozen=True, gc=False):
     checksum: int
 
 
+class CommandSeen(Struct, frozen=True, gc=False):
+    partition: int
+    offset: int
+    at_ms: int
+    command_id: str
+    type: str
+    amount_minor: int | None
+    gateway_reference: str | None
+
+
+class NotificationSeen(Struct, frozen=True, gc=False):
+    partition: int
+    offset: int
+    at_ms: int
+    type: str
+    gateway: str
+    operation_id: str | None
+    outcome: str | None
+    gateway_reference: str | None
+    dispute_id: str | None
+
+
 class RequestSeen(Struct, frozen=True, gc=False):
+    """``operation_kind`` differs from ``kind`` in an inquiry: it says what is asked about."""
+
     partition: int
     offset: int
     at_ms: int
     kind: str
+    operation_kind: str
     gateway: str
     operation_id: str
     attempt: int
@@ -114,8 +160,24 @@ class EventSeen(Struct, frozen=True, gc=False):
     type: str
 
 
+class AttemptSeen(Struct, frozen=True, gc=False):
+    """One operation at a gateway, as the table has it; an amount of 0 is the payment's whole."""
+
+    operation_id: str
+    kind: str
+    gateway: str
+    attempt: int
+    state: str
+    amount_minor: int
+    gateway_reference: str | None
+
+
 class SnapshotSeen(Struct, frozen=True, gc=False):
-    """The last snapshot of a payment. ``for_a_person``: the flow has done what it may."""
+    """The last snapshot of a payment. ``for_a_person``: the flow has done what it may.
+
+    ``withdrawn_minor`` and ``dispute_fee_minor``: sums over the disputes. ``waiting``: ids of the
+    commands that wait; ``command_ids``: of all that the payment remembers.
+    """
 
     partition: int
     offset: int
@@ -129,15 +191,25 @@ class SnapshotSeen(Struct, frozen=True, gc=False):
     refunded_minor: int
     ordered_at_ms: int
     for_a_person: bool
+    authorized_minor: int
+    withdrawn_minor: int
+    dispute_fee_minor: int
+    attempts: tuple[AttemptSeen, ...]
+    waiting: tuple[str, ...]
+    command_ids: tuple[str, ...]
 
 
 class PaymentEvidence(Struct, gc=False):
-    """Everything seen under one key. ``home``: the key's partition."""
+    """Everything seen under one key. ``home``: the key's partition. ``rejected_commands``: the
+    ids that events say were rejected, and why."""
 
     key: str
     home: int
     payment_id: str
     orders: tuple[OrderSeen, ...] = ()
+    commands: tuple[CommandSeen, ...] = ()
+    notifications: tuple[NotificationSeen, ...] = ()
+    rejected_commands: tuple[tuple[str, str | None], ...] = ()
     requests: tuple[RequestSeen, ...] = ()
     results: tuple[ResultSeen, ...] = ()
     settlements: tuple[SettlementSeen, ...] = ()
@@ -157,6 +229,7 @@ class PaymentEvidence(Struct, gc=False):
         if self.settlements:
             return self.settlements[0].ordered_at_ms
         times_ms = [r.at_ms for r in self.requests] + [r.at_ms for r in self.results]
+        times_ms += [c.at_ms for c in self.commands]
         return min(times_ms, default=0)
 
 
@@ -198,23 +271,28 @@ class Evidence:
         self.odd: dict[tuple[str, int, int], OddInput] = {}
         self.dead_letters: list[DeadLetter] = []
         self.findings = Findings()
-        self.records: dict[str, int] = dict.fromkeys(catalogue.topics, 0)
+        self.records: dict[str, int] = dict.fromkeys(judged_roles(catalogue), 0)
         self._partitions = catalogue["orders"].partitions
         self._roles = {spec.name: role for role, spec in catalogue.topics.items()}
         self._decoders = {
             role: codec.decoder(spec.schema)
             for role, spec in catalogue.topics.items()
-            if spec.schema is not None
+            if spec.schema is not None and role in judged_roles(catalogue)
         }
-        self._folds: dict[str, Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]] = {
-            "orders": self._order,
-            "payment-requests": self._request,
-            "gateway-results": self._result,
-            "settlements": self._settlement,
-            "payment-events": self._event,
-            "payments": self._snapshot,
-            "payment-inquiry-1": lambda e, r, v: self._due("payment-inquiry-1", e, r, v),
-            "payment-retry-1": lambda e, r, v: self._due("payment-retry-1", e, r, v),
+        folds: dict[str, Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]] = {
+            "order": self._order,
+            "payment-command": self._command,
+            "gateway-notification": self._notification,
+            "payment-request": self._request,
+            "gateway-result": self._result,
+            "settlement": self._settlement,
+            "payment-event": self._event,
+            "payment": self._snapshot,
+        }
+        self._folds = {
+            role: self._due(role) if spec.schema == "payment-due" else folds[spec.schema]
+            for role, spec in catalogue.topics.items()
+            if spec.schema is not None and role in judged_roles(catalogue)
         }
 
     def take(self, role: str, record: LogRecord) -> None:
@@ -222,6 +300,9 @@ class Evidence:
         self.records[role] += 1
         if role == "dead-letters":
             self._dead_letter(record)
+            return
+        if role == "control":
+            # What workers follow; it is about no payment.
             return
         key, value = record.key, record.value
         if value is None:
@@ -246,14 +327,14 @@ class Evidence:
         home = home_partition(key, self._partitions) if payment is None else payment.home
         if record.partition != home:
             detail = f"murmur2 puts this key into partition {home}"
-            if role == "orders":
+            if role in EXTERNAL:
                 self._set_aside(role, record, "misplaced_key", detail)
                 return
             self.findings.broken("misplaced_key", self._example(role, record, detail))
         if payment is None:
             payment = PaymentEvidence(named, home, payment_id(named))
             self.payments[key] = payment
-        if role != "orders" and fields["payment_id"] != payment.payment_id:
+        if role not in EXTERNAL and fields["payment_id"] != payment.payment_id:
             self._wrong_id(role, record, "payment_id", fields["payment_id"], payment.payment_id)
         self._folds[role](payment, record, fields)
 
@@ -270,12 +351,44 @@ class Evidence:
             ),
         )
 
+    def _command(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+        payment.commands += (
+            CommandSeen(
+                record.partition,
+                record.offset,
+                record.timestamp_ms,
+                fields["command_id"],
+                _intern(fields["type"]),
+                fields["amount_minor"],
+                fields["gateway_reference"],
+            ),
+        )
+
+    def _notification(
+        self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]
+    ) -> None:
+        outcome = fields["outcome"]
+        payment.notifications += (
+            NotificationSeen(
+                record.partition,
+                record.offset,
+                record.timestamp_ms,
+                _intern(fields["type"]),
+                _intern(fields["gateway"]),
+                fields["operation_id"],
+                None if outcome is None else _intern(outcome),
+                fields["gateway_reference"],
+                fields["dispute_id"],
+            ),
+        )
+
     def _request(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
         seen = RequestSeen(
             record.partition,
             record.offset,
             record.timestamp_ms,
             _intern(fields["kind"]),
+            _intern(fields["operation_kind"]),
             _intern(fields["gateway"]),
             fields["operation_id"],
             fields["attempt"],
@@ -336,10 +449,11 @@ class Evidence:
         if seen.settlement_id != expected:
             self._wrong_id("settlements", record, "settlement_id", seen.settlement_id, expected)
 
-    def _due(
-        self, role: str, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]
-    ) -> None:
-        payment.dues += (DueSeen(role, record.partition, record.offset, record.timestamp_ms),)
+    def _due(self, role: str) -> Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]:
+        def fold(payment: PaymentEvidence, record: LogRecord, _fields: dict[str, Any]) -> None:
+            payment.dues += (DueSeen(role, record.partition, record.offset, record.timestamp_ms),)
+
+        return fold
 
     def _event(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
         sequence, status = fields["sequence"], _intern(fields["status"])
@@ -362,6 +476,10 @@ class Evidence:
         payment.event = EventSeen(
             record.partition, record.offset, sequence, status, _intern(fields["type"])
         )
+        if fields["type"] == "command_rejected" and fields["operation_id"] is not None:
+            payment.rejected_commands += ((fields["operation_id"], fields["reason"]),)
+        if fields["type"] == _RETRIED:
+            payment.outcomes = ()
         if status in TERMINAL_STATUSES and status not in payment.outcomes:
             payment.outcomes += (status,)
             if len(payment.outcomes) > 1:
@@ -394,7 +512,24 @@ class Evidence:
             fields["captured_minor"],
             fields["refunded_minor"],
             fields["ordered_at_ms"],
-            bool(attempts) and attempts[-1]["state"] in _FOR_A_PERSON,
+            any(each["state"] in FOR_A_PERSON for each in attempts),
+            fields["authorized_minor"],
+            sum(dispute["withdrawn_minor"] for dispute in fields["disputes"]),
+            sum(dispute["fee_minor"] for dispute in fields["disputes"]),
+            tuple(
+                AttemptSeen(
+                    each["operation_id"],
+                    _intern(each["kind"]),
+                    _intern(each["gateway"]),
+                    each["attempt"],
+                    _intern(each["state"]),
+                    each["amount_minor"],
+                    each["gateway_reference"],
+                )
+                for each in attempts
+            ),
+            tuple(command["command_id"] for command in fields["commands"]),
+            tuple(fields["command_ids"]),
         )
 
     def _dead_letter(self, record: LogRecord) -> None:

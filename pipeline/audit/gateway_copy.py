@@ -7,7 +7,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from sys import intern
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
@@ -19,8 +20,9 @@ PAGE_ENTRIES = 5_000
 
 
 class ChargeSeen(Struct, gc=False):
-    """``reference`` is our idempotency key. ``recent``: first seen after the log's ends were
-    taken, so its request may lie beyond them."""
+    """What begins a payment at a gateway: ``kind`` is charge or authorization. ``reference`` is our
+    idempotency key. ``recent``: first seen after the log's ends were taken, so its request may lie
+    beyond them."""
 
     id: str
     reference: str
@@ -28,32 +30,90 @@ class ChargeSeen(Struct, gc=False):
     currency: str
     created_at_ms: int
     recent: bool
+    kind: str = "charge"
+
+
+class MovementSeen(Struct, gc=False):
+    """Any other entry: capture, refund, void, expiry, refund_failed, dispute, dispute_fee or
+    dispute_won, of the charge ``charge_id``; the amount is positive."""
+
+    kind: str
+    id: str
+    reference: str
+    charge_id: str
+    amount_minor: int
+    currency: str
+    recent: bool
+
+
+# Which way the money of an entry goes, from us as seen by the gateway: it owes us more, or less.
+_OWED: Final = {
+    "charge": 1,
+    "capture": 1,
+    "refund": -1,
+    "refund_failed": 1,
+    "dispute": -1,
+    "dispute_won": 1,
+    "dispute_fee": -1,
+}
 
 
 @dataclass
 class GatewayCopy:
-    """Charges by record key (``merchant:order``), and their sums by currency."""
+    """Charges and authorizations, and what followed them, by record key (``merchant:order``).
+
+    By currency: ``charged_minor`` sums charges and captures, ``refunded_minor`` refunds that did
+    not fail, ``owed_minor`` is what the gateway owes us of all of its entries.
+    """
 
     charges: dict[str, list[ChargeSeen]] = field(default_factory=dict)
+    movements: dict[str, list[MovementSeen]] = field(default_factory=dict)
     charge_count: int = 0
+    refund_count: int = 0
     charged_minor: dict[str, int] = field(default_factory=dict)
+    refunded_minor: dict[str, int] = field(default_factory=dict)
+    owed_minor: dict[str, int] = field(default_factory=dict)
 
     def add(self, entry: Mapping[str, Any], *, recent: bool) -> None:
         """Take one entry of the books."""
-        if entry["kind"] != "charge":
-            return
-        charge = ChargeSeen(
-            entry["id"],
-            entry["reference"],
-            entry["amount_minor"],
-            entry["currency"],
-            entry["created_at_ms"],
-            recent,
-        )
-        self.charges.setdefault(f"{entry['merchant_id']}:{entry['order_id']}", []).append(charge)
-        self.charge_count += 1
-        currency = charge.currency
-        self.charged_minor[currency] = self.charged_minor.get(currency, 0) + charge.amount_minor
+        kind = intern(entry["kind"])
+        key = f"{entry['merchant_id']}:{entry['order_id']}"
+        amount_minor, currency = entry["amount_minor"], intern(entry["currency"])
+        if kind in ("charge", "authorization"):
+            charge = ChargeSeen(
+                entry["id"],
+                entry["reference"],
+                amount_minor,
+                currency,
+                entry["created_at_ms"],
+                recent,
+                kind,
+            )
+            self.charges.setdefault(key, []).append(charge)
+        else:
+            movement = MovementSeen(
+                kind,
+                entry["id"],
+                entry["reference"],
+                entry["charge_id"],
+                amount_minor,
+                currency,
+                recent,
+            )
+            self.movements.setdefault(key, []).append(movement)
+        if kind in ("charge", "capture"):
+            self.charge_count += 1
+            _add(self.charged_minor, currency, amount_minor)
+        elif kind in ("refund", "refund_failed"):
+            sign = 1 if kind == "refund" else -1
+            self.refund_count += sign
+            _add(self.refunded_minor, currency, sign * amount_minor)
+        _add(self.owed_minor, currency, _OWED.get(kind, 0) * amount_minor)
+
+
+def _add(sums: dict[str, int], currency: str, amount_minor: int) -> None:
+    if amount_minor:
+        sums[currency] = sums.get(currency, 0) + amount_minor
 
 
 class GatewayReader:
@@ -74,6 +134,9 @@ class GatewayReader:
         for charges in self.copy.charges.values():
             for charge in charges:
                 charge.recent = False
+        for movements in self.copy.movements.values():
+            for movement in movements:
+                movement.recent = False
         self._read(recent=False)
 
     def read_after_log(self) -> None:

@@ -21,7 +21,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from msgspec import Struct
 
-from pipeline.audit.cut import LAYERS, Cut, RolePartition
+from pipeline.audit.cut import Cut, RolePartition, judged_roles, layers
 from pipeline.audit.unavailable import AuditUnavailable
 from topics.catalogue import Catalogue
 
@@ -113,17 +113,25 @@ class LogCopy:
         Raises AuditUnavailable when the broker is away or a topic is missing.
         """
         client, catalogue = self._client, self._catalogue
-        self._partitions = client.partition_counts(catalogue)
+        judged = judged_roles(catalogue)
+        counts = client.partition_counts(catalogue)
+        self._partitions = {role: counts[role] for role in counts if role in judged}
         committed = {
             stage: client.committed_offsets(catalogue, stage) for stage in ("payments", "gateway")
         }
         ends: dict[RolePartition, int] = {}
-        for layer in LAYERS:
+        for layer in layers(catalogue):
             ends |= self._offsets([r for r in layer if r in self._partitions], _LATEST)
         lows = self._offsets(list(self._partitions), _EARLIEST)
         blind = self._read(lows, ends, take)
         lows_after = self._offsets(list(self._partitions), _EARLIEST)
         blind |= {place for place, low in lows_after.items() if low != lows[place]}
+        untouched: dict[RolePartition, int] | None
+        try:
+            untouched = client.committed_offsets(catalogue, "payments", stable=True)
+        except AuditUnavailable:
+            # A worker that crashed within a transaction: timers then count as on their way.
+            untouched = None
         return Cut(
             partitions=dict(self._partitions),
             ends=ends,
@@ -131,6 +139,7 @@ class LogCopy:
             lows={place: low for place, low in lows_after.items() if low},
             first_at_ms=dict(self._first_at_ms),
             blind=frozenset(blind),
+            untouched=untouched,
         )
 
     def _offsets(self, roles: Sequence[str], spec: OffsetSpec) -> dict[RolePartition, int]:
@@ -255,24 +264,29 @@ class _Client:
             )
         return {role: len(known[s.name].partitions) for role, s in catalogue.topics.items()}
 
-    def committed_offsets(self, catalogue: Catalogue, stage: str) -> dict[RolePartition, int]:
+    def committed_offsets(
+        self, catalogue: Catalogue, stage: str, *, stable: bool = False
+    ) -> dict[RolePartition, int]:
         """The next offset of each input partition of a stage; partitions without one are left
-        out. A pending commit does not show: the offset before it does.
+        out. A pending commit does not show: the offset before it does. ``stable`` waits for it.
 
         Asked by a consumer that never joins the group: the admin client's call for it crashes the
         process while the group's coordinator is away (confluent-kafka 2.16).
         """
+        judged = judged_roles(catalogue)
         places = {
             (spec.name, p): (spec.role, p)
             for spec in catalogue.inputs(stage)
+            if spec.role in judged
             for p in range(spec.partitions)
         }
         # read_uncommitted: the last offset that was committed, without waiting for pending ones.
+        # read_committed would be answered only once none is pending.
         consumer = Consumer(
             {
                 **self._common,
                 "group.id": catalogue.group(stage),
-                "isolation.level": "read_uncommitted",
+                "isolation.level": "read_committed" if stable else "read_uncommitted",
                 "enable.auto.commit": False,
             }
         )

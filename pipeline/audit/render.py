@@ -41,6 +41,15 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     for status, reasons in summary["reasons"].items():
         yield _row(f"  {status}: why", _counts(reasons))
     yield _row("settlements", f"{records['settlements']:,}, {_sums(summary['settled_minor'])}")
+    for kind, settled in summary["settlements"].items():
+        yield _row(f"  {kind}", f"{settled['count']:,}, {_sums(settled['amount_minor'])}")
+    commands = summary["commands"]
+    if commands["by_type"]:
+        yield _row("commands", _counts(commands["by_type"]))
+        if commands["waiting"]:
+            yield _row("  waiting", f"{commands['waiting']:,}")
+        if commands["rejected"]:
+            yield _row("  rejected", _counts(commands["rejected"]))
     latency = summary["order_to_settlement_ms"]
     if latency["count"]:
         yield _row(
@@ -52,6 +61,10 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     if "gateway" in summary:
         gateway = summary["gateway"]
         yield _row("gateway charges", f"{gateway['charges']:,}, {_sums(gateway['charged_minor'])}")
+        if gateway["refunds"]:
+            yield _row(
+                "gateway refunds", f"{gateway['refunds']:,}, {_sums(gateway['refunded_minor'])}"
+            )
     if "ledger" in summary:
         ledger = summary["ledger"]
         yield _row("journal entries", f"{ledger['entries']:,}")
@@ -114,18 +127,18 @@ def _hop_cells(hop: Hop) -> tuple[str, ...]:
     return (
         hop.topic,
         f"{hop.partition}@{hop.offset}",
-        _time_text(hop.at_ms),
+        time_text(hop.at_ms),
         since,
-        _printable(hop.what),
+        printable(hop.what),
     )
 
 
-def _time_text(at_ms: int) -> str:
+def time_text(at_ms: int) -> str:
     moment = datetime.fromtimestamp(at_ms / 1000, UTC)
     return f"{moment:%Y-%m-%d %H:%M:%S}.{at_ms % 1000:03d}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without control characters: a record must not be able to steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 

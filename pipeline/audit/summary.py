@@ -18,11 +18,19 @@ def summarize(
 
     ``records`` counts by topic, ``payments`` and ``amount_minor`` by status, ``reasons`` by status
     and reason, ``dead_letters`` by cause, ``balances`` by account (debits positive).
+    ``settlements`` counts and sums by kind, signed as settlements are; ``settled_minor`` is their
+    total. ``commands``: how many there are by type (each id once), how many wait, and how many were
+    rejected by which rule.
     """
     payments: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     amounts: dict[str, Counter[str]] = defaultdict(Counter)
     settled: Counter[str] = Counter()
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    kind_counts: Counter[str] = Counter()
+    commands: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    waiting = 0
     latencies_ms: list[int] = []
     repeated = 0
     for payment in evidence.payments.values():
@@ -30,10 +38,15 @@ def summarize(
         repeated += max(0, len(payment.orders) - 1)
         if snapshot is not None:
             payments[snapshot.status] += 1
+            waiting += len(snapshot.waiting)
             amounts[snapshot.status][snapshot.currency] += snapshot.amount_minor
             if snapshot.reason is not None:
                 reasons[snapshot.status][snapshot.reason] += 1
+        commands.update({c.command_id: c.type for c in payment.commands}.values())
+        rejected.update(rule or "" for rule in dict(payment.rejected_commands).values())
         for settlement in payment.settlements:
+            kind_counts[settlement.kind] += 1
+            kinds[settlement.kind][settlement.currency] += settlement.amount_minor
             settled[settlement.currency] += settlement.amount_minor
             if payment.orders and settlement.kind == "capture":
                 latencies_ms.append(settlement.at_ms - payment.orders[0].at_ms)
@@ -44,6 +57,15 @@ def summarize(
         "reasons": {status: dict(counts.most_common()) for status, counts in reasons.items()},
         "amount_minor": {status: dict(sums) for status, sums in amounts.items()},
         "settled_minor": dict(settled),
+        "settlements": {
+            kind: {"count": kind_counts[kind], "amount_minor": dict(sums)}
+            for kind, sums in sorted(kinds.items())
+        },
+        "commands": {
+            "by_type": dict(sorted(commands.items())),
+            "waiting": waiting,
+            "rejected": dict(rejected.most_common()),
+        },
         "order_to_settlement_ms": percentiles(latencies_ms),
         "dead_letters": dict(
             Counter(
@@ -55,6 +77,9 @@ def summarize(
         summary["gateway"] = {
             "charges": gateway.charge_count,
             "charged_minor": dict(gateway.charged_minor),
+            "refunds": gateway.refund_count,
+            "refunded_minor": dict(gateway.refunded_minor),
+            "owed_minor": dict(gateway.owed_minor),
         }
     if ledger is not None:
         balances: dict[str, dict[str, int]] = defaultdict(dict)

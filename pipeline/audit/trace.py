@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.audit.cut import judged_roles
 from pipeline.audit.derivation import home_partition, idempotency_key, payment_id
 from pipeline.audit.gateway_copy import charges_of_reference
 from pipeline.audit.ledger_copy import LedgerReader
@@ -25,17 +27,18 @@ PROGRESS_AFTER_S = 2.0
 # Records between two looks at the clock.
 PROGRESS_STEP = 20_000
 
-# What a hop does within one millisecond: causes before effects.
+# What a hop does within one millisecond, by the schema of its record: causes before effects.
 _WITHIN_A_TRANSACTION = (
-    "orders",
-    "gateway-results",
-    "payment-retry-1",
-    "payment-inquiry-1",
-    "payment-events",
-    "payments",
-    "payment-requests",
-    "settlements",
-    "dead-letters",
+    "order",
+    "payment-command",
+    "gateway-notification",
+    "gateway-result",
+    "payment-due",
+    "payment-event",
+    "payment",
+    "payment-request",
+    "settlement",
+    None,
 )
 
 
@@ -94,7 +97,8 @@ def trace(
         if message.key() == raw_key:
             found.append((message.topic(), message))
 
-    topics = [s.name for r, s in catalogue.topics.items() if partition < counts[r]]
+    judged = judged_roles(catalogue)
+    topics = [s.name for r, s in catalogue.topics.items() if r in judged and partition < counts[r]]
     read_partition(sources.bootstrap_servers, topics, partition, on_record)
     hops = _hops(catalogue, codec or default_codec(), found)
     result = Trace(key, partition, payment_id(key), hops, state=_state(hops))
@@ -125,7 +129,12 @@ def _hops(catalogue: Catalogue, codec: Codec, found: Sequence[tuple[str, Any]]) 
                 fields,
             )
         )
-    return sorted(hops, key=lambda h: (h.at_ms, _WITHIN_A_TRANSACTION.index(h.role), h.offset))
+
+    def place(hop: Hop) -> tuple[int, int, int]:
+        schema = catalogue[hop.role].schema
+        return hop.at_ms, _WITHIN_A_TRANSACTION.index(schema), hop.offset
+
+    return sorted(hops, key=place)
 
 
 def _fields(catalogue: Catalogue, codec: Codec, role: str, message: Any) -> dict[str, Any]:
@@ -156,26 +165,53 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         return f"dead letter of {source}: {fields.get('dlq.cause', '?')}" + (
             f" ({detail})" if detail else ""
         )
+    if role.startswith("payment-timer-"):
+        return f"timer: {fields['reason']}" + _until(fields)
+    if role.startswith(("payment-retry-", "payment-inquiry-")):
+        why = f", {fields['reason']}" if fields["reason"] else ""
+        what = "sent again" if fields["purpose"] == "retry" else "inquire"
+        return f"waits to {'be ' if fields['purpose'] == 'retry' else ''}{what}{why}"
     parts = {
         "orders": ("ordered", "{money}"),
+        "payment-commands": (
+            "command {command_id}: {type}",
+            "{decision}",
+            "{money}",
+            "{gateway_reference}",
+            "{evidence}",
+            "{reason}",
+            "{by}",
+        ),
+        "gateway-notifications": (
+            "notice of {gateway}: {about}",
+            "{outcome}",
+            "{code}",
+            "{money}",
+            "{gateway_reference}",
+        ),
         "payment-requests": (
-            "{kind} requested at {gateway}",
-            "attempt {attempt}, try {try_number}",
+            "{asked} requested at {gateway}",
+            "{operation}attempt {attempt}, try {try_number}",
             "{money}",
         ),
         "gateway-results": (
             "{kind} at {gateway}: {outcome}",
             "{code}",
             "{gateway_reference}",
-            "attempt {attempt}, try {try_number}",
+            "{operation}attempt {attempt}, try {try_number}",
         ),
         "settlements": ("settled: {kind}", "{money}", "{gateway} {gateway_reference}"),
-        "payment-events": ("event {sequence}: {type}", "{status}", "{reason}"),
+        "payment-events": (
+            "event {sequence}: {type}",
+            "{status}",
+            "{did}",
+            "{reason}",
+            "{detail}",
+            "{by}",
+        ),
         "payments": ("payment at {sequence}: {status}", "{reason}", "{money}"),
-        "payment-retry-1": ("waits to be sent again", "{reason}"),
-        "payment-inquiry-1": ("waits to inquire", "{reason}"),
     }[role]
-    values = {**fields, "money": money(fields)}
+    values = {**fields, "money": money(fields), **_in_words(fields)}
     texts = []
     for part in parts:
         if part.startswith("{") and part.endswith("}") and part.count("{") == 1:
@@ -187,9 +223,45 @@ def describe(role: str, fields: dict[str, Any]) -> str:
     return ", ".join(texts)
 
 
+def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
+    """What a record's optional fields say together."""
+    kind, operation_id = fields.get("kind"), fields.get("operation_id")
+    asked = kind
+    if kind == "inquire" and fields.get("operation_kind") not in (None, "charge"):
+        asked = f"inquiry about the {fields['operation_kind']}"
+    did = None
+    if kind and "operation_minor" in fields:
+        amount = fields["operation_minor"]
+        did = f"{kind} {operation_id}" + ("" if amount is None else f" of {amount}")
+    about = f"{kind} {operation_id}" if kind else fields.get("type")
+    if fields.get("dispute_id"):
+        about = f"dispute {fields['dispute_id']} {fields.get('dispute_state')}"
+    own = operation_id is not None and operation_id != fields.get("order_id")
+    return {
+        "asked": asked,
+        "did": did,
+        "about": about,
+        # The first charge's operation is the order itself and needs no word.
+        "operation": f"{operation_id}, " if own else "",
+        "by": f"by {fields['actor']}" if fields.get("actor") else None,
+    }
+
+
+def _until(fields: dict[str, Any]) -> str:
+    due_at_ms = fields.get("due_at_ms")
+    if due_at_ms is None:
+        return ""
+    return f", until {datetime.fromtimestamp(due_at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def money(fields: dict[str, Any]) -> str:
     """An amount in minor units with its currency, as the record has it."""
-    return f"{fields['amount_minor']} {fields['currency']}" if "amount_minor" in fields else ""
+    if fields.get("amount_minor") is None:
+        return ""
+    return f"{fields['amount_minor']} {fields['currency'] or 'minor units'}"
+
+
+_AMOUNTS = ("captured_minor", "refunded_minor", "disputed_minor", "charged_back_minor")
 
 
 def _state(hops: Sequence[Hop]) -> str | None:
@@ -197,15 +269,16 @@ def _state(hops: Sequence[Hop]) -> str | None:
         if hop.role == "payments" and "status" in hop.fields:
             fields = hop.fields
             reason = f" ({fields['reason']})" if fields["reason"] else ""
-            captured = (
-                f", captured {fields['captured_minor']} {fields['currency']}"
-                if fields["captured_minor"]
-                else ""
-            )
-            return f"{fields['status']}{reason}{captured}"
-    if any(hop.role == "orders" for hop in hops):
+            amounts = [
+                f", {name.removesuffix('_minor').replace('_', ' ')} {fields[name]} "
+                f"{fields['currency']}"
+                for name in _AMOUNTS
+                if fields[name]
+            ]
+            return f"{fields['status']}{reason}{''.join(amounts)}"
+    if any(hop.role in ("orders", "payment-commands") for hop in hops):
         dead = any(hop.role == "dead-letters" for hop in hops)
-        return "dead-lettered" if dead else "ordered, not processed yet"
+        return "dead-lettered" if dead else "not processed yet"
     return None
 
 

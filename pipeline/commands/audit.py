@@ -91,8 +91,8 @@ def verify_command(
     from pipeline.audit.render import report_lines
     from pipeline.audit.verify import verify
 
-    with _told():
-        sources, codec = _sources(
+    with told_plainly():
+        sources, codec = audit_sources(
             bootstrap_servers,
             prefix,
             ledger_url,
@@ -148,8 +148,8 @@ def trace_command(
             err=True,
         )
         raise typer.Exit(EXIT_UNAVAILABLE)
-    with _told():
-        sources, codec = _sources(
+    with told_plainly():
+        sources, codec = audit_sources(
             bootstrap_servers,
             prefix,
             ledger_url,
@@ -177,7 +177,7 @@ def trace_command(
         print_trace(found, pretty=sys.stdout.isatty())
 
 
-def _sources(
+def audit_sources(
     bootstrap_servers: str | None,
     prefix: str | None,
     ledger_url: str | None,
@@ -211,7 +211,7 @@ def _sources(
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told_plainly() -> Iterator[None]:
     """Print what a person can do something about, and leave with a code that is no verdict."""
     try:
         yield

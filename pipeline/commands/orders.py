@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.domain.model import Order
+    from pipeline.domain.model import Order, PaymentCommand
+    from producers.cancellations import GivenBack
     from producers.order_file import OrderFile
-    from producers.order_publisher import OrderPublisher
+    from producers.publisher import Publisher
 
 # Some lines of the file were bad, the others were published. 2 is a wrong file or option.
 EXIT_PARTLY = 1
@@ -67,6 +68,10 @@ def import_command(
 ) -> None:
     """Publish the orders of FILE; importing it again changes nothing.
 
+    The lines of cancellation invoices are published after the orders, as commands: a refund where
+    the sale they cancel is known (same customer and stock code, an earlier invoice, enough sold),
+    else a credit that is booked and held.
+
     Lines that cannot be taken are named and the others imported; an invoice with a bad line is
     left out whole. Exit code 0: everything was imported. 1: some lines were not. 2: nothing was,
     because the file, an option or the cluster is wrong.
@@ -85,11 +90,16 @@ def import_command(
     more = len(found.problems) - PROBLEMS_SHOWN_MAX
     if more > 0:
         typer.echo(f"... and {more} more problems", err=True)
+    given = _given_back(found)
     refused = 0
     if not dry_run:
         with _Publishing(bootstrap_servers, prefix) as publisher:
-            refused = _publish(publisher, found.orders)
-    for line in _summary(found, refused, dry_run=dry_run):
+            refused = _publish(publisher, found.orders, "orders")
+        # After the orders: a refund that overtakes its order would have to wait for it.
+        if given.commands:
+            with _Publishing(bootstrap_servers, prefix, commands=True) as publisher:
+                refused += _publish(publisher, given.commands, "commands")
+    for line in _summary(found, given, refused, dry_run=dry_run):
         typer.echo(line)
     if found.problems or refused:
         raise typer.Exit(EXIT_PARTLY)
@@ -176,26 +186,42 @@ def _read(file: Path, merchant: str, order_prefix: str) -> OrderFile:
     return read_orders(file, now_ms=now_ms, prefix=order_prefix)
 
 
+def _given_back(found: OrderFile) -> GivenBack:
+    import time
+
+    from producers.cancellations import GivenBack, given_back
+    from producers.invoice_csv import InvoiceFile
+
+    if not isinstance(found, InvoiceFile):
+        return GivenBack()
+    return given_back(found, now_ms=int(time.time() * 1000))
+
+
 class _Publishing:
     """A publisher that has seen its topic; what goes wrong with it becomes a UserError."""
 
-    def __init__(self, bootstrap_servers: str | None, prefix: str | None) -> None:
+    def __init__(
+        self, bootstrap_servers: str | None, prefix: str | None, *, commands: bool = False
+    ) -> None:
         from pipeline.config import load_settings
         from pipeline.record_codec import record_codec
+        from producers.command_publisher import CommandPublisher
         from producers.order_publisher import OrderPublisher
 
         settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
         catalogue = settings.catalogue()
-        self._publisher = OrderPublisher(
+        publisher: type[Publisher[Any]] = CommandPublisher if commands else OrderPublisher
+        self._publisher = publisher(
             settings.bootstrap_servers,
-            topic=catalogue.name("orders"),
+            topic=catalogue.name("payment-commands" if commands else "orders"),
+            client_id="paystream-import",
             codec=record_codec(catalogue, settings.schema_registry_url),
             # librdkafka's own lines would repeat what the error says.
             config={"log_level": 0},
         )
         self._publisher.check()
 
-    def __enter__(self) -> OrderPublisher:
+    def __enter__(self) -> Publisher[Any]:
         return self._publisher.__enter__()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -209,26 +235,28 @@ class _Publishing:
             raise UserError(str(error)) from error
 
 
-def _publish(publisher: OrderPublisher, orders: tuple[Order, ...]) -> int:
+def _publish(
+    publisher: Publisher[Any], nouns: tuple[Order, ...] | tuple[PaymentCommand, ...], name: str
+) -> int:
     """Publish all; returns how many could not become a record."""
     import sys
     import time
 
-    from producers.order_publisher import InvalidOrder
+    from producers.publisher import InvalidRecord
 
     refused = 0
     started_s = time.monotonic()
     progress = None
     try:
-        for done, order in enumerate(orders):
+        for done, noun in enumerate(nouns):
             if done % 500 == 0 and sys.stderr.isatty():
                 if progress is None and time.monotonic() - started_s > PROGRESS_AFTER_S:
-                    progress = _Progress(len(orders))
+                    progress = _Progress(len(nouns), name)
                 if progress is not None:
                     progress.show(done)
             try:
-                publisher.publish(order)
-            except InvalidOrder as error:
+                publisher.publish(noun)
+            except InvalidRecord as error:
                 refused += 1
                 typer.echo(f"not published: {error}", err=True)
     finally:
@@ -241,12 +269,12 @@ def _publish(publisher: OrderPublisher, orders: tuple[Order, ...]) -> int:
 class _Progress:
     """A bar on a terminal's error stream, gone when done."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, name: str) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
         self._bar = Progress(console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("publishing orders", total=total)
+        self._task = self._bar.add_task(f"publishing {name}", total=total)
         self._bar.start()
 
     def show(self, done: int) -> None:
@@ -256,7 +284,7 @@ class _Progress:
         self._bar.stop()
 
 
-def _summary(found: OrderFile, refused: int, *, dry_run: bool) -> list[str]:
+def _summary(found: OrderFile, given: GivenBack, refused: int, *, dry_run: bool) -> list[str]:
     from collections import Counter
 
     from pipeline.domain.money import format_amount
@@ -278,6 +306,17 @@ def _summary(found: OrderFile, refused: int, *, dry_run: bool) -> list[str]:
             sum(c.amount_minor for c in found.cancellations), found.cancellations[0].currency
         )
         lines.append(f"not orders: {len(found.cancellations)} cancellations, {money_back}")
+        for commands, what in (
+            (given.refunds, "refunds of the lines of known sales"),
+            (given.credits, "credits of unknown sales, to hold"),
+        ):
+            total = format_amount(
+                sum(command.amount_minor or 0 for command in commands),
+                found.cancellations[0].currency,
+            )
+            lines.append(
+                f"{'would publish' if dry_run else 'published'} {len(commands)} {what}: {total}"
+            )
     if found.left_out or refused:
         lines.append(f"left out: {found.left_out + refused} orders; the reasons are above")
     return lines

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from hashlib import sha1
 
+from pipeline.domain.keys import valid_id
+
 # uuid5(uuid5(NAMESPACE_DNS, "io.paystream"), <kind>): tested against the uuid module.
 PAYMENT_NAMESPACE = bytes.fromhex("91b4874b20225f5b9f6146da704234d8")
 EVENT_NAMESPACE = bytes.fromhex("921283323bae55b18f54d9f8ce3212ae")
@@ -49,6 +51,26 @@ def settlement_id(payment_id: str, operation_id: str, kind: str) -> str:
 def idempotency_key(payment_id: str, operation_id: str, gateway: str, attempt: int) -> str:
     """What a gateway knows a charge by. Every try of one attempt carries the same key."""
     return f"{payment_id}:{operation_id}:{gateway}:{attempt}"
+
+
+def reversal_operation_id(operation_id: str, attempt: int) -> str:
+    """The id of the operation that gives back what an attempt took too late."""
+    return derived_operation_id("late", operation_id, str(attempt))
+
+
+def expiry_operation_id(operation_id: str) -> str:
+    """The id of the operation that voids an authorization at its end."""
+    return derived_operation_id("expiry", operation_id)
+
+
+def derived_operation_id(prefix: str, *parts: str) -> str:
+    """``prefix-part-part``, or ``prefix-<UUIDv5 of it>`` where that is not fit to be an id."""
+    text = "-".join((prefix, *parts))
+    if valid_id(text):
+        return text
+    digest = _SETTLEMENT_HASH.copy()
+    digest.update(text.encode())
+    return f"{prefix}-{_uuid5_text(digest.digest())}"
 
 
 def _uuid5_text(digest: bytes) -> str:

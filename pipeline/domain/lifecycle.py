@@ -1,166 +1,342 @@
-"""The life of a payment as one table: from where, on what, to where, and the event that says so.
+"""The life of a payment as two tables: one for the payment, one for what is tried at a gateway.
 
-A payment's place is its status and the state of its latest attempt. Processors decide *what
-happened* (the trigger) and look up here what follows; a pair that is not in the table is a bug,
-never an input's fault, so it breaks an invariant before anything is committed. The diagram in
-``docs/lifecycle.md`` is drawn from this table.
+An *attempt* is one operation (charge, authorize, capture, void, refund) at one gateway under one
+key. Processors decide *what happened* (the trigger) and look up here what follows; a trigger that
+is not in the table is a bug, never an input's fault, so it breaks an invariant before anything is
+committed. The diagrams in ``docs/lifecycle.md`` are drawn from these tables.
+
+How much was captured, refunded or disputed is no status: amounts say it, see ``shown``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Final
 
 from msgspec import Struct
 
 from pipeline.domain.invariant import InvariantBroken
 
+# Kinds of operations. CHARGE authorizes and captures in one; the other ones do what they say.
+CHARGE: Final = "charge"
+AUTHORIZE: Final = "authorize"
+CAPTURE: Final = "capture"
+VOID: Final = "void"
+REFUND: Final = "refund"
+# The kinds that take the customer's money or a hold on it: the payment's status follows them.
+MAIN_KINDS: Final = frozenset({CHARGE, AUTHORIZE})
+
 # Statuses of a payment. NEW stands for a payment that the table does not hold yet.
 NEW: Final = "new"
+AWAITING_ORDER: Final = "awaiting_order"
+RISK_REVIEW: Final = "risk_review"
 PROCESSING: Final = "processing"
+REQUIRES_CUSTOMER_ACTION: Final = "requires_customer_action"
 OUTCOME_UNKNOWN: Final = "outcome_unknown"
+AUTHORIZED: Final = "authorized"
 CAPTURED: Final = "captured"
+CANCELLED: Final = "cancelled"
+EXPIRED: Final = "expired"
 FAILED: Final = "failed"
 REJECTED: Final = "rejected"
 NO_PAYMENT_DUE: Final = "no_payment_due"
+CREDIT_HELD: Final = "credit_held"
 
-# States of an attempt.
+# States of an attempt. NONE stands for one that was not begun; SUCCEEDED for the final state that
+# the attempt's kind gives it (``SUCCEEDED_STATES``).
 NONE: Final = ""
 STARTED: Final = "started"
 RETRY_WAITING: Final = "retry_waiting"
 INQUIRY_WAITING: Final = "inquiry_waiting"
 INQUIRING: Final = "inquiring"
 INQUIRY_EXHAUSTED: Final = "inquiry_exhausted"
+PENDING: Final = "pending"
 CONTRADICTED: Final = "contradicted"
+SUCCEEDED: Final = "succeeded"
 CHARGED: Final = "charged"
+REFUNDED: Final = "refunded"
+VOIDED: Final = "voided"
 DECLINED: Final = "declined"
 ATTEMPT_FAILED: Final = "failed"
 
-# Triggers: what happened, as the processors judge it.
-ORDER_ACCEPTED: Final = "order_accepted"
-ORDER_REJECTED: Final = "order_rejected"
-NOTHING_DUE: Final = "nothing_due"
+SUCCEEDED_STATES: Final[Mapping[str, str]] = {
+    CHARGE: CHARGED,
+    AUTHORIZE: AUTHORIZED,
+    CAPTURE: CAPTURED,
+    VOID: VOIDED,
+    REFUND: REFUNDED,
+}
+_SUCCESSES: Final = frozenset(SUCCEEDED_STATES.values())
+
+# Where the money of an attempt may still move, or may have moved without our knowing.
+OPEN_STATES: Final = (
+    STARTED,
+    RETRY_WAITING,
+    INQUIRY_WAITING,
+    INQUIRING,
+    INQUIRY_EXHAUSTED,
+    PENDING,
+)
+# Where an answer or a wait is on its way; a pending one may take days and is left out.
+BUSY_STATES: Final = frozenset({STARTED, RETRY_WAITING, INQUIRY_WAITING, INQUIRING})
+
+# Triggers of an attempt.
+BEGIN: Final = "begin"
 SUCCESS_SEEN: Final = "success_seen"
+LATE_SUCCESS_SEEN: Final = "late_success_seen"
 DECLINE_SEEN: Final = "decline_seen"
+FAILURE_SEEN: Final = "failure_seen"
 NOT_SENT_SEEN: Final = "not_sent_seen"
 OUTCOME_UNCERTAIN: Final = "outcome_uncertain"
+PENDING_SEEN: Final = "pending_seen"
 RETRY_DUE: Final = "retry_due"
 PROOF_DUE: Final = "proof_due"
 INQUIRY_DUE: Final = "inquiry_due"
 INQUIRY_INCONCLUSIVE: Final = "inquiry_inconclusive"
 INQUIRIES_EXHAUSTED: Final = "inquiries_exhausted"
-CHARGE_AGAIN: Final = "charge_again"
-MOVE_ON: Final = "move_on"
+SEND_AGAIN: Final = "send_again"
 GIVE_UP: Final = "give_up"
 CONTRADICTION_SEEN: Final = "contradiction_seen"
+RESOLVED_DONE: Final = "resolved_done"
+RESOLVED_NOT_DONE: Final = "resolved_not_done"
+
+# Triggers of a payment.
+ORDER_ACCEPTED: Final = "order_accepted"
+ORDER_REJECTED: Final = "order_rejected"
+ORDER_CANCELLED: Final = "order_cancelled"
+NOTHING_DUE: Final = "nothing_due"
+REVIEW_ASKED: Final = "review_asked"
+REVIEW_APPROVED: Final = "review_approved"
+REVIEW_DENIED: Final = "review_denied"
+COMMAND_CAME_FIRST: Final = "command_came_first"
+CREDIT_BOOKED: Final = "credit_booked"
+CHARGE_SEEN: Final = "charge_seen"
+AUTHORIZATION_SEEN: Final = "authorization_seen"
+CAPTURE_SEEN: Final = "capture_seen"
+DECLINED_FINALLY: Final = "declined_finally"
+GIVEN_UP: Final = "given_up"
+BECAME_UNKNOWN: Final = "became_unknown"
+BECAME_KNOWN: Final = "became_known"
+ACTION_ASKED: Final = "action_asked"
+RETRY_ASKED: Final = "retry_asked"
+CANCEL_CONFIRMED: Final = "cancel_confirmed"
+DEADLINE_PASSED: Final = "deadline_passed"
 
 # Events that are not the name of a status or of an attempt's state.
 PAYMENT_STARTED: Final = "payment_started"
+PAYMENT_RETRIED: Final = "payment_retried"
 RETRY_SCHEDULED: Final = "retry_scheduled"
 RETRY_STARTED: Final = "retry_started"
 INQUIRY_SCHEDULED: Final = "inquiry_scheduled"
 INQUIRY_STARTED: Final = "inquiry_started"
 RESEND_SCHEDULED: Final = "resend_scheduled"
 FAILOVER_STARTED: Final = "failover_started"
+LATE_SUCCESS: Final = "late_success"
+REVERSAL_STARTED: Final = "reversal_started"
+CAPTURE_STARTED: Final = "capture_started"
+VOID_STARTED: Final = "void_started"
+REFUND_STARTED: Final = "refund_started"
+CAPTURE_FAILED: Final = "capture_failed"
+VOID_FAILED: Final = "void_failed"
+REFUND_FAILED: Final = "refund_failed"
+CHARGE_FAILED: Final = "charge_failed"
+AUTHORIZATION_FAILED: Final = "authorization_failed"
 CONTRADICTORY_EVIDENCE: Final = "contradictory_evidence"
 ORDER_CONFLICT: Final = "order_conflict"
 INPUT_DEAD_LETTERED: Final = "input_dead_lettered"
+COMMAND_WAITING: Final = "command_waiting"
+COMMAND_REJECTED: Final = "command_rejected"
+CANCEL_REQUESTED: Final = "cancel_requested"
+AUTHORIZATION_LAPSED: Final = "authorization_lapsed"
+LOSS_POSTED: Final = "loss_posted"
+DISPUTE_INQUIRY: Final = "dispute_inquiry"
+DISPUTE_OPENED: Final = "dispute_opened"
+DISPUTE_WON: Final = "dispute_won"
+DISPUTE_LOST: Final = "dispute_lost"
+DISPUTE_PRE_ARBITRATION: Final = "dispute_pre_arbitration"
 
-# Events that leave status and attempt as they are; allowed wherever a payment stands.
-STANDING_EVENTS: Final = frozenset({ORDER_CONFLICT, CONTRADICTORY_EVIDENCE, INPUT_DEAD_LETTERED})
-
-
-class Transition(Struct, frozen=True):
-    """Where a trigger leads, and the type of the event that tells of it."""
-
-    status: str
-    attempt_state: str
-    event: str
-
-
-Place = tuple[str, str]
-
-# Where money may still move, or may have moved without our knowing.
-OPEN_PLACES: Final[tuple[Place, ...]] = (
-    (PROCESSING, STARTED),
-    (PROCESSING, RETRY_WAITING),
-    (PROCESSING, INQUIRY_WAITING),
-    (PROCESSING, INQUIRING),
-    (OUTCOME_UNKNOWN, INQUIRY_WAITING),
-    (OUTCOME_UNKNOWN, INQUIRING),
-    (OUTCOME_UNKNOWN, INQUIRY_EXHAUSTED),
+# Events that leave status and attempts as they are; allowed wherever a payment stands.
+STANDING_EVENTS: Final = frozenset(
+    {
+        ORDER_CONFLICT,
+        CONTRADICTORY_EVIDENCE,
+        INPUT_DEAD_LETTERED,
+        COMMAND_WAITING,
+        COMMAND_REJECTED,
+        CANCEL_REQUESTED,
+        AUTHORIZATION_LAPSED,
+        LOSS_POSTED,
+        DISPUTE_INQUIRY,
+        DISPUTE_OPENED,
+        DISPUTE_WON,
+        DISPUTE_LOST,
+        DISPUTE_PRE_ARBITRATION,
+    }
 )
 
-_P, _U = PROCESSING, OUTCOME_UNKNOWN
-_T = Transition
 
-TRANSITIONS: Final[Mapping[tuple[str, str, str], Transition]] = {
-    # An order arrives.
-    (NEW, NONE, ORDER_ACCEPTED): _T(_P, STARTED, PAYMENT_STARTED),
-    (NEW, NONE, ORDER_REJECTED): _T(REJECTED, NONE, REJECTED),
-    (NEW, NONE, NOTHING_DUE): _T(NO_PAYMENT_DUE, NONE, NO_PAYMENT_DUE),
-    # A charge is answered.
-    (_P, STARTED, DECLINE_SEEN): _T(FAILED, DECLINED, FAILED),
-    (_P, STARTED, NOT_SENT_SEEN): _T(_P, RETRY_WAITING, RETRY_SCHEDULED),
-    (_P, STARTED, OUTCOME_UNCERTAIN): _T(_U, INQUIRY_WAITING, OUTCOME_UNKNOWN),
-    # A wait is over.
-    (_P, RETRY_WAITING, RETRY_DUE): _T(_P, STARTED, RETRY_STARTED),
-    (_P, RETRY_WAITING, PROOF_DUE): _T(_P, INQUIRING, INQUIRY_STARTED),
-    (_P, INQUIRY_WAITING, INQUIRY_DUE): _T(_P, INQUIRING, INQUIRY_STARTED),
-    (_U, INQUIRY_WAITING, INQUIRY_DUE): _T(_U, INQUIRING, INQUIRY_STARTED),
-    # An inquiry about a charge that was, as far as we know, never sent.
-    (_P, INQUIRING, DECLINE_SEEN): _T(FAILED, DECLINED, FAILED),
-    (_P, INQUIRING, OUTCOME_UNCERTAIN): _T(_U, INQUIRY_WAITING, OUTCOME_UNKNOWN),
-    (_P, INQUIRING, INQUIRY_INCONCLUSIVE): _T(_P, INQUIRY_WAITING, INQUIRY_SCHEDULED),
-    (_P, INQUIRING, CHARGE_AGAIN): _T(_P, STARTED, RESEND_SCHEDULED),
-    (_P, INQUIRING, MOVE_ON): _T(_P, STARTED, FAILOVER_STARTED),
-    (_P, INQUIRING, GIVE_UP): _T(FAILED, ATTEMPT_FAILED, FAILED),
-    # An inquiry about a charge that may have happened.
-    (_U, INQUIRING, DECLINE_SEEN): _T(FAILED, DECLINED, FAILED),
-    (_U, INQUIRING, INQUIRY_INCONCLUSIVE): _T(_U, INQUIRY_WAITING, INQUIRY_SCHEDULED),
-    (_U, INQUIRING, INQUIRIES_EXHAUSTED): _T(_U, INQUIRY_EXHAUSTED, INQUIRY_EXHAUSTED),
-    (_U, INQUIRING, CHARGE_AGAIN): _T(_P, STARTED, RESEND_SCHEDULED),
-    (_U, INQUIRING, MOVE_ON): _T(_P, STARTED, FAILOVER_STARTED),
-    (_U, INQUIRING, GIVE_UP): _T(FAILED, ATTEMPT_FAILED, FAILED),
-    # Evidence of a charge counts whenever it comes, and so does evidence that cannot be believed.
-    **{(*place, SUCCESS_SEEN): _T(CAPTURED, CHARGED, CAPTURED) for place in OPEN_PLACES},
+class Step(Struct, frozen=True):
+    """Where a trigger leads, and the type of the event that tells of it.
+
+    One change has one event: where an attempt's step moves the payment as well, the payment's
+    event is told, or the attempt's where the payment's is None. ``started``, ``succeeded`` and
+    ``failed`` of an attempt are told by its kind.
+    """
+
+    to: str
+    event: str | None
+
+
+STARTED_EVENTS: Final[Mapping[str, str]] = {
+    CHARGE: PAYMENT_STARTED,
+    AUTHORIZE: PAYMENT_STARTED,
+    CAPTURE: CAPTURE_STARTED,
+    VOID: VOID_STARTED,
+    REFUND: REFUND_STARTED,
+}
+FAILED_EVENTS: Final[Mapping[str, str]] = {
+    CHARGE: CHARGE_FAILED,
+    AUTHORIZE: AUTHORIZATION_FAILED,
+    CAPTURE: CAPTURE_FAILED,
+    VOID: VOID_FAILED,
+    REFUND: REFUND_FAILED,
+}
+
+_T = Step
+
+PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
+    # An order arrives; a command may have been faster, and waits for it.
     **{
-        (*place, CONTRADICTION_SEEN): _T(_U, CONTRADICTED, CONTRADICTORY_EVIDENCE)
-        for place in OPEN_PLACES
+        (status, trigger): step
+        for status in (NEW, AWAITING_ORDER)
+        for trigger, step in {
+            ORDER_ACCEPTED: _T(PROCESSING, PAYMENT_STARTED),
+            ORDER_REJECTED: _T(REJECTED, REJECTED),
+            NOTHING_DUE: _T(NO_PAYMENT_DUE, NO_PAYMENT_DUE),
+            REVIEW_ASKED: _T(RISK_REVIEW, RISK_REVIEW),
+        }.items()
+    },
+    (NEW, COMMAND_CAME_FIRST): _T(AWAITING_ORDER, AWAITING_ORDER),
+    (NEW, CREDIT_BOOKED): _T(CREDIT_HELD, CREDIT_HELD),
+    (AWAITING_ORDER, ORDER_CANCELLED): _T(CANCELLED, CANCELLED),
+    # A person looks at it before anybody is asked for money.
+    (RISK_REVIEW, REVIEW_APPROVED): _T(PROCESSING, PAYMENT_STARTED),
+    (RISK_REVIEW, REVIEW_DENIED): _T(REJECTED, REJECTED),
+    (RISK_REVIEW, CANCEL_CONFIRMED): _T(CANCELLED, CANCELLED),
+    (RISK_REVIEW, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
+    # The charge or authorization comes to an outcome.
+    **{
+        (status, trigger): step
+        for status in (PROCESSING, OUTCOME_UNKNOWN, REQUIRES_CUSTOMER_ACTION)
+        for trigger, step in {
+            CHARGE_SEEN: _T(CAPTURED, CAPTURED),
+            AUTHORIZATION_SEEN: _T(AUTHORIZED, AUTHORIZED),
+            DECLINED_FINALLY: _T(FAILED, FAILED),
+            CANCEL_CONFIRMED: _T(CANCELLED, CANCELLED),
+        }.items()
+    },
+    (PROCESSING, BECAME_UNKNOWN): _T(OUTCOME_UNKNOWN, None),
+    (REQUIRES_CUSTOMER_ACTION, BECAME_UNKNOWN): _T(OUTCOME_UNKNOWN, None),
+    (OUTCOME_UNKNOWN, BECAME_KNOWN): _T(PROCESSING, None),
+    (PROCESSING, GIVEN_UP): _T(FAILED, FAILED),
+    (OUTCOME_UNKNOWN, GIVEN_UP): _T(FAILED, FAILED),
+    (PROCESSING, ACTION_ASKED): _T(REQUIRES_CUSTOMER_ACTION, REQUIRES_CUSTOMER_ACTION),
+    (OUTCOME_UNKNOWN, ACTION_ASKED): _T(REQUIRES_CUSTOMER_ACTION, REQUIRES_CUSTOMER_ACTION),
+    (REQUIRES_CUSTOMER_ACTION, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
+    # After the first outcome.
+    (AUTHORIZED, CAPTURE_SEEN): _T(CAPTURED, CAPTURED),
+    (AUTHORIZED, CANCEL_CONFIRMED): _T(CANCELLED, CANCELLED),
+    (AUTHORIZED, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
+    (FAILED, RETRY_ASKED): _T(PROCESSING, PAYMENT_RETRIED),
+}
+
+ATTEMPT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
+    (NONE, BEGIN): _T(STARTED, STARTED),
+    # The request is answered.
+    (STARTED, NOT_SENT_SEEN): _T(RETRY_WAITING, RETRY_SCHEDULED),
+    (STARTED, OUTCOME_UNCERTAIN): _T(INQUIRY_WAITING, OUTCOME_UNKNOWN),
+    # A wait is over.
+    (RETRY_WAITING, RETRY_DUE): _T(STARTED, RETRY_STARTED),
+    (RETRY_WAITING, PROOF_DUE): _T(INQUIRING, INQUIRY_STARTED),
+    (INQUIRY_WAITING, INQUIRY_DUE): _T(INQUIRING, INQUIRY_STARTED),
+    (PENDING, INQUIRY_DUE): _T(INQUIRING, INQUIRY_STARTED),
+    # An inquiry is answered.
+    (INQUIRING, INQUIRY_INCONCLUSIVE): _T(INQUIRY_WAITING, INQUIRY_SCHEDULED),
+    (INQUIRING, INQUIRIES_EXHAUSTED): _T(INQUIRY_EXHAUSTED, INQUIRY_EXHAUSTED),
+    (INQUIRING, SEND_AGAIN): _T(STARTED, RESEND_SCHEDULED),
+    (INQUIRING, GIVE_UP): _T(ATTEMPT_FAILED, FAILED),
+    # A gateway's word counts whenever it comes: as the answer, by webhook, or from an earlier try.
+    **{(state, SUCCESS_SEEN): _T(SUCCEEDED, SUCCEEDED) for state in OPEN_STATES},
+    **{(state, DECLINE_SEEN): _T(DECLINED, FAILED) for state in OPEN_STATES},
+    **{(state, PENDING_SEEN): _T(PENDING, PENDING) for state in OPEN_STATES},
+    **{
+        (state, CONTRADICTION_SEEN): _T(CONTRADICTED, CONTRADICTORY_EVIDENCE)
+        for state in OPEN_STATES
+    },
+    # What seemed to be over was not.
+    (DECLINED, LATE_SUCCESS_SEEN): _T(SUCCEEDED, LATE_SUCCESS),
+    (ATTEMPT_FAILED, LATE_SUCCESS_SEEN): _T(SUCCEEDED, LATE_SUCCESS),
+    (SUCCEEDED, FAILURE_SEEN): _T(ATTEMPT_FAILED, FAILED),
+    **{(state, FAILURE_SEEN): _T(ATTEMPT_FAILED, FAILED) for state in OPEN_STATES},
+    # A person says what no gateway would.
+    **{
+        (state, trigger): step
+        for state in (INQUIRY_WAITING, INQUIRING, INQUIRY_EXHAUSTED, CONTRADICTED)
+        for trigger, step in {
+            RESOLVED_DONE: _T(SUCCEEDED, SUCCEEDED),
+            RESOLVED_NOT_DONE: _T(ATTEMPT_FAILED, FAILED),
+        }.items()
     },
 }
 
+_TOLD_BY_KIND: Final[Mapping[str, Mapping[str, str]]] = {
+    STARTED: STARTED_EVENTS,
+    SUCCEEDED: SUCCEEDED_STATES,
+    FAILED: FAILED_EVENTS,
+}
 
-def transition(status: str, attempt_state: str, trigger: str) -> Transition:
-    """What follows from a trigger; raises InvariantBroken where the table has no such step."""
-    found = TRANSITIONS.get((status, attempt_state, trigger))
+
+@cache
+def payment_step(status: str, trigger: str) -> Step:
+    """What follows for a payment; raises InvariantBroken where the table has no such step."""
+    found = PAYMENT_TRANSITIONS.get((status, trigger))
     if found is None:
-        raise InvariantBroken(f"{trigger} is not possible for a {status}/{attempt_state} payment")
+        raise InvariantBroken(f"{trigger} is not possible for a payment that is {status}")
     return found
 
 
-def mermaid() -> str:
-    """The table as a mermaid state diagram, in the table's order."""
+@cache
+def attempt_step(kind: str, state: str, trigger: str) -> Step:
+    """What follows for an attempt of this kind; raises InvariantBroken like ``payment_step``."""
+    found = ATTEMPT_TRANSITIONS.get((SUCCEEDED if state in _SUCCESSES else state, trigger))
+    if found is None:
+        raise InvariantBroken(f"{trigger} is not possible for a {kind} that is {state or 'new'}")
+    to = SUCCEEDED_STATES[kind] if found.to == SUCCEEDED else found.to
+    told = _TOLD_BY_KIND.get(found.event or NONE)
+    return Step(to, found.event if told is None else told[kind])
+
+
+def has_succeeded(state: str) -> bool:
+    """Whether an attempt in this state moved what it was to move."""
+    return state in _SUCCESSES
+
+
+def payment_diagram() -> str:
+    """The payment's table as a mermaid state diagram, in the table's order."""
+    return _mermaid(PAYMENT_TRANSITIONS, NEW)
+
+
+def attempt_diagram() -> str:
+    """The attempt's table as a mermaid state diagram, in the table's order."""
+    return _mermaid(ATTEMPT_TRANSITIONS, NONE)
+
+
+def _mermaid(table: Mapping[tuple[str, str], Step], start: str) -> str:
     lines = ["stateDiagram-v2"]
-    for (status, state, trigger), step in TRANSITIONS.items():
-        source = _node(status, state)
-        target = _node(step.status, step.attempt_state)
-        if trigger in (SUCCESS_SEEN, CONTRADICTION_SEEN):
-            continue
-        lines.append(f"    {source} --> {target}: {trigger}")
-    for trigger in (SUCCESS_SEEN, CONTRADICTION_SEEN):
-        for status, state in OPEN_PLACES:
-            step = TRANSITIONS[status, state, trigger]
-            target = _node(step.status, step.attempt_state)
-            lines.append(f"    {_node(status, state)} --> {target}: {trigger}")
-    ends = {(CAPTURED, CHARGED), (FAILED, DECLINED), (REJECTED, NONE), (NO_PAYMENT_DUE, NONE)}
-    lines += [f"    {_node(*end)} --> [*]" for end in sorted(ends)]
+    for (source, trigger), step in table.items():
+        lines.append(f"    {'[*]' if source == start else source} --> {step.to}: {trigger}")
+    left = {source for source, _ in table}
+    ends = sorted({step.to for step in table.values()} - left)
+    lines += [f"    {end} --> [*]" for end in ends]
     return "\n".join(lines) + "\n"
-
-
-def _node(status: str, attempt_state: str) -> str:
-    if status == NEW:
-        return "[*]"
-    if status in (PROCESSING, OUTCOME_UNKNOWN):
-        return f"{status}__{attempt_state}"
-    return status

@@ -173,6 +173,8 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     sendable_until_ms: int = 0
     amount_minor: int = 0
     routed_because: str | None = None
+    uncertain_since_ms: int = 0
+    business_date: str | None = None
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):
@@ -215,6 +217,7 @@ class Payment(Struct, frozen=True, kw_only=True):
     next_action_url: str | None = None
     expires_at_ms: int | None = None
     cancel_requested_by: str | None = None
+    retry_token: str | None = None
     commands: tuple[PaymentCommand, ...] = ()
     command_ids: tuple[str, ...] = ()
     disputes: tuple[Dispute, ...] = ()
@@ -231,6 +234,17 @@ class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
     reason: str | None = None
     due_at_ms: int | None = None
     tier: int = 1
+
+
+class ControlEntry(Struct, frozen=True, kw_only=True, gc=False):
+    """A document that workers follow while they run; ``value`` is JSON."""
+
+    key: str
+    value: str
+    version: int
+    changed_by: str
+    reason: str
+    changed_at_ms: int
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):

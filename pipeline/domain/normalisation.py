@@ -66,6 +66,8 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "returned": Standard(_NEVER, "had succeeded, and the money came back all the same"),
     # Certainly not handled.
     "rate_limited": Standard(_RETRY, "turned away unhandled; see retry_after_ms"),
+    "throttled": Standard(_RETRY, "one of our own limits for this gateway is used up"),
+    "breaker_open": Standard(_RETRY, "the gateway is in trouble and left alone"),
     "send_before_passed": Standard(_RETRY, "too old when it could have been written"),
     "connection_refused": Standard(_RETRY, "nobody listens there, or the name does not resolve"),
     "connect_timeout": Standard(_RETRY, "no connection in time"),

@@ -1,38 +1,77 @@
-"""Building blocks of a decision: the next snapshot with its event, a request, a wait.
+"""Building blocks of a decision: the next snapshot with its event, a request, a wait, a settlement.
 
 Every change of a payment is one step: its sequence rises by one and exactly one event tells of
-it, so the two never drift apart.
+it, so the two never drift apart. One input may lead to several steps.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from pipeline.domain.decision import Decision, Outgoing
-from pipeline.domain.ids import event_id, idempotency_key
-from pipeline.domain.invariant import invariant
+from pipeline.domain.ids import (
+    event_id,
+    expiry_operation_id,
+    idempotency_key,
+    reversal_operation_id,
+    settlement_id,
+)
+from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.lifecycle import (
+    AUTHORIZE,
+    BUSY_STATES,
+    CHARGE,
     INPUT_DEAD_LETTERED,
+    MAIN_KINDS,
+    OUTCOME_UNKNOWN,
+    PENDING,
+    PROCESSING,
+    REFUND,
+    REQUIRES_CUSTOMER_ACTION,
     RETRY_WAITING,
     STANDING_EVENTS,
     STARTED,
-    transition,
+    attempt_step,
+    has_succeeded,
+    payment_step,
 )
-from pipeline.domain.model import Attempt, Payment, PaymentDue, PaymentEvent, PaymentRequest
-from pipeline.domain.policy import Policy
+from pipeline.domain.model import (
+    Attempt,
+    Payment,
+    PaymentDue,
+    PaymentEvent,
+    PaymentRequest,
+    Settlement,
+)
+from pipeline.domain.policy import GatewayProfile, Policy
+from pipeline.domain.routing import profile_of
+from pipeline.domain.tiers import inquiry_tier, retry_tier, tier_not_longer
 
-# Kinds of requests.
-CHARGE: Final = "charge"
 INQUIRE: Final = "inquire"
+
+# Capture methods.
+AUTOMATIC: Final = "automatic"
+MANUAL: Final = "manual"
 
 # Purposes of a wait.
 RETRY: Final = "retry"
 INQUIRY: Final = "inquiry"
+TIMER: Final = "timer"
 
-# As many as the schema promises; there are never more attempts than gateways.
-ATTEMPTS_MAX: Final = 32
+# Statuses in which the charge or authorization is still to come to its outcome.
+UNDECIDED: Final = frozenset({PROCESSING, OUTCOME_UNKNOWN, REQUIRES_CUSTOMER_ACTION})
+
+# More operations than a payment sees in years, few enough that its snapshot stays small.
+ATTEMPTS_MAX: Final = 64
+# Of these, commands may begin so many; the others are left for failovers and reversals.
+COMMANDED_ATTEMPTS_MAX: Final = 40
+
+# Codes of an attempt whose gateway said that it has it and is not done.
+PENDING_CODE: Final = "pending"
+CUSTOMER_ACTION_REQUIRED: Final = "customer_action_required"
+PENDING_CODES: Final = frozenset({PENDING_CODE, CUSTOMER_ACTION_REQUIRED})
 
 
 def stepped(
@@ -41,29 +80,150 @@ def stepped(
     trigger: str,
     now_ms: int,
     *,
+    moves: str | None = None,
     reason: str | None = None,
-    captured_minor: int = 0,
+    detail: str | None = None,
+    actor: str | None = None,
+    **changes: Any,
 ) -> tuple[Payment, PaymentEvent]:
-    """The payment after a trigger about its latest attempt, and the event of it.
+    """The payment after a trigger about one of its attempts, and the event of it.
 
-    ``attempt`` is the latest attempt with all but its state and time as they shall be.
+    ``attempt`` is one of the payment's with all but its state and time as they shall be;
+    ``moves`` is the payment's own trigger where its status changes as well.
     """
-    latest = payment.attempts[-1]
-    invariant(latest.attempt == attempt.attempt, "only the latest attempt can change")
-    step = transition(payment.status, latest.state, trigger)
-    attempt = replace(attempt, state=step.attempt_state, updated_at_ms=now_ms)
-    captured = payment.captured_minor + captured_minor
-    invariant(captured <= payment.amount_minor, "more captured than the payment's amount")
+    step = attempt_step(attempt.kind, attempt.state, trigger)
+    attempt = replace(attempt, state=step.to, updated_at_ms=now_ms)
+    return _changed(
+        payment,
+        replaced(payment, attempt),
+        attempt,
+        step.event,
+        now_ms,
+        moves,
+        reason,
+        detail,
+        actor,
+        changes,
+    )
+
+
+def begun(
+    payment: Payment,
+    attempt: Attempt,
+    now_ms: int,
+    *,
+    event: str | None = None,
+    moves: str | None = None,
+    reason: str | None = None,
+    detail: str | None = None,
+    actor: str | None = None,
+    **changes: Any,
+) -> tuple[Payment, PaymentEvent]:
+    """The payment with one more attempt, and the event of it; ``event`` where it has its own."""
+    invariant(len(payment.attempts) < ATTEMPTS_MAX, "more attempts than a payment may have")
+    attempts = (*payment.attempts, attempt)
+    step = attempt_step(attempt.kind, "", "begin")
+    invariant(attempt.state == step.to, "an attempt begins with its first request")
+    told = event or step.event
+    return _changed(payment, attempts, attempt, told, now_ms, moves, reason, detail, actor, changes)
+
+
+def _changed(
+    payment: Payment,
+    attempts: tuple[Attempt, ...],
+    attempt: Attempt,
+    event: str | None,
+    now_ms: int,
+    moves: str | None,
+    reason: str | None,
+    detail: str | None,
+    actor: str | None,
+    changes: dict[str, Any],
+) -> tuple[Payment, PaymentEvent]:
+    status = payment.status
+    kept = status not in UNDECIDED or attempt.kind not in MAIN_KINDS
+    if moves is not None:
+        step = payment_step(status, moves)
+        status, event = step.to, step.event or event
+        kept = False
+    if event is None:
+        raise InvariantBroken("a change without an event")
     changed = replace(
         payment,
         sequence=payment.sequence + 1,
-        status=step.status,
+        status=status,
+        reason=payment.reason if kept else reason,
+        updated_at_ms=now_ms,
+        attempts=attempts,
+        **changes,
+    )
+    if changes:
+        check_amounts(changed)
+    return changed, event_of(changed, event, reason, attempt=attempt, detail=detail, actor=actor)
+
+
+def check_amounts(payment: Payment) -> None:
+    """What was refunded was captured, and what was captured was authorized."""
+    invariant(
+        0 <= payment.refunded_minor <= payment.captured_minor <= payment.authorized_minor,
+        "refunded <= captured <= authorized must hold",
+    )
+
+
+def moved(
+    payment: Payment,
+    trigger: str,
+    now_ms: int,
+    *,
+    reason: str | None = None,
+    detail: str | None = None,
+    actor: str | None = None,
+    operation_id: str | None = None,
+    **changes: Any,
+) -> tuple[Payment, PaymentEvent]:
+    """The payment after a trigger of its own, no attempt concerned."""
+    step = payment_step(payment.status, trigger)
+    changed = replace(
+        payment,
+        sequence=payment.sequence + 1,
+        status=step.to,
         reason=reason,
         updated_at_ms=now_ms,
-        captured_minor=captured,
-        attempts=(*payment.attempts[:-1], attempt),
+        **changes,
     )
-    return changed, event_of(changed, step.event, reason)
+    if step.event is None:
+        raise InvariantBroken(f"{trigger} needs an attempt that tells of it")
+    return changed, event_of(
+        changed, step.event, reason, detail=detail, actor=actor, operation_id=operation_id
+    )
+
+
+def told(
+    payment: Payment,
+    event: str,
+    now_ms: int,
+    *,
+    reason: str | None = None,
+    detail: str | None = None,
+    actor: str | None = None,
+    operation_id: str | None = None,
+    operation_minor: int | None = None,
+    attempt: Attempt | None = None,
+    **changes: Any,
+) -> tuple[Payment, PaymentEvent]:
+    """The payment after something that leaves its status and attempts as they are."""
+    invariant(event in STANDING_EVENTS, f"{event} must not leave a payment where it stands")
+    changed = replace(payment, sequence=payment.sequence + 1, updated_at_ms=now_ms, **changes)
+    return changed, event_of(
+        changed,
+        event,
+        reason,
+        attempt=attempt,
+        detail=detail,
+        actor=actor,
+        operation_id=operation_id,
+        operation_minor=operation_minor,
+    )
 
 
 def dead_lettered(
@@ -77,21 +237,33 @@ def dead_lettered(
     conflicts: int = 0,
 ) -> Decision:
     """Refuse an input whole, and let the payment it belongs to say so; nothing else changes."""
-    invariant(event in STANDING_EVENTS, f"{event} must not leave a payment where it stands")
-    changed = replace(
+    changed, sent = told(
         payment,
-        sequence=payment.sequence + 1,
-        updated_at_ms=now_ms,
+        event,
+        now_ms,
+        reason=reason or cause,
+        attempt=payment.attempts[-1] if payment.attempts else None,
         conflicts=payment.conflicts + conflicts,
         dead_letters=payment.dead_letters + 1,
     )
-    told = event_of(changed, event, reason or cause)
-    return Decision(payment=changed, sends=(told,), dead_letter=cause, detail=detail)
+    return Decision(payment=changed, sends=(sent,), dead_letter=cause, detail=detail)
 
 
-def event_of(payment: Payment, event: str, reason: str | None) -> PaymentEvent:
-    """The event of the payment's newest transition."""
-    attempt = payment.attempts[-1] if payment.attempts else None
+def event_of(
+    payment: Payment,
+    event: str,
+    reason: str | None,
+    *,
+    attempt: Attempt | None = None,
+    detail: str | None = None,
+    actor: str | None = None,
+    operation_id: str | None = None,
+    operation_minor: int | None = None,
+) -> PaymentEvent:
+    """The event of the payment's newest transition, with the attempt that it is about."""
+    if attempt is not None:
+        operation_id = attempt.operation_id
+        operation_minor = attempt.amount_minor or payment.amount_minor
     return PaymentEvent(
         event_id=event_id(payment.payment_id, payment.sequence),
         merchant_id=payment.merchant_id,
@@ -106,22 +278,28 @@ def event_of(payment: Payment, event: str, reason: str | None) -> PaymentEvent:
         gateway=None if attempt is None else attempt.gateway,
         attempt=None if attempt is None else attempt.attempt,
         occurred_at_ms=payment.updated_at_ms,
+        operation_id=operation_id,
+        kind=None if attempt is None else attempt.kind,
+        operation_minor=operation_minor,
+        detail=detail,
+        actor=actor,
     )
 
 
-def request_of(payment: Payment, kind: str) -> PaymentRequest:
-    """The request for the latest attempt's current try."""
-    attempt = payment.attempts[-1]
+def request_of(payment: Payment, attempt: Attempt, kind: str | None = None) -> PaymentRequest:
+    """The request for an attempt's current try; ``kind`` only for an inquiry."""
+    main = attempt.kind in MAIN_KINDS
+    parent = None if main else parent_of(payment, attempt)
     return PaymentRequest(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,
         payment_id=payment.payment_id,
         operation_id=attempt.operation_id,
-        kind=kind,
+        kind=kind or attempt.kind,
         gateway=attempt.gateway,
-        amount_minor=payment.amount_minor,
+        amount_minor=attempt.amount_minor or payment.amount_minor,
         currency=payment.currency,
-        instrument_token=payment.instrument_token,
+        instrument_token=payment.retry_token or payment.instrument_token,
         idempotency_key=idempotency_key(
             payment.payment_id, attempt.operation_id, attempt.gateway, attempt.attempt
         ),
@@ -129,13 +307,34 @@ def request_of(payment: Payment, kind: str) -> PaymentRequest:
         try_number=attempt.tries,
         send_within_ms=attempt.send_within_ms,
         ordered_at_ms=payment.ordered_at_ms,
-        pay_before_ms=payment.pay_before_ms,
+        pay_before_ms=payment.pay_before_ms if main else None,
+        operation_kind=attempt.kind,
+        parent_reference=None if parent is None else parent.gateway_reference,
+        country=payment.country,
     )
 
 
-def due_of(payment: Payment, reason: str | None) -> PaymentDue:
-    """The wait that the latest attempt's state asks for."""
-    attempt = payment.attempts[-1]
+def wait_of(
+    payment: Payment,
+    attempt: Attempt,
+    reason: str | None,
+    policy: Policy,
+    now_ms: int,
+    retry_after_ms: int | None = None,
+) -> PaymentDue:
+    """The wait that an attempt's state asks for, in the tier that its tries ask for.
+
+    A gateway's ``retry_after_ms`` is obeyed up to the time from which on no charge is sent.
+    """
+    retry = attempt.state == RETRY_WAITING
+    due_at_ms = None
+    if retry:
+        if retry_after_ms is not None and retry_after_ms > 0:
+            due_at_ms = min(now_ms + retry_after_ms, charge_deadline_ms(payment, attempt, policy))
+            retry_after_ms = max(0, due_at_ms - now_ms)
+        tier = retry_tier(policy.retry_delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
+    else:
+        tier = inquiry_tier(policy.inquiry_delays_ms, attempt.inquiries)
     return PaymentDue(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,
@@ -143,17 +342,76 @@ def due_of(payment: Payment, reason: str | None) -> PaymentDue:
         operation_id=attempt.operation_id,
         attempt=attempt.attempt,
         try_number=attempt.tries,
-        purpose=RETRY if attempt.state == RETRY_WAITING else INQUIRY,
+        purpose=RETRY if retry else INQUIRY,
         reason=reason,
+        due_at_ms=due_at_ms,
+        tier=tier,
     )
 
 
-def first_try(operation_id: str, gateway: str, number: int, send_within: int, now: int) -> Attempt:
-    """A new attempt whose first request is on its way."""
-    invariant(number <= ATTEMPTS_MAX, "more attempts than a payment may have")
+def timer_of(
+    payment: Payment, due_at_ms: int, reason: str, policy: Policy, now_ms: int
+) -> PaymentDue:
+    """A wait until a time: in the longest tier that ends before it, passed on until then."""
+    return PaymentDue(
+        merchant_id=payment.merchant_id,
+        order_id=payment.order_id,
+        payment_id=payment.payment_id,
+        operation_id=payment.order_id,
+        attempt=0,
+        try_number=0,
+        purpose=TIMER,
+        reason=reason,
+        due_at_ms=due_at_ms,
+        tier=tier_not_longer(policy.timer_delays_ms, due_at_ms - now_ms),
+    )
+
+
+def settlement_of(
+    payment: Payment,
+    kind: str,
+    amount_minor: int,
+    now_ms: int,
+    *,
+    operation_id: str,
+    gateway: str,
+    reference: str,
+    business_date: str | None = None,
+) -> Settlement:
+    """A money movement of the payment; ``amount_minor`` is signed, positive to the merchant."""
+    return Settlement(
+        settlement_id=settlement_id(payment.payment_id, operation_id, kind),
+        merchant_id=payment.merchant_id,
+        order_id=payment.order_id,
+        payment_id=payment.payment_id,
+        operation_id=operation_id,
+        kind=kind,
+        amount_minor=amount_minor,
+        currency=payment.currency,
+        gateway=gateway,
+        gateway_reference=reference,
+        business_date=business_date or payment.business_date,
+        ordered_at_ms=payment.ordered_at_ms,
+        settled_at_ms=now_ms,
+    )
+
+
+def first_try(
+    operation_id: str,
+    kind: str,
+    gateway: str,
+    number: int,
+    send_within: int,
+    now: int,
+    *,
+    amount_minor: int = 0,
+    business_date: str | None = None,
+    because: str | None = None,
+) -> Attempt:
+    """A new attempt whose first request is on its way; an amount of 0 is the payment's whole."""
     return Attempt(
         operation_id=operation_id,
-        kind=CHARGE,
+        kind=kind,
         gateway=gateway,
         attempt=number,
         state=STARTED,
@@ -163,17 +421,141 @@ def first_try(operation_id: str, gateway: str, number: int, send_within: int, no
         started_at_ms=now,
         updated_at_ms=now,
         send_within_ms=send_within,
+        amount_minor=amount_minor,
+        business_date=business_date,
+        routed_because=because,
     )
 
 
-def charge_deadline_ms(payment: Payment, policy: Policy) -> int:
-    """From this time on no charge is started: the order's own limit, or its age."""
-    oldest = payment.ordered_at_ms + policy.stale_after_ms
-    if payment.pay_before_ms is None:
+def main_kind(payment: Payment) -> str:
+    """How this payment's money is asked for."""
+    return CHARGE if payment.capture_method == AUTOMATIC else AUTHORIZE
+
+
+def find_attempt(
+    payment: Payment, operation_id: str | None, number: int | None, gateway: str | None = None
+) -> Attempt | None:
+    """An attempt by what names it; the latest ones are looked at first."""
+    for attempt in reversed(payment.attempts):
+        if (
+            attempt.attempt == number
+            and attempt.operation_id == operation_id
+            and (gateway is None or attempt.gateway == gateway)
+        ):
+            return attempt
+    return None
+
+
+def replaced(payment: Payment, attempt: Attempt) -> tuple[Attempt, ...]:
+    """The payment's attempts with this one in the place of its former self."""
+    attempts = payment.attempts
+    latest = attempts[-1]
+    if latest.attempt == attempt.attempt and latest.operation_id == attempt.operation_id:
+        return (*attempts[:-1], attempt)
+    for at in range(len(attempts) - 1, -1, -1):
+        each = attempts[at]
+        if each.attempt == attempt.attempt and each.operation_id == attempt.operation_id:
+            return (*attempts[:at], attempt, *attempts[at + 1 :])
+    raise InvariantBroken("only an attempt of the payment can change")
+
+
+def in_flight(payment: Payment) -> bool:
+    """Whether something is under way that commands must wait for."""
+    for attempt in payment.attempts:
+        if attempt.state in BUSY_STATES and not (
+            # A refund or capture that the gateway has, but is not done with, may take days.
+            attempt.kind not in MAIN_KINDS and attempt.code in PENDING_CODES
+        ):
+            return True
+        if attempt.state == PENDING and attempt.kind in MAIN_KINDS and payment.status in UNDECIDED:
+            return True
+    return False
+
+
+def standing_main(payment: Payment) -> Attempt | None:
+    """The newest charge or authorization that stands: succeeded, and not given back as late."""
+    for attempt in reversed(payment.attempts):
+        if attempt.kind in MAIN_KINDS and has_succeeded(attempt.state):
+            reversal = reversal_operation_id(attempt.operation_id, attempt.attempt)
+            if find_attempt(payment, reversal, 1) is None:
+                return attempt
+    return None
+
+
+def refund_target(payment: Payment) -> Attempt | None:
+    """Whose money a refund by command gives back: what stands, else what was taken too late and
+    could not be given back by itself."""
+    standing = standing_main(payment)
+    if standing is not None:
+        return standing
+    for each in reversed(payment.attempts):
+        if each.kind in MAIN_KINDS and has_succeeded(each.state):
+            return each
+    return None
+
+
+def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
+    """The charge or authorization that a capture, void or refund is about."""
+    for each in reversed(payment.attempts):
+        if each.kind in MAIN_KINDS and attempt.operation_id in (
+            reversal_operation_id(each.operation_id, each.attempt),
+            expiry_operation_id(each.operation_id),
+        ):
+            return each
+    return refund_target(payment)
+
+
+def amount_of(payment: Payment, attempt: Attempt) -> int:
+    """What the attempt is to move."""
+    return attempt.amount_minor or payment.amount_minor
+
+
+def reserved_minor(payment: Payment, kind: str) -> int:
+    """What operations of this kind may still move: begun, and neither succeeded nor failed."""
+    return sum(
+        amount_of(payment, each)
+        for each in payment.attempts
+        if each.kind == kind and not has_succeeded(each.state) and is_unfinished(each)
+    )
+
+
+def is_unfinished(attempt: Attempt) -> bool:
+    """Whether the attempt's outcome is still to come, by a gateway or by a person."""
+    return attempt.state not in ("declined", "failed") and not has_succeeded(attempt.state)
+
+
+def refundable_minor(payment: Payment) -> int:
+    """What a refund may still take: captured, less the refunds that did not fail."""
+    return payment.captured_minor - payment.refunded_minor - reserved_minor(payment, REFUND)
+
+
+def charge_deadline_ms(payment: Payment, attempt: Attempt, policy: Policy) -> int:
+    """From this time on no charge of this operation is started: the order's limit, or its age.
+
+    Other operations have no deadline but the gateway's memory of their key.
+    """
+    begun_ms = attempt.started_at_ms
+    if attempt.attempt > 1:
+        first = find_attempt(payment, attempt.operation_id, 1)
+        begun_ms = begun_ms if first is None else first.started_at_ms
+    oldest = begun_ms + policy.stale_after_ms
+    if payment.pay_before_ms is None or attempt.kind not in MAIN_KINDS:
         return oldest
     return min(oldest, payment.pay_before_ms)
+
+
+def gateway_profile(policy: Policy, gateway: str) -> GatewayProfile:
+    """A gateway's profile; one taken out of the policy is still owed its outcome, by defaults."""
+    return profile_of(policy, gateway) or GatewayProfile(name=gateway)
 
 
 def decision(payment: Payment, *sends: Outgoing) -> Decision:
     """A change with its consequences; by custom the event comes last."""
     return Decision(payment=payment, sends=sends)
+
+
+def followed(first: Decision, then: Decision) -> Decision:
+    """Two decisions of one input as one: the second was made from the first one's payment."""
+    if then.payment is None and not then.sends:
+        return first
+    return replace(first, payment=then.payment or first.payment, sends=first.sends + then.sends)

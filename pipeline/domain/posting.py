@@ -4,13 +4,20 @@ A capture makes a gateway owe us what we owe the merchant:
 
     debit  gateway_receivable:<gateway>     credit merchant_payable:<merchant>
 
-A refund is the reverse. An entry moves money between accounts and makes none, so in each currency
-its debits equal its credits. What cannot be booked is refused by a rule's name, never guessed.
+A refund is the reverse. What a gateway takes for a dispute is no refund: whether the merchant or
+we bear it is decided later, so until then it stands in ``disputes_and_losses``. A credit moves no
+money at a gateway: the merchant owes it, and it is held in ``unapplied_credits``. Each kind is one
+row of ``RULE_OF``; worked examples stand in ``docs/ledger.md``.
+
+An entry moves money between accounts and makes none, so in each currency its debits equal its
+credits. What cannot be booked is refused by a rule's name, never guessed.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from msgspec import Struct
 
@@ -22,13 +29,29 @@ from pipeline.domain.validation import is_date
 
 CAPTURE = "capture"
 REFUND = "refund"
+REFUND_FAILED = "refund_failed"
+DISPUTE = "dispute"
+REVERSAL = "reversal"
+DISPUTE_FEE = "dispute_fee"
+CREDIT = "credit"
 
 GATEWAY_RECEIVABLE = "gateway_receivable"
 MERCHANT_PAYABLE = "merchant_payable"
+DISPUTES_AND_LOSSES = "disputes_and_losses"
+UNAPPLIED_CREDITS = "unapplied_credits"
+
+# What stands where a gateway's name would: the movement touches no gateway.
+NO_GATEWAY = "none"
 
 KIND_MUST_BE_KNOWN = "settlement_kind_must_be_known"
 CAPTURE_MUST_BE_POSITIVE = "capture_amount_must_be_positive"
 REFUND_MUST_BE_NEGATIVE = "refund_amount_must_be_negative"
+REFUND_FAILED_MUST_BE_POSITIVE = "refund_failed_amount_must_be_positive"
+DISPUTE_MUST_BE_NEGATIVE = "dispute_amount_must_be_negative"
+REVERSAL_MUST_BE_POSITIVE = "reversal_amount_must_be_positive"
+DISPUTE_FEE_MUST_BE_NEGATIVE = "dispute_fee_amount_must_be_negative"
+CREDIT_MUST_BE_NEGATIVE = "credit_amount_must_be_negative"
+GATEWAY_MUST_FIT_KIND = "settlement_gateway_must_fit_its_kind"
 AMOUNT_MUST_NOT_EXCEED_LIMIT = "settlement_amount_must_not_exceed_limit"
 CURRENCY_MUST_BE_ISO_4217 = "settlement_currency_must_be_iso_4217"
 BUSINESS_DATE_MUST_BE_A_DATE = "settlement_business_date_must_be_a_date"
@@ -39,6 +62,12 @@ RULES = (
     KIND_MUST_BE_KNOWN,
     CAPTURE_MUST_BE_POSITIVE,
     REFUND_MUST_BE_NEGATIVE,
+    REFUND_FAILED_MUST_BE_POSITIVE,
+    DISPUTE_MUST_BE_NEGATIVE,
+    REVERSAL_MUST_BE_POSITIVE,
+    DISPUTE_FEE_MUST_BE_NEGATIVE,
+    CREDIT_MUST_BE_NEGATIVE,
+    GATEWAY_MUST_FIT_KIND,
     AMOUNT_MUST_NOT_EXCEED_LIMIT,
     CURRENCY_MUST_BE_ISO_4217,
     BUSINESS_DATE_MUST_BE_A_DATE,
@@ -66,6 +95,19 @@ class Posting(Struct, frozen=True, gc=False):
     amount_minor: int
 
 
+class PostingRule(Struct, frozen=True, gc=False):
+    """How a kind of settlement is booked: its signed amount to one account, less it to another.
+
+    ``sign`` is the only one that the kind's amounts may have (they are positive to the merchant),
+    and ``broken`` names the rule an amount of the other sign breaks.
+    """
+
+    sign: int
+    broken: str
+    account: Callable[[Settlement], str]
+    against: Callable[[Settlement], str]
+
+
 class JournalEntry(Struct, frozen=True, kw_only=True, gc=False):
     """One settlement as it stands in the books; the ids are those of the settlement."""
 
@@ -90,20 +132,54 @@ class PostingRefused(Struct, frozen=True, gc=False):
     detail: str
 
 
+def _gateway_receivable(settlement: Settlement) -> str:
+    return f"{GATEWAY_RECEIVABLE}:{settlement.gateway}"
+
+
+def _merchant_payable(settlement: Settlement) -> str:
+    return f"{MERCHANT_PAYABLE}:{settlement.merchant_id}"
+
+
+def _disputes_and_losses(settlement: Settlement) -> str:
+    return f"{DISPUTES_AND_LOSSES}:{settlement.merchant_id}"
+
+
+def _unapplied_credits(settlement: Settlement) -> str:
+    return f"{UNAPPLIED_CREDITS}:{settlement.merchant_id}"
+
+
+RULE_OF: Final[Mapping[str, PostingRule]] = {
+    CAPTURE: PostingRule(1, CAPTURE_MUST_BE_POSITIVE, _gateway_receivable, _merchant_payable),
+    REFUND: PostingRule(-1, REFUND_MUST_BE_NEGATIVE, _gateway_receivable, _merchant_payable),
+    REFUND_FAILED: PostingRule(
+        1, REFUND_FAILED_MUST_BE_POSITIVE, _gateway_receivable, _merchant_payable
+    ),
+    DISPUTE: PostingRule(-1, DISPUTE_MUST_BE_NEGATIVE, _gateway_receivable, _disputes_and_losses),
+    REVERSAL: PostingRule(1, REVERSAL_MUST_BE_POSITIVE, _gateway_receivable, _disputes_and_losses),
+    DISPUTE_FEE: PostingRule(
+        -1, DISPUTE_FEE_MUST_BE_NEGATIVE, _gateway_receivable, _disputes_and_losses
+    ),
+    CREDIT: PostingRule(-1, CREDIT_MUST_BE_NEGATIVE, _unapplied_credits, _merchant_payable),
+}
+
+
 def journal_entry(settlement: Settlement) -> JournalEntry | PostingRefused:
     """The one entry that books this settlement, or the rule that keeps it out of the books.
 
     Pure: the same settlement gives the same entry, so a redelivery is seen by the entry's id.
     """
-    refused = _broken_rule(settlement)
+    rule = RULE_OF.get(settlement.kind)
+    if rule is None:
+        return PostingRefused(KIND_MUST_BE_KNOWN, f"booked are {', '.join(RULE_OF)}")
+    refused = _broken_rule(settlement, rule)
     if refused is not None:
         return refused
     amount_minor = settlement.amount_minor
     currency = settlement.currency
-    # The amount is signed (positive to the merchant), so a refund reverses itself.
+    # The amount is signed (positive to the merchant), so what takes money back reverses itself.
     postings = (
-        Posting(f"{GATEWAY_RECEIVABLE}:{settlement.gateway}", currency, amount_minor),
-        Posting(f"{MERCHANT_PAYABLE}:{settlement.merchant_id}", currency, -amount_minor),
+        Posting(rule.account(settlement), currency, amount_minor),
+        Posting(rule.against(settlement), currency, -amount_minor),
     )
     return balanced(
         JournalEntry(
@@ -141,16 +217,10 @@ def balanced(entry: JournalEntry) -> JournalEntry:
     return entry
 
 
-def _broken_rule(s: Settlement) -> PostingRefused | None:
+def _broken_rule(s: Settlement, rule: PostingRule) -> PostingRefused | None:
     amount_minor = s.amount_minor
-    if s.kind == CAPTURE:
-        if amount_minor <= 0:
-            return PostingRefused(CAPTURE_MUST_BE_POSITIVE, f"the amount is {amount_minor}")
-    elif s.kind == REFUND:
-        if amount_minor >= 0:
-            return PostingRefused(REFUND_MUST_BE_NEGATIVE, f"the amount is {amount_minor}")
-    else:
-        return PostingRefused(KIND_MUST_BE_KNOWN, "only capture and refund are booked so far")
+    if amount_minor * rule.sign <= 0:
+        return PostingRefused(rule.broken, f"the amount is {amount_minor}")
     if not -AMOUNT_MINOR_MAX <= amount_minor <= AMOUNT_MINOR_MAX:
         return PostingRefused(AMOUNT_MUST_NOT_EXCEED_LIMIT, f"the limit is {AMOUNT_MINOR_MAX}")
     if s.currency not in MINOR_UNITS:
@@ -161,6 +231,10 @@ def _broken_rule(s: Settlement) -> PostingRefused | None:
     ids = f"{first}/{s.merchant_id}/{s.order_id}/{second}"
     if _IDS.fullmatch(ids) is None:
         return PostingRefused(IDS_MUST_BE_WELL_FORMED, _malformed_ids(s))
+    if (s.gateway == NO_GATEWAY) != (s.kind == CREDIT):
+        return PostingRefused(
+            GATEWAY_MUST_FIT_KIND, f"a credit, and nothing else, has the gateway {NO_GATEWAY!r}"
+        )
     # A database may refuse control characters, and a person should be able to read it.
     if len(s.gateway_reference) > REFERENCE_LENGTH_MAX or not s.gateway_reference.isprintable():
         return PostingRefused(

@@ -15,6 +15,7 @@ from msgspec.structs import asdict
 from pipeline.domain.model import (
     Attempt,
     AuditEntry,
+    ControlEntry,
     Dispute,
     GatewayNotification,
     GatewayResult,
@@ -42,7 +43,7 @@ Noun = (
 )
 
 
-def to_record(noun: Noun | AuditEntry) -> Record:
+def to_record(noun: Noun | AuditEntry | ControlEntry) -> Record:
     """The Avro-ready dict of a Struct, lists and nested records included."""
     return TO_RECORD[type(noun)](noun)
 
@@ -109,6 +110,10 @@ def notification_from_record(record: Record) -> GatewayNotification:
     return GatewayNotification(**record)
 
 
+def control_entry_from_record(record: Record) -> ControlEntry:
+    return ControlEntry(**record)
+
+
 def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
 
@@ -124,9 +129,10 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     PaymentCommand: asdict,
     GatewayNotification: asdict,
     AuditEntry: asdict,
+    ControlEntry: asdict,
 }
 
-FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry]] = {
+FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | ControlEntry]] = {
     "order": order_from_record,
     "payment": payment_from_record,
     "payment-request": request_from_record,
@@ -137,6 +143,7 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry]] = {
     "payment-command": command_from_record,
     "gateway-notification": notification_from_record,
     "audit-entry": audit_entry_from_record,
+    "control-entry": control_entry_from_record,
 }
 
 SCHEMA_OF: Mapping[type[Any], str] = {
@@ -150,4 +157,5 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     PaymentCommand: "payment-command",
     GatewayNotification: "gateway-notification",
     AuditEntry: "audit-entry",
+    ControlEntry: "control-entry",
 }

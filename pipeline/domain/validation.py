@@ -8,7 +8,7 @@ from pipeline.domain.card_numbers import is_card_number
 from pipeline.domain.model import Order
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
+from pipeline.domain.routing import serves_currency
 
 AMOUNT_MUST_NOT_BE_NEGATIVE = "amount_must_not_be_negative"
 AMOUNT_MUST_NOT_EXCEED_LIMIT = "amount_must_not_exceed_limit"
@@ -18,11 +18,14 @@ TOKEN_MUST_BE_PRESENT = "instrument_token_must_be_present"
 TOKEN_MUST_NOT_BE_A_CARD_NUMBER = "instrument_token_must_not_be_a_card_number"
 TOKEN_MUST_BE_SHORT = "instrument_token_must_be_at_most_255_characters"
 CUSTOMER_ID_MUST_BE_SHORT = "customer_id_must_be_at_most_255_characters"
+TEXTS_MUST_BE_SHORT = "texts_must_be_at_most_255_characters"
 BUSINESS_DATE_MUST_BE_A_DATE = "business_date_must_be_a_date"
 SUBMITTED_AT_MUST_BE_RECENT = "submitted_at_must_be_within_24_months"
 SUBMITTED_AT_MUST_NOT_BE_AHEAD = "submitted_at_must_not_be_in_the_future"
-CAPTURE_METHOD_MUST_BE_AUTOMATIC = "capture_method_must_be_automatic"
+CAPTURE_METHOD_MUST_BE_KNOWN = "capture_method_must_be_automatic_or_manual"
 PAY_BEFORE_MUST_BE_AHEAD = "pay_before_must_be_in_the_future"
+# Found by routing, after the rules below: a gateway by what it takes besides the currency.
+GATEWAY_MUST_SERVE_THE_PAYMENT = "a_gateway_must_serve_the_payment"
 LINE_NUMBERS_MUST_BE_UNIQUE = "line_numbers_must_be_unique"
 LINES_MUST_SUM_TO_AMOUNT = "lines_must_sum_to_amount"
 
@@ -33,13 +36,14 @@ RULES = (
     TOKEN_MUST_BE_SHORT,
     TOKEN_MUST_NOT_BE_A_CARD_NUMBER,
     CUSTOMER_ID_MUST_BE_SHORT,
+    TEXTS_MUST_BE_SHORT,
     BUSINESS_DATE_MUST_BE_A_DATE,
     SUBMITTED_AT_MUST_BE_RECENT,
     SUBMITTED_AT_MUST_NOT_BE_AHEAD,
     LINE_NUMBERS_MUST_BE_UNIQUE,
     LINES_MUST_SUM_TO_AMOUNT,
     TOKEN_MUST_BE_PRESENT,
-    CAPTURE_METHOD_MUST_BE_AUTOMATIC,
+    CAPTURE_METHOD_MUST_BE_KNOWN,
     PAY_BEFORE_MUST_BE_AHEAD,
     CURRENCY_MUST_BE_SUPPORTED,
 )
@@ -68,6 +72,12 @@ def broken_rule(order: Order, now_ms: int, policy: Policy) -> str | None:
         return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
     if order.customer_id is not None and len(order.customer_id) > TEXT_LENGTH_MAX:
         return CUSTOMER_ID_MUST_BE_SHORT
+    if (
+        len(order.payment_method) > TEXT_LENGTH_MAX
+        or (order.country is not None and len(order.country) > TEXT_LENGTH_MAX)
+        or (order.card_fingerprint is not None and len(order.card_fingerprint) > TEXT_LENGTH_MAX)
+    ):
+        return TEXTS_MUST_BE_SHORT
     if not is_date(order.business_date):
         return BUSINESS_DATE_MUST_BE_A_DATE
     if order.submitted_at_ms < now_ms - policy.submitted_age_ms_max:
@@ -84,11 +94,11 @@ def broken_rule(order: Order, now_ms: int, policy: Policy) -> str | None:
         return None
     if not token.strip():
         return TOKEN_MUST_BE_PRESENT
-    if order.capture_method != "automatic":
-        return CAPTURE_METHOD_MUST_BE_AUTOMATIC
+    if order.capture_method not in ("automatic", "manual"):
+        return CAPTURE_METHOD_MUST_BE_KNOWN
     if order.pay_before_ms is not None and order.pay_before_ms <= now_ms:
         return PAY_BEFORE_MUST_BE_AHEAD
-    if choose_gateway(policy, order.merchant_id, order.currency) is None:
+    if not serves_currency(policy, order.merchant_id, order.currency):
         return CURRENCY_MUST_BE_SUPPORTED
     return None
 

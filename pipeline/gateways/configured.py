@@ -25,6 +25,7 @@ from msgspec import Struct
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.normalisation import GATEWAY_CODES
 from pipeline.domain.policy import DAY_MS, GatewayProfile
+from pipeline.domain.routes import Fee
 from pipeline.gateways.webhook_signature import SECRETS_MAX
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ def profile_of(name: str, entry: GatewayEntry, options: Mapping[str, Any]) -> Ga
         key_retention_ms=_or(entry.key_retention_ms, options["gateway_key_retention_ms"]),
         authorization_ms=entry.authorization_ms,
         idempotent=entry.knows_keys,
+        fees={
+            currency: Fee(basis_points=fee.basis_points, fixed_minor=fee.fixed_minor)
+            for currency, fee in entry.fees.items()
+        },
+        concurrency_max=entry.concurrency_max,
+        rate_per_s=entry.rate_per_s,
     )
 
 

@@ -117,6 +117,38 @@ class Metrics:
             registry=r,
             multiprocess_mode="livesum",
         )
+        self.breaker_state = Gauge(
+            "paystream_gateway_breaker_state",
+            "The worst of the workers' breakers of a gateway: 0 closed, 1 half-open, 2 open.",
+            ["gateway"],
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self.breaker_openings = Counter(
+            "paystream_gateway_breaker_openings",
+            "Times that a worker's circuit breaker of a gateway opened.",
+            ["gateway"],
+            registry=r,
+        )
+        self.calls_refused = Counter(
+            "paystream_gateway_calls_refused",
+            "Calls not made, by what forbade them: breaker_open, throttled, rate_limited.",
+            ["gateway", "code"],
+            registry=r,
+        )
+        self.control_entries = Counter(
+            "paystream_control_entries",
+            "Entries of the control topic by what a worker did: applied, refused.",
+            ["key", "result"],
+            registry=r,
+        )
+        self.control_version = Gauge(
+            "paystream_control_version",
+            "Version of the control entry in force; the least of all workers.",
+            ["key"],
+            registry=r,
+            multiprocess_mode="livemin",
+        )
         self.orders_held = Gauge(
             "paystream_orders_held",
             "1 while a payments worker holds new orders back because the gateway stage is behind.",

@@ -13,28 +13,34 @@ from functools import cache
 from typing import Final, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.decision import Decision
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import (
+    GatewayNotification,
     GatewayResult,
     Order,
     Payment,
+    PaymentCommand,
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
     Settlement,
 )
-from pipeline.domain.payment import RETRY
+from pipeline.domain.payment import INQUIRY, RETRY, TIMER
 from pipeline.domain.policy import DEFAULT_POLICY, GatewayProfile, Policy
 from pipeline.domain.records import FROM_RECORD, SCHEMA_OF, Noun, to_record
 from pipeline.domain.routing import profile_of
+from pipeline.processors.commands import process_command
 from pipeline.processors.gateway import plan_call, result_of
+from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
 from pipeline.processors.settlement import process_due, process_result
 from schemas.codec import Codec, Decoder, Encoder, default_codec
+from topics.catalogue import TopicSettings
 
 ORDERS: Final = "orders"
 RESULTS: Final = "gateway-results"
@@ -42,11 +48,11 @@ REQUESTS: Final = "payment-requests"
 SETTLEMENTS: Final = "settlements"
 EVENTS: Final = "payment-events"
 PAYMENTS: Final = "payments"
-RETRIES: Final = "payment-retry-1"
-INQUIRIES: Final = "payment-inquiry-1"
+COMMANDS: Final = "payment-commands"
+NOTIFICATIONS: Final = "gateway-notifications"
 DEAD_LETTERS: Final = "dead-letters"
 
-_Keyed = Order | GatewayResult | PaymentDue
+_Keyed = Order | GatewayResult | PaymentDue | PaymentCommand | GatewayNotification
 _NounT = TypeVar("_NounT", bound=Noun)
 
 Adapter = Callable[[PaymentRequest], GatewayAnswer]
@@ -73,7 +79,8 @@ class FlowDriver:
     """Feeds the processors and keeps what they send.
 
     ``decisions`` holds every decision in order. A request waits in ``open_requests`` until
-    ``answer`` takes it, a due record in its tier until the clock reaches it.
+    ``answer`` takes it, a due record in ``tiers`` (due time, number, record) until the clock
+    reaches it.
     """
 
     def __init__(
@@ -83,18 +90,33 @@ class FlowDriver:
         now_ms: int,
         retry_delay_ms: int = 5_000,
         inquiry_delay_ms: int = 5_000,
+        timer_delay_ms: int = 60_000,
         codec: Codec | None = None,
     ) -> None:
-        self.policy = policy
+        tiers = TopicSettings(
+            retry_delay_ms=retry_delay_ms,
+            inquiry_delay_ms=inquiry_delay_ms,
+            timer_delay_ms=timer_delay_ms,
+        )
+        self.policy = replace(
+            policy,
+            retry_delays_ms=tiers.retry_delays_ms,
+            inquiry_delays_ms=tiers.inquiry_delays_ms,
+            timer_delays_ms=tiers.timer_delays_ms,
+        )
         self.now_ms = now_ms
         self.decisions: list[Decision] = []
         self.dead_letters: list[DeadLetter] = []
         self.open_requests: list[tuple[int, PaymentRequest]] = []
         self.topics: dict[str, list[Appended]] = {}
         self._table: dict[bytes, bytes] = {}
-        self._tiers: list[tuple[int, int, PaymentDue]] = []
+        self.tiers: list[tuple[int, int, PaymentDue]] = []
         self._tiered = 0
-        self._delay_ms = {RETRIES: retry_delay_ms, INQUIRIES: inquiry_delay_ms}
+        self._delays_ms = {
+            RETRY: tiers.retry_delays_ms,
+            INQUIRY: tiers.inquiry_delays_ms,
+            TIMER: tiers.timer_delays_ms,
+        }
         self._encode, self._decode = _bound(codec)
 
     # What goes in.
@@ -104,18 +126,33 @@ class FlowDriver:
         value = self._append(ORDERS, order)
         payment = self.payment(order.merchant_id, order.order_id)
         read = self._decoded(Order, value)
-        return self._apply(read, value, process_order(payment, read, self.now_ms, self.policy))
+        return self.apply(read, process_order(payment, read, self.now_ms, self.policy), value)
 
     def result(self, result: GatewayResult) -> Decision:
         """Append a result, true or forged, and process it."""
         value = self._append(RESULTS, result)
         payment = self.payment(result.merchant_id, result.order_id)
         read = self._decoded(GatewayResult, value)
-        return self._apply(read, value, process_result(payment, read, self.now_ms, self.policy))
+        return self.apply(read, process_result(payment, read, self.now_ms, self.policy), value)
 
     def due(self, due: PaymentDue) -> Decision:
         """Append a due record, true or forged, and process it as if its time had come."""
         return self._due(due, self._append(_tier(due), due), self.now_ms)
+
+    def command(self, command: PaymentCommand) -> Decision:
+        """Append a command and process it."""
+        value = self._append(COMMANDS, command)
+        payment = self.payment(command.merchant_id, command.order_id)
+        read = self._decoded(PaymentCommand, value)
+        return self.apply(read, process_command(payment, read, self.now_ms, self.policy), value)
+
+    def notify(self, notice: GatewayNotification) -> Decision:
+        """Append a gateway's notice, true or forged, and process it."""
+        value = self._append(NOTIFICATIONS, notice)
+        payment = self.payment(notice.merchant_id, notice.order_id)
+        read = self._decoded(GatewayNotification, value)
+        decided = process_notification(payment, read, self.now_ms, self.policy)
+        return self.apply(read, decided, value)
 
     def answer(self, answer: GatewayAnswer | Adapter) -> Decision:
         """Take the oldest open request, as a gateway worker would, and process its result.
@@ -151,23 +188,26 @@ class FlowDriver:
         """
         until_ms = self.now_ms + duration_ms
         decisions = []
-        while self._tiers and min(self._tiers)[0] <= until_ms:
-            earliest = min(self._tiers)
-            self._tiers.remove(earliest)
+        while self.tiers and min(self.tiers)[0] <= until_ms:
+            earliest = min(self.tiers)
+            self.tiers.remove(earliest)
             due_ms, _, due = earliest
             self.now_ms = max(self.now_ms, due_ms)
-            appended_at_ms = due_ms - self._delay_ms[_tier(due)]
+            appended_at_ms = due_ms - self._delay_of_ms(due)
             decisions.append(self._due(due, self._encoded(due), appended_at_ms))
         self.now_ms = until_ms
         return decisions
 
     def run(self, adapter: Adapter, *, steps_max: int = 10_000) -> None:
-        """Answer requests and pass waits until nothing is open; an endless flow is a failure."""
+        """Answer requests and pass waits until nothing is open; an endless flow is a failure.
+
+        Timers alone are left: a payment that waits for one is at rest.
+        """
         for _ in range(steps_max):
             if self.open_requests:
                 self.answer(adapter)
-            elif self._tiers:
-                self.advance(max(0, min(self._tiers)[0] - self.now_ms))
+            elif any(due.purpose != TIMER for _, _, due in self.tiers):
+                self.advance(max(0, min(self.tiers)[0] - self.now_ms))
             else:
                 return
         invariant(False, f"the flow did not come to rest in {steps_max} steps")
@@ -195,15 +235,19 @@ class FlowDriver:
 
     def waits(self) -> list[PaymentDue]:
         """Due records whose time has not come, the next one first."""
-        return [due for _, _, due in sorted(self._tiers, key=lambda wait: wait[:2])]
+        return [due for _, _, due in sorted(self.tiers, key=lambda wait: wait[:2])]
 
     # How it works.
 
+    def _delay_of_ms(self, due: PaymentDue) -> int:
+        return self._delays_ms[due.purpose][due.tier - 1]
+
     def _due(self, due: PaymentDue, value: bytes, appended_at_ms: int) -> Decision:
         payment = self.payment(due.merchant_id, due.order_id)
-        return self._apply(due, value, process_due(payment, due, appended_at_ms, self.policy))
+        return self.apply(due, process_due(payment, due, appended_at_ms, self.policy), value)
 
-    def _apply(self, source: _Keyed, value: bytes, decision: Decision) -> Decision:
+    def apply(self, source: _Keyed, decision: Decision, value: bytes = b"") -> Decision:
+        """Take a decision about an input as the payments stage would."""
         self.decisions.append(decision)
         key = record_key(source.merchant_id, source.order_id)
         if decision.payment is not None:
@@ -217,8 +261,8 @@ class FlowDriver:
             elif isinstance(sent, PaymentDue):
                 self._append(_tier(sent), sent)
                 self._tiered += 1
-                due_ms = self.now_ms + self._delay_ms[_tier(sent)]
-                self._tiers.append((due_ms, self._tiered, sent))
+                due_ms = self.now_ms + self._delay_of_ms(sent)
+                self.tiers.append((due_ms, self._tiered, sent))
             else:
                 self._append(SETTLEMENTS if isinstance(sent, Settlement) else EVENTS, sent)
         return decision
@@ -251,4 +295,4 @@ def _bound(codec: Codec | None) -> tuple[dict[str, Encoder], dict[str, Decoder]]
 
 
 def _tier(due: PaymentDue) -> str:
-    return RETRIES if due.purpose == RETRY else INQUIRIES
+    return f"payment-{due.purpose}-{due.tier}"

@@ -9,28 +9,60 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.commands import CANCEL
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
-from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
+    AUTHORIZE,
+    AWAITING_ORDER,
+    CHARGE,
     NEW,
-    NONE,
     NOTHING_DUE,
     ORDER_ACCEPTED,
+    ORDER_CANCELLED,
     ORDER_CONFLICT,
     ORDER_REJECTED,
-    transition,
+    PAYMENT_STARTED,
+    REVIEW_ASKED,
+    payment_step,
 )
 from pipeline.domain.model import Attempt, Order, Payment
-from pipeline.domain.payment import CHARGE, dead_lettered, event_of, first_try, request_of
+from pipeline.domain.payment import (
+    AUTOMATIC,
+    dead_lettered,
+    decision,
+    event_of,
+    first_try,
+    moved,
+    request_of,
+    timer_of,
+)
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
-from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
+from pipeline.domain.routing import facts_of, route
+from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
+from pipeline.processors.commands import with_waiting_commands
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
+
+# Reason of the timer of a review.
+REVIEW_ENDS: Final = "review_ends"
+
+# What a rejected order may have filled with anything.
+_TEXTS: Final = (
+    "currency",
+    "instrument_token",
+    "business_date",
+    "customer_id",
+    "capture_method",
+    "payment_method",
+    "country",
+    "card_fingerprint",
+)
 
 _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
 
@@ -38,10 +70,12 @@ _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
 def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
     """Decide about one order record; ``now_ms`` is the record's append time.
 
-    A new order is rejected by a named rule, needs no payment, or starts one charge. Redelivery
-    gives ``duplicate_order``. Ids that cannot stand in a key are dead-lettered.
+    A new order is rejected by a named rule, needs no payment, or starts one charge or, with manual
+    capture, one authorization. Redelivery gives ``duplicate_order``. Ids that cannot stand in a key
+    are dead-lettered. Commands that came before the order run when they can; a cancel among them
+    means that nobody is asked for money at all.
     """
-    if payment is not None:
+    if payment is not None and payment.status != AWAITING_ORDER:
         return _repeated(payment, order, now_ms)
     if not valid_id(order.merchant_id) or not valid_id(order.order_id):
         detail = "merchant_id and order_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
@@ -49,54 +83,139 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
 
     rule = broken_rule(order, now_ms, policy)
     if rule is not None:
-        return _settled_at_once(order, ORDER_REJECTED, rule, now_ms)
+        return reject_order(payment, order, rule, now_ms, policy)
     if order.amount_minor == 0:
-        return _settled_at_once(order, NOTHING_DUE, None, now_ms)
-    return _charged(order, now_ms, policy)
+        return _ended(payment, order, NOTHING_DUE, None, now_ms, policy)
+    cancelled = _cancelled_before(payment, order, now_ms, policy)
+    if cancelled is not None:
+        return cancelled
+    return _charged(payment, order, now_ms, policy)
 
 
-def _charged(order: Order, now_ms: int, policy: Policy) -> Decision:
-    profile = choose_gateway(policy, order.merchant_id, order.currency)
-    if profile is None:
-        raise InvariantBroken("an order was found valid that no gateway serves")
-    step = transition(NEW, NONE, ORDER_ACCEPTED)
+def _charged(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
+    """The first charge or authorization, its payment built in one go: the way of every order."""
+    chosen = route(policy, facts_of(order, payment_id(order.merchant_id, order.order_id)))
+    if chosen is None:
+        # Its currency is served, but not this amount, country, method or token.
+        return reject_order(payment, order, GATEWAY_MUST_SERVE_THE_PAYMENT, now_ms, policy)
+    kind = CHARGE if order.capture_method == AUTOMATIC else AUTHORIZE
+    step = payment_step(NEW if payment is None else payment.status, ORDER_ACCEPTED)
     # The operation behind the first charge is the order itself.
-    attempt = first_try(order.order_id, profile.name, 1, policy.send_within_ms, now_ms)
-    payment = _payment(order, step.status, None, now_ms, (attempt,))
-    return Decision(
-        payment=payment,
-        sends=(request_of(payment, CHARGE), event_of(payment, step.event, None)),
+    attempt = first_try(
+        order.order_id,
+        kind,
+        chosen.profile.name,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        because=chosen.because,
     )
+    started = _payment(payment, order, now_ms, status=step.to, attempts=(attempt,))
+    event = event_of(
+        started, step.event or PAYMENT_STARTED, None, attempt=attempt, detail=chosen.because
+    )
+    return Decision(payment=started, sends=(request_of(started, attempt), event))
 
 
-def _settled_at_once(order: Order, trigger: str, reason: str | None, now_ms: int) -> Decision:
-    step = transition(NEW, NONE, trigger)
-    payment = _payment(order, step.status, reason, now_ms, ())
-    return Decision(payment=payment, sends=(event_of(payment, step.event, reason),))
+def reject_order(
+    payment: Payment | None, order: Order, rule: str, now_ms: int, policy: Policy
+) -> Decision:
+    """The payment of an order that breaks a rule: it ends before any gateway is called."""
+    return _ended(payment, order, ORDER_REJECTED, rule, now_ms, policy)
+
+
+def hold_for_review(
+    payment: Payment | None, order: Order, reason: str, now_ms: int, policy: Policy
+) -> Decision:
+    """The payment of a valid order that a person shall look at before anybody is asked for money.
+
+    It waits for the command ``review``, until the order's ``pay_before`` if it has one. ``payment``
+    is what the table holds: None, or the placeholder of commands that came first.
+    """
+    cancelled = _cancelled_before(payment, order, now_ms, policy)
+    if cancelled is not None:
+        return cancelled
+    placed = _payment(payment, order, now_ms)
+    changed, event = moved(
+        placed, REVIEW_ASKED, now_ms, reason=reason, expires_at_ms=order.pay_before_ms
+    )
+    if order.pay_before_ms is None:
+        return decision(changed, event)
+    timer = timer_of(changed, order.pay_before_ms, REVIEW_ENDS, policy, now_ms)
+    return decision(changed, timer, event)
+
+
+def _cancelled_before(
+    payment: Payment | None, order: Order, now_ms: int, policy: Policy
+) -> Decision | None:
+    """The end of an order that a waiting command cancels, or None when none does."""
+    commands = () if payment is None else payment.commands
+    cancel = next((each for each in commands if each.type == CANCEL), None)
+    if payment is None or cancel is None:
+        return None
+    others = tuple(each for each in commands if each is not cancel)
+    waited = replace(payment, commands=others)
+    return _ended(waited, order, ORDER_CANCELLED, cancel.reason, now_ms, policy, actor=cancel.actor)
+
+
+def _ended(
+    payment: Payment | None,
+    order: Order,
+    trigger: str,
+    reason: str | None,
+    now_ms: int,
+    policy: Policy,
+    *,
+    actor: str | None = None,
+) -> Decision:
+    placed = _payment(payment, order, now_ms, rejected=trigger == ORDER_REJECTED)
+    changed, event = moved(placed, trigger, now_ms, reason=reason, actor=actor)
+    return with_waiting_commands(decision(changed, event), now_ms, policy)
 
 
 def _payment(
-    order: Order, status: str, reason: str | None, now_ms: int, attempts: tuple[Attempt, ...]
+    payment: Payment | None,
+    order: Order,
+    now_ms: int,
+    *,
+    rejected: bool = False,
+    status: str = "",
+    attempts: tuple[Attempt, ...] = (),
 ) -> Payment:
-    rejected = reason is not None
-    return Payment(
+    """What the table will hold of an order: before its first step, or after the one to a status."""
+    sequence = 1 if status else 0
+    placed = Payment(
         merchant_id=order.merchant_id,
         order_id=order.order_id,
         payment_id=payment_id(order.merchant_id, order.order_id),
-        sequence=1,
-        status=status,
-        reason=reason,
+        sequence=sequence,
+        status=status or NEW,
         amount_minor=order.amount_minor,
-        currency=_kept(order.currency) if rejected else order.currency,
-        instrument_token=_kept(order.instrument_token) if rejected else order.instrument_token,
-        business_date=_kept(order.business_date) if rejected else order.business_date,
+        currency=order.currency,
+        instrument_token=order.instrument_token,
+        business_date=order.business_date,
         pay_before_ms=order.pay_before_ms,
-        customer_id=(
-            _kept(order.customer_id) if rejected and order.customer_id else order.customer_id
-        ),
+        customer_id=order.customer_id,
         ordered_at_ms=now_ms,
         updated_at_ms=now_ms,
+        capture_method=order.capture_method,
+        payment_method=order.payment_method,
+        country=order.country,
+        card_fingerprint=order.card_fingerprint,
         attempts=attempts,
+    )
+    if rejected:
+        texts = {name: getattr(placed, name) for name in _TEXTS}
+        placed = replace(placed, **{name: _kept(text) for name, text in texts.items() if text})
+    if payment is None:
+        return placed
+    return replace(
+        placed,
+        status=status or payment.status,
+        sequence=payment.sequence + sequence,
+        commands=payment.commands,
+        command_ids=payment.command_ids,
+        dead_letters=payment.dead_letters,
     )
 
 

@@ -1,8 +1,8 @@
-"""The settlement processor: evidence and waits carry a payment to its outcome.
+"""The settlement processor: evidence and waits carry every operation to its outcome.
 
-What it never does: guess. A charge that may have happened is inquired about until a gateway says
-what became of it; a payment fails, or another gateway is tried, only when nobody can send the
-charge any more. How that is known stands in ``docs/lifecycle.md``.
+What it never does: guess. What may have happened is inquired about until a gateway says what became
+of it; an operation fails, or another gateway is tried, only when nobody can send it any more. How
+that is known stands in ``docs/lifecycle.md``.
 """
 
 from __future__ import annotations
@@ -13,64 +13,73 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
 from pipeline.domain.decision import Decision
-from pipeline.domain.ids import settlement_id
+from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
 from pipeline.domain.lifecycle import (
-    ATTEMPT_FAILED,
-    CHARGE_AGAIN,
-    CHARGED,
+    BECAME_KNOWN,
     CONTRADICTED,
-    CONTRADICTION_SEEN,
-    CONTRADICTORY_EVIDENCE,
-    DECLINE_SEEN,
+    FAILOVER_STARTED,
     GIVE_UP,
-    INQUIRIES_EXHAUSTED,
     INQUIRING,
     INQUIRY_DUE,
     INQUIRY_INCONCLUSIVE,
     INQUIRY_WAITING,
-    MOVE_ON,
+    MAIN_KINDS,
     NOT_SENT_SEEN,
-    OPEN_PLACES,
-    OUTCOME_UNCERTAIN,
     OUTCOME_UNKNOWN,
-    PROCESSING,
     PROOF_DUE,
     RETRY_DUE,
     RETRY_WAITING,
+    SEND_AGAIN,
     STARTED,
-    SUCCESS_SEEN,
-    transition,
+    attempt_step,
+    has_succeeded,
 )
-from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentDue, Settlement
+from pipeline.domain.lifecycle import PENDING as ATTEMPT_PENDING
+from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentDue
 from pipeline.domain.payment import (
-    CHARGE,
     INQUIRE,
     INQUIRY,
+    PENDING_CODES,
     RETRY,
+    TIMER,
+    UNDECIDED,
+    begun,
     charge_deadline_ms,
     dead_lettered,
     decision,
-    due_of,
-    event_of,
+    find_attempt,
     first_try,
+    gateway_profile,
+    replaced,
     request_of,
     stepped,
 )
-from pipeline.domain.policy import GatewayProfile, Policy
-from pipeline.domain.routing import choose_gateway, profile_of
-
-# Kinds of settlements.
-CAPTURE: Final = "capture"
+from pipeline.domain.policy import Policy
+from pipeline.domain.routing import Route, facts_of, route
+from pipeline.domain.tiers import tier_not_shorter
+from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.outcomes import (
+    STALE_RESULT,
+    contradictory,
+    declined,
+    exhausted,
+    gave_up,
+    late_evidence,
+    pending,
+    succeeded,
+    uncertain,
+    waiting,
+)
+from pipeline.processors.timers import process_timer
 
 # Causes of dead letters.
 UNKNOWN_PAYMENT: Final = "unknown_payment"
 UNKNOWN_ATTEMPT: Final = "unknown_attempt"
 UNKNOWN_PURPOSE: Final = "unknown_purpose"
-AMOUNT_MISMATCH: Final = "amount_mismatch"
 
 # Notes: inputs without effect.
-STALE_RESULT: Final = "stale_result"
 STALE_DUE: Final = "stale_due"
+NOT_YET_DUE: Final = "not_yet_due"
 SEND_WINDOW_OPEN: Final = "send_window_open"
 
 # Reasons of a failure.
@@ -79,17 +88,20 @@ PAY_BEFORE_PASSED: Final = "pay_before_passed"
 ORDER_TOO_OLD: Final = "order_too_old"
 KEY_RETENTION_PASSED: Final = "key_retention_passed"
 RESENDS_EXHAUSTED: Final = "resends_exhausted"
+CANCEL_REQUESTED: Final = "cancel_requested"
+GATEWAY_OVERLOADED: Final = "gateway_overloaded"
 
 # Not sent because of the load, here or there, or because a worker stopped: such waits are not
 # counted as retries, since overload may slow a payment but must not fail it. The order's own
 # deadline still bounds them.
 OVERLOAD_CODES: Final = frozenset(
-    {"send_before_passed", "rate_limited", "pool_timeout", "shutting_down"}
+    {"send_before_passed", "pool_timeout", "shutting_down", BREAKER_OPEN, RATE_LIMITED, THROTTLED}
 )
+# Calls that were not made, to protect the gateway: an inquiry that was not asked is none.
+NOT_CALLED_CODES: Final = frozenset({BREAKER_OPEN, RATE_LIMITED, THROTTLED})
 
 _STALE_RESULT: Final = Decision(note=STALE_RESULT)
 _STALE_DUE: Final = Decision(note=STALE_DUE)
-_OPEN: Final = frozenset(OPEN_PLACES)
 
 
 def process_result(
@@ -98,7 +110,8 @@ def process_result(
     """Decide about one result; ``now_ms`` is its append time.
 
     Redelivered and outdated results have no effect (``stale_result``), except that a success is
-    always either taken, already known, or dead-lettered as contradictory.
+    always either taken, already known, given back, or dead-lettered as contradictory. Commands that
+    waited for the operation run in the same decision.
     """
     if payment is None:
         detail = f"no payment {result.payment_id} of order {result.order_id} is known"
@@ -109,20 +122,15 @@ def process_result(
     attempt = payment.attempts[-1] if payment.attempts else None
     if (
         attempt is None
-        or result.attempt != attempt.attempt
         or result.operation_id != attempt.operation_id
+        or result.attempt != attempt.attempt
         or result.gateway != attempt.gateway
     ):
-        return _about_another_attempt(payment, result, now_ms)
-    if result.try_number != attempt.tries:
-        if result.try_number > attempt.tries:
-            return _about_unknown_attempt(payment, result, now_ms)
-        return _outdated(payment, attempt, result, now_ms)
-    if attempt.state == STARTED and result.kind == CHARGE:
-        return _charge_answered(payment, attempt, result, now_ms, policy)
-    if attempt.state == INQUIRING and result.kind == INQUIRE:
-        return _inquiry_answered(payment, attempt, result, now_ms, policy)
-    return _outdated(payment, attempt, result, now_ms)
+        attempt = find_attempt(payment, result.operation_id, result.attempt, result.gateway)
+    if attempt is None or result.try_number > attempt.tries:
+        return _about_unknown_attempt(payment, result, now_ms)
+    made = _judged(payment, attempt, result, now_ms, policy)
+    return with_waiting_commands(made, now_ms, policy) if payment.commands else made
 
 
 def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: Policy) -> Decision:
@@ -134,28 +142,38 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
     if payment is None:
         detail = f"no payment {due.payment_id} of order {due.order_id} is known"
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)
-    attempt = payment.attempts[-1] if payment.attempts else None
-    if (
-        attempt is None
-        or due.payment_id != payment.payment_id
-        or due.attempt != attempt.attempt
-        or due.operation_id != attempt.operation_id
-        or due.try_number != attempt.tries
-    ):
+    if due.payment_id != payment.payment_id:
+        return _STALE_DUE
+    if due.purpose == TIMER:
+        made = process_timer(payment, due, now_ms, policy)
+        return with_waiting_commands(made, now_ms, policy) if payment.commands else made
+    attempt = find_attempt(payment, due.operation_id, due.attempt)
+    if attempt is None or due.try_number != attempt.tries:
         return _STALE_DUE
     if due.purpose == RETRY:
         if attempt.state != RETRY_WAITING:
             return _STALE_DUE
         return _retry_due(payment, attempt, due, now_ms, policy)
     if due.purpose == INQUIRY:
-        if attempt.state != INQUIRY_WAITING:
+        if attempt.state not in (INQUIRY_WAITING, ATTEMPT_PENDING):
             return _STALE_DUE
         return _inquire(payment, attempt, INQUIRY_DUE, now_ms)
-    detail = f"{due.purpose!r} is neither retry nor inquiry"
+    detail = f"{due.purpose!r} is neither retry nor inquiry nor timer"
     return dead_lettered(payment, UNKNOWN_PURPOSE, detail, now_ms)
 
 
-def _charge_answered(
+def _judged(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    if result.try_number == attempt.tries:
+        if attempt.state == STARTED and result.kind == attempt.kind:
+            return _answered(payment, attempt, result, now_ms, policy)
+        if attempt.state == INQUIRING and result.kind == INQUIRE:
+            return _inquiry_answered(payment, attempt, result, now_ms, policy)
+    return _outdated(payment, attempt, result, now_ms, policy)
+
+
+def _answered(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
     # The request was appended before its result, so no copy of it in a frozen worker's hands can
@@ -166,54 +184,75 @@ def _charge_answered(
         sendable_until_ms=max(attempt.sendable_until_ms, sendable_until_ms),
         code=result.code,
     )
-    if result.outcome == SUCCEEDED and result.gateway_reference:
-        return _succeeded(payment, attempt, result, result.gateway_reference, now_ms)
-    if result.outcome == DECLINED:
-        return _declined(payment, attempt, result, now_ms)
-    if result.outcome == NOT_SENT:
+    outcome = result.outcome
+    if outcome == SUCCEEDED and result.gateway_reference:
+        return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
+    if outcome == DECLINED:
+        return declined(payment, attempt, result, now_ms)
+    if outcome == NOT_SENT:
         changed, event = stepped(payment, attempt, NOT_SENT_SEEN, now_ms, reason=result.code)
-        return decision(changed, due_of(changed, result.code), event)
-    return _uncertain(payment, attempt, result, now_ms)
+        wait = waiting(changed, attempt, result.code, policy, now_ms, result.retry_after_ms)
+        return decision(changed, wait, event)
+    if outcome == PENDING:
+        return pending(payment, attempt, result, now_ms, policy)
+    return uncertain(payment, attempt, result, now_ms, policy)
 
 
 def _inquiry_answered(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
-    if result.outcome == SUCCEEDED and result.gateway_reference:
-        return _succeeded(payment, attempt, result, result.gateway_reference, now_ms)
-    if result.outcome == DECLINED:
-        return _declined(payment, attempt, result, now_ms)
-    if result.outcome == PENDING and payment.status == PROCESSING:
-        # The gateway knows a charge that we believed unsent.
-        return _uncertain(payment, attempt, result, now_ms)
-    if result.outcome == NOT_FOUND:
+    outcome = result.outcome
+    if outcome == SUCCEEDED and result.gateway_reference:
+        return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
+    if outcome == DECLINED:
+        return declined(payment, attempt, result, now_ms)
+    if outcome == PENDING and attempt.inquiries < policy.inquiry_max:
+        return pending(payment, attempt, result, now_ms, policy)
+    known_pending = attempt.code in PENDING_CODES
+    if outcome == NOT_FOUND and not known_pending:
         if _is_proof(attempt, now_ms, policy):
             return _proven_unsent(payment, attempt, now_ms, policy)
         if _may_send_again(payment, attempt, now_ms, policy):
             return _sent_again(payment, attempt, now_ms, policy)
 
-    attempt = replace(attempt, code=result.code)
-    if payment.status == PROCESSING and attempt.inquiries >= policy.proof_inquiry_max:
-        reason = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
-        return _gave_up(payment, attempt, reason, now_ms)
-    if payment.status == OUTCOME_UNKNOWN and attempt.inquiries >= policy.inquiry_max:
-        reason = result.code or result.outcome
-        changed, event = stepped(payment, attempt, INQUIRIES_EXHAUSTED, now_ms, reason=reason)
-        return decision(changed, event)
-    reason = result.code or result.outcome
+    reason = result.code or outcome
+    if result.code in NOT_CALLED_CODES:
+        # Nobody was asked, so this was no question; else an outage would use them up.
+        attempt = replace(attempt, inquiries=attempt.inquiries - 1)
+    if not known_pending:
+        attempt = replace(attempt, code=result.code)
+        if not attempt.uncertain_since_ms and attempt.inquiries >= policy.proof_inquiry_max:
+            refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
+            if refusal != GATEWAY_OVERLOADED:
+                return gave_up(payment, attempt, refusal, now_ms)
+    if attempt.inquiries >= policy.inquiry_max:
+        return exhausted(
+            payment,
+            replace(attempt, uncertain_since_ms=attempt.uncertain_since_ms or now_ms),
+            reason,
+            now_ms,
+        )
     changed, event = stepped(payment, attempt, INQUIRY_INCONCLUSIVE, now_ms, reason=reason)
-    return decision(changed, due_of(changed, reason), event)
+    return decision(changed, waiting(changed, attempt, reason, policy, now_ms), event)
 
 
 def _retry_due(
     payment: Payment, attempt: Attempt, due: PaymentDue, now_ms: int, policy: Policy
 ) -> Decision:
+    delays_ms = policy.retry_delays_ms
+    ends_ms = now_ms + delays_ms[min(due.tier, len(delays_ms)) - 1]
     if _refusal(payment, attempt, now_ms, policy) is not None:
-        grace_ms = _profile(policy, attempt.gateway).grace_ms
-        if now_ms < attempt.sendable_until_ms + grace_ms:
+        settled_ms = attempt.sendable_until_ms + gateway_profile(policy, attempt.gateway).grace_ms
+        if now_ms < settled_ms:
             # A frozen worker may still send it: neither give up nor believe an inquiry yet.
-            return Decision(sends=(due,), note=SEND_WINDOW_OPEN)
+            tier = tier_not_shorter(delays_ms, settled_ms - ends_ms)
+            again = replace(due, tier=tier, due_at_ms=None)
+            return Decision(sends=(again,), note=SEND_WINDOW_OPEN)
         return _inquire(payment, attempt, PROOF_DUE, now_ms)
+    if due.due_at_ms is not None and ends_ms < due.due_at_ms:
+        # The gateway asked for more than the longest tier.
+        tier = tier_not_shorter(delays_ms, due.due_at_ms - ends_ms)
+        return Decision(sends=(replace(due, tier=tier),), note=NOT_YET_DUE)
     counted = attempt.code not in OVERLOAD_CODES
     attempt = replace(
         attempt,
@@ -222,64 +261,19 @@ def _retry_due(
         send_within_ms=policy.send_within_ms,
     )
     changed, event = stepped(payment, attempt, RETRY_DUE, now_ms, reason=attempt.code)
-    return decision(changed, request_of(changed, CHARGE), event)
+    return decision(changed, request_of(changed, attempt), event)
 
 
 def _inquire(payment: Payment, attempt: Attempt, trigger: str, now_ms: int) -> Decision:
     attempt = replace(attempt, tries=attempt.tries + 1, inquiries=attempt.inquiries + 1)
-    changed, event = stepped(payment, attempt, trigger, now_ms, reason=payment.reason)
-    return decision(changed, request_of(changed, INQUIRE), event)
-
-
-def _succeeded(
-    payment: Payment, attempt: Attempt, result: GatewayResult, reference: str, now_ms: int
-) -> Decision:
-    attempt = replace(attempt, gateway_reference=reference, code=result.code)
-    if result.amount_minor != payment.amount_minor or result.currency != payment.currency:
-        # Money moved, but not the money that was asked for: a person decides what is booked.
-        detail = (
-            f"{result.gateway} says {result.amount_minor} {result.currency} were charged, asked "
-            f"were {payment.amount_minor} {payment.currency} (reference {reference})"
-        )
-        return _contradicted(payment, attempt, AMOUNT_MISMATCH, detail, now_ms)
-    changed, event = stepped(
-        payment, attempt, SUCCESS_SEEN, now_ms, captured_minor=payment.amount_minor
-    )
-    settlement = Settlement(
-        settlement_id=settlement_id(payment.payment_id, attempt.operation_id, CAPTURE),
-        merchant_id=payment.merchant_id,
-        order_id=payment.order_id,
-        payment_id=payment.payment_id,
-        operation_id=attempt.operation_id,
-        kind=CAPTURE,
-        amount_minor=payment.amount_minor,
-        currency=payment.currency,
-        gateway=attempt.gateway,
-        gateway_reference=reference,
-        business_date=payment.business_date,
-        ordered_at_ms=payment.ordered_at_ms,
-        settled_at_ms=now_ms,
-    )
-    return decision(changed, settlement, event)
-
-
-def _declined(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int) -> Decision:
-    attempt = replace(attempt, gateway_reference=result.gateway_reference, code=result.code)
-    reason = result.code or DECLINED
-    changed, event = stepped(payment, attempt, DECLINE_SEEN, now_ms, reason=reason)
-    return decision(changed, event)
-
-
-def _uncertain(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int) -> Decision:
-    reason = result.code or result.outcome
-    reference = result.gateway_reference or attempt.gateway_reference
-    attempt = replace(attempt, gateway_reference=reference, code=reason)
-    changed, event = stepped(payment, attempt, OUTCOME_UNCERTAIN, now_ms, reason=reason)
-    return decision(changed, due_of(changed, reason), event)
+    main = attempt.kind in MAIN_KINDS and payment.status in UNDECIDED
+    reason = payment.reason if main else attempt.code
+    changed, event = stepped(payment, attempt, trigger, now_ms, reason=reason)
+    return decision(changed, request_of(changed, attempt, INQUIRE), event)
 
 
 def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
-    """The gateway does not know the charge and nobody can send it any more."""
+    """The gateway does not know the operation and nobody can send it any more."""
     # Kept on the attempt when it ends: a failure with this code is proven.
     attempt = replace(attempt, code=NOT_FOUND)
     refusal = _refusal(payment, attempt, now_ms, policy)
@@ -287,12 +281,19 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         refusal = RESENDS_EXHAUSTED
     if refusal is None:
         return _sent_again(payment, attempt, now_ms, policy)
-    if now_ms < charge_deadline_ms(payment, policy):
-        tried = [each.gateway for each in payment.attempts]
-        profile = choose_gateway(policy, payment.merchant_id, payment.currency, tried)
-        if profile is not None:
-            return _moved_on(payment, attempt, profile, refusal, now_ms, policy)
-    return _gave_up(payment, attempt, refusal, now_ms)
+    if (
+        attempt.kind in MAIN_KINDS
+        and payment.status in UNDECIDED
+        and payment.cancel_requested_by is None
+        and now_ms < charge_deadline_ms(payment, attempt, policy)
+    ):
+        tried = [
+            each.gateway for each in payment.attempts if each.operation_id == attempt.operation_id
+        ]
+        chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token), tried)
+        if chosen is not None:
+            return _moved_on(payment, attempt, chosen, refusal, now_ms, policy)
+    return gave_up(payment, attempt, refusal, now_ms)
 
 
 def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
@@ -302,84 +303,71 @@ def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy)
         tries=attempt.tries + 1,
         resends=attempt.resends + 1,
         send_within_ms=policy.send_within_ms,
+        uncertain_since_ms=0,
     )
-    changed, event = stepped(payment, attempt, CHARGE_AGAIN, now_ms, reason=NOT_FOUND)
-    return decision(changed, request_of(changed, CHARGE), event)
+    changed, event = stepped(
+        payment,
+        attempt,
+        SEND_AGAIN,
+        now_ms,
+        moves=_known(payment, attempt),
+        reason=NOT_FOUND,
+    )
+    return decision(changed, request_of(changed, attempt), event)
 
 
 def _moved_on(
     payment: Payment,
     attempt: Attempt,
-    profile: GatewayProfile,
+    chosen: Route,
     reason: str,
     now_ms: int,
     policy: Policy,
 ) -> Decision:
-    step = transition(payment.status, attempt.state, MOVE_ON)
-    ended = replace(attempt, state=ATTEMPT_FAILED, updated_at_ms=now_ms)
+    step = attempt_step(attempt.kind, attempt.state, GIVE_UP)
+    ended = replace(attempt, state=step.to, updated_at_ms=now_ms, uncertain_since_ms=0)
     started = first_try(
         attempt.operation_id,
-        profile.name,
+        attempt.kind,
+        chosen.profile.name,
         attempt.attempt + 1,
         policy.send_within_ms,
         now_ms,
+        because=chosen.because,
     )
-    changed = replace(
-        payment,
-        sequence=payment.sequence + 1,
-        status=step.status,
+    changed, event = begun(
+        replace(payment, attempts=replaced(payment, ended)),
+        started,
+        now_ms,
+        event=FAILOVER_STARTED,
+        moves=_known(payment, attempt),
         reason=reason,
-        updated_at_ms=now_ms,
-        attempts=(*payment.attempts[:-1], ended, started),
+        detail=chosen.because,
     )
-    return decision(changed, request_of(changed, CHARGE), event_of(changed, step.event, reason))
+    return decision(changed, request_of(changed, started), event)
 
 
-def _gave_up(payment: Payment, attempt: Attempt, reason: str, now_ms: int) -> Decision:
-    changed, event = stepped(payment, attempt, GIVE_UP, now_ms, reason=reason)
-    return decision(changed, event)
+def _known(payment: Payment, attempt: Attempt) -> str | None:
+    unknown = payment.status == OUTCOME_UNKNOWN and attempt.kind in MAIN_KINDS
+    return BECAME_KNOWN if unknown else None
 
 
-def _outdated(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int) -> Decision:
-    """A result of the latest attempt that answers no open question."""
+def _outdated(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """A result of an attempt that answers no open question."""
     if result.outcome == SUCCEEDED:
-        if (payment.status, attempt.state) in _OPEN and result.gateway_reference:
-            return _succeeded(payment, attempt, result, result.gateway_reference, now_ms)
-        if (
-            attempt.state == CHARGED
-            and result.gateway_reference == attempt.gateway_reference
-            and result.amount_minor == payment.amount_minor
-            and result.currency == payment.currency
-        ):
-            return _STALE_RESULT
-        return _contradictory(payment, result, now_ms)
-    if result.outcome == DECLINED and attempt.state in (CHARGED, CONTRADICTED):
-        return _contradictory(payment, result, now_ms)
+        return late_evidence(payment, attempt, result, now_ms, policy)
+    if result.outcome == DECLINED and (
+        has_succeeded(attempt.state) or attempt.state == CONTRADICTED
+    ):
+        return contradictory(payment, result, now_ms)
     return _STALE_RESULT
-
-
-def _about_another_attempt(payment: Payment, result: GatewayResult, now_ms: int) -> Decision:
-    known = any(
-        each.attempt == result.attempt
-        and each.operation_id == result.operation_id
-        and each.gateway == result.gateway
-        for each in payment.attempts
-    )
-    if result.outcome == SUCCEEDED:
-        attempt = payment.attempts[-1] if payment.attempts else None
-        if known and attempt is not None and (payment.status, attempt.state) in _OPEN:
-            # An attempt that was proven unsent has charged after all: send nothing more.
-            detail = _contradiction(payment, result)
-            return _contradicted(payment, attempt, CONTRADICTORY_EVIDENCE, detail, now_ms)
-        return _contradictory(payment, result, now_ms)
-    if known:
-        return _STALE_RESULT
-    return _about_unknown_attempt(payment, result, now_ms)
 
 
 def _about_unknown_attempt(payment: Payment, result: GatewayResult, now_ms: int) -> Decision:
     if result.outcome == SUCCEEDED:
-        return _contradictory(payment, result, now_ms)
+        return contradictory(payment, result, now_ms)
     detail = (
         f"payment {payment.payment_id} has no try {result.try_number} of attempt {result.attempt} "
         f"of {result.operation_id} at {result.gateway}"
@@ -387,41 +375,14 @@ def _about_unknown_attempt(payment: Payment, result: GatewayResult, now_ms: int)
     return dead_lettered(payment, UNKNOWN_ATTEMPT, detail, now_ms)
 
 
-def _contradicted(
-    payment: Payment, attempt: Attempt, cause: str, detail: str, now_ms: int
-) -> Decision:
-    """Stop the payment until a person has looked, and keep the evidence whole."""
-    changed, event = stepped(payment, attempt, CONTRADICTION_SEEN, now_ms, reason=cause)
-    changed = replace(changed, dead_letters=payment.dead_letters + 1)
-    return Decision(payment=changed, sends=(event,), dead_letter=cause, detail=detail)
-
-
-def _contradictory(payment: Payment, result: GatewayResult, now_ms: int) -> Decision:
-    return dead_lettered(
-        payment,
-        CONTRADICTORY_EVIDENCE,
-        _contradiction(payment, result),
-        now_ms,
-        event=CONTRADICTORY_EVIDENCE,
-    )
-
-
-def _contradiction(payment: Payment, result: GatewayResult) -> str:
-    return (
-        f"{result.gateway} says {result.outcome} for attempt {result.attempt}, try "
-        f"{result.try_number} (reference {result.gateway_reference}), but payment "
-        f"{payment.payment_id} is {payment.status}"
-    )
-
-
 def _is_proof(attempt: Attempt, now_ms: int, policy: Policy) -> bool:
-    """Whether "not found" proves that the charge did not happen and will not.
+    """Whether "not found" proves that the operation did not happen and will not.
 
     The inquiry must have been asked after the last moment of sending plus the gateway's grace
     (``updated_at_ms`` is when it was decided, so before it was asked), and while the gateway must
     still remember the key.
     """
-    profile = _profile(policy, attempt.gateway)
+    profile = gateway_profile(policy, attempt.gateway)
     return (
         attempt.updated_at_ms >= attempt.sendable_until_ms + profile.grace_ms
         and now_ms < attempt.started_at_ms + profile.key_retention_ms
@@ -432,13 +393,13 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
     """Whether "not found" allows the same key again while an older copy may still be sent.
 
     It need not be proof, since the gateway takes one key once. It has to be more than the gateway's
-    lag: asked after its grace time, counted from the evidence that the last charge was lost
+    lag: asked after its grace time, counted from the evidence that the last request was lost
     (appended ``send_within_ms`` and the clocks' difference before ``sendable_until_ms``).
     """
-    profile = _profile(policy, attempt.gateway)
+    profile = gateway_profile(policy, attempt.gateway)
     lost_at_ms = attempt.sendable_until_ms - attempt.send_within_ms - policy.clock_skew_ms
     return (
-        payment.status == OUTCOME_UNKNOWN
+        attempt.uncertain_since_ms > 0
         and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms
         and attempt.resends < policy.resend_max
         and _refusal(payment, attempt, now_ms, policy) is None
@@ -447,17 +408,34 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
 
 def _refusal(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> str | None:
     """Why this attempt must not be sent again, or None when it may."""
+    if attempt.kind in MAIN_KINDS and (
+        payment.cancel_requested_by is not None or payment.status not in UNDECIDED
+    ):
+        return CANCEL_REQUESTED
     if attempt.retries >= policy.retry_max:
         return GATEWAY_UNAVAILABLE
-    if now_ms >= charge_deadline_ms(payment, policy):
-        if payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms:
+    if now_ms >= charge_deadline_ms(payment, attempt, policy):
+        pay_before_ms = payment.pay_before_ms
+        if pay_before_ms is not None and now_ms >= pay_before_ms and attempt.kind in MAIN_KINDS:
             return PAY_BEFORE_PASSED
         return ORDER_TOO_OLD
-    if now_ms >= attempt.started_at_ms + _profile(policy, attempt.gateway).key_retention_ms:
+    if now_ms >= attempt.started_at_ms + gateway_profile(policy, attempt.gateway).key_retention_ms:
         return KEY_RETENTION_PASSED
+    if _waited_enough(attempt, policy) and _elsewhere(payment, attempt, policy) is not None:
+        return GATEWAY_OVERLOADED
     return None
 
 
-def _profile(policy: Policy, gateway: str) -> GatewayProfile:
-    # A gateway taken out of the policy is still owed its outcome, judged by the defaults.
-    return profile_of(policy, gateway) or GatewayProfile(name=gateway)
+def _waited_enough(attempt: Attempt, policy: Policy) -> bool:
+    """Whether a charge was held back by overload so often that another gateway should have it."""
+    held_back = attempt.tries - 1 - attempt.retries - attempt.inquiries - attempt.resends
+    return attempt.kind in MAIN_KINDS and held_back >= policy.overload_max
+
+
+def _elsewhere(payment: Payment, attempt: Attempt, policy: Policy) -> Route | None:
+    """The gateway for the operation's next attempt, if one is left that is not down itself."""
+    tried = {e.gateway for e in payment.attempts if e.operation_id == attempt.operation_id}
+    chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token), tried)
+    if chosen is None or chosen.profile.name in policy.health.down:
+        return None
+    return chosen

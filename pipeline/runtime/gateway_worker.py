@@ -369,6 +369,7 @@ class GatewayWorker:
         else:
             consumer.resume(added)
         self._guard.assigned((self._stage.topic, p) for p in self._positions)
+        self._take_share()
         # Of this generation, and taken before any record of it: see Work.
         self._metadata = consumer.consumer_group_metadata()
 
@@ -413,7 +414,12 @@ class GatewayWorker:
         for tp in partitions:
             self._prefixes.pop(tp.partition, None)
             self._positions.pop(tp.partition, None)
+        self._take_share()
         consumer.incremental_unassign(partitions)
+
+    def _take_share(self) -> None:
+        """Of what all workers may do at a gateway, as much as this one has of the partitions."""
+        self._calls.gate.take_share(len(self._positions) / self._catalogue["orders"].partitions)
 
 
 def _cause(outputs: list[Outgoing]) -> str | None:

@@ -12,27 +12,33 @@ from typing import Any
 from pipeline.domain.decision import Decision
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import (
+    GatewayResult,
     Payment,
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
     Settlement,
 )
-from pipeline.domain.payment import dead_lettered
+from pipeline.domain.payment import INQUIRY, RETRY, TIMER, dead_lettered
 from pipeline.domain.policy import Policy
 from pipeline.domain.records import (
+    command_from_record,
     due_from_record,
+    notification_from_record,
     order_from_record,
     payment_from_record,
     result_from_record,
     to_record,
 )
+from pipeline.processors.commands import process_command
+from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
 from pipeline.processors.settlement import process_due, process_result
 from pipeline.runtime.admission import InputLane
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.table import Table
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -46,14 +52,34 @@ Handler = Callable[[Payment | None, Any, int, Policy], Decision]
 class PaymentsStage:
     """Binds each input topic to its decoder and processor, each output type to its topic."""
 
-    def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy | LivePolicy) -> None:
+        self._policy = policy if isinstance(policy, LivePolicy) else LivePolicy(policy)
+        # The delays are the catalogue's: the tier that a wait takes is chosen by them.
+        self._policy.fix(
+            retry_delays_ms=catalogue.settings.retry_delays_ms,
+            inquiry_delays_ms=catalogue.settings.inquiry_delays_ms,
+            timer_delays_ms=catalogue.settings.timer_delays_ms,
+        )
         inputs: dict[str, tuple[str, Callable[[Any], Any], Handler]] = {
             "orders": ("order", order_from_record, process_order),
             "gateway-results": ("gateway-result", result_from_record, process_result),
-            "payment-retry-1": ("payment-due", due_from_record, process_due),
-            "payment-inquiry-1": ("payment-due", due_from_record, process_due),
+            "gateway-notifications": (
+                "gateway-notification",
+                notification_from_record,
+                process_notification,
+            ),
+            "payment-commands": ("payment-command", command_from_record, process_command),
         }
+        tiers = {
+            purpose: tuple(
+                spec
+                for spec in catalogue.topics.values()
+                if spec.role.startswith(f"payment-{purpose}-")
+            )
+            for purpose in (RETRY, INQUIRY, TIMER)
+        }
+        for spec in (spec for specs in tiers.values() for spec in specs):
+            inputs[spec.role] = ("payment-due", due_from_record, process_due)
         self.lanes = tuple(
             InputLane(spec.role, spec.name, spec.delay_ms, gated=spec.role == "orders")
             for spec in catalogue.inputs(STAGE)
@@ -75,8 +101,9 @@ class PaymentsStage:
         }
         encode_due = codec.encoder("payment-due", checked=False)
         self._tiers = {
-            "retry": (catalogue.name("payment-retry-1"), encode_due),
-            "inquiry": (catalogue.name("payment-inquiry-1"), encode_due),
+            (purpose, number): (spec.name, encode_due)
+            for purpose, specs in tiers.items()
+            for number, spec in enumerate(specs, 1)
         }
         self._table_topic = catalogue.name("payments")
         self._encode_payment = codec.encoder("payment", checked=False)
@@ -117,7 +144,10 @@ class PaymentsStage:
                 f"murmur2 of the key belongs to partition {partition_of(key, self._partitions)}",
             )
             return
-        decision = process(payment, value, record.timestamp_ms, self._policy)
+        if type(value) is GatewayResult:
+            self._policy.saw(value, record.timestamp_ms)
+        policy = self._policy.at(record.timestamp_ms)
+        decision = process(payment, value, record.timestamp_ms, policy)
         if decision.dead_letter is not None:
             self._bury(record, batch, decision.dead_letter, decision.detail or "")
         if decision.note is not None:
@@ -165,7 +195,8 @@ class PaymentsStage:
         for outgoing in decision.sends:
             kind = type(outgoing)
             if kind is PaymentDue:
-                topic, encode = self._tiers[outgoing.purpose]  # type: ignore[union-attr]
+                tier = outgoing.purpose, outgoing.tier  # type: ignore[union-attr]
+                topic, encode = self._tiers[tier]
                 batch.notes[("tiers", outgoing.purpose)] += 1  # type: ignore[union-attr]
             else:
                 topic, encode = self._topics[kind]

@@ -30,7 +30,7 @@ def demo(tmp_path: Path, *options: str) -> tuple[int, dict[str, str]]:
         timeout=240,
     )
     lines = [line[10:] for line in run.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d  ", line)]
-    rows = {line[:34].strip(): line[34:].strip() for line in lines}
+    rows = {line[:36].strip(): line[36:].strip() for line in lines}
     assert "orders read" in rows, run.stdout + run.stderr
     return run.returncode, rows
 
@@ -50,17 +50,25 @@ def shared_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_faults_every_payable_invoice_settles(tmp_path: Path) -> None:
-    """337 invoices are captured, settled and booked for £153,652.88; 45 have nothing due."""
+    """337 invoices are captured for £153,652.88 and 45 have nothing due; of the cancelled lines 7
+    are refunded (£136.10) and 77 are credits that are held (£3,053.48)."""
     code, rows = demo(tmp_path, "--faults", "none")
     assert code == 0, rows
     assert rows["orders read"] == f"382, {TOTAL}"
-    assert rows["cancellations read"].startswith("36, GBP -3,189.58")
-    assert rows["captured"] == rows["settled (subscriber)"] == f"337, {TOTAL}"
+    assert rows["cancellations read"] == "36 with 84 lines, GBP -3,189.58"
+    assert rows["captured"] == f"337, {TOTAL}"
+    assert rows["refunded"] == "7, GBP 136.10"
+    assert rows["credits held"] == "77, GBP 3,053.48"
+    assert rows["settled (subscriber)"] == "421, GBP 150,463.30"
     assert rows["no payment due"] == "45"
-    assert rows["journal entries"] == "337"
+    assert rows["journal entries"] == "421"
+    assert rows["gateway_receivable:simulator"] == "GBP 153,516.78"
+    assert rows["merchant_payable:online-retail"] == "GBP -150,463.30"
+    assert rows["unapplied_credits:online-retail"] == "GBP -3,053.48"
     assert rows["debits less credits, GBP"] == "GBP 0.00"
-    assert rows["gateway's own books"] == f"337 charges, {TOTAL}: agree"
-    assert [rows[name] for name in ("rejected", "waiting", "dead letters")] == ["0", "0", "0"]
+    assert rows["gateway's own books"] == f"337 charges, {TOTAL}; 7 refunds, GBP 136.10: agree"
+    nothing = ("refunds rejected", "rejected", "waiting", "dead letters")
+    assert [rows[name] for name in nothing] == ["0"] * 4
 
 
 def test_with_default_faults_every_penny_is_accounted_for(tmp_path: Path) -> None:
@@ -73,10 +81,16 @@ def test_with_default_faults_every_penny_is_accounted_for(tmp_path: Path) -> Non
     ]
     assert sum(parts) == 15_365_288
     assert rows["no payment due"] == "45"
-    captured = rows["captured"]
-    count, amount = captured.split(", ", 1)
-    assert rows["gateway's own books"] == f"{count} charges, {amount}: agree"
-    assert rows["journal entries"] == count
+    count, amount = rows["captured"].split(", ", 1)
+    assert rows["gateway's own books"].startswith(f"{count} charges, {amount}; ")
+    assert rows["gateway's own books"].endswith(": agree")
+    refunds = int(rows["refunded"].split(",")[0])
+    assert rows["credits held"] == "77, GBP 3,053.48"
+    # A refund of a payment that failed is refused by name.
+    rejected = int(rows["refunds rejected"])
+    assert refunds + rejected <= 7
+    assert int(rows.get("payment_must_be_captured", "0")) == rejected
+    assert int(rows["journal entries"]) == int(count) + refunds + 77
     faults = re.findall(r"(\w+) (\d+)", rows["faults injected"])
     assert {name for name, _ in faults} >= {
         "decline", "slow", "rate_limited", "500_before", "500_after", "reset_after", "hang_after",

@@ -276,7 +276,7 @@ def test_what_cannot_be_booked_is_dead_lettered_and_the_rest_goes_on(
                 (key, value[:20]),
                 (key, value + b"!"),
                 (b"m9:o9", value),
-                record_of(settlement(2, kind="dispute")),
+                record_of(settlement(2, kind="clearing")),
                 record_of(settlement(3, gateway_reference="4111111111111111\x00")),
                 record_of(settlement(1, amount_minor=1)),
                 (key, value),

@@ -68,6 +68,7 @@ class Flow:
     lows: dict[tuple[str, int], int] = field(default_factory=dict)
     first_at_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     blind: set[tuple[str, int]] = field(default_factory=set)
+    untouched: dict[tuple[str, int], int] = field(default_factory=dict)
     partitions: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(CATALOGUE.topics, PARTITIONS)
     )
@@ -125,6 +126,11 @@ class Flow:
             }
             for stage in ("payments", "gateway")
         }
+        # A timer waits for days.
+        for (role, p), _ in list(self.committed["payments"].items()):
+            if role.startswith("payment-timer-"):
+                self.committed["payments"][role, p] = 0
+        self.untouched = dict(self.committed["payments"])
         self.ledger_offsets = {
             (CATALOGUE.name("settlements"), p): ends["settlements", p] for p in range(PARTITIONS)
         }
@@ -146,6 +152,7 @@ class Flow:
             lows=self.lows,
             first_at_ms=self.first_at_ms,
             blind=frozenset(self.blind),
+            untouched=self.untouched,
         )
 
     def ledger(self) -> LedgerCopy:
@@ -200,6 +207,42 @@ class Flow:
         payment.transition("processing", "payment_started", state="started")
         return payment
 
+    def authorized(self, key: str, amount_minor: int = 1250) -> PaymentInFlow:
+        """An order whose money is held, and waits for its capture until a timer ends it."""
+        order = self.order(key, amount_minor, capture_method="manual")
+        payment = PaymentInFlow(self, key, order)
+        payment.main_kind = "authorize"
+        payment.request("authorize")
+        payment.transition("processing", "payment_started", state="started")
+        payment.charge_id = payment.entry("authorization", payment.reference, amount_minor)
+        payment.result("authorize", "succeeded", payment.charge_id)
+        payment.authorized_minor = amount_minor
+        payment.timer()
+        payment.transition("authorized", "authorized", state="authorized")
+        return payment
+
+    def credit(self, key: str, command_id: str, amount_minor: int) -> PaymentInFlow:
+        """A credit without an order: booked and held."""
+        merchant_id, order_id = key.split(":")
+        command = self.append(
+            "payment-commands",
+            key.encode(),
+            {
+                "merchant_id": merchant_id,
+                "order_id": order_id,
+                "command_id": command_id,
+                "type": "credit",
+                "amount_minor": amount_minor,
+                "currency": "GBP",
+                "submitted_at_ms": START_MS,
+            },
+        )
+        payment = PaymentInFlow(self, key, command)
+        payment.command_ids = [command_id]
+        payment.settle(command_id, "credit", -amount_minor, command_id, "none")
+        payment.step("credit_held", "credit_held", operation_id=command_id)
+        return payment
+
     def captured(self, key: str, amount_minor: int = 1250, currency: str = "GBP") -> PaymentInFlow:
         payment = self.started(key, amount_minor, currency)
         payment.succeed()
@@ -244,12 +287,22 @@ class PaymentInFlow:
         self.payment_id = payment_id(self.merchant_id, self.order_id)
         self.amount_minor = order.fields["amount_minor"]
         self.currency = order.fields["currency"]
+        self.charge_id = ""
         self.gateway = "sim-a"
+        self.main_kind = "charge"
+        self.status = "new"
+        self.state: str | None = None
         self.attempt = 1
         self.tries = 0
         self.sequence = 0
+        self.authorized_minor = 0
         self.captured_minor = 0
+        self.refunded_minor = 0
         self.has_attempt = False
+        self.operations: dict[str, Fields] = {}
+        self.command_ids: list[str] = []
+        self.waiting: list[Fields] = []
+        self.disputes: list[Fields] = []
 
     @property
     def ids(self) -> Fields:
@@ -275,6 +328,7 @@ class PaymentInFlow:
             {
                 **self.operation,
                 "kind": kind,
+                "operation_kind": self.main_kind,
                 "gateway": self.gateway,
                 "amount_minor": self.amount_minor,
                 "currency": self.currency,
@@ -304,13 +358,40 @@ class PaymentInFlow:
             },
         )
 
+    def timer(self) -> Row:
+        return self._append(
+            "payment-timer-3",
+            {
+                "operation_id": self.order_id,
+                "attempt": 0,
+                "try_number": 0,
+                "purpose": "timer",
+                "due_at_ms": START_MS + 604_800_000,
+                "tier": 3,
+            },
+        )
+
     def due(self, purpose: str) -> Row:
         return self._append(f"payment-{purpose}-1", {**self.operation, "purpose": purpose})
 
     def transition(
         self, status: str, type_: str, *, state: str | None = None, reason: str | None = None
     ) -> None:
+        """An event about the charge, and the snapshot after it."""
+        if state is not None:
+            self.state = state
+        self.step(status, type_, reason=reason)
+
+    def step(
+        self,
+        status: str,
+        type_: str,
+        *,
+        reason: str | None = None,
+        operation_id: str | None = None,
+    ) -> None:
         """An event and the snapshot after it."""
+        self.status = status
         self.sequence += 1
         self._append(
             "payment-events",
@@ -323,14 +404,15 @@ class PaymentInFlow:
                 "amount_minor": self.amount_minor,
                 "currency": self.currency,
                 "occurred_at_ms": START_MS,
+                "operation_id": operation_id,
             },
         )
         attempt = {
             "operation_id": self.order_id,
-            "kind": "charge",
+            "kind": self.main_kind,
             "gateway": self.gateway,
             "attempt": self.attempt,
-            "state": state,
+            "state": self.state,
             "tries": self.tries,
             "retries": 0,
             "inquiries": 0,
@@ -349,46 +431,69 @@ class PaymentInFlow:
                 "business_date": "2027-01-15",
                 "ordered_at_ms": self.order.at_ms,
                 "updated_at_ms": START_MS,
+                "authorized_minor": self.authorized_minor,
                 "captured_minor": self.captured_minor,
-                "attempts": [attempt] if self.has_attempt else [],
+                "refunded_minor": self.refunded_minor,
+                "attempts": [*([attempt] if self.has_attempt else []), *self.operations.values()],
+                "command_ids": self.command_ids,
+                "commands": self.waiting,
+                "disputes": self.disputes,
             },
         )
 
     def charge(self) -> str:
         """The gateway books a charge; its id."""
-        charge_id = f"ch_{len(self.flow.charges):04d}"
+        return self.entry("charge", self.reference, self.amount_minor)
+
+    def entry(
+        self, kind: str, reference: str, amount_minor: int, charge_id: str | None = None
+    ) -> str:
+        """One entry of the gateway's books; its id."""
+        entry_id = f"{'ch' if charge_id is None else kind}_{len(self.flow.charges):04d}"
         self.flow.charges.append(
             {
-                "kind": "charge",
-                "id": charge_id,
-                "reference": self.reference,
-                "amount_minor": self.amount_minor,
+                "kind": kind,
+                "id": entry_id,
+                "reference": reference,
+                "charge_id": charge_id or entry_id,
+                "amount_minor": amount_minor,
                 "currency": self.currency,
                 "merchant_id": self.merchant_id,
                 "order_id": self.order_id,
                 "created_at_ms": START_MS,
             }
         )
-        return charge_id
+        return entry_id
 
     def succeed(self, kind: str = "charge", charge_id: str | None = None) -> None:
         """Charged, captured, settled and booked."""
         charge_id = charge_id or self.charge()
+        self.charge_id = charge_id
         self.result(kind, "succeeded", charge_id)
-        self.captured_minor = self.amount_minor
+        self.authorized_minor = self.captured_minor = self.amount_minor
         self.settle(charge_id)
         self.transition("captured", "captured", state="charged")
 
-    def settle(self, charge_id: str) -> Row:
+    def settle(
+        self,
+        charge_id: str,
+        kind: str = "capture",
+        amount_minor: int | None = None,
+        operation_id: str | None = None,
+        gateway: str | None = None,
+    ) -> Row:
+        """A settlement and its journal entry."""
+        operation_id = operation_id or self.order_id
+        amount_minor = self.amount_minor if amount_minor is None else amount_minor
         row = self._append(
             "settlements",
             {
-                "settlement_id": settlement_id(self.payment_id, self.order_id, "capture"),
-                "operation_id": self.order_id,
-                "kind": "capture",
-                "amount_minor": self.amount_minor,
+                "settlement_id": settlement_id(self.payment_id, operation_id, kind),
+                "operation_id": operation_id,
+                "kind": kind,
+                "amount_minor": amount_minor,
                 "currency": self.currency,
-                "gateway": self.gateway,
+                "gateway": gateway or self.gateway,
                 "gateway_reference": charge_id,
                 "business_date": "2027-01-15",
                 "ordered_at_ms": self.order.at_ms,
@@ -397,8 +502,8 @@ class PaymentInFlow:
         )
         assert row.fields is not None
         postings = (
-            PostingSeen(f"gateway:{self.gateway}", self.currency, self.amount_minor),
-            PostingSeen(f"merchant:{self.merchant_id}", self.currency, -self.amount_minor),
+            PostingSeen(f"gateway:{self.gateway}", self.currency, amount_minor),
+            PostingSeen(f"merchant:{self.merchant_id}", self.currency, -amount_minor),
         )
         self.flow.entries.append(
             EntrySeen(
@@ -411,6 +516,181 @@ class PaymentInFlow:
             )
         )
         return row
+
+    # After the charge
+
+    def command(self, type_: str, command_id: str, **more: Any) -> Row:
+        """A command as it is published; the payment does not know it yet."""
+        return self.flow.append(
+            "payment-commands",
+            self.key.encode(),
+            {
+                "merchant_id": self.merchant_id,
+                "order_id": self.order_id,
+                "command_id": command_id,
+                "type": type_,
+                "submitted_at_ms": START_MS,
+                **more,
+            },
+        )
+
+    def rejected(self, command_id: str, rule: str) -> None:
+        """The payment refuses a command by name."""
+        self.command_ids = [*self.command_ids, command_id]
+        self.step(self.status, "command_rejected", reason=rule, operation_id=command_id)
+
+    def begin(self, kind: str, operation_id: str, amount_minor: int) -> None:
+        """An operation whose first request waits for its result."""
+        self.operations[operation_id] = {
+            "operation_id": operation_id,
+            "kind": kind,
+            "gateway": self.gateway,
+            "attempt": 1,
+            "state": "started",
+            "tries": 1,
+            "retries": 0,
+            "inquiries": 0,
+            "started_at_ms": START_MS,
+            "updated_at_ms": START_MS,
+            "amount_minor": amount_minor,
+        }
+        self._append(
+            "payment-requests",
+            {
+                "operation_id": operation_id,
+                "attempt": 1,
+                "try_number": 1,
+                "kind": kind,
+                "operation_kind": kind,
+                "gateway": self.gateway,
+                "amount_minor": amount_minor,
+                "currency": self.currency,
+                "instrument_token": "tok_ok",
+                "idempotency_key": self.reference_of(operation_id),
+                "send_within_ms": 30_000,
+                "ordered_at_ms": self.order.at_ms,
+            },
+        )
+        self.step(self.status, f"{kind}_started", operation_id=operation_id)
+
+    def reference_of(self, operation_id: str) -> str:
+        return idempotency_key(self.payment_id, operation_id, self.gateway, 1)
+
+    def answered(self, operation_id: str, outcome: str, reference: str | None = None) -> Row:
+        """The result of an operation that is not the charge."""
+        operation = self.operations[operation_id]
+        return self._append(
+            "gateway-results",
+            {
+                "operation_id": operation_id,
+                "attempt": 1,
+                "try_number": 1,
+                "kind": operation["kind"],
+                "gateway": self.gateway,
+                "outcome": outcome,
+                "gateway_reference": reference,
+                "amount_minor": operation["amount_minor"] if outcome == "succeeded" else 0,
+                "currency": self.currency,
+                "observed_at_ms": START_MS,
+            },
+        )
+
+    def state_of(self, operation_id: str, state: str) -> None:
+        self.operations[operation_id] = {**self.operations[operation_id], "state": state}
+
+    def finish(self, operation_id: str) -> str:
+        """The gateway does what was begun, and says so; the id of its entry."""
+        operation = self.operations[operation_id]
+        kind, amount_minor = operation["kind"], operation["amount_minor"]
+        entry_id = self.entry(kind, self.reference_of(operation_id), amount_minor, self.charge_id)
+        self.answered(operation_id, "succeeded", entry_id)
+        if kind == "refund":
+            self.refunded_minor += amount_minor
+            self.settle(entry_id, "refund", -amount_minor, operation_id)
+        elif kind == "capture":
+            self.captured_minor += amount_minor
+            self.settle(entry_id, "capture", amount_minor, operation_id)
+        else:
+            self.authorized_minor -= amount_minor
+        done = {"refund": "refunded", "capture": "captured", "void": "voided"}[kind]
+        self.state_of(operation_id, done)
+        status = {"capture": "captured", "void": "cancelled"}.get(kind, self.status)
+        self.step(status, done, operation_id=operation_id)
+        return entry_id
+
+    def commanded(self, kind: str, command_id: str, amount_minor: int) -> str:
+        """A command from its publishing to its end; the id of the gateway's entry."""
+        type_ = "cancel" if kind == "void" else kind
+        self.command(type_, command_id, amount_minor=amount_minor)
+        self.command_ids = [*self.command_ids, command_id]
+        self.begin(kind, command_id, amount_minor)
+        return self.finish(command_id)
+
+    def refund_failed(self, command_id: str, entry_id: str) -> None:
+        """A refund that had succeeded comes back; a notice tells it."""
+        amount_minor = self.operations[command_id]["amount_minor"]
+        self.entry("refund_failed", self.reference_of(command_id), amount_minor, self.charge_id)
+        self.notified("operation", operation_id=command_id, attempt=1, outcome="declined")
+        self.refunded_minor -= amount_minor
+        self.settle(entry_id, "refund_failed", amount_minor, command_id)
+        self.state_of(command_id, "failed")
+        self.step(self.status, "operation_failed", operation_id=command_id)
+
+    def notified(self, type_: str, **more: Any) -> Row:
+        return self._append(
+            "gateway-notifications",
+            {
+                "notification_id": f"msg-{len(self.flow.rows)}",
+                "gateway": self.gateway,
+                "type": type_,
+                "amount_minor": 0,
+                "currency": self.currency,
+                "received_at_ms": START_MS,
+                **more,
+            },
+        )
+
+    def disputed(self, dispute_id: str, amount_minor: int, fee_minor: int) -> None:
+        """A dispute is opened: the gateway takes the money and a fee, and tells."""
+        self.entry("dispute", dispute_id, amount_minor, self.charge_id)
+        self.entry("dispute_fee", dispute_id, fee_minor, self.charge_id)
+        self.notified("dispute", dispute_id=dispute_id, dispute_state="opened")
+        operation_id = f"dispute-{dispute_id}"
+        self.settle(dispute_id, "dispute", -amount_minor, operation_id)
+        self.settle(dispute_id, "dispute_fee", -fee_minor, operation_id)
+        self.disputes = [self._dispute(dispute_id, "opened", amount_minor, fee_minor, amount_minor)]
+        self.step(self.status, "dispute_opened")
+
+    def dispute_won(self, dispute_id: str, amount_minor: int, fee_minor: int) -> None:
+        self.entry("dispute_won", dispute_id, amount_minor, self.charge_id)
+        self.notified("dispute", dispute_id=dispute_id, dispute_state="won")
+        self.settle(dispute_id, "reversal", amount_minor, f"dispute-{dispute_id}")
+        self.disputes = [self._dispute(dispute_id, "won", amount_minor, fee_minor, 0)]
+        self.step(self.status, "dispute_won")
+
+    def _dispute(
+        self, dispute_id: str, state: str, amount_minor: int, fee_minor: int, withdrawn_minor: int
+    ) -> Fields:
+        return {
+            "dispute_id": dispute_id,
+            "state": state,
+            "amount_minor": amount_minor,
+            "fee_minor": fee_minor,
+            "withdrawn_minor": withdrawn_minor,
+            "gateway": self.gateway,
+            "updated_at_ms": START_MS,
+        }
+
+    def came_too_late(self) -> str:
+        """A charge that was given up succeeds: booked, and its refund begun; its operation."""
+        self.charge_id = self.charge()
+        self.result("charge", "succeeded", self.charge_id)
+        late = f"late-{self.order_id}-1"
+        self.authorized_minor = self.captured_minor = self.amount_minor
+        self.settle(self.charge_id, "capture", self.amount_minor, late)
+        self.transition(self.status, "late_success", state="charged", reason=self.status)
+        self.begin("refund", late, self.amount_minor)
+        return late
 
     def decline(self, reason: str = "insufficient_funds") -> None:
         self.result("charge", "declined", code=reason)
@@ -437,7 +717,10 @@ def healthy_flow() -> Flow:
 
     Of interest by key: ``shop:c1`` to ``c8`` captured, ``shop:retry`` and ``shop:asked`` captured
     on a second try, ``shop:declined``, ``shop:free``, ``shop:rejected``, ``shop:twice`` ordered
-    twice, ``shop:conflict`` ordered with two amounts, and three bad orders.
+    twice, ``shop:conflict`` ordered with two amounts, and three bad orders. After the charge:
+    ``shop:refunded`` in parts (one failed later, one was rejected), ``shop:disputed`` and won,
+    ``shop:manual`` captured in two parts, ``shop:held``, ``shop:voided``, ``shop:late`` charged
+    after it had failed and given back, and the credit ``shop:C1-line-1``.
     """
     flow = Flow()
     for n in range(1, 9):
@@ -477,6 +760,29 @@ def healthy_flow() -> Flow:
     renamed = flow.order("shop:renamed")
     renamed.key = b"shop:other"
     flow.dead_letter(renamed, "key_mismatch")
+
+    refunded = flow.captured("shop:refunded", 1000)
+    refunded.commanded("refund", "refund-1", 300)
+    entry_id = refunded.commanded("refund", "refund-2", 200)
+    refunded.command("refund", "refund-3", amount_minor=501)
+    refunded.rejected("refund-3", "refund_must_not_exceed_captured")
+    refunded.refund_failed("refund-2", entry_id)
+
+    disputed = flow.captured("shop:disputed", 800)
+    disputed.disputed("dp1", 800, 15)
+    disputed.dispute_won("dp1", 800, 15)
+
+    manual = flow.authorized("shop:manual", 900)
+    manual.commanded("capture", "capture-1", 400)
+    manual.commanded("capture", "capture-2", 500)
+    flow.authorized("shop:held", 250)
+    flow.authorized("shop:voided", 260).commanded("void", "cancel-1", 260)
+
+    late = flow.started("shop:late", 650)
+    late.transition("failed", "failed", state="failed", reason="gateway_unavailable")
+    late.finish(late.came_too_late())
+
+    flow.credit("shop:C1-line-1", "credit-1", 425)
 
     flow.all_processed()
     return flow

@@ -102,6 +102,38 @@ class LedgerSuite:
             ]  # fmt: skip
             assert drifted_balances(connection) == []
 
+    def test_every_kind_of_settlement_is_booked(self, engine: Engine) -> None:
+        """The life of one sale, and a credit without one: each account holds what is left."""
+        kinds = {
+            "capture": 1000, "refund": -300, "refund_failed": 300, "dispute": -1000,
+            "dispute_fee": -15, "reversal": 1000, "credit": -40,
+        }  # fmt: skip
+        entries = [
+            entry_of(
+                1,
+                kind=kind,
+                amount_minor=amount_minor,
+                operation_id=f"op-{kind}",
+                gateway="none" if kind == "credit" else "simulator",
+            )
+            for kind, amount_minor in kinds.items()
+        ]
+        journal_at(engine).post(
+            [Item(0, n, entry) for n, entry in enumerate(entries)], {0: Progress(0, 7)}
+        )
+        with reading(engine) as connection:
+            assert {b.account: b.balance_minor for b in balances(connection)} == {
+                "gateway_receivable:simulator": 985,
+                "merchant_payable:m1": -960,
+                "disputes_and_losses:m1": 15,
+                "unapplied_credits:m1": -40,
+            }
+            assert {k.kind: k.amount_minor for k in sums_by_kind(connection)} == {
+                kind: abs(amount_minor) for kind, amount_minor in kinds.items()
+            }
+            assert [t.difference_minor for t in trial_balance(connection)] == [0]
+            assert drifted_balances(connection) == []
+
     def test_the_books_are_found_again(self, engine: Engine, url: str) -> None:
         """Opening an existing ledger changes nothing and goes on from the stored offset."""
         journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})

@@ -142,13 +142,16 @@ def test_books_are_paged_and_read_on(books: tuple[str, list[dict[str, Any]]]) ->
     """Every page is read; what comes after the log counts as recent until the next look."""
     url, entries = books
     entries += [_charge(n, f"o{n % 2}") for n in range(1, 6)]
-    entries.append({**_charge(6, "o1"), "kind": "refund"})
+    entries.append({**_charge(6, "o1"), "kind": "refund", "charge_id": "ch_1"})
     reader = GatewayReader([url])
     reader.read_before_log()
     entries.append(_charge(7, "o7"))
     reader.read_after_log()
     assert reader.copy.charge_count == 6
     assert reader.copy.charged_minor == {"GBP": 10 * (1 + 2 + 3 + 4 + 5 + 7)}
+    assert (reader.copy.refund_count, reader.copy.refunded_minor) == (1, {"GBP": 60})
+    assert reader.copy.owed_minor == {"GBP": 10 * (1 + 2 + 3 + 4 + 5 + 7 - 6)}
+    assert [(m.kind, m.charge_id) for m in reader.copy.movements["shop:o1"]] == [("refund", "ch_1")]
     assert [c.id for c in reader.copy.charges["shop:o1"]] == ["ch_1", "ch_3", "ch_5"]
     assert [c.recent for c in reader.copy.charges["shop:o7"]] == [True]
     reader.read_before_log()
@@ -219,12 +222,17 @@ def test_partitions_and_ids_are_derived_the_same_twice() -> None:
         )
 
 
-def test_every_topic_of_the_catalogue_is_read_and_ordered() -> None:
-    """A topic that is added to the catalogue cannot go unread by verify or unsorted by trace."""
-    from pipeline.audit.cut import LAYERS
+def test_what_decides_about_a_payment_is_read_and_ordered() -> None:
+    """An input of the workers that is added to the catalogue cannot go unread by verify, which
+    would then take payments for settled that are not, nor unsorted by trace."""
+    from pipeline.audit.cut import judged_roles, layers
     from pipeline.audit.trace import _WITHIN_A_TRANSACTION
     from topics.catalogue import build_catalogue
 
-    roles = set(build_catalogue().topics)
-    assert {role for layer in LAYERS for role in layer} == roles
-    assert set(_WITHIN_A_TRANSACTION) == roles
+    catalogue = build_catalogue()
+    judged = judged_roles(catalogue)
+    for stage in ("payments", "gateway", "ledger"):
+        assert {spec.role for spec in catalogue.inputs(stage)} <= judged
+    read = [role for layer in layers(catalogue) for role in layer]
+    assert len(read) == len(set(read))
+    assert {catalogue[role].schema for role in judged} == set(_WITHIN_A_TRANSACTION)

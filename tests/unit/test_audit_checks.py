@@ -13,7 +13,14 @@ from pipeline.audit.ledger_copy import EntrySeen, PostingSeen
 from pipeline.audit.report import GUARANTEES, Finding, Severity
 from pipeline.audit.summary import percentiles, summarize
 from pipeline.domain.ids import event_id
-from tests.support.audit_flow import CATALOGUE, PARTITIONS, Flow, Row, healthy_flow
+from tests.support.audit_flow import (
+    CATALOGUE,
+    PARTITIONS,
+    Flow,
+    PaymentInFlow,
+    Row,
+    healthy_flow,
+)
 
 # What a damage returns: the record an example must point at, or a word that it must contain.
 Place = Row | str
@@ -59,8 +66,8 @@ def _is(row: Row, role: str, key: str) -> bool:
     return row.role == role and row.key == key.encode() and row.fields is not None
 
 
-def _entry_of(flow: Flow, key: str) -> EntrySeen:
-    wanted = flow.of("settlements", key).fields
+def _entry_of(flow: Flow, of: str | Row) -> EntrySeen:
+    wanted = (of if isinstance(of, Row) else flow.of("settlements", of)).fields
     assert wanted is not None
     return next(e for e in flow.entries if e.settlement_id == wanted["settlement_id"])
 
@@ -276,15 +283,16 @@ def an_order_was_removed(flow: Flow) -> Place:
     return flow.of("settlements", "shop:c6")
 
 
-@case("settlement_without_captured_payment", "two_outcomes", "charged_but_not_captured")
+@case("settlement_without_captured_payment", "two_outcomes", "money_not_conserved")
 def a_settled_payment_was_failed(flow: Flow) -> Place:
     payment = flow.captured("shop:new")
+    payment.authorized_minor = payment.captured_minor = 0
     payment.transition("failed", "failed", state="failed", reason="gateway_unavailable")
     flow.all_processed()
     return flow.of("settlements", "shop:new")
 
 
-@case("settlement_without_evidence", "captured_without_charge")
+@case("settlement_without_evidence", "captured_without_charge", "charged_but_not_captured")
 def a_settlement_names_another_charge(flow: Flow) -> Place:
     return _set(flow.of("settlements", "shop:c7"), gateway_reference="ch_none")
 
@@ -306,8 +314,7 @@ def the_ledger_is_behind(flow: Flow) -> Place:
         and r.offset > settlement.offset
     ]  # fmt: skip
     for row in later:
-        assert row.key is not None
-        entry = _entry_of(flow, row.key.decode())
+        entry = _entry_of(flow, row)
         flow.entries.remove(entry)
     flow.ledger_offsets[settlement.topic, settlement.partition] = settlement.offset
     return settlement if not later else "shop:"
@@ -381,6 +388,291 @@ def a_failed_payment_lost_a_penny(flow: Flow) -> Place:
             if _is(row, role, "shop:declined"):
                 _set(row, amount_minor=499)
     return flow.of("orders", "shop:declined")
+
+
+# After the charge
+
+
+@case("amounts_out_of_order")
+def more_was_refunded_than_captured(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.commanded("refund", "r-1", 60)
+    payment.commanded("refund", "r-2", 60)
+    flow.all_processed()
+    return flow.of("payments", payment.key, -1)
+
+
+@case("amounts_out_of_order")
+def more_was_captured_than_held(flow: Flow) -> Place:
+    payment = flow.authorized("shop:new", 100)
+    payment.commanded("capture", "c-1", 60)
+    payment.authorized_minor = 59
+    payment.step("captured", "authorization_lapsed")
+    flow.all_processed()
+    return flow.of("payments", payment.key, -1)
+
+
+@case("settlement_missing", "refund_without_settlement", "journal_entry_without_settlement")
+def the_settlement_of_the_only_refund_was_removed(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.commanded("refund", "r-1", 60)
+    flow.all_processed()
+    flow.remove("settlements", payment.key, 1)
+    return flow.of("payments", payment.key, -1)
+
+
+@case("settlement_amount_wrong", "refund_without_settlement", "journal_entry_without_settlement")
+def the_settlement_of_one_refund_was_removed(flow: Flow) -> Place:
+    flow.remove("settlements", "shop:refunded", 1)
+    return flow.of("settlements", "shop:refunded", -1)
+
+
+@case("settlement_amount_wrong", "journal_entry_amount_wrong")
+def a_refund_is_settled_with_another_amount(flow: Flow) -> Place:
+    _set(flow.of("settlements", "shop:refunded", 1), amount_minor=-301)
+    return flow.of("settlements", "shop:refunded", -1)
+
+
+@case("settlement_amount_wrong")
+def the_gateway_refunded_another_amount(flow: Flow) -> Place:
+    entry = next(c for c in flow.charges if c["kind"] == "refund" and c["order_id"] == "refunded")
+    entry["amount_minor"] += 10
+    return flow.of("settlements", "shop:refunded", 1)
+
+
+@case("refund_without_settlement")
+def a_refund_of_the_gateway_is_settled_under_another_id(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    entry_id = payment.commanded("refund", "r-1", 60)
+    entry = next(c for c in flow.charges if c["id"] == entry_id)
+    flow.charges.append({**entry, "id": "re_again"})
+    flow.all_processed()
+    return "shop:new: re_again"
+
+
+@case("settlement_without_refund")
+def the_gateway_knows_nothing_of_a_refund(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    entry_id = payment.commanded("refund", "r-1", 60)
+    flow.charges = [c for c in flow.charges if c["id"] != entry_id]
+    flow.all_processed()
+    return flow.of("settlements", payment.key, 1)
+
+
+@case("settlement_without_refund")
+def the_gateway_knows_nothing_of_a_failed_refund(flow: Flow) -> Place:
+    flow.charges = [c for c in flow.charges if c["kind"] != "refund_failed"]
+    return flow.of("settlements", "shop:refunded", -1)
+
+
+@case("operation_without_request")
+def the_gateway_refunded_unasked(flow: Flow) -> Place:
+    entry = next(c for c in flow.charges if c["kind"] == "refund")
+    flow.charges.append({**entry, "id": "re_odd", "reference": "x"})
+    return "shop:refunded: re_odd"
+
+
+@case("request_amount_wrong")
+def a_refund_asks_for_more(flow: Flow) -> Place:
+    return _set(flow.of("payment-requests", "shop:refunded", 1), amount_minor=301)
+
+
+@case("notice_outstanding", severity=PENDING)
+def nobody_told_that_a_refund_failed(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.commanded("refund", "r-1", 60)
+    payment.entry("refund_failed", payment.reference_of("r-1"), 60, payment.charge_id)
+    flow.all_processed()
+    return f"{payment.key}: refund_failed_"
+
+
+@case("notice_outstanding", severity=PENDING)
+def nobody_told_of_a_dispute(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.entry("dispute", "dp9", 100, payment.charge_id)
+    flow.all_processed()
+    return f"{payment.key}: dispute_"
+
+
+@case("settlement_without_dispute")
+def the_gateway_knows_nothing_of_a_dispute(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.disputed("dp9", 100, 15)
+    flow.charges = [c for c in flow.charges if c["kind"] != "dispute" or c["order_id"] != "new"]
+    flow.all_processed()
+    return flow.of("settlements", payment.key, 1)
+
+
+@case("settlement_missing", "journal_entry_without_settlement", "notice_outstanding")
+def a_disputes_settlement_was_removed(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.disputed("dp9", 100, 15)
+    flow.remove("settlements", payment.key, 1)
+    flow.all_processed()
+    return flow.of("payments", payment.key, -1)
+
+
+@case("settlement_without_evidence")
+def a_dispute_was_settled_without_a_notice(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.disputed("dp9", 100, 15)
+    flow.remove("gateway-notifications", payment.key)
+    flow.all_processed()
+    return flow.of("settlements", payment.key, 1)
+
+
+@case("settlement_without_evidence")
+def a_credit_was_booked_unasked(flow: Flow) -> Place:
+    flow.remove("payment-commands", "shop:C1-line-1")
+    return flow.of("settlements", "shop:C1-line-1")
+
+
+@case("charged_but_not_captured", "settlement_amount_wrong", "journal_entry_without_settlement",
+      "money_not_conserved")  # fmt: skip
+def the_settlement_of_a_partial_capture_was_removed(flow: Flow) -> Place:
+    flow.remove("settlements", "shop:manual", 1)
+    return "shop:manual: capture_"
+
+
+@case("void_and_capture", "charged_but_not_captured")
+def the_gateway_captured_what_it_had_voided(flow: Flow) -> Place:
+    void = next(c for c in flow.charges if c["kind"] == "void")
+    request = flow.of("payment-requests", "shop:voided", 1).fields
+    assert request is not None
+    flow.charges.append({**void, "kind": "capture", "id": "ca_odd"})
+    return f"shop:voided: {void['id']}"
+
+
+@case("late_success_not_reversed", "settlement_missing", "refund_without_settlement",
+      "journal_entry_without_settlement")  # fmt: skip
+def the_refund_of_a_late_charge_was_removed(flow: Flow) -> Place:
+    flow.remove("settlements", "shop:late", 1)
+    return flow.of("settlements", "shop:late", 0)
+
+
+@case("late_success_not_reversed")
+def a_late_charge_was_kept(flow: Flow) -> Place:
+    payment = flow.started("shop:new", 70)
+    payment.transition("failed", "failed", state="failed", reason="gateway_unavailable")
+    late = payment.came_too_late()
+    payment.answered(late, "declined")
+    payment.state_of(late, "declined")
+    payment.step("failed", "operation_declined", operation_id=late)
+    flow.all_processed()
+    return flow.of("settlements", payment.key)
+
+
+@case("late_success_not_reversed")
+def a_cancelled_payment_is_still_held(flow: Flow) -> Place:
+    payment = flow.authorized("shop:new", 70)
+    payment.authorized_minor = 0
+    payment.step("cancelled", "cancelled")
+    flow.all_processed()
+    return f"{payment.key}: ch_"
+
+
+@case("operation_left_behind")
+def a_refund_waits_for_nothing(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 70)
+    payment.begin("refund", "r-1", 20)
+    payment.answered("r-1", "unknown")
+    payment.state_of("r-1", "inquiry_waiting")
+    payment.step("captured", "outcome_unknown", operation_id="r-1")
+    flow.all_processed()
+    return flow.of("payments", payment.key, -1)
+
+
+@case("waits_for_the_customer", severity=PENDING)
+def a_customer_has_not_come_back(flow: Flow) -> Place:
+    payment = flow.started("shop:new", 70)
+    payment.result("charge", "pending", code="customer_action_required")
+    payment.timer()
+    payment.transition("requires_customer_action", "requires_customer_action", state="pending")
+    flow.all_processed()
+    return flow.of("payments", payment.key, -1)
+
+
+@case("order_without_outcome", severity=PENDING)
+def a_timer_may_have_fired_meanwhile(flow: Flow) -> Place:
+    payment = flow.authorized("shop:new", 70)
+    payment.begin("void", "expiry-new", 70)
+    flow.all_processed()
+    flow.committed["gateway"] = {}
+    flow.untouched = {place: offset + 99 for place, offset in flow.untouched.items()}
+    flow.rows = [row for row in flow.rows if row.key == payment.key.encode()]
+    flow.charges = [c for c in flow.charges if c["order_id"] == "new"]
+    flow.entries = []
+    return flow.of("payments", payment.key, -1)
+
+
+# Commands
+
+
+@case("command_without_outcome", severity=PENDING)
+def a_command_waits_to_be_read(flow: Flow) -> Place:
+    payment = flow.captured("shop:new")
+    flow.all_processed()
+    return payment.command("refund", "r-1")
+
+
+@case("command_without_outcome")
+def a_command_was_swallowed(flow: Flow) -> Place:
+    payment = flow.captured("shop:new")
+    command = payment.command("refund", "r-1")
+    flow.all_processed()
+    return command
+
+
+@case("command_without_outcome")
+def a_command_was_taken_and_nothing_came_of_it(flow: Flow) -> Place:
+    payment = flow.captured("shop:new")
+    command = payment.command("refund", "r-1")
+    payment.command_ids = ["r-1"]
+    payment.step("captured", "command_waiting", operation_id="r-1")
+    flow.all_processed()
+    return command
+
+
+@case("command_answered_twice")
+def a_command_was_rejected_and_done(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.commanded("refund", "r-1", 60)
+    payment.step("captured", "command_rejected", reason="x", operation_id="r-1")
+    flow.all_processed()
+    return flow.of("payment-commands", payment.key)
+
+
+@case("command_answered_twice")
+def a_command_was_rejected_twice(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    command = payment.command("refund", "r-1")
+    payment.rejected("r-1", "payment_must_be_captured")
+    payment.step("captured", "command_rejected", reason="x", operation_id="r-1")
+    flow.all_processed()
+    return command
+
+
+@case("commands_wait_for_their_order", severity=PENDING)
+def a_command_came_before_its_order(flow: Flow) -> Place:
+    row = flow.captured("shop:new").command("refund", "r-1", amount_minor=5, currency="GBP")
+    flow.rows = [r for r in flow.rows if r.key != b"shop:new" or r is row]
+    flow.charges = [c for c in flow.charges if c["order_id"] != "new"]
+    flow.entries.pop()
+    payment = PaymentInFlow(flow, "shop:new", row)
+    payment.currency, payment.amount_minor = "", 0
+    payment.command_ids = ["r-1"]
+    payment.waiting = [dict(row.fields or {})]
+    payment.timer()
+    payment.step("awaiting_order", "awaiting_order", operation_id="r-1")
+    flow.all_processed()
+    return flow.of("payments", payment.key)
+
+
+@case("bad_command_not_dead_lettered")
+def a_bad_command_vanished(flow: Flow) -> Place:
+    row = flow.append("payment-commands", b"shop:odd", raw=b"\x00\x00")
+    flow.all_processed()
+    return row
 
 
 # Order per payment, and the table
@@ -653,19 +945,42 @@ def test_the_summary_adds_up() -> None:
     flow = healthy_flow()
     summary = summarize(flow.evidence(), flow.ledger(), flow.gateway())
     assert summary["payments"] == {
-        "captured": 12,
-        "failed": 1,
+        "captured": 15,
+        "failed": 2,
         "no_payment_due": 1,
         "rejected": 1,
+        "authorized": 1,
+        "cancelled": 1,
+        "credit_held": 1,
     }
-    assert summary["settled_minor"] == summary["gateway"]["charged_minor"]
+    settlements = summary["settlements"]
+    assert {kind: each["count"] for kind, each in settlements.items()} == {
+        "capture": 17,
+        "credit": 1,
+        "dispute": 1,
+        "dispute_fee": 1,
+        "refund": 3,
+        "refund_failed": 1,
+        "reversal": 1,
+    }
+    # What the gateways owe is what was settled, but for credits, which no gateway knows.
+    settled = dict(summary["settled_minor"])
+    settled["GBP"] -= settlements["credit"]["amount_minor"]["GBP"]
+    assert settled == summary["gateway"]["owed_minor"]
+    assert settlements["capture"]["amount_minor"] == summary["gateway"]["charged_minor"]
+    assert summary["gateway"]["refunded_minor"] == {"GBP": 300 + 650}
     assert summary["settled_minor"]["EUR"] == 1002 + 1004 + 1006 + 1008
+    assert summary["commands"] == {
+        "by_type": {"cancel": 1, "capture": 2, "credit": 1, "refund": 3},
+        "waiting": 0,
+        "rejected": {"refund_must_not_exceed_captured": 1},
+    }
     assert summary["orders_repeated"] == 2
     assert summary["dead_letters"]["order_conflict"] == 1
     assert summary["ledger"]["balances"]["merchant:shop"]["EUR"] == -4020
     latency = summary["order_to_settlement_ms"]
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
-    assert latency["count"] == 12
+    assert latency["count"] == 17
 
 
 def test_percentiles_by_nearest_rank() -> None:

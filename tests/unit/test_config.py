@@ -60,7 +60,7 @@ def test_a_named_file_replaces_the_one_in_the_working_directory(
     (tmp_path / "other.toml").write_text("partitions = 4\n")
     monkeypatch.setenv("PAYSTREAM_CONFIG", str(tmp_path / "other.toml"))
     assert load_settings().partitions == 4
-    assert load_settings().retry_max == 24
+    assert load_settings().retry_max == 5
 
 
 def test_commands_find_the_flow_that_runs_here() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from pipeline.audit.report import Example, Finding, Report, Severity
-from pipeline.demo import Demo, summary
+from pipeline.demo import Demo, sample_file, summary
 from pipeline.domain.model import Order
+from producers.cancellations import given_back
+from producers.invoice_csv import read_invoices
 from producers.order_file import OrderFile
 
 ORDER = Order(
@@ -27,9 +29,16 @@ WHOLE: dict[str, Any] = {
     "amount_minor": {"captured": {"GBP": 1_250}},
     "reasons": {},
     "settled_minor": {"GBP": 1_250},
+    "settlements": {"capture": {"count": 1, "amount_minor": {"GBP": 1_250}}},
+    "commands": {"by_type": {}, "waiting": 0, "rejected": {}},
     "dead_letters": {},
     "order_to_settlement_ms": {"count": 1, "p50": 9, "p95": 9, "p99": 9, "max": 9},
-    "gateway": {"charges": 1, "charged_minor": {"GBP": 1_250}},
+    "gateway": {
+        "charges": 1,
+        "charged_minor": {"GBP": 1_250},
+        "refunds": 0,
+        "refunded_minor": {},
+    },
     "ledger": {"entries": 1, "balances": {"a": {"GBP": 1_250}, "b": {"GBP": -1_250}}},
 }
 
@@ -63,9 +72,18 @@ def test_a_whole_report_is_a_success() -> None:
         Report([finding("charged_twice", Severity.BROKEN)], WHOLE),
         Report([finding("order_without_outcome", Severity.PENDING)], WHOLE),
         Report([], {**WHOLE, "records": {"orders": 2, "settlements": 1}}),
-        Report([], {**WHOLE, "gateway": {"charges": 1, "charged_minor": {"GBP": 1_251}}}),
+        Report([], {**WHOLE, "gateway": {**WHOLE["gateway"], "charged_minor": {"GBP": 1_251}}}),
+        Report([], {**WHOLE, "gateway": {**WHOLE["gateway"], "refunded_minor": {"GBP": 1}}}),
+        Report([], {**WHOLE, "commands": {**WHOLE["commands"], "by_type": {"refund": 1}}}),
     ],
-    ids=["broken", "pending", "more orders than published", "the gateway differs"],
+    ids=[
+        "broken",
+        "pending",
+        "more orders than published",
+        "the gateway charged more",
+        "the gateway refunded unasked",
+        "more commands than published",
+    ],
 )
 def test_anything_else_is_a_failure_and_is_said(report: Report) -> None:
     """A broken guarantee, something unfinished, or books that differ: not held, and named."""
@@ -89,3 +107,29 @@ def test_every_kind_of_fault_is_counted_also_at_zero() -> None:
     (faults,) = [line for line in lines if line.startswith("faults injected")]
     assert "decline 3" in faults
     assert "hang_after 0" in faults
+
+
+def test_refunds_credits_and_what_was_rejected_are_told_apart() -> None:
+    """A reader sees what went back, what is held, and by which rule a refund was refused."""
+    made = demo()
+    made.given = given_back(read_invoices(sample_file(), now_ms=0), now_ms=0)
+    report = Report(
+        [],
+        {
+            **WHOLE,
+            "settlements": {
+                **WHOLE["settlements"],
+                "refund": {"count": 6, "amount_minor": {"GBP": -13_235}},
+                "credit": {"count": 77, "amount_minor": {"GBP": -305_348}},
+            },
+            "commands": {
+                "by_type": {"refund": 7, "credit": 77},
+                "waiting": 0,
+                "rejected": {"payment_must_be_captured": 1},
+            },
+        },
+    )
+    rows = {line[:36].strip(): line[36:] for line in summary(made, report, {}, 1.0)}
+    assert rows["refunded"] == "6, GBP 132.35"
+    assert rows["credits held"] == "77, GBP 3,053.48"
+    assert rows["refunds rejected"] == rows["payment_must_be_captured"] == "1"

@@ -37,10 +37,13 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("instrument_token_must_not_be_a_card_number", {"instrument_token": "4111 1111 1111 1111"}),
     ("instrument_token_must_be_at_most_255_characters", {"instrument_token": "t" * 256}),
     ("customer_id_must_be_at_most_255_characters", {"customer_id": "c" * 256}),
+    ("texts_must_be_at_most_255_characters", {"payment_method": "c" * 256}),
+    ("texts_must_be_at_most_255_characters", {"country": "c" * 256}),
+    ("texts_must_be_at_most_255_characters", {"card_fingerprint": "c" * 256}),
     ("business_date_must_be_a_date", {"business_date": "2026-02-30"}),
     ("submitted_at_must_be_within_24_months", {"submitted_at_ms": NOW - 730 * DAY_MS - 1}),
     ("submitted_at_must_not_be_in_the_future", {"submitted_at_ms": NOW + DAY_MS + 1}),
-    ("capture_method_must_be_automatic", {"capture_method": "manual"}),
+    ("capture_method_must_be_automatic_or_manual", {"capture_method": "later"}),
     ("pay_before_must_be_in_the_future", {"pay_before_ms": NOW}),
     ("line_numbers_must_be_unique", {"lines": (GOOD.lines[0], GOOD.lines[0])}),
     ("lines_must_sum_to_amount", {"lines": GOOD.lines[:1]}),
@@ -79,7 +82,7 @@ def test_what_costs_nothing_needs_no_means_to_pay() -> None:
     """An order of zero is asked for no instrument, gateway, deadline or capture method."""
     free = replace(
         GOOD, amount_minor=0, lines=(), instrument_token="", pay_before_ms=1, currency="JPY",
-        capture_method="manual",
+        capture_method="later",
     )  # fmt: skip
     assert broken_rule(free, NOW, POLICY) is None
     assert broken_rule(replace(free, currency="?"), NOW, POLICY) == "currency_must_be_iso_4217"

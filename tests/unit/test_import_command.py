@@ -20,6 +20,8 @@ def test_a_dry_run_counts_without_a_broker() -> None:
     assert result.exit_code == 0, result.output
     assert "would publish 382 orders of 7419 lines: GBP 153,652.88 (45 of them" in result.stdout
     assert "36 cancellations, GBP -3,189.58" in result.stdout
+    assert "would publish 7 refunds of the lines of known sales: GBP 136.10" in result.stdout
+    assert "would publish 77 credits of unknown sales, to hold: GBP 3,053.48" in result.stdout
 
 
 def test_bad_lines_are_told_by_file_and_line_and_by_exit_code_1(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.posting import (
     AMOUNT_MINOR_MAX,
+    RULE_OF,
     RULES,
     JournalEntry,
     Posting,
@@ -20,6 +24,8 @@ from pipeline.domain.posting import (
     journal_entry,
 )
 from tests.support.ledger import entry_of, settlement
+
+LEDGER_DOCUMENT = Path(__file__).parents[2] / "docs" / "ledger.md"
 
 
 def test_a_capture_is_owed_by_the_gateway_and_owed_to_the_merchant() -> None:
@@ -30,12 +36,73 @@ def test_a_capture_is_owed_by_the_gateway_and_owed_to_the_merchant() -> None:
     )
 
 
+def examples() -> list[tuple[str, int, str, str]]:
+    """The rows of the worked examples: kind, signed amount, account to debit, account to credit."""
+    text = LEDGER_DOCUMENT.read_text(encoding="utf-8")
+    row = re.compile(r"\| `(\w+)` \| [^|]+ \| (-?[\d.]+) \| `(\S+)` \| `(\S+)` \|")
+    return [
+        (kind, int(amount.replace(".", "")), debit, credit)
+        for kind, amount, debit, credit in row.findall(text)
+    ]
+
+
+def test_every_kind_has_a_worked_example() -> None:
+    """A reader of the document finds each kind that is booked, and none that is not."""
+    assert {kind for kind, *_ in examples()} == set(RULE_OF)
+
+
+@pytest.mark.parametrize(("kind", "amount_minor", "debit", "credit"), examples())
+def test_the_worked_examples_are_what_is_booked(
+    kind: str, amount_minor: int, debit: str, credit: str
+) -> None:
+    """What the document says a finance engineer will find is what the rules give."""
+    entry = entry_of(
+        1,
+        merchant_id="shop",
+        kind=kind,
+        amount_minor=amount_minor,
+        gateway="none" if kind == "credit" else "sim",
+    )
+    assert {p.account: p.amount_minor for p in entry.postings} == {
+        debit: abs(amount_minor),
+        credit: -abs(amount_minor),
+    }
+
+
+def test_the_worked_examples_add_up() -> None:
+    """Together they leave what the document says under them, account by account."""
+    balances: Counter[str] = Counter()
+    for _, amount_minor, debit, credit in examples():
+        balances[debit] += abs(amount_minor)
+        balances[credit] -= abs(amount_minor)
+    text = LEDGER_DOCUMENT.read_text(encoding="utf-8")
+    left = re.findall(r"^    (\w+:\w+) +(-?[\d.]+)$", text, re.MULTILINE)
+    assert {account: int(amount.replace(".", "")) for account, amount in left} == dict(balances)
+    assert sum(balances.values()) == 0
+
+
 def test_a_refund_is_the_reverse() -> None:
     """Debit the merchant's payable, credit the gateway's receivable."""
     assert entry_of(1, kind="refund", amount_minor=-700).postings == (
         Posting("gateway_receivable:simulator", "GBP", -700),
         Posting("merchant_payable:m1", "GBP", 700),
     )
+
+
+@pytest.mark.parametrize(("back", "forth"), [("refund", "refund_failed"), ("dispute", "reversal")])
+def test_what_comes_undone_leaves_no_trace_in_the_balances(back: str, forth: str) -> None:
+    """A refund that failed later and a dispute that was won restore every account."""
+    balances: Counter[str] = Counter()
+    for kind, amount_minor in ((back, -700), (forth, 700)):
+        for posting in entry_of(1, kind=kind, amount_minor=amount_minor).postings:
+            balances[posting.account] += posting.amount_minor
+    assert set(balances.values()) == {0}
+
+
+def test_a_dispute_does_not_touch_the_merchant() -> None:
+    """Who bears it is decided later: refunded plus charged back may be more than was captured."""
+    accounts = {p.account for p in entry_of(1, kind="dispute", amount_minor=-5).postings}
+    assert accounts == {"gateway_receivable:simulator", "disputes_and_losses:m1"}
 
 
 def test_an_entry_is_the_same_each_time() -> None:
@@ -45,27 +112,36 @@ def test_an_entry_is_the_same_each_time() -> None:
 
 
 @given(
-    kind=st.sampled_from(["capture", "refund"]),
+    kind=st.sampled_from(sorted(RULE_OF)),
     amount_minor=st.integers(1, AMOUNT_MINOR_MAX),
     currency=st.sampled_from(sorted(MINOR_UNITS)),
 )
 def test_every_entry_balances(kind: str, amount_minor: int, currency: str) -> None:
     """Whatever is booked, debits and credits are equal integers in its one currency."""
-    signed = amount_minor if kind == "capture" else -amount_minor
-    postings = entry_of(1, kind=kind, amount_minor=signed, currency=currency).postings
-    assert sum(p.amount_minor for p in postings) == 0
-    assert {p.currency for p in postings} == {currency}
-    assert all(type(p.amount_minor) is int for p in postings)
+    signed = amount_minor * RULE_OF[kind].sign
+    gateway = "none" if kind == "credit" else "simulator"
+    entry = entry_of(1, kind=kind, amount_minor=signed, currency=currency, gateway=gateway)
+    assert sum(p.amount_minor for p in entry.postings) == 0
+    assert {p.currency for p in entry.postings} == {currency}
+    assert all(type(p.amount_minor) is int for p in entry.postings)
 
 
 @pytest.mark.parametrize(
     ("changed", "rule"),
     [
-        ({"kind": "dispute"}, "settlement_kind_must_be_known"),
+        ({"kind": "clearing"}, "settlement_kind_must_be_known"),
         ({"kind": ""}, "settlement_kind_must_be_known"),
         ({"amount_minor": 0}, "capture_amount_must_be_positive"),
         ({"amount_minor": -1}, "capture_amount_must_be_positive"),
         ({"kind": "refund", "amount_minor": 1}, "refund_amount_must_be_negative"),
+        ({"kind": "refund", "amount_minor": 0}, "refund_amount_must_be_negative"),
+        ({"kind": "refund_failed", "amount_minor": -1}, "refund_failed_amount_must_be_positive"),
+        ({"kind": "dispute", "amount_minor": 1}, "dispute_amount_must_be_negative"),
+        ({"kind": "reversal", "amount_minor": -1}, "reversal_amount_must_be_positive"),
+        ({"kind": "dispute_fee", "amount_minor": 1}, "dispute_fee_amount_must_be_negative"),
+        ({"kind": "credit", "amount_minor": 1}, "credit_amount_must_be_negative"),
+        ({"kind": "credit", "amount_minor": -1}, "settlement_gateway_must_fit_its_kind"),
+        ({"gateway": "none"}, "settlement_gateway_must_fit_its_kind"),
         ({"amount_minor": AMOUNT_MINOR_MAX + 1}, "settlement_amount_must_not_exceed_limit"),
         (
             {"kind": "refund", "amount_minor": -AMOUNT_MINOR_MAX - 1},

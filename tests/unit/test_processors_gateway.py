@@ -92,6 +92,14 @@ def test_what_may_have_been_sent_where_nothing_is_recognised_is_unknown() -> Non
     assert plan_call(INQUIRE, NOW, NOW, possibly_sent=True).refusal is None
 
 
+@pytest.mark.parametrize("kind", ["authorize", "capture", "void", "refund"])
+def test_every_operation_expires_like_a_charge(kind: str) -> None:
+    """A frozen worker must not send a refund late either; its key's age is the table's business."""
+    request = replace(CHARGE, kind=kind, operation_id="r1", try_number=2, parent_reference="ch_1")
+    assert plan_call(request, NOW, NOW + 59_999, 1).refusal is None
+    assert plan_call(request, NOW, NOW + 60_000).refusal is not None
+
+
 def test_a_result_says_what_it_answers() -> None:
     """The result names the request's try, and the amount that the gateway moved."""
     answer = GatewayAnswer(outcome="succeeded", gateway_reference="ch_1", amount_minor=499)

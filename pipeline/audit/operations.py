@@ -1,0 +1,532 @@
+"""What is done after, or instead of, a charge: amounts, commands, what came too late, and refunds.
+
+Part of the judgement of ``checks``, by the same rules of ``cut``: an effect without its cause is
+broken whenever it is seen; what is missing is missed only of payments that are settled, and only
+of operations that are not under way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from pipeline.audit.derivation import idempotency_key, reversal_operation_id
+from pipeline.audit.evidence import (
+    FOR_A_PERSON,
+    UNDER_WAY,
+    AttemptSeen,
+    CommandSeen,
+    NotificationSeen,
+    PaymentEvidence,
+    ResultSeen,
+    SettlementSeen,
+)
+from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
+from pipeline.audit.report import Example
+
+if TYPE_CHECKING:
+    from pipeline.audit.checks import Judgement
+
+# Begins the ids of operations that give back what came too late, and of what it settles.
+_LATE: Final = "late-"
+# Begin the ids of all operations that no command asked for.
+_OWN: Final = (_LATE, "expiry-", "dispute-")
+# Until the charge or authorization has its outcome.
+WAITING_STATUSES: Final = frozenset({"processing", "outcome_unknown"})
+UNDECIDED_STATUSES: Final = WAITING_STATUSES | {"requires_customer_action"}
+# Payments that ended without money: what was taken all the same is given back.
+ENDED_WITHOUT_MONEY: Final = frozenset(
+    {"failed", "rejected", "cancelled", "expired", "no_payment_due"}
+)
+# Commands that become an operation of their own id.
+_OPERATING: Final = frozenset({"capture", "refund", "retry"})
+_OPEN: Final = UNDER_WAY | FOR_A_PERSON
+
+
+def is_late(settlement: SettlementSeen) -> bool:
+    """Whether it books a charge that came when its payment had ended."""
+    return settlement.operation_id.startswith(_LATE)
+
+
+def given_back(payment: PaymentEvidence, operation_id: str, attempt: int) -> bool:
+    """Whether the payment has begun to give back what this attempt took too late."""
+    reversal = reversal_operation_id(operation_id, attempt)
+    snapshot = payment.snapshot
+    return snapshot is not None and any(a.operation_id == reversal for a in snapshot.attempts)
+
+
+def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
+    """Whether somebody who may said what the settlement says: a gateway, or a person."""
+    gateway, reference = settlement.gateway, settlement.gateway_reference
+    if settlement.kind == "credit":
+        return any(
+            c.type == "credit" and c.command_id == settlement.operation_id for c in payment.commands
+        )
+    if settlement.kind in ("dispute", "reversal", "dispute_fee"):
+        return any(n.type == "dispute" and n.gateway == gateway for n in payment.notifications)
+    said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.notifications]
+    if settlement.kind == "refund_failed":
+        return any(
+            r.gateway == gateway
+            and r.operation_id == settlement.operation_id
+            and r.outcome not in ("succeeded", "not_sent", None)
+            for r in said
+        )
+    return any(
+        r.outcome == "succeeded" and r.gateway == gateway and r.gateway_reference == reference
+        for r in said
+    ) or any(c.type == "resolve" and c.gateway_reference == reference for c in payment.commands)
+
+
+class OperationChecks:
+    """The rules; ``judge`` has what was seen and takes the findings."""
+
+    def __init__(self, judge: Judgement) -> None:
+        self._judge = judge
+        self._found = judge.found
+
+    def amounts(self, payment: PaymentEvidence) -> None:
+        """Refunded is at most captured, and captured at most authorized."""
+        snapshot = payment.snapshot
+        if snapshot is None:
+            return
+        amounts = snapshot.refunded_minor, snapshot.captured_minor, snapshot.authorized_minor
+        if not 0 <= amounts[0] <= amounts[1] <= amounts[2]:
+            self._found.broken(
+                "amounts_out_of_order",
+                self._snapshot_example(
+                    payment,
+                    "refunded {}, captured {}, authorized {}".format(*amounts),
+                ),
+            )
+
+    def commands(self, payment: PaymentEvidence) -> None:
+        """Each command was taken, was rejected, or waits: one of them, once."""
+        judge, found, snapshot = self._judge, self._found, payment.snapshot
+        if not payment.commands:
+            return
+        for command in payment.commands:
+            if not judge.cut.processed(
+                "payments", "payment-commands", command.partition, command.offset
+            ):
+                found.pending("command_without_outcome", self._command_example(payment, command))
+        if not judge.settled(payment) or judge.gone(payment, "payment-events"):
+            return
+        rejections = Counter(command_id for command_id, _ in payment.rejected_commands)
+        seen: set[str] = set()
+        for command in payment.commands:
+            command_id = command.command_id
+            place = "payment-commands", command.partition, command.offset
+            if command_id in seen or place in judge.dead:
+                continue
+            seen.add(command_id)
+            remembered = snapshot is not None and command_id in snapshot.command_ids
+            waits = snapshot is not None and command_id in snapshot.waiting
+            rejected = rejections[command_id]
+            example = self._command_example(payment, command)
+            began = _began(payment, command_id)
+            if not remembered and not rejected:
+                found.broken("command_without_outcome", example)
+            elif (remembered and rejected > 1) or (
+                rejected and (waits or (began and not _names_another(payment, command_id)))
+            ):
+                found.broken("command_answered_twice", example)
+            elif (
+                not rejected
+                and not waits
+                and not began
+                and (command.type in _OPERATING or command.type == "credit")
+            ):
+                found.broken("command_without_outcome", example)
+
+    def given_back(self, payment: PaymentEvidence) -> None:
+        """What came too late, or to a payment that ended without money, was given back."""
+        judge, found, snapshot = self._judge, self._found, payment.snapshot
+        if snapshot is None or not judge.settled(payment):
+            return
+        busy = {a.operation_id for a in snapshot.attempts if a.state in _OPEN}
+        refunded = {s.operation_id for s in payment.settlements if s.kind == "refund"}
+        for settlement in payment.settlements:
+            if (
+                settlement.kind == "capture"
+                and is_late(settlement)
+                and settlement.operation_id not in busy | refunded
+                and not judge.gone(payment, "settlements")
+            ):
+                found.broken(
+                    "late_success_not_reversed",
+                    judge.settlement_example(payment, settlement, "captured, and not refunded"),
+                )
+                return
+        if snapshot.status not in ENDED_WITHOUT_MONEY or busy:
+            return
+        kept = snapshot.captured_minor - snapshot.refunded_minor
+        held = snapshot.authorized_minor - snapshot.captured_minor
+        if kept or held:
+            found.broken(
+                "late_success_not_reversed",
+                self._snapshot_example(
+                    payment,
+                    f"{snapshot.status}, and {kept} {snapshot.currency} are kept, {held} held",
+                ),
+            )
+
+    # The gateways' books
+
+    def gateway_books(self, gateway: GatewayCopy) -> None:
+        """What gateways did was asked for, is what we say it is, and nothing else is missing."""
+        payments = self._judge.evidence.payments
+        for key in {*gateway.charges, *gateway.movements}:
+            payment = payments.get(key.encode())
+            charges = gateway.charges.get(key, [])
+            movements = gateway.movements.get(key, [])
+            self._charged_twice(key, payment, charges, movements)
+            self._void_and_capture(key, movements, charges)
+            asked = _asked(payment)
+            # Of two charges under one key, which has been named, one is what was asked for.
+            settled = {
+                c.reference
+                for c in charges
+                if payment is not None and _is_settled(payment, "capture", c.id)
+            }
+            attempts = _attempts_by_reference(payment)
+            for charge in charges:
+                if charge.reference not in asked:
+                    self._judge.unasked(key, charge, payment)
+                elif payment is not None:
+                    self._charge(
+                        payment, charge, attempts.get(charge.reference), movements, settled
+                    )
+            for movement in movements:
+                if movement.kind not in ("capture", "refund", "void"):
+                    continue
+                if movement.reference not in asked:
+                    self._unasked(key, movement, payment)
+                elif payment is not None:
+                    self._movement(payment, movement, attempts.get(movement.reference))
+            if payment is not None:
+                self._told_by_notice(payment, movements)
+        for payment in payments.values():
+            if payment.settlements:
+                self._settled_at_gateway(payment, gateway)
+
+    def _charged_twice(
+        self,
+        key: str,
+        payment: PaymentEvidence | None,
+        charges: list[ChargeSeen],
+        movements: list[MovementSeen],
+    ) -> None:
+        """One key is charged once; of several keys all but one are given back."""
+        references = Counter(charge.reference for charge in charges)
+        twice = [charge for charge in charges if references[charge.reference] > 1]
+        if not twice:
+            if len(charges) < 2:
+                return
+            snapshot = None if payment is None else payment.snapshot
+            if payment is not None and (
+                not self._judge.settled(payment)
+                or (snapshot is not None and any(_gives_back(a) for a in snapshot.attempts))
+            ):
+                return
+            twice = [charge for charge in charges if not _is_given_back(charge, movements)]
+            if len(twice) < 2:
+                return
+        self._found.broken(
+            "charged_twice", self._judge.charge_example(key, twice[1], f"also {twice[0].id}")
+        )
+
+    def _void_and_capture(
+        self, key: str, movements: list[MovementSeen], charges: list[ChargeSeen]
+    ) -> None:
+        voided = {m.charge_id: m for m in movements if m.kind == "void"}
+        if not voided:
+            return
+        held = {charge.id: charge.amount_minor for charge in charges}
+        captured: Counter[str] = Counter()
+        for movement in movements:
+            if movement.kind == "capture":
+                captured[movement.charge_id] += movement.amount_minor
+        for charge_id, void in voided.items():
+            if captured[charge_id] and captured[charge_id] + void.amount_minor > held.get(
+                charge_id, 0
+            ):
+                self._found.broken(
+                    "void_and_capture",
+                    self._movement_example(key, void, f"{charge_id} was captured as well"),
+                )
+
+    def _charge(
+        self,
+        payment: PaymentEvidence,
+        charge: ChargeSeen,
+        attempt: AttemptSeen | None,
+        movements: list[MovementSeen],
+        settled: set[str],
+    ) -> None:
+        judge, found, snapshot = self._judge, self._found, payment.snapshot
+        if snapshot is None or not judge.settled(payment):
+            return
+        said = f"{charge.amount_minor} {charge.currency}"
+        if (charge.amount_minor, charge.currency) != (snapshot.amount_minor, snapshot.currency):
+            found.broken(
+                "charge_amount_wrong",
+                judge.charge_example(
+                    payment.key,
+                    charge,
+                    f"{said}, the payment is of {snapshot.amount_minor} {snapshot.currency}",
+                ),
+            )
+        if snapshot.status in UNDECIDED_STATUSES or _is_open(attempt):
+            return
+        stands = f"for a payment that is {snapshot.status} ({snapshot.reason})"
+        if charge.kind == "authorization":
+            if (
+                snapshot.status in ENDED_WITHOUT_MONEY
+                and not _is_given_back(charge, movements)
+                and not any(_gives_back(a) for a in snapshot.attempts)
+            ):
+                found.broken(
+                    "late_success_not_reversed",
+                    judge.charge_example(payment.key, charge, f"{said} are held {stands}"),
+                )
+        elif (
+            not charge.recent
+            and charge.reference not in settled
+            and not judge.gone(payment, "settlements")
+            # Settlements that are missing altogether have been named already.
+            and not (snapshot.captured_minor and not payment.settlements)
+        ):
+            found.broken(
+                "charged_but_not_captured",
+                judge.charge_example(payment.key, charge, f"{said} {stands}"),
+            )
+
+    def _movement(
+        self, payment: PaymentEvidence, movement: MovementSeen, attempt: AttemptSeen | None
+    ) -> None:
+        """A capture or refund of the books is settled, once the payment is done with it."""
+        if movement.kind == "void" or movement.recent or _is_open(attempt):
+            return
+        judge = self._judge
+        if payment.snapshot is None or not judge.settled(payment):
+            return
+        if judge.gone(payment, "settlements"):
+            return
+        if not _is_settled(payment, movement.kind, movement.id):
+            name = "charged_but_not_captured"
+            if movement.kind == "refund":
+                name = "refund_without_settlement"
+            self._found.broken(
+                name,
+                self._movement_example(
+                    payment.key,
+                    movement,
+                    f"a {movement.kind} of {movement.amount_minor} {movement.currency} that no "
+                    "settlement names",
+                ),
+            )
+
+    def _told_by_notice(self, payment: PaymentEvidence, movements: list[MovementSeen]) -> None:
+        """What a gateway did by itself comes by a notice, which may still be on its way."""
+        by_itself = [m for m in movements if m.kind in _BY_ITSELF]
+        if not by_itself:
+            return
+        theirs, ours = Counter[str](), Counter[str]()
+        for movement in by_itself:
+            kind, sign = _BY_ITSELF[movement.kind]
+            theirs[kind] += sign * movement.amount_minor
+        for settlement in payment.settlements:
+            # A dispute that was told only once it was won moved nothing: its sum counts.
+            kind = "dispute" if settlement.kind == "reversal" else settlement.kind
+            ours[kind] += settlement.amount_minor
+        for kind, amount_minor in theirs.items():
+            if amount_minor != ours[kind]:
+                last = [m for m in by_itself if _BY_ITSELF[m.kind][0] == kind][-1]
+                self._found.pending(
+                    "notice_outstanding",
+                    self._movement_example(
+                        payment.key,
+                        last,
+                        f"{kind}: {amount_minor} {last.currency} in the books, {ours[kind]} told",
+                    ),
+                )
+
+    def _unasked(self, key: str, movement: MovementSeen, payment: PaymentEvidence | None) -> None:
+        judge = self._judge
+        if movement.recent:
+            return
+        home = payment.home if payment else None
+        if home in judge.blind_lanes or (home is None and judge.blind_lanes):
+            return
+        if payment is None or judge.gone(payment, "payment-requests"):
+            return
+        self._found.broken(
+            "operation_without_request",
+            self._movement_example(
+                key, movement, f"no request has the reference {movement.reference}"
+            ),
+        )
+
+    def _settled_at_gateway(self, payment: PaymentEvidence, gateway: GatewayCopy) -> None:
+        """Each settlement has its counterpart in the books, of the same amount."""
+        judge, found = self._judge, self._found
+        movements = gateway.movements.get(payment.key, [])
+        known: dict[tuple[str, str], tuple[int, str]] = {
+            ("capture", c.id): (c.amount_minor, c.currency)
+            for c in gateway.charges.get(payment.key, [])
+            if c.kind == "charge"
+        }
+        for m in movements:
+            known[m.kind, m.id] = m.amount_minor, m.currency
+        failed = {m.reference for m in movements if m.kind == "refund_failed"}
+        for settlement in payment.settlements:
+            kind, reference = settlement.kind, settlement.gateway_reference
+            if kind == "refund_failed":
+                key = idempotency_key(
+                    payment.payment_id, settlement.operation_id, settlement.gateway, 1
+                )
+                if key not in failed:
+                    found.broken(
+                        "settlement_without_refund",
+                        judge.settlement_example(
+                            payment, settlement, f"the books have no failure of {reference}"
+                        ),
+                    )
+            if kind not in ("capture", "refund"):
+                continue
+            theirs = known.get((kind, reference))
+            if theirs is None:
+                charge = kind == "capture"
+                found.broken(
+                    "captured_without_charge" if charge else "settlement_without_refund",
+                    judge.settlement_example(
+                        payment,
+                        settlement,
+                        f"the books have no {'charge' if charge else 'refund'} {reference}",
+                    ),
+                )
+            elif (abs(settlement.amount_minor), settlement.currency) != theirs and (
+                # Where the settlements contradict the payment as well, that has been said.
+                _agrees(payment, kind)
+            ):
+                found.broken(
+                    "settlement_amount_wrong",
+                    judge.settlement_example(
+                        payment,
+                        settlement,
+                        f"{settlement.amount_minor} {settlement.currency}, the gateway moved "
+                        f"{theirs[0]} {theirs[1]}",
+                    ),
+                )
+        for books, kind in _DISPUTES.items():
+            ours = sum(s.amount_minor for s in payment.settlements if s.kind == kind)
+            theirs_minor = sum(m.amount_minor for m in movements if m.kind == books)
+            if abs(ours) > theirs_minor:
+                last = [s for s in payment.settlements if s.kind == kind][-1]
+                found.broken(
+                    "settlement_without_dispute",
+                    judge.settlement_example(
+                        payment,
+                        last,
+                        f"{abs(ours)} {last.currency} in all, the books have {theirs_minor}",
+                    ),
+                )
+
+    # Examples
+
+    def _snapshot_example(self, payment: PaymentEvidence, detail: str) -> Example:
+        return self._judge.snapshot_example(payment, detail)
+
+    def _command_example(self, payment: PaymentEvidence, command: CommandSeen) -> Example:
+        return Example(
+            self._judge.topic["payment-commands"],
+            command.partition,
+            command.offset,
+            payment.key,
+            f"{command.type} {command.command_id}",
+        )
+
+    @staticmethod
+    def _movement_example(key: str, movement: MovementSeen, detail: str) -> Example:
+        return Example("gateway", None, None, key, f"{movement.id}: {detail}")
+
+
+# Entries of the books that nobody asked for, by the kind of settlement they become.
+_DISPUTES: Final = {
+    "dispute": "dispute",
+    "dispute_won": "reversal",
+    "dispute_fee": "dispute_fee",
+}
+# The same by what they add to, and their sign there.
+_BY_ITSELF: Final = {
+    "dispute": ("dispute", -1),
+    "dispute_won": ("dispute", 1),
+    "dispute_fee": ("dispute_fee", -1),
+    "refund_failed": ("refund_failed", 1),
+}
+
+
+def _began(payment: PaymentEvidence, operation_id: str) -> bool:
+    """Whether the command's own operation is there: an attempt, or the credit it books."""
+    snapshot = payment.snapshot
+    return (
+        snapshot is not None and any(a.operation_id == operation_id for a in snapshot.attempts)
+    ) or any(s.operation_id == operation_id for s in payment.settlements)
+
+
+def _names_another(payment: PaymentEvidence, command_id: str) -> bool:
+    """Whether the id is one that operations of the flow's own have; such a command is refused."""
+    return command_id == payment.key.partition(":")[2] or command_id.startswith(_OWN)
+
+
+def _asked(payment: PaymentEvidence | None) -> set[str]:
+    if payment is None:
+        return set()
+    return {
+        idempotency_key(payment.payment_id, r.operation_id, r.gateway, r.attempt)
+        for r in payment.requests
+    }
+
+
+def _attempts_by_reference(payment: PaymentEvidence | None) -> dict[str, AttemptSeen]:
+    if payment is None or payment.snapshot is None:
+        return {}
+    return {
+        idempotency_key(payment.payment_id, a.operation_id, a.gateway, a.attempt): a
+        for a in payment.snapshot.attempts
+    }
+
+
+def _is_open(attempt: AttemptSeen | None) -> bool:
+    return attempt is not None and attempt.state in _OPEN
+
+
+def _gives_back(attempt: AttemptSeen) -> bool:
+    return attempt.operation_id.startswith(_LATE) and attempt.state in _OPEN
+
+
+def _is_given_back(charge: ChargeSeen, movements: Iterable[MovementSeen]) -> bool:
+    back = 0
+    for movement in movements:
+        if movement.charge_id == charge.id:
+            if movement.kind in ("void", "expiry"):
+                return True
+            if movement.kind in ("refund", "refund_failed"):
+                back += movement.amount_minor * (1 if movement.kind == "refund" else -1)
+    return back >= charge.amount_minor
+
+
+def _is_settled(payment: PaymentEvidence, kind: str, reference: str) -> bool:
+    return any(s.kind == kind and s.gateway_reference == reference for s in payment.settlements)
+
+
+def _agrees(payment: PaymentEvidence, kind: str) -> bool:
+    snapshot = payment.snapshot
+    if snapshot is None:
+        return True
+    kinds = ("capture",) if kind == "capture" else ("refund", "refund_failed")
+    total = sum(s.amount_minor for s in payment.settlements if s.kind in kinds)
+    said = snapshot.captured_minor if kind == "capture" else -snapshot.refunded_minor
+    return total == said and all(s.currency == snapshot.currency for s in payment.settlements)

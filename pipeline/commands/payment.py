@@ -1,0 +1,600 @@
+"""``paystream payment ...`` and ``paystream review ...``: what a person asks of one payment."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.audit import (
+    AsJson,
+    BootstrapServers,
+    GatewayUrl,
+    LedgerUrl,
+    NoGateway,
+    NoLedger,
+    Prefix,
+    audit_sources,
+    told_plainly,
+)
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.commands.payment_follow import Outcome
+    from pipeline.domain.model import PaymentCommand, PaymentEvent
+
+# The command was refused by a named rule, or what it asked for did not succeed.
+EXIT_REFUSED = 1
+# Nobody has answered yet.
+EXIT_UNANSWERED = 3
+
+payment_app = typer.Typer(
+    help="Ask something of one payment, and see its whole history.", no_args_is_help=True
+)
+review_app = typer.Typer(
+    help="Payments that wait for a person's word on their risk.", no_args_is_help=True
+)
+
+Key = Annotated[str, typer.Argument(metavar="MERCHANT:ORDER", help="Which payment.")]
+Amount = Annotated[
+    str | None,
+    typer.Option("--amount", help="In units of the currency, as 12.50; default: all that is left."),
+]
+Currency = Annotated[
+    str | None,
+    typer.Option("--currency", help="ISO 4217 code; default: the payment's, read from its table."),
+]
+CommandId = Annotated[
+    str | None,
+    typer.Option(
+        "--command-id",
+        help="The same id again has no effect. Default: derived from what is asked, and printed.",
+    ),
+]
+Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the payment's history.")]
+Actor = Annotated[
+    str | None, typer.Option("--actor", help="Who asks; default: the user who runs this.")
+]
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        min=0,
+        metavar="SECONDS",
+        help="Follow the payment until the command is answered, and print the outcome.",
+    ),
+]
+
+
+@payment_app.command("capture")
+def capture_command(
+    payment: Key,
+    amount: Amount = None,
+    currency: Currency = None,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Capture an authorized payment, in whole or in part.
+
+    Example:
+
+    \b
+      paystream payment capture shop:1001 --amount 12.50 --wait 30
+    """
+    _ask(
+        "capture",
+        payment,
+        amount=amount,
+        currency=currency,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("cancel")
+def cancel_command(
+    payment: Key,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Cancel a payment: charge no more, and void what is authorized.
+
+    Example:
+
+    \b
+      paystream payment cancel shop:1001 --reason "customer called" --wait 30
+    """
+    _ask(
+        "cancel",
+        payment,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("refund")
+def refund_command(
+    payment: Key,
+    amount: Amount = None,
+    currency: Currency = None,
+    despite_dispute: Annotated[
+        bool, typer.Option("--despite-dispute", help="Refund although a dispute is open.")
+    ] = False,
+    business_date: Annotated[
+        str | None,
+        typer.Option("--business-date", help="YYYY-MM-DD it is booked under; default: the sale's."),
+    ] = None,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Give money back, in whole or in part, never more than was captured.
+
+    Asking for the same refund again is the same refund: give another --command-id (or --reason) for
+    a second one of the same amount.
+
+    Example:
+
+    \b
+      paystream payment refund shop:1001 --amount 5.00 --reason "one came broken" --wait 30
+    """
+    _ask(
+        "refund",
+        payment,
+        amount=amount,
+        currency=currency,
+        override="dispute" if despite_dispute else None,
+        business_date=business_date,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("retry")
+def retry_command(
+    payment: Key,
+    token: Annotated[
+        str,
+        typer.Option("--token", help="Token of the other instrument; never a card number."),
+    ],
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Try a failed payment again, with another instrument.
+
+    Example:
+
+    \b
+      paystream payment retry shop:1001 --token tok_other --wait 30
+    """
+    from pipeline.domain.card_numbers import is_card_number
+
+    if is_card_number(token):
+        raise UserError("The token is a card number; give the gateway's token for it instead.")
+    _ask(
+        "retry",
+        payment,
+        instrument_token=token,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("resolve")
+def resolve_command(
+    payment: Key,
+    charged: Annotated[
+        str | None,
+        typer.Option("--charged", metavar="REF", help="It was charged: the gateway's own id."),
+    ] = None,
+    not_charged: Annotated[
+        bool, typer.Option("--not-charged", help="It was not charged, and will not be.")
+    ] = False,
+    evidence: Annotated[
+        str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
+    ] = None,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Say what became of an outcome that no gateway could tell.
+
+    Say only what you have seen in the gateway's own books. A payment said not to be charged may be
+    tried again.
+
+    Examples:
+
+    \b
+      paystream payment resolve shop:1001 --charged ch_123 --evidence "gateway's dashboard"
+
+    \b
+      paystream payment resolve shop:1001 --not-charged --evidence "support ticket 4711"
+    """
+    if (charged is None) == (not not_charged):
+        raise UserError("Give one of --charged REF and --not-charged.")
+    if not (evidence or "").strip():
+        raise UserError("Say what proves it with --evidence.")
+    _ask(
+        "resolve",
+        payment,
+        decision="not_charged" if charged is None else "charged",
+        gateway_reference=charged,
+        evidence=evidence,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("show")
+def show_command(
+    payment: Key,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+    gateway_url: GatewayUrl = None,
+    no_ledger: NoLedger = False,
+    no_gateway: NoGateway = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell a payment's whole history from its topics.
+
+    Amounts, every attempt and why it was made at its gateway, retries, inquiries, notifications,
+    refunds, disputes, and the commands that wait.
+
+    Exit code 0: found. 1: nobody knows this payment. 3: the broker is away.
+
+    Example:
+
+    \b
+      paystream payment show shop:1001
+    """
+    from pipeline.audit.trace import trace
+    from pipeline.commands.payment_story import story_json, story_lines
+
+    merchant_id, order_id = _ids(payment)
+    with told_plainly():
+        sources, codec = audit_sources(
+            bootstrap_servers,
+            prefix,
+            ledger_url,
+            gateway_url,
+            no_ledger=no_ledger,
+            no_gateway=no_gateway,
+        )
+        found = trace(
+            sources,
+            f"{merchant_id}:{order_id}",
+            codec=codec,
+            on_progress=lambda n: typer.echo(f"{n:,} records read ...", err=True),
+        )
+    if as_json:
+        typer.echo(json.dumps(story_json(found), indent=2))
+    else:
+        for line in story_lines(found):
+            typer.echo(line)
+    if not found.hops:
+        typer.echo(f"No record of {payment} is in the topics; check both ids.", err=True)
+        raise typer.Exit(1)
+
+
+@review_app.command("list")
+def review_list_command(
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    as_json: AsJson = False,
+) -> None:
+    """Payments in review, the one that waits longest first.
+
+    Example:
+
+    \b
+      paystream review list
+    """
+    from pipeline.commands.payment_story import in_review
+    from pipeline.domain.money import format_amount
+
+    with told_plainly():
+        sources, codec = audit_sources(
+            bootstrap_servers, prefix, None, None, no_ledger=True, no_gateway=True
+        )
+        found = in_review(sources, codec)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                [
+                    {
+                        "merchant_id": p.merchant_id,
+                        "order_id": p.order_id,
+                        "amount_minor": p.amount_minor,
+                        "currency": p.currency,
+                        "customer_id": p.customer_id,
+                        "country": p.country,
+                        "reason": p.reason,
+                        "since_ms": p.updated_at_ms,
+                    }
+                    for p in found
+                ],
+                indent=2,
+            )
+        )
+        return
+    from pipeline.audit.render import time_text
+
+    for p in found:
+        typer.echo(
+            f"{time_text(p.updated_at_ms)}  {p.merchant_id}:{p.order_id}  "
+            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}"
+        )
+    typer.echo(f"{len(found)} in review")
+
+
+@review_app.command("approve")
+def review_approve_command(
+    payment: Key,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Let a payment in review be charged.
+
+    Example:
+
+    \b
+      paystream review approve shop:1001 --reason "known customer"
+    """
+    _ask(
+        "review",
+        payment,
+        decision="approve",
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@review_app.command("deny")
+def review_deny_command(
+    payment: Key,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Reject a payment in review: nothing is charged.
+
+    Example:
+
+    \b
+      paystream review deny shop:1001 --reason "stolen card"
+    """
+    _ask(
+        "review",
+        payment,
+        decision="deny",
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+def _ask(
+    type_: str,
+    key: str,
+    *,
+    amount: str | None = None,
+    currency: str | None = None,
+    instrument_token: str | None = None,
+    decision: str | None = None,
+    gateway_reference: str | None = None,
+    evidence: str | None = None,
+    override: str | None = None,
+    business_date: str | None = None,
+    command_id: str | None,
+    reason: str | None,
+    actor: str | None,
+    wait_s: float | None,
+    bootstrap_servers: str | None,
+    prefix: str | None,
+) -> None:
+    """Publish one command, and with ``wait_s`` tell what became of it."""
+    import getpass
+    import time
+
+    from pipeline.commands.payment_follow import PaymentReader, judged
+    from pipeline.config import load_settings
+    from pipeline.domain.keys import record_key
+    from pipeline.domain.model import PaymentCommand
+    from pipeline.domain.money import parse_amount
+    from pipeline.domain.validation import is_date
+    from pipeline.record_codec import record_codec
+    from producers.command_publisher import CommandPublisher, InvalidCommand, PublishError
+
+    merchant_id, order_id = _ids(key)
+    if business_date is not None and not is_date(business_date):
+        raise UserError(f"The business date {business_date!r} is not a date like 2026-11-23.")
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
+    catalogue = settings.catalogue()
+    codec = record_codec(catalogue, settings.schema_registry_url)
+    reader: PaymentReader | None = None
+    try:
+        if wait_s is not None or (amount is not None and currency is None):
+            reader = PaymentReader(
+                settings.bootstrap_servers, catalogue, codec, record_key(merchant_id, order_id)
+            )
+        amount_minor = None
+        if amount is not None:
+            if currency is None:
+                assert reader is not None
+                found = reader.catch_up()
+                if found is None:
+                    raise UserError(
+                        f"No payment {key} is in the table, so its currency is not known; "
+                        "give --currency, or check both ids."
+                    )
+                currency = found.currency
+            amount_minor = parse_amount(amount, currency)
+        command = PaymentCommand(
+            merchant_id=merchant_id,
+            order_id=order_id,
+            command_id=command_id or "",
+            type=type_,
+            submitted_at_ms=int(time.time() * 1000),
+            amount_minor=amount_minor,
+            currency=currency,
+            instrument_token=instrument_token,
+            decision=decision,
+            gateway_reference=gateway_reference,
+            evidence=evidence,
+            reason=reason,
+            actor=actor or getpass.getuser(),
+            override=override,
+            business_date=business_date,
+        )
+        command = _with_id(command)
+        try:
+            with CommandPublisher(
+                settings.bootstrap_servers,
+                topic=catalogue.name("payment-commands"),
+                codec=codec,
+                config={"log_level": 0},
+            ) as publisher:
+                publisher.check()
+                publisher.publish(command)
+        except InvalidCommand as error:
+            raise UserError(f"The command was not published: {error}.") from error
+        except PublishError as error:
+            raise UserError(str(error)) from error
+        typer.echo(f"published {_what(command)}")
+        typer.echo(f"command   {command.command_id}")
+        if wait_s is None or reader is None:
+            typer.echo(f"follow it paystream payment show {key}")
+            return
+        outcome = reader.follow(
+            lambda seen: judged(seen, command),
+            wait_s,
+            lambda event: _tell(event, command),
+        )
+    finally:
+        if reader is not None:
+            reader.close()
+    _end(outcome, key, wait_s)
+
+
+def _end(outcome: Outcome | None, key: str, wait_s: float) -> None:
+    """Print the outcome and leave with its exit code."""
+    if outcome is None:
+        typer.echo(
+            f"Not answered within {wait_s:g} s; `paystream payment show {key}` tells where it is.",
+            err=True,
+        )
+        raise typer.Exit(EXIT_UNANSWERED)
+    typer.echo(f"{outcome.kind:<9} {outcome.text}")
+    if outcome.kind != "done":
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _tell(event: PaymentEvent, command: PaymentCommand) -> None:
+    mine = event.operation_id == command.command_id
+    reason = f", {event.reason}" if event.reason else ""
+    typer.echo(f"  {'' if mine else '('}{event.type}{reason}{'' if mine else ')'}", err=True)
+
+
+def _with_id(command: PaymentCommand) -> PaymentCommand:
+    """The command with its id: the given one, else derived from all that is asked.
+
+    Not from the time or the person: typing the same line again must not give money back twice.
+    """
+    from hashlib import sha256
+
+    from msgspec.structs import replace
+
+    if command.command_id:
+        return command
+    asked = (
+        command.merchant_id,
+        command.order_id,
+        command.type,
+        command.amount_minor,
+        command.currency,
+        command.instrument_token,
+        command.decision,
+        command.gateway_reference,
+        command.evidence,
+        command.reason,
+        command.override,
+        command.business_date,
+    )
+    digest = sha256(json.dumps(asked).encode()).hexdigest()
+    return replace(command, command_id=f"{command.type}-{digest[:16]}")
+
+
+def _what(command: PaymentCommand) -> str:
+    from pipeline.domain.money import format_amount
+
+    amount = ""
+    if command.amount_minor is not None and command.currency is not None:
+        amount = f" of {format_amount(command.amount_minor, command.currency)}"
+    decision = f" ({command.decision})" if command.decision else ""
+    return f"{command.type}{decision}{amount} for {command.merchant_id}:{command.order_id}"
+
+
+def _ids(key: str) -> tuple[str, str]:
+    from pipeline.domain.keys import ID_PATTERN, valid_id
+
+    merchant_id, _, order_id = key.partition(":")
+    if not (valid_id(merchant_id) and valid_id(order_id)):
+        raise UserError(
+            f"{key!r} names no payment; write the merchant and the order, as in shop:1001 "
+            f"(each {ID_PATTERN})."
+        )
+    return merchant_id, order_id

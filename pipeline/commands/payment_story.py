@@ -1,0 +1,181 @@
+"""A payment's history for people, told from the trace of its topics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pipeline.audit.log_copy import partition_counts, read_partition
+from pipeline.audit.render import printable, time_text
+from pipeline.audit.trace import Trace
+from pipeline.audit.verify import Sources
+from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand
+from pipeline.domain.money import format_amount
+from pipeline.domain.records import payment_from_record
+from pipeline.domain.shown import shown_statuses
+from topics.catalogue import TopicSettings, build_catalogue
+
+if TYPE_CHECKING:
+    from schemas.codec import Codec
+
+
+def payment_of(trace: Trace) -> Payment | None:
+    """The payment as its latest snapshot in the trace has it."""
+    for hop in reversed(trace.hops):
+        if hop.role == "payments" and "status" in hop.fields:
+            return payment_from_record(hop.fields)
+    return None
+
+
+def story_json(trace: Trace) -> dict[str, Any]:
+    """The same for a program: the snapshot, the shown statuses, and every record in time order."""
+    payment = payment_of(trace)
+    snapshots = [hop for hop in trace.hops if hop.role == "payments"]
+    return {
+        "key": trace.key,
+        "payment_id": trace.payment_id,
+        "statuses": [] if payment is None else list(shown_statuses(payment)),
+        "payment": snapshots[-1].fields if snapshots else None,
+        "history": [
+            {
+                "topic": hop.topic,
+                "partition": hop.partition,
+                "offset": hop.offset,
+                "at_ms": hop.at_ms,
+                "what": hop.what,
+                "fields": hop.fields,
+            }
+            for hop in trace.hops
+            if hop.role != "payments"
+        ],
+        "charges": trace.charges,
+        "journal_entries": trace.entries,
+        "remarks": trace.remarks,
+    }
+
+
+def story_lines(trace: Trace) -> Iterator[str]:
+    """Where the payment stands, what was tried at gateways, what waits, and how it came to it."""
+    yield f"{trace.key}  payment {trace.payment_id}"
+    payment = payment_of(trace)
+    if payment is None:
+        if trace.hops:
+            yield _row("status", trace.state or "not processed yet")
+    else:
+        yield from _standing(payment)
+        for number, attempt in enumerate(payment.attempts, 1):
+            yield from _attempt(payment, number, attempt)
+        for dispute in payment.disputes:
+            yield _row("dispute", _dispute(payment, dispute))
+        for command in payment.commands:
+            yield _row("waits", _command(command))
+    for charge in trace.charges:
+        yield _row("at the gateway", f"{charge['id']}: {charge['amount_minor']} minor units")
+    for entry in trace.entries:
+        yield _row("journal entry", str(entry["entry_id"]))
+    for remark in trace.remarks:
+        yield _row("not seen", remark)
+    if not trace.hops:
+        return
+    yield ""
+    yield "history"
+    for hop in trace.hops:
+        # The snapshots say again what the events say.
+        if hop.role != "payments":
+            yield f"  {time_text(hop.at_ms)}  {printable(hop.what)}"
+
+
+def _standing(payment: Payment) -> Iterator[str]:
+    def money(amount_minor: int) -> str:
+        return format_amount(amount_minor, payment.currency)
+
+    why = f" ({payment.reason})" if payment.reason else ""
+    yield _row("status", ", ".join(shown_statuses(payment)) + why)
+    ordered = f"{money(payment.amount_minor)}, {payment.capture_method} capture"
+    if payment.customer_id:
+        ordered += f", customer {printable(payment.customer_id)}"
+    yield _row("ordered", ordered)
+    for label, amount_minor in (
+        ("authorized", payment.authorized_minor),
+        ("captured", payment.captured_minor),
+        ("refunded", payment.refunded_minor),
+        ("disputed", payment.disputed_minor),
+        ("charged back", payment.charged_back_minor),
+    ):
+        if amount_minor:
+            yield _row(label, money(amount_minor))
+    if payment.next_action_url:
+        yield _row("customer goes to", printable(payment.next_action_url))
+    if payment.expires_at_ms:
+        yield _row("expires", f"{time_text(payment.expires_at_ms)} UTC")
+    if payment.cancel_requested_by:
+        yield _row("cancel asked by", payment.cancel_requested_by)
+    if payment.conflicts or payment.dead_letters:
+        yield _row(
+            "dead letters", f"{payment.dead_letters}, of them conflicts: {payment.conflicts}"
+        )
+
+
+def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
+    amount = format_amount(attempt.amount_minor or payment.amount_minor, payment.currency)
+    said = [f"{attempt.kind} of {amount} at {attempt.gateway}: {attempt.state}"]
+    if attempt.code:
+        said.append(attempt.code)
+    if attempt.gateway_reference:
+        said.append(attempt.gateway_reference)
+    yield _row(f"attempt {number}", ", ".join(said))
+    counted = [
+        f"{count} {name}"
+        for name, count in (
+            ("requests", attempt.tries),
+            ("retries", attempt.retries),
+            ("inquiries", attempt.inquiries),
+            ("resends", attempt.resends),
+        )
+        if count
+    ]
+    yield _row(
+        "", f"operation {attempt.operation_id}, attempt {attempt.attempt}; {', '.join(counted)}"
+    )
+    if attempt.routed_because:
+        yield _row("", f"there because: {printable(attempt.routed_because)}")
+
+
+def _dispute(payment: Payment, dispute: Dispute) -> str:
+    fee = f", fee {format_amount(dispute.fee_minor, payment.currency)}" if dispute.fee_minor else ""
+    return (
+        f"{dispute.dispute_id} at {dispute.gateway}: {dispute.state}, "
+        f"{format_amount(dispute.amount_minor, payment.currency)}, of it withdrawn "
+        f"{format_amount(dispute.withdrawn_minor, payment.currency)}{fee}"
+    )
+
+
+def _command(command: PaymentCommand) -> str:
+    amount = f" of {command.amount_minor} minor units" if command.amount_minor is not None else ""
+    by = f", asked by {printable(command.actor)}" if command.actor else ""
+    return f"{command.type}{amount}, command {command.command_id}{by}"
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<18}{text}"
+
+
+def in_review(sources: Sources, codec: Codec) -> list[Payment]:
+    """The payments whose latest snapshot says ``risk_review``, longest waiting first."""
+    catalogue = build_catalogue(TopicSettings(prefix=sources.prefix))
+    counts = partition_counts(sources.bootstrap_servers, catalogue)
+    decode = codec.decoder("payment")
+    waiting: dict[bytes, Payment] = {}
+
+    def on_record(message: Any) -> None:
+        waiting.pop(message.key(), None)
+        if message.value() is not None:
+            fields = decode(message.value())
+            if fields["status"] == "risk_review":
+                waiting[message.key()] = payment_from_record(fields)
+
+    for partition in range(counts["payments"]):
+        read_partition(
+            sources.bootstrap_servers, [catalogue.name("payments")], partition, on_record
+        )
+    return sorted(waiting.values(), key=lambda payment: payment.updated_at_ms)

@@ -1,0 +1,264 @@
+"""Rules a command must keep. A broken rule is a named rejection, told by an event; nothing else
+changes.
+
+What can be judged from the command alone is judged when it comes, even if it has to wait; the rest
+when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.domain.card_numbers import is_card_number
+from pipeline.domain.ids import reversal_operation_id
+from pipeline.domain.keys import valid_id
+from pipeline.domain.lifecycle import (
+    AUTHORIZE,
+    AUTHORIZED,
+    CAPTURE,
+    CAPTURED,
+    FAILED,
+    REFUND,
+    RISK_REVIEW,
+    has_succeeded,
+)
+from pipeline.domain.model import Payment, PaymentCommand
+from pipeline.domain.money import MINOR_UNITS
+from pipeline.domain.payment import (
+    COMMANDED_ATTEMPTS_MAX,
+    UNDECIDED,
+    amount_of,
+    is_unfinished,
+    refundable_minor,
+    reserved_minor,
+    standing_main,
+)
+from pipeline.domain.policy import Policy
+from pipeline.domain.validation import TEXT_LENGTH_MAX, is_date
+
+# Types of commands; CAPTURE and REFUND are those of the lifecycle.
+CANCEL: Final = "cancel"
+CREDIT: Final = "credit"
+RETRY: Final = "retry"
+RESOLVE: Final = "resolve"
+REVIEW: Final = "review"
+TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, REVIEW})
+
+# Decisions.
+CHARGED: Final = "charged"
+NOT_CHARGED: Final = "not_charged"
+APPROVE: Final = "approve"
+DENY: Final = "deny"
+
+# A refund's override of the rule about disputes.
+OVERRIDE_DISPUTE: Final = "dispute"
+
+# Commands that wait in a payment, and ids that it remembers: more than its merchant needs, few
+# enough that a snapshot stays small (256 ids of 64 characters are 16 KiB).
+WAITING_MAX: Final = 16
+COMMAND_IDS_MAX: Final = 256
+
+# Evidence and reasons are for people: a sentence or two, not a document.
+PROSE_LENGTH_MAX: Final = 1_000
+
+# Prefixes of operations that the pipeline begins by itself.
+_OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-")
+
+TYPE_MUST_BE_KNOWN: Final = "command_type_must_be_known"
+COMMAND_ID_MUST_BE_ITS_OWN: Final = "command_id_must_not_name_another_operation"
+COMMANDS_MUST_NOT_EXCEED_LIMIT: Final = "commands_must_not_exceed_limit"
+OPERATIONS_MUST_NOT_EXCEED_LIMIT: Final = "operations_must_not_exceed_limit"
+AMOUNT_MUST_BE_POSITIVE: Final = "amount_must_be_positive"
+AMOUNT_MUST_BE_GIVEN: Final = "amount_must_be_given"
+AMOUNT_MUST_NOT_EXCEED_LIMIT: Final = "amount_must_not_exceed_limit"
+CURRENCY_MUST_BE_ISO_4217: Final = "currency_must_be_iso_4217"
+CURRENCY_MUST_BE_THE_PAYMENTS: Final = "currency_must_be_the_payments"
+BUSINESS_DATE_MUST_BE_A_DATE: Final = "business_date_must_be_a_date"
+TEXTS_MUST_BE_SHORT: Final = "texts_must_be_at_most_1000_characters"
+TOKEN_MUST_BE_PRESENT: Final = "instrument_token_must_be_present"
+TOKEN_MUST_NOT_BE_A_CARD_NUMBER: Final = "instrument_token_must_not_be_a_card_number"
+TOKEN_MUST_BE_NEW: Final = "token_must_be_new"
+DECISION_MUST_BE_KNOWN: Final = "decision_must_be_known"
+EVIDENCE_MUST_BE_GIVEN: Final = "evidence_must_be_given"
+ACTOR_MUST_BE_GIVEN: Final = "actor_must_be_given"
+REFERENCE_MUST_BE_GIVEN: Final = "gateway_reference_must_be_given"
+CREDIT_MUST_HAVE_ITS_OWN_KEY: Final = "credit_must_have_its_own_key"
+PAYMENT_MUST_BE_AUTHORIZED: Final = "payment_must_be_authorized"
+CAPTURE_MUST_NOT_EXCEED_AUTHORIZED: Final = "capture_must_not_exceed_authorized"
+PAYMENT_MUST_BE_CAPTURED: Final = "payment_must_be_captured"
+REFUND_MUST_NOT_EXCEED_CAPTURED: Final = "refund_must_not_exceed_captured"
+REFUND_MUST_NOT_RUN_DURING_A_DISPUTE: Final = "refund_must_not_run_during_a_dispute"
+PAYMENT_MUST_BE_OPEN: Final = "payment_must_be_open"
+PAYMENT_MUST_NOT_BE_CAPTURED: Final = "payment_must_not_be_captured"
+CANCEL_MUST_NOT_BE_REPEATED: Final = "cancel_must_not_be_repeated"
+PAYMENT_MUST_HAVE_FAILED: Final = "payment_must_have_failed"
+PAY_BEFORE_MUST_BE_AHEAD: Final = "pay_before_must_be_in_the_future"
+OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
+SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
+PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
+
+
+def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
+    """The rule that the command breaks whatever it is about, or None."""
+    kind = command.type
+    if kind not in TYPES:
+        return TYPE_MUST_BE_KNOWN
+    amount_minor = command.amount_minor
+    if amount_minor is not None and kind in (CAPTURE, REFUND, CREDIT):
+        if amount_minor <= 0:
+            return AMOUNT_MUST_BE_POSITIVE
+        if amount_minor > policy.amount_minor_max:
+            return AMOUNT_MUST_NOT_EXCEED_LIMIT
+    if command.business_date is not None and not is_date(command.business_date):
+        return BUSINESS_DATE_MUST_BE_A_DATE
+    if command.currency is not None and command.currency not in MINOR_UNITS:
+        return CURRENCY_MUST_BE_ISO_4217
+    for text in (
+        command.evidence,
+        command.reason,
+        command.actor,
+        command.decision,
+        command.override,
+        command.gateway_reference,
+        command.instrument_token,
+    ):
+        if text is not None and len(text) > PROSE_LENGTH_MAX:
+            return TEXTS_MUST_BE_SHORT
+    token = command.instrument_token
+    if token is not None and is_card_number(token):
+        return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
+    if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):
+        return TOKEN_MUST_BE_PRESENT
+    if kind == CREDIT:
+        return _broken_credit(command)
+    if kind == RESOLVE:
+        return _broken_resolve(command)
+    if kind == REVIEW:
+        if command.decision not in (APPROVE, DENY):
+            return DECISION_MUST_BE_KNOWN
+        if not command.actor:
+            return ACTOR_MUST_BE_GIVEN
+    return None
+
+
+def _broken_credit(command: PaymentCommand) -> str | None:
+    if command.amount_minor is None:
+        return AMOUNT_MUST_BE_GIVEN
+    if command.currency is None:
+        return CURRENCY_MUST_BE_ISO_4217
+    if command.business_date is None:
+        return BUSINESS_DATE_MUST_BE_A_DATE
+    return None
+
+
+def _broken_resolve(command: PaymentCommand) -> str | None:
+    if command.decision not in (CHARGED, NOT_CHARGED):
+        return DECISION_MUST_BE_KNOWN
+    if not command.evidence:
+        return EVIDENCE_MUST_BE_GIVEN
+    if not command.actor:
+        return ACTOR_MUST_BE_GIVEN
+    reference = command.gateway_reference
+    if command.decision == CHARGED and (not reference or len(reference) > TEXT_LENGTH_MAX):
+        return REFERENCE_MUST_BE_GIVEN
+    return None
+
+
+def names_another_operation(payment: Payment | None, command: PaymentCommand) -> bool:
+    """Whether the command's id is one that an operation of this payment has or will have."""
+    wanted = command.command_id
+    if wanted.startswith(_OWN_PREFIXES) or wanted == command.order_id:
+        return True
+    return payment is not None and any(
+        wanted in (each.operation_id, reversal_operation_id(each.operation_id, each.attempt))
+        for each in payment.attempts
+    )
+
+
+def usable_id(command: PaymentCommand) -> bool:
+    """Whether the command's ids may stand in a key and in a gateway's reference."""
+    return (
+        valid_id(command.merchant_id)
+        and valid_id(command.order_id)
+        and valid_id(command.command_id)
+    )
+
+
+def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | None:
+    """The rule that the command breaks as the payment stands, or None when it may run."""
+    kind = command.type
+    if command.currency is not None and command.currency != payment.currency and kind != CREDIT:
+        return CURRENCY_MUST_BE_THE_PAYMENTS
+    if len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX and kind not in (RESOLVE, REVIEW):
+        return OPERATIONS_MUST_NOT_EXCEED_LIMIT
+    if kind == CAPTURE:
+        return _broken_capture(payment, command)
+    if kind == REFUND:
+        return _broken_refund(payment, command)
+    if kind == CANCEL:
+        return _broken_cancel(payment)
+    if kind == CREDIT:
+        return CREDIT_MUST_HAVE_ITS_OWN_KEY
+    if kind == RETRY:
+        return _broken_retry(payment, command, now_ms)
+    if kind == REVIEW and payment.status != RISK_REVIEW:
+        return PAYMENT_MUST_BE_IN_REVIEW
+    return None
+
+
+def _broken_capture(payment: Payment, command: PaymentCommand) -> str | None:
+    room_minor = capturable_minor(payment)
+    if room_minor <= 0:
+        return PAYMENT_MUST_BE_AUTHORIZED
+    if command.amount_minor is not None and command.amount_minor > room_minor:
+        return CAPTURE_MUST_NOT_EXCEED_AUTHORIZED
+    return None
+
+
+def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
+    if not payment.captured_minor:
+        return PAYMENT_MUST_BE_CAPTURED
+    room_minor = refundable_minor(payment)
+    if room_minor <= 0 or (command.amount_minor or 0) > room_minor:
+        return REFUND_MUST_NOT_EXCEED_CAPTURED
+    if payment.disputed_minor and command.override != OVERRIDE_DISPUTE:
+        return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
+    return None
+
+
+def _broken_cancel(payment: Payment) -> str | None:
+    status = payment.status
+    if payment.cancel_requested_by is not None and status in UNDECIDED:
+        return CANCEL_MUST_NOT_BE_REPEATED
+    if status in UNDECIDED or status == RISK_REVIEW:
+        return None
+    if payment.captured_minor or reserved_minor(payment, CAPTURE):
+        return PAYMENT_MUST_NOT_BE_CAPTURED
+    return None if status == AUTHORIZED else PAYMENT_MUST_BE_OPEN
+
+
+def _broken_retry(payment: Payment, command: PaymentCommand, now_ms: int) -> str | None:
+    if payment.status != FAILED:
+        return PAYMENT_MUST_HAVE_FAILED
+    if command.instrument_token in (payment.instrument_token, payment.retry_token):
+        return TOKEN_MUST_BE_NEW
+    if payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms:
+        return PAY_BEFORE_MUST_BE_AHEAD
+    return None
+
+
+def capturable_minor(payment: Payment) -> int:
+    """What a capture may still take: of the standing authorization, less what was captured of it
+    or is being captured; nothing once the hold is over."""
+    main = standing_main(payment)
+    if main is None or main.kind != AUTHORIZE or payment.status not in (AUTHORIZED, CAPTURED):
+        return 0
+    taken_minor = sum(
+        amount_of(payment, each)
+        for each in payment.attempts
+        if each.kind == CAPTURE and (has_succeeded(each.state) or is_unfinished(each))
+    )
+    held_minor = payment.authorized_minor - payment.captured_minor
+    return min(
+        amount_of(payment, main) - taken_minor, held_minor - reserved_minor(payment, CAPTURE)
+    )

@@ -1,0 +1,478 @@
+"""The command processor: requests to change a payment, each taken once, in order.
+
+A command that cannot run yet, because an operation is under way or its order has not come, waits in
+the payment and runs in the decision that ends what it waited for. Two do not wait: a cancel, which
+bars sending at once, and a person's resolution of an unknown outcome.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from pipeline.domain import commands as rules
+from pipeline.domain.answer import SUCCEEDED
+from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
+from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.decision import Decision
+from pipeline.domain.ids import payment_id
+from pipeline.domain.lifecycle import (
+    AUTHORIZED,
+    AWAITING_ORDER,
+    BUSY_STATES,
+    CANCEL_CONFIRMED,
+    CANCEL_REQUESTED,
+    CAPTURE,
+    COMMAND_CAME_FIRST,
+    COMMAND_REJECTED,
+    COMMAND_WAITING,
+    CONTRADICTED,
+    CREDIT_BOOKED,
+    INQUIRY_EXHAUSTED,
+    NEW,
+    PAYMENT_RETRIED,
+    PAYMENT_STARTED,
+    REFUND,
+    REQUIRES_CUSTOMER_ACTION,
+    RESOLVED_DONE,
+    RESOLVED_NOT_DONE,
+    RETRY_ASKED,
+    REVIEW_APPROVED,
+    REVIEW_DENIED,
+    RISK_REVIEW,
+    VOID,
+)
+from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentCommand, PaymentDue
+from pipeline.domain.payment import (
+    UNDECIDED,
+    amount_of,
+    begun,
+    decision,
+    first_try,
+    followed,
+    gateway_profile,
+    in_flight,
+    main_kind,
+    moved,
+    refund_target,
+    refundable_minor,
+    request_of,
+    settlement_of,
+    standing_main,
+    timer_of,
+    told,
+)
+from pipeline.domain.policy import Policy
+from pipeline.domain.routing import facts_of, route
+from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
+from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
+
+INVALID_IDS: Final = "invalid_ids"
+DUPLICATE_COMMAND: Final = "duplicate_command"
+
+# Kind of an unlinked credit's settlement, and the gateway it names: none.
+SETTLED_CREDIT: Final = "credit"
+NO_GATEWAY: Final = "none"
+
+# Reasons.
+ORDER_MUST_ARRIVE: Final = "order_must_arrive"
+RISK_REVIEW_DENIED: Final = "risk_review_denied"
+RESOLVED_NOT_CHARGED: Final = "resolved_not_charged"
+
+_DUPLICATE: Final = Decision(note=DUPLICATE_COMMAND)
+
+
+def process_command(
+    payment: Payment | None, command: PaymentCommand, now_ms: int, policy: Policy
+) -> Decision:
+    """Decide about one command; ``now_ms`` is its append time.
+
+    The same command id again has no effect (``duplicate_command``), whether the first was taken or
+    rejected. A broken rule is the event ``command_rejected`` with the rule as its reason.
+    """
+    if not rules.usable_id(command):
+        detail = "merchant_id, order_id and command_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
+        return Decision(dead_letter=INVALID_IDS, detail=detail)
+    if payment is not None and command.command_id in payment.command_ids:
+        return _DUPLICATE
+    command = _masked(command)
+    rule = rules.broken_by_itself(command, policy)
+    if rule is None and rules.names_another_operation(payment, command):
+        rule = rules.COMMAND_ID_MUST_BE_ITS_OWN
+    if payment is None:
+        return _without_a_payment(command, rule, now_ms, policy)
+    if len(payment.command_ids) >= rules.COMMAND_IDS_MAX:
+        # Not remembered: the list never gets shorter, so the answer stays the same.
+        return _rejected(payment, command, rules.COMMANDS_MUST_NOT_EXCEED_LIMIT, now_ms)
+    taken = replace(payment, command_ids=(*payment.command_ids, command.command_id))
+    if rule is not None:
+        return _rejected(taken, command, rule, now_ms)
+    if _runs_at_once(payment, command):
+        made = _run(taken, command, now_ms, policy)
+        return with_waiting_commands(made, now_ms, policy)
+    if payment.commands or is_held(payment):
+        return _waits(taken, command, now_ms, policy)
+    return _run(taken, command, now_ms, policy)
+
+
+def with_waiting_commands(made: Decision, now_ms: int, policy: Policy) -> Decision:
+    """The decision, followed by the commands that waited for it, in order, as far as they can."""
+    payment = made.payment
+    while payment is not None and payment.commands and not is_held(payment):
+        first, *others = payment.commands
+        then = _run(replace(payment, commands=tuple(others)), first, now_ms, policy)
+        made = followed(made, then)
+        payment = made.payment
+    return made
+
+
+def is_held(payment: Payment) -> bool:
+    """Whether commands have to wait: for the order, for a reviewer, or for an operation."""
+    return payment.status in (AWAITING_ORDER, RISK_REVIEW) or in_flight(payment)
+
+
+def reject_waiting(payment: Payment, rule: str, now_ms: int) -> Decision:
+    """Reject every command that waits, in order."""
+    made = Decision()
+    while payment.commands:
+        first, *others = payment.commands
+        then = _rejected(replace(payment, commands=tuple(others)), first, rule, now_ms)
+        made = followed(made, then)
+        payment = then.payment or payment
+    return made
+
+
+def start_charge(
+    payment: Payment,
+    operation_id: str,
+    trigger: str,
+    event: str,
+    now_ms: int,
+    policy: Policy,
+    *,
+    actor: str | None = None,
+    reason: str | None = None,
+) -> Decision | None:
+    """Begin to ask for the payment's money, or None when no gateway serves it."""
+    chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token))
+    if chosen is None:
+        return None
+    attempt = first_try(
+        operation_id,
+        main_kind(payment),
+        chosen.profile.name,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        because=chosen.because,
+    )
+    changed, sent = begun(
+        payment,
+        attempt,
+        now_ms,
+        event=event,
+        moves=trigger,
+        actor=actor,
+        reason=reason,
+        detail=chosen.because,
+    )
+    return decision(changed, request_of(changed, attempt), sent)
+
+
+def _without_a_payment(
+    command: PaymentCommand, rule: str | None, now_ms: int, policy: Policy
+) -> Decision:
+    empty = Payment(
+        merchant_id=command.merchant_id,
+        order_id=command.order_id,
+        payment_id=payment_id(command.merchant_id, command.order_id),
+        sequence=0,
+        status=NEW,
+        amount_minor=0,
+        currency="",
+        instrument_token="",
+        business_date="",
+        ordered_at_ms=now_ms,
+        updated_at_ms=now_ms,
+        command_ids=(command.command_id,),
+    )
+    if rule is None and command.type == rules.CREDIT:
+        return _credited(empty, command, now_ms)
+    expires_at_ms = None if rule is not None else now_ms + policy.awaiting_order_ms
+    placed, event = moved(
+        replace(empty, commands=() if rule is not None else (command,)),
+        COMMAND_CAME_FIRST,
+        now_ms,
+        actor=command.actor,
+        operation_id=command.command_id,
+        expires_at_ms=expires_at_ms,
+    )
+    made = decision(placed, event)
+    if rule is not None:
+        return followed(made, _rejected(placed, command, rule, now_ms))
+    timer = timer_of(placed, now_ms + policy.awaiting_order_ms, ORDER_MUST_ARRIVE, policy, now_ms)
+    return replace(made, sends=(timer, *made.sends))
+
+
+def _credited(empty: Payment, command: PaymentCommand, now_ms: int) -> Decision:
+    """A credit without a payment: booked, and held until somebody pays it out."""
+    amount_minor = command.amount_minor or 0
+    credit = replace(
+        empty,
+        amount_minor=amount_minor,
+        currency=command.currency or "",
+        business_date=command.business_date or "",
+    )
+    held, event = moved(
+        credit,
+        CREDIT_BOOKED,
+        now_ms,
+        reason=command.reason,
+        actor=command.actor,
+        operation_id=command.command_id,
+    )
+    settlement = settlement_of(
+        held,
+        SETTLED_CREDIT,
+        -amount_minor,
+        now_ms,
+        operation_id=command.command_id,
+        gateway=NO_GATEWAY,
+        reference=command.command_id,
+    )
+    return decision(held, settlement, event)
+
+
+def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
+    if command.type == rules.CANCEL:
+        return payment.status in UNDECIDED or payment.status == RISK_REVIEW
+    if command.type == rules.REVIEW:
+        return payment.status == RISK_REVIEW
+    return command.type == rules.RESOLVE and payment.status != AWAITING_ORDER
+
+
+def _masked(command: PaymentCommand) -> PaymentCommand:
+    """The command as the table and the events may keep it: no card number in its prose."""
+    return replace(
+        command,
+        evidence=_kept(command.evidence),
+        reason=_kept(command.reason),
+        actor=_kept(command.actor),
+    )
+
+
+def _kept(text: str | None) -> str | None:
+    # One more than the rule allows, so that the rule still sees a text that is too long.
+    return None if text is None else mask_card_number_text(text[: rules.PROSE_LENGTH_MAX + 1])
+
+
+def _waits(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    if len(payment.commands) >= rules.WAITING_MAX:
+        return _rejected(payment, command, rules.COMMANDS_MUST_NOT_EXCEED_LIMIT, now_ms)
+    waiting = replace(payment, commands=(*payment.commands, command))
+    timers: tuple[PaymentDue, ...] = ()
+    if payment.status == AWAITING_ORDER and payment.expires_at_ms is None:
+        # Those that came before have been rejected; this one gets its own time.
+        expires_at_ms = now_ms + policy.awaiting_order_ms
+        waiting = replace(waiting, expires_at_ms=expires_at_ms)
+        timers = (timer_of(waiting, expires_at_ms, ORDER_MUST_ARRIVE, policy, now_ms),)
+    changed, event = told(
+        waiting,
+        COMMAND_WAITING,
+        now_ms,
+        reason=command.type,
+        actor=command.actor,
+        operation_id=command.command_id,
+        operation_minor=command.amount_minor,
+    )
+    return decision(changed, *timers, event)
+
+
+def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int) -> Decision:
+    changed, event = told(
+        payment,
+        COMMAND_REJECTED,
+        now_ms,
+        reason=rule,
+        actor=command.actor,
+        operation_id=command.command_id,
+        operation_minor=command.amount_minor,
+        detail=command.type if command.type in rules.TYPES else None,
+    )
+    return decision(changed, event)
+
+
+def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    rule = rules.broken_now(payment, command, now_ms)
+    if rule is not None:
+        return _rejected(payment, command, rule, now_ms)
+    if command.type in (CAPTURE, REFUND):
+        return _moves_money(payment, command, now_ms, policy)
+    if command.type == rules.CANCEL:
+        return _cancel(payment, command, now_ms, policy)
+    if command.type == rules.RETRY:
+        return _retry(payment, command, now_ms, policy)
+    if command.type == rules.REVIEW:
+        return _review(payment, command, now_ms, policy)
+    return _resolve(payment, command, now_ms, policy)
+
+
+def _moves_money(
+    payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy
+) -> Decision:
+    main = refund_target(payment)
+    if main is None:
+        return _rejected(payment, command, rules.REFUND_MUST_NOT_EXCEED_CAPTURED, now_ms)
+    if command.type == CAPTURE:
+        amount_minor = command.amount_minor or rules.capturable_minor(payment)
+    else:
+        amount_minor = command.amount_minor or refundable_minor(payment)
+    return begin_operation(
+        payment,
+        command.type,
+        command.command_id,
+        main.gateway,
+        amount_minor,
+        now_ms,
+        policy,
+        reason=command.reason,
+        actor=command.actor,
+        business_date=command.business_date,
+    )
+
+
+def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION):
+        # Nobody was asked for money, or the customer did not go on: there is nothing to undo yet.
+        changed, event = moved(
+            payment,
+            CANCEL_CONFIRMED,
+            now_ms,
+            reason=command.reason,
+            actor=command.actor,
+            operation_id=command.command_id,
+            expires_at_ms=None,
+            next_action_url=None,
+        )
+        return decision(changed, event)
+    if payment.status == AUTHORIZED:
+        authorization = standing_main(payment)
+        if authorization is None:
+            return _rejected(payment, command, rules.PAYMENT_MUST_BE_AUTHORIZED, now_ms)
+        return begin_operation(
+            payment,
+            VOID,
+            command.command_id,
+            authorization.gateway,
+            amount_of(payment, authorization),
+            now_ms,
+            policy,
+            reason=command.reason,
+            actor=command.actor,
+        )
+    changed, event = told(
+        payment,
+        CANCEL_REQUESTED,
+        now_ms,
+        reason=command.reason,
+        actor=command.actor,
+        operation_id=command.command_id,
+        cancel_requested_by=command.command_id,
+    )
+    return decision(changed, event)
+
+
+def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    # Two tokens may stand for one card, so every attempt of the payment counts against it.
+    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+        return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
+    started = start_charge(
+        replace(payment, retry_token=command.instrument_token),
+        command.command_id,
+        RETRY_ASKED,
+        PAYMENT_RETRIED,
+        now_ms,
+        policy,
+        actor=command.actor,
+        reason=command.reason,
+    )
+    return started or _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+
+
+def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    if command.decision == rules.DENY:
+        changed, event = moved(
+            payment,
+            REVIEW_DENIED,
+            now_ms,
+            reason=RISK_REVIEW_DENIED,
+            detail=command.reason,
+            actor=command.actor,
+            operation_id=command.command_id,
+            expires_at_ms=None,
+        )
+        return decision(changed, event)
+    started = start_charge(
+        replace(payment, expires_at_ms=None),
+        payment.order_id,
+        REVIEW_APPROVED,
+        PAYMENT_STARTED,
+        now_ms,
+        policy,
+        actor=command.actor,
+    )
+    return started or _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+
+
+def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    """A person says what became of the oldest operation that is unknown."""
+    attempt = next((each for each in payment.attempts if _is_unknown(each)), None)
+    if attempt is None:
+        return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
+    if command.decision == rules.NOT_CHARGED:
+        grace_ms = gateway_profile(policy, attempt.gateway).grace_ms
+        if now_ms < attempt.sendable_until_ms + grace_ms:
+            return _rejected(payment, command, rules.SEND_WINDOW_MUST_BE_OVER, now_ms)
+        return gave_up(
+            payment,
+            replace(attempt, code=RESOLVED_NOT_CHARGED),
+            RESOLVED_NOT_CHARGED,
+            now_ms,
+            trigger=RESOLVED_NOT_DONE,
+            actor=command.actor,
+            detail=command.evidence,
+        )
+    said = GatewayResult(
+        merchant_id=payment.merchant_id,
+        order_id=payment.order_id,
+        payment_id=payment.payment_id,
+        operation_id=attempt.operation_id,
+        kind=attempt.kind,
+        gateway=attempt.gateway,
+        attempt=attempt.attempt,
+        try_number=attempt.tries,
+        outcome=SUCCEEDED,
+        gateway_reference=command.gateway_reference,
+        code=None,
+        amount_minor=amount_of(payment, attempt),
+        currency=payment.currency,
+        observed_at_ms=now_ms,
+    )
+    return succeeded(
+        payment,
+        attempt,
+        said,
+        command.gateway_reference or "",
+        now_ms,
+        policy,
+        trigger=RESOLVED_DONE,
+        actor=command.actor,
+        detail=command.evidence,
+    )
+
+
+def _is_unknown(attempt: Attempt) -> bool:
+    if attempt.state in (INQUIRY_EXHAUSTED, CONTRADICTED):
+        return True
+    return attempt.uncertain_since_ms > 0 and attempt.state in BUSY_STATES

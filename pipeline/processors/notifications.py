@@ -1,0 +1,122 @@
+"""The notification processor: gateways' webhooks about operations, and disputes.
+
+A notice is evidence like a result, but unordered, late and maybe repeated; whatever the order, the
+same notices end in the same state and the same money.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.domain.answer import DECLINED, PENDING, SUCCEEDED
+from pipeline.domain.decision import Decision
+from pipeline.domain.lifecycle import (
+    CONTRADICTED,
+    OPEN_STATES,
+    REFUND,
+    REQUIRES_CUSTOMER_ACTION,
+    has_succeeded,
+)
+from pipeline.domain.lifecycle import PENDING as ATTEMPT_PENDING
+from pipeline.domain.model import Attempt, GatewayNotification, GatewayResult, Payment
+from pipeline.domain.payment import (
+    CUSTOMER_ACTION_REQUIRED,
+    dead_lettered,
+    find_attempt,
+)
+from pipeline.domain.policy import Policy
+from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.disputes import process_dispute
+from pipeline.processors.outcomes import (
+    STALE_RESULT,
+    contradictory,
+    declined,
+    failed_later,
+    late_evidence,
+    pending,
+)
+
+UNKNOWN_PAYMENT: Final = "unknown_payment"
+UNKNOWN_ATTEMPT: Final = "unknown_attempt"
+UNKNOWN_NOTICE: Final = "unknown_notice"
+
+# Types of notices, and the outcome that only they have.
+OPERATION: Final = "operation"
+DISPUTE: Final = "dispute"
+FAILED: Final = "failed"
+
+_STALE: Final = Decision(note=STALE_RESULT)
+
+
+def process_notification(
+    payment: Payment | None, notice: GatewayNotification, now_ms: int, policy: Policy
+) -> Decision:
+    """Decide about one notice; ``now_ms`` is its append time.
+
+    Repeated and outdated ones have no effect (``stale_result``); what names no payment or attempt
+    of ours is dead-lettered. Commands that waited for the operation run in the same decision.
+    """
+    if payment is None:
+        detail = f"no payment {notice.payment_id} of order {notice.order_id} is known"
+        return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)
+    if notice.payment_id != payment.payment_id:
+        detail = f"the notice names payment {notice.payment_id}, not {payment.payment_id}"
+        return dead_lettered(payment, UNKNOWN_PAYMENT, detail, now_ms)
+    if notice.type == DISPUTE:
+        return process_dispute(payment, notice, now_ms)
+    if notice.type != OPERATION:
+        detail = f"{notice.gateway} tells of a thing that is neither operation nor dispute"
+        return dead_lettered(payment, UNKNOWN_NOTICE, detail, now_ms)
+    attempt = find_attempt(payment, notice.operation_id, notice.attempt, notice.gateway)
+    if attempt is None or notice.kind != attempt.kind:
+        if notice.outcome == SUCCEEDED:
+            return contradictory(payment, _as_result(notice, None), now_ms)
+        detail = f"payment {payment.payment_id} has no such operation at {notice.gateway}"
+        return dead_lettered(payment, UNKNOWN_ATTEMPT, detail, now_ms)
+    made = _about(payment, attempt, _as_result(notice, attempt), now_ms, policy)
+    return with_waiting_commands(made, now_ms, policy) if payment.commands else made
+
+
+def _about(
+    payment: Payment, attempt: Attempt, said: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    outcome = said.outcome
+    if outcome == SUCCEEDED:
+        return late_evidence(payment, attempt, said, now_ms, policy)
+    if outcome == FAILED and attempt.kind == REFUND:
+        if attempt.state in OPEN_STATES or has_succeeded(attempt.state):
+            if said.currency != payment.currency:
+                return contradictory(payment, said, now_ms)
+            return failed_later(payment, attempt, said, now_ms)
+        return _STALE
+    if outcome in (DECLINED, FAILED):
+        if attempt.state in OPEN_STATES:
+            return declined(payment, attempt, said, now_ms)
+        if has_succeeded(attempt.state) or attempt.state == CONTRADICTED:
+            return contradictory(payment, said, now_ms)
+        return _STALE
+    if outcome == PENDING and attempt.state in OPEN_STATES:
+        asks = said.code == CUSTOMER_ACTION_REQUIRED and payment.status != REQUIRES_CUSTOMER_ACTION
+        if attempt.state != ATTEMPT_PENDING or asks:
+            return pending(payment, attempt, said, now_ms, policy)
+    return _STALE
+
+
+def _as_result(notice: GatewayNotification, attempt: Attempt | None) -> GatewayResult:
+    return GatewayResult(
+        merchant_id=notice.merchant_id,
+        order_id=notice.order_id,
+        payment_id=notice.payment_id,
+        operation_id=notice.operation_id or "",
+        kind=notice.kind or "",
+        gateway=notice.gateway,
+        attempt=notice.attempt or 0,
+        try_number=0 if attempt is None else attempt.tries,
+        outcome=notice.outcome or "",
+        gateway_reference=notice.gateway_reference,
+        code=notice.code,
+        gateway_code=notice.gateway_code,
+        amount_minor=notice.amount_minor,
+        currency=notice.currency,
+        observed_at_ms=notice.received_at_ms,
+    )

@@ -1,0 +1,637 @@
+"""What follows once something is known of an attempt: success, decline, pending, failure.
+
+Here money is counted and settlements are made. A charge that succeeds although its payment has
+ended (failed, cancelled, expired, or paid another way meanwhile) is booked as it happened and given
+back once: voided if it was only authorized, else refunded.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from pipeline.domain.decision import Decision, Outgoing
+from pipeline.domain.ids import expiry_operation_id, reversal_operation_id
+from pipeline.domain.invariant import InvariantBroken
+from pipeline.domain.lifecycle import (
+    ACTION_ASKED,
+    ATTEMPT_FAILED,
+    AUTHORIZATION_SEEN,
+    AUTHORIZED,
+    BECAME_KNOWN,
+    BECAME_UNKNOWN,
+    CANCEL_CONFIRMED,
+    CAPTURE,
+    CAPTURE_SEEN,
+    CAPTURED,
+    CHARGE,
+    CHARGE_SEEN,
+    CONTRADICTION_SEEN,
+    CONTRADICTORY_EVIDENCE,
+    DEADLINE_PASSED,
+    DECLINE_SEEN,
+    DECLINED,
+    DECLINED_FINALLY,
+    FAILURE_SEEN,
+    GIVE_UP,
+    GIVEN_UP,
+    INQUIRIES_EXHAUSTED,
+    LATE_SUCCESS,
+    LATE_SUCCESS_SEEN,
+    LOSS_POSTED,
+    MAIN_KINDS,
+    OPEN_STATES,
+    OUTCOME_UNCERTAIN,
+    OUTCOME_UNKNOWN,
+    PENDING,
+    PENDING_SEEN,
+    REFUND,
+    REQUIRES_CUSTOMER_ACTION,
+    REVERSAL_STARTED,
+    SUCCESS_SEEN,
+    VOID,
+    has_succeeded,
+)
+from pipeline.domain.model import Attempt, GatewayResult, Payment
+from pipeline.domain.payment import (
+    CUSTOMER_ACTION_REQUIRED,
+    PENDING_CODE,
+    UNDECIDED,
+    amount_of,
+    begun,
+    dead_lettered,
+    decision,
+    find_attempt,
+    first_try,
+    followed,
+    gateway_profile,
+    request_of,
+    settlement_of,
+    stepped,
+    timer_of,
+    told,
+    wait_of,
+)
+from pipeline.domain.policy import Policy
+
+# Kinds of settlements that gateways' words about operations make.
+SETTLED_CAPTURE: Final = "capture"
+SETTLED_REFUND: Final = "refund"
+SETTLED_REFUND_FAILED: Final = "refund_failed"
+
+AMOUNT_MISMATCH: Final = "amount_mismatch"
+
+# Code of an attempt that had succeeded and failed later: a success is no news to it.
+FAILED_LATER: Final = "failed_later"
+
+# Reasons of timers.
+AUTHORIZATION_ENDS: Final = "authorization_ends"
+CUSTOMER_ACTION_ENDS: Final = "customer_action_ends"
+
+STALE_RESULT: Final = "stale_result"
+_STALE_RESULT: Final = Decision(note=STALE_RESULT)
+
+
+def succeeded(
+    payment: Payment,
+    attempt: Attempt,
+    result: GatewayResult,
+    reference: str,
+    now_ms: int,
+    policy: Policy,
+    *,
+    trigger: str = SUCCESS_SEEN,
+    actor: str | None = None,
+    detail: str | None = None,
+) -> Decision:
+    """An attempt moved the money that it was to move; ``reference`` is the gateway's id of it."""
+    asked_minor = attempt.amount_minor or payment.amount_minor
+    if result.amount_minor != asked_minor or result.currency != payment.currency:
+        # Money moved, but not the money that was asked for: a person decides what is booked.
+        told_of = (
+            f"{result.gateway} says {result.amount_minor} {result.currency} were moved by the "
+            f"{attempt.kind}, asked were {asked_minor} {payment.currency} (reference {reference})"
+        )
+        if trigger == SUCCESS_SEEN and attempt.state in OPEN_STATES:
+            attempt = replace(attempt, gateway_reference=reference, code=result.code)
+            return contradicted(payment, attempt, AMOUNT_MISMATCH, told_of, now_ms)
+        return dead_lettered(
+            payment, AMOUNT_MISMATCH, told_of, now_ms, event=CONTRADICTORY_EVIDENCE
+        )
+    attempt = replace(attempt, gateway_reference=reference, code=result.code, uncertain_since_ms=0)
+    if attempt.kind in MAIN_KINDS:
+        if (
+            trigger == LATE_SUCCESS_SEEN
+            or payment.status not in UNDECIDED
+            or payment.cancel_requested_by is not None
+        ):
+            return _too_late(payment, attempt, now_ms, policy, trigger, actor, detail)
+        if attempt.kind == CHARGE:
+            changed, event = stepped(
+                payment,
+                attempt,
+                trigger,
+                now_ms,
+                moves=CHARGE_SEEN,
+                actor=actor,
+                detail=detail,
+                authorized_minor=payment.authorized_minor + asked_minor,
+                captured_minor=payment.captured_minor + asked_minor,
+                next_action_url=None,
+                expires_at_ms=None,
+            )
+            settlement = settlement_of(
+                payment,
+                SETTLED_CAPTURE,
+                asked_minor,
+                now_ms,
+                operation_id=attempt.operation_id,
+                gateway=attempt.gateway,
+                reference=reference,
+            )
+            return Decision(payment=changed, sends=(settlement, event))
+        return _authorized(payment, attempt, now_ms, policy, trigger, actor, detail)
+    if attempt.kind == CAPTURE:
+        return _captured(payment, attempt, now_ms, policy, trigger, actor, detail)
+    if attempt.kind == REFUND:
+        return _refunded(payment, attempt, result, now_ms, trigger, actor, detail)
+    return _voided(payment, attempt, now_ms, trigger, actor, detail)
+
+
+def _authorized(
+    payment: Payment,
+    attempt: Attempt,
+    now_ms: int,
+    policy: Policy,
+    trigger: str,
+    actor: str | None,
+    detail: str | None,
+) -> Decision:
+    expires_at_ms = now_ms + gateway_profile(policy, attempt.gateway).authorization_ms
+    changed, event = stepped(
+        payment,
+        attempt,
+        trigger,
+        now_ms,
+        moves=AUTHORIZATION_SEEN,
+        actor=actor,
+        detail=detail,
+        authorized_minor=payment.authorized_minor + payment.amount_minor,
+        next_action_url=None,
+        expires_at_ms=expires_at_ms,
+    )
+    timer = timer_of(changed, expires_at_ms, AUTHORIZATION_ENDS, policy, now_ms)
+    return decision(changed, timer, event)
+
+
+def _captured(
+    payment: Payment,
+    attempt: Attempt,
+    now_ms: int,
+    policy: Policy,
+    trigger: str,
+    actor: str | None,
+    detail: str | None,
+) -> Decision:
+    standing = payment.status in (AUTHORIZED, CAPTURED)
+    captured = payment.captured_minor + attempt.amount_minor
+    changed, event = stepped(
+        payment,
+        attempt,
+        trigger,
+        now_ms,
+        moves=CAPTURE_SEEN if payment.status == AUTHORIZED else None,
+        actor=actor,
+        detail=detail,
+        captured_minor=captured,
+        authorized_minor=max(payment.authorized_minor, captured),
+        expires_at_ms=None if captured >= payment.authorized_minor else payment.expires_at_ms,
+    )
+    settlement = _settled(payment, attempt, SETTLED_CAPTURE, attempt.amount_minor, now_ms)
+    made = decision(changed, settlement, event)
+    return made if standing else followed(made, _reversed(changed, attempt, now_ms, policy))
+
+
+def _refunded(
+    payment: Payment,
+    attempt: Attempt,
+    result: GatewayResult,
+    now_ms: int,
+    trigger: str,
+    actor: str | None,
+    detail: str | None,
+) -> Decision:
+    refunded = payment.refunded_minor + attempt.amount_minor
+    if refunded > payment.captured_minor:
+        more = f"{refunded} would be refunded of {payment.captured_minor} captured"
+        return contradictory(payment, result, now_ms, more)
+    changed, event = stepped(
+        payment, attempt, trigger, now_ms, actor=actor, detail=detail, refunded_minor=refunded
+    )
+    settlement = _settled(payment, attempt, SETTLED_REFUND, -attempt.amount_minor, now_ms)
+    return with_loss(payment, decision(changed, settlement, event), now_ms)
+
+
+def _voided(
+    payment: Payment,
+    attempt: Attempt,
+    now_ms: int,
+    trigger: str,
+    actor: str | None,
+    detail: str | None,
+) -> Decision:
+    changed, event = stepped(
+        payment,
+        attempt,
+        trigger,
+        now_ms,
+        moves=_after_void(payment, attempt),
+        actor=actor,
+        detail=detail,
+        authorized_minor=max(
+            payment.captured_minor, payment.authorized_minor - amount_of(payment, attempt)
+        ),
+    )
+    return decision(changed, event)
+
+
+def _after_void(payment: Payment, attempt: Attempt) -> str | None:
+    if payment.status != AUTHORIZED or _is_reversal(payment, attempt):
+        return None
+    return DEADLINE_PASSED if is_expiry(payment, attempt) else CANCEL_CONFIRMED
+
+
+def _too_late(
+    payment: Payment,
+    attempt: Attempt,
+    now_ms: int,
+    policy: Policy,
+    trigger: str,
+    actor: str | None,
+    detail: str | None,
+) -> Decision:
+    """Book what happened, and begin to give it back: each attempt has one reversal."""
+    amount_minor = amount_of(payment, attempt)
+    cancelled = trigger != LATE_SUCCESS_SEEN and payment.status in UNDECIDED
+    charged = attempt.kind == CHARGE
+    changed, event = stepped(
+        payment,
+        attempt,
+        trigger,
+        now_ms,
+        moves=CANCEL_CONFIRMED if cancelled else None,
+        reason=LATE_SUCCESS,
+        actor=actor,
+        detail=detail,
+        authorized_minor=payment.authorized_minor + amount_minor,
+        captured_minor=payment.captured_minor + (amount_minor if charged else 0),
+    )
+    reversal = _reversed(changed, attempt, now_ms, policy)
+    if not charged:
+        return followed(decision(changed, event), reversal)
+    settlement = settlement_of(
+        payment,
+        SETTLED_CAPTURE,
+        amount_minor,
+        now_ms,
+        # Not the attempt's own operation, of which another attempt may be settled.
+        operation_id=reversal_operation_id(attempt.operation_id, attempt.attempt),
+        gateway=attempt.gateway,
+        reference=attempt.gateway_reference or "",
+    )
+    return followed(decision(changed, settlement, event), reversal)
+
+
+def _reversed(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
+    kind = VOID if attempt.kind not in (CHARGE, CAPTURE) else REFUND
+    return begin_operation(
+        payment,
+        kind,
+        reversal_operation_id(attempt.operation_id, attempt.attempt),
+        attempt.gateway,
+        amount_of(payment, attempt),
+        now_ms,
+        policy,
+        event=REVERSAL_STARTED,
+        reason=LATE_SUCCESS,
+    )
+
+
+def begin_operation(
+    payment: Payment,
+    kind: str,
+    operation_id: str,
+    gateway: str,
+    amount_minor: int,
+    now_ms: int,
+    policy: Policy,
+    *,
+    event: str | None = None,
+    reason: str | None = None,
+    actor: str | None = None,
+    business_date: str | None = None,
+) -> Decision:
+    """Ask a gateway for a capture, a void or a refund."""
+    attempt = first_try(
+        operation_id,
+        kind,
+        gateway,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        amount_minor=amount_minor,
+        business_date=business_date,
+    )
+    changed, sent = begun(payment, attempt, now_ms, event=event, reason=reason, actor=actor)
+    return decision(changed, request_of(changed, attempt), sent)
+
+
+def declined(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int) -> Decision:
+    """The gateway's final no."""
+    attempt = replace(
+        attempt, gateway_reference=result.gateway_reference, code=result.code, uncertain_since_ms=0
+    )
+    return _ended(payment, attempt, DECLINE_SEEN, result.code or DECLINED, now_ms)
+
+
+def gave_up(
+    payment: Payment,
+    attempt: Attempt,
+    reason: str,
+    now_ms: int,
+    *,
+    trigger: str = GIVE_UP,
+    actor: str | None = None,
+    detail: str | None = None,
+) -> Decision:
+    """Nothing more is tried, and nothing is known to have moved."""
+    attempt = replace(attempt, uncertain_since_ms=0)
+    return _ended(payment, attempt, trigger, reason, now_ms, actor=actor, detail=detail)
+
+
+def _ended(
+    payment: Payment,
+    attempt: Attempt,
+    trigger: str,
+    reason: str,
+    now_ms: int,
+    *,
+    actor: str | None = None,
+    detail: str | None = None,
+) -> Decision:
+    moves = None
+    if attempt.kind in MAIN_KINDS:
+        if payment.status in UNDECIDED:
+            if payment.cancel_requested_by is not None:
+                moves = CANCEL_CONFIRMED
+            else:
+                moves = DECLINED_FINALLY if trigger == DECLINE_SEEN else GIVEN_UP
+            changed, event = stepped(
+                payment, attempt, trigger, now_ms, moves=moves, reason=reason, actor=actor,
+                detail=detail, next_action_url=None, expires_at_ms=None,
+            )  # fmt: skip
+            return decision(changed, event)
+    elif attempt.kind == VOID and payment.status == AUTHORIZED and is_expiry(payment, attempt):
+        # Void or not, the hold is over by now: the gateway lets it lapse by itself.
+        changed, event = stepped(
+            payment, attempt, trigger, now_ms, moves=DEADLINE_PASSED, reason=reason, actor=actor,
+            detail=detail, authorized_minor=payment.captured_minor,
+        )  # fmt: skip
+        return decision(changed, event)
+    changed, event = stepped(
+        payment, attempt, trigger, now_ms, reason=reason, actor=actor, detail=detail
+    )
+    return decision(changed, event)
+
+
+def uncertain(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """It may have happened: ask until it is known."""
+    reason = result.code or result.outcome
+    attempt = replace(
+        attempt,
+        gateway_reference=result.gateway_reference or attempt.gateway_reference,
+        code=reason,
+        uncertain_since_ms=attempt.uncertain_since_ms or now_ms,
+    )
+    changed, event = stepped(
+        payment,
+        attempt,
+        OUTCOME_UNCERTAIN,
+        now_ms,
+        moves=_unknown(payment, attempt),
+        reason=reason,
+    )
+    return decision(changed, waiting(changed, attempt, reason, policy, now_ms), event)
+
+
+def exhausted(payment: Payment, attempt: Attempt, reason: str, now_ms: int) -> Decision:
+    """The gateway was asked as often as policy allows: a person must look."""
+    changed, event = stepped(
+        payment,
+        attempt,
+        INQUIRIES_EXHAUSTED,
+        now_ms,
+        moves=_unknown(payment, attempt),
+        reason=reason,
+    )
+    return decision(changed, event)
+
+
+def pending(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """The gateway has it and is not done; maybe the customer has something to do first."""
+    asks = (
+        result.code == CUSTOMER_ACTION_REQUIRED
+        and attempt.kind in MAIN_KINDS
+        and payment.status in UNDECIDED
+    )
+    attempt = replace(
+        attempt,
+        gateway_reference=result.gateway_reference or attempt.gateway_reference,
+        code=CUSTOMER_ACTION_REQUIRED if asks else PENDING_CODE,
+        uncertain_since_ms=0,
+    )
+    if asks and payment.cancel_requested_by is not None:
+        changed, event = stepped(
+            payment, attempt, PENDING_SEEN, now_ms, moves=CANCEL_CONFIRMED, reason=result.code
+        )
+        return decision(changed, waiting(changed, attempt, result.code, policy, now_ms), event)
+    if asks and payment.status != REQUIRES_CUSTOMER_ACTION:
+        expires_at_ms = now_ms + policy.customer_action_ms
+        if payment.pay_before_ms is not None:
+            expires_at_ms = min(expires_at_ms, payment.pay_before_ms)
+        changed, event = stepped(
+            payment,
+            attempt,
+            PENDING_SEEN,
+            now_ms,
+            moves=ACTION_ASKED,
+            reason=result.code,
+            next_action_url=result.next_action_url,
+            expires_at_ms=expires_at_ms,
+        )
+        timer = timer_of(changed, expires_at_ms, CUSTOMER_ACTION_ENDS, policy, now_ms)
+        wait = waiting(changed, attempt, result.code, policy, now_ms)
+        return decision(changed, timer, wait, event)
+    known = payment.status == OUTCOME_UNKNOWN and attempt.kind in MAIN_KINDS
+    changed, event = stepped(
+        payment,
+        attempt,
+        PENDING_SEEN,
+        now_ms,
+        moves=BECAME_KNOWN if known else None,
+        reason=result.code or PENDING,
+    )
+    return decision(changed, waiting(changed, attempt, result.code, policy, now_ms), event)
+
+
+def failed_later(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int
+) -> Decision:
+    """A refund failed after it had succeeded, or before we heard that it had."""
+    reason = result.code or FAILED_LATER
+    had_moved = has_succeeded(attempt.state)
+    attempt = replace(attempt, code=FAILED_LATER, uncertain_since_ms=0)
+    refunded = payment.refunded_minor - (attempt.amount_minor if had_moved else 0)
+    changed, event = stepped(
+        payment, attempt, FAILURE_SEEN, now_ms, reason=reason, refunded_minor=refunded
+    )
+    if not had_moved:
+        return decision(changed, event)
+    settlement = _settled(payment, attempt, SETTLED_REFUND_FAILED, attempt.amount_minor, now_ms)
+    return decision(changed, settlement, event)
+
+
+def late_evidence(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """A success that nobody waited for: taken, already known, given back, or contradictory."""
+    reference = result.gateway_reference
+    if reference:
+        if attempt.state in OPEN_STATES:
+            return succeeded(payment, attempt, result, reference, now_ms, policy)
+        if has_succeeded(attempt.state):
+            if (
+                reference == attempt.gateway_reference
+                and result.amount_minor == amount_of(payment, attempt)
+                and result.currency == payment.currency
+            ):
+                return _STALE_RESULT
+        elif attempt.state in (DECLINED, ATTEMPT_FAILED):
+            if attempt.code == FAILED_LATER:
+                return _STALE_RESULT
+            return succeeded(
+                payment, attempt, result, reference, now_ms, policy, trigger=LATE_SUCCESS_SEEN
+            )
+    return contradictory(payment, result, now_ms)
+
+
+def contradicted(
+    payment: Payment, attempt: Attempt, cause: str, detail: str, now_ms: int
+) -> Decision:
+    """Stop the attempt until a person has looked, and keep the evidence whole."""
+    changed, event = stepped(
+        payment,
+        attempt,
+        CONTRADICTION_SEEN,
+        now_ms,
+        moves=_unknown(payment, attempt),
+        reason=cause,
+        detail=detail,
+        dead_letters=payment.dead_letters + 1,
+    )
+    return Decision(payment=changed, sends=(event,), dead_letter=cause, detail=detail)
+
+
+def contradictory(
+    payment: Payment, result: GatewayResult, now_ms: int, more: str | None = None
+) -> Decision:
+    """Evidence that cannot be true together with what is known; nothing changes by it."""
+    detail = (
+        f"{result.gateway} says {result.outcome} for attempt {result.attempt}, try "
+        f"{result.try_number} (reference {result.gateway_reference}), but payment "
+        f"{payment.payment_id} is {payment.status}"
+    )
+    return dead_lettered(
+        payment,
+        CONTRADICTORY_EVIDENCE,
+        detail if more is None else f"{detail}; {more}",
+        now_ms,
+        event=CONTRADICTORY_EVIDENCE,
+    )
+
+
+def with_loss(before: Payment, made: Decision, now_ms: int) -> Decision:
+    """The decision, and the event of what it loses: more given back than was ever captured."""
+    after = made.payment
+    if after is None or not after.charged_back_minor:
+        return made
+    loss_minor = _loss(after)
+    if loss_minor <= max(0, _loss(before)):
+        return made
+    detail = (
+        f"{after.refunded_minor} refunded and {after.charged_back_minor} charged back of "
+        f"{after.captured_minor} captured"
+    )
+    changed, event = told(after, LOSS_POSTED, now_ms, operation_minor=loss_minor, detail=detail)
+    return followed(made, decision(changed, event))
+
+
+def _loss(payment: Payment) -> int:
+    return payment.refunded_minor + payment.charged_back_minor - payment.captured_minor
+
+
+def is_expiry(payment: Payment, attempt: Attempt) -> bool:
+    """Whether this void ends an authorization at its time."""
+    return any(
+        each.kind in MAIN_KINDS and attempt.operation_id == expiry_operation_id(each.operation_id)
+        for each in payment.attempts
+    )
+
+
+def _is_reversal(payment: Payment, attempt: Attempt) -> bool:
+    return any(
+        attempt.operation_id == reversal_operation_id(each.operation_id, each.attempt)
+        for each in payment.attempts
+    )
+
+
+def waiting(
+    payment: Payment,
+    attempt: Attempt,
+    reason: str | None,
+    policy: Policy,
+    now_ms: int,
+    retry_after_ms: int | None = None,
+) -> Outgoing:
+    """The wait of an attempt that has just been changed in ``payment``."""
+    found = find_attempt(payment, attempt.operation_id, attempt.attempt)
+    if found is None:
+        raise InvariantBroken("a wait is of an attempt of the payment")
+    return wait_of(payment, found, reason, policy, now_ms, retry_after_ms)
+
+
+def _unknown(payment: Payment, attempt: Attempt) -> str | None:
+    """The payment's trigger when the outcome of one of its attempts became unknown."""
+    if attempt.kind in MAIN_KINDS and payment.status in UNDECIDED:
+        return None if payment.status == OUTCOME_UNKNOWN else BECAME_UNKNOWN
+    return None
+
+
+def _settled(
+    payment: Payment, attempt: Attempt, kind: str, amount_minor: int, now_ms: int
+) -> Outgoing:
+    return settlement_of(
+        payment,
+        kind,
+        amount_minor,
+        now_ms,
+        operation_id=attempt.operation_id,
+        gateway=attempt.gateway,
+        reference=attempt.gateway_reference or "",
+        business_date=attempt.business_date,
+    )

@@ -1,0 +1,102 @@
+"""What ends by itself: an authorization, the wait for a customer or an order, a review's deadline.
+
+A timer's record is passed on from tier to tier until its time. It acts only if the payment still
+waits for that very time (``expires_at_ms``); any other is stale.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from pipeline.domain.decision import Decision
+from pipeline.domain.ids import expiry_operation_id
+from pipeline.domain.lifecycle import (
+    AUTHORIZATION_LAPSED,
+    AUTHORIZED,
+    AWAITING_ORDER,
+    CAPTURE,
+    CAPTURED,
+    DEADLINE_PASSED,
+    REQUIRES_CUSTOMER_ACTION,
+    RISK_REVIEW,
+    VOID,
+)
+from pipeline.domain.model import Payment, PaymentDue
+from pipeline.domain.payment import (
+    amount_of,
+    decision,
+    in_flight,
+    moved,
+    reserved_minor,
+    standing_main,
+    told,
+)
+from pipeline.domain.policy import Policy
+from pipeline.domain.tiers import tier_not_longer
+from pipeline.processors.commands import reject_waiting
+from pipeline.processors.outcomes import begin_operation
+
+NOT_YET_DUE: Final = "not_yet_due"
+STALE_DUE: Final = "stale_due"
+ORDER_MUST_ARRIVE: Final = "order_must_arrive"
+
+_STALE_DUE: Final = Decision(note=STALE_DUE)
+
+
+def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy) -> Decision:
+    """Decide about a timer whose tier is over; ``now_ms`` is when it entered that tier."""
+    due_at_ms = due.due_at_ms
+    if due_at_ms is None or payment.expires_at_ms != due_at_ms:
+        return _STALE_DUE
+    delays_ms = policy.timer_delays_ms
+    ends_ms = now_ms + delays_ms[min(due.tier, len(delays_ms)) - 1]
+    if ends_ms < due_at_ms:
+        return _passed_on(due, tier_not_longer(delays_ms, due_at_ms - ends_ms))
+    if payment.status in (REQUIRES_CUSTOMER_ACTION, RISK_REVIEW):
+        changed, event = moved(
+            payment,
+            DEADLINE_PASSED,
+            now_ms,
+            reason=due.reason,
+            expires_at_ms=None,
+            next_action_url=None,
+        )
+        return decision(changed, event)
+    if payment.status == AWAITING_ORDER:
+        return reject_waiting(replace(payment, expires_at_ms=None), ORDER_MUST_ARRIVE, now_ms)
+    if payment.status not in (AUTHORIZED, CAPTURED):
+        return _STALE_DUE
+    if in_flight(payment) or reserved_minor(payment, CAPTURE):
+        # A capture or a void is under way; what is left afterwards ends then.
+        return _passed_on(due, 1)
+    if payment.status == CAPTURED:
+        # Partly captured: the rest of the hold goes by itself, and is no longer ours to take.
+        changed, event = told(
+            payment,
+            AUTHORIZATION_LAPSED,
+            now_ms,
+            reason=due.reason,
+            operation_minor=payment.authorized_minor - payment.captured_minor,
+            authorized_minor=payment.captured_minor,
+            expires_at_ms=None,
+        )
+        return decision(changed, event)
+    authorization = standing_main(payment)
+    if authorization is None:
+        return _STALE_DUE
+    return begin_operation(
+        replace(payment, expires_at_ms=None),
+        VOID,
+        expiry_operation_id(authorization.operation_id),
+        authorization.gateway,
+        amount_of(payment, authorization),
+        now_ms,
+        policy,
+        reason=due.reason,
+    )
+
+
+def _passed_on(due: PaymentDue, tier: int) -> Decision:
+    return Decision(sends=(replace(due, tier=tier),), note=NOT_YET_DUE)

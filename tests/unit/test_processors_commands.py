@@ -1,0 +1,547 @@
+"""Commands: what each does, in which order, and by which rule it is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.domain.policy import DAY_MS
+from pipeline.processors.order import hold_for_review
+from tests.support.payment_story import (
+    ACTION,
+    DECLINED,
+    MANUAL,
+    NOT_FOUND,
+    NOT_SENT,
+    NOW,
+    ORDER,
+    PENDING,
+    POLICY,
+    SECOND,
+    TIMED_OUT,
+    Story,
+    command,
+    yes,
+)
+
+
+def charged() -> Story:
+    story = Story()
+    story.flow.answer(yes)
+    return story
+
+
+def authorized() -> Story:
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    return story
+
+
+def failed() -> Story:
+    story = Story()
+    story.flow.answer(DECLINED)
+    return story
+
+
+def exhausted(order: Any = ORDER) -> Story:
+    story = Story(order)
+    story.flow.run(lambda _: TIMED_OUT)
+    assert story.events[-1] == "inquiry_exhausted"
+    return story
+
+
+def reviewed(order: Any = ORDER) -> Story:
+    """A payment that the risk rules held: the hook that they use, in the driver's table."""
+    story = Story(None)
+    story.flow.apply(order, hold_for_review(None, order, "risky_country", NOW, POLICY))
+    return story
+
+
+# Captures.
+
+
+def test_an_authorization_is_captured_in_parts() -> None:
+    """Several captures take what was authorized, each settled by its own operation."""
+    story = authorized()
+    assert (story.status, story.money, story.settled) == ("authorized", (500, 0, 0), [])
+    story.command("capture", "c1", amount_minor=200, business_date="2026-09-25")
+    assert story.flow.requests()[-1].parent_reference == "authorize_1"
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("captured", (500, 200, 0))
+    story.command("capture", "c2")
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 0)
+    assert story.settled == [("capture", 200), ("capture", 300)]
+    assert [s.business_date for s in story.flow.settlements()] == ["2026-09-25", "2026-09-21"]
+    assert story.events == [
+        "payment_started", "authorized", "capture_started", "captured", "capture_started",
+        "captured",
+    ]  # fmt: skip
+    assert story.payment.expires_at_ms is None
+    assert story.rejected("capture", "c3") == "payment_must_be_authorized"
+
+
+def test_a_capture_takes_no_more_than_is_left() -> None:
+    """What is being captured counts as captured."""
+    story = authorized()
+    assert story.rejected("capture", amount_minor=501) == "capture_must_not_exceed_authorized"
+    story.command("capture", "c2", amount_minor=400)
+    story.flow.answer(PENDING)
+    assert story.rejected("capture", "c3", amount_minor=101) == "capture_must_not_exceed_authorized"
+    assert story.rejected("cancel", "c4") == "payment_must_not_be_captured"
+    story.notify("succeeded", "c2")
+    assert story.money == (500, 400, 0)
+
+
+def test_a_capture_that_failed_leaves_the_authorization() -> None:
+    """A declined capture changes no amount and no status; another one may follow."""
+    story = authorized()
+    story.command("capture")
+    story.flow.answer(DECLINED)
+    assert (story.status, story.money) == ("authorized", (500, 0, 0))
+    assert story.events[-1] == "capture_failed"
+    story.command("capture", "c2")
+    story.flow.answer(yes)
+    assert story.status == "captured"
+
+
+# Refunds.
+
+
+def test_refunds_take_no_more_than_was_captured() -> None:
+    """Full and partial refunds, with what is under way reserved, and what failed free again."""
+    story = charged()
+    story.command("refund", "r1", amount_minor=200)
+    assert story.flow.requests()[-1].parent_reference == "charge_1"
+    story.flow.answer(PENDING)
+    assert story.rejected("refund", "r2", amount_minor=301) == "refund_must_not_exceed_captured"
+    story.command("refund", "r3", amount_minor=300)
+    story.flow.answer(DECLINED)
+    assert story.events[-1] == "refund_failed"
+    story.notify("succeeded", "r1")
+    story.command("refund", "r4")
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 500)
+    assert story.settled == [("capture", 500), ("refund", -200), ("refund", -300)]
+    assert story.rejected("refund", "r5") == "refund_must_not_exceed_captured"
+
+
+def test_an_unknown_refund_is_inquired_about_and_leaves_the_status() -> None:
+    """A refund that may have happened is asked about, never repeated under another key."""
+    story = charged()
+    story.command("refund", "r1")
+    story.flow.answer(TIMED_OUT)
+    assert story.status == "captured"
+    assert story.events[-1] == "outcome_unknown"
+    story.wait()
+    inquiry = story.flow.requests()[-1]
+    assert (inquiry.kind, inquiry.operation_kind) == ("inquire", "refund")
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 500)
+
+
+def test_a_refund_that_cannot_be_sent_fails_at_last() -> None:
+    """A refund stays at its gateway: it is tried again, asked about, and given up with proof."""
+    story = charged()
+    story.command("refund", "r1")
+    story.flow.run(lambda r: NOT_SENT if r.kind == "refund" else NOT_FOUND)
+    assert story.events[-1] == "refund_failed"
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+    story.flow.result(replace(story.late_result(1), try_number=1))
+    assert story.events[-1] == "late_success", "money that left is booked, however late"
+    assert story.money == (500, 500, 500)
+
+
+# Cancels.
+
+
+def test_an_order_cancelled_in_a_retry_tier_is_never_charged() -> None:
+    """The cancel bars sending at once; the payment ends when nobody can have sent."""
+    story = Story()
+    story.flow.answer(NOT_SENT)
+    story.command("cancel", actor="ann")
+    assert (story.status, story.payment.cancel_requested_by) == ("processing", "c1")
+    story.flow.run(lambda r: yes(r) if r.kind == "charge" else NOT_FOUND)
+    assert story.status == "cancelled"
+    assert story.asked == ["charge", "inquire"]
+    assert story.settled == []
+    assert story.rejected("cancel", "c2") == "payment_must_be_open"
+
+
+def test_a_charge_that_turns_out_made_after_a_cancel_is_given_back() -> None:
+    """Cancelled all the same: the charge is booked and refunded, once."""
+    story = Story()
+    story.command("cancel")
+    story.flow.answer(yes)
+    assert story.status == "cancelled"
+    assert story.events[-2:] == ["cancelled", "reversal_started"]
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 500)
+    assert story.settled == [("capture", 500), ("refund", -500)]
+
+
+def test_a_cancelled_authorization_is_voided() -> None:
+    """A hold is given back at the gateway; nothing is settled."""
+    story = authorized()
+    story.command("cancel")
+    assert story.asked == ["authorize", "void"]
+    story.flow.answer(yes)
+    assert (story.status, story.money, story.settled) == ("cancelled", (0, 0, 0), [])
+    assert story.rejected("capture", "c2") == "payment_must_be_authorized"
+
+
+def test_a_void_that_failed_leaves_the_authorization() -> None:
+    """The status says what is true: the hold stands."""
+    story = authorized()
+    story.command("cancel")
+    story.flow.answer(DECLINED)
+    assert (story.status, story.events[-1]) == ("authorized", "void_failed")
+
+
+def test_a_captured_payment_is_not_cancelled() -> None:
+    """Money that was taken goes back by a refund, which says how much."""
+    assert charged().rejected("cancel") == "payment_must_not_be_captured"
+
+
+def test_a_cancel_of_a_decline_is_cancelled() -> None:
+    """The decline ends it, and nothing is left to retry."""
+    story = Story()
+    story.command("cancel")
+    assert story.rejected("cancel", "c2") == "cancel_must_not_be_repeated"
+    story.flow.answer(DECLINED)
+    assert story.status == "cancelled"
+    assert story.rejected("retry", "c3", instrument_token="tok_2") == "payment_must_have_failed"
+
+
+# Retries with another instrument.
+
+
+def test_a_declined_payment_is_retried_with_another_instrument() -> None:
+    """The new token is charged under the command's id; the order's own stays its token."""
+    story = failed()
+    assert story.rejected("retry", "c0", instrument_token="tok_1") == "token_must_be_new"
+    story.command("retry", instrument_token="tok_2")
+    request = story.flow.requests()[-1]
+    assert (request.instrument_token, request.operation_id, request.attempt) == ("tok_2", "c1", 1)
+    assert (story.status, story.events[-1]) == ("processing", "payment_retried")
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+    assert story.flow.order(ORDER).note == "duplicate_order"
+
+
+def test_a_first_charge_that_shows_after_a_retry_is_given_back() -> None:
+    """One payment, paid once: the first charge goes back, the second one stays."""
+    story = failed()
+    late = story.late_result()
+    story.command("retry", instrument_token="tok_2")
+    story.flow.result(late)
+    story.flow.answer(yes)
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("captured", (1_000, 1_000, 500))
+    assert sorted(story.settled) == [("capture", 500), ("capture", 500), ("refund", -500)]
+
+
+# Resolutions and reviews.
+
+
+def test_a_person_resolves_what_no_gateway_would_say() -> None:
+    """Charged, by the gateway's reference, with evidence and a name."""
+    story = exhausted()
+    story.command("resolve", decision="charged", gateway_reference="ch_9")
+    assert (story.status, story.settled) == ("captured", [("capture", 500)])
+    event = story.flow.events()[-1]
+    assert (event.actor, event.detail) == ("ann", "the gateway's report")
+    assert story.rejected(
+        "resolve", "c2", decision="charged", gateway_reference="x"
+    ) == "outcome_must_be_unknown"  # fmt: skip
+
+
+def test_a_person_resolves_a_charge_as_not_made() -> None:
+    """Not charged, but only once nobody can send it any more; then it may be retried."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    assert story.rejected("resolve", decision="not_charged") == "send_window_must_be_over"
+    story.flow.now_ms += 21 * SECOND
+    story.command("resolve", "c2", decision="not_charged")
+    assert (story.status, story.payment.reason) == ("failed", "resolved_not_charged")
+
+
+def test_an_authorization_is_resolved_as_well() -> None:
+    """A resolved authorization can be captured."""
+    story = exhausted(MANUAL)
+    story.command("resolve", decision="charged", gateway_reference="au_9")
+    assert (story.status, story.money) == ("authorized", (500, 0, 0))
+    story.command("capture", "c2")
+    assert story.flow.requests()[-1].parent_reference == "au_9"
+
+
+def test_a_resolved_charge_of_a_cancelled_payment_is_given_back() -> None:
+    """The cancel still counts."""
+    story = exhausted()
+    story.command("cancel")
+    assert story.status == "outcome_unknown"
+    story.command("resolve", "c2", decision="charged", gateway_reference="ch_9")
+    assert story.status == "cancelled"
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 500)
+
+
+def test_a_review_is_approved_and_charged() -> None:
+    """Nobody is asked for money before a person has said so; commands wait for that."""
+    story = reviewed(MANUAL)
+    assert (story.status, story.asked) == ("risk_review", [])
+    story.command("capture", "c1")
+    assert story.events[-1] == "command_waiting"
+    story.command("review", "c2", decision="approve")
+    assert story.status == "processing"
+    story.flow.answer(yes)
+    assert story.asked == ["authorize", "capture"]
+
+
+def test_a_review_is_denied_or_cancelled() -> None:
+    """Either ends the payment before any gateway heard of it."""
+    story = reviewed()
+    story.command("review", decision="deny", reason="stolen card")
+    assert (story.status, story.payment.reason) == ("rejected", "risk_review_denied")
+    assert story.rejected("review", "c2", decision="approve") == "payment_must_be_in_review"
+    story = reviewed()
+    story.command("cancel")
+    assert (story.status, story.asked) == ("cancelled", [])
+
+
+def test_a_review_ends_with_the_orders_deadline() -> None:
+    """A payment that nobody looked at in time expires."""
+    story = reviewed(replace(ORDER, pay_before_ms=NOW + 90 * SECOND))
+    story.flow.advance(180 * SECOND)
+    assert story.status == "expired"
+
+
+# Credits.
+
+CREDIT: dict[str, Any] = {
+    "amount_minor": 300,
+    "currency": "GBP",
+    "business_date": "2026-09-21",
+}
+
+
+def test_an_unlinked_credit_is_booked_and_held() -> None:
+    """A credit without a payment stands on its own key, once."""
+    story = Story(None)
+    story.command("credit", **CREDIT, reason="goods returned")
+    (settlement,) = story.flow.settlements()
+    assert (settlement.kind, settlement.amount_minor) == ("credit", -300)
+    assert (settlement.gateway, settlement.gateway_reference) == ("none", "c1")
+    assert (story.status, story.asked) == ("credit_held", [])
+    assert story.command("credit", **CREDIT).note == "duplicate_command"
+    assert story.rejected("credit", "c2", **CREDIT) == "credit_must_have_its_own_key"
+    assert story.flow.order(ORDER).dead_letter == "order_conflict"
+
+
+def test_a_credit_of_a_payment_is_a_refund() -> None:
+    """Where there is a payment a credit is refused."""
+    assert charged().rejected("credit", **CREDIT) == "credit_must_have_its_own_key"
+
+
+# Waiting.
+
+
+def test_commands_wait_and_run_in_order() -> None:
+    """Captures and refunds given while the authorization is open run when they can, in order."""
+    story = Story(MANUAL)
+    story.command("capture", "c1", amount_minor=200)
+    story.command("refund", "c2", amount_minor=200)
+    story.command("capture", "c3")
+    assert story.command("capture", "c1").note == "duplicate_command"
+    assert [each.command_id for each in story.payment.commands] == ["c1", "c2", "c3"]
+    story.flow.run(yes)
+    assert [request.operation_id for request in story.flow.requests()] == ["1", "c1", "c2", "c3"]
+    assert story.money == (500, 500, 200)
+    assert not story.payment.commands
+
+
+def test_waiting_commands_are_judged_when_they_run() -> None:
+    """What became impossible meanwhile is rejected then, and the next one runs in the same
+    decision."""
+    story = Story(MANUAL)
+    story.command("capture", "c1")
+    story.command("capture", "c2")
+    story.command("refund", "c3", amount_minor=100)
+    story.flow.answer(yes)
+    story.flow.answer(yes)
+    assert story.events[-3:] == ["captured", "command_rejected", "refund_started"]
+    assert story.payment.sequence == len(story.flow.events())
+
+
+def test_a_command_that_overtakes_its_order_waits_for_it() -> None:
+    """Nothing is lost or refused because two topics have no common order."""
+    story = Story(None)
+    story.command("capture", "c1", amount_minor=200)
+    assert (story.status, story.events) == ("awaiting_order", ["awaiting_order"])
+    story.command("refund", "c2", amount_minor=50)
+    story.flow.order(MANUAL)
+    story.flow.run(yes)
+    assert story.asked == ["authorize", "capture", "refund"]
+    assert story.money == (500, 200, 50)
+    assert story.flow.order(MANUAL).note == "duplicate_order"
+
+
+def test_an_order_whose_cancel_came_first_is_never_charged() -> None:
+    """The cancel is found waiting when the order arrives; what else waited is judged by it."""
+    story = Story(None)
+    story.command("capture", "c1")
+    story.command("cancel", "c2", reason="changed my mind")
+    story.flow.order(ORDER)
+    assert (story.status, story.asked) == ("cancelled", [])
+    assert story.events[-2:] == ["cancelled", "command_rejected"]
+
+
+def test_a_placeholder_becomes_whatever_its_order_is() -> None:
+    """A rejected or free order answers the commands that waited for it."""
+    story = Story(None)
+    story.command("refund", "c1")
+    story.flow.order(replace(ORDER, currency="?"))
+    assert story.events == ["awaiting_order", "rejected", "command_rejected"]
+    story = Story(None)
+    story.command("refund", "c1")
+    story.flow.order(replace(ORDER, amount_minor=0))
+    assert story.events == ["awaiting_order", "no_payment_due", "command_rejected"]
+
+
+def test_commands_of_an_order_that_never_comes_are_rejected() -> None:
+    """After a day their senders are told; a later order is still paid."""
+    story = Story(None)
+    story.command("refund", "c1")
+    story.flow.advance(DAY_MS + 120 * SECOND)
+    assert story.events[-1] == "command_rejected"
+    assert story.flow.events()[-1].reason == "order_must_arrive"
+    story.command("refund", "c2")
+    story.flow.advance(DAY_MS + 120 * SECOND)
+    assert story.events.count("command_rejected") == 2
+    story.flow.order(ORDER)
+    assert story.status == "processing"
+
+
+def test_waiting_commands_are_bounded() -> None:
+    """The seventeenth command that would wait is refused by name."""
+    story = Story(MANUAL)
+    for number in range(16):
+        story.command("capture", f"c{number}", amount_minor=1)
+    assert story.rejected("capture", "c16") == "commands_must_not_exceed_limit"
+
+
+def test_remembered_commands_are_bounded() -> None:
+    """An endless stream of commands cannot make a snapshot endless, nor be taken twice."""
+    story = charged()
+    for number in range(256):
+        story.command("capture", f"x{number}")
+    assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
+    assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
+    assert len(story.payment.command_ids) == 256
+
+
+def test_operations_are_bounded() -> None:
+    """No command makes more operations than a snapshot shall hold."""
+    story = charged()
+    for number in range(39):
+        story.command("refund", f"r{number}", amount_minor=1)
+        story.flow.answer(yes)
+    assert story.rejected("refund", "r39") == "operations_must_not_exceed_limit"
+
+
+# Rules about a command alone.
+
+BROKEN: list[tuple[str, str, dict[str, Any]]] = [
+    ("command_type_must_be_known", "pay", {}),
+    ("amount_must_be_positive", "refund", {"amount_minor": 0}),
+    ("amount_must_not_exceed_limit", "refund", {"amount_minor": 10**12}),
+    ("currency_must_be_iso_4217", "refund", {"currency": "pounds"}),
+    ("currency_must_be_the_payments", "refund", {"currency": "EUR"}),
+    ("business_date_must_be_a_date", "refund", {"business_date": "today"}),
+    ("texts_must_be_at_most_1000_characters", "refund", {"reason": "x" * 1001}),
+    ("instrument_token_must_be_present", "retry", {"instrument_token": " "}),
+    ("instrument_token_must_not_be_a_card_number", "retry",
+     {"instrument_token": "4111111111111111"}),
+    ("decision_must_be_known", "resolve", {"decision": "maybe"}),
+    ("evidence_must_be_given", "resolve", {"decision": "charged", "evidence": ""}),
+    ("actor_must_be_given", "resolve", {"decision": "charged", "actor": None}),
+    ("gateway_reference_must_be_given", "resolve", {"decision": "charged"}),
+    ("decision_must_be_known", "review", {}),
+    ("actor_must_be_given", "review", {"decision": "deny", "actor": ""}),
+    ("amount_must_be_given", "credit", {**CREDIT, "amount_minor": None}),
+    ("currency_must_be_iso_4217", "credit", {**CREDIT, "currency": None}),
+    ("business_date_must_be_a_date", "credit", {**CREDIT, "business_date": None}),
+    ("payment_must_be_authorized", "capture", {}),
+    ("payment_must_have_failed", "retry", {"instrument_token": "tok_2"}),
+    ("outcome_must_be_unknown", "resolve", {"decision": "not_charged"}),
+    ("payment_must_be_in_review", "review", {"decision": "approve"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "type_", "fields"), BROKEN)
+def test_each_broken_rule_has_its_name(rule: str, type_: str, fields: dict[str, Any]) -> None:
+    """A command that breaks a rule is refused in that rule's words; nothing else changes."""
+    assert charged().rejected(type_, **fields) == rule
+
+
+@pytest.mark.parametrize("command_id", ["1", "late-1-1", "expiry-1", "dispute-1"])
+def test_a_command_cannot_take_the_name_of_another_operation(command_id: str) -> None:
+    """Otherwise two operations would share one key at the gateway."""
+    rule = charged().rejected("refund", command_id)
+    assert rule == "command_id_must_not_name_another_operation"
+
+
+def test_a_refused_command_stays_refused() -> None:
+    """A redelivered command is not run later because the payment has changed meanwhile."""
+    story = Story()
+    story.flow.answer(DECLINED)
+    story.rejected("refund", "r1")
+    story.command("retry", "c1", instrument_token="tok_2")
+    story.flow.answer(yes)
+    assert story.command("refund", "r1").note == "duplicate_command"
+
+
+def test_a_bad_command_before_its_order_is_told() -> None:
+    """The placeholder says why; the order is paid as if nothing had been."""
+    story = Story(None)
+    story.command("refund", amount_minor=-1)
+    assert story.events == ["awaiting_order", "command_rejected"]
+    story.flow.order(ORDER)
+    assert story.status == "processing"
+
+
+def test_ids_that_fit_no_key_are_dead_lettered() -> None:
+    """A command id becomes our reference at the gateway, so it has to be one."""
+    story = charged()
+    assert story.flow.command(command("refund", "r 1")).dead_letter == "invalid_ids"
+
+
+def test_a_card_number_in_a_reason_is_masked() -> None:
+    """People write what they like; it is kept without card numbers."""
+    story = charged()
+    story.command("refund", reason="card 4111111111111111 was lost")
+    assert story.flow.events()[-1].reason == "card 411111******1111 was lost"
+
+
+def test_a_disputed_payment_is_refunded_only_when_forced() -> None:
+    """The bank may give the money back itself; whoever refunds all the same says so."""
+    story = charged()
+    story.dispute("opened")
+    assert story.rejected("refund", "r1") == "refund_must_not_run_during_a_dispute"
+    story.command("refund", "r2", override="dispute")
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 500)
+
+
+def test_a_customer_who_cancels_at_the_bank_is_not_charged() -> None:
+    """A payment that waits for its customer is cancelled at once; a late charge goes back."""
+    story = Story()
+    story.flow.answer(ACTION)
+    story.command("cancel")
+    assert (story.status, story.payment.next_action_url) == ("cancelled", None)
+    story.notify("succeeded", gateway_reference="ch_1")
+    assert story.events[-2:] == ["charged", "reversal_started"]
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("cancelled", (500, 500, 500))

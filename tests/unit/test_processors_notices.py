@@ -1,0 +1,295 @@
+"""Webhooks: evidence that comes unordered, late and again; disputes and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import permutations
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.domain.model import GatewayNotification
+from tests.support.payment_story import (
+    ACTION,
+    DECLINED,
+    MANUAL,
+    NOT_SENT,
+    PENDING,
+    TIMED_OUT,
+    Story,
+    yes,
+)
+
+
+def charged() -> Story:
+    story = Story()
+    story.flow.answer(yes)
+    return story
+
+
+def refunding() -> Story:
+    story = charged()
+    story.command("refund", "r1", amount_minor=200)
+    return story
+
+
+def test_a_pending_charge_is_finished_by_its_notice() -> None:
+    """The gateway has it: nothing is unknown, commands wait, and the webhook ends it."""
+    story = Story()
+    story.flow.answer(PENDING)
+    assert (story.status, story.payment.attempts[0].state) == ("processing", "pending")
+    story.command("refund", "r1")
+    assert story.events[-1] == "command_waiting"
+    story.notify("succeeded")
+    assert story.events[-2:] == ["captured", "refund_started"]
+    assert story.notify("succeeded").note == "stale_result"
+    assert [decision.note for decision in story.flow.advance(60_000)] == ["stale_due"]
+
+
+def test_a_pending_charge_is_finished_by_its_inquiry() -> None:
+    """A webhook may never come; the gateway is asked until it is done."""
+    story = Story()
+    story.flow.answer(PENDING)
+    story.wait()
+    story.flow.answer(PENDING)
+    story.wait()
+    story.flow.answer(DECLINED)
+    assert story.events == [
+        "payment_started", "pending", "inquiry_started", "pending", "inquiry_started", "failed",
+    ]  # fmt: skip
+
+
+def test_a_pending_charge_that_nobody_tells_of_waits_for_a_person() -> None:
+    """Silence about what the gateway has is never taken for failure."""
+    story = Story()
+    story.flow.answer(PENDING)
+    story.flow.run(lambda _: TIMED_OUT)
+    assert (story.status, story.events[-1]) == ("outcome_unknown", "inquiry_exhausted")
+    story.notify("succeeded")
+    assert story.status == "captured"
+
+
+@pytest.mark.parametrize("first", [NOT_SENT, TIMED_OUT, PENDING, ACTION])
+@pytest.mark.parametrize("outcome", ["succeeded", "declined", "pending"])
+def test_a_notice_counts_wherever_the_charge_is(first: object, outcome: str) -> None:
+    """The gateway's word is taken while a wait, a question or nothing is open."""
+    story = Story()
+    story.flow.answer(first)  # type: ignore[arg-type]
+    story.notify(outcome)
+    after = {"succeeded": "captured", "declined": "failed"}.get(outcome)
+    if after is None:
+        after = "requires_customer_action" if first is ACTION else "processing"
+    assert story.status == after
+
+
+def test_the_same_word_in_any_order_ends_the_same() -> None:
+    """An answer, its webhook and a repetition of each: one state, one money."""
+    ends = set()
+    for order in permutations(range(4)):
+        story = Story()
+        request = story.flow.requests()[0]
+        steps: list[Callable[[], object]] = [
+            partial(story.flow.result, story.flow.handle((story.flow.now_ms, request), yes)),
+            partial(story.notify, "succeeded"),
+            partial(story.notify, "pending"),
+            partial(story.notify, "succeeded"),
+        ]
+        for at in order:
+            steps[at]()
+        ends.add((story.status, story.money, tuple(story.settled)))
+    assert ends == {("captured", (500, 500, 0), (("capture", 500),))}
+
+
+def test_a_refund_that_failed_after_all_gives_its_money_back() -> None:
+    """The books say so, and the room is free for another refund."""
+    story = refunding()
+    story.flow.answer(yes)
+    story.notify("failed", "r1", code="account_closed")
+    assert story.money == (500, 500, 0)
+    assert story.settled == [("capture", 500), ("refund", -200), ("refund_failed", 200)]
+    assert (story.events[-1], story.flow.events()[-1].reason) == ("refund_failed", "account_closed")
+    assert story.notify("failed", "r1").note == "stale_result"
+    assert story.notify("succeeded", "r1").note == "stale_result", "an old notice"
+    story.command("refund", "r2")
+    assert story.flow.requests()[-1].amount_minor == 500
+
+
+def test_a_refund_that_failed_before_it_was_heard_of_moves_nothing() -> None:
+    """Failed first, succeeded later: the same end as the other way round."""
+    story = refunding()
+    story.notify("failed", "r1")
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 0)
+    assert sum(amount for _, amount in story.settled) == 500
+
+
+def test_a_declined_refund_that_failed_is_no_news() -> None:
+    """It had moved nothing."""
+    story = refunding()
+    story.flow.answer(DECLINED)
+    assert story.notify("failed", "r1").note == "stale_result"
+
+
+def test_the_customer_is_sent_to_the_bank() -> None:
+    """The address is in the payment and its event's reason; the outcome comes by webhook."""
+    story = Story(MANUAL)
+    story.flow.answer(ACTION)
+    payment = story.payment
+    assert payment.status == "requires_customer_action"
+    assert payment.next_action_url == "https://bank.example/3ds"
+    assert payment.expires_at_ms == story.flow.now_ms + story.flow.policy.customer_action_ms
+    story.notify("succeeded", gateway_reference="au_1")
+    assert (story.status, story.payment.next_action_url) == ("authorized", None)
+
+
+def test_a_pending_charge_may_ask_for_the_customer_later() -> None:
+    """The notice brings what the answer did not know yet."""
+    story = Story()
+    story.flow.answer(PENDING)
+    story.notify("pending", code="customer_action_required")
+    assert story.status == "requires_customer_action"
+    assert story.notify("pending", code="customer_action_required").note == "stale_result"
+
+
+def test_words_that_cannot_both_be_true_are_kept_for_a_person() -> None:
+    """A decline after a success, or another reference, is contradictory and changes nothing."""
+    story = charged()
+    assert story.notify("declined").dead_letter == "contradictory_evidence"
+    other = story.notify("succeeded", gateway_reference="ch_2")
+    assert other.dead_letter == "contradictory_evidence"
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+
+
+def test_another_amount_of_a_late_success_is_kept_for_a_person() -> None:
+    """Nothing is given back by guess."""
+    story = Story()
+    story.flow.answer(DECLINED)
+    decision = story.notify("succeeded", amount_minor=499)
+    assert decision.dead_letter == "amount_mismatch"
+    assert (story.status, story.settled) == ("failed", [])
+
+
+def test_notices_about_nothing_of_ours_are_dead_lettered() -> None:
+    """Whole, with their cause; the payment they name says so."""
+    story = charged()
+    forged = story.notice("declined")
+    assert story.flow.notify(replace(forged, operation_id="x")).dead_letter == "unknown_attempt"
+    assert story.flow.notify(replace(forged, kind="refund")).dead_letter == "unknown_attempt"
+    assert story.flow.notify(replace(forged, payment_id="x")).dead_letter == "unknown_payment"
+    assert story.flow.notify(replace(forged, order_id="2")).dead_letter == "unknown_payment"
+    assert story.flow.notify(replace(forged, type="news")).dead_letter == "unknown_notice"
+    claimed = story.notice("succeeded", operation_id="1", attempt=2)
+    assert story.flow.notify(claimed).dead_letter == "contradictory_evidence"
+    assert story.payment.dead_letters == 5
+
+
+# Disputes.
+
+
+def test_a_dispute_takes_the_money_and_its_win_brings_it_back() -> None:
+    """Withdrawn when opened, reversed when won; the fee stays with the gateway."""
+    story = charged()
+    story.dispute("inquiry")
+    assert story.payment.disputed_minor == 500
+    story.dispute("opened", fee_minor=15)
+    story.dispute("won")
+    assert story.settled == [
+        ("capture", 500), ("dispute", -500), ("dispute_fee", -15), ("reversal", 500),
+    ]  # fmt: skip
+    assert (story.payment.disputed_minor, story.payment.charged_back_minor) == (0, 0)
+    assert story.events[-3:] == ["dispute_inquiry", "dispute_opened", "dispute_won"]
+
+
+def test_a_dispute_won_may_be_lost_in_arbitration() -> None:
+    """The second withdrawal is another settlement, with an id of its own."""
+    story = charged()
+    for state in ("opened", "won", "pre_arbitration", "lost"):
+        story.dispute(state, fee_minor=15)
+    assert story.settled == [
+        ("capture", 500), ("dispute", -500), ("dispute_fee", -15), ("reversal", 500),
+        ("dispute", -500),
+    ]  # fmt: skip
+    assert story.payment.charged_back_minor == 500
+
+
+def test_refunded_and_charged_back_is_a_loss() -> None:
+    """More goes out than came in: it is posted and told, with the amount that is lost."""
+    story = charged()
+    story.command("refund", "r1", amount_minor=200)
+    story.flow.answer(yes)
+    story.dispute("opened")
+    story.dispute("lost")
+    event = story.flow.events()[-1]
+    assert (event.type, event.operation_minor) == ("loss_posted", 200)
+    assert story.dispute("lost").note == "stale_result"
+    story.command("refund", "r2", amount_minor=100, override="dispute")
+    story.flow.answer(yes)
+    event = story.flow.events()[-1]
+    assert (event.type, event.operation_minor) == ("loss_posted", 300)
+
+
+def test_notices_of_a_dispute_in_any_order_end_the_same() -> None:
+    """Also with different amounts and fees, twice, and before the charge is heard of."""
+    ends = set()
+    steps = (
+        {"state": "inquiry", "amount_minor": 0},
+        {"state": "opened", "fee_minor": 15},
+        {"state": "lost", "amount_minor": 300, "fee_minor": 20},
+        {"state": "opened", "fee_minor": 15},
+        None,
+    )
+    for order in permutations(range(5)):
+        story = Story()
+        for at in order:
+            step = steps[at]
+            if step is None:
+                story.flow.answer(yes)
+            else:
+                story.dispute(**step)  # type: ignore[arg-type]
+        payment = story.payment
+        dispute = replace(payment.disputes[0], updated_at_ms=0)
+        sums: dict[str, int] = {"money": sum(amount for _, amount in story.settled)}
+        ends.add((payment.status, payment.charged_back_minor, dispute, sums["money"]))
+    assert len(ends) == 1
+    ((status, charged_back, dispute, money),) = ends
+    assert (status, charged_back, money) == ("captured", 300, 500 - 300 - 20)
+    assert (dispute.state, dispute.fee_minor, dispute.withdrawn_minor) == ("lost", 20, 300)
+
+
+def test_disputes_at_two_gateways_may_share_an_id() -> None:
+    """Each has its own settlements."""
+    story = charged()
+    story.dispute("opened", amount_minor=100)
+    story.dispute("opened", amount_minor=100, gateway="second")
+    assert story.settled[1:] == [("dispute", -100), ("dispute", -100)]
+    assert story.payment.disputed_minor == 200
+
+
+@pytest.mark.parametrize(
+    ("cause", "changes"),
+    [
+        ("malformed_dispute", {"dispute_id": ""}),
+        ("malformed_dispute", {"dispute_state": "angry"}),
+        ("malformed_dispute", {"amount_minor": -1}),
+        ("amount_mismatch", {"currency": "EUR"}),
+    ],
+)
+def test_a_dispute_that_makes_no_sense_is_dead_lettered(
+    cause: str, changes: dict[str, object]
+) -> None:
+    """It is kept whole, and books nothing."""
+    story = charged()
+    notice = GatewayNotification(
+        merchant_id="shop", order_id="1", payment_id=story.payment.payment_id,
+        notification_id="n", gateway="simulator", type="dispute", amount_minor=500,
+        currency="GBP", received_at_ms=0, dispute_id="d", dispute_state="opened",
+    )  # fmt: skip
+    assert story.flow.notify(replace(notice, **changes)).dead_letter == cause
+    assert story.settled == [("capture", 500)]
+
+
+def test_a_dispute_of_what_no_gateway_was_asked_for_is_dead_lettered() -> None:
+    """A free order cannot be disputed."""
+    story = Story(replace(MANUAL, amount_minor=0))
+    assert story.dispute("opened").dead_letter == "dispute_of_nothing"

@@ -1,0 +1,236 @@
+"""Every step of both tables of the lifecycle is taken, and leads where it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.domain import lifecycle
+from pipeline.domain.lifecycle import ATTEMPT_TRANSITIONS, OPEN_STATES, PAYMENT_TRANSITIONS, Step
+from pipeline.domain.model import Order, Payment
+from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
+from pipeline.processors.order import hold_for_review
+from tests.support.payment_story import (
+    ACTION,
+    DECLINED,
+    MANUAL,
+    NOT_FOUND,
+    NOT_SENT,
+    NOW,
+    ORDER,
+    PENDING,
+    POLICY,
+    SECOND,
+    TIMED_OUT,
+    Story,
+    yes,
+)
+
+CREDIT: dict[str, Any] = {
+    "amount_minor": 300,
+    "currency": "GBP",
+    "business_date": "2026-09-21",
+}
+
+
+def reached(kind: str, state: str) -> Story:
+    """A payment whose newest operation, of this kind, is in this state."""
+    story = Story(MANUAL if kind == "authorize" else ORDER)
+    if kind == "refund":
+        story.flow.answer(yes)
+        story.command("refund", "r1", amount_minor=200)
+    operation_id = "r1" if kind == "refund" else "1"
+    if state == "retry_waiting":
+        story.flow.answer(NOT_SENT)
+    elif state in ("inquiry_waiting", "inquiring"):
+        story.flow.answer(TIMED_OUT)
+        if state == "inquiring":
+            story.wait()
+    elif state == "inquiry_exhausted":
+        story.flow.run(lambda _: TIMED_OUT)
+    elif state == "pending":
+        story.flow.answer(PENDING)
+    elif state == "contradicted":
+        story.notify("succeeded", operation_id, amount_minor=499)
+    elif state == "declined":
+        story.flow.answer(DECLINED)
+    elif state == "failed":
+        story.flow.run(lambda r: NOT_FOUND if r.kind == "inquire" else NOT_SENT)
+    assert story.payment.attempts[-1].state == state
+    return story
+
+
+def word(kind: str, state: str, trigger: str) -> Story:
+    """The operation after a gateway's word, or a person's, that came while it was in a state."""
+    story = reached(kind, state)
+    operation_id = "r1" if kind == "refund" else "1"
+    if trigger in ("success_seen", "late_success_seen"):
+        story.notify("succeeded", operation_id)
+    elif trigger == "decline_seen":
+        story.notify("declined", operation_id)
+    elif trigger == "failure_seen":
+        story.notify("failed", operation_id)
+    elif trigger == "pending_seen":
+        asks = {"code": "customer_action_required"} if state == "pending" else {}
+        story.notify("pending", operation_id, **asks)
+    elif trigger == "contradiction_seen":
+        story.notify("succeeded", operation_id, amount_minor=499)
+    else:
+        story.flow.now_ms += 60 * SECOND
+        done = trigger == "resolved_done"
+        decision = {"decision": "charged", "gateway_reference": "x"} if done else {
+            "decision": "not_charged"
+        }  # fmt: skip
+        story.command("resolve", "c9", **decision)
+    return story
+
+
+WORDS = [
+    (kind, state, trigger)
+    for kind in ("charge", "authorize", "refund")
+    for state, trigger in ATTEMPT_TRANSITIONS
+    if trigger
+    in ("success_seen", "late_success_seen", "decline_seen", "pending_seen", "contradiction_seen")
+    and not (kind == "refund" and (state, trigger) == ("pending", "pending_seen"))
+]
+WORDS += [("refund", state, "failure_seen") for state in OPEN_STATES]
+WORDS += [
+    (kind, state, trigger)
+    for kind in ("charge", "authorize", "refund")
+    for state, trigger in ATTEMPT_TRANSITIONS
+    if trigger.startswith("resolved")
+]
+
+
+@pytest.mark.parametrize(("kind", "state", "trigger"), WORDS)
+def test_a_word_leads_where_the_table_says(kind: str, state: str, trigger: str) -> None:
+    """Whatever an operation waits for, a gateway's or a person's word is taken at once."""
+    story = word(kind, state, trigger)
+    operation_id = "r1" if kind == "refund" else "1"
+    attempt = next(a for a in story.payment.attempts if a.operation_id == operation_id)
+    to = ATTEMPT_TRANSITIONS[state, trigger].to
+    assert attempt.state == (lifecycle.SUCCEEDED_STATES[kind] if to == "succeeded" else to)
+    if kind == "refund":
+        assert story.status == "captured", "a refund never moves its payment's status"
+        assert story.payment.refunded_minor == (200 if to == "succeeded" else 0)
+
+
+def review(order: Order, before: Payment | None = None, story: Story | None = None) -> Story:
+    story = story or Story(None)
+    story.flow.apply(order, hold_for_review(before, order, "risky", NOW, POLICY))
+    return story
+
+
+def placeholder(type_: str = "refund") -> Story:
+    story = Story(None)
+    story.command(type_, "c1")
+    return story
+
+
+def _orders() -> None:
+    for make in (lambda: Story(None), placeholder):
+        for order in (ORDER, replace(ORDER, currency="?"), replace(ORDER, amount_minor=0)):
+            make().flow.order(order)
+    review(ORDER)
+    story = placeholder()
+    review(ORDER, story.payment, story)
+    placeholder("cancel").flow.order(ORDER)
+    Story(None).command("credit", **CREDIT)
+
+
+def _reviews() -> None:
+    review(ORDER).command("review", decision="approve")
+    review(ORDER).command("review", decision="deny")
+    review(ORDER).command("cancel")
+    review(replace(ORDER, pay_before_ms=NOW + MINUTE_MS)).flow.advance(2 * MINUTE_MS)
+
+
+def _unanswered() -> None:
+    unsent = Story()
+    unsent.flow.run(lambda r: NOT_FOUND if r.kind == "inquire" else NOT_SENT)
+    assert unsent.status == "failed"
+    patient = replace(POLICY, inquiry_max=40)
+    lost = Story(policy=patient)
+    lost.flow.run(lambda r: NOT_FOUND if r.kind == "inquire" else TIMED_OUT)
+    assert lost.status == "failed"
+    for start in (NOT_SENT, TIMED_OUT):
+        cancelled = Story(policy=patient)
+        cancelled.flow.answer(start)
+        cancelled.command("cancel")
+        cancelled.flow.run(lambda _: NOT_FOUND)
+        assert cancelled.status == "cancelled"
+
+
+def _customers() -> None:
+    for order in (ORDER, MANUAL):
+        for outcome in ("succeeded", "declined"):
+            story = Story(order)
+            story.flow.answer(ACTION)
+            story.notify(outcome)
+    asked = Story()
+    asked.flow.answer(TIMED_OUT)
+    asked.wait()
+    asked.flow.answer(ACTION)
+    asked.command("cancel")
+    assert asked.status == "cancelled"
+    silent = Story()
+    silent.flow.answer(ACTION)
+    silent.flow.run(lambda _: TIMED_OUT)
+    assert silent.status == "outcome_unknown"
+    gone = Story()
+    gone.flow.answer(ACTION)
+    gone.flow.advance(2 * HOUR_MS)
+    assert gone.status == "expired"
+
+
+def _after_the_first_outcome() -> None:
+    for type_, end in (("capture", "captured"), ("cancel", "cancelled"), ("", "expired")):
+        story = Story(MANUAL)
+        story.flow.answer(yes)
+        story.command(type_) if type_ else story.flow.advance(8 * DAY_MS)
+        story.flow.run(yes)
+        assert story.status == end
+    retried = Story()
+    retried.flow.answer(DECLINED)
+    retried.command("retry", instrument_token="tok_2")
+    failed = Story()
+    failed.flow.answer(yes)
+    failed.command("refund", "r1")
+    failed.flow.answer(yes)
+    failed.notify("failed", "r1")
+
+
+SCENARIOS: tuple[Callable[[], None], ...] = (
+    _orders, _reviews, _unanswered, _customers, _after_the_first_outcome,
+)  # fmt: skip
+
+
+class Recording(dict[tuple[str, str], Step]):
+    """A table that remembers which of its steps were taken."""
+
+    def __init__(self, table: Any) -> None:
+        super().__init__(table)
+        self.taken: set[tuple[str, str]] = set()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if key in self:
+            self.taken.add(key)
+        return super().get(key, default)
+
+
+def test_every_step_of_both_tables_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No transition is only drawn: the stories of this module take each of them."""
+    payments, attempts = Recording(PAYMENT_TRANSITIONS), Recording(ATTEMPT_TRANSITIONS)
+    monkeypatch.setattr(lifecycle, "PAYMENT_TRANSITIONS", payments)
+    monkeypatch.setattr(lifecycle, "ATTEMPT_TRANSITIONS", attempts)
+    lifecycle.payment_step.cache_clear()
+    lifecycle.attempt_step.cache_clear()
+    for kind, state, trigger in WORDS:
+        word(kind, state, trigger)
+    for scenario in SCENARIOS:
+        scenario()
+    assert set(PAYMENT_TRANSITIONS) - payments.taken == set()
+    assert set(ATTEMPT_TRANSITIONS) - attempts.taken == set()
