@@ -330,22 +330,26 @@ class OperationChecks:
 
     def _told_by_notice(self, payment: PaymentEvidence, movements: list[MovementSeen]) -> None:
         """What a gateway did by itself comes by a notice, which may still be on its way."""
-        theirs, ours = Counter[str](), Counter[str]()
-        for movement in movements:
-            kind = _BY_ITSELF.get(movement.kind)
-            if kind is not None:
-                theirs[kind] += 1
-        if not theirs:
+        by_itself = [m for m in movements if m.kind in _BY_ITSELF]
+        if not by_itself:
             return
+        theirs, ours = Counter[str](), Counter[str]()
+        for movement in by_itself:
+            kind, sign = _BY_ITSELF[movement.kind]
+            theirs[kind] += sign * movement.amount_minor
         for settlement in payment.settlements:
-            ours[settlement.kind] += 1
-        for kind, count in theirs.items():
-            if count > ours[kind]:
-                last = [m for m in movements if _BY_ITSELF.get(m.kind) == kind][-1]
+            # A dispute that was told only once it was won moved nothing: its sum counts.
+            kind = "dispute" if settlement.kind == "reversal" else settlement.kind
+            ours[kind] += settlement.amount_minor
+        for kind, amount_minor in theirs.items():
+            if amount_minor != ours[kind]:
+                last = [m for m in by_itself if _BY_ITSELF[m.kind][0] == kind][-1]
                 self._found.pending(
                     "notice_outstanding",
                     self._movement_example(
-                        payment.key, last, f"{last.amount_minor} {last.currency}: {kind}"
+                        payment.key,
+                        last,
+                        f"{kind}: {amount_minor} {last.currency} in the books, {ours[kind]} told",
                     ),
                 )
 
@@ -455,7 +459,13 @@ _DISPUTES: Final = {
     "dispute_won": "reversal",
     "dispute_fee": "dispute_fee",
 }
-_BY_ITSELF: Final = {**_DISPUTES, "refund_failed": "refund_failed"}
+# The same by what they add to, and their sign there.
+_BY_ITSELF: Final = {
+    "dispute": ("dispute", -1),
+    "dispute_won": ("dispute", 1),
+    "dispute_fee": ("dispute_fee", -1),
+    "refund_failed": ("refund_failed", 1),
+}
 
 
 def _began(payment: PaymentEvidence, operation_id: str) -> bool:

@@ -12,11 +12,12 @@ from typing import Any, Self
 from pipeline.audit.report import Report
 from pipeline.audit.verify import Sources, verify
 from pipeline.config import Settings, load_settings
-from pipeline.domain.model import Order
+from pipeline.domain.model import Order, PaymentCommand
 from pipeline.gateways.simulator import FaultPlan, start_simulator, stop_simulator
 from pipeline.ledger.database import open_ledger
 from pipeline.local import worker_specs
 from pipeline.runtime.supervisor import Supervisor
+from producers.command_publisher import CommandPublisher
 from producers.order_publisher import OrderPublisher
 from topics.provisioning import provision
 
@@ -103,6 +104,13 @@ class WholeFlow:
                     ahead_s = began_s + index / per_s - time.monotonic()
                     if ahead_s > 0:
                         time.sleep(ahead_s)
+
+    def ask(self, *commands: PaymentCommand) -> None:
+        """Publish commands."""
+        topic = self.settings.catalogue().name("payment-commands")
+        with CommandPublisher(self.bootstrap, topic=topic, config={"log_level": 0}) as publisher:
+            for command in commands:
+                publisher.publish(command)
 
     def keep_until(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Keep the workers alive until a condition holds."""
