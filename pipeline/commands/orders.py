@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,7 @@ import typer
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.domain.model import Order
-    from producers.order_file import OrderFile
+    from producers.order_file import OrderFile, Problem
     from producers.order_publisher import OrderPublisher
 
 # Some lines of the file were bad, the others were published. 2 is a wrong file or option.
@@ -80,15 +80,15 @@ def import_command(
       paystream orders import orders.jsonl --order-prefix 2026-11- --dry-run
     """
     found = _read(file, merchant, order_prefix)
-    for problem in found.problems[:PROBLEMS_SHOWN_MAX]:
-        typer.echo(f"{file}:{problem.line_number}: {problem.reason}", err=True)
-    more = len(found.problems) - PROBLEMS_SHOWN_MAX
-    if more > 0:
-        typer.echo(f"... and {more} more problems", err=True)
+    show_problems(file, found.problems, PROBLEMS_SHOWN_MAX)
+    if not (found.orders or getattr(found, "cancellations", ())):
+        raise UserError(_nothing_in(file, found))
     refused = 0
     if not dry_run:
         with _Publishing(bootstrap_servers, prefix) as publisher:
-            refused = _publish(publisher, found.orders)
+            refused = _publish(publisher, file, found)
+        if refused and refused == len(found.orders):
+            raise UserError(f"no order of {file} was published; the reasons are above.")
     for line in _summary(found, refused, dry_run=dry_run):
         typer.echo(line)
     if found.problems or refused:
@@ -160,20 +160,40 @@ def submit_command(
     typer.echo(f"follow it paystream trace {merchant}:{order_id}")
 
 
+def show_problems(file: Path, problems: Sequence[Problem], shown_max: int) -> None:
+    """Name what was not taken by line, and how many more there are."""
+    for problem in problems[:shown_max]:
+        typer.echo(f"{file}:{problem.line_number}: {problem.reason}", err=True)
+    more = len(problems) - shown_max
+    if more > 0:
+        typer.echo(f"... and {more} more problems", err=True)
+
+
+def _nothing_in(file: Path, found: OrderFile) -> str:
+    if not found.problems:
+        return f"{file} holds no orders; there is nothing to import."
+    bad = found.bad_line_count
+    why = f"{bad:,} of its lines are bad" if bad else "no invoice of it can be taken"
+    return f"{file} holds no order that can be published ({why}; the reasons are above)."
+
+
 def _read(file: Path, merchant: str, order_prefix: str) -> OrderFile:
     import time
 
     from pipeline.domain.keys import ID_PATTERN, valid_id
     from producers.invoice_csv import read_invoices
-    from producers.order_file import detect_format
+    from producers.order_file import detect_format, read_raw
     from producers.order_jsonl import read_orders
 
     if order_prefix and not valid_id(order_prefix):
         raise UserError(f"The order prefix {order_prefix!r} must match {ID_PATTERN}.")
     now_ms = int(time.time() * 1000)
-    if detect_format(file) == "invoice-csv":
-        return read_invoices(file, now_ms=now_ms, merchant_id=merchant, prefix=order_prefix)
-    return read_orders(file, now_ms=now_ms, prefix=order_prefix)
+    raw = read_raw(file)
+    if detect_format(file, raw) == "invoice-csv":
+        return read_invoices(
+            file, now_ms=now_ms, merchant_id=merchant, prefix=order_prefix, raw=raw
+        )
+    return read_orders(file, now_ms=now_ms, prefix=order_prefix, raw=raw)
 
 
 class _Publishing:
@@ -209,7 +229,7 @@ class _Publishing:
             raise UserError(str(error)) from error
 
 
-def _publish(publisher: OrderPublisher, orders: tuple[Order, ...]) -> int:
+def _publish(publisher: OrderPublisher, file: Path, found: OrderFile) -> int:
     """Publish all; returns how many could not become a record."""
     import sys
     import time
@@ -220,17 +240,17 @@ def _publish(publisher: OrderPublisher, orders: tuple[Order, ...]) -> int:
     started_s = time.monotonic()
     progress = None
     try:
-        for done, order in enumerate(orders):
+        for done, order in enumerate(found.orders):
             if done % 500 == 0 and sys.stderr.isatty():
                 if progress is None and time.monotonic() - started_s > PROGRESS_AFTER_S:
-                    progress = _Progress(len(orders))
+                    progress = _Progress(len(found.orders))
                 if progress is not None:
                     progress.show(done)
             try:
                 publisher.publish(order)
             except InvalidOrder as error:
                 refused += 1
-                typer.echo(f"not published: {error}", err=True)
+                typer.echo(f"{file}:{found.line_numbers[done]}: {error}", err=True)
     finally:
         if progress is not None:
             progress.close()
