@@ -17,9 +17,9 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.audit.report import Report
 from pipeline.config import Settings, load_settings
@@ -29,6 +29,9 @@ from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import RATED
 from pipeline.local import LocalFlow
 from producers.order_file import OrderFile
+
+if TYPE_CHECKING:
+    from producers.order_publisher import OrderPublisher
 
 # The first workers, their group joins and the slowest wait of the default faults take about 20 s;
 # a file of a million orders takes minutes. Progress is what counts: give up when none is made.
@@ -119,10 +122,7 @@ class Demo:
                 # The broker stops before this process ends; its loss is not worth a line.
                 config={"log_level": 0},
             ) as to:
-                for index, order in enumerate(self.found.orders):
-                    to.publish(order)
-                    if index % 1_000 == 0:
-                        flow.tick()
+                self.publish(to, flow.tick)
             self.say(f"Published {len(self.found.orders)} orders of {self.orders_file.name}")
             self._watch(flow)
             report = verify(
@@ -145,6 +145,32 @@ class Demo:
         finally:
             stop.set()
             follower.join(10.0)
+
+    def publish(self, to: OrderPublisher, tick: Callable[[], None]) -> None:
+        """Publish all; an order that cannot be a record is named by its line and expected nowhere.
+
+        UserError when none is left.
+        """
+        from producers.order_publisher import InvalidOrder
+
+        found = self.found
+        taken: list[int] = []
+        for index, order in enumerate(found.orders):
+            try:
+                to.publish(order)
+                taken.append(index)
+            except InvalidOrder as error:
+                self.say(f"{self.orders_file}:{found.line_numbers[index]}: {error}")
+            if index % 1_000 == 0:
+                tick()
+        if not taken:
+            raise UserError(f"{self.orders_file} holds no order that can be published.")
+        self.found = replace(
+            found,
+            orders=tuple(found.orders[index] for index in taken),
+            line_numbers=tuple(found.line_numbers[index] for index in taken),
+            left_out=found.left_out + len(found.orders) - len(taken),
+        )
 
     def _follow(self, settings: Settings, stop: threading.Event) -> None:
         """A downstream system: counts what it may ship."""
@@ -232,7 +258,8 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
     payments, amounts, reasons = s["payments"], s["amount_minor"], s["reasons"]
 
     def row(label: str, text: str) -> str:
-        return f"{label:<34}{text}"
+        # The space also where a reason is longer than the column.
+        return f"{label:<33} {text}"
 
     def sums(by_currency: dict[str, int]) -> str:
         shown = [format_amount(minor, code) for code, minor in sorted(by_currency.items())]
@@ -247,8 +274,10 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
         ordered[order.currency] += order.amount_minor
     cancellations = getattr(demo.found, "cancellations", ())
     yield row("orders read", f"{len(demo.found.orders):,}, {sums(ordered)}")
-    if demo.found.problems:
-        yield row("  lines not taken", f"{len(demo.found.problems):,}")
+    if demo.found.bad_line_count:
+        yield row("  bad lines", f"{demo.found.bad_line_count:,}")
+    if demo.found.left_out:
+        yield row("  orders left out", f"{demo.found.left_out:,}")
     if cancellations:
         back = sum(c.amount_minor for c in cancellations)
         yield row(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as replace_file
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.audit.report import Example, Finding, Report, Severity
 from pipeline.demo import Demo, summary
 from pipeline.domain.model import Order
-from producers.order_file import OrderFile
+from pipeline.errors import UserError
+from producers.order_file import OrderFile, Problem
+from tests.unit.test_import_command import Refuses
 
 ORDER = Order(
     merchant_id="shop",
@@ -89,3 +93,37 @@ def test_every_kind_of_fault_is_counted_also_at_zero() -> None:
     (faults,) = [line for line in lines if line.startswith("faults injected")]
     assert "decline 3" in faults
     assert "hang_after 0" in faults
+
+
+def test_an_order_that_cannot_be_a_record_is_named_and_not_expected() -> None:
+    """It is left out by its line number, and the rest of the file is carried through."""
+    other = replace(ORDER, order_id="o-2")
+    found = OrderFile(
+        line_count=5, orders=(ORDER, other), problems=(), left_out=0, line_numbers=(1, 5)
+    )
+    said: list[str] = []
+    made = Demo(orders_file=Path("x"), found=found, faults="none", say=said.append)
+    publisher: Any = Refuses("o-2")
+    made.publish(publisher, lambda: None)
+    assert said == ["x:5: order o-2 is too large: 1 bytes"]
+    assert (made.found.orders, made.found.line_numbers, made.found.left_out) == ((ORDER,), (1,), 1)
+    refuses_all: Any = Refuses("o-1")
+    with pytest.raises(UserError, match="no order that can be published"):
+        made.publish(refuses_all, lambda: None)
+
+
+def test_a_long_reason_is_parted_from_its_count() -> None:
+    """A rule's name may be longer than the column."""
+    reason = "minor_units_must_fit_the_currency_exactly"
+    report = Report([], {**WHOLE, "reasons": {"rejected": {reason: 7}}})
+    assert f"  {reason} 7" in list(summary(demo(), report, {}, 1.0))
+
+
+def test_one_bad_line_counts_once() -> None:
+    """What became of its order is told by itself, not as another bad line."""
+    made = demo()
+    problems = (Problem(2, "bad"), Problem(2, "invoice left out", of_order=True))
+    made.found = replace_file(made.found, problems=problems, left_out=1)
+    lines = [" ".join(line.split()) for line in summary(made, Report([], WHOLE), {}, 1.0)]
+    assert "bad lines 1" in lines
+    assert "orders left out 1" in lines
