@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from pipeline.audit.amounts import amount_of, amount_text
 from pipeline.audit.cut import Cut
 from pipeline.audit.derivation import idempotency_key
 from pipeline.audit.evidence import (
@@ -258,8 +259,7 @@ class _Judgement:
                 "payment_differs_from_order",
                 self._snapshot_example(
                     payment,
-                    f"{snapshot.amount_minor} {snapshot.currency}, ordered were "
-                    f"{first.amount_minor} {first.currency}",
+                    f"{amount_of(snapshot)}, ordered were {amount_of(first)}",
                 ),
             )
         terms = (first.currency, first.instrument_token)
@@ -560,7 +560,7 @@ class _Judgement:
             return
         payment, first = worst
         differences = ", ".join(
-            f"{ordered[c]} {c} ordered, {accounted[c]} accounted for"
+            f"{amount_text(ordered[c], c)} ordered, {amount_text(accounted[c], c)} accounted for"
             for c in sorted({*ordered, *accounted})
             if ordered[c] != accounted[c]
         )
@@ -747,13 +747,13 @@ class _Judgement:
         for posting in entry.postings:
             moved[posting.currency] += max(0, posting.amount_minor)
         if dict(moved) != {settlement.currency: abs(settlement.amount_minor)}:
-            booked = ", ".join(f"{minor} {currency}" for currency, minor in moved.items())
+            booked = ", ".join(amount_text(minor, currency) for currency, minor in moved.items())
             self.found.broken(
                 "journal_entry_amount_wrong",
                 self._entry_example(
                     entry,
                     f"{booked or 'nothing'} booked, the settlement of {payment.key} says "
-                    f"{settlement.amount_minor} {settlement.currency}",
+                    f"{amount_of(settlement)}",
                 ),
             )
 
@@ -777,7 +777,7 @@ class _Judgement:
                     self.found.broken(
                         "journal_unbalanced",
                         self._entry_example(
-                            entry, f"debits less credits are {difference} {currency}"
+                            entry, f"debits less credits are {amount_text(difference, currency)}"
                         ),
                     )
         for place in sorted({*debits, *credits, *ledger.balances}):
@@ -791,8 +791,10 @@ class _Judgement:
                         None,
                         None,
                         account,
-                        f"debits {stored[0]} and credits {stored[1]} {currency}, its postings sum"
-                        f" to {summed[0]} and {summed[1]}",
+                        f"debits {amount_text(stored[0], currency)} and credits "
+                        f"{amount_text(stored[1], currency)}, its postings sum to "
+                        f"{amount_text(summed[0], currency)} and "
+                        f"{amount_text(summed[1], currency)}",
                     ),
                 )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.audit.amounts import amount_text
 from pipeline.audit.derivation import home_partition, idempotency_key, payment_id
 from pipeline.audit.gateway_copy import charges_of_reference
 from pipeline.audit.ledger_copy import LedgerReader
@@ -188,8 +189,10 @@ def describe(role: str, fields: dict[str, Any]) -> str:
 
 
 def money(fields: dict[str, Any]) -> str:
-    """An amount in minor units with its currency, as the record has it."""
-    return f"{fields['amount_minor']} {fields['currency']}" if "amount_minor" in fields else ""
+    """The record's amount for people; empty when it has none."""
+    if "amount_minor" not in fields:
+        return ""
+    return amount_text(fields["amount_minor"], fields["currency"])
 
 
 def _state(hops: Sequence[Hop]) -> str | None:
@@ -198,7 +201,7 @@ def _state(hops: Sequence[Hop]) -> str | None:
             fields = hop.fields
             reason = f" ({fields['reason']})" if fields["reason"] else ""
             captured = (
-                f", captured {fields['captured_minor']} {fields['currency']}"
+                f", captured {amount_text(fields['captured_minor'], fields['currency'])}"
                 if fields["captured_minor"]
                 else ""
             )
