@@ -20,7 +20,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Settings: PAYSTREAM_<NAME> in the environment, or paystream.toml; see the README.",
+    epilog="Example: paystream demo. Settings: PAYSTREAM_<NAME> in the environment, or "
+    "paystream.toml; see the README.",
 )
 app.command("demo")(demo_command)
 app.command("up")(up_command)

@@ -21,8 +21,17 @@ PROBLEMS_SHOWN_MAX = 50
 # A file that is published sooner needs no progress bar.
 PROGRESS_AFTER_S = 2.0
 
-orders_app = typer.Typer(help="Publish the orders of a file.", no_args_is_help=True)
-order_app = typer.Typer(help="Publish one order.", no_args_is_help=True)
+orders_app = typer.Typer(
+    help="Publish the orders of a file.",
+    epilog="Example: paystream orders import orders.jsonl --dry-run",
+    no_args_is_help=True,
+)
+order_app = typer.Typer(
+    help="Publish one order.",
+    epilog="Example: paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 "
+    "--currency GBP --token tok_ok",
+    no_args_is_help=True,
+)
 
 BootstrapServers = Annotated[
     str | None,
