@@ -175,17 +175,18 @@ def simulator_command(
 
     from pipeline.config import load_settings
     from pipeline.embedded.cache import make_folder
-    from pipeline.embedded.ports import free_ports
     from pipeline.gateways.simulator.faults import FaultPlan
     from pipeline.gateways.simulator.server import SimulatorSettings, serve
 
     plan = FaultPlan.named(faults)
     path = books or load_settings().state_dir / "gateway-books.sqlite"
     make_folder(path.parent, "books")
-    # 0 is chosen here, so that the address can be told.
-    port = port or free_ports(1)[0]
-    typer.echo(f"simulator on http://{host}:{port}, books in {path}; Ctrl-C stops it")
-    asyncio.run(serve(SimulatorSettings(books=path, plan=plan, seed=seed, port=port, host=host)))
+
+    def serving(port: int) -> None:
+        typer.echo(f"simulator on http://{host}:{port}, books in {path}; Ctrl-C stops it")
+
+    settings = SimulatorSettings(books=path, plan=plan, seed=seed, port=port, host=host)
+    asyncio.run(serve(settings, on_serving=serving))
 
 
 def _node_id(given: str, bootstrap_servers: str) -> str:
