@@ -14,6 +14,8 @@ from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
 
 TICK_S = 0.2
+# As `run` has it: stopped, but what a worker left is resumed by the next start only.
+EXIT_NOT_DRAINED = UserError.exit_code
 
 
 class Stage(StrEnum):
@@ -54,12 +56,13 @@ def up_command(
     from pipeline.config import load_settings, state_home
     from pipeline.embedded.cache import make_folder
     from pipeline.gateways.simulator import FaultPlan
-    from pipeline.local import LocalFlow, require_free_port
+    from pipeline.local import LocalFlow, require_free_port, with_kept_partitions
 
     settings = load_settings(metrics_port=metrics_port, state_dir=state_dir, partitions=partitions)
     # What is wrong with the options is said at once, not after ten seconds of starting.
     FaultPlan.named(faults)
     require_free_port(settings.metrics_host, settings.metrics_port)
+    settings = with_kept_partitions(settings)
     make_folder(settings.state_dir, "state")
     stop = StopSignals()
     log_file = settings.state_dir / "workers.log"
@@ -89,6 +92,8 @@ def up_command(
         while not stop.asked.wait(TICK_S):
             flow.tick()
         typer.echo("draining")
+    if not flow.drained:
+        raise typer.Exit(EXIT_NOT_DRAINED)
     typer.echo("stopped")
 
 
