@@ -8,7 +8,9 @@ any of them says whether every guarantee held.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -16,15 +18,17 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.audit.report import Report
 from pipeline.config import Settings, load_settings
 from pipeline.domain.money import format_amount
+from pipeline.embedded.cache import write_atomically
 from pipeline.embedded.kafka_config import SHORT_LIVED
+from pipeline.embedded.processes import ProcessIdentity, is_alive, this_process
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import RATED
 from pipeline.local import LocalFlow
@@ -39,6 +43,10 @@ STALLED_S_MAX = 60.0
 PROGRESS_INTERVAL_S = 1.0
 # After the last visible step the audit itself may still find something on its way.
 AUDIT_WAIT_S = 30.0
+
+FOLDER_PREFIX = "paystream-demo-"
+# In a run's folder: whose it is, for a later run to tell whether that one was killed.
+OWNER_FILE = "owner.json"
 
 # The demo's payments must not wait for minutes: on one machine clocks agree, calls are local, and
 # tiers of two seconds show a retry and an inquiry within the demo's patience.
@@ -341,11 +349,52 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
 
 @contextmanager
 def _work_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="paystream-demo-"))
+    """A folder that goes with the run; those of runs that were killed go with the next one."""
+    with _turn():
+        clear_abandoned(Path(tempfile.gettempdir()))
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        write_atomically(folder / OWNER_FILE, json.dumps(asdict(this_process())))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """One demo at a time looks at the folders; the lock is the temporary folder's own, so that
+    none is left behind. Where it has none, the demo goes on without."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            opened = os.open(tempfile.gettempdir(), os.O_RDONLY)
+            held.callback(os.close, opened)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def clear_abandoned(place: Path) -> None:
+    """Remove the work folders of this user's demos whose process is gone."""
+    for folder in place.glob(f"{FOLDER_PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            owner = ProcessIdentity(**json.loads((folder / OWNER_FILE).read_text()))
+        except (OSError, ValueError, TypeError):
+            # Not a demo's, or another one has cleared it.
+            continue
+        if is_alive(owner):
+            continue
+        # Its owner's name last: a worker that is still draining may write meanwhile, and what is
+        # left is then found by the next run.
+        for path in folder.iterdir():
+            if path.name == OWNER_FILE:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if [path.name for path in folder.iterdir()] == [OWNER_FILE]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _show_log(log: Path, say: Callable[[str], None]) -> None:

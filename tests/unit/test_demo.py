@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from dataclasses import replace as replace_file
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.audit.report import Example, Finding, Report, Severity
-from pipeline.demo import Demo, summary
+from pipeline.demo import FOLDER_PREFIX, OWNER_FILE, Demo, _work_folder, clear_abandoned, summary
 from pipeline.domain.model import Order
+from pipeline.embedded.processes import this_process
 from pipeline.errors import UserError
 from producers.order_file import OrderFile, Problem
 from tests.unit.test_import_command import Refuses
@@ -127,3 +130,38 @@ def test_one_bad_line_counts_once() -> None:
     lines = [" ".join(line.split()) for line in summary(made, Report([], WHOLE), {}, 1.0)]
     assert "bad lines 1" in lines
     assert "orders left out 1" in lines
+
+
+def work_folder(place: Path, name: str, started: str | None) -> Path:
+    folder = place / f"{FOLDER_PREFIX}{name}"
+    (folder / "kafka" / "log").mkdir(parents=True)
+    (folder / "workers.log").write_text("x")
+    if started is not None:
+        owner = {**asdict(this_process()), "started": started}
+        (folder / OWNER_FILE).write_text(json.dumps(owner))
+    return folder
+
+
+def test_a_later_demo_clears_the_folder_of_a_killed_one(tmp_path: Path) -> None:
+    """A pid that another process has now is no owner; a demo that runs keeps what is its own."""
+    dead = work_folder(tmp_path, "dead", "at another time")
+    alive = work_folder(tmp_path, "alive", this_process().started)
+    nobodys = work_folder(tmp_path, "nobodys", None)
+    clear_abandoned(tmp_path)
+    assert not dead.exists()
+    assert alive.exists()
+    assert nobodys.exists()
+
+
+def test_a_demo_owns_its_folder_and_takes_it_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left in the temporary folder, a lock included."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead = work_folder(tmp_path, "dead", "at another time")
+    with _work_folder() as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+        clear_abandoned(tmp_path)
+        assert (folder / OWNER_FILE).is_file()
+    assert list(tmp_path.iterdir()) == []
+    assert not dead.exists()
