@@ -262,7 +262,13 @@ class Settings(BaseSettings):
 
     def books_url(self) -> str:
         """The ledger's database: as configured, else SQLite in the state directory."""
-        return self.ledger_url or f"sqlite:///{self.state_dir / 'ledger.sqlite'}"
+        if self.ledger_url:
+            return self.ledger_url
+        from sqlalchemy import URL  # here, since most commands do without it and start sooner
+
+        # A folder's name may hold what has a meaning in a URL: ?, % and #.
+        file = str(self.state_dir / "ledger.sqlite")
+        return URL.create("sqlite", database=file).render_as_string(hide_password=False)
 
 
 def load_settings(**given: Any) -> Settings:

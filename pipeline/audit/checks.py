@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from pipeline.audit.amounts import amount_of, amount_text
 from pipeline.audit.cut import Cut, judged_roles
 from pipeline.audit.derivation import idempotency_key
 from pipeline.audit.evidence import (
@@ -364,8 +365,7 @@ class Judgement:
                 "payment_differs_from_order",
                 self.snapshot_example(
                     payment,
-                    f"{snapshot.amount_minor} {snapshot.currency}, ordered were "
-                    f"{first.amount_minor} {first.currency}",
+                    f"{amount_of(snapshot)}, ordered were {amount_of(first)}",
                 ),
             )
         terms = (first.currency, first.instrument_token)
@@ -735,7 +735,7 @@ class Judgement:
             return
         payment, first = worst
         differences = ", ".join(
-            f"{ordered[c]} {c} ordered, {accounted[c]} accounted for"
+            f"{amount_text(ordered[c], c)} ordered, {amount_text(accounted[c], c)} accounted for"
             for c in sorted({*ordered, *accounted})
             if ordered[c] != accounted[c]
         )
@@ -837,13 +837,13 @@ class Judgement:
             moved[posting.currency] += max(0, posting.amount_minor)
             lines[posting.account, posting.currency] += posting.amount_minor
         if dict(moved) != {settlement.currency: abs(settlement.amount_minor)}:
-            booked = ", ".join(f"{minor} {currency}" for currency, minor in moved.items())
+            booked = ", ".join(amount_text(minor, currency) for currency, minor in moved.items())
             self.found.broken(
                 "journal_entry_amount_wrong",
                 self._entry_example(
                     entry,
                     f"{booked or 'nothing'} booked, the settlement of {payment.key} says "
-                    f"{settlement.amount_minor} {settlement.currency}",
+                    f"{amount_of(settlement)}",
                 ),
             )
             return
@@ -881,7 +881,7 @@ class Judgement:
                     self.found.broken(
                         "journal_unbalanced",
                         self._entry_example(
-                            entry, f"debits less credits are {difference} {currency}"
+                            entry, f"debits less credits are {amount_text(difference, currency)}"
                         ),
                     )
         for place in sorted({*debits, *credits, *ledger.balances}):
@@ -895,8 +895,10 @@ class Judgement:
                         None,
                         None,
                         account,
-                        f"debits {stored[0]} and credits {stored[1]} {currency}, its postings sum"
-                        f" to {summed[0]} and {summed[1]}",
+                        f"debits {amount_text(stored[0], currency)} and credits "
+                        f"{amount_text(stored[1], currency)}, its postings sum to "
+                        f"{amount_text(summed[0], currency)} and "
+                        f"{amount_text(summed[1], currency)}",
                     ),
                 )
 

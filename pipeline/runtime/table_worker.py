@@ -146,7 +146,7 @@ class TableWorker(Generic[V]):
     def run(self) -> None:
         """Work until ``stop`` is set, then drain: commit what is prepared and leave."""
         spec = self._spec
-        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers})
+        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
         require_co_partitioned(admin, self._catalogue)
         cluster_id, topic_id = cluster_and_topic_id(admin, self._stage.table_topic)
         self._table: Table[V] = Table(
