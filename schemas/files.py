@@ -9,6 +9,7 @@ from typing import Any, Final
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "audit-entry",
     "gateway-notification",
+    "gateway-reference",
     "gateway-result",
     "order",
     "payment",

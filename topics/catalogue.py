@@ -186,6 +186,23 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "The latest snapshot of every payment: the table that workers restore from.",
     )
     add(
+        "gateway-references",
+        "gateway-reference",
+        table,
+        ("payments",),
+        (),
+        "To which operation a gateway's own id belongs, keyed gateway:id; for notices that carry "
+        "only that.",
+    )
+    add(
+        "parked-notices",
+        "gateway-notification",
+        table,
+        ("webhooks",),
+        (),
+        "Notices whose operation is not known yet, keyed gateway:id and notice; gone when known.",
+    )
+    add(
         "dead-letters",
         None,
         dead,

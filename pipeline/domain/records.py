@@ -17,6 +17,7 @@ from pipeline.domain.model import (
     AuditEntry,
     Dispute,
     GatewayNotification,
+    GatewayReference,
     GatewayResult,
     Order,
     OrderLine,
@@ -39,6 +40,7 @@ Noun = (
     | PaymentDue
     | PaymentCommand
     | GatewayNotification
+    | GatewayReference
 )
 
 
@@ -109,6 +111,10 @@ def notification_from_record(record: Record) -> GatewayNotification:
     return GatewayNotification(**record)
 
 
+def reference_from_record(record: Record) -> GatewayReference:
+    return GatewayReference(**record)
+
+
 def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
 
@@ -123,6 +129,7 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     PaymentDue: asdict,
     PaymentCommand: asdict,
     GatewayNotification: asdict,
+    GatewayReference: asdict,
     AuditEntry: asdict,
 }
 
@@ -136,6 +143,7 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry]] = {
     "payment-due": due_from_record,
     "payment-command": command_from_record,
     "gateway-notification": notification_from_record,
+    "gateway-reference": reference_from_record,
     "audit-entry": audit_entry_from_record,
 }
 
@@ -149,5 +157,6 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     PaymentDue: "payment-due",
     PaymentCommand: "payment-command",
     GatewayNotification: "gateway-notification",
+    GatewayReference: "gateway-reference",
     AuditEntry: "audit-entry",
 }
