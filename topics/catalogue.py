@@ -186,6 +186,14 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "The latest snapshot of every payment: the table that workers restore from.",
     )
     add(
+        "gateway-notifications",
+        "gateway-notification",
+        stream,
+        ("webhooks",),
+        (),
+        "Verified notices of gateways: unordered, possibly repeated.",
+    )
+    add(
         "gateway-references",
         "gateway-reference",
         table,
