@@ -24,7 +24,8 @@ class GatewayAnswer(Struct, frozen=True, kw_only=True, gc=False):
     one byte of the request was written; not_found answers an inquiry only.
     ``code`` is normalised (``insufficient_funds``), ``gateway_code`` is the gateway's own text.
     ``amount_minor`` and ``currency`` are what the gateway says was moved, 0 when nothing was;
-    a currency of None means the one that was asked for.
+    a currency of None means the one that was asked for. ``next_action_url`` is where the customer
+    has to go, with the outcome pending and the code ``customer_action_required``.
     """
 
     outcome: str
@@ -34,3 +35,4 @@ class GatewayAnswer(Struct, frozen=True, kw_only=True, gc=False):
     retry_after_ms: int | None = None
     amount_minor: int = 0
     currency: str | None = None
+    next_action_url: str | None = None

@@ -1,28 +1,33 @@
-"""A gateway behind HTTP, by the contract in ``docs/simulator.md``.
+"""A gateway behind HTTP: one transport for every adapter, and what is certain about its calls.
 
 Each call is one HTTP request: no retries, no redirects, no proxies from the environment. What is
 certain about a failed call follows from one bit, whether the first byte of the request was about
-to be written: before that, nothing can have been moved; after that, nothing is certain.
+to be written: before that, nothing can have been moved; after that, nothing is certain. What the
+bytes mean is the adapter's matter (``pipeline/gateways/adapters``).
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import aiohttp
-import msgspec
+from msgspec.structs import replace
+from yarl import URL
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.invariant import invariant
 from pipeline.domain.model import PaymentRequest
+from pipeline.domain.normalisation import OPERATIONS
 from pipeline.errors import UserError
-from pipeline.gateways.decline_codes import normalised_decline
+from pipeline.gateways.adapters.base import Adapter, HttpCall, HttpReply
+from pipeline.gateways.adapters.simulator import SimulatorAdapter
 from pipeline.gateways.in_process import wall_clock_ms
+from pipeline.gateways.notice import Notice, NoticeRefused, our_reference
+from pipeline.gateways.webhook_signature import SECRETS_MAX
 
 # An answer later than this is worth less than the place its call takes in its partition.
 DEADLINE_S = 10.0
@@ -39,15 +44,16 @@ ANSWER_BYTES_MAX = 64 * 1024
 # A gateway that asks for more than an hour is not busy but broken; the retry policy decides.
 RETRY_AFTER_S_MAX = 3_600
 
-
 _log = logging.getLogger(__name__)
 
 
 class HttpGateway:
     """One gateway at ``base_url``; ``now_ms`` is the clock that ``send_before_ms`` is read by.
 
-    ``deadline_s`` bounds a whole call, ``connect_timeout_s`` the part before the first byte.
-    ``api_key`` is sent as a bearer token. Raises UserError when the address cannot be meant.
+    ``adapter`` is the gateway's contract. ``deadline_s`` bounds a whole call,
+    ``connect_timeout_s`` the part before the first byte. ``api_key`` is sent as a bearer token;
+    ``notice_secrets`` are what notices are signed with, two while they are exchanged. Raises
+    UserError when an address or a secret cannot be meant.
     """
 
     def __init__(
@@ -55,18 +61,22 @@ class HttpGateway:
         name: str,
         base_url: str,
         *,
+        adapter: Adapter | None = None,
         now_ms: Callable[[], int] = wall_clock_ms,
         deadline_s: float = DEADLINE_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         connections_max: int = CONNECTIONS_MAX,
         api_key: str | None = None,
+        notice_secrets: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self._charges_url = f"{_checked_url(name, base_url)}/v1/charges"
+        self.adapter: Adapter = adapter or SimulatorAdapter()
+        self._base_url = _checked_url(name, base_url)
+        self._notice_secrets = _checked_secrets(name, self.adapter, notice_secrets)
         self._now_ms = now_ms
         self._timeout = aiohttp.ClientTimeout(total=deadline_s, connect=connect_timeout_s)
         self._connections_max = connections_max
-        self._headers = {"Content-Type": "application/json"}
+        self._headers = {"Content-Type": self.adapter.content_type}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
@@ -91,43 +101,86 @@ class HttpGateway:
             await session.close()
 
     async def charge(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
-        """POST the charge, unless it is too late when the connection is ready."""
+        """Take the money at once."""
+        return await self._perform(request, "charge", send_before_ms)
+
+    async def authorize(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        """Reserve the money."""
+        return await self._perform(request, "authorize", send_before_ms)
+
+    async def capture(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        """Take reserved money, all or a part."""
+        return await self._perform(request, "capture", send_before_ms)
+
+    async def void(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        """Release reserved money."""
+        return await self._perform(request, "void", send_before_ms)
+
+    async def refund(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        """Pay back taken money, all or a part."""
+        return await self._perform(request, "refund", send_before_ms)
+
+    async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
+        """Ask about ``request.operation_kind`` by our own reference, the idempotency key."""
+        invariant(request.operation_kind in OPERATIONS, "an inquiry is about an operation")
+        session = self._ready()
+        call = _Call(None)
+        try:
+            reply = await self._send(session, self.adapter.ask(request), call)
+        except Exception as error:
+            return _unknown(_trouble(error, call))
+        return _understood(self.adapter.inquired, request, reply)
+
+    def read_notice(
+        self, headers: Mapping[str, str], body: bytes, now_s: int
+    ) -> Notice | NoticeRefused:
+        """Verify and read a notice; ``body`` as it came, byte for byte. Raises nothing."""
+        if not self._notice_secrets:
+            return NoticeRefused("no_secret")
+        lower = {name.lower(): value for name, value in headers.items()}
+        notice = self.adapter.read_notice(self._notice_secrets, lower, body, now_s)
+        if isinstance(notice, NoticeRefused):
+            return notice
+        ours = our_reference(notice.reference or "")
+        if ours is not None and ours.gateway != self.name:
+            return NoticeRefused("reference_of_another_gateway")
+        return replace(notice, gateway=self.name)
+
+    async def _perform(
+        self, request: PaymentRequest, kind: str, send_before_ms: int
+    ) -> GatewayAnswer:
+        """Send a call that may move money, unless it is too late when the connection is ready."""
+        invariant(request.kind == kind, "a request is sent as what it is")
+        invariant(
+            kind in ("charge", "authorize") or request.parent_reference is not None,
+            "a capture, void or refund names the gateway's id of what it is about",
+        )
         if self._now_ms() >= send_before_ms:
             return _not_sent("send_before_passed")
         session = self._ready()
         call = _Call(send_before_ms)
         try:
-            async with session.post(
-                self._charges_url,
-                data=_charge_body(request),
-                headers={"Idempotency-Key": request.idempotency_key},
-                allow_redirects=False,
-                trace_request_ctx=call,
-            ) as response:
-                answer = await _read(response)
+            reply = await self._send(session, self.adapter.send(request), call)
         except Exception as error:
-            return _failed_charge(error, call)
-        return _charged(answer, request)
-
-    async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
-        """GET the charge by our own reference, the idempotency key."""
-        session = self._ready()
-        call = _Call(None)
-        try:
-            async with session.get(
-                self._charges_url,
-                params={"reference": request.idempotency_key},
-                allow_redirects=False,
-                trace_request_ctx=call,
-            ) as response:
-                answer = await _read(response)
-        except Exception as error:
-            return _unknown(_trouble(error, call))
-        return _inquired(answer, request)
+            return _failed(error, call)
+        return _understood(self.adapter.answered, request, reply)
 
     def _ready(self) -> aiohttp.ClientSession:
         invariant(self._session is not None, "a gateway is called between open() and close()")
         return cast(aiohttp.ClientSession, self._session)
+
+    async def _send(self, session: aiohttp.ClientSession, http: HttpCall, call: _Call) -> HttpReply:
+        # Quoted by the adapter, so that a gateway's id cannot climb out of its place in the path.
+        url = URL(self._base_url + http.path, encoded=True)
+        async with session.request(
+            http.method,
+            url.with_query(dict(http.query)) if http.query else url,
+            data=http.body,
+            headers=dict(http.headers),
+            allow_redirects=False,
+            trace_request_ctx=call,
+        ) as response:
+            return await _read(response)
 
 
 class _TooLate(Exception):
@@ -142,37 +195,6 @@ class _Call:
     connecting: bool = False
     late: bool = False
     writing: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    body: bytes | None
-    retry_after: str | None
-
-
-class _ChargeView(msgspec.Struct, frozen=True):
-    id: str
-    reference: str
-    status: str
-    amount_minor: int
-    currency: str
-    code: str | None = None
-
-
-class _Found(msgspec.Struct, frozen=True):
-    found: bool
-    charge: _ChargeView
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    code: str
-    reference: str | None = None
-
-
-_decode_charge = msgspec.json.Decoder(_ChargeView).decode
-_decode_found = msgspec.json.Decoder(_Found).decode
-_decode_refusal = msgspec.json.Decoder(_Refusal).decode
 
 
 def _traces(now_ms: Callable[[], int]) -> aiohttp.TraceConfig:
@@ -202,21 +224,7 @@ def _traces(now_ms: Callable[[], int]) -> aiohttp.TraceConfig:
     return traces
 
 
-def _charge_body(request: PaymentRequest) -> bytes:
-    return msgspec.json.encode(
-        {
-            "reference": request.idempotency_key,
-            "amount_minor": request.amount_minor,
-            "currency": request.currency,
-            "instrument_token": request.instrument_token,
-            "merchant_id": request.merchant_id,
-            "order_id": request.order_id,
-            "capture": True,
-        }
-    )
-
-
-async def _read(response: aiohttp.ClientResponse) -> _Answer:
+async def _read(response: aiohttp.ClientResponse) -> HttpReply:
     """Status and body; the body is None when it is longer than any answer of the contract."""
     parts: list[bytes] = []
     size = 0
@@ -224,103 +232,27 @@ async def _read(response: aiohttp.ClientResponse) -> _Answer:
         size += len(part)
         if size > ANSWER_BYTES_MAX:
             response.close()
-            return _Answer(response.status, None, None)
+            return HttpReply(response.status, None)
         parts.append(part)
-    return _Answer(response.status, b"".join(parts), response.headers.get("Retry-After"))
+    return HttpReply(
+        response.status, b"".join(parts), _retry_after_ms(response.headers.get("Retry-After"))
+    )
 
 
-def _charged(answer: _Answer, request: PaymentRequest) -> GatewayAnswer:
-    """What an answer to a charge says."""
-    status = answer.status
-    if 200 <= status < 300:
-        try:
-            charge = _decode_charge(answer.body or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return _unknown("undecodable_answer", f"http_{status}")
-        return _about(charge, request)
-    refusal = _refusal(answer)
-    gateway_code = refusal.code if refusal is not None else f"http_{status}"
-    if status == 429:
-        # Turned away before it was handled: nothing can have been moved by this request.
-        return GatewayAnswer(
-            outcome="not_sent",
-            code="rate_limited",
-            gateway_code=gateway_code,
-            retry_after_ms=_retry_after_ms(answer.retry_after),
-        )
-    if status == 409:
-        return _unknown("in_progress", gateway_code)
-    if status in (400, 402, 422) and refusal is None:
-        # A decline that cannot be read may come from a proxy in between.
-        return _unknown("undecodable_answer", gateway_code)
-    if status == 402 and refusal is not None:
-        if refusal.reference not in (None, request.idempotency_key):
-            return _unknown("mismatched_answer", gateway_code)
-        return GatewayAnswer(
-            outcome="declined", code=normalised_decline(gateway_code), gateway_code=gateway_code
-        )
-    if status == 400:
-        return GatewayAnswer(outcome="declined", code="invalid_request", gateway_code=gateway_code)
-    if status == 422:
-        return _unknown("idempotency_key_reused", gateway_code)
-    # 401, 403, 404: our own settings may be wrong, which is no reason to fail anybody's payment.
-    return _unknown("gateway_error", gateway_code)
+def _understood(
+    read: Callable[[PaymentRequest, HttpReply], GatewayAnswer],
+    request: PaymentRequest,
+    reply: HttpReply,
+) -> GatewayAnswer:
+    """What an answer says; one that upsets the adapter is an answer that cannot be read."""
+    try:
+        return read(request, reply)
+    except Exception:
+        _log.exception("an answer of %s could not be read", request.gateway)
+        return _unknown("undecodable_answer", f"http_{reply.status}")
 
 
-def _inquired(answer: _Answer, request: PaymentRequest) -> GatewayAnswer:
-    """What an answer to an inquiry says."""
-    status = answer.status
-    if status == 200:
-        try:
-            found = _decode_found(answer.body or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return _unknown("undecodable_answer", f"http_{status}")
-        return _about(found.charge, request)
-    refusal = _refusal(answer)
-    gateway_code = refusal.code if refusal is not None else f"http_{status}"
-    if status == 404 and gateway_code == "not_found":
-        # Only with the contract's own word: a 404 of a proxy knows nothing about charges.
-        return GatewayAnswer(outcome="not_found", gateway_code=gateway_code)
-    if status == 409:
-        return _unknown("in_progress", gateway_code)
-    if status == 429:
-        return GatewayAnswer(
-            outcome="unknown",
-            code="rate_limited",
-            gateway_code=gateway_code,
-            retry_after_ms=_retry_after_ms(answer.retry_after),
-        )
-    return _unknown("gateway_error", gateway_code)
-
-
-def _about(charge: _ChargeView, request: PaymentRequest) -> GatewayAnswer:
-    """The outcome of a charge as the gateway shows it, if it is the one that was asked for."""
-    if (
-        charge.reference != request.idempotency_key
-        or charge.amount_minor != request.amount_minor
-        or charge.currency != request.currency
-    ):
-        return GatewayAnswer(
-            outcome="unknown", code="mismatched_answer", gateway_reference=charge.id
-        )
-    if charge.status == "succeeded":
-        return GatewayAnswer(
-            outcome="succeeded", gateway_reference=charge.id, amount_minor=charge.amount_minor
-        )
-    if charge.status == "pending":
-        return GatewayAnswer(outcome="pending", gateway_reference=charge.id)
-    if charge.status == "declined":
-        code = charge.code or "card_declined"
-        return GatewayAnswer(
-            outcome="declined",
-            gateway_reference=charge.id,
-            code=normalised_decline(code),
-            gateway_code=code,
-        )
-    return _unknown("undecodable_answer", f"status_{charge.status}"[:64])
-
-
-def _failed_charge(error: Exception, call: _Call) -> GatewayAnswer:
+def _failed(error: Exception, call: _Call) -> GatewayAnswer:
     """What is certain after the client gave up."""
     if call.late:
         return _not_sent("send_before_passed")
@@ -347,13 +279,6 @@ def _trouble(error: Exception, call: _Call) -> str:
     return "broken_connection"
 
 
-def _refusal(answer: _Answer) -> _Refusal | None:
-    try:
-        return _decode_refusal(answer.body or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
 def _retry_after_ms(text: str | None) -> int | None:
     """Whole seconds of a Retry-After header; dates and nonsense count as not given."""
     if text is None or not text.isascii() or not text.isdigit() or len(text) > 9:
@@ -373,7 +298,21 @@ def _checked_url(name: str, base_url: str) -> str:
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise UserError(
-            f"The address of gateway {name} is {json.dumps(base_url)}; "
+            f'The address of gateway {name} is "{base_url}"; '
             "give one like https://gateway.example.com or http://127.0.0.1:8080."
         )
     return base_url.rstrip("/")
+
+
+def _checked_secrets(name: str, adapter: Adapter, secrets: Sequence[str]) -> tuple[str, ...]:
+    if len(secrets) > SECRETS_MAX:
+        raise UserError(
+            f"Gateway {name} has {len(secrets)} notice secrets; give one, or the old and the new "
+            "one while they are exchanged."
+        )
+    for secret in secrets:
+        try:
+            adapter.check_secret(secret)
+        except ValueError as error:
+            raise UserError(f"A notice secret of gateway {name} cannot be used: {error}.") from None
+    return tuple(secrets)

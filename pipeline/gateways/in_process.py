@@ -7,11 +7,12 @@ end with its process; where books must survive a crash, use the simulator.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from zlib import crc32
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
+from pipeline.gateways.notice import Notice, NoticeRefused
 
 # Two generations of this many keys: about 400 bytes a key, so at most about 160 MB.
 KEYS_MAX = 200_000
@@ -27,6 +28,8 @@ def wall_clock_ms() -> int:
 
 class InProcessGateway:
     """Takes every charge but the given share, which it declines with ``card_declined``.
+
+    Captures, voids and refunds are all taken: it keeps no sums.
 
     Which charges are declined follows from the idempotency key alone, so two runs over the same
     orders agree. The last ``keys_max`` keys, at least, are remembered: the same key gets its first
@@ -61,8 +64,25 @@ class InProcessGateway:
     async def charge(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
         return self.charge_now(request, send_before_ms=send_before_ms)
 
+    async def authorize(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        return self.charge_now(request, send_before_ms=send_before_ms)
+
+    async def capture(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        return self._later(request, send_before_ms)
+
+    async def void(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        return self._later(request, send_before_ms)
+
+    async def refund(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        return self._later(request, send_before_ms)
+
     async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
         return self._known(request.idempotency_key) or _NOT_FOUND
+
+    def read_notice(
+        self, headers: Mapping[str, str], body: bytes, now_s: int
+    ) -> Notice | NoticeRefused:
+        return NoticeRefused("no_notices")
 
     def charge_now(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
         """``charge`` without a coroutine, for callers that count microseconds."""
@@ -82,6 +102,23 @@ class InProcessGateway:
                 gateway_reference="ip_" + key,
                 amount_minor=request.amount_minor,
             )
+        return self._keep(key, answer)
+
+    def _later(self, request: PaymentRequest, send_before_ms: int) -> GatewayAnswer:
+        """An operation on what was charged or authorized: taken, whatever the parent was."""
+        if self._now_ms() >= send_before_ms:
+            return _LATE
+        key = request.idempotency_key
+        return self._known(key) or self._keep(
+            key,
+            GatewayAnswer(
+                outcome="succeeded",
+                gateway_reference="ip_" + key,
+                amount_minor=request.amount_minor,
+            ),
+        )
+
+    def _keep(self, key: str, answer: GatewayAnswer) -> GatewayAnswer:
         young = self._young
         young[key] = answer
         if len(young) >= self._keys_max:

@@ -5,47 +5,33 @@ by itself: whether a request may be sent again is decided over the payments tabl
 
 Promises of every adapter (``tests/integration/test_gateway_contract.py`` checks them):
 
-1. ``charge`` carries ``request.idempotency_key``; the same key again moves no more money and gives
-   the first answer.
+1. ``charge``, ``authorize``, ``capture``, ``void`` and ``refund`` may move money. Each carries
+   ``request.idempotency_key``; the same key again moves no more money and gives the first answer.
+   A gateway without idempotency is the exception, and its profile says so: nothing that may have
+   been sent there is ever sent again.
 2. At ``send_before_ms`` (epoch ms) or later nothing is sent any more. The check stands right before
    the request is written to the socket, after any wait for a connection.
 3. ``not_sent`` is answered only if nothing can have been moved: no byte was written, or the gateway
    said plainly that it did not handle the request (throttled). All other trouble is ``unknown``.
-4. ``inquire`` asks by the same key and moves nothing. ``not_found`` is the gateway's plain word
-   that it knows no such key.
+4. ``inquire`` asks by the same key what became of ``request.operation_kind`` and moves nothing.
+   ``not_found`` is the gateway's plain word that it knows no such key.
 5. A call ends within the adapter's soft deadline and then answers ``unknown``; calls raise nothing
    but ``asyncio.CancelledError``. A cancelled call may have been sent.
+6. ``read_notice`` believes nothing that is not signed by the gateway's scheme, and raises nothing.
 
-Normalised codes that adapters give besides the decline codes of ``decline_codes``:
-
-====================== ============  ==========================================================
-code                   outcome       meaning
-====================== ============  ==========================================================
-send_before_passed     not_sent      the request was too old when it could have been written
-connection_refused     not_sent      nobody listens there, or the name does not resolve
-connect_timeout        not_sent      no connection in time
-pool_timeout           not_sent      no free connection in time
-rate_limited           not_sent      the gateway turned it away unhandled; see retry_after_ms
-invalid_request        declined      the gateway will never take this request
-broken_connection      not_sent      the connection broke before the first byte was written
-timeout                unknown       no answer within the soft deadline
-connection_lost        unknown       the connection broke after the first byte was written
-gateway_error          unknown       the gateway answered 5xx or something not in its contract
-in_progress            unknown       the gateway is still busy with the same key
-undecodable_answer     unknown       the answer could not be read
-mismatched_answer      unknown       the answer is about another key, amount or currency
-idempotency_key_reused unknown       the gateway has the key with another content
-====================== ============  ==========================================================
+Every code an answer may carry, and what it asks for, is in ``pipeline/domain/normalisation.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
+from pipeline.gateways.notice import Notice, NoticeRefused
 
-__all__ = ["Gateway", "GatewayAnswer"]
+__all__ = ["Gateway", "GatewayAnswer", "Notice", "NoticeRefused"]
 
 
 class Gateway(Protocol):
@@ -65,12 +51,39 @@ class Gateway(Protocol):
         ...
 
     async def charge(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
-        """Ask for ``request.amount_minor``: succeeded, declined, pending, not_sent or unknown."""
+        """Take ``request.amount_minor`` at once.
+
+        Succeeded, declined, pending, not_sent or unknown, as are the next four. Pending with the
+        code ``customer_action_required`` has a ``next_action_url``.
+        """
+        ...
+
+    async def authorize(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        """Reserve ``request.amount_minor``; succeeded means authorized."""
+        ...
+
+    async def capture(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        """Take ``request.amount_minor`` of the authorization ``request.parent_reference``."""
+        ...
+
+    async def void(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        """Release the authorization ``request.parent_reference``."""
+        ...
+
+    async def refund(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        """Pay back ``request.amount_minor`` of the charge or captured authorization."""
         ...
 
     async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
         """Ask what became of the key: succeeded, declined, pending, not_found or unknown.
 
-        An inquiry that could not be sent is ``unknown`` too, with the code that says why.
+        An inquiry that could not be sent is ``unknown`` too, with the code that says why. Declined
+        with the code ``returned`` says that it had succeeded and the money came back.
         """
+        ...
+
+    def read_notice(
+        self, headers: Mapping[str, str], body: bytes, now_s: int
+    ) -> Notice | NoticeRefused:
+        """Verify a notice that came in, and read it. ``body`` is raw, ``now_s`` epoch seconds."""
         ...

@@ -28,6 +28,10 @@ SWEEP_INTERVAL_S = 0.25
 
 _PARKED = GatewayAnswer(outcome="unknown", code="soft_deadline")
 _NO_SUCH_GATEWAY = GatewayAnswer(outcome="not_sent", code="gateway_not_configured")
+_NO_SUCH_KIND = GatewayAnswer(outcome="not_sent", code="kind_not_supported")
+
+# What may move money; the port has a method of the name for each.
+MONEY_MOVING = frozenset({"charge", "authorize", "capture", "void", "refund"})
 
 
 class Call(Struct, eq=False):
@@ -162,13 +166,8 @@ class Calls:
         self._arrived.set()
 
     async def _make(self, gateway: Gateway, call: Call) -> None:
-        asked: Coroutine[Any, Any, GatewayAnswer] = (
-            gateway.inquire(call.request)
-            if call.request.kind == "inquire"
-            else gateway.charge(call.request, send_before_ms=call.send_before_ms)
-        )
         try:
-            answer = await asked
+            answer = await _asked(gateway, call)
         except asyncio.CancelledError:
             answer = _PARKED
         except Exception as error:
@@ -196,3 +195,14 @@ class Calls:
                 self._end(call, _PARKED)
                 call.task.cancel()
         self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+
+
+async def _asked(gateway: Gateway, call: Call) -> GatewayAnswer:
+    """The gateway's answer to a request of any kind."""
+    kind = call.request.kind
+    if kind == "inquire":
+        return await gateway.inquire(call.request)
+    if kind not in MONEY_MOVING:
+        return _NO_SUCH_KIND
+    send: Callable[..., Coroutine[Any, Any, GatewayAnswer]] = getattr(gateway, kind)
+    return await send(call.request, send_before_ms=call.send_before_ms)

@@ -357,6 +357,9 @@ class GatewayWorker:
         positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
         added = [TopicPartition(t, p, o) for (t, p), o in positions.items()]
         for tp in added:
+            if self._stage.unrepeatable:
+                _, end = consumer.get_watermark_offsets(tp, timeout=REBALANCE_WAIT_S)
+                self._stage.assigned(tp.partition, end)
             self._prefixes[tp.partition] = PartitionPrefix()
             self._positions[tp.partition] = tp.offset
         consumer.incremental_assign(added)

@@ -47,6 +47,7 @@ def test_forbidden_imports_break_the_contracts(tmp_path: Path) -> None:
         "pipeline/processors/wrong_reach.py": "import schemas.wrong_reach",
         "schemas/wrong_reach.py": "import sqlalchemy",
         "pipeline/gateways/wrong_client.py": "import confluent_kafka",
+        "pipeline/gateways/adapters/wrong_view.py": "import pipeline.gateways.simulator",
         "pipeline/audit/wrong_source.py": "import pipeline.processors",
         "pipeline/embedded/wrong_knowledge.py": "import topics.catalogue",
         "pipeline/observability/wrong_knowledge.py": "import pipeline.domain",

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from pipeline.gateways.simulator.app import Gateway, build_app
-from pipeline.gateways.simulator.faults import FaultKind, FaultPlan
+from pipeline.gateways.simulator.faults import CALL_FAULTS, FaultKind, FaultPlan
 from pipeline.gateways.simulator.tokens import FORCED
 
 RETENTION_MS = 60_000
@@ -88,7 +88,7 @@ class Client:
             async with self._session.request(method, path, json=json, headers=headers) as answer:
                 body = await answer.read()
                 return Answer(answer.status, await answer.json(), body, dict(answer.headers))
-        except (aiohttp.ClientError, TimeoutError):
+        except (aiohttp.ClientError, TimeoutError, ValueError):
             return Answer(LOST)
 
 
@@ -145,6 +145,15 @@ TOKENS: dict[str, tuple[list[int | str], int | str, int]] = {
     "tok_not_found_grace": ([LOST, 201, 201], 404, 1),
     "tok_always_500": ([500, 500, 500], 404, 0),
     "tok_always_unknown": ([LOST, LOST, LOST], 500, 1),
+    "tok_in_progress_once": ([409, 201, 201], 200, 1),
+    "tok_malformed": ([LOST, 201, 201], 200, 1),
+    "tok_pending_success": ([202, 202, 202], 200, 0),
+    "tok_pending_failure": ([202, 202, 202], 200, 0),
+    "tok_action_required": ([202, 202, 202], 200, 0),
+    "tok_fails_later": ([201, 201, 201], 200, 1),
+    "tok_notice_duplicate": ([201, 201, 201], 200, 1),
+    "tok_notice_before_answer": ([201, 201, 201], 200, 1),
+    "tok_notice_bad_signature": ([201, 201, 201], 200, 1),
 }
 
 
@@ -337,9 +346,7 @@ def test_a_hanging_call_keeps_neither_its_key_nor_the_gateway_busy(run: Run) -> 
     run(scenario, UNTIL_DRAINED)
 
 
-@pytest.mark.parametrize(
-    "kind", [k for k in FaultKind if k not in ("decline", "inquiry_not_found")]
-)
+@pytest.mark.parametrize("kind", [*CALL_FAULTS, FaultKind.INQUIRY_ERROR])
 def test_each_kind_of_the_plan_is_injected_and_counted(run: Run, kind: FaultKind) -> None:
     """A plan of one kind only injects that kind, twice a key at most, and counts it."""
     plan = replace(QUICK, rates={kind: 1.0})

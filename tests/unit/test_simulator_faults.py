@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import (
-    CALL_FAULTS,
+    DEFAULT_FAULTS,
     FaultKind,
     FaultPlan,
     call_fault,
@@ -71,7 +71,7 @@ def test_the_default_plan_meets_every_kind_within_337_orders(shop: str) -> None:
     """A run over a few hundred orders shows each fault and some declines, but not too many."""
     counts = forecast(FaultPlan.default(), DEFAULT_SEED, keys_like_real_ones(shop))
 
-    assert set(counts) == {FaultKind.DECLINE, *CALL_FAULTS}
+    assert set(counts) == {FaultKind.DECLINE, *DEFAULT_FAULTS}
     assert max(counts.values()) <= 30
     assert sum(counts.values()) < 337 * 0.4
 
@@ -83,7 +83,7 @@ def test_default_rates_hit_the_declared_share_on_average() -> None:
         counts += forecast(FaultPlan.default(), DEFAULT_SEED, keys_like_real_ones(f"mean-{n}"))
 
     assert 13 < counts[FaultKind.DECLINE] / 30 < 17
-    for kind in CALL_FAULTS:
+    for kind in DEFAULT_FAULTS:
         assert 8 < counts[kind] / 30 < 13, kind
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import FaultPlan
-from pipeline.gateways.simulator.server import KEY_RETENTION_MS, SimulatorSettings, serve
+from pipeline.gateways.simulator.server import (
+    DEFAULT_GATEWAY,
+    SECRETS_VARIABLE,
+    SimulatorSettings,
+    serve,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--faults", default="default", help="default, none, or a JSON file")
     parser.add_argument("--ready-file", type=Path, help="gets the port once it is listened on")
-    parser.add_argument("--key-retention-ms", type=int, default=KEY_RETENTION_MS)
+    parser.add_argument("--gateway", default=DEFAULT_GATEWAY, help="which gateway it is")
+    parser.add_argument("--key-retention-ms", type=int, help="default: the gateway's own")
+    parser.add_argument("--authorization-ms", type=int, help="default: the gateway's own")
+    parser.add_argument(
+        "--notice-url", help=f"address of this machine; secrets in {SECRETS_VARIABLE}"
+    )
     parser.add_argument("--parent-pid", type=int, help="stop when this parent process ends")
     given = parser.parse_args(arguments)
     try:
@@ -30,7 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
             seed=given.seed,
             port=given.port,
             ready_file=given.ready_file,
+            gateway=given.gateway,
             key_retention_ms=given.key_retention_ms,
+            authorization_ms=given.authorization_ms,
+            notice_url=given.notice_url,
+            notice_secrets=tuple(os.environ.get(SECRETS_VARIABLE, "").split()),
             parent_pid=given.parent_pid,
         )
         asyncio.run(serve(settings))

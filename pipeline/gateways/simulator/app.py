@@ -1,4 +1,4 @@
-"""The HTTP routes of the simulated gateway; the contract is docs/simulator.md."""
+"""The HTTP routes of a simulated gateway; the contract is docs/simulator.md."""
 
 from __future__ import annotations
 
@@ -20,24 +20,31 @@ from aiohttp import web
 from pipeline.errors import UserError
 from pipeline.gateways.simulator import faults
 from pipeline.gateways.simulator.books import (
+    DISPUTE_STATES,
     Books,
     BooksReader,
-    Call,
-    Entry,
-    Execution,
-    charge_view,
-    refund_view,
+    forced_on,
 )
 from pipeline.gateways.simulator.faults import FaultKind, FaultPlan
 from pipeline.gateways.simulator.group_commit import GroupCommit
-from pipeline.gateways.simulator.tokens import forced_by
-from pipeline.gateways.simulator.wire import (
-    OutageRequest,
-    decode_charge,
-    decode_refund,
-    error_body,
+from pipeline.gateways.simulator.notices import LOOK_S, Notices
+from pipeline.gateways.simulator.operations import (
+    FAILED,
+    FIRST,
+    KINDS,
+    SUCCEEDED,
+    Asked,
+    Call,
+    Execution,
+    Operation,
+    Reply,
+    Terms,
     payload_hash,
+    shown,
 )
+from pipeline.gateways.simulator.personality import PERSONALITIES, Personality
+from pipeline.gateways.simulator.tokens import Forced
+from pipeline.gateways.simulator.wires.base import GatewayWire, Parts, Question
 
 # The largest body of the contract is under 2 kB.
 BODY_BYTES_MAX = 64 * 1024
@@ -57,8 +64,44 @@ class Outage(StrEnum):
     ERROR = "500"
 
 
+class OutageRequest(msgspec.Struct, frozen=True):
+    """Body of POST /v1/admin/outage."""
+
+    mode: str
+
+
+class CompleteRequest(msgspec.Struct, frozen=True):
+    """Body of POST /v1/admin/complete: what waits gets its end."""
+
+    reference: str
+    outcome: str = SUCCEEDED
+    kind: str | None = None
+
+
+class DisputeRequest(msgspec.Struct, frozen=True):
+    """Body of POST /v1/admin/disputes: the charge by our reference or the gateway's id."""
+
+    state: str = "opened"
+    reference: str | None = None
+    charge_id: str | None = None
+    dispute_id: str | None = None
+    amount_minor: int | None = None
+    fee_minor: int = 0
+
+
+class NoticesRequest(msgspec.Struct, frozen=True):
+    """Body of PUT /v1/admin/notices; a url of null sends none."""
+
+    url: str | None = None
+    secrets: tuple[str, ...] = ()
+
+
 class Gateway:
-    """The state behind the routes: books, fault plan, and the calls that are open now."""
+    """The state behind the routes: books, fault plan, notices, and the calls that are open now.
+
+    ``key_retention_ms`` and ``authorization_ms`` of None are the personality's own. Made inside the
+    running event loop.
+    """
 
     def __init__(
         self,
@@ -66,77 +109,75 @@ class Gateway:
         *,
         plan: FaultPlan,
         seed: int,
-        key_retention_ms: int,
+        key_retention_ms: int | None = None,
+        authorization_ms: int | None = None,
+        personality: Personality = PERSONALITIES["simulator"],
+        public_url: str = "http://127.0.0.1",
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self.plan = plan
+        self.personality = personality
+        self.plan = personality.plan(plan)
         self.seed = seed
         self.outage = Outage.NONE
         self.admin_port = 0
         self.on_outage: Callable[[Outage], Awaitable[None]] | None = None
+        self.wire: GatewayWire = personality.wire(public_url)
+        self._authorization_ms = authorization_ms or personality.authorization_ms
         self._clock_ms = clock_ms
         self._books_path = books_path
-        self._books = Books(books_path, key_retention_ms=key_retention_ms)
+        self._books = Books(
+            books_path,
+            key_retention_ms=key_retention_ms or personality.key_retention_ms,
+            wire=self.wire,
+            idempotent=personality.idempotent,
+            fee_minor=personality.fee_minor,
+        )
         self._reader = BooksReader(books_path)
         self._writer = GroupCommit(self._books)
+        self.notices = Notices(
+            self._books, self._reader, self._writer, self.wire, clock_ms=clock_ms, seed=seed
+        )
         self._open_keys: set[str] = set()
         self._open_references: Counter[str] = Counter()
         self._draining = asyncio.Event()
+        self._pulse = asyncio.get_running_loop().create_task(self._run())
 
     def drain(self) -> None:
         """Let hanging calls go and slow ones be quick, so that the server can stop."""
         self._draining.set()
 
     async def close(self) -> None:
-        """Commit what is under way and close the books."""
+        """Commit what is under way and close the books; notices that wait stay in them."""
         self.drain()
+        self._pulse.cancel()
+        await asyncio.gather(self._pulse, return_exceptions=True)
+        await self.notices.close()
         await self._writer.close()
         self._reader.close()
 
-    async def post_charge(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/charges."""
+    async def tick(self) -> None:
+        """Let happen what is due by now, and send the notices that are."""
+        due_ms = self._reader.next_due_ms()
+        now_ms = self._clock_ms()
+        if due_ms is not None and due_ms <= now_ms:
+            await self._writer.submit(lambda: self._books.run_due(now_ms))
+        await self.notices.send_due(self.plan)
+
+    async def handle(self, hint: str, request: web.Request) -> web.StreamResponse:
+        """Any of the gateway's own routes."""
+        parts = Parts(request.headers, request.match_info, request.query, await request.read())
         try:
-            key = _idempotency_key(request)
-            charge = decode_charge(await request.read())
+            key = self.wire.key(parts) if request.method == "POST" else None
+            asked = self.wire.parse(hint, parts)
         except ValueError as error:
-            return _refused(400, "invalid_request", str(error))
-        forced = forced_by(charge.instrument_token)
-        if forced is not None:
-            code = forced.decline_code
-        else:
-            code = faults.decline_code(self.plan, self.seed, key)
-        call = self._call(key, payload_hash(charge), charge.instrument_token)
-        return await self._perform(
-            request, charge.reference, call, lambda call: self._books.charge(call, charge, code)
-        )
-
-    async def post_refund(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/refunds."""
-        try:
-            key = _idempotency_key(request)
-            refund = decode_refund(await request.read())
-        except ValueError as error:
-            return _refused(400, "invalid_request", str(error))
-        call = self._call(key, payload_hash(refund), refund.instrument_token)
-        return await self._perform(
-            request, refund.refund_reference, call, lambda call: self._books.refund(call, refund)
-        )
-
-    async def get_charges(self, request: web.Request) -> web.StreamResponse:
-        """GET /v1/charges?reference=R."""
-        return await self._inquire("charge", request)
-
-    async def get_refunds(self, request: web.Request) -> web.StreamResponse:
-        """GET /v1/refunds?reference=R."""
-        return await self._inquire("refund", request)
-
-    async def get_charge(self, request: web.Request) -> web.StreamResponse:
-        """GET /v1/charges/{id}."""
-        return await self._show(self._reader.by_id("charge", request.match_info["id"]), "charge")
-
-    async def get_refund(self, request: web.Request) -> web.StreamResponse:
-        """GET /v1/refunds/{id}."""
-        return await self._show(self._reader.by_id("refund", request.match_info["id"]), "refund")
+            return self._refused("invalid_request", str(error))
+        if isinstance(asked, Question):
+            return await self._inquire(asked)
+        currencies = self.personality.currencies
+        if asked.kind in FIRST and currencies is not None and asked.currency not in currencies:
+            message = f"{asked.currency} is not enabled here."
+            return self._refused("currency_not_supported", message, asked)
+        return await self._perform(request, asked, key)
 
     async def get_books(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/books?after=SEQ&limit=N."""
@@ -144,13 +185,13 @@ class Gateway:
             after = _whole_number(request, "after", default=0, low=0, high=1 << 62)
             limit = _whole_number(request, "limit", default=1_000, low=1, high=PAGE_LIMIT_MAX)
         except ValueError as error:
-            return _refused(400, "invalid_request", str(error))
+            return _admin_refused("invalid_request", str(error))
         page = await self._read(lambda reader: reader.page(after, limit + 1))
-        shown = page[:limit]
+        shown_page = page[:limit]
         return _json(
             {
-                "entries": [asdict(entry) for entry in shown],
-                "next_after": shown[-1].seq if shown else after,
+                "entries": [asdict(entry) for entry in shown_page],
+                "next_after": shown_page[-1].seq if shown_page else after,
                 "has_more": len(page) > limit,
             }
         )
@@ -165,8 +206,14 @@ class Gateway:
 
     async def get_health(self, request: web.Request) -> web.StreamResponse:
         """GET /healthz."""
-        health = {"status": "ok", "admin_port": self.admin_port, "outage": self.outage}
-        return _json(health)
+        return _json(
+            {
+                "status": "ok",
+                "gateway": self.personality.name,
+                "admin_port": self.admin_port,
+                "outage": self.outage,
+            }
+        )
 
     async def get_plan(self, request: web.Request) -> web.StreamResponse:
         """GET /v1/admin/faults."""
@@ -175,9 +222,11 @@ class Gateway:
     async def put_plan(self, request: web.Request) -> web.StreamResponse:
         """PUT /v1/admin/faults."""
         try:
-            self.plan = FaultPlan.from_json(await request.read(), where="The body")
+            self.plan = self.personality.plan(
+                FaultPlan.from_json(await request.read(), where="The body")
+            )
         except UserError as error:
-            return _refused(400, "invalid_fault_plan", str(error))
+            return _admin_refused("invalid_fault_plan", str(error))
         return _answer(200, self.plan.to_json())
 
     async def post_outage(self, request: web.Request) -> web.StreamResponse:
@@ -187,111 +236,233 @@ class Gateway:
             mode = Outage(asked.mode)
         except (msgspec.DecodeError, ValueError):
             modes = ", ".join(Outage)
-            return _refused(400, "invalid_outage", f"mode must be one of: {modes}.")
+            return _admin_refused("invalid_outage", f"mode must be one of: {modes}.")
         self.outage = mode
         if self.on_outage is not None:
             await self.on_outage(mode)
         return _json({"mode": mode})
 
-    def _call(self, key: str, hashed: bytes, instrument_token: str | None) -> Call:
-        forced = forced_by(instrument_token)
-        plan, seed = self.plan, self.seed
+    async def post_complete(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/admin/complete: the customer has acted, or what is pending ends now."""
+        try:
+            asked = msgspec.json.decode(await request.read(), type=CompleteRequest)
+            if asked.outcome not in (SUCCEEDED, FAILED):
+                raise ValueError(f"outcome must be {SUCCEEDED} or {FAILED}")
+            if asked.kind is not None and asked.kind not in KINDS:
+                raise ValueError(f"kind must be one of {', '.join(KINDS)}")
+            now_ms = self._clock_ms()
+            operation = await self._writer.submit(
+                _or_error(
+                    lambda: self._books.complete(asked.reference, asked.kind, asked.outcome, now_ms)
+                )
+            )
+            if isinstance(operation, ValueError):
+                raise operation
+        except (msgspec.DecodeError, ValueError) as error:
+            return _admin_refused("invalid_completion", str(error))
+        return _json(shown(operation))
 
-        def by_plan(faulted_calls: int) -> FaultKind | None:
+    async def post_dispute(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/admin/disputes: open a dispute, or move one on."""
+        try:
+            asked = msgspec.json.decode(await request.read(), type=DisputeRequest)
+        except msgspec.DecodeError as error:
+            return _admin_refused("invalid_dispute", str(error))
+        if asked.state not in DISPUTE_STATES:
+            states = ", ".join(DISPUTE_STATES)
+            return _admin_refused("invalid_dispute", f"state must be one of {states}.")
+        charge = self._charge_of(asked)
+        if charge is None:
+            return _admin_refused("charge_not_found", "There is no such charge.", status=404)
+        amount_minor = asked.amount_minor
+        if asked.fee_minor < 0 or not 0 < (amount_minor or 1) <= charge.amount_minor:
+            message = "amount_minor must be above zero and at most the charge's."
+            return _admin_refused("invalid_dispute", message)
+        now_ms = self._clock_ms()
+        dispute = await self._writer.submit(
+            lambda: self._books.dispute(
+                charge,
+                asked.state,
+                now_ms,
+                dispute_id=asked.dispute_id,
+                amount_minor=amount_minor,
+                fee_minor=asked.fee_minor,
+            )
+        )
+        return _json(asdict(dispute))
+
+    async def get_notices(self, request: web.Request) -> web.StreamResponse:
+        """GET /v1/admin/notices."""
+        return _json({"url": self.notices.url, **self._reader.notice_counts()})
+
+    async def put_notices(self, request: web.Request) -> web.StreamResponse:
+        """PUT /v1/admin/notices: where notices go, and what they are signed with."""
+        try:
+            asked = msgspec.json.decode(await request.read(), type=NoticesRequest)
+            self.notices.address(asked.url, asked.secrets)
+        except (msgspec.DecodeError, UserError) as error:
+            return _admin_refused("invalid_address", str(error))
+        return _json({"url": asked.url})
+
+    def _charge_of(self, asked: DisputeRequest) -> Operation | None:
+        if asked.charge_id is not None:
+            for kind in FIRST:
+                found = self._reader.by_id(kind, asked.charge_id)
+                if found is not None:
+                    return found
+            return None
+        return self._reader.first_by_reference(asked.reference or "")
+
+    def _call(self, key: str, asked: Asked) -> Call:
+        plan, seed, own = self.plan, self.seed, self.personality
+
+        def next_fault(forced: Forced | None, faulted_calls: int) -> FaultKind | None:
+            if forced is not None:
+                return forced.next_fault(faulted_calls)
             return faults.call_fault(plan, seed, key, faulted_calls)
 
-        next_fault = by_plan if forced is None else forced.next_fault
-        return Call(key, hashed, self._clock_ms(), next_fault)
+        def terms(forced: Forced | None) -> Terms:
+            pending = SUCCEEDED if asked.kind in own.pending else None
+            code = None
+            if forced is not None:
+                code = forced.decline_code
+                pending = forced.pending_then or pending
+            elif asked.kind in FIRST:
+                code = faults.decline_code(plan, seed, key)
+            return Terms(
+                decline_code=code,
+                pending_then=pending,
+                pending_ms=plan.pending_ms,
+                asks_customer=forced is not None and forced.asks_customer and asked.kind in FIRST,
+                fails_later=forced is not None and forced.fails_later,
+                keeps_declines=own.keeps_declines and asked.kind in FIRST,
+                authorization_ms=self._authorization_ms,
+            )
+
+        self._books.notice_delay_ms = plan.notice_delay_ms
+        return Call(key, payload_hash(asked), self._clock_ms(), next_fault, terms)
 
     async def _perform(
-        self,
-        request: web.Request,
-        reference: str,
-        call: Call,
-        write: Callable[[Call], Execution],
+        self, request: web.Request, asked: Asked, key: str | None
     ) -> web.StreamResponse:
         """Run one call that may move money, then answer it, or lose the answer as planned."""
-        if call.key in self._open_keys:
-            message = f"A call with the key {call.key} is being handled; ask again."
-            return _refused(409, "request_in_progress", message)
+        # Without keys the reference tells calls apart as far as faults go, and nothing more.
+        call = self._call(key or f"{asked.kind}:{asked.reference}", asked)
+        if key is not None and key in self._open_keys:
+            message = f"A call with the key {key} is being handled; ask again."
+            return self._refused("request_in_progress", message, asked)
         self._open_keys.add(call.key)
-        self._open_references[reference] += 1
+        self._open_references[asked.reference] += 1
         plan = self.plan
         try:
-            execution = await self._writer.submit(lambda: write(call))
+            execution = await self._writer.submit(lambda: self._books.operate(call, asked))
             if execution.fault is FaultKind.SLOW:
                 await self._pause(faults.slow_ms(plan, self.seed, call.key))
-                again = replace(call, now_ms=self._clock_ms(), next_fault=lambda _: None)
-                execution = await self._writer.submit(lambda: write(again))
+                again = replace(
+                    call, now_ms=self._clock_ms(), next_fault=lambda _forced, _count: None
+                )
+                execution = await self._writer.submit(lambda: self._books.operate(again, asked))
+            operation = execution.operation
+            if operation is not None and self.notices.url is not None:
+                token = operation.forced_token
+                fault = self.notices.fault_of(operation.idempotency_key, token, plan)
+                if fault is FaultKind.NOTICE_BEFORE_ANSWER:
+                    await self.notices.send_about(operation.id, plan)
         except Exception:
             _log.exception("the books could not be written; nothing of this call was charged")
-            return _refused(500, "internal_error", "The books could not be written.")
+            return self._refused("internal_error", "The books could not be written.", asked)
         finally:
             # Released before the answer goes out: a lost answer does not keep the key busy.
             self._open_keys.discard(call.key)
-            self._open_references[reference] -= 1
-            if not self._open_references[reference]:
-                del self._open_references[reference]
-        return await self._deliver(request, execution, plan)
+            self._open_references[asked.reference] -= 1
+            if not self._open_references[asked.reference]:
+                del self._open_references[asked.reference]
+        return await self._deliver(request, execution, plan, asked)
 
     async def _deliver(
-        self, request: web.Request, execution: Execution, plan: FaultPlan
+        self, request: web.Request, execution: Execution, plan: FaultPlan, asked: Asked
     ) -> web.StreamResponse:
         fault = execution.fault
         if fault is FaultKind.RATE_LIMITED:
-            response = _refused(429, "rate_limited", "Too many requests; wait before the next.")
+            message = "Too many requests; wait before the next."
+            response = self._refused("rate_limited", message, asked)
             response.headers["Retry-After"] = str(plan.retry_after_s)
             return response
+        if fault is FaultKind.IN_PROGRESS:
+            message = "A call with this key is being handled; ask again."
+            return self._refused("request_in_progress", message, asked)
         if fault in (FaultKind.ERROR_BEFORE, FaultKind.ERROR_AFTER):
-            return _refused(500, "internal_error", "Something went wrong.")
+            return self._refused("internal_error", "Something went wrong.", asked)
         if fault in (FaultKind.HANG_BEFORE, FaultKind.HANG_AFTER):
             await self._hang(request, plan.hang_ms)
             return _reset(request)
         if fault in (FaultKind.RESET_BEFORE, FaultKind.RESET_AFTER):
             return _reset(request)
-        response = _answer(execution.status or 500, execution.body)
+        body = execution.body
+        if fault is FaultKind.MALFORMED:
+            # As a proxy that cuts a body short would.
+            body = body[: len(body) // 3]
+        response = self._reply(Reply(execution.status or 500, body))
         if execution.replayed:
             response.headers["Idempotent-Replayed"] = "true"
         return response
 
-    async def _inquire(self, kind: str, request: web.Request) -> web.StreamResponse:
-        reference = request.query.get("reference", "")
-        if not reference:
-            return _refused(400, "invalid_request", "Give ?reference=, the caller's reference.")
-        entry = self._reader.by_reference(kind, reference)
-        forced = forced_by(entry.instrument_token) if entry is not None else None
-        if forced is None:
-            faulted = self._reader.faulted_inquiries(reference)
-            if faults.inquiry_fault(self.plan, self.seed, reference, faulted):
-                await self._writer.submit(
-                    lambda: self._books.count_fault(FaultKind.INQUIRY_ERROR, reference)
-                )
-                return _refused(500, "internal_error", "Something went wrong.")
-        if entry is None and self._open_references.get(reference):
-            # Not found would be a lie here: the call that is open may yet charge.
-            message = f"A call with the reference {reference} is being handled; ask again."
-            return _refused(409, "request_in_progress", message)
-        return await self._show(entry, kind)
-
-    async def _show(self, entry: Entry | None, kind: str) -> web.StreamResponse:
+    async def _inquire(self, question: Question) -> web.StreamResponse:
         """Answer an inquiry: what there is, unless grace time or a test token hides it."""
-        forced = forced_by(entry.instrument_token) if entry is not None else None
+        kind = question.kind
+        if question.id is not None:
+            operation = self._reader.by_id(kind, question.id)
+        else:
+            reference = question.reference or ""
+            operation = self._reader.by_reference(kind, reference)
+            if operation is None or forced_on(operation) is None:
+                faulted = self._reader.faulted_inquiries(reference)
+                if faults.inquiry_fault(self.plan, self.seed, reference, faulted):
+                    await self._writer.submit(
+                        lambda: self._books.count_fault(FaultKind.INQUIRY_ERROR, reference)
+                    )
+                    return self._refused("internal_error", "Something went wrong.")
+            if operation is None and self._open_references.get(reference):
+                # Not found would be a lie here: the call that is open may yet charge.
+                message = f"A call with the reference {reference} is being handled; ask again."
+                return self._refused("request_in_progress", message)
+        forced = forced_on(operation) if operation is not None else None
         if forced is not None and forced.inquiry_always_fails:
             await self._writer.submit(lambda: self._books.count_fault(FaultKind.INQUIRY_ERROR))
-            return _refused(500, "internal_error", "Something went wrong.")
-        if entry is not None:
-            grace_ms = self.plan.inquiry_grace_ms
+            return self._refused("internal_error", "Something went wrong.")
+        if operation is not None:
+            grace_ms = max(self.plan.inquiry_grace_ms, self.personality.grace_ms)
             if forced is not None:
                 grace_ms = self.plan.token_grace_ms if forced.inquiry_grace else 0
-            if self._clock_ms() - entry.created_at_ms < grace_ms:
+            if self._clock_ms() - operation.created_at_ms < grace_ms:
                 await self._writer.submit(
                     lambda: self._books.count_fault(FaultKind.INQUIRY_NOT_FOUND)
                 )
-                entry = None
-        if entry is None:
-            return _answer(404, error_body("not_found", f"There is no such {kind}.", found=False))
-        view = charge_view(entry) if kind == "charge" else refund_view(entry)
-        return _json({"found": True, kind: view})
+                operation = None
+        if operation is None:
+            return self._reply(self.wire.not_found(question))
+        return self._reply(self.wire.found(operation))
+
+    def _refused(self, code: str, message: str, asked: Asked | None = None) -> web.Response:
+        return self._reply(self.wire.refusal(code, message, asked))
+
+    def _reply(self, reply: Reply) -> web.Response:
+        return web.Response(
+            status=reply.status, body=reply.body, content_type=self.wire.content_type
+        )
+
+    def outage_error(self) -> web.Response:
+        """What everything is answered while the whole gateway is in trouble."""
+        return _admin_refused("internal_error", "Something went wrong.", status=500)
+
+    async def _run(self) -> None:
+        """Time passes: what is pending ends, authorizations expire, notices go out."""
+        while not self._draining.is_set():
+            try:
+                await self.tick()
+            except Exception:
+                _log.exception("what was due could not be done; tried again")
+            await self._pause(int(LOOK_S * 1_000))
 
     async def _read(self, query: Callable[[BooksReader], Any]) -> Any:
         """Run a long read in a thread, with a connection of its own."""
@@ -329,19 +500,21 @@ def build_app(gateway: Gateway, *, outage_applies: bool) -> web.Application:
             return await handler(request)
         if gateway.outage is Outage.REFUSE:
             return _reset(request)  # a connection that was open before the listener closed
-        return _refused(500, "internal_error", "Something went wrong.")
+        return gateway.outage_error()
 
     app = web.Application(
         client_max_size=BODY_BYTES_MAX, middlewares=[outage] if outage_applies else []
     )
+
+    def own(hint: str) -> _Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            return await gateway.handle(hint, request)
+
+        return handle
+
     app.add_routes(
         [
-            web.post("/v1/charges", gateway.post_charge),
-            web.get("/v1/charges", gateway.get_charges),
-            web.get("/v1/charges/{id}", gateway.get_charge),
-            web.post("/v1/refunds", gateway.post_refund),
-            web.get("/v1/refunds", gateway.get_refunds),
-            web.get("/v1/refunds/{id}", gateway.get_refund),
+            *(web.route(r.method, r.path, own(r.hint)) for r in gateway.wire.routes),
             web.get("/v1/books", gateway.get_books),
             web.get("/v1/books/summary", gateway.get_summary),
             web.get("/v1/faults", gateway.get_faults),
@@ -349,16 +522,13 @@ def build_app(gateway: Gateway, *, outage_applies: bool) -> web.Application:
             web.get("/v1/admin/faults", gateway.get_plan),
             web.put("/v1/admin/faults", gateway.put_plan),
             web.post("/v1/admin/outage", gateway.post_outage),
+            web.post("/v1/admin/complete", gateway.post_complete),
+            web.post("/v1/admin/disputes", gateway.post_dispute),
+            web.get("/v1/admin/notices", gateway.get_notices),
+            web.put("/v1/admin/notices", gateway.put_notices),
         ]
     )
     return app
-
-
-def _idempotency_key(request: web.Request) -> str:
-    key = request.headers.get("Idempotency-Key", "")
-    if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
-        raise ValueError("the header Idempotency-Key must have 1 to 255 ASCII characters")
-    return key
 
 
 def _whole_number(request: web.Request, name: str, *, default: int, low: int, high: int) -> int:
@@ -376,8 +546,21 @@ def _answer(status: int, body: bytes) -> web.Response:
     return web.Response(status=status, body=body, content_type="application/json")
 
 
-def _refused(status: int, code: str, message: str) -> web.Response:
-    return _answer(status, error_body(code, message))
+def _admin_refused(code: str, message: str, *, status: int = 400) -> web.Response:
+    content = {"code": code, "error": {"code": code, "message": message}}
+    return _answer(status, msgspec.json.encode(content))
+
+
+def _or_error(job: Callable[[], Operation]) -> Callable[[], Operation | ValueError]:
+    """A job whose ValueError is its result: it must not undo what others wrote beside it."""
+
+    def run() -> Operation | ValueError:
+        try:
+            return job()
+        except ValueError as error:
+            return error
+
+    return run
 
 
 def _reset(request: web.Request) -> web.Response:

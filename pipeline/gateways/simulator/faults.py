@@ -34,6 +34,11 @@ class FaultKind(StrEnum):
     HANG_AFTER = "hang_after"
     INQUIRY_ERROR = "inquiry_500"
     INQUIRY_NOT_FOUND = "inquiry_not_found"
+    IN_PROGRESS = "in_progress"
+    MALFORMED = "malformed"
+    NOTICE_DUPLICATE = "notice_duplicate"
+    NOTICE_BEFORE_ANSWER = "notice_before_answer"
+    NOTICE_BAD_SIGNATURE = "notice_bad_signature"
 
 
 # In the order of the draw: changing it changes every seed's faults.
@@ -46,7 +51,13 @@ CALL_FAULTS = (
     FaultKind.RESET_AFTER,
     FaultKind.HANG_BEFORE,
     FaultKind.HANG_AFTER,
+    FaultKind.IN_PROGRESS,
+    FaultKind.MALFORMED,
 )
+
+# What the default plan injects. The two that came later are left to tokens and plans of one's own:
+# drawn last, they leave every older seed's faults as they were.
+DEFAULT_FAULTS = CALL_FAULTS[:8]
 
 # Nothing is charged by a call that meets one of these. SLOW is among them because its charge is
 # made by a second step, after the delay.
@@ -57,10 +68,18 @@ BEFORE_CHARGE = frozenset(
         FaultKind.ERROR_BEFORE,
         FaultKind.RESET_BEFORE,
         FaultKind.HANG_BEFORE,
+        FaultKind.IN_PROGRESS,
     }
 )
 
-RATED = (FaultKind.DECLINE, *CALL_FAULTS, FaultKind.INQUIRY_ERROR)
+# What can go wrong with a notice, in the order of the draw.
+NOTICE_FAULTS = (
+    FaultKind.NOTICE_DUPLICATE,
+    FaultKind.NOTICE_BEFORE_ANSWER,
+    FaultKind.NOTICE_BAD_SIGNATURE,
+)
+
+RATED = (FaultKind.DECLINE, *CALL_FAULTS, FaultKind.INQUIRY_ERROR, *NOTICE_FAULTS)
 
 DECLINE_WEIGHTS: Mapping[str, float] = {
     "insufficient_funds": 5,
@@ -91,6 +110,12 @@ class FaultPlan:
     inquiry_grace_ms: int = 0
     # Grace of tok_not_found_grace: long enough for one inquiry to miss, short enough for a test.
     token_grace_ms: int = 1_500
+    # How long what is pending takes: long enough for one inquiry to see it pending.
+    pending_ms: int = 1_500
+    # A notice leaves this long after the change it tells of: usually after the answer.
+    notice_delay_ms: int = 50
+    # Before the first repetition of a notice that was not taken; each next one waits twice as long.
+    notice_retry_ms: int = 500
 
     def __post_init__(self) -> None:
         """Raise UserError naming the first field that cannot be meant."""
@@ -104,6 +129,10 @@ class FaultPlan:
             raise UserError(
                 "Fault plan: the rates of the faults of one call add up to more than 1."
             )
+        if sum(self.rates.get(kind, 0.0) for kind in NOTICE_FAULTS) > 1:
+            raise UserError(
+                "Fault plan: the rates of the faults of one notice add up to more than 1."
+            )
         if not self.decline_weights or any(w <= 0 for w in self.decline_weights.values()):
             raise UserError("Fault plan: decline_weights needs a positive weight for each code.")
         for name in (
@@ -113,6 +142,9 @@ class FaultPlan:
             "retry_after_s",
             "inquiry_grace_ms",
             "token_grace_ms",
+            "pending_ms",
+            "notice_delay_ms",
+            "notice_retry_ms",
         ):
             if getattr(self, name) < 0:
                 raise UserError(f"Fault plan: {name} is below zero; give 0 or more.")
@@ -132,7 +164,7 @@ class FaultPlan:
         fault, retries included, so that a run over so few orders has seen every kind: the chance
         that a given one is missing is about 1 in 10,000. ``forecast`` tells for known keys.
         """
-        rates: dict[str, float] = dict.fromkeys(CALL_FAULTS, 0.027)
+        rates: dict[str, float] = dict.fromkeys(DEFAULT_FAULTS, 0.027)
         rates[FaultKind.DECLINE] = 0.045
         # Drawn per inquiry, and only about 60 of the 337 are inquired about.
         rates[FaultKind.INQUIRY_ERROR] = 0.15
@@ -213,6 +245,17 @@ def inquiry_fault(plan: FaultPlan, seed: int, reference: str, faulted_inquiries:
         return False
     rate = plan.rates.get(FaultKind.INQUIRY_ERROR, 0.0)
     return _draw(seed, "inquiry", reference, faulted_inquiries) < rate
+
+
+def notice_fault(plan: FaultPlan, seed: int, key: str) -> FaultKind | None:
+    """What goes wrong with the notices of the operation with this key."""
+    drawn = _draw(seed, "notice", key, 0)
+    edge = 0.0
+    for kind in NOTICE_FAULTS:
+        edge += plan.rates.get(kind, 0.0)
+        if drawn < edge:
+            return kind
+    return None
 
 
 def slow_ms(plan: FaultPlan, seed: int, key: str) -> int:

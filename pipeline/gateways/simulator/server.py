@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +23,13 @@ from aiohttp import web
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.app import Gateway, Outage, build_app
 from pipeline.gateways.simulator.faults import FaultPlan
+from pipeline.gateways.simulator.notices import checked_address
+from pipeline.gateways.simulator.personality import personality
 
 HOST = "127.0.0.1"
-# Stripe keeps keys for at least a day.
-KEY_RETENTION_MS = 24 * 60 * 60 * 1_000
+DEFAULT_GATEWAY = "simulator"
+# The secrets of the notices, separated by spaces.
+SECRETS_VARIABLE = "SIMULATOR_NOTICE_SECRETS"
 # Python and its imports take about 0.5 s; a busy two-core machine ten times that.
 START_TIMEOUT_S = 30.0
 # Slow and hanging calls are let go at once on SIGTERM; what is left is one commit.
@@ -48,19 +51,28 @@ class SimulatorHandle:
     pid: int
     books: Path
     process: subprocess.Popen[bytes] = field(repr=False)
+    gateway: str = DEFAULT_GATEWAY
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatorSettings:
-    """What the process is started with. ``port`` 0 takes a free one."""
+    """What the process is started with. ``port`` 0 takes a free one.
+
+    ``gateway`` is the personality, one a process: one can be killed or frozen by itself. Times of
+    None are the personality's own. Notices go to ``notice_url``, signed with ``notice_secrets``.
+    """
 
     books: Path
     plan: FaultPlan
+    gateway: str = DEFAULT_GATEWAY
     seed: int = 7
     port: int = 0
     host: str = HOST
     ready_file: Path | None = None
-    key_retention_ms: int = KEY_RETENTION_MS
+    key_retention_ms: int | None = None
+    authorization_ms: int | None = None
+    notice_url: str | None = None
+    notice_secrets: tuple[str, ...] = ()
     parent_pid: int | None = None
 
 
@@ -70,11 +82,16 @@ def start_simulator(
     faults: FaultPlan | str = "default",
     seed: int = 7,
     port: int = 0,
-    key_retention_ms: int = KEY_RETENTION_MS,
+    gateway: str = DEFAULT_GATEWAY,
+    key_retention_ms: int | None = None,
+    authorization_ms: int | None = None,
+    notice_url: str | None = None,
+    notice_secrets: Sequence[str] = (),
     die_with_parent: bool = True,
 ) -> SimulatorHandle:
-    """Start the simulator on its books and wait until it answers.
+    """Start a simulated gateway on its books and wait until it answers.
 
+    ``gateway`` is its personality: ``simulator``, ``northbank``, ``pacific`` or ``legacy``.
     ``faults`` is a plan, ``"default"``, ``"none"`` or the path of a JSON file. What the process
     prints goes to ``<books>.log``. Raises UserError if it does not come up.
     """
@@ -91,17 +108,27 @@ def start_simulator(
             *(sys.executable, "-m", "pipeline.gateways.simulator", "--books", str(books)),
             *("--port", str(port), "--seed", str(seed), "--ready-file", str(ready_file)),
             *("--faults", str(plan_file) if isinstance(faults, FaultPlan) else faults),
-            *("--key-retention-ms", str(key_retention_ms)),
+            *("--gateway", gateway),
+            *_option("--key-retention-ms", key_retention_ms),
+            *_option("--authorization-ms", authorization_ms),
+            *_option("--notice-url", notice_url),
             *(("--parent-pid", str(os.getpid())) if die_with_parent else ()),
         ]
+        # By the environment: a command line can be read by everybody on the machine.
+        environment = {**os.environ, SECRETS_VARIABLE: " ".join(notice_secrets)}
         with log_file.open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
             )
     except OSError as error:
         raise UserError(f"The simulator cannot be started on {books} ({error}).") from error
     try:
-        return _await_ready(process, books, ready_file, log_file)
+        return _await_ready(process, books, ready_file, log_file, gateway)
     except BaseException:
         process.kill()
         process.wait()
@@ -129,6 +156,9 @@ async def serve(settings: SimulatorSettings) -> None:
 
     Raises UserError if the port or the books cannot be had.
     """
+    own = personality(settings.gateway)
+    if settings.notice_url is not None:
+        checked_address(settings.notice_url, settings.notice_secrets)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -139,7 +169,12 @@ async def serve(settings: SimulatorSettings) -> None:
             plan=settings.plan,
             seed=settings.seed,
             key_retention_ms=settings.key_retention_ms,
+            authorization_ms=settings.authorization_ms,
+            personality=own,
+            public_url=f"http://{settings.host}:{port}",
         )
+        if settings.notice_url is not None:
+            gateway.notices.address(settings.notice_url, settings.notice_secrets)
         public = _runner(build_app(gateway, outage_applies=True))
         admin = _runner(build_app(gateway, outage_applies=False))
         try:
@@ -189,7 +224,7 @@ class _PublicListener:
 
 
 def _await_ready(
-    process: subprocess.Popen[bytes], books: Path, ready_file: Path, log_file: Path
+    process: subprocess.Popen[bytes], books: Path, ready_file: Path, log_file: Path, gateway: str
 ) -> SimulatorHandle:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -203,12 +238,16 @@ def _await_ready(
             with urllib.request.urlopen(f"{url}/healthz", timeout=START_TIMEOUT_S) as answer:
                 admin_port = int(json.load(answer)["admin_port"])
             return SimulatorHandle(
-                url, f"http://{HOST}:{admin_port}", port, process.pid, books, process
+                url, f"http://{HOST}:{admin_port}", port, process.pid, books, process, gateway
             )
         time.sleep(0.01)
     raise UserError(
         f"The gateway simulator was not ready after {START_TIMEOUT_S:.0f} s; see {log_file}."
     )
+
+
+def _option(name: str, value: object) -> tuple[str, ...]:
+    return () if value is None else (name, str(value))
 
 
 async def _until_stopped(stop: asyncio.Event, parent_pid: int | None) -> None:

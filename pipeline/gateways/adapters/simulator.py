@@ -1,0 +1,266 @@
+"""``simulator``: the JSON API that docs/simulator.md describes, notices by Standard Webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.model import PaymentRequest
+from pipeline.domain.normalisation import UNKNOWN_DECLINE, standard_code
+from pipeline.gateways.adapters.base import (
+    FIRST,
+    STATE_ACTION,
+    STATE_DECLINED,
+    STATE_PENDING,
+    STATE_RETURNED,
+    STATE_SUCCEEDED,
+    HttpCall,
+    HttpReply,
+    View,
+    about,
+    not_found,
+    operation_notice,
+    refused,
+    unanswered,
+    unknown,
+)
+from pipeline.gateways.notice import (
+    DISPUTE,
+    DISPUTE_STATES,
+    Notice,
+    NoticeRefused,
+    our_reference,
+)
+from pipeline.gateways.webhook_signature import decoded_secret, refusal
+
+_PATHS = {
+    "charge": "/v1/charges",
+    "authorize": "/v1/authorizations",
+    "capture": "/v1/captures",
+    "void": "/v1/voids",
+    "refund": "/v1/refunds",
+}
+_NOUNS = {
+    "charge": "charge",
+    "authorization": "authorize",
+    "capture": "capture",
+    "void": "void",
+    "refund": "refund",
+}
+_NOUN_OF = {kind: noun for noun, kind in _NOUNS.items()}
+_STATES = {
+    "succeeded": STATE_SUCCEEDED,
+    "pending": STATE_PENDING,
+    "action_required": STATE_ACTION,
+    "declined": STATE_DECLINED,
+    "failed": STATE_DECLINED,
+}
+
+
+class _Operation(msgspec.Struct, frozen=True):
+    id: str
+    status: str
+    amount_minor: int
+    currency: str
+    reference: str | None = None
+    refund_reference: str | None = None
+    code: str | None = None
+    next_action_url: str | None = None
+    merchant_id: str | None = None
+    order_id: str | None = None
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    code: str
+    reference: str | None = None
+
+
+class _DisputeData(msgspec.Struct, frozen=True):
+    id: str
+    charge_id: str
+    state: str
+    amount_minor: int
+    currency: str
+    reference: str | None = None
+    fee_minor: int = 0
+
+
+class _Event(msgspec.Struct, frozen=True):
+    type: str
+    data: msgspec.Raw
+
+
+_decode_operation = msgspec.json.Decoder(_Operation).decode
+_decode_found = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_refusal = msgspec.json.Decoder(_Refusal).decode
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+
+
+class SimulatorAdapter:
+    """JSON in and out, one resource for each kind, HTTP statuses that mean what they say."""
+
+    name = "simulator"
+    content_type = "application/json"
+    idempotent = True
+
+    def send(self, request: PaymentRequest) -> HttpCall:
+        key, kind = request.idempotency_key, request.kind
+        body: dict[str, Any]
+        if kind in FIRST:
+            body = {
+                "reference": key,
+                "amount_minor": request.amount_minor,
+                "currency": request.currency,
+                "instrument_token": request.instrument_token,
+                "merchant_id": request.merchant_id,
+                "order_id": request.order_id,
+            }
+            if kind == "charge":
+                body["capture"] = True
+        elif kind == "refund":
+            body = {
+                "charge_id": request.parent_reference,
+                "amount_minor": request.amount_minor,
+                "refund_reference": key,
+            }
+        else:
+            body = {"reference": key, "authorization_id": request.parent_reference}
+            if kind == "capture":
+                body["amount_minor"] = request.amount_minor
+        return HttpCall(
+            "POST", _PATHS[kind], msgspec.json.encode(body), headers={"Idempotency-Key": key}
+        )
+
+    def ask(self, request: PaymentRequest) -> HttpCall:
+        path = _PATHS[request.operation_kind]
+        return HttpCall("GET", path, query={"reference": request.idempotency_key})
+
+    def answered(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+        status = reply.status
+        if 200 <= status < 300:
+            try:
+                return about(self.name, _view(_decode_operation(reply.body or b"")), request)
+            except _UNREADABLE:
+                return unknown("undecodable_answer", f"http_{status}")
+        told = _refusal(reply)
+        gateway_code = told.code if told is not None else f"http_{status}"
+        if status == 429:
+            # Turned away before it was handled: nothing can have been moved by this request.
+            return GatewayAnswer(
+                outcome="not_sent",
+                code="rate_limited",
+                gateway_code=gateway_code,
+                retry_after_ms=reply.retry_after_ms,
+            )
+        if status == 409:
+            return unknown("in_progress", gateway_code)
+        if status in (400, 402, 422) and told is None:
+            # A decline that cannot be read may come from a proxy in between.
+            return unknown("undecodable_answer", gateway_code)
+        if status == 402 and told is not None:
+            if told.reference not in (None, request.idempotency_key):
+                return unknown("mismatched_answer", gateway_code)
+            return refused(self.name, gateway_code, otherwise=UNKNOWN_DECLINE)
+        if status == 400:
+            return refused(self.name, gateway_code, otherwise="invalid_request")
+        if status == 404 and standard_code(self.name, gateway_code, "") == "parent_not_found":
+            return refused(self.name, gateway_code)
+        if status == 422:
+            return unknown("idempotency_key_reused", gateway_code)
+        # 401, 403: our own settings may be wrong, which is no reason to fail anybody's payment.
+        return unknown("gateway_error", gateway_code)
+
+    def inquired(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+        if reply.status == 200:
+            try:
+                found = _decode_found(reply.body or b"")
+                operation = msgspec.convert(found.get(_NOUN_OF[request.operation_kind]), _Operation)
+            except (*_UNREADABLE, msgspec.ValidationError):
+                return unknown("undecodable_answer", f"http_{reply.status}")
+            return about(self.name, _view(operation), request)
+        told = _refusal(reply)
+        gateway_code = told.code if told is not None else f"http_{reply.status}"
+        if reply.status == 404 and gateway_code == "not_found":
+            # Only with the contract's own word: a 404 of a proxy knows nothing about charges.
+            return not_found(gateway_code)
+        return unanswered(self.name, gateway_code, retry_after_ms=reply.retry_after_ms)
+
+    def read_notice(
+        self, secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now_s: int
+    ) -> Notice | NoticeRefused:
+        reason = refusal([decoded_secret(secret) for secret in secrets], headers, body, now_s)
+        if reason is not None:
+            return NoticeRefused(reason)
+        notice_id = headers["webhook-id"]
+        try:
+            event = msgspec.json.decode(body, type=_Event)
+            noun, _, state = event.type.partition(".")
+            if noun == "dispute":
+                return _dispute(msgspec.json.decode(event.data, type=_DisputeData), notice_id)
+            operation = msgspec.json.decode(event.data, type=_Operation)
+        except _UNREADABLE:
+            return NoticeRefused("unreadable")
+        kind = _NOUNS.get(noun)
+        view = _view(operation)
+        if kind is None or state not in _STATES or operation.status not in _STATES:
+            return NoticeRefused("unknown_type")
+        return operation_notice(
+            self.name,
+            view,
+            kind,
+            notice_id,
+            merchant_id=operation.merchant_id,
+            order_id=operation.order_id,
+        )
+
+    def check_secret(self, secret: str) -> None:
+        decoded_secret(secret)
+
+
+def _view(operation: _Operation) -> View:
+    state = _STATES.get(operation.status, operation.status)
+    if operation.code == "returned" and state == STATE_DECLINED:
+        state = STATE_RETURNED
+    code = operation.code
+    if state == STATE_DECLINED:
+        code = code or "card_declined"
+    return View(
+        id=operation.id,
+        reference=operation.refund_reference or operation.reference,
+        amount_minor=operation.amount_minor,
+        currency=operation.currency,
+        state=state,
+        gateway_code=code,
+        next_action_url=operation.next_action_url,
+    )
+
+
+def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
+    if data.state not in DISPUTE_STATES:
+        return NoticeRefused("unknown_type")
+    ours = our_reference(data.reference or "")
+    return Notice(
+        notification_id=notice_id,
+        gateway="",
+        type=DISPUTE,
+        amount_minor=data.amount_minor,
+        currency=data.currency,
+        reference=data.reference,
+        payment_id=None if ours is None else ours.payment_id,
+        operation_id=None if ours is None else ours.operation_id,
+        attempt=None if ours is None else ours.attempt,
+        gateway_reference=data.charge_id,
+        dispute_id=data.id,
+        dispute_state=data.state,
+        fee_minor=data.fee_minor,
+    )
+
+
+def _refusal(reply: HttpReply) -> _Refusal | None:
+    try:
+        return _decode_refusal(reply.body or b"")
+    except _UNREADABLE:
+        return None
