@@ -15,10 +15,11 @@ from typing import Protocol
 
 from aiohttp import web
 from confluent_kafka import KafkaException
-from msgspec import Struct
 
+from pipeline.domain.ids import payment_id
 from pipeline.domain.model import GatewayNotification
 from pipeline.errors import UserError
+from pipeline.gateways.notice import Notice, NoticeRefused
 from producers.webhook_desk import DELIVERY_TIMEOUT_MS, WebhookDesk, wall_clock_ms
 
 _log = logging.getLogger(__name__)
@@ -34,26 +35,45 @@ NOT_STORED = "not_stored"
 TOO_LARGE = "too_large"
 
 
-class NoticeRefused(Struct, frozen=True):
-    """``rule`` is a stable name (``wrong_signature``, ``malformed``, ``too_old``)."""
-
-    rule: str
-    detail: str
-    # 401 for what is not from the gateway, 400 for what cannot be read.
-    status: int = 400
-
-
 class NoticeReader(Protocol):
-    """What an adapter does with a webhook: verify it and say it in our words."""
+    """The part of a gateway's adapter that reads webhooks (see ``pipeline.gateways.port``)."""
 
-    def read(
-        self, headers: Mapping[str, str], body: bytes, received_at_ms: int
-    ) -> GatewayNotification | NoticeRefused | None:
-        """The notice; a refusal; or None for a true one that is about nothing of ours."""
+    def read_notice(
+        self, headers: Mapping[str, str], body: bytes, now_s: int
+    ) -> Notice | NoticeRefused:
+        """Verify a notice by the gateway's own scheme, and read it."""
         ...
 
 
 Count = Callable[[str, str], None]
+
+
+def notification_of(notice: Notice, received_at_ms: int) -> GatewayNotification:
+    """The record of a notice. Without an order's key in it, ``merchant_id`` is empty: the notice is
+    addressed by the gateway's own id."""
+    addressed = bool(notice.merchant_id and notice.order_id)
+    return GatewayNotification(
+        merchant_id=(notice.merchant_id or "") if addressed else "",
+        order_id=(notice.order_id or "") if addressed else "",
+        payment_id=notice.payment_id
+        or (payment_id(notice.merchant_id or "", notice.order_id or "") if addressed else ""),
+        notification_id=notice.notification_id,
+        gateway=notice.gateway,
+        type=notice.type,
+        operation_id=notice.operation_id,
+        attempt=notice.attempt,
+        kind=notice.kind,
+        outcome=notice.outcome,
+        gateway_reference=notice.gateway_reference,
+        dispute_id=notice.dispute_id,
+        dispute_state=notice.dispute_state,
+        amount_minor=notice.amount_minor,
+        fee_minor=notice.fee_minor,
+        currency=notice.currency,
+        code=notice.code,
+        gateway_code=notice.gateway_code,
+        received_at_ms=received_at_ms,
+    )
 
 
 def build_app(
@@ -61,10 +81,10 @@ def build_app(
 ) -> web.Application:
     """The routes. ``count(gateway, result)`` hears what became of each call."""
 
-    def answered(gateway: str, status: int, result: str, detail: str = "") -> web.Response:
+    def answered(gateway: str, status: int, result: str, why: str = "") -> web.Response:
         count(gateway, result)
         if status != 200:
-            _log.warning("webhook of %s refused: %s %s", gateway, result, detail)
+            _log.warning("webhook of %s not taken: %s %s", gateway, result, why)
         return web.json_response({"result": result}, status=status)
 
     async def receive(request: web.Request) -> web.Response:
@@ -76,14 +96,16 @@ def build_app(
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return answered(gateway, 413, TOO_LARGE)
-        notice = reader.read(request.headers, body, wall_clock_ms())
+        now_ms = wall_clock_ms()
+        # Header names are the gateway's own spelling, whatever a proxy in between made of them.
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        notice = reader.read_notice(headers, body, now_ms // 1000)
         if isinstance(notice, NoticeRefused):
-            return answered(gateway, notice.status, notice.rule, notice.detail)
-        if notice is None:
-            return answered(gateway, 200, "ignored")
+            return answered(gateway, 400 if notice.genuine else 401, notice.reason)
         try:
             taken = await asyncio.wait_for(
-                asyncio.wrap_future(desk.take(notice)), DELIVERY_TIMEOUT_MS / 1000 + 1
+                asyncio.wrap_future(desk.take(notification_of(notice, now_ms))),
+                DELIVERY_TIMEOUT_MS / 1000 + 1,
             )
         except (KafkaException, BufferError, TimeoutError) as error:
             return answered(gateway, 503, NOT_STORED, str(error))

@@ -16,9 +16,10 @@ import pytest
 
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import GatewayNotification, GatewayReference
+from pipeline.gateways.notice import Notice, NoticeRefused
 from producers.notice_book import reference_key
 from producers.webhook_desk import WebhookDesk
-from producers.webhook_endpoint import BODY_BYTES_MAX, NoticeRefused, WebhookServer
+from producers.webhook_endpoint import BODY_BYTES_MAX, WebhookServer
 from tests.support.engine_flow import EngineFlow
 from tests.support.waiting import wait_until
 
@@ -28,18 +29,18 @@ pytestmark = pytest.mark.integration
 class JsonReader:
     """Takes any JSON that carries the word: what an adapter's own scheme does with a secret."""
 
-    def read(
-        self, headers: Mapping[str, str], body: bytes, received_at_ms: int
-    ) -> GatewayNotification | NoticeRefused | None:
-        if headers.get("X-Word") != "true":
-            return NoticeRefused("wrong_signature", "the word is wrong", 401)
-        said = json.loads(body)
-        if said["type"] == "ping":
-            return None
-        return GatewayNotification(
-            merchant_id=said.get("merchant_id", ""),
-            order_id=said.get("order_id", ""),
-            payment_id="",
+    def read_notice(
+        self, headers: Mapping[str, str], body: bytes, now_s: int
+    ) -> Notice | NoticeRefused:
+        if headers.get("x-word") != "true":
+            return NoticeRefused("signature_wrong")
+        try:
+            said = json.loads(body)
+        except ValueError:
+            return NoticeRefused("unreadable")
+        return Notice(
+            merchant_id=said.get("merchant_id"),
+            order_id=said.get("order_id"),
             notification_id=said["id"],
             gateway="simulator",
             type="operation",
@@ -47,7 +48,6 @@ class JsonReader:
             gateway_reference=said["charge"],
             amount_minor=100,
             currency="GBP",
-            received_at_ms=received_at_ms,
         )
 
 
@@ -138,14 +138,14 @@ def test_a_notice_is_in_the_log_before_it_is_answered(endpoint: Endpoint) -> Non
         assert running.post(body(id="n2", **ours), word="no") == 401
         assert running.post(body(id="n3", **ours), gateway="other") == 404
         assert running.post(b"x" * (BODY_BYTES_MAX + 1)) == 413
-        assert running.post(json.dumps({"type": "ping"}).encode()) == 200
+        assert running.post(b"no JSON") == 400
         assert len(running.notices()) == 1
     assert endpoint.counted == {
         ("simulator", "published"): 1,
-        ("simulator", "wrong_signature"): 1,
+        ("simulator", "signature_wrong"): 1,
         ("unknown", "unknown_gateway"): 1,
         ("simulator", "too_large"): 1,
-        ("simulator", "ignored"): 1,
+        ("simulator", "unreadable"): 1,
     }
 
 
