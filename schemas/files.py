@@ -13,6 +13,7 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "control-entry",
     "dead-letter-marker",
     "gateway-notification",
+    "gateway-reference",
     "gateway-result",
     "order",
     "payment",
