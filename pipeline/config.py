@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     clock_skew_ms: int = Field(
         5_000, ge=0, description="By how much this machine's clock may differ from the brokers'."
     )
+    risk_rules: str = Field(
+        "", description="File of the risk rules (TOML or JSON); empty assesses nothing."
+    )
     schema_registry_url: str = Field("", description="Ids from a registry; else from the lock.")
     ledger_url: str = Field("", description="SQLAlchemy URL; else SQLite in the state directory.")
     gateway_url: str = Field("http://127.0.0.1:8400", description="Base URL of the gateway.")
@@ -237,9 +240,35 @@ class Settings(BaseSettings):
             return tuple(entry.url for entry in read_gateways(self.gateways).values())
         return tuple(url.strip() for url in self.gateway_url.split(",") if url.strip())
 
+    def risk_rules_text(self) -> str:
+        """The text of the risk rules, "" when none are set; UserError when they are wrong.
+
+        Read once where workers are started, so that all of them have the same rules, and one that
+        is restarted does not begin with a file that was changed meanwhile.
+        """
+        if not self.risk_rules:
+            return ""
+        from pipeline.domain.risk_rules import read_rules
+
+        try:
+            text = Path(self.risk_rules).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the risk rules {self.risk_rules} cannot be read: {error}. Name another file in "
+                "PAYSTREAM_RISK_RULES, or leave it out to assess nothing."
+            ) from error
+        read_rules(text, self.risk_rules)
+        return text
+
     def books_url(self) -> str:
         """The ledger's database: as configured, else SQLite in the state directory."""
-        return self.ledger_url or f"sqlite:///{self.state_dir / 'ledger.sqlite'}"
+        if self.ledger_url:
+            return self.ledger_url
+        from sqlalchemy import URL  # here, since most commands do without it and start sooner
+
+        # A folder's name may hold what has a meaning in a URL: ?, % and #.
+        file = str(self.state_dir / "ledger.sqlite")
+        return URL.create("sqlite", database=file).render_as_string(hide_password=False)
 
 
 def load_settings(**given: Any) -> Settings:

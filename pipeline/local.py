@@ -26,6 +26,8 @@ from pipeline.runtime.worker_spec import WorkerSpec
 
 _log = logging.getLogger(__name__)
 
+# What ends again this soon after it was started again will not stay.
+STEADY_S = 30.0
 # A worker starts and joins in two to five seconds; what takes longer is not waited for.
 JOIN_S_MAX = 60.0
 
@@ -66,6 +68,8 @@ def worker_specs(
 ) -> list[WorkerSpec]:
     """One specification for each worker slot of this machine."""
     options: dict[str, Any] = settings.worker_options()
+    if "payments" in workers:
+        options["risk_rules"] = settings.risk_rules_text()
     if log_file is not None:
         options["log_file"] = str(log_file)
     return [
@@ -194,6 +198,31 @@ def _held(settings: Settings, stage: str) -> Iterator[None]:
         yield
 
 
+def with_kept_partitions(settings: Settings) -> Settings:
+    """The settings with the partition count that the topics of this state directory were made with.
+
+    UserError when another one was asked for: counts never change on a live flow.
+    """
+    try:
+        kept = int(_partitions_file(settings).read_text())
+    except (OSError, ValueError):
+        return settings
+    if "partitions" not in settings.model_fields_set:
+        return settings.model_copy(update={"partitions": kept})
+    if settings.partitions != kept:
+        raise UserError(
+            f"the topics in {settings.state_dir} have {kept} partitions, not "
+            f"{settings.partitions}, and keep them: leave --partitions (PAYSTREAM_PARTITIONS) "
+            "out, or choose another --state-dir."
+        )
+    return settings
+
+
+def _partitions_file(settings: Settings) -> Path:
+    """Beside the topics' data, so that it goes with them."""
+    return settings.state_dir / "kafka" / f"{settings.topic_prefix}partitions"
+
+
 @dataclass
 class LocalFlow:
     """The whole flow on this machine, as a context manager.
@@ -236,6 +265,9 @@ class LocalFlow:
     simulator: Any = None
     simulators: dict[str, Any] = field(default_factory=dict)
     running: Workers | None = None
+    # Whether every worker drained in time when the flow was closed.
+    drained: bool = True
+    _restarted_s: dict[str, float] = field(default_factory=dict)
 
     def _start(self) -> None:
         from pipeline.embedded.kafka import start_kafka
@@ -280,6 +312,7 @@ class LocalFlow:
         catalogue = s.catalogue()
         self.say(f"Applying {len(catalogue.topics)} topics of {s.partitions} partitions")
         provision(s.bootstrap_servers, catalogue)
+        write_atomically(_partitions_file(s), f"{s.partitions}\n")
         # There before the first worker, so that an audit finds it from the beginning; and a
         # database that cannot be had is told here.
         open_ledger(s.books_url()).dispose()
@@ -327,9 +360,42 @@ class LocalFlow:
             time.sleep(0.1)
 
     def tick(self) -> None:
-        """Keep the workers alive; call it a few times a second."""
-        if self.running is not None:
-            self.running.supervisor.tick()
+        """Keep broker, simulator and workers alive; call it a few times a second.
+
+        UserError when one of them does not stay.
+        """
+        if self.running is None:
+            return
+        self._keep_kafka()
+        self._keep_simulator()
+        self.running.supervisor.tick()
+
+    def _keep_kafka(self) -> None:
+        for broker in self.kafka.brokers:
+            if not broker.is_running():
+                self._will_restart("Kafka", broker.log_files[1])
+                # On its own ports and data: the workers find it again by themselves.
+                broker.start()
+                self.say("Kafka serves again")
+
+    def _keep_simulator(self) -> None:
+        from pipeline.gateways.simulator import start_simulator
+
+        before = self.simulator
+        if before.process.poll() is not None:
+            self._will_restart("The simulator", before.books.with_name(f"{before.books.name}.log"))
+            # Its books are durable, and the gateway workers keep its address.
+            self.simulator = start_simulator(
+                before.books, faults=self.faults, seed=self.seed, port=before.port
+            )
+            self.say("The simulator answers again")
+
+    def _will_restart(self, what: str, log: Path) -> None:
+        now_s = time.monotonic()
+        if now_s - self._restarted_s.get(what, -STEADY_S) < STEADY_S:
+            raise UserError(f"{what} ended again soon after it was started again; see {log}.")
+        self._restarted_s[what] = now_s
+        self.say(f"{what} has ended by itself; starting it again")
 
     def close(self) -> bool:
         """Drain the workers, then stop simulator and broker; safe to repeat."""
@@ -340,7 +406,7 @@ class LocalFlow:
             (self.settings.state_dir / RUNNING_FILE).unlink(missing_ok=True)
         clean = True
         if self.running is not None:
-            clean = self.running.stop()
+            clean = self.drained = self.running.stop()
             self.running = None
             if not clean:
                 self.say("Not every worker drained in time; the next start resumes what it left")

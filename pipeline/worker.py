@@ -70,7 +70,9 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
     catalogue = build_catalogue(spec.topics)
     codec = record_codec(catalogue, spec.options.get("schema_registry_url") or "")
     metrics = Metrics()
-    build = {"payments": _payments, "gateway": _gateway, "ledger": _ledger}[spec.stage]
+    build = {"payments": _payments, "gateway": _gateway, "risk": _risk, "ledger": _ledger}[
+        spec.stage
+    ]
     return build(spec, catalogue, codec, metrics, stop)
 
 
@@ -81,31 +83,44 @@ def _payments(
     from pipeline.runtime.lag import GroupLag, LagGate
     from pipeline.runtime.live_policy import LivePolicy
     from pipeline.runtime.payments_stage import PaymentsStage
-    from pipeline.runtime.payments_worker import PaymentsWorker
     from pipeline.runtime.policy_options import policy_of
+    from pipeline.runtime.table_worker import TableWorker
 
     o = spec.options
-    policy = LivePolicy(policy_of(o), routes=o.get("routes") or "", metrics=metrics)
+    configured = policy_of(o)
+    policy = LivePolicy(configured, routes=o.get("routes") or "", metrics=metrics)
     control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
     lag = GroupLag(
         spec.bootstrap_servers,
         catalogue.group("gateway"),
         {catalogue.name("payment-requests"): spec.topics.partitions},
     )
-    gate = LagGate(lag, records_max=o["open_requests_max"])
+    gates = [LagGate(lag, records_max=o["open_requests_max"])]
+    lags = [lag]
+    if configured.risk is not None and configured.risk.awaited:
+        # Orders that wait for counts wait better in their own topic.
+        checks = GroupLag(
+            spec.bootstrap_servers,
+            catalogue.group("risk"),
+            {catalogue.name("risk-checks"): spec.topics.partitions},
+        )
+        lags.append(checks)
+        gates.append(
+            LagGate(checks, records_max=o["open_requests_max"], stage="risk", what="checks")
+        )
 
     held: bool | None = None
 
     def orders_allowed() -> bool:
         # Asked every turn of the loop; a gauge costs a write, so only a change sets it.
         nonlocal held
-        allowed = gate()
+        allowed = all(gate() for gate in gates)
         if held is not (not allowed):
             held = not allowed
             metrics.orders_held.set(int(held))
         return allowed
 
-    worker = PaymentsWorker(
+    worker = TableWorker(
         spec,
         catalogue=catalogue,
         stage=PaymentsStage(catalogue, codec, policy),
@@ -119,15 +134,36 @@ def _payments(
 
     def run() -> None:
         control.start()
-        gate.start()
+        for gate in gates:
+            gate.start()
         try:
             worker.run()
         finally:
-            gate.stop()
+            for gate in gates:
+                gate.stop()
             control.close()
-            lag.close()
+            for each in lags:
+                each.close()
 
     return run
+
+
+def _risk(
+    spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
+) -> Callable[[], None]:
+    from pipeline.runtime.risk_stage import RiskStage
+    from pipeline.runtime.table_worker import TableWorker
+
+    return TableWorker(
+        spec,
+        catalogue=catalogue,
+        stage=RiskStage(catalogue, codec),
+        metrics=metrics,
+        stop=stop,
+        commit_policy=_commit_policy(spec),
+        hot_max=spec.options["hot_payments_max"],
+        producer_overrides=spec.options.get("producer_overrides"),
+    ).run
 
 
 def _gateway(

@@ -15,31 +15,40 @@ from typing import Any
 
 import msgspec
 
-from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.card_numbers import (
+    fields_with_card_numbers,
+    mask_card_number_text,
+    names_a_security_code,
+)
 from pipeline.domain.keys import ID_PATTERN, valid_id
 from pipeline.domain.model import Order, OrderLine
-from producers.order_file import OrderFile, Problem, read_text
+from producers.order_file import OrderFile, Problem, not_utf8, read_raw, text_lines
 
 INT64_MAX = (1 << 63) - 1
 INT32_MAX = (1 << 31) - 1
+# More than any field takes; what is shorter is refused with the field's own name.
+DIGITS_MAX = 100
 
 
-def read_orders(path: Path, *, now_ms: int, prefix: str = "") -> OrderFile:
+def read_orders(
+    path: Path, *, now_ms: int, prefix: str = "", raw: bytes | None = None
+) -> OrderFile:
     """The file's orders; bad lines become problems and the others are taken.
 
-    ``prefix`` goes in front of each order id. Checks form only: whether an order may be paid is
+    ``raw`` is what the file holds, where that was read already. ``prefix`` goes in front of each
+    order id. Checks form only: whether an order may be paid is
     decided by the flow. Raises UserError for a file that cannot be read at all.
     """
     orders: list[Order] = []
+    line_numbers: list[int] = []
     problems: list[Problem] = []
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
+    lines = text_lines(read_raw(path) if raw is None else raw)
     for line_number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
             orders.append(parse_order(text, now_ms=now_ms, prefix=prefix))
+            line_numbers.append(line_number)
         except ValueError as error:
             problems.append(Problem(line_number, mask_card_number_text(str(error))))
     return OrderFile(
@@ -47,13 +56,19 @@ def read_orders(path: Path, *, now_ms: int, prefix: str = "") -> OrderFile:
         orders=tuple(orders),
         problems=tuple(problems),
         left_out=len(problems),
+        line_numbers=tuple(line_numbers),
     )
 
 
 def parse_order(text: str, *, now_ms: int, prefix: str = "") -> Order:
     """One order of one JSON object; ValueError says what is wrong with it."""
+    broken = not_utf8(text)
+    if broken is not None:
+        raise ValueError(broken)
     try:
-        given = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        given = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_whole
+        )
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError:
@@ -84,6 +99,12 @@ def parse_order(text: str, *, now_ms: int, prefix: str = "") -> Order:
     for name, value in (("merchant_id", order.merchant_id), ("order_id", order.order_id)):
         if not valid_id(value):
             raise ValueError(f"{name} {value[:80]!r} must match {ID_PATTERN}")
+    fields = fields_with_card_numbers(order)
+    if fields:
+        raise ValueError(
+            f"a card number stands in {', '.join(fields)}; give a token for the card, and leave "
+            "card numbers out of texts"
+        )
     _in_range(order)
     return order
 
@@ -98,12 +119,24 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _whole(digits: str) -> int:
+    """A whole number; Python's own refusal of a long one tells of a setting of Python."""
+    if len(digits) > DIGITS_MAX:
+        raise ValueError(f"a number of {len(digits):,} digits is too large for any field")
+    return int(digits)
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
 def _known(given: dict[str, Any], fields: tuple[str, ...], where: str) -> None:
     for name in given:
+        if names_a_security_code(name):
+            raise ValueError(
+                f"field {name!r}{where} is a card's security code, which must be kept nowhere; "
+                "take it out of the file"
+            )
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"

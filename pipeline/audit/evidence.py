@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from pipeline.audit.cut import judged_roles
+from pipeline.audit.cut import KEYED_OTHERWISE, judged_roles
 from pipeline.audit.derivation import (
     event_id,
     home_partition,
@@ -64,6 +64,7 @@ class OrderSeen(Struct, frozen=True, gc=False):
     amount_minor: int
     currency: str
     instrument_token: str
+    business_date: str
     checksum: int
 
 
@@ -75,6 +76,7 @@ class CommandSeen(Struct, frozen=True, gc=False):
     type: str
     amount_minor: int | None
     gateway_reference: str | None
+    instrument_token: str | None
 
 
 class NotificationSeen(Struct, frozen=True, gc=False):
@@ -103,6 +105,7 @@ class RequestSeen(Struct, frozen=True, gc=False):
     try_number: int
     amount_minor: int
     currency: str
+    instrument_token: str
 
     @property
     def identity(self) -> tuple[str, str, int, int]:
@@ -141,6 +144,16 @@ class SettlementSeen(Struct, frozen=True, gc=False):
     gateway: str
     gateway_reference: str
     ordered_at_ms: int
+    business_date: str
+
+
+class CheckSeen(Struct, frozen=True, gc=False):
+    """A question of the risk stage's, which lies in the lane of what it counts. ``by``: card or
+    customer."""
+
+    partition: int
+    offset: int
+    by: str
 
 
 class DueSeen(Struct, frozen=True, gc=False):
@@ -214,6 +227,8 @@ class PaymentEvidence(Struct, gc=False):
     results: tuple[ResultSeen, ...] = ()
     settlements: tuple[SettlementSeen, ...] = ()
     dues: tuple[DueSeen, ...] = ()
+    checks: tuple[CheckSeen, ...] = ()
+    counted_by: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     first_sequence: int = 0
     event: EventSeen | None = None
@@ -262,14 +277,36 @@ class DeadLetter(Struct, frozen=True, gc=False):
     first_piece: bool
 
 
+class MarkerSeen(Struct, frozen=True, gc=False):
+    """What was done about a dead letter. ``source``: role, partition and offset of the input."""
+
+    partition: int
+    offset: int
+    at_ms: int
+    state: str
+    source: tuple[str, int, int]
+
+
+class RedrivenInput(Struct, frozen=True, gc=False):
+    """A record that stands for an earlier input of its topic and partition."""
+
+    role: str
+    partition: int
+    offset: int
+    key: bytes | None
+    source_offset: int
+
+
 class Evidence:
-    """The folded log."""
+    """The folded log. ``markers`` by the partition and offset of their letter."""
 
     def __init__(self, catalogue: Catalogue, codec: Codec) -> None:
         self.catalogue = catalogue
         self.payments: dict[bytes, PaymentEvidence] = {}
         self.odd: dict[tuple[str, int, int], OddInput] = {}
         self.dead_letters: list[DeadLetter] = []
+        self.markers: dict[tuple[int, int], MarkerSeen] = {}
+        self.redriven: list[RedrivenInput] = []
         self.findings = Findings()
         self.records: dict[str, int] = dict.fromkeys(judged_roles(catalogue), 0)
         self._partitions = catalogue["orders"].partitions
@@ -286,13 +323,17 @@ class Evidence:
             "payment-request": self._request,
             "gateway-result": self._result,
             "settlement": self._settlement,
+            "risk-result": self._counted,
             "payment-event": self._event,
             "payment": self._snapshot,
         }
         self._folds = {
             role: self._due(role) if spec.schema == "payment-due" else folds[spec.schema]
             for role, spec in catalogue.topics.items()
-            if spec.schema is not None and role in judged_roles(catalogue)
+            if spec.schema is not None
+            and role in judged_roles(catalogue)
+            and role not in KEYED_OTHERWISE
+            and role not in _OF_OPERATORS
         }
 
     def take(self, role: str, record: LogRecord) -> None:
@@ -301,9 +342,11 @@ class Evidence:
         if role == "dead-letters":
             self._dead_letter(record)
             return
-        if role == "control":
-            # What workers follow; it is about no payment.
+        if role in _OF_OPERATORS:
+            self._by_hand(role, record)
             return
+        if record.headers:
+            self._redriven(role, record)
         key, value = record.key, record.value
         if value is None:
             if role == "payments" and key in self.payments:
@@ -316,6 +359,9 @@ class Evidence:
             fields = self._decoders[role](value)
         except DecodeError as error:
             self._set_aside(role, record, "undecodable_record", str(error))
+            return
+        if role == "risk-checks":
+            self._check(record, fields)
             return
         named = f"{fields['merchant_id']}:{fields['order_id']}"
         if key is None or key != named.encode():
@@ -346,7 +392,8 @@ class Evidence:
                 record.timestamp_ms,
                 fields["amount_minor"],
                 _intern(fields["currency"]),
-                fields["instrument_token"],
+                _intern(fields["instrument_token"]),
+                _intern(fields["business_date"]),
                 zlib.crc32(record.value or b""),
             ),
         )
@@ -361,6 +408,7 @@ class Evidence:
                 _intern(fields["type"]),
                 fields["amount_minor"],
                 fields["gateway_reference"],
+                fields["instrument_token"],
             ),
         )
 
@@ -395,6 +443,7 @@ class Evidence:
             fields["try_number"],
             fields["amount_minor"],
             _intern(fields["currency"]),
+            _intern(fields["instrument_token"]),
         )
         payment.requests += (seen,)
         expected = idempotency_key(
@@ -443,11 +492,28 @@ class Evidence:
             _intern(fields["gateway"]),
             fields["gateway_reference"],
             fields["ordered_at_ms"],
+            _intern(fields["business_date"]),
         )
         payment.settlements += (seen,)
         expected = settlement_id(payment.payment_id, seen.operation_id, seen.kind)
         if seen.settlement_id != expected:
             self._wrong_id("settlements", record, "settlement_id", seen.settlement_id, expected)
+
+    def _check(self, record: LogRecord, fields: dict[str, Any]) -> None:
+        """Keyed by what it counts, so it is remembered under its order by what it says itself."""
+        named = f"{fields['merchant_id']}:{fields['order_id']}"
+        key = named.encode()
+        payment = self.payments.get(key)
+        if payment is None:
+            home = home_partition(key, self._partitions)
+            payment = self.payments[key] = PaymentEvidence(named, home, payment_id(named))
+        payment.checks += (CheckSeen(record.partition, record.offset, _intern(fields["by"])),)
+
+    def _counted(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+        payment.counted_by += (_intern(fields["by"]),)
+        payment.dues += (
+            DueSeen("risk-results", record.partition, record.offset, record.timestamp_ms),
+        )
 
     def _due(self, role: str) -> Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]:
         def fold(payment: PaymentEvidence, record: LogRecord, _fields: dict[str, Any]) -> None:
@@ -572,6 +638,42 @@ class Evidence:
             )
         )
 
+    def _by_hand(self, role: str, record: LogRecord) -> None:
+        """What an operator did: an entry of the audit, or the marker of a dead letter."""
+        try:
+            fields = self._decoders[role](record.value or b"")
+        except DecodeError as error:
+            self.findings.broken("undecodable_record", self._example(role, record, str(error)))
+            return
+        if role != "dead-letter-markers":
+            return
+        place = fields["letter_partition"], fields["letter_offset"]
+        if place in self.markers:
+            self.findings.broken(
+                "dead_letter_closed_twice",
+                self._example(role, record, f"{place[0]}:{place[1]} again, {fields['state']}"),
+            )
+        self.markers[place] = MarkerSeen(
+            record.partition,
+            record.offset,
+            record.timestamp_ms,
+            _intern(fields["state"]),
+            (
+                self._roles.get(fields["source_topic"], ""),
+                fields["source_partition"],
+                fields["source_offset"],
+            ),
+        )
+
+    def _redriven(self, role: str, record: LogRecord) -> None:
+        source = next((v for name, v in record.headers if name == "redrive.offset"), None)
+        # Whoever writes inputs could write this header: only a later record stands for an earlier.
+        if source is None or not source.isdigit() or int(source) >= record.offset:
+            return
+        self.redriven.append(
+            RedrivenInput(role, record.partition, record.offset, record.key, int(source))
+        )
+
     def _set_aside(self, role: str, record: LogRecord, finding: str, detail: str) -> None:
         self.odd[role, record.partition, record.offset] = OddInput(
             role,
@@ -601,6 +703,8 @@ class Evidence:
             detail,
         )
 
+
+_OF_OPERATORS: Final = frozenset({"audit", "dead-letter-markers"})
 
 _LINEAGE: Final = (
     "dlq.topic",

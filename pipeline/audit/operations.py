@@ -42,6 +42,8 @@ ENDED_WITHOUT_MONEY: Final = frozenset(
 # Commands that become an operation of their own id.
 _OPERATING: Final = frozenset({"capture", "refund", "retry"})
 _OPEN: Final = UNDER_WAY | FOR_A_PERSON
+# States of an attempt that ended without having moved anything.
+_REFUSED: Final = frozenset({"declined", "failed"})
 
 
 def is_late(settlement: SettlementSeen) -> bool:
@@ -146,37 +148,49 @@ class OperationChecks:
         if snapshot is None or not judge.settled(payment):
             return
         busy = {a.operation_id for a in snapshot.attempts if a.state in _OPEN}
-        refunded = {s.operation_id for s in payment.settlements if s.kind == "refund"}
+        refused = {a.operation_id for a in snapshot.attempts if a.state in _REFUSED}
+        refunded: Counter[str] = Counter()
         for settlement in payment.settlements:
+            if settlement.kind in ("refund", "refund_failed"):
+                refunded[settlement.operation_id] -= settlement.amount_minor
+        whole = not judge.gone(payment, "settlements")
+        for settlement in payment.settlements:
+            operation_id = settlement.operation_id
             if (
-                settlement.kind == "capture"
+                whole
+                and settlement.kind == "capture"
                 and is_late(settlement)
-                and settlement.operation_id not in busy | refunded
-                and not judge.gone(payment, "settlements")
+                and operation_id not in busy
+                and refunded[operation_id] != settlement.amount_minor
             ):
-                found.broken(
-                    "late_success_not_reversed",
-                    judge.settlement_example(payment, settlement, "captured, and not refunded"),
+                example = judge.settlement_example(
+                    payment, settlement, "captured, and not refunded"
                 )
+                if operation_id in refused:
+                    # It was tried, and the gateway would not: nothing more happens by itself.
+                    found.pending("waits_for_a_person", example)
+                else:
+                    found.broken("late_success_not_reversed", example)
                 return
         if snapshot.status not in ENDED_WITHOUT_MONEY or busy:
             return
         kept = snapshot.captured_minor - snapshot.refunded_minor
         held = snapshot.authorized_minor - snapshot.captured_minor
         if kept or held:
-            found.broken(
-                "late_success_not_reversed",
-                self._snapshot_example(
-                    payment,
-                    f"{snapshot.status}, and {kept} {snapshot.currency} are kept, {held} held",
-                ),
+            example = self._snapshot_example(
+                payment,
+                f"{snapshot.status}, and {kept} {snapshot.currency} are kept, {held} held",
             )
+            if any(operation_id.startswith(_LATE) for operation_id in refused):
+                found.pending("waits_for_a_person", example)
+            else:
+                found.broken("late_success_not_reversed", example)
 
     # The gateways' books
 
     def gateway_books(self, gateway: GatewayCopy) -> None:
         """What gateways did was asked for, is what we say it is, and nothing else is missing."""
-        payments = self._judge.evidence.payments
+        payments = self._judge.payments
         for key in {*gateway.charges, *gateway.movements}:
             payment = payments.get(key.encode())
             charges = gateway.charges.get(key, [])
@@ -198,12 +212,14 @@ class OperationChecks:
                     self._charge(
                         payment, charge, attempts.get(charge.reference), movements, settled
                     )
+            # A refund that had failed by the time we heard of it was never one for us.
+            undone = {m.reference for m in movements if m.kind == "refund_failed"}
             for movement in movements:
                 if movement.kind not in ("capture", "refund", "void"):
                     continue
                 if movement.reference not in asked:
                     self._unasked(key, movement, payment)
-                elif payment is not None:
+                elif payment is not None and movement.reference not in undone:
                     self._movement(payment, movement, attempts.get(movement.reference))
             if payment is not None:
                 self._told_by_notice(payment, movements)
@@ -330,7 +346,16 @@ class OperationChecks:
 
     def _told_by_notice(self, payment: PaymentEvidence, movements: list[MovementSeen]) -> None:
         """What a gateway did by itself comes by a notice, which may still be on its way."""
-        by_itself = [m for m in movements if m.kind in _BY_ITSELF]
+        settled = {
+            m.reference
+            for m in movements
+            if m.kind == "refund" and _is_settled(payment, "refund", m.id)
+        }
+        by_itself = [
+            m
+            for m in movements
+            if m.kind in _BY_ITSELF and (m.kind != "refund_failed" or m.reference in settled)
+        ]
         if not by_itself:
             return
         theirs, ours = Counter[str](), Counter[str]()

@@ -21,6 +21,8 @@ from pipeline.audit.summary import summarize
 from schemas.codec import Codec, default_codec
 from topics.catalogue import TopicSettings, build_catalogue
 
+# What somebody has to end, whom nobody can hurry.
+_NAMED_WAITS = frozenset({"waits_for_a_person", "waits_for_the_customer"})
 # Between two looks at a flow that is still busy.
 POLL_S = 1.0
 
@@ -46,7 +48,8 @@ def verify(
     """Audit the flow; while something is on its way look again, for ``wait_s`` at most.
 
     A further look reads only what is new. Waiting ends early when something is broken, or when
-    all that is pending waits for a person. Raises AuditUnavailable when a server is away.
+    all that is pending waits for a person or a customer. Raises AuditUnavailable when a server is
+    away.
     """
     deadline = time.monotonic() + wait_s
     gateway = GatewayReader(sources.gateway_urls) if sources.gateway_urls else None
@@ -83,7 +86,7 @@ def open_log(sources: Sources) -> LogCopy:
 
 def worth_waiting(report: Report) -> bool:
     """Whether time alone may turn the verdict into whole."""
-    return not report.broken and any(f.name != "waits_for_a_person" for f in report.pending)
+    return not report.broken and any(f.name not in _NAMED_WAITS for f in report.pending)
 
 
 def _look(

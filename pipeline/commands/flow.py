@@ -14,6 +14,8 @@ from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
 
 TICK_S = 0.2
+# As `run` has it: stopped, but what a worker left is resumed by the next start only.
+EXIT_NOT_DRAINED = UserError.exit_code
 
 
 class Stage(StrEnum):
@@ -21,6 +23,7 @@ class Stage(StrEnum):
 
     payments = "payments"
     gateway = "gateway"
+    risk = "risk"
     ledger = "ledger"
 
 
@@ -60,19 +63,27 @@ def up_command(
     from pipeline.config import load_settings, state_home
     from pipeline.embedded.cache import make_folder
     from pipeline.gateways.simulator import FaultPlan
-    from pipeline.local import LocalFlow, require_free_port
+    from pipeline.local import LocalFlow, require_free_port, with_kept_partitions
 
     settings = load_settings(metrics_port=metrics_port, state_dir=state_dir, partitions=partitions)
     # What is wrong with the options is said at once, not after ten seconds of starting.
     FaultPlan.named(faults)
     names = _gateway_names(gateways)
+    settings.risk_rules_text()
     require_free_port(settings.metrics_host, settings.metrics_port)
+    settings = with_kept_partitions(settings)
     make_folder(settings.state_dir, "state")
     stop = StopSignals()
     log_file = settings.state_dir / "workers.log"
     flow = LocalFlow(
         settings,
-        {"payments": payments_workers, "gateway": gateway_workers, "ledger": 1},
+        {
+            "payments": payments_workers,
+            "gateway": gateway_workers,
+            "ledger": 1,
+            # Rules that count need the stage that counts.
+            **({"risk": 1} if settings.risk_rules else {}),
+        },
         faults=faults,
         gateways=names,
         log_file=log_file,
@@ -98,6 +109,8 @@ def up_command(
         while not stop.asked.wait(TICK_S):
             flow.tick()
         typer.echo("draining")
+    if not flow.drained:
+        raise typer.Exit(EXIT_NOT_DRAINED)
     typer.echo("stopped")
 
 
@@ -190,7 +203,6 @@ def simulator_command(
 
     from pipeline.config import load_settings
     from pipeline.embedded.cache import make_folder
-    from pipeline.embedded.ports import free_ports
     from pipeline.gateways.simulator.faults import FaultPlan
     from pipeline.gateways.simulator.personality import personality
     from pipeline.gateways.simulator.server import SimulatorSettings, serve
@@ -200,13 +212,14 @@ def simulator_command(
     personality(gateway)
     path = books or load_settings().state_dir / books_file(gateway)
     make_folder(path.parent, "books")
-    # 0 is chosen here, so that the address can be told.
-    port = port or free_ports(1)[0]
-    typer.echo(f"{gateway} on http://{host}:{port}, books in {path}; Ctrl-C stops it")
+
+    def serving(port: int) -> None:
+        typer.echo(f"{gateway} on http://{host}:{port}, books in {path}; Ctrl-C stops it")
+
     settings = SimulatorSettings(
         books=path, plan=plan, seed=seed, port=port, host=host, gateway=gateway
     )
-    asyncio.run(serve(settings))
+    asyncio.run(serve(settings, on_serving=serving))
 
 
 def _gateway_names(given: str) -> tuple[str, ...]:

@@ -501,6 +501,14 @@ def _ask(
             business_date=business_date,
         )
         command = _with_id(command)
+        if reader is not None:
+            known = reader.catch_up()
+            if known is not None and command.command_id in known.command_ids:
+                typer.echo(
+                    f"The payment knows the command {command.command_id} already, and the same id "
+                    "has no effect; give another --command-id to ask again.",
+                    err=True,
+                )
         try:
             with CommandPublisher(
                 settings.bootstrap_servers,

@@ -73,6 +73,7 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "connect_timeout": Standard(_RETRY, "no connection in time"),
     "pool_timeout": Standard(_RETRY, "no free connection in time"),
     "broken_connection": Standard(_RETRY, "the connection broke before the first byte"),
+    "shutting_down": Standard(_RETRY, "not called: the worker stops"),
     "gateway_not_configured": Standard(_RETRY, "this worker has no such gateway"),
     "kind_not_supported": Standard(_NEVER, "no adapter knows this kind of request"),
     "parent_missing": Standard(_NEVER, "a capture, void or refund of nothing"),
@@ -89,6 +90,7 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "possibly_sent": Standard(
         _INQUIRE, "another worker may have sent it, to a gateway that takes a repetition twice"
     ),
+    "redriven": Standard(_INQUIRE, "came out of the dead letters, and may have been sent before"),
     "adapter_error": Standard(_INQUIRE, "the adapter broke its contract"),
     "killed_the_process": Standard(_INQUIRE, "the worker died three times over it"),
     "reference_missing": Standard(_INQUIRE, "a success without the gateway's reference"),

@@ -483,6 +483,8 @@ def is_uncertain(payment: Payment, attempt: Attempt) -> bool:
 
 def in_flight(payment: Payment) -> bool:
     """Whether something is under way that commands must wait for."""
+    if payment.risk_awaited:
+        return True
     for attempt in payment.attempts:
         if attempt.state in BUSY_STATES and not (
             # A refund or capture that the gateway has, but is not done with, may take days.

@@ -12,6 +12,7 @@ from msgspec import Struct, field
 
 from pipeline.domain.attempt_caps import AttemptCap
 from pipeline.domain.breaker import BreakerRule
+from pipeline.domain.risk import RiskRules
 from pipeline.domain.routes import HEALTHY, NO_ROUTES, AmountRange, Fee, Health, Routes
 from topics.catalogue import TopicSettings
 
@@ -101,6 +102,11 @@ class Policy(Struct, frozen=True, kw_only=True):
     customer_action_ms: int = HOUR_MS
     # Commands may overtake their order by as much as one system's outage, not by more than a day.
     awaiting_order_ms: int = DAY_MS
+    # What is assessed before anybody is asked for money; None assesses nothing and costs nothing.
+    risk: RiskRules | None = None
+    # An order whose counts do not come for so long is looked at by a person: longer than a worker's
+    # restart or a rebalance, shorter than a shopper keeps a promise.
+    risk_answer_ms: int = 15 * MINUTE_MS
     # The largest amount that fits a card message (ISO 8583 field 4 has 12 digits).
     amount_minor_max: int = 999_999_999_999
     # 24 months: how long refunds and disputes can arrive, hence how long the table remembers.

@@ -16,8 +16,10 @@ from pipeline.domain.model import (
     Attempt,
     AuditEntry,
     ControlEntry,
+    DeadLetterMarker,
     Dispute,
     GatewayNotification,
+    GatewayReference,
     GatewayResult,
     Order,
     OrderLine,
@@ -26,7 +28,14 @@ from pipeline.domain.model import (
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
+    RiskCheck,
+    RiskCounted,
+    RiskCounter,
+    RiskResult,
+    RiskVelocity,
     Settlement,
+    VelocityBucket,
+    VelocitySeries,
 )
 
 Record = dict[str, Any]
@@ -40,10 +49,16 @@ Noun = (
     | PaymentDue
     | PaymentCommand
     | GatewayNotification
+    | RiskCheck
+    | RiskResult
+    | GatewayReference
 )
 
+# Records that are keyed by something else than an order.
+Other = AuditEntry | ControlEntry | DeadLetterMarker | RiskVelocity
 
-def to_record(noun: Noun | AuditEntry | ControlEntry) -> Record:
+
+def to_record(noun: Noun | Other) -> Record:
     """The Avro-ready dict of a Struct, lists and nested records included."""
     return TO_RECORD[type(noun)](noun)
 
@@ -60,7 +75,25 @@ def payment_to_record(payment: Payment) -> Record:
     record["commands"] = [asdict(command) for command in payment.commands]
     record["command_ids"] = list(payment.command_ids)
     record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
+    record["risk_awaited"] = list(payment.risk_awaited)
+    record["risk_counted"] = [asdict(counted) for counted in payment.risk_counted]
     return record
+
+
+def check_to_record(check: RiskCheck) -> Record:
+    return {**asdict(check), "counters": [asdict(counter) for counter in check.counters]}
+
+
+def risk_result_to_record(result: RiskResult) -> Record:
+    return {**asdict(result), "counted": [asdict(counted) for counted in result.counted]}
+
+
+def velocity_to_record(velocity: RiskVelocity) -> Record:
+    series = [
+        {**asdict(each), "buckets": [asdict(bucket) for bucket in each.buckets]}
+        for each in velocity.series
+    ]
+    return {**asdict(velocity), "series": series, "recent": list(velocity.recent)}
 
 
 def order_from_record(record: Record) -> Order:
@@ -78,6 +111,8 @@ def payment_from_record(record: Record) -> Payment:
         "commands": tuple([PaymentCommand(**command) for command in record["commands"]]),
         "command_ids": tuple(record["command_ids"]),
         "disputes": tuple([Dispute(**dispute) for dispute in record["disputes"]]),
+        "risk_awaited": tuple(record["risk_awaited"]),
+        "risk_counted": tuple([RiskCounted(**counted) for counted in record["risk_counted"]]),
     }
     return Payment(**{**record, **lists})
 
@@ -114,8 +149,38 @@ def control_entry_from_record(record: Record) -> ControlEntry:
     return ControlEntry(**record)
 
 
+def check_from_record(record: Record) -> RiskCheck:
+    counters = tuple([RiskCounter(**counter) for counter in record["counters"]])
+    return RiskCheck(**{**record, "counters": counters})
+
+
+def risk_result_from_record(record: Record) -> RiskResult:
+    counted = tuple([RiskCounted(**counted) for counted in record["counted"]])
+    return RiskResult(**{**record, "counted": counted})
+
+
+def velocity_from_record(record: Record) -> RiskVelocity:
+    series = tuple(
+        [
+            VelocitySeries(
+                **{**each, "buckets": tuple([VelocityBucket(**b) for b in each["buckets"]])}
+            )
+            for each in record["series"]
+        ]
+    )
+    return RiskVelocity(**{**record, "series": series, "recent": tuple(record["recent"])})
+
+
+def reference_from_record(record: Record) -> GatewayReference:
+    return GatewayReference(**record)
+
+
 def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
+
+
+def marker_from_record(record: Record) -> DeadLetterMarker:
+    return DeadLetterMarker(**record)
 
 
 TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
@@ -128,11 +193,16 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     PaymentDue: asdict,
     PaymentCommand: asdict,
     GatewayNotification: asdict,
+    GatewayReference: asdict,
     AuditEntry: asdict,
     ControlEntry: asdict,
+    RiskCheck: check_to_record,
+    RiskResult: risk_result_to_record,
+    RiskVelocity: velocity_to_record,
+    DeadLetterMarker: asdict,
 }
 
-FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | ControlEntry]] = {
+FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
     "order": order_from_record,
     "payment": payment_from_record,
     "payment-request": request_from_record,
@@ -142,8 +212,13 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry | ControlEntry]] 
     "payment-due": due_from_record,
     "payment-command": command_from_record,
     "gateway-notification": notification_from_record,
+    "gateway-reference": reference_from_record,
     "audit-entry": audit_entry_from_record,
     "control-entry": control_entry_from_record,
+    "risk-check": check_from_record,
+    "risk-result": risk_result_from_record,
+    "risk-velocity": velocity_from_record,
+    "dead-letter-marker": marker_from_record,
 }
 
 SCHEMA_OF: Mapping[type[Any], str] = {
@@ -156,6 +231,11 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     PaymentDue: "payment-due",
     PaymentCommand: "payment-command",
     GatewayNotification: "gateway-notification",
+    GatewayReference: "gateway-reference",
     AuditEntry: "audit-entry",
     ControlEntry: "control-entry",
+    RiskCheck: "risk-check",
+    RiskResult: "risk-result",
+    RiskVelocity: "risk-velocity",
+    DeadLetterMarker: "dead-letter-marker",
 }

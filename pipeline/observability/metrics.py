@@ -74,6 +74,12 @@ class Metrics:
             ["type"],
             registry=r,
         )
+        self.risk = Counter(
+            "paystream_risk_decisions",
+            "Payments that risk rules held for review or rejected, by event and reason.",
+            ["event", "reason"],
+            registry=r,
+        )
         self.notes = Counter(
             "paystream_inputs_without_effect",
             "Inputs that changed nothing, by reason: duplicates, stale timers.",
@@ -210,6 +216,9 @@ class Metrics:
                 self.events.labels(name).inc(count)
             elif group == "dead_letters":
                 self.dead_letters.labels(stage, name).inc(count)
+            elif group == "risk":
+                event, _, reason = name.partition(" ")
+                self.risk.labels(event, reason).inc(count)
             elif group == "tiers":
                 self.tiers.labels(name).inc(count)
             else:

@@ -154,6 +154,7 @@ def start_charge(
     *,
     actor: str | None = None,
     reason: str | None = None,
+    detail: str | None = None,
 ) -> Decision | None:
     """Begin to ask for the payment's money, or None when no gateway serves it."""
     chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token))
@@ -176,7 +177,7 @@ def start_charge(
         moves=trigger,
         actor=actor,
         reason=reason,
-        detail=chosen.because,
+        detail=detail or chosen.because,
     )
     return decision(changed, request_of(changed, attempt), sent)
 
@@ -344,7 +345,7 @@ def _moves_money(
 
 
 def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION):
+    if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION) or payment.risk_awaited:
         # Nobody was asked for money, or the customer did not go on: there is nothing to undo yet.
         changed, event = moved(
             payment,
@@ -355,6 +356,8 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
             operation_id=command.command_id,
             expires_at_ms=None,
             next_action_url=None,
+            risk_awaited=(),
+            risk_counted=(),
         )
         return decision(changed, event)
     if payment.status == AUTHORIZED:

@@ -12,7 +12,7 @@ from pipeline.domain.model import PaymentRequest
 from pipeline.domain.records import request_from_record, to_record
 from pipeline.processors.gateway import plan_call, result_of
 from pipeline.runtime.calls import Call
-from pipeline.runtime.dead_letters import dead_letter
+from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
@@ -73,6 +73,11 @@ class GatewayStage:
             return self._refuse(
                 record, "key_mismatch", "the key is not the payload's merchant:order"
             )
+        if is_redriven(record):
+            # Nothing goes from the dead letters straight to a gateway: the payment may have been
+            # charged elsewhere or cancelled meanwhile. It is told and asks, or sends, by itself.
+            answer = GatewayAnswer(outcome=UNKNOWN, code="redriven")
+            return [self.result(record, request, answer, now_ms)]
         terms = self._terms.get(request.gateway, self._other_terms)
         plan = plan_call(
             request,

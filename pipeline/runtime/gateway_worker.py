@@ -35,7 +35,8 @@ from pipeline.runtime.gateway_stage import STAGE, GatewayStage
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
-from pipeline.runtime.payments_worker import (
+from pipeline.runtime.prefix import PartitionPrefix
+from pipeline.runtime.table_worker import (
     DRAIN_S_MAX,
     FETCH_RECORDS_MAX,
     OUTSIDE_CAUSES,
@@ -43,7 +44,6 @@ from pipeline.runtime.payments_worker import (
     REGISTRY_PAUSE_S,
     raise_consume_error,
 )
-from pipeline.runtime.prefix import PartitionPrefix
 from pipeline.runtime.work import Outcome, Outgoing
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.errors import RegistryUnavailable
@@ -99,7 +99,7 @@ class GatewayWorker:
     def run(self) -> None:
         """Work until ``stop`` is set, then let open calls end, commit their results and leave."""
         spec = self._spec
-        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers})
+        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
         require_co_partitioned(admin, self._catalogue)
         self._consumer = Consumer(
             consumer_config(

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from pipeline.domain.policy import Policy
+from pipeline.domain.risk_rules import read_rules
 from pipeline.domain.route_rules import RoutesRefused, read_routes, routed
 from pipeline.errors import UserError
 from pipeline.gateways.configured import profiles_of
@@ -23,6 +24,11 @@ def policy_of(options: Mapping[str, Any]) -> Policy:
         inquiry_max=options["inquiry_max"],
         send_within_ms=options["send_within_ms"],
         clock_skew_ms=options["clock_skew_ms"],
+        risk=(
+            read_rules(options["risk_rules"], "the risk rules")
+            if options.get("risk_rules")
+            else None
+        ),
     )
 
 

@@ -147,7 +147,7 @@ def test_an_open_transaction_is_waited_for_and_then_named(cluster: Cluster) -> N
     flow = _without_dead_letters(healthy_flow())
     cluster.write_flow(flow)
     before = len(flow.rows)
-    flow.captured("shop:late", 4321)
+    flow.captured("shop:later", 4321)
     late = flow.rows[before:]
     producer = cluster.producer("late")
     producer.begin_transaction()
@@ -172,7 +172,7 @@ def test_an_open_transaction_is_waited_for_and_then_named(cluster: Cluster) -> N
     report = verify(cluster.sources, wait_s=60, on_round=commit)
     assert committed
     assert report.findings == []
-    assert report.summary["payments"]["captured"] == 13
+    assert report.summary["payments"]["captured"] == 16
 
 
 @pytest.mark.parametrize("end", ["commit_transaction", "abort_transaction"])

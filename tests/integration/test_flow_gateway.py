@@ -139,7 +139,9 @@ def test_every_test_token_ends_as_its_document_says(
         books = ask(f"{flow.simulator.url}/v1/books?after=0&limit=100")["entries"]
         assert charged_twice(flow) == [0, 0]
     last = [[h.fields for h in t.hops if h.role == "payments"][-1] for t in traces]
-    charges = [sum(b["order_id"] == o.order_id for b in books) for o in sent]
+    charges = [
+        sum(b["kind"] == "charge" and b["order_id"] == o.order_id for b in books) for o in sent
+    ]
     found = {
         token: (payment["status"], payment["reason"], count)
         for token, payment, count in zip(ENDS, last, charges, strict=True)

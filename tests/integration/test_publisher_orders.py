@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from pipeline.commands.orders import order_app, orders_app
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import partition_of
-from pipeline.domain.records import order_from_record
+from pipeline.domain.model import PaymentCommand
+from pipeline.domain.records import command_from_record, order_from_record
 from pipeline.errors import UserError
+from producers.command_publisher import CommandPublisher, InvalidCommand
 from producers.load_generator import LoadPlan, orders, prepare, run_load
 from producers.order_publisher import InvalidOrder, OrderPublisher, PublishError
 from schemas.codec import default_codec
@@ -125,12 +127,16 @@ def test_the_load_generator_stops_when_asked(kafka: str, topic: str) -> None:
 def test_the_sample_is_imported_whole_and_again_without_harm(
     kafka: str, topic: str, topic_prefix: str
 ) -> None:
-    """382 orders arrive; a second import repeats the same keys, amounts and instruments."""
+    """382 orders arrive, and 84 commands for the cancelled lines; a second import repeats the same
+    keys, amounts and instruments, and the same command ids."""
+    commands_topic = f"{topic_prefix}payment-commands"
+    create_topic(kafka, commands_topic, 4)
     arguments = ["import", str(SAMPLE), "--bootstrap-servers", kafka, "--prefix", topic_prefix]
     for _ in range(2):
         result = CliRunner().invoke(orders_app, arguments)
         assert result.exit_code == 0, result.output
         assert "published 382 orders of 7419 lines: GBP 153,652.88" in result.stdout
+        assert "published 7 refunds of the lines of known sales: GBP 136.10" in result.stdout
     decode = default_codec().decoder("order")
     seen = Counter(
         (record.key(), decoded["amount_minor"], decoded["currency"], decoded["instrument_token"])
@@ -140,6 +146,46 @@ def test_the_sample_is_imported_whole_and_again_without_harm(
     assert len(seen) == 382
     assert set(seen.values()) == {2}
     assert sum(amount for _, amount, _, _ in seen) == 15_365_288
+    decode = default_codec().decoder("payment-command")
+    asked = Counter(
+        (record.key(), decoded["command_id"], decoded["type"], decoded["amount_minor"])
+        for record in read_all(kafka, commands_topic)
+        for decoded in [decode(record.value() or b"")]
+    )
+    assert len(asked) == 84
+    assert set(asked.values()) == {2}
+    assert sum(amount for _, _, type_, amount in asked if type_ == "refund") == 13_610
+
+
+def test_a_command_arrives_whole_in_its_payments_lane(kafka: str, topic_prefix: str) -> None:
+    """Keyed by the payment, so that commands on one payment keep their order."""
+    topic = f"{topic_prefix}payment-commands"
+    create_topic(kafka, topic, 4)
+    wanted = [
+        PaymentCommand(
+            merchant_id="shop",
+            order_id=f"o-{n % 3}",
+            command_id=f"c-{n}",
+            type="refund",
+            submitted_at_ms=n,
+            amount_minor=n + 1,
+        )
+        for n in range(30)
+    ]
+    with CommandPublisher(kafka, topic=topic, config={"log_level": 0}) as publisher:
+        for command in wanted:
+            publisher.publish(command)
+        with pytest.raises(InvalidCommand, match="command_id 'a b' does not match"):
+            publisher.publish(msgspec.structs.replace(wanted[0], command_id="a b"))
+    decode = default_codec().decoder("payment-command")
+    records = read_all(kafka, topic)
+    got = [command_from_record(decode(record.value() or b"")) for record in records]
+    for order_id in ("o-0", "o-1", "o-2"):
+        mine = [command for command in got if command.order_id == order_id]
+        assert mine == [command for command in wanted if command.order_id == order_id]
+    for record, command in zip(records, got, strict=True):
+        assert record.key() == f"shop:{command.order_id}".encode()
+        assert record.partition() == partition_of(record.key() or b"", 4)
 
 
 def test_one_order_is_submitted_and_its_payment_named(

@@ -202,6 +202,8 @@ def test_a_dispute_is_told_through_all_its_stages(name: str, tmp_path: Path) -> 
         assert {(n.dispute_id, n.amount_minor) for n in told} == {(dispute["id"], 1_000)}
         assert {n.fee_minor for n in told} == {0, 1_500}
         assert {n.gateway_reference for n in told} == {paid.gateway_reference}
+        named = (None, None) if name == "pacific" else ("m-1", "o-1")
+        assert {(n.merchant_id, n.order_id) for n in told} == {named}
 
     run(name, tmp_path / "books", scenario)
 

@@ -1,0 +1,125 @@
+"""The audit over random lives of payments, as the processors wrote them: it accuses no healthy one.
+
+The lives are those of ``test_processors_lifecycle_properties``, whose model holds the gateway's
+true books; here their records and books are judged as ``paystream verify`` would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.audit.checks import check
+from pipeline.audit.cut import Cut
+from pipeline.audit.evidence import Evidence
+from pipeline.audit.gateway_copy import GatewayCopy
+from pipeline.audit.log_copy import LogRecord
+from pipeline.audit.report import Finding, Severity
+from pipeline.domain.keys import partition_of
+from schemas.codec import default_codec
+from tests.unit import test_processors_lifecycle_properties as lives
+from topics.catalogue import TopicSettings, build_catalogue
+
+CATALOGUE = build_catalogue(TopicSettings(partitions=1))
+CODEC = default_codec()
+# What a flow at rest may still say: nobody else than these can go on.
+AT_REST = {"waits_for_a_person", "waits_for_the_customer"}
+# What the model forges and a flow's own transactions rule out: the same result committed twice.
+FORGED = {"result_duplicated"}
+WALKS = 120
+
+
+def judged(life: lives.Life) -> list[Finding]:
+    """What the audit says of a life at its end: all of its inputs but timers are processed."""
+    evidence = Evidence(CATALOGUE, CODEC)
+    ends = {}
+    for role in CATALOGUE.topics:
+        records = life.flow.topics.get(role, [])
+        ends[role, 0] = len(records)
+        for offset, record in enumerate(records):
+            partition = partition_of(record.key, 1)
+            evidence.take(
+                role,
+                LogRecord(partition, offset, record.timestamp_ms, record.key, record.value),
+            )
+    committed = dict(ends)
+    for due in life.flow.waits():
+        role = f"payment-{due.purpose}-{due.tier}"
+        assert due.purpose == "timer"
+        committed[role, 0] = 0
+    cut = Cut(
+        partitions=dict.fromkeys(CATALOGUE.topics, 1),
+        ends=ends,
+        committed={"payments": committed, "gateway": committed},
+        untouched=committed,
+    )
+    return [f for f in check(evidence, cut, None, books(life)) if f.name not in FORGED]
+
+
+def books(life: lives.Life) -> GatewayCopy:
+    """The model's true books, entry by entry."""
+    copy = GatewayCopy()
+    for moved in life.books.values():
+        request = moved.request
+        if moved.state not in ("done", "failed"):
+            continue
+        kind = "authorization" if request.kind == "authorize" else request.kind
+        entry: dict[str, Any] = {
+            "kind": kind,
+            "id": moved.reference,
+            "reference": request.idempotency_key,
+            "charge_id": request.parent_reference or moved.reference,
+            "amount_minor": request.amount_minor,
+            "currency": request.currency,
+            "merchant_id": request.merchant_id,
+            "order_id": request.order_id,
+            "created_at_ms": 0,
+        }
+        copy.add(entry, recent=False)
+        if moved.state == "failed":
+            copy.add({**entry, "kind": "refund_failed", "id": f"{moved.reference}-f"}, recent=False)
+    return copy
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_healthy_life_is_accused(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captures in parts, refunds that fail, lost answers, notices in any order, late successes: at
+    the end nothing is broken, and what is pending waits for somebody by name."""
+    ended: list[lives.Life] = []
+
+    class Kept(lives.Life):
+        def teardown(self) -> None:
+            super().teardown()
+            ended.append(self)
+
+    monkeypatch.setattr(lives, "Life", Kept)
+    for seed in range(part * WALKS // 4, (part + 1) * WALKS // 4):
+        lives.live(seed)
+        found = judged(ended.pop())
+        broken = [f for f in found if f.severity is Severity.BROKEN]
+        assert not broken, f"live({seed}): {broken}"
+        assert {f.name for f in found} <= AT_REST, f"live({seed}): {found}"
+
+
+def test_a_life_whose_refund_is_not_settled_is_accused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same judgement over the same records cries when one of them is taken away."""
+    ended: list[lives.Life] = []
+
+    class Kept(lives.Life):
+        def teardown(self) -> None:
+            super().teardown()
+            ended.append(self)
+
+    monkeypatch.setattr(lives, "Life", Kept)
+    accused = 0
+    for seed in range(WALKS // 4):
+        lives.live(seed)
+        life = ended.pop()
+        if life.payment().refunded_minor:
+            settlements = life.flow.topics["settlements"]
+            kinds = [each.kind for each in life.flow.settlements()]
+            del settlements[kinds.index("refund")]
+            assert any(f.severity is Severity.BROKEN for f in judged(life)), f"live({seed})"
+            accused += 1
+    assert accused

@@ -1,0 +1,312 @@
+"""``paystream payment`` and ``paystream review``, as far as they need no broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from typer.testing import CliRunner
+
+from pipeline.audit.trace import Hop, Trace, describe
+from pipeline.cli import app
+from pipeline.commands.payment import _with_id
+from pipeline.commands.payment_follow import DONE, FAILED, REJECTED, Outcome, PaymentSeen, judged
+from pipeline.commands.payment_story import story_json, story_lines
+from pipeline.domain.ids import payment_id
+from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand, PaymentEvent
+from pipeline.domain.records import payment_to_record, to_record
+from pipeline.errors import UserError
+
+runner = CliRunner()
+
+REFUND = PaymentCommand(
+    merchant_id="shop",
+    order_id="1001",
+    command_id="r-1",
+    type="refund",
+    submitted_at_ms=1,
+    amount_minor=500,
+    currency="GBP",
+)
+CHARGE = Attempt(
+    operation_id="1001",
+    kind="charge",
+    gateway="sim-a",
+    attempt=1,
+    state="charged",
+    tries=3,
+    retries=1,
+    inquiries=1,
+    started_at_ms=0,
+    updated_at_ms=0,
+    gateway_reference="ch_1",
+    routed_because="priority 1 of 2",
+)
+PAYMENT = Payment(
+    merchant_id="shop",
+    order_id="1001",
+    payment_id=payment_id("shop", "1001"),
+    sequence=4,
+    status="captured",
+    amount_minor=1_250,
+    currency="GBP",
+    instrument_token="tok_ok",
+    business_date="2026-11-01",
+    ordered_at_ms=0,
+    updated_at_ms=0,
+    authorized_minor=1_250,
+    captured_minor=1_250,
+    attempts=(CHARGE,),
+)
+
+
+def refund_attempt(state: str, **more: Any) -> Attempt:
+    return replace(
+        CHARGE,
+        operation_id="r-1",
+        kind="refund",
+        state=state,
+        amount_minor=500,
+        gateway_reference="re_1",
+        **more,
+    )
+
+
+def event(type_: str, **more: Any) -> PaymentEvent:
+    return PaymentEvent(
+        event_id="e",
+        merchant_id="shop",
+        order_id="1001",
+        payment_id=PAYMENT.payment_id,
+        sequence=5,
+        type=type_,
+        status="captured",
+        amount_minor=1_250,
+        currency="GBP",
+        occurred_at_ms=0,
+        **more,
+    )
+
+
+def ask(*words: str) -> str:
+    """What an illegal command line is told; nobody listens at the address."""
+    result = runner.invoke(app, [*words, "--bootstrap-servers", "127.0.0.1:1"])
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["payment", "refund", "shop"], "names no payment"),
+        (["payment", "refund", "shop:1001:2"], "names no payment"),
+        (["payment", "refund", "shop:1", "--amount", "1.005", "--currency", "GBP"], "finer than"),
+        (["payment", "capture", "shop:1", "--amount", "1", "--currency", "XXX"], "not an active"),
+        (["payment", "refund", "shop:1", "--business-date", "1 May"], "is not a date"),
+        (["payment", "retry", "shop:1", "--token", "4242 4242 4242 4242"], "a card number"),
+        (["payment", "resolve", "shop:1", "--evidence", "x"], "Give one of --charged REF and"),
+        (
+            ["payment", "resolve", "shop:1", "--charged", "c", "--not-charged", "--evidence", "x"],
+            "Give one of --charged REF and",
+        ),
+        (["payment", "resolve", "shop:1", "--not-charged"], "--evidence"),
+        (["payment", "refund", "shop:1", "--command-id", "a b"], "command_id 'a b' does not match"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_refused_before_it_is_sent(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mistake is named in one sentence, and nothing is published."""
+    monkeypatch.setattr("producers.publisher.check_topic", lambda *_: None)
+    assert message in ask(*words)
+
+
+def test_amounts_follow_the_currencys_decimals() -> None:
+    """12.50 is 1,250 minor units of GBP, and refused for JPY, which has none."""
+    assert "finer than JPY allows" in ask(
+        "payment", "refund", "shop:1", "--amount", "12.50", "--currency", "JPY"
+    )
+
+
+def test_the_same_line_typed_again_is_the_same_command() -> None:
+    """The id comes from what is asked, not from when or by whom; something else is another one."""
+    asked = replace(REFUND, command_id="")
+    again = replace(asked, submitted_at_ms=99, actor="somebody else")
+    assert _with_id(asked).command_id == _with_id(again).command_id
+    assert _with_id(asked).command_id.startswith("refund-")
+    for other in ({"amount_minor": 501}, {"reason": "a second one"}, {"order_id": "1002"}):
+        assert _with_id(replace(asked, **other)).command_id != _with_id(asked).command_id
+    assert _with_id(REFUND) == REFUND
+
+
+@pytest.mark.parametrize(
+    ("payment", "events", "outcome"),
+    [
+        (None, [], None),
+        (PAYMENT, [], None),
+        (replace(PAYMENT, command_ids=("r-1",), commands=(REFUND,)), [], None),
+        (
+            replace(PAYMENT, command_ids=("r-1",), attempts=(CHARGE, refund_attempt("inquiring"))),
+            [],
+            None,
+        ),
+        (
+            replace(PAYMENT, command_ids=("r-1",), attempts=(CHARGE, refund_attempt("refunded"))),
+            [],
+            Outcome(DONE, "refund of GBP 5.00 at sim-a: refunded, reference re_1"),
+        ),
+        (
+            replace(
+                PAYMENT,
+                command_ids=("r-1",),
+                attempts=(CHARGE, refund_attempt("declined", code="card_closed")),
+            ),
+            [],
+            Outcome(FAILED, "refund of GBP 5.00 at sim-a: declined, card_closed"),
+        ),
+        (
+            replace(PAYMENT, command_ids=("r-1",)),
+            [event("command_rejected", operation_id="r-1", reason="payment_must_be_captured")],
+            Outcome(REJECTED, "payment_must_be_captured"),
+        ),
+        (
+            replace(PAYMENT, command_ids=("r-1",)),
+            [event("command_rejected", operation_id="r-2", reason="payment_must_be_captured")],
+            Outcome(DONE, "the payment is captured"),
+        ),
+        (
+            replace(
+                PAYMENT, command_ids=("r-1",), status="processing", cancel_requested_by="r-1"
+            ),
+            [],
+            None,
+        ),
+    ],
+    ids=[
+        "no payment", "not read yet", "waits", "under way", "done", "declined", "rejected",
+        "another one's rejection", "a cancel that waits for the charge",
+    ],
+)  # fmt: skip
+def test_what_became_of_a_command(
+    payment: Payment | None, events: list[PaymentEvent], outcome: Outcome | None
+) -> None:
+    """Only a rejection or an end is an outcome; until then the command is followed."""
+    assert judged(PaymentSeen(payment, events, events), REFUND) == outcome
+
+
+def test_a_rejection_from_before_counts_only_where_it_is_remembered() -> None:
+    """A payment that forgot the command judges it anew, so the old answer is not its answer."""
+    old = event("command_rejected", operation_id="r-1", reason="commands_must_not_exceed_limit")
+    assert judged(PaymentSeen(PAYMENT, [old], []), REFUND) is None
+    assert judged(PaymentSeen(PAYMENT, [old], [old]), REFUND) is not None
+
+
+def trace_of(payment: Payment) -> Trace:
+    told = event("refunded", operation_id="r-1", kind="refund", operation_minor=500, actor="ann")
+    records: list[tuple[str, dict[str, Any]]] = [
+        ("payment-commands", to_record(replace(REFUND, actor="ann", reason="broken"))),
+        ("payment-events", to_record(told)),
+        ("payments", payment_to_record(payment)),
+    ]
+    hops = [
+        Hop(role, role, 0, n, 1_800_000_000_000 + n, n, describe(role, fields), fields)
+        for n, (role, fields) in enumerate(records)
+    ]
+    return Trace("shop:1001", 0, PAYMENT.payment_id, hops, state="captured")
+
+
+def test_show_tells_the_whole_history() -> None:
+    """Amounts, shown statuses, attempts and why their gateway, what waits, disputes, events."""
+    payment = replace(
+        PAYMENT,
+        refunded_minor=500,
+        disputed_minor=750,
+        attempts=(CHARGE, refund_attempt("refunded")),
+        commands=(replace(REFUND, command_id="r-2", actor="ann"),),
+        disputes=(
+            Dispute(
+                dispute_id="dp1",
+                state="opened",
+                amount_minor=750,
+                gateway="sim-a",
+                updated_at_ms=0,
+                fee_minor=1_500,
+                withdrawn_minor=750,
+            ),
+        ),
+    )
+    text = "\n".join(story_lines(trace_of(payment)))
+    for said in (
+        "status            captured, partially_refunded, disputed",
+        "captured          GBP 12.50",
+        "refunded          GBP 5.00",
+        "attempt 1         charge of GBP 12.50 at sim-a: charged, ch_1",
+        "operation 1001, attempt 1; 3 requests, 1 retries, 1 inquiries",
+        "there because: priority 1 of 2",
+        "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1",
+        "dispute           dp1 at sim-a: opened, GBP 7.50, of it withdrawn GBP 7.50, fee GBP 15.00",
+        "waits             refund of 500 minor units, command r-2, asked by ann",
+        "command r-1: refund, 500 GBP, broken, by ann",
+        "event 5: refunded, captured, refund r-1 of 500, by ann",
+    ):
+        assert said in text, text
+    assert "payment at 4" not in text
+
+    story = story_json(trace_of(payment))
+    assert story["statuses"] == ["captured", "partially_refunded", "disputed"]
+    assert story["payment"]["refunded_minor"] == 500
+    assert [each["topic"] for each in story["history"]] == ["payment-commands", "payment-events"]
+
+
+@pytest.mark.parametrize(
+    ("role", "fields", "said"),
+    [
+        (
+            "gateway-notifications",
+            {
+                "gateway": "sim-a", "type": "dispute", "dispute_id": "dp1", "kind": None,
+                "dispute_state": "opened", "outcome": None, "code": None, "amount_minor": 750,
+                "currency": "GBP", "gateway_reference": None, "operation_id": None,
+            },
+            "notice of sim-a: dispute dp1 opened, 750 GBP",
+        ),
+        (
+            "gateway-notifications",
+            {
+                "gateway": "sim-a", "type": "operation", "dispute_id": None, "kind": "refund",
+                "dispute_state": None, "outcome": "failed", "code": "card_closed",
+                "amount_minor": 0, "currency": "GBP", "gateway_reference": "re_1",
+                "operation_id": "r-1",
+            },
+            "notice of sim-a: refund r-1, failed, card_closed, 0 GBP, re_1",
+        ),
+        (
+            "payment-timer-2",
+            {"purpose": "timer", "reason": "authorization_ends", "due_at_ms": 1_800_000_000_000},
+            "timer: authorization_ends, until 2027-01-15 08:00:00 UTC",
+        ),
+        (
+            "payment-retry-3",
+            {"purpose": "retry", "reason": "rate_limited", "due_at_ms": None},
+            "waits to be sent again, rate_limited",
+        ),
+        (
+            "payment-inquiry-2",
+            {"purpose": "inquiry", "reason": "timeout", "due_at_ms": None},
+            "waits to inquire, timeout",
+        ),
+        (
+            "payment-requests",
+            {
+                "kind": "inquire", "operation_kind": "refund", "gateway": "sim-a",
+                "operation_id": "r-1", "order_id": "1001", "attempt": 1, "try_number": 2,
+                "amount_minor": 500, "currency": "GBP",
+            },
+            "inquiry about the refund requested at sim-a, r-1, attempt 1, try 2, 500 GBP",
+        ),
+    ],
+)  # fmt: skip
+def test_a_trace_tells_each_topic_in_words(role: str, fields: dict[str, Any], said: str) -> None:
+    """Notices, timers, tiers and inquiries read like sentences, not like records."""
+    assert describe(role, fields) == said
