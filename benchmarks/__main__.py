@@ -20,10 +20,11 @@ from benchmarks.flow import FlowOptions, quiet_logs
 from benchmarks.latency import measure_latency
 from benchmarks.machine import describe_machine
 from benchmarks.order_pool import OrderPool, make_pool
+from benchmarks.outage import measure_outage
 from benchmarks.report import Results, as_text, require_markers, write_document
 from pipeline.errors import UserError
 
-PARTS = ("throughput", "latency", "memory", "baseline", "codec", "all")
+PARTS = ("throughput", "latency", "memory", "baseline", "codec", "outage", "all")
 
 EXAMPLES = """\
 parts:
@@ -32,7 +33,8 @@ parts:
   memory      the same drain as throughput, with one payments worker: memory and CPU by process
   baseline    the peer: three bare confluent-kafka loops over the same orders
   codec       microseconds of each codec and processor; no broker
-  all         everything, in about ten minutes (the default)
+  outage      one of two gateways hangs under a steady pace: what that costs the others
+  all         everything, in about fifteen minutes (the default)
 
 examples:
   python -m benchmarks --quick                       everything, small: does it work here?
@@ -104,6 +106,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seconds", type=_positive, help="length of the paced run (default 30; quick: 3)")
     add("--warm-up", type=_positive, help="seconds before it (default 30; quick: 3)")
     add("--lone", type=_positive, help="lone orders (default 30; quick: 5)")
+    add("--outage-rate", type=_positive, default=200, help="orders a second (default 200)")
+    add("--outage-seconds", type=_positive, help="of the outage (default 120; quick: 8)")
     add("--heap-mb", type=_positive, default=512, help="heap of the broker (default 512)")
     add("--dir", type=Path, metavar="FOLDER", help="where the brokers' data goes (default: temp)")
     add("--json", type=Path, metavar="FILE", help="write every figure as JSON as well")
@@ -118,6 +122,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.seconds = options.seconds or (3 if quick else 30)
     options.warm_up = options.warm_up or (3 if quick else 30)
     options.lone = options.lone or (5 if quick else 30)
+    options.outage_seconds = options.outage_seconds or (8 if quick else 120)
     options.calls = 2_000 if quick else 20_000
     return options
 
@@ -162,6 +167,15 @@ def run(options: argparse.Namespace, *, command: str) -> Results:
             warm_up_s=options.warm_up,
             seconds=options.seconds,
             lone=options.lone,
+            say=say,
+        )
+    if part in ("outage", "all"):
+        results.outage = measure_outage(
+            flow,
+            rate_per_s=options.outage_rate,
+            warm_up_s=options.warm_up,
+            normal_s=options.seconds,
+            outage_s=options.outage_seconds,
             say=say,
         )
     return results

@@ -12,6 +12,7 @@ from benchmarks.codec_costs import CallCost
 from benchmarks.drain import Drained
 from benchmarks.latency import Latency, Percentiles
 from benchmarks.machine import Machine
+from benchmarks.outage import OutageSeen
 from benchmarks.process_use import ProcessCost
 from pipeline.errors import UserError
 
@@ -19,6 +20,8 @@ from pipeline.errors import UserError
 AIM_ORDERS_PER_S = 8_000
 AIM_P50_MS = 150
 AIM_P99_MS = 400
+# What a dead gateway may do to the payments of the others.
+AIM_OUTAGE_P99_RATIO = 2.0
 
 BEGIN = "<!-- written by python -m benchmarks --write: begin -->"
 END = "<!-- written by python -m benchmarks --write: end -->"
@@ -45,6 +48,7 @@ class Results:
     drains: list[Drained] = field(default_factory=list)
     peers: list[PeerDrained] = field(default_factory=list)
     latency: Latency | None = None
+    outage: OutageSeen | None = None
     codec: list[CallCost] = field(default_factory=list)
     decisions: list[CallCost] = field(default_factory=list)
 
@@ -62,6 +66,8 @@ def rows(results: Results) -> list[Row]:
         found += _peer_rows(peer)
     if results.latency is not None:
         found += _latency_rows(results.latency)
+    if results.outage is not None:
+        found += _outage_rows(results.outage)
     found += [_cost_row("codec", cost) for cost in results.codec]
     found += [_cost_row("decisions", cost) for cost in results.decisions]
     return found
@@ -178,6 +184,37 @@ def _latency_rows(latency: Latency) -> list[Row]:
         Row(group, "generator behind its schedule, max", _ms(latency.generator_late_ms_max)),
         *_percentile_rows(lone, "order append → settlement append", latency.lone_append),
         *_percentile_rows(lone, "order append → seen committed", latency.lone_seen),
+    ]
+
+
+def _outage_rows(outage: OutageSeen) -> list[Row]:
+    group = (
+        f"one of two gateways hangs for {outage.outage_s:.0f} s at {outage.rate_per_s:,.0f} "
+        "orders/s (verified: each settled once)"
+    )
+    before = outage.others_before
+    return [
+        Row(group, "before: order append → settlement append, p50", _ms(outage.normal.p50)),
+        Row(group, "before: p99", _ms(outage.normal.p99)),
+        Row(group, "new orders go elsewhere after", f"{outage.open_after_s:.1f} s"),
+        Row(group, "orders sent to it until then", f"{outage.sent_before:,}"),
+        Row(group, "orders sent to it later, as trials", f"{outage.sent_after:,}"),
+        Row(group, "others until then, p99", "none" if before is None else _ms(before.p99)),
+        Row(group, "others from then on, p50", _ms(outage.others.p50)),
+        Row(
+            group,
+            "others from then on, p99",
+            f"{_ms(outage.others.p99)}, {outage.p99_ratio:.2f} times",
+            f"at most {AIM_OUTAGE_P99_RATIO:.0f} times",
+            outage.p99_ratio <= AIM_OUTAGE_P99_RATIO,
+        ),
+        Row(
+            group,
+            "orders without an outcome when it was back, about",
+            f"{outage.waiting_at_return:,}",
+        ),
+        Row(group, "of its orders, charged at the other gateway", f"{outage.moved:,}"),
+        Row(group, "the last of its orders resolved after", f"{outage.resolved_s:.1f} s"),
     ]
 
 

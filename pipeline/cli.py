@@ -7,10 +7,13 @@ import sys
 import typer
 
 from pipeline.commands.audit import trace_command, verify_command
+from pipeline.commands.control import app as control_app
+from pipeline.commands.dead_letters import app as dead_letters_app
 from pipeline.commands.demo import demo_command
 from pipeline.commands.flow import run_command, simulator_command, up_command
 from pipeline.commands.orders import order_app, orders_app
 from pipeline.commands.payment import payment_app, review_app
+from pipeline.commands.risk import app as risk_app
 from pipeline.commands.schemas import app as schemas_app
 from pipeline.commands.topics import app as topics_app
 
@@ -29,10 +32,13 @@ app.command("run")(run_command)
 app.command("simulator")(simulator_command)
 app.add_typer(topics_app, name="topics")
 app.add_typer(schemas_app, name="schemas")
+app.add_typer(control_app, name="control")
 app.add_typer(orders_app, name="orders")
 app.add_typer(order_app, name="order")
 app.add_typer(payment_app, name="payment")
 app.add_typer(review_app, name="review")
+app.add_typer(risk_app, name="risk")
+app.add_typer(dead_letters_app, name="dead-letters")
 app.command("trace")(trace_command)
 app.command("verify")(verify_command)
 

@@ -11,11 +11,12 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -66,6 +67,7 @@ class _RunningFlow(PydanticBaseSettingsSource):
             for name in (
                 "bootstrap_servers",
                 "gateway_url",
+                "gateways",
                 "ledger_url",
                 "topic_prefix",
                 "partitions",
@@ -109,12 +111,23 @@ class Settings(BaseSettings):
     clock_skew_ms: int = Field(
         5_000, ge=0, description="By how much this machine's clock may differ from the brokers'."
     )
+    risk_rules: str = Field(
+        "", description="File of the risk rules (TOML or JSON); empty assesses nothing."
+    )
     schema_registry_url: str = Field("", description="Ids from a registry; else from the lock.")
     ledger_url: str = Field("", description="SQLAlchemy URL; else SQLite in the state directory.")
     gateway_url: str = Field("http://127.0.0.1:8400", description="Base URL of the gateway.")
     gateway_name: str = Field("simulator", description="Name of the gateway in the records.")
+    gateways: Annotated[dict[str, Any], NoDecode] = Field(
+        default_factory=dict,
+        description="Several gateways by name, instead of the one above; see docs/gateways.md.",
+    )
     gateway_in_process: bool = Field(
         False, description="Benchmarks only: answer charges in memory instead of over HTTP."
+    )
+    routes_file: str = Field(
+        "",
+        description="Routing rules, TOML or JSON, until a control entry replaces them.",
     )
     in_flight_max: int = Field(256, ge=1, le=10_000, description="Open calls of one worker.")
     call_timeout_ms: int = Field(10_000, ge=100, description="Soft deadline of one gateway call.")
@@ -150,6 +163,22 @@ class Settings(BaseSettings):
         """The ledger's address is made of it, and is told to commands in other directories."""
         return path.expanduser().absolute()
 
+    @field_validator("gateways", mode="before")
+    @classmethod
+    def _meant(cls, given: Any) -> Any:
+        """Checked as a whole at start; JSON where it comes from the environment."""
+        from pipeline.gateways.configured import read_gateways
+
+        if isinstance(given, str):
+            try:
+                given = json.loads(given or "{}")
+            except ValueError:
+                raise ValueError("it is not JSON") from None
+        if not isinstance(given, dict):
+            raise ValueError("it is not a table of gateways by name")
+        read_gateways(given)
+        return given
+
     def topic_settings(self) -> TopicSettings:
         return TopicSettings(
             prefix=self.topic_prefix,
@@ -166,8 +195,9 @@ class Settings(BaseSettings):
         return build_catalogue(self.topic_settings())
 
     def worker_options(self) -> dict[str, Any]:
-        """What a worker process is told beyond its identity."""
-        return {
+        """What a worker process is told beyond its identity. UserError for routing rules that
+        cannot be used."""
+        options = {
             name: getattr(self, name)
             for name in (
                 "retry_max",
@@ -179,6 +209,7 @@ class Settings(BaseSettings):
                 "schema_registry_url",
                 "gateway_url",
                 "gateway_name",
+                "gateways",
                 "gateway_in_process",
                 "in_flight_max",
                 "call_timeout_ms",
@@ -189,6 +220,45 @@ class Settings(BaseSettings):
                 "log_level",
             )
         } | {"ledger_url": self.books_url()}
+        return options | {"routes": self._routes(options)}
+
+    def _routes(self, options: dict[str, Any]) -> str:
+        """The configuration's own routing document as JSON, empty for none."""
+        if not self.routes_file:
+            return ""
+        from pipeline.runtime.policy_options import check_routes, policy_of, read_routes_file
+
+        text = read_routes_file(Path(self.routes_file))
+        check_routes(policy_of(options), text, self.routes_file)
+        return text
+
+    def gateway_urls(self) -> tuple[str, ...]:
+        """Where the gateways are, each with its books (``gateway_url`` may name several)."""
+        from pipeline.gateways.configured import read_gateways
+
+        if self.gateways:
+            return tuple(entry.url for entry in read_gateways(self.gateways).values())
+        return tuple(url.strip() for url in self.gateway_url.split(",") if url.strip())
+
+    def risk_rules_text(self) -> str:
+        """The text of the risk rules, "" when none are set; UserError when they are wrong.
+
+        Read once where workers are started, so that all of them have the same rules, and one that
+        is restarted does not begin with a file that was changed meanwhile.
+        """
+        if not self.risk_rules:
+            return ""
+        from pipeline.domain.risk_rules import read_rules
+
+        try:
+            text = Path(self.risk_rules).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the risk rules {self.risk_rules} cannot be read: {error}. Name another file in "
+                "PAYSTREAM_RISK_RULES, or leave it out to assess nothing."
+            ) from error
+        read_rules(text, self.risk_rules)
+        return text
 
     def books_url(self) -> str:
         """The ledger's database: as configured, else SQLite in the state directory."""
@@ -236,6 +306,10 @@ def _what_is_wrong(error: ValidationError, path: Path) -> str:
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
         hint = f"did you mean {near[0]}?" if near else "remove it."
         return f"there is no setting {name!r}, which {path} sets; {hint}"
+    if name.startswith("gateways"):
+        # What was given is not repeated: there may be secrets in it.
+        said = first["msg"].removeprefix("Value error, ")
+        return f"the setting gateways ({PREFIX}GATEWAYS, or gateways in {path}) is wrong: {said}."
     return (
         f"the setting {name} ({PREFIX}{name.upper()}, or {name} in {path}) is wrong: "
         f"{first['msg']}, not {first['input']!r}."

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic_core import PydanticUndefined
+
 from pipeline.config import Settings
 
 DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -20,6 +22,8 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "node_id",
         "gateway_url",
         "gateway_name",
+        "gateways",
+        "routes_file",
         "ledger_url",
         "schema_registry_url",
         "state_dir",
@@ -50,6 +54,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "batch_age_ms_max",
         "hot_payments_max",
     ),
+    "Risk": ("risk_rules",),
     "Watching": ("metrics_port", "metrics_host", "log_level"),
     "Embedded servers and benchmarks": ("broker_heap_mb", "gateway_in_process"),
 }
@@ -96,7 +101,7 @@ _AFTER: Final = """\
 | `PAYSTREAM_CACHE_DIR` | where Kafka's jars are kept; default `~/.cache/paystream` |
 
 What an installation may decide differently and has no setting yet (how often a charge is sent
-again, how old an order may be, the gateways' currencies) stands with its reason in
+again, how old an order may be) stands with its reason in
 `pipeline/domain/policy.py`.
 """
 
@@ -123,7 +128,7 @@ def _row(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value == "":
+    if value == "" or value is PydanticUndefined:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()

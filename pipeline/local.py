@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,11 +34,40 @@ Say = Callable[[str], None]
 STAGES = ("payments", "gateway", "ledger")
 
 
+def books_file(gateway: str) -> str:
+    """The file of a simulated gateway's books in the state directory."""
+    return "gateway-books.sqlite" if gateway == "simulator" else f"gateway-books-{gateway}.sqlite"
+
+
+def simulated(simulators: Mapping[str, Any]) -> dict[str, Any]:
+    """The setting ``gateways`` for running simulators: what their documents say of them."""
+    from pipeline.gateways.simulator.personality import PERSONALITIES
+
+    entries: dict[str, Any] = {}
+    for place, (name, handle) in enumerate(simulators.items()):
+        own = PERSONALITIES[name]
+        fee = {"basis_points": own.fee_bps, "fixed_minor": own.fee_fixed_minor}
+        entries[name] = {
+            "url": handle.url,
+            "adapter": name,
+            "priority": 100 + place,
+            "key_retention_ms": own.key_retention_ms,
+            "authorization_ms": own.authorization_ms,
+            "idempotent": own.idempotent,
+            "fees": dict.fromkeys(sorted(own.currencies or ("GBP", "EUR", "USD")), fee),
+        }
+        if own.currencies is not None:
+            entries[name]["currencies"] = sorted(own.currencies)
+    return entries
+
+
 def worker_specs(
     settings: Settings, workers: Mapping[str, int], *, node_id: str, log_file: Path | None = None
 ) -> list[WorkerSpec]:
     """One specification for each worker slot of this machine."""
     options: dict[str, Any] = settings.worker_options()
+    if "payments" in workers:
+        options["risk_rules"] = settings.risk_rules_text()
     if log_file is not None:
         options["log_file"] = str(log_file)
     return [
@@ -172,7 +201,8 @@ class LocalFlow:
     """The whole flow on this machine, as a context manager.
 
     ``settings`` afterwards hold the real addresses. ``faults`` is a plan's name or file for the
-    simulator. ``metrics_port`` and the simulator's port are taken from the settings; 0 means free.
+    simulator, or for each of several ``gateways``, which then replace the configured ones.
+    ``metrics_port`` and the simulator's port are taken from the settings; 0 means free.
     """
 
     settings: Settings
@@ -180,6 +210,8 @@ class LocalFlow:
     faults: str = "none"
     seed: int = 7
     simulator_port: int = 0
+    # Which simulated gateways run; the first one has ``simulator_port``.
+    gateways: tuple[str, ...] = ("simulator",)
     log_file: Path | None = None
     say: Say = print
     announce: bool = False
@@ -202,7 +234,9 @@ class LocalFlow:
         self.close()
 
     kafka: Any = None
+    # The first of ``simulators``, which are by name.
     simulator: Any = None
+    simulators: dict[str, Any] = field(default_factory=dict)
     running: Workers | None = None
 
     def _start(self) -> None:
@@ -224,12 +258,17 @@ class LocalFlow:
             # (seen with 4.3.1), and their offsets and records hang for ever.
             extra_config={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000"},
         )
-        self.simulator = start_simulator(
-            s.state_dir / "gateway-books.sqlite",
-            faults=self.faults,
-            seed=self.seed,
-            port=self.simulator_port,
-        )
+        for name in self.gateways:
+            first = not self.simulators
+            self.simulators[name] = start_simulator(
+                s.state_dir / books_file(name),
+                faults=self.faults,
+                seed=self.seed,
+                port=self.simulator_port if first else 0,
+                gateway=name,
+            )
+        self.simulator = self.simulators[self.gateways[0]]
+        several = {} if self.gateways == ("simulator",) else simulated(self.simulators)
         self.settings = s = s.model_copy(
             update={
                 # There is one broker, whatever a production cluster is told.
@@ -237,6 +276,7 @@ class LocalFlow:
                 "min_insync_replicas": 1,
                 "bootstrap_servers": self.kafka.bootstrap_servers,
                 "gateway_url": self.simulator.url,
+                "gateways": several,
             }
         )
         catalogue = s.catalogue()
@@ -265,6 +305,7 @@ class LocalFlow:
                     **asdict(this_process()),
                     "bootstrap_servers": self.settings.bootstrap_servers,
                     "gateway_url": self.settings.gateway_url,
+                    "gateways": self.settings.gateways,
                     "ledger_url": self.settings.books_url(),
                     "topic_prefix": self.settings.topic_prefix,
                     "partitions": self.settings.partitions,
@@ -305,9 +346,9 @@ class LocalFlow:
             self.running = None
             if not clean:
                 self.say("Not every worker drained in time; the next start resumes what it left")
-        if self.simulator is not None:
-            stop_simulator(self.simulator)
-            self.simulator = None
+        for simulator in self.simulators.values():
+            stop_simulator(simulator)
+        self.simulators, self.simulator = {}, None
         if self.kafka is not None:
             if self.kafka.started_here:
                 stop_kafka(self.kafka)

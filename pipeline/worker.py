@@ -70,51 +70,57 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
     catalogue = build_catalogue(spec.topics)
     codec = record_codec(catalogue, spec.options.get("schema_registry_url") or "")
     metrics = Metrics()
-    build = {"payments": _payments, "gateway": _gateway, "ledger": _ledger}[spec.stage]
+    build = {"payments": _payments, "gateway": _gateway, "risk": _risk, "ledger": _ledger}[
+        spec.stage
+    ]
     return build(spec, catalogue, codec, metrics, stop)
 
 
 def _payments(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    from pipeline.domain.policy import GatewayProfile, Policy
+    from pipeline.runtime.control import ControlReader
     from pipeline.runtime.lag import GroupLag, LagGate
+    from pipeline.runtime.live_policy import LivePolicy
     from pipeline.runtime.payments_stage import PaymentsStage
-    from pipeline.runtime.payments_worker import PaymentsWorker
+    from pipeline.runtime.policy_options import policy_of
+    from pipeline.runtime.table_worker import TableWorker
 
     o = spec.options
-    policy = Policy(
-        gateways=(
-            GatewayProfile(
-                name=o["gateway_name"],
-                grace_ms=o["gateway_grace_ms"],
-                key_retention_ms=o["gateway_key_retention_ms"],
-            ),
-        ),
-        retry_max=o["retry_max"],
-        inquiry_max=o["inquiry_max"],
-        send_within_ms=o["send_within_ms"],
-        clock_skew_ms=o["clock_skew_ms"],
-    )
+    configured = policy_of(o)
+    policy = LivePolicy(configured, routes=o.get("routes") or "", metrics=metrics)
+    control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
     lag = GroupLag(
         spec.bootstrap_servers,
         catalogue.group("gateway"),
         {catalogue.name("payment-requests"): spec.topics.partitions},
     )
-    gate = LagGate(lag, records_max=o["open_requests_max"])
+    gates = [LagGate(lag, records_max=o["open_requests_max"])]
+    lags = [lag]
+    if configured.risk is not None and configured.risk.awaited:
+        # Orders that wait for counts wait better in their own topic.
+        checks = GroupLag(
+            spec.bootstrap_servers,
+            catalogue.group("risk"),
+            {catalogue.name("risk-checks"): spec.topics.partitions},
+        )
+        lags.append(checks)
+        gates.append(
+            LagGate(checks, records_max=o["open_requests_max"], stage="risk", what="checks")
+        )
 
     held: bool | None = None
 
     def orders_allowed() -> bool:
         # Asked every turn of the loop; a gauge costs a write, so only a change sets it.
         nonlocal held
-        allowed = gate()
+        allowed = all(gate() for gate in gates)
         if held is not (not allowed):
             held = not allowed
             metrics.orders_held.set(int(held))
         return allowed
 
-    worker = PaymentsWorker(
+    worker = TableWorker(
         spec,
         catalogue=catalogue,
         stage=PaymentsStage(catalogue, codec, policy),
@@ -127,49 +133,92 @@ def _payments(
     )
 
     def run() -> None:
-        gate.start()
+        control.start()
+        for gate in gates:
+            gate.start()
         try:
             worker.run()
         finally:
-            gate.stop()
-            lag.close()
+            for gate in gates:
+                gate.stop()
+            control.close()
+            for each in lags:
+                each.close()
 
     return run
+
+
+def _risk(
+    spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
+) -> Callable[[], None]:
+    from pipeline.runtime.risk_stage import RiskStage
+    from pipeline.runtime.table_worker import TableWorker
+
+    return TableWorker(
+        spec,
+        catalogue=catalogue,
+        stage=RiskStage(catalogue, codec),
+        metrics=metrics,
+        stop=stop,
+        commit_policy=_commit_policy(spec),
+        hot_max=spec.options["hot_payments_max"],
+        producer_overrides=spec.options.get("producer_overrides"),
+    ).run
 
 
 def _gateway(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
-    from pipeline.gateways.http_adapter import HttpGateway
-    from pipeline.gateways.in_process import InProcessGateway
-    from pipeline.gateways.port import Gateway
+    from pipeline.gateways.configured import build_gateways, profiles_of
     from pipeline.runtime.calls import Calls
-    from pipeline.runtime.gateway_stage import GatewayStage
+    from pipeline.runtime.control import ControlReader
+    from pipeline.runtime.gateway_stage import GatewayStage, GatewayTerms
     from pipeline.runtime.gateway_worker import GatewayWorker
+    from pipeline.runtime.live_policy import LivePolicy
+    from pipeline.runtime.policy_options import policy_of
+    from pipeline.runtime.protection import Protection
 
     o = spec.options
-    name = o["gateway_name"]
-    gateway: Gateway = (
-        InProcessGateway(name=name)
-        if o.get("gateway_in_process")
-        else HttpGateway(name, o["gateway_url"], deadline_s=o["call_timeout_ms"] / 1000)
+    terms = {
+        profile.name: GatewayTerms(profile.key_retention_ms, profile.idempotent)
+        for profile in profiles_of(o)
+    }
+    protection = Protection((), in_flight_max=o["in_flight_max"], metrics=metrics)
+    policy = LivePolicy(
+        policy_of(o),
+        routes=o.get("routes") or "",
+        metrics=metrics,
+        on_change=lambda changed: protection.configure(changed.gateways),
     )
+    protection.configure(policy.in_force.gateways)
+    control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
     calls = Calls(
-        {name: gateway},
-        in_flight_max=o["in_flight_max"],
+        build_gateways(o),
+        gate=protection,
         # The adapter answers first; this one catches an adapter that does not.
         soft_deadline_s=o["call_timeout_ms"] / 1000 + 2.0,
     )
-    return GatewayWorker(
+    worker = GatewayWorker(
         spec,
         catalogue=catalogue,
-        stage=GatewayStage(catalogue, codec, key_retention_ms=o["gateway_key_retention_ms"]),
+        stage=GatewayStage(
+            catalogue, codec, key_retention_ms=o["gateway_key_retention_ms"], terms=terms
+        ),
         calls=calls,
         metrics=metrics,
         stop=stop,
         commit_policy=_commit_policy(spec),
         producer_overrides=o.get("producer_overrides"),
-    ).run
+    )
+
+    def run() -> None:
+        control.start()
+        try:
+            worker.run()
+        finally:
+            control.close()
+
+    return run
 
 
 def _commit_policy(spec: WorkerSpec) -> Any:

@@ -15,7 +15,11 @@ from typing import Any
 
 import msgspec
 
-from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.card_numbers import (
+    fields_with_card_numbers,
+    mask_card_number_text,
+    names_a_security_code,
+)
 from pipeline.domain.keys import ID_PATTERN, valid_id
 from pipeline.domain.model import Order, OrderLine
 from producers.order_file import OrderFile, Problem, read_text
@@ -84,6 +88,12 @@ def parse_order(text: str, *, now_ms: int, prefix: str = "") -> Order:
     for name, value in (("merchant_id", order.merchant_id), ("order_id", order.order_id)):
         if not valid_id(value):
             raise ValueError(f"{name} {value[:80]!r} must match {ID_PATTERN}")
+    fields = fields_with_card_numbers(order)
+    if fields:
+        raise ValueError(
+            f"a card number stands in {', '.join(fields)}; give a token for the card, and leave "
+            "card numbers out of texts"
+        )
     _in_range(order)
     return order
 
@@ -104,6 +114,11 @@ def _no_constant(name: str) -> None:
 
 def _known(given: dict[str, Any], fields: tuple[str, ...], where: str) -> None:
     for name in given:
+        if names_a_security_code(name):
+            raise ValueError(
+                f"field {name!r}{where} is a card's security code, which must be kept nowhere; "
+                "take it out of the file"
+            )
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"

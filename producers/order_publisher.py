@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.model import Order
 from producers.publisher import (
     DELIVERY_TIMEOUT_S,
@@ -21,6 +22,20 @@ __all__ = ["InvalidOrder", "OrderPublisher", "PublishError", "check_topic", "pro
 
 class InvalidOrder(InvalidRecord):
     """The order cannot become a record: its ids, a field's type, or its size. Nothing was sent."""
+
+
+class CardNumberInField(InvalidOrder):
+    """A text of the order holds a card number; ``fields`` names them, nothing repeats the number.
+
+    Orders carry tokens: the flow would put such an order among the dead letters.
+    """
+
+    def __init__(self, order: str, fields: tuple[str, ...]) -> None:
+        super().__init__(
+            f"order {order} holds a card number in {', '.join(fields)}; give a token for the card, "
+            "and leave card numbers out of texts"
+        )
+        self.fields = fields
 
 
 class OrderPublisher(Publisher[Order]):
@@ -63,3 +78,13 @@ class OrderPublisher(Publisher[Order]):
             delivery_timeout_s=delivery_timeout_s,
             config=config,
         )
+
+    def publish(self, order: Order) -> None:
+        """Queue one order, as ``Publisher.publish`` does.
+
+        One that holds a card number is not let out of the process (CardNumberInField).
+        """
+        fields = fields_with_card_numbers(order)
+        if fields:
+            raise CardNumberInField(f"{order.merchant_id}:{order.order_id}", fields)
+        super().publish(order)

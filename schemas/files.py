@@ -8,6 +8,8 @@ from typing import Any, Final
 
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "audit-entry",
+    "control-entry",
+    "dead-letter-marker",
     "gateway-notification",
     "gateway-result",
     "order",
@@ -16,6 +18,9 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "payment-due",
     "payment-event",
     "payment-request",
+    "risk-check",
+    "risk-result",
+    "risk-velocity",
     "settlement",
 )
 

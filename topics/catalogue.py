@@ -2,7 +2,8 @@
 
 Provisioning, the generated documentation, the workers' wiring and the tests read it. Every topic
 of the flow has the same number of partitions and the same key (``merchant:order``), so that all
-records of one order meet in one lane.
+records of one order meet in one lane; risk checks and their table are keyed by what is counted, so
+that all checks of one card meet.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ MAX_MESSAGE_BYTES = 1 * MIB
 # A record of 1 MiB on the wire may be many times that once decompressed; the dead-letter topic
 # takes whole pieces of up to 8 MiB plus headers, larger inputs are split (see dead letters).
 DEAD_LETTER_MAX_MESSAGE_BYTES = 16 * MIB
+
+# Counts are worth keeping for the longest window of a risk rule (31 days) and a day of grace.
+RISK_VELOCITY_RETENTION_MS = 32 * DAY_MS
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Catalogue:
         return self.topics[role].name
 
     def group(self, stage: str) -> str:
-        """The consumer group id of a stage: payments, gateway or ledger."""
+        """The consumer group id of a stage: payments, gateway, risk or ledger."""
         return f"{self.settings.prefix}{stage}"
 
     def inputs(self, stage: str) -> tuple[TopicSpec, ...]:
@@ -109,6 +113,11 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "delete.retention.ms": str(s.delete_retention_ms),
         # Segments roll daily so that compaction reaches all but the newest day.
         "segment.ms": str(DAY_MS),
+    }
+    expiring_table = {
+        **table,
+        "cleanup.policy": "compact,delete",
+        "retention.ms": str(RISK_VELOCITY_RETENTION_MS),
     }
     dead = {
         **stream,
@@ -192,12 +201,36 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "Requests to change a payment: capture, cancel, refund, credit, retry, resolve, review.",
     )
     add(
+        "risk-results",
+        "risk-result",
+        stream,
+        ("risk",),
+        ("payments",),
+        "How many orders an identity has in each window, for the order that asked.",
+    )
+    add(
         "orders",
         "order",
         stream,
         ("upstream",),
         ("payments",),
         "Payable intents from upstream systems.",
+    )
+    add(
+        "risk-checks",
+        "risk-check",
+        stream,
+        ("payments",),
+        ("risk",),
+        "Orders to be counted by card, customer or merchant; key `kind:merchant:identity`.",
+    )
+    add(
+        "risk-velocity",
+        "risk-velocity",
+        expiring_table,
+        ("risk",),
+        (),
+        "What was counted of each identity: the table of the risk stage; key as risk-checks.",
     )
     add(
         "payment-requests",
@@ -232,11 +265,35 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "The latest snapshot of every payment: the table that workers restore from.",
     )
     add(
+        "control",
+        "control-entry",
+        table,
+        ("operator",),
+        (),
+        "What workers follow while they run, by key: every worker reads all of it by itself.",
+    )
+    add(
         "dead-letters",
         None,
         dead,
-        ("payments", "gateway", "ledger"),
+        ("payments", "gateway", "risk", "ledger"),
         (),
         "Inputs that could not be handled, whole, with their cause in the headers.",
+    )
+    add(
+        "dead-letter-markers",
+        "dead-letter-marker",
+        table,
+        ("operators",),
+        (),
+        "What was done about each dead letter: keyed by its partition:offset, in its partition.",
+    )
+    add(
+        "audit",
+        "audit-entry",
+        {**stream, "retention.ms": "-1"},
+        ("operators",),
+        (),
+        "Who did what by hand, when and why, in the transaction of the act; keyed by its subject.",
     )
     return Catalogue(settings=s, topics=specs)

@@ -21,7 +21,7 @@ def render(catalogue: Catalogue | None = None) -> str:
     settings = [_settings_row(spec) for spec in catalogue.topics.values()]
     groups = [
         f"| `{catalogue.group(stage)}` | {', '.join(f'`{t.name}`' for t in inputs)} |"
-        for stage in ("payments", "gateway")
+        for stage in ("payments", "gateway", "risk")
         if (inputs := catalogue.inputs(stage))
     ]
     return "\n".join(
@@ -32,7 +32,9 @@ def render(catalogue: Catalogue | None = None) -> str:
             "",
             "Every topic has the same number of partitions "
             f"({s.partitions}) and the same key, `merchant_id:order_id` in UTF-8, "
-            "partitioned by murmur2: all records of one order meet in one lane. Values are Avro "
+            "partitioned by murmur2: all records of one order meet in one lane (risk checks and "
+            "their table: all of one identity, key `kind:merchant:identity`; what operators write "
+            "is keyed by what it is about, see its meaning). Values are Avro "
             "in the Confluent wire format (`0x00`, four bytes of schema id, body), except dead "
             "letters, whose value is the input they hold. Timestamps are the broker's "
             "(`LogAppendTime`). Partition counts never change on a live flow.",

@@ -39,7 +39,7 @@ from pipeline.errors import UserError
 from topics.catalogue import Catalogue, TopicSpec
 
 # Stages that read by a consumer group. The ledger keeps its offsets in its own database.
-GROUP_STAGES: Final = ("payments", "gateway")
+GROUP_STAGES: Final = ("payments", "gateway", "risk")
 
 # A person waits for this: long enough for a first connection with TLS, short enough to be told.
 CONNECT_TIMEOUT_S: Final = 8.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from msgspec.structs import replace
 
 from pipeline.audit.cut import Cut, judged_roles
 from pipeline.audit.derivation import idempotency_key
@@ -65,6 +67,7 @@ class Judgement:
         self.dead: dict[tuple[str, int, int], DeadLetter] = {
             letter.source: letter for letter in evidence.dead_letters if letter.source is not None
         }
+        self.payments = self._as_redriven()
         self.blind_lanes = {partition for _, partition in cut.blind}
         self.topic = {role: spec.name for role, spec in evidence.catalogue.topics.items()}
         self.operations = OperationChecks(self)
@@ -84,7 +87,7 @@ class Judgement:
             self.operations.commands,
             self.operations.given_back,
         )
-        for payment in self.evidence.payments.values():
+        for payment in self.payments.values():
             for rule in rules:
                 rule(payment)
         self.money()
@@ -94,6 +97,27 @@ class Judgement:
             self.ledger_entries(self.ledger)
             self.ledger_balances(self.ledger)
         return self.found.sorted()
+
+    def _as_redriven(self) -> Mapping[bytes, PaymentEvidence]:
+        """The payments without those inputs that a redriven one stands for.
+
+        An input that was refused had no effect; the same record came again later and is judged in
+        its place. A header alone does not take an input away: it has to be dead-lettered, or so
+        fresh that its letter may be beyond what was read.
+        """
+        changed: dict[bytes, PaymentEvidence] = {}
+        for copy in self.evidence.redriven:
+            source = copy.role, copy.partition, copy.source_offset
+            payment = None if copy.key is None else self.evidence.payments.get(copy.key)
+            if payment is None or copy.key is None:
+                continue
+            if source not in self.dead and self._processed_anywhere(source):
+                continue
+            changed[copy.key] = _without(changed.get(copy.key, payment), source)
+        return {**self.evidence.payments, **changed} if changed else self.evidence.payments
+
+    def _processed_anywhere(self, source: tuple[str, int, int]) -> bool:
+        return any(self.cut.processed(stage, *source) for stage in self.cut.committed)
 
     # The machinery
 
@@ -187,6 +211,37 @@ class Judgement:
                 self.found.broken(
                     "dead_letter_without_lineage", self._letter_example(letter, problem)
                 )
+        self._redrives()
+
+    def _redrives(self) -> None:
+        """What was redriven is there again, once."""
+        there: set[tuple[str, int, int]] = set()
+        for copy in self.evidence.redriven:
+            source = copy.role, copy.partition, copy.source_offset
+            if source in there and source in self.dead:
+                self.found.broken(
+                    "input_redriven_twice",
+                    Example(
+                        self.topic[copy.role], copy.partition, copy.offset, key_text(copy.key),
+                        f"stands for offset {copy.source_offset}, as another record does",
+                    ),
+                )  # fmt: skip
+            there.add(source)
+        for (partition, offset), marker in self.evidence.markers.items():
+            role, source_partition, _ = marker.source
+            if (
+                marker.state == "redriven"
+                and marker.source not in there
+                and (role, source_partition) not in self.cut.blind
+                and not self.cut.may_be_deleted(role, source_partition, marker.at_ms)
+            ):
+                self.found.broken(
+                    "redriven_input_missing",
+                    Example(
+                        self.topic["dead-letter-markers"], marker.partition, marker.offset, "",
+                        f"letter {partition}:{offset}, {self._place(marker.source)}",
+                    ),
+                )  # fmt: skip
 
     def _lineage_problem(self, letter: DeadLetter, source: tuple[str, int, int]) -> str | None:
         role, partition, offset = source
@@ -326,7 +381,11 @@ class Judgement:
         elif status == "awaiting_order" and self.settled(payment):
             found.pending("commands_wait_for_their_order", example)
         elif status in WAITING_STATUSES or busy:
-            if not self.settled(payment) or self._outstanding(payment):
+            if (
+                not self.settled(payment)
+                or self._outstanding(payment)
+                or self._being_counted(payment)
+            ):
                 found.pending("order_without_outcome", example)
             elif status == "outcome_unknown":
                 found.broken("unknown_left_behind", example)
@@ -339,6 +398,14 @@ class Judgement:
                         payment, f"{busy[0].kind} {busy[0].operation_id} is {busy[0].state}"
                     ),
                 )
+
+    def _being_counted(self, payment: PaymentEvidence) -> bool:
+        """Whether the risk stage has still to answer for this order."""
+        return any(
+            check.by not in payment.counted_by
+            and not self.cut.processed("risk", "risk-checks", check.partition, check.offset)
+            for check in payment.checks
+        )
 
     def _outstanding(self, payment: PaymentEvidence) -> list[RequestSeen]:
         """Requests without a result or dead letter, newest last."""
@@ -624,7 +691,7 @@ class Judgement:
         accounted: Counter[str] = Counter()
         worst: tuple[PaymentEvidence, OrderSeen] | None = None
         differing = 0
-        for payment in self.evidence.payments.values():
+        for payment in self.payments.values():
             accepted = self.accepted_orders(payment)
             if (
                 not accepted
@@ -879,3 +946,32 @@ def _asked_minor(snapshot: SnapshotSeen, request: RequestSeen) -> int | None:
             return attempt.amount_minor or snapshot.amount_minor
     # The payment has not reached it yet in what was read.
     return None
+
+
+def _without(payment: PaymentEvidence, source: tuple[str, int, int]) -> PaymentEvidence:
+    """The same evidence without one input."""
+    role, partition, offset = source
+    place = partition, offset
+    return replace(
+        payment,
+        **{
+            field: tuple(
+                record
+                for record in getattr(payment, field)
+                if (record.partition, record.offset) != place
+                or (field == "dues" and record.role != role)
+            )
+            for field in (_INPUTS.get(role, "dues"),)
+        },
+    )
+
+
+# Where the evidence keeps the records of a topic; those of the waits are together.
+_INPUTS = {
+    "orders": "orders",
+    "payment-commands": "commands",
+    "gateway-notifications": "notifications",
+    "payment-requests": "requests",
+    "gateway-results": "results",
+    "settlements": "settlements",
+}

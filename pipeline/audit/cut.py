@@ -5,9 +5,9 @@ healthy flow never looks broken:
 
 1. The gateways' books (up to their last entry then) and the ledger (one read transaction) first.
 2. Then the groups' committed offsets.
-3. Then the read_uncommitted ends of the topics, what is written last first: dead letters;
-   settlements, events and payments; payment requests; results and waits; orders, commands and
-   notifications.
+3. Then the read_uncommitted ends of the topics, what is written last first: markers of dead letters
+   and what people did; dead letters; settlements, events and payments; payment requests; results
+   and waits; orders, commands and notifications.
 4. The topics are read as read_committed up to those ends, waiting for open transactions to end.
 5. The payments group's committed offsets once more, now without those that are pending.
 6. At last what the gateways' books have gained since.
@@ -27,6 +27,10 @@ From this follows:
   is done for settled payments only.
 * A partition whose end could not be reached, because a transaction stayed open, is *blind*:
   none of its payments counts as settled.
+* A redriven input names the offset of the input that it stands for, so it is known for what it is
+  whether or not its letter and marker were seen. A marker that was seen has its letter and its
+  redriven input below their ends: those were written before or with it, and their ends taken
+  later. A letter without a marker is open, as far as was seen.
 * What retention has deleted cannot be judged: nothing is missed from a topic for a payment that
   is older than the oldest record left in that partition.
 """
@@ -41,26 +45,28 @@ from topics.catalogue import Catalogue
 RolePartition = tuple[str, int]
 
 # The order in which ends are taken, effects before their causes, by the schema of their records.
-# Dead letters, which have none, come before all. Topics of other records are not judged.
+# Dead letters, which have none, come before them, and what people did about those before all.
+# Topics of other records are not judged.
+_BY_HAND: tuple[str, ...] = ("audit-entry", "dead-letter-marker")
 _LAYERS: tuple[tuple[str, ...], ...] = (
     ("settlement", "payment-event", "payment"),
-    ("payment-request",),
-    ("gateway-result", "payment-due"),
+    ("payment-request", "risk-check"),
+    ("gateway-result", "risk-result", "payment-due"),
     ("order", "payment-command", "gateway-notification"),
 )
 DEAD_LETTERS = "dead-letters"
+# Judged, but not keyed by an order.
+KEYED_OTHERWISE = frozenset({"dead-letter-markers", "risk-checks"})
 TIMER_ROLES = "payment-timer-"
 
 
 def layers(catalogue: Catalogue) -> tuple[tuple[str, ...], ...]:
     """The judged topics, by their roles, in the order in which their ends are taken."""
-    return (
-        (DEAD_LETTERS,),
-        *(
-            tuple(role for role, spec in catalogue.topics.items() if spec.schema in schemas)
-            for schemas in _LAYERS
-        ),
-    )
+
+    def of(schemas: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(role for role, spec in catalogue.topics.items() if spec.schema in schemas)
+
+    return (of(_BY_HAND), (DEAD_LETTERS,), *map(of, _LAYERS))
 
 
 def judged_roles(catalogue: Catalogue) -> frozenset[str]:

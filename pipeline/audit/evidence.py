@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from pipeline.audit.cut import judged_roles
+from pipeline.audit.cut import KEYED_OTHERWISE, judged_roles
 from pipeline.audit.derivation import (
     event_id,
     home_partition,
@@ -143,6 +143,15 @@ class SettlementSeen(Struct, frozen=True, gc=False):
     ordered_at_ms: int
 
 
+class CheckSeen(Struct, frozen=True, gc=False):
+    """A question of the risk stage's, which lies in the lane of what it counts. ``by``: card or
+    customer."""
+
+    partition: int
+    offset: int
+    by: str
+
+
 class DueSeen(Struct, frozen=True, gc=False):
     role: str
     partition: int
@@ -214,6 +223,8 @@ class PaymentEvidence(Struct, gc=False):
     results: tuple[ResultSeen, ...] = ()
     settlements: tuple[SettlementSeen, ...] = ()
     dues: tuple[DueSeen, ...] = ()
+    checks: tuple[CheckSeen, ...] = ()
+    counted_by: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     first_sequence: int = 0
     event: EventSeen | None = None
@@ -262,14 +273,36 @@ class DeadLetter(Struct, frozen=True, gc=False):
     first_piece: bool
 
 
+class MarkerSeen(Struct, frozen=True, gc=False):
+    """What was done about a dead letter. ``source``: role, partition and offset of the input."""
+
+    partition: int
+    offset: int
+    at_ms: int
+    state: str
+    source: tuple[str, int, int]
+
+
+class RedrivenInput(Struct, frozen=True, gc=False):
+    """A record that stands for an earlier input of its topic and partition."""
+
+    role: str
+    partition: int
+    offset: int
+    key: bytes | None
+    source_offset: int
+
+
 class Evidence:
-    """The folded log."""
+    """The folded log. ``markers`` by the partition and offset of their letter."""
 
     def __init__(self, catalogue: Catalogue, codec: Codec) -> None:
         self.catalogue = catalogue
         self.payments: dict[bytes, PaymentEvidence] = {}
         self.odd: dict[tuple[str, int, int], OddInput] = {}
         self.dead_letters: list[DeadLetter] = []
+        self.markers: dict[tuple[int, int], MarkerSeen] = {}
+        self.redriven: list[RedrivenInput] = []
         self.findings = Findings()
         self.records: dict[str, int] = dict.fromkeys(judged_roles(catalogue), 0)
         self._partitions = catalogue["orders"].partitions
@@ -286,13 +319,17 @@ class Evidence:
             "payment-request": self._request,
             "gateway-result": self._result,
             "settlement": self._settlement,
+            "risk-result": self._counted,
             "payment-event": self._event,
             "payment": self._snapshot,
         }
         self._folds = {
             role: self._due(role) if spec.schema == "payment-due" else folds[spec.schema]
             for role, spec in catalogue.topics.items()
-            if spec.schema is not None and role in judged_roles(catalogue)
+            if spec.schema is not None
+            and role in judged_roles(catalogue)
+            and role not in KEYED_OTHERWISE
+            and role not in _OF_OPERATORS
         }
 
     def take(self, role: str, record: LogRecord) -> None:
@@ -301,6 +338,11 @@ class Evidence:
         if role == "dead-letters":
             self._dead_letter(record)
             return
+        if role in _OF_OPERATORS:
+            self._by_hand(role, record)
+            return
+        if record.headers:
+            self._redriven(role, record)
         key, value = record.key, record.value
         if value is None:
             if role == "payments" and key in self.payments:
@@ -313,6 +355,9 @@ class Evidence:
             fields = self._decoders[role](value)
         except DecodeError as error:
             self._set_aside(role, record, "undecodable_record", str(error))
+            return
+        if role == "risk-checks":
+            self._check(record, fields)
             return
         named = f"{fields['merchant_id']}:{fields['order_id']}"
         if key is None or key != named.encode():
@@ -446,6 +491,22 @@ class Evidence:
         if seen.settlement_id != expected:
             self._wrong_id("settlements", record, "settlement_id", seen.settlement_id, expected)
 
+    def _check(self, record: LogRecord, fields: dict[str, Any]) -> None:
+        """Keyed by what it counts, so it is remembered under its order by what it says itself."""
+        named = f"{fields['merchant_id']}:{fields['order_id']}"
+        key = named.encode()
+        payment = self.payments.get(key)
+        if payment is None:
+            home = home_partition(key, self._partitions)
+            payment = self.payments[key] = PaymentEvidence(named, home, payment_id(named))
+        payment.checks += (CheckSeen(record.partition, record.offset, _intern(fields["by"])),)
+
+    def _counted(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+        payment.counted_by += (_intern(fields["by"]),)
+        payment.dues += (
+            DueSeen("risk-results", record.partition, record.offset, record.timestamp_ms),
+        )
+
     def _due(self, role: str) -> Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]:
         def fold(payment: PaymentEvidence, record: LogRecord, _fields: dict[str, Any]) -> None:
             payment.dues += (DueSeen(role, record.partition, record.offset, record.timestamp_ms),)
@@ -569,6 +630,42 @@ class Evidence:
             )
         )
 
+    def _by_hand(self, role: str, record: LogRecord) -> None:
+        """What an operator did: an entry of the audit, or the marker of a dead letter."""
+        try:
+            fields = self._decoders[role](record.value or b"")
+        except DecodeError as error:
+            self.findings.broken("undecodable_record", self._example(role, record, str(error)))
+            return
+        if role != "dead-letter-markers":
+            return
+        place = fields["letter_partition"], fields["letter_offset"]
+        if place in self.markers:
+            self.findings.broken(
+                "dead_letter_closed_twice",
+                self._example(role, record, f"{place[0]}:{place[1]} again, {fields['state']}"),
+            )
+        self.markers[place] = MarkerSeen(
+            record.partition,
+            record.offset,
+            record.timestamp_ms,
+            _intern(fields["state"]),
+            (
+                self._roles.get(fields["source_topic"], ""),
+                fields["source_partition"],
+                fields["source_offset"],
+            ),
+        )
+
+    def _redriven(self, role: str, record: LogRecord) -> None:
+        source = next((v for name, v in record.headers if name == "redrive.offset"), None)
+        # Whoever writes inputs could write this header: only a later record stands for an earlier.
+        if source is None or not source.isdigit() or int(source) >= record.offset:
+            return
+        self.redriven.append(
+            RedrivenInput(role, record.partition, record.offset, record.key, int(source))
+        )
+
     def _set_aside(self, role: str, record: LogRecord, finding: str, detail: str) -> None:
         self.odd[role, record.partition, record.offset] = OddInput(
             role,
@@ -598,6 +695,8 @@ class Evidence:
             detail,
         )
 
+
+_OF_OPERATORS: Final = frozenset({"audit", "dead-letter-markers"})
 
 _LINEAGE: Final = (
     "dlq.topic",

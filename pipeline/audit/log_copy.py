@@ -61,8 +61,7 @@ _GONE = {
 
 
 class LogRecord(Struct, frozen=True, gc=False):
-    """One committed record. ``timestamp_ms`` is the broker's append time; ``headers`` are read
-    for dead letters only."""
+    """One committed record. ``timestamp_ms`` is the broker's append time."""
 
     partition: int
     offset: int
@@ -117,7 +116,8 @@ class LogCopy:
         counts = client.partition_counts(catalogue)
         self._partitions = {role: counts[role] for role in counts if role in judged}
         committed = {
-            stage: client.committed_offsets(catalogue, stage) for stage in ("payments", "gateway")
+            stage: client.committed_offsets(catalogue, stage)
+            for stage in ("payments", "gateway", "risk")
         }
         ends: dict[RolePartition, int] = {}
         for layer in layers(catalogue):
@@ -161,7 +161,7 @@ class LogCopy:
             role, partition, offset = roles[message.topic()], message.partition(), message.offset()
             at_ms = message.timestamp()[1]
             first_at_ms.setdefault((role, partition), at_ms)
-            headers = tuple(message.headers() or ()) if role == "dead-letters" else ()
+            headers = tuple(message.headers() or ())
             take(
                 role,
                 LogRecord(partition, offset, at_ms, message.key(), message.value(), headers),

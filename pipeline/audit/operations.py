@@ -190,7 +190,7 @@ class OperationChecks:
 
     def gateway_books(self, gateway: GatewayCopy) -> None:
         """What gateways did was asked for, is what we say it is, and nothing else is missing."""
-        payments = self._judge.evidence.payments
+        payments = self._judge.payments
         for key in {*gateway.charges, *gateway.movements}:
             payment = payments.get(key.encode())
             charges = gateway.charges.get(key, [])

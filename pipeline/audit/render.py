@@ -58,6 +58,8 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
             f"max {latency['max']} ms",
         )
     yield _row("dead letters", _counts(summary["dead_letters"]) or "none")
+    if summary["dead_letters"]:
+        yield _row("  of them", _counts(summary["dead_letters_by_state"]))
     if "gateway" in summary:
         gateway = summary["gateway"]
         yield _row("gateway charges", f"{gateway['charges']:,}, {_sums(gateway['charged_minor'])}")

@@ -87,6 +87,9 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "dead_letter_without_lineage": "A dead letter names the record it came from.",
     "dead_letter_duplicated": "An input is dead-lettered once.",
     "bad_command_not_dead_lettered": "A command that cannot be handled is dead-lettered.",
+    "dead_letter_closed_twice": "A dead letter is redriven or discarded once.",
+    "input_redriven_twice": "A dead-lettered input is redriven once.",
+    "redriven_input_missing": "A dead letter that was redriven came again as an input.",
     "bad_order_not_dead_lettered": "An order that cannot be handled is dead-lettered.",
     "undecodable_record": "Our own topics hold only records of their schema.",
     # The machinery

@@ -17,10 +17,10 @@ def summarize(
     broker's append times of an order and its settlement; None where nothing was measured.
 
     ``records`` counts by topic, ``payments`` and ``amount_minor`` by status, ``reasons`` by status
-    and reason, ``dead_letters`` by cause, ``balances`` by account (debits positive).
-    ``settlements`` counts and sums by kind, signed as settlements are; ``settled_minor`` is their
-    total. ``commands``: how many there are by type (each id once), how many wait, and how many were
-    rejected by which rule.
+    and reason, ``dead_letters`` by cause, ``dead_letters_by_state`` by what became of them,
+    ``balances`` by account (debits positive). ``settlements`` counts and sums by kind, signed as
+    settlements are; ``settled_minor`` is their total. ``commands``: how many there are by type
+    (each id once), how many wait, and how many were rejected by which rule.
     """
     payments: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
@@ -73,6 +73,14 @@ def summarize(
             ).most_common()
         ),
     }
+    summary["dead_letters_by_state"] = dict(
+        Counter(
+            "open" if marker is None else marker.state
+            for letter in evidence.dead_letters
+            if letter.first_piece
+            for marker in (evidence.markers.get((letter.partition, letter.offset)),)
+        ).most_common()
+    )
     if gateway is not None:
         summary["gateway"] = {
             "charges": gateway.charge_count,

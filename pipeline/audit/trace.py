@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.audit.cut import judged_roles
+from pipeline.audit.cut import KEYED_OTHERWISE, judged_roles
 from pipeline.audit.derivation import home_partition, idempotency_key, payment_id
 from pipeline.audit.gateway_copy import charges_of_reference
 from pipeline.audit.ledger_copy import LedgerReader
@@ -33,12 +33,14 @@ _WITHIN_A_TRANSACTION = (
     "payment-command",
     "gateway-notification",
     "gateway-result",
+    "risk-result",
     "payment-due",
     "payment-event",
     "payment",
     "payment-request",
     "settlement",
     None,
+    "audit-entry",
 )
 
 
@@ -98,7 +100,13 @@ def trace(
             found.append((message.topic(), message))
 
     judged = judged_roles(catalogue)
-    topics = [s.name for r, s in catalogue.topics.items() if r in judged and partition < counts[r]]
+    # Markers of dead letters and risk checks have keys of another kind, which may look like an
+    # order's.
+    topics = [
+        spec.name
+        for role, spec in catalogue.topics.items()
+        if role in judged and role not in KEYED_OTHERWISE and partition < counts[role]
+    ]
     read_partition(sources.bootstrap_servers, topics, partition, on_record)
     hops = _hops(catalogue, codec or default_codec(), found)
     result = Trace(key, partition, payment_id(key), hops, state=_state(hops))
@@ -125,7 +133,7 @@ def _hops(catalogue: Catalogue, codec: Codec, found: Sequence[tuple[str, Any]]) 
                 message.offset(),
                 at_ms,
                 None if started_ms is None else at_ms - started_ms,
-                describe(role, fields),
+                describe(role, fields) + _redriven(message),
                 fields,
             )
         )
@@ -135,6 +143,11 @@ def _hops(catalogue: Catalogue, codec: Codec, found: Sequence[tuple[str, Any]]) 
         return hop.at_ms, _WITHIN_A_TRANSACTION.index(schema), hop.offset
 
     return sorted(hops, key=place)
+
+
+def _redriven(message: Any) -> str:
+    letter = dict(message.headers() or ()).get("redrive.letter")
+    return f", redriven from the dead letter {letter.decode('utf-8', 'replace')}" if letter else ""
 
 
 def _fields(catalogue: Catalogue, codec: Codec, role: str, message: Any) -> dict[str, Any]:
@@ -200,6 +213,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
             "{gateway_reference}",
             "{operation}attempt {attempt}, try {try_number}",
         ),
+        "risk-results": ("{counted_by}",),
         "settlements": ("settled: {kind}", "{money}", "{gateway} {gateway_reference}"),
         "payment-events": (
             "event {sequence}: {type}",
@@ -210,6 +224,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
             "{by}",
         ),
         "payments": ("payment at {sequence}: {status}", "{reason}", "{money}"),
+        "audit": ("by hand: {action}", "{actor}", "{reason}"),
     }[role]
     values = {**fields, "money": money(fields), **_in_words(fields)}
     texts = []
@@ -243,6 +258,7 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
         "about": about,
         # The first charge's operation is the order itself and needs no word.
         "operation": f"{operation_id}, " if own else "",
+        "counted_by": f"orders of its {fields['by']} counted" if "by" in fields else None,
         "by": f"by {fields['actor']}" if fields.get("actor") else None,
     }
 

@@ -198,12 +198,14 @@ def audit_sources(
         ledger_url=ledger_url,
         gateway_url=gateway_url,
     )
-    urls = () if no_gateway else settings.gateway_url.split(",")
+    # An address that was named goes before the gateways of the configuration.
+    named = gateway_url is not None
+    urls = settings.gateway_url.split(",") if named else settings.gateway_urls()
     sources = Sources(
         settings.bootstrap_servers,
         settings.topic_prefix,
         None if no_ledger else settings.books_url(),
-        tuple(url.strip() for url in urls if url.strip()),
+        () if no_gateway else tuple(url.strip() for url in urls if url.strip()),
     )
     return sources, record_codec(settings.catalogue(), settings.schema_registry_url)
 

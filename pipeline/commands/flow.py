@@ -21,6 +21,7 @@ class Stage(StrEnum):
 
     payments = "payments"
     gateway = "gateway"
+    risk = "risk"
     ledger = "ledger"
 
 
@@ -37,6 +38,9 @@ def up_command(
         Path | None, typer.Option(help="Where brokers' data, caches and books are kept.")
     ] = None,
     partitions: Annotated[int | None, typer.Option(min=1, help="Of every topic.")] = None,
+    gateways: Annotated[
+        str, typer.Option(help="Simulated gateways to run: names with commas between, or all.")
+    ] = "simulator",
 ) -> None:
     """Run everything on this machine until Ctrl-C: Kafka, simulator, workers, ledger.
 
@@ -50,6 +54,9 @@ def up_command(
 
     \b
       paystream up --payments-workers 2 --faults default --metrics-port 0
+
+    \b
+      paystream up --gateways simulator,northbank
     """
     from pipeline.config import load_settings, state_home
     from pipeline.embedded.cache import make_folder
@@ -59,14 +66,23 @@ def up_command(
     settings = load_settings(metrics_port=metrics_port, state_dir=state_dir, partitions=partitions)
     # What is wrong with the options is said at once, not after ten seconds of starting.
     FaultPlan.named(faults)
+    names = _gateway_names(gateways)
+    settings.risk_rules_text()
     require_free_port(settings.metrics_host, settings.metrics_port)
     make_folder(settings.state_dir, "state")
     stop = StopSignals()
     log_file = settings.state_dir / "workers.log"
     flow = LocalFlow(
         settings,
-        {"payments": payments_workers, "gateway": gateway_workers, "ledger": 1},
+        {
+            "payments": payments_workers,
+            "gateway": gateway_workers,
+            "ledger": 1,
+            # Rules that count need the stage that counts.
+            **({"risk": 1} if settings.risk_rules else {}),
+        },
         faults=faults,
+        gateways=names,
         log_file=log_file,
         say=_say,
         announce=True,
@@ -74,7 +90,8 @@ def up_command(
     with stop, _OnlyOne(settings.state_dir), flow:
         s, running = flow.settings, flow.running
         typer.echo(f"broker     {s.bootstrap_servers}")
-        typer.echo(f"simulator  {s.gateway_url}")
+        for name, handle in flow.simulators.items():
+            typer.echo(f"{name:<10} {handle.url}")
         typer.echo(f"database   {s.books_url()}")
         typer.echo(f"metrics    {running.metrics.url if running else '-'}")
         typer.echo(f"log        {log_file}")
@@ -163,13 +180,19 @@ def simulator_command(
     ] = None,
     faults: Annotated[str, typer.Option(help="none, default, or a JSON file.")] = "none",
     seed: Annotated[int, typer.Option(help="Of the faults.")] = 7,
+    gateway: Annotated[
+        str, typer.Option(help="Which gateway it is: simulator, northbank, pacific or legacy.")
+    ] = "simulator",
 ) -> None:
-    """Run the gateway simulator by itself: a real HTTP server with durable books.
+    """Run a simulated gateway by itself: a real HTTP server with durable books.
 
     Example:
 
     \b
       paystream simulator --port 8400 --faults default
+
+    \b
+      paystream simulator --gateway northbank --port 8401
     """
     import asyncio
 
@@ -177,15 +200,35 @@ def simulator_command(
     from pipeline.embedded.cache import make_folder
     from pipeline.embedded.ports import free_ports
     from pipeline.gateways.simulator.faults import FaultPlan
+    from pipeline.gateways.simulator.personality import personality
     from pipeline.gateways.simulator.server import SimulatorSettings, serve
+    from pipeline.local import books_file
 
     plan = FaultPlan.named(faults)
-    path = books or load_settings().state_dir / "gateway-books.sqlite"
+    personality(gateway)
+    path = books or load_settings().state_dir / books_file(gateway)
     make_folder(path.parent, "books")
     # 0 is chosen here, so that the address can be told.
     port = port or free_ports(1)[0]
-    typer.echo(f"simulator on http://{host}:{port}, books in {path}; Ctrl-C stops it")
-    asyncio.run(serve(SimulatorSettings(books=path, plan=plan, seed=seed, port=port, host=host)))
+    typer.echo(f"{gateway} on http://{host}:{port}, books in {path}; Ctrl-C stops it")
+    settings = SimulatorSettings(
+        books=path, plan=plan, seed=seed, port=port, host=host, gateway=gateway
+    )
+    asyncio.run(serve(settings))
+
+
+def _gateway_names(given: str) -> tuple[str, ...]:
+    """The simulated gateways that were asked for, each once; UserError names the choices."""
+    from pipeline.gateways.simulator.personality import PERSONALITIES, personality
+
+    if given == "all":
+        return tuple(PERSONALITIES)
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not names:
+        raise UserError("no gateway was named; leave --gateways out, or name one.")
+    for name in names:
+        personality(name)
+    return names
 
 
 def _node_id(given: str, bootstrap_servers: str) -> str:

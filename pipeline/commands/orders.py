@@ -122,6 +122,10 @@ def submit_command(
         str | None, typer.Option("--customer", help="The merchant's id of the customer.")
     ] = None,
     country: Annotated[str | None, typer.Option("--country", help="Where the customer is.")] = None,
+    card_fingerprint: Annotated[
+        str | None,
+        typer.Option("--card-fingerprint", help="The same for the same card; for risk rules."),
+    ] = None,
     business_date: Annotated[
         str | None, typer.Option("--business-date", help="YYYY-MM-DD; default: today (UTC).")
     ] = None,
@@ -161,6 +165,7 @@ def submit_command(
         submitted_at_ms=int(now * 1000),
         customer_id=customer,
         country=country,
+        card_fingerprint=card_fingerprint,
     )
     with _Publishing(bootstrap_servers, prefix) as publisher:
         try:

@@ -1,14 +1,19 @@
 """Finding and masking card numbers (PANs), which must never be kept outside a vault.
 
-A card number here is 13 to 19 digits, single spaces or dashes allowed between them, with a first
-digit that a card scheme issues at that length and a valid check digit (Luhn). What is masked
-keeps its first six and last four digits (as PCI DSS 3.4 allows to show) and its length.
+A card number here is 13 to 19 digits, single spaces or dashes allowed between them, with a valid
+check digit (Luhn). Masking goes by the first digits in use at a length, rather too much than too
+little, and keeps the first six and last four digits (as PCI DSS 3.4 allows to show) and the
+length. Refusing an order goes by the ranges that issuers have, since a refusal costs a sale.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import accumulate
+from typing import Final
+
+from pipeline.domain.model import Order
 
 DIGITS_MIN = 13
 DIGITS_MAX = 19
@@ -28,9 +33,69 @@ _FIRST_DIGITS: dict[int, bytes] = {
     19: b"23456789",
 }
 
+# The ranges that issuers have been given (ISO/IEC 7812, as the schemes publish them): first and
+# last prefix, and the lengths in use. Every one of them is within _FIRST_DIGITS, so that what is
+# refused is masked.
+_ISSUED: Final[tuple[tuple[str, str, tuple[int, ...]], ...]] = (
+    ("4", "4", (13, 16, 18, 19)),  # Visa
+    ("51", "55", (16,)),  # Mastercard
+    ("2221", "2720", (16,)),  # Mastercard
+    ("34", "34", (15,)),  # American Express
+    ("37", "37", (15,)),  # American Express
+    ("300", "305", (14, 16, 17, 18, 19)),  # Diners Club
+    ("3095", "3095", (14, 16, 17, 18, 19)),  # Diners Club
+    ("36", "36", (14, 15, 16, 17, 18, 19)),  # Diners Club
+    ("38", "39", (14, 16, 17, 18, 19)),  # Diners Club
+    ("3528", "3589", (16, 17, 18, 19)),  # JCB
+    ("2131", "2131", (15,)),  # JCB, early
+    ("1800", "1800", (15,)),  # JCB, early
+    ("1", "1", (15,)),  # UATP
+    ("6011", "6011", (16, 17, 18, 19)),  # Discover
+    ("644", "659", (16, 17, 18, 19)),  # Discover, RuPay, Troy
+    ("60", "60", (16,)),  # RuPay
+    ("62", "62", (16, 17, 18, 19)),  # UnionPay
+    ("81", "82", (16, 17, 18, 19)),  # UnionPay, RuPay
+    ("2200", "2204", (16, 17, 18, 19)),  # Mir
+    ("2205", "2205", (16,)),  # Borica
+    ("50", "50", (13, 14, 15, 16, 17, 18, 19)),  # Maestro, Dankort, Verve, RuPay
+    ("56", "58", (13, 14, 15, 16, 17, 18, 19)),  # Maestro
+    ("6304", "6304", (16, 17, 18, 19)),  # Maestro, Laser
+    ("636", "639", (13, 14, 15, 16, 17, 18, 19)),  # InterPayment, InstaPayment, Maestro
+    ("67", "67", (13, 14, 15, 16, 17, 18, 19)),  # Maestro
+    ("8600", "8600", (16,)),  # Uzcard
+    ("9792", "9792", (16,)),  # Troy
+    ("9860", "9860", (16,)),  # Humo
+)
+
+# Fields of an order that are declared to be ids: whatever they hold is no card number. A 16-digit
+# order id passes Luhn once in ten, an article number (EAN) has a check digit of its own.
+ID_FIELDS: Final = frozenset({"merchant_id", "order_id", "customer_id", "sku"})
+# Opaque texts, for which people have no hand: a hash in hexadecimal or a UUID may hold a run of
+# digits inside. Only a word of its own in a customary grouping counts there.
+OPAQUE_FIELDS: Final = frozenset({"instrument_token", "card_fingerprint"})
+
+# Names under which a card's security code goes; it must not be kept even for a moment after the
+# authorisation (PCI DSS 3.3.1). Compared without case, dashes and underscores.
+_SECURITY_CODES: Final = frozenset(
+    {
+        "cvv", "cvv2", "cvc", "cvc2", "cvn", "cvn2", "cid", "csc", "cav", "cav2", "cve", "cvd",
+        "code", "cvvcode", "cvccode", "securitycode", "securitynumber", "verificationcode",
+        "verificationvalue", "verificationnumber",
+    }
+)  # fmt: skip
+
 # Thirteen digits or more with single separators. Possessive: nothing is kept to go back to.
 _RUN = re.compile(rb"[0-9](?:[ -]?[0-9]){12,}+")
 _SEPARATOR = re.compile(rb"[ -]")
+# The least that a card number in a text has; the end of a line ends it.
+_THIRTEEN = re.compile(r"[0-9](?:[ -]?[0-9]){12}")
+# As cards are printed: 4-4-4-4(-3), 4-6-5, 4-6-4, 6-13, or without a gap.
+_PRINTED = re.compile(
+    r"(?<![A-Za-z0-9])(?:[0-9]{13,19}"
+    r"|[0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?"
+    r"|[0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5}"
+    r"|[0-9]{6}[ -][0-9]{13})(?![A-Za-z0-9])"
+)
 _VALUES = bytes.maketrans(b"0123456789", bytes(range(10)))
 # What a digit adds to the Luhn sum when it is doubled.
 _DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
@@ -78,13 +143,109 @@ def is_card_number(text: str) -> bool:
     return _card_numbers(digits.encode(), [len(digits)]) == [(0, len(digits) - 1)]
 
 
-def _card_numbers(digits: bytes, groups: list[int]) -> list[tuple[int, int]]:
+def holds_card_number(text: str, *, opaque: bool = False) -> bool:
+    """Whether a number of an issuer's range, length and check digit stands somewhere in the text.
+
+    Digits that are part of a longer number do not count. ``opaque``: only a whole word that is
+    grouped as cards are. Time is linear in the text.
+    """
+    if len(text) < DIGITS_MIN:
+        return False
+    if opaque:
+        return any(_is_issued(match.group()) for match in _PRINTED.finditer(text))
+    for match in _RUN.finditer(text.encode("utf-8", "surrogatepass")):
+        run = match.group()
+        groups = [len(group) for group in _SEPARATOR.split(run)]
+        if len(groups) == 1 and groups[0] > DIGITS_MAX:
+            continue
+        if _card_numbers(run.translate(None, b" -"), groups, _issued, neighbours=False):
+            return True
+    return False
+
+
+def fields_with_card_numbers(order: Order) -> tuple[str, ...]:
+    """Names of the order's texts that hold a card number, ids left out; empty for a clean order.
+
+    Asked for every order, so most are cleared by one look for thirteen digits in a row.
+    """
+    texts = [
+        text
+        for text in (
+            order.instrument_token,
+            order.card_fingerprint,
+            order.currency,
+            order.business_date,
+            order.payment_method,
+            order.capture_method,
+            order.country,
+        )
+        if text is not None and len(text) >= DIGITS_MIN
+    ]
+    if order.lines:
+        texts += [line.description for line in order.lines]
+    if not texts or _THIRTEEN.search("\n".join(texts)) is None:
+        return ()
+    return _fields_with_card_numbers(order)
+
+
+def _fields_with_card_numbers(order: Order) -> tuple[str, ...]:
+    found = [
+        name
+        for name, text in (
+            ("instrument_token", order.instrument_token),
+            ("card_fingerprint", order.card_fingerprint),
+            ("currency", order.currency),
+            ("business_date", order.business_date),
+            ("payment_method", order.payment_method),
+            ("capture_method", order.capture_method),
+            ("country", order.country),
+        )
+        if text is not None and holds_card_number(text, opaque=name in OPAQUE_FIELDS)
+    ]
+    found += [
+        f"lines[{number}].description"
+        for number, line in enumerate(order.lines, start=1)
+        if holds_card_number(line.description)
+    ]
+    return tuple(found)
+
+
+def names_a_security_code(field: str) -> bool:
+    """Whether a field of this name holds a card's security code (CVV, CVC, CID ...)."""
+    name = field.lower().replace("_", "").replace("-", "").replace(" ", "")
+    return name != "code" and name.removeprefix("card") in _SECURITY_CODES
+
+
+def _is_issued(text: str) -> bool:
+    digits = text.replace(" ", "").replace("-", "").encode()
+    return bool(_card_numbers(digits, [len(digits)], _issued, neighbours=False))
+
+
+def _in_use(digits: bytes, first: int, length: int) -> bool:
+    return digits[first] in _FIRST_DIGITS[length]
+
+
+def _issued(digits: bytes, first: int, length: int) -> bool:
+    number = digits[first : first + 4].decode()
+    return any(
+        length in lengths and low <= number[: len(low)] <= high for low, high, lengths in _ISSUED
+    )
+
+
+def _card_numbers(
+    digits: bytes,
+    groups: list[int],
+    known: Callable[[bytes, int, int], bool] = _in_use,
+    *,
+    neighbours: bool = True,
+) -> list[tuple[int, int]]:
     """(first, last) digit indices of the card numbers in a run, left to right, not overlapping.
 
     A card number begins and ends with a group, or leaves out one digit of a group on one side; on
-    both sides it would be a part of a longer number. A window is Luhn valid when the sums before
-    its first and through its last digit are equal modulo ten, the sums being those that leave the
-    last digit undoubled: so for each start the ends are found by searching bytes.
+    both sides it would be a part of a longer number; without ``neighbours`` it leaves out none. A
+    window is Luhn valid when the sums before its first and through its last digit are equal modulo
+    ten, the sums being those that leave the last digit undoubled: so for each start the ends are
+    found by searching bytes. ``known``: whether a number may begin so at that length.
     """
     doubled = digits.translate(_DOUBLED)
     plain = digits.translate(_VALUES)
@@ -104,7 +265,7 @@ def _card_numbers(digits: bytes, groups: list[int]) -> list[tuple[int, int]]:
         # The last digit's index is end - 1: even when end is odd.
         sum_there = odd_doubled[end] if end & 1 else even_doubled[end] + _ODD
         whole_ends[end] = all_ends[end] = sum_there
-        if length > 1:
+        if neighbours and length > 1:
             end -= 1
             all_ends[end] = odd_doubled[end] if end & 1 else even_doubled[end] + _ODD
 
@@ -114,17 +275,26 @@ def _card_numbers(digits: bytes, groups: list[int]) -> list[tuple[int, int]]:
         start = end - length
         if start < free_from:
             continue
-        after = _end_of(digits, start, all_ends, odd_doubled[start], even_doubled[start])
-        if not after and length > 1:
+        sums = odd_doubled[start], even_doubled[start]
+        after = _end_of(digits, start, all_ends, *sums, known)
+        if neighbours and not after and length > 1:
             start += 1
-            after = _end_of(digits, start, whole_ends, odd_doubled[start], even_doubled[start])
+            sums = odd_doubled[start], even_doubled[start]
+            after = _end_of(digits, start, whole_ends, *sums, known)
         if after:
             found.append((start, after - 1))
             free_from = after
     return found
 
 
-def _end_of(digits: bytes, first: int, ends: bytearray, even_end: int, odd_end: int) -> int:
+def _end_of(
+    digits: bytes,
+    first: int,
+    ends: bytearray,
+    even_end: int,
+    odd_end: int,
+    known: Callable[[bytes, int, int], bool],
+) -> int:
     """The index after the longest card number that starts at ``first``, or 0."""
     longest = first + DIGITS_MAX + 1
     while True:
@@ -132,6 +302,6 @@ def _end_of(digits: bytes, first: int, ends: bytearray, even_end: int, odd_end: 
         after = max(ends.rfind(even_end, low, longest), ends.rfind(odd_end + _ODD, low, longest))
         if after < 0:
             return 0
-        if digits[first] in _FIRST_DIGITS[after - first]:
+        if known(digits, first, after - first):
             return after
         longest = after

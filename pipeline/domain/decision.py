@@ -9,10 +9,11 @@ from pipeline.domain.model import (
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
+    RiskCheck,
     Settlement,
 )
 
-Outgoing = PaymentRequest | Settlement | PaymentEvent | PaymentDue
+Outgoing = PaymentRequest | Settlement | PaymentEvent | PaymentDue | RiskCheck
 
 
 class Decision(Struct, frozen=True, kw_only=True):

@@ -106,6 +106,7 @@ ORDER_ACCEPTED: Final = "order_accepted"
 ORDER_REJECTED: Final = "order_rejected"
 ORDER_CANCELLED: Final = "order_cancelled"
 NOTHING_DUE: Final = "nothing_due"
+COUNTS_ASKED: Final = "counts_asked"
 REVIEW_ASKED: Final = "review_asked"
 REVIEW_APPROVED: Final = "review_approved"
 REVIEW_DENIED: Final = "review_denied"
@@ -124,6 +125,8 @@ CANCEL_CONFIRMED: Final = "cancel_confirmed"
 DEADLINE_PASSED: Final = "deadline_passed"
 
 # Events that are not the name of a status or of an attempt's state.
+RISK_CHECKING: Final = "risk_checking"
+RISK_COUNTED: Final = "risk_counted"
 PAYMENT_STARTED: Final = "payment_started"
 PAYMENT_RETRIED: Final = "payment_retried"
 RETRY_SCHEDULED: Final = "retry_scheduled"
@@ -162,6 +165,7 @@ STANDING_EVENTS: Final = frozenset(
         ORDER_CONFLICT,
         CONTRADICTORY_EVIDENCE,
         INPUT_DEAD_LETTERED,
+        RISK_COUNTED,
         COMMAND_WAITING,
         COMMAND_REJECTED,
         CANCEL_REQUESTED,
@@ -215,8 +219,14 @@ PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
             ORDER_REJECTED: _T(REJECTED, REJECTED),
             NOTHING_DUE: _T(NO_PAYMENT_DUE, NO_PAYMENT_DUE),
             REVIEW_ASKED: _T(RISK_REVIEW, RISK_REVIEW),
+            COUNTS_ASKED: _T(PROCESSING, RISK_CHECKING),
         }.items()
     },
+    # It was counted, or was not in time: now its risk is decided.
+    (PROCESSING, ORDER_ACCEPTED): _T(PROCESSING, PAYMENT_STARTED),
+    (PROCESSING, ORDER_REJECTED): _T(REJECTED, REJECTED),
+    (PROCESSING, REVIEW_ASKED): _T(RISK_REVIEW, RISK_REVIEW),
+    (PROCESSING, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
     (NEW, COMMAND_CAME_FIRST): _T(AWAITING_ORDER, AWAITING_ORDER),
     (NEW, CREDIT_BOOKED): _T(CREDIT_HELD, CREDIT_HELD),
     (AWAITING_ORDER, ORDER_CANCELLED): _T(CANCELLED, CANCELLED),

@@ -187,6 +187,17 @@ class Dispute(Struct, frozen=True, kw_only=True, gc=False):
     withdrawn_minor: int = 0
 
 
+class RiskCounted(Struct, frozen=True, kw_only=True, gc=False):
+    """How many orders of one identity a window holds, the one that was asked about included."""
+
+    by: str
+    window_ms: int
+    count: int
+    sum_minor: int
+    currency: str = ""
+    amount_minor_max: int = 0
+
+
 class Payment(Struct, frozen=True, kw_only=True):
     merchant_id: str
     order_id: str
@@ -221,6 +232,8 @@ class Payment(Struct, frozen=True, kw_only=True):
     commands: tuple[PaymentCommand, ...] = ()
     command_ids: tuple[str, ...] = ()
     disputes: tuple[Dispute, ...] = ()
+    risk_awaited: tuple[str, ...] = ()
+    risk_counted: tuple[RiskCounted, ...] = ()
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
@@ -236,8 +249,82 @@ class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
     tier: int = 1
 
 
+class ControlEntry(Struct, frozen=True, kw_only=True, gc=False):
+    """A document that workers follow while they run; ``value`` is JSON."""
+
+    key: str
+    value: str
+    version: int
+    changed_by: str
+    reason: str
+    changed_at_ms: int
+
+
+class RiskCounter(Struct, frozen=True, kw_only=True, gc=False, order=True):
+    """What one series counts of an identity: all orders of a window, or only some of them.
+
+    ``currency``: only orders in it ("" counts all). ``amount_minor_max``: only orders up to it
+    (0 counts all). Rules that count the same share a counter.
+    """
+
+    window_ms: int
+    currency: str = ""
+    amount_minor_max: int = 0
+
+    def takes(self, amount_minor: int, currency: str) -> bool:
+        return (not self.currency or currency == self.currency) and (
+            not self.amount_minor_max or amount_minor <= self.amount_minor_max
+        )
+
+
+class RiskCheck(Struct, frozen=True, kw_only=True):
+    """Count this order for one identity, and answer with the counts."""
+
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    by: str
+    identity: str
+    amount_minor: int
+    currency: str
+    counters: tuple[RiskCounter, ...] = ()
+
+
+class RiskResult(Struct, frozen=True, kw_only=True):
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    by: str
+    counted_at_ms: int
+    counted: tuple[RiskCounted, ...] = ()
+
+
+class VelocityBucket(Struct, frozen=True, kw_only=True, gc=False):
+    start_ms: int
+    count: int
+    sum_minor: int
+
+
+class VelocitySeries(Struct, frozen=True, kw_only=True):
+    window_ms: int
+    currency: str = ""
+    amount_minor_max: int = 0
+    buckets: tuple[VelocityBucket, ...] = ()
+
+
+class RiskVelocity(Struct, frozen=True, kw_only=True):
+    """What was counted of one identity; ``recent``: the newest orders, 64 bits of each."""
+
+    merchant_id: str
+    by: str
+    identity: str
+    updated_at_ms: int
+    series: tuple[VelocitySeries, ...] = ()
+    recent: tuple[int, ...] = ()
+
+
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
-    """Who did what by hand, when, and why; ``detail`` is JSON."""
+    """Who did what by hand, when, and why; ``detail`` is JSON, or empty."""
 
     entry_id: str
     actor: str
@@ -245,4 +332,24 @@ class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):
     subject: str
     occurred_at_ms: int
     reason: str | None = None
-    detail: str = "{}"
+    detail: str = ""
+
+
+class DeadLetterMarker(Struct, frozen=True, kw_only=True, gc=False):
+    """What was done about one dead letter, written in the transaction that did it.
+
+    ``state``: redriven or discarded. ``first_*`` names the first letter of a record that was
+    buried again after a redrive, ``redrives`` counts its redrives, this one included.
+    """
+
+    letter_partition: int
+    letter_offset: int
+    state: str
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    first_partition: int
+    first_offset: int
+    redrives: int
+    audit_entry_id: str
+    occurred_at_ms: int

@@ -66,13 +66,17 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "returned": Standard(_NEVER, "had succeeded, and the money came back all the same"),
     # Certainly not handled.
     "rate_limited": Standard(_RETRY, "turned away unhandled; see retry_after_ms"),
+    "throttled": Standard(_RETRY, "one of our own limits for this gateway is used up"),
+    "breaker_open": Standard(_RETRY, "the gateway is in trouble and left alone"),
     "send_before_passed": Standard(_RETRY, "too old when it could have been written"),
     "connection_refused": Standard(_RETRY, "nobody listens there, or the name does not resolve"),
     "connect_timeout": Standard(_RETRY, "no connection in time"),
     "pool_timeout": Standard(_RETRY, "no free connection in time"),
     "broken_connection": Standard(_RETRY, "the connection broke before the first byte"),
+    "shutting_down": Standard(_RETRY, "not called: the worker stops"),
     "gateway_not_configured": Standard(_RETRY, "this worker has no such gateway"),
     "kind_not_supported": Standard(_NEVER, "no adapter knows this kind of request"),
+    "parent_missing": Standard(_NEVER, "a capture, void or refund of nothing"),
     # Nothing is certain.
     "timeout": Standard(_INQUIRE, "no answer within the deadline"),
     "soft_deadline": Standard(_INQUIRE, "the call outlived its deadline and was parked"),
@@ -86,6 +90,7 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "possibly_sent": Standard(
         _INQUIRE, "another worker may have sent it, to a gateway that takes a repetition twice"
     ),
+    "redriven": Standard(_INQUIRE, "came out of the dead letters, and may have been sent before"),
     "adapter_error": Standard(_INQUIRE, "the adapter broke its contract"),
     "killed_the_process": Standard(_INQUIRE, "the worker died three times over it"),
     "reference_missing": Standard(_INQUIRE, "a success without the gateway's reference"),
@@ -283,7 +288,7 @@ def _safety(phase: Phase, operation: str, idempotent: bool) -> Safety:
     with_keys, without, elsewhere = _BY_PHASE[phase]
     here = with_keys if idempotent else without
     if operation in BOUND:
-        if phase is Phase.DECLINED:
+        if phase is Phase.DECLINED or (phase is Phase.NOT_FOUND_PROVEN and not idempotent):
             # A person or a command may ask again, under a key of its own.
             here = _NEW
         return Safety(here, _NO)

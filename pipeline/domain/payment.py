@@ -416,6 +416,7 @@ def first_try(
     *,
     amount_minor: int = 0,
     business_date: str | None = None,
+    because: str | None = None,
 ) -> Attempt:
     """A new attempt whose first request is on its way; an amount of 0 is the payment's whole."""
     return Attempt(
@@ -432,6 +433,7 @@ def first_try(
         send_within_ms=send_within,
         amount_minor=amount_minor,
         business_date=business_date,
+        routed_because=because,
     )
 
 
@@ -481,6 +483,8 @@ def is_uncertain(payment: Payment, attempt: Attempt) -> bool:
 
 def in_flight(payment: Payment) -> bool:
     """Whether something is under way that commands must wait for."""
+    if payment.risk_awaited:
+        return True
     for attempt in payment.attempts:
         if attempt.state in BUSY_STATES and not (
             # A refund or capture that the gateway has, but is not done with, may take days.

@@ -6,8 +6,14 @@ they assume the catalogue's tiers, whose delays are the same.
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Mapping
 
+from msgspec import Struct, field
+
+from pipeline.domain.attempt_caps import AttemptCap
+from pipeline.domain.breaker import BreakerRule
+from pipeline.domain.risk import RiskRules
+from pipeline.domain.routes import HEALTHY, NO_ROUTES, AmountRange, Fee, Health, Routes
 from topics.catalogue import TopicSettings
 
 MINUTE_MS = 60_000
@@ -31,6 +37,21 @@ class GatewayProfile(Struct, frozen=True, kw_only=True):
     grace_ms: int = 30_000
     # How long the gateway remembers an idempotency key; 24 h is the least that is customary.
     key_retention_ms: int = DAY_MS
+    # What else it takes; None and no entry take all. An amount's limits go by currency.
+    methods: frozenset[str] | None = None
+    countries: frozenset[str] | None = None
+    amounts: Mapping[str, AmountRange] = field(default_factory=dict)
+    # Where instrument tokens live: one that begins so can be charged only here, and nothing else.
+    token_prefixes: tuple[str, ...] = ()
+    # Its share where payments are split, and its fees by currency.
+    weight: int | None = None
+    fees: Mapping[str, Fee] = field(default_factory=dict)
+    # Protection, of all workers together: calls open at a time, calls begun a second, and how
+    # many may come at once after a quiet while (a second's worth where it is not given).
+    concurrency_max: int | None = None
+    rate_per_s: float | None = None
+    burst: int | None = None
+    breaker: BreakerRule = BreakerRule()
     # How long a hold lasts before it is given back by us: what card networks grant at least.
     authorization_ms: int = 7 * DAY_MS
     # False: the gateway takes what arrives twice as two. Nothing that may have been sent there is
@@ -52,6 +73,9 @@ class Policy(Struct, frozen=True, kw_only=True):
     # Five waits of 5, 10, 20, 40 and 80 s are two and a half minutes: a gateway's restart or a
     # breaker's probe is ridden out, and a shopper is not kept waiting longer.
     retry_max: int = 5
+    # Held back by overload this often, 75 s in all, a charge goes to another gateway if one would
+    # take it, once the first says that it does not know it; where there is none it goes on waiting.
+    overload_max: int = 4
     # 12 questions 5 s apart, 16 of 15 s and 55 of a minute are an hour: longer than most outages;
     # then a person must look.
     inquiry_max: int = 83
@@ -78,12 +102,23 @@ class Policy(Struct, frozen=True, kw_only=True):
     customer_action_ms: int = HOUR_MS
     # Commands may overtake their order by as much as one system's outage, not by more than a day.
     awaiting_order_ms: int = DAY_MS
+    # What is assessed before anybody is asked for money; None assesses nothing and costs nothing.
+    risk: RiskRules | None = None
+    # An order whose counts do not come for so long is looked at by a person: longer than a worker's
+    # restart or a rebalance, shorter than a shopper keeps a promise.
+    risk_answer_ms: int = 15 * MINUTE_MS
     # The largest amount that fits a card message (ISO 8583 field 4 has 12 digits).
     amount_minor_max: int = 999_999_999_999
     # 24 months: how long refunds and disputes can arrive, hence how long the table remembers.
     submitted_age_ms_max: int = 730 * DAY_MS
     # Clocks of upstream systems may be wrong by a time zone, not by more than a day.
     submitted_ahead_ms_max: int = DAY_MS
+    # Visa allows a declined card 15 more tries in 30 days; the networks fine what goes beyond.
+    attempt_caps: tuple[AttemptCap, ...] = (AttemptCap(attempts_max=15, window_ms=30 * DAY_MS),)
+    # How gateways are chosen, and how they do at the moment of the decision. What was chosen, and
+    # why, is kept in the payment: a replay need not see the same health.
+    routes: Routes = NO_ROUTES
+    health: Health = HEALTHY
 
 
 DEFAULT_POLICY = Policy()

@@ -15,6 +15,8 @@ from msgspec.structs import asdict
 from pipeline.domain.model import (
     Attempt,
     AuditEntry,
+    ControlEntry,
+    DeadLetterMarker,
     Dispute,
     GatewayNotification,
     GatewayResult,
@@ -25,7 +27,14 @@ from pipeline.domain.model import (
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
+    RiskCheck,
+    RiskCounted,
+    RiskCounter,
+    RiskResult,
+    RiskVelocity,
     Settlement,
+    VelocityBucket,
+    VelocitySeries,
 )
 
 Record = dict[str, Any]
@@ -39,10 +48,15 @@ Noun = (
     | PaymentDue
     | PaymentCommand
     | GatewayNotification
+    | RiskCheck
+    | RiskResult
 )
 
+# Records that are keyed by something else than an order.
+Other = AuditEntry | ControlEntry | DeadLetterMarker | RiskVelocity
 
-def to_record(noun: Noun | AuditEntry) -> Record:
+
+def to_record(noun: Noun | Other) -> Record:
     """The Avro-ready dict of a Struct, lists and nested records included."""
     return TO_RECORD[type(noun)](noun)
 
@@ -59,7 +73,25 @@ def payment_to_record(payment: Payment) -> Record:
     record["commands"] = [asdict(command) for command in payment.commands]
     record["command_ids"] = list(payment.command_ids)
     record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
+    record["risk_awaited"] = list(payment.risk_awaited)
+    record["risk_counted"] = [asdict(counted) for counted in payment.risk_counted]
     return record
+
+
+def check_to_record(check: RiskCheck) -> Record:
+    return {**asdict(check), "counters": [asdict(counter) for counter in check.counters]}
+
+
+def risk_result_to_record(result: RiskResult) -> Record:
+    return {**asdict(result), "counted": [asdict(counted) for counted in result.counted]}
+
+
+def velocity_to_record(velocity: RiskVelocity) -> Record:
+    series = [
+        {**asdict(each), "buckets": [asdict(bucket) for bucket in each.buckets]}
+        for each in velocity.series
+    ]
+    return {**asdict(velocity), "series": series, "recent": list(velocity.recent)}
 
 
 def order_from_record(record: Record) -> Order:
@@ -77,6 +109,8 @@ def payment_from_record(record: Record) -> Payment:
         "commands": tuple([PaymentCommand(**command) for command in record["commands"]]),
         "command_ids": tuple(record["command_ids"]),
         "disputes": tuple([Dispute(**dispute) for dispute in record["disputes"]]),
+        "risk_awaited": tuple(record["risk_awaited"]),
+        "risk_counted": tuple([RiskCounted(**counted) for counted in record["risk_counted"]]),
     }
     return Payment(**{**record, **lists})
 
@@ -109,8 +143,38 @@ def notification_from_record(record: Record) -> GatewayNotification:
     return GatewayNotification(**record)
 
 
+def control_entry_from_record(record: Record) -> ControlEntry:
+    return ControlEntry(**record)
+
+
+def check_from_record(record: Record) -> RiskCheck:
+    counters = tuple([RiskCounter(**counter) for counter in record["counters"]])
+    return RiskCheck(**{**record, "counters": counters})
+
+
+def risk_result_from_record(record: Record) -> RiskResult:
+    counted = tuple([RiskCounted(**counted) for counted in record["counted"]])
+    return RiskResult(**{**record, "counted": counted})
+
+
+def velocity_from_record(record: Record) -> RiskVelocity:
+    series = tuple(
+        [
+            VelocitySeries(
+                **{**each, "buckets": tuple([VelocityBucket(**b) for b in each["buckets"]])}
+            )
+            for each in record["series"]
+        ]
+    )
+    return RiskVelocity(**{**record, "series": series, "recent": tuple(record["recent"])})
+
+
 def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
+
+
+def marker_from_record(record: Record) -> DeadLetterMarker:
+    return DeadLetterMarker(**record)
 
 
 TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
@@ -124,9 +188,14 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     PaymentCommand: asdict,
     GatewayNotification: asdict,
     AuditEntry: asdict,
+    ControlEntry: asdict,
+    RiskCheck: check_to_record,
+    RiskResult: risk_result_to_record,
+    RiskVelocity: velocity_to_record,
+    DeadLetterMarker: asdict,
 }
 
-FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry]] = {
+FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
     "order": order_from_record,
     "payment": payment_from_record,
     "payment-request": request_from_record,
@@ -137,6 +206,11 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | AuditEntry]] = {
     "payment-command": command_from_record,
     "gateway-notification": notification_from_record,
     "audit-entry": audit_entry_from_record,
+    "control-entry": control_entry_from_record,
+    "risk-check": check_from_record,
+    "risk-result": risk_result_from_record,
+    "risk-velocity": velocity_from_record,
+    "dead-letter-marker": marker_from_record,
 }
 
 SCHEMA_OF: Mapping[type[Any], str] = {
@@ -150,4 +224,9 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     PaymentCommand: "payment-command",
     GatewayNotification: "gateway-notification",
     AuditEntry: "audit-entry",
+    ControlEntry: "control-entry",
+    RiskCheck: "risk-check",
+    RiskResult: "risk-result",
+    RiskVelocity: "risk-velocity",
+    DeadLetterMarker: "dead-letter-marker",
 }

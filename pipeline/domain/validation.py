@@ -8,7 +8,7 @@ from pipeline.domain.card_numbers import is_card_number
 from pipeline.domain.model import Order
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
+from pipeline.domain.routing import serves_currency
 
 AMOUNT_MUST_NOT_BE_NEGATIVE = "amount_must_not_be_negative"
 AMOUNT_MUST_NOT_EXCEED_LIMIT = "amount_must_not_exceed_limit"
@@ -24,6 +24,8 @@ SUBMITTED_AT_MUST_BE_RECENT = "submitted_at_must_be_within_24_months"
 SUBMITTED_AT_MUST_NOT_BE_AHEAD = "submitted_at_must_not_be_in_the_future"
 CAPTURE_METHOD_MUST_BE_KNOWN = "capture_method_must_be_automatic_or_manual"
 PAY_BEFORE_MUST_BE_AHEAD = "pay_before_must_be_in_the_future"
+# Found by routing, after the rules below: a gateway by what it takes besides the currency.
+GATEWAY_MUST_SERVE_THE_PAYMENT = "a_gateway_must_serve_the_payment"
 LINE_NUMBERS_MUST_BE_UNIQUE = "line_numbers_must_be_unique"
 LINES_MUST_SUM_TO_AMOUNT = "lines_must_sum_to_amount"
 
@@ -96,7 +98,7 @@ def broken_rule(order: Order, now_ms: int, policy: Policy) -> str | None:
         return CAPTURE_METHOD_MUST_BE_KNOWN
     if order.pay_before_ms is not None and order.pay_before_ms <= now_ms:
         return PAY_BEFORE_MUST_BE_AHEAD
-    if choose_gateway(policy, order.merchant_id, order.currency) is None:
+    if not serves_currency(policy, order.merchant_id, order.currency):
         return CURRENCY_MUST_BE_SUPPORTED
     return None
 

@@ -74,6 +74,12 @@ class Metrics:
             ["type"],
             registry=r,
         )
+        self.risk = Counter(
+            "paystream_risk_decisions",
+            "Payments that risk rules held for review or rejected, by event and reason.",
+            ["event", "reason"],
+            registry=r,
+        )
         self.notes = Counter(
             "paystream_inputs_without_effect",
             "Inputs that changed nothing, by reason: duplicates, stale timers.",
@@ -116,6 +122,38 @@ class Metrics:
             "Calls to gateways that are open now.",
             registry=r,
             multiprocess_mode="livesum",
+        )
+        self.breaker_state = Gauge(
+            "paystream_gateway_breaker_state",
+            "The worst of the workers' breakers of a gateway: 0 closed, 1 half-open, 2 open.",
+            ["gateway"],
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self.breaker_openings = Counter(
+            "paystream_gateway_breaker_openings",
+            "Times that a worker's circuit breaker of a gateway opened.",
+            ["gateway"],
+            registry=r,
+        )
+        self.calls_refused = Counter(
+            "paystream_gateway_calls_refused",
+            "Calls not made, by what forbade them: breaker_open, throttled, rate_limited.",
+            ["gateway", "code"],
+            registry=r,
+        )
+        self.control_entries = Counter(
+            "paystream_control_entries",
+            "Entries of the control topic by what a worker did: applied, refused.",
+            ["key", "result"],
+            registry=r,
+        )
+        self.control_version = Gauge(
+            "paystream_control_version",
+            "Version of the control entry in force; the least of all workers.",
+            ["key"],
+            registry=r,
+            multiprocess_mode="livemin",
         )
         self.orders_held = Gauge(
             "paystream_orders_held",
@@ -178,6 +216,9 @@ class Metrics:
                 self.events.labels(name).inc(count)
             elif group == "dead_letters":
                 self.dead_letters.labels(stage, name).inc(count)
+            elif group == "risk":
+                event, _, reason = name.partition(" ")
+                self.risk.labels(event, reason).inc(count)
             elif group == "tiers":
                 self.tiers.labels(name).inc(count)
             else:

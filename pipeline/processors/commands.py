@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
+from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
 from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
@@ -64,7 +65,7 @@ from pipeline.domain.payment import (
     told,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
+from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
 
@@ -153,16 +154,30 @@ def start_charge(
     *,
     actor: str | None = None,
     reason: str | None = None,
+    detail: str | None = None,
 ) -> Decision | None:
     """Begin to ask for the payment's money, or None when no gateway serves it."""
-    profile = choose_gateway(policy, payment.merchant_id, payment.currency)
-    if profile is None:
+    chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token))
+    if chosen is None:
         return None
     attempt = first_try(
-        operation_id, main_kind(payment), profile.name, 1, policy.send_within_ms, now_ms
+        operation_id,
+        main_kind(payment),
+        chosen.profile.name,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        because=chosen.because,
     )
     changed, sent = begun(
-        payment, attempt, now_ms, event=event, moves=trigger, actor=actor, reason=reason
+        payment,
+        attempt,
+        now_ms,
+        event=event,
+        moves=trigger,
+        actor=actor,
+        reason=reason,
+        detail=detail or chosen.because,
     )
     return decision(changed, request_of(changed, attempt), sent)
 
@@ -330,7 +345,7 @@ def _moves_money(
 
 
 def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION):
+    if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION) or payment.risk_awaited:
         # Nobody was asked for money, or the customer did not go on: there is nothing to undo yet.
         changed, event = moved(
             payment,
@@ -341,6 +356,8 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
             operation_id=command.command_id,
             expires_at_ms=None,
             next_action_url=None,
+            risk_awaited=(),
+            risk_counted=(),
         )
         return decision(changed, event)
     if payment.status == AUTHORIZED:
@@ -371,6 +388,9 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
 
 
 def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    # Two tokens may stand for one card, so every attempt of the payment counts against it.
+    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+        return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
     started = start_charge(
         replace(payment, retry_token=command.instrument_token),
         command.command_id,

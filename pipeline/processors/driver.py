@@ -28,16 +28,21 @@ from pipeline.domain.model import (
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
+    RiskCheck,
+    RiskResult,
+    RiskVelocity,
     Settlement,
 )
 from pipeline.domain.payment import INQUIRY, RETRY, TIMER
 from pipeline.domain.policy import DEFAULT_POLICY, GatewayProfile, Policy
 from pipeline.domain.records import FROM_RECORD, SCHEMA_OF, Noun, to_record
+from pipeline.domain.risk_velocity import count_check, velocity_key
 from pipeline.domain.routing import profile_of
 from pipeline.processors.commands import process_command
 from pipeline.processors.gateway import plan_call, result_of
 from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
+from pipeline.processors.risk import process_risk_result
 from pipeline.processors.settlement import process_due, process_result
 from schemas.codec import Codec, Decoder, Encoder, default_codec
 from topics.catalogue import TopicSettings
@@ -48,11 +53,13 @@ REQUESTS: Final = "payment-requests"
 SETTLEMENTS: Final = "settlements"
 EVENTS: Final = "payment-events"
 PAYMENTS: Final = "payments"
+RISK_CHECKS: Final = "risk-checks"
+RISK_RESULTS: Final = "risk-results"
 COMMANDS: Final = "payment-commands"
 NOTIFICATIONS: Final = "gateway-notifications"
 DEAD_LETTERS: Final = "dead-letters"
 
-_Keyed = Order | GatewayResult | PaymentDue | PaymentCommand | GatewayNotification
+_Keyed = Order | GatewayResult | PaymentDue | PaymentCommand | GatewayNotification | RiskResult
 _NounT = TypeVar("_NounT", bound=Noun)
 
 Adapter = Callable[[PaymentRequest], GatewayAnswer]
@@ -79,8 +86,8 @@ class FlowDriver:
     """Feeds the processors and keeps what they send.
 
     ``decisions`` holds every decision in order. A request waits in ``open_requests`` until
-    ``answer`` takes it, a due record in ``tiers`` (due time, number, record) until the clock
-    reaches it.
+    ``answer`` takes it, a risk check in ``open_checks`` until ``count`` does, a due record in
+    ``tiers`` (due time, number, record) until the clock reaches it.
     """
 
     def __init__(
@@ -108,6 +115,8 @@ class FlowDriver:
         self.decisions: list[Decision] = []
         self.dead_letters: list[DeadLetter] = []
         self.open_requests: list[tuple[int, PaymentRequest]] = []
+        self.open_checks: list[RiskCheck] = []
+        self.velocity: dict[bytes, RiskVelocity] = {}
         self.topics: dict[str, list[Appended]] = {}
         self._table: dict[bytes, bytes] = {}
         self.tiers: list[tuple[int, int, PaymentDue]] = []
@@ -178,6 +187,33 @@ class FlowDriver:
         else:
             given = answer(request)
         return result_of(request, given, self.now_ms)
+
+    def risk_result(self, result: RiskResult) -> Decision:
+        """Append the counts of an identity, true or forged, and process them."""
+        value = self._append(RISK_RESULTS, result)
+        payment = self.payment(result.merchant_id, result.order_id)
+        read = self._decoded(RiskResult, value)
+        decided = process_risk_result(payment, read, self.now_ms, self.policy)
+        return self.apply(read, decided, value)
+
+    def count(self, at: int = 0) -> Decision:
+        """Take an open risk check, the oldest by default, as a risk worker would, and process its
+        answer."""
+        check = self.open_checks.pop(at)
+        key = velocity_key(check.merchant_id, check.by, check.identity)
+        row, counted = count_check(self.velocity.get(key), check, self.now_ms)
+        if row is not None:
+            self.velocity[key] = row
+        return self.risk_result(
+            RiskResult(
+                merchant_id=check.merchant_id,
+                order_id=check.order_id,
+                payment_id=check.payment_id,
+                by=check.by,
+                counted_at_ms=self.now_ms,
+                counted=counted,
+            )
+        )
 
     # Time.
 
@@ -258,6 +294,9 @@ class FlowDriver:
             if isinstance(sent, PaymentRequest):
                 self._append(REQUESTS, sent)
                 self.open_requests.append((self.now_ms, sent))
+            elif isinstance(sent, RiskCheck):
+                self._append(RISK_CHECKS, sent)
+                self.open_checks.append(sent)
             elif isinstance(sent, PaymentDue):
                 self._append(_tier(sent), sent)
                 self._tiered += 1

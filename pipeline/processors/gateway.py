@@ -18,13 +18,15 @@ from pipeline.domain.answer import (
     GatewayAnswer,
 )
 from pipeline.domain.card_numbers import mask_card_number_text
-from pipeline.domain.lifecycle import SUCCEEDED_STATES
 from pipeline.domain.model import GatewayResult, PaymentRequest
+from pipeline.domain.normalisation import BOUND, OPERATIONS
 from pipeline.domain.payment import INQUIRE
 
 SEND_BEFORE_PASSED: Final = "send_before_passed"
 KEY_RETENTION_PASSED: Final = "key_retention_passed"
-UNKNOWN_KIND: Final = "unknown_kind"
+KIND_NOT_SUPPORTED: Final = "kind_not_supported"
+PARENT_MISSING: Final = "parent_missing"
+POSSIBLY_SENT: Final = "possibly_sent"
 REFERENCE_MISSING: Final = "reference_missing"
 OUTCOME_NOT_IN_CONTRACT: Final = "outcome_not_in_contract"
 
@@ -48,6 +50,8 @@ def plan_call(
     appended_at_ms: int,
     now_ms: int,
     key_retention_ms: int | None = None,
+    *,
+    possibly_sent: bool = False,
 ) -> CallPlan:
     """Plan the call of a request that was appended at ``appended_at_ms``.
 
@@ -55,30 +59,46 @@ def plan_call(
     gateway's ``key_retention_ms``, a first charge's repetition is refused once the gateway may have
     forgotten the key (counted from the order, so never too late). Of later operations the table
     knows when they began, and does not repeat them beyond that.
+
+    ``possibly_sent``: the gateway has no idempotency, and some worker may have sent this very
+    request. It is not sent; it is unknown, like any call whose answer was lost.
     """
     deadline_ms = send_before_ms(request, appended_at_ms)
     if request.kind == INQUIRE:
         return CallPlan(deadline_ms)
-    if request.kind not in SUCCEEDED_STATES:
-        return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=UNKNOWN_KIND))
+    if request.kind not in OPERATIONS:
+        return _refused(deadline_ms, KIND_NOT_SUPPORTED)
+    if request.kind in BOUND and request.parent_reference is None:
+        return _refused(deadline_ms, PARENT_MISSING)
+    if possibly_sent:
+        # Before any check of time: it may have been sent when there was still time.
+        return CallPlan(deadline_ms, GatewayAnswer(outcome=UNKNOWN, code=POSSIBLY_SENT))
     if now_ms >= deadline_ms:
-        return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=SEND_BEFORE_PASSED))
+        return _refused(deadline_ms, SEND_BEFORE_PASSED)
     if (
         key_retention_ms is not None
         and request.operation_id == request.order_id
         and request.try_number > 1
         and now_ms - request.ordered_at_ms >= key_retention_ms
     ):
-        return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=KEY_RETENTION_PASSED))
+        return _refused(deadline_ms, KEY_RETENTION_PASSED)
     return CallPlan(deadline_ms)
 
 
 def send_before_ms(request: PaymentRequest, appended_at_ms: int) -> int:
-    """The time at and after which not one byte of the request may be written."""
+    """The time at and after which not one byte of the request may be written.
+
+    The order's ``pay_before`` is about being charged: a capture, void or refund may come later.
+    """
     deadline_ms = appended_at_ms + request.send_within_ms
-    if request.pay_before_ms is not None and request.pay_before_ms < deadline_ms:
-        return request.pay_before_ms
+    pay_before_ms = request.pay_before_ms
+    if pay_before_ms is not None and pay_before_ms < deadline_ms and request.kind not in BOUND:
+        return pay_before_ms
     return deadline_ms
+
+
+def _refused(deadline_ms: int, code: str) -> CallPlan:
+    return CallPlan(deadline_ms, GatewayAnswer(outcome=NOT_SENT, code=code))
 
 
 def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: int) -> GatewayResult:

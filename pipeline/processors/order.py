@@ -15,7 +15,6 @@ from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.commands import CANCEL
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
-from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     AUTHORIZE,
@@ -28,7 +27,6 @@ from pipeline.domain.lifecycle import (
     ORDER_CONFLICT,
     ORDER_REJECTED,
     PAYMENT_STARTED,
-    REVIEW_ASKED,
     payment_step,
 )
 from pipeline.domain.model import Attempt, Order, Payment
@@ -40,18 +38,15 @@ from pipeline.domain.payment import (
     first_try,
     moved,
     request_of,
-    timer_of,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import choose_gateway
-from pipeline.domain.validation import TEXT_LENGTH_MAX, broken_rule
+from pipeline.domain.routing import facts_of, route
+from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
 from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.risk import assess_order, card_number_refused, held_for_review
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
-
-# Reason of the timer of a review.
-REVIEW_ENDS: Final = "review_ends"
 
 # What a rejected order may have filled with anything.
 _TEXTS: Final = (
@@ -72,10 +67,14 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     """Decide about one order record; ``now_ms`` is the record's append time.
 
     A new order is rejected by a named rule, needs no payment, or starts one charge or, with manual
-    capture, one authorization. Redelivery gives ``duplicate_order``. Ids that cannot stand in a key
-    are dead-lettered. Commands that came before the order run when they can; a cancel among them
+    capture, one authorization; where risk rules are set they decide before that. Redelivery gives
+    ``duplicate_order``. Ids that cannot stand in a key are dead-lettered, and so is an order that
+    holds a card number. Commands that came before the order run when they can; a cancel among them
     means that nobody is asked for money at all.
     """
+    refused = card_number_refused(payment, order, now_ms)
+    if refused is not None:
+        return refused
     if payment is not None and payment.status != AWAITING_ORDER:
         return _repeated(payment, order, now_ms)
     if not valid_id(order.merchant_id) or not valid_id(order.order_id):
@@ -90,20 +89,33 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     cancelled = _cancelled_before(payment, order, now_ms, policy)
     if cancelled is not None:
         return cancelled
+    if policy.risk is not None:
+        return assess_order(_payment(payment, order, now_ms), now_ms, policy, policy.risk)
     return _charged(payment, order, now_ms, policy)
 
 
 def _charged(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
     """The first charge or authorization, its payment built in one go: the way of every order."""
-    profile = choose_gateway(policy, order.merchant_id, order.currency)
-    if profile is None:
-        raise InvariantBroken("an order was found valid that no gateway serves")
+    chosen = route(policy, facts_of(order, payment_id(order.merchant_id, order.order_id)))
+    if chosen is None:
+        # Its currency is served, but not this amount, country, method or token.
+        return reject_order(payment, order, GATEWAY_MUST_SERVE_THE_PAYMENT, now_ms, policy)
     kind = CHARGE if order.capture_method == AUTOMATIC else AUTHORIZE
     step = payment_step(NEW if payment is None else payment.status, ORDER_ACCEPTED)
     # The operation behind the first charge is the order itself.
-    attempt = first_try(order.order_id, kind, profile.name, 1, policy.send_within_ms, now_ms)
+    attempt = first_try(
+        order.order_id,
+        kind,
+        chosen.profile.name,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        because=chosen.because,
+    )
     started = _payment(payment, order, now_ms, status=step.to, attempts=(attempt,))
-    event = event_of(started, step.event or PAYMENT_STARTED, None, attempt=attempt)
+    event = event_of(
+        started, step.event or PAYMENT_STARTED, None, attempt=attempt, detail=chosen.because
+    )
     return Decision(payment=started, sends=(request_of(started, attempt), event))
 
 
@@ -125,14 +137,7 @@ def hold_for_review(
     cancelled = _cancelled_before(payment, order, now_ms, policy)
     if cancelled is not None:
         return cancelled
-    placed = _payment(payment, order, now_ms)
-    changed, event = moved(
-        placed, REVIEW_ASKED, now_ms, reason=reason, expires_at_ms=order.pay_before_ms
-    )
-    if order.pay_before_ms is None:
-        return decision(changed, event)
-    timer = timer_of(changed, order.pay_before_ms, REVIEW_ENDS, policy, now_ms)
-    return decision(changed, timer, event)
+    return held_for_review(_payment(payment, order, now_ms), reason, now_ms, policy)
 
 
 def _cancelled_before(

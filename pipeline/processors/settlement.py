@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
 from pipeline.domain.decision import Decision
+from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
 from pipeline.domain.lifecycle import (
     BECAME_KNOWN,
     CONTRADICTED,
@@ -54,8 +55,8 @@ from pipeline.domain.payment import (
     request_of,
     stepped,
 )
-from pipeline.domain.policy import GatewayProfile, Policy
-from pipeline.domain.routing import choose_gateway
+from pipeline.domain.policy import Policy
+from pipeline.domain.routing import Route, facts_of, route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.outcomes import (
@@ -89,13 +90,16 @@ KEY_RETENTION_PASSED: Final = "key_retention_passed"
 RESENDS_EXHAUSTED: Final = "resends_exhausted"
 GATEWAY_NOT_IDEMPOTENT: Final = "gateway_not_idempotent"
 CANCEL_REQUESTED: Final = "cancel_requested"
+GATEWAY_OVERLOADED: Final = "gateway_overloaded"
 
 # Not sent because of the load, here or there, or because a worker stopped: such waits are not
 # counted as retries, since overload may slow a payment but must not fail it. The order's own
 # deadline still bounds them.
 OVERLOAD_CODES: Final = frozenset(
-    {"send_before_passed", "rate_limited", "pool_timeout", "shutting_down"}
+    {"send_before_passed", "pool_timeout", "shutting_down", BREAKER_OPEN, RATE_LIMITED, THROTTLED}
 )
+# Calls that were not made, to protect the gateway: an inquiry that was not asked is none.
+NOT_CALLED_CODES: Final = frozenset({BREAKER_OPEN, RATE_LIMITED, THROTTLED})
 
 _STALE_RESULT: Final = Decision(note=STALE_RESULT)
 _STALE_DUE: Final = Decision(note=STALE_DUE)
@@ -207,6 +211,9 @@ def _inquiry_answered(
         return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
     if outcome == DECLINED:
         return declined(payment, attempt, result, now_ms)
+    if result.code in NOT_CALLED_CODES:
+        # Nobody was asked, so this was no question; else an outage would use them up.
+        attempt = replace(attempt, inquiries=attempt.inquiries - 1)
     known_pending = attempt.code in PENDING_CODES
     patience_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
     exhausts = (
@@ -225,7 +232,8 @@ def _inquiry_answered(
         attempt = replace(attempt, code=result.code)
         if not is_uncertain(payment, attempt) and attempt.inquiries >= policy.proof_inquiry_max:
             refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
-            return gave_up(payment, attempt, refusal, now_ms)
+            if refusal != GATEWAY_OVERLOADED:
+                return gave_up(payment, attempt, refusal, now_ms)
     if exhausts:
         return exhausted(
             payment,
@@ -293,9 +301,9 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         tried = [
             each.gateway for each in payment.attempts if each.operation_id == attempt.operation_id
         ]
-        profile = choose_gateway(policy, payment.merchant_id, payment.currency, tried)
-        if profile is not None:
-            return _moved_on(payment, attempt, profile, refusal, now_ms, policy)
+        chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token), tried)
+        if chosen is not None:
+            return _moved_on(payment, attempt, chosen, refusal, now_ms, policy)
     return gave_up(payment, attempt, refusal, now_ms)
 
 
@@ -322,7 +330,7 @@ def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy)
 def _moved_on(
     payment: Payment,
     attempt: Attempt,
-    profile: GatewayProfile,
+    chosen: Route,
     reason: str,
     now_ms: int,
     policy: Policy,
@@ -332,10 +340,11 @@ def _moved_on(
     started = first_try(
         attempt.operation_id,
         attempt.kind,
-        profile.name,
+        chosen.profile.name,
         attempt.attempt + 1,
         policy.send_within_ms,
         now_ms,
+        because=chosen.because,
     )
     changed, event = begun(
         replace(payment, attempts=replaced(payment, ended)),
@@ -344,6 +353,7 @@ def _moved_on(
         event=FAILOVER_STARTED,
         moves=_known(payment, attempt),
         reason=reason,
+        detail=chosen.because,
     )
     return decision(changed, request_of(changed, started), event)
 
@@ -423,4 +433,21 @@ def _refusal(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) ->
         return ORDER_TOO_OLD
     if now_ms >= attempt.started_at_ms + gateway_profile(policy, attempt.gateway).key_retention_ms:
         return KEY_RETENTION_PASSED
+    if _waited_enough(attempt, policy) and _elsewhere(payment, attempt, policy) is not None:
+        return GATEWAY_OVERLOADED
     return None
+
+
+def _waited_enough(attempt: Attempt, policy: Policy) -> bool:
+    """Whether a charge was held back by overload so often that another gateway should have it."""
+    held_back = attempt.tries - 1 - attempt.retries - attempt.inquiries - attempt.resends
+    return attempt.kind in MAIN_KINDS and held_back >= policy.overload_max
+
+
+def _elsewhere(payment: Payment, attempt: Attempt, policy: Policy) -> Route | None:
+    """The gateway for the operation's next attempt, if one is left that is not down itself."""
+    tried = {e.gateway for e in payment.attempts if e.operation_id == attempt.operation_id}
+    chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token), tried)
+    if chosen is None or chosen.profile.name in policy.health.down:
+        return None
+    return chosen

@@ -1,4 +1,4 @@
-"""What ends by itself: an authorization, the wait for a customer or an order, a review's deadline.
+"""What ends by itself: an authorization, a review, the wait for a customer, an order or its counts.
 
 A timer's record is passed on from tier to tier until its time. It acts only if the payment still
 waits for that very time (``expires_at_ms``); any other is stale.
@@ -37,6 +37,7 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.tiers import tier_not_longer
 from pipeline.processors.commands import reject_waiting
 from pipeline.processors.outcomes import begin_operation
+from pipeline.processors.risk import counts_missing
 
 NOT_YET_DUE: Final = "not_yet_due"
 STALE_DUE: Final = "stale_due"
@@ -53,6 +54,8 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
     again = passed_on(due, now_ms, policy)
     if again is not None:
         return again
+    if payment.risk_awaited:
+        return counts_missing(payment, now_ms, policy)
     if payment.status in (REQUIRES_CUSTOMER_ACTION, RISK_REVIEW):
         changed, event = moved(
             payment,

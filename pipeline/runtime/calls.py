@@ -1,8 +1,9 @@
 """Hundreds of gateway calls in flight, on an asyncio thread of their own.
 
 The worker's main thread hands calls over and takes finished ones back; the two meet in two queues
-and nowhere else. A call that outlives its soft deadline is parked: it is answered ``unknown``, so
-that it cannot hold up its partition, and what it really did is found out by inquiry.
+and nowhere else. A gate is asked before a call begins, and may answer in its place. A call that
+outlives its soft deadline, or that is slow at a gateway in trouble, is parked: it is answered
+``unknown``, so that it cannot hold up its partition, and what it did is found out by inquiry.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from msgspec import Struct
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
 from pipeline.gateways.port import Gateway
+from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +43,18 @@ class Call(Struct, eq=False):
     request: PaymentRequest
     send_before_ms: int
     answer: GatewayAnswer | None = None
+    handed_s: float = 0.0
     began_s: float = 0.0
     seconds: float = 0.0
     task: Any = None
+    permit: Permit | None = None
 
 
 class Calls:
-    """Runs calls of all gateways, at most ``in_flight_max`` of each at a time."""
+    """Runs calls of all gateways, each when the gate permits it.
+
+    Without a gate of its own: at most ``in_flight_max`` of each gateway at a time, and breakers.
+    """
 
     def __init__(
         self,
@@ -55,12 +62,16 @@ class Calls:
         *,
         in_flight_max: int = 256,
         soft_deadline_s: float = 12.0,
+        gate: Protection | None = None,
     ) -> None:
         self._gateways = dict(gateways)
-        self._in_flight_max = in_flight_max
+        self.gate = gate or Protection((), in_flight_max=in_flight_max)
         self._soft_deadline_s = soft_deadline_s
         self._waiting: dict[str, deque[Call]] = {name: deque() for name in gateways}
         self._open: dict[str, set[Call]] = {name: set() for name in gateways}
+        self._parked: set[Call] = set()
+        self._swept_s = 0.0
+        self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._finished: deque[Call] = deque()
         self._arrived = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -114,6 +125,7 @@ class Calls:
         try:
             for gateway in self._gateways.values():
                 loop.run_until_complete(gateway.open())
+            self._swept_s = time.monotonic()
             loop.call_later(SWEEP_INTERVAL_S, self._sweep)
             self._ready.set()
             loop.run_forever()
@@ -126,6 +138,9 @@ class Calls:
 
     def _shut_down(self) -> None:
         loop = self._loop
+        # The end of an open call must not begin another one now.
+        for waiting in self._waiting.values():
+            waiting.clear()
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
@@ -137,46 +152,85 @@ class Calls:
 
     def _accept(self, calls: list[Call]) -> None:
         touched = set()
+        now_s = time.monotonic()
         for call in calls:
             waiting = self._waiting.get(call.request.gateway)
             if waiting is None:
-                call.answer = _NO_SUCH_GATEWAY
-                self._finished.append(call)
-                self._arrived.set()
+                self._answer(call, _NO_SUCH_GATEWAY)
                 continue
+            call.handed_s = now_s
             waiting.append(call)
             touched.add(call.request.gateway)
         for name in touched:
             self._fill(name)
 
     def _fill(self, name: str) -> None:
-        """Begin waiting calls of a gateway up to its limit."""
-        waiting, is_open = self._waiting[name], self._open[name]
+        """Begin waiting calls of a gateway, or answer them, as far as the gate says now."""
+        waiting, gate = self._waiting[name], self.gate
         gateway = self._gateways[name]
         charge_now: Callable[..., GatewayAnswer] | None = getattr(gateway, "charge_now", None)
-        while waiting and len(is_open) < self._in_flight_max:
-            call = waiting.popleft()
+        while waiting:
+            call = waiting[0]
             if charge_now is not None and call.request.kind == "charge":
-                call.answer = charge_now(call.request, send_before_ms=call.send_before_ms)
-                self._finished.append(call)
+                # Computed here and now: there is no gateway to protect.
+                answer = charge_now(call.request, send_before_ms=call.send_before_ms)
+                self._answer(waiting.popleft(), answer)
                 continue
-            call.began_s = time.monotonic()
-            is_open.add(call)
-            call.task = self._loop.create_task(self._make(gateway, call))
+            now_s = time.monotonic()
+            said = gate.ask(name, call.request.kind, (now_s - call.handed_s) * 1000)
+            if isinstance(said, Hold):
+                if said.seconds is not None:
+                    self._fill_after(name, said.seconds)
+                break
+            waiting.popleft()
+            if isinstance(said, GatewayAnswer):
+                self._answer(call, said)
+                continue
+            self._begin(gateway, call, said, now_s)
         self._arrived.set()
 
-    async def _make(self, gateway: Gateway, call: Call) -> None:
+    def _begin(self, gateway: Gateway, call: Call, permit: Permit, now_s: float) -> None:
+        call.began_s = now_s
+        call.permit = permit
+        self._open[call.request.gateway].add(call)
+        call.task = self._loop.create_task(self._make(gateway, call))
+        call.task.add_done_callback(lambda task: self._made(call, task))
+        if permit.probe:
+            self._loop.call_later(HOLD_MS / 1000, self._park_if_slow, call)
+
+    def _fill_after(self, name: str, seconds: float) -> None:
+        """Look at a gateway's waiting calls again, once, at the earliest moment asked for."""
+        if name not in self._wakes:
+            self._wakes[name] = self._loop.call_later(seconds, self._wake, name)
+
+    def _wake(self, name: str) -> None:
+        del self._wakes[name]
+        self._fill(name)
+
+    def _answer(self, call: Call, answer: GatewayAnswer) -> None:
+        """The end of a call that was not made."""
+        call.answer = answer
+        self._finished.append(call)
+        self._arrived.set()
+
+    async def _make(self, gateway: Gateway, call: Call) -> GatewayAnswer:
         try:
-            answer = await _asked(gateway, call)
+            return await _asked(gateway, call)
         except asyncio.CancelledError:
-            answer = _PARKED
+            return _PARKED
         except Exception as error:
             # An adapter that raises breaks its contract; what it sent is not known.
             _log.exception("the adapter of %s raised", call.request.gateway)
-            answer = GatewayAnswer(
-                outcome="unknown", code="adapter_error", gateway_code=repr(error)
-            )
+            return GatewayAnswer(outcome="unknown", code="adapter_error", gateway_code=repr(error))
+
+    def _made(self, call: Call, task: asyncio.Task[GatewayAnswer]) -> None:
+        """The call has really ended, though it may have been parked before."""
+        # Cancelled before its first step, a task has no result.
+        answer = _PARKED if task.cancelled() else task.result()
+        if call.permit is not None:
+            self.gate.ended(call.permit, answer)
         self._end(call, answer)
+        self._fill(call.request.gateway)
 
     def _end(self, call: Call, answer: GatewayAnswer) -> None:
         if call.answer is not None:
@@ -186,14 +240,39 @@ class Calls:
         self._open[call.request.gateway].discard(call)
         self._finished.append(call)
         self._arrived.set()
-        self._fill(call.request.gateway)
+
+    def _park_if_slow(self, call: Call) -> None:
+        """Answer a slow call of a gateway in trouble as unknown. It goes on: its end counts for
+        the breaker, and a connection is not broken under a charge that may just be slow."""
+        permit = call.permit
+        if call.answer is None and permit is not None:
+            open_ms = (time.monotonic() - call.began_s) * 1000
+            if self.gate.is_slow(permit, open_ms):
+                self._end(call, _PARKED)
+                self._parked.add(call)
 
     def _sweep(self) -> None:
-        oldest_s = time.monotonic() - self._soft_deadline_s
-        for is_open in self._open.values():
-            for call in [call for call in is_open if call.began_s < oldest_s]:
-                self._end(call, _PARKED)
+        now_s = time.monotonic()
+        oldest_s = now_s - self._soft_deadline_s
+        # A thread that was not given its turn finds every call old, though answers may have come.
+        starved, self._swept_s = now_s - self._swept_s > 2 * SWEEP_INTERVAL_S, now_s
+        for name, is_open in self._open.items():
+            for call in list(is_open):
+                if call.began_s < oldest_s:
+                    self._end(call, _PARKED)
+                    call.task.cancel()
+                elif not starved:
+                    self._park_if_slow(call)
+            # Those that wait too long are answered, and limits may have been raised.
+            self._fill(name)
+        for call in list(self._parked):
+            if call.permit is not None and not starved:
+                # A probe that is parked still has to be found slow: another may go sooner then.
+                self.gate.is_slow(call.permit, (time.monotonic() - call.began_s) * 1000)
+            if call.began_s < oldest_s or call.task.done():
+                self._parked.discard(call)
                 call.task.cancel()
+        self.gate.report()
         self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
 

@@ -9,12 +9,29 @@ dlq.timestamp_ms   its append time
 dlq.stage          who refused it: payments, gateway or ledger
 dlq.cause          the named cause, the same word in metrics and documents
 dlq.detail         one sentence for people; never the record's own text
+dlq.attempts       how often it had been redriven, and buried again, before this letter
+dlq.first_ms       append time of the record when it came for the first time
+dlq.first          ``partition:offset`` of its first letter, when this is not the first
+dlq.masked         what holds masked card numbers: value, headers or both
 dlq.chunk          ``i/n`` when the input was split because of its size
 dlq.header.NAME    each header of the input
+=================  ===========================================================================
+
+A redriven record says what it is in headers of its own (``redrive.``), so that a letter made of it
+knows its history and an audit can tell it from the input that it stands for:
+
+=================  ===========================================================================
+redrive.letter     ``partition:offset`` of the letter it was redriven from
+redrive.offset     offset of the refused input, in the same topic and partition
+redrive.count      how often the record has been redriven by now
+redrive.first      ``partition:offset`` of its first letter, with ``redrive.first_ms``
 =================  ===========================================================================
 """
 
 from __future__ import annotations
+
+import re
+from typing import Any, Final
 
 from pipeline.domain.card_numbers import mask_card_numbers
 from pipeline.runtime.input_record import InputRecord
@@ -25,6 +42,9 @@ from pipeline.runtime.work import Headers, Outgoing
 CHUNK_BYTES = 8 * 1024 * 1024
 # Headers of an input are kept up to this size in all; what is over is named, not copied.
 HEADER_BYTES_MAX = 64 * 1024
+
+REDRIVE: Final = "redrive."
+_PLACE: Final = re.compile(r"[0-9]{1,9}:[0-9]{1,19}")
 
 
 def dead_letter(
@@ -41,6 +61,15 @@ def dead_letter(
     The pieces go to one partition in order and in the same transaction as the input's offset, so
     a letter is there exactly once and never in part.
     """
+    value = record.value
+    masked = None if value is None else mask_card_numbers(value)
+    given = _headers_of(record)
+    kept, headers_masked = _original_headers(given)
+    holds = [
+        name
+        for name, has_some in (("value", masked != value), ("headers", headers_masked))
+        if has_some
+    ]
     headers: Headers = [
         ("dlq.topic", record.topic.encode()),
         ("dlq.partition", str(record.partition).encode()),
@@ -49,12 +78,12 @@ def dead_letter(
         ("dlq.stage", stage.encode()),
         ("dlq.cause", cause.encode()),
         ("dlq.detail", detail.encode("utf-8", "replace")),
-        *_original_headers(record),
+        *_history(record, given),
+        *([("dlq.masked", ",".join(holds).encode())] if holds else []),
+        *kept,
     ]
-    value = record.value
-    if value is None:
+    if masked is None:
         return [(topic, record.partition, record.key, None, headers)]
-    masked = mask_card_numbers(value)
     count = max(1, -(-len(masked) // chunk_bytes))
     if count == 1:
         return [(topic, record.partition, record.key, masked, headers)]
@@ -70,15 +99,52 @@ def dead_letter(
     ]
 
 
-def _original_headers(record: InputRecord) -> Headers:
-    original = record.origin.headers() if record.origin is not None else None
+def is_redriven(record: InputRecord) -> bool:
+    """Whether this input came out of the dead letters."""
+    headers = record.origin.headers() if record.origin is not None else None
+    return any(name == "redrive.letter" for name, _ in headers or ())
+
+
+def _headers_of(record: InputRecord) -> list[tuple[str, bytes]]:
+    found: list[Any] = (record.origin.headers() if record.origin is not None else None) or []
+    return [
+        (name, value if isinstance(value, bytes) else str(value or "").encode())
+        for name, value in found
+    ]
+
+
+def _history(record: InputRecord, given: Headers) -> Headers:
+    """How often and since when it comes back. Whoever writes inputs could write these as well, so
+    what is not well formed counts as not there; a redrive believes only its own markers."""
+    said = {name: value.decode("ascii", "replace") for name, value in given}
+    first, count = said.get("redrive.first", ""), said.get("redrive.count", "")
+    first_ms = said.get("redrive.first_ms", "")
+    if not (_PLACE.fullmatch(first) and _is_number(count) and _is_number(first_ms)):
+        return [("dlq.attempts", b"0"), ("dlq.first_ms", str(record.timestamp_ms).encode())]
+    return [
+        ("dlq.attempts", count.encode()),
+        ("dlq.first_ms", first_ms.encode()),
+        ("dlq.first", first.encode()),
+    ]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _original_headers(given: Headers) -> tuple[Headers, bool]:
+    """The input's own headers as the letter keeps them, and whether any of them was masked."""
     kept: Headers = []
     size = 0
-    for name, value in original or ():
-        text = value if isinstance(value, bytes) else str(value or "").encode()
+    any_masked = False
+    for name, text in given:
+        if name.startswith(REDRIVE):
+            continue  # its history, told by the letter's own headers
         size += len(name) + len(text)
         if size > HEADER_BYTES_MAX:
             kept.append(("dlq.headers_dropped", b"over the size limit"))
             break
-        kept.append((f"dlq.header.{name}", mask_card_numbers(text)))
-    return kept
+        masked = mask_card_numbers(text)
+        any_masked = any_masked or masked != text
+        kept.append((f"dlq.header.{name}", masked))
+    return kept, any_masked

@@ -35,6 +35,13 @@ POINTS: tuple[str, ...] = (
     "ledger.offsets_set",
     "ledger.committed",
 )
+# Not of a worker but of a command, which nobody starts again.
+COMMAND_POINTS: tuple[str, ...] = (
+    "redrive.begun",
+    "redrive.half_produced",
+    "redrive.produced",
+    "redrive.committed",
+)
 
 
 class _Armed:
@@ -47,8 +54,9 @@ class _Armed:
         for part in filter(None, (p.strip() for p in spec.split(","))):
             name, _, rule = part.partition("=")
             times, _, every = (rule or "1").partition("@")
-            if name not in POINTS:
-                raise ValueError(f"unknown failpoint {name!r}; known: {', '.join(POINTS)}")
+            if name not in (*POINTS, *COMMAND_POINTS):
+                known = ", ".join((*POINTS, *COMMAND_POINTS))
+                raise ValueError(f"unknown failpoint {name!r}; known: {known}")
             self.rules[name] = (int(times), int(every or "1"))
 
     def hit(self, name: str) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from msgspec import Struct
+
 from pipeline.domain.answer import UNKNOWN, GatewayAnswer
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.records import request_from_record, to_record
 from pipeline.processors.gateway import plan_call, result_of
 from pipeline.runtime.calls import Call
-from pipeline.runtime.dead_letters import dead_letter
+from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
@@ -18,13 +22,38 @@ from topics.catalogue import Catalogue
 STAGE = "gateway"
 
 
+class GatewayTerms(Struct, frozen=True):
+    """What the stage has to know of a gateway: for how long it remembers keys, or that it has
+    none (``idempotent`` False)."""
+
+    key_retention_ms: int | None = None
+    idempotent: bool = True
+
+
 class GatewayStage:
-    """What one record of ``payment-requests`` asks for, and what its answer is written as."""
+    """What one record of ``payment-requests`` asks for, and what its answer is written as.
+
+    ``terms`` by the gateway's name; ``key_retention_ms`` for gateways that are not among them.
+
+    A request is read again after a crash, a rebalance or an aborted transaction. Where the gateway
+    knows keys that is harmless. Where it does not, a request that any worker may have sent before
+    is answered ``unknown`` instead of being sent: one that lay in the partition when it was
+    assigned (``assigned``), or that this worker has once sent itself.
+    """
 
     def __init__(
-        self, catalogue: Catalogue, codec: Codec, *, key_retention_ms: int | None = None
+        self,
+        catalogue: Catalogue,
+        codec: Codec,
+        *,
+        key_retention_ms: int | None = None,
+        terms: Mapping[str, GatewayTerms] | None = None,
     ) -> None:
-        self._key_retention_ms = key_retention_ms
+        self._terms = dict(terms or {})
+        self._other_terms = GatewayTerms(key_retention_ms)
+        self._sent_below: dict[int, int] = {}
+        # Whether the worker has to say what lay in a partition that it takes.
+        self.unrepeatable = any(not each.idempotent for each in self._terms.values())
         self.topic = catalogue.name("payment-requests")
         self._results = catalogue.name("gateway-results")
         self._dead_letters = catalogue.name("dead-letters")
@@ -44,10 +73,32 @@ class GatewayStage:
             return self._refuse(
                 record, "key_mismatch", "the key is not the payload's merchant:order"
             )
-        plan = plan_call(request, record.timestamp_ms, now_ms, self._key_retention_ms)
+        if is_redriven(record):
+            # Nothing goes from the dead letters straight to a gateway: the payment may have been
+            # charged elsewhere or cancelled meanwhile. It is told and asks, or sends, by itself.
+            answer = GatewayAnswer(outcome=UNKNOWN, code="redriven")
+            return [self.result(record, request, answer, now_ms)]
+        terms = self._terms.get(request.gateway, self._other_terms)
+        plan = plan_call(
+            request,
+            record.timestamp_ms,
+            now_ms,
+            terms.key_retention_ms,
+            possibly_sent=not terms.idempotent
+            and record.offset < self._sent_below.get(record.partition, 0),
+        )
         if plan.refusal is not None:
             return [self.result(record, request, plan.refusal, now_ms)]
+        if not terms.idempotent:
+            self._sent_below[record.partition] = record.offset + 1
         return Call(record, request, plan.send_before_ms)
+
+    def assigned(self, partition: int, end_offset: int) -> None:
+        """The partition comes to this worker; what lies below ``end_offset`` others may have sent.
+
+        The end by read_committed is enough: no other worker has read beyond it either.
+        """
+        self._sent_below[partition] = max(end_offset, self._sent_below.get(partition, 0))
 
     def result(
         self, record: InputRecord, request: PaymentRequest, answer: GatewayAnswer, now_ms: int

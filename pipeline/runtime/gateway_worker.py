@@ -35,7 +35,8 @@ from pipeline.runtime.gateway_stage import STAGE, GatewayStage
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
-from pipeline.runtime.payments_worker import (
+from pipeline.runtime.prefix import PartitionPrefix
+from pipeline.runtime.table_worker import (
     DRAIN_S_MAX,
     FETCH_RECORDS_MAX,
     OUTSIDE_CAUSES,
@@ -43,7 +44,6 @@ from pipeline.runtime.payments_worker import (
     REGISTRY_PAUSE_S,
     raise_consume_error,
 )
-from pipeline.runtime.prefix import PartitionPrefix
 from pipeline.runtime.work import Outcome, Outgoing
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.errors import RegistryUnavailable
@@ -357,6 +357,9 @@ class GatewayWorker:
         positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
         added = [TopicPartition(t, p, o) for (t, p), o in positions.items()]
         for tp in added:
+            if self._stage.unrepeatable:
+                _, end = consumer.get_watermark_offsets(tp, timeout=REBALANCE_WAIT_S)
+                self._stage.assigned(tp.partition, end)
             self._prefixes[tp.partition] = PartitionPrefix()
             self._positions[tp.partition] = tp.offset
         consumer.incremental_assign(added)
@@ -366,6 +369,7 @@ class GatewayWorker:
         else:
             consumer.resume(added)
         self._guard.assigned((self._stage.topic, p) for p in self._positions)
+        self._take_share()
         # Of this generation, and taken before any record of it: see Work.
         self._metadata = consumer.consumer_group_metadata()
 
@@ -410,7 +414,12 @@ class GatewayWorker:
         for tp in partitions:
             self._prefixes.pop(tp.partition, None)
             self._positions.pop(tp.partition, None)
+        self._take_share()
         consumer.incremental_unassign(partitions)
+
+    def _take_share(self) -> None:
+        """Of what all workers may do at a gateway, as much as this one has of the partitions."""
+        self._calls.gate.take_share(len(self._positions) / self._catalogue["orders"].partitions)
 
 
 def _cause(outputs: list[Outgoing]) -> str | None:

@@ -75,8 +75,17 @@ class LagGate:
     its last position.
     """
 
-    def __init__(self, lag: Callable[[], Mapping[str, int]], *, records_max: int) -> None:
+    def __init__(
+        self,
+        lag: Callable[[], Mapping[str, int]],
+        *,
+        records_max: int,
+        stage: str = "gateway",
+        what: str = "requests",
+    ) -> None:
         self._lag = lag
+        self._stage = stage
+        self._what = what
         self._records_max = records_max
         self._stop = threading.Event()
         self._open = True
@@ -97,14 +106,16 @@ class LagGate:
             try:
                 lag = sum(self._lag().values())
             except KafkaException as error:
-                _log.warning("the lag of the gateway stage cannot be asked: %s", error)
+                _log.warning("the lag of the %s stage cannot be asked: %s", self._stage, error)
                 continue
             limit = self._records_max if self._open else self._records_max * 3 // 4
             is_open = lag <= limit
             if is_open != self._open:
                 _log.info(
-                    "new orders are %s: the gateway stage is %d requests behind",
+                    "new orders are %s: the %s stage is %d %s behind",
                     "admitted again" if is_open else "held back",
+                    self._stage,
                     lag,
+                    self._what,
                 )
             self._open = is_open

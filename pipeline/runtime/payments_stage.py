@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec.structs import replace
-
 from pipeline.domain.decision import Decision
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import (
+    GatewayResult,
     Payment,
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
+    RiskCheck,
     Settlement,
 )
 from pipeline.domain.payment import INQUIRY, RETRY, TIMER, dead_lettered
@@ -29,16 +29,21 @@ from pipeline.domain.records import (
     order_from_record,
     payment_from_record,
     result_from_record,
+    risk_result_from_record,
     to_record,
 )
+from pipeline.domain.risk import REASON_PREFIX
+from pipeline.domain.risk_velocity import velocity_key
 from pipeline.processors.commands import process_command
 from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
+from pipeline.processors.risk import process_risk_result
 from pipeline.processors.settlement import process_due, process_result
 from pipeline.runtime.admission import InputLane
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.table import Table
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -52,10 +57,14 @@ Handler = Callable[[Payment | None, Any, int, Policy], Decision]
 class PaymentsStage:
     """Binds each input topic to its decoder and processor, each output type to its topic."""
 
-    def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy) -> None:
+    name = STAGE
+    # Refunds and disputes come for years: what goes, goes by a tombstone.
+    keep_s = None
+
+    def __init__(self, catalogue: Catalogue, codec: Codec, policy: Policy | LivePolicy) -> None:
+        self._policy = policy if isinstance(policy, LivePolicy) else LivePolicy(policy)
         # The delays are the catalogue's: the tier that a wait takes is chosen by them.
-        self._policy = replace(
-            policy,
+        self._policy.fix(
             retry_delays_ms=catalogue.settings.retry_delays_ms,
             inquiry_delays_ms=catalogue.settings.inquiry_delays_ms,
             timer_delays_ms=catalogue.settings.timer_delays_ms,
@@ -68,6 +77,7 @@ class PaymentsStage:
                 notification_from_record,
                 process_notification,
             ),
+            "risk-results": ("risk-result", risk_result_from_record, process_risk_result),
             "payment-commands": ("payment-command", command_from_record, process_command),
         }
         tiers = {
@@ -105,13 +115,15 @@ class PaymentsStage:
             for purpose, specs in tiers.items()
             for number, spec in enumerate(specs, 1)
         }
-        self._table_topic = catalogue.name("payments")
+        self._checks = catalogue.name("risk-checks")
+        self._encode_check = codec.encoder("risk-check", checked=False)
+        self.table_topic = catalogue.name("payments")
         self._encode_payment = codec.encoder("payment", checked=False)
         self._decode_payment = codec.decoder("payment")
         self._dead_letters = catalogue.name("dead-letters")
         self._partitions = catalogue["orders"].partitions
 
-    def decode_payment(self, raw: bytes) -> Payment:
+    def decode_row(self, raw: bytes) -> Payment:
         """A stored record of the table; a DecodeError here is our own damage, not bad input."""
         return payment_from_record(self._decode_payment(raw))
 
@@ -144,7 +156,10 @@ class PaymentsStage:
                 f"murmur2 of the key belongs to partition {partition_of(key, self._partitions)}",
             )
             return
-        decision = process(payment, value, record.timestamp_ms, self._policy)
+        if type(value) is GatewayResult:
+            self._policy.saw(value, record.timestamp_ms)
+        policy = self._policy.at(record.timestamp_ms)
+        decision = process(payment, value, record.timestamp_ms, policy)
         if decision.dead_letter is not None:
             self._bury(record, batch, decision.dead_letter, decision.detail or "")
         if decision.note is not None:
@@ -191,6 +206,13 @@ class PaymentsStage:
         outputs = batch.outputs
         for outgoing in decision.sends:
             kind = type(outgoing)
+            if kind is RiskCheck:
+                # In the lane of what is counted, not of the order.
+                at = velocity_key(outgoing.merchant_id, outgoing.by, outgoing.identity)  # type: ignore[union-attr]
+                lane = partition_of(at, self._partitions)
+                raw_check = self._encode_check(to_record(outgoing))
+                outputs.append((self._checks, lane, at, raw_check, None))
+                continue
             if kind is PaymentDue:
                 tier = outgoing.purpose, outgoing.tier  # type: ignore[union-attr]
                 topic, encode = self._tiers[tier]
@@ -203,10 +225,13 @@ class PaymentsStage:
                     )
                 elif kind is PaymentEvent:
                     batch.notes[("events", outgoing.type)] += 1  # type: ignore[union-attr]
+                    reason = outgoing.reason  # type: ignore[union-attr]
+                    if reason is not None and reason.startswith(REASON_PREFIX):
+                        batch.notes[("risk", f"{outgoing.type} {reason}")] += 1  # type: ignore[union-attr]
             outputs.append((topic, partition, key, encode(to_record(outgoing)), None))
         payment = decision.payment
         if payment is not None:
             raw = self._encode_payment(to_record(payment))
             batch.last_table_output[partition] = len(outputs)
-            outputs.append((self._table_topic, partition, key, raw, None))
+            outputs.append((self.table_topic, partition, key, raw, None))
             table.prepare(partition, key, payment, raw)

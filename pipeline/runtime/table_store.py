@@ -59,9 +59,14 @@ class RocksTableStore:
     Without the log a crash loses the newest writes, never older ones with newer ones kept: the
     memtable is flushed in order, and the checkpoint lies in the same column family. What was lost
     is read again from the topic.
+
+    ``keep_s``: a row or checkpoint that was not written for so long may be gone; for tables whose
+    topic deletes by age as well. The same for the whole life of a store.
     """
 
-    def __init__(self, path: Path, *, write_buffer_mib: int = 16) -> None:
+    def __init__(
+        self, path: Path, *, write_buffer_mib: int = 16, keep_s: int | None = None
+    ) -> None:
         import rocksdict
 
         self._rocksdict = rocksdict
@@ -77,15 +82,20 @@ class RocksTableStore:
         table.set_bloom_filter(10, False)
         table.set_block_cache(rocksdict.Cache(16 * 1024 * 1024))
         options.set_block_based_table_factory(table)
+        access = (
+            rocksdict.AccessType.read_write()
+            if keep_s is None
+            else rocksdict.AccessType.with_ttl(keep_s)
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db: Any = rocksdict.Rdict(str(path), options)
+            self._db: Any = rocksdict.Rdict(str(path), options, access_type=access)
         except Exception as error:
             if "lock" in str(error).lower():
                 raise
             # A damaged cache is only a cache: begin again from the topic.
             shutil.rmtree(path, ignore_errors=True)
-            self._db = rocksdict.Rdict(str(path), options)
+            self._db = rocksdict.Rdict(str(path), options, access_type=access)
         write_options = rocksdict.WriteOptions()
         write_options.disable_wal = True  # type: ignore[assignment,method-assign]
         self._write_options = write_options

@@ -387,6 +387,21 @@ def test_a_currency_that_a_gateway_does_not_take_is_for_another_one(
         assert action_of(answer.code) is Action.OTHER_GATEWAY
 
 
+def test_an_inquiry_within_the_grace_time_is_blind(
+    simulators: dict[str, SimulatorHandle],
+) -> None:
+    """The charge is there and not to be seen yet: "not found" of then proves nothing."""
+    request = a_request("tok_card")  # follows the gateway's own ways
+
+    async def scenario() -> None:
+        async with opened(over_http(simulators, "legacy")) as gateway:
+            assert (await done(gateway, request)).outcome == "succeeded"
+            assert (await gateway.inquire(asking(request))).outcome == "not_found"
+            assert (await settled(gateway, request)).outcome == "succeeded"
+
+    asyncio.run(scenario())
+
+
 def test_an_authorization_left_alone_expires(tmp_path: Path) -> None:
     """After the gateway's own time the money is free again, and a capture is refused by name."""
     handle = start_simulator(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.runtime import payments_worker
+from pipeline.runtime import table_worker
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.lane import Lane
 from pipeline.runtime.work import Outcome, Work
@@ -61,7 +61,7 @@ def test_what_was_prepared_on_a_failed_transaction_is_discarded(
                 for partition, end in ends_of(*held["conflicts"]).items()
             )
 
-    monkeypatch.setattr(payments_worker, "Lane", Lane_)
+    monkeypatch.setattr(table_worker, "Lane", Lane_)
     worker, stop = flow.payments_worker()
     held["worker"] = worker
     firsts = [flow.send_order(flow.order(f"o{n}")) for n in range(6)]
@@ -90,7 +90,7 @@ def test_a_worker_that_was_paused_when_its_transaction_failed_goes_on(
     """Its buffer was full, so it had paused its partitions; after the rewind nobody remembers the
     pause but the client, and every order has to come all the same."""
     flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
-    monkeypatch.setattr(payments_worker, "BUFFER_RECORDS_MAX", 40)
+    monkeypatch.setattr(table_worker, "BUFFER_RECORDS_MAX", 40)
     held: dict[str, Any] = {}
 
     class Lane_(FailingLane):
@@ -98,7 +98,7 @@ def test_a_worker_that_was_paused_when_its_transaction_failed_goes_on(
         def when_ready() -> bool:
             return bool(held["worker"]._admission._buffers[flow.topic("orders")].paused)
 
-    monkeypatch.setattr(payments_worker, "Lane", Lane_)
+    monkeypatch.setattr(table_worker, "Lane", Lane_)
     worker, stop = flow.payments_worker(commit_policy=CommitPolicy(records_max=20))
     held["worker"] = worker
     ends = ends_of(*[flow.send_order(flow.order(f"o{n}")) for n in range(300)])
@@ -134,7 +134,7 @@ def test_an_aborted_transaction_is_invisible_to_a_committed_reader(
                 seen["offsets"] = flow.committed("payments", "orders")
             return outcome
 
-    monkeypatch.setattr(payments_worker, "Lane", Lane_)
+    monkeypatch.setattr(table_worker, "Lane", Lane_)
     at = flow.send_order(flow.order("o1"))
     with flow.running_payments() as running:
         flow.wait_consumed(ends_of(at), running=running)

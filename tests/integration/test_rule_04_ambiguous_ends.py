@@ -15,8 +15,14 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaException, Producer
 
+from pipeline.domain.keys import record_key
+from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.end_txn_watch import EndTxnWatch
+from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.lane import UNSEEN_ENDS_MAX, Undefended
+from pipeline.runtime.redrive.letter_log import LetterLog
+from pipeline.runtime.redrive.plan import Limits, Markers, Plan, plan_redrive
+from pipeline.runtime.redrive.redriver import REDRIVE_ACTION, Act, Redriver
 from pipeline.runtime.work import Outcome
 from tests.support.endtxn_proxy import (
     INVALID_PRODUCER_EPOCH,
@@ -24,7 +30,7 @@ from tests.support.endtxn_proxy import (
     ProxiedKafka,
     proxied_kafka,
 )
-from tests.support.engine_flow import EngineFlow, ends_of, until
+from tests.support.engine_flow import EngineFlow, ends_of, headers_of, until
 from tests.support.lane_over_topics import LaneOverTopics
 
 pytestmark = pytest.mark.integration
@@ -93,6 +99,41 @@ def test_a_late_copy_of_an_end_cannot_commit_what_is_to_be_aborted(
             assert topics.values()[-1] == b"to be aborted", "the attack has lost its point"
     finally:
         topics.close()
+
+
+def test_a_redrive_whose_answers_are_lost_puts_each_letter_back_once(
+    proxied: ProxiedKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Every end is ambiguous: the producer is built anew each time, and the markers say that the
+    transaction was committed, so none is done again and the next one cannot be torn."""
+    flow = EngineFlow(proxied.direct, topic_prefix, tmp_path).provisioned()
+    for number in range(3):
+        key = record_key("shop", str(number))
+        at = flow.send("orders", key, b"junk", partition=0)
+        source = InputRecord(flow.topic("orders"), *at, 1_000, key, b"junk")
+        for _, partition, _, value, headers in dead_letter(
+            source, topic="", stage="payments", cause="truncated"
+        ):
+            flow.send("dead-letters", key, value, partition=partition, headers=headers)
+    with LetterLog(proxied.direct, flow.catalogue, flow.codec) as log:
+        markers, letters = Markers(), log.letters()
+        limits = Limits(inputs=log.partitions, requests=flow.topic("payment-requests"))
+        plan = plan_redrive(letters, letters, markers, limits)
+        before = proxied.proxy.swallowed
+        with Redriver(
+            proxied.proxied, flow.catalogue, flow.codec, log, markers, limits
+        ) as redriver:
+            made = []
+            build = redriver._build
+            redriver._build = lambda: (made.append(1), build())  # type: ignore[method-assign]
+            for letter in plan.todo:
+                proxied.proxy.swallow(1)
+                done = redriver.run(Plan([letter]), Act("ops", "mended"), action=REDRIVE_ACTION)
+                assert done.letters == 1
+        assert proxied.proxy.swallowed - before == len(made) == 3
+    copies = [m for m in flow.messages("orders") if "redrive.letter" in headers_of(m)]
+    assert [m.key() for m in copies] == [record_key("shop", str(n)) for n in range(3)]
+    assert len(flow.messages("dead-letter-markers")) == len(flow.messages("audit")) == 3
 
 
 class _Deaf:

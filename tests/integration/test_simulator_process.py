@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +30,7 @@ from pipeline.gateways.simulator import (
     start_simulator,
     stop_simulator,
 )
+from pipeline.gateways.webhook_signature import decoded_secret, refusal
 
 pytestmark = pytest.mark.integration
 DEADLINE_S = 20.0
@@ -247,6 +251,57 @@ def test_it_goes_away_with_its_parent(tmp_path: Path) -> None:
         parent.communicate()
 
     wait_until(lambda: not _runs(pid), "the simulator ended after its parent")
+
+
+def test_notices_that_wait_survive_a_kill(start: Start) -> None:
+    """What nobody took before the crash is told by the next process, signed afresh."""
+    taken: list[tuple[dict[str, str], bytes]] = []
+
+    class Desk(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            taken.append(({k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
+    with socket.socket() as nobody:
+        # Bound and not listened on: refused, and nobody else gets it.
+        nobody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        how = {"notice_url": f"http://127.0.0.1:{port}/hooks", "notice_secrets": (secret,)}
+        first = start(**how)
+        assert charge(first, "k1")[0] == 201
+        kill_simulator(first)
+    desk = http.server.HTTPServer(("127.0.0.1", port), Desk)
+    threading.Thread(target=desk.serve_forever, daemon=True).start()
+    try:
+        second = start(**how)
+        wait_until(lambda: bool(taken), "the notice was sent")
+        wait_until(lambda: get(second, "/v1/admin/notices")["waiting"] == 0, "and noted as taken")
+    finally:
+        desk.shutdown()
+        desk.server_close()
+    headers, body = taken[0]
+    assert json.loads(body)["data"]["reference"] == "ref-k1"
+    assert refusal([decoded_secret(secret)], headers, body, int(time.time())) is None
+    command = Path(f"/proc/{second.pid}/cmdline").read_bytes()
+    assert secret.encode() not in command
+
+
+def test_each_gateway_is_a_process_of_its_own_and_says_which(tmp_path: Path) -> None:
+    """A name that is none of them is refused with the choices."""
+    handle = start_simulator(tmp_path / "legacy.db", faults="none", gateway="legacy")
+    try:
+        assert get(handle, "/healthz")["gateway"] == "legacy"
+    finally:
+        kill_simulator(handle)
+    with pytest.raises(UserError, match="choose one of simulator, northbank, pacific, legacy"):
+        start_simulator(tmp_path / "other.db", faults="none", gateway="southbank")
 
 
 def _runs(pid: int) -> bool:

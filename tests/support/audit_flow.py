@@ -274,6 +274,45 @@ class Flow:
             **more,
         )
 
+    def redrive(self, letter: Row, *, again: bool = True, **more: Any) -> Row:
+        """The marker of a letter and, unless it got lost, its input once more."""
+        said = {name: text.decode() for name, text in letter.headers}
+        self.close_letter(letter, "redriven")
+        if not again:
+            return letter
+        headers = {"redrive.letter": f"{letter.partition}:{letter.offset}", "redrive.offset": ""}
+        headers["redrive.offset"] = said["dlq.offset"]
+        return self.append(
+            next(s.role for s in CATALOGUE.topics.values() if s.name == said["dlq.topic"]),
+            letter.key,
+            raw=letter.value,
+            partition=int(said["dlq.partition"]),
+            headers=tuple((name, text.encode()) for name, text in headers.items()),
+            **more,
+        )
+
+    def close_letter(self, letter: Row, state: str) -> Row:
+        said = {name: text.decode() for name, text in letter.headers}
+        name = f"{letter.partition}:{letter.offset}"
+        return self.append(
+            "dead-letter-markers",
+            name.encode(),
+            {
+                "letter_partition": letter.partition,
+                "letter_offset": letter.offset,
+                "state": state,
+                "source_topic": said["dlq.topic"],
+                "source_partition": int(said["dlq.partition"]),
+                "source_offset": int(said["dlq.offset"]),
+                "first_partition": letter.partition,
+                "first_offset": letter.offset,
+                "redrives": 1,
+                "audit_entry_id": "e",
+                "occurred_at_ms": START_MS,
+            },
+            partition=letter.partition,
+        )
+
 
 class PaymentInFlow:
     """Writes what a payment leaves in the topics, in the order in which the flow does."""

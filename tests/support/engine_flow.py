@@ -20,7 +20,7 @@ from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.records import FROM_RECORD, to_record
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime.payments_stage import PaymentsStage
-from pipeline.runtime.payments_worker import PaymentsWorker
+from pipeline.runtime.table_worker import TableWorker
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.codec import Codec, default_codec
 from tests.support.topics import read_all
@@ -205,9 +205,9 @@ class EngineFlow:
 
     def payments_worker(
         self, slot: int = 0, *, stage: PaymentsStage | None = None, **more: Any
-    ) -> tuple[PaymentsWorker, threading.Event]:
+    ) -> tuple[TableWorker[Payment], threading.Event]:
         stop = threading.Event()
-        worker = PaymentsWorker(
+        worker = TableWorker(
             self.spec("payments", slot),
             catalogue=self.catalogue,
             stage=stage or self.stage(),

@@ -818,6 +818,30 @@ def an_input_was_dead_lettered_twice(flow: Flow) -> Place:
     return flow.dead_letter(flow.of("orders", "shop:junk"), "not_wire_format")
 
 
+@case("dead_letter_closed_twice")
+def a_letter_was_discarded_twice(flow: Flow) -> Place:
+    letter = flow.of("dead-letters", "shop:junk")
+    flow.close_letter(letter, "discarded")
+    return flow.close_letter(letter, "discarded")
+
+
+@case("input_redriven_twice", "dead_letter_closed_twice")
+def a_letter_was_redriven_twice(flow: Flow) -> Place:
+    letter = flow.of("dead-letters", "shop:junk")
+    for _ in range(2):
+        again = flow.redrive(letter)
+        flow.dead_letter(again, "not_wire_format")
+    flow.all_processed()
+    return again
+
+
+@case("redriven_input_missing")
+def a_marker_was_written_without_its_input(flow: Flow) -> Place:
+    letter = flow.of("dead-letters", "shop:junk")
+    flow.redrive(letter, again=False)
+    return flow.of("dead-letter-markers")
+
+
 # The machinery
 
 
@@ -874,6 +898,45 @@ def assert_shows(finding: Finding, place: Place) -> None:
         )
     else:
         assert place in str(example)
+
+
+def test_what_was_redriven_is_judged_in_place_of_what_was_refused() -> None:
+    """An order, a result, a request and a settlement that were refused, mended and redriven are
+    one effect each, and the letters are counted by what became of them."""
+    flow = healthy_flow()
+    order = flow.order("shop:redriven", 900)
+    letter = flow.dead_letter(order, "unknown_schema_id")
+    flow.redrive(letter)
+    payment = PaymentInFlow(flow, "shop:redriven", order)
+    request = payment.request("charge")
+    payment.transition("processing", "payment_started", state="started")
+    flow.redrive(flow.dead_letter(request, "unknown_schema_id"))
+    charge_id = payment.charge()
+    result = payment.result("charge", "succeeded", charge_id)
+    flow.redrive(flow.dead_letter(result, "unknown_schema_id"))
+    payment.authorized_minor = payment.captured_minor = 900
+    settlement = payment.settle(charge_id)
+    flow.dead_letter(settlement, "unknown_schema_id")
+    again = flow.redrive(flow.of("dead-letters", "shop:redriven", -1))
+    flow.entries[-1] = replace(flow.entries[-1], source_offset=again.offset)
+    payment.transition("captured", "captured", state="charged")
+    flow.close_letter(flow.of("dead-letters", "shop:junk"), "discarded")
+    flow.all_processed()
+    assert [f for f in flow.audit() if f.severity is not Severity.NOTE] == []
+    states = summarize(flow.evidence())["dead_letters_by_state"]
+    assert (states["redriven"], states["discarded"]) == (4, 1)
+    assert states["open"] == len(flow.evidence().dead_letters) - 5
+
+
+def test_a_header_alone_takes_no_input_away() -> None:
+    """Whoever writes orders could claim that one stands for another: a charge made twice for two
+    orders with different amounts is still seen."""
+    flow = healthy_flow()
+    first = flow.of("orders", "shop:c1")
+    forged = flow.order("shop:c1", 9_999)
+    forged.headers = (("redrive.offset", str(first.offset).encode()),)
+    flow.all_processed()
+    assert "conflict_not_named" in {f.name for f in flow.audit()}
 
 
 def test_every_guarantee_of_the_list_is_tried() -> None:

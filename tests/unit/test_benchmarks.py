@@ -14,6 +14,7 @@ from benchmarks.failure import WrongRun
 from benchmarks.latency import percentiles
 from benchmarks.machine import describe_machine
 from benchmarks.order_pool import make_pool
+from benchmarks.outage import DEAD, OTHER, Ordered, judge
 from benchmarks.process_use import ProcessCost, ProcessUse, cost, parse_use, process_use
 from benchmarks.report import BEGIN, END, Results, as_text, require_markers, write_document
 from benchmarks.settlement_watch import verify_settlements
@@ -176,3 +177,26 @@ def results() -> Results:
             )
         ],
     )
+
+
+def test_an_outage_is_judged_by_where_orders_went_and_when_they_were_settled() -> None:
+    """Half of ten orders a second to each; the one hangs from 10 s to 20 s, new orders leave it
+    after 2 s, and what it had is settled when it is back."""
+    orders = {}
+    for number in range(300):
+        at_ms = number * 100
+        dead = number % 2 == 0 and not 12_000 <= at_ms < 20_000
+        hangs = dead and 10_000 <= at_ms < 12_000
+        orders[str(number)] = Ordered(
+            at_ms, DEAD if dead else OTHER, 25_000 if hangs else at_ms + 50, DEAD if dead else OTHER
+        )
+    found = judge(orders, 5_000, 10_000, 20_000, rate_per_s=10, outage_s=10, waiting=10)
+    # The first half second of which no more than 15 % go there, looked at every 100 ms.
+    assert found.open_after_s == pytest.approx(1.9, abs=0.2)
+    assert (found.sent_before, found.sent_after) == (10, 0)
+    assert (found.normal.p99, found.others.p99, found.p99_ratio) == (50, 50, 1)
+    assert (found.resolved_s, found.moved) == (5, 0)
+
+    stays = {name: Ordered(o.ordered_at_ms, DEAD, 25_000, DEAD) for name, o in orders.items()}
+    with pytest.raises(WrongRun, match="never left"):
+        judge(stays, 5_000, 10_000, 20_000, rate_per_s=10, outage_s=10, waiting=10)

@@ -4,8 +4,20 @@ import random
 from time import perf_counter
 
 import pytest
+from msgspec.structs import replace
 
-from pipeline.domain.card_numbers import is_card_number, mask_card_number_text, mask_card_numbers
+from pipeline.domain import card_numbers
+from pipeline.domain.card_numbers import (
+    fields_with_card_numbers,
+    holds_card_number,
+    is_card_number,
+    mask_card_number_text,
+    mask_card_numbers,
+    names_a_security_code,
+)
+from pipeline.domain.model import Order, OrderLine
+from pipeline.domain.records import order_to_record
+from schemas.codec import default_codec
 
 
 @pytest.mark.parametrize(
@@ -113,3 +125,175 @@ def test_every_valid_number_between_other_text_is_found() -> None:
 
 def leads(length: int) -> str:
     return "56" if length == 14 else "456"
+
+
+# As issuers and gateways publish them for tests.
+TEST_CARDS = {
+    "visa": "4111111111111111",
+    "visa 13": "4222222222222",
+    "visa 19": "4000056655665556001",
+    "mastercard": "5555555555554444",
+    "mastercard 2-series": "2223003122003222",
+    "american express": "378282246310005",
+    "american express 34": "343434343434343",
+    "diners club": "30569309025904",
+    "diners club 36": "36227206271667",
+    "diners club 38": "38520000023237",
+    "jcb": "3530111333300000",
+    "discover": "6011111111111117",
+    "discover 65": "6500000000000002",
+    "unionpay": "6240008631401148",
+    "unionpay 19": "6205500000000000004",
+    "maestro": "6759649826438453",
+    "maestro 50": "5018000000000009",
+    "maestro 6304": "6304000000000000",
+    "mir": "2200000000000004",
+    "rupay": "8171999927660000",
+    "troy": "9792000000000001",
+    "uatp": "135410014004955",
+}
+
+ORDER = Order(
+    merchant_id="shop",
+    order_id="o-1",
+    amount_minor=100,
+    currency="GBP",
+    instrument_token="tok_ok",
+    business_date="2026-11-25",
+    submitted_at_ms=1_790_000_000_000,
+)
+
+
+def with_check_digit(digits: str) -> str:
+    return next(digits + last for last in "0123456789" if luhn(digits + last))
+
+
+@pytest.mark.parametrize("name", TEST_CARDS)
+def test_a_test_card_of_every_range_is_refused_and_masked(name: str) -> None:
+    """However it is grouped, in a token or in a text, and what is refused is also masked."""
+    digits = TEST_CARDS[name]
+    if not luhn(digits):
+        digits = with_check_digit(digits[:-1])
+    grouped = [digits, " ".join(digits[i : i + 4] for i in range(0, len(digits), 4))]
+    grouped.append(grouped[1].replace(" ", "-"))
+    for number in grouped:
+        for text in (number, f"card {number}, exp 12/29", f"({number})", f"pan={number};é"):
+            assert holds_card_number(text), text
+            masked = mask_card_number_text(text).replace(" ", "").replace("-", "")
+            assert f"{digits[:6]}{'*' * (len(digits) - 10)}{digits[-4:]}" in masked
+    for token in (digits, f"tok_{digits}", f"card:{digits}"):
+        assert holds_card_number(token, opaque=True), token
+    wrong = digits[:-1] + str((int(digits[-1]) + 1) % 10)
+    assert not holds_card_number(f"card {wrong}")
+    assert not holds_card_number(wrong, opaque=True)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "instrument_token",
+        "card_fingerprint",
+        "country",
+        "currency",
+        "business_date",
+        "payment_method",
+        "capture_method",
+    ],
+)
+def test_every_text_of_an_order_is_looked_at(field: str) -> None:
+    """A card number in any text but an id is named by its field, and never by itself."""
+    order = replace(ORDER, **{field: "4111111111111111"})
+    assert fields_with_card_numbers(order) == (field,)
+
+
+def test_a_description_is_looked_at_and_an_id_is_not() -> None:
+    """An article number with a check digit is no card; a card in the text beside it is one."""
+    line = OrderLine(line_number=1, sku="4006381333931", quantity=1, unit_amount_minor=100)
+    ids = {"customer_id": "4111111111111111", "order_id": "5555555555554444"}
+    fine = replace(ORDER, **ids, lines=(line,))
+    assert fields_with_card_numbers(fine) == ()
+    told = replace(line, description="paid with 4111-1111-1111-1111")
+    assert fields_with_card_numbers(replace(ORDER, lines=(line, told))) == ("lines[2].description",)
+
+
+def test_ids_are_never_taken_for_cards() -> None:
+    """Thousands of ids as systems make them: as ids none, as tokens none but a bare card."""
+    chance = random.Random(5)
+    for number in range(5_000):
+        ids = [
+            str(10**15 + chance.randrange(9 * 10**15)),  # sixteen digits, one in ten passes Luhn
+            f"{1_790_000_000_000 + number * 7919}",  # milliseconds
+            f"ORD-2026-{number:08d}-{chance.randrange(10**8):08d}",
+            with_check_digit(str(4 * 10**14 + chance.randrange(10**14))),
+            f"{chance.getrandbits(64)}",
+        ]
+        for given in ids:
+            order = replace(ORDER, order_id=given, customer_id=given, merchant_id=given[:64])
+            assert fields_with_card_numbers(order) == (), given
+        opaque = [
+            f"{chance.getrandbits(256):064x}",
+            _uuid(chance),
+            f"pm_{chance.getrandbits(96):024x}",
+        ]
+        for given in opaque:
+            order = replace(ORDER, instrument_token=given, card_fingerprint=given)
+            assert fields_with_card_numbers(order) == (), given
+
+
+def _uuid(chance: random.Random) -> str:
+    # Decimal digits only: the worst case of a UUID.
+    digits = "".join(chance.choice("0123456789") for _ in range(32))
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
+
+
+def test_what_is_refused_is_masked_in_its_record() -> None:
+    """Whatever stands beside it in the bytes, no refused number is left readable."""
+    chance = random.Random(3)
+    encode = default_codec().encoder("order")
+    for _ in range(2_000):
+        number = with_check_digit("4" + "".join(chance.choice("0123456789") for _ in range(14)))
+        around = [chance.choice(["", "x", "7", "12 ", "9-"]) for _ in range(2)]
+        order = replace(
+            ORDER,
+            order_id=str(chance.randrange(10**12)),
+            instrument_token=chance.choice([number, f"tok_{number}"]),
+            customer_id=chance.choice([None, str(chance.randrange(10**10))]),
+            country=chance.choice([None, "GB", f"{around[0]} {number} {around[1]}"]),
+        )
+        assert fields_with_card_numbers(order)
+        assert number.encode() not in mask_card_numbers(encode(order_to_record(order)))
+
+
+def test_the_ranges_refused_are_within_those_masked() -> None:
+    """A range added to one table and not to the other would leave a number readable."""
+    for low, high, lengths in card_numbers._ISSUED:
+        assert len(low) == len(high)
+        assert low <= high
+        for length in lengths:
+            for first in range(int(low[0]), int(high[0]) + 1):
+                assert ord(str(first)) in card_numbers._FIRST_DIGITS[length], (low, length)
+
+
+@pytest.mark.parametrize("pattern", ["4", "4 ", "41-", "9 ", "4111 1111 1111 1112 "])
+def test_looking_takes_linear_time(pattern: str) -> None:
+    """A megabyte of near misses costs no more a byte than a kilobyte does."""
+
+    def seconds(size: int) -> float:
+        text = (pattern * (1 + size // len(pattern)))[:size]
+        started = perf_counter()
+        holds_card_number(text)
+        return perf_counter() - started
+
+    short = min(seconds(50_000) for _ in range(3))
+    assert min(seconds(200_000) for _ in range(2)) < 4 * 4 * short + 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [("cvv", True), ("CVV2", True), ("card_cvc", True), ("security_code", True),
+     ("card-security-code", True), ("Security Code", True), ("country", False), ("cid", True),
+     ("currency", False), ("order_id", False)],
+)  # fmt: skip
+def test_names_of_security_codes(name: str, is_one: bool) -> None:
+    """A field named like a security code is known by its name, whatever it holds."""
+    assert names_a_security_code(name) is is_one

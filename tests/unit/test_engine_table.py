@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.domain.invariant import InvariantBroken
+from pipeline.domain.risk_velocity import WINDOW_MS_MAX, bucket_ms
 from pipeline.runtime.restore import plan_restore
+from pipeline.runtime.risk_stage import RiskStage
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import (
     Checkpoint,
@@ -16,6 +19,7 @@ from pipeline.runtime.table_store import (
     RocksTableStore,
     TableStore,
 )
+from topics.catalogue import RISK_VELOCITY_RETENTION_MS
 
 DAY_MS = 86_400_000
 NOW_MS = 1_800_000_000_000
@@ -206,3 +210,28 @@ def test_a_good_checkpoint_reads_only_what_came_after_it(offset: int) -> None:
         delete_retention_ms=DAY_MS,
     )
     assert (plan.wipe, plan.start, plan.end) == (False, offset, 100)
+
+
+def test_rows_of_an_expiring_table_go_by_themselves(tmp_path: Path) -> None:
+    """A store whose rows are worth keeping for a second drops the older ones when it compacts."""
+    store = RocksTableStore(tmp_path / "table", keep_s=1)
+    checkpoint = Checkpoint("c", "t", 1, NOW_MS)
+    store.write(0, [(b"old", b"1")], checkpoint)
+    assert store.get(0, b"old") == b"1"
+    store.flush()
+    time.sleep(2.1)
+    store.write(0, [(b"new", b"2")], checkpoint)
+    store.flush()
+    store._db.compact_range(None, None)
+    assert (store.get(0, b"old"), store.get(0, b"new")) == (None, b"2")
+    assert store.checkpoint(0) == checkpoint
+    store.wipe(0)
+    assert store.get(0, b"new") is None
+    store.close()
+
+
+def test_counts_are_kept_for_longer_than_any_window() -> None:
+    """Topic and cache forget an identity only when no window can hold anything of it."""
+    longest_ms = WINDOW_MS_MAX + bucket_ms(WINDOW_MS_MAX)
+    assert longest_ms < RISK_VELOCITY_RETENTION_MS
+    assert RiskStage.keep_s * 1000 > longest_ms

@@ -86,7 +86,7 @@ def test_a_payments_batch_is_committed_with_the_metadata_of_its_first_record(
     member, submitted = GroupMember(), Submitted()
     inside: Any = worker
     inside._consumer, inside._commits = member, submitted
-    inside._table = Table(MemoryTableStore(), decode=flow.stage().decode_payment)
+    inside._table = Table(MemoryTableStore(), decode=flow.stage().decode_row)
     inside._admission.assign([(flow.topic("orders"), 0)])
     inside._admission.add(order_record(flow, "o1"))
     inside._prepare()

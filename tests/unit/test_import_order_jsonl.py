@@ -94,6 +94,23 @@ def test_a_line_that_is_no_order_is_refused(text: str, reason: str) -> None:
         parse_order(text, now_ms=NOW_MS)
 
 
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"cvv": "123"}, "field 'cvv' is a card's security code"),
+        ({"Security-Code": "123"}, "is a card's security code"),
+        ({"instrument_token": "tok_4111111111111111"}, "a card number stands in instrument_token"),
+        ({"country": "4111 1111 1111 1111"}, "a card number stands in country"),
+    ],
+)
+def test_card_data_is_refused_and_not_repeated(more: dict[str, str], reason: str) -> None:
+    """Security codes by their name, card numbers by what they are; the sentence holds neither."""
+    with pytest.raises(ValueError, match=reason) as refused:
+        parse_order(json.dumps({**LEAST, **more}), now_ms=NOW_MS)
+    assert "1111" not in str(refused.value)
+    assert "123" not in str(refused.value)
+
+
 def test_bad_lines_are_named_and_the_others_taken(tmp_path: Path) -> None:
     """Lines count from 1, blank ones included; a card number is masked in the report."""
     path = tmp_path / "orders.jsonl"

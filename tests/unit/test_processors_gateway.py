@@ -59,16 +59,43 @@ def test_a_forgotten_key_is_not_sent_again() -> None:
     assert plan_call(CHARGE, NOW, NOW, 5_000).refusal is None
 
 
-def test_a_kind_that_nobody_knows_calls_nobody() -> None:
-    """What moves money and is no known operation is not sent."""
-    refusal = plan_call(replace(CHARGE, kind="donate"), NOW, NOW).refusal
-    assert refusal == GatewayAnswer(outcome="not_sent", code="unknown_kind")
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"kind": "payout"}, "kind_not_supported"), ({"kind": "refund"}, "parent_missing")],
+)
+def test_a_request_that_cannot_be_meant_calls_nobody(changes: dict[str, str], code: str) -> None:
+    """A kind that no adapter has, and a refund of nothing, are not sent."""
+    refusal = plan_call(replace(CHARGE, **changes), NOW, NOW).refusal
+    assert refusal == GatewayAnswer(outcome="not_sent", code=code)
+
+
+@pytest.mark.parametrize("kind", ["capture", "void", "refund"])
+def test_what_follows_a_charge_is_not_bound_by_pay_before(kind: str) -> None:
+    """The customer's deadline is about being charged; giving money back may come long after it."""
+    request = replace(CHARGE, kind=kind, parent_reference="ch_1", pay_before_ms=NOW - 1)
+    assert plan_call(request, NOW, NOW + 59_999).refusal is None
+    assert plan_call(request, NOW, NOW + 60_000).refusal is not None
+
+
+def test_a_later_operation_is_not_judged_by_the_orders_age() -> None:
+    """A refund's key is as old as its command, which only the table knows."""
+    request = replace(
+        CHARGE, kind="refund", parent_reference="ch_1", operation_id="cmd", try_number=2
+    )
+    assert plan_call(request, NOW, NOW, 1).refusal is None
+
+
+def test_what_may_have_been_sent_where_nothing_is_recognised_is_unknown() -> None:
+    """Without idempotency a request that comes a second time is asked about, never sent."""
+    refusal = plan_call(CHARGE, NOW, NOW + 10**9, possibly_sent=True).refusal
+    assert refusal == GatewayAnswer(outcome="unknown", code="possibly_sent")
+    assert plan_call(INQUIRE, NOW, NOW, possibly_sent=True).refusal is None
 
 
 @pytest.mark.parametrize("kind", ["authorize", "capture", "void", "refund"])
 def test_every_operation_expires_like_a_charge(kind: str) -> None:
     """A frozen worker must not send a refund late either; its key's age is the table's business."""
-    request = replace(CHARGE, kind=kind, operation_id="r1", try_number=2)
+    request = replace(CHARGE, kind=kind, operation_id="r1", try_number=2, parent_reference="ch_1")
     assert plan_call(request, NOW, NOW + 59_999, 1).refusal is None
     assert plan_call(request, NOW, NOW + 60_000).refusal is not None
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import GatewayResult, Order, Payment, PaymentDue, PaymentRequest
 from pipeline.domain.policy import GatewayProfile, Policy
-from pipeline.processors.driver import PAYMENTS, FlowDriver
+from pipeline.processors.driver import FlowDriver
 
 NOW = 1_790_000_000_000
 SECOND = 1_000
@@ -124,13 +124,18 @@ def test_a_bad_order_is_rejected_by_a_rule() -> None:
     assert not flow.requests()
 
 
-def test_a_card_number_in_the_token_is_not_kept() -> None:
-    """The table holds a masked token, and the same bad order again is still its duplicate."""
+def test_an_order_with_a_card_number_is_refused_whole() -> None:
+    """It becomes no payment; a payment that is there already says so and keeps its token."""
     flow = started(order=replace(ORDER, instrument_token="4111111111111111"))
-    assert the_payment(flow).instrument_token == "411111******1111"
-    assert b"4111111111111111" not in flow.topics[PAYMENTS][0].value
-    again = flow.order(replace(ORDER, instrument_token="4111111111111111"))
-    assert again.note == "duplicate_order"
+    assert [(letter.cause, letter.detail) for letter in flow.dead_letters] == [
+        ("card_number_in_field", "a card number stands in instrument_token")
+    ]
+    assert flow.payment(ORDER.merchant_id, ORDER.order_id) is None
+    flow.order(ORDER)
+    flow.order(replace(ORDER, country="card 4111 1111 1111 1111"))
+    assert story(flow) == ["payment_started", "input_dead_lettered"]
+    assert the_payment(flow).dead_letters == 1
+    assert the_payment(flow).instrument_token == ORDER.instrument_token
 
 
 def test_nothing_is_charged_for_nothing() -> None:

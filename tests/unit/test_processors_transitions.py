@@ -12,6 +12,7 @@ from pipeline.domain import lifecycle
 from pipeline.domain.lifecycle import ATTEMPT_TRANSITIONS, OPEN_STATES, PAYMENT_TRANSITIONS, Step
 from pipeline.domain.model import Order, Payment
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
+from pipeline.domain.risk_rules import read_rules
 from pipeline.processors.order import hold_for_review
 from tests.support.payment_story import (
     ACTION,
@@ -148,6 +149,28 @@ def _reviews() -> None:
     review(replace(ORDER, pay_before_ms=NOW + MINUTE_MS)).flow.advance(2 * MINUTE_MS)
 
 
+def _counted() -> None:
+    rules = "[[rule]]\nname='v'\ntype='velocity'\naction='{}'\nby='merchant'\nwindow_s=60\n"
+    for action, limit, end in (
+        ("review", 1, "processing"),
+        ("reject", 0, "rejected"),
+        ("review", 0, "risk_review"),
+    ):
+        # A sum that every order is over, or none.
+        text = rules.format(action) + f"currency='GBP'\nsum_minor_max={limit * 10_000 or 1}\n"
+        policy = replace(POLICY, risk=read_rules(text, "rules"))
+        story = Story(ORDER, policy)
+        story.flow.count()
+        assert story.status == end
+        late = Story(replace(ORDER, pay_before_ms=NOW + MINUTE_MS), policy)
+        late.flow.advance(2 * MINUTE_MS)
+        assert late.status == "expired"
+        placed = Story(None, policy)
+        placed.command("refund")
+        placed.flow.order(ORDER)
+        placed.flow.count()
+
+
 def _unanswered() -> None:
     unsent = Story()
     unsent.flow.run(lambda r: NOT_FOUND if r.kind == "inquire" else NOT_SENT)
@@ -204,7 +227,7 @@ def _after_the_first_outcome() -> None:
 
 
 SCENARIOS: tuple[Callable[[], None], ...] = (
-    _orders, _reviews, _unanswered, _customers, _after_the_first_outcome,
+    _orders, _reviews, _counted, _unanswered, _customers, _after_the_first_outcome,
 )  # fmt: skip
 
 

@@ -114,8 +114,8 @@ class LegacyAdapter:
 
 
 def _fields(reply: HttpReply) -> dict[str, str] | None:
-    """The lines of an answer; None if it is none. The last line is ended, or a part is missing."""
-    if reply.status != 200 or not reply.body or not reply.body.endswith(b"\r\n"):
+    """The lines of an answer; None if it is none. A last line that is not ended does not count."""
+    if reply.status != 200 or not reply.body:
         return None
     try:
         lines = reply.body.decode().split("\r\n")[:-1]
@@ -128,6 +128,9 @@ def _fields(reply: HttpReply) -> dict[str, str] | None:
 def _about(name: str, fields: Mapping[str, str], request: PaymentRequest) -> GatewayAnswer:
     amount, code = fields.get("AMOUNT", ""), fields.get("CODE")
     state = _STATES.get(fields["STATUS"])
+    if state == STATE_DECLINED and code is None:
+        # A no is always told with its code; without one a part is missing.
+        state = None
     if state is None or not amount.isascii() or not amount.isdigit() or len(amount) > 18:
         return unknown("undecodable_answer", fields["STATUS"])
     if code == _RETURNED:

@@ -200,7 +200,7 @@ class NorthbankAdapter:
         except _UNREADABLE:
             return NoticeRefused("unreadable")
         if content.about == "dispute" and content.dispute is not None:
-            return _dispute(content.dispute, content.notice)
+            return _dispute(content.dispute, content)
         operation = content.operation
         if operation is None or operation.state not in _STATES:
             return NoticeRefused("unknown_type")
@@ -260,13 +260,13 @@ def _view(operation: _Operation) -> View:
     )
 
 
-def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
+def _dispute(data: _DisputeData, content: _NoticeBody) -> Notice | NoticeRefused:
     state = _STAGES.get(data.stage)
     if state is None:
         return NoticeRefused("unknown_type")
     ours = our_reference(data.merchant_reference or "")
     return Notice(
-        notification_id=notice_id,
+        notification_id=content.notice,
         gateway="",
         type=DISPUTE,
         amount_minor=data.amount.value,
@@ -275,6 +275,8 @@ def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
         payment_id=None if ours is None else ours.payment_id,
         operation_id=None if ours is None else ours.operation_id,
         attempt=None if ours is None else ours.attempt,
+        merchant_id=content.shop,
+        order_id=content.shop_order,
         gateway_reference=data.payment,
         dispute_id=data.id,
         dispute_state=state,

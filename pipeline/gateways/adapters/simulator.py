@@ -86,6 +86,8 @@ class _DisputeData(msgspec.Struct, frozen=True):
     currency: str
     reference: str | None = None
     fee_minor: int = 0
+    merchant_id: str | None = None
+    order_id: str | None = None
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -205,7 +207,7 @@ class SimulatorAdapter:
             return NoticeRefused("unreadable")
         kind = _NOUNS.get(noun)
         view = _view(operation)
-        if kind is None or state not in _STATES or view.state not in _STATES.values():
+        if kind is None or state not in _STATES or operation.status not in _STATES:
             return NoticeRefused("unknown_type")
         return operation_notice(
             self.name,
@@ -252,6 +254,8 @@ def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
         payment_id=None if ours is None else ours.payment_id,
         operation_id=None if ours is None else ours.operation_id,
         attempt=None if ours is None else ours.attempt,
+        merchant_id=data.merchant_id,
+        order_id=data.order_id,
         gateway_reference=data.charge_id,
         dispute_id=data.id,
         dispute_state=data.state,

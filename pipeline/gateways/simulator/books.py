@@ -424,7 +424,7 @@ class Books:
         )
         if self.tells:
             notice_id = f"msg_{dispute.id}_{dispute.changes}"
-            body = self._wire.dispute_notice(dispute, notice_id)
+            body = self._wire.dispute_notice(dispute, charge, notice_id)
             if body is not None:
                 self._put_notice(notice_id, charge, body, now_ms)
         return dispute

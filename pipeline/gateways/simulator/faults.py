@@ -79,7 +79,9 @@ NOTICE_FAULTS = (
     FaultKind.NOTICE_BAD_SIGNATURE,
 )
 
-RATED = (FaultKind.DECLINE, *CALL_FAULTS, FaultKind.INQUIRY_ERROR, *NOTICE_FAULTS)
+# What the default plan gives a rate, and what any plan may.
+RATED = (FaultKind.DECLINE, *DEFAULT_FAULTS, FaultKind.INQUIRY_ERROR)
+RATES = (FaultKind.DECLINE, *CALL_FAULTS, FaultKind.INQUIRY_ERROR, *NOTICE_FAULTS)
 
 DECLINE_WEIGHTS: Mapping[str, float] = {
     "insufficient_funds": 5,
@@ -120,8 +122,8 @@ class FaultPlan:
     def __post_init__(self) -> None:
         """Raise UserError naming the first field that cannot be meant."""
         for kind, rate in self.rates.items():
-            if kind not in RATED:
-                known = ", ".join(RATED)
+            if kind not in RATES:
+                known = ", ".join(RATES)
                 raise UserError(f"Fault plan: there is no rate {kind!r}; use one of {known}.")
             if not 0 <= rate <= 1:
                 raise UserError(f"Fault plan: rate {kind} is {rate}; give a share from 0 to 1.")

@@ -133,7 +133,7 @@ class Wire(Protocol):
         """The body of the notice about an operation; None where the gateway sends none."""
         ...
 
-    def dispute_notice(self, dispute: Dispute, notice_id: str) -> bytes | None:
+    def dispute_notice(self, dispute: Dispute, charge: Operation, notice_id: str) -> bytes | None:
         """The body of the notice about a dispute; None where the gateway sends none."""
         ...
 

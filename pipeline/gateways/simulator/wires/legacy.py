@@ -138,7 +138,7 @@ class LegacyWire:
     def operation_notice(self, operation: Operation, notice_id: str) -> bytes | None:
         return None
 
-    def dispute_notice(self, dispute: Dispute, notice_id: str) -> bytes | None:
+    def dispute_notice(self, dispute: Dispute, charge: Operation, notice_id: str) -> bytes | None:
         return None
 
     def notice_headers(

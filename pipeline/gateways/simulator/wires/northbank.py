@@ -171,10 +171,12 @@ class NorthbankWire:
         }
         return msgspec.json.encode(content)
 
-    def dispute_notice(self, dispute: Dispute, notice_id: str) -> bytes | None:
+    def dispute_notice(self, dispute: Dispute, charge: Operation, notice_id: str) -> bytes | None:
         content = {
             "notice": notice_id,
             "about": "dispute",
+            "shop": charge.merchant_id,
+            "shop_order": charge.order_id,
             "dispute": {
                 "id": dispute.id,
                 "payment": dispute.charge_id,

@@ -172,7 +172,7 @@ class PacificWire:
         }
         return msgspec.json.encode(content)
 
-    def dispute_notice(self, dispute: Dispute, notice_id: str) -> bytes | None:
+    def dispute_notice(self, dispute: Dispute, charge: Operation, notice_id: str) -> bytes | None:
         content = {
             "noticeId": notice_id,
             "event": "chargeback",

@@ -177,7 +177,7 @@ class PlainWire:
         }  # fmt: skip
         return msgspec.json.encode(content)
 
-    def dispute_notice(self, dispute: Dispute, notice_id: str) -> bytes | None:
+    def dispute_notice(self, dispute: Dispute, charge: Operation, notice_id: str) -> bytes | None:
         content = {
             "type": f"dispute.{dispute.state}",
             "timestamp_ms": dispute.changed_at_ms,
@@ -189,6 +189,8 @@ class PlainWire:
                 "amount_minor": dispute.amount_minor,
                 "fee_minor": dispute.fee_minor,
                 "currency": dispute.currency,
+                "merchant_id": charge.merchant_id,
+                "order_id": charge.order_id,
             },
         }
         return msgspec.json.encode(content)

@@ -1,4 +1,7 @@
-"""The worker of the payments stage: consume, decide over the table, commit, exactly once.
+"""The worker of a stage with a table: consume, decide over the table, commit, exactly once.
+
+The stage brings its name, its input lanes, its table's topic and how a row is decoded; what a row
+means is its own.
 
 One process, one consumer, one table cache, one transactional lane. The main thread consumes and
 prepares; the commit thread carries out one transaction at a time. What a step may rely on:
@@ -15,17 +18,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.domain.invariant import invariant
-from pipeline.domain.model import Payment
 from pipeline.errors import UserError
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime import failpoints
-from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, TopicPartitionKey
+from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, InputLane, TopicPartitionKey
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
     ask_committed_positions,
@@ -40,7 +42,6 @@ from pipeline.runtime.crash_guard import CrashGuard
 from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
-from pipeline.runtime.payments_stage import STAGE, PaymentsStage
 from pipeline.runtime.restore import Restorer
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import RocksTableStore
@@ -70,7 +71,38 @@ REGISTRY_PAUSE_S = 1.0
 OUTSIDE_CAUSES = (UserError, LaneFatal, Undefended, KafkaException)
 
 
-class PaymentsWorker:
+V = TypeVar("V")
+
+
+class TableStage(Protocol[V]):
+    """What a stage is to its worker: bytes in, bytes out, over rows of its own table.
+
+    ``name`` is its consumer group and its name in metrics. ``keep_s``: how long a row is worth
+    keeping that is not written again; None keeps it for ever. ``handle`` puts the whole effect of
+    one input into the batch and the table's prepared layer; ``quarantine`` the refusal of an input
+    that killed the process.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lanes(self) -> tuple[InputLane, ...]: ...
+
+    @property
+    def table_topic(self) -> str: ...
+
+    @property
+    def keep_s(self) -> int | None: ...
+
+    def decode_row(self, raw: bytes) -> V: ...
+
+    def handle(self, record: InputRecord, table: Table[V], batch: Batch) -> None: ...
+
+    def quarantine(self, record: InputRecord, table: Table[V], batch: Batch) -> None: ...
+
+
+class TableWorker(Generic[V]):
     """Call ``run`` in the main thread of a process of its own; it returns after a clean drain."""
 
     def __init__(
@@ -78,7 +110,7 @@ class PaymentsWorker:
         spec: WorkerSpec,
         *,
         catalogue: Catalogue,
-        stage: PaymentsStage,
+        stage: TableStage[V],
         metrics: Metrics,
         stop: threading.Event,
         commit_policy: CommitPolicy | None = None,
@@ -116,17 +148,17 @@ class PaymentsWorker:
         spec = self._spec
         admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers})
         require_co_partitioned(admin, self._catalogue)
-        cluster_id, topic_id = cluster_and_topic_id(admin, self._catalogue.name("payments"))
-        self._table: Table[Payment] = Table(
-            RocksTableStore(spec.slot_dir / "table"),
-            decode=self._stage.decode_payment,
+        cluster_id, topic_id = cluster_and_topic_id(admin, self._stage.table_topic)
+        self._table: Table[V] = Table(
+            RocksTableStore(spec.slot_dir / "table", keep_s=self._stage.keep_s),
+            decode=self._stage.decode_row,
             hot_max=self._hot_max,
             cluster_id=cluster_id,
             topic_id=topic_id,
         )
         self._restorer = Restorer(
             self._table,
-            topic=self._catalogue.name("payments"),
+            topic=self._stage.table_topic,
             bootstrap_servers=spec.bootstrap_servers,
             admin=admin,
             cluster_id=cluster_id,
@@ -136,7 +168,7 @@ class PaymentsWorker:
         self._consumer = Consumer(
             consumer_config(
                 spec.bootstrap_servers,
-                group_id=self._catalogue.group(STAGE),
+                group_id=self._catalogue.group(self._stage.name),
                 instance_id=spec.instance_id,
                 # Several topics have to stay co-partitioned; cooperative-sticky does not keep it.
                 strategy="range",
@@ -147,7 +179,7 @@ class PaymentsWorker:
                 **producer_config(spec.bootstrap_servers, spec.transactional_id),
                 **self._producer_overrides,
             },
-            stage=STAGE,
+            stage=self._stage.name,
             committed_offsets=self._committed_offsets,
         )
         self._lane.open()
@@ -273,7 +305,7 @@ class PaymentsWorker:
         )
         if not records:
             return
-        failpoints.hit("payments.taken")
+        failpoints.hit(f"{self._stage.name}.taken")
         batch = self._batch
         if batch is None:
             # The metadata of this moment: fetched at commit time it could belong to a generation
@@ -286,7 +318,7 @@ class PaymentsWorker:
         except RegistryUnavailable as error:
             self._wait_for_registry(error)
             return
-        failpoints.hit("payments.processed")
+        failpoints.hit(f"{self._stage.name}.processed")
 
     def _handle(self, records: list[InputRecord], batch: Batch) -> None:
         handle, table = self._stage.handle, self._table
@@ -331,9 +363,9 @@ class PaymentsWorker:
         if batch is None:
             return
         self._under_way = None
-        metrics = self._metrics
+        metrics, stage = self._metrics, self._stage.name
         metrics.ended(
-            STAGE, outcome.value, time.monotonic() - self._submitted_s, self._lane.rebuilds
+            stage, outcome.value, time.monotonic() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
         if outcome is Outcome.ABORTED:
@@ -343,13 +375,13 @@ class PaymentsWorker:
         self._table.apply(
             {p: offset + 1 for p, offset in self._table_offsets.items()}, int(time.time() * 1000)
         )
-        failpoints.hit("payments.cache_applied")
+        failpoints.hit(f"{stage}.cache_applied")
         self._guard.committed(batch.offsets)
-        metrics.committed(STAGE, batch.records, batch.oldest_ms, time.time())
+        metrics.committed(stage, batch.records, batch.oldest_ms, time.time())
         for (topic, partition), offset in batch.offsets.items():
             first = batch.first_offsets[(topic, partition)]
-            metrics.records.labels(STAGE, topic).inc(offset - first)
-        metrics.counted(STAGE, batch.notes)
+            metrics.records.labels(stage, topic).inc(offset - first)
+        metrics.counted(stage, batch.notes)
         metrics.settled(batch.latencies_ms)
 
     def _rewind(self) -> None:
@@ -367,7 +399,7 @@ class PaymentsWorker:
         self, partitions: list[TopicPartitionKey]
     ) -> Mapping[TopicPartitionKey, int]:
         return ask_committed_positions(
-            self._spec.bootstrap_servers, self._catalogue.group(STAGE), partitions
+            self._spec.bootstrap_servers, self._catalogue.group(self._stage.name), partitions
         )
 
     # The group ----------------------------------------------------------------------------------
@@ -425,7 +457,7 @@ class PaymentsWorker:
         else:
             # Not applied: the cache stays at its checkpoint and catches up from the topic.
             self._under_way = None
-            self._metrics.transactions.labels(STAGE, outcome.value).inc()
+            self._metrics.transactions.labels(self._stage.name, outcome.value).inc()
 
     def _forget(self, consumer: Consumer) -> None:
         self._epoch += 1

@@ -1,0 +1,142 @@
+"""``paystream control``: what workers follow while they run, shown and changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Show and change what workers follow while they run: the routing rules.",
+    no_args_is_help=True,
+)
+
+BootstrapServers = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
+        help="Kafka brokers, host:port[,...].",
+    ),
+]
+Prefix = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        envvar="PAYSTREAM_TOPIC_PREFIX",
+        help="Put before every topic and group name.",
+    ),
+]
+
+
+@app.command("show")
+def show_command(
+    key: Annotated[str | None, typer.Argument(help="Only this entry: routing.")] = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Print the entries in force: version, who, when, why, and the document.
+
+    Exit code 0: printed, or there is none yet. 2: the cluster is away.
+
+    Examples:
+
+    \b
+      paystream control show
+
+    \b
+      paystream control show routing
+    """
+    import json
+    from datetime import UTC, datetime
+
+    from pipeline.config import load_settings
+    from pipeline.record_codec import record_codec
+    from pipeline.runtime.control import read_entries
+
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
+    catalogue = settings.catalogue()
+    codec = record_codec(catalogue, settings.schema_registry_url)
+    entries = read_entries(settings.bootstrap_servers, catalogue, codec)
+    shown = {k: e for k, e in sorted(entries.items()) if key in (None, k)}
+    if not shown:
+        typer.echo("there is no entry: the configuration's own rules are in force")
+    for entry in shown.values():
+        at = datetime.fromtimestamp(entry.changed_at_ms / 1000, UTC)
+        typer.echo(
+            f"{entry.key} version {entry.version}, by {entry.changed_by} at "
+            f"{at:%Y-%m-%d %H:%M:%S} UTC: {entry.reason}"
+        )
+        try:
+            typer.echo(json.dumps(json.loads(entry.value), indent=2))
+        except ValueError:
+            typer.echo(entry.value)
+
+
+@app.command("set")
+def set_command(
+    key: Annotated[str, typer.Argument(help="What to change: routing.")],
+    file: Annotated[Path, typer.Argument(help="The document, JSON or TOML.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept with the entry.")],
+    by: Annotated[str | None, typer.Option("--by", help="Who; default: this login's name.")] = None,
+    version: Annotated[
+        int | None,
+        typer.Option("--version", min=0, help="Only if this version is in force (0: none is)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the document; write nothing.")
+    ] = False,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Check a document and put it into force; running workers take it within a second.
+
+    It replaces the one before it, whole. A document that names a gateway that is not configured,
+    has shares that are no shares, or rules that can never match is refused, with all that is wrong.
+
+    Exit code 0: written. 2: refused, another version is in force, or the cluster is away.
+
+    Examples:
+
+    \b
+      paystream control set routing routes.toml --reason "north is in maintenance"
+
+    \b
+      paystream control set routing routes.json --reason "split 3:1" --version 4 --dry-run
+    """
+    import getpass
+    import time
+
+    from pipeline.config import load_settings
+    from pipeline.domain.model import ControlEntry
+    from pipeline.domain.route_rules import ROUTING
+    from pipeline.errors import UserError
+    from pipeline.record_codec import record_codec
+    from pipeline.runtime.control import read_entries, write_entry
+    from pipeline.runtime.policy_options import check_routes, policy_of, read_routes_file
+
+    if key != ROUTING:
+        raise UserError(f"there is nothing to control by the name {key!r}; known is {ROUTING}.")
+    settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
+    text = read_routes_file(file)
+    check_routes(policy_of(settings.worker_options()), text, str(file))
+    catalogue = settings.catalogue()
+    codec = record_codec(catalogue, settings.schema_registry_url)
+    before = read_entries(settings.bootstrap_servers, catalogue, codec).get(key)
+    in_force = before.version if before is not None else 0
+    if version is not None and version != in_force:
+        raise UserError(f"version {in_force} is in force, not {version}; look at it first.")
+    if dry_run:
+        typer.echo(f"{file} would become version {in_force + 1}")
+        return
+    entry = ControlEntry(
+        key=key,
+        value=text,
+        version=in_force + 1,
+        changed_by=by or getpass.getuser(),
+        reason=reason,
+        changed_at_ms=int(time.time() * 1000),
+    )
+    write_entry(settings.bootstrap_servers, catalogue, codec, entry)
+    typer.echo(f"{key} version {entry.version} is in force")

@@ -1,0 +1,229 @@
+"""Risk in the flow: what is refused at the door, and what rules decide before anybody is charged.
+
+What can be decided by the order alone is decided at once. Where rules count, an order that is not
+rejected already asks for its counts, one check for each identity, and waits; it is decided when
+every answer is there. No order waits for what only rules in shadow count. The stage that counts is
+another one, since its table has other keys.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from pipeline.domain.card_numbers import fields_with_card_numbers
+from pipeline.domain.decision import Decision
+from pipeline.domain.invariant import InvariantBroken
+from pipeline.domain.lifecycle import (
+    COUNTS_ASKED,
+    DEADLINE_PASSED,
+    ORDER_ACCEPTED,
+    ORDER_REJECTED,
+    PAYMENT_STARTED,
+    REVIEW_ASKED,
+    RISK_COUNTED,
+)
+from pipeline.domain.model import Order, Payment, RiskCheck, RiskResult
+from pipeline.domain.payment import dead_lettered, decision, moved, timer_of, told
+from pipeline.domain.policy import Policy
+from pipeline.domain.risk import (
+    REJECT,
+    REVIEW,
+    Assessment,
+    RiskRules,
+    assess,
+    counters_of,
+    facts_of,
+    identity_of,
+)
+from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED, PAY_BEFORE_MUST_BE_AHEAD
+from pipeline.processors.commands import start_charge, with_waiting_commands
+
+CARD_NUMBER_IN_FIELD: Final = "card_number_in_field"
+UNKNOWN_PAYMENT: Final = "unknown_payment"
+STALE_RISK_RESULT: Final = "stale_risk_result"
+COUNTED_IN_SHADOW: Final = "counted_in_shadow"
+
+# Reasons: of the timers of a review and of the wait for counts, and of a review without counts.
+REVIEW_ENDS: Final = "review_ends"
+COUNTS_AWAITED: Final = "counts_awaited"
+COUNTS_MISSING: Final = "risk_counts_missing"
+
+_NO_RULES: Final = RiskRules()
+
+
+def card_number_refused(payment: Payment | None, order: Order, now_ms: int) -> Decision | None:
+    """An order that holds a card number goes to the dead letters, masked; None for a clean one.
+
+    Nothing of it is kept: a payment that the table holds already only says that it came.
+    """
+    fields = fields_with_card_numbers(order)
+    if not fields:
+        return None
+    detail = f"a card number stands in {', '.join(fields)}"
+    if payment is None:
+        return Decision(dead_letter=CARD_NUMBER_IN_FIELD, detail=detail)
+    return dead_lettered(payment, CARD_NUMBER_IN_FIELD, detail, now_ms)
+
+
+def assess_order(placed: Payment, now_ms: int, policy: Policy, rules: RiskRules) -> Decision:
+    """What becomes of a valid order: ``placed`` is its payment before the first step."""
+    facts = facts_of(placed)
+    assessment = assess(rules, facts)
+    counters = counters_of(rules, facts)
+    if assessment.action == REJECT or not counters:
+        return _decided(placed, assessment, now_ms, policy)
+    checks = tuple(
+        RiskCheck(
+            merchant_id=placed.merchant_id,
+            order_id=placed.order_id,
+            payment_id=placed.payment_id,
+            by=by,
+            identity=identity_of(by, facts) or "",
+            amount_minor=placed.amount_minor,
+            currency=placed.currency,
+            counters=counted,
+        )
+        for by, counted in counters.items()
+    )
+    awaited = tuple(by for by in counters_of(rules.acting, facts))
+    if not awaited:
+        # What only rules in shadow count is told when it comes.
+        decided = _decided(placed, assessment, now_ms, policy)
+        return replace(decided, sends=(*checks, *decided.sends))
+    until_ms = now_ms + policy.risk_answer_ms
+    if placed.pay_before_ms is not None:
+        until_ms = min(until_ms, placed.pay_before_ms)
+    changed, event = moved(
+        placed,
+        COUNTS_ASKED,
+        now_ms,
+        detail=assessment.detail,
+        expires_at_ms=until_ms,
+        risk_awaited=awaited,
+    )
+    timer = timer_of(changed, until_ms, COUNTS_AWAITED, policy, now_ms)
+    return decision(changed, *checks, timer, event)
+
+
+def process_risk_result(
+    payment: Payment | None, result: RiskResult, now_ms: int, policy: Policy
+) -> Decision:
+    """Decide about the counts of one identity; ``now_ms`` is the answer's append time.
+
+    The last one that was awaited decides the order. Counts that only rules in shadow asked for are
+    told. Counts that nobody waits for any more have no effect (``stale_risk_result``).
+    """
+    if payment is None:
+        return Decision(dead_letter=UNKNOWN_PAYMENT, detail="the table holds no such payment")
+    rules = policy.risk or _NO_RULES
+    if result.payment_id != payment.payment_id:
+        return Decision(note=STALE_RISK_RESULT)
+    if result.by not in payment.risk_awaited:
+        return _told_in_shadow(payment, result, now_ms, rules)
+    awaited = tuple(by for by in payment.risk_awaited if by != result.by)
+    counted = (*payment.risk_counted, *result.counted)
+    if awaited:
+        changed, event = told(
+            payment,
+            RISK_COUNTED,
+            now_ms,
+            detail=f"by {result.by}",
+            risk_awaited=awaited,
+            risk_counted=counted,
+        )
+        return decision(changed, event)
+    facts = facts_of(payment, counted)
+    # Rules may have been taken out meanwhile: what nobody asks for any more holds nobody up.
+    assessment = assess(rules, facts)
+    answered = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
+    if payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms:
+        return _expired(answered, now_ms, policy)
+    return _decided(answered, assessment, now_ms, policy)
+
+
+def counts_missing(payment: Payment, now_ms: int, policy: Policy) -> Decision:
+    """The wait for counts is over and they did not come: a person decides, if there is time and
+    what did come does not reject the order anyway."""
+    due_at_ms = payment.expires_at_ms
+    given_up = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
+    if payment.pay_before_ms is not None and due_at_ms == payment.pay_before_ms:
+        return _expired(given_up, now_ms, policy)
+    known = assess(policy.risk or _NO_RULES, facts_of(payment, payment.risk_counted))
+    if known.action == REJECT:
+        return _decided(given_up, known, now_ms, policy)
+    detail = f"no count by {', '.join(payment.risk_awaited)}"
+    if known.detail is not None:
+        detail += f"; {known.detail}"
+    return held_for_review(given_up, COUNTS_MISSING, now_ms, policy, detail=detail)
+
+
+def held_for_review(
+    placed: Payment, reason: str, now_ms: int, policy: Policy, *, detail: str | None = None
+) -> Decision:
+    """A person shall look at the order before anybody is asked for money.
+
+    It waits for the command ``review``, until the order's ``pay_before`` if it has one; other
+    commands wait with it.
+    """
+    changed, event = moved(
+        placed,
+        REVIEW_ASKED,
+        now_ms,
+        reason=reason,
+        detail=detail,
+        expires_at_ms=placed.pay_before_ms,
+    )
+    if placed.pay_before_ms is None:
+        return decision(changed, event)
+    timer = timer_of(changed, placed.pay_before_ms, REVIEW_ENDS, policy, now_ms)
+    return decision(changed, timer, event)
+
+
+def _told_in_shadow(
+    payment: Payment, result: RiskResult, now_ms: int, rules: RiskRules
+) -> Decision:
+    """Counts that no order waits for: what rules in shadow make of them, as an event."""
+    if result.by in rules.awaited:
+        return Decision(note=STALE_RISK_RESULT)
+    of_this_kind = RiskRules(tuple(rule for rule in rules.rules if rule.by == result.by))
+    detail = assess(of_this_kind, facts_of(payment, result.counted)).detail
+    if detail is None:
+        return Decision(note=COUNTED_IN_SHADOW)
+    changed, event = told(payment, RISK_COUNTED, now_ms, detail=detail)
+    return decision(changed, event)
+
+
+def _decided(placed: Payment, assessment: Assessment, now_ms: int, policy: Policy) -> Decision:
+    reason, detail = assessment.reason, assessment.detail
+    if assessment.action == REJECT:
+        return _rejected(placed, reason, detail, now_ms, policy)
+    if assessment.action == REVIEW:
+        if reason is None:
+            raise InvariantBroken("a review without a rule that asked for it")
+        return held_for_review(placed, reason, now_ms, policy, detail=detail)
+    started = start_charge(
+        # The operation behind the first charge is the order itself.
+        placed,
+        placed.order_id,
+        ORDER_ACCEPTED,
+        PAYMENT_STARTED,
+        now_ms,
+        policy,
+        detail=detail,
+    )
+    # Gateways may have been taken out while it waited.
+    return started or _rejected(placed, CURRENCY_MUST_BE_SUPPORTED, detail, now_ms, policy)
+
+
+def _rejected(
+    placed: Payment, reason: str | None, detail: str | None, now_ms: int, policy: Policy
+) -> Decision:
+    changed, event = moved(placed, ORDER_REJECTED, now_ms, reason=reason, detail=detail)
+    return with_waiting_commands(decision(changed, event), now_ms, policy)
+
+
+def _expired(payment: Payment, now_ms: int, policy: Policy) -> Decision:
+    changed, event = moved(payment, DEADLINE_PASSED, now_ms, reason=PAY_BEFORE_MUST_BE_AHEAD)
+    return with_waiting_commands(decision(changed, event), now_ms, policy)

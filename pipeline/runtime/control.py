@@ -1,0 +1,173 @@
+"""The control topic: documents that every worker follows while it runs.
+
+It is compacted, and the newest entry of a key counts. Each worker reads all of it by a consumer of
+its own that belongs to no group: at the start up to the end, then for as long as the worker runs.
+Entries are checked before they are written (``paystream control set``), and again by whoever
+follows them, since others can write to the topic as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from pipeline.domain.model import ControlEntry
+from pipeline.domain.records import control_entry_from_record, to_record
+from pipeline.errors import UserError
+from schemas.codec import Codec
+from schemas.errors import DecodeError, RegistryUnavailable
+from topics.catalogue import Catalogue
+
+_log = logging.getLogger(__name__)
+
+ROLE = "control"
+# A few entries of a few kilobytes: what takes longer is a broker that is away.
+READ_TIMEOUT_S = 15.0
+# How soon a stop is noticed.
+POLL_S = 0.2
+# After trouble with the broker or the registry; the entries in force stay in force.
+PAUSE_S = 1.0
+
+# An entry of a key, or None when it was deleted.
+OnEntry = Callable[[str, ControlEntry | None], None]
+
+
+class ControlReader:
+    """Follows the topic; ``on_entry`` is called by ``start`` and then by a thread of its own."""
+
+    def __init__(
+        self, bootstrap_servers: str, catalogue: Catalogue, codec: Codec, on_entry: OnEntry
+    ) -> None:
+        self._topic = catalogue.name(ROLE)
+        self._partitions = catalogue[ROLE].partitions
+        self._decode = codec.decoder("control-entry")
+        self._on_entry = on_entry
+        self._ended: set[int] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="control", daemon=True)
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                # Never used: partitions are assigned by hand and nothing is committed.
+                "group.id": "paystream-control-unused",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 500,
+            }
+        )
+
+    def start(self) -> None:
+        """Take what is there, then follow what comes. UserError when it cannot be read."""
+        self.read()
+        self._thread.start()
+
+    def read(self) -> None:
+        """Take everything up to the ends."""
+        self._consumer.assign([TopicPartition(self._topic, p, 0) for p in range(self._partitions)])
+        deadline = time.monotonic() + READ_TIMEOUT_S
+        while len(self._ended) < self._partitions:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the topic {self._topic} cannot be read within {READ_TIMEOUT_S:.0f} s; is the "
+                    "cluster reachable, and were the topics made (`paystream topics apply`)?"
+                )
+            self._poll()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+        self._consumer.close()
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._poll()
+            except Exception as error:
+                # Whatever it is, the worker's work goes on by the entries it has.
+                _log.warning("the control topic cannot be read now: %s", error)
+                self._stop.wait(PAUSE_S)
+
+    def _poll(self) -> None:
+        message = self._consumer.poll(POLL_S)
+        if message is None:
+            return
+        error = message.error()
+        if error is None:
+            self._take(message)
+        elif error.code() == KafkaError._PARTITION_EOF:
+            self._ended.add(message.partition() or 0)
+        elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise UserError(
+                f"there is no topic {self._topic}; make the topics with `paystream topics apply`."
+            )
+        elif error.fatal():
+            raise KafkaException(error)
+
+    def _take(self, message: Message) -> None:
+        key = (message.key() or b"").decode("utf-8", "replace")
+        raw = message.value()
+        if raw is None:
+            self._on_entry(key, None)
+            return
+        try:
+            entry = control_entry_from_record(self._decode(raw))
+        except (DecodeError, RegistryUnavailable) as error:
+            _log.error(
+                "entry %s[%s]@%s of the control topic is left out: %s",
+                key, message.partition(), message.offset(), error,
+            )  # fmt: skip
+            return
+        if entry.key == key:
+            self._on_entry(key, entry)
+
+
+def read_entries(
+    bootstrap_servers: str, catalogue: Catalogue, codec: Codec
+) -> dict[str, ControlEntry]:
+    """The entries in force, by key."""
+    found: dict[str, ControlEntry] = {}
+
+    def take(key: str, entry: ControlEntry | None) -> None:
+        if entry is None:
+            found.pop(key, None)
+        else:
+            found[key] = entry
+
+    reader = ControlReader(bootstrap_servers, catalogue, codec, take)
+    try:
+        reader.read()
+    finally:
+        reader.close()
+    return found
+
+
+def write_entry(
+    bootstrap_servers: str, catalogue: Catalogue, codec: Codec, entry: ControlEntry
+) -> None:
+    """Append one entry and wait until every replica that counts has it; UserError if not."""
+    failed: list[str] = []
+
+    def report(error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            failed.append(error.str())
+
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            "delivery.timeout.ms": int(READ_TIMEOUT_S * 1000),
+        }
+    )
+    value = codec.encoder("control-entry")(to_record(entry))
+    producer.produce(catalogue.name(ROLE), value, entry.key.encode(), on_delivery=report)
+    left = producer.flush(READ_TIMEOUT_S + 5)
+    if failed or left:
+        raise UserError(f"the entry was not certainly written: {', '.join(failed) or 'no answer'}.")

@@ -1,0 +1,52 @@
+"""From settings to the policy that workers begin with; checked before a worker starts."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.domain.policy import Policy
+from pipeline.domain.risk_rules import read_rules
+from pipeline.domain.route_rules import RoutesRefused, read_routes, routed
+from pipeline.errors import UserError
+from pipeline.gateways.configured import profiles_of
+
+
+def policy_of(options: Mapping[str, Any]) -> Policy:
+    """The policy of a worker's options (``Settings.worker_options``), without routes."""
+    return Policy(
+        gateways=profiles_of(options),
+        retry_max=options["retry_max"],
+        inquiry_max=options["inquiry_max"],
+        send_within_ms=options["send_within_ms"],
+        clock_skew_ms=options["clock_skew_ms"],
+        risk=(
+            read_rules(options["risk_rules"], "the risk rules")
+            if options.get("risk_rules")
+            else None
+        ),
+    )
+
+
+def read_routes_file(path: Path) -> str:
+    """A routing document as JSON; TOML by its ending. UserError when it cannot be read."""
+    try:
+        raw = path.expanduser().read_bytes()
+        if path.suffix.lower() == ".toml":
+            return msgspec.json.encode(tomllib.loads(raw.decode())).decode()
+        return raw.decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"the routing rules in {path} cannot be read: {error}.") from error
+
+
+def check_routes(policy: Policy, text: str, where: str) -> Policy:
+    """The policy with the document laid over it; UserError says everything that is wrong."""
+    try:
+        return routed(policy, read_routes(text))
+    except RoutesRefused as refused:
+        problems = "".join(f"\n  {problem}" for problem in refused.problems)
+        raise UserError(f"the routing rules in {where} cannot be used:{problems}") from refused

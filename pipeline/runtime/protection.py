@@ -1,0 +1,236 @@
+"""Whether a call may begin: breaker, limits and Retry-After of each gateway, in one worker.
+
+A gate that is asked before a call begins, and told how it ended. It answers at once: a permit, a
+moment to ask again, or the answer the request gets instead of a call. So a gateway that is down,
+slow or full costs its own payments a wait, and holds up nothing behind them in their partitions.
+
+Limits are for all workers of the stage together; each takes the share that its partitions are of
+all. All of it runs on the thread that makes the calls; ``take_share`` and ``configure`` may be
+called from any.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from msgspec import Struct
+
+from pipeline.domain.answer import NOT_SENT, UNKNOWN, GatewayAnswer
+from pipeline.domain.breaker import CLOSED, OPEN, Breaker
+from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED, verdict
+from pipeline.domain.policy import GatewayProfile
+from pipeline.domain.token_bucket import TokenBucket
+from pipeline.observability.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+# Where several gateways share partitions: how long a request may wait for a token or for the end
+# of a Retry-After. What is behind it waits as long, so it is a small part of a usual hop.
+LIMIT_WAIT_MS_MAX = 250
+# How long it may wait for one of its gateway's open calls to end. They do end, within slow_ms or
+# the breaker opens; turning requests away sooner would make work out of an ordinary burst.
+PLACE_WAIT_MS_MAX = 2_000
+# With one gateway there is nobody to hold up: a request waits its turn as long as it may be sent.
+_UNBOUNDED_MS = 3_600_000
+# A call of a gateway in trouble, a probe above all, is not waited for any longer: its request is
+# answered unknown and asked about later. The call goes on, since its end decides the breaker.
+HOLD_MS = 250
+
+_STATE_NUMBERS: Final = {CLOSED: 0, "half_open": 1, OPEN: 2}
+
+
+class Permit(Struct, eq=False):
+    """For one call. ``probe``: it decides whether an open breaker closes."""
+
+    gateway: str
+    turn: int
+    probe: bool = False
+    told: bool = False
+
+
+class Hold(Struct, frozen=True):
+    """Not now. Ask again after ``seconds``, or when a call of the gateway has ended."""
+
+    seconds: float | None = None
+
+
+class Protection:
+    """The gate of one worker over all its gateways.
+
+    ``in_flight_max``: open calls of this worker at one gateway, whatever the others do.
+    """
+
+    def __init__(
+        self,
+        profiles: Iterable[GatewayProfile],
+        *,
+        in_flight_max: int = 256,
+        metrics: Metrics | None = None,
+        now_ms: Callable[[], float] = lambda: time.monotonic() * 1000,
+    ) -> None:
+        self._in_flight_max = in_flight_max
+        self._metrics = metrics
+        self._now_ms = now_ms
+        self._share = 1.0
+        self._gateways: dict[str, _Gateway] = {}
+        self._wanted: tuple[GatewayProfile, ...] | None = tuple(profiles)
+        self._limit_wait_ms_max = self._place_wait_ms_max = _UNBOUNDED_MS
+
+    def take_share(self, share: float) -> None:
+        """This worker's part of what all workers may do together, 0 to 1."""
+        self._share = share
+
+    def configure(self, profiles: Iterable[GatewayProfile]) -> None:
+        """Other limits from the next call on; a breaker whose rule stays keeps its state."""
+        self._wanted = tuple(profiles)
+
+    # On the thread that makes the calls ---------------------------------------------------------
+
+    def ask(self, gateway: str, kind: str, waited_ms: float) -> Permit | Hold | GatewayAnswer:
+        """Whether a call may begin that has waited so long; a permit is given back by ``ended``."""
+        now_ms = self._now_ms()
+        g = self._of(gateway, now_ms)
+        g.share(self._share, now_ms)
+        if g.breaker.state(now_ms) == OPEN:
+            return self._refused(g, kind, BREAKER_OPEN, g.breaker.retry_in_ms(now_ms))
+        closed_ms = g.closed_until_ms - now_ms
+        if closed_ms > 0:
+            if waited_ms + closed_ms > self._limit_wait_ms_max:
+                return self._refused(g, kind, RATE_LIMITED, int(closed_ms) + 1)
+            return Hold(closed_ms / 1000)
+        if g.in_flight >= min(self._in_flight_max, g.places):
+            if waited_ms > self._place_wait_ms_max:
+                return self._refused(g, kind, THROTTLED, None)
+            return Hold()
+        if g.bucket is not None:
+            token_ms = g.bucket.next_in_ms(now_ms)
+            if token_ms > 0:
+                if waited_ms + token_ms > self._limit_wait_ms_max:
+                    return self._refused(g, kind, THROTTLED, int(token_ms) + 1)
+                return Hold(token_ms / 1000)
+        probe = g.breaker.state(now_ms) != CLOSED
+        turn = g.breaker.begin(now_ms)
+        if turn is None:
+            # Probes are on their way; whoever comes meanwhile is not needed to find out.
+            return self._refused(g, kind, BREAKER_OPEN, None)
+        if g.bucket is not None:
+            g.bucket.take(now_ms)
+        g.in_flight += 1
+        return Permit(gateway, turn, probe)
+
+    def is_slow(self, permit: Permit, open_ms: float) -> bool:
+        """Whether a call that is still open need not be waited for: its gateway is in trouble.
+
+        The first time it is found open for longer than its gateway should take, that is trouble.
+        """
+        now_ms = self._now_ms()
+        g = self._of(permit.gateway, now_ms)
+        if open_ms >= g.profile.breaker.slow_ms and not permit.told:
+            permit.told = True
+            self._tell(g, permit, False, now_ms)
+        return open_ms >= HOLD_MS and (permit.probe or g.breaker.state(now_ms) != CLOSED)
+
+    def ended(self, permit: Permit, answer: GatewayAnswer) -> None:
+        """The call has really ended, parked or not."""
+        now_ms = self._now_ms()
+        g = self._of(permit.gateway, now_ms)
+        g.in_flight -= 1
+        if answer.code == RATE_LIMITED and answer.retry_after_ms:
+            g.closed_until_ms = max(g.closed_until_ms, now_ms + answer.retry_after_ms)
+        if not permit.told:
+            permit.told = True
+            self._tell(g, permit, verdict(answer.outcome, answer.code), now_ms)
+
+    def report(self) -> None:
+        """Show each breaker's state."""
+        now_ms = self._now_ms()
+        if self._wanted is not None:
+            self._configured(now_ms)
+        for name, g in self._gateways.items():
+            self._show(name, g, g.breaker.state(now_ms))
+
+    def _tell(self, g: _Gateway, permit: Permit, well: bool | None, now_ms: float) -> None:
+        g.breaker.end(permit.turn, well, now_ms)
+        self._show(permit.gateway, g, g.breaker.state(now_ms))
+
+    def _show(self, name: str, g: _Gateway, state: str) -> None:
+        if state == g.shown:
+            return
+        if g.shown:
+            level = logging.WARNING if state == OPEN else logging.INFO
+            _log.log(level, "the breaker of %s is %s", name, state)
+        g.shown = state
+        if self._metrics is not None:
+            self._metrics.breaker_state.labels(name).set(_STATE_NUMBERS[state])
+            if state == OPEN:
+                self._metrics.breaker_openings.labels(name).inc()
+
+    def _refused(
+        self, g: _Gateway, kind: str, code: str, retry_after_ms: int | None
+    ) -> GatewayAnswer:
+        if self._metrics is not None:
+            self._metrics.calls_refused.labels(g.profile.name, code).inc()
+        # An inquiry that was not asked proves nothing either way.
+        outcome = UNKNOWN if kind == "inquire" else NOT_SENT
+        return GatewayAnswer(outcome=outcome, code=code, retry_after_ms=retry_after_ms)
+
+    def _of(self, gateway: str, now_ms: float) -> _Gateway:
+        if self._wanted is not None:
+            self._configured(now_ms)
+        found = self._gateways.get(gateway)
+        if found is None:
+            found = self._gateways[gateway] = _Gateway(GatewayProfile(name=gateway), now_ms)
+        return found
+
+    def _configured(self, now_ms: float) -> None:
+        wanted, self._wanted = self._wanted or (), None
+        for profile in wanted:
+            known = self._gateways.get(profile.name)
+            if known is None:
+                self._gateways[profile.name] = _Gateway(profile, now_ms)
+            else:
+                known.configure(profile, now_ms)
+        several = len(self._gateways) > 1
+        self._limit_wait_ms_max = LIMIT_WAIT_MS_MAX if several else _UNBOUNDED_MS
+        self._place_wait_ms_max = PLACE_WAIT_MS_MAX if several else _UNBOUNDED_MS
+
+
+class _Gateway:
+    """What is known of one gateway here."""
+
+    def __init__(self, profile: GatewayProfile, now_ms: float) -> None:
+        self.profile = profile
+        self.breaker = Breaker(profile.breaker)
+        self.bucket: TokenBucket | None = None
+        self.in_flight = 0
+        self.closed_until_ms = 0.0
+        self.places: float = float("inf")
+        self.shown = ""
+        self._shared = -1.0
+
+    def configure(self, profile: GatewayProfile, now_ms: float) -> None:
+        if profile.breaker != self.profile.breaker:
+            self.breaker = Breaker(profile.breaker)
+        self.profile = profile
+        self._shared = -1.0
+
+    def share(self, share: float, now_ms: float) -> None:
+        """Take a part of the limits. The parts of all workers come to the whole, except that
+        each has at least one place, so that none of them stands still."""
+        if share == self._shared:
+            return
+        self._shared = share
+        most = self.profile.concurrency_max
+        self.places = float("inf") if most is None else max(1, int(most * share))
+        rate_per_s = self.profile.rate_per_s
+        if rate_per_s is None or share <= 0:
+            self.bucket = None
+            return
+        burst = self.profile.burst if self.profile.burst is not None else rate_per_s
+        if self.bucket is None:
+            self.bucket = TokenBucket(rate_per_s * share, burst * share, now_ms)
+        else:
+            self.bucket.change(rate_per_s * share, burst * share, now_ms)

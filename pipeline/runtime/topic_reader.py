@@ -1,0 +1,124 @@
+"""Reading a topic's past in the order of append times, leaving nothing on the cluster."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from msgspec import Struct
+
+from pipeline.errors import UserError
+
+METADATA_TIMEOUT_S = 10.0
+# A broker that is there answers a fetch within half a second; this long it may be busy.
+STALL_S = 30.0
+BATCH_RECORDS = 500
+
+
+class PastRecord(Struct, frozen=True, gc=False):
+    """One committed record; ``timestamp_ms`` is its append time."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class TopicReader:
+    """Joins no group and commits no offsets."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._config: dict[str, Any] = {
+            "bootstrap.servers": bootstrap_servers,
+            # Named, as the client wants it; nothing is ever committed under it.
+            "group.id": "paystream-past",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+            # One consumer for each partition: what each holds ahead has to stay small.
+            "queued.max.messages.kbytes": 4 * 1024,
+            "log_level": 0,
+        }
+        self._servers = bootstrap_servers
+
+    def by_time(
+        self, topic: str, from_ms: int | None, until_ms: int | None
+    ) -> Iterator[PastRecord]:
+        """Records of all partitions, merged by append time, from a time on and before another.
+
+        Ends where each partition ended when it was begun: what is appended meanwhile is left out.
+        Raises UserError when the broker or the topic is away.
+        """
+        asked = Consumer(self._config)
+        try:
+            found = asked.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+        except KafkaException as error:
+            raise self._away(error) from error
+        finally:
+            asked.close()
+        if found.error is not None:
+            raise UserError(
+                f"the cluster at {self._servers} has no topic {topic!r}; create the topics with "
+                "`paystream topics apply`."
+            )
+        parts = [self._partition(topic, p, from_ms, until_ms) for p in sorted(found.partitions)]
+        yield from heapq.merge(*parts, key=lambda record: record.timestamp_ms)
+
+    def _partition(
+        self, topic: str, partition: int, from_ms: int | None, until_ms: int | None
+    ) -> Iterator[PastRecord]:
+        consumer = Consumer(self._config)
+        try:
+            place = TopicPartition(topic, partition)
+            _, end = consumer.get_watermark_offsets(place, timeout=METADATA_TIMEOUT_S)
+            start = self._start(consumer, topic, partition, from_ms)
+            if start is None or start >= end:
+                return
+            consumer.assign([TopicPartition(topic, partition, start)])
+            last_news_s = time.monotonic()
+            while True:
+                for message in consumer.consume(BATCH_RECORDS, 0.5):
+                    last_news_s = time.monotonic()
+                    error = message.error()
+                    if error is not None:
+                        if error.code() == KafkaError._PARTITION_EOF:
+                            return
+                        if error.retriable():
+                            continue
+                        raise self._away(KafkaException(error))
+                    offset, at_ms = message.offset() or 0, message.timestamp()[1]
+                    if offset >= end or (until_ms is not None and at_ms >= until_ms):
+                        return
+                    yield PastRecord(partition, offset, at_ms, message.key(), message.value())
+                if time.monotonic() - last_news_s > STALL_S:
+                    raise self._away(None)
+        except KafkaException as error:
+            raise self._away(error) from error
+        finally:
+            consumer.close()
+
+    @staticmethod
+    def _start(consumer: Consumer, topic: str, partition: int, from_ms: int | None) -> int | None:
+        """The first offset appended at or after a time; None when there is none."""
+        if from_ms is None:
+            low, _ = consumer.get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
+            )
+            return low
+        (found,) = consumer.offsets_for_times(
+            [TopicPartition(topic, partition, max(0, from_ms))], timeout=METADATA_TIMEOUT_S
+        )
+        return found.offset if found.offset >= 0 else None
+
+    def _away(self, error: KafkaException | None) -> UserError:
+        why = f" ({error.args[0].str()})" if error is not None else ""
+        return UserError(
+            f"the Kafka broker at {self._servers} does not answer{why}; start it, or name another "
+            "with --bootstrap-servers."
+        )

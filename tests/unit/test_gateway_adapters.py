@@ -1,0 +1,199 @@
+"""Every adapter over answers that are cut, about something else, or nonsense: never a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from pipeline.domain.answer import OUTCOMES, GatewayAnswer
+from pipeline.domain.model import PaymentRequest
+from pipeline.domain.normalisation import STANDARD
+from pipeline.gateways.adapters.base import Adapter, HttpReply
+from pipeline.gateways.adapters.legacy import LegacyAdapter
+from pipeline.gateways.adapters.northbank import NorthbankAdapter
+from pipeline.gateways.adapters.pacific import PacificAdapter, major, minor
+from pipeline.gateways.adapters.simulator import SimulatorAdapter
+from pipeline.gateways.http_adapter import HttpGateway
+from pipeline.gateways.simulator.operations import Operation, Reply
+from pipeline.gateways.simulator.personality import PERSONALITIES
+from tests.unit.test_gateway_http import a_request, answering, http, play
+
+ADAPTERS: dict[str, Callable[[], Adapter]] = {
+    "simulator": SimulatorAdapter,
+    "northbank": NorthbankAdapter,
+    "pacific": PacificAdapter,
+    "legacy": LegacyAdapter,
+}
+KINDS = ("charge", "authorize", "capture", "void", "refund")
+each_adapter = pytest.mark.parametrize("name", ADAPTERS)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def a_call(kind: str) -> PaymentRequest:
+    parent = None if kind in ("charge", "authorize") else "ch_1"
+    return replace(a_request(), kind=kind, operation_kind=kind, parent_reference=parent)
+
+
+def an_operation(kind: str, **changes: Any) -> Operation:
+    """What the gateway would show of it."""
+    request = a_call(kind)
+    fields: dict[str, Any] = {
+        "seq": 1,
+        "kind": kind,
+        "id": f"{kind}_1",
+        "reference": request.idempotency_key,
+        "parent_id": request.parent_reference,
+        "amount_minor": request.amount_minor,
+        "currency": request.currency,
+        "merchant_id": "m-1",
+        "order_id": "o-1",
+        "instrument_token": "tok",
+        "idempotency_key": request.idempotency_key,
+        "created_at_ms": 1,
+        "changed_at_ms": 1,
+        "status": "succeeded",
+        "code": None,
+        "due_at_ms": None,
+        "due_status": None,
+        "closed": None,
+        "expires_at_ms": 2,
+        "forced_token": None,
+    }
+    return Operation(**{**fields, **changes})
+
+
+def said(name: str, operation: Operation, *, inquired: bool) -> Reply:
+    wire = PERSONALITIES[name].wire("http://gateway")
+    return wire.found(operation) if inquired else wire.answer(operation)
+
+
+def read(name: str, kind: str, reply: HttpReply, *, inquired: bool) -> GatewayAnswer:
+    adapter, request = ADAPTERS[name](), a_call(kind)
+    return adapter.inquired(request, reply) if inquired else adapter.answered(request, reply)
+
+
+@each_adapter
+@each_kind
+@pytest.mark.parametrize("inquired", [False, True])
+def test_an_answer_that_ends_early_is_never_believed(name: str, kind: str, inquired: bool) -> None:
+    """Cut at any byte, neither a success nor a decline is taken from what is left."""
+    for changes in ({}, {"status": "failed", "code": "expired_card"}):
+        reply = said(name, an_operation(kind, **changes), inquired=inquired)
+        whole = read(name, kind, HttpReply(reply.status, reply.body), inquired=inquired)
+        assert whole.outcome == ("declined" if changes else "succeeded")
+        for length in range(len(reply.body)):
+            cut = HttpReply(reply.status, reply.body[:length])
+            assert read(name, kind, cut, inquired=inquired).outcome == "unknown", length
+
+
+@each_adapter
+@each_kind
+@pytest.mark.parametrize("inquired", [False, True])
+@pytest.mark.parametrize(
+    "changes", [{"reference": "pay-2:o:sim:1"}, {"currency": "EUR"}, {"amount_minor": 1}]
+)
+def test_an_answer_about_something_else_is_never_believed(
+    name: str, kind: str, inquired: bool, changes: dict[str, Any]
+) -> None:
+    """Another key, currency or amount is no answer to this request."""
+    reply = said(name, an_operation(kind, **changes), inquired=inquired)
+    answer = read(name, kind, HttpReply(reply.status, reply.body), inquired=inquired)
+    if kind == "void" and "amount_minor" in changes:
+        assert answer.outcome == "succeeded"  # a void has no amount of its own
+    else:
+        assert (answer.outcome, answer.code) == ("unknown", "mismatched_answer")
+
+
+@each_adapter
+@given(
+    kind=st.sampled_from(KINDS),
+    status=st.sampled_from([200, 201, 202, 302, 400, 401, 402, 404, 409, 422, 429, 500, 503]),
+    body=st.one_of(
+        st.binary(max_size=60),
+        st.sampled_from(
+            [
+                b"{}",
+                b"[]",
+                b"null",
+                b'{"code": 5}',
+                b'{"resultCode": "0"}',
+                b"STATUS=OK\r\n",
+                b'{"operations": null}',
+                b'{"payment": null}',
+                b'{"found": true}',
+                b"STATUS\r\n",
+            ]
+        ),
+    ),
+    inquired=st.booleans(),
+)
+def test_nonsense_is_read_without_raising_and_proves_nothing(
+    name: str, kind: str, status: int, body: bytes, inquired: bool
+) -> None:
+    """Whatever comes, the answer is in the vocabulary and claims no money moved."""
+    answer = read(name, kind, HttpReply(status, body), inquired=inquired)
+    assert answer.outcome in OUTCOMES - {"succeeded", "pending"}
+    assert answer.code is None or answer.code in STANDARD
+    if inquired:
+        assert answer.outcome == "unknown"
+
+
+@each_adapter
+@each_kind
+def test_what_a_request_names_cannot_climb_out_of_its_place(name: str, kind: str) -> None:
+    """Ids and tokens with separators in them stay one value."""
+    nasty = "../x?a=1&AMOUNT=9#%2e\r\nX: y"
+    request = replace(a_call(kind), parent_reference=nasty, instrument_token=nasty, order_id=nasty)
+    call = ADAPTERS[name]().send(request)
+    assert call.path.count("?") == call.path.count("#") == 0
+    assert "../" not in call.path
+    body = call.body or b""
+    assert b"\r\nX: y" not in body
+    assert body.count(b"AMOUNT=") <= 1 or name != "legacy"
+
+
+@each_adapter
+def test_only_gateways_with_keys_are_sent_one(name: str) -> None:
+    """A key that nobody reads would only look like safety."""
+    adapter = ADAPTERS[name]()
+    sent = a_call("charge").idempotency_key in adapter.send(a_call("charge")).headers.values()
+    assert sent is adapter.idempotent is PERSONALITIES[name].idempotent
+
+
+@given(st.integers(1, 10**14), st.sampled_from(["GBP", "JPY", "BHD", "USD"]))
+def test_amounts_survive_their_decimal_form(amount_minor: int, currency: str) -> None:
+    """No cent is lost on the way to major units and back."""
+    assert minor(major(amount_minor, currency), currency) == amount_minor
+
+
+@pytest.mark.parametrize("text", ["12.345", "1e3", "-1.00", "1,000.00", "", " 1.00", "1."])
+def test_an_amount_that_is_none_is_not_read(text: str) -> None:
+    """Nothing is rounded and nothing is guessed."""
+    assert minor(text, "GBP") is None
+
+
+def test_a_throttled_inquiry_says_nothing_about_the_operation() -> None:
+    """Turned away is no "not found"."""
+    for name in ADAPTERS:
+        wire = PERSONALITIES[name].wire("http://gateway")
+        reply = wire.refusal("rate_limited", "wait", None)
+        answer = read(name, "charge", HttpReply(reply.status, reply.body, 2_000), inquired=True)
+        assert (answer.outcome, answer.code) == ("unknown", "rate_limited")
+        assert answer.retry_after_ms == 2_000
+
+
+def test_a_refund_that_is_too_late_is_not_written_either() -> None:
+    """The last check before the socket guards every call that may move money."""
+    clock = iter([0, 10**18])
+
+    async def call(gateway: HttpGateway) -> GatewayAnswer:
+        return await gateway.refund(a_call("refund"), send_before_ms=1)
+
+    answer, played = play(answering(http(201, {})), call, now_ms=lambda: next(clock))
+    assert (answer.outcome, answer.code) == ("not_sent", "send_before_passed")
+    assert played.requests == []

@@ -1,0 +1,308 @@
+"""The gate before calls: what it lets through, what it answers instead, and what that costs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.breaker import BreakerRule
+from pipeline.domain.model import ControlEntry, GatewayResult, PaymentRequest
+from pipeline.domain.policy import GatewayProfile, Policy
+from pipeline.domain.routing import RouteFacts, route
+from pipeline.observability.metrics import Metrics
+from pipeline.runtime.calls import Call, Calls
+from pipeline.runtime.live_policy import LivePolicy
+from pipeline.runtime.protection import Hold, Permit, Protection
+
+WELL = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
+DEAD = GatewayAnswer(outcome="not_sent", code="connection_refused")
+RULE = BreakerRule(calls_min=4, wait_ms=1_000, probes=1, slow_ms=100)
+
+
+@dataclass
+class Clock:
+    ms: float = 0.0
+
+    def __call__(self) -> float:
+        return self.ms
+
+
+def gate(*profiles: GatewayProfile, clock: Clock, **more: Any) -> Protection:
+    return Protection(profiles, now_ms=clock, **more)
+
+
+def permitted(protection: Protection, gateway: str = "a", waited_ms: float = 0) -> Permit:
+    said = protection.ask(gateway, "charge", waited_ms)
+    assert isinstance(said, Permit), said
+    return said
+
+
+def refused(protection: Protection, gateway: str = "a", waited_ms: float = 0) -> GatewayAnswer:
+    said = protection.ask(gateway, "charge", waited_ms)
+    assert isinstance(said, GatewayAnswer), said
+    return said
+
+
+A, B = GatewayProfile(name="a", breaker=RULE), GatewayProfile(name="b", breaker=RULE)
+
+
+def test_a_dead_gateway_is_left_alone_and_the_other_is_not() -> None:
+    """Refused at once, as not sent, with the time after which it may be tried again."""
+    clock = Clock()
+    protection = gate(A, B, clock=clock)
+    for _ in range(RULE.calls_min):
+        protection.ended(permitted(protection), DEAD)
+    answer = refused(protection)
+    assert (answer.outcome, answer.code, answer.retry_after_ms) == (
+        "not_sent", "breaker_open", 1_000,
+    )  # fmt: skip
+    inquiry = protection.ask("a", "inquire", 0)
+    assert isinstance(inquiry, GatewayAnswer)
+    assert (inquiry.outcome, inquiry.code) == ("unknown", "breaker_open")
+    permitted(protection, "b")
+    clock.ms = 1_000
+    probe = permitted(protection)
+    assert refused(protection).code == "breaker_open"
+    protection.ended(probe, WELL)
+    permitted(protection)
+
+
+def test_retry_after_is_obeyed_to_its_end() -> None:
+    """No call before it; a short rest is waited for, a long one is answered at once."""
+    clock = Clock()
+    protection = gate(A, B, clock=clock)
+    limited = GatewayAnswer(outcome="not_sent", code="rate_limited", retry_after_ms=1_000)
+    protection.ended(permitted(protection), limited)
+    answer = refused(protection)
+    assert answer.code == "rate_limited"
+    assert answer.retry_after_ms in (1_000, 1_001)
+    clock.ms = 800
+    assert protection.ask("a", "charge", 0) == Hold(0.2)
+    assert refused(protection, waited_ms=100).code == "rate_limited"
+    clock.ms = 1_000
+    permitted(protection)
+
+
+def test_limits_are_shared_out_by_partitions() -> None:
+    """A worker with a quarter of the partitions opens a quarter of the calls, and at least one."""
+    clock = Clock()
+    limited = GatewayProfile(name="a", concurrency_max=8)
+    for share, places in ((1.0, 8), (0.25, 2), (0.01, 1)):
+        protection = gate(limited, B, clock=clock)
+        protection.take_share(share)
+        permits = [permitted(protection) for _ in range(places)]
+        assert protection.ask("a", "charge", 0) == Hold()
+        assert refused(protection, waited_ms=5_000).code == "throttled"
+        protection.ended(permits[0], WELL)
+        permitted(protection)
+
+
+def test_a_rate_holds_over_time_whatever_the_load() -> None:
+    """10 calls a second of two equal workers: 5 here, and those that wait too long are told."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a", rate_per_s=10, burst=2), B, clock=clock)
+    protection.take_share(0.5)
+    begun = 0
+    for ms in range(10_000):
+        clock.ms = ms
+        said = protection.ask("a", "charge", 0)
+        if isinstance(said, Permit):
+            protection.ended(said, WELL)
+            begun += 1
+    assert 50 <= begun <= 51
+    clock.ms = 10_000
+    permitted(protection)
+    assert refused(protection, waited_ms=200).code == "throttled"
+
+
+def test_with_one_gateway_requests_wait_their_turn() -> None:
+    """There is no other gateway's payment behind them to be held up."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a", concurrency_max=1), clock=clock)
+    permitted(protection)
+    assert protection.ask("a", "charge", 30_000) == Hold()
+
+
+def test_new_limits_count_from_the_next_call_and_leave_the_breaker_as_it_is() -> None:
+    """A change of a limit is no reason to call a dead gateway again."""
+    clock = Clock()
+    protection = gate(A, B, clock=clock)
+    for _ in range(RULE.calls_min):
+        protection.ended(permitted(protection), DEAD)
+    protection.configure([GatewayProfile(name="a", breaker=RULE, rate_per_s=5), B])
+    assert refused(protection).code == "breaker_open"
+
+
+@dataclass
+class FakeGateway:
+    """``hangs``: calls never end. Otherwise they end at once with ``answer``."""
+
+    name: str
+    answer: GatewayAnswer = WELL
+    hangs: bool = False
+    calls: list[str] = field(default_factory=list)
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def charge(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+        self.calls.append(request.order_id)
+        if self.hangs:
+            await asyncio.sleep(60)
+        return self.answer
+
+    async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
+        return await self.charge(request, send_before_ms=0)
+
+
+def request(gateway: str, order_id: str = "1") -> PaymentRequest:
+    return PaymentRequest(
+        merchant_id="m", order_id=order_id, payment_id="p", operation_id="o", kind="charge",
+        gateway=gateway, amount_minor=1, currency="GBP", instrument_token="t",
+        idempotency_key="k", attempt=1, try_number=1, send_within_ms=60_000, ordered_at_ms=0,
+    )  # fmt: skip
+
+
+@contextmanager
+def running(*gateways: FakeGateway, **more: Any) -> Iterator[Calls]:
+    calls = Calls({g.name: g for g in gateways}, **more)  # type: ignore[dict-item]
+    calls.open()
+    try:
+        yield calls
+    finally:
+        calls.close()
+
+
+def finished(
+    calls: Calls, wanted: Callable[[list[Call]], bool], timeout_s: float = 10
+) -> list[Call]:
+    found: list[Call] = []
+    deadline = time.monotonic() + timeout_s
+    while not wanted(found) and time.monotonic() < deadline:
+        calls.wait_finished(0.05)
+        found.extend(calls.take_finished())
+    assert wanted(found), [(c.request.gateway, c.answer) for c in found]
+    return found
+
+
+def test_a_gateway_that_hangs_costs_the_other_nothing_and_its_own_calls_little() -> None:
+    """It is noticed by open calls, before any of them ends; what is open then is parked, what
+    comes later is refused, and the other gateway is served all the while."""
+    a, b = FakeGateway("a", hangs=True), FakeGateway("b")
+    protection = Protection([A, B], metrics=Metrics())
+    with running(a, b, gate=protection, soft_deadline_s=30) as calls:
+        began_s = time.monotonic()
+        calls.start([Call(None, request("a", str(n)), 2**62) for n in range(8)])
+        calls.start([Call(None, request("b"), 2**62)])
+        finished(calls, lambda f: any(c.request.gateway == "b" for c in f), 2)
+        parked = finished(calls, lambda f: len(f) == 8)
+        assert time.monotonic() - began_s < 3
+        assert {c.answer.code for c in parked if c.answer} == {"soft_deadline"}
+        assert {c.answer.outcome for c in parked if c.answer} == {"unknown"}
+        calls.start([Call(None, request("a", "late"), 2**62), Call(None, request("b"), 2**62)])
+        after = finished(calls, lambda f: len(f) == 2, 2)
+        assert {c.request.gateway: c.answer.outcome for c in after if c.answer} == {
+            "a": "not_sent",
+            "b": "succeeded",
+        }
+    assert "late" not in a.calls
+
+
+def test_a_probe_is_not_waited_for_and_still_decides() -> None:
+    """The gateway has come back slow: the probe's payment is asked about later, its end closes
+    the breaker."""
+    a, b = FakeGateway("a", answer=DEAD), FakeGateway("b")
+    rule = BreakerRule(calls_min=2, wait_ms=100, probes=1, slow_ms=5_000)
+    protection = Protection([GatewayProfile(name="a", breaker=rule), B])
+    with running(a, b, gate=protection) as calls:
+        calls.start([Call(None, request("a", str(n)), 2**62) for n in range(2)])
+        finished(calls, lambda f: len(f) == 2)
+        time.sleep(0.15)
+        a.answer = WELL
+
+        async def slow(asked: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
+            await asyncio.sleep(0.8)
+            return WELL
+
+        quick, a.charge = a.charge, slow  # type: ignore[method-assign]
+        began_s = time.monotonic()
+        calls.start([Call(None, request("a", "probe"), 2**62)])
+        probe = finished(calls, lambda f: len(f) == 1)[0]
+        assert time.monotonic() - began_s < 0.7
+        assert probe.answer is not None
+        assert probe.answer.outcome == "unknown"
+        a.charge = quick  # type: ignore[method-assign]
+        time.sleep(0.9)
+        calls.start([Call(None, request("a", "after"), 2**62)])
+        after = finished(calls, lambda f: len(f) == 1)[0]
+        assert after.answer == WELL
+
+
+def entry(value: str, version: int = 1) -> ControlEntry:
+    return ControlEntry(
+        key="routing", value=value, version=version, changed_by="me", reason="test",
+        changed_at_ms=0,
+    )  # fmt: skip
+
+
+def gateway_of(live: LivePolicy, at_ms: int = 0) -> str:
+    facts = RouteFacts(payment_id="p", merchant_id="m", currency="GBP", amount_minor=1)
+    found = route(live.at(at_ms), facts)
+    assert found is not None
+    return found.profile.name
+
+
+def test_a_worker_follows_good_entries_keeps_the_last_good_one_and_counts_both() -> None:
+    """A wrong entry changes nothing; a deleted one brings the configuration's own rules back."""
+    metrics, told = Metrics(), []
+    live = LivePolicy(
+        Policy(gateways=(A, B)),
+        routes='{"gateways": {"a": {"priority": 1}}}',
+        metrics=metrics,
+        on_change=lambda policy: told.append(policy.routes.version),
+    )
+    assert gateway_of(live) == "a"
+    live.take("routing", entry('{"gateways": {"b": {"priority": 0}}}', 1))
+    assert gateway_of(live) == "b"
+    live.take("routing", entry('{"gateways": {"x": {}}}', 2))
+    live.take("weather", entry("{}", 3))
+    assert gateway_of(live) == "b"
+    live.take("routing", None)
+    assert gateway_of(live) == "a"
+    assert told == [1, 0]
+    counted = {
+        s.labels["result"]: s.value
+        for m in metrics.control_entries.collect()
+        for s in m.samples
+        if s.name.endswith("_total")
+    }
+    assert counted == {"applied": 2, "refused": 1}
+
+
+def test_payments_go_elsewhere_once_results_say_that_a_gateway_is_down() -> None:
+    """And come back when it answers again."""
+    live = LivePolicy(Policy(gateways=(A, B)))
+
+    def saw(outcome: str, code: str | None, at_ms: int) -> None:
+        asked = request("a")
+        live.saw(
+            GatewayResult(
+                merchant_id="m", order_id="1", payment_id="p", operation_id="o", kind="inquire",
+                gateway=asked.gateway, attempt=1, try_number=1, outcome=outcome, code=code,
+                amount_minor=0, currency="GBP", observed_at_ms=at_ms,
+            ),
+            at_ms,
+        )  # fmt: skip
+
+    assert gateway_of(live, 1_000) == "a"
+    saw("not_sent", "breaker_open", 2_000)
+    assert gateway_of(live, 2_000) == "b"
+    for at_ms in (3_100, 3_200, 3_300):
+        saw("not_found", None, at_ms)
+    assert gateway_of(live, 3_600) == "a"

@@ -1,0 +1,101 @@
+"""The gateway stage over gateways that know keys and gateways that do not."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.domain.keys import record_key
+from pipeline.domain.records import to_record
+from pipeline.record_codec import record_codec
+from pipeline.runtime.calls import Call, Calls
+from pipeline.runtime.gateway_stage import GatewayStage, GatewayTerms
+from pipeline.runtime.input_record import InputRecord
+from tests.unit.test_processors_gateway import CHARGE, INQUIRE, NOW
+from topics.catalogue import TopicSettings, build_catalogue
+
+CATALOGUE = build_catalogue(TopicSettings())
+CODEC = record_codec(CATALOGUE, "")
+
+
+def stage(*, idempotent: bool) -> GatewayStage:
+    return GatewayStage(CATALOGUE, CODEC, terms={"simulator": GatewayTerms(idempotent=idempotent)})
+
+
+def record(offset: int, request=CHARGE) -> InputRecord:  # type: ignore[no-untyped-def]
+    value = CODEC.encoder("payment-request")(to_record(request))
+    key = record_key(request.merchant_id, request.order_id)
+    return InputRecord(CATALOGUE.name("payment-requests"), 0, offset, NOW, key, value)
+
+
+def codes(planned: object) -> list[str | None]:
+    """The codes of what is written instead of calling."""
+    assert isinstance(planned, list)
+    decode = CODEC.decoder("gateway-result")
+    return [decode(value)["code"] for _, _, _, value, _ in planned]
+
+
+def test_a_request_read_twice_is_sent_twice_where_keys_are_known() -> None:
+    """After an aborted transaction the same key goes out again, and does no harm."""
+    one = stage(idempotent=True)
+    assert not one.unrepeatable
+    one.assigned(0, 10)
+    assert all(isinstance(one.plan(record(offset), NOW), Call) for offset in (3, 3, 12))
+
+
+def test_a_request_read_twice_is_sent_once_where_keys_are_not_known() -> None:
+    """What this worker has sent before it rewound is unknown the second time."""
+    one = stage(idempotent=False)
+    assert one.unrepeatable
+    assert isinstance(one.plan(record(5), NOW), Call)
+    assert isinstance(one.plan(record(6), NOW), Call)
+    assert codes(one.plan(record(5), NOW)) == ["possibly_sent"]
+    assert isinstance(one.plan(record(7), NOW), Call)
+
+
+def test_what_lay_in_a_partition_may_have_been_sent_by_its_former_worker() -> None:
+    """Below the end at the assignment nothing is sent but inquiries; what comes after is."""
+    one = stage(idempotent=False)
+    one.assigned(0, 10)
+    assert codes(one.plan(record(9), NOW)) == ["possibly_sent"]
+    assert isinstance(one.plan(record(9, INQUIRE), NOW), Call)
+    assert isinstance(one.plan(record(10), NOW), Call)
+    one.assigned(0, 4)
+    assert codes(one.plan(record(10), NOW)) == ["possibly_sent"]
+
+
+@pytest.mark.parametrize("kind", ["charge", "authorize", "capture", "void", "refund", "inquire"])
+def test_each_kind_of_request_reaches_its_own_method(kind: str) -> None:
+    """A refund is never sent as a charge."""
+    called: list[str] = []
+
+    class Fake:
+        name = "simulator"
+
+        async def open(self) -> None: ...
+
+        async def close(self) -> None: ...
+
+        def __getattr__(self, method: str):  # type: ignore[no-untyped-def]
+            if method == "charge_now":
+                raise AttributeError
+
+            async def asked(request: object, **_: object) -> object:
+                called.append(method)
+                from pipeline.domain.answer import GatewayAnswer
+
+                return GatewayAnswer(outcome="pending")
+
+            return asked
+
+    calls = Calls({"simulator": Fake()})  # type: ignore[dict-item]
+    calls.open()
+    try:
+        calls.start([Call(None, replace(CHARGE, kind=kind), NOW)])
+        assert calls.wait_finished(10)
+        (call,) = calls.take_finished() or (calls.wait_finished(10) and calls.take_finished())
+    finally:
+        calls.close()
+    assert called == [kind]
+    assert call.answer is not None
+    assert call.answer.outcome == "pending"

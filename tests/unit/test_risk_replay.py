@@ -1,0 +1,192 @@
+"""Rules tried on the past, and the commands that read rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.commands.risk import report_lines
+from pipeline.config import load_settings
+from pipeline.domain.model import Order
+from pipeline.domain.risk_replay import Outcome, Replay
+from pipeline.domain.risk_rules import read_rules
+from pipeline.errors import UserError
+from pipeline.local import worker_specs
+
+NOW = 1_790_000_000_000
+MINUTE = 60_000
+RULES = """
+[[rule]]
+name = "large"
+type = "amount"
+action = "reject"
+currency = "GBP"
+amount_minor_max = 1000
+
+[[rule]]
+name = "card_hour"
+type = "velocity"
+action = "review"
+by = "card"
+window_s = 3600
+count_max = 2
+"""
+
+
+def order(number: int, **more: Any) -> Order:
+    fields: dict[str, Any] = {
+        "merchant_id": "shop",
+        "amount_minor": 500,
+        "currency": "GBP",
+        "instrument_token": "tok_1",
+        "business_date": "2026-09-21",
+        "submitted_at_ms": NOW,
+        "card_fingerprint": "fp_1",
+    }
+    return Order(order_id=f"o-{number}", **{**fields, **more})
+
+
+def outcome(status: str = "captured", reason: str | None = None, lost: int = 0) -> Outcome:
+    return Outcome(status, reason, 500 if status == "captured" else 0, lost)
+
+
+def changes(replay: Replay) -> dict[tuple[str, str], int]:
+    return {change: sums.orders for change, sums in replay.changes.items()}
+
+
+def test_a_replay_says_what_would_have_changed_and_what_it_would_have_cost() -> None:
+    """By change and by rule: orders, sums, what was captured and what was disputed of them."""
+    replay = Replay(read_rules(RULES, "rules.toml"))
+    replay.take(order(1), NOW, outcome(), counts=True)
+    replay.take(order(2), NOW, outcome(lost=500), counts=True)
+    replay.take(order(3), NOW, outcome(lost=500), counts=True)
+    replay.take(order(4, amount_minor=1_001), NOW, outcome("failed", "declined"), counts=True)
+    replay.take(order(5), NOW, None, counts=True)
+    report = replay.report()
+    assert changes(replay) == {
+        ("allow", "allow"): 2,
+        ("allow", "review"): 1,
+        ("allow", "reject"): 1,
+        ("unknown", "review"): 1,
+    }
+    large, card = report["rules"]
+    assert (large["orders"], large["amount_minor"], large["captured_minor"]) == (
+        1,
+        {"GBP": 1_001},
+        {},
+    )
+    assert (card["orders"], card["captured_minor"], card["disputed_minor"]) == (
+        2,
+        {"GBP": 500},
+        {"GBP": 500},
+    )
+    held = next(c for c in report["decisions"] if (c["current"], c["new"]) == ("allow", "review"))
+    (example,) = held["examples"]
+    assert example["order"] == "shop:o-3"
+    assert example["why"] == "review by card_hour: 3 orders of this card within 1 h, over 2"
+
+
+@pytest.mark.parametrize(
+    ("was", "current"),
+    [
+        (outcome("rejected", "risk_large"), "reject"),
+        (outcome("risk_review", "risk_large"), "review"),
+        (outcome("rejected", "risk_review_denied"), "review"),
+        (outcome("failed", "do_not_honor"), "allow"),
+    ],
+)
+def test_what_stands_now_is_read_from_the_payment(was: Outcome, current: str) -> None:
+    """A rejection by another rule than risk is not risk's, a denied review is a review."""
+    replay = Replay(read_rules(RULES, "rules.toml"))
+    replay.take(order(1), NOW, was, counts=True)
+    assert changes(replay) == {(current, "allow"): 1}
+
+
+def test_orders_that_rules_are_never_asked_about_are_left_out() -> None:
+    """Invalid, free and repeated orders, and those with a card number, neither count nor change."""
+    replay = Replay(read_rules(RULES, "rules.toml"))
+    replay.take(order(1), NOW, outcome("rejected", "currency_must_be_iso_4217"), counts=True)
+    replay.take(order(2, amount_minor=0), NOW, outcome("no_payment_due"), counts=True)
+    replay.take(order(3, instrument_token="4111111111111111"), NOW, None, counts=True)
+    for _ in range(4):
+        replay.take(order(4), NOW, outcome(), counts=True)
+    replay.take(order(5), NOW, outcome(), counts=True)
+    assert replay.report()["orders"] == {
+        "read": 8,
+        "repeated": 3,
+        "not_assessed": 3,
+        "assessed": 2,
+    }
+    assert changes(replay) == {("allow", "allow"): 2}
+
+
+def test_windows_are_full_at_the_beginning() -> None:
+    """What came before the reported time is counted and not reported; a rejected order neither."""
+    replay = Replay(read_rules(RULES, "rules.toml"))
+    replay.take(order(1), NOW - 30 * MINUTE, outcome(), counts=False)
+    replay.take(order(2), NOW - 20 * MINUTE, outcome(), counts=False)
+    replay.take(order(3, amount_minor=5_000), NOW - MINUTE, outcome(), counts=False)
+    replay.take(order(4), NOW, outcome(), counts=True)
+    replay.take(order(5, card_fingerprint=None), NOW, outcome(), counts=True)
+    assert changes(replay) == {("allow", "review"): 1, ("allow", "allow"): 1}
+    (example,) = replay.examples["allow", "review"]
+    assert example["why"].startswith("review by card_hour: 3 orders")
+
+
+def test_the_report_is_read_by_people() -> None:
+    """Every figure of the JSON stands in a line."""
+    replay = Replay(read_rules(RULES, "rules.toml"))
+    replay.take(order(1, amount_minor=2_000), NOW, outcome(), counts=True)
+    report = {"since": "2026-11-01T00:00:00Z", "until": "x", "first_order": None}
+    lines = list(report_lines({**report, **replay.report()}))
+    assert "  allow -> reject          1 orders, GBP 20.00, captured GBP 5.00" in lines
+    assert "      reject by large: GBP 20.00 is over GBP 10.00" in lines
+    assert "  card_hour                review: 0 orders" in lines
+
+
+def test_rules_are_checked_by_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right rules are listed; wrong ones, and none at all, are one sentence and exit code 2."""
+    path = tmp_path / "rules.toml"
+    path.write_text(RULES.replace('action = "review"', 'action = "review"\nshadow = true'))
+    done = CliRunner().invoke(app, ["risk", "check", str(path)])
+    assert done.exit_code == 0
+    assert done.output.splitlines()[0].endswith("rules.toml: 2 rules")
+    assert done.output.splitlines()[2] == "  card_hour: velocity, review (in shadow)"
+    monkeypatch.setenv("PAYSTREAM_RISK_RULES", str(path))
+    assert CliRunner().invoke(app, ["risk", "check"]).output == done.output
+    path.write_text(RULES.replace("count_max", "count_mx"))
+    with pytest.raises(UserError, match=r"risk rule 'card_hour' in .*did you mean count_max"):
+        CliRunner().invoke(app, ["risk", "check"], catch_exceptions=False)
+    monkeypatch.delenv("PAYSTREAM_RISK_RULES")
+    with pytest.raises(UserError, match="no rules are set; name a file"):
+        CliRunner().invoke(app, ["risk", "check"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("since", ["yesterday", "2026-13-01", "2126-01-01T00:00Z"])
+def test_a_replay_needs_a_moment_in_the_past(tmp_path: Path, since: str) -> None:
+    """A wrong time is a sentence, before anything is read."""
+    path = tmp_path / "rules.toml"
+    path.write_text(RULES)
+    with pytest.raises(UserError, match="--since"):
+        CliRunner().invoke(
+            app, ["risk", "replay", str(path), "--since", since], catch_exceptions=False
+        )
+
+
+def test_wrong_rules_keep_payments_workers_from_starting(tmp_path: Path) -> None:
+    """They are refused where workers are started; other stages do not ask for them."""
+    path = tmp_path / "rules.toml"
+    settings = load_settings(risk_rules=str(path), state_dir=tmp_path)
+    with pytest.raises(UserError, match=r"rules\.toml cannot be read"):
+        worker_specs(settings, {"payments": 1}, node_id="n")
+    path.write_text("[[rule]]\n")
+    with pytest.raises(UserError, match=r"risk rule number 1 in .*rules\.toml: name is missing"):
+        worker_specs(settings, {"payments": 1}, node_id="n")
+    assert worker_specs(settings, {"gateway": 1}, node_id="n")
+    path.write_text(RULES)
+    (spec,) = worker_specs(settings, {"payments": 1}, node_id="n")
+    assert spec.options["risk_rules"] == RULES
