@@ -197,7 +197,8 @@ class LedgerSink:
     def run(self, stop: Stop) -> None:
         """Book until ``stop``. UserError when something outside has to be put right first."""
         self._stopping = stop.is_set if isinstance(stop, threading.Event) else stop
-        admin = AdminClient({"bootstrap.servers": self._bootstrap_servers}, logger=_log)
+        quiet: dict[str, Any] = {"bootstrap.servers": self._bootstrap_servers, "log_level": 2}
+        admin = AdminClient(quiet, logger=_log)
         self._journal = Journal(self._engine, self._source(admin), on_step=failpoints.hit)
         self._consumer = Consumer(
             {

@@ -24,7 +24,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Settings: PAYSTREAM_<NAME> in the environment, or paystream.toml; see the README.",
+    epilog="Example: paystream demo. Settings: PAYSTREAM_<NAME> in the environment, or "
+    "paystream.toml; see the README.",
 )
 app.command("demo")(demo_command)
 app.command("up")(up_command)
@@ -45,6 +46,7 @@ app.command("verify")(verify_command)
 
 def main() -> None:
     """Run one command; what is wrong outside the program is one sentence and exit code 2."""
+    from pipeline.commands.output import discard_output
     from pipeline.errors import UserError
 
     try:
@@ -52,13 +54,23 @@ def main() -> None:
     except UserError as error:
         print(f"paystream: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("paystream: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output has gone (`paystream trace ... | head`); nobody is left to tell.
-        sys.stderr.close()
-        sys.exit(141)
+    except SystemExit as ended:
+        # typer turns both into an exit of its own, the second one without a word and with 1.
+        if _came_of(ended, KeyboardInterrupt):
+            print("paystream: interrupted", file=sys.stderr)
+            sys.exit(130)
+        if _came_of(ended, BrokenPipeError):
+            # The reader of our output has gone (`paystream trace ... | head`).
+            discard_output()
+            sys.exit(141)
+        raise
+
+
+def _came_of(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether one of that kind was being handled when this one was raised."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ any of them says whether every guarantee held.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -17,15 +19,17 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.audit.report import Report
 from pipeline.config import Settings, load_settings
 from pipeline.domain.money import format_amount
+from pipeline.embedded.cache import write_atomically
 from pipeline.embedded.kafka_config import SHORT_LIVED
+from pipeline.embedded.processes import ProcessIdentity, is_alive, this_process
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import RATED, FaultPlan
 from pipeline.local import LocalFlow
@@ -33,12 +37,19 @@ from producers.cancellations import GivenBack, given_back
 from producers.invoice_csv import InvoiceFile
 from producers.order_file import OrderFile
 
+if TYPE_CHECKING:
+    from producers.order_publisher import OrderPublisher
+
 # The first workers, their group joins and the slowest wait of the default faults take about 20 s;
 # a file of a million orders takes minutes. Progress is what counts: give up when none is made.
 STALLED_S_MAX = 60.0
 PROGRESS_INTERVAL_S = 1.0
 # After the last visible step the audit itself may still find something on its way.
 AUDIT_WAIT_S = 30.0
+
+FOLDER_PREFIX = "paystream-demo-"
+# In a run's folder: whose it is, for a later run to tell whether that one was killed.
+OWNER_FILE = "owner.json"
 
 # The demo's payments must not wait for minutes: on one machine clocks agree, calls are local, and
 # tiers of two seconds show a retry and an inquiry within the demo's patience.
@@ -130,10 +141,7 @@ class Demo:
                 # The broker stops before this process ends; its loss is not worth a line.
                 config={"log_level": 0},
             ) as to:
-                for index, order in enumerate(self.found.orders):
-                    to.publish(order)
-                    if index % 1_000 == 0:
-                        flow.tick()
+                self.publish(to, flow.tick)
             self.say(f"Published {len(self.found.orders)} orders of {self.orders_file.name}")
             if self.given.commands:
                 with CommandPublisher(
@@ -168,6 +176,32 @@ class Demo:
         finally:
             stop.set()
             follower.join(10.0)
+
+    def publish(self, to: OrderPublisher, tick: Callable[[], None]) -> None:
+        """Publish all; an order that cannot be a record is named by its line and expected nowhere.
+
+        UserError when none is left.
+        """
+        from producers.order_publisher import InvalidOrder
+
+        found = self.found
+        taken: list[int] = []
+        for index, order in enumerate(found.orders):
+            try:
+                to.publish(order)
+                taken.append(index)
+            except InvalidOrder as error:
+                self.say(f"{self.orders_file}:{found.line_numbers[index]}: {error}")
+            if index % 1_000 == 0:
+                tick()
+        if not taken:
+            raise UserError(f"{self.orders_file} holds no order that can be published.")
+        self.found = replace(
+            found,
+            orders=tuple(found.orders[index] for index in taken),
+            line_numbers=tuple(found.line_numbers[index] for index in taken),
+            left_out=found.left_out + len(found.orders) - len(taken),
+        )
 
     def _follow(self, settings: Settings, stop: threading.Event) -> None:
         """A downstream system: counts what it may ship."""
@@ -289,7 +323,8 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
     payments, amounts, reasons = s["payments"], s["amount_minor"], s["reasons"]
 
     def row(label: str, text: str) -> str:
-        return f"{label:<36}{text}"
+        # The space also where a reason is longer than the column.
+        return f"{label:<35} {text}"
 
     def sums(by_currency: dict[str, int]) -> str:
         shown = [format_amount(minor, code) for code, minor in sorted(by_currency.items())]
@@ -304,8 +339,10 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
         ordered[order.currency] += order.amount_minor
     cancellations = getattr(demo.found, "cancellations", ())
     yield row("orders read", f"{len(demo.found.orders):,}, {sums(ordered)}")
-    if demo.found.problems:
-        yield row("  lines not taken", f"{len(demo.found.problems):,}")
+    if demo.found.bad_line_count:
+        yield row("  bad lines", f"{demo.found.bad_line_count:,}")
+    if demo.found.left_out:
+        yield row("  orders left out", f"{demo.found.left_out:,}")
     if cancellations:
         back = sum(c.amount_minor for c in cancellations)
         lines = sum(len(c.lines) for c in cancellations)
@@ -382,11 +419,52 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
 
 @contextmanager
 def _work_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="paystream-demo-"))
+    """A folder that goes with the run; those of runs that were killed go with the next one."""
+    with _turn():
+        clear_abandoned(Path(tempfile.gettempdir()))
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        write_atomically(folder / OWNER_FILE, json.dumps(asdict(this_process())))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """One demo at a time looks at the folders; the lock is the temporary folder's own, so that
+    none is left behind. Where it has none, the demo goes on without."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            opened = os.open(tempfile.gettempdir(), os.O_RDONLY)
+            held.callback(os.close, opened)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def clear_abandoned(place: Path) -> None:
+    """Remove the work folders of this user's demos whose process is gone."""
+    for folder in place.glob(f"{FOLDER_PREFIX}*"):
+        try:
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            owner = ProcessIdentity(**json.loads((folder / OWNER_FILE).read_text()))
+        except (OSError, ValueError, TypeError):
+            # Not a demo's, or another one has cleared it.
+            continue
+        if is_alive(owner):
+            continue
+        # Its owner's name last: a worker that is still draining may write meanwhile, and what is
+        # left is then found by the next run.
+        for path in folder.iterdir():
+            if path.name == OWNER_FILE:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if [path.name for path in folder.iterdir()] == [OWNER_FILE]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _show_log(log: Path, say: Callable[[str], None]) -> None:

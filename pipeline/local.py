@@ -6,9 +6,11 @@ with it. Both leave no process behind, however they end.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import logging
+import secrets
 import shutil
 import socket
 import time
@@ -26,6 +28,8 @@ from pipeline.runtime.worker_spec import WorkerSpec
 
 _log = logging.getLogger(__name__)
 
+# What ends again this soon after it was started again will not stay.
+STEADY_S = 30.0
 # A worker starts and joins in two to five seconds; what takes longer is not waited for.
 JOIN_S_MAX = 60.0
 
@@ -143,6 +147,7 @@ class Workers:
                 {spec.name: spec.partitions for spec in catalogue.inputs(stage)},
             )
             for stage in workers
+            if catalogue.inputs(stage)
         }
         self._lag_collector = LagCollector(self._lags)
         try:
@@ -196,6 +201,31 @@ def _held(settings: Settings, stage: str) -> Iterator[None]:
         yield
 
 
+def with_kept_partitions(settings: Settings) -> Settings:
+    """The settings with the partition count that the topics of this state directory were made with.
+
+    UserError when another one was asked for: counts never change on a live flow.
+    """
+    try:
+        kept = int(_partitions_file(settings).read_text())
+    except (OSError, ValueError):
+        return settings
+    if "partitions" not in settings.model_fields_set:
+        return settings.model_copy(update={"partitions": kept})
+    if settings.partitions != kept:
+        raise UserError(
+            f"the topics in {settings.state_dir} have {kept} partitions, not "
+            f"{settings.partitions}, and keep them: leave --partitions (PAYSTREAM_PARTITIONS) "
+            "out, or choose another --state-dir."
+        )
+    return settings
+
+
+def _partitions_file(settings: Settings) -> Path:
+    """Beside the topics' data, so that it goes with them."""
+    return settings.state_dir / "kafka" / f"{settings.topic_prefix}partitions"
+
+
 @dataclass
 class LocalFlow:
     """The whole flow on this machine, as a context manager.
@@ -238,10 +268,15 @@ class LocalFlow:
     simulator: Any = None
     simulators: dict[str, Any] = field(default_factory=dict)
     running: Workers | None = None
+    # Whether every worker drained in time when the flow was closed.
+    drained: bool = True
+    _restarted_s: dict[str, float] = field(default_factory=dict)
+    # Of the webhooks, for this run alone; empty where none are sent.
+    _notice_secret: str = ""
 
     def _start(self) -> None:
         from pipeline.embedded.kafka import start_kafka
-        from pipeline.gateways.simulator import start_simulator
+        from pipeline.embedded.ports import free_ports
         from pipeline.ledger.database import open_ledger
         from topics.provisioning import provision
 
@@ -258,17 +293,17 @@ class LocalFlow:
             # (seen with 4.3.1), and their offsets and records hang for ever.
             extra_config={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000"},
         )
+        if "webhooks" in self.workers:
+            s = s.model_copy(update={"webhook_port": s.webhook_port or free_ports(1)[0]})
+            self._notice_secret = f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
+        self.settings = s
         for name in self.gateways:
-            first = not self.simulators
-            self.simulators[name] = start_simulator(
-                s.state_dir / books_file(name),
-                faults=self.faults,
-                seed=self.seed,
-                port=self.simulator_port if first else 0,
-                gateway=name,
-            )
-        self.simulator = self.simulators[self.gateways[0]]
-        several = {} if self.gateways == ("simulator",) else simulated(self.simulators)
+            self._start_simulator(name, self.simulator_port if not self.simulators else 0)
+        plain = self.gateways == ("simulator",) and "webhooks" not in self.workers
+        several = {} if plain else simulated(self.simulators)
+        if self._notice_secret:
+            for entry in several.values():
+                entry["notice_secrets"] = [self._notice_secret]
         self.settings = s = s.model_copy(
             update={
                 # There is one broker, whatever a production cluster is told.
@@ -282,6 +317,7 @@ class LocalFlow:
         catalogue = s.catalogue()
         self.say(f"Applying {len(catalogue.topics)} topics of {s.partitions} partitions")
         provision(s.bootstrap_servers, catalogue)
+        write_atomically(_partitions_file(s), f"{s.partitions}\n")
         # There before the first worker, so that an audit finds it from the beginning; and a
         # database that cannot be had is told here.
         open_ledger(s.books_url()).dispose()
@@ -305,7 +341,10 @@ class LocalFlow:
                     **asdict(this_process()),
                     "bootstrap_servers": self.settings.bootstrap_servers,
                     "gateway_url": self.settings.gateway_url,
-                    "gateways": self.settings.gateways,
+                    "gateways": {
+                        name: {k: v for k, v in entry.items() if k != "notice_secrets"}
+                        for name, entry in self.settings.gateways.items()
+                    },
                     "ledger_url": self.settings.books_url(),
                     "topic_prefix": self.settings.topic_prefix,
                     "partitions": self.settings.partitions,
@@ -320,7 +359,11 @@ class LocalFlow:
         from pipeline.runtime.cluster import groups_joined
 
         catalogue = self.settings.catalogue()
-        waiting = {catalogue.group(stage): count for stage, count in self.workers.items()}
+        waiting = {
+            catalogue.group(stage): count
+            for stage, count in self.workers.items()
+            if catalogue.inputs(stage)
+        }
         deadline = time.monotonic() + JOIN_S_MAX
         for missing in groups_joined(self.settings.bootstrap_servers, waiting):
             if not missing or time.monotonic() > deadline:
@@ -329,9 +372,60 @@ class LocalFlow:
             time.sleep(0.1)
 
     def tick(self) -> None:
-        """Keep the workers alive; call it a few times a second."""
-        if self.running is not None:
-            self.running.supervisor.tick()
+        """Keep broker, simulator and workers alive; call it a few times a second.
+
+        UserError when one of them does not stay.
+        """
+        if self.running is None:
+            return
+        self._keep_kafka()
+        self._keep_simulators()
+        self.running.supervisor.tick()
+
+    def _keep_kafka(self) -> None:
+        for broker in self.kafka.brokers:
+            if not broker.is_running():
+                self._will_restart("Kafka", broker.log_files[1])
+                # On its own ports and data: the workers find it again by themselves.
+                broker.start()
+                self.say("Kafka serves again")
+
+    def _start_simulator(self, name: str, port: int) -> None:
+        from pipeline.gateways.simulator import start_simulator
+
+        s, secret = self.settings, self._notice_secret
+        self.simulators[name] = start_simulator(
+            s.state_dir / books_file(name),
+            faults=self.faults,
+            seed=self.seed,
+            port=port,
+            gateway=name,
+            notice_url=f"{self.webhook_url}/webhooks/{name}" if secret else None,
+            notice_secrets=[secret] if secret else (),
+        )
+        self.simulator = self.simulators[self.gateways[0]]
+
+    @property
+    def webhook_url(self) -> str:
+        """Where the gateways' webhooks are heard, if they are."""
+        return f"http://{self.settings.webhook_host}:{self.settings.webhook_port}"
+
+    def _keep_simulators(self) -> None:
+        for name, before in list(self.simulators.items()):
+            if before.process.poll() is None:
+                continue
+            what = "The simulator" if name == "simulator" else f"The simulator of {name}"
+            self._will_restart(what, before.books.with_name(f"{before.books.name}.log"))
+            # Its books are durable, and the gateway workers keep its address.
+            self._start_simulator(name, before.port)
+            self.say(f"{what} answers again")
+
+    def _will_restart(self, what: str, log: Path) -> None:
+        now_s = time.monotonic()
+        if now_s - self._restarted_s.get(what, -STEADY_S) < STEADY_S:
+            raise UserError(f"{what} ended again soon after it was started again; see {log}.")
+        self._restarted_s[what] = now_s
+        self.say(f"{what} has ended by itself; starting it again")
 
     def close(self) -> bool:
         """Drain the workers, then stop simulator and broker; safe to repeat."""
@@ -342,7 +436,7 @@ class LocalFlow:
             (self.settings.state_dir / RUNNING_FILE).unlink(missing_ok=True)
         clean = True
         if self.running is not None:
-            clean = self.running.stop()
+            clean = self.drained = self.running.stop()
             self.running = None
             if not clean:
                 self.say("Not every worker drained in time; the next start resumes what it left")

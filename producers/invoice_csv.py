@@ -19,7 +19,7 @@ from pipeline.domain.keys import ID_PATTERN, valid_id
 from pipeline.domain.model import Order, OrderLine
 from pipeline.domain.money import parse_amount
 from pipeline.errors import UserError
-from producers.order_file import OrderFile, Problem, read_text
+from producers.order_file import OrderFile, Problem, not_utf8, read_raw, text_lines
 
 MERCHANT_ID = "online-retail"
 CURRENCY = "GBP"
@@ -84,32 +84,37 @@ def read_invoices(
     merchant_id: str = MERCHANT_ID,
     prefix: str = "",
     currency: str = CURRENCY,
+    raw: bytes | None = None,
 ) -> InvoiceFile:
     """Every invoice of the file as an order, in the order of first lines.
 
-    ``now_ms`` is the time of submission: the dates in the file are business dates. ``prefix`` goes
-    in front of each order id. An invoice with a bad line is left out whole, never charged in part,
-    and so are the neighbours of a line that does not name its invoice. The file is held in memory.
+    ``raw`` is what the file holds, where that was read already. ``now_ms`` is the time of
+    submission: the dates in the file are business dates. ``prefix`` goes in front of each order id.
+    An invoice with a bad line is left out whole, never charged in part, and so are the neighbours
+    of a line that does not name its invoice. The file is held in memory.
     Raises UserError for a file that is no such CSV at all.
     """
     if not valid_id(merchant_id):
         raise UserError(f"The merchant id {merchant_id!r} must match {ID_PATTERN}.")
     if prefix and not valid_id(prefix):
         raise UserError(f"The prefix {prefix!r} must match {ID_PATTERN}.")
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
+    lines = text_lines(read_raw(path) if raw is None else raw)
     header = lines[0].rstrip("\r") if lines else ""
     width, places = _places(path, header)
     drafts, problems = _drafts(lines, width, places, currency)
     orders: list[Order] = []
+    line_numbers: list[int] = []
     cancellations: list[Cancellation] = []
     placed: dict[str, Placed] = {}
     for draft in drafts.values():
         reason = draft.held_back or _whole_reason(draft, prefix)
         if reason is not None:
             problems.append(
-                Problem(draft.line_numbers[0], f"invoice {_shown(draft.number)} left out: {reason}")
+                Problem(
+                    draft.line_numbers[0],
+                    f"invoice {_shown(draft.number)} left out: {reason}",
+                    of_order=True,
+                )
             )
         elif draft.number[:1] in "Cc":
             cancellations.append(
@@ -128,6 +133,7 @@ def read_invoices(
         else:
             payer = draft.customer_id or draft.number
             placed[f"{prefix}{draft.number}"] = draft.placed
+            line_numbers.append(draft.line_numbers[0])
             orders.append(
                 Order(
                     merchant_id=merchant_id,
@@ -148,6 +154,7 @@ def read_invoices(
         orders=tuple(orders),
         problems=tuple(problems),
         left_out=len(drafts) - len(orders) - len(cancellations),
+        line_numbers=tuple(line_numbers),
         cancellations=tuple(cancellations),
         placed=placed,
     )
@@ -222,6 +229,9 @@ def _drafts(
 
 def _row(text: str, width: int) -> tuple[list[str] | None, str]:
     """The fields of one line, or None and why not."""
+    not_text = not_utf8(text)
+    if not_text is not None:
+        return None, not_text
     try:
         row = next(csv.reader([text], strict=True))
     except csv.Error as error:
@@ -304,6 +314,9 @@ def _iso_time(text: str) -> str:
 
 def _places(path: Path, header: str) -> tuple[int, list[int]]:
     """How many columns there are and where each of COLUMNS stands, the invoice number first."""
+    not_text = not_utf8(header)
+    if not_text is not None:
+        raise UserError(f"The first line of {path} is {not_text}.")
     if not header.strip():
         raise UserError(f"{path} is empty; expected a CSV file with the columns {_columns()}.")
     try:

@@ -14,47 +14,40 @@ Format = Literal["invoice-csv", "order-jsonl"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something in the file that was not taken; lines count from 1."""
+    """Something in the file that was not taken; lines count from 1.
+
+    ``of_order`` when it says what became of an order whose bad lines are problems of their own.
+    """
 
     line_number: int
     reason: str
+    of_order: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderFile:
     """The orders of a file and what was wrong with the rest.
 
-    ``left_out`` counts orders (not lines) that the file names and that were not taken.
+    ``line_numbers`` says where each of ``orders`` begins. ``left_out`` counts orders (not lines)
+    that the file names and that were not taken.
     """
 
     line_count: int
     orders: tuple[Order, ...]
     problems: tuple[Problem, ...]
     left_out: int
+    line_numbers: tuple[int, ...] = ()
+
+    @property
+    def bad_line_count(self) -> int:
+        return len({p.line_number for p in self.problems if not p.of_order})
 
 
-def detect_format(path: Path) -> Format:
-    """The format by the file's name, else by its first character that is not blank.
+def read_raw(path: Path) -> bytes:
+    """The file's bytes, once and whole: a pipe cannot be read a second time.
 
-    Raises UserError for a file that cannot be read.
+    UserError when it is away, empty, or UTF-16.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return "invoice-csv"
-    if suffix in (".jsonl", ".ndjson"):
-        return "order-jsonl"
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096)
-    except OSError as error:
-        raise UserError(unreadable(path, error)) from error
-    return (
-        "order-jsonl" if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" else "invoice-csv"
-    )
-
-
-def read_text(path: Path) -> str:
-    """The file's text; UserError when it is away, empty, or not UTF-8."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -63,14 +56,40 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is empty; there is nothing to import.")
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path} is UTF-16; save it as UTF-8 (iconv -f UTF-16 -t UTF-8).")
+    return raw
+
+
+def detect_format(path: Path, raw: bytes) -> Format:
+    """The format by the file's name, else by its first character that is not blank."""
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return "invoice-csv"
+    if suffix in (".jsonl", ".ndjson"):
+        return "order-jsonl"
+    start = raw[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
+    return "order-jsonl" if start[:1] == b"{" else "invoice-csv"
+
+
+def text_lines(raw: bytes) -> list[str]:
+    """The lines without their ends; a byte that is not UTF-8 stays in its line, as an escape that
+    ``not_utf8`` finds, so that it costs no other line."""
+    lines = raw.decode("utf-8-sig", "surrogateescape").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return lines
+
+
+def not_utf8(text: str) -> str | None:
+    """Why this line of ``text_lines`` is no text, None when it is."""
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line_number = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path} is not UTF-8 (byte 0x{raw[error.start]:02X} on line {line_number}); "
-            "convert it first, for example with iconv -f WINDOWS-1252 -t UTF-8."
-        ) from error
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) - 0xDC00
+        return (
+            f"not UTF-8 (byte 0x{byte:02X}); convert the file, for example with "
+            "iconv -f WINDOWS-1252 -t UTF-8"
+        )
+    return None
 
 
 def unreadable(path: Path, error: OSError) -> str:

@@ -22,28 +22,33 @@ from pipeline.domain.card_numbers import (
 )
 from pipeline.domain.keys import ID_PATTERN, valid_id
 from pipeline.domain.model import Order, OrderLine
-from producers.order_file import OrderFile, Problem, read_text
+from producers.order_file import OrderFile, Problem, not_utf8, read_raw, text_lines
 
 INT64_MAX = (1 << 63) - 1
 INT32_MAX = (1 << 31) - 1
+# More than any field takes; what is shorter is refused with the field's own name.
+DIGITS_MAX = 100
 
 
-def read_orders(path: Path, *, now_ms: int, prefix: str = "") -> OrderFile:
+def read_orders(
+    path: Path, *, now_ms: int, prefix: str = "", raw: bytes | None = None
+) -> OrderFile:
     """The file's orders; bad lines become problems and the others are taken.
 
-    ``prefix`` goes in front of each order id. Checks form only: whether an order may be paid is
+    ``raw`` is what the file holds, where that was read already. ``prefix`` goes in front of each
+    order id. Checks form only: whether an order may be paid is
     decided by the flow. Raises UserError for a file that cannot be read at all.
     """
     orders: list[Order] = []
+    line_numbers: list[int] = []
     problems: list[Problem] = []
-    lines = read_text(path).split("\n")
-    if lines[-1] == "":
-        lines.pop()
+    lines = text_lines(read_raw(path) if raw is None else raw)
     for line_number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
             orders.append(parse_order(text, now_ms=now_ms, prefix=prefix))
+            line_numbers.append(line_number)
         except ValueError as error:
             problems.append(Problem(line_number, mask_card_number_text(str(error))))
     return OrderFile(
@@ -51,13 +56,19 @@ def read_orders(path: Path, *, now_ms: int, prefix: str = "") -> OrderFile:
         orders=tuple(orders),
         problems=tuple(problems),
         left_out=len(problems),
+        line_numbers=tuple(line_numbers),
     )
 
 
 def parse_order(text: str, *, now_ms: int, prefix: str = "") -> Order:
     """One order of one JSON object; ValueError says what is wrong with it."""
+    broken = not_utf8(text)
+    if broken is not None:
+        raise ValueError(broken)
     try:
-        given = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        given = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_constant, parse_int=_whole
+        )
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError:
@@ -106,6 +117,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"field {twice!r} is there twice")
     return found
+
+
+def _whole(digits: str) -> int:
+    """A whole number; Python's own refusal of a long one tells of a setting of Python."""
+    if len(digits) > DIGITS_MAX:
+        raise ValueError(f"a number of {len(digits):,} digits is too large for any field")
+    return int(digits)
 
 
 def _no_constant(name: str) -> None:

@@ -6,11 +6,14 @@ import json
 from importlib import resources
 from typing import Any, Final
 
+from pipeline.errors import UserError
+
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "audit-entry",
     "control-entry",
     "dead-letter-marker",
     "gateway-notification",
+    "gateway-reference",
     "gateway-result",
     "order",
     "payment",
@@ -33,10 +36,16 @@ def schema_text(name: str) -> str:
 
 
 def read_schema(name: str) -> dict[str, Any]:
-    """The .avsc file as plain JSON."""
-    schema = json.loads(schema_text(name))
+    """The .avsc file as plain JSON; UserError when it is none."""
+    try:
+        schema = json.loads(schema_text(name))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"schemas/{name}.avsc is not JSON: {error.msg} at line {error.lineno}, column "
+            f"{error.colno}; correct it there, or restore the file from version control"
+        ) from error
     if not isinstance(schema, dict):
-        raise TypeError(f"schemas/{name}.avsc is not a JSON object")
+        raise UserError(f"schemas/{name}.avsc is not a JSON object")
     return schema
 
 

@@ -273,6 +273,23 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "What workers follow while they run, by key: every worker reads all of it by itself.",
     )
     add(
+        "gateway-references",
+        "gateway-reference",
+        table,
+        ("payments",),
+        (),
+        "To which operation a gateway's own id belongs, keyed gateway:id; for notices that carry "
+        "only that.",
+    )
+    add(
+        "parked-notices",
+        "gateway-notification",
+        table,
+        ("webhooks",),
+        (),
+        "Notices whose operation is not known yet, keyed gateway:id and notice; gone when known.",
+    )
+    add(
         "dead-letters",
         None,
         dead,

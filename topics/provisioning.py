@@ -169,6 +169,7 @@ def plan(admin: Admin, catalogue: Catalogue, *, grow_partitions: bool = False) -
     configure, notices = _config_changes(admin, present)
     grow, refusals = _partition_changes(admin, present, existing, grow_partitions)
     offsets, offset_refusals, offset_notices = _missing_offsets(admin, catalogue, existing, grow)
+    notices += replication_notices(present, _replica_counts(admin))
     notices += offset_notices + _extra_topics(catalogue, existing)
     return Plan(
         catalogue=catalogue,
@@ -247,6 +248,31 @@ def _partition_counts(admin: Admin) -> dict[str, int]:
         for name, topic in metadata.topics.items()
         if topic.error is None
     }
+
+
+def _replica_counts(admin: Admin) -> dict[str, set[int]]:
+    """Of each topic, how many copies its partitions have."""
+    metadata = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S))
+    return {
+        name: {len(partition.replicas) for partition in topic.partitions.values()}
+        for name, topic in metadata.topics.items()
+    }
+
+
+def replication_notices(present: Sequence[TopicSpec], copies: Mapping[str, set[int]]) -> list[str]:
+    """Topics with other copies than wanted: moving data between brokers is not done unasked."""
+    different: dict[tuple[tuple[int, ...], int], list[str]] = {}
+    for spec in present:
+        found = copies.get(spec.name, set())
+        if found and found != {spec.replication_factor}:
+            key = (tuple(sorted(found)), spec.replication_factor)
+            different.setdefault(key, []).append(spec.name)
+    return [
+        f"{', '.join(names)}: replication {' and '.join(map(str, found))}, where the catalogue "
+        f"wants {wanted}: left; change it with kafka-reassign-partitions, or set "
+        f"--replication-factor (PAYSTREAM_REPLICATION_FACTOR) to {found[-1]}"
+        for (found, wanted), names in different.items()
+    ]
 
 
 def _config_changes(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from pipeline.audit.amounts import amount_of, amount_text
 from pipeline.audit.cut import Cut, judged_roles
 from pipeline.audit.derivation import idempotency_key
 from pipeline.audit.evidence import (
@@ -24,6 +25,7 @@ from pipeline.audit.evidence import (
     key_text,
 )
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy
+from pipeline.audit.justification import JustificationChecks
 from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy
 from pipeline.audit.operations import (
     WAITING_STATUSES,
@@ -32,6 +34,7 @@ from pipeline.audit.operations import (
     given_back,
     is_late,
 )
+from pipeline.audit.postings import expected_postings
 from pipeline.audit.report import Example, Finding, Findings
 
 # Commands alone make these.
@@ -71,6 +74,7 @@ class Judgement:
         self.blind_lanes = {partition for _, partition in cut.blind}
         self.topic = {role: spec.name for role, spec in evidence.catalogue.topics.items()}
         self.operations = OperationChecks(self)
+        self.justification = JustificationChecks(self)
         self.judged = judged_roles(evidence.catalogue)
         self.settlement_lanes: dict[str, tuple[PaymentEvidence, SettlementSeen]] = {}
 
@@ -83,6 +87,9 @@ class Judgement:
             self.table_and_events,
             self.requests_and_results,
             self.settlements,
+            self.justification.instruments,
+            self.justification.successes,
+            self.justification.dates,
             self.operations.amounts,
             self.operations.commands,
             self.operations.given_back,
@@ -200,10 +207,12 @@ class Judgement:
             problem = letter.problem
             if letter.source is not None and letter.first_piece:
                 if letter.source in seen:
-                    self.found.broken(
-                        "dead_letter_duplicated",
-                        self._letter_example(letter, f"again of {self._place(letter.source)}"),
-                    )
+                    again = self._letter_example(letter, f"again of {self._place(letter.source)}")
+                    if letter.stage == "ledger":
+                        # Its letters and its database cannot be one transaction.
+                        self.found.note("dead_letter_repeated", again, 1)
+                    else:
+                        self.found.broken("dead_letter_duplicated", again)
                 seen.add(letter.source)
             if problem is None and letter.source is not None:
                 problem = self._lineage_problem(letter, letter.source)
@@ -211,6 +220,8 @@ class Judgement:
                 self.found.broken(
                     "dead_letter_without_lineage", self._letter_example(letter, problem)
                 )
+            else:
+                self.justification.letter(letter, self._letter_example(letter, letter.cause))
         self._redrives()
 
     def _redrives(self) -> None:
@@ -354,8 +365,7 @@ class Judgement:
                 "payment_differs_from_order",
                 self.snapshot_example(
                     payment,
-                    f"{snapshot.amount_minor} {snapshot.currency}, ordered were "
-                    f"{first.amount_minor} {first.currency}",
+                    f"{amount_of(snapshot)}, ordered were {amount_of(first)}",
                 ),
             )
         terms = (first.currency, first.instrument_token)
@@ -472,7 +482,7 @@ class Judgement:
             return
         if requests and not payment.orders and not self.gone(payment, "orders"):
             found.broken(
-                "request_without_order", self._request_example(payment, requests[0], "no order")
+                "request_without_order", self.request_example(payment, requests[0], "no order")
             )
         asked: set[tuple[str, str, int, int]] = set()
         snapshot = payment.snapshot
@@ -480,7 +490,7 @@ class Judgement:
             if request.identity in asked:
                 found.broken(
                     "request_duplicated",
-                    self._request_example(payment, request, f"try {request.try_number} again"),
+                    self.request_example(payment, request, f"try {request.try_number} again"),
                 )
             asked.add(request.identity)
             expected = None if snapshot is None else _asked_minor(snapshot, request)
@@ -495,7 +505,7 @@ class Judgement:
             ):
                 found.broken(
                     "request_amount_wrong",
-                    self._request_example(
+                    self.request_example(
                         payment,
                         request,
                         f"{request.amount_minor} {request.currency} for a "
@@ -513,7 +523,7 @@ class Judgement:
             if result.identity in answered:
                 found.broken(
                     "result_duplicated",
-                    self._result_example(payment, result, f"try {result.try_number} again"),
+                    self.result_example(payment, result, f"try {result.try_number} again"),
                 )
             answered.add(result.identity)
             attempt = result.gateway, result.operation_id, result.attempt
@@ -533,14 +543,14 @@ class Judgement:
             ):
                 found.broken(
                     "result_without_request",
-                    self._result_example(
+                    self.result_example(
                         payment, result, f"attempt {result.attempt}, try {result.try_number}"
                     ),
                 )
         if len(charged) > 1 and self.settled(payment):
             found.broken(
                 "two_keys_charged",
-                self._result_example(
+                self.result_example(
                     payment,
                     list(charged.values())[-1],
                     " and ".join(
@@ -561,7 +571,7 @@ class Judgement:
             if self.cut.processed("gateway", "payment-requests", request.partition, request.offset):
                 self.found.broken(
                     "request_without_result",
-                    self._request_example(
+                    self.request_example(
                         payment,
                         request,
                         f"{request.kind}, attempt {request.attempt}, try {request.try_number}",
@@ -579,9 +589,7 @@ class Judgement:
         if most > 1:
             self.found.broken(
                 "more_than_one_request_in_flight",
-                self._request_example(
-                    payment, outstanding[-1], f"{most} requests without a result"
-                ),
+                self.request_example(payment, outstanding[-1], f"{most} requests without a result"),
             )
 
     def settlements(self, payment: PaymentEvidence) -> None:
@@ -727,7 +735,7 @@ class Judgement:
             return
         payment, first = worst
         differences = ", ".join(
-            f"{ordered[c]} {c} ordered, {accounted[c]} accounted for"
+            f"{amount_text(ordered[c], c)} ordered, {amount_text(accounted[c], c)} accounted for"
             for c in sorted({*ordered, *accounted})
             if ordered[c] != accounted[c]
         )
@@ -792,9 +800,11 @@ class Judgement:
         for payment, settlement in self.settlement_lanes.values():
             if settlement.settlement_id in booked:
                 continue
-            if ("settlements", settlement.partition, settlement.offset) in self.dead:
-                continue
             example = self.settlement_example(payment, settlement, settlement.settlement_id)
+            if ("settlements", settlement.partition, settlement.offset) in self.dead:
+                # Refused by the ledger: the money has moved and is not in the books.
+                self.found.broken("settlement_without_journal_entry", example)
+                continue
             place = self.topic["settlements"], settlement.partition
             if settlement.offset < ledger.offsets.get(place, 0):
                 self.found.broken("settlement_without_journal_entry", example)
@@ -822,17 +832,33 @@ class Judgement:
                 ),
             )
         moved: Counter[str] = Counter()
+        lines: Counter[tuple[str, str]] = Counter()
         for posting in entry.postings:
             moved[posting.currency] += max(0, posting.amount_minor)
+            lines[posting.account, posting.currency] += posting.amount_minor
         if dict(moved) != {settlement.currency: abs(settlement.amount_minor)}:
-            booked = ", ".join(f"{minor} {currency}" for currency, minor in moved.items())
+            booked = ", ".join(amount_text(minor, currency) for currency, minor in moved.items())
             self.found.broken(
                 "journal_entry_amount_wrong",
                 self._entry_example(
                     entry,
                     f"{booked or 'nothing'} booked, the settlement of {payment.key} says "
-                    f"{settlement.amount_minor} {settlement.currency}",
+                    f"{amount_of(settlement)}",
                 ),
+            )
+            return
+        expected = expected_postings(
+            settlement.kind,
+            settlement.amount_minor,
+            settlement.currency,
+            settlement.gateway,
+            payment.key.partition(":")[0],
+        )
+        if expected is not None and dict(lines) != expected:
+            debits = ", ".join(account for (account, _), minor in lines.items() if minor > 0)
+            self.found.broken(
+                "journal_entry_accounts_wrong",
+                self._entry_example(entry, f"a {settlement.kind} of {payment.key} debits {debits}"),
             )
 
     def ledger_balances(self, ledger: LedgerCopy) -> None:
@@ -855,7 +881,7 @@ class Judgement:
                     self.found.broken(
                         "journal_unbalanced",
                         self._entry_example(
-                            entry, f"debits less credits are {difference} {currency}"
+                            entry, f"debits less credits are {amount_text(difference, currency)}"
                         ),
                     )
         for place in sorted({*debits, *credits, *ledger.balances}):
@@ -869,8 +895,10 @@ class Judgement:
                         None,
                         None,
                         account,
-                        f"debits {stored[0]} and credits {stored[1]} {currency}, its postings sum"
-                        f" to {summed[0]} and {summed[1]}",
+                        f"debits {amount_text(stored[0], currency)} and credits "
+                        f"{amount_text(stored[1], currency)}, its postings sum to "
+                        f"{amount_text(summed[0], currency)} and "
+                        f"{amount_text(summed[1], currency)}",
                     ),
                 )
 
@@ -905,14 +933,14 @@ class Judgement:
             detail,
         )
 
-    def _request_example(
+    def request_example(
         self, payment: PaymentEvidence, request: RequestSeen, detail: str
     ) -> Example:
         return Example(
             self.topic["payment-requests"], request.partition, request.offset, payment.key, detail
         )
 
-    def _result_example(self, payment: PaymentEvidence, result: ResultSeen, detail: str) -> Example:
+    def result_example(self, payment: PaymentEvidence, result: ResultSeen, detail: str) -> Example:
         return Example(
             self.topic["gateway-results"], result.partition, result.offset, payment.key, detail
         )

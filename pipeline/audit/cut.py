@@ -55,6 +55,8 @@ _LAYERS: tuple[tuple[str, ...], ...] = (
     ("order", "payment-command", "gateway-notification"),
 )
 DEAD_LETTERS = "dead-letters"
+# Notices that have no effect yet, of operations that nobody knows.
+PARKED = "parked-notices"
 # Judged, but not keyed by an order.
 KEYED_OTHERWISE = frozenset({"dead-letter-markers", "risk-checks"})
 TIMER_ROLES = "payment-timer-"
@@ -64,7 +66,11 @@ def layers(catalogue: Catalogue) -> tuple[tuple[str, ...], ...]:
     """The judged topics, by their roles, in the order in which their ends are taken."""
 
     def of(schemas: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(role for role, spec in catalogue.topics.items() if spec.schema in schemas)
+        return tuple(
+            role
+            for role, spec in catalogue.topics.items()
+            if spec.schema in schemas and role != PARKED
+        )
 
     return (of(_BY_HAND), (DEAD_LETTERS,), *map(of, _LAYERS))
 

@@ -64,6 +64,7 @@ class OrderSeen(Struct, frozen=True, gc=False):
     amount_minor: int
     currency: str
     instrument_token: str
+    business_date: str
     checksum: int
 
 
@@ -75,6 +76,7 @@ class CommandSeen(Struct, frozen=True, gc=False):
     type: str
     amount_minor: int | None
     gateway_reference: str | None
+    instrument_token: str | None
 
 
 class NotificationSeen(Struct, frozen=True, gc=False):
@@ -103,6 +105,7 @@ class RequestSeen(Struct, frozen=True, gc=False):
     try_number: int
     amount_minor: int
     currency: str
+    instrument_token: str
 
     @property
     def identity(self) -> tuple[str, str, int, int]:
@@ -141,6 +144,7 @@ class SettlementSeen(Struct, frozen=True, gc=False):
     gateway: str
     gateway_reference: str
     ordered_at_ms: int
+    business_date: str
 
 
 class CheckSeen(Struct, frozen=True, gc=False):
@@ -388,7 +392,8 @@ class Evidence:
                 record.timestamp_ms,
                 fields["amount_minor"],
                 _intern(fields["currency"]),
-                fields["instrument_token"],
+                _intern(fields["instrument_token"]),
+                _intern(fields["business_date"]),
                 zlib.crc32(record.value or b""),
             ),
         )
@@ -403,6 +408,7 @@ class Evidence:
                 _intern(fields["type"]),
                 fields["amount_minor"],
                 fields["gateway_reference"],
+                fields["instrument_token"],
             ),
         )
 
@@ -437,6 +443,7 @@ class Evidence:
             fields["try_number"],
             fields["amount_minor"],
             _intern(fields["currency"]),
+            _intern(fields["instrument_token"]),
         )
         payment.requests += (seen,)
         expected = idempotency_key(
@@ -485,6 +492,7 @@ class Evidence:
             _intern(fields["gateway"]),
             fields["gateway_reference"],
             fields["ordered_at_ms"],
+            _intern(fields["business_date"]),
         )
         payment.settlements += (seen,)
         expected = settlement_id(payment.payment_id, seen.operation_id, seen.kind)

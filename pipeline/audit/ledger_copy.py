@@ -10,7 +10,7 @@ from sys import intern
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, Engine, bindparam, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipeline.audit.unavailable import AuditUnavailable
@@ -195,7 +195,10 @@ def _sqlite(database: str | None, shown: str) -> Engine:
             f"There is no ledger at {shown}; start the flow, name another with --ledger-url, or"
             " leave it out with --no-ledger."
         )
-    engine = create_engine(f"sqlite:///{path.absolute()}", connect_args={"timeout": BUSY_TIMEOUT_S})
+    engine = create_engine(
+        URL.create("sqlite", database=str(path.absolute())),
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.audit.amounts import amount_text
 from pipeline.audit.report import Finding, Report
 from pipeline.audit.trace import Hop, Trace, money
 
@@ -154,4 +155,4 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _sums(sums: Mapping[str, int]) -> str:
-    return ", ".join(f"{amount:,} {currency}" for currency, amount in sorted(sums.items())) or "0"
+    return ", ".join(amount_text(amount, code) for code, amount in sorted(sums.items())) or "0"

@@ -47,6 +47,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "request_duplicated": "Each try of a payment request is in the log once.",
     "result_duplicated": "Each try of a payment request has one result.",
     "request_amount_wrong": "A request asks for the amount of its payment.",
+    "request_instrument_wrong": "A request names the order's instrument, or a command's.",
     "idempotency_key_wrong": "An idempotency key is payment:operation:gateway:attempt.",
     "conflict_not_named": "An order that contradicts its payment is dead-lettered.",
     # The books balance
@@ -58,6 +59,8 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "settlement_missing": "What a payment says has moved has its settlement.",
     "settlement_duplicated": "Each money movement is settled once.",
     "settlement_amount_wrong": "A settlement moves what the payment and the gateway say.",
+    "settlement_date_wrong": "A capture is booked under its order's business date.",
+    "success_without_settlement": "What a gateway said has moved is settled, or contradicted.",
     "settlement_without_order": "Every settlement belongs to an order.",
     "settlement_without_captured_payment": "Every settlement belongs to a captured payment.",
     "settlement_without_evidence": "Every settlement rests on the word of a gateway or a person.",
@@ -65,6 +68,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "journal_entry_without_settlement": "Every journal entry belongs to one settlement.",
     "journal_entry_duplicated": "A settlement is booked once.",
     "journal_entry_amount_wrong": "A journal entry books what its settlement says.",
+    "journal_entry_accounts_wrong": "A journal entry debits and credits the accounts of its kind.",
     "journal_entry_source_wrong": "A journal entry names the record it was booked from.",
     "journal_entry_beyond_offset": "Entries and the ledger's offsets are committed together.",
     "journal_unbalanced": "Debits equal credits in every entry and currency.",
@@ -85,6 +89,8 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "derived_id_wrong": "Ids are derived from what they identify.",
     # Bad input cannot stop the flow
     "dead_letter_without_lineage": "A dead letter names the record it came from.",
+    "dead_letter_unjustified": "What is refused is what its cause says.",
+    "dead_letter_repeated": "A letter of the ledger may be written twice when its process died.",
     "dead_letter_duplicated": "An input is dead-lettered once.",
     "bad_command_not_dead_lettered": "A command that cannot be handled is dead-lettered.",
     "dead_letter_closed_twice": "A dead letter is redriven or discarded once.",

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.audit.amounts import amount_text
 from pipeline.audit.cut import KEYED_OTHERWISE, judged_roles
 from pipeline.audit.derivation import home_partition, idempotency_key, payment_id
 from pipeline.audit.gateway_copy import charges_of_reference
@@ -247,7 +248,8 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
     did = None
     if kind and "operation_minor" in fields:
         amount = fields["operation_minor"]
-        did = f"{kind} {operation_id}" + ("" if amount is None else f" of {amount}")
+        of = "" if amount is None else f" of {amount_text(amount, fields['currency'])}"
+        did = f"{kind} {operation_id}{of}"
     about = f"{kind} {operation_id}" if kind else fields.get("type")
     if fields.get("dispute_id"):
         about = f"dispute {fields['dispute_id']} {fields.get('dispute_state')}"
@@ -271,10 +273,13 @@ def _until(fields: dict[str, Any]) -> str:
 
 
 def money(fields: dict[str, Any]) -> str:
-    """An amount in minor units with its currency, as the record has it."""
+    """The record's amount for people; empty when it has none."""
     if fields.get("amount_minor") is None:
         return ""
-    return f"{fields['amount_minor']} {fields['currency'] or 'minor units'}"
+    if not fields["currency"]:
+        # A command that leaves the currency to its payment.
+        return f"{fields['amount_minor']} minor units"
+    return amount_text(fields["amount_minor"], fields["currency"])
 
 
 _AMOUNTS = ("captured_minor", "refunded_minor", "disputed_minor", "charged_back_minor")
@@ -286,8 +291,8 @@ def _state(hops: Sequence[Hop]) -> str | None:
             fields = hop.fields
             reason = f" ({fields['reason']})" if fields["reason"] else ""
             amounts = [
-                f", {name.removesuffix('_minor').replace('_', ' ')} {fields[name]} "
-                f"{fields['currency']}"
+                f", {name.removesuffix('_minor').replace('_', ' ')} "
+                f"{amount_text(fields[name], fields['currency'])}"
                 for name in _AMOUNTS
                 if fields[name]
             ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.output import reader_may_leave
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,11 +109,12 @@ def verify_command(
                 f"waiting: {', '.join(f'{f.name} ({f.count})' for f in r.pending)}", err=True
             ),
         )
-    if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2))
-    else:
-        for line in report_lines(report):
-            typer.echo(line)
+    with reader_may_leave():
+        if as_json:
+            typer.echo(json.dumps(report.to_json(), indent=2))
+        else:
+            for line in report_lines(report):
+                typer.echo(line)
     raise typer.Exit(report.exit_code)
 
 

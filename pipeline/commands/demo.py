@@ -8,8 +8,12 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.orders import show_problems
 from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
+
+# The demo is about the flow, not about the file.
+PROBLEMS_SHOWN_MAX = 20
 
 
 def demo_command(
@@ -39,16 +43,16 @@ def demo_command(
     from pipeline.demo import Demo, sample_file
     from pipeline.gateways.simulator import FaultPlan
     from producers.invoice_csv import read_invoices
-    from producers.order_file import detect_format
+    from producers.order_file import detect_format, read_raw
     from producers.order_jsonl import read_orders
 
     FaultPlan.named(faults)
     path = orders or sample_file()
     now_ms = int(time.time() * 1000)
-    read = read_invoices if detect_format(path) == "invoice-csv" else read_orders
-    found = read(path, now_ms=now_ms)
-    for problem in found.problems[:20]:
-        typer.echo(f"{path}:{problem.line_number}: {problem.reason}", err=True)
+    raw = read_raw(path)
+    read = read_invoices if detect_format(path, raw) == "invoice-csv" else read_orders
+    found = read(path, now_ms=now_ms, raw=raw)
+    show_problems(path, found.problems, PROBLEMS_SHOWN_MAX)
     if not found.orders:
         raise UserError(f"{path} holds no order that can be published.")
     with StopSignals():

@@ -14,6 +14,8 @@ from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
 
 TICK_S = 0.2
+# As `run` has it: stopped, but what a worker left is resumed by the next start only.
+EXIT_NOT_DRAINED = UserError.exit_code
 
 
 class Stage(StrEnum):
@@ -23,6 +25,7 @@ class Stage(StrEnum):
     gateway = "gateway"
     risk = "risk"
     ledger = "ledger"
+    webhooks = "webhooks"
 
 
 def up_command(
@@ -61,7 +64,7 @@ def up_command(
     from pipeline.config import load_settings, state_home
     from pipeline.embedded.cache import make_folder
     from pipeline.gateways.simulator import FaultPlan
-    from pipeline.local import LocalFlow, require_free_port
+    from pipeline.local import LocalFlow, require_free_port, with_kept_partitions
 
     settings = load_settings(metrics_port=metrics_port, state_dir=state_dir, partitions=partitions)
     # What is wrong with the options is said at once, not after ten seconds of starting.
@@ -69,6 +72,10 @@ def up_command(
     names = _gateway_names(gateways)
     settings.risk_rules_text()
     require_free_port(settings.metrics_host, settings.metrics_port)
+    settings = with_kept_partitions(settings)
+    if "webhook_port" not in settings.model_fields_set:
+        # Two of these may run side by side; the simulators are told.
+        settings = settings.model_copy(update={"webhook_port": 0})
     make_folder(settings.state_dir, "state")
     stop = StopSignals()
     log_file = settings.state_dir / "workers.log"
@@ -80,6 +87,7 @@ def up_command(
             "ledger": 1,
             # Rules that count need the stage that counts.
             **({"risk": 1} if settings.risk_rules else {}),
+            "webhooks": 1,
         },
         faults=faults,
         gateways=names,
@@ -92,6 +100,7 @@ def up_command(
         typer.echo(f"broker     {s.bootstrap_servers}")
         for name, handle in flow.simulators.items():
             typer.echo(f"{name:<10} {handle.url}")
+        typer.echo(f"webhooks   {flow.webhook_url}/webhooks/GATEWAY")
         typer.echo(f"database   {s.books_url()}")
         typer.echo(f"metrics    {running.metrics.url if running else '-'}")
         typer.echo(f"log        {log_file}")
@@ -106,6 +115,8 @@ def up_command(
         while not stop.asked.wait(TICK_S):
             flow.tick()
         typer.echo("draining")
+    if not flow.drained:
+        raise typer.Exit(EXIT_NOT_DRAINED)
     typer.echo("stopped")
 
 
@@ -150,6 +161,10 @@ def run_command(
     settings = load_settings(
         bootstrap_servers=bootstrap_servers, node_id=node_id, metrics_port=metrics_port
     )
+    if stage is Stage.webhooks and workers != 1:
+        raise UserError(
+            "webhooks have one port on each machine, so one worker; leave --workers out."
+        )
     node = _node_id(settings.node_id, settings.bootstrap_servers)
     require_free_port(settings.metrics_host, settings.metrics_port)
     with StopSignals() as stop:
@@ -198,7 +213,6 @@ def simulator_command(
 
     from pipeline.config import load_settings
     from pipeline.embedded.cache import make_folder
-    from pipeline.embedded.ports import free_ports
     from pipeline.gateways.simulator.faults import FaultPlan
     from pipeline.gateways.simulator.personality import personality
     from pipeline.gateways.simulator.server import SimulatorSettings, serve
@@ -208,13 +222,14 @@ def simulator_command(
     personality(gateway)
     path = books or load_settings().state_dir / books_file(gateway)
     make_folder(path.parent, "books")
-    # 0 is chosen here, so that the address can be told.
-    port = port or free_ports(1)[0]
-    typer.echo(f"{gateway} on http://{host}:{port}, books in {path}; Ctrl-C stops it")
+
+    def serving(port: int) -> None:
+        typer.echo(f"{gateway} on http://{host}:{port}, books in {path}; Ctrl-C stops it")
+
     settings = SimulatorSettings(
         books=path, plan=plan, seed=seed, port=port, host=host, gateway=gateway
     )
-    asyncio.run(serve(settings))
+    asyncio.run(serve(settings, on_serving=serving))
 
 
 def _gateway_names(given: str) -> tuple[str, ...]:

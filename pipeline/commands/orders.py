@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from pipeline.domain.model import Order, PaymentCommand
     from producers.cancellations import GivenBack
-    from producers.order_file import OrderFile
+    from producers.order_file import OrderFile, Problem
     from producers.publisher import Publisher
 
 # Some lines of the file were bad, the others were published. 2 is a wrong file or option.
@@ -22,8 +23,17 @@ PROBLEMS_SHOWN_MAX = 50
 # A file that is published sooner needs no progress bar.
 PROGRESS_AFTER_S = 2.0
 
-orders_app = typer.Typer(help="Publish the orders of a file.", no_args_is_help=True)
-order_app = typer.Typer(help="Publish one order.", no_args_is_help=True)
+orders_app = typer.Typer(
+    help="Publish the orders of a file.",
+    epilog="Example: paystream orders import orders.jsonl --dry-run",
+    no_args_is_help=True,
+)
+order_app = typer.Typer(
+    help="Publish one order.",
+    epilog="Example: paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 "
+    "--currency GBP --token tok_ok",
+    no_args_is_help=True,
+)
 
 BootstrapServers = Annotated[
     str | None,
@@ -85,22 +95,22 @@ def import_command(
       paystream orders import orders.jsonl --order-prefix 2026-11- --dry-run
     """
     found = _read(file, merchant, order_prefix)
-    for problem in found.problems[:PROBLEMS_SHOWN_MAX]:
-        typer.echo(f"{file}:{problem.line_number}: {problem.reason}", err=True)
-    more = len(found.problems) - PROBLEMS_SHOWN_MAX
-    if more > 0:
-        typer.echo(f"... and {more} more problems", err=True)
+    show_problems(file, found.problems, PROBLEMS_SHOWN_MAX)
+    if not (found.orders or getattr(found, "cancellations", ())):
+        raise UserError(_nothing_in(file, found))
     given = _given_back(found)
     refused = 0
     if not dry_run:
         # Both topics are looked for before anything is published.
         asks = _Publishing(bootstrap_servers, prefix, commands=True) if given.commands else None
         with _Publishing(bootstrap_servers, prefix) as publisher:
-            refused = _publish(publisher, found.orders, "orders")
+            refused = _publish(publisher, file, found.orders, "orders", found.line_numbers)
         # After the orders: a refund that overtakes its order would have to wait for it.
         if asks is not None:
             with asks as publisher:
-                refused += _publish(publisher, given.commands, "commands")
+                refused += _publish(publisher, file, given.commands, "commands")
+        if refused and refused == len(found.orders) + len(given.commands):
+            raise UserError(f"no order of {file} was published; the reasons are above.")
     for line in _summary(found, given, refused, dry_run=dry_run):
         typer.echo(line)
     if found.problems or refused:
@@ -177,20 +187,40 @@ def submit_command(
     typer.echo(f"follow it paystream trace {merchant}:{order_id}")
 
 
+def show_problems(file: Path, problems: Sequence[Problem], shown_max: int) -> None:
+    """Name what was not taken by line, and how many more there are."""
+    for problem in problems[:shown_max]:
+        typer.echo(f"{file}:{problem.line_number}: {problem.reason}", err=True)
+    more = len(problems) - shown_max
+    if more > 0:
+        typer.echo(f"... and {more} more problems", err=True)
+
+
+def _nothing_in(file: Path, found: OrderFile) -> str:
+    if not found.problems:
+        return f"{file} holds no orders; there is nothing to import."
+    bad = found.bad_line_count
+    why = f"{bad:,} of its lines are bad" if bad else "no invoice of it can be taken"
+    return f"{file} holds no order that can be published ({why}; the reasons are above)."
+
+
 def _read(file: Path, merchant: str, order_prefix: str) -> OrderFile:
     import time
 
     from pipeline.domain.keys import ID_PATTERN, valid_id
     from producers.invoice_csv import read_invoices
-    from producers.order_file import detect_format
+    from producers.order_file import detect_format, read_raw
     from producers.order_jsonl import read_orders
 
     if order_prefix and not valid_id(order_prefix):
         raise UserError(f"The order prefix {order_prefix!r} must match {ID_PATTERN}.")
     now_ms = int(time.time() * 1000)
-    if detect_format(file) == "invoice-csv":
-        return read_invoices(file, now_ms=now_ms, merchant_id=merchant, prefix=order_prefix)
-    return read_orders(file, now_ms=now_ms, prefix=order_prefix)
+    raw = read_raw(file)
+    if detect_format(file, raw) == "invoice-csv":
+        return read_invoices(
+            file, now_ms=now_ms, merchant_id=merchant, prefix=order_prefix, raw=raw
+        )
+    return read_orders(file, now_ms=now_ms, prefix=order_prefix, raw=raw)
 
 
 def _given_back(found: OrderFile) -> GivenBack:
@@ -243,7 +273,11 @@ class _Publishing:
 
 
 def _publish(
-    publisher: Publisher[Any], nouns: tuple[Order, ...] | tuple[PaymentCommand, ...], name: str
+    publisher: Publisher[Any],
+    file: Path,
+    nouns: tuple[Order, ...] | tuple[PaymentCommand, ...],
+    name: str,
+    line_numbers: Sequence[int] = (),
 ) -> int:
     """Publish all; returns how many could not become a record."""
     import sys
@@ -265,7 +299,8 @@ def _publish(
                 publisher.publish(noun)
             except InvalidRecord as error:
                 refused += 1
-                typer.echo(f"not published: {error}", err=True)
+                at = f"{file}:{line_numbers[done]}" if line_numbers else f"{file}"
+                typer.echo(f"{at}: {error}", err=True)
     finally:
         if progress is not None:
             progress.close()

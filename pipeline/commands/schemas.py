@@ -8,6 +8,7 @@ import typer
 
 app = typer.Typer(
     help="Check the Avro schemas against their locked versions; lock and register new ones.",
+    epilog="Example: paystream schemas check",
     no_args_is_help=True,
 )
 

@@ -14,6 +14,7 @@ EXIT_CHANGES_NEEDED = 3
 
 app = typer.Typer(
     help="Compare the topics and first offsets on the cluster with the catalogue, and make them.",
+    epilog="Example: paystream topics plan",
     no_args_is_help=True,
 )
 

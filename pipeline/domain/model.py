@@ -118,6 +118,17 @@ class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):
     gateway_code: str | None = None
 
 
+class GatewayReference(Struct, frozen=True, kw_only=True, gc=False):
+    gateway: str
+    gateway_reference: str
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    operation_id: str
+    attempt: int
+    kind: str
+
+
 class Settlement(Struct, frozen=True, kw_only=True, gc=False):
     settlement_id: str
     merchant_id: str

@@ -19,6 +19,7 @@ from pipeline.domain.model import (
     DeadLetterMarker,
     Dispute,
     GatewayNotification,
+    GatewayReference,
     GatewayResult,
     Order,
     OrderLine,
@@ -50,6 +51,7 @@ Noun = (
     | GatewayNotification
     | RiskCheck
     | RiskResult
+    | GatewayReference
 )
 
 # Records that are keyed by something else than an order.
@@ -169,6 +171,10 @@ def velocity_from_record(record: Record) -> RiskVelocity:
     return RiskVelocity(**{**record, "series": series, "recent": tuple(record["recent"])})
 
 
+def reference_from_record(record: Record) -> GatewayReference:
+    return GatewayReference(**record)
+
+
 def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
 
@@ -187,6 +193,7 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     PaymentDue: asdict,
     PaymentCommand: asdict,
     GatewayNotification: asdict,
+    GatewayReference: asdict,
     AuditEntry: asdict,
     ControlEntry: asdict,
     RiskCheck: check_to_record,
@@ -205,6 +212,7 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
     "payment-due": due_from_record,
     "payment-command": command_from_record,
     "gateway-notification": notification_from_record,
+    "gateway-reference": reference_from_record,
     "audit-entry": audit_entry_from_record,
     "control-entry": control_entry_from_record,
     "risk-check": check_from_record,
@@ -223,6 +231,7 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     PaymentDue: "payment-due",
     PaymentCommand: "payment-command",
     GatewayNotification: "gateway-notification",
+    GatewayReference: "gateway-reference",
     AuditEntry: "audit-entry",
     ControlEntry: "control-entry",
     RiskCheck: "risk-check",

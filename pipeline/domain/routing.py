@@ -161,15 +161,6 @@ def serving(policy: Policy, facts: RouteFacts) -> list[GatewayProfile]:
     return found
 
 
-def choose_gateway(
-    policy: Policy, merchant_id: str, currency: str, tried: Collection[str] = ()
-) -> GatewayProfile | None:
-    """The gateway by merchant and currency alone, for whoever has no more facts."""
-    facts = RouteFacts(payment_id="", merchant_id=merchant_id, currency=currency, amount_minor=0)
-    found = route(policy, facts, tried)
-    return None if found is None else found.profile
-
-
 def profile_of(policy: Policy, gateway: str) -> GatewayProfile | None:
     """The profile of a gateway by its name, or None when it was taken out of the policy."""
     for profile in policy.gateways:

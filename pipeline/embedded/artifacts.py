@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.embedded.cache import exclusive, make_folder
@@ -18,6 +20,9 @@ from pipeline.errors import UserError
 
 # Downloads wait on the network far more than on this machine; more threads gained nothing.
 FETCH_THREADS = 8
+# What a download under way gets to notice that it is to stop. One that waits for a silent server
+# notices nothing; its thread goes with the process.
+STOP_WAIT_S = 2.0
 # Another process may be downloading the same files on a slow line: 160 MB at 300 kB/s.
 LOCK_TIMEOUT_S = 600.0
 
@@ -111,8 +116,10 @@ def _unsound(artifacts: Sequence[LockedArtifact], folder: Path) -> list[LockedAr
 def _is_sound(artifact: LockedArtifact, path: Path) -> bool:
     try:
         return path.stat().st_size == artifact.size_bytes and sha256_of(path) == artifact.sha256
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); remove it.") from error
 
 
 def _fetch_all(
@@ -129,26 +136,56 @@ def _fetch_all(
     # Beside the cache folder, so that the rename into place stays on one file system.
     staging = Path(tempfile.mkdtemp(prefix=f"{folder.name}.fetching-", dir=folder.parent))
     try:
-        with (
-            progress_shown(title, size_bytes, on_progress) as progress,
-            ThreadPoolExecutor(FETCH_THREADS) as pool,
-        ):
+        with progress_shown(title, size_bytes, on_progress) as progress:
             jobs = [
-                pool.submit(
-                    _fetch_one, artifact, folder, staging / str(i), fetch, progress, stopped
-                )
+                partial(_fetch_one, artifact, folder, staging / str(i), fetch, progress, stopped)
                 for i, artifact in enumerate(wanted)
             ]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-            except BaseException:
-                # Ctrl-C and a failure alike end the other downloads at their next chunk.
-                stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            _run_all(jobs, stopped)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _run_all(jobs: Sequence[Callable[[], None]], stopped: threading.Event) -> None:
+    """Run the jobs in ``FETCH_THREADS`` threads; the first failure stops the rest and is raised."""
+    todo: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    for job in jobs:
+        todo.put(job)
+
+    def work() -> None:
+        while not stopped.is_set():
+            try:
+                job = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                job()
+            except BaseException as error:  # handed to the caller's thread, nothing is hidden
+                ends.put(error)
+            else:
+                ends.put(None)
+
+    # Not a pool: the interpreter waits for the threads of one before it ends.
+    threads = [
+        threading.Thread(target=work, name=f"fetch-{i}", daemon=True)
+        for i in range(min(FETCH_THREADS, len(jobs)))
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in jobs:
+            failed = ends.get()
+            if failed is not None:
+                raise failed
+    except BaseException:
+        # Ctrl-C and a failure alike end the other downloads at their next chunk or try.
+        stopped.set()
+        deadline = time.monotonic() + STOP_WAIT_S
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        raise
 
 
 def _fetch_one(
@@ -172,7 +209,14 @@ def _fetch_one(
             f"found {found} ({fetched.stat().st_size} bytes of {artifact.size_bytes}). It was "
             "fetched anew and is not used; ask whoever runs your Maven repository or proxy."
         )
-    fetched.replace(folder / artifact.file)
+    path = folder / artifact.file
+    try:
+        fetched.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be put in its place ({error.strerror}); remove what is there, or set "
+            "PAYSTREAM_CACHE_DIR to another folder."
+        ) from error
 
 
 def _fetch_by_maven() -> Fetch:

@@ -46,13 +46,18 @@ class LagCollector(Collector):
         self._thread.join(15.0)
 
     def _watch(self) -> None:
+        unknown: set[str] = set()
         while not self._stop.is_set():
             for group, ask in self._ask.items():
                 try:
                     for topic, lag in ask().items():
                         self._lag[(group, topic)] = lag
+                    unknown.discard(group)
                 except Exception as error:  # a cluster that is away must not end the metrics
-                    _log.warning("the lag of %s cannot be asked: %s", group, error)
+                    # Once: a terminal shows it, and a cluster may be away for long.
+                    level = logging.DEBUG if group in unknown else logging.WARNING
+                    _log.log(level, "the lag of %s cannot be asked: %s", group, error)
+                    unknown.add(group)
             self._stop.wait(LAG_INTERVAL_S)
 
 

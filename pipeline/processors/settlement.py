@@ -250,7 +250,11 @@ def _retry_due(
 ) -> Decision:
     delays_ms = policy.retry_delays_ms
     ends_ms = now_ms + delays_ms[min(due.tier, len(delays_ms)) - 1]
-    if _refusal(payment, attempt, now_ms, policy) is not None:
+    refusal = _refusal(payment, attempt, now_ms, policy)
+    if refusal == GATEWAY_OVERLOADED and attempt.code == BREAKER_OPEN:
+        # It is in trouble, so it could not be asked; when it is back, this is where to be.
+        refusal = None
+    if refusal is not None:
         settled_ms = attempt.sendable_until_ms + gateway_profile(policy, attempt.gateway).grace_ms
         if now_ms < settled_ms:
             # A frozen worker may still send it: neither give up nor believe an inquiry yet.

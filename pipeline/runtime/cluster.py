@@ -32,6 +32,8 @@ def consumer_config(
     """The settings of an input consumer; each that is not a default has its reason."""
     return {
         "bootstrap.servers": bootstrap_servers,
+        # Its line for each failed connection: hundreds a second from a worker whose broker is away.
+        "log_level": 2,
         "group.id": group_id,
         # Static membership: a restarted worker takes its partitions back without a rebalance.
         "group.instance.id": instance_id,

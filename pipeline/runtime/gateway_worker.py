@@ -99,7 +99,7 @@ class GatewayWorker:
     def run(self) -> None:
         """Work until ``stop`` is set, then let open calls end, commit their results and leave."""
         spec = self._spec
-        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers})
+        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
         require_co_partitioned(admin, self._catalogue)
         self._consumer = Consumer(
             consumer_config(

@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from pipeline.errors import UserError
 from pipeline.runtime.worker_spec import (
@@ -147,19 +149,21 @@ class Supervisor:
         self.stop()
 
     def _start(self, slot: _Slot) -> None:
-        process = subprocess.Popen(
-            [sys.executable, "-m", WORKER_MODULE],
-            stdin=subprocess.PIPE,
-            env={
-                **os.environ,
-                **self._environment,
-                SUPERVISOR_PID: str(os.getpid()),
-                "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir),
-            },
-            # Out of the terminal's reach: a Ctrl-C that met a worker before it could ignore it
-            # would end it with a traceback.
-            process_group=0,
-        )
+        with _output(slot.spec) as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", WORKER_MODULE],
+                stdin=subprocess.PIPE,
+                stderr=output,
+                env={
+                    **os.environ,
+                    **self._environment,
+                    SUPERVISOR_PID: str(os.getpid()),
+                    "PROMETHEUS_MULTIPROC_DIR": str(self.metrics_dir),
+                },
+                # Out of the terminal's reach: a Ctrl-C that met a worker before it could ignore it
+                # would end it with a traceback.
+                process_group=0,
+            )
         if process.stdin is not None:
             process.stdin.write(encode_spec(slot.spec))
             process.stdin.close()
@@ -189,3 +193,18 @@ class Supervisor:
             "%s ended with code %d; started again in %.1f s", slot.spec.name, code, slot.pause_s
         )
         slot.pause_s = min(self._restart_pause_s_max, slot.pause_s * 2)
+
+
+@contextmanager
+def _output(spec: WorkerSpec) -> Iterator[IO[bytes] | None]:
+    """Where a worker's standard error goes: into its log, if it has a file for that.
+
+    The Kafka client writes there by itself, a line for each failed connection, which would bury
+    what a terminal shows.
+    """
+    log_file = spec.options.get("log_file")
+    if log_file is None:
+        yield None
+        return
+    with Path(log_file).open("ab") as file:
+        yield file

@@ -197,6 +197,13 @@ def test_the_simulator_tells_the_port_it_took(cli: Cli) -> None:
         assert simulator.ended() == 0
 
 
+def test_the_simulator_tells_of_a_taken_port_alone(cli: Cli, taken_port: int) -> None:
+    """No address is promised before it can be called."""
+    done = cli.run("simulator", "--port", str(taken_port))
+    one_sentence(done, f"port {taken_port}")
+    assert done.out == ""
+
+
 def test_topics_plan_tells_a_script_what_is_to_do(cli: Cli, kafka: str, topic_prefix: str) -> None:
     """3 before, 0 after, and 2 for what is refused; applying again changes nothing."""
     cluster = {"PAYSTREAM_BOOTSTRAP_SERVERS": kafka, "PAYSTREAM_TOPIC_PREFIX": topic_prefix}

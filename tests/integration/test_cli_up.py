@@ -145,6 +145,39 @@ def test_a_killed_up_takes_everything_with_it_and_loses_nothing(cli: Cli) -> Non
         stopped_clean(cli, up)
 
 
+def test_up_brings_back_a_simulator_and_a_kafka_that_died(cli: Cli) -> None:
+    """Both come back where they were, which is said, and the terminal stays readable."""
+    with cli.start(*UP) as up:
+        up.wait_for(RUNNING)
+        submit(cli, "d-1")
+        brokers = json.loads((cli.state_dir / "kafka" / "running.json").read_text())
+        simulator = next(p for p, c in cli.processes().items() if "gateways.simulator" in c)
+        for pid, said in (
+            (simulator, "The simulator answers again"),
+            (brokers["1"]["pid"], "Kafka serves again"),
+        ):
+            os.kill(pid, signal.SIGKILL)
+            up.wait_for(said)
+        submit(cli, "d-2")
+        # The groups settle again within half a minute; a busy machine takes several.
+        wait_until(lambda: cli.run("verify", "--wait", "30").code == 0, 240, "all is whole")
+        summary = whole(cli)
+        assert summary["payments"] == {"captured": 2}
+        assert summary["gateway"]["charges"] == 2
+        # The client's own lines begin so, whatever they are about.
+        for text in (up.said, (cli.state_dir / "workers.log").read_text()):
+            assert "%3|FAIL" not in text
+        stopped_clean(cli, up)
+    # The topics keep their count, which need not be given again, and cannot be another.
+    other = cli.run("up", "--metrics-port", "0", "--partitions", "4")
+    assert other.code == 2
+    assert "have 3 partitions, not 4" in other.err
+    with cli.start("up", "--metrics-port", "0") as up:
+        up.wait_for("topics of 3 partitions")
+        up.interrupt()
+        assert up.ended(STOP_S) in (130, 0), up.said
+
+
 @pytest.mark.parametrize("moment", ["Starting Kafka", "Kafka serves", "Starting workers"])
 def test_ctrl_c_while_starting_leaves_nothing(cli: Cli, moment: str) -> None:
     """A start is left at once, whatever it was doing, and twice is not worse than once."""

@@ -272,3 +272,16 @@ def test_the_commands_tell_by_their_exit_code(kafka: str, topic_prefix: str) -> 
     refused = run.invoke(app, ["plan", *options[:-1], "4"])
     assert refused.exit_code == 2
     assert "refused: " in refused.output
+
+
+def test_a_differing_replication_is_told_and_left(
+    admin: Admin, catalogue: Catalogue, topic_prefix: str
+) -> None:
+    """Nothing moves copies between brokers unasked; the plan says that they differ."""
+    provisioned(admin, catalogue)
+    tripled = build_catalogue(
+        TopicSettings(prefix=topic_prefix, partitions=3, replication_factor=3)
+    )
+    planned = plan(admin, tripled)
+    assert not planned.has_changes
+    assert any("replication 1, where the catalogue wants 3" in line for line in planned.lines())

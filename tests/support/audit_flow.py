@@ -540,9 +540,17 @@ class PaymentInFlow:
             },
         )
         assert row.fields is not None
+        receivable, payable = f"gateway_receivable:{self.gateway}", "merchant_payable"
+        losses = "disputes_and_losses"
+        debited, credited = {
+            "dispute": (receivable, losses),
+            "reversal": (receivable, losses),
+            "dispute_fee": (receivable, losses),
+            "credit": (f"unapplied_credits:{self.merchant_id}", payable),
+        }.get(kind, (receivable, payable))
         postings = (
-            PostingSeen(f"gateway:{self.gateway}", self.currency, amount_minor),
-            PostingSeen(f"merchant:{self.merchant_id}", self.currency, -amount_minor),
+            PostingSeen(debited, self.currency, amount_minor),
+            PostingSeen(f"{credited}:{self.merchant_id}", self.currency, -amount_minor),
         )
         self.flow.entries.append(
             EntrySeen(

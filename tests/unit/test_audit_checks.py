@@ -85,6 +85,82 @@ def _again(flow: Flow, row: Row, **fields: object) -> Row:
     return copy
 
 
+# Refused, or succeeded, and rightly
+
+
+@case("dead_letter_unjustified")
+def a_good_order_was_refused(flow: Flow) -> Place:
+    order = without_payment(flow, "shop:c3")
+    return flow.dead_letter(order, "truncated")
+
+
+@case("dead_letter_unjustified")
+def the_first_order_was_called_a_conflict(flow: Flow) -> Place:
+    order = without_payment(flow, "shop:c3")
+    return flow.dead_letter(order, "order_conflict")
+
+
+@case("settlement_without_journal_entry")
+def the_ledger_refused_a_settlement(flow: Flow) -> Place:
+    row = flow.of("settlements", "shop:c1")
+    flow.entries.remove(_entry_of(flow, row))
+    flow.dead_letter(row, "settlement_kind_must_be_known")
+    return row
+
+
+@case("dead_letter_repeated", "undecodable_record", severity=Severity.NOTE)
+def a_ledger_died_after_its_letter(flow: Flow) -> Place:
+    junk = flow.append("settlements", b"shop:junk", raw=b"junk", partition=0)
+    flow.all_processed()
+    letters = [flow.dead_letter(junk, "not_wire_format") for _ in range(2)]
+    for letter in letters:
+        letter.headers = tuple((n, b"ledger" if n == "dlq.stage" else v) for n, v in letter.headers)
+    return letters[1]
+
+
+@case("request_instrument_wrong")
+def another_card_was_charged(flow: Flow) -> Place:
+    return _set(flow.of("payment-requests", "shop:c1"), instrument_token="tok_other")
+
+
+@case("success_without_settlement", "journal_entry_without_settlement", "settlement_missing",
+      "money_not_conserved")  # fmt: skip
+def what_a_gateway_said_has_moved_was_forgotten(flow: Flow) -> Place:
+    flow.remove("settlements", "shop:c1")
+    return flow.of("gateway-results", "shop:c1")
+
+
+@case("settlement_date_wrong")
+def a_sale_was_booked_under_another_day(flow: Flow) -> Place:
+    return _set(flow.of("settlements", "shop:c1"), business_date="2027-01-16")
+
+
+@case("journal_entry_accounts_wrong")
+def another_merchant_was_credited(flow: Flow) -> Place:
+    entry = _entry_of(flow, "shop:c1")
+    debit, credit = entry.postings
+    at = flow.entries.index(entry)
+    flow.entries[at] = replace(
+        entry, postings=(debit, replace(credit, account="merchant_payable:x"))
+    )
+    return entry.entry_id
+
+
+@case("journal_entry_accounts_wrong")
+def debit_and_credit_were_swapped(flow: Flow) -> Place:
+    entry = _entry_of(flow, "shop:c1")
+    debit, credit = entry.postings
+    at = flow.entries.index(entry)
+    flow.entries[at] = replace(
+        entry,
+        postings=(
+            replace(debit, amount_minor=credit.amount_minor),
+            replace(credit, amount_minor=debit.amount_minor),
+        ),
+    )
+    return entry.entry_id
+
+
 # Nothing is lost
 
 
@@ -254,7 +330,12 @@ def the_gateway_knows_nothing_of_a_capture(flow: Flow) -> Place:
     return flow.of("settlements", "shop:c5")
 
 
-@case("settlement_missing", "money_not_conserved", "journal_entry_without_settlement")
+@case(
+    "settlement_missing",
+    "money_not_conserved",
+    "journal_entry_without_settlement",
+    "success_without_settlement",
+)
 def a_settlement_was_removed(flow: Flow) -> Place:
     flow.remove("settlements", "shop:c5")
     return flow.of("payments", "shop:c5", -1)
@@ -292,7 +373,12 @@ def a_settled_payment_was_failed(flow: Flow) -> Place:
     return flow.of("settlements", "shop:new")
 
 
-@case("settlement_without_evidence", "captured_without_charge", "charged_but_not_captured")
+@case(
+    "settlement_without_evidence",
+    "captured_without_charge",
+    "charged_but_not_captured",
+    "success_without_settlement",
+)
 def a_settlement_names_another_charge(flow: Flow) -> Place:
     return _set(flow.of("settlements", "shop:c7"), gateway_reference="ch_none")
 
@@ -358,7 +444,7 @@ def an_entry_names_another_record(flow: Flow) -> Place:
     return old.entry_id
 
 
-@case("journal_unbalanced")
+@case("journal_unbalanced", "journal_entry_accounts_wrong")
 def an_entry_lacks_a_penny(flow: Flow) -> Place:
     old = flow.entries[0]
     debit, credit = old.postings
@@ -369,8 +455,8 @@ def an_entry_lacks_a_penny(flow: Flow) -> Place:
 
 @case("balance_differs_from_postings")
 def a_balance_was_touched(flow: Flow) -> Place:
-    flow.touched["merchant:shop", "GBP"] += 5
-    return "merchant:shop"
+    flow.touched["merchant_payable:shop", "GBP"] += 5
+    return "merchant_payable:shop"
 
 
 @case("journal_unbalanced", "journal_entry_amount_wrong")
@@ -412,7 +498,12 @@ def more_was_captured_than_held(flow: Flow) -> Place:
     return flow.of("payments", payment.key, -1)
 
 
-@case("settlement_missing", "refund_without_settlement", "journal_entry_without_settlement")
+@case(
+    "settlement_missing",
+    "refund_without_settlement",
+    "journal_entry_without_settlement",
+    "success_without_settlement",
+)
 def the_settlement_of_the_only_refund_was_removed(flow: Flow) -> Place:
     payment = flow.captured("shop:new", 100)
     payment.commanded("refund", "r-1", 60)
@@ -421,7 +512,12 @@ def the_settlement_of_the_only_refund_was_removed(flow: Flow) -> Place:
     return flow.of("payments", payment.key, -1)
 
 
-@case("settlement_amount_wrong", "refund_without_settlement", "journal_entry_without_settlement")
+@case(
+    "settlement_amount_wrong",
+    "refund_without_settlement",
+    "journal_entry_without_settlement",
+    "success_without_settlement",
+)
 def the_settlement_of_one_refund_was_removed(flow: Flow) -> Place:
     flow.remove("settlements", "shop:refunded", 1)
     return flow.of("settlements", "shop:refunded", -1)
@@ -528,7 +624,7 @@ def a_credit_was_booked_unasked(flow: Flow) -> Place:
 
 
 @case("charged_but_not_captured", "settlement_amount_wrong", "journal_entry_without_settlement",
-      "money_not_conserved")  # fmt: skip
+      "money_not_conserved", "success_without_settlement")  # fmt: skip
 def the_settlement_of_a_partial_capture_was_removed(flow: Flow) -> Place:
     flow.remove("settlements", "shop:manual", 1)
     return "shop:manual: capture_"
@@ -544,7 +640,7 @@ def the_gateway_captured_what_it_had_voided(flow: Flow) -> Place:
 
 
 @case("late_success_not_reversed", "settlement_missing", "refund_without_settlement",
-      "journal_entry_without_settlement")  # fmt: skip
+      "journal_entry_without_settlement", "success_without_settlement")  # fmt: skip
 def the_refund_of_a_late_charge_was_removed(flow: Flow) -> Place:
     flow.remove("settlements", "shop:late", 1)
     return flow.of("settlements", "shop:late", 0)
@@ -754,7 +850,7 @@ def a_misrouted_order_was_swallowed(flow: Flow) -> Place:
 
 
 @case("key_differs_from_payload", "settlement_missing", "money_not_conserved",
-      "journal_entry_without_settlement")  # fmt: skip
+      "journal_entry_without_settlement", "success_without_settlement")  # fmt: skip
 def a_settlement_lies_under_another_key(flow: Flow) -> Place:
     row = flow.of("settlements", "shop:c5")
     row.key = b"shop:c6"
@@ -1052,7 +1148,7 @@ def test_the_summary_adds_up() -> None:
     }
     assert summary["orders_repeated"] == 2
     assert summary["dead_letters"]["order_conflict"] == 1
-    assert summary["ledger"]["balances"]["merchant:shop"]["EUR"] == -4020
+    assert summary["ledger"]["balances"]["merchant_payable:shop"]["EUR"] == -4020
     latency = summary["order_to_settlement_ms"]
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
     assert latency["count"] == 17

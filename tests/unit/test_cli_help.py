@@ -69,9 +69,11 @@ def test_every_command_shows_an_example(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("path", [p for p, is_group in ALL if is_group], ids=lambda p: " ".join(p))
 def test_every_group_lists_its_commands(path: tuple[str, ...]) -> None:
-    """--help of a group, and the group alone, show what there is."""
+    """--help of a group, and the group alone, show what there is and something to type."""
     result = runner.invoke(app, [*path, "--help"])
     assert result.exit_code == 0
+    example = "Example: " + " ".join(("paystream", *path))
+    assert example in " ".join(result.stdout.split())
     for inner in (p for p, _ in ALL if len(p) == len(path) + 1 and p[: len(path)] == path):
         assert inner[-1] in result.stdout
     assert "Usage" in runner.invoke(app, [*path]).output

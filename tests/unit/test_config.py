@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.audit.ledger_copy import LedgerReader
 from pipeline.config import RUNNING_FILE, load_settings
 from pipeline.embedded.processes import this_process
 from pipeline.errors import UserError
+from pipeline.ledger.database import open_ledger
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,21 @@ def test_another_cluster_is_not_judged_by_the_books_of_this_machine() -> None:
     assert settings.gateway_url == "http://127.0.0.1:8400"
     assert settings.topic_prefix == ""
     assert settings.books_url() != "sqlite:////books"
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b", "a b"])
+def test_the_books_are_in_the_state_directory_whatever_its_name(tmp_path: Path, name: str) -> None:
+    """What has a meaning in a URL is quoted, and read back as it was, by flow and audit alike."""
+    folder = tmp_path / name
+    folder.mkdir()
+    url = load_settings(state_dir=folder).books_url()
+    open_ledger(url).dispose()
+    assert (folder / "ledger.sqlite").is_file()
+    reader = LedgerReader(url)
+    try:
+        assert reader.entries_of(["unknown"]) == []
+    finally:
+        reader.close()
 
 
 def test_the_state_directory_is_the_same_from_everywhere(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pipeline.domain.model import Order
-from pipeline.domain.policy import GatewayProfile, Policy
+from pipeline.domain.policy import DEFAULT_POLICY, GatewayProfile, Policy
 from pipeline.domain.routes import (
     AmountRange,
     Fee,
@@ -21,7 +21,7 @@ from pipeline.domain.routes import (
     RouteRule,
     Routes,
 )
-from pipeline.domain.routing import RouteFacts, choose_gateway, route
+from pipeline.domain.routing import RouteFacts, route
 from pipeline.processors.order import process_order
 
 NORTH = GatewayProfile(name="north", priority=10)
@@ -238,9 +238,31 @@ def test_an_order_that_no_gateway_takes_is_rejected_by_name_and_a_taken_one_says
     assert (refused.status, refused.reason) == ("rejected", "a_gateway_must_serve_the_payment")
 
 
-def test_without_more_facts_a_merchant_s_own_gateway_goes_first() -> None:
-    """Kept for whoever knows no more than merchant and currency."""
-    own = replace(SOUTH, merchants=frozenset({"shop"}))
-    policy = Policy(gateways=(NORTH, own))
-    assert choose_gateway(policy, "shop", "GBP") == own
-    assert choose_gateway(policy, "other", "GBP") == NORTH
+def test_the_merchant_s_own_gateway_goes_first() -> None:
+    """Eligibility decides first, then a gateway that names the merchant, then priority and name."""
+    policy = Policy(
+        gateways=(
+            GatewayProfile(name="cheap", priority=1),
+            GatewayProfile(name="alike", priority=1),
+            GatewayProfile(name="own", merchants=frozenset({"shop"}), priority=9),
+            GatewayProfile(name="euro", currencies=frozenset({"EUR"}), priority=0),
+        )
+    )
+
+    def order_of(merchant: str, currency: str) -> list[str]:
+        tried: list[str] = []
+        told = facts(merchant_id=merchant, currency=currency)
+        while (found := route(policy, told, tried)) is not None:
+            tried.append(found.profile.name)
+        return tried
+
+    assert order_of("shop", "GBP") == ["own", "alike", "cheap"]
+    assert order_of("other", "EUR") == ["euro", "alike", "cheap"]
+
+
+def test_a_single_gateway_needs_no_choice_and_is_still_asked_whether_it_serves() -> None:
+    """Most installations have one; it gets what it takes, once."""
+    assert chosen(DEFAULT_POLICY) == ("simulator", "simulator: the only gateway there is")
+    assert route(DEFAULT_POLICY, facts(), tried={"simulator"}) is None
+    euro = Policy(gateways=(GatewayProfile(name="euro", currencies=frozenset({"EUR"})),))
+    assert route(euro, facts()) is None

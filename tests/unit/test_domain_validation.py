@@ -7,8 +7,7 @@ from msgspec.structs import replace
 
 from pipeline.domain import validation
 from pipeline.domain.model import Order, OrderLine
-from pipeline.domain.policy import DAY_MS, DEFAULT_POLICY, GatewayProfile, Policy
-from pipeline.domain.routing import choose_gateway
+from pipeline.domain.policy import DAY_MS, GatewayProfile, Policy
 from pipeline.domain.validation import RULES, broken_rule, is_date
 
 NOW = 1_790_000_000_000
@@ -95,25 +94,3 @@ def test_other_formats_are_no_dates(text: str) -> None:
     """A business date is YYYY-MM-DD and nothing else."""
     assert not is_date(text)
     assert validation.is_date("2024-02-29")
-
-
-def test_the_merchants_own_gateway_goes_first() -> None:
-    """Eligibility decides first, then a gateway that names the merchant, then priority and name."""
-    policy = Policy(
-        gateways=(
-            GatewayProfile(name="cheap", priority=1),
-            GatewayProfile(name="alike", priority=1),
-            GatewayProfile(name="own", merchants=frozenset({"shop"}), priority=9),
-            GatewayProfile(name="euro", currencies=frozenset({"EUR"}), priority=0),
-        )
-    )
-
-    def order_of(merchant: str, currency: str) -> list[str]:
-        tried: list[str] = []
-        while (profile := choose_gateway(policy, merchant, currency, tried)) is not None:
-            tried.append(profile.name)
-        return tried
-
-    assert order_of("shop", "GBP") == ["own", "alike", "cheap"]
-    assert order_of("other", "EUR") == ["euro", "alike", "cheap"]
-    assert choose_gateway(DEFAULT_POLICY, "any", "GBP") == GatewayProfile(name="simulator")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.embedded import kafka, registry
+from pipeline.embedded import artifacts, kafka, maven, registry
 from pipeline.embedded.artifacts import (
     ArtifactLock,
+    DownloadStopped,
     Fetch,
     LockedArtifact,
     ensure_artifacts,
@@ -113,6 +115,68 @@ def test_two_starts_at_once_fetch_each_file_once(tmp_path: Path) -> None:
     ensure(tmp_path, slow)
     first.join(10)
     assert sorted(repository.asked) == sorted(CONTENTS)
+
+
+def test_a_stopped_download_does_not_wait_for_a_silent_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C comes to whoever waits for the files; a thread that hears nothing is left behind."""
+    monkeypatch.setattr(artifacts, "STOP_WAIT_S", 0.05)
+    let_go = threading.Event()
+
+    def interrupted(
+        artifact: LockedArtifact, folder: Path, on_bytes: Callable[[int], None]
+    ) -> Path:
+        if artifact.file == "a-1.jar":
+            raise KeyboardInterrupt
+        let_go.wait(20)
+        raise DownloadStopped
+
+    began_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ensure(tmp_path, interrupted)
+    assert time.monotonic() - began_s < 5
+    assert all(t.daemon for t in threading.enumerate() if t.name.startswith("fetch-"))
+    let_go.set()
+    assert not list(tmp_path.glob("*fetching*"))
+
+
+def test_a_stopped_download_asks_the_repository_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stop is looked at before each try, not only when bytes arrive."""
+    monkeypatch.setenv("PAYSTREAM_MAVEN_REPOSITORY", "http://127.0.0.1:1")
+    tries = 0
+
+    def stopped_after_one(_count: int) -> None:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            raise DownloadStopped
+
+    with pytest.raises(DownloadStopped):
+        maven.fetch_artifact(
+            LockedArtifact("org.example:thing:1", "thing-1.jar", 1, ""),
+            tmp_path / "staging",
+            stopped_after_one,
+        )
+    assert tries == 2
+
+
+def test_a_cache_that_is_a_file_is_told(tmp_path: Path) -> None:
+    """PAYSTREAM_CACHE_DIR may name anything."""
+    cache = tmp_path / "cache"
+    cache.write_text("")
+    with pytest.raises(UserError, match=f"cache folder {cache}"):
+        ensure(cache, FakeRepository().fetch)
+
+
+def test_a_directory_in_the_place_of_a_file_is_told(tmp_path: Path) -> None:
+    """It is not taken away unasked."""
+    taken = tmp_path / "things-1.0" / "a-1.jar"
+    taken.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{taken} cannot be put in its place"):
+        ensure(tmp_path, FakeRepository().fetch)
 
 
 @pytest.mark.parametrize("path", [kafka.LOCK_FILE, registry.LOCK_FILE], ids=lambda p: p.name)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from pipeline.commands.orders import order_app, orders_app
+from pipeline.commands.orders import _publish, order_app, orders_app, show_problems
+from pipeline.domain.model import Order
 from pipeline.errors import UserError
+from producers.invoice_csv import read_invoices
+from producers.order_file import Problem
+from producers.order_publisher import InvalidOrder
 from tests.unit.test_import_invoice_csv import GOOD, HEADER, OTHER, SAMPLE
 
 runner = CliRunner()
@@ -33,6 +40,72 @@ def test_bad_lines_are_told_by_file_and_line_and_by_exit_code_1(tmp_path: Path) 
     assert f"{path}:2: 'x' is not an amount" in result.stderr
     assert "would publish 1 orders" in result.stdout
     assert "left out: 1 orders" in result.stdout
+
+
+def test_a_pipe_is_read_once_and_whole() -> None:
+    """`import <(program)` and /dev/stdin have no second reading; the first bytes count too."""
+    read_end, write_end = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(write_end, "wb") as file:
+            file.write(SAMPLE.read_bytes())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        result = runner.invoke(orders_app, ["import", f"/dev/fd/{read_end}", "--dry-run"])
+    finally:
+        os.close(read_end)
+        writer.join(10)
+    assert result.exit_code == 0, result.output
+    assert "would publish 382 orders of 7419 lines: GBP 153,652.88" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([HEADER], "holds no orders"),
+        ([HEADER, GOOD.replace("2.55", "x")], "1 of its lines are bad"),
+        (["{}", "{"], "2 of its lines are bad"),
+    ],
+    ids=["a header alone", "one bad invoice", "only bad orders"],
+)
+def test_a_file_of_which_nothing_can_be_imported_is_refused(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    """Exit code 2, as the document says, with one sentence that says so."""
+    path = tmp_path / "orders"
+    path.write_text("\n".join(lines))
+    result = runner.invoke(orders_app, ["import", str(path), "--dry-run"])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
+    assert result.stdout == ""
+
+
+class Refuses:
+    """A publisher that refuses the orders it is told to."""
+
+    def __init__(self, *refused: str) -> None:
+        self._refused = refused
+
+    def publish(self, order: Order) -> None:
+        if order.order_id in self._refused:
+            raise InvalidOrder(f"order {order.order_id} is too large: 1 bytes")
+
+    def flush(self) -> None:
+        pass
+
+
+def test_an_order_that_cannot_be_a_record_is_named_by_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its line number leads to it, as with any other line that is not taken."""
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join([HEADER, GOOD, OTHER]))
+    found = read_invoices(path, now_ms=0)
+    publisher: Any = Refuses("536366")
+    assert _publish(publisher, path, found) == 1
+    assert f"{path}:3: order 536366 is too large" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -62,6 +135,12 @@ def test_an_order_that_cannot_be_meant_is_refused_before_it_is_sent(
     )
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+def test_a_file_full_of_problems_says_how_many_more(capsys: pytest.CaptureFixture[str]) -> None:
+    """A screen of them is shown, the rest counted."""
+    show_problems(Path("f"), [Problem(n, "bad") for n in range(1, 6)], 2)
+    assert capsys.readouterr().err == "f:1: bad\nf:2: bad\n... and 3 more problems\n"
 
 
 @pytest.mark.parametrize(("app", "command"), [(orders_app, "import"), (order_app, "submit")])

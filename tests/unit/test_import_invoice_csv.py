@@ -161,7 +161,7 @@ def test_line_endings_byte_order_mark_and_column_order_do_not_matter(
         (b"InvoiceNo,Quantity\n1,2\n", "lacks the columns StockCode, Description"),
         (HEADER.replace(",", ";").encode(), "separated by semicolons"),
         ((HEADER + ",Country").encode(), "the column Country twice"),
-        (HEADER.encode() + b"\n1,2,Caf\xe9,3\n", r"not UTF-8 \(byte 0xE9 on line 2\)"),
+        (HEADER.encode() + b",Caf\xe9\n", r"first line of .* is not UTF-8 \(byte 0xE9\)"),
         ("\ufeffInvoiceNo".encode("utf-16-le"), "is UTF-16"),
     ],
 )
@@ -171,6 +171,18 @@ def test_a_file_of_another_kind_is_refused_in_one_sentence(
     """What cannot be read at all is said once, with what to do."""
     with pytest.raises(UserError, match=message):
         read(tmp_path, raw=raw)
+
+
+def test_a_byte_that_is_not_utf8_costs_its_own_invoice_only(tmp_path: Path) -> None:
+    """Its line is named by number, and the invoice of that line is left out whole."""
+    bad = GOOD.replace("HEART", "Caf\xe9").encode("latin-1")
+    found = read(tmp_path, raw=b"\n".join([HEADER.encode(), GOOD.encode(), bad, OTHER.encode()]))
+    assert [order.order_id for order in found.orders] == ["536366"]
+    assert found.line_numbers == (4,)
+    assert (3, "not UTF-8 (byte 0xE9)") in [
+        (problem.line_number, problem.reason.partition(";")[0]) for problem in found.problems
+    ]
+    assert (found.left_out, found.bad_line_count) == (1, 1)
 
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.domain.model import Order, OrderLine
 from pipeline.errors import UserError
-from producers.order_file import detect_format
+from producers.order_file import detect_format, read_raw
 from producers.order_jsonl import parse_order, read_orders
 
 NOW_MS = 1_700_000_000_000
@@ -85,7 +85,7 @@ def test_a_wrong_field_is_named(changes: dict[str, Any], reason: str) -> None:
         ("[" * 100_000, "not"),
         ('{"amount_minor": 1, "amount_minor": 2}', "field 'amount_minor' is there twice"),
         ('{"amount_minor": NaN}', "NaN is not a number of JSON"),
-        ('{"amount_minor": ' + "9" * 5000 + "}", "limit"),
+        ('{"amount_minor": ' + "9" * 6000 + "}", "a number of 6,000 digits is too large for any"),
     ],
 )
 def test_a_line_that_is_no_order_is_refused(text: str, reason: str) -> None:
@@ -138,12 +138,23 @@ def test_the_format_is_told_by_name_and_else_by_content(
     tmp_path: Path, name: str, content: bytes, expected: str
 ) -> None:
     """A file without a telling name is looked into."""
-    path = tmp_path / name
-    path.write_bytes(content)
-    assert detect_format(path) == expected
+    assert detect_format(tmp_path / name, content) == expected
 
 
 def test_a_file_that_is_away_is_a_sentence(tmp_path: Path) -> None:
     """A wrong path is named."""
     with pytest.raises(UserError, match="cannot be read"):
-        detect_format(tmp_path / "none")
+        read_raw(tmp_path / "none")
+
+
+def test_a_byte_that_is_not_utf8_costs_its_own_line_only(tmp_path: Path) -> None:
+    """The line is named by number and byte; those around it are taken, with their own numbers."""
+    path = tmp_path / "orders.jsonl"
+    good = json.dumps(LEAST)
+    bad = json.dumps({**LEAST, "country": "Caf?"}).encode().replace(b"?", b"\xe9")
+    path.write_bytes(b"\n".join([good.encode(), bad, good.replace("o-1", "o-2").encode()]))
+    found = read_orders(path, now_ms=NOW_MS)
+    assert [order.order_id for order in found.orders] == ["o-1", "o-2"]
+    assert found.line_numbers == (1, 3)
+    assert [problem.line_number for problem in found.problems] == [2]
+    assert "not UTF-8 (byte 0xE9)" in found.problems[0].reason

@@ -74,6 +74,17 @@ def test_a_payment_held_back_too_often_goes_elsewhere_with_proof() -> None:
     assert the_payment(flow).status == "captured"
 
 
+def test_a_payment_at_a_gateway_in_trouble_is_there_when_it_comes_back() -> None:
+    """Without proof nothing moves, and a gateway that does not answer can prove nothing: the
+    payment goes on trying instead of waiting for the end of its window."""
+    flow = started(TWO_GATEWAYS)
+    held_back(flow, 20, GatewayAnswer(outcome="not_sent", code="breaker_open"))
+    assert {(r.gateway, r.kind) for r in flow.requests()} == {("simulator", "charge")}
+    assert len(flow.requests()) == 21
+    flow.answer(SUCCEEDED)
+    assert story(flow)[-1] == "captured"
+
+
 def test_overload_fails_nobody_when_the_first_gateway_cannot_even_be_asked() -> None:
     """No answer is no proof: the payment goes on asking instead of failing or moving."""
     flow = started(TWO_GATEWAYS)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline.commands.schemas import app
 from pipeline.errors import UserError
+from schemas import files as schema_files
 from schemas.codec import SCHEMA_NAMES
 from schemas.compatibility import full_incompatibilities
 from schemas.files import read_schema
@@ -196,3 +197,15 @@ def test_the_commands_say_what_they_found() -> None:
     refused = run.invoke(app, ["register"], env={"PAYSTREAM_SCHEMA_REGISTRY_URL": ""})
     assert isinstance(refused.exception, UserError)
     assert "--url" in str(refused.exception)
+
+
+def test_a_broken_schema_file_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever edits an .avsc is led to the place, not through a traceback."""
+    broken = schema_files.schema_text("order").replace('"record",', '"record"')
+    line = next(n for n, x in enumerate(broken.splitlines(), 1) if x.endswith('"record"')) + 1
+    monkeypatch.setattr(schema_files, "schema_text", lambda _name: broken)
+    with pytest.raises(UserError, match=rf"schemas/order\.avsc is not JSON: .* at line {line},"):
+        schema_files.read_schema("order")
+    monkeypatch.setattr(schema_files, "schema_text", lambda _name: "[]")
+    with pytest.raises(UserError, match="is not a JSON object"):
+        schema_files.read_schema("order")

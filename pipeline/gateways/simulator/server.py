@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,10 +151,13 @@ def kill_simulator(handle: SimulatorHandle) -> None:
     handle.process.wait()
 
 
-async def serve(settings: SimulatorSettings) -> None:
+async def serve(
+    settings: SimulatorSettings, on_serving: Callable[[int], None] | None = None
+) -> None:
     """Run the simulator in this process until SIGTERM, SIGINT or the parent's end; then drain.
 
-    Raises UserError if the port or the books cannot be had.
+    ``on_serving`` is told the port once calls are taken. Raises UserError if the port or the books
+    cannot be had.
     """
     own = personality(settings.gateway)
     if settings.notice_url is not None:
@@ -187,6 +190,8 @@ async def serve(settings: SimulatorSettings) -> None:
             await listener.open()
             if settings.ready_file is not None:
                 _write_whole(settings.ready_file, f"{port}\n")
+            if on_serving is not None:
+                on_serving(port)
             await _until_stopped(stop, settings.parent_pid)
         finally:
             gateway.drain()

@@ -1,0 +1,267 @@
+"""Takes verified notices to their payments: published before the gateway is answered.
+
+At least once, in no order: a notice may be written twice (a gateway repeats it, or this process
+dies between two steps), and the payments table suppresses what it has seen. What belongs to no
+known operation yet is parked and goes on as soon as its reference is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from msgspec.structs import replace
+
+from pipeline.domain.keys import record_key, reference_key
+from pipeline.domain.model import GatewayNotification, GatewayReference
+from pipeline.domain.records import (
+    notification_from_record,
+    reference_from_record,
+    to_record,
+)
+from pipeline.runtime.cluster import cluster_and_topic_id
+from producers.notice_book import NoticeBook, parked_key
+from producers.order_publisher import producer_config
+from schemas.codec import Codec
+from topics.catalogue import Catalogue
+
+_log = logging.getLogger(__name__)
+
+NOTIFICATIONS = "gateway-notifications"
+REFERENCES = "gateway-references"
+PARKED = "parked-notices"
+
+# A gateway gives up on an answer after 10 s or more and sends the notice again.
+DELIVERY_TIMEOUT_MS = 8_000
+# One wait for records; a stop is noticed after it.
+POLL_S = 0.1
+# One look at the followed topics takes this many at most, so that it ends.
+TAKE_MAX = 1_000
+
+
+class Taken(StrEnum):
+    """What became of a notice."""
+
+    PUBLISHED = "published"
+    PARKED = "parked"
+
+
+class WebhookDesk:
+    """``take`` may be called from any thread; ``open`` and ``close`` from one.
+
+    ``on_parked(count, oldest_ms)`` hears how many notices wait whenever that may have changed.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        *,
+        catalogue: Catalogue,
+        codec: Codec,
+        state_dir: Path,
+        on_parked: Callable[[int, int | None], None] = lambda count, oldest_ms: None,
+    ) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._catalogue = catalogue
+        self._state_dir = state_dir
+        self._on_parked = on_parked
+        self._encode = codec.encoder("gateway-notification")
+        self._decode = codec.decoder("gateway-notification")
+        self._decode_reference = codec.decoder("gateway-reference")
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._follow, name="references", daemon=True)
+
+    def open(self) -> None:
+        """Get ready; references that were written before may still be on their way."""
+        admin = AdminClient({"bootstrap.servers": self._bootstrap_servers, "log_level": 0})
+        identity = [
+            "/".join(cluster_and_topic_id(admin, self._catalogue.name(role)))
+            for role in (REFERENCES, PARKED)
+        ]
+        self._book = NoticeBook(self._state_dir / "notices.sqlite", "\n".join(identity))
+        self._producer = Producer(
+            {
+                **producer_config(self._bootstrap_servers, "paystream-webhooks"),
+                "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+                "delivery.report.only.error": False,
+            }
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait for what was taken and stop following."""
+        self._stop.set()
+        self._thread.join(10.0)
+        self._producer.flush(DELIVERY_TIMEOUT_MS / 1000)
+        self._book.close()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why references are not followed any more, if they are not."""
+        return self._failure
+
+    def take(self, notice: GatewayNotification) -> Future[Taken]:
+        """Publish a notice, or park it; done when the brokers have it (KafkaException if not).
+
+        A notice whose ``merchant_id`` is empty carries only the gateway's own id.
+        """
+        if notice.merchant_id:
+            return self._published(notice)
+        key = reference_key(notice.gateway, notice.gateway_reference or "")
+        with self._lock:
+            known = self._book.reference(key)
+        if known is not None:
+            return self._published(self._addressed(notice, known))
+        # The reference may come in between: it is looked for again when the parked record is read.
+        return self._write(
+            PARKED,
+            parked_key(key, notice.notification_id),
+            self._encode(to_record(notice)),
+            Taken.PARKED,
+        )
+
+    def poll(self, timeout_s: float) -> None:
+        """Serve delivery reports; called by one thread over and over."""
+        self._producer.poll(timeout_s)
+
+    # References ---------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        try:
+            self._follow_until_stopped()
+        except BaseException as error:
+            self._failure = error
+            _log.exception("references are not followed any more")
+
+    def _follow_until_stopped(self) -> None:
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._bootstrap_servers,
+                "group.id": f"{self._catalogue.settings.prefix}webhooks-unused",
+                "client.id": "paystream-webhooks",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                # A compacted topic: what was compacted away was replaced by something newer.
+                "auto.offset.reset": "earliest",
+            }
+        )
+        try:
+            consumer.assign(self._begin())
+            # References that came while this process was away may answer what was parked.
+            self._forward_known()
+            while not self._stop.is_set():
+                messages = consumer.consume(TAKE_MAX, POLL_S)
+                self._take([m for m in messages if not self._is_error(m)])
+        finally:
+            consumer.close()
+
+    def _begin(self) -> list[TopicPartition]:
+        starts = []
+        for role in (REFERENCES, PARKED):
+            spec = self._catalogue[role]
+            positions = self._book.positions(spec.name)
+            starts += [
+                TopicPartition(spec.name, p, positions.get(p, 0)) for p in range(spec.partitions)
+            ]
+        return starts
+
+    def _is_error(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return False
+        if error.fatal():
+            raise KafkaException(error)
+        _log.warning("references: %s", error)
+        return True
+
+    def _take(self, messages: list[Message]) -> None:
+        if not messages:
+            return
+        references, parked = self._catalogue.name(REFERENCES), self._catalogue.name(PARKED)
+        with self._lock:
+            self._book.take_references(
+                references, [_read(m) for m in messages if m.topic() == references]
+            )
+            self._book.take_parked(
+                parked,
+                [(*_read(m), int(m.timestamp()[1])) for m in messages if m.topic() == parked],
+            )
+        self._forward_known()
+
+    def _forward_known(self) -> None:
+        """Publish what was parked and is addressed by now, and end its wait."""
+        with self._lock:
+            ready = [
+                (key, value, self._book.reference(reference))
+                for reference in self._book.parked_references()
+                for key, value in self._book.waiting_for(reference)
+            ]
+            count, oldest_ms = self._book.parked()
+        self._on_parked(count - len(ready), oldest_ms)
+        for key, value, known in ready:
+            if known is None:
+                continue
+            notice = notification_from_record(self._decode(value))
+            self._published(self._addressed(notice, known)).result(DELIVERY_TIMEOUT_MS / 1000 + 2)
+            # Only now: a crash in between publishes it twice, which has no effect.
+            self._write(PARKED, key, None, Taken.PARKED).result(DELIVERY_TIMEOUT_MS / 1000 + 2)
+
+    def _addressed(self, notice: GatewayNotification, known: bytes) -> GatewayNotification:
+        reference: GatewayReference = reference_from_record(self._decode_reference(known))
+        return replace(
+            notice,
+            merchant_id=reference.merchant_id,
+            order_id=reference.order_id,
+            payment_id=reference.payment_id,
+            operation_id=reference.operation_id,
+            attempt=reference.attempt,
+            kind=notice.kind or reference.kind,
+        )
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def _published(self, notice: GatewayNotification) -> Future[Taken]:
+        return self._write(
+            NOTIFICATIONS,
+            record_key(notice.merchant_id, notice.order_id),
+            self._encode(to_record(notice)),
+            Taken.PUBLISHED,
+        )
+
+    def _write(self, role: str, key: bytes, value: bytes | None, taken: Taken) -> Future[Taken]:
+        future: Future[Taken] = Future()
+
+        def delivered(error: KafkaError | None, _message: Message) -> None:
+            if error is None:
+                future.set_result(taken)
+            else:
+                future.set_exception(KafkaException(error))
+
+        try:
+            self._producer.produce(
+                self._catalogue.name(role), key=key, value=value, on_delivery=delivered
+            )
+        except (BufferError, KafkaException) as error:
+            future.set_exception(error)
+        return future
+
+
+def _read(message: Message) -> tuple[int, int, bytes, bytes | None]:
+    key: Any = message.key() or b""
+    value: Any = message.value()
+    return int(message.partition() or 0), int(message.offset() or 0), key, value
+
+
+def wall_clock_ms() -> int:
+    """Epoch milliseconds."""
+    return int(time.time() * 1000)

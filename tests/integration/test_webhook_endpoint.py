@@ -1,0 +1,198 @@
+"""Webhooks over HTTP into the log: what is answered, what is stored, what waits."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.domain.keys import record_key, reference_key
+from pipeline.domain.model import GatewayNotification, GatewayReference
+from pipeline.gateways.notice import Notice, NoticeRefused
+from producers.webhook_desk import WebhookDesk
+from producers.webhook_endpoint import BODY_BYTES_MAX, WebhookServer
+from tests.support.engine_flow import EngineFlow
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+
+class JsonReader:
+    """Takes any JSON that carries the word: what an adapter's own scheme does with a secret."""
+
+    def read_notice(
+        self, headers: Mapping[str, str], body: bytes, now_s: int
+    ) -> Notice | NoticeRefused:
+        if headers.get("x-word") != "true":
+            return NoticeRefused("signature_wrong")
+        try:
+            said = json.loads(body)
+        except ValueError:
+            return NoticeRefused("unreadable")
+        return Notice(
+            merchant_id=said.get("merchant_id"),
+            order_id=said.get("order_id"),
+            notification_id=said["id"],
+            gateway="simulator",
+            type="operation",
+            outcome="succeeded",
+            gateway_reference=said["charge"],
+            amount_minor=100,
+            currency="GBP",
+        )
+
+
+@dataclass
+class Endpoint:
+    """One run of the endpoint over a flow's topics."""
+
+    flow: EngineFlow
+    counted: Counter[tuple[str, str]] = field(default_factory=Counter)
+    waiting: int = 0
+    url: str = ""
+
+    @contextmanager
+    def running(self) -> Iterator[Endpoint]:
+        desk = WebhookDesk(
+            self.flow.bootstrap,
+            catalogue=self.flow.catalogue,
+            codec=self.flow.codec,
+            state_dir=self.flow.state_dir,
+            on_parked=self._parked,
+        )
+        server = WebhookServer(
+            desk, {"simulator": JsonReader()}, host="127.0.0.1", port=0, count=self._count
+        )
+        stop = threading.Event()
+        thread = threading.Thread(target=server.run, args=(stop,), daemon=True)
+        thread.start()
+        assert server.ready.wait(30)
+        self.url = server.url
+        try:
+            yield self
+        finally:
+            stop.set()
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def post(self, body: bytes, *, word: str = "true", gateway: str = "simulator") -> int:
+        request = urllib.request.Request(
+            f"{self.url}/webhooks/{gateway}", data=body, headers={"X-Word": word}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def notices(self) -> list[GatewayNotification]:
+        return self.flow.nouns("gateway-notifications")
+
+    def _count(self, gateway: str, result: str) -> None:
+        self.counted[(gateway, result)] += 1
+
+    def _parked(self, count: int, oldest_ms: int | None) -> None:
+        self.waiting = count
+
+
+def body(**said: str) -> bytes:
+    return json.dumps({"type": "charge", **said}).encode()
+
+
+def reference(number: int) -> GatewayReference:
+    return GatewayReference(
+        gateway="simulator",
+        gateway_reference=f"ch_{number}",
+        merchant_id="shop",
+        order_id=f"o{number}",
+        payment_id="p",
+        operation_id=f"o{number}",
+        attempt=1,
+        kind="charge",
+    )
+
+
+@pytest.fixture
+def endpoint(kafka: str, topic_prefix: str, tmp_path: Path) -> Endpoint:
+    return Endpoint(EngineFlow(kafka, topic_prefix, tmp_path).provisioned())
+
+
+def test_a_notice_is_in_the_log_before_it_is_answered(endpoint: Endpoint) -> None:
+    """200 means stored under the order's key; whatever is not the gateway's is named and not
+    stored."""
+    with endpoint.running() as running:
+        ours = {"merchant_id": "shop", "order_id": "o1", "charge": "ch_1"}
+        assert running.post(body(id="n1", **ours)) == 200
+        assert [n.notification_id for n in running.notices()] == ["n1"]
+        (message,) = endpoint.flow.messages("gateway-notifications")
+        assert message.key() == record_key("shop", "o1")
+        assert running.post(body(id="n2", **ours), word="no") == 401
+        assert running.post(body(id="n3", **ours), gateway="other") == 404
+        assert running.post(b"x" * (BODY_BYTES_MAX + 1)) == 413
+        assert running.post(b"no JSON") == 400
+        assert len(running.notices()) == 1
+    assert endpoint.counted == {
+        ("simulator", "published"): 1,
+        ("simulator", "signature_wrong"): 1,
+        ("unknown", "unknown_gateway"): 1,
+        ("simulator", "too_large"): 1,
+        ("simulator", "unreadable"): 1,
+    }
+
+
+def test_a_notice_faster_than_its_reference_waits_for_it(endpoint: Endpoint) -> None:
+    """With only the gateway's own id it is parked, survives a restart, and goes on as soon as the
+    payments stage has written whose id that is; one already known goes on at once."""
+    flow = endpoint.flow
+
+    def know(number: int) -> None:
+        key = reference_key("simulator", f"ch_{number}")
+        flow.send("gateway-references", key, flow.encode("gateway-reference", reference(number)))
+
+    with endpoint.running() as running:
+        assert running.post(body(id="n1", charge="ch_1")) == 200
+        assert running.post(body(id="n1", charge="ch_1")) == 200, "the gateway repeats it"
+        wait_until(lambda: running.waiting == 1, 30, "one notice waits")
+        assert running.notices() == []
+    know(1)
+    with endpoint.running() as running:
+        wait_until(lambda: running.notices(), 30, "the parked notice goes on")
+        wait_until(lambda: running.waiting == 0, 30, "nothing waits")
+        know(2)
+        wait_until(
+            lambda: (
+                running.post(body(id="n2", charge="ch_2")) == 200 and len(running.notices()) > 1
+            ),
+            30,
+            "a known one goes on",
+        )
+    ids = {(n.notification_id, n.order_id, n.operation_id, n.attempt) for n in endpoint.notices()}
+    assert ids == {("n1", "o1", "o1", 1), ("n2", "o2", "o2", 1)}
+    last = flow.messages("parked-notices")[-1]
+    assert last.value() is None, "its wait is over"
+
+
+def test_a_broker_that_is_away_is_no_lost_notice(tmp_path: Path, topic_prefix: str) -> None:
+    """What cannot be stored is answered 503, so that the gateway sends it again."""
+    from pipeline.embedded.kafka import start_kafka, stop_kafka
+
+    handle = start_kafka(tmp_path / "kafka")
+    flow = EngineFlow(handle.bootstrap_servers, topic_prefix, tmp_path / "state").provisioned()
+    endpoint = Endpoint(flow)
+    try:
+        with endpoint.running() as running:
+            ours = body(id="n1", merchant_id="shop", order_id="o1", charge="ch_1")
+            assert running.post(ours) == 200
+            stop_kafka(handle)
+            assert running.post(ours) == 503
+    finally:
+        stop_kafka(handle)
+    assert endpoint.counted[("simulator", "not_stored")] == 1
