@@ -158,12 +158,25 @@ class GatewayReader:
             self._after[url] = after
 
 
-def charges_of_reference(url: str, reference: str) -> dict[str, Any] | None:
-    """What the gateway answers about one of our references; None when it knows none."""
+# Where the gateway answers about an operation of a kind, and what it calls it.
+_RESOURCES: Final = {
+    "charge": ("charges", "charge"),
+    "authorize": ("authorizations", "authorization"),
+    "capture": ("captures", "capture"),
+    "void": ("voids", "void"),
+    "refund": ("refunds", "refund"),
+}
+
+
+def operation_of_reference(url: str, kind: str, reference: str) -> dict[str, Any] | None:
+    """What the gateway says it did under one of our references; None when it knows none."""
+    resource, name = _RESOURCES.get(kind, _RESOURCES["charge"])
     try:
-        return get_json(f"{url.rstrip('/')}/v1/charges?reference={quote(reference, safe='')}")
+        answer = get_json(f"{url.rstrip('/')}/v1/{resource}?reference={quote(reference, safe='')}")
     except _NotFound:
         return None
+    found = answer.get(name)
+    return {**found, "kind": name} if isinstance(found, dict) else None
 
 
 def get_json(url: str) -> dict[str, Any]:

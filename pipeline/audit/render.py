@@ -107,7 +107,7 @@ def print_trace(trace: Trace, *, pretty: bool) -> None:
 def state_line(trace: Trace) -> str:
     """Where the order stands, with its charge and its journal entry where those were asked for."""
     parts = [trace.state or "unknown"]
-    parts += [f"charge {charge['id']} of {money(charge)}" for charge in trace.charges]
+    parts += [f"{charge['kind']} {charge['id']} of {money(charge)}" for charge in trace.charges]
     parts += [f"journal entry {entry['entry_id']}" for entry in trace.entries]
     return "state: " + "; ".join(parts)
 

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.audit.amounts import amount_text
 from pipeline.audit.cut import KEYED_OTHERWISE, judged_roles
 from pipeline.audit.derivation import home_partition, idempotency_key, payment_id
-from pipeline.audit.gateway_copy import charges_of_reference
+from pipeline.audit.gateway_copy import operation_of_reference
 from pipeline.audit.ledger_copy import LedgerReader
 from pipeline.audit.log_copy import partition_counts, read_partition
 from pipeline.audit.unavailable import AuditUnavailable
@@ -61,7 +61,8 @@ class Hop:
 
 @dataclass(frozen=True)
 class Trace:
-    """Hops in time order, and what the books say. Empty hops: nobody knows this order."""
+    """Hops in time order, and what the books say: ``charges`` are the gateways' answers about each
+    operation, with its ``kind``. Empty hops: nobody knows this order."""
 
     key: str
     partition: int
@@ -304,21 +305,23 @@ def _state(hops: Sequence[Hop]) -> str | None:
 
 
 def _add_charges(result: Trace, urls: Sequence[str]) -> None:
-    references = {
-        idempotency_key(result.payment_id, f["operation_id"], f["gateway"], f["attempt"])
-        for f in (hop.fields for hop in result.hops if hop.role == "payment-requests")
-        if "operation_id" in f
-    }
+    asked: dict[str, str] = {}
+    for fields in (hop.fields for hop in result.hops if hop.role == "payment-requests"):
+        if "operation_id" in fields:
+            reference = idempotency_key(
+                result.payment_id, fields["operation_id"], fields["gateway"], fields["attempt"]
+            )
+            asked[reference] = fields["operation_kind"]
     for url in urls:
-        for reference in sorted(references):
+        for reference, kind in asked.items():
             try:
-                answer = charges_of_reference(url, reference)
+                found = operation_of_reference(url, kind, reference)
             except AuditUnavailable as error:
                 # The hops are worth showing without it.
                 result.remarks.append(str(error))
                 return
-            if answer is not None and answer.get("charge"):
-                result.charges.append(answer["charge"])
+            if found is not None:
+                result.charges.append(found)
 
 
 def _add_entries(result: Trace, ledger_url: str) -> None:

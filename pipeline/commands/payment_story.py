@@ -68,9 +68,10 @@ def story_lines(trace: Trace) -> Iterator[str]:
         for dispute in payment.disputes:
             yield _row("dispute", _dispute(payment, dispute))
         for command in payment.commands:
-            yield _row("waits", _command(command))
+            yield _row("waits", _command(payment, command))
     for charge in trace.charges:
-        yield _row("at the gateway", f"{charge['id']}: {charge['amount_minor']} minor units")
+        amount = format_amount(charge["amount_minor"], charge["currency"])
+        yield _row("at the gateway", f"{charge['kind']} {charge['id']} of {amount}")
     for entry in trace.entries:
         yield _row("journal entry", str(entry["entry_id"]))
     for remark in trace.remarks:
@@ -150,8 +151,12 @@ def _dispute(payment: Payment, dispute: Dispute) -> str:
     )
 
 
-def _command(command: PaymentCommand) -> str:
-    amount = f" of {command.amount_minor} minor units" if command.amount_minor is not None else ""
+def _command(payment: Payment, command: PaymentCommand) -> str:
+    amount = ""
+    if command.amount_minor is not None:
+        # A placeholder has no currency yet.
+        currency = command.currency or payment.currency
+        amount = f" of {format_amount(command.amount_minor, currency).strip()}"
     by = f", asked by {printable(command.actor)}" if command.actor else ""
     return f"{command.type}{amount}, command {command.command_id}{by}"
 

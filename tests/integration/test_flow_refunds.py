@@ -70,7 +70,9 @@ def test_refunds_in_parts_lost_answers_and_what_must_not_be(
         options = ("--bootstrap-servers", kafka, "--prefix", topic_prefix)
         cli = Cli(tmp_path)
         shown = cli.run("payment", "show", key, *options, "--no-ledger", "--no-gateway", "--json")
-        told = cli.run("payment", "show", key, *options, "--no-ledger", "--no-gateway")
+        books = ("--gateway-url", flow.simulator.url, "--ledger-url", flow.settings.books_url())
+        told = cli.run("payment", "show", key, *options, *books)
+        traced = cli.run("trace", key, *options, *books)
         again = cli.run("payment", "refund", key, "--amount", "6.00", *options, "--wait", "30")
         taken = cli.run("payment", "refund", key, "--amount", "5.00", *options, "--wait", "30")
         after = flow.settle(SETTLE_S)
@@ -96,6 +98,12 @@ def test_refunds_in_parts_lost_answers_and_what_must_not_be(
     assert states == {parts.order_id: "charged", "one": "refunded", "two": "refunded"}
     assert "refunded          GBP 5.00" in told.out
     assert "refund_must_not_exceed_captured" in told.out
+    # What the gateway's own books say of each, and the journal.
+    assert told.out.count("at the gateway    refund re_") == 2
+    assert told.out.count("journal entry     settlement:") == 3
+    state = traced.out.splitlines()[-1]
+    assert "refunded GBP 5.00" in state
+    assert state.count("refund re_") == 2
 
     assert (again.code, "refund_must_not_exceed_captured" in again.out) == (1, True)
     assert taken.code == 0, taken.out + taken.err

@@ -246,7 +246,7 @@ def test_show_tells_the_whole_history() -> None:
         "there because: priority 1 of 2",
         "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1",
         "dispute           dp1 at sim-a: opened, GBP 7.50, of it withdrawn GBP 7.50, fee GBP 15.00",
-        "waits             refund of 500 minor units, command r-2, asked by ann",
+        "waits             refund of GBP 5.00, command r-2, asked by ann",
         "command r-1: refund, GBP 5.00, broken, by ann",
         "event 5: refunded, captured, refund r-1 of GBP 5.00, by ann",
     ):

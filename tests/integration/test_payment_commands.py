@@ -1,0 +1,133 @@
+"""Reading payments back from a real broker, for the people who command them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from confluent_kafka import Producer
+from msgspec import Struct
+from msgspec.structs import replace
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.commands.payment_follow import DONE, Outcome, PaymentReader, judged
+from pipeline.domain.ids import payment_id
+from pipeline.domain.model import Payment, PaymentEvent
+from pipeline.domain.records import SCHEMA_OF, to_record
+from pipeline.errors import UserError
+from schemas.codec import default_codec
+from tests.unit.test_payment_commands import PAYMENT, REFUND, event, refund_attempt
+from topics.catalogue import TopicSettings, build_catalogue
+from topics.provisioning import provision
+
+pytestmark = pytest.mark.integration
+
+CODEC = default_codec()
+
+
+class Topics(Struct):
+    """The topics of one flow without its workers: the test writes what they would."""
+
+    servers: str
+    prefix: str
+
+    @property
+    def options(self) -> list[str]:
+        return ["--bootstrap-servers", self.servers, "--prefix", self.prefix]
+
+    def write(self, *nouns: Payment | PaymentEvent) -> None:
+        catalogue = build_catalogue(TopicSettings(prefix=self.prefix, partitions=3))
+        producer = Producer(
+            {"bootstrap.servers": self.servers, "partitioner": "murmur2_random", "log_level": 0}
+        )
+        for noun in nouns:
+            role = "payments" if isinstance(noun, Payment) else "payment-events"
+            producer.produce(
+                catalogue.name(role),
+                CODEC.encoder(SCHEMA_OF[type(noun)])(to_record(noun)),
+                f"{noun.merchant_id}:{noun.order_id}".encode(),
+            )
+        producer.flush(30)
+        producer.close()
+
+    def reader(self) -> PaymentReader:
+        catalogue = build_catalogue(TopicSettings(prefix=self.prefix, partitions=3))
+        return PaymentReader(self.servers, catalogue, CODEC, b"shop:1001")
+
+
+@pytest.fixture
+def topics(kafka: str, topic_prefix: str) -> Topics:
+    provision(kafka, build_catalogue(TopicSettings(prefix=topic_prefix, partitions=3)))
+    return Topics(kafka, topic_prefix)
+
+
+def of(order_id: str, status: str, updated_at_ms: int) -> Payment:
+    return replace(
+        PAYMENT,
+        order_id=order_id,
+        payment_id=payment_id("shop", order_id),
+        status=status,
+        updated_at_ms=updated_at_ms,
+        reason="amount_above_limit" if status == "risk_review" else None,
+    )
+
+
+def test_reviews_are_listed_oldest_first_and_only_while_they_wait(topics: Topics) -> None:
+    """Whoever decides sees what waits, in the order of waiting; what was decided is gone."""
+    topics.write(
+        of("1", "risk_review", 30),
+        of("2", "risk_review", 20),
+        of("3", "risk_review", 10),
+        of("3", "processing", 40),
+        of("4", "captured", 5),
+    )
+    listed = CliRunner().invoke(app, ["review", "list", *topics.options, "--json"])
+    assert listed.exit_code == 0, listed.output
+    assert [each["order_id"] for each in json.loads(listed.stdout)] == ["2", "1"]
+    told = CliRunner().invoke(app, ["review", "list", *topics.options])
+    assert "shop:2  GBP 12.50  amount_above_limit" in told.stdout
+    assert told.stdout.endswith("2 in review\n")
+
+
+def test_a_command_is_followed_to_its_end(topics: Topics) -> None:
+    """What was there before is caught up with, and only what comes after counts as an answer."""
+    topics.write(PAYMENT, event("captured"), of("1002", "captured", 0))
+    with topics.reader() as reader:
+        assert reader.catch_up() == PAYMENT
+        assert reader.follow(lambda seen: judged(seen, REFUND), 0.5) is None
+        told: list[str] = []
+        done = replace(
+            PAYMENT, command_ids=("r-1",), attempts=(*PAYMENT.attempts, refund_attempt("refunded"))
+        )
+        topics.write(event("refunded", operation_id="r-1"), done)
+        outcome = reader.follow(
+            lambda seen: judged(seen, REFUND), 30, lambda seen: told.append(seen.type)
+        )
+    assert outcome == Outcome(DONE, "refund of GBP 5.00 at sim-a: refunded, reference re_1")
+    assert told == ["refunded"]
+
+
+def test_an_amount_needs_a_payment_to_be_in_its_currency(topics: Topics) -> None:
+    """The currency is read from the table; of a payment nobody knows it has to be given."""
+    words = ["payment", "refund", "shop:1001", "--amount", "5.00", *topics.options]
+    unknown = CliRunner().invoke(app, words)
+    assert isinstance(unknown.exception, UserError)
+    assert "give --currency" in str(unknown.exception)
+    topics.write(PAYMENT)
+    known = CliRunner().invoke(app, words)
+    assert known.exit_code == 0, known.output
+    assert "published refund of GBP 5.00 for shop:1001" in known.stdout
+    waited = CliRunner().invoke(app, [*words, "--wait", "1"])
+    assert waited.exit_code == 3
+    assert "Not answered within 1 s" in waited.stderr
+
+
+def test_topics_that_are_missing_are_a_sentence(topics: Topics) -> None:
+    """A wrong prefix is told with what to do, before anything is published."""
+    words = ["payment", "capture", "shop:1001", "--wait", "1"]
+    missing = CliRunner().invoke(
+        app, [*words, "--bootstrap-servers", topics.servers, "--prefix", f"{topics.prefix}none."]
+    )
+    assert isinstance(missing.exception, UserError)
+    assert "paystream topics apply" in str(missing.exception)
