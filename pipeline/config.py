@@ -137,6 +137,13 @@ class Settings(BaseSettings):
     hot_payments_max: int = Field(20_000, ge=2, description="Payments held in a worker's memory.")
     batch_records_max: int = Field(4_000, ge=1, description="Input records of a transaction.")
     batch_age_ms_max: int = Field(100, ge=0, description="How long a batch grows under load.")
+    webhook_port: int = Field(
+        8420,
+        ge=0,
+        le=65_535,
+        description="Where `run webhooks` hears gateways; 0 takes a free one.",
+    )
+    webhook_host: str = Field("127.0.0.1", description="Where `run webhooks` listens.")
     state_dir: Path = Field(default_factory=state_home, description="Caches, data and books.")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="0 takes a free one.")
     metrics_host: str = Field("127.0.0.1", description="Where the metrics are served.")
@@ -217,6 +224,8 @@ class Settings(BaseSettings):
                 "hot_payments_max",
                 "batch_records_max",
                 "batch_age_ms_max",
+                "webhook_host",
+                "webhook_port",
                 "log_level",
             )
         } | {"ledger_url": self.books_url()}

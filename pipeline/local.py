@@ -6,9 +6,11 @@ with it. Both leave no process behind, however they end.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import logging
+import secrets
 import shutil
 import socket
 import time
@@ -145,6 +147,7 @@ class Workers:
                 {spec.name: spec.partitions for spec in catalogue.inputs(stage)},
             )
             for stage in workers
+            if catalogue.inputs(stage)
         }
         self._lag_collector = LagCollector(self._lags)
         try:
@@ -268,10 +271,12 @@ class LocalFlow:
     # Whether every worker drained in time when the flow was closed.
     drained: bool = True
     _restarted_s: dict[str, float] = field(default_factory=dict)
+    # Of the webhooks, for this run alone; empty where none are sent.
+    _notice_secret: str = ""
 
     def _start(self) -> None:
         from pipeline.embedded.kafka import start_kafka
-        from pipeline.gateways.simulator import start_simulator
+        from pipeline.embedded.ports import free_ports
         from pipeline.ledger.database import open_ledger
         from topics.provisioning import provision
 
@@ -288,17 +293,17 @@ class LocalFlow:
             # (seen with 4.3.1), and their offsets and records hang for ever.
             extra_config={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000"},
         )
+        if "webhooks" in self.workers:
+            s = s.model_copy(update={"webhook_port": s.webhook_port or free_ports(1)[0]})
+            self._notice_secret = f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
+        self.settings = s
         for name in self.gateways:
-            first = not self.simulators
-            self.simulators[name] = start_simulator(
-                s.state_dir / books_file(name),
-                faults=self.faults,
-                seed=self.seed,
-                port=self.simulator_port if first else 0,
-                gateway=name,
-            )
-        self.simulator = self.simulators[self.gateways[0]]
-        several = {} if self.gateways == ("simulator",) else simulated(self.simulators)
+            self._start_simulator(name, self.simulator_port if not self.simulators else 0)
+        plain = self.gateways == ("simulator",) and "webhooks" not in self.workers
+        several = {} if plain else simulated(self.simulators)
+        if self._notice_secret:
+            for entry in several.values():
+                entry["notice_secrets"] = [self._notice_secret]
         self.settings = s = s.model_copy(
             update={
                 # There is one broker, whatever a production cluster is told.
@@ -336,7 +341,10 @@ class LocalFlow:
                     **asdict(this_process()),
                     "bootstrap_servers": self.settings.bootstrap_servers,
                     "gateway_url": self.settings.gateway_url,
-                    "gateways": self.settings.gateways,
+                    "gateways": {
+                        name: {k: v for k, v in entry.items() if k != "notice_secrets"}
+                        for name, entry in self.settings.gateways.items()
+                    },
                     "ledger_url": self.settings.books_url(),
                     "topic_prefix": self.settings.topic_prefix,
                     "partitions": self.settings.partitions,
@@ -351,7 +359,11 @@ class LocalFlow:
         from pipeline.runtime.cluster import groups_joined
 
         catalogue = self.settings.catalogue()
-        waiting = {catalogue.group(stage): count for stage, count in self.workers.items()}
+        waiting = {
+            catalogue.group(stage): count
+            for stage, count in self.workers.items()
+            if catalogue.inputs(stage)
+        }
         deadline = time.monotonic() + JOIN_S_MAX
         for missing in groups_joined(self.settings.bootstrap_servers, waiting):
             if not missing or time.monotonic() > deadline:
@@ -367,7 +379,7 @@ class LocalFlow:
         if self.running is None:
             return
         self._keep_kafka()
-        self._keep_simulator()
+        self._keep_simulators()
         self.running.supervisor.tick()
 
     def _keep_kafka(self) -> None:
@@ -378,17 +390,35 @@ class LocalFlow:
                 broker.start()
                 self.say("Kafka serves again")
 
-    def _keep_simulator(self) -> None:
+    def _start_simulator(self, name: str, port: int) -> None:
         from pipeline.gateways.simulator import start_simulator
 
-        before = self.simulator
-        if before.process.poll() is not None:
-            self._will_restart("The simulator", before.books.with_name(f"{before.books.name}.log"))
+        s, secret = self.settings, self._notice_secret
+        self.simulators[name] = start_simulator(
+            s.state_dir / books_file(name),
+            faults=self.faults,
+            seed=self.seed,
+            port=port,
+            gateway=name,
+            notice_url=f"{self.webhook_url}/webhooks/{name}" if secret else None,
+            notice_secrets=[secret] if secret else (),
+        )
+        self.simulator = self.simulators[self.gateways[0]]
+
+    @property
+    def webhook_url(self) -> str:
+        """Where the gateways' webhooks are heard, if they are."""
+        return f"http://{self.settings.webhook_host}:{self.settings.webhook_port}"
+
+    def _keep_simulators(self) -> None:
+        for name, before in list(self.simulators.items()):
+            if before.process.poll() is None:
+                continue
+            what = "The simulator" if name == "simulator" else f"The simulator of {name}"
+            self._will_restart(what, before.books.with_name(f"{before.books.name}.log"))
             # Its books are durable, and the gateway workers keep its address.
-            self.simulator = start_simulator(
-                before.books, faults=self.faults, seed=self.seed, port=before.port
-            )
-            self.say("The simulator answers again")
+            self._start_simulator(name, before.port)
+            self.say(f"{what} answers again")
 
     def _will_restart(self, what: str, log: Path) -> None:
         now_s = time.monotonic()

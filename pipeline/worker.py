@@ -70,9 +70,13 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
     catalogue = build_catalogue(spec.topics)
     codec = record_codec(catalogue, spec.options.get("schema_registry_url") or "")
     metrics = Metrics()
-    build = {"payments": _payments, "gateway": _gateway, "risk": _risk, "ledger": _ledger}[
-        spec.stage
-    ]
+    build = {
+        "payments": _payments,
+        "gateway": _gateway,
+        "risk": _risk,
+        "ledger": _ledger,
+        "webhooks": _webhooks,
+    }[spec.stage]
     return build(spec, catalogue, codec, metrics, stop)
 
 
@@ -253,6 +257,33 @@ def _ledger(
             engine.dispose()
 
     return run
+
+
+def _webhooks(
+    spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
+) -> Callable[[], None]:
+    from pipeline.gateways.configured import build_gateways
+    from producers.webhook_desk import WebhookDesk
+    from producers.webhook_endpoint import WebhookServer
+
+    def parked(count: int, oldest_ms: int | None) -> None:
+        metrics.parked_notices.set(count)
+
+    desk = WebhookDesk(
+        spec.bootstrap_servers,
+        catalogue=catalogue,
+        codec=codec,
+        state_dir=spec.slot_dir,
+        on_parked=parked,
+    )
+    server = WebhookServer(
+        desk,
+        build_gateways(spec.options),
+        host=spec.options["webhook_host"],
+        port=spec.options["webhook_port"],
+        count=lambda gateway, result: metrics.notices.labels(gateway, result).inc(),
+    )
+    return lambda: server.run(stop)
 
 
 class _LedgerCounts:

@@ -28,11 +28,6 @@ CREATE INDEX IF NOT EXISTS parked_by_reference ON parked (reference);
 """
 
 
-def reference_key(gateway: str, gateway_reference: str) -> bytes:
-    """The record key of a gateway's own id."""
-    return f"{gateway}:{gateway_reference}".encode()
-
-
 def parked_key(reference: bytes, notification_id: str) -> bytes:
     """The record key of a notice that waits: the same notice again is the same record."""
     return reference + b"\n" + notification_id.encode()

@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient
 from msgspec.structs import replace
 
-from pipeline.domain.keys import record_key
+from pipeline.domain.keys import record_key, reference_key
 from pipeline.domain.model import GatewayNotification, GatewayReference
 from pipeline.domain.records import (
     notification_from_record,
@@ -28,7 +28,7 @@ from pipeline.domain.records import (
     to_record,
 )
 from pipeline.runtime.cluster import cluster_and_topic_id
-from producers.notice_book import NoticeBook, parked_key, reference_key
+from producers.notice_book import NoticeBook, parked_key
 from producers.order_publisher import producer_config
 from schemas.codec import Codec
 from topics.catalogue import Catalogue

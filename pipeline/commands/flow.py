@@ -25,6 +25,7 @@ class Stage(StrEnum):
     gateway = "gateway"
     risk = "risk"
     ledger = "ledger"
+    webhooks = "webhooks"
 
 
 def up_command(
@@ -72,6 +73,9 @@ def up_command(
     settings.risk_rules_text()
     require_free_port(settings.metrics_host, settings.metrics_port)
     settings = with_kept_partitions(settings)
+    if "webhook_port" not in settings.model_fields_set:
+        # Two of these may run side by side; the simulators are told.
+        settings = settings.model_copy(update={"webhook_port": 0})
     make_folder(settings.state_dir, "state")
     stop = StopSignals()
     log_file = settings.state_dir / "workers.log"
@@ -83,6 +87,7 @@ def up_command(
             "ledger": 1,
             # Rules that count need the stage that counts.
             **({"risk": 1} if settings.risk_rules else {}),
+            "webhooks": 1,
         },
         faults=faults,
         gateways=names,
@@ -95,6 +100,7 @@ def up_command(
         typer.echo(f"broker     {s.bootstrap_servers}")
         for name, handle in flow.simulators.items():
             typer.echo(f"{name:<10} {handle.url}")
+        typer.echo(f"webhooks   {flow.webhook_url}/webhooks/GATEWAY")
         typer.echo(f"database   {s.books_url()}")
         typer.echo(f"metrics    {running.metrics.url if running else '-'}")
         typer.echo(f"log        {log_file}")
@@ -155,6 +161,10 @@ def run_command(
     settings = load_settings(
         bootstrap_servers=bootstrap_servers, node_id=node_id, metrics_port=metrics_port
     )
+    if stage is Stage.webhooks and workers != 1:
+        raise UserError(
+            "webhooks have one port on each machine, so one worker; leave --workers out."
+        )
     node = _node_id(settings.node_id, settings.bootstrap_servers)
     require_free_port(settings.metrics_host, settings.metrics_port)
     with StopSignals() as stop:

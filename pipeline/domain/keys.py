@@ -29,6 +29,11 @@ def record_key(merchant_id: str, order_id: str) -> bytes:
     return f"{merchant_id}:{order_id}".encode()
 
 
+def reference_key(gateway: str, gateway_reference: str) -> bytes:
+    """The record key of a gateway's own id of an operation."""
+    return f"{gateway}:{gateway_reference}".encode()
+
+
 def split_key(key: bytes | None) -> tuple[str, str] | None:
     """(merchant_id, order_id) of a record key, or None when it is not one."""
     if key is None:

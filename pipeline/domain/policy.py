@@ -29,6 +29,8 @@ class GatewayProfile(Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    # Whether its webhooks carry its own ids and nothing of ours: whose they are is then published.
+    notices_by_own_id: bool = False
     currencies: frozenset[str] | None = None
     merchants: frozenset[str] | None = None
     priority: int = 100

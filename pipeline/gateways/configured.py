@@ -39,6 +39,8 @@ GATEWAYS_MAX: Final = 16
 DEFAULT_ADAPTER: Final = "simulator"
 # Adapters whose gateways know no idempotency keys.
 WITHOUT_KEYS: Final = frozenset({"legacy"})
+# Adapters whose gateways' notices carry nothing of ours.
+BY_OWN_ID: Final = frozenset({"pacific"})
 
 
 class FeeEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +116,7 @@ def profile_of(name: str, entry: GatewayEntry, options: Mapping[str, Any]) -> Ga
         key_retention_ms=_or(entry.key_retention_ms, options["gateway_key_retention_ms"]),
         authorization_ms=entry.authorization_ms,
         idempotent=entry.knows_keys,
+        notices_by_own_id=entry.adapter in BY_OWN_ID,
         fees={
             currency: Fee(basis_points=fee.basis_points, fixed_minor=fee.fixed_minor)
             for currency, fee in entry.fees.items()

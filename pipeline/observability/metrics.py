@@ -117,6 +117,18 @@ class Metrics:
             buckets=_CALL_BUCKETS,
             registry=r,
         )
+        self.notices = Counter(
+            "paystream_notices",
+            "Webhooks of gateways by result: published, parked, or the rule that refused them.",
+            ["gateway", "result"],
+            registry=r,
+        )
+        self.parked_notices = Gauge(
+            "paystream_parked_notices",
+            "Notices of operations that nobody knows yet.",
+            registry=r,
+            multiprocess_mode="livemax",
+        )
         self.calls_in_flight = Gauge(
             "paystream_gateway_calls_in_flight",
             "Calls to gateways that are open now.",

@@ -6,12 +6,13 @@ out; the worker around it owns the consumer and the lane.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.domain.decision import Decision
-from pipeline.domain.keys import partition_of, record_key
+from pipeline.domain.keys import partition_of, record_key, reference_key
 from pipeline.domain.model import (
+    GatewayReference,
     GatewayResult,
     Payment,
     PaymentDue,
@@ -45,6 +46,7 @@ from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.table import Table
+from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
@@ -120,6 +122,11 @@ class PaymentsStage:
         self.table_topic = catalogue.name("payments")
         self._encode_payment = codec.encoder("payment", checked=False)
         self._decode_payment = codec.decoder("payment")
+        self._references = catalogue.name("gateway-references")
+        self._encode_reference = codec.encoder("gateway-reference", checked=False)
+        self._by_own_id = frozenset(
+            profile.name for profile in self._policy.in_force.gateways if profile.notices_by_own_id
+        )
         self._dead_letters = catalogue.name("dead-letters")
         self._partitions = catalogue["orders"].partitions
 
@@ -231,7 +238,32 @@ class PaymentsStage:
             outputs.append((topic, partition, key, encode(to_record(outgoing)), None))
         payment = decision.payment
         if payment is not None:
+            if self._by_own_id:
+                outputs.extend(self._references_of(payment))
             raw = self._encode_payment(to_record(payment))
             batch.last_table_output[partition] = len(outputs)
             outputs.append((self.table_topic, partition, key, raw, None))
             table.prepare(partition, key, payment, raw)
+
+    def _references_of(self, payment: Payment) -> Iterator[Outgoing]:
+        """Whose the gateways' own ids are that this step may have brought, for notices that carry
+        nothing else. Told again by a later step of the same attempt, which changes nothing."""
+        for attempt in payment.attempts:
+            if (
+                attempt.gateway in self._by_own_id
+                and attempt.gateway_reference
+                and attempt.updated_at_ms == payment.updated_at_ms
+            ):
+                told = GatewayReference(
+                    gateway=attempt.gateway,
+                    gateway_reference=attempt.gateway_reference,
+                    merchant_id=payment.merchant_id,
+                    order_id=payment.order_id,
+                    payment_id=payment.payment_id,
+                    operation_id=attempt.operation_id,
+                    attempt=attempt.attempt,
+                    kind=attempt.kind,
+                )
+                key = reference_key(attempt.gateway, attempt.gateway_reference)
+                lane = partition_of(key, self._partitions)
+                yield (self._references, lane, key, self._encode_reference(to_record(told)), None)

@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 DUE = {
     "merchant_id": "m", "order_id": "o", "payment_id": "p", "operation_id": "o", "attempt": 1,
     "try_number": 1, "purpose": "retry", "reason": None,
+    "due_at_ms": None,
+    "tier": 1,
 }  # fmt: skip
 
 

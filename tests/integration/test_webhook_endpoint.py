@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.domain.keys import record_key
+from pipeline.domain.keys import record_key, reference_key
 from pipeline.domain.model import GatewayNotification, GatewayReference
 from pipeline.gateways.notice import Notice, NoticeRefused
-from producers.notice_book import reference_key
 from producers.webhook_desk import WebhookDesk
 from producers.webhook_endpoint import BODY_BYTES_MAX, WebhookServer
 from tests.support.engine_flow import EngineFlow
