@@ -19,11 +19,20 @@ _END_TO_END_BUCKETS = (
     0.02, 0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
 _CALL_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+# Label sets that are known before anything is counted, see Metrics: the stages with a transactional
+# producer, the tiers, and by stage the reasons for which an input changes nothing.
+_TRANSACTIONAL_STAGES = ("payments", "gateway")
+_TIERS = ("retry", "inquiry", "timer")
+_REASONS = {"payments": ("duplicate_order", "stale_result", "stale_due", "send_window_open")}
 _BATCH_BUCKETS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 
 
 class Metrics:
-    """Every metric of the program, named and labelled in one place."""
+    """Every metric of the program, named and labelled in one place.
+
+    A series is born with its first count, which rate() and increase() do not see. So what is rare
+    and looked at by its rate stands at 0 from the start, as far as its labels are known.
+    """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
@@ -207,6 +216,14 @@ class Metrics:
             buckets=_TRANSACTION_BUCKETS,
             registry=r,
         )
+
+        for stage in _TRANSACTIONAL_STAGES:
+            self.rebuilds.labels(stage)
+        for tier in _TIERS:
+            self.tiers.labels(tier)
+        for stage, reasons in _REASONS.items():
+            for reason in reasons:
+                self.notes.labels(stage, reason)
 
     def ended(self, stage: str, result: str, seconds: float, rebuilds: int) -> None:
         """A transaction has a known end; ``rebuilds`` are the producers thrown away for it."""

@@ -338,7 +338,8 @@ class TableWorker(Generic[V]):
         The batch in preparation holds a record whose effect is missing, so it is dropped whole.
         """
         _log.warning("%s waits for the schema registry: %s", self._spec.name, error)
-        self._take_outcome(self._commits.wait(REBALANCE_WAIT_S))
+        if self._under_way is not None:
+            self._take_outcome(self._known_end("a schema could not be asked for"))
         self._rewind()
         self._stop.wait(REGISTRY_PAUSE_S)
 
@@ -445,19 +446,24 @@ class TableWorker(Generic[V]):
     def _take_outcome_before_leaving(self, *, apply: bool) -> None:
         if self._under_way is None:
             return
-        outcome = self._commits.wait(REBALANCE_WAIT_S)
-        if outcome is None:
-            # Not a UserError: a slow broker is no reason for the supervisor to give up.
-            raise LaneFatal(
-                f"a transaction did not end within {REBALANCE_WAIT_S:.0f} s of a rebalance; the "
-                "successor of this process resolves it"
-            )
+        outcome = self._known_end("a rebalance began")
         if apply and outcome is Outcome.COMMITTED:
             self._take_outcome(outcome)
         else:
             # Not applied: the cache stays at its checkpoint and catches up from the topic.
             self._under_way = None
             self._metrics.transactions.labels(self._stage.name, outcome.value).inc()
+
+    def _known_end(self, since: str) -> Outcome:
+        """How the transaction under way ended, waiting for it in bounded time."""
+        outcome = self._commits.wait(REBALANCE_WAIT_S)
+        if outcome is None:
+            # Not a UserError: a slow broker is no reason for the supervisor to give up.
+            raise LaneFatal(
+                f"a transaction did not end within {REBALANCE_WAIT_S:.0f} s after {since}; the "
+                "successor of this process resolves it"
+            )
+        return outcome
 
     def _forget(self, consumer: Consumer) -> None:
         self._epoch += 1

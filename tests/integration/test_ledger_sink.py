@@ -306,14 +306,18 @@ def test_what_cannot_be_booked_is_dead_lettered_and_the_rest_goes_on(
     check_books(sqlite_engine, {good.settlement_id, settlement(4).settlement_id})
 
 
-def test_reading_starts_where_the_database_says(flow: Flow, tmp_path: Path) -> None:
-    """The group's offsets are not read: a new, empty ledger gets everything once more."""
+def test_reading_starts_where_the_database_says(
+    flow: Flow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The group's offsets are not read: a new, empty ledger gets everything once more, from the
+    first look on and not after the compare-and-set has refused what was read elsewhere."""
     flow.publish(*(settlement(n) for n in range(20)))
     for name in ("first", "second"):
         engine = open_ledger(f"sqlite:///{tmp_path / name}.db")
         with flow.running(engine) as counts:
             wait_until(lambda: counts.booked == 20, WAIT_S, "all are booked")
         engine.dispose()
+    assert "letting it go" not in caplog.text
 
 
 def test_a_database_that_is_away_pauses_the_flow(

@@ -17,7 +17,7 @@ from pipeline.runtime.restore import Restorer
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import MemoryTableStore, TableStore
 from producers.load_generator import LoadPlan, prepare, run_load
-from tests.support.engine_flow import EngineFlow, ends_of
+from tests.support.engine_flow import EngineFlow, ends_of, until
 from tests.support.topics import create_topic
 
 pytestmark = pytest.mark.integration
@@ -193,6 +193,32 @@ def test_a_worker_waits_for_the_transaction_that_its_predecessor_left_open(
     outsider.close()
     assert len(flow.nouns("payment-requests")) == 1
     assert flow.payments()["o1"].sequence == 1
+
+
+def test_a_worker_reads_no_input_while_the_tables_end_is_open(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Its offsets are stable and the restoration has begun, but the last payment is in a
+    transaction whose marker has not come: the order's second copy has to wait for it."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
+    order = flow.order("o1")
+    decision = process_order(None, order, order.submitted_at_ms, flow.stage()._policy)
+    assert decision.payment is not None
+    partition, _ = again = flow.send_order(order)
+    predecessor = Producer({"bootstrap.servers": kafka, "transactional.id": f"{topic_prefix}old"})
+    predecessor.init_transactions(30)
+    predecessor.begin_transaction()
+    payment = flow.encode("payment", decision.payment)
+    predecessor.produce(flow.topic("payments"), payment, record_key("shop", "o1"), partition)
+    predecessor.flush(10)
+    with flow.running_payments() as running:
+        until(lambda: running.worker._restoring, "the restoration has begun")
+        time.sleep(1)  # it must not go on; there is no event to wait for
+        assert running.worker._restoring
+        assert running.worker._admission.buffered(flow.topic("orders")) == 0
+        predecessor.commit_transaction(10)
+        flow.wait_consumed(ends_of(again), running=running)
+    assert flow.messages("payment-requests") == [], "the order was asked for a second time"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.runtime import table_worker
+from pipeline.runtime import gateway_worker, table_worker
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.lane import Lane
 from pipeline.runtime.work import Outcome, Work
@@ -140,3 +140,35 @@ def test_an_aborted_transaction_is_invisible_to_a_committed_reader(
         flow.wait_consumed(ends_of(at), running=running)
     assert seen == {"requests": [], "attempted": 1, "offsets": {0: 0, 1: 0}}
     assert len(flow.messages("payment-requests")) == 1
+
+
+def test_results_of_a_failed_transaction_are_written_by_the_next(
+    kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway stage's results fail with their transaction: the requests are read and called
+    again under the same keys, and the offsets move with the results and not before."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path, partitions=1).provisioned()
+    orders = [flow.order(f"o{n}") for n in range(6)]
+    for order in orders:
+        flow.send_request(order)
+
+    class Lane_(FailingLane):
+        @staticmethod
+        def when_ready() -> bool:
+            return True
+
+    monkeypatch.setattr(gateway_worker, "Lane", Lane_)
+    running = RunningWorker(*flow.gateway_worker())
+    try:
+        until(lambda: Lane_.failed == 1, "a transaction has failed")
+        # Committed behind the failed one: what is lost now would stay lost.
+        late = flow.send_request(flow.order("late"))
+        flow.wait_consumed(ends_of(late), running=running, stage="gateway", role="payment-requests")
+    finally:
+        running.end()
+    assert running.error is None
+    assert Lane_.failed == 1
+    results = flow.nouns("gateway-results")
+    wanted = sorted([order.order_id for order in orders] + ["late"])
+    assert sorted(result.order_id for result in results) == wanted
+    assert len(flow.messages("gateway-results", "read_uncommitted")) > len(wanted)

@@ -1,7 +1,7 @@
 """Rule 4: an end of a transaction that was not plain costs the producer, never the money.
 
-The broker of these tests leads the lane through a proxy that loses answers to EndTxn and keeps
-copies of the requests.
+The broker of these tests leads the lane through a proxy that loses EndTxn or its answers, answers
+in the broker's place and keeps copies of the requests.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from pipeline.domain.keys import record_key
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import UNSEEN_ENDS_MAX, Undefended
 from pipeline.runtime.redrive.letter_log import LetterLog
 from pipeline.runtime.redrive.plan import Limits, Markers, Plan, plan_redrive
@@ -26,11 +27,12 @@ from pipeline.runtime.redrive.redriver import REDRIVE_ACTION, Act, Redriver
 from pipeline.runtime.work import Outcome
 from tests.support.endtxn_proxy import (
     INVALID_PRODUCER_EPOCH,
+    INVALID_PRODUCER_ID_MAPPING,
     NO_ERROR,
     ProxiedKafka,
     proxied_kafka,
 )
-from tests.support.engine_flow import EngineFlow, ends_of, headers_of, until
+from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of, until
 from tests.support.lane_over_topics import LaneOverTopics
 
 pytestmark = pytest.mark.integration
@@ -136,6 +138,54 @@ def test_a_redrive_whose_answers_are_lost_puts_each_letter_back_once(
     assert len(flow.messages("dead-letter-markers")) == len(flow.messages("audit")) == 3
 
 
+def test_an_end_that_never_reached_the_broker_is_called_aborted(
+    proxied: ProxiedKafka, topic_prefix: str
+) -> None:
+    """The commit is refused on its way and then aborted: by the committed offsets nothing of it
+    happened, and the next transaction is another producer's."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    try:
+        proxied.proxy.answer_next(INVALID_PRODUCER_ID_MAPPING, forward=False)
+        assert topics.lane.run(topics.work(0)) is Outcome.ABORTED
+        assert topics.lane.rebuilds == 1
+        assert topics.values() == []
+        assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
+        assert topics.values() == [b"0.0", b"0.1", b"0.2"]
+    finally:
+        topics.close()
+
+
+def test_an_abort_after_a_commit_that_was_decided_is_called_committed(
+    proxied: ProxiedKafka, topic_prefix: str
+) -> None:
+    """The broker has committed, the client was told otherwise and its abort seems to succeed: what
+    counts is the committed offsets, or the batch would be done twice."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    try:
+        proxied.proxy.answer_next(INVALID_PRODUCER_ID_MAPPING, forward=True)
+        proxied.proxy.answer_next(NO_ERROR, forward=False)
+        assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
+        assert topics.lane.rebuilds == 1
+        assert topics.values() == [b"0.0", b"0.1", b"0.2"]
+    finally:
+        topics.close()
+
+
+def test_an_abort_that_the_broker_refuses_ends_the_lane(
+    proxied: ProxiedKafka, topic_prefix: str
+) -> None:
+    """The same, with the broker's own answer to the abort: it is no longer possible, and the lane
+    leaves instead of calling the transaction aborted."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    try:
+        proxied.proxy.answer_next(INVALID_PRODUCER_ID_MAPPING, forward=True)
+        with pytest.raises(LaneFatal, match="INVALID_TXN_STATE"):
+            topics.lane.run(topics.work(0))
+        assert topics.values() == [b"0.0", b"0.1", b"0.2"]
+    finally:
+        topics.close()
+
+
 class _Deaf:
     """A logger that loses the lines about ends, as a client that words them otherwise would."""
 
@@ -188,6 +238,68 @@ def test_orders_are_requested_once_while_answers_are_lost(
     requested = sorted(request.order_id for request in flow.nouns("payment-requests"))
     assert requested == [f"o{n}" for n in range(SWALLOWED)]
     assert {p.sequence for p in flow.payments().values()} == {1}
+
+
+def test_orders_are_requested_once_while_ends_are_refused(
+    proxied: ProxiedKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Each order's first transaction is ambiguous and was not committed: the worker reads the
+    order again and asks for its charge once."""
+    flow = EngineFlow(proxied.direct, topic_prefix, tmp_path).provisioned()
+    overrides = {"bootstrap.servers": proxied.proxied}
+    count = 3
+    with flow.running_payments(producer_overrides=overrides) as running:
+        ended = running.worker._metrics.transactions
+        for number in range(count):
+            proxied.proxy.answer_next(INVALID_PRODUCER_ID_MAPPING, forward=False)
+            at = flow.send_order(flow.order(f"o{number}"))
+            flow.wait_consumed(ends_of(at), running=running, timeout_s=20)
+            aborted = ended.labels("payments", "aborted")
+            until(partial(_reached, aborted, number + 1), "it was called aborted", 8.0)
+    assert len(flow.messages("payment-requests", "read_uncommitted")) == 2 * count
+    requested = sorted(request.order_id for request in flow.nouns("payment-requests"))
+    assert requested == [f"o{n}" for n in range(count)]
+    assert {p.sequence for p in flow.payments().values()} == {1}
+
+
+def test_an_order_is_requested_once_though_its_end_was_lost_until_the_time_out(
+    proxied: ProxiedKafka, topic_prefix: str, tmp_path: Path
+) -> None:
+    """No copy of the EndTxn arrives before the broker aborts the transaction and fences its
+    producer: the worker leaves, and its successor asks for the charge once."""
+    flow = EngineFlow(proxied.direct, topic_prefix, tmp_path).provisioned()
+    overrides = {
+        "bootstrap.servers": proxied.proxied,
+        "transaction.timeout.ms": 1_500,
+        "socket.timeout.ms": 1_500,
+    }
+    at = flow.send_order(flow.order("o1"))
+    before = proxied.proxy.dropped
+    proxied.proxy.drop()
+    try:
+        running = RunningWorker(*flow.payments_worker(producer_overrides=overrides))
+        until(lambda: proxied.proxy.dropped > before, "the end is lost", 20)
+        until(lambda: _aborted(flow), "the broker has aborted the transaction", 20)
+    finally:
+        proxied.proxy.heal()
+    assert isinstance(running.ended(), LaneFatal)
+    assert flow.messages("payment-requests") == []
+    assert flow.committed("payments", "orders")[at[0]] == at[1]
+    with flow.running_payments(producer_overrides=overrides) as running:
+        flow.wait_consumed(ends_of(at), running=running)
+    assert [request.order_id for request in flow.nouns("payment-requests")] == ["o1"]
+    assert flow.payments()["o1"].sequence == 1
+
+
+def _aborted(flow: EngineFlow) -> bool:
+    """Whether a committed reader gets past the one transaction: its end is in the log."""
+    topic, reader = flow.topic("payment-requests"), {"isolation.level": "read_committed"}
+    consumer = Consumer({"bootstrap.servers": flow.bootstrap, "group.id": "ends", **reader})
+    try:
+        partitions = [TopicPartition(topic, p) for p in range(flow.partitions)]
+        return any(consumer.get_watermark_offsets(tp, 10)[1] > 0 for tp in partitions)
+    finally:
+        consumer.close()
 
 
 def _reached(counter: Any, count: int) -> bool:

@@ -106,6 +106,40 @@ def test_every_kind_of_bad_record_is_one_letter_with_its_lineage(
     assert requested == {f"good-{n}" for n in range(len(cases))}
 
 
+def test_a_bad_request_is_a_letter_and_the_requests_behind_it_are_called(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Junk, an unknown schema, no key and no value among good requests of one partition: each is
+    one letter of the gateway stage, and every good one has its result."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path, partitions=1).provisioned()
+    good = flow.encode("payment-request", flow.request(flow.order("bad")))
+    key = record_key("shop", "bad")
+    cases: list[tuple[str, bytes | None, bytes | None]] = [
+        ("not_wire_format", key, b"junk"),
+        ("unknown_schema_id", key, wire_header(987_654) + good[5:]),
+        ("key_mismatch", None, good),
+        ("empty_value", key, None),
+    ]
+    wanted = {}
+    for number, (cause, with_key, value) in enumerate(cases):
+        wanted[flow.send("payment-requests", with_key, value)[1]] = cause
+        last = flow.send_request(flow.order(f"good-{number}"))
+    running = RunningWorker(*flow.gateway_worker())
+    try:
+        flow.wait_consumed(ends_of(last), running=running, stage="gateway", role="payment-requests")
+    finally:
+        running.end()
+    assert running.error is None
+    letters = [headers_of(letter) for letter in flow.messages("dead-letters")]
+    assert {int(h["dlq.offset"]): h["dlq.cause"] for h in letters} == wanted
+    assert len(letters) == len(wanted)
+    assert {(h["dlq.stage"], h["dlq.topic"]) for h in letters} == {
+        ("gateway", flow.topic("payment-requests"))
+    }
+    answered = [result.order_id for result in flow.nouns("gateway-results")]
+    assert answered == [f"good-{n}" for n in range(len(cases))]
+
+
 def test_a_letter_and_the_offset_of_its_input_are_one_transaction(
     kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
+from pipeline.local import worker_specs
+from pipeline.runtime.lag import GroupLag
+from pipeline.runtime.supervisor import Supervisor
 from tests.support.engine_flow import EngineFlow, ends_of, until
+from tests.support.whole_flow import WholeFlow, orders
 
 pytestmark = pytest.mark.integration
 
@@ -33,3 +38,42 @@ def test_a_closed_gate_holds_orders_while_results_flow(
         gate[0] = True
         flow.wait_consumed(ends_of(held), running=running)
     assert {r.order_id for r in flow.nouns("payment-requests")} == {"early", "late"}
+
+
+@pytest.mark.slow
+def test_a_worker_process_asks_for_no_more_than_may_be_open(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """With no gateway stage at all, what is published after the gate has closed stays in its
+    topic: not one request is added to those that wait. With the stage there all are asked for."""
+    workers = {"payments": 1}
+    flow = WholeFlow(
+        kafka, topic_prefix, tmp_path, workers=workers, settings_given={"open_requests_max": 200}
+    )
+    with flow:
+        topic = flow.settings.catalogue().name("payment-requests")
+        lag = GroupLag(kafka, flow.settings.catalogue().group("gateway"), {topic: flow.partitions})
+        try:
+            flow.publish(orders(300, merchant="first"))
+            flow.keep_until(
+                lambda: "new orders are held back" in flow.log_tail(), 60, "the gate has closed"
+            )
+            time.sleep(2)  # what was prepared while it closed is committed
+            open_requests = lag()[topic]
+            # Control records count as well; without a gate there would be 800 in the end.
+            assert 200 < open_requests < 400
+            flow.publish(orders(500, merchant="second"))
+            time.sleep(2)  # they must not be asked for; there is no event to wait for
+            assert lag()[topic] == open_requests
+            gateway = worker_specs(
+                flow.settings, {"gateway": 1}, node_id="late", log_file=tmp_path / "gateway.log"
+            )
+            with Supervisor(gateway, metrics_dir=tmp_path):
+                flow.keep_until(
+                    lambda: flow.verify().summary["payments"] == {"captured": 800},
+                    60,
+                    "every order was asked for",
+                    progress=lambda: lag()[topic],
+                )
+        finally:
+            lag.close()

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker that can lose the answers to EndTxn, or keep the requests.
+"""A TCP proxy in front of a broker that can lose EndTxn or its answers, or answer in its place.
 
 It reads Kafka's framing (four bytes of length, then api key, version and correlation id) and
 rewrites nothing, so the broker advertises the proxy's port on a listener of its own (see
@@ -24,7 +24,11 @@ from pipeline.embedded.ports import LOOPBACK, free_ports
 END_TXN = 26
 # A refused EndTxn whose epoch is not the newest, in Kafka's table of errors.
 INVALID_PRODUCER_EPOCH = 47
+# A refusal that the client takes for a reason to abort.
+INVALID_PRODUCER_ID_MAPPING = 49
 NO_ERROR = 0
+# Far below any time-out of a test's own transactions, so that the broker ends them in time.
+ABORT_LOOK_INTERVAL_MS = 200
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,9 @@ def proxied_kafka(folder: Path) -> Iterator[ProxiedKafka]:
                 f"PROXIED://{LOOPBACK}:{proxy.port}",
                 "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,"
                 "CONTROLLER:PLAINTEXT",
+                "transaction.abort.timed.out.transaction.cleanup.interval.ms": str(
+                    ABORT_LOOK_INTERVAL_MS
+                ),
             },
         )
         try:
@@ -76,14 +83,29 @@ class EndTxnCopy:
         version: int = struct.unpack_from(">h", self.frame, 6)[0]
         return version
 
+    @property
+    def error_at(self) -> int:
+        """Where the error code stands in the answer: length, correlation id, (from version 3 on a
+        byte of tagged fields,) throttle time, error."""
+        return 4 + 4 + (1 if self.version >= 3 else 0) + 4
+
+    def answer(self, code: int) -> bytes:
+        """The frame that answers this request with an error code."""
+        tags = b"\0" if self.version >= 3 else b""
+        body = self.frame[8:12] + tags + struct.pack(">ih", 0, code) + tags
+        return struct.pack(">i", len(body)) + body
+
 
 class EndTxnProxy:
     """``with EndTxnProxy(port_of_broker) as proxy``: clients connect to ``proxy.address``.
 
     ``swallow(n)`` lets the next n EndTxn requests through and closes the connection instead of
-    handing back the answer. ``delay_s`` holds every EndTxn back before it is forwarded. All
-    EndTxn requests are kept in ``copies``; ``send_late(copy)`` sends one again, on a connection of
-    its own, and returns the broker's error code.
+    handing back the answer; ``drop()`` loses the requests themselves until ``heal()``.
+    ``answer_next(code, forward=...)`` answers the next one with that error code: without the broker
+    ever seeing it, or, forwarded, in place of the broker's own answer. ``delay_s`` holds every
+    EndTxn back before it is forwarded. All EndTxn requests are kept in ``copies``;
+    ``send_late(copy)`` sends one again, on a connection of its own, and returns the broker's error
+    code.
     """
 
     def __init__(self, upstream_port: int, *, port: int = 0) -> None:
@@ -91,6 +113,9 @@ class EndTxnProxy:
         self._lock = threading.Lock()
         self._to_swallow = 0
         self.swallowed = 0
+        self._dropping = False
+        self.dropped = 0
+        self._to_answer: list[tuple[int, bool]] = []
         self.delay_s = 0.0
         self.copies: list[EndTxnCopy] = []
         self._sockets: set[socket.socket] = set()
@@ -108,6 +133,19 @@ class EndTxnProxy:
         with self._lock:
             self._to_swallow += count
 
+    def drop(self) -> None:
+        """Lose every EndTxn request, and its connection, from now on."""
+        self._dropping = True
+
+    def heal(self) -> None:
+        """Let EndTxn requests through again."""
+        self._dropping = False
+
+    def answer_next(self, code: int, *, forward: bool) -> None:
+        """Answer one more EndTxn with an error code, whether the broker hears of it or not."""
+        with self._lock:
+            self._to_answer.append((code, forward))
+
     def send_late(self, copy: EndTxnCopy) -> int:
         """Let a kept request arrive (again); the error code that the broker answers with."""
         with socket.create_connection((LOOPBACK, self._upstream_port), timeout=10) as upstream:
@@ -115,9 +153,7 @@ class EndTxnProxy:
             answer = _frame(upstream)
         if answer is None:
             raise AssertionError("the broker closed the connection on a late EndTxn")
-        # Length, correlation id, (from version 3 on a byte of tagged fields,) throttle, error.
-        at = 4 + 4 + (1 if copy.version >= 3 else 0) + 4
-        code: int = struct.unpack_from(">h", answer, at)[0]
+        code: int = struct.unpack_from(">h", answer, copy.error_at)[0]
         return code
 
     def __enter__(self) -> EndTxnProxy:
@@ -152,34 +188,56 @@ class EndTxnProxy:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._sockets |= {client, upstream}
-            doomed: set[int] = set()
+            doomed: dict[int, bytes | None] = {}
             self._spawn(self._requests, client, upstream, doomed)
             self._spawn(self._answers, client, upstream, doomed)
 
-    def _requests(self, client: socket.socket, upstream: socket.socket, doomed: set[int]) -> None:
+    def _requests(
+        self, client: socket.socket, upstream: socket.socket, doomed: dict[int, bytes | None]
+    ) -> None:
+        """``doomed``: correlation ids whose answer is replaced, or lost (None)."""
         with contextlib.suppress(OSError):
             while (frame := _frame(client)) is not None:
                 api_key, _, correlation_id = struct.unpack_from(">hhi", frame, 4)
+                forward = True
                 if api_key == END_TXN:
                     if self.delay_s:
                         time.sleep(self.delay_s)
+                    copy = EndTxnCopy(frame)
                     with self._lock:
-                        self.copies.append(EndTxnCopy(frame))
-                        if self._to_swallow:
+                        self.copies.append(copy)
+                        if self._dropping:
+                            self.dropped += 1
+                            break
+                        if self._to_answer:
+                            code, forward = self._to_answer.pop(0)
+                            doomed[correlation_id] = copy.answer(code)
+                        elif self._to_swallow:
                             self._to_swallow -= 1
-                            doomed.add(correlation_id)
-                upstream.sendall(frame)
+                            doomed[correlation_id] = None
+                if forward:
+                    upstream.sendall(frame)
+                else:
+                    # The answers' thread may be in the middle of a frame to this client: let it.
+                    with self._lock:
+                        client.sendall(doomed.pop(correlation_id) or b"")
         self._part(client, upstream)
 
-    def _answers(self, client: socket.socket, upstream: socket.socket, doomed: set[int]) -> None:
+    def _answers(
+        self, client: socket.socket, upstream: socket.socket, doomed: dict[int, bytes | None]
+    ) -> None:
         with contextlib.suppress(OSError):
             while (frame := _frame(upstream)) is not None:
                 (correlation_id,) = struct.unpack_from(">i", frame, 4)
                 if correlation_id in doomed:
-                    with self._lock:
-                        self.swallowed += 1
-                    break
-                client.sendall(frame)
+                    instead = doomed.pop(correlation_id)
+                    if instead is None:
+                        with self._lock:
+                            self.swallowed += 1
+                        break
+                    frame = instead
+                with self._lock:
+                    client.sendall(frame)
         self._part(client, upstream)
 
     def _part(self, *sockets: socket.socket) -> None:

@@ -15,10 +15,14 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from pipeline.domain.ids import idempotency_key, payment_id
 from pipeline.domain.keys import record_key
-from pipeline.domain.model import GatewayResult, Order, Payment, PaymentRequest
+from pipeline.domain.model import GatewayResult, Order, Payment, PaymentDue, PaymentRequest
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.records import FROM_RECORD, to_record
+from pipeline.gateways.in_process import InProcessGateway
 from pipeline.observability.metrics import Metrics
+from pipeline.runtime.calls import Calls
+from pipeline.runtime.gateway_stage import GatewayStage
+from pipeline.runtime.gateway_worker import GatewayWorker
 from pipeline.runtime.payments_stage import PaymentsStage
 from pipeline.runtime.table_worker import TableWorker
 from pipeline.runtime.worker_spec import WorkerSpec
@@ -171,10 +175,16 @@ class EngineFlow:
             ordered_at_ms=order.submitted_at_ms,
         )
 
-    def send_result(self, order: Order, outcome: str = "succeeded") -> tuple[int, int]:
-        """What the gateway stage would write about the order's first charge."""
+    def send_request(self, order: Order) -> tuple[int, int]:
+        key = record_key(order.merchant_id, order.order_id)
+        return self.send(
+            "payment-requests", key, self.encode("payment-request", self.request(order))
+        )
+
+    def result(self, order: Order, outcome: str = "succeeded") -> GatewayResult:
+        """What the gateway stage would say about the order's first charge."""
         request = self.request(order)
-        result = GatewayResult(
+        return GatewayResult(
             merchant_id=order.merchant_id,
             order_id=order.order_id,
             payment_id=request.payment_id,
@@ -189,6 +199,23 @@ class EngineFlow:
             observed_at_ms=int(time.time() * 1000),
             gateway_reference=f"ch_{order.order_id}",
         )
+
+    def due(self, order: Order, purpose: str = "retry") -> PaymentDue:
+        """A timer of the order's first charge."""
+        request = self.request(order)
+        return PaymentDue(
+            merchant_id=order.merchant_id,
+            order_id=order.order_id,
+            payment_id=request.payment_id,
+            operation_id=request.operation_id,
+            attempt=1,
+            try_number=1,
+            purpose=purpose,
+        )
+
+    def send_result(self, order: Order, outcome: str = "succeeded") -> tuple[int, int]:
+        """What the gateway stage would write about the order's first charge."""
+        result = self.result(order, outcome)
         key = record_key(order.merchant_id, order.order_id)
         return self.send("gateway-results", key, self.encode("gateway-result", result))
 
@@ -211,6 +238,22 @@ class EngineFlow:
             self.spec("payments", slot),
             catalogue=self.catalogue,
             stage=stage or self.stage(),
+            metrics=Metrics(),
+            stop=stop,
+            **more,
+        )
+        return worker, stop
+
+    def gateway_worker(
+        self, slot: int = 0, *, calls: Calls | None = None, **more: Any
+    ) -> tuple[GatewayWorker, threading.Event]:
+        """Over a gateway that answers at once, unless other calls are given."""
+        stop = threading.Event()
+        worker = GatewayWorker(
+            self.spec("gateway", slot),
+            catalogue=self.catalogue,
+            stage=GatewayStage(self.catalogue, self.codec),
+            calls=calls or Calls({GATEWAY: InProcessGateway(name=GATEWAY)}),
             metrics=Metrics(),
             stop=stop,
             **more,

@@ -112,16 +112,29 @@ class WholeFlow:
             for command in commands:
                 publisher.publish(command)
 
-    def keep_until(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Keep the workers alive until a condition holds."""
-        deadline = time.monotonic() + timeout_s
+    def keep_until(
+        self,
+        done: Callable[[], bool],
+        timeout_s: float,
+        what: str,
+        *,
+        progress: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Keep the workers alive until a condition holds; each change of ``progress`` begins the
+        time anew, so that a slow machine is no failure."""
+        deadline, last = time.monotonic() + timeout_s, progress()
         while not done():
             self.supervisor.tick()
+            if (now := progress()) != last:
+                deadline, last = time.monotonic() + timeout_s, now
             if time.monotonic() > deadline:
-                log = self.folder / "workers.log"
-                tail = log.read_text()[-4_000:] if log.is_file() else ""
-                raise AssertionError(f"{what}: not within {timeout_s:.0f} s\n{tail}")
+                raise AssertionError(f"{what}: not within {timeout_s:.0f} s\n{self.log_tail()}")
             time.sleep(0.1)
+
+    def log_tail(self) -> str:
+        """The end of what the workers have said."""
+        log = self.folder / "workers.log"
+        return log.read_text(errors="replace")[-4_000:] if log.is_file() else ""
 
     def verify(self) -> Report:
         return verify(
@@ -133,14 +146,29 @@ class WholeFlow:
             )
         )
 
-    def settle(self, timeout_s: float) -> Report:
-        """Wait until nothing is on its way any more, then the audit's report."""
-        deadline = time.monotonic() + timeout_s
+    def settle(self, still_s: float) -> Report:
+        """The audit's report once nothing is on its way any more.
+
+        AssertionError, with what is still on its way, when the audit has seen nothing move for
+        ``still_s``: however slow a machine is, a flow that moves may take its time.
+        """
+        moved_s = time.monotonic()
+        last: dict[str, Any] | None = None
         while True:
             self.supervisor.tick()
             report = self.verify()
-            if report.exit_code != 2 or time.monotonic() > deadline:
+            if report.exit_code != 2:
                 return report
+            # Without what the audit says of itself: its own time is different each time.
+            now = {name: said for name, said in report.summary.items() if name != "audit"}
+            if now != last:
+                moved_s, last = time.monotonic(), now
+            elif time.monotonic() - moved_s > still_s:
+                pending = "\n".join(str(finding) for finding in report.findings)
+                raise AssertionError(
+                    f"nothing has moved for {still_s:.0f} s, and this is still on its way:\n"
+                    f"{pending}\n{report.summary}\n{self.log_tail()}"
+                )
             for _ in range(10):
                 self.supervisor.tick()
                 time.sleep(0.1)

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import worker
+from pipeline.config import load_settings
+from pipeline.observability.metrics import Metrics
+from pipeline.runtime import lag, table_worker
 from pipeline.runtime.admission import BUFFER_BYTES_MAX, Admission, InputLane
 from pipeline.runtime.input_record import InputRecord
+from tests.support.engine_flow import EngineFlow
 
 LANES = (
     InputLane("gateway-results", "results"),
@@ -123,3 +135,35 @@ def test_a_new_assignment_drops_what_is_buffered_and_forgets_pauses() -> None:
     made.add(record("orders", 5, partition=1))
     made.add(record("orders", 6, partition=1))
     assert made.fetching().pause == (("orders", 1),)
+
+
+def test_the_worker_process_asks_the_gate_that_was_built_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orders are held while the gate is closed and admitted when it opens, and the gauge says so:
+    a worker that never asked would flood the gateway stage."""
+    gate_is_open, given, limits = [True], {}, []
+
+    class Gate:
+        def __init__(self, _lag: object, *, records_max: int) -> None:
+            limits.append(records_max)
+
+        def __call__(self) -> bool:
+            return gate_is_open[0]
+
+    def made(*_: object, **more: Any) -> None:
+        given.update(more)
+
+    monkeypatch.setattr(lag, "GroupLag", lambda *_: None)
+    monkeypatch.setattr(lag, "LagGate", Gate)
+    monkeypatch.setattr(table_worker, "TableWorker", made)
+    flow = EngineFlow("127.0.0.1:1", "t.", tmp_path)
+    options = load_settings(state_dir=tmp_path, open_requests_max=123).worker_options()
+    spec = replace(flow.spec("payments"), options=options)
+    metrics = Metrics()
+    worker._payments(spec, flow.catalogue, flow.codec, metrics, threading.Event())
+    assert limits == [123]
+    for is_open in (True, False, True):
+        gate_is_open[0] = is_open
+        assert given["orders_allowed"]() is is_open
+        assert metrics.orders_held._value.get() == int(not is_open)

@@ -247,8 +247,8 @@ def test_show_tells_the_whole_history() -> None:
         "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1",
         "dispute           dp1 at sim-a: opened, GBP 7.50, of it withdrawn GBP 7.50, fee GBP 15.00",
         "waits             refund of 500 minor units, command r-2, asked by ann",
-        "command r-1: refund, 500 GBP, broken, by ann",
-        "event 5: refunded, captured, refund r-1 of 500, by ann",
+        "command r-1: refund, GBP 5.00, broken, by ann",
+        "event 5: refunded, captured, refund r-1 of GBP 5.00, by ann",
     ):
         assert said in text, text
     assert "payment at 4" not in text
@@ -269,7 +269,7 @@ def test_show_tells_the_whole_history() -> None:
                 "dispute_state": "opened", "outcome": None, "code": None, "amount_minor": 750,
                 "currency": "GBP", "gateway_reference": None, "operation_id": None,
             },
-            "notice of sim-a: dispute dp1 opened, 750 GBP",
+            "notice of sim-a: dispute dp1 opened, GBP 7.50",
         ),
         (
             "gateway-notifications",
@@ -279,7 +279,7 @@ def test_show_tells_the_whole_history() -> None:
                 "amount_minor": 0, "currency": "GBP", "gateway_reference": "re_1",
                 "operation_id": "r-1",
             },
-            "notice of sim-a: refund r-1, failed, card_closed, 0 GBP, re_1",
+            "notice of sim-a: refund r-1, failed, card_closed, GBP 0.00, re_1",
         ),
         (
             "payment-timer-2",
@@ -303,7 +303,7 @@ def test_show_tells_the_whole_history() -> None:
                 "operation_id": "r-1", "order_id": "1001", "attempt": 1, "try_number": 2,
                 "amount_minor": 500, "currency": "GBP",
             },
-            "inquiry about the refund requested at sim-a, r-1, attempt 1, try 2, 500 GBP",
+            "inquiry about the refund requested at sim-a, r-1, attempt 1, try 2, GBP 5.00",
         ),
     ],
 )  # fmt: skip

@@ -1,0 +1,79 @@
+"""What a lane calls an end that was not plain: the committed offsets decide, nothing else does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from pipeline.runtime.lane import Lane
+from pipeline.runtime.work import Outcome, Work
+
+WORK = Work([("out", 0, b"k", b"v", None)], {("orders", 0): 5, ("results", 0): 3}, "metadata")
+
+
+class ToldProducer:
+    """Tells its logger how each EndTxn was answered, as librdkafka's debug=eos does."""
+
+    def __init__(self, logger: Any, commit: list[str], abort: list[str]) -> None:
+        self._logger, self._commit, self._abort = logger, commit, abort
+
+    def init_transactions(self, _timeout_s: float) -> None: ...
+
+    def begin_transaction(self) -> None: ...
+
+    def produce(self, *_: Any, **__: Any) -> None: ...
+
+    def send_offsets_to_transaction(self, *_: Any) -> None: ...
+
+    def poll(self, _timeout_s: float) -> None: ...
+
+    def commit_transaction(self, _timeout_s: float) -> None:
+        self._answer(self._commit)
+        if self._abort:
+            raise KafkaException(
+                KafkaError(KafkaError.INVALID_PRODUCER_ID_MAPPING, txn_requires_abort=True)
+            )
+
+    def abort_transaction(self, _timeout_s: float) -> None:
+        self._answer(self._abort)
+
+    def _answer(self, answers: list[str]) -> None:
+        for answer in answers:
+            self._logger.log(7, "%s %s %s", "ENDTXN", "client", f"EndTxn returned {answer} in")
+
+
+@pytest.mark.parametrize(
+    ("committed", "outcome"),
+    [
+        ({("orders", 0): 5, ("results", 0): 3}, Outcome.COMMITTED),
+        ({("orders", 0): 4, ("results", 0): 2}, Outcome.ABORTED),
+        ({("orders", 0): 5, ("results", 0): 2}, Outcome.ABORTED),
+        ({}, Outcome.ABORTED),
+    ],
+)
+@pytest.mark.parametrize(
+    ("commit", "abort"),
+    [
+        (["_TRANSPORT", "NO_ERROR"], []),
+        (["_TRANSPORT"], ["NO_ERROR"]),
+        (["INVALID_PRODUCER_ID_MAPPING"], ["NO_ERROR"]),
+    ],
+    ids=["retried", "aborted after a lost answer", "aborted after a refusal"],
+)
+def test_an_end_that_was_not_plain_is_what_the_committed_offsets_say(
+    committed: dict[tuple[str, int], int], outcome: Outcome, commit: list[str], abort: list[str]
+) -> None:
+    """Called committed when it was not, its orders are lost; called aborted when it was not, they
+    are asked for again. Either way the producer is another one afterwards."""
+    made: list[ToldProducer] = []
+
+    def make(_config: object, *, logger: Any) -> ToldProducer:
+        made.append(ToldProducer(logger, commit, abort))
+        return made[-1]
+
+    lane = Lane({}, stage="payments", committed_offsets=lambda _: committed, make_producer=make)
+    lane.open()
+    assert lane.run(WORK) is outcome
+    assert len(made) == 2

@@ -1,0 +1,135 @@
+"""Bytes in, bytes out of the two stages: what is refused, by which name, and what it says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.domain.keys import partition_of
+from pipeline.runtime.batch import Batch
+from pipeline.runtime.calls import Call
+from pipeline.runtime.dead_letters import CHUNK_BYTES, HEADER_BYTES_MAX, dead_letter
+from pipeline.runtime.gateway_stage import GatewayStage
+from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.table import Table
+from pipeline.runtime.table_store import MemoryTableStore
+from pipeline.runtime.work import Outgoing
+from schemas.codec import wire_header
+from tests.support.engine_fakes import FakeMessage, key_of
+from tests.support.engine_flow import EngineFlow
+from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> EngineFlow:
+    return EngineFlow("127.0.0.1:1", "t.", tmp_path, partitions=2)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def cause_of(letter: Outgoing) -> str:
+    return dict(letter[4] or [])["dlq.cause"].decode()
+
+
+def size_of(letter: Outgoing) -> int:
+    _, _, key, value, headers = letter
+    return len(key or b"") + len(value or b"") + sum(len(n) + len(v) for n, v in headers or [])
+
+
+# Payments ----------------------------------------------------------------------------------------
+
+
+def test_results_go_before_timers_and_timers_before_orders(flow: EngineFlow) -> None:
+    """The stage names its inputs in the order in which they are admitted: payments under way end
+    before others begin."""
+    lanes = flow.stage().lanes
+    roles = [lane.role for lane in lanes]
+    waits = [at for at, lane in enumerate(lanes) if lane.delay_ms]
+    assert roles[0] == "gateway-results"
+    assert roles.index("gateway-notifications") < waits[0]
+    assert [lane.role for lane in lanes if lane.gated] == [roles[-1]] == ["orders"]
+
+
+@pytest.mark.parametrize(
+    "role", ["orders", "gateway-results", "payment-retry-1", "payment-inquiry-1"]
+)
+def test_whatever_lies_in_anothers_lane_is_named(flow: EngineFlow, role: str) -> None:
+    """A result or a timer that was misrouted finds no payment here, though there is one: it is
+    told apart from one that belongs to no payment at all."""
+    order = flow.order("o1")
+    nouns: dict[str, tuple[str, Any]] = {
+        "orders": ("order", order),
+        "gateway-results": ("gateway-result", flow.result(order)),
+        "payment-retry-1": ("payment-due", flow.due(order, "retry")),
+        "payment-inquiry-1": ("payment-due", flow.due(order, "inquiry")),
+    }
+    key = key_of("o1")
+    stray = 1 - partition_of(key, 2)
+    stage, batch = flow.stage(), Batch(None, 0.0)
+    table = Table(MemoryTableStore(), decode=stage.decode_row)
+    record = InputRecord(flow.topic(role), stray, 7, now_ms(), key, flow.encode(*nouns[role]))
+    stage.handle(record, table, batch)
+    (letter,) = batch.outputs
+    assert (letter[0], cause_of(letter)) == (flow.topic("dead-letters"), "misrouted")
+    assert batch.offsets == {(flow.topic(role), stray): 8}
+    assert table.get(stray, key) is None
+
+
+# Gateway -----------------------------------------------------------------------------------------
+
+
+def test_a_request_that_cannot_be_read_is_refused_by_name_and_never_called(
+    flow: EngineFlow,
+) -> None:
+    """No value, junk, an unknown schema, another's record, a wrong key and none: each is one
+    letter with its cause, whole; the good one beside them is a call."""
+    stage = GatewayStage(flow.catalogue, flow.codec)
+    order = flow.order("o1")
+    key, good = key_of("o1"), flow.encode("payment-request", flow.request(order))
+    cases: list[tuple[str, bytes | None, bytes | None]] = [
+        ("empty_value", key, None),
+        ("not_wire_format", key, b"junk"),
+        ("unknown_schema_id", key, wire_header(987_654) + good[5:]),
+        ("truncated", key, good[:-3]),
+        ("wrong_schema", key, flow.encode("order", order)),
+        ("key_mismatch", None, good),
+        ("key_mismatch", key_of("another"), good),
+    ]
+    for offset, (cause, with_key, value) in enumerate(cases):
+        record = InputRecord(stage.topic, 1, offset, now_ms(), with_key, value)
+        planned = stage.plan(record, now_ms())
+        assert isinstance(planned, list), cause
+        (letter,) = planned
+        assert letter[:4] == (flow.topic("dead-letters"), 1, with_key, value)
+        headers = dict(letter[4] or [])
+        assert headers["dlq.cause"].decode() == cause
+        assert headers["dlq.stage"] == b"gateway"
+        assert (headers["dlq.topic"].decode(), headers["dlq.offset"]) == (
+            stage.topic,
+            b"%d" % offset,
+        )
+    call = stage.plan(InputRecord(stage.topic, 1, 9, now_ms(), key, good), now_ms())
+    assert isinstance(call, Call)
+    assert call.request == flow.request(order)
+
+
+# Dead letters ------------------------------------------------------------------------------------
+
+
+def test_a_letter_fits_its_topic_whatever_headers_its_input_had(flow: EngineFlow) -> None:
+    """Headers over 64 KiB in all are named and not copied: with them a full piece would be over
+    the topic's limit and end the lane."""
+    huge = [("note", b"n" * 30_000)] * 3 + [("trace", b"t" * (12 * 1024 * 1024))]
+    message = FakeMessage("orders", 0, 0, b"k", b"v" * CHUNK_BYTES, 1, huge)
+    record = InputRecord("orders", 0, 0, 1, b"k", message.value(), message)
+    (letter,) = dead_letter(record, topic="dead", stage="payments", cause="not_wire_format")
+    names = [name for name, _ in letter[4] or []]
+    assert names.count("dlq.header.note") == 2
+    assert names[-1] == "dlq.headers_dropped"
+    assert size_of(letter) - CHUNK_BYTES < HEADER_BYTES_MAX + 1_024
+    assert size_of(letter) + 1_024 < DEAD_LETTER_MAX_MESSAGE_BYTES

@@ -1,0 +1,272 @@
+"""The two loops turned by hand: what a worker has read, prepared, handed over and given back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from pipeline.errors import UserError
+from pipeline.runtime.commit_policy import CommitPolicy
+from pipeline.runtime.commit_thread import CommitThread
+from pipeline.runtime.kafka_errors import LaneFatal
+from pipeline.runtime.work import Outcome, Work
+from schemas.errors import RegistryUnavailable
+from tests.support.engine_fakes import (
+    Commits,
+    InstantCalls,
+    Member,
+    gateway_with,
+    inputs_of,
+    key_of,
+    order_keys,
+    payments_with,
+)
+from tests.support.engine_flow import EngineFlow
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> EngineFlow:
+    return EngineFlow("127.0.0.1:1", "t.", tmp_path, partitions=1)
+
+
+def append_order(flow: EngineFlow, member: Member, order_id: str) -> None:
+    order = flow.order(order_id)
+    member.append(flow.topic("orders"), key_of(order_id), flow.encode("order", order))
+
+
+def append_request(flow: EngineFlow, member: Member, order_id: str) -> None:
+    request = flow.encode("payment-request", flow.request(flow.order(order_id)))
+    member.append(flow.topic("payment-requests"), key_of(order_id), request)
+
+
+# Given partitions --------------------------------------------------------------------------------
+
+
+def test_the_tables_end_is_taken_after_the_committed_offsets(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other way round a transaction that commits in between has its offsets seen and its
+    payments not: their orders would be asked for again."""
+    member = Member()
+    payments_with(flow, member, Commits(), monkeypatch)
+    assert member.said.index("committed offsets") < member.said.index("the table's end")
+
+
+def test_inputs_are_not_read_before_the_last_slice_of_the_restoration(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over half a table an order that was handled before looks new."""
+    member, commits = Member(), Commits()
+    append_order(flow, member, "o1")
+    worker = payments_with(flow, member, commits, monkeypatch, restore_slices=3)
+    for _ in range(2):
+        worker._turn()
+        assert len(member.paused) == len(inputs_of(flow))
+        assert worker._admission.buffered(flow.topic("orders")) == 0
+    worker._turn()
+    assert member.paused == set()
+    worker._turn()
+    assert [work.offsets for work in commits.works] == [{(flow.topic("orders"), 0): 1}]
+
+
+def test_unequal_partitions_of_co_owned_topics_are_refused(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has an order's topic and not its results' would share the payment with
+    another: it says so and reads nothing."""
+    member = Member()
+    worker = payments_with(flow, member, Commits(), monkeypatch)
+    member.said.clear()
+    inputs = inputs_of(flow)
+    given = [TopicPartition(topic, 0) for topic in inputs] + [TopicPartition(inputs[0], 1)]
+    with pytest.raises(UserError, match="unequal partitions of co-owned topics"):
+        worker._on_assign(member, given)
+    assert member.said == []
+
+
+# Handed over -------------------------------------------------------------------------------------
+
+
+def test_a_turn_commits_payments_with_the_metadata_of_the_batchs_beginning(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that waited for the transaction before it keeps the generation it was begun in."""
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch)
+    worker._turn()
+    append_order(flow, member, "o1")
+    commits.busy = True
+    worker._turn()
+    assert commits.works == []
+    assert worker._batch is not None
+    member.generation = 2
+    commits.busy = False
+    worker._turn()
+    (work,) = commits.works
+    assert work.group_metadata == "generation 1"
+
+
+def test_a_turn_commits_results_with_the_metadata_of_the_assignment(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that waited for the transaction before them keep the generation of their requests."""
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+    append_request(flow, member, "o1")
+    commits.busy = True
+    worker._turn(fetch=True)
+    assert commits.works == []
+    member.generation = 2
+    commits.busy = False
+    worker._turn(fetch=True)
+    (work,) = commits.works
+    assert work.group_metadata == "generation 1"
+
+
+def test_a_batch_of_an_order_and_a_due_record_commits_both_offsets(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer's offset that stayed behind would be handled at each restart, and would fence
+    nobody; every input of the batch is named."""
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch)
+    worker._turn()
+    append_order(flow, member, "o1")
+    for purpose in ("retry", "inquiry"):
+        topic = flow.topic(f"payment-{purpose}-1")
+        due = flow.encode("payment-due", flow.due(flow.order("o0"), purpose))
+        member.append(topic, key_of("o0"), due, age_ms=3_600_000)
+    result = flow.encode("gateway-result", flow.result(flow.order("o0")))
+    member.append(flow.topic("gateway-results"), key_of("o0"), result)
+    worker._turn()
+    (work,) = commits.works
+    written = ("orders", "payment-retry-1", "payment-inquiry-1", "gateway-results")
+    assert work.offsets == {(flow.topic(role), 0): 1 for role in written}
+
+
+# A transaction that failed -----------------------------------------------------------------------
+
+
+def test_payments_read_again_from_where_a_failed_transaction_began(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was buffered behind it is dropped too: kept, it would be handled before it, and its
+    offsets would be committed over the failed ones."""
+    member, commits = Member(), Commits()
+    for n in range(4):
+        append_order(flow, member, f"o{n}")
+    worker = payments_with(
+        flow, member, commits, monkeypatch, commit_policy=CommitPolicy(records_max=1)
+    )
+    worker._turn()
+    worker._turn()
+    assert worker._admission.buffered(flow.topic("orders")) == 3
+    commits.end(Outcome.ABORTED)
+    for _ in range(8):
+        worker._turn()
+        if commits.busy and commits.outcome is None and len(commits.works) > 1:
+            commits.end(Outcome.COMMITTED)
+    _, *again = commits.works
+    assert [list(work.offsets.values()) for work in again] == [[1], [2], [3], [4]]
+    assert order_keys(again, flow.topic("payment-requests")) == [key_of(f"o{n}") for n in range(4)]
+
+
+def test_requests_are_read_again_from_where_a_failed_transaction_began(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its results are not in the log: the calls are made again under the same keys, and no commit
+    moves past them before."""
+    member, commits, calls = Member(), Commits(), InstantCalls()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    topic = flow.topic("payment-requests")
+    for n in range(3):
+        append_request(flow, member, f"o{n}")
+    worker._turn(fetch=True)
+    (failed,) = commits.works
+    append_request(flow, member, "o3")
+    commits.end(Outcome.ABORTED)
+    for _ in range(4):
+        worker._turn(fetch=True)
+    _, again = commits.works
+    assert again.offsets == {(topic, 0): 4}
+    results = flow.topic("gateway-results")
+    assert order_keys([failed], results) == [key_of(f"o{n}") for n in range(3)]
+    assert order_keys([again], results) == [key_of(f"o{n}") for n in range(4)]
+    assert calls.keys[4:] == calls.keys[:4], "the same keys, so nobody is charged twice"
+    assert worker._positions == {0: 0}, "moved by a commit that is known, and by nothing else"
+
+
+# Given back --------------------------------------------------------------------------------------
+
+
+class SlowLane:
+    """A lane whose transaction takes a while, and says when it has ended."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def run(self, work: Work) -> Outcome:
+        time.sleep(0.3)
+        for index, report in work.tracked.items():
+            report(index)
+        self._said.append("the transaction ended")
+        return Outcome.COMMITTED
+
+
+@pytest.mark.parametrize("stage", ["payments", "gateway"])
+def test_a_revocation_waits_for_the_open_transaction(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """The next owner reads committed offsets as soon as the partitions are given back: before the
+    end is known it would do everything of that transaction again."""
+    said: list[str] = []
+    member = Member(said)
+    commits = CommitThread(SlowLane(said))  # type: ignore[arg-type]
+    worker: Any
+    if stage == "payments":
+        worker = payments_with(flow, member, commits, monkeypatch)
+        worker._turn()
+        append_order(flow, member, "o1")
+        worker._turn()
+        given_back = [TopicPartition(topic, 0) for topic in inputs_of(flow)]
+    else:
+        worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+        append_request(flow, member, "o1")
+        worker._turn(fetch=True)
+        given_back = [TopicPartition(flow.topic("payment-requests"), 0)]
+    assert commits.busy
+    said.clear()
+    worker._on_revoke(member, given_back)
+    assert said == ["the transaction ended", "gave back"]
+    if stage == "payments":
+        assert worker._table.get(0, key_of("o1")) is not None, "a known commit reaches the cache"
+    commits.close()
+
+
+# A registry that is away -------------------------------------------------------------------------
+
+
+def test_a_worker_leaves_when_the_end_stays_unknown_while_a_registry_is_away(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not rewind over a transaction whose end it does not know: the commit that comes later
+    would belong to nothing."""
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch)
+    worker._turn()
+    append_order(flow, member, "o1")
+    worker._turn()
+    assert commits.busy
+
+    def away(*_: object) -> None:
+        raise RegistryUnavailable("no answer")
+
+    monkeypatch.setattr(worker._stage, "handle", away)
+    append_order(flow, member, "o2")
+    with pytest.raises(LaneFatal, match="did not end"):
+        worker._turn()
+    assert worker._under_way is not None
