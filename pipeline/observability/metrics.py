@@ -217,6 +217,8 @@ class Metrics:
             registry=r,
         )
 
+        for result in ("applied", "refused"):
+            self.control_entries.labels("routing", result)
         for stage in _TRANSACTIONAL_STAGES:
             self.rebuilds.labels(stage)
         for tier in _TIERS:
