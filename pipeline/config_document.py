@@ -24,6 +24,8 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "gateway_name",
         "gateways",
         "routes_file",
+        "webhook_host",
+        "webhook_port",
         "ledger_url",
         "schema_registry_url",
         "state_dir",

@@ -9,6 +9,7 @@ import typer
 
 app = typer.Typer(
     help="Show and change what workers follow while they run: the routing rules.",
+    epilog="Example: paystream control show routing",
     no_args_is_help=True,
 )
 

@@ -32,6 +32,7 @@ STAGES = ("payments", "gateway", "ledger")
 
 app = typer.Typer(
     help="Look at inputs that could not be handled; put them back, once, or set them aside.",
+    epilog="Example: paystream dead-letters list",
     no_args_is_help=True,
 )
 

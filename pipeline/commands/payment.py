@@ -30,10 +30,14 @@ EXIT_REFUSED = 1
 EXIT_UNANSWERED = 3
 
 payment_app = typer.Typer(
-    help="Ask something of one payment, and see its whole history.", no_args_is_help=True
+    help="Ask something of one payment, and see its whole history.",
+    epilog="Example: paystream payment show shop-a:1001",
+    no_args_is_help=True,
 )
 review_app = typer.Typer(
-    help="Payments that wait for a person's word on their risk.", no_args_is_help=True
+    help="Payments that wait for a person's word on their risk.",
+    epilog="Example: paystream review list",
+    no_args_is_help=True,
 )
 
 Key = Annotated[str, typer.Argument(metavar="MERCHANT:ORDER", help="Which payment.")]

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 # Between two lines of progress.
 PROGRESS_S = 2.0
 
-app = typer.Typer(help="Check risk rules, and try them on past orders.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check risk rules, and try them on past orders.",
+    epilog="Example: paystream risk check rules.toml",
+    no_args_is_help=True,
+)
 
 BootstrapServers = Annotated[
     str | None,

@@ -22,7 +22,7 @@ _CALL_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 # Label sets that are known before anything is counted, see Metrics: the stages with a transactional
 # producer, the tiers, and by stage the reasons for which an input changes nothing.
 _TRANSACTIONAL_STAGES = ("payments", "gateway")
-_TIERS = ("retry", "inquiry")
+_TIERS = ("retry", "inquiry", "timer")
 _REASONS = {"payments": ("duplicate_order", "stale_result", "stale_due", "send_window_open")}
 _BATCH_BUCKETS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 

@@ -20,6 +20,7 @@ from pipeline.domain.answer import SUCCEEDED, GatewayAnswer
 from pipeline.domain.keys import record_key
 from pipeline.runtime.calls import Call
 from pipeline.runtime.gateway_worker import GatewayWorker
+from pipeline.runtime.protection import Protection
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import MemoryTableStore
 from pipeline.runtime.table_worker import TableWorker
@@ -188,6 +189,7 @@ class InstantCalls:
     def __init__(self) -> None:
         self.keys: list[str] = []
         self.in_flight = 0
+        self.gate = Protection((), in_flight_max=1)
         self._finished: list[Call] = []
 
     def start(self, calls: list[Call]) -> None:
@@ -229,7 +231,7 @@ def payments_with(
     worker, _ = flow.payments_worker(**more)
     worker._consumer, worker._commits = member, commits
     worker._lane = lane_without_news()
-    worker._table = Table(MemoryTableStore(), decode=flow.stage().decode_payment)
+    worker._table = Table(MemoryTableStore(), decode=flow.stage().decode_row)
     worker._restorer = SlowRestorer(member.said, restore_slices)
     worker._on_assign(member, [TopicPartition(spec, 0) for spec in inputs_of(flow)])
     return worker

@@ -104,7 +104,7 @@ def test_an_order_that_cannot_be_a_record_is_named_by_its_line(
     path.write_text("\n".join([HEADER, GOOD, OTHER]))
     found = read_invoices(path, now_ms=0)
     publisher: Any = Refuses("536366")
-    assert _publish(publisher, path, found) == 1
+    assert _publish(publisher, path, found.orders, "orders", found.line_numbers) == 1
     assert f"{path}:3: order 536366 is too large" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from pipeline.commands import flow as flow_commands
 from pipeline.config import Settings, load_settings
 from pipeline.errors import UserError
 from pipeline.gateways.simulator import kill_simulator, start_simulator, stop_simulator
-from pipeline.local import LocalFlow, _partitions_file, with_kept_partitions
+from pipeline.local import LocalFlow, _partitions_file, books_file, with_kept_partitions
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.runtime.worker_spec import WorkerSpec
 from tests.support.waiting import wait_until
@@ -47,7 +47,8 @@ def flow(tmp_path: Path, said: list[str]) -> Iterator[LocalFlow]:
     broker = FakeBroker(tmp_path)
     broker.running = True
     made.kafka = SimpleNamespace(brokers=(broker,), started_here=False)
-    made.simulator = start_simulator(tmp_path / "books.sqlite", faults="none")
+    made.simulator = start_simulator(tmp_path / books_file("simulator"), faults="none")
+    made.simulators = {"simulator": made.simulator}
     supervisor = SimpleNamespace(tick=lambda: None)
     running: Any = SimpleNamespace(supervisor=supervisor, stop=lambda: False)
     made.running = running

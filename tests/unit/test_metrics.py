@@ -32,7 +32,7 @@ def test_rare_counts_stand_at_zero_from_the_start(tmp_path: Path) -> None:
     for nothing in an alert."""
     for stage in (payments_stage.STAGE, gateway_stage.STAGE):
         assert value("paystream_producer_rebuilds", stage=stage) == 0
-    for tier in EngineFlow("127.0.0.1:1", "t.", tmp_path).stage()._tiers:
+    for tier, _ in EngineFlow("127.0.0.1:1", "t.", tmp_path).stage()._tiers:
         assert value("paystream_tier_records", tier=tier) == 0
     reasons = reasons_in_the_code()
     assert "duplicate_order" in reasons
