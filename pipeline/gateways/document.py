@@ -25,7 +25,7 @@ DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "gateways.md"
 
 _ACTIONS: Final = {
     Action.RETRY_HERE: "nothing was handled: the same attempt again, after a while",
-    Action.OTHER_GATEWAY: "declined here for reasons of the gateway's: another one may take it",
+    Action.OTHER_GATEWAY: "declined for reasons of the gateway's: the next eligible one is tried",
     Action.ASK_CUSTOMER: "declined or waiting: only the customer can change it",
     Action.NEVER_AGAIN: "declined, and asking again will not help anybody",
     Action.INQUIRE: "nothing is certain: ask by our own reference, send nothing",

@@ -91,7 +91,7 @@ def _about(
         return _STALE
     if outcome in (DECLINED, FAILED):
         if attempt.state in OPEN_STATES:
-            return declined(payment, attempt, said, now_ms)
+            return declined(payment, attempt, said, now_ms, policy)
         if has_succeeded(attempt.state) or attempt.state == CONTRADICTED:
             return contradictory(payment, said, now_ms)
         return _STALE

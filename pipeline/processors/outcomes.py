@@ -11,6 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pipeline.domain.attempt_caps import cap_reached
 from pipeline.domain.decision import Decision, Outgoing
 from pipeline.domain.ids import expiry_operation_id, reversal_operation_id
 from pipeline.domain.invariant import InvariantBroken
@@ -33,6 +34,7 @@ from pipeline.domain.lifecycle import (
     DECLINE_SEEN,
     DECLINED,
     DECLINED_FINALLY,
+    FAILOVER_STARTED,
     FAILURE_SEEN,
     GIVE_UP,
     GIVEN_UP,
@@ -46,26 +48,32 @@ from pipeline.domain.lifecycle import (
     OUTCOME_UNKNOWN,
     PENDING,
     PENDING_SEEN,
+    PROCESSING,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
     REVERSAL_STARTED,
     SUCCESS_SEEN,
     VOID,
+    attempt_step,
     has_succeeded,
 )
 from pipeline.domain.model import Attempt, GatewayResult, Payment
+from pipeline.domain.normalisation import Action, action_of
 from pipeline.domain.payment import (
+    COMMANDED_ATTEMPTS_MAX,
     CUSTOMER_ACTION_REQUIRED,
     PENDING_CODE,
     UNDECIDED,
     amount_of,
     begun,
+    charge_deadline_ms,
     dead_lettered,
     decision,
     find_attempt,
     first_try,
     followed,
     gateway_profile,
+    replaced,
     request_of,
     settlement_of,
     stepped,
@@ -74,6 +82,7 @@ from pipeline.domain.payment import (
     wait_of,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.routing import Route, facts_of, route
 
 # Kinds of settlements that gateways' words about operations make.
 SETTLED_CAPTURE: Final = "capture"
@@ -347,12 +356,92 @@ def begin_operation(
     return decision(changed, request_of(changed, attempt), sent)
 
 
-def declined(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int) -> Decision:
-    """The gateway's final no."""
+def declined(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """The gateway's final no: another gateway may say yes to what was its own trouble."""
     attempt = replace(
         attempt, gateway_reference=result.gateway_reference, code=result.code, uncertain_since_ms=0
     )
-    return _ended(payment, attempt, DECLINE_SEEN, result.code or DECLINED, now_ms)
+    reason = result.code or DECLINED
+    chosen = _after_decline(payment, attempt, now_ms, policy)
+    if chosen is not None:
+        return moved_on(payment, attempt, chosen, DECLINE_SEEN, reason, now_ms, policy)
+    return _ended(payment, attempt, DECLINE_SEEN, reason, now_ms)
+
+
+def _after_decline(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Route | None:
+    """Who gets a charge that was declined for the gateway's own reasons; None: it has failed.
+
+    A decline proves that nothing moved. A copy in a frozen worker's hands can only be declined
+    again, but for that the gateway must take a key once, and remember it for as long as the copy
+    may be sent. A customer who was sent to one gateway's page is not sent to the next one's.
+    """
+    if (
+        attempt.kind not in MAIN_KINDS
+        or action_of(attempt.code) is not Action.OTHER_GATEWAY
+        or payment.status not in (PROCESSING, OUTCOME_UNKNOWN)
+        or payment.cancel_requested_by is not None
+        or now_ms >= charge_deadline_ms(payment, attempt, policy)
+        or len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX
+        or cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None
+    ):
+        return None
+    profile = gateway_profile(policy, attempt.gateway)
+    sendable_until_ms = max(
+        attempt.sendable_until_ms, now_ms + attempt.send_within_ms + policy.clock_skew_ms
+    )
+    if (
+        not profile.idempotent
+        or sendable_until_ms >= attempt.started_at_ms + profile.key_retention_ms
+    ):
+        return None
+    return next_gateway(payment, attempt, policy)
+
+
+def next_gateway(payment: Payment, attempt: Attempt, policy: Policy) -> Route | None:
+    """The gateway for the operation's next attempt, or None when all that could have it did."""
+    tried = {e.gateway for e in payment.attempts if e.operation_id == attempt.operation_id}
+    return route(policy, facts_of(payment, payment.payment_id, payment.retry_token), tried)
+
+
+def moved_on(
+    payment: Payment,
+    attempt: Attempt,
+    chosen: Route,
+    trigger: str,
+    reason: str,
+    now_ms: int,
+    policy: Policy,
+) -> Decision:
+    """End an attempt of which nothing moved or will, and begin the next one elsewhere."""
+    step = attempt_step(attempt.kind, attempt.state, trigger)
+    ended = replace(attempt, state=step.to, updated_at_ms=now_ms, uncertain_since_ms=0)
+    started = first_try(
+        attempt.operation_id,
+        attempt.kind,
+        chosen.profile.name,
+        attempt.attempt + 1,
+        policy.send_within_ms,
+        now_ms,
+        because=chosen.because,
+    )
+    changed, event = begun(
+        replace(payment, attempts=replaced(payment, ended)),
+        started,
+        now_ms,
+        event=FAILOVER_STARTED,
+        moves=known_by(payment, attempt),
+        reason=reason,
+        detail=chosen.because,
+    )
+    return decision(changed, request_of(changed, started), event)
+
+
+def known_by(payment: Payment, attempt: Attempt) -> str | None:
+    """The payment's trigger when the outcome of one of its attempts is unknown no more."""
+    unknown = payment.status == OUTCOME_UNKNOWN and attempt.kind in MAIN_KINDS
+    return BECAME_KNOWN if unknown else None
 
 
 def gave_up(

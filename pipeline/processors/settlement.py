@@ -15,9 +15,7 @@ from pipeline.domain.answer import DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCE
 from pipeline.domain.decision import Decision
 from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
 from pipeline.domain.lifecycle import (
-    BECAME_KNOWN,
     CONTRADICTED,
-    FAILOVER_STARTED,
     GIVE_UP,
     INQUIRING,
     INQUIRY_DUE,
@@ -25,13 +23,11 @@ from pipeline.domain.lifecycle import (
     INQUIRY_WAITING,
     MAIN_KINDS,
     NOT_SENT_SEEN,
-    OUTCOME_UNKNOWN,
     PROOF_DUE,
     RETRY_DUE,
     RETRY_WAITING,
     SEND_AGAIN,
     STARTED,
-    attempt_step,
     has_succeeded,
 )
 from pipeline.domain.lifecycle import PENDING as ATTEMPT_PENDING
@@ -43,20 +39,17 @@ from pipeline.domain.payment import (
     RETRY,
     TIMER,
     UNDECIDED,
-    begun,
     charge_deadline_ms,
     dead_lettered,
     decision,
     find_attempt,
-    first_try,
     gateway_profile,
     is_uncertain,
-    replaced,
     request_of,
     stepped,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.routing import Route, facts_of, route
+from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.outcomes import (
@@ -65,7 +58,10 @@ from pipeline.processors.outcomes import (
     declined,
     exhausted,
     gave_up,
+    known_by,
     late_evidence,
+    moved_on,
+    next_gateway,
     pending,
     succeeded,
     uncertain,
@@ -193,7 +189,7 @@ def _answered(
     if outcome == SUCCEEDED and result.gateway_reference:
         return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
     if outcome == DECLINED:
-        return declined(payment, attempt, result, now_ms)
+        return declined(payment, attempt, result, now_ms, policy)
     if outcome == NOT_SENT:
         changed, event = stepped(payment, attempt, NOT_SENT_SEEN, now_ms, reason=result.code)
         wait = waiting(changed, attempt, result.code, policy, now_ms, result.retry_after_ms)
@@ -210,7 +206,7 @@ def _inquiry_answered(
     if outcome == SUCCEEDED and result.gateway_reference:
         return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
     if outcome == DECLINED:
-        return declined(payment, attempt, result, now_ms)
+        return declined(payment, attempt, result, now_ms, policy)
     if result.code in NOT_CALLED_CODES:
         # Nobody was asked, so this was no question; else an outage would use them up.
         attempt = replace(attempt, inquiries=attempt.inquiries - 1)
@@ -302,12 +298,9 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         and payment.cancel_requested_by is None
         and now_ms < charge_deadline_ms(payment, attempt, policy)
     ):
-        tried = [
-            each.gateway for each in payment.attempts if each.operation_id == attempt.operation_id
-        ]
-        chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token), tried)
+        chosen = next_gateway(payment, attempt, policy)
         if chosen is not None:
-            return _moved_on(payment, attempt, chosen, refusal, now_ms, policy)
+            return moved_on(payment, attempt, chosen, GIVE_UP, refusal, now_ms, policy)
     return gave_up(payment, attempt, refusal, now_ms)
 
 
@@ -325,46 +318,10 @@ def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy)
         attempt,
         SEND_AGAIN,
         now_ms,
-        moves=_known(payment, attempt),
+        moves=known_by(payment, attempt),
         reason=NOT_FOUND,
     )
     return decision(changed, request_of(changed, attempt), event)
-
-
-def _moved_on(
-    payment: Payment,
-    attempt: Attempt,
-    chosen: Route,
-    reason: str,
-    now_ms: int,
-    policy: Policy,
-) -> Decision:
-    step = attempt_step(attempt.kind, attempt.state, GIVE_UP)
-    ended = replace(attempt, state=step.to, updated_at_ms=now_ms, uncertain_since_ms=0)
-    started = first_try(
-        attempt.operation_id,
-        attempt.kind,
-        chosen.profile.name,
-        attempt.attempt + 1,
-        policy.send_within_ms,
-        now_ms,
-        because=chosen.because,
-    )
-    changed, event = begun(
-        replace(payment, attempts=replaced(payment, ended)),
-        started,
-        now_ms,
-        event=FAILOVER_STARTED,
-        moves=_known(payment, attempt),
-        reason=reason,
-        detail=chosen.because,
-    )
-    return decision(changed, request_of(changed, started), event)
-
-
-def _known(payment: Payment, attempt: Attempt) -> str | None:
-    unknown = payment.status == OUTCOME_UNKNOWN and attempt.kind in MAIN_KINDS
-    return BECAME_KNOWN if unknown else None
 
 
 def _outdated(
@@ -450,8 +407,7 @@ def _waited_enough(attempt: Attempt, policy: Policy) -> bool:
 
 def _elsewhere(payment: Payment, attempt: Attempt, policy: Policy) -> Route | None:
     """The gateway for the operation's next attempt, if one is left that is not down itself."""
-    tried = {e.gateway for e in payment.attempts if e.operation_id == attempt.operation_id}
-    chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token), tried)
+    chosen = next_gateway(payment, attempt, policy)
     if chosen is None or chosen.profile.name in policy.health.down:
         return None
     return chosen

@@ -30,18 +30,22 @@ from tests.support.payment_story import MANUAL, NOW, ORDER, POLICY, SECOND, comm
 
 COMMAND_TYPES = ["capture", "cancel", "refund", "refund", "retry", "resolve"]
 AMOUNTS = [None, None, 100, 200, 300, 500]
-OUTCOMES = ["answer", "answer", "lost_before", "lost_after", "not_sent", "decline", "pending"]
+OUTCOMES = [
+    "answer", "answer", "lost_before", "lost_after", "not_sent", "decline", "own_trouble",
+    "pending",
+]  # fmt: skip
 DURATIONS = [SECOND, 5 * SECOND, 30 * SECOND, 5 * MINUTE_MS, 2 * HOUR_MS, 2 * DAY_MS]
 
 
 class Moved:
     """What the gateway did, or will do, for one key: ``state`` is pending, done, declined or
-    failed (done, and failed later)."""
+    failed (done, and failed later); ``code`` is why it declines."""
 
     def __init__(self, request: PaymentRequest, state: str, reference: str) -> None:
         self.request = request
         self.state = state
         self.reference = reference
+        self.code = "do_not_honor"
 
 
 class Life(RuleBasedStateMachine):
@@ -65,10 +69,11 @@ class Life(RuleBasedStateMachine):
     def act(self, request: PaymentRequest, outcome: str) -> Moved:
         known = self.books.get(request.idempotency_key)
         if known is None:
-            state = {"decline": "declined", "pending": "pending"}.get(outcome, "done")
-            if not self.has_room(request):
-                state = "declined"
+            refused = outcome in ("decline", "own_trouble") or not self.has_room(request)
+            state = "declined" if refused else "pending" if outcome == "pending" else "done"
             known = Moved(request, state, f"ref_{len(self.books)}")
+            if outcome == "own_trouble":
+                known.code = "processing_error"
             self.books[request.idempotency_key] = known
         return known
 
@@ -92,7 +97,7 @@ class Life(RuleBasedStateMachine):
 
     def told(self, moved: Moved) -> GatewayAnswer:
         if moved.state == "declined":
-            return GatewayAnswer(outcome="declined", code="do_not_honor")
+            return GatewayAnswer(outcome="declined", code=moved.code)
         if moved.state == "pending":
             return GatewayAnswer(outcome="pending", gateway_reference=moved.reference)
         return GatewayAnswer(
@@ -133,6 +138,7 @@ class Life(RuleBasedStateMachine):
             kind=request.kind,
             outcome="failed" if moved.state == "failed" else answer.outcome,
             gateway_reference=moved.reference,
+            code=answer.code,
         )
 
     # What may happen.
@@ -204,10 +210,12 @@ class Life(RuleBasedStateMachine):
         self.flow.notify(self.notices[at % len(self.notices)])
 
     @precondition(lambda self: any(m.state == "pending" for m in self.books.values()))
-    @rule(well=st.booleans())
-    def the_gateway_finishes(self, well: bool) -> None:
+    @rule(well=st.booleans(), own_trouble=st.booleans())
+    def the_gateway_finishes(self, well: bool, own_trouble: bool) -> None:
         moved = next(m for m in self.books.values() if m.state == "pending")
         moved.state = "done" if well else "declined"
+        if own_trouble:
+            moved.code = "processing_error"
 
     @precondition(lambda self: any(self.can_fail_later(m) for m in self.books.values()))
     @rule()
@@ -393,7 +401,13 @@ def live(seed: int) -> None:
     types = chance.choice([["capture", "refund"], ["refund", "retry"], ["resolve"], COMMAND_TYPES])
     asks = chance.choice([0.05, 0.15])
     outcomes = chance.choice(
-        [OUTCOMES, ["answer"], ["lost_after", "answer"], ["decline", "answer"], ["pending"]]
+        [
+            OUTCOMES,
+            ["answer"],
+            ["lost_after", "answer"],
+            ["decline", "own_trouble", "answer"],
+            ["pending"],
+        ]
     )
     life = Life()
     life.start(chance.random() < 0.6, chance.random() < 0.2, chance.choice([1, 2]))
@@ -415,7 +429,7 @@ def live(seed: int) -> None:
         elif what < 0.72 and life.notices:
             life.a_notice_arrives(at)
         elif what < 0.76 and any(m.state == "pending" for m in life.books.values()):
-            life.the_gateway_finishes(chance.random() < 0.7)
+            life.the_gateway_finishes(chance.random() < 0.7, chance.random() < 0.5)
         elif what < 0.78 and any(life.can_fail_later(m) for m in life.books.values()):
             life.a_refund_fails_later()
         elif what < 0.80 and life.flow.topics.get(RESULTS):

@@ -52,17 +52,22 @@ POLICY = Policy(
     stale_after_ms=300 * SECOND,
 )
 
-OUTCOMES = st.sampled_from(["answer", "answer", "lost_before", "lost_after", "not_sent", "decline"])
+OUTCOMES = st.sampled_from(
+    ["answer", "answer", "lost_before", "lost_after", "not_sent", "decline", "own_trouble"]
+)
+# What a gateway says when it declines, by the outcome: the card's fault, or its own.
+CODES = {"decline": "do_not_honor", "own_trouble": "processing_error"}
 LAGS = st.sampled_from([0, SECOND, 5 * SECOND, 12 * SECOND, 40 * SECOND])
 
 
 class Charge:
     """What a gateway really did for a key."""
 
-    def __init__(self, at_ms: int, visible_at_ms: int, succeeded: bool, reference: str) -> None:
+    def __init__(self, at_ms: int, visible_at_ms: int, code: str | None, reference: str) -> None:
         self.at_ms = at_ms
         self.visible_at_ms = visible_at_ms
-        self.succeeded = succeeded
+        self.code = code
+        self.succeeded = code is None
         self.reference = reference
 
 
@@ -81,7 +86,7 @@ class Money(RuleBasedStateMachine):
 
     # The gateway's truth.
 
-    def charge(self, request: PaymentRequest, decline: bool, delay_ms: int) -> Charge:
+    def charge(self, request: PaymentRequest, code: str | None, delay_ms: int) -> Charge:
         """Act on a key once, unless it was forgotten."""
         known = self.by_key.get(request.idempotency_key)
         if known is not None and self.flow.now_ms < known.at_ms + RETENTION_MS:
@@ -89,7 +94,7 @@ class Money(RuleBasedStateMachine):
         done = Charge(
             self.flow.now_ms,
             self.flow.now_ms + delay_ms,
-            not decline,
+            code,
             f"ch_{len(self.charges)}",
         )
         self.charges.append(done)
@@ -98,7 +103,7 @@ class Money(RuleBasedStateMachine):
 
     def told(self, charge: Charge) -> GatewayAnswer:
         if not charge.succeeded:
-            return GatewayAnswer(outcome="declined", code="do_not_honor")
+            return GatewayAnswer(outcome="declined", code=charge.code)
         return GatewayAnswer(
             outcome="succeeded", gateway_reference=charge.reference, amount_minor=500
         )
@@ -118,7 +123,7 @@ class Money(RuleBasedStateMachine):
             if self.flow.now_ms >= known.at_ms + RETENTION_MS:
                 return GatewayAnswer(outcome="not_found")
             return self.told(known)
-        done = self.charge(request, outcome == "decline", delay_ms)
+        done = self.charge(request, CODES.get(outcome), delay_ms)
         return unknown if outcome == "lost_after" else self.told(done)
 
     # What may happen.
@@ -158,7 +163,7 @@ class Money(RuleBasedStateMachine):
         def send(request: PaymentRequest) -> GatewayAnswer:
             self.flow.now_ms = true_ms
             if request.kind == "charge":
-                self.charge(request, decline, GRACE_MS)
+                self.charge(request, CODES["decline"] if decline else None, GRACE_MS)
             return GatewayAnswer(outcome="unknown")
 
         self.flow.handle(opened, send)
@@ -236,17 +241,21 @@ class Money(RuleBasedStateMachine):
         payment = self.payment()
         if payment.status == "failed" and payment.attempts[-1].code in (
             "not_found",
-            "do_not_honor",
+            *CODES.values(),
         ):
             assert not any(charge.succeeded for charge in self.charges)
 
     @invariant()
     def one_key_at_a_time(self) -> None:
-        """A second key appears only after the gateway of the first did not know it."""
+        """A second key appears only after the gateway of the first did not know it, or declined it
+        for reasons of its own."""
         attempts = self.payment().attempts
         assert [attempt.attempt for attempt in attempts] == list(range(1, len(attempts) + 1))
         for earlier in attempts[:-1]:
-            assert (earlier.state, earlier.code) == ("failed", "not_found")
+            assert (earlier.state, earlier.code) in {
+                ("failed", "not_found"),
+                ("declined", "processing_error"),
+            }
 
     @invariant()
     def something_is_under_way_or_done(self) -> None:
@@ -312,14 +321,15 @@ def test_long_walks_keep_the_money_safe(part: int) -> None:
 
 def walk(seed: int) -> None:
     chance = random.Random(seed)
-    outcomes = ["answer", "lost_before", "lost_after", "not_sent", "decline"]
+    outcomes = ["answer", "lost_before", "lost_after", "not_sent", "decline", "own_trouble"]
     # Each walk has its own weather: how charges go, how inquiries go, how often workers wake up.
     charges, questions = chance.choice(
         [
-            ([1, 1, 1, 1, 0.3], [4, 1, 1, 1, 0]),
-            ([0, 0, 0, 1, 0], [1, 0, 0, 0, 0]),
-            ([0, 1, 0, 2, 0], [5, 1, 0, 0, 0]),
-            ([1, 2, 2, 2, 0], [1, 1, 1, 1, 0]),
+            ([1, 1, 1, 1, 0.3, 0.3], [4, 1, 1, 1, 0, 0]),
+            ([0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]),
+            ([0, 1, 0, 2, 0, 0], [5, 1, 0, 0, 0, 0]),
+            ([1, 2, 2, 2, 0, 0], [1, 1, 1, 1, 0, 0]),
+            ([1, 0, 2, 1, 0, 4], [3, 0, 1, 1, 0, 0]),
         ]
     )
     wake = chance.choice([0.0, 0.03, 0.1])

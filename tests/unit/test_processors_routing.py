@@ -6,10 +6,15 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.attempt_caps import AttemptCap
+from pipeline.domain.policy import Policy
 from pipeline.domain.routes import Health
 from pipeline.processors.driver import FlowDriver
+from tests.support.payment_story import ACTION, MANUAL, Story, yes
 from tests.unit.test_processors_stories import (
     NOT_FOUND,
+    NOW,
+    ORDER,
     POLICY,
     SUCCEEDED,
     TIMED_OUT,
@@ -21,6 +26,8 @@ from tests.unit.test_processors_stories import (
 )
 
 THROTTLED = GatewayAnswer(outcome="not_sent", code="throttled")
+OWN_TROUBLE = GatewayAnswer(outcome="declined", code="processing_error")
+ELSEWHERE = replace(SUCCEEDED, gateway_reference="ch_2")
 
 
 def held_back(flow: FlowDriver, times: int, answer: GatewayAnswer = THROTTLED) -> None:
@@ -117,3 +124,135 @@ def test_questions_that_were_not_asked_are_not_counted() -> None:
     wait(flow)
     flow.answer(SUCCEEDED)
     assert the_payment(flow).status == "captured"
+
+
+def attempts(flow: FlowDriver) -> list[tuple[str, int, str, str | None]]:
+    return [(a.gateway, a.attempt, a.state, a.code) for a in the_payment(flow).attempts]
+
+
+@pytest.mark.parametrize("kind", ["charge", "authorize"])
+@pytest.mark.parametrize("asked", ["at once", "by an inquiry", "by a notice"])
+def test_what_a_gateway_declines_for_its_own_reasons_goes_to_the_next_one(
+    kind: str, asked: str
+) -> None:
+    """A decline proves that nothing moved, so nothing is waited for; its code is in the history,
+    and the money that the other one takes is booked once."""
+    order = replace(ORDER, capture_method="manual" if kind == "authorize" else "automatic")
+    told = Story(order, TWO_GATEWAYS)
+    flow = told.flow
+    if asked == "at once":
+        flow.answer(OWN_TROUBLE)
+    else:
+        flow.answer(TIMED_OUT)
+        if asked == "by an inquiry":
+            wait(flow)
+            flow.answer(OWN_TROUBLE)
+        else:
+            told.notify("declined", code="processing_error")
+    assert (told.status, told.payment.reason) == ("processing", "processing_error")
+    event = flow.events()[-1]
+    assert (event.type, event.gateway, event.reason) == (
+        "failover_started",
+        "second",
+        "processing_error",
+    )
+    assert event.detail == "second: the only one left to choose from; tried before: simulator"
+    first, second = flow.requests()[0], flow.requests()[-1]
+    assert second.kind == first.kind == kind
+    assert second.idempotency_key != first.idempotency_key
+    flow.answer(ELSEWHERE)
+    done = "charged" if kind == "charge" else "authorized"
+    assert attempts(flow) == [
+        ("simulator", 1, "declined", "processing_error"),
+        ("second", 2, done, None),
+    ]
+    assert told.events[-1] == ("captured" if kind == "charge" else "authorized")
+    assert told.settled == ([("capture", 500)] if kind == "charge" else [])
+
+
+def test_the_last_gateway_s_decline_is_the_payment_s() -> None:
+    """Each gateway is tried once."""
+    flow = started(TWO_GATEWAYS)
+    flow.answer(OWN_TROUBLE)
+    flow.answer(OWN_TROUBLE)
+    assert story(flow) == ["payment_started", "failover_started", "failed"]
+    assert the_payment(flow).reason == "processing_error"
+    assert not flow.open_requests
+    assert not flow.tiers
+
+
+def test_a_late_copy_of_a_declined_charge_changes_nothing() -> None:
+    """A frozen worker's copy is declined again by its key; should the gateway break its word, the
+    money goes back."""
+    told = Story(ORDER, TWO_GATEWAYS)
+    told.flow.answer(OWN_TROUBLE)
+    again = told.flow.handle((told.flow.now_ms, told.flow.requests()[0]), OWN_TROUBLE)
+    assert told.flow.result(again).note == "stale_result"
+    told.flow.answer(ELSEWHERE)
+    told.flow.result(told.late_result())
+    assert told.flow.requests()[-1].kind == "refund"
+    assert told.flow.requests()[-1].gateway == "simulator"
+
+
+WITHOUT_KEYS = replace(
+    TWO_GATEWAYS,
+    gateways=(replace(POLICY.gateways[0], idempotent=False), TWO_GATEWAYS.gateways[1]),
+)
+FORGETFUL = replace(
+    TWO_GATEWAYS,
+    gateways=(replace(POLICY.gateways[0], key_retention_ms=10_000), TWO_GATEWAYS.gateways[1]),
+)
+CAPPED = replace(TWO_GATEWAYS, attempt_caps=(AttemptCap(attempts_max=1, window_ms=1_000),))
+
+
+@pytest.mark.parametrize(
+    ("policy", "code"),
+    [
+        pytest.param(POLICY, "processing_error", id="nobody else"),
+        pytest.param(TWO_GATEWAYS, "insufficient_funds", id="the customer's"),
+        pytest.param(TWO_GATEWAYS, "lost_card", id="never again"),
+        pytest.param(TWO_GATEWAYS, None, id="no reason given"),
+        pytest.param(WITHOUT_KEYS, "processing_error", id="a copy may be charged"),
+        pytest.param(FORGETFUL, "processing_error", id="forgotten before the copy is harmless"),
+        pytest.param(CAPPED, "processing_error", id="the card network's cap"),
+    ],
+)
+def test_any_other_decline_fails_the_payment(policy: Policy, code: str | None) -> None:
+    """The customer's reasons are the same at every gateway; and another key waits for nobody only
+    where the first one can do no more harm."""
+    flow = started(policy)
+    flow.answer(GatewayAnswer(outcome="declined", code=code))
+    assert story(flow) == ["payment_started", "failed"]
+    assert len(flow.requests()) == 1
+
+
+def test_a_declined_payment_that_is_cancelled_or_too_late_goes_nowhere() -> None:
+    """Neither is charged elsewhere."""
+    told = Story(ORDER, TWO_GATEWAYS)
+    told.command("cancel")
+    told.flow.answer(OWN_TROUBLE)
+    assert told.status == "cancelled"
+    flow = started(TWO_GATEWAYS, replace(ORDER, pay_before_ms=NOW + 2_000))
+    opened = flow.open_requests.pop()
+    result = flow.handle(opened, OWN_TROUBLE)
+    flow.now_ms += 2_000
+    flow.result(result)
+    assert story(flow)[-1] == "failed"
+
+
+def test_a_customer_at_one_gateway_s_page_is_not_sent_to_the_next() -> None:
+    """What is declined after his action fails: he has identified himself there and nowhere else."""
+    told = Story(ORDER, TWO_GATEWAYS)
+    told.flow.answer(ACTION)
+    told.notify("declined", code="processing_error")
+    assert told.status == "failed"
+
+
+def test_a_capture_stays_where_its_authorization_is() -> None:
+    """However it is declined."""
+    told = Story(MANUAL, TWO_GATEWAYS)
+    told.flow.answer(yes)
+    told.command("capture")
+    told.flow.answer(OWN_TROUBLE)
+    assert told.status == "authorized"
+    assert told.events[-1] == "capture_failed"
