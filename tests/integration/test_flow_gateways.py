@@ -13,9 +13,10 @@ import pytest
 from pipeline.audit.verify import Sources, verify, worth_waiting
 from pipeline.config import load_settings
 from pipeline.domain.model import Order
-from pipeline.gateways.simulator import start_simulator, stop_simulator
+from pipeline.gateways.simulator import FaultPlan, start_simulator, stop_simulator
 from pipeline.gateways.simulator.personality import PERSONALITIES
 from pipeline.local import simulated
+from pipeline.runtime.cluster import groups_joined
 from tests.support.whole_flow import WholeFlow, orders
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -56,6 +57,11 @@ def test_each_merchant_is_charged_at_its_own_gateway_and_once(
                 gateway_urls=flow.settings.gateway_urls(),
             )
             assert len(sources.gateway_urls) == len(handles)
+            # What a worker finds already asked for it may have sent before, so at a gateway without
+            # keys it calls for nothing of that.
+            group = flow.settings.catalogue().group("gateway")
+            missing = groups_joined(kafka, {group: 1})
+            flow.keep_until(lambda: not next(missing), 60, "the gateway worker has joined")
             flow.publish(sent)
 
             def done() -> bool:
@@ -71,6 +77,47 @@ def test_each_merchant_is_charged_at_its_own_gateway_and_once(
             summary = _get(f"{handle.admin_url}/v1/books/summary")
             assert summary["charges"] == len(TOKENS) - 1
             assert summary["orders_charged_more_than_once"]["count"] == 0
+    finally:
+        for handle in handles.values():
+            stop_simulator(handle)
+
+
+def test_what_the_first_gateway_cannot_do_the_second_one_does(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """One declines everything for reasons of its own; each order is charged once at the other, and
+    the audit, which has the books of both, finds nothing."""
+    ill = FaultPlan(rates={"decline": 1.0}, decline_weights={"processing_error": 1})
+    handles = {
+        name: start_simulator(tmp_path / f"{name}.sqlite", faults=faults, gateway=name)
+        for name, faults in (("simulator", ill), ("northbank", "none"))
+    }
+    try:
+        flow = WholeFlow(
+            kafka, topic_prefix, tmp_path, settings_given={"gateways": simulated(handles)}
+        )
+        with flow:
+            sources = Sources(
+                kafka,
+                topic_prefix,
+                ledger_url=flow.settings.books_url(),
+                gateway_urls=flow.settings.gateway_urls(),
+            )
+            flow.publish(orders(20))
+
+            def done() -> bool:
+                time.sleep(0.5)
+                return not worth_waiting(verify(sources))
+
+            flow.keep_until(done, SETTLE_S, "everything has settled")
+            report = verify(sources)
+        assert report.exit_code == 0, report.summary
+        assert report.summary["payments"] == {"captured": 20}
+        charges = {
+            name: _get(f"{handle.admin_url}/v1/books/summary")["charges"]
+            for name, handle in handles.items()
+        }
+        assert charges == {"simulator": 0, "northbank": 20}
     finally:
         for handle in handles.values():
             stop_simulator(handle)
