@@ -103,6 +103,7 @@ class Codec:
         schema = self._schemas[name]
         header = wire_header(self._ids.current_id(name))
         writers: dict[int, Any] = {}
+        small, nested = _small_numbers(read_schema(name))
         read = fastavro.schemaless_reader
 
         def decode(value: bytes) -> Record:
@@ -128,6 +129,15 @@ class Codec:
                 raise DecodeError("malformed", f"{type(error).__name__} in the body") from None
             if body.tell() != len(value):
                 raise DecodeError("trailing_bytes", f"{len(value) - body.tell()} bytes too many")
+            # fastavro reads an int of any size; no other reader does, and none may write it again.
+            for field in small:
+                if not -SMALL <= (record[field] or 0) < SMALL:
+                    raise DecodeError("malformed", f"{field} is no int of 32 bits")
+            for field, inner in nested:
+                for item in record[field] or ():
+                    for part in inner:
+                        if not -SMALL <= (item[part] or 0) < SMALL:
+                            raise DecodeError("malformed", f"{field}.{part} is no int of 32 bits")
             return record  # type: ignore[no-any-return]
 
         return decode

@@ -268,7 +268,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "control",
         "control-entry",
         table,
-        ("operator",),
+        ("operators",),
         (),
         "What workers follow while they run, by key: every worker reads all of it by itself.",
     )

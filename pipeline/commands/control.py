@@ -93,8 +93,9 @@ def set_command(
 ) -> None:
     """Check a document and put it into force; running workers take it within a second.
 
-    It replaces the one before it, whole. A document that names a gateway that is not configured,
-    has shares that are no shares, or rules that can never match is refused, with all that is wrong.
+    It replaces the one before it, whole, and the audit topic keeps who changed it and why. A
+    document that names a gateway that is not configured, has shares that are no shares, or rules
+    that can never match is refused, with all that is wrong.
 
     Exit code 0: written. 2: refused, another version is in force, or the cluster is away.
 
@@ -110,11 +111,10 @@ def set_command(
     import time
 
     from pipeline.config import load_settings
-    from pipeline.domain.model import ControlEntry
     from pipeline.domain.route_rules import ROUTING
     from pipeline.errors import UserError
     from pipeline.record_codec import record_codec
-    from pipeline.runtime.control import read_entries, write_entry
+    from pipeline.runtime.control import change_entry
     from pipeline.runtime.policy_options import check_routes, policy_of, read_routes_file
 
     if key != ROUTING:
@@ -124,20 +124,18 @@ def set_command(
     check_routes(policy_of(settings.worker_options()), text, str(file))
     catalogue = settings.catalogue()
     codec = record_codec(catalogue, settings.schema_registry_url)
-    before = read_entries(settings.bootstrap_servers, catalogue, codec).get(key)
-    in_force = before.version if before is not None else 0
-    if version is not None and version != in_force:
-        raise UserError(f"version {in_force} is in force, not {version}; look at it first.")
     if dry_run:
-        typer.echo(f"{file} would become version {in_force + 1}")
+        typer.echo(f"{file} can be used")
         return
-    entry = ControlEntry(
+    entry = change_entry(
+        settings.bootstrap_servers,
+        catalogue,
+        codec,
         key=key,
         value=text,
-        version=in_force + 1,
         changed_by=by or getpass.getuser(),
         reason=reason,
-        changed_at_ms=int(time.time() * 1000),
+        now_ms=int(time.time() * 1000),
+        in_force=version,
     )
-    write_entry(settings.bootstrap_servers, catalogue, codec, entry)
     typer.echo(f"{key} version {entry.version} is in force")

@@ -23,7 +23,18 @@ _CALL_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 # producer, the tiers, and by stage the reasons for which an input changes nothing.
 _TRANSACTIONAL_STAGES = ("payments", "gateway")
 _TIERS = ("retry", "inquiry", "timer")
-_REASONS = {"payments": ("duplicate_order", "stale_result", "stale_due", "send_window_open")}
+_REASONS = {
+    "payments": (
+        "counted_in_shadow",
+        "duplicate_command",
+        "duplicate_order",
+        "not_yet_due",
+        "send_window_open",
+        "stale_due",
+        "stale_result",
+        "stale_risk_result",
+    )
+}
 _BATCH_BUCKETS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 
 
@@ -217,6 +228,8 @@ class Metrics:
             registry=r,
         )
 
+        for result in ("applied", "refused"):
+            self.control_entries.labels("routing", result)
         for stage in _TRANSACTIONAL_STAGES:
             self.rebuilds.labels(stage)
         for tier in _TIERS:

@@ -8,14 +8,16 @@ follows them, since others can write to the topic as well.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from pipeline.domain.model import ControlEntry
+from pipeline.domain.model import AuditEntry, ControlEntry
 from pipeline.domain.records import control_entry_from_record, to_record
 from pipeline.errors import UserError
 from schemas.codec import Codec
@@ -25,6 +27,9 @@ from topics.catalogue import Catalogue
 _log = logging.getLogger(__name__)
 
 ROLE = "control"
+CHANGE_ACTION = "control_change"
+# Of the ids of what the audit keeps about changes: the same change has the same id.
+_ENTRIES = uuid.UUID("5f0f2d6a-6f0e-5d3c-9a57-0b7f6f3f1c11")
 # A few entries of a few kilobytes: what takes longer is a broker that is away.
 READ_TIMEOUT_S = 15.0
 # How soon a stop is noticed.
@@ -148,26 +153,67 @@ def read_entries(
     return found
 
 
-def write_entry(
-    bootstrap_servers: str, catalogue: Catalogue, codec: Codec, entry: ControlEntry
-) -> None:
-    """Append one entry and wait until every replica that counts has it; UserError if not."""
-    failed: list[str] = []
+def change_entry(
+    bootstrap_servers: str,
+    catalogue: Catalogue,
+    codec: Codec,
+    *,
+    key: str,
+    value: str,
+    changed_by: str,
+    reason: str,
+    now_ms: int,
+    in_force: int | None = None,
+) -> ControlEntry:
+    """Write the next version of an entry, and in the same transaction the audit's record of it.
 
-    def report(error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            failed.append(error.str())
-
+    ``in_force``: only if this version is (0: none). UserError when another one is, when somebody
+    else writes at the same time (one transactional id for all lets the later of two put the earlier
+    one off), or when it is not certain that it was written.
+    """
     producer = Producer(
         {
             "bootstrap.servers": bootstrap_servers,
-            "enable.idempotence": True,
+            "transactional.id": f"paystream/{catalogue.settings.prefix}/control",
             "partitioner": "murmur2_random",
-            "delivery.timeout.ms": int(READ_TIMEOUT_S * 1000),
+            "transaction.timeout.ms": int(READ_TIMEOUT_S * 1000),
+            "log_level": 0,
         }
     )
-    value = codec.encoder("control-entry")(to_record(entry))
-    producer.produce(catalogue.name(ROLE), value, entry.key.encode(), on_delivery=report)
-    left = producer.flush(READ_TIMEOUT_S + 5)
-    if failed or left:
-        raise UserError(f"the entry was not certainly written: {', '.join(failed) or 'no answer'}.")
+    try:
+        producer.init_transactions(READ_TIMEOUT_S)
+        # After that, nobody else's write can still be on its way.
+        before = read_entries(bootstrap_servers, catalogue, codec).get(key)
+        version = before.version if before is not None else 0
+        if in_force is not None and in_force != version:
+            raise UserError(f"version {version} is in force, not {in_force}; look at it first.")
+        entry = ControlEntry(
+            key=key,
+            value=value,
+            version=version + 1,
+            changed_by=changed_by,
+            reason=reason,
+            changed_at_ms=now_ms,
+        )
+        subject = f"{ROLE}/{key}"
+        audit = AuditEntry(
+            entry_id=str(uuid.uuid5(_ENTRIES, f"{catalogue.name(ROLE)}/{key}/{entry.version}")),
+            actor=changed_by,
+            action=CHANGE_ACTION,
+            subject=subject,
+            occurred_at_ms=now_ms,
+            reason=reason,
+            detail=json.dumps({"version": entry.version}),
+        )
+        producer.begin_transaction()
+        encoded = codec.encoder("control-entry")(to_record(entry))
+        producer.produce(catalogue.name(ROLE), encoded, key.encode())
+        encoded = codec.encoder("audit-entry")(to_record(audit))
+        producer.produce(catalogue.name("audit"), encoded, subject.encode())
+        producer.commit_transaction(READ_TIMEOUT_S)
+    except KafkaException as error:
+        raise UserError(
+            f"the entry was not certainly written ({error.args[0].str()}): the cluster is away, or "
+            "somebody else changed it at the same time. Look with `paystream control show`."
+        ) from error
+    return entry

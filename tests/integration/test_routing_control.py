@@ -46,10 +46,12 @@ def test_payments_follow_the_control_topic_and_leave_a_gateway_that_is_dead(
         },
     )
 
-    def entry(name: str, document: dict[str, Any]) -> Done:
+    def entry(name: str, document: dict[str, Any], *more: str) -> Done:
         path = tmp_path / name
         path.write_text(json.dumps(document))
-        return cli.run("control", "set", "routing", str(path), "--reason", name, "--by", "tests")
+        return cli.run(
+            "control", "set", "routing", str(path), "--reason", name, "--by", "tests", *more
+        )
 
     try:
         with WholeFlow(kafka, topic_prefix, tmp_path, settings_given={"gateways": urls}) as flow:
@@ -77,6 +79,9 @@ def test_payments_follow_the_control_topic_and_leave_a_gateway_that_is_dead(
             done = entry("wrong", {"gateways": {"nroth": {"priority": 0}}})
             assert done.code == 2
             assert "gateways.nroth: there is no such gateway" in done.err
+            done = entry("to-south", to_south, "--version", "0")
+            assert done.code == 2
+            assert "version 1 is in force, not 0" in done.err
             shown = cli.run("control", "show").out
             assert shown.startswith("routing version 1, by tests at ")
             assert "to-south" in shown
@@ -105,6 +110,8 @@ def test_payments_follow_the_control_topic_and_leave_a_gateway_that_is_dead(
             seen = Sources(kafka, topic_prefix, flow.settings.books_url(), [north.url, south.url])
             flow.keep_until(lambda: verify(seen).exit_code != 2, WAIT_S, "everything is booked")
             assert verify(seen).findings == []
+            audited = read_all(kafka, f"{topic_prefix}audit")
+            assert [m.key() for m in audited] == [b"control/routing"]
     finally:
         stop_simulator(north)
         stop_simulator(south)
