@@ -177,7 +177,7 @@ def start_charge(
         moves=trigger,
         actor=actor,
         reason=reason,
-        detail=detail or chosen.because,
+        detail=f"{chosen.because}; {detail}" if detail else chosen.because,
     )
     return decision(changed, request_of(changed, attempt), sent)
 

@@ -80,7 +80,8 @@ def test_the_same_order_on_other_terms_is_a_named_conflict(
         found = [hops(flow, f"shop:{order.order_id}") for order in first]
     assert report.exit_code == 0, report.findings
     assert report.summary["dead_letters"] == {"order_conflict": 3}
-    assert report.summary["gateway"] == {"charges": 3, "charged_minor": {"GBP": total}}
+    books = report.summary["gateway"]
+    assert (books["charges"], books["charged_minor"]) == (3, {"GBP": total})
     assert report.summary["ledger"]["entries"] == 3
     for order, way in zip(first, found, strict=True):
         last = of(way, "payments")[-1]

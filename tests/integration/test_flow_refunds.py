@@ -73,6 +73,7 @@ def test_refunds_in_parts_lost_answers_and_what_must_not_be(
         books = ("--gateway-url", flow.simulator.url, "--ledger-url", flow.settings.books_url())
         told = cli.run("payment", "show", key, *options, *books)
         traced = cli.run("trace", key, *options, *books)
+        lost_traced = cli.run("trace", f"shop:{lost.order_id}", *options, *books)
         again = cli.run("payment", "refund", key, "--amount", "6.00", *options, "--wait", "30")
         taken = cli.run("payment", "refund", key, "--amount", "5.00", *options, "--wait", "30")
         after = flow.settle(SETTLE_S)
@@ -84,7 +85,7 @@ def test_refunds_in_parts_lost_answers_and_what_must_not_be(
     assert report.summary["settlements"]["refund"] == {
         "count": 5,
         "amount_minor": {"GBP": -(300 + 200 + 400 + 250 + 1_000)},
-    }
+    }, lost_traced.out
     assert report.summary["gateway"]["refunds"] == 5
     assert balances(report) == {
         "gateway_receivable:simulator": 4_000 - 2_150,

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from msgspec.structs import replace
@@ -85,9 +85,9 @@ def test_time_is_linear(pattern: bytes) -> None:
 
     def seconds(size: int) -> float:
         data = (pattern * (1 + size // len(pattern)))[:size]
-        started = perf_counter()
+        started = thread_time()
         assert len(mask_card_numbers(data)) == size
-        return perf_counter() - started
+        return thread_time() - started
 
     short = min(seconds(50_000) for _ in range(3))
     assert min(seconds(200_000) for _ in range(2)) < 4 * 4 * short + 0.05
@@ -280,9 +280,9 @@ def test_looking_takes_linear_time(pattern: str) -> None:
 
     def seconds(size: int) -> float:
         text = (pattern * (1 + size // len(pattern)))[:size]
-        started = perf_counter()
+        started = thread_time()
         holds_card_number(text)
-        return perf_counter() - started
+        return thread_time() - started
 
     short = min(seconds(50_000) for _ in range(3))
     assert min(seconds(200_000) for _ in range(2)) < 4 * 4 * short + 0.05

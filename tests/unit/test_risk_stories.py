@@ -262,6 +262,7 @@ def test_a_shadow_beside_an_acting_rule_is_told_with_its_decision() -> None:
         flow.count()
     assert flow.events()[-1].type == "payment_started"
     assert flow.events()[-1].detail == (
+        "simulator: the only gateway there is; "
         "in shadow, reject by card_one: 2 orders of this card within 1 h, over 1"
     )
     assert not flow.open_checks
