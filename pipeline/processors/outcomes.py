@@ -60,7 +60,6 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.model import Attempt, GatewayResult, Payment
 from pipeline.domain.normalisation import Action, action_of
 from pipeline.domain.payment import (
-    COMMANDED_ATTEMPTS_MAX,
     CUSTOMER_ACTION_REQUIRED,
     PENDING_CODE,
     UNDECIDED,
@@ -383,7 +382,6 @@ def _after_decline(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         or payment.status not in (PROCESSING, OUTCOME_UNKNOWN)
         or payment.cancel_requested_by is not None
         or now_ms >= charge_deadline_ms(payment, attempt, policy)
-        or len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX
         or cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None
     ):
         return None

@@ -256,3 +256,16 @@ def test_a_capture_stays_where_its_authorization_is() -> None:
     told.flow.answer(OWN_TROUBLE)
     assert told.status == "authorized"
     assert told.events[-1] == "capture_failed"
+
+
+def test_money_goes_back_only_where_it_came_from() -> None:
+    """A reversal that is declined while the payment is charged anew is no charge to move."""
+    told = Story(ORDER, TWO_GATEWAYS)
+    told.flow.answer(GatewayAnswer(outcome="declined", code="insufficient_funds"))
+    told.command("retry", instrument_token="tok_2")
+    told.flow.result(told.late_result())
+    (refund,) = (opened for opened in told.flow.open_requests if opened[1].kind == "refund")
+    told.flow.result(told.flow.handle(refund, OWN_TROUBLE))
+    assert told.status == "processing"
+    assert told.events[-1] == "refund_failed"
+    assert {r.gateway for r in told.flow.requests()} == {"simulator"}
