@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 # What ends again this soon after it was started again will not stay.
 STEADY_S = 30.0
+# Simulated gateways that tell nothing by themselves.
+WITHOUT_NOTICES = frozenset({"legacy"})
 # A worker starts and joins in two to five seconds; what takes longer is not waited for.
 JOIN_S_MAX = 60.0
 
@@ -302,8 +304,8 @@ class LocalFlow:
         plain = self.gateways == ("simulator",) and "webhooks" not in self.workers
         several = {} if plain else simulated(self.simulators)
         if self._notice_secret:
-            for entry in several.values():
-                entry["notice_secrets"] = [self._notice_secret]
+            for name in set(several) - WITHOUT_NOTICES:
+                several[name]["notice_secrets"] = [self._notice_secret]
         self.settings = s = s.model_copy(
             update={
                 # There is one broker, whatever a production cluster is told.
@@ -393,7 +395,8 @@ class LocalFlow:
     def _start_simulator(self, name: str, port: int) -> None:
         from pipeline.gateways.simulator import start_simulator
 
-        s, secret = self.settings, self._notice_secret
+        s = self.settings
+        secret = "" if name in WITHOUT_NOTICES else self._notice_secret
         self.simulators[name] = start_simulator(
             s.state_dir / books_file(name),
             faults=self.faults,

@@ -10,9 +10,16 @@ import pytest
 
 from pipeline.config import Settings, load_settings
 from pipeline.errors import UserError
-from pipeline.gateways.configured import build_gateways, gateways_of, profiles_of, read_gateways
+from pipeline.gateways.configured import (
+    adapter_of,
+    build_gateways,
+    gateways_of,
+    profiles_of,
+    read_gateways,
+)
 from pipeline.gateways.http_adapter import HttpGateway
-from pipeline.local import simulated
+from pipeline.gateways.simulator.personality import PERSONALITIES
+from pipeline.local import WITHOUT_NOTICES, simulated
 from tests.unit.test_config import _elsewhere  # noqa: F401 - nothing is set
 
 FOUR = """
@@ -177,3 +184,14 @@ def test_the_simulated_gateways_are_a_configuration_that_can_be_meant() -> None:
     assert [profile.name for profile in profiles] == list(names)
     assert [profile.idempotent for profile in profiles] == [True, True, True, False]
     assert profiles[0].currencies is None
+
+
+def test_local_gateways_that_send_notices_are_those_whose_adapter_reads_them() -> None:
+    """A secret for a gateway that sends nothing would be refused by every worker."""
+    for name in PERSONALITIES:
+        try:
+            adapter_of(name).check_secret("whsec_" + "A" * 32)
+        except ValueError:
+            assert name in WITHOUT_NOTICES
+        else:
+            assert name not in WITHOUT_NOTICES
