@@ -303,7 +303,9 @@ class LocalFlow:
         several = {} if plain else simulated(self.simulators)
         if self._notice_secret:
             for entry in several.values():
-                entry["notice_secrets"] = [self._notice_secret]
+                # One that sends no notices takes no secret either.
+                if entry["adapter"] not in WITHOUT_NOTICES:
+                    entry["notice_secrets"] = [self._notice_secret]
         self.settings = s = s.model_copy(
             update={
                 # There is one broker, whatever a production cluster is told.
