@@ -1,8 +1,8 @@
 """Every fault meets every operation at every gateway, and each comes to the one right end.
 
-A row is a payment of its own: one fault, one operation that meets it, one gateway. All rows run side
-by side in one flow over real servers; then each is looked at by itself, in the table of payments, in
-the settlements and in the gateways' own books.
+A row is a payment of its own: one fault, one operation that meets it, one gateway. All rows run
+side by side in one flow over real servers; then each is looked at by itself, in the table of
+payments, in the settlements and in the gateways' own books.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AMOUNT = 1_000
 PART = 300
 SETTLE_S = 120.0
 
-# The table ------------------------------------------------------------------------------------------
+# The table ----------------------------------------------------------------------------------------
 
 OPERATIONS: Final = ("charge", "authorize", "capture", "void", "refund")
 WITH_KEYS: Final = ("simulator", "northbank", "pacific")
@@ -60,9 +60,9 @@ class Ends(NamedTuple):
     without: str | None
 
 
-# By the test token that forces it. Where there are keys, what may have been lost is sent again under
-# its key. Where there are none it is not: it is asked about, and what proves not to have been done
-# is given up, or charged elsewhere.
+# By the test token that forces it. Where there are keys, what may have been lost is sent again
+# under its key. Where there are none it is not: it is asked about, and what proves not to have been
+# done is given up, or charged elsewhere.
 FAULTS: Final[Mapping[str, Ends]] = {
     "reset_before": Ends(DONE, NOT_DONE),
     "reset_after": Ends(DONE, DONE),
@@ -86,8 +86,8 @@ FAULTS: Final[Mapping[str, Ends]] = {
 }
 # Its notices carry its own ids only; what was never answered has none that we know.
 NO_ROW: Final = frozenset({("always_unknown", "pacific")})
-# A refund that had succeeded fails. The one without notices never tells, and pacific may tell of the
-# failure before it has told of the success.
+# A refund that had succeeded fails. The one without notices never tells, and pacific may tell of
+# the failure before it has told of the success.
 COMES_BACK: Final = "fails_later"
 # Of a gateway that nobody can connect to for a while.
 REFUSED: Final = "connection_refused"
@@ -109,9 +109,7 @@ EXPECTED: Final[Mapping[tuple[str, str], Expected]] = {
     ("charge", DONE): Expected(
         "captured", ("captured",), (("charge", AMOUNT),), (("capture", AMOUNT),)
     ),
-    ("authorize", DONE): Expected(
-        "authorized", ("authorized",), (("authorization", AMOUNT),), ()
-    ),
+    ("authorize", DONE): Expected("authorized", ("authorized",), (("authorization", AMOUNT),), ()),
     ("capture", DONE): Expected(
         "captured",
         ("partially_captured",),
@@ -226,7 +224,7 @@ def _rows() -> Iterator[Row]:
 
 ROWS: Final = tuple(_rows())
 
-# The flow -------------------------------------------------------------------------------------------
+# The flow -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -285,13 +283,12 @@ def seen(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 
 def _entries(handles: Mapping[str, SimulatorHandle], secret: str) -> dict[str, Any]:
-    entries = simulated({name: each for name, each in handles.items() if name != AWAY})
+    named = {name: each for name, each in handles.items() if name != AWAY}
+    entries = simulated(named, secret)
     entries[AWAY] = {**entries["simulator"], "url": handles[AWAY].url}
     # As long as each says not found of what it has done, and a little longer.
     graces = {"simulator": 100, AWAY: 100, "northbank": 700, "pacific": 1_200, "legacy": 2_200}
     for name, entry in entries.items():
-        if name != "legacy":  # it sends no notices
-            entry["notice_secrets"] = [secret]
         entry["grace_ms"] = graces[name]
         entry["merchants"] = [f"at-{name}"]
     for name in ("legacy", "simulator"):
@@ -359,7 +356,7 @@ def _run(flow: WholeFlow, reader: EngineFlow, handles: Mapping[str, SimulatorHan
     return seen
 
 
-# What is looked at ----------------------------------------------------------------------------------
+# What is looked at --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -392,11 +389,12 @@ def test_every_row_met_its_fault(seen: Seen) -> None:
             for gateway in ("legacy", "simulator") if row.gateway == MOVING else (row.gateway,):
                 wanted[gateway][injected.get(row.fault, row.fault)] += 1
     for gateway in (*WITH_KEYS, "legacy"):
-        lost = wanted[gateway].pop("reset_after")
         met = seen.faults[gateway]
-        # Of the rows whose every answer is lost there are as many resets as there were calls.
-        assert met["reset_after"] >= lost, gateway
-        assert {kind: met.get(kind, 0) for kind in wanted[gateway]} == wanted[gateway], gateway
+        for kind, rows in wanted[gateway].items():
+            # Where every answer is lost, and where an operation that is pending first has two
+            # notices, it is met more than once.
+            often = kind == "reset_after" or kind.startswith("notice")
+            assert met.get(kind, 0) >= rows if often else met.get(kind) == rows, (gateway, kind)
         refusals = seen.workers_log.count(f"webhook of {gateway} not taken: signature_wrong")
         assert refusals >= wanted[gateway]["notice_bad_signature"]
 
