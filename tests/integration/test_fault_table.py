@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import time
 import urllib.request
 from collections import Counter, defaultdict
@@ -20,6 +22,8 @@ from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 import pytest
+from confluent_kafka.admin import AdminClient
+from msgspec.structs import replace
 
 from pipeline.audit.report import Report
 from pipeline.audit.verify import worth_waiting
@@ -34,7 +38,7 @@ from pipeline.gateways.simulator import (
 )
 from pipeline.local import simulated
 from tests.support.engine_flow import EngineFlow
-from tests.support.whole_flow import WholeFlow
+from tests.support.whole_flow import WholeFlow, orders
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -42,6 +46,8 @@ AMOUNT = 1_000
 # Of a capture and of a refund: parts, so that an operation that is done twice would find room.
 PART = 300
 SETTLE_S = 120.0
+# Of a breaker that sees no trouble in what these tests do on purpose.
+UNTOUCHED = {"calls_min": 1_000}
 
 # The table ----------------------------------------------------------------------------------------
 
@@ -263,8 +269,8 @@ def seen(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         # A gateway that troubles nearly every call is left alone by its breaker, which has tests of
         # its own; here each call is to meet its own fault.
         routes = folder / "routes.json"
-        rule = {"breaker": {"calls_min": 1_000}}
-        routes.write_text(json.dumps({"gateways": dict.fromkeys(handles, rule)}))
+        rules = {name: {"breaker": UNTOUCHED} for name in handles}
+        routes.write_text(json.dumps({"gateways": rules}))
         flow = WholeFlow(
             kafka,
             prefix,
@@ -321,7 +327,7 @@ def _run(flow: WholeFlow, reader: EngineFlow, handles: Mapping[str, SimulatorHan
 
     flow.keep_until(parents_done, SETTLE_S, "what is captured, voided or refunded is there")
 
-    _post(f"{away}/v1/admin/outage", {"mode": "refuse"})
+    _send("POST", f"{away}/v1/admin/outage", {"mode": "refuse"})
     flow.ask(*(row.command() for row in later))
     flow.publish([row.order() for row in refused if not row.later])
 
@@ -330,7 +336,7 @@ def _run(flow: WholeFlow, reader: EngineFlow, handles: Mapping[str, SimulatorHan
         return met == {row.order_id for row in refused}
 
     flow.keep_until(all_refused, SETTLE_S, "each operation was refused a connection")
-    _post(f"{away}/v1/admin/outage", {"mode": "none"})
+    _send("POST", f"{away}/v1/admin/outage", {"mode": "none"})
 
     # A row that does not come to its end is named by its own test, and holds up no other.
     until_s = time.monotonic() + SETTLE_S
@@ -405,16 +411,85 @@ def test_the_audit_finds_nothing(seen: Seen) -> None:
     assert seen.report.summary["not_judged"] == []
 
 
+def test_a_frozen_worker_that_wakes_after_failover_charges_nobody_twice(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """One of two gateway workers is stopped with requests in its hands that wait for their turn at
+    a gateway in trouble. The other takes them over, and all are charged at the second gateway. When
+    the first gateway is well again and the worker wakes, what it still holds is too old to send."""
+    plan = FaultPlan(rates={"500_before": 1.0}, faulted_calls_max=10_000)
+    routes = tmp_path / "routes.json"
+    routes.write_text(json.dumps({"gateways": {"first": {"burst": 2, "breaker": UNTOUCHED}}}))
+    sent = [replace(order, order_id=f"f-{n}") for n, order in enumerate(orders(30))]
+    late = [replace(order, order_id=f"late-{n}") for n, order in enumerate(orders(4))]
+    frozen: int | None = None
+    with ExitStack() as stack:
+        first = start_simulator(tmp_path / "first.sqlite", faults=plan)
+        stack.callback(stop_simulator, first)
+        second = start_simulator(tmp_path / "second.sqlite", faults="none")
+        stack.callback(stop_simulator, second)
+        flow = WholeFlow(
+            kafka,
+            topic_prefix,
+            tmp_path,
+            workers={"payments": 1, "gateway": 2, "ledger": 1},
+            settings_given={
+                "gateways": {
+                    "first": {"url": first.url, "priority": 1, "rate_per_s": 40.0},
+                    "second": {"url": second.url, "priority": 2},
+                },
+                "routes_file": str(routes),
+                "send_within_ms": 3_000,
+            },
+        )
+        stack.enter_context(flow)
+        reader = EngineFlow(kafka, topic_prefix, tmp_path, partitions=flow.partitions)
+
+        def shares() -> list[int]:
+            group = flow.settings.catalogue().group("gateway")
+            admin = AdminClient({"bootstrap.servers": kafka, "log_level": 0})
+            about = admin.describe_consumer_groups([group], request_timeout=10)[group].result()
+            return [len(member.assignment.topic_partitions) for member in about.members]
+
+        def all_captured(wanted: list[Order]) -> bool:
+            captured = {p.order_id for p in reader.nouns("payments") if p.status == "captured"}
+            return {order.order_id for order in wanted} <= captured
+
+        flow.keep_until(lambda: shares() == [2, 2], SETTLE_S, "each worker has its share")
+        flow.publish(sent)
+        time.sleep(0.8)  # more has come than the gateway may be asked in that time
+        # In the order of the specifications: the payments worker, then these two.
+        frozen = flow.supervisor.pids()[1]
+        try:
+            os.kill(frozen, signal.SIGSTOP)
+            flow.keep_until(lambda: all_captured(sent), SETTLE_S, "all is charged elsewhere")
+            _send("PUT", f"{first.admin_url}/v1/admin/faults", {})
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        time.sleep(2)  # what the woken worker may still do has no event to wait for
+        flow.publish(late)
+        flow.keep_until(lambda: all_captured(late), SETTLE_S, "what came later is charged")
+        report = flow.settle(SETTLE_S)
+        charged = {
+            name: {e["order_id"] for e in _get(f"{url}/v1/books?limit=5000")["entries"]}
+            for name, url in (("first", first.admin_url), ("second", second.admin_url))
+        }
+    assert charged["second"] >= {order.order_id for order in sent}
+    assert not charged["first"] & {order.order_id for order in sent}
+    assert report.exit_code == 0, report.findings
+    assert report.summary["payments"] == {"captured": len(sent) + len(late)}
+
+
 def _get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=30) as answer:
         return json.load(answer)
 
 
-def _post(url: str, body: Mapping[str, Any]) -> None:
+def _send(method: str, url: str, body: Mapping[str, Any]) -> None:
     request = urllib.request.Request(
         url,
         data=json.dumps(body).encode(),
         headers={"Content-Type": "application/json"},
-        method="POST",
+        method=method,
     )
     urllib.request.urlopen(request, timeout=30).close()
