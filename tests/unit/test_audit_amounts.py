@@ -44,7 +44,9 @@ def test_a_trace_shows_units_of_the_currency() -> None:
     fields: dict[str, Any] = {"amount_minor": 1_250, "currency": "GBP"}
     assert money(fields) == "GBP 12.50"
     assert describe("orders", fields) == "ordered, GBP 12.50"
-    trace = Trace("m:o", 0, "p", [], state="captured", charges=[{"id": "ch-1", **fields}])
+    trace = Trace(
+        "m:o", 0, "p", [], state="captured", charges=[{"kind": "charge", "id": "ch-1", **fields}]
+    )
     assert "charge ch-1 of GBP 12.50" in state_line(trace)
 
 
