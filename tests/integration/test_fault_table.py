@@ -414,9 +414,9 @@ def test_the_audit_finds_nothing(seen: Seen) -> None:
 def test_a_frozen_worker_that_wakes_after_failover_charges_nobody_twice(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """One of two gateway workers is stopped with requests in its hands that wait for their turn at
-    a gateway in trouble. The other takes them over, and all are charged at the second gateway. When
-    the first gateway is well again and the worker wakes, what it still holds is too old to send."""
+    """One of two gateway workers is stopped in a crowd before a gateway in trouble, past the time
+    until which anything may be sent. The other takes over, and all are charged at the second
+    gateway. Then the first is well again and the worker wakes: it charges none of them there."""
     plan = FaultPlan(rates={"500_before": 1.0}, faulted_calls_max=10_000)
     routes = tmp_path / "routes.json"
     routes.write_text(json.dumps({"gateways": {"first": {"burst": 2, "breaker": UNTOUCHED}}}))
