@@ -30,8 +30,6 @@ _log = logging.getLogger(__name__)
 
 # What ends again this soon after it was started again will not stay.
 STEADY_S = 30.0
-# Simulated gateways that tell nothing by themselves.
-WITHOUT_NOTICES = frozenset({"legacy"})
 # A worker starts and joins in two to five seconds; what takes longer is not waited for.
 JOIN_S_MAX = 60.0
 
@@ -45,8 +43,10 @@ def books_file(gateway: str) -> str:
     return "gateway-books.sqlite" if gateway == "simulator" else f"gateway-books-{gateway}.sqlite"
 
 
-def simulated(simulators: Mapping[str, Any]) -> dict[str, Any]:
-    """The setting ``gateways`` for running simulators: what their documents say of them."""
+def simulated(simulators: Mapping[str, Any], notice_secret: str = "") -> dict[str, Any]:
+    """The setting ``gateways`` for running simulators: what their documents say of them, and the
+    secret of their notices for those that send any."""
+    from pipeline.gateways.configured import WITHOUT_NOTICES
     from pipeline.gateways.simulator.personality import PERSONALITIES
 
     entries: dict[str, Any] = {}
@@ -64,6 +64,8 @@ def simulated(simulators: Mapping[str, Any]) -> dict[str, Any]:
         }
         if own.currencies is not None:
             entries[name]["currencies"] = sorted(own.currencies)
+        if notice_secret and name not in WITHOUT_NOTICES:
+            entries[name]["notice_secrets"] = [notice_secret]
     return entries
 
 
@@ -302,10 +304,7 @@ class LocalFlow:
         for name in self.gateways:
             self._start_simulator(name, self.simulator_port if not self.simulators else 0)
         plain = self.gateways == ("simulator",) and "webhooks" not in self.workers
-        several = {} if plain else simulated(self.simulators)
-        if self._notice_secret:
-            for name in set(several) - WITHOUT_NOTICES:
-                several[name]["notice_secrets"] = [self._notice_secret]
+        several = {} if plain else simulated(self.simulators, self._notice_secret)
         self.settings = s = s.model_copy(
             update={
                 # There is one broker, whatever a production cluster is told.
@@ -393,6 +392,7 @@ class LocalFlow:
                 self.say("Kafka serves again")
 
     def _start_simulator(self, name: str, port: int) -> None:
+        from pipeline.gateways.configured import WITHOUT_NOTICES
         from pipeline.gateways.simulator import start_simulator
 
         s = self.settings

@@ -5,15 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.domain.card_numbers import holds_card_number
 from pipeline.domain.model import PaymentCommand
 from producers.publisher import DELIVERY_TIMEOUT_S, InvalidRecord, Publisher, PublishError
 from schemas.codec import Codec
 
 __all__ = ["CommandPublisher", "InvalidCommand", "PublishError"]
 
+# What people and other systems write; ids are exempt as they are in orders.
+_TEXTS = ("instrument_token", "reason", "evidence", "actor", "gateway_reference", "override")
+_OPAQUE = frozenset({"instrument_token", "gateway_reference"})
+
 
 class InvalidCommand(InvalidRecord):
     """The command cannot become a record: its ids, a field's type, or its size."""
+
+
+class CardNumberInCommand(InvalidCommand):
+    """A text of the command holds a card number; ``fields`` names them, nothing repeats it."""
+
+    def __init__(self, command: str, fields: tuple[str, ...]) -> None:
+        super().__init__(
+            f"command {command} holds a card number in {', '.join(fields)}; leave it out, it would "
+            "be kept with the payment"
+        )
+        self.fields = fields
 
 
 class CommandPublisher(Publisher[PaymentCommand]):
@@ -54,6 +70,21 @@ class CommandPublisher(Publisher[PaymentCommand]):
             delivery_timeout_s=delivery_timeout_s,
             config=config,
         )
+
+    def publish(self, noun: PaymentCommand) -> None:
+        """Queue one command, as ``Publisher.publish`` does.
+
+        One that holds a card number is not let out of the process (CardNumberInCommand).
+        """
+        fields = tuple(
+            name
+            for name in _TEXTS
+            if (text := getattr(noun, name)) is not None
+            and holds_card_number(text, opaque=name in _OPAQUE)
+        )
+        if fields:
+            raise CardNumberInCommand(noun.command_id, fields)
+        super().publish(noun)
 
     def _ids(self, noun: PaymentCommand) -> tuple[tuple[str, str], ...]:
         # The command's id becomes part of the key at the gateway.

@@ -713,13 +713,13 @@ class Judgement:
             if snapshot is not None:
                 for settlement in payment.settlements:
                     # What came too late is given back whole, and was never part of the order.
-                    if settlement.kind == "capture" and not is_late(settlement):
+                    if settlement.kind == "capture" and not is_late(payment, settlement):
                         mine[settlement.currency] += settlement.amount_minor
                 rejected = snapshot.status == "rejected"
                 late_minor = sum(
                     s.amount_minor
                     for s in payment.settlements
-                    if s.kind == "capture" and is_late(s)
+                    if s.kind == "capture" and is_late(payment, s)
                 )
                 rest_minor = snapshot.amount_minor - (snapshot.captured_minor - late_minor)
                 if rest_minor:

@@ -46,9 +46,15 @@ _OPEN: Final = UNDER_WAY | FOR_A_PERSON
 _REFUSED: Final = frozenset({"declined", "failed"})
 
 
-def is_late(settlement: SettlementSeen) -> bool:
+def is_late(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
     """Whether it books a charge that came when its payment had ended."""
-    return settlement.operation_id.startswith(_LATE)
+    return _is_reversal(payment, settlement.operation_id)
+
+
+def _is_reversal(payment: PaymentEvidence, operation_id: str) -> bool:
+    """Whether the operation gives back what came too late. Commands may not be named so; an order
+    may, and then its own charge is."""
+    return operation_id.startswith(_LATE) and operation_id != payment.key.partition(":")[2]
 
 
 def given_back(payment: PaymentEvidence, operation_id: str, attempt: int) -> bool:
@@ -159,7 +165,7 @@ class OperationChecks:
             if (
                 whole
                 and settlement.kind == "capture"
-                and is_late(settlement)
+                and is_late(payment, settlement)
                 and operation_id not in busy
                 and refunded[operation_id] != settlement.amount_minor
             ):
@@ -181,7 +187,7 @@ class OperationChecks:
                 payment,
                 f"{snapshot.status}, and {kept} {snapshot.currency} are kept, {held} held",
             )
-            if any(operation_id.startswith(_LATE) for operation_id in refused):
+            if any(_is_reversal(payment, operation_id) for operation_id in refused):
                 found.pending("waits_for_a_person", example)
             else:
                 found.broken("late_success_not_reversed", example)
@@ -243,7 +249,9 @@ class OperationChecks:
             snapshot = None if payment is None else payment.snapshot
             if payment is not None and (
                 not self._judge.settled(payment)
-                or (snapshot is not None and any(_gives_back(a) for a in snapshot.attempts))
+                or (
+                    snapshot is not None and any(_gives_back(payment, a) for a in snapshot.attempts)
+                )
             ):
                 return
             twice = [charge for charge in charges if not _is_given_back(charge, movements)]
@@ -529,8 +537,8 @@ def _is_open(attempt: AttemptSeen | None) -> bool:
     return attempt is not None and attempt.state in _OPEN
 
 
-def _gives_back(attempt: AttemptSeen) -> bool:
-    return attempt.operation_id.startswith(_LATE) and attempt.state in _OPEN
+def _gives_back(payment: PaymentEvidence, attempt: AttemptSeen) -> bool:
+    return _is_reversal(payment, attempt.operation_id) and attempt.state in _OPEN
 
 
 def _is_given_back(charge: ChargeSeen, movements: Iterable[MovementSeen]) -> bool:

@@ -28,7 +28,7 @@ EXIT_INTERRUPTED = 130
 LETTERS_SHOWN = 50
 RATE_PER_S = 500.0
 REDRIVES_MAX = 3
-STAGES = ("payments", "gateway", "ledger")
+STAGES = ("payments", "gateway", "ledger", "risk")
 
 app = typer.Typer(
     help="Look at inputs that could not be handled; put them back, once, or set them aside.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.domain.card_numbers import is_card_number
+from pipeline.domain.card_numbers import holds_card_number
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
@@ -125,7 +125,7 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
     token = command.instrument_token
-    if token is not None and is_card_number(token):
+    if token is not None and holds_card_number(token, opaque=True):
         return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
     if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):
         return TOKEN_MUST_BE_PRESENT

@@ -39,6 +39,8 @@ GATEWAYS_MAX: Final = 16
 DEFAULT_ADAPTER: Final = "simulator"
 # Adapters whose gateways know no idempotency keys.
 WITHOUT_KEYS: Final = frozenset({"legacy"})
+# Adapters whose gateways send no notices, so that a secret for them cannot be meant.
+WITHOUT_NOTICES: Final = frozenset({"legacy"})
 # Adapters whose gateways' notices carry nothing of ours.
 BY_OWN_ID: Final = frozenset({"pacific"})
 

@@ -19,6 +19,7 @@ from pipeline.domain.lifecycle import (
     DISPUTE_OPENED,
     DISPUTE_PRE_ARBITRATION,
     DISPUTE_WON,
+    MAIN_KINDS,
 )
 from pipeline.domain.model import Dispute, GatewayNotification, Payment
 from pipeline.domain.payment import dead_lettered, settlement_of, told
@@ -86,10 +87,12 @@ def process_dispute(payment: Payment, notice: GatewayNotification, now_ms: int) 
         ),
         None,
     )
-    if known is None and (not payment.attempts or len(payment.disputes) >= DISPUTES_MAX):
-        # Whether the charge has been heard of yet does not matter: notices come in any order.
-        detail = f"{notice.gateway} tells of a dispute, but no gateway was asked for the payment"
+    if known is None and (not _is_about(payment, notice) or len(payment.disputes) >= DISPUTES_MAX):
+        detail = f"{notice.gateway} tells of a dispute about no charge of this payment"
         return dead_lettered(payment, DISPUTE_OF_NOTHING, detail, now_ms)
+    if notice.amount_minor > payment.amount_minor:
+        detail = f"{notice.amount_minor} are in dispute, {payment.amount_minor} were ordered"
+        return dead_lettered(payment, AMOUNT_MISMATCH, detail, now_ms)
     before = known or Dispute(
         dispute_id=dispute_id,
         state="",
@@ -103,6 +106,22 @@ def process_dispute(payment: Payment, notice: GatewayNotification, now_ms: int) 
     ):  # fmt: skip
         return _STALE
     return _booked(payment, before, after, notice, now_ms)
+
+
+def _is_about(payment: Payment, notice: GatewayNotification) -> bool:
+    """Whether the payment asked this gateway for a charge that may be the one in dispute.
+
+    Notices come in any order: a charge that has not been heard of yet has no reference.
+    """
+    return any(
+        attempt.kind in MAIN_KINDS
+        and attempt.gateway == notice.gateway
+        and (
+            notice.gateway_reference is None
+            or attempt.gateway_reference in (None, notice.gateway_reference)
+        )
+        for attempt in payment.attempts
+    )
 
 
 def _advanced(before: Dispute, state: str, notice: GatewayNotification, now_ms: int) -> Dispute:

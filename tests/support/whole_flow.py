@@ -142,7 +142,7 @@ class WholeFlow:
                 self.bootstrap,
                 self.prefix,
                 ledger_url=self.settings.books_url(),
-                gateway_urls=(self.simulator.url,),
+                gateway_urls=self.settings.gateway_urls(),
             )
         )
 

@@ -970,6 +970,14 @@ def test_a_healthy_flow_has_no_findings() -> None:
     assert healthy_flow().audit() == []
 
 
+def test_an_order_may_be_named_like_a_reversal() -> None:
+    """Its own charge is no charge that came too late, and need not be given back."""
+    flow = healthy_flow()
+    flow.captured("shop:late-1", 450)
+    flow.all_processed()
+    assert flow.audit() == []
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_planted_damage_is_named_and_located(name: str) -> None:
     """The audit names the guarantee that a damage breaks, shows where, and accuses nothing else."""

@@ -11,6 +11,7 @@ import pytest
 from pipeline.config import Settings, load_settings
 from pipeline.errors import UserError
 from pipeline.gateways.configured import (
+    WITHOUT_NOTICES,
     adapter_of,
     build_gateways,
     gateways_of,
@@ -19,7 +20,7 @@ from pipeline.gateways.configured import (
 )
 from pipeline.gateways.http_adapter import HttpGateway
 from pipeline.gateways.simulator.personality import PERSONALITIES
-from pipeline.local import WITHOUT_NOTICES, simulated
+from pipeline.local import simulated
 from tests.unit.test_config import _elsewhere  # noqa: F401 - nothing is set
 
 FOUR = """

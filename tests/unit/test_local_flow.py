@@ -13,7 +13,14 @@ from pipeline.commands import flow as flow_commands
 from pipeline.config import Settings, load_settings
 from pipeline.errors import UserError
 from pipeline.gateways.simulator import kill_simulator, start_simulator, stop_simulator
-from pipeline.local import LocalFlow, _partitions_file, books_file, with_kept_partitions
+from pipeline.gateways.simulator.personality import PERSONALITIES
+from pipeline.local import (
+    LocalFlow,
+    _partitions_file,
+    books_file,
+    simulated,
+    with_kept_partitions,
+)
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.runtime.worker_spec import WorkerSpec
 from tests.support.waiting import wait_until
@@ -55,6 +62,20 @@ def flow(tmp_path: Path, said: list[str]) -> Iterator[LocalFlow]:
     yield made
     if made.simulator is not None:
         stop_simulator(made.simulator)
+
+
+def test_all_simulated_gateways_with_webhooks_are_a_configuration(tmp_path: Path) -> None:
+    """What `up --gateways all` gives its workers is accepted: also the one that sends no notices,
+    which takes no secret."""
+    handles = {
+        name: SimpleNamespace(url=f"http://127.0.0.1:{port}")
+        for port, name in enumerate(PERSONALITIES, 1)
+    }
+    secret = f"whsec_{'a' * 32}"
+    entries = simulated(handles, secret)
+    load_settings(gateways=entries, state_dir=tmp_path)
+    without = [name for name, entry in entries.items() if "notice_secrets" not in entry]
+    assert without == ["legacy"]
 
 
 def test_a_simulator_that_died_is_started_again_on_its_port_and_books(

@@ -275,13 +275,23 @@ def test_notices_of_a_dispute_in_any_order_end_the_same() -> None:
     assert (dispute.state, dispute.fee_minor, dispute.withdrawn_minor) == ("lost", 20, 300)
 
 
-def test_disputes_at_two_gateways_may_share_an_id() -> None:
-    """Each has its own settlements."""
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gateway": "second"},
+        {"gateway_reference": "ch_of_somebody_else"},
+        {"amount_minor": 501},
+    ],
+)
+def test_a_dispute_about_another_charge_is_dead_lettered(changes: dict[str, object]) -> None:
+    """A genuine notice with another's order in it, of a gateway that was not asked, or of more than
+    was ordered, takes nothing from the merchant."""
     story = charged()
-    story.dispute("opened", amount_minor=100)
-    story.dispute("opened", amount_minor=100, gateway="second")
-    assert story.settled[1:] == [("dispute", -100), ("dispute", -100)]
-    assert story.payment.disputed_minor == 200
+    assert story.dispute("opened", **changes).dead_letter in (
+        "dispute_of_nothing", "amount_mismatch",
+    )  # fmt: skip
+    assert story.settled == [("capture", 500)]
+    assert story.payment.disputes == ()
 
 
 @pytest.mark.parametrize(

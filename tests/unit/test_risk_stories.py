@@ -13,6 +13,7 @@ from pipeline.domain.model import Order, Payment, PaymentCommand, RiskResult
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.risk_rules import read_rules
 from pipeline.processors.driver import FlowDriver
+from producers.command_publisher import CardNumberInCommand, CommandPublisher
 from producers.order_publisher import CardNumberInField, OrderPublisher
 
 NOW = 1_790_000_000_000
@@ -330,6 +331,21 @@ def test_a_publisher_lets_no_card_number_out() -> None:
     with pytest.raises(CardNumberInField, match="instrument_token") as refused:
         publisher.publish(order(instrument_token="4111111111111111"))
     assert refused.value.fields == ("instrument_token",)
+    assert "1111" not in str(refused.value)
+    publisher.flush(0)
+
+
+def test_a_publisher_of_commands_lets_no_card_number_out() -> None:
+    """Neither as the new instrument nor in what a person writes; a gateway's ids go through."""
+    publisher = CommandPublisher("127.0.0.1:1", config={"log_level": 0})
+    card = "card 4111111111111111"
+    asked = PaymentCommand(
+        merchant_id="shop", order_id="1", command_id="c1", type="retry", submitted_at_ms=NOW,
+        instrument_token=card, reason=f"said {card}", gateway_reference="re_0a4ababc_00000003",
+    )  # fmt: skip
+    with pytest.raises(CardNumberInCommand) as refused:
+        publisher.publish(asked)
+    assert refused.value.fields == ("instrument_token", "reason")
     assert "1111" not in str(refused.value)
     publisher.flush(0)
 

@@ -121,6 +121,28 @@ def run(name: str, path: Path, scenario: Callable[[World], Awaitable[None]]) -> 
     asyncio.run(whole())
 
 
+@pytest.mark.parametrize(
+    ("token", "told"), [("tok_refund_notice_duplicate", 3), ("tok_notice_duplicate", 3)]
+)
+def test_a_token_is_about_the_notices_of_its_own_operation(
+    token: str, told: int, tmp_path: Path
+) -> None:
+    """Of a charge and its refund the one that the token speaks of is told twice, the other once."""
+
+    async def scenario(world: World) -> None:
+        charged = await world.send(token)
+        refund = {"kind": "refund", "parent_reference": charged.gateway_reference}
+        await world.send("tok_ok", idempotency_key="pay-1:r:sim:1", **refund)
+        notices = await world.desk.until(told)
+        await asyncio.sleep(0.2)  # one too many has no event to wait for
+        kinds = [notice.kind for notice in notices]
+        twice = "refund" if "refund" in token else "charge"
+        assert len(world.desk.notices) == told
+        assert kinds.count(twice) == 2
+
+    run("simulator", tmp_path / "books.db", scenario)
+
+
 @pytest.mark.parametrize("name", TELLING)
 def test_a_success_is_told_with_all_that_the_table_needs(name: str, tmp_path: Path) -> None:
     """The notice names the payment by our reference, or by the gateway's own id alone."""

@@ -364,8 +364,8 @@ class Gateway:
                 execution = await self._writer.submit(lambda: self._books.operate(again, asked))
             operation = execution.operation
             if operation is not None and self.notices.url is not None:
-                token = operation.forced_token
-                fault = self.notices.fault_of(operation.idempotency_key, token, plan)
+                forced = forced_on(operation)
+                fault = self.notices.fault_of(operation.idempotency_key, forced, plan)
                 if fault is FaultKind.NOTICE_BEFORE_ANSWER:
                     await self.notices.send_about(operation.id, plan)
         except Exception:

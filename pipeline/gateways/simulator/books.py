@@ -39,7 +39,7 @@ from pipeline.gateways.simulator.operations import (
     Terms,
     Wire,
 )
-from pipeline.gateways.simulator.tokens import Forced, forced_by, inherited
+from pipeline.gateways.simulator.tokens import FORCED, Forced, forced_by, inherited
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS book (id TEXT NOT NULL);
@@ -710,7 +710,7 @@ class Books:
                 subject.id,
                 subject.reference,
                 subject.idempotency_key,
-                subject.forced_token,
+                _notice_token(subject),
                 body,
                 0,
                 now_ms + self.notice_delay_ms,
@@ -866,6 +866,15 @@ def forced_on(operation: Operation) -> Forced | None:
     if operation.kind in FIRST or operation.instrument_token == token:
         return forced_by(token, operation.kind)
     return inherited(token, operation.kind)
+
+
+def _notice_token(operation: Operation) -> str | None:
+    """The test token that forces, on a charge, what this operation's own forces on it: a notice
+    does not say what it is about, and a token of the charge says nothing of a refund's notices."""
+    forced = forced_on(operation)
+    if forced is None:
+        return None
+    return next((token for token, each in FORCED.items() if each is forced), "tok_ok")
 
 
 def _forced(asked: Asked, parent: Operation | None) -> Forced | None:

@@ -16,7 +16,7 @@ from pipeline.gateways.simulator import faults
 from pipeline.gateways.simulator.books import Books, BooksReader, Notice
 from pipeline.gateways.simulator.faults import FaultKind, FaultPlan
 from pipeline.gateways.simulator.group_commit import GroupCommit
-from pipeline.gateways.simulator.tokens import forced_by
+from pipeline.gateways.simulator.tokens import Forced, forced_by
 from pipeline.gateways.simulator.wires.base import GatewayWire
 from pipeline.gateways.webhook_signature import decoded_secret
 
@@ -107,9 +107,8 @@ class Notices:
             waiting = self._reader.waiting_notices(0, BATCH_MAX, subject_id)
             await self._send_all(waiting, plan)
 
-    def fault_of(self, key: str, token: str | None, plan: FaultPlan) -> FaultKind | None:
+    def fault_of(self, key: str, forced: Forced | None, plan: FaultPlan) -> FaultKind | None:
         """What goes wrong with the notices of an operation."""
-        forced = forced_by(token)
         if forced is not None:
             return forced.notice
         return faults.notice_fault(plan, self._seed, key)
@@ -124,7 +123,7 @@ class Notices:
         return len(fresh)
 
     async def _send(self, notice: Notice, plan: FaultPlan) -> None:
-        fault = self.fault_of(notice.fault_key, notice.forced_token, plan)
+        fault = self.fault_of(notice.fault_key, forced_by(notice.forced_token), plan)
         bad = fault is FaultKind.NOTICE_BAD_SIGNATURE and notice.tries == 0
         taken = await self._post(notice, bad=bad)
         if fault is FaultKind.NOTICE_DUPLICATE and taken:
