@@ -24,6 +24,8 @@ from schemas.ids import without_docs
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
 # The worker thread waits for an answer, so it is short; the flow pauses and asks again.
 REQUEST_TIMEOUT_S: Final = 3.0
+# A person waits for a registration, and a registry that has just started is slow at its first ones.
+REGISTER_TIMEOUT_S: Final = 30.0
 # An id is registered before it is written, so "unknown" is an answer that lasts. It is forgotten
 # all the same, for a registry whose replicas lag, and bounded, for noise that looks like ids.
 UNKNOWN_KEPT_S: Final = 30.0
@@ -106,7 +108,7 @@ def register(url: str, subjects: Mapping[str, str]) -> dict[str, int]:
     Sets FULL_TRANSITIVE on a subject before the first version enters it. UserError when the
     registry is away, or refuses a schema as incompatible with what is there.
     """
-    registry = client(url)
+    registry = client(url, REGISTER_TIMEOUT_S)
 
     def register_one(topic: str, name: str) -> int:
         registry.set_compatibility(subject(topic), COMPATIBILITY)
@@ -132,10 +134,10 @@ def subject(topic: str) -> str:
     return f"{topic}-value"
 
 
-def client(url: str) -> SchemaRegistryClient:
+def client(url: str, timeout_s: float = REQUEST_TIMEOUT_S) -> SchemaRegistryClient:
     """A client that gives up soon: the flow waits better than a request does."""
     try:
-        return SchemaRegistryClient({"url": url, "timeout": REQUEST_TIMEOUT_S, "max.retries": 0})
+        return SchemaRegistryClient({"url": url, "timeout": timeout_s, "max.retries": 0})
     except (ValueError, TypeError) as error:
         raise UserError(f"{url!r} is no address of a schema registry: {error}") from error
 

@@ -58,6 +58,6 @@ def test_a_kill_at_every_step_of_every_stage_costs_nothing(
     killed = sum(codes.count(-9) for codes in flow.supervisor.exits.values())
     assert killed == KILLS_EACH * len(failpoints.POINTS)
     assert report.exit_code == 0, report.findings
-    assert report.summary["payments"] == {"captured": ORDERS}
+    assert report.summary["payments"] == {"captured": ORDERS}, report.summary
     assert report.summary["gateway"]["charges"] == ORDERS
     assert report.summary["ledger"]["entries"] == ORDERS

@@ -102,7 +102,7 @@ class GatewayStage:
     """Answers requests, and cancels each quitter's order when it sees it wait in its tier."""
 
     def __init__(self, bootstrap: str, catalogue: Catalogue) -> None:
-        self.settled = 0
+        self.settled = self.booked = self.cancelled = 0
         self.error: BaseException | None = None
         self._catalogue = catalogue
         self._codec = default_codec()
@@ -120,10 +120,12 @@ class GatewayStage:
         )
         self._requests = catalogue.name("payment-requests")
         self._longest = catalogue.name(f"payment-retry-{len(self.delays_ms)}")
+        settlements, events = catalogue.name("settlements"), catalogue.name("payment-events")
+        self._told = {settlements: "settlement", events: "payment-event"}
         self._consumer.assign(
             [
                 TopicPartition(topic, partition, 0)
-                for topic in (self._requests, self._longest)
+                for topic in (self._requests, self._longest, settlements, events)
                 for partition in range(catalogue.settings.partitions)
             ]
         )
@@ -150,6 +152,7 @@ class GatewayStage:
             read = {
                 self._requests: self._reader("payment-request"),
                 self._longest: self._reader("payment-due"),
+                **{topic: self._reader(schema) for topic, schema in self._told.items()},
             }
             while not self._stop.is_set():
                 for message in self._consumer.consume(500, 0.05):
@@ -157,6 +160,10 @@ class GatewayStage:
                     noun = read[message.topic() or ""](message.value())
                     if isinstance(noun, PaymentRequest):
                         self._answer(message, noun)
+                    elif isinstance(noun, Settlement):
+                        self.booked += 1
+                    elif isinstance(noun, PaymentEvent):
+                        self.cancelled += noun.type == "cancelled"
                     elif noun.merchant_id == QUITTER:
                         self._cancel(message, noun)
                 self._producer.poll(0)
@@ -259,6 +266,13 @@ def evidence(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
                 STILL_S,
                 "every payment was asked for again",
                 progress=stage.progress,
+            )
+            # What is answered but not read yet would stay for the next owner of its lane.
+            flow.keep_until(
+                lambda: stage.booked >= PAYMENTS and stage.cancelled >= CANCELLED,
+                STILL_S,
+                "every payment has its outcome",
+                progress=lambda: (stage.booked, stage.cancelled),
             )
         finally:
             stage.close()

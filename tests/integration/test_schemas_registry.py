@@ -56,13 +56,13 @@ def test_one_client_registers_and_another_reads(
     assert set(ids) == {f"{topic}-value" for topic in subjects}
     assert register(url, subjects) == ids
     orders = f"{topic_prefix}orders-value"
-    assert client(url).get_compatibility(orders) == COMPATIBILITY
+    assert client(url, 30).get_compatibility(orders) == COMPATIBILITY
 
     written = Codec(RegistryIds(url, subjects)).encoder("payment-due")(DUE)
     topic = f"{topic_prefix}payment-retry-1"
     assert written[:5] == wire_header(ids[f"{topic}-value"])
     assert Codec(RegistryIds(url, subjects)).decoder("payment-due")(written) == DUE
-    foreign = AvroDeserializer(client(url))
+    foreign = AvroDeserializer(client(url, 30))
     assert foreign(written, SerializationContext(topic, MessageField.VALUE)) == DUE
 
 
@@ -73,7 +73,7 @@ def test_a_record_of_a_later_version_reads_as_ours(
     register(url, subjects)
     ahead = read_schema("payment-due")
     ahead["fields"].append({"name": "channel", "type": ["null", "string"], "default": None})
-    new_id = client(url).register_schema(
+    new_id = client(url, 30).register_schema(
         f"{topic_prefix}payment-retry-1-value", Schema(json.dumps(ahead), "AVRO")
     )
     decode = Codec(RegistryIds(url, subjects)).decoder("payment-due")

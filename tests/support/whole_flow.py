@@ -24,6 +24,8 @@ from topics.provisioning import provision
 # Everything waits briefly, so that a test sees a retry and an inquiry within seconds.
 PACE: dict[str, Any] = {
     "retry_delay_ms": 300,
+    # The tiers are short here, so more of them make up the patience that an installation has.
+    "retry_max": 24,
     "inquiry_delay_ms": 500,
     "call_timeout_ms": 1_500,
     "gateway_grace_ms": 200,
