@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.options import BootstrapServers
 from pipeline.commands.output import reader_may_leave
 from pipeline.errors import UserError
 
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
 # 0, 1 and 2 are verdicts: whole, broken, still on its way.
 EXIT_UNAVAILABLE = 3
 
-BootstrapServers = Annotated[
-    str | None,
-    typer.Option(
-        "--bootstrap-servers",
-        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
-        help="Kafka brokers, host:port[,...].",
-    ),
-]
 Prefix = Annotated[
     str | None,
     typer.Option(

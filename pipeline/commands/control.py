@@ -7,20 +7,14 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.options import BootstrapServers
+
 app = typer.Typer(
     help="Show and change what workers follow while they run: the routing rules.",
     epilog="Example: paystream control show routing",
     no_args_is_help=True,
 )
 
-BootstrapServers = Annotated[
-    str | None,
-    typer.Option(
-        "--bootstrap-servers",
-        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
-        help="Kafka brokers, host:port[,...].",
-    ),
-]
 Prefix = Annotated[
     str | None,
     typer.Option(

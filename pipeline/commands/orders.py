@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.options import BootstrapServers
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,14 +36,6 @@ order_app = typer.Typer(
     no_args_is_help=True,
 )
 
-BootstrapServers = Annotated[
-    str | None,
-    typer.Option(
-        "--bootstrap-servers",
-        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
-        help="Kafka brokers, host:port[,...].",
-    ),
-]
 TopicPrefix = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,6 @@ import typer
 
 from pipeline.commands.audit import (
     AsJson,
-    BootstrapServers,
     GatewayUrl,
     LedgerUrl,
     NoGateway,
@@ -18,6 +17,7 @@ from pipeline.commands.audit import (
     audit_sources,
     told_plainly,
 )
+from pipeline.commands.options import BootstrapServers
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands.options import BootstrapServers
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-BootstrapServers = Annotated[
-    str | None,
-    typer.Option(
-        "--bootstrap-servers",
-        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
-        help="Kafka brokers, host:port[,...].",
-    ),
-]
 Prefix = Annotated[
     str | None,
     typer.Option(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.commands.options import BootstrapServers
+
 if TYPE_CHECKING:
     from topics.catalogue import Catalogue
 
@@ -18,14 +20,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-BootstrapServers = Annotated[
-    str | None,
-    typer.Option(
-        "--bootstrap-servers",
-        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
-        help="Kafka brokers, host:port[,...].",
-    ),
-]
 Prefix = Annotated[
     str | None,
     typer.Option(

@@ -1,0 +1,16 @@
+"""Options that several commands have, each said once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+BootstrapServers = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        envvar="PAYSTREAM_BOOTSTRAP_SERVERS",
+        help="Kafka brokers, host:port[,...].",
+    ),
+]
