@@ -191,6 +191,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         "payment-commands": (
             "command {command_id}: {type}",
             "{decision}",
+            "{which}",
             "{money}",
             "{gateway_reference}",
             "{evidence}",
@@ -254,11 +255,16 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
     about = f"{kind} {operation_id}" if kind else fields.get("type")
     if fields.get("dispute_id"):
         about = f"dispute {fields['dispute_id']} {fields.get('dispute_state')}"
+    which = None
+    if "command_id" in fields:
+        dispute_id = fields.get("dispute_id")
+        which = f"dispute {dispute_id}" if dispute_id else operation_id
     own = operation_id is not None and operation_id != fields.get("order_id")
     return {
         "asked": asked,
         "did": did,
         "about": about,
+        "which": which,
         # The first charge's operation is the order itself and needs no word.
         "operation": f"{operation_id}, " if own else "",
         "counted_by": f"orders of its {fields['by']} counted" if "by" in fields else None,

@@ -58,7 +58,8 @@ CommandId = Annotated[
 ]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the payment's history.")]
 Actor = Annotated[
-    str | None, typer.Option("--actor", help="Who asks; default: the user who runs this.")
+    str | None,
+    typer.Option("--actor", "--by", help="Who asks; default: the user who runs this."),
 ]
 Wait = Annotated[
     float | None,
@@ -268,6 +269,58 @@ def resolve_command(
     )
 
 
+@payment_app.command("resolve-dispute")
+def resolve_dispute_command(
+    payment: Key,
+    dispute: Annotated[
+        str, typer.Option("--dispute", metavar="ID", help="The gateway's own id of the dispute.")
+    ],
+    won: Annotated[bool, typer.Option("--won", help="The money is ours again.")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="The customer keeps it.")] = False,
+    evidence: Annotated[
+        str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
+    ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option("--gateway", help="Where it is; needed when two gateways use the same id."),
+    ] = None,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Say how a dispute ended that its gateway does not tell the end of.
+
+    Say only what you have seen in the gateway's own books: the ledger follows it. What the gateway
+    tells later goes before it.
+
+    Example:
+
+    \b
+      paystream payment resolve-dispute shop:1 --dispute dp_7 --won --evidence "letter of 3 May"
+    """
+    if won == lost:
+        raise UserError("Give one of --won and --lost.")
+    if not (evidence or "").strip():
+        raise UserError("Say what proves it with --evidence.")
+    _ask(
+        "resolve_dispute",
+        payment,
+        decision="won" if won else "lost",
+        dispute_id=dispute,
+        gateway=gateway,
+        evidence=evidence,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
 @payment_app.command("show")
 def show_command(
     payment: Key,
@@ -440,6 +493,8 @@ def _ask(
     instrument_token: str | None = None,
     decision: str | None = None,
     gateway_reference: str | None = None,
+    dispute_id: str | None = None,
+    gateway: str | None = None,
     evidence: str | None = None,
     override: str | None = None,
     business_date: str | None = None,
@@ -498,6 +553,8 @@ def _ask(
             instrument_token=instrument_token,
             decision=decision,
             gateway_reference=gateway_reference,
+            dispute_id=dispute_id,
+            gateway=gateway,
             evidence=evidence,
             reason=reason,
             actor=actor or getpass.getuser(),
@@ -572,6 +629,11 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
 
     if command.command_id:
         return command
+    named = (
+        ("operation", command.operation_id),
+        ("dispute", command.dispute_id),
+        ("gateway", command.gateway),
+    )
     asked = (
         command.merchant_id,
         command.order_id,
@@ -585,6 +647,8 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
         command.reason,
         command.override,
         command.business_date,
+        # Only what is given: what an older version asked for keeps its id.
+        *(each for each in named if each[1] is not None),
     )
     digest = sha256(json.dumps(asked).encode()).hexdigest()
     return replace(command, command_id=f"{command.type}-{digest[:16]}")

@@ -144,8 +144,11 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
 
 def _dispute(payment: Payment, dispute: Dispute) -> str:
     fee = f", fee {format_amount(dispute.fee_minor, payment.currency)}" if dispute.fee_minor else ""
+    said = ""
+    if dispute.resolved_by is not None:
+        said = f", by {printable(dispute.resolved_by)} (the gateway said {dispute.gateway_state})"
     return (
-        f"{dispute.dispute_id} at {dispute.gateway}: {dispute.state}, "
+        f"{dispute.dispute_id} at {dispute.gateway}: {dispute.state}{said}, "
         f"{format_amount(dispute.amount_minor, payment.currency)}, of it withdrawn "
         f"{format_amount(dispute.withdrawn_minor, payment.currency)}{fee}"
     )

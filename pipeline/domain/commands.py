@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.domain.card_numbers import holds_card_number
+from pipeline.domain.disputes import LOST, WON, bars_refunds, named
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
@@ -41,8 +42,11 @@ CANCEL: Final = "cancel"
 CREDIT: Final = "credit"
 RETRY: Final = "retry"
 RESOLVE: Final = "resolve"
+RESOLVE_DISPUTE: Final = "resolve_dispute"
 REVIEW: Final = "review"
-TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, REVIEW})
+TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, RESOLVE_DISPUTE, REVIEW})
+# What a person decides where no machine may: it moves no money by itself, so it has no operation.
+DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW})
 
 # Decisions.
 CHARGED: Final = "charged"
@@ -96,6 +100,9 @@ PAY_BEFORE_MUST_BE_AHEAD: Final = "pay_before_must_be_in_the_future"
 OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
 SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
 PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
+DISPUTE_MUST_BE_KNOWN: Final = "dispute_must_be_known"
+DISPUTE_MUST_NAME_ITS_GATEWAY: Final = "dispute_must_name_its_gateway"
+DISPUTE_MUST_NOT_BE_DECIDED_SO: Final = "dispute_must_not_be_decided_so_already"
 
 
 def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
@@ -121,6 +128,9 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.override,
         command.gateway_reference,
         command.instrument_token,
+        command.operation_id,
+        command.dispute_id,
+        command.gateway,
     ):
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
@@ -133,6 +143,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         return _broken_credit(command)
     if kind == RESOLVE:
         return _broken_resolve(command)
+    if kind == RESOLVE_DISPUTE:
+        return _broken_word(command, (WON, LOST))
     if kind == REVIEW:
         if command.decision not in (APPROVE, DENY):
             return DECISION_MUST_BE_KNOWN
@@ -152,16 +164,22 @@ def _broken_credit(command: PaymentCommand) -> str | None:
 
 
 def _broken_resolve(command: PaymentCommand) -> str | None:
-    if command.decision not in (CHARGED, NOT_CHARGED):
-        return DECISION_MUST_BE_KNOWN
-    if not command.evidence:
-        return EVIDENCE_MUST_BE_GIVEN
-    if not command.actor:
-        return ACTOR_MUST_BE_GIVEN
+    rule = _broken_word(command, (CHARGED, NOT_CHARGED))
+    if rule is not None:
+        return rule
     reference = command.gateway_reference
     if command.decision == CHARGED and (not reference or len(reference) > TEXT_LENGTH_MAX):
         return REFERENCE_MUST_BE_GIVEN
     return None
+
+
+def _broken_word(command: PaymentCommand, decisions: tuple[str, ...]) -> str | None:
+    """A person's word in a gateway's place says what happened, what proves it, and whose it is."""
+    if command.decision not in decisions:
+        return DECISION_MUST_BE_KNOWN
+    if not command.evidence:
+        return EVIDENCE_MUST_BE_GIVEN
+    return None if command.actor else ACTOR_MUST_BE_GIVEN
 
 
 def names_another_operation(payment: Payment | None, command: PaymentCommand) -> bool:
@@ -189,7 +207,7 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
     kind = command.type
     if command.currency is not None and command.currency != payment.currency and kind != CREDIT:
         return CURRENCY_MUST_BE_THE_PAYMENTS
-    if len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX and kind not in (RESOLVE, REVIEW):
+    if len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX and kind not in DECIDED_BY_A_PERSON:
         return OPERATIONS_MUST_NOT_EXCEED_LIMIT
     if kind == CAPTURE:
         return _broken_capture(payment, command)
@@ -201,6 +219,8 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return CREDIT_MUST_HAVE_ITS_OWN_KEY
     if kind == RETRY:
         return _broken_retry(payment, command, now_ms)
+    if kind == RESOLVE_DISPUTE:
+        return _broken_resolve_dispute(payment, command)
     if kind == REVIEW and payment.status != RISK_REVIEW:
         return PAYMENT_MUST_BE_IN_REVIEW
     return None
@@ -221,9 +241,18 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
     room_minor = refundable_minor(payment)
     if room_minor <= 0 or (command.amount_minor or 0) > room_minor:
         return REFUND_MUST_NOT_EXCEED_CAPTURED
-    if payment.disputed_minor and command.override != OVERRIDE_DISPUTE:
+    if bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None
+
+
+def _broken_resolve_dispute(payment: Payment, command: PaymentCommand) -> str | None:
+    disputes = named(payment, command.dispute_id, command.gateway)
+    if not disputes:
+        return DISPUTE_MUST_BE_KNOWN
+    if len(disputes) > 1:
+        return DISPUTE_MUST_NAME_ITS_GATEWAY
+    return DISPUTE_MUST_NOT_BE_DECIDED_SO if disputes[0].state == command.decision else None
 
 
 def _broken_cancel(payment: Payment) -> str | None:

@@ -67,6 +67,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
+from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
 
 INVALID_IDS: Final = "invalid_ids"
@@ -251,7 +252,8 @@ def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
         return payment.status in UNDECIDED or payment.status == RISK_REVIEW
     if command.type == rules.REVIEW:
         return payment.status == RISK_REVIEW
-    return command.type == rules.RESOLVE and payment.status != AWAITING_ORDER
+    person = command.type in (rules.RESOLVE, rules.RESOLVE_DISPUTE)
+    return person and payment.status != AWAITING_ORDER
 
 
 def _masked(command: PaymentCommand) -> PaymentCommand:
@@ -317,6 +319,8 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
         return _retry(payment, command, now_ms, policy)
     if command.type == rules.REVIEW:
         return _review(payment, command, now_ms, policy)
+    if command.type == rules.RESOLVE_DISPUTE:
+        return resolve_dispute(payment, command, now_ms)
     return _resolve(payment, command, now_ms, policy)
 
 
