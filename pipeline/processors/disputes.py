@@ -18,7 +18,6 @@ from pipeline.domain.disputes import (
     PRE_ARBITRATION,
     RANKS,
     UNDECIDED_IN,
-    WITHDRAWN_IN,
     WON,
     heard,
     named,
@@ -168,8 +167,8 @@ def _booked(
         if _same_id_elsewhere(others, after)
         else [after.dispute_id]
     )
-    if before.withdrawn_minor or before.fee_minor or before.state in WITHDRAWN_IN | {WON}:
-        # Money of this dispute has moved before, maybe of the same kind.
+    if before.state:
+        # Money of this dispute may have moved before, of the same kind.
         parts.append(str(changed.sequence))
     operation_id = derived_operation_id("dispute", *parts)
     sends: list[Outgoing] = []
