@@ -174,7 +174,11 @@ class EventSeen(Struct, frozen=True, gc=False):
 
 
 class AttemptSeen(Struct, frozen=True, gc=False):
-    """One operation at a gateway, as the table has it; an amount of 0 is the payment's whole."""
+    """One operation at a gateway, as the table has it; an amount of 0 is the payment's whole.
+
+    ``parent``: the operation and attempt of the charge or authorization that it is about; None
+    where the table does not say.
+    """
 
     operation_id: str
     kind: str
@@ -183,6 +187,7 @@ class AttemptSeen(Struct, frozen=True, gc=False):
     state: str
     amount_minor: int
     gateway_reference: str | None
+    parent: tuple[str, int] | None
 
 
 class SnapshotSeen(Struct, frozen=True, gc=False):
@@ -591,6 +596,9 @@ class Evidence:
                     _intern(each["state"]),
                     each["amount_minor"],
                     each["gateway_reference"],
+                    None
+                    if each["parent_operation_id"] is None
+                    else (each["parent_operation_id"], each["parent_attempt"]),
                 )
                 for each in attempts
             ),

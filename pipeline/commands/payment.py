@@ -142,6 +142,14 @@ def refund_command(
     despite_dispute: Annotated[
         bool, typer.Option("--despite-dispute", help="Refund although a dispute is open.")
     ] = False,
+    charge: Annotated[
+        str | None,
+        typer.Option(
+            "--charge",
+            metavar="REF",
+            help="Which charge gives back, by the gateway's own id; default: the one that stands.",
+        ),
+    ] = None,
     business_date: Annotated[
         str | None,
         typer.Option("--business-date", help="YYYY-MM-DD it is booked under; default: the sale's."),
@@ -153,7 +161,9 @@ def refund_command(
     bootstrap_servers: BootstrapServers = None,
     prefix: Prefix = None,
 ) -> None:
-    """Give money back, in whole or in part, never more than was captured.
+    """Give money back, in whole or in part, never more than its charge took.
+
+    A payment that was charged twice has two charges; one refund is of one of them.
 
     Asking for the same refund again is the same refund: give another --command-id (or --reason) for
     a second one of the same amount.
@@ -168,6 +178,7 @@ def refund_command(
         payment,
         amount=amount,
         currency=currency,
+        gateway_reference=charge,
         override="dispute" if despite_dispute else None,
         business_date=business_date,
         command_id=command_id,

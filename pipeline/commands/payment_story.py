@@ -9,8 +9,10 @@ from pipeline.audit.log_copy import partition_counts, read_partition
 from pipeline.audit.render import printable, time_text
 from pipeline.audit.trace import Trace
 from pipeline.audit.verify import Sources
+from pipeline.domain.lifecycle import MAIN_KINDS
 from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand
 from pipeline.domain.money import format_amount
+from pipeline.domain.payment import parent_of
 from pipeline.domain.records import payment_from_record
 from pipeline.domain.shown import shown_statuses
 from topics.catalogue import TopicSettings, build_catalogue
@@ -124,6 +126,9 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
         said.append(attempt.code)
     if attempt.gateway_reference:
         said.append(attempt.gateway_reference)
+    parent = None if attempt.kind in MAIN_KINDS else parent_of(payment, attempt)
+    if parent is not None:
+        said.append(f"of {parent.gateway_reference}")
     yield _row(f"attempt {number}", ", ".join(said))
     counted = [
         f"{count} {name}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.domain.card_numbers import holds_card_number
+from pipeline.domain.charges import refund_target
 from pipeline.domain.disputes import LOST, WON, bars_refunds, named
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.keys import valid_id
@@ -19,6 +20,7 @@ from pipeline.domain.lifecycle import (
     CAPTURE,
     CAPTURED,
     FAILED,
+    MAIN_KINDS,
     REFUND,
     RISK_REVIEW,
     has_succeeded,
@@ -91,6 +93,8 @@ PAYMENT_MUST_BE_AUTHORIZED: Final = "payment_must_be_authorized"
 CAPTURE_MUST_NOT_EXCEED_AUTHORIZED: Final = "capture_must_not_exceed_authorized"
 PAYMENT_MUST_BE_CAPTURED: Final = "payment_must_be_captured"
 REFUND_MUST_NOT_EXCEED_CAPTURED: Final = "refund_must_not_exceed_captured"
+CHARGE_MUST_BE_THE_PAYMENTS: Final = "charge_must_be_the_payments"
+REFUND_MUST_NOT_EXCEED_ITS_CHARGE: Final = "refund_must_not_exceed_its_charge"
 REFUND_MUST_NOT_RUN_DURING_A_DISPUTE: Final = "refund_must_not_run_during_a_dispute"
 PAYMENT_MUST_BE_OPEN: Final = "payment_must_be_open"
 PAYMENT_MUST_NOT_BE_CAPTURED: Final = "payment_must_not_be_captured"
@@ -241,6 +245,16 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
     room_minor = refundable_minor(payment)
     if room_minor <= 0 or (command.amount_minor or 0) > room_minor:
         return REFUND_MUST_NOT_EXCEED_CAPTURED
+    reference = command.gateway_reference
+    if reference is not None and not any(
+        each.gateway_reference == reference
+        and each.kind in MAIN_KINDS
+        and has_succeeded(each.state)
+        for each in payment.attempts
+    ):
+        return CHARGE_MUST_BE_THE_PAYMENTS
+    if refund_target(payment, command.amount_minor, reference) is None:
+        return REFUND_MUST_NOT_EXCEED_ITS_CHARGE
     if bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None

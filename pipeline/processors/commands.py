@@ -15,6 +15,7 @@ from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
 from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
 from pipeline.domain.lifecycle import (
@@ -56,8 +57,6 @@ from pipeline.domain.payment import (
     is_uncertain,
     main_kind,
     moved,
-    refund_target,
-    refundable_minor,
     request_of,
     settlement_of,
     standing_main,
@@ -327,18 +326,21 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
 def _moves_money(
     payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy
 ) -> Decision:
-    main = refund_target(payment)
+    if command.type == CAPTURE:
+        main = standing_main(payment)
+    else:
+        main = refund_target(payment, command.amount_minor, command.gateway_reference)
     if main is None:
-        return _rejected(payment, command, rules.REFUND_MUST_NOT_EXCEED_CAPTURED, now_ms)
+        return _rejected(payment, command, rules.REFUND_MUST_NOT_EXCEED_ITS_CHARGE, now_ms)
     if command.type == CAPTURE:
         amount_minor = command.amount_minor or rules.capturable_minor(payment)
     else:
-        amount_minor = command.amount_minor or refundable_minor(payment)
+        amount_minor = command.amount_minor or refundable_of_minor(payment, main)
     return begin_operation(
         payment,
         command.type,
         command.command_id,
-        main.gateway,
+        main,
         amount_minor,
         now_ms,
         policy,
@@ -372,7 +374,7 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
             payment,
             VOID,
             command.command_id,
-            authorization.gateway,
+            authorization,
             amount_of(payment, authorization),
             now_ms,
             policy,

@@ -266,7 +266,7 @@ def test_show_tells_the_whole_history() -> None:
         "attempt 1         charge of GBP 12.50 at sim-a: charged, ch_1",
         "operation 1001, attempt 1; 3 requests, 1 retries, 1 inquiries",
         "there because: priority 1 of 2",
-        "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1",
+        "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1, of ch_1",
         "dispute           dp1 at sim-a: opened, GBP 7.50, of it withdrawn GBP 7.50, fee GBP 15.00",
         "dispute           dp2 at sim-a: won, by ann (the gateway said pre_arbitration), GBP 1.00",
         "waits             refund of GBP 5.00, command r-2, asked by ann",
