@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.commands.payment_follow import Outcome
-    from pipeline.domain.model import PaymentCommand, PaymentEvent
+    from pipeline.domain.model import Payment, PaymentCommand, PaymentEvent
 
 # The command was refused by a named rule, or what it asked for did not succeed.
 EXIT_REFUSED = 1
@@ -238,6 +238,14 @@ def resolve_command(
     not_charged: Annotated[
         bool, typer.Option("--not-charged", help="It was not charged, and will not be.")
     ] = False,
+    operation: Annotated[
+        str | None,
+        typer.Option(
+            "--operation",
+            metavar="ID",
+            help="Which operation; needed when the outcome of several is unknown.",
+        ),
+    ] = None,
     evidence: Annotated[
         str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
     ] = None,
@@ -251,7 +259,7 @@ def resolve_command(
     """Say what became of an outcome that no gateway could tell.
 
     Say only what you have seen in the gateway's own books. A payment said not to be charged may be
-    tried again.
+    tried again. `paystream payment show` lists the operations whose outcome is unknown.
 
     Examples:
 
@@ -260,6 +268,9 @@ def resolve_command(
 
     \b
       paystream payment resolve shop:1001 --not-charged --evidence "support ticket 4711"
+
+    \b
+      paystream payment resolve shop:1001 --operation r-7 --charged re_9 --evidence "their report"
     """
     if (charged is None) == (not not_charged):
         raise UserError("Give one of --charged REF and --not-charged.")
@@ -269,6 +280,7 @@ def resolve_command(
         "resolve",
         payment,
         decision="not_charged" if charged is None else "charged",
+        operation_id=operation,
         gateway_reference=charged,
         evidence=evidence,
         command_id=command_id,
@@ -504,6 +516,7 @@ def _ask(
     instrument_token: str | None = None,
     decision: str | None = None,
     gateway_reference: str | None = None,
+    operation_id: str | None = None,
     dispute_id: str | None = None,
     gateway: str | None = None,
     evidence: str | None = None,
@@ -537,7 +550,8 @@ def _ask(
     codec = record_codec(catalogue, settings.schema_registry_url)
     reader: PaymentReader | None = None
     try:
-        if wait_s is not None or (amount is not None and currency is None):
+        unnamed = type_ == "resolve" and operation_id is None
+        if wait_s is not None or unnamed or (amount is not None and currency is None):
             reader = PaymentReader(
                 settings.bootstrap_servers, catalogue, codec, record_key(merchant_id, order_id)
             )
@@ -564,6 +578,7 @@ def _ask(
             instrument_token=instrument_token,
             decision=decision,
             gateway_reference=gateway_reference,
+            operation_id=operation_id,
             dispute_id=dispute_id,
             gateway=gateway,
             evidence=evidence,
@@ -575,6 +590,8 @@ def _ask(
         command = _with_id(command)
         if reader is not None:
             known = reader.catch_up()
+            if unnamed and known is not None:
+                _check_single(known)
             if known is not None and command.command_id in known.command_ids:
                 typer.echo(
                     f"The payment knows the command {command.command_id} already, and the same id "
@@ -663,6 +680,17 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
     )
     digest = sha256(json.dumps(asked).encode()).hexdigest()
     return replace(command, command_id=f"{command.type}-{digest[:16]}")
+
+
+def _check_single(payment: Payment) -> None:
+    """Refuse to choose for a person what it is that he resolves."""
+    from pipeline.domain.commands import choices, unknown_attempts
+
+    if len(unknown_attempts(payment)) > 1:
+        raise UserError(
+            "The outcome of several operations is unknown; name one with --operation: "
+            f"{choices(payment)}."
+        )
 
 
 def _what(command: PaymentCommand) -> str:

@@ -9,6 +9,7 @@ from pipeline.audit.log_copy import partition_counts, read_partition
 from pipeline.audit.render import printable, time_text
 from pipeline.audit.trace import Trace
 from pipeline.audit.verify import Sources
+from pipeline.domain.commands import unknown_attempts
 from pipeline.domain.lifecycle import MAIN_KINDS
 from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand
 from pipeline.domain.money import format_amount
@@ -143,6 +144,12 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
     yield _row(
         "", f"operation {attempt.operation_id}, attempt {attempt.attempt}; {', '.join(counted)}"
     )
+    if attempt in unknown_attempts(payment):
+        key = f"{payment.merchant_id}:{payment.order_id}"
+        yield _row(
+            "",
+            f"outcome unknown: paystream payment resolve {key} --operation {attempt.operation_id}",
+        )
     if attempt.routed_because:
         yield _row("", f"there because: {printable(attempt.routed_because)}")
 

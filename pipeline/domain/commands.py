@@ -17,20 +17,24 @@ from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     AUTHORIZE,
     AUTHORIZED,
+    BUSY_STATES,
     CAPTURE,
     CAPTURED,
+    CONTRADICTED,
     FAILED,
+    INQUIRY_EXHAUSTED,
     MAIN_KINDS,
     REFUND,
     RISK_REVIEW,
     has_succeeded,
 )
-from pipeline.domain.model import Payment, PaymentCommand
+from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payment import (
     COMMANDED_ATTEMPTS_MAX,
     UNDECIDED,
     amount_of,
+    is_uncertain,
     is_unfinished,
     refundable_minor,
     reserved_minor,
@@ -101,6 +105,8 @@ PAYMENT_MUST_NOT_BE_CAPTURED: Final = "payment_must_not_be_captured"
 CANCEL_MUST_NOT_BE_REPEATED: Final = "cancel_must_not_be_repeated"
 PAYMENT_MUST_HAVE_FAILED: Final = "payment_must_have_failed"
 PAY_BEFORE_MUST_BE_AHEAD: Final = "pay_before_must_be_in_the_future"
+OPERATION_MUST_BE_THE_PAYMENTS: Final = "operation_must_be_the_payments"
+OPERATION_MUST_BE_NAMED: Final = "operation_must_be_named"
 OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
 SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
 PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
@@ -223,6 +229,8 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return CREDIT_MUST_HAVE_ITS_OWN_KEY
     if kind == RETRY:
         return _broken_retry(payment, command, now_ms)
+    if kind == RESOLVE:
+        return _broken_choice(payment, command)
     if kind == RESOLVE_DISPUTE:
         return _broken_resolve_dispute(payment, command)
     if kind == REVIEW and payment.status != RISK_REVIEW:
@@ -258,6 +266,44 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
     if bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None
+
+
+def unknown_attempts(payment: Payment) -> tuple[Attempt, ...]:
+    """What a person may say the outcome of, oldest first."""
+    return tuple(
+        each
+        for each in payment.attempts
+        if each.state in (INQUIRY_EXHAUSTED, CONTRADICTED)
+        or (is_uncertain(payment, each) and each.state in BUSY_STATES)
+    )
+
+
+def resolvable(payment: Payment, command: PaymentCommand) -> Attempt | None:
+    """The unknown attempt that a ``resolve`` is about; None where that is not certain."""
+    unknown = unknown_attempts(payment)
+    if command.operation_id is not None:
+        return next((a for a in unknown if a.operation_id == command.operation_id), None)
+    return unknown[0] if len(unknown) == 1 else None
+
+
+def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
+    if resolvable(payment, command) is not None:
+        return None
+    wanted = command.operation_id
+    if wanted is None:
+        return OPERATION_MUST_BE_NAMED if unknown_attempts(payment) else OUTCOME_MUST_BE_UNKNOWN
+    if any(each.operation_id == wanted for each in payment.attempts):
+        return OUTCOME_MUST_BE_UNKNOWN
+    return OPERATION_MUST_BE_THE_PAYMENTS
+
+
+def choices(payment: Payment) -> str:
+    """The operations that ``resolve`` may name, for people."""
+    return ", ".join(
+        f"{each.operation_id} ({each.kind} of {amount_of(payment, each)} {payment.currency} at "
+        f"{each.gateway})"
+        for each in unknown_attempts(payment)
+    )
 
 
 def _broken_resolve_dispute(payment: Payment, command: PaymentCommand) -> str | None:

@@ -21,16 +21,13 @@ from pipeline.domain.ids import payment_id
 from pipeline.domain.lifecycle import (
     AUTHORIZED,
     AWAITING_ORDER,
-    BUSY_STATES,
     CANCEL_CONFIRMED,
     CANCEL_REQUESTED,
     CAPTURE,
     COMMAND_CAME_FIRST,
     COMMAND_REJECTED,
     COMMAND_WAITING,
-    CONTRADICTED,
     CREDIT_BOOKED,
-    INQUIRY_EXHAUSTED,
     NEW,
     PAYMENT_RETRIED,
     PAYMENT_STARTED,
@@ -44,7 +41,7 @@ from pipeline.domain.lifecycle import (
     RISK_REVIEW,
     VOID,
 )
-from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentCommand, PaymentDue
+from pipeline.domain.model import GatewayResult, Payment, PaymentCommand, PaymentDue
 from pipeline.domain.payment import (
     UNDECIDED,
     amount_of,
@@ -54,7 +51,6 @@ from pipeline.domain.payment import (
     followed,
     gateway_profile,
     in_flight,
-    is_uncertain,
     main_kind,
     moved,
     request_of,
@@ -292,7 +288,15 @@ def _waits(payment: Payment, command: PaymentCommand, now_ms: int, policy: Polic
     return decision(changed, *timers, event)
 
 
-def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int) -> Decision:
+def _rejected(
+    payment: Payment,
+    command: PaymentCommand,
+    rule: str,
+    now_ms: int,
+    *,
+    choices: str | None = None,
+) -> Decision:
+    kind = command.type if command.type in rules.TYPES else None
     changed, event = told(
         payment,
         COMMAND_REJECTED,
@@ -301,7 +305,7 @@ def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int)
         actor=command.actor,
         operation_id=command.command_id,
         operation_minor=command.amount_minor,
-        detail=command.type if command.type in rules.TYPES else None,
+        detail=kind if choices is None else f"{kind}: one of {choices}",
     )
     return decision(changed, event)
 
@@ -309,7 +313,8 @@ def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int)
 def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
     rule = rules.broken_now(payment, command, now_ms)
     if rule is not None:
-        return _rejected(payment, command, rule, now_ms)
+        choices = rules.choices(payment) if rule == rules.OPERATION_MUST_BE_NAMED else None
+        return _rejected(payment, command, rule, now_ms, choices=choices)
     if command.type in (CAPTURE, REFUND):
         return _moves_money(payment, command, now_ms, policy)
     if command.type == rules.CANCEL:
@@ -436,8 +441,8 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
 
 
 def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    """A person says what became of the oldest operation that is unknown."""
-    attempt = next((each for each in payment.attempts if _is_unknown(payment, each)), None)
+    """A person says what became of an operation that is unknown."""
+    attempt = rules.resolvable(payment, command)
     if attempt is None:
         return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
     if command.decision == rules.NOT_CHARGED:
@@ -480,9 +485,3 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         actor=command.actor,
         detail=command.evidence,
     )
-
-
-def _is_unknown(payment: Payment, attempt: Attempt) -> bool:
-    if attempt.state in (INQUIRY_EXHAUSTED, CONTRADICTED):
-        return True
-    return is_uncertain(payment, attempt) and attempt.state in BUSY_STATES

@@ -282,6 +282,15 @@ def test_show_tells_the_whole_history() -> None:
     assert [each["topic"] for each in story["history"]] == ["payment-commands", "payment-events"]
 
 
+def test_show_tells_what_a_person_may_resolve() -> None:
+    """The line to type is there, with the operation's name."""
+    refund = refund_attempt("inquiry_exhausted")
+    text = "\n".join(story_lines(trace_of(replace(PAYMENT, attempts=(CHARGE, refund)))))
+    said = "outcome unknown: paystream payment resolve shop:1001 --operation r-1"
+    assert text.count("outcome unknown") == 1
+    assert said in text
+
+
 @pytest.mark.parametrize(
     ("role", "fields", "said"),
     [

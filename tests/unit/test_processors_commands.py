@@ -281,6 +281,41 @@ def test_a_person_resolves_a_charge_as_not_made() -> None:
     assert (story.status, story.payment.reason) == ("failed", "resolved_not_charged")
 
 
+def two_unknown_refunds() -> Story:
+    story = charged()
+    for number in ("r1", "r2"):
+        story.command("refund", number, amount_minor=200)
+        story.flow.run(lambda _: TIMED_OUT)
+    return story
+
+
+def test_of_several_unknown_operations_one_is_named() -> None:
+    """Nobody's word about one is taken for another's; the refusal says which there are."""
+    story = two_unknown_refunds()
+    charged_back = {"decision": "charged", "gateway_reference": "re_9"}
+    assert story.rejected("resolve", "c1", **charged_back) == "operation_must_be_named"
+    assert story.flow.events()[-1].detail == (
+        "resolve: one of r1 (refund of 200 GBP at simulator), r2 (refund of 200 GBP at simulator)"
+    )
+    story.command("resolve", "c2", operation_id="r2", **charged_back)
+    states = {a.operation_id: a.state for a in story.payment.attempts}
+    assert states == {"1": "charged", "r1": "inquiry_exhausted", "r2": "refunded"}
+    story.command("resolve", "c3", decision="not_charged")
+    assert story.payment.attempts[1].state == "failed", "only one is left, so it is meant"
+    assert story.money == (500, 500, 200)
+
+
+@pytest.mark.parametrize(
+    ("operation_id", "rule"),
+    [("1", "outcome_must_be_unknown"), ("r9", "operation_must_be_the_payments")],
+)
+def test_what_is_known_is_not_resolved(operation_id: str, rule: str) -> None:
+    """Naming an operation that is known, or no operation at all, resolves none."""
+    story = two_unknown_refunds()
+    word = {"decision": "not_charged", "operation_id": operation_id}
+    assert story.rejected("resolve", **word) == rule
+
+
 def test_an_authorization_is_resolved_as_well() -> None:
     """A resolved authorization can be captured."""
     story = exhausted(MANUAL)
