@@ -310,7 +310,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "audit",
         "audit-entry",
         {**stream, "retention.ms": "-1"},
-        ("operators",),
+        ("operators", "payments"),
         (),
         "Who did what by hand, when and why, in the transaction of the act; keyed by its subject.",
     )

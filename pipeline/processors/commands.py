@@ -62,6 +62,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
+from pipeline.processors.decided import audited
 from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
 
@@ -307,7 +308,7 @@ def _rejected(
         operation_minor=command.amount_minor,
         detail=kind if choices is None else f"{kind}: one of {choices}",
     )
-    return decision(changed, event)
+    return audited(decision(changed, event), payment, command, now_ms, rule=rule)
 
 
 def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
@@ -324,7 +325,7 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
     if command.type == rules.REVIEW:
         return _review(payment, command, now_ms, policy)
     if command.type == rules.RESOLVE_DISPUTE:
-        return resolve_dispute(payment, command, now_ms)
+        return audited(resolve_dispute(payment, command, now_ms), payment, command, now_ms)
     return _resolve(payment, command, now_ms, policy)
 
 
@@ -427,7 +428,7 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
             operation_id=command.command_id,
             expires_at_ms=None,
         )
-        return decision(changed, event)
+        return audited(decision(changed, event), payment, command, now_ms)
     started = start_charge(
         replace(payment, expires_at_ms=None),
         payment.order_id,
@@ -437,7 +438,9 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
         policy,
         actor=command.actor,
     )
-    return started or _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+    if started is None:
+        return _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+    return audited(started, payment, command, now_ms)
 
 
 def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
@@ -449,7 +452,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         grace_ms = gateway_profile(policy, attempt.gateway).grace_ms
         if now_ms < attempt.sendable_until_ms + grace_ms:
             return _rejected(payment, command, rules.SEND_WINDOW_MUST_BE_OVER, now_ms)
-        return gave_up(
+        made = gave_up(
             payment,
             replace(attempt, code=RESOLVED_NOT_CHARGED),
             RESOLVED_NOT_CHARGED,
@@ -458,6 +461,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
             actor=command.actor,
             detail=command.evidence,
         )
+        return audited(made, payment, command, now_ms, attempt=attempt)
     said = GatewayResult(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,
@@ -474,7 +478,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         currency=payment.currency,
         observed_at_ms=now_ms,
     )
-    return succeeded(
+    made = succeeded(
         payment,
         attempt,
         said,
@@ -485,3 +489,4 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         actor=command.actor,
         detail=command.evidence,
     )
+    return audited(made, payment, command, now_ms, attempt=attempt)

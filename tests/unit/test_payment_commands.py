@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -294,6 +295,35 @@ def test_show_tells_what_a_person_may_resolve() -> None:
 @pytest.mark.parametrize(
     ("role", "fields", "said"),
     [
+        (
+            "audit",
+            {
+                "action": "payment_resolve", "actor": "ann", "reason": "phone",
+                "detail": json.dumps({
+                    "command_id": "p1", "outcome": "done", "decision": "charged",
+                    "operation_id": "r-1", "kind": "refund", "gateway_reference": "re_1",
+                    "evidence": "their report",
+                }),
+            },
+            "by hand: payment_resolve, done, charged, refund r-1, re_1, their report, ann, phone",
+        ),
+        (
+            "audit",
+            {
+                "action": "dispute_resolve", "actor": "ann", "reason": None,
+                "detail": json.dumps({
+                    "command_id": "p1", "outcome": "refused", "rule": "dispute_must_be_known",
+                    "decision": "won", "dispute_id": "d9",
+                }),
+            },
+            "by hand: dispute_resolve, refused by dispute_must_be_known, won, dispute d9, ann",
+        ),
+        (
+            "audit",
+            {"action": "dead_letters_redrive", "actor": "ann", "reason": "mended",
+             "detail": '{"letters": ["0:1"]}'},
+            "by hand: dead_letters_redrive, ann, mended",
+        ),
         (
             "payment-commands",
             to_record(
