@@ -430,6 +430,7 @@ def review_list_command(
                         "country": p.country,
                         "reason": p.reason,
                         "since_ms": p.updated_at_ms,
+                        "ends_at_ms": p.expires_at_ms,
                     }
                     for p in found
                 ],
@@ -440,9 +441,10 @@ def review_list_command(
     from pipeline.audit.render import time_text
 
     for p in found:
+        ends = f"  ends {time_text(p.expires_at_ms)}" if p.expires_at_ms else ""
         typer.echo(
             f"{time_text(p.updated_at_ms)}  {p.merchant_id}:{p.order_id}  "
-            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}"
+            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}{ends}"
         )
     typer.echo(f"{len(found)} in review")
 

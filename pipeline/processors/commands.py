@@ -28,6 +28,7 @@ from pipeline.domain.lifecycle import (
     COMMAND_REJECTED,
     COMMAND_WAITING,
     CREDIT_BOOKED,
+    DEADLINE_PASSED,
     NEW,
     PAYMENT_RETRIED,
     PAYMENT_STARTED,
@@ -75,6 +76,7 @@ NO_GATEWAY: Final = "none"
 
 # Reasons.
 ORDER_MUST_ARRIVE: Final = "order_must_arrive"
+REVIEW_ENDS: Final = "review_ends"
 RISK_REVIEW_DENIED: Final = "risk_review_denied"
 RESOLVED_NOT_CHARGED: Final = "resolved_not_charged"
 
@@ -429,6 +431,14 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
             expires_at_ms=None,
         )
         return audited(decision(changed, event), payment, command, now_ms)
+    # Reviews of before they had an end count from their order.
+    ends_ms = payment.expires_at_ms or payment.ordered_at_ms + policy.review_ms
+    if now_ms >= ends_ms:
+        expired, event = moved(
+            payment, DEADLINE_PASSED, now_ms, reason=REVIEW_ENDS, expires_at_ms=None
+        )
+        refused = _rejected(expired, command, rules.REVIEW_MUST_BE_IN_TIME, now_ms)
+        return followed(decision(expired, event), refused)
     started = start_charge(
         replace(payment, expires_at_ms=None),
         payment.order_id,

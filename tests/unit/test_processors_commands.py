@@ -366,6 +366,48 @@ def test_a_review_ends_with_the_orders_deadline() -> None:
     assert story.status == "expired"
 
 
+@pytest.mark.parametrize("pay_before_ms", [None, NOW + 90 * DAY_MS])
+def test_a_review_ends_by_itself(pay_before_ms: int | None) -> None:
+    """Nobody is charged months after he ordered, also where the order sets no limit."""
+    story = reviewed(replace(ORDER, pay_before_ms=pay_before_ms))
+    assert story.payment.expires_at_ms == NOW + POLICY.review_ms
+    story.command("refund", "r1")
+    story.flow.advance(POLICY.review_ms - DAY_MS)
+    assert story.status == "risk_review"
+    story.flow.advance(DAY_MS + 120 * SECOND)
+    assert (story.status, story.payment.reason) == ("expired", "review_ends")
+    assert story.events[-2:] == ["expired", "command_rejected"], "what waited is answered"
+    assert story.asked == []
+
+
+def test_a_review_that_is_over_is_not_approved() -> None:
+    """Its timer may be late by a tier; the end counts all the same."""
+    story = reviewed()
+    story.command("capture", "c1")
+    story.flow.now_ms += POLICY.review_ms
+    story.command("review", "c2", decision="approve")
+    assert (story.status, story.asked) == ("expired", [])
+    assert story.events[-3:] == ["expired", "command_rejected", "command_rejected"]
+    assert story.flow.events()[-2].reason == "review_must_be_in_time"
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "decision", "status"),
+    [
+        (POLICY.review_ms - 1, "approve", "processing"),
+        (POLICY.review_ms, "approve", "expired"),
+        (POLICY.review_ms, "deny", "rejected"),
+    ],
+)
+def test_a_review_of_before_has_an_end_as_well(age_ms: int, decision: str, status: str) -> None:
+    """It was begun without a timer; its order's age bounds it when somebody decides."""
+    story = reviewed()
+    story.flow.apply(ORDER, Decision(payment=replace(story.payment, expires_at_ms=None)))
+    story.flow.now_ms += age_ms
+    story.command("review", decision=decision)
+    assert story.status == status
+
+
 # Credits.
 
 CREDIT: dict[str, Any] = {
