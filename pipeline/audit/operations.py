@@ -73,8 +73,9 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
             c.type == "credit" and c.command_id == settlement.operation_id for c in payment.commands
         )
     if settlement.kind in ("dispute", "reversal", "dispute_fee"):
-        return any(n.type == "dispute" and n.gateway == gateway for n in payment.notifications)
-    said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.notifications]
+        notices = payment.own_notifications
+        return any(n.type == "dispute" and n.gateway == gateway for n in notices)
+    said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.own_notifications]
     if settlement.kind == "refund_failed":
         return any(
             r.gateway == gateway
