@@ -295,6 +295,21 @@ def a_second_request_did_not_wait(flow: Flow) -> Place:
     return second
 
 
+@case("more_than_one_request_in_flight", "order_without_outcome", "notice_of_another_payment")
+def a_second_request_did_not_wait_for_a_foreign_notice(flow: Flow) -> Place:
+    """A webhook may be faster than an answer; one of another payment says nothing."""
+    payment = flow.started("shop:new")
+    payment.attempt = 2
+    payment.tries = 0
+    second = payment.request("charge")
+    notice = _set(payment.notified("operation", operation_id="new"), payment_id="another")
+    flow.dead_letter(notice, "unknown_payment")
+    committed = flow.committed["gateway"].copy()
+    flow.all_processed()
+    flow.committed["gateway"] = committed
+    return second
+
+
 @case("request_duplicated")
 def a_request_is_in_the_log_twice(flow: Flow) -> Place:
     return _again(flow, flow.of("payment-requests", "shop:c2"))
@@ -970,6 +985,25 @@ def a_notice_of_another_payment_was_passed_over(flow: Flow) -> Place:
     return notice
 
 
+@case("settlement_without_evidence", "notice_of_another_payment")
+def a_capture_rests_on_the_notice_of_another_payment(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    result = flow.remove("gateway-results", payment.key)
+    assert result.fields is not None
+    payment.result("charge", "unknown", code="timeout")
+    notice = payment.notified(
+        "operation",
+        operation_id="new",
+        attempt=1,
+        kind="charge",
+        outcome="succeeded",
+        gateway_reference=result.fields["gateway_reference"],
+    )
+    flow.dead_letter(_set(notice, payment_id="another"), "unknown_payment")
+    flow.all_processed()
+    return flow.of("settlements", payment.key)
+
+
 @case("settlement_without_evidence", "notice_of_another_payment", "settlement_without_dispute")
 def a_dispute_was_settled_by_the_notice_of_another_payment(flow: Flow) -> Place:
     payment = flow.captured("shop:new", 100)
@@ -1213,6 +1247,7 @@ def test_what_others_write_freely_is_not_printed_as_it_is() -> None:
         command = flow.of("orders", "shop:c1")
         payment = PaymentInFlow(flow, "shop:c1", command)
         payment.command(type_, "a\x1bb")
+    _set(flow.of("payments", "shop:rejected", -1), currency="\x1b[31m")
     _set(flow.of("payments", "shop:voided", -1), reason="customer called \x1b[1m twice")
     findings = flow.audit()
     summary = summarize(flow.evidence(), flow.ledger(), flow.gateway())

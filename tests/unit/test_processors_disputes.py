@@ -202,6 +202,17 @@ def test_a_gateways_later_word_goes_before_a_persons() -> None:
     assert story.payment.disputes[0].resolved_by is None
 
 
+def test_a_persons_word_is_taken_of_a_payment_with_many_operations() -> None:
+    """It begins none, so the limit of operations is not for it."""
+    story = charged()
+    for number in range(39):
+        story.command("refund", f"r{number}", amount_minor=1)
+        story.flow.answer(yes)
+    story.dispute("opened")
+    resolve(story)
+    assert standing(story)[0] == "won"
+
+
 def test_a_persons_word_can_be_taken_back() -> None:
     """Whoever was wrong says so, by another command; the same one again has no effect."""
     story = disputed("opened")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pipeline.domain.decision import Decision
@@ -102,6 +106,42 @@ def test_more_back_than_a_charge_took_is_contradictory() -> None:
     made = story.flow.result(story.flow.handle(first, yes))
     assert made.dead_letter == "contradictory_evidence"
     assert story.money == (1_000, 1_000, 500)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([None, 100, 300, 500, 600]),
+            st.sampled_from([None, None, LATE, STANDS]),
+            st.sampled_from([yes, DECLINED, PENDING]),
+        ),
+        max_size=8,
+    )
+)
+def test_no_charge_is_ever_asked_for_more_than_it_took(steps: list[Any]) -> None:
+    """Whatever is asked in which order, declined, or left pending; and at last all can go back."""
+    story, back = charged_twice(), {LATE: 0, STANDS: 0}
+    pending: list[str] = []
+    for number, (amount_minor, charge, answer) in enumerate(steps):
+        story.command("refund", f"r{number}", amount_minor=amount_minor, gateway_reference=charge)
+        if not story.flow.open_requests:
+            continue
+        parent, minor = asked(story)
+        assert parent is not None
+        assert charge in (None, parent)
+        assert back[parent] + minor <= 500
+        story.flow.answer(answer)
+        if answer is not DECLINED:
+            back[parent] += minor
+        if answer is PENDING:
+            pending.append(f"r{number}")
+    for operation_id in pending:
+        story.notify("succeeded", operation_id)
+    for last in ("x", "y"):
+        story.command("refund", last)
+        story.flow.run(yes)
+    assert story.money == (1_000, 1_000, 1_000)
 
 
 def test_a_capture_that_shows_too_late_goes_back_to_its_authorization() -> None:
