@@ -50,10 +50,10 @@ def settlement_id(payment_id: str, operation_id: str, kind: str) -> str:
     return _uuid5_text(digest.digest())
 
 
-def audit_entry_id(payment_id: str, command_id: str) -> str:
-    """The id of the audit's entry about a person's decision: one for each command."""
+def audit_entry_id(payment_id: str, act: str) -> str:
+    """The id of the audit's entry about an act on a payment; ``act`` is all that is told of it."""
     digest = _AUDIT_HASH.copy()
-    digest.update(f"{payment_id}:{command_id}".encode())
+    digest.update(f"{payment_id}:{act}".encode())
     return _uuid5_text(digest.digest())
 
 

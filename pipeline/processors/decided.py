@@ -2,7 +2,7 @@
 
 A resolution, a review and a dispute's resolution move money, or stop it, on a person's word alone.
 Each is told there in the transaction of the decision, whether it was carried out or refused, and
-under the same id if the same command is ever decided again.
+under the same id if the same is ever decided again.
 """
 
 from __future__ import annotations
@@ -83,14 +83,16 @@ def audited(
             "currency": payment.currency,
         }
     known = {name: value for name, value in said.items() if value is not None}
+    actor, reason = _kept(command.actor) or "", _kept(command.reason)
+    detail = msgspec.json.encode(known).decode()
     entry = AuditEntry(
-        entry_id=audit_entry_id(payment.payment_id, command.command_id),
-        actor=_kept(command.actor) or "",
+        entry_id=audit_entry_id(payment.payment_id, f"{actor}:{reason}:{detail}"),
+        actor=actor,
         action=action_of(command),
         subject=f"{payment.merchant_id}:{payment.order_id}",
         occurred_at_ms=now_ms,
-        reason=_kept(command.reason),
-        detail=msgspec.json.encode(known).decode(),
+        reason=reason,
+        detail=detail,
     )
     return replace(made, sends=(entry, *made.sends))
 

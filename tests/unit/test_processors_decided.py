@@ -137,6 +137,17 @@ def test_a_word_that_contradicts_the_books_is_told_as_refused() -> None:
     assert (detail["outcome"], detail["rule"]) == ("refused", "contradictory_evidence")
 
 
+def test_the_same_refusal_told_again_is_the_same_entry() -> None:
+    """A payment that remembers no more commands refuses one as often as it comes."""
+    story = disputed()
+    for number in range(256):
+        story.command("capture", f"x{number}")
+    for reason in ("once", "once", "another"):
+        story.command("review", "p1", decision="deny", reason=reason)
+    first, again, other = (entry.entry_id for entry in story.flow.audit_entries())
+    assert first == again != other
+
+
 def test_other_commands_are_nobodys_word() -> None:
     """Merchants' systems refund by the thousand; their history is in the payment's events."""
     story = Story()
