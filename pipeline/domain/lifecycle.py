@@ -120,6 +120,7 @@ GIVEN_UP: Final = "given_up"
 BECAME_UNKNOWN: Final = "became_unknown"
 BECAME_KNOWN: Final = "became_known"
 ACTION_ASKED: Final = "action_asked"
+ACTION_TAKEN: Final = "action_taken"
 RETRY_ASKED: Final = "retry_asked"
 CANCEL_CONFIRMED: Final = "cancel_confirmed"
 DEADLINE_PASSED: Final = "deadline_passed"
@@ -253,6 +254,8 @@ PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (OUTCOME_UNKNOWN, GIVEN_UP): _T(FAILED, FAILED),
     (PROCESSING, ACTION_ASKED): _T(REQUIRES_CUSTOMER_ACTION, REQUIRES_CUSTOMER_ACTION),
     (OUTCOME_UNKNOWN, ACTION_ASKED): _T(REQUIRES_CUSTOMER_ACTION, REQUIRES_CUSTOMER_ACTION),
+    # The gateway goes on without asking: the customer has done it.
+    (REQUIRES_CUSTOMER_ACTION, ACTION_TAKEN): _T(PROCESSING, None),
     (REQUIRES_CUSTOMER_ACTION, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
     # After the first outcome.
     (AUTHORIZED, CAPTURE_SEEN): _T(CAPTURED, CAPTURED),

@@ -58,6 +58,7 @@ from pipeline.processors.outcomes import (
     declined,
     exhausted,
     gave_up,
+    inquire,
     known_by,
     late_evidence,
     moved_on,
@@ -158,7 +159,7 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
             again = passed_on(due, now_ms, policy)
             if again is not None:
                 return again
-        return _inquire(payment, attempt, INQUIRY_DUE, now_ms)
+        return inquire(payment, attempt, INQUIRY_DUE, now_ms)
     detail = f"{due.purpose!r} is neither retry nor inquiry nor timer"
     return dead_lettered(payment, UNKNOWN_PURPOSE, detail, now_ms)
 
@@ -257,7 +258,7 @@ def _retry_due(
             tier = tier_not_shorter(delays_ms, settled_ms - ends_ms)
             again = replace(due, tier=tier, due_at_ms=None)
             return Decision(sends=(again,), note=SEND_WINDOW_OPEN)
-        return _inquire(payment, attempt, PROOF_DUE, now_ms)
+        return inquire(payment, attempt, PROOF_DUE, now_ms)
     if due.due_at_ms is not None and ends_ms < due.due_at_ms:
         # The gateway asked for more than the longest tier.
         tier = tier_not_shorter(delays_ms, due.due_at_ms - ends_ms)
@@ -271,14 +272,6 @@ def _retry_due(
     )
     changed, event = stepped(payment, attempt, RETRY_DUE, now_ms, reason=attempt.code)
     return decision(changed, request_of(changed, attempt), event)
-
-
-def _inquire(payment: Payment, attempt: Attempt, trigger: str, now_ms: int) -> Decision:
-    attempt = replace(attempt, tries=attempt.tries + 1, inquiries=attempt.inquiries + 1)
-    main = attempt.kind in MAIN_KINDS and payment.status in UNDECIDED
-    reason = payment.reason if main else attempt.code
-    changed, event = stepped(payment, attempt, trigger, now_ms, reason=reason)
-    return decision(changed, request_of(changed, attempt, INQUIRE), event)
 
 
 def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:

@@ -32,14 +32,14 @@ COMMAND_TYPES = ["capture", "cancel", "refund", "refund", "retry", "resolve"]
 AMOUNTS = [None, None, 100, 200, 300, 500]
 OUTCOMES = [
     "answer", "answer", "lost_before", "lost_after", "not_sent", "decline", "own_trouble",
-    "pending",
+    "pending", "asks",
 ]  # fmt: skip
 DURATIONS = [SECOND, 5 * SECOND, 30 * SECOND, 5 * MINUTE_MS, 2 * HOUR_MS, 2 * DAY_MS]
 
 
 class Moved:
-    """What the gateway did, or will do, for one key: ``state`` is pending, done, declined or
-    failed (done, and failed later); ``code`` is why it declines."""
+    """What the gateway did, or will do, for one key: ``state`` is asked (the customer), pending,
+    done, declined or failed (done, and failed later); ``code`` is why it declines."""
 
     def __init__(self, request: PaymentRequest, state: str, reference: str) -> None:
         self.request = request
@@ -71,6 +71,8 @@ class Life(RuleBasedStateMachine):
         if known is None:
             refused = outcome in ("decline", "own_trouble") or not self.has_room(request)
             state = "declined" if refused else "pending" if outcome == "pending" else "done"
+            if state == "done" and outcome == "asks" and request.kind in ("charge", "authorize"):
+                state = "asked"
             known = Moved(request, state, f"ref_{len(self.books)}")
             if outcome == "own_trouble":
                 known.code = "processing_error"
@@ -81,7 +83,7 @@ class Life(RuleBasedStateMachine):
         """A gateway lets nobody capture more than a hold, nor refund more than it took."""
         done = [
             m for m in self.books.values()
-            if m.state in ("done", "pending") and m.request.parent_reference is not None
+            if m.state in ("done", "pending", "asked") and m.request.parent_reference is not None
             and m.request.parent_reference == request.parent_reference
         ]  # fmt: skip
         taken = sum(m.request.amount_minor for m in done if m.request.kind == "capture")
@@ -100,6 +102,13 @@ class Life(RuleBasedStateMachine):
             return GatewayAnswer(outcome="declined", code=moved.code)
         if moved.state == "pending":
             return GatewayAnswer(outcome="pending", gateway_reference=moved.reference)
+        if moved.state == "asked":
+            return GatewayAnswer(
+                outcome="pending",
+                code="customer_action_required",
+                gateway_reference=moved.reference,
+                next_action_url="https://bank.example/3ds",
+            )
         return GatewayAnswer(
             outcome="succeeded",
             gateway_reference=moved.reference,
@@ -217,6 +226,11 @@ class Life(RuleBasedStateMachine):
         if own_trouble:
             moved.code = "processing_error"
 
+    @precondition(lambda self: any(m.state == "asked" for m in self.books.values()))
+    @rule()
+    def the_customer_acts(self) -> None:
+        next(m for m in self.books.values() if m.state == "asked").state = "pending"
+
     @precondition(lambda self: any(self.can_fail_later(m) for m in self.books.values()))
     @rule()
     def a_refund_fails_later(self) -> None:
@@ -332,7 +346,7 @@ class Life(RuleBasedStateMachine):
         while self.held:
             self.a_late_result_is_committed()
         for moved in self.books.values():
-            if moved.state == "pending":
+            if moved.state in ("asked", "pending"):
                 moved.state = "done"
         for _ in range(20):
             self.flow.run(lambda request: self.adapter(request, "answer"))
@@ -407,6 +421,7 @@ def live(seed: int) -> None:
             ["lost_after", "answer"],
             ["decline", "own_trouble", "answer"],
             ["pending"],
+            ["asks", "answer"],
         ]
     )
     life = Life()
@@ -428,6 +443,8 @@ def live(seed: int) -> None:
             life.a_notice_is_written(at)
         elif what < 0.72 and life.notices:
             life.a_notice_arrives(at)
+        elif what < 0.74 and any(m.state == "asked" for m in life.books.values()):
+            life.the_customer_acts()
         elif what < 0.76 and any(m.state == "pending" for m in life.books.values()):
             life.the_gateway_finishes(chance.random() < 0.7, chance.random() < 0.5)
         elif what < 0.78 and any(life.can_fail_later(m) for m in life.books.values()):
