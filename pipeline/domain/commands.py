@@ -20,15 +20,17 @@ from pipeline.domain.lifecycle import (
     FAILED,
     REFUND,
     RISK_REVIEW,
+    VOID,
     has_succeeded,
 )
-from pipeline.domain.model import Payment, PaymentCommand
+from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payment import (
     COMMANDED_ATTEMPTS_MAX,
     UNDECIDED,
     amount_of,
     is_unfinished,
+    parent_of,
     refundable_minor,
     reserved_minor,
     standing_main,
@@ -203,6 +205,35 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return _broken_retry(payment, command, now_ms)
     if kind == REVIEW and payment.status != RISK_REVIEW:
         return PAYMENT_MUST_BE_IN_REVIEW
+    return None
+
+
+def waits_for_another(payment: Payment, command: PaymentCommand) -> bool:
+    """Whether an operation that is not finished decides about the command, however long that takes.
+
+    A void decides whether there is anything to capture or to void. A refund that what is captured
+    does not suffice for, or that shall give back all there is, waits for the captures under way.
+    """
+    if command.type in (CAPTURE, CANCEL):
+        return open_void(payment) is not None
+    if command.type != REFUND:
+        return False
+    coming_minor = reserved_minor(payment, CAPTURE)
+    if not coming_minor:
+        return False
+    wanted_minor = command.amount_minor
+    room_minor = refundable_minor(payment)
+    return wanted_minor is None or room_minor < wanted_minor <= room_minor + coming_minor
+
+
+def open_void(payment: Payment) -> Attempt | None:
+    """The void of what stands that is neither done nor refused, if there is one."""
+    standing = standing_main(payment)
+    if standing is None:
+        return None
+    for each in payment.attempts:
+        if each.kind == VOID and is_unfinished(each) and parent_of(payment, each) is standing:
+            return each
     return None
 
 

@@ -112,7 +112,7 @@ def process_command(
     if _runs_at_once(payment, command):
         made = _run(taken, command, now_ms, policy)
         return with_waiting_commands(made, now_ms, policy)
-    if payment.commands or is_held(payment):
+    if payment.commands or _has_to_wait(payment, command):
         return _waits(taken, command, now_ms, policy)
     return _run(taken, command, now_ms, policy)
 
@@ -120,12 +120,18 @@ def process_command(
 def with_waiting_commands(made: Decision, now_ms: int, policy: Policy) -> Decision:
     """The decision, followed by the commands that waited for it, in order, as far as they can."""
     payment = made.payment
-    while payment is not None and payment.commands and not is_held(payment):
+    while (
+        payment is not None and payment.commands and not _has_to_wait(payment, payment.commands[0])
+    ):
         first, *others = payment.commands
         then = _run(replace(payment, commands=tuple(others)), first, now_ms, policy)
         made = followed(made, then)
         payment = made.payment
     return made
+
+
+def _has_to_wait(payment: Payment, command: PaymentCommand) -> bool:
+    return is_held(payment) or rules.waits_for_another(payment, command)
 
 
 def is_held(payment: Payment) -> bool:

@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pipeline.domain.commands import open_void
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import expiry_operation_id
 from pipeline.domain.lifecycle import (
@@ -70,7 +71,7 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         return reject_waiting(replace(payment, expires_at_ms=None), ORDER_MUST_ARRIVE, now_ms)
     if payment.status not in (AUTHORIZED, CAPTURED):
         return _STALE_DUE
-    if in_flight(payment) or reserved_minor(payment, CAPTURE):
+    if in_flight(payment) or reserved_minor(payment, CAPTURE) or open_void(payment) is not None:
         # A capture or a void is under way; what is left afterwards ends then.
         return _again(due, 1)
     if payment.status == CAPTURED:

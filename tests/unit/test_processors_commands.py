@@ -388,6 +388,105 @@ def test_waiting_commands_are_judged_when_they_run() -> None:
     assert story.payment.sequence == len(story.flow.events())
 
 
+@pytest.mark.parametrize("amount_minor", [None, 300])
+def test_a_refund_waits_for_a_capture_that_is_pending(amount_minor: int | None) -> None:
+    """What the gateway has not finished capturing can be given back once it is there."""
+    story = authorized()
+    story.command("capture", "c1", amount_minor=300)
+    story.flow.answer(PENDING)
+    story.command("refund", "r1", amount_minor=amount_minor)
+    assert story.events[-1] == "command_waiting"
+    story.flow.run(lambda _: PENDING)
+    assert [each.command_id for each in story.payment.commands] == ["r1"]
+    story.notify("succeeded", "c1")
+    assert story.events[-2:] == ["captured", "refund_started"]
+    story.flow.run(yes)
+    assert (story.money, story.payment.commands) == ((500, 300, 300), ())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "rule"),
+    [("declined", "payment_must_be_captured"), ("succeeded", None)],
+)
+def test_a_refund_that_waited_is_judged_when_its_capture_is_final(
+    outcome: str, rule: str | None
+) -> None:
+    """No capture, no refund: by name."""
+    story = authorized()
+    story.command("capture", "c1")
+    story.flow.answer(PENDING)
+    story.command("refund", "r1", amount_minor=500)
+    story.notify(outcome, "c1")
+    assert story.flow.events()[-1].reason == rule
+    assert story.asked.count("refund") == (rule is None)
+
+
+def test_a_refund_waits_only_where_a_pending_capture_matters() -> None:
+    """What was captured suffices: it runs at once. More than all there will be: refused at once."""
+    story = authorized()
+    story.command("capture", "c1", amount_minor=200)
+    story.flow.answer(yes)
+    story.command("capture", "c2", amount_minor=300)
+    story.flow.answer(PENDING)
+    assert story.rejected("refund", "r1", amount_minor=501) == "refund_must_not_exceed_captured"
+    story.command("refund", "r2", amount_minor=150)
+    story.flow.open_requests.sort(key=lambda opened: opened[1].kind == "inquire")
+    story.flow.answer(yes)
+    assert story.money == (500, 200, 150)
+    story.command("refund", "r3", amount_minor=51)
+    story.command("refund", "r4", amount_minor=10)
+    waiting = [each.command_id for each in story.payment.commands]
+    assert waiting == ["r3", "r4"], "what comes behind waits with it"
+    story.notify("declined", "c2")
+    rejected = story.flow.events()[-2]
+    assert (rejected.operation_id, rejected.reason) == ("r3", "refund_must_not_exceed_captured")
+    assert story.events[-1] == "refund_started"
+
+
+def voiding(answer: Any) -> Story:
+    """An authorized payment whose void is not finished, with a capture and a void behind it."""
+    story = authorized()
+    story.command("cancel", "v1")
+    story.flow.answer(answer)
+    if answer is TIMED_OUT:
+        story.flow.run(lambda _: TIMED_OUT)
+    story.command("capture", "c1", amount_minor=200)
+    story.command("cancel", "v2")
+    assert [each.command_id for each in story.payment.commands] == ["c1", "v2"]
+    assert [kind for kind in story.asked if kind != "inquire"] == ["authorize", "void"]
+    return story
+
+
+def test_a_capture_waits_for_a_void_that_is_pending() -> None:
+    """Voided: there is nothing left to capture or to void, and both are refused by name."""
+    story = voiding(PENDING)
+    story.notify("succeeded", "v1")
+    assert story.events[-3:] == ["cancelled", "command_rejected", "command_rejected"]
+    assert [event.reason for event in story.flow.events()[-2:]] == [
+        "payment_must_be_authorized", "payment_must_be_open",
+    ]  # fmt: skip
+    assert (story.status, story.money) == ("cancelled", (0, 0, 0))
+
+
+def test_a_capture_runs_when_the_void_before_it_was_refused() -> None:
+    """The hold stands: it is captured, and a second void is too late."""
+    story = voiding(PENDING)
+    story.notify("declined", "v1")
+    story.flow.run(yes)
+    assert (story.status, story.money) == ("captured", (500, 200, 0))
+    assert story.flow.events()[-1].reason == "payment_must_not_be_captured"
+
+
+def test_a_capture_waits_for_a_void_that_only_a_person_can_end() -> None:
+    """Nobody knows whether the hold is gone; a person says, and then the capture runs."""
+    story = voiding(TIMED_OUT)
+    assert story.payment.attempts[-1].state == "inquiry_exhausted"
+    story.flow.now_ms += 60 * SECOND
+    story.command("resolve", "c9", decision="not_charged")
+    story.flow.run(yes)
+    assert (story.status, story.money) == ("captured", (500, 200, 0))
+
+
 def test_a_command_that_overtakes_its_order_waits_for_it() -> None:
     """Nothing is lost or refused because two topics have no common order."""
     story = Story(None)
