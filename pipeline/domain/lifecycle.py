@@ -146,6 +146,7 @@ VOID_FAILED: Final = "void_failed"
 REFUND_FAILED: Final = "refund_failed"
 CHARGE_FAILED: Final = "charge_failed"
 AUTHORIZATION_FAILED: Final = "authorization_failed"
+ANSWER_CAME_LATE: Final = "answer_came_late"
 CONTRADICTORY_EVIDENCE: Final = "contradictory_evidence"
 ORDER_CONFLICT: Final = "order_conflict"
 INPUT_DEAD_LETTERED: Final = "input_dead_lettered"
@@ -164,6 +165,7 @@ DISPUTE_PRE_ARBITRATION: Final = "dispute_pre_arbitration"
 STANDING_EVENTS: Final = frozenset(
     {
         ORDER_CONFLICT,
+        ANSWER_CAME_LATE,
         CONTRADICTORY_EVIDENCE,
         INPUT_DEAD_LETTERED,
         RISK_COUNTED,

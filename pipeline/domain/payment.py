@@ -568,6 +568,16 @@ def charge_deadline_ms(payment: Payment, attempt: Attempt, policy: Policy) -> in
     return min(oldest, payment.pay_before_ms)
 
 
+def sendable_until_ms(attempt: Attempt, policy: Policy) -> int:
+    """Until when somebody may still send the attempt's latest request, as far as is known.
+
+    While that request is not answered nothing is known: its append time may be any time later than
+    the decision to send it. What is older than any charge may be is then taken for over, for
+    snapshots whose answer had come before it was kept.
+    """
+    return attempt.sendable_until_ms or attempt.updated_at_ms + policy.stale_after_ms
+
+
 def gateway_profile(policy: Policy, gateway: str) -> GatewayProfile:
     """A gateway's profile; one taken out of the policy is still owed its outcome, by defaults."""
     return profile_of(policy, gateway) or GatewayProfile(name=gateway)

@@ -59,6 +59,7 @@ from pipeline.domain.payment import (
     refund_target,
     refundable_minor,
     request_of,
+    sendable_until_ms,
     settlement_of,
     standing_main,
     timer_of,
@@ -442,7 +443,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
     if command.decision == rules.NOT_CHARGED:
         grace_ms = gateway_profile(policy, attempt.gateway).grace_ms
-        if now_ms < attempt.sendable_until_ms + grace_ms:
+        if now_ms < sendable_until_ms(attempt, policy) + grace_ms:
             return _rejected(payment, command, rules.SEND_WINDOW_MUST_BE_OVER, now_ms)
         return gave_up(
             payment,

@@ -15,6 +15,7 @@ from pipeline.domain.answer import DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCE
 from pipeline.domain.decision import Decision
 from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
 from pipeline.domain.lifecycle import (
+    ANSWER_CAME_LATE,
     CONTRADICTED,
     GIVE_UP,
     INQUIRING,
@@ -24,6 +25,7 @@ from pipeline.domain.lifecycle import (
     MAIN_KINDS,
     NOT_SENT_SEEN,
     PROOF_DUE,
+    REQUIRES_CUSTOMER_ACTION,
     RETRY_DUE,
     RETRY_WAITING,
     SEND_AGAIN,
@@ -45,8 +47,10 @@ from pipeline.domain.payment import (
     find_attempt,
     gateway_profile,
     is_uncertain,
+    replaced,
     request_of,
     stepped,
+    told,
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import Route
@@ -168,24 +172,48 @@ def _judged(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
     if result.try_number == attempt.tries:
+        # The request was appended before its result, and so were all before it, so no copy of any
+        # in a frozen worker's hands can be sent later than this: however long any lane lags.
+        sendable_until_ms = now_ms + attempt.send_within_ms + policy.clock_skew_ms
         if attempt.state == STARTED and result.kind == attempt.kind:
+            attempt = replace(attempt, sendable_until_ms=sendable_until_ms)
             return _answered(payment, attempt, result, now_ms, policy)
+        if not attempt.sendable_until_ms:
+            attempt = replace(attempt, sendable_until_ms=sendable_until_ms)
+            if attempt.state in (ATTEMPT_PENDING, CONTRADICTED):
+                return _answered_late(payment, attempt, result, now_ms, policy)
         if attempt.state == INQUIRING and result.kind == INQUIRE:
             return _inquiry_answered(payment, attempt, result, now_ms, policy)
     return _outdated(payment, attempt, result, now_ms, policy)
 
 
+def _answered_late(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """The answer to a request whose outcome a notice had told of already: until when it may have
+    been sent is known only now."""
+    if attempt.state == ATTEMPT_PENDING and result.outcome == DECLINED:
+        return declined(payment, attempt, result, now_ms, policy)
+    kept = replace(payment, attempts=replaced(payment, attempt))
+    made = _outdated(kept, attempt, result, now_ms, policy)
+    if made.payment is not None:
+        return made
+    asked = payment.status == REQUIRES_CUSTOMER_ACTION and attempt.kind in MAIN_KINDS
+    changed, event = told(
+        kept,
+        ANSWER_CAME_LATE,
+        now_ms,
+        attempt=attempt,
+        reason=result.code or result.outcome,
+        next_action_url=payment.next_action_url or (result.next_action_url if asked else None),
+    )
+    return decision(changed, event)
+
+
 def _answered(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
-    # The request was appended before its result, so no copy of it in a frozen worker's hands can
-    # be sent later than this. That holds however long any lane lags.
-    sendable_until_ms = now_ms + attempt.send_within_ms + policy.clock_skew_ms
-    attempt = replace(
-        attempt,
-        sendable_until_ms=max(attempt.sendable_until_ms, sendable_until_ms),
-        code=result.code,
-    )
+    attempt = replace(attempt, code=result.code)
     outcome = result.outcome
     if outcome == SUCCEEDED and result.gateway_reference:
         return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
@@ -269,6 +297,7 @@ def _retry_due(
         tries=attempt.tries + 1,
         retries=attempt.retries + counted,
         send_within_ms=policy.send_within_ms,
+        sendable_until_ms=0,
     )
     changed, event = stepped(payment, attempt, RETRY_DUE, now_ms, reason=attempt.code)
     return decision(changed, request_of(changed, attempt), event)
@@ -304,6 +333,7 @@ def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy)
         tries=attempt.tries + 1,
         resends=attempt.resends + 1,
         send_within_ms=policy.send_within_ms,
+        sendable_until_ms=0,
         uncertain_since_ms=0,
     )
     changed, event = stepped(

@@ -281,6 +281,88 @@ def test_a_person_resolves_a_charge_as_not_made() -> None:
     assert (story.status, story.payment.reason) == ("failed", "resolved_not_charged")
 
 
+def resolved(story: Story, command_id: str) -> str | None:
+    """The rule by which a resolution as not charged is refused; None: it was taken."""
+    story.command("resolve", command_id, decision="not_charged")
+    event = story.flow.events()[-1]
+    return event.reason if event.type == "command_rejected" else None
+
+
+def test_a_contradiction_before_the_answer_does_not_end_the_send_window() -> None:
+    """A notice stops the charge while its request may lie in a frozen worker's hands. Until when
+    that may send it is known from the answer alone: before, and until then, nobody charges
+    elsewhere."""
+    story = Story()
+    story.notify("succeeded", amount_minor=499)
+    assert story.payment.attempts[0].state == "contradicted"
+    story.flow.now_ms += 3_600 * SECOND
+    assert resolved(story, "c1") == "send_window_must_be_over", "the request may be younger"
+    story.flow.answer(NOT_SENT)
+    event = story.flow.events()[-1]
+    assert (event.type, event.reason) == ("answer_came_late", "send_before_passed")
+    window_ms = (10 + 1 + 10) * SECOND  # send_within, clocks, and the gateway's grace
+    story.flow.now_ms += window_ms - 1
+    assert resolved(story, "c2") == "send_window_must_be_over"
+    story.flow.now_ms += 1
+    assert resolved(story, "c3") is None
+    story.command("retry", "c4", instrument_token="tok_2")
+    assert story.status == "processing"
+
+
+@pytest.mark.parametrize("first", [TIMED_OUT, NOT_SENT])
+def test_each_request_has_a_send_window_of_its_own(first: Any) -> None:
+    """Sent again, and contradicted before the second answer: the first one's window proves
+    nothing."""
+    story = Story(policy=replace(POLICY, inquiry_max=40))
+    story.flow.answer(first)
+    while story.asked[-1] != "charge" or len(story.asked) == 1:
+        if story.flow.open_requests:
+            story.flow.answer(NOT_FOUND)
+        else:
+            story.wait()
+    story.flow.now_ms += 60 * SECOND
+    story.notify("succeeded", amount_minor=499)
+    assert resolved(story, "c1") == "send_window_must_be_over"
+    story.flow.answer(TIMED_OUT)
+    story.flow.now_ms += 60 * SECOND
+    assert resolved(story, "c2") is None
+
+
+@pytest.mark.parametrize("heard", ["answer", "inquiry", "nothing"])
+def test_a_pending_notice_before_the_answer_ends_no_send_window(heard: str) -> None:
+    """Nor does a second one that contradicts: an answer does, and so does a later inquiry's, which
+    the request's own has gone before."""
+    story = Story()
+    story.notify("pending")
+    request = story.flow.open_requests.pop()
+    if heard == "answer":
+        story.flow.result(story.flow.handle(request, PENDING))
+        assert story.events[-1] == "answer_came_late"
+    if heard == "inquiry":
+        story.wait()
+        story.flow.answer(PENDING)
+    story.notify("succeeded", amount_minor=499)
+    story.flow.now_ms += 60 * SECOND
+    assert (resolved(story, "c1") is None) is (heard != "nothing")
+
+
+def test_an_answer_that_never_comes_does_not_keep_a_person_waiting_for_ever() -> None:
+    """What is older than any charge may be, nobody sends: for snapshots of before the answer was
+    remembered."""
+    story = Story()
+    story.notify("succeeded", amount_minor=499)
+    story.flow.now_ms += story.flow.policy.stale_after_ms + 60 * SECOND
+    assert resolved(story, "c1") is None
+
+
+def test_a_decline_after_a_pending_notice_counts() -> None:
+    """The answer is the gateway's word on this very request, whichever came first."""
+    story = Story()
+    story.notify("pending")
+    story.flow.answer(DECLINED)
+    assert (story.status, story.payment.reason) == ("failed", "insufficient_funds")
+
+
 def test_an_authorization_is_resolved_as_well() -> None:
     """A resolved authorization can be captured."""
     story = exhausted(MANUAL)

@@ -174,14 +174,17 @@ def test_a_pending_charge_may_ask_for_the_customer_later() -> None:
     assert story.notify("pending", code="customer_action_required").note == "stale_result"
 
 
-def test_the_address_is_learned_though_a_notice_came_first() -> None:
-    """A notice says that the customer is asked and not where; the next inquiry says that too."""
+@pytest.mark.parametrize("by", ["answer", "inquiry"])
+def test_the_address_is_learned_though_a_notice_came_first(by: str) -> None:
+    """A notice says that the customer is asked and not where; the answer, or the next inquiry,
+    says that too."""
     story = Story()
     story.notify("pending", code="customer_action_required")
     assert (story.status, story.payment.next_action_url) == ("requires_customer_action", None)
     expires_at_ms = story.payment.expires_at_ms
-    story.flow.open_requests.clear()  # the answer is late
-    story.wait()
+    if by == "inquiry":
+        story.flow.open_requests.clear()
+        story.wait()
     story.flow.answer(ACTION)
     assert story.payment.next_action_url == "https://bank.example/3ds"
     assert story.payment.expires_at_ms == expires_at_ms

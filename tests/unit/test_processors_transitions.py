@@ -82,6 +82,8 @@ def word(kind: str, state: str, trigger: str) -> Story:
     elif trigger == "contradiction_seen":
         story.notify("succeeded", operation_id, amount_minor=499)
     else:
+        if state == "contradicted":
+            story.flow.answer(TIMED_OUT)  # until then it may still be sent
         story.flow.now_ms += 60 * SECOND
         done = trigger == "resolved_done"
         decision = {"decision": "charged", "gateway_reference": "x"} if done else {
