@@ -456,6 +456,7 @@ def _ask(
 
     from pipeline.commands.payment_follow import PaymentReader, judged
     from pipeline.config import load_settings
+    from pipeline.domain.command_memory import is_another, is_remembered
     from pipeline.domain.keys import record_key
     from pipeline.domain.model import PaymentCommand
     from pipeline.domain.money import parse_amount
@@ -507,10 +508,15 @@ def _ask(
         command = _with_id(command)
         if reader is not None:
             known = reader.catch_up()
-            if known is not None and command.command_id in known.command_ids:
+            if known is not None and is_remembered(known, command):
+                same = (
+                    "another command under this id, which is refused"
+                    if is_another(known, command)
+                    else "this command already, and the same id has no effect"
+                )
                 typer.echo(
-                    f"The payment knows the command {command.command_id} already, and the same id "
-                    "has no effect; give another --command-id to ask again.",
+                    f"The payment knows {same}; give another --command-id than "
+                    f"{command.command_id} to ask again.",
                     err=True,
                 )
         try:

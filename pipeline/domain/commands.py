@@ -55,10 +55,17 @@ DENY: Final = "deny"
 # A refund's override of the rule about disputes.
 OVERRIDE_DISPUTE: Final = "dispute"
 
-# Commands that wait in a payment, and ids that it remembers: more than its merchant needs, few
-# enough that a snapshot stays small (256 ids of 64 characters are 16 KiB).
+# What only a person can end has to be possible whatever came before. What ends a payment by itself,
+# or decides about one, is repeated without harm: it is judged anew by how the payment stands.
+ALWAYS_TAKEN: Final = frozenset({CANCEL, RESOLVE, REVIEW})
+
+# Commands that wait in a payment: more than its merchant needs, few enough that a snapshot stays
+# small; and the room beyond that is kept for those that are always taken.
 WAITING_MAX: Final = 16
-COMMAND_IDS_MAX: Final = 256
+WAITING_ALWAYS_MAX: Final = 20
+# Operations that a void by command may be the last of: of the 24 beyond what commands may begin,
+# 16 stay for failovers and reversals.
+VOIDED_ATTEMPTS_MAX: Final = COMMANDED_ATTEMPTS_MAX + 8
 
 # Evidence and reasons are for people: a sentence or two, not a document.
 PROSE_LENGTH_MAX: Final = 1_000
@@ -68,6 +75,7 @@ _OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-")
 
 TYPE_MUST_BE_KNOWN: Final = "command_type_must_be_known"
 COMMAND_ID_MUST_BE_ITS_OWN: Final = "command_id_must_not_name_another_operation"
+COMMAND_MUST_NOT_CHANGE: Final = "content_of_a_command_id_must_not_change"
 COMMANDS_MUST_NOT_EXCEED_LIMIT: Final = "commands_must_not_exceed_limit"
 OPERATIONS_MUST_NOT_EXCEED_LIMIT: Final = "operations_must_not_exceed_limit"
 AMOUNT_MUST_BE_POSITIVE: Final = "amount_must_be_positive"
@@ -191,7 +199,7 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
     kind = command.type
     if command.currency is not None and command.currency != payment.currency and kind != CREDIT:
         return CURRENCY_MUST_BE_THE_PAYMENTS
-    if len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX and kind not in (RESOLVE, REVIEW):
+    if len(payment.attempts) >= _attempts_max(payment, kind):
         return OPERATIONS_MUST_NOT_EXCEED_LIMIT
     if kind == CAPTURE:
         return _broken_capture(payment, command)
@@ -235,6 +243,13 @@ def open_void(payment: Payment) -> Attempt | None:
         if each.kind == VOID and is_unfinished(each) and parent_of(payment, each) is standing:
             return each
     return None
+
+
+def _attempts_max(payment: Payment, kind: str) -> int:
+    """Up to how many operations of the payment a command of this kind may begin one more."""
+    if kind in (RESOLVE, REVIEW) or (kind == CANCEL and payment.status != AUTHORIZED):
+        return len(payment.attempts) + 1  # it begins none
+    return VOIDED_ATTEMPTS_MAX if kind == CANCEL else COMMANDED_ATTEMPTS_MAX
 
 
 def _broken_capture(payment: Payment, command: PaymentCommand) -> str | None:

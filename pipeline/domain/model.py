@@ -198,6 +198,13 @@ class Dispute(Struct, frozen=True, kw_only=True, gc=False):
     withdrawn_minor: int = 0
 
 
+class CommandMark(Struct, frozen=True, kw_only=True, gc=False):
+    """What is remembered of a command that was taken, besides its id."""
+
+    digest: int
+    taken_at_ms: int
+
+
 class RiskCounted(Struct, frozen=True, kw_only=True, gc=False):
     """How many orders of one identity a window holds, the one that was asked about included."""
 
@@ -242,6 +249,7 @@ class Payment(Struct, frozen=True, kw_only=True):
     retry_token: str | None = None
     commands: tuple[PaymentCommand, ...] = ()
     command_ids: tuple[str, ...] = ()
+    command_marks: tuple[CommandMark, ...] = ()
     disputes: tuple[Dispute, ...] = ()
     risk_awaited: tuple[str, ...] = ()
     risk_counted: tuple[RiskCounted, ...] = ()

@@ -15,6 +15,7 @@ from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
 from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.command_memory import is_another, is_remembered, remembering
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
 from pipeline.domain.lifecycle import (
@@ -90,13 +91,16 @@ def process_command(
 ) -> Decision:
     """Decide about one command; ``now_ms`` is its append time.
 
-    The same command id again has no effect (``duplicate_command``), whether the first was taken or
-    rejected. A broken rule is the event ``command_rejected`` with the rule as its reason.
+    The same command again has no effect (``duplicate_command``), whether the first was taken or
+    rejected. A broken rule is the event ``command_rejected`` with the rule as its reason; another
+    command under an id that was taken breaks one.
     """
     if not rules.usable_id(command):
         detail = "merchant_id, order_id and command_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
         return Decision(dead_letter=INVALID_IDS, detail=detail)
-    if payment is not None and command.command_id in payment.command_ids:
+    if payment is not None and is_remembered(payment, command):
+        if is_another(payment, command):
+            return _rejected(payment, _masked(command), rules.COMMAND_MUST_NOT_CHANGE, now_ms)
         return _DUPLICATE
     command = _masked(command)
     rule = rules.broken_by_itself(command, policy)
@@ -104,10 +108,11 @@ def process_command(
         rule = rules.COMMAND_ID_MUST_BE_ITS_OWN
     if payment is None:
         return _without_a_payment(command, rule, now_ms, policy)
-    if len(payment.command_ids) >= rules.COMMAND_IDS_MAX:
-        # Not remembered: the list never gets shorter, so the answer stays the same.
+    always = command.type in rules.ALWAYS_TAKEN
+    taken = remembering(payment, command, now_ms, policy, always=always)
+    if taken is None:
+        # Not remembered: its repetition may find room.
         return _rejected(payment, command, rules.COMMANDS_MUST_NOT_EXCEED_LIMIT, now_ms)
-    taken = replace(payment, command_ids=(*payment.command_ids, command.command_id))
     if rule is not None:
         return _rejected(taken, command, rule, now_ms)
     if _runs_at_once(payment, command):
@@ -204,8 +209,8 @@ def _without_a_payment(
         business_date="",
         ordered_at_ms=now_ms,
         updated_at_ms=now_ms,
-        command_ids=(command.command_id,),
     )
+    empty = remembering(empty, command, now_ms, policy, always=True) or empty
     if rule is None and command.type == rules.CREDIT:
         return _credited(empty, command, now_ms)
     expires_at_ms = None if rule is not None else now_ms + policy.awaiting_order_ms
@@ -277,7 +282,8 @@ def _kept(text: str | None) -> str | None:
 
 
 def _waits(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    if len(payment.commands) >= rules.WAITING_MAX:
+    always = command.type in rules.ALWAYS_TAKEN
+    if len(payment.commands) >= (rules.WAITING_ALWAYS_MAX if always else rules.WAITING_MAX):
         return _rejected(payment, command, rules.COMMANDS_MUST_NOT_EXCEED_LIMIT, now_ms)
     waiting = replace(payment, commands=(*payment.commands, command))
     timers: tuple[PaymentDue, ...] = ()

@@ -70,6 +70,7 @@ class PaymentsStage:
             retry_delays_ms=catalogue.settings.retry_delays_ms,
             inquiry_delays_ms=catalogue.settings.inquiry_delays_ms,
             timer_delays_ms=catalogue.settings.timer_delays_ms,
+            command_memory_ms=catalogue.settings.retention_ms,
         )
         inputs: dict[str, tuple[str, Callable[[Any], Any], Handler]] = {
             "orders": ("order", order_from_record, process_order),

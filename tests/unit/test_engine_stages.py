@@ -9,18 +9,21 @@ from typing import Any
 import pytest
 
 from pipeline.domain.keys import partition_of
+from pipeline.domain.policy import Policy
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call
 from pipeline.runtime.dead_letters import CHUNK_BYTES, HEADER_BYTES_MAX, dead_letter
 from pipeline.runtime.gateway_stage import GatewayStage
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.live_policy import LivePolicy
+from pipeline.runtime.payments_stage import PaymentsStage
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import MemoryTableStore
 from pipeline.runtime.work import Outgoing
 from schemas.codec import wire_header
 from tests.support.engine_fakes import FakeMessage, key_of
 from tests.support.engine_flow import EngineFlow
-from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES
+from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, TopicSettings, build_catalogue
 
 
 @pytest.fixture
@@ -78,6 +81,14 @@ def test_whatever_lies_in_anothers_lane_is_named(flow: EngineFlow, role: str) ->
     assert (letter[0], cause_of(letter)) == (flow.topic("dead-letters"), "misrouted")
     assert batch.offsets == {(flow.topic(role), stray): 8}
     assert table.get(stray, key) is None
+
+
+def test_commands_are_remembered_for_as_long_as_their_topic_repeats_them(flow: EngineFlow) -> None:
+    """The retention is the installation's, and a payment's memory of commands goes by it."""
+    live = LivePolicy(Policy())
+    settings = TopicSettings(retention_ms=123_000)
+    PaymentsStage(build_catalogue(settings), flow.codec, live)
+    assert live.at(now_ms()).command_memory_ms == 123_000
 
 
 # Gateway -----------------------------------------------------------------------------------------

@@ -13,8 +13,16 @@ from pipeline.cli import app
 from pipeline.commands.payment import _with_id
 from pipeline.commands.payment_follow import DONE, FAILED, REJECTED, Outcome, PaymentSeen, judged
 from pipeline.commands.payment_story import story_json, story_lines
+from pipeline.domain.command_memory import content_digest
 from pipeline.domain.ids import payment_id
-from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand, PaymentEvent
+from pipeline.domain.model import (
+    Attempt,
+    CommandMark,
+    Dispute,
+    Payment,
+    PaymentCommand,
+    PaymentEvent,
+)
 from pipeline.domain.records import payment_to_record, to_record
 from pipeline.errors import UserError
 
@@ -200,6 +208,28 @@ def test_a_rejection_from_before_counts_only_where_it_is_remembered() -> None:
     old = event("command_rejected", operation_id="r-1", reason="commands_must_not_exceed_limit")
     assert judged(PaymentSeen(PAYMENT, [old], []), REFUND) is None
     assert judged(PaymentSeen(PAYMENT, [old], [old]), REFUND) is not None
+
+
+def test_another_command_under_a_known_id_is_not_done() -> None:
+    """Who asks for something else under an id that was taken is told so, and never that it is done;
+    who asks for the same again is told what became of it, whatever others tried meanwhile."""
+    mark = CommandMark(digest=content_digest(REFUND), taken_at_ms=0)
+    payment = replace(
+        PAYMENT,
+        command_ids=("r-0", "r-1"),
+        command_marks=(mark,),
+        attempts=(CHARGE, refund_attempt("refunded")),
+    )
+    rule = "content_of_a_command_id_must_not_change"
+    conflict = event("command_rejected", operation_id="r-1", reason=rule)
+    other = replace(REFUND, amount_minor=600)
+    assert judged(PaymentSeen(payment, [], []), other) is None
+    assert judged(PaymentSeen(payment, [conflict], []), other) is None, "an earlier one's"
+    outcome = judged(PaymentSeen(payment, [conflict], [conflict]), other)
+    assert outcome == Outcome(REJECTED, rule)
+    again = judged(PaymentSeen(payment, [conflict], [conflict]), REFUND)
+    assert again is not None
+    assert again.kind == DONE
 
 
 def trace_of(payment: Payment) -> Trace:

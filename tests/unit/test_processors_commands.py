@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from pipeline.domain.card_numbers import is_card_number
+from pipeline.domain.command_memory import content_digest, remembering
 from pipeline.domain.decision import Decision
 from pipeline.domain.policy import DAY_MS
 from pipeline.processors.order import hold_for_review
@@ -449,7 +451,7 @@ def test_commands_wait_and_run_in_order() -> None:
     story.command("capture", "c1", amount_minor=200)
     story.command("refund", "c2", amount_minor=200)
     story.command("capture", "c3")
-    assert story.command("capture", "c1").note == "duplicate_command"
+    assert story.command("capture", "c1", amount_minor=200).note == "duplicate_command"
     assert [each.command_id for each in story.payment.commands] == ["c1", "c2", "c3"]
     story.flow.run(yes)
     assert [request.operation_id for request in story.flow.requests()] == ["1", "c1", "c2", "c3"]
@@ -626,6 +628,18 @@ def test_waiting_commands_are_bounded() -> None:
     assert story.rejected("capture", "c16") == "commands_must_not_exceed_limit"
 
 
+def filled(story: Story, ids: int = 256) -> Story:
+    """The payment's memory of commands is full, by commands of this very moment."""
+    payment = story.payment
+    while len(payment.command_ids) < ids:
+        taken = command("refund", f"x{len(payment.command_ids)}")
+        known = remembering(payment, taken, story.flow.now_ms, POLICY, always=False)
+        assert known is not None
+        payment = known
+    story.flow.apply(ORDER, Decision(payment=payment))
+    return story
+
+
 def test_remembered_commands_are_bounded() -> None:
     """An endless stream of commands cannot make a snapshot endless, nor be taken twice."""
     story = charged()
@@ -633,7 +647,125 @@ def test_remembered_commands_are_bounded() -> None:
         story.command("capture", f"x{number}")
     assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
     assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
-    assert len(story.payment.command_ids) == 256
+    assert len(story.payment.command_ids) == len(story.payment.command_marks) == 256
+
+
+def test_a_command_that_cannot_come_again_gives_way() -> None:
+    """Past the retention of its topic no record repeats it: there is room for another one."""
+    story = filled(authorized())
+    story.flow.now_ms += story.flow.policy.command_memory_ms
+    assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
+    story.flow.now_ms += 1
+    story.command("capture", "c1")
+    story.flow.answer(yes)
+    assert story.status == "captured"
+    assert (len(story.payment.command_ids), story.payment.command_ids[-1]) == (256, "c1")
+    assert story.payment.command_ids[0] == "x1"
+    assert story.command("refund", "x1").note == "duplicate_command"
+
+
+def test_what_a_person_needs_is_always_taken() -> None:
+    """A cancel, a resolution and a review, whatever came before; memory stays bounded, and each is
+    taken once."""
+    story = filled(authorized())
+    story.command("cancel", "p1")
+    assert story.asked[-1] == "void"
+    assert story.command("cancel", "p1").note == "duplicate_command"
+    story.flow.run(lambda _: TIMED_OUT)
+    story.flow.now_ms += 60 * SECOND
+    story.command("resolve", "p2", decision="charged", gateway_reference="vo_1")
+    assert story.status == "cancelled"
+    assert len(story.payment.command_ids) == len(story.payment.command_marks) == 256
+    held = filled(reviewed())
+    held.command("review", "p1", decision="approve")
+    assert held.status == "processing"
+
+
+def test_commands_of_before_marks_were_kept_give_way_as_well() -> None:
+    """Their time is not known: they were taken before the oldest that is, or the last change."""
+    story = filled(authorized())
+    story.flow.apply(ORDER, Decision(payment=replace(story.payment, command_marks=())))
+    assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
+    story.flow.now_ms += story.flow.policy.command_memory_ms + 1
+    story.command("refund", "r1")
+    assert story.payment.command_ids[-1] == "r1"
+    assert len(story.payment.command_marks) == 1
+    assert story.command("refund", "x1", amount_minor=7).note == "duplicate_command"
+
+
+def test_a_command_that_waits_is_never_forgotten() -> None:
+    """Taken once means once, also for those that have not run yet."""
+    story = Story(MANUAL)
+    story.command("capture", "c1", amount_minor=100)
+    filled(story)
+    story.flow.now_ms += story.flow.policy.command_memory_ms + 1
+    story.command("cancel", "p1")
+    assert story.payment.command_ids[:2] == ("c1", "x2")
+
+
+def test_a_cancel_finds_room_among_what_waits() -> None:
+    """Sixteen wait at most; a person's cancel is the seventeenth."""
+    story = authorized()
+    story.command("capture", "c0", amount_minor=1)
+    for number in range(1, 17):
+        story.command("capture", f"c{number}", amount_minor=1)
+    assert story.rejected("capture", "c17") == "commands_must_not_exceed_limit"
+    story.command("cancel", "p1")
+    assert story.payment.commands[-1].command_id == "p1"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"type": "capture"},
+        {"amount_minor": 201},
+        {"amount_minor": None},
+        {"currency": "GBP"},
+        {"override": "dispute"},
+    ],
+)
+def test_another_command_under_a_known_id_is_a_named_conflict(other: dict[str, Any]) -> None:
+    """It is not the one that was taken, and nobody may be told that it is done."""
+    story = charged()
+    story.command("refund", "r1", amount_minor=200)
+    story.flow.answer(yes)
+    given = {"type": "refund", "amount_minor": 200, **other}
+    assert story.rejected(command_id="r1", **given) == "content_of_a_command_id_must_not_change"
+    assert story.rejected(command_id="r1", **given) == "content_of_a_command_id_must_not_change"
+    assert story.command("refund", "r1", amount_minor=200).note == "duplicate_command"
+    assert story.money == (500, 500, 200)
+
+
+def test_the_same_command_in_other_words_is_the_same() -> None:
+    """Who asked, when, why, and by which evidence is not what was asked for."""
+    story = exhausted()
+    story.command("resolve", "p1", decision="charged", gateway_reference="ch_1")
+    again = story.command(
+        "resolve", "p1", decision="charged", gateway_reference="ch_1",
+        actor="bob", evidence="told by phone", reason="asked twice",
+    )  # fmt: skip
+    assert again.note == "duplicate_command"
+
+
+def test_a_command_that_came_before_its_order_is_known_by_its_content() -> None:
+    """Also one that waits for its order, and once the order is there."""
+    story = Story(None)
+    story.command("refund", "r1", amount_minor=200)
+    assert story.rejected("refund", "r1", amount_minor=300) is not None
+    story.flow.order(ORDER)
+    assert story.rejected("refund", "r1", amount_minor=300) is not None
+    assert story.command("refund", "r1", amount_minor=200).note == "duplicate_command"
+
+
+def test_no_digest_of_a_card_number_is_kept() -> None:
+    """Two that differ in masked digits only have one digest, so none can be found by trying."""
+    one, two = (
+        command("retry", instrument_token=number)
+        for number in ("4111111111111111", "4111110000091111")
+    )
+    assert is_card_number(one.instrument_token or "")
+    assert is_card_number(two.instrument_token or "")
+    assert content_digest(one) == content_digest(two)
 
 
 def test_operations_are_bounded() -> None:
@@ -643,6 +775,20 @@ def test_operations_are_bounded() -> None:
         story.command("refund", f"r{number}", amount_minor=1)
         story.flow.answer(yes)
     assert story.rejected("refund", "r39") == "operations_must_not_exceed_limit"
+
+
+def test_a_cancel_is_possible_beyond_what_commands_may_begin() -> None:
+    """A void has room of its own, bounded as well."""
+    story = authorized()
+    for number in range(39):
+        story.command("capture", f"c{number}", amount_minor=1)
+        story.flow.answer(DECLINED)
+    assert story.rejected("capture", "c39") == "operations_must_not_exceed_limit"
+    for number in range(8):
+        story.command("cancel", f"p{number}")
+        story.flow.answer(DECLINED)
+    assert story.rejected("cancel", "p8") == "operations_must_not_exceed_limit"
+    assert len(story.payment.attempts) == 48
 
 
 # Rules about a command alone.
