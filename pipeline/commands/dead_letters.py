@@ -53,7 +53,7 @@ Causes = Annotated[
 ]
 Stages = Annotated[
     list[str] | None,
-    typer.Option("--stage", help="Who refused it: payments, gateway or ledger; repeatable."),
+    typer.Option("--stage", help="Who refused it: payments, gateway, risk or ledger; repeatable."),
 ]
 Topics = Annotated[
     list[str] | None, typer.Option("--topic", help="Where the input was; repeatable.")

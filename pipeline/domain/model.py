@@ -46,6 +46,7 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     amount_minor: int | None = None
     currency: str | None = None
     instrument_token: str | None = None
+    card_fingerprint: str | None = None
     decision: str | None = None
     gateway_reference: str | None = None
     evidence: str | None = None
@@ -94,6 +95,7 @@ class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
     gateway_code: str | None = None
     retry_after_ms: int | None = None
     next_action_url: str | None = None
+    letter: str | None = None
 
 
 class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):
@@ -250,6 +252,7 @@ class Payment(Struct, frozen=True, kw_only=True):
     commands: tuple[PaymentCommand, ...] = ()
     command_ids: tuple[str, ...] = ()
     command_marks: tuple[CommandMark, ...] = ()
+    letters: tuple[str, ...] = ()
     disputes: tuple[Dispute, ...] = ()
     risk_awaited: tuple[str, ...] = ()
     risk_counted: tuple[RiskCounted, ...] = ()
@@ -307,6 +310,7 @@ class RiskCheck(Struct, frozen=True, kw_only=True):
     amount_minor: int
     currency: str
     counters: tuple[RiskCounter, ...] = ()
+    operation_id: str = ""
 
 
 class RiskResult(Struct, frozen=True, kw_only=True):
@@ -316,6 +320,9 @@ class RiskResult(Struct, frozen=True, kw_only=True):
     by: str
     counted_at_ms: int
     counted: tuple[RiskCounted, ...] = ()
+    cause: str | None = None
+    letter: str | None = None
+    operation_id: str = ""
 
 
 class VelocityBucket(Struct, frozen=True, kw_only=True, gc=False):

@@ -33,6 +33,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.disputes import process_dispute
+from pipeline.processors.letters import DEAD_LETTER, process_settlement_letter
 from pipeline.processors.outcomes import (
     STALE_RESULT,
     contradictory,
@@ -63,6 +64,8 @@ def process_notification(
     Repeated and outdated ones have no effect (``stale_result``); what names no payment or attempt
     of ours is dead-lettered. Commands that waited for the operation run in the same decision.
     """
+    if notice.type == DEAD_LETTER:
+        return process_settlement_letter(payment, notice, now_ms)
     if payment is None:
         detail = f"no payment {notice.payment_id} of order {notice.order_id} is known"
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)

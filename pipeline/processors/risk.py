@@ -25,7 +25,7 @@ from pipeline.domain.lifecycle import (
     RISK_COUNTED,
 )
 from pipeline.domain.model import Order, Payment, RiskCheck, RiskResult
-from pipeline.domain.payment import dead_lettered, decision, moved, timer_of, told
+from pipeline.domain.payment import dead_lettered, decision, followed, moved, timer_of, told
 from pipeline.domain.policy import Policy
 from pipeline.domain.risk import (
     REJECT,
@@ -39,6 +39,7 @@ from pipeline.domain.risk import (
 )
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED, PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import start_charge, with_waiting_commands
+from pipeline.processors.letters import LETTER_OF_NO_PAYMENT, letter_told
 
 CARD_NUMBER_IN_FIELD: Final = "card_number_in_field"
 UNKNOWN_PAYMENT: Final = "unknown_payment"
@@ -116,7 +117,11 @@ def process_risk_result(
     told. Counts that nobody waits for any more have no effect (``stale_risk_result``).
     """
     if payment is None:
+        if result.cause is not None:
+            return Decision(note=LETTER_OF_NO_PAYMENT)
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail="the table holds no such payment")
+    if result.cause is not None:
+        return _not_counted(payment, result, result.cause, now_ms, policy)
     rules = policy.risk or _NO_RULES
     if result.payment_id != payment.payment_id:
         return Decision(note=STALE_RISK_RESULT)
@@ -146,10 +151,25 @@ def process_risk_result(
 def counts_missing(payment: Payment, now_ms: int, policy: Policy) -> Decision:
     """The wait for counts is over and they did not come: a person decides, if there is time and
     what did come does not reject the order anyway."""
-    due_at_ms = payment.expires_at_ms
-    given_up = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
-    if payment.pay_before_ms is not None and due_at_ms == payment.pay_before_ms:
+    if payment.pay_before_ms is not None and payment.expires_at_ms == payment.pay_before_ms:
+        given_up = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
         return _expired(given_up, now_ms, policy)
+    return _without_counts(payment, now_ms, policy)
+
+
+def _not_counted(
+    payment: Payment, result: RiskResult, cause: str, now_ms: int, policy: Policy
+) -> Decision:
+    """The check was dead-lettered: its counts do not come, and nobody waits for them any longer."""
+    made = letter_told(payment, "risk", cause, result.letter or "", now_ms)
+    told_so = made.payment
+    if told_so is None or result.by not in payment.risk_awaited:
+        return made
+    return followed(made, _without_counts(told_so, now_ms, policy))
+
+
+def _without_counts(payment: Payment, now_ms: int, policy: Policy) -> Decision:
+    given_up = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
     known = assess(policy.risk or _NO_RULES, facts_of(payment, payment.risk_counted))
     if known.action == REJECT:
         return _decided(given_up, known, now_ms, policy)

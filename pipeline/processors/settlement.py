@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.answer import DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
+from pipeline.domain.answer import DEAD_LETTERED, DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
 from pipeline.domain.decision import Decision
 from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
 from pipeline.domain.lifecycle import (
@@ -56,6 +56,7 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.letters import process_request_letter
 from pipeline.processors.outcomes import (
     STALE_RESULT,
     contradictory,
@@ -115,6 +116,9 @@ def process_result(
     always either taken, already known, given back, or dead-lettered as contradictory. Commands that
     waited for the operation run in the same decision.
     """
+    if result.outcome == DEAD_LETTERED:
+        made = process_request_letter(payment, result, now_ms, policy)
+        return with_waiting_commands(made, now_ms, policy)
     if payment is None:
         detail = f"no payment {result.payment_id} of order {result.order_id} is known"
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)

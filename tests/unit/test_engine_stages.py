@@ -115,7 +115,8 @@ def test_a_request_that_cannot_be_read_is_refused_by_name_and_never_called(
         record = InputRecord(stage.topic, 1, offset, now_ms(), with_key, value)
         planned = stage.plan(record, now_ms())
         assert isinstance(planned, list), cause
-        (letter,) = planned
+        letter, *words = planned
+        assert [topic for topic, *_ in words] == [flow.topic("gateway-results")]
         assert letter[:4] == (flow.topic("dead-letters"), 1, with_key, value)
         headers = dict(letter[4] or [])
         assert headers["dlq.cause"].decode() == cause
@@ -127,6 +128,38 @@ def test_a_request_that_cannot_be_read_is_refused_by_name_and_never_called(
     call = stage.plan(InputRecord(stage.topic, 1, 9, now_ms(), key, good), now_ms())
     assert isinstance(call, Call)
     assert call.request == flow.request(order)
+
+
+def test_a_request_that_is_refused_tells_its_payment(flow: EngineFlow) -> None:
+    """In the transaction of the letter, into the payment's own lane: what could be read names its
+    operation, what could not belongs to the payment of its key, or to none."""
+    stage = GatewayStage(flow.catalogue, flow.codec)
+    decode = flow.codec.decoder("gateway-result")
+    request = flow.request(flow.order("o1"))
+    key, good = key_of("o1"), flow.encode("payment-request", request)
+    home = partition_of(key, 2)
+    named = (request.operation_id, request.attempt, request.try_number, request.gateway)
+    cases = [
+        (stage.plan(InputRecord(stage.topic, home, 4, 1, key, b"junk"), 5), "not_wire_format",
+         ("", 0, 0, "")),
+        (stage.plan(InputRecord(stage.topic, home, 4, 1, key_of("x"), good), 5), "key_mismatch",
+         named),
+        (stage.quarantine(InputRecord(stage.topic, home, 4, 1, key, good), 5),
+         "killed_the_process", named),
+    ]  # fmt: skip
+    for planned, cause, operation in cases:
+        assert isinstance(planned, list)
+        _, (topic, lane, told_key, value, _) = planned
+        assert (topic, lane, told_key) == (flow.topic("gateway-results"), home, key)
+        told = decode(value or b"")
+        assert (told["outcome"], told["code"]) == ("dead_lettered", cause)
+        assert told["letter"] == f"{stage.topic}[{home}]@4"
+        assert told["payment_id"] == request.payment_id
+        fields = ("operation_id", "attempt", "try_number", "gateway")
+        assert tuple(told[name] for name in fields) == operation
+    nobody = stage.plan(InputRecord(stage.topic, 0, 4, 1, b"no key of ours", b"junk"), 5)
+    assert isinstance(nobody, list)
+    assert [topic for topic, *_ in nobody] == [flow.topic("dead-letters")]
 
 
 # Dead letters ------------------------------------------------------------------------------------
