@@ -185,6 +185,10 @@ def retry_command(
         str,
         typer.Option("--token", help="Token of the other instrument; never a card number."),
     ],
+    fingerprint: Annotated[
+        str | None,
+        typer.Option("--card-fingerprint", help="By which risk rules know the other card."),
+    ] = None,
     command_id: CommandId = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -193,6 +197,8 @@ def retry_command(
     prefix: Prefix = None,
 ) -> None:
     """Try a failed payment again, with another instrument.
+
+    Risk rules look at it as they did at the order: it may be refused, or wait for a review.
 
     Example:
 
@@ -207,6 +213,7 @@ def retry_command(
         "retry",
         payment,
         instrument_token=token,
+        card_fingerprint=fingerprint,
         command_id=command_id,
         reason=reason,
         actor=actor,
@@ -438,6 +445,7 @@ def _ask(
     amount: str | None = None,
     currency: str | None = None,
     instrument_token: str | None = None,
+    card_fingerprint: str | None = None,
     decision: str | None = None,
     gateway_reference: str | None = None,
     evidence: str | None = None,
@@ -497,6 +505,7 @@ def _ask(
             amount_minor=amount_minor,
             currency=currency,
             instrument_token=instrument_token,
+            card_fingerprint=card_fingerprint,
             decision=decision,
             gateway_reference=gateway_reference,
             evidence=evidence,
@@ -592,7 +601,8 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
         command.override,
         command.business_date,
     )
-    digest = sha256(json.dumps(asked).encode()).hexdigest()
+    card = () if command.card_fingerprint is None else (command.card_fingerprint,)
+    digest = sha256(json.dumps((*asked, *card)).encode()).hexdigest()
     return replace(command, command_id=f"{command.type}-{digest[:16]}")
 
 

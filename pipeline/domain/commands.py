@@ -87,6 +87,7 @@ BUSINESS_DATE_MUST_BE_A_DATE: Final = "business_date_must_be_a_date"
 TEXTS_MUST_BE_SHORT: Final = "texts_must_be_at_most_1000_characters"
 TOKEN_MUST_BE_PRESENT: Final = "instrument_token_must_be_present"
 TOKEN_MUST_NOT_BE_A_CARD_NUMBER: Final = "instrument_token_must_not_be_a_card_number"
+FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER: Final = "card_fingerprint_must_not_be_a_card_number"
 TOKEN_MUST_BE_NEW: Final = "token_must_be_new"
 DECISION_MUST_BE_KNOWN: Final = "decision_must_be_known"
 EVIDENCE_MUST_BE_GIVEN: Final = "evidence_must_be_given"
@@ -131,12 +132,17 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.override,
         command.gateway_reference,
         command.instrument_token,
+        command.card_fingerprint,
     ):
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
     token = command.instrument_token
     if token is not None and holds_card_number(token, opaque=True):
         return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
+    if command.card_fingerprint is not None and holds_card_number(
+        command.card_fingerprint, opaque=True
+    ):
+        return FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER
     if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):
         return TOKEN_MUST_BE_PRESENT
     if kind == CREDIT:

@@ -122,6 +122,7 @@ BECAME_KNOWN: Final = "became_known"
 ACTION_ASKED: Final = "action_asked"
 ACTION_TAKEN: Final = "action_taken"
 RETRY_ASKED: Final = "retry_asked"
+RETRY_REFUSED: Final = "retry_refused"
 CANCEL_CONFIRMED: Final = "cancel_confirmed"
 DEADLINE_PASSED: Final = "deadline_passed"
 
@@ -264,6 +265,10 @@ PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (AUTHORIZED, CANCEL_CONFIRMED): _T(CANCELLED, CANCELLED),
     (AUTHORIZED, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
     (FAILED, RETRY_ASKED): _T(PROCESSING, PAYMENT_RETRIED),
+    # A person looks at a retry before the other instrument is asked for money.
+    (FAILED, REVIEW_ASKED): _T(RISK_REVIEW, RISK_REVIEW),
+    (RISK_REVIEW, RETRY_ASKED): _T(PROCESSING, PAYMENT_RETRIED),
+    (RISK_REVIEW, RETRY_REFUSED): _T(FAILED, FAILED),
 }
 
 ATTEMPT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {

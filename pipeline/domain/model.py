@@ -256,6 +256,7 @@ class Payment(Struct, frozen=True, kw_only=True):
     disputes: tuple[Dispute, ...] = ()
     risk_awaited: tuple[str, ...] = ()
     risk_counted: tuple[RiskCounted, ...] = ()
+    assessed_retry: str | None = None
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):

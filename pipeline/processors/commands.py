@@ -18,6 +18,7 @@ from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.command_memory import is_another, is_remembered, remembering
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
+from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
     AUTHORIZED,
     AWAITING_ORDER,
@@ -67,9 +68,17 @@ from pipeline.domain.payment import (
     told,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.risk import REJECT, REVIEW, Assessment
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
+from pipeline.processors.retries import (
+    assess_retry,
+    assessed_retry,
+    hold_retry,
+    review_ended,
+    without_retry,
+)
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_COMMAND: Final = "duplicate_command"
@@ -304,7 +313,16 @@ def _waits(payment: Payment, command: PaymentCommand, now_ms: int, policy: Polic
     return decision(changed, *timers, event)
 
 
-def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int) -> Decision:
+def _rejected(
+    payment: Payment,
+    command: PaymentCommand,
+    rule: str,
+    now_ms: int,
+    *,
+    detail: str | None = None,
+) -> Decision:
+    if detail is None and command.type in rules.TYPES:
+        detail = command.type
     changed, event = told(
         payment,
         COMMAND_REJECTED,
@@ -313,7 +331,7 @@ def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int)
         actor=command.actor,
         operation_id=command.command_id,
         operation_minor=command.amount_minor,
-        detail=command.type if command.type in rules.TYPES else None,
+        detail=detail,
     )
     return decision(changed, event)
 
@@ -358,6 +376,9 @@ def _moves_money(
 
 
 def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    if assessed_retry(payment) is not None:
+        # The payment has failed already: what ends is the retry that waits for a person.
+        return refuse_assessed_retry(payment, CANCEL_REQUESTED, now_ms, command)
     if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION) or payment.risk_awaited:
         # Nobody was asked for money, or the customer did not go on: there is nothing to undo yet.
         changed, event = moved(
@@ -404,20 +425,100 @@ def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Polic
     # Two tokens may stand for one card, so every attempt of the payment counts against it.
     if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
         return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
-    started = start_charge(
+    if policy.risk is None:
+        return _start_retry(payment, command, now_ms, policy)
+    assessment, checks, waits = assess_retry(payment, command, now_ms, policy, policy.risk)
+    if waits is not None:
+        return waits
+    made = decide_retry(payment, command, assessment, now_ms, policy)
+    return replace(made, sends=(*checks, *made.sends)) if checks else made
+
+
+def decide_retry(
+    payment: Payment, command: PaymentCommand, assessment: Assessment, now_ms: int, policy: Policy
+) -> Decision:
+    """What becomes of a retry once all that rules look at is known: it is made, is refused by the
+    rule's name, or waits for a person."""
+    rule = rules.broken_now(payment, command, now_ms)
+    if rule is None and assessment.action == REJECT:
+        rule = assessment.reason
+    if rule is not None:
+        return _rejected(payment, command, rule, now_ms, detail=assessment.detail)
+    if assessment.action == REVIEW:
+        reason, detail = assessment.reason, assessment.detail
+        return hold_retry(payment, command, reason, detail, now_ms, policy)
+    return _start_retry(payment, command, now_ms, policy, detail=assessment.detail)
+
+
+def refuse_assessed_retry(
+    payment: Payment, rule: str, now_ms: int, by: PaymentCommand | None = None
+) -> Decision:
+    """The retry that waits for a person is not made: by the command ``by``, or by time."""
+    retry = assessed_retry(payment)
+    if retry is None:
+        raise InvariantBroken("no retry waits for a person")
+    changed, event = review_ended(
+        payment,
+        rule,
+        now_ms,
+        detail=None if by is None else by.reason,
+        actor=None if by is None else by.actor,
+        operation_id=None if by is None else by.command_id,
+    )
+    return followed(decision(changed, event), _rejected(changed, retry, rule, now_ms))
+
+
+def _approve_retry(
+    payment: Payment, retry: PaymentCommand, review: PaymentCommand, now_ms: int, policy: Policy
+) -> Decision:
+    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+        return refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms, review)
+    if payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms:
+        return refuse_assessed_retry(payment, rules.PAY_BEFORE_MUST_BE_AHEAD, now_ms, review)
+    started = _retried(without_retry(payment), retry, now_ms, policy, actor=review.actor)
+    return started or _rejected(payment, review, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+
+
+def _start_retry(
+    payment: Payment,
+    command: PaymentCommand,
+    now_ms: int,
+    policy: Policy,
+    *,
+    detail: str | None = None,
+) -> Decision:
+    started = _retried(payment, command, now_ms, policy, actor=command.actor, detail=detail)
+    return started or _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+
+
+def _retried(
+    payment: Payment,
+    command: PaymentCommand,
+    now_ms: int,
+    policy: Policy,
+    *,
+    actor: str | None,
+    detail: str | None = None,
+) -> Decision | None:
+    return start_charge(
         replace(payment, retry_token=command.instrument_token),
         command.command_id,
         RETRY_ASKED,
         PAYMENT_RETRIED,
         now_ms,
         policy,
-        actor=command.actor,
+        actor=actor,
         reason=command.reason,
+        detail=detail,
     )
-    return started or _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
 
 
 def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    retry = assessed_retry(payment)
+    if retry is not None:
+        if command.decision == rules.DENY:
+            return refuse_assessed_retry(payment, RISK_REVIEW_DENIED, now_ms, command)
+        return _approve_retry(payment, retry, command, now_ms, policy)
     if command.decision == rules.DENY:
         changed, event = moved(
             payment,

@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.commands import open_void
+from pipeline.domain.commands import PAY_BEFORE_MUST_BE_AHEAD, open_void
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import expiry_operation_id
 from pipeline.domain.lifecycle import (
@@ -36,8 +36,9 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.tiers import tier_not_longer
-from pipeline.processors.commands import reject_waiting
+from pipeline.processors.commands import refuse_assessed_retry, reject_waiting
 from pipeline.processors.outcomes import begin_operation
+from pipeline.processors.retries import assessed_retry
 from pipeline.processors.risk import counts_missing
 
 NOT_YET_DUE: Final = "not_yet_due"
@@ -57,6 +58,8 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         return again
     if payment.risk_awaited:
         return counts_missing(payment, now_ms, policy)
+    if assessed_retry(payment) is not None:
+        return refuse_assessed_retry(payment, PAY_BEFORE_MUST_BE_AHEAD, now_ms)
     if payment.status in (REQUIRES_CUSTOMER_ACTION, RISK_REVIEW):
         changed, event = moved(
             payment,

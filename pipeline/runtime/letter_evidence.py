@@ -88,6 +88,7 @@ def check_letter(record: InputRecord, check: RiskCheck, cause: str) -> RiskResul
         counted_at_ms=record.timestamp_ms,
         cause=cause,
         letter=place_of(record),
+        operation_id=check.operation_id,
     )
 
 

@@ -81,6 +81,7 @@ class RiskStage:
             by=check.by,
             counted_at_ms=record.timestamp_ms,
             counted=answer,
+            operation_id=check.operation_id,
         )
         self._tell(result, batch)
         if counted is None:

@@ -175,6 +175,19 @@ def _counted() -> None:
         placed.flow.count()
 
 
+def _retries_in_review() -> None:
+    rules = "[[rule]]\nname='a'\ntype='amount'\naction='review'\ncurrency='GBP'\n"
+    policy = replace(POLICY, risk=read_rules(f"{rules}amount_minor_max=1\n", "rules"))
+    for decision, end in (("approve", "processing"), ("deny", "failed")):
+        story = Story()
+        story.flow.answer(DECLINED)
+        story.flow.policy = replace(story.flow.policy, risk=policy.risk)
+        story.command("retry", "r1", instrument_token="tok_2")
+        assert story.status == "risk_review"
+        story.command("review", "p1", decision=decision)
+        assert story.status == end
+
+
 def _unanswered() -> None:
     unsent = Story()
     unsent.flow.run(lambda r: NOT_FOUND if r.kind == "inquire" else NOT_SENT)
@@ -231,7 +244,8 @@ def _after_the_first_outcome() -> None:
 
 
 SCENARIOS: tuple[Callable[[], None], ...] = (
-    _orders, _reviews, _counted, _unanswered, _customers, _after_the_first_outcome,
+    _orders, _reviews, _counted, _retries_in_review, _unanswered, _customers,
+    _after_the_first_outcome,
 )  # fmt: skip
 
 
