@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.domain.card_numbers import holds_card_number
+from pipeline.domain.card_numbers import holds_card_number, is_masked
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
@@ -36,7 +36,7 @@ from pipeline.domain.payment import (
     standing_main,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.validation import TEXT_LENGTH_MAX, is_date
+from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
 CANCEL: Final = "cancel"
@@ -143,6 +143,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.card_fingerprint, opaque=True
     ):
         return FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER
+    if token is not None and is_masked(token.encode("utf-8", "surrogatepass")):
+        return TOKEN_MUST_NOT_BE_MASKED
     if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):
         return TOKEN_MUST_BE_PRESENT
     if kind == CREDIT:

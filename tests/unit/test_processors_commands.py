@@ -736,6 +736,16 @@ def test_another_command_under_a_known_id_is_a_named_conflict(other: dict[str, A
     assert story.money == (500, 500, 200)
 
 
+def test_a_masked_token_is_not_charged() -> None:
+    """What a dead letter left of a card number is no instrument."""
+    story = failed()
+    rule = story.rejected("retry", instrument_token="411111******1111")
+    assert rule == "instrument_token_must_not_be_masked"
+    masked = Story(replace(ORDER, instrument_token="411111******1111"))
+    assert (masked.status, masked.payment.reason) == ("rejected", rule)
+    assert masked.asked == []
+
+
 def test_the_same_command_in_other_words_is_the_same() -> None:
     """Who asked, when, why, and by which evidence is not what was asked for."""
     story = exhausted()
