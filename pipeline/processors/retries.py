@@ -107,6 +107,9 @@ def hold_retry(
     policy: Policy,
 ) -> Decision:
     """A person shall look at the retry before the other instrument is asked for money."""
+    ends_ms = now_ms + policy.review_ms
+    if payment.pay_before_ms is not None:
+        ends_ms = min(ends_ms, payment.pay_before_ms)
     changed, event = moved(
         replace(payment, commands=(command, *payment.commands), assessed_retry=command.command_id),
         REVIEW_ASKED,
@@ -115,11 +118,9 @@ def hold_retry(
         detail=detail,
         actor=command.actor,
         operation_id=command.command_id,
-        expires_at_ms=payment.pay_before_ms,
+        expires_at_ms=ends_ms,
     )
-    if payment.pay_before_ms is None:
-        return decision(changed, event)
-    timer = timer_of(changed, payment.pay_before_ms, REVIEW_ENDS, policy, now_ms)
+    timer = timer_of(changed, ends_ms, REVIEW_ENDS, policy, now_ms)
     return decision(changed, timer, event)
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.commands import PAY_BEFORE_MUST_BE_AHEAD, open_void
+from pipeline.domain.commands import REVIEW_MUST_BE_IN_TIME, open_void
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import expiry_operation_id
 from pipeline.domain.lifecycle import (
@@ -59,7 +59,7 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
     if payment.risk_awaited:
         return counts_missing(payment, now_ms, policy)
     if assessed_retry(payment) is not None:
-        return refuse_assessed_retry(payment, PAY_BEFORE_MUST_BE_AHEAD, now_ms)
+        return refuse_assessed_retry(payment, REVIEW_MUST_BE_IN_TIME, now_ms)
     if payment.status in (REQUIRES_CUSTOMER_ACTION, RISK_REVIEW):
         changed, event = moved(
             payment,
@@ -96,7 +96,7 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         replace(payment, expires_at_ms=None),
         VOID,
         expiry_operation_id(authorization.operation_id),
-        authorization.gateway,
+        authorization,
         amount_of(payment, authorization),
         now_ms,
         policy,

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.attempt_caps import AttemptCap
-from pipeline.domain.model import PaymentCommand, RiskResult
+from pipeline.domain.model import AuditEntry, PaymentCommand, RiskResult
 from pipeline.processors.driver import FlowDriver
 from tests.unit.test_risk_stories import MINUTE, NOW, VELOCITY, driver, order, story, the
 
@@ -115,6 +115,16 @@ def test_every_rule_about_the_order_looks_at_its_retry_as_well(name: str) -> Non
     assert len(flow.requests()) == 1
 
 
+def test_a_persons_word_about_a_retry_is_audited() -> None:
+    """Who let the other card be charged, or did not, as with an order."""
+    for decision in ("approve", "deny"):
+        flow = failed(RULES, rule("amount", "review"))
+        flow.command(retry())
+        made = flow.command(command("review", decision=decision, reason="looked at"))
+        (entry,) = [sent for sent in made.sends if isinstance(sent, AuditEntry)]
+        assert (entry.action, entry.actor) == (f"review_{decision}", "ann")
+
+
 @pytest.mark.parametrize("decision", ["approve", "deny"])
 def test_a_retry_may_wait_for_a_person(decision: str) -> None:
     """Held like an order; approved it is charged under its own id, denied the payment has failed as
@@ -154,12 +164,20 @@ def test_a_retry_in_review_is_cancelled() -> None:
 
 
 def test_a_retry_in_review_ends_with_the_orders_deadline() -> None:
-    """What nobody looked at in time is refused, and the payment stays failed."""
-    flow = failed(RULES, rule("amount", "review"), pay_before_ms=NOW + 5 * MINUTE)
-    flow.command(retry())
-    flow.advance(7 * MINUTE)
-    assert the(flow).status == "failed"
-    assert rejection(flow) == ("r1", "pay_before_must_be_in_the_future")
+    """What nobody looked at in time is refused, and the payment stays failed; so it does after the
+    longest that a review may take, whether the timer or a late word comes first."""
+    for more, minutes in (({"pay_before_ms": NOW + 5 * MINUTE}, 7), ({}, 8 * 24 * 60)):
+        flow = failed(RULES, rule("amount", "review"), **more)
+        flow.command(retry())
+        flow.advance(minutes * MINUTE)
+        assert the(flow).status == "failed"
+        assert rejection(flow) == ("r1", "review_must_be_in_time")
+    late = failed(RULES, rule("amount", "review"))
+    late.command(retry())
+    late.now_ms += 7 * 24 * 60 * MINUTE
+    late.command(command("review", decision="approve"))
+    assert (the(late).status, len(late.requests())) == ("failed", 1)
+    assert rejection(late) == ("c1", "review_must_be_in_time")
 
 
 def test_an_approval_does_not_go_beyond_the_cap() -> None:
