@@ -265,6 +265,8 @@ def test_show_tells_the_whole_history() -> None:
     payment = replace(
         PAYMENT,
         refunded_minor=500,
+        dead_letters=2,
+        letters=("gateway payment-requests[3]@17 truncated",),
         disputed_minor=750,
         attempts=(CHARGE, refund_attempt("refunded")),
         commands=(replace(REFUND, command_id="r-2", actor="ann"),),
@@ -301,6 +303,8 @@ def test_show_tells_the_whole_history() -> None:
         "dispute           dp1 at sim-a: opened, GBP 7.50, of it withdrawn GBP 7.50, fee GBP 15.00",
         "dispute           dp2 at sim-a: won, by ann (the gateway said pre_arbitration), GBP 1.00",
         "waits             refund of GBP 5.00, command r-2, asked by ann",
+        "dead letters      2, of them conflicts: 0",
+        "by the stage gateway payment-requests[3]@17 truncated",
         "command r-1: refund, GBP 5.00, broken, by ann",
         "event 5: refunded, captured, refund r-1 of GBP 5.00, by ann",
     ):
