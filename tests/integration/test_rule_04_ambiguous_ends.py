@@ -1,7 +1,7 @@
 """Rule 4: an end of a transaction that was not plain costs the producer, never the money.
 
-The broker of these tests leads the lane through a proxy that loses EndTxn or its answers, answers
-in the broker's place and keeps copies of the requests.
+The lane of these tests reaches its broker through a proxy that loses EndTxn or its answers,
+answers in the broker's place and keeps copies of the requests.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from pipeline.chaos.faults import Rule, answer, lose_answer, lose_request
+from pipeline.chaos.wire import (
+    INVALID_PRODUCER_EPOCH,
+    INVALID_PRODUCER_ID_MAPPING,
+    NO_ERROR,
+    Api,
+)
 from pipeline.domain.keys import record_key
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.end_txn_watch import EndTxnWatch
@@ -25,15 +32,9 @@ from pipeline.runtime.redrive.letter_log import LetterLog
 from pipeline.runtime.redrive.plan import Limits, Markers, Plan, plan_redrive
 from pipeline.runtime.redrive.redriver import REDRIVE_ACTION, Act, Redriver
 from pipeline.runtime.work import Outcome
-from tests.support.endtxn_proxy import (
-    INVALID_PRODUCER_EPOCH,
-    INVALID_PRODUCER_ID_MAPPING,
-    NO_ERROR,
-    ProxiedKafka,
-    proxied_kafka,
-)
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of, until
 from tests.support.lane_over_topics import LaneOverTopics
+from tests.support.proxied import ProxiedKafka, proxied_kafka
 
 pytestmark = pytest.mark.integration
 
@@ -42,7 +43,7 @@ SWALLOWED = 8
 
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedKafka]:
-    with proxied_kafka(tmp_path_factory.mktemp("proxied") / "kafka") as started:
+    with proxied_kafka(tmp_path_factory.mktemp("proxied")) as started:
         yield started
 
 
@@ -53,12 +54,12 @@ def test_eight_lost_answers_cost_eight_producers_and_nothing_else(
     and each time the producer is built anew."""
     topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
     try:
-        before = proxied.proxy.swallowed
+        before = len(proxied.proxy.injected)
         for number in range(SWALLOWED):
-            proxied.proxy.swallow(1)
+            proxied.proxy.inject(Rule(Api.END_TXN, lose_answer()))
             assert topics.lane.run(topics.work(number)) is Outcome.COMMITTED
             assert topics.lane.rebuilds == number + 1
-        assert proxied.proxy.swallowed - before == SWALLOWED
+        assert len(proxied.proxy.injected) - before == SWALLOWED
         assert topics.lane.run(topics.work(SWALLOWED)) is Outcome.COMMITTED
         assert topics.lane.rebuilds == SWALLOWED, "a plain end costs no producer"
         wanted = [b"%d.%d" % (n, part) for n in range(SWALLOWED + 1) for part in range(3)]
@@ -80,22 +81,22 @@ def test_a_late_copy_of_an_end_cannot_commit_what_is_to_be_aborted(
     try:
         if not defended:
             monkeypatch.setattr(EndTxnWatch, "ended_plainly", property(lambda _: True))
-        before = len(proxied.proxy.copies)
-        proxied.proxy.swallow(1)
+        before = len(proxied.proxy.injected)
+        proxied.proxy.inject(Rule(Api.END_TXN, lose_answer()))
         assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
-        copy = proxied.proxy.copies[before]
+        copy = proxied.proxy.injected[before]
 
         producer = topics.lane._producer
         producer.begin_transaction()
         producer.produce(topics.sink, b"to be aborted", b"k", 0)
         producer.flush(10)
-        answer = proxied.proxy.send_late(copy)
+        answered = proxied.proxy.send_again(copy)
         if defended:
-            assert answer == INVALID_PRODUCER_EPOCH
+            assert answered == INVALID_PRODUCER_EPOCH
             producer.abort_transaction(10)
             assert topics.values() == [b"0.0", b"0.1", b"0.2"]
         else:
-            assert answer == NO_ERROR
+            assert answered == NO_ERROR
             with pytest.raises(KafkaException):
                 producer.abort_transaction(10)
             assert topics.values()[-1] == b"to be aborted", "the attack has lost its point"
@@ -121,7 +122,7 @@ def test_a_redrive_whose_answers_are_lost_puts_each_letter_back_once(
         markers, letters = Markers(), log.letters()
         limits = Limits(inputs=log.partitions, requests=flow.topic("payment-requests"))
         plan = plan_redrive(letters, letters, markers, limits)
-        before = proxied.proxy.swallowed
+        before = len(proxied.proxy.injected)
         with Redriver(
             proxied.proxied, flow.catalogue, flow.codec, log, markers, limits
         ) as redriver:
@@ -129,10 +130,10 @@ def test_a_redrive_whose_answers_are_lost_puts_each_letter_back_once(
             build = redriver._build
             redriver._build = lambda: (made.append(1), build())  # type: ignore[method-assign]
             for letter in plan.todo:
-                proxied.proxy.swallow(1)
+                proxied.proxy.inject(Rule(Api.END_TXN, lose_answer()))
                 done = redriver.run(Plan([letter]), Act("ops", "mended"), action=REDRIVE_ACTION)
                 assert done.letters == 1
-        assert proxied.proxy.swallowed - before == len(made) == 3
+        assert len(proxied.proxy.injected) - before == len(made) == 3
     copies = [m for m in flow.messages("orders") if "redrive.letter" in headers_of(m)]
     assert [m.key() for m in copies] == [record_key("shop", str(n)) for n in range(3)]
     assert len(flow.messages("dead-letter-markers")) == len(flow.messages("audit")) == 3
@@ -145,7 +146,7 @@ def test_an_end_that_never_reached_the_broker_is_called_aborted(
     happened, and the next transaction is another producer's."""
     topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
     try:
-        proxied.proxy.answer_next(INVALID_PRODUCER_ID_MAPPING, forward=False)
+        proxied.proxy.inject(Rule(Api.END_TXN, answer(INVALID_PRODUCER_ID_MAPPING, forward=False)))
         assert topics.lane.run(topics.work(0)) is Outcome.ABORTED
         assert topics.lane.rebuilds == 1
         assert topics.values() == []
@@ -162,8 +163,8 @@ def test_an_abort_after_a_commit_that_was_decided_is_called_committed(
     counts is the committed offsets, or the batch would be done twice."""
     topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
     try:
-        proxied.proxy.answer_next(INVALID_PRODUCER_ID_MAPPING, forward=True)
-        proxied.proxy.answer_next(NO_ERROR, forward=False)
+        proxied.proxy.inject(Rule(Api.END_TXN, answer(INVALID_PRODUCER_ID_MAPPING, forward=True)))
+        proxied.proxy.inject(Rule(Api.END_TXN, answer(NO_ERROR, forward=False)))
         assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
         assert topics.lane.rebuilds == 1
         assert topics.values() == [b"0.0", b"0.1", b"0.2"]
@@ -178,7 +179,7 @@ def test_an_abort_that_the_broker_refuses_ends_the_lane(
     leaves instead of calling the transaction aborted."""
     topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
     try:
-        proxied.proxy.answer_next(INVALID_PRODUCER_ID_MAPPING, forward=True)
+        proxied.proxy.inject(Rule(Api.END_TXN, answer(INVALID_PRODUCER_ID_MAPPING, forward=True)))
         with pytest.raises(LaneFatal, match="INVALID_TXN_STATE"):
             topics.lane.run(topics.work(0))
         assert topics.values() == [b"0.0", b"0.1", b"0.2"]
@@ -224,17 +225,17 @@ def test_orders_are_requested_once_while_answers_are_lost(
     once, and its table agrees with the log."""
     flow = EngineFlow(proxied.direct, topic_prefix, tmp_path).provisioned()
     overrides = {"bootstrap.servers": proxied.proxied}
-    before = proxied.proxy.swallowed
+    before = len(proxied.proxy.injected)
     with flow.running_payments(producer_overrides=overrides) as running:
         rebuilds = running.worker._metrics.rebuilds.labels("payments")
         for number in range(SWALLOWED):
-            proxied.proxy.swallow(1)
+            proxied.proxy.inject(Rule(Api.END_TXN, lose_answer()))
             at = flow.send_order(flow.order(f"o{number}"))
             flow.wait_consumed(ends_of(at), running=running)
             # What became of it is asked while the worker's own consumer is being polled.
             resolved = partial(_reached, rebuilds, number + 1)
             until(resolved, "the end is resolved", 8.0)
-    assert proxied.proxy.swallowed - before == SWALLOWED
+    assert len(proxied.proxy.injected) - before == SWALLOWED
     requested = sorted(request.order_id for request in flow.nouns("payment-requests"))
     assert requested == [f"o{n}" for n in range(SWALLOWED)]
     assert {p.sequence for p in flow.payments().values()} == {1}
@@ -251,7 +252,9 @@ def test_orders_are_requested_once_while_ends_are_refused(
     with flow.running_payments(producer_overrides=overrides) as running:
         ended = running.worker._metrics.transactions
         for number in range(count):
-            proxied.proxy.answer_next(INVALID_PRODUCER_ID_MAPPING, forward=False)
+            proxied.proxy.inject(
+                Rule(Api.END_TXN, answer(INVALID_PRODUCER_ID_MAPPING, forward=False))
+            )
             at = flow.send_order(flow.order(f"o{number}"))
             flow.wait_consumed(ends_of(at), running=running, timeout_s=20)
             aborted = ended.labels("payments", "aborted")
@@ -274,11 +277,10 @@ def test_an_order_is_requested_once_though_its_end_was_lost_until_the_time_out(
         "socket.timeout.ms": 1_500,
     }
     at = flow.send_order(flow.order("o1"))
-    before = proxied.proxy.dropped
-    proxied.proxy.drop()
+    lost = proxied.proxy.inject(Rule(Api.END_TXN, lose_request(), times=None))
     try:
         running = RunningWorker(*flow.payments_worker(producer_overrides=overrides))
-        until(lambda: proxied.proxy.dropped > before, "the end is lost", 20)
+        until(lambda: lost.matched > 0, "the end is lost", 20)
         until(lambda: _aborted(flow), "the broker has aborted the transaction", 20)
     finally:
         proxied.proxy.heal()
