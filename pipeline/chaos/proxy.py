@@ -31,6 +31,7 @@ from pipeline.chaos.faults import Injected, Lost, Rule
 from pipeline.chaos.wire import (
     Api,
     Request,
+    api_versions_request,
     correlation_id_of,
     error_of,
     is_flexible,
@@ -84,6 +85,7 @@ class KafkaProxy:
         self._servers: list[asyncio.Server] = []
         self._listening = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._copies: set[asyncio.Future[None]] = set()
         self._broken: Exception | None = None
         # Requests by API key and version, for whoever wants to know what clients speak.
         self.seen: Counter[tuple[int, int]] = Counter()
@@ -132,11 +134,15 @@ class KafkaProxy:
 
     def release(self) -> None:
         """Let every copy that waits arrive now; returns when each is answered."""
-        self._do(self._deliver(self._take_held(lambda _held: True)))
+        self._do(self._release())
 
     def send_again(self, injected: Injected) -> int:
         """Let a request that a fault happened to arrive once more: the broker's error code."""
         return self._do(self._send_copy(injected))
+
+    def features(self) -> dict[str, int]:
+        """The levels of the cluster's features, by its first broker's own account."""
+        return self._do(self._features())
 
     def _do(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
@@ -249,7 +255,7 @@ class KafkaProxy:
                 behind = None
             await broker.drain()
             if injected is not None and fault.copy is not None and fault.copy.after is None:
-                await self._copy(injected)
+                await self._deliver([injected])
 
     async def _answers(
         self,
@@ -260,7 +266,8 @@ class KafkaProxy:
         while (answer := await _frame(reader)) is not None:
             waiting = pending.pop(correlation_id_of(answer), None)
             if waiting is not None:
-                await self._deliver(self._take_held(partial(_overtaken, waiting.request)))
+                due = self._take_held(partial(_overtaken, waiting.request))
+                await self._deliver(due)
                 if waiting.instead is not None:
                     answer = waiting.instead
                 elif waiting.cut:
@@ -287,15 +294,23 @@ class KafkaProxy:
                 return injected
         return None
 
-    def _take_held(self, due: Callable[[_Held], bool]) -> list[_Held]:
+    def _take_held(self, due: Callable[[_Held], bool]) -> list[Injected]:
         with self._lock:
             taken = [held for held in self._held if due(held)]
             self._held = [held for held in self._held if held not in taken]
-        return taken
+        return [held.injected for held in taken]
 
-    async def _deliver(self, copies: list[_Held]) -> None:
-        for held in copies:
-            await self._copy(held.injected)
+    async def _deliver(self, due: list[Injected]) -> None:
+        for injected in due:
+            # It arrives even if the connection that it waits on is cut meanwhile.
+            copy = asyncio.ensure_future(self._copy(injected))
+            self._copies.add(copy)
+            copy.add_done_callback(self._copies.discard)
+            await asyncio.shield(copy)
+
+    async def _release(self) -> None:
+        await self._deliver(self._take_held(lambda _held: True))
+        await asyncio.gather(*self._copies)
 
     async def _copy(self, injected: Injected) -> None:
         code = await self._send_copy(injected)
@@ -318,6 +333,16 @@ class KafkaProxy:
                 finally:
                     writer.transport.abort()
         return -1
+
+    async def _features(self) -> dict[str, int]:
+        request = api_versions_request()
+        reader, writer = await asyncio.open_connection(*self._upstreams[0])
+        try:
+            writer.write(request.frame)
+            answer = await _frame(reader)
+        finally:
+            writer.transport.abort()
+        return {} if answer is None else addresses.finalized_features(answer, request.version)
 
     async def _rewritten(self, answer: bytes, request: Request) -> bytes:
         api = request.api

@@ -264,6 +264,14 @@ def pass_produced_partition(reader: Reader, version: int) -> None:
     reader.tags()
 
 
+def api_versions_request() -> Request:
+    """Asks what a broker speaks and which features its cluster has, in the first flexible form."""
+    name = b"paystream"
+    header = struct.pack(">hhih", Api.API_VERSIONS, 3, 0, len(name)) + name + b"\0"
+    body = bytes([len(name) + 1]) + name + b"\x02" + b"1" + b"\0"
+    return read_request(framed(header + body))
+
+
 def plain_answer(request: Request, code: int) -> bytes:
     """The answer to EndTxn or AddOffsetsToTxn that consists of an error code."""
     if request.api not in (Api.END_TXN, Api.ADD_OFFSETS_TO_TXN):

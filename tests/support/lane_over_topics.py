@@ -29,11 +29,16 @@ class LaneOverTopics:
             }
         )
         self._commit_zero()
+        self._through, self._prefix, self._more = through, prefix, more
+        self.open_lane()
+
+    def open_lane(self) -> None:
+        """A lane of the same transactional id, as a worker that has been restarted opens it."""
         self.lane = Lane(
-            producer_config(through, f"{prefix}lane"),
+            producer_config(self._through, f"{self._prefix}lane"),
             stage="payments",
             committed_offsets=lambda tps: committed_positions(self._offsets, tps),
-            **more,
+            **self._more,
         )
         self.lane.open()
 
@@ -49,6 +54,10 @@ class LaneOverTopics:
             (self.sink, 0, key, b"%d.%d" % (number, part), None) for part in range(3)
         ]
         return Work(outputs, {(self.source, 0): number + 1}, self.metadata())
+
+    def committed(self) -> int:
+        """The offset that the group would begin at."""
+        return committed_positions(self._offsets, [(self.source, 0)])[self.source, 0]
 
     def values(self) -> list[bytes | None]:
         return [m.value() for m in read_all(self.direct, self.sink)]
