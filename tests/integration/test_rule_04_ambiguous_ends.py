@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from pipeline.chaos.faults import Rule, answer, lose_answer, lose_request
+from pipeline.chaos.faults import Lost, Rule, answer, late, lose_answer, lose_request
 from pipeline.chaos.wire import (
     INVALID_PRODUCER_EPOCH,
     INVALID_PRODUCER_ID_MAPPING,
@@ -23,6 +23,7 @@ from pipeline.chaos.wire import (
     Api,
 )
 from pipeline.domain.keys import record_key
+from pipeline.runtime import lane as lane_module
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.input_record import InputRecord
@@ -100,6 +101,69 @@ def test_a_late_copy_of_an_end_cannot_commit_what_is_to_be_aborted(
             with pytest.raises(KafkaException):
                 producer.abort_transaction(10)
             assert topics.values()[-1] == b"to be aborted", "the attack has lost its point"
+    finally:
+        topics.close()
+
+
+def test_a_copy_that_nothing_sent_again_is_not_noticed(
+    proxied: ProxiedKafka, topic_prefix: str
+) -> None:
+    """What is not promised: a network that repeats an EndTxn whose answer came. The client has
+    nothing to see, and the copy commits the next transaction's records before its offsets."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    try:
+        repeated = late(Api.PRODUCE, lost=Lost.NOTHING)
+        injured = proxied.proxy.inject(Rule(Api.END_TXN, repeated))
+        assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
+        assert topics.lane.run(topics.work(1)) is Outcome.COMMITTED
+        assert injured.matched == 1
+        assert proxied.proxy.injected[-1].copy_answer == NO_ERROR
+        assert topics.lane.ambiguous_ends == topics.lane.rebuilds == 0
+    finally:
+        topics.close()
+
+
+@pytest.mark.parametrize("defended", [True, False], ids=["defended", "undefended"])
+def test_late_offsets_cannot_take_the_group_back(
+    proxied: ProxiedKafka, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, defended: bool
+) -> None:
+    """A TxnOffsetCommit that its client gave up and sent again arrives in the middle of the next
+    transaction; without a new producer that one then commits the older offset, and whoever starts
+    there does its inputs twice. The client says nowhere that it sent two: only the time tells."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    try:
+        if not defended:
+            monkeypatch.setattr(lane_module, "OFFSETS_PLAIN_S_MAX", 60.0)
+        late_offsets = late(Api.TXN_OFFSET_COMMIT, nth=2)
+        injured = proxied.proxy.inject(Rule(Api.TXN_OFFSET_COMMIT, late_offsets))
+        assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
+        assert topics.lane.run(topics.work(1)) is Outcome.COMMITTED
+        assert injured.matched == 1
+        refused = proxied.proxy.injected[-1].copy_answer != NO_ERROR
+        assert (topics.committed(), refused) == ((2, True) if defended else (1, False))
+    finally:
+        topics.close()
+
+
+@pytest.mark.parametrize("defended", [True, False], ids=["defended", "undefended"])
+def test_late_offsets_of_an_aborted_transaction_skip_nothing(
+    proxied: ProxiedKafka, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, defended: bool
+) -> None:
+    """The offsets time out, the transaction is aborted and done again in smaller ones, and then the
+    offsets arrive: without a new producer inputs that nobody has handled would count as done."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    try:
+        # The call's own time-out; the client's for the request stays far above it.
+        monkeypatch.setattr(lane_module, "TRANSACTION_TIMEOUT_MS", 1_000)
+        late_offsets = late(Api.TXN_OFFSET_COMMIT, silently=True)
+        injured = proxied.proxy.inject(Rule(Api.TXN_OFFSET_COMMIT, late_offsets))
+        assert topics.lane.run(topics.work(4)) is Outcome.ABORTED
+        monkeypatch.undo()
+        if not defended:
+            topics.lane._suspect = False
+        assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
+        assert injured.matched == 1
+        assert topics.committed() == (1 if defended else 5)
     finally:
         topics.close()
 
