@@ -57,7 +57,7 @@ class _Pending:
     instead: bytes | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Held:
     """A copy that waits for later requests to overtake it."""
 
@@ -85,7 +85,7 @@ class KafkaProxy:
         self._servers: list[asyncio.Server] = []
         self._listening = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._copies: set[asyncio.Future[None]] = set()
+        self._under_way: set[asyncio.Future[None]] = set()
         self._broken: Exception | None = None
         # Requests by API key and version, for whoever wants to know what clients speak.
         self.seen: Counter[tuple[int, int]] = Counter()
@@ -210,19 +210,8 @@ class KafkaProxy:
         broker: asyncio.StreamWriter,
         pending: dict[int, _Pending],
     ) -> None:
-        behind: bytes | None = None
-        coming: asyncio.Future[bytes | None] | None = None
-        while True:
-            coming = coming or asyncio.ensure_future(_frame(reader))
-            if behind is not None:
-                done, _ = await asyncio.wait({coming}, timeout=SWAP_WAIT_S)
-                if not done:
-                    broker.write(behind)
-                    behind = None
-            frame = await coming
-            coming = None
-            if frame is None:
-                return
+        overtaken = asyncio.Event()
+        while (frame := await _frame(reader)) is not None:
             request = read_request(frame)
             self.seen[request.api_key, request.version] += 1
             injected = self._injure(request, upstream)
@@ -247,12 +236,11 @@ class KafkaProxy:
                 waiting.lost = fault.lost is Lost.ANSWER
                 waiting.cut = waiting.lost and not fault.silently
             if injected is not None and injected.fault.swap:
-                behind = frame
+                overtaken = asyncio.Event()
+                self._go_on(_behind(broker, frame, overtaken))
                 continue
             broker.write(frame)
-            if behind is not None:
-                broker.write(behind)
-                behind = None
+            overtaken.set()
             await broker.drain()
             if injected is not None and fault.copy is not None and fault.copy.after is None:
                 await self._deliver([injected])
@@ -303,14 +291,18 @@ class KafkaProxy:
     async def _deliver(self, due: list[Injected]) -> None:
         for injected in due:
             # It arrives even if the connection that it waits on is cut meanwhile.
-            copy = asyncio.ensure_future(self._copy(injected))
-            self._copies.add(copy)
-            copy.add_done_callback(self._copies.discard)
-            await asyncio.shield(copy)
+            await asyncio.shield(self._go_on(self._copy(injected)))
 
     async def _release(self) -> None:
         await self._deliver(self._take_held(lambda _held: True))
-        await asyncio.gather(*self._copies)
+        await asyncio.gather(*self._under_way)
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        """Do it whatever becomes of the connection that it came by."""
+        future = asyncio.ensure_future(work)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
 
     async def _copy(self, injected: Injected) -> None:
         code = await self._send_copy(injected)
@@ -378,6 +370,14 @@ def _overtaken(request: Request, held: _Held) -> bool:
         return False
     held.left -= 1
     return held.left <= 0
+
+
+async def _behind(broker: asyncio.StreamWriter, frame: bytes, overtaken: asyncio.Event) -> None:
+    """Send it behind the next one, or alone when none comes."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with asyncio.timeout(SWAP_WAIT_S):
+            await overtaken.wait()
+    broker.write(frame)
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes | None:

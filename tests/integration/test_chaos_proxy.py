@@ -31,7 +31,7 @@ from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.work import Outcome
 from tests.support.lane_over_topics import LaneOverTopics
 from tests.support.proxied import ProxiedKafka, proxied_kafka
-from tests.support.topics import create_topic
+from tests.support.topics import create_topic, read_all
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -131,6 +131,56 @@ def test_a_leader_that_moved_is_named_by_the_proxys_address(
     for answer, api, version in answers:
         named = brokers_named(answer, api, version)
         assert [n.address for n in named] == [("127.0.0.1", leading)], f"{api.name} {version}"
+
+
+@pytest.mark.parametrize(
+    ("fault", "retries", "together", "written"),
+    [
+        (faults.delay(0.2), 0, False, ["m0", "m1"]),
+        (faults.lose_request(), 0, False, ["m1"]),
+        (faults.lose_request(silently=True), 0, False, ["m1"]),
+        (faults.lose_answer(), 1, False, ["m0", "m0", "m1"]),
+        (faults.double(), 0, False, ["m0", "m0", "m1"]),
+        (faults.reorder(), 0, True, ["m1", "m0"]),
+        (faults.late(Api.PRODUCE), 0, False, ["m1", "m0"]),
+    ],
+    ids=[
+        "delay", "lose request", "lose request in silence", "lose answer", "double", "reorder",
+        "late",
+    ],
+)  # fmt: skip
+def test_a_fault_does_what_it_is_called(
+    three: ProxiedKafka,
+    topic_prefix: str,
+    fault: Fault,
+    retries: int,
+    together: bool,
+    written: list[str],
+) -> None:
+    """To a producer that nothing protects, the first of two records of which is injured."""
+    topic = f"{topic_prefix}out"
+    create_topic(three.direct, topic)
+    rule = three.proxy.inject(Rule(Api.PRODUCE, fault, client_id=topic))
+    producer = Producer(
+        {
+            "bootstrap.servers": three.proxied,
+            "client.id": topic,
+            "enable.idempotence": False,
+            "retries": retries,
+            "batch.num.messages": 1,
+            "linger.ms": 0,
+            "request.timeout.ms": 1_000,
+            "socket.timeout.ms": 1_000,
+        }
+    )
+    for value in ("m0", "m1"):
+        producer.produce(topic, value.encode())
+        if not together:
+            producer.flush(10)
+    assert producer.flush(10) == 0
+    three.proxy.release()
+    assert rule.matched == 1
+    assert [m.value().decode() for m in read_all(three.direct, topic)] == written
 
 
 EACH: dict[str, Fault] = {
