@@ -7,6 +7,7 @@ answers in the broker's place and keeps copies of the requests.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.chaos.wire import (
     INVALID_PRODUCER_EPOCH,
     INVALID_PRODUCER_ID_MAPPING,
     NO_ERROR,
+    PRODUCER_FENCED,
     Api,
 )
 from pipeline.domain.keys import record_key
@@ -36,6 +38,7 @@ from pipeline.runtime.work import Outcome
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of, until
 from tests.support.lane_over_topics import LaneOverTopics
 from tests.support.proxied import ProxiedKafka, proxied_kafka
+from tests.support.topics import create_topic
 
 pytestmark = pytest.mark.integration
 
@@ -109,16 +112,44 @@ def test_a_copy_that_nothing_sent_again_is_not_noticed(
     proxied: ProxiedKafka, topic_prefix: str
 ) -> None:
     """What is not promised: a network that repeats an EndTxn whose answer came. The client has
-    nothing to see, and the copy commits the next transaction's records before its offsets."""
+    nothing to see before it begins again, and the broker takes the copy for the new end."""
     topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
     try:
-        repeated = late(Api.PRODUCE, lost=Lost.NOTHING)
+        repeated = late(Api.TXN_OFFSET_COMMIT, lost=Lost.NOTHING)
         injured = proxied.proxy.inject(Rule(Api.END_TXN, repeated))
         assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
         assert topics.lane.run(topics.work(1)) is Outcome.COMMITTED
         assert injured.matched == 1
         assert proxied.proxy.injected[-1].copy_answer == NO_ERROR
-        assert topics.lane.ambiguous_ends == topics.lane.rebuilds == 0
+    finally:
+        topics.close()
+
+
+def test_what_a_late_request_opens_costs_an_idle_lane_and_nothing_else(
+    proxied: ProxiedKafka, topic_prefix: str
+) -> None:
+    """What is not promised either: partitions that are added late, when the transaction has ended,
+    are a transaction that nobody has begun. The broker ends it in time, and its producer."""
+    topics = LaneOverTopics(
+        proxied.direct,
+        proxied.proxied,
+        topic_prefix,
+        overrides={"transaction.timeout.ms": 1_500, "socket.timeout.ms": 1_500},
+    )
+    try:
+        proxied.proxy.inject(Rule(Api.ADD_PARTITIONS_TO_TXN, lose_answer()))
+        assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
+        copy = proxied.proxy.injected[-1]
+        # Refused while the transaction's markers are being written.
+        until(lambda: proxied.proxy.send_again(copy) == NO_ERROR, "the copy is taken", 10)
+        fenced = (INVALID_PRODUCER_EPOCH, PRODUCER_FENCED)
+        until(lambda: proxied.proxy.send_again(copy) in fenced, "the broker ends it", 20)
+        with pytest.raises(LaneFatal, match="_FENCED"):
+            topics.lane.run(topics.work(1))
+        topics.open_lane()
+        assert topics.committed() == 1
+        assert topics.lane.run(topics.work(1)) is Outcome.COMMITTED
+        assert topics.values() == [b"%d.%d" % (n, part) for n in range(2) for part in range(3)]
     finally:
         topics.close()
 
@@ -145,25 +176,44 @@ def test_late_offsets_cannot_take_the_group_back(
         topics.close()
 
 
-@pytest.mark.parametrize("defended", [True, False], ids=["defended", "undefended"])
 def test_late_offsets_of_an_aborted_transaction_skip_nothing(
-    proxied: ProxiedKafka, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, defended: bool
+    proxied: ProxiedKafka, topic_prefix: str
 ) -> None:
-    """The offsets time out, the transaction is aborted and done again in smaller ones, and then the
-    offsets arrive: without a new producer inputs that nobody has handled would count as done."""
+    """A record is refused while the client waits to send the offsets again, so the transaction is
+    aborted; a smaller one follows, and then the offsets arrive: they are another epoch's."""
     topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    small = f"{topic_prefix}small"
+    create_topic(proxied.direct, small, config={"max.message.bytes": "1000"})
     try:
-        # The call's own time-out; the client's for the request stays far above it.
-        monkeypatch.setattr(lane_module, "TRANSACTION_TIMEOUT_MS", 1_000)
-        late_offsets = late(Api.TXN_OFFSET_COMMIT, silently=True)
-        injured = proxied.proxy.inject(Rule(Api.TXN_OFFSET_COMMIT, late_offsets))
-        assert topics.lane.run(topics.work(4)) is Outcome.ABORTED
-        monkeypatch.undo()
-        if not defended:
-            topics.lane._suspect = False
+        injured = proxied.proxy.inject(Rule(Api.TXN_OFFSET_COMMIT, late(Api.TXN_OFFSET_COMMIT)))
+        large = topics.work(4)
+        large.outputs.append((small, 0, b"k", os.urandom(5_000), None))
+        assert topics.lane.run(large) is Outcome.ABORTED
         assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
         assert injured.matched == 1
-        assert topics.committed() == (1 if defended else 5)
+        assert proxied.proxy.injected[-1].copy_answer not in (None, NO_ERROR)
+        assert topics.committed() == 1
+    finally:
+        topics.close()
+
+
+def test_offsets_that_an_abort_overtook_are_taken_into_the_next_transaction(
+    proxied: ProxiedKafka, topic_prefix: str
+) -> None:
+    """Why the lane gives up the producer of an aborted transaction: with the same one, inputs that
+    nobody has handled count as done."""
+    topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
+    producer = topics.lane._producer
+    try:
+        overtaken = late(Api.TXN_OFFSET_COMMIT, nth=2)
+        proxied.proxy.inject(Rule(Api.TXN_OFFSET_COMMIT, overtaken))
+        for offset, end in ((5, producer.abort_transaction), (1, producer.commit_transaction)):
+            producer.begin_transaction()
+            places = [TopicPartition(topics.source, 0, offset)]
+            producer.send_offsets_to_transaction(places, topics.metadata(), 10)
+            end(10)
+        assert proxied.proxy.injected[-1].copy_answer == NO_ERROR
+        assert topics.committed() == 5
     finally:
         topics.close()
 
@@ -173,15 +223,7 @@ def test_a_redrive_whose_answers_are_lost_puts_each_letter_back_once(
 ) -> None:
     """Every end is ambiguous: the producer is built anew each time, and the markers say that the
     transaction was committed, so none is done again and the next one cannot be torn."""
-    flow = EngineFlow(proxied.direct, topic_prefix, tmp_path).provisioned()
-    for number in range(3):
-        key = record_key("shop", str(number))
-        at = flow.send("orders", key, b"junk", partition=0)
-        source = InputRecord(flow.topic("orders"), *at, 1_000, key, b"junk")
-        for _, partition, _, value, headers in dead_letter(
-            source, topic="", stage="payments", cause="truncated"
-        ):
-            flow.send("dead-letters", key, value, partition=partition, headers=headers)
+    flow = flow_with_letters(proxied, topic_prefix, tmp_path)
     with LetterLog(proxied.direct, flow.catalogue, flow.codec) as log:
         markers, letters = Markers(), log.letters()
         limits = Limits(inputs=log.partitions, requests=flow.topic("payment-requests"))
@@ -201,6 +243,52 @@ def test_a_redrive_whose_answers_are_lost_puts_each_letter_back_once(
     copies = [m for m in flow.messages("orders") if "redrive.letter" in headers_of(m)]
     assert [m.key() for m in copies] == [record_key("shop", str(n)) for n in range(3)]
     assert len(flow.messages("dead-letter-markers")) == len(flow.messages("audit")) == 3
+
+
+def test_a_redrive_whose_commit_failed_without_a_sign_costs_the_producer(
+    proxied: ProxiedKafka, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client does not always log the answer to an end that had failed by itself meanwhile: once
+    a commit was asked for, an abort alone is no plain end."""
+    flow = flow_with_letters(proxied, topic_prefix, tmp_path)
+    with LetterLog(proxied.direct, flow.catalogue, flow.codec) as log:
+        markers, letters = Markers(), log.letters()
+        limits = Limits(inputs=log.partitions, requests=flow.topic("payment-requests"))
+        plan = plan_redrive(letters, letters, markers, limits)
+        with Redriver(
+            proxied.proxied, flow.catalogue, flow.codec, log, markers, limits
+        ) as redriver:
+            made = []
+            build = redriver._build
+            redriver._build = lambda: (made.append(1), build())  # type: ignore[method-assign]
+            abort = redriver._abort
+
+            def deaf_until_aborted(*args: Any, **more: Any) -> Any:
+                redriver._watch.begin()
+                return abort(*args, **more)
+
+            monkeypatch.setattr(redriver, "_abort", deaf_until_aborted)
+            refused = answer(INVALID_PRODUCER_ID_MAPPING, forward=False)
+            proxied.proxy.inject(Rule(Api.END_TXN, refused))
+            done = redriver.run(plan, Act("ops", "mended"), action=REDRIVE_ACTION)
+    assert done.letters == 3
+    assert made == [1]
+    copies = [m for m in flow.messages("orders") if "redrive.letter" in headers_of(m)]
+    assert len(copies) == len(flow.messages("dead-letter-markers")) == 3
+
+
+def flow_with_letters(proxied: ProxiedKafka, prefix: str, folder: Path) -> EngineFlow:
+    """A flow with three dead letters of orders nobody could read."""
+    flow = EngineFlow(proxied.direct, prefix, folder).provisioned()
+    for number in range(3):
+        key = record_key("shop", str(number))
+        at = flow.send("orders", key, b"junk", partition=0)
+        source = InputRecord(flow.topic("orders"), *at, 1_000, key, b"junk")
+        for _, partition, _, value, headers in dead_letter(
+            source, topic="", stage="payments", cause="truncated"
+        ):
+            flow.send("dead-letters", key, value, partition=partition, headers=headers)
+    return flow
 
 
 def test_an_end_that_never_reached_the_broker_is_called_aborted(

@@ -86,8 +86,9 @@ def report_of(*seen: Seen) -> Report:
         (Seen("engine", 2, faults=3, noticed=2), False),
         (Seen("engine", 2, faults=3, noticed=3, findings=Findings(torn=1)), False),
         (Seen("engine", 2, faults=3, noticed=3, copies_unanswered=1), False),
+        (Seen("engine", 2, faults=3, noticed=3, late_obeyed=1), False),
     ],
-    ids=["whole", "plain may break", "unnoticed", "torn", "a copy that never arrived"],
+    ids=["whole", "plain may break", "unnoticed", "torn", "a copy that never arrived", "obeyed"],
 )
 def test_the_verdict_is_about_the_engine(seen: Seen, holds: bool) -> None:
     """It holds only if every fault happened, was noticed and did nothing."""

@@ -19,8 +19,8 @@ COLUMNS = (
     "loop",
     "faults",
     "noticed",
-    "obeyed",
-    "refused",
+    "late obeyed",
+    "late refused",
     "lost",
     "torn",
     "aborted seen",
@@ -44,7 +44,7 @@ class Report:
     def holds(self) -> bool:
         """Whether the engine noticed every fault and lost nothing by one."""
         return all(
-            not (one.exposed or one.unnoticed or one.copies_unanswered)
+            not (one.exposed or one.unnoticed or one.late_obeyed or one.copies_unanswered)
             for one in self.seen
             if one.loop == "engine"
         )
@@ -61,8 +61,8 @@ def rows(report: Report) -> list[tuple[str, ...]]:
             one.loop,
             f"{one.faults:,}",
             f"{one.noticed:,}",
-            f"{one.copies_obeyed:,}",
-            f"{one.copies_refused:,}",
+            f"{one.late_obeyed:,}",
+            f"{one.late_refused:,}",
             f"{one.findings.lost:,}",
             f"{one.findings.torn:,}",
             f"{one.findings.aborted_visible:,}",
@@ -129,6 +129,8 @@ def _notes(report: Report) -> list[str]:
         )
         if one.loop == "engine":
             what += f"; ends that nothing happened to and that cost a producer: {one.false_alarms}"
+            codes = ", ".join(f"{code} ({times:,})" for code, times in sorted(one.refusals.items()))
+            what += f"; errors that refused the late ones: {codes or 'none'}"
         notes.append(what)
         if one.rebuild_s:
             notes.append(

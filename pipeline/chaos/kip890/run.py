@@ -41,9 +41,10 @@ class Seen:
     noticed: int = 0
     false_alarms: int = 0
     transactions: int = 0
-    # The broker's answers to the extra copies: obeyed (no error), or refused with an error.
-    copies_obeyed: int = 0
-    copies_refused: int = 0
+    # What the broker answered to the late ones: no error, or one; a copy that came twice in a row
+    # may be obeyed, inside its own transaction. ``refusals``: how often each error code.
+    late_obeyed: int = 0
+    late_refused: int = 0
     copies_unanswered: int = 0
     refusals: dict[int, int] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
@@ -125,12 +126,12 @@ def _count(seen: Seen, injected: list[Injected]) -> None:
         late = one.fault.copy is not None and one.fault.copy.after is not None
         seen.late += late
         seen.doubled_ends += not late
-        if one.copy_answer == NO_ERROR:
-            seen.copies_obeyed += 1
-        elif one.copy_answer is None or one.copy_answer < 0:
+        if one.copy_answer is None or one.copy_answer < 0:
             seen.copies_unanswered += 1
-        else:
-            seen.copies_refused += 1
+        elif late and one.copy_answer == NO_ERROR:
+            seen.late_obeyed += 1
+        elif late:
+            seen.late_refused += 1
             refusals[one.copy_answer] += 1
     seen.refusals = dict(refusals)
 
