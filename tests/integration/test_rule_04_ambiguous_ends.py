@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from pipeline.chaos.faults import Lost, Rule, answer, late, lose_answer, lose_request
+from pipeline.chaos.faults import Rule, answer, delay, late, lose_answer, lose_request
 from pipeline.chaos.wire import (
     INVALID_PRODUCER_EPOCH,
     INVALID_PRODUCER_ID_MAPPING,
@@ -112,15 +112,18 @@ def test_a_copy_that_nothing_sent_again_is_not_noticed(
     proxied: ProxiedKafka, topic_prefix: str
 ) -> None:
     """What is not promised: a network that repeats an EndTxn whose answer came. The client has
-    nothing to see before it begins again, and the broker takes the copy for the new end."""
+    nothing to see, and the broker takes the copy for the end of what is under way by then."""
     topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
     try:
-        repeated = late(Api.TXN_OFFSET_COMMIT, lost=Lost.NOTHING)
-        injured = proxied.proxy.inject(Rule(Api.END_TXN, repeated))
+        proxied.proxy.inject(Rule(Api.END_TXN, delay(0.0)))
         assert topics.lane.run(topics.work(0)) is Outcome.COMMITTED
-        assert topics.lane.run(topics.work(1)) is Outcome.COMMITTED
-        assert injured.matched == 1
-        assert proxied.proxy.injected[-1].copy_answer == NO_ERROR
+        assert topics.lane.ambiguous_ends == 0
+        producer = topics.lane._producer
+        producer.begin_transaction()
+        producer.produce(topics.sink, b"under way", b"k", 0)
+        producer.flush(10)
+        assert proxied.proxy.send_again(proxied.proxy.injected[-1]) == NO_ERROR
+        assert topics.values()[-1] == b"under way"
     finally:
         topics.close()
 
@@ -179,13 +182,14 @@ def test_late_offsets_cannot_take_the_group_back(
 def test_late_offsets_of_an_aborted_transaction_skip_nothing(
     proxied: ProxiedKafka, topic_prefix: str
 ) -> None:
-    """A record is refused while the client waits to send the offsets again, so the transaction is
-    aborted; a smaller one follows, and then the offsets arrive: they are another epoch's."""
+    """The offsets are sent twice, a record is refused, so the transaction is aborted and a smaller
+    one follows: in its middle the first offsets arrive, and they are another epoch's."""
     topics = LaneOverTopics(proxied.direct, proxied.proxied, topic_prefix)
     small = f"{topic_prefix}small"
     create_topic(proxied.direct, small, config={"max.message.bytes": "1000"})
     try:
-        injured = proxied.proxy.inject(Rule(Api.TXN_OFFSET_COMMIT, late(Api.TXN_OFFSET_COMMIT)))
+        overtaken = late(Api.TXN_OFFSET_COMMIT, nth=2)
+        injured = proxied.proxy.inject(Rule(Api.TXN_OFFSET_COMMIT, overtaken))
         large = topics.work(4)
         large.outputs.append((small, 0, b"k", os.urandom(5_000), None))
         assert topics.lane.run(large) is Outcome.ABORTED
