@@ -7,6 +7,7 @@ import sys
 import typer
 
 from pipeline.commands.audit import trace_command, verify_command
+from pipeline.commands.chaos import app as chaos_app
 from pipeline.commands.control import app as control_app
 from pipeline.commands.dead_letters import app as dead_letters_app
 from pipeline.commands.demo import demo_command
@@ -40,6 +41,7 @@ app.add_typer(payment_app, name="payment")
 app.add_typer(review_app, name="review")
 app.add_typer(risk_app, name="risk")
 app.add_typer(dead_letters_app, name="dead-letters")
+app.add_typer(chaos_app, name="chaos")
 app.command("trace")(trace_command)
 app.command("verify")(verify_command)
 

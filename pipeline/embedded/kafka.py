@@ -61,6 +61,7 @@ def start_kafka(
     extra_config: Mapping[str, str] | None = None,
     die_with_parent: bool = False,
     jvm_flags: Sequence[str] = (),
+    features: Mapping[str, int] | None = None,
     timeout_s: float = START_TIMEOUT_S,
     fetch: Fetch | None = None,
 ) -> KafkaHandle:
@@ -69,7 +70,9 @@ def start_kafka(
     ``brokers`` is 1 or 3 and stays what it was for the life of the data. Ports are kept with the
     data, and new ones are taken only if somebody else sits on them. A cluster that already runs
     is handed back as it is: ``heap_mb``, ``extra_config``, ``die_with_parent`` and ``jvm_flags``
-    apply to the brokers that this call starts. The first start on a machine downloads 46 MB.
+    apply to the brokers that this call starts. ``features`` are the levels of the cluster's
+    features where they shall not be Kafka's newest (``{"transaction.version": 1}``); they are
+    settled when the data is new. The first start on a machine downloads 46 MB.
 
     UserError when the download, the start or the folder fails; nothing started is left running.
     """
@@ -82,7 +85,14 @@ def start_kafka(
     with exclusive(data_dir / ".lock", timeout_s=2 * timeout_s):
         cluster = _cluster(data_dir, brokers)
         starter = _Starter(
-            data_dir, cluster, jars, heap_mb, extra_config or {}, die_with_parent, jvm_flags
+            data_dir,
+            cluster,
+            jars,
+            heap_mb,
+            extra_config or {},
+            die_with_parent,
+            jvm_flags,
+            features or {},
         )
         begun_s = time.monotonic()
         made, started_here = _start_what_is_down(starter, say, timeout_s)
@@ -135,6 +145,7 @@ class _Starter:
     extra_config: Mapping[str, str]
     die_with_parent: bool
     jvm_flags: Sequence[str]
+    features: Mapping[str, int]
 
     def __post_init__(self) -> None:
         self._java = find_java(JAVA_MAJOR_MIN)
@@ -172,9 +183,13 @@ class _Starter:
     def format_command(self, broker: BrokerProcess) -> list[str]:
         line = self._command("kafka.tools.StorageTool", broker.ports, 128, SHORT_LIVED)
         properties = line.pop()
+        levels = [
+            word for f, n in sorted(self.features.items()) for word in ("--feature", f"{f}={n}")
+        ]
         # --ignore-formatted: a start that was interrupted between the two steps can be repeated.
         return [
-            *line, "format", "--ignore-formatted", "-t", self.cluster.cluster_id, "-c", properties
+            *line, "format", "--ignore-formatted", "-t", self.cluster.cluster_id, "-c", properties,
+            *levels,
         ]  # fmt: skip
 
     def _command(

@@ -7,7 +7,10 @@ third answer. What the client leaves ambiguous is resolved here:
   transaction of the same epoch), so it is thrown away and initialised anew, which raises the epoch,
   before the next begin;
 * whether such a transaction was committed is then read from the group's committed offsets, which
-  were part of it.
+  were part of it;
+* a TxnOffsetCommit that the client may have sent twice, and one of a transaction that was aborted,
+  makes it suspect as well: a late copy would put the group's offsets to where that one ended, in
+  the middle of the next transaction, which then commits them.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ TRANSACTION_TIMEOUT_MS = 10_000
 # One retriable call is repeated for at most this long; after it the broker has aborted anyway.
 RETRY_S_MAX = 2 * TRANSACTION_TIMEOUT_MS / 1000
 INIT_TIMEOUT_S = 30.0
+# librdkafka sends a TxnOffsetCommit again 500 ms after it failed, and not even its log says so: a
+# call that was shorter than this cannot hold a second one. A longer one costs the producer.
+OFFSETS_PLAIN_S_MAX = 0.4
 # Ends whose sign was not seen at all: a client whose log reads differently would run undefended.
 UNSEEN_ENDS_MAX = 3
 
@@ -102,6 +108,9 @@ class Lane:
         self._suspect = False
         self._unseen_ends = 0
         self.rebuilds = 0
+        self.ambiguous_ends = 0
+        # How long the last one took, from the old producer's end to the new one's first epoch.
+        self.rebuild_s_last = 0.0
 
     def open(self) -> None:
         """Fence every earlier producer of this transactional id and be ready to begin."""
@@ -125,29 +134,39 @@ class Lane:
         watch = self._watch
         watch.begin()
         stage = self._stage
+        end_asked = False
         try:
             self._call(self._producer.begin_transaction)
             failpoints.hit(f"{stage}.begun")
             self._produce(work)
             failpoints.hit(f"{stage}.produced")
-            offsets = [TopicPartition(t, p, o) for (t, p), o in work.offsets.items()]
-            self._call(
-                self._producer.send_offsets_to_transaction,
-                offsets,
-                work.group_metadata,
-                TRANSACTION_TIMEOUT_MS / 1000,
-            )
+            self._send_offsets(work)
             failpoints.hit(f"{stage}.offsets_sent")
+            end_asked = True
             self._call(self._producer.commit_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as error:
             _log.warning("transaction aborted: %s", error)
-            return self._abort(work)
+            return self._abort(work, end_asked=end_asked)
         self._producer.poll(0)
         failpoints.hit(f"{stage}.committed")
         if watch.ended_plainly:
             self._unseen_ends = 0
             return Outcome.COMMITTED
+        self._require_sight()
         return self._resolve(work)
+
+    def _send_offsets(self, work: Work) -> None:
+        offsets = [TopicPartition(t, p, o) for (t, p), o in work.offsets.items()]
+        begun_s = time.monotonic()
+        self._call(
+            self._producer.send_offsets_to_transaction,
+            offsets,
+            work.group_metadata,
+            TRANSACTION_TIMEOUT_MS / 1000,
+        )
+        if time.monotonic() - begun_s > OFFSETS_PLAIN_S_MAX:
+            # This transaction is whole; the next one is another producer's.
+            self._suspect = True
 
     def _produce(self, work: Work) -> None:
         producer = self._producer
@@ -194,32 +213,39 @@ class Lane:
             raise LaneFatal(f"still {cause.name()} after {RETRY_S_MAX:.0f} s") from error
         time.sleep(0.005)
 
-    def _abort(self, work: Work) -> Outcome:
+    def _abort(self, work: Work, *, end_asked: bool) -> Outcome:
+        """``end_asked``: its commit was asked for before, and may be on its way."""
         try:
             self._call(self._producer.abort_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as error:
             raise LaneFatal(f"abort failed: {error}") from error
         self._producer.poll(0)
-        answers = self._watch.answers
         # A transaction that had not reached the broker is aborted without an EndTxn.
-        if answers and not self._watch.ended_plainly:
-            # The commit may have been decided before the abort was asked for.
+        if end_asked or (self._watch.answers and not self._watch.ended_plainly):
+            # The commit may have been decided before the abort was asked for. The client does not
+            # even log the answer to a commit that had failed by itself meanwhile.
             return self._resolve(work)
+        # What the abort overtook may still arrive, the offsets above all.
+        self._suspect = True
         return Outcome.ABORTED
+
+    def _require_sight(self) -> None:
+        """Undefended after a few ends without a sign."""
+        if self._watch.answers:
+            self._unseen_ends = 0
+            return
+        self._unseen_ends += 1
+        if self._unseen_ends >= UNSEEN_ENDS_MAX:
+            raise Undefended(
+                f"{self._unseen_ends} transactions ended without the EndTxn line that "
+                "debug=eos prints: this librdkafka logs differently, and a lost answer could "
+                "tear a transaction unseen; use the librdkafka this version was tested with"
+            )
 
     def _resolve(self, work: Work) -> Outcome:
         """An end that was not plain: rebuild, then read what became of the transaction."""
         answers = list(self._watch.answers)
-        if not answers:
-            self._unseen_ends += 1
-            if self._unseen_ends >= UNSEEN_ENDS_MAX:
-                raise Undefended(
-                    f"{self._unseen_ends} transactions ended without the EndTxn line that "
-                    "debug=eos prints: this librdkafka logs differently, and a lost answer could "
-                    "tear a transaction unseen; use the librdkafka this version was tested with"
-                )
-        else:
-            self._unseen_ends = 0
+        self.ambiguous_ends += 1
         self._rebuild()
         committed = self._committed_offsets(list(work.offsets))
         reached = [committed.get(tp, -1) >= offset for tp, offset in work.offsets.items()]
@@ -233,9 +259,11 @@ class Lane:
         return outcome
 
     def _rebuild(self) -> None:
+        begun_s = time.monotonic()
         self.rebuilds += 1
         self._producer = None
         self._build()
+        self.rebuild_s_last = time.monotonic() - begun_s
 
     def _build(self) -> None:
         self._suspect = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
@@ -15,7 +16,15 @@ from tests.support.topics import create_topic, read_all
 class LaneOverTopics:
     """A lane from topic ``in`` to topic ``out``, one partition each, offsets of a group."""
 
-    def __init__(self, direct: str, through: str, prefix: str, **more: Any) -> None:
+    def __init__(
+        self,
+        direct: str,
+        through: str,
+        prefix: str,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> None:
         self.direct, self.group = direct, f"{prefix}group"
         self.source, self.sink = f"{prefix}in", f"{prefix}out"
         for topic in (self.source, self.sink):
@@ -29,11 +38,17 @@ class LaneOverTopics:
             }
         )
         self._commit_zero()
+        self._config = {**producer_config(through, f"{prefix}lane"), **(overrides or {})}
+        self._more = more
+        self.open_lane()
+
+    def open_lane(self) -> None:
+        """A lane of the same transactional id, as a worker that has been restarted opens it."""
         self.lane = Lane(
-            producer_config(through, f"{prefix}lane"),
+            self._config,
             stage="payments",
             committed_offsets=lambda tps: committed_positions(self._offsets, tps),
-            **more,
+            **self._more,
         )
         self.lane.open()
 
@@ -49,6 +64,10 @@ class LaneOverTopics:
             (self.sink, 0, key, b"%d.%d" % (number, part), None) for part in range(3)
         ]
         return Work(outputs, {(self.source, 0): number + 1}, self.metadata())
+
+    def committed(self) -> int:
+        """The offset that the group would begin at."""
+        return committed_positions(self._offsets, [(self.source, 0)])[self.source, 0]
 
     def values(self) -> list[bytes | None]:
         return [m.value() for m in read_all(self.direct, self.sink)]

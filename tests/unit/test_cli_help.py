@@ -53,6 +53,7 @@ def test_the_commands_of_the_documents_are_there() -> None:
         "review list",
         "review approve",
         "review deny",
+        "chaos kip890",
         "trace",
         "verify",
     } <= known

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from pipeline.runtime import lane as lane_module
 from pipeline.runtime.lane import Lane
 from pipeline.runtime.work import Outcome, Work
 
@@ -18,6 +19,7 @@ class ToldProducer:
 
     def __init__(self, logger: Any, commit: list[str], abort: list[str]) -> None:
         self._logger, self._commit, self._abort = logger, commit, abort
+        self.refuse_offsets = False
 
     def init_transactions(self, _timeout_s: float) -> None: ...
 
@@ -25,7 +27,9 @@ class ToldProducer:
 
     def produce(self, *_: Any, **__: Any) -> None: ...
 
-    def send_offsets_to_transaction(self, *_: Any) -> None: ...
+    def send_offsets_to_transaction(self, *_: Any) -> None:
+        if self.refuse_offsets:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, txn_requires_abort=True))
 
     def poll(self, _timeout_s: float) -> None: ...
 
@@ -59,8 +63,14 @@ class ToldProducer:
         (["_TRANSPORT", "NO_ERROR"], []),
         (["_TRANSPORT"], ["NO_ERROR"]),
         (["INVALID_PRODUCER_ID_MAPPING"], ["NO_ERROR"]),
+        ([], ["NO_ERROR"]),
     ],
-    ids=["retried", "aborted after a lost answer", "aborted after a refusal"],
+    ids=[
+        "retried",
+        "aborted after a lost answer",
+        "aborted after a refusal",
+        "aborted after a commit whose answer the client did not log",
+    ],
 )
 def test_an_end_that_was_not_plain_is_what_the_committed_offsets_say(
     committed: dict[tuple[str, int], int], outcome: Outcome, commit: list[str], abort: list[str]
@@ -77,3 +87,37 @@ def test_an_end_that_was_not_plain_is_what_the_committed_offsets_say(
     lane.open()
     assert lane.run(WORK) is outcome
     assert len(made) == 2
+
+
+def test_a_transaction_aborted_before_its_end_costs_the_producer() -> None:
+    """What the abort overtook (its offsets, not yet arrived) is of an epoch that has passed."""
+    lane, made = lane_of_told_producers()
+    made[0].refuse_offsets = True
+    assert lane.run(WORK) is Outcome.ABORTED
+    assert lane.run(WORK) is Outcome.COMMITTED
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize(("plain_s_max", "producers"), [(-1.0, 2), (60.0, 1)])
+def test_offsets_that_may_have_been_sent_twice_cost_the_producer(
+    monkeypatch: pytest.MonkeyPatch, plain_s_max: float, producers: int
+) -> None:
+    """The transaction is committed all the same, and only the next begin is another producer's."""
+    monkeypatch.setattr(lane_module, "OFFSETS_PLAIN_S_MAX", plain_s_max)
+    lane, made = lane_of_told_producers()
+    assert lane.run(WORK) is Outcome.COMMITTED
+    assert len(made) == 1
+    assert lane.run(WORK) is Outcome.COMMITTED
+    assert len(made) == producers
+
+
+def lane_of_told_producers() -> tuple[Lane, list[ToldProducer]]:
+    made: list[ToldProducer] = []
+
+    def make(_config: object, *, logger: Any) -> ToldProducer:
+        made.append(ToldProducer(logger, ["NO_ERROR"], []))
+        return made[-1]
+
+    lane = Lane({}, stage="payments", committed_offsets=lambda _: {}, make_producer=make)
+    lane.open()
+    return lane, made

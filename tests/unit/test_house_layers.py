@@ -50,6 +50,7 @@ def test_forbidden_imports_break_the_contracts(tmp_path: Path) -> None:
         "pipeline/gateways/adapters/wrong_view.py": "import pipeline.gateways.simulator",
         "pipeline/audit/wrong_source.py": "import pipeline.processors",
         "pipeline/embedded/wrong_knowledge.py": "import topics.catalogue",
+        "pipeline/chaos/wire.py": "import pipeline.runtime",
         "pipeline/observability/wrong_knowledge.py": "import pipeline.domain",
         "pipeline/ledger/wrong_watcher.py": "import pipeline.observability",
     }

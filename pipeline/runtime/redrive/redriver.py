@@ -260,6 +260,7 @@ class Redriver:
         producer, watch = self._producer, self._watch
         watch.begin()
         failed: list[KafkaError] = []
+        end_asked = False
 
         def delivered(error: KafkaError | None, _message: object) -> None:
             if error is not None:
@@ -286,9 +287,10 @@ class Redriver:
             if failed:
                 raise _MustAbort(failed[0])
             failpoints.hit("redrive.produced")
+            end_asked = True
             self._call(producer.commit_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as error:
-            return self._abort(error, failed)
+            return self._abort(error, failed, end_asked=end_asked)
         self._call(producer.poll, 0)
         failpoints.hit("redrive.committed")
         if watch.ended_plainly:
@@ -404,14 +406,14 @@ class Redriver:
             raise self._away(f"still {cause.name()} after {RETRY_S_MAX:.0f} s") from error
         time.sleep(0.005)
 
-    def _abort(self, error: _MustAbort, failed: list[KafkaError]) -> str:
+    def _abort(self, error: _MustAbort, failed: list[KafkaError], *, end_asked: bool) -> str:
         try:
             self._call(self._producer.abort_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as again:
             raise self._away(f"abort failed: {again}") from error
         self._call(self._producer.poll, 0)
         codes = {error.cause.code(), *(each.code() for each in failed)}
-        if self._watch.answers and not self._watch.ended_plainly:
+        if end_asked or (self._watch.answers and not self._watch.ended_plainly):
             # A commit may have been decided before the abort was asked for: the markers tell.
             self._build()
         return "too_large" if KafkaError.MSG_SIZE_TOO_LARGE in codes else "again"
