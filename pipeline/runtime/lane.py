@@ -13,16 +13,16 @@ third answer. What the client leaves ambiguous is resolved here:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from pipeline.domain.invariant import invariant
 from pipeline.runtime import failpoints
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.kafka_errors import Course, LaneFatal, course_of, kafka_error
+from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outcome, Work
 
 _log = logging.getLogger(__name__)
@@ -91,12 +91,14 @@ class Lane:
         *,
         stage: str,
         committed_offsets: CommittedOffsets,
-        make_producer: Callable[..., Any] = Producer,
+        make_producer: Callable[..., Any] | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._config = dict(config)
         self._stage = stage
         self._committed_offsets = committed_offsets
-        self._make_producer = make_producer
+        self._outside = surroundings
+        self._make_producer = make_producer or surroundings.producer
         self._watch = EndTxnWatch()
         self._producer: Any = None
         self._suspect = False
@@ -172,7 +174,7 @@ class Lane:
                     self._raise_course(error)
 
     def _call(self, call: Callable[..., Any], *args: Any) -> None:
-        deadline = time.monotonic() + RETRY_S_MAX
+        deadline = self._outside.monotonic_s() + RETRY_S_MAX
         while True:
             try:
                 call(*args)
@@ -190,9 +192,9 @@ class Lane:
             raise _MustAbort(str(cause)) from error
         if course is Course.LEAVE:
             raise LaneFatal(f"{cause.name()}: {cause.str()}") from error
-        if deadline is not None and time.monotonic() > deadline:
+        if deadline is not None and self._outside.monotonic_s() > deadline:
             raise LaneFatal(f"still {cause.name()} after {RETRY_S_MAX:.0f} s") from error
-        time.sleep(0.005)
+        self._outside.sleep(0.005)
 
     def _abort(self, work: Work) -> Outcome:
         try:
@@ -240,7 +242,7 @@ class Lane:
     def _build(self) -> None:
         self._suspect = True
         producer = self._make_producer(self._config, logger=self._watch)
-        deadline = time.monotonic() + INIT_TIMEOUT_S
+        deadline = self._outside.monotonic_s() + INIT_TIMEOUT_S
         while True:
             try:
                 producer.init_transactions(INIT_TIMEOUT_S)
