@@ -127,23 +127,19 @@ class Lane:
         watch = self._watch
         watch.begin()
         stage = self._stage
+        ending = False
         try:
             self._call(self._producer.begin_transaction)
             failpoints.hit(f"{stage}.begun")
             self._produce(work)
             failpoints.hit(f"{stage}.produced")
-            offsets = [TopicPartition(t, p, o) for (t, p), o in work.offsets.items()]
-            self._call(
-                self._producer.send_offsets_to_transaction,
-                offsets,
-                work.group_metadata,
-                TRANSACTION_TIMEOUT_MS / 1000,
-            )
+            self._send_offsets(work)
             failpoints.hit(f"{stage}.offsets_sent")
+            ending = True
             self._call(self._producer.commit_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as error:
             _log.warning("transaction aborted: %s", error)
-            return self._abort(work)
+            return self._abort(work, ending=ending)
         self._producer.poll(0)
         failpoints.hit(f"{stage}.committed")
         if watch.ended_plainly:
@@ -173,6 +169,15 @@ class Lane:
                 except KafkaException as error:
                     self._raise_course(error)
 
+    def _send_offsets(self, work: Work) -> None:
+        offsets = [TopicPartition(t, p, o) for (t, p), o in work.offsets.items()]
+        self._call(
+            self._producer.send_offsets_to_transaction,
+            offsets,
+            work.group_metadata,
+            TRANSACTION_TIMEOUT_MS / 1000,
+        )
+
     def _call(self, call: Callable[..., Any], *args: Any) -> None:
         deadline = self._outside.monotonic_s() + RETRY_S_MAX
         while True:
@@ -196,7 +201,8 @@ class Lane:
             raise LaneFatal(f"still {cause.name()} after {RETRY_S_MAX:.0f} s") from error
         self._outside.sleep(0.005)
 
-    def _abort(self, work: Work) -> Outcome:
+    def _abort(self, work: Work, *, ending: bool) -> Outcome:
+        """``ending``: its commit had been asked for already."""
         try:
             self._call(self._producer.abort_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as error:
@@ -205,8 +211,12 @@ class Lane:
         answers = self._watch.answers
         # A transaction that had not reached the broker is aborted without an EndTxn.
         if answers and not self._watch.ended_plainly:
-            # The commit may have been decided before the abort was asked for.
-            return self._resolve(work)
+            if ending:
+                # The commit may have been decided before the abort was asked for.
+                return self._resolve(work)
+            # Nobody asked for a commit. The offsets are not asked: in a zombie's place its
+            # successor has moved them on.
+            self._rebuild()
         return Outcome.ABORTED
 
     def _resolve(self, work: Work) -> Outcome:
@@ -226,6 +236,11 @@ class Lane:
         committed = self._committed_offsets(list(work.offsets))
         reached = [committed.get(tp, -1) >= offset for tp, offset in work.offsets.items()]
         outcome = Outcome.COMMITTED if all(reached) else Outcome.ABORTED
+        if outcome is Outcome.COMMITTED and not self._vouched_for(work):
+            raise LaneFatal(
+                "the end of a transaction was ambiguous, and the group knows this worker no more: "
+                "its successor may have moved the offsets that would tell"
+            )
         _log.warning(
             "the end of a transaction was ambiguous (EndTxn answered %s): producer rebuilt, the "
             "transaction is %s by its committed offsets",
@@ -233,6 +248,25 @@ class Lane:
             outcome.value,
         )
         return outcome
+
+    def _vouched_for(self, work: Work) -> bool:
+        """Whether the group still takes the work's metadata, so that nobody but this worker can
+        have committed offsets of its partitions. Asked by a transaction that is taken back."""
+        self._watch.begin()
+        vouched = True
+        try:
+            self._call(self._producer.begin_transaction)
+            self._send_offsets(work)
+        except _MustAbort:
+            vouched = False
+        try:
+            self._call(self._producer.abort_transaction, TRANSACTION_TIMEOUT_MS / 1000)
+        except _MustAbort as error:
+            raise LaneFatal(f"abort failed: {error}") from error
+        self._producer.poll(0)
+        if self._watch.answers and not self._watch.ended_plainly:
+            self._rebuild()
+        return vouched
 
     def _rebuild(self) -> None:
         self.rebuilds += 1

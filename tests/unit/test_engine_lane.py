@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane
 from pipeline.runtime.work import Outcome, Work
 
@@ -18,6 +19,7 @@ class ToldProducer:
 
     def __init__(self, logger: Any, commit: list[str], abort: list[str]) -> None:
         self._logger, self._commit, self._abort = logger, commit, abort
+        self.refuses_offsets = False
 
     def init_transactions(self, _timeout_s: float) -> None: ...
 
@@ -25,7 +27,9 @@ class ToldProducer:
 
     def produce(self, *_: Any, **__: Any) -> None: ...
 
-    def send_offsets_to_transaction(self, *_: Any) -> None: ...
+    def send_offsets_to_transaction(self, *_: Any) -> None:
+        if self.refuses_offsets:
+            raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION, txn_requires_abort=True))
 
     def poll(self, _timeout_s: float) -> None: ...
 
@@ -77,3 +81,38 @@ def test_an_end_that_was_not_plain_is_what_the_committed_offsets_say(
     lane.open()
     assert lane.run(WORK) is outcome
     assert len(made) == 2
+
+
+def test_an_abort_of_what_nobody_asked_to_commit_is_an_abort() -> None:
+    """A worker that lost its partitions is refused by the group. Its successor has moved the
+    offsets on: read as the end of its own transaction they would put an aborted state into its
+    cache, which is there still when the partitions come back."""
+    made: list[ToldProducer] = []
+
+    def make(_config: object, *, logger: Any) -> ToldProducer:
+        made.append(ToldProducer(logger, [], ["_TRANSPORT", "NO_ERROR"]))
+        made[-1].refuses_offsets = len(made) == 1
+        return made[-1]
+
+    moved_on = {("orders", 0): 9, ("results", 0): 9}
+    lane = Lane({}, stage="payments", committed_offsets=lambda _: moved_on, make_producer=make)
+    lane.open()
+    assert lane.run(WORK) is Outcome.ABORTED
+    assert len(made) == 2
+
+
+def test_offsets_say_nothing_once_a_successor_may_have_moved_them() -> None:
+    """The answer to the commit was lost, and by the time of asking the group knows another owner:
+    whose commit moved the offsets cannot be told, so the worker ends and restores."""
+    made: list[ToldProducer] = []
+
+    def make(_config: object, *, logger: Any) -> ToldProducer:
+        made.append(ToldProducer(logger, ["_TRANSPORT", "NO_ERROR"], []))
+        made[-1].refuses_offsets = len(made) == 2
+        return made[-1]
+
+    moved_on = {("orders", 0): 9, ("results", 0): 9}
+    lane = Lane({}, stage="payments", committed_offsets=lambda _: moved_on, make_producer=make)
+    lane.open()
+    with pytest.raises(LaneFatal, match="successor"):
+        lane.run(WORK)
