@@ -29,10 +29,13 @@ class Violation(Exception):
     """A promise was broken; ``check`` names it."""
 
     def __init__(self, check: str, detail: str, order: int | None = None) -> None:
-        super().__init__(f"{check}: {detail}")
+        super().__init__(check, detail, order)
         self.check = check
         self.detail = detail
         self.order = order
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.detail}"
 
 
 class Auditor:
@@ -281,8 +284,9 @@ class Auditor:
                     "money_differs", f"{order_id}: {what} {booked}, the gateways moved {moved}",
                     number,
                 )  # fmt: skip
-        # What came too late is given back, unless the gateway will not.
-        refused = order.script.operations == "decline"
+        # What came too late is given back, unless the gateway will not, or knows no keys and may
+        # not be asked again.
+        refused = order.script.operations == "decline" or not self._plan.idempotent
         given_back = captured > 0 and (captured == refunded or refused)
         if (status == "captured") != (captured > 0) and not given_back:
             raise Violation("status_not_the_money", f"{order_id} is {status}", number)

@@ -444,7 +444,7 @@ class SimProducer:
         self._alive()
         self._intents += 1
         self._intent = Intent(f"{self.process.name} (epoch {self._epoch})", self._intents)
-        self.process.intent = self._intent
+        self.process.intents.append(self._intent)
         self._partitions = set()
         self._used = False
 

@@ -427,8 +427,10 @@ class Simulation:
             raise Violation("worker_bug", f"{slot.name} died of {error!r}\n{where}")
 
     def _told(self, process: Process, item: Any) -> None:
-        if isinstance(item, Outcome) and process.intent is not None:
-            self.auditor.believed(process.intent, item.value)
+        if isinstance(item, Outcome) and process.intents:
+            # The first of them is the work; another one only asked whether it is vouched for.
+            self.auditor.believed(process.intents[0], item.value)
+            process.intents.clear()
 
     def _surroundings(self, slot: Slot, process: Process) -> Surroundings:
         cluster, faults = self.cluster, slot.client_faults

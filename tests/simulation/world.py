@@ -47,8 +47,8 @@ class Process:
         self.on_step: Callable[[Process, str], None] | None = None
         self.on_death: list[Callable[[], None]] = []
         self.on_pause: list[Callable[[], None]] = []
-        # The transaction that it began last.
-        self.intent: Any = None
+        # The transactions that it began since it last knew how one had ended.
+        self.intents: list[Any] = []
         # Told of what its threads hand to each other.
         self.on_put: Callable[[Any], None] | None = None
 

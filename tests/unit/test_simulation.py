@@ -1,4 +1,4 @@
-"""A handful of simulated runs; ``tests/simulation/test_seeds.py`` and ``make simulate`` run more."""
+"""A handful of simulated runs; ``make simulate`` runs as many as are wanted."""
 
 from __future__ import annotations
 
