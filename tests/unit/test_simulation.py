@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.simulation.mutate import missing_texts
+from tests.simulation.mutations import MUTATIONS
 from tests.simulation.plan import FAULTS_MIN, ORDERS_MIN, draw
 from tests.simulation.run import run_plan
 
@@ -25,3 +27,10 @@ def test_a_seed_replays_exactly() -> None:
     first, second = run_plan(plan, traced=True), run_plan(plan, traced=True)
     assert first.trace == second.trace
     assert first.steps == second.steps
+
+
+def test_every_defence_that_is_taken_out_in_turn_is_where_it_was() -> None:
+    """``make mutate-guarantees`` names at least 20 defences by their text, each found once."""
+    assert missing_texts() == []
+    assert len(MUTATIONS) >= 20
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
