@@ -54,6 +54,10 @@ _log = logging.getLogger(__name__)
 # batch of results ready; fetching stops above it and goes on when half of it is left.
 TRACKED_MAX = 6_000
 
+# A worker that stood still for so long may have been expelled from its group: the session lasts ten
+# seconds from the last heartbeat, and there is one every two.
+STOOD_STILL_S_MAX = 7.0
+
 Finished = tuple[list[Outgoing], Call | None]
 
 
@@ -96,6 +100,7 @@ class GatewayWorker:
         self._ready_records = 0
         self._paused = False
         self._closing = False
+        self._awake_s = surroundings.monotonic_s()
 
     # Life ---------------------------------------------------------------------------------------
 
@@ -211,6 +216,7 @@ class GatewayWorker:
             else:
                 message = self._consumer.poll(0.1)
             messages = [message] if message is not None else []
+        self._require_awake()
         calls: list[Call] = []
         now_ms = int(self._time_s() * 1000)
         disturbed: set[int] = set()
@@ -254,6 +260,20 @@ class GatewayWorker:
             failpoints.hit("gateway.taken")
             self._calls.start(calls)
         return bool(messages)
+
+    def _require_awake(self) -> None:
+        """Leave if this worker stood still and there is a gateway that takes a repetition twice.
+
+        A frozen worker that wakes reads on before its client hears that the group has expelled it,
+        and what it reads then its successor has read and sent as well.
+        """
+        now_s = self._monotonic_s()
+        stood_s, self._awake_s = now_s - self._awake_s, now_s
+        if self._stage.unrepeatable and stood_s >= STOOD_STILL_S_MAX:
+            raise LaneFatal(
+                f"stood still for {stood_s:.0f} s: another worker may have the requests, and a "
+                "gateway without idempotency keys would take them twice"
+            )
 
     def _collect(self) -> None:
         """Take ended calls back into the prefix they belong to (a lost one's is no longer ours)."""
@@ -360,6 +380,8 @@ class GatewayWorker:
             return
         positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
         added = [TopicPartition(t, p, o) for (t, p), o in positions.items()]
+        # The wait for stable offsets was no standing still; from here on it would be.
+        self._awake_s = self._monotonic_s()
         for tp in added:
             if self._stage.unrepeatable:
                 _, end = consumer.get_watermark_offsets(tp, timeout=REBALANCE_WAIT_S)
