@@ -13,8 +13,8 @@ SEEDS ?= 200
 help: ## Show this list
 	@echo "paystream: orders in, each charged once, settlements and balanced books out."
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-		| while IFS='|' read -r name text; do printf '  %-14s%s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+		| while IFS='|' read -r name text; do printf '  %-19s%s\n' "$$name" "$$text"; done
 	@echo
 	@echo "  PYTHON=python3.12   which Python builds .venv (3.11 or newer)"
 
@@ -40,7 +40,7 @@ check: install ## Format, lint, types, layers, schemas and the fast tests
 	.venv/bin/paystream schemas check
 	.venv/bin/python -m pytest -q -n 2 tests/unit $(ARGS)
 
-simulate: install ## Run SEEDS=200 seeds of the simulation; ARGS='--seed 7' replays one, '--coverage' measures
+simulate: install ## Run SEEDS=200 seeds of the simulation; ARGS='--seed 7' replays one
 	@.venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 mutate-guarantees: install ## Take each defence out in turn and see that a test or seed notices

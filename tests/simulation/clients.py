@@ -21,7 +21,7 @@ from tests.simulation.log import VISIBLE, Cluster, Intent, Partition, Record, Re
 from tests.simulation.world import Killed, Process
 
 # What a call to a broker takes at most, and how much of a partition comes at a time.
-CALL_S_MAX = 0.003
+CALL_S_MAX = 0.025
 FETCH_MAX = 400
 BACKOFF_S = 0.005
 # Who waits for so long has nothing of its own to do.
@@ -133,15 +133,16 @@ class SimConsumer:
             # Asked twice at once: a loop that turns takes time all the same.
             process.world.current.park(TURN_S)
         self._asked_s = process.world.now_s
-        self._serve_group()
+        # What was fetched before a rebalance that the same call runs is returned all the same.
         found = self._fetched(limit)
+        self._serve_group()
         if not found and timeout > 0:
             if self._paused:
                 process.world.current.park(timeout)
             else:
                 process.idle(timeout, long=timeout >= PATIENCE_S)
-            self._serve_group()
             found = self._fetched(limit)
+            self._serve_group()
         return found
 
     def poll(self, timeout: float = 0.0) -> Message | None:

@@ -16,6 +16,8 @@ from tests.simulation.world import World
 
 OPEN, VISIBLE, ABORTED, CONTROL = range(4)
 
+# How long the marker of a transaction takes to reach a partition.
+MARKER_S_MAX = 0.03
 # By how much the clock of a process differs from the brokers' at most.
 SKEW_S_MAX = 2.5
 
@@ -198,7 +200,7 @@ class Cluster:
         self.on_offsets: Callable[[str, dict[tuple[str, int], int]], None] | None = None
         self.on_fate: Callable[[Intent, bool], None] = lambda intent, fate: intent.fates.add(fate)
         # How long a marker takes at most; raised for a while by a fault.
-        self.marker_s_max = 0.004
+        self.marker_s_max = MARKER_S_MAX
         self.late_end_txns = 0
 
     def create(self, topic: str, partitions: int, delay_s: float = 0.0) -> None:

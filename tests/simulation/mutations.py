@@ -110,6 +110,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{RUNTIME}/cluster.py",
         '        "group.instance.id": instance_id,\n',
         "",
+        ("tests/unit/test_engine_workers.py",),
     ),
     # 3: one transaction at a time ---------------------------------------------------------------
     Mutation(
@@ -318,6 +319,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{RUNTIME}/gateway_stage.py",
         "            and record.offset < self._sent_below.get(record.partition, 0),\n",
         "            and False,\n",
+    ),
+    Mutation(
+        "a worker that stood still sends nothing to a gateway without keys",
+        f"{RUNTIME}/gateway_worker.py",
+        "if self._stage.unrepeatable and stood_s >= STOOD_STILL_S_MAX:",
+        "if False:",
+        (5, "tests/unit/test_engine_turns.py"),
     ),
     Mutation(
         "an inquiry does not make forgotten what others have sent",

@@ -18,6 +18,7 @@ MAIN, OTHER = "alpha", "beta"
 GATEWAYS = (MAIN, OTHER)
 # When orders come and faults strike; after it everything heals.
 ACTIVE_S = 90.0
+BURSTS = 25
 
 SUCCEED = {MAIN: "succeed", OTHER: "succeed"}
 # Codes of declines that no other gateway would take, and of one that another may.
@@ -125,7 +126,8 @@ def draw(seed: int) -> Plan:
 
 
 def _order(random: Random, number: int) -> OrderPlan:
-    at_s = random.uniform(0.0, ACTIVE_S * 0.7)
+    # In bursts, so that transactions are of several orders.
+    at_s = random.randrange(BURSTS) * ACTIVE_S * 0.7 / BURSTS + random.random() * 0.05
     amount_minor = random.randrange(100, 100_000)
     plain = OrderPlan(
         number, at_s, amount_minor, Script(SUCCEED, notices=random.choice((0, 0, 0, 1, 2)))

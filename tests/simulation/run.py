@@ -38,7 +38,7 @@ from tests.simulation.clients import ClientFaults, SimAdmin, SimConsumer, SimPro
 from tests.simulation.disk import Disk
 from tests.simulation.gateway import GatewayBooks, Operation, SimGateway
 from tests.simulation.ledger import SimLedger
-from tests.simulation.log import ABORTED, Cluster
+from tests.simulation.log import ABORTED, MARKER_S_MAX, Cluster
 from tests.simulation.plan import (
     ACTIVE_S,
     GATEWAYS,
@@ -387,6 +387,9 @@ class Simulation:
         process = Process(self.world, f"{slot.name}#{slot.starts}", skew_s)
         process.on_step = lambda process, name: self._step(slot, process, name)
         process.on_put = lambda item: self._told(process, item)
+        if slot.stage == "gateway" and not self.plan.idempotent:
+            # It watches for having stood still.
+            process.idle_s_max = 5.0
         slot.process = process
         slot.stop = SimEvent(process)
         run = self._worker(slot, process, slot.stop)
@@ -523,7 +526,7 @@ class Simulation:
             self._fired(kind)
 
             def heal() -> None:
-                self.cluster.marker_s_max = 0.004
+                self.cluster.marker_s_max = MARKER_S_MAX
 
             world.after(fault.for_s, heal)
             return

@@ -39,6 +39,8 @@ class Process:
         self.world = world
         self.name = name
         self.skew_s = skew_s
+        # How long its idle loop is left alone at most.
+        self.idle_s_max = IDLE_S_MAX
         self.dead = False
         self.paused = False
         self.fibres: list[Fibre] = []
@@ -85,7 +87,7 @@ class Process:
             return
         fibre.idle = True
         # A short wait is for something of its own that is due soon.
-        fibre.park(IDLE_S_MAX if long else max(timeout_s, SHORT_S))
+        fibre.park(self.idle_s_max if long else max(timeout_s, SHORT_S))
         fibre.idle = False
         self.rung = False
 
