@@ -23,6 +23,8 @@ from tests.simulation.world import Killed, Process
 # What a call to a broker takes at most, and how much of a partition comes at a time.
 CALL_S_MAX = 0.025
 FETCH_MAX = 400
+# What has been written arrives after this at most, with what was written meanwhile.
+FETCH_S_MAX = 0.05
 BACKOFF_S = 0.005
 # Who waits for so long has nothing of its own to do.
 PATIENCE_S = 0.1
@@ -112,6 +114,7 @@ class SimConsumer:
         self._topics: list[str] = []
         self._callbacks: Any = None
         self._asked_s = 0.0
+        self._arriving = False
         self._lost = False
         self._closed = False
         self._sharing_back: list[Any] = []
@@ -120,8 +123,15 @@ class SimConsumer:
         self.process.ring()
 
     def told(self, partition: Partition) -> None:
-        """There is more to read, or something became due."""
+        """There is more to read, or something became due; it arrives a little later."""
         self._news[partition] = None
+        if not self._arriving:
+            self._arriving = True
+            world = self.process.world
+            world.after(world.jitter(FETCH_S_MAX), self._arrived)
+
+    def _arrived(self) -> None:
+        self._arriving = False
         self.process.ring()
 
     # Reading ------------------------------------------------------------------------------------
@@ -466,6 +476,9 @@ class SimProducer:
             intent = self._intent
             try:
                 if where not in self._partitions:
+                    if not self._used:
+                        world = self.process.world
+                        world.current.park(world.jitter(CALL_S_MAX))
                     self._retried(
                         lambda: self._cluster.join_transaction(self._id, self._epoch, where, intent)
                     )
@@ -535,7 +548,8 @@ class SimProducer:
         """One EndTxn, as often as the client sends it.
 
         What may happen to it: its answer is lost and the client asks again (``answer_lost``); it is
-        on its way for so long that the client sends another one, and arrives later (``late``);
+        on its way for so long that the client sends another one, and arrives later (``late``,
+        or ``late_then_refused``, where the transaction that it may meet is refused);
         none arrives until the transaction has timed out (``lost``); the broker refuses it
         (``refused``); the client gives up waiting and its caller calls again (``slow``).
         """
@@ -548,7 +562,10 @@ class SimProducer:
             self._arrive(commit)
             self._log("_TRANSPORT")
             world.current.park(world.jitter(0.3))
-        elif fault == "late":
+        elif fault in ("late", "late_then_refused"):
+            if fault == "late_then_refused":
+                # The next transaction is taken back, whatever the late one has done to it.
+                faults.refusals.append("abortable")
             epoch = self._epoch
             world.after(late_s, lambda: self._late(epoch, commit))
             self._log("_TIMED_OUT" if world.random.random() < 0.5 else "_TRANSPORT")

@@ -148,7 +148,7 @@ class Partition:
 
     def _ring(self) -> None:
         for reader in self.readers:
-            reader.ring()
+            reader.told(self)
 
 
 class Transaction:

@@ -144,12 +144,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            return\n        for",
     ),
     Mutation(
-        "a rewound partition takes no record from beyond its position",
-        f"{RUNTIME}/gateway_worker.py",
-        "if record.partition in disturbed or prefix is not before.get(record.partition):",
-        "if record.partition in disturbed:",
-    ),
-    Mutation(
         "one transaction at a time in a lane",
         f"{RUNTIME}/commit_thread.py",
         '        invariant(not self._busy, "one transaction at a time in a lane")\n',

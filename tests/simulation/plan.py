@@ -230,11 +230,13 @@ def _with_commands(random: Random, plain: OrderPlan) -> OrderPlan:
 
 # kind, how often of a hundred.
 _KINDS = (
-    ("crash", 30),
+    ("crash", 28),
     ("pause", 8),
     ("zombie", 8),
     ("twin", 6),
     ("end_txn", 20),
+    # An abort whose EndTxn is late: it may meet the transaction that does the same work again.
+    ("late_abort", 8),
     ("refusal", 6),
     ("slow_markers", 5),
     ("deaf", 3),
@@ -243,7 +245,10 @@ _KINDS = (
     ("outage", 2),
     ("database", 5),
 )
-END_TXN_FAULTS = ("answer_lost", "late", "late", "late", "lost", "slow", "refused")
+END_TXN_FAULTS = (
+    "answer_lost", "late", "late", "late_then_refused", "late_then_refused", "lost", "slow",
+    "refused",
+)  # fmt: skip
 
 
 def _faults(random: Random, plan: Plan) -> tuple[Fault, ...]:
@@ -273,9 +278,13 @@ def _faults(random: Random, plan: Plan) -> tuple[Fault, ...]:
             made.append(Fault(kind, at_s, target, steps, random.uniform(2.0, 40.0)))
         elif kind == "end_txn":
             what = random.choice(END_TXN_FAULTS)
-            late_s = random.choice((0.001, 0.01, 0.02, 0.05, 0.3, 3.0)) * random.uniform(0.3, 1.5)
+            late_s = random.choice((0.02, 0.05, 0.1, 0.1, 0.3, 3.0)) * random.uniform(0.3, 1.5)
             target = random.choice([slot for slot in workers if slot.startswith(("payments", "g"))])
             made.append(Fault(kind, at_s, target, 0, late_s, what))
+        elif kind == "late_abort":
+            made.append(Fault("refusal", at_s, target, 0, 0.0, "abortable"))
+            late_s = random.choice((0.02, 0.05, 0.1)) * random.uniform(0.3, 1.5)
+            made.append(Fault("end_txn", at_s, target, 0, late_s, "late"))
         elif kind == "refusal":
             what = random.choice(("abortable", "retriable"))
             made.append(Fault(kind, at_s, target, 0, 0.0, what))

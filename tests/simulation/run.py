@@ -500,6 +500,8 @@ class Simulation:
                         for name, books in self.books.items()
                     },
                     gate=gate,
+                    # Hanging calls are swept for as long; nothing else depends on it.
+                    soft_deadline_s=4.0,
                     surroundings=outside,
                 ),
                 metrics=QUIET,

@@ -72,7 +72,8 @@ class SimQueue:
         self._items.append(item)
         if self._waiting is not None:
             self._waiting.wake()
-        self._process.ring()
+        if self._process.world.current is not self._process.fibres[0]:
+            self._process.ring()
 
     def get(self, block: bool = True, timeout_s: float | None = None) -> Any:
         if self._process.dead:

@@ -20,7 +20,7 @@ BEGIN_S = 1_800_000_000.0
 IDLE_S_MAX = 3_600.0
 # Steps without any of simulated time passing: a fibre that goes round in circles is a bug.
 # Shorter waits of an idle loop are as long as this.
-SHORT_S = 0.02
+SHORT_S = 0.05
 STEPS_AT_ONCE_MAX = 200_000
 
 
@@ -81,8 +81,6 @@ class Process:
             fibre.park(timeout_s)
             return
         if self.rung:
-            self.rung = False
-            fibre.park(timeout_s)
             self.rung = False
             return
         fibre.idle = True
