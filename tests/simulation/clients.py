@@ -476,9 +476,10 @@ class SimProducer:
             intent = self._intent
             try:
                 if where not in self._partitions:
-                    if not self._used:
+                    if len(self._partitions) < 2:
+                        # Before its first record, and again while the first are in the log.
                         world = self.process.world
-                        world.current.park(world.jitter(CALL_S_MAX))
+                        world.current.park(world.jitter(2 * CALL_S_MAX))
                     self._retried(
                         lambda: self._cluster.join_transaction(self._id, self._epoch, where, intent)
                     )
