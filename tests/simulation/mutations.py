@@ -44,9 +44,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "inputs are read committed, from offsets that are stable",
         f"{RUNTIME}/cluster.py",
-        """"partition.assignment.strategy": strategy,
+        """"partition.assignment.strategy": "range",
         "isolation.level": "read_committed",""",
-        """"partition.assignment.strategy": strategy,
+        """"partition.assignment.strategy": "range",
         "isolation.level": "read_uncommitted",""",
     ),
     Mutation(

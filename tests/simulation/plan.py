@@ -6,7 +6,7 @@ faults are taken out and the rest is run again from the same seed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 
 from tests.simulation.gateway import TRANSPORT, Script
@@ -89,7 +89,6 @@ class Plan:
     retention_s: float = 86_400.0
     idempotent: bool = True
     records_max: int = 4_000
-    options: tuple[str, ...] = field(default=())
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -158,10 +157,7 @@ def _order(random: Random, number: int) -> OrderPlan:
             )
         )
         transport = (random.choice(TRANSPORT),) if random.random() < 0.4 else ()
-        retry: tuple[CommandPlan, ...] = ()
-        return replace(
-            plain, script=replace(script, outcome=outcome, transport=transport), commands=retry
-        )
+        return replace(plain, script=replace(script, outcome=outcome, transport=transport))
     if kind < 0.80:
         outcome = {
             MAIN: random.choice(
