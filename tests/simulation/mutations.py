@@ -181,7 +181,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{RUNTIME}/lane.py",
         "            if ending:\n",
         "            if True:\n",
-        (13, 17),
+        ("tests/unit/test_engine_lane.py",),
     ),
     Mutation(
         "offsets that a successor may have moved tell nothing",
@@ -319,14 +319,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{RUNTIME}/gateway_worker.py",
         "if self._stage.unrepeatable and stood_s >= STOOD_STILL_S_MAX:",
         "if False:",
-        (5, "tests/unit/test_engine_turns.py"),
+        ("tests/unit/test_engine_turns.py",),
     ),
     Mutation(
         "an inquiry does not make forgotten what others have sent",
         f"{RUNTIME}/gateway_stage.py",
         "            self.assigned(record.partition, record.offset + 1)\n",
         "            self._sent_below[record.partition] = record.offset + 1\n",
-        (22, "tests/unit/test_gateway_stage.py"),
+        ("tests/unit/test_gateway_stage.py",),
     ),
     Mutation(
         "a success that came too late is given back",
