@@ -163,7 +163,7 @@ class GatewayWorker:
         """Take no more requests; commit what ends in bounded time."""
         deadline = self._monotonic_s() + DRAIN_S_MAX
         self._consumer.pause(self._assigned())
-        while (self._tracked or self._under_way) and self._monotonic_s() < deadline:
+        while (self._tracked or self._under_way or self._left) and self._monotonic_s() < deadline:
             self._turn(fetch=False)
         _log.info("%s drained", self._spec.name)
 
@@ -217,6 +217,10 @@ class GatewayWorker:
             else:
                 message = self._consumer.poll(0.1)
             messages = [message] if message is not None else []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                raise_consume_error(error, message)
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past, and what
             # was assigned is held until now.
@@ -228,9 +232,7 @@ class GatewayWorker:
         now_ms = int(self._time_s() * 1000)
         disturbed: set[int] = set()
         for message in messages:
-            error = message.error()
-            if error is not None:
-                raise_consume_error(error, message)
+            if message.error() is not None:
                 continue
             record = input_record(message)
             prefix = self._prefixes.get(record.partition)

@@ -247,7 +247,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "the same command again has no effect",
         f"{PROCESSORS}/commands.py",
-        "if payment is not None and command.command_id in payment.command_ids:",
+        "if payment is not None and is_remembered(payment, command):",
         "if False:",
     ),
     Mutation(
@@ -255,12 +255,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{PROCESSORS}/settlement.py",
         "    if result.try_number == attempt.tries:\n",
         "    if True:\n",
+        ("tests/unit/test_processors_tries.py",),
     ),
     Mutation(
         "a wait counts only for the try that it followed",
         f"{PROCESSORS}/settlement.py",
         "if attempt is None or due.try_number != attempt.tries:",
         "if attempt is None:",
+        ("tests/unit/test_processors_tries.py",),
     ),
     # Charged at most once -----------------------------------------------------------------------
     Mutation(
@@ -280,12 +282,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{PROCESSORS}/settlement.py",
         "attempt.updated_at_ms >= attempt.sendable_until_ms + profile.grace_ms\n        and",
         "attempt.updated_at_ms >= 0\n        and",
+        ("tests/unit/test_processors_stories.py",),
     ),
     Mutation(
         "what may be sent again has the same key and a gateway that knows keys",
         f"{PROCESSORS}/settlement.py",
         "        profile.idempotent\n        and is_uncertain(payment, attempt)\n",
         "        is_uncertain(payment, attempt)\n",
+        ("tests/unit/test_processors_stories.py",),
     ),
     Mutation(
         "nothing is sent again once the gateway may have forgotten the key",
