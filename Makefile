@@ -14,7 +14,7 @@ help: ## Show this list
 	@echo "paystream: orders in, each charged once, settlements and balanced books out."
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-		| while IFS='|' read -r name text; do printf '  %-19s%s\n' "$$name" "$$text"; done
+		| while IFS='|' read -r name text; do printf '  %-24s%s\n' "$$name" "$$text"; done
 	@echo
 	@echo "  PYTHON=python3.12   which Python builds .venv (3.11 or newer)"
 
