@@ -5,15 +5,16 @@ PYTHON ?= python3
 ORDERS ?=
 FAULTS ?=
 ARGS ?=
+SEEDS ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit check bench lock clean
+.PHONY: help install demo test unit check simulate mutate-guarantees bench lock clean
 
 help: ## Show this list
 	@echo "paystream: orders in, each charged once, settlements and balanced books out."
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-		| while IFS='|' read -r name text; do printf '  %-14s%s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+		| while IFS='|' read -r name text; do printf '  %-24s%s\n' "$$name" "$$text"; done
 	@echo
 	@echo "  PYTHON=python3.12   which Python builds .venv (3.11 or newer)"
 
@@ -38,6 +39,12 @@ check: install ## Format, lint, types, layers, schemas and the fast tests
 	.venv/bin/lint-imports
 	.venv/bin/paystream schemas check
 	.venv/bin/python -m pytest -q -n 2 tests/unit $(ARGS)
+
+simulate: install ## Run SEEDS=200 seeds of the simulation; ARGS='--seed 7' replays one
+	@.venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+mutate-guarantees: install ## Take each defence out in turn and see that a test or seed notices
+	@.venv/bin/python -m tests.simulation.mutate $(ARGS)
 
 bench: install ## Measure throughput and latency on this machine
 	@.venv/bin/python -m benchmarks $(ARGS)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -36,6 +35,7 @@ from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, requ
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.letter_evidence import settlement_letter
+from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
@@ -165,8 +165,11 @@ class LedgerSink:
         batch_records_max: int = BATCH_RECORDS_MAX,
         batch_age_ms_max: int = BATCH_AGE_MS_MAX,
         consumer_overrides: Mapping[str, Any] | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         invariant(batch_age_ms_max <= 200, "longer slices of consume() return late")
+        self._outside = surroundings
+        self._monotonic_s = surroundings.monotonic_s
         self._bootstrap_servers = bootstrap_servers
         self._engine = engine
         self._catalogue = catalogue
@@ -201,9 +204,14 @@ class LedgerSink:
         """Book until ``stop``. UserError when something outside has to be put right first."""
         self._stopping = stop.is_set if isinstance(stop, threading.Event) else stop
         quiet: dict[str, Any] = {"bootstrap.servers": self._bootstrap_servers, "log_level": 2}
-        admin = AdminClient(quiet, logger=_log)
-        self._journal = Journal(self._engine, self._source(admin), on_step=failpoints.hit)
-        self._consumer = Consumer(
+        admin = self._outside.admin(quiet, logger=_log)
+        self._journal = Journal(
+            self._engine,
+            self._source(admin),
+            now_ms=lambda: int(self._outside.time_s() * 1000),
+            on_step=failpoints.hit,
+        )
+        self._consumer = self._outside.consumer(
             {
                 **consumer_config(
                     self._bootstrap_servers,
@@ -254,7 +262,7 @@ class LedgerSink:
         batch = self._take(messages)
         if batch.ends:
             failpoints.hit("ledger.batch_taken")
-        elif self._reached and time.monotonic() - self._advanced_s > IDLE_ADVANCE_S:
+        elif self._reached and self._monotonic_s() - self._advanced_s > IDLE_ADVANCE_S:
             batch.ends = {p: end for p, end in self._reached.items() if end > self._stored[p]}
             batch.terms = {p: self._terms[p] for p in batch.ends}
         if batch.ends:
@@ -351,16 +359,16 @@ class LedgerSink:
             # What lies between the last settlement and the end of the log holds nothing to book.
             end = max(end, self._reached.get(partition, 0))
             progress[partition] = Progress(self._stored[partition], end)
-        started_s = time.monotonic()
+        started_s = self._monotonic_s()
         posted = self._journal.post(batch.items, progress)
         failpoints.hit("ledger.committed")
-        self._advanced_s = time.monotonic()
+        self._advanced_s = self._monotonic_s()
         self._metrics.batch_seconds(self._advanced_s - started_s)
         if batch.items:
             oldest_ms = min(
                 batch.messages[item.partition, item.offset].timestamp()[1] for item in batch.items
             )
-            self._metrics.booked_after(max(0.0, time.time() - oldest_ms / 1000))
+            self._metrics.booked_after(max(0.0, self._outside.time_s() - oldest_ms / 1000))
         for partition, moved in progress.items():
             self._stored[partition] = moved.next_offset
             if self._reached.get(partition, 0) <= moved.next_offset:
@@ -405,7 +413,9 @@ class LedgerSink:
         if not waiting:
             return
         if self._producer is None:
-            self._producer = Producer(_dead_letter_producer_config(self._bootstrap_servers))
+            self._producer = self._outside.producer(
+                _dead_letter_producer_config(self._bootstrap_servers)
+            )
         failures: list[str] = []
 
         def delivered(error: KafkaError | None, _message: object) -> None:
@@ -443,7 +453,7 @@ class LedgerSink:
 
     def _told_to_payment(self, record: InputRecord, cause: str) -> list[Outgoing]:
         """The word of a letter to its payment, which counts it once however often it comes."""
-        word = settlement_letter(record, cause, int(time.time() * 1000))
+        word = settlement_letter(record, cause, int(self._outside.time_s() * 1000))
         if word is None:
             return []
         key = record_key(word.merchant_id, word.order_id)
@@ -463,8 +473,8 @@ class LedgerSink:
         if not self._paused:
             self._paused = True
             self._consumer.pause(self._consumer.assignment())
-        deadline_s = time.monotonic() + retry_s
-        while (left_s := deadline_s - time.monotonic()) > 0:
+        deadline_s = self._monotonic_s() + retry_s
+        while (left_s := deadline_s - self._monotonic_s()) > 0:
             if self._stopping():
                 raise _Stopped
             message = self._consumer.poll(min(left_s, 0.1))
@@ -537,7 +547,7 @@ class LedgerSink:
     def _let_go(self, partition: int) -> None:
         """Stop booking a partition that somebody else has moved, until it is clear whose it is."""
         self._forget(partition)
-        self._let_go_until_s[partition] = time.monotonic() + LET_GO_S
+        self._let_go_until_s[partition] = self._monotonic_s() + LET_GO_S
         self._held = [m for m in self._held if m.partition() != partition]
         self._consumer.pause([TopicPartition(self._topic, partition)])
 
@@ -547,7 +557,7 @@ class LedgerSink:
         A zombie has lost it to a rebalance by now. Otherwise the other writer was this sink's own
         transaction whose commit was reported as failed, or one that has ended.
         """
-        now_s = time.monotonic()
+        now_s = self._monotonic_s()
         for partition in [p for p, until_s in self._let_go_until_s.items() if until_s <= now_s]:
             try:
                 stored = self._journal.stored_offset(partition)
@@ -579,7 +589,7 @@ class LedgerSink:
                     continue
                 if stored <= end:
                     return stored
-                now_s = time.monotonic()
+                now_s = self._monotonic_s()
                 end_behind_since_s = end_behind_since_s or now_s
                 if now_s - end_behind_since_s > END_BEHIND_S_MAX:
                     raise UserError(
@@ -597,11 +607,11 @@ class LedgerSink:
                 "%s[%d] cannot start yet, next try in %.1f s: %s",
                 self._topic, partition, retry_s, error,
             )  # fmt: skip
-            deadline_s = time.monotonic() + retry_s
-            while time.monotonic() < deadline_s:
+            deadline_s = self._monotonic_s() + retry_s
+            while self._monotonic_s() < deadline_s:
                 if self._stopping():
                     raise _Stopped
-                time.sleep(0.05)
+                self._outside.sleep(0.05)
             retry_s = min(retry_s * 2, RETRY_S_MAX)
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -22,6 +20,7 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
 from pipeline.gateways.port import Gateway
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
+from pipeline.runtime.surroundings import REAL, Surroundings
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +62,9 @@ class Calls:
         in_flight_max: int = 256,
         soft_deadline_s: float = 12.0,
         gate: Protection | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
+        self._monotonic_s = surroundings.monotonic_s
         self._gateways = dict(gateways)
         self.gate = gate or Protection((), in_flight_max=in_flight_max)
         self._soft_deadline_s = soft_deadline_s
@@ -73,11 +74,11 @@ class Calls:
         self._swept_s = 0.0
         self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._finished: deque[Call] = deque()
-        self._arrived = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
+        self._arrived = surroundings.event()
+        self._loop = surroundings.event_loop()
+        self._ready = surroundings.event()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="gateway-calls", daemon=True)
+        self._thread = surroundings.thread(target=self._run, name="gateway-calls", daemon=True)
 
     # The main thread's side ---------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ class Calls:
 
     def wait_finished(self, timeout_s: float) -> bool:
         """Wait until a call ends; False when none did in time."""
-        return self._arrived.wait(timeout_s)
+        return bool(self._arrived.wait(timeout_s))
 
     @property
     def in_flight(self) -> int:
@@ -125,7 +126,7 @@ class Calls:
         try:
             for gateway in self._gateways.values():
                 loop.run_until_complete(gateway.open())
-            self._swept_s = time.monotonic()
+            self._swept_s = self._monotonic_s()
             loop.call_later(SWEEP_INTERVAL_S, self._sweep)
             self._ready.set()
             loop.run_forever()
@@ -152,7 +153,7 @@ class Calls:
 
     def _accept(self, calls: list[Call]) -> None:
         touched = set()
-        now_s = time.monotonic()
+        now_s = self._monotonic_s()
         for call in calls:
             waiting = self._waiting.get(call.request.gateway)
             if waiting is None:
@@ -176,7 +177,7 @@ class Calls:
                 answer = charge_now(call.request, send_before_ms=call.send_before_ms)
                 self._answer(waiting.popleft(), answer)
                 continue
-            now_s = time.monotonic()
+            now_s = self._monotonic_s()
             said = gate.ask(name, call.request.kind, (now_s - call.handed_s) * 1000)
             if isinstance(said, Hold):
                 if said.seconds is not None:
@@ -236,7 +237,7 @@ class Calls:
         if call.answer is not None:
             return
         call.answer = answer
-        call.seconds = time.monotonic() - call.began_s
+        call.seconds = self._monotonic_s() - call.began_s
         self._open[call.request.gateway].discard(call)
         self._finished.append(call)
         self._arrived.set()
@@ -246,13 +247,13 @@ class Calls:
         the breaker, and a connection is not broken under a charge that may just be slow."""
         permit = call.permit
         if call.answer is None and permit is not None:
-            open_ms = (time.monotonic() - call.began_s) * 1000
+            open_ms = (self._monotonic_s() - call.began_s) * 1000
             if self.gate.is_slow(permit, open_ms):
                 self._end(call, _PARKED)
                 self._parked.add(call)
 
     def _sweep(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._monotonic_s()
         oldest_s = now_s - self._soft_deadline_s
         # A thread that was not given its turn finds every call old, though answers may have come.
         starved, self._swept_s = now_s - self._swept_s > 2 * SWEEP_INTERVAL_S, now_s
@@ -268,7 +269,7 @@ class Calls:
         for call in list(self._parked):
             if call.permit is not None and not starved:
                 # A probe that is parked still has to be found slow: another may go sooner then.
-                self.gate.is_slow(call.permit, (time.monotonic() - call.began_s) * 1000)
+                self.gate.is_slow(call.permit, (self._monotonic_s() - call.began_s) * 1000)
             if call.began_s < oldest_s or call.task.done():
                 self._parked.discard(call)
                 call.task.cancel()

@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import UserError
 from pipeline.runtime.kafka_errors import LaneFatal
+from pipeline.runtime.surroundings import REAL, Surroundings
 from topics.catalogue import Catalogue
 
 METADATA_TIMEOUT_S = 10.0
@@ -134,14 +135,17 @@ def cluster_and_topic_id(admin: AdminClient, topic: str) -> tuple[str, str]:
 
 
 def ask_committed_positions(
-    bootstrap_servers: str, group_id: str, partitions: Iterable[tuple[str, int]]
+    bootstrap_servers: str,
+    group_id: str,
+    partitions: Iterable[tuple[str, int]],
+    surroundings: Surroundings = REAL,
 ) -> Mapping[tuple[str, int], int]:
     """``committed_positions`` by a consumer that names the group and never joins it.
 
     For a thread other than the one that polls the member: there the answer to a question waits
     for as long as the member is polled in short slices (80 s were seen, librdkafka 2.16).
     """
-    bystander = Consumer(
+    bystander = surroundings.consumer(
         {
             "bootstrap.servers": bootstrap_servers,
             "group.id": group_id,

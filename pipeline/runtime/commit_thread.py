@@ -7,23 +7,23 @@ outcome of N is known, because the main loop hands over N+1 only after taking th
 from __future__ import annotations
 
 import queue
-import threading
 from typing import Any
 
 from pipeline.domain.invariant import invariant
 from pipeline.runtime.lane import Lane
+from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outcome, Work
 
 
 class CommitThread:
     """Runs ``lane.run`` for one Work at a time; its errors surface in ``poll`` or ``wait``."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, surroundings: Surroundings = REAL) -> None:
         self._lane = lane
-        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Work | None] = surroundings.queue()
+        self._done: queue.SimpleQueue[Outcome | BaseException] = surroundings.queue()
         self._busy = False
-        self._thread = threading.Thread(target=self._loop, name="commit", daemon=True)
+        self._thread = surroundings.thread(target=self._loop, name="commit", daemon=True)
         self._thread.start()
 
     @property

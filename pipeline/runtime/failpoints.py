@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Protocol
 
 POINTS: tuple[str, ...] = (
     "payments.taken",
@@ -42,6 +43,12 @@ COMMAND_POINTS: tuple[str, ...] = (
     "redrive.produced",
     "redrive.committed",
 )
+
+
+class Watcher(Protocol):
+    """Told of every passage."""
+
+    def hit(self, name: str) -> None: ...
 
 
 class _Armed:
@@ -80,13 +87,22 @@ class _Armed:
 
 
 _spec = os.environ.get("PAYSTREAM_FAILPOINTS", "")
-_armed = _Armed(_spec, os.environ.get("PAYSTREAM_FAILPOINTS_DIR", ".")) if _spec else None
+_armed: _Armed | Watcher | None = (
+    _Armed(_spec, os.environ.get("PAYSTREAM_FAILPOINTS_DIR", ".")) if _spec else None
+)
 
 
 def hit(name: str) -> None:
     """Die here if a test asked for it."""
     if _armed is not None:
         _armed.hit(name)
+
+
+def watch(watcher: Watcher | None) -> None:
+    """Tell every passage in this process to ``watcher`` from now on: a simulation ends its workers
+    there by itself."""
+    global _armed
+    _armed = watcher
 
 
 def fired(directory: Path) -> dict[str, int]:

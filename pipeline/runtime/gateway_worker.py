@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from pipeline.domain.invariant import invariant
 from pipeline.observability.metrics import Metrics
@@ -36,6 +34,7 @@ from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.prefix import PartitionPrefix
+from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table_worker import (
     DRAIN_S_MAX,
     FETCH_RECORDS_MAX,
@@ -55,6 +54,10 @@ _log = logging.getLogger(__name__)
 # batch of results ready; fetching stops above it and goes on when half of it is left.
 TRACKED_MAX = 6_000
 
+# A worker that stood still for so long may have been expelled from its group: the session lasts ten
+# seconds from the last heartbeat, and there is one every two.
+STOOD_STILL_S_MAX = 7.0
+
 Finished = tuple[list[Outgoing], Call | None]
 
 
@@ -73,8 +76,12 @@ class GatewayWorker:
         commit_policy: CommitPolicy | None = None,
         tracked_max: int = TRACKED_MAX,
         producer_overrides: Mapping[str, Any] | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._spec = spec
+        self._outside = surroundings
+        self._time_s = surroundings.time_s
+        self._monotonic_s = surroundings.monotonic_s
         self._catalogue = catalogue
         self._stage = stage
         self._calls = calls
@@ -83,7 +90,7 @@ class GatewayWorker:
         self._policy = commit_policy or CommitPolicy()
         self._tracked_max = tracked_max
         self._producer_overrides = dict(producer_overrides or {})
-        self._guard = CrashGuard(spec.slot_dir / "crash-guard.json")
+        self._guard = CrashGuard(spec.slot_dir / "crash-guard.json", now_s=surroundings.monotonic_s)
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
         self._positions: dict[int, int] = {}
         # Of partitions given back in a rebalance: they may come back with it, calls and all.
@@ -96,15 +103,16 @@ class GatewayWorker:
         self._ready_records = 0
         self._paused = False
         self._closing = False
+        self._awake_s = surroundings.monotonic_s()
 
     # Life ---------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Work until ``stop`` is set, then let open calls end, commit their results and leave."""
         spec = self._spec
-        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
+        admin = self._outside.admin({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
         require_co_partitioned(admin, self._catalogue)
-        self._consumer = Consumer(
+        self._consumer = self._outside.consumer(
             consumer_config(
                 spec.bootstrap_servers,
                 group_id=self._catalogue.group(STAGE),
@@ -118,12 +126,13 @@ class GatewayWorker:
             },
             stage=STAGE,
             committed_offsets=lambda partitions: ask_committed_positions(
-                spec.bootstrap_servers, self._catalogue.group(STAGE), partitions
+                spec.bootstrap_servers, self._catalogue.group(STAGE), partitions, self._outside
             ),
+            surroundings=self._outside,
         )
         self._lane.open()
         self._calls.open()
-        self._commits = CommitThread(self._lane)
+        self._commits = CommitThread(self._lane, self._outside)
         self._guard.start()
         self._consumer.subscribe(
             [self._stage.topic],
@@ -152,9 +161,9 @@ class GatewayWorker:
 
     def _drain(self) -> None:
         """Take no more requests; commit what ends in bounded time."""
-        deadline = time.monotonic() + DRAIN_S_MAX
+        deadline = self._monotonic_s() + DRAIN_S_MAX
         self._consumer.pause(self._assigned())
-        while (self._tracked or self._under_way or self._left) and time.monotonic() < deadline:
+        while (self._tracked or self._under_way or self._left) and self._monotonic_s() < deadline:
             self._turn(fetch=False)
         _log.info("%s drained", self._spec.name)
 
@@ -182,7 +191,7 @@ class GatewayWorker:
         self._take_outcome(self._commits.poll())
         if self._commits.busy or self._ready_since_s is None:
             return
-        age_ms = (time.monotonic() - self._ready_since_s) * 1000
+        age_ms = (self._monotonic_s() - self._ready_since_s) * 1000
         if self._guard.careful or self._policy.due(self._ready_records, age_ms, waiting_input):
             self._submit()
 
@@ -218,8 +227,9 @@ class GatewayWorker:
             if not self._paused:
                 self._consumer.resume(self._assigned())
             return False
+        self._require_awake()
         calls: list[Call] = []
-        now_ms = int(time.time() * 1000)
+        now_ms = int(self._time_s() * 1000)
         disturbed: set[int] = set()
         for message in messages:
             if message.error() is not None:
@@ -257,13 +267,27 @@ class GatewayWorker:
             self._calls.start(calls)
         return bool(messages)
 
+    def _require_awake(self) -> None:
+        """Leave if this worker stood still and there is a gateway that takes a repetition twice.
+
+        A frozen worker that wakes reads on before its client hears that the group has expelled it,
+        and what it reads then its successor has read and sent as well.
+        """
+        now_s = self._monotonic_s()
+        stood_s, self._awake_s = now_s - self._awake_s, now_s
+        if self._stage.unrepeatable and stood_s >= STOOD_STILL_S_MAX:
+            raise LaneFatal(
+                f"stood still for {stood_s:.0f} s: another worker may have the requests, and a "
+                "gateway without idempotency keys would take them twice"
+            )
+
     def _collect(self) -> None:
         """Take ended calls back into the prefix they belong to (a lost one's is no longer ours)."""
         ended = self._calls.take_finished()
         if not ended:
             return
         failpoints.hit("gateway.called")
-        now_ms = int(time.time() * 1000)
+        now_ms = int(self._time_s() * 1000)
         result = self._stage.result
         for call in ended:
             prefix, record = call.token
@@ -277,13 +301,13 @@ class GatewayWorker:
     def _became_ready(self, count: int) -> None:
         self._ready_records += count
         if self._ready_since_s is None:
-            self._ready_since_s = time.monotonic()
+            self._ready_since_s = self._monotonic_s()
 
     # Transactions -------------------------------------------------------------------------------
 
     def _submit(self) -> None:
         """Commit the finished prefix of every partition, up to a batch."""
-        batch = Batch(self._metadata, time.monotonic())
+        batch = Batch(self._metadata, self._monotonic_s())
         room = self._policy.records_max
         topic = self._stage.topic
         for partition, prefix in self._prefixes.items():
@@ -301,12 +325,12 @@ class GatewayWorker:
                 elif cause := _cause(outputs):
                     batch.notes[("dead_letters", cause)] += 1
         more = any(prefix.ready for prefix in self._prefixes.values())
-        self._ready_since_s = time.monotonic() if more else None
+        self._ready_since_s = self._monotonic_s() if more else None
         self._ready_records = 1 if more else 0
         if not batch.records:
             return
         self._under_way = batch
-        self._submitted_s = time.monotonic()
+        self._submitted_s = self._monotonic_s()
         self._commits.submit(batch.seal())
 
     def _take_outcome(self, outcome: Outcome | None) -> None:
@@ -319,7 +343,7 @@ class GatewayWorker:
         self._under_way = None
         metrics = self._metrics
         metrics.ended(
-            STAGE, outcome.value, time.monotonic() - self._submitted_s, self._lane.rebuilds
+            STAGE, outcome.value, self._monotonic_s() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
         if outcome is Outcome.ABORTED:
@@ -329,7 +353,7 @@ class GatewayWorker:
             if partition in self._positions:
                 self._positions[partition] = offset
         self._guard.committed(batch.offsets)
-        metrics.committed(STAGE, batch.records, batch.oldest_ms, time.time())
+        metrics.committed(STAGE, batch.records, batch.oldest_ms, self._time_s())
         metrics.records.labels(STAGE, self._stage.topic).inc(batch.records)
         for (group, name), count in batch.notes.items():
             if group == "calls":
@@ -362,6 +386,8 @@ class GatewayWorker:
             return
         left, self._left = self._left, {}
         positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
+        # The wait for stable offsets was no standing still; from here on it would be.
+        self._awake_s = self._monotonic_s()
         assigned = []
         for (topic, partition), position in positions.items():
             if self._stage.unrepeatable:

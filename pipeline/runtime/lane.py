@@ -16,16 +16,16 @@ third answer. What the client leaves ambiguous is resolved here:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from pipeline.domain.invariant import invariant
 from pipeline.runtime import failpoints
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.kafka_errors import Course, LaneFatal, course_of, kafka_error
+from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outcome, Work
 
 _log = logging.getLogger(__name__)
@@ -97,12 +97,14 @@ class Lane:
         *,
         stage: str,
         committed_offsets: CommittedOffsets,
-        make_producer: Callable[..., Any] = Producer,
+        make_producer: Callable[..., Any] | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._config = dict(config)
         self._stage = stage
         self._committed_offsets = committed_offsets
-        self._make_producer = make_producer
+        self._outside = surroundings
+        self._make_producer = make_producer or surroundings.producer
         self._watch = EndTxnWatch()
         self._producer: Any = None
         self._suspect = False
@@ -157,14 +159,14 @@ class Lane:
 
     def _send_offsets(self, work: Work) -> None:
         offsets = [TopicPartition(t, p, o) for (t, p), o in work.offsets.items()]
-        begun_s = time.monotonic()
+        begun_s = self._outside.monotonic_s()
         self._call(
             self._producer.send_offsets_to_transaction,
             offsets,
             work.group_metadata,
             TRANSACTION_TIMEOUT_MS / 1000,
         )
-        if time.monotonic() - begun_s > OFFSETS_PLAIN_S_MAX:
+        if self._outside.monotonic_s() - begun_s > OFFSETS_PLAIN_S_MAX:
             # This transaction is whole; the next one is another producer's.
             self._suspect = True
 
@@ -191,7 +193,7 @@ class Lane:
                     self._raise_course(error)
 
     def _call(self, call: Callable[..., Any], *args: Any) -> None:
-        deadline = time.monotonic() + RETRY_S_MAX
+        deadline = self._outside.monotonic_s() + RETRY_S_MAX
         while True:
             try:
                 call(*args)
@@ -209,9 +211,9 @@ class Lane:
             raise _MustAbort(str(cause)) from error
         if course is Course.LEAVE:
             raise LaneFatal(f"{cause.name()}: {cause.str()}") from error
-        if deadline is not None and time.monotonic() > deadline:
+        if deadline is not None and self._outside.monotonic_s() > deadline:
             raise LaneFatal(f"still {cause.name()} after {RETRY_S_MAX:.0f} s") from error
-        time.sleep(0.005)
+        self._outside.sleep(0.005)
 
     def _abort(self, work: Work, *, end_asked: bool) -> Outcome:
         """``end_asked``: its commit was asked for before, and may be on its way."""
@@ -221,11 +223,12 @@ class Lane:
             raise LaneFatal(f"abort failed: {error}") from error
         self._producer.poll(0)
         # A transaction that had not reached the broker is aborted without an EndTxn.
-        if end_asked or (self._watch.answers and not self._watch.ended_plainly):
+        if end_asked:
             # The commit may have been decided before the abort was asked for. The client does not
             # even log the answer to a commit that had failed by itself meanwhile.
             return self._resolve(work)
-        # What the abort overtook may still arrive, the offsets above all.
+        # Nobody asked for a commit, so the offsets are not asked: in a zombie's place its successor
+        # has moved them on. What the abort overtook may still arrive, the offsets above all.
         self._suspect = True
         return Outcome.ABORTED
 
@@ -250,6 +253,11 @@ class Lane:
         committed = self._committed_offsets(list(work.offsets))
         reached = [committed.get(tp, -1) >= offset for tp, offset in work.offsets.items()]
         outcome = Outcome.COMMITTED if all(reached) else Outcome.ABORTED
+        if outcome is Outcome.COMMITTED and not self._vouched_for(work):
+            raise LaneFatal(
+                "the end of a transaction was ambiguous, and the group knows this worker no more: "
+                "its successor may have moved the offsets that would tell"
+            )
         _log.warning(
             "the end of a transaction was ambiguous (EndTxn answered %s): producer rebuilt, the "
             "transaction is %s by its committed offsets",
@@ -258,17 +266,35 @@ class Lane:
         )
         return outcome
 
+    def _vouched_for(self, work: Work) -> bool:
+        """Whether the group still takes the work's metadata, so that nobody but this worker can
+        have committed offsets of its partitions. Asked by a transaction that is taken back."""
+        self._watch.begin()
+        vouched = True
+        try:
+            self._call(self._producer.begin_transaction)
+            self._send_offsets(work)
+        except _MustAbort:
+            vouched = False
+        try:
+            self._call(self._producer.abort_transaction, TRANSACTION_TIMEOUT_MS / 1000)
+        except _MustAbort as error:
+            raise LaneFatal(f"abort failed: {error}") from error
+        self._producer.poll(0)
+        self._suspect = True
+        return vouched
+
     def _rebuild(self) -> None:
-        begun_s = time.monotonic()
+        begun_s = self._outside.monotonic_s()
         self.rebuilds += 1
         self._producer = None
         self._build()
-        self.rebuild_s_last = time.monotonic() - begun_s
+        self.rebuild_s_last = self._outside.monotonic_s() - begun_s
 
     def _build(self) -> None:
         self._suspect = True
         producer = self._make_producer(self._config, logger=self._watch)
-        deadline = time.monotonic() + INIT_TIMEOUT_S
+        deadline = self._outside.monotonic_s() + INIT_TIMEOUT_S
         while True:
             try:
                 producer.init_transactions(INIT_TIMEOUT_S)

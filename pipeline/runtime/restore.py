@@ -9,13 +9,11 @@ read_committed read up to *that* end, waiting for transactions that are still op
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import (
-    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -24,6 +22,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from pipeline.runtime import failpoints
+from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import Checkpoint
 
@@ -110,7 +109,8 @@ class Restorer:
         cluster_id: str,
         topic_id: str,
         delete_retention_ms: int,
-        now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        now_ms: Callable[[], int] | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._table = table
         self._topic = topic
@@ -119,8 +119,9 @@ class Restorer:
         self._cluster_id = cluster_id
         self._topic_id = topic_id
         self._delete_retention_ms = delete_retention_ms
-        self._now_ms = now_ms
-        self._consumer: Consumer | None = None
+        self._outside = surroundings
+        self._now_ms = now_ms or (lambda: int(surroundings.time_s() * 1000))
+        self._consumer: Any = None
         self._waiting: dict[int, int] = {}
         self._began_ms = 0
         self._saved_at_ms: dict[int, int] = {}
@@ -161,7 +162,7 @@ class Restorer:
                 self._waiting[partition] = plan.end
                 assignment.append(TopicPartition(self._topic, partition, plan.start))
         if assignment:
-            self._consumer = Consumer(
+            self._consumer = self._outside.consumer(
                 {
                     "bootstrap.servers": self._bootstrap_servers,
                     # Never used to commit: positions come from the checkpoints.

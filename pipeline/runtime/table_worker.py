@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from pipeline.domain.invariant import invariant
 from pipeline.errors import UserError
@@ -43,8 +41,8 @@ from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
 from pipeline.runtime.restore import Restorer
+from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table import Table
-from pipeline.runtime.table_store import RocksTableStore
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.errors import RegistryUnavailable
@@ -117,8 +115,12 @@ class TableWorker(Generic[V]):
         orders_allowed: Callable[[], bool] = lambda: True,
         hot_max: int = 20_000,
         producer_overrides: Mapping[str, Any] | None = None,
+        surroundings: Surroundings = REAL,
     ) -> None:
         self._spec = spec
+        self._outside = surroundings
+        self._time_s = surroundings.time_s
+        self._monotonic_s = surroundings.monotonic_s
         self._catalogue = catalogue
         self._stage = stage
         self._metrics = metrics
@@ -129,7 +131,7 @@ class TableWorker(Generic[V]):
         self._producer_overrides = dict(producer_overrides or {})
         self._delay_ms = {lane.topic: lane.delay_ms or 0 for lane in stage.lanes}
         self._admission = Admission(stage.lanes, buffer_max=BUFFER_RECORDS_MAX)
-        self._guard = CrashGuard(spec.slot_dir / "crash-guard.json")
+        self._guard = CrashGuard(spec.slot_dir / "crash-guard.json", now_s=surroundings.monotonic_s)
         self._batch: Batch | None = None
         self._under_way: Batch | None = None
         self._submitted_s = 0.0
@@ -139,18 +141,18 @@ class TableWorker(Generic[V]):
         self._closing = False
         self._epoch = 0
         self._restore_began_s = 0.0
-        self._flushed_s = time.monotonic()
+        self._flushed_s = self._monotonic_s()
 
     # Life ---------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Work until ``stop`` is set, then drain: commit what is prepared and leave."""
         spec = self._spec
-        admin = AdminClient({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
+        admin = self._outside.admin({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
         require_co_partitioned(admin, self._catalogue)
         cluster_id, topic_id = cluster_and_topic_id(admin, self._stage.table_topic)
         self._table: Table[V] = Table(
-            RocksTableStore(spec.slot_dir / "table", keep_s=self._stage.keep_s),
+            self._outside.table_store(spec.slot_dir / "table", self._stage.keep_s),
             decode=self._stage.decode_row,
             hot_max=self._hot_max,
             cluster_id=cluster_id,
@@ -164,8 +166,9 @@ class TableWorker(Generic[V]):
             cluster_id=cluster_id,
             topic_id=topic_id,
             delete_retention_ms=self._catalogue.settings.delete_retention_ms,
+            surroundings=self._outside,
         )
-        self._consumer = Consumer(
+        self._consumer = self._outside.consumer(
             consumer_config(
                 spec.bootstrap_servers,
                 group_id=self._catalogue.group(self._stage.name),
@@ -179,9 +182,10 @@ class TableWorker(Generic[V]):
             },
             stage=self._stage.name,
             committed_offsets=self._committed_offsets,
+            surroundings=self._outside,
         )
         self._lane.open()
-        self._commits = CommitThread(self._lane)
+        self._commits = CommitThread(self._lane, self._outside)
         self._guard.start()
         self._consumer.subscribe(
             [lane.topic for lane in self._stage.lanes],
@@ -211,8 +215,8 @@ class TableWorker(Generic[V]):
 
     def _drain(self) -> None:
         """Finish what is prepared; what is only buffered stays in Kafka for the next owner."""
-        deadline = time.monotonic() + DRAIN_S_MAX
-        while (self._batch or self._under_way) and time.monotonic() < deadline:
+        deadline = self._monotonic_s() + DRAIN_S_MAX
+        while (self._batch or self._under_way) and self._monotonic_s() < deadline:
             self._take_outcome(self._commits.wait(0.05))
             if self._batch and not self._commits.busy:
                 self._submit()
@@ -235,15 +239,15 @@ class TableWorker(Generic[V]):
         self._take_outcome(self._commits.poll())
         batch = self._batch
         if batch is not None and not self._commits.busy:
-            age_ms = (time.monotonic() - batch.opened_s) * 1000
+            age_ms = (self._monotonic_s() - batch.opened_s) * 1000
             if (
                 self._guard.careful
                 or batch.input_bytes >= TAKE_BYTES_MAX
                 or self._policy.due(batch.records, age_ms, waiting_input)
             ):
                 self._submit()
-        if time.monotonic() - self._flushed_s > FLUSH_INTERVAL_S:
-            self._flushed_s = time.monotonic()
+        if self._monotonic_s() - self._flushed_s > FLUSH_INTERVAL_S:
+            self._flushed_s = self._monotonic_s()
             self._table.flush()
             self._metrics.hot_payments.set(self._table.hot_count)
 
@@ -284,7 +288,7 @@ class TableWorker(Generic[V]):
         due_ms = self._admission.next_due_ms()
         if due_ms is None:
             return 0.1
-        return min(0.1, max(0.002, due_ms / 1000 - time.time()))
+        return min(0.1, max(0.002, due_ms / 1000 - self._time_s()))
 
     def _prepare(self) -> None:
         """Admit waiting input and let the stage put its effects into the batch."""
@@ -299,7 +303,7 @@ class TableWorker(Generic[V]):
         have_bytes = self._batch.input_bytes if self._batch is not None else 0
         records = self._admission.take(
             min(room, FETCH_RECORDS_MAX),
-            int(time.time() * 1000),
+            int(self._time_s() * 1000),
             limit_bytes=TAKE_BYTES_MAX - have_bytes,
         )
         if not records:
@@ -309,7 +313,9 @@ class TableWorker(Generic[V]):
         if batch is None:
             # The metadata of this moment: fetched at commit time it could belong to a generation
             # in which some of these partitions are another worker's.
-            batch = self._batch = Batch(self._consumer.consumer_group_metadata(), time.monotonic())
+            batch = self._batch = Batch(
+                self._consumer.consumer_group_metadata(), self._monotonic_s()
+            )
         batch.input_bytes += sum([len(r.value) for r in records if r.value is not None])
         batch.aged(min([r.timestamp_ms + self._delay_ms[r.topic] for r in records]))
         try:
@@ -352,7 +358,7 @@ class TableWorker(Generic[V]):
         self._under_way = batch
         self._table.seal()
         self._table_offsets = {}
-        self._submitted_s = time.monotonic()
+        self._submitted_s = self._monotonic_s()
         self._commits.submit(batch.seal(self._table_offsets.__setitem__))
 
     def _take_outcome(self, outcome: Outcome | None) -> None:
@@ -365,7 +371,7 @@ class TableWorker(Generic[V]):
         self._under_way = None
         metrics, stage = self._metrics, self._stage.name
         metrics.ended(
-            stage, outcome.value, time.monotonic() - self._submitted_s, self._lane.rebuilds
+            stage, outcome.value, self._monotonic_s() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
         if outcome is Outcome.ABORTED:
@@ -373,11 +379,11 @@ class TableWorker(Generic[V]):
             return
         self._positions.update(batch.offsets)
         self._table.apply(
-            {p: offset + 1 for p, offset in self._table_offsets.items()}, int(time.time() * 1000)
+            {p: offset + 1 for p, offset in self._table_offsets.items()}, int(self._time_s() * 1000)
         )
         failpoints.hit(f"{stage}.cache_applied")
         self._guard.committed(batch.offsets)
-        metrics.committed(stage, batch.records, batch.oldest_ms, time.time())
+        metrics.committed(stage, batch.records, batch.oldest_ms, self._time_s())
         for (topic, partition), offset in batch.offsets.items():
             first = batch.first_offsets[(topic, partition)]
             metrics.records.labels(stage, topic).inc(offset - first)
@@ -399,7 +405,10 @@ class TableWorker(Generic[V]):
         self, partitions: list[TopicPartitionKey]
     ) -> Mapping[TopicPartitionKey, int]:
         return ask_committed_positions(
-            self._spec.bootstrap_servers, self._catalogue.group(self._stage.name), partitions
+            self._spec.bootstrap_servers,
+            self._catalogue.group(self._stage.name),
+            partitions,
+            self._outside,
         )
 
     # The group ----------------------------------------------------------------------------------
@@ -428,7 +437,7 @@ class TableWorker(Generic[V]):
         self._admission.assign(self._positions)
         self._guard.assigned(self._positions)
         self._epoch += 1
-        self._restore_began_s = time.monotonic()
+        self._restore_began_s = self._monotonic_s()
         self._restorer.begin(tp.partition for tp in partitions)
         self._restoring = True
 
@@ -483,7 +492,7 @@ class TableWorker(Generic[V]):
         if not self._restoring or not self._restorer.step():
             return
         self._restoring = False
-        seconds = time.monotonic() - self._restore_began_s
+        seconds = self._monotonic_s() - self._restore_began_s
         self._metrics.restored_records.inc(self._restorer.records_read)
         self._metrics.restore_seconds.observe(seconds)
         _log.info(

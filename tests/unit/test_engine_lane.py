@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.runtime import lane as lane_module
+from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane
 from pipeline.runtime.work import Outcome, Work
 
@@ -121,3 +122,38 @@ def lane_of_told_producers() -> tuple[Lane, list[ToldProducer]]:
     lane = Lane({}, stage="payments", committed_offsets=lambda _: {}, make_producer=make)
     lane.open()
     return lane, made
+
+
+def test_an_abort_of_what_nobody_asked_to_commit_is_an_abort() -> None:
+    """A worker that lost its partitions is refused by the group. Its successor has moved the
+    offsets on: read as the end of its own transaction they would put an aborted state into its
+    cache, which is there still when the partitions come back."""
+    made: list[ToldProducer] = []
+
+    def make(_config: object, *, logger: Any) -> ToldProducer:
+        made.append(ToldProducer(logger, [], ["_TRANSPORT", "NO_ERROR"]))
+        made[-1].refuse_offsets = len(made) == 1
+        return made[-1]
+
+    moved_on = {("orders", 0): 9, ("results", 0): 9}
+    lane = Lane({}, stage="payments", committed_offsets=lambda _: moved_on, make_producer=make)
+    lane.open()
+    assert lane.run(WORK) is Outcome.ABORTED
+    assert lane.ambiguous_ends == 0
+
+
+def test_offsets_say_nothing_once_a_successor_may_have_moved_them() -> None:
+    """The answer to the commit was lost, and by the time of asking the group knows another owner:
+    whose commit moved the offsets cannot be told, so the worker ends and restores."""
+    made: list[ToldProducer] = []
+
+    def make(_config: object, *, logger: Any) -> ToldProducer:
+        made.append(ToldProducer(logger, ["_TRANSPORT", "NO_ERROR"], []))
+        made[-1].refuse_offsets = len(made) == 2
+        return made[-1]
+
+    moved_on = {("orders", 0): 9, ("results", 0): 9}
+    lane = Lane({}, stage="payments", committed_offsets=lambda _: moved_on, make_producer=make)
+    lane.open()
+    with pytest.raises(LaneFatal, match="successor"):
+        lane.run(WORK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.runtime.calls import Call
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.kafka_errors import LaneFatal
+from pipeline.runtime.surroundings import REAL
 from pipeline.runtime.work import Outcome, Work
 from schemas.errors import RegistryUnavailable
 from tests.support.engine_fakes import (
@@ -126,6 +128,31 @@ def test_a_turn_commits_results_with_the_metadata_of_the_assignment(
     worker._turn(fetch=True)
     (work,) = commits.works
     assert work.group_metadata == "generation 1"
+
+
+def test_a_worker_that_stood_still_reads_on_only_where_keys_are_known(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen for longer than its session it may have been expelled, and what it reads when it wakes
+    its successor has sent: a gateway without keys would charge it a second time."""
+    clock = {"s": 0.0}
+    outside = replace(REAL, monotonic_s=lambda: clock["s"])
+    member, calls = Member(), InstantCalls()
+    worker = gateway_with(flow, member, Commits(), calls, monkeypatch, surroundings=outside)
+    for frozen_s, order_id in ((6.0, "o1"), (60.0, "o2")):
+        append_request(flow, member, order_id)
+        clock["s"] += frozen_s
+        worker._turn(fetch=True)
+    assert len(calls.keys) == 2
+    worker._stage.unrepeatable = True
+    append_request(flow, member, "o3")
+    clock["s"] += 6.0
+    worker._turn(fetch=True)
+    append_request(flow, member, "o4")
+    clock["s"] += 7.0
+    with pytest.raises(LaneFatal, match="stood still"):
+        worker._turn(fetch=True)
+    assert len(calls.keys) == 3
 
 
 def test_a_batch_of_an_order_and_a_due_record_commits_both_offsets(

@@ -9,7 +9,10 @@ import sys
 
 from tests.house import TOP
 
-TARGETS = ("demo", "test", "unit", "check", "bench", "clean", "install", "lock", "help")
+TARGETS = (
+    "demo", "test", "unit", "check", "bench", "clean", "install", "lock", "help", "simulate",
+    "mutate-guarantees",
+)  # fmt: skip
 SCRIPT = TOP / ".ci" / "make_venv.py"
 
 

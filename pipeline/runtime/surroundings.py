@@ -1,0 +1,46 @@
+"""What a worker takes from outside itself: clients, clock, threads and disk, in one place.
+
+Production uses ``REAL``. A simulation gives others of the same surface, and runs the very code that
+production runs, whole workers with their threads, over a simulated log and clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+
+from pipeline.runtime.table_store import RocksTableStore, TableStore
+
+
+def _rocks_table_store(path: Path, keep_s: int | None) -> TableStore:
+    return RocksTableStore(path, keep_s=keep_s)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Each field is called the way production's own default is."""
+
+    consumer: Callable[..., Any] = Consumer
+    producer: Callable[..., Any] = Producer
+    admin: Callable[..., Any] = AdminClient
+    table_store: Callable[[Path, int | None], TableStore] = _rocks_table_store
+    # Epoch seconds; seconds of a clock that never jumps.
+    time_s: Callable[[], float] = time.time
+    monotonic_s: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    thread: Callable[..., Any] = threading.Thread
+    event: Callable[[], Any] = threading.Event
+    queue: Callable[[], Any] = queue.SimpleQueue
+    event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+
+
+REAL = Surroundings()

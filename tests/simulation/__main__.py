@@ -1,0 +1,111 @@
+"""``python -m tests.simulation``: run seeds, print what broke, and remember it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+from tests.simulation.plan import FAULTS_MIN, draw
+from tests.simulation.run import Result, run_plan
+from tests.simulation.seeds import failed_seeds, remember
+from tests.simulation.shrink import shrink
+
+TRACE_LINES_MAX = 120
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200, help="how many seeds to run")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--seed", type=int, help="run this one alone and print its trace")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--failed", action="store_true", help="only those that have failed before")
+    parser.add_argument("--coverage", action="store_true", help="print the branch coverage")
+    parser.add_argument("--no-shrink", action="store_true", help="print a failure as it is")
+    options = parser.parse_args(argv)
+    if options.seed is not None:
+        return _one(options.seed, shrinks=not options.no_shrink)
+    seeds = list(range(options.first, options.first + options.seeds))
+    if options.failed:
+        seeds = failed_seeds()
+    elif not options.coverage:
+        seeds = [*failed_seeds(), *(seed for seed in seeds if seed not in failed_seeds())]
+    if options.coverage:
+        from tests.simulation.coverage_report import print_coverage
+
+        print_coverage(seeds)
+        return 0
+    began_s = time.monotonic()
+    failures: list[Result] = []
+    faults: Counter[str] = Counter()
+    runs = checks = orders = fewest = 0
+    simulated_s = 0.0
+    for result in _run(seeds, options.processes):
+        runs += 1
+        orders += result.orders
+        checks += result.checks
+        simulated_s += result.simulated_s
+        faults.update(result.faults)
+        fewest = min(fewest or 10**9, sum(result.faults.values()))
+        if result.violation is not None:
+            failures.append(result)
+            print(f"seed {result.seed}: {result.violation}", flush=True)
+    seconds = time.monotonic() - began_s
+    print(
+        f"{runs} seeds, {orders} orders, {sum(faults.values())} faults of {len(faults)} kinds "
+        f"(at least {fewest} in a seed), {simulated_s / 3600:.0f} hours simulated in "
+        f"{seconds:.0f} s, {checks} records audited: "
+        + (f"{len(failures)} seeds FAILED" if failures else "every promise kept")
+    )
+    for fault, count in sorted(faults.items()):
+        print(f"  {count:8} {fault}")
+    for result in failures[:1]:
+        _one(result.seed, shrinks=not options.no_shrink)
+    for result in failures:
+        remember(result.seed, str(result.violation))
+    return 1 if failures else 0
+
+
+def _run(seeds: Iterable[int], processes: int) -> Iterator[Result]:
+    if processes < 2:
+        yield from map(_result_of, seeds)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(_result_of, seeds, chunksize=4)
+
+
+def _result_of(seed: int) -> Result:
+    result = run_plan(draw(seed))
+    if result.violation is None and sum(result.faults.values()) < FAULTS_MIN:
+        raise AssertionError(f"seed {seed} met only {sum(result.faults.values())} faults")
+    return result
+
+
+def _one(seed: int, *, shrinks: bool) -> int:
+    plan = draw(seed)
+    result = run_plan(plan, traced=True)
+    if result.violation is None:
+        print(f"seed {seed}: every promise kept ({sum(result.faults.values())} faults)")
+        return 0
+    if shrinks:
+        plan, result = shrink(plan, result.violation.check)
+    assert result.violation is not None
+    print(f"\nseed {seed} breaks a promise: {result.violation}")
+    print(f"with {len(plan.orders)} orders and {len(plan.faults)} faults:")
+    for fault in plan.faults:
+        print(f"  {fault}")
+    for order in plan.orders[:20]:
+        print(f"  {order}")
+    print("trace (simulated seconds):")
+    for line in result.trace[-TRACE_LINES_MAX:]:
+        print(f"  {line}")
+    print(f"again: make simulate ARGS='--seed {seed}'")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

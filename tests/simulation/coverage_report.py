@@ -1,0 +1,57 @@
+"""Branch coverage of the engine and the processors by simulated runs, measured in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+MEASURED = (
+    "pipeline/processors",
+    "pipeline/runtime/admission.py",
+    "pipeline/runtime/batch.py",
+    "pipeline/runtime/calls.py",
+    "pipeline/runtime/commit_policy.py",
+    "pipeline/runtime/commit_thread.py",
+    "pipeline/runtime/crash_guard.py",
+    "pipeline/runtime/end_txn_watch.py",
+    "pipeline/runtime/gateway_stage.py",
+    "pipeline/runtime/gateway_worker.py",
+    "pipeline/runtime/lane.py",
+    "pipeline/runtime/payments_stage.py",
+    "pipeline/runtime/prefix.py",
+    "pipeline/runtime/protection.py",
+    "pipeline/runtime/restore.py",
+    "pipeline/runtime/table.py",
+    "pipeline/runtime/table_worker.py",
+    "pipeline/ledger/journal.py",
+    "consumers/ledger_sink.py",
+)
+
+
+def print_coverage(seeds: Iterable[int]) -> None:
+    """Run the seeds under coverage and print a line for each module."""
+    import coverage
+
+    top = Path(__file__).parents[2]
+    measure = coverage.Coverage(
+        branch=True,
+        data_file=None,
+        config_file=False,
+        concurrency=["greenlet", "thread"],
+        include=[str(top / (each if each.endswith(".py") else f"{each}/*")) for each in MEASURED],
+    )
+    loaded = [name for name in sys.modules if name.startswith(("pipeline.", "consumers."))]
+    for name in loaded:
+        del sys.modules[name]
+    measure.start()
+    for name in [name for name in sys.modules if name.startswith("tests.simulation.")]:
+        if name != __name__:
+            del sys.modules[name]
+    from tests.simulation.plan import draw
+    from tests.simulation.run import run_plan
+
+    for seed in seeds:
+        run_plan(draw(seed))
+    measure.stop()
+    measure.report(file=sys.stdout, show_missing=False)

@@ -1,0 +1,386 @@
+"""The defences, as data: where each stands, the text without it, and what it guarantees.
+
+``by``: seeds of the simulation (numbers) and tests (paths) that notice when it is gone; further
+seeds are tried where the first ones do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RUNTIME = "pipeline/runtime"
+PROCESSORS = "pipeline/processors"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    file: str
+    text: str
+    instead: str
+    by: tuple[int | str, ...] = ()
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    # 1: restoring the table -------------------------------------------------------------------
+    Mutation(
+        "the table is restored to the read_uncommitted end",
+        f"{RUNTIME}/restore.py",
+        "isolation_level=IsolationLevel.READ_UNCOMMITTED,",
+        "isolation_level=IsolationLevel.READ_COMMITTED,",
+    ),
+    Mutation(
+        "no input is read before the restoration is whole",
+        f"{RUNTIME}/table_worker.py",
+        "if not self._restoring or not self._restorer.step():",
+        "if not self._restoring or (self._restorer.step() and False):",
+    ),
+    Mutation(
+        "the table is restored from what is committed",
+        f"{RUNTIME}/restore.py",
+        '"isolation.level": "read_committed",',
+        '"isolation.level": "read_uncommitted",',
+    ),
+    Mutation(
+        "inputs are read committed, from offsets that are stable",
+        f"{RUNTIME}/cluster.py",
+        """"partition.assignment.strategy": "range",
+        "isolation.level": "read_committed",""",
+        """"partition.assignment.strategy": "range",
+        "isolation.level": "read_uncommitted",""",
+    ),
+    Mutation(
+        "a checkpoint of another cluster or topic is void",
+        f"{RUNTIME}/restore.py",
+        "if (checkpoint.cluster_id, checkpoint.topic_id) != (cluster_id, topic_id):",
+        "if False:",
+        ("tests/unit/test_engine_table.py",),
+    ),
+    Mutation(
+        "a kept cache catches up before it is used",
+        f"{RUNTIME}/restore.py",
+        "if plan.start < plan.end:",
+        "if plan.wipe and plan.start < plan.end:",
+    ),
+    Mutation(
+        "the cache changes only by a commit that is known",
+        f"{RUNTIME}/table_worker.py",
+        """        if outcome is Outcome.ABORTED:
+            self._rewind()
+            return
+        self._positions""",
+        """        if outcome is Outcome.ABORTED:
+            self._table.apply(
+                {p: offset + 1 for p, offset in self._table_offsets.items()}, 0
+            )
+            self._rewind()
+            return
+        self._positions""",
+    ),
+    # 2: fencing ---------------------------------------------------------------------------------
+    Mutation(
+        "a batch carries the group's metadata of its beginning",
+        f"{RUNTIME}/table_worker.py",
+        "        self._under_way = batch\n        self._table.seal()",
+        "        self._under_way = batch\n"
+        "        batch.group_metadata = self._consumer.consumer_group_metadata()\n"
+        "        self._table.seal()",
+        ("tests/unit/test_engine_turns.py",),
+    ),
+    Mutation(
+        "the offsets of the inputs are in the transaction",
+        f"{RUNTIME}/lane.py",
+        "            self._send_offsets(work)\n            failpoints.hit",
+        "            failpoints.hit",
+    ),
+    Mutation(
+        "partitions are given back after the open transaction has ended",
+        f"{RUNTIME}/table_worker.py",
+        "        self._take_outcome_before_leaving(apply=True)",
+        "        self._under_way = None",
+    ),
+    Mutation(
+        "what a rebalance brought back from before it is dropped",
+        f"{RUNTIME}/table_worker.py",
+        "        if self._epoch != epoch:\n",
+        "        if False:\n",
+    ),
+    Mutation(
+        "members are static, so that one who was expelled is fenced",
+        f"{RUNTIME}/cluster.py",
+        '        "group.instance.id": instance_id,\n',
+        "",
+        ("tests/unit/test_engine_workers.py",),
+    ),
+    # 3: one transaction at a time ---------------------------------------------------------------
+    Mutation(
+        "after an abort the inputs are read again",
+        f"{RUNTIME}/table_worker.py",
+        "            self._rewind()\n            return\n        self._positions",
+        "            self._table.discard()\n            return\n        self._positions",
+    ),
+    Mutation(
+        "what was prepared on a failed transaction is dropped with it",
+        f"{RUNTIME}/table_worker.py",
+        "        self._table.discard()\n        self._batch = None\n        positions",
+        "        self._table.discard()\n        positions",
+    ),
+    Mutation(
+        "the view of the table is dropped with a failed transaction",
+        f"{RUNTIME}/table_worker.py",
+        "        self._table.discard()\n        self._batch = None\n        positions",
+        "        self._table._committing = None\n        self._batch = None\n        positions",
+    ),
+    Mutation(
+        "what was buffered is dropped with a failed transaction",
+        f"{RUNTIME}/table_worker.py",
+        "        self._consumer.resume(positions)\n        self._admission.assign(self._positions)",
+        "        self._consumer.resume(positions)",
+    ),
+    Mutation(
+        "after an abort the requests are read again",
+        f"{RUNTIME}/gateway_worker.py",
+        "            self._rewind()\n            return\n        for",
+        "            return\n        for",
+    ),
+    Mutation(
+        "one transaction at a time in a lane",
+        f"{RUNTIME}/commit_thread.py",
+        '        invariant(not self._busy, "one transaction at a time in a lane")\n',
+        "",
+        ("tests/unit/test_engine_workers.py",),
+    ),
+    # 4: ambiguous ends --------------------------------------------------------------------------
+    Mutation(
+        "an end that was not plain is noticed",
+        f"{RUNTIME}/lane.py",
+        "        if watch.ended_plainly:\n",
+        "        if True:\n",
+    ),
+    Mutation(
+        "an end that was not plain costs the producer",
+        f"{RUNTIME}/lane.py",
+        "        self._rebuild()\n        committed = self._committed_offsets",
+        "        committed = self._committed_offsets",
+    ),
+    Mutation(
+        "the committed offsets say how a transaction ended",
+        f"{RUNTIME}/lane.py",
+        "outcome = Outcome.COMMITTED if all(reached) else Outcome.ABORTED",
+        "outcome = Outcome.COMMITTED if reached else Outcome.ABORTED",
+    ),
+    Mutation(
+        "an abort may come after the commit",
+        f"{RUNTIME}/lane.py",
+        "            if ending:\n",
+        "            if False:\n",
+        ("tests/unit/test_engine_lane.py",),
+    ),
+    Mutation(
+        "an abort that nobody asked to commit asks no offsets",
+        f"{RUNTIME}/lane.py",
+        "            if ending:\n",
+        "            if True:\n",
+        ("tests/unit/test_engine_lane.py",),
+    ),
+    Mutation(
+        "offsets that a successor may have moved tell nothing",
+        f"{RUNTIME}/lane.py",
+        "if outcome is Outcome.COMMITTED and not self._vouched_for(work):",
+        "if False:",
+        ("tests/unit/test_engine_lane.py",),
+    ),
+    # 5 and 8: lanes and bad input ---------------------------------------------------------------
+    Mutation(
+        "an order in another's lane is refused",
+        f"{RUNTIME}/payments_stage.py",
+        "if payment is None and partition_of(key, self._partitions) != record.partition:",
+        "if False:",
+    ),
+    Mutation(
+        "a key that is not the payload's is refused",
+        f"{RUNTIME}/payments_stage.py",
+        "if key != record_key(value.merchant_id, value.order_id):",
+        "if False:",
+    ),
+    Mutation(
+        "a refused input is buried in the transaction of its offset",
+        f"{RUNTIME}/payments_stage.py",
+        """        batch.outputs.extend(
+            dead_letter(record, topic=self._dead_letters, stage=STAGE, cause=cause, detail=detail)
+        )""",
+        "        pass",
+    ),
+    # 9: many calls in flight --------------------------------------------------------------------
+    Mutation(
+        "only the finished prefix of a partition is committed",
+        f"{RUNTIME}/prefix.py",
+        "        while limit > 0 and order and order[0] in self._finished:\n"
+        "            offset = order.popleft()\n",
+        "        while limit > 0 and any(o in self._finished for o in order):\n"
+        "            offset = next(o for o in order if o in self._finished)\n"
+        "            order.remove(offset)\n",
+    ),
+    Mutation(
+        "a tier's record waits until it is due",
+        f"{RUNTIME}/admission.py",
+        "and (delay_ms is None or queue[0].timestamp_ms + delay_ms <= now_ms)",
+        "and True",
+        ("tests/unit/test_engine_admission.py",),
+    ),
+    # The table and its processors ---------------------------------------------------------------
+    Mutation(
+        "the table is written in the transaction of what it led to",
+        f"{RUNTIME}/payments_stage.py",
+        """            batch.last_table_output[partition] = len(outputs)
+            outputs.append((self.table_topic, partition, key, raw, None))
+            table.prepare""",
+        """            batch.last_table_output[partition] = len(outputs) - 1
+            table.prepare""",
+    ),
+    Mutation(
+        "the same order again is one payment",
+        f"{PROCESSORS}/order.py",
+        "if payment is not None and payment.status != AWAITING_ORDER:",
+        "if payment is not None and payment.status == 'never':",
+    ),
+    Mutation(
+        "the same command again has no effect",
+        f"{PROCESSORS}/commands.py",
+        "if payment is not None and is_remembered(payment, command):",
+        "if False:",
+    ),
+    Mutation(
+        "a result counts only for the try that it answers",
+        f"{PROCESSORS}/settlement.py",
+        "    if result.try_number == attempt.tries:\n",
+        "    if True:\n",
+        ("tests/unit/test_processors_tries.py",),
+    ),
+    Mutation(
+        "a wait counts only for the try that it followed",
+        f"{PROCESSORS}/settlement.py",
+        "if attempt is None or due.try_number != attempt.tries:",
+        "if attempt is None:",
+        ("tests/unit/test_processors_tries.py",),
+    ),
+    # Charged at most once -----------------------------------------------------------------------
+    Mutation(
+        "every try of an attempt carries the same idempotency key",
+        "pipeline/domain/payment.py",
+        "            payment.payment_id, attempt.operation_id, attempt.gateway, attempt.attempt\n",
+        "            payment.payment_id, attempt.operation_id, attempt.gateway, attempt.tries\n",
+    ),
+    Mutation(
+        "unknown is inquired about before it is sent again",
+        f"{PROCESSORS}/settlement.py",
+        "    if outcome == NOT_SENT:\n",
+        '    if outcome in (NOT_SENT, "unknown"):\n',
+    ),
+    Mutation(
+        "not found is proof only after the grace time of the last sending",
+        f"{PROCESSORS}/settlement.py",
+        "attempt.updated_at_ms >= attempt.sendable_until_ms + profile.grace_ms\n        and",
+        "attempt.updated_at_ms >= 0\n        and",
+        ("tests/unit/test_processors_stories.py",),
+    ),
+    Mutation(
+        "what may be sent again has the same key and a gateway that knows keys",
+        f"{PROCESSORS}/settlement.py",
+        "        profile.idempotent\n        and is_uncertain(payment, attempt)\n",
+        "        is_uncertain(payment, attempt)\n",
+        ("tests/unit/test_processors_stories.py",),
+    ),
+    Mutation(
+        "nothing is sent again once the gateway may have forgotten the key",
+        f"{PROCESSORS}/settlement.py",
+        "        and now_ms < attempt.started_at_ms + profile.key_retention_ms\n    )",
+        "    )",
+        ("tests/unit/test_processors_stories.py",),
+    ),
+    Mutation(
+        "send_before is the request's own append time and its window",
+        f"{PROCESSORS}/gateway.py",
+        "deadline_ms = appended_at_ms + request.send_within_ms",
+        "deadline_ms = appended_at_ms + request.send_within_ms * 1_000",
+        ("tests/unit/test_processors_gateway.py",),
+    ),
+    Mutation(
+        "a request that is too old is not sent",
+        f"{PROCESSORS}/gateway.py",
+        "    if now_ms >= deadline_ms:\n",
+        "    if False:\n",
+        ("tests/unit/test_processors_gateway.py",),
+    ),
+    Mutation(
+        "what may have been sent to a gateway without keys is not sent again",
+        f"{RUNTIME}/gateway_stage.py",
+        "            and record.offset < self._sent_below.get(record.partition, 0),\n",
+        "            and False,\n",
+    ),
+    Mutation(
+        "a worker that stood still sends nothing to a gateway without keys",
+        f"{RUNTIME}/gateway_worker.py",
+        "if self._stage.unrepeatable and stood_s >= STOOD_STILL_S_MAX:",
+        "if False:",
+        ("tests/unit/test_engine_turns.py",),
+    ),
+    Mutation(
+        "an inquiry does not make forgotten what others have sent",
+        f"{RUNTIME}/gateway_stage.py",
+        "            self.assigned(record.partition, record.offset + 1)\n",
+        "            self._sent_below[record.partition] = record.offset + 1\n",
+        ("tests/unit/test_gateway_stage.py",),
+    ),
+    Mutation(
+        "a success that came too late is given back",
+        f"{PROCESSORS}/outcomes.py",
+        """            or payment.status not in UNDECIDED
+            or payment.cancel_requested_by is not None
+        ):""",
+        "            or payment.status not in UNDECIDED\n        ):",
+    ),
+    Mutation(
+        "no more is refunded than was captured",
+        "pipeline/domain/commands.py",
+        "if room_minor <= 0 or (command.amount_minor or 0) > room_minor:",
+        "if False:",
+        ("tests/unit/test_processors_commands.py",),
+    ),
+    # The books ----------------------------------------------------------------------------------
+    Mutation(
+        "entries and offsets are booked together",
+        "pipeline/ledger/journal.py",
+        "            self._move_offsets(connection, progress)\n",
+        "            pass\n",
+    ),
+    Mutation(
+        "the stored offset is compared and set",
+        "pipeline/ledger/journal.py",
+        "                    consumer_offsets.c.next_offset == moved.expected,\n",
+        "",
+        ("tests/unit/test_ledger_sqlite.py",),
+    ),
+    Mutation(
+        "what is booked already is not booked again",
+        "pipeline/ledger/journal.py",
+        "known = self._statements.known(connection, list(by_id)) if by_id else set()",
+        "known: set[str] = set()",
+        ("tests/unit/test_ledger_sqlite.py",),
+    ),
+    Mutation(
+        "the key of an entry is unique",
+        "pipeline/ledger/tables.py",
+        'Column("entry_id", Text, nullable=False, unique=True),',
+        'Column("entry_id", Text, nullable=False),',
+        ("tests/unit/test_ledger_sqlite.py",),
+    ),
+    # 13: a record that kills the process --------------------------------------------------------
+    Mutation(
+        "the third death at an offset quarantines its record",
+        f"{RUNTIME}/crash_guard.py",
+        "if suspect is not None and suspect.deaths >= DEATHS_MAX:",
+        "if False:",
+        ("tests/unit/test_engine_crash_guard.py",),
+    ),
+)

@@ -1,0 +1,301 @@
+"""What a seed draws: the orders of a run and what becomes of them, and the faults.
+
+A plan is data, and a run is a function of it: to find the shortest trace of a failure, orders and
+faults are taken out and the rest is run again from the same seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from random import Random
+
+from tests.simulation.gateway import TRANSPORT, Script
+
+ORDERS_MIN = 200
+FAULTS_MIN = 20
+MERCHANT = "shop"
+MAIN, OTHER = "alpha", "beta"
+GATEWAYS = (MAIN, OTHER)
+# When orders come and faults strike; after it everything heals.
+ACTIVE_S = 90.0
+BURSTS = 25
+
+SUCCEED = {MAIN: "succeed", OTHER: "succeed"}
+# Codes of declines that no other gateway would take, and of one that another may.
+FINAL_DECLINES = ("card_declined", "insufficient_funds", "lost_card")
+PASSED_ON = "processing_error"
+
+
+@dataclass(frozen=True)
+class CommandPlan:
+    at_s: float
+    command_id: str
+    type: str
+    amount_minor: int | None = None
+    copies: int = 1
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class OrderPlan:
+    """One order. ``input``: order, or what an upstream system may get wrong (garbage, empty,
+    misrouted, wrong_key, bad_currency, stale). ``copies``: when it is published again."""
+
+    number: int
+    at_s: float
+    amount_minor: int
+    script: Script
+    input: str = "order"
+    capture_method: str = "automatic"
+    copies: tuple[float, ...] = ()
+    conflict_at_s: float | None = None
+    pay_within_s: float | None = None
+    commands: tuple[CommandPlan, ...] = ()
+
+    @property
+    def order_id(self) -> str:
+        return f"o{self.number}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``after_steps``: at which passage of its target, counted from ``at_s``, it strikes."""
+
+    kind: str
+    at_s: float
+    target: str = ""
+    after_steps: int = 0
+    for_s: float = 0.0
+    what: str = ""
+
+    def __str__(self) -> str:
+        more = f" {self.what}" if self.what else ""
+        where = f" {self.target}" if self.target else ""
+        lasting = f" for {self.for_s:.1f} s" if self.for_s else ""
+        return f"{self.kind}{more}{where} at {self.at_s:.2f} s, step {self.after_steps}{lasting}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int
+    orders: tuple[OrderPlan, ...]
+    faults: tuple[Fault, ...]
+    partitions: int = 3
+    payments_workers: int = 2
+    gateway_workers: int = 2
+    skews_s: tuple[float, ...] = ()
+    grace_s: float = 8.0
+    # How long the first gateway remembers keys, and whether it knows any.
+    retention_s: float = 86_400.0
+    idempotent: bool = True
+    records_max: int = 4_000
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return (
+            *(f"payments-{n}" for n in range(self.payments_workers)),
+            *(f"gateway-{n}" for n in range(self.gateway_workers)),
+            "ledger-0",
+        )
+
+    def only(self, orders: tuple[OrderPlan, ...], faults: tuple[Fault, ...]) -> Plan:
+        return replace(self, orders=orders, faults=faults)
+
+
+def draw(seed: int) -> Plan:
+    """The plan of a seed."""
+    random = Random(f"{seed}/plan")
+    count = ORDERS_MIN
+    orders = tuple(_order(random, number) for number in range(count))
+    payments_workers = random.choice((1, 2, 2, 3))
+    gateway_workers = random.choice((1, 2, 2, 3)) if payments_workers > 1 else 2
+    plan = Plan(
+        seed=seed,
+        orders=orders,
+        faults=(),
+        partitions=random.choice((2, 3, 3, 4)),
+        payments_workers=payments_workers,
+        gateway_workers=gateway_workers,
+        skews_s=tuple(round(random.uniform(-2.4, 2.4), 2) for _ in range(8)),
+        retention_s=random.choice((86_400.0, 86_400.0, 86_400.0, 600.0)),
+        idempotent=random.random() > 0.15,
+        records_max=random.choice((4_000, 4_000, 50, 7)),
+    )
+    return replace(plan, faults=_faults(random, plan))
+
+
+def _order(random: Random, number: int) -> OrderPlan:
+    # In bursts, so that transactions are of several orders.
+    at_s = random.randrange(BURSTS) * ACTIVE_S * 0.7 / BURSTS + random.random() * 0.05
+    amount_minor = random.randrange(100, 100_000)
+    plain = OrderPlan(
+        number, at_s, amount_minor, Script(SUCCEED, notices=random.choice((0, 0, 0, 1, 2)))
+    )
+    if random.random() < 0.08:
+        plain = replace(plain, copies=tuple(random.uniform(0, 20) for _ in range(2)))
+    kind = random.random()
+    if kind < 0.35:
+        return plain
+    script = plain.script
+    if kind < 0.65:
+        # Trouble on the way to the gateway, and some in the questions about it.
+        script = replace(
+            script,
+            transport=tuple(random.choice(TRANSPORT) for _ in range(random.choice((1, 1, 2, 3)))),
+            inquiries=tuple(
+                random.choice(("ok", "error_before", "hang"))
+                for _ in range(random.choice((0, 0, 1, 2)))
+            ),
+        )
+        return replace(plain, script=script)
+    if kind < 0.72:
+        outcome = random.choice(
+            (
+                dict.fromkeys(GATEWAYS, f"decline:{random.choice(FINAL_DECLINES)}"),
+                {MAIN: f"decline:{PASSED_ON}"},
+                {MAIN: f"decline:{PASSED_ON}", OTHER: f"decline:{PASSED_ON}"},
+            )
+        )
+        transport = (random.choice(TRANSPORT),) if random.random() < 0.4 else ()
+        return replace(plain, script=replace(script, outcome=outcome, transport=transport))
+    if kind < 0.80:
+        outcome = {
+            MAIN: random.choice(
+                ("pending_succeed", "pending_decline", "action_succeed", "action_late",
+                 "action_nothing")
+            )
+        }  # fmt: skip
+        transport = (random.choice(TRANSPORT),) if random.random() < 0.3 else ()
+        return replace(
+            plain,
+            script=replace(
+                script, outcome=outcome, transport=transport, pending_s=random.uniform(1, 45)
+            ),
+        )
+    if kind < 0.92:
+        return _with_commands(random, plain)
+    if kind < 0.95:
+        return replace(plain, conflict_at_s=random.uniform(0.0, 30.0))
+    if kind < 0.97:
+        return replace(plain, pay_within_s=random.uniform(0.5, 40.0), script=replace(
+            script, transport=tuple(random.choice(TRANSPORT) for _ in range(2))
+        ))  # fmt: skip
+    return replace(
+        plain,
+        copies=(),
+        input=random.choice(
+            ("garbage", "empty", "misrouted", "wrong_key", "bad_currency", "nothing_due")
+        ),
+    )
+
+
+def _with_commands(random: Random, plain: OrderPlan) -> OrderPlan:
+    """Captures, refunds and cancels, early and late, some told twice."""
+    manual = random.random() < 0.5
+    later = random.choice((0.0, 0.5, 5.0, 40.0))
+    copies = random.choice((1, 1, 2))
+    commands: list[CommandPlan] = []
+    half = plain.amount_minor // 2
+    name = f"c{plain.number}"
+    if manual:
+        first = random.choice(("capture", "capture", "cancel", "none"))
+        if first != "none":
+            amount = random.choice((None, half)) if first == "capture" else None
+            commands.append(CommandPlan(later, f"{name}a", first, amount, copies))
+        if first == "capture" and random.random() < 0.5:
+            commands.append(CommandPlan(later + 30.0, f"{name}b", "refund", half // 2, 1))
+    else:
+        first = random.choice(("refund", "refund", "refund", "cancel"))
+        amount = random.choice((None, half)) if first == "refund" else None
+        commands.append(CommandPlan(later, f"{name}a", first, amount, copies))
+        if first == "refund" and random.random() < 0.5:
+            commands.append(CommandPlan(later + 0.1, f"{name}b", "refund", half, copies))
+    transport = tuple(random.choice(TRANSPORT) if random.random() < 0.4 else "ok" for _ in range(3))
+    script = replace(
+        plain.script,
+        transport=transport,
+        operations=random.choice(("succeed", "succeed", "succeed", "decline", "pending_succeed")),
+    )
+    return replace(
+        plain,
+        capture_method="manual" if manual else "automatic",
+        commands=tuple(commands),
+        script=script,
+    )
+
+
+# kind, how often of a hundred.
+_KINDS = (
+    ("crash", 28),
+    ("pause", 8),
+    ("zombie", 8),
+    ("twin", 6),
+    ("end_txn", 20),
+    # An abort whose EndTxn is late: it may meet the transaction that does the same work again.
+    ("late_abort", 8),
+    ("refusal", 6),
+    ("slow_markers", 5),
+    ("deaf", 3),
+    ("stop", 4),
+    ("join", 3),
+    ("outage", 2),
+    ("database", 5),
+)
+END_TXN_FAULTS = (
+    "answer_lost", "late", "late", "late_then_refused", "late_then_refused", "lost", "slow",
+    "refused",
+)  # fmt: skip
+
+
+def _faults(random: Random, plan: Plan) -> tuple[Fault, ...]:
+    count = random.randrange(FAULTS_MIN + 4, FAULTS_MIN + 16)
+    kinds = [kind for kind, weight in _KINDS for _ in range(weight)]
+    workers = [slot for slot in plan.slots if not slot.startswith("ledger")]
+    made: list[Fault] = []
+    crashes: dict[str, int] = {}
+    for _ in range(count):
+        kind = random.choice(kinds)
+        at_s = random.uniform(1.0, ACTIVE_S)
+        target = random.choice(workers)
+        steps = random.randrange(0, 60)
+        if kind == "crash":
+            target = random.choice(plan.slots)
+            crashes[target] = crashes.get(target, 0) + 1
+            if crashes[target] > 5:
+                # More would have a record quarantined that is not to blame.
+                kind = "end_txn"
+        if kind == "crash":
+            made.append(Fault(kind, at_s, target, steps, random.choice((0.2, 1.0, 12.0))))
+        elif kind == "pause":
+            made.append(Fault(kind, at_s, target, steps, random.uniform(0.5, 8.0)))
+        elif kind == "zombie":
+            made.append(Fault(kind, at_s, target, steps, random.uniform(11.0, 100.0)))
+        elif kind == "twin":
+            made.append(Fault(kind, at_s, target, steps, random.uniform(2.0, 40.0)))
+        elif kind == "end_txn":
+            what = random.choice(END_TXN_FAULTS)
+            late_s = random.choice((0.02, 0.05, 0.1, 0.1, 0.3, 3.0)) * random.uniform(0.3, 1.5)
+            target = random.choice([slot for slot in workers if slot.startswith(("payments", "g"))])
+            made.append(Fault(kind, at_s, target, 0, late_s, what))
+        elif kind == "late_abort":
+            made.append(Fault("refusal", at_s, target, 0, 0.0, "abortable"))
+            late_s = random.choice((0.02, 0.05, 0.1)) * random.uniform(0.3, 1.5)
+            made.append(Fault("end_txn", at_s, target, 0, late_s, "late"))
+        elif kind == "refusal":
+            what = random.choice(("abortable", "retriable"))
+            made.append(Fault(kind, at_s, target, 0, 0.0, what))
+        elif kind == "slow_markers":
+            made.append(Fault(kind, at_s, "", 0, random.uniform(2.0, 10.0)))
+        elif kind == "deaf":
+            made.append(Fault(kind, at_s, target, 0, random.uniform(1.0, 20.0)))
+        elif kind == "stop":
+            made.append(Fault(kind, at_s, target, 0, random.choice((0.5, 14.0))))
+        elif kind == "join":
+            stage = random.choice(("payments", "gateway"))
+            made.append(Fault(kind, at_s, f"{stage}-9", 0, random.uniform(5.0, 40.0)))
+        elif kind == "outage":
+            made.append(Fault(kind, at_s, random.choice(GATEWAYS), 0, random.uniform(5.0, 40.0)))
+        else:
+            what = random.choice(("commit_unknown", "commit_lost", "away"))
+            made.append(Fault(kind, at_s, "ledger-0", 0, random.uniform(0.5, 5.0), what))
+    return tuple(sorted(made, key=lambda fault: fault.at_s))

@@ -1,0 +1,19 @@
+"""Simulated runs: those that failed once, and as many others as half a minute holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.plan import FAULTS_MIN, draw
+from tests.simulation.run import run_plan
+from tests.simulation.seeds import failed_seeds
+
+SEEDS = [*failed_seeds(), *range(1_000, 1_050)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_seed_keeps_every_promise(seed: int) -> None:
+    """Whatever crashes, comes late, comes twice or is fenced: the auditor finds nothing."""
+    result = run_plan(draw(seed))
+    assert result.violation is None, f"make simulate ARGS='--seed {seed}': {result.violation}"
+    assert sum(result.faults.values()) >= FAULTS_MIN

@@ -1,0 +1,221 @@
+"""What stands for threading, queue and asyncio's loop in a simulated process."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import queue
+from asyncio import events
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from tests.simulation.world import Killed, Process
+
+
+class SimThread:
+    def __init__(
+        self, process: Process, target: Callable[[], None], name: str = "", daemon: bool = True
+    ) -> None:
+        self._process = process
+        self._target = target
+        self._fibre: Any = None
+
+    def start(self) -> None:
+        self._fibre = self._process.spawn(self._target)
+
+    def join(self, timeout_s: float | None = None) -> None:
+        world = self._process.world
+        deadline_s = world.now_s + (timeout_s if timeout_s is not None else 1e9)
+        while self.is_alive() and not self._process.dead and world.now_s < deadline_s:
+            world.current.park(0.001)
+
+    def is_alive(self) -> bool:
+        return self._fibre is not None and not self._fibre.done
+
+
+class SimEvent:
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+        self._process.ring()
+
+    def clear(self) -> None:
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        if not self._set:
+            if timeout_s is None:
+                while not self._set:
+                    self._process.world.current.park(0.001)
+            else:
+                # Set or not, it is rung when there is news.
+                self._process.idle(timeout_s, long=True)
+        return self._set
+
+
+class SimQueue:
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._items: deque[Any] = deque()
+        self._waiting: Any = None
+
+    def put(self, item: Any) -> None:
+        if self._process.on_put is not None:
+            self._process.on_put(item)
+        self._items.append(item)
+        if self._waiting is not None:
+            self._waiting.wake()
+        if self._process.world.current is not self._process.fibres[0]:
+            self._process.ring()
+
+    def get(self, block: bool = True, timeout_s: float | None = None) -> Any:
+        if self._process.dead:
+            raise Killed
+        world = self._process.world
+        if not self._items and block:
+            self._waiting = world.current
+            if timeout_s is not None:
+                world.current.park(timeout_s)
+            else:
+                while not self._items:
+                    world.current.park(None)
+            self._waiting = None
+        if not self._items:
+            raise queue.Empty
+        return self._items.popleft()
+
+    def get_nowait(self) -> Any:
+        return self.get(False)
+
+
+class SimLoop(asyncio.AbstractEventLoop):
+    """As much of an event loop as gateway calls need, run by a fibre of its process.
+
+    Its sweep of open calls is not run while none is open: it would only turn.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._count = 0
+        self._fibre: Any = None
+        self._stopping = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def time(self) -> float:
+        return self._process.world.now_s
+
+    def get_debug(self) -> bool:
+        return False
+
+    def is_running(self) -> bool:
+        return True
+
+    def is_closed(self) -> bool:
+        return False
+
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        handle = self.call_soon(callback, *args, context=context)
+        self._wake()
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._count += 1
+        heapq.heappush(self._timers, (when, self._count, timer))
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, **_more: Any) -> asyncio.Task[Any]:  # type: ignore[override]
+        task = asyncio.Task(coro, loop=self)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is not None and not self._process.dead:
+            self._process.died_of = error
+
+    def run_forever(self) -> None:
+        self._stopping = False
+        while not self._stopping:
+            self._run_once()
+
+    def run_until_complete(self, awaited: Any) -> Any:
+        if self._process.dead:
+            if asyncio.iscoroutine(awaited):
+                awaited.close()
+            raise Killed
+        task = awaited if isinstance(awaited, asyncio.Future) else self.create_task(awaited)
+        while not task.done():
+            self._run_once()
+        return task.result()
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def close(self) -> None: ...
+
+    def resolve(self, future: asyncio.Future[Any], answer: Any) -> None:
+        """Called by the world: the answer of a gateway has arrived."""
+        if not self._process.dead and not future.done():
+            future.set_result(answer)
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._fibre is not None:
+            self._fibre.wake()
+
+    def _run_once(self) -> None:
+        process = self._process
+        if process.dead:
+            raise Killed
+        world = process.world
+        timers = self._timers
+        if not self._ready and not (timers and timers[0][0] <= world.now_s):
+            # Only the sweep is left: nothing to look at until somebody calls.
+            asleep = not self._tasks and all(
+                timer.cancelled() or timer._callback.__name__ == "_sweep"  # type: ignore[attr-defined]
+                for _, _, timer in timers
+            )
+            self._fibre = world.current
+            if asleep or not timers:
+                world.current.park(None)
+            else:
+                world.current.park(max(0.0, timers[0][0] - world.now_s))
+            self._fibre = None
+        while timers and timers[0][0] <= world.now_s:
+            timer = heapq.heappop(timers)[2]
+            if not timer.cancelled():
+                self._ready.append(timer)
+        events._set_running_loop(self)
+        try:
+            for _ in range(len(self._ready)):
+                handle = self._ready.popleft()
+                if not handle.cancelled():
+                    handle._run()
+        finally:
+            events._set_running_loop(None)
