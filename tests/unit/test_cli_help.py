@@ -53,6 +53,9 @@ def test_the_commands_of_the_documents_are_there() -> None:
         "review list",
         "review approve",
         "review deny",
+        "webhooks test",
+        "webhooks log",
+        "webhooks resend",
         "trace",
         "verify",
     } <= known
