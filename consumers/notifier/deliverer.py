@@ -13,6 +13,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from consumers.notifier.endpoints import Endpoint, EndpointFile, Endpoints
 from consumers.notifier.patience import TRIES_MAX, Condition, wait_ms
@@ -41,6 +43,8 @@ from pipeline.runtime import failpoints
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # Deliveries of one worker that are open at a time, of all endpoints together: a file descriptor
 # each, and systems allow a process 1,024.
 OPEN_MAX = 500
@@ -57,6 +61,9 @@ SWEEP_S = 600.0
 KEPT_MS = 30 * 86_400_000
 FORGOTTEN_AFTER_MS = 3 * 86_400_000
 AWAY_S = 1.0
+# Names are looked up in threads, and a name server may hang for longer than any delivery: enough
+# of them for many such endpoints, and none that the database needs.
+LOOKUPS_MAX = 64
 # A stop waits so long for open deliveries; one that is cut off is made again, with the same id.
 DRAIN_S = 15.0
 
@@ -106,10 +113,14 @@ class Deliverer:
         self._ended: list[Result] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads = ThreadPoolExecutor(1, "callbacks")
 
     def run(self, stop: threading.Event) -> None:
         """Deliver until ``stop``, then let what is open end."""
-        asyncio.run(self._run(stop))
+        try:
+            asyncio.run(self._run(stop))
+        finally:
+            self._threads.shutdown()
 
     def wake(self, endpoints: Iterable[str]) -> None:
         """These have new callbacks."""
@@ -127,6 +138,7 @@ class Deliverer:
     async def _run(self, stop: threading.Event) -> None:
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(LOOKUPS_MAX, "lookup"))
         self._survey_at_s = self._sweep_at_s = 0.0
         self._reload_at_s = time.monotonic() + RELOAD_S
         async with Sender(
@@ -143,11 +155,15 @@ class Deliverer:
                 self._news.clear()
             await self._drain()
 
+    async def _apart(self, call: Callable[..., T], *given: Any) -> T:
+        """Outside the loop, in the thread of the database and the file."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *given)
+
     async def _turn(self, sender: Sender) -> None:
         now_s = time.monotonic()
         if now_s >= self._reload_at_s:
             self._reload_at_s = now_s + RELOAD_S
-            await asyncio.to_thread(self._file.look)
+            await self._apart(self._file.look)
         await self._record()
         lanes = frozenset(self._lanes())
         if not lanes:
@@ -183,9 +199,7 @@ class Deliverer:
         under_way = self._under_way.setdefault(name, set())
         # Taken off before it is asked: who wakes it in between is not forgotten.
         self._look_at_ms.pop(name, None)
-        heads = await asyncio.to_thread(
-            self._store.due, name, lanes, now_ms, room, frozenset(under_way)
-        )
+        heads = await self._apart(self._store.due, name, lanes, now_ms, room, frozenset(under_way))
         if len(heads) == room:
             self._look_at_ms.setdefault(name, 0)
         for head in heads:
@@ -223,7 +237,7 @@ class Deliverer:
         ended = list(self._ended)
         if not ended:
             return
-        await asyncio.to_thread(self._store.record, ended)
+        await self._apart(self._store.record, ended)
         del self._ended[: len(ended)]
         now_ms = int(time.time() * 1000)
         for result in ended:
@@ -234,7 +248,7 @@ class Deliverer:
                 self._metrics.ended(result.state)
 
     async def _survey(self, lanes: frozenset[int]) -> None:
-        found = await asyncio.to_thread(self._store.waiting, lanes)
+        found = await self._apart(self._store.waiting, lanes)
         for name, (_count, due_ms, _oldest_ms) in found.items():
             self._look_at_ms[name] = min(due_ms, self._look_at_ms.get(name, due_ms))
         self._metrics.waiting(
@@ -244,7 +258,7 @@ class Deliverer:
 
     async def _sweep(self, endpoints: Endpoints) -> None:
         now_ms = int(time.time() * 1000)
-        ended = await asyncio.to_thread(
+        ended = await self._apart(
             self._store.give_up_forgotten,
             tuple(endpoints.by_name),
             now_ms - FORGOTTEN_AFTER_MS,
@@ -252,7 +266,7 @@ class Deliverer:
         )
         if ended:
             _log.warning("%d callbacks given up: their endpoint is not configured any more", ended)
-        await asyncio.to_thread(self._store.forget, now_ms - KEPT_MS)
+        await self._apart(self._store.forget, now_ms - KEPT_MS)
 
     async def _drain(self) -> None:
         if self._tasks:

@@ -73,10 +73,8 @@ class Endpoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Its callbacks are kept, and delivered once it goes on.
     paused: bool = False
 
-    def wants(self, event: PaymentEvent) -> bool:
-        return event.merchant_id == self.merchant and (
-            event.type in self.events or ALL_EVENTS in self.events
-        )
+    def wants(self, event_type: str) -> bool:
+        return event_type in self.events or ALL_EVENTS in self.events
 
     def __repr__(self) -> str:
         # Secrets stay out of logs and tracebacks.
@@ -94,7 +92,8 @@ class Endpoints:
 
     def of(self, event: PaymentEvent) -> list[Endpoint]:
         """Those that are to be told of this event."""
-        return [each for each in self._by_merchant.get(event.merchant_id, ()) if each.wants(event)]
+        mine = self._by_merchant.get(event.merchant_id, ())
+        return [endpoint for endpoint in mine if endpoint.wants(event.type)]
 
     def get(self, name: str) -> Endpoint | None:
         return self.by_name.get(name)

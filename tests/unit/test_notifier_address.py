@@ -27,7 +27,9 @@ def test_what_only_this_network_reaches_is_not_public(address: str) -> None:
     assert not is_public(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "1.1.1.1", "2606:4700::1111"])
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"]
+)
 def test_what_everybody_reaches_is_public(address: str) -> None:
     """Ordinary addresses of both families may be called."""
     assert is_public(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from consumers.notifier.endpoints import (
 from pipeline.domain.ids import event_id, payment_id
 from pipeline.domain.model import PaymentEvent
 from pipeline.errors import UserError
+from tests.house import TOP
 from tests.support.receiver import SECRET
 
 EVENT = PaymentEvent(
@@ -54,6 +56,16 @@ def test_an_endpoint_hears_of_its_own_merchants_outcomes() -> None:
     assert told.of(replace(EVENT, type="inquiry_started")) == []
     assert read(events=["inquiry_started"]).of(EVENT) == []
     assert read(events=["*"]).of(replace(EVENT, type="inquiry_started")) != []
+
+
+def test_the_documents_example_and_list_are_what_the_program_takes() -> None:
+    """The file in docs/notifications.md can be used as it stands, and names every default event."""
+    text = (TOP / "docs/notifications.md").read_text(encoding="utf-8")
+    example = text.split("```toml\n")[1].split("```")[0]
+    told = read_endpoints(example, "the example", allow_http=False, allow_private=False)
+    assert [len(each.secrets) for each in told.by_name.values()] == [1, 2]
+    (listed,) = re.findall(r"By default an endpoint hears: ([^.]*)\.", text)
+    assert set(re.findall(r"`(\w+)`", listed)) == MERCHANT_EVENTS
 
 
 def test_every_event_that_is_told_by_default_exists() -> None:

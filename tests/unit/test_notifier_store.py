@@ -113,6 +113,13 @@ class StoreSuite:
         assert self.ids(store, due_ms) == ["p2-5", "p1-2"]
         assert self.ids(store, NOW + 10) == ["p2-5", "p1-2"], "it waited only for the first"
 
+    def test_what_waits_behind_another_is_not_looked_at_before(self, store: CallbackStore) -> None:
+        """A dead endpoint's many callbacks cost no query until the first of them is due again."""
+        self.keep(store, callback(sequence=1), callback(sequence=2))
+        self.end(store, self.heads(store)[0], TIMED_OUT)
+        self.keep(store, callback(sequence=3))
+        assert store.waiting(LANES)["e"] == (3, NOW + 10 + wait_ms(1, 5_000), NOW + 1)
+
     def test_what_is_given_up_lets_the_next_one_go(self, store: CallbackStore) -> None:
         """One event that a receiver never takes does not silence its payment for ever."""
         self.keep(store, callback(sequence=1), callback(sequence=2))
