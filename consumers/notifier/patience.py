@@ -33,14 +33,15 @@ def retry_after_s(header: str | None) -> int | None:
 
 @dataclass
 class Condition:
-    """How one endpoint is doing, as this worker sees it."""
+    """How one endpoint is doing, as this worker sees it: one delivery until it has taken one."""
 
+    proven: bool = False
     failures: int = 0
     rest_until_s: float = 0.0
     open: int = 0
 
     def delivered(self) -> None:
-        self.failures, self.rest_until_s = 0, 0.0
+        self.proven, self.failures, self.rest_until_s = True, 0, 0.0
 
     def failed(self, now_s: float) -> None:
         self.failures += 1
@@ -52,5 +53,6 @@ class Condition:
         """How many more deliveries may begin now."""
         if now_s < self.rest_until_s:
             return 0
-        allowed = 1 if self.failures >= TROUBLE_AFTER else concurrency_max
+        well = self.proven and self.failures < TROUBLE_AFTER
+        allowed = concurrency_max if well else 1
         return max(0, allowed - self.open)

@@ -213,6 +213,8 @@ def test_the_last_try_ends_it() -> None:
 def test_an_endpoint_in_trouble_is_left_alone_and_then_tried_by_one() -> None:
     """It holds no more than one open delivery, with growing rests, until something arrives."""
     condition = Condition()
+    assert condition.room(4, 0.0) == 1, "it has not taken anything yet"
+    condition.delivered()
     assert condition.room(4, 0.0) == 4
     for _ in range(TROUBLE_AFTER):
         condition.failed(100.0)
