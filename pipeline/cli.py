@@ -17,6 +17,7 @@ from pipeline.commands.payment import payment_app, review_app
 from pipeline.commands.risk import app as risk_app
 from pipeline.commands.schemas import app as schemas_app
 from pipeline.commands.topics import app as topics_app
+from pipeline.commands.webhooks import app as webhooks_app
 
 app = typer.Typer(
     name="paystream",
@@ -42,6 +43,7 @@ app.add_typer(review_app, name="review")
 app.add_typer(risk_app, name="risk")
 app.add_typer(dead_letters_app, name="dead-letters")
 app.add_typer(chaos_app, name="chaos")
+app.add_typer(webhooks_app, name="webhooks")
 app.command("trace")(trace_command)
 app.command("verify")(verify_command)
 

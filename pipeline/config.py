@@ -147,6 +147,32 @@ class Settings(BaseSettings):
         description="Where `run webhooks` hears gateways; 0 takes a free one.",
     )
     webhook_host: str = Field("127.0.0.1", description="Where `run webhooks` listens.")
+    merchant_endpoints: str = Field(
+        "",
+        description="File of the merchants' webhook endpoints (TOML or JSON); see "
+        "docs/notifications.md.",
+    )
+    callbacks_url: str = Field(
+        "",
+        description="SQLAlchemy URL of the callbacks; else SQLite in the state directory.",
+    )
+    callback_retry_ms: int = Field(
+        5_000, ge=100, description="Wait before the second try of a callback; later ones grow."
+    )
+    callback_tries_max: int = Field(
+        12, ge=1, le=100, description="Tries of a callback before it is given up."
+    )
+    callback_start: str = Field(
+        "earliest",
+        pattern="^(earliest|latest)$",
+        description="Which events merchants are told of when `run notifications` begins.",
+    )
+    callback_allow_http: bool = Field(
+        False, description="Whether an endpoint may be http:// as well."
+    )
+    callback_allow_private: bool = Field(
+        False, description="Whether an endpoint may be in a private or loopback range."
+    )
     state_dir: Path = Field(default_factory=state_home, description="Caches, data and books.")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="0 takes a free one.")
     metrics_host: str = Field("127.0.0.1", description="Where the metrics are served.")
@@ -230,9 +256,15 @@ class Settings(BaseSettings):
                 "batch_age_ms_max",
                 "webhook_host",
                 "webhook_port",
+                "merchant_endpoints",
+                "callback_retry_ms",
+                "callback_tries_max",
+                "callback_start",
+                "callback_allow_http",
+                "callback_allow_private",
                 "log_level",
             )
-        } | {"ledger_url": self.books_url()}
+        } | {"ledger_url": self.books_url(), "callbacks_url": self.callbacks_database()}
         return options | {"routes": self._routes(options)}
 
     def _routes(self, options: dict[str, Any]) -> str:
@@ -275,12 +307,17 @@ class Settings(BaseSettings):
 
     def books_url(self) -> str:
         """The ledger's database: as configured, else SQLite in the state directory."""
-        if self.ledger_url:
-            return self.ledger_url
+        return self.ledger_url or self._sqlite_url("ledger.sqlite")
+
+    def callbacks_database(self) -> str:
+        """The callbacks' database: as configured, else SQLite in the state directory."""
+        return self.callbacks_url or self._sqlite_url(f"{self.topic_prefix}callbacks.sqlite")
+
+    def _sqlite_url(self, name: str) -> str:
         from sqlalchemy import URL  # here, since most commands do without it and start sooner
 
         # A folder's name may hold what has a meaning in a URL: ?, % and #.
-        file = str(self.state_dir / "ledger.sqlite")
+        file = str(self.state_dir / name)
         return URL.create("sqlite", database=file).render_as_string(hide_password=False)
 
 

@@ -57,6 +57,15 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "hot_payments_max",
     ),
     "Risk": ("risk_rules", "review_ms"),
+    "Merchants' webhooks": (
+        "merchant_endpoints",
+        "callbacks_url",
+        "callback_retry_ms",
+        "callback_tries_max",
+        "callback_start",
+        "callback_allow_http",
+        "callback_allow_private",
+    ),
     "Watching": ("metrics_port", "metrics_host", "log_level"),
     "Embedded servers and benchmarks": ("broker_heap_mb", "gateway_in_process"),
 }

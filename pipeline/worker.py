@@ -14,7 +14,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.domain.invariant import InvariantBroken
@@ -76,6 +78,7 @@ def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:
         "risk": _risk,
         "ledger": _ledger,
         "webhooks": _webhooks,
+        "notifications": _notifications,
     }[spec.stage]
     return build(spec, catalogue, codec, metrics, stop)
 
@@ -284,6 +287,67 @@ def _webhooks(
         count=lambda gateway, result: metrics.notices.labels(gateway, result).inc(),
     )
     return lambda: server.run(stop)
+
+
+def _notifications(
+    spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
+) -> Callable[[], None]:
+    from consumers.notifier.database import open_callbacks
+    from consumers.notifier.endpoints import EndpointFile
+    from consumers.notifier.notifier import Notifier
+
+    o = spec.options
+    allowed = {
+        "allow_http": o["callback_allow_http"],
+        "allow_private": o["callback_allow_private"],
+    }
+    engine = open_callbacks(o["callbacks_url"])
+    notifier = Notifier(
+        bootstrap_servers=spec.bootstrap_servers,
+        engine=engine,
+        catalogue=catalogue,
+        codec=codec,
+        endpoints=EndpointFile(Path(o["merchant_endpoints"]).expanduser(), **allowed),
+        instance_id=spec.instance_id,
+        first_ms=o["callback_retry_ms"],
+        tries_max=o["callback_tries_max"],
+        start=o["callback_start"],
+        metrics=_NotifierCounts(metrics),
+        **allowed,
+    )
+
+    def run() -> None:
+        try:
+            notifier.run(stop)
+        finally:
+            engine.dispose()
+
+    return run
+
+
+class _NotifierCounts:
+    """What the notifier tells, as the program's metrics."""
+
+    def __init__(self, metrics: Any) -> None:
+        self._metrics = metrics
+
+    def delivery(self, endpoint: str, outcome: str, seconds: float) -> None:
+        self._metrics.callback_deliveries.labels(endpoint, outcome).inc()
+        self._metrics.callback_delivery_seconds.observe(seconds)
+
+    def ended(self, state: str) -> None:
+        self._metrics.callbacks.labels(state).inc()
+
+    def waiting(self, count: int, oldest_ms: int | None) -> None:
+        self._metrics.callbacks_waiting.set(count)
+        age_s = 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000)
+        self._metrics.callback_oldest_seconds.set(age_s)
+
+    def lost(self, events: int) -> None:
+        self._metrics.callback_events_lost.inc(events)
+
+    def dead_lettered(self, cause: str) -> None:
+        self._metrics.dead_letters.labels("notifications", cause).inc()
 
 
 class _LedgerCounts:

@@ -90,7 +90,7 @@ class Catalogue:
         return self.topics[role].name
 
     def group(self, stage: str) -> str:
-        """The consumer group id of a stage: payments, gateway, risk or ledger."""
+        """The consumer group id of a stage: payments, gateway, risk, ledger or notifications."""
         return f"{self.settings.prefix}{stage}"
 
     def inputs(self, stage: str) -> tuple[TopicSpec, ...]:
@@ -255,7 +255,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "payment-event",
         stream,
         ("payments",),
-        (),
+        ("notifications",),
         "Every transition of every payment, for notifiers and views.",
     )
     add(
@@ -295,7 +295,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "dead-letters",
         None,
         dead,
-        ("payments", "gateway", "risk", "ledger"),
+        ("payments", "gateway", "risk", "ledger", "notifications"),
         (),
         "Inputs that could not be handled, whole, with their cause in the headers.",
     )

@@ -64,7 +64,8 @@ def render(catalogue: Catalogue | None = None) -> str:
             "|---|---|",
             *groups,
             "",
-            "The ledger keeps its offsets in its own database, in the transaction of its entries.",
+            "The ledger keeps its offsets in its own database, in the transaction of its entries; "
+            "so do the notifications, with their callbacks.",
             "",
         ]
     )

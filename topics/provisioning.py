@@ -38,7 +38,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, n
 from pipeline.errors import UserError
 from topics.catalogue import Catalogue, TopicSpec
 
-# Stages that read by a consumer group. The ledger keeps its offsets in its own database.
+# Stages that read by a consumer group. Ledger and notifications keep offsets in their databases.
 GROUP_STAGES: Final = ("payments", "gateway", "risk")
 
 # A person waits for this: long enough for a first connection with TLS, short enough to be told.

@@ -209,8 +209,8 @@ class Judgement:
             if letter.source is not None and letter.first_piece:
                 if letter.source in seen:
                     again = self._letter_example(letter, f"again of {self._place(letter.source)}")
-                    if letter.stage == "ledger":
-                        # Its letters and its database cannot be one transaction.
+                    if letter.stage in ("ledger", "notifications"):
+                        # Their letters and their databases cannot be one transaction.
                         self.found.note("dead_letter_repeated", again, 1)
                     else:
                         self.found.broken("dead_letter_duplicated", again)

@@ -30,6 +30,8 @@ LETTERS_SHOWN = 50
 RATE_PER_S = 500.0
 REDRIVES_MAX = 3
 STAGES = ("payments", "gateway", "ledger", "risk")
+# Not redriven: the other readers of the topic would get the record a second time.
+LOOKED_AT_ONLY = ("notifications",)
 
 app = typer.Typer(
     help="Look at inputs that could not be handled; put them back, once, or set them aside.",
@@ -471,7 +473,8 @@ def _filter(
 
 def _topic(catalogue: Catalogue, given: str) -> str:
     """With or without the prefix."""
-    inputs = {spec.role: spec.name for each in STAGES for spec in catalogue.inputs(each)}
+    stages = (*STAGES, *LOOKED_AT_ONLY)
+    inputs = {spec.role: spec.name for each in stages for spec in catalogue.inputs(each)}
     if given in inputs:
         return inputs[given]
     if given in inputs.values():

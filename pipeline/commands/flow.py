@@ -6,12 +6,15 @@ import shlex
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
 
 TICK_S = 0.2
 # As `run` has it: stopped, but what a worker left is resumed by the next start only.
@@ -26,6 +29,7 @@ class Stage(StrEnum):
     risk = "risk"
     ledger = "ledger"
     webhooks = "webhooks"
+    notifications = "notifications"
 
 
 def up_command(
@@ -71,6 +75,8 @@ def up_command(
     FaultPlan.named(faults)
     names = _gateway_names(gateways)
     settings.risk_rules_text()
+    if settings.merchant_endpoints:
+        _require_endpoints(settings)
     require_free_port(settings.metrics_host, settings.metrics_port)
     settings = with_kept_partitions(settings)
     if "webhook_port" not in settings.model_fields_set:
@@ -88,6 +94,7 @@ def up_command(
             # Rules that count need the stage that counts.
             **({"risk": 1} if settings.risk_rules else {}),
             "webhooks": 1,
+            **({"notifications": 1} if settings.merchant_endpoints else {}),
         },
         faults=faults,
         gateways=names,
@@ -165,6 +172,8 @@ def run_command(
         raise UserError(
             "webhooks have one port on each machine, so one worker; leave --workers out."
         )
+    if stage is Stage.notifications:
+        _require_endpoints(settings)
     node = _node_id(settings.node_id, settings.bootstrap_servers)
     require_free_port(settings.metrics_host, settings.metrics_port)
     with StopSignals() as stop:
@@ -230,6 +239,22 @@ def simulator_command(
         books=path, plan=plan, seed=seed, port=port, host=host, gateway=gateway
     )
     asyncio.run(serve(settings, on_serving=serving))
+
+
+def _require_endpoints(settings: Settings) -> None:
+    """UserError for a file of endpoints that cannot be used, or that nobody named."""
+    from consumers.notifier.endpoints import EndpointFile
+
+    if not settings.merchant_endpoints:
+        raise UserError(
+            "notifications need the merchants' endpoints: name their file in "
+            "PAYSTREAM_MERCHANT_ENDPOINTS (see docs/notifications.md)."
+        )
+    EndpointFile(
+        Path(settings.merchant_endpoints).expanduser(),
+        allow_http=settings.callback_allow_http,
+        allow_private=settings.callback_allow_private,
+    ).load()
 
 
 def _gateway_names(given: str) -> tuple[str, ...]:

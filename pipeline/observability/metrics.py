@@ -229,7 +229,44 @@ class Metrics:
             buckets=_TRANSACTION_BUCKETS,
             registry=r,
         )
+        self.callbacks = Counter(
+            "paystream_callbacks",
+            "Callbacks to merchants that have ended: delivered, given_up.",
+            ["state"],
+            registry=r,
+        )
+        self.callback_deliveries = Counter(
+            "paystream_callback_deliveries",
+            "Deliveries to merchants' endpoints by outcome.",
+            ["endpoint", "outcome"],
+            registry=r,
+        )
+        self.callback_delivery_seconds = Histogram(
+            "paystream_callback_delivery_seconds",
+            "Duration of one delivery to a merchant's endpoint.",
+            buckets=_CALL_BUCKETS,
+            registry=r,
+        )
+        self.callbacks_waiting = Gauge(
+            "paystream_callbacks_waiting",
+            "Callbacks that wait for their delivery.",
+            registry=r,
+            multiprocess_mode="livesum",
+        )
+        self.callback_oldest_seconds = Gauge(
+            "paystream_callback_oldest_seconds",
+            "Age of the oldest event that a merchant is still to be told of.",
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self.callback_events_lost = Counter(
+            "paystream_callback_events_lost",
+            "Events that retention deleted before the notifications read them.",
+            registry=r,
+        )
 
+        for state in ("delivered", "given_up"):
+            self.callbacks.labels(state)
         for result in ("applied", "refused"):
             self.control_entries.labels("routing", result)
         for stage in _TRANSACTIONAL_STAGES:

@@ -36,6 +36,8 @@ POINTS: tuple[str, ...] = (
     "ledger.offsets_set",
     "ledger.committed",
 )
+# Of the worker that runs only where merchants are told.
+NOTIFICATION_POINTS: tuple[str, ...] = ("notifications.taken", "notifications.delivered")
 # Not of a worker but of a command, which nobody starts again.
 COMMAND_POINTS: tuple[str, ...] = (
     "redrive.begun",
@@ -61,8 +63,9 @@ class _Armed:
         for part in filter(None, (p.strip() for p in spec.split(","))):
             name, _, rule = part.partition("=")
             times, _, every = (rule or "1").partition("@")
-            if name not in (*POINTS, *COMMAND_POINTS):
-                known = ", ".join((*POINTS, *COMMAND_POINTS))
+            points = (*POINTS, *NOTIFICATION_POINTS, *COMMAND_POINTS)
+            if name not in points:
+                known = ", ".join(points)
                 raise ValueError(f"unknown failpoint {name!r}; known: {known}")
             self.rules[name] = (int(times), int(every or "1"))
 

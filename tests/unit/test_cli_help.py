@@ -54,6 +54,9 @@ def test_the_commands_of_the_documents_are_there() -> None:
         "review approve",
         "review deny",
         "chaos kip890",
+        "webhooks test",
+        "webhooks log",
+        "webhooks resend",
         "trace",
         "verify",
     } <= known

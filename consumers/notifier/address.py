@@ -1,0 +1,88 @@
+"""Which addresses a merchant's endpoint may have.
+
+Merchants choose them, so they must not reach what only this network reaches: its own machines, a
+cloud's metadata service. A name is resolved for every connection and the address it gave is judged
+right before the socket connects to that very address, so that a name which changes in between
+gains nothing. Redirects are not followed and no proxy is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+URL_CHARACTERS_MAX = 2_048
+
+# Addresses that carry another one within them, which a translator on the way would reach.
+_CARRIERS: Final = tuple(
+    map(
+        ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
+    )
+)
+# What stands in the text of a refused connection, which the client wraps in errors of its own.
+_REFUSED: Final = "not a public address"
+
+SocketFactory = Callable[[Any], socket.socket]
+
+
+class AddressRefused(OSError):
+    """The endpoint's name leads to an address that must not be connected to."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(errno.EACCES, f"{address} is {_REFUSED}")
+
+
+def is_public(address: str) -> bool:
+    """Whether everybody can reach it: not private, loopback, link-local, shared or reserved."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        if any(ip in network for network in _CARRIERS):
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def url_refusal(url: str, *, allow_http: bool, allow_private: bool) -> str | None:
+    """Why an address will never be called, in words; None when it may be tried."""
+    if len(url) > URL_CHARACTERS_MAX or not url.isascii() or not url.isprintable() or " " in url:
+        return f"url is not up to {URL_CHARACTERS_MAX} plain characters"
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname, parts.port
+    except ValueError:
+        return "url cannot be read"
+    if parts.scheme != "https" and not (allow_http and parts.scheme == "http"):
+        return "url must begin with https://"
+    if not host:
+        return "url names no host"
+    if parts.username is not None or parts.password is not None:
+        return "url must hold no user or password"
+    if parts.fragment:
+        return "url must hold no fragment"
+    if allow_private:
+        return None
+    if host == "localhost" or host.endswith(".localhost"):
+        return f"{host} is {_REFUSED}"
+    try:
+        public = is_public(host)
+    except ValueError:
+        return None  # a name: judged when it is resolved
+    return None if public else f"{host} is {_REFUSED}"
+
+
+def guarded_socket(info: Any) -> socket.socket:
+    """Makes the socket for one resolved address, or refuses it: the last step before connect."""
+    family, kind, protocol, _name, address = info
+    if not is_public(str(address[0])):
+        raise AddressRefused(str(address[0]))
+    return socket.socket(family, kind, protocol)
+
+
+def was_refused(error: BaseException) -> bool:
+    """Whether a failed connection was refused here and never tried."""
+    return _REFUSED in str(error)

@@ -1,0 +1,79 @@
+"""What a merchant is told of one event: the message's id and its body, the same every time."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from msgspec import Struct
+
+from pipeline.domain.model import PaymentEvent
+
+TEST_TYPE: Final = "paystream.test"
+
+# What the merchant sees of an event. Left out on purpose: ``detail`` and ``actor``, written for our
+# own people, and ``gateway`` and ``attempt``, which are how we do it.
+_TOLD: Final = (
+    "event_id",
+    "merchant_id",
+    "order_id",
+    "payment_id",
+    "sequence",
+    "status",
+    "reason",
+    "amount_minor",
+    "currency",
+    "operation_id",
+    "kind",
+    "operation_minor",
+)
+
+
+class Callback(Struct, frozen=True, kw_only=True, gc=False):
+    """One event for one endpoint. ``event_id`` is the message's id, in every repetition."""
+
+    endpoint: str
+    event_id: str
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    sequence: int
+    type: str
+    lane: int
+    occurred_at_ms: int
+    body: bytes
+
+
+def callback_of(event: PaymentEvent, endpoint: str, lane: int) -> Callback:
+    """The callback of an event; the same event gives the same bytes."""
+    return Callback(
+        endpoint=endpoint,
+        event_id=event.event_id,
+        merchant_id=event.merchant_id,
+        order_id=event.order_id,
+        payment_id=event.payment_id,
+        sequence=event.sequence,
+        type=event.type,
+        lane=lane,
+        occurred_at_ms=event.occurred_at_ms,
+        body=body_of(
+            f"payment.{event.type}",
+            event.occurred_at_ms,
+            {name: getattr(event, name) for name in _TOLD},
+        ),
+    )
+
+
+def body_of(kind: str, at_ms: int, data: dict[str, Any]) -> bytes:
+    """The JSON of a message as Standard Webhooks has it: type, timestamp, data."""
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return json.dumps(
+        {
+            "type": kind,
+            "timestamp": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "data": data,
+        },
+        separators=(",", ":"),
+        sort_keys=True,
+    ).encode()

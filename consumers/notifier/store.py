@@ -1,0 +1,371 @@
+"""Callbacks that wait, and the log of their deliveries, in a database.
+
+Every method is one transaction, for any thread. What is written twice stands once: a callback by
+its endpoint and event, an offset only forwards. So two workers that both believe to own a partition
+lose nothing; the worst they do is to deliver the same message, with the same id, twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import asdict
+from sqlalchemy import Engine, and_, delete, exists, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from consumers.notifier.callback import Callback
+from consumers.notifier.database import callbacks, deliveries, positions
+from consumers.notifier.sender import Delivery
+
+WAITING: Final = "waiting"
+DELIVERED: Final = "delivered"
+GIVEN_UP: Final = "given_up"
+STATES: Final = (WAITING, DELIVERED, GIVEN_UP)
+# In the log beside the outcomes of deliveries.
+ASKED: Final = "resend_asked"
+
+# One INSERT binds at most so many rows: SQLite allows 32,766 values in one statement.
+ROWS_MAX = 500
+
+
+class Head(Struct, frozen=True, kw_only=True):
+    """A callback that may be delivered now, as the next of its payment."""
+
+    endpoint: str
+    event_id: str
+    payment_id: str
+    sequence: int
+    type: str
+    tries: int
+    body: bytes
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """A delivery and what follows. ``due_ms``: when it is tried again; None when it has ended."""
+
+    head: Head
+    delivery: Delivery
+    state: str
+    due_ms: int | None = None
+
+
+class StoreAway(Exception):
+    """The database does not answer now; nothing was written."""
+
+
+class CallbackStore:
+    """Over an engine of ``open_callbacks``, which stays the caller's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        dialect: Any = sqlite if engine.dialect.name == "sqlite" else postgresql
+        self._insert = dialect.insert
+
+    # Events become callbacks --------------------------------------------------------------------
+
+    def next_offset(self, cluster_id: str, topic_id: str, partition: int) -> int | None:
+        """Where reading a partition goes on; None when nothing of it was ever read."""
+        with _Transaction(self._engine) as connection:
+            found = connection.execute(
+                select(positions.c.next_offset).where(
+                    positions.c.cluster_id == cluster_id,
+                    positions.c.topic_id == topic_id,
+                    positions.c.partition == partition,
+                )
+            ).scalar_one_or_none()
+        return None if found is None else int(found)
+
+    def take(
+        self,
+        new: Sequence[Callback],
+        cluster_id: str,
+        topic_id: str,
+        offsets: Mapping[int, int],
+        now_ms: int,
+    ) -> None:
+        """Keep callbacks and the offsets behind their events, both or neither."""
+        with _Transaction(self._engine) as connection:
+            waits = self._waits(connection, new)
+            rows = [
+                {
+                    **asdict(each),
+                    "state": WAITING,
+                    "tries": 0,
+                    # Not before what it has to wait for: it would be looked at for nothing.
+                    "due_ms": max(now_ms, waits.get((each.endpoint, each.payment_id), 0)),
+                }
+                for each in new
+            ]
+            for start in range(0, len(rows), ROWS_MAX):
+                statement = self._insert(callbacks).values(rows[start : start + ROWS_MAX])
+                connection.execute(statement.on_conflict_do_nothing())
+            for partition, offset in sorted(offsets.items()):
+                statement = self._insert(positions).values(
+                    cluster_id=cluster_id,
+                    topic_id=topic_id,
+                    partition=partition,
+                    next_offset=offset,
+                )
+                connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=["cluster_id", "topic_id", "partition"],
+                        set_={"next_offset": offset},
+                        where=positions.c.next_offset < offset,
+                    )
+                )
+
+    @staticmethod
+    def _waits(connection: Any, new: Sequence[Callback]) -> dict[tuple[str, str], int]:
+        """Until when earlier callbacks of the same payments wait, by endpoint and payment."""
+        found: dict[tuple[str, str], int] = {}
+        payments = sorted({each.payment_id for each in new})
+        for start in range(0, len(payments), ROWS_MAX):
+            rows = connection.execute(
+                select(
+                    callbacks.c.endpoint,
+                    callbacks.c.payment_id,
+                    func.max(callbacks.c.due_ms),
+                )
+                .where(
+                    callbacks.c.payment_id.in_(payments[start : start + ROWS_MAX]),
+                    callbacks.c.endpoint.in_(sorted({each.endpoint for each in new})),
+                    callbacks.c.state == WAITING,
+                )
+                .group_by(callbacks.c.endpoint, callbacks.c.payment_id)
+            )
+            found.update({(endpoint, payment): int(due) for endpoint, payment, due in rows})
+        return found
+
+    # Delivering ---------------------------------------------------------------------------------
+
+    def due(
+        self,
+        endpoint: str,
+        lanes: Collection[int],
+        now_ms: int,
+        limit: int,
+        under_way: Collection[str] = (),
+    ) -> list[Head]:
+        """Callbacks of an endpoint that are due and the next of their payments, longest due first.
+
+        Payments ``under_way`` are left out.
+        """
+        earlier = callbacks.alias("earlier")
+        blocked = exists().where(
+            and_(
+                earlier.c.endpoint == callbacks.c.endpoint,
+                earlier.c.payment_id == callbacks.c.payment_id,
+                earlier.c.state == WAITING,
+                earlier.c.sequence < callbacks.c.sequence,
+            )
+        )
+        names = Head.__struct_fields__
+        query = (
+            select(*(callbacks.c[name] for name in names))
+            .where(
+                callbacks.c.state == WAITING,
+                callbacks.c.endpoint == endpoint,
+                callbacks.c.due_ms <= now_ms,
+                callbacks.c.lane.in_(sorted(lanes)),
+                ~blocked,
+            )
+            .order_by(callbacks.c.due_ms, callbacks.c.sequence)
+            .limit(limit)
+        )
+        if under_way:
+            query = query.where(callbacks.c.payment_id.not_in(sorted(under_way)))
+        with _Transaction(self._engine) as connection:
+            rows = connection.execute(query).all()
+        return [Head(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def waiting(self, lanes: Collection[int]) -> dict[str, tuple[int, int, int]]:
+        """Of each endpoint with callbacks that wait: how many, the first due time, the oldest
+        event's time."""
+        with _Transaction(self._engine) as connection:
+            rows = connection.execute(
+                select(
+                    callbacks.c.endpoint,
+                    func.count(),
+                    func.min(callbacks.c.due_ms),
+                    func.min(callbacks.c.occurred_at_ms),
+                )
+                .where(callbacks.c.state == WAITING, callbacks.c.lane.in_(sorted(lanes)))
+                .group_by(callbacks.c.endpoint)
+            ).all()
+        return {name: (int(n), int(due), int(oldest)) for name, n, due, oldest in rows}
+
+    def record(self, results: Sequence[Result]) -> None:
+        """Log deliveries and move their callbacks on."""
+        with _Transaction(self._engine) as connection:
+            if results:
+                connection.execute(
+                    deliveries.insert(),
+                    [
+                        {
+                            "endpoint": result.head.endpoint,
+                            "event_id": result.head.event_id,
+                            "try_number": result.head.tries + 1,
+                            "at_ms": result.delivery.at_ms,
+                            "took_ms": result.delivery.took_ms,
+                            "outcome": result.delivery.outcome,
+                            "status": result.delivery.status,
+                            "detail": result.delivery.detail,
+                        }
+                        for result in results
+                    ],
+                )
+            for result in results:
+                head, due_ms = result.head, result.due_ms
+                mine = and_(
+                    callbacks.c.endpoint == head.endpoint, callbacks.c.event_id == head.event_id
+                )
+                ended_ms = result.delivery.at_ms + result.delivery.took_ms
+                values: dict[str, Any] = {"state": result.state, "tries": head.tries + 1}
+                if due_ms is None:
+                    values["ended_at_ms"] = ended_ms
+                connection.execute(
+                    # What a twin of ours delivered meanwhile stays delivered.
+                    update(callbacks).where(mine, callbacks.c.state == WAITING).values(**values)
+                )
+                later = and_(
+                    callbacks.c.endpoint == head.endpoint,
+                    callbacks.c.payment_id == head.payment_id,
+                    callbacks.c.state == WAITING,
+                )
+                if due_ms is not None:
+                    # The later ones of the payment wait as long: they are not looked at before.
+                    moved = update(callbacks).where(later, callbacks.c.due_ms < due_ms)
+                    connection.execute(moved.values(due_ms=due_ms))
+                else:
+                    # The next one need not wait for a time that was this one's.
+                    moved = update(callbacks).where(
+                        later, callbacks.c.tries == 0, callbacks.c.due_ms > ended_ms
+                    )
+                    connection.execute(moved.values(due_ms=ended_ms))
+
+    def give_up_forgotten(self, known: Collection[str], before_ms: int, now_ms: int) -> int:
+        """End the wait of old callbacks whose endpoint is not configured any more; how many."""
+        with _Transaction(self._engine) as connection:
+            ended = connection.execute(
+                update(callbacks)
+                .where(
+                    callbacks.c.state == WAITING,
+                    callbacks.c.endpoint.not_in(sorted(known)),
+                    callbacks.c.due_ms < before_ms,
+                )
+                .values(state=GIVEN_UP, ended_at_ms=now_ms)
+            )
+        return int(ended.rowcount)
+
+    def forget(self, before_ms: int) -> int:
+        """Delete what has ended before, and its log; how many callbacks."""
+        with _Transaction(self._engine) as connection:
+            connection.execute(delete(deliveries).where(deliveries.c.at_ms < before_ms))
+            gone = connection.execute(delete(callbacks).where(callbacks.c.ended_at_ms < before_ms))
+        return int(gone.rowcount)
+
+    # For people ---------------------------------------------------------------------------------
+
+    def find(
+        self,
+        *,
+        merchant: str | None = None,
+        order: str | None = None,
+        endpoint: str | None = None,
+        event: str | None = None,
+        state: str | None = None,
+        since_ms: int | None = None,
+        limit: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Callbacks without their bodies, the newest events first."""
+        given = {
+            "merchant_id": merchant,
+            "order_id": order,
+            "endpoint": endpoint,
+            "event_id": event,
+            "state": state,
+        }
+        query = select(*(column for column in callbacks.c if column.name != "body")).order_by(
+            callbacks.c.occurred_at_ms.desc(), callbacks.c.sequence.desc()
+        )
+        for name, value in given.items():
+            if value is not None:
+                query = query.where(callbacks.c[name] == value)
+        if since_ms is not None:
+            query = query.where(callbacks.c.occurred_at_ms >= since_ms)
+        with _Transaction(self._engine) as connection:
+            return [dict(row) for row in connection.execute(query.limit(limit)).mappings()]
+
+    def deliveries_of(
+        self, event_ids: Iterable[str]
+    ) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """The log of these events by endpoint and event, the oldest first."""
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        wanted = sorted(set(event_ids))
+        with _Transaction(self._engine) as connection:
+            for start in range(0, len(wanted), ROWS_MAX):
+                rows = connection.execute(
+                    select(deliveries)
+                    .where(deliveries.c.event_id.in_(wanted[start : start + ROWS_MAX]))
+                    .order_by(deliveries.c.id)
+                ).mappings()
+                for row in rows:
+                    found.setdefault((row["endpoint"], row["event_id"]), []).append(dict(row))
+        return found
+
+    def resend(self, chosen: Sequence[tuple[str, str]], by: str, now_ms: int) -> None:
+        """Deliver these (endpoint, event) once more, under the ids they had, from the first try."""
+        with _Transaction(self._engine) as connection:
+            for endpoint, event_id in chosen:
+                connection.execute(
+                    update(callbacks)
+                    .where(callbacks.c.endpoint == endpoint, callbacks.c.event_id == event_id)
+                    .values(state=WAITING, tries=0, due_ms=now_ms, ended_at_ms=None)
+                )
+            if chosen:
+                connection.execute(
+                    deliveries.insert(),
+                    [
+                        {
+                            "endpoint": endpoint,
+                            "event_id": event_id,
+                            "try_number": 0,
+                            "at_ms": now_ms,
+                            "took_ms": 0,
+                            "outcome": ASKED,
+                            "status": None,
+                            "detail": by,
+                        }
+                        for endpoint, event_id in chosen
+                    ],
+                )
+
+
+class _Transaction:
+    """``engine.begin()`` that says by StoreAway when the database is away."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._context = engine.begin()
+
+    def __enter__(self) -> Any:
+        try:
+            return self._context.__enter__()
+        except OperationalError as error:
+            raise StoreAway(_first_line(error)) from error
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self._context.__exit__(kind, error, trace)
+        except OperationalError as away:
+            raise StoreAway(_first_line(away)) from away
+        if isinstance(error, DBAPIError) and (
+            isinstance(error, OperationalError) or error.connection_invalidated
+        ):
+            raise StoreAway(_first_line(error)) from error
+
+
+def _first_line(error: DBAPIError) -> str:
+    return (str(error.orig).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,113 @@
+"""Which addresses a merchant's endpoint may have, and that a name is judged when it connects."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from consumers.notifier.address import is_public, url_refusal
+from consumers.notifier.endpoints import Endpoint
+from consumers.notifier.sender import ADDRESS_REFUSED, DELIVERED, REFUSED, Delivery, Sender
+from tests.support.receiver import SECRET, Receiver
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "10.0.0.1", "172.16.5.5", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+        "0.0.0.0", "224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::",
+        "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
+        "::127.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::", "2001:0:7f00:1::", "2001:db8::1",
+    ],
+)  # fmt: skip
+def test_what_only_this_network_reaches_is_not_public(address: str) -> None:
+    """Private, loopback, link-local, shared, reserved, and addresses that carry one of those."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"]
+)
+def test_what_everybody_reaches_is_public(address: str) -> None:
+    """Ordinary addresses of both families may be called."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://shop.example/hooks", "https"),
+        ("ftp://shop.example/hooks", "https"),
+        ("file:///etc/passwd", "https"),
+        ("https:///hooks", "no host"),
+        ("https://user:word@shop.example/", "user or password"),
+        ("https://shop.example/#part", "fragment"),
+        ("https://shop.example:99999/", "cannot be read"),
+        ("https://shop.example/a b", "plain characters"),
+        ("https://127.0.0.1/hooks", "public"),
+        ("https://[::1]/hooks", "public"),
+        ("https://localhost/hooks", "public"),
+        ("https://api.localhost/hooks", "public"),
+    ],
+)
+def test_an_address_that_cannot_be_meant_is_refused_in_words(url: str, why: str) -> None:
+    """Scheme, host and what else an address must not have, before anything is sent."""
+    assert why in (url_refusal(url, allow_http=False, allow_private=False) or "")
+
+
+def test_an_installation_may_allow_both_for_itself() -> None:
+    """A test system reaches http and loopback; a scheme that is neither stays refused."""
+    assert url_refusal("http://127.0.0.1:1/x", allow_http=True, allow_private=True) is None
+    assert url_refusal("ftp://127.0.0.1:1/x", allow_http=True, allow_private=True) is not None
+    assert url_refusal("https://shop.example/x", allow_http=False, allow_private=False) is None
+
+
+def sent(url: str, *, allow_private: bool) -> Delivery:
+    endpoint = Endpoint(name="e", merchant="shop", url=url, secrets=(SECRET,))
+
+    async def once() -> Delivery:
+        async with Sender(allow_http=True, allow_private=allow_private) as sender:
+            return await sender.send(endpoint, "message-1", b'{"data":{}}')
+
+    return asyncio.run(once())
+
+
+def test_a_name_that_leads_inside_is_refused_at_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The name looks public and resolves to loopback: not one byte reaches the server there."""
+    resolve = socket.getaddrinfo
+
+    def lying(host: str, *rest: object, **more: object) -> object:
+        return resolve("127.0.0.1" if host == "shop.example" else host, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lying)
+    with Receiver().listening() as receiver:
+        url = receiver.url.replace("127.0.0.1", "shop.example")
+        refused = sent(url, allow_private=False)
+        assert (refused.outcome, refused.status) == (ADDRESS_REFUSED, None)
+        assert "127.0.0.1 is not a public address" in refused.detail
+        assert receiver.heard == []
+        assert sent(url, allow_private=True).outcome == DELIVERED
+
+
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f.1", "0"])
+def test_odd_spellings_of_loopback_are_judged_by_what_they_lead_to(host: str) -> None:
+    """The system's resolver takes them for addresses, so the connection is where to look."""
+    with Receiver().listening() as receiver:
+        delivery = sent(receiver.url.replace("127.0.0.1", host), allow_private=False)
+        assert delivery.outcome != DELIVERED
+        assert receiver.heard == []
+
+
+def test_redirects_are_not_followed() -> None:
+    """A receiver cannot send us on to where we would not have gone."""
+    with Receiver().listening() as inside:
+        turning = Receiver(answer=lambda n, heard: 307, headers={"Location": inside.url})
+        with turning.listening():
+            delivery = sent(turning.url, allow_private=True)
+        assert (delivery.outcome, delivery.status) == (REFUSED, 307)
+        assert len(turning.heard) == 1
+        assert inside.heard == []

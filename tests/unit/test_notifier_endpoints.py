@@ -1,0 +1,134 @@
+"""Endpoints as data: what is taken, what is refused in words, and changes while running."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from consumers.notifier.callback import callback_of
+from consumers.notifier.endpoints import (
+    MERCHANT_EVENTS,
+    EndpointFile,
+    Endpoints,
+    known_events,
+    read_endpoints,
+)
+from pipeline.domain.ids import event_id, payment_id
+from pipeline.domain.model import PaymentEvent
+from pipeline.errors import UserError
+from tests.house import TOP
+from tests.support.receiver import SECRET
+
+EVENT = PaymentEvent(
+    event_id=event_id(payment_id("shop", "1"), 2),
+    merchant_id="shop",
+    order_id="1",
+    payment_id=payment_id("shop", "1"),
+    sequence=2,
+    type="captured",
+    status="captured",
+    amount_minor=1250,
+    currency="GBP",
+    occurred_at_ms=1_790_000_000_123,
+    gateway="northbank",
+    attempt=1,
+    detail="chosen because it is cheap",
+    actor="alice",
+)
+
+
+def read(**changed: Any) -> Endpoints:
+    table = {"merchant": "shop", "url": "https://shop.example/h", "secrets": [SECRET], **changed}
+    text = json.dumps({"endpoints": {"shop-main": table}})
+    return read_endpoints(text, "endpoints.json", allow_http=False, allow_private=False)
+
+
+def test_an_endpoint_hears_of_its_own_merchants_outcomes() -> None:
+    """Other merchants' events, and steps on the way, are not for it; it may ask for them."""
+    told = read()
+    assert [each.name for each in told.of(EVENT)] == ["shop-main"]
+    assert told.of(replace(EVENT, merchant_id="other")) == []
+    assert told.of(replace(EVENT, type="inquiry_started")) == []
+    assert read(events=["inquiry_started"]).of(EVENT) == []
+    assert read(events=["*"]).of(replace(EVENT, type="inquiry_started")) != []
+
+
+def test_the_documents_example_and_list_are_what_the_program_takes() -> None:
+    """The file in docs/notifications.md can be used as it stands, and names every default event."""
+    text = (TOP / "docs/notifications.md").read_text(encoding="utf-8")
+    example = text.split("```toml\n")[1].split("```")[0]
+    told = read_endpoints(example, "the example", allow_http=False, allow_private=False)
+    assert [len(each.secrets) for each in told.by_name.values()] == [1, 2]
+    (listed,) = re.findall(r"By default an endpoint hears: ([^.]*)\.", text)
+    assert set(re.findall(r"`(\w+)`", listed)) == MERCHANT_EVENTS
+
+
+def test_every_event_that_is_told_by_default_exists() -> None:
+    """A misspelt one would be told never; the vocabulary is the lifecycle's own."""
+    assert known_events() >= MERCHANT_EVENTS
+    assert {"captured", "refunded", "dispute_opened", "payment_started"} <= known_events()
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"url": "http://shop.example/h"}, "https"),
+        ({"url": "https://10.0.0.7/h"}, "public"),
+        ({"secrets": []}, "secrets"),
+        ({"secrets": [SECRET] * 5}, "secrets"),
+        ({"secrets": ["plain"]}, "whsec_"),
+        ({"events": ["capturd"]}, "capturd"),
+        ({"merchant": "no merchant"}, "merchant"),
+        ({"timeout_ms": 5}, "timeout_ms"),
+        ({"concurrency_max": 0}, "concurrency_max"),
+        ({"urll": "x"}, "urll"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_endpoint(changed: dict[str, Any], why: str) -> None:
+    """A person reads which endpoint and what of it, and no secret."""
+    with pytest.raises(UserError, match="shop-main") as refused:
+        read(**changed)
+    assert why in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+def test_a_change_of_the_file_is_taken_and_a_bad_one_is_not(tmp_path: Path) -> None:
+    """A new secret counts without a restart; a file that cannot be used changes nothing."""
+    path = tmp_path / "endpoints.toml"
+    text = f'[endpoints.a]\nmerchant="shop"\nurl="https://shop.example/h"\nsecrets=["{SECRET}"]\n'
+    path.write_text(text)
+    file = EndpointFile(path)
+    assert list(file.load().by_name) == ["a"]
+    path.write_text(text + text.replace("endpoints.a", "endpoints.b"))
+    assert list(file.look().by_name) == ["a", "b"]
+    for broken in ("nonsense", text.replace("https", "http")):
+        path.write_text(broken)
+        assert list(file.look().by_name) == ["a", "b"]
+    path.unlink()
+    assert list(file.look().by_name) == ["a", "b"]
+    path.write_text(text)
+    assert list(file.look().by_name) == ["a"]
+    with pytest.raises(UserError, match="PAYSTREAM_MERCHANT_ENDPOINTS"):
+        EndpointFile(tmp_path / "missing").load()
+
+
+def test_an_event_has_one_id_and_one_body_for_ever() -> None:
+    """Repeated from anywhere, a receiver sees the same bytes under the same id."""
+    first, again = callback_of(EVENT, "shop-main", 3), callback_of(EVENT, "shop-main", 3)
+    assert first == again
+    assert first.event_id == EVENT.event_id
+    said = json.loads(first.body)
+    assert (said["type"], said["timestamp"]) == ("payment.captured", "2026-09-21T14:13:20.123Z")
+    assert said["data"]["amount_minor"] == 1250
+
+
+def test_what_is_written_for_our_own_people_stays_here() -> None:
+    """No detail, no person's name, no gateway goes to a merchant."""
+    body = callback_of(EVENT, "shop-main", 3).body
+    for inside in (b"cheap", b"alice", b"northbank", b"attempt", b"actor", b"detail"):
+        assert inside not in body
