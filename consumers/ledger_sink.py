@@ -29,8 +29,9 @@ from pipeline.domain.model import Settlement
 from pipeline.domain.posting import PostingRefused, journal_entry
 from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
+from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
-from pipeline.ledger.journal import Item, Journal, Progress, Source
+from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter

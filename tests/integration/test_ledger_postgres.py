@@ -9,8 +9,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable
-from pipeline.ledger.journal import Item, Progress
+from pipeline.ledger.journal import Progress
 from pipeline.ledger.queries import drifted_balances, entry_count
 from tests.support.ledger import (
     LedgerSuite,
@@ -20,6 +21,8 @@ from tests.support.ledger import (
     insert_line,
     journal_at,
 )
+from tests.support.ledger_migrations import MigrationSuite
+from tests.support.ledger_rules import RulesSuite
 
 pytestmark = pytest.mark.integration
 
@@ -36,6 +39,19 @@ def url(postgres_url: str) -> Iterator[str]:
 
 
 class TestOnPostgres(LedgerSuite):
+    pass
+
+
+class TestRulesOnPostgres(RulesSuite):
+    pass
+
+
+@pytest.fixture
+def other_url(own_postgres_url: str) -> str:
+    return own_postgres_url
+
+
+class TestMigrationsOnPostgres(MigrationSuite):
     pass
 
 

@@ -15,8 +15,9 @@ from pipeline.domain.model import Settlement
 from pipeline.domain.posting import JournalEntry, Posting, journal_entry
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import OffsetMoved, SettlementConflicts, SourceChanged
-from pipeline.ledger.journal import Item, Journal, Progress, Source
+from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.ledger.queries import (
     balances,
     booked_offsets,
@@ -450,7 +451,8 @@ def insert_entry(connection: Any, number: int, entry: JournalEntry, *, offset: i
     connection.execute(
         text(
             "INSERT INTO journal_entries VALUES (:number, :entry_id, :settlement_id, 'capture', "
-            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2)"
+            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2, 0, "
+            "'', '')"
         ),
         {
             "number": number,
