@@ -32,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
 from pipeline.ledger.journal import Journal, Progress, Source
+from pipeline.ledger.sealer import Sealer
 from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
@@ -224,6 +225,8 @@ class LedgerSink:
             on_lost=self._on_revoke,
         )
         _log.info("ledger sink %s books %s", self._instance_id, self._topic)
+        sealer = Sealer(self._engine)
+        sealer.start()
         try:
             while not self._stopping():
                 self._turn()
@@ -231,6 +234,7 @@ class LedgerSink:
             pass
         finally:
             self._closing = True
+            sealer.stop()
             self._consumer.close()
         _log.info("ledger sink %s stopped", self._instance_id)
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, func, insert, select
 
 from pipeline.domain.decisions import PERIOD_CLOSE, Rules, close_body, closing_of, rules_of
@@ -35,7 +36,7 @@ def decide(
     ).scalar_one()
     sequence = int(last) + 1
     event = LedgerEvent(
-        event_id=str(uuid.uuid5(_EVENTS, f"{sequence}/{kind}/{actor}/{now_ms}/{body}")),
+        event_id="",
         kind=kind,
         sequence=sequence,
         actor=actor,
@@ -43,8 +44,18 @@ def decide(
         decided_at_ms=now_ms,
         body=body,
     )
+    event = replace(event, event_id=event_id_of(event))
     record(connection, event)
     return event
+
+
+def event_id_of(event: LedgerEvent) -> str:
+    """Derived from all that it says, so that a changed decision does not fit its id."""
+    said = "\x1f".join(
+        (str(event.sequence), event.kind, event.actor, event.reason, str(event.decided_at_ms),
+         event.body)
+    )  # fmt: skip
+    return str(uuid.uuid5(_EVENTS, said))
 
 
 def record(connection: Connection, event: LedgerEvent) -> None:

@@ -23,6 +23,7 @@ from tests.support.ledger import (
 )
 from tests.support.ledger_migrations import MigrationSuite
 from tests.support.ledger_rules import RulesSuite
+from tests.support.ledger_seals import SealsSuite
 
 pytestmark = pytest.mark.integration
 
@@ -43,6 +44,10 @@ class TestOnPostgres(LedgerSuite):
 
 
 class TestRulesOnPostgres(RulesSuite):
+    pass
+
+
+class TestSealsOnPostgres(SealsSuite):
     pass
 
 

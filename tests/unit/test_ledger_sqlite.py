@@ -18,6 +18,7 @@ from pipeline.ledger.queries import entry_count, trial_balance
 from tests.support.ledger import SOURCE, LedgerSuite, entry_of, journal_at
 from tests.support.ledger_migrations import MigrationSuite
 from tests.support.ledger_rules import RulesSuite
+from tests.support.ledger_seals import SealsSuite
 
 
 @pytest.fixture
@@ -30,6 +31,10 @@ class TestOnSqlite(LedgerSuite):
 
 
 class TestRulesOnSqlite(RulesSuite):
+    pass
+
+
+class TestSealsOnSqlite(SealsSuite):
     pass
 
 
