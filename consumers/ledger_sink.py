@@ -23,11 +23,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine
 
+from consumers.settlement_entry import NotBookable, entry_of_record
 from pipeline.domain.invariant import invariant
-from pipeline.domain.keys import record_key
-from pipeline.domain.model import Settlement
-from pipeline.domain.posting import PostingRefused, journal_entry
-from pipeline.domain.records import settlement_from_record
+from pipeline.domain.posting import JournalEntry
 from pipeline.errors import UserError
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
@@ -38,13 +36,12 @@ from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, requ
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import input_record
 from schemas.codec import Codec
-from schemas.errors import DecodeError, RegistryUnavailable
+from schemas.errors import RegistryUnavailable
 from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, Catalogue
 
 _log = logging.getLogger(__name__)
 
 STAGE: Final = "ledger"
-KEY_MISMATCH: Final = "key_mismatch"
 SETTLEMENT_CONFLICT: Final = "settlement_conflict"
 
 # A batch of 2,000 holds the database for about a tenth of a second; larger ones gain little.
@@ -288,33 +285,23 @@ class LedgerSink:
         return batch
 
     def _read(self, message: Any, partition: int, offset: int, batch: _Batch) -> None:
-        try:
-            settlement = self._decoded(message.value() or b"")
-        except DecodeError as error:
-            batch.refused.append(_Refused(message, error.kind, error.detail))
+        made = self._made(message.key(), message.value() or b"")
+        if isinstance(made, NotBookable):
+            batch.refused.append(_Refused(message, made.cause, made.detail))
             return
-        if message.key() != record_key(settlement.merchant_id, settlement.order_id):
-            batch.refused.append(
-                _Refused(message, KEY_MISMATCH, "the key is not the payload's merchant and order")
-            )
-            return
-        entry = journal_entry(settlement)
-        if isinstance(entry, PostingRefused):
-            batch.refused.append(_Refused(message, entry.rule, entry.detail))
-            return
-        batch.items.append(Item(partition, offset, entry))
+        batch.items.append(Item(partition, offset, made))
         batch.messages[partition, offset] = message
 
-    def _decoded(self, value: bytes) -> Settlement:
+    def _made(self, key: bytes | None, value: bytes) -> JournalEntry | NotBookable:
         retry_s = RETRY_S_MIN
         while True:
             try:
-                settlement = settlement_from_record(self._decode(value))
+                made = entry_of_record(self._decode, key, value)
             except RegistryUnavailable as error:
                 retry_s = self._wait_for("the schema registry", error, retry_s)
             else:
                 self._resume()
-                return settlement
+                return made
 
     # Booking ------------------------------------------------------------------------------------
 

@@ -15,16 +15,20 @@ from msgspec import Struct
 from pipeline.domain.accounts import is_account
 from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
 from pipeline.domain.invariant import invariant
+from pipeline.domain.keys import valid_id
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.periods import Closing
-from pipeline.domain.posting import AMOUNT_MINOR_MAX, Posting
+from pipeline.domain.posting import AMOUNT_MINOR_MAX, RULE_OF, Posting
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
 FEE_SCHEDULE: Final = "fee_schedule"
 PERIOD_CLOSE: Final = "period_close"
 ENTRY: Final = "entry"
+
+# The kind of the entries that set a closed month's tiers right.
+FEE_TRUE_UP: Final = "fee_true_up"
 
 
 class Rules(Struct, frozen=True):
@@ -85,6 +89,10 @@ def closing_of(event: LedgerEvent) -> Closing:
 
 def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequence[Posting]) -> str:
     """UserError when the lines cannot be booked."""
+    if not valid_id(kind) or kind in RULE_OF or kind == FEE_TRUE_UP:
+        raise UserError(f"{kind!r} is no kind of an entry by hand: use adjustment, conversion, ...")
+    if merchant_id and not valid_id(merchant_id):
+        raise UserError(f"{merchant_id!r} is no merchant's id.")
     if not is_date(business_date):
         raise UserError(f"{business_date!r} is no date: write YYYY-MM-DD.")
     sums: dict[str, int] = {}

@@ -163,6 +163,20 @@ def chain_heads(connection: Connection) -> list[ChainHead]:
     ]  # fmt: skip
 
 
+def hash_at(connection: Connection, topic: str, partition: int, position: int) -> bytes:
+    """The seal of the so many-th entry of a partition; it is there."""
+    found = connection.execute(
+        select(entry_seals.c.hash)
+        .join(chains, chains.c.chain_id == entry_seals.c.chain_id)
+        .where(
+            chains.c.topic == topic,
+            chains.c.partition == partition,
+            entry_seals.c.position == position,
+        )
+    ).scalar_one()
+    return bytes(found)
+
+
 def booked_entries(
     connection: Connection,
     topic: str,

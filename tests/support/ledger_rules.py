@@ -10,17 +10,27 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.domain.decisions import schedule_body
+from pipeline.domain.decisions import ENTRY, entry_body, schedule_body
 from pipeline.domain.fee_schedule import read_schedule
+from pipeline.domain.posting import Posting
+from pipeline.domain.transfers import conversion
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
-from pipeline.ledger.decisions import all_decisions, decide_close, decide_terms, unpublished
+from pipeline.ledger.decision_booking import book_decision
+from pipeline.ledger.decisions import (
+    all_decisions,
+    decide,
+    decide_close,
+    decide_terms,
+    unpublished,
+)
 from pipeline.ledger.entries import Item, entries_of_payments
-from pipeline.ledger.journal import Journal, Progress
+from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances, entry_count
 from tests.support.ledger import PAIR, SOURCE, book_by_hand, entry_of, journal_at
 
 TOPIC = SOURCE.topic
+EVENTS = Source("cluster", "ledger-events", "events")
 NOW_MS = 1_700_000_100_000
 STANDARD: dict[str, Any] = {
     "plans": [{"name": "p", "currency": "GBP", "percentage": "2", "fixed_minor": 10,
@@ -44,6 +54,13 @@ def close(engine: Engine, through: str) -> None:
         decide_close(
             connection, TOPIC, through=through, actor="anna", reason="month end", now_ms=NOW_MS
         )
+
+
+def book_all(engine: Engine) -> int:
+    """As if every decision had been published, at its number; how many entries were made."""
+    with reading(engine) as connection:
+        waiting = unpublished(connection)
+    return sum(book_decision(engine, EVENTS, event, 0, event.sequence) for event in waiting)
 
 
 def seal(engine: Engine) -> None:
@@ -179,6 +196,89 @@ class RulesSuite:
             connection.execute(text("UPDATE closed_periods SET sealed = 1"))
         with pytest.raises(DBAPIError, match="never changed"), engine.begin() as connection:
             connection.execute(text(attack))
+
+    def test_a_closed_month_sets_its_tiers_right(self, engine: Engine) -> None:
+        """1.5 % plain, 1.0 % above 100.00: of 130.00 in December, 30.00 * -0.5 % = -0.15.
+
+        What came after the cut is January's, what was captured without terms counts nowhere, and a
+        month that is closed by days is set right with its last one.
+        """
+        tiers = [{"above_minor": 100_00, "percentage": "1.0"}]
+        plan = {"name": "p", "currency": "GBP", "percentage": "1.5", "tiers": tiers}
+        journal = journal_at(engine)
+        journal.post([Item(0, 0, entry_of(1, amount_minor=500_00, merchant_id="shop"))],
+                     {0: Progress(0, 1)})  # fmt: skip
+        announce(engine, {"plans": [plan]}, from_ms=1_700_000_000_501)
+        later = {"settled_at_ms": 1_700_000_000_600, "merchant_id": "shop"}
+        sales = [
+            entry_of(2, amount_minor=80_00, payment_method="card", **later),
+            entry_of(3, amount_minor=50_00, **later),
+            entry_of(5, amount_minor=70_00, business_date="2011-01-02", **later),
+        ]
+        journal.post([Item(0, n, e) for n, e in enumerate(sales, 1)], {0: Progress(1, 4)})
+        for day, made in (("2010-12-15", 0), ("2010-12-31", 1)):
+            close(engine, day)
+            journal.post([Item(0, 9 if made else 4, entry_of(90 + made, **later))],
+                         {0: Progress(*((5, 10) if made else (4, 5)))})  # fmt: skip
+            assert book_all(engine) == made
+        with reading(engine) as connection:
+            row = connection.execute(
+                text("SELECT * FROM journal_entries WHERE kind = 'fee_true_up'")
+            ).one()
+            lines = connection.execute(
+                text("SELECT a.name, p.amount_minor FROM postings p "
+                     "JOIN accounts a USING (account_id) WHERE entry_number = :n ORDER BY line"),
+                {"n": row.entry_number},
+            ).all()  # fmt: skip
+            assert drifted_balances(connection) == []
+        assert (row.merchant_id, row.business_date, row.booked_date, row.terms) == (
+            "shop", "2010-12-31", "", "1/p/",
+        )  # fmt: skip
+        assert (row.source_topic, row.source_offset) == (EVENTS.topic, 3)
+        # 12.50 came after the first close and counts under the 16th: 142.50 in all, so -0.2125.
+        assert [tuple(line) for line in lines] == [
+            ("merchant_payable:shop", -21), ("fee_revenue:shop", 21),
+        ]  # fmt: skip
+
+    def test_an_entry_by_hand_is_booked_once_under_an_open_day(self, engine: Engine) -> None:
+        """A conversion of a closed day counts under the next one; both currencies balance."""
+        close(engine, "2010-12-31")
+        lines = conversion("merchant_available:shop", ("GBP", -100_00), ("EUR", -115_20))
+        with engine.begin() as connection:
+            decide(
+                connection, kind=ENTRY, body=entry_body("conversion", "shop", "2010-12-30", lines),
+                actor="anna", reason="payout in euro", now_ms=NOW_MS,
+            )  # fmt: skip
+        assert book_all(engine) == 1
+        assert book_all(engine) == 0
+        with reading(engine) as connection:
+            row = connection.execute(text("SELECT * FROM journal_entries")).one()
+            kept = {(b.account, b.currency): b.balance_minor for b in balances(connection)}
+        assert (row.kind, row.business_date, row.booked_date) == (
+            "conversion", "2010-12-30", "2011-01-01",
+        )  # fmt: skip
+        assert kept == {
+            ("merchant_available:shop", "GBP"): 100_00, ("currency_position:GBP", "GBP"): -100_00,
+            ("merchant_available:shop", "EUR"): -115_20, ("currency_position:EUR", "EUR"): 115_20,
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("kind", "day", "lines", "said"),
+        [
+            ("capture", "2010-12-01", [("bank:x", "GBP", 1), ("bank:y", "GBP", -1)], "no kind"),
+            ("adjustment", "yesterday", [("bank:x", "GBP", 1), ("bank:y", "GBP", -1)], "no date"),
+            ("adjustment", "2010-12-01", [("bank", "GBP", 1), ("bank:y", "GBP", -1)], "no account"),
+            ("adjustment", "2010-12-01", [("bank:x", "GBP", 1)], "balances"),
+            ("adjustment", "2010-12-01", [("bank:x", "GBP", 1), ("bank:y", "EUR", -1)], "balances"),
+            ("adjustment", "2010-12-01", [("bank:x", "gbp", 1), ("bank:y", "gbp", -1)], "ISO 4217"),
+        ],
+    )
+    def test_an_entry_by_hand_that_cannot_be_booked_is_not_decided(
+        self, kind: str, day: str, lines: list[tuple[str, str, int]], said: str
+    ) -> None:
+        """It would be published and stay; so it is refused before, in one sentence."""
+        with pytest.raises(UserError, match=said):
+            entry_body(kind, "", day, [Posting(*line) for line in lines])
 
     def test_a_close_beside_writers_is_seen_by_each_batch_whole(self, engine: Engine) -> None:
         """Two partitions are written while the period is closed: an entry's day tells which side
