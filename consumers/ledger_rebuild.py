@@ -7,7 +7,7 @@ decisions post; then the seals.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from msgspec import Struct
@@ -17,7 +17,7 @@ from consumers.settlement_entry import NotBookable, entry_of_record
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
-from pipeline.ledger.decisions import record as keep_decision
+from pipeline.ledger.decisions import adopt
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import SettlementConflicts
 from pipeline.ledger.journal import Journal, Progress
@@ -64,14 +64,13 @@ def rebuild(
     """
     topic = catalogue.name("settlements")
     _require_empty(engine)
-    for each in (topic, catalogue.name("ledger-events")):
-        _require_whole(bootstrap_servers, each)
+    _require_whole(bootstrap_servers, catalogue.name("ledger-events"))
+    log_ends = _require_whole(bootstrap_servers, topic)
     log = LedgerEvents(bootstrap_servers, catalogue, codec)
     events = log.read()
     with engine.begin() as connection:
-        for each_event in events:
-            keep_decision(connection, each_event.event)
-    refused = _book_settlements(bootstrap_servers, topic, codec, engine, on_batch)
+        adopt(connection, [each.event for each in events])
+    refused = _book_settlements(bootstrap_servers, topic, codec, engine, log_ends, on_batch)
     source = log.source()
     for published in events:
         book_decision(engine, source, published.event, published.partition, published.offset)
@@ -104,13 +103,16 @@ def _book_settlements(
     topic: str,
     codec: Codec,
     engine: Engine,
+    log_ends: Mapping[int, int],
     on_batch: Callable[[int], None],
 ) -> int:
     journal = Journal(engine, topic_source(bootstrap_servers, topic))
     decode = codec.decoder("settlement")
     items: list[Item] = []
-    begun: dict[int, int] = {}
-    ends: dict[int, int] = {}
+    begun = dict.fromkeys(log_ends, 0)
+    ends = dict(begun)
+    for partition in begun:
+        journal.begin_partition(partition, 0)
     refused = 0
 
     def book() -> None:
@@ -130,9 +132,6 @@ def _book_settlements(
         on_batch(posted.posted)
 
     for record in TopicReader(bootstrap_servers).by_time(topic, None, None):
-        if record.partition not in begun:
-            journal.begin_partition(record.partition, 0)
-            begun[record.partition] = 0
         made = entry_of_record(decode, record.key, record.value or b"")
         ends[record.partition] = record.offset + 1
         if isinstance(made, NotBookable):
@@ -141,8 +140,10 @@ def _book_settlements(
             items.append(Item(record.partition, record.offset, made))
         if len(items) >= BATCH_RECORDS:
             book()
-    if ends:
-        book()
+    # Up to the control records behind the last settlement, as the live ledger gets.
+    for partition, end in log_ends.items():
+        ends[partition] = max(ends[partition], end)
+    book()
     return refused
 
 
@@ -155,15 +156,16 @@ def _require_empty(engine: Engine) -> None:
                 )
 
 
-def _require_whole(bootstrap_servers: str, topic: str) -> None:
-    """Books are only the same when nothing that they were made of is gone."""
+def _require_whole(bootstrap_servers: str, topic: str) -> dict[int, int]:
+    """The topic's ends. Books are only the same when nothing that they were made of is gone."""
+    ends = {}
     consumer = Consumer(
         {"bootstrap.servers": bootstrap_servers, "group.id": "paystream-past", "log_level": 0}
     )
     try:
         found = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
         for partition in sorted(found.partitions):
-            low, _ = consumer.get_watermark_offsets(
+            low, ends[partition] = consumer.get_watermark_offsets(
                 TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
             )
             if low:
@@ -176,3 +178,4 @@ def _require_whole(bootstrap_servers: str, topic: str) -> None:
         raise UserError(f"the cluster does not answer: {error.args[0].str()}.") from error
     finally:
         consumer.close()
+    return ends

@@ -27,6 +27,7 @@ from consumers.settlement_entry import NotBookable, entry_of_record
 from pipeline.domain.invariant import invariant
 from pipeline.domain.posting import JournalEntry
 from pipeline.errors import UserError
+from pipeline.ledger.decisions import adopt
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
 from pipeline.ledger.journal import Journal, Progress, Source
@@ -35,6 +36,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import input_record
+from producers.ledger_events import LedgerEvents
 from schemas.codec import Codec
 from schemas.errors import RegistryUnavailable
 from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, Catalogue
@@ -169,6 +171,7 @@ class LedgerSink:
         self._catalogue = catalogue
         self._topic = catalogue.name("settlements")
         self._decode = codec.decoder("settlement")
+        self._decisions = LedgerEvents(bootstrap_servers, catalogue, codec)
         self._instance_id = instance_id
         self._metrics: LedgerMetrics = metrics if metrics is not None else NoMetrics()
         self._batch_records_max = batch_records_max
@@ -199,6 +202,7 @@ class LedgerSink:
         quiet: dict[str, Any] = {"bootstrap.servers": self._bootstrap_servers, "log_level": 2}
         admin = AdminClient(quiet, logger=_log)
         self._journal = Journal(self._engine, self._source(admin), on_step=failpoints.hit)
+        self._adopt_decisions(admin)
         self._consumer = Consumer(
             {
                 **consumer_config(
@@ -244,6 +248,20 @@ class LedgerSink:
             )
         cluster_id, topic_id = cluster_and_topic_id(admin, self._topic)
         return Source(cluster_id, self._topic, topic_id)
+
+    def _adopt_decisions(self, admin: AdminClient) -> None:
+        """A new ledger, or one from a backup, follows what was decided before it books anything."""
+        topic = self._catalogue.name("ledger-events")
+        if topic not in require_reachable(admin, self._bootstrap_servers).topics:
+            return
+        events = self._decisions.read()
+        with self._engine.begin() as connection:
+            taken = adopt(connection, [each.event for each in events])
+        if taken:
+            _log.warning(
+                "took over %d decisions from %s; when the ledger has caught up, run "
+                "`paystream ledger publish`", taken, topic,
+            )  # fmt: skip
 
     # One turn of the loop -----------------------------------------------------------------------
 

@@ -17,9 +17,8 @@ from sqlalchemy import Engine
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.records import ledger_event_from_record, to_record
 from pipeline.errors import UserError
-from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
-from pipeline.ledger.decisions import unpublished
+from pipeline.ledger.decisions import adopt, unpublished
 from pipeline.ledger.journal import Source
 from pipeline.runtime.cluster import cluster_and_topic_id, require_reachable
 from pipeline.runtime.topic_reader import TopicReader
@@ -82,26 +81,22 @@ class LedgerEvents:
     def publish(self, engine: Engine, on_step: Callable[[str], None] = lambda _step: None) -> int:
         """Publish what is decided and book what it posts, in order; how many entries that made.
 
+        What the topic has and the ledger has not is taken over first. UserError when the two
+        contradict each other: another ledger has decided on these topics.
+
         ``on_step`` is told the steps, for tests that end the process there.
         """
-        with reading(engine) as connection:
-            waiting = unpublished(connection)
-        if not waiting:
-            return 0
         source = self.source()
         there = {each.event.event_id: each for each in self.read()}
-        taken = {each.event.sequence for each in there.values()}
+        with engine.begin() as connection:
+            adopt(connection, [each.event for each in there.values()])
+            waiting = unpublished(connection)
         made = 0
         for event in waiting:
             on_step("decided")
             place = there.get(event.event_id)
             if place is not None:
                 partition, offset = place.partition, place.offset
-            elif event.sequence in taken:
-                raise UserError(
-                    f"{self._topic} has another decision {event.sequence}: another ledger decides "
-                    "on these topics. Use its database, or rebuild this one from the topics."
-                )
             else:
                 partition, offset = self._deliver(event)
             on_step("published")

@@ -24,6 +24,7 @@ from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import day_after, last_day, months_ended
 from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
 from pipeline.domain.transfers import fee_true_up
+from pipeline.errors import UserError
 from pipeline.ledger.decisions import current_rules
 from pipeline.ledger.entries import EntryWriter, Item
 from pipeline.ledger.guards.v2 import ENTRIES_LOCK
@@ -57,15 +58,14 @@ def book_decision(
         ).rowcount
         if not booked:
             return 0
+        if event.kind == PERIOD_CLOSE:
+            _require_booked_to_the_cuts(connection, source.topic, event)
         rules = current_rules(connection, Rules())
         entries = _entries(connection, event, rules)
         if entries:
             writer = EntryWriter(connection.dialect.name, now_ms)
-            writer.insert(
-                connection,
-                source.topic,
-                [Item(partition, offset, entry, part) for part, entry in enumerate(entries)],
-            )
+            items = [Item(partition, offset, entry, part) for part, entry in enumerate(entries)]
+            writer.add_balances(connection, writer.insert(connection, source.topic, items))
         if event.kind == PERIOD_CLOSE:
             connection.execute(
                 update(closed_periods)
@@ -74,6 +74,25 @@ def book_decision(
             )
         _move_offset(connection, source, partition, offset + 1, now_ms())
         return len(entries)
+
+
+def _require_booked_to_the_cuts(
+    connection: Connection, decisions_topic: str, event: LedgerEvent
+) -> None:
+    """A ledger that took the close over from the topic may still have to book the period."""
+    rows = connection.execute(
+        select(consumer_offsets.c.partition, consumer_offsets.c.next_offset).where(
+            consumer_offsets.c.topic != decisions_topic
+        )
+    )
+    booked = {row.partition: row.next_offset for row in rows}
+    for partition, cut in closing_of(event).cuts.items():
+        if booked.get(partition, 0) < cut:
+            raise UserError(
+                f"the settlements of partition {partition} are booked up to "
+                f"{booked.get(partition, 0)}, the period was closed at {cut}: let the ledger "
+                "catch up, then run `paystream ledger publish`."
+            )
 
 
 def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequence[JournalEntry]:

@@ -83,6 +83,27 @@ def record(connection: Connection, event: LedgerEvent) -> None:
         )
 
 
+def adopt(connection: Connection, events: Sequence[LedgerEvent]) -> int:
+    """Take over the decisions that the topic has and this ledger has not; how many.
+
+    A new ledger, or one restored from a backup, has to follow them like the one that made them.
+    UserError when the two contradict each other.
+    """
+    lock_decisions(connection)
+    known = {event.sequence: event.event_id for event in all_decisions(connection)}
+    taken = 0
+    for event in sorted(events, key=lambda each: each.sequence):
+        if event.sequence not in known:
+            record(connection, event)
+            taken += 1
+        elif known[event.sequence] != event.event_id:
+            raise UserError(
+                f"decision {event.sequence} of this ledger is another one than in the topic: "
+                "another ledger decides on these topics. Use its database, or rebuild this one."
+            )
+    return taken
+
+
 def lock_decisions(connection: Connection) -> None:
     """SQLite has one writer at a time anyway."""
     if connection.dialect.name == "postgresql":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Text, any_, cast, insert, select
 from sqlalchemy.dialects import postgresql
 
 from pipeline.domain.posting import JournalEntry, Posting
@@ -17,6 +17,10 @@ from pipeline.ledger.tables import accounts, journal_entries, postings
 _ACCOUNTS_CACHED_MAX: Final = 200_000
 # Values in one IN list: below SQLite's limit of variables in every build.
 _IN_LIST_MAX: Final = 500
+
+
+# Debits and credits by account number and currency.
+Sums = dict[tuple[int, str], list[int]]
 
 
 class Item(Struct, frozen=True, gc=False):
@@ -42,14 +46,15 @@ class EntryWriter:
         """Which of these entries are booked."""
         return self._statements.known(connection, entry_ids) if entry_ids else set()
 
-    def insert(self, connection: Connection, topic: str, items: Sequence[Item]) -> None:
-        """Write the entries of one topic, in the connection's transaction."""
+    def insert(self, connection: Connection, topic: str, items: Sequence[Item]) -> Sums:
+        """Write the entries of one topic, in the connection's transaction; what ``add_balances``
+        has to add."""
         account_ids = self._account_ids(connection, items)
         numbers = self._statements.entry_numbers(connection, len(items))
         posted_at_ms = self._now_ms()
         posting_rows: list[Row] = []
         entry_rows: list[Row] = []
-        sums: dict[tuple[int, str], list[int]] = {}
+        sums: Sums = {}
         for number, item in zip(numbers, items, strict=True):
             e = item.entry
             for line, posting in enumerate(e.postings, 1):
@@ -89,8 +94,11 @@ class EntryWriter:
                 )
             )
         self._statements.insert(connection, posting_rows, entry_rows)
-        # Last, once a batch and in one order: an account that many share is locked from here to
-        # the commit, and no longer.
+        return sums
+
+    def add_balances(self, connection: Connection, sums: Sums) -> None:
+        """Last in a transaction, once a batch and in one order: an account that many share is
+        locked from here to the commit, and no longer."""
         self._statements.add_balances(
             connection, [(*key, debits, credits) for key, (debits, credits) in sorted(sums.items())]
         )
@@ -144,7 +152,7 @@ def entries_of_payments(
 
 def _entries(connection: Connection, column: Any, values: Sequence[str]) -> list[JournalEntry]:
     found: list[JournalEntry] = []
-    for start in range(0, len(values), _IN_LIST_MAX):
+    for wanted in _among(connection, column, values):
         rows = connection.execute(
             select(
                 journal_entries,
@@ -154,7 +162,7 @@ def _entries(connection: Connection, column: Any, values: Sequence[str]) -> list
             )
             .join(postings, postings.c.entry_number == journal_entries.c.entry_number)
             .join(accounts, accounts.c.account_id == postings.c.account_id)
-            .where(column.in_(values[start : start + _IN_LIST_MAX]))
+            .where(wanted)
             .order_by(
                 journal_entries.c.source_offset,
                 journal_entries.c.source_part,
@@ -195,11 +203,17 @@ def _entry(row: Any, lines: tuple[Posting, ...]) -> JournalEntry:
 
 def _account_ids_of(connection: Connection, names: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
-    for start in range(0, len(names), _IN_LIST_MAX):
-        rows = connection.execute(
-            select(accounts.c.name, accounts.c.account_id).where(
-                accounts.c.name.in_(names[start : start + _IN_LIST_MAX])
-            )
-        )
+    for wanted in _among(connection, accounts.c.name, names):
+        rows = connection.execute(select(accounts.c.name, accounts.c.account_id).where(wanted))
         found.update({row.name: row.account_id for row in rows})
     return found
+
+
+def _among(connection: Connection, column: Any, values: Sequence[str]) -> Iterator[Any]:
+    """Conditions that together say that the column has one of the values."""
+    if connection.dialect.name == "postgresql":
+        # One parameter however many they are, so one plan for all.
+        yield column == any_(cast(list(values), postgresql.ARRAY(Text)))
+        return
+    for start in range(0, len(values), _IN_LIST_MAX):
+        yield column.in_(values[start : start + _IN_LIST_MAX])

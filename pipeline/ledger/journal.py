@@ -165,9 +165,11 @@ class Journal:
                 self._on_step("ledger.offsets_set")
                 fresh, duplicates = self._sort_out(connection, items)
                 if fresh:
-                    self._writer.insert(
-                        connection, self._source.topic, self._made(connection, fresh)
-                    )
+                    made = self._made(connection, fresh)
+                    sums = self._writer.insert(connection, self._source.topic, made)
+                    # Everything is checked, and nothing is locked that another writer wants.
+                    self._on_step("ledger.entries_checked")
+                    self._writer.add_balances(connection, sums)
                 self._on_step("ledger.entries_inserted")
         except BaseException:
             self._writer.rolled_back()

@@ -196,12 +196,50 @@ def test_a_close_that_was_interrupted_is_taken_further_once(
 def test_a_second_ledger_cannot_decide_on_the_same_topics(flow: Flow, tmp_path: Path) -> None:
     """Its decision would contradict the first one's; it is refused and nothing is published."""
     urls = [f"sqlite:///{tmp_path / name}.db" for name in ("one", "two")]
-    for url in urls:
-        open_ledger(url).dispose()
+    engines = [open_ledger(url) for url in urls]
+    with engines[1].begin() as connection:
+        decide_close(connection, flow.topic, through="2010-11-30", actor="bert", reason="",
+                     now_ms=1)  # fmt: skip
     assert ledger(urls[0], "close", "2010-12", "--reason", "x").exit_code == 0
     with pytest.raises(UserError, match="another ledger decides"):
-        ledger(urls[1], "close", "2010-11", "--reason", "x")
+        ledger(urls[1], "publish")
+    with pytest.raises(UserError, match="another ledger decides"):
+        flow.sink(engines[1]).run(lambda: True)
     assert len(read_all(flow.kafka, flow.catalogue.name("ledger-events"))) == 1
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_new_ledger_follows_what_was_decided(flow: Flow, tmp_path: Path) -> None:
+    """A sink on an empty database makes the same books: decisions first, corrections last, and
+    not before it has caught up."""
+    schedule = tmp_path / "fees.toml"
+    schedule.write_text(SCHEDULE)
+    url, again_url = (f"sqlite:///{tmp_path / name}.db" for name in ("live", "again"))
+    engine = open_ledger(url)
+    assert ledger(url, "fees", "apply", str(schedule), "--reason", "prices",
+                  "--from", "2023-01-01").exit_code == 0  # fmt: skip
+    with flow.running(engine) as counts:
+        flow.publish(*sales(0, 30, "2010-12-01", payment_method="card"))
+        wait_until(lambda: counts.booked == 30, WAIT_S, "all are booked")
+    assert "3 corrections" in ledger(url, "close", "2010-12", "--reason", "x").output
+    again = open_ledger(again_url)
+    flow.sink(again).run(lambda: True)
+    with pytest.raises(UserError, match="let the ledger catch up"):
+        ledger(again_url, "publish")
+    with flow.running(again) as counts:
+        wait_until(lambda: booked(again) == 30, WAIT_S, "all are booked again")
+        done = ledger(again_url, "publish")
+    assert "3 entries were made now" in done.output
+    for each in (engine, again):
+        while seal(each):
+            pass
+    assert all(each.same for each in compare(engine, again))
+    with reading(engine) as one, reading(again) as other:
+        assert balances(one) == balances(other)
+    for each in (engine, again):
+        each.dispose()
 
 
 @pytest.mark.usefixtures("environment")

@@ -11,9 +11,10 @@ from sqlalchemy.exc import DBAPIError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable
-from pipeline.ledger.journal import Progress
+from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import drifted_balances, entry_count
 from tests.support.ledger import (
+    SOURCE,
     LedgerSuite,
     booked_number,
     entry_of,
@@ -86,6 +87,29 @@ def test_two_halves_from_two_transactions_are_refused(url: str) -> None:
             transaction.commit()
     with pytest.raises(DBAPIError), engine.begin() as connection:
         insert_line(connection, booked_number(engine), 2, "GBP", 7)
+    engine.dispose()
+
+
+def test_a_hot_merchant_does_not_keep_writers_from_each_other(url: str) -> None:
+    """While one writer's batch of a merchant is in and checked, another's of the same merchant is
+    booked from beginning to end: nothing both need is locked before the balances."""
+    # A lock that is held ends the test instead of hanging it.
+    engine = open_ledger(f"{url}?options=-c%20lock_timeout%3D5000")
+    journal_at(engine, 1).post([Item(1, 0, entry_of(1))], {1: Progress(0, 1)})
+    booked_meanwhile: list[int] = []
+
+    def book_another(name: str) -> None:
+        if name == "ledger.entries_checked":
+            done = Journal(engine, SOURCE).post([Item(1, 1, entry_of(4))], {1: Progress(1, 2)})
+            booked_meanwhile.append(done.posted)
+
+    journal = journal_at(engine, 0, on_step=book_another)
+    # Merchant m1, like entries 1 and 4.
+    assert journal.post([Item(0, 0, entry_of(7))], {0: Progress(0, 1)}).posted == 1
+    assert booked_meanwhile == [1]
+    with reading(engine) as connection:
+        assert entry_count(connection) == 3
+        assert drifted_balances(connection) == []
     engine.dispose()
 
 

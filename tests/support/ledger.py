@@ -279,7 +279,9 @@ class LedgerSuite:
                 ).scalar_one()
                 assert booked == offset.next_offset
 
-    @pytest.mark.parametrize("step", ["ledger.offsets_set", "ledger.entries_inserted"])
+    @pytest.mark.parametrize(
+        "step", ["ledger.offsets_set", "ledger.entries_checked", "ledger.entries_inserted"]
+    )
     def test_a_crash_before_the_commit_books_nothing(self, engine: Engine, step: str) -> None:
         """Whatever ends the transaction half way, neither entries nor offsets have moved."""
 
