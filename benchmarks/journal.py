@@ -125,7 +125,7 @@ def _book(url: str, entries: int, *, hot: bool) -> float:
 
 def _book_part(start: Any, url: str, entries: int, writer: int, hot: bool) -> None:
     work = [n for n in range(entries) if n % PARTITIONS % WRITERS == writer]
-    settlements = [(n % PARTITIONS, _settlement(n, hot)) for n in work]
+    settlements = [(n % PARTITIONS, settlement(n, hot)) for n in work]
     engine = open_ledger(url)
     journal = Journal(engine, SOURCE)
     booked = {p: 0 for p in range(PARTITIONS) if p % WRITERS == writer}
@@ -146,7 +146,7 @@ def _book_part(start: Any, url: str, entries: int, writer: int, hot: bool) -> No
 def _core(source_url: str, url: str) -> float:
     """The rows of the other database, into tables with primary keys only."""
     engine = create_engine(_driver(url))
-    _plain().create_all(engine)
+    plain().create_all(engine)
     engine.dispose()
     return _in_processes(_core_part, [(source_url, url, n) for n in range(WRITERS)])
 
@@ -177,7 +177,7 @@ def _core_part(start: Any, source_url: str, url: str, writer: int) -> None:
     for begin in range(0, len(heads), BATCH):
         part = heads[begin : begin + BATCH]
         batches.append((part, [line for head in part for line in lines[head["entry_number"]]]))
-    tables = _plain().tables
+    tables = plain().tables
     engine = create_engine(_driver(url))
     with engine.connect() as connection:
         # Connected before the clock starts, as the ledger's writers are.
@@ -190,14 +190,14 @@ def _core_part(start: Any, source_url: str, url: str, writer: int) -> None:
     engine.dispose()
 
 
-def _plain() -> MetaData:
+def plain() -> MetaData:
     """The same two tables, columns and types, with primary keys only."""
-    plain = MetaData()
+    made = MetaData()
     for table in (journal_entries, postings):
         columns = [Column(c.name, c.type, nullable=False) for c in table.columns]
         keys = [column.name for column in table.primary_key.columns]
-        Table(table.name, plain, *columns, PrimaryKeyConstraint(*keys))
-    return plain
+        Table(table.name, made, *columns, PrimaryKeyConstraint(*keys))
+    return made
 
 
 def _in_processes(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> float:
@@ -241,7 +241,7 @@ def _check(url: str, entries: int) -> int:
     return int(lines)
 
 
-def _settlement(number: int, hot: bool) -> Settlement:
+def settlement(number: int, hot: bool) -> Settlement:
     """The same for the same number. Every tenth gives back part of the sale twelve before it."""
     refund = number % REFUND_EVERY == REFUND_EVERY - 1 and number >= PARTITIONS
     # Twelve before lies in the same partition and is never a refund itself.
