@@ -247,7 +247,7 @@ def settlement(number: int, hot: bool) -> Settlement:
     # Twelve before lies in the same partition and is never a refund itself.
     sale = number - PARTITIONS if refund else number
     merchant = f"merchant-{sale % MERCHANTS}"
-    if hot and sale % 10 < HOT_IN_TEN:
+    if hot and sale // 10 % 10 < HOT_IN_TEN:
         merchant = "merchant-hot"
     order = f"order-{sale}"
     payment = payment_id(merchant, order)
