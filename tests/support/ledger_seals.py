@@ -128,6 +128,19 @@ class SealsSuite:
         assert found(engine) == {(name, place.format(n=number)) for name, place in wanted}
         assert {name for name, _ in wanted} <= set(DAMAGES)
 
+    def test_a_late_truth_moved_into_a_closed_period_is_found(self, engine: Engine) -> None:
+        """Also where the seals were made anew over it."""
+        booked(engine)
+        close(engine, "2010-12-31")
+        booked(engine, first=ENTRIES)
+        with without_guards(engine) as connection:
+            connection.execute(
+                text("UPDATE journal_entries SET booked_date = '' "
+                     "WHERE source_partition = 1 AND source_offset = 30")
+            )  # fmt: skip
+        seal(engine)
+        assert found(engine) == {("entry_in_closed_period", "settlements[1]@30")}
+
     def test_an_entry_slipped_in_behind_the_seals_is_found(self, engine: Engine) -> None:
         """A whole and balanced entry, at an offset that is sealed past."""
         booked(engine)
