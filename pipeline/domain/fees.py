@@ -113,7 +113,7 @@ def after(books: PaymentBooks, entry: JournalEntry) -> PaymentBooks:
         )
         changed = replace(
             books,
-            terms=books.terms if books.captures else entry.terms,
+            terms=entry.terms,
             captures=books.captures + 1,
             captured_minor=books.captured_minor + amount_minor,
             fee_minor=books.fee_minor + fee_minor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -14,8 +15,10 @@ from pipeline.ledger.errors import LedgerUnavailable
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import drifted_balances, entry_count
 from tests.support.ledger import (
+    PAIR,
     SOURCE,
     LedgerSuite,
+    book_by_hand,
     booked_number,
     entry_of,
     insert_entry,
@@ -23,7 +26,7 @@ from tests.support.ledger import (
     journal_at,
 )
 from tests.support.ledger_migrations import MigrationSuite
-from tests.support.ledger_rules import RulesSuite
+from tests.support.ledger_rules import RulesSuite, book_all, close
 from tests.support.ledger_seals import SealsSuite
 
 pytestmark = pytest.mark.integration
@@ -110,6 +113,28 @@ def test_a_hot_merchant_does_not_keep_writers_from_each_other(url: str) -> None:
     with reading(engine) as connection:
         assert entry_count(connection) == 3
         assert drifted_balances(connection) == []
+    engine.dispose()
+
+
+def test_sealing_a_period_waits_for_entries_that_are_being_made(url: str) -> None:
+    """An entry of any writer is in the period before it is sealed, or refused after: never in it
+    behind the seal's back."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    close(engine, "2010-12-31")
+    sealer = threading.Thread(target=book_all, args=(engine,))
+    with engine.begin() as connection:
+        insert_line(connection, 500, 1, "GBP", 100)
+        insert_line(connection, 500, 2, "GBP", -100)
+        insert_entry(connection, 500, entry_of(2), offset=9)
+        sealer.start()
+        sealer.join(0.5)
+        with reading(engine) as other:
+            sealed = other.execute(text("SELECT sealed FROM closed_periods")).scalar_one()
+        assert sealed == 0
+    sealer.join(30)
+    with pytest.raises(DBAPIError, match="the period is closed"):
+        book_by_hand(engine, 501, PAIR, entry_of(3), offset=10)
     engine.dispose()
 
 

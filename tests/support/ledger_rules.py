@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.domain.decisions import ENTRY, entry_body, schedule_body
+from pipeline.domain.decisions import ENTRY, Rules, entry_body, schedule_body
 from pipeline.domain.fee_schedule import read_schedule
 from pipeline.domain.posting import Posting
 from pipeline.domain.transfers import conversion
@@ -19,6 +19,7 @@ from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decision_booking import book_decision
 from pipeline.ledger.decisions import (
     all_decisions,
+    current_rules,
     decide,
     decide_close,
     decide_terms,
@@ -249,8 +250,11 @@ class RulesSuite:
                 connection, kind=ENTRY, body=entry_body("conversion", "shop", "2010-12-30", lines),
                 actor="anna", reason="payout in euro", now_ms=NOW_MS,
             )  # fmt: skip
+        with reading(engine) as connection:
+            _, event = unpublished(connection)
         assert book_all(engine) == 1
-        assert book_all(engine) == 0
+        # The same command once more, at another place it was published at.
+        assert book_decision(engine, EVENTS, event, 0, 77) == 0
         with reading(engine) as connection:
             row = connection.execute(text("SELECT * FROM journal_entries")).one()
             kept = {(b.account, b.currency): b.balance_minor for b in balances(connection)}
@@ -279,6 +283,25 @@ class RulesSuite:
         """It would be published and stay; so it is refused before, in one sentence."""
         with pytest.raises(UserError, match=said):
             entry_body(kind, "", day, [Posting(*line) for line in lines])
+
+    def test_a_close_waits_for_the_batch_in_hand(self, engine: Engine) -> None:
+        """A batch whose transaction is open when the period is closed belongs to it: the cut lies
+        behind it, not in front."""
+        closer = threading.Thread(target=close, args=(engine, "2010-12-31"))
+
+        def close_now(name: str) -> None:
+            if name == "ledger.entries_checked":
+                closer.start()
+                # If nothing held it up it would be through by then.
+                closer.join(0.5)
+
+        journal = journal_at(engine, on_step=close_now)
+        journal.post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        closer.join(30)
+        with reading(engine) as connection:
+            (closing,) = current_rules(connection, Rules()).closings
+            days = connection.execute(text("SELECT booked_date FROM journal_entries")).scalars()
+            assert (dict(closing.cuts), list(days)) == ({0: 1}, [""])
 
     def test_a_close_beside_writers_is_seen_by_each_batch_whole(self, engine: Engine) -> None:
         """Two partitions are written while the period is closed: an entry's day tells which side
