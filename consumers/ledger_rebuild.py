@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 from msgspec import Struct
 from sqlalchemy import Engine, func, select
 
@@ -24,12 +23,11 @@ from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.seals import FIRST_HASH, ChainHead, chain_heads, hash_at, seal
 from pipeline.ledger.tables import consumer_offsets, journal_entries, ledger_decisions
 from pipeline.runtime.topic_reader import TopicReader
-from producers.ledger_events import LedgerEvents, topic_source
+from producers.ledger_events import LedgerEvents, topic_ranges, topic_source
 from schemas.codec import Codec
 from topics.catalogue import Catalogue
 
 BATCH_RECORDS = 2_000
-METADATA_TIMEOUT_S = 10.0
 
 
 class Rebuilt(Struct, frozen=True):
@@ -158,24 +156,12 @@ def _require_empty(engine: Engine) -> None:
 
 def _require_whole(bootstrap_servers: str, topic: str) -> dict[int, int]:
     """The topic's ends. Books are only the same when nothing that they were made of is gone."""
-    ends = {}
-    consumer = Consumer(
-        {"bootstrap.servers": bootstrap_servers, "group.id": "paystream-past", "log_level": 0}
-    )
-    try:
-        found = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-        for partition in sorted(found.partitions):
-            low, ends[partition] = consumer.get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
+    ranges = topic_ranges(bootstrap_servers, topic)
+    for partition, (low, _) in ranges.items():
+        if low:
+            raise UserError(
+                f"{topic}[{partition}] begins at offset {low}: what was before it is deleted, "
+                "so the books cannot be made from the topics. Keep the topic for ever "
+                "(retention.ms=-1) where they should be; restore the database from its backup."
             )
-            if low:
-                raise UserError(
-                    f"{topic}[{partition}] begins at offset {low}: what was before it is deleted, "
-                    "so the books cannot be made from the topics. Keep the topic for ever "
-                    "(retention.ms=-1) where they should be; restore the database from its backup."
-                )
-    except KafkaException as error:
-        raise UserError(f"the cluster does not answer: {error.args[0].str()}.") from error
-    finally:
-        consumer.close()
-    return ends
+    return {partition: end for partition, (_, end) in ranges.items()}

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 from msgspec import Struct
 from sqlalchemy import Engine
@@ -30,6 +37,7 @@ ROLE = "ledger-events"
 # One key for all, so that they lie in one partition, in order.
 KEY = b"ledger"
 DELIVERY_TIMEOUT_S = 30.0
+METADATA_TIMEOUT_S = 10.0
 
 
 class PublishedEvent(Struct, frozen=True):
@@ -44,14 +52,14 @@ class LedgerEvents:
     """The topic of decisions of one installation."""
 
     def __init__(self, bootstrap_servers: str, catalogue: Catalogue, codec: Codec) -> None:
-        self._servers = bootstrap_servers
+        self.bootstrap_servers = bootstrap_servers
         self._topic = catalogue.name(ROLE)
         self._encode = codec.encoder("ledger-event")
         self._decode = codec.decoder("ledger-event")
 
     def source(self) -> Source:
         """The topic with the ids that tell it from another of its name. UserError when away."""
-        return topic_source(self._servers, self._topic)
+        return topic_source(self.bootstrap_servers, self._topic)
 
     def read(self) -> list[PublishedEvent]:
         """Every decision in the topic, in the order they were made.
@@ -59,7 +67,7 @@ class LedgerEvents:
         UserError when two ledgers have decided on these topics, or one is not there.
         """
         found: dict[str, PublishedEvent] = {}
-        for record in TopicReader(self._servers).by_time(self._topic, None, None):
+        for record in TopicReader(self.bootstrap_servers).by_time(self._topic, None, None):
             try:
                 event = ledger_event_from_record(self._decode(record.value or b""))
             except DecodeError as error:
@@ -106,7 +114,7 @@ class LedgerEvents:
     def _deliver(self, event: LedgerEvent) -> tuple[int, int]:
         producer = Producer(
             {
-                "bootstrap.servers": self._servers,
+                "bootstrap.servers": self.bootstrap_servers,
                 "client.id": "paystream.ledger.events",
                 "enable.idempotence": True,
                 "acks": "all",
@@ -146,3 +154,22 @@ def topic_source(bootstrap_servers: str, topic: str) -> Source:
     except KafkaException as error:
         raise UserError(f"the cluster does not answer: {error.args[0].str()}.") from error
     return Source(cluster_id, topic, topic_id)
+
+
+def topic_ranges(bootstrap_servers: str, topic: str) -> dict[int, tuple[int, int]]:
+    """First offset and end of each partition. UserError when the cluster is away."""
+    consumer = Consumer(
+        {"bootstrap.servers": bootstrap_servers, "group.id": "paystream-past", "log_level": 0}
+    )
+    try:
+        found = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+        return {
+            partition: consumer.get_watermark_offsets(
+                TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
+            )
+            for partition in sorted(found.partitions)
+        }
+    except KafkaException as error:
+        raise UserError(f"the cluster does not answer: {error.args[0].str()}.") from error
+    finally:
+        consumer.close()

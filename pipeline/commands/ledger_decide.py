@@ -134,17 +134,28 @@ def close_command(
     \b
       paystream ledger close 2010-12 --reason "month end"
     """
+    from pipeline.domain.decisions import closing_of
     from pipeline.domain.periods import last_day
     from pipeline.ledger.decisions import decide_close
+    from producers.ledger_events import topic_ranges
 
     through = last_day(period)
     with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, topic):
+        ends = {p: end for p, (_, end) in topic_ranges(log.bootstrap_servers, topic).items()}
         with engine.begin() as connection:
-            decide_close(
+            event = decide_close(
                 connection, topic, through=through, actor=_who(by), reason=reason,
                 now_ms=int(time.time() * 1000),
             )  # fmt: skip
         made = log.publish(engine)
+    cuts = closing_of(event).cuts
+    behind = sum(max(0, end - cuts.get(partition, 0)) for partition, end in ends.items())
+    if behind:
+        typer.echo(
+            f"{behind} records of {topic} were not booked yet (marks of transactions included): "
+            "settlements among them count under the first day after the period",
+            err=True,
+        )
     typer.echo(f"everything through {through} is closed; {made} corrections of tiers are booked")
 
 

@@ -11,11 +11,12 @@ from typer.testing import CliRunner, Result
 
 from consumers.ledger_rebuild import compare, rebuild
 from pipeline.cli import app
+from pipeline.domain.decisions import Rules
 from pipeline.domain.model import Settlement
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
-from pipeline.ledger.decisions import decide_close
-from pipeline.ledger.queries import balances, drifted_balances
+from pipeline.ledger.decisions import current_rules, decide_close
+from pipeline.ledger.queries import balances, booked_offsets, drifted_balances
 from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import verify_books
 from producers.ledger_events import LedgerEvents
@@ -81,6 +82,16 @@ def booked(engine: Engine) -> int:
         return connection.execute(
             text("SELECT count(*) FROM journal_entries WHERE settlement_id <> ''")
         ).scalar_one()
+
+
+def caught_up(engine: Engine) -> bool:
+    """Whether every cut is reached: the marks of transactions lie before some of them."""
+    with reading(engine) as connection:
+        closings = current_rules(connection, Rules()).closings
+        stored = {o.partition: o.next_offset for o in booked_offsets(connection)}
+    return all(
+        stored.get(partition, 0) >= cut for c in closings for partition, cut in c.cuts.items()
+    )
 
 
 @pytest.mark.usefixtures("environment")
@@ -224,12 +235,20 @@ def test_a_new_ledger_follows_what_was_decided(flow: Flow, tmp_path: Path) -> No
         flow.publish(*sales(0, 30, "2010-12-01", payment_method="card"))
         wait_until(lambda: counts.booked == 30, WAIT_S, "all are booked")
     assert "3 corrections" in ledger(url, "close", "2010-12", "--reason", "x").output
+    # What was not booked in time is told: these two come after the sink has stopped.
+    flow.publish(*sales(40, 2, "2011-01-31", payment_method="card"))
+    told = ledger(url, "close", "2011-01", "--reason", "x").output
+    assert "records of" in told
+    assert "count under the first day after the period" in told
+    with flow.running(engine) as counts:
+        wait_until(lambda: counts.booked == 2, WAIT_S, "the late ones are booked")
     again = open_ledger(again_url)
     flow.sink(again).run(lambda: True)
     with pytest.raises(UserError, match="let the ledger catch up"):
         ledger(again_url, "publish")
     with flow.running(again) as counts:
-        wait_until(lambda: booked(again) == 30, WAIT_S, "all are booked again")
+        wait_until(lambda: booked(again) == 32, WAIT_S, "all are booked again")
+        wait_until(lambda: caught_up(again), WAIT_S, "the ends are stored")
         done = ledger(again_url, "publish")
     assert "3 entries were made now" in done.output
     for each in (engine, again):
