@@ -216,7 +216,7 @@ def publish_command(
     \b
       paystream ledger publish
     """
-    with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
+    with deciding(bootstrap_servers, prefix, ledger_url, further=False) as (engine, log, _topic):
         made = log.publish(engine)
     typer.echo(f"every decision is published and booked; {made} entries were made now")
 
@@ -291,11 +291,15 @@ def rebuild_command(
 
 @contextmanager
 def deciding(
-    bootstrap_servers: str | None, prefix: str | None, ledger_url: str | None
+    bootstrap_servers: str | None,
+    prefix: str | None,
+    ledger_url: str | None,
+    *,
+    further: bool = True,
 ) -> Iterator[tuple[Engine, LedgerEvents, str]]:
     """The ledger, its topic of decisions, and the name of the settlements topic.
 
-    What an interrupted command left is taken further first.
+    What an interrupted command left is taken ``further`` first.
     """
     from pipeline.config import load_settings
     from pipeline.ledger.database import open_ledger
@@ -315,7 +319,8 @@ def deciding(
         )
         # Before anything is decided: a topic that is away is told now, not afterwards.
         log.source()
-        log.publish(engine)
+        if further:
+            log.publish(engine)
         yield engine, log, catalogue.name("settlements")
     finally:
         engine.dispose()
