@@ -108,6 +108,19 @@ def measure_journal(
     return JournalMeasured(entries, lines, WRITERS, rounds, even, hot, core, sealed)
 
 
+class _Start:
+    """Lets processes begin together, once each has made what it needs."""
+
+    def __init__(self, ready: Any, go: Any) -> None:
+        self.ready = ready
+        self.go = go
+
+    def wait(self) -> None:
+        with self.ready.get_lock():
+            self.ready.value += 1
+        self.go.wait()
+
+
 def _book(url: str, entries: int, *, hot: bool) -> float:
     """Seconds from the first writer's first batch to the last one's commit."""
     engine = open_ledger(url)
@@ -123,7 +136,7 @@ def _book(url: str, entries: int, *, hot: bool) -> float:
     return _in_processes(_book_part, [(url, entries, n, hot) for n in range(WRITERS)])
 
 
-def _book_part(start: Any, url: str, entries: int, writer: int, hot: bool) -> None:
+def _book_part(start: _Start, url: str, entries: int, writer: int, hot: bool) -> None:
     work = [n for n in range(entries) if n % PARTITIONS % WRITERS == writer]
     settlements = [(n % PARTITIONS, settlement(n, hot)) for n in work]
     engine = open_ledger(url)
@@ -132,8 +145,8 @@ def _book_part(start: Any, url: str, entries: int, writer: int, hot: bool) -> No
     start.wait()
     for begin in range(0, len(settlements), BATCH):
         items, progress = [], dict(booked)
-        for partition, settlement in settlements[begin : begin + BATCH]:
-            entry = journal_entry(settlement)
+        for partition, each in settlements[begin : begin + BATCH]:
+            entry = journal_entry(each)
             if isinstance(entry, PostingRefused):
                 raise WrongRun(f"{entry.rule}: {entry.detail}")
             items.append(Item(partition, progress[partition], entry))
@@ -151,7 +164,7 @@ def _core(source_url: str, url: str) -> float:
     return _in_processes(_core_part, [(source_url, url, n) for n in range(WRITERS)])
 
 
-def _core_part(start: Any, source_url: str, url: str, writer: int) -> None:
+def _core_part(start: _Start, source_url: str, url: str, writer: int) -> None:
     source = create_engine(_driver(source_url))
     with source.connect() as connection:
         mine = text(
@@ -203,12 +216,16 @@ def plain() -> MetaData:
 def _in_processes(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> float:
     """Run them side by side; seconds from when all are ready until the last one is done."""
     context = multiprocessing.get_context("spawn")
-    start = context.Barrier(len(arguments) + 1)
+    start = _Start(context.Value("i", 0), context.Event())
     processes = [context.Process(target=target, args=(start, *each)) for each in arguments]
     for process in processes:
         process.start()
     try:
-        start.wait(600)
+        while start.ready.value < len(processes):
+            if any(process.exitcode is not None for process in processes):
+                raise WrongRun("a writer died before it began")
+            time.sleep(0.05)
+        start.go.set()
         started_s = time.perf_counter()
         for process in processes:
             process.join()
