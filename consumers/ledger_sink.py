@@ -504,6 +504,10 @@ class LedgerSink:
         for tp in starts:
             self._begin(tp.partition, tp.offset)
         consumer.assign(starts)
+        # The client keeps the pause of those that come back, and whatever they were paused for is
+        # over: their offsets were read from the database, which decides whose they are.
+        self._paused = False
+        consumer.resume(starts)
         if starts:
             _log.info(
                 "assigned %s", ", ".join(f"{tp.topic}[{tp.partition}]@{tp.offset}" for tp in starts)

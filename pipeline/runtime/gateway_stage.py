@@ -90,7 +90,8 @@ class GatewayStage:
         if plan.refusal is not None:
             return [self.result(record, request, plan.refusal, now_ms)]
         if not terms.idempotent:
-            self._sent_below[record.partition] = record.offset + 1
+            # Never lowered: an inquiry, which is always sent, lies below what others have sent.
+            self.assigned(record.partition, record.offset + 1)
         return Call(record, request, plan.send_before_ms)
 
     def assigned(self, partition: int, end_offset: int) -> None:

@@ -373,6 +373,51 @@ def test_a_partition_moved_by_another_writer_is_let_go_and_taken_back(
     check_books(sqlite_engine, {settlement(n).settlement_id for n in range(80)})
 
 
+@pytest.mark.parametrize("paused_for", ["a database that is away", "another writer"])
+def test_partitions_that_were_paused_are_read_on_after_a_rebalance(
+    flow: Flow,
+    sqlite_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    paused_for: str,
+) -> None:
+    """The client remembers a pause over a rebalance that brings the partition back: nobody would
+    ever book it again."""
+    from consumers import ledger_sink
+    from pipeline.ledger import journal
+
+    away = threading.Event()
+    post = journal.Journal._post_once
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if away.is_set():
+            with self._available():
+                raise OperationalError("UPDATE", {}, self._driver.OperationalError("gone"))
+        return post(self, *arguments)
+
+    monkeypatch.setattr(journal.Journal, "_post_once", failing)
+    monkeypatch.setattr(ledger_sink, "LET_GO_S", 3_600.0)
+    caplog.set_level("INFO")
+    with flow.running(sqlite_engine) as first:
+        flow.publish(*(settlement(n) for n in range(40)))
+        wait_until(lambda: first.booked == 40, WAIT_S, "the first are booked")
+        if paused_for == "another writer":
+            with sqlite_engine.begin() as connection:
+                connection.execute(text("UPDATE consumer_offsets SET next_offset = 1"))
+        else:
+            away.set()
+        flow.publish(*(settlement(n) for n in range(40, 80)))
+        said = "next try in" if away.is_set() else "letting it go"
+        wait_until(lambda: said in caplog.text, WAIT_S, said)
+        with flow.running(sqlite_engine, "b"):
+            wait_until(lambda: "gave back" in caplog.text, WAIT_S, "another sink joins")
+            away.clear()
+            wait_until(lambda: booked(sqlite_engine) == 80, WAIT_S, "both book on")
+            flow.publish(*(settlement(n) for n in range(80, 120)))
+            wait_until(lambda: booked(sqlite_engine) == 120, WAIT_S, "both book what comes")
+    check_books(sqlite_engine, {settlement(n).settlement_id for n in range(120)})
+
+
 def test_settlements_deleted_before_they_were_booked_are_named(
     flow: Flow, sqlite_engine: Engine, tmp_path: Path
 ) -> None:
