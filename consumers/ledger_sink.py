@@ -25,7 +25,9 @@ from sqlalchemy import Engine
 
 from consumers.settlement_entry import NotBookable, entry_of_record
 from pipeline.domain.invariant import invariant
+from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.posting import JournalEntry
+from pipeline.domain.records import to_record
 from pipeline.errors import UserError
 from pipeline.ledger.decisions import adopt
 from pipeline.ledger.entries import Item
@@ -35,7 +37,9 @@ from pipeline.ledger.sealer import Sealer
 from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
-from pipeline.runtime.input_record import input_record
+from pipeline.runtime.input_record import InputRecord, input_record
+from pipeline.runtime.letter_evidence import settlement_letter
+from pipeline.runtime.work import Outgoing
 from producers.ledger_events import LedgerEvents
 from schemas.codec import Codec
 from schemas.errors import RegistryUnavailable
@@ -172,6 +176,7 @@ class LedgerSink:
         self._topic = catalogue.name("settlements")
         self._decode = codec.decoder("settlement")
         self._decisions = LedgerEvents(bootstrap_servers, catalogue, codec)
+        self._encode_notice = codec.encoder("gateway-notification")
         self._instance_id = instance_id
         self._metrics: LedgerMetrics = metrics if metrics is not None else NoMetrics()
         self._batch_records_max = batch_records_max
@@ -423,9 +428,10 @@ class LedgerSink:
         pieces = 0
         for one in waiting:
             record = input_record(one.message)
-            for letter in dead_letter(
+            letters = dead_letter(
                 record, topic=topic, stage=STAGE, cause=one.cause, detail=one.detail
-            ):
+            )
+            for letter in (*letters, *self._told_to_payment(record, one.cause)):
                 name, partition, key, value, headers = letter
                 try:
                     self._producer.produce(
@@ -446,6 +452,16 @@ class LedgerSink:
             raise _Undelivered(failures[0] if failures else f"{left} of {pieces} not confirmed")
         for one in waiting:
             one.sent = True
+
+    def _told_to_payment(self, record: InputRecord, cause: str) -> list[Outgoing]:
+        """The word of a letter to its payment, which counts it once however often it comes."""
+        word = settlement_letter(record, cause, int(time.time() * 1000))
+        if word is None:
+            return []
+        key = record_key(word.merchant_id, word.order_id)
+        notices = self._catalogue["gateway-notifications"]
+        lane = partition_of(key, notices.partitions)
+        return [(notices.name, lane, key, self._encode_notice(to_record(word)), None)]
 
     # Waiting ------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from consumers.ledger_sink import IDLE_ADVANCE_S, LedgerSink
-from pipeline.domain.keys import record_key
+from pipeline.domain.ids import payment_id
+from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
@@ -52,7 +53,7 @@ class Flow:
             TopicSettings(prefix=prefix, partitions=PARTITIONS)
         )
         self.topic = self.catalogue.name("settlements")
-        for role in ("settlements", "dead-letters"):
+        for role in ("settlements", "dead-letters", "gateway-notifications"):
             spec = self.catalogue[role]
             create_topic(kafka, spec.name, spec.partitions, config=spec.config)
         self.producer = Producer(
@@ -304,6 +305,19 @@ def test_what_cannot_be_booked_is_dead_lettered_and_the_rest_goes_on(
     assert sorted(letter["dlq.cause"] for letter in letters) == causes
     assert {letter["dlq.stage"] for letter in letters} == {"ledger"}
     assert {letter["dlq.topic"] for letter in letters} == {flow.topic}
+    # And each is told to the payment of its key, in that payment's lane.
+    decode = default_codec().decoder("gateway-notification")
+    notices = read_all(flow.kafka, flow.catalogue.name("gateway-notifications"))
+    told = {decode(m.value() or b"")["notification_id"]: m for m in notices}
+    places = {f"{flow.topic}[{h['dlq.partition']}]@{h['dlq.offset']}" for h in letters}
+    assert set(told) == places
+    for message in told.values():
+        notice = decode(message.value() or b"")
+        key = record_key(notice["merchant_id"], notice["order_id"])
+        assert (message.key(), message.partition()) == (key, partition_of(key, PARTITIONS))
+        assert (notice["type"], notice["payment_id"]) == (
+            "dead_letter", payment_id(notice["merchant_id"], notice["order_id"])
+        )  # fmt: skip
     values = b"".join(
         m.value() or b"" for m in read_all(flow.kafka, flow.catalogue.name("dead-letters"))
     )
