@@ -17,6 +17,7 @@ from benchmarks.codec_costs import codec_costs, decision_costs
 from benchmarks.drain import drain
 from benchmarks.failure import WrongRun
 from benchmarks.flow import FlowOptions, quiet_logs
+from benchmarks.journal import measure_journal
 from benchmarks.latency import measure_latency
 from benchmarks.machine import describe_machine
 from benchmarks.order_pool import OrderPool, make_pool
@@ -24,7 +25,7 @@ from benchmarks.outage import measure_outage
 from benchmarks.report import Results, as_text, require_markers, write_document
 from pipeline.errors import UserError
 
-PARTS = ("throughput", "latency", "memory", "baseline", "codec", "outage", "all")
+PARTS = ("throughput", "latency", "memory", "baseline", "codec", "outage", "journal", "all")
 
 EXAMPLES = """\
 parts:
@@ -34,7 +35,8 @@ parts:
   baseline    the peer: three bare confluent-kafka loops over the same orders
   codec       microseconds of each codec and processor; no broker
   outage      one of two gateways hangs under a steady pace: what that costs the others
-  all         everything, in about fifteen minutes (the default)
+  journal     the ledger on PostgreSQL beside bare inserts of the same rows, and a hot merchant
+  all         everything, in about seventeen minutes (the default)
 
 examples:
   python -m benchmarks --quick                       everything, small: does it work here?
@@ -105,6 +107,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--rate", type=_positive, default=500, help="orders a second of latency (default 500)")
     add("--seconds", type=_positive, help="length of the paced run (default 30; quick: 3)")
     add("--warm-up", type=_positive, help="seconds before it (default 30; quick: 3)")
+    add("--entries", type=_positive, help="entries of a journal run (default 60000; quick: 4000)")
     add("--lone", type=_positive, help="lone orders (default 30; quick: 5)")
     add("--outage-rate", type=_positive, default=200, help="orders a second (default 200)")
     add("--outage-seconds", type=_positive, help="of the outage (default 120; quick: 8)")
@@ -124,6 +127,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.lone = options.lone or (5 if quick else 30)
     options.outage_seconds = options.outage_seconds or (8 if quick else 120)
     options.calls = 2_000 if quick else 20_000
+    options.entries = options.entries or (4_000 if quick else 60_000)
+    options.rounds = 1 if quick else 3
     return options
 
 
@@ -151,6 +156,8 @@ def run(options: argparse.Namespace, *, command: str) -> Results:
         say("Codec and processors")
         results.codec = codec_costs(options.calls)
         results.decisions = decision_costs(options.calls)
+    if part in ("journal", "all"):
+        results.journal = measure_journal(options.entries, options.rounds, say, folder=options.dir)
     pool = OrderPool((), {})
     if part in ("throughput", "memory", "baseline", "all"):
         say(f"Preparing {options.orders:,} orders")

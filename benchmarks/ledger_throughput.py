@@ -21,7 +21,8 @@ from pipeline.domain.model import Settlement
 from pipeline.domain.posting import PostingRefused, journal_entry
 from pipeline.domain.records import settlement_from_record, to_record
 from pipeline.ledger.database import open_ledger, reading
-from pipeline.ledger.journal import Item, Journal, Progress, Source
+from pipeline.ledger.entries import Item
+from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.ledger.queries import entry_count, trial_balance
 from schemas.codec import default_codec
 

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.baseline import PeerDrained
 from benchmarks.codec_costs import CallCost
 from benchmarks.drain import Drained
+from benchmarks.journal import JournalMeasured
 from benchmarks.latency import Latency, Percentiles
 from benchmarks.machine import Machine
 from benchmarks.outage import OutageSeen
@@ -22,6 +23,9 @@ AIM_P50_MS = 150
 AIM_P99_MS = 400
 # What a dead gateway may do to the payments of the others.
 AIM_OUTAGE_P99_RATIO = 2.0
+# Of bare inserts of the same rows, and of the rate without a hot merchant.
+AIM_JOURNAL_OF_CORE = 0.6
+AIM_JOURNAL_HOT_OF_EVEN = 0.9
 
 BEGIN = "<!-- written by python -m benchmarks --write: begin -->"
 END = "<!-- written by python -m benchmarks --write: end -->"
@@ -49,6 +53,7 @@ class Results:
     peers: list[PeerDrained] = field(default_factory=list)
     latency: Latency | None = None
     outage: OutageSeen | None = None
+    journal: JournalMeasured | None = None
     codec: list[CallCost] = field(default_factory=list)
     decisions: list[CallCost] = field(default_factory=list)
 
@@ -68,6 +73,8 @@ def rows(results: Results) -> list[Row]:
         found += _latency_rows(results.latency)
     if results.outage is not None:
         found += _outage_rows(results.outage)
+    if results.journal is not None:
+        found += _journal_rows(results.journal)
     found += [_cost_row("codec", cost) for cost in results.codec]
     found += [_cost_row("decisions", cost) for cost in results.decisions]
     return found
@@ -148,6 +155,33 @@ def _drain_rows(drained: Drained) -> list[Row]:
         Row(group, "once flowing", _rate(drained.flowing_per_s)),
         Row(group, "first settlement after", f"{drained.first_settlement_s:.2f} s"),
         *_process_rows(group, drained.processes),
+    ]
+
+
+def _journal_rows(journal: JournalMeasured) -> list[Row]:
+    group = (
+        f"ledger on PostgreSQL, {journal.entries:,} entries of {journal.lines:,} lines, "
+        f"{journal.writers} writers, medians of {journal.rounds} rounds"
+    )
+    return [
+        Row(group, "journal entries", f"{journal.even_per_s:,.0f} entries/s"),
+        Row(group, "peer: Core inserts of the same rows", f"{journal.core_per_s:,.0f} entries/s"),
+        Row(
+            group,
+            "of the peer",
+            f"{journal.of_core:.2f}",
+            f"at least {AIM_JOURNAL_OF_CORE}",
+            journal.of_core >= AIM_JOURNAL_OF_CORE,
+        ),
+        Row(group, "one merchant has 90 %", f"{journal.hot_per_s:,.0f} entries/s"),
+        Row(
+            group,
+            "of evenly spread",
+            f"{journal.hot_of_even:.2f}",
+            f"at least {AIM_JOURNAL_HOT_OF_EVEN}",
+            journal.hot_of_even >= AIM_JOURNAL_HOT_OF_EVEN,
+        ),
+        Row(group, "sealed afterwards, by one process", f"{journal.sealed_per_s:,.0f} entries/s"),
     ]
 
 

@@ -22,14 +22,17 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine
 
+from consumers.settlement_entry import NotBookable, entry_of_record
 from pipeline.domain.invariant import invariant
 from pipeline.domain.keys import partition_of, record_key
-from pipeline.domain.model import Settlement
-from pipeline.domain.posting import PostingRefused, journal_entry
-from pipeline.domain.records import settlement_from_record, to_record
+from pipeline.domain.posting import JournalEntry
+from pipeline.domain.records import to_record
 from pipeline.errors import UserError
+from pipeline.ledger.decisions import adopt
+from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
-from pipeline.ledger.journal import Item, Journal, Progress, Source
+from pipeline.ledger.journal import Journal, Progress, Source
+from pipeline.ledger.sealer import Sealer
 from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
@@ -37,14 +40,14 @@ from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.letter_evidence import settlement_letter
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outgoing
+from producers.ledger_events import LedgerEvents
 from schemas.codec import Codec
-from schemas.errors import DecodeError, RegistryUnavailable
+from schemas.errors import RegistryUnavailable
 from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, Catalogue
 
 _log = logging.getLogger(__name__)
 
 STAGE: Final = "ledger"
-KEY_MISMATCH: Final = "key_mismatch"
 SETTLEMENT_CONFLICT: Final = "settlement_conflict"
 
 # A batch of 2,000 holds the database for about a tenth of a second; larger ones gain little.
@@ -175,6 +178,7 @@ class LedgerSink:
         self._catalogue = catalogue
         self._topic = catalogue.name("settlements")
         self._decode = codec.decoder("settlement")
+        self._decisions = LedgerEvents(bootstrap_servers, catalogue, codec)
         self._encode_notice = codec.encoder("gateway-notification")
         self._instance_id = instance_id
         self._metrics: LedgerMetrics = metrics if metrics is not None else NoMetrics()
@@ -211,6 +215,7 @@ class LedgerSink:
             now_ms=lambda: int(self._outside.time_s() * 1000),
             on_step=failpoints.hit,
         )
+        self._adopt_decisions(admin)
         self._consumer = self._outside.consumer(
             {
                 **consumer_config(
@@ -232,6 +237,8 @@ class LedgerSink:
             on_lost=self._on_revoke,
         )
         _log.info("ledger sink %s books %s", self._instance_id, self._topic)
+        sealer = Sealer(self._engine)
+        sealer.start()
         try:
             while not self._stopping():
                 self._turn()
@@ -239,6 +246,7 @@ class LedgerSink:
             pass
         finally:
             self._closing = True
+            sealer.stop()
             self._consumer.close()
         _log.info("ledger sink %s stopped", self._instance_id)
 
@@ -251,6 +259,20 @@ class LedgerSink:
             )
         cluster_id, topic_id = cluster_and_topic_id(admin, self._topic)
         return Source(cluster_id, self._topic, topic_id)
+
+    def _adopt_decisions(self, admin: AdminClient) -> None:
+        """A new ledger, or one from a backup, follows what was decided before it books anything."""
+        topic = self._catalogue.name("ledger-events")
+        if topic not in require_reachable(admin, self._bootstrap_servers).topics:
+            return
+        events = self._decisions.read()
+        with self._engine.begin() as connection:
+            taken = adopt(connection, [each.event for each in events])
+        if taken:
+            _log.warning(
+                "took over %d decisions from %s; when the ledger has caught up, run "
+                "`paystream ledger publish`", taken, topic,
+            )  # fmt: skip
 
     # One turn of the loop -----------------------------------------------------------------------
 
@@ -292,33 +314,23 @@ class LedgerSink:
         return batch
 
     def _read(self, message: Any, partition: int, offset: int, batch: _Batch) -> None:
-        try:
-            settlement = self._decoded(message.value() or b"")
-        except DecodeError as error:
-            batch.refused.append(_Refused(message, error.kind, error.detail))
+        made = self._made(message.key(), message.value() or b"")
+        if isinstance(made, NotBookable):
+            batch.refused.append(_Refused(message, made.cause, made.detail))
             return
-        if message.key() != record_key(settlement.merchant_id, settlement.order_id):
-            batch.refused.append(
-                _Refused(message, KEY_MISMATCH, "the key is not the payload's merchant and order")
-            )
-            return
-        entry = journal_entry(settlement)
-        if isinstance(entry, PostingRefused):
-            batch.refused.append(_Refused(message, entry.rule, entry.detail))
-            return
-        batch.items.append(Item(partition, offset, entry))
+        batch.items.append(Item(partition, offset, made))
         batch.messages[partition, offset] = message
 
-    def _decoded(self, value: bytes) -> Settlement:
+    def _made(self, key: bytes | None, value: bytes) -> JournalEntry | NotBookable:
         retry_s = RETRY_S_MIN
         while True:
             try:
-                settlement = settlement_from_record(self._decode(value))
+                made = entry_of_record(self._decode, key, value)
             except RegistryUnavailable as error:
                 retry_s = self._wait_for("the schema registry", error, retry_s)
             else:
                 self._resume()
-                return settlement
+                return made
 
     # Booking ------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "gateway-notification",
     "gateway-reference",
     "gateway-result",
+    "ledger-event",
     "order",
     "payment",
     "payment-command",

@@ -292,6 +292,15 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "Notices whose operation is not known yet, keyed gateway:id and notice; gone when known.",
     )
     add(
+        "ledger-events",
+        "ledger-event",
+        {**stream, "retention.ms": "-1"},
+        ("operators",),
+        (),
+        "Decisions that the books follow: fee schedules, closed periods, entries by hand. All of "
+        "one ledger have one key, so they lie in one partition, in order.",
+    )
+    add(
         "dead-letters",
         None,
         dead,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from msgspec.structs import replace
 
 from pipeline.audit.amounts import amount_of, amount_text
+from pipeline.audit.books import LedgerChecks
 from pipeline.audit.cut import Cut, judged_roles
 from pipeline.audit.derivation import idempotency_key
 from pipeline.audit.evidence import (
@@ -26,7 +27,7 @@ from pipeline.audit.evidence import (
 )
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy
 from pipeline.audit.justification import JustificationChecks
-from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy
+from pipeline.audit.ledger_copy import LedgerCopy
 from pipeline.audit.operations import (
     WAITING_STATUSES,
     OperationChecks,
@@ -34,7 +35,6 @@ from pipeline.audit.operations import (
     given_back,
     is_late,
 )
-from pipeline.audit.postings import expected_postings
 from pipeline.audit.report import Example, Finding, Findings
 
 # Commands alone make these.
@@ -102,8 +102,7 @@ class Judgement:
         if self.gateway is not None:
             self.operations.gateway_books(self.gateway)
         if self.ledger is not None:
-            self.ledger_entries(self.ledger)
-            self.ledger_balances(self.ledger)
+            LedgerChecks(self, self.ledger).all()
         return self.found.sorted()
 
     def _as_redriven(self) -> Mapping[bytes, PaymentEvidence]:
@@ -770,142 +769,6 @@ class Judgement:
             self.charge_example(key, charge, f"no request has the reference {charge.reference}"),
         )
 
-    # The ledger
-
-    def ledger_entries(self, ledger: LedgerCopy) -> None:
-        """One entry for each settlement below the ledger's offset, and none for anything else."""
-        booked: dict[str, EntrySeen] = {}
-        for entry in ledger.entries:
-            if entry.settlement_id in booked:
-                self.found.broken(
-                    "journal_entry_duplicated",
-                    self._entry_example(entry, f"again of {entry.settlement_id}"),
-                )
-                continue
-            booked[entry.settlement_id] = entry
-            seen = self.settlement_lanes.get(entry.settlement_id)
-            if seen is not None:
-                self._entry_against(entry, *seen)
-            elif not self._source_unreadable(entry):
-                self.found.broken(
-                    "journal_entry_without_settlement",
-                    self._entry_example(entry, f"no settlement {entry.settlement_id or '?'}"),
-                )
-            place = entry.source_topic, entry.source_partition
-            if entry.source_offset >= ledger.offsets.get(place, 0):
-                self.found.broken(
-                    "journal_entry_beyond_offset",
-                    self._entry_example(
-                        entry,
-                        f"booked from {place[0]}[{place[1]}]@{entry.source_offset}, but the "
-                        f"ledger's offset is {ledger.offsets.get(place, 0)}",
-                    ),
-                )
-        for payment, settlement in self.settlement_lanes.values():
-            if settlement.settlement_id in booked:
-                continue
-            example = self.settlement_example(payment, settlement, settlement.settlement_id)
-            if ("settlements", settlement.partition, settlement.offset) in self.dead:
-                # Refused by the ledger: the money has moved and is not in the books.
-                self.found.broken("settlement_without_journal_entry", example)
-                continue
-            place = self.topic["settlements"], settlement.partition
-            if settlement.offset < ledger.offsets.get(place, 0):
-                self.found.broken("settlement_without_journal_entry", example)
-            else:
-                self.found.pending("settlement_without_journal_entry", example)
-
-    def _source_unreadable(self, entry: EntrySeen) -> bool:
-        """Whether the record it was booked from is deleted, or lies behind an open transaction."""
-        place = "settlements", entry.source_partition
-        return entry.source_topic == self.topic["settlements"] and (
-            entry.source_offset < self.cut.lows.get(place, 0) or place in self.cut.blind
-        )
-
-    def _entry_against(
-        self, entry: EntrySeen, payment: PaymentEvidence, settlement: SettlementSeen
-    ) -> None:
-        source = self.topic["settlements"], settlement.partition, settlement.offset
-        booked_from = entry.source_topic, entry.source_partition, entry.source_offset
-        if source != booked_from and not self._source_unreadable(entry):
-            self.found.broken(
-                "journal_entry_source_wrong",
-                self._entry_example(
-                    entry,
-                    "names {}[{}]@{}, its settlement is {}[{}]@{}".format(*booked_from, *source),
-                ),
-            )
-        moved: Counter[str] = Counter()
-        lines: Counter[tuple[str, str]] = Counter()
-        for posting in entry.postings:
-            moved[posting.currency] += max(0, posting.amount_minor)
-            lines[posting.account, posting.currency] += posting.amount_minor
-        if dict(moved) != {settlement.currency: abs(settlement.amount_minor)}:
-            booked = ", ".join(amount_text(minor, currency) for currency, minor in moved.items())
-            self.found.broken(
-                "journal_entry_amount_wrong",
-                self._entry_example(
-                    entry,
-                    f"{booked or 'nothing'} booked, the settlement of {payment.key} says "
-                    f"{amount_of(settlement)}",
-                ),
-            )
-            return
-        expected = expected_postings(
-            settlement.kind,
-            settlement.amount_minor,
-            settlement.currency,
-            settlement.gateway,
-            payment.key.partition(":")[0],
-        )
-        if expected is not None and dict(lines) != expected:
-            debits = ", ".join(account for (account, _), minor in lines.items() if minor > 0)
-            self.found.broken(
-                "journal_entry_accounts_wrong",
-                self._entry_example(entry, f"a {settlement.kind} of {payment.key} debits {debits}"),
-            )
-
-    def ledger_balances(self, ledger: LedgerCopy) -> None:
-        """Each entry is zero in each currency, and balances are the sums of postings."""
-        debits: Counter[tuple[str, str]] = Counter()
-        credits: Counter[tuple[str, str]] = Counter()
-        for entry in ledger.entries:
-            balance: Counter[str] = Counter()
-            for posting in entry.postings:
-                amount_minor = posting.amount_minor
-                balance[posting.currency] += amount_minor
-                side = debits if amount_minor > 0 else credits
-                side[posting.account, posting.currency] += abs(amount_minor)
-            if not entry.postings:
-                self.found.broken(
-                    "journal_unbalanced", self._entry_example(entry, "it has no postings")
-                )
-            for currency, difference in balance.items():
-                if difference:
-                    self.found.broken(
-                        "journal_unbalanced",
-                        self._entry_example(
-                            entry, f"debits less credits are {amount_text(difference, currency)}"
-                        ),
-                    )
-        for place in sorted({*debits, *credits, *ledger.balances}):
-            stored, summed = ledger.balances.get(place, (0, 0)), (debits[place], credits[place])
-            if stored != summed:
-                account, currency = place
-                self.found.broken(
-                    "balance_differs_from_postings",
-                    Example(
-                        "ledger",
-                        None,
-                        None,
-                        account,
-                        f"debits {amount_text(stored[0], currency)} and credits "
-                        f"{amount_text(stored[1], currency)}, its postings sum to "
-                        f"{amount_text(summed[0], currency)} and "
-                        f"{amount_text(summed[1], currency)}",
-                    ),
-                )
-
     # Examples
 
     def gone(self, payment: PaymentEvidence, role: str) -> bool:
@@ -963,10 +826,6 @@ class Judgement:
     @staticmethod
     def charge_example(key: str, charge: ChargeSeen, detail: str) -> Example:
         return Example("gateway", None, None, key, f"{charge.id}: {detail}")
-
-    @staticmethod
-    def _entry_example(entry: EntrySeen, detail: str) -> Example:
-        return Example("ledger", None, None, entry.entry_id, detail)
 
 
 def _asked_minor(snapshot: SnapshotSeen, request: RequestSeen) -> int | None:

@@ -6,8 +6,8 @@ healthy flow never looks broken:
 1. The gateways' books (up to their last entry then) and the ledger (one read transaction) first.
 2. Then the groups' committed offsets.
 3. Then the read_uncommitted ends of the topics, what is written last first: markers of dead letters
-   and what people did; dead letters; settlements, events and payments; payment requests; results
-   and waits; orders, commands and notifications.
+   and what people did or decided; dead letters; settlements, events and payments; payment
+   requests; results and waits; orders, commands and notifications.
 4. The topics are read as read_committed up to those ends, waiting for open transactions to end.
 5. The payments group's committed offsets once more, now without those that are pending.
 6. At last what the gateways' books have gained since.
@@ -47,7 +47,7 @@ RolePartition = tuple[str, int]
 # The order in which ends are taken, effects before their causes, by the schema of their records.
 # Dead letters, which have none, come before them, and what people did about those before all.
 # Topics of other records are not judged.
-_BY_HAND: tuple[str, ...] = ("audit-entry", "dead-letter-marker")
+_BY_HAND: tuple[str, ...] = ("audit-entry", "dead-letter-marker", "ledger-event")
 _LAYERS: tuple[tuple[str, ...], ...] = (
     ("settlement", "payment-event", "payment"),
     ("payment-request", "risk-check"),
@@ -58,7 +58,7 @@ DEAD_LETTERS = "dead-letters"
 # Notices that have no effect yet, of operations that nobody knows.
 PARKED = "parked-notices"
 # Judged, but not keyed by an order.
-KEYED_OTHERWISE = frozenset({"dead-letter-markers", "risk-checks"})
+KEYED_OTHERWISE = frozenset({"dead-letter-markers", "ledger-events", "risk-checks"})
 TIMER_ROLES = "payment-timer-"
 
 

@@ -25,6 +25,7 @@ from pipeline.audit.derivation import (
 )
 from pipeline.audit.log_copy import LogRecord
 from pipeline.audit.report import Example, Findings
+from pipeline.audit.terms import DecisionSeen, decision_of
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
@@ -155,6 +156,8 @@ class SettlementSeen(Struct, frozen=True, gc=False):
     gateway_reference: str
     ordered_at_ms: int
     business_date: str
+    settled_at_ms: int
+    payment_method: str
 
 
 class CheckSeen(Struct, frozen=True, gc=False):
@@ -328,6 +331,7 @@ class Evidence:
         self.odd: dict[tuple[str, int, int], OddInput] = {}
         self.dead_letters: list[DeadLetter] = []
         self.markers: dict[tuple[int, int], MarkerSeen] = {}
+        self.decisions: dict[str, DecisionSeen] = {}
         self.redriven: list[RedrivenInput] = []
         self.findings = Findings()
         self.records: dict[str, int] = dict.fromkeys(judged_roles(catalogue), 0)
@@ -516,6 +520,8 @@ class Evidence:
             fields["gateway_reference"],
             fields["ordered_at_ms"],
             _intern(fields["business_date"]),
+            fields["settled_at_ms"],
+            _intern(fields["payment_method"]),
         )
         payment.settlements += (seen,)
         expected = settlement_id(payment.payment_id, seen.operation_id, seen.kind)
@@ -668,12 +674,14 @@ class Evidence:
         )
 
     def _by_hand(self, role: str, record: LogRecord) -> None:
-        """What an operator did: an entry of the audit, or the marker of a dead letter."""
+        """What an operator did: an entry of the audit, a marker of a dead letter, a decision."""
         try:
             fields = self._decoders[role](record.value or b"")
         except DecodeError as error:
             self.findings.broken("undecodable_record", self._example(role, record, str(error)))
             return
+        if role == "ledger-events":
+            self._decision(record, fields)
         if role != "dead-letter-markers":
             return
         place = fields["letter_partition"], fields["letter_offset"]
@@ -693,6 +701,19 @@ class Evidence:
                 fields["source_offset"],
             ),
         )
+
+    def _decision(self, record: LogRecord, fields: dict[str, Any]) -> None:
+        """A decision about the books; of two that are the same the first counts."""
+        if fields["event_id"] in self.decisions:
+            return
+        try:
+            seen = decision_of(record.partition, record.offset, fields)
+        except ValueError as error:
+            self.findings.broken(
+                "undecodable_record", self._example("ledger-events", record, str(error))
+            )
+            return
+        self.decisions[seen.event_id] = seen
 
     def _redriven(self, role: str, record: LogRecord) -> None:
         source = next((v for name, v in record.headers if name == "redrive.offset"), None)
@@ -733,7 +754,7 @@ class Evidence:
         )
 
 
-_OF_OPERATORS: Final = frozenset({"audit", "dead-letter-markers"})
+_OF_OPERATORS: Final = frozenset({"audit", "dead-letter-markers", "ledger-events"})
 
 _LINEAGE: Final = (
     "dlq.topic",

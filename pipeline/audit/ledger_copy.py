@@ -29,7 +29,10 @@ class PostingSeen(Struct, frozen=True, gc=False):
 
 
 class EntrySeen(Struct, frozen=True, gc=False):
-    """A journal entry, the settlement it books and the record it was booked from."""
+    """A journal entry, the settlement it books ("" for none) and the record it was booked from.
+
+    ``booked_date``: the day it counts under when its own was closed, else "".
+    """
 
     entry_id: str
     settlement_id: str
@@ -37,6 +40,11 @@ class EntrySeen(Struct, frozen=True, gc=False):
     source_partition: int
     source_offset: int
     postings: tuple[PostingSeen, ...]
+    kind: str = ""
+    merchant_id: str = ""
+    business_date: str = ""
+    booked_date: str = ""
+    terms: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,11 +94,29 @@ class LedgerReader:
                     partition,
                     offset,
                     postings.pop(number, ()),
+                    intern(kind),
+                    intern(merchant_id),
+                    intern(business_date),
+                    intern(booked_date),
+                    intern(terms),
                 )
-                for number, entry_id, settlement_id, topic, partition, offset in _rows(
+                for (
+                    number,
+                    entry_id,
+                    settlement_id,
+                    topic,
+                    partition,
+                    offset,
+                    kind,
+                    merchant_id,
+                    business_date,
+                    booked_date,
+                    terms,
+                ) in _rows(
                     connection,
                     "SELECT entry_number, entry_id, settlement_id, source_topic,"
-                    " source_partition, source_offset FROM journal_entries",
+                    " source_partition, source_offset, kind, merchant_id, business_date,"
+                    " booked_date, terms FROM journal_entries",
                 )
             ]
             # Postings of no entry still move balances, so they are shown as one.

@@ -149,6 +149,7 @@ class Settlement(Struct, frozen=True, kw_only=True, gc=False):
     business_date: str
     ordered_at_ms: int
     settled_at_ms: int
+    payment_method: str = ""
 
 
 class PaymentEvent(Struct, frozen=True, kw_only=True, gc=False):
@@ -389,3 +390,15 @@ class DeadLetterMarker(Struct, frozen=True, kw_only=True, gc=False):
     redrives: int
     audit_entry_id: str
     occurred_at_ms: int
+
+
+class LedgerEvent(Struct, frozen=True, kw_only=True, gc=False):
+    """A decision that the books follow; ``body`` is JSON of the kind's shape."""
+
+    event_id: str
+    kind: str
+    sequence: int
+    actor: str
+    decided_at_ms: int
+    body: str
+    reason: str = ""

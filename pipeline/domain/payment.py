@@ -419,6 +419,7 @@ def settlement_of(
         business_date=business_date or payment.business_date,
         ordered_at_ms=payment.ordered_at_ms,
         settled_at_ms=now_ms,
+        payment_method=payment.payment_method,
     )
 
 

@@ -4,10 +4,11 @@ A capture makes a gateway owe us what we owe the merchant:
 
     debit  gateway_receivable:<gateway>     credit merchant_payable:<merchant>
 
-A refund is the reverse. What a gateway takes for a dispute is no refund: whether the merchant or
-we bear it is decided later, so until then it stands in ``disputes_and_losses``. A credit moves no
+A refund is the reverse. What a gateway takes for a dispute is no refund: it stands in
+``disputes_and_losses``, and the merchant's terms say whether it is passed on. A credit moves no
 money at a gateway: the merchant owes it, and it is held in ``unapplied_credits``. Each kind is one
-row of ``RULE_OF``; worked examples stand in ``docs/ledger.md``.
+row of ``RULE_OF``; worked examples stand in ``docs/ledger.md``. This is the movement itself; fees
+and gateway costs are further lines of the same entry (``fees``).
 
 An entry moves money between accounts and makes none, so in each currency its debits equal its
 credits. What cannot be booked is refused by a rule's name, never guessed.
@@ -21,6 +22,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from pipeline.domain.accounts import (
+    DISPUTES_AND_LOSSES,
+    GATEWAY_RECEIVABLE,
+    MERCHANT_PAYABLE,
+    UNAPPLIED_CREDITS,
+)
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.keys import ID_PATTERN, valid_id
 from pipeline.domain.model import Settlement
@@ -34,11 +41,6 @@ DISPUTE = "dispute"
 REVERSAL = "reversal"
 DISPUTE_FEE = "dispute_fee"
 CREDIT = "credit"
-
-GATEWAY_RECEIVABLE = "gateway_receivable"
-MERCHANT_PAYABLE = "merchant_payable"
-DISPUTES_AND_LOSSES = "disputes_and_losses"
-UNAPPLIED_CREDITS = "unapplied_credits"
 
 # What stands where a gateway's name would: the movement touches no gateway.
 NO_GATEWAY = "none"
@@ -109,7 +111,11 @@ class PostingRule(Struct, frozen=True, gc=False):
 
 
 class JournalEntry(Struct, frozen=True, kw_only=True, gc=False):
-    """One settlement as it stands in the books; the ids are those of the settlement."""
+    """One event as it stands in the books; the ids are those of its settlement, if it is one.
+
+    ``terms`` names what its fees were worked out by, "" for none. ``booked_date`` is the day it
+    counts under when its own, ``business_date``, was closed already; else "".
+    """
 
     entry_id: str
     settlement_id: str
@@ -123,6 +129,9 @@ class JournalEntry(Struct, frozen=True, kw_only=True, gc=False):
     business_date: str
     settled_at_ms: int
     postings: tuple[Posting, ...]
+    payment_method: str = ""
+    terms: str = ""
+    booked_date: str = ""
 
 
 class PostingRefused(Struct, frozen=True, gc=False):
@@ -195,6 +204,8 @@ def journal_entry(settlement: Settlement) -> JournalEntry | PostingRefused:
             business_date=settlement.business_date,
             settled_at_ms=settlement.settled_at_ms,
             postings=postings,
+            # Free text in an order; what cannot be named in a fee plan is nobody's method.
+            payment_method=settlement.payment_method if valid_id(settlement.payment_method) else "",
         )
     )
 

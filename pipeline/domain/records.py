@@ -22,6 +22,7 @@ from pipeline.domain.model import (
     GatewayNotification,
     GatewayReference,
     GatewayResult,
+    LedgerEvent,
     Order,
     OrderLine,
     Payment,
@@ -56,7 +57,7 @@ Noun = (
 )
 
 # Records that are keyed by something else than an order.
-Other = AuditEntry | ControlEntry | DeadLetterMarker | RiskVelocity
+Other = AuditEntry | ControlEntry | DeadLetterMarker | LedgerEvent | RiskVelocity
 
 
 def to_record(noun: Noun | Other) -> Record:
@@ -154,6 +155,10 @@ def control_entry_from_record(record: Record) -> ControlEntry:
     return ControlEntry(**record)
 
 
+def ledger_event_from_record(record: Record) -> LedgerEvent:
+    return LedgerEvent(**record)
+
+
 def check_from_record(record: Record) -> RiskCheck:
     counters = tuple([RiskCounter(**counter) for counter in record["counters"]])
     return RiskCheck(**{**record, "counters": counters})
@@ -205,6 +210,7 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     RiskResult: risk_result_to_record,
     RiskVelocity: velocity_to_record,
     DeadLetterMarker: asdict,
+    LedgerEvent: asdict,
 }
 
 FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
@@ -219,6 +225,7 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
     "gateway-notification": notification_from_record,
     "gateway-reference": reference_from_record,
     "audit-entry": audit_entry_from_record,
+    "ledger-event": ledger_event_from_record,
     "control-entry": control_entry_from_record,
     "risk-check": check_from_record,
     "risk-result": risk_result_from_record,
@@ -243,4 +250,5 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     RiskResult: "risk-result",
     RiskVelocity: "risk-velocity",
     DeadLetterMarker: "dead-letter-marker",
+    LedgerEvent: "ledger-event",
 }

@@ -12,8 +12,14 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from pipeline.errors import UserError
-from pipeline.ledger import guards
-from pipeline.ledger.tables import SCHEMA_VERSION, metadata, schema_version
+from pipeline.ledger import guards, migrations
+from pipeline.ledger.tables import (
+    REVISION,
+    SCHEMA_VERSION,
+    alembic_version,
+    metadata,
+    schema_version,
+)
 
 # How long a writer waits for another one; a batch holds the database for tenths of a second.
 BUSY_TIMEOUT_MS = 10_000
@@ -28,24 +34,37 @@ _CREATION_LOCK = 0x6C656467
 _READ_ONLY = "ledger_read_only"
 
 
-def open_ledger(url: str) -> Engine:
-    """The engine of a ledger whose tables and guards exist; they are created where missing.
+def open_ledger(url: str, *, create: bool = True) -> Engine:
+    """The engine of a ledger whose tables and guards exist and are of this version.
 
-    ``url`` is SQLAlchemy's: ``sqlite:////absolute/path.db`` or ``postgresql://host/name``. Safe to
-    call from several processes at once. UserError when the database cannot be used as it is.
+    ``url`` is SQLAlchemy's: ``sqlite:////absolute/path.db`` or ``postgresql://host/name``. Tables
+    are created where missing and brought forward where they are of an earlier version; with
+    ``create`` off that is refused, for those who only read. Safe to call from several processes at
+    once. UserError when the database cannot be used as it is.
     """
     parsed = _parse(url)
     shown = parsed.render_as_string(hide_password=True)
     try:
-        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+        if parsed.get_backend_name() != "sqlite":
+            engine = _postgresql(parsed)
+        elif create or Path(str(parsed.database)).is_file():
+            engine = _sqlite(parsed)
+        else:
+            raise UserError(f"there is no ledger at {shown}; start the flow, or name another.")
     except ModuleNotFoundError as error:
         raise UserError(
             f"the ledger at {shown} needs {error.name}, which is not installed. Install "
             "paystream[postgres]."
         ) from error
     try:
-        with engine.begin() as connection:
-            _create_or_check(connection, shown)
+        found = _version(engine)
+        if create and found is None:
+            with engine.begin() as connection:
+                _create(connection)
+        elif create and found is not None and found < SCHEMA_VERSION:
+            _bring_forward(parsed, engine)
+        with reading(engine) as connection:
+            _require_this_version(connection, shown)
     except UserError:
         engine.dispose()
         raise
@@ -90,7 +109,7 @@ def _parse(url: str) -> URL:
     )
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
     path = Path(str(url.database)).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +124,7 @@ def _sqlite(url: URL) -> Engine:
         connection.execute("PRAGMA journal_mode = WAL")
         # A commit that was answered survives a power cut.
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
         connection.execute(f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {_SQLITE_CHECKPOINT_PAGES}")
 
@@ -129,17 +148,69 @@ def _postgresql(url: URL) -> Engine:
     )
 
 
-def _create_or_check(connection: Connection, shown: str) -> None:
+def _version(engine: Engine) -> int | None:
+    with reading(engine) as connection:
+        if not inspect(connection).has_table(schema_version.name):
+            return None
+        return connection.execute(select(schema_version.c.version)).scalar_one_or_none()
+
+
+def _create(connection: Connection) -> None:
+    """All tables, unless another process was first."""
+    _lock(connection)
+    if inspect(connection).has_table(schema_version.name):
+        return
+    metadata.create_all(connection)
+    guards.install(connection)
+    connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
+    connection.execute(alembic_version.insert().values(version_num=REVISION))
+
+
+def _bring_forward(url: URL, engine: Engine) -> None:
+    """Run the migrations in one transaction: all of them count, or none."""
+    sqlite = engine.dialect.name == "sqlite"
+    # Tables that are made anew must not take along what refers to them.
+    working = _sqlite(url, foreign_keys=False) if sqlite else engine
+    try:
+        with working.begin() as connection:
+            _lock(connection)
+            if not sqlite:
+                # In the order in which writers come to them: locked one by one as the scripts
+                # need them, two would wait for each other.
+                connection.exec_driver_sql(
+                    "LOCK TABLE consumer_offsets, accounts, postings, journal_entries, balances"
+                )
+            migrations.stamp(connection)
+            migrations.migrate(connection)
+            if sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                raise UserError(
+                    "the ledger has postings of no entry or account, so it was not brought "
+                    "forward; see `paystream verify`."
+                )
+    finally:
+        if working is not engine:
+            working.dispose()
+
+
+def _lock(connection: Connection) -> None:
+    """SQLite's writers hold the whole file by themselves."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
-    if not inspect(connection).has_table(schema_version.name):
-        metadata.create_all(connection)
-        guards.install(connection)
-        connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
-        return
-    found = connection.execute(select(schema_version.c.version)).scalar_one_or_none()
+
+
+def _require_this_version(connection: Connection, shown: str) -> None:
+    found = None
+    if inspect(connection).has_table(schema_version.name):
+        found = connection.execute(select(schema_version.c.version)).scalar_one_or_none()
+    if found is None:
+        raise UserError(f"there is no ledger at {shown}; start the flow, or name another.")
+    if found < SCHEMA_VERSION:
+        raise UserError(
+            f"the ledger at {shown} has schema version {found}, this program knows "
+            f"{SCHEMA_VERSION}. Bring it forward with `paystream ledger migrate`."
+        )
     if found != SCHEMA_VERSION:
         raise UserError(
             f"the ledger at {shown} has schema version {found}, this program knows "
-            f"{SCHEMA_VERSION}. Use the version of paystream that wrote it, or migrate it first."
+            f"{SCHEMA_VERSION}. Use the version of paystream that wrote it."
         )

@@ -12,14 +12,19 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, Engine, insert, select, update
-from sqlalchemy.dialects import postgresql
+from msgspec.structs import replace
+from sqlalchemy import Connection, Engine, case, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from pipeline.domain.decisions import Rules
+from pipeline.domain.fees import UNKNOWN_PAYMENT, after, books_of, priced
 from pipeline.domain.invariant import invariant
-from pipeline.domain.posting import JournalEntry, Posting
+from pipeline.domain.periods import booked_date
+from pipeline.domain.posting import JournalEntry
 from pipeline.ledger.database import reading
+from pipeline.ledger.decisions import current_rules
+from pipeline.ledger.entries import EntryWriter, Item, entries_by_id, entries_of_payments
 from pipeline.ledger.errors import (
     Conflict,
     LedgerUnavailable,
@@ -27,16 +32,11 @@ from pipeline.ledger.errors import (
     SettlementConflicts,
     SourceChanged,
 )
-from pipeline.ledger.statements import Row, statements_for
-from pipeline.ledger.tables import accounts, consumer_offsets, journal_entries, postings
+from pipeline.ledger.tables import consumer_offsets
 
 # Two writers may book the same settlement from two partitions at once (an error upstream); one of
 # them meets the other's key only at the insert, and sees it at the next try.
 _RACES_MAX = 3
-# Merchants whose account number is kept in memory: about 20 MB.
-_ACCOUNTS_CACHED_MAX = 200_000
-# Values in one IN list: below SQLite's limit of variables in every build.
-_IN_LIST_MAX = 500
 
 
 class Source(Struct, frozen=True):
@@ -45,14 +45,6 @@ class Source(Struct, frozen=True):
     cluster_id: str
     topic: str
     topic_id: str
-
-
-class Item(Struct, frozen=True, gc=False):
-    """An entry to book and where its settlement lies."""
-
-    partition: int
-    offset: int
-    entry: JournalEntry
 
 
 class Progress(Struct, frozen=True, gc=False):
@@ -88,9 +80,9 @@ class Journal:
         self._source = source
         self._now_ms = now_ms
         self._on_step = on_step
-        self._statements = statements_for(engine.dialect.name)
+        self._writer = EntryWriter(engine.dialect.name, now_ms)
         self._driver: Any = engine.dialect.loaded_dbapi
-        self._accounts: dict[str, int] = {}
+        self._rules = Rules()
 
     # Offsets ------------------------------------------------------------------------------------
 
@@ -167,27 +159,79 @@ class Journal:
         return self._post_once(items, progress)
 
     def _post_once(self, items: Sequence[Item], progress: Mapping[int, Progress]) -> Posted:
-        opened: dict[str, int] = {}
-        with self._available(), self._engine.begin() as connection:
-            self._move_offsets(connection, progress)
-            self._on_step("ledger.offsets_set")
-            fresh, duplicates = self._sort_out(connection, items)
-            if fresh:
-                self._insert(connection, fresh, opened)
-            self._on_step("ledger.entries_inserted")
-        # Known only now that they are committed.
-        if len(self._accounts) + len(opened) > _ACCOUNTS_CACHED_MAX:
-            self._accounts.clear()
-        self._accounts.update(opened)
+        try:
+            with self._available(), self._engine.begin() as connection:
+                self._move_offsets(connection, progress, items)
+                self._on_step("ledger.offsets_set")
+                fresh, duplicates = self._sort_out(connection, items)
+                if fresh:
+                    made = self._made(connection, fresh)
+                    sums = self._writer.insert(connection, self._source.topic, made)
+                    # Everything is checked, and nothing is locked that another writer wants.
+                    self._on_step("ledger.entries_checked")
+                    self._writer.add_balances(connection, sums)
+                self._on_step("ledger.entries_inserted")
+        except BaseException:
+            self._writer.rolled_back()
+            raise
+        self._writer.committed()
         return Posted(len(fresh), tuple(duplicates))
 
-    def _move_offsets(self, connection: Connection, progress: Mapping[int, Progress]) -> None:
+    def _made(self, connection: Connection, items: Sequence[Item]) -> Sequence[Item]:
+        """The entries as the rules in force make them: fees, costs, the day they count under.
+
+        The rules are read after the offsets were set: a decision that counts for these records was
+        committed before, and one that is being made waits for this batch.
+        """
+        self._rules = rules = current_rules(connection, self._rules)
+        if rules.terms.schedules:
+            items = self._priced(connection, items, rules)
+        if rules.closings:
+            items = [
+                replace(item, entry=replace(item.entry, booked_date=later))
+                if (
+                    later := booked_date(
+                        item.entry.business_date, item.partition, item.offset, rules.closings
+                    )
+                )
+                else item
+                for item in items
+            ]
+        return items
+
+    def _priced(
+        self, connection: Connection, items: Sequence[Item], rules: Rules
+    ) -> Sequence[Item]:
+        payments = list({item.entry.payment_id for item in items})
+        books = {
+            payment_id: books_of(entries)
+            for payment_id, entries in entries_of_payments(connection, payments).items()
+        }
+        made = []
+        for item in items:
+            payment = item.entry.payment_id
+            before = books.get(payment, UNKNOWN_PAYMENT)
+            entry = priced(item.entry, before, rules.terms)
+            books[payment] = after(before, entry)
+            made.append(replace(item, entry=entry))
+        return made
+
+    def _move_offsets(
+        self, connection: Connection, progress: Mapping[int, Progress], items: Sequence[Item]
+    ) -> None:
         """Compare and set. First, since a writer that lost its partitions should stop at once."""
         source = self._source
         now_ms = self._now_ms()
+        latest_ms: dict[int, int] = {}
+        for item in items:
+            settled_ms = item.entry.settled_at_ms
+            if settled_ms > latest_ms.get(item.partition, 0):
+                latest_ms[item.partition] = settled_ms
+        through_ms = consumer_offsets.c.settled_through_ms
         # In one order everywhere: two writers that wait for each other's rows would deadlock.
         for partition in sorted(progress):
             moved = progress[partition]
+            latest = latest_ms.get(partition, 0)
             changed = connection.execute(
                 update(consumer_offsets)
                 .where(
@@ -197,7 +241,11 @@ class Journal:
                     consumer_offsets.c.topic_id == source.topic_id,
                     consumer_offsets.c.next_offset == moved.expected,
                 )
-                .values(next_offset=moved.next_offset, updated_at_ms=now_ms)
+                .values(
+                    next_offset=moved.next_offset,
+                    updated_at_ms=now_ms,
+                    settled_through_ms=case((through_ms < latest, latest), else_=through_ms),
+                )
             ).rowcount
             if changed != 1:
                 raise OffsetMoved(partition, moved.expected)
@@ -211,10 +259,10 @@ class Journal:
         for item in items:
             if by_id.setdefault(item.entry.entry_id, item) is not item:
                 again.append(item)
-        known = self._statements.known(connection, list(by_id)) if by_id else set()
+        known = self._writer.known(connection, list(by_id))
         if not known and not again:
             return list(items), []
-        booked = _booked_entries(connection, sorted(known))
+        booked = entries_by_id(connection, sorted(known))
         fresh: list[Item] = []
         duplicates: list[Item] = []
         conflicts: list[Conflict] = []
@@ -241,77 +289,6 @@ class Journal:
         if conflicts:
             raise SettlementConflicts(conflicts)
         return fresh, duplicates
-
-    def _insert(
-        self, connection: Connection, items: Sequence[Item], opened: dict[str, int]
-    ) -> None:
-        account_ids = self._account_ids(connection, items, opened)
-        numbers = self._statements.entry_numbers(connection, len(items))
-        posted_at_ms = self._now_ms()
-        topic = self._source.topic
-        posting_rows: list[Row] = []
-        entry_rows: list[Row] = []
-        sums: dict[tuple[int, str], list[int]] = {}
-        for number, item in zip(numbers, items, strict=True):
-            e = item.entry
-            for line, posting in enumerate(e.postings, 1):
-                account_id = account_ids[posting.account]
-                currency = posting.currency
-                amount_minor = posting.amount_minor
-                posting_rows.append((number, line, account_id, currency, amount_minor))
-                total = sums.get((account_id, currency))
-                if total is None:
-                    total = sums[account_id, currency] = [0, 0]
-                if amount_minor > 0:
-                    total[0] += amount_minor
-                else:
-                    total[1] -= amount_minor
-            entry_rows.append(
-                (
-                    number,
-                    e.entry_id,
-                    e.settlement_id,
-                    e.kind,
-                    e.merchant_id,
-                    e.order_id,
-                    e.payment_id,
-                    e.operation_id,
-                    e.gateway,
-                    e.gateway_reference,
-                    e.business_date,
-                    topic,
-                    item.partition,
-                    item.offset,
-                    e.settled_at_ms,
-                    posted_at_ms,
-                    len(e.postings),
-                )
-            )
-        self._statements.insert(connection, posting_rows, entry_rows)
-        # Last and in one order: a gateway's account is shared by every writer, and its row stays
-        # locked from here to the commit.
-        self._statements.add_balances(
-            connection, [(*key, debits, credits) for key, (debits, credits) in sorted(sums.items())]
-        )
-
-    def _account_ids(
-        self, connection: Connection, items: Sequence[Item], opened: dict[str, int]
-    ) -> Mapping[str, int]:
-        cached = self._accounts
-        names = {posting.account for item in items for posting in item.entry.postings}
-        missing = sorted(names - cached.keys())
-        if not missing:
-            return cached
-        opened.update(_account_ids_of(connection, missing))
-        new = [name for name in missing if name not in opened]
-        if new:
-            if connection.dialect.name == "postgresql":
-                statement: Any = postgresql.insert(accounts).on_conflict_do_nothing()
-            else:
-                statement = insert(accounts)
-            connection.execute(statement, [{"name": name} for name in new])
-            opened.update(_account_ids_of(connection, new))
-        return {**cached, **opened}
 
     def _is_refusal(self, error: Exception) -> bool:
         """Whether the database is there and refuses the rows: a key exists, a guard objects."""
@@ -341,61 +318,14 @@ class Journal:
 # twice, by the answer to a charge and by the answer to an inquiry.
 _COMPARED: Final = (
     "kind", "merchant_id", "order_id", "payment_id", "operation_id", "gateway",
-    "gateway_reference", "business_date", "postings",
+    "gateway_reference", "business_date",
 )  # fmt: skip
+# The movement itself; what follows it was worked out when it was booked.
+_MOVEMENT: Final = slice(2)
 
 
 def _differing_fields(booked: JournalEntry, entry: JournalEntry) -> list[str]:
-    return [name for name in _COMPARED if getattr(booked, name) != getattr(entry, name)]
-
-
-def _booked_entries(connection: Connection, entry_ids: Sequence[str]) -> dict[str, JournalEntry]:
-    found: dict[str, JournalEntry] = {}
-    for start in range(0, len(entry_ids), _IN_LIST_MAX):
-        rows = connection.execute(
-            select(
-                journal_entries,
-                accounts.c.name,
-                postings.c.currency,
-                postings.c.amount_minor,
-            )
-            .join(postings, postings.c.entry_number == journal_entries.c.entry_number)
-            .join(accounts, accounts.c.account_id == postings.c.account_id)
-            .where(journal_entries.c.entry_id.in_(entry_ids[start : start + _IN_LIST_MAX]))
-            .order_by(journal_entries.c.entry_number, postings.c.line)
-        )
-        lines: dict[str, list[Posting]] = {}
-        heads: dict[str, Any] = {}
-        for row in rows:
-            heads[row.entry_id] = row
-            lines.setdefault(row.entry_id, []).append(
-                Posting(row.name, row.currency, row.amount_minor)
-            )
-        for entry_id, row in heads.items():
-            found[entry_id] = JournalEntry(
-                entry_id=entry_id,
-                settlement_id=row.settlement_id,
-                kind=row.kind,
-                merchant_id=row.merchant_id,
-                order_id=row.order_id,
-                payment_id=row.payment_id,
-                operation_id=row.operation_id,
-                gateway=row.gateway,
-                gateway_reference=row.gateway_reference,
-                business_date=row.business_date,
-                settled_at_ms=row.settled_at_ms,
-                postings=tuple(lines[entry_id]),
-            )
-    return found
-
-
-def _account_ids_of(connection: Connection, names: Sequence[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for start in range(0, len(names), _IN_LIST_MAX):
-        rows = connection.execute(
-            select(accounts.c.name, accounts.c.account_id).where(
-                accounts.c.name.in_(names[start : start + _IN_LIST_MAX])
-            )
-        )
-        found.update({row.name: row.account_id for row in rows})
+    found = [name for name in _COMPARED if getattr(booked, name) != getattr(entry, name)]
+    if booked.postings[_MOVEMENT] != entry.postings[_MOVEMENT]:
+        found.append("postings")
     return found

@@ -117,12 +117,18 @@ class PostgresStatements:
                 with cursor.copy(f"COPY {table} ({columns}) FROM STDIN") as copy:
                     for row in rows:
                         copy.write_row(row)
+        # What is checked at the commit is checked now: the balances are locked after it, and a
+        # commit that still had to look at every line would keep other writers from them.
+        connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
     def add_balances(self, connection: Connection, rows: Iterable[Row]) -> None:
+        # One statement for all of them, which takes their locks in the order of the arrays.
+        columns = [list(column) for column in zip(*rows, strict=True)]
         connection.exec_driver_sql(
             "INSERT INTO balances (account_id, currency, debits_minor, credits_minor) "
-            "VALUES (%s, %s, %s, %s) ON CONFLICT (account_id, currency) DO UPDATE SET "
+            "SELECT * FROM unnest(%s::int[], %s::text[], %s::bigint[], %s::bigint[]) "
+            "ON CONFLICT (account_id, currency) DO UPDATE SET "
             "debits_minor = balances.debits_minor + excluded.debits_minor, "
             "credits_minor = balances.credits_minor + excluded.credits_minor",
-            list(rows),
+            tuple(columns),
         )

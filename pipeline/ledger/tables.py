@@ -13,17 +13,22 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     Sequence,
+    String,
     Table,
     Text,
     UniqueConstraint,
 )
 
 # Raised by every change of these tables; a database of another version is not touched.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# The revision of ``migrations`` that makes these tables.
+REVISION = "0002"
 
 metadata = MetaData()
 
@@ -35,6 +40,14 @@ schema_version = Table(
     metadata,
     Column("version", Integer, primary_key=True, autoincrement=False),
     sqlite_strict=True,
+)
+
+# Where the migrations keep which of them have been made.
+alembic_version = Table(
+    "alembic_version",
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
 accounts = Table(
@@ -70,11 +83,24 @@ journal_entries = Table(
     Column("settled_at_ms", Int64, nullable=False),
     Column("posted_at_ms", Int64, nullable=False),
     Column("posting_count", Integer, nullable=False),
+    # Several entries may come of one event; a settlement is one.
+    Column("source_part", Integer, nullable=False, server_default="0"),
+    # The day it counts under when its own was closed already; else empty.
+    Column("booked_date", Text, nullable=False, server_default=""),
+    # What its fees were worked out by: schedule/plan/method; empty for none.
+    Column("terms", Text, nullable=False, server_default=""),
     # So the unique entry_id makes settlement_id unique too, without a second index: random
     # inserts into an index are what posting costs most.
-    CheckConstraint("entry_id = 'settlement:' || settlement_id", name="entry_id_of_settlement"),
+    CheckConstraint(
+        "settlement_id = '' OR entry_id = 'settlement:' || settlement_id",
+        name="entry_id_of_settlement",
+    ),
     CheckConstraint("posting_count >= 2", name="entry_has_two_sides"),
-    UniqueConstraint("source_topic", "source_partition", "source_offset", name="entry_source"),
+    UniqueConstraint(
+        "source_topic", "source_partition", "source_offset", "source_part", name="entry_source"
+    ),
+    # What was booked of a payment decides what its next settlement costs.
+    Index("entry_payment", "payment_id"),
     sqlite_strict=True,
 )
 
@@ -121,7 +147,75 @@ consumer_offsets = Table(
     Column("topic_id", Text, nullable=False),
     Column("next_offset", Int64, nullable=False),
     Column("updated_at_ms", Int64, nullable=False),
+    # The latest settled_at_ms that is booked: terms that count from an earlier time come too late.
+    Column("settled_through_ms", Int64, nullable=False, server_default="0"),
     PrimaryKeyConstraint("topic", "partition"),
     CheckConstraint("next_offset >= 0", name="offset_not_negative"),
     sqlite_strict=True,
+)
+
+# What people decided about the books. A row is decided first, published to `ledger-events` next,
+# and what it posts is booked last, with the place it was published at.
+ledger_decisions = Table(
+    "ledger_decisions",
+    metadata,
+    Column("sequence", Int64, primary_key=True, autoincrement=False),
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("kind", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("decided_at_ms", Int64, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("published_partition", Integer),
+    Column("published_offset", Int64),
+    sqlite_strict=True,
+)
+
+closed_periods = Table(
+    "closed_periods",
+    metadata,
+    Column(
+        "sequence",
+        Int64,
+        ForeignKey("ledger_decisions.sequence"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    # Everything up to and with this day.
+    Column("through_date", Text, nullable=False),
+    # The next offset of each partition of the settlements topic, as JSON: what lies from there on
+    # came too late for the period.
+    Column("cuts", Text, nullable=False),
+    # 1 once all that belongs to the period is booked; the database takes no more then.
+    Column("sealed", Integer, nullable=False),
+    CheckConstraint("sealed IN (0, 1)", name="sealed_or_not"),
+    sqlite_strict=True,
+)
+
+# One chain of hashes for each partition that entries come from.
+chains = Table(
+    "chains",
+    metadata,
+    Column("chain_id", Integer, primary_key=True),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    UniqueConstraint("topic", "partition", name="chain_source"),
+    sqlite_strict=True,
+)
+
+entry_seals = Table(
+    "entry_seals",
+    metadata,
+    Column("chain_id", Integer, ForeignKey("chains.chain_id"), nullable=False),
+    # Counts the partition's entries from 1, in the order of the log.
+    Column("position", Int64, nullable=False),
+    Column("entry_number", Int64, nullable=False),
+    Column("source_offset", Int64, nullable=False),
+    Column("source_part", Integer, nullable=False),
+    Column("posted_at_ms", Int64, nullable=False),
+    # SHA-256 of the hash before it and the entry.
+    Column("hash", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("chain_id", "position"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
 )

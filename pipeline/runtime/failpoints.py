@@ -32,6 +32,7 @@ POINTS: tuple[str, ...] = (
     "gateway.offsets_sent",
     "gateway.committed",
     "ledger.batch_taken",
+    "ledger.entries_checked",
     "ledger.entries_inserted",
     "ledger.offsets_set",
     "ledger.committed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -9,17 +10,24 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable
-from pipeline.ledger.journal import Item, Progress
+from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import drifted_balances, entry_count
 from tests.support.ledger import (
+    PAIR,
+    SOURCE,
     LedgerSuite,
+    book_by_hand,
     booked_number,
     entry_of,
     insert_entry,
     insert_line,
     journal_at,
 )
+from tests.support.ledger_migrations import MigrationSuite
+from tests.support.ledger_rules import RulesSuite, book_all, close
+from tests.support.ledger_seals import SealsSuite
 
 pytestmark = pytest.mark.integration
 
@@ -36,6 +44,23 @@ def url(postgres_url: str) -> Iterator[str]:
 
 
 class TestOnPostgres(LedgerSuite):
+    pass
+
+
+class TestRulesOnPostgres(RulesSuite):
+    pass
+
+
+class TestSealsOnPostgres(SealsSuite):
+    pass
+
+
+@pytest.fixture
+def other_url(own_postgres_url: str) -> str:
+    return own_postgres_url
+
+
+class TestMigrationsOnPostgres(MigrationSuite):
     pass
 
 
@@ -65,6 +90,51 @@ def test_two_halves_from_two_transactions_are_refused(url: str) -> None:
             transaction.commit()
     with pytest.raises(DBAPIError), engine.begin() as connection:
         insert_line(connection, booked_number(engine), 2, "GBP", 7)
+    engine.dispose()
+
+
+def test_a_hot_merchant_does_not_keep_writers_from_each_other(url: str) -> None:
+    """While one writer's batch of a merchant is in and checked, another's of the same merchant is
+    booked from beginning to end: nothing both need is locked before the balances."""
+    # A lock that is held ends the test instead of hanging it.
+    engine = open_ledger(f"{url}?options=-c%20lock_timeout%3D5000")
+    journal_at(engine, 1).post([Item(1, 0, entry_of(1))], {1: Progress(0, 1)})
+    booked_meanwhile: list[int] = []
+
+    def book_another(name: str) -> None:
+        if name == "ledger.entries_checked":
+            done = Journal(engine, SOURCE).post([Item(1, 1, entry_of(4))], {1: Progress(1, 2)})
+            booked_meanwhile.append(done.posted)
+
+    journal = journal_at(engine, 0, on_step=book_another)
+    # Merchant m1, like entries 1 and 4.
+    assert journal.post([Item(0, 0, entry_of(7))], {0: Progress(0, 1)}).posted == 1
+    assert booked_meanwhile == [1]
+    with reading(engine) as connection:
+        assert entry_count(connection) == 3
+        assert drifted_balances(connection) == []
+    engine.dispose()
+
+
+def test_sealing_a_period_waits_for_entries_that_are_being_made(url: str) -> None:
+    """An entry of any writer is in the period before it is sealed, or refused after: never in it
+    behind the seal's back."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    close(engine, "2010-12-31")
+    sealer = threading.Thread(target=book_all, args=(engine,))
+    with engine.begin() as connection:
+        insert_line(connection, 500, 1, "GBP", 100)
+        insert_line(connection, 500, 2, "GBP", -100)
+        insert_entry(connection, 500, entry_of(2), offset=9)
+        sealer.start()
+        sealer.join(0.5)
+        with reading(engine) as other:
+            sealed = other.execute(text("SELECT sealed FROM closed_periods")).scalar_one()
+        assert sealed == 0
+    sealer.join(30)
+    with pytest.raises(DBAPIError, match="the period is closed"):
+        book_by_hand(engine, 501, PAIR, entry_of(3), offset=10)
     engine.dispose()
 
 

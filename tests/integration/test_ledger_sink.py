@@ -235,7 +235,13 @@ def test_every_settlement_is_booked_once_though_a_sink_is_killed(
 
 @pytest.mark.parametrize(
     "point",
-    ["ledger.batch_taken", "ledger.offsets_set", "ledger.entries_inserted", "ledger.committed"],
+    [
+        "ledger.batch_taken",
+        "ledger.offsets_set",
+        "ledger.entries_checked",
+        "ledger.entries_inserted",
+        "ledger.committed",
+    ],
 )
 def test_killed_between_any_two_steps_it_goes_on(flow: Flow, tmp_path: Path, point: str) -> None:
     """At each step the process dies twice; its successor books what is missing and no more."""

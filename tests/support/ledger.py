@@ -15,8 +15,9 @@ from pipeline.domain.model import Settlement
 from pipeline.domain.posting import JournalEntry, Posting, journal_entry
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import OffsetMoved, SettlementConflicts, SourceChanged
-from pipeline.ledger.journal import Item, Journal, Progress, Source
+from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.ledger.queries import (
     balances,
     booked_offsets,
@@ -278,7 +279,9 @@ class LedgerSuite:
                 ).scalar_one()
                 assert booked == offset.next_offset
 
-    @pytest.mark.parametrize("step", ["ledger.offsets_set", "ledger.entries_inserted"])
+    @pytest.mark.parametrize(
+        "step", ["ledger.offsets_set", "ledger.entries_checked", "ledger.entries_inserted"]
+    )
     def test_a_crash_before_the_commit_books_nothing(self, engine: Engine, step: str) -> None:
         """Whatever ends the transaction half way, neither entries nor offsets have moved."""
 
@@ -450,7 +453,8 @@ def insert_entry(connection: Any, number: int, entry: JournalEntry, *, offset: i
     connection.execute(
         text(
             "INSERT INTO journal_entries VALUES (:number, :entry_id, :settlement_id, 'capture', "
-            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2)"
+            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2, 0, "
+            "'', '')"
         ),
         {
             "number": number,

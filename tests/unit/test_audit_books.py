@@ -37,11 +37,11 @@ def ledger(tmp_path: Path) -> Iterator[tuple[str, Engine]]:
         for statement in (
             "INSERT INTO accounts VALUES (1, 'gateway:sim'), (2, 'merchant:shop')",
             "INSERT INTO journal_entries VALUES (7, 'settlement:s1', 's1', 'capture', 'shop', 'o1',"
-            " 'p1', 'o1', 'sim', 'ch_1', '2027-01-15', 'settlements', 3, 41, 1, 2, 2)",
+            " 'p1', 'o1', 'sim', 'ch_1', '2027-01-15', 'settlements', 3, 41, 1, 2, 2, 0, '', '')",
             "INSERT INTO postings VALUES (7, 1, 1, 'GBP', 500), (7, 2, 2, 'GBP', -500)",
             "INSERT INTO postings VALUES (9, 1, 1, 'EUR', 3)",
             "INSERT INTO balances VALUES (1, 'GBP', 500, 0), (2, 'GBP', 0, 500)",
-            "INSERT INTO consumer_offsets VALUES ('settlements', 3, 'c', 't', 42, 2)",
+            "INSERT INTO consumer_offsets VALUES ('settlements', 3, 'c', 't', 42, 2, 0)",
         ):
             connection.execute(text(statement))
     yield url, engine

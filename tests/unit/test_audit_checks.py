@@ -1156,7 +1156,12 @@ def test_a_header_alone_takes_no_input_away() -> None:
 def test_every_guarantee_of_the_list_is_tried() -> None:
     """No name in the list of guarantees goes without a damage that raises it."""
     tried = {c.name for c in CASES.values()} | {n for c in CASES.values() for n in c.also}
-    elsewhere = {"history_deleted", "history_deleted_meanwhile"}
+    elsewhere = {
+        "history_deleted", "history_deleted_meanwhile",
+        # In test_audit_terms, over a flow that has fees and a closed month.
+        "journal_entry_fees_wrong", "journal_entry_day_wrong", "journal_entry_without_decision",
+        "tier_correction_wrong",
+    }  # fmt: skip
     assert set(GUARANTEES) == tried | elsewhere
 
 

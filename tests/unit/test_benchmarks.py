@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from benchmarks.__main__ import main, parse
 from benchmarks.codec_costs import codec_costs, decision_costs
 from benchmarks.drain import Drained
 from benchmarks.failure import WrongRun
+from benchmarks.journal import PARTITIONS, JournalMeasured
+from benchmarks.journal import plain as plain_tables
+from benchmarks.journal import settlement as journal_settlement
 from benchmarks.latency import percentiles
 from benchmarks.machine import describe_machine
 from benchmarks.order_pool import make_pool
@@ -21,6 +26,7 @@ from benchmarks.settlement_watch import verify_settlements
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
+from pipeline.ledger.tables import journal_entries, postings
 from schemas.codec import default_codec
 from tests.house import TOP
 
@@ -200,3 +206,43 @@ def test_an_outage_is_judged_by_where_orders_went_and_when_they_were_settled() -
     stays = {name: Ordered(o.ordered_at_ms, DEAD, 25_000, DEAD) for name, o in orders.items()}
     with pytest.raises(WrongRun, match="never left"):
         judge(stays, 5_000, 10_000, 20_000, rate_per_s=10, outage_s=10, waiting=10)
+
+
+def test_the_journal_is_held_against_its_aims() -> None:
+    """A ledger slower than three fifths of bare inserts, or held up by a hot merchant, is said."""
+    journal = JournalMeasured(
+        entries=10, lines=58, writers=2, rounds=3, even_per_s=500.0, hot_per_s=440.0,
+        core_per_s=1_000.0, sealed_per_s=900.0,
+    )  # fmt: skip
+    missed = as_text(replace(results(), drains=[], journal=journal))
+    assert "0.50  at least 0.6: MISSED" in missed
+    assert "0.88  at least 0.9: MISSED" in missed
+    met = replace(journal, even_per_s=700.0, hot_per_s=640.0)
+    assert "MISSED" not in as_text(replace(results(), drains=[], journal=met))
+
+
+def test_the_peer_of_the_journal_keeps_the_same_columns_and_no_rule() -> None:
+    """Else it would do less than the rows cost, or more."""
+    plain = plain_tables().tables
+    for table in (journal_entries, postings):
+        peer = plain[table.name]
+        assert [(c.name, str(c.type)) for c in peer.columns] == [
+            (c.name, str(c.type)) for c in table.columns
+        ]
+        assert [type(c).__name__ for c in peer.constraints] == ["PrimaryKeyConstraint"]
+        assert not peer.indexes
+
+
+@pytest.mark.parametrize("hot", [False, True])
+def test_the_settlements_of_the_journal_are_what_they_are_said_to_be(hot: bool) -> None:
+    """Refunds follow their sale in its partition; nine of ten are the hot merchant's, or nobody's
+    are many."""
+    made = [journal_settlement(n, hot) for n in range(4_000)]
+    first = {s.payment_id: n for n, s in reversed(list(enumerate(made)))}
+    for n, settlement in enumerate(made):
+        sale = first[settlement.payment_id]
+        assert (settlement.kind == "capture") == (sale == n)
+        assert sale % PARTITIONS == n % PARTITIONS
+    merchants = Counter(s.merchant_id for s in made)
+    share = merchants.most_common(1)[0][1] / len(made)
+    assert 0.88 < share < 0.92 if hot else share < 0.01

@@ -11,10 +11,14 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable
-from pipeline.ledger.journal import Item, Journal, Progress
+from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import entry_count, trial_balance
 from tests.support.ledger import SOURCE, LedgerSuite, entry_of, journal_at
+from tests.support.ledger_migrations import MigrationSuite
+from tests.support.ledger_rules import RulesSuite
+from tests.support.ledger_seals import SealsSuite
 
 
 @pytest.fixture
@@ -23,6 +27,30 @@ def url(tmp_path: Path) -> str:
 
 
 class TestOnSqlite(LedgerSuite):
+    pass
+
+
+class TestRulesOnSqlite(RulesSuite):
+    pass
+
+
+class TestSealsOnSqlite(SealsSuite):
+    pass
+
+
+@pytest.fixture
+def other_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'other.db'}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> None:
+    """Tables of an earlier version are made past ``open_ledger``, which makes the folder."""
+    (tmp_path / "books").mkdir()
+
+
+@pytest.mark.usefixtures("folder")
+class TestMigrationsOnSqlite(MigrationSuite):
     pass
 
 
@@ -46,13 +74,13 @@ def bare(url: str, tmp_path: Path) -> Iterator[sqlite3.Connection]:
         # In the way by its settlement, by its number, by its source: one at a time.
         "INSERT OR REPLACE INTO journal_entries SELECT 77, entry_id, settlement_id, kind, 'thief', "
         "order_id, payment_id, operation_id, gateway, gateway_reference, business_date, "
-        "source_topic, source_partition, 77, 1, 1, 2 FROM journal_entries",
+        "source_topic, source_partition, 77, 1, 1, 2, 0, '', '' FROM journal_entries",
         "INSERT OR REPLACE INTO journal_entries SELECT entry_number, 'settlement:x', 'x', kind, "
         "'thief', order_id, payment_id, operation_id, gateway, gateway_reference, business_date, "
-        "source_topic, source_partition, 77, 1, 1, 2 FROM journal_entries",
+        "source_topic, source_partition, 77, 1, 1, 2, 0, '', '' FROM journal_entries",
         "INSERT OR REPLACE INTO journal_entries SELECT 77, 'settlement:x', 'x', kind, 'thief', "
         "order_id, payment_id, operation_id, gateway, gateway_reference, business_date, "
-        "source_topic, source_partition, source_offset, 1, 1, 2 FROM journal_entries",
+        "source_topic, source_partition, source_offset, 1, 1, 2, 0, '', '' FROM journal_entries",
         "INSERT OR REPLACE INTO accounts SELECT account_id, 'thief' FROM accounts",
         "INSERT OR IGNORE INTO postings VALUES (1, 3, 1, 'GBP', 5)",
         "UPDATE OR REPLACE postings SET line = 1",

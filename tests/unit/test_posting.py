@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import textwrap
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.domain.accounts import CHART
+from pipeline.domain.fee_schedule import read_schedule, terms_of
+from pipeline.domain.fees import UNKNOWN_PAYMENT, after, priced
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.posting import (
@@ -79,6 +84,50 @@ def test_the_worked_examples_add_up() -> None:
     left = re.findall(r"^    (\w+:\w+) +(-?[\d.]+)$", text, re.MULTILINE)
     assert {account: int(amount.replace(".", "")) for account, amount in left} == dict(balances)
     assert sum(balances.values()) == 0
+
+
+def priced_examples() -> tuple[str, list[tuple[str, str, list[str]]]]:
+    """The fee schedule of the document, and each settlement with the lines told under it."""
+    text = LEDGER_DOCUMENT.read_text(encoding="utf-8")
+    chapter = text.partition("## Fees and gateway costs")[2].partition("\n## ")[0]
+    blocks = re.findall(r"(?:^    .*\n)(?:^(?:    .*)?\n)*", chapter, re.MULTILINE)
+    schedule = next(block for block in blocks if "[[plans]]" in block)
+    found: list[tuple[str, str, list[str]]] = []
+    for line in chapter.splitlines():
+        if match := re.fullmatch(r"    (\w+) (-?[\d.]+)", line):
+            found.append((match[1], match[2], []))
+        elif found and re.fullmatch(r"      (debit |credit) \S+ +[\d.]+", line):
+            found[-1][2].append(" ".join(line.split()))
+    return textwrap.dedent(schedule), found
+
+
+def test_the_priced_examples_are_what_is_booked() -> None:
+    """By the document's own schedule each settlement makes the lines that stand under it."""
+    schedule, told = priced_examples()
+    terms = terms_of([read_schedule(tomllib.loads(schedule))])
+    assert {kind for kind, *_ in told} == set(RULE_OF)
+    books = UNKNOWN_PAYMENT
+    for number, (kind, amount, lines) in enumerate(told):
+        movement = entry_of(
+            1, merchant_id="shop", kind=kind, amount_minor=int(amount.replace(".", "")),
+            gateway="none" if kind == "credit" else "sim", operation_id=f"op-{number}",
+            payment_method="card",
+        )  # fmt: skip
+        entry = priced(movement, books, terms)
+        books = after(books, entry)
+        booked = {
+            f"{'debit' if p.amount_minor > 0 else 'credit'} {p.account} "
+            f"{abs(p.amount_minor) // 100}.{abs(p.amount_minor) % 100:02d}"
+            for p in entry.postings
+        }
+        assert booked == set(lines), f"{kind} {amount}"
+
+
+def test_the_document_has_the_chart_of_accounts() -> None:
+    """Every account a reader may meet is in the table, and no other."""
+    text = LEDGER_DOCUMENT.read_text(encoding="utf-8")
+    chapter = text.partition("## Chart of accounts")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+):<", chapter, re.MULTILINE)) == set(CHART)
 
 
 def test_a_refund_is_the_reverse() -> None:

@@ -1,4 +1,4 @@
-"""What the database itself refuses, whoever is connected.
+"""Version 1, as it was; only a migration uses it.
 
 * An entry whose postings are missing, or whose debits and credits differ in some currency.
 * A posting added to an entry that is booked.
@@ -24,6 +24,21 @@ def install(connection: Connection) -> None:
     statements = _sqlite() if connection.dialect.name == "sqlite" else _postgresql()
     for statement in statements:
         connection.exec_driver_sql(statement)
+
+
+def remove(connection: Connection) -> None:
+    """Drop what ``install`` made."""
+    if connection.dialect.name == "sqlite":
+        names = [f"{t}_no_{verb}" for t in _IMMUTABLE for verb in ("update", "delete")]
+        for name in (*names, "accounts_no_replace", "postings_sealed", "journal_entries_checked"):
+            connection.exec_driver_sql(f"DROP TRIGGER {name}")
+        return
+    for table in _IMMUTABLE:
+        connection.exec_driver_sql(f"DROP TRIGGER {table}_no_change ON {table}")
+        connection.exec_driver_sql(f"DROP TRIGGER {table}_no_truncate ON {table}")
+    connection.exec_driver_sql("DROP TRIGGER journal_entries_checked ON journal_entries")
+    connection.exec_driver_sql("DROP TRIGGER postings_sealed ON postings")
+    connection.exec_driver_sql("DROP FUNCTION ledger_refuse_change, ledger_check_entry")
 
 
 def _sqlite() -> Iterator[str]:

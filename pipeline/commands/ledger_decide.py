@@ -1,0 +1,368 @@
+"""``paystream ledger``: what people decide about the books, and the books made anew."""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.commands.audit import LedgerUrl, Prefix
+from pipeline.commands.options import BootstrapServers
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from producers.ledger_events import LedgerEvents
+
+app = typer.Typer()
+fees_app = typer.Typer(
+    help="What merchants pay and gateways take, as data.",
+    epilog="Example: paystream ledger fees show",
+    no_args_is_help=True,
+)
+app.add_typer(fees_app, name="fees")
+
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
+By = Annotated[str | None, typer.Option("--by", help="Who; default: this login's name.")]
+
+
+@fees_app.command("apply")
+def fees_apply_command(
+    file: Annotated[Path, typer.Argument(help="The fee schedule, TOML or JSON.")],
+    reason: Reason,
+    effective_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Counts for payments captured from then on, UTC: YYYY-MM-DD[THH:MM:SS]."
+        ),
+    ] = None,
+    by: By = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the schedule; decide nothing.")
+    ] = False,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+) -> None:
+    """Put a fee schedule into force from a time on, by default from now.
+
+    Payments that were captured before keep their terms. A time before the latest settlement that
+    is booked is refused, since entries are never changed.
+
+    Exit code 0: decided and published. 2: refused, or a server is away.
+
+    Examples:
+
+    \b
+      paystream ledger fees apply fees.toml --reason "prices of 2027" --from 2027-01-01
+    """
+    from pipeline.domain.decisions import schedule_body
+    from pipeline.ledger.decisions import decide_terms
+
+    document = _document(file)
+    now_ms = int(time.time() * 1000)
+    from_ms = now_ms if effective_from is None else _time_ms(effective_from)
+    body = schedule_body(document, from_ms)
+    if dry_run:
+        typer.echo(f"{file} can be used")
+        return
+    with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, topic):
+        with engine.begin() as connection:
+            event = decide_terms(
+                connection, topic, body=body, effective_from_ms=from_ms, actor=_who(by),
+                reason=reason, now_ms=now_ms,
+            )  # fmt: skip
+        log.publish(engine)
+    typer.echo(f"fee schedule {event.sequence} counts from {_shown(from_ms)}")
+
+
+@fees_app.command("show")
+def fees_show_command(ledger_url: LedgerUrl = None) -> None:
+    """Every fee schedule that was put into force, the newest last, as JSON.
+
+    Exit code 0: shown, or there is none. 2: the ledger cannot be read.
+
+    Examples:
+
+    \b
+      paystream ledger fees show
+    """
+    from pipeline.commands.ledger import books
+    from pipeline.domain.decisions import FEE_SCHEDULE
+    from pipeline.ledger.decisions import all_decisions
+
+    with books(ledger_url) as connection:
+        events = [e for e in all_decisions(connection) if e.kind == FEE_SCHEDULE]
+    if not events:
+        typer.echo("there is no fee schedule: nothing is charged")
+    for event in events:
+        body = json.loads(event.body)
+        typer.echo(
+            f"schedule {event.sequence} from {_shown(body['effective_from_ms'])}, by "
+            f"{event.actor} at {_shown(event.decided_at_ms)}: {event.reason}"
+        )
+        typer.echo(json.dumps(body["schedule"], indent=2))
+
+
+@app.command("close")
+def close_command(
+    period: Annotated[str, typer.Argument(help="YYYY-MM, or YYYY-MM-DD for a day.")],
+    reason: Reason,
+    by: By = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+) -> None:
+    """Close everything up to the end of a period: it takes no more entries.
+
+    What is booked by now belongs to it; a settlement of its days that comes later counts under the
+    first day after it. The tiers of a month's fee plans are set right, and the database refuses
+    entries of the period from then on. The close is published, so a rebuild closes it as well.
+
+    Exit code 0: closed. 2: refused, or a server is away.
+
+    Examples:
+
+    \b
+      paystream ledger close 2010-12 --reason "month end"
+    """
+    from pipeline.domain.decisions import closing_of
+    from pipeline.domain.periods import last_day
+    from pipeline.ledger.decisions import decide_close
+    from producers.ledger_events import topic_ranges
+
+    through = last_day(period)
+    with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, topic):
+        ends = {p: end for p, (_, end) in topic_ranges(log.bootstrap_servers, topic).items()}
+        with engine.begin() as connection:
+            event = decide_close(
+                connection, topic, through=through, actor=_who(by), reason=reason,
+                now_ms=int(time.time() * 1000),
+            )  # fmt: skip
+        made = log.publish(engine)
+    cuts = closing_of(event).cuts
+    behind = sum(max(0, end - cuts.get(partition, 0)) for partition, end in ends.items())
+    if behind:
+        typer.echo(
+            f"{behind} records of {topic} were not booked yet (marks of transactions included): "
+            "settlements among them count under the first day after the period",
+            err=True,
+        )
+    typer.echo(f"everything through {through} is closed; {made} corrections of tiers are booked")
+
+
+@app.command("post")
+def post_command(
+    lines: Annotated[
+        list[str], typer.Argument(metavar="ACCOUNT=[-]AMOUNT:CURRENCY...", help="Debits positive.")
+    ],
+    reason: Reason,
+    date: Annotated[str, typer.Option("--date", help="The day it counts under, YYYY-MM-DD.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="What it is: adjustment, conversion, ...")
+    ] = "adjustment",
+    merchant: Annotated[str, typer.Option("--merchant", help="Whose statement it is on.")] = "",
+    by: By = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+) -> None:
+    """Book an entry by hand: a decision that is published, so a rebuild has it as well.
+
+    It balances in each currency; a conversion goes through the position accounts of both.
+
+    Exit code 0: booked. 2: refused, or a server is away.
+
+    Examples:
+
+    \b
+      paystream ledger post suspense:north=12.50:GBP gateway_receivable:north=-12.50:GBP
+      --date 2010-12-07 --reason "unexplained in report 14"
+    """
+    from pipeline.domain.decisions import ENTRY, entry_body
+    from pipeline.ledger.decisions import decide
+
+    body = entry_body(kind, merchant, date, [_posting(line) for line in lines])
+    with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
+        with engine.begin() as connection:
+            event = decide(
+                connection, kind=ENTRY, body=body, actor=_who(by), reason=reason,
+                now_ms=int(time.time() * 1000),
+            )  # fmt: skip
+        log.publish(engine)
+    typer.echo(f"decision {event.sequence} is booked")
+
+
+@app.command("publish")
+def publish_command(
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+) -> None:
+    """Take decisions further that an interrupted command left unpublished or unbooked.
+
+    Exit code 0: all are published and booked. 2: a server is away.
+
+    Examples:
+
+    \b
+      paystream ledger publish
+    """
+    with deciding(bootstrap_servers, prefix, ledger_url, further=False) as (engine, log, _topic):
+        made = log.publish(engine)
+    typer.echo(f"every decision is published and booked; {made} entries were made now")
+
+
+@app.command("rebuild")
+def rebuild_command(
+    into: Annotated[str, typer.Option("--into", help="The URL of an empty database or new file.")],
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+    no_compare: Annotated[
+        bool, typer.Option("--no-compare", help="There is no other ledger to compare with.")
+    ] = False,
+) -> None:
+    """Make the books anew from the topics alone, and compare every hash with the live ledger's.
+
+    Each partition is compared up to the last entry that both have sealed.
+
+    Exit code 0: made, and the same. 1: another hash. 2: refused, or a server is away.
+
+    Examples:
+
+    \b
+      paystream ledger rebuild --into sqlite:////tmp/rebuilt.sqlite
+    """
+    from consumers.ledger_rebuild import compare, rebuild
+    from pipeline.config import load_settings
+    from pipeline.ledger.database import open_ledger
+    from pipeline.record_codec import record_codec
+
+    settings = load_settings(
+        bootstrap_servers=bootstrap_servers, topic_prefix=prefix, ledger_url=ledger_url
+    )
+    if into == settings.books_url():
+        raise UserError("the live ledger is not rebuilt into: name another database.")
+    catalogue = settings.catalogue()
+    engine = open_ledger(into)
+    try:
+        made = rebuild(
+            settings.bootstrap_servers,
+            catalogue,
+            record_codec(catalogue, settings.schema_registry_url),
+            engine,
+        )
+        typer.echo(
+            f"{made.entries} entries from the topics, {made.decisions} decisions, "
+            f"{made.refused} records that cannot be booked"
+        )
+        for head in made.heads:
+            typer.echo(f"{head.topic}[{head.partition}]: {head.position} entries, "
+                       f"{head.hash.hex()}")  # fmt: skip
+        if no_compare:
+            return
+        live = open_ledger(settings.books_url(), create=False)
+        try:
+            compared = compare(live, engine)
+        finally:
+            live.dispose()
+    finally:
+        engine.dispose()
+    for each in compared:
+        if not each.same:
+            typer.echo(f"{each.topic}[{each.partition}] differs within its first {each.position} "
+                       "entries")  # fmt: skip
+    same = all(each.same for each in compared)
+    typer.echo(
+        f"compared {sum(each.position for each in compared)} entries with the live ledger: "
+        f"{'the SAME' if same else 'DIFFERENT'}"
+    )
+    raise typer.Exit(0 if same else 1)
+
+
+@contextmanager
+def deciding(
+    bootstrap_servers: str | None,
+    prefix: str | None,
+    ledger_url: str | None,
+    *,
+    further: bool = True,
+) -> Iterator[tuple[Engine, LedgerEvents, str]]:
+    """The ledger, its topic of decisions, and the name of the settlements topic.
+
+    What an interrupted command left is taken ``further`` first.
+    """
+    from pipeline.config import load_settings
+    from pipeline.ledger.database import open_ledger
+    from pipeline.record_codec import record_codec
+    from producers.ledger_events import LedgerEvents
+
+    settings = load_settings(
+        bootstrap_servers=bootstrap_servers, topic_prefix=prefix, ledger_url=ledger_url
+    )
+    catalogue = settings.catalogue()
+    engine = open_ledger(settings.books_url(), create=False)
+    try:
+        log = LedgerEvents(
+            settings.bootstrap_servers,
+            catalogue,
+            record_codec(catalogue, settings.schema_registry_url),
+        )
+        # Before anything is decided: a topic that is away is told now, not afterwards.
+        log.source()
+        if further:
+            log.publish(engine)
+        yield engine, log, catalogue.name("settlements")
+    finally:
+        engine.dispose()
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the fee schedule {file} cannot be read: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"the fee schedule {file} is not a table of plans and gateway costs.")
+    return found
+
+
+def _posting(line: str) -> Any:
+    from pipeline.domain.money import parse_amount
+    from pipeline.domain.posting import Posting
+
+    account, equals, rest = line.partition("=")
+    amount, colon, currency = rest.partition(":")
+    if not equals or not colon:
+        raise UserError(f"{line!r} is no line: write ACCOUNT=AMOUNT:CURRENCY.")
+    return Posting(account, currency, parse_amount(amount, currency))
+
+
+def _time_ms(said: str) -> int:
+    try:
+        found = datetime.fromisoformat(said)
+    except ValueError:
+        raise UserError(f"{said!r} is no time: write YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS.") from None
+    if found.tzinfo is None:
+        found = found.replace(tzinfo=UTC)
+    return int(found.timestamp() * 1000)
+
+
+def _shown(time_ms: int) -> str:
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _who(by: str | None) -> str:
+    import getpass
+
+    return by or getpass.getuser()

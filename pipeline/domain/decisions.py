@@ -1,0 +1,131 @@
+"""What people decide about the books, as events: fee schedules, closed periods, entries by hand.
+
+The body of a decision is JSON, each kind with a shape of its own, and is read here by whoever
+follows it: the writer of the books, a rebuild from the topics.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+
+from pipeline.domain.accounts import is_account
+from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
+from pipeline.domain.invariant import invariant
+from pipeline.domain.keys import valid_id
+from pipeline.domain.model import LedgerEvent
+from pipeline.domain.money import MINOR_UNITS
+from pipeline.domain.periods import Closing
+from pipeline.domain.posting import AMOUNT_MINOR_MAX, RULE_OF, Posting
+from pipeline.domain.validation import is_date
+from pipeline.errors import UserError
+
+FEE_SCHEDULE: Final = "fee_schedule"
+PERIOD_CLOSE: Final = "period_close"
+ENTRY: Final = "entry"
+
+# The kind of the entries that set a closed month's tiers right.
+FEE_TRUE_UP: Final = "fee_true_up"
+
+
+class Rules(Struct, frozen=True):
+    """What entries are made by beside the settlements themselves. ``sequence``: the last decision
+    that is in it."""
+
+    sequence: int = 0
+    terms: Terms = Terms()
+    closings: tuple[Closing, ...] = ()
+
+
+class HandEntry(Struct, frozen=True):
+    """An entry somebody decided on: a conversion, a correction, a resolution."""
+
+    kind: str
+    merchant_id: str
+    business_date: str
+    postings: tuple[Posting, ...]
+
+
+def rules_of(events: Iterable[LedgerEvent]) -> Rules:
+    """The rules that follow from all decisions, in their order."""
+    schedules: list[FeeSchedule] = []
+    closings: list[Closing] = []
+    sequence = 0
+    for event in events:
+        sequence = max(sequence, event.sequence)
+        if event.kind == FEE_SCHEDULE:
+            schedules.append(schedule_of(event))
+        elif event.kind == PERIOD_CLOSE:
+            closings.append(closing_of(event))
+    return Rules(sequence, terms_of(schedules), tuple(closings))
+
+
+def schedule_body(document: Mapping[str, Any], effective_from_ms: int) -> str:
+    """UserError when the document is no schedule."""
+    read_schedule(document)
+    return _json({"effective_from_ms": effective_from_ms, "schedule": document})
+
+
+def schedule_of(event: LedgerEvent) -> FeeSchedule:
+    """A schedule's version is the number of the decision that brought it."""
+    body = json.loads(event.body)
+    return read_schedule(
+        body["schedule"], version=event.sequence, effective_from_ms=body["effective_from_ms"]
+    )
+
+
+def close_body(through: str, cuts: Mapping[int, int]) -> str:
+    return _json({"through": through, "cuts": {str(p): cuts[p] for p in sorted(cuts)}})
+
+
+def closing_of(event: LedgerEvent) -> Closing:
+    body = json.loads(event.body)
+    cuts = {int(partition): offset for partition, offset in body["cuts"].items()}
+    return Closing(event.sequence, body["through"], cuts)
+
+
+def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequence[Posting]) -> str:
+    """UserError when the lines cannot be booked."""
+    if not valid_id(kind) or kind in RULE_OF or kind == FEE_TRUE_UP:
+        raise UserError(f"{kind!r} is no kind of an entry by hand: use adjustment, conversion, ...")
+    if merchant_id and not valid_id(merchant_id):
+        raise UserError(f"{merchant_id!r} is no merchant's id.")
+    if not is_date(business_date):
+        raise UserError(f"{business_date!r} is no date: write YYYY-MM-DD.")
+    sums: dict[str, int] = {}
+    for posting in postings:
+        if not is_account(posting.account):
+            raise UserError(f"there is no account {posting.account!r}; see docs/ledger.md.")
+        if posting.currency not in MINOR_UNITS:
+            raise UserError(f"{posting.currency!r} is not an active ISO 4217 currency.")
+        if not 0 < abs(posting.amount_minor) <= AMOUNT_MINOR_MAX:
+            raise UserError(f"a line moves between 1 and {AMOUNT_MINOR_MAX} minor units.")
+        sums[posting.currency] = sums.get(posting.currency, 0) + posting.amount_minor
+    if len(postings) < 2 or any(sums.values()):
+        raise UserError("an entry has two lines at least, and balances in each currency.")
+    return _json(
+        {
+            "kind": kind,
+            "merchant_id": merchant_id,
+            "business_date": business_date,
+            "postings": [[p.account, p.currency, p.amount_minor] for p in postings],
+        }
+    )
+
+
+def hand_entry_of(event: LedgerEvent) -> HandEntry:
+    invariant(event.kind == ENTRY, "it is an entry by hand")
+    body = json.loads(event.body)
+    return HandEntry(
+        body["kind"],
+        body["merchant_id"],
+        body["business_date"],
+        tuple(Posting(*line) for line in body["postings"]),
+    )
+
+
+def _json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,212 @@
+"""What a published decision posts: corrections of a closed month's tiers, entries by hand.
+
+The entries carry the place the decision was published at, as a settlement's entry carries its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Connection, Engine, func, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pipeline.domain.decisions import (
+    ENTRY,
+    FEE_TRUE_UP,
+    PERIOD_CLOSE,
+    Rules,
+    closing_of,
+    hand_entry_of,
+)
+from pipeline.domain.fees import NO_PLAN, tier_correction
+from pipeline.domain.model import LedgerEvent
+from pipeline.domain.periods import day_after, last_day, months_ended
+from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
+from pipeline.domain.transfers import fee_true_up
+from pipeline.errors import UserError
+from pipeline.ledger.decisions import current_rules
+from pipeline.ledger.entries import EntryWriter, Item
+from pipeline.ledger.guards.v2 import ENTRIES_LOCK
+from pipeline.ledger.journal import Source
+from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
+
+
+def book_decision(
+    engine: Engine,
+    source: Source,
+    event: LedgerEvent,
+    partition: int,
+    offset: int,
+    *,
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+) -> int:
+    """Book what a decision posts and keep its place, in one transaction; how many entries it made.
+
+    Decisions are booked in their order, each once: one that is booked already makes none. A closed
+    period is sealed by it: from then on the database takes no entry of it.
+    """
+    c = ledger_decisions.c
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            # Waits for those who are inserting entries; those who come later see the seal.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ENTRIES_LOCK})")
+        booked = connection.execute(
+            update(ledger_decisions)
+            .where(c.sequence == event.sequence, c.published_offset.is_(None))
+            .values(published_partition=partition, published_offset=offset)
+        ).rowcount
+        if not booked:
+            return 0
+        if event.kind == PERIOD_CLOSE:
+            _require_booked_to_the_cuts(connection, source.topic, event)
+        rules = current_rules(connection, Rules())
+        entries = _entries(connection, event, rules)
+        if entries:
+            writer = EntryWriter(connection.dialect.name, now_ms)
+            items = [Item(partition, offset, entry, part) for part, entry in enumerate(entries)]
+            writer.add_balances(connection, writer.insert(connection, source.topic, items))
+        if event.kind == PERIOD_CLOSE:
+            connection.execute(
+                update(closed_periods)
+                .where(closed_periods.c.sequence == event.sequence)
+                .values(sealed=1)
+            )
+        _move_offset(connection, source, partition, offset + 1, now_ms())
+        return len(entries)
+
+
+def _require_booked_to_the_cuts(
+    connection: Connection, decisions_topic: str, event: LedgerEvent
+) -> None:
+    """A ledger that took the close over from the topic may still have to book the period."""
+    rows = connection.execute(
+        select(consumer_offsets.c.partition, consumer_offsets.c.next_offset).where(
+            consumer_offsets.c.topic != decisions_topic
+        )
+    )
+    booked = {row.partition: row.next_offset for row in rows}
+    for partition, cut in closing_of(event).cuts.items():
+        if booked.get(partition, 0) < cut:
+            raise UserError(
+                f"the settlements of partition {partition} are booked up to "
+                f"{booked.get(partition, 0)}, the period was closed at {cut}: let the ledger "
+                "catch up, then run `paystream ledger publish`."
+            )
+
+
+def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequence[JournalEntry]:
+    if event.kind == PERIOD_CLOSE:
+        return _true_ups(connection, event, rules)
+    if event.kind != ENTRY:
+        return ()
+    hand = hand_entry_of(event)
+    closed = max((x.through for x in rules.closings if x.sequence < event.sequence), default="")
+    return [
+        _entry(
+            event,
+            hand.kind,
+            hand.merchant_id,
+            hand.business_date,
+            hand.postings,
+            booked_date=day_after(closed) if hand.business_date <= closed else "",
+        )
+    ]
+
+
+def _true_ups(connection: Connection, event: LedgerEvent, rules: Rules) -> list[JournalEntry]:
+    """For each month that ends with this close and each plan with tiers: one correction."""
+    through = closing_of(event).through
+    before = max((x.through for x in rules.closings if x.sequence < event.sequence), default="")
+    day = "CASE booked_date WHEN '' THEN business_date ELSE booked_date END"
+    volumes = connection.execute(
+        text(
+            f"SELECT substr({day}, 1, 7) AS month, e.merchant_id, p.currency, e.terms, "
+            "sum(p.amount_minor) AS volume FROM journal_entries e "
+            "JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1 "
+            f"WHERE e.kind = 'capture' AND e.terms <> '' AND substr({day}, 1, 7) >= :first "
+            f"AND {day} <= :through GROUP BY 1, 2, 3, 4"
+        ),
+        # A month that was closed by days counts whole when its last one is.
+        {"first": before[:7], "through": through},
+    ).all()
+    ended = set(months_ended(before, through, [row.month for row in volumes]))
+    # A plan's methods count together.
+    sums: dict[tuple[str, str, str, int, str], int] = {}
+    for row in volumes:
+        version, plan, _method = row.terms.split("/")
+        if row.month in ended and plan != NO_PLAN:
+            key = (row.month, row.merchant_id, row.currency, int(version), plan)
+            sums[key] = sums.get(key, 0) + int(row.volume)
+    made = []
+    for (month, merchant, currency, version, name), volume in sorted(sums.items()):
+        schedule = rules.terms.version(version)
+        plan = schedule.plan_named(name) if schedule is not None else None
+        if plan is None or not plan.tiers:
+            continue
+        lines = fee_true_up(merchant, currency, tier_correction(plan, volume))
+        if lines:
+            made.append(
+                _entry(
+                    event, FEE_TRUE_UP, merchant, last_day(month), lines,
+                    terms=f"{version}/{name}/", reference=f"{month} {volume} {currency}",
+                )
+            )  # fmt: skip
+    return made
+
+
+def _entry(
+    event: LedgerEvent,
+    kind: str,
+    merchant: str,
+    business_date: str,
+    lines: tuple[Posting, ...],
+    *,
+    terms: str = "",
+    reference: str = "",
+    booked_date: str = "",
+) -> JournalEntry:
+    what = ":".join(part for part in (merchant, business_date, terms, lines[0].currency) if part)
+    return balanced(
+        JournalEntry(
+            entry_id=f"{kind}:{event.event_id}:{what}",
+            settlement_id="",
+            kind=kind,
+            merchant_id=merchant,
+            order_id="",
+            payment_id="",
+            operation_id=event.event_id,
+            gateway=NO_GATEWAY,
+            gateway_reference=reference,
+            business_date=business_date,
+            settled_at_ms=event.decided_at_ms,
+            postings=lines,
+            terms=terms,
+            booked_date=booked_date,
+        )
+    )
+
+
+def _move_offset(
+    connection: Connection, source: Source, partition: int, next_offset: int, now_ms: int
+) -> None:
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(consumer_offsets).values(
+        topic=source.topic,
+        partition=partition,
+        cluster_id=source.cluster_id,
+        topic_id=source.topic_id,
+        next_offset=next_offset,
+        updated_at_ms=now_ms,
+    )
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["topic", "partition"],
+            set_={"next_offset": next_offset, "updated_at_ms": now_ms},
+        )
+    )
+
+
+def closed_through(connection: Connection) -> str:
+    """The last day that is closed, sealed or not; "" for none."""
+    return connection.execute(select(func.max(closed_periods.c.through_date))).scalar_one() or ""

@@ -1,0 +1,206 @@
+"""Decisions about the books: made here, published to `ledger-events`, then booked.
+
+The database decides, since only it knows how far the books are: a period's cut and the time from
+which a fee schedule counts are set while every writer waits, so an entry made before and one made
+after are told apart by the log alone. Then the decision is published, and what it posts is booked
+with the place it was published at. A crash in between leaves a decision that is not published or
+not booked; the next command takes it further.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+from sqlalchemy import Connection, func, insert, select
+
+from pipeline.domain.decisions import PERIOD_CLOSE, Rules, close_body, closing_of, rules_of
+from pipeline.domain.model import LedgerEvent
+from pipeline.errors import UserError
+from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
+
+_EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
+# Any number: decisions are made one after the other.
+_DECISIONS_LOCK: Final = 0x6C656469
+
+
+def decide(
+    connection: Connection, *, kind: str, body: str, actor: str, reason: str, now_ms: int
+) -> LedgerEvent:
+    """Make the next decision, in the connection's transaction."""
+    lock_decisions(connection)
+    last = connection.execute(
+        select(func.coalesce(func.max(ledger_decisions.c.sequence), 0))
+    ).scalar_one()
+    sequence = int(last) + 1
+    event = LedgerEvent(
+        event_id="",
+        kind=kind,
+        sequence=sequence,
+        actor=actor,
+        reason=reason,
+        decided_at_ms=now_ms,
+        body=body,
+    )
+    event = replace(event, event_id=event_id_of(event))
+    record(connection, event)
+    return event
+
+
+def event_id_of(event: LedgerEvent) -> str:
+    """Derived from all that it says, so that a changed decision does not fit its id."""
+    said = "\x1f".join(
+        (str(event.sequence), event.kind, event.actor, event.reason, str(event.decided_at_ms),
+         event.body)
+    )  # fmt: skip
+    return str(uuid.uuid5(_EVENTS, said))
+
+
+def record(connection: Connection, event: LedgerEvent) -> None:
+    """Keep a decision that was made, here or where the topic was written from."""
+    connection.execute(
+        insert(ledger_decisions).values(
+            sequence=event.sequence,
+            event_id=event.event_id,
+            kind=event.kind,
+            actor=event.actor,
+            reason=event.reason,
+            decided_at_ms=event.decided_at_ms,
+            body=event.body,
+        )
+    )
+    if event.kind == PERIOD_CLOSE:
+        closing = closing_of(event)
+        connection.execute(
+            insert(closed_periods).values(
+                sequence=event.sequence,
+                through_date=closing.through,
+                cuts=close_body(closing.through, closing.cuts),
+                sealed=0,
+            )
+        )
+
+
+def adopt(connection: Connection, events: Sequence[LedgerEvent]) -> int:
+    """Take over the decisions that the topic has and this ledger has not; how many.
+
+    A new ledger, or one restored from a backup, has to follow them like the one that made them.
+    UserError when the two contradict each other.
+    """
+    lock_decisions(connection)
+    known = {event.sequence: event.event_id for event in all_decisions(connection)}
+    taken = 0
+    for event in sorted(events, key=lambda each: each.sequence):
+        if event.sequence not in known:
+            record(connection, event)
+            taken += 1
+        elif known[event.sequence] != event.event_id:
+            raise UserError(
+                f"decision {event.sequence} of this ledger is another one than in the topic: "
+                "another ledger decides on these topics. Use its database, or rebuild this one."
+            )
+    return taken
+
+
+def lock_decisions(connection: Connection) -> None:
+    """SQLite has one writer at a time anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_DECISIONS_LOCK})")
+
+
+def hold_writers(connection: Connection, topic: str) -> dict[int, tuple[int, int]]:
+    """Keep every writer of a topic waiting until the transaction's end.
+
+    By partition: its next offset, and the latest time of settlement that is booked.
+    """
+    c = consumer_offsets.c
+    rows = connection.execute(
+        select(c.partition, c.next_offset, c.settled_through_ms)
+        .where(c.topic == topic)
+        # The order in which writers take them, so that nobody waits in a circle.
+        .order_by(c.partition)
+        .with_for_update()
+    )
+    return {row.partition: (row.next_offset, row.settled_through_ms) for row in rows}
+
+
+def decide_terms(
+    connection: Connection,
+    topic: str,
+    *,
+    body: str,
+    effective_from_ms: int,
+    actor: str,
+    reason: str,
+    now_ms: int,
+) -> LedgerEvent:
+    """Put a fee schedule into force; UserError when something is settled already by then."""
+    from pipeline.domain.decisions import FEE_SCHEDULE
+
+    held = hold_writers(connection, topic)
+    latest_ms = max((settled_ms for _, settled_ms in held.values()), default=0)
+    if effective_from_ms <= latest_ms:
+        raise UserError(
+            f"a settlement of {latest_ms} (epoch ms) is booked already: the schedule can count "
+            "from a later time on only, since entries are never changed."
+        )
+    return decide(
+        connection, kind=FEE_SCHEDULE, body=body, actor=actor, reason=reason, now_ms=now_ms
+    )
+
+
+def decide_close(
+    connection: Connection, topic: str, *, through: str, actor: str, reason: str, now_ms: int
+) -> LedgerEvent:
+    """Close everything up to a day: what is booked belongs to it, what comes later does not."""
+    held = hold_writers(connection, topic)
+    lock_decisions(connection)
+    before = connection.execute(select(func.max(closed_periods.c.through_date))).scalar_one()
+    if before is not None and through <= before:
+        raise UserError(f"everything through {before} is closed already.")
+    cuts = {partition: next_offset for partition, (next_offset, _) in held.items()}
+    return decide(
+        connection,
+        kind=PERIOD_CLOSE,
+        body=close_body(through, cuts),
+        actor=actor,
+        reason=reason,
+        now_ms=now_ms,
+    )
+
+
+def current_rules(connection: Connection, known: Rules) -> Rules:
+    """The rules of all decisions; those that are known already cost one look-up."""
+    last = connection.execute(select(func.max(ledger_decisions.c.sequence))).scalar_one()
+    if (last or 0) == known.sequence:
+        return known
+    return rules_of(all_decisions(connection))
+
+
+def all_decisions(connection: Connection) -> list[LedgerEvent]:
+    """Every decision, in order."""
+    rows = connection.execute(select(ledger_decisions).order_by(ledger_decisions.c.sequence))
+    return [event_of(row) for row in rows]
+
+
+def unpublished(connection: Connection) -> Sequence[LedgerEvent]:
+    """Decisions whose place in the topic is not known, in order."""
+    c = ledger_decisions.c
+    rows = connection.execute(
+        select(ledger_decisions).where(c.published_offset.is_(None)).order_by(c.sequence)
+    )
+    return [event_of(row) for row in rows]
+
+
+def event_of(row: Any) -> LedgerEvent:
+    return LedgerEvent(
+        event_id=row.event_id,
+        kind=row.kind,
+        sequence=row.sequence,
+        actor=row.actor,
+        reason=row.reason,
+        decided_at_ms=row.decided_at_ms,
+        body=row.body,
+    )

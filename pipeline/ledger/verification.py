@@ -1,0 +1,273 @@
+"""Whether the books are as they were sealed: every damage by name, with the place it lies at.
+
+This is the ledger looking at itself, by one read transaction and without the topics; `paystream
+verify` compares it with everything else. Whoever rewrites all seals from some entry on leaves books
+that are whole in themselves but end in another hash: the heads are for comparing, with an earlier
+look or with a rebuild.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from msgspec import Struct
+from sqlalchemy import Connection, select, text
+
+from pipeline.domain.decisions import PERIOD_CLOSE
+from pipeline.ledger.decisions import all_decisions, event_id_of
+from pipeline.ledger.queries import drifted_balances
+from pipeline.ledger.seals import (
+    FIRST_HASH,
+    BookedEntry,
+    ChainHead,
+    booked_entries,
+    chain_heads,
+    next_hash,
+)
+from pipeline.ledger.tables import chains, closed_periods, consumer_offsets, entry_seals
+
+# What may be found, and what it means.
+DAMAGES: Final = {
+    "entry_changed": "An entry or a line of it is not what was sealed.",
+    "entry_missing": "A sealed entry is not there.",
+    "entry_unsealed": "An entry lies before the newest seal and was never sealed.",
+    "seal_changed": "A seal is not the one that its entry has.",
+    "seal_missing": "A seal of a chain is not there.",
+    "entry_unbalanced": "Debits and credits of an entry differ, or lines of it are missing.",
+    "postings_without_entry": "Lines belong to no entry.",
+    "balance_differs": "A balance is not the sum of its postings.",
+    "entry_beyond_offset": "An entry comes from where nothing is booked yet.",
+    "entry_in_closed_period": "An entry came after its period was closed and counts in it.",
+    "decision_changed": "A decision is not the one that was made.",
+}
+
+
+class Damage(Struct, frozen=True):
+    """One thing that is wrong; ``place`` is where: topic[partition]@offset, or a table's row."""
+
+    name: str
+    place: str
+    detail: str
+
+
+class Verification(Struct, frozen=True):
+    """``unsealed``: entries behind the newest seals, which the next sealing takes."""
+
+    damages: tuple[Damage, ...]
+    heads: tuple[ChainHead, ...]
+    entries: int
+    unsealed: int
+
+
+def verify_books(connection: Connection) -> Verification:
+    """Look at everything once. ``with reading(engine) as connection`` gives the connection."""
+    damages: list[Damage] = []
+    heads = chain_heads(connection)
+    by_place = {(head.topic, head.partition): head for head in heads}
+    entries = unsealed = 0
+    places = connection.execute(
+        text(
+            "SELECT source_topic, source_partition FROM journal_entries "
+            "UNION SELECT topic, partition FROM chains ORDER BY 1, 2"
+        )
+    ).all()
+    for topic, partition in places:
+        seen, behind = _chain(connection, topic, partition, by_place.get((topic, partition)),
+                              damages)  # fmt: skip
+        entries += seen
+        unsealed += behind
+    damages += _lines(connection)
+    damages += [
+        Damage(
+            "balance_differs",
+            f"balances {kept.account} {kept.currency}",
+            f"debits {kept.debits_minor}, credits {kept.credits_minor}; its postings sum to "
+            f"{summed.debits_minor} and {summed.credits_minor}",
+        )
+        for kept, summed in drifted_balances(connection)
+    ]
+    damages += _offsets(connection)
+    damages += _decisions(connection)
+    damages += _periods(connection)
+    return Verification(tuple(damages), tuple(heads), entries, unsealed)
+
+
+def _chain(
+    connection: Connection,
+    topic: str,
+    partition: int,
+    head: ChainHead | None,
+    damages: list[Damage],
+) -> tuple[int, int]:
+    """Compare one partition's entries with its seals; how many entries, how many not sealed yet."""
+    end = (head.source_offset, head.source_part) if head is not None else (-1, 0)
+    seals = _seals(connection, topic, partition)
+    seal = next(seals, None)
+    judge = _ChainJudge(f"{topic}[{partition}]", damages)
+    seen = behind = 0
+    for entry in booked_entries(connection, topic, partition):
+        seen += 1
+        place = entry.source_offset, entry.source_part
+        while seal is not None and (seal.source_offset, seal.source_part) < place:
+            judge.missing(seal)
+            seal = next(seals, None)
+        if seal is not None and (seal.source_offset, seal.source_part) == place:
+            judge.pair(entry, seal)
+            seal = next(seals, None)
+        elif place < end:
+            judge.tell("entry_unsealed", entry.source_offset, entry.entry_id)
+        else:
+            behind += 1
+    while seal is not None:
+        judge.missing(seal)
+        seal = next(seals, None)
+    judge.settle(None)
+    return seen, behind
+
+
+class _ChainJudge:
+    """Walks one chain. Each entry is judged by the stored seal before it, so that one damage is
+    told once and not for everything behind it."""
+
+    def __init__(self, place: str, damages: list[Damage]) -> None:
+        self._place = place
+        self._damages = damages
+        self._before, self._position = FIRST_HASH, 0
+        # An entry that does not fit its seal, and the seal it would have: which of the two was
+        # changed is known from the next one.
+        self._suspect: tuple[BookedEntry, bytes] | None = None
+
+    def tell(self, name: str, offset: int, detail: str) -> None:
+        self._damages.append(Damage(name, f"{self._place}@{offset}", detail))
+
+    def missing(self, seal: Any) -> None:
+        self.settle(None)
+        self.tell("entry_missing", seal.source_offset, f"sealed as entry {seal.position}")
+        self._advance(seal)
+
+    def pair(self, entry: BookedEntry, seal: Any) -> None:
+        follows_suspect = self.settle((entry, seal))
+        computed = next_hash(self._before, entry.content)
+        gap = seal.position - self._position - 1
+        if gap:
+            # What the missing seals held is not known, so this entry's cannot be judged.
+            self.tell("seal_missing", entry.source_offset, f"{gap} before seal {seal.position}")
+        elif not follows_suspect and computed != bytes(seal.hash):
+            self._suspect = entry, computed
+        elif (entry.entry_number, entry.posted_at_ms) != (seal.entry_number, seal.posted_at_ms):
+            self.tell("entry_changed", entry.source_offset,
+                      f"{entry.entry_id}: its number or time of posting")  # fmt: skip
+        self._advance(seal)
+
+    def settle(self, after: tuple[BookedEntry, Any] | None) -> bool:
+        """Say what became of a suspect; whether the pair after it follows from what it would be,
+        so that its seal was changed and not the entry."""
+        if self._suspect is None:
+            return False
+        suspect, computed = self._suspect
+        self._suspect = None
+        if after is not None and next_hash(computed, after[0].content) == bytes(after[1].hash):
+            self.tell("seal_changed", suspect.source_offset, f"the seal of {suspect.entry_id}")
+            return True
+        self.tell("entry_changed", suspect.source_offset,
+                  f"{suspect.entry_id} is not what was sealed")  # fmt: skip
+        return False
+
+    def _advance(self, seal: Any) -> None:
+        self._before, self._position = bytes(seal.hash), seal.position
+
+
+def _seals(connection: Connection, topic: str, partition: int) -> Iterator[Any]:
+    rows = connection.execution_options(yield_per=10_000).execute(
+        select(entry_seals)
+        .join(chains, chains.c.chain_id == entry_seals.c.chain_id)
+        .where(chains.c.topic == topic, chains.c.partition == partition)
+        .order_by(entry_seals.c.position)
+    )
+    yield from rows
+
+
+def _lines(connection: Connection) -> Iterator[Damage]:
+    rows = connection.execute(
+        text(
+            "SELECT e.entry_id, e.source_topic, e.source_partition, e.source_offset "
+            "FROM journal_entries e LEFT JOIN postings p ON p.entry_number = e.entry_number "
+            "GROUP BY e.entry_number, e.entry_id, e.source_topic, e.source_partition, "
+            "e.source_offset, e.posting_count HAVING count(p.line) <> e.posting_count"
+        )
+    )
+    for entry_id, topic, partition, offset in rows:
+        yield Damage("entry_unbalanced", f"{topic}[{partition}]@{offset}",
+                     f"{entry_id} has not the lines it names")  # fmt: skip
+    rows = connection.execute(
+        text(
+            "SELECT e.entry_id, e.source_topic, e.source_partition, e.source_offset, p.currency, "
+            "sum(p.amount_minor) FROM journal_entries e "
+            "JOIN postings p ON p.entry_number = e.entry_number "
+            "GROUP BY e.entry_number, e.entry_id, e.source_topic, e.source_partition, "
+            "e.source_offset, p.currency HAVING sum(p.amount_minor) <> 0"
+        )
+    )
+    for entry_id, topic, partition, offset, currency, minor in rows:
+        yield Damage("entry_unbalanced", f"{topic}[{partition}]@{offset}",
+                     f"{entry_id}: debits less credits are {minor} {currency}")  # fmt: skip
+    rows = connection.execute(
+        text(
+            "SELECT DISTINCT p.entry_number FROM postings p LEFT JOIN journal_entries e "
+            "ON e.entry_number = p.entry_number WHERE e.entry_number IS NULL"
+        )
+    )
+    for (number,) in rows:
+        yield Damage("postings_without_entry", f"postings {number}", "no entry has this number")
+
+
+def _offsets(connection: Connection) -> Iterator[Damage]:
+    rows = connection.execute(
+        text(
+            "SELECT e.entry_id, e.source_topic, e.source_partition, e.source_offset "
+            "FROM journal_entries e LEFT JOIN consumer_offsets c ON c.topic = e.source_topic "
+            "AND c.partition = e.source_partition "
+            "WHERE c.next_offset IS NULL OR e.source_offset >= c.next_offset"
+        )
+    )
+    for entry_id, topic, partition, offset in rows:
+        yield Damage("entry_beyond_offset", f"{topic}[{partition}]@{offset}", entry_id)
+
+
+def _decisions(connection: Connection) -> Iterator[Damage]:
+    closes = {row.sequence: row for row in connection.execute(select(closed_periods))}
+    for event in all_decisions(connection):
+        row = closes.pop(event.sequence, None)
+        kept = None if row is None else json.loads(row.cuts)
+        agrees = event.kind != PERIOD_CLOSE or (
+            row is not None
+            and kept == json.loads(event.body)
+            and row.through_date == kept["through"]
+        )
+        if event.event_id != event_id_of(event) or not agrees:
+            yield Damage("decision_changed", f"ledger_decisions {event.sequence}", event.kind)
+    for sequence in closes:
+        yield Damage("decision_changed", f"closed_periods {sequence}", "nobody decided it")
+
+
+def _periods(connection: Connection) -> Iterator[Damage]:
+    """Entries of settlements from a cut on that count under a day it closed."""
+    topics = set(connection.execute(select(consumer_offsets.c.topic)).scalars())
+    for row in connection.execute(select(closed_periods)).all():
+        for partition, cut in json.loads(row.cuts)["cuts"].items():
+            found = connection.execute(
+                text(
+                    "SELECT entry_id, source_topic, source_offset FROM journal_entries "
+                    "WHERE source_partition = :partition AND source_offset >= :cut "
+                    "AND settlement_id <> '' AND :through >= "
+                    "CASE booked_date WHEN '' THEN business_date ELSE booked_date END"
+                ),
+                {"partition": int(partition), "cut": cut, "through": row.through_date},
+            )
+            for entry_id, topic, offset in found:
+                if topic in topics:
+                    yield Damage("entry_in_closed_period", f"{topic}[{partition}]@{offset}",
+                                 f"{entry_id} counts in a period closed through "
+                                 f"{row.through_date}")  # fmt: skip

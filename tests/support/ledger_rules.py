@@ -1,0 +1,340 @@
+"""Fee terms, closed periods and decisions: what every ledger does with them, whatever database."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from pipeline.domain.decisions import ENTRY, Rules, entry_body, schedule_body
+from pipeline.domain.fee_schedule import read_schedule
+from pipeline.domain.posting import Posting
+from pipeline.domain.transfers import conversion
+from pipeline.errors import UserError
+from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.decision_booking import book_decision
+from pipeline.ledger.decisions import (
+    all_decisions,
+    current_rules,
+    decide,
+    decide_close,
+    decide_terms,
+    unpublished,
+)
+from pipeline.ledger.entries import Item, entries_of_payments
+from pipeline.ledger.journal import Journal, Progress, Source
+from pipeline.ledger.queries import balances, drifted_balances, entry_count
+from tests.support.ledger import PAIR, SOURCE, book_by_hand, entry_of, journal_at
+
+TOPIC = SOURCE.topic
+EVENTS = Source("cluster", "ledger-events", "events")
+NOW_MS = 1_700_000_100_000
+STANDARD: dict[str, Any] = {
+    "plans": [{"name": "p", "currency": "GBP", "percentage": "2", "fixed_minor": 10,
+               "returned": "all"}],
+    "gateway_costs": [{"percentage": "1"}],
+}  # fmt: skip
+
+
+def announce(engine: Engine, document: dict[str, Any] = STANDARD, from_ms: int = 1) -> None:
+    """A fee schedule in force from a time on."""
+    read_schedule(document)
+    with engine.begin() as connection:
+        decide_terms(
+            connection, TOPIC, body=schedule_body(document, from_ms), effective_from_ms=from_ms,
+            actor="anna", reason="prices", now_ms=NOW_MS,
+        )  # fmt: skip
+
+
+def close(engine: Engine, through: str) -> None:
+    with engine.begin() as connection:
+        decide_close(
+            connection, TOPIC, through=through, actor="anna", reason="month end", now_ms=NOW_MS
+        )
+
+
+def book_all(engine: Engine) -> int:
+    """As if every decision had been published, at its number; how many entries were made."""
+    with reading(engine) as connection:
+        waiting = unpublished(connection)
+    return sum(book_decision(engine, EVENTS, event, 0, event.sequence) for event in waiting)
+
+
+def seal(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE closed_periods SET sealed = 1"))
+
+
+class RulesSuite:
+    """Subclassed once for each database, with a fixture ``url`` of an empty one."""
+
+    @pytest.fixture
+    def engine(self, url: str) -> Iterator[Engine]:
+        engine = open_ledger(url)
+        yield engine
+        engine.dispose()
+
+    def test_fees_are_counted_over_the_payment_across_batches(self, engine: Engine) -> None:
+        """12.50 at 2 % + 0.10 is 0.35; refunds of 5.00 and 7.50 return 0.14 and 0.21 of it.
+
+        The second refund comes in another batch, by a writer that has seen nothing of the first.
+        """
+        journal = journal_at(engine)
+        announce(engine)
+        capture = Item(0, 0, entry_of(1))
+        part = Item(0, 1, entry_of(1, kind="refund", amount_minor=-500, operation_id="r1"))
+        rest = Item(0, 2, entry_of(1, kind="refund", amount_minor=-750, operation_id="r2"))
+        journal.post([capture, part], {0: Progress(0, 2)})
+        with reading(engine) as connection:
+            kept = {b.account: b.balance_minor for b in balances(connection)}
+        assert kept["fee_revenue:m1"] == -(35 - 14)
+        Journal(engine, SOURCE).post([rest], {0: Progress(2, 3)})
+        with reading(engine) as connection:
+            kept = {b.account: b.balance_minor for b in balances(connection)}
+            assert drifted_balances(connection) == []
+            booked = entries_of_payments(connection, [capture.entry.payment_id])
+        assert kept == {
+            "gateway_receivable:simulator": -13, "merchant_payable:m1": 0,
+            "fee_revenue:m1": 0, "gateway_cost:simulator": 13,
+        }  # fmt: skip
+        assert [e.terms for e in booked[capture.entry.payment_id]] == ["1/p/"] * 3
+
+    def test_a_duplicate_is_known_whatever_it_would_cost_now(self, engine: Engine) -> None:
+        """Terms that came in between make neither a second entry nor a contradiction."""
+        journal = journal_at(engine)
+        journal.post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        announce(engine, from_ms=1_700_000_000_501)
+        done = journal.post([Item(0, 1, entry_of(1)), Item(0, 2, entry_of(1))],
+                            {0: Progress(1, 3)})  # fmt: skip
+        assert (done.posted, len(done.duplicates)) == (0, 2)
+        # Without terms at its capture, none for its refund either.
+        refund = entry_of(1, kind="refund", amount_minor=-1, operation_id="r",
+                          settled_at_ms=1_700_000_000_999)  # fmt: skip
+        journal.post([Item(0, 3, refund)], {0: Progress(3, 4)})
+        with reading(engine) as connection:
+            assert {b.account for b in balances(connection)} == {
+                "gateway_receivable:simulator", "merchant_payable:m1",
+            }  # fmt: skip
+
+    def test_terms_cannot_come_too_late(self, engine: Engine) -> None:
+        """What is booked stays as it is, so terms count from later than all of it only."""
+        journal = journal_at(engine)
+        journal.post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        with pytest.raises(UserError, match="is booked already"):
+            announce(engine, from_ms=1_700_000_000_500)
+        announce(engine, from_ms=1_700_000_000_501)
+        late = entry_of(2, settled_at_ms=1_700_000_000_501)
+        journal.post([Item(0, 1, entry_of(4)), Item(0, 2, late)], {0: Progress(1, 3)})
+        with reading(engine) as connection:
+            found = entries_of_payments(connection, [entry_of(4).payment_id, late.payment_id])
+        assert {e.order_id: e.terms for entries in found.values() for e in entries} == {
+            "o4": "", "o2": "1/p/",
+        }  # fmt: skip
+
+    def test_what_comes_after_the_close_counts_under_the_next_day(self, engine: Engine) -> None:
+        """The same day, before and after the cut: the late one is booked under the first open day,
+        a later date keeps its own."""
+        journal = journal_at(engine)
+        journal_at(engine, 1)
+        journal.post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        close(engine, "2010-12-31")
+        items = [
+            Item(0, 1, entry_of(2)),
+            Item(0, 2, entry_of(3, business_date="2011-01-05")),
+            Item(1, 0, entry_of(4)),
+        ]
+        journal.post(items, {0: Progress(1, 3), 1: Progress(0, 1)})
+        with reading(engine) as connection:
+            days = dict(
+                connection.execute(text("SELECT order_id, booked_date FROM journal_entries")).all()
+            )
+        assert days == {"o1": "", "o2": "2011-01-01", "o3": "", "o4": "2011-01-01"}
+
+    def test_the_database_refuses_entries_of_a_sealed_period(self, engine: Engine) -> None:
+        """Whoever inserts: nothing more counts under a day that is closed."""
+        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        close(engine, "2010-12-01")
+        book_by_hand(engine, 500, PAIR, entry_of(2))
+        seal(engine)
+        with pytest.raises(DBAPIError, match="the period is closed"):
+            book_by_hand(engine, 501, PAIR, entry_of(3), offset=9)
+        # Ours go on, under the next day.
+        Journal(engine, SOURCE).post([Item(0, 2, entry_of(4))], {0: Progress(1, 3)})
+        with reading(engine) as connection:
+            assert entry_count(connection) == 3
+
+    def test_a_period_is_closed_once_and_forwards(self, engine: Engine) -> None:
+        close(engine, "2010-12-31")
+        for through in ("2010-12-31", "2010-11-30"):
+            with pytest.raises(UserError, match="closed already"):
+                close(engine, through)
+        with reading(engine) as connection:
+            assert len(all_decisions(connection)) == len(unpublished(connection)) == 1
+
+    @pytest.mark.parametrize(
+        "attack",
+        [
+            "UPDATE ledger_decisions SET body = '{}'",
+            "DELETE FROM ledger_decisions WHERE sequence = 1",
+            "UPDATE closed_periods SET through_date = '2000-01-01'",
+            "UPDATE closed_periods SET sealed = 0",
+            "DELETE FROM closed_periods",
+            "UPDATE ledger_decisions SET published_offset = 9",
+        ],
+    )
+    def test_a_decision_stays_as_it_was_made(self, engine: Engine, attack: str) -> None:
+        """Its place in the topic is written once, its period sealed once; nothing else changes."""
+        announce(engine)
+        close(engine, "2010-12-31")
+        with engine.begin() as connection:
+            connection.execute(
+                text("UPDATE ledger_decisions SET published_partition = 0, published_offset = 4")
+            )
+            connection.execute(text("UPDATE closed_periods SET sealed = 1"))
+        with pytest.raises(DBAPIError, match="never changed"), engine.begin() as connection:
+            connection.execute(text(attack))
+
+    def test_a_closed_month_sets_its_tiers_right(self, engine: Engine) -> None:
+        """1.5 % plain, 1.0 % above 100.00: of 130.00 in December, 30.00 * -0.5 % = -0.15.
+
+        What came after the cut is January's, what was captured without terms counts nowhere, and a
+        month that is closed by days is set right with its last one.
+        """
+        tiers = [{"above_minor": 100_00, "percentage": "1.0"}]
+        plan = {"name": "p", "currency": "GBP", "percentage": "1.5", "tiers": tiers}
+        journal = journal_at(engine)
+        journal.post([Item(0, 0, entry_of(1, amount_minor=500_00, merchant_id="shop"))],
+                     {0: Progress(0, 1)})  # fmt: skip
+        announce(engine, {"plans": [plan]}, from_ms=1_700_000_000_501)
+        later = {"settled_at_ms": 1_700_000_000_600, "merchant_id": "shop"}
+        sales = [
+            entry_of(2, amount_minor=80_00, payment_method="card", **later),
+            entry_of(3, amount_minor=50_00, **later),
+            entry_of(5, amount_minor=70_00, business_date="2011-01-02", **later),
+        ]
+        journal.post([Item(0, n, e) for n, e in enumerate(sales, 1)], {0: Progress(1, 4)})
+        for day, made in (("2010-12-15", 0), ("2010-12-31", 1)):
+            close(engine, day)
+            journal.post([Item(0, 9 if made else 4, entry_of(90 + made, **later))],
+                         {0: Progress(*((5, 10) if made else (4, 5)))})  # fmt: skip
+            assert book_all(engine) == made
+        with reading(engine) as connection:
+            row = connection.execute(
+                text("SELECT * FROM journal_entries WHERE kind = 'fee_true_up'")
+            ).one()
+            lines = connection.execute(
+                text("SELECT a.name, p.amount_minor FROM postings p "
+                     "JOIN accounts a USING (account_id) WHERE entry_number = :n ORDER BY line"),
+                {"n": row.entry_number},
+            ).all()  # fmt: skip
+            assert drifted_balances(connection) == []
+        assert (row.merchant_id, row.business_date, row.booked_date, row.terms) == (
+            "shop", "2010-12-31", "", "1/p/",
+        )  # fmt: skip
+        assert (row.source_topic, row.source_offset) == (EVENTS.topic, 3)
+        # 12.50 came after the first close and counts under the 16th: 142.50 in all, so -0.2125.
+        assert [tuple(line) for line in lines] == [
+            ("merchant_payable:shop", -21), ("fee_revenue:shop", 21),
+        ]  # fmt: skip
+
+    def test_an_entry_by_hand_is_booked_once_under_an_open_day(self, engine: Engine) -> None:
+        """A conversion of a closed day counts under the next one; both currencies balance."""
+        close(engine, "2010-12-31")
+        lines = conversion("merchant_available:shop", ("GBP", -100_00), ("EUR", -115_20))
+        with engine.begin() as connection:
+            decide(
+                connection, kind=ENTRY, body=entry_body("conversion", "shop", "2010-12-30", lines),
+                actor="anna", reason="payout in euro", now_ms=NOW_MS,
+            )  # fmt: skip
+        with reading(engine) as connection:
+            _, event = unpublished(connection)
+        assert book_all(engine) == 1
+        # The same command once more, at another place it was published at.
+        assert book_decision(engine, EVENTS, event, 0, 77) == 0
+        with reading(engine) as connection:
+            row = connection.execute(text("SELECT * FROM journal_entries")).one()
+            kept = {(b.account, b.currency): b.balance_minor for b in balances(connection)}
+        assert (row.kind, row.business_date, row.booked_date) == (
+            "conversion", "2010-12-30", "2011-01-01",
+        )  # fmt: skip
+        assert kept == {
+            ("merchant_available:shop", "GBP"): 100_00, ("currency_position:GBP", "GBP"): -100_00,
+            ("merchant_available:shop", "EUR"): -115_20, ("currency_position:EUR", "EUR"): 115_20,
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("kind", "day", "lines", "said"),
+        [
+            ("capture", "2010-12-01", [("bank:x", "GBP", 1), ("bank:y", "GBP", -1)], "no kind"),
+            ("adjustment", "yesterday", [("bank:x", "GBP", 1), ("bank:y", "GBP", -1)], "no date"),
+            ("adjustment", "2010-12-01", [("bank", "GBP", 1), ("bank:y", "GBP", -1)], "no account"),
+            ("adjustment", "2010-12-01", [("bank:x", "GBP", 1)], "balances"),
+            ("adjustment", "2010-12-01", [("bank:x", "GBP", 1), ("bank:y", "EUR", -1)], "balances"),
+            ("adjustment", "2010-12-01", [("bank:x", "gbp", 1), ("bank:y", "gbp", -1)], "ISO 4217"),
+        ],
+    )
+    def test_an_entry_by_hand_that_cannot_be_booked_is_not_decided(
+        self, kind: str, day: str, lines: list[tuple[str, str, int]], said: str
+    ) -> None:
+        """It would be published and stay; so it is refused before, in one sentence."""
+        with pytest.raises(UserError, match=said):
+            entry_body(kind, "", day, [Posting(*line) for line in lines])
+
+    def test_a_close_waits_for_the_batch_in_hand(self, engine: Engine) -> None:
+        """A batch whose transaction is open when the period is closed belongs to it: the cut lies
+        behind it, not in front."""
+        closer = threading.Thread(target=close, args=(engine, "2010-12-31"))
+
+        def close_now(name: str) -> None:
+            if name == "ledger.entries_checked":
+                closer.start()
+                # If nothing held it up it would be through by then.
+                closer.join(0.5)
+
+        journal = journal_at(engine, on_step=close_now)
+        journal.post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        closer.join(30)
+        with reading(engine) as connection:
+            (closing,) = current_rules(connection, Rules()).closings
+            days = connection.execute(text("SELECT booked_date FROM journal_entries")).scalars()
+            assert (dict(closing.cuts), list(days)) == ({0: 1}, [""])
+
+    def test_a_close_beside_writers_is_seen_by_each_batch_whole(self, engine: Engine) -> None:
+        """Two partitions are written while the period is closed: an entry's day tells which side
+        of the cut it lies on, for every one of them."""
+        for partition in (0, 1):
+            journal_at(engine, partition)
+        failures: list[BaseException] = []
+
+        def write(partition: int) -> None:
+            journal = Journal(engine, SOURCE)
+            try:
+                for offset in range(12):
+                    entry = entry_of(1000 * partition + offset)
+                    journal.post([Item(partition, offset, entry)],
+                                 {partition: Progress(offset, offset + 1)})  # fmt: skip
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=write, args=(p,)) for p in (0, 1)]
+        for thread in threads:
+            thread.start()
+        close(engine, "2010-12-31")
+        for thread in threads:
+            thread.join(60)
+        assert not failures, failures[0]
+        with reading(engine) as connection:
+            (body,) = connection.execute(text("SELECT cuts FROM closed_periods")).scalars()
+            rows = connection.execute(
+                text("SELECT source_partition, source_offset, booked_date FROM journal_entries")
+            ).all()
+        from json import loads
+
+        cuts = {int(p): cut for p, cut in loads(body)["cuts"].items()}
+        assert len(rows) == 24
+        for partition, offset, day in rows:
+            assert day == ("2011-01-01" if offset >= cuts[partition] else "")

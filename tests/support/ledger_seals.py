@@ -1,0 +1,249 @@
+"""Seals: what every ledger demands of its chains of hashes, whatever database."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.entries import Item
+from pipeline.ledger.journal import Journal, Progress
+from pipeline.ledger.queries import booked_offsets
+from pipeline.ledger.seals import chain_heads, seal
+from pipeline.ledger.verification import DAMAGES, Verification, verify_books
+from tests.support.ledger import SOURCE, entry_of, journal_at
+from tests.support.ledger_rules import announce, close
+
+ENTRIES = 12
+
+
+def verified(engine: Engine) -> Verification:
+    with reading(engine) as connection:
+        return verify_books(connection)
+
+
+def found(engine: Engine) -> set[tuple[str, str]]:
+    return {(damage.name, damage.place) for damage in verified(engine).damages}
+
+
+def booked(engine: Engine, *, batch: int = ENTRIES, first: int = 0) -> None:
+    """Captures on two partitions, in batches of so many."""
+    for partition in (0, 1):
+        journal = journal_at(engine, partition)
+        for start in range(first, first + ENTRIES, batch):
+            items = [
+                Item(partition, 2 * n, entry_of(100 * partition + n))
+                for n in range(start, start + batch)
+            ]
+            journal.post(items, {partition: Progress(2 * start, 2 * (start + batch))})
+
+
+# (what is done to the books with their guards off, what is found, and where).
+DAMAGE = [
+    ("UPDATE postings SET amount_minor = 1249 WHERE entry_number = {n} AND amount_minor > 0",
+     {("entry_changed", "settlements[0]@6"), ("entry_unbalanced", "settlements[0]@6"),
+      ("balance_differs", "balances gateway_receivable:simulator GBP")}),
+    ("UPDATE journal_entries SET gateway_reference = 'ch_4' WHERE entry_number = {n}",
+     {("entry_changed", "settlements[0]@6")}),
+    ("UPDATE journal_entries SET posted_at_ms = posted_at_ms + 1 WHERE entry_number = {n}",
+     {("entry_changed", "settlements[0]@6")}),
+    ("DELETE FROM journal_entries WHERE entry_number = {n}",
+     {("entry_missing", "settlements[0]@6"), ("postings_without_entry", "postings {n}"),
+      ("balance_differs", "balances gateway_receivable:simulator GBP"),
+      ("balance_differs", "balances merchant_payable:m0 GBP")}),
+    ("UPDATE entry_seals SET hash = (SELECT hash FROM entry_seals WHERE entry_number = {n} + 1) "
+     "WHERE entry_number = {n}", {("seal_changed", "settlements[0]@6")}),
+    ("DELETE FROM entry_seals WHERE entry_number = {n}",
+     {("entry_unsealed", "settlements[0]@6"), ("seal_missing", "settlements[0]@8")}),
+    ("UPDATE accounts SET name = 'merchant_payable:thief' WHERE name = 'merchant_payable:m2'",
+     {("entry_changed", f"settlements[0]@{o}") for o in (4, 10, 16, 22)}
+     | {("entry_changed", f"settlements[1]@{o}") for o in (2, 8, 14, 20)}),
+    ("UPDATE balances SET debits_minor = debits_minor + 1 WHERE debits_minor > 0",
+     {("balance_differs", "balances gateway_receivable:simulator GBP")}),
+    ("UPDATE consumer_offsets SET next_offset = 22 WHERE partition = 0",
+     {("entry_beyond_offset", "settlements[0]@22")}),
+    ("UPDATE ledger_decisions SET reason = 'another' WHERE sequence = 1",
+     {("decision_changed", "ledger_decisions 1")}),
+    ("UPDATE closed_periods SET through_date = '2009-01-02'",
+     {("decision_changed", "ledger_decisions 2")}),
+]  # fmt: skip
+
+
+class SealsSuite:
+    """Subclassed once for each database; ``url`` and ``other_url`` are of two empty ones."""
+
+    @pytest.fixture
+    def engine(self, url: str) -> Iterator[Engine]:
+        engine = open_ledger(url)
+        yield engine
+        engine.dispose()
+
+    def test_undamaged_books_are_whole_sealed_or_not(self, engine: Engine) -> None:
+        """Nothing is found before the sealing, half way, and after it; then all is sealed."""
+        booked(engine)
+        assert verified(engine) == Verification((), (), 2 * ENTRIES, 2 * ENTRIES)
+        assert seal(engine, batch=5) == 5
+        half = verified(engine)
+        assert (half.damages, half.unsealed) == ((), 2 * ENTRIES - 5)
+        while seal(engine, batch=5):
+            pass
+        whole = verified(engine)
+        assert (whole.damages, whole.unsealed, len(whole.heads)) == ((), 0, 2)
+        assert [head.position for head in whole.heads] == [ENTRIES, ENTRIES]
+
+    def test_the_hash_depends_on_the_log_alone(self, engine: Engine, other_url: str) -> None:
+        """Other batches, other numbers, other times of posting and of sealing: the same heads."""
+        booked(engine, batch=1)
+        seal(engine)
+        other = open_ledger(other_url)
+        journal_at(other, 2).post([Item(2, 0, entry_of(999))], {2: Progress(0, 1)})
+        booked(other, batch=6)
+        while seal(other, batch=4):
+            pass
+        with reading(engine) as one, reading(other) as another:
+            heads = {h.partition: h.hash for h in chain_heads(another)}
+            assert {h.partition: h.hash for h in chain_heads(one)} == {p: heads[p] for p in (0, 1)}
+        other.dispose()
+
+    @pytest.mark.parametrize(("damage", "wanted"), DAMAGE)
+    def test_a_single_damage_is_named_with_its_place(
+        self, engine: Engine, damage: str, wanted: set[tuple[str, str]]
+    ) -> None:
+        """One change with the guards off, one damage told, and nothing else."""
+        announce(engine, {"plans": []}, from_ms=1)
+        close(engine, "2009-01-01")
+        booked(engine)
+        seal(engine)
+        assert found(engine) == set()
+        with without_guards(engine) as connection:
+            number = connection.execute(
+                text("SELECT entry_number FROM journal_entries "
+                     "WHERE source_partition = 0 AND source_offset = 6")
+            ).scalar_one()  # fmt: skip
+            connection.execute(text(damage.format(n=number)))
+        assert found(engine) == {(name, place.format(n=number)) for name, place in wanted}
+        assert {name for name, _ in wanted} <= set(DAMAGES)
+
+    def test_a_late_truth_moved_into_a_closed_period_is_found(self, engine: Engine) -> None:
+        """Also where the seals were made anew over it."""
+        booked(engine)
+        close(engine, "2010-12-31")
+        booked(engine, first=ENTRIES)
+        with without_guards(engine) as connection:
+            connection.execute(
+                text("UPDATE journal_entries SET booked_date = '' "
+                     "WHERE source_partition = 1 AND source_offset = 30")
+            )  # fmt: skip
+        seal(engine)
+        assert found(engine) == {("entry_in_closed_period", "settlements[1]@30")}
+
+    def test_an_entry_slipped_in_behind_the_seals_is_found(self, engine: Engine) -> None:
+        """A whole and balanced entry, at an offset that is sealed past."""
+        booked(engine)
+        seal(engine)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE consumer_offsets SET next_offset = 5 "
+                                    "WHERE partition = 0"))  # fmt: skip
+        Journal(engine, SOURCE).post([Item(0, 5, entry_of(777))], {0: Progress(5, 24)})
+        assert found(engine) == {("entry_unsealed", "settlements[0]@5")}
+
+    def test_any_byte_of_an_entry_counts(self, engine: Engine) -> None:
+        """Each column of an entry, changed by one character, is found at its entry."""
+        booked(engine)
+        seal(engine)
+        with reading(engine) as connection:
+            columns = connection.execute(text("SELECT * FROM journal_entries LIMIT 1")).keys()
+        # Places and keys, whose change the database itself refuses or which are other damages.
+        others = {"entry_number", "entry_id", "settlement_id", "posting_count"}
+        for column in sorted(c for c in columns if c not in others and "source" not in c):
+            with without_guards(engine) as connection:
+                row = connection.execute(
+                    text(f"SELECT entry_number, {column} FROM journal_entries "
+                         "WHERE source_partition = 1 AND source_offset = 4")
+                ).one()  # fmt: skip
+                set_column = text(f"UPDATE journal_entries SET {column} = :v "
+                                  "WHERE entry_number = :n")  # fmt: skip
+                was, number = row[1], row[0]
+                changed = was + 1 if isinstance(was, int) else was + "x"
+                connection.execute(set_column, {"v": changed, "n": number})
+            assert ("entry_changed", "settlements[1]@4") in found(engine), column
+            with without_guards(engine) as connection:
+                connection.execute(set_column, {"v": was, "n": number})
+            assert found(engine) == set()
+
+    def test_sealers_beside_writers_and_each_other(self, engine: Engine) -> None:
+        """Two seal while two write: every entry once in its chain, and the books are whole."""
+        for partition in (0, 1):
+            journal_at(engine, partition)
+        done = threading.Event()
+        failures: list[BaseException] = []
+
+        def guarded(work: object) -> None:
+            try:
+                work()  # type: ignore[operator]
+            except BaseException as error:
+                failures.append(error)
+
+        def write(partition: int) -> None:
+            journal = Journal(engine, SOURCE)
+            for offset in range(15):
+                journal.post([Item(partition, offset, entry_of(1000 * partition + offset))],
+                             {partition: Progress(offset, offset + 1)})  # fmt: skip
+
+        def keep_sealing() -> None:
+            while not done.is_set():
+                seal(engine, batch=random.Random(1).randrange(1, 5))
+
+        writers = [threading.Thread(target=guarded, args=(lambda p=p: write(p),)) for p in (0, 1)]
+        sealers = [threading.Thread(target=guarded, args=(keep_sealing,)) for _ in range(2)]
+        for thread in writers + sealers:
+            thread.start()
+        for thread in writers:
+            thread.join(60)
+        done.set()
+        for thread in sealers:
+            thread.join(60)
+        while seal(engine):
+            pass
+        assert not failures, failures[0]
+        whole = verified(engine)
+        assert (whole.damages, whole.unsealed, whole.entries) == ((), 0, 30)
+        with reading(engine) as connection:
+            assert [b.next_offset for b in booked_offsets(connection)] == [15, 15]
+
+
+class without_guards:
+    """A transaction on books whose triggers and foreign keys do not hold."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> Connection:
+        self._connection = self._engine.connect()
+        if self._engine.dialect.name == "postgresql":
+            self._connection.execute(text("SET LOCAL session_replication_role = replica"))
+            return self._connection
+        raw = self._connection.connection.driver_connection
+        assert raw is not None
+        raw.execute("PRAGMA foreign_keys = OFF")
+        self._triggers = self._connection.execute(
+            text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+        ).all()
+        for name, _ in self._triggers:
+            self._connection.execute(text(f"DROP TRIGGER {name}"))
+        return self._connection
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._engine.dialect.name == "sqlite":
+            for _name, sql in self._triggers:
+                self._connection.exec_driver_sql(sql)
+        (self._connection.rollback if kind else self._connection.commit)()
+        if self._engine.dialect.name == "sqlite":
+            raw = self._connection.connection.driver_connection
+            assert raw is not None
+            raw.execute("PRAGMA foreign_keys = ON")
+        self._connection.close()
