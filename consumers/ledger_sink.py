@@ -169,6 +169,8 @@ class LedgerSink:
         batch_age_ms_max: int = BATCH_AGE_MS_MAX,
         consumer_overrides: Mapping[str, Any] | None = None,
         surroundings: Surroundings = REAL,
+        decisions: LedgerEvents | None = None,
+        sealer: Callable[[Engine], Sealer] = Sealer,
     ) -> None:
         invariant(batch_age_ms_max <= 200, "longer slices of consume() return late")
         self._outside = surroundings
@@ -178,7 +180,8 @@ class LedgerSink:
         self._catalogue = catalogue
         self._topic = catalogue.name("settlements")
         self._decode = codec.decoder("settlement")
-        self._decisions = LedgerEvents(bootstrap_servers, catalogue, codec)
+        self._decisions = decisions or LedgerEvents(bootstrap_servers, catalogue, codec)
+        self._make_sealer = sealer
         self._encode_notice = codec.encoder("gateway-notification")
         self._instance_id = instance_id
         self._metrics: LedgerMetrics = metrics if metrics is not None else NoMetrics()
@@ -237,7 +240,7 @@ class LedgerSink:
             on_lost=self._on_revoke,
         )
         _log.info("ledger sink %s books %s", self._instance_id, self._topic)
-        sealer = Sealer(self._engine)
+        sealer = self._make_sealer(self._engine)
         sealer.start()
         try:
             while not self._stopping():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.pool import StaticPool
@@ -44,6 +45,9 @@ def _shared_engine() -> tuple[Engine, list[Any]]:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine, state
+
+
+def _nothing() -> None: ...
 
 
 class SimLedger:
@@ -90,6 +94,9 @@ class SimLedger:
             codec=shared_codec(),
             instance_id=instance_id,
             surroundings=outside,
+            # Not simulated: decisions about the books, and the seals behind them.
+            decisions=cast(Any, SimpleNamespace(read=list)),
+            sealer=lambda _engine: cast(Any, SimpleNamespace(start=_nothing, stop=_nothing)),
         )
         return lambda: sink.run(stop.is_set)
 

@@ -172,15 +172,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "an abort may come after the commit",
         f"{RUNTIME}/lane.py",
-        "            if ending:\n",
-        "            if False:\n",
+        "        if end_asked:\n",
+        "        if False:\n",
         ("tests/unit/test_engine_lane.py",),
     ),
     Mutation(
         "an abort that nobody asked to commit asks no offsets",
         f"{RUNTIME}/lane.py",
-        "            if ending:\n",
-        "            if True:\n",
+        "        if end_asked:\n",
+        "        if True:\n",
         ("tests/unit/test_engine_lane.py",),
     ),
     Mutation(
@@ -351,8 +351,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "entries and offsets are booked together",
         "pipeline/ledger/journal.py",
-        "            self._move_offsets(connection, progress)\n",
-        "            pass\n",
+        "                self._move_offsets(connection, progress, items)\n",
+        "                pass\n",
     ),
     Mutation(
         "the stored offset is compared and set",
@@ -364,7 +364,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what is booked already is not booked again",
         "pipeline/ledger/journal.py",
-        "known = self._statements.known(connection, list(by_id)) if by_id else set()",
+        "known = self._writer.known(connection, list(by_id))",
         "known: set[str] = set()",
         ("tests/unit/test_ledger_sqlite.py",),
     ),
