@@ -67,6 +67,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
+from pipeline.processors.door import card_number_refused
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
 
 INVALID_IDS: Final = "invalid_ids"
@@ -90,8 +91,12 @@ def process_command(
     """Decide about one command; ``now_ms`` is its append time.
 
     The same command id again has no effect (``duplicate_command``), whether the first was taken or
-    rejected. A broken rule is the event ``command_rejected`` with the rule as its reason.
+    rejected. A broken rule is the event ``command_rejected`` with the rule as its reason. One that
+    holds a card number is refused whole, whether or not its payment is there.
     """
+    refused = card_number_refused(payment, command, now_ms)
+    if refused is not None:
+        return refused
     if not rules.usable_id(command):
         detail = "merchant_id, order_id and command_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
         return Decision(dead_letter=INVALID_IDS, detail=detail)
@@ -255,7 +260,8 @@ def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
 
 
 def _masked(command: PaymentCommand) -> PaymentCommand:
-    """The command as the table and the events may keep it: no card number in its prose."""
+    """The command as the table and the events may keep it. What is no card number by the rule of
+    the door, but by the wider one of masking, is masked where people write."""
     return replace(
         command,
         evidence=_kept(command.evidence),

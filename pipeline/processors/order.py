@@ -43,7 +43,8 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
 from pipeline.processors.commands import with_waiting_commands
-from pipeline.processors.risk import assess_order, card_number_refused, held_for_review
+from pipeline.processors.door import card_number_refused
+from pipeline.processors.risk import assess_order, held_for_review
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"

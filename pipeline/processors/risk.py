@@ -1,4 +1,4 @@
-"""Risk in the flow: what is refused at the door, and what rules decide before anybody is charged.
+"""Risk in the flow: what rules decide before anybody is charged.
 
 What can be decided by the order alone is decided at once. Where rules count, an order that is not
 rejected already asks for its counts, one check for each identity, and waits; it is decided when
@@ -12,7 +12,6 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.decision import Decision
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
@@ -24,8 +23,8 @@ from pipeline.domain.lifecycle import (
     REVIEW_ASKED,
     RISK_COUNTED,
 )
-from pipeline.domain.model import Order, Payment, RiskCheck, RiskResult
-from pipeline.domain.payment import dead_lettered, decision, moved, timer_of, told
+from pipeline.domain.model import Payment, RiskCheck, RiskResult
+from pipeline.domain.payment import decision, moved, timer_of, told
 from pipeline.domain.policy import Policy
 from pipeline.domain.risk import (
     REJECT,
@@ -40,7 +39,6 @@ from pipeline.domain.risk import (
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED, PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import start_charge, with_waiting_commands
 
-CARD_NUMBER_IN_FIELD: Final = "card_number_in_field"
 UNKNOWN_PAYMENT: Final = "unknown_payment"
 STALE_RISK_RESULT: Final = "stale_risk_result"
 COUNTED_IN_SHADOW: Final = "counted_in_shadow"
@@ -51,20 +49,6 @@ COUNTS_AWAITED: Final = "counts_awaited"
 COUNTS_MISSING: Final = "risk_counts_missing"
 
 _NO_RULES: Final = RiskRules()
-
-
-def card_number_refused(payment: Payment | None, order: Order, now_ms: int) -> Decision | None:
-    """An order that holds a card number goes to the dead letters, masked; None for a clean one.
-
-    Nothing of it is kept: a payment that the table holds already only says that it came.
-    """
-    fields = fields_with_card_numbers(order)
-    if not fields:
-        return None
-    detail = f"a card number stands in {', '.join(fields)}"
-    if payment is None:
-        return Decision(dead_letter=CARD_NUMBER_IN_FIELD, detail=detail)
-    return dead_lettered(payment, CARD_NUMBER_IN_FIELD, detail, now_ms)
 
 
 def assess_order(placed: Payment, now_ms: int, policy: Policy, rules: RiskRules) -> Decision:
