@@ -49,7 +49,7 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.routing import profile_of
-from pipeline.domain.tiers import inquiry_tier, retry_tier, tier_not_longer
+from pipeline.domain.tiers import inquiry_tier, jittered, retry_tier, tier_not_longer
 
 INQUIRE: Final = "inquire"
 
@@ -326,7 +326,8 @@ def wait_of(
     now_ms: int,
     retry_after_ms: int | None = None,
 ) -> PaymentDue:
-    """The wait that an attempt's state asks for, in the tier that its tries ask for.
+    """The wait that an attempt's state asks for, in the tier that its tries ask for; some retries
+    wait in the next longer one (``jittered``).
 
     A gateway's ``retry_after_ms`` is obeyed up to the time from which on no charge is sent.
     """
@@ -334,10 +335,14 @@ def wait_of(
     due_at_ms = None
     purpose = RETRY if retry else INQUIRY
     if retry:
+        deadline_ms = charge_deadline_ms(payment, attempt, policy)
         if retry_after_ms is not None and retry_after_ms > 0:
-            due_at_ms = min(now_ms + retry_after_ms, charge_deadline_ms(payment, attempt, policy))
+            due_at_ms = min(now_ms + retry_after_ms, deadline_ms)
             retry_after_ms = max(0, due_at_ms - now_ms)
-        tier = retry_tier(policy.retry_delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
+        delays_ms = policy.retry_delays_ms
+        tier = retry_tier(delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
+        mark = f"{payment.payment_id}:{attempt.operation_id}:{attempt.attempt}:{attempt.tries}"
+        tier = jittered(delays_ms, tier, mark, deadline_ms - now_ms)
     elif attempt.inquiries >= policy.inquiry_max and attempt.code in PENDING_CODES:
         purpose = TIMER
         due_at_ms = now_ms + policy.pending_check_ms

@@ -72,8 +72,9 @@ class Policy(Struct, frozen=True, kw_only=True):
     retry_delays_ms: tuple[int, ...] = _TIERS.retry_delays_ms
     inquiry_delays_ms: tuple[int, ...] = _TIERS.inquiry_delays_ms
     timer_delays_ms: tuple[int, ...] = _TIERS.timer_delays_ms
-    # Five waits of 5, 10, 20, 40 and 80 s are two and a half minutes: a gateway's restart or a
-    # breaker's probe is ridden out, and a shopper is not kept waiting longer.
+    # Five waits of 5, 10, 20, 40 and 80 s are two and a half minutes (four at most, with the jitter
+    # of tiers): a gateway's restart or a breaker's probe is ridden out, and a shopper is not kept
+    # waiting longer.
     retry_max: int = 5
     # Held back by overload this often, 75 s in all, a charge goes to another gateway if one would
     # take it, once the first says that it does not know it; where there is none it goes on waiting.

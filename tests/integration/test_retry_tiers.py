@@ -321,11 +321,11 @@ def test_workers_were_killed_while_all_five_tiers_held_payments(evidence: Eviden
 
 
 def test_no_wait_is_lost_and_none_is_doubled(evidence: Evidence) -> None:
-    """Each payment waits once, in the tier that was asked for, is sent once more, and is charged
-    and settled once."""
+    """Each payment waits once, in the tier that was asked for or by its draw in the next longer
+    one, is sent once more, and is charged and settled once."""
     kept = [wait.noun for wait in evidence.waits if wait.noun.merchant_id != QUITTER]
     assert len({wait.payment_id for wait in kept}) == len(kept) == PAYMENTS
-    assert all(wait.tier == tier_of(wait) for wait in kept)
+    assert all(wait.tier in (tier_of(wait), min(tier_of(wait) + 1, 5)) for wait in kept)
     assert {len(followed) for _, followed in evidence.followed()} == {1}
     tries = Counter(
         (request.noun.payment_id, request.noun.try_number)
