@@ -135,9 +135,8 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
         )
         if count
     ]
-    yield _row(
-        "", f"operation {attempt.operation_id}, attempt {attempt.attempt}; {', '.join(counted)}"
-    )
+    sent = ", ".join(counted) or "nothing was sent"
+    yield _row("", f"operation {attempt.operation_id}, attempt {attempt.attempt}; {sent}")
     if attempt.routed_because:
         yield _row("", f"there because: {printable(attempt.routed_because)}")
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
 from pipeline.domain.ids import reversal_operation_id
+from pipeline.domain.instruments import instrument, is_barred, was_tried
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     AUTHORIZE,
@@ -119,6 +121,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.override,
         command.gateway_reference,
         command.instrument_token,
+        command.card_fingerprint,
+        command.card_scheme,
     ):
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
@@ -236,7 +240,10 @@ def _broken_cancel(payment: Payment) -> str | None:
 def _broken_retry(payment: Payment, command: PaymentCommand, now_ms: int) -> str | None:
     if payment.status != FAILED:
         return PAYMENT_MUST_HAVE_FAILED
-    if command.instrument_token in (payment.instrument_token, payment.retry_token):
+    new = instrument(command.instrument_token or "", command.card_fingerprint)
+    if is_barred(payment, new):
+        return CARD_MUST_NOT_BE_TRIED_AGAIN
+    if was_tried(payment, new):
         return TOKEN_MUST_BE_NEW
     if payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms:
         return PAY_BEFORE_MUST_BE_AHEAD

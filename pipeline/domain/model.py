@@ -33,6 +33,7 @@ class Order(Struct, frozen=True, kw_only=True):
     country: str | None = None
     lines: tuple[OrderLine, ...] = ()
     card_fingerprint: str | None = None
+    card_scheme: str | None = None
 
 
 class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
@@ -53,6 +54,8 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     actor: str | None = None
     override: str | None = None
     business_date: str | None = None
+    card_fingerprint: str | None = None
+    card_scheme: str | None = None
 
 
 class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
@@ -186,6 +189,9 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     routed_because: str | None = None
     uncertain_since_ms: int = 0
     business_date: str | None = None
+    instrument_token: str | None = None
+    card_fingerprint: str | None = None
+    permit: str = ""
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):
@@ -245,6 +251,9 @@ class Payment(Struct, frozen=True, kw_only=True):
     disputes: tuple[Dispute, ...] = ()
     risk_awaited: tuple[str, ...] = ()
     risk_counted: tuple[RiskCounted, ...] = ()
+    card_scheme: str | None = None
+    retry_fingerprint: str | None = None
+    retry_scheme: str | None = None
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
@@ -288,8 +297,25 @@ class RiskCounter(Struct, frozen=True, kw_only=True, gc=False, order=True):
         )
 
 
+class AttemptCap(Struct, frozen=True, kw_only=True, gc=False):
+    """Once ``declines_max`` attempts with a card were declined within ``window_ms``, no other is
+    made. ``scheme``, ``gateway``: only cards of this network, only declines of this gateway; ""
+    limits neither.
+    """
+
+    name: str
+    declines_max: int
+    window_ms: int
+    scheme: str = ""
+    gateway: str = ""
+
+
 class RiskCheck(Struct, frozen=True, kw_only=True):
-    """Count this order for one identity, and answer with the counts."""
+    """Count this order for one identity, and answer with the counts.
+
+    With an ``attempt_key`` it is about an attempt with a card instead: may it be made (``caps`` are
+    to be kept), or, with an ``outcome``, what became of it.
+    """
 
     merchant_id: str
     order_id: str
@@ -299,6 +325,12 @@ class RiskCheck(Struct, frozen=True, kw_only=True):
     amount_minor: int
     currency: str
     counters: tuple[RiskCounter, ...] = ()
+    attempt_key: str = ""
+    gateway: str = ""
+    caps: tuple[AttemptCap, ...] = ()
+    outcome: str = ""
+    code: str = ""
+    bar_ms: int = 0
 
 
 class RiskResult(Struct, frozen=True, kw_only=True):
@@ -308,6 +340,10 @@ class RiskResult(Struct, frozen=True, kw_only=True):
     by: str
     counted_at_ms: int
     counted: tuple[RiskCounted, ...] = ()
+    attempt_key: str = ""
+    permit: str = ""
+    rule: str = ""
+    detail: str = ""
 
 
 class VelocityBucket(Struct, frozen=True, kw_only=True, gc=False):
@@ -323,8 +359,25 @@ class VelocitySeries(Struct, frozen=True, kw_only=True):
     buckets: tuple[VelocityBucket, ...] = ()
 
 
+class AttemptMark(Struct, frozen=True, kw_only=True, gc=False):
+    """An attempt that was declined or is in flight, by 64 bits of a hash of its key."""
+
+    mark: int
+    gateway: str
+    at_ms: int
+
+
+class AttemptWaiting(Struct, frozen=True, kw_only=True, gc=False):
+    order_id: str
+    attempt_key: str
+    gateway: str
+
+
 class RiskVelocity(Struct, frozen=True, kw_only=True):
-    """What was counted of one identity; ``recent``: the newest orders, 64 bits of each."""
+    """What was counted of one identity; ``recent``: the newest orders, 64 bits of each.
+
+    Of a card also the attempts that were declined, are in flight, or wait for those in flight.
+    """
 
     merchant_id: str
     by: str
@@ -332,6 +385,12 @@ class RiskVelocity(Struct, frozen=True, kw_only=True):
     updated_at_ms: int
     series: tuple[VelocitySeries, ...] = ()
     recent: tuple[int, ...] = ()
+    declined: tuple[AttemptMark, ...] = ()
+    in_flight: tuple[AttemptMark, ...] = ()
+    waiting: tuple[AttemptWaiting, ...] = ()
+    caps: tuple[AttemptCap, ...] = ()
+    barred_until_ms: int = 0
+    barred_by: str = ""
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
-from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
+from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
@@ -33,6 +33,7 @@ from pipeline.domain.lifecycle import (
     NEW,
     PAYMENT_RETRIED,
     PAYMENT_STARTED,
+    PERMIT_WAITING,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
     RESOLVED_DONE,
@@ -69,6 +70,7 @@ from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
 from pipeline.processors.door import card_number_refused
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
+from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_COMMAND: Final = "duplicate_command"
@@ -169,11 +171,25 @@ def start_charge(
         operation_id,
         main_kind(payment),
         chosen.profile.name,
-        1,
+        # More than one where an earlier one got no answer about its permit.
+        1 + sum(each.operation_id == operation_id for each in payment.attempts),
         policy.send_within_ms,
         now_ms,
         because=chosen.because,
     )
+    attempt = with_instrument(payment, attempt)
+    because = f"{chosen.because}; {detail}" if detail else chosen.because
+    if needs_permit(payment, policy):
+        return permit_asked(
+            payment,
+            attempt,
+            now_ms,
+            policy,
+            moves=trigger,
+            reason=reason,
+            detail=because,
+            actor=actor,
+        )
     changed, sent = begun(
         payment,
         attempt,
@@ -182,7 +198,7 @@ def start_charge(
         moves=trigger,
         actor=actor,
         reason=reason,
-        detail=f"{chosen.because}; {detail}" if detail else chosen.because,
+        detail=because,
     )
     return decision(changed, request_of(changed, attempt), sent)
 
@@ -390,15 +406,26 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
         operation_id=command.command_id,
         cancel_requested_by=command.command_id,
     )
-    return decision(changed, event)
+    made = decision(changed, event)
+    asking = next((each for each in changed.attempts if each.state == PERMIT_WAITING), None)
+    if asking is None:
+        return made
+    # Nobody was asked for money yet, so there is nothing to wait for.
+    return followed(made, gave_up(changed, asking, CANCEL_REQUESTED, now_ms))
 
 
 def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    # Two tokens may stand for one card, so every attempt of the payment counts against it.
-    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+    asked = replace(
+        payment,
+        retry_token=command.instrument_token,
+        retry_fingerprint=command.card_fingerprint,
+        retry_scheme=command.card_scheme,
+    )
+    chosen = route(policy, facts_of(asked, asked.payment_id, asked.retry_token))
+    if chosen is not None and is_capped(asked, chosen.profile.name, now_ms, policy):
         return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
     started = start_charge(
-        replace(payment, retry_token=command.instrument_token),
+        asked,
         command.command_id,
         RETRY_ASKED,
         PAYMENT_RETRIED,

@@ -38,15 +38,18 @@ from pipeline.domain.risk import (
 )
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED, PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import start_charge, with_waiting_commands
+from pipeline.processors.permit_answers import (
+    COUNTS_MISSING,
+    REVIEW_ENDS,
+    STALE_RISK_RESULT,
+    answer_permit,
+)
 
 UNKNOWN_PAYMENT: Final = "unknown_payment"
-STALE_RISK_RESULT: Final = "stale_risk_result"
 COUNTED_IN_SHADOW: Final = "counted_in_shadow"
 
-# Reasons: of the timers of a review and of the wait for counts, and of a review without counts.
-REVIEW_ENDS: Final = "review_ends"
+# Reason of the timer that ends the wait for counts.
 COUNTS_AWAITED: Final = "counts_awaited"
-COUNTS_MISSING: Final = "risk_counts_missing"
 
 _NO_RULES: Final = RiskRules()
 
@@ -94,7 +97,8 @@ def assess_order(placed: Payment, now_ms: int, policy: Policy, rules: RiskRules)
 def process_risk_result(
     payment: Payment | None, result: RiskResult, now_ms: int, policy: Policy
 ) -> Decision:
-    """Decide about the counts of one identity; ``now_ms`` is the answer's append time.
+    """Decide about the counts of one identity, or about a permit; ``now_ms`` is the answer's append
+    time.
 
     The last one that was awaited decides the order. Counts that only rules in shadow asked for are
     told. Counts that nobody waits for any more have no effect (``stale_risk_result``).
@@ -104,6 +108,8 @@ def process_risk_result(
     rules = policy.risk or _NO_RULES
     if result.payment_id != payment.payment_id:
         return Decision(note=STALE_RISK_RESULT)
+    if result.attempt_key:
+        return answer_permit(payment, result, now_ms, policy)
     if result.by not in payment.risk_awaited:
         return _told_in_shadow(payment, result, now_ms, rules)
     awaited = tuple(by for by in payment.risk_awaited if by != result.by)

@@ -23,6 +23,7 @@ from pipeline.domain.lifecycle import (
     INQUIRY_WAITING,
     MAIN_KINDS,
     NOT_SENT_SEEN,
+    PERMIT_WAITING,
     PROOF_DUE,
     RETRY_DUE,
     RETRY_WAITING,
@@ -67,6 +68,7 @@ from pipeline.processors.outcomes import (
     uncertain,
     waiting,
 )
+from pipeline.processors.permit_answers import permit_missing
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
 
 # Causes of dead letters.
@@ -147,6 +149,11 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
     attempt = find_attempt(payment, due.operation_id, due.attempt)
     if attempt is None or due.try_number != attempt.tries:
         return _STALE_DUE
+    if attempt.state == PERMIT_WAITING:
+        if due.purpose != TIMER:
+            return _STALE_DUE
+        again = passed_on(due, now_ms, policy)
+        return again or permit_missing(payment, attempt, due, now_ms, policy)
     if due.purpose == RETRY:
         if attempt.state != RETRY_WAITING:
             return _STALE_DUE

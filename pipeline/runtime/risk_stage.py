@@ -1,4 +1,5 @@
-"""The risk stage: orders counted by card, customer or merchant, in a table keyed by what it counts.
+"""The risk stage: orders counted by card, customer or merchant, and declined attempts by card, in a
+table keyed by what it counts.
 
 Counts cannot be kept in lanes keyed by order: two workers would each know a part. Here every check
 of one identity comes to one lane, whichever payments worker wrote it, so a limit is exact. The
@@ -9,9 +10,10 @@ check's append time, and row, answer and input offset are one transaction.
 from __future__ import annotations
 
 from pipeline.domain.keys import partition_of, record_key
-from pipeline.domain.model import RiskResult, RiskVelocity
+from pipeline.domain.model import RiskVelocity
 from pipeline.domain.records import check_from_record, to_record, velocity_from_record
-from pipeline.domain.risk_velocity import count_check, velocity_key
+from pipeline.domain.risk_answer import answer_check
+from pipeline.domain.risk_velocity import velocity_key
 from pipeline.runtime.admission import InputLane
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.dead_letters import dead_letter
@@ -72,20 +74,16 @@ class RiskStage:
             detail = f"murmur2 of the key belongs to partition {belongs}"
             self._bury(record, batch, "misrouted", detail)
             return
-        counted, answer = count_check(row, check, record.timestamp_ms)
-        order_key = record_key(check.merchant_id, check.order_id)
-        result = RiskResult(
-            merchant_id=check.merchant_id,
-            order_id=check.order_id,
-            payment_id=check.payment_id,
-            by=check.by,
-            counted_at_ms=record.timestamp_ms,
-            counted=answer,
-        )
-        lane = partition_of(order_key, self._partitions)
-        raw_result = self._encode_result(to_record(result))
-        batch.outputs.append((self._results, lane, order_key, raw_result, None))
+        counted, answers = answer_check(row, check, record.timestamp_ms)
+        for result in answers:
+            order_key = record_key(result.merchant_id, result.order_id)
+            lane = partition_of(order_key, self._partitions)
+            raw_result = self._encode_result(to_record(result))
+            batch.outputs.append((self._results, lane, order_key, raw_result, None))
+            if result.permit:
+                batch.notes[("permits", f"{result.permit} {result.rule}")] += 1
         if counted is None:
+            # An order, or what became of an attempt, that came a second time.
             batch.notes[("notes", ALREADY_COUNTED)] += 1
             return
         raw = self._encode_row(to_record(counted))
