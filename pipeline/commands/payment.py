@@ -185,6 +185,14 @@ def retry_command(
         str,
         typer.Option("--token", help="Token of the other instrument; never a card number."),
     ],
+    card_fingerprint: Annotated[
+        str | None,
+        typer.Option("--card-fingerprint", help="The same for the same card; for caps."),
+    ] = None,
+    card_scheme: Annotated[
+        str | None,
+        typer.Option("--card-scheme", help="Its card network, for example visa; for caps."),
+    ] = None,
     command_id: CommandId = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -207,6 +215,8 @@ def retry_command(
         "retry",
         payment,
         instrument_token=token,
+        card_fingerprint=card_fingerprint,
+        card_scheme=card_scheme,
         command_id=command_id,
         reason=reason,
         actor=actor,
@@ -443,6 +453,8 @@ def _ask(
     evidence: str | None = None,
     override: str | None = None,
     business_date: str | None = None,
+    card_fingerprint: str | None = None,
+    card_scheme: str | None = None,
     command_id: str | None,
     reason: str | None,
     actor: str | None,
@@ -503,6 +515,8 @@ def _ask(
             actor=actor or getpass.getuser(),
             override=override,
             business_date=business_date,
+            card_fingerprint=card_fingerprint,
+            card_scheme=card_scheme,
         )
         command = _with_id(command)
         if reader is not None:
@@ -572,7 +586,7 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
 
     if command.command_id:
         return command
-    asked = (
+    asked: tuple[str | int | None, ...] = (
         command.merchant_id,
         command.order_id,
         command.type,
@@ -586,6 +600,9 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
         command.override,
         command.business_date,
     )
+    if command.card_fingerprint is not None or command.card_scheme is not None:
+        # Only where they are given: ids of before there were such fields stay what they were.
+        asked = (*asked, command.card_fingerprint, command.card_scheme)
     digest = sha256(json.dumps(asked).encode()).hexdigest()
     return replace(command, command_id=f"{command.type}-{digest[:16]}")
 

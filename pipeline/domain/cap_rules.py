@@ -30,6 +30,11 @@ from pipeline.domain.model import AttemptCap
 from pipeline.domain.risk_velocity import WINDOW_MS_MAX
 from pipeline.errors import UserError
 
+# What the setting may say instead of naming a file: the networks' caps, or that nothing is counted
+# across payments.
+NETWORKS: Final = "networks"
+OFF: Final = "off"
+
 # Two or three a network, and some for a gateway; each is held against every attempt.
 CAPS_MAX: Final = 32
 _DAY_S: Final = 86_400

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
+from pipeline.config import load_settings
 from pipeline.domain.attempt_caps import NETWORK_CAPS, cap_reached, caps_for
 from pipeline.domain.cap_rules import CapRules, read_caps
 from pipeline.domain.model import Attempt, AttemptCap
 from pipeline.errors import UserError
+from pipeline.runtime.policy_options import policy_of
 from tests.house import TOP
 
 DAY_MS = 86_400_000
@@ -74,6 +77,29 @@ def test_the_networks_caps_are_those_of_the_document() -> None:
         if "](http" in source
     }
     assert said == {c.name: (c.scheme, c.declines_max, c.window_ms) for c in NETWORK_CAPS}
+
+
+def test_the_setting_says_which_caps_hold(tmp_path: Path) -> None:
+    """The networks', counted across payments, unless it names a file or says off."""
+    policy = policy_of(load_settings(state_dir=tmp_path).worker_options())
+    assert (policy.attempt_caps, policy.count_cards) == (NETWORK_CAPS, True)
+    off = load_settings(state_dir=tmp_path, attempt_caps="off")
+    assert not off.counts
+    policy = policy_of(off.worker_options())
+    assert (policy.attempt_caps, policy.count_cards) == (NETWORK_CAPS, False)
+    file = tmp_path / "caps.toml"
+    file.write_text(f"never_again_days = 7\n[[cap]]\n{GOOD}gateway='simulator'\n")
+    settings = load_settings(state_dir=tmp_path, attempt_caps=str(file))
+    policy = policy_of(settings.worker_options())
+    assert ([cap.gateway for cap in policy.attempt_caps], policy.card_bar_ms) == (
+        ["simulator"], 7 * DAY_MS,
+    )  # fmt: skip
+    assert policy.count_cards
+    file.write_text(f"[[cap]]\n{GOOD}gateway='nroth'\n")
+    with pytest.raises(UserError, match="'nroth', which is no gateway; configured are simulator"):
+        policy_of(settings.worker_options())
+    with pytest.raises(UserError, match="cannot be read"):
+        load_settings(state_dir=tmp_path, attempt_caps="no such file").worker_options()
 
 
 GOOD = 'name="a"\ndeclines_max=3\nwindow_s=3600\n'
