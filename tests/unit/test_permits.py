@@ -9,7 +9,14 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
-from pipeline.domain.model import AttemptCap, Payment, PaymentRequest, RiskCheck, RiskResult
+from pipeline.domain.model import (
+    AttemptCap,
+    GatewayNotification,
+    Payment,
+    PaymentRequest,
+    RiskCheck,
+    RiskResult,
+)
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS, GatewayProfile, Policy
 from pipeline.domain.risk_rules import read_rules
 from pipeline.processors.driver import RISK_CHECKS, FlowDriver
@@ -122,6 +129,7 @@ def test_a_card_over_its_cap_is_not_sent_in_another_payment() -> None:
     assert (flow.of(3).status, flow.of(3).reason) == ("failed", CAPPED)
     assert flow.events()[-1].detail == "2 declines of this card within 1 d, cap two"
     assert states(flow.of(3)) == [("north", "failed", 0)]
+    assert flow.told()[-1] == ("o-3", "asks"), "refused, there is nothing to give back"
     assert [r.order_id for r in flow.requests()] == ["o-1", "o-2"]
     flow.ask("retry", 3, instrument_token="tok_2", card_fingerprint="fp_2")
     flow.count_all()
@@ -250,6 +258,37 @@ def test_an_order_waits_while_others_may_still_be_declined() -> None:
     flow.answer(yes)
     flow.count_all()
     assert [r.order_id for _, r in flow.open_requests] == ["o-3"]
+
+
+def test_a_permit_that_took_its_time_does_not_age_the_charge() -> None:
+    """What a gateway remembers of a key begins with the first request, not with the question."""
+    forgetful = tuple(replace(g, key_retention_ms=5 * MINUTE_MS) for g in POLICY.gateways)
+    flow = Flow(replace(ONE_ONLY, gateways=forgetful))
+    flow.buy(1)
+    flow.buy(2)
+    flow.count_all()
+    flow.advance(10 * MINUTE_MS)
+    flow.open_requests.clear()
+    flow.ask("cancel", 1)
+    flow.notify(success_of(flow.of(1)))
+    flow.count_all()
+    ((_, request),) = [opened for opened in flow.open_requests if opened[1].kind == "charge"]
+    assert request.order_id == "o-2"
+    refused = GatewayAnswer(outcome="not_sent", code="connection_refused")
+    flow.result(flow.handle((flow.now_ms, request), refused))
+    flow.advance(MINUTE_MS)
+    assert [r.kind for r in flow.requests() if r.order_id == "o-2"] == ["charge", "charge"]
+
+
+def success_of(payment: Payment) -> GatewayNotification:
+    """The gateway's notice that a payment's charge has succeeded."""
+    attempt = payment.attempts[-1]
+    return GatewayNotification(
+        merchant_id="shop", order_id=payment.order_id, payment_id=payment.payment_id,
+        notification_id="n1", gateway=attempt.gateway, type="operation", amount_minor=500,
+        currency="GBP", received_at_ms=NOW, operation_id=attempt.operation_id,
+        attempt=attempt.attempt, kind=attempt.kind, outcome="succeeded", gateway_reference="ch_1",
+    )  # fmt: skip
 
 
 def unanswered(flow: Flow, number: int = 1, **fields: Any) -> None:
