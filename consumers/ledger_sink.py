@@ -206,8 +206,6 @@ class LedgerSink:
                     self._bootstrap_servers,
                     group_id=self._catalogue.group(STAGE),
                     instance_id=self._instance_id,
-                    # One input topic: partitions that stay are read on during a rebalance.
-                    strategy="cooperative-sticky",
                 ),
                 # Tells how far the log is read although control records are never delivered.
                 "enable.partition.eof": True,
@@ -490,12 +488,12 @@ class LedgerSink:
                 start = self._start_of(consumer, tp.partition)
             except _Stopped:
                 # The loop ends next; nothing of this assignment is read.
-                consumer.incremental_assign([])
+                consumer.assign([])
                 return
             starts.append(TopicPartition(tp.topic, tp.partition, start))
         for tp in starts:
             self._begin(tp.partition, tp.offset)
-        consumer.incremental_assign(starts)
+        consumer.assign(starts)
         if starts:
             _log.info(
                 "assigned %s", ", ".join(f"{tp.topic}[{tp.partition}]@{tp.offset}" for tp in starts)

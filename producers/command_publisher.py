@@ -1,4 +1,4 @@
-"""Publish commands on payments: capture, cancel, refund, credit, retry, resolve, review."""
+"""Publish commands on payments, and decisions of people about them."""
 
 from __future__ import annotations
 

@@ -198,7 +198,8 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         stream,
         ("upstream",),
         ("payments",),
-        "Requests to change a payment: capture, cancel, refund, credit, retry, resolve, review.",
+        "Requests to change a payment: capture, cancel, refund, credit, retry, resolve, "
+        "resolve_dispute, review.",
     )
     add(
         "risk-results",
@@ -311,7 +312,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "audit",
         "audit-entry",
         {**stream, "retention.ms": "-1"},
-        ("operators",),
+        ("operators", "payments"),
         (),
         "Who did what by hand, when and why, in the transaction of the act; keyed by its subject.",
     )

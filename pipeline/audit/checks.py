@@ -90,6 +90,7 @@ class Judgement:
             self.justification.instruments,
             self.justification.successes,
             self.justification.dates,
+            self.justification.foreign_notices,
             self.operations.amounts,
             self.operations.commands,
             self.operations.given_back,
@@ -588,7 +589,7 @@ class Judgement:
         identities = {
             request.identity
             for request in outstanding
-            if request.operation_kind in MAIN_KINDS and not payment.notifications
+            if request.operation_kind in MAIN_KINDS and not payment.own_notifications
         }
         tries = Counter(identity[:3] for identity in {request.identity for request in outstanding})
         most = max(len(identities), max(tries.values(), default=0))

@@ -21,6 +21,7 @@ from pipeline.audit.evidence import (
     PaymentEvidence,
     ResultSeen,
     SettlementSeen,
+    SnapshotSeen,
 )
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
 from pipeline.audit.report import Example
@@ -72,8 +73,9 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
             c.type == "credit" and c.command_id == settlement.operation_id for c in payment.commands
         )
     if settlement.kind in ("dispute", "reversal", "dispute_fee"):
-        return any(n.type == "dispute" and n.gateway == gateway for n in payment.notifications)
-    said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.notifications]
+        notices = payment.own_notifications
+        return any(n.type == "dispute" and n.gateway == gateway for n in notices)
+    said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.own_notifications]
     if settlement.kind == "refund_failed":
         return any(
             r.gateway == gateway
@@ -95,7 +97,7 @@ class OperationChecks:
         self._found = judge.found
 
     def amounts(self, payment: PaymentEvidence) -> None:
-        """Refunded is at most captured, and captured at most authorized."""
+        """Refunded is at most captured, of each charge as well, and captured at most authorized."""
         snapshot = payment.snapshot
         if snapshot is None:
             return
@@ -108,6 +110,18 @@ class OperationChecks:
                     "refunded {}, captured {}, authorized {}".format(*amounts),
                 ),
             )
+        elif amounts[0]:
+            taken, back = _by_charge(snapshot)
+            for charge, minor in back.items():
+                if minor > taken[charge]:
+                    self._found.broken(
+                        "amounts_out_of_order",
+                        self._snapshot_example(
+                            payment,
+                            f"refunded {minor} of the {taken[charge]} captured by {charge[0]}, "
+                            f"attempt {charge[1]}",
+                        ),
+                    )
 
     def commands(self, payment: PaymentEvidence) -> None:
         """Each command was taken, was rejected, or waits: one of them, once."""
@@ -156,9 +170,16 @@ class OperationChecks:
         busy = {a.operation_id for a in snapshot.attempts if a.state in _OPEN}
         refused = {a.operation_id for a in snapshot.attempts if a.state in _REFUSED}
         refunded: Counter[str] = Counter()
+        # A command gives back as well what the gateway would not take back by itself.
+        of_charge = {
+            a.operation_id: reversal_operation_id(*a.parent)
+            for a in snapshot.attempts
+            if a.kind == "refund" and a.parent is not None
+        }
         for settlement in payment.settlements:
             if settlement.kind in ("refund", "refund_failed"):
-                refunded[settlement.operation_id] -= settlement.amount_minor
+                operation_id = settlement.operation_id
+                refunded[of_charge.get(operation_id, operation_id)] -= settlement.amount_minor
         whole = not judge.gone(payment, "settlements")
         for settlement in payment.settlements:
             operation_id = settlement.operation_id
@@ -500,6 +521,27 @@ _BY_ITSELF: Final = {
     "dispute_fee": ("dispute_fee", -1),
     "refund_failed": ("refund_failed", 1),
 }
+
+
+def _by_charge(
+    snapshot: SnapshotSeen,
+) -> tuple[Counter[tuple[str, int]], Counter[tuple[str, int]]]:
+    """What was captured and what was refunded of each charge, where the table says of which."""
+    taken: Counter[tuple[str, int]] = Counter()
+    back: Counter[tuple[str, int]] = Counter()
+    if any(a.kind == "capture" and a.parent is None for a in snapshot.attempts):
+        # Of before it was kept.
+        return taken, back
+    for attempt in snapshot.attempts:
+        amount_minor = attempt.amount_minor or snapshot.amount_minor
+        if attempt.state == "charged":
+            taken[attempt.operation_id, attempt.attempt] += amount_minor
+        elif attempt.parent is not None:
+            if attempt.state == "captured":
+                taken[attempt.parent] += amount_minor
+            elif attempt.state == "refunded":
+                back[attempt.parent] += amount_minor
+    return taken, back
 
 
 def _began(payment: PaymentEvidence, operation_id: str) -> bool:

@@ -96,6 +96,8 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "dead_letter_closed_twice": "A dead letter is redriven or discarded once.",
     "input_redriven_twice": "A dead-lettered input is redriven once.",
     "redriven_input_missing": "A dead letter that was redriven came again as an input.",
+    "notice_of_another_payment": "A notice that names another payment than its order's is refused.",
+    "notice_not_dead_lettered": "A notice that names another payment is dead-lettered.",
     "bad_order_not_dead_lettered": "An order that cannot be handled is dead-lettered.",
     "undecodable_record": "Our own topics hold only records of their schema.",
     # The machinery

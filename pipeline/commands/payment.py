@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.commands.payment_follow import Outcome
-    from pipeline.domain.model import PaymentCommand, PaymentEvent
+    from pipeline.domain.model import Payment, PaymentCommand, PaymentEvent
 
 # The command was refused by a named rule, or what it asked for did not succeed.
 EXIT_REFUSED = 1
@@ -58,7 +58,8 @@ CommandId = Annotated[
 ]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the payment's history.")]
 Actor = Annotated[
-    str | None, typer.Option("--actor", help="Who asks; default: the user who runs this.")
+    str | None,
+    typer.Option("--actor", "--by", help="Who asks; default: the user who runs this."),
 ]
 Wait = Annotated[
     float | None,
@@ -141,6 +142,14 @@ def refund_command(
     despite_dispute: Annotated[
         bool, typer.Option("--despite-dispute", help="Refund although a dispute is open.")
     ] = False,
+    charge: Annotated[
+        str | None,
+        typer.Option(
+            "--charge",
+            metavar="REF",
+            help="Which charge gives back, by the gateway's own id; default: the one that stands.",
+        ),
+    ] = None,
     business_date: Annotated[
         str | None,
         typer.Option("--business-date", help="YYYY-MM-DD it is booked under; default: the sale's."),
@@ -152,7 +161,9 @@ def refund_command(
     bootstrap_servers: BootstrapServers = None,
     prefix: Prefix = None,
 ) -> None:
-    """Give money back, in whole or in part, never more than was captured.
+    """Give money back, in whole or in part, never more than its charge took.
+
+    A payment that was charged twice has two charges; one refund is of one of them.
 
     Asking for the same refund again is the same refund: give another --command-id (or --reason) for
     a second one of the same amount.
@@ -167,6 +178,7 @@ def refund_command(
         payment,
         amount=amount,
         currency=currency,
+        gateway_reference=charge,
         override="dispute" if despite_dispute else None,
         business_date=business_date,
         command_id=command_id,
@@ -236,6 +248,14 @@ def resolve_command(
     not_charged: Annotated[
         bool, typer.Option("--not-charged", help="It was not charged, and will not be.")
     ] = False,
+    operation: Annotated[
+        str | None,
+        typer.Option(
+            "--operation",
+            metavar="ID",
+            help="Which operation; needed when the outcome of several is unknown.",
+        ),
+    ] = None,
     evidence: Annotated[
         str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
     ] = None,
@@ -249,7 +269,7 @@ def resolve_command(
     """Say what became of an outcome that no gateway could tell.
 
     Say only what you have seen in the gateway's own books. A payment said not to be charged may be
-    tried again.
+    tried again. `paystream payment show` lists the operations whose outcome is unknown.
 
     Examples:
 
@@ -258,6 +278,9 @@ def resolve_command(
 
     \b
       paystream payment resolve shop:1001 --not-charged --evidence "support ticket 4711"
+
+    \b
+      paystream payment resolve shop:1001 --operation r-7 --charged re_9 --evidence "their report"
     """
     if (charged is None) == (not not_charged):
         raise UserError("Give one of --charged REF and --not-charged.")
@@ -267,7 +290,60 @@ def resolve_command(
         "resolve",
         payment,
         decision="not_charged" if charged is None else "charged",
+        operation_id=operation,
         gateway_reference=charged,
+        evidence=evidence,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("resolve-dispute")
+def resolve_dispute_command(
+    payment: Key,
+    dispute: Annotated[
+        str, typer.Option("--dispute", metavar="ID", help="The gateway's own id of the dispute.")
+    ],
+    won: Annotated[bool, typer.Option("--won", help="The money is ours again.")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="The customer keeps it.")] = False,
+    evidence: Annotated[
+        str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
+    ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option("--gateway", help="Where it is; needed when two gateways use the same id."),
+    ] = None,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Say how a dispute ended that its gateway does not tell the end of.
+
+    Say only what you have seen in the gateway's own books: the ledger follows it. What the gateway
+    tells later goes before it.
+
+    Example:
+
+    \b
+      paystream payment resolve-dispute shop:1 --dispute dp_7 --won --evidence "letter of 3 May"
+    """
+    if won == lost:
+        raise UserError("Give one of --won and --lost.")
+    if not (evidence or "").strip():
+        raise UserError("Say what proves it with --evidence.")
+    _ask(
+        "resolve_dispute",
+        payment,
+        decision="won" if won else "lost",
+        dispute_id=dispute,
+        gateway=gateway,
         evidence=evidence,
         command_id=command_id,
         reason=reason,
@@ -364,6 +440,7 @@ def review_list_command(
                         "country": p.country,
                         "reason": p.reason,
                         "since_ms": p.updated_at_ms,
+                        "ends_at_ms": p.expires_at_ms,
                     }
                     for p in found
                 ],
@@ -374,9 +451,10 @@ def review_list_command(
     from pipeline.audit.render import time_text
 
     for p in found:
+        ends = f"  ends {time_text(p.expires_at_ms)}" if p.expires_at_ms else ""
         typer.echo(
             f"{time_text(p.updated_at_ms)}  {p.merchant_id}:{p.order_id}  "
-            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}"
+            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}{ends}"
         )
     typer.echo(f"{len(found)} in review")
 
@@ -450,6 +528,9 @@ def _ask(
     instrument_token: str | None = None,
     decision: str | None = None,
     gateway_reference: str | None = None,
+    operation_id: str | None = None,
+    dispute_id: str | None = None,
+    gateway: str | None = None,
     evidence: str | None = None,
     override: str | None = None,
     business_date: str | None = None,
@@ -483,7 +564,8 @@ def _ask(
     codec = record_codec(catalogue, settings.schema_registry_url)
     reader: PaymentReader | None = None
     try:
-        if wait_s is not None or (amount is not None and currency is None):
+        unnamed = type_ == "resolve" and operation_id is None
+        if wait_s is not None or unnamed or (amount is not None and currency is None):
             reader = PaymentReader(
                 settings.bootstrap_servers, catalogue, codec, record_key(merchant_id, order_id)
             )
@@ -510,6 +592,9 @@ def _ask(
             instrument_token=instrument_token,
             decision=decision,
             gateway_reference=gateway_reference,
+            operation_id=operation_id,
+            dispute_id=dispute_id,
+            gateway=gateway,
             evidence=evidence,
             reason=reason,
             actor=actor or getpass.getuser(),
@@ -521,6 +606,8 @@ def _ask(
         command = _with_id(command)
         if reader is not None:
             known = reader.catch_up()
+            if unnamed and known is not None:
+                _check_single(known)
             if known is not None and command.command_id in known.command_ids:
                 typer.echo(
                     f"The payment knows the command {command.command_id} already, and the same id "
@@ -586,7 +673,14 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
 
     if command.command_id:
         return command
-    asked: tuple[str | int | None, ...] = (
+    named = (
+        ("operation", command.operation_id),
+        ("dispute", command.dispute_id),
+        ("gateway", command.gateway),
+        ("card_fingerprint", command.card_fingerprint),
+        ("card_scheme", command.card_scheme),
+    )
+    asked = (
         command.merchant_id,
         command.order_id,
         command.type,
@@ -599,12 +693,22 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
         command.reason,
         command.override,
         command.business_date,
+        # Only what is given: what an older version asked for keeps its id.
+        *(each for each in named if each[1] is not None),
     )
-    if command.card_fingerprint is not None or command.card_scheme is not None:
-        # Only where they are given: ids of before there were such fields stay what they were.
-        asked = (*asked, command.card_fingerprint, command.card_scheme)
     digest = sha256(json.dumps(asked).encode()).hexdigest()
     return replace(command, command_id=f"{command.type}-{digest[:16]}")
+
+
+def _check_single(payment: Payment) -> None:
+    """Refuse to choose for a person what it is that he resolves."""
+    from pipeline.domain.commands import choices, unknown_attempts
+
+    if len(unknown_attempts(payment)) > 1:
+        raise UserError(
+            "The outcome of several operations is unknown; name one with --operation: "
+            f"{choices(payment)}."
+        )
 
 
 def _what(command: PaymentCommand) -> str:

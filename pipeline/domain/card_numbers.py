@@ -73,10 +73,14 @@ _ISSUED: Final[tuple[tuple[str, str, tuple[int, ...]], ...]] = (
 
 # Fields of orders and commands that are declared to be ids: whatever they hold is no card number. A
 # 16-digit order id passes Luhn once in ten, an article number (EAN) has a check digit of its own.
-ID_FIELDS: Final = frozenset({"merchant_id", "order_id", "command_id", "customer_id", "sku"})
+ID_FIELDS: Final = frozenset(
+    {"merchant_id", "order_id", "command_id", "operation_id", "customer_id", "sku"}
+)
 # Opaque texts, for which people have no hand: a hash in hexadecimal or a UUID may hold a run of
 # digits inside. Only a word of its own in a customary grouping counts there.
-OPAQUE_FIELDS: Final = frozenset({"instrument_token", "card_fingerprint", "gateway_reference"})
+OPAQUE_FIELDS: Final = frozenset(
+    {"instrument_token", "card_fingerprint", "gateway_reference", "dispute_id"}
+)
 
 # Names under which a card's security code goes; it must not be kept even for a moment after the
 # authorisation (PCI DSS 3.3.1). Compared without case, dashes and underscores.

@@ -10,25 +10,32 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
+from pipeline.domain.charges import refund_target
+from pipeline.domain.disputes import LOST, WON, bars_refunds, named
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.instruments import instrument, is_barred, was_tried
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     AUTHORIZE,
     AUTHORIZED,
+    BUSY_STATES,
     CAPTURE,
     CAPTURED,
+    CONTRADICTED,
     FAILED,
+    INQUIRY_EXHAUSTED,
+    MAIN_KINDS,
     REFUND,
     RISK_REVIEW,
     has_succeeded,
 )
-from pipeline.domain.model import Payment, PaymentCommand
+from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payment import (
     COMMANDED_ATTEMPTS_MAX,
     UNDECIDED,
     amount_of,
+    is_uncertain,
     is_unfinished,
     refundable_minor,
     reserved_minor,
@@ -42,8 +49,11 @@ CANCEL: Final = "cancel"
 CREDIT: Final = "credit"
 RETRY: Final = "retry"
 RESOLVE: Final = "resolve"
+RESOLVE_DISPUTE: Final = "resolve_dispute"
 REVIEW: Final = "review"
-TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, REVIEW})
+TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, RESOLVE_DISPUTE, REVIEW})
+# What a person decides where no machine may: it moves no money by itself, so it has no operation.
+DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW})
 
 # Decisions.
 CHARGED: Final = "charged"
@@ -87,15 +97,23 @@ PAYMENT_MUST_BE_AUTHORIZED: Final = "payment_must_be_authorized"
 CAPTURE_MUST_NOT_EXCEED_AUTHORIZED: Final = "capture_must_not_exceed_authorized"
 PAYMENT_MUST_BE_CAPTURED: Final = "payment_must_be_captured"
 REFUND_MUST_NOT_EXCEED_CAPTURED: Final = "refund_must_not_exceed_captured"
+CHARGE_MUST_BE_THE_PAYMENTS: Final = "charge_must_be_the_payments"
+REFUND_MUST_NOT_EXCEED_ITS_CHARGE: Final = "refund_must_not_exceed_its_charge"
 REFUND_MUST_NOT_RUN_DURING_A_DISPUTE: Final = "refund_must_not_run_during_a_dispute"
 PAYMENT_MUST_BE_OPEN: Final = "payment_must_be_open"
 PAYMENT_MUST_NOT_BE_CAPTURED: Final = "payment_must_not_be_captured"
 CANCEL_MUST_NOT_BE_REPEATED: Final = "cancel_must_not_be_repeated"
 PAYMENT_MUST_HAVE_FAILED: Final = "payment_must_have_failed"
 PAY_BEFORE_MUST_BE_AHEAD: Final = "pay_before_must_be_in_the_future"
+OPERATION_MUST_BE_THE_PAYMENTS: Final = "operation_must_be_the_payments"
+OPERATION_MUST_BE_NAMED: Final = "operation_must_be_named"
 OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
 SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
 PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
+REVIEW_MUST_BE_IN_TIME: Final = "review_must_be_in_time"
+DISPUTE_MUST_BE_KNOWN: Final = "dispute_must_be_known"
+DISPUTE_MUST_NAME_ITS_GATEWAY: Final = "dispute_must_name_its_gateway"
+DISPUTE_MUST_NOT_BE_DECIDED_SO: Final = "dispute_must_not_be_decided_so_already"
 
 
 def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
@@ -123,6 +141,9 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.instrument_token,
         command.card_fingerprint,
         command.card_scheme,
+        command.operation_id,
+        command.dispute_id,
+        command.gateway,
     ):
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
@@ -133,6 +154,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         return _broken_credit(command)
     if kind == RESOLVE:
         return _broken_resolve(command)
+    if kind == RESOLVE_DISPUTE:
+        return _broken_word(command, (WON, LOST))
     if kind == REVIEW:
         if command.decision not in (APPROVE, DENY):
             return DECISION_MUST_BE_KNOWN
@@ -152,16 +175,22 @@ def _broken_credit(command: PaymentCommand) -> str | None:
 
 
 def _broken_resolve(command: PaymentCommand) -> str | None:
-    if command.decision not in (CHARGED, NOT_CHARGED):
-        return DECISION_MUST_BE_KNOWN
-    if not command.evidence:
-        return EVIDENCE_MUST_BE_GIVEN
-    if not command.actor:
-        return ACTOR_MUST_BE_GIVEN
+    rule = _broken_word(command, (CHARGED, NOT_CHARGED))
+    if rule is not None:
+        return rule
     reference = command.gateway_reference
     if command.decision == CHARGED and (not reference or len(reference) > TEXT_LENGTH_MAX):
         return REFERENCE_MUST_BE_GIVEN
     return None
+
+
+def _broken_word(command: PaymentCommand, decisions: tuple[str, ...]) -> str | None:
+    """A person's word in a gateway's place says what happened, what proves it, and whose it is."""
+    if command.decision not in decisions:
+        return DECISION_MUST_BE_KNOWN
+    if not command.evidence:
+        return EVIDENCE_MUST_BE_GIVEN
+    return None if command.actor else ACTOR_MUST_BE_GIVEN
 
 
 def names_another_operation(payment: Payment | None, command: PaymentCommand) -> bool:
@@ -189,7 +218,7 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
     kind = command.type
     if command.currency is not None and command.currency != payment.currency and kind != CREDIT:
         return CURRENCY_MUST_BE_THE_PAYMENTS
-    if len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX and kind not in (RESOLVE, REVIEW):
+    if len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX and kind not in DECIDED_BY_A_PERSON:
         return OPERATIONS_MUST_NOT_EXCEED_LIMIT
     if kind == CAPTURE:
         return _broken_capture(payment, command)
@@ -201,6 +230,10 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return CREDIT_MUST_HAVE_ITS_OWN_KEY
     if kind == RETRY:
         return _broken_retry(payment, command, now_ms)
+    if kind == RESOLVE:
+        return _broken_choice(payment, command)
+    if kind == RESOLVE_DISPUTE:
+        return _broken_resolve_dispute(payment, command)
     if kind == REVIEW and payment.status != RISK_REVIEW:
         return PAYMENT_MUST_BE_IN_REVIEW
     return None
@@ -221,9 +254,66 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
     room_minor = refundable_minor(payment)
     if room_minor <= 0 or (command.amount_minor or 0) > room_minor:
         return REFUND_MUST_NOT_EXCEED_CAPTURED
-    if payment.disputed_minor and command.override != OVERRIDE_DISPUTE:
+    reference = command.gateway_reference
+    if reference is not None and not any(
+        each.gateway_reference == reference
+        and each.kind in MAIN_KINDS
+        and has_succeeded(each.state)
+        for each in payment.attempts
+    ):
+        return CHARGE_MUST_BE_THE_PAYMENTS
+    if refund_target(payment, command.amount_minor, reference) is None:
+        return REFUND_MUST_NOT_EXCEED_ITS_CHARGE
+    if bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None
+
+
+def unknown_attempts(payment: Payment) -> tuple[Attempt, ...]:
+    """What a person may say the outcome of, oldest first."""
+    return tuple(
+        each
+        for each in payment.attempts
+        if each.state in (INQUIRY_EXHAUSTED, CONTRADICTED)
+        or (is_uncertain(payment, each) and each.state in BUSY_STATES)
+    )
+
+
+def resolvable(payment: Payment, command: PaymentCommand) -> Attempt | None:
+    """The unknown attempt that a ``resolve`` is about; None where that is not certain."""
+    unknown = unknown_attempts(payment)
+    if command.operation_id is not None:
+        return next((a for a in unknown if a.operation_id == command.operation_id), None)
+    return unknown[0] if len(unknown) == 1 else None
+
+
+def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
+    if resolvable(payment, command) is not None:
+        return None
+    wanted = command.operation_id
+    if wanted is None:
+        return OPERATION_MUST_BE_NAMED if unknown_attempts(payment) else OUTCOME_MUST_BE_UNKNOWN
+    if any(each.operation_id == wanted for each in payment.attempts):
+        return OUTCOME_MUST_BE_UNKNOWN
+    return OPERATION_MUST_BE_THE_PAYMENTS
+
+
+def choices(payment: Payment) -> str:
+    """The operations that ``resolve`` may name, for people."""
+    return ", ".join(
+        f"{each.operation_id} ({each.kind} of {amount_of(payment, each)} {payment.currency} at "
+        f"{each.gateway})"
+        for each in unknown_attempts(payment)
+    )
+
+
+def _broken_resolve_dispute(payment: Payment, command: PaymentCommand) -> str | None:
+    disputes = named(payment, command.dispute_id, command.gateway)
+    if not disputes:
+        return DISPUTE_MUST_BE_KNOWN
+    if len(disputes) > 1:
+        return DISPUTE_MUST_NAME_ITS_GATEWAY
+    return DISPUTE_MUST_NOT_BE_DECIDED_SO if disputes[0].state == command.decision else None
 
 
 def _broken_cancel(payment: Payment) -> str | None:

@@ -49,6 +49,9 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     instrument_token: str | None = None
     decision: str | None = None
     gateway_reference: str | None = None
+    operation_id: str | None = None
+    dispute_id: str | None = None
+    gateway: str | None = None
     evidence: str | None = None
     reason: str | None = None
     actor: str | None = None
@@ -116,6 +119,7 @@ class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):
     gateway_reference: str | None = None
     dispute_id: str | None = None
     dispute_state: str | None = None
+    event_sequence: int | None = None
     fee_minor: int = 0
     code: str | None = None
     gateway_code: str | None = None
@@ -189,6 +193,8 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     routed_because: str | None = None
     uncertain_since_ms: int = 0
     business_date: str | None = None
+    parent_operation_id: str | None = None
+    parent_attempt: int = 0
     instrument_token: str | None = None
     card_fingerprint: str | None = None
     permit: str = ""
@@ -202,6 +208,9 @@ class Dispute(Struct, frozen=True, kw_only=True, gc=False):
     updated_at_ms: int
     fee_minor: int = 0
     withdrawn_minor: int = 0
+    event_sequence: int = 0
+    gateway_state: str | None = None
+    resolved_by: str | None = None
 
 
 class RiskCounted(Struct, frozen=True, kw_only=True, gc=False):

@@ -429,8 +429,12 @@ def first_try(
     amount_minor: int = 0,
     business_date: str | None = None,
     because: str | None = None,
+    parent: Attempt | None = None,
 ) -> Attempt:
-    """A new attempt whose first request is on its way; an amount of 0 is the payment's whole."""
+    """A new attempt whose first request is on its way; an amount of 0 is the payment's whole.
+
+    ``parent``: the charge or authorization that it is about.
+    """
     return Attempt(
         operation_id=operation_id,
         kind=kind,
@@ -446,6 +450,8 @@ def first_try(
         amount_minor=amount_minor,
         business_date=business_date,
         routed_because=because,
+        parent_operation_id=None if parent is None else parent.operation_id,
+        parent_attempt=0 if parent is None else parent.attempt,
     )
 
 
@@ -511,34 +517,40 @@ def in_flight(payment: Payment) -> bool:
 def standing_main(payment: Payment) -> Attempt | None:
     """The newest charge or authorization that stands: succeeded, and not given back as late."""
     for attempt in reversed(payment.attempts):
-        if attempt.kind in MAIN_KINDS and has_succeeded(attempt.state):
-            reversal = reversal_operation_id(attempt.operation_id, attempt.attempt)
-            if find_attempt(payment, reversal, 1) is None:
-                return attempt
-    return None
-
-
-def refund_target(payment: Payment) -> Attempt | None:
-    """Whose money a refund by command gives back: what stands, else what was taken too late and
-    could not be given back by itself."""
-    standing = standing_main(payment)
-    if standing is not None:
-        return standing
-    for each in reversed(payment.attempts):
-        if each.kind in MAIN_KINDS and has_succeeded(each.state):
-            return each
+        if (
+            attempt.kind in MAIN_KINDS
+            and has_succeeded(attempt.state)
+            and not _is_given_back(payment, attempt)
+        ):
+            return attempt
     return None
 
 
 def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
     """The charge or authorization that a capture, void or refund is about."""
-    for each in reversed(payment.attempts):
-        if each.kind in MAIN_KINDS and attempt.operation_id in (
+    if attempt.parent_operation_id is not None:
+        return find_attempt(payment, attempt.parent_operation_id, attempt.parent_attempt)
+    # Of before it was kept: as it was decided then.
+    charges = [each for each in reversed(payment.attempts) if each.kind in MAIN_KINDS]
+    for each in charges:
+        if attempt.operation_id in (
             reversal_operation_id(each.operation_id, each.attempt),
             expiry_operation_id(each.operation_id),
         ):
             return each
-    return refund_target(payment)
+    made = [
+        each
+        for each in charges
+        if has_succeeded(each.state) and each.started_at_ms <= attempt.started_at_ms
+    ]
+    standing = (each for each in made if not _is_given_back(payment, each))
+    return next(standing, made[0] if made else None)
+
+
+def _is_given_back(payment: Payment, charge: Attempt) -> bool:
+    """Whether giving it back was begun because it came too late."""
+    reversal = reversal_operation_id(charge.operation_id, charge.attempt)
+    return find_attempt(payment, reversal, 1) is not None
 
 
 def amount_of(payment: Payment, attempt: Attempt) -> int:

@@ -15,21 +15,20 @@ from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
 from pipeline.domain.lifecycle import (
     AUTHORIZED,
     AWAITING_ORDER,
-    BUSY_STATES,
     CANCEL_CONFIRMED,
     CANCEL_REQUESTED,
     CAPTURE,
     COMMAND_CAME_FIRST,
     COMMAND_REJECTED,
     COMMAND_WAITING,
-    CONTRADICTED,
     CREDIT_BOOKED,
-    INQUIRY_EXHAUSTED,
+    DEADLINE_PASSED,
     NEW,
     PAYMENT_RETRIED,
     PAYMENT_STARTED,
@@ -44,7 +43,7 @@ from pipeline.domain.lifecycle import (
     RISK_REVIEW,
     VOID,
 )
-from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentCommand, PaymentDue
+from pipeline.domain.model import GatewayResult, Payment, PaymentCommand, PaymentDue
 from pipeline.domain.payment import (
     UNDECIDED,
     amount_of,
@@ -54,11 +53,8 @@ from pipeline.domain.payment import (
     followed,
     gateway_profile,
     in_flight,
-    is_uncertain,
     main_kind,
     moved,
-    refund_target,
-    refundable_minor,
     request_of,
     settlement_of,
     standing_main,
@@ -68,6 +64,8 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
+from pipeline.processors.decided import audited
+from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.door import card_number_refused
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
@@ -81,6 +79,7 @@ NO_GATEWAY: Final = "none"
 
 # Reasons.
 ORDER_MUST_ARRIVE: Final = "order_must_arrive"
+REVIEW_ENDS: Final = "review_ends"
 RISK_REVIEW_DENIED: Final = "risk_review_denied"
 RESOLVED_NOT_CHARGED: Final = "resolved_not_charged"
 
@@ -272,7 +271,8 @@ def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
         return payment.status in UNDECIDED or payment.status == RISK_REVIEW
     if command.type == rules.REVIEW:
         return payment.status == RISK_REVIEW
-    return command.type == rules.RESOLVE and payment.status != AWAITING_ORDER
+    person = command.type in (rules.RESOLVE, rules.RESOLVE_DISPUTE)
+    return person and payment.status != AWAITING_ORDER
 
 
 def _masked(command: PaymentCommand) -> PaymentCommand:
@@ -313,7 +313,15 @@ def _waits(payment: Payment, command: PaymentCommand, now_ms: int, policy: Polic
     return decision(changed, *timers, event)
 
 
-def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int) -> Decision:
+def _rejected(
+    payment: Payment,
+    command: PaymentCommand,
+    rule: str,
+    now_ms: int,
+    *,
+    choices: str | None = None,
+) -> Decision:
+    kind = command.type if command.type in rules.TYPES else None
     changed, event = told(
         payment,
         COMMAND_REJECTED,
@@ -322,15 +330,16 @@ def _rejected(payment: Payment, command: PaymentCommand, rule: str, now_ms: int)
         actor=command.actor,
         operation_id=command.command_id,
         operation_minor=command.amount_minor,
-        detail=command.type if command.type in rules.TYPES else None,
+        detail=kind if choices is None else f"{kind}: one of {choices}",
     )
-    return decision(changed, event)
+    return audited(decision(changed, event), payment, command, now_ms, rule=rule)
 
 
 def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
     rule = rules.broken_now(payment, command, now_ms)
     if rule is not None:
-        return _rejected(payment, command, rule, now_ms)
+        choices = rules.choices(payment) if rule == rules.OPERATION_MUST_BE_NAMED else None
+        return _rejected(payment, command, rule, now_ms, choices=choices)
     if command.type in (CAPTURE, REFUND):
         return _moves_money(payment, command, now_ms, policy)
     if command.type == rules.CANCEL:
@@ -339,24 +348,29 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
         return _retry(payment, command, now_ms, policy)
     if command.type == rules.REVIEW:
         return _review(payment, command, now_ms, policy)
+    if command.type == rules.RESOLVE_DISPUTE:
+        return audited(resolve_dispute(payment, command, now_ms), payment, command, now_ms)
     return _resolve(payment, command, now_ms, policy)
 
 
 def _moves_money(
     payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy
 ) -> Decision:
-    main = refund_target(payment)
+    if command.type == CAPTURE:
+        main = standing_main(payment)
+    else:
+        main = refund_target(payment, command.amount_minor, command.gateway_reference)
     if main is None:
-        return _rejected(payment, command, rules.REFUND_MUST_NOT_EXCEED_CAPTURED, now_ms)
+        return _rejected(payment, command, rules.REFUND_MUST_NOT_EXCEED_ITS_CHARGE, now_ms)
     if command.type == CAPTURE:
         amount_minor = command.amount_minor or rules.capturable_minor(payment)
     else:
-        amount_minor = command.amount_minor or refundable_minor(payment)
+        amount_minor = command.amount_minor or refundable_of_minor(payment, main)
     return begin_operation(
         payment,
         command.type,
         command.command_id,
-        main.gateway,
+        main,
         amount_minor,
         now_ms,
         policy,
@@ -390,7 +404,7 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
             payment,
             VOID,
             command.command_id,
-            authorization.gateway,
+            authorization,
             amount_of(payment, authorization),
             now_ms,
             policy,
@@ -449,7 +463,15 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
             operation_id=command.command_id,
             expires_at_ms=None,
         )
-        return decision(changed, event)
+        return audited(decision(changed, event), payment, command, now_ms)
+    # Reviews of before they had an end count from their order.
+    ends_ms = payment.expires_at_ms or payment.ordered_at_ms + policy.review_ms
+    if now_ms >= ends_ms:
+        expired, event = moved(
+            payment, DEADLINE_PASSED, now_ms, reason=REVIEW_ENDS, expires_at_ms=None
+        )
+        refused = _rejected(expired, command, rules.REVIEW_MUST_BE_IN_TIME, now_ms)
+        return followed(decision(expired, event), refused)
     started = start_charge(
         replace(payment, expires_at_ms=None),
         payment.order_id,
@@ -459,19 +481,21 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
         policy,
         actor=command.actor,
     )
-    return started or _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+    if started is None:
+        return _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+    return audited(started, payment, command, now_ms)
 
 
 def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    """A person says what became of the oldest operation that is unknown."""
-    attempt = next((each for each in payment.attempts if _is_unknown(payment, each)), None)
+    """A person says what became of an operation that is unknown."""
+    attempt = rules.resolvable(payment, command)
     if attempt is None:
         return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
     if command.decision == rules.NOT_CHARGED:
         grace_ms = gateway_profile(policy, attempt.gateway).grace_ms
         if now_ms < attempt.sendable_until_ms + grace_ms:
             return _rejected(payment, command, rules.SEND_WINDOW_MUST_BE_OVER, now_ms)
-        return gave_up(
+        made = gave_up(
             payment,
             replace(attempt, code=RESOLVED_NOT_CHARGED),
             RESOLVED_NOT_CHARGED,
@@ -480,6 +504,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
             actor=command.actor,
             detail=command.evidence,
         )
+        return audited(made, payment, command, now_ms, attempt=attempt)
     said = GatewayResult(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,
@@ -496,7 +521,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         currency=payment.currency,
         observed_at_ms=now_ms,
     )
-    return succeeded(
+    made = succeeded(
         payment,
         attempt,
         said,
@@ -507,9 +532,4 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         actor=command.actor,
         detail=command.evidence,
     )
-
-
-def _is_unknown(payment: Payment, attempt: Attempt) -> bool:
-    if attempt.state in (INQUIRY_EXHAUSTED, CONTRADICTED):
-        return True
-    return is_uncertain(payment, attempt) and attempt.state in BUSY_STATES
+    return audited(made, payment, command, now_ms, attempt=attempt)

@@ -11,6 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pipeline.domain.charges import captured_of_minor, refunded_of_minor
 from pipeline.domain.decision import Decision, Outgoing
 from pipeline.domain.ids import expiry_operation_id, reversal_operation_id
 from pipeline.domain.invariant import InvariantBroken
@@ -71,6 +72,7 @@ from pipeline.domain.payment import (
     first_try,
     followed,
     gateway_profile,
+    parent_of,
     replaced,
     request_of,
     settlement_of,
@@ -231,8 +233,13 @@ def _refunded(
     detail: str | None,
 ) -> Decision:
     refunded = payment.refunded_minor + attempt.amount_minor
-    if refunded > payment.captured_minor:
-        more = f"{refunded} would be refunded of {payment.captured_minor} captured"
+    back_minor, taken_minor = refunded, payment.captured_minor
+    charge = parent_of(payment, attempt)
+    if refunded <= payment.captured_minor and charge is not None:
+        back_minor = refunded_of_minor(payment, charge) + attempt.amount_minor
+        taken_minor = captured_of_minor(payment, charge)
+    if back_minor > taken_minor:
+        more = f"{back_minor} would be refunded of {taken_minor} captured"
         return contradictory(payment, result, now_ms, more)
     changed, event = stepped(
         payment, attempt, trigger, now_ms, actor=actor, detail=detail, refunded_minor=refunded
@@ -313,11 +320,12 @@ def _too_late(
 
 def _reversed(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     kind = VOID if attempt.kind not in (CHARGE, CAPTURE) else REFUND
+    parent = parent_of(payment, attempt) if attempt.kind == CAPTURE else attempt
     return begin_operation(
         payment,
         kind,
         reversal_operation_id(attempt.operation_id, attempt.attempt),
-        attempt.gateway,
+        parent or attempt,
         amount_of(payment, attempt),
         now_ms,
         policy,
@@ -330,7 +338,7 @@ def begin_operation(
     payment: Payment,
     kind: str,
     operation_id: str,
-    gateway: str,
+    parent: Attempt,
     amount_minor: int,
     now_ms: int,
     policy: Policy,
@@ -340,16 +348,17 @@ def begin_operation(
     actor: str | None = None,
     business_date: str | None = None,
 ) -> Decision:
-    """Ask a gateway for a capture, a void or a refund."""
+    """Ask for a capture, a void or a refund where ``parent``, which it is about, was made."""
     attempt = first_try(
         operation_id,
         kind,
-        gateway,
+        parent.gateway,
         1,
         policy.send_within_ms,
         now_ms,
         amount_minor=amount_minor,
         business_date=business_date,
+        parent=parent,
     )
     changed, sent = begun(payment, attempt, now_ms, event=event, reason=reason, actor=actor)
     return decision(changed, request_of(changed, attempt), sent)

@@ -24,13 +24,12 @@ from pipeline.domain.model import Attempt, Payment, PaymentDue, RiskResult
 from pipeline.domain.payment import decision, request_of, stepped, timer_of
 from pipeline.domain.policy import Policy
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
-from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.commands import REVIEW_ENDS, with_waiting_commands
 from pipeline.processors.outcomes import gave_up
 from pipeline.processors.permits import GIVEN, attempt_key
 
-# Reasons: of a review without counts or without a permit, and of the timer of a review.
+# Reason of a review without counts or without a permit.
 COUNTS_MISSING: Final = "risk_counts_missing"
-REVIEW_ENDS: Final = "review_ends"
 
 STALE_RISK_RESULT: Final = "stale_risk_result"
 
@@ -73,6 +72,9 @@ def permit_missing(
     elif attempt.operation_id != payment.order_id or any(e.tries for e in payment.attempts):
         made = gave_up(payment, ended, COUNTS_MISSING, now_ms)
     else:
+        ends_ms = now_ms + policy.review_ms
+        if payment.pay_before_ms is not None:
+            ends_ms = min(ends_ms, payment.pay_before_ms)
         changed, event = stepped(
             payment,
             ended,
@@ -81,12 +83,10 @@ def permit_missing(
             moves=REVIEW_ASKED,
             reason=COUNTS_MISSING,
             detail="no word about the permit of its card",
-            expires_at_ms=payment.pay_before_ms,
+            expires_at_ms=ends_ms,
         )
-        made = decision(changed, event)
-        if payment.pay_before_ms is not None:
-            timer = timer_of(changed, payment.pay_before_ms, REVIEW_ENDS, policy, now_ms)
-            made = decision(changed, timer, event)
+        timer = timer_of(changed, ends_ms, REVIEW_ENDS, policy, now_ms)
+        made = decision(changed, timer, event)
     return with_waiting_commands(made, now_ms, policy)
 
 

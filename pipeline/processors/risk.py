@@ -37,10 +37,9 @@ from pipeline.domain.risk import (
     identity_of,
 )
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED, PAY_BEFORE_MUST_BE_AHEAD
-from pipeline.processors.commands import start_charge, with_waiting_commands
+from pipeline.processors.commands import REVIEW_ENDS, start_charge, with_waiting_commands
 from pipeline.processors.permit_answers import (
     COUNTS_MISSING,
-    REVIEW_ENDS,
     STALE_RISK_RESULT,
     answer_permit,
 )
@@ -154,20 +153,21 @@ def held_for_review(
 ) -> Decision:
     """A person shall look at the order before anybody is asked for money.
 
-    It waits for the command ``review``, until the order's ``pay_before`` if it has one; other
-    commands wait with it.
+    It waits for the command ``review``, as long as policy allows and the order's ``pay_before``;
+    other commands wait with it.
     """
+    ends_ms = now_ms + policy.review_ms
+    if placed.pay_before_ms is not None:
+        ends_ms = min(ends_ms, placed.pay_before_ms)
     changed, event = moved(
         placed,
         REVIEW_ASKED,
         now_ms,
         reason=reason,
         detail=detail,
-        expires_at_ms=placed.pay_before_ms,
+        expires_at_ms=ends_ms,
     )
-    if placed.pay_before_ms is None:
-        return decision(changed, event)
-    timer = timer_of(changed, placed.pay_before_ms, REVIEW_ENDS, policy, now_ms)
+    timer = timer_of(changed, ends_ms, REVIEW_ENDS, policy, now_ms)
     return decision(changed, timer, event)
 
 

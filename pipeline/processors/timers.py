@@ -92,7 +92,7 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         replace(payment, expires_at_ms=None),
         VOID,
         expiry_operation_id(authorization.operation_id),
-        authorization.gateway,
+        authorization,
         amount_of(payment, authorization),
         now_ms,
         policy,

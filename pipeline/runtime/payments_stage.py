@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.domain.decision import Decision
 from pipeline.domain.keys import partition_of, record_key, reference_key
 from pipeline.domain.model import (
+    AuditEntry,
     GatewayReference,
     GatewayResult,
     Payment,
@@ -111,6 +112,7 @@ class PaymentsStage:
                 catalogue.name("payment-events"),
                 codec.encoder("payment-event", checked=False),
             ),
+            AuditEntry: (catalogue.name("audit"), codec.encoder("audit-entry", checked=False)),
         }
         encode_due = codec.encoder("payment-due", checked=False)
         self._tiers = {

@@ -170,8 +170,6 @@ class TableWorker(Generic[V]):
                 spec.bootstrap_servers,
                 group_id=self._catalogue.group(self._stage.name),
                 instance_id=spec.instance_id,
-                # Several topics have to stay co-partitioned; cooperative-sticky does not keep it.
-                strategy="range",
             )
         )
         self._lane = Lane(

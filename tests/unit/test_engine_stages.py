@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.domain.keys import partition_of
+from pipeline.domain.model import PaymentCommand
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call
 from pipeline.runtime.dead_letters import CHUNK_BYTES, HEADER_BYTES_MAX, dead_letter
@@ -53,6 +54,30 @@ def test_results_go_before_timers_and_timers_before_orders(flow: EngineFlow) -> 
     assert roles[0] == "gateway-results"
     assert roles.index("gateway-notifications") < waits[0]
     assert [lane.role for lane in lanes if lane.gated] == [roles[-1]] == ["orders"]
+
+
+def test_a_persons_decision_is_audited_in_its_own_transaction(flow: EngineFlow) -> None:
+    """The entry lies under the payment's key in its lane, in the batch that holds the decision."""
+    word = PaymentCommand(
+        merchant_id="shop", order_id="o1", command_id="p1", type="resolve", submitted_at_ms=1,
+        decision="not_charged", evidence="their report", actor="ann",
+    )  # fmt: skip
+    order = flow.order("o1")
+    key = key_of("o1")
+    lane = partition_of(key, 2)
+    stage, batch = flow.stage(), Batch(None, 0.0)
+    table = Table(MemoryTableStore(), decode=stage.decode_row)
+    for role, name, noun in (
+        ("orders", "order", order),
+        ("payment-commands", "payment-command", word),
+    ):
+        raw = flow.encode(name, noun)
+        stage.handle(InputRecord(flow.topic(role), lane, 7, now_ms(), key, raw), table, batch)
+    (entry,) = [output for output in batch.outputs if output[0] == flow.topic("audit")]
+    assert entry[1:3] == (lane, key)
+    fields = flow.codec.decoder("audit-entry")(entry[3] or b"")
+    assert (fields["action"], fields["actor"]) == ("payment_resolve", "ann")
+    assert batch.outputs[-1][0] == flow.topic("payments"), "the table is written beside it"
 
 
 @pytest.mark.parametrize(

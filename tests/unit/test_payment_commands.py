@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ REFUND = PaymentCommand(
     amount_minor=500,
     currency="GBP",
 )
+DISPUTE = ["payment", "resolve-dispute", "shop:1", "--dispute", "d1"]
 CHARGE = Attempt(
     operation_id="1001",
     kind="charge",
@@ -112,6 +114,9 @@ def ask(*words: str) -> str:
         ),
         (["payment", "resolve", "shop:1", "--not-charged"], "--evidence"),
         (["payment", "refund", "shop:1", "--command-id", "a b"], "command_id 'a b' does not match"),
+        ([*DISPUTE, "--evidence", "x"], "Give one of --won and --lost"),
+        ([*DISPUTE, "--won", "--lost", "--evidence", "x"], "Give one of --won and --lost"),
+        ([*DISPUTE, "--won"], "--evidence"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused_before_it_is_sent(
@@ -144,6 +149,15 @@ def test_the_same_line_typed_again_is_the_same_command() -> None:
     ):
         assert _with_id(replace(asked, **other)).command_id != _with_id(asked).command_id
     assert _with_id(REFUND) == REFUND
+
+
+def test_ids_of_commands_outlast_an_upgrade() -> None:
+    """The same line typed to the next version must not give money back a second time."""
+    assert _with_id(replace(REFUND, command_id="")).command_id == "refund-2dd254513d4e76e8"
+    word = replace(REFUND, command_id="", type="resolve_dispute", dispute_id="d1")
+    assert len({_with_id(replace(word, **other)).command_id for other in (
+        {}, {"dispute_id": "d2"}, {"gateway": "d1"}, {"operation_id": "d1", "dispute_id": None},
+    )}) == 4  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -240,6 +254,15 @@ def test_show_tells_the_whole_history() -> None:
                 fee_minor=1_500,
                 withdrawn_minor=750,
             ),
+            Dispute(
+                dispute_id="dp2",
+                state="won",
+                amount_minor=100,
+                gateway="sim-a",
+                updated_at_ms=0,
+                gateway_state="pre_arbitration",
+                resolved_by="ann",
+            ),
         ),
     )
     text = "\n".join(story_lines(trace_of(payment)))
@@ -250,8 +273,9 @@ def test_show_tells_the_whole_history() -> None:
         "attempt 1         charge of GBP 12.50 at sim-a: charged, ch_1",
         "operation 1001, attempt 1; 3 requests, 1 retries, 1 inquiries",
         "there because: priority 1 of 2",
-        "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1",
+        "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1, of ch_1",
         "dispute           dp1 at sim-a: opened, GBP 7.50, of it withdrawn GBP 7.50, fee GBP 15.00",
+        "dispute           dp2 at sim-a: won, by ann (the gateway said pre_arbitration), GBP 1.00",
         "waits             refund of GBP 5.00, command r-2, asked by ann",
         "command r-1: refund, GBP 5.00, broken, by ann",
         "event 5: refunded, captured, refund r-1 of GBP 5.00, by ann",
@@ -265,9 +289,55 @@ def test_show_tells_the_whole_history() -> None:
     assert [each["topic"] for each in story["history"]] == ["payment-commands", "payment-events"]
 
 
+def test_show_tells_what_a_person_may_resolve() -> None:
+    """The line to type is there, with the operation's name."""
+    refund = refund_attempt("inquiry_exhausted")
+    text = "\n".join(story_lines(trace_of(replace(PAYMENT, attempts=(CHARGE, refund)))))
+    said = "outcome unknown: paystream payment resolve shop:1001 --operation r-1"
+    assert text.count("outcome unknown") == 1
+    assert said in text
+
+
 @pytest.mark.parametrize(
     ("role", "fields", "said"),
     [
+        (
+            "audit",
+            {
+                "action": "payment_resolve", "actor": "ann", "reason": "phone",
+                "detail": json.dumps({
+                    "command_id": "p1", "outcome": "done", "decision": "charged",
+                    "operation_id": "r-1", "kind": "refund", "gateway_reference": "re_1",
+                    "evidence": "their report",
+                }),
+            },
+            "by hand: payment_resolve, done, charged, refund r-1, re_1, their report, ann, phone",
+        ),
+        (
+            "audit",
+            {
+                "action": "dispute_resolve", "actor": "ann", "reason": None,
+                "detail": json.dumps({
+                    "command_id": "p1", "outcome": "refused", "rule": "dispute_must_be_known",
+                    "decision": "won", "dispute_id": "d9",
+                }),
+            },
+            "by hand: dispute_resolve, refused by dispute_must_be_known, won, dispute d9, ann",
+        ),
+        (
+            "audit",
+            {"action": "dead_letters_redrive", "actor": "ann", "reason": "mended",
+             "detail": '{"letters": ["0:1"]}'},
+            "by hand: dead_letters_redrive, ann, mended",
+        ),
+        (
+            "payment-commands",
+            to_record(
+                replace(REFUND, type="resolve_dispute", amount_minor=None, decision="won",
+                        dispute_id="dp1", evidence="a letter", actor="ann")
+            ),
+            "command r-1: resolve_dispute, won, dispute dp1, a letter, by ann",
+        ),
         (
             "gateway-notifications",
             {

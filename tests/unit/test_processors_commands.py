@@ -281,6 +281,41 @@ def test_a_person_resolves_a_charge_as_not_made() -> None:
     assert (story.status, story.payment.reason) == ("failed", "resolved_not_charged")
 
 
+def two_unknown_refunds() -> Story:
+    story = charged()
+    for number in ("r1", "r2"):
+        story.command("refund", number, amount_minor=200)
+        story.flow.run(lambda _: TIMED_OUT)
+    return story
+
+
+def test_of_several_unknown_operations_one_is_named() -> None:
+    """Nobody's word about one is taken for another's; the refusal says which there are."""
+    story = two_unknown_refunds()
+    charged_back = {"decision": "charged", "gateway_reference": "re_9"}
+    assert story.rejected("resolve", "c1", **charged_back) == "operation_must_be_named"
+    assert story.flow.events()[-1].detail == (
+        "resolve: one of r1 (refund of 200 GBP at simulator), r2 (refund of 200 GBP at simulator)"
+    )
+    story.command("resolve", "c2", operation_id="r2", **charged_back)
+    states = {a.operation_id: a.state for a in story.payment.attempts}
+    assert states == {"1": "charged", "r1": "inquiry_exhausted", "r2": "refunded"}
+    story.command("resolve", "c3", decision="not_charged")
+    assert story.payment.attempts[1].state == "failed", "only one is left, so it is meant"
+    assert story.money == (500, 500, 200)
+
+
+@pytest.mark.parametrize(
+    ("operation_id", "rule"),
+    [("1", "outcome_must_be_unknown"), ("r9", "operation_must_be_the_payments")],
+)
+def test_what_is_known_is_not_resolved(operation_id: str, rule: str) -> None:
+    """Naming an operation that is known, or no operation at all, resolves none."""
+    story = two_unknown_refunds()
+    word = {"decision": "not_charged", "operation_id": operation_id}
+    assert story.rejected("resolve", **word) == rule
+
+
 def test_an_authorization_is_resolved_as_well() -> None:
     """A resolved authorization can be captured."""
     story = exhausted(MANUAL)
@@ -329,6 +364,48 @@ def test_a_review_ends_with_the_orders_deadline() -> None:
     story = reviewed(replace(ORDER, pay_before_ms=NOW + 90 * SECOND))
     story.flow.advance(180 * SECOND)
     assert story.status == "expired"
+
+
+@pytest.mark.parametrize("pay_before_ms", [None, NOW + 90 * DAY_MS])
+def test_a_review_ends_by_itself(pay_before_ms: int | None) -> None:
+    """Nobody is charged months after he ordered, also where the order sets no limit."""
+    story = reviewed(replace(ORDER, pay_before_ms=pay_before_ms))
+    assert story.payment.expires_at_ms == NOW + POLICY.review_ms
+    story.command("refund", "r1")
+    story.flow.advance(POLICY.review_ms - DAY_MS)
+    assert story.status == "risk_review"
+    story.flow.advance(DAY_MS + 120 * SECOND)
+    assert (story.status, story.payment.reason) == ("expired", "review_ends")
+    assert story.events[-2:] == ["expired", "command_rejected"], "what waited is answered"
+    assert story.asked == []
+
+
+def test_a_review_that_is_over_is_not_approved() -> None:
+    """Its timer may be late by a tier; the end counts all the same."""
+    story = reviewed()
+    story.command("capture", "c1")
+    story.flow.now_ms += POLICY.review_ms
+    story.command("review", "c2", decision="approve")
+    assert (story.status, story.asked) == ("expired", [])
+    assert story.events[-3:] == ["expired", "command_rejected", "command_rejected"]
+    assert story.flow.events()[-2].reason == "review_must_be_in_time"
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "decision", "status"),
+    [
+        (POLICY.review_ms - 1, "approve", "processing"),
+        (POLICY.review_ms, "approve", "expired"),
+        (POLICY.review_ms, "deny", "rejected"),
+    ],
+)
+def test_a_review_of_before_has_an_end_as_well(age_ms: int, decision: str, status: str) -> None:
+    """It was begun without a timer; its order's age bounds it when somebody decides."""
+    story = reviewed()
+    story.flow.apply(ORDER, Decision(payment=replace(story.payment, expires_at_ms=None)))
+    story.flow.now_ms += age_ms
+    story.command("review", decision=decision)
+    assert story.status == status
 
 
 # Credits.

@@ -157,18 +157,19 @@ class Life(RuleBasedStateMachine):
         self.flow.command(made)
 
     def what_a_person_knows(self) -> dict[str, Any]:
-        """The truth about the operation that is asked about: the oldest unknown one."""
+        """The truth about one operation whose outcome is unknown, by its name."""
         payment = self.flow.payment("shop", "1")
         for attempt in () if payment is None else payment.attempts:
             busy = attempt.state in ("inquiry_waiting", "inquiring")
             if attempt.state == "inquiry_exhausted" or (busy and attempt.uncertain_since_ms):
                 key = f"{attempt.operation_id}:{attempt.gateway}:{attempt.attempt}"
                 moved = self.books.get(f"{self.payment().payment_id}:{key}")
+                named = {"operation_id": attempt.operation_id}
                 if moved is not None and moved.state == "done":
-                    return {"decision": "charged", "gateway_reference": moved.reference}
+                    return {"decision": "charged", "gateway_reference": moved.reference, **named}
                 if moved is not None and moved.state != "declined":
-                    break
-                return {"decision": "not_charged"}
+                    continue
+                return {"decision": "not_charged", **named}
         return {"decision": "maybe"}
 
     @precondition(lambda self: self.commands)

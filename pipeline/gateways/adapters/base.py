@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from datetime import datetime
+from typing import Annotated, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from pipeline.domain.answer import (
     DECLINED,
@@ -38,6 +39,11 @@ STATE_DECLINED = "declined"
 STATE_RETURNED = "returned"
 
 GATEWAY_CODE_LENGTH_MAX = 64
+
+# How a gateway orders the events of a dispute: by counting them, or by their time. 2**53: beyond
+# it JSON writers that use floats lose the last digit.
+EventNumber = Annotated[int, Meta(ge=1, le=1 << 53)]
+EventTime = Annotated[datetime, Meta(tz=True)]
 
 
 class HttpCall(Struct, frozen=True):

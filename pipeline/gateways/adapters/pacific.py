@@ -22,6 +22,7 @@ from pipeline.gateways.adapters.base import (
     STATE_PENDING,
     STATE_RETURNED,
     STATE_SUCCEEDED,
+    EventNumber,
     HttpCall,
     HttpReply,
     View,
@@ -77,6 +78,7 @@ class _NoticeBody(msgspec.Struct, frozen=True):
     resultCode: int | None = None
     caseId: str | None = None
     stage: int | None = None
+    caseVersion: EventNumber | None = None
     fee: str = "0"
 
 
@@ -180,6 +182,7 @@ class PacificAdapter:
                 gateway_reference=content.txnId,
                 dispute_id=content.caseId,
                 dispute_state=state,
+                event_sequence=content.caseVersion,
                 fee_minor=fee_minor,
             )
         kind = _KINDS.get(content.type or "")

@@ -17,6 +17,7 @@ from pipeline.gateways.adapters.base import (
     STATE_PENDING,
     STATE_RETURNED,
     STATE_SUCCEEDED,
+    EventNumber,
     HttpCall,
     HttpReply,
     View,
@@ -88,6 +89,7 @@ class _DisputeData(msgspec.Struct, frozen=True):
     fee_minor: int = 0
     merchant_id: str | None = None
     order_id: str | None = None
+    sequence: EventNumber | None = None
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -259,6 +261,7 @@ def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
         gateway_reference=data.charge_id,
         dispute_id=data.id,
         dispute_state=data.state,
+        event_sequence=data.sequence,
         fee_minor=data.fee_minor,
     )
 
