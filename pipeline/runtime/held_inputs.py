@@ -75,7 +75,13 @@ class HeldInputs:
         return []
 
     def released(self) -> Iterator[tuple[TopicPartitionKey, deque[InputRecord]]]:
-        """Partitions whose suspects are committed, with what was held behind them, in order."""
-        for tp in list(self._queues):
-            if not self._suspects.until(tp):
+        """Partitions whose suspects are behind, with what was held after them, in order.
+
+        Asked while nothing is under way. A suspect may be gone from the log meanwhile.
+        """
+        for tp, queue in list(self._queues.items()):
+            if not self._suspects.until(tp) or (
+                queue and queue[0].offset >= self._suspects.until(tp)
+            ):
+                self._suspects.acquit(tp)
                 yield tp, self._queues.pop(tp)

@@ -153,6 +153,10 @@ class Suspects:
                 elif suspect.at < offset:
                     suspect.at, suspect.deaths = -1, 0
 
+    def acquit(self, tp: TopicPartitionKey) -> None:
+        """No suspect of this partition is left."""
+        self._suspects.pop(tp, None)
+
     def forgot(self) -> None:
         """Everything under way was dropped, and will be read again."""
         self._under_way = {}

@@ -351,6 +351,7 @@ class TableWorker(Generic[V]):
         """Suspects for a transaction of their own, in turn with ordinary ones."""
         if self._batch is not None or self._under_way is not None or not self._held_next:
             return []
+        self._release()
         piece = self._held.next_piece(int(time.time() * 1000), gate_open=allowed)
         self._alone = bool(piece)
         self._held_next = False
@@ -403,8 +404,6 @@ class TableWorker(Generic[V]):
         failpoints.hit(f"{stage}.cache_applied")
         self._suspects.committed(batch.offsets)
         self._held_next, self._alone = not self._alone, False
-        if self._held:
-            self._release()
         metrics.committed(stage, batch.records, batch.oldest_ms, time.time())
         for (topic, partition), offset in batch.offsets.items():
             first = batch.first_offsets[(topic, partition)]

@@ -137,6 +137,26 @@ def test_a_record_that_was_alone_by_chance_is_not_blamed_for_it(path: Path) -> N
     assert started(path).is_condemned(record(0))
 
 
+def test_records_that_were_each_the_only_one_of_their_partition_are_not_blamed(path: Path) -> None:
+    """Nothing was alone: all of them may have been at it."""
+    for _ in range(2 * DEATHS_MAX):
+        suspects = started(path)
+        suspects.took([record(0), record(0, RESULTS)])
+    suspects = started(path)
+    assert not suspects.is_condemned(record(0))
+    assert not suspects.is_condemned(record(0, RESULTS))
+    assert (suspects.until(ORDERS), suspects.until(RESULTS)) == (1, 1)
+
+
+def test_a_death_beside_suspects_leaves_them_suspected(path: Path) -> None:
+    """What has not had its turn yet is no better for a death of others."""
+    started(path).took(records(0, 200))
+    suspects = started(path)
+    suspects.took(records(0, 10) + records(0, 5, RESULTS))
+    suspects = started(path)
+    assert (suspects.until(ORDERS), suspects.until(RESULTS)) == (200, 5)
+
+
 def test_suspects_of_another_workers_partition_wait_for_it_to_come_back(path: Path) -> None:
     """And are gone when it comes back beyond them."""
     started(path).took(records(0, 10))
@@ -176,6 +196,18 @@ def test_what_lies_behind_a_suspect_waits_with_it_and_others_do_not(path: Path) 
     ((tp, behind),) = held.released()
     assert (tp, [r.offset for r in behind]) == (ORDERS, [2, 3])
     assert not held
+
+
+def test_a_suspect_that_is_gone_from_the_log_holds_nobody_up(path: Path) -> None:
+    """Deleted by retention meanwhile: what comes next is no suspect."""
+    suspects = suspected(path, *records(0, 3))
+    held = HeldInputs(LANES, suspects)
+    assert [held.take(r) for r in (record(0), record(7), record(8))] == [True] * 3
+    assert [r.offset for r in held.next_piece(0, gate_open=True)] == [0]
+    suspects.committed({ORDERS: 1})
+    ((_, behind),) = held.released()
+    assert [r.offset for r in behind] == [7, 8]
+    assert not suspects
 
 
 def test_a_large_batch_is_tried_in_pieces_of_one_partition(path: Path) -> None:
@@ -255,6 +287,50 @@ def test_only_suspects_go_alone_and_what_is_due_goes_with_the_others(
     assert seen == [{orders: 1}, {timers: 5}, {orders: 2}, {orders: 3}, {orders: 6}]
     assert not worker._suspects
     assert not worker._held
+
+
+def test_while_suspects_are_handled_nothing_else_is_under_way(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a death could be another's. The file says so to the next process, and of ordinary
+    batches it names every partition."""
+    path = flow.spec("payments").slot_dir / "suspects.json"
+    dead = Suspects(path)
+    dead.start()
+    orders, timers = flow.topic("orders"), flow.topic("payment-retry-1")
+    dead.took([InputRecord(orders, 0, offset, 0, b"k", b"v") for offset in range(4)])
+    dead.close()
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True)
+    for n in range(8):
+        member.append(orders, key_of(f"o{n}"), flow.encode("order", flow.order(f"o{n}")))
+    alone, beside = 0, 0
+    for turn in range(120):
+        # Something ordinary is always at hand.
+        due = flow.encode("payment-due", flow.due(flow.order(f"x{turn}"), "retry"))
+        member.append(timers, key_of(f"x{turn}"), due, age_ms=3_600_000)
+        worker._turn()
+        written = {each.topic for each in left_by(path)}
+        if worker._alone:
+            assert written == {orders}
+            assert {topic for work in commits.works[-1:] for topic, _ in work.offsets} == {orders}
+            alone += 1
+        elif worker._batch is not None:
+            assert timers in written
+            beside += 1
+        if commits.busy and commits.outcome is None and turn % 3 == 0:
+            commits.end(Outcome.COMMITTED)
+    assert alone >= 4
+    assert beside >= 4
+    assert not worker._held
+
+
+def left_by(path: Path) -> list[Any]:
+    """What a process that dies now leaves behind."""
+    read = Suspects(path)
+    read.start()
+    read.close()
+    return read._left
 
 
 def test_a_failed_transaction_of_suspects_is_tried_again(
