@@ -117,6 +117,11 @@ class Settings(BaseSettings):
     risk_rules: str = Field(
         "", description="File of the risk rules (TOML or JSON); empty assesses nothing."
     )
+    attempt_caps: str = Field(
+        "networks",
+        description="Caps on attempts with a card: `networks` as the card networks ask, `off` "
+        "counts nothing across payments, else a file (TOML or JSON).",
+    )
     schema_registry_url: str = Field("", description="Ids from a registry; else from the lock.")
     ledger_url: str = Field("", description="SQLAlchemy URL; else SQLite in the state directory.")
     gateway_url: str = Field("http://127.0.0.1:8400", description="Base URL of the gateway.")
@@ -264,7 +269,11 @@ class Settings(BaseSettings):
                 "callback_allow_private",
                 "log_level",
             )
-        } | {"ledger_url": self.books_url(), "callbacks_url": self.callbacks_database()}
+        } | {
+            "ledger_url": self.books_url(),
+            "callbacks_url": self.callbacks_database(),
+            "attempt_caps": self.attempt_caps_text(),
+        }
         return options | {"routes": self._routes(options)}
 
     def _routes(self, options: dict[str, Any]) -> str:
@@ -304,6 +313,28 @@ class Settings(BaseSettings):
             ) from error
         read_rules(text, self.risk_rules)
         return text
+
+    def attempt_caps_text(self) -> str:
+        """The text of the caps on attempts, or the setting's own word; UserError when the file
+        cannot be used. Read once, as the risk rules are."""
+        from pipeline.domain.cap_rules import NETWORKS, OFF, read_caps
+
+        if self.attempt_caps in (NETWORKS, OFF):
+            return self.attempt_caps
+        try:
+            text = Path(self.attempt_caps).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the caps on attempts {self.attempt_caps} cannot be read: {error}. Name another "
+                f"file in PAYSTREAM_ATTEMPT_CAPS, or {NETWORKS}, or {OFF}."
+            ) from error
+        read_caps(text, self.attempt_caps)
+        return text
+
+    @property
+    def counts(self) -> bool:
+        """Whether the flow needs the risk stage: for rules, or for attempts with a card."""
+        return bool(self.risk_rules) or self.attempt_caps != "off"
 
     def books_url(self) -> str:
         """The ledger's database: as configured, else SQLite in the state directory."""

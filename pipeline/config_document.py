@@ -56,7 +56,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "batch_age_ms_max",
         "hot_payments_max",
     ),
-    "Risk": ("risk_rules", "review_ms"),
+    "Risk": ("risk_rules", "attempt_caps", "review_ms"),
     "Merchants' webhooks": (
         "merchant_endpoints",
         "callbacks_url",

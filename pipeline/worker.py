@@ -104,8 +104,8 @@ def _payments(
     )
     gates = [LagGate(lag, records_max=o["open_requests_max"])]
     lags = [lag]
-    if configured.risk is not None and configured.risk.awaited:
-        # Orders that wait for counts wait better in their own topic.
+    if configured.count_cards or (configured.risk is not None and configured.risk.awaited):
+        # Orders that wait for counts or permits wait better in their own topic.
         checks = GroupLag(
             spec.bootstrap_servers,
             catalogue.group("risk"),

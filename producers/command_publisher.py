@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.domain.card_numbers import holds_card_number
+from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.model import PaymentCommand
 from producers.publisher import DELIVERY_TIMEOUT_S, InvalidRecord, Publisher, PublishError
 from schemas.codec import Codec
 
 __all__ = ["CommandPublisher", "InvalidCommand", "PublishError"]
-
-# What people and other systems write; ids are exempt as they are in orders.
-_TEXTS = (
-    "instrument_token", "card_fingerprint", "reason", "evidence", "actor", "gateway_reference",
-    "override",
-)  # fmt: skip
-_OPAQUE = frozenset({"instrument_token", "card_fingerprint", "gateway_reference"})
 
 
 class InvalidCommand(InvalidRecord):
@@ -79,12 +72,7 @@ class CommandPublisher(Publisher[PaymentCommand]):
 
         One that holds a card number is not let out of the process (CardNumberInCommand).
         """
-        fields = tuple(
-            name
-            for name in _TEXTS
-            if (text := getattr(noun, name)) is not None
-            and holds_card_number(text, opaque=name in _OPAQUE)
-        )
+        fields = fields_with_card_numbers(noun)
         if fields:
             raise CardNumberInCommand(noun.command_id, fields)
         super().publish(noun)

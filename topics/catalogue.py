@@ -208,7 +208,8 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         stream,
         ("risk",),
         ("payments",),
-        "How many orders an identity has in each window, for the order that asked.",
+        "How many orders an identity has in each window, or whether a card may be tried once more, "
+        "for the order that asked.",
     )
     add(
         "orders",
@@ -224,7 +225,8 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         stream,
         ("payments",),
         ("risk",),
-        "Orders to be counted by card, customer or merchant; key `kind:merchant:identity`.",
+        "Orders to be counted by card, customer or merchant; attempts with a card that ask for a "
+        "permit, and their outcomes; key `kind:merchant:identity`.",
     )
     add(
         "risk-velocity",

@@ -410,9 +410,15 @@ class Judgement:
                 )
 
     def _being_counted(self, payment: PaymentEvidence) -> bool:
-        """Whether the risk stage has still to answer for this order."""
+        """Whether the risk stage has still to answer for this order.
+
+        What asks for a permit may wait in a card's row although its question was read.
+        """
+        snapshot = payment.snapshot
+        if snapshot is not None and any(a.state == "permit_waiting" for a in snapshot.attempts):
+            return True
         return any(
-            check.by not in payment.counted_by
+            check.about not in payment.answered
             and not self.cut.processed("risk", "risk-checks", check.partition, check.offset)
             for check in payment.checks
         )

@@ -41,13 +41,13 @@ TERMINAL_STATUSES: Final = frozenset(
         "credit_held",
     }
 )
-# The event after which a payment that had failed is open again.
-_RETRIED: Final = "payment_retried"
+# Events after which a payment that had failed is open again.
+_RETRIED: Final = frozenset({"payment_retried", "permit_asked"})
 # States of an attempt in which nothing more is sent before a person has looked.
 FOR_A_PERSON: Final = frozenset({"inquiry_exhausted", "contradicted"})
 # States of an attempt whose outcome is still to come by itself.
 UNDER_WAY: Final = frozenset(
-    {"started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"}
+    {"permit_waiting", "started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"}
 )
 # Operations that take the customer's money or a hold on it.
 MAIN_KINDS: Final = frozenset({"charge", "authorize"})
@@ -161,12 +161,12 @@ class SettlementSeen(Struct, frozen=True, gc=False):
 
 
 class CheckSeen(Struct, frozen=True, gc=False):
-    """A question of the risk stage's, which lies in the lane of what it counts. ``by``: card or
-    customer."""
+    """A question to the risk stage, which lies in the lane of what it counts. ``about``: the kind
+    of identity whose count is asked for, or the key of the attempt that asks for a permit."""
 
     partition: int
     offset: int
-    by: str
+    about: str
 
 
 class DueSeen(Struct, frozen=True, gc=False):
@@ -248,7 +248,7 @@ class PaymentEvidence(Struct, gc=False):
     settlements: tuple[SettlementSeen, ...] = ()
     dues: tuple[DueSeen, ...] = ()
     checks: tuple[CheckSeen, ...] = ()
-    counted_by: tuple[str, ...] = ()
+    answered: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
     first_sequence: int = 0
     event: EventSeen | None = None
@@ -536,10 +536,12 @@ class Evidence:
         if payment is None:
             home = home_partition(key, self._partitions)
             payment = self.payments[key] = PaymentEvidence(named, home, payment_id(named))
-        payment.checks += (CheckSeen(record.partition, record.offset, _intern(fields["by"])),)
+        if not fields["outcome"]:
+            about = fields["attempt_key"] or _intern(fields["by"])
+            payment.checks += (CheckSeen(record.partition, record.offset, about),)
 
     def _counted(self, payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
-        payment.counted_by += (_intern(fields["by"]),)
+        payment.answered += (fields["attempt_key"] or _intern(fields["by"]),)
         payment.dues += (
             DueSeen("risk-results", record.partition, record.offset, record.timestamp_ms),
         )
@@ -573,7 +575,7 @@ class Evidence:
         )
         if fields["type"] == "command_rejected" and fields["operation_id"] is not None:
             payment.rejected_commands += ((fields["operation_id"], fields["reason"]),)
-        if fields["type"] == _RETRIED:
+        if fields["type"] in _RETRIED:
             payment.outcomes = ()
         if status in TERMINAL_STATUSES and status not in payment.outcomes:
             payment.outcomes += (status,)

@@ -220,7 +220,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
             "{gateway_reference}",
             "{operation}attempt {attempt}, try {try_number}",
         ),
-        "risk-results": ("{counted_by}",),
+        "risk-results": ("{counted_by}", "{detail}"),
         "settlements": ("settled: {kind}", "{money}", "{gateway} {gateway_reference}"),
         "payment-events": (
             "event {sequence}: {type}",
@@ -258,6 +258,12 @@ def _letter_of_another_stage(role: str, fields: dict[str, Any]) -> str | None:
     return None
 
 
+def _counted(fields: dict[str, Any]) -> str:
+    if fields["attempt_key"]:
+        return f"permit for an attempt with its {fields['by']}: {fields['permit']}"
+    return f"orders of its {fields['by']} counted"
+
+
 def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
     """What a record's optional fields say together."""
     kind, operation_id = fields.get("kind"), fields.get("operation_id")
@@ -284,7 +290,7 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
         "which": which,
         # The first charge's operation is the order itself and needs no word.
         "operation": f"{operation_id}, " if own else "",
-        "counted_by": f"orders of its {fields['by']} counted" if "by" in fields else None,
+        "counted_by": _counted(fields) if "by" in fields else None,
         "by": f"by {fields['actor']}" if fields.get("actor") else None,
     }
 

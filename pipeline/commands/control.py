@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.commands.options import BootstrapServers
+
+if TYPE_CHECKING:
+    from pipeline.domain.model import ControlEntry
+    from pipeline.runtime.control_standing import Standing
 
 app = typer.Typer(
     help="Show and change what workers follow while they run: the routing rules.",
@@ -31,9 +35,12 @@ def show_command(
     bootstrap_servers: BootstrapServers = None,
     prefix: Prefix = None,
 ) -> None:
-    """Print the entries in force: version, who, when, why, and the document.
+    """Print the newest entries and what workers follow: version, who, when, why, the document.
 
-    Exit code 0: printed, or there is none yet. 2: the cluster is away.
+    An entry that workers refuse is shown with everything that is wrong with it, and with what is
+    in force instead. It is judged by the configuration of this machine.
+
+    Exit code 0: printed, or there is none yet. 1: an entry is refused. 2: the cluster is away.
 
     Examples:
 
@@ -43,30 +50,63 @@ def show_command(
     \b
       paystream control show routing
     """
-    import json
-    from datetime import UTC, datetime
-
     from pipeline.config import load_settings
     from pipeline.record_codec import record_codec
-    from pipeline.runtime.control import read_entries
+    from pipeline.runtime.control import read_records
+    from pipeline.runtime.control_standing import standing
+    from pipeline.runtime.policy_options import policy_of
 
     settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
+    configured = policy_of(settings.worker_options())
     catalogue = settings.catalogue()
     codec = record_codec(catalogue, settings.schema_registry_url)
-    entries = read_entries(settings.bootstrap_servers, catalogue, codec)
-    shown = {k: e for k, e in sorted(entries.items()) if key in (None, k)}
+    told = read_records(settings.bootstrap_servers, catalogue, codec)
+    found = sorted(standing(configured, told).items())
+    shown = [stands for name, stands in found if key in (None, name)]
     if not shown:
         typer.echo("there is no entry: the configuration's own rules are in force")
-    for entry in shown.values():
-        at = datetime.fromtimestamp(entry.changed_at_ms / 1000, UTC)
-        typer.echo(
-            f"{entry.key} version {entry.version}, by {entry.changed_by} at "
-            f"{at:%Y-%m-%d %H:%M:%S} UTC: {entry.reason}"
-        )
-        try:
-            typer.echo(json.dumps(json.loads(entry.value), indent=2))
-        except ValueError:
-            typer.echo(entry.value)
+    for stands in shown:
+        for line in standing_lines(stands):
+            typer.echo(line)
+    if any(stands.problems for stands in shown):
+        raise typer.Exit(1)
+
+
+def standing_lines(stands: Standing) -> list[str]:
+    """What stands of a key, for people: a refused entry is never called in force."""
+    newest, in_force = stands.newest, stands.in_force
+    if not stands.problems:
+        return [] if newest is None else [f"{_said(newest)} (in force)", *_document(newest)]
+    said = f"the newest record of {stands.key}" if newest is None else _said(newest)
+    lines = [f"{said} (refused by workers)", *(f"  {problem}" for problem in stands.problems)]
+    if newest is not None:
+        lines += _document(newest)
+    if in_force is None:
+        return [
+            *lines,
+            "in force instead: the configuration's own rules; workers that took an earlier entry "
+            "before it was compacted away keep that one until they restart",
+        ]
+    return [*lines, f"in force instead: {_said(in_force)}", *_document(in_force)]
+
+
+def _said(entry: ControlEntry) -> str:
+    from datetime import UTC, datetime
+
+    at = datetime.fromtimestamp(entry.changed_at_ms / 1000, UTC)
+    return (
+        f"{entry.key} version {entry.version}, by {entry.changed_by} at "
+        f"{at:%Y-%m-%d %H:%M:%S} UTC: {entry.reason}"
+    )
+
+
+def _document(entry: ControlEntry) -> list[str]:
+    import json
+
+    try:
+        return [json.dumps(json.loads(entry.value), indent=2)]
+    except ValueError:
+        return [entry.value]
 
 
 @app.command("set")
@@ -77,7 +117,9 @@ def set_command(
     by: Annotated[str | None, typer.Option("--by", help="Who; default: this login's name.")] = None,
     version: Annotated[
         int | None,
-        typer.Option("--version", min=0, help="Only if this version is in force (0: none is)."),
+        typer.Option(
+            "--version", min=0, help="Only if this version is the newest (0: there is none)."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the document; write nothing.")
@@ -91,7 +133,7 @@ def set_command(
     document that names a gateway that is not configured, has shares that are no shares, or rules
     that can never match is refused, with all that is wrong.
 
-    Exit code 0: written. 2: refused, another version is in force, or the cluster is away.
+    Exit code 0: written. 2: refused, another version is the newest, or the cluster is away.
 
     Examples:
 
@@ -130,6 +172,6 @@ def set_command(
         changed_by=by or getpass.getuser(),
         reason=reason,
         now_ms=int(time.time() * 1000),
-        in_force=version,
+        newest=version,
     )
     typer.echo(f"{key} version {entry.version} is in force")

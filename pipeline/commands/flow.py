@@ -91,8 +91,8 @@ def up_command(
             "payments": payments_workers,
             "gateway": gateway_workers,
             "ledger": 1,
-            # Rules that count need the stage that counts.
-            **({"risk": 1} if settings.risk_rules else {}),
+            # Rules that count, and attempts with a card, need the stage that counts.
+            **({"risk": 1} if settings.counts else {}),
             "webhooks": 1,
             **({"notifications": 1} if settings.merchant_endpoints else {}),
         },

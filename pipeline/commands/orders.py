@@ -127,7 +127,13 @@ def submit_command(
     country: Annotated[str | None, typer.Option("--country", help="Where the customer is.")] = None,
     card_fingerprint: Annotated[
         str | None,
-        typer.Option("--card-fingerprint", help="The same for the same card; for risk rules."),
+        typer.Option(
+            "--card-fingerprint", help="The same for the same card; for risk rules and caps."
+        ),
+    ] = None,
+    card_scheme: Annotated[
+        str | None,
+        typer.Option("--card-scheme", help="Its card network, for example visa; for caps."),
     ] = None,
     business_date: Annotated[
         str | None, typer.Option("--business-date", help="YYYY-MM-DD; default: today (UTC).")
@@ -169,6 +175,7 @@ def submit_command(
         customer_id=customer,
         country=country,
         card_fingerprint=card_fingerprint,
+        card_scheme=card_scheme,
     )
     with _Publishing(bootstrap_servers, prefix) as publisher:
         try:

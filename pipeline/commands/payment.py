@@ -197,9 +197,15 @@ def retry_command(
         str,
         typer.Option("--token", help="Token of the other instrument; never a card number."),
     ],
-    fingerprint: Annotated[
+    card_fingerprint: Annotated[
         str | None,
-        typer.Option("--card-fingerprint", help="By which risk rules know the other card."),
+        typer.Option(
+            "--card-fingerprint", help="The same for the same card; for risk rules and caps."
+        ),
+    ] = None,
+    card_scheme: Annotated[
+        str | None,
+        typer.Option("--card-scheme", help="Its card network, for example visa; for caps."),
     ] = None,
     command_id: CommandId = None,
     reason: Reason = None,
@@ -225,7 +231,8 @@ def retry_command(
         "retry",
         payment,
         instrument_token=token,
-        card_fingerprint=fingerprint,
+        card_fingerprint=card_fingerprint,
+        card_scheme=card_scheme,
         command_id=command_id,
         reason=reason,
         actor=actor,
@@ -532,6 +539,7 @@ def _ask(
     evidence: str | None = None,
     override: str | None = None,
     business_date: str | None = None,
+    card_scheme: str | None = None,
     command_id: str | None,
     reason: str | None,
     actor: str | None,
@@ -598,6 +606,7 @@ def _ask(
             actor=actor or getpass.getuser(),
             override=override,
             business_date=business_date,
+            card_scheme=card_scheme,
         )
         command = _with_id(command)
         if reader is not None:
@@ -679,6 +688,7 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
         ("dispute", command.dispute_id),
         ("gateway", command.gateway),
         ("card_fingerprint", command.card_fingerprint),
+        ("card_scheme", command.card_scheme),
     )
     asked = (
         command.merchant_id,

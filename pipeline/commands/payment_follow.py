@@ -28,7 +28,7 @@ FAILED: Final = "failed"
 # The words of the lifecycle as the topics have them.
 _COMMAND_REJECTED: Final = "command_rejected"
 _UNDER_WAY: Final = frozenset(
-    {"started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"}
+    {"permit_waiting", "started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"}
 )
 _SUCCEEDED: Final = frozenset({"charged", "authorized", "captured", "refunded", "voided"})
 _MONEY_MAY_MOVE: Final = frozenset({"processing", "requires_customer_action", "outcome_unknown"})

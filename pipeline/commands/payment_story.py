@@ -143,9 +143,8 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
         )
         if count
     ]
-    yield _row(
-        "", f"operation {attempt.operation_id}, attempt {attempt.attempt}; {', '.join(counted)}"
-    )
+    sent = ", ".join(counted) or "nothing was sent"
+    yield _row("", f"operation {attempt.operation_id}, attempt {attempt.attempt}; {sent}")
     if attempt in unknown_attempts(payment):
         key = f"{payment.merchant_id}:{payment.order_id}"
         yield _row(

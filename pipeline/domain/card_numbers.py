@@ -3,17 +3,21 @@
 A card number here is 13 to 19 digits, single spaces or dashes allowed between them, with a valid
 check digit (Luhn). Masking goes by the first digits in use at a length, rather too much than too
 little, and keeps the first six and last four digits (as PCI DSS 3.4 allows to show) and the
-length. Refusing an order goes by the ranges that issuers have, since a refusal costs a sale.
+length. Refusing an order or command goes by the ranges that issuers have, since a refusal costs a
+sale.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import accumulate
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final, get_args
 
-from pipeline.domain.model import Order
+from msgspec import Struct
+from msgspec.structs import fields
 
 DIGITS_MIN = 13
 DIGITS_MAX = 19
@@ -67,12 +71,16 @@ _ISSUED: Final[tuple[tuple[str, str, tuple[int, ...]], ...]] = (
     ("9860", "9860", (16,)),  # Humo
 )
 
-# Fields of an order that are declared to be ids: whatever they hold is no card number. A 16-digit
-# order id passes Luhn once in ten, an article number (EAN) has a check digit of its own.
-ID_FIELDS: Final = frozenset({"merchant_id", "order_id", "customer_id", "sku"})
+# Fields of orders and commands that are declared to be ids: whatever they hold is no card number. A
+# 16-digit order id passes Luhn once in ten, an article number (EAN) has a check digit of its own.
+ID_FIELDS: Final = frozenset(
+    {"merchant_id", "order_id", "command_id", "operation_id", "customer_id", "sku"}
+)
 # Opaque texts, for which people have no hand: a hash in hexadecimal or a UUID may hold a run of
 # digits inside. Only a word of its own in a customary grouping counts there.
-OPAQUE_FIELDS: Final = frozenset({"instrument_token", "card_fingerprint"})
+OPAQUE_FIELDS: Final = frozenset(
+    {"instrument_token", "card_fingerprint", "gateway_reference", "dispute_id"}
+)
 
 # Names under which a card's security code goes; it must not be kept even for a moment after the
 # authorisation (PCI DSS 3.3.1). Compared without case, dashes and underscores.
@@ -170,50 +178,57 @@ def holds_card_number(text: str, *, opaque: bool = False) -> bool:
     return False
 
 
-def fields_with_card_numbers(order: Order) -> tuple[str, ...]:
-    """Names of the order's texts that hold a card number, ids left out; empty for a clean order.
+def fields_with_card_numbers(noun: Struct) -> tuple[str, ...]:
+    """Names of a noun's texts that hold a card number, ids left out; empty for a clean one.
 
-    Asked for every order, so most are cleared by one look for thirteen digits in a row.
+    Every field that is a text is looked at, those of the nouns in its lists as well. Asked for
+    every order, so most are cleared by one look for thirteen digits in a row.
     """
-    texts = [
-        text
-        for text in (
-            order.instrument_token,
-            order.card_fingerprint,
-            order.currency,
-            order.business_date,
-            order.payment_method,
-            order.capture_method,
-            order.country,
-        )
-        if text is not None and len(text) >= DIGITS_MIN
-    ]
-    if order.lines:
-        texts += [line.description for line in order.lines]
-    if not texts or _THIRTEEN.search("\n".join(texts)) is None:
+    texts = _texts_of(type(noun))
+    given = [text for text in texts.of(noun) if text and len(text) >= DIGITS_MIN]
+    for items, inner in texts.lists.values():
+        for item in items(noun):
+            given += filter(None, inner.of(item))
+    if not given or _THIRTEEN.search("\n".join(given)) is None:
         return ()
-    return _fields_with_card_numbers(order)
+    return _fields_with_card_numbers(noun, texts)
 
 
-def _fields_with_card_numbers(order: Order) -> tuple[str, ...]:
+class _Texts(Struct, frozen=True):
+    """The text fields of a noun, ids left out, and by name its lists of nouns that have some."""
+
+    names: tuple[str, ...]
+    of: Callable[[Any], tuple[str | None, ...]]
+    lists: Mapping[str, tuple[Callable[[Any], Any], _Texts]]
+
+
+@cache
+def _texts_of(kind: type[Struct]) -> _Texts:
+    names: list[str] = []
+    lists: dict[str, tuple[Callable[[Any], Any], _Texts]] = {}
+    for field in fields(kind):
+        members = get_args(field.type)
+        if str in (field.type, *members) and field.name not in ID_FIELDS:
+            names.append(field.name)
+        for member in members:
+            if isinstance(member, type) and issubclass(member, Struct):
+                lists[field.name] = (attrgetter(field.name), _texts_of(member))
+    # A getter of a single name would give no tuple.
+    of = attrgetter(*names) if len(names) > 1 else attrgetter(*names, *names)
+    return _Texts(tuple(names), of, lists)
+
+
+def _fields_with_card_numbers(noun: Struct, texts: _Texts) -> tuple[str, ...]:
     found = [
         name
-        for name, text in (
-            ("instrument_token", order.instrument_token),
-            ("card_fingerprint", order.card_fingerprint),
-            ("currency", order.currency),
-            ("business_date", order.business_date),
-            ("payment_method", order.payment_method),
-            ("capture_method", order.capture_method),
-            ("country", order.country),
-        )
+        for name, text in zip(texts.names, texts.of(noun), strict=False)
         if text is not None and holds_card_number(text, opaque=name in OPAQUE_FIELDS)
     ]
-    found += [
-        f"lines[{number}].description"
-        for number, line in enumerate(order.lines, start=1)
-        if holds_card_number(line.description)
-    ]
+    for field, (items, inner) in texts.lists.items():
+        for number, item in enumerate(items(noun), start=1):
+            found += [
+                f"{field}[{number}].{name}" for name in _fields_with_card_numbers(item, inner)
+            ]
     return tuple(found)
 
 

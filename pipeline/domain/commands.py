@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.domain.card_numbers import holds_card_number, is_masked
+from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
+from pipeline.domain.card_numbers import is_masked
 from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.disputes import LOST, WON, bars_refunds, named
 from pipeline.domain.ids import reversal_operation_id
+from pipeline.domain.instruments import instrument, is_barred, was_tried
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     AUTHORIZE,
@@ -96,8 +98,6 @@ CURRENCY_MUST_BE_THE_PAYMENTS: Final = "currency_must_be_the_payments"
 BUSINESS_DATE_MUST_BE_A_DATE: Final = "business_date_must_be_a_date"
 TEXTS_MUST_BE_SHORT: Final = "texts_must_be_at_most_1000_characters"
 TOKEN_MUST_BE_PRESENT: Final = "instrument_token_must_be_present"
-TOKEN_MUST_NOT_BE_A_CARD_NUMBER: Final = "instrument_token_must_not_be_a_card_number"
-FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER: Final = "card_fingerprint_must_not_be_a_card_number"
 TOKEN_MUST_BE_NEW: Final = "token_must_be_new"
 DECISION_MUST_BE_KNOWN: Final = "decision_must_be_known"
 EVIDENCE_MUST_BE_GIVEN: Final = "evidence_must_be_given"
@@ -151,6 +151,7 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.gateway_reference,
         command.instrument_token,
         command.card_fingerprint,
+        command.card_scheme,
         command.operation_id,
         command.dispute_id,
         command.gateway,
@@ -158,12 +159,6 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
     token = command.instrument_token
-    if token is not None and holds_card_number(token, opaque=True):
-        return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
-    if command.card_fingerprint is not None and holds_card_number(
-        command.card_fingerprint, opaque=True
-    ):
-        return FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER
     if token is not None and is_masked(token.encode("utf-8", "surrogatepass")):
         return TOKEN_MUST_NOT_BE_MASKED
     if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):
@@ -394,7 +389,10 @@ def _broken_cancel(payment: Payment) -> str | None:
 def _broken_retry(payment: Payment, command: PaymentCommand, now_ms: int) -> str | None:
     if payment.status != FAILED:
         return PAYMENT_MUST_HAVE_FAILED
-    if command.instrument_token in (payment.instrument_token, payment.retry_token):
+    new = instrument(command.instrument_token or "", command.card_fingerprint)
+    if is_barred(payment, new):
+        return CARD_MUST_NOT_BE_TRIED_AGAIN
+    if was_tried(payment, new):
         return TOKEN_MUST_BE_NEW
     if payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms:
         return PAY_BEFORE_MUST_BE_AHEAD

@@ -46,6 +46,7 @@ CREDIT_HELD: Final = "credit_held"
 # States of an attempt. NONE stands for one that was not begun; SUCCEEDED for the final state that
 # the attempt's kind gives it (``SUCCEEDED_STATES``).
 NONE: Final = ""
+PERMIT_WAITING: Final = "permit_waiting"
 STARTED: Final = "started"
 RETRY_WAITING: Final = "retry_waiting"
 INQUIRY_WAITING: Final = "inquiry_waiting"
@@ -79,10 +80,12 @@ OPEN_STATES: Final = (
     PENDING,
 )
 # Where an answer or a wait is on its way; a pending one may take days and is left out.
-BUSY_STATES: Final = frozenset({STARTED, RETRY_WAITING, INQUIRY_WAITING, INQUIRING})
+BUSY_STATES: Final = frozenset({PERMIT_WAITING, STARTED, RETRY_WAITING, INQUIRY_WAITING, INQUIRING})
 
 # Triggers of an attempt.
 BEGIN: Final = "begin"
+ASK_PERMIT: Final = "ask_permit"
+PERMIT_GIVEN: Final = "permit_given"
 SUCCESS_SEEN: Final = "success_seen"
 LATE_SUCCESS_SEEN: Final = "late_success_seen"
 DECLINE_SEEN: Final = "decline_seen"
@@ -129,6 +132,7 @@ DEADLINE_PASSED: Final = "deadline_passed"
 # Events that are not the name of a status or of an attempt's state.
 RISK_CHECKING: Final = "risk_checking"
 RISK_COUNTED: Final = "risk_counted"
+PERMIT_ASKED: Final = "permit_asked"
 PAYMENT_STARTED: Final = "payment_started"
 PAYMENT_RETRIED: Final = "payment_retried"
 RETRY_SCHEDULED: Final = "retry_scheduled"
@@ -273,6 +277,10 @@ PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
 
 ATTEMPT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (NONE, BEGIN): _T(STARTED, STARTED),
+    # Whether its card may be tried once more is asked first, where declines are counted.
+    (NONE, ASK_PERMIT): _T(PERMIT_WAITING, PERMIT_ASKED),
+    (PERMIT_WAITING, PERMIT_GIVEN): _T(STARTED, STARTED),
+    (PERMIT_WAITING, GIVE_UP): _T(ATTEMPT_FAILED, FAILED),
     # The request is answered.
     (STARTED, NOT_SENT_SEEN): _T(RETRY_WAITING, RETRY_SCHEDULED),
     (STARTED, OUTCOME_UNCERTAIN): _T(INQUIRY_WAITING, OUTCOME_UNKNOWN),

@@ -33,6 +33,7 @@ class Order(Struct, frozen=True, kw_only=True):
     country: str | None = None
     lines: tuple[OrderLine, ...] = ()
     card_fingerprint: str | None = None
+    card_scheme: str | None = None
 
 
 class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
@@ -57,6 +58,7 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     actor: str | None = None
     override: str | None = None
     business_date: str | None = None
+    card_scheme: str | None = None
 
 
 class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
@@ -195,6 +197,9 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     business_date: str | None = None
     parent_operation_id: str | None = None
     parent_attempt: int = 0
+    instrument_token: str | None = None
+    card_fingerprint: str | None = None
+    permit: str = ""
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):
@@ -267,6 +272,9 @@ class Payment(Struct, frozen=True, kw_only=True):
     risk_awaited: tuple[str, ...] = ()
     risk_counted: tuple[RiskCounted, ...] = ()
     assessed_retry: str | None = None
+    card_scheme: str | None = None
+    retry_fingerprint: str | None = None
+    retry_scheme: str | None = None
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
@@ -310,8 +318,25 @@ class RiskCounter(Struct, frozen=True, kw_only=True, gc=False, order=True):
         )
 
 
+class AttemptCap(Struct, frozen=True, kw_only=True, gc=False):
+    """Once ``declines_max`` attempts with a card were declined within ``window_ms``, no other is
+    made. ``scheme``, ``gateway``: only cards of this network, only declines of this gateway; ""
+    limits neither.
+    """
+
+    name: str
+    declines_max: int
+    window_ms: int
+    scheme: str = ""
+    gateway: str = ""
+
+
 class RiskCheck(Struct, frozen=True, kw_only=True):
-    """Count this order for one identity, and answer with the counts."""
+    """Count this order for one identity, and answer with the counts.
+
+    With an ``attempt_key`` it is about an attempt with a card instead: may it be made (``caps`` are
+    to be kept), or, with an ``outcome``, what became of it.
+    """
 
     merchant_id: str
     order_id: str
@@ -322,6 +347,12 @@ class RiskCheck(Struct, frozen=True, kw_only=True):
     currency: str
     counters: tuple[RiskCounter, ...] = ()
     operation_id: str = ""
+    attempt_key: str = ""
+    gateway: str = ""
+    caps: tuple[AttemptCap, ...] = ()
+    outcome: str = ""
+    code: str = ""
+    bar_ms: int = 0
 
 
 class RiskResult(Struct, frozen=True, kw_only=True):
@@ -334,6 +365,10 @@ class RiskResult(Struct, frozen=True, kw_only=True):
     cause: str | None = None
     letter: str | None = None
     operation_id: str = ""
+    attempt_key: str = ""
+    permit: str = ""
+    rule: str = ""
+    detail: str = ""
 
 
 class VelocityBucket(Struct, frozen=True, kw_only=True, gc=False):
@@ -349,8 +384,25 @@ class VelocitySeries(Struct, frozen=True, kw_only=True):
     buckets: tuple[VelocityBucket, ...] = ()
 
 
+class AttemptMark(Struct, frozen=True, kw_only=True, gc=False):
+    """An attempt that was declined or is in flight, by 64 bits of a hash of its key."""
+
+    mark: int
+    gateway: str
+    at_ms: int
+
+
+class AttemptWaiting(Struct, frozen=True, kw_only=True, gc=False):
+    order_id: str
+    attempt_key: str
+    gateway: str
+
+
 class RiskVelocity(Struct, frozen=True, kw_only=True):
-    """What was counted of one identity; ``recent``: the newest orders, 64 bits of each."""
+    """What was counted of one identity; ``recent``: the newest orders, 64 bits of each.
+
+    Of a card also the attempts that were declined, are in flight, or wait for those in flight.
+    """
 
     merchant_id: str
     by: str
@@ -358,6 +410,12 @@ class RiskVelocity(Struct, frozen=True, kw_only=True):
     updated_at_ms: int
     series: tuple[VelocitySeries, ...] = ()
     recent: tuple[int, ...] = ()
+    declined: tuple[AttemptMark, ...] = ()
+    in_flight: tuple[AttemptMark, ...] = ()
+    waiting: tuple[AttemptWaiting, ...] = ()
+    caps: tuple[AttemptCap, ...] = ()
+    barred_until_ms: int = 0
+    barred_by: str = ""
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):

@@ -25,6 +25,7 @@ class Action(StrEnum):
     OTHER_GATEWAY = "other_gateway"
     ASK_CUSTOMER = "ask_customer"
     NEVER_AGAIN = "never_again"
+    FAIL = "fail"
     INQUIRE = "inquire"
 
 
@@ -35,11 +36,12 @@ class Standard(Struct, frozen=True):
     meaning: str
 
 
-_RETRY, _OTHER, _ASK, _NEVER, _INQUIRE = (
+_RETRY, _OTHER, _ASK, _NEVER, _FAIL, _INQUIRE = (
     Action.RETRY_HERE,
     Action.OTHER_GATEWAY,
     Action.ASK_CUSTOMER,
     Action.NEVER_AGAIN,
+    Action.FAIL,
     Action.INQUIRE,
 )
 
@@ -54,16 +56,16 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "lost_card": Standard(_NEVER, "the card is reported lost or stolen"),
     "processing_error": Standard(_OTHER, "the issuer or network failed; nothing was charged"),
     "currency_not_supported": Standard(_OTHER, "the gateway does not take the currency"),
-    "invalid_request": Standard(_NEVER, "the gateway will never take this request"),
+    "invalid_request": Standard(_FAIL, "the gateway will never take this request"),
     # Operations on a payment that its state forbids.
-    "parent_not_found": Standard(_NEVER, "the gateway knows no such charge or authorization"),
-    "refund_exceeds_captured": Standard(_NEVER, "less than that is left to refund"),
-    "capture_exceeds_authorized": Standard(_NEVER, "less than that is left to capture"),
-    "already_captured": Standard(_NEVER, "captured, so it can only be refunded"),
-    "authorization_voided": Standard(_NEVER, "the authorization was voided"),
-    "authorization_expired": Standard(_NEVER, "the authorization has expired"),
-    "authorization_not_open": Standard(_NEVER, "the authorization is not (yet) granted"),
-    "returned": Standard(_NEVER, "had succeeded, and the money came back all the same"),
+    "parent_not_found": Standard(_FAIL, "the gateway knows no such charge or authorization"),
+    "refund_exceeds_captured": Standard(_FAIL, "less than that is left to refund"),
+    "capture_exceeds_authorized": Standard(_FAIL, "less than that is left to capture"),
+    "already_captured": Standard(_FAIL, "captured, so it can only be refunded"),
+    "authorization_voided": Standard(_FAIL, "the authorization was voided"),
+    "authorization_expired": Standard(_FAIL, "the authorization has expired"),
+    "authorization_not_open": Standard(_FAIL, "the authorization is not (yet) granted"),
+    "returned": Standard(_FAIL, "had succeeded, and the money came back all the same"),
     # Certainly not handled.
     "rate_limited": Standard(_RETRY, "turned away unhandled; see retry_after_ms"),
     "throttled": Standard(_RETRY, "one of our own limits for this gateway is used up"),
@@ -75,8 +77,8 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "broken_connection": Standard(_RETRY, "the connection broke before the first byte"),
     "shutting_down": Standard(_RETRY, "not called: the worker stops"),
     "gateway_not_configured": Standard(_RETRY, "this worker has no such gateway"),
-    "kind_not_supported": Standard(_NEVER, "no adapter knows this kind of request"),
-    "parent_missing": Standard(_NEVER, "a capture, void or refund of nothing"),
+    "kind_not_supported": Standard(_FAIL, "no adapter knows this kind of request"),
+    "parent_missing": Standard(_FAIL, "a capture, void or refund of nothing"),
     # Nothing is certain.
     "timeout": Standard(_INQUIRE, "no answer within the deadline"),
     "soft_deadline": Standard(_INQUIRE, "the call outlived its deadline and was parked"),

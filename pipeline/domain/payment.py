@@ -22,6 +22,7 @@ from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.lifecycle import (
     ATTEMPT_FAILED,
     AUTHORIZE,
+    BEGIN,
     BUSY_STATES,
     CHARGE,
     DECLINED,
@@ -29,6 +30,7 @@ from pipeline.domain.lifecycle import (
     MAIN_KINDS,
     OUTCOME_UNKNOWN,
     PENDING,
+    PERMIT_ASKED,
     PROCESSING,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
@@ -49,7 +51,7 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.routing import profile_of
-from pipeline.domain.tiers import inquiry_tier, retry_tier, tier_not_longer
+from pipeline.domain.tiers import inquiry_tier, jittered, retry_tier, tier_not_longer
 
 INQUIRE: Final = "inquire"
 
@@ -86,12 +88,14 @@ def stepped(
     reason: str | None = None,
     detail: str | None = None,
     actor: str | None = None,
+    event: str | None = None,
     **changes: Any,
 ) -> tuple[Payment, PaymentEvent]:
     """The payment after a trigger about one of its attempts, and the event of it.
 
     ``attempt`` is one of the payment's with all but its state and time as they shall be;
-    ``moves`` is the payment's own trigger where its status changes as well.
+    ``moves`` is the payment's own trigger where its status changes as well; ``event`` where it is
+    not the step's own.
     """
     step = attempt_step(attempt.kind, attempt.state, trigger)
     attempt = replace(attempt, state=step.to, updated_at_ms=now_ms)
@@ -99,7 +103,7 @@ def stepped(
         payment,
         replaced(payment, attempt),
         attempt,
-        step.event,
+        event or step.event,
         now_ms,
         moves,
         reason,
@@ -119,13 +123,14 @@ def begun(
     reason: str | None = None,
     detail: str | None = None,
     actor: str | None = None,
+    trigger: str = BEGIN,
     **changes: Any,
 ) -> tuple[Payment, PaymentEvent]:
     """The payment with one more attempt, and the event of it; ``event`` where it has its own."""
     invariant(len(payment.attempts) < ATTEMPTS_MAX, "more attempts than a payment may have")
     attempts = (*payment.attempts, attempt)
-    step = attempt_step(attempt.kind, "", "begin")
-    invariant(attempt.state == step.to, "an attempt begins with its first request")
+    step = attempt_step(attempt.kind, "", trigger)
+    invariant(attempt.state == step.to, "an attempt begins with its first request or its permit")
     told = event or step.event
     return _changed(payment, attempts, attempt, told, now_ms, moves, reason, detail, actor, changes)
 
@@ -146,7 +151,9 @@ def _changed(
     kept = status not in UNDECIDED or attempt.kind not in MAIN_KINDS
     if moves is not None:
         step = payment_step(status, moves)
-        status, event = step.to, step.event or event
+        # Asking for a permit moves the payment as the charge would, and is told for what it is.
+        told_by = event if event == PERMIT_ASKED else step.event or event
+        status, event = step.to, told_by
         kept = False
     if event is None:
         raise InvariantBroken("a change without an event")
@@ -326,7 +333,8 @@ def wait_of(
     now_ms: int,
     retry_after_ms: int | None = None,
 ) -> PaymentDue:
-    """The wait that an attempt's state asks for, in the tier that its tries ask for.
+    """The wait that an attempt's state asks for, in the tier that its tries ask for; some retries
+    wait in the next longer one (``jittered``).
 
     A gateway's ``retry_after_ms`` is obeyed up to the time from which on no charge is sent.
     """
@@ -334,10 +342,14 @@ def wait_of(
     due_at_ms = None
     purpose = RETRY if retry else INQUIRY
     if retry:
+        deadline_ms = charge_deadline_ms(payment, attempt, policy)
         if retry_after_ms is not None and retry_after_ms > 0:
-            due_at_ms = min(now_ms + retry_after_ms, charge_deadline_ms(payment, attempt, policy))
+            due_at_ms = min(now_ms + retry_after_ms, deadline_ms)
             retry_after_ms = max(0, due_at_ms - now_ms)
-        tier = retry_tier(policy.retry_delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
+        delays_ms = policy.retry_delays_ms
+        tier = retry_tier(delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
+        mark = f"{payment.payment_id}:{attempt.operation_id}:{attempt.attempt}:{attempt.tries}"
+        tier = jittered(delays_ms, tier, mark, deadline_ms - now_ms)
     elif attempt.inquiries >= policy.inquiry_max and attempt.code in PENDING_CODES:
         return check_of(payment, attempt, reason, policy, now_ms)
     else:
@@ -589,8 +601,9 @@ def charge_deadline_ms(payment: Payment, attempt: Attempt, policy: Policy) -> in
     """
     begun_ms = attempt.started_at_ms
     if attempt.attempt > 1:
-        first = find_attempt(payment, attempt.operation_id, 1)
-        begun_ms = begun_ms if first is None else first.started_at_ms
+        # Of one that was never made, since it got no permit, nothing is counted.
+        same = [e for e in payment.attempts if e.operation_id == attempt.operation_id and e.tries]
+        begun_ms = min([begun_ms, *(each.started_at_ms for each in same)])
     oldest = begun_ms + policy.stale_after_ms
     if payment.pay_before_ms is None or attempt.kind not in MAIN_KINDS:
         return oldest

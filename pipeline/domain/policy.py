@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
-from pipeline.domain.attempt_caps import AttemptCap
+from pipeline.domain.attempt_caps import BAR_MS, NETWORK_CAPS
 from pipeline.domain.breaker import BreakerRule
+from pipeline.domain.model import AttemptCap
 from pipeline.domain.risk import RiskRules
 from pipeline.domain.routes import HEALTHY, NO_ROUTES, AmountRange, Fee, Health, Routes
 from topics.catalogue import TopicSettings
@@ -72,8 +73,9 @@ class Policy(Struct, frozen=True, kw_only=True):
     retry_delays_ms: tuple[int, ...] = _TIERS.retry_delays_ms
     inquiry_delays_ms: tuple[int, ...] = _TIERS.inquiry_delays_ms
     timer_delays_ms: tuple[int, ...] = _TIERS.timer_delays_ms
-    # Five waits of 5, 10, 20, 40 and 80 s are two and a half minutes: a gateway's restart or a
-    # breaker's probe is ridden out, and a shopper is not kept waiting longer.
+    # Five waits of 5, 10, 20, 40 and 80 s are two and a half minutes (four at most, with the jitter
+    # of tiers): a gateway's restart or a breaker's probe is ridden out, and a shopper is not kept
+    # waiting longer.
     retry_max: int = 5
     # Held back by overload this often, 75 s in all, a charge goes to another gateway if one would
     # take it, once the first says that it does not know it; where there is none it goes on waiting.
@@ -121,8 +123,12 @@ class Policy(Struct, frozen=True, kw_only=True):
     submitted_age_ms_max: int = 730 * DAY_MS
     # Clocks of upstream systems may be wrong by a time zone, not by more than a day.
     submitted_ahead_ms_max: int = DAY_MS
-    # Visa allows a declined card 15 more tries in 30 days; the networks fine what goes beyond.
-    attempt_caps: tuple[AttemptCap, ...] = (AttemptCap(attempts_max=15, window_ms=30 * DAY_MS),)
+    # How often a declined card may be tried, and how long one is left alone that must not be.
+    attempt_caps: tuple[AttemptCap, ...] = NETWORK_CAPS
+    card_bar_ms: int = BAR_MS
+    # Whether declines are counted across payments, by the card's fingerprint: then each attempt
+    # asks the risk stage for a permit. Otherwise a payment is held to the caps by itself.
+    count_cards: bool = False
     # How gateways are chosen, and how they do at the moment of the decision. What was chosen, and
     # why, is kept in the payment: a replay need not see the same health.
     routes: Routes = NO_ROUTES

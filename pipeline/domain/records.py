@@ -14,6 +14,9 @@ from msgspec.structs import asdict
 
 from pipeline.domain.model import (
     Attempt,
+    AttemptCap,
+    AttemptMark,
+    AttemptWaiting,
     AuditEntry,
     CommandMark,
     ControlEntry,
@@ -85,7 +88,8 @@ def payment_to_record(payment: Payment) -> Record:
 
 
 def check_to_record(check: RiskCheck) -> Record:
-    return {**asdict(check), "counters": [asdict(counter) for counter in check.counters]}
+    counters = [asdict(counter) for counter in check.counters]
+    return {**asdict(check), "counters": counters, "caps": [asdict(cap) for cap in check.caps]}
 
 
 def risk_result_to_record(result: RiskResult) -> Record:
@@ -97,7 +101,15 @@ def velocity_to_record(velocity: RiskVelocity) -> Record:
         {**asdict(each), "buckets": [asdict(bucket) for bucket in each.buckets]}
         for each in velocity.series
     ]
-    return {**asdict(velocity), "series": series, "recent": list(velocity.recent)}
+    return {
+        **asdict(velocity),
+        "series": series,
+        "recent": list(velocity.recent),
+        "declined": [asdict(each) for each in velocity.declined],
+        "in_flight": [asdict(each) for each in velocity.in_flight],
+        "waiting": [asdict(each) for each in velocity.waiting],
+        "caps": [asdict(each) for each in velocity.caps],
+    }
 
 
 def order_from_record(record: Record) -> Order:
@@ -161,7 +173,8 @@ def ledger_event_from_record(record: Record) -> LedgerEvent:
 
 def check_from_record(record: Record) -> RiskCheck:
     counters = tuple([RiskCounter(**counter) for counter in record["counters"]])
-    return RiskCheck(**{**record, "counters": counters})
+    caps = tuple([AttemptCap(**cap) for cap in record["caps"]])
+    return RiskCheck(**{**record, "counters": counters, "caps": caps})
 
 
 def risk_result_from_record(record: Record) -> RiskResult:
@@ -178,7 +191,15 @@ def velocity_from_record(record: Record) -> RiskVelocity:
             for each in record["series"]
         ]
     )
-    return RiskVelocity(**{**record, "series": series, "recent": tuple(record["recent"])})
+    lists = {
+        "series": series,
+        "recent": tuple(record["recent"]),
+        "declined": tuple([AttemptMark(**each) for each in record["declined"]]),
+        "in_flight": tuple([AttemptMark(**each) for each in record["in_flight"]]),
+        "waiting": tuple([AttemptWaiting(**each) for each in record["waiting"]]),
+        "caps": tuple([AttemptCap(**each) for each in record["caps"]]),
+    }
+    return RiskVelocity(**{**record, **lists})
 
 
 def reference_from_record(record: Record) -> GatewayReference:

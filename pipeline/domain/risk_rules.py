@@ -124,6 +124,10 @@ class _Wrong(ValueError):
     """What is wrong with a rule, as the end of a sentence."""
 
 
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind == AMOUNT else f"a {kind}"
+
+
 def _called(rule: Any, number: int) -> str:
     name = rule.get("name") if isinstance(rule, dict) else None
     return repr(name) if isinstance(name, str) and name else f"number {number}"
@@ -151,10 +155,10 @@ def _rule(given: Any) -> Rule:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise _Wrong(f"a {kind} rule has no field {str(name)[:40]!r}{hint}")
+            raise _Wrong(f"{_a(kind)} rule has no field {str(name)[:40]!r}{hint}")
     for name in sorted(needed):
         if name not in given:
-            raise _Wrong(f"a {kind} rule needs {name}")
+            raise _Wrong(f"{_a(kind)} rule needs {name}")
     return _checked(given, kind)
 
 

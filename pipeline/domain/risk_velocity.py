@@ -14,6 +14,8 @@ from __future__ import annotations
 from hashlib import sha1
 from typing import Final
 
+from msgspec.structs import replace
+
 from pipeline.domain.model import (
     RiskCheck,
     RiskCounted,
@@ -76,11 +78,16 @@ def count_check(
     # More than there may be rules: those of rules that are gone give way, never one asked for.
     while len(series) > SERIES_MAX:
         series.remove(next(each for each in series if _counter(each) not in asked))
-    counted = RiskVelocity(
+    row = velocity or RiskVelocity(
         merchant_id=check.merchant_id,
         by=check.by,
         identity=check.identity,
-        updated_at_ms=now_ms if velocity is None else max(now_ms, velocity.updated_at_ms),
+        updated_at_ms=now_ms,
+    )
+    # What else the row holds, of attempts with a card, stays.
+    counted = replace(
+        row,
+        updated_at_ms=max(now_ms, row.updated_at_ms),
         series=tuple(series),
         recent=(*recent, mark)[-RECENT_MAX:],
     )

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
+from zlib import crc32
 
 # Inquiries that wait in the first and in the second tier; the rest wait in the last one.
 INQUIRIES_OF_TIERS: Final = (12, 16)
+# One retry in so many waits in the next longer tier: what failed together does not come back
+# together. After three sends four payments of seven have left the crowd, and as each tier is twice
+# the one before it, the mean wait grows by a quarter.
+JITTER_ONE_OF: Final = 4
 
 
 def retry_tier(delays_ms: Sequence[int], sends: int, retry_after_ms: int | None = None) -> int:
@@ -18,6 +23,16 @@ def retry_tier(delays_ms: Sequence[int], sends: int, retry_after_ms: int | None 
     if retry_after_ms is None:
         return tier
     return tier_not_shorter(delays_ms, retry_after_ms)
+
+
+def jittered(delays_ms: Sequence[int], tier: int, mark: str, room_ms: int) -> int:
+    """The tier, or for one mark in ``JITTER_ONE_OF`` the next longer one: never a shorter one.
+
+    ``mark`` names the wait, so the same wait draws the same tier whenever it is decided. There is
+    no jitter where the longer tier would end after ``room_ms``.
+    """
+    longer = tier < len(delays_ms) and delays_ms[tier] < room_ms
+    return tier + 1 if longer and crc32(mark.encode()) % JITTER_ONE_OF == 0 else tier
 
 
 def inquiry_tier(delays_ms: Sequence[int], inquiries: int) -> int:

@@ -80,6 +80,7 @@ def broken_rule(order: Order, now_ms: int, policy: Policy) -> str | None:
         len(order.payment_method) > TEXT_LENGTH_MAX
         or (order.country is not None and len(order.country) > TEXT_LENGTH_MAX)
         or (order.card_fingerprint is not None and len(order.card_fingerprint) > TEXT_LENGTH_MAX)
+        or (order.card_scheme is not None and len(order.card_scheme) > TEXT_LENGTH_MAX)
     ):
         return TEXTS_MUST_BE_SHORT
     if not is_date(order.business_date):

@@ -27,7 +27,9 @@ _ACTIONS: Final = {
     Action.RETRY_HERE: "nothing was handled: the same attempt again, after a while",
     Action.OTHER_GATEWAY: "declined for reasons of the gateway's: the next eligible one is tried",
     Action.ASK_CUSTOMER: "declined or waiting: only the customer can change it",
-    Action.NEVER_AGAIN: "declined, and asking again will not help anybody",
+    Action.NEVER_AGAIN: "declined for good: this card is not tried again, neither in this payment "
+    "nor, [where it is counted](risk.md#caps-on-attempts), in another",
+    Action.FAIL: "declined for what was asked: asking the same again will not help",
     Action.INQUIRE: "nothing is certain: ask by our own reference, send nothing",
 }
 

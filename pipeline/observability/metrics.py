@@ -102,6 +102,12 @@ class Metrics:
             ["event", "reason"],
             registry=r,
         )
+        self.permits = Counter(
+            "paystream_attempt_permits",
+            "Answers about one more attempt with a card (given, refused, barred), by cap or code.",
+            ["permit", "rule"],
+            registry=r,
+        )
         self.notes = Counter(
             "paystream_inputs_without_effect",
             "Inputs that changed nothing, by reason: duplicates, stale timers.",
@@ -300,6 +306,9 @@ class Metrics:
             elif group == "risk":
                 event, _, reason = name.partition(" ")
                 self.risk.labels(event, reason).inc(count)
+            elif group == "permits":
+                permit, _, rule = name.partition(" ")
+                self.permits.labels(permit, rule).inc(count)
             elif group == "tiers":
                 self.tiers.labels(name).inc(count)
             else:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
-from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
+from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.command_memory import is_another, is_remembered, remembering
@@ -34,6 +34,7 @@ from pipeline.domain.lifecycle import (
     NEW,
     PAYMENT_RETRIED,
     PAYMENT_STARTED,
+    PERMIT_WAITING,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
     RESOLVED_DONE,
@@ -69,7 +70,9 @@ from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
 from pipeline.processors.decided import audited
 from pipeline.processors.disputes import resolve_dispute
+from pipeline.processors.door import card_number_refused
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
+from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 from pipeline.processors.retries import (
     REVIEW_ENDS,
     assess_retry,
@@ -101,8 +104,12 @@ def process_command(
 
     The same command again has no effect (``duplicate_command``), whether the first was taken or
     rejected. A broken rule is the event ``command_rejected`` with the rule as its reason; another
-    command under an id that was taken breaks one.
+    command under an id that was taken breaks one. One that holds a card number is refused whole,
+    whether or not its payment is there.
     """
+    refused = card_number_refused(payment, command, now_ms)
+    if refused is not None:
+        return refused
     if not rules.usable_id(command):
         detail = "merchant_id, order_id and command_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
         return Decision(dead_letter=INVALID_IDS, detail=detail)
@@ -184,11 +191,25 @@ def start_charge(
         operation_id,
         main_kind(payment),
         chosen.profile.name,
-        1,
+        # More than one where an earlier one got no answer about its permit.
+        1 + sum(each.operation_id == operation_id for each in payment.attempts),
         policy.send_within_ms,
         now_ms,
         because=chosen.because,
     )
+    attempt = with_instrument(payment, attempt)
+    because = f"{chosen.because}; {detail}" if detail else chosen.because
+    if needs_permit(payment, policy):
+        return permit_asked(
+            payment,
+            attempt,
+            now_ms,
+            policy,
+            moves=trigger,
+            reason=reason,
+            detail=because,
+            actor=actor,
+        )
     changed, sent = begun(
         payment,
         attempt,
@@ -197,7 +218,7 @@ def start_charge(
         moves=trigger,
         actor=actor,
         reason=reason,
-        detail=f"{chosen.because}; {detail}" if detail else chosen.because,
+        detail=because,
     )
     return decision(changed, request_of(changed, attempt), sent)
 
@@ -276,7 +297,8 @@ def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
 
 
 def _masked(command: PaymentCommand) -> PaymentCommand:
-    """The command as the table and the events may keep it: no card number in its prose."""
+    """The command as the table and the events may keep it. What is no card number by the rule of
+    the door, but by the wider one of masking, is masked where people write."""
     return replace(
         command,
         evidence=_kept(command.evidence),
@@ -426,12 +448,16 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
         operation_id=command.command_id,
         cancel_requested_by=command.command_id,
     )
-    return decision(changed, event)
+    made = decision(changed, event)
+    asking = next((each for each in changed.attempts if each.state == PERMIT_WAITING), None)
+    if asking is None:
+        return made
+    # Nobody was asked for money yet, so there is nothing to wait for.
+    return followed(made, gave_up(changed, asking, CANCEL_REQUESTED, now_ms))
 
 
 def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    # Two tokens may stand for one card, so every attempt of the payment counts against it.
-    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+    if _is_retry_capped(payment, command, now_ms, policy):
         return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
     if policy.risk is None:
         return _start_retry(payment, command, now_ms, policy)
@@ -440,6 +466,22 @@ def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Polic
         return waits
     made = decide_retry(payment, command, assessment, now_ms, policy)
     return replace(made, sends=(*checks, *made.sends)) if checks else made
+
+
+def _with_its_instrument(payment: Payment, retry: PaymentCommand) -> Payment:
+    """The payment with what a retry is charged to."""
+    return replace(
+        payment,
+        retry_token=retry.instrument_token,
+        retry_fingerprint=retry.card_fingerprint,
+        retry_scheme=retry.card_scheme,
+    )
+
+
+def _is_retry_capped(payment: Payment, retry: PaymentCommand, now_ms: int, policy: Policy) -> bool:
+    asked = _with_its_instrument(payment, retry)
+    chosen = route(policy, facts_of(asked, asked.payment_id, asked.retry_token))
+    return chosen is not None and is_capped(asked, chosen.profile.name, now_ms, policy)
 
 
 def decide_retry(
@@ -486,7 +528,7 @@ def _review_retry(
         ended = refuse_assessed_retry(payment, rules.REVIEW_MUST_BE_IN_TIME, now_ms)
         late = ended.payment or payment
         return followed(ended, _rejected(late, review, rules.REVIEW_MUST_BE_IN_TIME, now_ms))
-    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+    if _is_retry_capped(payment, retry, now_ms, policy):
         capped = refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms, review)
         return audited(capped, payment, review, now_ms)
     started = _retried(without_retry(payment), retry, now_ms, policy, actor=review.actor)
@@ -517,7 +559,7 @@ def _retried(
     detail: str | None = None,
 ) -> Decision | None:
     return start_charge(
-        replace(payment, retry_token=command.instrument_token),
+        _with_its_instrument(payment, command),
         command.command_id,
         RETRY_ASKED,
         PAYMENT_RETRIED,

@@ -43,12 +43,14 @@ from pipeline.domain.records import (
     audit_entry_from_record,
     to_record,
 )
-from pipeline.domain.risk_velocity import count_check, velocity_key
+from pipeline.domain.risk_answer import answer_check
+from pipeline.domain.risk_velocity import velocity_key
 from pipeline.domain.routing import profile_of
 from pipeline.processors.commands import process_command
 from pipeline.processors.gateway import plan_call, result_of
 from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
+from pipeline.processors.permits import reported
 from pipeline.processors.risk import process_risk_result
 from pipeline.processors.settlement import process_due, process_result
 from schemas.codec import Codec, Decoder, Encoder, default_codec
@@ -206,23 +208,19 @@ class FlowDriver:
 
     def count(self, at: int = 0) -> Decision:
         """Take an open risk check, the oldest by default, as a risk worker would, and process its
-        answer."""
+        answers; the last decision, or an empty one where nothing is answered yet."""
         check = self.open_checks.pop(at)
         key = velocity_key(check.merchant_id, check.by, check.identity)
-        row, counted = count_check(self.velocity.get(key), check, self.now_ms)
+        row, answers = answer_check(self.velocity.get(key), check, self.now_ms)
         if row is not None:
             self.velocity[key] = row
-        return self.risk_result(
-            RiskResult(
-                merchant_id=check.merchant_id,
-                order_id=check.order_id,
-                payment_id=check.payment_id,
-                by=check.by,
-                counted_at_ms=self.now_ms,
-                counted=counted,
-                operation_id=check.operation_id,
-            )
-        )
+        decisions = [self.risk_result(answer) for answer in answers]
+        return decisions[-1] if decisions else Decision()
+
+    def count_all(self) -> None:
+        """Take open risk checks, and those that their answers lead to, until none is left."""
+        while self.open_checks:
+            self.count()
 
     # Time.
 
@@ -299,8 +297,11 @@ class FlowDriver:
 
     def apply(self, source: _Keyed, decision: Decision, value: bytes = b"") -> Decision:
         """Take a decision about an input as the payments stage would."""
-        self.decisions.append(decision)
         key = record_key(source.merchant_id, source.order_id)
+        decision = reported(
+            self.payment(source.merchant_id, source.order_id), decision, self.policy
+        )
+        self.decisions.append(decision)
         if decision.payment is not None:
             self._table[key] = self._append(PAYMENTS, decision.payment)
         if decision.dead_letter is not None:

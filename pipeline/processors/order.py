@@ -42,8 +42,9 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
-from pipeline.processors.commands import with_waiting_commands
-from pipeline.processors.risk import assess_order, card_number_refused, held_for_review
+from pipeline.processors.commands import start_charge, with_waiting_commands
+from pipeline.processors.door import card_number_refused
+from pipeline.processors.risk import assess_order, held_for_review
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_ORDER: Final = "duplicate_order"
@@ -58,6 +59,7 @@ _TEXTS: Final = (
     "payment_method",
     "country",
     "card_fingerprint",
+    "card_scheme",
 )
 
 _DUPLICATE: Final = Decision(note=DUPLICATE_ORDER)
@@ -91,6 +93,13 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
         return cancelled
     if policy.risk is not None:
         return assess_order(_payment(payment, order, now_ms), now_ms, policy, policy.risk)
+    if policy.count_cards and order.card_fingerprint is not None:
+        placed = _payment(payment, order, now_ms)
+        started = start_charge(
+            placed, order.order_id, ORDER_ACCEPTED, PAYMENT_STARTED, now_ms, policy
+        )
+        rule = GATEWAY_MUST_SERVE_THE_PAYMENT
+        return started or reject_order(payment, order, rule, now_ms, policy)
     return _charged(payment, order, now_ms, policy)
 
 
@@ -197,6 +206,7 @@ def _payment(
         payment_method=order.payment_method,
         country=order.country,
         card_fingerprint=order.card_fingerprint,
+        card_scheme=order.card_scheme,
         attempts=attempts,
     )
     if rejected:

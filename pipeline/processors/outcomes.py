@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.attempt_caps import cap_reached
 from pipeline.domain.charges import captured_of_minor, refunded_of_minor
 from pipeline.domain.decision import Decision, Outgoing
 from pipeline.domain.ids import expiry_operation_id, reversal_operation_id
@@ -86,6 +85,7 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import Route, facts_of, route
+from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 
 # Kinds of settlements that gateways' words about operations make.
 SETTLED_CAPTURE: Final = "capture"
@@ -393,7 +393,6 @@ def _after_decline(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         or payment.status not in (PROCESSING, OUTCOME_UNKNOWN)
         or payment.cancel_requested_by is not None
         or now_ms >= charge_deadline_ms(payment, attempt, policy)
-        or cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None
     ):
         return None
     profile = gateway_profile(policy, attempt.gateway)
@@ -405,7 +404,10 @@ def _after_decline(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         or sendable_until_ms >= attempt.started_at_ms + profile.key_retention_ms
     ):
         return None
-    return next_gateway(payment, attempt, policy)
+    chosen = next_gateway(payment, attempt, policy)
+    if chosen is None or is_capped(payment, chosen.profile.name, now_ms, policy):
+        return None
+    return chosen
 
 
 def next_gateway(payment: Payment, attempt: Attempt, policy: Policy) -> Route | None:
@@ -435,8 +437,20 @@ def moved_on(
         now_ms,
         because=chosen.because,
     )
+    started = with_instrument(payment, started)
+    without = replace(payment, attempts=replaced(payment, ended))
+    if needs_permit(payment, policy):
+        return permit_asked(
+            without,
+            started,
+            now_ms,
+            policy,
+            moves=known_by(payment, attempt),
+            reason=reason,
+            detail=chosen.because,
+        )
     changed, event = begun(
-        replace(payment, attempts=replaced(payment, ended)),
+        without,
         started,
         now_ms,
         event=FAILOVER_STARTED,

@@ -1,4 +1,4 @@
-"""Risk in the flow: what is refused at the door, and what rules decide before anybody is charged.
+"""Risk in the flow: what rules decide before anybody is charged.
 
 What can be decided by the order alone is decided at once. Where rules count, an order that is not
 rejected already asks for its counts, one check for each identity, and waits; it is decided when
@@ -12,7 +12,6 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.decision import Decision
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
@@ -24,8 +23,8 @@ from pipeline.domain.lifecycle import (
     REVIEW_ASKED,
     RISK_COUNTED,
 )
-from pipeline.domain.model import Order, Payment, PaymentCommand, RiskResult
-from pipeline.domain.payment import dead_lettered, decision, followed, moved, timer_of, told
+from pipeline.domain.model import Payment, PaymentCommand, RiskResult
+from pipeline.domain.payment import decision, followed, moved, timer_of, told
 from pipeline.domain.policy import Policy
 from pipeline.domain.risk import (
     REJECT,
@@ -40,6 +39,13 @@ from pipeline.domain.risk import (
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED, PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import decide_retry, start_charge, with_waiting_commands
 from pipeline.processors.letters import LETTER_OF_NO_PAYMENT, letter_told
+from pipeline.processors.permit_answers import (
+    COUNTS_MISSING,
+    STALE_RISK_RESULT,
+    answer_permit,
+    permit_missing,
+    waits_for_permit,
+)
 from pipeline.processors.retries import (
     COUNTS_AWAITED,
     REVIEW_ENDS,
@@ -49,29 +55,11 @@ from pipeline.processors.retries import (
     without_retry,
 )
 
-CARD_NUMBER_IN_FIELD: Final = "card_number_in_field"
 UNKNOWN_PAYMENT: Final = "unknown_payment"
-STALE_RISK_RESULT: Final = "stale_risk_result"
 COUNTED_IN_SHADOW: Final = "counted_in_shadow"
 
-# Reason of a review without counts.
-COUNTS_MISSING: Final = "risk_counts_missing"
 
 _NO_RULES: Final = RiskRules()
-
-
-def card_number_refused(payment: Payment | None, order: Order, now_ms: int) -> Decision | None:
-    """An order that holds a card number goes to the dead letters, masked; None for a clean one.
-
-    Nothing of it is kept: a payment that the table holds already only says that it came.
-    """
-    fields = fields_with_card_numbers(order)
-    if not fields:
-        return None
-    detail = f"a card number stands in {', '.join(fields)}"
-    if payment is None:
-        return Decision(dead_letter=CARD_NUMBER_IN_FIELD, detail=detail)
-    return dead_lettered(payment, CARD_NUMBER_IN_FIELD, detail, now_ms)
 
 
 def assess_order(placed: Payment, now_ms: int, policy: Policy, rules: RiskRules) -> Decision:
@@ -105,7 +93,8 @@ def assess_order(placed: Payment, now_ms: int, policy: Policy, rules: RiskRules)
 def process_risk_result(
     payment: Payment | None, result: RiskResult, now_ms: int, policy: Policy
 ) -> Decision:
-    """Decide about the counts of one identity; ``now_ms`` is the answer's append time.
+    """Decide about the counts of one identity, or about a permit; ``now_ms`` is the answer's append
+    time.
 
     The last one that was awaited decides the order. Counts that only rules in shadow asked for are
     told. Counts that nobody waits for any more have no effect (``stale_risk_result``).
@@ -119,6 +108,8 @@ def process_risk_result(
     rules = policy.risk or _NO_RULES
     if result.payment_id != payment.payment_id:
         return Decision(note=STALE_RISK_RESULT)
+    if result.attempt_key:
+        return answer_permit(payment, result, now_ms, policy)
     if not _is_awaited(payment, result):
         return _told_in_shadow(payment, result, now_ms, rules)
     awaited = tuple(by for by in payment.risk_awaited if by != result.by)
@@ -163,10 +154,19 @@ def counts_missing(payment: Payment, now_ms: int, policy: Policy) -> Decision:
 def _not_counted(
     payment: Payment, result: RiskResult, cause: str, now_ms: int, policy: Policy
 ) -> Decision:
-    """The check was dead-lettered: its counts do not come, and nobody waits for them any longer."""
+    """The check was dead-lettered: its counts, or the permit, do not come, and nobody waits
+    for them any longer."""
     made = letter_told(payment, "risk", cause, result.letter or "", now_ms)
     told_so = made.payment
-    if told_so is None or not _is_awaited(payment, result):
+    if told_so is None:
+        return made
+    if result.attempt_key:
+        asking = waits_for_permit(told_so, result.attempt_key)
+        if asking is None:
+            # What became of an attempt was told in vain.
+            return made
+        return followed(made, permit_missing(told_so, asking, now_ms, policy))
+    if not _is_awaited(payment, result):
         return made
     return followed(made, _without_counts(told_so, now_ms, policy))
 

@@ -24,6 +24,7 @@ from pipeline.domain.lifecycle import (
     INQUIRY_WAITING,
     MAIN_KINDS,
     NOT_SENT_SEEN,
+    PERMIT_WAITING,
     PROOF_DUE,
     REQUIRES_CUSTOMER_ACTION,
     RETRY_DUE,
@@ -73,6 +74,7 @@ from pipeline.processors.outcomes import (
     uncertain,
     waiting,
 )
+from pipeline.processors.permit_answers import permit_missing
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
 
 # Causes of dead letters.
@@ -156,6 +158,11 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
     attempt = find_attempt(payment, due.operation_id, due.attempt)
     if attempt is None or due.try_number != attempt.tries:
         return _STALE_DUE
+    if attempt.state == PERMIT_WAITING:
+        if due.purpose != TIMER:
+            return _STALE_DUE
+        again = passed_on(due, now_ms, policy)
+        return again or permit_missing(payment, attempt, now_ms, policy, due=due)
     if due.purpose == RETRY:
         if attempt.state != RETRY_WAITING:
             return _STALE_DUE

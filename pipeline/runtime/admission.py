@@ -150,6 +150,10 @@ class Admission:
             for b in self._buffers.values()
         )
 
+    def is_paused(self, topic: str) -> bool:
+        """Whether its partitions were named to be paused, and not yet to be resumed."""
+        return self._buffers[topic].paused
+
     def buffered(self, topic: str) -> int:
         return self._buffers[topic].count
 

@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from pipeline.domain.model import AuditEntry, ControlEntry
 from pipeline.domain.records import control_entry_from_record, to_record
 from pipeline.errors import UserError
+from pipeline.runtime.control_standing import Told
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
 from topics.catalogue import Catalogue
@@ -39,18 +40,26 @@ PAUSE_S = 1.0
 
 # An entry of a key, or None when it was deleted.
 OnEntry = Callable[[str, ControlEntry | None], None]
+# The key of a record that is no entry, and why it is left out.
+OnUnreadable = Callable[[str, str], None]
 
 
 class ControlReader:
     """Follows the topic; ``on_entry`` is called by ``start`` and then by a thread of its own."""
 
     def __init__(
-        self, bootstrap_servers: str, catalogue: Catalogue, codec: Codec, on_entry: OnEntry
+        self,
+        bootstrap_servers: str,
+        catalogue: Catalogue,
+        codec: Codec,
+        on_entry: OnEntry,
+        on_unreadable: OnUnreadable = lambda key, why: None,
     ) -> None:
         self._topic = catalogue.name(ROLE)
         self._partitions = catalogue[ROLE].partitions
         self._decode = codec.decoder("control-entry")
         self._on_entry = on_entry
+        self._on_unreadable = on_unreadable
         self._ended: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="control", daemon=True)
@@ -128,28 +137,39 @@ class ControlReader:
                 "entry %s[%s]@%s of the control topic is left out: %s",
                 key, message.partition(), message.offset(), error,
             )  # fmt: skip
+            self._on_unreadable(key, f"it cannot be read: {error}")
             return
         if entry.key == key:
             self._on_entry(key, entry)
-
-
-def read_entries(
-    bootstrap_servers: str, catalogue: Catalogue, codec: Codec
-) -> dict[str, ControlEntry]:
-    """The entries in force, by key."""
-    found: dict[str, ControlEntry] = {}
-
-    def take(key: str, entry: ControlEntry | None) -> None:
-        if entry is None:
-            found.pop(key, None)
         else:
-            found[key] = entry
+            self._on_unreadable(key, "it names another key than its record")
 
-    reader = ControlReader(bootstrap_servers, catalogue, codec, take)
+
+def read_records(bootstrap_servers: str, catalogue: Catalogue, codec: Codec) -> list[Told]:
+    """Everything the topic still holds, the records of each key in their order."""
+    found: list[Told] = []
+    reader = ControlReader(
+        bootstrap_servers,
+        catalogue,
+        codec,
+        lambda key, entry: found.append(Told(key, entry)),
+        lambda key, why: found.append(Told(key, None, why)),
+    )
     try:
         reader.read()
     finally:
         reader.close()
+    return found
+
+
+def newest_entry(
+    bootstrap_servers: str, catalogue: Catalogue, codec: Codec, key: str
+) -> ControlEntry | None:
+    """The newest entry of a key that can be read, whether or not workers take it."""
+    found: ControlEntry | None = None
+    for told in read_records(bootstrap_servers, catalogue, codec):
+        if told.key == key and told.unreadable is None:
+            found = told.entry
     return found
 
 
@@ -163,12 +183,12 @@ def change_entry(
     changed_by: str,
     reason: str,
     now_ms: int,
-    in_force: int | None = None,
+    newest: int | None = None,
 ) -> ControlEntry:
     """Write the next version of an entry, and in the same transaction the audit's record of it.
 
-    ``in_force``: only if this version is (0: none). UserError when another one is, when somebody
-    else writes at the same time (one transactional id for all lets the later of two put the earlier
+    ``newest``: only if this version is (0: none). UserError when another one is, when somebody else
+    writes at the same time (one transactional id for all lets the later of two put the earlier
     one off), or when it is not certain that it was written.
     """
     producer = Producer(
@@ -183,10 +203,10 @@ def change_entry(
     try:
         producer.init_transactions(READ_TIMEOUT_S)
         # After that, nobody else's write can still be on its way.
-        before = read_entries(bootstrap_servers, catalogue, codec).get(key)
+        before = newest_entry(bootstrap_servers, catalogue, codec, key)
         version = before.version if before is not None else 0
-        if in_force is not None and in_force != version:
-            raise UserError(f"version {version} is in force, not {in_force}; look at it first.")
+        if newest is not None and newest != version:
+            raise UserError(f"version {version} is the newest, not {newest}; look at it first.")
         entry = ControlEntry(
             key=key,
             value=value,

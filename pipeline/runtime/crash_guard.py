@@ -1,4 +1,7 @@
-"""Finds the record that kills the process, so that it cannot stop its lane for ever.
+"""Finds the request that kills a gateway worker, so that it cannot stop its lane for ever.
+
+Calls overlap by design, so whose fault a death is can be said only while one call is open. Workers
+with a table narrow it down without that (``suspects``).
 
 A file beside the table cache counts the starts that were not followed by steady running or an
 orderly end. After three of them the worker becomes careful: it takes one record a transaction and

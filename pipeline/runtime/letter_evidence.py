@@ -7,7 +7,7 @@ that record.
 
 =========  ====================================================================================
 gateway    a gateway-result of the outcome ``dead_lettered``: what was asked for is inquired about
-risk       a risk-result with a cause: the counts do not come, so a person decides
+risk       a risk-result with a cause: the counts, or the permit, do not come, so a person decides
 ledger     a gateway-notification of the type ``dead_letter``; the ledger's letters and its database
            cannot be one transaction, so it may come twice and counts once
 =========  ====================================================================================
@@ -89,6 +89,7 @@ def check_letter(record: InputRecord, check: RiskCheck, cause: str) -> RiskResul
         cause=cause,
         letter=place_of(record),
         operation_id=check.operation_id,
+        attempt_key=check.attempt_key,
     )
 
 

@@ -40,6 +40,7 @@ from pipeline.domain.risk_velocity import velocity_key
 from pipeline.processors.commands import process_command
 from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
+from pipeline.processors.permits import reported
 from pipeline.processors.risk import process_risk_result
 from pipeline.processors.settlement import process_due, process_result
 from pipeline.runtime.admission import InputLane
@@ -171,6 +172,7 @@ class PaymentsStage:
             self._policy.saw(value, record.timestamp_ms)
         policy = self._policy.at(record.timestamp_ms)
         decision = process(payment, value, record.timestamp_ms, policy)
+        decision = reported(payment, decision, policy)
         if decision.dead_letter is not None:
             self._bury(record, batch, decision.dead_letter, decision.detail or "")
         if decision.note is not None:

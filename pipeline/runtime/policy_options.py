@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.domain.cap_rules import NETWORKS, OFF, CapRules, read_caps
 from pipeline.domain.policy import Policy
 from pipeline.domain.risk_rules import read_rules
 from pipeline.domain.route_rules import RoutesRefused, read_routes, routed
@@ -18,8 +19,13 @@ from pipeline.gateways.configured import profiles_of
 
 def policy_of(options: Mapping[str, Any]) -> Policy:
     """The policy of a worker's options (``Settings.worker_options``), without routes."""
+    gateways = profiles_of(options)
+    caps = _caps(options.get("attempt_caps", NETWORKS), [profile.name for profile in gateways])
     return Policy(
-        gateways=profiles_of(options),
+        gateways=gateways,
+        attempt_caps=caps.caps,
+        card_bar_ms=caps.bar_ms,
+        count_cards=options.get("attempt_caps", NETWORKS) != OFF,
         retry_max=options["retry_max"],
         inquiry_max=options["inquiry_max"],
         send_within_ms=options["send_within_ms"],
@@ -31,6 +37,20 @@ def policy_of(options: Mapping[str, Any]) -> Policy:
             else None
         ),
     )
+
+
+def _caps(given: str, gateways: list[str]) -> CapRules:
+    """The caps that an installation's word or file says; UserError for a gateway that is none."""
+    if given in (NETWORKS, OFF):
+        return CapRules()
+    rules = read_caps(given, "the caps on attempts")
+    for cap in rules.caps:
+        if cap.gateway and cap.gateway not in gateways:
+            raise UserError(
+                f"the cap {cap.name!r} on attempts is of {cap.gateway!r}, which is no gateway; "
+                f"configured are {', '.join(sorted(gateways))}."
+            )
+    return rules
 
 
 def read_routes_file(path: Path) -> str:

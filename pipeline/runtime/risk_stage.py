@@ -1,4 +1,5 @@
-"""The risk stage: orders counted by card, customer or merchant, in a table keyed by what it counts.
+"""The risk stage: orders counted by card, customer or merchant, and declined attempts by card, in a
+table keyed by what it counts.
 
 Counts cannot be kept in lanes keyed by order: two workers would each know a part. Here every check
 of one identity comes to one lane, whichever payments worker wrote it, so a limit is exact. The
@@ -11,7 +12,8 @@ from __future__ import annotations
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import RiskCheck, RiskResult, RiskVelocity
 from pipeline.domain.records import check_from_record, to_record, velocity_from_record
-from pipeline.domain.risk_velocity import count_check, velocity_key
+from pipeline.domain.risk_answer import answer_check
+from pipeline.domain.risk_velocity import velocity_key
 from pipeline.runtime.admission import InputLane
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.dead_letters import dead_letter
@@ -73,18 +75,13 @@ class RiskStage:
             detail = f"murmur2 of the key belongs to partition {belongs}"
             self._bury(record, batch, "misrouted", detail, check)
             return
-        counted, answer = count_check(row, check, record.timestamp_ms)
-        result = RiskResult(
-            merchant_id=check.merchant_id,
-            order_id=check.order_id,
-            payment_id=check.payment_id,
-            by=check.by,
-            counted_at_ms=record.timestamp_ms,
-            counted=answer,
-            operation_id=check.operation_id,
-        )
-        self._tell(result, batch)
+        counted, answers = answer_check(row, check, record.timestamp_ms)
+        for result in answers:
+            self._tell(result, batch)
+            if result.permit:
+                batch.notes[("permits", f"{result.permit} {result.rule}")] += 1
         if counted is None:
+            # An order, or what became of an attempt, that came a second time.
             batch.notes[("notes", ALREADY_COUNTED)] += 1
             return
         raw = self._encode_row(to_record(counted))

@@ -36,12 +36,13 @@ from pipeline.runtime.cluster import (
 )
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
-from pipeline.runtime.crash_guard import CrashGuard
+from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
 from pipeline.runtime.restore import Restorer
 from pipeline.runtime.surroundings import REAL, Surroundings
+from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.table import Table
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
@@ -131,7 +132,11 @@ class TableWorker(Generic[V]):
         self._producer_overrides = dict(producer_overrides or {})
         self._delay_ms = {lane.topic: lane.delay_ms or 0 for lane in stage.lanes}
         self._admission = Admission(stage.lanes, buffer_max=BUFFER_RECORDS_MAX)
-        self._guard = CrashGuard(spec.slot_dir / "crash-guard.json", now_s=surroundings.monotonic_s)
+        self._suspects = Suspects(spec.slot_dir / "suspects.json")
+        self._held = HeldInputs(stage.lanes, self._suspects)
+        # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
+        self._alone = False
+        self._held_next = True
         self._batch: Batch | None = None
         self._under_way: Batch | None = None
         self._submitted_s = 0.0
@@ -186,7 +191,7 @@ class TableWorker(Generic[V]):
         )
         self._lane.open()
         self._commits = CommitThread(self._lane, self._outside)
-        self._guard.start()
+        self._suspects.start()
         self._consumer.subscribe(
             [lane.topic for lane in self._stage.lanes],
             on_assign=self._on_assign,
@@ -198,11 +203,12 @@ class TableWorker(Generic[V]):
             while not self._stop.is_set():
                 self._turn()
             self._drain()
-            self._guard.stopped()
+            self._suspects.excused()
         except OUTSIDE_CAUSES:
-            self._guard.excused()
+            self._suspects.excused()
             raise
         finally:
+            self._suspects.close()
             self._restorer.stop()
             self._commits.close()
             # Closing revokes; what is still under way has failed, and waiting for it there would
@@ -241,7 +247,7 @@ class TableWorker(Generic[V]):
         if batch is not None and not self._commits.busy:
             age_ms = (self._monotonic_s() - batch.opened_s) * 1000
             if (
-                self._guard.careful
+                self._alone
                 or batch.input_bytes >= TAKE_BYTES_MAX
                 or self._policy.due(batch.records, age_ms, waiting_input)
             ):
@@ -271,19 +277,23 @@ class TableWorker(Generic[V]):
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past.
             return False
+        held = self._held if self._suspects or self._held else None
         for message in messages:
             if message.error() is None:
-                self._admission.add(input_record(message))
+                record = input_record(message)
+                if held is None or not held.take(record):
+                    self._admission.add(record)
         fetching = self._admission.fetching()
-        if fetching.pause:
-            self._consumer.pause([TopicPartition(*tp) for tp in fetching.pause])
         if fetching.resume:
             self._consumer.resume([TopicPartition(*tp) for tp in fetching.resume])
+        pause = [*fetching.pause, *(self._held.overfull() if self._held else ())]
+        if pause:
+            self._consumer.pause([TopicPartition(*tp) for tp in pause])
         return bool(messages)
 
     def _patience_s(self) -> float:
         """How long to wait for input when none is at hand."""
-        if self._batch is not None or self._under_way is not None:
+        if self._batch is not None or self._under_way is not None or self._held:
             return 0.002
         due_ms = self._admission.next_due_ms()
         if due_ms is None:
@@ -294,19 +304,14 @@ class TableWorker(Generic[V]):
         """Admit waiting input and let the stage put its effects into the batch."""
         allowed = self._orders_allowed()
         self._admission.open_gate(allowed)
-        have = self._batch.records if self._batch is not None else 0
-        room = 1 - have if self._guard.careful else self._policy.records_max - have
-        if self._guard.careful and self._under_way is not None:
+        if self._alone:
             return
-        if room <= 0:
-            return
-        have_bytes = self._batch.input_bytes if self._batch is not None else 0
-        records = self._admission.take(
-            min(room, FETCH_RECORDS_MAX),
-            int(self._time_s() * 1000),
-            limit_bytes=TAKE_BYTES_MAX - have_bytes,
-        )
+        records = self._take_held(allowed) if self._held else []
+        if not records and not (self._held and self._held_next):
+            # While suspects wait for their turn nothing is begun: beside them nothing is under way.
+            records = self._take_ordinary()
         if not records:
+            self._held_next = True
             return
         failpoints.hit(f"{self._stage.name}.taken")
         batch = self._batch
@@ -327,15 +332,36 @@ class TableWorker(Generic[V]):
 
     def _handle(self, records: list[InputRecord], batch: Batch) -> None:
         handle, table = self._stage.handle, self._table
-        if not self._guard.careful:
-            for record in records:
-                handle(record, table, batch)
+        if self._alone and self._suspects.is_condemned(records[0]):
+            # Not looked at, so a death from here on is not its doing.
+            self._stage.quarantine(records[0], table, batch)
             return
+        self._suspects.took(records)
         for record in records:
-            if self._guard.handling(record.topic, record.partition, record.offset):
-                handle(record, table, batch)
-            else:
-                self._stage.quarantine(record, table, batch)
+            handle(record, table, batch)
+
+    def _take_ordinary(self) -> list[InputRecord]:
+        """Waiting input for the batch in preparation, as far as it has room."""
+        have = self._batch.records if self._batch is not None else 0
+        have_bytes = self._batch.input_bytes if self._batch is not None else 0
+        room = self._policy.records_max - have
+        if room <= 0:
+            return []
+        return self._admission.take(
+            min(room, FETCH_RECORDS_MAX),
+            int(self._time_s() * 1000),
+            limit_bytes=TAKE_BYTES_MAX - have_bytes,
+        )
+
+    def _take_held(self, allowed: bool) -> list[InputRecord]:
+        """Suspects for a transaction of their own, in turn with ordinary ones."""
+        if self._batch is not None or self._under_way is not None or not self._held_next:
+            return []
+        self._release()
+        piece = self._held.next_piece(int(self._time_s() * 1000), gate_open=allowed)
+        self._alone = bool(piece)
+        self._held_next = False
+        return piece
 
     def _wait_for_registry(self, error: RegistryUnavailable) -> None:
         """A schema could not be asked for: the record is neither read nor refused, but waited for.
@@ -382,7 +408,8 @@ class TableWorker(Generic[V]):
             {p: offset + 1 for p, offset in self._table_offsets.items()}, int(self._time_s() * 1000)
         )
         failpoints.hit(f"{stage}.cache_applied")
-        self._guard.committed(batch.offsets)
+        self._suspects.committed(batch.offsets)
+        self._held_next, self._alone = not self._alone, False
         metrics.committed(stage, batch.records, batch.oldest_ms, self._time_s())
         for (topic, partition), offset in batch.offsets.items():
             first = batch.first_offsets[(topic, partition)]
@@ -394,12 +421,26 @@ class TableWorker(Generic[V]):
         """Back to the last committed positions; nothing prepared or buffered survives."""
         self._table.discard()
         self._batch = None
+        self._let_go_of_held()
         positions = [TopicPartition(t, p, o) for (t, p), o in self._positions.items()]
         self._consumer.assign(positions)
         # The client keeps a pause across an assignment of the same partitions; the buffers are
         # empty now and would never ask for a resumption.
         self._consumer.resume(positions)
         self._admission.assign(self._positions)
+
+    def _release(self) -> None:
+        """What was held behind suspects that are committed goes on like any other input."""
+        for tp, records in self._held.released():
+            for record in records:
+                self._admission.add(record)
+            if not self._admission.is_paused(tp[0]):
+                self._consumer.resume([TopicPartition(*tp)])
+
+    def _let_go_of_held(self) -> None:
+        self._suspects.forgot()
+        self._held.clear()
+        self._alone, self._held_next = False, True
 
     def _committed_offsets(
         self, partitions: list[TopicPartitionKey]
@@ -435,7 +476,7 @@ class TableWorker(Generic[V]):
         consumer.assign(assigned)
         consumer.pause(assigned)
         self._admission.assign(self._positions)
-        self._guard.assigned(self._positions)
+        self._suspects.assigned(self._positions)
         self._epoch += 1
         self._restore_began_s = self._monotonic_s()
         self._restorer.begin(tp.partition for tp in partitions)
@@ -478,6 +519,7 @@ class TableWorker(Generic[V]):
         self._table.discard()
         self._batch = None
         self._under_way = None
+        self._let_go_of_held()
         self._restorer.stop()
         self._restoring = False
         self._positions = {}

@@ -47,10 +47,10 @@ FIRST_TIER_MS = 1_000
 # Published in slices of 2 s; after some of them a payments worker is killed. None after the first,
 # so that there is an undisturbed time before the kills, as there is one at the end.
 SLICES = 18
-KILLS_AFTER = (1, 2, 3, 4, 5, 6)
-# Each is killed twice: at a third death in a row without 30 s of steady running between them a
-# worker turns careful and takes one record a transaction (rule 13), which is late by design.
 WORKERS = 3
+# After which slice, and which worker. One of them dies four times in eight seconds: what it had
+# under way each time is handled carefully (rule 13), and nothing else is late for it.
+KILLS_AFTER = {1: 1, 2: 2, 3: 0, 4: 0, 5: 0, 6: 0}
 LATE_MS_MAX = 1_000
 # A killed worker's successor, in the worst case by a rebalance: a session of 10 s and a transaction
 # of 10 s that has to end, and what was not done meanwhile.
@@ -260,7 +260,7 @@ def evidence(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
                         lambda: len(flow.supervisor.pids()) == WORKERS, 30, "all of them run"
                     )
                     killed_ms.append(int(time.time() * 1000))
-                    os.kill(flow.supervisor.pids()[number % WORKERS], signal.SIGKILL)
+                    os.kill(flow.supervisor.pids()[KILLS_AFTER[number]], signal.SIGKILL)
             flow.keep_until(
                 lambda: stage.progress() >= PAYMENTS + CANCELLED,
                 STILL_S,
@@ -309,8 +309,9 @@ def read_back(
 
 
 def test_workers_were_killed_while_all_five_tiers_held_payments(evidence: Evidence) -> None:
-    """What the other tests assume: the kills met waits of every tier."""
-    assert sum(codes.count(-9) for codes in evidence.exits.values()) == len(KILLS_AFTER)
+    """What the other tests assume: the kills met waits of every tier, and one worker often."""
+    killed = Counter({name: codes.count(-9) for name, codes in evidence.exits.items()})
+    assert [killed[f"payments-{slot}"] for slot in range(WORKERS)] == [4, 1, 1]
     first, last = min(evidence.killed_ms), max(evidence.killed_ms)
     met = Counter(
         wait.noun.tier
@@ -321,11 +322,11 @@ def test_workers_were_killed_while_all_five_tiers_held_payments(evidence: Eviden
 
 
 def test_no_wait_is_lost_and_none_is_doubled(evidence: Evidence) -> None:
-    """Each payment waits once, in the tier that was asked for, is sent once more, and is charged
-    and settled once."""
+    """Each payment waits once, in the tier that was asked for or by its draw in the next longer
+    one, is sent once more, and is charged and settled once."""
     kept = [wait.noun for wait in evidence.waits if wait.noun.merchant_id != QUITTER]
     assert len({wait.payment_id for wait in kept}) == len(kept) == PAYMENTS
-    assert all(wait.tier == tier_of(wait) for wait in kept)
+    assert all(wait.tier in (tier_of(wait), min(tier_of(wait) + 1, 5)) for wait in kept)
     assert {len(followed) for _, followed in evidence.followed()} == {1}
     tries = Counter(
         (request.noun.payment_id, request.noun.try_number)

@@ -15,6 +15,7 @@ from pipeline.audit.verify import Sources, verify
 from pipeline.domain.model import Payment
 from pipeline.domain.records import payment_from_record
 from pipeline.gateways.simulator import start_simulator, stop_simulator
+from pipeline.runtime.control import change_entry
 from schemas.codec import default_codec
 from tests.support.cli import Cli, Done
 from tests.support.topics import read_all
@@ -81,10 +82,29 @@ def test_payments_follow_the_control_topic_and_leave_a_gateway_that_is_dead(
             assert "gateways.nroth: there is no such gateway" in done.err
             done = entry("to-south", to_south, "--version", "0")
             assert done.code == 2
-            assert "version 1 is in force, not 0" in done.err
+            assert "version 1 is the newest, not 0" in done.err
             shown = cli.run("control", "show").out
             assert shown.startswith("routing version 1, by tests at ")
-            assert "to-south" in shown
+            assert "to-south (in force)" in shown
+
+            # Written by another program, it is refused by the workers, and shown so.
+            wrong = {"gateways": {"nroth": {"priority": 0}}}
+            change_entry(
+                kafka,
+                flow.settings.catalogue(),
+                default_codec(),
+                key="routing",
+                value=json.dumps(wrong),
+                changed_by="another program",
+                reason="by hand",
+                now_ms=int(time.time() * 1000),
+            )
+            done = cli.run("control", "show")
+            assert done.code == 1
+            refused, instead = done.out.split("in force instead: ")
+            assert refused.startswith("routing version 2, by another program at ")
+            assert "by hand (refused by workers)\n  gateways.nroth: there is no such" in refused
+            assert instead.startswith("routing version 1, by tests at ")
 
             # The preferred gateway hangs: connections are taken and nothing is answered.
             assert south.pid is not None
@@ -111,7 +131,7 @@ def test_payments_follow_the_control_topic_and_leave_a_gateway_that_is_dead(
             flow.keep_until(lambda: verify(seen).exit_code != 2, WAIT_S, "everything is booked")
             assert verify(seen).findings == []
             audited = read_all(kafka, f"{topic_prefix}audit")
-            assert [m.key() for m in audited] == [b"control/routing"]
+            assert [m.key() for m in audited] == [b"control/routing"] * 2
     finally:
         stop_simulator(north)
         stop_simulator(south)

@@ -11,8 +11,8 @@ from confluent_kafka import Message
 from pipeline.config import load_settings
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.runtime import supervisor
-from pipeline.runtime.crash_guard import DEATHS_MAX
 from pipeline.runtime.supervisor import Supervisor
+from pipeline.runtime.suspects import DEATHS_MAX
 from pipeline.runtime.worker_spec import WorkerSpec
 from tests.support.engine_flow import EngineFlow, headers_of
 from tests.support.poisoned_worker import POISON
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.integration
 def test_a_record_that_kills_the_process_is_quarantined_while_others_go_on(
     kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The poisoned order dies in the dead letters after six deaths (three to notice, three to
-    name it), although orders of the other partition arrive between them; those behind it and those
-    beside it are all asked for once."""
+    """The poisoned order dies in the dead letters after four deaths (one to suspect what was under
+    way, three to name it), although orders of the other partition arrive between them; those behind
+    it and those beside it are all asked for once."""
     monkeypatch.setattr(supervisor, "WORKER_MODULE", "tests.support.poisoned_worker")
     monkeypatch.setattr(supervisor, "RESTART_PAUSE_S_MAX", 0.2)
     flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
@@ -62,6 +62,6 @@ def test_a_record_that_kills_the_process_is_quarantined_while_others_go_on(
     headers = headers_of(letter)
     assert headers["dlq.cause"] == "killed_the_process"
     assert (int(headers["dlq.partition"]), int(headers["dlq.offset"])) == poison
-    assert exits == [-9] * (2 * DEATHS_MAX)
+    assert exits == [-9] * (1 + DEATHS_MAX)
     requested = [r.order_id for r in flow.nouns("payment-requests")]
     assert sorted(requested) == sorted({o.order_id for o in sent})

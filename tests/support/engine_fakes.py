@@ -217,6 +217,7 @@ def payments_with(
     monkeypatch: Any,
     *,
     restore_slices: int = 0,
+    suspects: bool = False,
     **more: Any,
 ) -> Any:
     """A payments worker over the fakes that has been given partition 0 of every input; not
@@ -229,6 +230,9 @@ def payments_with(
     worker._lane = lane_without_news()
     worker._table = Table(MemoryTableStore(), decode=flow.stage().decode_row)
     worker._restorer = SlowRestorer(member.said, restore_slices)
+    if suspects:
+        # As after a death: the file of the process before is read.
+        worker._suspects.start()
     worker._on_assign(member, [TopicPartition(spec, 0) for spec in inputs_of(flow)])
     return worker
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.domain.attempt_caps import AttemptCap, cap_reached
 from pipeline.domain.breaker import CLOSED, HALF_OPEN, OPEN, Breaker, BreakerRule
 from pipeline.domain.health import HealthBook, verdict
-from pipeline.domain.model import Attempt
 from pipeline.domain.routes import Rate
 from pipeline.domain.token_bucket import TokenBucket
 from pipeline.domain.window import SlidingWindow
@@ -16,7 +14,6 @@ from pipeline.domain.window import SlidingWindow
 RULE = BreakerRule(
     window_ms=1_000, calls_min=4, trouble_percent=50, wait_ms=100, wait_ms_max=300, probes=2
 )
-DAY_MS = 86_400_000
 
 
 def opened(at_ms: int = 0) -> Breaker:
@@ -161,23 +158,6 @@ def test_a_bucket_never_gives_more_than_its_burst_and_its_rate(
         assert taken <= burst + rate_per_s * now_ms / 1000 + 1e-6
     wait_ms = bucket.next_in_ms(now_ms)
     assert bucket.take(now_ms + wait_ms + 1e-6)
-
-
-def attempt(at_ms: int, kind: str = "charge") -> Attempt:
-    return Attempt(
-        operation_id="o", kind=kind, gateway="g", attempt=1, state="declined", tries=1,
-        retries=0, inquiries=0, started_at_ms=at_ms, updated_at_ms=at_ms,
-    )  # fmt: skip
-
-
-def test_a_card_is_tried_as_often_as_its_cap_allows_wherever_the_tries_were() -> None:
-    """Own attempts and those of other payments count together; refunds and old ones do not."""
-    cap = AttemptCap(attempts_max=3, window_ms=30 * DAY_MS)
-    own = [attempt(0), attempt(DAY_MS), attempt(2 * DAY_MS, kind="refund")]
-    assert cap_reached([cap], own, 3 * DAY_MS) is None
-    assert cap_reached([cap], own, 3 * DAY_MS, elsewhere_ms=[DAY_MS]) == cap
-    assert cap_reached([cap], [*own, attempt(DAY_MS)], 3 * DAY_MS) == cap
-    assert cap_reached([cap], [*own, attempt(DAY_MS)], 30 * DAY_MS) is None
 
 
 def test_what_an_answer_says_of_its_gateway() -> None:

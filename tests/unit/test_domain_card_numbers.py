@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from pipeline.domain import card_numbers
 from pipeline.domain.card_numbers import (
+    ID_FIELDS,
     fields_with_card_numbers,
     holds_card_number,
     is_card_number,
@@ -15,9 +16,10 @@ from pipeline.domain.card_numbers import (
     mask_card_numbers,
     names_a_security_code,
 )
-from pipeline.domain.model import Order, OrderLine
+from pipeline.domain.model import Order, OrderLine, PaymentCommand
 from pipeline.domain.records import order_to_record
 from schemas.codec import default_codec
+from schemas.files import read_schema
 
 
 @pytest.mark.parametrize(
@@ -188,22 +190,38 @@ def test_a_test_card_of_every_range_is_refused_and_masked(name: str) -> None:
     assert not holds_card_number(wrong, opaque=True)
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        "instrument_token",
-        "card_fingerprint",
-        "country",
-        "currency",
-        "business_date",
-        "payment_method",
-        "capture_method",
-    ],
+COMMAND = PaymentCommand(
+    merchant_id="shop", order_id="1", command_id="c1", type="refund", submitted_at_ms=1
 )
+
+
+def texts_of(schema: str) -> list[str]:
+    """Every string field of a record's schema but its declared ids: those to come as well."""
+    return [
+        field["name"]
+        for field in read_schema(schema)["fields"]
+        if "string" in (field["type"], *list(field["type"])) and field["name"] not in ID_FIELDS
+    ]
+
+
+@pytest.mark.parametrize("field", texts_of("order"))
 def test_every_text_of_an_order_is_looked_at(field: str) -> None:
     """A card number in any text but an id is named by its field, and never by itself."""
     order = replace(ORDER, **{field: "4111111111111111"})
     assert fields_with_card_numbers(order) == (field,)
+
+
+@pytest.mark.parametrize("field", texts_of("payment-command"))
+def test_every_text_of_a_command_is_looked_at(field: str) -> None:
+    """The same for commands, whatever a field is for."""
+    command = replace(COMMAND, **{field: "card 4111 1111 1111 1111"})
+    assert fields_with_card_numbers(command) == (field,)
+
+
+def test_ids_of_a_command_are_no_card_numbers() -> None:
+    """A requester's ids may be any digits."""
+    ids = {"merchant_id": "4111111111111111", "order_id": "5555555555554444"}
+    assert fields_with_card_numbers(replace(COMMAND, **ids, command_id="4111111111111111")) == ()
 
 
 def test_a_description_is_looked_at_and_an_id_is_not() -> None:

@@ -145,7 +145,7 @@ def test_the_worker_process_asks_the_gate_that_was_built_for_it(
     gate_is_open, given, limits = [True], {}, []
 
     class Gate:
-        def __init__(self, _lag: object, *, records_max: int) -> None:
+        def __init__(self, _lag: object, *, records_max: int, **_more: str) -> None:
             limits.append(records_max)
 
         def __call__(self) -> bool:
@@ -162,7 +162,8 @@ def test_the_worker_process_asks_the_gate_that_was_built_for_it(
     spec = replace(flow.spec("payments"), options=options)
     metrics = Metrics()
     worker._payments(spec, flow.catalogue, flow.codec, metrics, threading.Event())
-    assert limits == [123]
+    # One for requests, one for the checks of cards.
+    assert limits == [123, 123]
     for is_open in (True, False, True):
         gate_is_open[0] = is_open
         assert given["orders_allowed"]() is is_open

@@ -148,7 +148,13 @@ def test_the_same_line_typed_again_is_the_same_command() -> None:
     again = replace(asked, submitted_at_ms=99, actor="somebody else")
     assert _with_id(asked).command_id == _with_id(again).command_id
     assert _with_id(asked).command_id.startswith("refund-")
-    for other in ({"amount_minor": 501}, {"reason": "a second one"}, {"order_id": "1002"}):
+    for other in (
+        {"amount_minor": 501},
+        {"reason": "a second one"},
+        {"order_id": "1002"},
+        {"card_fingerprint": "fp_2"},
+        {"card_scheme": "visa"},
+    ):
         assert _with_id(replace(asked, **other)).command_id != _with_id(asked).command_id
     assert _with_id(REFUND) == REFUND
 

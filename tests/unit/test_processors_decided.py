@@ -166,9 +166,13 @@ def test_other_commands_are_nobodys_word() -> None:
 
 
 def test_the_audit_keeps_no_card_number_and_no_novel() -> None:
-    """It keeps what it has for ever."""
+    """It keeps what it has for ever. A card number is refused before anything is decided; what only
+    looks like one is masked."""
     story = disputed()
-    card = "4111111111111111"
+    refused = command("resolve_dispute", "p0", decision="won", evidence="card 4111111111111111")
+    assert story.flow.command(refused).dead_letter == "card_number_in_field"
+    assert story.flow.audit_entries() == []
+    card = "9111111111111119"
     story.flow.command(
         command("resolve_dispute", "p1", decision="x" * 5_000, dispute_id=card, actor=f"ann {card}",
                 evidence=f"card {card}", gateway_reference=card, reason=card)
@@ -176,4 +180,4 @@ def test_the_audit_keeps_no_card_number_and_no_novel() -> None:
     entry, detail = said(story)
     assert card not in entry.detail + entry.actor + (entry.reason or "")
     assert len(detail["decision"]) == 1_000
-    assert detail["evidence"] == "card 411111******1111"
+    assert detail["evidence"] == "card 9111111*****1119"

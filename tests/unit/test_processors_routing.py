@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
-from pipeline.domain.attempt_caps import AttemptCap
+from pipeline.domain.model import AttemptCap
 from pipeline.domain.policy import Policy
 from pipeline.domain.routes import Health
 from pipeline.processors.driver import FlowDriver
@@ -202,7 +202,9 @@ FORGETFUL = replace(
     TWO_GATEWAYS,
     gateways=(replace(POLICY.gateways[0], key_retention_ms=10_000), TWO_GATEWAYS.gateways[1]),
 )
-CAPPED = replace(TWO_GATEWAYS, attempt_caps=(AttemptCap(attempts_max=1, window_ms=1_000),))
+CAPPED = replace(
+    TWO_GATEWAYS, attempt_caps=(AttemptCap(name="one", declines_max=1, window_ms=1_000),)
+)
 
 
 @pytest.mark.parametrize(

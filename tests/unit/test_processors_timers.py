@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from msgspec.structs import replace
 
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.model import Order, PaymentDue
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
-from pipeline.domain.tiers import inquiry_tier, retry_tier, tier_not_longer, tier_not_shorter
+from pipeline.domain.tiers import (
+    inquiry_tier,
+    jittered,
+    retry_tier,
+    tier_not_longer,
+    tier_not_shorter,
+)
+from pipeline.processors.driver import FlowDriver
 from tests.support.payment_story import (
     ACTION,
     DECLINED,
@@ -183,30 +194,73 @@ def test_timers_that_nobody_waits_for_are_stale() -> None:
 # Tiers.
 
 
-def test_each_retry_waits_in_the_next_tier() -> None:
-    """5, 10, 20, 40 and 80 seconds, then what is left is asked about."""
+def test_each_retry_waits_in_the_next_tier_or_the_one_after_it() -> None:
+    """5, 10, 20, 40 and 80 seconds, a draw of the payment's aside; then what is left is asked
+    about. A wait is as long as its tier, whichever it is."""
     story = Story(policy=replace(POLICY, retry_max=5))
     for tier in (1, 2, 3, 4, 5):
         story.flow.answer(NOT_SENT)
         (due,) = story.flow.waits()
-        assert (due.purpose, due.tier) == ("retry", tier)
+        assert due.purpose == "retry"
+        assert due.tier in (tier, min(tier + 1, 5))
         before_ms = story.flow.now_ms
         story.wait()
-        assert story.flow.now_ms - before_ms == 5_000 * 2 ** (tier - 1)
+        assert story.flow.now_ms - before_ms == 5_000 * 2 ** (due.tier - 1)
     assert story.asked == ["charge"] * 6
+
+
+def waits_of(count: int, answer: GatewayAnswer, order: Order = ORDER) -> list[PaymentDue]:
+    """The first wait of so many payments whose gateway gave them all the same answer."""
+    flow = FlowDriver(POLICY, now_ms=NOW)
+    for number in range(count):
+        flow.order(replace(order, order_id=f"o-{number}"))
+        flow.answer(answer)
+    return [due for _, _, due in flow.tiers if due.purpose == "retry"]
+
+
+@pytest.mark.parametrize("retry_after_ms", [None, 1, 5_000, 5_001, 12_000, 39_999])
+def test_what_failed_together_does_not_come_back_together_and_never_early(
+    retry_after_ms: int | None,
+) -> None:
+    """A quarter of the payments waits one tier longer; none waits less than its first tier, or
+    than its gateway asked for; and the draw is the payment's own, so a replay draws the same."""
+    answer = replace(NOT_SENT, retry_after_ms=retry_after_ms)
+    waits = waits_of(400, answer)
+    base = tier_not_shorter(POLICY.retry_delays_ms, retry_after_ms or 0)
+    tiers = Counter(due.tier for due in waits)
+    assert set(tiers) == {base, base + 1}
+    assert 60 < tiers[base + 1] < 140
+    for due in waits:
+        assert POLICY.retry_delays_ms[due.tier - 1] >= max(5_000, retry_after_ms or 0)
+    assert waits_of(400, answer) == waits
+
+
+def test_the_draw_of_a_wait_is_its_own() -> None:
+    """Another attempt, another draw: no payment is the slow one of every crowd."""
+    delays = (10, 20, 40)
+    drawn = [jittered(delays, 1, f"p:o:1:{tries}", 1_000) for tries in range(1, 41)]
+    assert set(drawn) == {1, 2}
+    assert {jittered(delays, 3, f"p:o:1:{tries}", 1_000) for tries in range(1, 41)} == {3}
+
+
+def test_no_draw_outlasts_the_order() -> None:
+    """What may be charged for eight seconds is not sent into a wait of ten by chance."""
+    waits = waits_of(60, NOT_SENT, replace(ORDER, pay_before_ms=NOW + 8 * SECOND))
+    assert {due.tier for due in waits} == {1}
 
 
 @pytest.mark.parametrize(
     ("retry_after_ms", "tier", "waited_ms"),
-    [(1, 1, 5_000), (5_001, 2, 10_000), (30_000, 4, 40_000), (100_000, 5, 160_000)],
+    [(1, 1, 10_000), (5_001, 2, 20_000), (30_000, 4, 80_000), (100_000, 5, 160_000)],
 )
 def test_a_gateway_that_asks_for_time_gets_it(
     retry_after_ms: int, tier: int, waited_ms: int
 ) -> None:
-    """The smallest tier that is not shorter; beyond the longest one the record goes round again."""
+    """The smallest tier that is not shorter, or by its draw the next; beyond the longest one the
+    record goes round again."""
     story = Story()
     story.flow.answer(replace(NOT_SENT, code="rate_limited", retry_after_ms=retry_after_ms))
-    assert story.flow.waits()[0].tier == tier
+    assert story.flow.waits()[0].tier in (tier, min(tier + 1, 5))
     while not story.flow.open_requests:
         story.wait()
     waited = story.flow.now_ms - NOW

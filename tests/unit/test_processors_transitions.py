@@ -243,9 +243,21 @@ def _after_the_first_outcome() -> None:
     failed.notify("failed", "r1")
 
 
+def _permits() -> None:
+    policy = replace(POLICY, count_cards=True)
+    order = replace(ORDER, card_fingerprint="fp_1")
+    given = Story(order, policy)
+    given.flow.count()
+    given.flow.answer(yes)
+    assert given.status == "captured"
+    cancelled = Story(order, policy)
+    cancelled.command("cancel")
+    assert cancelled.status == "cancelled"
+
+
 SCENARIOS: tuple[Callable[[], None], ...] = (
     _orders, _reviews, _counted, _retries_in_review, _unanswered, _customers,
-    _after_the_first_outcome,
+    _after_the_first_outcome, _permits,
 )  # fmt: skip
 
 

@@ -212,6 +212,8 @@ GOOD = 'name="a"\ntype="velocity"\naction="review"\nby="card"\nwindow_s=60\ncoun
         ),
         (GOOD.replace("review", "deny"), "action must be review or reject, not 'deny'."),
         (GOOD.replace("count_max", "count_mx"), "no field 'count_mx'; did you mean count_max?"),
+        ("name='a'\ntype='amount'\naction='review'", "an amount rule needs amount_minor_max."),
+        (GOOD.replace("velocity", "amount"), "an amount rule has no field 'by'"),
         (GOOD.replace("count_max=1\n", ""), "a velocity rule needs count_max or sum_minor_max."),
         (GOOD.replace("count_max=1", "count_max=0"), "count_max must be at least 1."),
         (GOOD.replace("count_max=1", "count_max=1.5"), "count_max must be a whole number."),

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import generate_latest
 
+from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import partition_of, record_key
-from pipeline.domain.model import Order, RiskCheck, RiskCounter, RiskResult
+from pipeline.domain.model import (
+    AttemptCap,
+    Order,
+    PaymentRequest,
+    RiskCheck,
+    RiskCounter,
+    RiskResult,
+)
 from pipeline.domain.policy import Policy
 from pipeline.domain.records import FROM_RECORD, to_record
 from pipeline.domain.risk_rules import read_rules
 from pipeline.domain.risk_velocity import velocity_key
 from pipeline.observability.metrics import Metrics
+from pipeline.processors.gateway import result_of
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.payments_stage import PaymentsStage
@@ -140,6 +151,16 @@ def test_a_check_that_is_refused_tells_its_payment(stage: RiskStage) -> None:
     assert result.letter == f"risk-checks[{given.partition}]@{given.offset}"
 
 
+def test_a_refused_question_for_a_permit_says_which_attempt_asked(stage: RiskStage) -> None:
+    """Else its payment would take it for the count of an order."""
+    given = of_check(replace(check(), attempt_key="k1"))
+    batch = Batch(None, 0.0)
+    stage.quarantine(given, Table(MemoryTableStore(), decode=stage.decode_row), batch)
+    result = FROM_RECORD["risk-result"](CODEC.decoder("risk-result")(batch.outputs[1][3] or b""))
+    assert isinstance(result, RiskResult)
+    assert (result.cause, result.attempt_key) == ("killed_the_process", "k1")
+
+
 def test_an_order_that_rules_count_asks_in_the_lane_of_its_card() -> None:
     """Two orders of one card in two lanes ask in the same one."""
     rules = "[[rule]]\nname='v'\ntype='velocity'\naction='reject'\nby='card'\nwindow_s=60\n"
@@ -189,3 +210,64 @@ def test_decisions_of_rules_are_counted_by_their_reason() -> None:
     told = generate_latest(metrics.registry).decode()
     line = 'paystream_risk_decisions_total{event="rejected",reason="risk_big"} 1.0'
     assert line in told.splitlines()
+
+
+class TwoStages:
+    """Payments and risk over tables of their own, each record carried to the other by hand."""
+
+    def __init__(self, caps: tuple[AttemptCap, ...]) -> None:
+        policy = Policy(attempt_caps=caps, count_cards=True)
+        self.payments: Any = PaymentsStage(CATALOGUE, CODEC, policy)
+        self.risk: Any = RiskStage(CATALOGUE, CODEC)
+        self.rows: Table[Any] = Table(MemoryTableStore(), decode=self.payments.decode_row)
+        self.cards: Table[Any] = Table(MemoryTableStore(), decode=self.risk.decode_row)
+        self.requests: list[PaymentRequest] = []
+        self.notes: Counter[tuple[str, str]] = Counter()
+
+    def take(self, given: InputRecord) -> None:
+        """One record, and everything that follows from it but gateways' answers."""
+        if given.topic == "risk-checks":
+            batch = handled(self.risk, self.cards, given)
+        else:
+            batch = handled(self.payments, self.rows, given)
+        self.notes += batch.notes
+        for topic, lane, key, value, _ in batch.outputs:
+            if topic in ("risk-checks", "risk-results"):
+                self.take(record(topic, key, value, partition=lane))
+            elif topic == "payment-requests":
+                request = FROM_RECORD["payment-request"](
+                    CODEC.decoder("payment-request")(value or b"")
+                )
+                assert isinstance(request, PaymentRequest)
+                self.requests.append(request)
+
+
+def test_a_decline_in_one_payment_keeps_its_card_out_of_the_next() -> None:
+    """Through the stages' own bytes: the check of a decline leaves in the transaction of the
+    decline, in its card's lane, and the next order's permit is refused there."""
+    flow = TwoStages((AttemptCap(name="one", declines_max=1, window_ms=3_600_000),))
+    for number in (1, 2):
+        order = Order(
+            merchant_id="shop",
+            order_id=f"o-{number}",
+            amount_minor=500,
+            currency="GBP",
+            instrument_token="tok_1",
+            business_date="2026-11-25",
+            submitted_at_ms=NOW,
+            card_fingerprint="fp_1",
+        )
+        flow.take(record("orders", record_key("shop", order.order_id), encoded("order", order)))
+        for request in flow.requests[number - 1 :]:
+            answer = GatewayAnswer(outcome="declined", code="insufficient_funds")
+            result = encoded("gateway-result", result_of(request, answer, NOW))
+            flow.take(record("gateway-results", record_key("shop", request.order_id), result))
+    assert [request.order_id for request in flow.requests] == ["o-1"]
+    key = record_key("shop", "o-2")
+    payment = flow.rows.get(partition_of(key, PARTITIONS), key)
+    assert (payment.status, payment.reason) == ("failed", "attempts_must_not_exceed_the_cap")
+    metrics = Metrics()
+    metrics.counted("risk", flow.notes)
+    told = generate_latest(metrics.registry).decode().splitlines()
+    assert 'paystream_attempt_permits_total{permit="refused",rule="one"} 1.0' in told
+    assert 'paystream_attempt_permits_total{permit="given",rule=""} 1.0' in told

@@ -69,7 +69,8 @@ ORDER = {
     "merchant_id": "shop-1", "order_id": "o-1", "amount_minor": 1530, "currency": "EUR",
     "instrument_token": "tok_1", "payment_method": "card", "capture_method": "automatic",
     "pay_before_ms": None, "business_date": "2026-01-31", "submitted_at_ms": 1_760_000_000_000,
-    "customer_id": "müller", "country": None, "card_fingerprint": None, "lines": [ORDER_LINE],
+    "customer_id": "müller", "country": None, "card_fingerprint": None, "card_scheme": None,
+    "lines": [ORDER_LINE],
 }  # fmt: skip
 DUE = {
     "merchant_id": "m", "order_id": "o", "payment_id": "p", "operation_id": "o", "attempt": 1,

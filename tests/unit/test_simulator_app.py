@@ -134,6 +134,7 @@ TOKENS: dict[str, tuple[list[int | str], int | str, int]] = {
     "tok_decline_insufficient_funds": ([402, 402, 402], 404, 0),
     "tok_decline_expired": ([402, 402, 402], 404, 0),
     "tok_decline_do_not_honor": ([402, 402, 402], 404, 0),
+    "tok_decline_lost_card": ([402, 402, 402], 404, 0),
     "tok_slow": ([201, 201, 201], 200, 1),
     "tok_rate_limited_once": ([429, 201, 201], 200, 1),
     "tok_500_before": ([500, 201, 201], 200, 1),

@@ -48,6 +48,7 @@ FORCED: Mapping[str, Forced] = {
     "tok_ok": Forced(),
     "tok_decline_insufficient_funds": Forced(decline_code="insufficient_funds"),
     "tok_decline_expired": Forced(decline_code="expired_card"),
+    "tok_decline_lost_card": Forced(decline_code="lost_card"),
     "tok_decline_do_not_honor": Forced(decline_code="do_not_honor"),
     "tok_slow": Forced(fault=FaultKind.SLOW),
     "tok_rate_limited_once": Forced(fault=FaultKind.RATE_LIMITED),

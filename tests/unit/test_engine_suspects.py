@@ -1,0 +1,356 @@
+"""After a death only what was under way is handled carefully; the record that kills is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.runtime.admission import InputLane
+from pipeline.runtime.held_inputs import HELD_MAX, HeldInputs
+from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.suspects import DEATHS_MAX, PIECE, Suspects
+from pipeline.runtime.work import Outcome
+from tests.support.engine_fakes import Commits, Member, inputs_of, key_of, payments_with
+from tests.support.engine_flow import EngineFlow
+
+ORDERS, RESULTS = ("orders", 0), ("results", 0)
+POISON = 700
+LANES = (InputLane("results", "results"), InputLane("tier", "tier", delay_ms=1_000),
+         InputLane("orders", "orders", gated=True))  # fmt: skip
+
+
+def record(offset: int, tp: tuple[str, int] = ORDERS, at_ms: int = 0) -> InputRecord:
+    return InputRecord(*tp, offset, at_ms, b"k", b"v")
+
+
+def records(first: int, end: int, tp: tuple[str, int] = ORDERS) -> list[InputRecord]:
+    return [record(offset, tp) for offset in range(first, end)]
+
+
+def started(path: Path, orders: int = 0, results: int = 0) -> Suspects:
+    """A process that starts on what the one before it left; where its partitions begin."""
+    suspects = Suspects(path)
+    suspects.start()
+    suspects.assigned({ORDERS: orders, RESULTS: results})
+    return suspects
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "slot" / "suspects.json"
+
+
+def test_what_was_under_way_is_suspected_and_nothing_else(path: Path) -> None:
+    """The batch in preparation and the one that commits; not what was committed before."""
+    suspects = started(path)
+    suspects.took(records(0, 50) + records(0, 3, RESULTS))
+    suspects.committed({ORDERS: 50, RESULTS: 3})
+    suspects.took(records(50, 80))
+    suspects.took(records(80, 90))
+    suspects = started(path, 50, 3)
+    assert suspects
+    assert (suspects.until(ORDERS), suspects.until(RESULTS)) == (90, 0)
+    suspects.committed({ORDERS: 90})
+    assert not suspects
+
+
+def test_what_was_committed_although_the_process_died_is_no_suspect(path: Path) -> None:
+    """The offsets say it."""
+    suspects = started(path)
+    suspects.took(records(0, 50) + records(0, 3, RESULTS))
+    assert not started(path, 50, 3)
+
+
+def test_an_orderly_end_suspects_nobody(path: Path) -> None:
+    """A worker that leaves because the cluster is away, or is asked to stop."""
+    suspects = started(path)
+    suspects.took(records(0, 50))
+    suspects.excused()
+    assert not started(path)
+
+
+def test_a_file_cut_off_by_a_crash_suspects_nobody(path: Path) -> None:
+    """A damaged file costs the memory of it, not the start."""
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x00\x00\x00\x40[[")
+    assert not started(path)
+
+
+def lives(path: Path, dies_of: Callable[[InputRecord], bool]) -> tuple[int, list[int]]:
+    """Process after process over 1,000 orders until one gets to the end: deaths, quarantined."""
+    committed, deaths, quarantined = 0, 0, []
+    while True:
+        suspects = started(path, committed, 10_000)
+        held = HeldInputs(LANES, suspects)
+        waiting = [r for r in records(committed, 1_000) if not held.take(r)]
+        dead = False
+        while (committed < 1_000) and not dead:
+            piece = held.next_piece(0, gate_open=True) if suspects else []
+            if piece and suspects.is_condemned(piece[0]):
+                quarantined.append(piece[0].offset)
+            else:
+                if not piece:
+                    for _, behind in held.released():
+                        waiting = [*behind, *waiting]
+                    piece, waiting = waiting[:400], waiting[400:]
+                suspects.took(piece)
+                dead = any(dies_of(r) for r in piece)
+            if not dead:
+                committed = piece[-1].offset + 1
+                suspects.committed({ORDERS: committed})
+        if not dead:
+            return deaths, quarantined
+        deaths += 1
+        assert deaths < 20
+
+
+def test_a_record_that_kills_is_named_by_few_deaths_and_no_other(path: Path) -> None:
+    """One death leaves a batch, the next a piece of it, three more the record alone."""
+    deaths, quarantined = lives(path, lambda r: r.offset == POISON)
+    assert quarantined == [POISON]
+    assert deaths == 2 + DEATHS_MAX
+
+
+def test_a_death_from_outside_quarantines_nobody(path: Path) -> None:
+    """However often the process is killed, as long as it is not at one record each time."""
+    killed = iter((5, 5, 300, 310, 311, 900, 900, 901))
+    at = [next(killed)]
+
+    def dies(r: InputRecord) -> bool:
+        if r.offset != at[0]:
+            return False
+        at[0] = next(killed, -1)
+        return True
+
+    assert lives(path, dies) == (8, [])
+
+
+def test_a_record_that_was_alone_by_chance_is_not_blamed_for_it(path: Path) -> None:
+    """An idle flow has one record under way: only deaths of a suspect handled alone count."""
+    for death in range(DEATHS_MAX + 1):
+        suspects = started(path)
+        assert not suspects.is_condemned(record(0)), death
+        suspects.took([record(0)])
+    assert started(path).is_condemned(record(0))
+
+
+def test_records_that_were_each_the_only_one_of_their_partition_are_not_blamed(path: Path) -> None:
+    """Nothing was alone: all of them may have been at it."""
+    for _ in range(2 * DEATHS_MAX):
+        suspects = started(path)
+        suspects.took([record(0), record(0, RESULTS)])
+    suspects = started(path)
+    assert not suspects.is_condemned(record(0))
+    assert not suspects.is_condemned(record(0, RESULTS))
+    assert (suspects.until(ORDERS), suspects.until(RESULTS)) == (1, 1)
+
+
+def test_a_death_beside_suspects_leaves_them_suspected(path: Path) -> None:
+    """What has not had its turn yet is no better for a death of others."""
+    started(path).took(records(0, 200))
+    suspects = started(path)
+    suspects.took(records(0, 10) + records(0, 5, RESULTS))
+    suspects = started(path)
+    assert (suspects.until(ORDERS), suspects.until(RESULTS)) == (200, 5)
+
+
+def test_suspects_of_another_workers_partition_wait_for_it_to_come_back(path: Path) -> None:
+    """And are gone when it comes back beyond them."""
+    started(path).took(records(0, 10))
+    suspects = Suspects(path)
+    suspects.start()
+    suspects.assigned({RESULTS: 0})
+    assert not suspects
+    suspects.assigned({RESULTS: 0, ORDERS: 10})
+    assert not suspects
+    suspects = Suspects(path)
+    suspects.start()
+    suspects.assigned({RESULTS: 0, ORDERS: 10})
+    assert not suspects
+
+
+# Held inputs -------------------------------------------------------------------------------------
+
+
+def suspected(path: Path, *left: InputRecord) -> Suspects:
+    started(path).took(left)
+    return started(path)
+
+
+def test_what_lies_behind_a_suspect_waits_with_it_and_others_do_not(path: Path) -> None:
+    """The order of a partition is kept; another partition is not held up."""
+    suspects = suspected(path, record(0), record(1), record(0, RESULTS))
+    held = HeldInputs(LANES, suspects)
+    assert [held.take(r) for r in records(0, 4)] == [True] * 4
+    assert held.take(record(0, ("tier", 0))) is False
+    assert held.take(record(0, ("orders", 1))) is False
+    assert [r.offset for r in held.next_piece(0, gate_open=True)] == [0]
+    suspects.committed({ORDERS: 1})
+    assert list(held.released()) == []
+    assert [r.offset for r in held.next_piece(0, gate_open=True)] == [1]
+    assert held.next_piece(0, gate_open=True) == []
+    suspects.committed({ORDERS: 2})
+    ((tp, behind),) = held.released()
+    assert (tp, [r.offset for r in behind]) == (ORDERS, [2, 3])
+    assert not held
+
+
+def test_a_suspect_that_is_gone_from_the_log_holds_nobody_up(path: Path) -> None:
+    """Deleted by retention meanwhile: what comes next is no suspect."""
+    suspects = suspected(path, *records(0, 3))
+    held = HeldInputs(LANES, suspects)
+    assert [held.take(r) for r in (record(0), record(7), record(8))] == [True] * 3
+    assert [r.offset for r in held.next_piece(0, gate_open=True)] == [0]
+    suspects.committed({ORDERS: 1})
+    ((_, behind),) = held.released()
+    assert [r.offset for r in behind] == [7, 8]
+    assert not suspects
+
+
+def test_a_large_batch_is_tried_in_pieces_of_one_partition(path: Path) -> None:
+    """Partitions in turn, so that none waits for all of another."""
+    suspects = suspected(path, *records(0, 200), *records(0, 200, RESULTS))
+    held = HeldInputs(LANES, suspects)
+    for r in (*records(0, 200), *records(0, 200, RESULTS)):
+        held.take(r)
+    pieces = [held.next_piece(0, gate_open=True) for _ in range(4)]
+    assert [(p[0].topic, p[0].offset, len(p)) for p in pieces] == [
+        ("orders", 0, PIECE), ("results", 0, PIECE), ("orders", PIECE, PIECE),
+        ("results", PIECE, PIECE),
+    ]  # fmt: skip
+
+
+def test_suspects_wait_for_their_time_and_their_gate(path: Path) -> None:
+    """A tier's record is never early, and new orders stay held back."""
+    tier = ("tier", 0)
+    started(path).took([record(0), record(0, tier)])
+    suspects = Suspects(path)
+    suspects.start()
+    suspects.assigned({ORDERS: 0, tier: 0})
+    held = HeldInputs(LANES, suspects)
+    held.take(record(0))
+    held.take(record(0, tier, at_ms=5_000))
+    assert held.next_piece(5_999, gate_open=False) == []
+    assert [r.topic for r in held.next_piece(6_000, gate_open=False)] == ["tier"]
+    assert [r.topic for r in held.next_piece(6_000, gate_open=True)] == ["orders"]
+
+
+def test_a_partition_that_is_held_is_paused_before_it_fills_the_memory(path: Path) -> None:
+    """What comes behind a suspect is bounded."""
+    held = HeldInputs(LANES, suspected(path, record(0)))
+    for r in records(0, HELD_MAX - 1):
+        held.take(r)
+    assert held.overfull() == []
+    held.take(record(HELD_MAX))
+    assert held.overfull() == [ORDERS]
+
+
+# The worker --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> EngineFlow:
+    return EngineFlow("127.0.0.1:1", "t.", tmp_path, partitions=1)
+
+
+def test_only_suspects_go_alone_and_what_is_due_goes_with_the_others(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker was killed while three orders were under way: after its start each of them has a
+    transaction of its own, results and timers have theirs in between, all in one, and what came
+    behind the suspects is handled once and in order."""
+    dead = Suspects(flow.spec("payments").slot_dir / "suspects.json")
+    dead.start()
+    orders = flow.topic("orders")
+    dead.took([InputRecord(orders, 0, offset, 0, b"k", b"v") for offset in range(3)])
+    dead.close()
+
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True)
+    for n in range(6):
+        order = flow.order(f"o{n}")
+        member.append(orders, key_of(f"o{n}"), flow.encode("order", order))
+    timers = flow.topic("payment-retry-1")
+    for n in range(5):
+        due = flow.encode("payment-due", flow.due(flow.order(f"x{n}"), "retry"))
+        member.append(timers, key_of(f"x{n}"), due, age_ms=3_600_000)
+    seen: list[dict[str, int]] = []
+    for _ in range(40):
+        worker._turn()
+        if commits.busy and commits.outcome is None:
+            offsets = {topic: offset for (topic, _), offset in commits.works[-1].offsets.items()}
+            seen.append(offsets)
+            commits.end(Outcome.COMMITTED)
+    assert seen == [{orders: 1}, {timers: 5}, {orders: 2}, {orders: 3}, {orders: 6}]
+    assert not worker._suspects
+    assert not worker._held
+
+
+def test_while_suspects_are_handled_nothing_else_is_under_way(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a death could be another's. The file says so to the next process, and of ordinary
+    batches it names every partition."""
+    path = flow.spec("payments").slot_dir / "suspects.json"
+    dead = Suspects(path)
+    dead.start()
+    orders, timers = flow.topic("orders"), flow.topic("payment-retry-1")
+    dead.took([InputRecord(orders, 0, offset, 0, b"k", b"v") for offset in range(4)])
+    dead.close()
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True)
+    for n in range(8):
+        member.append(orders, key_of(f"o{n}"), flow.encode("order", flow.order(f"o{n}")))
+    alone, beside = 0, 0
+    for turn in range(120):
+        # Something ordinary is always at hand.
+        due = flow.encode("payment-due", flow.due(flow.order(f"x{turn}"), "retry"))
+        member.append(timers, key_of(f"x{turn}"), due, age_ms=3_600_000)
+        worker._turn()
+        written = {each.topic for each in left_by(path)}
+        if worker._alone:
+            assert written == {orders}
+            assert {topic for work in commits.works[-1:] for topic, _ in work.offsets} == {orders}
+            alone += 1
+        elif worker._batch is not None:
+            assert timers in written
+            beside += 1
+        if commits.busy and commits.outcome is None and turn % 3 == 0:
+            commits.end(Outcome.COMMITTED)
+    assert alone >= 4
+    assert beside >= 4
+    assert not worker._held
+
+
+def left_by(path: Path) -> list[Any]:
+    """What a process that dies now leaves behind."""
+    read = Suspects(path)
+    read.start()
+    read.close()
+    return read._left
+
+
+def test_a_failed_transaction_of_suspects_is_tried_again(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held records are read again with all others; nothing is skipped, nothing done twice."""
+    dead = Suspects(flow.spec("payments").slot_dir / "suspects.json")
+    dead.start()
+    orders = flow.topic("orders")
+    dead.took([InputRecord(orders, 0, 0, 0, b"k", b"v")])
+    dead.close()
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True)
+    for n in range(3):
+        member.append(orders, key_of(f"o{n}"), flow.encode("order", flow.order(f"o{n}")))
+    outcomes = iter([Outcome.ABORTED, Outcome.COMMITTED, Outcome.COMMITTED])
+    for _ in range(20):
+        worker._turn()
+        if commits.busy and commits.outcome is None:
+            commits.end(next(outcomes))
+    said: list[Any] = [list(work.offsets.values()) for work in commits.works]
+    assert said == [[1], [1], [3]]
+    assert [topic for topic in inputs_of(flow) if worker._admission.buffered(topic)] == []
