@@ -26,7 +26,8 @@ demo: install ## Run the whole flow on this machine: ORDERS=FILE and FAULTS=none
 	@.venv/bin/paystream demo $(if $(ORDERS),--orders "$(ORDERS)") $(if $(FAULTS),--faults "$(FAULTS)")
 
 test: install ## Every test, the slow ones with a real broker included
-	.venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
+		--hypothesis-profile thorough $(ARGS)
 
 unit: install ## The fast tests only (seconds)
 	.venv/bin/python -m pytest -q -n 2 tests/unit $(ARGS)

@@ -13,15 +13,13 @@ import threading
 import uuid
 from pathlib import Path
 
-import hypothesis
 import pytest
 
+from tests.support.examples import register_profiles
 from tests.support.leftovers import MARK, end_left_over, left_over_processes
 from tests.support.servers import FOLDER, Servers, is_worker, kafka_of_this_run
 
-# A machine that does other things as well must not fail a property by being slow.
-hypothesis.settings.register_profile("paystream", deadline=None)
-hypothesis.settings.load_profile("paystream")
+register_profiles()
 
 SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
 

@@ -18,6 +18,7 @@ from pipeline.audit.log_copy import LogRecord
 from pipeline.audit.report import Finding, Severity
 from pipeline.domain.keys import partition_of
 from schemas.codec import default_codec
+from tests.support.examples import share_of
 from tests.unit import test_processors_lifecycle_properties as lives
 from topics.catalogue import TopicSettings, build_catalogue
 
@@ -27,7 +28,7 @@ CODEC = default_codec()
 AT_REST = {"waits_for_a_person", "waits_for_the_customer"}
 # What the model forges and a flow's own transactions rule out: the same result committed twice.
 FORGED = {"result_duplicated"}
-WALKS = 120
+WALKS = share_of(120)
 
 
 def judged(life: lives.Life) -> list[Finding]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import typer.main
-from typer.testing import CliRunner
 
 from pipeline.cli import app
+from tests.support.cli_runner import CliRunner, command_of
 
 runner = CliRunner()
 
@@ -21,7 +20,7 @@ def commands(of: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield from commands(command, (*path, name))
 
 
-ALL = list(commands(typer.main.get_command(app)))
+ALL = list(commands(command_of(app)))
 
 
 def test_the_commands_of_the_documents_are_there() -> None:
