@@ -31,6 +31,7 @@ from pipeline.runtime.cluster import cluster_and_topic_id
 from producers.notice_book import NoticeBook, parked_key
 from producers.order_publisher import producer_config
 from schemas.codec import Codec
+from schemas.errors import EncodeError
 from topics.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,10 @@ class Taken(StrEnum):
 
     PUBLISHED = "published"
     PARKED = "parked"
+
+
+class NoticeUnstorable(Exception):
+    """A notice holds what no record can, as half of a character; the text says what."""
 
 
 class WebhookDesk:
@@ -113,22 +118,27 @@ class WebhookDesk:
     def take(self, notice: GatewayNotification) -> Future[Taken]:
         """Publish a notice, or park it; done when the brokers have it (KafkaException if not).
 
-        A notice whose ``merchant_id`` is empty carries only the gateway's own id.
+        A notice whose ``merchant_id`` is empty carries only the gateway's own id. Raises
+        NoticeUnstorable for what no record can hold.
         """
-        if notice.merchant_id:
-            return self._published(notice)
-        key = reference_key(notice.gateway, notice.gateway_reference or "")
-        with self._lock:
-            known = self._book.reference(key)
-        if known is not None:
-            return self._published(self._addressed(notice, known))
-        # The reference may come in between: it is looked for again when the parked record is read.
-        return self._write(
-            PARKED,
-            parked_key(key, notice.notification_id),
-            self._encode(to_record(notice)),
-            Taken.PARKED,
-        )
+        try:
+            if notice.merchant_id:
+                return self._published(notice)
+            key = reference_key(notice.gateway, notice.gateway_reference or "")
+            with self._lock:
+                known = self._book.reference(key)
+            if known is not None:
+                return self._published(self._addressed(notice, known))
+            # The reference may come in between: it is looked for again when the parked record is
+            # read.
+            return self._write(
+                PARKED,
+                parked_key(key, notice.notification_id),
+                self._encode(to_record(notice)),
+                Taken.PARKED,
+            )
+        except (EncodeError, UnicodeEncodeError) as error:
+            raise NoticeUnstorable(str(error)) from error
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports; called by one thread over and over."""

@@ -129,7 +129,7 @@ class FlowDriver:
         self._encode, self._decode = _bound(codec)
         # Records as they were decoded once: bytes and nouns never change, and tests read the same
         # topics again after every step.
-        self._seen: dict[tuple[str, bytes], Noun] = {}
+        self._seen: dict[tuple[str, bytes], object] = {}
 
     # What goes in.
 
@@ -320,7 +320,7 @@ class FlowDriver:
 
     def _decoded(self, kind: type[_NounT], value: bytes) -> _NounT:
         name = SCHEMA_OF[kind]
-        noun = self._seen.get((name, value))
+        noun: object = self._seen.get((name, value))
         if noun is None:
             noun = self._seen[name, value] = FROM_RECORD[name](self._decode[name](value))
         if not isinstance(noun, kind):

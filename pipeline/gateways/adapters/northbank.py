@@ -18,6 +18,8 @@ from pipeline.gateways.adapters.base import (
     STATE_PENDING,
     STATE_RETURNED,
     STATE_SUCCEEDED,
+    UNREADABLE,
+    AmountMinor,
     HttpCall,
     HttpReply,
     View,
@@ -63,7 +65,7 @@ _MARKS_MAX = 4
 
 
 class _Money(msgspec.Struct, frozen=True):
-    value: int
+    value: AmountMinor
     currency: str
 
 
@@ -120,7 +122,6 @@ _decode_answer = msgspec.json.Decoder(dict[str, _Operation]).decode
 _decode_operations = msgspec.json.Decoder(_Operations).decode
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 _decode_notice = msgspec.json.Decoder(_NoticeBody).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class NorthbankAdapter:
@@ -160,7 +161,7 @@ class NorthbankAdapter:
         if reply.status in (200, 202):
             try:
                 operation = _decode_answer(reply.body or b"").get(_NOUNS[request.kind])
-            except _UNREADABLE:
+            except UNREADABLE:
                 operation = None
             if operation is None:
                 return unknown("undecodable_answer", f"http_{reply.status}")
@@ -183,7 +184,7 @@ class NorthbankAdapter:
             return unanswered(self.name, reason, retry_after_ms=reply.retry_after_ms)
         try:
             operations = _decode_operations(reply.body or b"").operations
-        except _UNREADABLE:
+        except UNREADABLE:
             return unknown("undecodable_answer", "http_200")
         if not operations:
             return not_found("no_operations")
@@ -197,7 +198,7 @@ class NorthbankAdapter:
             return NoticeRefused(reason)
         try:
             content = _decode_notice(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             return NoticeRefused("unreadable")
         if content.about == "dispute" and content.dispute is not None:
             return _dispute(content.dispute, content)
@@ -287,5 +288,5 @@ def _dispute(data: _DisputeData, content: _NoticeBody) -> Notice | NoticeRefused
 def _reason(reply: HttpReply) -> str | None:
     try:
         return _decode_error(reply.body or b"").error.detail.reason
-    except _UNREADABLE:
+    except UNREADABLE:
         return None

@@ -16,12 +16,14 @@ from pipeline.domain.model import PaymentRequest
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.normalisation import GATEWAY_CODES, Action, action_of
 from pipeline.gateways.adapters.base import (
+    AMOUNT_MINOR_MAX,
     FIRST,
     STATE_ACTION,
     STATE_DECLINED,
     STATE_PENDING,
     STATE_RETURNED,
     STATE_SUCCEEDED,
+    UNREADABLE,
     HttpCall,
     HttpReply,
     View,
@@ -82,7 +84,6 @@ class _NoticeBody(msgspec.Struct, frozen=True):
 
 _decode_result = msgspec.json.Decoder(_Result).decode
 _decode_notice = msgspec.json.Decoder(_NoticeBody).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class PacificAdapter:
@@ -161,7 +162,7 @@ class PacificAdapter:
             return NoticeRefused(reason)
         try:
             content = _decode_notice(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             return NoticeRefused("unreadable")
         amount_minor = minor(content.amount, content.currency)
         fee_minor = minor(content.fee, content.currency)
@@ -227,12 +228,14 @@ def major(amount_minor: int, currency: str) -> str:
 
 
 def minor(text: str, currency: str) -> int | None:
-    """The minor units of a decimal string; None for what is no amount of the currency."""
+    """The minor units of a decimal string; None for what is no amount of the currency, or none that
+    a record can hold."""
     digits = MINOR_UNITS.get(currency, 2)
     match = _DECIMAL.fullmatch(text)
     if match is None or len(match[2] or "") > digits:
         return None
-    return int(match[1] + (match[2] or "").ljust(digits, "0"))
+    found = int(match[1] + (match[2] or "").ljust(digits, "0"))
+    return found if found <= AMOUNT_MINOR_MAX else None
 
 
 def _state(number: int | None) -> str | None:
@@ -267,5 +270,5 @@ def _distrust(
 def _result(reply: HttpReply) -> _Result | None:
     try:
         return _decode_result(reply.body or b"")
-    except _UNREADABLE:
+    except UNREADABLE:
         return None

@@ -17,6 +17,8 @@ from pipeline.gateways.adapters.base import (
     STATE_PENDING,
     STATE_RETURNED,
     STATE_SUCCEEDED,
+    UNREADABLE,
+    AmountMinor,
     HttpCall,
     HttpReply,
     View,
@@ -63,7 +65,7 @@ _STATES = {
 class _Operation(msgspec.Struct, frozen=True):
     id: str
     status: str
-    amount_minor: int
+    amount_minor: AmountMinor
     currency: str
     reference: str | None = None
     refund_reference: str | None = None
@@ -82,10 +84,10 @@ class _DisputeData(msgspec.Struct, frozen=True):
     id: str
     charge_id: str
     state: str
-    amount_minor: int
+    amount_minor: AmountMinor
     currency: str
     reference: str | None = None
-    fee_minor: int = 0
+    fee_minor: AmountMinor = 0
     merchant_id: str | None = None
     order_id: str | None = None
 
@@ -98,7 +100,6 @@ class _Event(msgspec.Struct, frozen=True):
 _decode_operation = msgspec.json.Decoder(_Operation).decode
 _decode_found = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_refusal = msgspec.json.Decoder(_Refusal).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class SimulatorAdapter:
@@ -145,7 +146,7 @@ class SimulatorAdapter:
         if 200 <= status < 300:
             try:
                 return about(self.name, _view(_decode_operation(reply.body or b"")), request)
-            except _UNREADABLE:
+            except UNREADABLE:
                 return unknown("undecodable_answer", f"http_{status}")
         told = _refusal(reply)
         gateway_code = told.code if told is not None else f"http_{status}"
@@ -180,7 +181,7 @@ class SimulatorAdapter:
             try:
                 found = _decode_found(reply.body or b"")
                 operation = msgspec.convert(found.get(_NOUN_OF[request.operation_kind]), _Operation)
-            except (*_UNREADABLE, msgspec.ValidationError):
+            except UNREADABLE:
                 return unknown("undecodable_answer", f"http_{reply.status}")
             return about(self.name, _view(operation), request)
         told = _refusal(reply)
@@ -203,7 +204,7 @@ class SimulatorAdapter:
             if noun == "dispute":
                 return _dispute(msgspec.json.decode(event.data, type=_DisputeData), notice_id)
             operation = msgspec.json.decode(event.data, type=_Operation)
-        except _UNREADABLE:
+        except UNREADABLE:
             return NoticeRefused("unreadable")
         kind = _NOUNS.get(noun)
         view = _view(operation)
@@ -266,5 +267,5 @@ def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
 def _refusal(reply: HttpReply) -> _Refusal | None:
     try:
         return _decode_refusal(reply.body or b"")
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
