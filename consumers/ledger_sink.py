@@ -35,6 +35,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import input_record
+from pipeline.runtime.kafka_errors import passes_by_itself
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
 from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, Catalogue
@@ -606,17 +607,7 @@ def _raise_unless_passing(error: KafkaError, topic: str) -> None:
             f"an offset of {topic} is not in the log ({error.str()}): settlements were deleted "
             "before they were booked, or the topic was made anew. See docs/ledger.md."
         )
-    if error.fatal() or not (
-        error.retriable()
-        or error.code()
-        in (
-            KafkaError._TRANSPORT,
-            KafkaError._ALL_BROKERS_DOWN,
-            KafkaError._RESOLVE,
-            KafkaError._TIMED_OUT,
-            KafkaError._MAX_POLL_EXCEEDED,
-        )
-    ):
+    if not passes_by_itself(error):
         raise KafkaException(error)
     _log.warning("consumer: %s", error)
 

@@ -7,22 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.options import BootstrapServers, Prefix
 
 app = typer.Typer(
     help="Show and change what workers follow while they run: the routing rules.",
     epilog="Example: paystream control show routing",
     no_args_is_help=True,
 )
-
-Prefix = Annotated[
-    str | None,
-    typer.Option(
-        "--prefix",
-        envvar="PAYSTREAM_TOPIC_PREFIX",
-        help="Put before every topic and group name.",
-    ),
-]
 
 
 @app.command("show")

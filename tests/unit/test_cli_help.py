@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,21 @@ def test_every_group_lists_its_commands(path: tuple[str, ...]) -> None:
     for inner in (p for p, _ in ALL if len(p) == len(path) + 1 and p[: len(path)] == path):
         assert inner[-1] in result.stdout
     assert "Usage" in runner.invoke(app, [*path]).output
+
+
+def test_an_option_of_many_commands_is_said_in_the_same_words_everywhere() -> None:
+    """What one command calls its brokers, prefix or JSON, the others call so too."""
+    said: dict[str, set[tuple[str | None, str | None]]] = {}
+    for option in options(command_of(app)):
+        said.setdefault(option.opts[0], set()).add((option.help, option.envvar))
+    for name in ("--bootstrap-servers", "--prefix", "--json"):
+        assert len(said[name]) == 1, said[name]
+
+
+def options(of: Any) -> Iterator[Any]:
+    for inner in getattr(of, "commands", {}).values():
+        yield from options(inner)
+    yield from (each for each in of.params if each.param_type_name == "option")
 
 
 @pytest.mark.parametrize(
