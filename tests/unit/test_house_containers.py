@@ -197,6 +197,27 @@ def test_every_expression_asks_for_a_metric_and_labels_that_exist(expression: st
     assert set(used) - labels == set()
 
 
+def test_every_metric_is_looked_at() -> None:
+    """What the program counts stands in a panel or an alert: else nobody sees it."""
+    series = known_series()
+    looked_at = {name for text in EXPRESSIONS for name in re.findall(r"\b(?:paystream_\w+)", text)}
+    of_metric: dict[str, set[str]] = {}
+    for name in series:
+        of_metric.setdefault(re.sub(r"_(?:bucket|sum|count)$", "", name), set()).add(name)
+    assert {metric for metric, names in of_metric.items() if not names & looked_at} == {"up"}
+
+
+def test_panels_stand_beside_each_other() -> None:
+    """No two panels share a place on the dashboard."""
+    taken: dict[tuple[int, int], str] = {}
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        for x in range(at["x"], at["x"] + at["w"]):
+            for y in range(at["y"], at["y"] + at["h"]):
+                assert x < 24
+                assert taken.setdefault((x, y), panel["title"]) == panel["title"]
+
+
 def test_every_alert_says_what_it_means_and_how_urgent_it_is() -> None:
     """Whoever is woken reads what happened to the money and where to begin."""
     for rule in RULES:
