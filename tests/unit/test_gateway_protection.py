@@ -91,6 +91,20 @@ def test_retry_after_is_obeyed_to_its_end() -> None:
     permitted(protection)
 
 
+def test_what_one_worker_was_told_another_learns_by_itself() -> None:
+    """Breakers and Retry-After are each worker's own, as the routing document says."""
+    clock = Clock()
+    told, other = gate(A, B, clock=clock), gate(A, B, clock=clock)
+    limited = GatewayAnswer(outcome="not_sent", code="rate_limited", retry_after_ms=60_000)
+    told.ended(permitted(told), limited)
+    assert refused(told).code == "rate_limited"
+    for _ in range(RULE.calls_min):
+        told.ended(permitted(told, "b"), DEAD)
+    assert refused(told, "b").code == "breaker_open"
+    permitted(other)
+    permitted(other, "b")
+
+
 def test_limits_are_shared_out_by_partitions() -> None:
     """A worker with a quarter of the partitions opens a quarter of the calls, and at least one."""
     clock = Clock()
