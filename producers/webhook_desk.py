@@ -72,11 +72,13 @@ class WebhookDesk:
         catalogue: Catalogue,
         codec: Codec,
         state_dir: Path,
+        delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS,
         on_parked: Callable[[int, int | None], None] = lambda count, oldest_ms: None,
     ) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._catalogue = catalogue
         self._state_dir = state_dir
+        self.delivery_timeout_s = delivery_timeout_ms / 1000
         self._on_parked = on_parked
         self._encode = codec.encoder("gateway-notification")
         self._decode = codec.decoder("gateway-notification")
@@ -97,7 +99,7 @@ class WebhookDesk:
         self._producer = Producer(
             {
                 **producer_config(self._bootstrap_servers, "paystream-webhooks"),
-                "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+                "delivery.timeout.ms": int(self.delivery_timeout_s * 1000),
                 "delivery.report.only.error": False,
             }
         )
@@ -107,7 +109,7 @@ class WebhookDesk:
         """Wait for what was taken and stop following."""
         self._stop.set()
         self._thread.join(10.0)
-        self._producer.flush(DELIVERY_TIMEOUT_MS / 1000)
+        self._producer.flush(self.delivery_timeout_s)
         self._book.close()
 
     @property
@@ -222,9 +224,9 @@ class WebhookDesk:
             if known is None:
                 continue
             notice = notification_from_record(self._decode(value))
-            self._published(self._addressed(notice, known)).result(DELIVERY_TIMEOUT_MS / 1000 + 2)
+            self._published(self._addressed(notice, known)).result(self.delivery_timeout_s + 2)
             # Only now: a crash in between publishes it twice, which has no effect.
-            self._write(PARKED, key, None, Taken.PARKED).result(DELIVERY_TIMEOUT_MS / 1000 + 2)
+            self._write(PARKED, key, None, Taken.PARKED).result(self.delivery_timeout_s + 2)
 
     def _addressed(self, notice: GatewayNotification, known: bytes) -> GatewayNotification:
         reference: GatewayReference = reference_from_record(self._decode_reference(known))

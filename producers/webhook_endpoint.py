@@ -20,12 +20,7 @@ from pipeline.domain.ids import payment_id
 from pipeline.domain.model import GatewayNotification
 from pipeline.errors import UserError
 from pipeline.gateways.notice import Notice, NoticeRefused
-from producers.webhook_desk import (
-    DELIVERY_TIMEOUT_MS,
-    NoticeUnstorable,
-    WebhookDesk,
-    wall_clock_ms,
-)
+from producers.webhook_desk import NoticeUnstorable, WebhookDesk, wall_clock_ms
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +117,7 @@ def build_app(
         try:
             taken = await asyncio.wait_for(
                 asyncio.wrap_future(desk.take(notification_of(notice, now_ms))),
-                DELIVERY_TIMEOUT_MS / 1000 + 1,
+                desk.delivery_timeout_s + 1,
             )
         except (KafkaException, BufferError, TimeoutError) as error:
             return answered(gateway, 503, NOT_STORED, str(error))

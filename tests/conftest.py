@@ -1,8 +1,9 @@
 """The servers that tests share, and the check that a run leaves nothing running.
 
-All workers of pytest-xdist use one broker and one PostgreSQL: the process that starts the run
-owns their folder, the first test that asks starts the server in it (a lock makes it one), and the
-owner stops them at the end, after Ctrl-C too. Names keep tests apart: each takes ``topic_prefix``.
+All workers of pytest-xdist use one broker, one PostgreSQL and one registry: the process that
+starts the run owns their folder, the first test that asks starts the server in it (a lock makes it
+one), and the owner stops them at the end, after Ctrl-C too. Names keep tests apart: each takes
+``topic_prefix``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
 def kafka() -> str:
     """Bootstrap servers of a real Kafka: this run's own, or what ``--kafka`` names."""
     return kafka_of_this_run()
+
+
+@pytest.fixture(scope="session")
+def registry_url() -> str:
+    """A real schema registry, this run's own; subjects begin with a test's topic prefix."""
+    from pipeline.embedded.registry import start_registry
+
+    folder = Path(os.environ[FOLDER]) / "registry"
+    return start_registry(folder, die_with_parent=not is_worker()).url
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ import pytest
 
 from pipeline.domain.keys import record_key, reference_key
 from pipeline.domain.model import GatewayNotification, GatewayReference
+from pipeline.embedded.kafka import start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.gateways.http_adapter import HttpGateway
 from pipeline.gateways.notice import Notice, NoticeRefused
 from pipeline.gateways.webhook_signature import signed_headers
-from producers.webhook_desk import WebhookDesk
+from producers.webhook_desk import DELIVERY_TIMEOUT_MS, WebhookDesk
 from producers.webhook_endpoint import BODY_BYTES_MAX, NoticeReader, WebhookServer
 from tests.support.engine_flow import EngineFlow
 from tests.support.waiting import wait_until
@@ -61,6 +63,7 @@ class Endpoint:
     """One run of the endpoint over a flow's topics."""
 
     flow: EngineFlow
+    delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS
     readers: Mapping[str, NoticeReader] = field(default_factory=lambda: {"simulator": JsonReader()})
     counted: Counter[tuple[str, str]] = field(default_factory=Counter)
     waiting: int = 0
@@ -73,6 +76,7 @@ class Endpoint:
             catalogue=self.flow.catalogue,
             codec=self.flow.codec,
             state_dir=self.flow.state_dir,
+            delivery_timeout_ms=self.delivery_timeout_ms,
             on_parked=self._parked,
         )
         server = WebhookServer(desk, self.readers, host="127.0.0.1", port=0, count=self._count)
@@ -235,11 +239,9 @@ def test_a_notice_faster_than_its_reference_waits_for_it(endpoint: Endpoint) -> 
 
 def test_a_broker_that_is_away_is_no_lost_notice(tmp_path: Path, topic_prefix: str) -> None:
     """What cannot be stored is answered 503, so that the gateway sends it again."""
-    from pipeline.embedded.kafka import start_kafka, stop_kafka
-
-    handle = start_kafka(tmp_path / "kafka")
+    handle = start_kafka(tmp_path / "kafka", jvm_flags=SHORT_LIVED, die_with_parent=True)
     flow = EngineFlow(handle.bootstrap_servers, topic_prefix, tmp_path / "state").provisioned()
-    endpoint = Endpoint(flow)
+    endpoint = Endpoint(flow, delivery_timeout_ms=1_000)
     try:
         with endpoint.running() as running:
             ours = body(id="n1", merchant_id="shop", order_id="o1", charge="ch_1")

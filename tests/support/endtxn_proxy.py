@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.embedded.kafka import start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.embedded.ports import LOOPBACK, free_ports
 
 END_TXN = 26
@@ -53,6 +54,7 @@ def proxied_kafka(folder: Path) -> Iterator[ProxiedKafka]:
         handle = start_kafka(
             folder,
             heap_mb=320,
+            jvm_flags=SHORT_LIVED,
             die_with_parent=True,
             extra_config={
                 "listeners": f"PLAINTEXT://{LOOPBACK}:{port},PROXIED://{LOOPBACK}:{proxied_port},"

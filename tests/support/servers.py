@@ -17,6 +17,7 @@ from pipeline.embedded.kafka import start_kafka, stop_kafka
 from pipeline.embedded.kafka_config import MESSAGE_BYTES_MAX, SHORT_LIVED
 from pipeline.embedded.postgres import stop_postgres
 from pipeline.embedded.processes import ProcessIdentity, is_alive, this_process
+from pipeline.embedded.registry import stop_registry
 
 PREFIX = "paystream-test-"
 OWNER = "owner.json"
@@ -91,6 +92,7 @@ def _sweep() -> None:
 def _stop_servers(folder: Path) -> None:
     stop_kafka(folder / "kafka")
     stop_postgres(folder / "postgres")
+    stop_registry(folder / "registry")
     shutil.rmtree(folder, ignore_errors=True)
 
 
