@@ -28,7 +28,7 @@ ADDRESS = "PAYSTREAM_TEST_KAFKA"
 # the tests make thousands of databases.
 MEMORY = Path("/dev/shm")
 # Several times what a whole run leaves there at its height.
-MEMORY_BYTES_MIN = 4 * 1024**3
+MEMORY_BYTES_MIN = 2 * 1024**3
 
 
 def is_worker() -> bool:
