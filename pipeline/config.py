@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     clock_skew_ms: int = Field(
         5_000, ge=0, description="By how much this machine's clock may differ from the brokers'."
     )
+    review_ms: int = Field(
+        7 * 86_400_000, ge=60_000, description="How long a payment may wait for a person's review."
+    )
     risk_rules: str = Field(
         "", description="File of the risk rules (TOML or JSON); empty assesses nothing."
     )
@@ -213,6 +216,7 @@ class Settings(BaseSettings):
                 "gateway_key_retention_ms",
                 "send_within_ms",
                 "clock_skew_ms",
+                "review_ms",
                 "schema_registry_url",
                 "gateway_url",
                 "gateway_name",

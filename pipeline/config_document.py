@@ -56,7 +56,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "batch_age_ms_max",
         "hot_payments_max",
     ),
-    "Risk": ("risk_rules",),
+    "Risk": ("risk_rules", "review_ms"),
     "Watching": ("metrics_port", "metrics_host", "log_level"),
     "Embedded servers and benchmarks": ("broker_heap_mb", "gateway_in_process"),
 }

@@ -1,4 +1,4 @@
-"""Publish commands on payments: capture, cancel, refund, credit, retry, resolve, review."""
+"""Publish commands on payments, and decisions of people about them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from producers.publisher import InvalidRecord, Publisher, PublishError
 __all__ = ["CommandPublisher", "InvalidCommand", "PublishError"]
 
 # What people and other systems write; ids are exempt as they are in orders.
-_TEXTS = ("instrument_token", "reason", "evidence", "actor", "gateway_reference", "override")
-_OPAQUE = frozenset({"instrument_token", "gateway_reference"})
+_TEXTS = (
+    "instrument_token", "card_fingerprint", "reason", "evidence", "actor", "gateway_reference",
+    "override",
+)  # fmt: skip
+_OPAQUE = frozenset({"instrument_token", "card_fingerprint", "gateway_reference"})
 
 
 class InvalidCommand(InvalidRecord):

@@ -69,6 +69,7 @@ def notification_of(notice: Notice, received_at_ms: int) -> GatewayNotification:
         gateway_reference=notice.gateway_reference,
         dispute_id=notice.dispute_id,
         dispute_state=notice.dispute_state,
+        event_sequence=notice.event_sequence,
         amount_minor=notice.amount_minor,
         fee_minor=notice.fee_minor,
         currency=notice.currency,

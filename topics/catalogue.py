@@ -161,9 +161,10 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "gateway-notifications",
         "gateway-notification",
         stream,
-        ("webhooks",),
+        ("webhooks", "ledger"),
         ("payments",),
-        "Verified notices of gateways about operations and disputes: unordered, maybe repeated.",
+        "Verified notices of gateways about operations and disputes, and the ledger's of what it "
+        "refused: unordered, maybe repeated.",
     )
     for role, delays_ms, meaning in (
         (
@@ -198,7 +199,8 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         stream,
         ("upstream",),
         ("payments",),
-        "Requests to change a payment: capture, cancel, refund, credit, retry, resolve, review.",
+        "Requests to change a payment: capture, cancel, refund, credit, retry, resolve, "
+        "resolve_dispute, review.",
     )
     add(
         "risk-results",
@@ -309,7 +311,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "audit",
         "audit-entry",
         {**stream, "retention.ms": "-1"},
-        ("operators",),
+        ("operators", "payments"),
         (),
         "Who did what by hand, when and why, in the transaction of the act; keyed by its subject.",
     )

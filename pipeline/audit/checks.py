@@ -90,6 +90,7 @@ class Judgement:
             self.justification.instruments,
             self.justification.successes,
             self.justification.dates,
+            self.justification.foreign_notices,
             self.operations.amounts,
             self.operations.commands,
             self.operations.given_back,
@@ -520,6 +521,9 @@ class Judgement:
         answered: set[tuple[str, str, int, int]] = set()
         charged: dict[tuple[str, str, int], ResultSeen] = {}
         for result in results:
+            if result.outcome == "dead_lettered" and not result.operation_id:
+                # The word of a request that could not be read: nobody knows which.
+                continue
             if result.identity in answered:
                 found.broken(
                     "result_duplicated",
@@ -582,7 +586,7 @@ class Judgement:
         identities = {
             request.identity
             for request in outstanding
-            if request.operation_kind in MAIN_KINDS and not payment.notifications
+            if request.operation_kind in MAIN_KINDS and not payment.own_notifications
         }
         tries = Counter(identity[:3] for identity in {request.identity for request in outstanding})
         most = max(len(identities), max(tries.values(), default=0))

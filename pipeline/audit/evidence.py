@@ -52,6 +52,12 @@ UNDER_WAY: Final = frozenset(
 MAIN_KINDS: Final = frozenset({"charge", "authorize"})
 # Written by others: a bad record there is no fault of the flow if it was dead-lettered.
 EXTERNAL: Final = frozenset({"orders", "payment-commands"})
+NOTICES: Final = "gateway-notifications"
+# What commands may ask for. Others may write whatever they like there, of any length.
+COMMAND_TYPES: Final = frozenset(
+    {"capture", "cancel", "refund", "credit", "retry", "resolve", "resolve_dispute", "review"}
+)
+UNKNOWN_TYPE: Final = "unknown_type"
 _intern = sys.intern
 
 
@@ -80,6 +86,9 @@ class CommandSeen(Struct, frozen=True, gc=False):
 
 
 class NotificationSeen(Struct, frozen=True, gc=False):
+    """``names``: the payment that it names, where that is another than its order's: gateways repeat
+    what was once sent to them, so a genuine notice may say both."""
+
     partition: int
     offset: int
     at_ms: int
@@ -89,6 +98,7 @@ class NotificationSeen(Struct, frozen=True, gc=False):
     outcome: str | None
     gateway_reference: str | None
     dispute_id: str | None
+    names: str | None = None
 
 
 class RequestSeen(Struct, frozen=True, gc=False):
@@ -174,7 +184,11 @@ class EventSeen(Struct, frozen=True, gc=False):
 
 
 class AttemptSeen(Struct, frozen=True, gc=False):
-    """One operation at a gateway, as the table has it; an amount of 0 is the payment's whole."""
+    """One operation at a gateway, as the table has it; an amount of 0 is the payment's whole.
+
+    ``parent``: the operation and attempt of the charge or authorization that it is about; None
+    where the table does not say.
+    """
 
     operation_id: str
     kind: str
@@ -183,13 +197,15 @@ class AttemptSeen(Struct, frozen=True, gc=False):
     state: str
     amount_minor: int
     gateway_reference: str | None
+    parent: tuple[str, int] | None
 
 
 class SnapshotSeen(Struct, frozen=True, gc=False):
     """The last snapshot of a payment. ``for_a_person``: the flow has done what it may.
 
     ``withdrawn_minor`` and ``dispute_fee_minor``: sums over the disputes. ``waiting``: ids of the
-    commands that wait; ``command_ids``: of all that the payment remembers.
+    commands that wait; ``command_ids``: of all that the payment remembers; ``marked_ids``: of these
+    the ones whose content it knows.
     """
 
     partition: int
@@ -210,6 +226,7 @@ class SnapshotSeen(Struct, frozen=True, gc=False):
     attempts: tuple[AttemptSeen, ...]
     waiting: tuple[str, ...]
     command_ids: tuple[str, ...]
+    marked_ids: tuple[str, ...]
 
 
 class PaymentEvidence(Struct, gc=False):
@@ -233,6 +250,11 @@ class PaymentEvidence(Struct, gc=False):
     first_sequence: int = 0
     event: EventSeen | None = None
     snapshot: SnapshotSeen | None = None
+
+    @property
+    def own_notifications(self) -> tuple[NotificationSeen, ...]:
+        """The notices that are about this payment, whatever lies under its key."""
+        return tuple(n for n in self.notifications if n.names is None)
 
     @property
     def ordered_at_ms(self) -> int:
@@ -380,7 +402,7 @@ class Evidence:
         if payment is None:
             payment = PaymentEvidence(named, home, payment_id(named))
             self.payments[key] = payment
-        if role not in EXTERNAL and fields["payment_id"] != payment.payment_id:
+        if role not in EXTERNAL | {NOTICES} and fields["payment_id"] != payment.payment_id:
             self._wrong_id(role, record, "payment_id", fields["payment_id"], payment.payment_id)
         self._folds[role](payment, record, fields)
 
@@ -405,7 +427,7 @@ class Evidence:
                 record.offset,
                 record.timestamp_ms,
                 fields["command_id"],
-                _intern(fields["type"]),
+                _intern(fields["type"]) if fields["type"] in COMMAND_TYPES else UNKNOWN_TYPE,
                 fields["amount_minor"],
                 fields["gateway_reference"],
                 fields["instrument_token"],
@@ -427,6 +449,7 @@ class Evidence:
                 None if outcome is None else _intern(outcome),
                 fields["gateway_reference"],
                 fields["dispute_id"],
+                None if fields["payment_id"] == payment.payment_id else fields["payment_id"],
             ),
         )
 
@@ -591,11 +614,17 @@ class Evidence:
                     _intern(each["state"]),
                     each["amount_minor"],
                     each["gateway_reference"],
+                    None
+                    if each["parent_operation_id"] is None
+                    else (each["parent_operation_id"], each["parent_attempt"]),
                 )
                 for each in attempts
             ),
             tuple(command["command_id"] for command in fields["commands"]),
             tuple(fields["command_ids"]),
+            tuple(
+                fields["command_ids"][len(fields["command_ids"]) - len(fields["command_marks"]) :]
+            ),
         )
 
     def _dead_letter(self, record: LogRecord) -> None:

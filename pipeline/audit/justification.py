@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.audit.evidence import (
     MAIN_KINDS,
+    NOTICES,
     DeadLetter,
     OrderSeen,
     PaymentEvidence,
@@ -64,6 +65,24 @@ class JustificationChecks:
             and not self._judge.gone(payment, "orders")
         ):
             self._judge.found.broken("dead_letter_unjustified", example)
+
+    def foreign_notices(self, payment: PaymentEvidence) -> None:
+        """A notice that names another payment than its order's has no effect on either."""
+        judge = self._judge
+        for notice in payment.notifications:
+            if notice.names is None:
+                continue
+            place = NOTICES, notice.partition, notice.offset
+            example = Example(
+                judge.topic[NOTICES], notice.partition, notice.offset, payment.key,
+                f"of {notice.gateway}, names payment {notice.names}",
+            )  # fmt: skip
+            if place in judge.dead:
+                judge.found.note("notice_of_another_payment", example)
+            elif not judge.cut.processed("payments", *place):
+                judge.found.pending("notice_of_another_payment", example)
+            elif payment.home not in judge.blind_lanes:
+                judge.found.broken("notice_not_dead_lettered", example)
 
     def instruments(self, payment: PaymentEvidence) -> None:
         """The instrument that is charged is the order's, or one that a command named."""

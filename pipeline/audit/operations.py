@@ -21,6 +21,7 @@ from pipeline.audit.evidence import (
     PaymentEvidence,
     ResultSeen,
     SettlementSeen,
+    SnapshotSeen,
 )
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
 from pipeline.audit.report import Example
@@ -42,6 +43,10 @@ ENDED_WITHOUT_MONEY: Final = frozenset(
 # Commands that become an operation of their own id.
 _OPERATING: Final = frozenset({"capture", "refund", "retry"})
 _OPEN: Final = UNDER_WAY | FOR_A_PERSON
+# The rule that another command under a known id breaks; it says nothing of the command that has it.
+_CONFLICT: Final = "content_of_a_command_id_must_not_change"
+# As many ids of commands a payment remembers; then it forgets the oldest.
+_REMEMBERED_MAX: Final = 256
 # States of an attempt that ended without having moved anything.
 _REFUSED: Final = frozenset({"declined", "failed"})
 
@@ -72,8 +77,9 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
             c.type == "credit" and c.command_id == settlement.operation_id for c in payment.commands
         )
     if settlement.kind in ("dispute", "reversal", "dispute_fee"):
-        return any(n.type == "dispute" and n.gateway == gateway for n in payment.notifications)
-    said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.notifications]
+        notices = payment.own_notifications
+        return any(n.type == "dispute" and n.gateway == gateway for n in notices)
+    said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.own_notifications]
     if settlement.kind == "refund_failed":
         return any(
             r.gateway == gateway
@@ -95,7 +101,7 @@ class OperationChecks:
         self._found = judge.found
 
     def amounts(self, payment: PaymentEvidence) -> None:
-        """Refunded is at most captured, and captured at most authorized."""
+        """Refunded is at most captured, of each charge as well, and captured at most authorized."""
         snapshot = payment.snapshot
         if snapshot is None:
             return
@@ -108,6 +114,18 @@ class OperationChecks:
                     "refunded {}, captured {}, authorized {}".format(*amounts),
                 ),
             )
+        elif amounts[0]:
+            taken, back = _by_charge(snapshot)
+            for charge, minor in back.items():
+                if minor > taken[charge]:
+                    self._found.broken(
+                        "amounts_out_of_order",
+                        self._snapshot_example(
+                            payment,
+                            f"refunded {minor} of the {taken[charge]} captured by {charge[0]}, "
+                            f"attempt {charge[1]}",
+                        ),
+                    )
 
     def commands(self, payment: PaymentEvidence) -> None:
         """Each command was taken, was rejected, or waits: one of them, once."""
@@ -121,21 +139,35 @@ class OperationChecks:
                 found.pending("command_without_outcome", self._command_example(payment, command))
         if not judge.settled(payment) or judge.gone(payment, "payment-events"):
             return
-        rejections = Counter(command_id for command_id, _ in payment.rejected_commands)
-        seen: set[str] = set()
+        rejections = Counter(
+            command_id for command_id, reason in payment.rejected_commands if reason != _CONFLICT
+        )
+        # Ids of before digests were kept are not compared, and a full memory has forgotten some.
+        marked = set() if snapshot is None else set(snapshot.marked_ids)
+        full = snapshot is not None and len(snapshot.command_ids) >= _REMEMBERED_MAX
+        firsts: dict[str, CommandSeen] = {}
         for command in payment.commands:
             command_id = command.command_id
             place = "payment-commands", command.partition, command.offset
-            if command_id in seen or place in judge.dead:
+            if place in judge.dead:
                 continue
-            seen.add(command_id)
+            first = firsts.setdefault(command_id, command)
+            if first is not command:
+                if (
+                    command_id in marked
+                    and _asks(first) != _asks(command)
+                    and not any(command_id == refused for refused, _ in payment.rejected_commands)
+                ):
+                    found.broken("conflict_not_named", self._command_example(payment, command))
+                continue
             remembered = snapshot is not None and command_id in snapshot.command_ids
             waits = snapshot is not None and command_id in snapshot.waiting
             rejected = rejections[command_id]
             example = self._command_example(payment, command)
             began = _began(payment, command_id)
             if not remembered and not rejected:
-                found.broken("command_without_outcome", example)
+                if not full:
+                    found.broken("command_without_outcome", example)
             elif (remembered and rejected > 1) or (
                 rejected and (waits or (began and not _names_another(payment, command_id)))
             ):
@@ -156,9 +188,16 @@ class OperationChecks:
         busy = {a.operation_id for a in snapshot.attempts if a.state in _OPEN}
         refused = {a.operation_id for a in snapshot.attempts if a.state in _REFUSED}
         refunded: Counter[str] = Counter()
+        # A command gives back as well what the gateway would not take back by itself.
+        of_charge = {
+            a.operation_id: reversal_operation_id(*a.parent)
+            for a in snapshot.attempts
+            if a.kind == "refund" and a.parent is not None
+        }
         for settlement in payment.settlements:
             if settlement.kind in ("refund", "refund_failed"):
-                refunded[settlement.operation_id] -= settlement.amount_minor
+                operation_id = settlement.operation_id
+                refunded[of_charge.get(operation_id, operation_id)] -= settlement.amount_minor
         whole = not judge.gone(payment, "settlements")
         for settlement in payment.settlements:
             operation_id = settlement.operation_id
@@ -500,6 +539,33 @@ _BY_ITSELF: Final = {
     "dispute_fee": ("dispute_fee", -1),
     "refund_failed": ("refund_failed", 1),
 }
+
+
+def _asks(command: CommandSeen) -> tuple[object, ...]:
+    return (
+        command.type, command.amount_minor, command.gateway_reference, command.instrument_token,
+    )  # fmt: skip
+
+
+def _by_charge(
+    snapshot: SnapshotSeen,
+) -> tuple[Counter[tuple[str, int]], Counter[tuple[str, int]]]:
+    """What was captured and what was refunded of each charge, where the table says of which."""
+    taken: Counter[tuple[str, int]] = Counter()
+    back: Counter[tuple[str, int]] = Counter()
+    if any(a.kind == "capture" and a.parent is None for a in snapshot.attempts):
+        # Of before it was kept.
+        return taken, back
+    for attempt in snapshot.attempts:
+        amount_minor = attempt.amount_minor or snapshot.amount_minor
+        if attempt.state == "charged":
+            taken[attempt.operation_id, attempt.attempt] += amount_minor
+        elif attempt.parent is not None:
+            if attempt.state == "captured":
+                taken[attempt.parent] += amount_minor
+            elif attempt.state == "refunded":
+                back[attempt.parent] += amount_minor
+    return taken, back
 
 
 def _began(payment: PaymentEvidence, operation_id: str) -> bool:

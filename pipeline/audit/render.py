@@ -29,7 +29,8 @@ def report_lines(report: Report) -> Iterator[str]:
 
 def _finding_lines(finding: Finding) -> Iterator[str]:
     yield f"  {finding.severity.value:<8} {finding.name} x{finding.count}: {finding.guarantee}"
-    yield f"           e.g. {finding.example}"
+    # Keys and ids of what was refused are anybody's.
+    yield f"           e.g. {printable(str(finding.example))}"
 
 
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -147,7 +148,7 @@ def printable(text: str) -> str:
 
 
 def _row(name: str, text: str) -> str:
-    return f"{name:<32} {text}"
+    return printable(f"{name:<32} {text}")
 
 
 def _counts(counts: Mapping[str, int]) -> str:

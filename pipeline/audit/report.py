@@ -49,7 +49,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "request_amount_wrong": "A request asks for the amount of its payment.",
     "request_instrument_wrong": "A request names the order's instrument, or a command's.",
     "idempotency_key_wrong": "An idempotency key is payment:operation:gateway:attempt.",
-    "conflict_not_named": "An order that contradicts its payment is dead-lettered.",
+    "conflict_not_named": "What contradicts the order or command that was taken is refused.",
     # The books balance
     "captured_without_charge": "Every captured payment has its charge in the gateway's books.",
     "amounts_out_of_order": "Refunded is at most captured, captured at most authorized.",
@@ -96,6 +96,8 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "dead_letter_closed_twice": "A dead letter is redriven or discarded once.",
     "input_redriven_twice": "A dead-lettered input is redriven once.",
     "redriven_input_missing": "A dead letter that was redriven came again as an input.",
+    "notice_of_another_payment": "A notice that names another payment than its order's is refused.",
+    "notice_not_dead_lettered": "A notice that names another payment is dead-lettered.",
     "bad_order_not_dead_lettered": "An order that cannot be handled is dead-lettered.",
     "undecodable_record": "Our own topics hold only records of their schema.",
     # The machinery

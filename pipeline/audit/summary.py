@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
-from typing import Any
+from typing import Any, Final
 
 from pipeline.audit.evidence import Evidence
 from pipeline.audit.gateway_copy import GatewayCopy
 from pipeline.audit.ledger_copy import LedgerCopy
+
+_NAME: Final = re.compile(r"[a-z0-9_]{1,100}")
+IN_WORDS: Final = "in_words"
 
 
 def summarize(
@@ -17,10 +21,11 @@ def summarize(
     broker's append times of an order and its settlement; None where nothing was measured.
 
     ``records`` counts by topic, ``payments`` and ``amount_minor`` by status, ``reasons`` by status
-    and reason, ``dead_letters`` by cause, ``dead_letters_by_state`` by what became of them,
-    ``balances`` by account (debits positive). ``settlements`` counts and sums by kind, signed as
-    settlements are; ``settled_minor`` is their total. ``commands``: how many there are by type
-    (each id once), how many wait, and how many were rejected by which rule.
+    and reason (people's own words are ``in_words``), ``dead_letters`` by cause,
+    ``dead_letters_by_state`` by what became of them, ``balances`` by account (debits positive).
+    ``settlements`` counts and sums by kind, signed as settlements are; ``settled_minor`` is their
+    total. ``commands``: how many there are by type (each id once; what is no type is
+    ``unknown_type``), how many wait, and how many were rejected by which rule.
     """
     payments: Counter[str] = Counter()
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
@@ -41,7 +46,7 @@ def summarize(
             waiting += len(snapshot.waiting)
             amounts[snapshot.status][snapshot.currency] += snapshot.amount_minor
             if snapshot.reason is not None:
-                reasons[snapshot.status][snapshot.reason] += 1
+                reasons[snapshot.status][_named(snapshot.reason)] += 1
         commands.update({c.command_id: c.type for c in payment.commands}.values())
         rejected.update(rule or "" for rule in dict(payment.rejected_commands).values())
         for settlement in payment.settlements:
@@ -95,6 +100,11 @@ def summarize(
             balances[account][currency] = debits - credits
         summary["ledger"] = {"entries": len(ledger.entries), "balances": dict(balances)}
     return summary
+
+
+def _named(reason: str) -> str:
+    """A reason that is a name; what a person gave in words is one kind."""
+    return reason if _NAME.fullmatch(reason) else IN_WORDS
 
 
 def percentiles(values_ms: list[int]) -> dict[str, int | None]:

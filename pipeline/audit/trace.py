@@ -6,6 +6,7 @@ the order's own records is decoded.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -186,11 +187,15 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         why = f", {fields['reason']}" if fields["reason"] else ""
         what = "sent again" if fields["purpose"] == "retry" else "inquire"
         return f"waits to {'be ' if fields['purpose'] == 'retry' else ''}{what}{why}"
+    letter = _letter_of_another_stage(role, fields)
+    if letter is not None:
+        return letter
     parts = {
         "orders": ("ordered", "{money}"),
         "payment-commands": (
             "command {command_id}: {type}",
             "{decision}",
+            "{which}",
             "{money}",
             "{gateway_reference}",
             "{evidence}",
@@ -226,9 +231,11 @@ def describe(role: str, fields: dict[str, Any]) -> str:
             "{by}",
         ),
         "payments": ("payment at {sequence}: {status}", "{reason}", "{money}"),
-        "audit": ("by hand: {action}", "{actor}", "{reason}"),
+        "audit": ("by hand: {action}", "{decided}", "{actor}", "{reason}"),
     }[role]
     values = {**fields, "money": money(fields), **_in_words(fields)}
+    if role == "audit":
+        values["decided"] = _decided(fields)
     texts = []
     for part in parts:
         if part.startswith("{") and part.endswith("}") and part.count("{") == 1:
@@ -238,6 +245,17 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         else:
             texts.append(part.format_map(values))
     return ", ".join(texts)
+
+
+def _letter_of_another_stage(role: str, fields: dict[str, Any]) -> str | None:
+    """A stage's word of a dead letter that it made of a record of this payment."""
+    if role == "gateway-results" and fields["outcome"] == "dead_lettered":
+        return f"dead letter of the gateway stage: {fields['letter']}, {fields['code']}"
+    if role == "risk-results" and fields["cause"] is not None:
+        return f"dead letter of the risk stage: {fields['letter']}, {fields['cause']}"
+    if role == "gateway-notifications" and fields["type"] == "dead_letter":
+        return f"dead letter of the ledger: {fields['notification_id']}, {fields['code']}"
+    return None
 
 
 def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
@@ -254,16 +272,43 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
     about = f"{kind} {operation_id}" if kind else fields.get("type")
     if fields.get("dispute_id"):
         about = f"dispute {fields['dispute_id']} {fields.get('dispute_state')}"
+    which = None
+    if "command_id" in fields:
+        dispute_id = fields.get("dispute_id")
+        which = f"dispute {dispute_id}" if dispute_id else operation_id
     own = operation_id is not None and operation_id != fields.get("order_id")
     return {
         "asked": asked,
         "did": did,
         "about": about,
+        "which": which,
         # The first charge's operation is the order itself and needs no word.
         "operation": f"{operation_id}, " if own else "",
         "counted_by": f"orders of its {fields['by']} counted" if "by" in fields else None,
         "by": f"by {fields['actor']}" if fields.get("actor") else None,
     }
+
+
+def _decided(fields: dict[str, Any]) -> str:
+    """What the audit's entry says of a decision about a payment; other acts say other things."""
+    try:
+        detail = json.loads(fields["detail"] or "{}")
+    except ValueError:
+        return ""
+    if not isinstance(detail, dict) or "command_id" not in detail:
+        return ""
+    rule = f" by {detail['rule']}" if detail.get("rule") else ""
+    about = [detail.get("kind"), detail.get("operation_id")]
+    if detail.get("dispute_id"):
+        about = ["dispute", detail["dispute_id"]]
+    texts = [
+        f"{detail.get('outcome')}{rule}",
+        detail.get("decision"),
+        " ".join(str(each) for each in about if each),
+        detail.get("gateway_reference"),
+        detail.get("evidence"),
+    ]
+    return ", ".join(str(text) for text in texts if text)
 
 
 def _until(fields: dict[str, Any]) -> str:

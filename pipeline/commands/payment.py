@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.commands.payment_follow import Outcome
-    from pipeline.domain.model import PaymentCommand, PaymentEvent
+    from pipeline.domain.model import Payment, PaymentCommand, PaymentEvent
 
 # The command was refused by a named rule, or what it asked for did not succeed.
 EXIT_REFUSED = 1
@@ -56,7 +56,8 @@ CommandId = Annotated[
 ]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the payment's history.")]
 Actor = Annotated[
-    str | None, typer.Option("--actor", help="Who asks; default: the user who runs this.")
+    str | None,
+    typer.Option("--actor", "--by", help="Who asks; default: the user who runs this."),
 ]
 Wait = Annotated[
     float | None,
@@ -139,6 +140,14 @@ def refund_command(
     despite_dispute: Annotated[
         bool, typer.Option("--despite-dispute", help="Refund although a dispute is open.")
     ] = False,
+    charge: Annotated[
+        str | None,
+        typer.Option(
+            "--charge",
+            metavar="REF",
+            help="Which charge gives back, by the gateway's own id; default: the one that stands.",
+        ),
+    ] = None,
     business_date: Annotated[
         str | None,
         typer.Option("--business-date", help="YYYY-MM-DD it is booked under; default: the sale's."),
@@ -150,7 +159,9 @@ def refund_command(
     bootstrap_servers: BootstrapServers = None,
     prefix: Prefix = None,
 ) -> None:
-    """Give money back, in whole or in part, never more than was captured.
+    """Give money back, in whole or in part, never more than its charge took.
+
+    A payment that was charged twice has two charges; one refund is of one of them.
 
     Asking for the same refund again is the same refund: give another --command-id (or --reason) for
     a second one of the same amount.
@@ -165,6 +176,7 @@ def refund_command(
         payment,
         amount=amount,
         currency=currency,
+        gateway_reference=charge,
         override="dispute" if despite_dispute else None,
         business_date=business_date,
         command_id=command_id,
@@ -183,6 +195,10 @@ def retry_command(
         str,
         typer.Option("--token", help="Token of the other instrument; never a card number."),
     ],
+    fingerprint: Annotated[
+        str | None,
+        typer.Option("--card-fingerprint", help="By which risk rules know the other card."),
+    ] = None,
     command_id: CommandId = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -191,6 +207,8 @@ def retry_command(
     prefix: Prefix = None,
 ) -> None:
     """Try a failed payment again, with another instrument.
+
+    Risk rules look at it as they did at the order: it may be refused, or wait for a review.
 
     Example:
 
@@ -205,6 +223,7 @@ def retry_command(
         "retry",
         payment,
         instrument_token=token,
+        card_fingerprint=fingerprint,
         command_id=command_id,
         reason=reason,
         actor=actor,
@@ -224,6 +243,14 @@ def resolve_command(
     not_charged: Annotated[
         bool, typer.Option("--not-charged", help="It was not charged, and will not be.")
     ] = False,
+    operation: Annotated[
+        str | None,
+        typer.Option(
+            "--operation",
+            metavar="ID",
+            help="Which operation; needed when the outcome of several is unknown.",
+        ),
+    ] = None,
     evidence: Annotated[
         str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
     ] = None,
@@ -237,7 +264,7 @@ def resolve_command(
     """Say what became of an outcome that no gateway could tell.
 
     Say only what you have seen in the gateway's own books. A payment said not to be charged may be
-    tried again.
+    tried again. `paystream payment show` lists the operations whose outcome is unknown.
 
     Examples:
 
@@ -246,6 +273,9 @@ def resolve_command(
 
     \b
       paystream payment resolve shop:1001 --not-charged --evidence "support ticket 4711"
+
+    \b
+      paystream payment resolve shop:1001 --operation r-7 --charged re_9 --evidence "their report"
     """
     if (charged is None) == (not not_charged):
         raise UserError("Give one of --charged REF and --not-charged.")
@@ -255,7 +285,60 @@ def resolve_command(
         "resolve",
         payment,
         decision="not_charged" if charged is None else "charged",
+        operation_id=operation,
         gateway_reference=charged,
+        evidence=evidence,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("resolve-dispute")
+def resolve_dispute_command(
+    payment: Key,
+    dispute: Annotated[
+        str, typer.Option("--dispute", metavar="ID", help="The gateway's own id of the dispute.")
+    ],
+    won: Annotated[bool, typer.Option("--won", help="The money is ours again.")] = False,
+    lost: Annotated[bool, typer.Option("--lost", help="The customer keeps it.")] = False,
+    evidence: Annotated[
+        str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
+    ] = None,
+    gateway: Annotated[
+        str | None,
+        typer.Option("--gateway", help="Where it is; needed when two gateways use the same id."),
+    ] = None,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Say how a dispute ended that its gateway does not tell the end of.
+
+    Say only what you have seen in the gateway's own books: the ledger follows it. What the gateway
+    tells later goes before it.
+
+    Example:
+
+    \b
+      paystream payment resolve-dispute shop:1 --dispute dp_7 --won --evidence "letter of 3 May"
+    """
+    if won == lost:
+        raise UserError("Give one of --won and --lost.")
+    if not (evidence or "").strip():
+        raise UserError("Say what proves it with --evidence.")
+    _ask(
+        "resolve_dispute",
+        payment,
+        decision="won" if won else "lost",
+        dispute_id=dispute,
+        gateway=gateway,
         evidence=evidence,
         command_id=command_id,
         reason=reason,
@@ -352,6 +435,7 @@ def review_list_command(
                         "country": p.country,
                         "reason": p.reason,
                         "since_ms": p.updated_at_ms,
+                        "ends_at_ms": p.expires_at_ms,
                     }
                     for p in found
                 ],
@@ -362,9 +446,10 @@ def review_list_command(
     from pipeline.audit.render import time_text
 
     for p in found:
+        ends = f"  ends {time_text(p.expires_at_ms)}" if p.expires_at_ms else ""
         typer.echo(
             f"{time_text(p.updated_at_ms)}  {p.merchant_id}:{p.order_id}  "
-            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}"
+            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}{ends}"
         )
     typer.echo(f"{len(found)} in review")
 
@@ -410,8 +495,12 @@ def _ask(
     amount: str | None = None,
     currency: str | None = None,
     instrument_token: str | None = None,
+    card_fingerprint: str | None = None,
     decision: str | None = None,
     gateway_reference: str | None = None,
+    operation_id: str | None = None,
+    dispute_id: str | None = None,
+    gateway: str | None = None,
     evidence: str | None = None,
     override: str | None = None,
     business_date: str | None = None,
@@ -428,6 +517,7 @@ def _ask(
 
     from pipeline.commands.payment_follow import PaymentReader, judged
     from pipeline.config import load_settings
+    from pipeline.domain.command_memory import is_another, is_remembered
     from pipeline.domain.keys import record_key
     from pipeline.domain.model import PaymentCommand
     from pipeline.domain.money import parse_amount
@@ -443,7 +533,8 @@ def _ask(
     codec = record_codec(catalogue, settings.schema_registry_url)
     reader: PaymentReader | None = None
     try:
-        if wait_s is not None or (amount is not None and currency is None):
+        unnamed = type_ == "resolve" and operation_id is None
+        if wait_s is not None or unnamed or (amount is not None and currency is None):
             reader = PaymentReader(
                 settings.bootstrap_servers, catalogue, codec, record_key(merchant_id, order_id)
             )
@@ -468,8 +559,12 @@ def _ask(
             amount_minor=amount_minor,
             currency=currency,
             instrument_token=instrument_token,
+            card_fingerprint=card_fingerprint,
             decision=decision,
             gateway_reference=gateway_reference,
+            operation_id=operation_id,
+            dispute_id=dispute_id,
+            gateway=gateway,
             evidence=evidence,
             reason=reason,
             actor=actor or getpass.getuser(),
@@ -479,10 +574,17 @@ def _ask(
         command = _with_id(command)
         if reader is not None:
             known = reader.catch_up()
-            if known is not None and command.command_id in known.command_ids:
+            if unnamed and known is not None:
+                _check_single(known)
+            if known is not None and is_remembered(known, command):
+                same = (
+                    "another command under this id, which is refused"
+                    if is_another(known, command)
+                    else "this command already, and the same id has no effect"
+                )
                 typer.echo(
-                    f"The payment knows the command {command.command_id} already, and the same id "
-                    "has no effect; give another --command-id to ask again.",
+                    f"The payment knows {same}; give another --command-id than "
+                    f"{command.command_id} to ask again.",
                     err=True,
                 )
         try:
@@ -544,6 +646,12 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
 
     if command.command_id:
         return command
+    named = (
+        ("operation", command.operation_id),
+        ("dispute", command.dispute_id),
+        ("gateway", command.gateway),
+        ("card_fingerprint", command.card_fingerprint),
+    )
     asked = (
         command.merchant_id,
         command.order_id,
@@ -557,9 +665,22 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
         command.reason,
         command.override,
         command.business_date,
+        # Only what is given: what an older version asked for keeps its id.
+        *(each for each in named if each[1] is not None),
     )
     digest = sha256(json.dumps(asked).encode()).hexdigest()
     return replace(command, command_id=f"{command.type}-{digest[:16]}")
+
+
+def _check_single(payment: Payment) -> None:
+    """Refuse to choose for a person what it is that he resolves."""
+    from pipeline.domain.commands import choices, unknown_attempts
+
+    if len(unknown_attempts(payment)) > 1:
+        raise UserError(
+            "The outcome of several operations is unknown; name one with --operation: "
+            f"{choices(payment)}."
+        )
 
 
 def _what(command: PaymentCommand) -> str:

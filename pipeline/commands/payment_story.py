@@ -9,8 +9,11 @@ from pipeline.audit.log_copy import partition_counts, read_partition
 from pipeline.audit.render import printable, time_text
 from pipeline.audit.trace import Trace
 from pipeline.audit.verify import Sources
+from pipeline.domain.commands import unknown_attempts
+from pipeline.domain.lifecycle import MAIN_KINDS
 from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand
 from pipeline.domain.money import format_amount
+from pipeline.domain.payment import parent_of
 from pipeline.domain.records import payment_from_record
 from pipeline.domain.shown import shown_statuses
 from topics.catalogue import TopicSettings, build_catalogue
@@ -115,6 +118,8 @@ def _standing(payment: Payment) -> Iterator[str]:
         yield _row(
             "dead letters", f"{payment.dead_letters}, of them conflicts: {payment.conflicts}"
         )
+        for letter in payment.letters:
+            yield _row("", f"by the stage {printable(letter)}")
 
 
 def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
@@ -124,6 +129,9 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
         said.append(attempt.code)
     if attempt.gateway_reference:
         said.append(attempt.gateway_reference)
+    parent = None if attempt.kind in MAIN_KINDS else parent_of(payment, attempt)
+    if parent is not None:
+        said.append(f"of {parent.gateway_reference}")
     yield _row(f"attempt {number}", ", ".join(said))
     counted = [
         f"{count} {name}"
@@ -138,14 +146,23 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
     yield _row(
         "", f"operation {attempt.operation_id}, attempt {attempt.attempt}; {', '.join(counted)}"
     )
+    if attempt in unknown_attempts(payment):
+        key = f"{payment.merchant_id}:{payment.order_id}"
+        yield _row(
+            "",
+            f"outcome unknown: paystream payment resolve {key} --operation {attempt.operation_id}",
+        )
     if attempt.routed_because:
         yield _row("", f"there because: {printable(attempt.routed_because)}")
 
 
 def _dispute(payment: Payment, dispute: Dispute) -> str:
     fee = f", fee {format_amount(dispute.fee_minor, payment.currency)}" if dispute.fee_minor else ""
+    said = ""
+    if dispute.resolved_by is not None:
+        said = f", by {printable(dispute.resolved_by)} (the gateway said {dispute.gateway_state})"
     return (
-        f"{dispute.dispute_id} at {dispute.gateway}: {dispute.state}, "
+        f"{dispute.dispute_id} at {dispute.gateway}: {dispute.state}{said}, "
         f"{format_amount(dispute.amount_minor, payment.currency)}, of it withdrawn "
         f"{format_amount(dispute.withdrawn_minor, payment.currency)}{fee}"
     )

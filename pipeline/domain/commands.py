@@ -9,40 +9,52 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.domain.card_numbers import holds_card_number
+from pipeline.domain.card_numbers import holds_card_number, is_masked
+from pipeline.domain.charges import refund_target, refundable_of_minor
+from pipeline.domain.disputes import LOST, WON, bars_refunds, named
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     AUTHORIZE,
     AUTHORIZED,
+    BUSY_STATES,
     CAPTURE,
     CAPTURED,
+    CONTRADICTED,
     FAILED,
+    INQUIRY_EXHAUSTED,
+    MAIN_KINDS,
     REFUND,
     RISK_REVIEW,
+    VOID,
     has_succeeded,
 )
-from pipeline.domain.model import Payment, PaymentCommand
+from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payment import (
     COMMANDED_ATTEMPTS_MAX,
     UNDECIDED,
     amount_of,
+    is_uncertain,
     is_unfinished,
+    parent_of,
     refundable_minor,
     reserved_minor,
     standing_main,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.validation import TEXT_LENGTH_MAX, is_date
+from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
 CANCEL: Final = "cancel"
 CREDIT: Final = "credit"
 RETRY: Final = "retry"
 RESOLVE: Final = "resolve"
+RESOLVE_DISPUTE: Final = "resolve_dispute"
 REVIEW: Final = "review"
-TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, REVIEW})
+TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, RESOLVE_DISPUTE, REVIEW})
+# What a person decides where no machine may: it moves no money by itself, so it has no operation.
+DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW})
 
 # Decisions.
 CHARGED: Final = "charged"
@@ -53,10 +65,17 @@ DENY: Final = "deny"
 # A refund's override of the rule about disputes.
 OVERRIDE_DISPUTE: Final = "dispute"
 
-# Commands that wait in a payment, and ids that it remembers: more than its merchant needs, few
-# enough that a snapshot stays small (256 ids of 64 characters are 16 KiB).
+# What only a person can end has to be possible whatever came before. What ends a payment by itself,
+# or decides about one, is repeated without harm: it is judged anew by how the payment stands.
+ALWAYS_TAKEN: Final = DECIDED_BY_A_PERSON | {CANCEL}
+
+# Commands that wait in a payment: more than its merchant needs, few enough that a snapshot stays
+# small; and the room beyond that is kept for those that are always taken.
 WAITING_MAX: Final = 16
-COMMAND_IDS_MAX: Final = 256
+WAITING_ALWAYS_MAX: Final = 20
+# Operations that a void by command may be the last of: of the 24 beyond what commands may begin,
+# 16 stay for failovers and reversals.
+VOIDED_ATTEMPTS_MAX: Final = COMMANDED_ATTEMPTS_MAX + 8
 
 # Evidence and reasons are for people: a sentence or two, not a document.
 PROSE_LENGTH_MAX: Final = 1_000
@@ -66,6 +85,7 @@ _OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-")
 
 TYPE_MUST_BE_KNOWN: Final = "command_type_must_be_known"
 COMMAND_ID_MUST_BE_ITS_OWN: Final = "command_id_must_not_name_another_operation"
+COMMAND_MUST_NOT_CHANGE: Final = "content_of_a_command_id_must_not_change"
 COMMANDS_MUST_NOT_EXCEED_LIMIT: Final = "commands_must_not_exceed_limit"
 OPERATIONS_MUST_NOT_EXCEED_LIMIT: Final = "operations_must_not_exceed_limit"
 AMOUNT_MUST_BE_POSITIVE: Final = "amount_must_be_positive"
@@ -77,6 +97,7 @@ BUSINESS_DATE_MUST_BE_A_DATE: Final = "business_date_must_be_a_date"
 TEXTS_MUST_BE_SHORT: Final = "texts_must_be_at_most_1000_characters"
 TOKEN_MUST_BE_PRESENT: Final = "instrument_token_must_be_present"
 TOKEN_MUST_NOT_BE_A_CARD_NUMBER: Final = "instrument_token_must_not_be_a_card_number"
+FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER: Final = "card_fingerprint_must_not_be_a_card_number"
 TOKEN_MUST_BE_NEW: Final = "token_must_be_new"
 DECISION_MUST_BE_KNOWN: Final = "decision_must_be_known"
 EVIDENCE_MUST_BE_GIVEN: Final = "evidence_must_be_given"
@@ -87,15 +108,23 @@ PAYMENT_MUST_BE_AUTHORIZED: Final = "payment_must_be_authorized"
 CAPTURE_MUST_NOT_EXCEED_AUTHORIZED: Final = "capture_must_not_exceed_authorized"
 PAYMENT_MUST_BE_CAPTURED: Final = "payment_must_be_captured"
 REFUND_MUST_NOT_EXCEED_CAPTURED: Final = "refund_must_not_exceed_captured"
+CHARGE_MUST_BE_THE_PAYMENTS: Final = "charge_must_be_the_payments"
+REFUND_MUST_NOT_EXCEED_ITS_CHARGE: Final = "refund_must_not_exceed_its_charge"
 REFUND_MUST_NOT_RUN_DURING_A_DISPUTE: Final = "refund_must_not_run_during_a_dispute"
 PAYMENT_MUST_BE_OPEN: Final = "payment_must_be_open"
 PAYMENT_MUST_NOT_BE_CAPTURED: Final = "payment_must_not_be_captured"
 CANCEL_MUST_NOT_BE_REPEATED: Final = "cancel_must_not_be_repeated"
 PAYMENT_MUST_HAVE_FAILED: Final = "payment_must_have_failed"
 PAY_BEFORE_MUST_BE_AHEAD: Final = "pay_before_must_be_in_the_future"
+OPERATION_MUST_BE_THE_PAYMENTS: Final = "operation_must_be_the_payments"
+OPERATION_MUST_BE_NAMED: Final = "operation_must_be_named"
 OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
 SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
 PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
+REVIEW_MUST_BE_IN_TIME: Final = "review_must_be_in_time"
+DISPUTE_MUST_BE_KNOWN: Final = "dispute_must_be_known"
+DISPUTE_MUST_NAME_ITS_GATEWAY: Final = "dispute_must_name_its_gateway"
+DISPUTE_MUST_NOT_BE_DECIDED_SO: Final = "dispute_must_not_be_decided_so_already"
 
 
 def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
@@ -121,18 +150,30 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.override,
         command.gateway_reference,
         command.instrument_token,
+        command.card_fingerprint,
+        command.operation_id,
+        command.dispute_id,
+        command.gateway,
     ):
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
     token = command.instrument_token
     if token is not None and holds_card_number(token, opaque=True):
         return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
+    if command.card_fingerprint is not None and holds_card_number(
+        command.card_fingerprint, opaque=True
+    ):
+        return FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER
+    if token is not None and is_masked(token.encode("utf-8", "surrogatepass")):
+        return TOKEN_MUST_NOT_BE_MASKED
     if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):
         return TOKEN_MUST_BE_PRESENT
     if kind == CREDIT:
         return _broken_credit(command)
     if kind == RESOLVE:
         return _broken_resolve(command)
+    if kind == RESOLVE_DISPUTE:
+        return _broken_word(command, (WON, LOST))
     if kind == REVIEW:
         if command.decision not in (APPROVE, DENY):
             return DECISION_MUST_BE_KNOWN
@@ -152,16 +193,22 @@ def _broken_credit(command: PaymentCommand) -> str | None:
 
 
 def _broken_resolve(command: PaymentCommand) -> str | None:
-    if command.decision not in (CHARGED, NOT_CHARGED):
-        return DECISION_MUST_BE_KNOWN
-    if not command.evidence:
-        return EVIDENCE_MUST_BE_GIVEN
-    if not command.actor:
-        return ACTOR_MUST_BE_GIVEN
+    rule = _broken_word(command, (CHARGED, NOT_CHARGED))
+    if rule is not None:
+        return rule
     reference = command.gateway_reference
     if command.decision == CHARGED and (not reference or len(reference) > TEXT_LENGTH_MAX):
         return REFERENCE_MUST_BE_GIVEN
     return None
+
+
+def _broken_word(command: PaymentCommand, decisions: tuple[str, ...]) -> str | None:
+    """A person's word in a gateway's place says what happened, what proves it, and whose it is."""
+    if command.decision not in decisions:
+        return DECISION_MUST_BE_KNOWN
+    if not command.evidence:
+        return EVIDENCE_MUST_BE_GIVEN
+    return None if command.actor else ACTOR_MUST_BE_GIVEN
 
 
 def names_another_operation(payment: Payment | None, command: PaymentCommand) -> bool:
@@ -189,7 +236,7 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
     kind = command.type
     if command.currency is not None and command.currency != payment.currency and kind != CREDIT:
         return CURRENCY_MUST_BE_THE_PAYMENTS
-    if len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX and kind not in (RESOLVE, REVIEW):
+    if len(payment.attempts) >= _attempts_max(payment, kind):
         return OPERATIONS_MUST_NOT_EXCEED_LIMIT
     if kind == CAPTURE:
         return _broken_capture(payment, command)
@@ -201,9 +248,59 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return CREDIT_MUST_HAVE_ITS_OWN_KEY
     if kind == RETRY:
         return _broken_retry(payment, command, now_ms)
+    if kind == RESOLVE:
+        return _broken_choice(payment, command)
+    if kind == RESOLVE_DISPUTE:
+        return _broken_resolve_dispute(payment, command)
     if kind == REVIEW and payment.status != RISK_REVIEW:
         return PAYMENT_MUST_BE_IN_REVIEW
     return None
+
+
+def waits_for_another(payment: Payment, command: PaymentCommand) -> bool:
+    """Whether an operation that is not finished decides about the command, however long that takes.
+
+    A void decides whether there is anything to capture or to void. A refund that what is captured
+    does not suffice for, or that shall give back all there is, waits for the captures under way.
+    """
+    if command.type in (CAPTURE, CANCEL):
+        return open_void(payment) is not None
+    coming_minor = reserved_minor(payment, CAPTURE)
+    charge = standing_main(payment)
+    if command.type != REFUND or not coming_minor or charge is None:
+        return False
+    wanted_minor, reference = command.amount_minor, command.gateway_reference
+    if reference not in (None, charge.gateway_reference):
+        return False  # of another charge, of which nothing is being captured
+    if wanted_minor is None:
+        return True
+    return (
+        refund_target(payment, wanted_minor, reference) is None
+        and wanted_minor <= refundable_of_minor(payment, charge) + coming_minor
+    )
+
+
+def open_void(payment: Payment) -> Attempt | None:
+    """The void of what stands that is neither done nor refused, if there is one."""
+    standing = standing_main(payment)
+    if standing is None:
+        return None
+    for each in payment.attempts:
+        if each.kind != VOID or not is_unfinished(each):
+            continue
+        about = parent_of(payment, each)
+        if about is not None and (about.operation_id, about.attempt) == (
+            standing.operation_id, standing.attempt,
+        ):  # fmt: skip
+            return each
+    return None
+
+
+def _attempts_max(payment: Payment, kind: str) -> int:
+    """Up to how many operations of the payment a command of this kind may begin one more."""
+    if kind in DECIDED_BY_A_PERSON or (kind == CANCEL and payment.status != AUTHORIZED):
+        return len(payment.attempts) + 1  # it begins none
+    return VOIDED_ATTEMPTS_MAX if kind == CANCEL else COMMANDED_ATTEMPTS_MAX
 
 
 def _broken_capture(payment: Payment, command: PaymentCommand) -> str | None:
@@ -221,9 +318,66 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
     room_minor = refundable_minor(payment)
     if room_minor <= 0 or (command.amount_minor or 0) > room_minor:
         return REFUND_MUST_NOT_EXCEED_CAPTURED
-    if payment.disputed_minor and command.override != OVERRIDE_DISPUTE:
+    reference = command.gateway_reference
+    if reference is not None and not any(
+        each.gateway_reference == reference
+        and each.kind in MAIN_KINDS
+        and has_succeeded(each.state)
+        for each in payment.attempts
+    ):
+        return CHARGE_MUST_BE_THE_PAYMENTS
+    if refund_target(payment, command.amount_minor, reference) is None:
+        return REFUND_MUST_NOT_EXCEED_ITS_CHARGE
+    if bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None
+
+
+def unknown_attempts(payment: Payment) -> tuple[Attempt, ...]:
+    """What a person may say the outcome of, oldest first."""
+    return tuple(
+        each
+        for each in payment.attempts
+        if each.state in (INQUIRY_EXHAUSTED, CONTRADICTED)
+        or (is_uncertain(payment, each) and each.state in BUSY_STATES)
+    )
+
+
+def resolvable(payment: Payment, command: PaymentCommand) -> Attempt | None:
+    """The unknown attempt that a ``resolve`` is about; None where that is not certain."""
+    unknown = unknown_attempts(payment)
+    if command.operation_id is not None:
+        return next((a for a in unknown if a.operation_id == command.operation_id), None)
+    return unknown[0] if len(unknown) == 1 else None
+
+
+def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
+    if resolvable(payment, command) is not None:
+        return None
+    wanted = command.operation_id
+    if wanted is None:
+        return OPERATION_MUST_BE_NAMED if unknown_attempts(payment) else OUTCOME_MUST_BE_UNKNOWN
+    if any(each.operation_id == wanted for each in payment.attempts):
+        return OUTCOME_MUST_BE_UNKNOWN
+    return OPERATION_MUST_BE_THE_PAYMENTS
+
+
+def choices(payment: Payment) -> str:
+    """The operations that ``resolve`` may name, for people."""
+    return ", ".join(
+        f"{each.operation_id} ({each.kind} of {amount_of(payment, each)} {payment.currency} at "
+        f"{each.gateway})"
+        for each in unknown_attempts(payment)
+    )
+
+
+def _broken_resolve_dispute(payment: Payment, command: PaymentCommand) -> str | None:
+    disputes = named(payment, command.dispute_id, command.gateway)
+    if not disputes:
+        return DISPUTE_MUST_BE_KNOWN
+    if len(disputes) > 1:
+        return DISPUTE_MUST_NAME_ITS_GATEWAY
+    return DISPUTE_MUST_NOT_BE_DECIDED_SO if disputes[0].state == command.decision else None
 
 
 def _broken_cancel(payment: Payment) -> str | None:

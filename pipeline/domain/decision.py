@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from pipeline.domain.model import (
+    AuditEntry,
     Payment,
     PaymentDue,
     PaymentEvent,
@@ -13,7 +14,7 @@ from pipeline.domain.model import (
     Settlement,
 )
 
-Outgoing = PaymentRequest | Settlement | PaymentEvent | PaymentDue | RiskCheck
+Outgoing = PaymentRequest | Settlement | PaymentEvent | PaymentDue | RiskCheck | AuditEntry
 
 
 class Decision(Struct, frozen=True, kw_only=True):

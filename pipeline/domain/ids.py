@@ -15,6 +15,7 @@ from pipeline.domain.keys import valid_id
 PAYMENT_NAMESPACE = bytes.fromhex("91b4874b20225f5b9f6146da704234d8")
 EVENT_NAMESPACE = bytes.fromhex("921283323bae55b18f54d9f8ce3212ae")
 SETTLEMENT_NAMESPACE = bytes.fromhex("02d3864b005a5b7395f6149dd5594081")
+AUDIT_NAMESPACE = bytes.fromhex("476296a9ef5b5d20b480be6dba98dd5a")
 
 # Version and variant bits of RFC 9562, section 5.5, as numbers of the 128-bit id.
 _VERSION_CLEAR = ~(0xF000 << 64)
@@ -25,6 +26,7 @@ _VARIANT_RFC = 0x8000 << 48
 _PAYMENT_HASH = sha1(PAYMENT_NAMESPACE, usedforsecurity=False)
 _EVENT_HASH = sha1(EVENT_NAMESPACE, usedforsecurity=False)
 _SETTLEMENT_HASH = sha1(SETTLEMENT_NAMESPACE, usedforsecurity=False)
+_AUDIT_HASH = sha1(AUDIT_NAMESPACE, usedforsecurity=False)
 
 
 def payment_id(merchant_id: str, order_id: str) -> str:
@@ -45,6 +47,13 @@ def settlement_id(payment_id: str, operation_id: str, kind: str) -> str:
     """The id of a money movement: one operation settles at most once in each kind."""
     digest = _SETTLEMENT_HASH.copy()
     digest.update(f"{payment_id}:{operation_id}:{kind}".encode())
+    return _uuid5_text(digest.digest())
+
+
+def audit_entry_id(payment_id: str, act: str) -> str:
+    """The id of the audit's entry about an act on a payment; ``act`` is all that is told of it."""
+    digest = _AUDIT_HASH.copy()
+    digest.update(f"{payment_id}:{act}".encode())
     return _uuid5_text(digest.digest())
 
 

@@ -46,8 +46,12 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     amount_minor: int | None = None
     currency: str | None = None
     instrument_token: str | None = None
+    card_fingerprint: str | None = None
     decision: str | None = None
     gateway_reference: str | None = None
+    operation_id: str | None = None
+    dispute_id: str | None = None
+    gateway: str | None = None
     evidence: str | None = None
     reason: str | None = None
     actor: str | None = None
@@ -94,6 +98,7 @@ class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
     gateway_code: str | None = None
     retry_after_ms: int | None = None
     next_action_url: str | None = None
+    letter: str | None = None
 
 
 class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):
@@ -113,6 +118,7 @@ class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):
     gateway_reference: str | None = None
     dispute_id: str | None = None
     dispute_state: str | None = None
+    event_sequence: int | None = None
     fee_minor: int = 0
     code: str | None = None
     gateway_code: str | None = None
@@ -186,6 +192,8 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     routed_because: str | None = None
     uncertain_since_ms: int = 0
     business_date: str | None = None
+    parent_operation_id: str | None = None
+    parent_attempt: int = 0
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):
@@ -196,6 +204,16 @@ class Dispute(Struct, frozen=True, kw_only=True, gc=False):
     updated_at_ms: int
     fee_minor: int = 0
     withdrawn_minor: int = 0
+    event_sequence: int = 0
+    gateway_state: str | None = None
+    resolved_by: str | None = None
+
+
+class CommandMark(Struct, frozen=True, kw_only=True, gc=False):
+    """What is remembered of a command that was taken, besides its id."""
+
+    digest: int
+    taken_at_ms: int
 
 
 class RiskCounted(Struct, frozen=True, kw_only=True, gc=False):
@@ -242,9 +260,12 @@ class Payment(Struct, frozen=True, kw_only=True):
     retry_token: str | None = None
     commands: tuple[PaymentCommand, ...] = ()
     command_ids: tuple[str, ...] = ()
+    command_marks: tuple[CommandMark, ...] = ()
+    letters: tuple[str, ...] = ()
     disputes: tuple[Dispute, ...] = ()
     risk_awaited: tuple[str, ...] = ()
     risk_counted: tuple[RiskCounted, ...] = ()
+    assessed_retry: str | None = None
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
@@ -299,6 +320,7 @@ class RiskCheck(Struct, frozen=True, kw_only=True):
     amount_minor: int
     currency: str
     counters: tuple[RiskCounter, ...] = ()
+    operation_id: str = ""
 
 
 class RiskResult(Struct, frozen=True, kw_only=True):
@@ -308,6 +330,9 @@ class RiskResult(Struct, frozen=True, kw_only=True):
     by: str
     counted_at_ms: int
     counted: tuple[RiskCounted, ...] = ()
+    cause: str | None = None
+    letter: str | None = None
+    operation_id: str = ""
 
 
 class VelocityBucket(Struct, frozen=True, kw_only=True, gc=False):

@@ -339,9 +339,7 @@ def wait_of(
             retry_after_ms = max(0, due_at_ms - now_ms)
         tier = retry_tier(policy.retry_delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
     elif attempt.inquiries >= policy.inquiry_max and attempt.code in PENDING_CODES:
-        purpose = TIMER
-        due_at_ms = now_ms + policy.pending_check_ms
-        tier = tier_not_longer(policy.timer_delays_ms, policy.pending_check_ms)
+        return check_of(payment, attempt, reason, policy, now_ms)
     else:
         tier = inquiry_tier(policy.inquiry_delays_ms, attempt.inquiries)
     return PaymentDue(
@@ -355,6 +353,24 @@ def wait_of(
         reason=reason,
         due_at_ms=due_at_ms,
         tier=tier,
+    )
+
+
+def check_of(
+    payment: Payment, attempt: Attempt, reason: str | None, policy: Policy, now_ms: int
+) -> PaymentDue:
+    """The wait of an attempt that may take long: asked about every hour by default."""
+    return PaymentDue(
+        merchant_id=payment.merchant_id,
+        order_id=payment.order_id,
+        payment_id=payment.payment_id,
+        operation_id=attempt.operation_id,
+        attempt=attempt.attempt,
+        try_number=attempt.tries,
+        purpose=TIMER,
+        reason=reason,
+        due_at_ms=now_ms + policy.pending_check_ms,
+        tier=tier_not_longer(policy.timer_delays_ms, policy.pending_check_ms),
     )
 
 
@@ -417,8 +433,12 @@ def first_try(
     amount_minor: int = 0,
     business_date: str | None = None,
     because: str | None = None,
+    parent: Attempt | None = None,
 ) -> Attempt:
-    """A new attempt whose first request is on its way; an amount of 0 is the payment's whole."""
+    """A new attempt whose first request is on its way; an amount of 0 is the payment's whole.
+
+    ``parent``: the charge or authorization that it is about.
+    """
     return Attempt(
         operation_id=operation_id,
         kind=kind,
@@ -434,6 +454,8 @@ def first_try(
         amount_minor=amount_minor,
         business_date=business_date,
         routed_because=because,
+        parent_operation_id=None if parent is None else parent.operation_id,
+        parent_attempt=0 if parent is None else parent.attempt,
     )
 
 
@@ -499,34 +521,40 @@ def in_flight(payment: Payment) -> bool:
 def standing_main(payment: Payment) -> Attempt | None:
     """The newest charge or authorization that stands: succeeded, and not given back as late."""
     for attempt in reversed(payment.attempts):
-        if attempt.kind in MAIN_KINDS and has_succeeded(attempt.state):
-            reversal = reversal_operation_id(attempt.operation_id, attempt.attempt)
-            if find_attempt(payment, reversal, 1) is None:
-                return attempt
-    return None
-
-
-def refund_target(payment: Payment) -> Attempt | None:
-    """Whose money a refund by command gives back: what stands, else what was taken too late and
-    could not be given back by itself."""
-    standing = standing_main(payment)
-    if standing is not None:
-        return standing
-    for each in reversed(payment.attempts):
-        if each.kind in MAIN_KINDS and has_succeeded(each.state):
-            return each
+        if (
+            attempt.kind in MAIN_KINDS
+            and has_succeeded(attempt.state)
+            and not _is_given_back(payment, attempt)
+        ):
+            return attempt
     return None
 
 
 def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
     """The charge or authorization that a capture, void or refund is about."""
-    for each in reversed(payment.attempts):
-        if each.kind in MAIN_KINDS and attempt.operation_id in (
+    if attempt.parent_operation_id is not None:
+        return find_attempt(payment, attempt.parent_operation_id, attempt.parent_attempt)
+    # Of before it was kept: as it was decided then.
+    charges = [each for each in reversed(payment.attempts) if each.kind in MAIN_KINDS]
+    for each in charges:
+        if attempt.operation_id in (
             reversal_operation_id(each.operation_id, each.attempt),
             expiry_operation_id(each.operation_id),
         ):
             return each
-    return refund_target(payment)
+    made = [
+        each
+        for each in charges
+        if has_succeeded(each.state) and each.started_at_ms <= attempt.started_at_ms
+    ]
+    standing = (each for each in made if not _is_given_back(payment, each))
+    return next(standing, made[0] if made else None)
+
+
+def _is_given_back(payment: Payment, charge: Attempt) -> bool:
+    """Whether giving it back was begun because it came too late."""
+    reversal = reversal_operation_id(charge.operation_id, charge.attempt)
+    return find_attempt(payment, reversal, 1) is not None
 
 
 def amount_of(payment: Payment, attempt: Attempt) -> int:
@@ -566,6 +594,16 @@ def charge_deadline_ms(payment: Payment, attempt: Attempt, policy: Policy) -> in
     if payment.pay_before_ms is None or attempt.kind not in MAIN_KINDS:
         return oldest
     return min(oldest, payment.pay_before_ms)
+
+
+def sendable_until_ms(attempt: Attempt, policy: Policy) -> int:
+    """Until when somebody may still send the attempt's latest request, as far as is known.
+
+    While that request is not answered nothing is known: its append time may be any time later than
+    the decision to send it. What is older than any charge may be is then taken for over, for
+    snapshots whose answer had come before it was kept.
+    """
+    return attempt.sendable_until_ms or attempt.updated_at_ms + policy.stale_after_ms
 
 
 def gateway_profile(policy: Policy, gateway: str) -> GatewayProfile:

@@ -102,8 +102,14 @@ class Policy(Struct, frozen=True, kw_only=True):
     stale_after_ms: int = 12 * HOUR_MS
     # A bank's challenge expires within minutes; an hour leaves room for a shopper interrupted.
     customer_action_ms: int = HOUR_MS
+    # Whoever ordered agreed to be charged soon: a hold taken with the order would be over by then
+    # (authorization_ms), so a review that takes longer charges nobody.
+    review_ms: int = 7 * DAY_MS
     # Commands may overtake their order by as much as one system's outage, not by more than a day.
     awaiting_order_ms: int = DAY_MS
+    # For how long a command's record may come again from its topic: the retention, which the stage
+    # sets.
+    command_memory_ms: int = _TIERS.retention_ms
     # What is assessed before anybody is asked for money; None assesses nothing and costs nothing.
     risk: RiskRules | None = None
     # An order whose counts do not come for so long is looked at by a person: longer than a worker's

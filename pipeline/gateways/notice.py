@@ -17,6 +17,8 @@ class Notice(Struct, frozen=True, kw_only=True):
     carries it; ``merchant_id`` and ``order_id`` are what the gateway repeats of our request. A
     notice that carries only the gateway's own id gives ``gateway_reference`` and no more.
     ``outcome`` is succeeded, declined, pending, or failed: after it had succeeded.
+    ``event_sequence`` rises with each event about one dispute: the gateway's own number of it, or
+    its time in epoch milliseconds; None where the gateway tells neither.
     """
 
     notification_id: str
@@ -35,6 +37,7 @@ class Notice(Struct, frozen=True, kw_only=True):
     gateway_reference: str | None = None
     dispute_id: str | None = None
     dispute_state: str | None = None
+    event_sequence: int | None = None
     fee_minor: int = 0
     code: str | None = None
     gateway_code: str | None = None

@@ -1,9 +1,8 @@
 """Disputes: money that a customer's bank takes back, and what it takes for that.
 
-Notices of one dispute may come in any order. Its states are ranked as they follow each other in
-life, the highest one seen holds, and money follows the state: what is withdrawn is what that state
-says, whatever came before. So an outdated notice changes nothing, and a notice that was skipped is
-caught up with.
+Which of a dispute's events holds is ``domain/disputes``; here money follows it. What is withdrawn
+is what the state says, whatever came before, so an outdated notice changes nothing, and one that
+was skipped is caught up with. A person may say how a dispute ended when the gateway does not.
 """
 
 from __future__ import annotations
@@ -12,7 +11,20 @@ from collections.abc import Mapping
 from typing import Final
 
 from pipeline.domain.decision import Decision, Outgoing
+from pipeline.domain.disputes import (
+    INQUIRY,
+    LOST,
+    OPENED,
+    PRE_ARBITRATION,
+    RANKS,
+    UNDECIDED_IN,
+    WON,
+    heard,
+    named,
+    resolved,
+)
 from pipeline.domain.ids import derived_operation_id
+from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
     DISPUTE_INQUIRY,
     DISPUTE_LOST,
@@ -21,19 +33,10 @@ from pipeline.domain.lifecycle import (
     DISPUTE_WON,
     MAIN_KINDS,
 )
-from pipeline.domain.model import Dispute, GatewayNotification, Payment
+from pipeline.domain.model import Dispute, GatewayNotification, Payment, PaymentCommand
 from pipeline.domain.payment import dead_lettered, settlement_of, told
 from pipeline.processors.outcomes import STALE_RESULT, with_loss
 
-# States, lowest rank first. Won is no end: the bank may go on to pre-arbitration; lost is one.
-INQUIRY: Final = "inquiry"
-OPENED: Final = "opened"
-WON: Final = "won"
-PRE_ARBITRATION: Final = "pre_arbitration"
-LOST: Final = "lost"
-RANKS: Final[Mapping[str, int]] = {
-    state: rank for rank, state in enumerate((INQUIRY, OPENED, WON, PRE_ARBITRATION, LOST))
-}
 EVENTS: Final[Mapping[str, str]] = {
     INQUIRY: DISPUTE_INQUIRY,
     OPENED: DISPUTE_OPENED,
@@ -41,9 +44,6 @@ EVENTS: Final[Mapping[str, str]] = {
     PRE_ARBITRATION: DISPUTE_PRE_ARBITRATION,
     LOST: DISPUTE_LOST,
 }
-# Where the amount is with the customer's bank, and where nothing is decided yet.
-_WITHDRAWN: Final = frozenset({OPENED, PRE_ARBITRATION, LOST})
-_UNDECIDED: Final = frozenset({INQUIRY, OPENED, PRE_ARBITRATION})
 
 # Kinds of settlements.
 SETTLED_DISPUTE: Final = "dispute"
@@ -73,20 +73,14 @@ def process_dispute(payment: Payment, notice: GatewayNotification, now_ms: int) 
         or state not in RANKS
         or not 0 <= notice.amount_minor <= AMOUNT_MINOR_MAX
         or not 0 <= notice.fee_minor <= AMOUNT_MINOR_MAX
+        or (notice.event_sequence or 0) < 0
     ):
-        detail = "a dispute needs an id, a known state, and amounts that are not negative"
+        detail = "a dispute needs an id, a known state, and numbers that are not negative"
         return dead_lettered(payment, MALFORMED_DISPUTE, detail, now_ms)
     if notice.currency != payment.currency:
         detail = f"the dispute is in {notice.currency}, the payment in {payment.currency}"
         return dead_lettered(payment, AMOUNT_MISMATCH, detail, now_ms)
-    known = next(
-        (
-            each
-            for each in payment.disputes
-            if each.dispute_id == dispute_id and each.gateway == notice.gateway
-        ),
-        None,
-    )
+    known = next(iter(named(payment, dispute_id, notice.gateway)), None)
     if known is None and (not _is_about(payment, notice) or len(payment.disputes) >= DISPUTES_MAX):
         detail = f"{notice.gateway} tells of a dispute about no charge of this payment"
         return dead_lettered(payment, DISPUTE_OF_NOTHING, detail, now_ms)
@@ -100,12 +94,28 @@ def process_dispute(payment: Payment, notice: GatewayNotification, now_ms: int) 
         gateway=notice.gateway,
         updated_at_ms=now_ms,
     )
-    after = _advanced(before, state, notice, now_ms)
-    if (after.state, after.amount_minor, after.fee_minor) == (
-        before.state, before.amount_minor, before.fee_minor,
-    ):  # fmt: skip
+    after = heard(before, state, notice, now_ms)
+    if after is before:
         return _STALE
-    return _booked(payment, before, after, notice, now_ms)
+    detail = f"dispute {after.dispute_id} at {after.gateway}"
+    return _booked(payment, before, after, now_ms, reason=notice.code, detail=detail)
+
+
+def resolve_dispute(payment: Payment, command: PaymentCommand, now_ms: int) -> Decision:
+    """A person says how a dispute ended; the command keeps the rules of ``domain/commands``."""
+    (before,) = named(payment, command.dispute_id, command.gateway)
+    if command.decision is None or command.actor is None:
+        raise InvariantBroken("a dispute is resolved by somebody, as won or lost")
+    return _booked(
+        payment,
+        before,
+        resolved(before, command.decision, command.actor, now_ms),
+        now_ms,
+        reason=command.reason,
+        detail=f"dispute {before.dispute_id} at {before.gateway}: {command.evidence}",
+        actor=command.actor,
+        command_id=command.command_id,
+    )
 
 
 def _is_about(payment: Payment, notice: GatewayNotification) -> bool:
@@ -124,27 +134,16 @@ def _is_about(payment: Payment, notice: GatewayNotification) -> bool:
     )
 
 
-def _advanced(before: Dispute, state: str, notice: GatewayNotification, now_ms: int) -> Dispute:
-    rank, held = RANKS[state], RANKS.get(before.state, -1)
-    amount_minor = before.amount_minor
-    if rank > held:
-        amount_minor = notice.amount_minor
-    elif rank == held:
-        amount_minor = max(amount_minor, notice.amount_minor)
-    final = state if rank > held else before.state
-    return Dispute(
-        dispute_id=before.dispute_id,
-        state=final,
-        amount_minor=amount_minor,
-        gateway=before.gateway,
-        updated_at_ms=now_ms,
-        fee_minor=max(before.fee_minor, notice.fee_minor),
-        withdrawn_minor=amount_minor if final in _WITHDRAWN else 0,
-    )
-
-
 def _booked(
-    payment: Payment, before: Dispute, after: Dispute, notice: GatewayNotification, now_ms: int
+    payment: Payment,
+    before: Dispute,
+    after: Dispute,
+    now_ms: int,
+    *,
+    reason: str | None,
+    detail: str,
+    actor: str | None = None,
+    command_id: str | None = None,
 ) -> Decision:
     others = tuple(each for each in payment.disputes if each.dispute_id != after.dispute_id
                    or each.gateway != after.gateway)  # fmt: skip
@@ -154,11 +153,13 @@ def _booked(
         payment,
         EVENTS[after.state],
         now_ms,
-        reason=notice.code,
+        reason=reason,
         operation_minor=after.amount_minor,
-        detail=f"dispute {after.dispute_id} at {after.gateway}",
+        detail=detail,
+        actor=actor,
+        operation_id=command_id,
         disputes=disputes,
-        disputed_minor=sum(d.amount_minor for d in disputes if d.state in _UNDECIDED),
+        disputed_minor=sum(d.amount_minor for d in disputes if d.state in UNDECIDED_IN),
         charged_back_minor=sum(d.withdrawn_minor for d in disputes if d.state == LOST),
     )
     parts = (
@@ -166,8 +167,8 @@ def _booked(
         if _same_id_elsewhere(others, after)
         else [after.dispute_id]
     )
-    if before.withdrawn_minor or before.fee_minor or before.state in _WITHDRAWN | {WON}:
-        # Money of this dispute has moved before, maybe of the same kind.
+    if before.state:
+        # Money of this dispute may have moved before, of the same kind.
         parts.append(str(changed.sequence))
     operation_id = derived_operation_id("dispute", *parts)
     sends: list[Outgoing] = []

@@ -20,6 +20,7 @@ from pipeline.domain.decision import Decision
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import (
+    AuditEntry,
     GatewayNotification,
     GatewayResult,
     Order,
@@ -35,7 +36,13 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.payment import INQUIRY, RETRY, TIMER
 from pipeline.domain.policy import DEFAULT_POLICY, GatewayProfile, Policy
-from pipeline.domain.records import FROM_RECORD, SCHEMA_OF, Noun, to_record
+from pipeline.domain.records import (
+    FROM_RECORD,
+    SCHEMA_OF,
+    Noun,
+    audit_entry_from_record,
+    to_record,
+)
 from pipeline.domain.risk_velocity import count_check, velocity_key
 from pipeline.domain.routing import profile_of
 from pipeline.processors.commands import process_command
@@ -58,6 +65,7 @@ RISK_RESULTS: Final = "risk-results"
 COMMANDS: Final = "payment-commands"
 NOTIFICATIONS: Final = "gateway-notifications"
 DEAD_LETTERS: Final = "dead-letters"
+AUDIT: Final = "audit"
 
 _Keyed = Order | GatewayResult | PaymentDue | PaymentCommand | GatewayNotification | RiskResult
 _NounT = TypeVar("_NounT", bound=Noun)
@@ -215,6 +223,7 @@ class FlowDriver:
                 by=check.by,
                 counted_at_ms=self.now_ms,
                 counted=counted,
+                operation_id=check.operation_id,
             )
         )
 
@@ -268,6 +277,12 @@ class FlowDriver:
     def settlements(self) -> list[Settlement]:
         return self.read(SETTLEMENTS, Settlement)
 
+    def audit_entries(self) -> list[AuditEntry]:
+        """What people decided, in order."""
+        decode = self._decode["audit-entry"]
+        records = self.topics.get(AUDIT, [])
+        return [audit_entry_from_record(decode(each.value)) for each in records]
+
     def requests(self) -> list[PaymentRequest]:
         """Every request so far, answered or not."""
         return self.read(REQUESTS, PaymentRequest)
@@ -305,6 +320,9 @@ class FlowDriver:
                 self._tiered += 1
                 due_ms = self.now_ms + self._delay_of_ms(sent)
                 self.tiers.append((due_ms, self._tiered, sent))
+            elif isinstance(sent, AuditEntry):
+                entry = self._encode["audit-entry"](to_record(sent))
+                self.topics.setdefault(AUDIT, []).append(Appended(key, entry, self.now_ms))
             else:
                 self._append(SETTLEMENTS if isinstance(sent, Settlement) else EVENTS, sent)
         return decision

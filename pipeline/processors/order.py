@@ -131,8 +131,8 @@ def hold_for_review(
 ) -> Decision:
     """The payment of a valid order that a person shall look at before anybody is asked for money.
 
-    It waits for the command ``review``, until the order's ``pay_before`` if it has one. ``payment``
-    is what the table holds: None, or the placeholder of commands that came first.
+    It waits for the command ``review``, until a time (``held_for_review``). ``payment`` is what the
+    table holds: None, or the placeholder of commands that came first.
     """
     cancelled = _cancelled_before(payment, order, now_ms, policy)
     if cancelled is not None:
@@ -210,6 +210,7 @@ def _payment(
         sequence=payment.sequence + sequence,
         commands=payment.commands,
         command_ids=payment.command_ids,
+        command_marks=payment.command_marks,
         dead_letters=payment.dead_letters,
     )
 

@@ -7,16 +7,18 @@ back once: voided if it was only authorized, else refunded.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from pipeline.domain.attempt_caps import cap_reached
+from pipeline.domain.charges import captured_of_minor, refunded_of_minor
 from pipeline.domain.decision import Decision, Outgoing
 from pipeline.domain.ids import expiry_operation_id, reversal_operation_id
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
     ACTION_ASKED,
+    ACTION_TAKEN,
     ATTEMPT_FAILED,
     AUTHORIZATION_SEEN,
     AUTHORIZED,
@@ -61,6 +63,7 @@ from pipeline.domain.model import Attempt, GatewayResult, Payment
 from pipeline.domain.normalisation import Action, action_of
 from pipeline.domain.payment import (
     CUSTOMER_ACTION_REQUIRED,
+    INQUIRE,
     PENDING_CODE,
     UNDECIDED,
     amount_of,
@@ -72,6 +75,7 @@ from pipeline.domain.payment import (
     first_try,
     followed,
     gateway_profile,
+    parent_of,
     replaced,
     request_of,
     settlement_of,
@@ -231,8 +235,13 @@ def _refunded(
     detail: str | None,
 ) -> Decision:
     refunded = payment.refunded_minor + attempt.amount_minor
-    if refunded > payment.captured_minor:
-        more = f"{refunded} would be refunded of {payment.captured_minor} captured"
+    back_minor, taken_minor = refunded, payment.captured_minor
+    charge = parent_of(payment, attempt)
+    if refunded <= payment.captured_minor and charge is not None:
+        back_minor = refunded_of_minor(payment, charge) + attempt.amount_minor
+        taken_minor = captured_of_minor(payment, charge)
+    if back_minor > taken_minor:
+        more = f"{back_minor} would be refunded of {taken_minor} captured"
         return contradictory(payment, result, now_ms, more)
     changed, event = stepped(
         payment, attempt, trigger, now_ms, actor=actor, detail=detail, refunded_minor=refunded
@@ -313,11 +322,12 @@ def _too_late(
 
 def _reversed(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     kind = VOID if attempt.kind not in (CHARGE, CAPTURE) else REFUND
+    parent = parent_of(payment, attempt) if attempt.kind == CAPTURE else attempt
     return begin_operation(
         payment,
         kind,
         reversal_operation_id(attempt.operation_id, attempt.attempt),
-        attempt.gateway,
+        parent or attempt,
         amount_of(payment, attempt),
         now_ms,
         policy,
@@ -330,7 +340,7 @@ def begin_operation(
     payment: Payment,
     kind: str,
     operation_id: str,
-    gateway: str,
+    parent: Attempt,
     amount_minor: int,
     now_ms: int,
     policy: Policy,
@@ -340,16 +350,17 @@ def begin_operation(
     actor: str | None = None,
     business_date: str | None = None,
 ) -> Decision:
-    """Ask a gateway for a capture, a void or a refund."""
+    """Ask for a capture, a void or a refund where ``parent``, which it is about, was made."""
     attempt = first_try(
         operation_id,
         kind,
-        gateway,
+        parent.gateway,
         1,
         policy.send_within_ms,
         now_ms,
         amount_minor=amount_minor,
         business_date=business_date,
+        parent=parent,
     )
     changed, sent = begun(payment, attempt, now_ms, event=event, reason=reason, actor=actor)
     return decision(changed, request_of(changed, attempt), sent)
@@ -514,6 +525,15 @@ def uncertain(
     return decision(changed, waiting(changed, attempt, reason, policy, now_ms), event)
 
 
+def inquire(payment: Payment, attempt: Attempt, trigger: str, now_ms: int) -> Decision:
+    """Ask the gateway what became of an attempt."""
+    attempt = replace(attempt, tries=attempt.tries + 1, inquiries=attempt.inquiries + 1)
+    main = attempt.kind in MAIN_KINDS and payment.status in UNDECIDED
+    reason = payment.reason if main else attempt.code
+    changed, event = stepped(payment, attempt, trigger, now_ms, reason=reason)
+    return decision(changed, request_of(changed, attempt, INQUIRE), event)
+
+
 def exhausted(payment: Payment, attempt: Attempt, reason: str, now_ms: int) -> Decision:
     """The gateway was asked as often as policy allows: a person must look."""
     changed, event = stepped(
@@ -564,14 +584,24 @@ def pending(
         timer = timer_of(changed, expires_at_ms, CUSTOMER_ACTION_ENDS, policy, now_ms)
         wait = waiting(changed, attempt, result.code, policy, now_ms)
         return decision(changed, timer, wait, event)
-    known = payment.status == OUTCOME_UNKNOWN and attempt.kind in MAIN_KINDS
+    changes: dict[str, Any] = {}
+    moves = known_by(payment, attempt)
+    if asks:
+        # Still asked; a notice does not carry the address, the answer or an inquiry does.
+        changes["next_action_url"] = result.next_action_url or payment.next_action_url
+    elif attempt.kind in MAIN_KINDS and payment.status in UNDECIDED:
+        # The customer has acted, or nobody asks any more: no timer may end what goes on.
+        changes = {"next_action_url": None, "expires_at_ms": None}
+        if payment.status == REQUIRES_CUSTOMER_ACTION:
+            moves = ACTION_TAKEN
     changed, event = stepped(
         payment,
         attempt,
         PENDING_SEEN,
         now_ms,
-        moves=BECAME_KNOWN if known else None,
+        moves=moves,
         reason=result.code or PENDING,
+        **changes,
     )
     return decision(changed, waiting(changed, attempt, result.code, policy, now_ms), event)
 

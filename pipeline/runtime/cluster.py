@@ -26,9 +26,7 @@ METADATA_TIMEOUT_S = 10.0
 STABLE_OFFSETS_TIMEOUT_S = 30.0
 
 
-def consumer_config(
-    bootstrap_servers: str, *, group_id: str, instance_id: str, strategy: str
-) -> dict[str, Any]:
+def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:
     """The settings of an input consumer; each that is not a default has its reason."""
     return {
         "bootstrap.servers": bootstrap_servers,
@@ -38,7 +36,10 @@ def consumer_config(
         # Static membership: a restarted worker takes its partitions back without a rebalance.
         "group.instance.id": instance_id,
         "client.id": f"{group_id}.{instance_id}",
-        "partition.assignment.strategy": strategy,
+        # In one round, and the same partitions of all topics to one member. Cooperative sharing has
+        # two rounds, and a static member that restarts between them is given the half-done sharing
+        # back: partitions would stay without an owner.
+        "partition.assignment.strategy": "range",
         "isolation.level": "read_committed",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,

@@ -86,6 +86,9 @@ class GatewayWorker:
         self._guard = CrashGuard(spec.slot_dir / "crash-guard.json")
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
         self._positions: dict[int, int] = {}
+        # Of partitions given back in a rebalance: they may come back with it, calls and all.
+        self._left: dict[int, tuple[int, PartitionPrefix[Finished]]] = {}
+        self._epoch = 0
         self._metadata: Any = None
         self._under_way: Batch | None = None
         self._submitted_s = 0.0
@@ -106,8 +109,6 @@ class GatewayWorker:
                 spec.bootstrap_servers,
                 group_id=self._catalogue.group(STAGE),
                 instance_id=spec.instance_id,
-                # One input topic: partitions that stay keep their calls in flight.
-                strategy="cooperative-sticky",
             )
         )
         self._lane = Lane(
@@ -153,7 +154,7 @@ class GatewayWorker:
         """Take no more requests; commit what ends in bounded time."""
         deadline = time.monotonic() + DRAIN_S_MAX
         self._consumer.pause(self._assigned())
-        while (self._tracked or self._under_way) and time.monotonic() < deadline:
+        while (self._tracked or self._under_way or self._left) and time.monotonic() < deadline:
             self._turn(fetch=False)
         _log.info("%s drained", self._spec.name)
 
@@ -197,7 +198,7 @@ class GatewayWorker:
     def _consume(self, tracked: int) -> bool:
         limit = min(FETCH_RECORDS_MAX, max(1, self._limit - tracked))
         careful = self._guard.careful
-        before = dict(self._prefixes)
+        epoch = self._epoch
         messages = self._consumer.consume(limit, 0)
         if not messages:
             # Wait where the next thing is likelier: for a call to end, or for a request to come.
@@ -207,22 +208,27 @@ class GatewayWorker:
             else:
                 message = self._consumer.poll(0.1)
             messages = [message] if message is not None else []
-        calls: list[Call] = []
-        now_ms = int(time.time() * 1000)
-        disturbed: set[int] = set()
         for message in messages:
             error = message.error()
             if error is not None:
                 raise_consume_error(error, message)
+        if self._epoch != epoch:
+            # A rebalance happened inside the call; what it returned belongs to the past, and what
+            # was assigned is held until now.
+            if not self._paused:
+                self._consumer.resume(self._assigned())
+            return False
+        calls: list[Call] = []
+        now_ms = int(time.time() * 1000)
+        disturbed: set[int] = set()
+        for message in messages:
+            if message.error() is not None:
                 continue
             record = input_record(message)
             prefix = self._prefixes.get(record.partition)
             if prefix is None:
                 continue  # revoked while this was on its way to us
-            if record.partition in disturbed or prefix is not before.get(record.partition):
-                # The partition was rewound or came back within the very call that returned this
-                # record: it may lie beyond the new position, and taking it would skip some.
-                disturbed.add(record.partition)
+            if record.partition in disturbed:
                 continue
             prefix.begin(record.offset)
             if careful and not self._guard.handling(record.topic, record.partition, record.offset):
@@ -349,46 +355,53 @@ class GatewayWorker:
         return [TopicPartition(self._stage.topic, p) for p in self._prefixes]
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Partitions that come to this worker; those it keeps are not named here."""
+        """All partitions of this worker from now on; nothing is read before the turn goes on."""
         if self._closing:
             # A join that ends within the close. A client that closes answers no question for its
             # offsets before the time-out.
             return
+        left, self._left = self._left, {}
         positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
-        added = [TopicPartition(t, p, o) for (t, p), o in positions.items()]
-        for tp in added:
+        assigned = []
+        for (topic, partition), position in positions.items():
             if self._stage.unrepeatable:
-                _, end = consumer.get_watermark_offsets(tp, timeout=REBALANCE_WAIT_S)
-                self._stage.assigned(tp.partition, end)
-            self._prefixes[tp.partition] = PartitionPrefix()
-            self._positions[tp.partition] = tp.offset
-        consumer.incremental_assign(added)
-        # Said either way: the client may remember a pause from the last time they were here.
-        if self._paused:
-            consumer.pause(added)
-        else:
-            consumer.resume(added)
+                _, end = consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=REBALANCE_WAIT_S
+                )
+                self._stage.assigned(partition, end)
+            left_at, prefix = left.get(partition, (position, PartitionPrefix[Finished]()))
+            if left_at != position:
+                # Another worker has committed meanwhile.
+                prefix = PartitionPrefix()
+            self._prefixes[partition] = prefix
+            self._positions[partition] = position
+            assigned.append(TopicPartition(topic, partition, prefix.next_offset or position))
+        consumer.assign(assigned)
+        consumer.pause(assigned)
+        self._epoch += 1
+        if any(prefix.ready for prefix in self._prefixes.values()):
+            self._became_ready(1)
         self._guard.assigned((self._stage.topic, p) for p in self._positions)
         self._take_share()
         # Of this generation, and taken before any record of it: see Work.
         self._metadata = consumer.consumer_group_metadata()
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Commit what is finished in bounded time, then give back; open calls are left behind.
+        """Commit what is finished in bounded time, then give all back.
 
-        The group is in its next generation by now, and every partition held here, those to be
-        given back included, is this worker's in it until this callback ends: its metadata may
-        vouch for all of them.
+        Open calls go on. Most partitions come back with the assignment: one of which nobody has
+        committed more meanwhile goes on where it was, and an answer that came in between counts.
         """
         if self._closing:
             # Settled before the close, in which the group's metadata may be gone.
             return
         self._settle()
-        self._metadata = consumer.consumer_group_metadata()
         if self._ready_since_s is not None:
             self._submit()
             self._settle()
-        self._leave(consumer, partitions)
+        left = {p: (self._positions[p], prefix) for p, prefix in self._prefixes.items()}
+        self._leave(consumer)
+        self._left = left
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Expelled from the group: another worker may have the requests by now."""
@@ -396,7 +409,7 @@ class GatewayWorker:
             if self._commits.wait(REBALANCE_WAIT_S) is None:
                 raise LaneFatal("a transaction did not end although the partitions were lost")
             self._under_way = None
-        self._leave(consumer, partitions)
+        self._leave(consumer)
 
     def _settle(self) -> None:
         if self._under_way is None:
@@ -410,12 +423,13 @@ class GatewayWorker:
             )
         self._take_outcome(outcome)
 
-    def _leave(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        for tp in partitions:
-            self._prefixes.pop(tp.partition, None)
-            self._positions.pop(tp.partition, None)
-        self._take_share()
-        consumer.incremental_unassign(partitions)
+    def _leave(self, consumer: Consumer) -> None:
+        self._epoch += 1
+        self._left = {}
+        self._prefixes.clear()
+        self._positions.clear()
+        self._ready_since_s, self._ready_records = None, 0
+        consumer.unassign()
 
     def _take_share(self) -> None:
         """Of what all workers may do at a gateway, as much as this one has of the partitions."""

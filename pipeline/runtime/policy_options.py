@@ -24,6 +24,7 @@ def policy_of(options: Mapping[str, Any]) -> Policy:
         inquiry_max=options["inquiry_max"],
         send_within_ms=options["send_within_ms"],
         clock_skew_ms=options["clock_skew_ms"],
+        review_ms=options["review_ms"],
         risk=(
             read_rules(options["risk_rules"], "the risk rules")
             if options.get("risk_rules")

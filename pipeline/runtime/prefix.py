@@ -18,9 +18,11 @@ T = TypeVar("T")
 class PartitionPrefix(Generic[T]):
     """The open and finished records of one partition, in offset order."""
 
-    __slots__ = ("_finished", "_order")
+    __slots__ = ("_finished", "_order", "next_offset")
 
     def __init__(self) -> None:
+        # Behind the last record taken; None before the first.
+        self.next_offset: int | None = None
         self._order: deque[int] = deque()
         self._finished: dict[int, T] = {}
 
@@ -28,6 +30,7 @@ class PartitionPrefix(Generic[T]):
         """A record was taken; offsets of a partition are taken in order."""
         invariant(not self._order or offset > self._order[-1], "records are taken in offset order")
         self._order.append(offset)
+        self.next_offset = offset + 1
 
     def finish(self, offset: int, output: T) -> None:
         """Its output is ready. Told twice, the first stands (a parked call answers late)."""

@@ -73,6 +73,21 @@ def of(order_id: str, status: str, updated_at_ms: int) -> Payment:
     )
 
 
+def test_nobody_chooses_for_a_person_what_is_resolved(topics: Topics) -> None:
+    """Of two unknown operations one has to be named, before anything is published."""
+    unknown = refund_attempt("inquiry_exhausted")
+    attempts = (*PAYMENT.attempts, unknown, replace(unknown, operation_id="r-2"))
+    topics.write(replace(PAYMENT, attempts=attempts))
+    word = ["payment", "resolve", "shop:1001", "--not-charged", "--evidence", "their report"]
+    result = CliRunner().invoke(app, [*word, *topics.options])
+    assert isinstance(result.exception, UserError)
+    assert "name one with --operation: r-1 (refund of 500 GBP at sim-a), r-2" in str(
+        result.exception
+    )
+    result = CliRunner().invoke(app, [*word, "--operation", "r-2", *topics.options])
+    assert result.exit_code == 0, result.output
+
+
 def test_reviews_are_listed_oldest_first_and_only_while_they_wait(topics: Topics) -> None:
     """Whoever decides sees what waits, in the order of waiting; what was decided is gone."""
     topics.write(

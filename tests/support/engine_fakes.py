@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +74,9 @@ class Member:
         self.said: list[str] = [] if said is None else said
         self.committed: dict[tuple[str, int], int] = {}
         self.paused: set[tuple[str, int]] = set()
+        # Callbacks of a rebalance that the next ``consume`` runs, as the client does; what it had
+        # at hand before is returned all the same.
+        self.rebalance: list[Callable[[], None]] = []
         self._log: dict[tuple[str, int], list[FakeMessage]] = defaultdict(list)
         self._positions: dict[tuple[str, int], int] = {}
 
@@ -102,6 +105,8 @@ class Member:
         found = found[:limit]
         for message in found:
             self._positions[message.topic(), message.partition()] = message.offset() + 1
+        while self.rebalance:
+            self.rebalance.pop(0)()
         return found
 
     def poll(self, _timeout_s: float) -> FakeMessage | None:
@@ -114,15 +119,6 @@ class Member:
     def unassign(self) -> None:
         self.said.append("gave back")
         self._positions = {}
-
-    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
-        self.said.append("assigned")
-        self._positions |= {(tp.topic, tp.partition): tp.offset for tp in partitions}
-
-    def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
-        self.said.append("gave back")
-        for tp in partitions:
-            self._positions.pop((tp.topic, tp.partition), None)
 
     def seek(self, tp: TopicPartition) -> None:
         self._positions[tp.topic, tp.partition] = tp.offset
@@ -247,7 +243,9 @@ def gateway_with(
     worker, _ = flow.gateway_worker(calls=calls, **more)
     worker._consumer, worker._commits = member, commits
     worker._lane = lane_without_news()
-    worker._on_assign(member, [TopicPartition(flow.topic("payment-requests"), 0)])
+    given = [TopicPartition(flow.topic("payment-requests"), 0)]
+    member.rebalance.append(lambda: worker._on_assign(member, given))
+    worker._turn(fetch=True)
     return worker
 
 

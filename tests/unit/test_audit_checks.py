@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from pipeline.audit.checks import check
 from pipeline.audit.ledger_copy import EntrySeen, PostingSeen
-from pipeline.audit.report import GUARANTEES, Finding, Severity
+from pipeline.audit.render import report_lines
+from pipeline.audit.report import GUARANTEES, Finding, Report, Severity
 from pipeline.audit.summary import percentiles, summarize
 from pipeline.domain.ids import event_id
 from tests.support.audit_flow import (
@@ -288,6 +289,21 @@ def a_failed_payment_has_a_charge(flow: Flow) -> Place:
 def a_second_request_did_not_wait(flow: Flow) -> Place:
     payment = flow.started("shop:new")
     second = payment.request("charge")
+    committed = flow.committed["gateway"].copy()
+    flow.all_processed()
+    flow.committed["gateway"] = committed
+    return second
+
+
+@case("more_than_one_request_in_flight", "order_without_outcome", "notice_of_another_payment")
+def a_second_request_did_not_wait_for_a_foreign_notice(flow: Flow) -> Place:
+    """A webhook may be faster than an answer; one of another payment says nothing."""
+    payment = flow.started("shop:new")
+    payment.attempt = 2
+    payment.tries = 0
+    second = payment.request("charge")
+    notice = _set(payment.notified("operation", operation_id="new"), payment_id="another")
+    flow.dead_letter(notice, "unknown_payment")
     committed = flow.committed["gateway"].copy()
     flow.all_processed()
     flow.committed["gateway"] = committed
@@ -760,6 +776,15 @@ def a_command_was_rejected_twice(flow: Flow) -> Place:
     return command
 
 
+@case("conflict_not_named")
+def another_command_under_a_known_id_was_taken_for_the_same(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.commanded("refund", "r-1", 60)
+    other = payment.command("refund", "r-1", amount_minor=61)
+    flow.all_processed()
+    return other
+
+
 @case("commands_wait_for_their_order", severity=PENDING)
 def a_command_came_before_its_order(flow: Flow) -> Place:
     row = flow.captured("shop:new").command("refund", "r-1", amount_minor=5, currency="GBP")
@@ -938,6 +963,67 @@ def a_marker_was_written_without_its_input(flow: Flow) -> Place:
     return flow.of("dead-letter-markers")
 
 
+def foreign_notice(flow: Flow) -> Row:
+    """A genuine notice that names ``shop:c1`` and another order's payment."""
+    other = flow.of("payments", "shop:c2").fields
+    assert other is not None
+    payment = PaymentInFlow(flow, "shop:c1", flow.of("orders", "shop:c1"))
+    return _set(
+        payment.notified("dispute", dispute_id="dp9", dispute_state="opened"),
+        payment_id=other["payment_id"],
+    )
+
+
+@case("notice_of_another_payment", severity=Severity.NOTE)
+def a_notice_of_another_payment_was_refused(flow: Flow) -> Place:
+    notice = foreign_notice(flow)
+    flow.dead_letter(notice, "unknown_payment")
+    flow.all_processed()
+    return notice
+
+
+@case("notice_of_another_payment", severity=PENDING)
+def a_notice_of_another_payment_has_just_come(flow: Flow) -> Place:
+    return foreign_notice(flow)
+
+
+@case("notice_not_dead_lettered")
+def a_notice_of_another_payment_was_passed_over(flow: Flow) -> Place:
+    notice = foreign_notice(flow)
+    flow.all_processed()
+    return notice
+
+
+@case("settlement_without_evidence", "notice_of_another_payment")
+def a_capture_rests_on_the_notice_of_another_payment(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    result = flow.remove("gateway-results", payment.key)
+    assert result.fields is not None
+    payment.result("charge", "unknown", code="timeout")
+    notice = payment.notified(
+        "operation",
+        operation_id="new",
+        attempt=1,
+        kind="charge",
+        outcome="succeeded",
+        gateway_reference=result.fields["gateway_reference"],
+    )
+    flow.dead_letter(_set(notice, payment_id="another"), "unknown_payment")
+    flow.all_processed()
+    return flow.of("settlements", payment.key)
+
+
+@case("settlement_without_evidence", "notice_of_another_payment", "settlement_without_dispute")
+def a_dispute_was_settled_by_the_notice_of_another_payment(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.disputed("dp9", 100, 15)
+    notice = _set(flow.of("gateway-notifications", payment.key), payment_id="another")
+    flow.dead_letter(notice, "unknown_payment")
+    flow.charges = [c for c in flow.charges if c["kind"] != "dispute" or c["order_id"] != "new"]
+    flow.all_processed()
+    return flow.of("settlements", payment.key, 1)
+
+
 # The machinery
 
 
@@ -1030,6 +1116,30 @@ def test_what_was_redriven_is_judged_in_place_of_what_was_refused() -> None:
     states = summarize(flow.evidence())["dead_letters_by_state"]
     assert (states["redriven"], states["discarded"]) == (4, 1)
     assert states["open"] == len(flow.evidence().dead_letters) - 5
+
+
+def test_another_command_under_a_known_id_is_no_finding_when_it_was_refused() -> None:
+    """The conflict is named, as often as it comes; the command that was taken is not concerned."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new", 100)
+    payment.commanded("refund", "r-1", 60)
+    for amount_minor in (61, 62):
+        payment.command("refund", "r-1", amount_minor=amount_minor)
+        rule = "content_of_a_command_id_must_not_change"
+        payment.step("captured", "command_rejected", reason=rule, operation_id="r-1")
+    flow.all_processed()
+    assert [f for f in flow.audit() if f.severity is not Severity.NOTE] == []
+
+
+def test_a_command_that_a_full_memory_forgot_is_no_finding() -> None:
+    """Of so many commands the payment may have forgotten this one, which was taken."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new", 100)
+    payment.command("resolve", "p-1", decision="charged")
+    payment.command_ids = [f"x-{n}" for n in range(256)]
+    payment.step("captured", "command_rejected", reason="x", operation_id="x-255")
+    flow.all_processed()
+    assert [f for f in flow.audit() if f.severity is not Severity.NOTE] == []
 
 
 def test_a_header_alone_takes_no_input_away() -> None:
@@ -1160,6 +1270,26 @@ def test_the_summary_adds_up() -> None:
     latency = summary["order_to_settlement_ms"]
     assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
     assert latency["count"] == 17
+
+
+def test_what_others_write_freely_is_not_printed_as_it_is() -> None:
+    """Types that there are not are counted as one; ids cannot steer a terminal, and a reason that
+    somebody gave in words is no name."""
+    flow = healthy_flow()
+    for type_ in ("\x1b[2J", "x" * 10_000):
+        command = flow.of("orders", "shop:c1")
+        payment = PaymentInFlow(flow, "shop:c1", command)
+        payment.command(type_, "a\x1bb")
+    _set(flow.of("payments", "shop:rejected", -1), currency="\x1b[31m")
+    _set(flow.of("payments", "shop:voided", -1), reason="customer called \x1b[1m twice")
+    findings = flow.audit()
+    summary = summarize(flow.evidence(), flow.ledger(), flow.gateway())
+    assert summary["commands"]["by_type"]["unknown_type"] == 1, "the same id once"
+    assert summary["reasons"]["cancelled"] == {"in_words": 1}
+    lines = list(report_lines(Report(findings, {**summary, "not_judged": []})))
+    assert any("unknown_type a?b" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+    assert max(map(len, lines)) < 1_000
 
 
 def test_percentiles_by_nearest_rank() -> None:

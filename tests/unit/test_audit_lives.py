@@ -10,20 +10,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.audit.checks import check
-from pipeline.audit.cut import Cut
-from pipeline.audit.evidence import Evidence
 from pipeline.audit.gateway_copy import GatewayCopy
-from pipeline.audit.log_copy import LogRecord
 from pipeline.audit.report import Finding, Severity
-from pipeline.domain.keys import partition_of
-from schemas.codec import default_codec
+from tests.support.audit_story import judged_flow
 from tests.support.examples import share_of
 from tests.unit import test_processors_lifecycle_properties as lives
-from topics.catalogue import TopicSettings, build_catalogue
 
-CATALOGUE = build_catalogue(TopicSettings(partitions=1))
-CODEC = default_codec()
 # What a flow at rest may still say: nobody else than these can go on.
 AT_REST = {"waits_for_a_person", "waits_for_the_customer"}
 # What the model forges and a flow's own transactions rule out: the same result committed twice.
@@ -33,29 +25,7 @@ WALKS = share_of(120)
 
 def judged(life: lives.Life) -> list[Finding]:
     """What the audit says of a life at its end: all of its inputs but timers are processed."""
-    evidence = Evidence(CATALOGUE, CODEC)
-    ends = {}
-    for role in CATALOGUE.topics:
-        records = life.flow.topics.get(role, [])
-        ends[role, 0] = len(records)
-        for offset, record in enumerate(records):
-            partition = partition_of(record.key, 1)
-            evidence.take(
-                role,
-                LogRecord(partition, offset, record.timestamp_ms, record.key, record.value),
-            )
-    committed = dict(ends)
-    for due in life.flow.waits():
-        role = f"payment-{due.purpose}-{due.tier}"
-        assert due.purpose == "timer"
-        committed[role, 0] = 0
-    cut = Cut(
-        partitions=dict.fromkeys(CATALOGUE.topics, 1),
-        ends=ends,
-        committed={"payments": committed, "gateway": committed},
-        untouched=committed,
-    )
-    return [f for f in check(evidence, cut, None, books(life)) if f.name not in FORGED]
+    return [f for f in judged_flow(life.flow, books(life)) if f.name not in FORGED]
 
 
 def books(life: lives.Life) -> GatewayCopy:

@@ -48,6 +48,7 @@ def test_the_commands_of_the_documents_are_there() -> None:
         "payment refund",
         "payment retry",
         "payment resolve",
+        "payment resolve-dispute",
         "payment show",
         "review list",
         "review approve",

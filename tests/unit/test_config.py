@@ -11,9 +11,11 @@ import pytest
 
 from pipeline.audit.ledger_copy import LedgerReader
 from pipeline.config import RUNNING_FILE, load_settings
+from pipeline.domain.policy import Policy
 from pipeline.embedded.processes import this_process
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger
+from pipeline.runtime.policy_options import policy_of
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +189,10 @@ def test_other_programs_may_use_the_prefix(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PAYSTREAM_OWNER", "me")
     monkeypatch.setenv("PAYSTREAM_CACHE_DIR", "/somewhere")
     assert load_settings().partitions == 12
+
+
+def test_how_long_a_review_may_take_reaches_the_workers() -> None:
+    """The setting is what payments are decided by; without it the policy's own default."""
+    given = load_settings(review_ms=3_600_000)
+    assert policy_of(given.worker_options()).review_ms == 3_600_000
+    assert policy_of(load_settings().worker_options()).review_ms == Policy().review_ms

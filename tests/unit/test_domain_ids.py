@@ -19,6 +19,9 @@ def test_ids_are_uuid5(merchant: str, order: str, sequence: int) -> None:
     assert ids.event_id(payment, sequence) == str(
         uuid.uuid5(uuid.uuid5(ROOT, "event"), f"{payment}:{sequence}")
     )
+    assert ids.audit_entry_id(payment, order) == str(
+        uuid.uuid5(uuid.uuid5(ROOT, "audit"), f"{payment}:{order}")
+    )
     assert ids.settlement_id(payment, order, "capture") == str(
         uuid.uuid5(uuid.uuid5(ROOT, "settlement"), f"{payment}:{order}:capture")
     )

@@ -10,6 +10,7 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from pipeline.errors import UserError
+from pipeline.runtime.calls import Call
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.kafka_errors import LaneFatal
@@ -249,6 +250,93 @@ def test_a_revocation_waits_for_the_open_transaction(
     if stage == "payments":
         assert worker._table.get(0, key_of("o1")) is not None, "a known commit reaches the cache"
     commits.close()
+
+
+# A rebalance of the gateway workers ---------------------------------------------------------------
+
+
+def rebalance(worker: Any, member: Member, *, lost: bool = False) -> None:
+    """The partition goes and comes back, as in every rebalance of its group."""
+    given = [TopicPartition(worker._stage.topic, 0)]
+    (worker._on_lost if lost else worker._on_revoke)(member, given)
+    member.generation += 1
+    worker._on_assign(member, given)
+
+
+class OpenCalls(InstantCalls):
+    """Calls that end when told."""
+
+    open: bool = True
+
+    def take_finished(self) -> list[Call]:
+        return [] if self.open else super().take_finished()
+
+
+def test_open_calls_outlive_a_rebalance_that_brings_their_partition_back(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rebalance takes all partitions for a moment. Made again, thousands of calls would meet
+    their own gateways a second time; their answers are committed as of the new generation."""
+    member, commits, calls = Member(), Commits(), OpenCalls()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    for n in range(2):
+        append_request(flow, member, f"o{n}")
+    worker._turn(fetch=True)
+    append_request(flow, member, "o2")
+    member.rebalance.append(lambda: rebalance(worker, member))
+    worker._turn(fetch=True)
+    calls.open = False
+    for _ in range(3):
+        worker._turn(fetch=True)
+        if commits.busy:
+            commits.end(Outcome.COMMITTED)
+    assert len(calls.keys) == len(set(calls.keys)) == 3, "each call is made once"
+    assert [work.offsets for work in commits.works][-1] == {(worker._stage.topic, 0): 3}
+    assert {work.group_metadata for work in commits.works} == {"generation 2"}
+    results = flow.topic("gateway-results")
+    assert order_keys(commits.works, results) == [key_of(f"o{n}") for n in range(3)]
+
+
+def test_an_answer_that_comes_between_two_assignments_is_not_lost(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the next answer would hold it until another request comes."""
+    member, commits, calls = Member(), Commits(), OpenCalls()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    append_request(flow, member, "o0")
+    worker._turn(fetch=True)
+    given = [TopicPartition(worker._stage.topic, 0)]
+    worker._on_revoke(member, given)
+    calls.open = False
+    worker._turn(fetch=True)
+    assert commits.works == [], "nothing of a partition that is not ours"
+    member.rebalance.append(lambda: worker._on_assign(member, given))
+    for _ in range(2):
+        worker._turn(fetch=True)
+    assert [work.offsets for work in commits.works] == [{(worker._stage.topic, 0): 1}]
+
+
+@pytest.mark.parametrize("why", ["another has committed", "lost"])
+def test_a_partition_that_others_may_have_had_is_read_anew(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Results of before would be written a second time, or over records that were not read."""
+    member, commits, calls = Member(), Commits(), OpenCalls()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    for n in range(3):
+        append_request(flow, member, f"o{n}")
+    worker._turn(fetch=True)
+    if why != "lost":
+        member.committed[worker._stage.topic, 0] = 2
+    member.rebalance.append(lambda: rebalance(worker, member, lost=why == "lost"))
+    worker._turn(fetch=True)
+    calls.open = False
+    for _ in range(2):
+        worker._turn(fetch=True)
+    (work,) = commits.works
+    assert work.offsets == {(worker._stage.topic, 0): 3}
+    again = ["o2"] if why != "lost" else ["o0", "o1", "o2"]
+    assert order_keys([work], flow.topic("gateway-results")) == [key_of(o) for o in again]
 
 
 # A registry that is away -------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,8 +13,16 @@ from pipeline.cli import app
 from pipeline.commands.payment import _with_id
 from pipeline.commands.payment_follow import DONE, FAILED, REJECTED, Outcome, PaymentSeen, judged
 from pipeline.commands.payment_story import story_json, story_lines
+from pipeline.domain.command_memory import content_digest
 from pipeline.domain.ids import payment_id
-from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand, PaymentEvent
+from pipeline.domain.model import (
+    Attempt,
+    CommandMark,
+    Dispute,
+    Payment,
+    PaymentCommand,
+    PaymentEvent,
+)
 from pipeline.domain.records import payment_to_record, to_record
 from pipeline.errors import UserError
 from tests.support.cli_runner import CliRunner
@@ -29,6 +38,7 @@ REFUND = PaymentCommand(
     amount_minor=500,
     currency="GBP",
 )
+DISPUTE = ["payment", "resolve-dispute", "shop:1", "--dispute", "d1"]
 CHARGE = Attempt(
     operation_id="1001",
     kind="charge",
@@ -112,6 +122,9 @@ def ask(*words: str) -> str:
         ),
         (["payment", "resolve", "shop:1", "--not-charged"], "--evidence"),
         (["payment", "refund", "shop:1", "--command-id", "a b"], "command_id 'a b' does not match"),
+        ([*DISPUTE, "--evidence", "x"], "Give one of --won and --lost"),
+        ([*DISPUTE, "--won", "--lost", "--evidence", "x"], "Give one of --won and --lost"),
+        ([*DISPUTE, "--won"], "--evidence"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused_before_it_is_sent(
@@ -138,6 +151,15 @@ def test_the_same_line_typed_again_is_the_same_command() -> None:
     for other in ({"amount_minor": 501}, {"reason": "a second one"}, {"order_id": "1002"}):
         assert _with_id(replace(asked, **other)).command_id != _with_id(asked).command_id
     assert _with_id(REFUND) == REFUND
+
+
+def test_ids_of_commands_outlast_an_upgrade() -> None:
+    """The same line typed to the next version must not give money back a second time."""
+    assert _with_id(replace(REFUND, command_id="")).command_id == "refund-2dd254513d4e76e8"
+    word = replace(REFUND, command_id="", type="resolve_dispute", dispute_id="d1")
+    assert len({_with_id(replace(word, **other)).command_id for other in (
+        {}, {"dispute_id": "d2"}, {"gateway": "d1"}, {"operation_id": "d1", "dispute_id": None},
+    )}) == 4  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -202,6 +224,28 @@ def test_a_rejection_from_before_counts_only_where_it_is_remembered() -> None:
     assert judged(PaymentSeen(PAYMENT, [old], [old]), REFUND) is not None
 
 
+def test_another_command_under_a_known_id_is_not_done() -> None:
+    """Who asks for something else under an id that was taken is told so, and never that it is done;
+    who asks for the same again is told what became of it, whatever others tried meanwhile."""
+    mark = CommandMark(digest=content_digest(REFUND), taken_at_ms=0)
+    payment = replace(
+        PAYMENT,
+        command_ids=("r-0", "r-1"),
+        command_marks=(mark,),
+        attempts=(CHARGE, refund_attempt("refunded")),
+    )
+    rule = "content_of_a_command_id_must_not_change"
+    conflict = event("command_rejected", operation_id="r-1", reason=rule)
+    other = replace(REFUND, amount_minor=600)
+    assert judged(PaymentSeen(payment, [], []), other) is None
+    assert judged(PaymentSeen(payment, [conflict], []), other) is None, "an earlier one's"
+    outcome = judged(PaymentSeen(payment, [conflict], [conflict]), other)
+    assert outcome == Outcome(REJECTED, rule)
+    again = judged(PaymentSeen(payment, [conflict], [conflict]), REFUND)
+    assert again is not None
+    assert again.kind == DONE
+
+
 def trace_of(payment: Payment) -> Trace:
     told = event("refunded", operation_id="r-1", kind="refund", operation_minor=500, actor="ann")
     records: list[tuple[str, dict[str, Any]]] = [
@@ -221,6 +265,8 @@ def test_show_tells_the_whole_history() -> None:
     payment = replace(
         PAYMENT,
         refunded_minor=500,
+        dead_letters=2,
+        letters=("gateway payment-requests[3]@17 truncated",),
         disputed_minor=750,
         attempts=(CHARGE, refund_attempt("refunded")),
         commands=(replace(REFUND, command_id="r-2", actor="ann"),),
@@ -234,6 +280,15 @@ def test_show_tells_the_whole_history() -> None:
                 fee_minor=1_500,
                 withdrawn_minor=750,
             ),
+            Dispute(
+                dispute_id="dp2",
+                state="won",
+                amount_minor=100,
+                gateway="sim-a",
+                updated_at_ms=0,
+                gateway_state="pre_arbitration",
+                resolved_by="ann",
+            ),
         ),
     )
     text = "\n".join(story_lines(trace_of(payment)))
@@ -244,9 +299,12 @@ def test_show_tells_the_whole_history() -> None:
         "attempt 1         charge of GBP 12.50 at sim-a: charged, ch_1",
         "operation 1001, attempt 1; 3 requests, 1 retries, 1 inquiries",
         "there because: priority 1 of 2",
-        "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1",
+        "attempt 2         refund of GBP 5.00 at sim-a: refunded, re_1, of ch_1",
         "dispute           dp1 at sim-a: opened, GBP 7.50, of it withdrawn GBP 7.50, fee GBP 15.00",
+        "dispute           dp2 at sim-a: won, by ann (the gateway said pre_arbitration), GBP 1.00",
         "waits             refund of GBP 5.00, command r-2, asked by ann",
+        "dead letters      2, of them conflicts: 0",
+        "by the stage gateway payment-requests[3]@17 truncated",
         "command r-1: refund, GBP 5.00, broken, by ann",
         "event 5: refunded, captured, refund r-1 of GBP 5.00, by ann",
     ):
@@ -259,9 +317,55 @@ def test_show_tells_the_whole_history() -> None:
     assert [each["topic"] for each in story["history"]] == ["payment-commands", "payment-events"]
 
 
+def test_show_tells_what_a_person_may_resolve() -> None:
+    """The line to type is there, with the operation's name."""
+    refund = refund_attempt("inquiry_exhausted")
+    text = "\n".join(story_lines(trace_of(replace(PAYMENT, attempts=(CHARGE, refund)))))
+    said = "outcome unknown: paystream payment resolve shop:1001 --operation r-1"
+    assert text.count("outcome unknown") == 1
+    assert said in text
+
+
 @pytest.mark.parametrize(
     ("role", "fields", "said"),
     [
+        (
+            "audit",
+            {
+                "action": "payment_resolve", "actor": "ann", "reason": "phone",
+                "detail": json.dumps({
+                    "command_id": "p1", "outcome": "done", "decision": "charged",
+                    "operation_id": "r-1", "kind": "refund", "gateway_reference": "re_1",
+                    "evidence": "their report",
+                }),
+            },
+            "by hand: payment_resolve, done, charged, refund r-1, re_1, their report, ann, phone",
+        ),
+        (
+            "audit",
+            {
+                "action": "dispute_resolve", "actor": "ann", "reason": None,
+                "detail": json.dumps({
+                    "command_id": "p1", "outcome": "refused", "rule": "dispute_must_be_known",
+                    "decision": "won", "dispute_id": "d9",
+                }),
+            },
+            "by hand: dispute_resolve, refused by dispute_must_be_known, won, dispute d9, ann",
+        ),
+        (
+            "audit",
+            {"action": "dead_letters_redrive", "actor": "ann", "reason": "mended",
+             "detail": '{"letters": ["0:1"]}'},
+            "by hand: dead_letters_redrive, ann, mended",
+        ),
+        (
+            "payment-commands",
+            to_record(
+                replace(REFUND, type="resolve_dispute", amount_minor=None, decision="won",
+                        dispute_id="dp1", evidence="a letter", actor="ann")
+            ),
+            "command r-1: resolve_dispute, won, dispute dp1, a letter, by ann",
+        ),
         (
             "gateway-notifications",
             {

@@ -359,6 +359,17 @@ def test_a_dispute_withdraws_once_a_round_and_gives_back_when_won(books: Books, 
     books.begin()
 
 
+def test_each_event_of_a_dispute_is_later_than_the_one_before(books: Books) -> None:
+    """Whoever orders notices by their time may do so, however fast a dispute moves on."""
+    operation = charge(books).operation
+    assert operation is not None
+    told = [books.dispute(operation, "opened", 7)]
+    for state in ("won", "pre_arbitration"):
+        told.append(books.dispute(operation, state, 7, dispute_id=told[0].id))
+    assert [each.changed_at_ms for each in told] == [7, 8, 9]
+    assert [each.changes for each in told] == [1, 2, 3]
+
+
 def test_without_idempotency_every_call_charges(path: Path) -> None:
     """A gateway that knows no keys takes the same charge twice: that is why it is never re-sent."""
     books = opened(path, idempotent=False)

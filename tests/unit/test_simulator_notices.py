@@ -209,18 +209,16 @@ def test_a_dispute_is_told_through_all_its_stages(name: str, tmp_path: Path) -> 
         paid = await world.send()
         asked = {"reference": REFERENCE, "state": "inquiry", "amount_minor": 1_000}
         dispute = await world.admin("POST", "/v1/admin/disputes", asked)
-        for state in ("opened", "won", "pre_arbitration", "lost"):
+        stages = ("opened", "won", "pre_arbitration", "won", "lost")
+        for state in stages:
             more = {"dispute_id": dispute["id"], "state": state, "reference": REFERENCE}
             fee = {"fee_minor": 1_500} if state == "opened" else {}
             await world.admin("POST", "/v1/admin/disputes", more | fee)
-        told = [n for n in await world.desk.until(6) if n.type == "dispute"]
-        assert {n.dispute_state for n in told} == {
-            "inquiry",
-            "opened",
-            "won",
-            "pre_arbitration",
-            "lost",
-        }
+        told = [n for n in await world.desk.until(7) if n.type == "dispute"]
+        numbers = [n.event_sequence for n in told]
+        assert len({*numbers, None}) == 7, "each event has its own number"
+        told.sort(key=lambda n: n.event_sequence or 0)
+        assert [n.dispute_state for n in told] == ["inquiry", *stages]
         assert {(n.dispute_id, n.amount_minor) for n in told} == {(dispute["id"], 1_000)}
         assert {n.fee_minor for n in told} == {0, 1_500}
         assert {n.gateway_reference for n in told} == {paid.gateway_reference}

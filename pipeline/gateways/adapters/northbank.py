@@ -89,6 +89,7 @@ class _DisputeData(msgspec.Struct, frozen=True):
     amount: _Money
     fee: _Money
     merchant_reference: str | None = None
+    changed: base.EventTime | None = None
 
 
 class _NoticeBody(msgspec.Struct, frozen=True):
@@ -250,6 +251,7 @@ def _dispute(data: _DisputeData, content: _NoticeBody) -> Notice | NoticeRefused
     if state is None:
         return NoticeRefused("unknown_type")
     ours = our_reference(data.merchant_reference or "")
+    changed = data.changed
     return Notice(
         notification_id=content.notice,
         gateway="",
@@ -265,6 +267,7 @@ def _dispute(data: _DisputeData, content: _NoticeBody) -> Notice | NoticeRefused
         gateway_reference=data.payment,
         dispute_id=data.id,
         dispute_state=state,
+        event_sequence=None if changed is None else round(changed.timestamp() * 1000),
         fee_minor=data.fee.value,
     )
 

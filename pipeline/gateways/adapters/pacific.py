@@ -66,6 +66,7 @@ class _NoticeBody(msgspec.Struct, frozen=True):
     resultCode: int | None = None
     caseId: str | None = None
     stage: int | None = None
+    caseVersion: base.EventNumber | None = None
     fee: str = "0"
 
 
@@ -168,6 +169,7 @@ class PacificAdapter:
                 gateway_reference=content.txnId,
                 dispute_id=content.caseId,
                 dispute_state=state,
+                event_sequence=content.caseVersion,
                 fee_minor=fee_minor,
             )
         kind = _KINDS.get(content.type or "")

@@ -72,6 +72,7 @@ class _DisputeData(msgspec.Struct, frozen=True):
     fee_minor: base.AmountMinor = 0
     merchant_id: str | None = None
     order_id: str | None = None
+    sequence: base.EventNumber | None = None
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -242,6 +243,7 @@ def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
         gateway_reference=data.charge_id,
         dispute_id=data.id,
         dispute_state=data.state,
+        event_sequence=data.sequence,
         fee_minor=data.fee_minor,
     )
 

@@ -401,10 +401,12 @@ class Books:
                 now_ms,
                 0,
             )
+        # Later than the change before it, since notices are put in order by it.
+        changed_at_ms = max(now_ms, known.changed_at_ms + 1) if known.changes else now_ms
         dispute = replace(
             known,
             state=state,
-            changed_at_ms=now_ms,
+            changed_at_ms=changed_at_ms,
             changes=known.changes + 1,
             fee_minor=known.fee_minor + fee_minor,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -170,6 +171,7 @@ class NorthbankWire:
                 "payment": dispute.charge_id,
                 "merchant_reference": dispute.reference,
                 "stage": _DISPUTES[dispute.state],
+                "changed": _time(dispute.changed_at_ms),
                 "amount": _money(dispute.amount_minor, dispute.currency),
                 "fee": _money(dispute.fee_minor, dispute.currency),
             },
@@ -205,6 +207,11 @@ class NorthbankWire:
         if operation.status == operations.ACTION_REQUIRED:
             view["redirect"] = {"url": f"{self._public_url}/challenge/{operation.id}"}
         return view
+
+
+def _time(at_ms: int) -> str:
+    """ISO 8601 with milliseconds."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def _money(amount_minor: int, currency: str) -> dict[str, Any]:

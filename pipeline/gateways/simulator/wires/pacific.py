@@ -165,6 +165,7 @@ class PacificWire:
             "txnId": dispute.charge_id,
             "caseId": dispute.id,
             "stage": _DISPUTE_CODES[dispute.state],
+            "caseVersion": dispute.changes,
             "amount": _major(dispute.amount_minor, dispute.currency),
             "fee": _major(dispute.fee_minor, dispute.currency),
             "currency": dispute.currency,

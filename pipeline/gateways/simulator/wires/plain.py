@@ -174,6 +174,7 @@ class PlainWire:
                 "charge_id": dispute.charge_id,
                 "reference": dispute.reference,
                 "state": dispute.state,
+                "sequence": dispute.changes,
                 "amount_minor": dispute.amount_minor,
                 "fee_minor": dispute.fee_minor,
                 "currency": dispute.currency,

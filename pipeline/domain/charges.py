@@ -1,0 +1,74 @@
+"""What was taken by each charge of a payment, and what of it may still go back.
+
+A payment may have more than one: a charge that came too late, and whose reversal its gateway
+refused, is still the customer's money. Each gives back what it took, and no more.
+"""
+
+from __future__ import annotations
+
+from pipeline.domain.lifecycle import CAPTURE, CHARGE, MAIN_KINDS, REFUND, has_succeeded
+from pipeline.domain.model import Attempt, Payment
+from pipeline.domain.payment import (
+    amount_of,
+    is_unfinished,
+    parent_of,
+    refundable_minor,
+    standing_main,
+)
+
+
+def refund_target(
+    payment: Payment, amount_minor: int | None = None, reference: str | None = None
+) -> Attempt | None:
+    """Whose money a refund gives back: of the charges that can bear the amount (without one:
+    that have anything left) the one that stands, else the newest.
+
+    What was taken too late and could not be given back by itself comes after what stands; by its
+    gateway's ``reference`` it is meant all the same.
+    """
+    standing = standing_main(payment)
+    charges = [each for each in reversed(payment.attempts) if each.kind in MAIN_KINDS]
+    for each in sorted(charges, key=lambda each: each is not standing):
+        if reference in (None, each.gateway_reference) and (
+            refundable_of_minor(payment, each) >= (amount_minor or 1)
+        ):
+            return each
+    return None
+
+
+def captured_of_minor(payment: Payment, charge: Attempt) -> int:
+    """What was captured of one charge or authorization."""
+    if not has_succeeded(charge.state):
+        return 0
+    if charge.kind == CHARGE:
+        return amount_of(payment, charge)
+    return sum(
+        amount_of(payment, each)
+        for each in payment.attempts
+        if each.kind == CAPTURE and has_succeeded(each.state) and _is_about(payment, each, charge)
+    )
+
+
+def refunded_of_minor(payment: Payment, charge: Attempt, *, reserved: bool = False) -> int:
+    """What was given back of one charge; with ``reserved`` also what still may be."""
+    return sum(
+        amount_of(payment, each)
+        for each in payment.attempts
+        if each.kind == REFUND
+        and (has_succeeded(each.state) or (reserved and is_unfinished(each)))
+        and _is_about(payment, each, charge)
+    )
+
+
+def refundable_of_minor(payment: Payment, charge: Attempt) -> int:
+    """What a refund of this charge may still take: never more than the payment's own room."""
+    room_minor = captured_of_minor(payment, charge)
+    room_minor -= refunded_of_minor(payment, charge, reserved=True)
+    return min(room_minor, refundable_minor(payment))
+
+
+def _is_about(payment: Payment, attempt: Attempt, charge: Attempt) -> bool:
+    parent = parent_of(payment, attempt)
+    return parent is not None and (
+        (parent.operation_id, parent.attempt) == (charge.operation_id, charge.attempt)
+    )

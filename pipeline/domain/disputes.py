@@ -1,0 +1,86 @@
+"""A dispute as the gateway tells it: which of its events holds, whatever order they come in.
+
+An event's place is the gateway's own number or time of it, and within the same number its state's
+rank in life. The event with the highest place holds. So events that come late, twice or in any
+order end the same, also where a stage comes again: opened, won, pre-arbitration, won. Where the
+gateway numbers nothing, rank alone decides, and a stage that comes again cannot be told from its
+first time repeated: a person decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from pipeline.domain.model import Dispute, GatewayNotification, Payment
+
+# States, lowest rank first. None is an end: after each the bank or the gateway may go on.
+INQUIRY: Final = "inquiry"
+OPENED: Final = "opened"
+WON: Final = "won"
+PRE_ARBITRATION: Final = "pre_arbitration"
+LOST: Final = "lost"
+RANKS: Final[Mapping[str, int]] = {
+    state: rank for rank, state in enumerate((INQUIRY, OPENED, WON, PRE_ARBITRATION, LOST))
+}
+# Where the amount is with the customer's bank, and where nothing is decided yet.
+WITHDRAWN_IN: Final = frozenset({OPENED, PRE_ARBITRATION, LOST})
+UNDECIDED_IN: Final = frozenset({INQUIRY, OPENED, PRE_ARBITRATION})
+
+
+def heard(before: Dispute, state: str, notice: GatewayNotification, now_ms: int) -> Dispute:
+    """The dispute after an event of the gateway's. Its amount is the one of the event that holds
+    (the larger where that is told twice), its fee the highest that was told.
+
+    A person's word holds until an event comes that the gateway had not told by then.
+    """
+    place = notice.event_sequence or 0, RANKS[state]
+    held = before.event_sequence, RANKS.get(before.gateway_state or before.state, -1)
+    after = replace(before, fee_minor=max(before.fee_minor, notice.fee_minor))
+    if place > held:
+        after = replace(
+            after,
+            state=state,
+            amount_minor=notice.amount_minor,
+            event_sequence=place[0],
+            gateway_state=None,
+            resolved_by=None,
+        )
+    elif place == held:
+        after = replace(after, amount_minor=max(before.amount_minor, notice.amount_minor))
+    return before if after == before else _withdrawn(after, now_ms)
+
+
+def resolved(before: Dispute, state: str, actor: str, now_ms: int) -> Dispute:
+    """The dispute after a person has said how it ended."""
+    after = replace(
+        before,
+        state=state,
+        gateway_state=before.gateway_state or before.state,
+        resolved_by=actor,
+    )
+    return _withdrawn(after, now_ms)
+
+
+def bars_refunds(payment: Payment) -> bool:
+    """Whether the customer's bank has money of the payment's and may keep it: a refund now would
+    give it back twice. An inquiry has moved nothing, and a refund is how it ends best."""
+    return any(
+        each.state in UNDECIDED_IN and each.state in WITHDRAWN_IN for each in payment.disputes
+    )
+
+
+def named(payment: Payment, dispute_id: str | None, gateway: str | None) -> tuple[Dispute, ...]:
+    """The payment's disputes of this id, at this gateway where one is named."""
+    return tuple(
+        each
+        for each in payment.disputes
+        if each.dispute_id == dispute_id and gateway in (None, each.gateway)
+    )
+
+
+def _withdrawn(dispute: Dispute, now_ms: int) -> Dispute:
+    withdrawn_minor = dispute.amount_minor if dispute.state in WITHDRAWN_IN else 0
+    return replace(dispute, withdrawn_minor=withdrawn_minor, updated_at_ms=now_ms)

@@ -1,0 +1,126 @@
+"""The audit over single stories, as the processors wrote them: what it says, and what ends it."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from pipeline.audit.gateway_copy import GatewayCopy
+from pipeline.domain.decision import Decision
+from tests.support.audit_story import judged_flow
+from tests.support.payment_story import DECLINED, MANUAL, ORDER, Story, yes
+
+
+class Books:
+    """The gateway's own books of one order, written by hand."""
+
+    def __init__(self) -> None:
+        self.copy = GatewayCopy()
+        self._entries = 0
+
+    def enter(
+        self, kind: str, reference: str, amount_minor: int, charge_id: str, entry_id: str = ""
+    ) -> None:
+        self._entries += 1
+        self.copy.add(
+            {
+                "kind": kind,
+                "id": charge_id if kind == "charge" else entry_id or f"{kind}_{self._entries}",
+                "reference": reference,
+                "charge_id": charge_id,
+                "amount_minor": amount_minor,
+                "currency": "GBP",
+                "merchant_id": "shop",
+                "order_id": "1",
+                "created_at_ms": 0,
+            },
+            recent=False,
+        )
+
+
+def charged() -> tuple[Story, Books]:
+    story, books = Story(), Books()
+    story.flow.answer(yes)
+    books.enter("charge", story.flow.requests()[0].idempotency_key, 500, "charge_1")
+    return story, books
+
+
+def found(story: Story, books: Books) -> list[str]:
+    return [finding.name for finding in judged_flow(story.flow, books.copy)]
+
+
+def test_a_dispute_won_twice_leaves_nothing_outstanding() -> None:
+    """In the gateway's books and in ours, also when its notices overtook each other."""
+    story, books = charged()
+    for kind in ("dispute", "dispute_won", "dispute", "dispute_won"):
+        books.enter(kind, "d1", 500, "charge_1")
+    for state, number in (("pre_arbitration", 3), ("opened", 1), ("won", 4), ("won", 2)):
+        story.dispute(state, event_sequence=number)
+    assert found(story, books) == []
+
+
+def test_what_no_notice_tells_is_ended_by_a_person() -> None:
+    """A second win that looks like the first again is outstanding until somebody has said it."""
+    story, books = charged()
+    for state in ("opened", "won", "pre_arbitration", "won"):
+        story.dispute(state)
+    for kind in ("dispute", "dispute_won", "dispute", "dispute_won"):
+        books.enter(kind, "d1", 500, "charge_1")
+    assert found(story, books) == ["notice_outstanding"]
+    story.command(
+        "resolve_dispute", "p1", dispute_id="d1", decision="won", evidence="a letter", actor="ann"
+    )
+    assert found(story, books) == []
+
+
+def test_what_a_person_gave_back_waits_for_nobody() -> None:
+    """A charge came too late, its gateway refused the reversal: a refund by command ends that."""
+    story, books = Story(), Books()
+    story.flow.answer(DECLINED)
+    story.notify("succeeded")
+    story.flow.answer(DECLINED)
+    books.enter("charge", story.flow.requests()[0].idempotency_key, 500, "charge_1")
+    assert found(story, books) == ["waits_for_a_person"]
+    for number, amount_minor in (("r1", 200), ("r2", 300)):
+        story.command("refund", number, amount_minor=amount_minor)
+        request = story.flow.requests()[-1]
+        story.flow.answer(yes)
+        entry_id = f"refund_1_{number}"
+        books.enter("refund", request.idempotency_key, amount_minor, "charge_1", entry_id)
+        waits = ["waits_for_a_person"] if number == "r1" else []
+        assert found(story, books) == waits
+
+
+def test_a_capture_of_before_is_no_proof_against_its_refund() -> None:
+    """Older snapshots do not say which hold a capture is of."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    story.command("capture", "c1")
+    story.flow.answer(yes)
+    hold, capture = story.payment.attempts
+    capture = replace(capture, parent_operation_id=None, parent_attempt=0)
+    old = replace(story.payment, attempts=(hold, capture))
+    story.flow.apply(MANUAL, Decision(payment=old))
+    story.command("refund", "r1")
+    story.flow.answer(yes)
+    names = [finding.name for finding in judged_flow(story.flow, None)]
+    assert "amounts_out_of_order" not in names
+
+
+def test_a_charge_that_gave_back_more_than_it_took_is_accused() -> None:
+    """Though the payment as a whole has captured enough."""
+    story, _ = charged()
+    story.command("refund", "r1")
+    story.flow.answer(yes)
+    charge, refund = story.payment.attempts
+    other = replace(charge, attempt=2, gateway_reference="charge_2")
+    broken = replace(
+        story.payment,
+        attempts=(charge, other, refund, replace(refund, operation_id="r2")),
+        captured_minor=1_000,
+        authorized_minor=1_000,
+        refunded_minor=1_000,
+        sequence=story.payment.sequence + 1,
+    )
+    story.flow.apply(ORDER, Decision(payment=broken))
+    names = [finding.name for finding in judged_flow(story.flow, None)]
+    assert "amounts_out_of_order" in names
