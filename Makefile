@@ -26,8 +26,13 @@ install: ## Make .venv match the lock (each target below does it first)
 demo: install ## Run the whole flow on this machine: ORDERS=FILE and FAULTS=none|default are optional
 	@.venv/bin/paystream demo $(if $(ORDERS),--orders "$(ORDERS)") $(if $(FAULTS),--faults "$(FAULTS)")
 
+# Whatever the shell says, what is compiled is kept: otherwise every process that a run starts would
+# compile the program, and pytest rewrite each of its modules, once more.
+test unit check: export PYTHONDONTWRITEBYTECODE =
+
 test: install ## Every test, the slow ones with a real broker included
-	.venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
+		--hypothesis-profile thorough $(ARGS)
 
 unit: install ## The fast tests only (seconds)
 	.venv/bin/python -m pytest -q -n 2 tests/unit $(ARGS)

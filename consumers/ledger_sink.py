@@ -37,6 +37,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord, input_record
+from pipeline.runtime.kafka_errors import passes_by_itself
 from pipeline.runtime.letter_evidence import settlement_letter
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outgoing
@@ -647,17 +648,7 @@ def _raise_unless_passing(error: KafkaError, topic: str) -> None:
             f"an offset of {topic} is not in the log ({error.str()}): settlements were deleted "
             "before they were booked, or the topic was made anew. See docs/ledger.md."
         )
-    if error.fatal() or not (
-        error.retriable()
-        or error.code()
-        in (
-            KafkaError._TRANSPORT,
-            KafkaError._ALL_BROKERS_DOWN,
-            KafkaError._RESOLVE,
-            KafkaError._TIMED_OUT,
-            KafkaError._MAX_POLL_EXCEEDED,
-        )
-    ):
+    if not passes_by_itself(error):
         raise KafkaException(error)
     _log.warning("consumer: %s", error)
 

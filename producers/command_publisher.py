@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.model import PaymentCommand
-from producers.publisher import DELIVERY_TIMEOUT_S, InvalidRecord, Publisher, PublishError
-from schemas.codec import Codec
+from producers.publisher import InvalidRecord, Publisher, PublishError
 
 __all__ = ["CommandPublisher", "InvalidCommand", "PublishError"]
 
@@ -45,27 +41,9 @@ class CommandPublisher(Publisher[PaymentCommand]):
     """
 
     noun = "command"
+    role = "payment-commands"
     kind = PaymentCommand
     invalid = InvalidCommand
-
-    def __init__(
-        self,
-        bootstrap_servers: str,
-        *,
-        topic: str = "payment-commands",
-        codec: Codec | None = None,
-        client_id: str = "paystream-command-publisher",
-        delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            bootstrap_servers,
-            topic=topic,
-            codec=codec,
-            client_id=client_id,
-            delivery_timeout_s=delivery_timeout_s,
-            config=config,
-        )
 
     def publish(self, noun: PaymentCommand) -> None:
         """Queue one command, as ``Publisher.publish`` does.

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.model import Order
 from producers.publisher import (
-    DELIVERY_TIMEOUT_S,
     InvalidRecord,
     Publisher,
     PublishError,
     check_topic,
     producer_config,
 )
-from schemas.codec import Codec
 
 __all__ = ["InvalidOrder", "OrderPublisher", "PublishError", "check_topic", "producer_config"]
 
@@ -57,27 +52,9 @@ class OrderPublisher(Publisher[Order]):
     """
 
     noun = "order"
+    role = "orders"
     kind = Order
     invalid = InvalidOrder
-
-    def __init__(
-        self,
-        bootstrap_servers: str,
-        *,
-        topic: str = "orders",
-        codec: Codec | None = None,
-        client_id: str = "paystream-order-publisher",
-        delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(
-            bootstrap_servers,
-            topic=topic,
-            codec=codec,
-            client_id=client_id,
-            delivery_timeout_s=delivery_timeout_s,
-            config=config,
-        )
 
     def publish(self, order: Order) -> None:
         """Queue one order, as ``Publisher.publish`` does.

@@ -73,6 +73,8 @@ class Publisher(Generic[NounT]):
     """
 
     noun: ClassVar[str]
+    # Where its records go if nothing else is said: the role, which is the topic without a prefix.
+    role: ClassVar[str]
     kind: ClassVar[type]
     invalid: ClassVar[type[InvalidRecord]]
 
@@ -80,13 +82,13 @@ class Publisher(Generic[NounT]):
         self,
         bootstrap_servers: str,
         *,
-        topic: str,
+        topic: str | None = None,
         codec: Codec | None = None,
-        client_id: str,
+        client_id: str | None = None,
         delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.topic = topic
+        self.topic = self.role if topic is None else topic
         self._bootstrap_servers = bootstrap_servers
         self._delivery_timeout_s = delivery_timeout_s
         self._encode = (codec or default_codec()).encoder(SCHEMA_OF[self.kind])
@@ -95,7 +97,9 @@ class Publisher(Generic[NounT]):
         self._failed_reason = ""
         self._producer = Producer(
             {
-                **producer_config(bootstrap_servers, client_id),
+                **producer_config(
+                    bootstrap_servers, client_id or f"paystream-{self.noun}-publisher"
+                ),
                 "delivery.timeout.ms": int(delivery_timeout_s * 1000),
                 "on_delivery": self._on_failure,
                 **(config or {}),

@@ -31,6 +31,7 @@ from pipeline.runtime.cluster import cluster_and_topic_id
 from producers.notice_book import NoticeBook, parked_key
 from producers.order_publisher import producer_config
 from schemas.codec import Codec
+from schemas.errors import EncodeError
 from topics.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,10 @@ class Taken(StrEnum):
     PARKED = "parked"
 
 
+class NoticeUnstorable(Exception):
+    """A notice holds what no record can, as half of a character; the text says what."""
+
+
 class WebhookDesk:
     """``take`` may be called from any thread; ``open`` and ``close`` from one.
 
@@ -67,11 +72,13 @@ class WebhookDesk:
         catalogue: Catalogue,
         codec: Codec,
         state_dir: Path,
+        delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS,
         on_parked: Callable[[int, int | None], None] = lambda count, oldest_ms: None,
     ) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._catalogue = catalogue
         self._state_dir = state_dir
+        self.delivery_timeout_s = delivery_timeout_ms / 1000
         self._on_parked = on_parked
         self._encode = codec.encoder("gateway-notification")
         self._decode = codec.decoder("gateway-notification")
@@ -92,7 +99,7 @@ class WebhookDesk:
         self._producer = Producer(
             {
                 **producer_config(self._bootstrap_servers, "paystream-webhooks"),
-                "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+                "delivery.timeout.ms": int(self.delivery_timeout_s * 1000),
                 "delivery.report.only.error": False,
             }
         )
@@ -102,7 +109,7 @@ class WebhookDesk:
         """Wait for what was taken and stop following."""
         self._stop.set()
         self._thread.join(10.0)
-        self._producer.flush(DELIVERY_TIMEOUT_MS / 1000)
+        self._producer.flush(self.delivery_timeout_s)
         self._book.close()
 
     @property
@@ -113,22 +120,27 @@ class WebhookDesk:
     def take(self, notice: GatewayNotification) -> Future[Taken]:
         """Publish a notice, or park it; done when the brokers have it (KafkaException if not).
 
-        A notice whose ``merchant_id`` is empty carries only the gateway's own id.
+        A notice whose ``merchant_id`` is empty carries only the gateway's own id. Raises
+        NoticeUnstorable for what no record can hold.
         """
-        if notice.merchant_id:
-            return self._published(notice)
-        key = reference_key(notice.gateway, notice.gateway_reference or "")
-        with self._lock:
-            known = self._book.reference(key)
-        if known is not None:
-            return self._published(self._addressed(notice, known))
-        # The reference may come in between: it is looked for again when the parked record is read.
-        return self._write(
-            PARKED,
-            parked_key(key, notice.notification_id),
-            self._encode(to_record(notice)),
-            Taken.PARKED,
-        )
+        try:
+            if notice.merchant_id:
+                return self._published(notice)
+            key = reference_key(notice.gateway, notice.gateway_reference or "")
+            with self._lock:
+                known = self._book.reference(key)
+            if known is not None:
+                return self._published(self._addressed(notice, known))
+            # The reference may come in between: it is looked for again when the parked record is
+            # read.
+            return self._write(
+                PARKED,
+                parked_key(key, notice.notification_id),
+                self._encode(to_record(notice)),
+                Taken.PARKED,
+            )
+        except (EncodeError, UnicodeEncodeError) as error:
+            raise NoticeUnstorable(str(error)) from error
 
     def poll(self, timeout_s: float) -> None:
         """Serve delivery reports; called by one thread over and over."""
@@ -212,9 +224,9 @@ class WebhookDesk:
             if known is None:
                 continue
             notice = notification_from_record(self._decode(value))
-            self._published(self._addressed(notice, known)).result(DELIVERY_TIMEOUT_MS / 1000 + 2)
+            self._published(self._addressed(notice, known)).result(self.delivery_timeout_s + 2)
             # Only now: a crash in between publishes it twice, which has no effect.
-            self._write(PARKED, key, None, Taken.PARKED).result(DELIVERY_TIMEOUT_MS / 1000 + 2)
+            self._write(PARKED, key, None, Taken.PARKED).result(self.delivery_timeout_s + 2)
 
     def _addressed(self, notice: GatewayNotification, known: bytes) -> GatewayNotification:
         reference: GatewayReference = reference_from_record(self._decode_reference(known))

@@ -20,7 +20,7 @@ from pipeline.domain.ids import payment_id
 from pipeline.domain.model import GatewayNotification
 from pipeline.errors import UserError
 from pipeline.gateways.notice import Notice, NoticeRefused
-from producers.webhook_desk import DELIVERY_TIMEOUT_MS, WebhookDesk, wall_clock_ms
+from producers.webhook_desk import NoticeUnstorable, WebhookDesk, wall_clock_ms
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ STOP_CHECK_S = 0.2
 UNKNOWN_GATEWAY = "unknown_gateway"
 NOT_STORED = "not_stored"
 TOO_LARGE = "too_large"
+UNSTORABLE = "unstorable"
+NOT_HANDLED = "not_handled"
 
 
 class NoticeReader(Protocol):
@@ -97,19 +99,31 @@ def build_app(
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return answered(gateway, 413, TOO_LARGE)
-        now_ms = wall_clock_ms()
         # Header names are the gateway's own spelling, whatever a proxy in between made of them.
         headers = {name.lower(): value for name, value in request.headers.items()}
+        try:
+            return await stored(gateway, reader, headers, body)
+        except Exception:
+            # A fault of ours: the gateway keeps the notice and sends it again until it is mended.
+            _log.exception("a webhook of %s could not be handled", gateway)
+            return answered(gateway, 503, NOT_HANDLED)
+
+    async def stored(
+        gateway: str, reader: NoticeReader, headers: Mapping[str, str], body: bytes
+    ) -> web.Response:
+        now_ms = wall_clock_ms()
         notice = reader.read_notice(headers, body, now_ms // 1000)
         if isinstance(notice, NoticeRefused):
             return answered(gateway, 400 if notice.genuine else 401, notice.reason)
         try:
             taken = await asyncio.wait_for(
                 asyncio.wrap_future(desk.take(notification_of(notice, now_ms))),
-                DELIVERY_TIMEOUT_MS / 1000 + 1,
+                desk.delivery_timeout_s + 1,
             )
         except (KafkaException, BufferError, TimeoutError) as error:
             return answered(gateway, 503, NOT_STORED, str(error))
+        except NoticeUnstorable as error:
+            return answered(gateway, 400, UNSTORABLE, str(error))
         return answered(gateway, 200, taken.value)
 
     async def health(_request: web.Request) -> web.Response:

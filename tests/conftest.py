@@ -1,27 +1,28 @@
 """The servers that tests share, and the check that a run leaves nothing running.
 
-All workers of pytest-xdist use one broker and one PostgreSQL: the process that starts the run
-owns their folder, the first test that asks starts the server in it (a lock makes it one), and the
-owner stops them at the end, after Ctrl-C too. Names keep tests apart: each takes ``topic_prefix``.
+All workers of pytest-xdist use one broker, one PostgreSQL and one registry: the process that
+starts the run owns their folder, the first test that asks starts the server in it (a lock makes it
+one), and the owner stops them at the end, after Ctrl-C too. Names keep tests apart: each takes
+``topic_prefix``.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
+from tests.support.examples import register_profiles
 from tests.support.leftovers import MARK, end_left_over, left_over_processes
 from tests.support.servers import FOLDER, Servers, is_worker, kafka_of_this_run
 
-# A machine that does other things as well must not fail a property by being slow.
-hypothesis.settings.register_profile("paystream", deadline=None)
-hypothesis.settings.load_profile("paystream")
+register_profiles()
 
 SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
 
@@ -30,6 +31,15 @@ SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
 def kafka() -> str:
     """Bootstrap servers of a real Kafka: this run's own, or what ``--kafka`` names."""
     return kafka_of_this_run()
+
+
+@pytest.fixture(scope="session")
+def registry_url() -> str:
+    """A real schema registry, this run's own; subjects begin with a test's topic prefix."""
+    from pipeline.embedded.registry import start_registry
+
+    folder = Path(os.environ[FOLDER]) / "registry"
+    return start_registry(folder, die_with_parent=not is_worker()).url
 
 
 @pytest.fixture
@@ -83,6 +93,17 @@ def pytest_configure(config: pytest.Config) -> None:
     except BaseException:
         servers.stop()
         raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Thousands of tests are made and none goes away: the collector looks at them no more."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.options import AsJson, BootstrapServers, Prefix
 from pipeline.commands.output import reader_may_leave
 from pipeline.errors import UserError
 
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 # 0, 1 and 2 are verdicts: whole, broken, still on its way.
 EXIT_UNAVAILABLE = 3
 
-Prefix = Annotated[
-    str | None,
-    typer.Option(
-        "--prefix",
-        envvar="PAYSTREAM_TOPIC_PREFIX",
-        help="What stands before every topic and group name.",
-    ),
-]
 LedgerUrl = Annotated[
     str | None,
     typer.Option(
@@ -48,7 +40,6 @@ GatewayUrl = Annotated[
 ]
 NoLedger = Annotated[bool, typer.Option("--no-ledger", help="Leave the ledger out.")]
 NoGateway = Annotated[bool, typer.Option("--no-gateway", help="Leave the gateways' books out.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def verify_command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.options import BootstrapServers, Prefix
 
 if TYPE_CHECKING:
     from pipeline.domain.model import ControlEntry
@@ -18,15 +18,6 @@ app = typer.Typer(
     epilog="Example: paystream control show routing",
     no_args_is_help=True,
 )
-
-Prefix = Annotated[
-    str | None,
-    typer.Option(
-        "--prefix",
-        envvar="PAYSTREAM_TOPIC_PREFIX",
-        help="Put before every topic and group name.",
-    ),
-]
 
 
 @app.command("show")

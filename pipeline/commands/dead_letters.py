@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.options import AsJson, BootstrapServers, Prefix
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,12 +39,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Prefix = Annotated[
-    str | None,
-    typer.Option(
-        "--prefix", envvar="PAYSTREAM_TOPIC_PREFIX", help="Put before every topic's name."
-    ),
-]
 Names = Annotated[
     list[str] | None,
     typer.Argument(metavar="PARTITION:OFFSET", help="Letters by name, as `list` shows them."),
@@ -84,7 +78,6 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Rate = Annotated[
     float, typer.Option("--rate", min=0.1, metavar="PER_SECOND", help="Letters a second at most.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("list")

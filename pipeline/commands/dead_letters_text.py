@@ -17,6 +17,9 @@ from schemas.errors import DecodeError
 # What a person reads of bytes that nothing decodes; --raw writes all of them.
 HEX_BYTES_MAX = 512
 NAMES_SHOWN_MAX = 5
+# A key or a cause of somebody else's record may have any length, and a table has one width for all
+# its lines. Most keys are shorter; `show` and --json have them whole.
+CELL_LENGTH_MAX = 64
 
 Counts = Sequence[tuple[str, str, str, int]]
 # The fields of a decoded value, or why there are none.
@@ -30,10 +33,10 @@ def letter_lines(letters: Sequence[Letter], markers: Markers) -> Iterator[str]:
         (
             letter.name,
             time_text(letter.at_ms),
-            printable(letter.cause),
-            printable(letter.stage),
-            printable(letter.topic),
-            letter.key_text,
+            _cell(letter.cause),
+            _cell(letter.stage),
+            _cell(letter.topic),
+            _cell(letter.key_text),
             f"{letter.size:,}",
             f"{markers.history(letter)[1]}x",
             _remark(letter, markers),
@@ -52,9 +55,19 @@ def _remark(letter: Letter, markers: Markers) -> str:
     return ", ".join(said)
 
 
+def _cell(text: str) -> str:
+    """Printable and no longer than a table bears: what is left out is the middle, since keys of one
+    merchant begin alike."""
+    text = printable(text)
+    if len(text) <= CELL_LENGTH_MAX:
+        return text
+    last = CELL_LENGTH_MAX // 3
+    return f"{text[: CELL_LENGTH_MAX - last - 1]}…{text[-last:]}"
+
+
 def histogram_lines(counts: Counts) -> Iterator[str]:
     rows = [
-        (printable(cause), printable(stage), printable(topic), f"{count:,}")
+        (_cell(cause), _cell(stage), _cell(topic), f"{count:,}")
         for cause, stage, topic, count in counts
     ]
     yield from _table(("cause", "stage", "topic", "letters"), rows, right=(3,))
@@ -66,7 +79,7 @@ def nothing_found(letters: Sequence[Letter], markers: Markers, state: str) -> st
     kind = "" if state == "all" else f"{state} "
     if not there:
         return f"there are no {kind}dead letters"
-    causes = ", ".join(dict.fromkeys(printable(cause) for cause, *_ in histogram(there)))
+    causes = ", ".join(dict.fromkeys(_cell(cause) for cause, *_ in histogram(there)))
     return f"none of {len(there):,} {kind}dead letters matches; their causes: {causes}"
 
 

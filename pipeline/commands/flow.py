@@ -207,6 +207,12 @@ def simulator_command(
     gateway: Annotated[
         str, typer.Option(help="Which gateway it is: simulator, northbank, pacific or legacy.")
     ] = "simulator",
+    notice_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Where its webhooks go, signed with SIMULATOR_NOTICE_SECRETS; default: nowhere."
+        ),
+    ] = None,
 ) -> None:
     """Run a simulated gateway by itself: a real HTTP server with durable books.
 
@@ -224,7 +230,7 @@ def simulator_command(
     from pipeline.embedded.cache import make_folder
     from pipeline.gateways.simulator.faults import FaultPlan
     from pipeline.gateways.simulator.personality import personality
-    from pipeline.gateways.simulator.server import SimulatorSettings, serve
+    from pipeline.gateways.simulator.server import SimulatorSettings, notice_secrets, serve
     from pipeline.local import books_file
 
     plan = FaultPlan.named(faults)
@@ -236,7 +242,14 @@ def simulator_command(
         typer.echo(f"{gateway} on http://{host}:{port}, books in {path}; Ctrl-C stops it")
 
     settings = SimulatorSettings(
-        books=path, plan=plan, seed=seed, port=port, host=host, gateway=gateway
+        books=path,
+        plan=plan,
+        seed=seed,
+        port=port,
+        host=host,
+        gateway=gateway,
+        notice_url=notice_url,
+        notice_secrets=notice_secrets(),
     )
     asyncio.run(serve(settings, on_serving=serving))
 

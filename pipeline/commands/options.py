@@ -14,3 +14,12 @@ BootstrapServers = Annotated[
         help="Kafka brokers, host:port[,...].",
     ),
 ]
+Prefix = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix",
+        envvar="PAYSTREAM_TOPIC_PREFIX",
+        help="Put before every topic and group name.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.options import BootstrapServers, Prefix
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,13 +36,6 @@ order_app = typer.Typer(
     no_args_is_help=True,
 )
 
-TopicPrefix = Annotated[
-    str | None,
-    typer.Option(
-        "--prefix", envvar="PAYSTREAM_TOPIC_PREFIX", help="Put before every topic's name."
-    ),
-]
-
 
 @orders_app.callback()
 def _orders() -> None:
@@ -67,7 +60,7 @@ def import_command(
         bool, typer.Option("--dry-run", help="Read and report; publish nothing.")
     ] = False,
     bootstrap_servers: BootstrapServers = None,
-    prefix: TopicPrefix = None,
+    prefix: Prefix = None,
 ) -> None:
     """Publish the orders of FILE; importing it again changes nothing.
 
@@ -139,7 +132,7 @@ def submit_command(
         str | None, typer.Option("--business-date", help="YYYY-MM-DD; default: today (UTC).")
     ] = None,
     bootstrap_servers: BootstrapServers = None,
-    prefix: TopicPrefix = None,
+    prefix: Prefix = None,
 ) -> None:
     """Publish one order and print its payment id; the same order again is the same payment.
 

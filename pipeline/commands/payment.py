@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.audit import (
-    AsJson,
     GatewayUrl,
     LedgerUrl,
     NoGateway,
     NoLedger,
-    Prefix,
     audit_sources,
     told_plainly,
 )
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.options import AsJson, BootstrapServers, Prefix
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -463,64 +461,38 @@ def review_list_command(
     typer.echo(f"{len(found)} in review")
 
 
-@review_app.command("approve")
-def review_approve_command(
-    payment: Key,
-    command_id: CommandId = None,
-    reason: Reason = None,
-    actor: Actor = None,
-    wait_s: Wait = None,
-    bootstrap_servers: BootstrapServers = None,
-    prefix: Prefix = None,
-) -> None:
-    """Let a payment in review be charged.
+def _decides(decision: str, told: str, example: str) -> None:
+    """Make the command of one decision about a payment in review."""
 
-    Example:
+    def command(
+        payment: Key,
+        command_id: CommandId = None,
+        reason: Reason = None,
+        actor: Actor = None,
+        wait_s: Wait = None,
+        bootstrap_servers: BootstrapServers = None,
+        prefix: Prefix = None,
+    ) -> None:
+        _ask(
+            "review",
+            payment,
+            decision=decision,
+            command_id=command_id,
+            reason=reason,
+            actor=actor,
+            wait_s=wait_s,
+            bootstrap_servers=bootstrap_servers,
+            prefix=prefix,
+        )
 
-    \b
-      paystream review approve shop:1001 --reason "known customer"
-    """
-    _ask(
-        "review",
-        payment,
-        decision="approve",
-        command_id=command_id,
-        reason=reason,
-        actor=actor,
-        wait_s=wait_s,
-        bootstrap_servers=bootstrap_servers,
-        prefix=prefix,
-    )
+    command.__doc__ = f"{told}\n\nExample:\n\n\b\n  paystream review {decision} {example}"
+    review_app.command(decision)(command)
 
 
-@review_app.command("deny")
-def review_deny_command(
-    payment: Key,
-    command_id: CommandId = None,
-    reason: Reason = None,
-    actor: Actor = None,
-    wait_s: Wait = None,
-    bootstrap_servers: BootstrapServers = None,
-    prefix: Prefix = None,
-) -> None:
-    """Reject a payment in review: nothing is charged.
-
-    Example:
-
-    \b
-      paystream review deny shop:1001 --reason "stolen card"
-    """
-    _ask(
-        "review",
-        payment,
-        decision="deny",
-        command_id=command_id,
-        reason=reason,
-        actor=actor,
-        wait_s=wait_s,
-        bootstrap_servers=bootstrap_servers,
-        prefix=prefix,
-    )
+_decides("approve", "Let a payment in review be charged.", 'shop:1001 --reason "known customer"')
+_decides(
+    "deny", "Reject a payment in review: nothing is charged.", 'shop:1001 --reason "stolen card"'
+)
 
 
 def _ask(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.options import AsJson, BootstrapServers, Prefix
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ app = typer.Typer(
     epilog="Example: paystream risk check rules.toml",
     no_args_is_help=True,
 )
-
-Prefix = Annotated[
-    str | None,
-    typer.Option(
-        "--prefix", envvar="PAYSTREAM_TOPIC_PREFIX", help="Put before every topic's name."
-    ),
-]
 
 
 @app.callback()
@@ -87,7 +80,7 @@ def replay_command(
     until: Annotated[
         str | None, typer.Option("--until", help="Orders appended before then; default: now.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     bootstrap_servers: BootstrapServers = None,
     prefix: Prefix = None,
 ) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.options import Prefix
+
 app = typer.Typer(
     help="Check the Avro schemas against their locked versions; lock and register new ones.",
     epilog="Example: paystream schemas check",
@@ -61,16 +63,11 @@ def register_command(
             help="Base URL of the schema registry.",
         ),
     ] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option(
-            "--prefix",
-            envvar="PAYSTREAM_TOPIC_PREFIX",
-            help="Put before every topic name, and so before every subject.",
-        ),
-    ] = None,
+    prefix: Prefix = None,
 ) -> None:
     """Register every topic's value schema as FULL_TRANSITIVE; safe to repeat.
+
+    A subject begins with its topic's name, and so with the prefix.
 
     Examples:
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.options import BootstrapServers, Prefix
 
 if TYPE_CHECKING:
     from topics.catalogue import Catalogue
@@ -20,14 +20,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Prefix = Annotated[
-    str | None,
-    typer.Option(
-        "--prefix",
-        envvar="PAYSTREAM_TOPIC_PREFIX",
-        help="Put before every topic and group name.",
-    ),
-]
 Partitions = Annotated[
     int | None,
     typer.Option(

@@ -19,6 +19,7 @@ from pipeline.embedded import processes
 from pipeline.embedded.artifacts import Fetch, ensure_artifacts, read_lock
 from pipeline.embedded.broker import START_TIMEOUT_S, BrokerProcess, wait_until_serving
 from pipeline.embedded.cache import cache_dir, exclusive, make_folder, write_atomically
+from pipeline.embedded.class_archive import ClassArchive
 from pipeline.embedded.java import find_java
 from pipeline.embedded.kafka_config import (
     SHORT_LIVED,
@@ -149,6 +150,7 @@ class _Starter:
 
     def __post_init__(self) -> None:
         self._java = find_java(JAVA_MAJOR_MIN)
+        self.classes = ClassArchive(self._java, self.jars)
         self._brokers: tuple[BrokerProcess, ...] = ()
 
     def brokers(self) -> tuple[BrokerProcess, ...]:
@@ -161,7 +163,7 @@ class _Starter:
                 ports=node,
                 cluster_id=self.cluster.cluster_id,
                 folder=self.data_dir / f"broker-{node.node_id}",
-                command=tuple(self._command("kafka.Kafka", node, self.heap_mb, self.jvm_flags)),
+                command=self.command_of(node),
                 die_with_parent=self.die_with_parent,
                 identity=running.get(node.node_id),
                 on_change=self._write_state,
@@ -180,8 +182,14 @@ class _Starter:
         write_atomically(folder / "server.properties", properties)
         write_atomically(folder / "log4j2.properties", log4j_properties(folder / "server.log"))
 
-    def format_command(self, broker: BrokerProcess) -> list[str]:
-        line = self._command("kafka.tools.StorageTool", broker.ports, 128, SHORT_LIVED)
+    def command_of(self, node: BrokerPorts) -> tuple[str, ...]:
+        """What starts the broker, with the archive of its classes once there is one."""
+        flags = (*self.jvm_flags, *self.classes.flags())
+        return tuple(self._command("kafka.Kafka", node, self.heap_mb, flags))
+
+    def format_command(self, broker: BrokerProcess, flags: Sequence[str]) -> list[str]:
+        flags = (*SHORT_LIVED, *flags)
+        line = self._command("kafka.tools.StorageTool", broker.ports, 128, flags)
         properties = line.pop()
         levels = [
             word for f, n in sorted(self.features.items()) for word in ("--feature", f"{f}={n}")
@@ -239,6 +247,7 @@ def _start(starter: _Starter, down: Sequence[BrokerProcess], timeout_s: float) -
     _format(starter, [b for b in down if not (b.folder / "log" / "meta.properties").exists()])
     try:
         for broker in down:
+            broker.command = starter.command_of(broker.ports)
             broker.launch()
         wait_until_serving(down, timeout_s)
     except BaseException:
@@ -249,11 +258,20 @@ def _start(starter: _Starter, down: Sequence[BrokerProcess], timeout_s: float) -
 
 
 def _format(starter: _Starter, brokers: Sequence[BrokerProcess]) -> None:
-    # All at once: each is a second of a JVM that mostly waits for its own start.
-    begun = [
-        (b, processes.start_detached(starter.format_command(b), output=b.folder / "format.log"))
-        for b in brokers
-    ]
+    # The classes it loads are most of those that a broker loads until it serves.
+    with starter.classes.made_by_a_run() as flags:
+        _format_at_once(starter, brokers, flags)
+
+
+def _format_at_once(
+    starter: _Starter, brokers: Sequence[BrokerProcess], flags: Sequence[str]
+) -> None:
+    # Each is a second of a JVM that mostly waits for its own start. One of them writes the archive.
+    begun: list[tuple[BrokerProcess, ProcessIdentity]] = []
+    for broker in brokers:
+        command = starter.format_command(broker, starter.classes.flags() if begun else flags)
+        output = broker.folder / "format.log"
+        begun.append((broker, processes.start_detached(command, output=output)))
     try:
         for broker, identity in begun:
             ended = processes.wait_ended(identity, 60.0)

@@ -17,6 +17,7 @@ from pipeline.embedded import processes
 from pipeline.embedded.artifacts import Fetch, ensure_artifacts, read_lock
 from pipeline.embedded.cache import cache_dir, exclusive, make_folder, write_atomically
 from pipeline.embedded.java import find_java
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.embedded.ports import LOOPBACK, free_ports
 from pipeline.embedded.processes import ProcessIdentity
 from pipeline.errors import UserError
@@ -107,6 +108,8 @@ def _launch(
             find_java(JAVA_MAJOR_MIN),
             f"-Xmx{heap_mb}m",
             "-XX:+UseSerialGC",
+            # It is started to be tried and ended soon: compiling well costs more than it gives.
+            *SHORT_LIVED,
             "-XX:+ExitOnOutOfMemoryError",
             *(f"-D{key}={value}" for key, value in settings.items()),
             "-jar",

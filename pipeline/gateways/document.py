@@ -89,6 +89,10 @@ or the same as JSON in `PAYSTREAM_GATEWAYS`. What cannot be meant is named befor
 """
 
 _CODES: Final = """\
+`concurrency_max` and `rate_per_s` are shared out among all workers. Breakers are not, nor is what a
+gateway says by Retry-After: both are of the worker that met them
+([what that means](routing.md#what-workers-do-not-share)).
+
 ## Codes
 
 Each code of a gateway has one standard code, and each standard code asks for one action. A decline

@@ -42,7 +42,8 @@ def decoded_secret(secret: str) -> bytes:
 
 def signature(key: bytes, notice_id: str, timestamp_s: int, body: bytes) -> str:
     """The ``v1,...`` signature of one notice under one key."""
-    signed = f"{notice_id}.{timestamp_s}.".encode() + body
+    # Bytes of a header that are no UTF-8 come as surrogates, and are signed as they were sent.
+    signed = f"{notice_id}.{timestamp_s}.".encode("utf-8", "surrogateescape") + body
     return "v1," + base64.b64encode(hmac.new(key, signed, sha256).digest()).decode()
 
 

@@ -30,6 +30,23 @@ def kafka_error(error: BaseException) -> KafkaError | None:
     return None
 
 
+# Of a consumer: the client goes on looking for its broker, or for its place in the group.
+_PASSING = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT,
+        KafkaError._MAX_POLL_EXCEEDED,
+    }
+)
+
+
+def passes_by_itself(error: KafkaError) -> bool:
+    """Whether a consumer's client gets over it: it is told, and consuming goes on."""
+    return not error.fatal() and (error.retriable() or error.code() in _PASSING)
+
+
 def course_of(error: KafkaError) -> Course:
     """Fatal first, then abortable, then retriable; an error without a mark is treated as fatal."""
     if error.fatal():

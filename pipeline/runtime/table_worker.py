@@ -38,7 +38,7 @@ from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record
-from pipeline.runtime.kafka_errors import LaneFatal
+from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
 from pipeline.runtime.restore import Restorer
 from pipeline.runtime.surroundings import REAL, Surroundings
@@ -556,14 +556,6 @@ def raise_consume_error(error: KafkaError, message: Message) -> None:
             f"({error.str()}): records were deleted before they were read. Nothing is skipped "
             "unasked; see docs/operations.md."
         )
-    if error.fatal():
-        raise KafkaException(error)
-    if not error.retriable() and error.code() not in (
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._RESOLVE,
-        KafkaError._TIMED_OUT,
-        KafkaError._MAX_POLL_EXCEEDED,
-    ):
+    if not passes_by_itself(error):
         raise KafkaException(error)
     _log.warning("consumer: %s", error)

@@ -68,7 +68,8 @@ def no_network(artifact: LockedArtifact, _folder: Path, _on_bytes: Callable[[int
 def test_records_survive_a_restart_without_a_network(
     kafka: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped and started again beside another cluster, offline, it has its records and port."""
+    """Stopped and started again beside another cluster, offline, it has its records and port, and
+    its classes from the archive that a start before it has left."""
     first = start(data_dir)
     assert first.started_here
     assert first.bootstrap_servers != kafka
@@ -82,6 +83,7 @@ def test_records_survive_a_restart_without_a_network(
     second = start(data_dir, fetch=no_network)
     assert second.bootstrap_servers == first.bootstrap_servers
     assert values_of(second.bootstrap_servers, "kept") == [b"a", b"b"]
+    assert "/classes-" in Path(f"/proc/{second.brokers[0].pid}/maps").read_text()
 
 
 def test_a_crashed_broker_comes_back_on_another_port_when_its_own_is_taken(data_dir: Path) -> None:

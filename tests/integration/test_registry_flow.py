@@ -8,7 +8,6 @@ import pytest
 
 from pipeline.audit.verify import Sources, verify
 from pipeline.domain.model import Order
-from pipeline.embedded.registry import start_registry, stop_registry
 from pipeline.record_codec import record_codec
 from producers.order_publisher import OrderPublisher
 from schemas.registry import register
@@ -20,49 +19,45 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 def test_workers_commands_and_publishers_take_their_ids_from_the_registry(
-    kafka: str, topic_prefix: str, tmp_path: Path
+    kafka: str, registry_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     """An order published by a command and one published from Python are settled and booked."""
-    registry = start_registry(tmp_path / "registry", die_with_parent=True)
-    try:
-        catalogue = build_catalogue(TopicSettings(prefix=topic_prefix))
-        register(registry.url, {s.name: s.schema for s in catalogue.topics.values() if s.schema})
-        codec = record_codec(catalogue, registry.url)
-        given = {"schema_registry_url": registry.url}
-        with WholeFlow(kafka, topic_prefix, tmp_path, settings_given=given) as flow:
-            done = Cli(
-                tmp_path,
-                {
-                    "PAYSTREAM_BOOTSTRAP_SERVERS": kafka,
-                    "PAYSTREAM_TOPIC_PREFIX": topic_prefix,
-                    "PAYSTREAM_SCHEMA_REGISTRY_URL": registry.url,
-                },
-            ).run(
-                *[
-                    "order",
-                    "submit",
-                    "--merchant",
-                    "shop",
-                    "--order-id",
-                    "1",
-                    "--amount",
-                    "5",
-                    "--currency",
-                    "GBP",
-                ],
-                *["--token", "tok_ok"],
-            )
-            assert done.code == 0, done.err
-            with OrderPublisher(kafka, topic=catalogue.name("orders"), codec=codec) as publisher:
-                publisher.publish(order("2"))
-            s = flow.settings
-            sources = Sources(kafka, topic_prefix, s.books_url(), (s.gateway_url,))
-            report = verify(sources, wait_s=60, codec=codec)
-        assert report.exit_code == 0, report.findings
-        assert report.summary["payments"] == {"captured": 2}
-        assert report.summary["ledger"]["entries"] == 2
-    finally:
-        stop_registry(registry)
+    catalogue = build_catalogue(TopicSettings(prefix=topic_prefix))
+    register(registry_url, {s.name: s.schema for s in catalogue.topics.values() if s.schema})
+    codec = record_codec(catalogue, registry_url)
+    given = {"schema_registry_url": registry_url}
+    with WholeFlow(kafka, topic_prefix, tmp_path, settings_given=given) as flow:
+        done = Cli(
+            tmp_path,
+            {
+                "PAYSTREAM_BOOTSTRAP_SERVERS": kafka,
+                "PAYSTREAM_TOPIC_PREFIX": topic_prefix,
+                "PAYSTREAM_SCHEMA_REGISTRY_URL": registry_url,
+            },
+        ).run(
+            *[
+                "order",
+                "submit",
+                "--merchant",
+                "shop",
+                "--order-id",
+                "1",
+                "--amount",
+                "5",
+                "--currency",
+                "GBP",
+            ],
+            *["--token", "tok_ok"],
+        )
+        assert done.code == 0, done.err
+        with OrderPublisher(kafka, topic=catalogue.name("orders"), codec=codec) as publisher:
+            publisher.publish(order("2"))
+        s = flow.settings
+        sources = Sources(kafka, topic_prefix, s.books_url(), (s.gateway_url,))
+        report = verify(sources, wait_s=60, codec=codec)
+    assert report.exit_code == 0, report.findings
+    assert report.summary["payments"] == {"captured": 2}
+    assert report.summary["ledger"]["entries"] == 2
 
 
 def order(order_id: str) -> Order:

@@ -13,7 +13,6 @@ import pytest
 
 from pipeline.audit.verify import Sources, verify
 from pipeline.domain.model import Payment
-from pipeline.domain.records import payment_from_record
 from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.runtime.control import change_entry
 from schemas.codec import default_codec
@@ -139,13 +138,7 @@ def test_payments_follow_the_control_topic_and_leave_a_gateway_that_is_dead(
 
 def newest(flow: WholeFlow, merchant: str) -> list[Payment]:
     """A merchant's payments as they are now."""
-    decode = default_codec().decoder("payment")
-    found: dict[str, Payment] = {}
-    for message in read_all(flow.bootstrap, flow.settings.catalogue().name("payments")):
-        payment = payment_from_record(decode(message.value() or b""))
-        if payment.merchant_id == merchant:
-            found[payment.order_id] = payment
-    return list(found.values())
+    return [each for each in flow.payments().values() if each.merchant_id == merchant]
 
 
 def settled(flow: WholeFlow, merchant: str, count: int) -> list[Payment]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fastavro
 import pytest
@@ -15,7 +14,6 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from pipeline.embedded.registry import start_registry, stop_registry
 from pipeline.errors import UserError
 from schemas import registry as registry_module
 from schemas.codec import Codec, wire_header
@@ -23,6 +21,7 @@ from schemas.compatibility import full_incompatibilities
 from schemas.errors import DecodeError, RegistryUnavailable
 from schemas.files import read_schema
 from schemas.registry import COMPATIBILITY, RegistryIds, client, register
+from tests.support.forwarder import forwarded
 from topics.catalogue import TopicSettings, build_catalogue
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -35,13 +34,6 @@ DUE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    handle = start_registry(tmp_path_factory.mktemp("registry"), die_with_parent=True)
-    yield handle.url
-    stop_registry(handle)
-
-
 @pytest.fixture
 def subjects(topic_prefix: str) -> dict[str, str]:
     catalogue = build_catalogue(TopicSettings(prefix=topic_prefix))
@@ -49,45 +41,45 @@ def subjects(topic_prefix: str) -> dict[str, str]:
 
 
 def test_one_client_registers_and_another_reads(
-    url: str, subjects: dict[str, str], topic_prefix: str
+    registry_url: str, subjects: dict[str, str], topic_prefix: str
 ) -> None:
     """Every topic's subject is FULL_TRANSITIVE, registering again changes no id, others read us."""
-    ids = register(url, subjects)
+    ids = register(registry_url, subjects)
     assert set(ids) == {f"{topic}-value" for topic in subjects}
-    assert register(url, subjects) == ids
+    assert register(registry_url, subjects) == ids
     orders = f"{topic_prefix}orders-value"
-    assert client(url, 30).get_compatibility(orders) == COMPATIBILITY
+    assert client(registry_url, 30).get_compatibility(orders) == COMPATIBILITY
 
-    written = Codec(RegistryIds(url, subjects)).encoder("payment-due")(DUE)
+    written = Codec(RegistryIds(registry_url, subjects)).encoder("payment-due")(DUE)
     topic = f"{topic_prefix}payment-retry-1"
     assert written[:5] == wire_header(ids[f"{topic}-value"])
-    assert Codec(RegistryIds(url, subjects)).decoder("payment-due")(written) == DUE
-    foreign = AvroDeserializer(client(url, 30))
+    assert Codec(RegistryIds(registry_url, subjects)).decoder("payment-due")(written) == DUE
+    foreign = AvroDeserializer(client(registry_url, 30))
     assert foreign(written, SerializationContext(topic, MessageField.VALUE)) == DUE
 
 
 def test_a_record_of_a_later_version_reads_as_ours(
-    url: str, subjects: dict[str, str], topic_prefix: str
+    registry_url: str, subjects: dict[str, str], topic_prefix: str
 ) -> None:
     """A producer that is a version ahead is understood: its new field is dropped."""
-    register(url, subjects)
+    register(registry_url, subjects)
     ahead = read_schema("payment-due")
     ahead["fields"].append({"name": "channel", "type": ["null", "string"], "default": None})
-    new_id = client(url, 30).register_schema(
+    new_id = client(registry_url, 30).register_schema(
         f"{topic_prefix}payment-retry-1-value", Schema(json.dumps(ahead), "AVRO")
     )
-    decode = Codec(RegistryIds(url, subjects)).decoder("payment-due")
-    body = Codec(RegistryIds(url, subjects)).encoder("payment-due")(DUE)[5:]
+    decode = Codec(RegistryIds(registry_url, subjects)).decoder("payment-due")
+    body = Codec(RegistryIds(registry_url, subjects)).encoder("payment-due")(DUE)[5:]
     assert fastavro.parse_schema(ahead)
     assert decode(wire_header(new_id) + body + b"\x02\x06web") == DUE
 
 
 @pytest.mark.parametrize("change", ["required field", "narrower type"])
 def test_the_registry_and_our_check_refuse_alike(
-    url: str, subjects: dict[str, str], monkeypatch: pytest.MonkeyPatch, change: str
+    registry_url: str, subjects: dict[str, str], monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """What the registry would refuse in production is refused before it is committed."""
-    register(url, subjects)
+    register(registry_url, subjects)
     bad = read_schema("order")
     if change == "required field":
         bad["fields"].append({"name": "channel", "type": "string"})
@@ -100,18 +92,18 @@ def test_the_registry_and_our_check_refuse_alike(
 
     monkeypatch.setattr(registry_module, "read_schema", changed)
     with pytest.raises(UserError, match=r"refuses the schema order .* FULL_TRANSITIVE"):
-        register(url, subjects)
+        register(registry_url, subjects)
     with pytest.raises(UserError, match=r"order .* is not registered .* schemas register"):
-        RegistryIds(url, subjects)
+        RegistryIds(registry_url, subjects)
 
 
 def test_unknown_and_foreign_ids_are_told_apart(
-    url: str, subjects: dict[str, str], topic_prefix: str
+    registry_url: str, subjects: dict[str, str], topic_prefix: str
 ) -> None:
     """An id the registry does not know, another record's, and a schema that is no record."""
-    ids = register(url, subjects)
-    decode = Codec(RegistryIds(url, subjects)).decoder("order")
-    bare = client(url).register_schema(f"{topic_prefix}bare", Schema('"string"', "AVRO"))
+    ids = register(registry_url, subjects)
+    decode = Codec(RegistryIds(registry_url, subjects)).decoder("order")
+    bare = client(registry_url).register_schema(f"{topic_prefix}bare", Schema('"string"', "AVRO"))
     for schema_id, kind in (
         (2_000_000, "unknown_schema_id"),
         (ids[f"{topic_prefix}settlements-value"], "wrong_schema"),
@@ -123,31 +115,34 @@ def test_unknown_and_foreign_ids_are_told_apart(
 
 
 def test_a_registry_that_goes_away_is_not_an_unknown_id(
-    tmp_path: Path, subjects: dict[str, str]
+    registry_url: str, subjects: dict[str, str]
 ) -> None:
     """What is known goes on; what would have to be asked pauses the flow; a start is refused."""
-    handle = start_registry(tmp_path / "registry", die_with_parent=True)
-    try:
-        register(handle.url, subjects)
-        codec = Codec(RegistryIds(handle.url, subjects))
+    real = urlsplit(registry_url)
+    assert real.hostname is not None
+    assert real.port is not None
+    with forwarded(real.hostname, real.port) as forwarder:
+        url = registry_url.replace(f":{real.port}", f":{forwarder.port}")
+        register(url, subjects)
+        codec = Codec(RegistryIds(url, subjects))
         encode, decode = codec.encoder("payment-due"), codec.decoder("payment-due")
         written = encode(DUE)
-    finally:
-        stop_registry(handle)
     assert decode(encode(DUE)) == DUE
     with pytest.raises(RegistryUnavailable):
         decode(wire_header(2_000_000) + written[5:])
     with pytest.raises(UserError, match=r"^No schema registry answers at"):
-        RegistryIds(handle.url, subjects)
+        RegistryIds(url, subjects)
 
 
 def test_the_real_registry_forbids_what_the_test_relies_on(
-    url: str, subjects: dict[str, str], topic_prefix: str
+    registry_url: str, subjects: dict[str, str], topic_prefix: str
 ) -> None:
     """The registry itself, not our client, is what refuses an incompatible schema."""
-    register(url, subjects)
+    register(registry_url, subjects)
     bad = read_schema("order")
     bad["fields"].append({"name": "channel", "type": "string"})
     with pytest.raises(SchemaRegistryError) as caught:
-        client(url).register_schema(f"{topic_prefix}orders-value", Schema(json.dumps(bad), "AVRO"))
+        client(registry_url).register_schema(
+            f"{topic_prefix}orders-value", Schema(json.dumps(bad), "AVRO")
+        )
     assert caught.value.http_status_code == 409

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ from pipeline.gateways.simulator import (
     stop_simulator,
 )
 from pipeline.gateways.webhook_signature import decoded_secret, refusal
+from tests.support.cli import Cli
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.integration
 DEADLINE_S = 20.0
+SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 
 Start = Callable[..., SimulatorHandle]
 
@@ -255,7 +259,52 @@ def test_it_goes_away_with_its_parent(tmp_path: Path) -> None:
 
 def test_notices_that_wait_survive_a_kill(start: Start) -> None:
     """What nobody took before the crash is told by the next process, signed afresh."""
-    taken: list[tuple[dict[str, str], bytes]] = []
+    with socket.socket() as nobody:
+        # Bound and not listened on: refused, and nobody else gets it.
+        nobody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        how = {"notice_url": f"http://127.0.0.1:{port}/hooks", "notice_secrets": (SECRET,)}
+        first = start(**how)
+        assert charge(first, "k1")[0] == 201
+        kill_simulator(first)
+    with desk_at(port) as taken:
+        second = start(**how)
+        wait_until(lambda: bool(taken), "the notice was sent")
+        wait_until(lambda: get(second, "/v1/admin/notices")["waiting"] == 0, "and noted as taken")
+    headers, body = taken[0]
+    assert json.loads(body)["data"]["reference"] == "ref-k1"
+    assert refusal([decoded_secret(SECRET)], headers, body, int(time.time())) is None
+    command = Path(f"/proc/{second.pid}/cmdline").read_bytes()
+    assert SECRET.encode() not in command
+
+
+def test_the_command_sends_notices_where_it_is_told(tmp_path: Path) -> None:
+    """As the compose file runs it: the address by an option, the secret by the environment."""
+    port = free_port()
+    cli = Cli(tmp_path, {"SIMULATOR_NOTICE_SECRETS": SECRET})
+    with desk_at(0) as taken:
+        url = f"http://localhost:{taken.port}/hooks"
+        with cli.start("simulator", "--port", str(port), "--notice-url", url) as simulator:
+            simulator.wait_for("Ctrl-C stops it")
+            assert call(f"http://127.0.0.1:{port}/v1/charges", charge_body("k1"), "k1")[0] == 201
+            wait_until(lambda: bool(taken), "the notice was sent")
+            simulator.interrupt()
+            assert simulator.ended() == 0
+    headers, body = taken[0]
+    assert refusal([decoded_secret(SECRET)], headers, body, int(time.time())) is None
+
+
+class Taken(list[tuple[dict[str, str], bytes]]):
+    """Headers and body of what a desk was sent."""
+
+    port: int
+
+
+@contextmanager
+def desk_at(port: int) -> Iterator[Taken]:
+    """An HTTP server that takes whatever is posted to it; 0 takes a free port."""
+    taken = Taken()
 
     class Desk(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -267,30 +316,14 @@ def test_notices_that_wait_survive_a_kill(start: Start) -> None:
         def log_message(self, *_: object) -> None:
             """Says nothing."""
 
-    secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
-    with socket.socket() as nobody:
-        # Bound and not listened on: refused, and nobody else gets it.
-        nobody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
-        how = {"notice_url": f"http://127.0.0.1:{port}/hooks", "notice_secrets": (secret,)}
-        first = start(**how)
-        assert charge(first, "k1")[0] == 201
-        kill_simulator(first)
     desk = http.server.HTTPServer(("127.0.0.1", port), Desk)
+    taken.port = desk.server_port
     threading.Thread(target=desk.serve_forever, daemon=True).start()
     try:
-        second = start(**how)
-        wait_until(lambda: bool(taken), "the notice was sent")
-        wait_until(lambda: get(second, "/v1/admin/notices")["waiting"] == 0, "and noted as taken")
+        yield taken
     finally:
         desk.shutdown()
         desk.server_close()
-    headers, body = taken[0]
-    assert json.loads(body)["data"]["reference"] == "ref-k1"
-    assert refusal([decoded_secret(secret)], headers, body, int(time.time())) is None
-    command = Path(f"/proc/{second.pid}/cmdline").read_bytes()
-    assert secret.encode() not in command
 
 
 def test_each_gateway_is_a_process_of_its_own_and_says_which(tmp_path: Path) -> None:

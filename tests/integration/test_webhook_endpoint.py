@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -16,13 +17,20 @@ import pytest
 
 from pipeline.domain.keys import record_key, reference_key
 from pipeline.domain.model import GatewayNotification, GatewayReference
+from pipeline.embedded.kafka import start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import SHORT_LIVED
+from pipeline.gateways.http_adapter import HttpGateway
 from pipeline.gateways.notice import Notice, NoticeRefused
-from producers.webhook_desk import WebhookDesk
-from producers.webhook_endpoint import BODY_BYTES_MAX, WebhookServer
+from pipeline.gateways.webhook_signature import signed_headers
+from producers.webhook_desk import DELIVERY_TIMEOUT_MS, WebhookDesk
+from producers.webhook_endpoint import BODY_BYTES_MAX, NoticeReader, WebhookServer
 from tests.support.engine_flow import EngineFlow
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
+
+
+SECRET = "whsec_" + "a" * 32
 
 
 class JsonReader:
@@ -55,6 +63,8 @@ class Endpoint:
     """One run of the endpoint over a flow's topics."""
 
     flow: EngineFlow
+    delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS
+    readers: Mapping[str, NoticeReader] = field(default_factory=lambda: {"simulator": JsonReader()})
     counted: Counter[tuple[str, str]] = field(default_factory=Counter)
     waiting: int = 0
     url: str = ""
@@ -66,11 +76,10 @@ class Endpoint:
             catalogue=self.flow.catalogue,
             codec=self.flow.codec,
             state_dir=self.flow.state_dir,
+            delivery_timeout_ms=self.delivery_timeout_ms,
             on_parked=self._parked,
         )
-        server = WebhookServer(
-            desk, {"simulator": JsonReader()}, host="127.0.0.1", port=0, count=self._count
-        )
+        server = WebhookServer(desk, self.readers, host="127.0.0.1", port=0, count=self._count)
         stop = threading.Event()
         thread = threading.Thread(target=server.run, args=(stop,), daemon=True)
         thread.start()
@@ -83,9 +92,19 @@ class Endpoint:
             thread.join(30)
             assert not thread.is_alive()
 
-    def post(self, body: bytes, *, word: str = "true", gateway: str = "simulator") -> int:
+    def post(
+        self,
+        body: bytes,
+        *,
+        word: str = "true",
+        gateway: str = "simulator",
+        headers: Mapping[str, str] | None = None,
+    ) -> int:
         request = urllib.request.Request(
-            f"{self.url}/webhooks/{gateway}", data=body, headers={"X-Word": word}, method="POST"
+            f"{self.url}/webhooks/{gateway}",
+            data=body,
+            headers={"X-Word": word, **(headers or {})},
+            method="POST",
         )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -148,6 +167,44 @@ def test_a_notice_is_in_the_log_before_it_is_answered(endpoint: Endpoint) -> Non
     }
 
 
+def test_what_is_genuine_and_cannot_be_held_is_refused_by_name(endpoint: Endpoint) -> None:
+    """A signed amount beyond 64 bits, brackets without end, half a character in the id: each is 400
+    under its own word, and the next notice is taken."""
+    endpoint.readers = {"simulator": HttpGateway("simulator", "http://x", notice_secrets=(SECRET,))}
+
+    def told(amount_minor: int, notice_id: str = "msg_1", more: str = "null") -> int:
+        said = {
+            "id": "ch_1", "status": "succeeded", "amount_minor": amount_minor, "currency": "GBP",
+            "reference": "p:o1:simulator:1", "merchant_id": "shop", "order_id": "o1",
+        }  # fmt: skip
+        text = json.dumps({"type": "charge.succeeded", "data": said})
+        sent = f'{text[:-1]}, "more": {more}}}'.encode()
+        headers = signed_headers([SECRET], notice_id, int(time.time()), sent)
+        # On its way a surrogate is the byte that it stands for.
+        headers["webhook-id"] = notice_id.encode("utf-8", "surrogateescape").decode("latin-1")
+        return running.post(sent, headers=headers)
+
+    with endpoint.running() as running:
+        assert told(2**63) == 400
+        assert told(100, more="[" * 100_000) == 400
+        assert told(100, notice_id="msg_\udce9") == 400
+        assert told(100) == 200
+    assert [n.notification_id for n in endpoint.notices()] == ["msg_1"]
+    assert endpoint.counted == {
+        ("simulator", "unreadable"): 2,
+        ("simulator", "unstorable"): 1,
+        ("simulator", "published"): 1,
+    }
+
+
+def test_a_fault_of_ours_is_sent_again_by_the_gateway(endpoint: Endpoint) -> None:
+    """A reader that fails answers 503, so that no notice is lost by it, and others are taken."""
+    with endpoint.running() as running:
+        assert running.post(body(merchant_id="shop")) == 503
+        assert running.post(body(id="n1", merchant_id="shop", order_id="o", charge="c")) == 200
+    assert endpoint.counted[("simulator", "not_handled")] == 1
+
+
 def test_a_notice_faster_than_its_reference_waits_for_it(endpoint: Endpoint) -> None:
     """With only the gateway's own id it is parked, survives a restart, and goes on as soon as the
     payments stage has written whose id that is; one already known goes on at once."""
@@ -182,11 +239,9 @@ def test_a_notice_faster_than_its_reference_waits_for_it(endpoint: Endpoint) -> 
 
 def test_a_broker_that_is_away_is_no_lost_notice(tmp_path: Path, topic_prefix: str) -> None:
     """What cannot be stored is answered 503, so that the gateway sends it again."""
-    from pipeline.embedded.kafka import start_kafka, stop_kafka
-
-    handle = start_kafka(tmp_path / "kafka")
+    handle = start_kafka(tmp_path / "kafka", jvm_flags=SHORT_LIVED, die_with_parent=True)
     flow = EngineFlow(handle.bootstrap_servers, topic_prefix, tmp_path / "state").provisioned()
-    endpoint = Endpoint(flow)
+    endpoint = Endpoint(flow, delivery_timeout_ms=1_000)
     try:
         with endpoint.running() as running:
             ours = body(id="n1", merchant_id="shop", order_id="o1", charge="ch_1")

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.embedded.cache import cache_dir
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from tests.support.leftovers import MARK
 from tests.support.servers import passable
 from tests.support.waiting import wait_until
@@ -108,6 +109,8 @@ class Cli:
             "HOME": str(self.home),
             "TMPDIR": str(self.temporary),
             "PYTHONPATH": str(Path(__file__).parents[2]),
+            # Brokers of tests live for seconds: what compiling costs is not earned back.
+            "JAVA_TOOL_OPTIONS": " ".join(SHORT_LIVED),
             # The jars of this machine: the tests are not about the download.
             "PAYSTREAM_CACHE_DIR": str(cache_dir()),
             **self.environment,

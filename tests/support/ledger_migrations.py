@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ class MigrationSuite:
         def write() -> None:
             engine = engine_of(url)
             try:
-                while not stop.is_set() and written[0] < 400:
+                while not stop.is_set() and written[0] < 20_000:
                     with engine.begin() as connection:
                         write_v1(connection, written[0])
                     written[0] += 1
@@ -90,11 +91,11 @@ class MigrationSuite:
         writer.start()
         try:
             while written[0] < 10 and writer.is_alive():
-                pass
+                time.sleep(0.001)
             engine = open_ledger(url)
             at_migration = written[0]
             while written[0] < at_migration + 10 and writer.is_alive():
-                pass
+                time.sleep(0.001)
         finally:
             stop.set()
             writer.join(60)

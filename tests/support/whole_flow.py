@@ -12,13 +12,16 @@ from typing import Any, Self
 from pipeline.audit.report import Report
 from pipeline.audit.verify import Sources, verify
 from pipeline.config import Settings, load_settings
-from pipeline.domain.model import Order, PaymentCommand
+from pipeline.domain.model import Order, Payment, PaymentCommand
+from pipeline.domain.records import payment_from_record
 from pipeline.gateways.simulator import FaultPlan, start_simulator, stop_simulator
 from pipeline.ledger.database import open_ledger
 from pipeline.local import worker_specs
 from pipeline.runtime.supervisor import Supervisor
 from producers.command_publisher import CommandPublisher
 from producers.order_publisher import OrderPublisher
+from schemas.codec import default_codec
+from tests.support.topics import read_all
 from topics.provisioning import provision
 
 # Everything waits briefly, so that a test sees a retry and an inquiry within seconds.
@@ -147,6 +150,13 @@ class WholeFlow:
                 gateway_urls=self.settings.gateway_urls(),
             )
         )
+
+    def payments(self) -> dict[str, Payment]:
+        """Every payment as it is now, by ``merchant:order``: the newest of the table's topic."""
+        decode = default_codec().decoder("payment")
+        messages = read_all(self.bootstrap, self.settings.catalogue().name("payments"))
+        found = (payment_from_record(decode(message.value() or b"")) for message in messages)
+        return {f"{each.merchant_id}:{each.order_id}": each for each in found}
 
     def settle(self, still_s: float) -> Report:
         """The audit's report once nothing is on its way any more.

@@ -14,7 +14,6 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from typer import Typer
-from typer.testing import CliRunner
 
 from pipeline.audit import derivation
 from pipeline.audit.gateway_copy import GatewayReader
@@ -25,6 +24,7 @@ from pipeline.audit.verify import worth_waiting
 from pipeline.commands.audit import trace_command
 from pipeline.domain import ids, keys
 from pipeline.ledger.tables import metadata
+from tests.support.cli_runner import CliRunner
 
 
 @pytest.fixture

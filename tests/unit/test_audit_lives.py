@@ -13,13 +13,14 @@ import pytest
 from pipeline.audit.gateway_copy import GatewayCopy
 from pipeline.audit.report import Finding, Severity
 from tests.support.audit_story import judged_flow
+from tests.support.examples import share_of
 from tests.unit import test_processors_lifecycle_properties as lives
 
 # What a flow at rest may still say: nobody else than these can go on.
 AT_REST = {"waits_for_a_person", "waits_for_the_customer"}
 # What the model forges and a flow's own transactions rule out: the same result committed twice.
 FORGED = {"result_duplicated"}
-WALKS = 120
+WALKS = share_of(120)
 
 
 def judged(life: lives.Life) -> list[Finding]:

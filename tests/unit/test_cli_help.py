@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import typer.main
-from typer.testing import CliRunner
 
 from pipeline.cli import app
+from tests.support.cli_runner import CliRunner, command_of
 
 runner = CliRunner()
 
@@ -21,7 +21,7 @@ def commands(of: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield from commands(command, (*path, name))
 
 
-ALL = list(commands(typer.main.get_command(app)))
+ALL = list(commands(command_of(app)))
 
 
 def test_the_commands_of_the_documents_are_there() -> None:
@@ -82,6 +82,21 @@ def test_every_group_lists_its_commands(path: tuple[str, ...]) -> None:
     for inner in (p for p, _ in ALL if len(p) == len(path) + 1 and p[: len(path)] == path):
         assert inner[-1] in result.stdout
     assert "Usage" in runner.invoke(app, [*path]).output
+
+
+def test_an_option_of_many_commands_is_said_in_the_same_words_everywhere() -> None:
+    """What one command calls its brokers, prefix or JSON, the others call so too."""
+    said: dict[str, set[tuple[str | None, str | None]]] = {}
+    for option in options(command_of(app)):
+        said.setdefault(option.opts[0], set()).add((option.help, option.envvar))
+    for name in ("--bootstrap-servers", "--prefix", "--json"):
+        assert len(said[name]) == 1, said[name]
+
+
+def options(of: Any) -> Iterator[Any]:
+    for inner in getattr(of, "commands", {}).values():
+        yield from options(inner)
+    yield from (each for each in of.params if each.param_type_name == "option")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pipeline.commands import dead_letters_text as text
 from pipeline.domain.model import DeadLetterMarker
@@ -91,6 +92,27 @@ class Log:
             for offset in letter.pieces
         }
         return list(join(iter(self.pieces), wanted))
+
+
+def test_a_long_key_does_not_fill_the_table() -> None:
+    """A key of 100 kB is shortened in the table, where its ends tell it from others, and whole in
+    `show` and in JSON."""
+    log = Log()
+    key = b"shop:" + b"k" * 100_000 + b"-7"
+    log.bury(replace(record(), key=key), cause="c" * 10_000)
+    log.bury(record(offset=8))
+    (letter, short), markers = log.letters(), Markers()
+    head, *lines = text.letter_lines((letter, short), markers)
+    assert max(map(len, (head, *lines))) < 250
+    assert "shop:kkk" in lines[0]
+    assert "kkk-7" in lines[0]
+    assert "…" in lines[0]
+    assert "…" not in lines[1]
+    assert max(map(len, text.histogram_lines(histogram([letter])))) < 150
+    assert len(text.nothing_found([letter], markers, "open")) < 200
+    whole = key.decode()
+    assert f"key       {whole}" in list(text.whole_lines(log.wholes()[0], markers, "junk"))
+    assert text.letter_json(letter, markers)["key"] == whole
 
 
 def only(log: Log) -> Letter:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 
 from pipeline import config_document
 from pipeline.config import Settings
 from pipeline.observability import document as metrics_document
 from tests.house import TOP
+from tests.support.cli_runner import command_of
 
 DOCUMENTS = sorted(
     path
@@ -189,7 +189,7 @@ def parse(line: str) -> None:
 
     words = [word for word in shlex.split(line, comments=True)[1:] if word != "--help"]
     rest = ["1" if word == "SECONDS" else word for word in words]
-    command: Any = typer.main.get_command(app)
+    command: Any = command_of(app)
     context: Any = None
     name = "paystream"
     while True:

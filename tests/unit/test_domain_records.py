@@ -6,38 +6,22 @@ from typing import Any
 import fastavro
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.domain.model import Order, OrderLine
 from pipeline.domain.records import FROM_RECORD, SCHEMA_OF, to_record
 from schemas.codec import load_schemas
+from tests.support.avro_values import records_of
+from tests.support.examples import share_of
 
 PARSED = load_schemas()
-
-
-def values_of(schema: Any) -> st.SearchStrategy[Any]:
-    """Any value an Avro schema of ours allows."""
-    if isinstance(schema, list):
-        return st.one_of([values_of(branch) for branch in schema])
-    kind = schema["type"] if isinstance(schema, dict) else schema
-    if kind == "record":
-        return st.fixed_dictionaries({f["name"]: values_of(f["type"]) for f in schema["fields"]})
-    if kind == "array":
-        return st.lists(values_of(schema["items"]), max_size=3)
-    return {
-        "string": st.text(max_size=12),
-        "int": st.integers(-(2**31), 2**31 - 1),
-        "long": st.integers(-(2**63), 2**63 - 1),
-        "null": st.none(),
-    }[kind]
 
 
 @pytest.mark.parametrize("name", sorted(FROM_RECORD))
 def test_structs_and_avro_records_carry_the_same(name: str) -> None:
     """Any record written by the schema becomes a Struct and the same bytes again."""
 
-    @settings(max_examples=50, deadline=None)
-    @given(values_of(PARSED[name]))
+    @settings(max_examples=share_of(50), deadline=None)
+    @given(records_of(name))
     def check(record: dict[str, Any]) -> None:
         written = io.BytesIO()
         fastavro.schemaless_writer(written, PARSED[name], record)

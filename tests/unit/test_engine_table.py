@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,24 +209,6 @@ def test_a_good_checkpoint_reads_only_what_came_after_it(offset: int) -> None:
         delete_retention_ms=DAY_MS,
     )
     assert (plan.wipe, plan.start, plan.end) == (False, offset, 100)
-
-
-def test_rows_of_an_expiring_table_go_by_themselves(tmp_path: Path) -> None:
-    """A store whose rows are worth keeping for a second drops the older ones when it compacts."""
-    store = RocksTableStore(tmp_path / "table", keep_s=1)
-    checkpoint = Checkpoint("c", "t", 1, NOW_MS)
-    store.write(0, [(b"old", b"1")], checkpoint)
-    assert store.get(0, b"old") == b"1"
-    store.flush()
-    time.sleep(2.1)
-    store.write(0, [(b"new", b"2")], checkpoint)
-    store.flush()
-    store._db.compact_range(None, None)
-    assert (store.get(0, b"old"), store.get(0, b"new")) == (None, b"2")
-    assert store.checkpoint(0) == checkpoint
-    store.wipe(0)
-    assert store.get(0, b"new") is None
-    store.close()
 
 
 def test_counts_are_kept_for_longer_than_any_window() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,13 +232,14 @@ def test_requests_are_read_again_from_where_a_failed_transaction_began(
 
 
 class SlowLane:
-    """A lane whose transaction takes a while, and says when it has ended."""
+    """A lane whose transaction is open until it may end, and says when it has ended."""
 
     def __init__(self, said: list[str]) -> None:
         self._said = said
+        self.may_end = threading.Event()
 
     def run(self, work: Work) -> Outcome:
-        time.sleep(0.3)
+        assert self.may_end.wait(10)
         for index, report in work.tracked.items():
             report(index)
         self._said.append("the transaction ended")
@@ -253,7 +254,8 @@ def test_a_revocation_waits_for_the_open_transaction(
     end is known it would do everything of that transaction again."""
     said: list[str] = []
     member = Member(said)
-    commits = CommitThread(SlowLane(said))  # type: ignore[arg-type]
+    lane = SlowLane(said)
+    commits = CommitThread(lane)  # type: ignore[arg-type]
     worker: Any
     if stage == "payments":
         worker = payments_with(flow, member, commits, monkeypatch)
@@ -268,6 +270,8 @@ def test_a_revocation_waits_for_the_open_transaction(
         given_back = [TopicPartition(flow.topic("payment-requests"), 0)]
     assert commits.busy
     said.clear()
+    # Long enough after the revocation has begun for one that does not wait to be over.
+    threading.Timer(0.05, lane.may_end.set).start()
     worker._on_revoke(member, given_back)
     assert said == ["the transaction ended", "gave back"]
     if stage == "payments":

@@ -19,6 +19,7 @@ from pipeline.gateways.adapters.northbank import NorthbankAdapter
 from pipeline.gateways.adapters.pacific import PacificAdapter, major, minor
 from pipeline.gateways.adapters.simulator import SimulatorAdapter
 from pipeline.gateways.http_adapter import HttpGateway
+from pipeline.gateways.notice import Notice, NoticeRefused
 from pipeline.gateways.simulator.operations import Operation, Reply
 from pipeline.gateways.simulator.personality import PERSONALITIES
 from tests.unit.test_gateway_http import a_request, answering, http, play
@@ -141,6 +142,55 @@ def test_nonsense_is_read_without_raising_and_proves_nothing(
     assert answer.code is None or answer.code in STANDARD
     if inquired:
         assert answer.outcome == "unknown"
+
+
+DEEP = b"[" * 20_000
+
+
+@each_adapter
+@each_kind
+@pytest.mark.parametrize("inquired", [False, True])
+def test_an_amount_that_no_record_holds_is_no_answer(name: str, kind: str, inquired: bool) -> None:
+    """JSON numbers may have any length; one of more than 64 bits is an answer nobody can read, of a
+    void too, whose amount is not compared."""
+    for amount_minor in (2**63, 2**64, 10**40):
+        reply = said(name, an_operation(kind, amount_minor=amount_minor), inquired=inquired)
+        answer = read(name, kind, HttpReply(reply.status, reply.body), inquired=inquired)
+        assert answer.outcome == "unknown"
+        assert answer.code in ("undecodable_answer", "gateway_error")
+        assert -(2**63) <= answer.amount_minor < 2**63
+
+
+@each_adapter
+@each_kind
+@pytest.mark.parametrize("inquired", [False, True])
+@pytest.mark.parametrize("status", [200, 402, 500])
+def test_brackets_in_thousands_of_brackets_are_no_answer(
+    name: str, kind: str, inquired: bool, status: int
+) -> None:
+    """Whatever depth a decoder takes, the answer is that nothing is known."""
+    for body in (DEEP, b'{"more": ' + DEEP + b"}"):
+        assert read(name, kind, HttpReply(status, body), inquired=inquired).outcome == "unknown"
+
+
+@pytest.mark.parametrize("name", ["simulator", "northbank", "pacific"])
+def test_a_genuine_notice_that_no_record_holds_is_refused_by_name(name: str) -> None:
+    """Signed by the gateway, with an amount beyond 64 bits or brackets without end: unreadable."""
+    secret = "whsec_" + "a" * 32
+    wire = PERSONALITIES[name].wire("http://gateway")
+    gateway = HttpGateway("sim", "http://x", adapter=ADAPTERS[name](), notice_secrets=(secret,))
+
+    def told(body: bytes) -> Notice | NoticeRefused:
+        return gateway.read_notice(wire.notice_headers([secret], "n-1", 100, body), body, 100)
+
+    fine = wire.operation_notice(an_operation("charge", reference="p:o:sim:1"), "n-1")
+    assert fine is not None
+    assert isinstance(told(fine), Notice)
+    for amount_minor in (2**63, 10**40):
+        huge = an_operation("charge", reference="p:o:sim:1", amount_minor=amount_minor)
+        assert told(wire.operation_notice(huge, "n-1") or b"") == NoticeRefused("unreadable")
+    for body in (DEEP, fine[:-1] + b', "more": ' + DEEP + b"}"):
+        assert told(body) == NoticeRefused("unreadable")
 
 
 @each_adapter

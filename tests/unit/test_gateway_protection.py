@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from pipeline.observability.metrics import Metrics
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.protection import Hold, Permit, Protection
+from tests.support.waiting import wait_until
 
 WELL = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
 DEAD = GatewayAnswer(outcome="not_sent", code="connection_refused")
+CLOSED = 0  # as the metric says it
 RULE = BreakerRule(calls_min=4, wait_ms=1_000, probes=1, slow_ms=100)
 
 
@@ -86,6 +89,20 @@ def test_retry_after_is_obeyed_to_its_end() -> None:
     assert refused(protection, waited_ms=100).code == "rate_limited"
     clock.ms = 1_000
     permitted(protection)
+
+
+def test_what_one_worker_was_told_another_learns_by_itself() -> None:
+    """Breakers and Retry-After are each worker's own, as the routing document says."""
+    clock = Clock()
+    told, other = gate(A, B, clock=clock), gate(A, B, clock=clock)
+    limited = GatewayAnswer(outcome="not_sent", code="rate_limited", retry_after_ms=60_000)
+    told.ended(permitted(told), limited)
+    assert refused(told).code == "rate_limited"
+    for _ in range(RULE.calls_min):
+        told.ended(permitted(told, "b"), DEAD)
+    assert refused(told, "b").code == "breaker_open"
+    permitted(other)
+    permitted(other, "b")
 
 
 def test_limits_are_shared_out_by_partitions() -> None:
@@ -214,31 +231,44 @@ def test_a_gateway_that_hangs_costs_the_other_nothing_and_its_own_calls_little()
     assert "late" not in a.calls
 
 
+def state_of(metrics: Metrics, gateway: str) -> float:
+    return next(
+        sample.value
+        for metric in metrics.breaker_state.collect()
+        for sample in metric.samples
+        if sample.labels["gateway"] == gateway
+    )
+
+
 def test_a_probe_is_not_waited_for_and_still_decides() -> None:
     """The gateway has come back slow: the probe's payment is asked about later, its end closes
     the breaker."""
     a, b = FakeGateway("a", answer=DEAD), FakeGateway("b")
     rule = BreakerRule(calls_min=2, wait_ms=100, probes=1, slow_ms=5_000)
-    protection = Protection([GatewayProfile(name="a", breaker=rule), B])
+    clock, metrics = Clock(), Metrics()
+    profile = GatewayProfile(name="a", breaker=rule)
+    protection = Protection([profile, B], metrics=metrics, now_ms=clock)
     with running(a, b, gate=protection) as calls:
         calls.start([Call(None, request("a", str(n)), 2**62) for n in range(2)])
         finished(calls, lambda f: len(f) == 2)
-        time.sleep(0.15)
+        clock.ms = rule.wait_ms
         a.answer = WELL
+        may_end = threading.Event()
 
         async def slow(asked: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
-            await asyncio.sleep(0.8)
+            assert await asyncio.to_thread(may_end.wait, 10)
             return WELL
 
         quick, a.charge = a.charge, slow  # type: ignore[method-assign]
-        began_s = time.monotonic()
         calls.start([Call(None, request("a", "probe"), 2**62)])
         probe = finished(calls, lambda f: len(f) == 1)[0]
-        assert time.monotonic() - began_s < 0.7
+        assert not may_end.is_set()
         assert probe.answer is not None
         assert probe.answer.outcome == "unknown"
         a.charge = quick  # type: ignore[method-assign]
-        time.sleep(0.9)
+        assert state_of(metrics, "a") != CLOSED
+        may_end.set()
+        wait_until(lambda: state_of(metrics, "a") == CLOSED, 10, "the probe has closed the breaker")
         calls.start([Call(None, request("a", "after"), 2**62)])
         after = finished(calls, lambda f: len(f) == 1)[0]
         assert after.answer == WELL

@@ -52,6 +52,8 @@ def test_the_published_vector_is_signed_and_believed() -> None:
         ({"webhook_signature": SIGNATURE[:-4]}, "signature_wrong"),
         ({"webhook_signature": "v1,ü"}, "signature_wrong"),
         ({"webhook_signature": ""}, "signature_missing"),
+        # What an HTTP server makes of header bytes that are no UTF-8.
+        ({"webhook_id": "msg_\udce9"}, "signature_wrong"),
         ({"webhook_id": ""}, "signature_missing"),
         ({"webhook_timestamp": "yesterday"}, "timestamp_unreadable"),
         ({"webhook_timestamp": "-5"}, "timestamp_unreadable"),

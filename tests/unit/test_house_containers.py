@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer.main
 import yaml
 from jsonschema.validators import validator_for
 from prometheus_client import Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
+from pipeline.commands.flow import Stage
 from pipeline.config import Settings
+from pipeline.gateways.configured import build_gateways
+from pipeline.gateways.notice import NoticeRefused
+from pipeline.gateways.simulator.notices import checked_address
+from pipeline.gateways.webhook_signature import signed_headers
 from pipeline.observability.metrics import Metrics
 from tests.house import PACKAGES, TOP, pyproject
+from tests.support.cli_runner import command_of
 
 COMPOSE: dict[str, Any] = yaml.safe_load((TOP / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
@@ -68,17 +73,45 @@ def test_every_setting_is_a_known_one(name: str) -> None:
 
 
 def test_workers_have_a_node_id_each() -> None:
-    """Two workers of one id would shut each other out for ever."""
+    """Every stage has its workers, and two of one id would shut each other out for ever."""
     workers = [service for service in OURS.values() if service["command"][0] == "run"]
+    assert {worker["command"][1] for worker in workers} == set(Stage)
     ids = [worker["environment"]["PAYSTREAM_NODE_ID"] for worker in workers]
-    assert len(ids) == 4
     assert len(set(ids)) == len(ids)
+
+
+def test_the_endpoint_believes_what_the_simulator_signs() -> None:
+    """Address, port and secret of the webhooks are the same at both ends, and its state is kept."""
+    sender, receiver = OURS["simulator"], OURS["webhooks"]
+    (url,) = [
+        word.removeprefix("--notice-url=") for word in sender["command"] if "--notice-url" in word
+    ]
+    secrets = (filled(sender["environment"]["SIMULATOR_NOTICE_SECRETS"]),)
+    checked_address(url, secrets)
+    settings = {
+        name.removeprefix("PAYSTREAM_").lower(): filled(value)
+        for name, value in receiver["environment"].items()
+        if "WEBHOOK" in name or "GATEWAYS" in name
+    }
+    read = Settings(**settings)
+    assert url == f"http://webhooks:{read.webhook_port}/webhooks/simulator"
+    assert read.gateways["simulator"]["notice_secrets"] == list(secrets)
+    told = build_gateways(read.worker_options())["simulator"]
+    body = b"{}"
+    heard = told.read_notice(signed_headers(secrets, "msg", 100, body), body, 100)
+    assert heard == NoticeRefused("unreadable"), "believed, and then looked at"
+    assert receiver["volumes"]
+
+
+def filled(text: str) -> str:
+    """With the defaults of its variables, as compose fills them in."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
 def test_nothing_is_reachable_from_outside() -> None:
     """The passwords are defaults, so every port is bound to the loopback address."""
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(ports) == 6
+    assert len(ports) == 7
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
@@ -164,6 +197,27 @@ def test_every_expression_asks_for_a_metric_and_labels_that_exist(expression: st
     assert set(used) - labels == set()
 
 
+def test_every_metric_is_looked_at() -> None:
+    """What the program counts stands in a panel or an alert: else nobody sees it."""
+    series = known_series()
+    looked_at = {name for text in EXPRESSIONS for name in re.findall(r"\b(?:paystream_\w+)", text)}
+    of_metric: dict[str, set[str]] = {}
+    for name in series:
+        of_metric.setdefault(re.sub(r"_(?:bucket|sum|count)$", "", name), set()).add(name)
+    assert {metric for metric, names in of_metric.items() if not names & looked_at} == {"up"}
+
+
+def test_panels_stand_beside_each_other() -> None:
+    """No two panels share a place on the dashboard."""
+    taken: dict[tuple[int, int], str] = {}
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        for x in range(at["x"], at["x"] + at["w"]):
+            for y in range(at["y"], at["y"] + at["h"]):
+                assert x < 24
+                assert taken.setdefault((x, y), panel["title"]) == panel["title"]
+
+
 def test_every_alert_says_what_it_means_and_how_urgent_it_is() -> None:
     """Whoever is woken reads what happened to the money and where to begin."""
     for rule in RULES:
@@ -200,7 +254,7 @@ def parse_command(arguments: list[str]) -> None:
     """Parse a command line down to its last sub-command without running it."""
     from pipeline.cli import app
 
-    command: Any = typer.main.get_command(app)
+    command: Any = command_of(app)
     context = command.make_context("paystream", list(arguments), resilient_parsing=False)
     while hasattr(command, "resolve_command"):
         rest = [*context._protected_args, *context.args]

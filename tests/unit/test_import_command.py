@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from pipeline.commands.orders import _publish, order_app, orders_app, show_problems
 from pipeline.domain.model import Order
@@ -16,6 +15,7 @@ from pipeline.errors import UserError
 from producers.invoice_csv import read_invoices
 from producers.order_file import Problem
 from producers.order_publisher import InvalidOrder
+from tests.support.cli_runner import CliRunner
 from tests.unit.test_import_invoice_csv import GOOD, HEADER, OTHER, SAMPLE
 
 runner = CliRunner()

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from typer.testing import CliRunner
 
 from pipeline.audit.trace import Hop, Trace, describe
 from pipeline.cli import app
@@ -26,6 +25,7 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.records import payment_to_record, to_record
 from pipeline.errors import UserError
+from tests.support.cli_runner import CliRunner
 
 runner = CliRunner()
 

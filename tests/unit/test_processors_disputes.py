@@ -14,6 +14,7 @@ from pipeline.domain.disputes import RANKS
 from pipeline.domain.policy import GatewayProfile
 from pipeline.gateways.notice import Notice
 from producers.webhook_endpoint import notification_of
+from tests.support.examples import share_of
 from tests.support.payment_story import NOT_SENT, ORDER, POLICY, Story, yes
 
 # A life that comes back to a stage it had been in, numbered as gateways number it.
@@ -75,7 +76,7 @@ def test_numbered_events_in_any_order_end_the_same(life: Any, end: Any) -> None:
         assert standing(story) == end, order
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share_of(60), deadline=None)
 @given(
     life=st.lists(st.sampled_from(sorted(RANKS)), min_size=1, max_size=7),
     chance=st.randoms(use_true_random=False),

@@ -26,6 +26,7 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
 from pipeline.processors.driver import COMMANDS, RESULTS, FlowDriver
+from tests.support.examples import share_of
 from tests.support.payment_story import MANUAL, NOW, ORDER, POLICY, SECOND, command
 
 COMMAND_TYPES = ["capture", "cancel", "refund", "refund", "retry", "resolve"]
@@ -409,7 +410,7 @@ class Life(RuleBasedStateMachine):
 
 
 Life.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=share_of(40),
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

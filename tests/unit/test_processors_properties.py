@@ -21,6 +21,7 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import GatewayResult, Order, Payment, PaymentDue, PaymentRequest
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.processors.driver import RESULTS, FlowDriver
+from tests.support.examples import share_of
 
 NOW = 1_790_000_000_000
 SECOND = 1_000
@@ -297,7 +298,7 @@ class Money(RuleBasedStateMachine):
 
 
 Money.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=share_of(40),
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pipeline.domain.decision import Decision
+from tests.support.examples import share_of
 from tests.support.payment_story import DECLINED, MANUAL, ORDER, PENDING, TIMED_OUT, Story, yes
 
 # The gateway's ids of the order's own charge, which came too late, and of the one that stands.
@@ -108,7 +109,7 @@ def test_more_back_than_a_charge_took_is_contradictory() -> None:
     assert story.money == (1_000, 1_000, 500)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share_of(60), deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.commands.risk import report_lines
@@ -16,6 +15,7 @@ from pipeline.domain.risk_replay import Outcome, Replay
 from pipeline.domain.risk_rules import read_rules
 from pipeline.errors import UserError
 from pipeline.local import worker_specs
+from tests.support.cli_runner import CliRunner
 
 NOW = 1_790_000_000_000
 MINUTE = 60_000

@@ -17,6 +17,7 @@ from pipeline.domain.risk_velocity import (
     velocity_key,
 )
 from schemas.codec import default_codec
+from tests.support.examples import share_of
 
 NOW = 1_790_000_000_000
 HOUR_MS = 3_600_000
@@ -96,7 +97,7 @@ def test_a_row_stays_small_however_much_is_counted() -> None:
     assert [(len(each.buckets), each.window_ms) for each in late.series] == [(1, HOUR_MS)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=share_of(200), deadline=None)
 @given(
     at=st.lists(
         st.tuples(st.integers(0, 30), st.integers(0, 4 * HOUR_MS), st.integers(0, 10_000)),

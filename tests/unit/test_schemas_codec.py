@@ -18,34 +18,13 @@ from schemas.codec import SCHEMA_NAMES, Codec, default_codec, load_schemas, wire
 from schemas.errors import DECODE_KINDS, DecodeError, EncodeError
 from schemas.files import read_schema
 from schemas.ids import LockedIds, LockedVersion, fingerprint, locked_ids
+from tests.support.avro_values import named_records
+from tests.support.examples import share_of
 
 CODEC = default_codec()
 PARSED = load_schemas()
 ENCODERS = {name: CODEC.encoder(name) for name in SCHEMA_NAMES}
 DECODERS = {name: CODEC.decoder(name) for name in SCHEMA_NAMES}
-
-
-def values_of(schema: Any) -> st.SearchStrategy[Any]:
-    """Any value an Avro schema allows."""
-    if isinstance(schema, list):
-        return st.one_of([values_of(branch) for branch in schema])
-    kind = schema if isinstance(schema, str) else schema["type"]
-    if kind == "record":
-        return st.fixed_dictionaries({f["name"]: values_of(f["type"]) for f in schema["fields"]})
-    if kind == "array":
-        return st.lists(values_of(schema["items"]), max_size=4)
-    simple: dict[str, st.SearchStrategy[Any]] = {
-        "null": st.none(),
-        "string": st.text(max_size=80),
-        "int": st.integers(-(2**31), 2**31 - 1),
-        "long": st.integers(-(2**63), 2**63 - 1),
-    }
-    return simple[kind]
-
-
-named_records = st.sampled_from(SCHEMA_NAMES).flatmap(
-    lambda name: st.tuples(st.just(name), values_of(read_schema(name)))
-)
 
 
 def by_fastavro(name: str, record: Mapping[str, Any]) -> bytes:
@@ -78,7 +57,7 @@ DUE = {
 }  # fmt: skip
 
 
-@given(named_records)
+@given(named_records())
 def test_bytes_are_those_of_another_avro_library(named: tuple[str, Any]) -> None:
     """Whatever record is written, fastavro writes the same bytes, and both read it back."""
     name, record = named
@@ -87,8 +66,8 @@ def test_bytes_are_those_of_another_avro_library(named: tuple[str, Any]) -> None
     assert DECODERS[name](value) == record
 
 
-@given(named_records, st.data())
-@settings(max_examples=60)
+@given(named_records(), st.data())
+@settings(max_examples=share_of(60))
 def test_every_cut_is_truncated(named: tuple[str, Any], data: st.DataObject) -> None:
     """A record that ends early is named truncated, wherever it was cut."""
     name, record = named
@@ -101,7 +80,7 @@ def test_every_cut_is_truncated(named: tuple[str, Any], data: st.DataObject) -> 
 
 
 @given(st.sampled_from(SCHEMA_NAMES), st.binary(max_size=200), st.booleans())
-@settings(max_examples=400)
+@settings(max_examples=share_of(400))
 def test_random_bytes_never_raise_anything_else(name: str, noise: bytes, headed: bool) -> None:
     """Noise is either a record or a DecodeError; what decodes is what an encoder accepts."""
     value = wire_header(locked_ids().current_id(name)) + noise if headed else noise
@@ -110,8 +89,8 @@ def test_random_bytes_never_raise_anything_else(name: str, noise: bytes, headed:
         assert DECODERS[name](ENCODERS[name](record)) == record
 
 
-@given(named_records, st.data())
-@settings(max_examples=300)
+@given(named_records(), st.data())
+@settings(max_examples=share_of(300))
 def test_flipped_bytes_never_raise_anything_else(
     named: tuple[str, Any], data: st.DataObject
 ) -> None:
@@ -201,8 +180,8 @@ def test_a_missing_field_takes_its_default_or_is_refused() -> None:
         ENCODERS["order"](partial)
 
 
-@given(named_records)
-@settings(max_examples=50)
+@given(named_records())
+@settings(max_examples=share_of(50))
 def test_every_struct_has_the_fields_of_its_schema(named: tuple[str, Any]) -> None:
     """Any record of any schema survives the way through the Struct of the same name."""
     name, record = named

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from pipeline.commands.schemas import app
 from pipeline.errors import UserError
@@ -20,6 +19,7 @@ from schemas.compatibility import full_incompatibilities
 from schemas.files import read_schema
 from schemas.ids import fingerprint, locked_ids, parse_lock
 from schemas.lock import check, current_schemas, lock, read_lock
+from tests.support.cli_runner import CliRunner
 
 Schemas = dict[str, dict[str, Any]]
 

@@ -369,6 +369,8 @@ def test_our_reference_is_read_back(text: str, parts: tuple[object, ...] | None)
     [
         ("http://example.com/hooks", (SECRET,)),
         ("http://10.0.0.1/hooks", (SECRET,)),
+        ("http://167772161/hooks", (SECRET,)),
+        ("http://0xa000001/hooks", (SECRET,)),
         ("https://127.0.0.1/hooks", (SECRET,)),
         ("http://127.0.0.1/hooks", ()),
         ("http://127.0.0.1/hooks", ("secret",)),
@@ -382,3 +384,4 @@ def test_notices_never_leave_the_machine_and_are_never_unsigned(
     with pytest.raises(UserError):
         checked_address(url, secrets)
     checked_address("http://localhost:1/hooks", (SECRET, NEXT_SECRET))
+    checked_address("http://webhooks:8420/hooks", (SECRET,))

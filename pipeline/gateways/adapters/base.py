@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Protocol
+from typing import Annotated, Final, Protocol
 
+import msgspec
 from msgspec import Meta, Struct
 
 from pipeline.domain.answer import (
@@ -39,6 +40,14 @@ STATE_DECLINED = "declined"
 STATE_RETURNED = "returned"
 
 GATEWAY_CODE_LENGTH_MAX = 64
+
+# What a record can hold: 64 bits with a sign. JSON has numbers of any length.
+AMOUNT_MINOR_MAX: Final = 2**63 - 1
+AmountMinor = Annotated[int, Meta(ge=-AMOUNT_MINOR_MAX - 1, le=AMOUNT_MINOR_MAX)]
+
+# What decoding raises for bytes that are none of a gateway's messages, whoever wrote them; the last
+# is for brackets in thousands of brackets.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 # How a gateway orders the events of a dispute: by counting them, or by their time. 2**53: beyond
 # it JSON writers that use floats lose the last digit.

@@ -8,22 +8,7 @@ from urllib.parse import urlencode
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.normalisation import UNKNOWN_DECLINE
-from pipeline.gateways.adapters.base import (
-    FIRST,
-    STATE_ACTION,
-    STATE_DECLINED,
-    STATE_PENDING,
-    STATE_RETURNED,
-    STATE_SUCCEEDED,
-    HttpCall,
-    HttpReply,
-    View,
-    about,
-    not_found,
-    refused,
-    unanswered,
-    unknown,
-)
+from pipeline.gateways.adapters import base
 from pipeline.gateways.notice import Notice, NoticeRefused
 
 _PATH = "/gateway.cgi"
@@ -35,10 +20,10 @@ _ACTIONS = {
     "refund": "REFUND",
 }
 _STATES = {
-    "OK": STATE_SUCCEEDED,
-    "WAIT": STATE_PENDING,
-    "REDIRECT": STATE_ACTION,
-    "NO": STATE_DECLINED,
+    "OK": base.STATE_SUCCEEDED,
+    "WAIT": base.STATE_PENDING,
+    "REDIRECT": base.STATE_ACTION,
+    "NO": base.STATE_DECLINED,
 }
 _NOT_FOUND = "E25"
 _RETURNED = "D90"
@@ -51,12 +36,12 @@ class LegacyAdapter:
     content_type = "application/x-www-form-urlencoded"
     idempotent = False
 
-    def send(self, request: PaymentRequest) -> HttpCall:
+    def send(self, request: PaymentRequest) -> base.HttpCall:
         kind = request.kind
         fields = {"ACTION": _ACTIONS[kind], "MERCHREF": request.idempotency_key}
         if kind != "void":
             fields["AMOUNT"] = str(request.amount_minor)
-        if kind in FIRST:
+        if kind in base.FIRST:
             fields |= {
                 "CURR": request.currency,
                 "TOKEN": request.instrument_token,
@@ -65,43 +50,43 @@ class LegacyAdapter:
             }
         else:
             fields["TXID"] = request.parent_reference or ""
-        return HttpCall("POST", _PATH, urlencode(fields).encode())
+        return base.HttpCall("POST", _PATH, urlencode(fields).encode())
 
-    def ask(self, request: PaymentRequest) -> HttpCall:
+    def ask(self, request: PaymentRequest) -> base.HttpCall:
         fields = {
             "ACTION": "QUERY",
             "WHAT": _ACTIONS[request.operation_kind],
             "MERCHREF": request.idempotency_key,
         }
-        return HttpCall("POST", _PATH, urlencode(fields).encode())
+        return base.HttpCall("POST", _PATH, urlencode(fields).encode())
 
-    def answered(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+    def answered(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         fields = _fields(reply)
         if fields is None:
             code = "undecodable_answer" if reply.status == 200 else "gateway_error"
-            return unknown(code, f"http_{reply.status}")
+            return base.unknown(code, f"http_{reply.status}")
         status, code = fields["STATUS"], fields.get("CODE", "")
         if "TXID" in fields:
             return _about(self.name, fields, request)
         if fields.get("MERCHREF") not in (None, request.idempotency_key):
-            return unknown("mismatched_answer", code)
+            return base.unknown("mismatched_answer", code)
         if status == "NO" and code:
-            return refused(self.name, code, otherwise=UNKNOWN_DECLINE)
+            return base.refused(self.name, code, otherwise=UNKNOWN_DECLINE)
         if status == "ERR" and code:
-            return refused(self.name, code, retry_after_ms=reply.retry_after_ms)
-        return unknown("undecodable_answer", status)
+            return base.refused(self.name, code, retry_after_ms=reply.retry_after_ms)
+        return base.unknown("undecodable_answer", status)
 
-    def inquired(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+    def inquired(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         fields = _fields(reply)
         if fields is None:
             code = "undecodable_answer" if reply.status == 200 else "gateway_error"
-            return unknown(code, f"http_{reply.status}")
+            return base.unknown(code, f"http_{reply.status}")
         if "TXID" in fields:
             return _about(self.name, fields, request)
         code = fields.get("CODE", fields["STATUS"])
         if fields["STATUS"] == "ERR" and code == _NOT_FOUND:
-            return not_found(code)
-        return unanswered(self.name, code, retry_after_ms=reply.retry_after_ms)
+            return base.not_found(code)
+        return base.unanswered(self.name, code, retry_after_ms=reply.retry_after_ms)
 
     def read_notice(
         self, secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now_s: int
@@ -113,7 +98,7 @@ class LegacyAdapter:
         raise ValueError("the legacy gateway sends no notices; leave the secret out")
 
 
-def _fields(reply: HttpReply) -> dict[str, str] | None:
+def _fields(reply: base.HttpReply) -> dict[str, str] | None:
     """The lines of an answer; None if it is none. A last line that is not ended does not count."""
     if reply.status != 200 or not reply.body:
         return None
@@ -128,14 +113,14 @@ def _fields(reply: HttpReply) -> dict[str, str] | None:
 def _about(name: str, fields: Mapping[str, str], request: PaymentRequest) -> GatewayAnswer:
     amount, code = fields.get("AMOUNT", ""), fields.get("CODE")
     state = _STATES.get(fields["STATUS"])
-    if state == STATE_DECLINED and code is None:
+    if state == base.STATE_DECLINED and code is None:
         # A no is always told with its code; without one a part is missing.
         state = None
     if state is None or not amount.isascii() or not amount.isdigit() or len(amount) > 18:
-        return unknown("undecodable_answer", fields["STATUS"])
+        return base.unknown("undecodable_answer", fields["STATUS"])
     if code == _RETURNED:
-        state = STATE_RETURNED
-    view = View(
+        state = base.STATE_RETURNED
+    view = base.View(
         id=fields["TXID"],
         reference=fields.get("MERCHREF"),
         amount_minor=int(amount),
@@ -144,4 +129,4 @@ def _about(name: str, fields: Mapping[str, str], request: PaymentRequest) -> Gat
         gateway_code=code,
         next_action_url=fields.get("URL"),
     )
-    return about(name, view, request)
+    return base.about(name, view, request)

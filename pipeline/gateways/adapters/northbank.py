@@ -11,24 +11,7 @@ import msgspec
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
-from pipeline.gateways.adapters.base import (
-    FIRST,
-    STATE_ACTION,
-    STATE_DECLINED,
-    STATE_PENDING,
-    STATE_RETURNED,
-    STATE_SUCCEEDED,
-    EventTime,
-    HttpCall,
-    HttpReply,
-    View,
-    about,
-    not_found,
-    operation_notice,
-    refused,
-    unanswered,
-    unknown,
-)
+from pipeline.gateways.adapters import base
 from pipeline.gateways.notice import DISPUTE, Notice, NoticeRefused, our_reference
 from pipeline.gateways.webhook_signature import staleness
 
@@ -42,15 +25,15 @@ _TYPES = {
 }
 _NOUNS = {**_TYPES, "authorize": "payment"}
 _STATES = {
-    "CAPTURED": STATE_SUCCEEDED,
-    "AUTHORISED": STATE_SUCCEEDED,
-    "CANCELLED": STATE_SUCCEEDED,
-    "REFUNDED": STATE_SUCCEEDED,
-    "PENDING": STATE_PENDING,
-    "ACTION_NEEDED": STATE_ACTION,
-    "REFUSED": STATE_DECLINED,
-    "FAILED": STATE_DECLINED,
-    "RETURNED": STATE_RETURNED,
+    "CAPTURED": base.STATE_SUCCEEDED,
+    "AUTHORISED": base.STATE_SUCCEEDED,
+    "CANCELLED": base.STATE_SUCCEEDED,
+    "REFUNDED": base.STATE_SUCCEEDED,
+    "PENDING": base.STATE_PENDING,
+    "ACTION_NEEDED": base.STATE_ACTION,
+    "REFUSED": base.STATE_DECLINED,
+    "FAILED": base.STATE_DECLINED,
+    "RETURNED": base.STATE_RETURNED,
 }
 _STAGES = {
     "RETRIEVAL": "inquiry",
@@ -64,7 +47,7 @@ _MARKS_MAX = 4
 
 
 class _Money(msgspec.Struct, frozen=True):
-    value: int
+    value: base.AmountMinor
     currency: str
 
 
@@ -106,7 +89,7 @@ class _DisputeData(msgspec.Struct, frozen=True):
     amount: _Money
     fee: _Money
     merchant_reference: str | None = None
-    changed: EventTime | None = None
+    changed: base.EventTime | None = None
 
 
 class _NoticeBody(msgspec.Struct, frozen=True):
@@ -122,7 +105,6 @@ _decode_answer = msgspec.json.Decoder(dict[str, _Operation]).decode
 _decode_operations = msgspec.json.Decoder(_Operations).decode
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 _decode_notice = msgspec.json.Decoder(_NoticeBody).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class NorthbankAdapter:
@@ -132,10 +114,10 @@ class NorthbankAdapter:
     content_type = "application/x-www-form-urlencoded"
     idempotent = True
 
-    def send(self, request: PaymentRequest) -> HttpCall:
+    def send(self, request: PaymentRequest) -> base.HttpCall:
         kind, key = request.kind, request.idempotency_key
         fields = {"merchant_reference": key}
-        if kind in FIRST:
+        if kind in base.FIRST:
             path = "/payments"
             fields |= {
                 "amount": str(request.amount_minor),
@@ -149,24 +131,26 @@ class NorthbankAdapter:
             path = f"/payments/{quote(request.parent_reference or '', safe='')}/{_PATHS[kind]}"
             if kind != "void":
                 fields["amount"] = str(request.amount_minor)
-        return HttpCall("POST", path, urlencode(fields).encode(), headers={"X-Request-Key": key})
+        return base.HttpCall(
+            "POST", path, urlencode(fields).encode(), headers={"X-Request-Key": key}
+        )
 
-    def ask(self, request: PaymentRequest) -> HttpCall:
+    def ask(self, request: PaymentRequest) -> base.HttpCall:
         query = {
             "type": _TYPES[request.operation_kind],
             "merchant_reference": request.idempotency_key,
         }
-        return HttpCall("GET", "/operations", query=query)
+        return base.HttpCall("GET", "/operations", query=query)
 
-    def answered(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+    def answered(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         if reply.status in (200, 202):
             try:
                 operation = _decode_answer(reply.body or b"").get(_NOUNS[request.kind])
-            except _UNREADABLE:
+            except base.UNREADABLE:
                 operation = None
             if operation is None:
-                return unknown("undecodable_answer", f"http_{reply.status}")
-            return about(self.name, _view(operation), request)
+                return base.unknown("undecodable_answer", f"http_{reply.status}")
+            return base.about(self.name, _view(operation), request)
         reason = _reason(reply)
         if reply.status == 429:
             return GatewayAnswer(
@@ -176,20 +160,20 @@ class NorthbankAdapter:
                 retry_after_ms=reply.retry_after_ms,
             )
         if reply.status in (400, 404, 409, 422) and reason is not None:
-            return refused(self.name, reason)
-        return unknown("gateway_error", reason or f"http_{reply.status}")
+            return base.refused(self.name, reason)
+        return base.unknown("gateway_error", reason or f"http_{reply.status}")
 
-    def inquired(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+    def inquired(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         if reply.status != 200:
             reason = _reason(reply) or f"http_{reply.status}"
-            return unanswered(self.name, reason, retry_after_ms=reply.retry_after_ms)
+            return base.unanswered(self.name, reason, retry_after_ms=reply.retry_after_ms)
         try:
             operations = _decode_operations(reply.body or b"").operations
-        except _UNREADABLE:
-            return unknown("undecodable_answer", "http_200")
+        except base.UNREADABLE:
+            return base.unknown("undecodable_answer", "http_200")
         if not operations:
-            return not_found("no_operations")
-        return about(self.name, _view(operations[0]), request)
+            return base.not_found("no_operations")
+        return base.about(self.name, _view(operations[0]), request)
 
     def read_notice(
         self, secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now_s: int
@@ -199,7 +183,7 @@ class NorthbankAdapter:
             return NoticeRefused(reason)
         try:
             content = _decode_notice(body)
-        except _UNREADABLE:
+        except base.UNREADABLE:
             return NoticeRefused("unreadable")
         if content.about == "dispute" and content.dispute is not None:
             return _dispute(content.dispute, content)
@@ -212,7 +196,7 @@ class NorthbankAdapter:
             return NoticeRefused("unknown_type")
         if kind == "charge" and operation.mode == "manual":
             kind = "authorize"
-        return operation_notice(
+        return base.operation_notice(
             self.name,
             _view(operation),
             kind,
@@ -250,8 +234,8 @@ def _distrust(secrets: Sequence[str], header: str, body: bytes, now_s: int) -> s
     return None if genuine else "signature_wrong"
 
 
-def _view(operation: _Operation) -> View:
-    return View(
+def _view(operation: _Operation) -> base.View:
+    return base.View(
         id=operation.id,
         reference=operation.merchant_reference,
         amount_minor=operation.amount.value,
@@ -288,8 +272,8 @@ def _dispute(data: _DisputeData, content: _NoticeBody) -> Notice | NoticeRefused
     )
 
 
-def _reason(reply: HttpReply) -> str | None:
+def _reason(reply: base.HttpReply) -> str | None:
     try:
         return _decode_error(reply.body or b"").error.detail.reason
-    except _UNREADABLE:
+    except base.UNREADABLE:
         return None

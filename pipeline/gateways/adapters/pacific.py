@@ -15,24 +15,7 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.normalisation import GATEWAY_CODES, Action, action_of
-from pipeline.gateways.adapters.base import (
-    FIRST,
-    STATE_ACTION,
-    STATE_DECLINED,
-    STATE_PENDING,
-    STATE_RETURNED,
-    STATE_SUCCEEDED,
-    EventNumber,
-    HttpCall,
-    HttpReply,
-    View,
-    about,
-    not_found,
-    operation_notice,
-    refused,
-    unanswered,
-    unknown,
-)
+from pipeline.gateways.adapters import base
 from pipeline.gateways.adapters.northbank import check_long_enough
 from pipeline.gateways.notice import DISPUTE, Notice, NoticeRefused
 from pipeline.gateways.webhook_signature import staleness
@@ -45,7 +28,12 @@ _TYPES = {
     "refund": "refund",
 }
 _KINDS = {name: kind for kind, name in _TYPES.items()}
-_STATES = {0: STATE_SUCCEEDED, 10: STATE_PENDING, 11: STATE_ACTION, 90: STATE_RETURNED}
+_STATES = {
+    0: base.STATE_SUCCEEDED,
+    10: base.STATE_PENDING,
+    11: base.STATE_ACTION,
+    90: base.STATE_RETURNED,
+}
 _NOT_FOUND = 25
 _STAGES = {1: "inquiry", 2: "opened", 3: "won", 4: "lost", 5: "pre_arbitration"}
 _MARKS_MAX = 4
@@ -78,13 +66,12 @@ class _NoticeBody(msgspec.Struct, frozen=True):
     resultCode: int | None = None
     caseId: str | None = None
     stage: int | None = None
-    caseVersion: EventNumber | None = None
+    caseVersion: base.EventNumber | None = None
     fee: str = "0"
 
 
 _decode_result = msgspec.json.Decoder(_Result).decode
 _decode_notice = msgspec.json.Decoder(_NoticeBody).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class PacificAdapter:
@@ -94,7 +81,7 @@ class PacificAdapter:
     content_type = "application/json"
     idempotent = True
 
-    def send(self, request: PaymentRequest) -> HttpCall:
+    def send(self, request: PaymentRequest) -> base.HttpCall:
         kind, key = request.kind, request.idempotency_key
         body = {"clientRef": key}
         if kind != "void":
@@ -102,7 +89,7 @@ class PacificAdapter:
                 "amount": major(request.amount_minor, request.currency),
                 "currency": request.currency,
             }
-        if kind in FIRST:
+        if kind in base.FIRST:
             path = f"/api/v2/{_TYPES[kind]}"
             body |= {
                 "card": request.instrument_token,
@@ -113,13 +100,13 @@ class PacificAdapter:
             parent = quote(request.parent_reference or "", safe="")
             path = f"/api/v2/txn/{parent}/{_TYPES[kind]}"
         headers = {"Pacific-Idempotency-Id": key}
-        return HttpCall("POST", path, msgspec.json.encode(body), headers=headers)
+        return base.HttpCall("POST", path, msgspec.json.encode(body), headers=headers)
 
-    def ask(self, request: PaymentRequest) -> HttpCall:
+    def ask(self, request: PaymentRequest) -> base.HttpCall:
         query = {"type": _TYPES[request.operation_kind], "clientRef": request.idempotency_key}
-        return HttpCall("GET", "/api/v2/lookup", query=query)
+        return base.HttpCall("GET", "/api/v2/lookup", query=query)
 
-    def answered(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+    def answered(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         result = _result(reply)
         number = f"http_{reply.status}" if result is None else str(result.resultCode)
         if reply.status == 429:
@@ -131,29 +118,29 @@ class PacificAdapter:
             )
         if result is None:
             code = "undecodable_answer" if reply.status in (200, 400) else "gateway_error"
-            return unknown(code, number)
+            return base.unknown(code, number)
         if reply.status not in (200, 400):
-            return unknown("gateway_error", number)
+            return base.unknown("gateway_error", number)
         if result.txn is not None:
             return self._about(result, result.txn, request)
         if result.clientRef not in (None, request.idempotency_key):
-            return unknown("mismatched_answer", number)
+            return base.unknown("mismatched_answer", number)
         if result.resultCode in _STATES:
             # Says yes and not to what.
-            return unknown("undecodable_answer", number)
-        return refused(self.name, number)
+            return base.unknown("undecodable_answer", number)
+        return base.refused(self.name, number)
 
-    def inquired(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+    def inquired(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         result = _result(reply)
         if result is None:
             code = "undecodable_answer" if reply.status == 200 else "gateway_error"
-            return unknown(code, f"http_{reply.status}")
+            return base.unknown(code, f"http_{reply.status}")
         if reply.status == 200 and result.txn is not None:
             return self._about(result, result.txn, request)
         number = str(result.resultCode)
         if reply.status == 200 and result.resultCode == _NOT_FOUND:
-            return not_found(number)
-        return unanswered(self.name, number, retry_after_ms=reply.retry_after_ms)
+            return base.not_found(number)
+        return base.unanswered(self.name, number, retry_after_ms=reply.retry_after_ms)
 
     def read_notice(
         self, secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now_s: int
@@ -163,7 +150,7 @@ class PacificAdapter:
             return NoticeRefused(reason)
         try:
             content = _decode_notice(body)
-        except _UNREADABLE:
+        except base.UNREADABLE:
             return NoticeRefused("unreadable")
         amount_minor = minor(content.amount, content.currency)
         fee_minor = minor(content.fee, content.currency)
@@ -190,7 +177,7 @@ class PacificAdapter:
         if content.event != "txn" or kind is None or state is None:
             return NoticeRefused("unknown_type")
         # Notices carry the gateway's own id only.
-        view = View(
+        view = base.View(
             id=content.txnId,
             reference=None,
             amount_minor=amount_minor,
@@ -198,7 +185,7 @@ class PacificAdapter:
             state=state,
             gateway_code=str(content.resultCode) if content.resultCode else None,
         )
-        return operation_notice(self.name, view, kind, content.noticeId)
+        return base.operation_notice(self.name, view, kind, content.noticeId)
 
     def check_secret(self, secret: str) -> None:
         check_long_enough(secret)
@@ -207,8 +194,8 @@ class PacificAdapter:
         amount_minor = minor(txn.amount, txn.currency)
         state = _state(result.resultCode)
         if amount_minor is None or state is None:
-            return unknown("undecodable_answer", str(result.resultCode))
-        view = View(
+            return base.unknown("undecodable_answer", str(result.resultCode))
+        view = base.View(
             id=txn.txnId,
             reference=txn.clientRef,
             amount_minor=amount_minor,
@@ -217,7 +204,7 @@ class PacificAdapter:
             gateway_code=str(result.resultCode) if result.resultCode else None,
             next_action_url=result.challengeUrl,
         )
-        return about(self.name, view, request)
+        return base.about(self.name, view, request)
 
 
 def major(amount_minor: int, currency: str) -> str:
@@ -230,12 +217,14 @@ def major(amount_minor: int, currency: str) -> str:
 
 
 def minor(text: str, currency: str) -> int | None:
-    """The minor units of a decimal string; None for what is no amount of the currency."""
+    """The minor units of a decimal string; None for what is no amount of the currency, or none that
+    a record can hold."""
     digits = MINOR_UNITS.get(currency, 2)
     match = _DECIMAL.fullmatch(text)
     if match is None or len(match[2] or "") > digits:
         return None
-    return int(match[1] + (match[2] or "").ljust(digits, "0"))
+    found = int(match[1] + (match[2] or "").ljust(digits, "0"))
+    return found if found <= base.AMOUNT_MINOR_MAX else None
 
 
 def _state(number: int | None) -> str | None:
@@ -244,7 +233,7 @@ def _state(number: int | None) -> str | None:
     # A number of the table that is not about the call itself is a transaction that was refused.
     code = GATEWAY_CODES["pacific"].get(str(number))
     about_the_call = code is None or action_of(code) in (Action.RETRY_HERE, Action.INQUIRE)
-    return None if about_the_call else STATE_DECLINED
+    return None if about_the_call else base.STATE_DECLINED
 
 
 def _distrust(
@@ -267,8 +256,8 @@ def _distrust(
     return None if genuine else "signature_wrong"
 
 
-def _result(reply: HttpReply) -> _Result | None:
+def _result(reply: base.HttpReply) -> _Result | None:
     try:
         return _decode_result(reply.body or b"")
-    except _UNREADABLE:
+    except base.UNREADABLE:
         return None

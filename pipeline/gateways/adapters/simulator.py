@@ -10,24 +10,7 @@ import msgspec
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.normalisation import UNKNOWN_DECLINE, standard_code
-from pipeline.gateways.adapters.base import (
-    FIRST,
-    STATE_ACTION,
-    STATE_DECLINED,
-    STATE_PENDING,
-    STATE_RETURNED,
-    STATE_SUCCEEDED,
-    EventNumber,
-    HttpCall,
-    HttpReply,
-    View,
-    about,
-    not_found,
-    operation_notice,
-    refused,
-    unanswered,
-    unknown,
-)
+from pipeline.gateways.adapters import base
 from pipeline.gateways.notice import (
     DISPUTE,
     DISPUTE_STATES,
@@ -53,18 +36,18 @@ _NOUNS = {
 }
 _NOUN_OF = {kind: noun for noun, kind in _NOUNS.items()}
 _STATES = {
-    "succeeded": STATE_SUCCEEDED,
-    "pending": STATE_PENDING,
-    "action_required": STATE_ACTION,
-    "declined": STATE_DECLINED,
-    "failed": STATE_DECLINED,
+    "succeeded": base.STATE_SUCCEEDED,
+    "pending": base.STATE_PENDING,
+    "action_required": base.STATE_ACTION,
+    "declined": base.STATE_DECLINED,
+    "failed": base.STATE_DECLINED,
 }
 
 
 class _Operation(msgspec.Struct, frozen=True):
     id: str
     status: str
-    amount_minor: int
+    amount_minor: base.AmountMinor
     currency: str
     reference: str | None = None
     refund_reference: str | None = None
@@ -83,13 +66,13 @@ class _DisputeData(msgspec.Struct, frozen=True):
     id: str
     charge_id: str
     state: str
-    amount_minor: int
+    amount_minor: base.AmountMinor
     currency: str
     reference: str | None = None
-    fee_minor: int = 0
+    fee_minor: base.AmountMinor = 0
     merchant_id: str | None = None
     order_id: str | None = None
-    sequence: EventNumber | None = None
+    sequence: base.EventNumber | None = None
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -100,7 +83,6 @@ class _Event(msgspec.Struct, frozen=True):
 _decode_operation = msgspec.json.Decoder(_Operation).decode
 _decode_found = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_refusal = msgspec.json.Decoder(_Refusal).decode
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class SimulatorAdapter:
@@ -110,10 +92,10 @@ class SimulatorAdapter:
     content_type = "application/json"
     idempotent = True
 
-    def send(self, request: PaymentRequest) -> HttpCall:
+    def send(self, request: PaymentRequest) -> base.HttpCall:
         key, kind = request.idempotency_key, request.kind
         body: dict[str, Any]
-        if kind in FIRST:
+        if kind in base.FIRST:
             body = {
                 "reference": key,
                 "amount_minor": request.amount_minor,
@@ -134,21 +116,21 @@ class SimulatorAdapter:
             body = {"reference": key, "authorization_id": request.parent_reference}
             if kind == "capture":
                 body["amount_minor"] = request.amount_minor
-        return HttpCall(
+        return base.HttpCall(
             "POST", _PATHS[kind], msgspec.json.encode(body), headers={"Idempotency-Key": key}
         )
 
-    def ask(self, request: PaymentRequest) -> HttpCall:
+    def ask(self, request: PaymentRequest) -> base.HttpCall:
         path = _PATHS[request.operation_kind]
-        return HttpCall("GET", path, query={"reference": request.idempotency_key})
+        return base.HttpCall("GET", path, query={"reference": request.idempotency_key})
 
-    def answered(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+    def answered(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         status = reply.status
         if 200 <= status < 300:
             try:
-                return about(self.name, _view(_decode_operation(reply.body or b"")), request)
-            except _UNREADABLE:
-                return unknown("undecodable_answer", f"http_{status}")
+                return base.about(self.name, _view(_decode_operation(reply.body or b"")), request)
+            except base.UNREADABLE:
+                return base.unknown("undecodable_answer", f"http_{status}")
         told = _refusal(reply)
         gateway_code = told.code if told is not None else f"http_{status}"
         if status == 429:
@@ -160,37 +142,37 @@ class SimulatorAdapter:
                 retry_after_ms=reply.retry_after_ms,
             )
         if status == 409:
-            return unknown("in_progress", gateway_code)
+            return base.unknown("in_progress", gateway_code)
         if status in (400, 402, 422) and told is None:
             # A decline that cannot be read may come from a proxy in between.
-            return unknown("undecodable_answer", gateway_code)
+            return base.unknown("undecodable_answer", gateway_code)
         if status == 402 and told is not None:
             if told.reference not in (None, request.idempotency_key):
-                return unknown("mismatched_answer", gateway_code)
-            return refused(self.name, gateway_code, otherwise=UNKNOWN_DECLINE)
+                return base.unknown("mismatched_answer", gateway_code)
+            return base.refused(self.name, gateway_code, otherwise=UNKNOWN_DECLINE)
         if status == 400:
-            return refused(self.name, gateway_code, otherwise="invalid_request")
+            return base.refused(self.name, gateway_code, otherwise="invalid_request")
         if status == 404 and standard_code(self.name, gateway_code, "") == "parent_not_found":
-            return refused(self.name, gateway_code)
+            return base.refused(self.name, gateway_code)
         if status == 422:
-            return unknown("idempotency_key_reused", gateway_code)
+            return base.unknown("idempotency_key_reused", gateway_code)
         # 401, 403: our own settings may be wrong, which is no reason to fail anybody's payment.
-        return unknown("gateway_error", gateway_code)
+        return base.unknown("gateway_error", gateway_code)
 
-    def inquired(self, request: PaymentRequest, reply: HttpReply) -> GatewayAnswer:
+    def inquired(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         if reply.status == 200:
             try:
                 found = _decode_found(reply.body or b"")
                 operation = msgspec.convert(found.get(_NOUN_OF[request.operation_kind]), _Operation)
-            except (*_UNREADABLE, msgspec.ValidationError):
-                return unknown("undecodable_answer", f"http_{reply.status}")
-            return about(self.name, _view(operation), request)
+            except base.UNREADABLE:
+                return base.unknown("undecodable_answer", f"http_{reply.status}")
+            return base.about(self.name, _view(operation), request)
         told = _refusal(reply)
         gateway_code = told.code if told is not None else f"http_{reply.status}"
         if reply.status == 404 and gateway_code == "not_found":
             # Only with the contract's own word: a 404 of a proxy knows nothing about charges.
-            return not_found(gateway_code)
-        return unanswered(self.name, gateway_code, retry_after_ms=reply.retry_after_ms)
+            return base.not_found(gateway_code)
+        return base.unanswered(self.name, gateway_code, retry_after_ms=reply.retry_after_ms)
 
     def read_notice(
         self, secrets: Sequence[str], headers: Mapping[str, str], body: bytes, now_s: int
@@ -205,13 +187,13 @@ class SimulatorAdapter:
             if noun == "dispute":
                 return _dispute(msgspec.json.decode(event.data, type=_DisputeData), notice_id)
             operation = msgspec.json.decode(event.data, type=_Operation)
-        except _UNREADABLE:
+        except base.UNREADABLE:
             return NoticeRefused("unreadable")
         kind = _NOUNS.get(noun)
         view = _view(operation)
         if kind is None or state not in _STATES or operation.status not in _STATES:
             return NoticeRefused("unknown_type")
-        return operation_notice(
+        return base.operation_notice(
             self.name,
             view,
             kind,
@@ -224,14 +206,14 @@ class SimulatorAdapter:
         decoded_secret(secret)
 
 
-def _view(operation: _Operation) -> View:
+def _view(operation: _Operation) -> base.View:
     state = _STATES.get(operation.status, operation.status)
-    if operation.code == "returned" and state == STATE_DECLINED:
-        state = STATE_RETURNED
+    if operation.code == "returned" and state == base.STATE_DECLINED:
+        state = base.STATE_RETURNED
     code = operation.code
-    if state == STATE_DECLINED:
+    if state == base.STATE_DECLINED:
         code = code or "card_declined"
-    return View(
+    return base.View(
         id=operation.id,
         reference=operation.refund_reference or operation.reference,
         amount_minor=operation.amount_minor,
@@ -266,8 +248,8 @@ def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
     )
 
 
-def _refusal(reply: HttpReply) -> _Refusal | None:
+def _refusal(reply: base.HttpReply) -> _Refusal | None:
     try:
         return _decode_refusal(reply.body or b"")
-    except _UNREADABLE:
+    except base.UNREADABLE:
         return None

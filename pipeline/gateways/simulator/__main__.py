@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pipeline.gateways.simulator.server import (
     DEFAULT_GATEWAY,
     SECRETS_VARIABLE,
     SimulatorSettings,
+    notice_secrets,
     serve,
 )
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             key_retention_ms=given.key_retention_ms,
             authorization_ms=given.authorization_ms,
             notice_url=given.notice_url,
-            notice_secrets=tuple(os.environ.get(SECRETS_VARIABLE, "").split()),
+            notice_secrets=notice_secrets(),
             parent_pid=given.parent_pid,
         )
         asyncio.run(serve(settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -33,18 +34,24 @@ TRIES_MAX = 20
 RETRY_MS_MAX = 60_000
 
 
+# A name without a dot is no host of the internet: a container beside this one, or this machine. It
+# begins with a letter, since a number is an address of anywhere.
+_NEIGHBOUR = re.compile(r"[a-z][a-z0-9-]*")
+
+
 def checked_address(url: str, secrets: tuple[str, ...]) -> None:
-    """Raise UserError unless notices may go there: a simulator never leaves its machine."""
+    """Raise UserError unless notices may go there: a simulator's never leave its machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        near = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        loopback = False
-    if parts.scheme != "http" or not loopback:
+        near = _NEIGHBOUR.fullmatch(host) is not None
+    if parts.scheme != "http" or not near:
         raise UserError(
             f"notices cannot be sent to {url!r}; give an http address of this machine, such as "
-            "http://127.0.0.1:8500/webhooks/simulator."
+            "http://127.0.0.1:8500/webhooks/simulator, or of a container beside this one, by its "
+            "name."
         )
     if not 1 <= len(secrets) <= 2:
         raise UserError("notices need one secret, or two while they are exchanged.")

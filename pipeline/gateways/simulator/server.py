@@ -76,6 +76,11 @@ class SimulatorSettings:
     parent_pid: int | None = None
 
 
+def notice_secrets() -> tuple[str, ...]:
+    """What this process is to sign notices with, by its environment."""
+    return tuple(os.environ.get(SECRETS_VARIABLE, "").split())
+
+
 def start_simulator(
     books: Path,
     *,

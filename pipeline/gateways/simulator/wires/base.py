@@ -95,7 +95,7 @@ def decoded(raw: bytes, kind: type[_Body]) -> _Body:
     """A JSON body; raises ValueError with a sentence."""
     try:
         return msgspec.json.decode(raw, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(str(error)) from error
 
 

@@ -7,22 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.gateways.simulator.operations import (
-    ACTION_REQUIRED,
-    AUTHORIZE,
-    CAPTURE,
-    CHARGE,
-    FAILED,
-    FIRST,
-    PENDING,
-    REFUND,
-    RETURNED,
-    VOID,
-    Asked,
-    Dispute,
-    Operation,
-    Reply,
-)
+from pipeline.gateways.simulator import operations
+from pipeline.gateways.simulator.operations import Asked, Dispute, Operation, Reply
 from pipeline.gateways.simulator.wires.base import (
     Parts,
     Question,
@@ -34,11 +20,11 @@ from pipeline.gateways.simulator.wires.base import (
 )
 
 _ACTIONS = {
-    "SALE": CHARGE,
-    "AUTH": AUTHORIZE,
-    "CAPTURE": CAPTURE,
-    "VOID": VOID,
-    "REFUND": REFUND,
+    "SALE": operations.CHARGE,
+    "AUTH": operations.AUTHORIZE,
+    "CAPTURE": operations.CAPTURE,
+    "VOID": operations.VOID,
+    "REFUND": operations.REFUND,
 }
 _CODES = {
     "do_not_honor": "D05",
@@ -91,7 +77,7 @@ class LegacyWire:
         if kind is None:
             raise ValueError(f"ACTION must be QUERY or one of {', '.join(_ACTIONS)}")
         reference = needed(fields, "MERCHREF")
-        if kind in FIRST:
+        if kind in operations.FIRST:
             return Asked(
                 kind,
                 reference,
@@ -101,11 +87,17 @@ class LegacyWire:
                 needed(fields, "MID"),
                 needed(fields, "ORDERNO"),
             )
-        amount = None if kind == VOID else whole_amount(fields.get("AMOUNT", ""), "AMOUNT")
+        amount = (
+            None if kind == operations.VOID else whole_amount(fields.get("AMOUNT", ""), "AMOUNT")
+        )
         return Asked(kind, reference, amount, parent_id=needed(fields, "TXID"))
 
     def answer(self, operation: Operation) -> Reply:
-        status = {PENDING: "WAIT", ACTION_REQUIRED: "REDIRECT", FAILED: "NO"}
+        status = {
+            operations.PENDING: "WAIT",
+            operations.ACTION_REQUIRED: "REDIRECT",
+            operations.FAILED: "NO",
+        }
         lines = {
             "STATUS": status.get(operation.status, "OK"),
             "TXID": operation.id,
@@ -113,11 +105,11 @@ class LegacyWire:
             "AMOUNT": str(operation.amount_minor),
             "CURR": operation.currency,
         }
-        if operation.closed == RETURNED:
+        if operation.closed == operations.RETURNED:
             lines["CODE"] = RETURNED_CODE
         elif operation.code is not None:
             lines["CODE"] = _CODES.get(operation.code, "D01")
-        if operation.status == ACTION_REQUIRED:
+        if operation.status == operations.ACTION_REQUIRED:
             lines["URL"] = f"{self._public_url}/redirect/{operation.id}"
         return _lines(lines)
 

@@ -13,22 +13,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline.gateways.simulator.operations import (
-    ACTION_REQUIRED,
-    AUTHORIZE,
-    CAPTURE,
-    CHARGE,
-    FAILED,
-    FIRST,
-    PENDING,
-    REFUND,
-    RETURNED,
-    VOID,
-    Asked,
-    Dispute,
-    Operation,
-    Reply,
-)
+from pipeline.gateways.simulator import operations
+from pipeline.gateways.simulator.operations import Asked, Dispute, Operation, Reply
 from pipeline.gateways.simulator.wires.base import (
     Parts,
     Question,
@@ -43,18 +29,18 @@ from pipeline.gateways.simulator.wires.base import (
 KEY_HEADER = "X-Request-Key"
 
 _NOUNS = {
-    CHARGE: "payment",
-    AUTHORIZE: "payment",
-    CAPTURE: "capture",
-    VOID: "cancellation",
-    REFUND: "refund",
+    operations.CHARGE: "payment",
+    operations.AUTHORIZE: "payment",
+    operations.CAPTURE: "capture",
+    operations.VOID: "cancellation",
+    operations.REFUND: "refund",
 }
 _DONE = {
-    CHARGE: "CAPTURED",
-    AUTHORIZE: "AUTHORISED",
-    CAPTURE: "CAPTURED",
-    VOID: "CANCELLED",
-    REFUND: "REFUNDED",
+    operations.CHARGE: "CAPTURED",
+    operations.AUTHORIZE: "AUTHORISED",
+    operations.CAPTURE: "CAPTURED",
+    operations.VOID: "CANCELLED",
+    operations.REFUND: "REFUNDED",
 }
 # The bank's own reasons for what the simulator calls otherwise.
 _REASONS = {
@@ -98,9 +84,9 @@ class NorthbankWire:
     content_type = "application/json"
     routes = (
         Route("POST", "/payments", "!payment"),
-        Route("POST", "/payments/{id}/captures", f"!{CAPTURE}"),
-        Route("POST", "/payments/{id}/cancellations", f"!{VOID}"),
-        Route("POST", "/payments/{id}/refunds", f"!{REFUND}"),
+        Route("POST", "/payments/{id}/captures", f"!{operations.CAPTURE}"),
+        Route("POST", "/payments/{id}/cancellations", f"!{operations.VOID}"),
+        Route("POST", "/payments/{id}/refunds", f"!{operations.REFUND}"),
         Route("GET", "/operations", "?"),
     )
 
@@ -113,11 +99,11 @@ class NorthbankWire:
     def parse(self, hint: str, parts: Parts) -> Asked | Question:
         if hint == "?":
             kinds = {
-                "payment": CHARGE,
-                "authorisation": AUTHORIZE,
-                "capture": CAPTURE,
-                "cancellation": VOID,
-                "refund": REFUND,
+                "payment": operations.CHARGE,
+                "authorisation": operations.AUTHORIZE,
+                "capture": operations.CAPTURE,
+                "cancellation": operations.VOID,
+                "refund": operations.REFUND,
             }
             kind = kinds.get(parts.query.get("type", ""))
             if kind is None:
@@ -130,7 +116,7 @@ class NorthbankWire:
             if mode not in ("immediate", "manual"):
                 raise ValueError("capture_mode must be immediate or manual")
             return Asked(
-                CHARGE if mode == "immediate" else AUTHORIZE,
+                operations.CHARGE if mode == "immediate" else operations.AUTHORIZE,
                 reference,
                 whole_amount(fields.get("amount", ""), "amount"),
                 needed(fields, "currency").upper(),
@@ -139,11 +125,13 @@ class NorthbankWire:
                 needed(fields, "shop_order"),
             )
         kind = hint[1:]
-        amount = None if kind == VOID else whole_amount(fields.get("amount", ""), "amount")
+        amount = (
+            None if kind == operations.VOID else whole_amount(fields.get("amount", ""), "amount")
+        )
         return Asked(kind, reference, amount, parent_id=parts.match["id"])
 
     def answer(self, operation: Operation) -> Reply:
-        waits = operation.status in (PENDING, ACTION_REQUIRED)
+        waits = operation.status in (operations.PENDING, operations.ACTION_REQUIRED)
         content = {_NOUNS[operation.kind]: self._view(operation)}
         return Reply(202 if waits else 200, msgspec.json.encode(content))
 
@@ -198,15 +186,17 @@ class NorthbankWire:
         return {"Northbank-Signature": ",".join([f"t={now_s}", *(f"v1={m}" for m in marks)])}
 
     def _view(self, operation: Operation) -> dict[str, Any]:
-        state = {PENDING: "PENDING", ACTION_REQUIRED: "ACTION_NEEDED"}.get(operation.status)
-        if operation.status == FAILED:
-            state = "REFUSED" if operation.kind in FIRST else "FAILED"
-        if operation.closed == RETURNED:
+        state = {operations.PENDING: "PENDING", operations.ACTION_REQUIRED: "ACTION_NEEDED"}.get(
+            operation.status
+        )
+        if operation.status == operations.FAILED:
+            state = "REFUSED" if operation.kind in operations.FIRST else "FAILED"
+        if operation.closed == operations.RETURNED:
             state = "RETURNED"
         view: dict[str, Any] = {
             "id": operation.id,
             "merchant_reference": operation.reference,
-            "mode": "manual" if operation.kind == AUTHORIZE else "immediate",
+            "mode": "manual" if operation.kind == operations.AUTHORIZE else "immediate",
             "state": state or _DONE[operation.kind],
             "amount": _money(operation.amount_minor, operation.currency),
         }
@@ -214,7 +204,7 @@ class NorthbankWire:
             view["payment"] = operation.parent_id
         if operation.code is not None:
             view["refusal"] = {"reason": _REASONS.get(operation.code, "REFER")}
-        if operation.status == ACTION_REQUIRED:
+        if operation.status == operations.ACTION_REQUIRED:
             view["redirect"] = {"url": f"{self._public_url}/challenge/{operation.id}"}
         return view
 

@@ -14,22 +14,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pipeline.gateways.simulator.operations import (
-    ACTION_REQUIRED,
-    AUTHORIZE,
-    CAPTURE,
-    CHARGE,
-    FAILED,
-    FIRST,
-    PENDING,
-    REFUND,
-    RETURNED,
-    VOID,
-    Asked,
-    Dispute,
-    Operation,
-    Reply,
-)
+from pipeline.gateways.simulator import operations
+from pipeline.gateways.simulator.operations import Asked, Dispute, Operation, Reply
 from pipeline.gateways.simulator.wires.base import (
     AMOUNT_MINOR_MAX,
     Parts,
@@ -44,11 +30,11 @@ from pipeline.gateways.simulator.wires.base import (
 KEY_HEADER = "Pacific-Idempotency-Id"
 
 _TYPES = {
-    CHARGE: "sale",
-    AUTHORIZE: "auth",
-    CAPTURE: "settle",
-    VOID: "reverse",
-    REFUND: "refund",
+    operations.CHARGE: "sale",
+    operations.AUTHORIZE: "auth",
+    operations.CAPTURE: "settle",
+    operations.VOID: "reverse",
+    operations.REFUND: "refund",
 }
 _KINDS = {name: kind for kind, name in _TYPES.items()}
 
@@ -101,11 +87,11 @@ class PacificWire:
 
     content_type = "application/json"
     routes = (
-        Route("POST", "/api/v2/sale", f"!{CHARGE}"),
-        Route("POST", "/api/v2/auth", f"!{AUTHORIZE}"),
-        Route("POST", "/api/v2/txn/{id}/settle", f"!{CAPTURE}"),
-        Route("POST", "/api/v2/txn/{id}/reverse", f"!{VOID}"),
-        Route("POST", "/api/v2/txn/{id}/refund", f"!{REFUND}"),
+        Route("POST", "/api/v2/sale", f"!{operations.CHARGE}"),
+        Route("POST", "/api/v2/auth", f"!{operations.AUTHORIZE}"),
+        Route("POST", "/api/v2/txn/{id}/settle", f"!{operations.CAPTURE}"),
+        Route("POST", "/api/v2/txn/{id}/reverse", f"!{operations.VOID}"),
+        Route("POST", "/api/v2/txn/{id}/refund", f"!{operations.REFUND}"),
         Route("GET", "/api/v2/lookup", "?"),
     )
 
@@ -123,7 +109,7 @@ class PacificWire:
             return Question(kind, reference=needed(parts.query, "clientRef"))
         kind = hint[1:]
         body = decoded(parts.raw, Body)
-        if kind in FIRST:
+        if kind in operations.FIRST:
             if not (body.currency and body.card and body.merchant and body.order and body.amount):
                 raise ValueError("amount, currency, card, merchant and order are needed")
             return Asked(
@@ -135,7 +121,7 @@ class PacificWire:
                 body.merchant,
                 body.order,
             )
-        if kind == VOID:
+        if kind == operations.VOID:
             return Asked(kind, body.clientRef, parent_id=parts.match["id"])
         if not (body.amount and body.currency):
             raise ValueError("amount and currency are needed")
@@ -205,17 +191,19 @@ class PacificWire:
             "currency": operation.currency,
         }
         content: dict[str, Any] = {"resultCode": _number(operation), "txn": txn}
-        if operation.status == ACTION_REQUIRED:
+        if operation.status == operations.ACTION_REQUIRED:
             content["challengeUrl"] = f"{self._public_url}/acs/{operation.id}"
         return Reply(200, msgspec.json.encode(content))
 
 
 def _number(operation: Operation) -> int:
-    if operation.closed == RETURNED:
+    if operation.closed == operations.RETURNED:
         return RETURNED_CODE
-    if operation.status == FAILED:
+    if operation.status == operations.FAILED:
         return _CODES.get(operation.code or "", 15)
-    return {PENDING: PENDING_CODE, ACTION_REQUIRED: ACTION}.get(operation.status, APPROVED)
+    return {operations.PENDING: PENDING_CODE, operations.ACTION_REQUIRED: ACTION}.get(
+        operation.status, APPROVED
+    )
 
 
 def _minor(text: str, currency: str) -> int:

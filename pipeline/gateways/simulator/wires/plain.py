@@ -7,22 +7,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from pipeline.gateways.simulator.operations import (
-    ACTION_REQUIRED,
-    AUTHORIZE,
-    CAPTURE,
-    CHARGE,
-    FAILED,
-    FIRST,
-    PENDING,
-    REFUND,
-    RETURNED,
-    VOID,
-    Asked,
-    Dispute,
-    Operation,
-    Reply,
-)
+from pipeline.gateways.simulator import operations
+from pipeline.gateways.simulator.operations import Asked, Dispute, Operation, Reply
 from pipeline.gateways.simulator.wires.base import (
     AMOUNT_MINOR_MAX,
     Parts,
@@ -38,11 +24,11 @@ Id = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 AmountMinor = Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_MINOR_MAX)]
 
 _PATHS = {
-    CHARGE: "charges",
-    AUTHORIZE: "authorizations",
-    CAPTURE: "captures",
-    VOID: "voids",
-    REFUND: "refunds",
+    operations.CHARGE: "charges",
+    operations.AUTHORIZE: "authorizations",
+    operations.CAPTURE: "captures",
+    operations.VOID: "voids",
+    operations.REFUND: "refunds",
 }
 _NOUNS = {kind: path.removesuffix("s") for kind, path in _PATHS.items()}
 
@@ -119,14 +105,14 @@ class PlainWire:
             if not reference:
                 raise ValueError("Give ?reference=, the caller's reference.")
             return Question(kind, reference=reference)
-        if kind in FIRST:
+        if kind in operations.FIRST:
             return _first(kind, decoded(parts.raw, FirstBody))
-        if kind == REFUND:
+        if kind == operations.REFUND:
             refund = decoded(parts.raw, RefundBody)
             if (refund.charge_id is None) == (refund.reference is None):
                 raise ValueError("give either charge_id or reference")
             return Asked(
-                REFUND,
+                operations.REFUND,
                 refund.refund_reference,
                 refund.amount_minor,
                 instrument_token=refund.instrument_token,
@@ -136,18 +122,20 @@ class PlainWire:
         later = decoded(parts.raw, LaterBody)
         if (later.authorization_id is None) == (later.authorization_reference is None):
             raise ValueError("give either authorization_id or authorization_reference")
-        if kind == CAPTURE and later.amount_minor is None:
+        if kind == operations.CAPTURE and later.amount_minor is None:
             raise ValueError("amount_minor is missing")
         return Asked(
             kind,
             later.reference,
-            later.amount_minor if kind == CAPTURE else None,
+            later.amount_minor if kind == operations.CAPTURE else None,
             parent_id=later.authorization_id,
             parent_reference=later.authorization_reference,
         )
 
     def answer(self, operation: Operation) -> Reply:
-        status = 202 if operation.status in (PENDING, ACTION_REQUIRED) else 201
+        status = (
+            202 if operation.status in (operations.PENDING, operations.ACTION_REQUIRED) else 201
+        )
         return Reply(status, msgspec.json.encode(self._view(operation)))
 
     def refusal(self, code: str, message: str, asked: Asked | None) -> Reply:
@@ -203,30 +191,30 @@ class PlainWire:
 
     def _view(self, operation: Operation) -> dict[str, Any]:
         status = operation.status
-        if status == FAILED and operation.kind in FIRST:
+        if status == operations.FAILED and operation.kind in operations.FIRST:
             status = "declined"
         view: dict[str, Any] = {"id": operation.id}
-        if operation.kind == REFUND:
+        if operation.kind == operations.REFUND:
             view |= {"charge_id": operation.parent_id, "refund_reference": operation.reference}
         else:
             view["reference"] = operation.reference
-        if operation.kind in (CAPTURE, VOID):
+        if operation.kind in (operations.CAPTURE, operations.VOID):
             view["authorization_id"] = operation.parent_id
         view |= {
             "status": status,
             "amount_minor": operation.amount_minor,
             "currency": operation.currency,
         }
-        if operation.kind in FIRST:
+        if operation.kind in operations.FIRST:
             view |= {"merchant_id": operation.merchant_id, "order_id": operation.order_id}
-        if operation.kind == AUTHORIZE:
+        if operation.kind == operations.AUTHORIZE:
             view |= {"expires_at_ms": operation.expires_at_ms, "closed": operation.closed}
         if operation.code is not None:
             view["code"] = operation.code
-        if operation.closed == RETURNED:
+        if operation.closed == operations.RETURNED:
             # It had succeeded; the money came back all the same.
             view |= {"status": "failed", "code": "returned"}
-        if operation.status == ACTION_REQUIRED:
+        if operation.status == operations.ACTION_REQUIRED:
             view["next_action_url"] = f"{self._public_url}/pay/{operation.id}"
         view["created_at_ms"] = operation.created_at_ms
         return view
@@ -234,7 +222,7 @@ class PlainWire:
 
 def _first(kind: str, body: FirstBody) -> Asked:
     checked_instrument(body.instrument_token)
-    if kind == CHARGE and not body.capture:
+    if kind == operations.CHARGE and not body.capture:
         raise ValueError("capture must be true: POST /v1/authorizations reserves without charging")
     return Asked(
         kind,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 TOP = Path(__file__).parents[2]
 
 # `trace` stands for every command; what it does is replaced, since no broker is here. More is

@@ -1,0 +1,76 @@
+"""The archive of a JVM's classes: made once, by a run that ends, and never taken for another's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.embedded.class_archive import LEFT_OVER_S, ClassArchive
+
+
+@pytest.fixture
+def java(tmp_path: Path) -> Path:
+    path = tmp_path / "java"
+    path.write_text("a JVM")
+    return path
+
+
+def archive(java: Path) -> ClassArchive:
+    return ClassArchive(java, [java.parent / "a.jar", java.parent / "b.jar"])
+
+
+def to_write(flags: tuple[str, ...]) -> Path:
+    (flag,) = flags
+    assert flag.startswith("-XX:ArchiveClassesAtExit=")
+    return Path(flag.partition("=")[2])
+
+
+def test_the_first_run_writes_it_and_the_next_ones_use_it(java: Path) -> None:
+    """Nobody is given it before it is whole: a JVM does better without any than with half."""
+    made = archive(java)
+    assert made.flags() == ()
+    with made.made_by_a_run() as flags:
+        to_write(flags).write_text("classes")
+        assert made.flags() == ()
+    assert made.flags() == (f"-XX:SharedArchiveFile={made.path}",)
+    with made.made_by_a_run() as flags:
+        assert flags == made.flags()
+
+
+def test_a_run_that_writes_nothing_or_fails_leaves_nothing(java: Path) -> None:
+    """An older JVM, a full disk, Ctrl-C: the start goes on without."""
+    made = archive(java)
+    with made.made_by_a_run():
+        pass
+
+    def interrupted() -> None:
+        with made.made_by_a_run() as flags:
+            to_write(flags).write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert made.flags() == ()
+    assert [path.name for path in java.parent.iterdir()] == ["java"]
+
+
+def test_another_jvm_in_the_same_place_has_another_archive(java: Path) -> None:
+    """An upgrade of Java is no reason to start slowly for ever."""
+    before = archive(java).path
+    java.write_text("a newer JVM")
+    assert archive(java).path != before
+
+
+def test_what_a_killed_run_has_left_is_removed(java: Path) -> None:
+    """Old enough that nobody can be writing it any more."""
+    made = archive(java)
+    left, fresh = (made.path.with_name(f"{made.path.name}.{name}") for name in ("left", "fresh"))
+    for path in (left, fresh):
+        path.write_text("half")
+    long_ago = fresh.stat().st_mtime - LEFT_OVER_S - 1
+    os.utime(left, (long_ago, long_ago))
+    with made.made_by_a_run():
+        pass
+    assert (left.exists(), fresh.exists()) == (False, True)
