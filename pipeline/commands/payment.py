@@ -197,9 +197,9 @@ def retry_command(
         str,
         typer.Option("--token", help="Token of the other instrument; never a card number."),
     ],
-    card_fingerprint: Annotated[
+    fingerprint: Annotated[
         str | None,
-        typer.Option("--card-fingerprint", help="The same for the same card; for caps."),
+        typer.Option("--card-fingerprint", help="By which risk rules and caps know the card."),
     ] = None,
     card_scheme: Annotated[
         str | None,
@@ -214,6 +214,8 @@ def retry_command(
 ) -> None:
     """Try a failed payment again, with another instrument.
 
+    Risk rules look at it as they did at the order: it may be refused, or wait for a review.
+
     Example:
 
     \b
@@ -227,7 +229,7 @@ def retry_command(
         "retry",
         payment,
         instrument_token=token,
-        card_fingerprint=card_fingerprint,
+        card_fingerprint=fingerprint,
         card_scheme=card_scheme,
         command_id=command_id,
         reason=reason,
@@ -526,6 +528,7 @@ def _ask(
     amount: str | None = None,
     currency: str | None = None,
     instrument_token: str | None = None,
+    card_fingerprint: str | None = None,
     decision: str | None = None,
     gateway_reference: str | None = None,
     operation_id: str | None = None,
@@ -534,7 +537,6 @@ def _ask(
     evidence: str | None = None,
     override: str | None = None,
     business_date: str | None = None,
-    card_fingerprint: str | None = None,
     card_scheme: str | None = None,
     command_id: str | None,
     reason: str | None,
@@ -549,6 +551,7 @@ def _ask(
 
     from pipeline.commands.payment_follow import PaymentReader, judged
     from pipeline.config import load_settings
+    from pipeline.domain.command_memory import is_another, is_remembered
     from pipeline.domain.keys import record_key
     from pipeline.domain.model import PaymentCommand
     from pipeline.domain.money import parse_amount
@@ -590,6 +593,7 @@ def _ask(
             amount_minor=amount_minor,
             currency=currency,
             instrument_token=instrument_token,
+            card_fingerprint=card_fingerprint,
             decision=decision,
             gateway_reference=gateway_reference,
             operation_id=operation_id,
@@ -600,7 +604,6 @@ def _ask(
             actor=actor or getpass.getuser(),
             override=override,
             business_date=business_date,
-            card_fingerprint=card_fingerprint,
             card_scheme=card_scheme,
         )
         command = _with_id(command)
@@ -608,10 +611,15 @@ def _ask(
             known = reader.catch_up()
             if unnamed and known is not None:
                 _check_single(known)
-            if known is not None and command.command_id in known.command_ids:
+            if known is not None and is_remembered(known, command):
+                same = (
+                    "another command under this id, which is refused"
+                    if is_another(known, command)
+                    else "this command already, and the same id has no effect"
+                )
                 typer.echo(
-                    f"The payment knows the command {command.command_id} already, and the same id "
-                    "has no effect; give another --command-id to ask again.",
+                    f"The payment knows {same}; give another --command-id than "
+                    f"{command.command_id} to ask again.",
                     err=True,
                 )
         try:

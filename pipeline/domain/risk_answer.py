@@ -22,5 +22,6 @@ def answer_check(
         by=check.by,
         counted_at_ms=now_ms,
         counted=answer,
+        operation_id=check.operation_id,
     )
     return counted, (result,)

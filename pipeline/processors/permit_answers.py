@@ -20,13 +20,14 @@ from pipeline.domain.lifecycle import (
     PERMIT_WAITING,
     REVIEW_ASKED,
 )
-from pipeline.domain.model import Attempt, Payment, PaymentDue, RiskResult
+from pipeline.domain.model import Attempt, Payment, RiskResult
 from pipeline.domain.payment import decision, request_of, stepped, timer_of
 from pipeline.domain.policy import Policy
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
-from pipeline.processors.commands import REVIEW_ENDS, with_waiting_commands
+from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.outcomes import gave_up
 from pipeline.processors.permits import GIVEN, attempt_key
+from pipeline.processors.retries import REVIEW_ENDS
 
 # Reason of a review without counts or without a permit.
 COUNTS_MISSING: Final = "risk_counts_missing"
@@ -40,14 +41,7 @@ def answer_permit(payment: Payment, result: RiskResult, now_ms: int, policy: Pol
     An answer that nobody waits for has no effect: that the permit is not needed was told when the
     attempt ended.
     """
-    attempt = next(
-        (
-            each
-            for each in payment.attempts
-            if each.state == PERMIT_WAITING and attempt_key(payment, each) == result.attempt_key
-        ),
-        None,
-    )
+    attempt = waits_for_permit(payment, result)
     if attempt is None:
         return Decision(note=STALE_RISK_RESULT)
     if result.permit == PERMIT_IS_GIVEN:
@@ -61,13 +55,28 @@ def answer_permit(payment: Payment, result: RiskResult, now_ms: int, policy: Pol
     return with_waiting_commands(made, now_ms, policy)
 
 
+def waits_for_permit(payment: Payment, result: RiskResult) -> Attempt | None:
+    """The attempt that waits for this answer, if there is one."""
+    for each in payment.attempts:
+        if each.state == PERMIT_WAITING and attempt_key(payment, each) == result.attempt_key:
+            return each
+    return None
+
+
 def permit_missing(
-    payment: Payment, attempt: Attempt, due: PaymentDue, now_ms: int, policy: Policy
+    payment: Payment,
+    attempt: Attempt,
+    now_ms: int,
+    policy: Policy,
+    *,
+    due_at_ms: int | None = None,
 ) -> Decision:
     """The wait for a permit is over and no answer came: the counter does not run, or those in
     flight do not end. An order goes to a person; what a gateway was asked for before fails."""
     ended = replace(attempt, code=COUNTS_MISSING)
-    if _is_too_late(payment, now_ms) or due.due_at_ms == payment.pay_before_ms:
+    if _is_too_late(payment, now_ms) or (
+        payment.pay_before_ms is not None and due_at_ms == payment.pay_before_ms
+    ):
         made = _expired(payment, attempt, now_ms)
     elif attempt.operation_id != payment.order_id or any(e.tries for e in payment.attempts):
         made = gave_up(payment, ended, COUNTS_MISSING, now_ms)

@@ -266,18 +266,19 @@ class TableWorker(Generic[V]):
         if not messages and not self._admission.ready:
             message = self._consumer.poll(self._patience_s())
             messages = [message] if message is not None else []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                raise_consume_error(error, message)
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past.
             return False
         held = self._held if self._suspects or self._held else None
         for message in messages:
-            error = message.error()
-            if error is None:
+            if message.error() is None:
                 record = input_record(message)
                 if held is None or not held.take(record):
                     self._admission.add(record)
-            else:
-                raise_consume_error(error, message)
         fetching = self._admission.fetching()
         if fetching.resume:
             self._consumer.resume([TopicPartition(*tp) for tp in fetching.resume])
