@@ -247,6 +247,12 @@ def describe(role: str, fields: dict[str, Any]) -> str:
     return ", ".join(texts)
 
 
+def _counted(fields: dict[str, Any]) -> str:
+    if fields["attempt_key"]:
+        return f"permit for an attempt with its {fields['by']}: {fields['permit']}"
+    return f"orders of its {fields['by']} counted"
+
+
 def _letter_of_another_stage(role: str, fields: dict[str, Any]) -> str | None:
     """A stage's word of a dead letter that it made of a record of this payment."""
     if role == "gateway-results" and fields["outcome"] == "dead_lettered":
@@ -256,12 +262,6 @@ def _letter_of_another_stage(role: str, fields: dict[str, Any]) -> str | None:
     if role == "gateway-notifications" and fields["type"] == "dead_letter":
         return f"dead letter of the ledger: {fields['notification_id']}, {fields['code']}"
     return None
-
-
-def _counted(fields: dict[str, Any]) -> str:
-    if fields["attempt_key"]:
-        return f"permit for an attempt with its {fields['by']}: {fields['permit']}"
-    return f"orders of its {fields['by']} counted"
 
 
 def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:

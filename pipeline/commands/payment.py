@@ -195,11 +195,9 @@ def retry_command(
         str,
         typer.Option("--token", help="Token of the other instrument; never a card number."),
     ],
-    card_fingerprint: Annotated[
+    fingerprint: Annotated[
         str | None,
-        typer.Option(
-            "--card-fingerprint", help="The same for the same card; for risk rules and caps."
-        ),
+        typer.Option("--card-fingerprint", help="By which risk rules and caps know the card."),
     ] = None,
     card_scheme: Annotated[
         str | None,
@@ -229,7 +227,7 @@ def retry_command(
         "retry",
         payment,
         instrument_token=token,
-        card_fingerprint=card_fingerprint,
+        card_fingerprint=fingerprint,
         card_scheme=card_scheme,
         command_id=command_id,
         reason=reason,

@@ -457,7 +457,7 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
 
 
 def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    if _is_retry_capped(payment, command, now_ms, policy):
+    if _is_capped(payment, command, now_ms, policy):
         return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
     if policy.risk is None:
         return _start_retry(payment, command, now_ms, policy)
@@ -468,18 +468,19 @@ def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Polic
     return replace(made, sends=(*checks, *made.sends)) if checks else made
 
 
-def _with_its_instrument(payment: Payment, retry: PaymentCommand) -> Payment:
-    """The payment with what a retry is charged to."""
+def _as_retried(payment: Payment, command: PaymentCommand) -> Payment:
+    """The payment with the instrument that a retry names."""
     return replace(
         payment,
-        retry_token=retry.instrument_token,
-        retry_fingerprint=retry.card_fingerprint,
-        retry_scheme=retry.card_scheme,
+        retry_token=command.instrument_token,
+        retry_fingerprint=command.card_fingerprint,
+        retry_scheme=command.card_scheme,
     )
 
 
-def _is_retry_capped(payment: Payment, retry: PaymentCommand, now_ms: int, policy: Policy) -> bool:
-    asked = _with_its_instrument(payment, retry)
+def _is_capped(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> bool:
+    """Whether the payment's own attempts forbid one with the instrument that a retry names."""
+    asked = _as_retried(payment, command)
     chosen = route(policy, facts_of(asked, asked.payment_id, asked.retry_token))
     return chosen is not None and is_capped(asked, chosen.profile.name, now_ms, policy)
 
@@ -528,7 +529,7 @@ def _review_retry(
         ended = refuse_assessed_retry(payment, rules.REVIEW_MUST_BE_IN_TIME, now_ms)
         late = ended.payment or payment
         return followed(ended, _rejected(late, review, rules.REVIEW_MUST_BE_IN_TIME, now_ms))
-    if _is_retry_capped(payment, retry, now_ms, policy):
+    if _is_capped(payment, retry, now_ms, policy):
         capped = refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms, review)
         return audited(capped, payment, review, now_ms)
     started = _retried(without_retry(payment), retry, now_ms, policy, actor=review.actor)
@@ -559,7 +560,7 @@ def _retried(
     detail: str | None = None,
 ) -> Decision | None:
     return start_charge(
-        _with_its_instrument(payment, command),
+        _as_retried(payment, command),
         command.command_id,
         RETRY_ASKED,
         PAYMENT_RETRIED,

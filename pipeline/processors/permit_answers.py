@@ -20,7 +20,7 @@ from pipeline.domain.lifecycle import (
     PERMIT_WAITING,
     REVIEW_ASKED,
 )
-from pipeline.domain.model import Attempt, Payment, PaymentDue, RiskResult
+from pipeline.domain.model import Attempt, Payment, RiskResult
 from pipeline.domain.payment import decision, request_of, stepped, timer_of
 from pipeline.domain.policy import Policy
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
@@ -41,7 +41,7 @@ def answer_permit(payment: Payment, result: RiskResult, now_ms: int, policy: Pol
     An answer that nobody waits for has no effect: that the permit is not needed was told when the
     attempt ended.
     """
-    attempt = waits_for_permit(payment, result.attempt_key)
+    attempt = waits_for_permit(payment, result)
     if attempt is None:
         return Decision(note=STALE_RISK_RESULT)
     if result.permit == PERMIT_IS_GIVEN:
@@ -55,16 +55,12 @@ def answer_permit(payment: Payment, result: RiskResult, now_ms: int, policy: Pol
     return with_waiting_commands(made, now_ms, policy)
 
 
-def waits_for_permit(payment: Payment, key: str) -> Attempt | None:
-    """The attempt that waits for the permit that was asked for with this key."""
-    return next(
-        (
-            each
-            for each in payment.attempts
-            if each.state == PERMIT_WAITING and attempt_key(payment, each) == key
-        ),
-        None,
-    )
+def waits_for_permit(payment: Payment, result: RiskResult) -> Attempt | None:
+    """The attempt that waits for this answer, if there is one."""
+    for each in payment.attempts:
+        if each.state == PERMIT_WAITING and attempt_key(payment, each) == result.attempt_key:
+            return each
+    return None
 
 
 def permit_missing(
@@ -73,14 +69,14 @@ def permit_missing(
     now_ms: int,
     policy: Policy,
     *,
-    due: PaymentDue | None = None,
+    due_at_ms: int | None = None,
 ) -> Decision:
-    """No answer about a permit comes: the counter does not run or refused the question, or those in
-    flight do not end before the wait is over (``due``). An order goes to a person; what a gateway
-    was asked for before, and a retry, fails."""
+    """The wait for a permit is over and no answer came: the counter does not run, or those in
+    flight do not end. An order goes to a person; what a gateway was asked for before fails."""
     ended = replace(attempt, code=COUNTS_MISSING)
-    over = due is not None and due.due_at_ms is not None and due.due_at_ms == payment.pay_before_ms
-    if over or _is_too_late(payment, now_ms):
+    if _is_too_late(payment, now_ms) or (
+        payment.pay_before_ms is not None and due_at_ms == payment.pay_before_ms
+    ):
         made = _expired(payment, attempt, now_ms)
     elif attempt.operation_id != payment.order_id or any(e.tries for e in payment.attempts):
         made = gave_up(payment, ended, COUNTS_MISSING, now_ms)

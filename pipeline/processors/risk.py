@@ -154,18 +154,16 @@ def counts_missing(payment: Payment, now_ms: int, policy: Policy) -> Decision:
 def _not_counted(
     payment: Payment, result: RiskResult, cause: str, now_ms: int, policy: Policy
 ) -> Decision:
-    """The check was dead-lettered: its counts, or the permit, do not come, and nobody waits
-    for them any longer."""
+    """The check was dead-lettered: its counts do not come, and nobody waits for them any longer."""
     made = letter_told(payment, "risk", cause, result.letter or "", now_ms)
     told_so = made.payment
     if told_so is None:
         return made
     if result.attempt_key:
-        asking = waits_for_permit(told_so, result.attempt_key)
-        if asking is None:
-            # What became of an attempt was told in vain.
+        attempt = waits_for_permit(told_so, result)
+        if attempt is None:
             return made
-        return followed(made, permit_missing(told_so, asking, now_ms, policy))
+        return followed(made, permit_missing(told_so, attempt, now_ms, policy))
     if not _is_awaited(payment, result):
         return made
     return followed(made, _without_counts(told_so, now_ms, policy))

@@ -162,7 +162,7 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
         if due.purpose != TIMER:
             return _STALE_DUE
         again = passed_on(due, now_ms, policy)
-        return again or permit_missing(payment, attempt, now_ms, policy, due=due)
+        return again or permit_missing(payment, attempt, now_ms, policy, due_at_ms=due.due_at_ms)
     if due.purpose == RETRY:
         if attempt.state != RETRY_WAITING:
             return _STALE_DUE

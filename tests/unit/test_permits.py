@@ -355,6 +355,41 @@ def test_a_retry_without_an_answer_fails() -> None:
     assert len(flow.requests()) == 1
 
 
+def test_a_check_that_was_dead_lettered_is_not_waited_for() -> None:
+    """The risk stage says so: an order goes to a person at once, and the letter is counted."""
+    flow = Flow()
+    flow.buy(1)
+    (check,) = flow.open_checks
+    letter = RiskResult(
+        merchant_id="shop", order_id="o-1", payment_id=check.payment_id, by="card",
+        counted_at_ms=NOW, cause="killed_the_process", letter="risk-checks[0]@1",
+        attempt_key=check.attempt_key,
+    )  # fmt: skip
+    flow.risk_result(letter)
+    assert (flow.of(1).status, flow.of(1).reason) == ("risk_review", "risk_counts_missing")
+    assert flow.of(1).dead_letters == 1
+    assert flow.risk_result(letter).note == "stale_letter"
+
+
+def test_a_retry_that_a_person_approved_asks_for_its_permit_then() -> None:
+    """Rules first, then the person, then the card's counter; nothing is sent before."""
+    flow = Flow()
+    flow.declined(1)
+    rules = "[[rule]]\nname='v'\ntype='amount'\naction='review'\ncurrency='GBP'\n"
+    risk = read_rules(rules + "amount_minor_max=1\n", "rules")
+    flow.policy = replace(flow.policy, risk=risk)
+    flow.ask("retry", 1, "r1", instrument_token="tok_2", card_fingerprint="fp_2")
+    assert flow.of(1).status == "risk_review"
+    assert flow.told()[-1] == ("o-1", "declined")
+    flow.ask("review", 1, "v1", decision="approve")
+    assert (flow.of(1).status, flow.told()[-1]) == ("processing", ("o-1", "asks"))
+    assert len(flow.requests()) == 1
+    flow.count_all()
+    flow.answer(yes)
+    assert flow.of(1).status == "captured"
+    assert flow.requests()[-1].instrument_token == "tok_2"
+
+
 def test_an_order_is_cancelled_at_once_while_it_waits_for_its_permit() -> None:
     """A permit that comes all the same is given back and sends nothing; commands wait meanwhile."""
     flow = Flow()

@@ -65,25 +65,6 @@ def test_a_retry_that_rules_refuse_takes_no_place_of_its_card() -> None:
     assert len(flow.told()) == before
 
 
-def test_a_retry_that_a_person_approves_still_asks_for_its_permit() -> None:
-    """A person decides about the risk, the counter about the networks' caps."""
-    flow = Flow(REVIEW)
-    flow.declined(1)
-    flow.buy(2, card_fingerprint="fp_2")
-    flow.count_all()
-    flow.answer(yes)
-    flow.count_all()
-    flow.ask("retry", 1, **OTHER)
-    flow.count_all()
-    assert flow.of(1).status == "risk_review"
-    flow.ask("review", 1, "c2", decision="approve", actor="ann", reason="known")
-    assert asked(flow) == [("permit", "fp_2")]
-    flow.count()
-    assert flow.requests()[-1].instrument_token == "tok_2"
-    flow.answer(yes)
-    assert flow.of(1).status == "captured"
-
-
 def test_an_approved_retry_meets_the_cap_of_its_card() -> None:
     """Its card was declined elsewhere while it waited for a person."""
     flow = Flow(replace(ONE_ONLY, risk=REVIEW.risk))
