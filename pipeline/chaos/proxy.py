@@ -49,9 +49,10 @@ _T = TypeVar("_T")
 
 @dataclass
 class _Pending:
-    """A request whose answer is on its way."""
+    """A request whose answer is on its way; ``order`` is that of arrival, over all connections."""
 
     request: Request
+    order: int
     lost: bool = False
     cut: bool = False
     instead: bytes | None = None
@@ -62,6 +63,7 @@ class _Held:
     """A copy that waits for later requests to overtake it."""
 
     injected: Injected
+    order: int
     after: Api
     left: int
 
@@ -87,6 +89,7 @@ class KafkaProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[asyncio.Future[None]] = set()
         self._broken: Exception | None = None
+        self._arrived = 0
         # Requests by API key and version, for whoever wants to know what clients speak.
         self.seen: Counter[tuple[int, int]] = Counter()
 
@@ -215,14 +218,15 @@ class KafkaProxy:
             request = read_request(frame)
             self.seen[request.api_key, request.version] += 1
             injected = self._injure(request, upstream)
-            waiting = _Pending(request)
+            self._arrived += 1
+            waiting = _Pending(request, self._arrived)
             pending[request.correlation_id] = waiting
             if injected is not None:
                 fault = injected.fault
                 if fault.delay_s:
                     await asyncio.sleep(fault.delay_s)
                 if fault.copy is not None and fault.copy.after is not None:
-                    held = _Held(injected, fault.copy.after, fault.copy.nth)
+                    held = _Held(injected, waiting.order, fault.copy.after, fault.copy.nth)
                     with self._lock:
                         self._held.append(held)
                 if fault.answer is not None:
@@ -254,8 +258,8 @@ class KafkaProxy:
         while (answer := await _frame(reader)) is not None:
             waiting = pending.pop(correlation_id_of(answer), None)
             if waiting is not None:
-                due = self._take_held(partial(_overtaken, waiting.request))
-                await self._deliver(due)
+                if due := self._take_held(partial(_overtaken, waiting)):
+                    await self._deliver(due)
                 if waiting.instead is not None:
                     answer = waiting.instead
                 elif waiting.cut:
@@ -289,9 +293,8 @@ class KafkaProxy:
         return [held.injected for held in taken]
 
     async def _deliver(self, due: list[Injected]) -> None:
-        for injected in due:
-            # It arrives even if the connection that it waits on is cut meanwhile.
-            await asyncio.shield(self._go_on(self._copy(injected)))
+        # They arrive even if the connection that waits for them is cut meanwhile.
+        await asyncio.shield(self._go_on(self._copy(due)))
 
     async def _release(self) -> None:
         await self._deliver(self._take_held(lambda _held: True))
@@ -304,12 +307,13 @@ class KafkaProxy:
         future.add_done_callback(self._under_way.discard)
         return future
 
-    async def _copy(self, injected: Injected) -> None:
-        code = await self._send_copy(injected)
-        with self._lock:
-            injected.copy_answer = code
-            injected.copy_at_s = time.monotonic() - self._begun_s
-            self._write(injected)
+    async def _copy(self, due: list[Injected]) -> None:
+        for injected in due:
+            code = await self._send_copy(injected)
+            with self._lock:
+                injected.copy_answer = code
+                injected.copy_at_s = time.monotonic() - self._begun_s
+                self._write(injected)
 
     async def _send_copy(self, injected: Injected) -> int:
         """-1: no answer came."""
@@ -360,11 +364,12 @@ class KafkaProxy:
                 file.write(json.dumps(injected.as_dict()) + "\n")
 
 
-def _overtaken(request: Request, held: _Held) -> bool:
-    """Count a request that was answered towards what a copy waits for."""
+def _overtaken(answered: _Pending, held: _Held) -> bool:
+    """Count a request that was answered towards what a copy waits for, if it came after that."""
+    request = answered.request
     if (
         request.api is not held.after
-        or request is held.injected.request
+        or answered.order <= held.order
         or request.transactional_id != held.injected.request.transactional_id
     ):
         return False

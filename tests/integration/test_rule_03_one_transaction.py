@@ -32,7 +32,7 @@ class FailingLane(Lane):
         self._produce(work)
         self._producer.flush(10)
         until(cls.when_ready, "the next batch is prepared", 20)
-        return self._abort(work)
+        return self._abort(work, end_asked=False)
 
     @staticmethod
     def when_ready() -> bool:
@@ -126,8 +126,8 @@ def test_an_aborted_transaction_is_invisible_to_a_committed_reader(
         def when_ready() -> bool:
             return True
 
-        def _abort(self, work: Work) -> Outcome:
-            outcome = super()._abort(work)
+        def _abort(self, work: Work, *, end_asked: bool) -> Outcome:
+            outcome = super()._abort(work, end_asked=end_asked)
             if not seen:
                 seen["requests"] = flow.messages("payment-requests")
                 seen["attempted"] = len(flow.messages("payment-requests", "read_uncommitted"))
