@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.audit import LedgerUrl, Prefix
-from pipeline.commands.options import BootstrapServers
+from pipeline.commands.audit import LedgerUrl
+from pipeline.commands.options import BootstrapServers, Prefix
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:

@@ -122,14 +122,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what was prepared on a failed transaction is dropped with it",
         f"{RUNTIME}/table_worker.py",
-        "        self._table.discard()\n        self._batch = None\n        self._let_go_of_held()\n",
+        "        self._table.discard()\n        self._batch = None\n"
+        "        self._let_go_of_held()\n",
         "        self._table.discard()\n        self._let_go_of_held()\n",
     ),
     Mutation(
         "the view of the table is dropped with a failed transaction",
         f"{RUNTIME}/table_worker.py",
-        "        self._table.discard()\n        self._batch = None\n        self._let_go_of_held()\n",
-        "        self._table._committing = None\n        self._batch = None\n        self._let_go_of_held()\n",
+        "        self._table.discard()\n        self._batch = None\n"
+        "        self._let_go_of_held()\n",
+        "        self._table._committing = None\n        self._batch = None\n"
+        "        self._let_go_of_held()\n",
     ),
     Mutation(
         "what was buffered is dropped with a failed transaction",
