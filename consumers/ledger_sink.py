@@ -28,7 +28,6 @@ from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.posting import JournalEntry
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
-from pipeline.ledger.decisions import adopt
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
 from pipeline.ledger.journal import Journal, Progress, Source
@@ -269,9 +268,21 @@ class LedgerSink:
         topic = self._catalogue.name("ledger-events")
         if topic not in require_reachable(admin, self._bootstrap_servers).topics:
             return
-        events = self._decisions.read()
-        with self._engine.begin() as connection:
-            taken = adopt(connection, [each.event for each in events])
+        events = [each.event for each in self._decisions.read()]
+        retry_s = RETRY_S_MIN
+        while True:
+            try:
+                taken = self._journal.adopt(events)
+                break
+            except LedgerUnavailable as error:
+                self._metrics.unavailable()
+                _log.warning(
+                    "the ledger's database is away, next try in %.1f s: %s", retry_s, error
+                )
+            if self._stopping():
+                return
+            self._outside.sleep(retry_s)
+            retry_s = min(retry_s * 2, RETRY_S_MAX)
         if taken:
             _log.warning(
                 "took over %d decisions from %s; when the ledger has caught up, run "

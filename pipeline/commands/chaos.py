@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.options import AsJson
 from pipeline.commands.output import reader_may_leave
 from pipeline.commands.stopping import StopSignals
 
@@ -54,7 +55,7 @@ def kip890_command(
         Path | None,
         typer.Option(metavar="FOLDER", help="Keep a JSON line for each fault in this folder."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     write: Annotated[
         Path | None,
         typer.Option(metavar="DOCUMENT", help="Replace the table between its markers as well."),

@@ -13,6 +13,7 @@ import typer
 
 from pipeline.commands.audit import LedgerUrl
 from pipeline.commands.ledger_decide import app as decide_app
+from pipeline.commands.options import AsJson
 from pipeline.commands.output import reader_may_leave
 from pipeline.errors import UserError
 
@@ -27,7 +28,6 @@ app = typer.Typer(
 app.registered_commands += decide_app.registered_commands
 app.registered_groups += decide_app.registered_groups
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Period = Annotated[
     str | None, typer.Option("--period", help="Only what counts under YYYY-MM or YYYY-MM-DD.")
 ]

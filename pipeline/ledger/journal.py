@@ -20,10 +20,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from pipeline.domain.decisions import Rules
 from pipeline.domain.fees import UNKNOWN_PAYMENT, after, books_of, priced
 from pipeline.domain.invariant import invariant
+from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import booked_date
 from pipeline.domain.posting import JournalEntry
 from pipeline.ledger.database import reading
-from pipeline.ledger.decisions import current_rules
+from pipeline.ledger.decisions import adopt, current_rules
 from pipeline.ledger.entries import EntryWriter, Item, entries_by_id, entries_of_payments
 from pipeline.ledger.errors import (
     Conflict,
@@ -134,6 +135,12 @@ class Journal:
                 # Another writer was first: its offset counts.
                 if not self._is_refusal(error):
                     raise
+
+    def adopt(self, events: Sequence[LedgerEvent]) -> int:
+        """Take over the decisions that this ledger does not know yet; how many. LedgerUnavailable
+        when the database is away, UserError when the two contradict each other."""
+        with self._available(), self._engine.begin() as connection:
+            return adopt(connection, events)
 
     # Booking ------------------------------------------------------------------------------------
 
