@@ -6,7 +6,7 @@ stands in headers, all of them UTF-8 text:
 =================  ===========================================================================
 dlq.topic          where it came from, with ``dlq.partition`` and ``dlq.offset``
 dlq.timestamp_ms   its append time
-dlq.stage          who refused it: payments, gateway or ledger
+dlq.stage          who refused it: payments, gateway, risk or ledger
 dlq.cause          the named cause, the same word in metrics and documents
 dlq.detail         one sentence for people; never the record's own text
 dlq.attempts       how often it had been redriven, and buried again, before this letter
