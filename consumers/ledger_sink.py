@@ -24,17 +24,19 @@ from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine
 
 from pipeline.domain.invariant import invariant
-from pipeline.domain.keys import record_key
+from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import Settlement
 from pipeline.domain.posting import PostingRefused, journal_entry
-from pipeline.domain.records import settlement_from_record
+from pipeline.domain.records import settlement_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
 from pipeline.ledger.journal import Item, Journal, Progress, Source
 from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
-from pipeline.runtime.input_record import input_record
+from pipeline.runtime.input_record import InputRecord, input_record
+from pipeline.runtime.letter_evidence import settlement_letter
+from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
 from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, Catalogue
@@ -170,6 +172,7 @@ class LedgerSink:
         self._catalogue = catalogue
         self._topic = catalogue.name("settlements")
         self._decode = codec.decoder("settlement")
+        self._encode_notice = codec.encoder("gateway-notification")
         self._instance_id = instance_id
         self._metrics: LedgerMetrics = metrics if metrics is not None else NoMetrics()
         self._batch_records_max = batch_records_max
@@ -413,9 +416,10 @@ class LedgerSink:
         pieces = 0
         for one in waiting:
             record = input_record(one.message)
-            for letter in dead_letter(
+            letters = dead_letter(
                 record, topic=topic, stage=STAGE, cause=one.cause, detail=one.detail
-            ):
+            )
+            for letter in (*letters, *self._told_to_payment(record, one.cause)):
                 name, partition, key, value, headers = letter
                 try:
                     self._producer.produce(
@@ -436,6 +440,16 @@ class LedgerSink:
             raise _Undelivered(failures[0] if failures else f"{left} of {pieces} not confirmed")
         for one in waiting:
             one.sent = True
+
+    def _told_to_payment(self, record: InputRecord, cause: str) -> list[Outgoing]:
+        """The word of a letter to its payment, which counts it once however often it comes."""
+        word = settlement_letter(record, cause, int(time.time() * 1000))
+        if word is None:
+            return []
+        key = record_key(word.merchant_id, word.order_id)
+        notices = self._catalogue["gateway-notifications"]
+        lane = partition_of(key, notices.partitions)
+        return [(notices.name, lane, key, self._encode_notice(to_record(word)), None)]
 
     # Waiting ------------------------------------------------------------------------------------
 
@@ -494,6 +508,10 @@ class LedgerSink:
         for tp in starts:
             self._begin(tp.partition, tp.offset)
         consumer.assign(starts)
+        # The client keeps the pause of those that come back, and whatever they were paused for is
+        # over: their offsets were read from the database, which decides whose they are.
+        self._paused = False
+        consumer.resume(starts)
         if starts:
             _log.info(
                 "assigned %s", ", ".join(f"{tp.topic}[{tp.partition}]@{tp.offset}" for tp in starts)

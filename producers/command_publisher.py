@@ -13,8 +13,11 @@ from schemas.codec import Codec
 __all__ = ["CommandPublisher", "InvalidCommand", "PublishError"]
 
 # What people and other systems write; ids are exempt as they are in orders.
-_TEXTS = ("instrument_token", "reason", "evidence", "actor", "gateway_reference", "override")
-_OPAQUE = frozenset({"instrument_token", "gateway_reference"})
+_TEXTS = (
+    "instrument_token", "card_fingerprint", "reason", "evidence", "actor", "gateway_reference",
+    "override",
+)  # fmt: skip
+_OPAQUE = frozenset({"instrument_token", "card_fingerprint", "gateway_reference"})
 
 
 class InvalidCommand(InvalidRecord):

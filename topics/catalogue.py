@@ -161,9 +161,10 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "gateway-notifications",
         "gateway-notification",
         stream,
-        ("webhooks",),
+        ("webhooks", "ledger"),
         ("payments",),
-        "Verified notices of gateways about operations and disputes: unordered, maybe repeated.",
+        "Verified notices of gateways about operations and disputes, and the ledger's of what it "
+        "refused: unordered, maybe repeated.",
     )
     for role, delays_ms, meaning in (
         (

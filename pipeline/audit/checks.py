@@ -521,6 +521,9 @@ class Judgement:
         answered: set[tuple[str, str, int, int]] = set()
         charged: dict[tuple[str, str, int], ResultSeen] = {}
         for result in results:
+            if result.outcome == "dead_lettered" and not result.operation_id:
+                # The word of a request that could not be read: nobody knows which.
+                continue
             if result.identity in answered:
                 found.broken(
                     "result_duplicated",

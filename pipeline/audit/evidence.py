@@ -204,7 +204,8 @@ class SnapshotSeen(Struct, frozen=True, gc=False):
     """The last snapshot of a payment. ``for_a_person``: the flow has done what it may.
 
     ``withdrawn_minor`` and ``dispute_fee_minor``: sums over the disputes. ``waiting``: ids of the
-    commands that wait; ``command_ids``: of all that the payment remembers.
+    commands that wait; ``command_ids``: of all that the payment remembers; ``marked_ids``: of these
+    the ones whose content it knows.
     """
 
     partition: int
@@ -225,6 +226,7 @@ class SnapshotSeen(Struct, frozen=True, gc=False):
     attempts: tuple[AttemptSeen, ...]
     waiting: tuple[str, ...]
     command_ids: tuple[str, ...]
+    marked_ids: tuple[str, ...]
 
 
 class PaymentEvidence(Struct, gc=False):
@@ -620,6 +622,9 @@ class Evidence:
             ),
             tuple(command["command_id"] for command in fields["commands"]),
             tuple(fields["command_ids"]),
+            tuple(
+                fields["command_ids"][len(fields["command_ids"]) - len(fields["command_marks"]) :]
+            ),
         )
 
     def _dead_letter(self, record: LogRecord) -> None:

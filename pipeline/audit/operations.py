@@ -43,6 +43,10 @@ ENDED_WITHOUT_MONEY: Final = frozenset(
 # Commands that become an operation of their own id.
 _OPERATING: Final = frozenset({"capture", "refund", "retry"})
 _OPEN: Final = UNDER_WAY | FOR_A_PERSON
+# The rule that another command under a known id breaks; it says nothing of the command that has it.
+_CONFLICT: Final = "content_of_a_command_id_must_not_change"
+# As many ids of commands a payment remembers; then it forgets the oldest.
+_REMEMBERED_MAX: Final = 256
 # States of an attempt that ended without having moved anything.
 _REFUSED: Final = frozenset({"declined", "failed"})
 
@@ -135,21 +139,35 @@ class OperationChecks:
                 found.pending("command_without_outcome", self._command_example(payment, command))
         if not judge.settled(payment) or judge.gone(payment, "payment-events"):
             return
-        rejections = Counter(command_id for command_id, _ in payment.rejected_commands)
-        seen: set[str] = set()
+        rejections = Counter(
+            command_id for command_id, reason in payment.rejected_commands if reason != _CONFLICT
+        )
+        # Ids of before digests were kept are not compared, and a full memory has forgotten some.
+        marked = set() if snapshot is None else set(snapshot.marked_ids)
+        full = snapshot is not None and len(snapshot.command_ids) >= _REMEMBERED_MAX
+        firsts: dict[str, CommandSeen] = {}
         for command in payment.commands:
             command_id = command.command_id
             place = "payment-commands", command.partition, command.offset
-            if command_id in seen or place in judge.dead:
+            if place in judge.dead:
                 continue
-            seen.add(command_id)
+            first = firsts.setdefault(command_id, command)
+            if first is not command:
+                if (
+                    command_id in marked
+                    and _asks(first) != _asks(command)
+                    and not any(command_id == refused for refused, _ in payment.rejected_commands)
+                ):
+                    found.broken("conflict_not_named", self._command_example(payment, command))
+                continue
             remembered = snapshot is not None and command_id in snapshot.command_ids
             waits = snapshot is not None and command_id in snapshot.waiting
             rejected = rejections[command_id]
             example = self._command_example(payment, command)
             began = _began(payment, command_id)
             if not remembered and not rejected:
-                found.broken("command_without_outcome", example)
+                if not full:
+                    found.broken("command_without_outcome", example)
             elif (remembered and rejected > 1) or (
                 rejected and (waits or (began and not _names_another(payment, command_id)))
             ):
@@ -521,6 +539,12 @@ _BY_ITSELF: Final = {
     "dispute_fee": ("dispute_fee", -1),
     "refund_failed": ("refund_failed", 1),
 }
+
+
+def _asks(command: CommandSeen) -> tuple[object, ...]:
+    return (
+        command.type, command.amount_minor, command.gateway_reference, command.instrument_token,
+    )  # fmt: skip
 
 
 def _by_charge(

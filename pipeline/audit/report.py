@@ -49,7 +49,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "request_amount_wrong": "A request asks for the amount of its payment.",
     "request_instrument_wrong": "A request names the order's instrument, or a command's.",
     "idempotency_key_wrong": "An idempotency key is payment:operation:gateway:attempt.",
-    "conflict_not_named": "An order that contradicts its payment is dead-lettered.",
+    "conflict_not_named": "What contradicts the order or command that was taken is refused.",
     # The books balance
     "captured_without_charge": "Every captured payment has its charge in the gateway's books.",
     "amounts_out_of_order": "Refunded is at most captured, captured at most authorized.",

@@ -187,6 +187,9 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         why = f", {fields['reason']}" if fields["reason"] else ""
         what = "sent again" if fields["purpose"] == "retry" else "inquire"
         return f"waits to {'be ' if fields['purpose'] == 'retry' else ''}{what}{why}"
+    letter = _letter_of_another_stage(role, fields)
+    if letter is not None:
+        return letter
     parts = {
         "orders": ("ordered", "{money}"),
         "payment-commands": (
@@ -242,6 +245,17 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         else:
             texts.append(part.format_map(values))
     return ", ".join(texts)
+
+
+def _letter_of_another_stage(role: str, fields: dict[str, Any]) -> str | None:
+    """A stage's word of a dead letter that it made of a record of this payment."""
+    if role == "gateway-results" and fields["outcome"] == "dead_lettered":
+        return f"dead letter of the gateway stage: {fields['letter']}, {fields['code']}"
+    if role == "risk-results" and fields["cause"] is not None:
+        return f"dead letter of the risk stage: {fields['letter']}, {fields['cause']}"
+    if role == "gateway-notifications" and fields["type"] == "dead_letter":
+        return f"dead letter of the ledger: {fields['notification_id']}, {fields['code']}"
+    return None
 
 
 def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:

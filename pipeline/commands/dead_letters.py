@@ -55,7 +55,7 @@ Causes = Annotated[
 ]
 Stages = Annotated[
     list[str] | None,
-    typer.Option("--stage", help="Who refused it: payments, gateway or ledger; repeatable."),
+    typer.Option("--stage", help="Who refused it: payments, gateway, risk or ledger; repeatable."),
 ]
 Topics = Annotated[
     list[str] | None, typer.Option("--topic", help="Where the input was; repeatable.")
@@ -223,7 +223,11 @@ def redrive_command(
         int, typer.Option("--redrives-max", min=1, help="How often one record may be redriven.")
     ] = REDRIVES_MAX,
     masked_too: Annotated[
-        bool, typer.Option("--masked-too", help="Also those whose card numbers were masked.")
+        bool,
+        typer.Option(
+            "--masked-too",
+            help="Also those whose card numbers were masked, unless in the token to be charged.",
+        ),
     ] = False,
     yes: Yes = False,
     bootstrap_servers: BootstrapServers = None,
@@ -250,6 +254,7 @@ def redrive_command(
     \b
       paystream dead-letters redrive 3:17 3:21 --reason "key fixed upstream"
     """
+    from pipeline.runtime.redrive.masked import refuse_masked_tokens
     from pipeline.runtime.redrive.plan import Limits, plan_redrive
     from pipeline.runtime.redrive.redriver import REDRIVE_ACTION
 
@@ -269,6 +274,14 @@ def redrive_command(
         known, markers = desk.read()
         selected = _selected(chosen, known, markers)
         plan = plan_redrive(selected, known, markers, limits)
+        if masked_too:
+            decoders = {
+                spec.name: desk.codec.decoder(spec.schema)
+                for each in STAGES
+                for spec in desk.catalogue.inputs(each)
+                if spec.schema is not None
+            }
+            refuse_masked_tokens(plan, desk.log.wholes, decoders)
         _carry_out(
             desk, plan, selected, markers, limits, chosen,
             action=REDRIVE_ACTION, reason=reason, actor=actor, dry_run=dry_run, rate=rate, yes=yes,

@@ -197,6 +197,10 @@ def retry_command(
         str,
         typer.Option("--token", help="Token of the other instrument; never a card number."),
     ],
+    fingerprint: Annotated[
+        str | None,
+        typer.Option("--card-fingerprint", help="By which risk rules know the other card."),
+    ] = None,
     command_id: CommandId = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -205,6 +209,8 @@ def retry_command(
     prefix: Prefix = None,
 ) -> None:
     """Try a failed payment again, with another instrument.
+
+    Risk rules look at it as they did at the order: it may be refused, or wait for a review.
 
     Example:
 
@@ -219,6 +225,7 @@ def retry_command(
         "retry",
         payment,
         instrument_token=token,
+        card_fingerprint=fingerprint,
         command_id=command_id,
         reason=reason,
         actor=actor,
@@ -516,6 +523,7 @@ def _ask(
     amount: str | None = None,
     currency: str | None = None,
     instrument_token: str | None = None,
+    card_fingerprint: str | None = None,
     decision: str | None = None,
     gateway_reference: str | None = None,
     operation_id: str | None = None,
@@ -537,6 +545,7 @@ def _ask(
 
     from pipeline.commands.payment_follow import PaymentReader, judged
     from pipeline.config import load_settings
+    from pipeline.domain.command_memory import is_another, is_remembered
     from pipeline.domain.keys import record_key
     from pipeline.domain.model import PaymentCommand
     from pipeline.domain.money import parse_amount
@@ -578,6 +587,7 @@ def _ask(
             amount_minor=amount_minor,
             currency=currency,
             instrument_token=instrument_token,
+            card_fingerprint=card_fingerprint,
             decision=decision,
             gateway_reference=gateway_reference,
             operation_id=operation_id,
@@ -594,10 +604,15 @@ def _ask(
             known = reader.catch_up()
             if unnamed and known is not None:
                 _check_single(known)
-            if known is not None and command.command_id in known.command_ids:
+            if known is not None and is_remembered(known, command):
+                same = (
+                    "another command under this id, which is refused"
+                    if is_another(known, command)
+                    else "this command already, and the same id has no effect"
+                )
                 typer.echo(
-                    f"The payment knows the command {command.command_id} already, and the same id "
-                    "has no effect; give another --command-id to ask again.",
+                    f"The payment knows {same}; give another --command-id than "
+                    f"{command.command_id} to ask again.",
                     err=True,
                 )
         try:
@@ -663,6 +678,7 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
         ("operation", command.operation_id),
         ("dispute", command.dispute_id),
         ("gateway", command.gateway),
+        ("card_fingerprint", command.card_fingerprint),
     )
     asked = (
         command.merchant_id,

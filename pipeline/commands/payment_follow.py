@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.domain.command_memory import is_another, is_remembered
+from pipeline.domain.commands import COMMAND_MUST_NOT_CHANGE
 from pipeline.domain.model import Attempt, Payment, PaymentCommand, PaymentEvent
 from pipeline.domain.money import format_amount
 from pipeline.domain.records import event_from_record, payment_from_record
@@ -57,15 +59,20 @@ def judged(seen: PaymentSeen, command: PaymentCommand) -> Outcome | None:
     """What became of a command, or None while it waits or is under way.
 
     A rejection from before counts only where the payment still remembers the command: otherwise
-    the command was judged anew.
+    the command was judged anew. Where another command has its id, only its own rejection counts.
     """
     payment, command_id = seen.payment, command.command_id
-    remembered = payment is not None and command_id in payment.command_ids
-    for event in reversed(seen.events if remembered else seen.fresh):
-        if event.type == _COMMAND_REJECTED and event.operation_id == command_id:
+    remembered = payment is not None and is_remembered(payment, command)
+    conflicts = payment is not None and remembered and is_another(payment, command)
+    for event in reversed(seen.events if remembered and not conflicts else seen.fresh):
+        if (
+            event.type == _COMMAND_REJECTED
+            and event.operation_id == command_id
+            and (event.reason == COMMAND_MUST_NOT_CHANGE) is conflicts
+        ):
             detail = f" ({event.detail})" if event.detail else ""
             return Outcome(REJECTED, f"{event.reason}{detail}")
-    if payment is None or not remembered:
+    if payment is None or not remembered or conflicts:
         return None
     if any(waiting.command_id == command_id for waiting in payment.commands):
         return None

@@ -118,6 +118,8 @@ def _standing(payment: Payment) -> Iterator[str]:
         yield _row(
             "dead letters", f"{payment.dead_letters}, of them conflicts: {payment.conflicts}"
         )
+        for letter in payment.letters:
+            yield _row("", f"by the stage {printable(letter)}")
 
 
 def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:

@@ -12,6 +12,8 @@ PENDING: Final = "pending"
 UNKNOWN: Final = "unknown"
 NOT_SENT: Final = "not_sent"
 NOT_FOUND: Final = "not_found"
+# No answer: the request was refused whole and lies in the dead letters.
+DEAD_LETTERED: Final = "dead_lettered"
 
 OUTCOMES: Final = frozenset({SUCCEEDED, DECLINED, PENDING, UNKNOWN, NOT_SENT, NOT_FOUND})
 

@@ -87,6 +87,8 @@ _SECURITY_CODES: Final = frozenset(
 # Thirteen digits or more with single separators. Possessive: nothing is kept to go back to.
 _RUN = re.compile(rb"[0-9](?:[ -]?[0-9]){12,}+")
 _SEPARATOR = re.compile(rb"[ -]")
+# Six digits, stars, four digits, with the single separators that a card number may have.
+_MASKED = re.compile(rb"(?:[0-9][ -]?){6}(?:\*[ -]?){3,9}(?:[0-9][ -]?){3}[0-9]")
 # The least that a card number in a text has; the end of a line ends it.
 _THIRTEEN = re.compile(r"[0-9](?:[ -]?[0-9]){12}")
 # As cards are printed: 4-4-4-4(-3), 4-6-5, 4-6-4, 6-13, or without a gap.
@@ -126,6 +128,11 @@ def mask_card_numbers(data: bytes) -> bytes:
             for index in range(first + _KEPT_FIRST, last + 1 - _KEPT_LAST):
                 masked[positions[index]] = 0x2A
     return data if masked is None else bytes(masked)
+
+
+def is_masked(data: bytes) -> bool:
+    """Whether these bytes hold what ``mask_card_numbers`` leaves of a card number."""
+    return b"***" in data and _MASKED.search(data) is not None
 
 
 def mask_card_number_text(text: str) -> str:

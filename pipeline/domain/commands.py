@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.domain.card_numbers import holds_card_number
-from pipeline.domain.charges import refund_target
+from pipeline.domain.card_numbers import holds_card_number, is_masked
+from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.disputes import LOST, WON, bars_refunds, named
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.keys import valid_id
@@ -26,6 +26,7 @@ from pipeline.domain.lifecycle import (
     MAIN_KINDS,
     REFUND,
     RISK_REVIEW,
+    VOID,
     has_succeeded,
 )
 from pipeline.domain.model import Attempt, Payment, PaymentCommand
@@ -36,12 +37,13 @@ from pipeline.domain.payment import (
     amount_of,
     is_uncertain,
     is_unfinished,
+    parent_of,
     refundable_minor,
     reserved_minor,
     standing_main,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.validation import TEXT_LENGTH_MAX, is_date
+from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
 CANCEL: Final = "cancel"
@@ -63,10 +65,17 @@ DENY: Final = "deny"
 # A refund's override of the rule about disputes.
 OVERRIDE_DISPUTE: Final = "dispute"
 
-# Commands that wait in a payment, and ids that it remembers: more than its merchant needs, few
-# enough that a snapshot stays small (256 ids of 64 characters are 16 KiB).
+# What only a person can end has to be possible whatever came before. What ends a payment by itself,
+# or decides about one, is repeated without harm: it is judged anew by how the payment stands.
+ALWAYS_TAKEN: Final = DECIDED_BY_A_PERSON | {CANCEL}
+
+# Commands that wait in a payment: more than its merchant needs, few enough that a snapshot stays
+# small; and the room beyond that is kept for those that are always taken.
 WAITING_MAX: Final = 16
-COMMAND_IDS_MAX: Final = 256
+WAITING_ALWAYS_MAX: Final = 20
+# Operations that a void by command may be the last of: of the 24 beyond what commands may begin,
+# 16 stay for failovers and reversals.
+VOIDED_ATTEMPTS_MAX: Final = COMMANDED_ATTEMPTS_MAX + 8
 
 # Evidence and reasons are for people: a sentence or two, not a document.
 PROSE_LENGTH_MAX: Final = 1_000
@@ -76,6 +85,7 @@ _OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-")
 
 TYPE_MUST_BE_KNOWN: Final = "command_type_must_be_known"
 COMMAND_ID_MUST_BE_ITS_OWN: Final = "command_id_must_not_name_another_operation"
+COMMAND_MUST_NOT_CHANGE: Final = "content_of_a_command_id_must_not_change"
 COMMANDS_MUST_NOT_EXCEED_LIMIT: Final = "commands_must_not_exceed_limit"
 OPERATIONS_MUST_NOT_EXCEED_LIMIT: Final = "operations_must_not_exceed_limit"
 AMOUNT_MUST_BE_POSITIVE: Final = "amount_must_be_positive"
@@ -87,6 +97,7 @@ BUSINESS_DATE_MUST_BE_A_DATE: Final = "business_date_must_be_a_date"
 TEXTS_MUST_BE_SHORT: Final = "texts_must_be_at_most_1000_characters"
 TOKEN_MUST_BE_PRESENT: Final = "instrument_token_must_be_present"
 TOKEN_MUST_NOT_BE_A_CARD_NUMBER: Final = "instrument_token_must_not_be_a_card_number"
+FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER: Final = "card_fingerprint_must_not_be_a_card_number"
 TOKEN_MUST_BE_NEW: Final = "token_must_be_new"
 DECISION_MUST_BE_KNOWN: Final = "decision_must_be_known"
 EVIDENCE_MUST_BE_GIVEN: Final = "evidence_must_be_given"
@@ -139,6 +150,7 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.override,
         command.gateway_reference,
         command.instrument_token,
+        command.card_fingerprint,
         command.operation_id,
         command.dispute_id,
         command.gateway,
@@ -148,6 +160,12 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
     token = command.instrument_token
     if token is not None and holds_card_number(token, opaque=True):
         return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
+    if command.card_fingerprint is not None and holds_card_number(
+        command.card_fingerprint, opaque=True
+    ):
+        return FINGERPRINT_MUST_NOT_BE_A_CARD_NUMBER
+    if token is not None and is_masked(token.encode("utf-8", "surrogatepass")):
+        return TOKEN_MUST_NOT_BE_MASKED
     if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):
         return TOKEN_MUST_BE_PRESENT
     if kind == CREDIT:
@@ -218,7 +236,7 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
     kind = command.type
     if command.currency is not None and command.currency != payment.currency and kind != CREDIT:
         return CURRENCY_MUST_BE_THE_PAYMENTS
-    if len(payment.attempts) >= COMMANDED_ATTEMPTS_MAX and kind not in DECIDED_BY_A_PERSON:
+    if len(payment.attempts) >= _attempts_max(payment, kind):
         return OPERATIONS_MUST_NOT_EXCEED_LIMIT
     if kind == CAPTURE:
         return _broken_capture(payment, command)
@@ -237,6 +255,52 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
     if kind == REVIEW and payment.status != RISK_REVIEW:
         return PAYMENT_MUST_BE_IN_REVIEW
     return None
+
+
+def waits_for_another(payment: Payment, command: PaymentCommand) -> bool:
+    """Whether an operation that is not finished decides about the command, however long that takes.
+
+    A void decides whether there is anything to capture or to void. A refund that what is captured
+    does not suffice for, or that shall give back all there is, waits for the captures under way.
+    """
+    if command.type in (CAPTURE, CANCEL):
+        return open_void(payment) is not None
+    coming_minor = reserved_minor(payment, CAPTURE)
+    charge = standing_main(payment)
+    if command.type != REFUND or not coming_minor or charge is None:
+        return False
+    wanted_minor, reference = command.amount_minor, command.gateway_reference
+    if reference not in (None, charge.gateway_reference):
+        return False  # of another charge, of which nothing is being captured
+    if wanted_minor is None:
+        return True
+    return (
+        refund_target(payment, wanted_minor, reference) is None
+        and wanted_minor <= refundable_of_minor(payment, charge) + coming_minor
+    )
+
+
+def open_void(payment: Payment) -> Attempt | None:
+    """The void of what stands that is neither done nor refused, if there is one."""
+    standing = standing_main(payment)
+    if standing is None:
+        return None
+    for each in payment.attempts:
+        if each.kind != VOID or not is_unfinished(each):
+            continue
+        about = parent_of(payment, each)
+        if about is not None and (about.operation_id, about.attempt) == (
+            standing.operation_id, standing.attempt,
+        ):  # fmt: skip
+            return each
+    return None
+
+
+def _attempts_max(payment: Payment, kind: str) -> int:
+    """Up to how many operations of the payment a command of this kind may begin one more."""
+    if kind in DECIDED_BY_A_PERSON or (kind == CANCEL and payment.status != AUTHORIZED):
+        return len(payment.attempts) + 1  # it begins none
+    return VOIDED_ATTEMPTS_MAX if kind == CANCEL else COMMANDED_ATTEMPTS_MAX
 
 
 def _broken_capture(payment: Payment, command: PaymentCommand) -> str | None:

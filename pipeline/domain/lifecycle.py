@@ -120,7 +120,9 @@ GIVEN_UP: Final = "given_up"
 BECAME_UNKNOWN: Final = "became_unknown"
 BECAME_KNOWN: Final = "became_known"
 ACTION_ASKED: Final = "action_asked"
+ACTION_TAKEN: Final = "action_taken"
 RETRY_ASKED: Final = "retry_asked"
+RETRY_REFUSED: Final = "retry_refused"
 CANCEL_CONFIRMED: Final = "cancel_confirmed"
 DEADLINE_PASSED: Final = "deadline_passed"
 
@@ -145,6 +147,7 @@ VOID_FAILED: Final = "void_failed"
 REFUND_FAILED: Final = "refund_failed"
 CHARGE_FAILED: Final = "charge_failed"
 AUTHORIZATION_FAILED: Final = "authorization_failed"
+ANSWER_CAME_LATE: Final = "answer_came_late"
 CONTRADICTORY_EVIDENCE: Final = "contradictory_evidence"
 ORDER_CONFLICT: Final = "order_conflict"
 INPUT_DEAD_LETTERED: Final = "input_dead_lettered"
@@ -163,6 +166,7 @@ DISPUTE_PRE_ARBITRATION: Final = "dispute_pre_arbitration"
 STANDING_EVENTS: Final = frozenset(
     {
         ORDER_CONFLICT,
+        ANSWER_CAME_LATE,
         CONTRADICTORY_EVIDENCE,
         INPUT_DEAD_LETTERED,
         RISK_COUNTED,
@@ -253,12 +257,18 @@ PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (OUTCOME_UNKNOWN, GIVEN_UP): _T(FAILED, FAILED),
     (PROCESSING, ACTION_ASKED): _T(REQUIRES_CUSTOMER_ACTION, REQUIRES_CUSTOMER_ACTION),
     (OUTCOME_UNKNOWN, ACTION_ASKED): _T(REQUIRES_CUSTOMER_ACTION, REQUIRES_CUSTOMER_ACTION),
+    # The gateway goes on without asking: the customer has done it.
+    (REQUIRES_CUSTOMER_ACTION, ACTION_TAKEN): _T(PROCESSING, None),
     (REQUIRES_CUSTOMER_ACTION, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
     # After the first outcome.
     (AUTHORIZED, CAPTURE_SEEN): _T(CAPTURED, CAPTURED),
     (AUTHORIZED, CANCEL_CONFIRMED): _T(CANCELLED, CANCELLED),
     (AUTHORIZED, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
     (FAILED, RETRY_ASKED): _T(PROCESSING, PAYMENT_RETRIED),
+    # A person looks at a retry before the other instrument is asked for money.
+    (FAILED, REVIEW_ASKED): _T(RISK_REVIEW, RISK_REVIEW),
+    (RISK_REVIEW, RETRY_ASKED): _T(PROCESSING, PAYMENT_RETRIED),
+    (RISK_REVIEW, RETRY_REFUSED): _T(FAILED, FAILED),
 }
 
 ATTEMPT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {

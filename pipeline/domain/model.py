@@ -46,6 +46,7 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     amount_minor: int | None = None
     currency: str | None = None
     instrument_token: str | None = None
+    card_fingerprint: str | None = None
     decision: str | None = None
     gateway_reference: str | None = None
     operation_id: str | None = None
@@ -97,6 +98,7 @@ class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
     gateway_code: str | None = None
     retry_after_ms: int | None = None
     next_action_url: str | None = None
+    letter: str | None = None
 
 
 class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):
@@ -207,6 +209,13 @@ class Dispute(Struct, frozen=True, kw_only=True, gc=False):
     resolved_by: str | None = None
 
 
+class CommandMark(Struct, frozen=True, kw_only=True, gc=False):
+    """What is remembered of a command that was taken, besides its id."""
+
+    digest: int
+    taken_at_ms: int
+
+
 class RiskCounted(Struct, frozen=True, kw_only=True, gc=False):
     """How many orders of one identity a window holds, the one that was asked about included."""
 
@@ -251,9 +260,12 @@ class Payment(Struct, frozen=True, kw_only=True):
     retry_token: str | None = None
     commands: tuple[PaymentCommand, ...] = ()
     command_ids: tuple[str, ...] = ()
+    command_marks: tuple[CommandMark, ...] = ()
+    letters: tuple[str, ...] = ()
     disputes: tuple[Dispute, ...] = ()
     risk_awaited: tuple[str, ...] = ()
     risk_counted: tuple[RiskCounted, ...] = ()
+    assessed_retry: str | None = None
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
@@ -308,6 +320,7 @@ class RiskCheck(Struct, frozen=True, kw_only=True):
     amount_minor: int
     currency: str
     counters: tuple[RiskCounter, ...] = ()
+    operation_id: str = ""
 
 
 class RiskResult(Struct, frozen=True, kw_only=True):
@@ -317,6 +330,9 @@ class RiskResult(Struct, frozen=True, kw_only=True):
     by: str
     counted_at_ms: int
     counted: tuple[RiskCounted, ...] = ()
+    cause: str | None = None
+    letter: str | None = None
+    operation_id: str = ""
 
 
 class VelocityBucket(Struct, frozen=True, kw_only=True, gc=False):

@@ -339,9 +339,7 @@ def wait_of(
             retry_after_ms = max(0, due_at_ms - now_ms)
         tier = retry_tier(policy.retry_delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
     elif attempt.inquiries >= policy.inquiry_max and attempt.code in PENDING_CODES:
-        purpose = TIMER
-        due_at_ms = now_ms + policy.pending_check_ms
-        tier = tier_not_longer(policy.timer_delays_ms, policy.pending_check_ms)
+        return check_of(payment, attempt, reason, policy, now_ms)
     else:
         tier = inquiry_tier(policy.inquiry_delays_ms, attempt.inquiries)
     return PaymentDue(
@@ -355,6 +353,24 @@ def wait_of(
         reason=reason,
         due_at_ms=due_at_ms,
         tier=tier,
+    )
+
+
+def check_of(
+    payment: Payment, attempt: Attempt, reason: str | None, policy: Policy, now_ms: int
+) -> PaymentDue:
+    """The wait of an attempt that may take long: asked about every hour by default."""
+    return PaymentDue(
+        merchant_id=payment.merchant_id,
+        order_id=payment.order_id,
+        payment_id=payment.payment_id,
+        operation_id=attempt.operation_id,
+        attempt=attempt.attempt,
+        try_number=attempt.tries,
+        purpose=TIMER,
+        reason=reason,
+        due_at_ms=now_ms + policy.pending_check_ms,
+        tier=tier_not_longer(policy.timer_delays_ms, policy.pending_check_ms),
     )
 
 
@@ -578,6 +594,16 @@ def charge_deadline_ms(payment: Payment, attempt: Attempt, policy: Policy) -> in
     if payment.pay_before_ms is None or attempt.kind not in MAIN_KINDS:
         return oldest
     return min(oldest, payment.pay_before_ms)
+
+
+def sendable_until_ms(attempt: Attempt, policy: Policy) -> int:
+    """Until when somebody may still send the attempt's latest request, as far as is known.
+
+    While that request is not answered nothing is known: its append time may be any time later than
+    the decision to send it. What is older than any charge may be is then taken for over, for
+    snapshots whose answer had come before it was kept.
+    """
+    return attempt.sendable_until_ms or attempt.updated_at_ms + policy.stale_after_ms
 
 
 def gateway_profile(policy: Policy, gateway: str) -> GatewayProfile:

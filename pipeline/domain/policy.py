@@ -107,6 +107,9 @@ class Policy(Struct, frozen=True, kw_only=True):
     review_ms: int = 7 * DAY_MS
     # Commands may overtake their order by as much as one system's outage, not by more than a day.
     awaiting_order_ms: int = DAY_MS
+    # For how long a command's record may come again from its topic: the retention, which the stage
+    # sets.
+    command_memory_ms: int = _TIERS.retention_ms
     # What is assessed before anybody is asked for money; None assesses nothing and costs nothing.
     risk: RiskRules | None = None
     # An order whose counts do not come for so long is looked at by a person: longer than a worker's

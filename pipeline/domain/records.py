@@ -15,6 +15,7 @@ from msgspec.structs import asdict
 from pipeline.domain.model import (
     Attempt,
     AuditEntry,
+    CommandMark,
     ControlEntry,
     DeadLetterMarker,
     Dispute,
@@ -74,6 +75,8 @@ def payment_to_record(payment: Payment) -> Record:
     record["attempts"] = [asdict(attempt) for attempt in payment.attempts]
     record["commands"] = [asdict(command) for command in payment.commands]
     record["command_ids"] = list(payment.command_ids)
+    record["command_marks"] = [asdict(mark) for mark in payment.command_marks]
+    record["letters"] = list(payment.letters)
     record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
     record["risk_awaited"] = list(payment.risk_awaited)
     record["risk_counted"] = [asdict(counted) for counted in payment.risk_counted]
@@ -110,6 +113,8 @@ def payment_from_record(record: Record) -> Payment:
         "attempts": tuple([Attempt(**attempt) for attempt in record["attempts"]]),
         "commands": tuple([PaymentCommand(**command) for command in record["commands"]]),
         "command_ids": tuple(record["command_ids"]),
+        "command_marks": tuple([CommandMark(**mark) for mark in record["command_marks"]]),
+        "letters": tuple(record["letters"]),
         "disputes": tuple([Dispute(**dispute) for dispute in record["disputes"]]),
         "risk_awaited": tuple(record["risk_awaited"]),
         "risk_counted": tuple([RiskCounted(**counted) for counted in record["risk_counted"]]),

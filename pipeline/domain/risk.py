@@ -16,7 +16,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from pipeline.domain.model import Order, Payment, RiskCounted, RiskCounter
+from pipeline.domain.model import Order, Payment, RiskCheck, RiskCounted, RiskCounter
 from pipeline.domain.money import format_amount
 
 # What follows, mildest first.
@@ -189,6 +189,29 @@ def identity_of(by: str, facts: RiskFacts) -> str | None:
     else:
         return facts.merchant_id
     return text if text is not None and text.strip() else None
+
+
+def checks_of(
+    payment: Payment,
+    facts: RiskFacts,
+    counters: Mapping[str, tuple[RiskCounter, ...]],
+    operation_id: str = "",
+) -> tuple[RiskCheck, ...]:
+    """What asks for the counts of an order, or of a retry by its command's id."""
+    return tuple(
+        RiskCheck(
+            merchant_id=payment.merchant_id,
+            order_id=payment.order_id,
+            payment_id=payment.payment_id,
+            by=by,
+            identity=identity_of(by, facts) or "",
+            amount_minor=payment.amount_minor,
+            currency=payment.currency,
+            counters=counted,
+            operation_id=operation_id,
+        )
+        for by, counted in counters.items()
+    )
 
 
 def facts_of(of: Order | Payment, counted: Sequence[RiskCounted] = ()) -> RiskFacts:

@@ -4,8 +4,9 @@ A window is cut into sixty buckets; an order counts in the bucket of its check's
 window holds every bucket that reaches into it: it is never shorter than it says and at most a
 sixtieth longer. Counts add up, so the order in which checks come does not matter for them.
 
-The same order is counted once: the payments table asks once for each order, and the newest 256
-orders are remembered here as a second defence (eight bytes of their payment's id).
+The same order is counted once: the payments table asks once for each order, and once for each retry
+of it with another instrument, which counts as one order more. The newest 256 are remembered here as
+a second defence (eight bytes of what names them).
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def count_check(
     ``now_ms``: the check's append time. The answer holds one entry for each counter of the check,
     the order itself included.
     """
-    digest = sha1(check.payment_id.encode(), usedforsecurity=False).digest()
+    name = f"{check.payment_id}:{check.operation_id}" if check.operation_id else check.payment_id
+    digest = sha1(name.encode(), usedforsecurity=False).digest()
     mark = int.from_bytes(digest[:8], "big", signed=True)
     recent = () if velocity is None else velocity.recent
     rows = {} if velocity is None else {_counter(each): each for each in velocity.series}

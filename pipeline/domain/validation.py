@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from pipeline.domain.card_numbers import is_card_number
+from pipeline.domain.card_numbers import is_card_number, is_masked
 from pipeline.domain.model import Order
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.policy import Policy
@@ -16,6 +16,7 @@ CURRENCY_MUST_BE_ISO_4217 = "currency_must_be_iso_4217"
 CURRENCY_MUST_BE_SUPPORTED = "currency_must_be_supported_by_a_gateway"
 TOKEN_MUST_BE_PRESENT = "instrument_token_must_be_present"
 TOKEN_MUST_NOT_BE_A_CARD_NUMBER = "instrument_token_must_not_be_a_card_number"
+TOKEN_MUST_NOT_BE_MASKED = "instrument_token_must_not_be_masked"
 TOKEN_MUST_BE_SHORT = "instrument_token_must_be_at_most_255_characters"
 CUSTOMER_ID_MUST_BE_SHORT = "customer_id_must_be_at_most_255_characters"
 TEXTS_MUST_BE_SHORT = "texts_must_be_at_most_255_characters"
@@ -35,6 +36,7 @@ RULES = (
     CURRENCY_MUST_BE_ISO_4217,
     TOKEN_MUST_BE_SHORT,
     TOKEN_MUST_NOT_BE_A_CARD_NUMBER,
+    TOKEN_MUST_NOT_BE_MASKED,
     CUSTOMER_ID_MUST_BE_SHORT,
     TEXTS_MUST_BE_SHORT,
     BUSINESS_DATE_MUST_BE_A_DATE,
@@ -70,6 +72,8 @@ def broken_rule(order: Order, now_ms: int, policy: Policy) -> str | None:
         return TOKEN_MUST_BE_SHORT
     if is_card_number(token):
         return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
+    if "***" in token and is_masked(token.encode("utf-8", "surrogatepass")):
+        return TOKEN_MUST_NOT_BE_MASKED
     if order.customer_id is not None and len(order.customer_id) > TEXT_LENGTH_MAX:
         return CUSTOMER_ID_MUST_BE_SHORT
     if (

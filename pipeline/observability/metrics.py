@@ -33,6 +33,8 @@ _REASONS = {
         "stale_due",
         "stale_result",
         "stale_risk_result",
+        "stale_letter",
+        "letter_of_no_payment",
     )
 }
 _BATCH_BUCKETS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)

@@ -16,8 +16,10 @@ from pipeline.domain.answer import SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP, cap_reached
 from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.charges import refund_target, refundable_of_minor
+from pipeline.domain.command_memory import is_another, is_remembered, remembering
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
+from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
     AUTHORIZED,
     AWAITING_ORDER,
@@ -55,17 +57,27 @@ from pipeline.domain.payment import (
     main_kind,
     moved,
     request_of,
+    sendable_until_ms,
     settlement_of,
     standing_main,
     timer_of,
     told,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.risk import REJECT, REVIEW, Assessment
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
 from pipeline.processors.decided import audited
 from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
+from pipeline.processors.retries import (
+    REVIEW_ENDS,
+    assess_retry,
+    assessed_retry,
+    hold_retry,
+    review_ended,
+    without_retry,
+)
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_COMMAND: Final = "duplicate_command"
@@ -76,7 +88,6 @@ NO_GATEWAY: Final = "none"
 
 # Reasons.
 ORDER_MUST_ARRIVE: Final = "order_must_arrive"
-REVIEW_ENDS: Final = "review_ends"
 RISK_REVIEW_DENIED: Final = "risk_review_denied"
 RESOLVED_NOT_CHARGED: Final = "resolved_not_charged"
 
@@ -88,13 +99,16 @@ def process_command(
 ) -> Decision:
     """Decide about one command; ``now_ms`` is its append time.
 
-    The same command id again has no effect (``duplicate_command``), whether the first was taken or
-    rejected. A broken rule is the event ``command_rejected`` with the rule as its reason.
+    The same command again has no effect (``duplicate_command``), whether the first was taken or
+    rejected. A broken rule is the event ``command_rejected`` with the rule as its reason; another
+    command under an id that was taken breaks one.
     """
     if not rules.usable_id(command):
         detail = "merchant_id, order_id and command_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
         return Decision(dead_letter=INVALID_IDS, detail=detail)
-    if payment is not None and command.command_id in payment.command_ids:
+    if payment is not None and is_remembered(payment, command):
+        if is_another(payment, command):
+            return _rejected(payment, _masked(command), rules.COMMAND_MUST_NOT_CHANGE, now_ms)
         return _DUPLICATE
     command = _masked(command)
     rule = rules.broken_by_itself(command, policy)
@@ -102,16 +116,17 @@ def process_command(
         rule = rules.COMMAND_ID_MUST_BE_ITS_OWN
     if payment is None:
         return _without_a_payment(command, rule, now_ms, policy)
-    if len(payment.command_ids) >= rules.COMMAND_IDS_MAX:
-        # Not remembered: the list never gets shorter, so the answer stays the same.
+    always = command.type in rules.ALWAYS_TAKEN
+    taken = remembering(payment, command, now_ms, policy, always=always)
+    if taken is None:
+        # Not remembered: its repetition may find room.
         return _rejected(payment, command, rules.COMMANDS_MUST_NOT_EXCEED_LIMIT, now_ms)
-    taken = replace(payment, command_ids=(*payment.command_ids, command.command_id))
     if rule is not None:
         return _rejected(taken, command, rule, now_ms)
     if _runs_at_once(payment, command):
         made = _run(taken, command, now_ms, policy)
         return with_waiting_commands(made, now_ms, policy)
-    if payment.commands or is_held(payment):
+    if payment.commands or _has_to_wait(payment, command):
         return _waits(taken, command, now_ms, policy)
     return _run(taken, command, now_ms, policy)
 
@@ -119,12 +134,18 @@ def process_command(
 def with_waiting_commands(made: Decision, now_ms: int, policy: Policy) -> Decision:
     """The decision, followed by the commands that waited for it, in order, as far as they can."""
     payment = made.payment
-    while payment is not None and payment.commands and not is_held(payment):
+    while (
+        payment is not None and payment.commands and not _has_to_wait(payment, payment.commands[0])
+    ):
         first, *others = payment.commands
         then = _run(replace(payment, commands=tuple(others)), first, now_ms, policy)
         made = followed(made, then)
         payment = made.payment
     return made
+
+
+def _has_to_wait(payment: Payment, command: PaymentCommand) -> bool:
+    return is_held(payment) or rules.waits_for_another(payment, command)
 
 
 def is_held(payment: Payment) -> bool:
@@ -196,8 +217,8 @@ def _without_a_payment(
         business_date="",
         ordered_at_ms=now_ms,
         updated_at_ms=now_ms,
-        command_ids=(command.command_id,),
     )
+    empty = remembering(empty, command, now_ms, policy, always=True) or empty
     if rule is None and command.type == rules.CREDIT:
         return _credited(empty, command, now_ms)
     expires_at_ms = None if rule is not None else now_ms + policy.awaiting_order_ms
@@ -270,7 +291,8 @@ def _kept(text: str | None) -> str | None:
 
 
 def _waits(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    if len(payment.commands) >= rules.WAITING_MAX:
+    always = command.type in rules.ALWAYS_TAKEN
+    if len(payment.commands) >= (rules.WAITING_ALWAYS_MAX if always else rules.WAITING_MAX):
         return _rejected(payment, command, rules.COMMANDS_MUST_NOT_EXCEED_LIMIT, now_ms)
     waiting = replace(payment, commands=(*payment.commands, command))
     timers: tuple[PaymentDue, ...] = ()
@@ -297,9 +319,10 @@ def _rejected(
     rule: str,
     now_ms: int,
     *,
-    choices: str | None = None,
+    detail: str | None = None,
 ) -> Decision:
-    kind = command.type if command.type in rules.TYPES else None
+    if detail is None and command.type in rules.TYPES:
+        detail = command.type
     changed, event = told(
         payment,
         COMMAND_REJECTED,
@@ -308,7 +331,7 @@ def _rejected(
         actor=command.actor,
         operation_id=command.command_id,
         operation_minor=command.amount_minor,
-        detail=kind if choices is None else f"{kind}: one of {choices}",
+        detail=detail,
     )
     return audited(decision(changed, event), payment, command, now_ms, rule=rule)
 
@@ -316,8 +339,10 @@ def _rejected(
 def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
     rule = rules.broken_now(payment, command, now_ms)
     if rule is not None:
-        choices = rules.choices(payment) if rule == rules.OPERATION_MUST_BE_NAMED else None
-        return _rejected(payment, command, rule, now_ms, choices=choices)
+        detail = None
+        if rule == rules.OPERATION_MUST_BE_NAMED:
+            detail = f"{command.type}: one of {rules.choices(payment)}"
+        return _rejected(payment, command, rule, now_ms, detail=detail)
     if command.type in (CAPTURE, REFUND):
         return _moves_money(payment, command, now_ms, policy)
     if command.type == rules.CANCEL:
@@ -359,6 +384,9 @@ def _moves_money(
 
 
 def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    if assessed_retry(payment) is not None:
+        # The payment has failed already: what ends is the retry that waits for a person.
+        return refuse_assessed_retry(payment, CANCEL_REQUESTED, now_ms, command)
     if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION) or payment.risk_awaited:
         # Nobody was asked for money, or the customer did not go on: there is nothing to undo yet.
         changed, event = moved(
@@ -405,20 +433,106 @@ def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Polic
     # Two tokens may stand for one card, so every attempt of the payment counts against it.
     if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
         return _rejected(payment, command, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
-    started = start_charge(
+    if policy.risk is None:
+        return _start_retry(payment, command, now_ms, policy)
+    assessment, checks, waits = assess_retry(payment, command, now_ms, policy, policy.risk)
+    if waits is not None:
+        return waits
+    made = decide_retry(payment, command, assessment, now_ms, policy)
+    return replace(made, sends=(*checks, *made.sends)) if checks else made
+
+
+def decide_retry(
+    payment: Payment, command: PaymentCommand, assessment: Assessment, now_ms: int, policy: Policy
+) -> Decision:
+    """What becomes of a retry once all that rules look at is known: it is made, is refused by the
+    rule's name, or waits for a person."""
+    rule = rules.broken_now(payment, command, now_ms)
+    if rule is None and assessment.action == REJECT:
+        rule = assessment.reason
+    if rule is not None:
+        return _rejected(payment, command, rule, now_ms, detail=assessment.detail)
+    if assessment.action == REVIEW:
+        reason, detail = assessment.reason, assessment.detail
+        return hold_retry(payment, command, reason, detail, now_ms, policy)
+    return _start_retry(payment, command, now_ms, policy, detail=assessment.detail)
+
+
+def refuse_assessed_retry(
+    payment: Payment, rule: str, now_ms: int, by: PaymentCommand | None = None
+) -> Decision:
+    """The retry that waits for a person is not made: by the command ``by``, or by time."""
+    retry = assessed_retry(payment)
+    if retry is None:
+        raise InvariantBroken("no retry waits for a person")
+    changed, event = review_ended(
+        payment,
+        rule,
+        now_ms,
+        detail=None if by is None else by.reason,
+        actor=None if by is None else by.actor,
+        operation_id=None if by is None else by.command_id,
+    )
+    return followed(decision(changed, event), _rejected(changed, retry, rule, now_ms))
+
+
+def _review_retry(
+    payment: Payment, retry: PaymentCommand, review: PaymentCommand, now_ms: int, policy: Policy
+) -> Decision:
+    if review.decision == rules.DENY:
+        denied = refuse_assessed_retry(payment, RISK_REVIEW_DENIED, now_ms, review)
+        return audited(denied, payment, review, now_ms)
+    if payment.expires_at_ms is not None and now_ms >= payment.expires_at_ms:
+        ended = refuse_assessed_retry(payment, rules.REVIEW_MUST_BE_IN_TIME, now_ms)
+        late = ended.payment or payment
+        return followed(ended, _rejected(late, review, rules.REVIEW_MUST_BE_IN_TIME, now_ms))
+    if cap_reached(policy.attempt_caps, payment.attempts, now_ms) is not None:
+        capped = refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms, review)
+        return audited(capped, payment, review, now_ms)
+    started = _retried(without_retry(payment), retry, now_ms, policy, actor=review.actor)
+    if started is None:
+        return _rejected(payment, review, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+    return audited(started, payment, review, now_ms)
+
+
+def _start_retry(
+    payment: Payment,
+    command: PaymentCommand,
+    now_ms: int,
+    policy: Policy,
+    *,
+    detail: str | None = None,
+) -> Decision:
+    started = _retried(payment, command, now_ms, policy, actor=command.actor, detail=detail)
+    return started or _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
+
+
+def _retried(
+    payment: Payment,
+    command: PaymentCommand,
+    now_ms: int,
+    policy: Policy,
+    *,
+    actor: str | None,
+    detail: str | None = None,
+) -> Decision | None:
+    return start_charge(
         replace(payment, retry_token=command.instrument_token),
         command.command_id,
         RETRY_ASKED,
         PAYMENT_RETRIED,
         now_ms,
         policy,
-        actor=command.actor,
+        actor=actor,
         reason=command.reason,
+        detail=detail,
     )
-    return started or _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
 
 
 def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    retry = assessed_retry(payment)
+    if retry is not None:
+        return _review_retry(payment, retry, command, now_ms, policy)
     if command.decision == rules.DENY:
         changed, event = moved(
             payment,
@@ -460,7 +574,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
     if command.decision == rules.NOT_CHARGED:
         grace_ms = gateway_profile(policy, attempt.gateway).grace_ms
-        if now_ms < attempt.sendable_until_ms + grace_ms:
+        if now_ms < sendable_until_ms(attempt, policy) + grace_ms:
             return _rejected(payment, command, rules.SEND_WINDOW_MUST_BE_OVER, now_ms)
         made = gave_up(
             payment,

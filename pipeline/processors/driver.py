@@ -220,6 +220,7 @@ class FlowDriver:
                 by=check.by,
                 counted_at_ms=self.now_ms,
                 counted=counted,
+                operation_id=check.operation_id,
             )
         )
 

@@ -12,6 +12,10 @@ from pipeline.domain.answer import DECLINED, PENDING, SUCCEEDED
 from pipeline.domain.decision import Decision
 from pipeline.domain.lifecycle import (
     CONTRADICTED,
+    INQUIRING,
+    INQUIRY_DUE,
+    INQUIRY_WAITING,
+    MAIN_KINDS,
     OPEN_STATES,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
@@ -21,17 +25,21 @@ from pipeline.domain.lifecycle import PENDING as ATTEMPT_PENDING
 from pipeline.domain.model import Attempt, GatewayNotification, GatewayResult, Payment
 from pipeline.domain.payment import (
     CUSTOMER_ACTION_REQUIRED,
+    PENDING_CODE,
+    UNDECIDED,
     dead_lettered,
     find_attempt,
 )
 from pipeline.domain.policy import Policy
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.disputes import process_dispute
+from pipeline.processors.letters import DEAD_LETTER, process_settlement_letter
 from pipeline.processors.outcomes import (
     STALE_RESULT,
     contradictory,
     declined,
     failed_later,
+    inquire,
     late_evidence,
     pending,
 )
@@ -56,6 +64,8 @@ def process_notification(
     Repeated and outdated ones have no effect (``stale_result``); what names no payment or attempt
     of ours is dead-lettered. Commands that waited for the operation run in the same decision.
     """
+    if notice.type == DEAD_LETTER:
+        return process_settlement_letter(payment, notice, now_ms)
     if payment is None:
         detail = f"no payment {notice.payment_id} of order {notice.order_id} is known"
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)
@@ -96,10 +106,31 @@ def _about(
             return contradictory(payment, said, now_ms)
         return _STALE
     if outcome == PENDING and attempt.state in OPEN_STATES:
-        asks = said.code == CUSTOMER_ACTION_REQUIRED and payment.status != REQUIRES_CUSTOMER_ACTION
-        if attempt.state != ATTEMPT_PENDING or asks:
-            return pending(payment, attempt, said, now_ms, policy)
+        return _not_finished(payment, attempt, said, now_ms, policy)
     return _STALE
+
+
+def _not_finished(
+    payment: Payment, attempt: Attempt, said: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """The gateway is not done, which changes something where it was not known, or where it is about
+    the customer.
+
+    Notices overtake each other. Plain pending says that the customer has acted, and is believed:
+    else a timer would end what goes on. That the customer is asked may be an old word by then, so
+    the gateway is asked which it is.
+    """
+    asks = said.code == CUSTOMER_ACTION_REQUIRED
+    followed = attempt.kind in MAIN_KINDS and payment.status in UNDECIDED
+    if followed and asks and attempt.code == PENDING_CODE:
+        if attempt.state in (ATTEMPT_PENDING, INQUIRY_WAITING):
+            return inquire(payment, attempt, INQUIRY_DUE, now_ms)
+        if attempt.state == INQUIRING:
+            return _STALE
+    acted = followed and not asks and payment.status == REQUIRES_CUSTOMER_ACTION
+    if attempt.state == ATTEMPT_PENDING and not acted:
+        return _STALE
+    return pending(payment, attempt, said, now_ms, policy)
 
 
 def _as_result(notice: GatewayNotification, attempt: Attempt | None) -> GatewayResult:

@@ -210,6 +210,7 @@ def _payment(
         sequence=payment.sequence + sequence,
         commands=payment.commands,
         command_ids=payment.command_ids,
+        command_marks=payment.command_marks,
         dead_letters=payment.dead_letters,
     )
 

@@ -7,7 +7,7 @@ back once: voided if it was only authorized, else refunded.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -18,6 +18,7 @@ from pipeline.domain.ids import expiry_operation_id, reversal_operation_id
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
     ACTION_ASKED,
+    ACTION_TAKEN,
     ATTEMPT_FAILED,
     AUTHORIZATION_SEEN,
     AUTHORIZED,
@@ -62,6 +63,7 @@ from pipeline.domain.model import Attempt, GatewayResult, Payment
 from pipeline.domain.normalisation import Action, action_of
 from pipeline.domain.payment import (
     CUSTOMER_ACTION_REQUIRED,
+    INQUIRE,
     PENDING_CODE,
     UNDECIDED,
     amount_of,
@@ -523,6 +525,15 @@ def uncertain(
     return decision(changed, waiting(changed, attempt, reason, policy, now_ms), event)
 
 
+def inquire(payment: Payment, attempt: Attempt, trigger: str, now_ms: int) -> Decision:
+    """Ask the gateway what became of an attempt."""
+    attempt = replace(attempt, tries=attempt.tries + 1, inquiries=attempt.inquiries + 1)
+    main = attempt.kind in MAIN_KINDS and payment.status in UNDECIDED
+    reason = payment.reason if main else attempt.code
+    changed, event = stepped(payment, attempt, trigger, now_ms, reason=reason)
+    return decision(changed, request_of(changed, attempt, INQUIRE), event)
+
+
 def exhausted(payment: Payment, attempt: Attempt, reason: str, now_ms: int) -> Decision:
     """The gateway was asked as often as policy allows: a person must look."""
     changed, event = stepped(
@@ -573,14 +584,24 @@ def pending(
         timer = timer_of(changed, expires_at_ms, CUSTOMER_ACTION_ENDS, policy, now_ms)
         wait = waiting(changed, attempt, result.code, policy, now_ms)
         return decision(changed, timer, wait, event)
-    known = payment.status == OUTCOME_UNKNOWN and attempt.kind in MAIN_KINDS
+    changes: dict[str, Any] = {}
+    moves = known_by(payment, attempt)
+    if asks:
+        # Still asked; a notice does not carry the address, the answer or an inquiry does.
+        changes["next_action_url"] = result.next_action_url or payment.next_action_url
+    elif attempt.kind in MAIN_KINDS and payment.status in UNDECIDED:
+        # The customer has acted, or nobody asks any more: no timer may end what goes on.
+        changes = {"next_action_url": None, "expires_at_ms": None}
+        if payment.status == REQUIRES_CUSTOMER_ACTION:
+            moves = ACTION_TAKEN
     changed, event = stepped(
         payment,
         attempt,
         PENDING_SEEN,
         now_ms,
-        moves=BECAME_KNOWN if known else None,
+        moves=moves,
         reason=result.code or PENDING,
+        **changes,
     )
     return decision(changed, waiting(changed, attempt, result.code, policy, now_ms), event)
 

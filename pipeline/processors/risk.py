@@ -24,8 +24,8 @@ from pipeline.domain.lifecycle import (
     REVIEW_ASKED,
     RISK_COUNTED,
 )
-from pipeline.domain.model import Order, Payment, RiskCheck, RiskResult
-from pipeline.domain.payment import dead_lettered, decision, moved, timer_of, told
+from pipeline.domain.model import Order, Payment, PaymentCommand, RiskResult
+from pipeline.domain.payment import dead_lettered, decision, followed, moved, timer_of, told
 from pipeline.domain.policy import Policy
 from pipeline.domain.risk import (
     REJECT,
@@ -33,20 +33,28 @@ from pipeline.domain.risk import (
     Assessment,
     RiskRules,
     assess,
+    checks_of,
     counters_of,
     facts_of,
-    identity_of,
 )
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED, PAY_BEFORE_MUST_BE_AHEAD
-from pipeline.processors.commands import REVIEW_ENDS, start_charge, with_waiting_commands
+from pipeline.processors.commands import decide_retry, start_charge, with_waiting_commands
+from pipeline.processors.letters import LETTER_OF_NO_PAYMENT, letter_told
+from pipeline.processors.retries import (
+    COUNTS_AWAITED,
+    REVIEW_ENDS,
+    assessed_retry,
+    hold_retry,
+    retry_facts,
+    without_retry,
+)
 
 CARD_NUMBER_IN_FIELD: Final = "card_number_in_field"
 UNKNOWN_PAYMENT: Final = "unknown_payment"
 STALE_RISK_RESULT: Final = "stale_risk_result"
 COUNTED_IN_SHADOW: Final = "counted_in_shadow"
 
-# Reasons: of the timer of the wait for counts, and of a review without counts.
-COUNTS_AWAITED: Final = "counts_awaited"
+# Reason of a review without counts.
 COUNTS_MISSING: Final = "risk_counts_missing"
 
 _NO_RULES: Final = RiskRules()
@@ -73,19 +81,7 @@ def assess_order(placed: Payment, now_ms: int, policy: Policy, rules: RiskRules)
     counters = counters_of(rules, facts)
     if assessment.action == REJECT or not counters:
         return _decided(placed, assessment, now_ms, policy)
-    checks = tuple(
-        RiskCheck(
-            merchant_id=placed.merchant_id,
-            order_id=placed.order_id,
-            payment_id=placed.payment_id,
-            by=by,
-            identity=identity_of(by, facts) or "",
-            amount_minor=placed.amount_minor,
-            currency=placed.currency,
-            counters=counted,
-        )
-        for by, counted in counters.items()
-    )
+    checks = checks_of(placed, facts, counters)
     awaited = tuple(by for by in counters_of(rules.acting, facts))
     if not awaited:
         # What only rules in shadow count is told when it comes.
@@ -115,11 +111,15 @@ def process_risk_result(
     told. Counts that nobody waits for any more have no effect (``stale_risk_result``).
     """
     if payment is None:
+        if result.cause is not None:
+            return Decision(note=LETTER_OF_NO_PAYMENT)
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail="the table holds no such payment")
+    if result.cause is not None:
+        return _not_counted(payment, result, result.cause, now_ms, policy)
     rules = policy.risk or _NO_RULES
     if result.payment_id != payment.payment_id:
         return Decision(note=STALE_RISK_RESULT)
-    if result.by not in payment.risk_awaited:
+    if not _is_awaited(payment, result):
         return _told_in_shadow(payment, result, now_ms, rules)
     awaited = tuple(by for by in payment.risk_awaited if by != result.by)
     counted = (*payment.risk_counted, *result.counted)
@@ -133,6 +133,11 @@ def process_risk_result(
             risk_counted=counted,
         )
         return decision(changed, event)
+    retry = assessed_retry(payment)
+    if retry is not None:
+        assessment = assess(rules, retry_facts(payment, retry, counted))
+        made = decide_retry(without_retry(payment), retry, assessment, now_ms, policy)
+        return with_waiting_commands(made, now_ms, policy)
     facts = facts_of(payment, counted)
     # Rules may have been taken out meanwhile: what nobody asks for any more holds nobody up.
     assessment = assess(rules, facts)
@@ -145,17 +150,70 @@ def process_risk_result(
 def counts_missing(payment: Payment, now_ms: int, policy: Policy) -> Decision:
     """The wait for counts is over and they did not come: a person decides, if there is time and
     what did come does not reject the order anyway."""
-    due_at_ms = payment.expires_at_ms
-    given_up = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
-    if payment.pay_before_ms is not None and due_at_ms == payment.pay_before_ms:
+    if (
+        payment.pay_before_ms is not None
+        and payment.expires_at_ms == payment.pay_before_ms
+        and assessed_retry(payment) is None
+    ):
+        given_up = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
         return _expired(given_up, now_ms, policy)
-    known = assess(policy.risk or _NO_RULES, facts_of(payment, payment.risk_counted))
-    if known.action == REJECT:
-        return _decided(given_up, known, now_ms, policy)
+    return _without_counts(payment, now_ms, policy)
+
+
+def _not_counted(
+    payment: Payment, result: RiskResult, cause: str, now_ms: int, policy: Policy
+) -> Decision:
+    """The check was dead-lettered: its counts do not come, and nobody waits for them any longer."""
+    made = letter_told(payment, "risk", cause, result.letter or "", now_ms)
+    told_so = made.payment
+    if told_so is None or not _is_awaited(payment, result):
+        return made
+    return followed(made, _without_counts(told_so, now_ms, policy))
+
+
+def _without_counts(payment: Payment, now_ms: int, policy: Policy) -> Decision:
+    rules = policy.risk or _NO_RULES
+    retry = assessed_retry(payment)
+    facts = (
+        facts_of(payment, payment.risk_counted)
+        if retry is None
+        else retry_facts(payment, retry, payment.risk_counted)
+    )
+    known = assess(rules, facts)
     detail = f"no count by {', '.join(payment.risk_awaited)}"
     if known.detail is not None:
         detail += f"; {known.detail}"
+    if retry is not None:
+        made = _retry_without_counts(payment, retry, known, detail, now_ms, policy)
+        return with_waiting_commands(made, now_ms, policy)
+    given_up = replace(payment, risk_awaited=(), risk_counted=(), expires_at_ms=None)
+    if known.action == REJECT:
+        return _decided(given_up, known, now_ms, policy)
     return held_for_review(given_up, COUNTS_MISSING, now_ms, policy, detail=detail)
+
+
+def _retry_without_counts(
+    payment: Payment,
+    retry: PaymentCommand,
+    known: Assessment,
+    detail: str,
+    now_ms: int,
+    policy: Policy,
+) -> Decision:
+    alone = without_retry(payment)
+    pay_before_ms = payment.pay_before_ms
+    if pay_before_ms is not None and payment.expires_at_ms == pay_before_ms:
+        # A timer's record was appended before its time; by now it is over.
+        return decide_retry(alone, retry, known, max(now_ms, pay_before_ms), policy)
+    if known.action == REJECT:
+        return decide_retry(alone, retry, known, now_ms, policy)
+    return hold_retry(alone, retry, COUNTS_MISSING, detail, now_ms, policy)
+
+
+def _is_awaited(payment: Payment, result: RiskResult) -> bool:
+    """Whether the order, or the retry that is being decided, waits for these counts."""
+    asked = payment.assessed_retry or ""
+    return result.by in payment.risk_awaited and result.operation_id == asked
 
 
 def held_for_review(

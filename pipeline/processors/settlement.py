@@ -11,10 +11,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.answer import DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
+from pipeline.domain.answer import DEAD_LETTERED, DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
 from pipeline.domain.decision import Decision
 from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
 from pipeline.domain.lifecycle import (
+    ANSWER_CAME_LATE,
     CONTRADICTED,
     GIVE_UP,
     INQUIRING,
@@ -24,6 +25,7 @@ from pipeline.domain.lifecycle import (
     MAIN_KINDS,
     NOT_SENT_SEEN,
     PROOF_DUE,
+    REQUIRES_CUSTOMER_ACTION,
     RETRY_DUE,
     RETRY_WAITING,
     SEND_AGAIN,
@@ -45,19 +47,23 @@ from pipeline.domain.payment import (
     find_attempt,
     gateway_profile,
     is_uncertain,
+    replaced,
     request_of,
     stepped,
+    told,
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.letters import process_request_letter
 from pipeline.processors.outcomes import (
     STALE_RESULT,
     contradictory,
     declined,
     exhausted,
     gave_up,
+    inquire,
     known_by,
     late_evidence,
     moved_on,
@@ -110,6 +116,9 @@ def process_result(
     always either taken, already known, given back, or dead-lettered as contradictory. Commands that
     waited for the operation run in the same decision.
     """
+    if result.outcome == DEAD_LETTERED:
+        made = process_request_letter(payment, result, now_ms, policy)
+        return with_waiting_commands(made, now_ms, policy)
     if payment is None:
         detail = f"no payment {result.payment_id} of order {result.order_id} is known"
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)
@@ -158,7 +167,7 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
             again = passed_on(due, now_ms, policy)
             if again is not None:
                 return again
-        return _inquire(payment, attempt, INQUIRY_DUE, now_ms)
+        return inquire(payment, attempt, INQUIRY_DUE, now_ms)
     detail = f"{due.purpose!r} is neither retry nor inquiry nor timer"
     return dead_lettered(payment, UNKNOWN_PURPOSE, detail, now_ms)
 
@@ -167,24 +176,48 @@ def _judged(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
     if result.try_number == attempt.tries:
+        # The request was appended before its result, and so were all before it, so no copy of any
+        # in a frozen worker's hands can be sent later than this: however long any lane lags.
+        sendable_until_ms = now_ms + attempt.send_within_ms + policy.clock_skew_ms
         if attempt.state == STARTED and result.kind == attempt.kind:
+            attempt = replace(attempt, sendable_until_ms=sendable_until_ms)
             return _answered(payment, attempt, result, now_ms, policy)
+        if not attempt.sendable_until_ms:
+            attempt = replace(attempt, sendable_until_ms=sendable_until_ms)
+            if attempt.state in (ATTEMPT_PENDING, CONTRADICTED):
+                return _answered_late(payment, attempt, result, now_ms, policy)
         if attempt.state == INQUIRING and result.kind == INQUIRE:
             return _inquiry_answered(payment, attempt, result, now_ms, policy)
     return _outdated(payment, attempt, result, now_ms, policy)
 
 
+def _answered_late(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """The answer to a request whose outcome a notice had told of already: until when it may have
+    been sent is known only now."""
+    if attempt.state == ATTEMPT_PENDING and result.outcome == DECLINED:
+        return declined(payment, attempt, result, now_ms, policy)
+    kept = replace(payment, attempts=replaced(payment, attempt))
+    made = _outdated(kept, attempt, result, now_ms, policy)
+    if made.payment is not None:
+        return made
+    asked = payment.status == REQUIRES_CUSTOMER_ACTION and attempt.kind in MAIN_KINDS
+    changed, event = told(
+        kept,
+        ANSWER_CAME_LATE,
+        now_ms,
+        attempt=attempt,
+        reason=result.code or result.outcome,
+        next_action_url=payment.next_action_url or (result.next_action_url if asked else None),
+    )
+    return decision(changed, event)
+
+
 def _answered(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
-    # The request was appended before its result, so no copy of it in a frozen worker's hands can
-    # be sent later than this. That holds however long any lane lags.
-    sendable_until_ms = now_ms + attempt.send_within_ms + policy.clock_skew_ms
-    attempt = replace(
-        attempt,
-        sendable_until_ms=max(attempt.sendable_until_ms, sendable_until_ms),
-        code=result.code,
-    )
+    attempt = replace(attempt, code=result.code)
     outcome = result.outcome
     if outcome == SUCCEEDED and result.gateway_reference:
         return succeeded(payment, attempt, result, result.gateway_reference, now_ms, policy)
@@ -257,7 +290,7 @@ def _retry_due(
             tier = tier_not_shorter(delays_ms, settled_ms - ends_ms)
             again = replace(due, tier=tier, due_at_ms=None)
             return Decision(sends=(again,), note=SEND_WINDOW_OPEN)
-        return _inquire(payment, attempt, PROOF_DUE, now_ms)
+        return inquire(payment, attempt, PROOF_DUE, now_ms)
     if due.due_at_ms is not None and ends_ms < due.due_at_ms:
         # The gateway asked for more than the longest tier.
         tier = tier_not_shorter(delays_ms, due.due_at_ms - ends_ms)
@@ -268,17 +301,10 @@ def _retry_due(
         tries=attempt.tries + 1,
         retries=attempt.retries + counted,
         send_within_ms=policy.send_within_ms,
+        sendable_until_ms=0,
     )
     changed, event = stepped(payment, attempt, RETRY_DUE, now_ms, reason=attempt.code)
     return decision(changed, request_of(changed, attempt), event)
-
-
-def _inquire(payment: Payment, attempt: Attempt, trigger: str, now_ms: int) -> Decision:
-    attempt = replace(attempt, tries=attempt.tries + 1, inquiries=attempt.inquiries + 1)
-    main = attempt.kind in MAIN_KINDS and payment.status in UNDECIDED
-    reason = payment.reason if main else attempt.code
-    changed, event = stepped(payment, attempt, trigger, now_ms, reason=reason)
-    return decision(changed, request_of(changed, attempt, INQUIRE), event)
 
 
 def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
@@ -311,6 +337,7 @@ def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy)
         tries=attempt.tries + 1,
         resends=attempt.resends + 1,
         send_within_ms=policy.send_within_ms,
+        sendable_until_ms=0,
         uncertain_since_ms=0,
     )
     changed, event = stepped(

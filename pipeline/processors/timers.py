@@ -10,6 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pipeline.domain.commands import REVIEW_MUST_BE_IN_TIME, open_void
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import expiry_operation_id
 from pipeline.domain.lifecycle import (
@@ -35,8 +36,9 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.tiers import tier_not_longer
-from pipeline.processors.commands import reject_waiting
+from pipeline.processors.commands import refuse_assessed_retry, reject_waiting
 from pipeline.processors.outcomes import begin_operation
+from pipeline.processors.retries import assessed_retry
 from pipeline.processors.risk import counts_missing
 
 NOT_YET_DUE: Final = "not_yet_due"
@@ -56,6 +58,8 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         return again
     if payment.risk_awaited:
         return counts_missing(payment, now_ms, policy)
+    if assessed_retry(payment) is not None:
+        return refuse_assessed_retry(payment, REVIEW_MUST_BE_IN_TIME, now_ms)
     if payment.status in (REQUIRES_CUSTOMER_ACTION, RISK_REVIEW):
         changed, event = moved(
             payment,
@@ -70,7 +74,7 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         return reject_waiting(replace(payment, expires_at_ms=None), ORDER_MUST_ARRIVE, now_ms)
     if payment.status not in (AUTHORIZED, CAPTURED):
         return _STALE_DUE
-    if in_flight(payment) or reserved_minor(payment, CAPTURE):
+    if in_flight(payment) or reserved_minor(payment, CAPTURE) or open_void(payment) is not None:
         # A capture or a void is under way; what is left afterwards ends then.
         return _again(due, 1)
     if payment.status == CAPTURED:

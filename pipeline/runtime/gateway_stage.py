@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from pipeline.domain.answer import UNKNOWN, GatewayAnswer
-from pipeline.domain.keys import record_key
+from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.records import request_from_record, to_record
 from pipeline.processors.gateway import plan_call, result_of
 from pipeline.runtime.calls import Call
 from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.letter_evidence import request_letter
 from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -57,6 +58,7 @@ class GatewayStage:
         self.topic = catalogue.name("payment-requests")
         self._results = catalogue.name("gateway-results")
         self._dead_letters = catalogue.name("dead-letters")
+        self._partitions = catalogue["payment-requests"].partitions
         self._decode = codec.decoder("payment-request")
         self._encode = codec.encoder("gateway-result", checked=False)
 
@@ -64,15 +66,14 @@ class GatewayStage:
         """The call a request asks for, or what is written instead of calling: a dead letter, or
         the result of a request that must not be sent any more. ``now_ms``: the worker's clock."""
         if record.value is None:
-            return self._refuse(record, "empty_value", "a record without a value")
+            return self._refuse(record, "empty_value", "a record without a value", now_ms)
         try:
             request = request_from_record(self._decode(record.value))
         except DecodeError as error:
-            return self._refuse(record, error.kind, error.detail)
+            return self._refuse(record, error.kind, error.detail, now_ms)
         if record.key != record_key(request.merchant_id, request.order_id):
-            return self._refuse(
-                record, "key_mismatch", "the key is not the payload's merchant:order"
-            )
+            detail = "the key is not the payload's merchant:order"
+            return self._refuse(record, "key_mismatch", detail, now_ms, request)
         if is_redriven(record):
             # Nothing goes from the dead letters straight to a gateway: the payment may have been
             # charged elsewhere or cancelled meanwhile. It is told and asks, or sends, by itself.
@@ -90,7 +91,8 @@ class GatewayStage:
         if plan.refusal is not None:
             return [self.result(record, request, plan.refusal, now_ms)]
         if not terms.idempotent:
-            self._sent_below[record.partition] = record.offset + 1
+            # Never lowered: an inquiry, which is always sent, lies below what others have sent.
+            self.assigned(record.partition, record.offset + 1)
         return Call(record, request, plan.send_before_ms)
 
     def assigned(self, partition: int, end_offset: int) -> None:
@@ -113,15 +115,28 @@ class GatewayStage:
         It may have been sent before the process died, so its payment is told that the outcome is
         unknown: it is inquired about like any other.
         """
-        letters = self._refuse(record, "killed_the_process", "three times at this offset")
         try:
             request = request_from_record(self._decode(record.value or b""))
         except DecodeError:
-            return letters
-        answer = GatewayAnswer(outcome=UNKNOWN, code="killed_the_process")
-        return [*letters, self.result(record, request, answer, now_ms)]
+            request = None
+        detail = "three times at this offset"
+        return self._refuse(record, "killed_the_process", detail, now_ms, request)
 
-    def _refuse(self, record: InputRecord, cause: str, detail: str) -> list[Outgoing]:
-        return dead_letter(
+    def _refuse(
+        self,
+        record: InputRecord,
+        cause: str,
+        detail: str,
+        now_ms: int,
+        request: PaymentRequest | None = None,
+    ) -> list[Outgoing]:
+        """The letter, and the word of it to the payment that the request belongs to."""
+        letters = dead_letter(
             record, topic=self._dead_letters, stage=STAGE, cause=cause, detail=detail
         )
+        word = request_letter(record, request, cause, now_ms)
+        if word is None:
+            return letters
+        key = record_key(word.merchant_id, word.order_id)
+        lane = partition_of(key, self._partitions)
+        return [*letters, (self._results, lane, key, self._encode(to_record(word)), None)]

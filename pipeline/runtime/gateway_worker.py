@@ -154,7 +154,7 @@ class GatewayWorker:
         """Take no more requests; commit what ends in bounded time."""
         deadline = time.monotonic() + DRAIN_S_MAX
         self._consumer.pause(self._assigned())
-        while (self._tracked or self._under_way) and time.monotonic() < deadline:
+        while (self._tracked or self._under_way or self._left) and time.monotonic() < deadline:
             self._turn(fetch=False)
         _log.info("%s drained", self._spec.name)
 
@@ -208,6 +208,10 @@ class GatewayWorker:
             else:
                 message = self._consumer.poll(0.1)
             messages = [message] if message is not None else []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                raise_consume_error(error, message)
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past, and what
             # was assigned is held until now.
@@ -218,9 +222,7 @@ class GatewayWorker:
         now_ms = int(time.time() * 1000)
         disturbed: set[int] = set()
         for message in messages:
-            error = message.error()
-            if error is not None:
-                raise_consume_error(error, message)
+            if message.error() is not None:
                 continue
             record = input_record(message)
             prefix = self._prefixes.get(record.partition)

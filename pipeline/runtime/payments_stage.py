@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pipeline.domain.answer import DEAD_LETTERED
 from pipeline.domain.decision import Decision
 from pipeline.domain.keys import partition_of, record_key, reference_key
 from pipeline.domain.model import (
@@ -71,6 +72,7 @@ class PaymentsStage:
             retry_delays_ms=catalogue.settings.retry_delays_ms,
             inquiry_delays_ms=catalogue.settings.inquiry_delays_ms,
             timer_delays_ms=catalogue.settings.timer_delays_ms,
+            command_memory_ms=catalogue.settings.retention_ms,
         )
         inputs: dict[str, tuple[str, Callable[[Any], Any], Handler]] = {
             "orders": ("order", order_from_record, process_order),
@@ -165,7 +167,7 @@ class PaymentsStage:
                 f"murmur2 of the key belongs to partition {partition_of(key, self._partitions)}",
             )
             return
-        if type(value) is GatewayResult:
+        if type(value) is GatewayResult and value.outcome != DEAD_LETTERED:
             self._policy.saw(value, record.timestamp_ms)
         policy = self._policy.at(record.timestamp_ms)
         decision = process(payment, value, record.timestamp_ms, policy)

@@ -9,13 +9,14 @@ check's append time, and row, answer and input offset are one transaction.
 from __future__ import annotations
 
 from pipeline.domain.keys import partition_of, record_key
-from pipeline.domain.model import RiskResult, RiskVelocity
+from pipeline.domain.model import RiskCheck, RiskResult, RiskVelocity
 from pipeline.domain.records import check_from_record, to_record, velocity_from_record
 from pipeline.domain.risk_velocity import count_check, velocity_key
 from pipeline.runtime.admission import InputLane
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.letter_evidence import check_letter
 from pipeline.runtime.table import Table
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -64,16 +65,15 @@ class RiskStage:
         key = record.key
         if key is None or key != velocity_key(check.merchant_id, check.by, check.identity):
             detail = "the key is not the payload's kind:merchant:identity"
-            self._bury(record, batch, "key_mismatch", detail)
+            self._bury(record, batch, "key_mismatch", detail, check)
             return
         row = table.get(record.partition, key)
         if row is None and partition_of(key, self._partitions) != record.partition:
             belongs = partition_of(key, self._partitions)
             detail = f"murmur2 of the key belongs to partition {belongs}"
-            self._bury(record, batch, "misrouted", detail)
+            self._bury(record, batch, "misrouted", detail, check)
             return
         counted, answer = count_check(row, check, record.timestamp_ms)
-        order_key = record_key(check.merchant_id, check.order_id)
         result = RiskResult(
             merchant_id=check.merchant_id,
             order_id=check.order_id,
@@ -81,10 +81,9 @@ class RiskStage:
             by=check.by,
             counted_at_ms=record.timestamp_ms,
             counted=answer,
+            operation_id=check.operation_id,
         )
-        lane = partition_of(order_key, self._partitions)
-        raw_result = self._encode_result(to_record(result))
-        batch.outputs.append((self._results, lane, order_key, raw_result, None))
+        self._tell(result, batch)
         if counted is None:
             batch.notes[("notes", ALREADY_COUNTED)] += 1
             return
@@ -94,13 +93,33 @@ class RiskStage:
         table.prepare(record.partition, key, counted, raw)
 
     def quarantine(self, record: InputRecord, table: Table[RiskVelocity], batch: Batch) -> None:
-        """A check that killed the process three times is not looked at again; its payment goes on
-        when its wait for the answer is over."""
+        """A check that killed the process three times is not counted; its payment is told so."""
         batch.took(record.topic, record.partition, record.offset)
-        self._bury(record, batch, "killed_the_process", "three times at this offset")
+        try:
+            check = check_from_record(self._decode(record.value or b""))
+        except DecodeError:
+            check = None
+        self._bury(record, batch, "killed_the_process", "three times at this offset", check)
 
-    def _bury(self, record: InputRecord, batch: Batch, cause: str, detail: str) -> None:
+    def _tell(self, result: RiskResult, batch: Batch) -> None:
+        """An answer goes to the lane of its order."""
+        key = record_key(result.merchant_id, result.order_id)
+        lane = partition_of(key, self._partitions)
+        batch.outputs.append(
+            (self._results, lane, key, self._encode_result(to_record(result)), None)
+        )
+
+    def _bury(
+        self,
+        record: InputRecord,
+        batch: Batch,
+        cause: str,
+        detail: str,
+        check: RiskCheck | None = None,
+    ) -> None:
         batch.notes[("dead_letters", cause)] += 1
         batch.outputs.extend(
             dead_letter(record, topic=self._dead_letters, stage=STAGE, cause=cause, detail=detail)
         )
+        if check is not None:
+            self._tell(check_letter(record, check, cause), batch)

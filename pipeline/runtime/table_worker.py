@@ -260,15 +260,16 @@ class TableWorker(Generic[V]):
         if not messages and not self._admission.ready:
             message = self._consumer.poll(self._patience_s())
             messages = [message] if message is not None else []
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                raise_consume_error(error, message)
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past.
             return False
         for message in messages:
-            error = message.error()
-            if error is None:
+            if message.error() is None:
                 self._admission.add(input_record(message))
-            else:
-                raise_consume_error(error, message)
         fetching = self._admission.fetching()
         if fetching.pause:
             self._consumer.pause([TopicPartition(*tp) for tp in fetching.pause])

@@ -315,6 +315,25 @@ def test_split_masked_and_torn_letters(tool: Tool) -> None:
     assert tool.redriven() == {names["split"]: 1, names["masked"]: 1}
 
 
+def test_an_order_whose_token_was_masked_is_never_charged(tool: Tool) -> None:
+    """``--masked-too`` does not send it back, and says what is missing; published all the same it
+    is rejected by that name."""
+    flow = tool.flow
+    order = flow.order("o1", instrument_token=CARD.decode())
+    name = tool.bury("o1", flow.encode("order", order), cause="card_number_in_field")
+    for more in (("--dry-run",), WHY):
+        done = tool.run("redrive", name, "--masked-too", *more)
+        assert done.code == 1
+        assert "instrument_token_must_not_be_masked: its instrument_token was masked" in done.out
+    assert tool.redriven() == {}
+    with flow.running_payments() as running:
+        masked = flow.order("o1", instrument_token="411111******1111")
+        flow.wait_consumed(ends_of(flow.send_order(masked)), running=running)
+    payment = flow.payments()["o1"]
+    assert (payment.status, payment.reason) == ("rejected", "instrument_token_must_not_be_masked")
+    assert flow.messages("payment-requests") == []
+
+
 def test_what_does_not_fit_its_topic_is_refused_and_the_rest_goes(tool: Tool) -> None:
     """A record that is larger than its topic takes, whatever the compression, stops no other."""
     big = tool.bury("big", os.urandom(2_000_000).replace(b"4", b"_"))

@@ -21,7 +21,8 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from consumers.ledger_sink import IDLE_ADVANCE_S, LedgerSink
-from pipeline.domain.keys import record_key
+from pipeline.domain.ids import payment_id
+from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
@@ -52,7 +53,7 @@ class Flow:
             TopicSettings(prefix=prefix, partitions=PARTITIONS)
         )
         self.topic = self.catalogue.name("settlements")
-        for role in ("settlements", "dead-letters"):
+        for role in ("settlements", "dead-letters", "gateway-notifications"):
             spec = self.catalogue[role]
             create_topic(kafka, spec.name, spec.partitions, config=spec.config)
         self.producer = Producer(
@@ -298,6 +299,19 @@ def test_what_cannot_be_booked_is_dead_lettered_and_the_rest_goes_on(
     assert sorted(letter["dlq.cause"] for letter in letters) == causes
     assert {letter["dlq.stage"] for letter in letters} == {"ledger"}
     assert {letter["dlq.topic"] for letter in letters} == {flow.topic}
+    # And each is told to the payment of its key, in that payment's lane.
+    decode = default_codec().decoder("gateway-notification")
+    notices = read_all(flow.kafka, flow.catalogue.name("gateway-notifications"))
+    told = {decode(m.value() or b"")["notification_id"]: m for m in notices}
+    places = {f"{flow.topic}[{h['dlq.partition']}]@{h['dlq.offset']}" for h in letters}
+    assert set(told) == places
+    for message in told.values():
+        notice = decode(message.value() or b"")
+        key = record_key(notice["merchant_id"], notice["order_id"])
+        assert (message.key(), message.partition()) == (key, partition_of(key, PARTITIONS))
+        assert (notice["type"], notice["payment_id"]) == (
+            "dead_letter", payment_id(notice["merchant_id"], notice["order_id"])
+        )  # fmt: skip
     values = b"".join(
         m.value() or b"" for m in read_all(flow.kafka, flow.catalogue.name("dead-letters"))
     )
@@ -365,6 +379,51 @@ def test_a_partition_moved_by_another_writer_is_let_go_and_taken_back(
         wait_until(lambda: counts.booked == 80, WAIT_S, "all are booked")
     assert counts.skipped > 0
     check_books(sqlite_engine, {settlement(n).settlement_id for n in range(80)})
+
+
+@pytest.mark.parametrize("paused_for", ["a database that is away", "another writer"])
+def test_partitions_that_were_paused_are_read_on_after_a_rebalance(
+    flow: Flow,
+    sqlite_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    paused_for: str,
+) -> None:
+    """The client remembers a pause over a rebalance that brings the partition back: nobody would
+    ever book it again."""
+    from consumers import ledger_sink
+    from pipeline.ledger import journal
+
+    away = threading.Event()
+    post = journal.Journal._post_once
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if away.is_set():
+            with self._available():
+                raise OperationalError("UPDATE", {}, self._driver.OperationalError("gone"))
+        return post(self, *arguments)
+
+    monkeypatch.setattr(journal.Journal, "_post_once", failing)
+    monkeypatch.setattr(ledger_sink, "LET_GO_S", 3_600.0)
+    caplog.set_level("INFO")
+    with flow.running(sqlite_engine) as first:
+        flow.publish(*(settlement(n) for n in range(40)))
+        wait_until(lambda: first.booked == 40, WAIT_S, "the first are booked")
+        if paused_for == "another writer":
+            with sqlite_engine.begin() as connection:
+                connection.execute(text("UPDATE consumer_offsets SET next_offset = 1"))
+        else:
+            away.set()
+        flow.publish(*(settlement(n) for n in range(40, 80)))
+        said = "next try in" if away.is_set() else "letting it go"
+        wait_until(lambda: said in caplog.text, WAIT_S, said)
+        with flow.running(sqlite_engine, "b"):
+            wait_until(lambda: "gave back" in caplog.text, WAIT_S, "another sink joins")
+            away.clear()
+            wait_until(lambda: booked(sqlite_engine) == 80, WAIT_S, "both book on")
+            flow.publish(*(settlement(n) for n in range(80, 120)))
+            wait_until(lambda: booked(sqlite_engine) == 120, WAIT_S, "both book what comes")
+    check_books(sqlite_engine, {settlement(n).settlement_id for n in range(120)})
 
 
 def test_settlements_deleted_before_they_were_booked_are_named(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -76,6 +78,39 @@ def test_a_frozen_worker_that_wakes_after_a_takeover_charges_nobody_twice(
     results = flow.nouns("gateway-results")
     answered = [r.order_id for r in results]
     assert len(answered) == len(set(answered)) == len(warm) + ORDERS + len(late)
+
+
+def test_a_worker_frozen_before_its_socket_write_sends_nothing_when_it_wakes(
+    tmp_path: Path,
+) -> None:
+    """A charge was let in while there was time, and waits for a connection when its process is
+    stopped. The gateway frees the connection, the time passes, the process wakes: not one byte of
+    the charge is written, so another gateway may have it. It is the last check that keeps this."""
+    plan = FaultPlan(slow_ms_min=1_500, slow_ms_max=1_500)
+    simulator = start_simulator(tmp_path / "gateway.db", faults=plan)
+    charging = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.charging_process", simulator.url, "800"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert charging.stdout is not None
+        said = json.loads(charging.stdout.readline())
+        assert said["waiting"]
+        charging.send_signal(signal.SIGSTOP)
+        until(lambda: _books(simulator.url)["charges"] == 1, "the slow charge is made", 30)
+        until(lambda: time.time() * 1000 > said["until_ms"] + 100, "its time is over", 30)
+        charging.send_signal(signal.SIGCONT)
+        slow, short = json.loads(charging.stdout.readline())
+        assert charging.wait(30) == 0
+        books = _books(simulator.url)
+    finally:
+        charging.kill()
+        charging.wait()
+        stop_simulator(simulator)
+    assert slow["outcome"] == "succeeded"
+    assert (short["outcome"], short["code"]) == ("not_sent", "send_before_passed")
+    assert books["charges"] == 1
 
 
 def _request(flow: EngineFlow, order_id: str, token: str) -> tuple[int, int]:

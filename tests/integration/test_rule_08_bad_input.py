@@ -136,8 +136,40 @@ def test_a_bad_request_is_a_letter_and_the_requests_behind_it_are_called(
     assert {(h["dlq.stage"], h["dlq.topic"]) for h in letters} == {
         ("gateway", flow.topic("payment-requests"))
     }
-    answered = [result.order_id for result in flow.nouns("gateway-results")]
+    results = flow.nouns("gateway-results")
+    answered = [r.order_id for r in results if r.outcome != "dead_lettered"]
     assert answered == [f"good-{n}" for n in range(len(cases))]
+    # Each letter is told to the payment it belongs to, by its key or by what could be read of it.
+    told = {r.letter: r.code for r in results if r.outcome == "dead_lettered"}
+    topic = flow.topic("payment-requests")
+    assert told == {f"{topic}[0]@{offset}": cause for offset, cause in wanted.items()}
+
+
+def test_a_payment_tells_of_the_letter_that_the_gateway_stage_made(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Junk under its key among its requests: the payment says so, and is charged all the same."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
+    key = record_key("shop", "o1")
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(flow.send_order(flow.order("o1"))), running=running)
+        partition, offset = flow.send("payment-requests", key, b"junk")
+        gateway = RunningWorker(*flow.gateway_worker())
+        try:
+            wait_until(
+                lambda: flow.payments()["o1"].dead_letters == 1, 60, "the payment tells of it"
+            )
+        finally:
+            gateway.end()
+    assert gateway.error is None
+    payment = flow.payments()["o1"]
+    place = f"{flow.topic('payment-requests')}[{partition}]@{offset}"
+    assert payment.status == "captured"
+    assert payment.letters == (f"gateway {place} not_wire_format",)
+    told = [e for e in flow.nouns("payment-events") if e.type == "input_dead_lettered"]
+    assert [(e.reason, e.detail) for e in told] == [
+        ("not_wire_format", f"by the gateway stage: {place}")
+    ]
 
 
 def test_a_letter_and_the_offset_of_its_input_are_one_transaction(

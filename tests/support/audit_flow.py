@@ -475,6 +475,9 @@ class PaymentInFlow:
                 "refunded_minor": self.refunded_minor,
                 "attempts": [*([attempt] if self.has_attempt else []), *self.operations.values()],
                 "command_ids": self.command_ids,
+                "command_marks": [
+                    {"digest": n, "taken_at_ms": START_MS} for n in range(len(self.command_ids))
+                ],
                 "commands": self.waiting,
                 "disputes": self.disputes,
             },

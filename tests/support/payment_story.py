@@ -129,6 +129,7 @@ class Story:
             self.payment,
             sequence=before.sequence,
             command_ids=before.command_ids,
+            command_marks=before.command_marks,
             updated_at_ms=before.updated_at_ms,
         )
         assert after == before

@@ -776,6 +776,15 @@ def a_command_was_rejected_twice(flow: Flow) -> Place:
     return command
 
 
+@case("conflict_not_named")
+def another_command_under_a_known_id_was_taken_for_the_same(flow: Flow) -> Place:
+    payment = flow.captured("shop:new", 100)
+    payment.commanded("refund", "r-1", 60)
+    other = payment.command("refund", "r-1", amount_minor=61)
+    flow.all_processed()
+    return other
+
+
 @case("commands_wait_for_their_order", severity=PENDING)
 def a_command_came_before_its_order(flow: Flow) -> Place:
     row = flow.captured("shop:new").command("refund", "r-1", amount_minor=5, currency="GBP")
@@ -1107,6 +1116,30 @@ def test_what_was_redriven_is_judged_in_place_of_what_was_refused() -> None:
     states = summarize(flow.evidence())["dead_letters_by_state"]
     assert (states["redriven"], states["discarded"]) == (4, 1)
     assert states["open"] == len(flow.evidence().dead_letters) - 5
+
+
+def test_another_command_under_a_known_id_is_no_finding_when_it_was_refused() -> None:
+    """The conflict is named, as often as it comes; the command that was taken is not concerned."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new", 100)
+    payment.commanded("refund", "r-1", 60)
+    for amount_minor in (61, 62):
+        payment.command("refund", "r-1", amount_minor=amount_minor)
+        rule = "content_of_a_command_id_must_not_change"
+        payment.step("captured", "command_rejected", reason=rule, operation_id="r-1")
+    flow.all_processed()
+    assert [f for f in flow.audit() if f.severity is not Severity.NOTE] == []
+
+
+def test_a_command_that_a_full_memory_forgot_is_no_finding() -> None:
+    """Of so many commands the payment may have forgotten this one, which was taken."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new", 100)
+    payment.command("resolve", "p-1", decision="charged")
+    payment.command_ids = [f"x-{n}" for n in range(256)]
+    payment.step("captured", "command_rejected", reason="x", operation_id="x-255")
+    flow.all_processed()
+    assert [f for f in flow.audit() if f.severity is not Severity.NOTE] == []
 
 
 def test_a_header_alone_takes_no_input_away() -> None:

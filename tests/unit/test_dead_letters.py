@@ -16,6 +16,7 @@ from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.gateway_stage import GatewayStage
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Whole, join, parse_place
+from pipeline.runtime.redrive.masked import refuse_masked_tokens
 from pipeline.runtime.redrive.plan import (
     DISCARDED,
     REDRIVEN,
@@ -321,6 +322,41 @@ def test_each_refusal_has_its_rule_and_its_sentence() -> None:
     assert plan_redrive([letters[1]], letters, markers, masked_too).todo == [letters[1]]
     discard = plan_discard(letters, markers)
     assert (len(discard.todo), discard.closed) == (6, [letters[6]])
+
+
+def test_a_masked_token_is_not_redriven_to_be_charged() -> None:
+    """With ``--masked-too`` masked text goes back, but no order or retry whose token was masked:
+    the rule names the field that is needed."""
+    codec = default_codec()
+    encode = {name: codec.encoder(name) for name in ("order", "payment-command")}
+    order = {
+        "merchant_id": "shop", "order_id": "1", "amount_minor": 1, "currency": "GBP",
+        "instrument_token": CARD.decode(), "business_date": "2026-01-01", "submitted_at_ms": 1,
+    }  # fmt: skip
+    retry = {
+        "merchant_id": "shop", "order_id": "1", "command_id": "c", "type": "retry",
+        "instrument_token": CARD.decode(), "submitted_at_ms": 1,
+    }  # fmt: skip
+    prose = {**retry, "instrument_token": "tok_2", "reason": CARD.decode()}
+    log = Log()
+    log.bury(record(encode["order"](order), offset=0))
+    log.bury(record(encode["payment-command"](retry), offset=1, topic="payment-commands"))
+    log.bury(record(encode["payment-command"](prose), offset=2, topic="payment-commands"))
+    log.bury(record(b"junk " + CARD, offset=3))
+    letters = log.letters()
+    inputs = {**LIMITS.inputs, "payment-commands": 2}
+    limits = Limits(inputs=inputs, requests=LIMITS.requests, masked_too=True)
+    plan = plan_redrive(letters, letters, Markers(), limits)
+    assert len(plan.todo) == 4
+    decoders = {
+        "orders": codec.decoder("order"),
+        "payment-commands": codec.decoder("payment-command"),
+    }
+    refuse_masked_tokens(plan, log.wholes, decoders)
+    assert [letter.source_offset for letter in plan.todo] == [2, 3]
+    rule = "instrument_token_must_not_be_masked"
+    assert [each.source_offset for each in plan.refused[rule]] == [0, 1]
+    assert any(rule in line for line in text.plan_lines(plan, "redriven", None))
 
 
 def test_a_record_is_redriven_no_more_often_than_the_limit() -> None:

@@ -39,6 +39,7 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("texts_must_be_at_most_255_characters", {"payment_method": "c" * 256}),
     ("texts_must_be_at_most_255_characters", {"country": "c" * 256}),
     ("texts_must_be_at_most_255_characters", {"card_fingerprint": "c" * 256}),
+    ("instrument_token_must_not_be_masked", {"instrument_token": "tok 4111-11**-****-1111"}),
     ("business_date_must_be_a_date", {"business_date": "2026-02-30"}),
     ("submitted_at_must_be_within_24_months", {"submitted_at_ms": NOW - 730 * DAY_MS - 1}),
     ("submitted_at_must_not_be_in_the_future", {"submitted_at_ms": NOW + DAY_MS + 1}),

@@ -10,18 +10,21 @@ import pytest
 
 from pipeline.domain.keys import partition_of
 from pipeline.domain.model import PaymentCommand
+from pipeline.domain.policy import Policy
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call
 from pipeline.runtime.dead_letters import CHUNK_BYTES, HEADER_BYTES_MAX, dead_letter
 from pipeline.runtime.gateway_stage import GatewayStage
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.live_policy import LivePolicy
+from pipeline.runtime.payments_stage import PaymentsStage
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import MemoryTableStore
 from pipeline.runtime.work import Outgoing
 from schemas.codec import wire_header
 from tests.support.engine_fakes import FakeMessage, key_of
 from tests.support.engine_flow import EngineFlow
-from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES
+from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, TopicSettings, build_catalogue
 
 
 @pytest.fixture
@@ -105,6 +108,14 @@ def test_whatever_lies_in_anothers_lane_is_named(flow: EngineFlow, role: str) ->
     assert table.get(stray, key) is None
 
 
+def test_commands_are_remembered_for_as_long_as_their_topic_repeats_them(flow: EngineFlow) -> None:
+    """The retention is the installation's, and a payment's memory of commands goes by it."""
+    live = LivePolicy(Policy())
+    settings = TopicSettings(retention_ms=123_000)
+    PaymentsStage(build_catalogue(settings), flow.codec, live)
+    assert live.at(now_ms()).command_memory_ms == 123_000
+
+
 # Gateway -----------------------------------------------------------------------------------------
 
 
@@ -129,7 +140,8 @@ def test_a_request_that_cannot_be_read_is_refused_by_name_and_never_called(
         record = InputRecord(stage.topic, 1, offset, now_ms(), with_key, value)
         planned = stage.plan(record, now_ms())
         assert isinstance(planned, list), cause
-        (letter,) = planned
+        letter, *words = planned
+        assert [topic for topic, *_ in words] == [flow.topic("gateway-results")]
         assert letter[:4] == (flow.topic("dead-letters"), 1, with_key, value)
         headers = dict(letter[4] or [])
         assert headers["dlq.cause"].decode() == cause
@@ -141,6 +153,38 @@ def test_a_request_that_cannot_be_read_is_refused_by_name_and_never_called(
     call = stage.plan(InputRecord(stage.topic, 1, 9, now_ms(), key, good), now_ms())
     assert isinstance(call, Call)
     assert call.request == flow.request(order)
+
+
+def test_a_request_that_is_refused_tells_its_payment(flow: EngineFlow) -> None:
+    """In the transaction of the letter, into the payment's own lane: what could be read names its
+    operation, what could not belongs to the payment of its key, or to none."""
+    stage = GatewayStage(flow.catalogue, flow.codec)
+    decode = flow.codec.decoder("gateway-result")
+    request = flow.request(flow.order("o1"))
+    key, good = key_of("o1"), flow.encode("payment-request", request)
+    home = partition_of(key, 2)
+    named = (request.operation_id, request.attempt, request.try_number, request.gateway)
+    cases = [
+        (stage.plan(InputRecord(stage.topic, home, 4, 1, key, b"junk"), 5), "not_wire_format",
+         ("", 0, 0, "")),
+        (stage.plan(InputRecord(stage.topic, home, 4, 1, key_of("x"), good), 5), "key_mismatch",
+         named),
+        (stage.quarantine(InputRecord(stage.topic, home, 4, 1, key, good), 5),
+         "killed_the_process", named),
+    ]  # fmt: skip
+    for planned, cause, operation in cases:
+        assert isinstance(planned, list)
+        _, (topic, lane, told_key, value, _) = planned
+        assert (topic, lane, told_key) == (flow.topic("gateway-results"), home, key)
+        told = decode(value or b"")
+        assert (told["outcome"], told["code"]) == ("dead_lettered", cause)
+        assert told["letter"] == f"{stage.topic}[{home}]@4"
+        assert told["payment_id"] == request.payment_id
+        fields = ("operation_id", "attempt", "try_number", "gateway")
+        assert tuple(told[name] for name in fields) == operation
+    nobody = stage.plan(InputRecord(stage.topic, 0, 4, 1, b"no key of ours", b"junk"), 5)
+    assert isinstance(nobody, list)
+    assert [topic for topic, *_ in nobody] == [flow.topic("dead-letters")]
 
 
 # Dead letters ------------------------------------------------------------------------------------

@@ -64,6 +64,15 @@ def test_what_lay_in_a_partition_may_have_been_sent_by_its_former_worker() -> No
     assert codes(one.plan(record(10), NOW)) == ["possibly_sent"]
 
 
+def test_an_inquiry_does_not_make_forgotten_what_others_may_have_sent() -> None:
+    """After a takeover an inquiry is read first, then a charge that the former worker had sent:
+    sent again, a gateway without keys charges twice."""
+    one = stage(idempotent=False)
+    one.assigned(0, 10)
+    assert isinstance(one.plan(record(3, INQUIRE), NOW), Call)
+    assert codes(one.plan(record(9), NOW)) == ["possibly_sent"]
+
+
 @pytest.mark.parametrize("kind", ["charge", "authorize", "capture", "void", "refund", "inquire"])
 def test_each_kind_of_request_reaches_its_own_method(kind: str) -> None:
     """A refund is never sent as a charge."""

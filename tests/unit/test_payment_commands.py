@@ -14,8 +14,16 @@ from pipeline.cli import app
 from pipeline.commands.payment import _with_id
 from pipeline.commands.payment_follow import DONE, FAILED, REJECTED, Outcome, PaymentSeen, judged
 from pipeline.commands.payment_story import story_json, story_lines
+from pipeline.domain.command_memory import content_digest
 from pipeline.domain.ids import payment_id
-from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand, PaymentEvent
+from pipeline.domain.model import (
+    Attempt,
+    CommandMark,
+    Dispute,
+    Payment,
+    PaymentCommand,
+    PaymentEvent,
+)
 from pipeline.domain.records import payment_to_record, to_record
 from pipeline.errors import UserError
 
@@ -216,6 +224,28 @@ def test_a_rejection_from_before_counts_only_where_it_is_remembered() -> None:
     assert judged(PaymentSeen(PAYMENT, [old], [old]), REFUND) is not None
 
 
+def test_another_command_under_a_known_id_is_not_done() -> None:
+    """Who asks for something else under an id that was taken is told so, and never that it is done;
+    who asks for the same again is told what became of it, whatever others tried meanwhile."""
+    mark = CommandMark(digest=content_digest(REFUND), taken_at_ms=0)
+    payment = replace(
+        PAYMENT,
+        command_ids=("r-0", "r-1"),
+        command_marks=(mark,),
+        attempts=(CHARGE, refund_attempt("refunded")),
+    )
+    rule = "content_of_a_command_id_must_not_change"
+    conflict = event("command_rejected", operation_id="r-1", reason=rule)
+    other = replace(REFUND, amount_minor=600)
+    assert judged(PaymentSeen(payment, [], []), other) is None
+    assert judged(PaymentSeen(payment, [conflict], []), other) is None, "an earlier one's"
+    outcome = judged(PaymentSeen(payment, [conflict], [conflict]), other)
+    assert outcome == Outcome(REJECTED, rule)
+    again = judged(PaymentSeen(payment, [conflict], [conflict]), REFUND)
+    assert again is not None
+    assert again.kind == DONE
+
+
 def trace_of(payment: Payment) -> Trace:
     told = event("refunded", operation_id="r-1", kind="refund", operation_minor=500, actor="ann")
     records: list[tuple[str, dict[str, Any]]] = [
@@ -235,6 +265,8 @@ def test_show_tells_the_whole_history() -> None:
     payment = replace(
         PAYMENT,
         refunded_minor=500,
+        dead_letters=2,
+        letters=("gateway payment-requests[3]@17 truncated",),
         disputed_minor=750,
         attempts=(CHARGE, refund_attempt("refunded")),
         commands=(replace(REFUND, command_id="r-2", actor="ann"),),
@@ -271,6 +303,8 @@ def test_show_tells_the_whole_history() -> None:
         "dispute           dp1 at sim-a: opened, GBP 7.50, of it withdrawn GBP 7.50, fee GBP 15.00",
         "dispute           dp2 at sim-a: won, by ann (the gateway said pre_arbitration), GBP 1.00",
         "waits             refund of GBP 5.00, command r-2, asked by ann",
+        "dead letters      2, of them conflicts: 0",
+        "by the stage gateway payment-requests[3]@17 truncated",
         "command r-1: refund, GBP 5.00, broken, by ann",
         "event 5: refunded, captured, refund r-1 of GBP 5.00, by ann",
     ):

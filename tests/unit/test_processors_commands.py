@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from pipeline.domain.card_numbers import is_card_number
+from pipeline.domain.command_memory import content_digest, remembering
 from pipeline.domain.decision import Decision
 from pipeline.domain.policy import DAY_MS
 from pipeline.processors.order import hold_for_review
@@ -281,6 +283,88 @@ def test_a_person_resolves_a_charge_as_not_made() -> None:
     assert (story.status, story.payment.reason) == ("failed", "resolved_not_charged")
 
 
+def resolved(story: Story, command_id: str) -> str | None:
+    """The rule by which a resolution as not charged is refused; None: it was taken."""
+    story.command("resolve", command_id, decision="not_charged")
+    event = story.flow.events()[-1]
+    return event.reason if event.type == "command_rejected" else None
+
+
+def test_a_contradiction_before_the_answer_does_not_end_the_send_window() -> None:
+    """A notice stops the charge while its request may lie in a frozen worker's hands. Until when
+    that may send it is known from the answer alone: before, and until then, nobody charges
+    elsewhere."""
+    story = Story()
+    story.notify("succeeded", amount_minor=499)
+    assert story.payment.attempts[0].state == "contradicted"
+    story.flow.now_ms += 3_600 * SECOND
+    assert resolved(story, "c1") == "send_window_must_be_over", "the request may be younger"
+    story.flow.answer(NOT_SENT)
+    event = story.flow.events()[-1]
+    assert (event.type, event.reason) == ("answer_came_late", "send_before_passed")
+    window_ms = (10 + 1 + 10) * SECOND  # send_within, clocks, and the gateway's grace
+    story.flow.now_ms += window_ms - 1
+    assert resolved(story, "c2") == "send_window_must_be_over"
+    story.flow.now_ms += 1
+    assert resolved(story, "c3") is None
+    story.command("retry", "c4", instrument_token="tok_2")
+    assert story.status == "processing"
+
+
+@pytest.mark.parametrize("first", [TIMED_OUT, NOT_SENT])
+def test_each_request_has_a_send_window_of_its_own(first: Any) -> None:
+    """Sent again, and contradicted before the second answer: the first one's window proves
+    nothing."""
+    story = Story(policy=replace(POLICY, inquiry_max=40))
+    story.flow.answer(first)
+    while story.asked[-1] != "charge" or len(story.asked) == 1:
+        if story.flow.open_requests:
+            story.flow.answer(NOT_FOUND)
+        else:
+            story.wait()
+    story.flow.now_ms += 60 * SECOND
+    story.notify("succeeded", amount_minor=499)
+    assert resolved(story, "c1") == "send_window_must_be_over"
+    story.flow.answer(TIMED_OUT)
+    story.flow.now_ms += 60 * SECOND
+    assert resolved(story, "c2") is None
+
+
+@pytest.mark.parametrize("heard", ["answer", "inquiry", "nothing"])
+def test_a_pending_notice_before_the_answer_ends_no_send_window(heard: str) -> None:
+    """Nor does a second one that contradicts: an answer does, and so does a later inquiry's, which
+    the request's own has gone before."""
+    story = Story()
+    story.notify("pending")
+    request = story.flow.open_requests.pop()
+    if heard == "answer":
+        story.flow.result(story.flow.handle(request, PENDING))
+        assert story.events[-1] == "answer_came_late"
+    if heard == "inquiry":
+        story.wait()
+        story.flow.answer(PENDING)
+    story.notify("succeeded", amount_minor=499)
+    story.flow.now_ms += 60 * SECOND
+    assert (resolved(story, "c1") is None) is (heard != "nothing")
+
+
+def test_an_answer_that_never_comes_does_not_keep_a_person_waiting_for_ever() -> None:
+    """What is older than any charge may be, nobody sends: for snapshots of before the answer was
+    remembered."""
+    story = Story()
+    story.notify("succeeded", amount_minor=499)
+    story.flow.now_ms += story.flow.policy.stale_after_ms + 60 * SECOND
+    assert resolved(story, "c1") is None
+
+
+def test_a_decline_after_a_pending_notice_counts() -> None:
+    """The answer is the gateway's word on this very request, whichever came first."""
+    story = Story()
+    story.notify("pending")
+    story.flow.answer(DECLINED)
+    assert (story.status, story.payment.reason) == ("failed", "insufficient_funds")
+
+
 def two_unknown_refunds() -> Story:
     story = charged()
     for number in ("r1", "r2"):
@@ -444,7 +528,7 @@ def test_commands_wait_and_run_in_order() -> None:
     story.command("capture", "c1", amount_minor=200)
     story.command("refund", "c2", amount_minor=200)
     story.command("capture", "c3")
-    assert story.command("capture", "c1").note == "duplicate_command"
+    assert story.command("capture", "c1", amount_minor=200).note == "duplicate_command"
     assert [each.command_id for each in story.payment.commands] == ["c1", "c2", "c3"]
     story.flow.run(yes)
     assert [request.operation_id for request in story.flow.requests()] == ["1", "c1", "c2", "c3"]
@@ -463,6 +547,123 @@ def test_waiting_commands_are_judged_when_they_run() -> None:
     story.flow.answer(yes)
     assert story.events[-3:] == ["captured", "command_rejected", "refund_started"]
     assert story.payment.sequence == len(story.flow.events())
+
+
+@pytest.mark.parametrize("amount_minor", [None, 300])
+def test_a_refund_waits_for_a_capture_that_is_pending(amount_minor: int | None) -> None:
+    """What the gateway has not finished capturing can be given back once it is there."""
+    story = authorized()
+    story.command("capture", "c1", amount_minor=300)
+    story.flow.answer(PENDING)
+    story.command("refund", "r1", amount_minor=amount_minor)
+    assert story.events[-1] == "command_waiting"
+    story.flow.run(lambda _: PENDING)
+    assert [each.command_id for each in story.payment.commands] == ["r1"]
+    story.notify("succeeded", "c1")
+    assert story.events[-2:] == ["captured", "refund_started"]
+    story.flow.run(yes)
+    assert (story.money, story.payment.commands) == ((500, 300, 300), ())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "rule"),
+    [("declined", "payment_must_be_captured"), ("succeeded", None)],
+)
+def test_a_refund_that_waited_is_judged_when_its_capture_is_final(
+    outcome: str, rule: str | None
+) -> None:
+    """No capture, no refund: by name."""
+    story = authorized()
+    story.command("capture", "c1")
+    story.flow.answer(PENDING)
+    story.command("refund", "r1", amount_minor=500)
+    story.notify(outcome, "c1")
+    assert story.flow.events()[-1].reason == rule
+    assert story.asked.count("refund") == (rule is None)
+
+
+def test_a_refund_of_another_charge_waits_for_no_capture() -> None:
+    """It names a hold that came too late, of which nothing is being captured: judged at once."""
+    story = Story(MANUAL)
+    story.flow.answer(DECLINED)
+    late = story.late_result()
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.answer(yes)
+    story.command("capture", "c1", amount_minor=300)
+    story.flow.answer(PENDING)
+    story.flow.result(late)
+    story.flow.answer(yes)
+    other = story.payment.attempts[0].gateway_reference
+    rule = story.rejected("refund", "r2", gateway_reference=other)
+    assert rule == "payment_must_be_captured"
+    story.command("refund", "r3", amount_minor=300)
+    assert [each.command_id for each in story.payment.commands] == ["r3"]
+
+
+def test_a_refund_waits_only_where_a_pending_capture_matters() -> None:
+    """What was captured suffices: it runs at once. More than all there will be: refused at once."""
+    story = authorized()
+    story.command("capture", "c1", amount_minor=200)
+    story.flow.answer(yes)
+    story.command("capture", "c2", amount_minor=300)
+    story.flow.answer(PENDING)
+    assert story.rejected("refund", "r1", amount_minor=501) == "refund_must_not_exceed_captured"
+    story.command("refund", "r2", amount_minor=150)
+    story.flow.open_requests.sort(key=lambda opened: opened[1].kind == "inquire")
+    story.flow.answer(yes)
+    assert story.money == (500, 200, 150)
+    story.command("refund", "r3", amount_minor=51)
+    story.command("refund", "r4", amount_minor=10)
+    waiting = [each.command_id for each in story.payment.commands]
+    assert waiting == ["r3", "r4"], "what comes behind waits with it"
+    story.notify("declined", "c2")
+    rejected = story.flow.events()[-2]
+    assert (rejected.operation_id, rejected.reason) == ("r3", "refund_must_not_exceed_captured")
+    assert story.events[-1] == "refund_started"
+
+
+def voiding(answer: Any) -> Story:
+    """An authorized payment whose void is not finished, with a capture and a void behind it."""
+    story = authorized()
+    story.command("cancel", "v1")
+    story.flow.answer(answer)
+    if answer is TIMED_OUT:
+        story.flow.run(lambda _: TIMED_OUT)
+    story.command("capture", "c1", amount_minor=200)
+    story.command("cancel", "v2")
+    assert [each.command_id for each in story.payment.commands] == ["c1", "v2"]
+    assert [kind for kind in story.asked if kind != "inquire"] == ["authorize", "void"]
+    return story
+
+
+def test_a_capture_waits_for_a_void_that_is_pending() -> None:
+    """Voided: there is nothing left to capture or to void, and both are refused by name."""
+    story = voiding(PENDING)
+    story.notify("succeeded", "v1")
+    assert story.events[-3:] == ["cancelled", "command_rejected", "command_rejected"]
+    assert [event.reason for event in story.flow.events()[-2:]] == [
+        "payment_must_be_authorized", "payment_must_be_open",
+    ]  # fmt: skip
+    assert (story.status, story.money) == ("cancelled", (0, 0, 0))
+
+
+def test_a_capture_runs_when_the_void_before_it_was_refused() -> None:
+    """The hold stands: it is captured, and a second void is too late."""
+    story = voiding(PENDING)
+    story.notify("declined", "v1")
+    story.flow.run(yes)
+    assert (story.status, story.money) == ("captured", (500, 200, 0))
+    assert story.flow.events()[-1].reason == "payment_must_not_be_captured"
+
+
+def test_a_capture_waits_for_a_void_that_only_a_person_can_end() -> None:
+    """Nobody knows whether the hold is gone; a person says, and then the capture runs."""
+    story = voiding(TIMED_OUT)
+    assert story.payment.attempts[-1].state == "inquiry_exhausted"
+    story.flow.now_ms += 60 * SECOND
+    story.command("resolve", "c9", decision="not_charged")
+    story.flow.run(yes)
+    assert (story.status, story.money) == ("captured", (500, 200, 0))
 
 
 def test_a_command_that_overtakes_its_order_waits_for_it() -> None:
@@ -522,6 +723,18 @@ def test_waiting_commands_are_bounded() -> None:
     assert story.rejected("capture", "c16") == "commands_must_not_exceed_limit"
 
 
+def filled(story: Story, ids: int = 256) -> Story:
+    """The payment's memory of commands is full, by commands of this very moment."""
+    payment = story.payment
+    while len(payment.command_ids) < ids:
+        taken = command("refund", f"x{len(payment.command_ids)}")
+        known = remembering(payment, taken, story.flow.now_ms, POLICY, always=False)
+        assert known is not None
+        payment = known
+    story.flow.apply(ORDER, Decision(payment=payment))
+    return story
+
+
 def test_remembered_commands_are_bounded() -> None:
     """An endless stream of commands cannot make a snapshot endless, nor be taken twice."""
     story = charged()
@@ -529,7 +742,135 @@ def test_remembered_commands_are_bounded() -> None:
         story.command("capture", f"x{number}")
     assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
     assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
-    assert len(story.payment.command_ids) == 256
+    assert len(story.payment.command_ids) == len(story.payment.command_marks) == 256
+
+
+def test_a_command_that_cannot_come_again_gives_way() -> None:
+    """Past the retention of its topic no record repeats it: there is room for another one."""
+    story = filled(authorized())
+    story.flow.now_ms += story.flow.policy.command_memory_ms
+    assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
+    story.flow.now_ms += 1
+    story.command("capture", "c1")
+    story.flow.answer(yes)
+    assert story.status == "captured"
+    assert (len(story.payment.command_ids), story.payment.command_ids[-1]) == (256, "c1")
+    assert story.payment.command_ids[0] == "x1"
+    assert story.command("refund", "x1").note == "duplicate_command"
+
+
+def test_what_a_person_needs_is_always_taken() -> None:
+    """A cancel, a resolution and a review, whatever came before; memory stays bounded, and each is
+    taken once."""
+    story = filled(authorized())
+    story.command("cancel", "p1")
+    assert story.asked[-1] == "void"
+    assert story.command("cancel", "p1").note == "duplicate_command"
+    story.flow.run(lambda _: TIMED_OUT)
+    story.flow.now_ms += 60 * SECOND
+    story.command("resolve", "p2", decision="charged", gateway_reference="vo_1")
+    assert story.status == "cancelled"
+    assert len(story.payment.command_ids) == len(story.payment.command_marks) == 256
+    held = filled(reviewed())
+    held.command("review", "p1", decision="approve")
+    assert held.status == "processing"
+
+
+def test_commands_of_before_marks_were_kept_give_way_as_well() -> None:
+    """Their time is not known: they were taken before the oldest that is, or the last change."""
+    story = filled(authorized())
+    story.flow.apply(ORDER, Decision(payment=replace(story.payment, command_marks=())))
+    assert story.rejected("refund", "r1") == "commands_must_not_exceed_limit"
+    story.flow.now_ms += story.flow.policy.command_memory_ms + 1
+    story.command("refund", "r1")
+    assert story.payment.command_ids[-1] == "r1"
+    assert len(story.payment.command_marks) == 1
+    assert story.command("refund", "x1", amount_minor=7).note == "duplicate_command"
+
+
+def test_a_command_that_waits_is_never_forgotten() -> None:
+    """Taken once means once, also for those that have not run yet."""
+    story = Story(MANUAL)
+    story.command("capture", "c1", amount_minor=100)
+    filled(story)
+    story.flow.now_ms += story.flow.policy.command_memory_ms + 1
+    story.command("cancel", "p1")
+    assert story.payment.command_ids[:2] == ("c1", "x2")
+
+
+def test_a_cancel_finds_room_among_what_waits() -> None:
+    """Sixteen wait at most; a person's cancel is the seventeenth."""
+    story = authorized()
+    story.command("capture", "c0", amount_minor=1)
+    for number in range(1, 17):
+        story.command("capture", f"c{number}", amount_minor=1)
+    assert story.rejected("capture", "c17") == "commands_must_not_exceed_limit"
+    story.command("cancel", "p1")
+    assert story.payment.commands[-1].command_id == "p1"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"type": "capture"},
+        {"amount_minor": 201},
+        {"amount_minor": None},
+        {"currency": "GBP"},
+        {"override": "dispute"},
+    ],
+)
+def test_another_command_under_a_known_id_is_a_named_conflict(other: dict[str, Any]) -> None:
+    """It is not the one that was taken, and nobody may be told that it is done."""
+    story = charged()
+    story.command("refund", "r1", amount_minor=200)
+    story.flow.answer(yes)
+    given = {"type": "refund", "amount_minor": 200, **other}
+    assert story.rejected(command_id="r1", **given) == "content_of_a_command_id_must_not_change"
+    assert story.rejected(command_id="r1", **given) == "content_of_a_command_id_must_not_change"
+    assert story.command("refund", "r1", amount_minor=200).note == "duplicate_command"
+    assert story.money == (500, 500, 200)
+
+
+def test_a_masked_token_is_not_charged() -> None:
+    """What a dead letter left of a card number is no instrument."""
+    story = failed()
+    rule = story.rejected("retry", instrument_token="411111******1111")
+    assert rule == "instrument_token_must_not_be_masked"
+    masked = Story(replace(ORDER, instrument_token="411111******1111"))
+    assert (masked.status, masked.payment.reason) == ("rejected", rule)
+    assert masked.asked == []
+
+
+def test_the_same_command_in_other_words_is_the_same() -> None:
+    """Who asked, when, why, and by which evidence is not what was asked for."""
+    story = exhausted()
+    story.command("resolve", "p1", decision="charged", gateway_reference="ch_1")
+    again = story.command(
+        "resolve", "p1", decision="charged", gateway_reference="ch_1",
+        actor="bob", evidence="told by phone", reason="asked twice",
+    )  # fmt: skip
+    assert again.note == "duplicate_command"
+
+
+def test_a_command_that_came_before_its_order_is_known_by_its_content() -> None:
+    """Also one that waits for its order, and once the order is there."""
+    story = Story(None)
+    story.command("refund", "r1", amount_minor=200)
+    assert story.rejected("refund", "r1", amount_minor=300) is not None
+    story.flow.order(ORDER)
+    assert story.rejected("refund", "r1", amount_minor=300) is not None
+    assert story.command("refund", "r1", amount_minor=200).note == "duplicate_command"
+
+
+def test_no_digest_of_a_card_number_is_kept() -> None:
+    """Two that differ in masked digits only have one digest, so none can be found by trying."""
+    one, two = (
+        command("retry", instrument_token=number)
+        for number in ("4111111111111111", "4111110000091111")
+    )
+    assert is_card_number(one.instrument_token or "")
+    assert is_card_number(two.instrument_token or "")
+    assert content_digest(one) == content_digest(two)
 
 
 def test_operations_are_bounded() -> None:
@@ -539,6 +880,20 @@ def test_operations_are_bounded() -> None:
         story.command("refund", f"r{number}", amount_minor=1)
         story.flow.answer(yes)
     assert story.rejected("refund", "r39") == "operations_must_not_exceed_limit"
+
+
+def test_a_cancel_is_possible_beyond_what_commands_may_begin() -> None:
+    """A void has room of its own, bounded as well."""
+    story = authorized()
+    for number in range(39):
+        story.command("capture", f"c{number}", amount_minor=1)
+        story.flow.answer(DECLINED)
+    assert story.rejected("capture", "c39") == "operations_must_not_exceed_limit"
+    for number in range(8):
+        story.command("cancel", f"p{number}")
+        story.flow.answer(DECLINED)
+    assert story.rejected("cancel", "p8") == "operations_must_not_exceed_limit"
+    assert len(story.payment.attempts) == 48
 
 
 # Rules about a command alone.

@@ -32,14 +32,14 @@ COMMAND_TYPES = ["capture", "cancel", "refund", "refund", "retry", "resolve"]
 AMOUNTS = [None, None, 100, 200, 300, 500]
 OUTCOMES = [
     "answer", "answer", "lost_before", "lost_after", "not_sent", "decline", "own_trouble",
-    "pending",
+    "pending", "asks",
 ]  # fmt: skip
 DURATIONS = [SECOND, 5 * SECOND, 30 * SECOND, 5 * MINUTE_MS, 2 * HOUR_MS, 2 * DAY_MS]
 
 
 class Moved:
-    """What the gateway did, or will do, for one key: ``state`` is pending, done, declined or
-    failed (done, and failed later); ``code`` is why it declines."""
+    """What the gateway did, or will do, for one key: ``state`` is asked (the customer), pending,
+    done, declined or failed (done, and failed later); ``code`` is why it declines."""
 
     def __init__(self, request: PaymentRequest, state: str, reference: str) -> None:
         self.request = request
@@ -71,6 +71,8 @@ class Life(RuleBasedStateMachine):
         if known is None:
             refused = outcome in ("decline", "own_trouble") or not self.has_room(request)
             state = "declined" if refused else "pending" if outcome == "pending" else "done"
+            if state == "done" and outcome == "asks" and request.kind in ("charge", "authorize"):
+                state = "asked"
             known = Moved(request, state, f"ref_{len(self.books)}")
             if outcome == "own_trouble":
                 known.code = "processing_error"
@@ -81,7 +83,7 @@ class Life(RuleBasedStateMachine):
         """A gateway lets nobody capture more than a hold, nor refund more than it took."""
         done = [
             m for m in self.books.values()
-            if m.state in ("done", "pending") and m.request.parent_reference is not None
+            if m.state in ("done", "pending", "asked") and m.request.parent_reference is not None
             and m.request.parent_reference == request.parent_reference
         ]  # fmt: skip
         taken = sum(m.request.amount_minor for m in done if m.request.kind == "capture")
@@ -100,6 +102,13 @@ class Life(RuleBasedStateMachine):
             return GatewayAnswer(outcome="declined", code=moved.code)
         if moved.state == "pending":
             return GatewayAnswer(outcome="pending", gateway_reference=moved.reference)
+        if moved.state == "asked":
+            return GatewayAnswer(
+                outcome="pending",
+                code="customer_action_required",
+                gateway_reference=moved.reference,
+                next_action_url="https://bank.example/3ds",
+            )
         return GatewayAnswer(
             outcome="succeeded",
             gateway_reference=moved.reference,
@@ -218,6 +227,11 @@ class Life(RuleBasedStateMachine):
         if own_trouble:
             moved.code = "processing_error"
 
+    @precondition(lambda self: any(m.state == "asked" for m in self.books.values()))
+    @rule()
+    def the_customer_acts(self) -> None:
+        next(m for m in self.books.values() if m.state == "asked").state = "pending"
+
     @precondition(lambda self: any(self.can_fail_later(m) for m in self.books.values()))
     @rule()
     def a_refund_fails_later(self) -> None:
@@ -297,6 +311,17 @@ class Life(RuleBasedStateMachine):
         assert len(taken) <= 1 or payment.status != "new"
 
     @invariant()
+    def nothing_is_taken_of_a_hold_that_is_being_voided(self) -> None:
+        """Of one authorization there is at most one open void, and then no open capture."""
+        ended = ("declined", "failed", "voided", "captured")
+        open_ = [
+            a for a in self.payment().attempts
+            if a.kind in ("void", "capture") and a.state not in ended
+            and not a.operation_id.startswith("late-")
+        ]  # fmt: skip
+        assert not any(a.kind == "void" for a in open_) or len(open_) == 1, open_
+
+    @invariant()
     def a_cancel_that_was_taken_counts(self) -> None:
         """Once a cancel is accepted the payment never ends as paid."""
         payment = self.payment()
@@ -333,13 +358,13 @@ class Life(RuleBasedStateMachine):
         while self.held:
             self.a_late_result_is_committed()
         for moved in self.books.values():
-            if moved.state == "pending":
+            if moved.state in ("asked", "pending"):
                 moved.state = "done"
         for _ in range(20):
             self.flow.run(lambda request: self.adapter(request, "answer"))
             for moved in list(self.books.values()):
                 self.flow.notify(self.notice(moved))
-            if not self.flow.open_requests:
+            if not self.flow.open_requests and not self.a_person_says_what_is_left():
                 break
         payment = self.payment()
         assert not payment.commands
@@ -352,6 +377,15 @@ class Life(RuleBasedStateMachine):
         ):
             getattr(self, name)()
         self.books_agree(payment)
+
+    def a_person_says_what_is_left(self) -> bool:
+        """Commands may wait for an operation that only a person can end."""
+        states = {a.state for a in self.payment().attempts}
+        if not self.payment().commands or "inquiry_exhausted" not in states:
+            return False
+        self.flow.now_ms += MINUTE_MS
+        self.a_command_comes("resolve", None)
+        return True
 
     def books_agree(self, payment: Payment) -> None:
         """What the gateway has moved is what the payment says, to the penny."""
@@ -399,7 +433,10 @@ def test_long_lives_keep_the_money_true(part: int) -> None:
 def live(seed: int) -> None:
     chance = random.Random(seed)
     # Each life has its own weather: what its merchant asks for, and how its gateway answers.
-    types = chance.choice([["capture", "refund"], ["refund", "retry"], ["resolve"], COMMAND_TYPES])
+    types = chance.choice(
+        [["capture", "refund"], ["refund", "retry"], ["capture", "cancel", "cancel"], ["resolve"],
+         COMMAND_TYPES]
+    )  # fmt: skip
     asks = chance.choice([0.05, 0.15])
     outcomes = chance.choice(
         [
@@ -407,7 +444,8 @@ def live(seed: int) -> None:
             ["answer"],
             ["lost_after", "answer"],
             ["decline", "own_trouble", "answer"],
-            ["pending"],
+            ["pending", "answer"],
+            ["asks", "answer"],
         ]
     )
     life = Life()
@@ -429,6 +467,8 @@ def live(seed: int) -> None:
             life.a_notice_is_written(at)
         elif what < 0.72 and life.notices:
             life.a_notice_arrives(at)
+        elif what < 0.74 and any(m.state == "asked" for m in life.books.values()):
+            life.the_customer_acts()
         elif what < 0.76 and any(m.state == "pending" for m in life.books.values()):
             life.the_gateway_finishes(chance.random() < 0.7, chance.random() < 0.5)
         elif what < 0.78 and any(life.can_fail_later(m) for m in life.books.values()):
@@ -443,6 +483,7 @@ def live(seed: int) -> None:
         life.amounts_are_in_order()
         life.nothing_true_is_dead_lettered()
         life.the_customer_pays_once()
+        life.nothing_is_taken_of_a_hold_that_is_being_voided()
         life.a_cancel_that_was_taken_counts()
     life.settlements_sum_to_the_payments_amounts()
     life.only_what_a_gateway_moved_is_settled()

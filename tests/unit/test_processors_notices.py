@@ -9,13 +9,14 @@ from itertools import permutations
 import pytest
 from msgspec.structs import replace
 
-from pipeline.domain.model import GatewayNotification
-from pipeline.domain.policy import HOUR_MS
+from pipeline.domain.model import GatewayNotification, Order
+from pipeline.domain.policy import HOUR_MS, MINUTE_MS
 from tests.support.payment_story import (
     ACTION,
     DECLINED,
     MANUAL,
     NOT_SENT,
+    ORDER,
     PENDING,
     TIMED_OUT,
     Story,
@@ -95,10 +96,8 @@ def test_a_notice_counts_wherever_the_charge_is(first: object, outcome: str) -> 
     story = Story()
     story.flow.answer(first)  # type: ignore[arg-type]
     story.notify(outcome)
-    after = {"succeeded": "captured", "declined": "failed"}.get(outcome)
-    if after is None:
-        after = "requires_customer_action" if first is ACTION else "processing"
-    assert story.status == after
+    after = {"succeeded": "captured", "declined": "failed", "pending": "processing"}
+    assert story.status == after[outcome]
 
 
 def test_the_same_word_in_any_order_ends_the_same() -> None:
@@ -162,12 +161,102 @@ def test_the_customer_is_sent_to_the_bank() -> None:
 
 
 def test_a_pending_charge_may_ask_for_the_customer_later() -> None:
-    """The notice brings what the answer did not know yet."""
+    """A notice that the customer is asked may be an old one and has no address: the gateway says
+    at once how it is."""
     story = Story()
     story.flow.answer(PENDING)
     story.notify("pending", code="customer_action_required")
-    assert story.status == "requires_customer_action"
+    assert (story.status, story.asked) == ("processing", ["charge", "inquire"])
     assert story.notify("pending", code="customer_action_required").note == "stale_result"
+    story.flow.answer(ACTION)
+    assert story.status == "requires_customer_action"
+    assert story.payment.next_action_url == "https://bank.example/3ds"
+    assert story.notify("pending", code="customer_action_required").note == "stale_result"
+
+
+@pytest.mark.parametrize("by", ["answer", "inquiry"])
+def test_the_address_is_learned_though_a_notice_came_first(by: str) -> None:
+    """A notice says that the customer is asked and not where; the answer, or the next inquiry,
+    says that too."""
+    story = Story()
+    story.notify("pending", code="customer_action_required")
+    assert (story.status, story.payment.next_action_url) == ("requires_customer_action", None)
+    expires_at_ms = story.payment.expires_at_ms
+    if by == "inquiry":
+        story.flow.open_requests.clear()
+        story.wait()
+    story.flow.answer(ACTION)
+    assert story.payment.next_action_url == "https://bank.example/3ds"
+    assert story.payment.expires_at_ms == expires_at_ms
+
+
+@pytest.mark.parametrize("order", [MANUAL, ORDER])
+@pytest.mark.parametrize("by", ["notice", "inquiry"])
+def test_a_customer_who_has_acted_is_not_expired(order: Order, by: str) -> None:
+    """The gateway goes on without asking, by notice or when asked: the timer is dropped, and what
+    succeeds hours later is the merchant's."""
+    story = Story(order)
+    story.flow.answer(ACTION)
+    if by == "notice":
+        story.notify("pending")
+        assert story.notify("pending").note == "stale_result"
+    else:
+        story.wait()
+        story.flow.answer(PENDING)
+    payment = story.payment
+    assert (story.status, payment.next_action_url, payment.expires_at_ms) == (
+        "processing", None, None,
+    )  # fmt: skip
+    assert story.events[-1] == "pending"
+    for _ in range(3):
+        story.flow.run(lambda _: PENDING)
+        story.flow.advance(HOUR_MS)
+    story.notify("succeeded", gateway_reference="ch_1")
+    assert story.status == ("authorized" if order is MANUAL else "captured")
+    assert story.money[2] == 0
+    assert "refund" not in story.asked
+    assert "void" not in story.asked
+
+
+def test_a_customer_may_be_asked_a_second_time() -> None:
+    """After one challenge the bank may have another; its timer is a new one."""
+    story = Story()
+    story.flow.answer(ACTION)
+    story.flow.advance(HOUR_MS // 2)
+    story.notify("pending")
+    story.flow.open_requests.clear()
+    story.wait()
+    story.flow.answer(ACTION)
+    assert story.status == "requires_customer_action"
+    assert story.payment.expires_at_ms == story.flow.now_ms + HOUR_MS
+
+
+def test_words_about_the_customer_in_any_order_end_the_same() -> None:
+    """Asked, has acted, charged; twice, and in any order: once the gateway was heard, it is the
+    same state and the same money, and no timer is left that would end it."""
+    steps = ("action", "pending", "pending", "action", "answer")
+    ends = set()
+    for order in set(permutations(steps)):
+        for last in ("", "succeeded"):
+            story = Story()
+            request = story.flow.open_requests.pop(0)
+            for what in order:
+                if what == "answer":
+                    story.flow.result(story.flow.handle(request, ACTION))
+                else:
+                    code = {"action": "customer_action_required"}.get(what)
+                    story.notify("pending", code=code, gateway_reference="ch_1")
+            # By now the customer has acted: so the gateway says when it is asked.
+            for _ in range(30):
+                story.flow.run(lambda _: PENDING)
+                story.flow.advance(5 * MINUTE_MS)
+            if last:
+                story.notify(last, gateway_reference="ch_1")
+            ends.add((last, story.status, story.money, story.payment.expires_at_ms))
+    assert ends == {
+        ("", "processing", (0, 0, 0), None),
+        ("succeeded", "captured", (500, 500, 0), None),
+    }
 
 
 def test_words_that_cannot_both_be_true_are_kept_for_a_person() -> None:

@@ -81,6 +81,36 @@ def test_an_authorization_does_not_expire_under_a_capture() -> None:
     assert story.money == (500, 500, 0)
 
 
+@pytest.mark.parametrize(
+    ("word", "voids"), [("succeeded", {"c1"}), ("declined", {"c1", "expiry-1"})]
+)
+def test_an_authorization_does_not_expire_under_a_void(word: str, voids: set[str]) -> None:
+    """A hold is not given back twice at a time; if the first void is refused, its time has come."""
+    story = authorized()
+    story.flow.advance(7 * DAY_MS - MINUTE_MS)
+    story.command("cancel")
+    story.flow.answer(PENDING)
+    story.flow.advance(5 * MINUTE_MS)
+    assert story.asked.count("void") == 1
+    story.flow.open_requests.clear()
+    story.notify(word, "c1")
+    story.flow.advance(5 * MINUTE_MS)
+    story.flow.run(yes)
+    assert {r.operation_id for r in story.flow.requests() if r.kind == "void"} == voids
+    assert story.status == ("cancelled" if word == "succeeded" else "expired")
+
+
+def test_a_capture_waits_for_the_void_of_an_expiry() -> None:
+    """What is being given back is not captured."""
+    story = authorized()
+    story.flow.advance(7 * DAY_MS + MINUTE_MS)
+    story.flow.answer(PENDING)
+    story.command("capture")
+    assert story.events[-1] == "command_waiting"
+    story.notify("succeeded", "expiry-1")
+    assert story.flow.events()[-1].reason == "payment_must_be_authorized"
+
+
 def test_a_late_authorization_is_voided() -> None:
     """A hold that shows after the failure is given back, and told."""
     story = Story(MANUAL)

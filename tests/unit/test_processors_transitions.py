@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.domain import lifecycle
+from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.lifecycle import ATTEMPT_TRANSITIONS, OPEN_STATES, PAYMENT_TRANSITIONS, Step
 from pipeline.domain.model import Order, Payment
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
@@ -37,7 +38,7 @@ CREDIT: dict[str, Any] = {
 }
 
 
-def reached(kind: str, state: str) -> Story:
+def reached(kind: str, state: str, pending: GatewayAnswer = PENDING) -> Story:
     """A payment whose newest operation, of this kind, is in this state."""
     story = Story(MANUAL if kind == "authorize" else ORDER)
     if kind == "refund":
@@ -53,7 +54,7 @@ def reached(kind: str, state: str) -> Story:
     elif state == "inquiry_exhausted":
         story.flow.run(lambda _: TIMED_OUT)
     elif state == "pending":
-        story.flow.answer(PENDING)
+        story.flow.answer(pending)
     elif state == "contradicted":
         story.notify("succeeded", operation_id, amount_minor=499)
     elif state == "declined":
@@ -66,7 +67,9 @@ def reached(kind: str, state: str) -> Story:
 
 def word(kind: str, state: str, trigger: str) -> Story:
     """The operation after a gateway's word, or a person's, that came while it was in a state."""
-    story = reached(kind, state)
+    # A pending charge is told to be pending again when its customer has acted.
+    acted = (state, trigger) == ("pending", "pending_seen")
+    story = reached(kind, state, ACTION if acted else PENDING)
     operation_id = "r1" if kind == "refund" else "1"
     if trigger in ("success_seen", "late_success_seen"):
         story.notify("succeeded", operation_id)
@@ -75,11 +78,12 @@ def word(kind: str, state: str, trigger: str) -> Story:
     elif trigger == "failure_seen":
         story.notify("failed", operation_id)
     elif trigger == "pending_seen":
-        asks = {"code": "customer_action_required"} if state == "pending" else {}
-        story.notify("pending", operation_id, **asks)
+        story.notify("pending", operation_id)
     elif trigger == "contradiction_seen":
         story.notify("succeeded", operation_id, amount_minor=499)
     else:
+        if state == "contradicted":
+            story.flow.answer(TIMED_OUT)  # until then it may still be sent
         story.flow.now_ms += 60 * SECOND
         done = trigger == "resolved_done"
         decision = {"decision": "charged", "gateway_reference": "x"} if done else {
@@ -171,6 +175,19 @@ def _counted() -> None:
         placed.flow.count()
 
 
+def _retries_in_review() -> None:
+    rules = "[[rule]]\nname='a'\ntype='amount'\naction='review'\ncurrency='GBP'\n"
+    policy = replace(POLICY, risk=read_rules(f"{rules}amount_minor_max=1\n", "rules"))
+    for decision, end in (("approve", "processing"), ("deny", "failed")):
+        story = Story()
+        story.flow.answer(DECLINED)
+        story.flow.policy = replace(story.flow.policy, risk=policy.risk)
+        story.command("retry", "r1", instrument_token="tok_2")
+        assert story.status == "risk_review"
+        story.command("review", "p1", decision=decision)
+        assert story.status == end
+
+
 def _unanswered() -> None:
     unsent = Story()
     unsent.flow.run(lambda r: NOT_FOUND if r.kind == "inquire" else NOT_SENT)
@@ -227,7 +244,8 @@ def _after_the_first_outcome() -> None:
 
 
 SCENARIOS: tuple[Callable[[], None], ...] = (
-    _orders, _reviews, _counted, _unanswered, _customers, _after_the_first_outcome,
+    _orders, _reviews, _counted, _retries_in_review, _unanswered, _customers,
+    _after_the_first_outcome,
 )  # fmt: skip
 
 

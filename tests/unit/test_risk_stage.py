@@ -116,11 +116,28 @@ def test_bad_checks_are_dead_letters_with_their_cause(stage: RiskStage, table: T
     }
     for cause, given in cases.items():
         batch = handled(stage, table, given)
-        ((topic, _, _, _, headers),) = batch.outputs
+        (topic, _, _, _, headers), *told = batch.outputs
         assert topic == "dead-letters"
+        # Whose it is can be said of what can be read.
+        assert len(told) == (cause in ("key_mismatch", "misrouted"))
         assert dict(headers or [])["dlq.cause"] == cause.encode()
         assert batch.offsets == {("risk-checks", given.partition): 8}
     assert table.get(good.partition, good.key or b"") is None
+
+
+def test_a_check_that_is_refused_tells_its_payment(stage: RiskStage) -> None:
+    """In the transaction of the letter, and in the order's own lane."""
+    given = of_check(check())
+    batch = Batch(None, 0.0)
+    stage.quarantine(given, Table(MemoryTableStore(), decode=stage.decode_row), batch)
+    letter, (topic, lane, key, value, _) = batch.outputs
+    assert letter[0] == "dead-letters"
+    order_key = record_key("shop", check().order_id)
+    assert (topic, lane, key) == ("risk-results", partition_of(order_key, PARTITIONS), order_key)
+    result = FROM_RECORD["risk-result"](CODEC.decoder("risk-result")(value or b""))
+    assert isinstance(result, RiskResult)
+    assert (result.cause, result.by, result.counted) == ("killed_the_process", "card", ())
+    assert result.letter == f"risk-checks[{given.partition}]@{given.offset}"
 
 
 def test_an_order_that_rules_count_asks_in_the_lane_of_its_card() -> None:

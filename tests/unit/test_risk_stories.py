@@ -401,3 +401,42 @@ def test_whatever_comes_in_between_the_limit_holds_and_nothing_is_stuck(seed: in
         assert (payment.status == "processing") <= (f"o-{number}" in charged)
     unapproved = charged - {f"o-{number}" for number in approved}
     assert len(unapproved) <= 3, (lost, unapproved)
+
+
+def test_a_check_that_was_dead_lettered_is_told_and_waited_for_no_longer() -> None:
+    """Its counts never come: a person decides at once, and the other count is not waited for."""
+    flow = driver(VELOCITY)
+    flow.order(order())
+    asked = flow.open_checks[0]
+    word = RiskResult(
+        merchant_id="shop",
+        order_id="o-1",
+        payment_id=asked.payment_id,
+        by=asked.by,
+        counted_at_ms=NOW,
+        cause="killed_the_process",
+        letter="risk-checks[1]@5",
+    )
+    flow.risk_result(word)
+    payment = the(flow)
+    assert (payment.status, payment.reason) == ("risk_review", "risk_counts_missing")
+    assert [event.type for event in flow.events()][-2:] == ["input_dead_lettered", "risk_review"]
+    assert payment.letters == ("risk risk-checks[1]@5 killed_the_process",)
+    assert flow.count(1).note == "stale_risk_result"
+    assert flow.risk_result(word).note == "stale_letter"
+    assert flow.risk_result(replace(word, order_id="o-9")).note == "letter_of_no_payment"
+
+
+def test_a_check_that_only_a_shadow_asked_for_is_told_when_it_was_dead_lettered() -> None:
+    """No order waits for a shadow, so nothing else follows."""
+    flow = driver(VELOCITY.replace("count_max = 3", "count_max = 3\nshadow = true"))
+    flow.order(order(customer_id=None))
+    asked = flow.open_checks[0]
+    status = the(flow).status
+    flow.risk_result(
+        RiskResult(
+            merchant_id="shop", order_id="o-1", payment_id=asked.payment_id, by=asked.by,
+            counted_at_ms=NOW, cause="misrouted", letter="risk-checks[1]@5",
+        )
+    )  # fmt: skip
+    assert (the(flow).status, the(flow).dead_letters) == (status, 1)

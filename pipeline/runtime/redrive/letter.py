@@ -13,13 +13,12 @@ from typing import Final
 
 from msgspec import Struct
 
+from pipeline.domain.card_numbers import is_masked
+
 Place = tuple[int, int]
 Headers = list[tuple[str, bytes]]
 
 ORIGINAL: Final = "dlq.header."
-# How letters of before `dlq.masked` show that they were masked: six digits, stars, four digits,
-# with the single separators that a card number may have.
-_MASKED: Final = re.compile(rb"(?:[0-9][ -]?){6}(?:\*[ -]?){3,9}(?:[0-9][ -]?){3}[0-9]")
 _CHUNK: Final = re.compile(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})")
 _NEEDED: Final = ("dlq.topic", "dlq.partition", "dlq.offset", "dlq.stage", "dlq.cause")
 
@@ -156,7 +155,7 @@ def original_headers(piece: Piece) -> Headers:
 
 def looks_masked(value: bytes | None) -> bool:
     """Whether these bytes hold what a masked card number looks like."""
-    return value is not None and b"***" in value and _MASKED.search(value) is not None
+    return value is not None and is_masked(value)
 
 
 def place_text(place: Place) -> str:

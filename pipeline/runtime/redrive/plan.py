@@ -28,6 +28,10 @@ REFUSALS: Final[Mapping[str, str]] = {
         "card numbers in it were masked and cannot be had back, so it is not what was refused; "
         "--masked-too sends it all the same"
     ),
+    "instrument_token_must_not_be_masked": (
+        "its instrument_token was masked, and nothing can be charged with what is left of it: the "
+        "writer has to send it again with the gateway's token"
+    ),
     "redrives_must_not_exceed_limit": (
         "it was redriven as often as is allowed and came back each time; --redrives-max allows more"
     ),
