@@ -342,6 +342,7 @@ MUTATIONS: tuple[Mutation, ...] = (
             or payment.cancel_requested_by is not None
         ):""",
         "            or payment.status not in UNDECIDED\n        ):",
+        ("tests/unit/test_processors_commands.py",),
     ),
     Mutation(
         "no more is refunded than was captured",
@@ -356,6 +357,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pipeline/ledger/journal.py",
         "                self._move_offsets(connection, progress, items)\n",
         "                pass\n",
+        ("tests/unit/test_ledger_sqlite.py",),
     ),
     Mutation(
         "the stored offset is compared and set",
@@ -376,7 +378,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pipeline/ledger/tables.py",
         'Column("entry_id", Text, nullable=False, unique=True),',
         'Column("entry_id", Text, nullable=False),',
-        ("tests/unit/test_ledger_sqlite.py",),
+        ("tests/unit/test_ledger_keys.py",),
     ),
     # 13: a record that kills the process --------------------------------------------------------
     Mutation(
