@@ -229,6 +229,8 @@ class Lane:
             return self._resolve(work)
         # Nobody asked for a commit, so the offsets are not asked: in a zombie's place its successor
         # has moved them on. What the abort overtook may still arrive, the offsets above all.
+        if self._watch.answers and not self._watch.ended_plainly:
+            self.ambiguous_ends += 1
         self._suspect = True
         return Outcome.ABORTED
 
@@ -281,7 +283,10 @@ class Lane:
         except _MustAbort as error:
             raise LaneFatal(f"abort failed: {error}") from error
         self._producer.poll(0)
-        self._suspect = True
+        # Its offsets were answered at once (a late answer has made the producer suspect already),
+        # so the abort has overtaken nothing; one that was itself not plain costs it all the same.
+        if self._watch.answers and not self._watch.ended_plainly:
+            self._suspect = True
         return vouched
 
     def _rebuild(self) -> None:

@@ -30,6 +30,7 @@ ENDS: dict[str, tuple[str, str | None, int]] = {
     "tok_decline_insufficient_funds": ("failed", "insufficient_funds", 0),
     "tok_decline_expired": ("failed", "expired_card", 0),
     "tok_decline_do_not_honor": ("failed", "do_not_honor", 0),
+    "tok_decline_lost_card": ("failed", "lost_card", 0),
     "tok_slow": ("captured", None, 1),
     "tok_rate_limited_once": ("captured", None, 1),
     "tok_500_before": ("captured", None, 1),

@@ -139,7 +139,7 @@ def test_an_abort_of_what_nobody_asked_to_commit_is_an_abort() -> None:
     lane = Lane({}, stage="payments", committed_offsets=lambda _: moved_on, make_producer=make)
     lane.open()
     assert lane.run(WORK) is Outcome.ABORTED
-    assert lane.ambiguous_ends == 0
+    assert lane.ambiguous_ends == 1
 
 
 def test_offsets_say_nothing_once_a_successor_may_have_moved_them() -> None:
