@@ -80,6 +80,7 @@ class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
     operation_kind: str = "charge"
     parent_reference: str | None = None
     country: str | None = None
+    attempt_started_at_ms: int = 0
 
 
 class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):

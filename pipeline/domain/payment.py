@@ -322,6 +322,7 @@ def request_of(payment: Payment, attempt: Attempt, kind: str | None = None) -> P
         operation_kind=attempt.kind,
         parent_reference=None if parent is None else parent.gateway_reference,
         country=payment.country,
+        attempt_started_at_ms=attempt.started_at_ms,
     )
 
 

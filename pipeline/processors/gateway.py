@@ -57,8 +57,9 @@ def plan_call(
 
     ``now_ms`` is the worker's own clock. All but inquiries expire: those move no money. With the
     gateway's ``key_retention_ms``, a first charge's repetition is refused once the gateway may have
-    forgotten the key (counted from the order, so never too late). Of later operations the table
-    knows when they began, and does not repeat them beyond that.
+    forgotten the key. That is counted from when the attempt began, before its key was first sent,
+    however long its order had waited for a person; records that do not tell it, from the order. Of
+    later operations the table knows when they began, and does not repeat them beyond that.
 
     ``possibly_sent``: the gateway has no idempotency, and some worker may have sent this very
     request. It is not sent; it is unknown, like any call whose answer was lost.
@@ -79,7 +80,7 @@ def plan_call(
         key_retention_ms is not None
         and request.operation_id == request.order_id
         and request.try_number > 1
-        and now_ms - request.ordered_at_ms >= key_retention_ms
+        and now_ms - (request.attempt_started_at_ms or request.ordered_at_ms) >= key_retention_ms
     ):
         return _refused(deadline_ms, KEY_RETENTION_PASSED)
     return CallPlan(deadline_ms)

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
+from pipeline.domain.normalisation import Action, action_of
 from pipeline.processors.gateway import plan_call, result_of, send_before_ms
 
 NOW = 1_790_000_000_000
@@ -57,6 +58,15 @@ def test_a_forgotten_key_is_not_sent_again() -> None:
     assert refusal is not None
     assert refusal.code == "key_retention_passed"
     assert plan_call(CHARGE, NOW, NOW, 5_000).refusal is None
+
+
+def test_a_key_is_as_old_as_its_attempt() -> None:
+    """An order that waited long for a person begins with a new key; its repetition is sent."""
+    again = replace(CHARGE, try_number=2, attempt_started_at_ms=NOW - 1_000)
+    assert plan_call(again, NOW, NOW, 1_001).refusal is None
+    refusal = plan_call(again, NOW, NOW, 1_000).refusal
+    assert refusal == GatewayAnswer(outcome="not_sent", code="key_retention_passed")
+    assert action_of(refusal.code) is Action.INQUIRE, "what may be forgotten is asked about first"
 
 
 @pytest.mark.parametrize(

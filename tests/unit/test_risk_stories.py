@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
-from pipeline.domain.model import Order, Payment, PaymentCommand, RiskResult
+from pipeline.domain.model import Order, Payment, PaymentCommand, PaymentRequest, RiskResult
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.risk_rules import read_rules
 from pipeline.processors.driver import FlowDriver
@@ -136,6 +136,28 @@ def test_a_review_that_is_approved_charges_once() -> None:
     assert the(flow).status == "captured"
     assert [kind for kind, _, _ in story(flow)] == ["risk_review", "payment_started", "captured"]
     assert len(flow.requests()) == 1
+
+
+def test_a_charge_that_was_approved_late_is_tried_again() -> None:
+    """An order held longer than the gateway knows a key: its key was new when it was approved."""
+    forgetful = GatewayProfile(name="simulator", key_retention_ms=60 * MINUTE)
+    rules = read_rules(RULES, "rules")
+    flow = FlowDriver(Policy(gateways=(forgetful,), risk=rules), now_ms=NOW)
+    flow.order(order(amount_minor=5000))
+    flow.now_ms += 65 * MINUTE
+    flow.command(review("approve"))
+    flow.answer(GatewayAnswer(outcome="not_sent", code="connection_refused"))
+    called = []
+
+    def gateway(request: PaymentRequest) -> GatewayAnswer:
+        called.append((request.kind, request.try_number))
+        return replace(SUCCEEDED, amount_minor=5000)
+
+    flow.run(gateway)
+    assert called == [("charge", 2)]
+    payment = flow.payment("shop", "o-1")
+    assert payment is not None
+    assert payment.status == "captured"
 
 
 def test_a_review_that_is_denied_ends_as_a_rejection() -> None:
