@@ -7,8 +7,9 @@ cap. Whoever asks for more waits in the row until it is known what became of tho
 nobody is refused for a decline that did not come.
 
 A success or a failure releases its permit and counts nothing. A decline counts from the time at
-which it was told. One that says never again bars the card. Asking or telling twice changes nothing:
-attempts are known by 64 bits of a hash of their idempotency key.
+which it was told. One that says never again bars the card. Attempts are known by 64 bits of a hash
+of their idempotency key: asking twice while one is in flight, or telling twice, changes nothing.
+Who asks again after the end may get a permit again, and the payment gives it back at once.
 """
 
 from __future__ import annotations

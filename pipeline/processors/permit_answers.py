@@ -26,7 +26,7 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.outcomes import gave_up
-from pipeline.processors.permits import GIVEN, attempt_key
+from pipeline.processors.permits import GIVEN, attempt_key, told_again
 from pipeline.processors.retries import REVIEW_ENDS
 
 # Reason of a review without counts or without a permit.
@@ -38,12 +38,14 @@ STALE_RISK_RESULT: Final = "stale_risk_result"
 def answer_permit(payment: Payment, result: RiskResult, now_ms: int, policy: Policy) -> Decision:
     """Decide about an answer of a card's counter; ``now_ms`` is its append time.
 
-    An answer that nobody waits for has no effect: that the permit is not needed was told when the
-    attempt ended.
+    An answer that nobody waits for changes nothing in the payment. A permit that comes after its
+    attempt's end is given back: its ask may have been counted only then.
     """
     attempt = waits_for_permit(payment, result)
     if attempt is None:
-        return Decision(note=STALE_RISK_RESULT)
+        is_given = result.permit == PERMIT_IS_GIVEN
+        again = told_again(payment, result.attempt_key, policy) if is_given else ()
+        return Decision(sends=again, note=STALE_RISK_RESULT)
     if result.permit == PERMIT_IS_GIVEN:
         made = _begun(payment, attempt, now_ms, policy)
     else:

@@ -120,7 +120,7 @@ def reported(before: Payment | None, made: Decision, policy: Policy) -> Decision
     ):
         return made
     known = {} if before is None else {_name(each): each for each in before.attempts}
-    checks = []
+    checks: list[RiskCheck] = []
     for attempt in after.attempts:
         earlier = known.get(_name(attempt))
         if attempt is earlier or attempt.kind not in MAIN_KINDS:
@@ -130,17 +130,38 @@ def reported(before: Payment | None, made: Decision, policy: Policy) -> Decision
             continue
         if outcome == RELEASED and not attempt.permit:
             continue
-        card = instrument_of(after, attempt)
-        if card.fingerprint is not None:
-            told = replace(
-                _check(after, attempt, card),
-                outcome=outcome,
-                code=attempt.code or "",
-                bar_ms=policy.card_bar_ms if outcome == NEVER_AGAIN else 0,
-            )
-            checks.append(told)
+        checks.extend(_told(after, attempt, outcome, policy))
     # Before what is asked in the same decision: the row then knows of the decline.
     return replace(made, sends=(*checks, *made.sends)) if checks else made
+
+
+def told_again(payment: Payment, attempt_key_given: str, policy: Policy) -> tuple[RiskCheck, ...]:
+    """What the counter is told once more when it gives a permit for an attempt that has ended.
+
+    An ask may be counted after the end of its attempt, for example once it was redriven from the
+    dead letters: the permit would be in flight, and nobody would give it back. To tell an outcome
+    twice changes nothing. An attempt that may still be declined keeps its permit.
+    """
+    for attempt in payment.attempts:
+        if attempt.kind in MAIN_KINDS and attempt_key(payment, attempt) == attempt_key_given:
+            outcome = _outcome(attempt, "")
+            return () if outcome is None else _told(payment, attempt, outcome, policy)
+    return ()
+
+
+def _told(
+    payment: Payment, attempt: Attempt, outcome: str, policy: Policy
+) -> tuple[RiskCheck, ...]:
+    card = instrument_of(payment, attempt)
+    if card.fingerprint is None:
+        return ()
+    told = replace(
+        _check(payment, attempt, card),
+        outcome=outcome,
+        code=attempt.code or "",
+        bar_ms=policy.card_bar_ms if outcome == NEVER_AGAIN else 0,
+    )
+    return (told,)
 
 
 def _outcome(attempt: Attempt, earlier: str) -> str | None:

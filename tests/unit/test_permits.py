@@ -476,6 +476,63 @@ def test_a_forged_or_repeated_answer_has_no_effect() -> None:
     assert len(flow.requests()) == 1
 
 
+@pytest.mark.parametrize("answer", [None, yes, NO_FUNDS, LOST])
+def test_an_ask_that_is_counted_after_the_end_takes_no_place(answer: Any) -> None:
+    """A redriven ask, of an attempt that was never made or is over: the next order is not held up,
+    and neither a decline nor a bar is counted twice or forgotten."""
+    flow = Flow()
+    if answer is None:
+        unanswered(flow)
+        flow.advance(16 * MINUTE_MS)
+    else:
+        flow.buy(1)
+        flow.count()
+        flow.answer(answer)
+    flow.count_all()
+    # An attempt that was never counted leaves no row.
+    before = next(iter(flow.velocity.values()), None)
+    (ask, *_) = flow.read(RISK_CHECKS, RiskCheck)
+    flow.open_checks.append(ask)
+    flow.count_all()
+    (row,) = flow.velocity.values()
+    assert (row.in_flight, row.waiting) == ((), ())
+    if before is None:
+        assert (row.declined, row.barred_by) == ((), "")
+    else:
+        assert row.declined == before.declined
+        assert (row.barred_by, row.barred_until_ms) == (before.barred_by, before.barred_until_ms)
+
+
+def test_a_refused_ask_that_is_counted_again_takes_no_place() -> None:
+    """Its card may be tried again by then, but its attempt is over."""
+    flow = Flow(ONE_ONLY)
+    flow.declined(1)
+    flow.buy(2)
+    (ask,) = flow.open_checks
+    flow.count_all()
+    assert flow.of(2).status == "failed"
+    flow.now_ms += 2 * DAY_MS
+    flow.open_checks.append(ask)
+    flow.count_all()
+    flow.buy(3)
+    flow.count_all()
+    assert states(flow.of(3)) == [("north", "started", 1)]
+
+
+def test_an_attempt_that_may_still_be_declined_keeps_its_place_when_it_is_asked_for_again() -> None:
+    """To ask twice, or to be answered twice, gives nothing back while the outcome is unknown."""
+    flow = Flow(ONE_ONLY)
+    flow.buy(1)
+    (ask,) = flow.open_checks
+    flow.count()
+    flow.answer(TIMED_OUT)
+    flow.open_checks.append(ask)
+    flow.count_all()
+    flow.buy(2)
+    flow.count_all()
+    assert states(flow.of(2)) == [("north", "permit_waiting", 0)]
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_no_mix_of_orders_ever_exceeds_the_cap_and_all_come_to_rest(seed: int) -> None:
     """Orders, retries, cancels and gateways' words in any order, checks counted out of order
