@@ -231,7 +231,7 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
     kind = command.type
     if command.currency is not None and command.currency != payment.currency and kind != CREDIT:
         return CURRENCY_MUST_BE_THE_PAYMENTS
-    if len(payment.attempts) >= _attempts_max(payment, kind):
+    if len(payment.attempts) >= _attempts_max(payment, command):
         return OPERATIONS_MUST_NOT_EXCEED_LIMIT
     if kind == CAPTURE:
         return _broken_capture(payment, command)
@@ -291,9 +291,12 @@ def open_void(payment: Payment) -> Attempt | None:
     return None
 
 
-def _attempts_max(payment: Payment, kind: str) -> int:
-    """Up to how many operations of the payment a command of this kind may begin one more."""
-    if kind in DECIDED_BY_A_PERSON or (kind == CANCEL and payment.status != AUTHORIZED):
+def _attempts_max(payment: Payment, command: PaymentCommand) -> int:
+    """Up to how many operations of the payment a command may begin one more."""
+    kind = command.type
+    approves = kind == REVIEW and command.decision == APPROVE
+    decides = kind in DECIDED_BY_A_PERSON and not approves
+    if decides or (kind == CANCEL and payment.status != AUTHORIZED):
         return len(payment.attempts) + 1  # it begins none
     return VOIDED_ATTEMPTS_MAX if kind == CANCEL else COMMANDED_ATTEMPTS_MAX
 

@@ -327,6 +327,20 @@ def test_an_approved_order_has_its_whole_time_again() -> None:
     assert [r.kind for r in flow.requests()] == ["charge", "charge"]
 
 
+def test_an_order_is_not_approved_without_end_while_nobody_counts() -> None:
+    """Each approval asks anew; beyond forty one is refused by name, and the order can be denied."""
+    flow = Flow()
+    unanswered(flow)
+    for number in range(45):
+        flow.advance(16 * MINUTE_MS)
+        flow.ask("review", 1, f"v{number}", decision="approve")
+        flow.open_checks.clear()
+    assert flow.story(1)[-1] == ("command_rejected", "operations_must_not_exceed_limit")
+    assert (flow.of(1).status, len(flow.of(1).attempts)) == ("risk_review", 40)
+    flow.ask("review", 1, "no", decision="deny")
+    assert flow.of(1).status == "rejected"
+
+
 def test_an_order_that_must_be_paid_sooner_expires() -> None:
     """Without an answer, and with one that comes too late."""
     flow = Flow()
