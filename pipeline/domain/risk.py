@@ -99,7 +99,10 @@ class RiskRules(Struct, frozen=True):
 
 
 class RiskFacts(Struct, frozen=True, kw_only=True):
-    """What rules may look at. ``counted`` holds the answers that are there."""
+    """What rules may look at. ``counted`` holds the answers that are there.
+
+    Whom they name is compared without blanks around it, as instruments are everywhere.
+    """
 
     merchant_id: str
     amount_minor: int
@@ -109,6 +112,11 @@ class RiskFacts(Struct, frozen=True, kw_only=True):
     card_fingerprint: str | None = None
     country: str | None = None
     counted: tuple[RiskCounted, ...] = ()
+
+    def named(self, field: str) -> str | None:
+        """A field that names somebody; what is missing or blank names nobody."""
+        value: str | None = getattr(self, field)
+        return None if value is None else value.strip() or None
 
 
 class Reason(Struct, frozen=True):
@@ -183,12 +191,10 @@ def counters_of(rules: RiskRules, facts: RiskFacts) -> dict[str, tuple[RiskCount
 def identity_of(by: str, facts: RiskFacts) -> str | None:
     """Whom an order is counted for, or None: what is missing or blank is nobody."""
     if by == CARD:
-        text = facts.card_fingerprint
-    elif by == CUSTOMER:
-        text = facts.customer_id
-    else:
-        return facts.merchant_id
-    return text if text is not None and text.strip() else None
+        return facts.named("card_fingerprint")
+    if by == CUSTOMER:
+        return facts.named("customer_id")
+    return facts.merchant_id
 
 
 def checks_of(
@@ -243,10 +249,10 @@ def _seen(rule: Rule, facts: RiskFacts) -> str | None:
             return "the order names no country" if rule.missing else None
         return _listed("country", facts.country.strip().upper(), rule)
     if kind == BLOCKLIST:
-        value = getattr(facts, rule.field)
+        value = facts.named(rule.field)
         if value is None:
             return None
-        if (value.strip().upper() if rule.field == COUNTRY else value) in rule.values:
+        if (value.upper() if rule.field == COUNTRY else value) in rule.values:
             return f"its {rule.field} is on the list"
         return None
     return _over(rule, facts)

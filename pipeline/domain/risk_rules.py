@@ -195,6 +195,8 @@ def _checked(given: Mapping[str, Any], kind: str) -> Rule:
             _countries("values", given["values"])
         if any(holds_card_number(value, opaque=True) for value in given["values"]):
             raise _Wrong("values holds a card number; list fingerprints or tokens instead")
+        # As what orders name is compared (``RiskFacts.named``).
+        given = {**given, "values": [value.strip() for value in given["values"]]}
     fields = {name: value for name, value in given.items() if name != "window_s"}
     for name in ("merchants", "allowed", "denied", "values"):
         if name in fields:

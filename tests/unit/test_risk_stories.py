@@ -201,6 +201,18 @@ def test_the_limit_is_exact_whatever_the_order_of_checks() -> None:
     assert len(flow.requests()) == 3
 
 
+def test_blanks_around_a_card_do_not_get_it_past_its_limit() -> None:
+    """A fingerprint is counted, and looked up in lists, without the blanks around it."""
+    flow = driver(VELOCITY)
+    for number, card in enumerate(["fp_1", " fp_1", "fp_1 ", "fp_1\t"]):
+        flow.order(order(number, card_fingerprint=card))
+        flow.count_all()
+    assert [the(flow, n).status for n in range(4)] == ["processing"] * 3 + ["rejected"]
+    flow = driver(RULES.replace('"fp_stolen"', '" fp_stolen"'))
+    flow.order(order(card_fingerprint="fp_stolen "))
+    assert the(flow).reason == "risk_stolen"
+
+
 def test_an_order_waits_for_all_its_counts() -> None:
     """One answer of two decides nothing; a repeated answer and a repeated order count nothing."""
     flow = driver(VELOCITY)
