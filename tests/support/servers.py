@@ -120,6 +120,9 @@ def kafka_of_this_run() -> str:
     # A broker that dies with its starter would be taken from the other workers when one crashes.
     handle = start_kafka(
         Path(os.environ[FOLDER]) / "kafka",
+        # It holds the topics of every test of a run, thousands of partitions in the end. With the
+        # usual heap it spent its time collecting garbage then, and questions timed out.
+        heap_mb=2_048,
         die_with_parent=not is_worker(),
         jvm_flags=SHORT_LIVED,
         on_progress=_say,

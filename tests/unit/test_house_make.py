@@ -7,7 +7,10 @@ import re
 import subprocess
 import sys
 
+import hypothesis
+
 from tests.house import TOP
+from tests.support.examples import FAST, THOROUGH, share_of
 
 TARGETS = (
     "demo", "test", "unit", "check", "bench", "clean", "install", "lock", "help", "simulate",
@@ -42,6 +45,21 @@ def test_ci_runs_the_same_targets_as_a_person() -> None:
         '  make test ARGS="--last-failed --last-failed-no-failures none -n 0"',
         "}",
     ]
+
+
+def test_make_test_looks_at_every_example_and_make_unit_at_a_part() -> None:
+    """What the fast run leaves out for the sake of seconds is not left out by both."""
+    assert f"--hypothesis-profile {THOROUGH}" in make("-n", "test")
+    assert "--hypothesis-profile" not in make("-n", "unit") + make("-n", "check")
+    now = hypothesis.settings.get_current_profile_name()
+    shares = {}
+    try:
+        for name in (FAST, THOROUGH):
+            hypothesis.settings.load_profile(name)
+            shares[name] = share_of(60)
+    finally:
+        hypothesis.settings.load_profile(now)
+    assert shares == {FAST: 15, THOROUGH: 60}
 
 
 def test_an_old_python_gets_a_sentence() -> None:
