@@ -221,6 +221,22 @@ def test_a_cancel_of_a_decline_is_cancelled() -> None:
 # Retries with another instrument.
 
 
+def test_a_cancel_bars_a_retry_that_waits_for_its_turn() -> None:
+    """The retry waits for a reversal, and is not made after it; a refund that waits is."""
+    story = failed()
+    story.notify("succeeded")
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.command("refund", "r2", amount_minor=100)
+    story.command("cancel", "x1")
+    assert story.events[-2:] == ["cancel_requested", "command_rejected"]
+    rejected = story.flow.events()[-1]
+    assert (rejected.operation_id, rejected.reason) == ("r1", "cancel_requested")
+    assert [each.command_id for each in story.payment.commands] == ["r2"]
+    story.flow.run(yes)
+    assert (story.status, story.money) == ("failed", (500, 500, 500))
+    assert {each.instrument_token for each in story.flow.requests()} == {"tok_1"}
+
+
 def test_a_declined_payment_is_retried_with_another_instrument() -> None:
     """The new token is charged under the command's id; the order's own stays its token."""
     story = failed()
