@@ -382,11 +382,16 @@ def _broken_cancel(payment: Payment) -> str | None:
     status = payment.status
     if payment.cancel_requested_by is not None and status in UNDECIDED:
         return CANCEL_MUST_NOT_BE_REPEATED
-    if status in UNDECIDED or status == RISK_REVIEW:
+    if status in UNDECIDED or status == RISK_REVIEW or retry_waits(payment):
         return None
     if payment.captured_minor or reserved_minor(payment, CAPTURE):
         return PAYMENT_MUST_NOT_BE_CAPTURED
     return None if status == AUTHORIZED else PAYMENT_MUST_BE_OPEN
+
+
+def retry_waits(payment: Payment) -> bool:
+    """Whether a payment that failed is to be tried again, and a cancel has something to bar."""
+    return payment.status == FAILED and any(each.type == RETRY for each in payment.commands)
 
 
 def _broken_retry(payment: Payment, command: PaymentCommand, now_ms: int) -> str | None:

@@ -24,6 +24,7 @@ from pipeline.domain.lifecycle import (
     AUTHORIZE,
     BEGIN,
     BUSY_STATES,
+    CAPTURE,
     CHARGE,
     DECLINED,
     INPUT_DEAD_LETTERED,
@@ -173,12 +174,33 @@ def _changed(
 
 def check_amounts(payment: Payment) -> None:
     """What was refunded was captured, and what was captured was authorized (which is 0 in snapshots
-    of before it was counted)."""
-    authorized_minor = payment.authorized_minor or payment.captured_minor
+    of before it was counted), but for what a gateway took beyond that."""
+    captured_minor = payment.captured_minor
+    authorized_minor = payment.authorized_minor or captured_minor
+    if captured_minor > authorized_minor:
+        captured_minor -= overcaptured_minor(payment)
     invariant(
-        0 <= payment.refunded_minor <= payment.captured_minor <= authorized_minor,
+        0 <= payment.refunded_minor <= payment.captured_minor
+        and captured_minor <= authorized_minor,
         "refunded <= captured <= authorized must hold",
     )
+
+
+def overcaptured_minor(payment: Payment) -> int:
+    """What gateways captured beyond their authorizations: one capture was late, its successor too
+    much."""
+    over_minor = 0
+    for main in payment.attempts:
+        if main.kind == AUTHORIZE and has_succeeded(main.state):
+            taken_minor = sum(
+                amount_of(payment, each)
+                for each in payment.attempts
+                if each.kind == CAPTURE
+                and has_succeeded(each.state)
+                and parent_of(payment, each) is main
+            )
+            over_minor += max(0, taken_minor - amount_of(payment, main))
+    return over_minor
 
 
 def moved(

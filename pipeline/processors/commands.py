@@ -2,7 +2,7 @@
 
 A command that cannot run yet, because an operation is under way or its order has not come, waits in
 the payment and runs in the decision that ends what it waited for. Two do not wait: a cancel, which
-bars sending at once, and a person's resolution of an unknown outcome.
+bars sending at once, also by a retry that waits, and a person's resolution of an unknown outcome.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ from pipeline.processors.retries import (
     assess_retry,
     assessed_retry,
     hold_retry,
+    retry_unassessed,
     review_ended,
     without_retry,
 )
@@ -289,7 +290,11 @@ def _credited(empty: Payment, command: PaymentCommand, now_ms: int) -> Decision:
 
 def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
     if command.type == rules.CANCEL:
-        return payment.status in UNDECIDED or payment.status == RISK_REVIEW
+        return (
+            payment.status in UNDECIDED
+            or payment.status == RISK_REVIEW
+            or rules.retry_waits(payment)
+        )
     if command.type == rules.REVIEW:
         return payment.status == RISK_REVIEW
     person = command.type in (rules.RESOLVE, rules.RESOLVE_DISPUTE)
@@ -406,9 +411,21 @@ def _moves_money(
 
 
 def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    if assessed_retry(payment) is not None:
+    if payment.status == RISK_REVIEW and assessed_retry(payment) is not None:
         # The payment has failed already: what ends is the retry that waits for a person.
-        return refuse_assessed_retry(payment, CANCEL_REQUESTED, now_ms, command)
+        made = refuse_assessed_retry(payment, CANCEL_REQUESTED, now_ms, command)
+        return followed(made, _bar_retries(made.payment or payment, now_ms))
+    if rules.retry_waits(payment):
+        # It stays failed, and what waits to try it again, for counts or for its turn, is not made.
+        changed, event = told(
+            payment if assessed_retry(payment) is None else retry_unassessed(payment),
+            CANCEL_REQUESTED,
+            now_ms,
+            reason=command.reason,
+            actor=command.actor,
+            operation_id=command.command_id,
+        )
+        return followed(decision(changed, event), _bar_retries(changed, now_ms))
     if payment.status in (RISK_REVIEW, REQUIRES_CUSTOMER_ACTION) or payment.risk_awaited:
         # Nobody was asked for money, or the customer did not go on: there is nothing to undo yet.
         changed, event = moved(
@@ -454,6 +471,18 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
         return made
     # Nobody was asked for money yet, so there is nothing to wait for.
     return followed(made, gave_up(changed, asking, CANCEL_REQUESTED, now_ms))
+
+
+def _bar_retries(payment: Payment, now_ms: int) -> Decision:
+    """Reject the retries that wait; what else waits is not the cancel's matter."""
+    barred = [each for each in payment.commands if each.type == rules.RETRY]
+    others = tuple(each for each in payment.commands if each.type != rules.RETRY)
+    made = Decision()
+    payment = replace(payment, commands=others)
+    for retry in barred:
+        made = followed(made, _rejected(payment, retry, CANCEL_REQUESTED, now_ms))
+        payment = made.payment or payment
+    return made
 
 
 def _retry(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:

@@ -26,6 +26,7 @@ from pipeline.domain.disputes import (
 from pipeline.domain.ids import derived_operation_id
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
+    DECLINED,
     DISPUTE_INQUIRY,
     DISPUTE_LOST,
     DISPUTE_OPENED,
@@ -119,13 +120,17 @@ def resolve_dispute(payment: Payment, command: PaymentCommand, now_ms: int) -> D
 
 
 def _is_about(payment: Payment, notice: GatewayNotification) -> bool:
-    """Whether the payment asked this gateway for a charge that may be the one in dispute.
+    """Whether the payment has a charge at this gateway that may be the one in dispute.
 
-    Notices come in any order: a charge that has not been heard of yet has no reference.
+    Notices come in any order: a charge that has not been heard of yet has no reference, and one
+    that was given up on silence may have been made. One that was never sent, or was declined, has
+    taken nothing that a bank could take back.
     """
     return any(
         attempt.kind in MAIN_KINDS
         and attempt.gateway == notice.gateway
+        and attempt.tries > 0
+        and attempt.state != DECLINED
         and (
             notice.gateway_reference is None
             or attempt.gateway_reference in (None, notice.gateway_reference)

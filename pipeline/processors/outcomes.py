@@ -74,6 +74,7 @@ from pipeline.domain.payment import (
     first_try,
     followed,
     gateway_profile,
+    overcaptured_minor,
     parent_of,
     replaced,
     request_of,
@@ -208,6 +209,12 @@ def _captured(
 ) -> Decision:
     standing = payment.status in (AUTHORIZED, CAPTURED)
     captured = payment.captured_minor + attempt.amount_minor
+    taken = replace(payment, attempts=replaced(payment, replace(attempt, state=CAPTURED)))
+    over_minor = overcaptured_minor(taken)
+    beyond_minor = over_minor - overcaptured_minor(payment)
+    if beyond_minor:
+        more = f"{beyond_minor} {payment.currency} were captured beyond the authorization"
+        detail = more if detail is None else f"{detail}; {more}"
     changed, event = stepped(
         payment,
         attempt,
@@ -217,12 +224,16 @@ def _captured(
         actor=actor,
         detail=detail,
         captured_minor=captured,
-        authorized_minor=max(payment.authorized_minor, captured),
+        # Not what was taken beyond it: that stays to be seen.
+        authorized_minor=max(payment.authorized_minor, captured - over_minor),
         expires_at_ms=None if captured >= payment.authorized_minor else payment.expires_at_ms,
     )
     settlement = _settled(payment, attempt, SETTLED_CAPTURE, attempt.amount_minor, now_ms)
     made = decision(changed, settlement, event)
-    return made if standing else followed(made, _reversed(changed, attempt, now_ms, policy))
+    back_minor = beyond_minor if standing else attempt.amount_minor
+    if not back_minor:
+        return made
+    return followed(made, _reversed(changed, attempt, now_ms, policy, back_minor))
 
 
 def _refunded(
@@ -267,7 +278,8 @@ def _voided(
         actor=actor,
         detail=detail,
         authorized_minor=max(
-            payment.captured_minor, payment.authorized_minor - amount_of(payment, attempt)
+            payment.captured_minor - overcaptured_minor(payment),
+            payment.authorized_minor - amount_of(payment, attempt),
         ),
     )
     return decision(changed, event)
@@ -320,7 +332,14 @@ def _too_late(
     return followed(decision(changed, settlement, event), reversal)
 
 
-def _reversed(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
+def _reversed(
+    payment: Payment,
+    attempt: Attempt,
+    now_ms: int,
+    policy: Policy,
+    amount_minor: int | None = None,
+) -> Decision:
+    """Begin to give back what the attempt moved, or a part of it."""
     kind = VOID if attempt.kind not in (CHARGE, CAPTURE) else REFUND
     parent = parent_of(payment, attempt) if attempt.kind == CAPTURE else attempt
     return begin_operation(
@@ -328,7 +347,7 @@ def _reversed(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -
         kind,
         reversal_operation_id(attempt.operation_id, attempt.attempt),
         parent or attempt,
-        amount_of(payment, attempt),
+        amount_of(payment, attempt) if amount_minor is None else amount_minor,
         now_ms,
         policy,
         event=REVERSAL_STARTED,

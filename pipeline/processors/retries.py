@@ -42,9 +42,13 @@ def assessed_retry(payment: Payment) -> PaymentCommand | None:
 
 def without_retry(payment: Payment) -> Payment:
     """The payment when the retry whose risk was being decided waits no longer."""
+    return retry_unassessed(replace(payment, commands=payment.commands[1:]))
+
+
+def retry_unassessed(payment: Payment) -> Payment:
+    """The payment when nobody decides about its retry's risk any more; it still waits."""
     return replace(
         payment,
-        commands=payment.commands[1:],
         assessed_retry=None,
         risk_awaited=(),
         risk_counted=(),

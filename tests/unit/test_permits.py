@@ -596,3 +596,21 @@ def test_no_mix_of_orders_ever_exceeds_the_cap_and_all_come_to_rest(seed: int) -
             assert len(within) <= TWO.declines_max, (card, seed)
     for number in range(40):
         assert not any(a.state == "permit_waiting" for a in flow.of(number).attempts)
+
+
+def test_a_charge_that_got_no_permit_cannot_be_disputed() -> None:
+    """It was never sent, so no bank can take anything back for it."""
+    flow = Flow(ONE_ONLY)
+    flow.declined(1)
+    flow.buy(2)
+    flow.count_all()
+    payment = flow.of(2)
+    assert states(payment) == [("north", "failed", 0)]
+    notice = GatewayNotification(
+        merchant_id="shop", order_id="o-2", payment_id=payment.payment_id, notification_id="n",
+        gateway="north", type="dispute", amount_minor=500, currency="GBP", received_at_ms=NOW,
+        dispute_id="d1", dispute_state="opened", fee_minor=1500,
+    )  # fmt: skip
+    assert flow.notify(notice).dead_letter == "dispute_of_nothing"
+    assert flow.settlements() == []
+    assert flow.of(2).disputes == ()

@@ -218,7 +218,54 @@ def test_a_cancel_of_a_decline_is_cancelled() -> None:
     assert story.rejected("retry", "c3", instrument_token="tok_2") == "payment_must_have_failed"
 
 
+def test_captures_beyond_the_authorization_are_told_and_the_excess_goes_back() -> None:
+    """Two captures of 400 of 500, the first one given up and late: 300 go back, once, and what was
+    authorized stays what it was."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    story.command("capture", "c1", amount_minor=400)
+    story.flow.run(lambda request: NOT_SENT if request.kind != "inquire" else TIMED_OUT)
+    assert story.events[-1] == "capture_failed"
+    story.command("capture", "c2", amount_minor=400)
+    story.flow.answer(yes)
+    story.notify("succeeded", "c1")
+    late, reversal = story.flow.events()[-2:]
+    assert (late.type, reversal.type) == ("late_success", "reversal_started")
+    assert late.detail == "300 GBP were captured beyond the authorization"
+    request = story.flow.requests()[-1]
+    assert (request.kind, request.operation_id, request.amount_minor) == (
+        "refund",
+        "late-c1-1",
+        300,
+    )
+    story.flow.answer(yes)
+    story.notify("succeeded", "c1")
+    assert story.flow.open_requests == []
+    assert (story.status, story.money) == ("captured", (500, 800, 300))
+    assert story.settled == [("capture", 400), ("capture", 400), ("refund", -300)]
+    assert story.rejected("capture", "c3", amount_minor=1) == "payment_must_be_authorized"
+    story.command("refund", "r1")
+    story.flow.answer(yes)
+    assert story.money == (500, 800, 800)
+
+
 # Retries with another instrument.
+
+
+def test_a_cancel_bars_a_retry_that_waits_for_its_turn() -> None:
+    """The retry waits for a reversal, and is not made after it; a refund that waits is."""
+    story = failed()
+    story.notify("succeeded")
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.command("refund", "r2", amount_minor=100)
+    story.command("cancel", "x1")
+    assert story.events[-2:] == ["cancel_requested", "command_rejected"]
+    rejected = story.flow.events()[-1]
+    assert (rejected.operation_id, rejected.reason) == ("r1", "cancel_requested")
+    assert [each.command_id for each in story.payment.commands] == ["r2"]
+    story.flow.run(yes)
+    assert (story.status, story.money) == ("failed", (500, 500, 500))
+    assert {each.instrument_token for each in story.flow.requests()} == {"tok_1"}
 
 
 def test_a_declined_payment_is_retried_with_another_instrument() -> None:

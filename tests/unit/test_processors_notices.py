@@ -410,3 +410,21 @@ def test_a_dispute_of_what_no_gateway_was_asked_for_is_dead_lettered() -> None:
     """A free order cannot be disputed."""
     story = Story(replace(MANUAL, amount_minor=0))
     assert story.dispute("opened").dead_letter == "dispute_of_nothing"
+
+
+def test_a_dispute_of_a_declined_charge_is_dead_lettered_until_it_shows_as_made() -> None:
+    """A declined charge took nothing; one that was made after all can be disputed."""
+    story = Story()
+    story.flow.answer(DECLINED)
+    assert story.dispute("opened").dead_letter == "dispute_of_nothing"
+    assert (story.settled, story.payment.disputes) == ([], ())
+    story.notify("succeeded")
+    assert story.dispute("opened").dead_letter is None
+    assert ("dispute", -500) in story.settled
+
+
+def test_a_dispute_may_come_before_the_charge_that_it_is_about_is_known() -> None:
+    """Its request is under way, or was given up on silence: the money may have moved."""
+    story = Story()
+    assert story.dispute("opened").dead_letter is None
+    assert story.settled == [("dispute", -500)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from pipeline.domain.model import RiskCheck, RiskResult
+from pipeline.domain.policy import MINUTE_MS
 from pipeline.domain.risk_rules import read_rules
 from tests.support.payment_story import yes
 from tests.unit.test_permits import NO_FUNDS, ONE_ONLY, POLICY, Flow, states
@@ -63,6 +64,49 @@ def test_a_retry_that_rules_refuse_takes_no_place_of_its_card() -> None:
     flow.count_all()
     assert flow.story(1)[-1] == ("command_rejected", "risk_v")
     assert len(flow.told()) == before
+
+
+def test_a_cancel_bars_a_retry_that_waits_for_its_counts() -> None:
+    """Nothing is sent, also when the counts come after all; the cancel has its answer at once."""
+    flow = Flow(REJECT)
+    flow.declined(1)
+    flow.ask("retry", 1, **OTHER)
+    flow.ask("retry", 1, "c2", instrument_token="tok_3", card_fingerprint="fp_3")
+    flow.ask("cancel", 1, "x1", reason="customer called")
+    assert flow.story(1)[-3:] == [
+        ("cancel_requested", "customer called"),
+        ("command_rejected", "cancel_requested"),
+        ("command_rejected", "cancel_requested"),
+    ]
+    flow.count_all()
+    flow.advance(20 * MINUTE_MS)
+    payment = flow.of(1)
+    assert (payment.status, payment.commands, payment.assessed_retry) == ("failed", (), None)
+    assert len(flow.requests()) == 1
+    flow.ask("cancel", 1, "x2")
+    assert flow.story(1)[-1] == ("command_rejected", "payment_must_be_open")
+    flow.ask("retry", 1, "c3", instrument_token="tok_4", card_fingerprint="fp_4")
+    flow.count_all()
+    flow.answer(yes)
+    assert flow.of(1).status == "captured"
+
+
+def test_a_cancel_bars_what_waits_behind_a_retry_in_review() -> None:
+    """Not only the retry that a person looks at: the next one would be charged instead."""
+    flow = Flow(REVIEW)
+    flow.declined(1)
+    flow.buy(2, card_fingerprint="fp_2")
+    flow.count_all()
+    flow.ask("retry", 1, **OTHER)
+    flow.count_all()
+    assert flow.of(1).status == "risk_review"
+    flow.ask("retry", 1, "c2", instrument_token="tok_3", card_fingerprint="fp_3")
+    sent = len(flow.requests())
+    flow.ask("cancel", 1, "x1")
+    flow.count_all()
+    assert (flow.of(1).status, flow.of(1).commands) == ("failed", ())
+    assert flow.story(1)[-2:] == [("command_rejected", "cancel_requested")] * 2
+    assert len(flow.requests()) == sent
 
 
 def test_an_approved_retry_meets_the_cap_of_its_card() -> None:
