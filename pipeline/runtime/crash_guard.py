@@ -96,6 +96,10 @@ class CrashGuard:
         self._save()
         return True
 
+    def suspected(self) -> list[tuple[str, int, int]]:
+        """Topic, partition and offset of each record that was in hand at a death."""
+        return [(s.topic, s.partition, s.offset) for s in self._state.suspects]
+
     def assigned(self, partitions: Iterable[TopicPartitionKey]) -> None:
         """The input partitions owned now; a suspect of another's does not hold this worker up."""
         self._owned = frozenset(partitions)

@@ -202,7 +202,7 @@ class GatewayWorker:
             self._consumer.pause(self._assigned())
         elif self._paused and tracked <= self._limit // 2:
             self._paused = False
-            self._consumer.resume(self._assigned())
+            self._consumer.resume(self._wanted())
 
     def _consume(self, tracked: int) -> bool:
         limit = min(FETCH_RECORDS_MAX, max(1, self._limit - tracked))
@@ -225,7 +225,7 @@ class GatewayWorker:
             # A rebalance happened inside the call; what it returned belongs to the past, and what
             # was assigned is held until now.
             if not self._paused:
-                self._consumer.resume(self._assigned())
+                self._consumer.resume(self._wanted())
             return False
         self._require_awake()
         calls: list[Call] = []
@@ -377,6 +377,19 @@ class GatewayWorker:
 
     def _assigned(self) -> list[TopicPartition]:
         return [TopicPartition(self._stage.topic, p) for p in self._prefixes]
+
+    def _wanted(self) -> list[TopicPartition]:
+        """What may be fetched. A careful worker takes first what it may have died of: until that is
+        done it stays careful, and a backlog before it would grow faster than one call at a time.
+        """
+        suspected = {
+            partition
+            for topic, partition, offset in self._guard.suspected()
+            if topic == self._stage.topic and offset >= self._positions.get(partition, offset + 1)
+        }
+        if not self._guard.careful or not suspected:
+            return self._assigned()
+        return [TopicPartition(self._stage.topic, p) for p in sorted(suspected)]
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """All partitions of this worker from now on; nothing is read before the turn goes on."""

@@ -366,6 +366,30 @@ def test_a_partition_that_others_may_have_had_is_read_anew(
     assert order_keys([work], flow.topic("gateway-results")) == [key_of(o) for o in again]
 
 
+def test_a_careful_worker_takes_first_what_it_may_have_died_of(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays careful, with one call open, until the suspect is done. Behind the backlog of
+    another partition, which grows meanwhile, that was never."""
+    member = Member()
+    worker = gateway_with(flow, member, Commits(), InstantCalls(), monkeypatch)
+    topic = worker._stage.topic
+    given = [TopicPartition(topic, partition) for partition in range(3)]
+    worker._on_assign(member, given)
+    for _ in range(4):
+        worker._guard.start()
+    worker._guard.handling(topic, 2, 0)
+    worker._guard.start()
+    assert worker._guard.careful
+    worker._pace(1)
+    worker._pace(0)
+    assert member.paused == {(topic, 0), (topic, 1)}
+    worker._guard.committed({(topic, 2): 1})
+    worker._pace(1)
+    worker._pace(0)
+    assert member.paused == set()
+
+
 # A registry that is away -------------------------------------------------------------------------
 
 
