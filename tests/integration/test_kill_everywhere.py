@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_a_kill_at_every_step_of_every_stage_costs_nothing(
     killed = sum(codes.count(-9) for codes in flow.supervisor.exits.values())
     assert killed == KILLS_EACH * len(failpoints.POINTS)
     assert report.exit_code == 0, report.findings
-    assert report.summary["payments"] == {"captured": ORDERS}, report.summary
-    assert report.summary["gateway"]["charges"] == ORDERS
-    assert report.summary["ledger"]["entries"] == ORDERS
+    # A record in hand at three of these deaths is put aside as one that kills: it lies whole in the
+    # dead letters. An order so put aside is not charged; nothing else may be missing.
+    said = json.dumps(report.summary)
+    letters = report.summary["dead_letters"]
+    assert set(letters) <= {"killed_the_process"}, said
+    captured = report.summary["payments"]["captured"]
+    assert report.summary["payments"] == {"captured": captured}, said
+    assert ORDERS - min(3, sum(letters.values())) <= captured <= ORDERS, said
+    assert report.summary["gateway"]["charges"] == captured
+    assert report.summary["ledger"]["entries"] == captured
