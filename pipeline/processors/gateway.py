@@ -56,10 +56,10 @@ def plan_call(
     """Plan the call of a request that was appended at ``appended_at_ms``.
 
     ``now_ms`` is the worker's own clock. All but inquiries expire: those move no money. With the
-    gateway's ``key_retention_ms``, a first charge's repetition is refused once the gateway may have
-    forgotten the key. That is counted from when the attempt began, before its key was first sent,
-    however long its order had waited for a person; records that do not tell it, from the order. Of
-    later operations the table knows when they began, and does not repeat them beyond that.
+    gateway's ``key_retention_ms``, the repetition of any operation is refused once the gateway may
+    have forgotten the key: the table decides by when a wait began, and the request may lie after
+    that. It is counted from when the attempt began, before its key was first sent, however long its
+    order had waited for a person; records that do not tell it, from the order.
 
     ``possibly_sent``: the gateway has no idempotency, and some worker may have sent this very
     request. It is not sent; it is unknown, like any call whose answer was lost.
@@ -76,13 +76,12 @@ def plan_call(
         return CallPlan(deadline_ms, GatewayAnswer(outcome=UNKNOWN, code=POSSIBLY_SENT))
     if now_ms >= deadline_ms:
         return _refused(deadline_ms, SEND_BEFORE_PASSED)
-    if (
-        key_retention_ms is not None
-        and request.operation_id == request.order_id
-        and request.try_number > 1
-        and now_ms - (request.attempt_started_at_ms or request.ordered_at_ms) >= key_retention_ms
-    ):
-        return _refused(deadline_ms, KEY_RETENTION_PASSED)
+    if key_retention_ms is not None and request.try_number > 1:
+        begun_ms = request.attempt_started_at_ms or request.ordered_at_ms
+        forgotten_ms = begun_ms + key_retention_ms
+        if now_ms >= forgotten_ms:
+            return _refused(deadline_ms, KEY_RETENTION_PASSED)
+        deadline_ms = min(deadline_ms, forgotten_ms)
     return CallPlan(deadline_ms)
 
 
