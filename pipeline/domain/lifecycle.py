@@ -306,7 +306,10 @@ ATTEMPT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (DECLINED, LATE_SUCCESS_SEEN): _T(SUCCEEDED, LATE_SUCCESS),
     (ATTEMPT_FAILED, LATE_SUCCESS_SEEN): _T(SUCCEEDED, LATE_SUCCESS),
     (SUCCEEDED, FAILURE_SEEN): _T(ATTEMPT_FAILED, FAILED),
-    **{(state, FAILURE_SEEN): _T(ATTEMPT_FAILED, FAILED) for state in OPEN_STATES},
+    **{
+        (state, FAILURE_SEEN): _T(ATTEMPT_FAILED, FAILED)
+        for state in (*OPEN_STATES, DECLINED, ATTEMPT_FAILED)
+    },
     # A person says what no gateway would.
     **{
         (state, trigger): step

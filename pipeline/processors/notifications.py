@@ -36,12 +36,13 @@ from pipeline.processors.disputes import process_dispute
 from pipeline.processors.letters import DEAD_LETTER, process_settlement_letter
 from pipeline.processors.outcomes import (
     STALE_RESULT,
+    came_back,
     contradictory,
     declined,
-    failed_later,
     inquire,
     late_evidence,
     pending,
+    tells_return,
 )
 
 UNKNOWN_PAYMENT: Final = "unknown_payment"
@@ -93,12 +94,8 @@ def _about(
     outcome = said.outcome
     if outcome == SUCCEEDED:
         return late_evidence(payment, attempt, said, now_ms, policy)
-    if outcome == FAILED and attempt.kind == REFUND:
-        if attempt.state in OPEN_STATES or has_succeeded(attempt.state):
-            if said.currency != payment.currency:
-                return contradictory(payment, said, now_ms)
-            return failed_later(payment, attempt, said, now_ms)
-        return _STALE
+    if (outcome == FAILED and attempt.kind == REFUND) or tells_return(attempt, said):
+        return came_back(payment, attempt, said, now_ms)
     if outcome in (DECLINED, FAILED):
         if attempt.state in OPEN_STATES:
             return declined(payment, attempt, said, now_ms, policy)

@@ -29,6 +29,7 @@ from pipeline.domain.lifecycle import (
     CAPTURED,
     CHARGE,
     CHARGE_SEEN,
+    CONTRADICTED,
     CONTRADICTION_SEEN,
     CONTRADICTORY_EVIDENCE,
     DEADLINE_PASSED,
@@ -95,8 +96,11 @@ SETTLED_REFUND_FAILED: Final = "refund_failed"
 
 AMOUNT_MISMATCH: Final = "amount_mismatch"
 
-# Code of an attempt that had succeeded and failed later: a success is no news to it.
+# Codes of a refund that had succeeded and failed later, by a notice or as an inquiry tells it (kept
+# so by records of before): a success is no news to it, but older than that.
 FAILED_LATER: Final = "failed_later"
+RETURNED: Final = "returned"
+_CAME_BACK: Final = frozenset({FAILED_LATER, RETURNED})
 
 # Reasons of timers.
 AUTHORIZATION_ENDS: Final = "authorization_ends"
@@ -639,10 +643,20 @@ def pending(
     return decision(changed, waiting(changed, attempt, result.code, policy, now_ms), event)
 
 
-def failed_later(
-    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int
-) -> Decision:
-    """A refund failed after it had succeeded, or before we heard that it had."""
+def tells_return(attempt: Attempt, result: GatewayResult) -> bool:
+    """Whether a gateway says of a refund that it was made and came back."""
+    return attempt.kind == REFUND and (result.outcome, result.code) == (DECLINED, RETURNED)
+
+
+def came_back(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int) -> Decision:
+    """A refund failed after it had succeeded, or before we heard that it had.
+
+    It is kept also where the refund has ended without success: one that shows afterwards is older.
+    """
+    if attempt.state in (DECLINED, ATTEMPT_FAILED) and attempt.code in _CAME_BACK:
+        return _STALE_RESULT
+    if attempt.state == CONTRADICTED or result.currency != payment.currency:
+        return contradictory(payment, result, now_ms)
     reason = result.code or FAILED_LATER
     had_moved = has_succeeded(attempt.state)
     attempt = replace(attempt, code=FAILED_LATER, uncertain_since_ms=0)
@@ -672,7 +686,7 @@ def late_evidence(
             ):
                 return _STALE_RESULT
         elif attempt.state in (DECLINED, ATTEMPT_FAILED):
-            if attempt.code == FAILED_LATER:
+            if attempt.code in _CAME_BACK:
                 return _STALE_RESULT
             return succeeded(
                 payment, attempt, result, reference, now_ms, policy, trigger=LATE_SUCCESS_SEEN

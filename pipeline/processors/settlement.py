@@ -60,6 +60,7 @@ from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.letters import process_request_letter
 from pipeline.processors.outcomes import (
     STALE_RESULT,
+    came_back,
     contradictory,
     declined,
     exhausted,
@@ -71,6 +72,7 @@ from pipeline.processors.outcomes import (
     next_gateway,
     pending,
     succeeded,
+    tells_return,
     uncertain,
     waiting,
 )
@@ -182,6 +184,8 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
 def _judged(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
+    if tells_return(attempt, result):
+        return came_back(payment, attempt, result, now_ms)
     if result.try_number == attempt.tries:
         # The request was appended before its result, and so were all before it, so no copy of any
         # in a frozen worker's hands can be sent later than this: however long any lane lags.

@@ -9,6 +9,7 @@ from itertools import permutations
 import pytest
 from msgspec.structs import replace
 
+from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import GatewayNotification, Order
 from pipeline.domain.policy import HOUR_MS, MINUTE_MS
 from tests.support.payment_story import (
@@ -22,6 +23,9 @@ from tests.support.payment_story import (
     Story,
     yes,
 )
+
+# What adapters make of a refund that is shown as returned.
+RETURNED = GatewayAnswer(outcome="declined", code="returned", gateway_reference="refund_1_r1")
 
 
 def charged() -> Story:
@@ -141,11 +145,65 @@ def test_a_refund_that_failed_before_it_was_heard_of_moves_nothing() -> None:
     assert sum(amount for _, amount in story.settled) == 500
 
 
-def test_a_declined_refund_that_failed_is_no_news() -> None:
-    """It had moved nothing."""
+def test_a_declined_refund_that_failed_moves_nothing() -> None:
+    """It had moved nothing; what shows as made afterwards is older than its failure."""
     story = refunding()
     story.flow.answer(DECLINED)
+    story.notify("failed", "r1")
     assert story.notify("failed", "r1").note == "stale_result"
+    assert story.notify("succeeded", "r1").note == "stale_result"
+    assert story.money == (500, 500, 0)
+    assert story.settled == [("capture", 500)]
+
+
+@pytest.mark.parametrize("order", [*permutations(["inquired", "succeeded", "failed"])])
+def test_a_refund_that_came_back_is_not_refunded_whoever_tells_it_when(
+    order: tuple[str, ...],
+) -> None:
+    """Its answer was lost. Three true words about it end the same in every order: the inquiry's,
+    which knows what it is by now, and the notices of its success and of its return."""
+    story = charged()
+    story.command("refund", "r1")
+    story.flow.answer(TIMED_OUT)
+    for word in order:
+        if word != "inquired":
+            story.notify(word, "r1")
+        elif story.payment.attempts[-1].state == "inquiry_waiting":
+            story.wait()
+            story.flow.answer(RETURNED)
+    assert story.money == (500, 500, 0)
+    assert sum(amount for _, amount in story.settled) == 500
+    assert story.flow.dead_letters == []
+    story.command("refund", "r2")
+    assert story.flow.requests()[-1].amount_minor == 500, "its room is free"
+
+
+def test_an_inquiry_that_is_overtaken_by_an_old_success_still_tells_of_the_return() -> None:
+    """It was asked before the notice came, and is answered after it."""
+    story = charged()
+    story.command("refund", "r1")
+    story.flow.answer(TIMED_OUT)
+    story.wait()
+    story.notify("succeeded", "r1")
+    story.flow.answer(RETURNED)
+    assert story.money == (500, 500, 0)
+    assert story.settled == [("capture", 500), ("refund", -500), ("refund_failed", 500)]
+    assert story.flow.dead_letters == []
+
+
+def test_a_refund_that_a_person_gave_up_and_that_came_back_stays_given_up() -> None:
+    """The notice of its return is kept although nothing had moved: its success may still come."""
+    story = charged()
+    story.command("refund", "r1")
+    while story.payment.attempts[-1].state != "inquiry_exhausted":
+        story.flow.answer(TIMED_OUT)
+        if not story.flow.open_requests and story.flow.waits():
+            story.wait()
+    story.flow.now_ms += 10 * MINUTE_MS
+    story.command("resolve", "p1", decision="not_charged")
+    story.notify("failed", "r1", code="returned")
+    assert story.notify("succeeded", "r1").note == "stale_result"
+    assert story.money == (500, 500, 0)
 
 
 def test_the_customer_is_sent_to_the_bank() -> None:

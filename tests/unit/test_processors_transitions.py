@@ -101,7 +101,7 @@ WORDS = [
     in ("success_seen", "late_success_seen", "decline_seen", "pending_seen", "contradiction_seen")
     and not (kind == "refund" and (state, trigger) == ("pending", "pending_seen"))
 ]
-WORDS += [("refund", state, "failure_seen") for state in OPEN_STATES]
+WORDS += [("refund", state, "failure_seen") for state in (*OPEN_STATES, "declined", "failed")]
 WORDS += [
     (kind, state, trigger)
     for kind in ("charge", "authorize", "refund")
