@@ -199,8 +199,8 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         stream,
         ("upstream",),
         ("payments",),
-        "Requests to change a payment: capture, cancel, refund, credit, retry, resolve, "
-        "resolve_dispute, review.",
+        "Requests to change a payment: capture, cancel, refund, credit, retry, give_back, "
+        "resolve, resolve_dispute, review.",
     )
     add(
         "risk-results",

@@ -395,6 +395,7 @@ class Judgement:
                 not self.settled(payment)
                 or self._outstanding(payment)
                 or self._being_counted(payment)
+                or self._timed(payment)
             ):
                 found.pending("order_without_outcome", example)
             elif status == "outcome_unknown":
@@ -408,6 +409,15 @@ class Judgement:
                         payment, f"{busy[0].kind} {busy[0].operation_id} is {busy[0].state}"
                     ),
                 )
+
+    def _timed(self, payment: PaymentEvidence) -> bool:
+        """Whether an attempt waits for a time: to be asked about what takes days, or to be given
+        back to a gateway that is away."""
+        return any(
+            due.of_attempt
+            and not self.cut.processed("payments", due.role, due.partition, due.offset)
+            for due in payment.dues
+        )
 
     def _being_counted(self, payment: PaymentEvidence) -> bool:
         """Whether the risk stage has still to answer for this order.

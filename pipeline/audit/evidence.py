@@ -56,7 +56,17 @@ EXTERNAL: Final = frozenset({"orders", "payment-commands"})
 NOTICES: Final = "gateway-notifications"
 # What commands may ask for. Others may write whatever they like there, of any length.
 COMMAND_TYPES: Final = frozenset(
-    {"capture", "cancel", "refund", "credit", "retry", "resolve", "resolve_dispute", "review"}
+    {
+        "capture",
+        "cancel",
+        "refund",
+        "credit",
+        "retry",
+        "give_back",
+        "resolve",
+        "resolve_dispute",
+        "review",
+    }
 )
 UNKNOWN_TYPE: Final = "unknown_type"
 _intern = sys.intern
@@ -170,10 +180,13 @@ class CheckSeen(Struct, frozen=True, gc=False):
 
 
 class DueSeen(Struct, frozen=True, gc=False):
+    """A wait; ``of_attempt``: of an attempt, not of the payment itself."""
+
     role: str
     partition: int
     offset: int
     at_ms: int
+    of_attempt: bool = False
 
 
 class EventSeen(Struct, frozen=True, gc=False):
@@ -547,8 +560,11 @@ class Evidence:
         )
 
     def _due(self, role: str) -> Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]:
-        def fold(payment: PaymentEvidence, record: LogRecord, _fields: dict[str, Any]) -> None:
-            payment.dues += (DueSeen(role, record.partition, record.offset, record.timestamp_ms),)
+        def fold(payment: PaymentEvidence, record: LogRecord, fields: dict[str, Any]) -> None:
+            of_attempt = fields["attempt"] > 0
+            payment.dues += (
+                DueSeen(role, record.partition, record.offset, record.timestamp_ms, of_attempt),
+            )
 
         return fold
 

@@ -185,14 +185,19 @@ class OperationChecks:
         judge, found, snapshot = self._judge, self._found, payment.snapshot
         if snapshot is None or not judge.settled(payment):
             return
-        busy = {a.operation_id for a in snapshot.attempts if a.state in _OPEN}
         refused = {a.operation_id for a in snapshot.attempts if a.state in _REFUSED}
         refunded: Counter[str] = Counter()
-        # A command gives back as well what the gateway would not take back by itself.
+        # What its gateway would not take back at first may be given back by a later operation of
+        # the flow's own, or of a command.
         of_charge = {
             a.operation_id: reversal_operation_id(*a.parent)
             for a in snapshot.attempts
-            if a.kind == "refund" and a.parent is not None
+            if a.kind in ("refund", "void") and a.parent is not None
+        }
+        busy = {
+            of_charge.get(a.operation_id, a.operation_id)
+            for a in snapshot.attempts
+            if a.state in _OPEN
         }
         for settlement in payment.settlements:
             if settlement.kind in ("refund", "refund_failed"):

@@ -188,6 +188,42 @@ def refund_command(
     )
 
 
+@payment_app.command("give-back")
+def give_back_command(
+    payment: Key,
+    despite_dispute: Annotated[
+        bool, typer.Option("--despite-dispute", help="Refund although a dispute is open.")
+    ] = False,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Order again what came too late and could not be given back: a refund, or a hold's void.
+
+    Such money is given back by itself, and tried again while that may help. What its gateway
+    refused for good, or too often, waits for this; `paystream payment show` names it.
+
+    Example:
+
+    \b
+      paystream payment give-back shop:1001 --reason "gateway says it works again" --wait 30
+    """
+    _ask(
+        "give_back",
+        payment,
+        override="dispute" if despite_dispute else None,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
 @payment_app.command("retry")
 def retry_command(
     payment: Key,

@@ -27,6 +27,8 @@ FAILED: Final = "failed"
 
 # The words of the lifecycle as the topics have them.
 _COMMAND_REJECTED: Final = "command_rejected"
+_GIVE_BACK_ORDERED: Final = "give_back_ordered"
+_REVERSAL_STARTED: Final = "reversal_started"
 _UNDER_WAY: Final = frozenset(
     {"permit_waiting", "started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"}
 )
@@ -76,12 +78,30 @@ def judged(seen: PaymentSeen, command: PaymentCommand) -> Outcome | None:
         return None
     if any(waiting.command_id == command_id for waiting in payment.commands):
         return None
-    attempts = [each for each in payment.attempts if each.operation_id == command_id]
+    begun = _begun_by(seen, command)
+    attempts = [each for each in payment.attempts if each.operation_id in begun]
     if attempts:
-        return _of_attempt(payment, attempts[-1])
+        outcomes = [_of_attempt(payment, each) for each in attempts]
+        failed = (each for each in outcomes if each is not None and each.kind != DONE)
+        return next(failed, None) or (None if None in outcomes else outcomes[-1])
     if payment.cancel_requested_by == command_id and payment.status in _MONEY_MAY_MOVE:
         return None
     return Outcome(DONE, f"the payment is {payment.status}")
+
+
+def _begun_by(seen: PaymentSeen, command: PaymentCommand) -> set[str]:
+    """The operations that a command began: its own, or those that a ``give_back`` ordered again,
+    which are told right after it."""
+    begun = {command.command_id}
+    ordered = False
+    for event in seen.events:
+        if event.type == _GIVE_BACK_ORDERED:
+            ordered = event.operation_id == command.command_id
+        elif ordered and event.type == _REVERSAL_STARTED and event.operation_id is not None:
+            begun.add(event.operation_id)
+        else:
+            ordered = False
+    return begun
 
 
 def _of_attempt(payment: Payment, attempt: Attempt) -> Outcome | None:

@@ -15,6 +15,7 @@ from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand
 from pipeline.domain.money import format_amount
 from pipeline.domain.payment import parent_of
 from pipeline.domain.records import payment_from_record
+from pipeline.domain.reversals import outstanding
 from pipeline.domain.shown import shown_statuses
 from topics.catalogue import TopicSettings, build_catalogue
 
@@ -151,6 +152,9 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
             "",
             f"outcome unknown: paystream payment resolve {key} --operation {attempt.operation_id}",
         )
+    if attempt in outstanding(payment):
+        key = f"{payment.merchant_id}:{payment.order_id}"
+        yield _row("", f"still to be given back: paystream payment give-back {key}")
     if attempt.routed_because:
         yield _row("", f"there because: {printable(attempt.routed_because)}")
 

@@ -34,6 +34,7 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payment import (
+    ATTEMPTS_MAX,
     COMMANDED_ATTEMPTS_MAX,
     UNDECIDED,
     amount_of,
@@ -45,16 +46,20 @@ from pipeline.domain.payment import (
     standing_main,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.reversals import outstanding
 from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
 CANCEL: Final = "cancel"
 CREDIT: Final = "credit"
+GIVE_BACK: Final = "give_back"
 RETRY: Final = "retry"
 RESOLVE: Final = "resolve"
 RESOLVE_DISPUTE: Final = "resolve_dispute"
 REVIEW: Final = "review"
-TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, RESOLVE_DISPUTE, REVIEW})
+TYPES: Final = frozenset(
+    {CAPTURE, CANCEL, REFUND, CREDIT, RETRY, GIVE_BACK, RESOLVE, RESOLVE_DISPUTE, REVIEW}
+)
 # What a person decides where no machine may: it moves no money by itself, so it has no operation.
 DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW})
 
@@ -69,7 +74,7 @@ OVERRIDE_DISPUTE: Final = "dispute"
 
 # What only a person can end has to be possible whatever came before. What ends a payment by itself,
 # or decides about one, is repeated without harm: it is judged anew by how the payment stands.
-ALWAYS_TAKEN: Final = DECIDED_BY_A_PERSON | {CANCEL}
+ALWAYS_TAKEN: Final = DECIDED_BY_A_PERSON | {CANCEL, GIVE_BACK}
 
 # Commands that wait in a payment: more than its merchant needs, few enough that a snapshot stays
 # small; and the room beyond that is kept for those that are always taken.
@@ -111,6 +116,7 @@ REFUND_MUST_NOT_EXCEED_CAPTURED: Final = "refund_must_not_exceed_captured"
 CHARGE_MUST_BE_THE_PAYMENTS: Final = "charge_must_be_the_payments"
 REFUND_MUST_NOT_EXCEED_ITS_CHARGE: Final = "refund_must_not_exceed_its_charge"
 REFUND_MUST_NOT_RUN_DURING_A_DISPUTE: Final = "refund_must_not_run_during_a_dispute"
+GIVE_BACK_MUST_BE_OUTSTANDING: Final = "give_back_must_be_outstanding"
 PAYMENT_MUST_BE_OPEN: Final = "payment_must_be_open"
 PAYMENT_MUST_NOT_BE_CAPTURED: Final = "payment_must_not_be_captured"
 CANCEL_MUST_NOT_BE_REPEATED: Final = "cancel_must_not_be_repeated"
@@ -239,6 +245,8 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return _broken_refund(payment, command)
     if kind == CANCEL:
         return _broken_cancel(payment)
+    if kind == GIVE_BACK:
+        return _broken_give_back(payment, command)
     if kind == CREDIT:
         return CREDIT_MUST_HAVE_ITS_OWN_KEY
     if kind == RETRY:
@@ -298,6 +306,8 @@ def _attempts_max(payment: Payment, command: PaymentCommand) -> int:
     decides = kind in DECIDED_BY_A_PERSON and not approves
     if decides or (kind == CANCEL and payment.status != AUTHORIZED):
         return len(payment.attempts) + 1  # it begins none
+    if kind == GIVE_BACK:
+        return ATTEMPTS_MAX
     return VOIDED_ATTEMPTS_MAX if kind == CANCEL else COMMANDED_ATTEMPTS_MAX
 
 
@@ -327,6 +337,16 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
     if refund_target(payment, command.amount_minor, reference) is None:
         return REFUND_MUST_NOT_EXCEED_ITS_CHARGE
     if bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
+        return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
+    return None
+
+
+def _broken_give_back(payment: Payment, command: PaymentCommand) -> str | None:
+    owed = outstanding(payment)
+    if not owed:
+        return GIVE_BACK_MUST_BE_OUTSTANDING
+    taken = any(each.kind == REFUND for each in owed)
+    if taken and bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None
 

@@ -84,6 +84,7 @@ BUSY_STATES: Final = frozenset({PERMIT_WAITING, STARTED, RETRY_WAITING, INQUIRY_
 
 # Triggers of an attempt.
 BEGIN: Final = "begin"
+BEGIN_LATER: Final = "begin_later"
 ASK_PERMIT: Final = "ask_permit"
 PERMIT_GIVEN: Final = "permit_given"
 SUCCESS_SEEN: Final = "success_seen"
@@ -143,6 +144,8 @@ RESEND_SCHEDULED: Final = "resend_scheduled"
 FAILOVER_STARTED: Final = "failover_started"
 LATE_SUCCESS: Final = "late_success"
 REVERSAL_STARTED: Final = "reversal_started"
+REVERSAL_FAILED: Final = "reversal_failed"
+GIVE_BACK_ORDERED: Final = "give_back_ordered"
 CAPTURE_STARTED: Final = "capture_started"
 VOID_STARTED: Final = "void_started"
 REFUND_STARTED: Final = "refund_started"
@@ -179,6 +182,8 @@ STANDING_EVENTS: Final = frozenset(
         CANCEL_REQUESTED,
         AUTHORIZATION_LAPSED,
         LOSS_POSTED,
+        REVERSAL_FAILED,
+        GIVE_BACK_ORDERED,
         DISPUTE_INQUIRY,
         DISPUTE_OPENED,
         DISPUTE_WON,
@@ -277,6 +282,9 @@ PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
 
 ATTEMPT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (NONE, BEGIN): _T(STARTED, STARTED),
+    # What goes back after a decline that may pass waits before anything is sent.
+    (NONE, BEGIN_LATER): _T(RETRY_WAITING, RETRY_SCHEDULED),
+    (RETRY_WAITING, GIVE_UP): _T(ATTEMPT_FAILED, FAILED),
     # Whether its card may be tried once more is asked first, where declines are counted.
     (NONE, ASK_PERMIT): _T(PERMIT_WAITING, PERMIT_ASKED),
     (PERMIT_WAITING, PERMIT_GIVEN): _T(STARTED, STARTED),

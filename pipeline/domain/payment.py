@@ -38,6 +38,7 @@ from pipeline.domain.lifecycle import (
     RETRY_WAITING,
     STANDING_EVENTS,
     STARTED,
+    VOID,
     attempt_step,
     has_succeeded,
     payment_step,
@@ -362,6 +363,9 @@ def wait_of(
     A gateway's ``retry_after_ms`` is obeyed up to the time from which on no charge is sent.
     """
     retry = attempt.state == RETRY_WAITING
+    if retry and is_reversal(attempt) and attempt.tries - attempt.inquiries > policy.retry_max:
+        long_ms = max(_reversal_wait_ms(attempt, policy), retry_after_ms or 0)
+        return attempt_timer(payment, attempt, reason, now_ms + long_ms, policy, now_ms)
     due_at_ms = None
     purpose = RETRY if retry else INQUIRY
     if retry:
@@ -395,6 +399,18 @@ def check_of(
     payment: Payment, attempt: Attempt, reason: str | None, policy: Policy, now_ms: int
 ) -> PaymentDue:
     """The wait of an attempt that may take long: asked about every hour by default."""
+    return attempt_timer(payment, attempt, reason, now_ms + policy.pending_check_ms, policy, now_ms)
+
+
+def attempt_timer(
+    payment: Payment,
+    attempt: Attempt,
+    reason: str | None,
+    due_at_ms: int,
+    policy: Policy,
+    now_ms: int,
+) -> PaymentDue:
+    """A wait of one attempt until a time, passed on from tier to tier."""
     return PaymentDue(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,
@@ -404,9 +420,18 @@ def check_of(
         try_number=attempt.tries,
         purpose=TIMER,
         reason=reason,
-        due_at_ms=now_ms + policy.pending_check_ms,
-        tier=tier_not_longer(policy.timer_delays_ms, policy.pending_check_ms),
+        due_at_ms=due_at_ms,
+        tier=tier_not_longer(policy.timer_delays_ms, due_at_ms - now_ms),
     )
+
+
+def _reversal_wait_ms(attempt: Attempt, policy: Policy) -> int:
+    """How long what is owed back waits once the tiers of retries are used up: twice as long each
+    time, up to an hour by default, and never for much of the time that its key is known."""
+    more = attempt.tries - attempt.inquiries - policy.retry_max
+    doubled_ms = policy.retry_delays_ms[-1] << min(more, 16)
+    retention_ms = gateway_profile(policy, attempt.gateway).key_retention_ms
+    return min(doubled_ms, policy.pending_check_ms, retention_ms // 4)
 
 
 def timer_of(
@@ -495,6 +520,11 @@ def first_try(
     )
 
 
+def is_reversal(attempt: Attempt) -> bool:
+    """Whether the operation gives back what came too late; no command may be named so."""
+    return attempt.kind in (VOID, REFUND) and attempt.operation_id.startswith("late-")
+
+
 def main_kind(payment: Payment) -> str:
     """How this payment's money is asked for."""
     return CHARGE if payment.capture_method == AUTOMATIC else AUTHORIZE
@@ -544,9 +574,12 @@ def in_flight(payment: Payment) -> bool:
     if payment.risk_awaited:
         return True
     for attempt in payment.attempts:
-        if attempt.state in BUSY_STATES and not (
-            # A refund or capture that the gateway has, but is not done with, may take days.
-            attempt.kind not in MAIN_KINDS and attempt.code in PENDING_CODES
+        if (
+            attempt.state in BUSY_STATES
+            # A refund or capture that the gateway has, but is not done with, may take days, and so
+            # may what waits to go back to a gateway that is away.
+            and not (attempt.kind not in MAIN_KINDS and attempt.code in PENDING_CODES)
+            and not (attempt.state == RETRY_WAITING and is_reversal(attempt))
         ):
             return True
         if attempt.state == PENDING and attempt.kind in MAIN_KINDS and payment.status in UNDECIDED:

@@ -71,7 +71,8 @@ from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
 from pipeline.processors.decided import audited
 from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.door import card_number_refused
-from pipeline.processors.outcomes import begin_operation, gave_up, succeeded
+from pipeline.processors.operations import begin_operation
+from pipeline.processors.outcomes import gave_up, succeeded
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 from pipeline.processors.retries import (
     REVIEW_ENDS,
@@ -82,6 +83,7 @@ from pipeline.processors.retries import (
     review_ended,
     without_retry,
 )
+from pipeline.processors.reversals import give_back, with_successor
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_COMMAND: Final = "duplicate_command"
@@ -378,6 +380,8 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
         return _retry(payment, command, now_ms, policy)
     if command.type == rules.REVIEW:
         return _review(payment, command, now_ms, policy)
+    if command.type == rules.GIVE_BACK:
+        return give_back(payment, command, now_ms, policy)
     if command.type == rules.RESOLVE_DISPUTE:
         return audited(resolve_dispute(payment, command, now_ms), payment, command, now_ms)
     return _resolve(payment, command, now_ms, policy)
@@ -657,6 +661,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
             actor=command.actor,
             detail=command.evidence,
         )
+        made = with_successor(made, attempt, now_ms, policy)
         return audited(made, payment, command, now_ms, attempt=attempt)
     said = GatewayResult(
         merchant_id=payment.merchant_id,

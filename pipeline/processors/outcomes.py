@@ -87,7 +87,9 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import Route, facts_of, route
+from pipeline.processors.operations import begin_operation
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
+from pipeline.processors.reversals import with_successor, without_successor
 
 # Kinds of settlements that gateways' words about operations make.
 SETTLED_CAPTURE: Final = "capture"
@@ -359,36 +361,6 @@ def _reversed(
     )
 
 
-def begin_operation(
-    payment: Payment,
-    kind: str,
-    operation_id: str,
-    parent: Attempt,
-    amount_minor: int,
-    now_ms: int,
-    policy: Policy,
-    *,
-    event: str | None = None,
-    reason: str | None = None,
-    actor: str | None = None,
-    business_date: str | None = None,
-) -> Decision:
-    """Ask for a capture, a void or a refund where ``parent``, which it is about, was made."""
-    attempt = first_try(
-        operation_id,
-        kind,
-        parent.gateway,
-        1,
-        policy.send_within_ms,
-        now_ms,
-        amount_minor=amount_minor,
-        business_date=business_date,
-        parent=parent,
-    )
-    changed, sent = begun(payment, attempt, now_ms, event=event, reason=reason, actor=actor)
-    return decision(changed, request_of(changed, attempt), sent)
-
-
 def declined(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
@@ -400,7 +372,8 @@ def declined(
     chosen = _after_decline(payment, attempt, now_ms, policy)
     if chosen is not None:
         return moved_on(payment, attempt, chosen, DECLINE_SEEN, reason, now_ms, policy)
-    return _ended(payment, attempt, DECLINE_SEEN, reason, now_ms)
+    made = _ended(payment, attempt, DECLINE_SEEN, reason, now_ms)
+    return with_successor(made, attempt, now_ms, policy)
 
 
 def _after_decline(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Route | None:
@@ -664,10 +637,11 @@ def came_back(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms:
     changed, event = stepped(
         payment, attempt, FAILURE_SEEN, now_ms, reason=reason, refunded_minor=refunded
     )
-    if not had_moved:
-        return decision(changed, event)
-    settlement = _settled(payment, attempt, SETTLED_REFUND_FAILED, attempt.amount_minor, now_ms)
-    return decision(changed, settlement, event)
+    made = decision(changed, event)
+    if had_moved:
+        settlement = _settled(payment, attempt, SETTLED_REFUND_FAILED, attempt.amount_minor, now_ms)
+        made = decision(changed, settlement, event)
+    return without_successor(made, attempt, now_ms)
 
 
 def late_evidence(

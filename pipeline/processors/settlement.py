@@ -42,11 +42,13 @@ from pipeline.domain.payment import (
     RETRY,
     TIMER,
     UNDECIDED,
+    amount_of,
     charge_deadline_ms,
     dead_lettered,
     decision,
     find_attempt,
     gateway_profile,
+    is_reversal,
     is_uncertain,
     replaced,
     request_of,
@@ -54,6 +56,7 @@ from pipeline.domain.payment import (
     told,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.reversals import owed_minor, patience_ms
 from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
@@ -77,6 +80,7 @@ from pipeline.processors.outcomes import (
     waiting,
 )
 from pipeline.processors.permit_answers import permit_missing
+from pipeline.processors.reversals import NOTHING_OWED, first_sent, with_successor
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
 
 # Causes of dead letters.
@@ -92,6 +96,7 @@ SEND_WINDOW_OPEN: Final = "send_window_open"
 GATEWAY_UNAVAILABLE: Final = "gateway_unavailable"
 PAY_BEFORE_PASSED: Final = "pay_before_passed"
 ORDER_TOO_OLD: Final = "order_too_old"
+REVERSAL_TOO_OLD: Final = "reversal_too_old"
 KEY_RETENTION_PASSED: Final = "key_retention_passed"
 RESENDS_EXHAUSTED: Final = "resends_exhausted"
 GATEWAY_NOT_IDEMPOTENT: Final = "gateway_not_idempotent"
@@ -165,6 +170,11 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
             return _STALE_DUE
         again = passed_on(due, now_ms, policy)
         return again or permit_missing(payment, attempt, now_ms, policy, due_at_ms=due.due_at_ms)
+    if due.purpose == TIMER and attempt.state == RETRY_WAITING:
+        again = passed_on(due, now_ms, policy)
+        return again or _retry_due(
+            payment, attempt, replace(due, purpose=RETRY, tier=1, due_at_ms=None), now_ms, policy
+        )
     if due.purpose == RETRY:
         if attempt.state != RETRY_WAITING:
             return _STALE_DUE
@@ -270,7 +280,12 @@ def _inquiry_answered(
     reason = result.code or outcome
     if not known_pending:
         attempt = replace(attempt, code=result.code)
-        if not is_uncertain(payment, attempt) and attempt.inquiries >= policy.proof_inquiry_max:
+        if (
+            not is_uncertain(payment, attempt)
+            and attempt.inquiries >= policy.proof_inquiry_max
+            # What is owed back is not given up on silence: it is asked about, then a person is.
+            and not is_reversal(attempt)
+        ):
             refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
             if refusal != GATEWAY_OVERLOADED:
                 return gave_up(payment, attempt, refusal, now_ms)
@@ -290,7 +305,13 @@ def _retry_due(
 ) -> Decision:
     delays_ms = policy.retry_delays_ms
     ends_ms = now_ms + delays_ms[min(due.tier, len(delays_ms)) - 1]
-    refusal = _refusal(payment, attempt, now_ms, policy)
+    refusal = None
+    if attempt.tries:
+        refusal = _refusal(payment, attempt, now_ms, policy)
+    else:
+        attempt, ended = first_sent(payment, attempt, now_ms)
+        if ended is not None:
+            return ended
     if refusal == GATEWAY_OVERLOADED and attempt.code == BREAKER_OPEN:
         # It is in trouble, so it could not be asked; when it is back, this is where to be.
         refusal = None
@@ -306,7 +327,7 @@ def _retry_due(
         # The gateway asked for more than the longest tier.
         tier = tier_not_shorter(delays_ms, due.due_at_ms - ends_ms)
         return Decision(sends=(replace(due, tier=tier),), note=NOT_YET_DUE)
-    counted = attempt.code not in OVERLOAD_CODES
+    counted = attempt.tries > 0 and attempt.code not in OVERLOAD_CODES
     attempt = replace(
         attempt,
         tries=attempt.tries + 1,
@@ -338,7 +359,8 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         chosen = next_gateway(payment, attempt, policy)
         if chosen is not None:
             return moved_on(payment, attempt, chosen, GIVE_UP, refusal, now_ms, policy)
-    return gave_up(payment, attempt, refusal, now_ms)
+    made = gave_up(payment, attempt, refusal, now_ms)
+    return with_successor(made, attempt, now_ms, policy)
 
 
 def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
@@ -423,6 +445,11 @@ def _refusal(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) ->
         payment.cancel_requested_by is not None or payment.status not in UNDECIDED
     ):
         return CANCEL_REQUESTED
+    if is_reversal(attempt):
+        if owed_minor(payment, attempt) < amount_of(payment, attempt):
+            return NOTHING_OWED
+        over = now_ms >= attempt.started_at_ms + patience_ms(attempt, policy)
+        return REVERSAL_TOO_OLD if over else None
     if attempt.retries >= policy.retry_max:
         return GATEWAY_UNAVAILABLE
     if now_ms >= charge_deadline_ms(payment, attempt, policy):

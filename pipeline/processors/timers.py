@@ -37,7 +37,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.tiers import tier_not_longer
 from pipeline.processors.commands import refuse_assessed_retry, reject_waiting
-from pipeline.processors.outcomes import begin_operation
+from pipeline.processors.operations import begin_operation
 from pipeline.processors.retries import assessed_retry
 from pipeline.processors.risk import counts_missing
 

@@ -372,7 +372,9 @@ class Life(RuleBasedStateMachine):
             # The newest first: what is told last is what was true first.
             for notice in reversed(self.notices):
                 self.flow.notify(notice)
-            if not self.flow.open_requests and not self.a_person_says_what_is_left():
+            if any(a.state == "retry_waiting" for a in self.payment().attempts):
+                self.flow.advance(2 * HOUR_MS)  # what waits to go back to a gateway
+            elif not self.flow.open_requests and not self.a_person_says_what_is_left():
                 break
         payment = self.payment()
         assert not payment.commands
@@ -387,9 +389,11 @@ class Life(RuleBasedStateMachine):
         self.books_agree(payment)
 
     def a_person_says_what_is_left(self) -> bool:
-        """Commands may wait for an operation that only a person can end."""
-        states = {a.state for a in self.payment().attempts}
-        if not self.payment().commands or "inquiry_exhausted" not in states:
+        """Commands, and what is owed back, may wait for what only a person can end."""
+        attempts = self.payment().attempts
+        exhausted = [a for a in attempts if a.state == "inquiry_exhausted"]
+        owed = any(a.operation_id.startswith("late-") for a in exhausted)
+        if not exhausted or not (self.payment().commands or owed):
             return False
         self.flow.now_ms += MINUTE_MS
         self.a_command_comes("resolve", None)
@@ -404,16 +408,27 @@ class Life(RuleBasedStateMachine):
         assert payment.captured_minor == real["charge"] + real["capture"]
         assert payment.refunded_minor == real["refund"]
         ended = payment.status in ("failed", "cancelled", "expired")
-        failed_back = any(
-            a.kind == "refund" and a.state in ("declined", "failed") for a in payment.attempts
-        )
-        if ended and not failed_back:
+        if ended and "reversal_failed" not in [e.type for e in self.flow.events()]:
             assert payment.captured_minor == payment.refunded_minor
+            assert payment.status == "expired" or not self.holds_left()
         if ended:
             assert not any(
                 a.state in ("started", "retry_waiting", "inquiry_waiting", "inquiring")
                 for a in payment.attempts
             )
+
+    def holds_left(self) -> list[str]:
+        """Holds at the gateway of which nothing was captured and that nobody gave back."""
+        ended = {
+            m.request.parent_reference
+            for m in self.books.values()
+            if m.request.kind in ("void", "capture") and m.state == "done"
+        }
+        return [
+            m.reference
+            for m in self.books.values()
+            if m.request.kind == "authorize" and m.state == "done" and m.reference not in ended
+        ]
 
 
 Life.TestCase.settings = settings(

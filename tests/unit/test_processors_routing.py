@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import AttemptCap
-from pipeline.domain.policy import Policy
+from pipeline.domain.policy import HOUR_MS, Policy
 from pipeline.domain.routes import Health
 from pipeline.processors.driver import FlowDriver
 from tests.support.payment_story import ACTION, MANUAL, Story, yes
@@ -269,5 +269,6 @@ def test_money_goes_back_only_where_it_came_from() -> None:
     (refund,) = (opened for opened in told.flow.open_requests if opened[1].kind == "refund")
     told.flow.result(told.flow.handle(refund, OWN_TROUBLE))
     assert told.status == "processing"
-    assert told.events[-1] == "refund_failed"
+    assert told.events[-2:] == ["refund_failed", "retry_scheduled"]
+    told.flow.advance(2 * HOUR_MS)
     assert {r.gateway for r in told.flow.requests()} == {"simulator"}

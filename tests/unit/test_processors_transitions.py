@@ -243,6 +243,17 @@ def _after_the_first_outcome() -> None:
     failed.notify("failed", "r1")
 
 
+def _reversals() -> None:
+    story = Story()
+    story.flow.answer(DECLINED)
+    story.notify("succeeded")
+    story.flow.answer(GatewayAnswer(outcome="declined", code="processing_error"))
+    # It was made all the same, so its successor has nothing to do.
+    story.notify("succeeded", "late-1-1")
+    story.flow.advance(2 * HOUR_MS)
+    assert story.payment.attempts[-1].state == "failed"
+
+
 def _permits() -> None:
     policy = replace(POLICY, count_cards=True)
     order = replace(ORDER, card_fingerprint="fp_1")
@@ -257,7 +268,7 @@ def _permits() -> None:
 
 SCENARIOS: tuple[Callable[[], None], ...] = (
     _orders, _reviews, _counted, _retries_in_review, _unanswered, _customers,
-    _after_the_first_outcome, _permits,
+    _after_the_first_outcome, _reversals, _permits,
 )  # fmt: skip
 
 

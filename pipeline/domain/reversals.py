@@ -1,0 +1,92 @@
+"""What came too late and has to go back: what of it is still owed, and what was given up.
+
+A reversal that ended without success has a successor, an operation of its own that is named for it
+as it was named for what it gives back. So what is owed is seen from the last of each row.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.domain.charges import captured_of_minor, refunded_of_minor
+from pipeline.domain.ids import reversal_operation_id
+from pipeline.domain.lifecycle import ATTEMPT_FAILED, DECLINED, VOID
+from pipeline.domain.model import Attempt, Payment
+from pipeline.domain.payment import (
+    amount_of,
+    find_attempt,
+    gateway_profile,
+    is_reversal,
+    is_unfinished,
+    parent_of,
+)
+from pipeline.domain.policy import Policy
+
+# Reversals in a row of which each ended without success; then a person has to look. With half a day
+# for each, an outage of two days is outlasted.
+REVERSALS_MAX: Final = 5
+
+
+def owed_minor(payment: Payment, reversal: Attempt) -> int:
+    """What a reversal still has to give back, itself aside: nothing once something else has."""
+    parent = parent_of(payment, reversal)
+    if parent is None:
+        return amount_of(payment, reversal)
+    if reversal.kind == VOID:
+        done = any(
+            each.kind == VOID
+            and (each.operation_id, each.attempt) != (reversal.operation_id, reversal.attempt)
+            and each.state not in (DECLINED, ATTEMPT_FAILED)
+            and _same(parent_of(payment, each), parent)
+            for each in payment.attempts
+        )
+        return 0 if done else amount_of(payment, reversal)
+    room_minor = captured_of_minor(payment, parent)
+    room_minor -= refunded_of_minor(payment, parent, reserved=True)
+    if is_unfinished(reversal) and find_attempt(payment, reversal.operation_id, reversal.attempt):
+        room_minor += amount_of(payment, reversal)
+    return max(0, min(amount_of(payment, reversal), room_minor))
+
+
+def successor_id(reversal: Attempt) -> str:
+    """The id of the reversal that takes the place of one that ended without success."""
+    return reversal_operation_id(reversal.operation_id, reversal.attempt)
+
+
+def outstanding(payment: Payment) -> tuple[Attempt, ...]:
+    """The reversals that ended without success, have no successor, and are still owed."""
+    return tuple(
+        each
+        for each in payment.attempts
+        if is_reversal(each)
+        and each.state in (DECLINED, ATTEMPT_FAILED)
+        and find_attempt(payment, successor_id(each), 1) is None
+        and owed_minor(payment, each) > 0
+    )
+
+
+def reversals_in_row(payment: Payment, reversal: Attempt) -> int:
+    """How many reversals there were for what this one gives back, itself included."""
+    count, at = 1, reversal
+    while count < len(payment.attempts):
+        before = next(
+            (e for e in payment.attempts if is_reversal(e) and successor_id(e) == at.operation_id),
+            None,
+        )
+        if before is None:
+            break
+        count, at = count + 1, before
+    return count
+
+
+def patience_ms(reversal: Attempt, policy: Policy) -> int:
+    """For how long one reversal is sent again under its key: so long that its gateway can still be
+    asked for proof that it was never made, before it forgets the key."""
+    retention_ms = gateway_profile(policy, reversal.gateway).key_retention_ms
+    return min(policy.stale_after_ms, retention_ms // 2)
+
+
+def _same(one: Attempt | None, other: Attempt) -> bool:
+    return one is not None and (one.operation_id, one.attempt) == (
+        other.operation_id, other.attempt,
+    )  # fmt: skip

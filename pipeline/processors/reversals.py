@@ -1,0 +1,167 @@
+"""Giving back what came too late, when that does not succeed at once.
+
+Nothing that is owed is given up silently. A reversal that its gateway did not make, and will not
+make by that key, has a successor: at once where it is proven that nothing was sent, an hour later
+where the gateway declined it for reasons of its own. What it refuses for good, and what was tried
+often enough, is told (``reversal_failed``) and waits for a person's ``give_back``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from pipeline.domain.decision import Decision
+from pipeline.domain.invariant import InvariantBroken
+from pipeline.domain.lifecycle import (
+    BEGIN_LATER,
+    DECLINED,
+    GIVE_BACK_ORDERED,
+    GIVE_UP,
+    LATE_SUCCESS,
+    RETRY_WAITING,
+    REVERSAL_FAILED,
+    REVERSAL_STARTED,
+)
+from pipeline.domain.model import Attempt, Payment, PaymentCommand
+from pipeline.domain.normalisation import Action, action_of
+from pipeline.domain.payment import (
+    ATTEMPTS_MAX,
+    attempt_timer,
+    begun,
+    decision,
+    find_attempt,
+    first_try,
+    followed,
+    is_reversal,
+    parent_of,
+    stepped,
+    told,
+)
+from pipeline.domain.policy import Policy
+from pipeline.domain.reversals import (
+    REVERSALS_MAX,
+    outstanding,
+    owed_minor,
+    reversals_in_row,
+    successor_id,
+)
+from pipeline.processors.operations import begin_operation
+
+# Reason of a reversal that ends because the money has gone back in another way.
+NOTHING_OWED: Final = "nothing_left_to_give_back"
+
+# Attempts that are left for late successes and their first reversals.
+_SUCCESSORS_BELOW: Final = ATTEMPTS_MAX - 8
+
+
+def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
+    """The decision that ended an attempt without success, and what follows where it was to give
+    something back: it is ordered again, or a person is told."""
+    payment = made.payment
+    if payment is None or not is_reversal(attempt):
+        return made
+    ended = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
+    if owed_minor(payment, ended) <= 0:
+        return made
+    in_trouble = action_of(ended.code) in (Action.OTHER_GATEWAY, Action.RETRY_HERE)
+    if (
+        (ended.state != DECLINED or in_trouble)
+        and reversals_in_row(payment, ended) < REVERSALS_MAX
+        and len(payment.attempts) < _SUCCESSORS_BELOW
+    ):
+        wait_ms = policy.pending_check_ms if ended.state == DECLINED else 0
+        return followed(made, _again(payment, ended, now_ms, policy, wait_ms=wait_ms))
+    return followed(made, _failed(payment, ended, now_ms))
+
+
+def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision:
+    """The decision in which a refund came back: where it was to give something back, to try it once
+    more would end the same, so a person is told."""
+    payment = made.payment
+    if payment is None or not is_reversal(attempt):
+        return made
+    ended = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
+    if find_attempt(payment, successor_id(ended), 1) is not None or not owed_minor(payment, ended):
+        return made
+    return followed(made, _failed(payment, ended, now_ms))
+
+
+def _failed(payment: Payment, reversal: Attempt, now_ms: int) -> Decision:
+    """Nothing more is tried by itself, and the money is still owed: a person has to look."""
+    changed, event = told(payment, REVERSAL_FAILED, now_ms, reason=reversal.code, attempt=reversal)
+    return decision(changed, event)
+
+
+def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    """A person orders again what is outstanding; the command keeps the rules of
+    ``domain/commands``."""
+    owed = outstanding(payment)
+    changed, event = told(
+        payment,
+        GIVE_BACK_ORDERED,
+        now_ms,
+        reason=command.reason,
+        actor=command.actor,
+        operation_id=command.command_id,
+    )
+    made = decision(changed, event)
+    for each in owed:
+        if len((made.payment or changed).attempts) < ATTEMPTS_MAX:
+            then = _again(made.payment or changed, each, now_ms, policy, actor=command.actor)
+            made = followed(made, then)
+    return made
+
+
+def _again(
+    payment: Payment,
+    ended: Attempt,
+    now_ms: int,
+    policy: Policy,
+    *,
+    wait_ms: int = 0,
+    actor: str | None = None,
+) -> Decision:
+    parent = parent_of(payment, ended)
+    if parent is None:
+        raise InvariantBroken("a reversal is of a charge or authorization of the payment")
+    amount_minor = owed_minor(payment, ended)
+    if not wait_ms:
+        return begin_operation(
+            payment,
+            ended.kind,
+            successor_id(ended),
+            parent,
+            amount_minor,
+            now_ms,
+            policy,
+            event=REVERSAL_STARTED,
+            reason=LATE_SUCCESS,
+            actor=actor,
+        )
+    attempt = first_try(
+        successor_id(ended),
+        ended.kind,
+        parent.gateway,
+        1,
+        policy.send_within_ms,
+        now_ms,
+        amount_minor=amount_minor,
+        parent=parent,
+    )
+    # Nothing is sent yet: its tries, and its key's age, count from when it is.
+    attempt = replace(attempt, state=RETRY_WAITING, tries=0)
+    changed, event = begun(payment, attempt, now_ms, trigger=BEGIN_LATER, reason=ended.code)
+    timer = attempt_timer(changed, attempt, ended.code, now_ms + wait_ms, policy, now_ms)
+    return decision(changed, timer, event)
+
+
+def first_sent(payment: Payment, attempt: Attempt, now_ms: int) -> tuple[Attempt, Decision | None]:
+    """A reversal that waited before anything was sent, as it is sent now; or its end, where the
+    money has gone back in another way meanwhile."""
+    amount_minor = owed_minor(payment, attempt)
+    if amount_minor <= 0:
+        changed, event = stepped(payment, attempt, GIVE_UP, now_ms, reason=NOTHING_OWED)
+        return attempt, decision(changed, event)
+    return replace(attempt, amount_minor=amount_minor, started_at_ms=now_ms), None
