@@ -81,6 +81,7 @@ class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
     parent_reference: str | None = None
     country: str | None = None
     attempt_started_at_ms: int = 0
+    not_after_ms: int = 0
 
 
 class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):

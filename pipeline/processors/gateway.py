@@ -88,9 +88,13 @@ def plan_call(
 def send_before_ms(request: PaymentRequest, appended_at_ms: int) -> int:
     """The time at and after which not one byte of the request may be written.
 
-    The order's ``pay_before`` is about being charged: a capture, void or refund may come later.
+    The order's ``pay_before`` is about being charged: a capture, void or refund may come later. A
+    repetition also has the end of its operation's time (``not_after_ms``), since its wait may have
+    been read days after the table could decide about it.
     """
     deadline_ms = appended_at_ms + request.send_within_ms
+    if request.not_after_ms:
+        deadline_ms = min(deadline_ms, request.not_after_ms)
     pay_before_ms = request.pay_before_ms
     if pay_before_ms is not None and pay_before_ms < deadline_ms and request.kind not in BOUND:
         return pay_before_ms

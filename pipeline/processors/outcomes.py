@@ -454,7 +454,10 @@ def moved_on(
         reason=reason,
         detail=chosen.because,
     )
-    return decision(changed, request_of(changed, started), event)
+    # The operation's time goes on, whichever gateway has it.
+    not_after_ms = charge_deadline_ms(changed, started, policy)
+    request = replace(request_of(changed, started), not_after_ms=not_after_ms)
+    return decision(changed, request, event)
 
 
 def known_by(payment: Payment, attempt: Attempt) -> str | None:

@@ -21,7 +21,7 @@ from pipeline.domain.lifecycle import (
     REVIEW_ASKED,
 )
 from pipeline.domain.model import Attempt, Payment, RiskResult
-from pipeline.domain.payment import decision, request_of, stepped, timer_of
+from pipeline.domain.payment import charge_deadline_ms, decision, request_of, stepped, timer_of
 from pipeline.domain.policy import Policy
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import with_waiting_commands
@@ -127,7 +127,12 @@ def _begun(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> D
         reason=payment.reason,
         detail=attempt.routed_because,
     )
-    return decision(changed, request_of(changed, started), event)
+    request = request_of(changed, started)
+    if before:
+        # The operation's time goes on, whichever gateway has it.
+        not_after_ms = charge_deadline_ms(changed, started, policy)
+        request = replace(request, not_after_ms=not_after_ms)
+    return decision(changed, request, event)
 
 
 def _expired(payment: Payment, attempt: Attempt, now_ms: int) -> Decision:

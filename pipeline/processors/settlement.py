@@ -34,7 +34,7 @@ from pipeline.domain.lifecycle import (
     has_succeeded,
 )
 from pipeline.domain.lifecycle import PENDING as ATTEMPT_PENDING
-from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentDue
+from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentDue, PaymentRequest
 from pipeline.domain.payment import (
     INQUIRE,
     INQUIRY,
@@ -336,7 +336,7 @@ def _retry_due(
         sendable_until_ms=0,
     )
     changed, event = stepped(payment, attempt, RETRY_DUE, now_ms, reason=attempt.code)
-    return decision(changed, request_of(changed, attempt), event)
+    return decision(changed, _repeated(changed, attempt, policy), event)
 
 
 def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
@@ -381,7 +381,17 @@ def _sent_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy)
         moves=known_by(payment, attempt),
         reason=NOT_FOUND,
     )
-    return decision(changed, request_of(changed, attempt), event)
+    return decision(changed, _repeated(changed, attempt, policy), event)
+
+
+def _repeated(payment: Payment, attempt: Attempt, policy: Policy) -> PaymentRequest:
+    """The request for one more try, and until when it may be sent, however late it is read: by when
+    a wait is over, the table knows when it began, and that may be days ago."""
+    if is_reversal(attempt):
+        not_after_ms = attempt.started_at_ms + patience_ms(attempt, policy)
+    else:
+        not_after_ms = charge_deadline_ms(payment, attempt, policy)
+    return replace(request_of(payment, attempt), not_after_ms=not_after_ms)
 
 
 def _outdated(

@@ -7,7 +7,16 @@ import pytest
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.policy import DEFAULT_POLICY, HOUR_MS
-from tests.support.payment_story import DECLINED, MANUAL, NOT_FOUND, ORDER, SECOND, Story, yes
+from tests.support.payment_story import (
+    DECLINED,
+    MANUAL,
+    NOT_FOUND,
+    NOT_SENT,
+    ORDER,
+    SECOND,
+    Story,
+    yes,
+)
 
 
 class Forgetful:
@@ -48,3 +57,23 @@ def test_what_a_dead_worker_sent_is_not_sent_again_once_its_key_is_forgotten(kin
     story.flow.run(gateway)
     assert gateway.moved == ["1" if kind == "charge" else "c1"]
     assert "inquire" in story.asked
+
+
+@pytest.mark.parametrize("kind", ["charge", "retry", "refund", "capture", "cancel"])
+@pytest.mark.parametrize("hours", [13, 72])
+def test_nothing_is_sent_days_late(kind: str, hours: int) -> None:
+    """Workers were away while a request that could not be sent waited in its tier. Nobody is
+    charged, and no money moved, beyond the time that an operation has."""
+    story = Story(MANUAL if kind in ("capture", "cancel") else ORDER, DEFAULT_POLICY)
+    if kind == "retry":
+        story.flow.answer(DECLINED)
+        story.command("retry", "c1", instrument_token="tok_2")
+    elif kind != "charge":
+        story.flow.answer(yes)
+        story.command(kind, "c1")
+    story.flow.answer(NOT_SENT)
+    story.flow.now_ms += hours * HOUR_MS
+    gateway = Forgetful(story)
+    story.flow.run(gateway)
+    assert gateway.moved == []
+    assert story.payment.attempts[-1].state == "failed"

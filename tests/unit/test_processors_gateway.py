@@ -45,6 +45,17 @@ def test_pay_before_ends_the_window() -> None:
     assert send_before_ms(replace(CHARGE, pay_before_ms=NOW + 10**9), NOW) == NOW + 60_000
 
 
+@pytest.mark.parametrize("kind", ["charge", "authorize", "capture", "void", "refund"])
+def test_the_time_of_the_operation_ends_the_window(kind: str) -> None:
+    """A repetition that was decided about late is not sent late, whatever it is."""
+    request = replace(CHARGE, kind=kind, parent_reference="ch_1", not_after_ms=NOW + 10)
+    assert plan_call(request, NOW, NOW + 9).send_before_ms == NOW + 10
+    refusal = plan_call(request, NOW, NOW + 10).refusal
+    assert refusal == GatewayAnswer(outcome="not_sent", code="send_before_passed")
+    inquiry = replace(request, kind="inquire", operation_kind=kind)
+    assert plan_call(inquiry, NOW, NOW + 10).refusal is None
+
+
 def test_an_inquiry_does_not_expire() -> None:
     """Asking moves no money, so it is never too late."""
     assert plan_call(INQUIRE, NOW, NOW + 10**9, 1).refusal is None

@@ -75,8 +75,11 @@ class Charge:
 class Money(RuleBasedStateMachine):
     @initialize(lag=LAGS, tier_ms=st.sampled_from([500, 5 * SECOND]))
     def start(self, lag: int, tier_ms: int) -> None:
-        # A short tier leaves no slack beside the windows that keep the money safe.
-        self.flow = FlowDriver(POLICY, now_ms=NOW, retry_delay_ms=tier_ms, inquiry_delay_ms=tier_ms)
+        # A short tier leaves no slack beside the windows that keep the money safe. What an order's
+        # age ends has to end before its keys are forgotten.
+        self.stale_after_ms = 90 * SECOND if tier_ms < SECOND else POLICY.stale_after_ms
+        policy = replace(POLICY, stale_after_ms=self.stale_after_ms)
+        self.flow = FlowDriver(policy, now_ms=NOW, retry_delay_ms=tier_ms, inquiry_delay_ms=tier_ms)
         self.charges: list[Charge] = []
         self.by_key: dict[str, Charge] = {}
         self.frozen: list[tuple[int, PaymentRequest]] = []
@@ -215,6 +218,12 @@ class Money(RuleBasedStateMachine):
     def at_most_one_charge(self) -> None:
         """Whatever happened, the customer has paid at most once."""
         assert sum(charge.succeeded for charge in self.charges) <= 1
+
+    @invariant()
+    def nobody_is_charged_late(self) -> None:
+        """However long a lane stood still, nothing is sent once the order is too old."""
+        last_ms = NOW + self.stale_after_ms + SKEW_MS
+        assert all(charge.at_ms < last_ms for charge in self.charges)
 
     @invariant()
     def books_match(self) -> None:
@@ -367,6 +376,7 @@ def walk(seed: int) -> None:
         else:
             money.the_order_comes_again(chance.choice([500, 501]))
         money.at_most_one_charge()
+        money.nobody_is_charged_late()
         money.books_match()
         money.history_has_no_gaps()
         money.a_failure_is_true()
