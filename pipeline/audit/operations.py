@@ -211,7 +211,12 @@ class OperationChecks:
                 and settlement.kind == "capture"
                 and is_late(payment, settlement)
                 and operation_id not in busy
-                and refunded[operation_id] != settlement.amount_minor
+                and refunded[operation_id]
+                not in (
+                    settlement.amount_minor,
+                    # The customer's bank gave him the rest, for good.
+                    max(0, settlement.amount_minor - snapshot.withdrawn_minor),
+                )
             ):
                 example = judge.settlement_example(
                     payment, settlement, "captured, and not refunded"
@@ -226,7 +231,7 @@ class OperationChecks:
             return
         kept = snapshot.captured_minor - snapshot.refunded_minor
         held = snapshot.authorized_minor - snapshot.captured_minor
-        if kept or held:
+        if kept not in (0, snapshot.withdrawn_minor) or held:
             example = self._snapshot_example(
                 payment,
                 f"{snapshot.status}, and {kept} {snapshot.currency} are kept, {held} held",

@@ -204,7 +204,8 @@ def give_back_command(
     """Order again what came too late and could not be given back: a refund, or a hold's void.
 
     Such money is given back by itself, and tried again while that may help. What its gateway
-    refused for good, or too often, waits for this; `paystream payment show` names it.
+    refused for good, or too often, waits for this; `paystream payment show` names it. What waits
+    for the end of a dispute is given back at once with --despite-dispute.
 
     Example:
 

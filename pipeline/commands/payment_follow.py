@@ -28,7 +28,7 @@ FAILED: Final = "failed"
 # The words of the lifecycle as the topics have them.
 _COMMAND_REJECTED: Final = "command_rejected"
 _GIVE_BACK_ORDERED: Final = "give_back_ordered"
-_REVERSAL_STARTED: Final = "reversal_started"
+_STARTED: Final = frozenset({"reversal_started", "retry_started"})
 _UNDER_WAY: Final = frozenset(
     {"permit_waiting", "started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"}
 )
@@ -97,7 +97,7 @@ def _begun_by(seen: PaymentSeen, command: PaymentCommand) -> set[str]:
     for event in seen.events:
         if event.type == _GIVE_BACK_ORDERED:
             ordered = event.operation_id == command.command_id
-        elif ordered and event.type == _REVERSAL_STARTED and event.operation_id is not None:
+        elif ordered and event.type in _STARTED and event.operation_id is not None:
             begun.add(event.operation_id)
         else:
             ordered = False

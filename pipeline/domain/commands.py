@@ -46,7 +46,7 @@ from pipeline.domain.payment import (
     standing_main,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.reversals import outstanding
+from pipeline.domain.reversals import awaits_dispute, held, outstanding
 from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
@@ -342,13 +342,13 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
 
 
 def _broken_give_back(payment: Payment, command: PaymentCommand) -> str | None:
-    owed = outstanding(payment)
+    owed = (*outstanding(payment), *held(payment))
     if not owed:
         return GIVE_BACK_MUST_BE_OUTSTANDING
-    taken = any(each.kind == REFUND for each in owed)
-    if taken and bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
+    barred = any(awaits_dispute(payment, each) for each in owed)
+    if barred and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
-    return None
+    return None if barred or outstanding(payment) else GIVE_BACK_MUST_BE_OUTSTANDING
 
 
 def unknown_attempts(payment: Payment) -> tuple[Attempt, ...]:

@@ -144,6 +144,7 @@ RESEND_SCHEDULED: Final = "resend_scheduled"
 FAILOVER_STARTED: Final = "failover_started"
 LATE_SUCCESS: Final = "late_success"
 REVERSAL_STARTED: Final = "reversal_started"
+REVERSAL_HELD: Final = "reversal_held"
 REVERSAL_FAILED: Final = "reversal_failed"
 GIVE_BACK_ORDERED: Final = "give_back_ordered"
 CAPTURE_STARTED: Final = "capture_started"
@@ -182,6 +183,7 @@ STANDING_EVENTS: Final = frozenset(
         CANCEL_REQUESTED,
         AUTHORIZATION_LAPSED,
         LOSS_POSTED,
+        REVERSAL_HELD,
         REVERSAL_FAILED,
         GIVE_BACK_ORDERED,
         DISPUTE_INQUIRY,

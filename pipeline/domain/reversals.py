@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.domain.charges import captured_of_minor, refunded_of_minor
+from pipeline.domain.disputes import bars_refunds
 from pipeline.domain.ids import reversal_operation_id
-from pipeline.domain.lifecycle import ATTEMPT_FAILED, DECLINED, VOID
+from pipeline.domain.lifecycle import ATTEMPT_FAILED, DECLINED, REFUND, RETRY_WAITING, VOID
 from pipeline.domain.model import Attempt, Payment
 from pipeline.domain.payment import (
     amount_of,
@@ -19,8 +20,12 @@ from pipeline.domain.payment import (
     is_reversal,
     is_unfinished,
     parent_of,
+    refundable_minor,
 )
 from pipeline.domain.policy import Policy
+
+# Code of a reversal that waits for the end of a dispute, and why one is not sent again during it.
+DISPUTED: Final = "disputed"
 
 # Reversals in a row of which each ended without success; then a person has to look. With half a day
 # for each, an outage of two days is outlasted.
@@ -41,11 +46,28 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
             for each in payment.attempts
         )
         return 0 if done else amount_of(payment, reversal)
-    room_minor = captured_of_minor(payment, parent)
-    room_minor -= refunded_of_minor(payment, parent, reserved=True)
+    room_minor = min(
+        captured_of_minor(payment, parent) - refunded_of_minor(payment, parent, reserved=True),
+        # What a bank took for good is with the customer already.
+        refundable_minor(payment) - payment.charged_back_minor,
+    )
     if is_unfinished(reversal) and find_attempt(payment, reversal.operation_id, reversal.attempt):
         room_minor += amount_of(payment, reversal)
     return max(0, min(amount_of(payment, reversal), room_minor))
+
+
+def awaits_dispute(payment: Payment, reversal: Attempt) -> bool:
+    """Whether a dispute decides first whose the money is."""
+    return reversal.kind == REFUND and bars_refunds(payment)
+
+
+def held(payment: Payment) -> tuple[Attempt, ...]:
+    """The reversals of which nothing was sent yet, since a dispute is open."""
+    return tuple(
+        each
+        for each in payment.attempts
+        if is_reversal(each) and each.state == RETRY_WAITING and each.code == DISPUTED
+    )
 
 
 def successor_id(reversal: Attempt) -> str:

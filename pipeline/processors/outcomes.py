@@ -53,7 +53,6 @@ from pipeline.domain.lifecycle import (
     PROCESSING,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
-    REVERSAL_STARTED,
     SUCCESS_SEEN,
     VOID,
     attempt_step,
@@ -87,9 +86,8 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import Route, facts_of, route
-from pipeline.processors.operations import begin_operation
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
-from pipeline.processors.reversals import with_successor, without_successor
+from pipeline.processors.reversals import begin_reversal, with_successor, without_successor
 
 # Kinds of settlements that gateways' words about operations make.
 SETTLED_CAPTURE: Final = "capture"
@@ -348,7 +346,7 @@ def _reversed(
     """Begin to give back what the attempt moved, or a part of it."""
     kind = VOID if attempt.kind not in (CHARGE, CAPTURE) else REFUND
     parent = parent_of(payment, attempt) if attempt.kind == CAPTURE else attempt
-    return begin_operation(
+    return begin_reversal(
         payment,
         kind,
         reversal_operation_id(attempt.operation_id, attempt.attempt),
@@ -356,8 +354,6 @@ def _reversed(
         amount_of(payment, attempt) if amount_minor is None else amount_minor,
         now_ms,
         policy,
-        event=REVERSAL_STARTED,
-        reason=LATE_SUCCESS,
     )
 
 

@@ -20,8 +20,10 @@ from pipeline.domain.lifecycle import (
     GIVE_BACK_ORDERED,
     GIVE_UP,
     LATE_SUCCESS,
+    RETRY_DUE,
     RETRY_WAITING,
     REVERSAL_FAILED,
+    REVERSAL_HELD,
     REVERSAL_STARTED,
 )
 from pipeline.domain.model import Attempt, Payment, PaymentCommand
@@ -36,18 +38,22 @@ from pipeline.domain.payment import (
     followed,
     is_reversal,
     parent_of,
+    replaced,
+    request_of,
     stepped,
     told,
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.reversals import (
+    DISPUTED,
     REVERSALS_MAX,
+    awaits_dispute,
+    held,
     outstanding,
     owed_minor,
     reversals_in_row,
     successor_id,
 )
-from pipeline.processors.operations import begin_operation
 
 # Reason of a reversal that ends because the money has gone back in another way.
 NOTHING_OWED: Final = "nothing_left_to_give_back"
@@ -72,7 +78,11 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
         and len(payment.attempts) < _SUCCESSORS_BELOW
     ):
         wait_ms = policy.pending_check_ms if ended.state == DECLINED else 0
-        return followed(made, _again(payment, ended, now_ms, policy, wait_ms=wait_ms))
+        then = begin_reversal(
+            payment, ended.kind, successor_id(ended), _parent(payment, ended),
+            owed_minor(payment, ended), now_ms, policy, wait_ms=wait_ms, reason=ended.code,
+        )  # fmt: skip
+        return followed(made, then)
     return followed(made, _failed(payment, ended, now_ms))
 
 
@@ -95,9 +105,9 @@ def _failed(payment: Payment, reversal: Attempt, now_ms: int) -> Decision:
 
 
 def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    """A person orders again what is outstanding; the command keeps the rules of
-    ``domain/commands``."""
-    owed = outstanding(payment)
+    """A person orders again what is outstanding, and by force what waits for a dispute's end; the
+    command keeps the rules of ``domain/commands``."""
+    forced = command.override is not None
     changed, event = told(
         payment,
         GIVE_BACK_ORDERED,
@@ -107,42 +117,40 @@ def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Po
         operation_id=command.command_id,
     )
     made = decision(changed, event)
-    for each in owed:
-        if len((made.payment or changed).attempts) < ATTEMPTS_MAX:
-            then = _again(made.payment or changed, each, now_ms, policy, actor=command.actor)
+    for each in held(payment) if forced else ():
+        payment = made.payment or changed
+        waited, ended = first_sent(payment, each, now_ms)
+        made = followed(made, ended or _sent(payment, waited, now_ms, policy))
+    for each in outstanding(payment):
+        payment = made.payment or changed
+        if len(payment.attempts) < ATTEMPTS_MAX:
+            then = begin_reversal(
+                payment, each.kind, successor_id(each), _parent(payment, each),
+                owed_minor(payment, each), now_ms, policy, actor=command.actor, forced=forced,
+            )  # fmt: skip
             made = followed(made, then)
     return made
 
 
-def _again(
+def begin_reversal(
     payment: Payment,
-    ended: Attempt,
+    kind: str,
+    operation_id: str,
+    parent: Attempt,
+    amount_minor: int,
     now_ms: int,
     policy: Policy,
     *,
     wait_ms: int = 0,
+    reason: str | None = None,
     actor: str | None = None,
+    forced: bool = False,
 ) -> Decision:
-    parent = parent_of(payment, ended)
-    if parent is None:
-        raise InvariantBroken("a reversal is of a charge or authorization of the payment")
-    amount_minor = owed_minor(payment, ended)
-    if not wait_ms:
-        return begin_operation(
-            payment,
-            ended.kind,
-            successor_id(ended),
-            parent,
-            amount_minor,
-            now_ms,
-            policy,
-            event=REVERSAL_STARTED,
-            reason=LATE_SUCCESS,
-            actor=actor,
-        )
+    """Begin to give back what came too late: at once, after ``wait_ms``, or, where a bank has the
+    customer's money and may keep it, once its dispute has ended."""
     attempt = first_try(
-        successor_id(ended),
-        ended.kind,
+        operation_id,
+        kind,
         parent.gateway,
         1,
         policy.send_within_ms,
@@ -150,10 +158,43 @@ def _again(
         amount_minor=amount_minor,
         parent=parent,
     )
+    disputed = not forced and (
+        awaits_dispute(payment, attempt) or owed_minor(payment, attempt) < amount_minor
+    )
+    if not (wait_ms or disputed):
+        changed, event = begun(
+            payment, attempt, now_ms, event=REVERSAL_STARTED, reason=LATE_SUCCESS, actor=actor
+        )
+        return decision(changed, request_of(changed, attempt), event)
+    if disputed:
+        wait_ms, reason = policy.pending_check_ms, DISPUTED
     # Nothing is sent yet: its tries, and its key's age, count from when it is.
-    attempt = replace(attempt, state=RETRY_WAITING, tries=0)
-    changed, event = begun(payment, attempt, now_ms, trigger=BEGIN_LATER, reason=ended.code)
-    timer = attempt_timer(changed, attempt, ended.code, now_ms + wait_ms, policy, now_ms)
+    attempt = replace(attempt, state=RETRY_WAITING, tries=0, code=reason)
+    changed, event = begun(
+        payment,
+        attempt,
+        now_ms,
+        trigger=BEGIN_LATER,
+        event=REVERSAL_HELD if disputed else None,
+        reason=reason,
+        actor=actor,
+    )
+    timer = attempt_timer(changed, attempt, reason, now_ms + wait_ms, policy, now_ms)
+    return decision(changed, timer, event)
+
+
+def first_due(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
+    """The wait of a reversal of which nothing was sent is over."""
+    if not awaits_dispute(payment, attempt):
+        waited, ended = first_sent(payment, attempt, now_ms)
+        return ended or _sent(payment, waited, now_ms, policy)
+    again_ms = now_ms + policy.pending_check_ms
+    timer = attempt_timer(payment, attempt, DISPUTED, again_ms, policy, now_ms)
+    if attempt.code == DISPUTED:
+        return Decision(sends=(timer,), note=DISPUTED)
+    attempt = replace(attempt, code=DISPUTED)
+    kept = replace(payment, attempts=replaced(payment, attempt))
+    changed, event = told(kept, REVERSAL_HELD, now_ms, reason=DISPUTED, attempt=attempt)
     return decision(changed, timer, event)
 
 
@@ -164,4 +205,17 @@ def first_sent(payment: Payment, attempt: Attempt, now_ms: int) -> tuple[Attempt
     if amount_minor <= 0:
         changed, event = stepped(payment, attempt, GIVE_UP, now_ms, reason=NOTHING_OWED)
         return attempt, decision(changed, event)
-    return replace(attempt, amount_minor=amount_minor, started_at_ms=now_ms), None
+    return replace(attempt, amount_minor=amount_minor, started_at_ms=now_ms, code=None), None
+
+
+def _sent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
+    attempt = replace(attempt, tries=1, send_within_ms=policy.send_within_ms, sendable_until_ms=0)
+    changed, event = stepped(payment, attempt, RETRY_DUE, now_ms, reason=LATE_SUCCESS)
+    return decision(changed, request_of(changed, attempt), event)
+
+
+def _parent(payment: Payment, reversal: Attempt) -> Attempt:
+    parent = parent_of(payment, reversal)
+    if parent is None:
+        raise InvariantBroken("a reversal is of a charge or authorization of the payment")
+    return parent

@@ -56,7 +56,7 @@ from pipeline.domain.payment import (
     told,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.reversals import owed_minor, patience_ms
+from pipeline.domain.reversals import DISPUTED, awaits_dispute, owed_minor, patience_ms
 from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
@@ -80,7 +80,7 @@ from pipeline.processors.outcomes import (
     waiting,
 )
 from pipeline.processors.permit_answers import permit_missing
-from pipeline.processors.reversals import NOTHING_OWED, first_sent, with_successor
+from pipeline.processors.reversals import NOTHING_OWED, first_due, with_successor
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
 
 # Causes of dead letters.
@@ -172,9 +172,12 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
         return again or permit_missing(payment, attempt, now_ms, policy, due_at_ms=due.due_at_ms)
     if due.purpose == TIMER and attempt.state == RETRY_WAITING:
         again = passed_on(due, now_ms, policy)
-        return again or _retry_due(
-            payment, attempt, replace(due, purpose=RETRY, tier=1, due_at_ms=None), now_ms, policy
-        )
+        if again is not None:
+            return again
+        if not attempt.tries:
+            return first_due(payment, attempt, now_ms, policy)
+        over = replace(due, purpose=RETRY, tier=1, due_at_ms=None)
+        return _retry_due(payment, attempt, over, now_ms, policy)
     if due.purpose == RETRY:
         if attempt.state != RETRY_WAITING:
             return _STALE_DUE
@@ -305,13 +308,7 @@ def _retry_due(
 ) -> Decision:
     delays_ms = policy.retry_delays_ms
     ends_ms = now_ms + delays_ms[min(due.tier, len(delays_ms)) - 1]
-    refusal = None
-    if attempt.tries:
-        refusal = _refusal(payment, attempt, now_ms, policy)
-    else:
-        attempt, ended = first_sent(payment, attempt, now_ms)
-        if ended is not None:
-            return ended
+    refusal = _refusal(payment, attempt, now_ms, policy)
     if refusal == GATEWAY_OVERLOADED and attempt.code == BREAKER_OPEN:
         # It is in trouble, so it could not be asked; when it is back, this is where to be.
         refusal = None
@@ -327,7 +324,7 @@ def _retry_due(
         # The gateway asked for more than the longest tier.
         tier = tier_not_shorter(delays_ms, due.due_at_ms - ends_ms)
         return Decision(sends=(replace(due, tier=tier),), note=NOT_YET_DUE)
-    counted = attempt.tries > 0 and attempt.code not in OVERLOAD_CODES
+    counted = attempt.code not in OVERLOAD_CODES
     attempt = replace(
         attempt,
         tries=attempt.tries + 1,
@@ -456,6 +453,8 @@ def _refusal(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) ->
     ):
         return CANCEL_REQUESTED
     if is_reversal(attempt):
+        if awaits_dispute(payment, attempt):
+            return DISPUTED
         if owed_minor(payment, attempt) < amount_of(payment, attempt):
             return NOTHING_OWED
         over = now_ms >= attempt.started_at_ms + patience_ms(attempt, policy)

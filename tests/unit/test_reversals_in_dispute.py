@@ -1,0 +1,141 @@
+"""What came too late and is in dispute: the bank decides first whose the money is."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.audit.report import Severity
+from pipeline.domain.policy import DAY_MS, DEFAULT_POLICY, HOUR_MS
+from pipeline.domain.reversals import held
+from tests.support.audit_story import judged_flow
+from tests.support.payment_story import MANUAL, NOT_FOUND, ORDER, TIMED_OUT, Story, yes
+from tests.unit.test_reversals import down, lives_until
+
+
+def shown_in_dispute() -> Story:
+    """A charge that was given up on silence is disputed before its success shows."""
+    story = Story()
+    story.flow.run(down)
+    assert story.status == "failed"
+    story.dispute("opened")
+    story.notify("succeeded")
+    return story
+
+
+def cancelled_in_dispute() -> Story:
+    story = Story()
+    story.command("cancel")
+    story.dispute("opened")
+    story.flow.answer(yes)
+    return story
+
+
+def captured_beyond_in_dispute() -> Story:
+    """Of a hold of 500 a first capture of 300, given up, shows after a second one of the whole."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    story.command("capture", "k1", amount_minor=300)
+    story.flow.run(lambda _: TIMED_OUT)
+    story.flow.now_ms += HOUR_MS
+    story.command("resolve", "p1", decision="not_charged")
+    story.command("capture", "k2")
+    story.flow.answer(yes)
+    story.dispute("opened")
+    story.notify("succeeded", "k1")
+    return story
+
+
+IN_DISPUTE = pytest.mark.parametrize(
+    "told", [shown_in_dispute, cancelled_in_dispute, captured_beyond_in_dispute]
+)
+
+
+@IN_DISPUTE
+def test_nothing_goes_back_while_the_bank_has_the_money(told: object) -> None:
+    """For as long as that takes; it is told, and the audit waits as well."""
+    story = told()  # type: ignore[operator]
+    (reversal,) = held(story.payment)
+    event = story.flow.events()[-1]
+    assert (event.type, event.reason) == ("reversal_held", "disputed")
+    lives_until(story, story.flow.now_ms + 30 * DAY_MS, yes)
+    assert [r.kind for r in story.flow.requests() if r.operation_id == reversal.operation_id] == []
+    assert story.events[-1] == "reversal_held", "once"
+    found = {f.name: f.severity for f in judged_flow(story.flow, None)}
+    # What was captured beyond a hold is named whatever becomes of it.
+    assert {**found, "amounts_out_of_order": None} == {
+        "order_without_outcome": Severity.PENDING, "amounts_out_of_order": None,
+    }  # fmt: skip
+
+
+@IN_DISPUTE
+def test_after_a_dispute_that_was_won_it_goes_back(told: object) -> None:
+    """The money is ours again, and still not ours to keep."""
+    story = told()  # type: ignore[operator]
+    owed_minor = held(story.payment)[0].amount_minor
+    lives_until(story, story.flow.now_ms + 30 * DAY_MS, yes)
+    story.dispute("won")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.payment.refunded_minor == owed_minor
+    assert sum(amount for _, amount in story.settled) == story.payment.captured_minor - owed_minor
+
+
+@pytest.mark.parametrize("told", [shown_in_dispute, cancelled_in_dispute])
+def test_after_a_dispute_that_was_lost_nothing_is_left_to_give(told: object) -> None:
+    """The bank has given the customer his money; nobody pays him twice."""
+    story = told()  # type: ignore[operator]
+    story.dispute("lost")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert "refund" not in story.asked
+    assert story.flow.events()[-1].reason == "nothing_left_to_give_back"
+    assert sum(amount for _, amount in story.settled) == 0
+    assert "loss_posted" not in story.events
+    assert judged_flow(story.flow, None) == []
+
+
+def test_of_a_part_that_was_lost_the_rest_goes_back() -> None:
+    """200 of 500 by the bank, 300 by us."""
+    story = Story()
+    story.command("cancel")
+    story.dispute("opened", amount_minor=200)
+    story.flow.answer(yes)
+    story.dispute("lost", amount_minor=200)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 300)
+    assert sum(amount for _, amount in story.settled) == 0
+
+
+def test_a_charge_that_shows_after_its_dispute_was_lost_is_not_given_back() -> None:
+    """It went back before it was known to have come."""
+    story = Story()
+    story.command("cancel")
+    story.dispute("lost")
+    story.flow.answer(yes)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert "refund" not in story.asked
+    assert sum(amount for _, amount in story.settled) == 0
+
+
+def test_a_dispute_stops_what_its_gateway_could_not_take_yet() -> None:
+    """It was certainly not sent, which is proven first; then it waits for the bank."""
+    story = Story(ORDER, DEFAULT_POLICY)
+    story.command("cancel")
+    story.flow.answer(yes)
+    lives_until(story, story.flow.now_ms + HOUR_MS, down)
+    story.dispute("opened")
+    lives_until(story, story.flow.now_ms + DAY_MS, lambda r: NOT_FOUND)
+    assert [each.operation_id for each in held(story.payment)] == ["late-late-1-1-1"]
+    assert story.money == (500, 500, 0)
+    story.dispute("won")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+
+
+def test_a_person_may_force_it() -> None:
+    """Like any refund; otherwise it is refused by the rule's name."""
+    story = cancelled_in_dispute()
+    assert story.rejected("give_back", "g1") == "refund_must_not_run_during_a_dispute"
+    story.command("give_back", "g2", override="dispute")
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 500)
+    story.dispute("lost")
+    assert story.events[-1] == "loss_posted"
