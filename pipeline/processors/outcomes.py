@@ -1,7 +1,8 @@
 """What follows once something is known of an attempt: success, decline, pending, failure.
 
 Here money is counted and settlements are made. A charge that succeeds although its payment has
-ended (failed, cancelled, expired, or paid another way meanwhile) is booked as it happened and given
+ended (failed, cancelled, expired, or paid another way meanwhile), or whose success shows after the
+order's ``pay_before``, is booked as it happened and given
 back once: voided if it was only authorized, else refunded.
 """
 
@@ -102,6 +103,9 @@ FAILED_LATER: Final = "failed_later"
 RETURNED: Final = "returned"
 _CAME_BACK: Final = frozenset({FAILED_LATER, RETURNED})
 
+# Reason of a failure: the order's own limit has come.
+PAY_BEFORE_PASSED: Final = "pay_before_passed"
+
 # Reasons of timers.
 AUTHORIZATION_ENDS: Final = "authorization_ends"
 CUSTOMER_ACTION_ENDS: Final = "customer_action_ends"
@@ -142,6 +146,7 @@ def succeeded(
             trigger == LATE_SUCCESS_SEEN
             or payment.status not in UNDECIDED
             or payment.cancel_requested_by is not None
+            or (payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms)
         ):
             return _too_late(payment, attempt, now_ms, policy, trigger, actor, detail)
         if attempt.kind == CHARGE:
@@ -306,19 +311,30 @@ def _too_late(
 ) -> Decision:
     """Book what happened, and begin to give it back: each attempt has one reversal."""
     amount_minor = amount_of(payment, attempt)
-    cancelled = trigger != LATE_SUCCESS_SEEN and payment.status in UNDECIDED
     charged = attempt.kind == CHARGE
+    moves, reason = None, LATE_SUCCESS
+    changes: dict[str, Any] = {}
+    if trigger != LATE_SUCCESS_SEEN and payment.status in UNDECIDED:
+        if payment.cancel_requested_by is not None:
+            moves = CANCEL_CONFIRMED
+        else:
+            # Whoever ordered counts it as not paid by now; its timer would have ended it as well.
+            asked = payment.status == REQUIRES_CUSTOMER_ACTION
+            moves = DEADLINE_PASSED if asked else GIVEN_UP
+            reason = CUSTOMER_ACTION_ENDS if asked else PAY_BEFORE_PASSED
+            changes = {"next_action_url": None, "expires_at_ms": None}
     changed, event = stepped(
         payment,
         attempt,
         trigger,
         now_ms,
-        moves=CANCEL_CONFIRMED if cancelled else None,
-        reason=LATE_SUCCESS,
+        moves=moves,
+        reason=reason,
         actor=actor,
         detail=detail,
         authorized_minor=payment.authorized_minor + amount_minor,
         captured_minor=payment.captured_minor + (amount_minor if charged else 0),
+        **changes,
     )
     reversal = _reversed(changed, attempt, now_ms, policy)
     if not charged:

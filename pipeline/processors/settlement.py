@@ -62,6 +62,7 @@ from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.letters import process_request_letter
 from pipeline.processors.outcomes import (
+    PAY_BEFORE_PASSED,
     STALE_RESULT,
     came_back,
     contradictory,
@@ -94,7 +95,6 @@ SEND_WINDOW_OPEN: Final = "send_window_open"
 
 # Reasons of a failure.
 GATEWAY_UNAVAILABLE: Final = "gateway_unavailable"
-PAY_BEFORE_PASSED: Final = "pay_before_passed"
 ORDER_TOO_OLD: Final = "order_too_old"
 REVERSAL_TOO_OLD: Final = "reversal_too_old"
 KEY_RETENTION_PASSED: Final = "key_retention_passed"

@@ -50,12 +50,16 @@ class Moved:
 
 
 class Life(RuleBasedStateMachine):
-    @initialize(manual=st.booleans(), early=st.booleans(), gateways=st.integers(1, 2))
-    def start(self, manual: bool, early: bool, gateways: int) -> None:
+    @initialize(
+        manual=st.booleans(), early=st.booleans(), gateways=st.integers(1, 2), soon=st.booleans()
+    )
+    def start(self, manual: bool, early: bool, gateways: int, soon: bool = False) -> None:
         profile = POLICY.gateways[0]
         named = tuple(replace(profile, name=f"gateway_{n}") for n in range(gateways))
         self.flow = FlowDriver(replace(POLICY, gateways=named), now_ms=NOW)
         self.order = MANUAL if manual else ORDER
+        if soon:
+            self.order = replace(self.order, pay_before_ms=NOW + 2 * MINUTE_MS)
         self.books: dict[str, Moved] = {}
         self.held: list[GatewayResult] = []
         self.notices: list[GatewayNotification] = []
@@ -329,6 +333,16 @@ class Life(RuleBasedStateMachine):
         assert not any(a.kind == "void" for a in open_) or len(open_) == 1, open_
 
     @invariant()
+    def nothing_counts_as_paid_after_its_time(self) -> None:
+        """What shows as taken at or after ``pay_before`` is given back, not kept."""
+        paid = [
+            e.occurred_at_ms for e in self.flow.events()
+            if e.kind in ("charge", "authorize") and e.type in ("captured", "authorized")
+        ]  # fmt: skip
+        before_ms = self.order.pay_before_ms
+        assert before_ms is None or all(at_ms < before_ms for at_ms in paid)
+
+    @invariant()
     def a_cancel_that_was_taken_counts(self) -> None:
         """Once a cancel is accepted the payment never ends as paid."""
         payment = self.payment()
@@ -473,7 +487,8 @@ def live(seed: int) -> None:
         ]
     )
     life = Life()
-    life.start(chance.random() < 0.6, chance.random() < 0.2, chance.choice([1, 2]))
+    soon = chance.random() < 0.2
+    life.start(chance.random() < 0.6, chance.random() < 0.2, chance.choice([1, 2]), soon)
     for step in range(STEPS):
         what = chance.random()
         at = chance.randrange(10)
@@ -507,6 +522,7 @@ def live(seed: int) -> None:
         life.the_customer_pays_once()
         life.nothing_is_taken_of_a_hold_that_is_being_voided()
         life.a_cancel_that_was_taken_counts()
+        life.nothing_counts_as_paid_after_its_time()
     life.settlements_sum_to_the_payments_amounts()
     life.only_what_a_gateway_moved_is_settled()
     life.history_has_no_gaps()
