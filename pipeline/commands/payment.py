@@ -27,6 +27,9 @@ EXIT_REFUSED = 1
 # Nobody has answered yet.
 EXIT_UNANSWERED = 3
 
+# What moves money by itself, so that the same line typed twice has to be one command.
+_DERIVED = frozenset({"capture", "refund", "retry"})
+
 payment_app = typer.Typer(
     help="Ask something of one payment, and see its whole history.",
     epilog="Example: paystream payment show shop-a:1001",
@@ -51,7 +54,8 @@ CommandId = Annotated[
     str | None,
     typer.Option(
         "--command-id",
-        help="The same id again has no effect. Default: derived from what is asked, and printed.",
+        help="The same id again has no effect. Default: derived from what is asked for capture, "
+        "refund and retry, else a new one; printed.",
     ),
 ]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the payment's history.")]
@@ -616,15 +620,17 @@ def _ask(
             card_scheme=card_scheme,
         )
         command = _with_id(command)
+        repeated = False
         if reader is not None:
             known = reader.catch_up()
             if unnamed and known is not None:
                 _check_single(known)
             if known is not None and is_remembered(known, command):
+                repeated = not is_another(known, command)
                 same = (
-                    "another command under this id, which is refused"
-                    if is_another(known, command)
-                    else "this command already, and the same id has no effect"
+                    "this command already, and the same id has no effect"
+                    if repeated
+                    else "another command under this id, which is refused"
                 )
                 typer.echo(
                     f"The payment knows {same}; give another --command-id than "
@@ -648,9 +654,15 @@ def _ask(
         typer.echo(f"command   {command.command_id}")
         if wait_s is None or reader is None:
             typer.echo(f"follow it paystream payment show {key}")
+            if reader is None and (command_id or type_ in _DERIVED):
+                typer.echo(
+                    "If the payment has taken this command before, it has no effect now; "
+                    "--wait tells what became of it.",
+                    err=True,
+                )
             return
         outcome = reader.follow(
-            lambda seen: judged(seen, command),
+            lambda seen: judged(seen, command, repeated=repeated),
             wait_s,
             lambda event: _tell(event, command),
         )
@@ -669,7 +681,7 @@ def _end(outcome: Outcome | None, key: str, wait_s: float) -> None:
         )
         raise typer.Exit(EXIT_UNANSWERED)
     typer.echo(f"{outcome.kind:<9} {outcome.text}")
-    if outcome.kind != "done":
+    if outcome.kind not in ("done", "repeated"):
         raise typer.Exit(EXIT_REFUSED)
 
 
@@ -680,16 +692,22 @@ def _tell(event: PaymentEvent, command: PaymentCommand) -> None:
 
 
 def _with_id(command: PaymentCommand) -> PaymentCommand:
-    """The command with its id: the given one, else derived from all that is asked.
+    """The command with its id: the given one, else, where money is moved, derived from all that is
+    asked, and anything else has a new one.
 
-    Not from the time or the person: typing the same line again must not give money back twice.
+    Not from the time or the person: typing the same line again must not give money back twice. But
+    a cancel, a resolution or a review typed again is about how the payment stands by now, and is
+    judged by that: twice it does no harm, and under the id of before it would have no effect.
     """
     from hashlib import sha256
+    from secrets import token_hex
 
     from msgspec.structs import replace
 
     if command.command_id:
         return command
+    if command.type not in _DERIVED:
+        return replace(command, command_id=f"{command.type}-{token_hex(8)}")
     named = (
         ("operation", command.operation_id),
         ("dispute", command.dispute_id),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REJECTED: Final = "rejected"
 DONE: Final = "done"
 FAILED: Final = "failed"
+REPEATED: Final = "repeated"
 
 # The words of the lifecycle as the topics have them.
 _COMMAND_REJECTED: Final = "command_rejected"
@@ -42,7 +43,8 @@ ANSWER_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a command: ``kind`` is rejected, done or failed; ``text`` is for people."""
+    """What became of a command: ``kind`` is rejected, done, failed or repeated (taken before, when
+    the payment stood elsewhere); ``text`` is for people."""
 
     kind: str
     text: str
@@ -57,8 +59,11 @@ class PaymentSeen:
     fresh: list[PaymentEvent] = field(default_factory=list)
 
 
-def judged(seen: PaymentSeen, command: PaymentCommand) -> Outcome | None:
+def judged(seen: PaymentSeen, command: PaymentCommand, *, repeated: bool = False) -> Outcome | None:
     """What became of a command, or None while it waits or is under way.
+
+    ``repeated``: the payment had taken it before it was given this time, which has no effect. What
+    has an operation of its own is told by that; of anything else only that.
 
     A rejection from before counts only where the payment still remembers the command: otherwise
     the command was judged anew. Where another command has its id, only its own rejection counts.
@@ -86,6 +91,9 @@ def judged(seen: PaymentSeen, command: PaymentCommand) -> Outcome | None:
         return next(failed, None) or (None if None in outcomes else outcomes[-1])
     if payment.cancel_requested_by == command_id and payment.status in _MONEY_MAY_MOVE:
         return None
+    if repeated:
+        text = f"it was taken before and has no effect now; the payment is {payment.status}"
+        return Outcome(REPEATED, text)
     return Outcome(DONE, f"the payment is {payment.status}")
 
 

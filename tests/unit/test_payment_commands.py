@@ -11,10 +11,19 @@ from msgspec.structs import replace
 from pipeline.audit.trace import Hop, Trace, describe
 from pipeline.cli import app
 from pipeline.commands.payment import _with_id
-from pipeline.commands.payment_follow import DONE, FAILED, REJECTED, Outcome, PaymentSeen, judged
+from pipeline.commands.payment_follow import (
+    DONE,
+    FAILED,
+    REJECTED,
+    REPEATED,
+    Outcome,
+    PaymentSeen,
+    judged,
+)
 from pipeline.commands.payment_story import story_json, story_lines
 from pipeline.domain.command_memory import content_digest
 from pipeline.domain.ids import payment_id
+from pipeline.domain.keys import valid_id
 from pipeline.domain.model import (
     Attempt,
     CommandMark,
@@ -24,8 +33,19 @@ from pipeline.domain.model import (
     PaymentEvent,
 )
 from pipeline.domain.records import payment_to_record, to_record
+from pipeline.domain.risk_rules import read_rules
 from pipeline.errors import UserError
 from tests.support.cli_runner import CliRunner
+from tests.support.payment_story import (
+    DECLINED,
+    MANUAL,
+    ORDER,
+    POLICY,
+    TIMED_OUT,
+    Story,
+    command,
+    yes,
+)
 
 runner = CliRunner()
 
@@ -162,10 +182,83 @@ def test_the_same_line_typed_again_is_the_same_command() -> None:
 def test_ids_of_commands_outlast_an_upgrade() -> None:
     """The same line typed to the next version must not give money back a second time."""
     assert _with_id(replace(REFUND, command_id="")).command_id == "refund-2dd254513d4e76e8"
-    word = replace(REFUND, command_id="", type="resolve_dispute", dispute_id="d1")
-    assert len({_with_id(replace(word, **other)).command_id for other in (
-        {}, {"dispute_id": "d2"}, {"gateway": "d1"}, {"operation_id": "d1", "dispute_id": None},
-    )}) == 4  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "type_", ["cancel", "give_back", "resolve", "resolve_dispute", "review", "retry", "capture"]
+)
+def test_what_moves_no_money_by_itself_is_asked_anew_each_time(type_: str) -> None:
+    """A cancel that was refused, typed again after a retry, is another intent; a retry is not."""
+    asked = replace(REFUND, command_id="", type=type_)
+    first, second = _with_id(asked).command_id, _with_id(asked).command_id
+    assert (first == second) is (type_ in ("retry", "capture"))
+    assert first.startswith(f"{type_}-")
+    assert valid_id(first)
+    assert _with_id(replace(asked, command_id="mine")).command_id == "mine"
+
+
+def typed(type_: str, **fields: Any) -> PaymentCommand:
+    return _with_id(command(type_, "", actor="ann", **fields))
+
+
+def test_a_cancel_typed_again_after_a_retry_cancels() -> None:
+    """The first was refused; the second bars the retry that is under way by then."""
+    story = Story(MANUAL)
+    story.flow.answer(DECLINED)
+    story.flow.command(typed("cancel"))
+    assert story.flow.events()[-1].reason == "payment_must_be_open"
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.command(typed("cancel"))
+    story.flow.run(yes)
+    assert (story.status, story.money) == ("cancelled", (0, 0, 0))
+    story.flow.command(typed("cancel"))
+    assert story.flow.events()[-1].reason == "payment_must_be_open", "told by name, not silently"
+
+
+def test_a_second_approval_is_of_what_is_in_review_now() -> None:
+    """The retry is held by the same rule as its order, and the same line lets it go on."""
+    rules = """
+        [[rule]]
+        name = "large"
+        type = "amount"
+        action = "review"
+        currency = "GBP"
+        amount_minor_max = 100
+    """
+    story = Story(ORDER, replace(POLICY, risk=read_rules(rules, "rules.toml")))
+    story.flow.command(typed("review", decision="approve"))
+    story.flow.answer(DECLINED)
+    story.command("retry", "r1", instrument_token="tok_2")
+    assert story.status == "risk_review"
+    story.flow.command(typed("review", decision="approve"))
+    story.flow.answer(yes)
+    assert story.status == "captured"
+
+
+def test_a_resolution_that_came_too_early_may_be_typed_again() -> None:
+    """Ten minutes later nobody can send the charge any more."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    word = {"decision": "not_charged", "evidence": "ticket 1", "operation_id": "1"}
+    story.flow.command(typed("resolve", **word))
+    assert story.flow.events()[-1].reason == "send_window_must_be_over"
+    story.flow.now_ms += 600_000
+    story.flow.command(typed("resolve", **word))
+    assert story.status == "failed"
+
+
+def test_a_command_that_was_taken_before_is_not_told_as_done() -> None:
+    """Under its own id a repetition has no effect, and says so; a refund is told by what it did."""
+    review = replace(REFUND, type="review", amount_minor=None, decision="approve")
+    seen = PaymentSeen(replace(PAYMENT, status="risk_review", command_ids=("r-1",)))
+    outcome = judged(seen, review, repeated=True)
+    assert outcome == Outcome(
+        REPEATED, "it was taken before and has no effect now; the payment is risk_review"
+    )
+    done = PaymentSeen(
+        replace(PAYMENT, command_ids=("r-1",), attempts=(CHARGE, refund_attempt("refunded")))
+    )
+    assert judged(done, REFUND, repeated=True) == judged(done, REFUND)
 
 
 @pytest.mark.parametrize(
