@@ -6,7 +6,16 @@ refused, is still the customer's money. Each gives back what it took, and no mor
 
 from __future__ import annotations
 
-from pipeline.domain.lifecycle import CAPTURE, CHARGE, MAIN_KINDS, REFUND, has_succeeded
+from pipeline.domain.answer import NOT_FOUND
+from pipeline.domain.lifecycle import (
+    ATTEMPT_FAILED,
+    CAPTURE,
+    CHARGE,
+    DECLINED,
+    MAIN_KINDS,
+    REFUND,
+    has_succeeded,
+)
 from pipeline.domain.model import Attempt, Payment
 from pipeline.domain.payment import (
     amount_of,
@@ -46,6 +55,28 @@ def captured_of_minor(payment: Payment, charge: Attempt) -> int:
         amount_of(payment, each)
         for each in payment.attempts
         if each.kind == CAPTURE and has_succeeded(each.state) and _is_about(payment, each, charge)
+    )
+
+
+def may_have_taken_minor(payment: Payment, charge: Attempt) -> int:
+    """What a charge took, or may have taken as far as is known; an authorization takes by its
+    captures only."""
+    if charge.kind == CHARGE:
+        return amount_of(payment, charge) if may_have_moved(charge) else 0
+    return sum(
+        amount_of(payment, each)
+        for each in payment.attempts
+        if each.kind == CAPTURE and may_have_moved(each) and _is_about(payment, each, charge)
+    )
+
+
+def may_have_moved(attempt: Attempt) -> bool:
+    """Whether an attempt moved what it was to move, or may have: it was sent, was not declined, and
+    is not proven unknown to its gateway. What was given up on silence may have."""
+    return (
+        attempt.tries > 0
+        and attempt.state != DECLINED
+        and (attempt.state, attempt.code) != (ATTEMPT_FAILED, NOT_FOUND)
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from pipeline.domain.charges import may_have_taken_minor
 from pipeline.domain.decision import Decision, Outgoing
 from pipeline.domain.disputes import (
     INQUIRY,
@@ -26,7 +27,6 @@ from pipeline.domain.disputes import (
 from pipeline.domain.ids import derived_operation_id
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
-    DECLINED,
     DISPUTE_INQUIRY,
     DISPUTE_LOST,
     DISPUTE_OPENED,
@@ -82,11 +82,14 @@ def process_dispute(payment: Payment, notice: GatewayNotification, now_ms: int) 
         detail = f"the dispute is in {notice.currency}, the payment in {payment.currency}"
         return dead_lettered(payment, AMOUNT_MISMATCH, detail, now_ms)
     known = next(iter(named(payment, dispute_id, notice.gateway)), None)
-    if known is None and (not _is_about(payment, notice) or len(payment.disputes) >= DISPUTES_MAX):
+    taken_minor = _taken_minor(payment, notice)
+    if known is None and (not taken_minor or len(payment.disputes) >= DISPUTES_MAX):
         detail = f"{notice.gateway} tells of a dispute about no charge of this payment"
         return dead_lettered(payment, DISPUTE_OF_NOTHING, detail, now_ms)
-    if notice.amount_minor > payment.amount_minor:
-        detail = f"{notice.amount_minor} are in dispute, {payment.amount_minor} were ordered"
+    # What was taken in before this was looked at goes on as it began.
+    limit_minor = max(taken_minor, 0 if known is None else known.amount_minor)
+    if notice.amount_minor > limit_minor:
+        detail = f"{notice.amount_minor} are in dispute, {limit_minor} were or may have been taken"
         return dead_lettered(payment, AMOUNT_MISMATCH, detail, now_ms)
     before = known or Dispute(
         dispute_id=dispute_id,
@@ -119,23 +122,25 @@ def resolve_dispute(payment: Payment, command: PaymentCommand, now_ms: int) -> D
     )
 
 
-def _is_about(payment: Payment, notice: GatewayNotification) -> bool:
-    """Whether the payment has a charge at this gateway that may be the one in dispute.
+def _taken_minor(payment: Payment, notice: GatewayNotification) -> int:
+    """The most that a charge at this gateway which may be the one in dispute has taken.
 
     Notices come in any order: a charge that has not been heard of yet has no reference, and one
-    that was given up on silence may have been made. One that was never sent, or was declined, has
-    taken nothing that a bank could take back.
+    that was given up on silence may have been made. But every capture begins here, so what is not
+    even asked for was not captured.
     """
-    return any(
-        attempt.kind in MAIN_KINDS
-        and attempt.gateway == notice.gateway
-        and attempt.tries > 0
-        and attempt.state != DECLINED
-        and (
-            notice.gateway_reference is None
-            or attempt.gateway_reference in (None, notice.gateway_reference)
-        )
-        for attempt in payment.attempts
+    return max(
+        (
+            may_have_taken_minor(payment, attempt)
+            for attempt in payment.attempts
+            if attempt.kind in MAIN_KINDS
+            and attempt.gateway == notice.gateway
+            and (
+                notice.gateway_reference is None
+                or attempt.gateway_reference in (None, notice.gateway_reference)
+            )
+        ),
+        default=0,
     )
 
 

@@ -10,12 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.disputes import RANKS
+from pipeline.domain.model import Dispute, Settlement
 from pipeline.domain.policy import GatewayProfile
 from pipeline.gateways.notice import Notice
+from pipeline.processors.disputes import process_dispute
 from producers.webhook_endpoint import notification_of
 from tests.support.examples import share_of
-from tests.support.payment_story import NOT_SENT, ORDER, POLICY, Story, yes
+from tests.support.payment_story import (
+    MANUAL,
+    NOT_FOUND,
+    NOT_SENT,
+    ORDER,
+    POLICY,
+    TIMED_OUT,
+    Story,
+    yes,
+)
 
 # A life that comes back to a stage it had been in, numbered as gateways number it.
 WON_TWICE = (("opened", 1), ("won", 2), ("pre_arbitration", 3), ("won", 4))
@@ -265,3 +277,82 @@ def test_one_id_at_two_gateways_needs_the_gateways_name() -> None:
     assert story.rejected("resolve_dispute", **DISPUTE) == "dispute_must_name_its_gateway"
     resolve(story, "lost", gateway="second")
     assert [each.state for each in story.payment.disputes] == ["lost", "opened"]
+
+
+def proven_unsent() -> Story:
+    """A cancel waits for proof that nobody sent the charge, and gets it."""
+    story = Story()
+    story.flow.answer(NOT_SENT)
+    story.command("cancel")
+    story.flow.run(lambda r: NOT_FOUND if r.kind == "inquire" else NOT_SENT)
+    assert story.payment.attempts[0].code == "not_found"
+    return story
+
+
+def held() -> Story:
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    return story
+
+
+def voided() -> Story:
+    story = held()
+    story.command("cancel")
+    story.flow.answer(yes)
+    return story
+
+
+def captured_in_vain() -> Story:
+    """Its only capture was declined."""
+    story = held()
+    story.command("capture", "k1")
+    story.flow.answer(GatewayAnswer(outcome="declined", code="do_not_honor"))
+    return story
+
+
+@pytest.mark.parametrize("nothing", [proven_unsent, held, voided, captured_in_vain])
+@pytest.mark.parametrize("state", ["inquiry", "opened", "lost"])
+def test_a_dispute_of_what_took_nothing_books_nothing(nothing: Any, state: str) -> None:
+    """No bank can take back what nobody took; it is kept by name for somebody to look at."""
+    story = nothing()
+    assert story.dispute(state, fee_minor=15).dead_letter == "dispute_of_nothing"
+    assert (story.settled, story.payment.disputes) == ([], ())
+    assert story.payment.dead_letters == 1
+
+
+@pytest.mark.parametrize("answer", [None, TIMED_OUT, yes])
+def test_a_capture_that_may_have_been_made_can_be_disputed(answer: Any) -> None:
+    """Asked for, lost or known: to the amount that it may have taken, and no more."""
+    story = held()
+    story.command("capture", "k1", amount_minor=100)
+    if answer is not None:
+        story.flow.answer(answer)
+    assert story.dispute("opened", amount_minor=500).dead_letter == "amount_mismatch"
+    assert story.dispute("opened", amount_minor=100).dead_letter is None
+    assert ("dispute", -100) in story.settled
+
+
+def test_a_late_capture_of_what_was_voided_can_be_disputed() -> None:
+    """It was given up on silence before the void: it may have been made."""
+    story = held()
+    story.command("capture", "k1")
+    story.flow.run(lambda r: TIMED_OUT if r.kind == "inquire" else NOT_SENT)
+    assert story.payment.attempts[-1].state == "failed"
+    story.command("cancel")
+    story.flow.answer(yes)
+    assert story.dispute("opened").dead_letter is None
+
+
+def test_a_dispute_that_was_taken_in_before_still_ends() -> None:
+    """Of a version that booked it: what it withdrew comes back when it is won."""
+    story = voided()
+    old = Dispute(
+        dispute_id="d1", state="opened", amount_minor=500, gateway="simulator",
+        updated_at_ms=0, withdrawn_minor=500,
+    )  # fmt: skip
+    payment = replace(story.payment, disputes=(old,), disputed_minor=500)
+    notice = replace(story.notice("succeeded"), type="dispute", dispute_id="d1",
+                     dispute_state="won", amount_minor=500)  # fmt: skip
+    made = process_dispute(payment, notice, 1)
+    assert made.dead_letter is None
+    assert [s.amount_minor for s in made.sends if isinstance(s, Settlement)] == [500]

@@ -393,7 +393,7 @@ class Books:
                 charge.id,
                 charge.reference,
                 state,
-                amount_minor or charge.amount_minor,
+                amount_minor or self._captured(charge.id) or charge.amount_minor,
                 charge.currency,
                 0,
                 0,
