@@ -28,6 +28,7 @@ _REASONS = {
         "counted_in_shadow",
         "duplicate_command",
         "duplicate_order",
+        "disputed",
         "not_yet_due",
         "send_window_open",
         "stale_due",

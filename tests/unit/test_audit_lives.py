@@ -50,6 +50,13 @@ def books(life: lives.Life) -> GatewayCopy:
         copy.add(entry, recent=False)
         if moved.state == "failed":
             copy.add({**entry, "kind": "refund_failed", "id": f"{moved.reference}-f"}, recent=False)
+        withdrawn = False
+        for number, stage in enumerate(life.disputes.get(moved.reference, [])):
+            if (stage == "won") is withdrawn:
+                withdrawn = not withdrawn
+                kind = "dispute" if withdrawn else "dispute_won"
+                named = {"kind": kind, "id": f"d{number}", "reference": f"d_{moved.reference}"}
+                copy.add({**entry, **named}, recent=False)
     return copy
 
 

@@ -65,6 +65,8 @@ class Life(RuleBasedStateMachine):
         self.notices: list[GatewayNotification] = []
         self.dues: list[PaymentDue] = []
         self.commands: list[PaymentCommand] = []
+        # Of each disputed charge or capture the stages that its gateway has told, oldest first.
+        self.disputes: dict[str, list[str]] = {}
         if early:
             self.a_command_comes("capture", None)
         self.flow.order(self.order)
@@ -251,6 +253,34 @@ class Life(RuleBasedStateMachine):
     def can_fail_later(self, moved: Moved) -> bool:
         return moved.request.kind == "refund" and moved.state == "done"
 
+    @precondition(lambda self: self.disputable())
+    @rule(at=st.integers(0, 9), stage=st.sampled_from(["opened", "won", "lost"]))
+    def a_dispute_moves(self, at: int, stage: str) -> None:
+        """Of what the gateway took; each stage has a notice of its own, which may be late."""
+        taken = self.disputable()
+        moved = taken[at % len(taken)]
+        stages = self.disputes.setdefault(moved.reference, [])
+        stages.append(stage if stages else "opened")
+        self.notices.append(
+            replace(
+                self.notice(moved),
+                type="dispute",
+                amount_minor=moved.request.amount_minor,
+                operation_id=None,
+                gateway_reference=moved.request.parent_reference or moved.reference,
+                dispute_id=f"d_{moved.reference}",
+                dispute_state=stages[-1],
+                event_sequence=len(stages),
+            )
+        )
+
+    def disputable(self) -> list[Moved]:
+        return [
+            m for m in self.books.values()
+            if m.state == "done" and m.request.kind in ("charge", "capture")
+            and self.disputes.get(m.reference, ["opened"])[-1] == "opened"
+        ]  # fmt: skip
+
     @rule(duration_ms=st.sampled_from(DURATIONS))
     def time_passes(self, duration_ms: int) -> None:
         self.dues += self.flow.waits()
@@ -288,11 +318,14 @@ class Life(RuleBasedStateMachine):
         for each in settlements:
             sums[each.kind] = sums.get(each.kind, 0) + each.amount_minor
         assert sums.get("capture", 0) == payment.captured_minor
+        withdrawn_minor = sum(each.withdrawn_minor for each in payment.disputes)
+        assert -sums.get("dispute", 0) - sums.get("reversal", 0) == withdrawn_minor
         assert -sums.get("refund", 0) - sums.get("refund_failed", 0) == payment.refunded_minor
 
     @invariant()
     def only_what_a_gateway_moved_is_settled(self) -> None:
         real = {m.reference for m in self.books.values()}
+        real |= {f"d_{reference}" for reference in self.disputes}
         assert {s.gateway_reference for s in self.flow.settlements()} <= real
 
     @invariant()
@@ -333,11 +366,23 @@ class Life(RuleBasedStateMachine):
         assert not any(a.kind == "void" for a in open_) or len(open_) == 1, open_
 
     @invariant()
+    def nothing_is_given_back_in_a_dispute(self) -> None:
+        """What came too late is not refunded while a bank has the money and may keep it."""
+        open_: set[str | None] = set()
+        for event in self.flow.events():
+            if event.type == "dispute_opened":
+                open_.add(event.detail)
+            elif event.type in ("dispute_won", "dispute_lost"):
+                open_.discard(event.detail)
+            elif event.kind == "refund" and (event.operation_id or "").startswith("late-"):
+                assert not open_ or event.type not in ("reversal_started", "retry_started"), event
+
+    @invariant()
     def nothing_counts_as_paid_after_its_time(self) -> None:
         """What shows as taken at or after ``pay_before`` is given back, not kept."""
         paid = [
             e.occurred_at_ms for e in self.flow.events()
-            if e.kind in ("charge", "authorize") and e.type in ("captured", "authorized")
+            if e.kind in ("charge", "authorize") and e.status in ("captured", "authorized")
         ]  # fmt: skip
         before_ms = self.order.pay_before_ms
         assert before_ms is None or all(at_ms < before_ms for at_ms in paid)
@@ -381,9 +426,15 @@ class Life(RuleBasedStateMachine):
         for moved in self.books.values():
             if moved.state in ("asked", "pending"):
                 self.becomes(moved, "done")
+        # The newest first: what is told last is what was true first.
+        for notice in reversed(self.notices):
+            self.flow.notify(notice)
+        for reference, stages in self.disputes.items():
+            at = [m.reference for m in self.disputable()]
+            if reference in at:
+                self.a_dispute_moves(at.index(reference), "lost" if len(stages) % 2 else "won")
         for _ in range(20):
             self.flow.run(lambda request: self.adapter(request, "answer"))
-            # The newest first: what is told last is what was true first.
             for notice in reversed(self.notices):
                 self.flow.notify(notice)
             if any(a.state == "retry_waiting" for a in self.payment().attempts):
@@ -398,6 +449,8 @@ class Life(RuleBasedStateMachine):
             "nothing_true_is_dead_lettered",
             "the_customer_pays_once",
             "commands_keep_their_order",
+            "nothing_is_given_back_in_a_dispute",
+            "nothing_counts_as_paid_after_its_time",
         ):
             getattr(self, name)()
         self.books_agree(payment)
@@ -422,8 +475,15 @@ class Life(RuleBasedStateMachine):
         assert payment.captured_minor == real["charge"] + real["capture"]
         assert payment.refunded_minor == real["refund"]
         ended = payment.status in ("failed", "cancelled", "expired")
+        lost_minor = sum(
+            m.request.amount_minor
+            for m in self.books.values()
+            if self.disputes.get(m.reference, [""])[-1] == "lost"
+        )
+        assert payment.charged_back_minor == lost_minor
         if ended and "reversal_failed" not in [e.type for e in self.flow.events()]:
-            assert payment.captured_minor == payment.refunded_minor
+            kept_minor = payment.captured_minor - payment.refunded_minor
+            assert 0 <= kept_minor <= lost_minor
             assert payment.status == "expired" or not self.holds_left()
         if ended:
             assert not any(
@@ -481,13 +541,14 @@ def live(seed: int) -> None:
             ["answer"],
             ["lost_after", "answer"],
             ["lost_after", "lost_before", "answer"],
+            ["lost_after"],
             ["decline", "own_trouble", "answer"],
             ["pending", "answer"],
             ["asks", "answer"],
         ]
     )
     life = Life()
-    soon = chance.random() < 0.2
+    soon, disputes = chance.random() < 0.2, chance.random() < 0.4
     life.start(chance.random() < 0.6, chance.random() < 0.2, chance.choice([1, 2]), soon)
     for step in range(STEPS):
         what = chance.random()
@@ -510,9 +571,14 @@ def live(seed: int) -> None:
             life.the_gateway_finishes(chance.random() < 0.7, chance.random() < 0.5)
         elif what < 0.78 and any(life.can_fail_later(m) for m in life.books.values()):
             life.a_refund_fails_later()
-        elif what < 0.80 and life.flow.topics.get(RESULTS):
+        elif what < 0.82 and disputes and life.disputable():
+            life.a_dispute_moves(at, chance.choice(["opened", "opened", "won", "lost"]))
+            if chance.random() < 0.7:
+                # A bank may be faster than the gateway's answer.
+                life.a_notice_arrives(len(life.notices) - 1)
+        elif what < 0.84 and life.flow.topics.get(RESULTS):
             life.a_result_comes_again(at)
-        elif what < 0.82 and life.dues:
+        elif what < 0.86 and life.dues:
             life.a_wait_comes_again(at)
         else:
             # Days pass near the end, or authorizations would be over before anything happens.
@@ -522,6 +588,7 @@ def live(seed: int) -> None:
         life.the_customer_pays_once()
         life.nothing_is_taken_of_a_hold_that_is_being_voided()
         life.a_cancel_that_was_taken_counts()
+        life.nothing_is_given_back_in_a_dispute()
         life.nothing_counts_as_paid_after_its_time()
     life.settlements_sum_to_the_payments_amounts()
     life.only_what_a_gateway_moved_is_settled()
