@@ -19,6 +19,7 @@ from pipeline.audit.terms import (
     Lines,
     Movement,
     PaymentTerms,
+    decided_entry,
     next_day,
     tier_corrections,
 )
@@ -238,10 +239,11 @@ class LedgerChecks:
                             minor
                         )
                 continue
+            held = None if decision is None else decided_entry(decision)
             if (
                 decision is None
-                or decision.kind != "entry"
-                or not self._as_decided(entry, lines, decision.sequence, decision.body)
+                or held is None
+                or not self._as_decided(entry, lines, decision.sequence, held)
             ):
                 self.found.broken(
                     "journal_entry_without_decision",
@@ -254,7 +256,8 @@ class LedgerChecks:
         for decision in self.decisions.seen:
             place = topic, decision.partition
             below = decision.offset < self.ledger.offsets.get(place, 0)
-            if decision.kind == "entry" and below and by_hand[decision.sequence] != 1:
+            held = decided_entry(decision)
+            if held is not None and below and by_hand[decision.sequence] != 1:
                 self.found.broken(
                     "journal_entry_without_decision",
                     Example(topic, decision.partition, decision.offset, decision.event_id,

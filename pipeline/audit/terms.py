@@ -230,6 +230,16 @@ def decision_of(partition: int, offset: int, fields: Mapping[str, Any]) -> Decis
     )  # fmt: skip
 
 
+def decided_entry(decision: DecisionSeen) -> Mapping[str, Any] | None:
+    """The entry that a decision holds: one by hand is it, one about a payout may have one."""
+    if decision.kind == "entry":
+        return decision.body
+    if decision.kind.startswith("payout_") and decision.kind != "payout_terms":
+        held: Mapping[str, Any] | None = decision.body["entry"]
+        return held
+    return None
+
+
 def next_day(day: str) -> str:
     return (date.fromisoformat(day) + timedelta(days=1)).isoformat()
 
