@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.audit.amounts import amount_text
 from pipeline.audit.evidence import PaymentEvidence, SettlementSeen
 from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy
+from pipeline.audit.payouts import wrong_payouts
 from pipeline.audit.postings import expected_postings
 from pipeline.audit.report import Example
 from pipeline.audit.terms import (
@@ -49,6 +50,7 @@ class LedgerChecks:
     def all(self) -> None:
         self.entries()
         self.of_decisions()
+        self.payouts()
         self.balances()
 
     def entries(self) -> None:
@@ -314,6 +316,15 @@ class LedgerChecks:
                                 f"{month} {terms}: booked {amount_text(made[key], currency)}, "
                                 f"should be {amount_text(wanted[key], currency)}"),
                     )  # fmt: skip
+
+    def payouts(self) -> None:
+        """What was decided about payouts, whether or not it is booked."""
+        topic = self.topic["ledger-events"]
+        for decision, why in wrong_payouts(self.decisions.seen):
+            self.found.broken(
+                "payout_decision_wrong",
+                Example(topic, decision.partition, decision.offset, decision.event_id, why),
+            )
 
     def balances(self) -> None:
         """Each entry is zero in each currency, and balances are the sums of postings."""

@@ -33,6 +33,7 @@ class DecisionSeen(Struct, frozen=True):
     event_id: str
     kind: str
     body: Mapping[str, Any]
+    actor: str = ""
 
 
 class Movement(Struct, frozen=True):
@@ -226,7 +227,7 @@ def decision_of(partition: int, offset: int, fields: Mapping[str, Any]) -> Decis
     """ValueError when the body is not JSON."""
     return DecisionSeen(
         partition, offset, fields["sequence"], fields["event_id"], fields["kind"],
-        json.loads(fields["body"]),
+        json.loads(fields["body"]), fields["actor"],
     )  # fmt: skip
 
 

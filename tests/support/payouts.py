@@ -454,6 +454,10 @@ class PayoutSuite:
         again = payouts(engine)["2010-12-02"]
         assert (again.amount_minor, again.held_minor) == (909_00, 1_00)
         assert again.payout_id != payout.payout_id
+        # That was it: of later funds the reserve is held as ever.
+        receive(engine, 100_00, "2010-12-03T12:00")
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        assert payouts(engine)["2010-12-03"].held_minor == 10_00
 
     def test_the_bank_confirms_or_returns_once(self, engine: Engine) -> None:
         """The same statement again changes nothing; another amount or an unknown id is refused."""
