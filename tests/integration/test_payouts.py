@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.domain.transfers import made_available
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import decide
-from pipeline.ledger.payouts import payout_book
+from pipeline.ledger.payouts import create_payouts, payout_book
 from pipeline.ledger.queries import balances, drifted_balances
 from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import verify_books
@@ -157,6 +158,15 @@ def test_a_payouts_way_is_told_once_and_the_books_are_made_anew(
     engine.dispose()
 
 
+def decided(engine: Engine) -> str:
+    """A payout that is created in the database, and published nowhere."""
+    with engine.begin() as connection:
+        made = create_payouts(
+            connection, through=date(2010, 12, 1), actor="anna", now_ms=ms("2010-12-01T18:00")
+        )
+    return str(json.loads(made.events[0].body)["payout_id"])
+
+
 @pytest.mark.parametrize("step", ["decided", "sent", "published"])
 def test_a_command_that_died_is_taken_further_once(
     topics: Flow, terms: str, tmp_path: Path, step: str
@@ -175,14 +185,7 @@ def test_a_command_that_died_is_taken_further_once(
     done(url, "payouts", "terms", "apply", terms, "--reason", "terms", "--from", "2010-12-01")
     receive(engine, 1000_00, "2010-12-01T09:00")
     done(url, "ledger", "publish")
-    from datetime import date
-
-    from pipeline.ledger.payouts import create_payouts
-
-    with engine.begin() as connection:
-        made = create_payouts(connection, through=date(2010, 12, 1), actor="anna",
-                              now_ms=ms("2010-12-01T18:00"))  # fmt: skip
-    payout_id = json.loads(made.events[0].body)["payout_id"]
+    payout_id = decided(engine)
     log = LedgerEvents(topics.kafka, topics.catalogue, default_codec())
     with pytest.raises(Crash):
         log.publish(engine, die)
@@ -194,4 +197,26 @@ def test_a_command_that_died_is_taken_further_once(
     with reading(engine) as connection:
         kept = {b.account: b.balance_minor for b in balances(connection)}
     assert kept["payouts_in_transit:shop"] == -900_00
+    engine.dispose()
+
+
+def test_of_two_that_publish_at_once_one_does(topics: Flow, terms: str, tmp_path: Path) -> None:
+    """The later one puts the earlier off, which is told so; nothing is there twice."""
+    url = f"sqlite:///{tmp_path / 'live.db'}"
+    engine = open_ledger(url)
+    done(url, "payouts", "terms", "apply", terms, "--reason", "terms", "--from", "2010-12-01")
+    receive(engine, 1000_00, "2010-12-01T09:00")
+    done(url, "ledger", "publish")
+    payout_id = decided(engine)
+
+    def other(name: str) -> None:
+        if name == "sent":
+            LedgerEvents(topics.kafka, topics.catalogue, default_codec()).publish(engine)
+
+    log = LedgerEvents(topics.kafka, topics.catalogue, default_codec())
+    with pytest.raises(UserError, match="was not certainly published"):
+        log.publish(engine, other)
+    done(url, "ledger", "publish")
+    assert told(topics, payout_id) == [(1, "created")]
+    assert len(read_all(topics.kafka, topics.catalogue.name("ledger-events"))) == 3
     engine.dispose()
