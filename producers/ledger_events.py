@@ -121,6 +121,10 @@ class LedgerEvents:
                 made += book_decision(engine, source, event, *places[event.event_id])
         return made
 
+    def tell(self, companion: Companion) -> None:
+        """Publish something that no decision goes with: that one was refused."""
+        self._deliver(self._fencing_producer(), (), (companion,), lambda _step: None)
+
     def _there_and_waiting(
         self, engine: Engine
     ) -> tuple[dict[str, PublishedEvent], Sequence[LedgerEvent]]:
@@ -180,10 +184,13 @@ class LedgerEvents:
             on_step("sent")
             producer.commit_transaction(TRANSACTION_TIMEOUT_S)
         except KafkaException as error:
+            why = error.args[0].str()
+            if not events:
+                raise UserError(f"the audit was not certainly told of a refusal: {why}.") from error
             raise UserError(
-                f"decision {events[0].sequence} is made and was not certainly published "
-                f"({error.args[0].str()}); when the cluster is back and has all topics (`paystream "
-                "topics apply`), `paystream ledger publish` takes it further."
+                f"decision {events[0].sequence} is made and was not certainly published ({why}); "
+                "when the cluster is back and has all topics (`paystream topics apply`), "
+                "`paystream ledger publish` takes it further."
             ) from error
         return placed
 

@@ -51,5 +51,19 @@ def companions_of(engine: Engine, events: Sequence[LedgerEvent]) -> list[Compani
     return found
 
 
+def refused_approval(payout_id: str, actor: str, now_ms: int) -> Companion:
+    """The audit's record of somebody who asked to approve a payout of their own."""
+    subject = f"payout/{payout_id}"
+    audit = AuditEntry(
+        entry_id=str(uuid.uuid5(_ENTRIES, f"{subject}/{actor}/{now_ms}")),
+        actor=actor,
+        action="payout_approval_refused",
+        subject=subject,
+        occurred_at_ms=now_ms,
+        reason="a second person approves it",
+    )
+    return "audit", subject.encode(), audit
+
+
 def payout_key(payout: Payout) -> bytes:
     return f"{payout.merchant_id}:{payout.currency}".encode()

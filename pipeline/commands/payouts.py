@@ -282,18 +282,24 @@ def _move(
     reference: str = "",
 ) -> None:
     """One transition of each, or of none."""
+    from pipeline.domain.payouts import SecondPersonNeeded
     from pipeline.ledger.payouts import move_payouts, payout_book
+    from producers.payout_records import refused_approval
 
     if day:
         _day(day)
     said = {"reference": reference} if reference else {}
     ids = list(dict.fromkeys(payout_ids))
     with deciding(*servers) as (engine, log, _topic):
-        with engine.begin() as connection:
-            move_payouts(
-                connection, ids, act, actor=who(by), now_ms=_now_ms(), reason=reason, day=day,
-                only=only, **said,
-            )  # fmt: skip
+        try:
+            with engine.begin() as connection:
+                move_payouts(
+                    connection, ids, act, actor=who(by), now_ms=_now_ms(), reason=reason, day=day,
+                    only=only, **said,
+                )  # fmt: skip
+        except SecondPersonNeeded as refused:
+            log.tell(refused_approval(refused.payout_id, who(by), _now_ms()))
+            raise
         log.publish(engine)
         with engine.begin() as connection:
             book = payout_book(connection)

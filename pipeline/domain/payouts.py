@@ -68,6 +68,17 @@ TAKING_KINDS: Final = (PAYOUT_CREATED, PAYOUT_NETTED)
 PAYOUT_KINDS: Final = frozenset((*TAKING_KINDS, *_ACT_OF))
 
 
+class SecondPersonNeeded(UserError):
+    """Whoever created a payout asked to approve it. ``payout_id`` names it."""
+
+    def __init__(self, payout: Payout) -> None:
+        super().__init__(
+            f"payout {payout.payout_id} was created by {payout.created_by}: a second person "
+            "approves it."
+        )
+        self.payout_id = payout.payout_id
+
+
 class Payout(Struct, frozen=True, kw_only=True):
     """A payout as it stands after its ``version``-th decision, as the topic `payouts` holds it.
 
@@ -232,7 +243,8 @@ def taking_body(plan: Plan, force: TermsInForce, business_date: str) -> tuple[st
 
 
 def moving_body(payout: Payout, act: str, *, actor: str, day: str, **said: str) -> tuple[str, str]:
-    """(kind, body) of a transition's decision; UserError when the payout may not make it.
+    """(kind, body) of a transition's decision; UserError when the payout may not make it,
+    SecondPersonNeeded when nobody but its creator approves it.
 
     ``day`` is the one that its entry counts under. ``said``: message_id and execution_date of a
     submission, reference of what the bank tells.
@@ -245,9 +257,7 @@ def moving_body(payout: Payout, act: str, *, actor: str, day: str, **said: str) 
             f"{'it may ' + ', '.join(acts) if acts else 'nothing follows'}."
         )
     if act == APPROVE and actor == payout.created_by:
-        raise UserError(
-            f"payout {payout.payout_id} was created by {actor}: a second person approves it."
-        )
+        raise SecondPersonNeeded(payout)
     postings = _moved_postings(payout, act)
     entry = _entry(KIND_OF[act], payout.merchant_id, day, postings) if postings else None
     return KIND_OF[act], _json({"payout_id": payout.payout_id, **said, "entry": entry})

@@ -132,6 +132,7 @@ def test_a_payouts_way_is_told_once_and_the_books_are_made_anew(
         (1, "created"), (2, "approved"), (3, "submitted"), (4, "unknown"), (5, "returned"),
     ]  # fmt: skip
     assert audited(topics, shop)[:2] == [("anna", "payout_created"), ("bert", "payout_approved")]
+    assert audited(topics, other)[1] == ("anna", "payout_approval_refused")
     shown = done(url, "payouts", "show", shop)
     assert "approved   by bert" in shown
     assert "the bank's reference: B-1" in shown
