@@ -18,11 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.examples import register_profiles
 from tests.support.leftovers import MARK, end_left_over, left_over_processes
 from tests.support.servers import FOLDER, Servers, is_worker, kafka_of_this_run
-
-register_profiles()
 
 SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
 
@@ -78,6 +75,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # Hypothesis takes half a second to import, and one that only hands out tests needs none of it.
+    if (
+        is_worker()
+        or not config.getoption("numprocesses", 0)
+        or config.getoption("hypothesis_profile", None)
+    ):
+        from tests.support.examples import register_profiles
+
+        register_profiles()
     if is_worker():
         return
     os.environ[MARK] = uuid.uuid4().hex

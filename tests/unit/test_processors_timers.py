@@ -232,7 +232,7 @@ def test_what_failed_together_does_not_come_back_together_and_never_early(
     assert 60 < tiers[base + 1] < 140
     for due in waits:
         assert POLICY.retry_delays_ms[due.tier - 1] >= max(5_000, retry_after_ms or 0)
-    assert waits_of(400, answer) == waits
+    assert waits_of(100, answer) == waits[:100]
 
 
 def test_the_draw_of_a_wait_is_its_own() -> None:
