@@ -40,9 +40,19 @@ def registry_url() -> str:
 
 
 @pytest.fixture
-def topic_prefix() -> str:
+def topic_prefix(request: pytest.FixtureRequest) -> Iterator[str]:
     """Begins the names of a test's topics, groups and transactional ids; no other test has it."""
-    return f"t{uuid.uuid4().hex[:8]}."
+    prefix = f"t{uuid.uuid4().hex[:8]}."
+    if "kafka" not in request.fixturenames:
+        yield prefix
+        return
+    from tests.support.topics import delete_topics
+
+    kafka: str = request.getfixturevalue("kafka")
+    yield prefix
+    # Every worker, audit and provisioning asks for all topics, and each partition costs the broker
+    # memory and maps: what hundreds of tests have had would slow the rest, and end the broker.
+    delete_topics(kafka, prefix)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -43,6 +44,21 @@ def create_topic(
     _log_ends(bootstrap, topic)
 
 
+def delete_topics(bootstrap: str, prefix: str) -> None:
+    """Delete every topic whose name begins so; a broker that is not there keeps them."""
+    admin = _admin(bootstrap)
+    with suppress(KafkaException):
+        names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(prefix)]
+        # With no time for it (0, the default) a controller answers at once and deletes nothing.
+        for asked in admin.delete_topics(names, operation_timeout=30).values() if names else ():
+            asked.result(30)
+
+
+@cache
+def _admin(bootstrap: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+
+
 def read_all(
     bootstrap: str,
     topic: str,
@@ -69,8 +85,8 @@ def read_all(
                     f"{topic}: partitions {sorted(missing)} not read to their ends after "
                     f"{timeout_s:g} s; is a transaction open?"
                 )
-            # A short slice: a long one returns late although records are there.
-            for message in consumer.consume(1000, timeout=0.1):
+            # A short slice: all of it is waited for, although records are there.
+            for message in consumer.consume(1000, timeout=0.02):
                 partition = message.partition()
                 offset = message.offset()
                 assert partition is not None
@@ -136,5 +152,8 @@ def _consumer(bootstrap: str, isolation: str) -> Consumer:
             "enable.partition.eof": True,
             "isolation.level": isolation,
             "auto.offset.reset": "earliest",
+            # Where a log ends in control records the end is told by an empty answer, and the broker
+            # holds that one back for so long: half a second by default, of every read.
+            "fetch.wait.max.ms": 10,
         }
     )
