@@ -8,8 +8,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from tests.support.waiting import wait_until
@@ -20,6 +27,8 @@ _LEADER_ON_ITS_WAY = {
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
+    # A broker that was restarted ends the connection of before.
+    KafkaError._TRANSPORT,
 }
 
 
@@ -32,7 +41,7 @@ def create_topic(
     config: Mapping[str, str] | None = None,
 ) -> None:
     """Create a topic (the broker's own replication factor by default) and wait until it leads."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = _admin(bootstrap)
     new = NewTopic(topic, partitions, replication, config=dict(config or {}))
     admin.create_topics([new], operation_timeout=30)[topic].result(30)
     wait_until(
@@ -56,7 +65,10 @@ def delete_topics(bootstrap: str, prefix: str) -> None:
 
 @cache
 def _admin(bootstrap: str) -> AdminClient:
-    return AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    """One for as long as the process lives: a new client costs more than what it is asked."""
+    return AdminClient(
+        {"bootstrap.servers": bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 500}
+    )
 
 
 def read_all(
@@ -109,37 +121,41 @@ def read_all(
 
 
 def _log_ends(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:
-    consumer = _consumer(bootstrap, "read_uncommitted")
+    """First and next offset of each partition, open and aborted transactions included."""
+    admin = _admin(bootstrap)
+    # Of three brokers the one that is asked may hear of a new topic last.
+    partitions = wait_until(lambda: _partitions(admin, topic), 10, f"there is a topic {topic}")
+    return wait_until(
+        partial(_marks, admin, partitions), 30, f"each partition of {topic} has a leader"
+    )
+
+
+def _partitions(admin: AdminClient, topic: str) -> list[TopicPartition]:
+    found = admin.list_topics(topic, timeout=30).topics[topic]
+    return [] if found.error is not None else [TopicPartition(topic, p) for p in found.partitions]
+
+
+def _marks(
+    admin: AdminClient, partitions: list[TopicPartition]
+) -> dict[int, tuple[int, int]] | None:
     try:
-        # Of three brokers the one that is asked may hear of a new topic last.
-        partitions = wait_until(
-            lambda: _partitions(consumer, topic), 10, f"there is a topic {topic}"
+        lows, ends = (
+            {
+                place.partition: answer.result(30).offset
+                for place, answer in admin.list_offsets(
+                    dict.fromkeys(partitions, spec),
+                    isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                    request_timeout=10,
+                ).items()
+            }
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
         )
-        ends = {}
-        for partition in partitions:
-            ends[partition] = wait_until(
-                partial(_marks, consumer, TopicPartition(topic, partition)),
-                30,
-                f"partition {partition} of {topic} has a leader",
-            )
-        return ends
-    finally:
-        consumer.close()
-
-
-def _partitions(consumer: Consumer, topic: str) -> list[int]:
-    found = consumer.list_topics(topic, timeout=30).topics[topic]
-    return list(found.partitions) if found.error is None else []
-
-
-def _marks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int] | None:
-    try:
-        return consumer.get_watermark_offsets(partition, timeout=10)
     except KafkaException as error:
         # Not retriable(): the client sets that mark on errors of transactional calls only.
         if error.args[0].code() in _LEADER_ON_ITS_WAY:
             return None
         raise
+    return {partition: (low, ends[partition]) for partition, low in lows.items()}
 
 
 def _consumer(bootstrap: str, isolation: str) -> Consumer:
