@@ -97,8 +97,11 @@ def read_all(
                     f"{topic}: partitions {sorted(missing)} not read to their ends after "
                     f"{timeout_s:g} s; is a transaction open?"
                 )
-            # A short slice: all of it is waited for, although records are there.
-            for message in consumer.consume(1000, timeout=0.02):
+            # With a time-out consume() would wait all of it unless a thousand are there.
+            arrived = consumer.consume(1000, timeout=0)
+            if not arrived and (first := consumer.poll(0.1)) is not None:
+                arrived = [first]
+            for message in arrived:
                 partition = message.partition()
                 offset = message.offset()
                 assert partition is not None
