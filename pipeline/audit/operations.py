@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from pipeline.audit.derivation import idempotency_key, reversal_operation_id
 from pipeline.audit.evidence import (
     FOR_A_PERSON,
+    MAIN_KINDS,
     UNDER_WAY,
     AttemptSeen,
     CommandSeen,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # Begins the ids of operations that give back what came too late, and of what it settles.
 _LATE: Final = "late-"
 # Begin the ids of all operations that no command asked for.
-_OWN: Final = (_LATE, "expiry-", "dispute-")
+_OWN: Final = (_LATE, "expiry-", "dispute-", "dispute.")
 # Until the charge or authorization has its outcome.
 WAITING_STATUSES: Final = frozenset({"processing", "outcome_unknown"})
 UNDECIDED_STATUSES: Final = WAITING_STATUSES | {"requires_customer_action"}
@@ -64,9 +65,16 @@ def _is_reversal(payment: PaymentEvidence, operation_id: str) -> bool:
 
 def given_back(payment: PaymentEvidence, operation_id: str, attempt: int) -> bool:
     """Whether the payment has begun to give back what this attempt took too late."""
-    reversal = reversal_operation_id(operation_id, attempt)
+    # An id of before may be the order's as well, which then is a charge or authorization.
+    ids = _reversal(payment, operation_id, attempt), f"{_LATE}{operation_id}-{attempt}"
     snapshot = payment.snapshot
-    return snapshot is not None and any(a.operation_id == reversal for a in snapshot.attempts)
+    return snapshot is not None and any(
+        a.operation_id in ids and a.kind not in MAIN_KINDS for a in snapshot.attempts
+    )
+
+
+def _reversal(payment: PaymentEvidence, operation_id: str, attempt: int) -> str:
+    return reversal_operation_id(payment.key.partition(":")[2], operation_id, attempt)
 
 
 def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
@@ -190,7 +198,7 @@ class OperationChecks:
         refunded: Counter[str] = Counter()
         # A command gives back as well what the gateway would not take back by itself.
         of_charge = {
-            a.operation_id: reversal_operation_id(*a.parent)
+            a.operation_id: _reversal(payment, *a.parent)
             for a in snapshot.attempts
             if a.kind == "refund" and a.parent is not None
         }

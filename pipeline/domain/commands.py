@@ -13,7 +13,6 @@ from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
 from pipeline.domain.card_numbers import is_masked
 from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.disputes import LOST, WON, bars_refunds, named
-from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.instruments import instrument, is_barred, was_tried
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
@@ -83,7 +82,7 @@ VOIDED_ATTEMPTS_MAX: Final = COMMANDED_ATTEMPTS_MAX + 8
 PROSE_LENGTH_MAX: Final = 1_000
 
 # Prefixes of operations that the pipeline begins by itself.
-_OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-")
+_OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-", "dispute.")
 
 TYPE_MUST_BE_KNOWN: Final = "command_type_must_be_known"
 COMMAND_ID_MUST_BE_ITS_OWN: Final = "command_id_must_not_name_another_operation"
@@ -211,10 +210,7 @@ def names_another_operation(payment: Payment | None, command: PaymentCommand) ->
     wanted = command.command_id
     if wanted.startswith(_OWN_PREFIXES) or wanted == command.order_id:
         return True
-    return payment is not None and any(
-        wanted in (each.operation_id, reversal_operation_id(each.operation_id, each.attempt))
-        for each in payment.attempts
-    )
+    return payment is not None and any(wanted == each.operation_id for each in payment.attempts)
 
 
 def usable_id(command: PaymentCommand) -> bool:

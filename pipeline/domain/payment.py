@@ -11,13 +11,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from pipeline.domain.decision import Decision, Outgoing
-from pipeline.domain.ids import (
-    event_id,
-    expiry_operation_id,
-    idempotency_key,
-    reversal_operation_id,
-    settlement_id,
-)
+from pipeline.domain.ids import event_id, idempotency_key, settlement_id
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.lifecycle import (
     ATTEMPT_FAILED,
@@ -50,6 +44,7 @@ from pipeline.domain.model import (
     PaymentRequest,
     Settlement,
 )
+from pipeline.domain.own_operations import is_expiry_of, is_reversal_of
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.routing import profile_of
 from pipeline.domain.tiers import inquiry_tier, jittered, retry_tier, tier_not_longer
@@ -573,10 +568,7 @@ def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
     # Of before it was kept: as it was decided then.
     charges = [each for each in reversed(payment.attempts) if each.kind in MAIN_KINDS]
     for each in charges:
-        if attempt.operation_id in (
-            reversal_operation_id(each.operation_id, each.attempt),
-            expiry_operation_id(each.operation_id),
-        ):
+        if is_reversal_of(payment, attempt, each) or is_expiry_of(payment, attempt, each):
             return each
     made = [
         each
@@ -589,8 +581,7 @@ def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
 
 def _is_given_back(payment: Payment, charge: Attempt) -> bool:
     """Whether giving it back was begun because it came too late."""
-    reversal = reversal_operation_id(charge.operation_id, charge.attempt)
-    return find_attempt(payment, reversal, 1) is not None
+    return any(is_reversal_of(payment, each, charge) for each in payment.attempts)
 
 
 def amount_of(payment: Payment, attempt: Attempt) -> int:
