@@ -313,6 +313,7 @@ def _decided(fields: dict[str, Any]) -> str:
         " ".join(str(each) for each in about if each),
         detail.get("gateway_reference"),
         detail.get("evidence"),
+        detail.get("detail"),
     ]
     return ", ".join(str(text) for text in texts if text)
 

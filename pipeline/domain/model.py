@@ -201,6 +201,8 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     instrument_token: str | None = None
     card_fingerprint: str | None = None
     permit: str = ""
+    approved_by: str | None = None
+    approval: str | None = None
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):

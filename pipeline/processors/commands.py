@@ -183,8 +183,12 @@ def start_charge(
     actor: str | None = None,
     reason: str | None = None,
     detail: str | None = None,
+    approval: PaymentCommand | None = None,
 ) -> Decision | None:
-    """Begin to ask for the payment's money, or None when no gateway serves it."""
+    """Begin to ask for the payment's money, or None when no gateway serves it.
+
+    ``approval``: the review that it is begun by, which a permit may still refuse.
+    """
     chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token))
     if chosen is None:
         return None
@@ -201,6 +205,8 @@ def start_charge(
     attempt = with_instrument(payment, attempt)
     because = f"{chosen.because}; {detail}" if detail else chosen.because
     if needs_permit(payment, policy):
+        if approval is not None:
+            attempt = replace(attempt, approved_by=approval.actor, approval=approval.command_id)
         return permit_asked(
             payment,
             attempt,
@@ -559,9 +565,12 @@ def _review_retry(
         late = ended.payment or payment
         return followed(ended, _rejected(late, review, rules.REVIEW_MUST_BE_IN_TIME, now_ms))
     if _is_capped(payment, retry, now_ms, policy):
-        capped = refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms, review)
-        return audited(capped, payment, review, now_ms)
-    started = _retried(without_retry(payment), retry, now_ms, policy, actor=review.actor)
+        capped = refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
+        ended = capped.payment or payment
+        return followed(capped, _rejected(ended, review, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms))
+    started = _retried(
+        without_retry(payment), retry, now_ms, policy, actor=review.actor, approval=review
+    )
     if started is None:
         return _rejected(payment, review, CURRENCY_MUST_BE_SUPPORTED, now_ms)
     return audited(started, payment, review, now_ms)
@@ -587,6 +596,7 @@ def _retried(
     *,
     actor: str | None,
     detail: str | None = None,
+    approval: PaymentCommand | None = None,
 ) -> Decision | None:
     return start_charge(
         _as_retried(payment, command),
@@ -598,6 +608,7 @@ def _retried(
         actor=actor,
         reason=command.reason,
         detail=detail,
+        approval=approval,
     )
 
 
@@ -633,6 +644,7 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
         now_ms,
         policy,
         actor=command.actor,
+        approval=command,
     )
     if started is None:
         return _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)

@@ -17,8 +17,9 @@ from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.decision import Decision
 from pipeline.domain.disputes import named
 from pipeline.domain.ids import audit_entry_id
+from pipeline.domain.lifecycle import ATTEMPT_FAILED
 from pipeline.domain.model import Attempt, AuditEntry, Payment, PaymentCommand
-from pipeline.domain.payment import amount_of
+from pipeline.domain.payment import amount_of, find_attempt
 
 DONE: Final = "done"
 REFUSED: Final = "refused"
@@ -82,19 +83,59 @@ def audited(
             "amount_minor": dispute.amount_minor,
             "currency": payment.currency,
         }
-    known = {name: value for name, value in said.items() if value is not None}
     actor, reason = _kept(command.actor) or "", _kept(command.reason)
+    entry = _entry(payment, action_of(command), actor, reason, said, now_ms)
+    return replace(made, sends=(entry, *made.sends))
+
+
+def with_refused_approval(
+    made: Decision, attempt: Attempt, now_ms: int, detail: str | None = None
+) -> Decision:
+    """The decision; where it ends an attempt that waited for its permit and that a person had
+    approved, with the audit's entry that nothing came of the approval, and why.
+
+    The approval itself was told as done when it was given: what counts the card answers later.
+    """
+    payment = made.payment
+    if payment is None or attempt.approval is None:
+        return made
+    ended = find_attempt(payment, attempt.operation_id, attempt.attempt)
+    if ended is None or ended.state != ATTEMPT_FAILED:
+        return made
+    said: dict[str, Any] = {
+        "outcome": REFUSED,
+        "rule": ended.code,
+        "payment_id": payment.payment_id,
+        "command_id": attempt.approval,
+        "decision": rules.APPROVE,
+        "operation_id": attempt.operation_id,
+        "gateway": attempt.gateway,
+        "detail": detail,
+    }
+    actor = _kept(attempt.approved_by) or ""
+    entry = _entry(payment, f"review_{rules.APPROVE}", actor, None, said, now_ms)
+    return replace(made, sends=(entry, *made.sends))
+
+
+def _entry(
+    payment: Payment,
+    action: str,
+    actor: str,
+    reason: str | None,
+    said: dict[str, Any],
+    now_ms: int,
+) -> AuditEntry:
+    known = {name: value for name, value in said.items() if value is not None}
     detail = msgspec.json.encode(known).decode()
-    entry = AuditEntry(
+    return AuditEntry(
         entry_id=audit_entry_id(payment.payment_id, f"{actor}:{reason}:{detail}"),
         actor=actor,
-        action=action_of(command),
+        action=action,
         subject=f"{payment.merchant_id}:{payment.order_id}",
         occurred_at_ms=now_ms,
         reason=reason,
         detail=detail,
     )
-    return replace(made, sends=(entry, *made.sends))
 
 
 def _kept(text: str | None) -> str | None:
