@@ -401,6 +401,14 @@ class AttemptWaiting(Struct, frozen=True, kw_only=True, gc=False):
     gateway: str
 
 
+class CardBar(Struct, frozen=True, kw_only=True, gc=False):
+    """A declined attempt that bars its card, by 64 bits of a hash of its key."""
+
+    mark: int
+    until_ms: int
+    code: str
+
+
 class RiskVelocity(Struct, frozen=True, kw_only=True):
     """What was counted of one identity; ``recent``: the newest orders, 64 bits of each.
 
@@ -419,6 +427,7 @@ class RiskVelocity(Struct, frozen=True, kw_only=True):
     caps: tuple[AttemptCap, ...] = ()
     barred_until_ms: int = 0
     barred_by: str = ""
+    bars: tuple[CardBar, ...] = ()
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):

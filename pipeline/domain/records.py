@@ -18,6 +18,7 @@ from pipeline.domain.model import (
     AttemptMark,
     AttemptWaiting,
     AuditEntry,
+    CardBar,
     CommandMark,
     ControlEntry,
     DeadLetterMarker,
@@ -109,6 +110,7 @@ def velocity_to_record(velocity: RiskVelocity) -> Record:
         "in_flight": [asdict(each) for each in velocity.in_flight],
         "waiting": [asdict(each) for each in velocity.waiting],
         "caps": [asdict(each) for each in velocity.caps],
+        "bars": [asdict(each) for each in velocity.bars],
     }
 
 
@@ -198,6 +200,7 @@ def velocity_from_record(record: Record) -> RiskVelocity:
         "in_flight": tuple([AttemptMark(**each) for each in record["in_flight"]]),
         "waiting": tuple([AttemptWaiting(**each) for each in record["waiting"]]),
         "caps": tuple([AttemptCap(**each) for each in record["caps"]]),
+        "bars": tuple([CardBar(**each) for each in record["bars"]]),
     }
     return RiskVelocity(**{**record, **lists})
 

@@ -517,6 +517,26 @@ def test_an_ask_that_is_counted_after_the_end_takes_no_place(answer: Any) -> Non
         assert (row.barred_by, row.barred_until_ms) == (before.barred_by, before.barred_until_ms)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_card_is_barred_no_longer_when_its_decline_was_a_success(counted: bool) -> None:
+    """Late evidence: the money had moved, so the card was never declined for good, whether or not
+    the attempt had asked for its permit."""
+    flow = Flow(replace(POLICY, count_cards=counted))
+    flow.buy(1)
+    flow.count_all()
+    flow.policy = replace(flow.policy, count_cards=True)
+    flow.answer(LOST)
+    flow.count_all()
+    assert next(iter(flow.velocity.values())).barred_by == "lost_card"
+    flow.result(flow.handle((flow.now_ms, flow.requests()[0]), yes))
+    flow.answer(yes)
+    flow.count_all()
+    flow.buy(2)
+    flow.count_all()
+    flow.answer(yes)
+    assert flow.of(2).status == "captured"
+
+
 def test_a_refused_ask_that_is_counted_again_takes_no_place() -> None:
     """Its card may be tried again by then, but its attempt is over."""
     flow = Flow(ONE_ONLY)
