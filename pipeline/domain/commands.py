@@ -213,6 +213,15 @@ def names_another_operation(payment: Payment | None, command: PaymentCommand) ->
     return payment is not None and any(wanted == each.operation_id for each in payment.attempts)
 
 
+def names_own_operation(payment: Payment | None, command: PaymentCommand) -> bool:
+    """Whether the ``operation_id`` that a command names is one of the payment's own, or the
+    order's, whose charge may not be there yet."""
+    named = command.operation_id
+    return named == command.order_id or (
+        payment is not None and any(named == each.operation_id for each in payment.attempts)
+    )
+
+
 def usable_id(command: PaymentCommand) -> bool:
     """Whether the command's ids may stand in a key and in a gateway's reference."""
     return (

@@ -116,9 +116,11 @@ def process_command(
         return Decision(dead_letter=INVALID_IDS, detail=detail)
     if payment is not None and is_remembered(payment, command):
         if is_another(payment, command):
-            return _rejected(payment, _masked(command), rules.COMMAND_MUST_NOT_CHANGE, now_ms)
+            return _rejected(
+                payment, _masked(payment, command), rules.COMMAND_MUST_NOT_CHANGE, now_ms
+            )
         return _DUPLICATE
-    command = _masked(command)
+    command = _masked(payment, command)
     rule = rules.broken_by_itself(command, policy)
     if rule is None and rules.names_another_operation(payment, command):
         rule = rules.COMMAND_ID_MUST_BE_ITS_OWN
@@ -307,11 +309,16 @@ def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
     return person and payment.status != AWAITING_ORDER
 
 
-def _masked(command: PaymentCommand) -> PaymentCommand:
+def _masked(payment: Payment | None, command: PaymentCommand) -> PaymentCommand:
     """The command as the table and the events may keep it. What is no card number by the rule of
-    the door, but by the wider one of masking, is masked where people write."""
+    the door, but by the wider one of masking, is masked where people write, and where they name an
+    operation that is none of the payment's."""
+    operation_id = command.operation_id
+    if not rules.names_own_operation(payment, command):
+        operation_id = _kept(operation_id)
     return replace(
         command,
+        operation_id=operation_id,
         evidence=_kept(command.evidence),
         reason=_kept(command.reason),
         actor=_kept(command.actor),
@@ -566,8 +573,8 @@ def _review_retry(
         return followed(ended, _rejected(late, review, rules.REVIEW_MUST_BE_IN_TIME, now_ms))
     if _is_capped(payment, retry, now_ms, policy):
         capped = refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
-        ended = capped.payment or payment
-        return followed(capped, _rejected(ended, review, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms))
+        failed = capped.payment or payment
+        return followed(capped, _rejected(failed, review, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms))
     started = _retried(
         without_retry(payment), retry, now_ms, policy, actor=review.actor, approval=review
     )
