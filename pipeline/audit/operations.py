@@ -109,31 +109,32 @@ class OperationChecks:
         self._found = judge.found
 
     def amounts(self, payment: PaymentEvidence) -> None:
-        """Refunded is at most captured, of each charge as well, and captured at most authorized."""
+        """Refunded is at most captured, of each charge as well, and captured at most authorized.
+
+        Somebody may have acknowledged it, with these figures; others are a finding anew.
+        """
         snapshot = payment.snapshot
         if snapshot is None:
             return
-        amounts = snapshot.refunded_minor, snapshot.captured_minor, snapshot.authorized_minor
-        if not 0 <= amounts[0] <= amounts[1] <= amounts[2]:
-            self._found.broken(
-                "amounts_out_of_order",
-                self._snapshot_example(
-                    payment,
-                    "refunded {}, captured {}, authorized {}".format(*amounts),
-                ),
-            )
-        elif amounts[0]:
-            taken, back = _by_charge(snapshot)
-            for charge, minor in back.items():
-                if minor > taken[charge]:
-                    self._found.broken(
-                        "amounts_out_of_order",
-                        self._snapshot_example(
-                            payment,
-                            f"refunded {minor} of the {taken[charge]} captured by {charge[0]}, "
-                            f"attempt {charge[1]}",
-                        ),
-                    )
+        figures = _out_of_order(snapshot)
+        if not figures:
+            return
+        word = next(
+            (
+                each
+                for each in snapshot.acknowledged
+                if (each.finding, each.figures) == ("amounts_out_of_order", "; ".join(figures))
+            ),
+            None,
+        )
+        for each in figures:
+            if word is None:
+                example = self._snapshot_example(payment, each)
+                self._found.broken("amounts_out_of_order", example)
+            else:
+                told = f"{each}; acknowledged by {word.actor}: {word.reason}"
+                example = self._snapshot_example(payment, told)
+                self._found.acknowledged("amounts_out_of_order", example)
 
     def commands(self, payment: PaymentEvidence) -> None:
         """Each command was taken, was rejected, or waits: one of them, once."""
@@ -553,6 +554,22 @@ def _asks(command: CommandSeen) -> tuple[object, ...]:
     return (
         command.type, command.amount_minor, command.gateway_reference, command.instrument_token,
     )  # fmt: skip
+
+
+def _out_of_order(snapshot: SnapshotSeen) -> list[str]:
+    """The figures that are not in order, in the words in which they are acknowledged."""
+    refunded, captured = snapshot.refunded_minor, snapshot.captured_minor
+    authorized = snapshot.authorized_minor
+    if not 0 <= refunded <= captured <= authorized:
+        return [f"refunded {refunded}, captured {captured}, authorized {authorized}"]
+    taken, back = _by_charge(snapshot) if refunded else (Counter(), Counter())
+    mains = [(a.operation_id, a.attempt) for a in snapshot.attempts if a.kind in MAIN_KINDS]
+    return [
+        f"refunded {back[charge]} of the {taken[charge]} captured by {charge[0]}, "
+        f"attempt {charge[1]}"
+        for charge in dict.fromkeys([*mains, *back])
+        if back[charge] > taken[charge]
+    ]
 
 
 def _by_charge(

@@ -13,6 +13,12 @@ from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
 from pipeline.domain.card_numbers import is_masked
 from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.disputes import LOST, WON, bars_refunds, named
+from pipeline.domain.findings import (
+    ACKNOWLEDGEABLE,
+    AMOUNTS_OUT_OF_ORDER,
+    amounts_out_of_order,
+    is_acknowledged,
+)
 from pipeline.domain.instruments import instrument, is_barred, was_tried
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
@@ -50,12 +56,15 @@ from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED
 CANCEL: Final = "cancel"
 CREDIT: Final = "credit"
 RETRY: Final = "retry"
+ACKNOWLEDGE: Final = "acknowledge"
 RESOLVE: Final = "resolve"
 RESOLVE_DISPUTE: Final = "resolve_dispute"
 REVIEW: Final = "review"
-TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, RESOLVE_DISPUTE, REVIEW})
+TYPES: Final = frozenset(
+    {CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, RESOLVE_DISPUTE, REVIEW, ACKNOWLEDGE}
+)
 # What a person decides where no machine may: it moves no money by itself, so it has no operation.
-DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW})
+DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW, ACKNOWLEDGE})
 
 # Decisions.
 CHARGED: Final = "charged"
@@ -121,6 +130,11 @@ OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
 SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
 PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
 REVIEW_MUST_BE_IN_TIME: Final = "review_must_be_in_time"
+FINDING_MUST_BE_KNOWN: Final = "finding_must_be_known"
+FIGURES_MUST_BE_GIVEN: Final = "figures_must_be_given"
+FIGURES_MUST_BE_THE_PAYMENTS: Final = "figures_must_be_the_payments"
+FINDING_MUST_NOT_BE_ACKNOWLEDGED_SO: Final = "finding_must_not_be_acknowledged_so_already"
+REASON_MUST_BE_GIVEN: Final = "reason_must_be_given"
 DISPUTE_MUST_BE_KNOWN: Final = "dispute_must_be_known"
 DISPUTE_MUST_NAME_ITS_GATEWAY: Final = "dispute_must_name_its_gateway"
 DISPUTE_MUST_NOT_BE_DECIDED_SO: Final = "dispute_must_not_be_decided_so_already"
@@ -154,6 +168,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.operation_id,
         command.dispute_id,
         command.gateway,
+        command.finding,
+        command.figures,
     ):
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
@@ -168,12 +184,26 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         return _broken_resolve(command)
     if kind == RESOLVE_DISPUTE:
         return _broken_word(command, (WON, LOST))
+    if kind == ACKNOWLEDGE:
+        return _broken_acknowledge(command)
     if kind == REVIEW:
         if command.decision not in (APPROVE, DENY):
             return DECISION_MUST_BE_KNOWN
         if not command.actor:
             return ACTOR_MUST_BE_GIVEN
     return None
+
+
+def _broken_acknowledge(command: PaymentCommand) -> str | None:
+    if command.finding not in ACKNOWLEDGEABLE:
+        return FINDING_MUST_BE_KNOWN
+    if not command.figures:
+        return FIGURES_MUST_BE_GIVEN
+    if not command.evidence:
+        return EVIDENCE_MUST_BE_GIVEN
+    if not command.reason:
+        return REASON_MUST_BE_GIVEN
+    return None if command.actor else ACTOR_MUST_BE_GIVEN
 
 
 def _broken_credit(command: PaymentCommand) -> str | None:
@@ -252,6 +282,8 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return _broken_choice(payment, command)
     if kind == RESOLVE_DISPUTE:
         return _broken_resolve_dispute(payment, command)
+    if kind == ACKNOWLEDGE:
+        return _broken_figures(payment, command)
     if kind == REVIEW and payment.status != RISK_REVIEW:
         return PAYMENT_MUST_BE_IN_REVIEW
     return None
@@ -381,6 +413,14 @@ def _broken_resolve_dispute(payment: Payment, command: PaymentCommand) -> str | 
     if len(disputes) > 1:
         return DISPUTE_MUST_NAME_ITS_GATEWAY
     return DISPUTE_MUST_NOT_BE_DECIDED_SO if disputes[0].state == command.decision else None
+
+
+def _broken_figures(payment: Payment, command: PaymentCommand) -> str | None:
+    figures = amounts_out_of_order(payment)
+    if figures is None or command.figures != figures:
+        return FIGURES_MUST_BE_THE_PAYMENTS
+    known = is_acknowledged(payment, AMOUNTS_OUT_OF_ORDER, figures)
+    return FINDING_MUST_NOT_BE_ACKNOWLEDGED_SO if known else None
 
 
 def _broken_cancel(payment: Payment) -> str | None:

@@ -59,6 +59,8 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     override: str | None = None
     business_date: str | None = None
     card_scheme: str | None = None
+    finding: str | None = None
+    figures: str | None = None
 
 
 class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
@@ -225,6 +227,16 @@ class CommandMark(Struct, frozen=True, kw_only=True, gc=False):
     taken_at_ms: int
 
 
+class Acknowledgement(Struct, frozen=True, kw_only=True, gc=False):
+    """A finding of the audit that a person has looked at, with the figures it had then."""
+
+    finding: str
+    figures: str
+    actor: str
+    reason: str
+    acknowledged_at_ms: int
+
+
 class RiskCounted(Struct, frozen=True, kw_only=True, gc=False):
     """How many orders of one identity a window holds, the one that was asked about included."""
 
@@ -278,6 +290,7 @@ class Payment(Struct, frozen=True, kw_only=True):
     card_scheme: str | None = None
     retry_fingerprint: str | None = None
     retry_scheme: str | None = None
+    acknowledged: tuple[Acknowledgement, ...] = ()
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):

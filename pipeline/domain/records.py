@@ -13,6 +13,7 @@ from typing import Any
 from msgspec.structs import asdict
 
 from pipeline.domain.model import (
+    Acknowledgement,
     Attempt,
     AttemptCap,
     AttemptMark,
@@ -85,6 +86,7 @@ def payment_to_record(payment: Payment) -> Record:
     record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
     record["risk_awaited"] = list(payment.risk_awaited)
     record["risk_counted"] = [asdict(counted) for counted in payment.risk_counted]
+    record["acknowledged"] = [asdict(each) for each in payment.acknowledged]
     return record
 
 
@@ -133,6 +135,7 @@ def payment_from_record(record: Record) -> Payment:
         "disputes": tuple([Dispute(**dispute) for dispute in record["disputes"]]),
         "risk_awaited": tuple(record["risk_awaited"]),
         "risk_counted": tuple([RiskCounted(**counted) for counted in record["risk_counted"]]),
+        "acknowledged": tuple([Acknowledgement(**each) for each in record["acknowledged"]]),
     }
     return Payment(**{**record, **lists})
 

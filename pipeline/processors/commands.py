@@ -68,6 +68,7 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.risk import REJECT, REVIEW, Assessment
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
+from pipeline.processors.acknowledgements import acknowledge
 from pipeline.processors.decided import audited
 from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.door import card_number_refused
@@ -305,7 +306,7 @@ def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
         )
     if command.type == rules.REVIEW:
         return payment.status == RISK_REVIEW
-    person = command.type in (rules.RESOLVE, rules.RESOLVE_DISPUTE)
+    person = command.type in (rules.RESOLVE, rules.RESOLVE_DISPUTE, rules.ACKNOWLEDGE)
     return person and payment.status != AWAITING_ORDER
 
 
@@ -391,6 +392,8 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
         return _retry(payment, command, now_ms, policy)
     if command.type == rules.REVIEW:
         return _review(payment, command, now_ms, policy)
+    if command.type == rules.ACKNOWLEDGE:
+        return audited(acknowledge(payment, command, now_ms), payment, command, now_ms)
     if command.type == rules.RESOLVE_DISPUTE:
         return audited(resolve_dispute(payment, command, now_ms), payment, command, now_ms)
     return _resolve(payment, command, now_ms, policy)

@@ -1,8 +1,9 @@
 """What people decide about payments, as the audit topic keeps it: who, when, why and about what.
 
-A resolution, a review and a dispute's resolution move money, or stop it, on a person's word alone.
-Each is told there in the transaction of the decision, whether it was carried out or refused, and
-under the same id if the same is ever decided again.
+A resolution, a review and a dispute's resolution move money, or stop it, on a person's word alone,
+and an acknowledgement lets the audit pass over it. Each is told there in the transaction of the
+decision, whether it was carried out or refused, and under the same id if the same is ever decided
+again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def action_of(command: PaymentCommand) -> str:
         return "payment_resolve"
     if command.type == rules.RESOLVE_DISPUTE:
         return "dispute_resolve"
+    if command.type == rules.ACKNOWLEDGE:
+        return "finding_acknowledge"
     if command.decision in (rules.APPROVE, rules.DENY):
         return f"review_{command.decision}"
     return "review"
@@ -62,6 +65,8 @@ def audited(
         "dispute_id": _kept(command.dispute_id),
         "gateway": _kept(command.gateway),
         "gateway_reference": _kept(command.gateway_reference),
+        "finding": _kept(command.finding),
+        "figures": _kept(command.figures),
         "evidence": _kept(command.evidence),
         "submitted_at_ms": command.submitted_at_ms,
     }
