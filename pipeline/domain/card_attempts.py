@@ -135,10 +135,12 @@ class _Card:
         self.caps = check.caps
         if any(each.mark == mark for each in self.in_flight):
             self._answer(asking, None)
-        elif asking not in self.waiting and not self._judged(asking):
-            if len(self.waiting) < WAITING_MAX:
-                self.waiting.append(asking)
-            else:
+        elif asking not in self.waiting:
+            # Behind those that wait: a decline may have left its window, and they asked before.
+            self.waiting.append(asking)
+            self._look_again()
+            if len(self.waiting) > WAITING_MAX and self.waiting[-1] == asking:
+                self.waiting.pop()
                 detail = f"{len(self.waiting)} attempts with this card wait already"
                 self._answer(asking, _Refusal(REFUSED, TOO_MANY_WAIT, detail))
 
@@ -156,6 +158,10 @@ class _Card:
             if check.outcome == NEVER_AGAIN:
                 bar = CardBar(mark=mark, until_ms=self._now_ms + check.bar_ms, code=check.code)
                 self.bars = [*self.bars, bar][-BARS_MAX:]
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Answer whoever waits and can be answered now, in the order in which they asked."""
         still: list[AttemptWaiting] = []
         full: set[str] = set()
         for each in self.waiting:

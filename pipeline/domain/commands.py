@@ -83,8 +83,8 @@ ALWAYS_TAKEN: Final = DECIDED_BY_A_PERSON | {CANCEL}
 # small; and the room beyond that is kept for those that are always taken.
 WAITING_MAX: Final = 16
 WAITING_ALWAYS_MAX: Final = 20
-# Operations that a void by command may be the last of: of the 24 beyond what commands may begin,
-# 16 stay for failovers and reversals.
+# Operations that a void by command may be the last of: of the 24 beyond what other commands may
+# begin, 16 stay for failovers.
 VOIDED_ATTEMPTS_MAX: Final = COMMANDED_ATTEMPTS_MAX + 8
 
 # Evidence and reasons are for people: a sentence or two, not a document.

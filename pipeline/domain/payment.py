@@ -63,9 +63,11 @@ TIMER: Final = "timer"
 # Statuses in which the charge or authorization is still to come to its outcome.
 UNDECIDED: Final = frozenset({PROCESSING, OUTCOME_UNKNOWN, REQUIRES_CUSTOMER_ACTION})
 
-# More operations than a payment sees in years, few enough that its snapshot stays small.
-ATTEMPTS_MAX: Final = 64
-# Of these, commands may begin so many; the others are left for failovers and reversals.
+# More operations than a payment sees in years, few enough that its snapshot stays small. Each of 64
+# may come too late and be given back once, by one operation more.
+ATTEMPTS_MAX: Final = 128
+# Commands may begin so many; of the others 24 are left for failovers and voids, the rest for what
+# gives back.
 COMMANDED_ATTEMPTS_MAX: Final = 40
 
 # Codes of an attempt whose gateway said that it has it and is not done.

@@ -660,7 +660,10 @@ def failed_later(
 def late_evidence(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
-    """A success that nobody waited for: taken, already known, given back, or contradictory."""
+    """A success that nobody waited for: taken, already known, given back, or contradictory.
+
+    What was never sent, since it got no permit, cannot have succeeded.
+    """
     reference = result.gateway_reference
     if reference:
         if attempt.state in OPEN_STATES:
@@ -672,7 +675,7 @@ def late_evidence(
                 and result.currency == payment.currency
             ):
                 return _STALE_RESULT
-        elif attempt.state in (DECLINED, ATTEMPT_FAILED):
+        elif attempt.state in (DECLINED, ATTEMPT_FAILED) and attempt.tries:
             if attempt.code == FAILED_LATER:
                 return _STALE_RESULT
             return succeeded(

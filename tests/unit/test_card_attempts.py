@@ -153,6 +153,21 @@ def test_a_full_gateway_holds_up_nobody_who_goes_elsewhere() -> None:
     assert counter.take(told(ask(0, "north"), "released")) == [("o-2", "given")]
 
 
+def test_who_asks_overtakes_nobody_who_waits() -> None:
+    """A decline that leaves its window makes room for the one that has waited longest."""
+    counter = Counter()
+    counter.take(ask(0))
+    counter.take(told(ask(0), "declined"))
+    counter.now_ms += HOUR_MS
+    for number in (1, 2):
+        counter.take(ask(number))
+    assert counter.take(ask(3)) == []
+    counter.now_ms = NOW + DAY_MS
+    assert counter.take(ask(4)) == [("o-3", "given")]
+    assert counter.row is not None
+    assert [each.order_id for each in counter.row.waiting] == ["o-4"]
+
+
 def test_a_decline_that_says_never_again_bars_the_card() -> None:
     """Everybody who waits is told, and whoever asks within the time; then it is over."""
     counter = Counter()

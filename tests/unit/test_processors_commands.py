@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from pipeline.domain.card_numbers import is_card_number
 from pipeline.domain.command_memory import content_digest, remembering
 from pipeline.domain.decision import Decision
+from pipeline.domain.payment import COMMANDED_ATTEMPTS_MAX
 from pipeline.domain.policy import DAY_MS
 from pipeline.processors.order import hold_for_review
 from tests.support.payment_story import (
@@ -974,6 +975,23 @@ BROKEN: list[tuple[str, str, dict[str, Any]]] = [
 def test_each_broken_rule_has_its_name(rule: str, type_: str, fields: dict[str, Any]) -> None:
     """A command that breaks a rule is refused in that rule's words; nothing else changes."""
     assert charged().rejected(type_, **fields) == rule
+
+
+def test_whatever_comes_too_late_is_given_back_however_much_it_is() -> None:
+    """All that commands may begin shows after it was given up: each has its reversal."""
+    story = authorized()
+    numbers = range(1, COMMANDED_ATTEMPTS_MAX)
+    for number in numbers:
+        story.command("capture", f"c{number}", amount_minor=500)
+        attempts = story.payment.attempts
+        given_up = replace(attempts[-1], state="failed")
+        changed = replace(story.payment, attempts=(*attempts[:-1], given_up))
+        story.flow.apply(MANUAL, Decision(payment=changed))
+    for number in numbers:
+        story.notify("succeeded", f"c{number}")
+    back = [r for r in story.flow.requests() if r.kind == "refund"]
+    assert len({r.idempotency_key for r in back}) == len(numbers) - 1, "all but the first"
+    assert sum(r.amount_minor for r in back) == story.money[1] - 500
 
 
 @pytest.mark.parametrize("command_id", ["1", "late-1-1", "expiry-1", "dispute-1"])
