@@ -361,9 +361,10 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
         for each in payment.attempts
     ):
         return CHARGE_MUST_BE_THE_PAYMENTS
-    if refund_target(payment, command.amount_minor, reference) is None:
+    charge = refund_target(payment, command.amount_minor, reference)
+    if charge is None:
         return REFUND_MUST_NOT_EXCEED_ITS_CHARGE
-    if bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
+    if bars_refunds(payment, charge) and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None
 

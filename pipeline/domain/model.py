@@ -218,6 +218,7 @@ class Dispute(Struct, frozen=True, kw_only=True, gc=False):
     event_sequence: int = 0
     gateway_state: str | None = None
     resolved_by: str | None = None
+    charge_reference: str | None = None
 
 
 class CommandMark(Struct, frozen=True, kw_only=True, gc=False):
