@@ -98,7 +98,10 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
     return any(
         r.outcome == "succeeded" and r.gateway == gateway and r.gateway_reference == reference
         for r in said
-    ) or any(c.type == "resolve" and c.gateway_reference == reference for c in payment.commands)
+    ) or any(
+        c.type == "resolve" and (c.gateway_reference or "").strip() == reference
+        for c in payment.commands
+    )
 
 
 class OperationChecks:
@@ -341,13 +344,16 @@ class OperationChecks:
         if snapshot is None or not judge.settled(payment):
             return
         said = f"{charge.amount_minor} {charge.currency}"
-        if (charge.amount_minor, charge.currency) != (snapshot.amount_minor, snapshot.currency):
+        # A person may have said what a gateway took that took another amount.
+        told_minor = 0 if attempt is None else attempt.amount_minor
+        wanted_minor = told_minor or snapshot.amount_minor
+        if (charge.amount_minor, charge.currency) != (wanted_minor, snapshot.currency):
             found.broken(
                 "charge_amount_wrong",
                 judge.charge_example(
                     payment.key,
                     charge,
-                    f"{said}, the payment is of {snapshot.amount_minor} {snapshot.currency}",
+                    f"{said}, the payment is of {wanted_minor} {snapshot.currency}",
                 ),
             )
         if snapshot.status in UNDECIDED_STATUSES or _is_open(attempt):

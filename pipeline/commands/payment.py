@@ -256,6 +256,14 @@ def resolve_command(
             help="Which operation; needed when the outcome of several is unknown.",
         ),
     ] = None,
+    amount: Annotated[
+        str | None,
+        typer.Option(
+            "--amount",
+            help="What a charge took, where that is not what was asked; in units of the currency.",
+        ),
+    ] = None,
+    currency: Currency = None,
     evidence: Annotated[
         str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
     ] = None,
@@ -284,12 +292,16 @@ def resolve_command(
     """
     if (charged is None) == (not not_charged):
         raise UserError("Give one of --charged REF and --not-charged.")
+    if not_charged and amount is not None:
+        raise UserError("--amount says what was charged; leave it out with --not-charged.")
     if not (evidence or "").strip():
         raise UserError("Say what proves it with --evidence.")
     _ask(
         "resolve",
         payment,
         decision="not_charged" if charged is None else "charged",
+        amount=amount,
+        currency=currency,
         operation_id=operation,
         gateway_reference=charged,
         evidence=evidence,

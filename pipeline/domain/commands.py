@@ -100,6 +100,8 @@ COMMANDS_MUST_NOT_EXCEED_LIMIT: Final = "commands_must_not_exceed_limit"
 OPERATIONS_MUST_NOT_EXCEED_LIMIT: Final = "operations_must_not_exceed_limit"
 AMOUNT_MUST_BE_POSITIVE: Final = "amount_must_be_positive"
 AMOUNT_MUST_BE_GIVEN: Final = "amount_must_be_given"
+AMOUNT_MUST_NOT_BE_GIVEN: Final = "amount_must_not_be_given"
+AMOUNT_MUST_BE_AS_ASKED: Final = "amount_must_be_what_was_asked"
 AMOUNT_MUST_NOT_EXCEED_LIMIT: Final = "amount_must_not_exceed_limit"
 CURRENCY_MUST_BE_ISO_4217: Final = "currency_must_be_iso_4217"
 CURRENCY_MUST_BE_THE_PAYMENTS: Final = "currency_must_be_the_payments"
@@ -146,7 +148,7 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
     if kind not in TYPES:
         return TYPE_MUST_BE_KNOWN
     amount_minor = command.amount_minor
-    if amount_minor is not None and kind in (CAPTURE, REFUND, CREDIT):
+    if amount_minor is not None and kind in (CAPTURE, REFUND, CREDIT, RESOLVE):
         if amount_minor <= 0:
             return AMOUNT_MUST_BE_POSITIVE
         if amount_minor > policy.amount_minor_max:
@@ -220,7 +222,9 @@ def _broken_resolve(command: PaymentCommand) -> str | None:
     rule = _broken_word(command, (CHARGED, NOT_CHARGED))
     if rule is not None:
         return rule
-    reference = command.gateway_reference
+    if command.decision == NOT_CHARGED and command.amount_minor is not None:
+        return AMOUNT_MUST_NOT_BE_GIVEN
+    reference = reference_of(command)
     if command.decision == CHARGED and (not reference or len(reference) > TEXT_LENGTH_MAX):
         return REFERENCE_MUST_BE_GIVEN
     return None
@@ -250,6 +254,12 @@ def names_own_operation(payment: Payment | None, command: PaymentCommand) -> boo
     return named == command.order_id or (
         payment is not None and any(named == each.operation_id for each in payment.attempts)
     )
+
+
+def reference_of(command: PaymentCommand) -> str | None:
+    """The gateway's id that a command names, as gateways give it: people copy blanks as well."""
+    reference = command.gateway_reference
+    return None if reference is None else reference.strip()
 
 
 def usable_id(command: PaymentCommand) -> bool:
@@ -301,7 +311,7 @@ def waits_for_another(payment: Payment, command: PaymentCommand) -> bool:
     charge = standing_main(payment)
     if command.type != REFUND or not coming_minor or charge is None:
         return False
-    wanted_minor, reference = command.amount_minor, command.gateway_reference
+    wanted_minor, reference = command.amount_minor, reference_of(command)
     if reference not in (None, charge.gateway_reference):
         return False  # of another charge, of which nothing is being captured
     if wanted_minor is None:
@@ -353,7 +363,7 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
     room_minor = refundable_minor(payment)
     if room_minor <= 0 or (command.amount_minor or 0) > room_minor:
         return REFUND_MUST_NOT_EXCEED_CAPTURED
-    reference = command.gateway_reference
+    reference = reference_of(command)
     if reference is not None and not any(
         each.gateway_reference == reference
         and each.kind in MAIN_KINDS
@@ -388,8 +398,10 @@ def resolvable(payment: Payment, command: PaymentCommand) -> Attempt | None:
 
 
 def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
-    if resolvable(payment, command) is not None:
-        return None
+    attempt = resolvable(payment, command)
+    if attempt is not None:
+        other = command.amount_minor not in (None, amount_of(payment, attempt))
+        return AMOUNT_MUST_BE_AS_ASKED if other and attempt.kind not in MAIN_KINDS else None
     wanted = command.operation_id
     if wanted is None:
         return OPERATION_MUST_BE_NAMED if unknown_attempts(payment) else OUTCOME_MUST_BE_UNKNOWN

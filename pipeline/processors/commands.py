@@ -405,7 +405,7 @@ def _moves_money(
     if command.type == CAPTURE:
         main = standing_main(payment)
     else:
-        main = refund_target(payment, command.amount_minor, command.gateway_reference)
+        main = refund_target(payment, command.amount_minor, rules.reference_of(command))
     if main is None:
         return _rejected(payment, command, rules.REFUND_MUST_NOT_EXCEED_ITS_CHARGE, now_ms)
     if command.type == CAPTURE:
@@ -680,6 +680,10 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
             detail=command.evidence,
         )
         return audited(made, payment, command, now_ms, attempt=attempt)
+    reference = rules.reference_of(command) or ""
+    if command.amount_minor is not None:
+        # What the gateway moved, which may be another amount than was asked for.
+        attempt = replace(attempt, amount_minor=command.amount_minor)
     said = GatewayResult(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,
@@ -690,7 +694,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         attempt=attempt.attempt,
         try_number=attempt.tries,
         outcome=SUCCEEDED,
-        gateway_reference=command.gateway_reference,
+        gateway_reference=reference,
         code=None,
         amount_minor=amount_of(payment, attempt),
         currency=payment.currency,
@@ -700,7 +704,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         payment,
         attempt,
         said,
-        command.gateway_reference or "",
+        reference,
         now_ms,
         policy,
         trigger=RESOLVED_DONE,

@@ -191,7 +191,7 @@ def _authorized(
         moves=AUTHORIZATION_SEEN,
         actor=actor,
         detail=detail,
-        authorized_minor=payment.authorized_minor + payment.amount_minor,
+        authorized_minor=payment.authorized_minor + amount_of(payment, attempt),
         next_action_url=None,
         expires_at_ms=expires_at_ms,
     )

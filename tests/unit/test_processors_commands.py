@@ -448,6 +448,26 @@ def test_what_is_known_is_not_resolved(operation_id: str, rule: str) -> None:
     assert story.rejected("resolve", **word) == rule
 
 
+@pytest.mark.parametrize(
+    ("rule", "fields"),
+    [
+        ("amount_must_be_positive", {"amount_minor": 0}),
+        ("amount_must_not_be_given", {"decision": "not_charged", "amount_minor": 400}),
+        ("gateway_reference_must_be_given", {"gateway_reference": " "}),
+        ("amount_must_be_what_was_asked", {"operation_id": "r1", "amount_minor": 99}),
+    ],
+)
+def test_what_an_outcome_is_said_to_have_moved_keeps_the_rules(rule: str, fields: Any) -> None:
+    """Only what takes the customer's money may turn out to have taken another amount."""
+    story = charged()
+    story.command("refund", "r1", amount_minor=100)
+    story.flow.answer(TIMED_OUT)
+    told = {"decision": "charged", "gateway_reference": "re_1", **fields}
+    assert story.rejected("resolve", "p1", **told) == rule
+    story.command("resolve", "p2", decision="charged", gateway_reference="re_1", amount_minor=100)
+    assert story.money == (500, 500, 100)
+
+
 def test_an_authorization_is_resolved_as_well() -> None:
     """A resolved authorization can be captured."""
     story = exhausted(MANUAL)
