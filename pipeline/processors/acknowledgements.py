@@ -31,8 +31,9 @@ def acknowledge(payment: Payment, command: PaymentCommand, now_ms: int) -> Decis
         payment,
         FINDING_ACKNOWLEDGED,
         now_ms,
-        reason=reason,
-        detail=f"{finding}: {figures}; {command.evidence}",
+        # Merchants may hear of events and their reasons; the words are for our own people.
+        reason=finding,
+        detail=f"{figures}; {reason}; {command.evidence}",
         actor=actor,
         operation_id=command.command_id,
         acknowledged=acknowledging(payment, word),

@@ -70,8 +70,8 @@ def test_it_is_an_event_and_an_entry_of_the_audit_and_moves_nothing() -> None:
     story.command("acknowledge", "a1", **WORD)
     assert story.events[-1] == "finding_acknowledged"
     event = story.flow.events()[-1]
-    assert (event.actor, event.reason, event.operation_id) == ("ann", "given back", "a1")
-    assert event.detail == f"amounts_out_of_order: {FIGURES}; {WORD['evidence']}"
+    assert (event.actor, event.reason, event.operation_id) == ("ann", WORD["finding"], "a1")
+    assert event.detail == f"{FIGURES}; given back; {WORD['evidence']}"
     assert (story.money, len(story.asked)) == (money, asked)
     (entry,) = story.flow.audit_entries()
     assert (entry.action, entry.actor, entry.reason) == (
