@@ -66,6 +66,7 @@ COMMAND_TYPES: Final = frozenset(
         "resolve",
         "resolve_dispute",
         "review",
+        "acknowledge",
     }
 )
 UNKNOWN_TYPE: Final = "unknown_type"
@@ -216,6 +217,15 @@ class AttemptSeen(Struct, frozen=True, gc=False):
     parent: tuple[str, int] | None
 
 
+class AcknowledgementSeen(Struct, frozen=True, gc=False):
+    """A finding that somebody has looked at, with the figures it had then."""
+
+    finding: str
+    figures: str
+    actor: str
+    reason: str
+
+
 class SnapshotSeen(Struct, frozen=True, gc=False):
     """The last snapshot of a payment. ``for_a_person``: the flow has done what it may.
 
@@ -243,6 +253,7 @@ class SnapshotSeen(Struct, frozen=True, gc=False):
     waiting: tuple[str, ...]
     command_ids: tuple[str, ...]
     marked_ids: tuple[str, ...]
+    acknowledged: tuple[AcknowledgementSeen, ...]
 
 
 class PaymentEvidence(Struct, gc=False):
@@ -648,6 +659,10 @@ class Evidence:
             tuple(fields["command_ids"]),
             tuple(
                 fields["command_ids"][len(fields["command_ids"]) - len(fields["command_marks"]) :]
+            ),
+            tuple(
+                AcknowledgementSeen(each["finding"], each["figures"], each["actor"], each["reason"])
+                for each in fields["acknowledged"]
             ),
         )
 

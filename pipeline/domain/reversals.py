@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.domain.charges import captured_of_minor, refunded_of_minor
-from pipeline.domain.disputes import bars_refunds
+from pipeline.domain.disputes import LOST, bars_refunds
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.lifecycle import ATTEMPT_FAILED, DECLINED, REFUND, RETRY_WAITING, VOID
 from pipeline.domain.model import Attempt, Payment
@@ -47,8 +47,10 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
         )
         return 0 if done else amount_of(payment, reversal)
     room_minor = min(
-        captured_of_minor(payment, parent) - refunded_of_minor(payment, parent, reserved=True),
-        # What a bank took for good is with the customer already.
+        captured_of_minor(payment, parent)
+        - refunded_of_minor(payment, parent, reserved=True)
+        - _charged_back_minor(payment, parent),
+        # What a bank took for good, of whichever charge, is with the customer already.
         refundable_minor(payment) - payment.charged_back_minor,
     )
     if is_unfinished(reversal) and find_attempt(payment, reversal.operation_id, reversal.attempt):
@@ -58,7 +60,7 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
 
 def awaits_dispute(payment: Payment, reversal: Attempt) -> bool:
     """Whether a dispute decides first whose the money is."""
-    return reversal.kind == REFUND and bars_refunds(payment)
+    return reversal.kind == REFUND and bars_refunds(payment, parent_of(payment, reversal))
 
 
 def held(payment: Payment) -> tuple[Attempt, ...]:
@@ -70,9 +72,9 @@ def held(payment: Payment) -> tuple[Attempt, ...]:
     )
 
 
-def successor_id(reversal: Attempt) -> str:
+def successor_id(payment: Payment, reversal: Attempt) -> str:
     """The id of the reversal that takes the place of one that ended without success."""
-    return reversal_operation_id(reversal.operation_id, reversal.attempt)
+    return reversal_operation_id(payment.order_id, reversal.operation_id, reversal.attempt)
 
 
 def outstanding(payment: Payment) -> tuple[Attempt, ...]:
@@ -82,7 +84,7 @@ def outstanding(payment: Payment) -> tuple[Attempt, ...]:
         for each in payment.attempts
         if is_reversal(each)
         and each.state in (DECLINED, ATTEMPT_FAILED)
-        and find_attempt(payment, successor_id(each), 1) is None
+        and find_attempt(payment, successor_id(payment, each), 1) is None
         and owed_minor(payment, each) > 0
     )
 
@@ -92,7 +94,11 @@ def reversals_in_row(payment: Payment, reversal: Attempt) -> int:
     count, at = 1, reversal
     while count < len(payment.attempts):
         before = next(
-            (e for e in payment.attempts if is_reversal(e) and successor_id(e) == at.operation_id),
+            (
+                e
+                for e in payment.attempts
+                if is_reversal(e) and successor_id(payment, e) == at.operation_id
+            ),
             None,
         )
         if before is None:
@@ -106,6 +112,17 @@ def patience_ms(reversal: Attempt, policy: Policy) -> int:
     asked for proof that it was never made, before it forgets the key."""
     retention_ms = gateway_profile(policy, reversal.gateway).key_retention_ms
     return min(policy.stale_after_ms, retention_ms // 2)
+
+
+def _charged_back_minor(payment: Payment, charge: Attempt) -> int:
+    """What banks took for good in disputes that name this charge."""
+    return sum(
+        each.withdrawn_minor
+        for each in payment.disputes
+        if each.state == LOST
+        and each.charge_reference is not None
+        and (each.gateway, each.charge_reference) == (charge.gateway, charge.gateway_reference)
+    )
 
 
 def _same(one: Attempt | None, other: Attempt) -> bool:

@@ -79,7 +79,7 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
     ):
         wait_ms = policy.pending_check_ms if ended.state == DECLINED else 0
         then = begin_reversal(
-            payment, ended.kind, successor_id(ended), _parent(payment, ended),
+            payment, ended.kind, successor_id(payment, ended), _parent(payment, ended),
             owed_minor(payment, ended), now_ms, policy, wait_ms=wait_ms, reason=ended.code,
         )  # fmt: skip
         return followed(made, then)
@@ -93,7 +93,9 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision
     if payment is None or not is_reversal(attempt):
         return made
     ended = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
-    if find_attempt(payment, successor_id(ended), 1) is not None or not owed_minor(payment, ended):
+    if find_attempt(payment, successor_id(payment, ended), 1) is not None or not owed_minor(
+        payment, ended
+    ):
         return made
     return followed(made, _failed(payment, ended, now_ms))
 
@@ -125,7 +127,7 @@ def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Po
         payment = made.payment or changed
         if len(payment.attempts) < ATTEMPTS_MAX:
             then = begin_reversal(
-                payment, each.kind, successor_id(each), _parent(payment, each),
+                payment, each.kind, successor_id(payment, each), _parent(payment, each),
                 owed_minor(payment, each), now_ms, policy, actor=command.actor, forced=forced,
             )  # fmt: skip
             made = followed(made, then)

@@ -8,7 +8,6 @@ import pytest
 from confluent_kafka import Producer
 from msgspec import Struct
 from msgspec.structs import replace
-from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.commands.payment_follow import DONE, Outcome, PaymentReader, judged
@@ -17,6 +16,7 @@ from pipeline.domain.model import Payment, PaymentEvent
 from pipeline.domain.records import SCHEMA_OF, to_record
 from pipeline.errors import UserError
 from schemas.codec import default_codec
+from tests.support.cli_runner import CliRunner
 from tests.unit.test_payment_commands import PAYMENT, REFUND, event, refund_attempt
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.provisioning import provision
@@ -136,6 +136,28 @@ def test_an_amount_needs_a_payment_to_be_in_its_currency(topics: Topics) -> None
     waited = CliRunner().invoke(app, [*words, "--wait", "1"])
     assert waited.exit_code == 3
     assert "Not answered within 1 s" in waited.stderr
+
+
+def test_a_finding_is_acknowledged_with_the_figures_of_the_table(topics: Topics) -> None:
+    """Which are shown; of a payment whose amounts are in order nothing is published."""
+    words = [
+        "payment",
+        "acknowledge",
+        "shop:1001",
+        "--reason",
+        "given back",
+        "--evidence",
+        "a letter",
+    ]
+    topics.write(PAYMENT)
+    nothing = CliRunner().invoke(app, [*words, *topics.options])
+    assert isinstance(nothing.exception, UserError)
+    assert "nothing to acknowledge" in str(nothing.exception)
+    topics.write(replace(PAYMENT, captured_minor=1_500, refunded_minor=250))
+    asked = CliRunner().invoke(app, [*words, *topics.options])
+    assert asked.exit_code == 0, asked.output
+    assert "figures   refunded 250, captured 1500, authorized 1250" in asked.stdout
+    assert "published acknowledge for shop:1001" in asked.stdout
 
 
 def test_topics_that_are_missing_are_a_sentence(topics: Topics) -> None:

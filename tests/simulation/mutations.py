@@ -361,7 +361,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what came too late waits for the end of its dispute",
         "pipeline/domain/reversals.py",
-        "return reversal.kind == REFUND and bars_refunds(payment)",
+        "return reversal.kind == REFUND and bars_refunds(payment, parent_of(payment, reversal))",
         "return False",
         ("tests/unit/test_reversals_in_dispute.py",),
     ),
