@@ -139,3 +139,33 @@ def test_a_person_may_force_it() -> None:
     assert story.money == (500, 500, 500)
     story.dispute("lost")
     assert story.events[-1] == "loss_posted"
+
+
+def retried_and_disputed(reference: str) -> Story:
+    """The first charge shows as made after a retry was, and one of the two is in dispute."""
+    story = Story()
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.answer(yes)
+    story.dispute("opened", gateway_reference=reference)
+    story.notify("succeeded")
+    return story
+
+
+def test_a_dispute_of_another_charge_holds_nothing_up() -> None:
+    """The customer is owed the charge that came too late whatever becomes of the other."""
+    story = retried_and_disputed("charge_1_r1")
+    assert held(story.payment) == ()
+    story.flow.answer(yes)
+    assert story.payment.refunded_minor == 500
+
+
+def test_what_a_bank_took_of_the_late_charge_itself_is_not_given_again() -> None:
+    """Although the other charge's money is still there."""
+    story = retried_and_disputed("charge_1")
+    assert len(held(story.payment)) == 1
+    story.dispute("lost", gateway_reference="charge_1")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.payment.refunded_minor == 0
+    assert story.payment.attempts[-1].state == "failed"
+    assert sum(amount for _, amount in story.settled) == 500
