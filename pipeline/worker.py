@@ -3,7 +3,8 @@
 It reads its WorkerSpec as JSON from standard input, drains on SIGTERM, ignores SIGINT (a Ctrl-C
 reaches the supervisor, which asks its workers to drain), and drains as well when its supervisor
 dies. Exit codes: 0 drained, 2 something outside is wrong (the sentence is in ``last-error.txt`` of
-the slot's directory), 3 the transactional producer is fenced or broken, 70 a broken invariant.
+the slot's directory), 3 the transactional producer or the group's member is fenced or broken, 70 a
+broken invariant.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def main() -> int:
     _die_with_parent()
     spec.slot_dir.mkdir(parents=True, exist_ok=True)
     configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))
-    from pipeline.runtime.kafka_errors import LaneFatal
+    from pipeline.runtime.kafka_errors import LaneFatal, kafka_error
     from pipeline.runtime.lane import Undefended
 
     try:
@@ -60,6 +61,13 @@ def main() -> int:
     except InvariantBroken:
         _log.exception("%s stops before it commits: a bug", spec.name)
         return EXIT_BUG
+    except Exception as error:
+        found = kafka_error(error)
+        if found is None or not found.fatal():
+            raise
+        # As when another worker of the same node id and slot has joined in its place.
+        _log.error("%s leaves, its client cannot go on: %s", spec.name, found.str())
+        return EXIT_LANE_FATAL
     return 0
 
 
