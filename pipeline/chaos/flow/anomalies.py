@@ -74,12 +74,14 @@ class Found:
 
 
 class Anomalies:
-    """Every anomaly there is, most of them found nowhere."""
+    """Every anomaly there is, most of them found nowhere. ``looked_at``: how much was there to be
+    found wrong, since nothing is wrong with nothing."""
 
     EXAMPLES_MAX = 5
 
     def __init__(self) -> None:
         self.found = {name: Found() for name in ANOMALIES}
+        self.looked_at: dict[str, int] = {}
 
     def add(self, name: str, example: str, count: int = 1) -> None:
         found = self.found[name]

@@ -108,6 +108,7 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
             from_exits(cluster.exits, cluster.gave_up, anomalies)
         report.stuck_s_max = cluster.watch.stuck_s_max
         report.anomalies = anomalies.found
+        report.looked_at = anomalies.looked_at
         report.pending = [f"{f.name} ({f.count}): {f.example}" for f in audited.pending]
         report.exits = dict(cluster.exits)
         report.audit = audited.summary

@@ -36,7 +36,14 @@ def judge(
     ends = seen.ends(servers, places)
     say("Reading the logs by their bytes")
     truths = _truths(cluster, places)
-    anomalies.add_all("torn transaction", log_bytes.broken_ends(_decisions(cluster), truths))
+    decided = list(_decisions(cluster))
+    anomalies.add_all("torn transaction", log_bytes.broken_ends(decided, truths))
+    anomalies.looked_at = {
+        "transactions committed": sum(decision.commits for decision in decided),
+        "transactions aborted": sum(not decision.commits for decision in decided),
+        "records committed": sum(truth.fate.count(COMMITTED) for truth in truths.values()),
+        "records aborted": sum(truth.fate.count(ABORTED) for truth in truths.values()),
+    }
     say("Reading the topics as a reader of committed records")
     keys = _compare_with_readers(servers, ends, truths, anomalies)
     outcomes = set().union(

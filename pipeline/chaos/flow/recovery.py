@@ -45,7 +45,9 @@ def felt(samples: Sequence[Sample], begun_s: float, ended_s: float) -> Felt:
             recovered_at_s = sample.heard_s
             break
     until_s = recovered_at_s if recovered_at_s is not None else math.inf
-    around = [s for s in samples if s.heard_s >= begun_s and s.asked_s <= until_s]
+    # With the one before, which tells whether a place still moved after the begin.
+    around = [s for s in samples if s.heard_s < begun_s][-1:]
+    around += [s for s in samples if s.heard_s >= begun_s and s.asked_s <= until_s]
     return Felt(
         None if recovered_at_s is None else recovered_at_s - ended_s,
         max((_longest_still(around, place, begun_s) for place in places), default=0.0),

@@ -55,6 +55,7 @@ class Report:
     stuck_s_max: float = 0.0
     faults: list[Done] = field(default_factory=list)
     anomalies: dict[str, Found] = field(default_factory=dict)
+    looked_at: dict[str, int] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     exits: dict[str, int] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +116,8 @@ def head(report: Report) -> list[str]:
         f"{report.orders_published:,} orders in {report.load_s:,.0f} s, "
         f"{report.orders_acknowledged:,} acknowledged; {len(faults)} faults of "
         f"{len({fault.kind for fault in faults})} kinds, {report.ends_injured} requests injured",
+        "looked at: "
+        + (", ".join(f"{count:,} {what}" for what, count in report.looked_at.items()) or "nothing"),
         f"at rest {report.rest_s:,.0f} s after the last order; the longest that a last stable "
         f"offset stood: {report.stuck_s_max:.0f} s",
     ]
