@@ -85,17 +85,27 @@ def decision(*, commits: bool) -> Decision:
     ("decided", "parts", "wrong"),
     [
         ([True], [data(0), marker(1, commits=True)], []),
-        ([True], [data(0), marker(1, commits=False)], ["aborted against"]),
-        ([False], [data(0), marker(1, commits=True)], ["committed against"]),
+        ([True], [data(0), marker(1, commits=False)], ["aborted against the word"]),
+        ([False], [data(0), marker(1, commits=True)], ["committed against the word"]),
         ([True], [data(0)], ["no marker of"]),
         # Written again by a coordinator that did not hear of the first: it ends nothing.
         ([True, False], [data(0), marker(1, commits=True), marker(2, commits=True), data(3),
                          marker(4, commits=False)], []),
+        # The same before further ends of the same kind.
+        ([True, True], [data(0), marker(1, commits=True), marker(2, commits=True), data(3),
+                        marker(4, commits=True)], []),
+        # An end that nobody decided.
+        ([True], [data(0), marker(1, commits=True), data(2), marker(3, commits=True)],
+         ["committed against the word"]),
+        ([], [data(0), marker(1, commits=True)], ["committed against the word of anybody"]),
         # A late copy of an end: the second transaction is ended against its decision.
         ([False, True], [data(0), marker(1, commits=False), data(2), marker(3, commits=False),
-                         data(4), marker(5, commits=True)], ["aborted against"]),
+                         data(4), marker(5, commits=True)], ["aborted against the word"]),
     ],
-    ids=["as decided", "torn", "made visible", "hangs", "a marker twice", "a late end"],
+    ids=[
+        "as decided", "torn", "made visible", "hangs", "a marker twice", "twice before more",
+        "an end too many", "an end of nobody's", "a late end",
+    ],
 )  # fmt: skip
 def test_an_end_against_the_coordinators_word_is_found(
     tmp_path: Path, decided: list[bool], parts: list[bytes], wrong: list[str]

@@ -86,9 +86,12 @@ class RollBrokers(BrokerFault):
             if not self._job.done():
                 return False
             self._job, self._ready_s = None, self.elapsed_s + 2.0
+        if self.elapsed_s > 2 * self.drawn.duration_s:
+            # A busy machine: the rest of them are left as they are.
+            return True
         # What is known of the brokers is a second old: in sync is believed a moment later.
         if self.elapsed_s < self._ready_s or not self.may_begin():
-            return self.elapsed_s > 4 * self.drawn.duration_s
+            return False
         if not self._left:
             return True
         broker = self._left.pop(0)

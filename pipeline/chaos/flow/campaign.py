@@ -105,7 +105,7 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
         else:
             anomalies = Anomalies()
             from_audit(audited, anomalies)
-            from_exits(cluster.exits, cluster.gave_up, anomalies)
+            from_exits(cluster.exits - cluster.excused, cluster.gave_up, anomalies)
         report.stuck_s_max = cluster.watch.stuck_s_max
         report.anomalies = anomalies.found
         report.looked_at = anomalies.looked_at

@@ -90,6 +90,8 @@ class Cluster:
         self.simulators: dict[str, SimulatorHandle] = {}
         self.nodes: dict[str, Node] = {}
         self._gone: list[Node] = []
+        # Ends of workers that a fault explains although they look like bugs, as ``exits`` has them.
+        self.excused: Counter[str] = Counter()
         self.postgres = Database(folder / "postgres")
 
     def __enter__(self) -> Cluster:

@@ -58,7 +58,7 @@ def judge(
     watch = cluster.watch
     if watch.stuck_s_max > STUCK_S_MAX:
         anomalies.add("LSO stuck", f"{watch.stuck_where} for {watch.stuck_s_max:.0f} s")
-    from_exits(cluster.exits, cluster.gave_up, anomalies)
+    from_exits(cluster.exits - cluster.excused, cluster.gave_up, anomalies)
     return anomalies
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -220,7 +220,7 @@ def broken_ends(
 ) -> list[str]:
     """Transactions that did not end in some partition as their coordinator had decided.
 
-    A marker may come twice; the second one ends nothing.
+    A coordinator that has come after another writes markers again; such a one ends nothing.
     """
     expected: dict[tuple[int, str, int], list[Decision]] = defaultdict(list)
     for decision in decided:
@@ -228,17 +228,33 @@ def broken_ends(
             if (topic, partition) in truths:
                 expected[decision.producer_id, topic, partition].append(decision)
     wrong = []
-    for (producer, topic, partition), wanted in expected.items():
-        at = 0
-        for marker in truths[topic, partition].markers.get(producer, ()):
-            if at < len(wanted) and wanted[at].commits == marker.commits:
-                at += 1
-            elif marker.ended:
-                said = "committed" if marker.commits else "aborted"
-                name = wanted[min(at, len(wanted) - 1)].transactional_id
-                wrong.append(f"{topic}[{partition}]@{marker.offset}: {said} against {name}'s word")
-                break
-        else:
-            if at < len(wanted):
-                wrong.append(f"{topic}[{partition}]: no marker of {wanted[at].transactional_id}")
+    for (topic, partition), truth in truths.items():
+        for producer, markers in truth.markers.items():
+            wanted = expected.pop((producer, topic, partition), [])
+            said = _against_their_word(markers, wanted)
+            if said:
+                wrong.append(f"{topic}[{partition}]{said}")
+    for (_, topic, partition), wanted in expected.items():
+        wrong.append(f"{topic}[{partition}]: no marker of {wanted[0].transactional_id}")
     return wrong
+
+
+def _against_their_word(markers: Sequence[Marker], wanted: Sequence[Decision]) -> str:
+    """The first marker that no reading of these decisions explains, or that one has no marker."""
+    # How many of the decisions may have been carried out so far: a marker that ended nothing may
+    # be one's first, or the one before again.
+    done = {0}
+    for marker in markers:
+        next_done = {
+            at + 1 for at in done if at < len(wanted) and wanted[at].commits == marker.commits
+        }
+        if not marker.ended:
+            next_done |= done
+        if not next_done:
+            said = "committed" if marker.commits else "aborted"
+            who = wanted[min(max(done), len(wanted) - 1)].transactional_id if wanted else "anybody"
+            return f"@{marker.offset}: {said} against the word of {who}"
+        done = next_done
+    if len(wanted) in done:
+        return ""
+    return f": no marker of {wanted[max(done)].transactional_id}"

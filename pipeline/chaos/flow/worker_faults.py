@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import resource
 import signal
+import time
 from concurrent.futures import Future
 
 from pipeline.chaos.flow.fault import Fault
 from pipeline.chaos.flow.node import Node, send
 
-# Less than one flush of the table's cache, and than what a log or a suspects file comes to.
-FILE_BYTES_MAX = 4_096
+# A few lines more of its log than it has, for its last words; less than the cache writes at once.
+ROOM_BYTES = 32 * 1024
+# Of a worker that ended with a traceback.
+UNEXPECTED = 1
+# A cache that could not be written may end its worker only when it is next asked to.
+AFTERMATH_S = 15.0
 
 
 class WorkerFault(Fault):
@@ -92,8 +97,11 @@ class FullDisk(WorkerFault):
 
     def begin(self) -> str:
         self.node, pid = self.picked()
+        log = self.node.log_file
+        self._room = ROOM_BYTES + (log.stat().st_size if log.is_file() else 0)
         self._limited: set[int] = set()
         self._limit(pid)
+        self._ended_before = self.node.exits[self._end]
         return f"{self.node.name} {self.stage} (process {pid})"
 
     def is_over(self) -> bool:
@@ -104,11 +112,22 @@ class FullDisk(WorkerFault):
     def end(self) -> None:
         for pid in self._limited:
             _limit_files(pid, resource.RLIM_INFINITY)
+        self.cluster.later(self._excuse)
+
+    @property
+    def _end(self) -> tuple[str, int]:
+        return f"{self.stage}-0", UNEXPECTED
+
+    def _excuse(self) -> None:
+        time.sleep(AFTERMATH_S)
+        ended = self.node.exits[self._end] - self._ended_before
+        worker, code = self._end
+        self.cluster.excused[f"{self.node.name} {worker}: {code}"] += ended
 
     def _limit(self, pid: int) -> None:
         if pid not in self._limited:
             self._limited.add(pid)
-            _limit_files(pid, FILE_BYTES_MAX)
+            _limit_files(pid, self._room)
 
 
 def _limit_files(pid: int, size: int) -> None:
