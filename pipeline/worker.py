@@ -46,7 +46,7 @@ def main() -> int:
     _die_with_parent()
     spec.slot_dir.mkdir(parents=True, exist_ok=True)
     configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))
-    from pipeline.runtime.kafka_errors import LaneFatal, kafka_error
+    from pipeline.runtime.kafka_errors import LaneFatal, ends_the_client, kafka_error
     from pipeline.runtime.lane import Undefended
 
     try:
@@ -63,7 +63,7 @@ def main() -> int:
         return EXIT_BUG
     except Exception as error:
         found = kafka_error(error)
-        if found is None or not found.fatal():
+        if found is None or not ends_the_client(found):
             raise
         # As when another worker of the same node id and slot has joined in its place.
         _log.error("%s leaves, its client cannot go on: %s", spec.name, found.str())

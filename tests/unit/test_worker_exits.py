@@ -36,7 +36,7 @@ def test_a_member_that_another_has_replaced_leaves_with_a_sentence(
 ) -> None:
     """A twin with the same node id and slot fences its consumer: no traceback, and the code that
     says that a successor may simply begin."""
-    fenced = KafkaError(KafkaError._FATAL, "fenced by other consumer", fatal=True)
+    fenced = KafkaError(KafkaError._FATAL, "fenced by other consumer")
     assert ends_with(KafkaException(fenced), tmp_path, monkeypatch) == EXIT_LANE_FATAL
     assert "payments-0 leaves" in caplog.text
     assert "fenced by other consumer" in caplog.text

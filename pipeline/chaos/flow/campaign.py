@@ -169,6 +169,7 @@ def _rest(cluster: Cluster, load: Load, say: Callable[[str], None]) -> tuple[Aud
     last: dict[str, Any] | None = None
     moved_s = time.monotonic()
     while True:
+        look_s = time.monotonic()
         try:
             report = verify(sources, wait_s=AUDIT_WAIT_S, on_round=told)
         except AuditUnavailable as error:
@@ -184,7 +185,8 @@ def _rest(cluster: Cluster, load: Load, say: Callable[[str], None]) -> tuple[Aud
             last, moved_s = now, time.monotonic()
         elif time.monotonic() - moved_s > STILL_S_MAX:
             return report, False
-        time.sleep(2.0)
+        # Once something is broken each look begins anew; half of the time is the flow's at least.
+        time.sleep(max(2.0, min(30.0, time.monotonic() - look_s)))
 
 
 def _without_broken(report: AuditReport) -> AuditReport:
