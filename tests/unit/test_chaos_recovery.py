@@ -16,7 +16,7 @@ def sample(at_s: float, *reached: int) -> Sample:
 def test_a_flow_that_never_stood_has_recovered_with_the_next_look() -> None:
     """And stood for no longer than a look takes."""
     samples = [sample(at, at * 10, at * 10) for at in range(10)]
-    assert felt(samples, begun_s=3, ended_s=5) == Felt(1, 1)
+    assert felt(samples, begun_s=3, ended_s=5) == Felt(1, 1, "settlements[1]")
 
 
 def test_a_flow_has_recovered_once_every_partition_has_moved() -> None:
@@ -26,19 +26,19 @@ def test_a_flow_has_recovered_once_every_partition_has_moved() -> None:
         sample(2, 3, 2), sample(3, 4, 2), sample(4, 5, 2), sample(5, 6, 2),
         sample(6, 7, 3), sample(7, 8, 4),
     ]  # fmt: skip
-    assert felt(samples, begun_s=1.5, ended_s=3) == Felt(3, 4.5)
+    assert felt(samples, begun_s=1.5, ended_s=3) == Felt(3, 4.5, "settlements[1]")
 
 
 def test_progress_before_the_end_is_no_recovery() -> None:
     """What was on its way already arrives while the fault still goes on."""
     samples = [sample(0, 1), sample(1, 2), sample(2, 3), sample(3, 3), sample(4, 3), sample(5, 4)]
-    assert felt(samples, begun_s=0.5, ended_s=2.5) == Felt(2.5, 3)
+    assert felt(samples, begun_s=0.5, ended_s=2.5) == Felt(2.5, 3, "settlements[0]")
 
 
 def test_a_flow_that_does_not_move_again_has_not_recovered() -> None:
     """It stood for as long as anybody looked."""
     samples = [sample(0, 1), sample(1, 2), sample(2, 2), sample(9, 2)]
-    assert felt(samples, begun_s=1, ended_s=2) == Felt(None, 8)
+    assert felt(samples, begun_s=1, ended_s=2) == Felt(None, 8, "settlements[0]")
 
 
 def test_a_step_that_did_not_answer_has_not_moved() -> None:

@@ -23,11 +23,13 @@ class Sample(NamedTuple):
 @dataclass(frozen=True)
 class Felt:
     """``recovered_s``: from the fault's end until every step has moved in every partition, None if
-    it never has. ``still_s``: the longest that any of them stood from the fault's begin until then.
+    it never has. ``still_s``: the longest that any of them stood from the fault's begin until then,
+    and ``where``.
     """
 
     recovered_s: float | None
     still_s: float
+    where: str = ""
 
 
 def felt(samples: Sequence[Sample], begun_s: float, ended_s: float) -> Felt:
@@ -48,10 +50,10 @@ def felt(samples: Sequence[Sample], begun_s: float, ended_s: float) -> Felt:
     # With the one before, which tells whether a place still moved after the begin.
     around = [s for s in samples if s.heard_s < begun_s][-1:]
     around += [s for s in samples if s.heard_s >= begun_s and s.asked_s <= until_s]
-    return Felt(
-        None if recovered_at_s is None else recovered_at_s - ended_s,
-        max((_longest_still(around, place, begun_s) for place in places), default=0.0),
-    )
+    still = ((_longest_still(around, place, begun_s), place) for place in places)
+    still_s, (step, partition) = max(still, default=(0.0, ("", 0)))
+    recovered_s = None if recovered_at_s is None else recovered_at_s - ended_s
+    return Felt(recovered_s, still_s, f"{step}[{partition}]" if step else "")
 
 
 def _longest_still(samples: Sequence[Sample], place: Place, begun_s: float) -> float:

@@ -19,7 +19,8 @@ EXIT_CODES = {WHOLE: 0, BROKEN: 1, RESTLESS: 2}
 @dataclass
 class Done:
     """One fault as it was: times in seconds since the load began; ``alone`` if no other fault was
-    under way until the flow had recovered. ``skipped`` says why it did not happen."""
+    under way until the flow had recovered; ``where`` the longest stand was. ``skipped`` says why it
+    did not happen."""
 
     number: int
     kind: str
@@ -28,6 +29,7 @@ class Done:
     ended_s: float
     recovered_s: float | None = None
     still_s: float = 0.0
+    where: str = ""
     alone: bool = True
     skipped: str = ""
 
@@ -83,13 +85,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
+_ALL, _ALONE = "all", "those with no other at the time"
+
+
 def recovery_rows(faults: Sequence[Done]) -> list[tuple[str, ...]]:
-    """One for each kind, and all of them; seconds. ``not seen``: the run ended before it."""
+    """One for each kind, and two for all; seconds. ``not seen``: the run ended before it."""
     kinds: dict[str, list[Done]] = defaultdict(list)
     for fault in faults:
         kinds[fault.kind].append(fault)
-        kinds["all"].append(fault)
-    order = sorted(kinds, key=lambda kind: (kind == "all", kind))
+        kinds[_ALL].append(fault)
+        if fault.alone:
+            kinds[_ALONE].append(fault)
+    order = sorted(kinds, key=lambda kind: (kind == _ALONE, kind == _ALL, kind))
     return [_row(kind, kinds[kind]) for kind in order]
 
 
@@ -177,7 +184,7 @@ def as_markdown(report: Report) -> str:
                 f.kind,
                 f.hit,
                 "" if f.recovered_s is None else f"{f.recovered_s:.1f}",
-                f"{f.still_s:.1f}",
+                f"{f.still_s:.1f} {f.where}".rstrip(),
                 "yes" if f.alone else "",
             )
             for f in report.faults

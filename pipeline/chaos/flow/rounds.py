@@ -59,7 +59,7 @@ class Rounds:
         for one in happened:
             begun_s, ended_s = self.begun_s + one.begun_s, self.begun_s + one.ended_s
             how = felt(samples, begun_s, ended_s)
-            one.recovered_s, one.still_s = how.recovered_s, how.still_s
+            one.recovered_s, one.still_s, one.where = how.recovered_s, how.still_s, how.where
             until_s = one.ended_s + (how.recovered_s or 0.0)
             one.alone = not any(
                 other.begun_s < until_s and other.ended_s > one.begun_s
