@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.audit.report import Report as AuditReport
 from pipeline.audit.unavailable import AuditUnavailable
@@ -26,6 +27,8 @@ from pipeline.chaos.flow.rounds import Rounds
 from pipeline.embedded.kafka import LOCK_FILE
 from pipeline.errors import UserError
 from pipeline.runtime.cluster import groups_joined
+
+T = TypeVar("T")
 
 FOLDER_PREFIX = "paystream-chaos-"
 JOIN_S_MAX = 90.0
@@ -145,14 +148,24 @@ def _wait_until_joined(cluster: Cluster) -> None:
         time.sleep(0.1)
 
 
-def _in_background(cluster: Cluster, work: Callable[[], Any]) -> Any:
-    """Do it while this thread, which started the workers, keeps them alive."""
-    with ThreadPoolExecutor(1, thread_name_prefix="chaos-rest") as pool:
-        job = pool.submit(work)
-        while not job.done():
-            cluster.tick()
-            time.sleep(TURN_S)
-        return job.result()
+def _in_background(cluster: Cluster, work: Callable[[], T]) -> T:
+    """Do it while this thread, which started the workers, keeps them alive.
+
+    In a daemon's thread: a Ctrl-C does not wait for a flow that may never come to rest.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="chaos-rest", daemon=True).start()
+    while not done.done():
+        cluster.tick()
+        time.sleep(TURN_S)
+    return done.result()
 
 
 def _rest(cluster: Cluster, load: Load, say: Callable[[str], None]) -> tuple[AuditReport, bool]:
