@@ -25,6 +25,7 @@ from pipeline.chaos.flow.load import Load
 from pipeline.chaos.flow.report import Report
 from pipeline.chaos.flow.rounds import Rounds
 from pipeline.embedded.kafka import LOCK_FILE
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.errors import UserError
 from pipeline.runtime.cluster import groups_joined
 
@@ -33,9 +34,12 @@ T = TypeVar("T")
 FOLDER_PREFIX = "paystream-chaos-"
 JOIN_S_MAX = 90.0
 TURN_S = 0.05
+# A run of this length earns back what the brokers' second compiler costs.
+LONG_S = 600.0
 # Rest comes within half a minute; a flow in which nothing has moved for this long will not.
 STILL_S_MAX = 90.0
-AUDIT_WAIT_S = 60.0
+# One audit that goes on reading costs less than several: a look at a long run takes minutes.
+AUDIT_WAIT_S = 3_600.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
         partitions=options.partitions,
         seed=options.seed,
         say=say,
+        jvm_flags=SHORT_LIVED if options.seconds < LONG_S else (),
     ) as cluster:
         say("Starting the workers")
         cluster.start_nodes()
@@ -175,31 +180,55 @@ def _rest(cluster: Cluster, load: Load, say: Callable[[str], None]) -> tuple[Aud
     sources = Sources(
         s.bootstrap_servers, s.topic_prefix, ledger_url=s.books_url(), gateway_urls=s.gateway_urls()
     )
+    movement = _Movement()
 
     def told(report: AuditReport) -> None:
         say("waiting: " + ", ".join(f"{f.name} ({f.count:,})" for f in report.pending))
+        movement.look(report)
 
-    last: dict[str, Any] | None = None
-    moved_s = time.monotonic()
     while True:
         look_s = time.monotonic()
         try:
             report = verify(sources, wait_s=AUDIT_WAIT_S, on_round=told)
+            if not worth_waiting(_without_broken(report)):
+                return report, True
+            movement.look(report)
+        except _Still as still:
+            return still.report, False
         except AuditUnavailable as error:
-            if time.monotonic() - moved_s > STILL_S_MAX:
+            if movement.stood_s > STILL_S_MAX:
                 raise UserError(f"the flow cannot be judged: {error}") from error
-            time.sleep(2.0)
-            continue
-        if not worth_waiting(_without_broken(report)):
-            return report, True
-        # Its own time and memory are different each time.
-        now = {name: what for name, what in report.summary.items() if name != "audit"}
-        if now != last:
-            last, moved_s = now, time.monotonic()
-        elif time.monotonic() - moved_s > STILL_S_MAX:
-            return report, False
         # Once something is broken each look begins anew; half of the time is the flow's at least.
         time.sleep(max(2.0, min(30.0, time.monotonic() - look_s)))
+
+
+class _Still(Exception):
+    """Nothing has moved for so long that nothing will."""
+
+    def __init__(self, report: AuditReport) -> None:
+        super().__init__()
+        self.report = report
+
+
+class _Movement:
+    """Whether one look of the audit differs from the one before."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Any] | None = None
+        self._moved_s = time.monotonic()
+
+    @property
+    def stood_s(self) -> float:
+        return time.monotonic() - self._moved_s
+
+    def look(self, report: AuditReport) -> None:
+        """_Still when the flow has stood for too long."""
+        # Its own time and memory are different each time.
+        now = {name: what for name, what in report.summary.items() if name != "audit"}
+        if now != self._last:
+            self._last, self._moved_s = now, time.monotonic()
+        elif self.stood_s > STILL_S_MAX:
+            raise _Still(report)
 
 
 def _without_broken(report: AuditReport) -> AuditReport:

@@ -10,7 +10,7 @@ import json
 import signal
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +23,6 @@ from pipeline.chaos.proxy import KafkaProxy
 from pipeline.config import Settings, load_settings
 from pipeline.embedded.broker import BrokerProcess
 from pipeline.embedded.kafka import KafkaHandle, start_kafka, stop_kafka
-from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.gateways.simulator import (
     SimulatorHandle,
     kill_simulator,
@@ -77,13 +76,21 @@ class Cluster:
     """A context manager: entering starts all but the nodes, which ``start_nodes`` does."""
 
     def __init__(
-        self, folder: Path, *, brokers: int, partitions: int, seed: int, say: Callable[[str], None]
+        self,
+        folder: Path,
+        *,
+        brokers: int,
+        partitions: int,
+        seed: int,
+        say: Callable[[str], None],
+        jvm_flags: Sequence[str],
     ) -> None:
         self.folder = folder
         self.partitions = partitions
         self._brokers = brokers
         self._seed = seed
         self._say = say
+        self._jvm_flags = jvm_flags
         self._stack = ExitStack()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="chaos-later")
         self._jobs: list[Future[Any]] = []
@@ -116,7 +123,7 @@ class Cluster:
             on_progress=self._say,
             extra_config=BROKER_SETTINGS,
             die_with_parent=True,
-            jvm_flags=SHORT_LIVED,
+            jvm_flags=self._jvm_flags,
         )
         stack.callback(stop_kafka, self.kafka, 5.0)
         self._say("Starting PostgreSQL")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from pipeline.audit.report import Report as AuditReport
@@ -45,11 +45,8 @@ def judge(
         "records aborted": sum(truth.fate.count(ABORTED) for truth in truths.values()),
     }
     say("Reading the topics as a reader of committed records")
-    keys = _compare_with_readers(servers, ends, truths, anomalies)
-    outcomes = set().union(
-        *(keys.get(catalogue.name(role), set()) for role in ("payments", "dead-letters"))
-    )
-    lost = sorted(load.acknowledged - outcomes)
+    told = {catalogue.name(role) for role in ("payments", "dead-letters")}
+    lost = sorted(load.acknowledged - _compare_with_readers(servers, ends, truths, told, anomalies))
     anomalies.add_all("lost", (f"order {key.decode()} was acknowledged" for key in lost))
     _compare_offsets(servers, catalogue, truths, anomalies)
     balances = seen.gateway_balances(cluster.settings.gateway_urls())
@@ -133,17 +130,18 @@ def _compare_with_readers(
     servers: str,
     ends: Mapping[Place, int],
     truths: Mapping[Place, PartitionTruth],
+    topics: Container[str],
     anomalies: Anomalies,
-) -> dict[str, set[bytes]]:
-    """What a reader sees against what the markers say; the keys seen, by topic."""
+) -> set[bytes]:
+    """What a reader sees against what the markers say; the keys that he sees in these topics."""
     visible = {place: bytearray(len(truth.fate)) for place, truth in truths.items()}
-    keys: dict[str, set[bytes]] = {}
+    keys: set[bytes] = set()
     for place, offset, key in seen.committed_records(servers, ends):
         marks = visible[place]
         if offset < len(marks):
             marks[offset] = 1
-        if key is not None:
-            keys.setdefault(place[0], set()).add(key)
+        if key is not None and place[0] in topics:
+            keys.add(key)
     for (topic, partition), truth in truths.items():
         marks = visible[topic, partition]
         for offset, fate in enumerate(truth.fate):
