@@ -62,6 +62,7 @@ KINDS: tuple[Kind, ...] = (
     _kind("twin-payments", "payments", 6, 12,
           "a second payments worker with the same node id and slot, so the same transactional id"),
     _kind("twin-gateway-worker", "gateway", 6, 12, "the same of a gateway worker"),
+    _kind("twin-ledger", "ledger", 6, 12, "the same of a ledger worker"),
     _kind("full-disk", "payments", 5, 10,
           "a payments worker's files cannot grow (RLIMIT_FSIZE), nor its successors'"),
     _kind("late-ends", "proxy", 6, 12, "EndTxn of one node arrive in its next transaction"),

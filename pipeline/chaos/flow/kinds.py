@@ -29,6 +29,7 @@ CLASSES: dict[str, tuple[type[Fault], dict[str, str]]] = {
     "freeze-ledger": (FreezeWorker, {"stage": "ledger"}),
     "twin-payments": (Twin, {"stage": "payments"}),
     "twin-gateway-worker": (Twin, {"stage": "gateway"}),
+    "twin-ledger": (Twin, {"stage": "ledger"}),
     "full-disk": (FullDisk, {"stage": "payments"}),
     "late-ends": (LateEnds, {}),
     "doubled-ends": (DoubledEnds, {}),
