@@ -33,6 +33,7 @@ from pipeline.runtime.gateway_stage import STAGE, GatewayStage
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
+from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.prefix import PartitionPrefix
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table_worker import (
@@ -404,8 +405,11 @@ class GatewayWorker:
         assigned = []
         for (topic, partition), position in positions.items():
             if self._stage.unrepeatable:
-                _, end = consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=REBALANCE_WAIT_S
+                _, end = watermarks(
+                    consumer,
+                    TopicPartition(topic, partition),
+                    timeout_s=REBALANCE_WAIT_S,
+                    surroundings=self._outside,
                 )
                 self._stage.assigned(partition, end)
             left_at, prefix = left.get(partition, (position, PartitionPrefix[Finished]()))

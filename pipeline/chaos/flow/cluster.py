@@ -44,13 +44,13 @@ BROKER_SETTINGS = {
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000",
 }
 STAGES = {"payments": 1, "gateway": 1, "ledger": 1}
-# What is asked of a machine that is killed all the time: tiers of a second, calls of two.
+# What is asked of a machine that is killed all the time: tiers of a second, calls of four.
 PACE: dict[str, Any] = {
     "retry_delay_ms": 500,
     # The tiers are short here, so more of them make up the patience that an installation has.
     "retry_max": 40,
     "inquiry_delay_ms": 1_000,
-    "call_timeout_ms": 2_000,
+    "call_timeout_ms": 4_000,
     # The keyless gateway hides a charge for two seconds.
     "gateway_grace_ms": 3_000,
     # A worker that is frozen for longer than this wakes up past it: others have taken over.
