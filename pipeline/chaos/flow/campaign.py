@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -59,7 +60,12 @@ class Options:
 
 
 def run_campaign(options: Options, say: Callable[[str], None]) -> tuple[Report, Path | None]:
-    """The report, and the folder with all logs where it was kept: unless the flow was whole."""
+    """The report, and the folder with all logs where it was kept: unless the flow was whole.
+
+    UserError when it cannot run here, or what it starts does not start.
+    """
+    if sys.platform != "linux":
+        raise UserError("a chaos run freezes and limits processes by means that only Linux has.")
     with _work_folder(options.place) as (folder, keep):
         report = _carry_out(options, folder, say)
         if options.keep or report.exit_code != 0:

@@ -114,8 +114,6 @@ class Cluster:
 
     def _start(self) -> None:
         stack = self._stack
-        # Before anything else, so that it is waited for last: a start that is under way is over
-        # before what it starts is stopped.
         self.kafka: KafkaHandle = start_kafka(
             self.folder / "kafka",
             brokers=self._brokers,
@@ -278,6 +276,7 @@ class Cluster:
             self.stop_nodes(timeout_s=10.0)
         finally:
             self.nodes.clear()
+            # A start that is under way is over before what it starts is stopped.
             self._pool.shutdown(wait=True)
             self._stack.close()
 
