@@ -2,14 +2,15 @@
 
 It reads its WorkerSpec as JSON from standard input, drains on SIGTERM, ignores SIGINT (a Ctrl-C
 reaches the supervisor, which asks its workers to drain), and drains as well when its supervisor
-dies. Exit codes: 0 drained, 2 something outside is wrong (the sentence is in ``last-error.txt`` of
-the slot's directory), 3 the transactional producer or the group's member is fenced or broken, 70 a
-broken invariant.
+dies. On SIGUSR1 it writes to standard error where each of its threads stands. Exit codes: 0 drained,
+2 something outside is wrong (the sentence is in ``last-error.txt`` of the slot's directory), 3 the
+transactional producer or the group's member is fenced or broken, 70 a broken invariant.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -43,6 +44,8 @@ def main() -> int:
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Where each thread stands, into its log: also of a worker that answers nothing any more.
+    faulthandler.register(signal.SIGUSR1)
     _die_with_parent()
     spec.slot_dir.mkdir(parents=True, exist_ok=True)
     configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))

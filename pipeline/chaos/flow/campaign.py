@@ -117,6 +117,7 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
             cluster.stop_nodes()
             anomalies = judge(cluster, load, audited, say)
         else:
+            cluster.tell_where_they_stand()
             anomalies = Anomalies()
             from_audit(audited, anomalies)
             from_exits(cluster.exits - cluster.excused, cluster.gave_up, anomalies)

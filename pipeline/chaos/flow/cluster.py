@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -257,6 +258,15 @@ class Cluster:
     def gave_up(self) -> list[str]:
         nodes = [*self.nodes.values(), *self._gone]
         return [f"{node.name}: {why}" for node in nodes for why in node.gave_up]
+
+    def tell_where_they_stand(self) -> None:
+        """Have every worker write its stacks into its log: one of them may hang."""
+        for node in self.nodes.values():
+            for stage in STAGES:
+                for pid in node.pids(stage):
+                    send(pid, signal.SIGUSR1)
+        # It is written at once, and killed soon.
+        time.sleep(1.0)
 
     def stop_nodes(self, timeout_s: float = 45.0) -> bool:
         """Drain all nodes at once; whether all did in time."""
