@@ -2,9 +2,10 @@
 
 It reads its WorkerSpec as JSON from standard input, drains on SIGTERM, ignores SIGINT (a Ctrl-C
 reaches the supervisor, which asks its workers to drain), and drains as well when its supervisor
-dies. On SIGUSR1 it writes to standard error where each of its threads stands. Exit codes: 0 drained,
-2 something outside is wrong (the sentence is in ``last-error.txt`` of the slot's directory), 3 the
-transactional producer or the group's member is fenced or broken, 70 a broken invariant.
+dies. On SIGUSR1 it writes to standard error where each of its threads stands. Exit codes: 0
+drained, 2 something outside is wrong (the sentence is in ``last-error.txt`` of the slot's
+directory), 3 the transactional producer or the group's member is fenced or broken, 70 a broken
+invariant.
 """
 
 from __future__ import annotations
