@@ -22,6 +22,7 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "payment-due",
     "payment-event",
     "payment-request",
+    "payout",
     "risk-check",
     "risk-result",
     "risk-velocity",

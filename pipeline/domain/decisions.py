@@ -1,4 +1,5 @@
-"""What people decide about the books, as events: fee schedules, closed periods, entries by hand.
+"""What people decide about the books, as events: fee schedules, closed periods, entries by hand,
+payouts (``payouts``).
 
 The body of a decision is JSON, each kind with a shape of its own, and is read here by whoever
 follows it: the writer of the books, a rebuild from the topics.
@@ -14,10 +15,10 @@ from msgspec import Struct
 
 from pipeline.domain.accounts import is_account
 from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
-from pipeline.domain.invariant import invariant
 from pipeline.domain.keys import valid_id
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.money import MINOR_UNITS
+from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.domain.periods import Closing
 from pipeline.domain.posting import AMOUNT_MINOR_MAX, RULE_OF, Posting
 from pipeline.domain.validation import is_date
@@ -26,6 +27,9 @@ from pipeline.errors import UserError
 FEE_SCHEDULE: Final = "fee_schedule"
 PERIOD_CLOSE: Final = "period_close"
 ENTRY: Final = "entry"
+
+# What entries of settlements are made by.
+RULE_KINDS: Final = (FEE_SCHEDULE, PERIOD_CLOSE)
 
 # The kind of the entries that set a closed month's tiers right.
 FEE_TRUE_UP: Final = "fee_true_up"
@@ -41,7 +45,7 @@ class Rules(Struct, frozen=True):
 
 
 class HandEntry(Struct, frozen=True):
-    """An entry somebody decided on: a conversion, a correction, a resolution."""
+    """An entry somebody decided on: a conversion, a correction, a resolution, a payout."""
 
     kind: str
     merchant_id: str
@@ -89,7 +93,7 @@ def closing_of(event: LedgerEvent) -> Closing:
 
 def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequence[Posting]) -> str:
     """UserError when the lines cannot be booked."""
-    if not valid_id(kind) or kind in RULE_OF or kind == FEE_TRUE_UP:
+    if not valid_id(kind) or kind in RULE_OF or kind == FEE_TRUE_UP or kind in PAYOUT_KINDS:
         raise UserError(f"{kind!r} is no kind of an entry by hand: use adjustment, conversion, ...")
     if merchant_id and not valid_id(merchant_id):
         raise UserError(f"{merchant_id!r} is no merchant's id.")
@@ -116,9 +120,16 @@ def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequen
     )
 
 
-def hand_entry_of(event: LedgerEvent) -> HandEntry:
-    invariant(event.kind == ENTRY, "it is an entry by hand")
-    body = json.loads(event.body)
+def decided_entry_of(event: LedgerEvent) -> HandEntry | None:
+    """The entry that a decision holds, or None where it holds none."""
+    if event.kind == ENTRY:
+        body = json.loads(event.body)
+    elif event.kind in PAYOUT_KINDS:
+        body = json.loads(event.body)["entry"]
+    else:
+        body = None
+    if body is None:
+        return None
     return HandEntry(
         body["kind"],
         body["merchant_id"],

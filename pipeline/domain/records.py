@@ -42,6 +42,7 @@ from pipeline.domain.model import (
     VelocityBucket,
     VelocitySeries,
 )
+from pipeline.domain.payouts import Payout
 
 Record = dict[str, Any]
 Noun = (
@@ -60,7 +61,7 @@ Noun = (
 )
 
 # Records that are keyed by something else than an order.
-Other = AuditEntry | ControlEntry | DeadLetterMarker | LedgerEvent | RiskVelocity
+Other = AuditEntry | ControlEntry | DeadLetterMarker | LedgerEvent | Payout | RiskVelocity
 
 
 def to_record(noun: Noun | Other) -> Record:
@@ -210,6 +211,10 @@ def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
 
 
+def payout_from_record(record: Record) -> Payout:
+    return Payout(**record)
+
+
 def marker_from_record(record: Record) -> DeadLetterMarker:
     return DeadLetterMarker(**record)
 
@@ -232,6 +237,7 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     RiskVelocity: velocity_to_record,
     DeadLetterMarker: asdict,
     LedgerEvent: asdict,
+    Payout: asdict,
 }
 
 FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
@@ -247,6 +253,7 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
     "gateway-reference": reference_from_record,
     "audit-entry": audit_entry_from_record,
     "ledger-event": ledger_event_from_record,
+    "payout": payout_from_record,
     "control-entry": control_entry_from_record,
     "risk-check": check_from_record,
     "risk-result": risk_result_from_record,
@@ -272,4 +279,5 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     RiskVelocity: "risk-velocity",
     DeadLetterMarker: "dead-letter-marker",
     LedgerEvent: "ledger-event",
+    Payout: "payout",
 }
