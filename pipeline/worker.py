@@ -38,6 +38,8 @@ from pipeline.runtime.worker_spec import (
 _log = logging.getLogger("paystream.worker")
 
 _PR_SET_PDEATHSIG = 1
+# Between two looks for a ledger's database that is away.
+LEDGER_PAUSE_S_MIN, LEDGER_PAUSE_S_MAX = 0.2, 5.0
 
 
 def main() -> int:
@@ -253,9 +255,10 @@ def _ledger(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
     from consumers.ledger_sink import LedgerSink
-    from pipeline.ledger.database import open_ledger
 
-    engine = open_ledger(spec.options["ledger_url"])
+    engine = ledger_when_there(spec.options["ledger_url"], stop, metrics)
+    if engine is None:
+        return lambda: None
     sink = LedgerSink(
         bootstrap_servers=spec.bootstrap_servers,
         engine=engine,
@@ -272,6 +275,24 @@ def _ledger(
             engine.dispose()
 
     return run
+
+
+def ledger_when_there(url: str, stop: threading.Event, metrics: Any) -> Any:
+    """The ledger's engine, waited for while its server is away, as the sink waits later on; None
+    when asked to stop meanwhile. Whoever starts the workers has opened it once, and would have been
+    told of an address that is wrong."""
+    from pipeline.ledger.database import LedgerAway, open_ledger
+
+    pause_s = LEDGER_PAUSE_S_MIN
+    while True:
+        try:
+            return open_ledger(url)
+        except LedgerAway as away:
+            metrics.ledger_unavailable.inc()
+            _log.warning("%s Trying again in %.1f s.", away, pause_s)
+        if stop.wait(pause_s):
+            return None
+        pause_s = min(LEDGER_PAUSE_S_MAX, 2 * pause_s)
 
 
 def _webhooks(

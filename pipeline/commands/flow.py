@@ -161,6 +161,7 @@ def run_command(
     from confluent_kafka.admin import AdminClient
 
     from pipeline.config import load_settings
+    from pipeline.ledger.database import open_ledger
     from pipeline.local import Workers, require_free_port
     from pipeline.runtime.cluster import require_co_partitioned, require_reachable
     from pipeline.runtime.worker_spec import configure_logging
@@ -174,6 +175,9 @@ def run_command(
         )
     if stage is Stage.notifications:
         _require_endpoints(settings)
+    if stage is Stage.ledger:
+        # Told here: its workers wait for a database that is away.
+        open_ledger(settings.books_url()).dispose()
     node = _node_id(settings.node_id, settings.bootstrap_servers)
     require_free_port(settings.metrics_host, settings.metrics_port)
     with StopSignals() as stop:
