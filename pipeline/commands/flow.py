@@ -175,9 +175,6 @@ def run_command(
         )
     if stage is Stage.notifications:
         _require_endpoints(settings)
-    if stage is Stage.ledger:
-        # Told here: its workers wait for a database that is away.
-        open_ledger(settings.books_url()).dispose()
     node = _node_id(settings.node_id, settings.bootstrap_servers)
     require_free_port(settings.metrics_host, settings.metrics_port)
     with StopSignals() as stop:
@@ -187,6 +184,9 @@ def run_command(
         require_co_partitioned(admin, settings.catalogue())
         group = Workers(settings, {stage.value: workers}, node_id=node)
         try:
+            if stage is Stage.ledger:
+                # Told here: its workers wait for a database that is away.
+                open_ledger(settings.books_url()).dispose()
             group.start()
             typer.echo(
                 f"{workers} {stage.value} workers as node {node}; metrics {group.metrics.url}"
