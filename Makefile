@@ -6,9 +6,11 @@ ORDERS ?=
 FAULTS ?=
 ARGS ?=
 SEEDS ?= 200
+MINUTES ?= 5
+SEED ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit check simulate mutate-guarantees bench lock clean
+.PHONY: help install demo test unit check simulate mutate-guarantees chaos acceptance bench lock clean
 
 help: ## Show this list
 	@echo "paystream: orders in, each charged once, settlements and balanced books out."
@@ -50,6 +52,16 @@ simulate: install ## Run SEEDS=200 seeds of the simulation; ARGS='--seed 7' repl
 
 mutate-guarantees: install ## Take each defence out in turn and see that a test or seed notices
 	@.venv/bin/python -m tests.simulation.mutate $(ARGS)
+
+chaos: install ## Kill and freeze everything under load, then judge: MINUTES=5 SEED=1
+	@.venv/bin/paystream chaos run --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+# About two hours: 300,000 orders in 20 minutes under more than 60 faults, 2,000 seeds of the
+# simulation, and every defence taken out in turn.
+acceptance: install ## The long tests that no change waits for (hours)
+	@.venv/bin/paystream chaos run --minutes 20 --seed $(SEED) --rate 250
+	@.venv/bin/python -m tests.simulation --seeds 2000
+	@.venv/bin/python -m tests.simulation.mutate
 
 bench: install ## Measure throughput and latency on this machine
 	@.venv/bin/python -m benchmarks $(ARGS)

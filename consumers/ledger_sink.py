@@ -260,7 +260,7 @@ class LedgerSink:
                 f"topic {self._topic} is missing on the cluster. Create it with "
                 "`paystream topics apply`."
             )
-        cluster_id, topic_id = cluster_and_topic_id(admin, self._topic)
+        cluster_id, topic_id = cluster_and_topic_id(admin, self._topic, self._outside)
         return Source(cluster_id, self._topic, topic_id)
 
     def _adopt_decisions(self, admin: AdminClient) -> None:

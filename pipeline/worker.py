@@ -2,13 +2,16 @@
 
 It reads its WorkerSpec as JSON from standard input, drains on SIGTERM, ignores SIGINT (a Ctrl-C
 reaches the supervisor, which asks its workers to drain), and drains as well when its supervisor
-dies. Exit codes: 0 drained, 2 something outside is wrong (the sentence is in ``last-error.txt`` of
-the slot's directory), 3 the transactional producer is fenced or broken, 70 a broken invariant.
+dies. On SIGUSR1 it writes to standard error where each of its threads stands. Exit codes: 0
+drained, 2 something outside is wrong (the sentence is in ``last-error.txt`` of the slot's
+directory), 3 the transactional producer or the group's member is fenced or broken, 70 a broken
+invariant.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -35,6 +38,8 @@ from pipeline.runtime.worker_spec import (
 _log = logging.getLogger("paystream.worker")
 
 _PR_SET_PDEATHSIG = 1
+# Between two looks for a ledger's database that is away.
+LEDGER_PAUSE_S_MIN, LEDGER_PAUSE_S_MAX = 0.2, 5.0
 
 
 def main() -> int:
@@ -42,10 +47,12 @@ def main() -> int:
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Where each thread stands, into its log: also of a worker that answers nothing any more.
+    faulthandler.register(signal.SIGUSR1)
     _die_with_parent()
     spec.slot_dir.mkdir(parents=True, exist_ok=True)
     configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))
-    from pipeline.runtime.kafka_errors import LaneFatal
+    from pipeline.runtime.kafka_errors import LaneFatal, ends_the_client, kafka_error
     from pipeline.runtime.lane import Undefended
 
     try:
@@ -60,6 +67,13 @@ def main() -> int:
     except InvariantBroken:
         _log.exception("%s stops before it commits: a bug", spec.name)
         return EXIT_BUG
+    except Exception as error:
+        found = kafka_error(error)
+        if found is None or not ends_the_client(found):
+            raise
+        # As when another worker of the same node id and slot has joined in its place.
+        _log.error("%s leaves, its client cannot go on: %s", spec.name, found.str())
+        return EXIT_LANE_FATAL
     return 0
 
 
@@ -241,9 +255,10 @@ def _ledger(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
     from consumers.ledger_sink import LedgerSink
-    from pipeline.ledger.database import open_ledger
 
-    engine = open_ledger(spec.options["ledger_url"])
+    engine = ledger_when_there(spec.options["ledger_url"], stop, metrics)
+    if engine is None:
+        return lambda: None
     sink = LedgerSink(
         bootstrap_servers=spec.bootstrap_servers,
         engine=engine,
@@ -260,6 +275,24 @@ def _ledger(
             engine.dispose()
 
     return run
+
+
+def ledger_when_there(url: str, stop: threading.Event, metrics: Any) -> Any:
+    """The ledger's engine, waited for while its server is away, as the sink waits later on; None
+    when asked to stop meanwhile. Whoever starts the workers has opened it once, and would have been
+    told of an address that is wrong."""
+    from pipeline.ledger.database import LedgerAway, open_ledger
+
+    pause_s = LEDGER_PAUSE_S_MIN
+    while True:
+        try:
+            return open_ledger(url)
+        except LedgerAway as away:
+            metrics.ledger_unavailable.inc()
+            _log.warning("%s Trying again in %.1f s.", away, pause_s)
+        if stop.wait(pause_s):
+            return None
+        pause_s = min(LEDGER_PAUSE_S_MAX, 2 * pause_s)
 
 
 def _webhooks(

@@ -161,6 +161,7 @@ def run_command(
     from confluent_kafka.admin import AdminClient
 
     from pipeline.config import load_settings
+    from pipeline.ledger.database import open_ledger
     from pipeline.local import Workers, require_free_port
     from pipeline.runtime.cluster import require_co_partitioned, require_reachable
     from pipeline.runtime.worker_spec import configure_logging
@@ -183,6 +184,9 @@ def run_command(
         require_co_partitioned(admin, settings.catalogue())
         group = Workers(settings, {stage.value: workers}, node_id=node)
         try:
+            if stage is Stage.ledger:
+                # Told here: its workers wait for a database that is away.
+                open_ledger(settings.books_url()).dispose()
             group.start()
             typer.echo(
                 f"{workers} {stage.value} workers as node {node}; metrics {group.metrics.url}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from pipeline.errors import UserError
 from pipeline.ledger import guards, migrations
@@ -34,13 +34,17 @@ _CREATION_LOCK = 0x6C656467
 _READ_ONLY = "ledger_read_only"
 
 
+class LedgerAway(UserError):
+    """The server does not answer: it may be stopped, starting, or another one than was meant."""
+
+
 def open_ledger(url: str, *, create: bool = True) -> Engine:
     """The engine of a ledger whose tables and guards exist and are of this version.
 
     ``url`` is SQLAlchemy's: ``sqlite:////absolute/path.db`` or ``postgresql://host/name``. Tables
     are created where missing and brought forward where they are of an earlier version; with
     ``create`` off that is refused, for those who only read. Safe to call from several processes at
-    once. UserError when the database cannot be used as it is.
+    once. UserError when the database cannot be used as it is, LedgerAway when it does not answer.
     """
     parsed = _parse(url)
     shown = parsed.render_as_string(hide_password=True)
@@ -71,7 +75,8 @@ def open_ledger(url: str, *, create: bool = True) -> Engine:
     except DBAPIError as error:
         engine.dispose()
         reason = str(error.orig).strip().splitlines()
-        raise UserError(
+        away = parsed.get_backend_name() != "sqlite" and isinstance(error, OperationalError)
+        raise (LedgerAway if away else UserError)(
             f"the ledger's database at {shown} cannot be used: {reason[0] if reason else error}. "
             "Check that it runs and that the URL is right."
         ) from error

@@ -22,6 +22,8 @@ from pipeline.runtime.surroundings import REAL, Surroundings
 from topics.catalogue import Catalogue
 
 METADATA_TIMEOUT_S = 10.0
+# A controller that died is missed after a few seconds; the next one is chosen in as many.
+CONTROLLER_TIMEOUT_S = 30.0
 # The offsets of a transaction that is still open are not stable; the broker ends it within the
 # transaction's time-out (10 s) and its own clean-up interval (10 s).
 STABLE_OFFSETS_TIMEOUT_S = 30.0
@@ -125,13 +127,31 @@ def groups_joined(bootstrap_servers: str, wanted: Mapping[str, int]) -> Iterator
         yield waiting
 
 
-def cluster_and_topic_id(admin: AdminClient, topic: str) -> tuple[str, str]:
-    """Identities that tell a recreated topic or another cluster from the one a cache is of."""
-    cluster = admin.describe_cluster(request_timeout=METADATA_TIMEOUT_S).result()
-    described = admin.describe_topics(TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S)[
-        topic
-    ].result()
-    return str(cluster.cluster_id), str(described.topic_id)
+def cluster_and_topic_id(
+    admin: AdminClient, topic: str, surroundings: Surroundings = REAL
+) -> tuple[str, str]:
+    """Identities that tell a recreated topic or another cluster from the one a cache is of.
+
+    Both are asked of the controller, which another broker becomes when it dies: UserError only when
+    none has answered for the time of two elections.
+    """
+    deadline_s = surroundings.monotonic_s() + CONTROLLER_TIMEOUT_S
+    while True:
+        try:
+            cluster = admin.describe_cluster(request_timeout=METADATA_TIMEOUT_S).result()
+            described = admin.describe_topics(
+                TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S
+            )[topic].result()
+        except KafkaException as error:
+            if surroundings.monotonic_s() >= deadline_s:
+                raise UserError(
+                    f"the cluster does not tell of itself and of {topic} within "
+                    f"{CONTROLLER_TIMEOUT_S:.0f} s ({error.args[0].str()}). Look whether its "
+                    "brokers run and the topic is there (`paystream topics plan`)."
+                ) from error
+            surroundings.sleep(0.2)
+            continue
+        return str(cluster.cluster_id), str(described.topic_id)
 
 
 def ask_committed_positions(

@@ -34,6 +34,7 @@ from pipeline.runtime.held_requests import HELD_MAX, HeldRequests
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
+from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.prefix import PartitionPrefix
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table_worker import (
@@ -58,6 +59,9 @@ TRACKED_MAX = 6_000
 # A worker that stood still for so long may have been expelled from its group: the session lasts ten
 # seconds from the last heartbeat, and there is one every two.
 STOOD_STILL_S_MAX = 7.0
+# A worker that was replaced by one of its own identity hears it with its next heartbeat, and takes
+# what arrives until then: a heartbeat's interval and a second.
+REPLACED_HEARS_S = 3.0
 
 Finished = tuple[list[Outgoing], Call | None]
 
@@ -108,6 +112,8 @@ class GatewayWorker:
         self._ready_records = 0
         self._paused = False
         self._closing = False
+        # Whether this process has had partitions: from then on no other one has its identity.
+        self._is_member = False
         self._awake_s = surroundings.monotonic_s()
 
     # Life ---------------------------------------------------------------------------------------
@@ -421,13 +427,21 @@ class GatewayWorker:
             return
         left, self._left = self._left, {}
         positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
+        if self._stage.unrepeatable and not self._is_member:
+            # An elder of the same identity may still live (two machines with one node id). What it
+            # sends until it hears of this one lies below the ends that are asked for after that.
+            self._outside.sleep(REPLACED_HEARS_S)
+        self._is_member = True
         # The wait for stable offsets was no standing still; from here on it would be.
         self._awake_s = self._monotonic_s()
         assigned = []
         for (topic, partition), position in positions.items():
             if self._stage.unrepeatable:
-                _, end = consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=REBALANCE_WAIT_S
+                _, end = watermarks(
+                    consumer,
+                    TopicPartition(topic, partition),
+                    timeout_s=REBALANCE_WAIT_S,
+                    surroundings=self._outside,
                 )
                 self._stage.assigned(partition, end)
             left_at, prefix = left.get(partition, (position, PartitionPrefix[Finished]()))

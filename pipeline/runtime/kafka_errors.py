@@ -42,6 +42,12 @@ _PASSING = frozenset(
 )
 
 
+def ends_the_client(error: KafkaError) -> bool:
+    """Whether the client that said it can do no more. A consumer tells by the code alone, as when
+    another member has joined under its instance id; a producer marks its error."""
+    return error.fatal() or error.code() == KafkaError._FATAL
+
+
 def passes_by_itself(error: KafkaError) -> bool:
     """Whether a consumer's client gets over it: it is told, and consuming goes on."""
     return not error.fatal() and (error.retriable() or error.code() in _PASSING)

@@ -6,8 +6,10 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from pipeline.runtime.partition_offsets import list_offsets
 
 _log = logging.getLogger(__name__)
 
@@ -53,15 +55,14 @@ class GroupLag:
         """
         answered = self._consumer.committed(self._partitions, timeout=REQUEST_TIMEOUT_S)
         committed = {(tp.topic, tp.partition): max(tp.offset, 0) for tp in answered}
-        ends = self._admin.list_offsets(
+        ends = list_offsets(
+            self._admin,
             {tp: OffsetSpec.latest() for tp in self._partitions},  # type: ignore[no-untyped-call]
-            isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=REQUEST_TIMEOUT_S,
+            timeout_s=REQUEST_TIMEOUT_S,
         )
         lag = dict.fromkeys(self._topics, 0)
-        for tp, future in ends.items():
-            behind = future.result().offset - committed.get((tp.topic, tp.partition), 0)
-            lag[tp.topic] += max(0, behind)
+        for place, end in ends.items():
+            lag[place[0]] += max(0, end - committed.get(place, 0))
         return lag
 
     def close(self) -> None:

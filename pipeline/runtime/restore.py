@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import (
-    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicPartition,
@@ -22,6 +21,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from pipeline.runtime import failpoints
+from pipeline.runtime.partition_offsets import list_offsets
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import Checkpoint
@@ -74,21 +74,23 @@ def plan_restore(
 
 
 def read_uncommitted_ends(
-    admin: AdminClient, topic: str, partitions: Iterable[int]
+    admin: AdminClient, topic: str, partitions: Iterable[int], surroundings: Surroundings = REAL
 ) -> dict[int, tuple[int, int]]:
     """(low, end) of each partition, open transactions included."""
     asked = [TopicPartition(topic, p) for p in partitions]
-    lows = admin.list_offsets(
-        {tp: OffsetSpec.earliest() for tp in asked},  # type: ignore[no-untyped-call]
-        request_timeout=LIST_OFFSETS_TIMEOUT_S,
-    )
-    ends = admin.list_offsets(
-        {tp: OffsetSpec.latest() for tp in asked},  # type: ignore[no-untyped-call]
-        isolation_level=IsolationLevel.READ_UNCOMMITTED,
-        request_timeout=LIST_OFFSETS_TIMEOUT_S,
-    )
-    low = {tp.partition: future.result().offset for tp, future in lows.items()}
-    return {tp.partition: (low[tp.partition], f.result().offset) for tp, f in ends.items()}
+
+    def found(spec: OffsetSpec) -> dict[tuple[str, int], int]:
+        return list_offsets(
+            admin,
+            dict.fromkeys(asked, spec),
+            timeout_s=LIST_OFFSETS_TIMEOUT_S,
+            patience_s=LIST_OFFSETS_TIMEOUT_S,
+            surroundings=surroundings,
+        )
+
+    lows = found(OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+    ends = found(OffsetSpec.latest())  # type: ignore[no-untyped-call]
+    return {place[1]: (lows[place], end) for place, end in ends.items()}
 
 
 class Restorer:
@@ -138,7 +140,7 @@ class Restorer:
         assignment = []
         began_ms = self._began_ms = self._now_ms()
         for partition, (low, end) in read_uncommitted_ends(
-            self._admin, self._topic, wanted
+            self._admin, self._topic, wanted, self._outside
         ).items():
             checkpoint = self._table.checkpoint(partition)
             plan = plan_restore(

@@ -155,7 +155,7 @@ class TableWorker(Generic[V]):
         spec = self._spec
         admin = self._outside.admin({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
         require_co_partitioned(admin, self._catalogue)
-        cluster_id, topic_id = cluster_and_topic_id(admin, self._stage.table_topic)
+        cluster_id, topic_id = cluster_and_topic_id(admin, self._stage.table_topic, self._outside)
         self._table: Table[V] = Table(
             self._outside.table_store(spec.slot_dir / "table", self._stage.keep_s),
             decode=self._stage.decode_row,

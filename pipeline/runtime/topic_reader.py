@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct
 
 from pipeline.errors import UserError
+from pipeline.runtime.partition_offsets import watermarks
 
 METADATA_TIMEOUT_S = 10.0
 # A broker that is there answers a fetch at once; this long it may be busy.
@@ -80,7 +81,7 @@ class TopicReader:
         consumer = Consumer(self._config)
         try:
             place = TopicPartition(topic, partition)
-            _, end = consumer.get_watermark_offsets(place, timeout=METADATA_TIMEOUT_S)
+            _, end = watermarks(consumer, place, timeout_s=METADATA_TIMEOUT_S)
             start = self._start(consumer, topic, partition, from_ms)
             if start is None or start >= end:
                 return
@@ -111,9 +112,8 @@ class TopicReader:
     def _start(consumer: Consumer, topic: str, partition: int, from_ms: int | None) -> int | None:
         """The first offset appended at or after a time; None when there is none."""
         if from_ms is None:
-            low, _ = consumer.get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
-            )
+            place = TopicPartition(topic, partition)
+            low, _ = watermarks(consumer, place, timeout_s=METADATA_TIMEOUT_S)
             return low
         (found,) = consumer.offsets_for_times(
             [TopicPartition(topic, partition, max(0, from_ms))], timeout=METADATA_TIMEOUT_S

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from pipeline.runtime.cluster import ask_committed_positions
-from pipeline.runtime.kafka_errors import LaneFatal
+from pipeline.runtime.kafka_errors import LaneFatal, ends_the_client, passes_by_itself
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.work import Outcome, Work
 from tests.support.topics import create_topic, read_all
@@ -141,6 +141,22 @@ def test_an_expelled_member_is_fenced_by_its_instance_id(group: Group) -> None:
     assert lane.run(group.work(0, 5, named)) is Outcome.ABORTED
     assert group.committed(0) < 0
     assert lane.run(group.work(0, 5, nameless)) is Outcome.COMMITTED, "now it is fenced as well"
+
+
+def test_a_member_that_another_has_replaced_is_told_that_it_can_do_no_more(group: Group) -> None:
+    """The twin's join ends the first one's consumer: its worker leaves with a sentence for it."""
+    first = group.join(**{"group.instance.id": "n1.0"})
+    group.settle((first, {0, 1}))
+    twin = group.join(**{"group.instance.id": "n1.0"})
+
+    def told() -> KafkaError | None:
+        twin.poll(0.05)
+        message = first.poll(0.05)
+        return None if message is None else message.error()
+
+    error = wait_until(told, 30, "the first member hears of its twin")
+    assert ends_the_client(error), error
+    assert not passes_by_itself(error)
 
 
 def test_an_empty_list_of_offsets_fences_nobody(group: Group) -> None:

@@ -25,7 +25,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     # 1: restoring the table -------------------------------------------------------------------
     Mutation(
         "the table is restored to the read_uncommitted end",
-        f"{RUNTIME}/restore.py",
+        f"{RUNTIME}/partition_offsets.py",
         "isolation_level=IsolationLevel.READ_UNCOMMITTED,",
         "isolation_level=IsolationLevel.READ_COMMITTED,",
     ),

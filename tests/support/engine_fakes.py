@@ -120,6 +120,9 @@ class Member:
     def poll(self, _timeout_s: float) -> FakeMessage | None:
         return next(iter(self.consume(1, 0)), None)
 
+    def get_watermark_offsets(self, place: TopicPartition, timeout: float) -> tuple[int, int]:
+        return 0, len(self._log[place.topic, place.partition])
+
     def assign(self, partitions: list[TopicPartition]) -> None:
         self.said.append("assigned")
         self._positions = {(tp.topic, tp.partition): tp.offset for tp in partitions}

@@ -245,14 +245,19 @@ class EngineFlow:
         return worker, stop
 
     def gateway_worker(
-        self, slot: int = 0, *, calls: Calls | None = None, **more: Any
+        self,
+        slot: int = 0,
+        *,
+        calls: Calls | None = None,
+        stage: GatewayStage | None = None,
+        **more: Any,
     ) -> tuple[GatewayWorker, threading.Event]:
         """Over a gateway that answers at once, unless other calls are given."""
         stop = threading.Event()
         worker = GatewayWorker(
             self.spec("gateway", slot),
             catalogue=self.catalogue,
-            stage=GatewayStage(self.catalogue, self.codec),
+            stage=stage or GatewayStage(self.catalogue, self.codec),
             calls=calls or Calls({GATEWAY: InProcessGateway(name=GATEWAY)}),
             metrics=Metrics(),
             stop=stop,

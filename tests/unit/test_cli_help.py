@@ -55,6 +55,7 @@ def test_the_commands_of_the_documents_are_there() -> None:
         "review approve",
         "review deny",
         "chaos kip890",
+        "chaos run",
         "webhooks test",
         "webhooks log",
         "webhooks resend",

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.runtime.calls import Call
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
+from pipeline.runtime.gateway_stage import GatewayStage, GatewayTerms
 from pipeline.runtime.gateway_worker import GatewayWorker
 from pipeline.runtime.held_requests import HeldRequests
 from pipeline.runtime.input_record import InputRecord
@@ -32,7 +33,7 @@ from tests.support.engine_fakes import (
     order_keys,
     payments_with,
 )
-from tests.support.engine_flow import EngineFlow
+from tests.support.engine_flow import GATEWAY, EngineFlow
 
 
 @pytest.fixture
@@ -157,6 +158,38 @@ def test_a_worker_that_stood_still_reads_on_only_where_keys_are_known(
     with pytest.raises(LaneFatal, match="stood still"):
         worker._turn(fetch=True)
     assert len(calls.keys) == 3
+
+
+def test_what_an_elder_of_one_identity_takes_until_it_hears_is_sent_once(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two live workers with one node id and slot: the elder reads on until its next heartbeat. A
+    gateway without keys was charged twice for what arrived in between."""
+    member, calls, commits = Member(), InstantCalls(), Commits()
+    without_keys = GatewayTerms(key_retention_ms=86_400_000, idempotent=False)
+    elder_takes = ["o1", "o2"]
+
+    def elder_reads_on(_seconds: float) -> None:
+        while elder_takes:
+            append_request(flow, member, elder_takes.pop(0))
+
+    younger = gateway_with(
+        flow, member, commits, calls, monkeypatch,
+        stage=GatewayStage(flow.catalogue, flow.codec, terms={GATEWAY: without_keys}),
+        surroundings=replace(REAL, sleep=elder_reads_on),
+    )  # fmt: skip
+    elder_reads_on(0)
+    younger._turn(fetch=True)
+    append_request(flow, member, "o3")
+    younger._turn(fetch=True)
+    assert len(calls.keys) == 1, "only what came after the elder had heard"
+    results = [
+        flow.codec.decoder("gateway-result")(value)["outcome"]
+        for work in commits.works
+        for topic, _, _, value, _ in work.outputs
+        if topic == flow.topic("gateway-results")
+    ]
+    assert results == ["unknown", "unknown"]
 
 
 def test_a_batch_of_an_order_and_a_due_record_commits_both_offsets(

@@ -14,7 +14,7 @@ from tests.support.examples import FAST, THOROUGH, share_of
 
 TARGETS = (
     "demo", "test", "unit", "check", "bench", "clean", "install", "lock", "help", "simulate",
-    "mutate-guarantees",
+    "mutate-guarantees", "chaos", "acceptance",
 )  # fmt: skip
 SCRIPT = TOP / ".ci" / "make_venv.py"
 
@@ -31,6 +31,16 @@ def test_the_demo_passes_on_only_what_was_given() -> None:
     assert "paystream demo\n" in re.sub(r" +\n", "\n", make("-n", "demo"))
     shown = make("-n", "demo", "ORDERS=my.csv", "FAULTS=none")
     assert 'paystream demo --orders "my.csv" --faults "none"' in shown
+
+
+def test_chaos_takes_minutes_and_a_seed_and_acceptance_is_long() -> None:
+    """Twenty minutes at 250 orders a second are 300,000; their faults are the draw's."""
+    assert "chaos run --minutes 5 --seed 1" in make("-n", "chaos")
+    assert "chaos run --minutes 7 --seed 3" in make("-n", "chaos", "MINUTES=7", "SEED=3")
+    shown = make("-n", "acceptance")
+    assert "chaos run --minutes 20 --seed 1 --rate 250" in shown
+    assert "tests.simulation --seeds 2000" in shown
+    assert "tests.simulation.mutate" in shown
 
 
 def test_ci_runs_the_same_targets_as_a_person() -> None:

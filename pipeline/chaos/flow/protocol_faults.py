@@ -1,0 +1,52 @@
+"""Injured requests of one node's producers, on their way through the proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.chaos import faults
+from pipeline.chaos.faults import Rule
+from pipeline.chaos.flow.cluster import PROXIED
+from pipeline.chaos.flow.fault import Fault
+from pipeline.chaos.wire import Api
+
+# Of the ends of a lane that commits several times a second; each one costs a new producer.
+CHANCE = 0.15
+
+
+class ProtocolFault(Fault):
+    rules: Sequence[tuple[Api, faults.Fault]] = ()
+
+    def begin(self) -> str:
+        proxy = self.cluster.proxy
+        self._before = len(proxy.injected)
+        for api, fault in self.rules:
+            proxy.inject(Rule(api, fault, times=None, chance=CHANCE))
+        return f"producers of {PROXIED}"
+
+    def end(self) -> None:
+        self.cluster.proxy.heal()
+        # What still waits to arrive late arrives now; that may take as long as a broker is away.
+        self.cluster.later(self.cluster.proxy.release)
+
+
+class LateEnds(ProtocolFault):
+    """The request itself, or one more of it, in the middle of the next transaction."""
+
+    rules = (
+        (Api.END_TXN, faults.late(Api.PRODUCE)),
+        (Api.END_TXN, faults.late(Api.PRODUCE, lost=faults.Lost.ANSWER)),
+        (Api.TXN_OFFSET_COMMIT, faults.late(Api.PRODUCE, lost=faults.Lost.ANSWER)),
+    )
+
+
+class DoubledEnds(ProtocolFault):
+    rules = ((Api.END_TXN, faults.double(lost=faults.Lost.ANSWER)),)
+
+
+class DroppedAnswers(ProtocolFault):
+    rules = (
+        (Api.END_TXN, faults.lose_answer()),
+        (Api.TXN_OFFSET_COMMIT, faults.lose_answer()),
+        (Api.ADD_PARTITIONS_TO_TXN, faults.lose_answer()),
+    )

@@ -1,0 +1,141 @@
+"""The verdict on a run: every finding has its name in the literature, and nothing is let off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.audit.report import GUARANTEES, Example, Finding, Severity
+from pipeline.audit.report import Report as AuditReport
+from pipeline.chaos.flow.anomalies import ANOMALIES, ANOMALY_OF, Anomalies
+from pipeline.chaos.flow.broker_faults import java_hash
+from pipeline.chaos.flow.judge import from_audit, from_balances, from_exits
+from pipeline.chaos.flow.report import Done, Report, lines, recovery_rows, write
+
+EXAMPLE = Example("orders", 0, 7, "shop:1", "")
+
+
+def finding(name: str, severity: Severity = Severity.BROKEN) -> Finding:
+    return Finding(name, severity, 1, EXAMPLE)
+
+
+def test_every_finding_of_the_audit_is_evidence_of_an_anomaly() -> None:
+    """A finding that is new gets its place, or this fails."""
+    assert set(ANOMALY_OF) == set(GUARANTEES)
+    assert set(ANOMALY_OF.values()) <= set(ANOMALIES)
+
+
+def test_whatever_the_audit_finds_broken_is_an_anomaly() -> None:
+    """Named waits included, should one of them be called broken."""
+    for name in GUARANTEES:
+        anomalies = Anomalies()
+        from_audit(AuditReport([finding(name)]), anomalies)
+        assert [what for what, found in anomalies.found.items() if found.count] == [
+            ANOMALY_OF[name]
+        ]
+
+
+def test_at_rest_nothing_may_be_on_its_way_but_for_a_person() -> None:
+    """An outcome that nobody could tell is a wait with a name; what hangs is an anomaly."""
+    waits, hangs = Anomalies(), Anomalies()
+    from_audit(
+        AuditReport(
+            [
+                finding("waits_for_a_person", Severity.PENDING),
+                finding("dead_letter_repeated", Severity.NOTE),
+            ]
+        ),
+        waits,
+    )
+    from_audit(AuditReport([finding("open_transaction", Severity.PENDING)]), hangs)
+    assert waits.whole
+    assert hangs.found["LSO stuck"].count == 1
+
+
+@pytest.mark.parametrize(
+    ("sums", "anomaly"),
+    [
+        ({"charge": 100}, None),
+        ({"charge": 200}, "charged more than once"),
+        ({"charge": 200, "refund": 100}, None),
+        ({"charge": 100, "refund": 130, "refund_failed": 30}, None),
+        ({"charge": 100, "refund": 130}, "money created or destroyed"),
+        ({"authorization": 100, "capture": 100, "void": 100}, None),
+        ({"charge": 100, "charge_failed": 100}, None),
+    ],
+)
+def test_what_stays_at_the_gateways_is_the_orders_amount_at_most(
+    sums: dict[str, int], anomaly: str | None
+) -> None:
+    """A second charge that was given back is none; one that stands is one too many."""
+    anomalies = Anomalies()
+    amount_of: Callable[[str], int] = {"shop:1": 100}.__getitem__
+    from_balances({"shop:1": sums}, amount_of, anomalies)
+    found = [name for name, found in anomalies.found.items() if found.count]
+    assert found == ([] if anomaly is None else [anomaly])
+
+
+def test_a_worker_that_no_fault_ended_is_an_anomaly() -> None:
+    """Killed, fenced, drained and told of a server that is away are ends that faults explain."""
+    expected, wrong = Anomalies(), Anomalies()
+    exits = {"n1 payments-0: -9": 2, "n1 ledger-0: 2": 1, "n2 gateway-0: 3": 4, "n1 a-0: 0": 1}
+    from_exits(exits, [], expected)
+    from_exits({"n1 payments-0: 70": 1, "n1 payments-0: 1": 2}, ["n1: no broker"], wrong)
+    assert expected.whole
+    assert wrong.found["crashed"].count == 4
+
+
+def report_of(**given: object) -> Report:
+    report = Report("paystream chaos run --seed 3", "today", 3, 3, 6, 60, 60, "4.3.1", "2.16.0")
+    report.at_rest = True
+    for name, value in given.items():
+        setattr(report, name, value)
+    return report
+
+
+def test_the_exit_code_is_the_verdict() -> None:
+    """0 whole, 1 broken, 2 never at rest: also when what was seen before rest looks broken."""
+    broken = Anomalies()
+    broken.add("lost", "orders[0]@7")
+    assert report_of(anomalies=Anomalies().found).exit_code == 0
+    assert report_of(anomalies=broken.found).exit_code == 1
+    assert report_of(at_rest=False).exit_code == 2
+    assert report_of(at_rest=False, anomalies=broken.found).exit_code == 2
+
+
+def test_a_report_says_what_made_it_and_how_each_fault_was_felt(tmp_path: Path) -> None:
+    """In the terminal and in both files; what did not happen is in the list and not in the sums."""
+    broken = Anomalies()
+    broken.add("torn transaction", "settlements[0]@7: committed against its word")
+    report = report_of(
+        anomalies=broken.found,
+        faults=[
+            Done(1, "kill-ledger", "n1 ledger", 10, 10, 2.5, 3.5),
+            Done(2, "kill-ledger", "n2 ledger", 30, 30, 1.5, 2.0),
+            Done(3, "kill-broker", "broker 1", 40, 50, None, 9.0),
+            Done(4, "kill-broker", "", 60, 60, skipped="its moment did not come"),
+        ],
+    )
+    rows = {row[0]: row[1:] for row in recovery_rows(report.happened)}
+    assert rows["kill-ledger"] == ("2", "1.5", "2.5", "2.5", "2.0", "3.5", "3.5", "0")
+    assert rows["kill-broker"][0] == rows["kill-broker"][-1] == "1"
+    assert rows["all"][0] == "3"
+    told = "\n".join(lines(report))
+    document, data = write(report, tmp_path)
+    for text in (told, document.read_text()):
+        assert "paystream chaos run --seed 3" in text
+        assert "settlements[0]@7: committed against its word" in text
+    assert "its moment did not come" in document.read_text()
+    said = json.loads(data.read_text())
+    assert said["verdict"] == "broken"
+    assert said["anomalies"]["torn transaction"]["count"] == 1
+
+
+def test_ids_are_placed_as_java_does() -> None:
+    """Kafka finds a coordinator's partition by ``String.hashCode`` without its sign."""
+    assert java_hash("") == 0
+    assert java_hash("hello") == 99162322
+    assert java_hash("polygenelubricants") == 0

@@ -1,0 +1,80 @@
+"""How a worker process ends: a sentence and an exit code for what can happen to anyone."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from pipeline import worker
+from pipeline.runtime.worker_spec import EXIT_LANE_FATAL, WorkerSpec, encode_spec
+from tests.house import TOP
+from tests.support.waiting import wait_until
+from topics.catalogue import TopicSettings
+
+
+def ends_with(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What main() answers when a worker's run raises this."""
+
+    def run() -> None:
+        raise error
+
+    spec = WorkerSpec("payments", "n1", 0, "127.0.0.1:1", TopicSettings(), tmp_path)
+    stdin = io.TextIOWrapper(io.BytesIO(encode_spec(spec)))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    monkeypatch.setattr(worker, "build_worker", lambda *_: run)
+    # Not this process: it would die with the test runner's own parent.
+    monkeypatch.setattr(worker, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(worker.faulthandler, "register", lambda *_: None)
+    monkeypatch.setattr(worker, "configure_logging", lambda *_: None)
+    return worker.main()
+
+
+def test_a_member_that_another_has_replaced_leaves_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A twin with the same node id and slot fences its consumer: no traceback, and the code that
+    says that a successor may simply begin."""
+    fenced = KafkaError(KafkaError._FATAL, "fenced by other consumer")
+    assert ends_with(KafkaException(fenced), tmp_path, monkeypatch) == EXIT_LANE_FATAL
+    assert "payments-0 leaves" in caplog.text
+    assert "fenced by other consumer" in caplog.text
+
+
+def test_what_nobody_expected_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that is not fatal to the client is a bug, and keeps its traceback."""
+    with pytest.raises(KafkaException):
+        ends_with(KafkaException(KafkaError(KafkaError.INVALID_CONFIG)), tmp_path, monkeypatch)
+
+
+def test_a_worker_says_where_it_stands(tmp_path: Path) -> None:
+    """SIGUSR1: the stacks of its threads, also while it waits for a broker that is not there."""
+    spec = WorkerSpec("ledger", "n1", 0, "127.0.0.1:1", TopicSettings(), tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.worker"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=TOP,
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    try:
+        process.stdin.write(encode_spec(spec))
+        process.stdin.close()
+        # Made after the signal is listened to.
+        wait_until(spec.slot_dir.is_dir, 60, "the worker has begun")
+        process.send_signal(signal.SIGUSR1)
+        told = iter(process.stderr.readline, b"")
+        assert any(b"in main" in line for line in told), process.poll()
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
