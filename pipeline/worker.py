@@ -52,7 +52,7 @@ def main() -> int:
     _die_with_parent()
     spec.slot_dir.mkdir(parents=True, exist_ok=True)
     configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))
-    from pipeline.runtime.kafka_errors import LaneFatal, ends_the_client, kafka_error
+    from pipeline.runtime.kafka_errors import LaneFatal, LaneHung, ends_the_client, kafka_error
     from pipeline.runtime.lane import Undefended
 
     try:
@@ -61,6 +61,13 @@ def main() -> int:
         _log.error("%s: %s", spec.name, error)
         (spec.slot_dir / LAST_ERROR).write_text(str(error))
         return EXIT_USER_ERROR
+    except LaneHung as error:
+        # A client that does not come back need not let go of this process either: it leaves as if
+        # killed, which costs nothing at any moment, after it has said where it hung.
+        _log.error("%s leaves, its client does not come back: %s", spec.name, error)
+        faulthandler.dump_traceback()
+        logging.shutdown()
+        os._exit(EXIT_LANE_FATAL)
     except LaneFatal as error:
         _log.error("%s leaves, its transactional producer cannot go on: %s", spec.name, error)
         return EXIT_LANE_FATAL

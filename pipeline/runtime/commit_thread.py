@@ -10,19 +10,30 @@ import queue
 from typing import Any
 
 from pipeline.domain.invariant import invariant
+from pipeline.runtime.kafka_errors import LaneHung
 from pipeline.runtime.lane import Lane
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outcome, Work
 
+# Each call of a transaction has a time-out of its own, and all of them together, with a new
+# producer and the question how the old one's ended, stay below this unless a call never returns.
+TRANSACTION_S_MAX = 240.0
+
 
 class CommitThread:
-    """Runs ``lane.run`` for one Work at a time; its errors surface in ``poll`` or ``wait``."""
+    """Runs ``lane.run`` for one Work at a time; its errors surface in ``poll`` or ``wait``.
+
+    So does LaneHung, when the transaction has not ended in any time that it may take: the thread
+    cannot be helped, and a worker that waited on would hold its partitions for ever.
+    """
 
     def __init__(self, lane: Lane, surroundings: Surroundings = REAL) -> None:
         self._lane = lane
         self._work: queue.SimpleQueue[Work | None] = surroundings.queue()
         self._done: queue.SimpleQueue[Outcome | BaseException] = surroundings.queue()
         self._busy = False
+        self._monotonic_s = surroundings.monotonic_s
+        self._submitted_s = 0.0
         self._thread = surroundings.thread(target=self._loop, name="commit", daemon=True)
         self._thread.start()
 
@@ -34,6 +45,7 @@ class CommitThread:
     def submit(self, work: Work) -> None:
         invariant(not self._busy, "one transaction at a time in a lane")
         self._busy = True
+        self._submitted_s = self._monotonic_s()
         self._work.put(work)
 
     def poll(self) -> Outcome | None:
@@ -54,6 +66,9 @@ class CommitThread:
         try:
             done: Any = self._done.get(block, timeout_s) if block else self._done.get_nowait()
         except queue.Empty:
+            open_s = self._monotonic_s() - self._submitted_s
+            if open_s > TRANSACTION_S_MAX:
+                raise LaneHung(f"a transaction has not ended for {open_s:.0f} s") from None
             return None
         self._busy = False
         if isinstance(done, BaseException):

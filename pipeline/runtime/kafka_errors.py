@@ -23,6 +23,10 @@ class LaneFatal(Exception):
     """The transactional producer cannot go on; its process must end and start anew."""
 
 
+class LaneHung(LaneFatal):
+    """A transaction does not end at all: the client does not come back from a call of it."""
+
+
 def kafka_error(error: BaseException) -> KafkaError | None:
     """The KafkaError inside an exception of the client, if there is one."""
     if isinstance(error, KafkaException) and error.args and isinstance(error.args[0], KafkaError):

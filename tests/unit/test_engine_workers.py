@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from pipeline.observability.metrics import Metrics
 from pipeline.runtime import gateway_worker
 from pipeline.runtime.calls import Calls
 from pipeline.runtime.cluster import consumer_config
-from pipeline.runtime.commit_thread import CommitThread
+from pipeline.runtime.commit_thread import TRANSACTION_S_MAX, CommitThread
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.gateway_stage import GatewayStage
 from pipeline.runtime.gateway_worker import GatewayWorker
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.kafka_errors import LaneHung
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.prefix import PartitionPrefix
+from pipeline.runtime.surroundings import REAL
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import MemoryTableStore
 from pipeline.runtime.work import Outcome, Work
@@ -175,6 +178,21 @@ def test_a_second_transaction_is_refused_until_the_first_ones_end_is_taken(
     commits.submit(WORK)
     assert commits.wait(5) is Outcome.COMMITTED
     assert lane.most == 1
+
+
+def test_a_transaction_that_does_not_end_at_all_ends_the_worker() -> None:
+    """The client does not come back from a call: whoever waited on would hold its partitions."""
+    now_s = [0.0]
+    lane = SlowLane()
+    commits = CommitThread(lane, replace(REAL, monotonic_s=lambda: now_s[0]))  # type: ignore[arg-type]
+    commits.submit(WORK)
+    now_s[0] = TRANSACTION_S_MAX
+    assert commits.poll() is None
+    now_s[0] += 1
+    with pytest.raises(LaneHung, match="has not ended"):
+        commits.poll()
+    lane.may_end.set()
+    commits.close()
 
 
 def test_an_error_of_the_lane_reaches_the_worker() -> None:

@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline import worker
+from pipeline.runtime.kafka_errors import LaneHung
 from pipeline.runtime.worker_spec import EXIT_LANE_FATAL, WorkerSpec, encode_spec
 from tests.house import TOP
 from tests.support.waiting import wait_until
@@ -45,6 +46,25 @@ def test_a_member_that_another_has_replaced_leaves_with_a_sentence(
     assert ends_with(KafkaException(fenced), tmp_path, monkeypatch) == EXIT_LANE_FATAL
     assert "payments-0 leaves" in caplog.text
     assert "fenced by other consumer" in caplog.text
+
+
+def test_a_worker_whose_client_hangs_leaves_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its end does not wait for that client, which would not let go of the process either."""
+    left = []
+
+    def at_once(code: int) -> None:
+        left.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(worker.os, "_exit", at_once)
+    monkeypatch.setattr(worker.faulthandler, "dump_traceback", lambda: None)
+    monkeypatch.setattr(worker.logging, "shutdown", lambda: None)
+    with pytest.raises(SystemExit):
+        ends_with(LaneHung("a transaction has not ended for 241 s"), tmp_path, monkeypatch)
+    assert left == [EXIT_LANE_FATAL]
+    assert "does not come back: a transaction has not ended" in caplog.text
 
 
 def test_what_nobody_expected_is_not_hidden(
