@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "audit-entry",
+    "clearing",
     "control-entry",
     "dead-letter-marker",
     "gateway-notification",
@@ -22,6 +23,7 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "payment-due",
     "payment-event",
     "payment-request",
+    "reconciliation-break",
     "risk-check",
     "risk-result",
     "risk-velocity",

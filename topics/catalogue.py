@@ -303,6 +303,23 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "one ledger have one key, so they lie in one partition, in order.",
     )
     add(
+        "clearings",
+        "clearing",
+        {**stream, "retention.ms": "-1"},
+        ("operators",),
+        (),
+        "Rows of the gateways' settlement reports: funds received. Key `gateway:report:row`.",
+    )
+    add(
+        "reconciliation-breaks",
+        "reconciliation-break",
+        table,
+        ("operators",),
+        (),
+        "Differences between the books and the gateways' reports or the bank, as they stand; keyed "
+        "by the break's id.",
+    )
+    add(
         "dead-letters",
         None,
         dead,
