@@ -10,13 +10,20 @@ not booked; the next command takes it further.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
 from sqlalchemy import Connection, func, insert, select
 
-from pipeline.domain.decisions import PERIOD_CLOSE, Rules, close_body, closing_of, rules_of
+from pipeline.domain.decisions import (
+    PERIOD_CLOSE,
+    RULE_KINDS,
+    Rules,
+    close_body,
+    closing_of,
+    rules_of,
+)
 from pipeline.domain.model import LedgerEvent
 from pipeline.errors import UserError
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
@@ -176,7 +183,18 @@ def current_rules(connection: Connection, known: Rules) -> Rules:
     last = connection.execute(select(func.max(ledger_decisions.c.sequence))).scalar_one()
     if (last or 0) == known.sequence:
         return known
-    return rules_of(all_decisions(connection))
+    # Of the others there may be many, and none of them changes the rules.
+    found = rules_of(decisions_of(connection, RULE_KINDS))
+    return replace(found, sequence=last or 0)
+
+
+def decisions_of(connection: Connection, kinds: Collection[str]) -> list[LedgerEvent]:
+    """The decisions of some kinds, in order."""
+    c = ledger_decisions.c
+    rows = connection.execute(
+        select(ledger_decisions).where(c.kind.in_(sorted(kinds))).order_by(c.sequence)
+    )
+    return [event_of(row) for row in rows]
 
 
 def all_decisions(connection: Connection) -> list[LedgerEvent]:

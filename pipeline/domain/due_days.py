@@ -1,4 +1,4 @@
-"""Business days: what T+2 means, weekends and a bank's holidays left out."""
+"""What is due when: T+2 in business days, weekends and holidays left out."""
 
 from __future__ import annotations
 
