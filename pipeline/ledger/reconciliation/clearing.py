@@ -48,10 +48,12 @@ JUDGED = frozenset(
 
 @dataclass
 class Look:
-    """What a look has found. ``untold``: rows of ours that no settlement has come for, and whose
-    payment was not told of them."""
+    """What a look has found. ``fees``: of the cleared, those with another fee than was accrued.
+    ``untold``: rows of ours that no settlement has come for, and whose payment was not told of
+    them."""
 
     cleared: int = 0
+    fees: int = 0
     waiting: int = 0
     breaks: list[ReconciliationBreak] = field(default_factory=list)
     untold: list[ReportedSide] = field(default_factory=list)
@@ -133,6 +135,7 @@ def _sort(found: Result, done: Look, clearer: Clearer, clocks: Clocks) -> None:
     if isinstance(found, Matched):
         if found.clears:
             done.cleared += 1
+            done.fees += FEE_DIFFERS in found.differs
             clearer.add(found)
         else:
             done.breaks += of_pair(found)
