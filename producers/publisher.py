@@ -95,16 +95,13 @@ class Publisher(Generic[NounT]):
         self._failed: list[tuple[str, str]] = []
         self._failed_count = 0
         self._failed_reason = ""
-        self._producer = Producer(
-            {
-                **producer_config(
-                    bootstrap_servers, client_id or f"paystream-{self.noun}-publisher"
-                ),
-                "delivery.timeout.ms": int(delivery_timeout_s * 1000),
-                "on_delivery": self._on_failure,
-                **(config or {}),
-            }
-        )
+        self._config = {
+            **producer_config(bootstrap_servers, client_id or f"paystream-{self.noun}-publisher"),
+            "delivery.timeout.ms": int(delivery_timeout_s * 1000),
+            "on_delivery": self._on_failure,
+            **(config or {}),
+        }
+        self._producer = Producer(self._config)
 
     def publish(self, noun: NounT) -> None:
         """Queue one; waits while the queue is full.
@@ -160,17 +157,27 @@ class Publisher(Generic[NounT]):
         under way after ``timeout_s`` (default: the delivery timeout), which are given up.
         """
         timeout_s = self._delivery_timeout_s + 10 if timeout_s is None else timeout_s
-        left = self._producer.flush(timeout_s)
+        if self._producer.flush(timeout_s):
+            self._give_up()
+        self._raise_failed()
+
+    def _give_up(self) -> None:
+        """Report whatever is queued or in flight as failed, and go on with a new client.
+
+        A purge may reach a queue late, on a busy machine after what is published next: the old
+        client must not have that.
+        """
         deadline = time.monotonic() + PURGE_TIMEOUT_S
+        left = 1
         while left and time.monotonic() < deadline:
-            # What is still queued or in flight gets its report, and so its name, by the purge;
-            # more than once, since a record on its way between two queues is passed by.
+            # Its report, and so its name, comes by the purge; more than once, since a record on
+            # its way between two queues is passed by.
             self._producer.purge()
             left = self._producer.flush(1)
         if left:
             self._failed_count += left
             self._failed_reason = f"{left} of them without a report from the client"
-        self._raise_failed()
+        self._producer = Producer(self._config)
 
     def check(self, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Raise UserError when no broker answers or the topic is not there."""

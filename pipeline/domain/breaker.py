@@ -39,6 +39,9 @@ class BreakerRule(Struct, frozen=True, kw_only=True):
     # is noticed after this, and not after the call's own deadline. Cards are authorized within one
     # or two seconds; twice that is no gateway that merely has much to do.
     slow_ms: int = 5_000
+    # The same for a gateway that answers nobody meanwhile: with every call unanswered for so long,
+    # it is not one slow card.
+    silent_ms: int = 2_500
 
 
 class Breaker:

@@ -102,6 +102,10 @@ class Protection:
                 return self._refused(g, kind, RATE_LIMITED, int(closed_ms) + 1)
             return Hold(closed_ms / 1000)
         if g.in_flight >= min(self._in_flight_max, g.places):
+            if g.breaker.state(now_ms) != CLOSED:
+                # Taken by calls that hang: none of them will end soon, and who waits for it holds
+                # up what stands behind it in its partition.
+                return self._refused(g, kind, BREAKER_OPEN, None)
             if waited_ms > self._place_wait_ms_max:
                 return self._refused(g, kind, THROTTLED, None)
             return Hold()
@@ -124,11 +128,12 @@ class Protection:
     def is_slow(self, permit: Permit, open_ms: float) -> bool:
         """Whether a call that is still open need not be waited for: its gateway is in trouble.
 
-        The first time it is found open for longer than its gateway should take, that is trouble.
+        The first time it is found open for longer than its gateway should take, that is trouble;
+        sooner, if the gateway has answered nobody meanwhile.
         """
         now_ms = self._now_ms()
         g = self._of(permit.gateway, now_ms)
-        if open_ms >= g.profile.breaker.slow_ms and not permit.told:
+        if open_ms >= g.patience_ms(now_ms) and not permit.told:
             permit.told = True
             self._tell(g, permit, False, now_ms)
         return open_ms >= HOLD_MS and (permit.probe or g.breaker.state(now_ms) != CLOSED)
@@ -140,9 +145,12 @@ class Protection:
         g.in_flight -= 1
         if answer.code == RATE_LIMITED and answer.retry_after_ms:
             g.closed_until_ms = max(g.closed_until_ms, now_ms + answer.retry_after_ms)
+        well = verdict(answer.outcome, answer.code)
+        if well:
+            g.answered_ms = now_ms
         if not permit.told:
             permit.told = True
-            self._tell(g, permit, verdict(answer.outcome, answer.code), now_ms)
+            self._tell(g, permit, well, now_ms)
 
     def report(self) -> None:
         """Show each breaker's state."""
@@ -207,6 +215,7 @@ class _Gateway:
         self.bucket: TokenBucket | None = None
         self.in_flight = 0
         self.closed_until_ms = 0.0
+        self.answered_ms = now_ms
         self.places: float = float("inf")
         self.shown = ""
         self._shared = -1.0
@@ -216,6 +225,12 @@ class _Gateway:
             self.breaker = Breaker(profile.breaker)
         self.profile = profile
         self._shared = -1.0
+
+    def patience_ms(self, now_ms: float) -> int:
+        """For how long a call may be open before it counts as trouble."""
+        rule = self.profile.breaker
+        silent = now_ms - self.answered_ms >= rule.silent_ms
+        return min(rule.slow_ms, rule.silent_ms) if silent else rule.slow_ms
 
     def share(self, share: float, now_ms: float) -> None:
         """Take a part of the limits. The parts of all workers come to the whole, except that

@@ -231,6 +231,45 @@ def test_a_gateway_that_hangs_costs_the_other_nothing_and_its_own_calls_little()
     assert "late" not in a.calls
 
 
+def slow_calls(protection: Protection, clock: Clock, open_ms: int) -> list[Permit]:
+    """As many open calls as the breaker judges, looked at when they have been open for so long."""
+    permits = [permitted(protection) for _ in range(RULE.calls_min)]
+    clock.ms += open_ms
+    for permit in permits:
+        protection.is_slow(permit, open_ms)
+    return permits
+
+
+PATIENT = BreakerRule(calls_min=RULE.calls_min, wait_ms=1_000, slow_ms=5_000, silent_ms=2_500)
+
+
+def test_a_gateway_that_answers_nobody_is_noticed_before_one_that_is_slow() -> None:
+    """Nobody's call ended well for that long; one good answer meanwhile, and it is only slow."""
+    for answered in (False, True):
+        clock, metrics = Clock(), Metrics()
+        profile = GatewayProfile(name="a", breaker=PATIENT)
+        protection = gate(profile, B, clock=clock, metrics=metrics)
+        another = permitted(protection)
+        clock.ms = 10_000
+        if answered:
+            clock.ms += 1
+            protection.ended(another, WELL)
+            clock.ms -= 1
+        slow_calls(protection, clock, PATIENT.silent_ms)
+        protection.report()
+        assert (state_of(metrics, "a") == CLOSED) is answered
+
+
+def test_nobody_waits_for_the_place_of_a_call_that_hangs() -> None:
+    """Every place is taken by calls that do not end: once that is known, the next are refused."""
+    clock = Clock()
+    profile = GatewayProfile(name="a", breaker=RULE, concurrency_max=RULE.calls_min)
+    protection = gate(profile, B, clock=clock)
+    slow_calls(protection, clock, RULE.slow_ms)
+    clock.ms += RULE.wait_ms  # half-open: probes would be let through, if there were a place
+    assert refused(protection).code == "breaker_open"
+
+
 def state_of(metrics: Metrics, gateway: str) -> float:
     return next(
         sample.value
