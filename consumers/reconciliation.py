@@ -228,7 +228,7 @@ class Reconciler:
                 if end <= low:
                     continue
                 booked = 0
-                seen: dict[str, control.Published] = {}
+                batch: list[control.Published] = []
                 for record in TopicReader(self._servers).onward(topic, partition, low):
                     if record.offset >= end:
                         break
@@ -238,13 +238,13 @@ class Reconciler:
                         # In the dead letters: it names no movement.
                         continue
                     place = f"{topic}[{partition}]@{record.offset}"
-                    seen.setdefault(settlement.settlement_id, control.Published(settlement, place))
-                    if len(seen) == BATCH_RECORDS:
-                        breaks, count = control.compare(connection, list(seen.values()))
+                    batch.append(control.Published(settlement, place))
+                    if len(batch) == BATCH_RECORDS:
+                        breaks, count = control.compare(connection, batch)
                         booked += count
-                        seen = {}
+                        batch = []
                         yield from breaks
-                breaks, count = control.compare(connection, list(seen.values()))
+                breaks, count = control.compare(connection, batch)
                 booked += count
                 yield from breaks
                 entries = control.entries_between(connection, topic, partition, low, end)
