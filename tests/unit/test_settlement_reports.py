@@ -168,10 +168,11 @@ def test_a_report_that_is_not_whole_is_refused(
         read_report(damaged(text), gateway=name, adapter=name)
 
 
-def test_what_is_not_our_reference_is_no_operation_of_ours(tmp_path: Path) -> None:
-    """A charge that another system made at the gateway names no payment."""
+@pytest.mark.parametrize("reference", ["their-own-42", "payment:o-1:pacific:1"])
+def test_what_is_not_our_reference_is_no_operation_of_ours(tmp_path: Path, reference: str) -> None:
+    """A charge that another system made, or one of another gateway, names no payment."""
     bank = Bank(tmp_path / "b.db", "northbank")
-    asked = Asked("charge", "their-own-42", 5_00, "GBP", "tok", "shop", "x 1")
+    asked = Asked("charge", reference, 5_00, "GBP", "tok", "shop", "x 1")
     bank.books.operate(
         Call("k", payload_hash(asked), EVENING_MS, lambda _f, _n: None, lambda _: Terms()), asked
     )

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from pipeline.domain.breaks import (
     BY_LATER_EVIDENCE,
-    FEE_DIFFERS,
     OPEN,
     RESOLVED,
     ReconciliationBreak,
@@ -22,8 +21,6 @@ from pipeline.ledger.decisions import decisions_of
 from pipeline.ledger.reconciliation.tables import breaks
 
 _FIELDS: Final = tuple(field.name for field in fields(ReconciliationBreak))
-# A row that was booked with another fee says so once; nothing that comes later unsays it.
-_TOLD_ONCE: Final = frozenset({FEE_DIFFERS})
 
 
 class Changes(Struct, frozen=True):
@@ -91,10 +88,7 @@ def keep(
     ended = [
         row.break_id
         for row in stored.values()
-        if row.state == OPEN
-        and row.kind in judged
-        and row.kind not in _TOLD_ONCE
-        and row.break_id not in seen
+        if row.state == OPEN and row.kind in judged and row.break_id not in seen
     ]
     for break_id in ended:
         connection.execute(

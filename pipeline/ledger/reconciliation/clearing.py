@@ -37,7 +37,8 @@ from pipeline.ledger.reconciliation.following import decide_clearing
 from pipeline.ledger.reconciliation.matching import Matched, OnlyHere, Result, matched
 from pipeline.ledger.reconciliation.tables import cleared_rows, clearing_rows
 
-# The kinds that a look judges anew each time.
+# The kinds that a look judges anew each time. FEE_DIFFERS is not one: a row that was booked with
+# another fee says so once, and nothing that comes later unsays it.
 JUDGED = frozenset(
     {
         MISSING_AT_GATEWAY, MISSING_HERE, AMOUNT_DIFFERS, CURRENCY_DIFFERS, DUPLICATE,
