@@ -14,7 +14,7 @@ from msgspec import Struct
 from sqlalchemy import Engine
 
 from pipeline.domain.breaks import LEDGER_DIFFERS, ReconciliationBreak
-from pipeline.domain.clearing import Clearing, clearing_key
+from pipeline.domain.clearing import clearing_key
 from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.domain.reconciliation_rules import ReconciliationRules
 from pipeline.domain.records import clearing_from_record, settlement_from_record
@@ -33,9 +33,15 @@ from pipeline.ledger.reconciliation.breaks import (
 from pipeline.ledger.reconciliation.clearing import Look, keep_breaks, look, mark_told
 from pipeline.ledger.reconciliation.findings import Clocks
 from pipeline.ledger.reconciliation.following import decide_statement, follow
-from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
+from pipeline.ledger.reconciliation.intake import (
+    Placed,
+    new_rows,
+    refusal,
+    stored_offsets,
+    take_in,
+)
 from pipeline.ledger.reconciliation.tables import prepare
-from pipeline.runtime.topic_reader import TopicReader
+from pipeline.runtime.topic_reader import PastRecord, TopicReader
 from producers.clearings import ReconciliationPublisher, word_of
 from producers.ledger_events import LedgerEvents, topic_ranges, topic_source
 from schemas.codec import Codec
@@ -129,35 +135,37 @@ class Reconciler:
     def _take_in(self, source: Source, partition: int, start: int, end: int) -> int:
         taken = 0
         done = start
-        batch: list[Placed] = []
+        rows: list[Placed] = []
+        refused: list[ReconciliationBreak] = []
+        now_ms = self._now_ms()
         for record in TopicReader(self._servers).onward(self._topic, partition, start):
-            clearing = self._decoded(record.partition, record.offset, record.key, record.value)
-            batch.append(Placed(clearing, record.partition, record.offset))
-            if len(batch) == BATCH_RECORDS:
+            made = self._row(source, record)
+            if isinstance(made, Placed):
+                rows.append(made)
+            else:
+                refused.append(made)
+            if len(rows) + len(refused) == BATCH_RECORDS:
                 progress = {partition: Progress(done, record.offset + 1)}
-                taken += take_in(self._engine, source, batch, progress)
-                done, batch = record.offset + 1, []
+                taken += take_in(self._engine, source, rows, progress, refused, now_ms=now_ms)
+                done, rows, refused = record.offset + 1, [], []
         if end > done:
-            taken += take_in(self._engine, source, batch, {partition: Progress(done, end)})
+            progress = {partition: Progress(done, end)}
+            taken += take_in(self._engine, source, rows, progress, refused, now_ms=now_ms)
         return taken
 
-    def _decoded(
-        self, partition: int, offset: int, key: bytes | None, value: bytes | None
-    ) -> Clearing:
+    def _row(self, source: Source, record: PastRecord) -> Placed | ReconciliationBreak:
+        """What a record holds; one that is no row holds nobody up, and is looked at by a person."""
+        partition, offset = record.partition, record.offset
         try:
-            clearing = clearing_from_record(self._codec.decoder("clearing")(value or b""))
+            clearing = clearing_from_record(self._codec.decoder("clearing")(record.value or b""))
         except DecodeError as error:
-            raise UserError(
-                f"{self._topic}[{partition}]@{offset} is no row of a report ({error}); nothing is "
-                "cleared until it is explained."
-            ) from error
+            day = datetime.fromtimestamp(record.timestamp_ms / 1000, UTC).date().isoformat()
+            return refusal(source, partition, offset, f"it cannot be read: {error}", day=day)
         named = clearing_key(clearing.gateway, clearing.file_id, clearing.row_number)
-        if key != named.encode():
-            raise UserError(
-                f"{self._topic}[{partition}]@{offset} has not the key of its row {named}; nothing "
-                "is cleared until it is explained."
-            )
-        return clearing
+        if record.key != named.encode():
+            detail = f"its key is not that of row {named}"
+            return refusal(source, partition, offset, detail, clearing=clearing)
+        return Placed(clearing, partition, offset)
 
     # Running ------------------------------------------------------------------------------------
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,13 +12,17 @@ from pipeline.commands.audit import LedgerUrl
 from pipeline.commands.ledger_decide import By, Reason
 from pipeline.commands.options import AsJson, BootstrapServers, Prefix
 from pipeline.commands.output import reader_may_leave
+from pipeline.commands.reconciling import (
+    contents,
+    day_of,
+    gateway_of,
+    kept,
+    now_ms,
+    reconciling,
+    rules_of,
+    today,
+)
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
-    from consumers.reconciliation import Reconciler
-    from pipeline.config import Settings
 
 app = typer.Typer(
     help="The books against the gateways' reports and the bank: import, run, breaks, resolve.",
@@ -41,7 +40,6 @@ Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="A
 # Breaks that a terminal or a page shows; all are in the CSV.
 SHOWN_MAX = 200
 PAGE_MAX = 2_000
-DOWNLOAD_TIMEOUT_S = 60.0
 
 
 @app.command("import")
@@ -70,8 +68,8 @@ def import_command(
     from pipeline.gateways.reports import read_report
 
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
-        name, adapter, url = _gateway(settings, gateway)
-        for text in _contents(files, f"{url}/v1/reports/{day}" if day else None):
+        name, adapter, url = gateway_of(settings, gateway)
+        for text in contents(files, f"{url}/v1/reports/{day}" if day else None):
             report = read_report(text.decode("utf-8", "replace"), gateway=name, adapter=adapter)
             fresh = reconciler.import_report(report)
             typer.echo(f"{report.file_id}: {len(report.rows)} rows, {fresh} of them new")
@@ -108,8 +106,8 @@ def bank_command(
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
         url = None
         if day:
-            url = f"{_gateway(settings, gateway)[2]}/v1/bank/statements/{day}"
-        for content in _contents(files, url):
+            url = f"{gateway_of(settings, gateway)[2]}/v1/bank/statements/{day}"
+        for content in contents(files, url):
             for statement in read_statements(content, rules_of(settings).payer):
                 new = reconciler.import_statement(statement, _who(by))
                 typer.echo(
@@ -151,7 +149,7 @@ def run_command(
     from pipeline.ledger.database import open_ledger, reading
     from pipeline.ledger.reconciliation.breaks import open_sums
 
-    until = None if as_of is None else _date(as_of)
+    until = None if as_of is None else day_of(as_of)
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
         ran = reconciler.run(as_of=until, controlled=not no_control)
         engine = open_ledger(settings.books_url(), create=False)
@@ -215,7 +213,7 @@ def breaks_command(
         if as_json:
             typer.echo(json.dumps(to_builtins(found), indent=2))
             return
-        for line in break_lines(found[:SHOWN_MAX], _today()):
+        for line in break_lines(found[:SHOWN_MAX], today()):
             typer.echo(line)
         if len(found) > SHOWN_MAX:
             typer.echo(f"and {len(found) - SHOWN_MAX} more: see `paystream reconcile report --csv`")
@@ -252,7 +250,7 @@ def resolve_command(
     with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
         prepare(engine)
         decide_resolution(
-            engine, break_id, resolution, actor=_who(by), reason=reason, now_ms=_now_ms()
+            engine, break_id, resolution, actor=_who(by), reason=reason, now_ms=now_ms()
         )
         log.publish(engine)
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, _):
@@ -288,128 +286,10 @@ def report_command(
         every = list_breaks(connection, state=None)
     try:
         if page is not None:
-            page.write_text(page_of(totals, found, _today(), PAGE_MAX), encoding="utf-8")
+            page.write_text(page_of(totals, found, today(), PAGE_MAX), encoding="utf-8")
             typer.echo(f"{page}: {len(totals)} totals, {len(found)} open breaks")
         if table is not None:
             with table.open("w", encoding="utf-8", newline="") as file:
-                typer.echo(f"{table}: {write_csv(every, _today(), file)} breaks")
+                typer.echo(f"{table}: {write_csv(every, today(), file)} breaks")
     except OSError as error:
         raise UserError(f"the report cannot be written: {error}.") from error
-
-
-@contextmanager
-def reconciling(
-    bootstrap_servers: str | None, prefix: str | None, ledger_url: str | None
-) -> Iterator[tuple[Reconciler, Settings]]:
-    """Reconciliation over the cluster and the ledger of the settings."""
-    from consumers.reconciliation import Reconciler
-    from pipeline.config import load_settings
-    from pipeline.ledger.database import open_ledger
-    from pipeline.record_codec import record_codec
-
-    settings = load_settings(
-        bootstrap_servers=bootstrap_servers, topic_prefix=prefix, ledger_url=ledger_url
-    )
-    rules = rules_of(settings)
-    catalogue = settings.catalogue()
-    engine = open_ledger(settings.books_url(), create=False)
-    try:
-        codec = record_codec(catalogue, settings.schema_registry_url)
-        yield (
-            Reconciler(settings.bootstrap_servers, catalogue, codec, engine, rules, now_ms=_now_ms),
-            settings,
-        )
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def kept(ledger_url: str | None) -> Iterator[Connection]:
-    """The breaks and totals that are kept, as of one moment."""
-    from pipeline.commands.ledger import books
-    from pipeline.ledger.reconciliation.tables import is_prepared
-
-    with books(ledger_url) as connection:
-        if not is_prepared(connection):
-            raise UserError(
-                "nothing was ever reconciled on this ledger: `paystream reconcile import` brings "
-                "in a report, `paystream reconcile run` compares."
-            )
-        yield connection
-
-
-def rules_of(settings: Settings) -> Any:
-    """What reconciliation allows, by the settings; UserError for rules that cannot be meant."""
-    from pipeline.gateways.configured import gateways_of
-    from pipeline.gateways.reports.terms import rules_of as rules_by_contract
-
-    entries = gateways_of(settings.worker_options())
-    adapters = {name: entry.adapter for name, entry in entries.items()}
-    return rules_by_contract(adapters, _document(settings.reconciliation_rules))
-
-
-def _gateway(settings: Settings, wanted: str | None) -> tuple[str, str, str]:
-    """Name, adapter and address of the gateway that is meant."""
-    from pipeline.gateways.configured import gateways_of
-
-    entries = gateways_of(settings.worker_options())
-    name = next(iter(entries)) if wanted is None and len(entries) == 1 else wanted
-    if name is None or name not in entries:
-        raise UserError(f"say whose it is with --gateway: one of {', '.join(entries)}.")
-    return name, entries[name].adapter, entries[name].url.rstrip("/")
-
-
-def _contents(files: list[Path] | None, url: str | None) -> Iterator[bytes]:
-    if url is None and not files:
-        raise UserError("name the files, or a day with --date.")
-    for file in files or ():
-        try:
-            yield file.read_bytes()
-        except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror}.") from error
-    if url is not None:
-        yield _downloaded(url)
-
-
-def _downloaded(url: str) -> bytes:
-    import urllib.error
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
-            body: bytes = answer.read()
-            return body
-    except urllib.error.HTTPError as error:
-        said = error.read(500).decode("utf-8", "replace")
-        raise UserError(f"{url} answers {error.code}: {said}") from error
-    except OSError as error:
-        raise UserError(f"{url} cannot be downloaded: {error}.") from error
-
-
-def _document(path: str) -> dict[str, Any]:
-    if not path:
-        return {}
-    file = Path(path).expanduser()
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the reconciliation rules {file} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"the reconciliation rules {file} are not a table of gateways.")
-    return found
-
-
-def _date(said: str) -> date:
-    try:
-        return date.fromisoformat(said)
-    except ValueError:
-        raise UserError(f"{said!r} is no date: write YYYY-MM-DD.") from None
-
-
-def _today() -> date:
-    return datetime.now(UTC).date()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -22,6 +22,7 @@ BATCH_DIFFERS: Final = "batch_differs"
 BATCH_UNPAID: Final = "batch_unpaid"
 BANK_LINE_UNKNOWN: Final = "bank_line_unknown"
 LEDGER_DIFFERS: Final = "ledger_differs"
+CLEARING_REFUSED: Final = "clearing_refused"
 
 BREAKS: Final[Mapping[str, str]] = {
     MISSING_AT_GATEWAY: "booked here, and in no report of the gateway although it is due",
@@ -33,6 +34,7 @@ BREAKS: Final[Mapping[str, str]] = {
     BATCH_DIFFERS: "the rows of a payout batch and the bank's line differ",
     BATCH_UNPAID: "rows of a payout batch, and no line of the bank although it is due",
     BANK_LINE_UNKNOWN: "a line of the bank that belongs to no batch of a gateway; it is not booked",
+    CLEARING_REFUSED: "a record of `clearings` is no row, or contradicts one that came before",
     LEDGER_DIFFERS: "a record of the settlements topic is not in the ledger as it should be",
 }
 

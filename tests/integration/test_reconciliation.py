@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner, Result
 
@@ -114,6 +115,10 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     with pytest.raises(UserError, match="another fee_minor"):
         run(url, "reconcile", "import", str(report))
 
+    # What is no row holds nobody up.
+    poison = Producer({"bootstrap.servers": flow.kafka})
+    poison.produce(flow.catalogue.name("clearings"), value=b"poison", key=b"k")
+    poison.flush(30)
     told = run(url, "reconcile", "run", "--as-of", "2023-11-21")
     assert told.exit_code == 1
     # 29 rows; their 13 of fees were accrued as 11.
@@ -122,8 +127,8 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     said = json.loads(again.output)
     assert (said["cleared"], said["opened"], said["ended"]) == (0, 0, 0)
     assert {each["kind"]: each["count"] for each in said["open"]} == {
-        "amount_differs": 1, "batch_unpaid": 1, "fee_differs": 29, "missing_at_gateway": 5,
-        "missing_here": 5,
+        "amount_differs": 1, "batch_unpaid": 1, "clearing_refused": 1, "fee_differs": 29,
+        "missing_at_gateway": 5, "missing_here": 5,
     }  # fmt: skip
 
     paid = sum(r.gross_minor - r.fee_minor for r in rows)
@@ -152,7 +157,7 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     assert (newest[differs.break_id]["state"], newest[differs.break_id]["version"]) == (
         "resolved", 2,
     )  # fmt: skip
-    assert sum(each["state"] == "open" for each in newest.values()) == 40
+    assert sum(each["state"] == "open" for each in newest.values()) == 41
 
     while seal(engine):
         pass
@@ -172,7 +177,7 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     assert done.exit_code == 0, done.output
     assert "<td>simulator</td><td>2023-11-16</td><td>GBP</td>" in page.read_text()
     with table.open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 42
+        assert len(list(csv.DictReader(file))) == 43
     rebuilt.dispose()
     engine.dispose()
 

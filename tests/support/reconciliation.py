@@ -38,7 +38,7 @@ from pipeline.ledger.reconciliation.following import (
     decide_statement,
     follow,
 )
-from pipeline.ledger.reconciliation.intake import Placed, stored_offsets, take_in
+from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
 from pipeline.ledger.reconciliation.tables import metadata, prepare
 from pipeline.ledger.verification import verify_books
 from tests.support.ledger import SOURCE, journal_at, settlement
@@ -215,16 +215,26 @@ class ReconciliationSuite:
             assert stored_offsets(connection, CLEARINGS) == {0: 15}
             assert verify_books(connection).damages == ()
 
-    def test_a_report_that_changes_is_refused(self, books: Books) -> None:
-        """The same row with another amount: nothing of the batch is taken in."""
+    def test_a_row_that_contradicts_an_earlier_one_is_a_break(self, books: Books) -> None:
+        """Refused before it is published; in the topic all the same, it holds nobody up."""
         sale = settlement(1)
-        books.report(row_of(1, sale))
-        changed = [row_of(2, settlement(2)), row_of(1, sale, amount_minor=1)]
-        with pytest.raises(UserError, match="another amount_minor"):
-            books.report(*changed)
+        first, changed = row_of(1, sale), row_of(1, sale, amount_minor=1)
+        books.report(first)
         with reading(books.engine) as connection:
-            assert counts(connection) == (1, 0)
-            assert stored_offsets(connection, CLEARINGS) == {0: 1}
+            assert new_rows(connection, [first, row_of(2, sale)]) == [row_of(2, sale)]
+            with pytest.raises(UserError, match="another amount_minor"):
+                new_rows(connection, [changed])
+        assert books.report(row_of(2, settlement(2)), changed, first) == 1
+        (found,) = books.breaks()
+        assert (found.kind, found.subject, found.at_risk_minor) == (
+            "clearing_refused", "clearings[0]@2", 1,
+        )  # fmt: skip
+        with reading(books.engine) as connection:
+            assert counts(connection) == (2, 0)
+            assert stored_offsets(connection, CLEARINGS) == {0: 4}
+        # Nothing that comes later explains it: a person does.
+        books.run()
+        assert [b.kind for b in books.breaks()] == ["clearing_refused"]
 
     def test_another_process_that_takes_in_the_same_is_noticed(self, books: Books) -> None:
         """Compare and set of the stored offset: of two one stores, the other is told."""

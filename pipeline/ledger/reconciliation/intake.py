@@ -8,10 +8,13 @@ from msgspec import Struct
 from msgspec.structs import astuple, fields
 from sqlalchemy import Connection, Engine, insert, select, update
 
+from pipeline.domain.breaks import CLEARING_REFUSED, ReconciliationBreak, break_id
 from pipeline.domain.clearing import Clearing, clearing_key
+from pipeline.domain.posting import NO_GATEWAY
 from pipeline.errors import UserError
 from pipeline.ledger.errors import SourceChanged
 from pipeline.ledger.journal import Progress, Source
+from pipeline.ledger.reconciliation.breaks import keep
 from pipeline.ledger.reconciliation.tables import clearing_offsets, clearing_rows
 
 # Values in one IN list: below SQLite's limit of variables in every build.
@@ -41,20 +44,56 @@ def stored_offsets(connection: Connection, source: Source) -> dict[int, int]:
 
 
 def take_in(
-    engine: Engine, source: Source, rows: Sequence[Placed], progress: Mapping[int, Progress]
+    engine: Engine,
+    source: Source,
+    rows: Sequence[Placed],
+    progress: Mapping[int, Progress],
+    refused: Sequence[ReconciliationBreak] = (),
+    *,
+    now_ms: int = 0,
 ) -> int:
     """Store the rows that are new and move the offsets, all or nothing; how many were new.
 
-    A row that is there with the same content is skipped. With other content it contradicts what may
-    be in the books already: UserError, and nothing is stored.
+    A row that is there with the same content is skipped. With another it is not stored, since what
+    it contradicts may be in the books: it becomes a break, as what was ``refused`` already does.
     """
     with engine.begin() as connection:
         for partition in sorted(progress):
             _move(connection, source, partition, progress[partition])
         inserted = _insert(connection, rows) if rows else 0
+        broken = list(refused)
         if inserted != len(rows):
-            _require_equal(connection, [placed.clearing for placed in rows])
+            broken += _contradictions(connection, source, rows)
+        if broken:
+            keep(connection, broken, now_ms, judged=())
     return inserted
+
+
+def refusal(
+    source: Source,
+    partition: int,
+    offset: int,
+    detail: str,
+    *,
+    day: str = "",
+    clearing: Clearing | None = None,
+) -> ReconciliationBreak:
+    """The break that a record which is not taken in becomes; ``day`` counts if it names none."""
+    place = f"{source.topic}[{partition}]@{offset}"
+    gateway = NO_GATEWAY if clearing is None else clearing.gateway
+    return ReconciliationBreak(
+        break_id=break_id(CLEARING_REFUSED, gateway, place),
+        kind=CLEARING_REFUSED,
+        gateway=gateway,
+        subject=place,
+        currency="XXX" if clearing is None else clearing.currency,
+        at_risk_minor=0 if clearing is None else abs(clearing.amount_minor),
+        since=day if clearing is None else clearing.report_date,
+        detail=detail,
+        file_id="" if clearing is None else clearing.file_id,
+        row_number=0 if clearing is None else clearing.row_number,
+        clearing_place=place,
+    )
 
 
 def new_rows(connection: Connection, rows: Sequence[Clearing]) -> list[Clearing]:
@@ -76,31 +115,46 @@ def new_rows(connection: Connection, rows: Sequence[Clearing]) -> list[Clearing]
     return fresh
 
 
-def _require_equal(connection: Connection, rows: Sequence[Clearing]) -> None:
-    """What was there already says what these say."""
+def _contradictions(
+    connection: Connection, source: Source, rows: Sequence[Placed]
+) -> list[ReconciliationBreak]:
+    """Of these rows, those that were there with another content."""
     c = clearing_rows.c
+    found = []
     for start in range(0, len(rows), _IN_LIST_MAX):
-        some = {_key(row): row for row in rows[start : start + _IN_LIST_MAX]}
+        some = rows[start : start + _IN_LIST_MAX]
         stored = connection.execute(
             select(*(c[name] for name in _FIELDS)).where(
-                c.gateway.in_({row.gateway for row in some.values()}),
-                c.file_id.in_({row.file_id for row in some.values()}),
-                c.row_number.in_({row.row_number for row in some.values()}),
+                c.gateway.in_({each.clearing.gateway for each in some}),
+                c.file_id.in_({each.clearing.file_id for each in some}),
+                c.row_number.in_({each.clearing.row_number for each in some}),
             )
         )
-        for found in stored:
-            row = some.get((found.gateway, found.file_id, found.row_number))
-            if row is not None:
-                _require_same(Clearing(**found._mapping), row)
+        known = {_key(row): row for row in (Clearing(**r._mapping) for r in stored)}
+        for each in some:
+            differing = _differing(known[_key(each.clearing)], each.clearing)
+            if differing:
+                said = f"came before with another {', '.join(differing)}"
+                detail = f"row {clearing_key(*_key(each.clearing))} {said}"
+                found.append(
+                    refusal(source, each.partition, each.offset, detail, clearing=each.clearing)
+                )
+    return found
 
 
 def _require_same(before: Clearing, row: Clearing) -> None:
-    differing = [name for name in _FIELDS if getattr(before, name) != getattr(row, name)]
+    differing = _differing(before, row)
     if differing:
         raise UserError(
             f"row {clearing_key(*_key(row))} came before with another {', '.join(differing)}: a "
             f"report never changes. Ask {row.gateway} which is true."
         )
+
+
+def _differing(before: Clearing, row: Clearing) -> list[str]:
+    if before == row:
+        return []
+    return [name for name in _FIELDS if getattr(before, name) != getattr(row, name)]
 
 
 def _key(row: Clearing) -> tuple[str, str, int]:
