@@ -23,8 +23,13 @@ from pipeline.domain.matching import (
 )
 
 _FETCH_ROWS: Final = 5_000
-# Groups come in the order of bytes, so that both databases and Python agree about it.
-_BYTES: Final[Mapping[str, str]] = {"sqlite": "", "postgresql": ' COLLATE "C"'}
+# Groups come in the order of bytes, so that both databases and Python agree about it. On SQLite the
+# sign keeps the planner from reading a table row by row in the order of some index of it.
+_ORDER: Final[Mapping[str, str]] = {
+    "sqlite": "+{0}.gateway, +{0}.gateway_reference, +{0}.kind",
+    "postgresql": '{0}.gateway COLLATE "C", {0}.gateway_reference COLLATE "C", '
+    '{0}.kind COLLATE "C"',
+}
 
 _BOOKED: Final = """
     SELECT e.settlement_id, e.gateway, e.gateway_reference, e.kind, e.payment_id, e.operation_id,
@@ -39,7 +44,7 @@ _BOOKED: Final = """
     WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND NOT EXISTS (
         SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.settlement_id
     )
-    ORDER BY e.gateway{bytes}, e.gateway_reference{bytes}, e.kind{bytes}"""
+    ORDER BY {order}"""
 _REPORTED: Final = """
     SELECT r.gateway, r.gateway_reference, r.kind, r.payment_id, r.operation_id, r.attempt,
         r.file_id, r.row_number, r.report_date, r.merchant_id, r.order_id, r.currency,
@@ -49,7 +54,7 @@ _REPORTED: Final = """
         SELECT 1 FROM cleared_rows c WHERE c.gateway = r.gateway AND c.file_id = r.file_id
         AND c.row_number = r.row_number
     )
-    ORDER BY r.gateway{bytes}, r.gateway_reference{bytes}, r.kind{bytes}"""
+    ORDER BY {order}"""
 _SIBLING: Final = text(
     "SELECT r.file_id, r.row_number FROM clearing_rows r JOIN cleared_rows c "
     "ON c.gateway = r.gateway AND c.file_id = r.file_id AND c.row_number = r.row_number "
@@ -142,18 +147,19 @@ def _cleared_by(connection: Connection, found: Paired, row: ReportedSide) -> str
 
 
 def _booked(connection: Connection) -> Iterator[BookedSide]:
-    for row in _rows(connection, _BOOKED):
+    for row in _rows(connection, _BOOKED, "e"):
         place = f"{row[13]}[{row[14]}]@{row[15]}"
         yield BookedSide(*(*row[:11], bool(row[11]), row[12], place))
 
 
 def _reported(connection: Connection, topic: str) -> Iterator[ReportedSide]:
-    for row in _rows(connection, _REPORTED):
+    for row in _rows(connection, _REPORTED, "r"):
         yield ReportedSide(*(*row[:17], f"{topic}[{row[17]}]@{row[18]}"))
 
 
-def _rows(connection: Connection, statement: str) -> Iterator[Any]:
-    ordered = text(statement.format(bytes=_BYTES[connection.dialect.name]))
+def _rows(connection: Connection, statement: str, table: str) -> Iterator[Any]:
+    order = _ORDER[connection.dialect.name].format(table)
+    ordered = text(statement.format(order=order))
     cursor = connection.execute(ordered.execution_options(yield_per=_FETCH_ROWS))
     for batch in cursor.partitions(_FETCH_ROWS):
         yield from batch
