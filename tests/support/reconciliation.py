@@ -199,6 +199,59 @@ class ReconciliationSuite:
         assert "merchant_payable:m1" not in books.balances()
         assert books.kinds() == []
 
+    def test_a_dispute_that_nobody_bears_yet_is_cleared_and_moves_nothing(
+        self, books: Books
+    ) -> None:
+        """Held in disputes_and_losses: the rows confirm what stands, and are told of once."""
+        sale = settlement(1)
+        taken = settlement(1, kind="dispute", amount_minor=-1000, operation_id="dispute-dp_1",
+                           gateway_reference="dp_1")  # fmt: skip
+        fee = settlement(1, kind="dispute_fee", amount_minor=-15, operation_id="dispute-dp_1",
+                         gateway_reference="dp_1")  # fmt: skip
+        back = settlement(1, kind="reversal", amount_minor=1000, operation_id="dispute-dp_1-9",
+                          gateway_reference="dp_1")  # fmt: skip
+        books.settle(sale, taken, fee, back)
+        rows = [row_of(n, each, fee_minor=0, operation_id="", attempt=0, operation_kind="")
+                for n, each in enumerate((taken, fee, back), 2)]  # fmt: skip
+        books.report(row_of(1, sale, fee_minor=0), *rows)
+        done = books.run("2023-11-20")
+        assert (done.cleared, done.untold) == (4, [])
+        assert books.balances() == {
+            "gateway_receivable:simulator": 1250 - 15, "merchant_available:m1": -1250,
+            "disputes_and_losses:m1": 15,
+        }  # fmt: skip
+        assert [b.kind for b in books.breaks()] == ["batch_unpaid"]
+
+    def test_within_the_tolerance_the_difference_is_rounding(self, books: Books) -> None:
+        """A minor unit more than was booked: cleared, and the unit is nobody's."""
+        rules = read_rules({"gateways": {"simulator": {"amount_tolerance_minor": 1}}})
+        sale, other = settlement(1), settlement(2)
+        books.settle(sale, other)
+        books.report(
+            row_of(1, sale, amount_minor=1251, fee_minor=0),
+            row_of(2, other, amount_minor=1252, fee_minor=0),
+        )
+        assert books.run(rules=rules).cleared == 1
+        assert books.balances() == {
+            "gateway_receivable:simulator": 1251 + 1250, "rounding:GBP": -1,
+            "merchant_available:m1": -1250, "merchant_payable:m2": -1250,
+        }  # fmt: skip
+        assert [b.kind for b in books.breaks()] == ["amount_differs"]
+
+    def test_currencies_have_their_own_decimals(self, books: Books) -> None:
+        """Yen have none and dinars three: minor units are what both sides count in."""
+        yen = settlement(1, amount_minor=1000, currency="JPY")
+        dinar = settlement(2, amount_minor=1234, currency="KWD")
+        books.settle(yen, dinar)
+        books.report(row_of(1, yen), row_of(2, dinar, amount_minor=1233))
+        books.run()
+        (found,) = books.breaks()
+        assert found.detail == "KWD 1.233 in the report, KWD 1.234 booked"
+        with reading(books.engine) as connection:
+            kept = {(b.account, b.currency): b.balance_minor for b in balances(connection)}
+        assert kept["merchant_available:m1", "JPY"] == -1000
+        assert kept["gateway_cost:simulator", "JPY"] == 10
+
     def test_the_same_file_and_the_same_run_again_change_nothing(self, books: Books) -> None:
         """Rows are taken in by file and number; what is cleared is cleared once."""
         sales = [settlement(n) for n in range(1, 6)]

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from consumers.break_watch import BreakWatch
+from pipeline.cli import app
 from pipeline.commands.reconcile_text import age_days, break_lines, page, write_csv
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.ids import payment_id
 from pipeline.errors import UserError
 from pipeline.gateways.reports.terms import rules_of
+from pipeline.ledger.database import open_ledger
+from pipeline.ledger.reconciliation.breaks import BreakSum, keep
+from pipeline.ledger.reconciliation.tables import prepare
 from pipeline.ledger.reconciliation.totals import DayTotal
 from pipeline.observability.metrics import Metrics
 from producers.clearings import word_of
+from tests.support.cli_runner import CliRunner
 from tests.support.reconciliation import reported_side
 
 TODAY = date(2010, 12, 10)
@@ -108,3 +116,67 @@ def test_rules_are_the_contracts_own_where_nothing_else_is_said() -> None:
     assert rules.payer("NORTHBANK") == rules.payer("N") == "n"
     with pytest.raises(UserError, match="no gateway 'm'"):
         rules_of({"n": "northbank"}, {"gateways": {"m": {}}})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    open_ledger(url).dispose()
+    monkeypatch.setenv("PAYSTREAM_LEDGER_URL", url)
+    return url
+
+
+@pytest.mark.usefixtures("ledger")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["breaks"], "nothing was ever reconciled"),
+        (["breaks", "--state", "ended"], "'ended' is no state"),
+        (["breaks", "--kind", "odd"], "'odd' is no kind of break"),
+        (["report"], "say what to write"),
+        (["report", "--csv", "/tmp/x.csv"], "nothing was ever reconciled"),
+        (["run", "--as-of", "tomorrow"], "'tomorrow' is no date"),
+        (["import"], "name the files, or a day"),
+        (["import", "x.csv", "--gateway", "nobody"], "one of simulator"),
+        (["import", "/nowhere/x.csv"], "cannot be read"),
+        (["bank", "/nowhere/x.xml"], "cannot be read"),
+        (["import", "--date", "2010-12-01"], "cannot be downloaded"),
+    ],
+    ids=lambda each: " ".join(each) if isinstance(each, list) else "",
+)
+def test_what_cannot_be_meant_is_said_in_a_sentence(words: list[str], said: str) -> None:
+    """What was wrong, and what to do; nothing is begun."""
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(app, ["reconcile", *words], catch_exceptions=False)
+
+
+@pytest.mark.usefixtures("ledger")
+def test_rules_that_cannot_be_read_stop_a_run_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tolerance that was meant must not be left out in silence."""
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[gateways.simulator]\nfee_tolerance = 1\n")
+    monkeypatch.setenv("PAYSTREAM_RECONCILIATION_RULES", str(rules))
+    with pytest.raises(UserError, match="no 'fee_tolerance'"):
+        CliRunner().invoke(app, ["reconcile", "run"], catch_exceptions=False)
+    monkeypatch.setenv("PAYSTREAM_RECONCILIATION_RULES", str(tmp_path / "nowhere.toml"))
+    with pytest.raises(UserError, match="cannot be read"):
+        CliRunner().invoke(app, ["reconcile", "run"], catch_exceptions=False)
+
+
+def test_breaks_are_counted_for_the_metrics_once_there_are_tables(ledger: str) -> None:
+    """A ledger on which reconciliation never ran has no breaks, and that is no trouble."""
+    engine = open_ledger(ledger)
+    told: list[Sequence[BreakSum]] = []
+    watch = BreakWatch(engine, told.append)
+    watch.look()
+    prepare(engine)
+    with engine.begin() as connection:
+        keep(connection, [broken(), broken(break_id="b2")], 1, judged=())
+    watch.look()
+    assert told == [(), [BreakSum("north", "missing_here", "JPY", 2, 2500)]]
+    watch.start()
+    watch.stop()
+    assert len(told) == 3
+    engine.dispose()
