@@ -1,22 +1,17 @@
 """Publishing decisions about the books, and booking what they post once they are published.
 
 A decision that is in the database and not in the topic, or in the topic and not booked, is what a
-crash leaves: the next call takes it further. A decision that is in the topic twice counts where it
-stands first.
+crash leaves: the next call takes it further. Decisions are published in transactions of one id,
+with what else they are told by (a payout as it stands, the audit's entry): whoever publishes puts
+an earlier one off before looking at the topic, so each decision is there once, with all of it. One
+that an earlier version published twice counts where it stands first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from msgspec import Struct
 from sqlalchemy import Engine
@@ -24,11 +19,13 @@ from sqlalchemy import Engine
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.records import ledger_event_from_record, to_record
 from pipeline.errors import UserError
+from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
 from pipeline.ledger.decisions import adopt, unpublished
 from pipeline.ledger.journal import Source
 from pipeline.runtime.cluster import cluster_and_topic_id, require_reachable
 from pipeline.runtime.topic_reader import TopicReader
+from producers.payout_records import Companion, companions_of
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
@@ -36,8 +33,11 @@ from topics.catalogue import Catalogue
 ROLE = "ledger-events"
 # One key for all, so that they lie in one partition, in order.
 KEY = b"ledger"
-DELIVERY_TIMEOUT_S = 30.0
+# How long a publication may take before it is given up, and the broker ends what a crash left open.
+TRANSACTION_TIMEOUT_S = 30.0
 METADATA_TIMEOUT_S = 10.0
+# Decisions published by one transaction: some hundred KiB.
+PUBLISHED_TOGETHER_MAX = 500
 
 
 class PublishedEvent(Struct, frozen=True):
@@ -53,6 +53,8 @@ class LedgerEvents:
 
     def __init__(self, bootstrap_servers: str, catalogue: Catalogue, codec: Codec) -> None:
         self.bootstrap_servers = bootstrap_servers
+        self._catalogue = catalogue
+        self._codec = codec
         self._topic = catalogue.name(ROLE)
         self._encode = codec.encoder("ledger-event")
         self._decode = codec.decoder("ledger-event")
@@ -95,50 +97,102 @@ class LedgerEvents:
         ``on_step`` is told the steps, for tests that end the process there.
         """
         source = self.source()
+        with reading(engine) as connection:
+            producer = self._fencing_producer() if unpublished(connection) else None
+        there, waiting = self._there_and_waiting(engine)
+        if producer is None and any(event.event_id not in there for event in waiting):
+            # Somebody has decided meanwhile.
+            producer = self._fencing_producer()
+            there, waiting = self._there_and_waiting(engine)
+        made = 0
+        for start in range(0, len(waiting), PUBLISHED_TOGETHER_MAX):
+            events = waiting[start : start + PUBLISHED_TOGETHER_MAX]
+            on_step("decided")
+            places = {
+                event.event_id: (there[event.event_id].partition, there[event.event_id].offset)
+                for event in events
+                if event.event_id in there
+            }
+            new = [event for event in events if event.event_id not in places]
+            if new and producer is not None:
+                places.update(self._deliver(producer, new, companions_of(engine, new), on_step))
+            on_step("published")
+            for event in events:
+                made += book_decision(engine, source, event, *places[event.event_id])
+        return made
+
+    def tell(self, companion: Companion) -> None:
+        """Publish something that no decision goes with: that one was refused."""
+        self._deliver(self._fencing_producer(), (), (companion,), lambda _step: None)
+
+    def _there_and_waiting(
+        self, engine: Engine
+    ) -> tuple[dict[str, PublishedEvent], Sequence[LedgerEvent]]:
         there = {each.event.event_id: each for each in self.read()}
         with engine.begin() as connection:
             adopt(connection, [each.event for each in there.values()])
-            waiting = unpublished(connection)
-        made = 0
-        for event in waiting:
-            on_step("decided")
-            place = there.get(event.event_id)
-            if place is not None:
-                partition, offset = place.partition, place.offset
-            else:
-                partition, offset = self._deliver(event)
-            on_step("published")
-            made += book_decision(engine, source, event, partition, offset)
-        return made
+            return there, unpublished(connection)
 
-    def _deliver(self, event: LedgerEvent) -> tuple[int, int]:
+    def _fencing_producer(self) -> Producer:
+        """What another process was publishing is ended by now: it is in the topic, or never is."""
         producer = Producer(
             {
                 "bootstrap.servers": self.bootstrap_servers,
                 "client.id": "paystream.ledger.events",
-                "enable.idempotence": True,
-                "acks": "all",
+                "transactional.id": f"paystream/{self._catalogue.settings.prefix}/ledger-events",
+                "transaction.timeout.ms": int(TRANSACTION_TIMEOUT_S * 1000),
                 "partitioner": "murmur2_random",
-                "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
                 "log_level": 0,
             }
         )
-        reports: list[tuple[KafkaError | None, Message]] = []
-        producer.produce(
-            self._topic,
-            key=KEY,
-            value=self._encode(to_record(event)),
-            on_delivery=lambda error, message: reports.append((error, message)),
-        )
-        producer.flush(DELIVERY_TIMEOUT_S + 5)
-        error, message = reports[0] if reports else (None, None)
-        if message is None or error is not None:
+        try:
+            producer.init_transactions(TRANSACTION_TIMEOUT_S)
+        except KafkaException as error:
             raise UserError(
-                f"decision {event.sequence} is made and was not certainly published"
-                f"{f' ({error.str()})' if error is not None else ''}; when the cluster is back, "
+                f"the cluster takes no transactions now: {error.args[0].str()}. When it does, "
+                "`paystream ledger publish` takes what is decided further."
+            ) from error
+        return producer
+
+    def _deliver(
+        self,
+        producer: Producer,
+        events: Sequence[LedgerEvent],
+        companions: Sequence[Companion],
+        on_step: Callable[[str], None],
+    ) -> dict[str, tuple[int, int]]:
+        """Publish all or nothing; where each decision is."""
+        placed: dict[str, tuple[int, int]] = {}
+
+        def placing(event: LedgerEvent) -> Callable[[object, Message], None]:
+            def place(error: object, message: Message) -> None:
+                if error is None:
+                    placed[event.event_id] = message.partition() or 0, message.offset() or 0
+
+            return place
+
+        try:
+            producer.begin_transaction()
+            for event in events:
+                value = self._encode(to_record(event))
+                producer.produce(self._topic, value, KEY, on_delivery=placing(event))
+            for role, key, noun in companions:
+                schema = self._catalogue[role].schema or ""
+                value = self._codec.encoder(schema)(to_record(noun))
+                producer.produce(self._catalogue.name(role), value, key)
+            producer.flush(TRANSACTION_TIMEOUT_S)
+            on_step("sent")
+            producer.commit_transaction(TRANSACTION_TIMEOUT_S)
+        except KafkaException as error:
+            why = error.args[0].str()
+            if not events:
+                raise UserError(f"the audit was not certainly told of a refusal: {why}.") from error
+            raise UserError(
+                f"decision {events[0].sequence} is made and was not certainly published ({why}); "
+                "when the cluster is back and has all topics (`paystream topics apply`), "
                 "`paystream ledger publish` takes it further."
-            )
-        return message.partition() or 0, message.offset() or 0
+            ) from error
+        return placed
 
 
 def topic_source(bootstrap_servers: str, topic: str) -> Source:

@@ -24,6 +24,7 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "payment-event",
     "payment-request",
     "reconciliation-break",
+    "payout",
     "risk-check",
     "risk-result",
     "risk-velocity",

@@ -299,8 +299,16 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         {**stream, "retention.ms": "-1"},
         ("operators",),
         (),
-        "Decisions that the books follow: fee schedules, closed periods, entries by hand. All of "
-        "one ledger have one key, so they lie in one partition, in order.",
+        "Decisions that the books follow: fee schedules, closed periods, entries by hand, payouts. "
+        "All of one ledger have one key, so they lie in one partition, in order.",
+    )
+    add(
+        "payouts",
+        "payout",
+        {**stream, "retention.ms": "-1"},
+        ("operators",),
+        (),
+        "Every payout as it stands after each of its decisions; key `merchant:currency`.",
     )
     add(
         "clearings",

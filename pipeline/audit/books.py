@@ -12,6 +12,7 @@ from pipeline.audit.amounts import amount_text
 from pipeline.audit.clearings import BANK_STATEMENT, CLEARING, expected_entries
 from pipeline.audit.evidence import PaymentEvidence, SettlementSeen
 from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy
+from pipeline.audit.payouts import wrong_payouts
 from pipeline.audit.postings import expected_postings
 from pipeline.audit.report import Example
 from pipeline.audit.terms import (
@@ -20,6 +21,7 @@ from pipeline.audit.terms import (
     Lines,
     Movement,
     PaymentTerms,
+    decided_entry,
     next_day,
     tier_corrections,
 )
@@ -49,6 +51,7 @@ class LedgerChecks:
     def all(self) -> None:
         self.entries()
         self.of_decisions()
+        self.payouts()
         self.balances()
 
     def entries(self) -> None:
@@ -243,10 +246,11 @@ class LedgerChecks:
             if decision is not None and decision.kind in (CLEARING, BANK_STATEMENT):
                 cleared.setdefault(decision.sequence, {})[entry.entry_id] = lines
                 continue
+            held = None if decision is None else decided_entry(decision)
             if (
                 decision is None
-                or decision.kind != "entry"
-                or not self._as_decided(entry, lines, decision.sequence, decision.body)
+                or held is None
+                or not self._as_decided(entry, lines, decision.sequence, held)
             ):
                 self.found.broken(
                     "journal_entry_without_decision",
@@ -260,7 +264,8 @@ class LedgerChecks:
         for decision in self.decisions.seen:
             place = topic, decision.partition
             below = decision.offset < self.ledger.offsets.get(place, 0)
-            if decision.kind == "entry" and below and by_hand[decision.sequence] != 1:
+            held = decided_entry(decision)
+            if held is not None and below and by_hand[decision.sequence] != 1:
                 self.found.broken(
                     "journal_entry_without_decision",
                     Example(topic, decision.partition, decision.offset, decision.event_id,
@@ -345,6 +350,15 @@ class LedgerChecks:
                                 f"{month} {terms}: booked {amount_text(made[key], currency)}, "
                                 f"should be {amount_text(wanted[key], currency)}"),
                     )  # fmt: skip
+
+    def payouts(self) -> None:
+        """What was decided about payouts, whether or not it is booked."""
+        topic = self.topic["ledger-events"]
+        for decision, why in wrong_payouts(self.decisions.seen):
+            self.found.broken(
+                "payout_decision_wrong",
+                Example(topic, decision.partition, decision.offset, decision.event_id, why),
+            )
 
     def balances(self) -> None:
         """Each entry is zero in each currency, and balances are the sums of postings."""

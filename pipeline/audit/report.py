@@ -74,6 +74,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "journal_entry_without_decision": "What no settlement books, a published decision does.",
     "clearing_wrong": "A report's row and the bank's line post what they say, once.",
     "tier_correction_wrong": "A closed month's tiers are set right, each once.",
+    "payout_decision_wrong": "A payout goes its way, approved by a second person, each day once.",
     "journal_entry_source_wrong": "A journal entry names the record it was booked from.",
     "journal_entry_beyond_offset": "Entries and the ledger's offsets are committed together.",
     "journal_unbalanced": "Debits equal credits in every entry and currency.",

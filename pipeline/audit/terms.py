@@ -33,6 +33,7 @@ class DecisionSeen(Struct, frozen=True):
     event_id: str
     kind: str
     body: Mapping[str, Any]
+    actor: str = ""
 
 
 class Movement(Struct, frozen=True):
@@ -226,8 +227,18 @@ def decision_of(partition: int, offset: int, fields: Mapping[str, Any]) -> Decis
     """ValueError when the body is not JSON."""
     return DecisionSeen(
         partition, offset, fields["sequence"], fields["event_id"], fields["kind"],
-        json.loads(fields["body"]),
+        json.loads(fields["body"]), fields["actor"],
     )  # fmt: skip
+
+
+def decided_entry(decision: DecisionSeen) -> Mapping[str, Any] | None:
+    """The entry that a decision holds: one by hand is it, one about a payout may have one."""
+    if decision.kind == "entry":
+        return decision.body
+    if decision.kind.startswith("payout_") and decision.kind != "payout_terms":
+        held: Mapping[str, Any] | None = decision.body["entry"]
+        return held
+    return None
 
 
 def next_day(day: str) -> str:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.commands.audit import LedgerUrl
+from pipeline.commands.deciding import (
+    By,
+    Reason,
+    deciding,
+    read_document,
+    shown_time,
+    time_ms,
+    who,
+)
 from pipeline.commands.options import BootstrapServers, Prefix
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from producers.ledger_events import LedgerEvents
 
 app = typer.Typer()
 fees_app = typer.Typer(
@@ -29,9 +29,6 @@ fees_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(fees_app, name="fees")
-
-Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
-By = Annotated[str | None, typer.Option("--by", help="Who; default: this login's name.")]
 
 
 @fees_app.command("apply")
@@ -67,9 +64,9 @@ def fees_apply_command(
     from pipeline.domain.decisions import schedule_body
     from pipeline.ledger.decisions import decide_terms
 
-    document = _document(file)
+    document = read_document(file, "fee schedule")
     now_ms = int(time.time() * 1000)
-    from_ms = now_ms if effective_from is None else _time_ms(effective_from)
+    from_ms = now_ms if effective_from is None else time_ms(effective_from)
     body = schedule_body(document, from_ms)
     if dry_run:
         typer.echo(f"{file} can be used")
@@ -77,11 +74,11 @@ def fees_apply_command(
     with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, topic):
         with engine.begin() as connection:
             event = decide_terms(
-                connection, topic, body=body, effective_from_ms=from_ms, actor=_who(by),
+                connection, topic, body=body, effective_from_ms=from_ms, actor=who(by),
                 reason=reason, now_ms=now_ms,
             )  # fmt: skip
         log.publish(engine)
-    typer.echo(f"fee schedule {event.sequence} counts from {_shown(from_ms)}")
+    typer.echo(f"fee schedule {event.sequence} counts from {shown_time(from_ms)}")
 
 
 @fees_app.command("show")
@@ -106,8 +103,8 @@ def fees_show_command(ledger_url: LedgerUrl = None) -> None:
     for event in events:
         body = json.loads(event.body)
         typer.echo(
-            f"schedule {event.sequence} from {_shown(body['effective_from_ms'])}, by "
-            f"{event.actor} at {_shown(event.decided_at_ms)}: {event.reason}"
+            f"schedule {event.sequence} from {shown_time(body['effective_from_ms'])}, by "
+            f"{event.actor} at {shown_time(event.decided_at_ms)}: {event.reason}"
         )
         typer.echo(json.dumps(body["schedule"], indent=2))
 
@@ -144,7 +141,7 @@ def close_command(
         ends = {p: end for p, (_, end) in topic_ranges(log.bootstrap_servers, topic).items()}
         with engine.begin() as connection:
             event = decide_close(
-                connection, topic, through=through, actor=_who(by), reason=reason,
+                connection, topic, through=through, actor=who(by), reason=reason,
                 now_ms=int(time.time() * 1000),
             )  # fmt: skip
         made = log.publish(engine)
@@ -194,7 +191,7 @@ def post_command(
     with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
         with engine.begin() as connection:
             event = decide(
-                connection, kind=ENTRY, body=body, actor=_who(by), reason=reason,
+                connection, kind=ENTRY, body=body, actor=who(by), reason=reason,
                 now_ms=int(time.time() * 1000),
             )  # fmt: skip
         log.publish(engine)
@@ -289,54 +286,6 @@ def rebuild_command(
     raise typer.Exit(0 if same else 1)
 
 
-@contextmanager
-def deciding(
-    bootstrap_servers: str | None,
-    prefix: str | None,
-    ledger_url: str | None,
-    *,
-    further: bool = True,
-) -> Iterator[tuple[Engine, LedgerEvents, str]]:
-    """The ledger, its topic of decisions, and the name of the settlements topic.
-
-    What an interrupted command left is taken ``further`` first.
-    """
-    from pipeline.config import load_settings
-    from pipeline.ledger.database import open_ledger
-    from pipeline.record_codec import record_codec
-    from producers.ledger_events import LedgerEvents
-
-    settings = load_settings(
-        bootstrap_servers=bootstrap_servers, topic_prefix=prefix, ledger_url=ledger_url
-    )
-    catalogue = settings.catalogue()
-    engine = open_ledger(settings.books_url(), create=False)
-    try:
-        log = LedgerEvents(
-            settings.bootstrap_servers,
-            catalogue,
-            record_codec(catalogue, settings.schema_registry_url),
-        )
-        # Before anything is decided: a topic that is away is told now, not afterwards.
-        log.source()
-        if further:
-            log.publish(engine)
-        yield engine, log, catalogue.name("settlements")
-    finally:
-        engine.dispose()
-
-
-def _document(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-        found = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the fee schedule {file} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"the fee schedule {file} is not a table of plans and gateway costs.")
-    return found
-
-
 def _posting(line: str) -> Any:
     from pipeline.domain.money import parse_amount
     from pipeline.domain.posting import Posting
@@ -346,23 +295,3 @@ def _posting(line: str) -> Any:
     if not equals or not colon:
         raise UserError(f"{line!r} is no line: write ACCOUNT=AMOUNT:CURRENCY.")
     return Posting(account, currency, parse_amount(amount, currency))
-
-
-def _time_ms(said: str) -> int:
-    try:
-        found = datetime.fromisoformat(said)
-    except ValueError:
-        raise UserError(f"{said!r} is no time: write YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS.") from None
-    if found.tzinfo is None:
-        found = found.replace(tzinfo=UTC)
-    return int(found.timestamp() * 1000)
-
-
-def _shown(time_ms: int) -> str:
-    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _who(by: str | None) -> str:
-    import getpass
-
-    return by or getpass.getuser()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from pipeline.domain.money import MINOR_UNITS
+from pipeline.domain.money import decimal
 from pipeline.ledger.queries import Balance
 from pipeline.ledger.reports import EntryShown, MerchantBalance, Statement
 from pipeline.ledger.verification import DAMAGES, Verification
@@ -18,14 +18,6 @@ EXPORT_COLUMNS = (
 )  # fmt: skip
 # Damages of one name that are shown; the rest are counted.
 SHOWN_MAX = 20
-
-
-def decimal(minor: int, currency: str) -> str:
-    """A plain decimal, without separators: what a spreadsheet and an ERP read."""
-    digits = MINOR_UNITS.get(currency, 0)
-    whole, rest = divmod(abs(minor), 10**digits)
-    text = f"{whole}.{rest:0{digits}d}" if digits else str(whole)
-    return f"-{text}" if minor < 0 else text
 
 
 def merchant_lines(found: Iterable[MerchantBalance]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.audit import LedgerUrl
-from pipeline.commands.ledger_decide import By, Reason
+from pipeline.commands.deciding import By, Reason
 from pipeline.commands.options import AsJson, BootstrapServers, Prefix
 from pipeline.commands.output import reader_may_leave
 from pipeline.commands.reconciling import (
@@ -100,7 +100,7 @@ def bank_command(
     \b
       paystream reconcile bank --gateway northbank --date 2010-12-02
     """
-    from pipeline.commands.ledger_decide import _who
+    from pipeline.commands.deciding import who
     from pipeline.gateways.bank_statement import read_statements
 
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
@@ -109,7 +109,7 @@ def bank_command(
             url = f"{gateway_of(settings, gateway)[2]}/v1/bank/statements/{day}"
         for content in contents(files, url):
             for statement in read_statements(content, rules_of(settings).payer):
-                new = reconciler.import_statement(statement, _who(by))
+                new = reconciler.import_statement(statement, who(by))
                 typer.echo(
                     f"{statement.file_id}: {len(statement.lines)} lines, "
                     f"{'booked' if new else 'booked before'}"
@@ -243,14 +243,14 @@ def resolve_command(
     \b
       paystream reconcile resolve 3fa1c09b7d21 --as accepted --reason "below the cost of asking"
     """
-    from pipeline.commands.ledger_decide import _who, deciding
+    from pipeline.commands.deciding import deciding, who
     from pipeline.ledger.reconciliation.following import decide_resolution
     from pipeline.ledger.reconciliation.tables import prepare
 
     with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
         prepare(engine)
         decide_resolution(
-            engine, break_id, resolution, actor=_who(by), reason=reason, now_ms=now_ms()
+            engine, break_id, resolution, actor=who(by), reason=reason, now_ms=now_ms()
         )
         log.publish(engine)
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, _):

@@ -1,4 +1,5 @@
-"""What people decide about the books, as events: fee schedules, closed periods, entries by hand.
+"""What people decide about the books, as events: fee schedules, closed periods, entries by hand,
+payouts (``payouts``).
 
 The body of a decision is JSON, each kind with a shape of its own, and is read here by whoever
 follows it: the writer of the books, a rebuild from the topics.
@@ -15,10 +16,10 @@ from msgspec import Struct
 from pipeline.domain.accounts import is_account
 from pipeline.domain.clearing import BANK_RECEIPT, CLEARING_ENTRY
 from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
-from pipeline.domain.invariant import invariant
 from pipeline.domain.keys import valid_id
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.money import MINOR_UNITS
+from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.domain.periods import Closing
 from pipeline.domain.posting import AMOUNT_MINOR_MAX, RULE_OF, Posting
 from pipeline.domain.validation import is_date
@@ -34,7 +35,7 @@ RULE_KINDS: Final = (FEE_SCHEDULE, PERIOD_CLOSE)
 # The kind of the entries that set a closed month's tiers right.
 FEE_TRUE_UP: Final = "fee_true_up"
 # Kinds of entries that follow from a settlement, a close or a report, and are never made by hand.
-_OWN_KINDS: Final = frozenset({*RULE_OF, FEE_TRUE_UP, CLEARING_ENTRY, BANK_RECEIPT})
+_OWN_KINDS: Final = frozenset({*RULE_OF, FEE_TRUE_UP, CLEARING_ENTRY, BANK_RECEIPT, *PAYOUT_KINDS})
 
 
 class Rules(Struct, frozen=True):
@@ -47,7 +48,7 @@ class Rules(Struct, frozen=True):
 
 
 class HandEntry(Struct, frozen=True):
-    """An entry somebody decided on: a conversion, a correction, a resolution."""
+    """An entry somebody decided on: a conversion, a correction, a resolution, a payout."""
 
     kind: str
     merchant_id: str
@@ -122,9 +123,16 @@ def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequen
     )
 
 
-def hand_entry_of(event: LedgerEvent) -> HandEntry:
-    invariant(event.kind == ENTRY, "it is an entry by hand")
-    body = json.loads(event.body)
+def decided_entry_of(event: LedgerEvent) -> HandEntry | None:
+    """The entry that a decision holds, or None where it holds none."""
+    if event.kind == ENTRY:
+        body = json.loads(event.body)
+    elif event.kind in PAYOUT_KINDS:
+        body = json.loads(event.body)["entry"]
+    else:
+        body = None
+    if body is None:
+        return None
     return HandEntry(
         body["kind"],
         body["merchant_id"],

@@ -69,6 +69,15 @@ def format_amount(amount_minor: int, currency: str, *, sign: bool = False) -> st
     return f"{currency} {minus}{text}"
 
 
+def decimal(amount_minor: int, currency: str) -> str:
+    """A plain decimal without separators, as banks, spreadsheets and an ERP read it: JPY 1999,
+    GBP 19.99, KWD 1.999. An unknown currency's minor units stay as they are."""
+    digits = MINOR_UNITS.get(currency, 0)
+    whole, rest = divmod(abs(amount_minor), 10**digits)
+    text = f"{whole}.{rest:0{digits}d}" if digits else str(whole)
+    return f"-{text}" if amount_minor < 0 else text
+
+
 def parse_amount(text: str, currency: str) -> int:
     """Minor units of a decimal string such as ``1536.5``, exactly; zeros may be left out or added.
 

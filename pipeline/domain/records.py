@@ -44,6 +44,7 @@ from pipeline.domain.model import (
     VelocityBucket,
     VelocitySeries,
 )
+from pipeline.domain.payouts import Payout
 
 Record = dict[str, Any]
 Noun = (
@@ -68,6 +69,7 @@ Other = (
     | ControlEntry
     | DeadLetterMarker
     | LedgerEvent
+    | Payout
     | ReconciliationBreak
     | RiskVelocity
 )
@@ -228,6 +230,10 @@ def break_from_record(record: Record) -> ReconciliationBreak:
     return ReconciliationBreak(**record)
 
 
+def payout_from_record(record: Record) -> Payout:
+    return Payout(**record)
+
+
 def marker_from_record(record: Record) -> DeadLetterMarker:
     return DeadLetterMarker(**record)
 
@@ -252,6 +258,7 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     LedgerEvent: asdict,
     Clearing: asdict,
     ReconciliationBreak: asdict,
+    Payout: asdict,
 }
 
 FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
@@ -267,6 +274,7 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
     "gateway-reference": reference_from_record,
     "audit-entry": audit_entry_from_record,
     "ledger-event": ledger_event_from_record,
+    "payout": payout_from_record,
     "control-entry": control_entry_from_record,
     "risk-check": check_from_record,
     "risk-result": risk_result_from_record,
@@ -296,4 +304,5 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     LedgerEvent: "ledger-event",
     Clearing: "clearing",
     ReconciliationBreak: "reconciliation-break",
+    Payout: "payout",
 }

@@ -1,4 +1,4 @@
-"""What a published decision posts: corrections of a closed month's tiers, entries by hand.
+"""What a published decision posts: corrections of a closed month's tiers, the entry it holds.
 
 The entries carry the place the decision was published at, as a settlement's entry carries its own.
 """
@@ -12,12 +12,11 @@ from sqlalchemy import Connection, Engine, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pipeline.domain.decisions import (
-    ENTRY,
     FEE_TRUE_UP,
     PERIOD_CLOSE,
     Rules,
     closing_of,
-    hand_entry_of,
+    decided_entry_of,
 )
 from pipeline.domain.fees import NO_PLAN, tier_correction
 from pipeline.domain.model import LedgerEvent
@@ -103,9 +102,9 @@ def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequen
     if event.kind in (CLEARING, BANK_STATEMENT):
         closed = max((x.through for x in rules.closings if x.sequence < event.sequence), default="")
         return reconciliation_entries(connection, event, closed)
-    if event.kind != ENTRY:
+    hand = decided_entry_of(event)
+    if hand is None:
         return ()
-    hand = hand_entry_of(event)
     closed = max((x.through for x in rules.closings if x.sequence < event.sequence), default="")
     return [
         _entry(

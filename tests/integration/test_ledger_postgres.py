@@ -28,6 +28,7 @@ from tests.support.ledger import (
 from tests.support.ledger_migrations import MigrationSuite
 from tests.support.ledger_rules import RulesSuite, book_all, close
 from tests.support.ledger_seals import SealsSuite
+from tests.support.payouts import PayoutSuite
 from tests.support.reconciliation import ReconciliationSuite
 
 pytestmark = pytest.mark.integration
@@ -57,6 +58,10 @@ class TestSealsOnPostgres(SealsSuite):
 
 
 class TestReconciliationOnPostgres(ReconciliationSuite):
+    pass
+
+
+class TestPayoutsOnPostgres(PayoutSuite):
     pass
 
 

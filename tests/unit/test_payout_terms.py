@@ -1,0 +1,142 @@
+"""Payout terms as data: what is refused, and which days are business days."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pytest
+
+from pipeline.domain.business_days import BusinessDays
+from pipeline.domain.payout_terms import read_terms, terms_on
+from pipeline.errors import UserError
+from tests.support.payouts import document, ms, row
+
+
+def days(**changed: Any) -> BusinessDays:
+    fields = {"time_zone": "Europe/London", "cut_off": "17:00", **changed}
+    return BusinessDays(**fields)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"time_zone": "Europe/Nowhere"}, "no time zone"),
+        ({"time_zone": "../etc/passwd"}, "no time zone"),
+        ({"cut_off": "25:00"}, "no cut-off"),
+        ({"cut_off": "24:01"}, "no cut-off"),
+        ({"calendar": "XX"}, "no calendar"),
+        ({"calendar": "GB-XXX"}, "no calendar"),
+        ({"calendar": "england"}, "no calendar"),
+        ({"closed": ["2010-13-01"]}, "is no date"),
+        ({"closed": "2010-12-01"}, "list of days"),
+        ({"currency": "GBX"}, "ISO 4217"),
+        ({"merchant": "a b"}, "merchant is"),
+        ({"minimum_minor": -1}, "minimum_minor"),
+        ({"minimum_minor": 1.5}, "minimum_minor"),
+        ({"reserve": {"kind": "rolling", "percentage": "10"}}, "rolling has"),
+        ({"reserve": {"kind": "rolling", "percentage": 10, "days": 1}}, "percentage is text"),
+        ({"reserve": {"kind": "rolling", "percentage": "100.1", "days": 1}}, "percentage is text"),
+        ({"reserve": {"kind": "rolling", "percentage": "5", "days": 0}}, "days is an integer"),
+        ({"reserve": {"kind": "fixed"}}, "fixed has"),
+        ({"reserve": {"kind": "other"}}, "its kind is"),
+        ({"advance": "on"}, "only available funds"),
+        ({"advanse": "off"}, "does not know advanse"),
+        # Its check digits are those of GB82 WEST 1234 5698 7654 32.
+        ({"account": {"holder": "x", "iban": "GB82WEST12345698765433"}}, "is no IBAN"),
+        ({"account": {"holder": "x", "iban": "GB82WEST1234569876543"}}, "is no IBAN"),
+        ({"account": {"holder": "x", "number": "1"}}, "needs its bank's bic"),
+        ({"account": {"holder": "x", "number": "1", "bic": "NOBIC"}}, "is no BIC"),
+        ({"account": {"holder": "x"}}, "has an iban or"),
+        ({"account": {"holder": "", "iban": "GB82WEST12345698765432"}}, "the holder"),
+        ({"account": {"holder": "x" * 71, "iban": "GB82WEST12345698765432"}}, "the holder"),
+        ({"account": "GB82WEST12345698765432"}, "an account is a table"),
+    ],
+)  # fmt: skip
+def test_wrong_terms_are_refused_with_their_place(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told) as refused:
+        read_terms(document(row("first"), {**row("second"), **changed}))
+    assert "payouts[1]" in str(refused.value)
+
+
+def test_terms_are_for_each_merchant_and_currency_once_and_somebody_pays_them() -> None:
+    with pytest.raises(UserError, match="two payouts are for shop in GBP"):
+        read_terms(document(row(), row()))
+    with pytest.raises(UserError, match="no paid_from pays GBP"):
+        read_terms({"payouts": [row()]})
+
+
+def test_an_iban_may_be_written_in_groups() -> None:
+    terms = read_terms(
+        document(row(account={"holder": "Shop", "iban": "GB82 WEST 1234 5698 7654 32"}))
+    )
+    assert terms.payouts[0].account.iban == "GB82WEST12345698765432"
+    assert terms.payouts[0].account.shown == "...5432"
+
+
+@pytest.mark.parametrize(
+    ("calendar", "day", "free"),
+    [
+        ("", "2010-12-04", True),
+        ("", "2010-12-27", False),
+        # Christmas 2010 fell on a weekend: Monday and Tuesday were free in England.
+        ("GB-ENG", "2010-12-27", True),
+        ("GB-ENG", "2010-12-28", True),
+        ("GB-ENG", "2010-12-29", False),
+        # St Andrew's Day is free in Scotland alone.
+        ("GB-SCT", "2010-11-30", True),
+        ("GB-ENG", "2010-11-30", False),
+        # TARGET is closed on Good Friday and Easter Monday.
+        ("ECB", "2011-04-22", True),
+        ("ECB", "2011-04-25", True),
+        ("ECB", "2011-04-26", False),
+        # Kuwait's weekend is Friday and Saturday.
+        ("KW", "2010-12-03", True),
+        ("KW", "2010-12-05", False),
+        # The emperor's birthday until 2018.
+        ("JP", "2010-12-23", True),
+    ],
+)
+def test_free_days_are_those_of_the_calendar(calendar: str, day: str, free: bool) -> None:
+    assert days(calendar=calendar).is_one(date.fromisoformat(day)) is not free
+
+
+def test_further_days_may_be_closed() -> None:
+    assert not days(closed=("2010-12-01",)).is_one(date(2010, 12, 1))
+
+
+@pytest.mark.parametrize(
+    ("zone", "cut_off", "day", "moment"),
+    [
+        ("Europe/London", "17:00", "2010-12-01", "2010-12-01T17:00"),
+        ("Europe/London", "17:00", "2010-07-01", "2010-07-01T16:00"),
+        ("Asia/Tokyo", "24:00", "2010-12-01", "2010-12-01T15:00"),
+        ("Asia/Tokyo", "00:00", "2010-12-01", "2010-11-30T15:00"),
+        ("America/New_York", "00:30", "2010-12-01", "2010-12-01T05:30"),
+        # The clock was put back at 02:00 EDT: 01:30 was twice, and the first one counts.
+        ("America/New_York", "01:30", "2010-11-07", "2010-11-07T05:30"),
+        # It was put forward at 02:00 EST: 02:30 was not; 03:30 EDT is as long after 02:00.
+        ("America/New_York", "02:30", "2011-03-13", "2011-03-13T07:30"),
+        # The day of the change has 23 hours, and ends where the next begins.
+        ("Europe/London", "24:00", "2011-03-27", "2011-03-27T23:00"),
+    ],
+)
+def test_a_cut_off_is_a_time_of_the_merchants_own_day(
+    zone: str, cut_off: str, day: str, moment: str
+) -> None:
+    found = days(time_zone=zone, cut_off=cut_off).cut_off_ms(date.fromisoformat(day))
+    assert found == ms(moment)
+
+
+def test_the_newest_terms_at_the_cut_off_count() -> None:
+    """17:00 on that day: terms from then on count, terms from a millisecond later do not."""
+    cut_off_ms = ms("2010-12-01T17:00")
+    old = read_terms(document(row(minimum_minor=1)), version=1)
+    for from_ms, minimum in ((cut_off_ms, 2), (cut_off_ms + 1, 1)):
+        new = read_terms(document(row(minimum_minor=2)), version=2, effective_from_ms=from_ms)
+        force = terms_on((new, old), "shop", "GBP", date(2010, 12, 1))
+        assert force is not None
+        assert force.terms.minimum_minor == minimum
+        assert force.cut_off_ms == cut_off_ms
+    assert terms_on((old,), "shop", "GBP", date(2010, 12, 4)) is None
+    assert terms_on((old,), "nobody", "GBP", date(2010, 12, 1)) is None

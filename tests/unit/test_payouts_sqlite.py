@@ -1,0 +1,23 @@
+"""Payouts on SQLite: all that is demanded of every ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.payouts import PayoutSuite
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture
+def other_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'other.db'}"
+
+
+class TestPayoutsOnSqlite(PayoutSuite):
+    pass
