@@ -104,11 +104,12 @@ def bank_command(
     from pipeline.gateways.bank_statement import read_statements
 
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
+        rules = rules_of(settings)
         url = None
         if day:
             url = f"{gateway_of(settings, gateway)[2]}/v1/bank/statements/{day}"
         for content in contents(files, url):
-            for statement in read_statements(content, rules_of(settings).payer):
+            for statement in read_statements(content, rules.payer, rules.bank_account):
                 new = reconciler.import_statement(statement, who(by))
                 typer.echo(
                     f"{statement.file_id}: {len(statement.lines)} lines, "

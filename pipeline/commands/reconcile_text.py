@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from typing import Any, TextIO
 
-from pipeline.commands.ledger_text import decimal
 from pipeline.domain.breaks import BREAKS, OPEN, ReconciliationBreak
+from pipeline.domain.money import decimal
 from pipeline.ledger.reconciliation.breaks import BreakSum
 from pipeline.ledger.reconciliation.totals import DayTotal
 

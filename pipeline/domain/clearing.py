@@ -84,7 +84,8 @@ class BankLine(Struct, frozen=True, kw_only=True, gc=False):
     """One booked line of a bank statement; ``amount_minor`` is positive when we received it.
 
     ``gateway`` is who paid, as far as it is known, and ``batch_id`` which of its batches. ``""``
-    for what is nobody's payout to us.
+    for what is nobody's payout to us. ``payout``: it is ours to a merchant, whose own decision
+    posts it; ``batch_id`` is the payout's id then.
     """
 
     line_id: str
@@ -94,6 +95,7 @@ class BankLine(Struct, frozen=True, kw_only=True, gc=False):
     gateway: str = ""
     batch_id: str = ""
     text: str = ""
+    payout: bool = False
 
 
 def clearing_key(gateway: str, file_id: str, row_number: int) -> str:

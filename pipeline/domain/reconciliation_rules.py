@@ -10,6 +10,9 @@ A document (TOML or JSON) of a table for each gateway; what it leaves out is the
     amount_tolerance_minor = 0
     fee_tolerance_minor = 1
     bank_names = ["NORTHBANK"]      # who pays, in the bank's statement
+
+    [bank_accounts]                 # what the books call our account: bank:main-gbp
+    GB33BUKB20201555555555 = "main-gbp"
 """
 
 from __future__ import annotations
@@ -59,12 +62,18 @@ _DEFAULT: Final = GatewayRules()
 
 
 class ReconciliationRules(Struct, frozen=True):
-    """``of`` a gateway; one that is not named has the defaults."""
+    """``of`` a gateway; one that is not named has the defaults. ``bank_accounts``: what the books
+    call an account, by its number in the bank's statements."""
 
     gateways: Mapping[str, GatewayRules] = {}
+    bank_accounts: Mapping[str, str] = {}
 
     def of(self, gateway: str) -> GatewayRules:
         return self.gateways.get(gateway, _DEFAULT)
+
+    def bank_account(self, number: str) -> str:
+        """Whose it is in the account ``bank:...``; its own number if nothing else is said."""
+        return self.bank_accounts.get(number, number)
 
     def payer(self, name: str) -> str:
         """The gateway that a bank's statement calls so, by its own name if nothing else is said;
@@ -78,11 +87,17 @@ class ReconciliationRules(Struct, frozen=True):
 
 def read_rules(document: Mapping[str, Any]) -> ReconciliationRules:
     """UserError that names what cannot be meant."""
-    unknown = sorted(set(document) - {"gateways"})
-    tables = document.get("gateways", {})
-    if unknown or not isinstance(tables, Mapping):
-        raise UserError(f"reconciliation rules: {(unknown or ['gateways'])[0]!r} is not meant.")
-    return ReconciliationRules({name: _gateway(name, table) for name, table in tables.items()})
+    unknown = sorted(set(document) - {"gateways", "bank_accounts"})
+    tables, accounts = document.get("gateways", {}), document.get("bank_accounts", {})
+    if unknown or not isinstance(tables, Mapping) or not isinstance(accounts, Mapping):
+        said = (unknown or ["gateways or bank_accounts"])[0]
+        raise UserError(f"reconciliation rules: {said!r} is not meant.")
+    for number, name in accounts.items():
+        if not isinstance(name, str) or not valid_id(name):
+            raise UserError(f"reconciliation rules: {name!r} is no name of account {number}.")
+    return ReconciliationRules(
+        {name: _gateway(name, table) for name, table in tables.items()}, dict(accounts)
+    )
 
 
 def _gateway(name: str, table: Any) -> GatewayRules:

@@ -25,15 +25,18 @@ _CAMT: Final = "urn:iso:std:iso:20022:tech:xsd:camt.053.001."
 _NOT_PROVIDED: Final = "NOTPROVIDED"
 _TEXT_LENGTH_MAX: Final = 140
 
-Payer = Callable[[str], str]
+Named = Callable[[str], str]
 
 
 class _NotAStatement(Exception):
     """What is wrong, in words."""
 
 
-def read_statements(content: bytes, payer: Payer) -> list[BankStatement]:
-    """Every statement of the file. ``payer`` names the gateway that the bank calls so, or "".
+def read_statements(
+    content: bytes, payer: Named, account: Named = lambda number: number
+) -> list[BankStatement]:
+    """Every statement of the file. ``payer`` names the gateway that the bank calls so, or "";
+    ``account`` what the books call the account of a number.
 
     UserError when it is no camt.053, or its lines do not lead from its opening to its closing
     balance.
@@ -42,7 +45,7 @@ def read_statements(content: bytes, payer: Payer) -> list[BankStatement]:
         root = parse(content)
         if root.tag != "Document":
             raise _NotAStatement(f"it is a {root.tag}")
-        found = [_statement(each, payer) for each in root.iterfind("BkToCstmrStmt/Stmt")]
+        found = [_statement(each, payer, account) for each in root.iterfind("BkToCstmrStmt/Stmt")]
         if not found:
             raise _NotAStatement("it holds no statement")
     except _NotAStatement as wrong:
@@ -91,10 +94,10 @@ def parse(content: bytes) -> Element:
     return builder.close()
 
 
-def _statement(statement: Element, payer: Payer) -> BankStatement:
+def _statement(statement: Element, payer: Named, account: Named) -> BankStatement:
     file_id = _needed(statement, "Id")
-    account = statement.findtext("Acct/Id/IBAN") or _needed(statement, "Acct/Id/Othr/Id")
-    for name, text in (("id", file_id), ("account", account)):
+    held_as = statement.findtext("Acct/Id/IBAN") or _needed(statement, "Acct/Id/Othr/Id")
+    for name, text in (("id", file_id), ("account", held_as)):
         if not valid_id(text):
             raise _NotAStatement(f"its {name} {text!r} is not 1 to 64 of A-Za-z0-9._-")
     lines: list[BankLine] = []
@@ -109,10 +112,10 @@ def _statement(statement: Element, payer: Payer) -> BankStatement:
     if len({line.line_id for line in lines}) != len(lines):
         raise _NotAStatement(f"statement {file_id} names two lines alike")
     _require_adding_up(statement, file_id, total)
-    return BankStatement(account, file_id, tuple(lines))
+    return BankStatement(account(held_as), file_id, tuple(lines))
 
 
-def _line(entry: Element, number: int, payer: Payer) -> BankLine:
+def _line(entry: Element, number: int, payer: Named) -> BankLine:
     amount_minor, currency = _amount(entry)
     day = (_first(entry, "ValDt/Dt", "ValDt/DtTm", "BookgDt/Dt", "BookgDt/DtTm") or "")[:10]
     if not is_date(day):

@@ -41,6 +41,7 @@ from pipeline.ledger.reconciliation.following import (
 from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
 from pipeline.ledger.reconciliation.tables import metadata, prepare
 from pipeline.ledger.verification import verify_books
+from tests.support import payouts
 from tests.support.ledger import SOURCE, journal_at, settlement
 from tests.support.ledger_rules import EVENTS, announce, close
 
@@ -399,6 +400,34 @@ class ReconciliationSuite:
         assert ("batch_unpaid", "b3:GBP", 9_900) in books.kinds()
         # What the bank says is booked, whoever is right; what is nobody's is not.
         assert books.balances()["bank:acct"] == 9_900 + 9_800 + 50
+
+    def test_a_line_of_a_payout_confirms_it_and_is_not_booked_twice(self, books: Books) -> None:
+        """Debited, then credited again: paid, then returned, each by the payout's own entry. With
+        another amount it is a line that nobody knows."""
+        engine = books.engine
+        payouts.announce(engine)
+        payouts.receive(engine, 10_00, "2010-12-01T10:00")
+        payouts.create(engine, "2010-12-01", "2010-12-01T18:00")
+        (made,) = payouts.payouts(engine).values()
+        payouts.move(engine, made, "approve", "2010-12-01T18:05")
+        payouts.submit(engine, "2010-12-01T18:10")
+        before = books.balances()
+
+        def told(file_id: str, minor: int) -> dict[str, int]:
+            line = BankLine(line_id="1", amount_minor=minor, currency="GBP",
+                            value_date="2010-12-02", batch_id=made.payout_id)  # fmt: skip
+            statement = BankStatement("main-gbp", file_id, (line,))
+            decide_statement(engine, statement, "anna", NOW_MS)
+            books.run("2010-12-02")
+            return books.balances()
+
+        assert told("s-0", -9_99) == before
+        assert [b.kind for b in books.breaks()] == ["bank_line_unknown"]
+        assert told("s-1", -10_00)["bank:main-gbp"] == -10_00
+        assert told("s-1", -10_00)["bank:main-gbp"] == -10_00
+        assert "bank:main-gbp" not in told("s-2", 10_00)
+        assert payouts.payouts(engine)["2010-12-01"].state == "returned"
+        assert len(books.breaks()) == 1
 
     def test_what_was_closed_counts_under_the_next_day(self, books: Books) -> None:
         """A report of a day that is closed is booked under the first one after it."""

@@ -43,6 +43,14 @@ def test_a_statement_is_read_as_the_bank_meant_it() -> None:
     assert line.text == "Northbank plc SETTLEMENT NB2"
 
 
+def test_the_books_call_an_account_as_the_rules_say() -> None:
+    """By its number in the statement; one that is not named goes by that."""
+    rules = read_rules({"bank_accounts": {"acct": "main-gbp"}})
+    found = read_statements(WHOLE.encode(), rules.payer, rules.bank_account)
+    assert {each.account for each in found} == {"main-gbp"}
+    assert {account for account, _, _ in read(WHOLE)} == {"acct"}
+
+
 def test_an_older_version_names_parties_in_its_own_way() -> None:
     """Version 2 has the status and the payer one level higher."""
     older = (

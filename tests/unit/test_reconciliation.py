@@ -109,6 +109,8 @@ def test_what_is_due_is_over_the_day_after() -> None:
         ({"gateways": {"n": {"holidays": ["25 December"]}}}, "is no date"),
         ({"gateways": {"n": {"time_zone": "Mars/Olympus"}}}, "no time zone"),
         ({"gateways": {"n": {"bank_names": "North"}}}, "a list of texts"),
+        ({"bank_accounts": {"GB33": "main gbp"}}, "no name of account GB33"),
+        ({"bank_accounts": "main"}, "is not meant"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_named(document: dict[str, Any], said: str) -> None:

@@ -35,4 +35,4 @@ def rules_of(adapters: Mapping[str, str], document: Mapping[str, Any]) -> Reconc
     for name, adapter in adapters.items():
         own = {**_BY_ADAPTER.get(adapter, {}), "bank_names": [adapter, name]}
         tables[name] = {**own, **said.get(name, {})}
-    return read_rules({"gateways": tables})
+    return read_rules({**document, "gateways": tables})

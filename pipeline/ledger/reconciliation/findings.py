@@ -39,7 +39,8 @@ _BANK: Final = text(
     "WHERE gateway <> '' AND batch_id <> '' GROUP BY gateway, batch_id, currency"
 )
 _UNKNOWN: Final = text(
-    "SELECT * FROM bank_lines WHERE gateway = '' OR batch_id = '' ORDER BY account, file_id"
+    "SELECT * FROM bank_lines WHERE (gateway = '' OR batch_id = '') AND payout = 0 "
+    "ORDER BY account, file_id"
 )
 
 

@@ -27,6 +27,7 @@ from pipeline.domain.reconciliation_decisions import (
 from pipeline.errors import UserError
 from pipeline.ledger.decisions import decide, event_of, lock_decisions
 from pipeline.ledger.reconciliation.breaks import resolve_by_hand
+from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
 from pipeline.ledger.reconciliation.tables import bank_lines, cleared_rows, followed_decisions
 from pipeline.ledger.tables import ledger_decisions
 
@@ -96,6 +97,7 @@ def decide_statement(
                     "lines: a statement never changes. Ask the bank which is true."
                 )
             return None
+        statement = with_payouts(connection, statement, actor, now_ms)
         event = decide(
             connection, kind=BANK_STATEMENT, body=statement_body(statement), actor=actor,
             reason=f"statement {statement.file_id}", now_ms=now_ms,
@@ -159,6 +161,7 @@ def _apply(connection: Connection, event: LedgerEvent) -> None:
                         "amount_minor": line.amount_minor,
                         "value_date": line.value_date,
                         "text": line.text,
+                        "payout": int(line.payout),
                         "sequence": event.sequence,
                     }
                     for line in statement.lines

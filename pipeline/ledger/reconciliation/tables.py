@@ -89,6 +89,8 @@ bank_lines = Table(
     Column("amount_minor", Int64, nullable=False),
     Column("value_date", Text, nullable=False),
     Column("text", Text, nullable=False),
+    # 1: a payout to a merchant, which posts itself.
+    Column("payout", Integer, nullable=False, server_default="0"),
     Column("sequence", Int64, nullable=False),
     PrimaryKeyConstraint("account", "file_id", "line_id"),
 )
