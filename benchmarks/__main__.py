@@ -40,7 +40,7 @@ parts:
   outage      one of two gateways hangs under a steady pace: what that costs the others
   journal     the ledger on PostgreSQL beside bare inserts of the same rows, and a hot merchant
   reconcile   a million rows of reports matched with a million settlements: time and memory
-  all         everything, in about seventeen minutes (the default)
+  all         everything, in about twenty minutes (the default)
 
 examples:
   python -m benchmarks --quick                       everything, small: does it work here?
