@@ -59,12 +59,12 @@ def idempotency_key(payment_id: str, operation_id: str, gateway: str, attempt: i
     return f"{payment_id}:{operation_id}:{gateway}:{attempt}"
 
 
-def reversal_operation_id(operation_id: str, attempt: int) -> str:
-    """The operation that gives back what an attempt took too late."""
+def reversal_operation_id(order_id: str, operation_id: str, attempt: int) -> str:
+    """The operation that gives back what an attempt took too late; never the order's own id."""
     text = f"late-{operation_id}-{attempt}"
-    if _ID.fullmatch(text):
-        return text
-    return f"late-{_text(_uuid5(_SETTLEMENTS, text))}"
+    if not _ID.fullmatch(text):
+        text = f"late-{_text(_uuid5(_SETTLEMENTS, text))}"
+    return f"late-{_text(_uuid5(_SETTLEMENTS, text))}" if text == order_id else text
 
 
 def _uuid5(namespace: bytes, name: str) -> bytes:

@@ -56,7 +56,17 @@ EXTERNAL: Final = frozenset({"orders", "payment-commands"})
 NOTICES: Final = "gateway-notifications"
 # What commands may ask for. Others may write whatever they like there, of any length.
 COMMAND_TYPES: Final = frozenset(
-    {"capture", "cancel", "refund", "credit", "retry", "resolve", "resolve_dispute", "review"}
+    {
+        "capture",
+        "cancel",
+        "refund",
+        "credit",
+        "retry",
+        "resolve",
+        "resolve_dispute",
+        "review",
+        "acknowledge",
+    }
 )
 UNKNOWN_TYPE: Final = "unknown_type"
 _intern = sys.intern
@@ -203,6 +213,15 @@ class AttemptSeen(Struct, frozen=True, gc=False):
     parent: tuple[str, int] | None
 
 
+class AcknowledgementSeen(Struct, frozen=True, gc=False):
+    """A finding that somebody has looked at, with the figures it had then."""
+
+    finding: str
+    figures: str
+    actor: str
+    reason: str
+
+
 class SnapshotSeen(Struct, frozen=True, gc=False):
     """The last snapshot of a payment. ``for_a_person``: the flow has done what it may.
 
@@ -230,6 +249,7 @@ class SnapshotSeen(Struct, frozen=True, gc=False):
     waiting: tuple[str, ...]
     command_ids: tuple[str, ...]
     marked_ids: tuple[str, ...]
+    acknowledged: tuple[AcknowledgementSeen, ...]
 
 
 class PaymentEvidence(Struct, gc=False):
@@ -632,6 +652,10 @@ class Evidence:
             tuple(fields["command_ids"]),
             tuple(
                 fields["command_ids"][len(fields["command_ids"]) - len(fields["command_marks"]) :]
+            ),
+            tuple(
+                AcknowledgementSeen(each["finding"], each["figures"], each["actor"], each["reason"])
+                for each in fields["acknowledged"]
             ),
         )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from pipeline.audit.derivation import idempotency_key, reversal_operation_id
 from pipeline.audit.evidence import (
     FOR_A_PERSON,
+    MAIN_KINDS,
     UNDER_WAY,
     AttemptSeen,
     CommandSeen,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # Begins the ids of operations that give back what came too late, and of what it settles.
 _LATE: Final = "late-"
 # Begin the ids of all operations that no command asked for.
-_OWN: Final = (_LATE, "expiry-", "dispute-")
+_OWN: Final = (_LATE, "expiry-", "dispute-", "dispute.")
 # Until the charge or authorization has its outcome.
 WAITING_STATUSES: Final = frozenset({"processing", "outcome_unknown"})
 UNDECIDED_STATUSES: Final = WAITING_STATUSES | {"requires_customer_action"}
@@ -64,9 +65,16 @@ def _is_reversal(payment: PaymentEvidence, operation_id: str) -> bool:
 
 def given_back(payment: PaymentEvidence, operation_id: str, attempt: int) -> bool:
     """Whether the payment has begun to give back what this attempt took too late."""
-    reversal = reversal_operation_id(operation_id, attempt)
+    # An id of before may be the order's as well, which then is a charge or authorization.
+    ids = _reversal(payment, operation_id, attempt), f"{_LATE}{operation_id}-{attempt}"
     snapshot = payment.snapshot
-    return snapshot is not None and any(a.operation_id == reversal for a in snapshot.attempts)
+    return snapshot is not None and any(
+        a.operation_id in ids and a.kind not in MAIN_KINDS for a in snapshot.attempts
+    )
+
+
+def _reversal(payment: PaymentEvidence, operation_id: str, attempt: int) -> str:
+    return reversal_operation_id(payment.key.partition(":")[2], operation_id, attempt)
 
 
 def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
@@ -90,7 +98,10 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
     return any(
         r.outcome == "succeeded" and r.gateway == gateway and r.gateway_reference == reference
         for r in said
-    ) or any(c.type == "resolve" and c.gateway_reference == reference for c in payment.commands)
+    ) or any(
+        c.type == "resolve" and (c.gateway_reference or "").strip() == reference
+        for c in payment.commands
+    )
 
 
 class OperationChecks:
@@ -101,31 +112,32 @@ class OperationChecks:
         self._found = judge.found
 
     def amounts(self, payment: PaymentEvidence) -> None:
-        """Refunded is at most captured, of each charge as well, and captured at most authorized."""
+        """Refunded is at most captured, of each charge as well, and captured at most authorized.
+
+        Somebody may have acknowledged it, with these figures; others are a finding anew.
+        """
         snapshot = payment.snapshot
         if snapshot is None:
             return
-        amounts = snapshot.refunded_minor, snapshot.captured_minor, snapshot.authorized_minor
-        if not 0 <= amounts[0] <= amounts[1] <= amounts[2]:
-            self._found.broken(
-                "amounts_out_of_order",
-                self._snapshot_example(
-                    payment,
-                    "refunded {}, captured {}, authorized {}".format(*amounts),
-                ),
-            )
-        elif amounts[0]:
-            taken, back = _by_charge(snapshot)
-            for charge, minor in back.items():
-                if minor > taken[charge]:
-                    self._found.broken(
-                        "amounts_out_of_order",
-                        self._snapshot_example(
-                            payment,
-                            f"refunded {minor} of the {taken[charge]} captured by {charge[0]}, "
-                            f"attempt {charge[1]}",
-                        ),
-                    )
+        figures = _out_of_order(snapshot)
+        if not figures:
+            return
+        word = next(
+            (
+                each
+                for each in snapshot.acknowledged
+                if (each.finding, each.figures) == ("amounts_out_of_order", "; ".join(figures))
+            ),
+            None,
+        )
+        for each in figures:
+            if word is None:
+                example = self._snapshot_example(payment, each)
+                self._found.broken("amounts_out_of_order", example)
+            else:
+                told = f"{each}; acknowledged by {word.actor}: {word.reason}"
+                example = self._snapshot_example(payment, told)
+                self._found.acknowledged("amounts_out_of_order", example)
 
     def commands(self, payment: PaymentEvidence) -> None:
         """Each command was taken, was rejected, or waits: one of them, once."""
@@ -190,7 +202,7 @@ class OperationChecks:
         refunded: Counter[str] = Counter()
         # A command gives back as well what the gateway would not take back by itself.
         of_charge = {
-            a.operation_id: reversal_operation_id(*a.parent)
+            a.operation_id: _reversal(payment, *a.parent)
             for a in snapshot.attempts
             if a.kind == "refund" and a.parent is not None
         }
@@ -332,13 +344,16 @@ class OperationChecks:
         if snapshot is None or not judge.settled(payment):
             return
         said = f"{charge.amount_minor} {charge.currency}"
-        if (charge.amount_minor, charge.currency) != (snapshot.amount_minor, snapshot.currency):
+        # A person may have said what a gateway took that took another amount.
+        told_minor = 0 if attempt is None else attempt.amount_minor
+        wanted_minor = told_minor or snapshot.amount_minor
+        if (charge.amount_minor, charge.currency) != (wanted_minor, snapshot.currency):
             found.broken(
                 "charge_amount_wrong",
                 judge.charge_example(
                     payment.key,
                     charge,
-                    f"{said}, the payment is of {snapshot.amount_minor} {snapshot.currency}",
+                    f"{said}, the payment is of {wanted_minor} {snapshot.currency}",
                 ),
             )
         if snapshot.status in UNDECIDED_STATUSES or _is_open(attempt):
@@ -545,6 +560,22 @@ def _asks(command: CommandSeen) -> tuple[object, ...]:
     return (
         command.type, command.amount_minor, command.gateway_reference, command.instrument_token,
     )  # fmt: skip
+
+
+def _out_of_order(snapshot: SnapshotSeen) -> list[str]:
+    """The figures that are not in order, in the words in which they are acknowledged."""
+    refunded, captured = snapshot.refunded_minor, snapshot.captured_minor
+    authorized = snapshot.authorized_minor
+    if not 0 <= refunded <= captured <= authorized:
+        return [f"refunded {refunded}, captured {captured}, authorized {authorized}"]
+    taken, back = _by_charge(snapshot) if refunded else (Counter(), Counter())
+    mains = [(a.operation_id, a.attempt) for a in snapshot.attempts if a.kind in MAIN_KINDS]
+    return [
+        f"refunded {back[charge]} of the {taken[charge]} captured by {charge[0]}, "
+        f"attempt {charge[1]}"
+        for charge in dict.fromkeys([*mains, *back])
+        if back[charge] > taken[charge]
+    ]
 
 
 def _by_charge(

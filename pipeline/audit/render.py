@@ -20,7 +20,10 @@ _VERDICTS = {
 
 def report_lines(report: Report) -> Iterator[str]:
     """The verdict, each finding with where to look, and the numbers."""
-    yield _VERDICTS[report.verdict]
+    verdict = _VERDICTS[report.verdict]
+    if report.verdict == "whole" and report.acknowledged:
+        verdict = "WHOLE: every guarantee holds, but for what was acknowledged."
+    yield verdict
     for finding in report.findings:
         yield from _finding_lines(finding)
     yield ""

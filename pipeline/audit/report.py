@@ -10,10 +10,12 @@ from typing import Any, Final
 
 class Severity(Enum):
     """``BROKEN``: a guarantee does not hold. ``PENDING``: something is still on its way.
-    ``NOTE``: what the audit could not see; it says nothing about the flow."""
+    ``ACKNOWLEDGED``: it does not hold, and somebody has said why that is left so. ``NOTE``: what
+    the audit could not see; it says nothing about the flow."""
 
     BROKEN = "broken"
     PENDING = "pending"
+    ACKNOWLEDGED = "acknowledged"
     NOTE = "note"
 
 
@@ -170,6 +172,9 @@ class Findings:
     def pending(self, name: str, example: Example) -> None:
         self.add(name, Severity.PENDING, example)
 
+    def acknowledged(self, name: str, example: Example) -> None:
+        self.add(name, Severity.ACKNOWLEDGED, example)
+
     def note(self, name: str, example: Example, count: int = 1) -> None:
         self.add(name, Severity.NOTE, example, count)
 
@@ -178,7 +183,7 @@ class Findings:
             self.add(other.name, other.severity, other.example, other.count)
 
     def sorted(self) -> list[Finding]:
-        """Broken first, then pending, then notes; in the order of GUARANTEES within each."""
+        """Broken first, then pending, acknowledged, notes; each in the order of GUARANTEES."""
         severities = list(Severity)
         names = list(GUARANTEES)
         return sorted(
@@ -201,6 +206,10 @@ class Report:
     @property
     def pending(self) -> list[Finding]:
         return [f for f in self.findings if f.severity is Severity.PENDING]
+
+    @property
+    def acknowledged(self) -> list[Finding]:
+        return [f for f in self.findings if f.severity is Severity.ACKNOWLEDGED]
 
     @property
     def exit_code(self) -> int:

@@ -282,6 +282,8 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
     if "command_id" in fields:
         dispute_id = fields.get("dispute_id")
         which = f"dispute {dispute_id}" if dispute_id else operation_id
+        if fields.get("finding"):
+            which = f"{fields['finding']} {fields.get('figures')}"
     own = operation_id is not None and operation_id != fields.get("order_id")
     return {
         "asked": asked,
@@ -307,12 +309,15 @@ def _decided(fields: dict[str, Any]) -> str:
     about = [detail.get("kind"), detail.get("operation_id")]
     if detail.get("dispute_id"):
         about = ["dispute", detail["dispute_id"]]
+    if detail.get("finding"):
+        about = [detail["finding"], detail.get("figures")]
     texts = [
         f"{detail.get('outcome')}{rule}",
         detail.get("decision"),
         " ".join(str(each) for each in about if each),
         detail.get("gateway_reference"),
         detail.get("evidence"),
+        detail.get("detail"),
     ]
     return ", ".join(str(text) for text in texts if text)
 

@@ -256,6 +256,14 @@ def resolve_command(
             help="Which operation; needed when the outcome of several is unknown.",
         ),
     ] = None,
+    amount: Annotated[
+        str | None,
+        typer.Option(
+            "--amount",
+            help="What a charge took, where that is not what was asked; in units of the currency.",
+        ),
+    ] = None,
+    currency: Currency = None,
     evidence: Annotated[
         str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
     ] = None,
@@ -284,12 +292,16 @@ def resolve_command(
     """
     if (charged is None) == (not not_charged):
         raise UserError("Give one of --charged REF and --not-charged.")
+    if not_charged and amount is not None:
+        raise UserError("--amount says what was charged; leave it out with --not-charged.")
     if not (evidence or "").strip():
         raise UserError("Say what proves it with --evidence.")
     _ask(
         "resolve",
         payment,
         decision="not_charged" if charged is None else "charged",
+        amount=amount,
+        currency=currency,
         operation_id=operation,
         gateway_reference=charged,
         evidence=evidence,
@@ -344,6 +356,54 @@ def resolve_dispute_command(
         decision="won" if won else "lost",
         dispute_id=dispute,
         gateway=gateway,
+        evidence=evidence,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("acknowledge")
+def acknowledge_command(
+    payment: Key,
+    evidence: Annotated[
+        str | None, typer.Option("--evidence", help="What you have seen; kept with your name.")
+    ] = None,
+    figures: Annotated[
+        str | None,
+        typer.Option("--figures", help="As verify prints them; default: the payment's of now."),
+    ] = None,
+    finding: Annotated[
+        str, typer.Option("--finding", help="Which finding of verify.")
+    ] = "amounts_out_of_order",
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Acknowledge a finding of verify about one payment, with its figures of now.
+
+    For what stays true whatever is done, as captures beyond an authorization that were given back.
+    verify goes on showing it, as acknowledged, and ends with 0. Once the payment's amounts change
+    it is a finding again. --reason and --evidence are needed, and are kept for ever.
+
+    Example:
+
+    \b
+      paystream payment acknowledge shop:1001 --reason "given back" --evidence "ticket 4711"
+    """
+    if not (evidence or "").strip() or not (reason or "").strip():
+        raise UserError("Say why with --reason, and what you have seen with --evidence.")
+    _ask(
+        "acknowledge",
+        payment,
+        finding=finding,
+        figures=figures,
         evidence=evidence,
         command_id=command_id,
         reason=reason,
@@ -510,6 +570,8 @@ def _ask(
     override: str | None = None,
     business_date: str | None = None,
     card_scheme: str | None = None,
+    finding: str | None = None,
+    figures: str | None = None,
     command_id: str | None,
     reason: str | None,
     actor: str | None,
@@ -540,7 +602,8 @@ def _ask(
     reader: PaymentReader | None = None
     try:
         unnamed = type_ == "resolve" and operation_id is None
-        if wait_s is not None or unnamed or (amount is not None and currency is None):
+        unread = finding is not None and figures is None
+        if wait_s is not None or unnamed or unread or (amount is not None and currency is None):
             reader = PaymentReader(
                 settings.bootstrap_servers, catalogue, codec, record_key(merchant_id, order_id)
             )
@@ -556,6 +619,10 @@ def _ask(
                     )
                 currency = found.currency
             amount_minor = parse_amount(amount, currency)
+        if unread:
+            assert reader is not None
+            figures = _figures_now(reader.catch_up(), key)
+            typer.echo(f"figures   {figures}")
         command = PaymentCommand(
             merchant_id=merchant_id,
             order_id=order_id,
@@ -577,6 +644,8 @@ def _ask(
             override=override,
             business_date=business_date,
             card_scheme=card_scheme,
+            finding=finding,
+            figures=figures,
         )
         command = _with_id(command)
         if reader is not None:
@@ -659,6 +728,8 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
         ("gateway", command.gateway),
         ("card_fingerprint", command.card_fingerprint),
         ("card_scheme", command.card_scheme),
+        ("finding", command.finding),
+        ("figures", command.figures),
     )
     asked = (
         command.merchant_id,
@@ -689,6 +760,19 @@ def _check_single(payment: Payment) -> None:
             "The outcome of several operations is unknown; name one with --operation: "
             f"{choices(payment)}."
         )
+
+
+def _figures_now(payment: Payment | None, key: str) -> str:
+    """What is found of the payment as the table has it."""
+    from pipeline.domain.findings import amounts_out_of_order
+
+    figures = None if payment is None else amounts_out_of_order(payment)
+    if figures is None:
+        raise UserError(
+            f"No amounts of {key} are out of order, so there is nothing to acknowledge; "
+            "check both ids, or look again with `paystream verify`."
+        )
+    return figures
 
 
 def _what(command: PaymentCommand) -> str:

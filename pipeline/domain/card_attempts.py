@@ -7,7 +7,8 @@ cap. Whoever asks for more waits in the row until it is known what became of tho
 nobody is refused for a decline that did not come.
 
 A success or a failure releases its permit and counts nothing. A decline counts from the time at
-which it was told. One that says never again bars the card. Attempts are known by 64 bits of a hash
+which it was told. One that says never again bars the card, until it turns out to have been none:
+then what other declines bar is left. Attempts are known by 64 bits of a hash
 of their idempotency key: asking twice while one is in flight, or telling twice, changes nothing.
 Who asks again after the end may get a permit again, and the payment gives it back at once.
 """
@@ -26,6 +27,7 @@ from pipeline.domain.model import (
     AttemptCap,
     AttemptMark,
     AttemptWaiting,
+    CardBar,
     RiskCheck,
     RiskResult,
     RiskVelocity,
@@ -48,6 +50,8 @@ TOO_MANY_WAIT: Final = "too_many_attempts_wait"
 DECLINED_MAX: Final = 128
 CAP_DECLINES_MAX: Final = 100
 # One card is in hundreds of open attempts at one merchant only if somebody tests cards.
+# A card that is barred is not tried: more bars than these come only of what was in flight by then.
+BARS_MAX: Final = 32
 IN_FLIGHT_MAX: Final = 256
 WAITING_MAX: Final = 256
 
@@ -96,7 +100,11 @@ class _Card:
         self.in_flight = [each for each in self._row.in_flight if each.at_ms > since_ms]
         self.waiting = list(self._row.waiting)
         self.caps = self._row.caps
-        self.barred_until_ms, self.barred_by = self._row.barred_until_ms, self._row.barred_by
+        self.bars = [each for each in self._row.bars if each.until_ms > now_ms]
+        until_ms = self._row.barred_until_ms
+        if until_ms > max((each.until_ms for each in self.bars), default=now_ms):
+            # Of before bars were kept one by one: whose decline it was is not known.
+            self.bars.append(CardBar(mark=0, until_ms=until_ms, code=self._row.barred_by))
         self.answers: list[RiskResult] = []
 
     def changed(self) -> RiskVelocity | None:
@@ -106,12 +114,18 @@ class _Card:
             in_flight=tuple(self.in_flight),
             waiting=tuple(self.waiting),
             caps=self.caps,
-            barred_until_ms=self.barred_until_ms,
-            barred_by=self.barred_by,
+            barred_until_ms=0 if self.bar is None else self.bar.until_ms,
+            barred_by="" if self.bar is None else self.bar.code,
+            bars=tuple(self.bars),
         )
         if changed == self._row:
             return None
         return replace(changed, updated_at_ms=max(self._now_ms, self._row.updated_at_ms))
+
+    @property
+    def bar(self) -> CardBar | None:
+        """What bars the card longest."""
+        return max(self.bars, key=lambda each: each.until_ms, default=None)
 
     def asked(self, check: RiskCheck) -> None:
         mark = mark_of(check.attempt_key)
@@ -121,10 +135,12 @@ class _Card:
         self.caps = check.caps
         if any(each.mark == mark for each in self.in_flight):
             self._answer(asking, None)
-        elif asking not in self.waiting and not self._judged(asking):
-            if len(self.waiting) < WAITING_MAX:
-                self.waiting.append(asking)
-            else:
+        elif asking not in self.waiting:
+            # Behind those that wait: a decline may have left its window, and they asked before.
+            self.waiting.append(asking)
+            self._look_again()
+            if len(self.waiting) > WAITING_MAX and self.waiting[-1] == asking:
+                self.waiting.pop()
                 detail = f"{len(self.waiting)} attempts with this card wait already"
                 self._answer(asking, _Refusal(REFUSED, TOO_MANY_WAIT, detail))
 
@@ -135,13 +151,17 @@ class _Card:
         if check.outcome == RELEASED:
             # It may have been told as a decline before it turned out to have succeeded.
             self.declined = [each for each in self.declined if each.mark != mark]
+            self.bars = [each for each in self.bars if each.mark != mark]
         elif all(each.mark != mark for each in self.declined):
             told = AttemptMark(mark=mark, gateway=check.gateway, at_ms=self._now_ms)
             self.declined.append(told)
             if check.outcome == NEVER_AGAIN:
-                until_ms = self._now_ms + check.bar_ms
-                if until_ms > self.barred_until_ms:
-                    self.barred_until_ms, self.barred_by = until_ms, check.code
+                bar = CardBar(mark=mark, until_ms=self._now_ms + check.bar_ms, code=check.code)
+                self.bars = [*self.bars, bar][-BARS_MAX:]
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Answer whoever waits and can be answered now, in the order in which they asked."""
         still: list[AttemptWaiting] = []
         full: set[str] = set()
         for each in self.waiting:
@@ -164,8 +184,9 @@ class _Card:
         return True
 
     def _refusal(self, caps: Iterable[AttemptCap]) -> _Refusal | None:
-        if self._now_ms < self.barred_until_ms:
-            return _Refusal(BARRED, self.barred_by, f"{self.barred_by} bars this card")
+        bar = self.bar
+        if bar is not None:
+            return _Refusal(BARRED, bar.code, f"{bar.code} bars this card")
         for cap in caps:
             count = self._declines(cap)
             if count >= cap.declines_max:

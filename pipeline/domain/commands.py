@@ -13,7 +13,12 @@ from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
 from pipeline.domain.card_numbers import is_masked
 from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.disputes import LOST, WON, bars_refunds, named
-from pipeline.domain.ids import reversal_operation_id
+from pipeline.domain.findings import (
+    ACKNOWLEDGEABLE,
+    AMOUNTS_OUT_OF_ORDER,
+    amounts_out_of_order,
+    is_acknowledged,
+)
 from pipeline.domain.instruments import instrument, is_barred, was_tried
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
@@ -51,12 +56,15 @@ from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED
 CANCEL: Final = "cancel"
 CREDIT: Final = "credit"
 RETRY: Final = "retry"
+ACKNOWLEDGE: Final = "acknowledge"
 RESOLVE: Final = "resolve"
 RESOLVE_DISPUTE: Final = "resolve_dispute"
 REVIEW: Final = "review"
-TYPES: Final = frozenset({CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, RESOLVE_DISPUTE, REVIEW})
+TYPES: Final = frozenset(
+    {CAPTURE, CANCEL, REFUND, CREDIT, RETRY, RESOLVE, RESOLVE_DISPUTE, REVIEW, ACKNOWLEDGE}
+)
 # What a person decides where no machine may: it moves no money by itself, so it has no operation.
-DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW})
+DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW, ACKNOWLEDGE})
 
 # Decisions.
 CHARGED: Final = "charged"
@@ -75,15 +83,15 @@ ALWAYS_TAKEN: Final = DECIDED_BY_A_PERSON | {CANCEL}
 # small; and the room beyond that is kept for those that are always taken.
 WAITING_MAX: Final = 16
 WAITING_ALWAYS_MAX: Final = 20
-# Operations that a void by command may be the last of: of the 24 beyond what commands may begin,
-# 16 stay for failovers and reversals.
+# Operations that a void by command may be the last of: of the 24 beyond what other commands may
+# begin, 16 stay for failovers.
 VOIDED_ATTEMPTS_MAX: Final = COMMANDED_ATTEMPTS_MAX + 8
 
 # Evidence and reasons are for people: a sentence or two, not a document.
 PROSE_LENGTH_MAX: Final = 1_000
 
 # Prefixes of operations that the pipeline begins by itself.
-_OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-")
+_OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-", "dispute.")
 
 TYPE_MUST_BE_KNOWN: Final = "command_type_must_be_known"
 COMMAND_ID_MUST_BE_ITS_OWN: Final = "command_id_must_not_name_another_operation"
@@ -92,6 +100,8 @@ COMMANDS_MUST_NOT_EXCEED_LIMIT: Final = "commands_must_not_exceed_limit"
 OPERATIONS_MUST_NOT_EXCEED_LIMIT: Final = "operations_must_not_exceed_limit"
 AMOUNT_MUST_BE_POSITIVE: Final = "amount_must_be_positive"
 AMOUNT_MUST_BE_GIVEN: Final = "amount_must_be_given"
+AMOUNT_MUST_NOT_BE_GIVEN: Final = "amount_must_not_be_given"
+AMOUNT_MUST_BE_AS_ASKED: Final = "amount_must_be_what_was_asked"
 AMOUNT_MUST_NOT_EXCEED_LIMIT: Final = "amount_must_not_exceed_limit"
 CURRENCY_MUST_BE_ISO_4217: Final = "currency_must_be_iso_4217"
 CURRENCY_MUST_BE_THE_PAYMENTS: Final = "currency_must_be_the_payments"
@@ -122,6 +132,11 @@ OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
 SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
 PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
 REVIEW_MUST_BE_IN_TIME: Final = "review_must_be_in_time"
+FINDING_MUST_BE_KNOWN: Final = "finding_must_be_known"
+FIGURES_MUST_BE_GIVEN: Final = "figures_must_be_given"
+FIGURES_MUST_BE_THE_PAYMENTS: Final = "figures_must_be_the_payments"
+FINDING_MUST_NOT_BE_ACKNOWLEDGED_SO: Final = "finding_must_not_be_acknowledged_so_already"
+REASON_MUST_BE_GIVEN: Final = "reason_must_be_given"
 DISPUTE_MUST_BE_KNOWN: Final = "dispute_must_be_known"
 DISPUTE_MUST_NAME_ITS_GATEWAY: Final = "dispute_must_name_its_gateway"
 DISPUTE_MUST_NOT_BE_DECIDED_SO: Final = "dispute_must_not_be_decided_so_already"
@@ -133,7 +148,7 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
     if kind not in TYPES:
         return TYPE_MUST_BE_KNOWN
     amount_minor = command.amount_minor
-    if amount_minor is not None and kind in (CAPTURE, REFUND, CREDIT):
+    if amount_minor is not None and kind in (CAPTURE, REFUND, CREDIT, RESOLVE):
         if amount_minor <= 0:
             return AMOUNT_MUST_BE_POSITIVE
         if amount_minor > policy.amount_minor_max:
@@ -155,6 +170,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.operation_id,
         command.dispute_id,
         command.gateway,
+        command.finding,
+        command.figures,
     ):
         if text is not None and len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
@@ -169,12 +186,26 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         return _broken_resolve(command)
     if kind == RESOLVE_DISPUTE:
         return _broken_word(command, (WON, LOST))
+    if kind == ACKNOWLEDGE:
+        return _broken_acknowledge(command)
     if kind == REVIEW:
         if command.decision not in (APPROVE, DENY):
             return DECISION_MUST_BE_KNOWN
         if not command.actor:
             return ACTOR_MUST_BE_GIVEN
     return None
+
+
+def _broken_acknowledge(command: PaymentCommand) -> str | None:
+    if command.finding not in ACKNOWLEDGEABLE:
+        return FINDING_MUST_BE_KNOWN
+    if not command.figures:
+        return FIGURES_MUST_BE_GIVEN
+    if not command.evidence:
+        return EVIDENCE_MUST_BE_GIVEN
+    if not command.reason:
+        return REASON_MUST_BE_GIVEN
+    return None if command.actor else ACTOR_MUST_BE_GIVEN
 
 
 def _broken_credit(command: PaymentCommand) -> str | None:
@@ -191,7 +222,9 @@ def _broken_resolve(command: PaymentCommand) -> str | None:
     rule = _broken_word(command, (CHARGED, NOT_CHARGED))
     if rule is not None:
         return rule
-    reference = command.gateway_reference
+    if command.decision == NOT_CHARGED and command.amount_minor is not None:
+        return AMOUNT_MUST_NOT_BE_GIVEN
+    reference = reference_of(command)
     if command.decision == CHARGED and (not reference or len(reference) > TEXT_LENGTH_MAX):
         return REFERENCE_MUST_BE_GIVEN
     return None
@@ -211,10 +244,22 @@ def names_another_operation(payment: Payment | None, command: PaymentCommand) ->
     wanted = command.command_id
     if wanted.startswith(_OWN_PREFIXES) or wanted == command.order_id:
         return True
-    return payment is not None and any(
-        wanted in (each.operation_id, reversal_operation_id(each.operation_id, each.attempt))
-        for each in payment.attempts
+    return payment is not None and any(wanted == each.operation_id for each in payment.attempts)
+
+
+def names_own_operation(payment: Payment | None, command: PaymentCommand) -> bool:
+    """Whether the ``operation_id`` that a command names is one of the payment's own, or the
+    order's, whose charge may not be there yet."""
+    named = command.operation_id
+    return named == command.order_id or (
+        payment is not None and any(named == each.operation_id for each in payment.attempts)
     )
+
+
+def reference_of(command: PaymentCommand) -> str | None:
+    """The gateway's id that a command names, as gateways give it: people copy blanks as well."""
+    reference = command.gateway_reference
+    return None if reference is None else reference.strip()
 
 
 def usable_id(command: PaymentCommand) -> bool:
@@ -247,6 +292,8 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return _broken_choice(payment, command)
     if kind == RESOLVE_DISPUTE:
         return _broken_resolve_dispute(payment, command)
+    if kind == ACKNOWLEDGE:
+        return _broken_figures(payment, command)
     if kind == REVIEW and payment.status != RISK_REVIEW:
         return PAYMENT_MUST_BE_IN_REVIEW
     return None
@@ -264,7 +311,7 @@ def waits_for_another(payment: Payment, command: PaymentCommand) -> bool:
     charge = standing_main(payment)
     if command.type != REFUND or not coming_minor or charge is None:
         return False
-    wanted_minor, reference = command.amount_minor, command.gateway_reference
+    wanted_minor, reference = command.amount_minor, reference_of(command)
     if reference not in (None, charge.gateway_reference):
         return False  # of another charge, of which nothing is being captured
     if wanted_minor is None:
@@ -316,7 +363,7 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
     room_minor = refundable_minor(payment)
     if room_minor <= 0 or (command.amount_minor or 0) > room_minor:
         return REFUND_MUST_NOT_EXCEED_CAPTURED
-    reference = command.gateway_reference
+    reference = reference_of(command)
     if reference is not None and not any(
         each.gateway_reference == reference
         and each.kind in MAIN_KINDS
@@ -324,9 +371,10 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
         for each in payment.attempts
     ):
         return CHARGE_MUST_BE_THE_PAYMENTS
-    if refund_target(payment, command.amount_minor, reference) is None:
+    charge = refund_target(payment, command.amount_minor, reference)
+    if charge is None:
         return REFUND_MUST_NOT_EXCEED_ITS_CHARGE
-    if bars_refunds(payment) and command.override != OVERRIDE_DISPUTE:
+    if bars_refunds(payment, charge) and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None
 
@@ -350,8 +398,10 @@ def resolvable(payment: Payment, command: PaymentCommand) -> Attempt | None:
 
 
 def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
-    if resolvable(payment, command) is not None:
-        return None
+    attempt = resolvable(payment, command)
+    if attempt is not None:
+        other = command.amount_minor not in (None, amount_of(payment, attempt))
+        return AMOUNT_MUST_BE_AS_ASKED if other and attempt.kind not in MAIN_KINDS else None
     wanted = command.operation_id
     if wanted is None:
         return OPERATION_MUST_BE_NAMED if unknown_attempts(payment) else OUTCOME_MUST_BE_UNKNOWN
@@ -376,6 +426,14 @@ def _broken_resolve_dispute(payment: Payment, command: PaymentCommand) -> str | 
     if len(disputes) > 1:
         return DISPUTE_MUST_NAME_ITS_GATEWAY
     return DISPUTE_MUST_NOT_BE_DECIDED_SO if disputes[0].state == command.decision else None
+
+
+def _broken_figures(payment: Payment, command: PaymentCommand) -> str | None:
+    figures = amounts_out_of_order(payment)
+    if figures is None or command.figures != figures:
+        return FIGURES_MUST_BE_THE_PAYMENTS
+    known = is_acknowledged(payment, AMOUNTS_OUT_OF_ORDER, figures)
+    return FINDING_MUST_NOT_BE_ACKNOWLEDGED_SO if known else None
 
 
 def _broken_cancel(payment: Payment) -> str | None:

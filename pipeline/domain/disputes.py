@@ -14,7 +14,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.model import Dispute, GatewayNotification, Payment
+from pipeline.domain.lifecycle import MAIN_KINDS
+from pipeline.domain.model import Attempt, Dispute, GatewayNotification, Payment
 
 # States, lowest rank first. None is an end: after each the bank or the gateway may go on.
 INQUIRY: Final = "inquiry"
@@ -47,6 +48,7 @@ def heard(before: Dispute, state: str, notice: GatewayNotification, now_ms: int)
             event_sequence=place[0],
             gateway_state=None,
             resolved_by=None,
+            charge_reference=notice.gateway_reference or before.charge_reference,
         )
     elif place == held:
         after = replace(after, amount_minor=max(before.amount_minor, notice.amount_minor))
@@ -64,12 +66,31 @@ def resolved(before: Dispute, state: str, actor: str, now_ms: int) -> Dispute:
     return _withdrawn(after, now_ms)
 
 
-def bars_refunds(payment: Payment) -> bool:
+def bars_refunds(payment: Payment, charge: Attempt | None = None) -> bool:
     """Whether the customer's bank has money of the payment's and may keep it: a refund now would
-    give it back twice. An inquiry has moved nothing, and a refund is how it ends best."""
+    give it back twice. An inquiry has moved nothing, and a refund is how it ends best.
+
+    ``charge``: only disputes that are, or may be, about it.
+    """
     return any(
-        each.state in UNDECIDED_IN and each.state in WITHDRAWN_IN for each in payment.disputes
+        each.state in UNDECIDED_IN
+        and each.state in WITHDRAWN_IN
+        and (charge is None or _may_be_about(payment, each, charge))
+        for each in payment.disputes
     )
+
+
+def _may_be_about(payment: Payment, dispute: Dispute, charge: Attempt) -> bool:
+    """A gateway's disputes are about its own charges: about the one it names, or else any."""
+    reference = dispute.charge_reference
+    named = [
+        each
+        for each in payment.attempts
+        if reference is not None
+        and each.kind in MAIN_KINDS
+        and (each.gateway, each.gateway_reference) == (dispute.gateway, reference)
+    ]
+    return dispute.gateway == charge.gateway and (not named or charge in named)
 
 
 def named(payment: Payment, dispute_id: str | None, gateway: str | None) -> tuple[Dispute, ...]:

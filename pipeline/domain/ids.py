@@ -62,24 +62,41 @@ def idempotency_key(payment_id: str, operation_id: str, gateway: str, attempt: i
     return f"{payment_id}:{operation_id}:{gateway}:{attempt}"
 
 
-def reversal_operation_id(operation_id: str, attempt: int) -> str:
+def reversal_operation_id(order_id: str, operation_id: str, attempt: int) -> str:
     """The id of the operation that gives back what an attempt took too late."""
-    return derived_operation_id("late", operation_id, str(attempt))
+    return _own_operation_id(order_id, "late", f"{operation_id}-{attempt}")
 
 
-def expiry_operation_id(operation_id: str) -> str:
+def expiry_operation_id(order_id: str, operation_id: str) -> str:
     """The id of the operation that voids an authorization at its end."""
-    return derived_operation_id("expiry", operation_id)
+    return _own_operation_id(order_id, "expiry", operation_id)
 
 
-def derived_operation_id(prefix: str, *parts: str) -> str:
-    """``prefix-part-part``, or ``prefix-<UUIDv5 of it>`` where that is not fit to be an id."""
-    text = "-".join((prefix, *parts))
-    if valid_id(text):
-        return text
+def dispute_operation_id(sequence: int, dispute_id: str) -> str:
+    """The id of a dispute's money in one step of its payment.
+
+    The step alone tells it apart, whatever the dispute is called. Those of before were
+    ``dispute-<dispute>`` and, from the second step on, ``dispute-<dispute>-<sequence>``, so no new
+    one is one of them.
+    """
+    prefix = f"dispute.{sequence}"
+    text = f"{prefix}.{dispute_id}"
+    return text if valid_id(text) else f"{prefix}.{_digest(text)}"
+
+
+def _own_operation_id(order_id: str, prefix: str, about: str) -> str:
+    """``prefix-about``, or ``prefix-<UUIDv5 of it>`` where that is not fit to be an id, or is the
+    order's: its first charge has that one. Commands may not be named so."""
+    text = f"{prefix}-{about}"
+    if not valid_id(text):
+        text = f"{prefix}-{_digest(text)}"
+    return f"{prefix}-{_digest(text)}" if text == order_id else text
+
+
+def _digest(text: str) -> str:
     digest = _SETTLEMENT_HASH.copy()
-    digest.update(text.encode())
-    return f"{prefix}-{_uuid5_text(digest.digest())}"
+    digest.update(text.encode("utf-8", "surrogatepass"))
+    return _uuid5_text(digest.digest())
 
 
 def _uuid5_text(digest: bytes) -> str:

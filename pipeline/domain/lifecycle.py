@@ -165,6 +165,7 @@ DISPUTE_OPENED: Final = "dispute_opened"
 DISPUTE_WON: Final = "dispute_won"
 DISPUTE_LOST: Final = "dispute_lost"
 DISPUTE_PRE_ARBITRATION: Final = "dispute_pre_arbitration"
+FINDING_ACKNOWLEDGED: Final = "finding_acknowledged"
 
 # Events that leave status and attempts as they are; allowed wherever a payment stands.
 STANDING_EVENTS: Final = frozenset(
@@ -184,6 +185,7 @@ STANDING_EVENTS: Final = frozenset(
         DISPUTE_WON,
         DISPUTE_LOST,
         DISPUTE_PRE_ARBITRATION,
+        FINDING_ACKNOWLEDGED,
     }
 )
 

@@ -59,6 +59,8 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     override: str | None = None
     business_date: str | None = None
     card_scheme: str | None = None
+    finding: str | None = None
+    figures: str | None = None
 
 
 class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
@@ -201,6 +203,8 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     instrument_token: str | None = None
     card_fingerprint: str | None = None
     permit: str = ""
+    approved_by: str | None = None
+    approval: str | None = None
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):
@@ -214,6 +218,7 @@ class Dispute(Struct, frozen=True, kw_only=True, gc=False):
     event_sequence: int = 0
     gateway_state: str | None = None
     resolved_by: str | None = None
+    charge_reference: str | None = None
 
 
 class CommandMark(Struct, frozen=True, kw_only=True, gc=False):
@@ -221,6 +226,16 @@ class CommandMark(Struct, frozen=True, kw_only=True, gc=False):
 
     digest: int
     taken_at_ms: int
+
+
+class Acknowledgement(Struct, frozen=True, kw_only=True, gc=False):
+    """A finding of the audit that a person has looked at, with the figures it had then."""
+
+    finding: str
+    figures: str
+    actor: str
+    reason: str
+    acknowledged_at_ms: int
 
 
 class RiskCounted(Struct, frozen=True, kw_only=True, gc=False):
@@ -276,6 +291,7 @@ class Payment(Struct, frozen=True, kw_only=True):
     card_scheme: str | None = None
     retry_fingerprint: str | None = None
     retry_scheme: str | None = None
+    acknowledged: tuple[Acknowledgement, ...] = ()
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):
@@ -399,6 +415,14 @@ class AttemptWaiting(Struct, frozen=True, kw_only=True, gc=False):
     gateway: str
 
 
+class CardBar(Struct, frozen=True, kw_only=True, gc=False):
+    """A declined attempt that bars its card, by 64 bits of a hash of its key."""
+
+    mark: int
+    until_ms: int
+    code: str
+
+
 class RiskVelocity(Struct, frozen=True, kw_only=True):
     """What was counted of one identity; ``recent``: the newest orders, 64 bits of each.
 
@@ -417,6 +441,7 @@ class RiskVelocity(Struct, frozen=True, kw_only=True):
     caps: tuple[AttemptCap, ...] = ()
     barred_until_ms: int = 0
     barred_by: str = ""
+    bars: tuple[CardBar, ...] = ()
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):

@@ -11,13 +11,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from pipeline.domain.decision import Decision, Outgoing
-from pipeline.domain.ids import (
-    event_id,
-    expiry_operation_id,
-    idempotency_key,
-    reversal_operation_id,
-    settlement_id,
-)
+from pipeline.domain.ids import event_id, idempotency_key, settlement_id
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.lifecycle import (
     ATTEMPT_FAILED,
@@ -50,6 +44,7 @@ from pipeline.domain.model import (
     PaymentRequest,
     Settlement,
 )
+from pipeline.domain.own_operations import is_expiry_of, is_reversal_of
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.routing import profile_of
 from pipeline.domain.tiers import inquiry_tier, jittered, retry_tier, tier_not_longer
@@ -68,9 +63,11 @@ TIMER: Final = "timer"
 # Statuses in which the charge or authorization is still to come to its outcome.
 UNDECIDED: Final = frozenset({PROCESSING, OUTCOME_UNKNOWN, REQUIRES_CUSTOMER_ACTION})
 
-# More operations than a payment sees in years, few enough that its snapshot stays small.
-ATTEMPTS_MAX: Final = 64
-# Of these, commands may begin so many; the others are left for failovers and reversals.
+# More operations than a payment sees in years, few enough that its snapshot stays small. Each of 64
+# may come too late and be given back once, by one operation more.
+ATTEMPTS_MAX: Final = 128
+# Commands may begin so many; of the others 24 are left for failovers and voids, the rest for what
+# gives back.
 COMMANDED_ATTEMPTS_MAX: Final = 40
 
 # Codes of an attempt whose gateway said that it has it and is not done.
@@ -573,10 +570,7 @@ def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
     # Of before it was kept: as it was decided then.
     charges = [each for each in reversed(payment.attempts) if each.kind in MAIN_KINDS]
     for each in charges:
-        if attempt.operation_id in (
-            reversal_operation_id(each.operation_id, each.attempt),
-            expiry_operation_id(each.operation_id),
-        ):
+        if is_reversal_of(payment, attempt, each) or is_expiry_of(payment, attempt, each):
             return each
     made = [
         each
@@ -589,8 +583,7 @@ def parent_of(payment: Payment, attempt: Attempt) -> Attempt | None:
 
 def _is_given_back(payment: Payment, charge: Attempt) -> bool:
     """Whether giving it back was begun because it came too late."""
-    reversal = reversal_operation_id(charge.operation_id, charge.attempt)
-    return find_attempt(payment, reversal, 1) is not None
+    return any(is_reversal_of(payment, each, charge) for each in payment.attempts)
 
 
 def amount_of(payment: Payment, attempt: Attempt) -> int:

@@ -15,11 +15,13 @@ from msgspec.structs import asdict
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.clearing import Clearing
 from pipeline.domain.model import (
+    Acknowledgement,
     Attempt,
     AttemptCap,
     AttemptMark,
     AttemptWaiting,
     AuditEntry,
+    CardBar,
     CommandMark,
     ControlEntry,
     DeadLetterMarker,
@@ -96,6 +98,7 @@ def payment_to_record(payment: Payment) -> Record:
     record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
     record["risk_awaited"] = list(payment.risk_awaited)
     record["risk_counted"] = [asdict(counted) for counted in payment.risk_counted]
+    record["acknowledged"] = [asdict(each) for each in payment.acknowledged]
     return record
 
 
@@ -121,6 +124,7 @@ def velocity_to_record(velocity: RiskVelocity) -> Record:
         "in_flight": [asdict(each) for each in velocity.in_flight],
         "waiting": [asdict(each) for each in velocity.waiting],
         "caps": [asdict(each) for each in velocity.caps],
+        "bars": [asdict(each) for each in velocity.bars],
     }
 
 
@@ -143,6 +147,7 @@ def payment_from_record(record: Record) -> Payment:
         "disputes": tuple([Dispute(**dispute) for dispute in record["disputes"]]),
         "risk_awaited": tuple(record["risk_awaited"]),
         "risk_counted": tuple([RiskCounted(**counted) for counted in record["risk_counted"]]),
+        "acknowledged": tuple([Acknowledgement(**each) for each in record["acknowledged"]]),
     }
     return Payment(**{**record, **lists})
 
@@ -210,6 +215,7 @@ def velocity_from_record(record: Record) -> RiskVelocity:
         "in_flight": tuple([AttemptMark(**each) for each in record["in_flight"]]),
         "waiting": tuple([AttemptWaiting(**each) for each in record["waiting"]]),
         "caps": tuple([AttemptCap(**each) for each in record["caps"]]),
+        "bars": tuple([CardBar(**each) for each in record["bars"]]),
     }
     return RiskVelocity(**{**record, **lists})
 

@@ -121,9 +121,10 @@ it is sent again, and that includes what another worker may have sent: after a c
 an aborted transaction a request comes a second time, and is answered `possibly_sent` (unknown)
 instead of being sent. It is then asked about until it is found, or proven not to have happened.
 When a worker takes a partition, requests that already wait in it are treated so, even if in truth
-nobody has sent them. One gap cannot be closed from our side: a worker that froze, woke up outside
-its group and reads on before it notices may send what its successor sends as well, inside the send
-window. Where that must not be, take a gateway with keys.
+nobody has sent them ([why](adr/0019-unread-requests-count-as-sent.md)). One gap cannot be closed
+from our side: a worker that froze, woke up outside its group and reads on before it notices may
+send what its successor sends as well, inside the send window. Where that must not be, take a
+gateway with keys.
 """
 
 

@@ -68,6 +68,7 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.risk import REJECT, REVIEW, Assessment
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
+from pipeline.processors.acknowledgements import acknowledge
 from pipeline.processors.decided import audited
 from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.door import card_number_refused
@@ -116,9 +117,11 @@ def process_command(
         return Decision(dead_letter=INVALID_IDS, detail=detail)
     if payment is not None and is_remembered(payment, command):
         if is_another(payment, command):
-            return _rejected(payment, _masked(command), rules.COMMAND_MUST_NOT_CHANGE, now_ms)
+            return _rejected(
+                payment, _masked(payment, command), rules.COMMAND_MUST_NOT_CHANGE, now_ms
+            )
         return _DUPLICATE
-    command = _masked(command)
+    command = _masked(payment, command)
     rule = rules.broken_by_itself(command, policy)
     if rule is None and rules.names_another_operation(payment, command):
         rule = rules.COMMAND_ID_MUST_BE_ITS_OWN
@@ -183,8 +186,12 @@ def start_charge(
     actor: str | None = None,
     reason: str | None = None,
     detail: str | None = None,
+    approval: PaymentCommand | None = None,
 ) -> Decision | None:
-    """Begin to ask for the payment's money, or None when no gateway serves it."""
+    """Begin to ask for the payment's money, or None when no gateway serves it.
+
+    ``approval``: the review that it is begun by, which a permit may still refuse.
+    """
     chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token))
     if chosen is None:
         return None
@@ -201,6 +208,8 @@ def start_charge(
     attempt = with_instrument(payment, attempt)
     because = f"{chosen.because}; {detail}" if detail else chosen.because
     if needs_permit(payment, policy):
+        if approval is not None:
+            attempt = replace(attempt, approved_by=approval.actor, approval=approval.command_id)
         return permit_asked(
             payment,
             attempt,
@@ -297,15 +306,20 @@ def _runs_at_once(payment: Payment, command: PaymentCommand) -> bool:
         )
     if command.type == rules.REVIEW:
         return payment.status == RISK_REVIEW
-    person = command.type in (rules.RESOLVE, rules.RESOLVE_DISPUTE)
+    person = command.type in (rules.RESOLVE, rules.RESOLVE_DISPUTE, rules.ACKNOWLEDGE)
     return person and payment.status != AWAITING_ORDER
 
 
-def _masked(command: PaymentCommand) -> PaymentCommand:
+def _masked(payment: Payment | None, command: PaymentCommand) -> PaymentCommand:
     """The command as the table and the events may keep it. What is no card number by the rule of
-    the door, but by the wider one of masking, is masked where people write."""
+    the door, but by the wider one of masking, is masked where people write, and where they name an
+    operation that is none of the payment's."""
+    operation_id = command.operation_id
+    if not rules.names_own_operation(payment, command):
+        operation_id = _kept(operation_id)
     return replace(
         command,
+        operation_id=operation_id,
         evidence=_kept(command.evidence),
         reason=_kept(command.reason),
         actor=_kept(command.actor),
@@ -378,6 +392,8 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
         return _retry(payment, command, now_ms, policy)
     if command.type == rules.REVIEW:
         return _review(payment, command, now_ms, policy)
+    if command.type == rules.ACKNOWLEDGE:
+        return audited(acknowledge(payment, command, now_ms), payment, command, now_ms)
     if command.type == rules.RESOLVE_DISPUTE:
         return audited(resolve_dispute(payment, command, now_ms), payment, command, now_ms)
     return _resolve(payment, command, now_ms, policy)
@@ -389,7 +405,7 @@ def _moves_money(
     if command.type == CAPTURE:
         main = standing_main(payment)
     else:
-        main = refund_target(payment, command.amount_minor, command.gateway_reference)
+        main = refund_target(payment, command.amount_minor, rules.reference_of(command))
     if main is None:
         return _rejected(payment, command, rules.REFUND_MUST_NOT_EXCEED_ITS_CHARGE, now_ms)
     if command.type == CAPTURE:
@@ -559,9 +575,12 @@ def _review_retry(
         late = ended.payment or payment
         return followed(ended, _rejected(late, review, rules.REVIEW_MUST_BE_IN_TIME, now_ms))
     if _is_capped(payment, retry, now_ms, policy):
-        capped = refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms, review)
-        return audited(capped, payment, review, now_ms)
-    started = _retried(without_retry(payment), retry, now_ms, policy, actor=review.actor)
+        capped = refuse_assessed_retry(payment, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms)
+        failed = capped.payment or payment
+        return followed(capped, _rejected(failed, review, ATTEMPTS_MUST_NOT_EXCEED_CAP, now_ms))
+    started = _retried(
+        without_retry(payment), retry, now_ms, policy, actor=review.actor, approval=review
+    )
     if started is None:
         return _rejected(payment, review, CURRENCY_MUST_BE_SUPPORTED, now_ms)
     return audited(started, payment, review, now_ms)
@@ -587,6 +606,7 @@ def _retried(
     *,
     actor: str | None,
     detail: str | None = None,
+    approval: PaymentCommand | None = None,
 ) -> Decision | None:
     return start_charge(
         _as_retried(payment, command),
@@ -598,6 +618,7 @@ def _retried(
         actor=actor,
         reason=command.reason,
         detail=detail,
+        approval=approval,
     )
 
 
@@ -633,6 +654,7 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
         now_ms,
         policy,
         actor=command.actor,
+        approval=command,
     )
     if started is None:
         return _rejected(payment, command, CURRENCY_MUST_BE_SUPPORTED, now_ms)
@@ -658,6 +680,10 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
             detail=command.evidence,
         )
         return audited(made, payment, command, now_ms, attempt=attempt)
+    reference = rules.reference_of(command) or ""
+    if command.amount_minor is not None:
+        # What the gateway moved, which may be another amount than was asked for.
+        attempt = replace(attempt, amount_minor=command.amount_minor)
     said = GatewayResult(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,
@@ -668,7 +694,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         attempt=attempt.attempt,
         try_number=attempt.tries,
         outcome=SUCCEEDED,
-        gateway_reference=command.gateway_reference,
+        gateway_reference=reference,
         code=None,
         amount_minor=amount_of(payment, attempt),
         currency=payment.currency,
@@ -678,7 +704,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         payment,
         attempt,
         said,
-        command.gateway_reference or "",
+        reference,
         now_ms,
         policy,
         trigger=RESOLVED_DONE,

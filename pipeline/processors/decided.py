@@ -1,8 +1,9 @@
 """What people decide about payments, as the audit topic keeps it: who, when, why and about what.
 
-A resolution, a review and a dispute's resolution move money, or stop it, on a person's word alone.
-Each is told there in the transaction of the decision, whether it was carried out or refused, and
-under the same id if the same is ever decided again.
+A resolution, a review and a dispute's resolution move money, or stop it, on a person's word alone,
+and an acknowledgement lets the audit pass over it. Each is told there in the transaction of the
+decision, whether it was carried out or refused, and under the same id if the same is ever decided
+again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.decision import Decision
 from pipeline.domain.disputes import named
 from pipeline.domain.ids import audit_entry_id
+from pipeline.domain.lifecycle import ATTEMPT_FAILED
 from pipeline.domain.model import Attempt, AuditEntry, Payment, PaymentCommand
-from pipeline.domain.payment import amount_of
+from pipeline.domain.payment import amount_of, find_attempt
 
 DONE: Final = "done"
 REFUSED: Final = "refused"
@@ -30,6 +32,8 @@ def action_of(command: PaymentCommand) -> str:
         return "payment_resolve"
     if command.type == rules.RESOLVE_DISPUTE:
         return "dispute_resolve"
+    if command.type == rules.ACKNOWLEDGE:
+        return "finding_acknowledge"
     if command.decision in (rules.APPROVE, rules.DENY):
         return f"review_{command.decision}"
     return "review"
@@ -61,6 +65,8 @@ def audited(
         "dispute_id": _kept(command.dispute_id),
         "gateway": _kept(command.gateway),
         "gateway_reference": _kept(command.gateway_reference),
+        "finding": _kept(command.finding),
+        "figures": _kept(command.figures),
         "evidence": _kept(command.evidence),
         "submitted_at_ms": command.submitted_at_ms,
     }
@@ -82,19 +88,59 @@ def audited(
             "amount_minor": dispute.amount_minor,
             "currency": payment.currency,
         }
-    known = {name: value for name, value in said.items() if value is not None}
     actor, reason = _kept(command.actor) or "", _kept(command.reason)
+    entry = _entry(payment, action_of(command), actor, reason, said, now_ms)
+    return replace(made, sends=(entry, *made.sends))
+
+
+def with_refused_approval(
+    made: Decision, attempt: Attempt, now_ms: int, detail: str | None = None
+) -> Decision:
+    """The decision; where it ends an attempt that waited for its permit and that a person had
+    approved, with the audit's entry that nothing came of the approval, and why.
+
+    The approval itself was told as done when it was given: what counts the card answers later.
+    """
+    payment = made.payment
+    if payment is None or attempt.approval is None:
+        return made
+    ended = find_attempt(payment, attempt.operation_id, attempt.attempt)
+    if ended is None or ended.state != ATTEMPT_FAILED:
+        return made
+    said: dict[str, Any] = {
+        "outcome": REFUSED,
+        "rule": ended.code,
+        "payment_id": payment.payment_id,
+        "command_id": attempt.approval,
+        "decision": rules.APPROVE,
+        "operation_id": attempt.operation_id,
+        "gateway": attempt.gateway,
+        "detail": detail,
+    }
+    actor = _kept(attempt.approved_by) or ""
+    entry = _entry(payment, f"review_{rules.APPROVE}", actor, None, said, now_ms)
+    return replace(made, sends=(entry, *made.sends))
+
+
+def _entry(
+    payment: Payment,
+    action: str,
+    actor: str,
+    reason: str | None,
+    said: dict[str, Any],
+    now_ms: int,
+) -> AuditEntry:
+    known = {name: value for name, value in said.items() if value is not None}
     detail = msgspec.json.encode(known).decode()
-    entry = AuditEntry(
+    return AuditEntry(
         entry_id=audit_entry_id(payment.payment_id, f"{actor}:{reason}:{detail}"),
         actor=actor,
-        action=action_of(command),
+        action=action,
         subject=f"{payment.merchant_id}:{payment.order_id}",
         occurred_at_ms=now_ms,
         reason=reason,
         detail=detail,
     )
-    return replace(made, sends=(entry, *made.sends))
 
 
 def _kept(text: str | None) -> str | None:

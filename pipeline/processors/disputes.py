@@ -23,7 +23,7 @@ from pipeline.domain.disputes import (
     named,
     resolved,
 )
-from pipeline.domain.ids import derived_operation_id
+from pipeline.domain.ids import dispute_operation_id
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
     DECLINED,
@@ -167,15 +167,7 @@ def _booked(
         disputed_minor=sum(d.amount_minor for d in disputes if d.state in UNDECIDED_IN),
         charged_back_minor=sum(d.withdrawn_minor for d in disputes if d.state == LOST),
     )
-    parts = (
-        [after.gateway, after.dispute_id]
-        if _same_id_elsewhere(others, after)
-        else [after.dispute_id]
-    )
-    if before.state:
-        # Money of this dispute may have moved before, of the same kind.
-        parts.append(str(changed.sequence))
-    operation_id = derived_operation_id("dispute", *parts)
+    operation_id = dispute_operation_id(changed.sequence, after.dispute_id)
     sends: list[Outgoing] = []
     for kind, amount_minor in (
         (SETTLED_DISPUTE, min(0, before.withdrawn_minor - after.withdrawn_minor)),
@@ -196,7 +188,3 @@ def _booked(
             )
     made = Decision(payment=changed, sends=(*sends, event))
     return with_loss(payment, made, now_ms)
-
-
-def _same_id_elsewhere(others: tuple[Dispute, ...], dispute: Dispute) -> bool:
-    return any(each.dispute_id == dispute.dispute_id for each in others)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from pipeline.domain.card_numbers import fields_with_card_numbers, holds_card_number
+from pipeline.domain.commands import RESOLVE, names_own_operation
 from pipeline.domain.decision import Decision
 from pipeline.domain.model import Order, Payment, PaymentCommand
 from pipeline.domain.payment import dead_lettered
@@ -33,8 +34,9 @@ def card_number_refused(
 
 def _names_no_operation(payment: Payment | None, command: PaymentCommand) -> bool:
     """Whether its ``operation_id`` holds a card number and is none of the payment's own ids, which
-    may look like one: a 16-digit order id passes Luhn once in ten."""
+    may look like one: a 16-digit order id passes Luhn once in ten. Where a command names no
+    operation, what stands there is a text like any other."""
     named = command.operation_id
-    if named is None or named == command.order_id or not holds_card_number(named, opaque=True):
+    if named is None or not holds_card_number(named, opaque=command.type == RESOLVE):
         return False
-    return payment is None or all(named != each.operation_id for each in payment.attempts)
+    return not names_own_operation(payment, command)

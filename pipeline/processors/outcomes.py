@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.charges import captured_of_minor, refunded_of_minor
 from pipeline.domain.decision import Decision, Outgoing
-from pipeline.domain.ids import expiry_operation_id, reversal_operation_id
+from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
     ACTION_ASKED,
@@ -60,6 +60,7 @@ from pipeline.domain.lifecycle import (
 )
 from pipeline.domain.model import Attempt, GatewayResult, Payment
 from pipeline.domain.normalisation import Action, action_of
+from pipeline.domain.own_operations import is_expiry_of, is_reversal_of
 from pipeline.domain.payment import (
     CUSTOMER_ACTION_REQUIRED,
     INQUIRE,
@@ -190,7 +191,7 @@ def _authorized(
         moves=AUTHORIZATION_SEEN,
         actor=actor,
         detail=detail,
-        authorized_minor=payment.authorized_minor + payment.amount_minor,
+        authorized_minor=payment.authorized_minor + amount_of(payment, attempt),
         next_action_url=None,
         expires_at_ms=expires_at_ms,
     )
@@ -325,7 +326,7 @@ def _too_late(
         amount_minor,
         now_ms,
         # Not the attempt's own operation, of which another attempt may be settled.
-        operation_id=reversal_operation_id(attempt.operation_id, attempt.attempt),
+        operation_id=_reversal_id(payment, attempt),
         gateway=attempt.gateway,
         reference=attempt.gateway_reference or "",
     )
@@ -345,7 +346,7 @@ def _reversed(
     return begin_operation(
         payment,
         kind,
-        reversal_operation_id(attempt.operation_id, attempt.attempt),
+        _reversal_id(payment, attempt),
         parent or attempt,
         amount_of(payment, attempt) if amount_minor is None else amount_minor,
         now_ms,
@@ -659,7 +660,10 @@ def failed_later(
 def late_evidence(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
-    """A success that nobody waited for: taken, already known, given back, or contradictory."""
+    """A success that nobody waited for: taken, already known, given back, or contradictory.
+
+    What was never sent, since it got no permit, cannot have succeeded.
+    """
     reference = result.gateway_reference
     if reference:
         if attempt.state in OPEN_STATES:
@@ -671,7 +675,7 @@ def late_evidence(
                 and result.currency == payment.currency
             ):
                 return _STALE_RESULT
-        elif attempt.state in (DECLINED, ATTEMPT_FAILED):
+        elif attempt.state in (DECLINED, ATTEMPT_FAILED) and attempt.tries:
             if attempt.code == FAILED_LATER:
                 return _STALE_RESULT
             return succeeded(
@@ -738,16 +742,17 @@ def _loss(payment: Payment) -> int:
 def is_expiry(payment: Payment, attempt: Attempt) -> bool:
     """Whether this void ends an authorization at its time."""
     return any(
-        each.kind in MAIN_KINDS and attempt.operation_id == expiry_operation_id(each.operation_id)
+        each.kind in MAIN_KINDS and is_expiry_of(payment, attempt, each)
         for each in payment.attempts
     )
 
 
 def _is_reversal(payment: Payment, attempt: Attempt) -> bool:
-    return any(
-        attempt.operation_id == reversal_operation_id(each.operation_id, each.attempt)
-        for each in payment.attempts
-    )
+    return any(is_reversal_of(payment, attempt, each) for each in payment.attempts)
+
+
+def _reversal_id(payment: Payment, attempt: Attempt) -> str:
+    return reversal_operation_id(payment.order_id, attempt.operation_id, attempt.attempt)
 
 
 def waiting(

@@ -25,6 +25,7 @@ from pipeline.domain.payment import decision, request_of, stepped, timer_of
 from pipeline.domain.policy import Policy
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.decided import with_refused_approval
 from pipeline.processors.outcomes import gave_up
 from pipeline.processors.permits import GIVEN, attempt_key, told_again
 from pipeline.processors.retries import REVIEW_ENDS
@@ -54,6 +55,7 @@ def answer_permit(payment: Payment, result: RiskResult, now_ms: int, policy: Pol
         # Refused, it holds nothing that would have to be given back.
         refused = replace(attempt, permit="", code=reason)
         made = gave_up(payment, refused, reason, now_ms, detail=result.detail or None)
+    made = with_refused_approval(made, attempt, now_ms, result.detail or None)
     return with_waiting_commands(made, now_ms, policy)
 
 
@@ -98,6 +100,7 @@ def permit_missing(
         )
         timer = timer_of(changed, ends_ms, REVIEW_ENDS, policy, now_ms)
         made = decision(changed, timer, event)
+    made = with_refused_approval(made, attempt, now_ms)
     return with_waiting_commands(made, now_ms, policy)
 
 

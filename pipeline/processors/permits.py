@@ -110,7 +110,8 @@ def reported(before: Payment | None, made: Decision, policy: Policy) -> Decision
     """The decision, and what it tells the counters of cards about attempts whose outcome it is.
 
     ``before`` is the payment as the decision found it. A decline is told even where no permit was
-    asked; other outcomes only give a permit back.
+    asked, and taken back where it turns out to have succeeded; other outcomes only give a permit
+    back.
     """
     after = made.payment
     if after is None or (
@@ -128,7 +129,8 @@ def reported(before: Payment | None, made: Decision, policy: Policy) -> Decision
         outcome = _outcome(attempt, "" if earlier is None else earlier.state)
         if outcome is None or not (attempt.permit or policy.count_cards):
             continue
-        if outcome == RELEASED and not attempt.permit:
+        told_before = earlier is not None and earlier.state == DECLINED
+        if outcome == RELEASED and not attempt.permit and not told_before:
             continue
         checks.extend(_told(after, attempt, outcome, policy))
     # Before what is asked in the same decision: the row then knows of the decline.

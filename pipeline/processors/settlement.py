@@ -12,10 +12,12 @@ from typing import Final
 from msgspec.structs import replace
 
 from pipeline.domain.answer import DEAD_LETTERED, DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
+from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.decision import Decision
 from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
 from pipeline.domain.lifecycle import (
     ANSWER_CAME_LATE,
+    ATTEMPT_FAILED,
     CONTRADICTED,
     GIVE_UP,
     INQUIRING,
@@ -75,6 +77,7 @@ from pipeline.processors.outcomes import (
     waiting,
 )
 from pipeline.processors.permit_answers import permit_missing
+from pipeline.processors.permits import is_capped
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
 
 # Causes of dead letters.
@@ -332,8 +335,10 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         and now_ms < charge_deadline_ms(payment, attempt, policy)
     ):
         chosen = next_gateway(payment, attempt, policy)
-        if chosen is not None:
+        if chosen is not None and not _caps_bar(payment, attempt, chosen, now_ms, policy):
             return moved_on(payment, attempt, chosen, GIVE_UP, refusal, now_ms, policy)
+        if chosen is not None:
+            refusal = ATTEMPTS_MUST_NOT_EXCEED_CAP
     return gave_up(payment, attempt, refusal, now_ms)
 
 
@@ -428,7 +433,7 @@ def _refusal(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) ->
         return ORDER_TOO_OLD
     if now_ms >= attempt.started_at_ms + gateway_profile(policy, attempt.gateway).key_retention_ms:
         return KEY_RETENTION_PASSED
-    if _waited_enough(attempt, policy) and _elsewhere(payment, attempt, policy) is not None:
+    if _waited_enough(attempt, policy) and _elsewhere(payment, attempt, now_ms, policy):
         return GATEWAY_OVERLOADED
     return None
 
@@ -439,9 +444,20 @@ def _waited_enough(attempt: Attempt, policy: Policy) -> bool:
     return attempt.kind in MAIN_KINDS and held_back >= policy.overload_max
 
 
-def _elsewhere(payment: Payment, attempt: Attempt, policy: Policy) -> Route | None:
-    """The gateway for the operation's next attempt, if one is left that is not down itself."""
+def _elsewhere(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> bool:
+    """Whether a gateway is left for the operation's next attempt that may have it and is well."""
     chosen = next_gateway(payment, attempt, policy)
-    if chosen is None or chosen.profile.name in policy.health.down:
-        return None
-    return chosen
+    return (
+        chosen is not None
+        and chosen.profile.name not in policy.health.down
+        and not _caps_bar(payment, attempt, chosen, now_ms, policy)
+    )
+
+
+def _caps_bar(
+    payment: Payment, attempt: Attempt, chosen: Route, now_ms: int, policy: Policy
+) -> bool:
+    """Whether the payment's own declines bar the next attempt where it would go, once it is proven
+    that this one moved nothing: then it was no decline, and can be none."""
+    without = replace(payment, attempts=replaced(payment, replace(attempt, state=ATTEMPT_FAILED)))
+    return is_capped(without, chosen.profile.name, now_ms, policy)

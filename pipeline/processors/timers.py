@@ -95,7 +95,7 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
     return begin_operation(
         replace(payment, expires_at_ms=None),
         VOID,
-        expiry_operation_id(authorization.operation_id),
+        expiry_operation_id(payment.order_id, authorization.operation_id),
         authorization,
         amount_of(payment, authorization),
         now_ms,

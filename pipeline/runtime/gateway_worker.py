@@ -30,6 +30,7 @@ from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.crash_guard import CrashGuard
 from pipeline.runtime.gateway_stage import STAGE, GatewayStage
+from pipeline.runtime.held_requests import HELD_MAX, HeldRequests
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
@@ -95,6 +96,10 @@ class GatewayWorker:
         self._positions: dict[int, int] = {}
         # Of partitions given back in a rebalance: they may come back with it, calls and all.
         self._left: dict[int, tuple[int, PartitionPrefix[Finished]]] = {}
+        # Of a careful worker only: what it has fetched, and has not begun.
+        self._held = HeldRequests()
+        # The partitions that are not paused.
+        self._fetched: set[int] = set()
         self._epoch = 0
         self._metadata: Any = None
         self._under_way: Batch | None = None
@@ -173,11 +178,6 @@ class GatewayWorker:
     def _tracked(self) -> int:
         return sum(prefix.size for prefix in self._prefixes.values())
 
-    @property
-    def _limit(self) -> int:
-        """How much may be tracked. A careful worker has one record open: the culprit if it dies."""
-        return 1 if self._guard.careful else self._tracked_max
-
     def _turn(self, *, fetch: bool) -> None:
         tracked = self._tracked
         waiting_input = False
@@ -197,19 +197,35 @@ class GatewayWorker:
 
     def _pace(self, tracked: int) -> None:
         """Back-pressure: stop fetching when too much is open or held, go on when half is left."""
-        if not self._paused and tracked >= self._limit:
+        limit = HELD_MAX if self._guard.careful else self._tracked_max
+        waiting = tracked + len(self._held)
+        if not self._paused and waiting >= limit:
             self._paused = True
             self._consumer.pause(self._assigned())
-        elif self._paused and tracked <= self._limit // 2:
+            self._fetched = set()
+        elif self._paused and waiting <= limit // 2:
             self._paused = False
-            self._consumer.resume(self._wanted())
+            self._fetch_wanted()
+        elif not self._paused and len(self._fetched) < len(self._prefixes):
+            # What is suspected may be behind by now.
+            self._fetch_wanted()
+
+    def _fetch_wanted(self) -> None:
+        """Pause and resume what differs, and nothing else: each pause costs what was prefetched."""
+        wanted = self._wanted()
+        topic = self._stage.topic
+        if self._fetched - wanted:
+            self._consumer.pause([TopicPartition(topic, p) for p in self._fetched - wanted])
+        if wanted - self._fetched:
+            self._consumer.resume([TopicPartition(topic, p) for p in wanted - self._fetched])
+        self._fetched = wanted
 
     def _consume(self, tracked: int) -> bool:
-        limit = min(FETCH_RECORDS_MAX, max(1, self._limit - tracked))
         careful = self._guard.careful
+        room = HELD_MAX - len(self._held) if careful else self._tracked_max - tracked
         epoch = self._epoch
-        messages = self._consumer.consume(limit, 0)
-        if not messages:
+        messages = self._consumer.consume(min(FETCH_RECORDS_MAX, max(1, room)), 0)
+        if not messages and (tracked or not self._held):
             # Wait where the next thing is likelier: for a call to end, or for a request to come.
             if tracked or self._under_way is not None:
                 self._calls.wait_finished(0.002)
@@ -225,16 +241,21 @@ class GatewayWorker:
             # A rebalance happened inside the call; what it returned belongs to the past, and what
             # was assigned is held until now.
             if not self._paused:
-                self._consumer.resume(self._wanted())
+                self._fetch_wanted()
             return False
         self._require_awake()
+        records = [input_record(message) for message in messages]
+        if careful or self._held:
+            # One record is open: the culprit if it dies. The others wait.
+            self._held.add(each for each in records if each.partition in self._prefixes)
+            if careful:
+                records = [] if tracked else self._held.one(self._wanted())
+            else:
+                records = self._held.all()
         calls: list[Call] = []
         now_ms = int(self._time_s() * 1000)
         disturbed: set[int] = set()
-        for message in messages:
-            if message.error() is not None:
-                continue
-            record = input_record(message)
+        for record in records:
             prefix = self._prefixes.get(record.partition)
             if prefix is None:
                 continue  # revoked while this was on its way to us
@@ -370,6 +391,7 @@ class GatewayWorker:
 
     def _seek_back(self, partition: int) -> None:
         self._prefixes[partition] = PartitionPrefix()
+        self._held.drop(partition)
         position = self._positions[partition]
         self._consumer.seek(TopicPartition(self._stage.topic, partition, position))
 
@@ -378,7 +400,7 @@ class GatewayWorker:
     def _assigned(self) -> list[TopicPartition]:
         return [TopicPartition(self._stage.topic, p) for p in self._prefixes]
 
-    def _wanted(self) -> list[TopicPartition]:
+    def _wanted(self) -> set[int]:
         """What may be fetched. A careful worker takes first what it may have died of: until that is
         done it stays careful, and a backlog before it would grow faster than one call at a time.
         """
@@ -388,8 +410,8 @@ class GatewayWorker:
             if topic == self._stage.topic and offset >= self._positions.get(partition, offset + 1)
         }
         if not self._guard.careful or not suspected:
-            return self._assigned()
-        return [TopicPartition(self._stage.topic, p) for p in sorted(suspected)]
+            return set(self._prefixes)
+        return suspected
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """All partitions of this worker from now on; nothing is read before the turn goes on."""
@@ -417,6 +439,7 @@ class GatewayWorker:
             assigned.append(TopicPartition(topic, partition, prefix.next_offset or position))
         consumer.assign(assigned)
         consumer.pause(assigned)
+        self._fetched = set()
         self._epoch += 1
         if any(prefix.ready for prefix in self._prefixes.values()):
             self._became_ready(1)
@@ -467,6 +490,7 @@ class GatewayWorker:
         self._left = {}
         self._prefixes.clear()
         self._positions.clear()
+        self._held.clear()
         self._ready_since_s, self._ready_records = None, 0
         consumer.unassign()
 

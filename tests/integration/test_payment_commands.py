@@ -138,6 +138,28 @@ def test_an_amount_needs_a_payment_to_be_in_its_currency(topics: Topics) -> None
     assert "Not answered within 1 s" in waited.stderr
 
 
+def test_a_finding_is_acknowledged_with_the_figures_of_the_table(topics: Topics) -> None:
+    """Which are shown; of a payment whose amounts are in order nothing is published."""
+    words = [
+        "payment",
+        "acknowledge",
+        "shop:1001",
+        "--reason",
+        "given back",
+        "--evidence",
+        "a letter",
+    ]
+    topics.write(PAYMENT)
+    nothing = CliRunner().invoke(app, [*words, *topics.options])
+    assert isinstance(nothing.exception, UserError)
+    assert "nothing to acknowledge" in str(nothing.exception)
+    topics.write(replace(PAYMENT, captured_minor=1_500, refunded_minor=250))
+    asked = CliRunner().invoke(app, [*words, *topics.options])
+    assert asked.exit_code == 0, asked.output
+    assert "figures   refunded 250, captured 1500, authorized 1250" in asked.stdout
+    assert "published acknowledge for shop:1001" in asked.stdout
+
+
 def test_topics_that_are_missing_are_a_sentence(topics: Topics) -> None:
     """A wrong prefix is told with what to do, before anything is published."""
     words = ["payment", "capture", "shop:1001", "--wait", "1"]

@@ -712,7 +712,7 @@ class PaymentInFlow:
         self.entry("dispute", dispute_id, amount_minor, self.charge_id)
         self.entry("dispute_fee", dispute_id, fee_minor, self.charge_id)
         self.notified("dispute", dispute_id=dispute_id, dispute_state="opened")
-        operation_id = f"dispute-{dispute_id}"
+        operation_id = f"dispute.{self.sequence + 1}.{dispute_id}"
         self.settle(dispute_id, "dispute", -amount_minor, operation_id)
         self.settle(dispute_id, "dispute_fee", -fee_minor, operation_id)
         self.disputes = [self._dispute(dispute_id, "opened", amount_minor, fee_minor, amount_minor)]
@@ -721,7 +721,8 @@ class PaymentInFlow:
     def dispute_won(self, dispute_id: str, amount_minor: int, fee_minor: int) -> None:
         self.entry("dispute_won", dispute_id, amount_minor, self.charge_id)
         self.notified("dispute", dispute_id=dispute_id, dispute_state="won")
-        self.settle(dispute_id, "reversal", amount_minor, f"dispute-{dispute_id}")
+        operation_id = f"dispute.{self.sequence + 1}.{dispute_id}"
+        self.settle(dispute_id, "reversal", amount_minor, operation_id)
         self.disputes = [self._dispute(dispute_id, "won", amount_minor, fee_minor, 0)]
         self.step(self.status, "dispute_won")
 

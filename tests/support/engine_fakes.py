@@ -74,6 +74,8 @@ class Member:
         self.said: list[str] = [] if said is None else said
         self.committed: dict[tuple[str, int], int] = {}
         self.paused: set[tuple[str, int]] = set()
+        # How often the client was told to pause or resume: each pause throws away its prefetch.
+        self.toggles = 0
         # Callbacks of a rebalance that the next ``consume`` runs, as the client does; what it had
         # at hand before is returned all the same.
         self.rebalance: list[Callable[[], None]] = []
@@ -81,12 +83,18 @@ class Member:
         self._positions: dict[tuple[str, int], int] = {}
 
     def append(
-        self, topic: str, key: bytes | None, value: bytes | None, *, age_ms: int = 0
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        *,
+        age_ms: int = 0,
+        partition: int = 0,
     ) -> None:
-        """One record more in partition 0; ``age_ms`` puts its append into the past."""
-        log = self._log[topic, 0]
+        """One record more of a partition; ``age_ms`` puts its append into the past."""
+        log = self._log[topic, partition]
         now_ms = int(time.time() * 1000)
-        log.append(FakeMessage(topic, 0, len(log), key, value, now_ms - age_ms))
+        log.append(FakeMessage(topic, partition, len(log), key, value, now_ms - age_ms))
 
     def committed_positions(
         self, _consumer: object, partitions: Iterable[tuple[str, int]]
@@ -124,9 +132,11 @@ class Member:
         self._positions[tp.topic, tp.partition] = tp.offset
 
     def pause(self, partitions: list[TopicPartition]) -> None:
+        self.toggles += 1
         self.paused |= {(tp.topic, tp.partition) for tp in partitions}
 
     def resume(self, partitions: list[TopicPartition]) -> None:
+        self.toggles += 1
         self.paused -= {(tp.topic, tp.partition) for tp in partitions}
 
 

@@ -72,12 +72,13 @@ class Story:
 
     def __init__(self, order: Order | None = ORDER, policy: Policy = POLICY, **tiers: int) -> None:
         self.flow = FlowDriver(policy, now_ms=NOW, **tiers)
+        self.order_id = (order or ORDER).order_id
         if order is not None:
             self.flow.order(order)
 
     @property
     def payment(self) -> Payment:
-        payment = self.flow.payment("shop", "1")
+        payment = self.flow.payment("shop", self.order_id)
         assert payment is not None
         return payment
 
@@ -117,7 +118,7 @@ class Story:
         self.flow.advance(max(0, due_ms - self.flow.now_ms))
 
     def command(self, type: str, command_id: str = "c1", **fields: Any) -> Decision:
-        return self.flow.command(command(type, command_id, **fields))
+        return self.flow.command(command(type, command_id, **{"order_id": self.order_id, **fields}))
 
     def rejected(self, type: str, command_id: str = "c1", **fields: Any) -> str | None:
         """The rule a command breaks, after checking that it changed nothing else."""
@@ -135,14 +136,14 @@ class Story:
         assert after == before
         return event.reason
 
-    def notify(self, outcome: str, operation_id: str = "1", **fields: Any) -> Decision:
-        return self.flow.notify(self.notice(outcome, operation_id, **fields))
+    def notify(self, outcome: str, operation_id: str | None = None, **fields: Any) -> Decision:
+        return self.flow.notify(self.notice(outcome, operation_id or self.order_id, **fields))
 
     def notice(self, outcome: str, operation_id: str = "1", **fields: Any) -> GatewayNotification:
         attempt = next(a for a in self.payment.attempts if a.operation_id == operation_id)
         notice = GatewayNotification(
             merchant_id="shop",
-            order_id="1",
+            order_id=self.order_id,
             payment_id=self.payment.payment_id,
             notification_id="n1",
             gateway=attempt.gateway,
@@ -163,7 +164,7 @@ class Story:
     def dispute(self, state: str, dispute_id: str = "d1", **fields: Any) -> Decision:
         notice = GatewayNotification(
             merchant_id="shop",
-            order_id="1",
+            order_id=self.order_id,
             payment_id=self.payment.payment_id,
             notification_id="n2",
             gateway="simulator",
@@ -187,9 +188,9 @@ def command(type: str, command_id: str = "c1", **fields: Any) -> PaymentCommand:
         fields = {"evidence": "the gateway's report", "actor": "ann", **fields}
     if type == "review":
         fields = {"actor": "ann", **fields}
+    fields = {"order_id": "1", **fields}
     return PaymentCommand(
         merchant_id="shop",
-        order_id="1",
         command_id=command_id,
         type=type,
         submitted_at_ms=NOW,

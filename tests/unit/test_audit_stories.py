@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from pipeline.audit.gateway_copy import GatewayCopy
 from pipeline.domain.decision import Decision
 from tests.support.audit_story import judged_flow
-from tests.support.payment_story import DECLINED, MANUAL, ORDER, Story, yes
+from tests.support.payment_story import DECLINED, MANUAL, ORDER, TIMED_OUT, Story, yes
 
 
 class Books:
@@ -124,3 +124,51 @@ def test_a_charge_that_gave_back_more_than_it_took_is_accused() -> None:
     story.flow.apply(ORDER, Decision(payment=broken))
     names = [finding.name for finding in judged_flow(story.flow, None)]
     assert "amounts_out_of_order" in names
+
+
+def test_a_charge_of_another_amount_is_booked_as_a_person_says() -> None:
+    """The gateway took 400 of 500: nothing is booked until somebody has said so, then that."""
+    story, books = Story(), Books()
+    request = story.flow.requests()[0]
+    less = replace(yes(request), amount_minor=400)
+    story.flow.answer(less)
+    books.enter("charge", request.idempotency_key, 400, "charge_1")
+    assert (story.payment.attempts[0].state, story.settled) == ("contradicted", [])
+    story.command("resolve", "p1", decision="charged", gateway_reference="charge_1",
+                  amount_minor=400)  # fmt: skip
+    assert (story.status, story.money) == ("captured", (400, 400, 0))
+    assert story.settled == [("capture", 400)]
+    assert found(story, books) == []
+    assert story.notify("succeeded", amount_minor=400).note == "stale_result"
+    assert story.rejected("refund", "r1", amount_minor=401) == "refund_must_not_exceed_captured"
+    story.command("refund", "r2")
+    assert story.flow.requests()[-1].amount_minor == 400
+
+
+def test_an_authorization_of_another_amount_holds_what_a_person_says() -> None:
+    """No more can be captured of it, and its void lets go of all."""
+    story = Story(MANUAL)
+    story.flow.answer(replace(yes(story.flow.requests()[0]), amount_minor=400))
+    story.command("resolve", "p1", decision="charged", gateway_reference="authorize_1",
+                  amount_minor=400)  # fmt: skip
+    assert (story.status, story.money) == ("authorized", (400, 0, 0))
+    assert story.rejected("capture", "c1", amount_minor=401) == "capture_must_not_exceed_authorized"
+    story.command("cancel", "c2")
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("cancelled", (0, 0, 0))
+
+
+def test_a_reference_is_kept_as_gateways_give_it() -> None:
+    """Copied with blanks around it, the gateway's own notice would contradict it, and refunds would
+    name a charge that nobody has."""
+    story, books = Story(), Books()
+    request = story.flow.requests()[0]
+    story.flow.answer(TIMED_OUT)
+    books.enter("charge", request.idempotency_key, 500, "charge_1")
+    story.command("resolve", "p1", decision="charged", gateway_reference=" charge_1\n")
+    assert story.payment.attempts[0].gateway_reference == "charge_1"
+    story.flow.run(yes)
+    assert found(story, books) == []
+    assert story.notify("succeeded").note == "stale_result"
+    story.command("refund", "r1", gateway_reference=" charge_1 ")
+    assert story.flow.requests()[-1].parent_reference == "charge_1"

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.domain.card_attempts import (
+    BARS_MAX,
     DECLINED_MAX,
     IN_FLIGHT_MAX,
     WAITING_MAX,
@@ -152,6 +153,21 @@ def test_a_full_gateway_holds_up_nobody_who_goes_elsewhere() -> None:
     assert counter.take(told(ask(0, "north"), "released")) == [("o-2", "given")]
 
 
+def test_who_asks_overtakes_nobody_who_waits() -> None:
+    """A decline that leaves its window makes room for the one that has waited longest."""
+    counter = Counter()
+    counter.take(ask(0))
+    counter.take(told(ask(0), "declined"))
+    counter.now_ms += HOUR_MS
+    for number in (1, 2):
+        counter.take(ask(number))
+    assert counter.take(ask(3)) == []
+    counter.now_ms = NOW + DAY_MS
+    assert counter.take(ask(4)) == [("o-3", "given")]
+    assert counter.row is not None
+    assert [each.order_id for each in counter.row.waiting] == ["o-4"]
+
+
 def test_a_decline_that_says_never_again_bars_the_card() -> None:
     """Everybody who waits is told, and whoever asks within the time; then it is over."""
     counter = Counter()
@@ -199,6 +215,43 @@ def test_a_decline_that_was_a_success_after_all_is_taken_back() -> None:
     assert counter.take(ask(3)) == [("o-3", "given")]
 
 
+def test_a_bar_ends_when_its_decline_was_a_success_after_all() -> None:
+    """Only that one: what another decline bars stays barred, for as long as that says."""
+    counter = Counter()
+    for number in range(3):
+        counter.take(ask(number))
+    counter.take(told(ask(0), "never_again", "lost_card"))
+    counter.now_ms += HOUR_MS
+    counter.take(told(ask(1), "never_again", "pickup_card"))
+    counter.take(told(ask(2), "declined"))
+    counter.take(told(ask(1), "released"))
+    assert counter.take(ask(3)) == [("o-3", "barred")]
+    assert counter.answers[-1].rule == "lost_card"
+    row = counter.row
+    assert row is not None
+    assert (row.barred_by, row.barred_until_ms) == ("lost_card", NOW + 30 * DAY_MS)
+    codec = default_codec()
+    value = codec.encoder("risk-velocity")(to_record(row))
+    assert velocity_from_record(codec.decoder("risk-velocity")(value)) == row
+    counter.take(told(ask(0), "released"))
+    assert counter.take(ask(4)) == [("o-4", "given")]
+    assert counter.row is not None
+    assert (counter.row.barred_by, counter.row.barred_until_ms) == ("", 0)
+
+
+def test_a_bar_of_before_bars_were_kept_one_by_one_ends_by_its_time() -> None:
+    """Whose decline it was is not known, so nothing lifts it; a bar that comes later is its own."""
+    counter = Counter()
+    counter.take(ask(0))
+    counter.take(told(ask(0), "never_again", "lost_card"))
+    assert counter.row is not None
+    counter.row = replace(counter.row, bars=())
+    counter.take(told(ask(0), "released"))
+    assert counter.take(ask(1)) == [("o-1", "barred")]
+    counter.now_ms += 30 * DAY_MS
+    assert counter.take(ask(2)) == [("o-2", "given")]
+
+
 def test_a_row_stays_small_and_survives_its_bytes() -> None:
     """However many ask, are in flight and are declined; whoever finds no place is refused."""
     counter = Counter()
@@ -218,6 +271,10 @@ def test_a_row_stays_small_and_survives_its_bytes() -> None:
     codec = default_codec()
     value = codec.encoder("risk-velocity")(to_record(row))
     assert velocity_from_record(codec.decoder("risk-velocity")(value)) == row
+    for number in range(IN_FLIGHT_MAX, IN_FLIGHT_MAX + 2 * BARS_MAX):
+        counter.take(told(ask(number), "never_again"))
+    assert counter.row is not None
+    assert len(counter.row.bars) == BARS_MAX
     assert len(value) < 48_000
     counter.now_ms += 31 * DAY_MS
     counter.take(ask(10_001))

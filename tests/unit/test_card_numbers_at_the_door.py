@@ -127,6 +127,29 @@ def test_an_operations_own_id_is_no_card_number() -> None:
         assert refused.dead_letter == "card_number_in_field"
 
 
+@pytest.mark.parametrize("before", ["nothing", "order"])
+def test_what_a_retry_writes_where_it_names_no_operation_is_a_text(before: str) -> None:
+    """No hash or id is expected there: a number within a word is refused as in prose, and what
+    only masking takes for one is kept masked where the command waits."""
+    lane = Lane()
+    if before == "order":
+        lane.take("orders", "order", ORDER)
+    retry = command("retry", instrument_token="tok_2")
+    outputs = lane.take(
+        "payment-commands", "payment-command", replace(retry, operation_id="op4111111111111111")
+    )
+    assert [dict(o[4] or [])["dlq.cause"] for o in outputs if o[0] == "dead-letters"] == [
+        b"card_number_in_field"
+    ]
+    wide = "op9999999999999995"
+    lane.take("payment-commands", "payment-command", replace(retry, operation_id=wide))
+    assert lane.payment is not None
+    (waiting,) = lane.payment.commands
+    assert waiting.operation_id == "op999999******9995"
+    assert b"999999999999" not in texts(lane.written) + repr(lane.payment).encode()
+    assert lane.take("payment-commands", "payment-command", replace(retry, operation_id=wide)) == []
+
+
 def test_the_same_command_without_it_is_taken() -> None:
     """What is refused above is refused for the card number alone."""
     lane = Lane()

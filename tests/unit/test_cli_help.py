@@ -49,6 +49,7 @@ def test_the_commands_of_the_documents_are_there() -> None:
         "payment retry",
         "payment resolve",
         "payment resolve-dispute",
+        "payment acknowledge",
         "payment show",
         "review list",
         "review approve",

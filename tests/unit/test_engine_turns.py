@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from pipeline.errors import UserError
 from pipeline.runtime.calls import Call
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
+from pipeline.runtime.gateway_worker import GatewayWorker
+from pipeline.runtime.held_requests import HeldRequests
+from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.surroundings import REAL
 from pipeline.runtime.work import Outcome, Work
@@ -41,9 +45,9 @@ def append_order(flow: EngineFlow, member: Member, order_id: str) -> None:
     member.append(flow.topic("orders"), key_of(order_id), flow.encode("order", order))
 
 
-def append_request(flow: EngineFlow, member: Member, order_id: str) -> None:
+def append_request(flow: EngineFlow, member: Member, order_id: str, partition: int = 0) -> None:
     request = flow.encode("payment-request", flow.request(flow.order(order_id)))
-    member.append(flow.topic("payment-requests"), key_of(order_id), request)
+    member.append(flow.topic("payment-requests"), key_of(order_id), request, partition=partition)
 
 
 # Given partitions --------------------------------------------------------------------------------
@@ -371,8 +375,8 @@ def test_a_careful_worker_takes_first_what_it_may_have_died_of(
 ) -> None:
     """It stays careful, with one call open, until the suspect is done. Behind the backlog of
     another partition, which grows meanwhile, that was never."""
-    member = Member()
-    worker = gateway_with(flow, member, Commits(), InstantCalls(), monkeypatch)
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
     topic = worker._stage.topic
     given = [TopicPartition(topic, partition) for partition in range(3)]
     worker._on_assign(member, given)
@@ -381,13 +385,148 @@ def test_a_careful_worker_takes_first_what_it_may_have_died_of(
     worker._guard.handling(topic, 2, 0)
     worker._guard.start()
     assert worker._guard.careful
-    worker._pace(1)
-    worker._pace(0)
+    for partition in (0, 1, 2):
+        append_request(flow, member, f"o{partition}", partition)
+    worker._turn(fetch=True)
     assert member.paused == {(topic, 0), (topic, 1)}
+    assert [work.offsets for work in commits.works] == [{(topic, 2): 1}]
     worker._guard.committed({(topic, 2): 1})
-    worker._pace(1)
-    worker._pace(0)
+    worker._turn(fetch=True)
     assert member.paused == set()
+
+
+class SingleCalls(InstantCalls):
+    """Says when a call is begun while another one is open, and what is written down then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[str] = []
+        self.guard: Any = None
+
+    def start(self, calls: list[Call]) -> None:
+        assert len(calls) == 1
+        assert not self._finished, "one call is open at a time"
+        current = self.guard._state.current
+        self.written.append(f"{current.partition}@{current.offset}")
+        super().start(calls)
+
+
+def careful_worker(
+    flow: EngineFlow, member: Member, commits: Commits, calls: Any, monkeypatch: Any
+) -> Any:
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    calls.guard = worker._guard
+    for _ in range(4):
+        worker._guard.start()
+    assert worker._guard.careful
+    return worker
+
+
+def turn_until(worker: Any, commits: Commits, done: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if done():
+            return
+        worker._turn(fetch=True)
+        if commits.busy and commits.outcome is None:
+            commits.end(Outcome.COMMITTED)
+    pytest.fail("it did not get there")
+
+
+def test_a_careful_worker_has_one_record_open_and_fetches_many(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two open at a death the wrong one would be blamed, so each is written down before it is
+    begun, alone. But to pause for each would cost a fetch for each: 100 requests need no pause."""
+    member, commits, calls = Member(), Commits(), SingleCalls()
+    worker = careful_worker(flow, member, commits, calls, monkeypatch)
+    before = member.toggles
+    for n in range(100):
+        append_request(flow, member, f"o{n}")
+    turn_until(worker, commits, lambda: worker._positions[0] == 100)
+    assert member.toggles == before
+    assert calls.written == [f"0@{n}" for n in range(100)]
+    assert [list(work.offsets.values()) for work in commits.works] == [[n + 1] for n in range(100)]
+    assert order_keys(commits.works, flow.topic("gateway-results")) == [
+        key_of(f"o{n}") for n in range(100)
+    ]
+
+
+def test_a_careful_worker_stops_fetching_a_long_backlog_seldom(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it holds is bounded, and goes down to half before it fetches again."""
+    member, commits, calls = Member(), Commits(), SingleCalls()
+    worker = careful_worker(flow, member, commits, calls, monkeypatch)
+    monkeypatch.setattr(f"{GatewayWorker.__module__}.HELD_MAX", 20)
+    before, most = member.toggles, 0
+    for n in range(100):
+        append_request(flow, member, f"o{n}")
+
+    def done() -> bool:
+        nonlocal most
+        most = max(most, len(worker._held))
+        return bool(worker._positions[0] == 100)
+
+    turn_until(worker, commits, done)
+    assert 10 < most <= 20
+    assert member.toggles - before <= 2 * (100 // 10)
+
+
+@pytest.mark.parametrize("why", ["rebalance", "aborted"])
+def test_what_a_careful_worker_holds_is_read_again_by_whoever_comes_next(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Kept, it would be begun a second time behind what was read anew, or when it is another's."""
+    member, commits, calls = Member(), Commits(), SingleCalls()
+    worker = careful_worker(flow, member, commits, calls, monkeypatch)
+    for n in range(5):
+        append_request(flow, member, f"o{n}")
+    turn_until(worker, commits, lambda: worker._positions[0] == 1)
+    assert len(worker._held) > 0
+    if why == "rebalance":
+        # Another worker has had the partition, and has committed two more.
+        member.committed[worker._stage.topic, 0] = 3
+        member.rebalance.append(lambda: rebalance(worker, member))
+        wanted = [1, 2, 4, 5]
+    else:
+        while not commits.busy:
+            worker._turn(fetch=True)
+        commits.end(Outcome.ABORTED)
+        wanted = [1, 2, 2, 3, 4, 5]
+    turn_until(worker, commits, lambda: worker._positions[0] == 5)
+    assert [offset for work in commits.works for offset in work.offsets.values()] == wanted
+
+
+def test_of_what_is_held_suspects_go_first_and_the_others_in_turn() -> None:
+    """A partition that was fetched before does not stand between a suspect and its end."""
+    held = HeldRequests()
+    held.add(InputRecord("t", p, n, 0, None, None) for p in (0, 1, 2) for n in (7, 8))
+
+    def out(*first: int) -> tuple[int, int]:
+        (record,) = held.one(first)
+        return record.partition, record.offset
+
+    assert [out(2), out(2), out(2)] == [(2, 7), (2, 8), (0, 7)]
+    assert [out(0, 1, 2) for _ in range(3)] == [(1, 7), (0, 8), (1, 8)]
+    assert held.one({0}) == []
+
+
+def test_a_worker_that_is_careful_no_more_begins_all_that_it_holds(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their order, before what it reads then."""
+    member, commits, calls = Member(), Commits(), OpenCalls()
+    worker = careful_worker(flow, member, commits, calls, monkeypatch)
+    for n in range(5):
+        append_request(flow, member, f"o{n}")
+    for _ in range(3):
+        worker._turn(fetch=True)
+    assert len(calls.keys) == 1
+    worker._guard._state.deaths = 0
+    append_request(flow, member, "o5")
+    worker._turn(fetch=True)
+    assert [key.split(":")[1] for key in calls.keys] == [f"o{n}" for n in range(6)]
+    assert len(worker._held) == 0
 
 
 # A registry that is away -------------------------------------------------------------------------

@@ -267,40 +267,6 @@ def test_a_result_behind_an_open_call_is_held() -> None:
         prefix.begin(9)
 
 
-def test_a_careful_gateway_worker_has_one_record_open(
-    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While its one call is open it stops fetching, and it goes on when the call has ended: with
-    two open at a death the wrong one would be blamed."""
-    worker = GatewayWorker(
-        flow.spec("gateway"),
-        catalogue=flow.catalogue,
-        stage=GatewayStage(flow.catalogue, flow.codec),
-        calls=Calls({}),
-        metrics=Metrics(),
-        stop=threading.Event(),
-    )
-    inside: Any = worker
-    fetching: list[str] = []
-
-    class Fetcher:
-        def pause(self, _: object) -> None:
-            fetching.append("paused")
-
-        def resume(self, _: object) -> None:
-            fetching.append("resumed")
-
-    inside._consumer = Fetcher()
-    for _ in range(4):
-        inside._guard.start()
-    assert inside._guard.careful
-    inside._pace(1)
-    inside._pace(1)
-    inside._pace(0)
-    assert fetching == ["paused", "resumed"]
-    inside._calls._loop.close()
-
-
 def test_a_worker_is_the_same_to_the_cluster_after_a_restart(flow: EngineFlow) -> None:
     """Its transactional id fences its own zombie and its member id takes its partitions back, so
     neither may hold anything of the process."""

@@ -121,10 +121,16 @@ def ask(*words: str) -> str:
             "Give one of --charged REF and",
         ),
         (["payment", "resolve", "shop:1", "--not-charged"], "--evidence"),
+        (
+            ["payment", "resolve", "shop:1", "--not-charged", "--amount", "1", "--evidence", "x"],
+            "leave it out",
+        ),
         (["payment", "refund", "shop:1", "--command-id", "a b"], "command_id 'a b' does not match"),
         ([*DISPUTE, "--evidence", "x"], "Give one of --won and --lost"),
         ([*DISPUTE, "--won", "--lost", "--evidence", "x"], "Give one of --won and --lost"),
         ([*DISPUTE, "--won"], "--evidence"),
+        (["payment", "acknowledge", "shop:1", "--reason", "x"], "--evidence"),
+        (["payment", "acknowledge", "shop:1", "--evidence", "x"], "--reason"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused_before_it_is_sent(
@@ -154,6 +160,7 @@ def test_the_same_line_typed_again_is_the_same_command() -> None:
         {"order_id": "1002"},
         {"card_fingerprint": "fp_2"},
         {"card_scheme": "visa"},
+        {"figures": "refunded 1"},
     ):
         assert _with_id(replace(asked, **other)).command_id != _with_id(asked).command_id
     assert _with_id(REFUND) == REFUND
@@ -371,6 +378,14 @@ def test_show_tells_what_a_person_may_resolve() -> None:
                         dispute_id="dp1", evidence="a letter", actor="ann")
             ),
             "command r-1: resolve_dispute, won, dispute dp1, a letter, by ann",
+        ),
+        (
+            "payment-commands",
+            to_record(
+                replace(REFUND, type="acknowledge", amount_minor=None, finding="amounts",
+                        figures="refunded 1", evidence="a letter", reason="known", actor="ann")
+            ),
+            "command r-1: acknowledge, amounts refunded 1, a letter, known, by ann",
         ),
         (
             "gateway-notifications",

@@ -517,6 +517,47 @@ def test_an_ask_that_is_counted_after_the_end_takes_no_place(answer: Any) -> Non
         assert (row.barred_by, row.barred_until_ms) == (before.barred_by, before.barred_until_ms)
 
 
+def test_what_got_no_permit_cannot_have_succeeded() -> None:
+    """Nothing was sent, so a gateway that says so is believed no more than while it was awaited."""
+    flow = Flow(ONE_ONLY)
+    flow.declined(1)
+    flow.buy(2)
+    flow.count_all()
+    refused = flow.of(2)
+    assert states(refused) == [("north", "failed", 0)]
+    made = flow.notify(
+        GatewayNotification(
+            merchant_id="shop", order_id="o-2", payment_id=refused.payment_id,
+            notification_id="n", gateway="north", type="operation", amount_minor=500,
+            currency="GBP", received_at_ms=NOW, operation_id="o-2", attempt=1, kind="charge",
+            outcome="succeeded", gateway_reference="ch_x",
+        )
+    )  # fmt: skip
+    assert made.dead_letter == "contradictory_evidence"
+    assert (flow.of(2).captured_minor, flow.of(2).attempts) == (0, refused.attempts)
+    assert flow.open_requests == []
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_card_is_barred_no_longer_when_its_decline_was_a_success(counted: bool) -> None:
+    """Late evidence: the money had moved, so the card was never declined for good, whether or not
+    the attempt had asked for its permit."""
+    flow = Flow(replace(POLICY, count_cards=counted))
+    flow.buy(1)
+    flow.count_all()
+    flow.policy = replace(flow.policy, count_cards=True)
+    flow.answer(LOST)
+    flow.count_all()
+    assert next(iter(flow.velocity.values())).barred_by == "lost_card"
+    flow.result(flow.handle((flow.now_ms, flow.requests()[0]), yes))
+    flow.answer(yes)
+    flow.count_all()
+    flow.buy(2)
+    flow.count_all()
+    flow.answer(yes)
+    assert flow.of(2).status == "captured"
+
+
 def test_a_refused_ask_that_is_counted_again_takes_no_place() -> None:
     """Its card may be tried again by then, but its attempt is over."""
     flow = Flow(ONE_ONLY)

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from pipeline.domain.card_numbers import is_card_number
 from pipeline.domain.command_memory import content_digest, remembering
 from pipeline.domain.decision import Decision
+from pipeline.domain.payment import COMMANDED_ATTEMPTS_MAX
 from pipeline.domain.policy import DAY_MS
 from pipeline.processors.order import hold_for_review
 from tests.support.payment_story import (
@@ -445,6 +446,26 @@ def test_what_is_known_is_not_resolved(operation_id: str, rule: str) -> None:
     story = two_unknown_refunds()
     word = {"decision": "not_charged", "operation_id": operation_id}
     assert story.rejected("resolve", **word) == rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "fields"),
+    [
+        ("amount_must_be_positive", {"amount_minor": 0}),
+        ("amount_must_not_be_given", {"decision": "not_charged", "amount_minor": 400}),
+        ("gateway_reference_must_be_given", {"gateway_reference": " "}),
+        ("amount_must_be_what_was_asked", {"operation_id": "r1", "amount_minor": 99}),
+    ],
+)
+def test_what_an_outcome_is_said_to_have_moved_keeps_the_rules(rule: str, fields: Any) -> None:
+    """Only what takes the customer's money may turn out to have taken another amount."""
+    story = charged()
+    story.command("refund", "r1", amount_minor=100)
+    story.flow.answer(TIMED_OUT)
+    told = {"decision": "charged", "gateway_reference": "re_1", **fields}
+    assert story.rejected("resolve", "p1", **told) == rule
+    story.command("resolve", "p2", decision="charged", gateway_reference="re_1", amount_minor=100)
+    assert story.money == (500, 500, 100)
 
 
 def test_an_authorization_is_resolved_as_well() -> None:
@@ -974,6 +995,23 @@ BROKEN: list[tuple[str, str, dict[str, Any]]] = [
 def test_each_broken_rule_has_its_name(rule: str, type_: str, fields: dict[str, Any]) -> None:
     """A command that breaks a rule is refused in that rule's words; nothing else changes."""
     assert charged().rejected(type_, **fields) == rule
+
+
+def test_whatever_comes_too_late_is_given_back_however_much_it_is() -> None:
+    """All that commands may begin shows after it was given up: each has its reversal."""
+    story = authorized()
+    numbers = range(1, COMMANDED_ATTEMPTS_MAX)
+    for number in numbers:
+        story.command("capture", f"c{number}", amount_minor=500)
+        attempts = story.payment.attempts
+        given_up = replace(attempts[-1], state="failed")
+        changed = replace(story.payment, attempts=(*attempts[:-1], given_up))
+        story.flow.apply(MANUAL, Decision(payment=changed))
+    for number in numbers:
+        story.notify("succeeded", f"c{number}")
+    back = [r for r in story.flow.requests() if r.kind == "refund"]
+    assert len({r.idempotency_key for r in back}) == len(numbers) - 1, "all but the first"
+    assert sum(r.amount_minor for r in back) == story.money[1] - 500
 
 
 @pytest.mark.parametrize("command_id", ["1", "late-1-1", "expiry-1", "dispute-1"])

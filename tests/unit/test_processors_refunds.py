@@ -66,7 +66,7 @@ def test_a_refund_may_name_its_charge() -> None:
     """What came too late went to another card, so it matters where the money goes."""
     story = charged_twice()
     story.command("refund", "r1", gateway_reference=LATE)
-    assert asked(story) == (LATE, 500)
+    assert story.events[-1] == "refund_started"
     story.flow.answer(PENDING)
     refused = story.rejected("refund", "r2", gateway_reference=LATE, amount_minor=1)
     assert refused == "refund_must_not_exceed_its_charge"
@@ -195,3 +195,32 @@ def test_a_refund_of_before_is_of_a_charge_that_was_there() -> None:
     story.flow.answer(yes)
     story.command("refund", "r2")
     assert asked(story) == (STANDS, 500)
+
+
+def test_a_dispute_bars_only_the_refund_of_its_charge() -> None:
+    """The charge that came too late can be given back while the bank has the other one's money; a
+    dispute that names no charge, or one that nobody knows, bars both."""
+    barred = "refund_must_not_run_during_a_dispute"
+    story = charged_twice()
+    story.dispute("opened", gateway_reference=STANDS)
+    assert story.rejected("refund", "r1", gateway_reference=STANDS) == barred
+    story.command("refund", "r2", gateway_reference=LATE)
+    assert story.events[-1] == "refund_started"
+    assert asked(story) == (LATE, 500)
+    for reference in (None, "ch_unknown"):
+        other = charged_twice()
+        other.dispute("opened")
+        (known,) = other.payment.disputes
+        known = replace(known, charge_reference=reference)
+        other.flow.apply(ORDER, Decision(payment=replace(other.payment, disputes=(known,))))
+        assert other.rejected("refund", "r1", gateway_reference=LATE) == barred
+
+
+def test_a_dispute_at_another_gateway_bars_no_refund_here() -> None:
+    """Its bank has another charge's money."""
+    story = charged_twice()
+    story.dispute("opened")
+    elsewhere = replace(story.payment.disputes[0], gateway="another")
+    story.flow.apply(ORDER, Decision(payment=replace(story.payment, disputes=(elsewhere,))))
+    story.command("refund", "r1", gateway_reference=LATE)
+    assert story.events[-1] == "refund_started"

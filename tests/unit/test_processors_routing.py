@@ -10,7 +10,7 @@ from pipeline.domain.model import AttemptCap
 from pipeline.domain.policy import Policy
 from pipeline.domain.routes import Health
 from pipeline.processors.driver import FlowDriver
-from tests.support.payment_story import ACTION, MANUAL, Story, yes
+from tests.support.payment_story import ACTION, MANUAL, NOT_SENT, Story, yes
 from tests.unit.test_processors_stories import (
     NOT_FOUND,
     NOW,
@@ -271,3 +271,51 @@ def test_money_goes_back_only_where_it_came_from() -> None:
     assert told.status == "processing"
     assert told.events[-1] == "refund_failed"
     assert {r.gateway for r in told.flow.requests()} == {"simulator"}
+
+
+# A gateway's own cap ------------------------------------------------------------------------------
+
+
+def retried_after_two_declines(cap: AttemptCap) -> Story:
+    """Declined by both gateways, and tried with another token, which may be of the same card."""
+    told = Story(ORDER, replace(TWO_GATEWAYS, attempt_caps=(cap,)))
+    for _ in range(2):
+        told.flow.answer(OWN_TROUBLE)
+    told.command("retry", "c1", instrument_token="tok_2")
+    return told
+
+
+SECONDS_CAP = AttemptCap(name="own", declines_max=1, window_ms=86_400_000, gateway="second")
+
+
+def test_a_gateway_that_is_proven_to_have_moved_nothing_hands_over_within_the_next_ones_cap() -> (
+    None
+):
+    """The next one's cap counts what it declined; the payment fails by the cap's name, and the
+    attempt still says that its failure is proven."""
+    told = retried_after_two_declines(SECONDS_CAP)
+    told.flow.run(lambda r: NOT_FOUND if r.kind == "inquire" else NOT_SENT)
+    assert (told.status, told.payment.reason) == ("failed", "attempts_must_not_exceed_the_cap")
+    assert {r.gateway for r in told.flow.requests() if r.operation_id == "c1"} == {"simulator"}
+    assert attempts(told.flow)[-1] == ("simulator", 1, "failed", "not_found")
+
+
+def test_what_is_proven_to_have_moved_nothing_was_no_decline() -> None:
+    """It uses up no cap: the next gateway has the payment as before."""
+    one = AttemptCap(name="one", declines_max=1, window_ms=86_400_000)
+    flow = started(replace(TWO_GATEWAYS, attempt_caps=(one,)))
+    flow.run(
+        lambda r: (
+            yes(r) if r.gateway == "second" else NOT_FOUND if r.kind == "inquire" else NOT_SENT
+        )
+    )
+    assert the_payment(flow).status == "captured"
+
+
+def test_an_overloaded_gateway_keeps_what_caps_let_no_other_have() -> None:
+    """Asked for proof, it would end a payment that only has to wait."""
+    told = retried_after_two_declines(SECONDS_CAP)
+    held_back(told.flow, 20)
+    assert {r.kind for r in told.flow.requests()} == {"charge"}
+    told.flow.answer(SUCCEEDED)
+    assert told.status == "captured"

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import json
+
 from msgspec.structs import replace
 
 from pipeline.domain.model import RiskCheck, RiskResult
 from pipeline.domain.policy import MINUTE_MS
 from pipeline.domain.risk_rules import read_rules
 from tests.support.payment_story import yes
-from tests.unit.test_permits import NO_FUNDS, ONE_ONLY, POLICY, Flow, states
+from tests.unit.test_permits import BARRED, CAPPED, LOST, NO_FUNDS, ONE_ONLY, POLICY, Flow, states
 
 VELOCITY = "[[rule]]\nname='v'\ntype='velocity'\nby='card'\nwindow_s=60\ncount_max=1\n"
 REJECT = replace(POLICY, risk=read_rules(VELOCITY + "action='reject'\n", "rules"))
 REVIEW = replace(POLICY, risk=read_rules(VELOCITY + "action='review'\n", "rules"))
 OTHER = {"instrument_token": "tok_2", "card_fingerprint": "fp_2"}
+
+
+REVIEW_ALL = "[[rule]]\nname='all'\ntype='amount'\naction='review'\n" + (
+    "currency='GBP'\namount_minor_max=1\n"
+)
+
+
+def approvals(flow: Flow) -> list[tuple[str, str, str, str | None, str | None]]:
+    """What the audit tells of approvals: whose, by whom, what became of them, why."""
+    found = []
+    for entry in flow.audit_entries():
+        said = json.loads(entry.detail)
+        assert entry.action == "review_approve"
+        found.append(
+            (said["command_id"], entry.actor, said["outcome"], said.get("rule"), said.get("detail"))
+        )
+    return found
 
 
 def asked(flow: Flow) -> list[tuple[str, str]]:
@@ -122,8 +141,47 @@ def test_an_approved_retry_meets_the_cap_of_its_card() -> None:
     flow.count_all()
     flow.ask("review", 1, "c2", decision="approve", actor="ann", reason="known")
     flow.count_all()
-    assert (flow.of(1).status, flow.of(1).reason) == ("failed", "attempts_must_not_exceed_the_cap")
+    assert (flow.of(1).status, flow.of(1).reason) == ("failed", CAPPED)
     assert [r.instrument_token for r in flow.requests() if r.order_id == "o-1"] == ["tok_1"]
+    assert approvals(flow) == [
+        ("c2", "ann", "done", None, None),
+        ("c2", "ann", "refused", CAPPED, "1 declines of this card within 1 d, cap two"),
+    ]
+
+
+def test_an_approved_order_that_its_card_bars_is_told_as_refused() -> None:
+    """The audit keeps the approval for ever: it says that nothing came of it, and why. One that is
+    charged has the one entry."""
+    flow = Flow(replace(POLICY, risk=read_rules(REVIEW_ALL, "rules")))
+    flow.buy(1)
+    flow.buy(2)
+    flow.ask("review", 2, "a2", decision="approve", actor="ann")
+    flow.count_all()
+    flow.answer(LOST)
+    flow.count_all()
+    flow.ask("review", 1, "a1", decision="approve", actor="bob")
+    flow.count_all()
+    assert (flow.of(1).status, flow.of(1).reason) == ("failed", BARRED)
+    assert approvals(flow) == [
+        ("a2", "ann", "done", None, None),
+        ("a1", "bob", "done", None, None),
+        ("a1", "bob", "refused", BARRED, "lost_card bars this card"),
+    ]
+
+
+def test_an_approval_whose_permit_never_comes_is_told_as_refused() -> None:
+    """It waits for a person again, and each approval has its own end."""
+    flow = Flow(replace(POLICY, risk=read_rules(REVIEW_ALL, "rules")))
+    flow.buy(1)
+    for command_id in ("a1", "a2"):
+        flow.ask("review", 1, command_id, decision="approve", actor="ann")
+        flow.advance(20 * MINUTE_MS)
+        assert flow.of(1).status == "risk_review"
+    missing = "risk_counts_missing"
+    assert [(who, outcome, rule) for who, _, outcome, rule, _ in approvals(flow)] == [
+        ("a1", "done", None), ("a1", "refused", missing),
+        ("a2", "done", None), ("a2", "refused", missing),
+    ]  # fmt: skip
 
 
 def test_a_dead_lettered_question_for_a_permit_holds_up_nobody() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -188,8 +189,13 @@ def test_an_approval_does_not_go_beyond_the_cap() -> None:
     flow.policy = replace(flow.policy, attempt_caps=(cap,))
     flow.command(command("review", decision="approve"))
     assert the(flow).status == "failed"
-    assert rejection(flow)[0] == "r1"
+    capped = "attempts_must_not_exceed_the_cap"
+    told = [(e.operation_id, e.reason) for e in flow.events() if e.type == "command_rejected"]
+    assert told == [("r1", capped), ("c1", capped)]
     assert len(flow.requests()) == 1
+    (entry,) = flow.audit_entries()
+    said = json.loads(entry.detail)
+    assert (entry.action, said["outcome"], said["rule"]) == ("review_approve", "refused", capped)
 
 
 def test_a_retry_counts_as_one_order_more() -> None:
