@@ -116,8 +116,9 @@ def is_cleared(found: Sequence[str]) -> bool:
 def _same(booked: BookedSide, row: ReportedSide) -> bool:
     if row.payment_id and row.payment_id != booked.payment_id:
         return False
-    # What succeeded too late was settled under an operation of its own.
+    # What succeeded too late was settled under an operation of its own, of today or of before.
     return not row.operation_id or booked.operation_id in (
         row.operation_id,
-        reversal_operation_id(row.operation_id, row.attempt),
+        reversal_operation_id(booked.order_id, row.operation_id, row.attempt),
+        f"late-{row.operation_id}-{row.attempt}",
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.domain.due_days import business_days_after, last_day_due
+from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.matching import Tolerance, differences
 from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
@@ -49,6 +50,12 @@ def test_what_succeeded_too_late_is_the_same_movement() -> None:
     late = booked_side(operation_id="late-o-1")
     assert paired([late], [reported_side()]) == ([("s", 1)], [], [])
     assert paired([late], [reported_side(attempt=2)]) == ([], ["s"], [1])
+    # Where that would be the order's own id, it is another one.
+    order = {"order_id": "late-o-1"}
+    own = reversal_operation_id("late-o-1", "o", 1)
+    assert own != "late-o-1"
+    named = booked_side(operation_id=own, **order)
+    assert paired([named], [reported_side(**order)]) == ([("s", 1)], [], [])
 
 
 def test_disputes_are_paired_as_they_happened() -> None:
