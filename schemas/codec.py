@@ -7,6 +7,7 @@ hot path: ``encoder`` and ``decoder`` return closures that are bound once and ca
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from io import BytesIO
 from typing import Any, Final
 
@@ -62,7 +63,7 @@ class Codec:
             return _unchecked(name, compile_writer(read_schema(name), header))
         schema = self._schemas[name]
         write = fastavro.schemaless_writer
-        small, nested = _small_numbers(read_schema(name))
+        small, nested = _small_numbers_of(name)
         of_avro = _AVRO_TYPES.issuperset
 
         def encode(record: Record) -> bytes:
@@ -100,7 +101,7 @@ class Codec:
         schema = self._schemas[name]
         header = wire_header(self._ids.current_id(name))
         writers: dict[int, Any] = {}
-        small, nested = _small_numbers(read_schema(name))
+        small, nested = _small_numbers_of(name)
         read = fastavro.schemaless_reader
 
         def decode(value: bytes) -> Record:
@@ -172,6 +173,14 @@ _AVRO_TYPES: Final = frozenset({str, int, type(None), list, tuple})
 def _misfit(name: str, record: Record) -> EncodeError:
     field = next(f for f, value in record.items() if type(value) not in _AVRO_TYPES)
     return EncodeError(f"{name}.{field}: {type(record[field]).__name__} is not what it holds")
+
+
+@cache
+def _small_numbers_of(
+    name: str,
+) -> tuple[tuple[str, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+    """``_small_numbers`` of this version's schema, which is the same for the process's life."""
+    return _small_numbers(read_schema(name))
 
 
 def _small_numbers(

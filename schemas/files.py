@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib import resources
 from typing import Any, Final
 
@@ -32,8 +33,9 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
 )
 
 
+@cache
 def schema_text(name: str) -> str:
-    """The text of the .avsc file; KeyError for a name that is not in SCHEMA_NAMES."""
+    """The text of the .avsc file, read once; KeyError for a name that is not in SCHEMA_NAMES."""
     if name not in SCHEMA_NAMES:
         raise KeyError(name)
     return (resources.files("schemas") / f"{name}.avsc").read_text(encoding="utf-8")

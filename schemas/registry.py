@@ -24,8 +24,9 @@ from schemas.ids import without_docs
 COMPATIBILITY: Final = "FULL_TRANSITIVE"
 # The worker thread waits for an answer, so it is short; the flow pauses and asks again.
 REQUEST_TIMEOUT_S: Final = 3.0
-# A person waits for a registration, and a registry that has just started is slow at its first ones.
-REGISTER_TIMEOUT_S: Final = 30.0
+# A worker that is refused twice at its start ends the flow, a person waits for a registration, and
+# a registry that has just started, or a busy machine, is slow at its first answers.
+START_TIMEOUT_S: Final = 30.0
 # An id is registered before it is written, so "unknown" is an answer that lasts. It is forgotten
 # all the same, for a registry whose replicas lag, and bounded, for noise that looks like ids.
 UNKNOWN_KEPT_S: Final = 30.0
@@ -48,13 +49,14 @@ class RegistryIds:
         Asks the registry for the ids of this program's own schemas; UserError when it is away,
         or when one of them is not registered.
         """
-        self._client = client(url)
+        self._client = client(url, REQUEST_TIMEOUT_S)
+        at_start = client(url, START_TIMEOUT_S)
         self._schemas: dict[int, Mapping[str, Any]] = {}
         self._unknown: dict[int, float] = {}
         self._lock = threading.Lock()
         self._current: dict[str, int] = {}
         for topic, name in subjects.items():
-            self._current[name] = self._registered_id(url, topic, name)
+            self._current[name] = _registered_id(at_start, url, topic, name)
 
     def current_id(self, name: str) -> int:
         return self._current[name]
@@ -89,18 +91,6 @@ class RegistryIds:
             raise RegistryUnavailable(f"the schema registry did not answer: {error}") from error
         return found.schema_str if found.schema_type in (None, "AVRO") else "{}"
 
-    def _registered_id(self, url: str, topic: str, name: str) -> int:
-        try:
-            found = _asked(url, lambda: self._client.lookup_schema(subject(topic), _schema(name)))
-        except SchemaRegistryError as error:
-            raise UserError(
-                f"The schema {name} of this program is not registered as {subject(topic)} at "
-                f"{url} ({error.error_message}): run `paystream schemas register` first"
-            ) from error
-        if found.schema_id is None:
-            raise UserError(f"The registry at {url} gives {subject(topic)} no id: see its own log")
-        return found.schema_id
-
 
 def register(url: str, subjects: Mapping[str, str]) -> dict[str, int]:
     """Register each topic's schema; returns the id by subject. Safe to repeat.
@@ -108,7 +98,7 @@ def register(url: str, subjects: Mapping[str, str]) -> dict[str, int]:
     Sets FULL_TRANSITIVE on a subject before the first version enters it. UserError when the
     registry is away, or refuses a schema as incompatible with what is there.
     """
-    registry = client(url, REGISTER_TIMEOUT_S)
+    registry = client(url, START_TIMEOUT_S)
 
     def register_one(topic: str, name: str) -> int:
         registry.set_compatibility(subject(topic), COMPATIBILITY)
@@ -140,6 +130,19 @@ def client(url: str, timeout_s: float = REQUEST_TIMEOUT_S) -> SchemaRegistryClie
         return SchemaRegistryClient({"url": url, "timeout": timeout_s, "max.retries": 0})
     except (ValueError, TypeError) as error:
         raise UserError(f"{url!r} is no address of a schema registry: {error}") from error
+
+
+def _registered_id(registry: SchemaRegistryClient, url: str, topic: str, name: str) -> int:
+    try:
+        found = _asked(url, lambda: registry.lookup_schema(subject(topic), _schema(name)))
+    except SchemaRegistryError as error:
+        raise UserError(
+            f"The schema {name} of this program is not registered as {subject(topic)} at "
+            f"{url} ({error.error_message}): run `paystream schemas register` first"
+        ) from error
+    if found.schema_id is None:
+        raise UserError(f"The registry at {url} gives {subject(topic)} no id: see its own log")
+    return found.schema_id
 
 
 def _schema(name: str) -> Schema:

@@ -18,11 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.examples import register_profiles
 from tests.support.leftovers import MARK, end_left_over, left_over_processes
 from tests.support.servers import FOLDER, Servers, is_worker, kafka_of_this_run
-
-register_profiles()
 
 SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
 
@@ -43,9 +40,19 @@ def registry_url() -> str:
 
 
 @pytest.fixture
-def topic_prefix() -> str:
+def topic_prefix(request: pytest.FixtureRequest) -> Iterator[str]:
     """Begins the names of a test's topics, groups and transactional ids; no other test has it."""
-    return f"t{uuid.uuid4().hex[:8]}."
+    prefix = f"t{uuid.uuid4().hex[:8]}."
+    if "kafka" not in request.fixturenames:
+        yield prefix
+        return
+    from tests.support.topics import delete_topics
+
+    kafka: str = request.getfixturevalue("kafka")
+    yield prefix
+    # Every worker, audit and provisioning asks for all topics, and each partition costs the broker
+    # memory and maps: what hundreds of tests have had would slow the rest, and end the broker.
+    delete_topics(kafka, prefix)
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +85,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # Hypothesis takes half a second to import, and one that only hands out tests needs none of it.
+    if (
+        is_worker()
+        or not config.getoption("numprocesses", 0)
+        or config.getoption("hypothesis_profile", None)
+    ):
+        from tests.support.examples import register_profiles
+
+        register_profiles()
     if is_worker():
         return
     os.environ[MARK] = uuid.uuid4().hex

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -358,15 +358,16 @@ def _missing_offsets(
     offsets: list[InitialOffset] = []
     refusals: list[str] = []
     notices: list[str] = []
-    for stage in GROUP_STAGES:
-        group = catalogue.group(stage)
-        wanted = [
+    wanted = {
+        catalogue.group(stage): [
             TopicPartition(spec.name, partition)
             for spec in catalogue.inputs(stage)
             for partition in range(grown.get(spec.name, existing.get(spec.name, spec.partitions)))
         ]
-        committed = _committed(admin, group, wanted)
-        missing = [tp for tp in wanted if (tp.topic, tp.partition) not in committed]
+        for stage in GROUP_STAGES
+    }
+    without = _for_each_group(partial(_without_offset, admin), wanted)
+    for group, missing in without.items():
         if not missing:
             continue
         offsets += [InitialOffset(group, tp.topic, tp.partition) for tp in missing]
@@ -394,6 +395,22 @@ def _where_they_start(
         f"group {group} will start after records of {', '.join(gone)} that retention has already "
         "deleted; if it had not read them, run `paystream verify` afterwards"
     ]
+
+
+def _for_each_group(
+    do: Callable[[str, list[TopicPartition]], T], partitions: Mapping[str, list[TopicPartition]]
+) -> dict[str, T]:
+    """All at once: whatever is asked about a group is mostly waited for, for its coordinator."""
+    with ThreadPoolExecutor(max(1, len(partitions))) as threads:
+        done = threads.map(do, partitions, partitions.values())
+        return dict(zip(partitions, done, strict=True))
+
+
+def _without_offset(
+    admin: Admin, group: str, partitions: list[TopicPartition]
+) -> list[TopicPartition]:
+    committed = _committed(admin, group, partitions)
+    return [tp for tp in partitions if (tp.topic, tp.partition) not in committed]
 
 
 def _committed(
@@ -543,26 +560,30 @@ def _configure(admin: Admin, planned: Plan) -> None:
 
 
 def _commit_initial_offsets(admin: Admin, offsets: Sequence[InitialOffset]) -> None:
-    for group in dict.fromkeys(offset.group for offset in offsets):
-        planned = [TopicPartition(o.topic, o.partition) for o in offsets if o.group == group]
-        # Asked again, since a worker may have committed after the plan was made.
-        committed = _committed(admin, group, planned)
-        missing = [tp for tp in planned if (tp.topic, tp.partition) not in committed]
-        if not missing:
-            continue
-        lows = _list_offsets(admin, missing, _earliest())
-        starts = [
-            TopicPartition(tp.topic, tp.partition, lows[tp.topic, tp.partition]) for tp in missing
-        ]
-        try:
-            with _bystander(admin, group) as consumer:
-                _once_coordinated(partial(_commit, consumer, starts))
-        except KafkaException as error:
-            raise _user_error(
-                error,
-                f"The first offsets of group {group} could not be committed; if its workers are "
-                "running, stop them",
-            ) from error
+    planned: dict[str, list[TopicPartition]] = {}
+    for offset in offsets:
+        planned.setdefault(offset.group, []).append(TopicPartition(offset.topic, offset.partition))
+    _for_each_group(partial(_start_at_the_beginning, admin), planned)
+
+
+def _start_at_the_beginning(admin: Admin, group: str, planned: list[TopicPartition]) -> None:
+    # Asked again, since a worker may have committed after the plan was made.
+    missing = _without_offset(admin, group, planned)
+    if not missing:
+        return
+    lows = _list_offsets(admin, missing, _earliest())
+    starts = [
+        TopicPartition(tp.topic, tp.partition, lows[tp.topic, tp.partition]) for tp in missing
+    ]
+    try:
+        with _bystander(admin, group) as consumer:
+            _once_coordinated(partial(_commit, consumer, starts))
+    except KafkaException as error:
+        raise _user_error(
+            error,
+            f"The first offsets of group {group} could not be committed; if its workers are "
+            "running, stop them",
+        ) from error
 
 
 def _commit(consumer: Consumer, offsets: list[TopicPartition]) -> None:

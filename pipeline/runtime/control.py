@@ -72,7 +72,8 @@ class ControlReader:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
-                "fetch.wait.max.ms": 500,
+                # A worker that starts waits for so long, since its topic mostly has nothing to say.
+                "fetch.wait.max.ms": 100,
             }
         )
 

@@ -13,9 +13,11 @@ from msgspec import Struct
 from pipeline.errors import UserError
 
 METADATA_TIMEOUT_S = 10.0
-# A broker that is there answers a fetch within half a second; this long it may be busy.
+# A broker that is there answers a fetch at once; this long it may be busy.
 STALL_S = 30.0
 BATCH_RECORDS = 500
+# All of it is waited for unless a whole batch is there, once for each partition that ends.
+POLL_S = 0.1
 
 
 class PastRecord(Struct, frozen=True, gc=False):
@@ -41,6 +43,8 @@ class TopicReader:
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
+            # A log that ends in control records ends with an empty answer, held back for so long.
+            "fetch.wait.max.ms": 50,
             # One consumer for each partition: what each holds ahead has to stay small.
             "queued.max.messages.kbytes": 4 * 1024,
             "log_level": 0,
@@ -94,7 +98,7 @@ class TopicReader:
             consumer.assign([TopicPartition(topic, partition, start)])
             last_news_s = time.monotonic()
             while True:
-                for message in consumer.consume(BATCH_RECORDS, 0.5):
+                for message in consumer.consume(BATCH_RECORDS, POLL_S):
                     last_news_s = time.monotonic()
                     error = message.error()
                     if error is not None:

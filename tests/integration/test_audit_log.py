@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from typer import Typer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from pipeline.audit.cut import judged_roles
 from pipeline.audit.report import Report, Severity
@@ -22,6 +22,7 @@ from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.audit.verify import Sources, verify
 from pipeline.commands.audit import trace_command, verify_command
 from tests.support.audit_flow import CATALOGUE, PARTITIONS, Flow, Row, healthy_flow
+from tests.support.cli_runner import CliRunner
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.provisioning import provision
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message
-from typer.testing import CliRunner
 
 from pipeline.audit.verify import Sources, verify
 from pipeline.cli import app
@@ -29,6 +28,7 @@ from pipeline.runtime.input_record import InputRecord
 from schemas.codec import Codec, wire_header
 from schemas.ids import locked_ids
 from tests.support.cli import Cli, Done
+from tests.support.cli_runner import CliRunner
 from tests.support.engine_flow import EngineFlow, ends_of, headers_of
 from tests.support.waiting import wait_until
 

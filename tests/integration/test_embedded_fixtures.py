@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from tests.support import wait_until
 from tests.support.leftovers import lives
+from tests.support.topics import create_topic, delete_topics
 
 pytestmark = pytest.mark.integration
 
@@ -127,3 +129,17 @@ def test_docker_without_an_engine_is_a_clear_error(tmp_path: Path) -> None:
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "no container engine" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_topics_of_a_test_go_and_no_others(kafka: str, topic_prefix: str) -> None:
+    """What begins with a test's prefix is deleted, so that the shared broker stays quick."""
+    admin = AdminClient({"bootstrap.servers": kafka})
+
+    def left() -> set[str]:
+        return {name for name in admin.list_topics(timeout=10).topics if topic_prefix in name}
+
+    for name in ("ended.one", "ended.two", "other.one"):
+        create_topic(kafka, f"{topic_prefix}{name}")
+    assert len(left()) == 3
+    delete_topics(kafka, f"{topic_prefix}ended.")
+    wait_until(lambda: left() == {f"{topic_prefix}other.one"}, 30, "those of the ended test go")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from consumers.ledger_rebuild import compare, rebuild
 from pipeline.cli import app
@@ -22,6 +22,7 @@ from pipeline.ledger.verification import verify_books
 from producers.ledger_events import LedgerEvents
 from schemas.codec import default_codec
 from tests.integration.test_ledger_sink import PARTITIONS, WAIT_S, Flow, emptied
+from tests.support.cli_runner import CliRunner
 from tests.support.ledger import settlement
 from tests.support.topics import create_topic, read_all
 from tests.support.waiting import wait_until

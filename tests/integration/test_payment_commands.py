@@ -8,7 +8,6 @@ import pytest
 from confluent_kafka import Producer
 from msgspec import Struct
 from msgspec.structs import replace
-from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.commands.payment_follow import DONE, Outcome, PaymentReader, judged
@@ -17,6 +16,7 @@ from pipeline.domain.model import Payment, PaymentEvent
 from pipeline.domain.records import SCHEMA_OF, to_record
 from pipeline.errors import UserError
 from schemas.codec import default_codec
+from tests.support.cli_runner import CliRunner
 from tests.unit.test_payment_commands import PAYMENT, REFUND, event, refund_attempt
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.provisioning import provision

@@ -15,10 +15,10 @@ from confluent_kafka.admin import (
     NewTopic,
     OffsetSpec,
 )
-from typer.testing import CliRunner
 
 from pipeline.commands.topics import EXIT_CHANGES_NEEDED, app
 from pipeline.errors import UserError
+from tests.support.cli_runner import CliRunner
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 from topics.provisioning import Admin, Plan, apply, check_co_partitioning, connect, plan
 

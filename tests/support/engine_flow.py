@@ -288,6 +288,12 @@ class EngineFlow:
 
     def committed(self, stage: str, role: str) -> dict[int, int]:
         """The stable committed offset of a group in each partition of an input."""
+        with self._asking(stage, role) as committed:
+            return committed()
+
+    @contextmanager
+    def _asking(self, stage: str, role: str) -> Iterator[Callable[[], dict[int, int]]]:
+        """``committed``, by one client for as often as it is called."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.bootstrap,
@@ -296,10 +302,9 @@ class EngineFlow:
                 "enable.auto.commit": False,
             }
         )
+        asked = [TopicPartition(self.topic(role), p) for p in range(self.partitions)]
         try:
-            asked = [TopicPartition(self.topic(role), p) for p in range(self.partitions)]
-            answered = consumer.committed(asked, timeout=30)
-            return {tp.partition: tp.offset for tp in answered}
+            yield lambda: {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=30)}
         finally:
             consumer.close()
 
@@ -314,14 +319,16 @@ class EngineFlow:
     ) -> None:
         """Until the group's offsets reach the given ones; what the worker died of is raised."""
 
-        def reached() -> bool:
-            if running is not None and running.error is not None:
-                raise running.error
-            committed = self.committed(stage, role)
-            return all(committed[p] >= end for p, end in ends.items())
+        with self._asking(stage, role) as committed:
 
-        what = f"{stage} consumed {role} up to {dict(ends)}"
-        wait_until(reached, timeout_s, what, interval_s=0.1)
+            def reached() -> bool:
+                if running is not None and running.error is not None:
+                    raise running.error
+                now = committed()
+                return all(now[p] >= end for p, end in ends.items())
+
+            what = f"{stage} consumed {role} up to {dict(ends)}"
+            wait_until(reached, timeout_s, what, interval_s=0.1)
 
 
 def ends_of(*positions: tuple[int, int]) -> dict[int, int]:

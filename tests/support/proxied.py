@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.chaos.proxy import KafkaProxy
 from pipeline.embedded.kafka import start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import SHORT_LIVED
 
 # Far below any time-out of a test's own transactions, so that the broker ends them in time.
 ABORT_LOOK_INTERVAL_MS = 200
@@ -34,6 +35,7 @@ def proxied_kafka(
         brokers=brokers,
         heap_mb=320,
         die_with_parent=True,
+        jvm_flags=SHORT_LIVED,
         features=features,
         extra_config={
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": str(

@@ -5,10 +5,18 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from tests.support.waiting import wait_until
@@ -19,6 +27,8 @@ _LEADER_ON_ITS_WAY = {
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
+    # A broker that was restarted ends the connection of before.
+    KafkaError._TRANSPORT,
 }
 
 
@@ -31,7 +41,7 @@ def create_topic(
     config: Mapping[str, str] | None = None,
 ) -> None:
     """Create a topic (the broker's own replication factor by default) and wait until it leads."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = _admin(bootstrap)
     new = NewTopic(topic, partitions, replication, config=dict(config or {}))
     admin.create_topics([new], operation_timeout=30)[topic].result(30)
     wait_until(
@@ -41,6 +51,24 @@ def create_topic(
     )
     # The broker learns that it leads a moment after the controller has answered.
     _log_ends(bootstrap, topic)
+
+
+def delete_topics(bootstrap: str, prefix: str) -> None:
+    """Delete every topic whose name begins so; a broker that is not there keeps them."""
+    admin = _admin(bootstrap)
+    with suppress(KafkaException):
+        names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(prefix)]
+        # With no time for it (0, the default) a controller answers at once and deletes nothing.
+        for asked in admin.delete_topics(names, operation_timeout=30).values() if names else ():
+            asked.result(30)
+
+
+@cache
+def _admin(bootstrap: str) -> AdminClient:
+    """One for as long as the process lives: a new client costs more than what it is asked."""
+    return AdminClient(
+        {"bootstrap.servers": bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 500}
+    )
 
 
 def read_all(
@@ -69,8 +97,11 @@ def read_all(
                     f"{topic}: partitions {sorted(missing)} not read to their ends after "
                     f"{timeout_s:g} s; is a transaction open?"
                 )
-            # A short slice: a long one returns late although records are there.
-            for message in consumer.consume(1000, timeout=0.1):
+            # With a time-out consume() would wait all of it unless a thousand are there.
+            arrived = consumer.consume(1000, timeout=0)
+            if not arrived and (first := consumer.poll(0.1)) is not None:
+                arrived = [first]
+            for message in arrived:
                 partition = message.partition()
                 offset = message.offset()
                 assert partition is not None
@@ -93,37 +124,41 @@ def read_all(
 
 
 def _log_ends(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:
-    consumer = _consumer(bootstrap, "read_uncommitted")
+    """First and next offset of each partition, open and aborted transactions included."""
+    admin = _admin(bootstrap)
+    # Of three brokers the one that is asked may hear of a new topic last.
+    partitions = wait_until(lambda: _partitions(admin, topic), 10, f"there is a topic {topic}")
+    return wait_until(
+        partial(_marks, admin, partitions), 30, f"each partition of {topic} has a leader"
+    )
+
+
+def _partitions(admin: AdminClient, topic: str) -> list[TopicPartition]:
+    found = admin.list_topics(topic, timeout=30).topics[topic]
+    return [] if found.error is not None else [TopicPartition(topic, p) for p in found.partitions]
+
+
+def _marks(
+    admin: AdminClient, partitions: list[TopicPartition]
+) -> dict[int, tuple[int, int]] | None:
     try:
-        # Of three brokers the one that is asked may hear of a new topic last.
-        partitions = wait_until(
-            lambda: _partitions(consumer, topic), 10, f"there is a topic {topic}"
+        lows, ends = (
+            {
+                place.partition: answer.result(30).offset
+                for place, answer in admin.list_offsets(
+                    dict.fromkeys(partitions, spec),
+                    isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                    request_timeout=10,
+                ).items()
+            }
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
         )
-        ends = {}
-        for partition in partitions:
-            ends[partition] = wait_until(
-                partial(_marks, consumer, TopicPartition(topic, partition)),
-                30,
-                f"partition {partition} of {topic} has a leader",
-            )
-        return ends
-    finally:
-        consumer.close()
-
-
-def _partitions(consumer: Consumer, topic: str) -> list[int]:
-    found = consumer.list_topics(topic, timeout=30).topics[topic]
-    return list(found.partitions) if found.error is None else []
-
-
-def _marks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int] | None:
-    try:
-        return consumer.get_watermark_offsets(partition, timeout=10)
     except KafkaException as error:
         # Not retriable(): the client sets that mark on errors of transactional calls only.
         if error.args[0].code() in _LEADER_ON_ITS_WAY:
             return None
         raise
+    return {partition: (low, ends[partition]) for partition, low in lows.items()}
 
 
 def _consumer(bootstrap: str, isolation: str) -> Consumer:
@@ -136,5 +171,8 @@ def _consumer(bootstrap: str, isolation: str) -> Consumer:
             "enable.partition.eof": True,
             "isolation.level": isolation,
             "auto.offset.reset": "earliest",
+            # Where a log ends in control records the end is told by an empty answer, and the broker
+            # holds that one back for so long: half a second by default, of every read.
+            "fetch.wait.max.ms": 10,
         }
     )

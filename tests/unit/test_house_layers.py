@@ -49,6 +49,7 @@ def test_forbidden_imports_break_the_contracts(tmp_path: Path) -> None:
         "pipeline/gateways/wrong_client.py": "import confluent_kafka",
         "pipeline/gateways/adapters/wrong_view.py": "import pipeline.gateways.simulator",
         "pipeline/audit/wrong_source.py": "import pipeline.processors",
+        "pipeline/gateways/simulator/process.py": "import aiohttp",
         "pipeline/embedded/wrong_knowledge.py": "import topics.catalogue",
         "pipeline/chaos/wire.py": "import pipeline.runtime",
         "pipeline/observability/wrong_knowledge.py": "import pipeline.domain",

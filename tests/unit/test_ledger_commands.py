@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from pipeline.cli import app
 from pipeline.domain.decisions import ENTRY, entry_body
@@ -22,6 +22,7 @@ from pipeline.ledger.decisions import decide
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress
 from pipeline.ledger.seals import seal
+from tests.support.cli_runner import CliRunner
 from tests.support.ledger import entry_of, journal_at
 from tests.support.ledger_migrations import made_by
 from tests.support.ledger_rules import STANDARD, announce, book_all, close

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from pipeline.cli import app
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger
+from tests.support.cli_runner import CliRunner
 from tests.support.payouts import (
     ROLLING,
     announce,

@@ -20,6 +20,7 @@ from pipeline.domain.model import (
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS, GatewayProfile, Policy
 from pipeline.domain.risk_rules import read_rules
 from pipeline.processors.driver import RISK_CHECKS, FlowDriver
+from tests.support.examples import share_of
 from tests.support.payment_story import NOT_FOUND, NOW, ORDER, SECOND, TIMED_OUT, command, yes
 
 TWO = AttemptCap(name="two", declines_max=2, window_ms=DAY_MS)
@@ -588,7 +589,7 @@ def test_an_attempt_that_may_still_be_declined_keeps_its_place_when_it_is_asked_
     assert states(flow.of(2)) == [("north", "permit_waiting", 0)]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(share_of(30)))
 def test_no_mix_of_orders_ever_exceeds_the_cap_and_all_come_to_rest(seed: int) -> None:
     """Orders, retries, cancels and gateways' words in any order, checks counted out of order
     between cards: within a day no card is declined more often than its cap; nothing is stuck."""

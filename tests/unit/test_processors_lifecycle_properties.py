@@ -417,7 +417,7 @@ Life.TestCase.settings = settings(
 )
 TestLife = Life.TestCase
 
-WALKS = 120
+WALKS = share_of(120)
 STEPS = 50
 
 

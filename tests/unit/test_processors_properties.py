@@ -306,7 +306,7 @@ Money.TestCase.settings = settings(
 TestMoney = Money.TestCase
 
 
-WALKS = 200
+WALKS = share_of(200)
 STEPS = 60
 
 

@@ -15,6 +15,7 @@ from pipeline.domain.risk_rules import read_rules
 from pipeline.processors.driver import FlowDriver
 from producers.command_publisher import CardNumberInCommand, CommandPublisher
 from producers.order_publisher import CardNumberInField, OrderPublisher
+from tests.support.examples import share_of
 
 NOW = 1_790_000_000_000
 MINUTE = 60_000
@@ -384,7 +385,7 @@ def test_a_publisher_of_commands_lets_no_card_number_out() -> None:
     publisher.flush(0)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(share_of(30)))
 def test_whatever_comes_in_between_the_limit_holds_and_nothing_is_stuck(seed: int) -> None:
     """Counts in any order, some never; repeats, cancels, reviews and time: at most three orders of
     the card are charged but for those that a person approved, and every order comes to rest."""

@@ -22,6 +22,7 @@ from tests.support.avro_values import named_records
 from tests.support.examples import share_of
 
 CODEC = default_codec()
+IDS = locked_ids()
 PARSED = load_schemas()
 ENCODERS = {name: CODEC.encoder(name) for name in SCHEMA_NAMES}
 DECODERS = {name: CODEC.decoder(name) for name in SCHEMA_NAMES}
@@ -30,7 +31,7 @@ DECODERS = {name: CODEC.decoder(name) for name in SCHEMA_NAMES}
 def by_fastavro(name: str, record: Mapping[str, Any]) -> bytes:
     out = io.BytesIO()
     fastavro.schemaless_writer(out, PARSED[name], dict(record))
-    return wire_header(locked_ids().current_id(name)) + out.getvalue()
+    return wire_header(IDS.current_id(name)) + out.getvalue()
 
 
 def kind_of(name: str, value: Any) -> str | None:
@@ -83,7 +84,7 @@ def test_every_cut_is_truncated(named: tuple[str, Any], data: st.DataObject) -> 
 @settings(max_examples=share_of(400))
 def test_random_bytes_never_raise_anything_else(name: str, noise: bytes, headed: bool) -> None:
     """Noise is either a record or a DecodeError; what decodes is what an encoder accepts."""
-    value = wire_header(locked_ids().current_id(name)) + noise if headed else noise
+    value = wire_header(IDS.current_id(name)) + noise if headed else noise
     if kind_of(name, value) is None:
         record = DECODERS[name](value)
         assert DECODERS[name](ENCODERS[name](record)) == record
@@ -106,7 +107,7 @@ def test_flipped_bytes_never_raise_anything_else(
 
 def test_a_declared_length_of_gigabytes_allocates_nothing() -> None:
     """A length or count far beyond the input is named truncated at once."""
-    header = wire_header(locked_ids().current_id("order"))
+    header = wire_header(IDS.current_id("order"))
     huge = b"\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01"  # 2^63 - 1
     assert kind_of("order", header + huge) == "truncated"
     lines_at = ENCODERS["order"]({**ORDER, "lines": []})[:-1]
@@ -125,7 +126,7 @@ def test_a_declared_length_of_gigabytes_allocates_nothing() -> None:
 )
 def test_bytes_that_no_writer_makes_are_refused(body: bytes, why: str) -> None:
     """Bytes that are neither short nor long but wrong are never taken for a record."""
-    header = wire_header(locked_ids().current_id("order"))
+    header = wire_header(IDS.current_id("order"))
     assert kind_of("order", header + body + b"\x00" * 60) in ("malformed", "truncated"), why
 
 
@@ -192,7 +193,7 @@ def test_every_struct_has_the_fields_of_its_schema(named: tuple[str, Any]) -> No
 
 def codec_with_older(name: str, older: dict[str, Any], older_id: int = 900) -> Codec:
     versions = {
-        other: [LockedVersion(locked_ids().current_id(other), "", read_schema(other))]
+        other: [LockedVersion(IDS.current_id(other), "", read_schema(other))]
         for other in SCHEMA_NAMES
     }
     versions[name].insert(0, LockedVersion(older_id, fingerprint(older), older))
@@ -265,4 +266,4 @@ def test_the_wire_format_is_confluents() -> None:
             for f in read_schema("settlement")["fields"]
         }
     )
-    assert struct.unpack(">bI", value[:5]) == (0, locked_ids().current_id("settlement"))
+    assert struct.unpack(">bI", value[:5]) == (0, IDS.current_id("settlement"))

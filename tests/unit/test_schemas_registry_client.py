@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
+from schemas import registry as registry_module
 from schemas.codec import Codec, wire_header
 from schemas.errors import DecodeError, RegistryUnavailable, UnknownSchemaId
 from schemas.files import SCHEMA_NAMES, read_schema
 from schemas.registry import RegistryIds, register
 
 NOT_FOUND = (404, {"error_code": 40403, "message": "Schema not found"})
-SUBJECTS = {name: name for name in SCHEMA_NAMES}
+# Each costs a question at every start.
+SUBJECTS = {name: name for name in ("order", "settlement")}
 
 
 class FakeRegistry(ThreadingHTTPServer):
@@ -27,6 +30,8 @@ class FakeRegistry(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer: tuple[int, Any] = NOT_FOUND
         self.asked: list[str] = []
+        # How long it takes over a question, beyond the answer itself.
+        self.slow_s = 0.0
 
     @property
     def url(self) -> str:
@@ -38,6 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(self.server.slow_s)
         name = self.path.split("?")[0].split("/")[2].removesuffix("-value")
         schema = json.dumps(read_schema(name))
         schema_id = SCHEMA_NAMES.index(name) + 1
@@ -45,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
+        time.sleep(self.server.slow_s)
         self.reply(*self.server.answer)
 
     def reply(self, status: int, body: Any) -> None:
@@ -118,6 +125,17 @@ def test_a_schema_that_is_none_of_ours_is_the_wrong_schema(
             decode(wire_header(99) + b"x")
         assert caught.value.kind == "wrong_schema"
     assert len(registry.asked) == 1
+
+
+def test_a_slow_registry_is_waited_for_at_the_start_and_pauses_the_flow_later(
+    registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker does not give up its start for an answer that the flow would not wait for."""
+    monkeypatch.setattr(registry_module, "REQUEST_TIMEOUT_S", 0.02)
+    registry.slow_s = 0.2
+    ids = RegistryIds(registry.url, {"order": "order"})
+    with pytest.raises(RegistryUnavailable):
+        ids.schema_of(99)
 
 
 def test_a_registry_that_is_away_is_one_sentence() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.gateways.simulator.faults import FaultKind, FaultPlan
-from pipeline.gateways.simulator.server import (
+from pipeline.gateways.simulator.process import (
     SimulatorHandle,
     kill_simulator,
     start_simulator,

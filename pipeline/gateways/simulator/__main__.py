@@ -9,13 +9,8 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import FaultPlan
-from pipeline.gateways.simulator.server import (
-    DEFAULT_GATEWAY,
-    SECRETS_VARIABLE,
-    SimulatorSettings,
-    notice_secrets,
-    serve,
-)
+from pipeline.gateways.simulator.process import DEFAULT_GATEWAY, SECRETS_VARIABLE
+from pipeline.gateways.simulator.server import SimulatorSettings, notice_secrets, serve
 
 
 def main(arguments: list[str] | None = None) -> int:
