@@ -22,10 +22,13 @@ from benchmarks.latency import measure_latency
 from benchmarks.machine import describe_machine
 from benchmarks.order_pool import OrderPool, make_pool
 from benchmarks.outage import measure_outage
+from benchmarks.reconcile import measure_reconcile
 from benchmarks.report import Results, as_text, require_markers, write_document
 from pipeline.errors import UserError
 
-PARTS = ("throughput", "latency", "memory", "baseline", "codec", "outage", "journal", "all")
+PARTS = (
+    "throughput", "latency", "memory", "baseline", "codec", "outage", "journal", "reconcile", "all",
+)  # fmt: skip
 
 EXAMPLES = """\
 parts:
@@ -36,7 +39,8 @@ parts:
   codec       microseconds of each codec and processor; no broker
   outage      one of two gateways hangs under a steady pace: what that costs the others
   journal     the ledger on PostgreSQL beside bare inserts of the same rows, and a hot merchant
-  all         everything, in about seventeen minutes (the default)
+  reconcile   a million rows of reports matched with a million settlements: time and memory
+  all         everything, in about twenty minutes (the default)
 
 examples:
   python -m benchmarks --quick                       everything, small: does it work here?
@@ -108,6 +112,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--seconds", type=_positive, help="length of the paced run (default 30; quick: 3)")
     add("--warm-up", type=_positive, help="seconds before it (default 30; quick: 3)")
     add("--entries", type=_positive, help="entries of a journal run (default 60000; quick: 4000)")
+    add("--rows", type=_positive, help="a side of reconcile (default 1000000; quick: 10000)")
     add("--lone", type=_positive, help="lone orders (default 30; quick: 5)")
     add("--outage-rate", type=_positive, default=200, help="orders a second (default 200)")
     add("--outage-seconds", type=_positive, help="of the outage (default 120; quick: 8)")
@@ -129,6 +134,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.calls = 2_000 if quick else 20_000
     options.entries = options.entries or (4_000 if quick else 60_000)
     options.rounds = 1 if quick else 3
+    options.rows = options.rows or (10_000 if quick else 1_000_000)
     return options
 
 
@@ -158,6 +164,8 @@ def run(options: argparse.Namespace, *, command: str) -> Results:
         results.decisions = decision_costs(options.calls)
     if part in ("journal", "all"):
         results.journal = measure_journal(options.entries, options.rounds, say, folder=options.dir)
+    if part in ("reconcile", "all"):
+        results.reconciled = measure_reconcile(options.rows, say, folder=options.dir)
     pool = OrderPool((), {})
     if part in ("throughput", "memory", "baseline", "all"):
         say(f"Preparing {options.orders:,} orders")

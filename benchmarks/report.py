@@ -15,6 +15,7 @@ from benchmarks.latency import Latency, Percentiles
 from benchmarks.machine import Machine
 from benchmarks.outage import OutageSeen
 from benchmarks.process_use import ProcessCost
+from benchmarks.reconcile import Reconciled
 from pipeline.errors import UserError
 
 # What the flow is built to reach on two cores with the broker on them; shown beside the figure.
@@ -26,6 +27,9 @@ AIM_OUTAGE_P99_RATIO = 2.0
 # Of bare inserts of the same rows, and of the rate without a hot merchant.
 AIM_JOURNAL_OF_CORE = 0.6
 AIM_JOURNAL_HOT_OF_EVEN = 0.9
+# Of a million on each side.
+AIM_RECONCILE_S = 60
+AIM_RECONCILE_MIB = 500
 
 BEGIN = "<!-- written by python -m benchmarks --write: begin -->"
 END = "<!-- written by python -m benchmarks --write: end -->"
@@ -54,6 +58,7 @@ class Results:
     latency: Latency | None = None
     outage: OutageSeen | None = None
     journal: JournalMeasured | None = None
+    reconciled: Reconciled | None = None
     codec: list[CallCost] = field(default_factory=list)
     decisions: list[CallCost] = field(default_factory=list)
 
@@ -75,6 +80,8 @@ def rows(results: Results) -> list[Row]:
         found += _outage_rows(results.outage)
     if results.journal is not None:
         found += _journal_rows(results.journal)
+    if results.reconciled is not None:
+        found += _reconcile_rows(results.reconciled)
     found += [_cost_row("codec", cost) for cost in results.codec]
     found += [_cost_row("decisions", cost) for cost in results.decisions]
     return found
@@ -182,6 +189,32 @@ def _journal_rows(journal: JournalMeasured) -> list[Row]:
             journal.hot_of_even >= AIM_JOURNAL_HOT_OF_EVEN,
         ),
         Row(group, "sealed afterwards, by one process", f"{journal.sealed_per_s:,.0f} entries/s"),
+    ]
+
+
+def _reconcile_rows(done: Reconciled) -> list[Row]:
+    group = (
+        f"reconciliation on SQLite: {done.sales:,} settlements and {done.rows:,} rows, shuffled, "
+        f"{done.breaks:,} breaks (verified: each found)"
+    )
+    return [
+        Row(group, "rows taken in", f"{done.taken_s:,.1f} s"),
+        Row(group, "both sides matched", f"{done.matched_s:,.1f} s"),
+        Row(group, "breaks kept", f"{done.kept_s:,.1f} s"),
+        Row(
+            group,
+            "all of it, of a million a side",
+            f"{done.seconds * 1e6 / done.sales:,.1f} s",
+            f"below {AIM_RECONCILE_S} s",
+            done.seconds * 1e6 / done.sales < AIM_RECONCILE_S,
+        ),
+        Row(
+            group,
+            "memory (peak)",
+            f"{done.peak_mib:,.0f} MiB",
+            f"below {AIM_RECONCILE_MIB} MiB",
+            done.peak_mib < AIM_RECONCILE_MIB,
+        ),
     ]
 
 

@@ -16,6 +16,7 @@ from pipeline.commands.ledger import app as ledger_app
 from pipeline.commands.orders import order_app, orders_app
 from pipeline.commands.payment import payment_app, review_app
 from pipeline.commands.payouts import app as payouts_app
+from pipeline.commands.reconcile import app as reconcile_app
 from pipeline.commands.risk import app as risk_app
 from pipeline.commands.schemas import app as schemas_app
 from pipeline.commands.topics import app as topics_app
@@ -43,6 +44,7 @@ app.add_typer(order_app, name="order")
 app.add_typer(payment_app, name="payment")
 app.add_typer(review_app, name="review")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(reconcile_app, name="reconcile")
 app.add_typer(payouts_app, name="payouts")
 app.add_typer(risk_app, name="risk")
 app.add_typer(dead_letters_app, name="dead-letters")

@@ -152,6 +152,11 @@ class Settings(BaseSettings):
         description="Where `run webhooks` hears gateways; 0 takes a free one.",
     )
     webhook_host: str = Field("127.0.0.1", description="Where `run webhooks` listens.")
+    reconciliation_rules: str = Field(
+        "",
+        description="File of what reconciliation allows each gateway (TOML or JSON); see "
+        "docs/reconciliation.md.",
+    )
     merchant_endpoints: str = Field(
         "",
         description="File of the merchants' webhook endpoints (TOML or JSON); see "

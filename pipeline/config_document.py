@@ -57,6 +57,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
         "hot_payments_max",
     ),
     "Risk": ("risk_rules", "attempt_caps", "review_ms"),
+    "Reconciliation": ("reconciliation_rules",),
     "Merchants' webhooks": (
         "merchant_endpoints",
         "callbacks_url",

@@ -261,6 +261,7 @@ def _commit_policy(spec: WorkerSpec) -> Any:
 def _ledger(
     spec: WorkerSpec, catalogue: Any, codec: Any, metrics: Any, stop: threading.Event
 ) -> Callable[[], None]:
+    from consumers.break_watch import BreakWatch
     from consumers.ledger_sink import LedgerSink
 
     engine = ledger_when_there(spec.options["ledger_url"], stop, metrics)
@@ -274,11 +275,19 @@ def _ledger(
         instance_id=spec.instance_id,
         metrics=_LedgerCounts(metrics),
     )
+    watch = BreakWatch(
+        engine,
+        lambda sums: metrics.broken(
+            {(s.gateway, s.kind, s.currency): (s.count, s.at_risk_minor) for s in sums}
+        ),
+    )
 
     def run() -> None:
+        watch.start()
         try:
             sink.run(stop)
         finally:
+            watch.stop()
             engine.dispose()
 
     return run

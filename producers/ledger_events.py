@@ -9,7 +9,7 @@ that an earlier version published twice counts where it stands first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -36,8 +36,10 @@ KEY = b"ledger"
 # How long a publication may take before it is given up, and the broker ends what a crash left open.
 TRANSACTION_TIMEOUT_S = 30.0
 METADATA_TIMEOUT_S = 10.0
-# Decisions published by one transaction: some hundred KiB.
+# Decisions published by one transaction, and what their bodies come to: most have some hundred
+# bytes, rows that are cleared some hundred KiB.
 PUBLISHED_TOGETHER_MAX = 500
+PUBLISHED_BYTES_MAX = 4 * 1024 * 1024
 
 
 class PublishedEvent(Struct, frozen=True):
@@ -105,8 +107,7 @@ class LedgerEvents:
             producer = self._fencing_producer()
             there, waiting = self._there_and_waiting(engine)
         made = 0
-        for start in range(0, len(waiting), PUBLISHED_TOGETHER_MAX):
-            events = waiting[start : start + PUBLISHED_TOGETHER_MAX]
+        for events in together(waiting):
             on_step("decided")
             places = {
                 event.event_id: (there[event.event_id].partition, there[event.event_id].offset)
@@ -193,6 +194,22 @@ class LedgerEvents:
                 "`paystream ledger publish` takes it further."
             ) from error
         return placed
+
+
+def together(events: Sequence[LedgerEvent]) -> Iterator[list[LedgerEvent]]:
+    """In order, as many at a time as one transaction should hold; one that is larger goes alone."""
+    taken: list[LedgerEvent] = []
+    size = 0
+    for event in events:
+        if taken and (
+            len(taken) == PUBLISHED_TOGETHER_MAX or size + len(event.body) > PUBLISHED_BYTES_MAX
+        ):
+            yield taken
+            taken, size = [], 0
+        taken.append(event)
+        size += len(event.body)
+    if taken:
+        yield taken
 
 
 def topic_source(bootstrap_servers: str, topic: str) -> Source:

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 
 SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "audit-entry",
+    "clearing",
     "control-entry",
     "dead-letter-marker",
     "gateway-notification",
@@ -23,6 +24,7 @@ SCHEMA_NAMES: Final[tuple[str, ...]] = (
     "payment-due",
     "payment-event",
     "payment-request",
+    "reconciliation-break",
     "payout",
     "risk-check",
     "risk-result",

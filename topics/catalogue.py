@@ -311,6 +311,23 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         "Every payout as it stands after each of its decisions; key `merchant:currency`.",
     )
     add(
+        "clearings",
+        "clearing",
+        {**stream, "retention.ms": "-1"},
+        ("operators",),
+        (),
+        "Rows of the gateways' settlement reports: funds received. Key `gateway:report:row`.",
+    )
+    add(
+        "reconciliation-breaks",
+        "reconciliation-break",
+        table,
+        ("operators",),
+        (),
+        "Differences between the books and the gateways' reports or the bank, as they stand; keyed "
+        "by the break's id.",
+    )
+    add(
         "dead-letters",
         None,
         dead,

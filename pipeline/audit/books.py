@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.audit.amounts import amount_text
+from pipeline.audit.clearings import BANK_STATEMENT, CLEARING, expected_entries
 from pipeline.audit.evidence import PaymentEvidence, SettlementSeen
 from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy
 from pipeline.audit.payouts import wrong_payouts
@@ -226,6 +227,7 @@ class LedgerChecks:
         topic = self.topic["ledger-events"]
         true_ups: dict[int, Counter[tuple[str, str, str, str]]] = {}
         by_hand: Counter[int] = Counter()
+        cleared: dict[int, dict[str, Lines]] = {}
         for entry in self.ledger.entries:
             if entry.source_topic != topic:
                 continue
@@ -241,6 +243,9 @@ class LedgerChecks:
                             minor
                         )
                 continue
+            if decision is not None and decision.kind in (CLEARING, BANK_STATEMENT):
+                cleared.setdefault(decision.sequence, {})[entry.entry_id] = lines
+                continue
             held = None if decision is None else decided_entry(decision)
             if (
                 decision is None
@@ -255,6 +260,7 @@ class LedgerChecks:
                 continue
             by_hand[decision.sequence] += 1
         self._corrections(true_ups)
+        self._clearings(cleared)
         for decision in self.decisions.seen:
             place = topic, decision.partition
             below = decision.offset < self.ledger.offsets.get(place, 0)
@@ -265,6 +271,34 @@ class LedgerChecks:
                     Example(topic, decision.partition, decision.offset, decision.event_id,
                             f"booked {by_hand[decision.sequence]} times"),
                 )  # fmt: skip
+
+    def _clearings(self, found: Mapping[int, Mapping[str, Lines]]) -> None:
+        """What rows of reports and lines of the bank have posted, against what they say."""
+        topic = self.topic["ledger-events"]
+        settled = {e.settlement_id: e for e in self.ledger.entries if e.settlement_id}
+        for decision in self.decisions.seen:
+            place = topic, decision.partition
+            if decision.kind not in (CLEARING, BANK_STATEMENT):
+                continue
+            if decision.offset >= self.ledger.offsets.get(place, 0):
+                continue
+            wanted = expected_entries(decision, settled)
+            made = found.get(decision.sequence, {})
+            if wanted is None:
+                detail = "it clears a settlement that is not booked"
+            else:
+                wrong = sorted(
+                    name
+                    for name in {*wanted, *made}
+                    if _plain(made.get(name, Counter())) != _plain(wanted.get(name, Counter()))
+                )
+                if not wrong:
+                    continue
+                detail = f"{len(wrong)} entries are not as it says, the first {wrong[0]}"
+            self.found.broken(
+                "clearing_wrong",
+                Example(topic, decision.partition, decision.offset, decision.event_id, detail),
+            )
 
     def _as_decided(
         self, entry: EntrySeen, lines: Lines, sequence: int, body: Mapping[str, Any]

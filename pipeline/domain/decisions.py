@@ -14,6 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from pipeline.domain.accounts import is_account
+from pipeline.domain.clearing import BANK_RECEIPT, CLEARING_ENTRY
 from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
 from pipeline.domain.keys import valid_id
 from pipeline.domain.model import LedgerEvent
@@ -33,6 +34,8 @@ RULE_KINDS: Final = (FEE_SCHEDULE, PERIOD_CLOSE)
 
 # The kind of the entries that set a closed month's tiers right.
 FEE_TRUE_UP: Final = "fee_true_up"
+# Kinds of entries that follow from a settlement, a close or a report, and are never made by hand.
+_OWN_KINDS: Final = frozenset({*RULE_OF, FEE_TRUE_UP, CLEARING_ENTRY, BANK_RECEIPT, *PAYOUT_KINDS})
 
 
 class Rules(Struct, frozen=True):
@@ -93,7 +96,7 @@ def closing_of(event: LedgerEvent) -> Closing:
 
 def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequence[Posting]) -> str:
     """UserError when the lines cannot be booked."""
-    if not valid_id(kind) or kind in RULE_OF or kind == FEE_TRUE_UP or kind in PAYOUT_KINDS:
+    if not valid_id(kind) or kind in _OWN_KINDS:
         raise UserError(f"{kind!r} is no kind of an entry by hand: use adjustment, conversion, ...")
     if merchant_id and not valid_id(merchant_id):
         raise UserError(f"{merchant_id!r} is no merchant's id.")

@@ -12,6 +12,8 @@ from typing import Any
 
 from msgspec.structs import asdict
 
+from pipeline.domain.breaks import ReconciliationBreak
+from pipeline.domain.clearing import Clearing
 from pipeline.domain.model import (
     Acknowledgement,
     Attempt,
@@ -63,7 +65,16 @@ Noun = (
 )
 
 # Records that are keyed by something else than an order.
-Other = AuditEntry | ControlEntry | DeadLetterMarker | LedgerEvent | Payout | RiskVelocity
+Other = (
+    AuditEntry
+    | Clearing
+    | ControlEntry
+    | DeadLetterMarker
+    | LedgerEvent
+    | Payout
+    | ReconciliationBreak
+    | RiskVelocity
+)
 
 
 def to_record(noun: Noun | Other) -> Record:
@@ -217,6 +228,14 @@ def audit_entry_from_record(record: Record) -> AuditEntry:
     return AuditEntry(**record)
 
 
+def clearing_from_record(record: Record) -> Clearing:
+    return Clearing(**record)
+
+
+def break_from_record(record: Record) -> ReconciliationBreak:
+    return ReconciliationBreak(**record)
+
+
 def payout_from_record(record: Record) -> Payout:
     return Payout(**record)
 
@@ -243,6 +262,8 @@ TO_RECORD: Mapping[type[Any], Callable[[Any], Record]] = {
     RiskVelocity: velocity_to_record,
     DeadLetterMarker: asdict,
     LedgerEvent: asdict,
+    Clearing: asdict,
+    ReconciliationBreak: asdict,
     Payout: asdict,
 }
 
@@ -265,6 +286,8 @@ FROM_RECORD: Mapping[str, Callable[[Record], Noun | Other]] = {
     "risk-result": risk_result_from_record,
     "risk-velocity": velocity_from_record,
     "dead-letter-marker": marker_from_record,
+    "clearing": clearing_from_record,
+    "reconciliation-break": break_from_record,
 }
 
 SCHEMA_OF: Mapping[type[Any], str] = {
@@ -285,5 +308,7 @@ SCHEMA_OF: Mapping[type[Any], str] = {
     RiskVelocity: "risk-velocity",
     DeadLetterMarker: "dead-letter-marker",
     LedgerEvent: "ledger-event",
+    Clearing: "clearing",
+    ReconciliationBreak: "reconciliation-break",
     Payout: "payout",
 }

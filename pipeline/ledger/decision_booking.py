@@ -22,8 +22,10 @@ from pipeline.domain.fees import NO_PLAN, tier_correction
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import day_after, last_day, months_ended
 from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
+from pipeline.domain.reconciliation_decisions import BANK_STATEMENT, CLEARING
 from pipeline.domain.transfers import fee_true_up
 from pipeline.errors import UserError
+from pipeline.ledger.clearing_booking import reconciliation_entries
 from pipeline.ledger.decisions import current_rules
 from pipeline.ledger.entries import EntryWriter, Item
 from pipeline.ledger.guards.v2 import ENTRIES_LOCK
@@ -97,6 +99,9 @@ def _require_booked_to_the_cuts(
 def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequence[JournalEntry]:
     if event.kind == PERIOD_CLOSE:
         return _true_ups(connection, event, rules)
+    if event.kind in (CLEARING, BANK_STATEMENT):
+        closed = max((x.through for x in rules.closings if x.sequence < event.sequence), default="")
+        return reconciliation_entries(connection, event, closed)
     hand = decided_entry_of(event)
     if hand is None:
         return ()

@@ -236,6 +236,20 @@ class Metrics:
             buckets=_TRANSACTION_BUCKETS,
             registry=r,
         )
+        self.breaks = Gauge(
+            "paystream_reconciliation_breaks",
+            "Open breaks between the books and the gateways' reports or the bank.",
+            ["gateway", "kind", "currency"],
+            registry=r,
+            multiprocess_mode="livemax",
+        )
+        self.breaks_at_risk = Gauge(
+            "paystream_reconciliation_at_risk_minor",
+            "What may be lost by open breaks, in minor units of the currency.",
+            ["gateway", "kind", "currency"],
+            registry=r,
+            multiprocess_mode="livemax",
+        )
         self.callbacks = Counter(
             "paystream_callbacks",
             "Callbacks to merchants that have ended: delivered, given_up.",
@@ -272,6 +286,8 @@ class Metrics:
             registry=r,
         )
 
+        # Labels that were ever set: a break that has ended is shown as none.
+        self._broken: set[tuple[str, str, str]] = set()
         for state in ("delivered", "given_up"):
             self.callbacks.labels(state)
         for result in ("applied", "refused"):
@@ -314,6 +330,16 @@ class Metrics:
                 self.tiers.labels(name).inc(count)
             else:
                 self.notes.labels(stage, name).inc(count)
+
+    def broken(self, sums: Mapping[tuple[str, str, str], tuple[int, int]]) -> None:
+        """Open breaks and what is at risk, by gateway, kind and currency; no others are open."""
+        for labels in self._broken - sums.keys():
+            self.breaks.labels(*labels).set(0)
+            self.breaks_at_risk.labels(*labels).set(0)
+        for labels, (count, at_risk_minor) in sums.items():
+            self.breaks.labels(*labels).set(count)
+            self.breaks_at_risk.labels(*labels).set(at_risk_minor)
+        self._broken |= sums.keys()
 
     def settled(self, latencies_ms: Iterable[int]) -> None:
         """Observe the order-to-settlement times of one committed batch."""

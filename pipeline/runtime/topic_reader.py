@@ -75,14 +75,25 @@ class TopicReader:
         parts = [self._partition(topic, p, from_ms, until_ms) for p in sorted(found.partitions)]
         yield from heapq.merge(*parts, key=lambda record: record.timestamp_ms)
 
+    def onward(self, topic: str, partition: int, start: int) -> Iterator[PastRecord]:
+        """Records of one partition from an offset on, up to where it ends now."""
+        return self._partition(topic, partition, None, None, start)
+
     def _partition(
-        self, topic: str, partition: int, from_ms: int | None, until_ms: int | None
+        self,
+        topic: str,
+        partition: int,
+        from_ms: int | None,
+        until_ms: int | None,
+        first: int | None = None,
     ) -> Iterator[PastRecord]:
         consumer = Consumer(self._config)
         try:
             place = TopicPartition(topic, partition)
             _, end = watermarks(consumer, place, timeout_s=METADATA_TIMEOUT_S)
-            start = self._start(consumer, topic, partition, from_ms)
+            start = first
+            if start is None:
+                start = self._start(consumer, topic, partition, from_ms)
             if start is None or start >= end:
                 return
             consumer.assign([TopicPartition(topic, partition, start)])

@@ -29,6 +29,7 @@ from tests.support.ledger_migrations import MigrationSuite
 from tests.support.ledger_rules import RulesSuite, book_all, close
 from tests.support.ledger_seals import SealsSuite
 from tests.support.payouts import PayoutSuite
+from tests.support.reconciliation import ReconciliationSuite
 
 pytestmark = pytest.mark.integration
 
@@ -53,6 +54,10 @@ class TestRulesOnPostgres(RulesSuite):
 
 
 class TestSealsOnPostgres(SealsSuite):
+    pass
+
+
+class TestReconciliationOnPostgres(ReconciliationSuite):
     pass
 
 

@@ -63,7 +63,7 @@ def done(url: str, *arguments: str) -> str:
 
 
 def receive(engine: Engine, amount_minor: int, at: str, merchant: str = "shop") -> None:
-    body = entry_body("clearing", merchant, at[:10], made_available(merchant, "GBP", amount_minor))
+    body = entry_body("receipt", merchant, at[:10], made_available(merchant, "GBP", amount_minor))
     with engine.begin() as connection:
         decide(connection, kind=ENTRY, body=body, actor="bank", reason="", now_ms=ms(at))
 

@@ -87,7 +87,7 @@ def receive(
 
 
 def post(engine: Engine, at: str, *lines: Posting) -> None:
-    body = entry_body("clearing", "shop", at[:10], lines)
+    body = entry_body("receipt", "shop", at[:10], lines)
     with engine.begin() as connection:
         decide(connection, kind=ENTRY, body=body, actor="bank", reason="", now_ms=ms(at))
     book_all(engine)

@@ -1160,7 +1160,7 @@ def test_every_guarantee_of_the_list_is_tried() -> None:
         "history_deleted", "history_deleted_meanwhile",
         # In test_audit_terms, over a flow that has fees and a closed month.
         "journal_entry_fees_wrong", "journal_entry_day_wrong", "journal_entry_without_decision",
-        "tier_correction_wrong",
+        "tier_correction_wrong", "clearing_wrong",
         # In test_audit_payouts.
         "payout_decision_wrong",
     }  # fmt: skip

@@ -200,6 +200,40 @@ def priced_flow() -> Flow:
     return flow
 
 
+def cleared_flow() -> Flow:
+    """The priced flow; then a report's row about its first sale, and the bank's line."""
+    flow = priced_flow()
+    sold = next(e for e in flow.entries if flow_key(flow, e) == "shop:f1")
+    gateway = sold.postings[0].account.partition(":")[2]
+    row = decide(flow, "clearing", {
+        "gateway": gateway, "rows": [["r-1", 7, sold.settlement_id, 1250, 15, "2027-02-02"]],
+    })  # fmt: skip
+    # The cost was 15, not 13; 12.50 less 0.35 become available.
+    lines = [(f"gateway_cost:{gateway}", 2), (f"gateway_receivable:{gateway}", -2),
+             ("merchant_payable:shop", 1215), ("merchant_available:shop", -1215)]  # fmt: skip
+    line = decide(flow, "bank_statement", {
+        "account": "acct", "file_id": "s", "lines": [
+            {"line_id": "1", "amount_minor": 1235, "currency": "GBP", "value_date": "2027-02-03",
+             "gateway": gateway, "batch_id": "b", "text": ""},
+            {"line_id": "2", "amount_minor": 9, "currency": "GBP", "value_date": "2027-02-03",
+             "gateway": "", "batch_id": "", "text": "nobody's"},
+        ],
+    })  # fmt: skip
+    paid = [("bank:acct", 1235), (f"gateway_receivable:{gateway}", -1235)]
+    for entry_id, kind, at, postings in (
+        (f"clearing:{gateway}:r-1:7", "clearing", row, lines),
+        ("bank:acct:s:1", "bank_receipt", line, paid),
+    ):
+        flow.entries.append(
+            EntrySeen(
+                entry_id, "", TOPIC, at.partition, at.offset,
+                tuple(PostingSeen(account, "GBP", minor) for account, minor in postings),
+                kind, "shop", "2027-02-02",
+            )
+        )  # fmt: skip
+    return flow
+
+
 def _change(flow: Flow, entry_id: str, change: Callable[[EntrySeen], EntrySeen]) -> None:
     at = next(
         n for n, entry in enumerate(flow.entries)
@@ -305,3 +339,44 @@ def test_a_schedule_that_is_not_published_yet_is_pending() -> None:
     found = {(f.name, f.severity) for f in flow.audit()}
     assert ("journal_entry_fees_wrong", Severity.PENDING) in found
     assert ("journal_entry_fees_wrong", Severity.BROKEN) not in found
+
+
+def test_cleared_books_are_whole() -> None:
+    """A row that trues up the cost and makes the net available, and the bank's payment of it."""
+    assert cleared_flow().audit() == []
+
+
+CLEARING_DAMAGES: dict[str, Callable[[Flow], None]] = {
+    "a cost that was not trued up": lambda f: _change(
+        f, _name(f, "clearing:"), lambda e: replace(e, postings=e.postings[2:])
+    ),
+    "more made available than was posted": lambda f: _change(
+        f, _name(f, "clearing:"),
+        lambda e: _line(_line(e, 2, amount_minor=1216), 3, amount_minor=-1216),
+    ),
+    "a row that was not booked": lambda f: f.entries.remove(
+        next(e for e in f.entries if e.kind == "clearing")
+    ),
+    "a row that nobody decided": lambda f: f.entries.append(
+        replace(next(e for e in f.entries if e.kind == "clearing"), entry_id="clearing:x:y:1")
+    ),
+    "another amount at the bank": lambda f: _change(
+        f, "bank:acct:s:1",
+        lambda e: _line(_line(e, 0, amount_minor=1236), 1, amount_minor=-1236),
+    ),
+    "a line of nobody that was booked": lambda f: f.entries.append(
+        replace(next(e for e in f.entries if e.kind == "bank_receipt"), entry_id="bank:acct:s:2")
+    ),
+}  # fmt: skip
+
+
+def _name(flow: Flow, prefix: str) -> str:
+    return next(e.entry_id for e in flow.entries if e.entry_id.startswith(prefix))
+
+
+@pytest.mark.parametrize("damage", CLEARING_DAMAGES)
+def test_a_damage_of_cleared_books_is_named(damage: str) -> None:
+    """What a row or a line has posted is worked out a second time."""
+    flow = cleared_flow()
+    CLEARING_DAMAGES[damage](flow)
+    assert {f.name for f in flow.audit() if f.severity is Severity.BROKEN} == {"clearing_wrong"}

@@ -43,6 +43,7 @@ from pipeline.gateways.simulator.operations import (
     shown,
 )
 from pipeline.gateways.simulator.personality import PERSONALITIES, Personality
+from pipeline.gateways.simulator.report_desk import ReportDesk
 from pipeline.gateways.simulator.tokens import Forced
 from pipeline.gateways.simulator.wires.base import GatewayWire, Parts, Question
 
@@ -137,6 +138,7 @@ class Gateway:
         self.notices = Notices(
             self._books, self._reader, self._writer, self.wire, clock_ms=clock_ms, seed=seed
         )
+        self.reports = ReportDesk(self._books, self._writer, self._read, personality, clock_ms)
         self._open_keys: set[str] = set()
         self._open_references: Counter[str] = Counter()
         self._draining = asyncio.Event()
@@ -517,6 +519,7 @@ def build_app(gateway: Gateway, *, outage_applies: bool) -> web.Application:
             *(web.route(r.method, r.path, own(r.hint)) for r in gateway.wire.routes),
             web.get("/v1/books", gateway.get_books),
             web.get("/v1/books/summary", gateway.get_summary),
+            *gateway.reports.routes(),
             web.get("/v1/faults", gateway.get_faults),
             web.get("/healthz", gateway.get_health),
             web.get("/v1/admin/faults", gateway.get_plan),

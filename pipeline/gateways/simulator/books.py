@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import BEFORE_CHARGE, FaultKind
@@ -39,9 +39,11 @@ from pipeline.gateways.simulator.operations import (
     Terms,
     Wire,
 )
+from pipeline.gateways.simulator.reports import SCHEMA as REPORTS_SCHEMA
 from pipeline.gateways.simulator.tokens import FORCED, Forced, forced_by, inherited
 
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS book (id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS entries (
     seq INTEGER PRIMARY KEY,
@@ -125,6 +127,10 @@ CREATE TABLE IF NOT EXISTS fault_counts (
     kind TEXT NOT NULL, code TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (kind, code)
 ) WITHOUT ROWID;
 """
+    + REPORTS_SCHEMA
+)
+
+_Result = TypeVar("_Result")
 
 # Books of before there were operations: their entries could be charges and refunds only.
 _MIGRATION = """
@@ -448,6 +454,10 @@ class Books:
                 "ON CONFLICT (reference) DO UPDATE SET faulted = faulted + 1",
                 (reference,),
             )
+
+    def run(self, job: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """Any other write, in the same transaction."""
+        return job(self._db)
 
     # Parts --------------------------------------------------------------------------------------
 
@@ -823,6 +833,10 @@ class BooksReader:
             "references_charged_more_than_once": self._repeated("reference"),
             "orders_charged_more_than_once": self._repeated("merchant_id || ':' || order_id"),
         }
+
+    def run(self, query: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """Any other read."""
+        return query(self._db)
 
     def close(self) -> None:
         """Close the connection."""

@@ -25,7 +25,8 @@ class Personality:
     ``grace_ms``: for so long after an operation an inquiry does not see it yet. ``pending``: kinds
     that are accepted first and succeed after the plan's ``pending_ms``. ``keeps_declines``: a
     declined payment is kept and found by inquiry. Fees: basis points of the amount, and a
-    fixed part.
+    fixed part. A settlement report is of a day in ``time_zone``; its batches are named from
+    ``batch_code`` on and paid ``payout_days`` business days later.
     """
 
     name: str
@@ -40,6 +41,9 @@ class Personality:
     decline_weights: Mapping[str, float] = field(default_factory=lambda: dict(DECLINE_WEIGHTS))
     pending: frozenset[str] = frozenset()
     keeps_declines: bool = False
+    time_zone: str = "UTC"
+    batch_code: str = "po_"
+    payout_days: int = 1
 
     def fee_minor(self, amount_minor: int) -> int:
         """What the gateway keeps of a charge or capture, rounded half up, never more than all."""
@@ -75,6 +79,9 @@ PERSONALITIES: Mapping[str, Personality] = {
             },
             pending=frozenset({CAPTURE}),
             keeps_declines=True,
+            time_zone="Europe/London",
+            batch_code="NB",
+            payout_days=1,
         ),
         Personality(
             "pacific",
@@ -93,6 +100,9 @@ PERSONALITIES: Mapping[str, Personality] = {
                 "processing_error": 2,
             },
             pending=frozenset({REFUND}),
+            time_zone="America/Los_Angeles",
+            batch_code="DEP-",
+            payout_days=2,
         ),
         Personality(
             "legacy",
@@ -104,6 +114,9 @@ PERSONALITIES: Mapping[str, Personality] = {
             fee_bps=60,
             fee_fixed_minor=0,
             decline_weights={"card_declined": 9, "expired_card": 1},
+            time_zone="America/New_York",
+            batch_code="LG",
+            payout_days=3,
         ),
     )
 }

@@ -1,0 +1,265 @@
+"""One run of reconciliation: what the topics hold now, against the books, once and again.
+
+Rows are taken in, what matches is decided, published and booked, what does not becomes or ends a
+break. A run that is ended at any step is taken further by the next one: each step is noted with
+what it did, in one transaction, or is harmless to repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
+
+from msgspec import Struct
+from sqlalchemy import Engine
+
+from pipeline.domain.breaks import LEDGER_DIFFERS, ReconciliationBreak
+from pipeline.domain.clearing import clearing_key
+from pipeline.domain.reconciliation_decisions import BankStatement
+from pipeline.domain.reconciliation_rules import ReconciliationRules
+from pipeline.domain.records import clearing_from_record, settlement_from_record
+from pipeline.errors import UserError
+from pipeline.gateways.reports import ReportFile
+from pipeline.ledger.database import reading
+from pipeline.ledger.journal import Progress, Source
+from pipeline.ledger.queries import booked_offsets
+from pipeline.ledger.reconciliation import control
+from pipeline.ledger.reconciliation.breaks import (
+    Changes,
+    keep,
+    mark_published,
+    unpublished_breaks,
+)
+from pipeline.ledger.reconciliation.clearing import Look, keep_breaks, look, mark_told
+from pipeline.ledger.reconciliation.findings import Clocks
+from pipeline.ledger.reconciliation.following import decide_statement, follow
+from pipeline.ledger.reconciliation.intake import (
+    Placed,
+    new_rows,
+    refusal,
+    stored_offsets,
+    take_in,
+)
+from pipeline.ledger.reconciliation.tables import prepare
+from pipeline.runtime.topic_reader import PastRecord, TopicReader
+from producers.clearings import ReconciliationPublisher, word_of
+from producers.ledger_events import LedgerEvents, topic_ranges, topic_source
+from schemas.codec import Codec
+from schemas.errors import DecodeError
+from topics.catalogue import Catalogue
+
+BATCH_RECORDS = 5_000
+PUBLISHED_AT_ONCE = 1_000
+
+
+class Ran(Struct, frozen=True):
+    """What a run did, in numbers. ``waiting``: on one side only, and not due yet."""
+
+    taken_in: int
+    cleared: int
+    entries: int
+    waiting: int
+    opened: int
+    ended: int
+    told: int
+
+
+class Reconciler:
+    """Of one installation. ``now_ms`` is asked for the time; everything else is in the topics, the
+    ledger and the rules. ``on_step`` is told the steps, for tests that end the process there."""
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        catalogue: Catalogue,
+        codec: Codec,
+        engine: Engine,
+        rules: ReconciliationRules,
+        *,
+        now_ms: Callable[[], int],
+        on_step: Callable[[str], None] = lambda _step: None,
+    ) -> None:
+        self._servers = bootstrap_servers
+        self._catalogue = catalogue
+        self._codec = codec
+        self._engine = engine
+        self._rules = rules
+        self._now_ms = now_ms
+        self._on_step = on_step
+        self._topic = catalogue.name("clearings")
+        self._log = LedgerEvents(bootstrap_servers, catalogue, codec)
+        self._publisher = ReconciliationPublisher(bootstrap_servers, catalogue, codec)
+        prepare(engine)
+
+    # Importing ----------------------------------------------------------------------------------
+
+    def import_report(self, report: ReportFile) -> int:
+        """Publish the rows of a report that are not in the topic yet; how many they were.
+
+        UserError, and nothing published, when the report contradicts what was imported of it.
+        """
+        self.take_in()
+        with reading(self._engine) as connection:
+            fresh = new_rows(connection, report.rows)
+        if fresh:
+            self._publisher.rows(fresh)
+            self._on_step("published")
+            self.take_in()
+        return len(fresh)
+
+    def import_statement(self, statement: BankStatement, actor: str) -> bool:
+        """Decide, publish and book a bank statement; whether it is new."""
+        self._log.publish(self._engine)
+        event = decide_statement(self._engine, statement, actor, self._now_ms())
+        self._log.publish(self._engine)
+        return event is not None
+
+    def take_in(self) -> int:
+        """Take in what the clearings topic holds now; how many rows were new."""
+        source = topic_source(self._servers, self._topic)
+        with reading(self._engine) as connection:
+            stored = stored_offsets(connection, source)
+        taken = 0
+        for partition, (low, end) in topic_ranges(self._servers, self._topic).items():
+            start = stored.get(partition, 0)
+            if low > start:
+                raise UserError(
+                    f"{self._topic}[{partition}] begins at offset {low}, but is taken in up to "
+                    f"{start}: rows were deleted. Import their reports again, and keep the topic "
+                    "for ever (retention.ms=-1)."
+                )
+            if end > start:
+                taken += self._take_in(source, partition, start, end)
+        return taken
+
+    def _take_in(self, source: Source, partition: int, start: int, end: int) -> int:
+        taken = 0
+        done = start
+        rows: list[Placed] = []
+        refused: list[ReconciliationBreak] = []
+        now_ms = self._now_ms()
+        for record in TopicReader(self._servers).onward(self._topic, partition, start):
+            made = self._row(source, record)
+            if isinstance(made, Placed):
+                rows.append(made)
+            else:
+                refused.append(made)
+            if len(rows) + len(refused) == BATCH_RECORDS:
+                progress = {partition: Progress(done, record.offset + 1)}
+                taken += take_in(self._engine, source, rows, progress, refused, now_ms=now_ms)
+                done, rows, refused = record.offset + 1, [], []
+        if end > done:
+            progress = {partition: Progress(done, end)}
+            taken += take_in(self._engine, source, rows, progress, refused, now_ms=now_ms)
+        return taken
+
+    def _row(self, source: Source, record: PastRecord) -> Placed | ReconciliationBreak:
+        """What a record holds; one that is no row holds nobody up, and is looked at by a person."""
+        partition, offset = record.partition, record.offset
+        try:
+            clearing = clearing_from_record(self._codec.decoder("clearing")(record.value or b""))
+        except DecodeError as error:
+            day = datetime.fromtimestamp(record.timestamp_ms / 1000, UTC).date().isoformat()
+            return refusal(source, partition, offset, f"it cannot be read: {error}", day=day)
+        named = clearing_key(clearing.gateway, clearing.file_id, clearing.row_number)
+        if record.key != named.encode():
+            detail = f"its key is not that of row {named}"
+            return refusal(source, partition, offset, detail, clearing=clearing)
+        return Placed(clearing, partition, offset)
+
+    # Running ------------------------------------------------------------------------------------
+
+    def run(self, *, as_of: date | None = None, controlled: bool = True) -> Ran:
+        """Clear what matches, keep the breaks, tell payments what only a report knew."""
+        now_ms = self._now_ms()
+        self._log.publish(self._engine)
+        taken = self.take_in()
+        with self._engine.begin() as connection:
+            follow(connection)
+        done = self._look(as_of, now_ms)
+        self._on_step("decided")
+        entries = self._log.publish(self._engine)
+        self._on_step("booked")
+        told = self._tell(done, now_ms)
+        changes = keep_breaks(self._engine, done, now_ms)
+        if controlled:
+            changes = _sum(changes, self._control(now_ms))
+        self.publish_breaks()
+        return Ran(taken, done.cleared, entries, done.waiting, changes.opened, changes.ended, told)
+
+    def preview(self, *, as_of: date | None = None) -> Look:
+        """What a run would find in what is taken in already; nothing is changed."""
+        return self._look(as_of, self._now_ms(), dry_run=True)
+
+    def _look(self, as_of: date | None, now_ms: int, *, dry_run: bool = False) -> Look:
+        topics = self._catalogue.name("settlements"), self._topic
+        clocks = Clocks(self._rules, now_ms, as_of)
+        return look(self._engine, topics, self._rules, clocks, now_ms, dry_run=dry_run)
+
+    def _tell(self, done: Look, now_ms: int) -> int:
+        rows = [row for row in done.untold if word_of(row, now_ms) is not None]
+        if rows:
+            self._publisher.words(rows, now_ms)
+            self._on_step("told")
+            mark_told(self._engine, rows)
+        return len(rows)
+
+    def publish_breaks(self) -> int:
+        """Publish breaks as they stand, where they have changed; how many."""
+        published = 0
+        while True:
+            with reading(self._engine) as connection:
+                waiting = unpublished_breaks(connection, PUBLISHED_AT_ONCE)
+            if not waiting:
+                return published
+            self._publisher.breaks(waiting)
+            self._on_step("breaks_published")
+            with self._engine.begin() as connection:
+                mark_published(connection, waiting)
+            published += len(waiting)
+
+    def _control(self, now_ms: int) -> Changes:
+        found = list(self._uncontrolled(now_ms))
+        with self._engine.begin() as connection:
+            return keep(connection, found, now_ms, judged={LEDGER_DIFFERS})
+
+    def _uncontrolled(self, now_ms: int) -> Iterator[ReconciliationBreak]:
+        """Where the ledger and the settlements topic differ, as far as the ledger has read it."""
+        topic = self._catalogue.name("settlements")
+        decode = self._codec.decoder("settlement")
+        with reading(self._engine) as connection:
+            ends = {
+                o.partition: o.next_offset for o in booked_offsets(connection) if o.topic == topic
+            }
+            for partition, (low, _) in topic_ranges(self._servers, topic).items():
+                end = ends.get(partition, 0)
+                if end <= low:
+                    continue
+                booked = 0
+                batch: list[control.Published] = []
+                for record in TopicReader(self._servers).onward(topic, partition, low):
+                    if record.offset >= end:
+                        break
+                    try:
+                        settlement = settlement_from_record(decode(record.value or b""))
+                    except DecodeError:
+                        # In the dead letters: it names no movement.
+                        continue
+                    place = f"{topic}[{partition}]@{record.offset}"
+                    batch.append(control.Published(settlement, place))
+                    if len(batch) == BATCH_RECORDS:
+                        breaks, count = control.compare(connection, batch)
+                        booked += count
+                        batch = []
+                        yield from breaks
+                breaks, count = control.compare(connection, batch)
+                booked += count
+                yield from breaks
+                entries = control.entries_between(connection, topic, partition, low, end)
+                if entries > booked:
+                    day = datetime.fromtimestamp(now_ms / 1000, UTC).date().isoformat()
+                    yield control.too_many(topic, partition, booked, entries, day)
+
+
+def _sum(one: Changes, other: Changes) -> Changes:
+    return Changes(one.opened + other.opened, one.ended + other.ended)

@@ -1,0 +1,62 @@
+"""What decisions of reconciliation make of the books, worked out a second time.
+
+Written from docs/reconciliation.md; no code is shared. A row of a report moves what was posted to
+the merchant for the settlement it clears, and sets the gateway's cost right; a line of the bank
+closes what a gateway owes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from pipeline.audit.ledger_copy import EntrySeen
+from pipeline.audit.terms import DecisionSeen, Lines
+
+CLEARING = "clearing"
+BANK_STATEMENT = "bank_statement"
+
+
+def expected_entries(
+    decision: DecisionSeen, settled: Mapping[str, EntrySeen]
+) -> dict[str, Lines] | None:
+    """By entry: the lines that a decision posts. None when it clears what is not booked here."""
+    if decision.kind == BANK_STATEMENT:
+        return _of_bank(decision)
+    gateway = decision.body["gateway"]
+    made: dict[str, Lines] = {}
+    for file_id, number, settlement_id, amount, fee, _day in decision.body["rows"]:
+        entry = settled.get(settlement_id)
+        if entry is None or not entry.postings:
+            return None
+        lines = _of_row(entry, gateway, amount, fee)
+        if lines:
+            made[f"clearing:{gateway}:{file_id}:{number}"] = lines
+    return made
+
+
+def _of_row(entry: EntrySeen, gateway: str, amount: int, fee: int) -> Lines:
+    currency = entry.postings[0].currency
+    more = amount - entry.postings[0].amount_minor
+    accrued = sum(p.amount_minor for p in entry.postings if p.account == f"gateway_cost:{gateway}")
+    net = -sum(p.amount_minor for p in entry.postings if p.account.startswith("merchant_payable:"))
+    lines: Lines = Counter()
+    lines[f"gateway_receivable:{gateway}", currency] += more - (fee - accrued)
+    lines[f"rounding:{currency}", currency] -= more
+    lines[f"gateway_cost:{gateway}", currency] += fee - accrued
+    lines[f"merchant_payable:{entry.merchant_id}", currency] += net
+    lines[f"merchant_available:{entry.merchant_id}", currency] -= net
+    return Counter({key: minor for key, minor in lines.items() if minor})
+
+
+def _of_bank(decision: DecisionSeen) -> dict[str, Lines]:
+    account, file_id = decision.body["account"], decision.body["file_id"]
+    made: dict[str, Lines] = {}
+    for line in decision.body["lines"]:
+        if line.get("gateway") and line.get("batch_id"):
+            lines: Lines = Counter()
+            lines[f"bank:{account}", line["currency"]] += line["amount_minor"]
+            receivable = f"gateway_receivable:{line['gateway']}"
+            lines[receivable, line["currency"]] -= line["amount_minor"]
+            made[f"bank:{account}:{file_id}:{line['line_id']}"] = lines
+    return made

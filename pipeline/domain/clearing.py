@@ -1,0 +1,140 @@
+"""A row of a gateway's settlement report, and what follows from it in the books.
+
+A row says that the gateway has taken a movement into a payout batch, and what it took for that. It
+is matched with one settlement (``matching``) and books once: the accrued cost is set right, and
+what was posted to the merchant for that settlement becomes available.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from pipeline.domain.accounts import (
+    BANK,
+    GATEWAY_COST,
+    GATEWAY_RECEIVABLE,
+    MERCHANT_PAYABLE,
+    ROUNDING,
+)
+from pipeline.domain.posting import (
+    CAPTURE,
+    DISPUTE,
+    DISPUTE_FEE,
+    REFUND,
+    REFUND_FAILED,
+    REVERSAL,
+    JournalEntry,
+    Posting,
+)
+from pipeline.domain.transfers import cost_true_up, made_available
+
+# Kinds of settlements that a report tells of, and one that none of ours can be.
+CLEARED_KINDS: Final = frozenset({CAPTURE, REFUND, REFUND_FAILED, DISPUTE, DISPUTE_FEE, REVERSAL})
+CAPTURE_FAILED: Final = "capture_failed"
+
+# Kinds of the entries that follow.
+CLEARING_ENTRY: Final = "clearing"
+BANK_RECEIPT: Final = "bank_receipt"
+
+_COST_LINE: Final = f"{GATEWAY_COST}:"
+_PAYABLE_LINE: Final = f"{MERCHANT_PAYABLE}:"
+
+
+class Clearing(Struct, frozen=True, kw_only=True, gc=False):
+    """One row. ``amount_minor`` is signed, positive to the merchant, before the gateway's fee;
+    ``fee_minor`` is what the gateway took for it, negative if it gave back.
+
+    ``payment_id``, ``operation_id`` and ``attempt`` are read from our reference; "" and 0 where the
+    row carries none that is ours.
+    """
+
+    gateway: str
+    file_id: str
+    row_number: int
+    report_date: str
+    kind: str
+    operation_kind: str
+    gateway_reference: str
+    amount_minor: int
+    fee_minor: int
+    currency: str
+    batch_id: str
+    occurred_at_ms: int
+    payment_id: str = ""
+    operation_id: str = ""
+    attempt: int = 0
+    merchant_id: str = ""
+    order_id: str = ""
+
+
+class ClearedRow(Struct, frozen=True, array_like=True, gc=False):
+    """A row that is booked and the settlement it clears, as a decision holds it."""
+
+    file_id: str
+    row_number: int
+    settlement_id: str
+    amount_minor: int
+    fee_minor: int
+    report_date: str
+
+
+class BankLine(Struct, frozen=True, kw_only=True, gc=False):
+    """One booked line of a bank statement; ``amount_minor`` is positive when we received it.
+
+    ``gateway`` is who paid, as far as it is known, and ``batch_id`` which of its batches. ``""``
+    for what is nobody's payout to us. ``payout``: it is ours to a merchant, whose own decision
+    posts it; ``batch_id`` is the payout's id then.
+    """
+
+    line_id: str
+    amount_minor: int
+    currency: str
+    value_date: str
+    gateway: str = ""
+    batch_id: str = ""
+    text: str = ""
+    payout: bool = False
+
+
+def clearing_key(gateway: str, file_id: str, row_number: int) -> str:
+    """``gateway:report row``: the record's key, and what a row is called everywhere."""
+    return f"{gateway}:{file_id}:{row_number}"
+
+
+def accrued_cost_minor(entry: JournalEntry) -> int:
+    """What the entry of a settlement expects the gateway to take."""
+    return sum(p.amount_minor for p in entry.postings if p.account.startswith(_COST_LINE))
+
+
+def net_minor(entry: JournalEntry) -> int:
+    """What the entry of a settlement owes the merchant more (less: negative)."""
+    return -sum(p.amount_minor for p in entry.postings if p.account.startswith(_PAYABLE_LINE))
+
+
+def clearing_lines(entry: JournalEntry, row: ClearedRow) -> tuple[Posting, ...]:
+    """What a row books for the settlement it clears; () when it only confirms what stands."""
+    movement = entry.postings[0]
+    currency = movement.currency
+    difference_minor = row.amount_minor - movement.amount_minor
+    lines: tuple[Posting, ...] = ()
+    if difference_minor:
+        # Within the tolerance, or it would not be cleared.
+        lines = (
+            Posting(f"{GATEWAY_RECEIVABLE}:{entry.gateway}", currency, difference_minor),
+            Posting(f"{ROUNDING}:{currency}", currency, -difference_minor),
+        )
+    lines += cost_true_up(entry.gateway, currency, accrued_cost_minor(entry), row.fee_minor)
+    available_minor = net_minor(entry)
+    if available_minor:
+        lines += made_available(entry.merchant_id, currency, available_minor)
+    return lines
+
+
+def bank_lines(account: str, line: BankLine) -> tuple[Posting, ...]:
+    """A gateway's payout has reached our bank account (a negative one was taken from it)."""
+    return (
+        Posting(f"{BANK}:{account}", line.currency, line.amount_minor),
+        Posting(f"{GATEWAY_RECEIVABLE}:{line.gateway}", line.currency, -line.amount_minor),
+    )

@@ -1,0 +1,124 @@
+"""Which report row tells of which settlement, and in what they differ.
+
+Both sides come in groups of one (gateway, gateway's own reference, kind). Within a group a row that
+carries our reference belongs to the settlement of that operation and to no other; rows without one
+(disputes) are paired as they happened. Amounts, orders and dates never decide what belongs
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from pipeline.domain.breaks import AMOUNT_DIFFERS, CURRENCY_DIFFERS, FEE_DIFFERS
+from pipeline.domain.ids import reversal_operation_id
+
+
+class BookedSide(Struct, frozen=True, gc=False):
+    """A settlement as the ledger has it. ``priced``: a cost was worked out, if only of nothing."""
+
+    settlement_id: str
+    gateway: str
+    gateway_reference: str
+    kind: str
+    payment_id: str
+    operation_id: str
+    merchant_id: str
+    order_id: str
+    currency: str
+    amount_minor: int
+    cost_minor: int
+    priced: bool
+    settled_at_ms: int
+    place: str
+
+
+class ReportedSide(Struct, frozen=True, gc=False):
+    """A report's row as it is stored."""
+
+    gateway: str
+    gateway_reference: str
+    kind: str
+    payment_id: str
+    operation_id: str
+    attempt: int
+    file_id: str
+    row_number: int
+    report_date: str
+    merchant_id: str
+    order_id: str
+    currency: str
+    amount_minor: int
+    fee_minor: int
+    batch_id: str
+    operation_kind: str
+    told: int
+    place: str
+
+
+class Tolerance(Struct, frozen=True):
+    """By how many minor units a row may differ before it is a break."""
+
+    amount_minor: int = 0
+    fee_minor: int = 0
+
+
+NO_TOLERANCE: Final = Tolerance()
+
+
+class Paired(Struct, frozen=True):
+    """A group taken apart."""
+
+    pairs: tuple[tuple[BookedSide, ReportedSide], ...]
+    booked: tuple[BookedSide, ...]
+    reported: tuple[ReportedSide, ...]
+
+
+def pair(booked: Sequence[BookedSide], reported: Sequence[ReportedSide]) -> Paired:
+    """Put together what belongs together of one group; each side is used once."""
+    if len(booked) == 1 and len(reported) == 1 and _same(booked[0], reported[0]):
+        return Paired(((booked[0], reported[0]),), (), ())
+    left = sorted(booked, key=lambda each: (each.settled_at_ms, each.settlement_id))
+    rest: list[ReportedSide] = []
+    pairs: list[tuple[BookedSide, ReportedSide]] = []
+    for row in sorted(reported, key=lambda r: (r.report_date, r.file_id, r.row_number)):
+        found = next((each for each in left if _same(each, row)), None)
+        if found is None:
+            rest.append(row)
+        else:
+            left.remove(found)
+            pairs.append((found, row))
+    return Paired(tuple(pairs), tuple(left), tuple(rest))
+
+
+def differences(
+    booked: BookedSide, row: ReportedSide, tolerance: Tolerance = NO_TOLERANCE
+) -> tuple[str, ...]:
+    """In what a row and its settlement differ, as names of breaks."""
+    if row.currency != booked.currency:
+        return (CURRENCY_DIFFERS,)
+    if abs(row.amount_minor - booked.amount_minor) > tolerance.amount_minor:
+        return (AMOUNT_DIFFERS,)
+    if booked.priced and abs(row.fee_minor - booked.cost_minor) > tolerance.fee_minor:
+        return (FEE_DIFFERS,)
+    return ()
+
+
+def is_cleared(found: Sequence[str]) -> bool:
+    """Whether a row with these differences is booked: what the gateway took as its fee it has
+    taken, but another amount or currency is another movement until a person says what it is."""
+    return AMOUNT_DIFFERS not in found and CURRENCY_DIFFERS not in found
+
+
+def _same(booked: BookedSide, row: ReportedSide) -> bool:
+    if row.payment_id and row.payment_id != booked.payment_id:
+        return False
+    # What succeeded too late was settled under an operation of its own, of today or of before.
+    return not row.operation_id or booked.operation_id in (
+        row.operation_id,
+        reversal_operation_id(booked.order_id, row.operation_id, row.attempt),
+        f"late-{row.operation_id}-{row.attempt}",
+    )

@@ -1,0 +1,189 @@
+"""Reading a bank's statement (ISO 20022 camt.053, versions 02 to 12) into its booked lines.
+
+The file comes from outside, so it is read without any document type: none is allowed, which leaves
+no entity to expand and nothing to load. What does not add up is refused as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from pipeline.domain.clearing import BankLine
+from pipeline.domain.keys import valid_id
+from pipeline.domain.money import MINOR_UNITS, parse_amount
+from pipeline.domain.reconciliation_decisions import BankStatement
+from pipeline.domain.validation import is_date
+from pipeline.errors import UserError
+
+# A statement of a hundred thousand lines has about 100 MB.
+BYTES_MAX: Final = 128 * 1024 * 1024
+_DEPTH_MAX: Final = 64
+_CAMT: Final = "urn:iso:std:iso:20022:tech:xsd:camt.053.001."
+_NOT_PROVIDED: Final = "NOTPROVIDED"
+_TEXT_LENGTH_MAX: Final = 140
+
+Named = Callable[[str], str]
+
+
+class _NotAStatement(Exception):
+    """What is wrong, in words."""
+
+
+def read_statements(
+    content: bytes, payer: Named, account: Named = lambda number: number
+) -> list[BankStatement]:
+    """Every statement of the file. ``payer`` names the gateway that the bank calls so, or "";
+    ``account`` what the books call the account of a number.
+
+    UserError when it is no camt.053, or its lines do not lead from its opening to its closing
+    balance.
+    """
+    try:
+        root = parse(content)
+        if root.tag != "Document":
+            raise _NotAStatement(f"it is a {root.tag}")
+        found = [_statement(each, payer, account) for each in root.iterfind("BkToCstmrStmt/Stmt")]
+        if not found:
+            raise _NotAStatement("it holds no statement")
+    except _NotAStatement as wrong:
+        raise UserError(f"this is no bank statement (camt.053): {wrong}.") from wrong
+    except UserError as wrong:
+        raise UserError(f"this is no bank statement (camt.053): {wrong}") from wrong
+    return found
+
+
+def parse(content: bytes) -> Element:
+    """The document, its elements named without their namespace, which has to be camt.053's."""
+    if len(content) > BYTES_MAX:
+        raise _NotAStatement(f"it has more than {BYTES_MAX} bytes")
+    builder = TreeBuilder()
+    depth = 0
+
+    def refuse(*_: object) -> None:
+        raise _NotAStatement("it has a document type, which no bank sends")
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        space, _, local = name.rpartition(" ")
+        if not space.startswith(_CAMT):
+            raise _NotAStatement(f"element {local} is not of camt.053")
+        if depth > _DEPTH_MAX:
+            raise _NotAStatement("its elements are nested too deep")
+        builder.start(local, attributes)
+
+    def end(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(name.rpartition(" ")[2])
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.buffer_text = True
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(content, True)
+    except expat.ExpatError as error:
+        raise _NotAStatement(f"it is no XML ({error})") from error
+    return builder.close()
+
+
+def _statement(statement: Element, payer: Named, account: Named) -> BankStatement:
+    file_id = _needed(statement, "Id")
+    held_as = statement.findtext("Acct/Id/IBAN") or _needed(statement, "Acct/Id/Othr/Id")
+    for name, text in (("id", file_id), ("account", held_as)):
+        if not valid_id(text):
+            raise _NotAStatement(f"its {name} {text!r} is not 1 to 64 of A-Za-z0-9._-")
+    lines: list[BankLine] = []
+    total: dict[str, int] = {}
+    for number, entry in enumerate(statement.iterfind("Ntry"), 1):
+        # What is only announced may still not come.
+        status = entry.findtext("Sts/Cd") or (entry.findtext("Sts") or "").strip()
+        if status == "BOOK":
+            line = _line(entry, number, payer)
+            lines.append(line)
+            total[line.currency] = total.get(line.currency, 0) + line.amount_minor
+    if len({line.line_id for line in lines}) != len(lines):
+        raise _NotAStatement(f"statement {file_id} names two lines alike")
+    _require_adding_up(statement, file_id, total)
+    return BankStatement(account(held_as), file_id, tuple(lines))
+
+
+def _line(entry: Element, number: int, payer: Named) -> BankLine:
+    amount_minor, currency = _amount(entry)
+    day = (_first(entry, "ValDt/Dt", "ValDt/DtTm", "BookgDt/Dt", "BookgDt/DtTm") or "")[:10]
+    if not is_date(day):
+        raise _NotAStatement(f"line {number} has no date")
+    side = "Dbtr" if amount_minor > 0 else "Cdtr"
+    details = entry.findall("NtryDtls/TxDtls")
+    batch = name = text = ""
+    # A line of several transactions is no gateway's payout: a person looks at it.
+    if len(details) == 1:
+        batch = details[0].findtext("Refs/EndToEndId") or ""
+        name = _first(details[0], f"RltdPties/{side}/Pty/Nm", f"RltdPties/{side}/Nm") or ""
+        text = details[0].findtext("RmtInf/Ustrd") or ""
+    gateway = payer(name)
+    if batch == _NOT_PROVIDED:
+        batch = ""
+    line_id = _first(entry, "AcctSvcrRef", "NtryRef") or str(number)
+    said = " ".join(part for part in (name, text or entry.findtext("AddtlNtryInf") or "") if part)
+    return BankLine(
+        line_id=line_id if valid_id(line_id) else str(number),
+        amount_minor=amount_minor,
+        currency=currency,
+        value_date=day,
+        gateway=gateway,
+        batch_id=batch if batch.isprintable() else "",
+        text="".join(c for c in said if c.isprintable())[:_TEXT_LENGTH_MAX],
+    )
+
+
+def _amount(element: Element) -> tuple[int, str]:
+    """Signed to us: what is credited is positive."""
+    found = element.find("Amt")
+    currency = "" if found is None else found.get("Ccy", "")
+    if found is None or currency not in MINOR_UNITS:
+        raise _NotAStatement("an amount has no currency of ISO 4217")
+    minor = parse_amount(found.text or "", currency)
+    side = element.findtext("CdtDbtInd")
+    if side not in ("CRDT", "DBIT"):
+        raise _NotAStatement(f"{side!r} is neither CRDT nor DBIT")
+    return (minor if side == "CRDT" else -minor), currency
+
+
+def _require_adding_up(statement: Element, file_id: str, total: dict[str, int]) -> None:
+    opening: dict[str, int] = {}
+    closing: dict[str, int] = {}
+    for balance in statement.iterfind("Bal"):
+        code = balance.findtext("Tp/CdOrPrtry/Cd")
+        minor, currency = _amount(balance)
+        if code in ("OPBD", "PRCD"):
+            opening[currency] = minor
+        elif code == "CLBD":
+            closing[currency] = minor
+    if not opening or not closing:
+        raise _NotAStatement(f"statement {file_id} has no opening or no closing balance")
+    for currency in sorted({*opening, *closing, *total}):
+        start, end = opening.get(currency), closing.get(currency)
+        if start is None or end is None or start + total.get(currency, 0) != end:
+            raise _NotAStatement(
+                f"the {currency} lines of statement {file_id} do not lead from its opening to its "
+                "closing balance"
+            )
+
+
+def _needed(element: Element, path: str) -> str:
+    found = (element.findtext(path) or "").strip()
+    if not found:
+        raise _NotAStatement(f"a statement has no {path}")
+    return found
+
+
+def _first(element: Element, *paths: str) -> str | None:
+    return next((text for path in paths if (text := element.findtext(path))), None)

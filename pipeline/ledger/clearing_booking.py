@@ -1,0 +1,114 @@
+"""The entries that decisions of reconciliation post: of a report's rows, of a bank's lines.
+
+An entry of a row is worked out from the row and the entry of the settlement that it clears, which
+never changes: so it is the same whenever it is booked, here or in a rebuild.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from pipeline.domain.clearing import (
+    BANK_RECEIPT,
+    CLEARING_ENTRY,
+    BankLine,
+    ClearedRow,
+    bank_lines,
+    clearing_key,
+    clearing_lines,
+)
+from pipeline.domain.model import LedgerEvent
+from pipeline.domain.periods import day_after
+from pipeline.domain.posting import NO_GATEWAY, JournalEntry, balanced, entry_id
+from pipeline.domain.reconciliation_decisions import CLEARING, clearing_of, statement_of
+from pipeline.errors import UserError
+from pipeline.ledger.entries import entries_by_id
+
+
+def reconciliation_entries(
+    connection: Connection, event: LedgerEvent, closed_through: str
+) -> list[JournalEntry]:
+    """The entries of a ``clearing`` or ``bank_statement``; what counts under a day that was closed
+    before counts under the first one after it."""
+    if event.kind == CLEARING:
+        made = _of_rows(connection, event, closed_through)
+    else:
+        made = _of_lines(event, closed_through)
+    return [balanced(entry) for entry in made]
+
+
+def _of_rows(connection: Connection, event: LedgerEvent, closed: str) -> Sequence[JournalEntry]:
+    decided = clearing_of(event)
+    wanted = [entry_id(row.settlement_id) for row in decided.rows]
+    booked = entries_by_id(connection, wanted)
+    made = []
+    for row, known in zip(decided.rows, wanted, strict=True):
+        settled = booked.get(known)
+        if settled is None:
+            raise UserError(
+                f"row {row.row_number} of {row.file_id} clears settlement {row.settlement_id}, "
+                "which is not booked here yet: let the ledger catch up, then run "
+                "`paystream ledger publish`."
+            )
+        entry = _of_row(event, settled, row, closed)
+        if entry is not None:
+            made.append(entry)
+    return made
+
+
+def _of_row(
+    event: LedgerEvent, settled: JournalEntry, row: ClearedRow, closed: str
+) -> JournalEntry | None:
+    lines = clearing_lines(settled, row)
+    if not lines:
+        # It confirms what stands, and moves nothing.
+        return None
+    return JournalEntry(
+        entry_id=f"clearing:{clearing_key(settled.gateway, row.file_id, row.row_number)}",
+        settlement_id="",
+        kind=CLEARING_ENTRY,
+        merchant_id=settled.merchant_id,
+        order_id=settled.order_id,
+        payment_id=settled.payment_id,
+        operation_id=settled.operation_id,
+        gateway=settled.gateway,
+        gateway_reference=settled.gateway_reference,
+        business_date=row.report_date,
+        settled_at_ms=event.decided_at_ms,
+        postings=lines,
+        booked_date=_later(row.report_date, closed),
+    )
+
+
+def _of_lines(event: LedgerEvent, closed: str) -> Sequence[JournalEntry]:
+    statement = statement_of(event)
+    return [
+        JournalEntry(
+            entry_id=f"bank:{statement.account}:{statement.file_id}:{line.line_id}",
+            settlement_id="",
+            kind=BANK_RECEIPT,
+            merchant_id="",
+            order_id="",
+            payment_id="",
+            operation_id=event.event_id,
+            gateway=line.gateway or NO_GATEWAY,
+            gateway_reference=line.batch_id,
+            business_date=line.value_date,
+            settled_at_ms=event.decided_at_ms,
+            postings=bank_lines(statement.account, line),
+            booked_date=_later(line.value_date, closed),
+        )
+        for line in statement.lines
+        if is_booked(line)
+    ]
+
+
+def is_booked(line: BankLine) -> bool:
+    """A line that is no gateway's payout to us is looked at by a person first."""
+    return bool(line.gateway and line.batch_id)
+
+
+def _later(day: str, closed: str) -> str:
+    return day_after(closed) if day <= closed else ""

@@ -1,0 +1,202 @@
+"""Breaks as they stand: opened when they are found, ended by later evidence or by a person."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import asdict, fields, replace
+from sqlalchemy import Connection, func, insert, select, update
+
+from pipeline.domain.breaks import (
+    BY_LATER_EVIDENCE,
+    OPEN,
+    RESOLVED,
+    ReconciliationBreak,
+)
+from pipeline.domain.model import LedgerEvent
+from pipeline.domain.reconciliation_decisions import BREAK_RESOLUTION, resolution_of
+from pipeline.ledger.decisions import decisions_of
+from pipeline.ledger.reconciliation.tables import breaks
+
+_FIELDS: Final = tuple(field.name for field in fields(ReconciliationBreak))
+
+
+class Changes(Struct, frozen=True):
+    """What a look has changed, in numbers of breaks."""
+
+    opened: int = 0
+    ended: int = 0
+
+
+class BreakSum(Struct, frozen=True):
+    """Open breaks of one gateway, kind and currency."""
+
+    gateway: str
+    kind: str
+    currency: str
+    count: int
+    at_risk_minor: int
+
+
+def keep(
+    connection: Connection,
+    found: Iterable[ReconciliationBreak],
+    now_ms: int,
+    *,
+    judged: Collection[str],
+) -> Changes:
+    """Bring the breaks in line with what was found: new ones open, open ones of the ``judged``
+    kinds that were not found again end, those a person has resolved stay so."""
+    resolved = _resolutions(connection)
+    c = breaks.c
+    stored = {
+        row.break_id: row
+        for row in connection.execute(
+            select(c.break_id, c.kind, c.state, c.resolution, c.at_risk_minor, c.detail, c.version)
+        )
+    }
+    new: dict[str, dict[str, Any]] = {}
+    changed: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    opened = 0
+    for each in found:
+        if each.break_id in seen:
+            continue
+        seen.add(each.break_id)
+        before = stored.get(each.break_id)
+        if before is None:
+            each = replace(each, opened_at_ms=now_ms)
+            if each.break_id in resolved:
+                each = replace(each, **resolved[each.break_id])
+            new[each.break_id] = asdict(each)
+            opened += each.state == OPEN
+        elif before.state == RESOLVED and before.resolution != BY_LATER_EVIDENCE:
+            continue
+        elif before.state == RESOLVED or (before.at_risk_minor, before.detail) != (
+            each.at_risk_minor, each.detail,
+        ):  # fmt: skip
+            opened += before.state == RESOLVED
+            again = replace(each, opened_at_ms=now_ms, version=before.version + 1)
+            changed.append(asdict(again))
+    if new:
+        connection.execute(insert(breaks), list(new.values()))
+    for values in changed:
+        kept = {k: v for k, v in values.items() if k not in ("break_id",)}
+        connection.execute(update(breaks).where(c.break_id == values["break_id"]).values(**kept))
+    ended = [
+        row.break_id
+        for row in stored.values()
+        if row.state == OPEN and row.kind in judged and row.break_id not in seen
+    ]
+    for break_id in ended:
+        connection.execute(
+            update(breaks)
+            .where(c.break_id == break_id)
+            .values(
+                state=RESOLVED,
+                resolution=BY_LATER_EVIDENCE,
+                resolved_at_ms=now_ms,
+                version=c.version + 1,
+            )
+        )
+    return Changes(opened, len(ended))
+
+
+def _resolutions(connection: Connection) -> dict[str, dict[str, Any]]:
+    """What people have made of breaks, by id: these tables may have been made anew since."""
+    return {
+        (found := resolution_of(event)).break_id: {
+            "state": RESOLVED,
+            "resolution": found.resolution,
+            "reason": event.reason,
+            "actor": event.actor,
+            "resolved_at_ms": event.decided_at_ms,
+        }
+        for event in decisions_of(connection, [BREAK_RESOLUTION])
+    }
+
+
+def resolve_by_hand(
+    connection: Connection, break_id: str, resolution: str, event: LedgerEvent
+) -> bool:
+    """Whether it was there and open."""
+    c = breaks.c
+    return bool(
+        connection.execute(
+            update(breaks)
+            .where(c.break_id == break_id, c.state == OPEN)
+            .values(
+                state=RESOLVED,
+                resolution=resolution,
+                reason=event.reason,
+                actor=event.actor,
+                resolved_at_ms=event.decided_at_ms,
+                version=c.version + 1,
+            )
+        ).rowcount
+    )
+
+
+def list_breaks(
+    connection: Connection,
+    *,
+    state: str | None = OPEN,
+    gateway: str | None = None,
+    kind: str | None = None,
+    limit: int | None = None,
+) -> list[ReconciliationBreak]:
+    """Breaks, what is most at risk first."""
+    c = breaks.c
+    statement = select(*(c[name] for name in _FIELDS)).order_by(
+        c.at_risk_minor.desc(), c.gateway, c.break_id
+    )
+    for column, wanted in ((c.state, state), (c.gateway, gateway), (c.kind, kind)):
+        if wanted is not None:
+            statement = statement.where(column == wanted)
+    if limit is not None:
+        statement = statement.limit(limit)
+    return [ReconciliationBreak(**row._mapping) for row in connection.execute(statement)]
+
+
+def find_break(connection: Connection, break_id: str) -> ReconciliationBreak | None:
+    c = breaks.c
+    row = connection.execute(
+        select(*(c[name] for name in _FIELDS)).where(c.break_id == break_id)
+    ).one_or_none()
+    return None if row is None else ReconciliationBreak(**row._mapping)
+
+
+def open_sums(connection: Connection) -> list[BreakSum]:
+    """How many are open and what is at risk, by gateway, kind and currency."""
+    c = breaks.c
+    rows = connection.execute(
+        select(c.gateway, c.kind, c.currency, func.count(), func.sum(c.at_risk_minor))
+        .where(c.state == OPEN)
+        .group_by(c.gateway, c.kind, c.currency)
+        .order_by(c.gateway, c.kind, c.currency)
+    )
+    return [BreakSum(row[0], row[1], row[2], row[3], int(row[4])) for row in rows]
+
+
+def unpublished_breaks(connection: Connection, limit: int) -> list[ReconciliationBreak]:
+    """Breaks that have changed since they were last in the topic."""
+    c = breaks.c
+    rows = connection.execute(
+        select(*(c[name] for name in _FIELDS))
+        .where(c.version > c.published_version)
+        .order_by(c.break_id)
+        .limit(limit)
+    )
+    return [ReconciliationBreak(**row._mapping) for row in rows]
+
+
+def mark_published(connection: Connection, published: Sequence[ReconciliationBreak]) -> None:
+    c = breaks.c
+    for each in published:
+        connection.execute(
+            update(breaks)
+            .where(c.break_id == each.break_id, c.published_version < each.version)
+            .values(published_version=each.version)
+        )

@@ -1,0 +1,182 @@
+"""One look at everything that is not cleared: what matches is decided, the rest becomes breaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy.exc import IntegrityError
+
+from pipeline.domain.breaks import (
+    AMOUNT_DIFFERS,
+    BANK_LINE_UNKNOWN,
+    BATCH_DIFFERS,
+    BATCH_UNPAID,
+    CURRENCY_DIFFERS,
+    DUPLICATE,
+    FEE_DIFFERS,
+    MISSING_AT_GATEWAY,
+    MISSING_HERE,
+    ReconciliationBreak,
+)
+from pipeline.domain.clearing import ClearedRow
+from pipeline.domain.matching import ReportedSide
+from pipeline.domain.reconciliation_decisions import ROWS_MAX
+from pipeline.domain.reconciliation_rules import ReconciliationRules
+from pipeline.errors import UserError
+from pipeline.ledger.database import reading
+from pipeline.ledger.reconciliation.breaks import Changes, keep
+from pipeline.ledger.reconciliation.findings import (
+    Clocks,
+    left_row,
+    missing_at_gateway,
+    of_batches,
+    of_pair,
+)
+from pipeline.ledger.reconciliation.following import decide_clearing
+from pipeline.ledger.reconciliation.matching import Matched, OnlyHere, Result, matched
+from pipeline.ledger.reconciliation.tables import cleared_rows, clearing_rows
+
+# The kinds that a look judges anew each time. FEE_DIFFERS is not one: a row that was booked with
+# another fee says so once, and nothing that comes later unsays it.
+JUDGED = frozenset(
+    {
+        MISSING_AT_GATEWAY, MISSING_HERE, AMOUNT_DIFFERS, CURRENCY_DIFFERS, DUPLICATE,
+        BATCH_DIFFERS, BATCH_UNPAID, BANK_LINE_UNKNOWN,
+    }
+)  # fmt: skip
+
+
+@dataclass
+class Look:
+    """What a look has found. ``fees``: of the cleared, those with another fee than was accrued.
+    ``untold``: rows of ours that no settlement has come for, and whose payment was not told of
+    them."""
+
+    cleared: int = 0
+    fees: int = 0
+    waiting: int = 0
+    breaks: list[ReconciliationBreak] = field(default_factory=list)
+    untold: list[ReportedSide] = field(default_factory=list)
+
+
+class Clearer:
+    """Collects what matches and decides it in bulk, gateway by gateway, as the look goes on."""
+
+    def __init__(self, engine: Engine, now_ms: int, *, dry_run: bool = False) -> None:
+        self._engine = engine
+        self._now_ms = now_ms
+        self._dry_run = dry_run
+        self._gateway = ""
+        self._rows: list[ClearedRow] = []
+        self._fees: list[ReconciliationBreak] = []
+
+    def add(self, found: Matched) -> None:
+        booked, row = found.booked, found.row
+        if booked.gateway != self._gateway or len(self._rows) == ROWS_MAX:
+            self.decide()
+            self._gateway = booked.gateway
+        self._rows.append(
+            ClearedRow(
+                row.file_id,
+                row.row_number,
+                booked.settlement_id,
+                row.amount_minor,
+                row.fee_minor,
+                row.report_date,
+            )
+        )
+        if FEE_DIFFERS in found.differs:
+            self._fees += of_pair(found)
+
+    def decide(self) -> None:
+        rows, fees = self._rows, self._fees
+        self._rows, self._fees = [], []
+        if not rows or self._dry_run:
+            return
+
+        def also(connection: Connection) -> None:
+            # With the decision: once it is made, no look finds the difference again.
+            if fees:
+                keep(connection, fees, self._now_ms, judged=())
+
+        try:
+            decide_clearing(self._engine, self._gateway, rows, self._now_ms, also)
+        except IntegrityError as error:
+            raise UserError(
+                "another run clears the same rows at this moment; run it again."
+            ) from error
+
+
+def look(
+    engine: Engine,
+    topics: tuple[str, str],
+    rules: ReconciliationRules,
+    clocks: Clocks,
+    now_ms: int,
+    *,
+    dry_run: bool = False,
+) -> Look:
+    """Match all that is not cleared and decide what it clears; what is left is in the result.
+
+    The decisions have still to be published and booked. With ``dry_run`` nothing is decided.
+    """
+    done = Look()
+    clearer = Clearer(engine, now_ms, dry_run=dry_run)
+    with reading(engine) as connection:
+        for found in matched(connection, topics, lambda name: rules.of(name).tolerance):
+            _sort(found, done, clearer, clocks)
+        clearer.decide()
+        # Of the same moment.
+        done.breaks += of_batches(connection, clocks)
+    return done
+
+
+def _sort(found: Result, done: Look, clearer: Clearer, clocks: Clocks) -> None:
+    if isinstance(found, Matched):
+        if found.clears:
+            done.cleared += 1
+            done.fees += FEE_DIFFERS in found.differs
+            clearer.add(found)
+        else:
+            done.breaks += of_pair(found)
+        return
+    if isinstance(found, OnlyHere):
+        broken = missing_at_gateway(found, clocks)
+    else:
+        broken = left_row(found, clocks)
+        if not found.cleared_by and not found.row.told and found.row.payment_id:
+            done.untold.append(found.row)
+    if broken is None:
+        done.waiting += 1
+    else:
+        done.breaks.append(broken)
+
+
+def keep_breaks(engine: Engine, done: Look, now_ms: int) -> Changes:
+    """Bring the kept breaks in line with a look."""
+    with engine.begin() as connection:
+        return keep(connection, done.breaks, now_ms, judged=JUDGED)
+
+
+def mark_told(engine: Engine, rows: list[ReportedSide]) -> None:
+    """Their payments were told; they are not told by these rows again."""
+    c = clearing_rows.c
+    with engine.begin() as connection:
+        for row in rows:
+            connection.execute(
+                update(clearing_rows)
+                .where(
+                    c.gateway == row.gateway,
+                    c.file_id == row.file_id,
+                    c.row_number == row.row_number,
+                )
+                .values(told=1)
+            )
+
+
+def counts(connection: Connection) -> tuple[int, int]:
+    """Rows taken in, and rows that have cleared something."""
+    taken = connection.execute(select(func.count()).select_from(clearing_rows)).scalar_one()
+    cleared = connection.execute(select(func.count()).select_from(cleared_rows)).scalar_one()
+    return taken, cleared

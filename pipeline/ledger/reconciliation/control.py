@@ -1,0 +1,106 @@
+"""The internal control: every record of the settlements topic is in the ledger, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+from sqlalchemy import Connection, bindparam, text
+
+from pipeline.domain.breaks import LEDGER_DIFFERS, ReconciliationBreak, break_id
+from pipeline.domain.model import Settlement
+from pipeline.domain.money import format_amount
+from pipeline.domain.posting import NO_GATEWAY, entry_id
+
+_BOOKED: Final = text(
+    "SELECT e.entry_id, e.gateway, e.gateway_reference, p.currency, p.amount_minor "
+    "FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1 "
+    "WHERE e.entry_id IN :ids"
+).bindparams(bindparam("ids", expanding=True))
+_COUNT: Final = text(
+    "SELECT count(*) FROM journal_entries WHERE source_topic = :topic "
+    "AND source_partition = :partition AND source_offset >= :low AND source_offset < :end"
+)
+_IN_LIST_MAX: Final = 500
+
+
+class Published(Struct, frozen=True, gc=False):
+    """A settlement and where it lies in its topic."""
+
+    settlement: Settlement
+    place: str
+
+
+def compare(
+    connection: Connection, published: Sequence[Published]
+) -> tuple[list[ReconciliationBreak], int]:
+    """Settlements that the ledger has read, against its entries; and how many it has booked."""
+    found: list[ReconciliationBreak] = []
+    booked = 0
+    for start in range(0, len(published), _IN_LIST_MAX):
+        some = published[start : start + _IN_LIST_MAX]
+        ids = [entry_id(each.settlement.settlement_id) for each in some]
+        entries = {row.entry_id: row for row in connection.execute(_BOOKED, {"ids": ids})}
+        booked += len(entries)
+        for each, known in zip(some, ids, strict=True):
+            row = entries.get(known)
+            s = each.settlement
+            amount = format_amount(s.amount_minor, s.currency)
+            if row is None:
+                found.append(_differs(each, abs(s.amount_minor), f"{amount} is not booked"))
+                continue
+            here = (row.gateway, row.gateway_reference, row.currency, abs(row.amount_minor))
+            there = (s.gateway, s.gateway_reference, s.currency, abs(s.amount_minor))
+            if here != there:
+                said = format_amount(row.amount_minor, row.currency)
+                at_risk = abs(abs(row.amount_minor) - abs(s.amount_minor)) or abs(s.amount_minor)
+                found.append(_differs(each, at_risk, f"{amount} is booked as {said}"))
+    return found, booked
+
+
+def entries_between(connection: Connection, topic: str, partition: int, low: int, end: int) -> int:
+    """How many entries say that they come from these records."""
+    return int(
+        connection.execute(
+            _COUNT, {"topic": topic, "partition": partition, "low": low, "end": end}
+        ).scalar_one()
+    )
+
+
+def too_many(
+    topic: str, partition: int, booked: int, entries: int, day: str
+) -> ReconciliationBreak:
+    """The ledger has entries of a partition that the topic has not."""
+    place = f"{topic}[{partition}]"
+    return ReconciliationBreak(
+        break_id=break_id(LEDGER_DIFFERS, NO_GATEWAY, place),
+        kind=LEDGER_DIFFERS,
+        gateway=NO_GATEWAY,
+        subject=place,
+        currency="XXX",
+        at_risk_minor=0,
+        since=day,
+        detail=f"{entries} entries come from {place}, which has {booked} settlements of them; see "
+        "`paystream verify`",
+        settlement_place=place,
+    )
+
+
+def _differs(published: Published, at_risk_minor: int, detail: str) -> ReconciliationBreak:
+    s = published.settlement
+    return ReconciliationBreak(
+        break_id=break_id(LEDGER_DIFFERS, s.gateway, s.settlement_id),
+        kind=LEDGER_DIFFERS,
+        gateway=s.gateway,
+        subject=s.settlement_id,
+        currency=s.currency,
+        at_risk_minor=at_risk_minor,
+        since=s.business_date,
+        detail=detail,
+        merchant_id=s.merchant_id,
+        order_id=s.order_id,
+        payment_id=s.payment_id,
+        gateway_reference=s.gateway_reference,
+        settlement_place=published.place,
+    )

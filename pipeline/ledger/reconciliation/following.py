@@ -1,0 +1,172 @@
+"""Decisions of reconciliation followed into its tables, and made: one transaction each.
+
+What was decided elsewhere (a ledger that is restored or made anew) is followed like one's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Connection, Engine, delete, func, insert, select
+
+from pipeline.domain.clearing import ClearedRow
+from pipeline.domain.model import LedgerEvent
+from pipeline.domain.reconciliation_decisions import (
+    BANK_STATEMENT,
+    BREAK_RESOLUTION,
+    CLEARING,
+    KINDS,
+    BankStatement,
+    clearing_body,
+    clearing_of,
+    resolution_body,
+    resolution_of,
+    statement_body,
+    statement_of,
+)
+from pipeline.errors import UserError
+from pipeline.ledger.decisions import decide, event_of, lock_decisions
+from pipeline.ledger.reconciliation.breaks import resolve_by_hand
+from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
+from pipeline.ledger.reconciliation.tables import bank_lines, cleared_rows, followed_decisions
+from pipeline.ledger.tables import ledger_decisions
+
+AUTOMATIC = "reconcile"
+
+
+def follow(connection: Connection) -> int:
+    """Take over what was decided since the last time; how many decisions."""
+    lock_decisions(connection)
+    c = ledger_decisions.c
+    last = connection.execute(
+        select(func.coalesce(func.max(followed_decisions.c.sequence), 0))
+    ).scalar_one()
+    newest = connection.execute(select(func.coalesce(func.max(c.sequence), 0))).scalar_one()
+    if newest == last:
+        return 0
+    rows = connection.execute(
+        select(ledger_decisions).where(c.sequence > last, c.kind.in_(KINDS)).order_by(c.sequence)
+    ).all()
+    for row in rows:
+        _apply(connection, event_of(row))
+    connection.execute(delete(followed_decisions))
+    connection.execute(insert(followed_decisions).values(sequence=newest))
+    return len(rows)
+
+
+def decide_clearing(
+    engine: Engine,
+    gateway: str,
+    rows: Sequence[ClearedRow],
+    now_ms: int,
+    also: Callable[[Connection], None] = lambda _connection: None,
+) -> LedgerEvent:
+    """Decide that these rows clear these settlements. IntegrityError when one of them is cleared
+    already: another run was faster. ``also`` is done in the same transaction."""
+    with engine.begin() as connection:
+        follow(connection)
+        event = decide(
+            connection, kind=CLEARING, body=clearing_body(gateway, rows), actor=AUTOMATIC,
+            reason=f"rows of {gateway}", now_ms=now_ms,
+        )  # fmt: skip
+        follow(connection)
+        also(connection)
+    return event
+
+
+def decide_statement(
+    engine: Engine, statement: BankStatement, actor: str, now_ms: int
+) -> LedgerEvent | None:
+    """Take over a bank statement; None when it was before. UserError when it said something else
+    then: a statement never changes."""
+    with engine.begin() as connection:
+        follow(connection)
+        c = bank_lines.c
+        known = connection.execute(
+            select(c.sequence)
+            .where(c.account == statement.account, c.file_id == statement.file_id)
+            .limit(1)
+        ).scalar_one_or_none()
+        if known is not None:
+            row = connection.execute(
+                select(ledger_decisions).where(ledger_decisions.c.sequence == known)
+            ).one()
+            if _said(statement_of(event_of(row))) != _said(statement):
+                raise UserError(
+                    f"statement {statement.file_id} of {statement.account} came before with other "
+                    "lines: a statement never changes. Ask the bank which is true."
+                )
+            return None
+        statement = with_payouts(connection, statement, actor, now_ms)
+        event = decide(
+            connection, kind=BANK_STATEMENT, body=statement_body(statement), actor=actor,
+            reason=f"statement {statement.file_id}", now_ms=now_ms,
+        )  # fmt: skip
+        follow(connection)
+    return event
+
+
+def decide_resolution(
+    engine: Engine, break_id: str, resolution: str, *, actor: str, reason: str, now_ms: int
+) -> LedgerEvent:
+    """A person says what was made of an open break. UserError when it is not there or not open."""
+    if not reason.strip():
+        raise UserError("a break is resolved with a reason: say why.")
+    with engine.begin() as connection:
+        follow(connection)
+        event = decide(
+            connection, kind=BREAK_RESOLUTION, body=resolution_body(break_id, resolution),
+            actor=actor, reason=reason, now_ms=now_ms,
+        )  # fmt: skip
+        if not resolve_by_hand(connection, break_id, resolution, event):
+            raise UserError(f"there is no open break {break_id}; see `paystream reconcile breaks`.")
+        follow(connection)
+    return event
+
+
+def _said(statement: BankStatement) -> object:
+    # Whose batch a line is may be known better now than it was; what the bank says may not change.
+    return [(x.line_id, x.amount_minor, x.currency, x.value_date) for x in statement.lines]
+
+
+def _apply(connection: Connection, event: LedgerEvent) -> None:
+    if event.kind == CLEARING:
+        decided = clearing_of(event)
+        connection.execute(
+            insert(cleared_rows),
+            [
+                {
+                    "settlement_id": row.settlement_id,
+                    "gateway": decided.gateway,
+                    "file_id": row.file_id,
+                    "row_number": row.row_number,
+                    "sequence": event.sequence,
+                }
+                for row in decided.rows
+            ],
+        )
+    elif event.kind == BANK_STATEMENT:
+        statement = statement_of(event)
+        if statement.lines:
+            connection.execute(
+                insert(bank_lines),
+                [
+                    {
+                        "account": statement.account,
+                        "file_id": statement.file_id,
+                        "line_id": line.line_id,
+                        "gateway": line.gateway,
+                        "batch_id": line.batch_id,
+                        "currency": line.currency,
+                        "amount_minor": line.amount_minor,
+                        "value_date": line.value_date,
+                        "text": line.text,
+                        "payout": int(line.payout),
+                        "sequence": event.sequence,
+                    }
+                    for line in statement.lines
+                ],
+            )
+    else:
+        found = resolution_of(event)
+        resolve_by_hand(connection, found.break_id, found.resolution, event)

@@ -1,0 +1,133 @@
+"""Publishing what reconciliation says: rows of reports, breaks, and a row's word to its payment.
+
+Each at least once, delivered before anything is noted of it. A row is known by its key, a break by
+its version, a word by the attempt it is about: none has a second effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from pipeline.domain.breaks import ReconciliationBreak
+from pipeline.domain.clearing import CAPTURE_FAILED, Clearing, clearing_key
+from pipeline.domain.ids import payment_id
+from pipeline.domain.keys import record_key
+from pipeline.domain.matching import ReportedSide
+from pipeline.domain.model import GatewayNotification
+from pipeline.domain.posting import REFUND_FAILED
+from pipeline.domain.records import to_record
+from pipeline.errors import UserError
+from producers.publisher import check_topic, producer_config
+from schemas.codec import Codec
+from topics.catalogue import Catalogue
+
+DELIVERY_TIMEOUT_S = 120.0
+CHECK_TIMEOUT_S = 10.0
+ROOM_SLICE_S = 0.1
+
+Message = tuple[str, bytes, bytes]
+
+
+class ReconciliationPublisher:
+    """One producer for the three topics. UserError when something was not certainly delivered."""
+
+    def __init__(self, bootstrap_servers: str, catalogue: Catalogue, codec: Codec) -> None:
+        self._servers = bootstrap_servers
+        self._catalogue = catalogue
+        self._codec = codec
+        self._producer = Producer(
+            {
+                **producer_config(bootstrap_servers, "paystream.reconciliation"),
+                "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+                "on_delivery": self._on_failure,
+                "log_level": 0,
+            }
+        )
+        self._failed: list[str] = []
+
+    def rows(self, rows: Sequence[Clearing]) -> None:
+        encode = self._codec.encoder("clearing")
+        topic = self._checked("clearings")
+        self._send(
+            (topic, clearing_key(r.gateway, r.file_id, r.row_number).encode(), encode(to_record(r)))
+            for r in rows
+        )
+
+    def breaks(self, found: Sequence[ReconciliationBreak]) -> None:
+        encode = self._codec.encoder("reconciliation-break")
+        topic = self._checked("reconciliation-breaks")
+        self._send((topic, each.break_id.encode(), encode(to_record(each))) for each in found)
+
+    def words(self, rows: Iterable[ReportedSide], now_ms: int) -> None:
+        """Tell the payments of these rows, as their gateway's notice would have."""
+        encode = self._codec.encoder("gateway-notification")
+        topic = self._checked("gateway-notifications")
+        self._send(
+            (topic, record_key(word.merchant_id, word.order_id), encode(to_record(word)))
+            for row in rows
+            if (word := word_of(row, now_ms)) is not None
+        )
+
+    def _checked(self, role: str) -> str:
+        topic = self._catalogue.name(role)
+        check_topic(self._producer, self._servers, topic, CHECK_TIMEOUT_S)
+        return topic
+
+    def _send(self, messages: Iterable[Message]) -> None:
+        for topic, key, value in messages:
+            while True:
+                try:
+                    self._producer.produce(topic, value=value, key=key)
+                    break
+                except BufferError:
+                    self._producer.poll(ROOM_SLICE_S)
+                except KafkaException as error:
+                    raise self._not_delivered(error.args[0].str()) from error
+            self._producer.poll(0)
+        left = self._producer.flush(DELIVERY_TIMEOUT_S + 10)
+        if self._failed or left:
+            raise self._not_delivered(self._failed[0] if self._failed else f"{left} waiting")
+
+    def _on_failure(self, error: KafkaError | None, _message: Any) -> None:
+        if error is not None:
+            self._failed.append(error.str())
+
+    def _not_delivered(self, why: str) -> UserError:
+        return UserError(
+            f"not everything was certainly delivered to {self._servers} ({why}): run the same "
+            "command again, which is safe."
+        )
+
+
+def word_of(row: ReportedSide, now_ms: int) -> GatewayNotification | None:
+    """What a row says to its payment; None for a row that names no payment of ours.
+
+    A charge that a report lists has succeeded. Who takes that for news decides for himself: the
+    same evidence again changes nothing.
+    """
+    if (
+        not row.operation_id
+        or row.kind == CAPTURE_FAILED
+        or not (row.merchant_id and row.order_id)
+        or payment_id(row.merchant_id, row.order_id) != row.payment_id
+    ):
+        return None
+    return GatewayNotification(
+        merchant_id=row.merchant_id,
+        order_id=row.order_id,
+        payment_id=row.payment_id,
+        notification_id=f"report:{clearing_key(row.gateway, row.file_id, row.row_number)}",
+        gateway=row.gateway,
+        type="operation",
+        operation_id=row.operation_id,
+        attempt=row.attempt,
+        kind=row.operation_kind,
+        outcome="failed" if row.kind == REFUND_FAILED else "succeeded",
+        gateway_reference=row.gateway_reference,
+        amount_minor=abs(row.amount_minor),
+        currency=row.currency,
+        received_at_ms=now_ms,
+    )

@@ -1,0 +1,313 @@
+"""Reconciliation on a real broker: reports and statements in, the same books out of a rebuild."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from sqlalchemy import Engine, text
+from typer.testing import CliRunner, Result
+
+from consumers.ledger_rebuild import compare, rebuild
+from consumers.reconciliation import Reconciler
+from pipeline.cli import app
+from pipeline.domain.ids import idempotency_key
+from pipeline.domain.model import Settlement
+from pipeline.domain.reconciliation_rules import ReconciliationRules
+from pipeline.errors import UserError
+from pipeline.gateways.reports import read_report
+from pipeline.gateways.reports.terms import rules_of
+from pipeline.gateways.simulator.bank import Payout, statement
+from pipeline.gateways.simulator.report_formats import plain_report
+from pipeline.gateways.simulator.reports import Report, ReportRow
+from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.queries import balances, drifted_balances
+from pipeline.ledger.reconciliation.breaks import list_breaks
+from pipeline.ledger.reconciliation.tables import prepare
+from pipeline.ledger.seals import seal
+from pipeline.ledger.verification import verify_books
+from schemas.codec import default_codec
+from tests.integration.test_ledger_decisions import SCHEDULE, environment, sales, urls
+from tests.integration.test_ledger_sink import WAIT_S, Flow
+from tests.support.topics import create_topic, read_all
+from tests.support.waiting import wait_until
+from tests.support.whole_flow import WholeFlow, orders
+
+pytestmark = pytest.mark.integration
+__all__ = ["environment", "urls"]
+
+DAY, NEXT = "2023-11-16", "2023-11-17"
+PRICED = {"settled_at_ms": 1_700_100_000_000, "payment_method": "card"}
+
+
+@pytest.fixture
+def flow(kafka: str, topic_prefix: str) -> Flow:
+    made = Flow(kafka, topic_prefix)
+    for role in ("ledger-events", "clearings", "reconciliation-breaks"):
+        spec = made.catalogue[role]
+        create_topic(kafka, spec.name, spec.partitions, config=spec.config)
+    return made
+
+
+def row(number: int, settled: Settlement, **changed: Any) -> ReportRow:
+    """What the gateway says of a settlement; it takes 1 %."""
+    reference = idempotency_key(settled.payment_id, settled.operation_id, settled.gateway, 1)
+    kind = "charge" if settled.kind == "capture" else settled.kind
+    made = ReportRow(
+        number, kind, settled.gateway_reference, settled.gateway_reference, reference,
+        settled.merchant_id, settled.order_id, settled.amount_minor,
+        max(0, settled.amount_minor // 100), settled.currency, settled.settled_at_ms, "po_1",
+    )  # fmt: skip
+    return replace(made, **changed)
+
+
+def run(url: str, *arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments, "--ledger-url", url], catch_exceptions=False)
+
+
+def kept(engine: Engine) -> dict[str, int]:
+    with reading(engine) as connection:
+        assert drifted_balances(connection) == []
+        return {b.account: b.balance_minor for b in balances(connection) if b.balance_minor}
+
+
+@pytest.mark.usefixtures("environment")
+def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
+    flow: Flow, urls: tuple[str, str], tmp_path: Path
+) -> None:
+    """Imported twice, run twice, each row and line once; what differs is named; hashes agree."""
+    url, again_url = urls
+    schedule = tmp_path / "fees.toml"
+    schedule.write_text(SCHEDULE)
+    engine = open_ledger(url)
+    with flow.running(engine) as counts:
+        assert run(url, "ledger", "fees", "apply", str(schedule), "--reason", "x",
+                   "--from", "2023-01-01").exit_code == 0  # fmt: skip
+        sold = sales(0, 30, DAY, **PRICED)
+        back = sales(0, 5, DAY, kind="refund", amount_minor=-417, operation_id="r1",
+                     **PRICED)  # fmt: skip
+        flow.publish(*sold, *back)
+        wait_until(lambda: counts.booked == 35, WAIT_S, "all are booked")
+
+    rows = [row(n, each) for n, each in enumerate(sold, 1)]
+    rows += [
+        row(30 + n, each, id=f"re_{n}", charge_id=each.gateway_reference)
+        for n, each in enumerate(back, 1)
+    ]
+    # The refunds' settlements name another reference: they are not what the report tells of.
+    rows[29] = replace(rows[29], gross_minor=1249)
+    report = tmp_path / "report.csv"
+    report.write_text(plain_report(Report(DAY, tuple(rows)), "UTC"))
+    told = run(url, "reconcile", "import", str(report), "--gateway", "simulator")
+    assert "35 rows, 35 of them new" in told.output
+    told = run(url, "reconcile", "import", str(report))
+    assert "35 rows, 0 of them new" in told.output
+    assert len(read_all(flow.kafka, flow.catalogue.name("clearings"))) == 35
+    report.write_text(plain_report(Report(DAY, (replace(rows[0], fee_minor=1),)), "UTC"))
+    with pytest.raises(UserError, match="another fee_minor"):
+        run(url, "reconcile", "import", str(report))
+
+    # What is no row holds nobody up.
+    poison = Producer({"bootstrap.servers": flow.kafka})
+    poison.produce(flow.catalogue.name("clearings"), value=b"poison", key=b"k")
+    poison.flush(30)
+    told = run(url, "reconcile", "run", "--as-of", "2023-11-21")
+    assert told.exit_code == 1
+    # 29 rows; their 13 of fees were accrued as 11.
+    assert "29 cleared (29 entries)" in told.output, told.output
+    again = run(url, "reconcile", "run", "--as-of", "2023-11-21", "--json")
+    said = json.loads(again.output)
+    assert (said["cleared"], said["opened"], said["ended"]) == (0, 0, 0)
+    assert {each["kind"]: each["count"] for each in said["open"]} == {
+        "amount_differs": 1, "batch_unpaid": 1, "clearing_refused": 1, "fee_differs": 29,
+        "missing_at_gateway": 5, "missing_here": 5,
+    }  # fmt: skip
+
+    paid = sum(r.gross_minor - r.fee_minor for r in rows)
+    bank = tmp_path / "bank.xml"
+    bank.write_bytes(
+        statement("acct", "Simulator", NEXT, [Payout("po_1", "GBP", paid - 1, NEXT)], 0)
+    )
+    assert "1 lines, booked\n" in run(url, "reconcile", "bank", str(bank)).output
+    assert "1 lines, booked before" in run(url, "reconcile", "bank", str(bank)).output
+    run(url, "reconcile", "run", "--as-of", "2023-11-21")
+    assert kept(engine)["bank:acct"] == paid - 1
+    with reading(engine) as connection:
+        (differs,) = list_breaks(connection, kind="batch_differs")
+        assert list_breaks(connection, kind="batch_unpaid") == []
+    assert differs.at_risk_minor == 1
+    done = run(url, "reconcile", "resolve", differs.break_id, "--as", "accepted", "--reason",
+               "a penny", "--by", "anna")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    shown = run(url, "reconcile", "breaks", "--state", "resolved").output
+    assert "accepted by anna: a penny" in shown
+
+    newest = {}
+    for message in read_all(flow.kafka, flow.catalogue.name("reconciliation-breaks")):
+        said = default_codec().decoder("reconciliation-break")(message.value() or b"")
+        newest[said["break_id"]] = said
+    assert (newest[differs.break_id]["state"], newest[differs.break_id]["version"]) == (
+        "resolved", 2,
+    )  # fmt: skip
+    assert sum(each["state"] == "open" for each in newest.values()) == 41
+
+    while seal(engine):
+        pass
+    with reading(engine) as connection:
+        assert verify_books(connection).damages == ()
+    done = run(url, "ledger", "rebuild", "--into", again_url)
+    assert done.exit_code == 0, done.output
+    assert f"compared {35 + 29 + 1} entries with the live ledger: the SAME" in done.output
+    rebuilt = open_ledger(again_url)
+    assert kept(rebuilt) == kept(engine)
+    # The rebuilt ledger goes on: nothing is cleared or opened a second time.
+    ran = json.loads(run(again_url, "reconcile", "run", "--as-of", "2023-11-21", "--json").output)
+    assert (ran["taken_in"], ran["cleared"]) == (35, 0)
+    assert kept(rebuilt) == kept(engine)
+    page, table = tmp_path / "page.html", tmp_path / "breaks.csv"
+    done = run(url, "reconcile", "report", "--html", str(page), "--csv", str(table))
+    assert done.exit_code == 0, done.output
+    assert "<td>simulator</td><td>2023-11-16</td><td>GBP</td>" in page.read_text()
+    with table.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 43
+    rebuilt.dispose()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("step", ["published", "decided", "booked", "told", "breaks_published"])
+def test_a_run_that_was_interrupted_is_taken_further_once(
+    flow: Flow, tmp_path: Path, step: str
+) -> None:
+    """Dead after any step: the next import and run end in the same books and breaks."""
+
+    class Crash(Exception):
+        pass
+
+    engine = open_ledger(f"sqlite:///{tmp_path / 'live.db'}")
+    known, unknown = sales(1, 10, DAY), sales(50, 2, DAY)
+    with flow.running(engine) as counts:
+        flow.publish(*known)
+        wait_until(lambda: counts.booked == 10, WAIT_S, "all are booked")
+    rows = tuple(row(n, each) for n, each in enumerate((*known[1:], *unknown), 1))
+    report = read_report(plain_report(Report(DAY, rows), "UTC"), gateway="simulator",
+                         adapter="simulator")  # fmt: skip
+
+    def reconciler(on_step: Callable[[str], None] = lambda _: None) -> Reconciler:
+        rules: ReconciliationRules = rules_of({"simulator": "simulator"}, {})
+        return Reconciler(flow.kafka, flow.catalogue, default_codec(), engine, rules,
+                          now_ms=lambda: 1_700_600_000_000, on_step=on_step)  # fmt: skip
+
+    def die(name: str) -> None:
+        if name == step:
+            raise Crash
+
+    def import_and_run(doomed: Reconciler) -> None:
+        doomed.import_report(report)
+        doomed.run()
+
+    with pytest.raises(Crash):
+        import_and_run(reconciler(die))
+    whole = reconciler()
+    assert whole.import_report(report) in (0, len(rows))
+    whole.run()
+    whole.run()
+    with reading(engine) as connection:
+        cleared = connection.execute(
+            text("SELECT count(*), count(DISTINCT entry_id) FROM journal_entries "
+                 "WHERE kind = 'clearing'")
+        ).one()  # fmt: skip
+        kinds = sorted(b.kind for b in list_breaks(connection))
+        rows_kept = connection.execute(text("SELECT count(*) FROM clearing_rows")).scalar_one()
+    assert tuple(cleared) == (9, 9)
+    assert kinds == ["batch_unpaid", "missing_at_gateway", "missing_here", "missing_here"]
+    assert rows_kept == 11
+    words = read_all(flow.kafka, flow.catalogue.name("gateway-notifications"))
+    assert {len(words), 2} <= {2, 4}
+    again = open_ledger(f"sqlite:///{tmp_path / 'again.db'}")
+    rebuild(flow.kafka, flow.catalogue, default_codec(), again)
+    while seal(engine):
+        pass
+    assert all(each.same for each in compare(engine, again))
+    again.dispose()
+    engine.dispose()
+
+
+def test_what_the_ledger_has_not_of_the_topic_is_a_break(flow: Flow, tmp_path: Path) -> None:
+    """The internal control: a settlement that was refused is not in the books, and is named."""
+    engine = open_ledger(f"sqlite:///{tmp_path / 'live.db'}")
+    prepare(engine)
+    with flow.running(engine) as counts:
+        flow.publish(*sales(1, 3, DAY))
+        # The same id with other content goes to the dead letters.
+        flow.publish(*sales(2, 1, DAY, amount_minor=999))
+        wait_until(lambda: len(counts.causes) == 1, WAIT_S, "one is refused")
+        wait_until(lambda: counts.booked == 3, WAIT_S, "the others are booked")
+    rules = rules_of({"simulator": "simulator"}, {})
+    reconciler = Reconciler(flow.kafka, flow.catalogue, default_codec(), engine, rules,
+                            now_ms=lambda: 1_700_000_100_000)  # fmt: skip
+    ran = reconciler.run()
+    assert ran.opened == 1
+    with reading(engine) as connection:
+        (found,) = list_breaks(connection)
+    assert (found.kind, found.order_id) == ("ledger_differs", "o2")
+    assert found.settlement_place.startswith(flow.topic)
+    engine.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_an_unknown_payment_is_resolved_by_the_report(
+    kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway never answers and charges all the same: the report says so, the payment is
+    captured, booked, cleared and paid, and the audit finds nothing."""
+    with WholeFlow(kafka, topic_prefix, tmp_path) as flow:
+        monkeypatch.setenv("PAYSTREAM_BOOTSTRAP_SERVERS", kafka)
+        monkeypatch.setenv("PAYSTREAM_TOPIC_PREFIX", topic_prefix)
+        monkeypatch.setenv("PAYSTREAM_PARTITIONS", str(flow.partitions))
+        monkeypatch.setenv("PAYSTREAM_GATEWAY_URL", flow.simulator.url)
+        url = flow.settings.books_url()
+        good, silent = orders(3), orders(1, token="tok_always_unknown", merchant="quiet")
+        flow.publish([*good, *silent])
+        flow.keep_until(
+            lambda: (p := flow.payments()).get("quiet:o-0") is not None
+            and p["quiet:o-0"].status == "outcome_unknown"
+            and sum(x.status == "captured" for x in p.values()) == 3,
+            120, "three are captured and one is not known",
+        )  # fmt: skip
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        body = json.dumps({"date": day, "late_every": 0}).encode()
+        request = urllib.request.Request(f"{flow.simulator.url}/v1/admin/reports", body)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            (batch,) = json.load(answer)["batches"]
+        assert run(url, "reconcile", "import", "--date", day).exit_code == 0
+        flow.keep_until(lambda: "3 cleared" in run(url, "reconcile", "run").output
+                        or captured(flow) == 4, 120, "the report's word is out")  # fmt: skip
+        flow.keep_until(lambda: captured(flow) == 4, 120, "the payment knows by the report")
+        flow.settle(120)
+        told = run(url, "reconcile", "run")
+        assert "1 cleared" in told.output, told.output
+        told = run(url, "reconcile", "bank", "--date", batch["value_date"])
+        assert "1 lines, booked" in told.output
+        last = run(url, "reconcile", "run")
+        assert (last.exit_code, "  none" in last.output) == (0, True), last.output
+        engine = open_ledger(url)
+        found = kept(engine)
+        engine.dispose()
+        report = flow.settle(120)
+    assert report.exit_code == 0, report.findings
+    assert "gateway_receivable:simulator" not in found
+    assert found["merchant_available:quiet"] == -100
+    assert found["bank:sim-simulator"] == batch["amount_minor"]
+
+
+def captured(flow: WholeFlow) -> int:
+    return sum(each.status == "captured" for each in flow.payments().values())

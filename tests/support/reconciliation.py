@@ -1,0 +1,543 @@
+"""Reports against the books: what every ledger does with them, whatever database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+
+from pipeline.domain.breaks import ACCEPTED, ReconciliationBreak, break_id
+from pipeline.domain.clearing import BankLine, ClearedRow, Clearing
+from pipeline.domain.matching import BookedSide, ReportedSide, pair
+from pipeline.domain.model import Settlement
+from pipeline.domain.posting import JournalEntry, journal_entry
+from pipeline.domain.reconciliation_decisions import BankStatement
+from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
+from pipeline.errors import UserError
+from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.decision_booking import book_decision
+from pipeline.ledger.decisions import unpublished
+from pipeline.ledger.entries import Item
+from pipeline.ledger.journal import Progress, Source
+from pipeline.ledger.queries import balances, drifted_balances
+from pipeline.ledger.reconciliation.breaks import (
+    list_breaks,
+    mark_published,
+    open_sums,
+    unpublished_breaks,
+)
+from pipeline.ledger.reconciliation.clearing import Look, counts, keep_breaks, look, mark_told
+from pipeline.ledger.reconciliation.findings import Clocks
+from pipeline.ledger.reconciliation.following import (
+    decide_clearing,
+    decide_resolution,
+    decide_statement,
+    follow,
+)
+from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
+from pipeline.ledger.reconciliation.tables import metadata, prepare
+from pipeline.ledger.verification import verify_books
+from tests.support import payouts
+from tests.support.ledger import SOURCE, journal_at, settlement
+from tests.support.ledger_rules import EVENTS, announce, close
+
+CLEARINGS = Source("cluster", "clearings", "clearings-id")
+TOPICS = (SOURCE.topic, CLEARINGS.topic)
+# 2023-11-14, a Tuesday, in London.
+SETTLED_MS = 1_700_000_000_500
+DAY = "2023-11-14"
+NOW_MS = SETTLED_MS + 86_400_000
+RULES = read_rules(
+    {
+        "gateways": {
+            "simulator": {"time_zone": "Europe/London", "report_days": 2, "bank_days": 3,
+                          "bank_names": ["The Simulator"]},
+        }
+    }
+)  # fmt: skip
+
+
+def row_of(number: int, settled: Settlement, **changed: Any) -> Clearing:
+    """The row that tells of a settlement, with a fee of 1 %."""
+    fields: dict[str, Any] = {
+        "gateway": settled.gateway,
+        "file_id": f"simulator-{DAY}",
+        "row_number": number,
+        "report_date": DAY,
+        "kind": settled.kind,
+        "operation_kind": "charge" if settled.kind == "capture" else settled.kind,
+        "gateway_reference": settled.gateway_reference,
+        "amount_minor": settled.amount_minor,
+        "fee_minor": max(0, settled.amount_minor // 100),
+        "currency": settled.currency,
+        "batch_id": "po_1",
+        "occurred_at_ms": SETTLED_MS,
+        "payment_id": settled.payment_id,
+        "operation_id": settled.operation_id,
+        "attempt": 1,
+        "merchant_id": settled.merchant_id,
+        "order_id": settled.order_id,
+        **changed,
+    }
+    return Clearing(**fields)
+
+
+class Books:
+    """A ledger with its two topics, and both sides at hand."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        prepare(engine)
+        self.journal = journal_at(engine)
+        self.settled = 0
+        self.taken = 0
+
+    def settle(self, *settlements: Settlement) -> None:
+        items = []
+        for n, each in enumerate(settlements, self.settled):
+            entry = journal_entry(each)
+            assert isinstance(entry, JournalEntry)
+            items.append(Item(0, n, entry))
+        end = self.settled + len(settlements)
+        self.journal.post(items, {0: Progress(self.settled, end)})
+        self.settled = end
+
+    def report(self, *rows: Clearing) -> int:
+        placed = [Placed(row, 0, n) for n, row in enumerate(rows, self.taken)]
+        end = self.taken + len(rows)
+        new = take_in(self.engine, CLEARINGS, placed, {0: Progress(self.taken, end)})
+        self.taken = end
+        return new
+
+    def run(self, as_of: str = DAY, rules: ReconciliationRules = RULES) -> Look:
+        clocks = Clocks(rules, NOW_MS, date.fromisoformat(as_of))
+        with self.engine.begin() as connection:
+            follow(connection)
+        done = look(self.engine, TOPICS, rules, clocks, NOW_MS)
+        self.book()
+        keep_breaks(self.engine, done, NOW_MS)
+        return done
+
+    def book(self) -> int:
+        """As if every decision had been published, at its number; how many entries were made."""
+        with reading(self.engine) as connection:
+            waiting = unpublished(connection)
+        return sum(book_decision(self.engine, EVENTS, e, 0, e.sequence) for e in waiting)
+
+    def balances(self) -> dict[str, int]:
+        with reading(self.engine) as connection:
+            assert drifted_balances(connection) == []
+            return {b.account: b.balance_minor for b in balances(connection) if b.balance_minor}
+
+    def breaks(self, **how: Any) -> list[ReconciliationBreak]:
+        with reading(self.engine) as connection:
+            return list_breaks(connection, **how)
+
+    def kinds(self) -> list[tuple[str, str, int]]:
+        return sorted((b.kind, b.subject, b.at_risk_minor) for b in self.breaks())
+
+
+TERMS = {
+    "plans": [{"name": "p", "currency": "GBP", "percentage": "2", "fixed_minor": 10,
+               "returned": "all"}],
+    "gateway_costs": [{"percentage": "1"}],
+}  # fmt: skip
+
+
+class ReconciliationSuite:
+    """Subclassed once for each database, with a fixture ``url`` of an empty one."""
+
+    @pytest.fixture
+    def books(self, url: str) -> Iterator[Books]:
+        engine = open_ledger(url)
+        yield Books(engine)
+        engine.dispose()
+
+    def test_a_row_trues_up_the_cost_and_makes_the_net_available(self, books: Books) -> None:
+        """By hand: 12.50 at 2 % and 10 is 0.35, so 12.15 become available; the cost of 0.13 that
+        was accrued was 0.15; the bank pays 12.35, and nothing is owed by the gateway then."""
+        announce(books.engine, TERMS)
+        books.book()
+        sale = settlement(1)
+        books.settle(sale)
+        assert books.report(row_of(1, sale, fee_minor=15)) == 1
+        done = books.run()
+        assert (done.cleared, done.waiting) == (1, 0)
+        assert books.balances() == {
+            "gateway_receivable:simulator": 1235, "gateway_cost:simulator": 15,
+            "merchant_available:m1": -1215, "fee_revenue:m1": -35,
+        }  # fmt: skip
+        # The terms said 13: told, and booked as it was taken.
+        assert books.kinds() == [("fee_differs", f"simulator:simulator-{DAY}:1", 2)]
+        line = BankLine(line_id="1", amount_minor=1235, currency="GBP", value_date="2023-11-15",
+                        gateway="simulator", batch_id="po_1")  # fmt: skip
+        statement = BankStatement("acct", "s-1", (line,))
+        assert decide_statement(books.engine, statement, "anna", NOW_MS) is not None
+        assert decide_statement(books.engine, statement, "anna", NOW_MS) is None
+        books.run("2023-12-01")
+        assert books.balances() == {
+            "bank:acct": 1235, "gateway_cost:simulator": 15,
+            "merchant_available:m1": -1215, "fee_revenue:m1": -35,
+        }  # fmt: skip
+        assert [b.kind for b in books.breaks()] == ["fee_differs"]
+
+    def test_a_refund_is_cleared_by_exactly_what_was_posted_for_it(self, books: Books) -> None:
+        """A refund takes back its own part of the fee, and so does what is available."""
+        announce(books.engine, TERMS)
+        books.book()
+        sale = settlement(1)
+        back = settlement(1, kind="refund", amount_minor=-500, operation_id="r1",
+                          gateway_reference="re_1")  # fmt: skip
+        books.settle(sale, back)
+        books.report(row_of(1, sale, fee_minor=13), row_of(2, back, fee_minor=0))
+        books.run()
+        # 12.15 less 5.00 plus 0.14 of the fee that came back.
+        assert books.balances()["merchant_available:m1"] == -(1215 - 500 + 14)
+        assert "merchant_payable:m1" not in books.balances()
+        assert books.kinds() == []
+
+    def test_a_dispute_that_nobody_bears_yet_is_cleared_and_moves_nothing(
+        self, books: Books
+    ) -> None:
+        """Held in disputes_and_losses: the rows confirm what stands, and are told of once."""
+        sale = settlement(1)
+        taken = settlement(1, kind="dispute", amount_minor=-1000, operation_id="dispute-dp_1",
+                           gateway_reference="dp_1")  # fmt: skip
+        fee = settlement(1, kind="dispute_fee", amount_minor=-15, operation_id="dispute-dp_1",
+                         gateway_reference="dp_1")  # fmt: skip
+        back = settlement(1, kind="reversal", amount_minor=1000, operation_id="dispute-dp_1-9",
+                          gateway_reference="dp_1")  # fmt: skip
+        books.settle(sale, taken, fee, back)
+        rows = [row_of(n, each, fee_minor=0, operation_id="", attempt=0, operation_kind="")
+                for n, each in enumerate((taken, fee, back), 2)]  # fmt: skip
+        books.report(row_of(1, sale, fee_minor=0), *rows)
+        done = books.run("2023-11-20")
+        assert (done.cleared, done.untold) == (4, [])
+        assert books.balances() == {
+            "gateway_receivable:simulator": 1250 - 15, "merchant_available:m1": -1250,
+            "disputes_and_losses:m1": 15,
+        }  # fmt: skip
+        assert [b.kind for b in books.breaks()] == ["batch_unpaid"]
+
+    def test_within_the_tolerance_the_difference_is_rounding(self, books: Books) -> None:
+        """A minor unit more than was booked: cleared, and the unit is nobody's."""
+        rules = read_rules({"gateways": {"simulator": {"amount_tolerance_minor": 1}}})
+        sale, other = settlement(1), settlement(2)
+        books.settle(sale, other)
+        books.report(
+            row_of(1, sale, amount_minor=1251, fee_minor=0),
+            row_of(2, other, amount_minor=1252, fee_minor=0),
+        )
+        assert books.run(rules=rules).cleared == 1
+        assert books.balances() == {
+            "gateway_receivable:simulator": 1251 + 1250, "rounding:GBP": -1,
+            "merchant_available:m1": -1250, "merchant_payable:m2": -1250,
+        }  # fmt: skip
+        assert [b.kind for b in books.breaks()] == ["amount_differs"]
+
+    def test_currencies_have_their_own_decimals(self, books: Books) -> None:
+        """Yen have none and dinars three: minor units are what both sides count in."""
+        yen = settlement(1, amount_minor=1000, currency="JPY")
+        dinar = settlement(2, amount_minor=1234, currency="KWD")
+        books.settle(yen, dinar)
+        books.report(row_of(1, yen), row_of(2, dinar, amount_minor=1233))
+        books.run()
+        (found,) = books.breaks()
+        assert found.detail == "KWD 1.233 in the report, KWD 1.234 booked"
+        with reading(books.engine) as connection:
+            kept = {(b.account, b.currency): b.balance_minor for b in balances(connection)}
+        assert kept["merchant_available:m1", "JPY"] == -1000
+        assert kept["gateway_cost:simulator", "JPY"] == 10
+
+    def test_the_same_file_and_the_same_run_again_change_nothing(self, books: Books) -> None:
+        """Rows are taken in by file and number; what is cleared is cleared once."""
+        sales = [settlement(n) for n in range(1, 6)]
+        books.settle(*sales)
+        rows = [row_of(n, sale) for n, sale in enumerate(sales, 1)]
+        assert books.report(*rows) == 5
+        books.run()
+        before = books.balances()
+        assert books.report(*rows, *rows) == 0
+        assert books.run().cleared == 0
+        assert books.balances() == before
+        with reading(books.engine) as connection:
+            assert counts(connection) == (5, 5)
+            assert stored_offsets(connection, CLEARINGS) == {0: 15}
+            assert verify_books(connection).damages == ()
+
+    def test_a_row_that_contradicts_an_earlier_one_is_a_break(self, books: Books) -> None:
+        """Refused before it is published; in the topic all the same, it holds nobody up."""
+        sale = settlement(1)
+        first, changed = row_of(1, sale), row_of(1, sale, amount_minor=1)
+        books.report(first)
+        with reading(books.engine) as connection:
+            assert new_rows(connection, [first, row_of(2, sale)]) == [row_of(2, sale)]
+            with pytest.raises(UserError, match="another amount_minor"):
+                new_rows(connection, [changed])
+        assert books.report(row_of(2, settlement(2)), changed, first) == 1
+        (found,) = books.breaks()
+        assert (found.kind, found.subject, found.at_risk_minor) == (
+            "clearing_refused", "clearings[0]@2", 1,
+        )  # fmt: skip
+        with reading(books.engine) as connection:
+            assert counts(connection) == (2, 0)
+            assert stored_offsets(connection, CLEARINGS) == {0: 4}
+        # Nothing that comes later explains it: a person does.
+        books.run()
+        assert [b.kind for b in books.breaks()] == ["clearing_refused"]
+
+    def test_another_process_that_takes_in_the_same_is_noticed(self, books: Books) -> None:
+        """Compare and set of the stored offset: of two one stores, the other is told."""
+        placed = [Placed(row_of(1, settlement(1)), 0, 0)]
+        take_in(books.engine, CLEARINGS, placed, {0: Progress(0, 1)})
+        with pytest.raises(UserError, match="another process"):
+            take_in(books.engine, CLEARINGS, placed, {0: Progress(5, 6)})
+
+    def test_each_kind_of_break_has_its_name_and_its_amount(self, books: Books) -> None:
+        """One sale of each; what is cleared is only what is certain."""
+        sales = [settlement(n, amount_minor=1000 + n) for n in range(1, 7)]
+        books.settle(*sales)
+        one, two, three, four, five, _missing = sales
+        books.report(
+            row_of(1, one),
+            row_of(2, two, amount_minor=1001),
+            row_of(3, three, currency="EUR"),
+            row_of(4, four),
+            row_of(5, four),
+            row_of(6, five, operation_id="another"),
+            row_of(7, five, payment_id="", operation_id="", gateway_reference="ch_x", attempt=0),
+        )
+        # T+2 of a Tuesday is Thursday: on Friday it is over.
+        assert [b.kind for b in books.run("2023-11-16").breaks] == [
+            "amount_differs", "currency_differs", "duplicate",
+        ]  # fmt: skip
+        books.run("2023-11-17")
+        key = f"simulator:simulator-{DAY}:"
+        assert books.kinds() == [
+            ("amount_differs", f"{key}2", 1),
+            ("currency_differs", f"{key}3", 1003),
+            ("duplicate", f"{key}5", 1004),
+            ("missing_at_gateway", sales[4].settlement_id, 1005),
+            ("missing_at_gateway", sales[5].settlement_id, 1006),
+            ("missing_here", f"{key}6", 1005),
+            ("missing_here", f"{key}7", 1005),
+        ]  # fmt: skip
+        with reading(books.engine) as connection:
+            assert counts(connection)[1] == 2
+            assert [(s.kind, s.count) for s in open_sums(connection)][:2] == [
+                ("amount_differs", 1), ("currency_differs", 1),
+            ]  # fmt: skip
+        found = next(b for b in books.breaks() if b.kind == "amount_differs")
+        assert (found.file_id, found.row_number) == (f"simulator-{DAY}", 2)
+        assert (found.settlement_place, found.clearing_place) == (
+            "settlements[0]@1", "clearings[0]@1",
+        )  # fmt: skip
+        assert found.since == DAY
+        assert found.merchant_id == "m2"
+        # The duplicate is found again although its twin was cleared by an earlier run.
+        assert books.run("2023-11-17").cleared == 0
+        assert len(books.kinds()) == 7
+
+    def test_a_later_row_ends_a_break_and_a_person_can(self, books: Books) -> None:
+        """A late row clears what was missing; what is resolved with a reason stays resolved."""
+        late, gone = settlement(1), settlement(2)
+        books.settle(late, gone)
+        books.run("2023-11-20")
+        assert len(books.breaks()) == 2
+        books.report(row_of(1, late, report_date="2023-11-20", file_id="next"))
+        books.run("2023-11-20")
+        (left,) = books.breaks()
+        assert left.subject == gone.settlement_id
+        (ended,) = books.breaks(state="resolved")
+        assert (ended.resolution, ended.version) == ("later_evidence", 2)
+        with pytest.raises(UserError, match="with a reason"):
+            decide_resolution(books.engine, left.break_id, ACCEPTED, actor="bert", reason=" ",
+                              now_ms=NOW_MS)  # fmt: skip
+        decide_resolution(books.engine, left.break_id, ACCEPTED, actor="bert", reason="they lost",
+                          now_ms=NOW_MS)  # fmt: skip
+        with pytest.raises(UserError, match="no open break"):
+            decide_resolution(books.engine, left.break_id, ACCEPTED, actor="b", reason="x",
+                              now_ms=NOW_MS)  # fmt: skip
+        books.run("2023-11-21")
+        assert books.breaks() == []
+        resolved = next(b for b in books.breaks(state="resolved") if b.subject == left.subject)
+        assert (resolved.resolution, resolved.actor, resolved.reason) == (
+            ACCEPTED, "bert", "they lost",
+        )  # fmt: skip
+
+    def test_batches_are_compared_with_the_bank(self, books: Books) -> None:
+        """Paid less, not paid, paid without rows, and a line that is nobody's."""
+        sales = [settlement(n, amount_minor=10_000) for n in range(1, 4)]
+        books.settle(*sales)
+        books.report(
+            row_of(1, sales[0], batch_id="b1"),
+            row_of(2, sales[1], batch_id="b2"),
+            row_of(3, sales[2], batch_id="b3"),
+        )
+        lines = [("1", 9_900, "simulator", "b1"), ("2", 9_800, "simulator", "b2"),
+                 ("3", 50, "simulator", "b9"), ("4", 7, "", "")]  # fmt: skip
+        statement = BankStatement(
+            "acct", "s",
+            tuple(BankLine(line_id=i, amount_minor=a, currency="GBP", value_date=DAY, gateway=g,
+                           batch_id=b, text="hello") for i, a, g, b in lines),
+        )  # fmt: skip
+        decide_statement(books.engine, statement, "anna", NOW_MS)
+        other = BankStatement("acct", "s", statement.lines[:1])
+        with pytest.raises(UserError, match="never changes"):
+            decide_statement(books.engine, other, "anna", NOW_MS)
+        books.run("2023-11-17")
+        assert books.kinds() == [
+            ("bank_line_unknown", "acct:s:4", 7),
+            ("batch_differs", "b2:GBP", 100),
+            ("batch_differs", "b9:GBP", 50),
+        ]  # fmt: skip
+        # T+3 is over on Monday.
+        books.run("2023-11-20")
+        assert ("batch_unpaid", "b3:GBP", 9_900) in books.kinds()
+        # What the bank says is booked, whoever is right; what is nobody's is not.
+        assert books.balances()["bank:acct"] == 9_900 + 9_800 + 50
+
+    def test_a_line_of_a_payout_confirms_it_and_is_not_booked_twice(self, books: Books) -> None:
+        """Debited, then credited again: paid, then returned, each by the payout's own entry. With
+        another amount it is a line that nobody knows."""
+        engine = books.engine
+        payouts.announce(engine)
+        payouts.receive(engine, 10_00, "2010-12-01T10:00")
+        payouts.create(engine, "2010-12-01", "2010-12-01T18:00")
+        (made,) = payouts.payouts(engine).values()
+        payouts.move(engine, made, "approve", "2010-12-01T18:05")
+        payouts.submit(engine, "2010-12-01T18:10")
+        before = books.balances()
+
+        def told(file_id: str, minor: int) -> dict[str, int]:
+            line = BankLine(line_id="1", amount_minor=minor, currency="GBP",
+                            value_date="2010-12-02", batch_id=made.payout_id)  # fmt: skip
+            statement = BankStatement("main-gbp", file_id, (line,))
+            decide_statement(engine, statement, "anna", NOW_MS)
+            books.run("2010-12-02")
+            return books.balances()
+
+        assert told("s-0", -9_99) == before
+        assert [b.kind for b in books.breaks()] == ["bank_line_unknown"]
+        assert told("s-1", -10_00)["bank:main-gbp"] == -10_00
+        assert told("s-1", -10_00)["bank:main-gbp"] == -10_00
+        assert "bank:main-gbp" not in told("s-2", 10_00)
+        assert payouts.payouts(engine)["2010-12-01"].state == "returned"
+        assert len(books.breaks()) == 1
+
+    def test_what_was_closed_counts_under_the_next_day(self, books: Books) -> None:
+        """A report of a day that is closed is booked under the first one after it."""
+        sale = settlement(1)
+        books.settle(sale)
+        books.report(row_of(1, sale))
+        close(books.engine, "2023-11-30")
+        books.run()
+        with reading(books.engine) as connection:
+            day = connection.execute(
+                text("SELECT booked_date FROM journal_entries WHERE kind = 'clearing'")
+            ).scalar_one()
+        assert day == "2023-12-01"
+
+    def test_tables_that_were_dropped_are_made_again_of_what_is_known(self, books: Books) -> None:
+        """Rows from their topic, clearings and resolutions from the decisions; nothing twice."""
+        sales = [settlement(n) for n in range(1, 4)]
+        books.settle(*sales)
+        rows = [row_of(n, sale) for n, sale in enumerate(sales[:2], 1)]
+        books.report(*rows)
+        books.run("2023-11-17")
+        decide_resolution(books.engine, books.breaks()[0].break_id, ACCEPTED, actor="b",
+                          reason="lost", now_ms=NOW_MS)  # fmt: skip
+        books.book()
+        before = books.balances()
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        books.taken = 0
+        books.report(*rows)
+        assert books.run("2023-11-17").cleared == 0
+        assert books.balances() == before
+        assert books.breaks() == []
+        assert [b.reason for b in books.breaks(state="resolved")] == ["lost"]
+
+    def test_two_runs_cannot_clear_the_same(self, books: Books) -> None:
+        """Of two decisions about one settlement, or one row, the second is not made."""
+        sales = [settlement(n) for n in range(1, 3)]
+        books.settle(*sales)
+        first = ClearedRow("f", 1, sales[0].settlement_id, 1250, 0, DAY)
+        decide_clearing(books.engine, "simulator", [first], NOW_MS)
+        for again in (
+            ClearedRow("f", 2, sales[0].settlement_id, 1250, 0, DAY),
+            ClearedRow("f", 1, sales[1].settlement_id, 1250, 0, DAY),
+        ):
+            with pytest.raises(IntegrityError):
+                decide_clearing(books.engine, "simulator", [again], NOW_MS)
+        assert books.book() == 1
+
+    def test_a_ledger_that_lags_does_not_book_what_it_has_not(self, books: Books) -> None:
+        """A clearing of a settlement that is still to be booked waits, and is booked afterwards."""
+        sale = settlement(1)
+        row = ClearedRow("f", 1, sale.settlement_id, 1250, 12, DAY)
+        decide_clearing(books.engine, "simulator", [row], NOW_MS)
+        with pytest.raises(UserError, match="let the ledger catch up"):
+            books.book()
+        books.settle(sale)
+        assert books.book() == 1
+
+    def test_payments_are_told_once_by_a_row(self, books: Books) -> None:
+        """A row of ours without a settlement is evidence; once told it is not told again."""
+        books.report(row_of(1, settlement(1)), row_of(2, settlement(2), payment_id=""))
+        done = books.run()
+        assert [row.row_number for row in done.untold] == [1]
+        mark_told(books.engine, done.untold)
+        assert books.run().untold == []
+        assert books.breaks() == []
+
+    def test_breaks_are_published_as_they_change(self, books: Books) -> None:
+        """Each version once; what changes while it is published is published again."""
+        books.settle(settlement(1))
+        books.run("2023-11-20")
+        with books.engine.begin() as connection:
+            (first,) = unpublished_breaks(connection, 10)
+            mark_published(connection, [first])
+            assert unpublished_breaks(connection, 10) == []
+        decide_resolution(books.engine, first.break_id, ACCEPTED, actor="b", reason="r",
+                          now_ms=NOW_MS)  # fmt: skip
+        with books.engine.begin() as connection:
+            (second,) = unpublished_breaks(connection, 10)
+        assert (second.version, second.state) == (2, "resolved")
+        assert first.break_id == break_id("missing_at_gateway", "simulator", first.subject)
+
+
+def booked_side(**changed: Any) -> BookedSide:
+    fields: dict[str, Any] = {
+        "settlement_id": "s", "gateway": "g", "gateway_reference": "r", "kind": "capture",
+        "payment_id": "p", "operation_id": "o", "merchant_id": "m", "order_id": "o",
+        "currency": "GBP", "amount_minor": 100, "cost_minor": 1, "priced": True,
+        "settled_at_ms": 1, "place": "", **changed,
+    }  # fmt: skip
+    return BookedSide(**fields)
+
+
+def reported_side(number: int = 1, **changed: Any) -> ReportedSide:
+    fields: dict[str, Any] = {
+        "gateway": "g", "gateway_reference": "r", "kind": "capture", "payment_id": "p",
+        "operation_id": "o", "attempt": 1, "file_id": "f", "row_number": number,
+        "report_date": DAY, "merchant_id": "m", "order_id": "o", "currency": "GBP",
+        "amount_minor": 100, "fee_minor": 1, "batch_id": "b", "operation_kind": "charge",
+        "told": 0, "place": "", **changed,
+    }  # fmt: skip
+    return ReportedSide(**fields)
+
+
+def paired(
+    booked: Sequence[BookedSide], rows: Sequence[ReportedSide]
+) -> tuple[list[tuple[str, int]], list[str], list[int]]:
+    found = pair(booked, rows)
+    return (
+        [(b.settlement_id, r.row_number) for b, r in found.pairs],
+        [b.settlement_id for b in found.booked],
+        [r.row_number for r in found.reported],
+    )

@@ -1,0 +1,121 @@
+"""Bank statements: what the bank has booked, read safely, and refused when it does not add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from pipeline.domain.clearing import BankLine
+from pipeline.domain.reconciliation_rules import read_rules
+from pipeline.errors import UserError
+from pipeline.gateways.bank_statement import read_statements
+from pipeline.gateways.simulator.bank import Payout, statement
+
+RULES = read_rules({"gateways": {"north": {"bank_names": ["NORTHBANK PLC"]}}})
+PAYOUTS = [
+    Payout("NB1", "GBP", 12_28, "2010-12-01"),
+    Payout("NB2", "GBP", -50, "2010-12-02"),
+    Payout("NB2", "JPY", 966, "2010-12-02"),
+    Payout("NB2", "KWD", 1_234, "2010-12-02"),
+    Payout("NB3", "GBP", 7, "2010-12-03"),
+]
+WHOLE = statement("acct", "Northbank plc", "2010-12-02", PAYOUTS, 0).decode()
+
+
+def read(text: str) -> list[tuple[str, str, tuple[BankLine, ...]]]:
+    return [(s.account, s.file_id, s.lines) for s in read_statements(text.encode(), RULES.payer)]
+
+
+def test_a_statement_is_read_as_the_bank_meant_it() -> None:
+    """By currency, in its own decimals; what was taken from us is negative; the payer is known."""
+    found = {file_id: lines for _, file_id, lines in read(WHOLE)}
+    assert {file_id: [(x.batch_id, x.amount_minor, x.currency) for x in lines]
+            for file_id, lines in found.items()} == {
+        "acct-2010-12-02-GBP": [("NB2", -50, "GBP")],
+        "acct-2010-12-02-JPY": [("NB2", 966, "JPY")],
+        "acct-2010-12-02-KWD": [("NB2", 1_234, "KWD")],
+    }  # fmt: skip
+    (line,) = found["acct-2010-12-02-GBP"]
+    assert (line.gateway, line.value_date, line.line_id) == (
+        "north", "2010-12-02", "20101202-GBP-1",
+    )  # fmt: skip
+    assert line.text == "Northbank plc SETTLEMENT NB2"
+
+
+def test_the_books_call_an_account_as_the_rules_say() -> None:
+    """By its number in the statement; one that is not named goes by that."""
+    rules = read_rules({"bank_accounts": {"acct": "main-gbp"}})
+    found = read_statements(WHOLE.encode(), rules.payer, rules.bank_account)
+    assert {each.account for each in found} == {"main-gbp"}
+    assert {account for account, _, _ in read(WHOLE)} == {"acct"}
+
+
+def test_an_older_version_names_parties_in_its_own_way() -> None:
+    """Version 2 has the status and the payer one level higher."""
+    older = (
+        WHOLE.replace("camt.053.001.08", "camt.053.001.02")
+        .replace("<Pty>", "").replace("</Pty>", "")
+        .replace("<Sts>\n          <Cd>BOOK</Cd>\n        </Sts>", "<Sts>BOOK</Sts>")
+    )  # fmt: skip
+    assert "<Sts>BOOK</Sts>" in older
+    assert read(older) == read(WHOLE)
+
+
+def test_what_is_only_announced_is_no_line() -> None:
+    """A pending entry may still not come."""
+    entry = WHOLE[WHOLE.index("<Ntry>") : WHOLE.index("</Ntry>") + 7]
+    announced = entry.replace("BOOK", "PDNG").replace("GBP-1", "GBP-9")
+    assert read(WHOLE.replace(entry, entry + announced)) == read(WHOLE)
+
+
+def test_a_payer_that_nobody_knows_leaves_a_line_to_a_person() -> None:
+    """It is read, and belongs to no gateway."""
+    ((_, _, (line,)), *_) = read(WHOLE.replace("Northbank plc", "Somebody"))
+    assert (line.gateway, line.batch_id) == ("", "NB2")
+
+
+BOMB = """<?xml version="1.0"?>
+<!DOCTYPE Document [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>
+"""
+OUTSIDE = """<?xml version="1.0"?>
+<!DOCTYPE Document [<!ENTITY x SYSTEM "file:///etc/passwd">]>
+"""
+
+
+def headed(head: str) -> str:
+    return head + WHOLE.partition("?>")[2].replace("SETTLEMENT", "&x;" if "x" in head else "&b;", 1)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        pytest.param(lambda: headed(BOMB), "a document type", id="entity expansion"),
+        pytest.param(lambda: headed(OUTSIDE), "a document type", id="external entity"),
+        pytest.param(lambda: WHOLE[: len(WHOLE) // 2], "no XML", id="cut short"),
+        pytest.param(lambda: "", "no XML", id="empty"),
+        pytest.param(lambda: WHOLE.replace("camt.053", "pain.001"), "not of camt.053", id="pain"),
+        pytest.param(lambda: WHOLE.replace(">966<", ">967<", 1), "do not lead", id="sum"),
+        pytest.param(lambda: WHOLE.replace(">966<", ">9.66<"), "finer than", id="decimals"),
+        pytest.param(lambda: WHOLE.replace("CLBD", "ITBD"), "no closing", id="no balance"),
+        pytest.param(lambda: WHOLE.replace("DBIT", "BOTH", 1), "neither CRDT", id="side"),
+        pytest.param(lambda: WHOLE.replace('Ccy="JPY"', 'Ccy="ZZZ"'), "ISO 4217", id="currency"),
+        pytest.param(lambda: WHOLE.replace(">acct<", ">a b<"), "is not 1 to 64", id="account"),
+        pytest.param(lambda: "<a" * 100 + ">" * 100, "no XML", id="garbage"),
+        pytest.param(
+            lambda: '<a xmlns="urn:iso:std:iso:20022:tech:xsd:camt.053.001.08">' * 100,
+            "nested too deep", id="deep",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_statement_is_refused(damaged: Callable[[], str], said: str) -> None:
+    """With a sentence, before anything of it is believed, and without expanding anything."""
+    with pytest.raises(UserError, match=said):
+        read(damaged())
+
+
+def test_several_transactions_of_one_line_are_left_to_a_person() -> None:
+    """Whose payout a collected line is cannot be told from it."""
+    details = WHOLE[WHOLE.index("<TxDtls>") : WHOLE.index("</TxDtls>") + 9]
+    ((_, _, (line,)), *_) = read(WHOLE.replace(details, details * 2, 1))
+    assert (line.gateway, line.batch_id, line.amount_minor) == ("", "", -50)

@@ -1,0 +1,134 @@
+"""Reports against the books: matching, what is due, rules, and the books on SQLite."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.domain.due_days import business_days_after, last_day_due
+from pipeline.domain.ids import reversal_operation_id
+from pipeline.domain.matching import Tolerance, differences
+from pipeline.domain.reconciliation_rules import read_rules
+from pipeline.errors import UserError
+from tests.support.reconciliation import (
+    ReconciliationSuite,
+    booked_side,
+    paired,
+    reported_side,
+)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+class TestOnSqlite(ReconciliationSuite):
+    pass
+
+
+def test_a_row_belongs_to_its_operation_whatever_the_amounts() -> None:
+    """Two settlements of one reference: each row finds its own although the amounts are crossed."""
+    booked = [booked_side(settlement_id="a", operation_id="o1", amount_minor=100),
+              booked_side(settlement_id="b", operation_id="o2", amount_minor=200)]  # fmt: skip
+    rows = [reported_side(1, operation_id="o2", amount_minor=100),
+            reported_side(2, operation_id="o1", amount_minor=200)]  # fmt: skip
+    assert paired(booked, rows) == ([("b", 1), ("a", 2)], [], [])
+
+
+def test_a_row_of_another_operation_or_payment_is_not_paired() -> None:
+    """The same gateway's reference under another operation is not the same movement."""
+    assert paired([booked_side()], [reported_side(operation_id="x")]) == ([], ["s"], [1])
+    assert paired([booked_side()], [reported_side(payment_id="x")]) == ([], ["s"], [1])
+
+
+def test_what_succeeded_too_late_is_the_same_movement() -> None:
+    """It is settled under the operation that gives it back; the report names the charge's own."""
+    late = booked_side(operation_id="late-o-1")
+    assert paired([late], [reported_side()]) == ([("s", 1)], [], [])
+    assert paired([late], [reported_side(attempt=2)]) == ([], ["s"], [1])
+    # Where that would be the order's own id, it is another one.
+    order = {"order_id": "late-o-1"}
+    own = reversal_operation_id("late-o-1", "o", 1)
+    assert own != "late-o-1"
+    named = booked_side(operation_id=own, **order)
+    assert paired([named], [reported_side(**order)]) == ([("s", 1)], [], [])
+
+
+def test_disputes_are_paired_as_they_happened() -> None:
+    """Rows of a dispute name the payment and no operation; the second round is the second row."""
+    booked = [booked_side(settlement_id="second", settled_at_ms=2, operation_id="d-2"),
+              booked_side(settlement_id="first", settled_at_ms=1, operation_id="d")]  # fmt: skip
+    rows = [reported_side(9, operation_id="", report_date="2023-11-15"),
+            reported_side(3, operation_id="")]  # fmt: skip
+    assert paired(booked, rows) == ([("first", 3), ("second", 9)], [], [])
+
+
+@pytest.mark.parametrize(
+    ("changed", "tolerance", "found"),
+    [
+        ({}, Tolerance(), ()),
+        ({"amount_minor": 101}, Tolerance(), ("amount_differs",)),
+        ({"amount_minor": 101}, Tolerance(amount_minor=1), ()),
+        ({"currency": "EUR", "amount_minor": 5}, Tolerance(), ("currency_differs",)),
+        ({"fee_minor": 3}, Tolerance(fee_minor=1), ("fee_differs",)),
+        ({"fee_minor": 2}, Tolerance(fee_minor=1), ()),
+    ],
+)
+def test_differences_are_named_beyond_the_tolerance(
+    changed: dict[str, Any], tolerance: Tolerance, found: tuple[str, ...]
+) -> None:
+    """Up to the tolerance it is none, one minor unit more is."""
+    assert differences(booked_side(), reported_side(**changed), tolerance) == found
+
+
+def test_without_terms_no_fee_is_expected() -> None:
+    """Whoever never said what a gateway costs is not told that it costs something else."""
+    assert differences(booked_side(priced=False), reported_side(fee_minor=9)) == ()
+
+
+def test_business_days_leave_out_weekends_and_holidays() -> None:
+    """T+2 of a Thursday before a long weekend is the Tuesday after it."""
+    assert business_days_after(date(2010, 12, 23), 2).isoformat() == "2010-12-27"
+    holidays = ("2010-12-27", "2010-12-28")
+    assert business_days_after(date(2010, 12, 23), 2, holidays).isoformat() == "2010-12-29"
+    # A Saturday's first business day is Monday.
+    assert business_days_after(date(2010, 12, 4), 1).isoformat() == "2010-12-06"
+    assert business_days_after(date(2010, 12, 4), 0).isoformat() == "2010-12-06"
+
+
+def test_what_is_due_is_over_the_day_after() -> None:
+    """Of a Tuesday T+2 is Thursday: on Thursday it may still come, on Friday it is missing."""
+    assert last_day_due(date(2023, 11, 16), 2) < date(2023, 11, 14)
+    assert last_day_due(date(2023, 11, 17), 2) == date(2023, 11, 14)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"gates": {}}, "'gates' is not meant"),
+        ({"gateways": {"n": {"reprot_days": 1}}}, "no 'reprot_days'"),
+        ({"gateways": {"n": {"report_days": -1}}}, "report_days is a whole number"),
+        ({"gateways": {"n": {"report_days": 1.5}}}, "report_days is a whole number"),
+        ({"gateways": {"n": {"holidays": ["25 December"]}}}, "is no date"),
+        ({"gateways": {"n": {"time_zone": "Mars/Olympus"}}}, "no time zone"),
+        ({"gateways": {"n": {"bank_names": "North"}}}, "a list of texts"),
+        ({"bank_accounts": {"GB33": "main gbp"}}, "no name of account GB33"),
+        ({"bank_accounts": "main"}, "is not meant"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_named(document: dict[str, Any], said: str) -> None:
+    """A misspelt tolerance must not pass for none."""
+    with pytest.raises(UserError, match=said):
+        read_rules(document)
+
+
+def test_who_pays_is_known_by_the_names_of_the_rules() -> None:
+    """A bank writes names in its own way; one that nobody knows is nobody's."""
+    rules = read_rules({"gateways": {"north": {"bank_names": ["NORTHBANK PLC"]}, "sim": {}}})
+    assert rules.payer(" Northbank plc ") == "north"
+    assert rules.payer("SIM") == "sim"
+    assert rules.payer("Other") == ""
