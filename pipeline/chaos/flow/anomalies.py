@@ -47,7 +47,7 @@ _OF: Final[Mapping[str, str]] = {
     "balance_differs_from_postings charge_amount_wrong request_amount_wrong "
     "settlement_amount_wrong journal_entry_amount_wrong journal_entry_fees_wrong "
     "payment_differs_from_order request_instrument_wrong tier_correction_wrong "
-    "payout_decision_wrong",
+    "payout_decision_wrong clearing_wrong",
     "terminal outcomes not 1": "two_outcomes order_without_outcome unknown_left_behind "
     "processing_left_behind operation_left_behind waits_for_a_person waits_for_the_customer "
     "commands_wait_for_their_order command_without_outcome notice_outstanding conflict_not_named",
