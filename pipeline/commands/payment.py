@@ -807,12 +807,15 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
 
 
 def _check_single(payment: Payment) -> None:
-    """Refuse to choose for a person what it is that he resolves."""
+    """Refuse to choose for a person what it is that he resolves.
+
+    Also where only one is unknown: the same line, typed again later, would decide about another.
+    """
     from pipeline.domain.commands import choices, unknown_attempts
 
-    if len(unknown_attempts(payment)) > 1:
+    if unknown_attempts(payment) and len({a.operation_id for a in payment.attempts}) > 1:
         raise UserError(
-            "The outcome of several operations is unknown; name one with --operation: "
+            "The payment has several operations; name the one that you resolve with --operation: "
             f"{choices(payment)}."
         )
 

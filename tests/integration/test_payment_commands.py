@@ -81,9 +81,7 @@ def test_nobody_chooses_for_a_person_what_is_resolved(topics: Topics) -> None:
     word = ["payment", "resolve", "shop:1001", "--not-charged", "--evidence", "their report"]
     result = CliRunner().invoke(app, [*word, *topics.options])
     assert isinstance(result.exception, UserError)
-    assert "name one with --operation: r-1 (refund of 500 GBP at sim-a), r-2" in str(
-        result.exception
-    )
+    assert "--operation: r-1 (refund of 500 GBP at sim-a), r-2" in str(result.exception)
     result = CliRunner().invoke(app, [*word, "--operation", "r-2", *topics.options])
     assert result.exit_code == 0, result.output
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from pipeline.audit.trace import Hop, Trace, describe
 from pipeline.cli import app
-from pipeline.commands.payment import _with_id
+from pipeline.commands.payment import _check_single, _with_id
 from pipeline.commands.payment_follow import (
     DONE,
     FAILED,
@@ -252,6 +252,16 @@ def test_a_resolution_that_came_too_early_may_be_typed_again() -> None:
     story.flow.now_ms += 600_000
     story.flow.command(typed("resolve", **word))
     assert story.status == "failed"
+
+
+def test_a_resolution_typed_again_decides_about_no_other_operation() -> None:
+    """Of a payment with several the one is named, also where only one is unknown: later it would be
+    another one."""
+    charge = replace(CHARGE, state="inquiry_exhausted")
+    _check_single(replace(PAYMENT, attempts=(charge,)))
+    refund = refund_attempt("inquiry_exhausted")
+    with pytest.raises(UserError, match=r"--operation: r-1 \(refund of 500 GBP at sim-a\)\.$"):
+        _check_single(replace(PAYMENT, attempts=(CHARGE, refund)))
 
 
 def test_a_command_that_was_taken_before_is_not_told_as_done() -> None:
