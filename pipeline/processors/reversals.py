@@ -88,8 +88,8 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
 
 
 def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision:
-    """The decision in which a refund came back: where it was to give something back, to try it once
-    more would end the same, so a person is told."""
+    """The decision that ended an attempt of which there is no second one by itself, since it would
+    end the same, or be made twice: where it was to give something back, a person is told."""
     payment = made.payment
     if payment is None or not is_reversal(attempt):
         return made
