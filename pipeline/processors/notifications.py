@@ -96,6 +96,9 @@ def _about(
         return late_evidence(payment, attempt, said, now_ms, policy)
     if (outcome == FAILED and attempt.kind == REFUND) or tells_return(attempt, said):
         return came_back(payment, attempt, said, now_ms)
+    if not attempt.tries:
+        # Nothing was sent, so the gateway can have no word of it.
+        return _STALE
     if outcome in (DECLINED, FAILED):
         if attempt.state in OPEN_STATES:
             return declined(payment, attempt, said, now_ms, policy)

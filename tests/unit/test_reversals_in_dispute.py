@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.audit.report import Severity
 from pipeline.domain.answer import GatewayAnswer
@@ -138,6 +139,25 @@ def test_a_dispute_stops_what_its_gateway_could_not_take_yet() -> None:
     lives_until(story, story.flow.now_ms + DAY_MS, lambda r: NOT_FOUND)
     assert [each.operation_id for each in held(story.payment)] == ["late-late-1-1-1"]
     assert story.money == (500, 500, 0)
+    story.dispute("won")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "declined", "failed", "pending"])
+def test_no_word_about_what_was_never_sent_is_believed(outcome: str) -> None:
+    """A gateway cannot know a refund that waits for the dispute's end: it stays held, and owed."""
+    story = cancelled_in_dispute()
+    (reversal,) = held(story.payment)
+    of_refund = replace(
+        story.notice(outcome), operation_id=reversal.operation_id, kind="refund",
+        amount_minor=500, gateway_reference="re_9",
+    )  # fmt: skip
+    told = story.flow.notify(of_refund)
+    assert held(story.payment) == (reversal,)
+    claims_made = outcome in ("succeeded", "failed")
+    assert (told.dead_letter == "contradictory_evidence") is claims_made
+    assert ("refund", -500) not in story.settled
     story.dispute("won")
     lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
     assert story.money == (500, 500, 500)
