@@ -59,6 +59,7 @@ chaos: install ## Kill and freeze everything under load, then judge: MINUTES=5 S
 # About two hours: 300,000 orders in 20 minutes under more than 60 faults, 2,000 seeds of the
 # simulation, and every defence taken out in turn.
 acceptance: install ## The long tests that no change waits for (hours)
+	.venv/bin/python -m pytest -q -n 0 -m acceptance
 	@.venv/bin/paystream chaos run --minutes 20 --seed $(SEED) --rate 250
 	@.venv/bin/python -m tests.simulation --seeds 2000
 	@.venv/bin/python -m tests.simulation.mutate

@@ -39,8 +39,8 @@ class BreakerRule(Struct, frozen=True, kw_only=True):
     # is noticed after this, and not after the call's own deadline. Cards are authorized within one
     # or two seconds; twice that is no gateway that merely has much to do.
     slow_ms: int = 5_000
-    # The same for a gateway that answers nobody meanwhile: with every call unanswered for so long,
-    # it is not one slow card.
+    # The same for a gateway that answers nobody meanwhile, although its latest answers took half of
+    # this at most: then it is not one slow card.
     silent_ms: int = 2_500
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -47,6 +48,7 @@ class Permit(Struct, eq=False):
 
     gateway: str
     turn: int
+    began_ms: float
     probe: bool = False
     told: bool = False
 
@@ -123,20 +125,20 @@ class Protection:
         if g.bucket is not None:
             g.bucket.take(now_ms)
         g.in_flight += 1
-        return Permit(gateway, turn, probe)
+        return Permit(gateway, turn, now_ms, probe)
 
     def is_slow(self, permit: Permit, open_ms: float) -> bool:
         """Whether a call that is still open need not be waited for: its gateway is in trouble.
 
         The first time it is found open for longer than its gateway should take, that is trouble;
-        sooner, if the gateway has answered nobody meanwhile.
+        sooner, if a gateway that is usually quick has answered nobody meanwhile.
         """
         now_ms = self._now_ms()
         g = self._of(permit.gateway, now_ms)
-        if open_ms >= g.patience_ms(now_ms) and not permit.told:
+        if open_ms >= g.patience_ms(permit, now_ms) and not permit.told:
             permit.told = True
             self._tell(g, permit, False, now_ms)
-        return open_ms >= HOLD_MS and (permit.probe or g.breaker.state(now_ms) != CLOSED)
+        return open_ms >= HOLD_MS and (g.breaker.state(now_ms) != CLOSED)
 
     def ended(self, permit: Permit, answer: GatewayAnswer) -> None:
         """The call has really ended, parked or not."""
@@ -148,6 +150,7 @@ class Protection:
         well = verdict(answer.outcome, answer.code)
         if well:
             g.answered_ms = now_ms
+            g.took_ms.append(now_ms - permit.began_ms)
         if not permit.told:
             permit.told = True
             self._tell(g, permit, well, now_ms)
@@ -215,7 +218,9 @@ class _Gateway:
         self.bucket: TokenBucket | None = None
         self.in_flight = 0
         self.closed_until_ms = 0.0
+        # When the last good answer came, and how long the latest took.
         self.answered_ms = now_ms
+        self.took_ms: deque[float] = deque(maxlen=profile.breaker.calls_min)
         self.places: float = float("inf")
         self.shown = ""
         self._shared = -1.0
@@ -226,11 +231,17 @@ class _Gateway:
         self.profile = profile
         self._shared = -1.0
 
-    def patience_ms(self, now_ms: float) -> int:
-        """For how long a call may be open before it counts as trouble."""
+    def patience_ms(self, permit: Permit, now_ms: float) -> int:
+        """For how long a call may be open before it counts as trouble.
+
+        Silence says nothing of a gateway that is never quick, nor of one that has answered nobody
+        yet; nor beside a probe, when there is nobody else whom it could answer.
+        """
         rule = self.profile.breaker
-        silent = now_ms - self.answered_ms >= rule.silent_ms
-        return min(rule.slow_ms, rule.silent_ms) if silent else rule.slow_ms
+        quick = self.took_ms and 2 * max(self.took_ms) <= rule.silent_ms
+        if permit.probe or not quick or now_ms - self.answered_ms < rule.silent_ms:
+            return rule.slow_ms
+        return min(rule.slow_ms, rule.silent_ms)
 
     def share(self, share: float, now_ms: float) -> None:
         """Take a part of the limits. The parts of all workers come to the whole, except that

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cli import Cli, Terminal
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 # Of each sort one: a worker beyond its session, a coordinator, a gateway with calls open, the
 # database, and ends that arrive in the next transaction.

@@ -243,21 +243,51 @@ def slow_calls(protection: Protection, clock: Clock, open_ms: int) -> list[Permi
 PATIENT = BreakerRule(calls_min=RULE.calls_min, wait_ms=1_000, slow_ms=5_000, silent_ms=2_500)
 
 
-def test_a_gateway_that_answers_nobody_is_noticed_before_one_that_is_slow() -> None:
-    """Nobody's call ended well for that long; one good answer meanwhile, and it is only slow."""
-    for answered in (False, True):
+def test_a_quick_gateway_that_answers_nobody_is_noticed_before_a_slow_one() -> None:
+    """Nobody's call ended well for that long; one good answer meanwhile, or answers that are
+    never quick, or none at all so far, and it may only be slow."""
+    for took_ms, answered, noticed in (
+        (100, False, True),
+        (100, True, False),
+        (2_000, False, False),
+        (None, False, False),
+    ):
         clock, metrics = Clock(), Metrics()
-        profile = GatewayProfile(name="a", breaker=PATIENT)
-        protection = gate(profile, B, clock=clock, metrics=metrics)
-        another = permitted(protection)
+        protection = gate(
+            GatewayProfile(name="a", breaker=PATIENT), B, clock=clock, metrics=metrics
+        )
+        if took_ms is not None:
+            first = permitted(protection)
+            clock.ms += took_ms
+            protection.ended(first, WELL)
         clock.ms = 10_000
         if answered:
+            another = permitted(protection)
             clock.ms += 1
             protection.ended(another, WELL)
             clock.ms -= 1
         slow_calls(protection, clock, PATIENT.silent_ms)
         protection.report()
-        assert (state_of(metrics, "a") == CLOSED) is answered
+        assert (state_of(metrics, "a") != CLOSED) is noticed, (took_ms, answered)
+
+
+def test_a_gateway_that_comes_back_slow_is_let_in_again() -> None:
+    """Its probes take longer than silence may, and end well: nobody else was there to be answered
+    meanwhile, and a call that is merely slow is no trouble."""
+    clock, metrics = Clock(), Metrics()
+    protection = gate(GatewayProfile(name="a", breaker=PATIENT), B, clock=clock, metrics=metrics)
+    quick = permitted(protection)
+    protection.ended(quick, WELL)
+    for dead in [permitted(protection) for _ in range(PATIENT.calls_min)]:
+        protection.ended(dead, DEAD)
+    clock.ms += 20_000
+    probes = [permitted(protection) for _ in range(PATIENT.probes)]
+    clock.ms += 3_000
+    for probe in probes:
+        protection.is_slow(probe, 3_000)
+        protection.ended(probe, WELL)
+    protection.report()
+    assert state_of(metrics, "a") == CLOSED
 
 
 def test_nobody_waits_for_the_place_of_a_call_that_hangs() -> None:

@@ -38,6 +38,7 @@ def test_chaos_takes_minutes_and_a_seed_and_acceptance_is_long() -> None:
     assert "chaos run --minutes 5 --seed 1" in make("-n", "chaos")
     assert "chaos run --minutes 7 --seed 3" in make("-n", "chaos", "MINUTES=7", "SEED=3")
     shown = make("-n", "acceptance")
+    assert "-m acceptance" in shown, "what `make test` leaves out is left out by nobody"
     assert "chaos run --minutes 20 --seed 1 --rate 250" in shown
     assert "tests.simulation --seeds 2000" in shown
     assert "tests.simulation.mutate" in shown
