@@ -29,6 +29,8 @@ EXIT_UNANSWERED = 3
 
 # What moves money by itself, so that the same line typed twice has to be one command.
 _DERIVED = frozenset({"capture", "refund", "retry"})
+# Begins the ids that resolutions get here.
+_RESOLVE_ID = "resolve-"
 
 payment_app = typer.Typer(
     help="Ask something of one payment, and see its whole history.",
@@ -766,7 +768,8 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
 
     Not from the time or the person: typing the same line again must not give money back twice. But
     a cancel, a resolution or a review typed again is about how the payment stands by now, and is
-    judged by that: twice it does no harm, and under the id of before it would have no effect.
+    judged by that, where under the id of before it would have no effect. That a resolution means
+    what it meant the first time is seen to by ``_check_single``.
     """
     from hashlib import sha256
     from secrets import token_hex
@@ -807,13 +810,20 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
 
 
 def _check_single(payment: Payment) -> None:
-    """Refuse to choose for a person what it is that he resolves."""
+    """Refuse to choose for a person what it is that he resolves; or, where something was resolved
+    before, whether the same line again means that, or what is unknown by now."""
     from pipeline.domain.commands import choices, unknown_attempts
 
-    if len(unknown_attempts(payment)) > 1:
+    unknown = unknown_attempts(payment)
+    if len(unknown) > 1:
         raise UserError(
             "The outcome of several operations is unknown; name one with --operation: "
             f"{choices(payment)}."
+        )
+    if unknown and any(each.startswith(_RESOLVE_ID) for each in payment.command_ids):
+        raise UserError(
+            "Something was resolved in this payment before; name what is meant now with "
+            f"--operation: {choices(payment)}."
         )
 
 
