@@ -159,7 +159,7 @@ class JustificationChecks:
 def _returned(payment: PaymentEvidence, snapshot: SnapshotSeen) -> set[tuple[str, int]]:
     """The refunds that are known to have come back before their success was heard: it is older, and
     nothing was booked of either. After a success that was, the return is settled as well."""
-    said = {r.operation_id for r in payment.results if r.code == "returned"}
+    said: set[str | None] = {r.operation_id for r in payment.results if r.code == "returned"}
     said |= {
         n.operation_id for n in payment.own_notifications if n.outcome in ("failed", "declined")
     }
