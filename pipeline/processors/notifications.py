@@ -74,7 +74,7 @@ def process_notification(
         detail = f"the notice names payment {notice.payment_id}, not {payment.payment_id}"
         return dead_lettered(payment, UNKNOWN_PAYMENT, detail, now_ms)
     if notice.type == DISPUTE:
-        return process_dispute(payment, notice, now_ms)
+        return process_dispute(payment, notice, now_ms, policy)
     if notice.type != OPERATION:
         detail = f"{notice.gateway} tells of a thing that is neither operation nor dispute"
         return dead_lettered(payment, UNKNOWN_NOTICE, detail, now_ms)

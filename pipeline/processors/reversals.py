@@ -101,6 +101,20 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision
     return followed(made, _failed(payment, ended, now_ms))
 
 
+def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
+    """The decision about a dispute, and the reversals that it makes room for: they had ended before
+    anything was sent, since the bank had the money for good, and by a newer word it has not."""
+    for each in () if made.payment is None else outstanding(made.payment):
+        payment = made.payment
+        if payment is not None and not each.tries and len(payment.attempts) < _SUCCESSORS_BELOW:
+            then = begin_reversal(
+                payment, each.kind, successor_id(payment, each), _parent(payment, each),
+                owed_minor(payment, each), now_ms, policy,
+            )  # fmt: skip
+            made = followed(made, then)
+    return made
+
+
 def _failed(payment: Payment, reversal: Attempt, now_ms: int) -> Decision:
     """Nothing more is tried by itself, and the money is still owed: a person has to look."""
     changed, event = told(payment, REVERSAL_FAILED, now_ms, reason=reversal.code, attempt=reversal)

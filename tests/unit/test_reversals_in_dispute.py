@@ -106,6 +106,37 @@ def test_after_a_dispute_that_was_lost_nothing_is_left_to_give(told: object) -> 
     assert judged_flow(story.flow, None) == []
 
 
+@pytest.mark.parametrize("words", [("lost", "won"), ("won", "lost")], ids=" then ".join)
+def test_a_dispute_that_was_won_after_all_ends_the_same_in_any_order(
+    words: tuple[str, str],
+) -> None:
+    """What ended since the bank had taken it for good begins again when that was not so."""
+    number = {"opened": 1, "lost": 2, "won": 3}
+    story = Story()
+    story.command("cancel")
+    story.dispute("opened", event_sequence=1)
+    story.flow.answer(yes)
+    for word in words:
+        story.dispute(word, event_sequence=number[word])
+        lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+    assert judged_flow(story.flow, None) == []
+
+
+def test_what_a_person_called_lost_goes_back_when_it_was_won() -> None:
+    """And waits again where the dispute goes on instead."""
+    story = cancelled_in_dispute()
+    word = {"dispute_id": "d1", "evidence": "a letter", "actor": "ann"}
+    story.command("resolve_dispute", "x1", decision="lost", **word)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert held(story.payment) == ()
+    story.dispute("pre_arbitration")
+    assert [each.operation_id for each in held(story.payment)] == ["late-late-1-1-1"]
+    story.command("resolve_dispute", "x2", decision="won", **word)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+
+
 def test_of_a_part_that_was_lost_the_rest_goes_back() -> None:
     """200 of 500 by the bank, 300 by us."""
     story = Story()
