@@ -217,6 +217,15 @@ class AttemptSeen(Struct, frozen=True, gc=False):
     parent: tuple[str, int] | None
 
 
+class DisputeSeen(Struct, frozen=True, gc=False):
+    """A dispute as the table has it; ``charge_reference``: the charge that its gateway names."""
+
+    gateway: str
+    state: str
+    withdrawn_minor: int
+    charge_reference: str | None
+
+
 class AcknowledgementSeen(Struct, frozen=True, gc=False):
     """A finding that somebody has looked at, with the figures it had then."""
 
@@ -254,6 +263,7 @@ class SnapshotSeen(Struct, frozen=True, gc=False):
     command_ids: tuple[str, ...]
     marked_ids: tuple[str, ...]
     acknowledged: tuple[AcknowledgementSeen, ...]
+    disputes: tuple[DisputeSeen, ...]
 
 
 class PaymentEvidence(Struct, gc=False):
@@ -663,6 +673,15 @@ class Evidence:
             tuple(
                 AcknowledgementSeen(each["finding"], each["figures"], each["actor"], each["reason"])
                 for each in fields["acknowledged"]
+            ),
+            tuple(
+                DisputeSeen(
+                    _intern(each["gateway"]),
+                    _intern(each["state"]),
+                    each["withdrawn_minor"],
+                    each["charge_reference"],
+                )
+                for each in fields["disputes"]
             ),
         )
 

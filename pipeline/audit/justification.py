@@ -14,6 +14,7 @@ from pipeline.audit.evidence import (
     DeadLetter,
     OrderSeen,
     PaymentEvidence,
+    SnapshotSeen,
 )
 from pipeline.audit.report import Example
 
@@ -116,12 +117,14 @@ class JustificationChecks:
             (a.operation_id, a.attempt) for a in snapshot.attempts if a.state == "contradicted"
         }
         settled = {(s.kind, s.gateway, s.gateway_reference) for s in payment.settlements}
+        returned = _returned(payment, snapshot)
         for result in payment.results:
             place = "gateway-results", result.partition, result.offset
             if (
                 result.outcome != "succeeded"
                 or place in judge.dead
                 or (result.operation_id, result.attempt) in stopped
+                or (result.operation_id, result.attempt) in returned
             ):
                 continue
             kind = kinds.get(result.identity, "")
@@ -151,6 +154,21 @@ class JustificationChecks:
                     ),
                 )
                 return
+
+
+def _returned(payment: PaymentEvidence, snapshot: SnapshotSeen) -> set[tuple[str, int]]:
+    """The refunds that are known to have come back before their success was heard: it is older, and
+    nothing was booked of either. After a success that was, the return is settled as well."""
+    said: set[str | None] = {r.operation_id for r in payment.results if r.code == "returned"}
+    said |= {
+        n.operation_id for n in payment.own_notifications if n.outcome in ("failed", "declined")
+    }
+    booked = {s.operation_id for s in payment.settlements if s.kind == "refund_failed"}
+    return {
+        (a.operation_id, a.attempt)
+        for a in snapshot.attempts
+        if a.kind == "refund" and a.state == "failed" and a.operation_id in said - booked
+    }
 
 
 def _order_at(payment: PaymentEvidence, source: tuple[str, int, int]) -> OrderSeen | None:

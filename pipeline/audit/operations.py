@@ -25,6 +25,7 @@ from pipeline.audit.evidence import (
     SnapshotSeen,
 )
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
+from pipeline.audit.owed import REFUSED, given_up, withdrawn_of_minor
 from pipeline.audit.report import Example
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ _OPEN: Final = UNDER_WAY | FOR_A_PERSON
 _CONFLICT: Final = "content_of_a_command_id_must_not_change"
 # As many ids of commands a payment remembers; then it forgets the oldest.
 _REMEMBERED_MAX: Final = 256
-# States of an attempt that ended without having moved anything.
-_REFUSED: Final = frozenset({"declined", "failed"})
 
 
 def is_late(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
@@ -193,11 +192,21 @@ class OperationChecks:
                 found.broken("command_without_outcome", example)
 
     def given_back(self, payment: PaymentEvidence) -> None:
-        """What came too late, or to a payment that ended without money, was given back."""
+        """What came too late, or to a payment that ended without money, was given back; what was
+        tried, and is tried no more, is named for as long as it is owed."""
         judge, found, snapshot = self._judge, self._found, payment.snapshot
         if snapshot is None or not judge.settled(payment):
             return
-        refused = {a.operation_id for a in snapshot.attempts if a.state in _REFUSED}
+        waits = list(given_up(payment))
+        for reversal, minor in waits:
+            found.pending("waits_for_a_person", self._owed_example(payment, reversal, minor))
+        named = {reversal.parent for reversal, _ in waits}
+        charges = {
+            _reversal(payment, a.operation_id, a.attempt): (a.operation_id, a.attempt)
+            for a in snapshot.attempts
+            if a.kind in MAIN_KINDS
+        }
+        refused = {a.operation_id for a in snapshot.attempts if a.state in REFUSED}
         refunded: Counter[str] = Counter()
         # What its gateway would not take back at first may be given back by a later operation of
         # the flow's own, or of a command.
@@ -223,12 +232,8 @@ class OperationChecks:
                 and settlement.kind == "capture"
                 and is_late(payment, settlement)
                 and operation_id not in busy
-                and refunded[operation_id]
-                not in (
-                    settlement.amount_minor,
-                    # The customer's bank gave him the rest, for good.
-                    max(0, settlement.amount_minor - snapshot.withdrawn_minor),
-                )
+                and charges.get(operation_id) not in named
+                and _is_kept(payment, settlement, settlement.amount_minor - refunded[operation_id])
             ):
                 example = judge.settlement_example(
                     payment, settlement, "captured, and not refunded"
@@ -239,7 +244,7 @@ class OperationChecks:
                 else:
                     found.broken("late_success_not_reversed", example)
                 return
-        if snapshot.status not in ENDED_WITHOUT_MONEY or busy:
+        if snapshot.status not in ENDED_WITHOUT_MONEY or busy or named:
             return
         kept = snapshot.captured_minor - snapshot.refunded_minor
         held = snapshot.authorized_minor - snapshot.captured_minor
@@ -537,6 +542,16 @@ class OperationChecks:
     def _snapshot_example(self, payment: PaymentEvidence, detail: str) -> Example:
         return self._judge.snapshot_example(payment, detail)
 
+    def _owed_example(self, payment: PaymentEvidence, reversal: AttemptSeen, minor: int) -> Example:
+        """What was captured too late, where that was settled under the reversal's id."""
+        judge, snapshot = self._judge, payment.snapshot
+        for settlement in payment.settlements:
+            if settlement.kind == "capture" and settlement.operation_id == reversal.operation_id:
+                return judge.settlement_example(payment, settlement, "captured, and not refunded")
+        currency = "" if snapshot is None else snapshot.currency
+        said = f"the {reversal.kind} {reversal.operation_id} of {minor} {currency} was given up"
+        return self._snapshot_example(payment, said)
+
     def _command_example(self, payment: PaymentEvidence, command: CommandSeen) -> Example:
         return Example(
             self._judge.topic["payment-commands"],
@@ -564,6 +579,20 @@ _BY_ITSELF: Final = {
     "dispute_fee": ("dispute_fee", -1),
     "refund_failed": ("refund_failed", 1),
 }
+
+
+def _is_kept(payment: PaymentEvidence, charge: SettlementSeen, left_minor: int) -> bool:
+    """Whether what is left of a late charge is neither with a bank that may keep it, nor went with
+    the payment's other money; more than all of it cannot have gone back."""
+    snapshot = payment.snapshot
+    if snapshot is None or left_minor <= 0:
+        return left_minor < 0
+    kinds = ("capture", "refund", "refund_failed")
+    room_minor = sum(s.amount_minor for s in payment.settlements if s.kind in kinds)
+    return (
+        left_minor > withdrawn_of_minor(snapshot, charge.gateway, charge.gateway_reference)
+        and room_minor > snapshot.withdrawn_minor
+    )
 
 
 def _asks(command: CommandSeen) -> tuple[object, ...]:

@@ -28,7 +28,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "unknown_left_behind": "An unknown outcome has an inquiry on its way, or says it has none.",
     "processing_left_behind": "A payment that is processing has a request or a timer on its way.",
     "operation_left_behind": "An operation that is under way has something on its way for it.",
-    "waits_for_a_person": "An outcome that nobody could tell us, or was contradicted, or a review.",
+    "waits_for_a_person": "An outcome that nobody could tell us, a review, or what is still owed.",
     "waits_for_the_customer": "A step that the customer has not taken yet.",
     "commands_wait_for_their_order": "Commands that came before their order wait for it.",
     "command_without_outcome": "Every command is taken, is rejected by name, or waits.",

@@ -29,6 +29,8 @@ EXIT_UNANSWERED = 3
 
 # What moves money by itself, so that the same line typed twice has to be one command.
 _DERIVED = frozenset({"capture", "refund", "retry"})
+# Begins the ids that resolutions get here.
+_RESOLVE_ID = "resolve-"
 
 payment_app = typer.Typer(
     help="Ask something of one payment, and see its whole history.",
@@ -766,7 +768,8 @@ def _with_id(command: PaymentCommand) -> PaymentCommand:
 
     Not from the time or the person: typing the same line again must not give money back twice. But
     a cancel, a resolution or a review typed again is about how the payment stands by now, and is
-    judged by that: twice it does no harm, and under the id of before it would have no effect.
+    judged by that, where under the id of before it would have no effect. That a resolution means
+    what it meant the first time is seen to by ``_check_single``.
     """
     from hashlib import sha256
     from secrets import token_hex
@@ -813,10 +816,16 @@ def _check_single(payment: Payment) -> None:
     """
     from pipeline.domain.commands import choices, unknown_attempts
 
-    if unknown_attempts(payment) and len({a.operation_id for a in payment.attempts}) > 1:
+    unknown = unknown_attempts(payment)
+    if unknown and len({a.operation_id for a in payment.attempts}) > 1:
         raise UserError(
             "The payment has several operations; name the one that you resolve with --operation: "
             f"{choices(payment)}."
+        )
+    if unknown and any(each.startswith(_RESOLVE_ID) for each in payment.command_ids):
+        raise UserError(
+            "Something was resolved in this payment before; name what is meant now with "
+            f"--operation: {choices(payment)}."
         )
 
 

@@ -51,7 +51,7 @@ from pipeline.domain.payment import (
     standing_main,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.reversals import awaits_dispute, held, outstanding
+from pipeline.domain.reversals import held, in_dispute, outstanding
 from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
@@ -402,7 +402,7 @@ def _broken_give_back(payment: Payment, command: PaymentCommand) -> str | None:
     owed = (*outstanding(payment), *held(payment))
     if not owed:
         return GIVE_BACK_MUST_BE_OUTSTANDING
-    barred = any(awaits_dispute(payment, each) for each in owed)
+    barred = any(in_dispute(payment, each) for each in owed)
     if barred and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
     return None if barred or outstanding(payment) else GIVE_BACK_MUST_BE_OUTSTANDING

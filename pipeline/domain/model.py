@@ -206,6 +206,7 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     permit: str = ""
     approved_by: str | None = None
     approval: str | None = None
+    override: str | None = None
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):

@@ -58,7 +58,7 @@ class GatewayProfile(Struct, frozen=True, kw_only=True):
     # How long a hold lasts before it is given back by us: what card networks grant at least.
     authorization_ms: int = 7 * DAY_MS
     # False: the gateway takes what arrives twice as two. Nothing that may have been sent there is
-    # ever sent again, and "not found" never leads to a second call, only to another gateway.
+    # ever sent again by itself: "not found" leads to another gateway, or to a person.
     idempotent: bool = True
 
 

@@ -58,9 +58,14 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
     return max(0, min(amount_of(payment, reversal), room_minor))
 
 
-def awaits_dispute(payment: Payment, reversal: Attempt) -> bool:
-    """Whether a dispute decides first whose the money is."""
+def in_dispute(payment: Payment, reversal: Attempt) -> bool:
+    """Whether a bank has the money of a reversal, and may keep it."""
     return reversal.kind == REFUND and bars_refunds(payment, parent_of(payment, reversal))
+
+
+def awaits_dispute(payment: Payment, reversal: Attempt) -> bool:
+    """Whether a dispute decides first whose the money is; a person may have decided it by force."""
+    return reversal.override is None and in_dispute(payment, reversal)
 
 
 def held(payment: Payment) -> tuple[Attempt, ...]:

@@ -399,7 +399,7 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
     if command.type == rules.ACKNOWLEDGE:
         return audited(acknowledge(payment, command, now_ms), payment, command, now_ms)
     if command.type == rules.RESOLVE_DISPUTE:
-        return audited(resolve_dispute(payment, command, now_ms), payment, command, now_ms)
+        return audited(resolve_dispute(payment, command, now_ms, policy), payment, command, now_ms)
     return _resolve(payment, command, now_ms, policy)
 
 

@@ -36,7 +36,9 @@ from pipeline.domain.lifecycle import (
 )
 from pipeline.domain.model import Dispute, GatewayNotification, Payment, PaymentCommand
 from pipeline.domain.payment import dead_lettered, settlement_of, told
+from pipeline.domain.policy import Policy
 from pipeline.processors.outcomes import STALE_RESULT, with_loss
+from pipeline.processors.reversals import with_owed_again
 
 EVENTS: Final[Mapping[str, str]] = {
     INQUIRY: DISPUTE_INQUIRY,
@@ -63,7 +65,9 @@ AMOUNT_MISMATCH: Final = "amount_mismatch"
 _STALE: Final = Decision(note=STALE_RESULT)
 
 
-def process_dispute(payment: Payment, notice: GatewayNotification, now_ms: int) -> Decision:
+def process_dispute(
+    payment: Payment, notice: GatewayNotification, now_ms: int, policy: Policy
+) -> Decision:
     """Decide about one notice of a dispute; ``now_ms`` is its append time."""
     dispute_id, state = notice.dispute_id, notice.dispute_state
     if (
@@ -102,10 +106,12 @@ def process_dispute(payment: Payment, notice: GatewayNotification, now_ms: int) 
     if after is before:
         return _STALE
     detail = f"dispute {after.dispute_id} at {after.gateway}"
-    return _booked(payment, before, after, now_ms, reason=notice.code, detail=detail)
+    return _booked(payment, before, after, now_ms, policy, reason=notice.code, detail=detail)
 
 
-def resolve_dispute(payment: Payment, command: PaymentCommand, now_ms: int) -> Decision:
+def resolve_dispute(
+    payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy
+) -> Decision:
     """A person says how a dispute ended; the command keeps the rules of ``domain/commands``."""
     (before,) = named(payment, command.dispute_id, command.gateway)
     if command.decision is None or command.actor is None:
@@ -115,6 +121,7 @@ def resolve_dispute(payment: Payment, command: PaymentCommand, now_ms: int) -> D
         before,
         resolved(before, command.decision, command.actor, now_ms),
         now_ms,
+        policy,
         reason=command.reason,
         detail=f"dispute {before.dispute_id} at {before.gateway}: {command.evidence}",
         actor=command.actor,
@@ -149,6 +156,7 @@ def _booked(
     before: Dispute,
     after: Dispute,
     now_ms: int,
+    policy: Policy,
     *,
     reason: str | None,
     detail: str,
@@ -192,4 +200,4 @@ def _booked(
                 )
             )
     made = Decision(payment=changed, sends=(*sends, event))
-    return with_loss(payment, made, now_ms)
+    return with_owed_again(with_loss(payment, made, now_ms), now_ms, policy)

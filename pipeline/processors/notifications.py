@@ -74,7 +74,7 @@ def process_notification(
         detail = f"the notice names payment {notice.payment_id}, not {payment.payment_id}"
         return dead_lettered(payment, UNKNOWN_PAYMENT, detail, now_ms)
     if notice.type == DISPUTE:
-        return process_dispute(payment, notice, now_ms)
+        return process_dispute(payment, notice, now_ms, policy)
     if notice.type != OPERATION:
         detail = f"{notice.gateway} tells of a thing that is neither operation nor dispute"
         return dead_lettered(payment, UNKNOWN_NOTICE, detail, now_ms)
@@ -96,6 +96,9 @@ def _about(
         return late_evidence(payment, attempt, said, now_ms, policy)
     if (outcome == FAILED and attempt.kind == REFUND) or tells_return(attempt, said):
         return came_back(payment, attempt, said, now_ms)
+    if not attempt.tries:
+        # Nothing was sent, so the gateway can have no word of it.
+        return _STALE
     if outcome in (DECLINED, FAILED):
         if attempt.state in OPEN_STATES:
             return declined(payment, attempt, said, now_ms, policy)

@@ -644,7 +644,8 @@ def came_back(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms:
     """
     if attempt.state in (DECLINED, ATTEMPT_FAILED) and attempt.code in _CAME_BACK:
         return _STALE_RESULT
-    if attempt.state == CONTRADICTED or result.currency != payment.currency:
+    never_sent = not attempt.tries
+    if never_sent or attempt.state == CONTRADICTED or result.currency != payment.currency:
         return contradictory(payment, result, now_ms)
     reason = result.code or FAILED_LATER
     had_moved = has_succeeded(attempt.state)
@@ -665,10 +666,10 @@ def late_evidence(
 ) -> Decision:
     """A success that nobody waited for: taken, already known, given back, or contradictory.
 
-    What was never sent, since it got no permit, cannot have succeeded.
+    What was never sent, since it got no permit or waits for a dispute's end, cannot have succeeded.
     """
     reference = result.gateway_reference
-    if reference:
+    if reference and attempt.tries:
         if attempt.state in OPEN_STATES:
             return succeeded(payment, attempt, result, reference, now_ms, policy)
         if has_succeeded(attempt.state):
@@ -678,7 +679,7 @@ def late_evidence(
                 and result.currency == payment.currency
             ):
                 return _STALE_RESULT
-        elif attempt.state in (DECLINED, ATTEMPT_FAILED) and attempt.tries:
+        elif attempt.state in (DECLINED, ATTEMPT_FAILED):
             if attempt.code in _CAME_BACK:
                 return _STALE_RESULT
             return succeeded(

@@ -81,14 +81,15 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
         then = begin_reversal(
             payment, ended.kind, successor_id(payment, ended), _parent(payment, ended),
             owed_minor(payment, ended), now_ms, policy, wait_ms=wait_ms, reason=ended.code,
+            override=ended.override,
         )  # fmt: skip
         return followed(made, then)
     return followed(made, _failed(payment, ended, now_ms))
 
 
 def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision:
-    """The decision in which a refund came back: where it was to give something back, to try it once
-    more would end the same, so a person is told."""
+    """The decision that ended an attempt of which there is no second one by itself, since it would
+    end the same, or be made twice: where it was to give something back, a person is told."""
     payment = made.payment
     if payment is None or not is_reversal(attempt):
         return made
@@ -100,6 +101,20 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision
     return followed(made, _failed(payment, ended, now_ms))
 
 
+def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
+    """The decision about a dispute, and the reversals that it makes room for: they had ended before
+    anything was sent, since the bank had the money for good, and by a newer word it has not."""
+    for each in () if made.payment is None else outstanding(made.payment):
+        payment = made.payment
+        if payment is not None and not each.tries and len(payment.attempts) < _SUCCESSORS_BELOW:
+            then = begin_reversal(
+                payment, each.kind, successor_id(payment, each), _parent(payment, each),
+                owed_minor(payment, each), now_ms, policy,
+            )  # fmt: skip
+            made = followed(made, then)
+    return made
+
+
 def _failed(payment: Payment, reversal: Attempt, now_ms: int) -> Decision:
     """Nothing more is tried by itself, and the money is still owed: a person has to look."""
     changed, event = told(payment, REVERSAL_FAILED, now_ms, reason=reversal.code, attempt=reversal)
@@ -109,7 +124,6 @@ def _failed(payment: Payment, reversal: Attempt, now_ms: int) -> Decision:
 def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
     """A person orders again what is outstanding, and by force what waits for a dispute's end; the
     command keeps the rules of ``domain/commands``."""
-    forced = command.override is not None
     changed, event = told(
         payment,
         GIVE_BACK_ORDERED,
@@ -119,16 +133,17 @@ def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Po
         operation_id=command.command_id,
     )
     made = decision(changed, event)
-    for each in held(payment) if forced else ():
+    for each in held(payment) if command.override else ():
         payment = made.payment or changed
-        waited, ended = first_sent(payment, each, now_ms)
+        waited, ended = first_sent(payment, replace(each, override=command.override), now_ms)
         made = followed(made, ended or _sent(payment, waited, now_ms, policy))
     for each in outstanding(payment):
         payment = made.payment or changed
         if len(payment.attempts) < ATTEMPTS_MAX:
             then = begin_reversal(
                 payment, each.kind, successor_id(payment, each), _parent(payment, each),
-                owed_minor(payment, each), now_ms, policy, actor=command.actor, forced=forced,
+                owed_minor(payment, each), now_ms, policy, actor=command.actor,
+                override=command.override,
             )  # fmt: skip
             made = followed(made, then)
     return made
@@ -146,10 +161,11 @@ def begin_reversal(
     wait_ms: int = 0,
     reason: str | None = None,
     actor: str | None = None,
-    forced: bool = False,
+    override: str | None = None,
 ) -> Decision:
     """Begin to give back what came too late: at once, after ``wait_ms``, or, where a bank has the
-    customer's money and may keep it, once its dispute has ended."""
+    customer's money and may keep it, once its dispute has ended. By force it does not wait for that
+    end, however often it has to be sent or ordered again."""
     attempt = first_try(
         operation_id,
         kind,
@@ -160,9 +176,10 @@ def begin_reversal(
         amount_minor=amount_minor,
         parent=parent,
     )
-    disputed = not forced and (
-        awaits_dispute(payment, attempt) or owed_minor(payment, attempt) < amount_minor
-    )
+    barred = awaits_dispute(payment, attempt)
+    # Kept, so that the force outlasts what could not be sent at first.
+    attempt = replace(attempt, override=override if barred else None)
+    disputed = override is None and (barred or owed_minor(payment, attempt) < amount_minor)
     if not (wait_ms or disputed):
         changed, event = begun(
             payment, attempt, now_ms, event=REVERSAL_STARTED, reason=LATE_SUCCESS, actor=actor

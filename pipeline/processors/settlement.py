@@ -84,7 +84,12 @@ from pipeline.processors.outcomes import (
 )
 from pipeline.processors.permit_answers import permit_missing
 from pipeline.processors.permits import is_capped
-from pipeline.processors.reversals import NOTHING_OWED, first_due, with_successor
+from pipeline.processors.reversals import (
+    NOTHING_OWED,
+    first_due,
+    with_successor,
+    without_successor,
+)
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
 
 # Causes of dead letters.
@@ -362,6 +367,9 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
         if chosen is not None:
             refusal = ATTEMPTS_MUST_NOT_EXCEED_CAP
     made = gave_up(payment, attempt, refusal, now_ms)
+    if is_uncertain(payment, attempt) and not gateway_profile(policy, attempt.gateway).idempotent:
+        # It takes no key, so a call that it may have is never made there a second time by itself.
+        return without_successor(made, attempt, now_ms)
     return with_successor(made, attempt, now_ms, policy)
 
 

@@ -366,6 +366,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/unit/test_reversals_in_dispute.py",),
     ),
     Mutation(
+        "a give-back keeps its force",
+        f"{PROCESSORS}/reversals.py",
+        "            override=ended.override,\n",
+        "",
+        ("tests/unit/test_reversals_in_dispute.py",),
+    ),
+    Mutation(
+        "what is owed back is sent once to a gateway without keys",
+        f"{PROCESSORS}/settlement.py",
+        "        return without_successor(made, attempt, now_ms)\n",
+        "        return with_successor(made, attempt, now_ms, policy)\n",
+        ("tests/unit/test_reversals.py",),
+    ),
+    Mutation(
         "a refund that came back stays so",
         f"{PROCESSORS}/settlement.py",
         "    if tells_return(attempt, result):\n",

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.audit.gateway_copy import GatewayCopy
 from pipeline.audit.report import Finding, Severity
+from pipeline.domain.reversals import outstanding
 from tests.support.audit_story import judged_flow
 from tests.support.examples import share_of
 from tests.unit import test_processors_lifecycle_properties as lives
@@ -63,7 +64,8 @@ def books(life: lives.Life) -> GatewayCopy:
 @pytest.mark.parametrize("part", range(4))
 def test_no_healthy_life_is_accused(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captures in parts, refunds that fail, lost answers, notices in any order, late successes: at
-    the end nothing is broken, and what is pending waits for somebody by name."""
+    the end nothing is broken, what is pending waits for somebody by name, and what was given up
+    while it is owed is pending."""
     ended: list[lives.Life] = []
 
     class Kept(lives.Life):
@@ -74,10 +76,13 @@ def test_no_healthy_life_is_accused(part: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(lives, "Life", Kept)
     for seed in range(part * WALKS // 4, (part + 1) * WALKS // 4):
         lives.live(seed)
-        found = judged(ended.pop())
+        life = ended.pop()
+        found = judged(life)
         broken = [f for f in found if f.severity is Severity.BROKEN]
         assert not broken, f"live({seed}): {broken}"
         assert {f.name for f in found} <= AT_REST, f"live({seed}): {found}"
+        owed = outstanding(life.payment())
+        assert not owed or "waits_for_a_person" in {f.name for f in found}, f"live({seed}): {owed}"
 
 
 def test_a_life_whose_refund_is_not_settled_is_accused(monkeypatch: pytest.MonkeyPatch) -> None:

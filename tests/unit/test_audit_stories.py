@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from pipeline.audit.gateway_copy import GatewayCopy
@@ -88,6 +89,30 @@ def test_what_a_person_gave_back_waits_for_nobody() -> None:
         books.enter("refund", request.idempotency_key, amount_minor, "charge_1", entry_id)
         waits = ["waits_for_a_person"] if number == "r1" else []
         assert found(story, books) == waits
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["answer", "inquiry"])
+def test_a_refund_whose_return_is_heard_first_is_right(asked: bool) -> None:
+    """Its success shows afterwards and is older: neither is booked, and nothing is missing. Where
+    the success came first, its settlement is."""
+    story = Story()
+    story.flow.answer(yes)
+    story.command("refund", "r1")
+    if asked:
+        story.flow.answer(TIMED_OUT)
+        story.wait()
+    success = story.flow.handle(story.flow.open_requests.pop(0), yes)
+    story.notify("failed", "r1", code="returned")
+    story.flow.result(success)
+    assert story.settled == [("capture", 500)]
+    assert judged_flow(story.flow, None) == []
+    story.command("refund", "r2")
+    story.flow.answer(yes)
+    story.notify("failed", "r2", code="returned")
+    assert judged_flow(story.flow, None) == []
+    del story.flow.topics["settlements"][1]
+    names = [finding.name for finding in judged_flow(story.flow, None)]
+    assert "success_without_settlement" in names
 
 
 def test_a_capture_of_before_is_no_proof_against_its_refund() -> None:

@@ -32,6 +32,7 @@ from pipeline.domain.model import (
     PaymentCommand,
     PaymentEvent,
 )
+from pipeline.domain.policy import HOUR_MS
 from pipeline.domain.records import payment_to_record, to_record
 from pipeline.domain.risk_rules import read_rules
 from pipeline.errors import UserError
@@ -538,3 +539,42 @@ def test_show_tells_what_a_person_may_resolve() -> None:
 def test_a_trace_tells_each_topic_in_words(role: str, fields: dict[str, Any], said: str) -> None:
     """Notices, timers, tiers and inquiries read like sentences, not like records."""
     assert describe(role, fields) == said
+
+
+def test_a_resolution_typed_again_is_not_taken_for_one_of_something_else() -> None:
+    """A reversal was not made, its successor is unknown: the line of before, which named neither,
+    would order a third. By its operation's name it is refused where that is known by now."""
+    story = Story()
+    story.command("cancel", "c1")
+    story.flow.answer(yes)
+    line = replace(
+        command("resolve", ""), decision="not_charged", evidence="their dashboard", actor="ann"
+    )
+
+    def unknown() -> None:
+        story.flow.run(lambda _: TIMED_OUT)
+        story.flow.now_ms += HOUR_MS
+
+    unknown()
+    story.flow.command(_with_id(line))
+    assert story.events[-1] == "reversal_started"
+    unknown()
+    with pytest.raises(UserError, match="--operation: late-late-1-1-1 "):
+        _check_single(story.payment)
+    story.flow.command(_with_id(replace(line, operation_id="late-1-1")))
+    assert story.flow.events()[-1].reason == "outcome_must_be_unknown"
+
+
+def test_a_resolution_that_came_too_early_may_be_typed_again_by_name() -> None:
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    line = replace(
+        command("resolve", ""), decision="not_charged", evidence="their dashboard", actor="ann"
+    )
+    story.flow.command(_with_id(line))
+    assert story.flow.events()[-1].reason == "send_window_must_be_over"
+    story.flow.now_ms += HOUR_MS
+    with pytest.raises(UserError, match="--operation: 1 "):
+        _check_single(story.payment)
+    story.flow.command(_with_id(replace(line, operation_id="1")))
+    assert story.status == "failed"

@@ -353,6 +353,6 @@ def test_a_dispute_that_was_taken_in_before_still_ends() -> None:
     payment = replace(story.payment, disputes=(old,), disputed_minor=500)
     notice = replace(story.notice("succeeded"), type="dispute", dispute_id="d1",
                      dispute_state="won", amount_minor=500)  # fmt: skip
-    made = process_dispute(payment, notice, 1)
+    made = process_dispute(payment, notice, 1, POLICY)
     assert made.dead_letter is None
     assert [s.amount_minor for s in made.sends if isinstance(s, Settlement)] == [500]

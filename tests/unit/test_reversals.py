@@ -11,7 +11,7 @@ from pipeline.audit.report import Severity
 from pipeline.commands.payment_follow import PaymentSeen, judged
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import Order, PaymentRequest
-from pipeline.domain.policy import DAY_MS, DEFAULT_POLICY, HOUR_MS, MINUTE_MS
+from pipeline.domain.policy import DAY_MS, DEFAULT_POLICY, HOUR_MS, MINUTE_MS, Policy
 from pipeline.domain.reversals import REVERSALS_MAX, outstanding
 from tests.support.audit_story import judged_flow
 from tests.support.payment_story import (
@@ -29,6 +29,7 @@ from tests.support.payment_story import (
     yes,
 )
 
+NO_KEYS = replace(DEFAULT_POLICY, gateways=(replace(DEFAULT_POLICY.gateways[0], idempotent=False),))
 OWN_TROUBLE = GatewayAnswer(outcome="declined", code="processing_error")
 BOTH = pytest.mark.parametrize("order", [ORDER, MANUAL], ids=["refund", "void"])
 
@@ -37,9 +38,9 @@ def down(request: PaymentRequest) -> GatewayAnswer:
     return TIMED_OUT if request.kind == "inquire" else NOT_SENT
 
 
-def cancelled_too_late(order: Order) -> Story:
+def cancelled_too_late(order: Order, policy: Policy = DEFAULT_POLICY) -> Story:
     """The charge or hold was made all the same, and its reversal is under way."""
-    story = Story(order, DEFAULT_POLICY)
+    story = Story(order, policy)
     story.command("cancel", "c1")
     story.flow.answer(yes)
     assert story.flow.open_requests[0][1].operation_id == "late-1-1"
@@ -118,6 +119,35 @@ def test_silence_never_ends_it(order: Order) -> None:
     story.command("resolve", "p1", decision="not_charged")
     assert story.events[-2:] == [f"{story.payment.attempts[1].kind}_failed", "reversal_started"]
     story.flow.answer(yes)
+    assert is_back(story, order)
+
+
+@BOTH
+def test_what_a_gateway_without_keys_may_have_is_not_sent_there_again(order: Order) -> None:
+    """It would take a second call for a second refund. That it does not know the first is no order
+    to make one: a person is told, and may give it."""
+    story = cancelled_too_late(order, NO_KEYS)
+    story.flow.answer(TIMED_OUT)
+    lives_until(story, NOW + DAY_MS, lambda _: NOT_FOUND)
+    reversal = story.payment.attempts[-1]
+    assert (reversal.operation_id, reversal.state, reversal.code) == (
+        "late-1-1", "failed", "not_found",
+    )  # fmt: skip
+    assert story.asked.count(reversal.kind) == 1
+    assert (story.events[-1], outstanding(story.payment)) == ("reversal_failed", (reversal,))
+    assert [f.name for f in judged_flow(story.flow, None)] == ["waits_for_a_person"]
+    story.command("give_back", "g1", actor="ann")
+    story.flow.answer(yes)
+    assert is_back(story, order)
+
+
+@BOTH
+def test_what_a_gateway_without_keys_cannot_have_goes_on_by_itself(order: Order) -> None:
+    """Nobody could send it for half a day, and the gateway does not know it."""
+    story = cancelled_too_late(order, NO_KEYS)
+    lives_until(story, NOW + 16 * HOUR_MS, lambda r: NOT_FOUND if r.kind == "inquire" else NOT_SENT)
+    assert story.payment.attempts[-1].operation_id == "late-late-1-1-1"
+    lives_until(story, NOW + 20 * HOUR_MS, yes)
     assert is_back(story, order)
 
 

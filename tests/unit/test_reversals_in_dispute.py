@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.audit.report import Severity
-from pipeline.domain.policy import DAY_MS, DEFAULT_POLICY, HOUR_MS
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.model import PaymentRequest
+from pipeline.domain.policy import DAY_MS, DEFAULT_POLICY, HOUR_MS, Policy
 from pipeline.domain.reversals import held
 from tests.support.audit_story import judged_flow
-from tests.support.payment_story import MANUAL, NOT_FOUND, ORDER, TIMED_OUT, Story, yes
+from tests.support.payment_story import (
+    DECLINED,
+    MANUAL,
+    NOT_FOUND,
+    NOT_SENT,
+    ORDER,
+    POLICY,
+    SECOND,
+    TIMED_OUT,
+    Story,
+    yes,
+)
 from tests.unit.test_reversals import down, lives_until
 
 
@@ -22,8 +36,8 @@ def shown_in_dispute() -> Story:
     return story
 
 
-def cancelled_in_dispute() -> Story:
-    story = Story()
+def cancelled_in_dispute(policy: Policy = POLICY) -> Story:
+    story = Story(ORDER, policy)
     story.command("cancel")
     story.dispute("opened")
     story.flow.answer(yes)
@@ -92,6 +106,37 @@ def test_after_a_dispute_that_was_lost_nothing_is_left_to_give(told: object) -> 
     assert judged_flow(story.flow, None) == []
 
 
+@pytest.mark.parametrize("words", [("lost", "won"), ("won", "lost")], ids=" then ".join)
+def test_a_dispute_that_was_won_after_all_ends_the_same_in_any_order(
+    words: tuple[str, str],
+) -> None:
+    """What ended since the bank had taken it for good begins again when that was not so."""
+    number = {"opened": 1, "lost": 2, "won": 3}
+    story = Story()
+    story.command("cancel")
+    story.dispute("opened", event_sequence=1)
+    story.flow.answer(yes)
+    for word in words:
+        story.dispute(word, event_sequence=number[word])
+        lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+    assert judged_flow(story.flow, None) == []
+
+
+def test_what_a_person_called_lost_goes_back_when_it_was_won() -> None:
+    """And waits again where the dispute goes on instead."""
+    story = cancelled_in_dispute()
+    word = {"dispute_id": "d1", "evidence": "a letter", "actor": "ann"}
+    story.command("resolve_dispute", "x1", decision="lost", **word)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert held(story.payment) == ()
+    story.dispute("pre_arbitration")
+    assert [each.operation_id for each in held(story.payment)] == ["late-late-1-1-1"]
+    story.command("resolve_dispute", "x2", decision="won", **word)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+
+
 def test_of_a_part_that_was_lost_the_rest_goes_back() -> None:
     """200 of 500 by the bank, 300 by us."""
     story = Story()
@@ -128,6 +173,65 @@ def test_a_dispute_stops_what_its_gateway_could_not_take_yet() -> None:
     story.dispute("won")
     lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
     assert story.money == (500, 500, 500)
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "declined", "failed", "pending"])
+def test_no_word_about_what_was_never_sent_is_believed(outcome: str) -> None:
+    """A gateway cannot know a refund that waits for the dispute's end: it stays held, and owed."""
+    story = cancelled_in_dispute()
+    (reversal,) = held(story.payment)
+    of_refund = replace(
+        story.notice(outcome), operation_id=reversal.operation_id, kind="refund",
+        amount_minor=500, gateway_reference="re_9",
+    )  # fmt: skip
+    told = story.flow.notify(of_refund)
+    assert held(story.payment) == (reversal,)
+    claims_made = outcome in ("succeeded", "failed")
+    assert (told.dead_letter == "contradictory_evidence") is claims_made
+    assert ("refund", -500) not in story.settled
+    story.dispute("won")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+
+
+def never(request: PaymentRequest) -> GatewayAnswer:
+    return NOT_FOUND if request.kind == "inquire" else NOT_SENT
+
+
+@pytest.mark.parametrize("policy", [POLICY, DEFAULT_POLICY], ids=["short", "default"])
+def test_by_force_it_goes_back_though_it_cannot_be_sent_at_once(policy: Policy) -> None:
+    """The person has decided; a gateway that is away for a minute, or longer than one reversal is
+    tried for, does not decide otherwise."""
+    for away_ms in (SECOND, DAY_MS):
+        story = cancelled_in_dispute(policy)
+        story.command("give_back", "g1", override="dispute", actor="ann")
+        lives_until(story, story.flow.now_ms + away_ms, never)
+        assert story.events.count("reversal_held") == 1, "before the command"
+        lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+        assert story.money == (500, 500, 500)
+
+
+def test_by_force_it_goes_back_after_its_gateways_own_trouble() -> None:
+    """The decline that may pass has a successor, which is forced as well."""
+    story = cancelled_in_dispute()
+    story.command("give_back", "g1", override="dispute")
+    story.flow.answer(GatewayAnswer(outcome="declined", code="processing_error"))
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+
+
+def test_the_force_is_of_one_order() -> None:
+    """What its gateway refused for good is ordered anew, and by force only if that is said anew."""
+    story = cancelled_in_dispute()
+    story.command("give_back", "g1", override="dispute")
+    story.flow.answer(DECLINED)
+    assert story.rejected("give_back", "g2") == "refund_must_not_run_during_a_dispute"
+    story.dispute("won")
+    story.command("give_back", "g3")
+    story.flow.answer(NOT_SENT)
+    story.dispute("opened", "d2")
+    lives_until(story, story.flow.now_ms + DAY_MS, never)
+    assert len(held(story.payment)) == 1
 
 
 def test_a_person_may_force_it() -> None:

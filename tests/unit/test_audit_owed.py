@@ -1,0 +1,104 @@
+"""What was to be given back and is tried no more is named by the audit until it is back."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.audit.report import Severity
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.findings import amounts_out_of_order
+from pipeline.domain.model import PaymentRequest
+from pipeline.domain.reversals import outstanding
+from tests.support.audit_story import judged_flow
+from tests.support.payment_story import (
+    DECLINED,
+    MANUAL,
+    NOT_SENT,
+    ORDER,
+    TIMED_OUT,
+    Story,
+    yes,
+)
+
+WAITS = ("waits_for_a_person", Severity.PENDING)
+
+
+def found(story: Story) -> set[tuple[str, Severity]]:
+    return {(each.name, each.severity) for each in judged_flow(story.flow, None)}
+
+
+def down(request: PaymentRequest) -> GatewayAnswer:
+    return TIMED_OUT if request.kind == "inquire" else NOT_SENT
+
+
+def paid_twice() -> Story:
+    """The first charge shows after a retry has paid, and its gateway will not take it back."""
+    story = Story(ORDER)
+    story.flow.answer(DECLINED)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.answer(yes)
+    story.notify("succeeded")
+    story.flow.answer(DECLINED)
+    return story
+
+
+def test_a_hold_beside_what_was_captured_is_named() -> None:
+    """Its payment is captured, by a retry: the first hold is the customer's all the same."""
+    story = Story(MANUAL)
+    story.flow.answer(DECLINED)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.answer(yes)
+    story.command("capture", "c1")
+    story.flow.answer(yes)
+    story.notify("succeeded")
+    story.flow.answer(DECLINED)
+    assert (story.status, story.events[-1]) == ("captured", "reversal_failed")
+    assert found(story) == {WAITS}
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    assert found(story) == set()
+
+
+@pytest.mark.parametrize("state", ["opened", "lost"])
+def test_what_a_bank_has_of_another_charge_settles_nothing(state: str) -> None:
+    story = paid_twice()
+    assert found(story) == {WAITS}
+    story.dispute("opened", gateway_reference="charge_1_r1")
+    story.dispute(state, gateway_reference="charge_1_r1")
+    assert found(story) == {WAITS}
+    story.command("give_back", "g1", override="dispute")
+    story.flow.answer(yes)
+    assert found(story) == set()
+
+
+def test_what_a_bank_may_keep_is_named_and_what_it_keeps_is_not() -> None:
+    """While the dispute is open nobody knows whose the money is; once it is lost, it is back."""
+    story = paid_twice()
+    story.dispute("opened", gateway_reference="charge_1")
+    assert found(story) == {WAITS}
+    story.dispute("lost", gateway_reference="charge_1")
+    assert found(story) == set()
+    assert outstanding(story.payment) == ()
+
+
+def test_what_was_captured_beyond_a_hold_is_named_though_it_is_acknowledged() -> None:
+    """That its amounts are out of order stays true; that money is owed ends when it is back."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    story.command("capture", "c1", amount_minor=300)
+    story.flow.run(down)
+    story.command("capture", "c2", amount_minor=500)
+    story.flow.answer(yes)
+    story.notify("succeeded", "c1")
+    story.flow.answer(DECLINED)
+    assert found(story) == {WAITS, ("amounts_out_of_order", Severity.BROKEN)}
+    figures = amounts_out_of_order(story.payment)
+    story.command(
+        "acknowledge", "k1", finding="amounts_out_of_order", figures=figures, evidence="a letter",
+        reason="theirs", actor="ann",
+    )  # fmt: skip
+    looked_at = ("amounts_out_of_order", Severity.ACKNOWLEDGED)
+    assert found(story) == {WAITS, looked_at}
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    assert WAITS not in found(story)
