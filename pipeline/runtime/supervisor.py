@@ -41,6 +41,8 @@ RESTART_PAUSE_S_MAX = 10.0
 STEADY_S = 30.0
 # A worker drains in at most 30 s and may be within a transaction of 10 s when it is asked to.
 STOP_TIMEOUT_S = 45.0
+# For a worker that hangs to write where it stands.
+STACKS_S = 1.0
 
 
 @dataclass
@@ -111,6 +113,9 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 clean = False
                 _log.error("worker %d did not drain within %.0f s: killed", process.pid, timeout_s)
+                # It writes into its log where each of its threads stands.
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(STACKS_S)
                 process.kill()
                 process.wait()
         if self._own_dir:
