@@ -120,6 +120,8 @@ A gateway without idempotency takes what arrives twice as two. So nothing that m
 it is sent again, and that includes what another worker may have sent: after a crash, a rebalance or
 an aborted transaction a request comes a second time, and is answered `possibly_sent` (unknown)
 instead of being sent. It is then asked about until it is found, or proven not to have happened.
+Proven so, a charge goes to another gateway, and anything else has failed: what was owed back
+[waits for a person](lifecycle.md#what-comes-too-late).
 When a worker takes a partition, requests that already wait in it are treated so, even if in truth
 nobody has sent them ([why](adr/0019-unread-requests-count-as-sent.md)). One gap cannot be closed
 from our side: a worker that froze, woke up outside its group and reads on before it notices may
