@@ -294,10 +294,9 @@ class LocalFlow:
             jvm_flags=self.jvm_flags,
             # The first look for timed-out transactions must not come before a broker that was
             # killed knows its topics again: it then calls them aborted without writing a marker
-            # (seen with 4.3.1), and their offsets and records hang for ever. On a busy machine it
-            # takes many seconds to; nobody waits for that look, since each worker ends its own
-            # transactions when it starts.
-            extra_config={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "30000"},
+            # (seen with 4.3.1), and their offsets and records hang for ever. Nor much later: a worker
+            # waits 30 s for offsets that such a transaction holds up.
+            extra_config={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000"},
         )
         if "webhooks" in self.workers:
             s = s.model_copy(update={"webhook_port": s.webhook_port or free_ports(1)[0]})
