@@ -294,8 +294,8 @@ class LocalFlow:
             jvm_flags=self.jvm_flags,
             # The first look for timed-out transactions must not come before a broker that was
             # killed knows its topics again: it then calls them aborted without writing a marker
-            # (seen with 4.3.1), and their offsets and records hang for ever. Nor much later: a worker
-            # waits 30 s for offsets that such a transaction holds up.
+            # (seen with 4.3.1), and their offsets and records hang for ever. Nor much later: for
+            # offsets that such a transaction holds up, a worker waits 30 s.
             extra_config={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000"},
         )
         if "webhooks" in self.workers:
