@@ -138,7 +138,7 @@ class Protection:
         if open_ms >= g.patience_ms(permit, now_ms) and not permit.told:
             permit.told = True
             self._tell(g, permit, False, now_ms)
-        return open_ms >= HOLD_MS and (g.breaker.state(now_ms) != CLOSED)
+        return open_ms >= HOLD_MS and (permit.probe or g.breaker.state(now_ms) != CLOSED)
 
     def ended(self, permit: Permit, answer: GatewayAnswer) -> None:
         """The call has really ended, parked or not."""

@@ -18,7 +18,7 @@ from pipeline.domain.routing import RouteFacts, route
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.live_policy import LivePolicy
-from pipeline.runtime.protection import Hold, Permit, Protection
+from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 from tests.support.waiting import wait_until
 
 WELL = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
@@ -288,6 +288,18 @@ def test_a_gateway_that_comes_back_slow_is_let_in_again() -> None:
         protection.ended(probe, WELL)
     protection.report()
     assert state_of(metrics, "a") == CLOSED
+
+
+def test_a_probe_is_not_waited_for_though_its_breaker_was_made_anew() -> None:
+    """Another rule comes into force while it is open: it is still a trial of a gateway in trouble."""
+    clock = Clock()
+    protection = gate(A, B, clock=clock)
+    for dead in [permitted(protection) for _ in range(RULE.calls_min)]:
+        protection.ended(dead, DEAD)
+    clock.ms = RULE.wait_ms
+    probe = permitted(protection)
+    protection.configure([GatewayProfile(name="a", breaker=PATIENT), B])
+    assert protection.is_slow(probe, HOLD_MS)
 
 
 def test_nobody_waits_for_the_place_of_a_call_that_hangs() -> None:
