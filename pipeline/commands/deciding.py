@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from pipeline.domain.model import LedgerEvent
     from producers.ledger_events import LedgerEvents
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the decision.")]
@@ -81,6 +82,17 @@ def time_ms(said: str) -> int:
     if found.tzinfo is None:
         found = found.replace(tzinfo=UTC)
     return int(found.timestamp() * 1000)
+
+
+def show_versions(events: Sequence[LedgerEvent], noun: str, part: str) -> None:
+    """Each version of what counts from a time on, with who decided it, and its ``part`` as JSON."""
+    for event in events:
+        body = json.loads(event.body)
+        typer.echo(
+            f"{noun} {event.sequence} from {shown_time(body['effective_from_ms'])}, by "
+            f"{event.actor} at {shown_time(event.decided_at_ms)}: {event.reason}"
+        )
+        typer.echo(json.dumps(body[part], indent=2))
 
 
 def shown_time(time_ms: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from pipeline.commands.deciding import (
     Reason,
     deciding,
     read_document,
+    show_versions,
     shown_time,
     time_ms,
     who,
@@ -94,19 +94,13 @@ def fees_show_command(ledger_url: LedgerUrl = None) -> None:
     """
     from pipeline.commands.ledger import books
     from pipeline.domain.decisions import FEE_SCHEDULE
-    from pipeline.ledger.decisions import all_decisions
+    from pipeline.ledger.decisions import decisions_of
 
     with books(ledger_url) as connection:
-        events = [e for e in all_decisions(connection) if e.kind == FEE_SCHEDULE]
+        events = decisions_of(connection, (FEE_SCHEDULE,))
     if not events:
         typer.echo("there is no fee schedule: nothing is charged")
-    for event in events:
-        body = json.loads(event.body)
-        typer.echo(
-            f"schedule {event.sequence} from {shown_time(body['effective_from_ms'])}, by "
-            f"{event.actor} at {shown_time(event.decided_at_ms)}: {event.reason}"
-        )
-        typer.echo(json.dumps(body["schedule"], indent=2))
+    show_versions(events, "schedule", "schedule")
 
 
 @app.command("close")

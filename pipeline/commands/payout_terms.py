@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +14,7 @@ from pipeline.commands.deciding import (
     Reason,
     deciding,
     read_document,
+    show_versions,
     shown_time,
     time_ms,
     who,
@@ -97,10 +97,4 @@ def show_command(ledger_url: LedgerUrl = None) -> None:
         events = decisions_of(connection, (PAYOUT_TERMS,))
     if not events:
         typer.echo("there are no payout terms: nobody is paid")
-    for event in events:
-        body = json.loads(event.body)
-        typer.echo(
-            f"terms {event.sequence} from {shown_time(body['effective_from_ms'])}, by "
-            f"{event.actor} at {shown_time(event.decided_at_ms)}: {event.reason}"
-        )
-        typer.echo(json.dumps(body["terms"], indent=2))
+    show_versions(events, "terms", "terms")

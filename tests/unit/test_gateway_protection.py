@@ -291,7 +291,7 @@ def test_a_gateway_that_comes_back_slow_is_let_in_again() -> None:
 
 
 def test_a_probe_is_not_waited_for_though_its_breaker_was_made_anew() -> None:
-    """Another rule comes into force while it is open: it is still a trial of a gateway in trouble."""
+    """Another rule comes into force meanwhile: it stays a trial of a gateway in trouble."""
     clock = Clock()
     protection = gate(A, B, clock=clock)
     for dead in [permitted(protection) for _ in range(RULE.calls_min)]:
