@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from pipeline.ledger.queries import (
     sums_by_kind,
     trial_balance,
 )
+from tests.support.ledger_suite import OnEachDatabase
 
 # Two lines that balance.
 PAIR = [(1, "GBP", 100), (2, "GBP", -100)]
@@ -66,14 +66,8 @@ def journal_at(engine: Engine, partition: int = 0, **options: Any) -> Journal:
     return journal
 
 
-class LedgerSuite:
+class LedgerSuite(OnEachDatabase):
     """Subclassed once for each database, with a fixture ``url`` of an empty one."""
-
-    @pytest.fixture
-    def engine(self, url: str) -> Iterator[Engine]:
-        engine = open_ledger(url)
-        yield engine
-        engine.dispose()
 
     def test_a_batch_books_entries_balances_and_offset_together(self, engine: Engine) -> None:
         """What a batch of captures and a refund leaves: entries, balances, the next offset."""

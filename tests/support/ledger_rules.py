@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from pipeline.domain.fee_schedule import read_schedule
 from pipeline.domain.posting import Posting
 from pipeline.domain.transfers import conversion
 from pipeline.errors import UserError
-from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
 from pipeline.ledger.decisions import (
     all_decisions,
@@ -29,6 +28,7 @@ from pipeline.ledger.entries import Item, entries_of_payments
 from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances, entry_count
 from tests.support.ledger import PAIR, SOURCE, book_by_hand, entry_of, journal_at
+from tests.support.ledger_suite import OnEachDatabase
 
 TOPIC = SOURCE.topic
 EVENTS = Source("cluster", "ledger-events", "events")
@@ -69,14 +69,8 @@ def seal(engine: Engine) -> None:
         connection.execute(text("UPDATE closed_periods SET sealed = 1"))
 
 
-class RulesSuite:
+class RulesSuite(OnEachDatabase):
     """Subclassed once for each database, with a fixture ``url`` of an empty one."""
-
-    @pytest.fixture
-    def engine(self, url: str) -> Iterator[Engine]:
-        engine = open_ledger(url)
-        yield engine
-        engine.dispose()
 
     def test_fees_are_counted_over_the_payment_across_batches(self, engine: Engine) -> None:
         """12.50 at 2 % + 0.10 is 0.35; refunds of 5.00 and 7.50 return 0.14 and 0.21 of it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -17,6 +16,7 @@ from pipeline.ledger.seals import chain_heads, seal
 from pipeline.ledger.verification import DAMAGES, Verification, verify_books
 from tests.support.ledger import SOURCE, entry_of, journal_at
 from tests.support.ledger_rules import announce, close
+from tests.support.ledger_suite import OnEachDatabase
 
 ENTRIES = 12
 
@@ -73,14 +73,8 @@ DAMAGE = [
 ]  # fmt: skip
 
 
-class SealsSuite:
+class SealsSuite(OnEachDatabase):
     """Subclassed once for each database; ``url`` and ``other_url`` are of two empty ones."""
-
-    @pytest.fixture
-    def engine(self, url: str) -> Iterator[Engine]:
-        engine = open_ledger(url)
-        yield engine
-        engine.dispose()
 
     def test_undamaged_books_are_whole_sealed_or_not(self, engine: Engine) -> None:
         """Nothing is found before the sealing, half way, and after it; then all is sealed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -30,6 +29,7 @@ from pipeline.ledger.payouts import (
 )
 from pipeline.ledger.queries import balances, drifted_balances
 from tests.support.ledger_rules import book_all
+from tests.support.ledger_suite import OnEachDatabase
 
 IBAN = {"GBP": "GB82WEST12345698765432", "KWD": "KW81CBKU0000000000001234560101"}
 OURS = {"GBP": "GB33BUKB20201555555555", "KWD": "KW81CBKU0000000000001234560101"}
@@ -133,14 +133,8 @@ def standing(engine: Engine, currency: str = "GBP") -> dict[str, int]:
         }
 
 
-class PayoutSuite:
+class PayoutSuite(OnEachDatabase):
     """Subclassed once for each database, with a fixture ``url`` of an empty one."""
-
-    @pytest.fixture
-    def engine(self, url: str) -> Iterator[Engine]:
-        engine = open_ledger(url)
-        yield engine
-        engine.dispose()
 
     def test_a_payout_goes_its_way_through_the_books(self, engine: Engine) -> None:
         """GBP 1,000.00 with 10 % held: 900.00 in transit, then out of the bank account."""

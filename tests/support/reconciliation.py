@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
-from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
 from pipeline.ledger.decisions import unpublished
 from pipeline.ledger.entries import Item
@@ -44,6 +44,7 @@ from pipeline.ledger.verification import verify_books
 from tests.support import payouts
 from tests.support.ledger import SOURCE, journal_at, settlement
 from tests.support.ledger_rules import EVENTS, announce, close
+from tests.support.ledger_suite import OnEachDatabase
 
 CLEARINGS = Source("cluster", "clearings", "clearings-id")
 TOPICS = (SOURCE.topic, CLEARINGS.topic)
@@ -148,14 +149,12 @@ TERMS = {
 }  # fmt: skip
 
 
-class ReconciliationSuite:
+class ReconciliationSuite(OnEachDatabase):
     """Subclassed once for each database, with a fixture ``url`` of an empty one."""
 
     @pytest.fixture
-    def books(self, url: str) -> Iterator[Books]:
-        engine = open_ledger(url)
-        yield Books(engine)
-        engine.dispose()
+    def books(self, engine: Engine) -> Books:
+        return Books(engine)
 
     def test_a_row_trues_up_the_cost_and_makes_the_net_available(self, books: Books) -> None:
         """By hand: 12.50 at 2 % and 10 is 0.35, so 12.15 become available; the cost of 0.13 that
