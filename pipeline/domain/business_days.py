@@ -79,6 +79,7 @@ def business_days(
     if calendar:
         try:
             _holidays(calendar)
+        # What the library raises for a country, or a part of one, that it does not know.
         except (NotImplementedError, LookupError, ValueError) as error:
             raise UserError(
                 f"{at}: there is no calendar {calendar!r}; write a country (GB), a part of one "
