@@ -215,6 +215,7 @@ class AttemptSeen(Struct, frozen=True, gc=False):
     amount_minor: int
     gateway_reference: str | None
     parent: tuple[str, int] | None
+    code: str | None = None
 
 
 class DisputeSeen(Struct, frozen=True, gc=False):
@@ -662,6 +663,7 @@ class Evidence:
                     None
                     if each["parent_operation_id"] is None
                     else (each["parent_operation_id"], each["parent_attempt"]),
+                    None if each["code"] is None else _intern(each["code"]),
                 )
                 for each in attempts
             ),

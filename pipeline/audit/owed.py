@@ -14,6 +14,8 @@ from pipeline.audit.evidence import MAIN_KINDS, AttemptSeen, PaymentEvidence, Sn
 
 # States of an attempt that ended without having moved anything.
 REFUSED: Final = frozenset({"declined", "failed"})
+# Code of such a void whose hold is known to be over all the same.
+_LAPSED: Final = "authorization_lapsed"
 
 
 def given_up(payment: PaymentEvidence) -> Iterator[tuple[AttemptSeen, int]]:
@@ -49,12 +51,11 @@ def withdrawn_of_minor(snapshot: SnapshotSeen, gateway: str, reference: str | No
 
 
 def _void_owed(snapshot: SnapshotSeen, void: AttemptSeen) -> int:
-    others = (
-        each
+    released = any(
+        each.code == _LAPSED if each.state in REFUSED else each is not void
         for each in snapshot.attempts
-        if each.kind == "void" and each is not void and each.parent == void.parent
+        if each.kind == "void" and each.parent == void.parent
     )
-    released = any(each.state not in REFUSED for each in others)
     return 0 if released else void.amount_minor or snapshot.amount_minor
 
 

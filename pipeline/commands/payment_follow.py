@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.domain.command_memory import is_another, is_remembered
 from pipeline.domain.commands import COMMAND_MUST_NOT_CHANGE
+from pipeline.domain.lifecycle import AUTHORIZATION_LAPSED
 from pipeline.domain.model import Attempt, Payment, PaymentCommand, PaymentEvent
 from pipeline.domain.money import format_amount
 from pipeline.domain.records import event_from_record, payment_from_record
@@ -119,6 +120,8 @@ def _of_attempt(payment: Payment, attempt: Attempt) -> Outcome | None:
     text = f"{attempt.kind} of {amount} at {attempt.gateway}: {attempt.state}"
     if attempt.state in _SUCCEEDED:
         return Outcome(DONE, f"{text}, reference {attempt.gateway_reference}")
+    if attempt.code == AUTHORIZATION_LAPSED:
+        return Outcome(DONE, f"{text}, and the hold is over at its gateway")
     return Outcome(FAILED, f"{text}{f', {attempt.code}' if attempt.code else ''}")
 
 

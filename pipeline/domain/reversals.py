@@ -11,7 +11,15 @@ from typing import Final
 from pipeline.domain.charges import captured_of_minor, refunded_of_minor
 from pipeline.domain.disputes import LOST, bars_refunds
 from pipeline.domain.ids import reversal_operation_id
-from pipeline.domain.lifecycle import ATTEMPT_FAILED, DECLINED, REFUND, RETRY_WAITING, VOID
+from pipeline.domain.lifecycle import (
+    ATTEMPT_FAILED,
+    AUTHORIZATION_LAPSED,
+    DECLINED,
+    REFUND,
+    RETRY_WAITING,
+    VOID,
+    has_succeeded,
+)
 from pipeline.domain.model import Attempt, Payment
 from pipeline.domain.payment import (
     amount_of,
@@ -27,6 +35,12 @@ from pipeline.domain.policy import Policy
 # Code of a reversal that waits for the end of a dispute, and why one is not sent again during it.
 DISPUTED: Final = "disputed"
 
+# A gateway's word about a void that is as good as one: the hold has ended by itself.
+AUTHORIZATION_EXPIRED: Final = "authorization_expired"
+
+# Code of a void without success whose hold is known to be over, by its gateway's word or its time.
+LAPSED: Final = AUTHORIZATION_LAPSED
+
 # Reversals in a row of which each ended without success; then a person has to look. With half a day
 # for each, an outage of two days is outlasted.
 REVERSALS_MAX: Final = 5
@@ -38,12 +52,10 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
     if parent is None:
         return amount_of(payment, reversal)
     if reversal.kind == VOID:
-        done = any(
-            each.kind == VOID
-            and (each.operation_id, each.attempt) != (reversal.operation_id, reversal.attempt)
+        done = is_released(payment, parent) or any(
+            (each.operation_id, each.attempt) != (reversal.operation_id, reversal.attempt)
             and each.state not in (DECLINED, ATTEMPT_FAILED)
-            and _same(parent_of(payment, each), parent)
-            for each in payment.attempts
+            for each in _voids(payment, parent)
         )
         return 0 if done else amount_of(payment, reversal)
     room_minor = min(
@@ -56,6 +68,23 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
     if is_unfinished(reversal) and find_attempt(payment, reversal.operation_id, reversal.attempt):
         room_minor += amount_of(payment, reversal)
     return max(0, min(amount_of(payment, reversal), room_minor))
+
+
+def is_released(payment: Payment, hold: Attempt) -> bool:
+    """Whether a hold is over: voided, or known to have lapsed after its void was refused."""
+    return any(
+        has_succeeded(each.state) or (each.code == LAPSED and not is_unfinished(each))
+        for each in _voids(payment, hold)
+    )
+
+
+def hold_ends_ms(payment: Payment, void: Attempt, policy: Policy) -> int | None:
+    """When the hold that a void is of is over at its gateway, whatever became of the void: counted
+    like that of an authorization that stands, from when it was known."""
+    hold = parent_of(payment, void)
+    if hold is None or void.kind != VOID:
+        return None
+    return hold.updated_at_ms + gateway_profile(policy, hold.gateway).authorization_ms
 
 
 def in_dispute(payment: Payment, reversal: Attempt) -> bool:
@@ -127,6 +156,14 @@ def _charged_back_minor(payment: Payment, charge: Attempt) -> int:
         if each.state == LOST
         and each.charge_reference is not None
         and (each.gateway, each.charge_reference) == (charge.gateway, charge.gateway_reference)
+    )
+
+
+def _voids(payment: Payment, hold: Attempt) -> tuple[Attempt, ...]:
+    return tuple(
+        each
+        for each in payment.attempts
+        if each.kind == VOID and _same(parent_of(payment, each), hold)
     )
 
 

@@ -3,7 +3,8 @@
 Nothing that is owed is given up silently. A reversal that its gateway did not make, and will not
 make by that key, has a successor: at once where it is proven that nothing was sent, an hour later
 where the gateway declined it for reasons of its own. What it refuses for good, and what was tried
-often enough, is told (``reversal_failed``) and waits for a person's ``give_back``.
+often enough, is told (``reversal_failed``) and waits for a person's ``give_back``; a hold also
+for its end (``holds``).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from pipeline.domain.reversals import (
     reversals_in_row,
     successor_id,
 )
+from pipeline.processors.holds import end_of_hold, lapsed
 
 # Reason of a reversal that ends because the money has gone back in another way.
 NOTHING_OWED: Final = "nothing_left_to_give_back"
@@ -71,6 +73,9 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
     ended = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
     if owed_minor(payment, ended) <= 0:
         return made
+    over = lapsed(payment, ended, now_ms, policy)
+    if over is not None:
+        return followed(made, over)
     in_trouble = action_of(ended.code) in (Action.OTHER_GATEWAY, Action.RETRY_HERE)
     if (
         (ended.state != DECLINED or in_trouble)
@@ -84,10 +89,10 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
             override=ended.override,
         )  # fmt: skip
         return followed(made, then)
-    return followed(made, _failed(payment, ended, now_ms))
+    return followed(made, _failed(payment, ended, now_ms, policy))
 
 
-def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision:
+def without_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     """The decision that ended an attempt of which there is no second one by itself, since it would
     end the same, or be made twice: where it was to give something back, a person is told."""
     payment = made.payment
@@ -98,7 +103,8 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision
         payment, ended
     ):
         return made
-    return followed(made, _failed(payment, ended, now_ms))
+    over = lapsed(payment, ended, now_ms, policy)
+    return followed(made, over or _failed(payment, ended, now_ms, policy))
 
 
 def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
@@ -115,10 +121,11 @@ def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
     return made
 
 
-def _failed(payment: Payment, reversal: Attempt, now_ms: int) -> Decision:
-    """Nothing more is tried by itself, and the money is still owed: a person has to look."""
+def _failed(payment: Payment, reversal: Attempt, now_ms: int, policy: Policy) -> Decision:
+    """Nothing more is tried by itself, and the money is still owed: a person has to look. A hold
+    ends by itself, but that may take days."""
     changed, event = told(payment, REVERSAL_FAILED, now_ms, reason=reversal.code, attempt=reversal)
-    return decision(changed, event)
+    return decision(changed, *end_of_hold(changed, reversal, now_ms, policy), event)
 
 
 def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
