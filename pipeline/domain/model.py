@@ -207,6 +207,7 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     approved_by: str | None = None
     approval: str | None = None
     override: str | None = None
+    meant_minor: int = 0
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from pipeline.domain.charges import captured_of_minor, refunded_of_minor
 from pipeline.domain.disputes import LOST, bars_refunds
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.lifecycle import (
     ATTEMPT_FAILED,
     AUTHORIZATION_LAPSED,
+    CHARGE,
     DECLINED,
     REFUND,
     RETRY_WAITING,
@@ -67,7 +70,7 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
     )
     if is_unfinished(reversal) and find_attempt(payment, reversal.operation_id, reversal.attempt):
         room_minor += amount_of(payment, reversal)
-    return max(0, min(amount_of(payment, reversal), room_minor))
+    return max(0, min(_wanted_minor(payment, reversal, parent), room_minor))
 
 
 def is_released(payment: Payment, hold: Attempt) -> bool:
@@ -106,18 +109,29 @@ def held(payment: Payment) -> tuple[Attempt, ...]:
     )
 
 
+def in_part(payment: Payment, reversal: Attempt, amount_minor: int) -> Attempt:
+    """The reversal as it is sent for what is owed by now; what it was meant for is kept."""
+    meant_minor = reversal.meant_minor or amount_of(payment, reversal)
+    return replace(
+        reversal,
+        amount_minor=amount_minor,
+        meant_minor=meant_minor if amount_minor < meant_minor else 0,
+    )
+
+
 def successor_id(payment: Payment, reversal: Attempt) -> str:
     """The id of the reversal that takes the place of one that ended without success."""
     return reversal_operation_id(payment.order_id, reversal.operation_id, reversal.attempt)
 
 
 def outstanding(payment: Payment) -> tuple[Attempt, ...]:
-    """The reversals that ended without success, have no successor, and are still owed."""
+    """The reversals that ended without success, or gave back less than is owed by now, and have no
+    successor."""
     return tuple(
         each
         for each in payment.attempts
         if is_reversal(each)
-        and each.state in (DECLINED, ATTEMPT_FAILED)
+        and not is_unfinished(each)
         and find_attempt(payment, successor_id(payment, each), 1) is None
         and owed_minor(payment, each) > 0
     )
@@ -146,6 +160,15 @@ def patience_ms(reversal: Attempt, policy: Policy) -> int:
     asked for proof that it was never made, before it forgets the key."""
     retention_ms = gateway_profile(policy, reversal.gateway).key_retention_ms
     return min(policy.stale_after_ms, retention_ms // 2)
+
+
+def _wanted_minor(payment: Payment, reversal: Attempt, parent: Attempt) -> int:
+    """The most that a reversal, or its successor, is to give back: all of a late charge, whatever
+    of it went back before; of what was captured beyond a hold what is left."""
+    if parent.kind == CHARGE:
+        return amount_of(payment, parent)
+    done_minor = amount_of(payment, reversal) if has_succeeded(reversal.state) else 0
+    return (reversal.meant_minor or amount_of(payment, reversal)) - done_minor
 
 
 def _charged_back_minor(payment: Payment, charge: Attempt) -> int:

@@ -91,7 +91,7 @@ from pipeline.domain.reversals import is_released
 from pipeline.domain.routing import Route, facts_of, route
 from pipeline.processors.holds import released_minor
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
-from pipeline.processors.reversals import begin_reversal, with_successor, without_successor
+from pipeline.processors.reversals import begin_reversal, with_newly_owed, with_successor
 
 # Kinds of settlements that gateways' words about operations make.
 SETTLED_CAPTURE: Final = "capture"
@@ -662,7 +662,7 @@ def came_back(
     if had_moved:
         settlement = _settled(payment, attempt, SETTLED_REFUND_FAILED, attempt.amount_minor, now_ms)
         made = decision(changed, settlement, event)
-    return without_successor(made, attempt, now_ms, policy)
+    return with_newly_owed(payment, made, now_ms, policy)
 
 
 def late_evidence(

@@ -26,6 +26,7 @@ from pipeline.domain.lifecycle import (
     REVERSAL_FAILED,
     REVERSAL_HELD,
     REVERSAL_STARTED,
+    has_succeeded,
 )
 from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.normalisation import Action, action_of
@@ -50,6 +51,7 @@ from pipeline.domain.reversals import (
     REVERSALS_MAX,
     awaits_dispute,
     held,
+    in_part,
     outstanding,
     owed_minor,
     reversals_in_row,
@@ -109,15 +111,27 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Pol
 
 def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
     """The decision about a dispute, and the reversals that it makes room for: they had ended before
-    anything was sent, since the bank had the money for good, and by a newer word it has not."""
+    anything was sent, or gave back a part, since the bank had the money for good, and by a newer
+    word it has not."""
     for each in () if made.payment is None else outstanding(made.payment):
         payment = made.payment
-        if payment is not None and not each.tries and len(payment.attempts) < _SUCCESSORS_BELOW:
+        unsent = not each.tries or has_succeeded(each.state)
+        if payment is not None and unsent and len(payment.attempts) < _SUCCESSORS_BELOW:
             then = begin_reversal(
                 payment, each.kind, successor_id(payment, each), _parent(payment, each),
                 owed_minor(payment, each), now_ms, policy,
             )  # fmt: skip
             made = followed(made, then)
+    return made
+
+
+def with_newly_owed(before: Payment, made: Decision, now_ms: int, policy: Policy) -> Decision:
+    """The decision by which a refund came back, and of what came too late and is owed again by
+    that: to order the same anew would end the same, so a person is told."""
+    known = outstanding(before)
+    for each in () if made.payment is None else outstanding(made.payment):
+        if each not in known and made.payment is not None:
+            made = followed(made, _failed(made.payment, each, now_ms, policy))
     return made
 
 
@@ -231,7 +245,8 @@ def first_sent(payment: Payment, attempt: Attempt, now_ms: int) -> tuple[Attempt
     if amount_minor <= 0:
         changed, event = stepped(payment, attempt, GIVE_UP, now_ms, reason=NOTHING_OWED)
         return attempt, decision(changed, event)
-    return replace(attempt, amount_minor=amount_minor, started_at_ms=now_ms, code=None), None
+    part = in_part(payment, attempt, amount_minor)
+    return replace(part, started_at_ms=now_ms, code=None), None
 
 
 def _sent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:

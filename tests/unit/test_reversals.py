@@ -288,3 +288,21 @@ def test_the_audit_does_not_accuse_a_refund_that_its_gateway_takes_days_for() ->
     story.flow.run(lambda _: PENDING)
     found = judged_flow(story.flow, None)
     assert {(f.name, f.severity) for f in found} == {("order_without_outcome", Severity.PENDING)}
+
+
+def test_a_refund_by_command_that_comes_back_leaves_a_late_charge_owed() -> None:
+    """It stood for a part of what goes back: that is told, named, and ordered again."""
+    story = cancelled_too_late(ORDER)
+    story.flow.answer(DECLINED)
+    story.command("refund", "r1", amount_minor=200)
+    story.flow.answer(yes)
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
+    story.notify("failed", "r1")
+    assert story.events[-2:] == ["refund_failed", "reversal_failed"]
+    assert [each.name for each in judged_flow(story.flow, None)] == ["waits_for_a_person"]
+    story.command("give_back", "g2")
+    assert story.flow.open_requests[0][1].amount_minor == 200
+    story.flow.answer(yes)
+    assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
