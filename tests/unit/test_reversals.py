@@ -294,15 +294,18 @@ def test_a_refund_by_command_that_comes_back_leaves_a_late_charge_owed() -> None
     """It stood for a part of what goes back: that is told, named, and ordered again."""
     story = cancelled_too_late(ORDER)
     story.flow.answer(DECLINED)
-    story.command("refund", "r1", amount_minor=200)
+    story.command("refund", "r1", amount_minor=300)
     story.flow.answer(yes)
     story.command("give_back", "g1")
     story.flow.answer(yes)
     assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
     story.notify("failed", "r1")
     assert story.events[-2:] == ["refund_failed", "reversal_failed"]
-    assert [each.name for each in judged_flow(story.flow, None)] == ["waits_for_a_person"]
+    (named,) = judged_flow(story.flow, None)
+    assert (named.name, named.example.detail) == (
+        "waits_for_a_person", "the refund late-late-1-1-1 of 300 GBP was given up",
+    )  # fmt: skip
     story.command("give_back", "g2")
-    assert story.flow.open_requests[0][1].amount_minor == 200
+    assert story.flow.open_requests[0][1].amount_minor == 300
     story.flow.answer(yes)
     assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
