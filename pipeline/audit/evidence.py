@@ -63,6 +63,7 @@ COMMAND_TYPES: Final = frozenset(
         "credit",
         "retry",
         "give_back",
+        "record_refund",
         "resolve",
         "resolve_dispute",
         "review",

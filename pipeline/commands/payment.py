@@ -28,7 +28,7 @@ EXIT_REFUSED = 1
 EXIT_UNANSWERED = 3
 
 # What moves money by itself, so that the same line typed twice has to be one command.
-_DERIVED = frozenset({"capture", "refund", "retry"})
+_DERIVED = frozenset({"capture", "refund", "retry", "record_refund"})
 # Begins the ids that resolutions get here.
 _RESOLVE_ID = "resolve-"
 
@@ -57,7 +57,7 @@ CommandId = Annotated[
     typer.Option(
         "--command-id",
         help="The same id again has no effect. Default: derived from what is asked for capture, "
-        "refund and retry, else a new one; printed.",
+        "refund, retry and record-refund, else a new one; printed.",
     ),
 ]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the payment's history.")]
@@ -222,6 +222,70 @@ def give_back_command(
         "give_back",
         payment,
         override="dispute" if despite_dispute else None,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("record-refund")
+def record_refund_command(
+    payment: Key,
+    reference: Annotated[
+        str,
+        typer.Option("--reference", metavar="REF", help="What the transfer is called at the bank."),
+    ],
+    evidence: Annotated[
+        str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
+    ] = None,
+    operation: Annotated[
+        str | None,
+        typer.Option(
+            "--operation",
+            metavar="ID",
+            help="Which refund it stands for; needed when several are owed.",
+        ),
+    ] = None,
+    amount: Amount = None,
+    currency: Currency = None,
+    business_date: Annotated[
+        str | None,
+        typer.Option("--business-date", help="YYYY-MM-DD it is booked under; default: the sale's."),
+    ] = None,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Record a refund that was made outside the gateway, as by bank transfer.
+
+    For what came too late and its gateway will not refund: it is owed no more, and verify names it
+    no more. The ledger takes it from what the merchant has available and keeps it in suspense
+    until an entry by hand says who paid. It is not taken back.
+
+    Example:
+
+    \b
+      paystream payment record-refund shop:1001 --reference TRF-88 --evidence "statement of 3 May"
+    """
+    if not reference.strip():
+        raise UserError("Say with --reference what the transfer is called at the bank.")
+    if not (evidence or "").strip():
+        raise UserError("Say what proves it with --evidence.")
+    _ask(
+        "record_refund",
+        payment,
+        amount=amount,
+        currency=currency,
+        operation_id=operation,
+        gateway_reference=reference,
+        evidence=evidence,
+        business_date=business_date,
         command_id=command_id,
         reason=reason,
         actor=actor,

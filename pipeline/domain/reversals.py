@@ -16,8 +16,10 @@ from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.lifecycle import (
     ATTEMPT_FAILED,
     AUTHORIZATION_LAPSED,
+    CAPTURE,
     CHARGE,
     DECLINED,
+    MAIN_KINDS,
     REFUND,
     RETRY_WAITING,
     VOID,
@@ -25,6 +27,7 @@ from pipeline.domain.lifecycle import (
 )
 from pipeline.domain.model import Attempt, Payment
 from pipeline.domain.payment import (
+    ATTEMPTS_MAX,
     amount_of,
     find_attempt,
     gateway_profile,
@@ -37,6 +40,13 @@ from pipeline.domain.policy import Policy
 
 # Code of a reversal that waits for the end of a dispute, and why one is not sent again during it.
 DISPUTED: Final = "disputed"
+
+# Kinds of operations whose success may come too late and is given back then.
+_TAKING_KINDS: Final = MAIN_KINDS | {CAPTURE}
+
+# Operations of a payment that no reversal takes: for charges at further gateways, and for people
+# who record what was given back otherwise.
+ATTEMPTS_KEPT: Final = 8
 
 # A gateway's word about a void that is as good as one: the hold has ended by itself.
 AUTHORIZATION_EXPIRED: Final = "authorization_expired"
@@ -135,6 +145,18 @@ def outstanding(payment: Payment) -> tuple[Attempt, ...]:
         and find_attempt(payment, successor_id(payment, each), 1) is None
         and owed_minor(payment, each) > 0
     )
+
+
+def has_room(payment: Payment, kept: int = ATTEMPTS_KEPT) -> bool:
+    """Whether one more reversal may begin: each charge, authorization and capture may still show as
+    made and has to be given back then, and ``kept`` more that may come meanwhile."""
+    begun = {each.operation_id for each in payment.attempts if each.kind in (VOID, REFUND)}
+    may_come = sum(
+        each.kind in _TAKING_KINDS
+        and reversal_operation_id(payment.order_id, each.operation_id, each.attempt) not in begun
+        for each in payment.attempts
+    )
+    return len(payment.attempts) + may_come + kept < ATTEMPTS_MAX
 
 
 def reversals_in_row(payment: Payment, reversal: Attempt) -> int:

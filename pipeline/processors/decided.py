@@ -34,6 +34,8 @@ def action_of(command: PaymentCommand) -> str:
         return "dispute_resolve"
     if command.type == rules.ACKNOWLEDGE:
         return "finding_acknowledge"
+    if command.type == rules.RECORD_REFUND:
+        return "refund_record"
     if command.decision in (rules.APPROVE, rules.DENY):
         return f"review_{command.decision}"
     return "review"

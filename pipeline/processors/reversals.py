@@ -31,7 +31,6 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.normalisation import Action, action_of
 from pipeline.domain.payment import (
-    ATTEMPTS_MAX,
     attempt_timer,
     begun,
     decision,
@@ -50,6 +49,7 @@ from pipeline.domain.reversals import (
     DISPUTED,
     REVERSALS_MAX,
     awaits_dispute,
+    has_room,
     held,
     in_part,
     outstanding,
@@ -61,9 +61,6 @@ from pipeline.processors.holds import end_of_hold, lapsed
 
 # Reason of a reversal that ends because the money has gone back in another way.
 NOTHING_OWED: Final = "nothing_left_to_give_back"
-
-# Attempts that are left for late successes and their first reversals.
-_SUCCESSORS_BELOW: Final = ATTEMPTS_MAX - 8
 
 
 def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
@@ -82,7 +79,7 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
     if (
         (ended.state != DECLINED or in_trouble)
         and reversals_in_row(payment, ended) < REVERSALS_MAX
-        and len(payment.attempts) < _SUCCESSORS_BELOW
+        and has_room(payment)
     ):
         wait_ms = policy.pending_check_ms if ended.state == DECLINED else 0
         then = begin_reversal(
@@ -116,7 +113,7 @@ def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
     for each in () if made.payment is None else outstanding(made.payment):
         payment = made.payment
         unsent = not each.tries or has_succeeded(each.state)
-        if payment is not None and unsent and len(payment.attempts) < _SUCCESSORS_BELOW:
+        if payment is not None and unsent and has_room(payment):
             then = begin_reversal(
                 payment, each.kind, successor_id(payment, each), _parent(payment, each),
                 owed_minor(payment, each), now_ms, policy,
@@ -160,7 +157,7 @@ def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Po
         made = followed(made, ended or _sent(payment, waited, now_ms, policy))
     for each in outstanding(payment):
         payment = made.payment or changed
-        if len(payment.attempts) < ATTEMPTS_MAX:
+        if has_room(payment):
             then = begin_reversal(
                 payment, each.kind, successor_id(payment, each), _parent(payment, each),
                 owed_minor(payment, each), now_ms, policy, actor=command.actor,

@@ -151,6 +151,11 @@ def ask(*words: str) -> str:
         ([*DISPUTE, "--won", "--lost", "--evidence", "x"], "Give one of --won and --lost"),
         ([*DISPUTE, "--won"], "--evidence"),
         (["payment", "acknowledge", "shop:1", "--reason", "x"], "--evidence"),
+        (["payment", "record-refund", "shop:1", "--reference", "T-1"], "--evidence"),
+        (
+            ["payment", "record-refund", "shop:1", "--reference", " ", "--evidence", "x"],
+            "--reference",
+        ),
         (["payment", "acknowledge", "shop:1", "--evidence", "x"], "--reason"),
     ],
 )
