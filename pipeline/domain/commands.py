@@ -62,6 +62,7 @@ from pipeline.domain.recorded_refunds import (
     transfer_of,
 )
 from pipeline.domain.reversals import has_room, held, in_dispute, outstanding, owed_minor
+from pipeline.domain.reviews import REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW, is_about
 from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
@@ -288,10 +289,14 @@ def names_another_operation(payment: Payment | None, command: PaymentCommand) ->
 
 def names_own_operation(payment: Payment | None, command: PaymentCommand) -> bool:
     """Whether the ``operation_id`` that a command names is one of the payment's own, or the
-    order's, whose charge may not be there yet."""
+    order's or a retry's, whose charge may not be there yet."""
     named = command.operation_id
     return named == command.order_id or (
-        payment is not None and any(named == each.operation_id for each in payment.attempts)
+        payment is not None
+        and (
+            named == payment.assessed_retry
+            or any(named == each.operation_id for each in payment.attempts)
+        )
     )
 
 
@@ -337,8 +342,10 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return _broken_figures(payment, command)
     if kind == RECORD_REFUND:
         return _broken_recorded(payment, command)
-    if kind == REVIEW and payment.status != RISK_REVIEW:
-        return PAYMENT_MUST_BE_IN_REVIEW
+    if kind == REVIEW:
+        if payment.status != RISK_REVIEW:
+            return PAYMENT_MUST_BE_IN_REVIEW
+        return None if is_about(payment, command) else REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW
     return None
 
 

@@ -61,6 +61,7 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     card_scheme: str | None = None
     finding: str | None = None
     figures: str | None = None
+    attempt: int | None = None
 
 
 class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):

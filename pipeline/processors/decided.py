@@ -64,6 +64,7 @@ def audited(
         "command_id": command.command_id,
         "decision": _kept(command.decision),
         "operation_id": _kept(command.operation_id),
+        "attempt": command.attempt,
         "dispute_id": _kept(command.dispute_id),
         "gateway": _kept(command.gateway),
         "gateway_reference": _kept(command.gateway_reference),

@@ -18,6 +18,7 @@ from pipeline.domain.model import (
     RiskResult,
 )
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS, GatewayProfile, Policy
+from pipeline.domain.reviews import review_name
 from pipeline.domain.risk_rules import read_rules
 from pipeline.processors.driver import RISK_CHECKS, FlowDriver
 from tests.support.examples import share_of
@@ -313,6 +314,21 @@ def test_an_order_without_an_answer_goes_to_a_person_and_is_asked_for_again() ->
     flow.count_all()
     (row,) = flow.velocity.values()
     assert row.in_flight == row.waiting == ()
+
+
+def test_an_approval_of_one_attempt_lets_no_later_one_go_on() -> None:
+    """Nobody answered about the permit that it asked for, so the order is in review once more."""
+    flow = Flow()
+    unanswered(flow)
+    flow.advance(20 * MINUTE_MS)
+    assert review_name(flow.of(1)) == "o-1:2"
+    of = {"decision": "approve", "operation_id": "o-1"}
+    flow.ask("review", 1, "v1", attempt=1, **of)
+    assert flow.story(1)[-1] == ("command_rejected", "review_must_be_of_what_is_in_review")
+    flow.ask("review", 1, "v2", attempt=2, **of)
+    flow.count_all()
+    flow.answer(yes)
+    assert flow.of(1).status == "captured"
 
 
 def test_an_approved_order_has_its_whole_time_again() -> None:
