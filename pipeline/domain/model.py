@@ -446,6 +446,7 @@ class RiskVelocity(Struct, frozen=True, kw_only=True):
     barred_until_ms: int = 0
     barred_by: str = ""
     bars: tuple[CardBar, ...] = ()
+    taken_back: tuple[AttemptMark, ...] = ()
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):

@@ -672,3 +672,32 @@ def test_a_charge_that_got_no_permit_cannot_be_disputed() -> None:
     assert flow.notify(notice).dead_letter == "dispute_of_nothing"
     assert flow.settlements() == []
     assert flow.of(2).disputes == ()
+
+
+@pytest.mark.parametrize("answer", [LOST, NO_FUNDS], ids=["bars", "counts"])
+def test_a_decline_that_is_heard_after_its_success_counts_nothing(answer: GatewayAnswer) -> None:
+    """The counter could not read that it was declined; the charge succeeded all the same; then the
+    letter is redriven."""
+    flow = Flow()
+    flow.buy(1)
+    flow.count_all()
+    flow.answer(answer)
+    letter = flow.open_checks.pop()
+    assert letter.outcome in ("declined", "never_again")
+    flow.notify(
+        GatewayNotification(
+            merchant_id="shop", order_id="o-1", payment_id=flow.of(1).payment_id,
+            notification_id="n1", gateway="north", type="operation", amount_minor=500,
+            currency="GBP", received_at_ms=NOW, operation_id="o-1", attempt=1, kind="charge",
+            outcome="succeeded", gateway_reference="ch_1",
+        )
+    )  # fmt: skip
+    flow.count_all()
+    for _ in range(2):
+        flow.open_checks.append(letter)
+        flow.count_all()
+    (row,) = flow.velocity.values()
+    assert (row.bars, row.declined, len(row.taken_back)) == ((), (), 1)
+    flow.buy(2)
+    flow.count_all()
+    assert flow.requests()[-1].order_id == "o-2"
