@@ -54,8 +54,8 @@ AUTHORIZATION_EXPIRED: Final = "authorization_expired"
 # Code of a void without success whose hold is known to be over, by its gateway's word or its time.
 LAPSED: Final = AUTHORIZATION_LAPSED
 
-# Reversals in a row of which each ended without success; then a person has to look. With half a day
-# for each, an outage of two days is outlasted.
+# Reversals in a row of which each ended without success; then a person has to look. One is declined
+# for a gateway's own trouble every hour, or proven unsent half a day after it began.
 REVERSALS_MAX: Final = 5
 
 
@@ -175,13 +175,6 @@ def reversals_in_row(payment: Payment, reversal: Attempt) -> int:
             break
         count, at = count + 1, before
     return count
-
-
-def patience_ms(reversal: Attempt, policy: Policy) -> int:
-    """For how long one reversal is sent again under its key: so long that its gateway can still be
-    asked for proof that it was never made, before it forgets the key."""
-    retention_ms = gateway_profile(policy, reversal.gateway).key_retention_ms
-    return min(policy.stale_after_ms, retention_ms // 2)
 
 
 def _wanted_minor(payment: Payment, reversal: Attempt, parent: Attempt) -> int:

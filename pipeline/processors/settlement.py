@@ -52,13 +52,14 @@ from pipeline.domain.payment import (
     gateway_profile,
     is_reversal,
     is_uncertain,
+    patience_ms,
     replaced,
     request_of,
     stepped,
     told,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.reversals import DISPUTED, awaits_dispute, owed_minor, patience_ms
+from pipeline.domain.reversals import DISPUTED, awaits_dispute, owed_minor
 from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
@@ -276,9 +277,13 @@ def _inquiry_answered(
         # Nobody was asked, so this was no question; else an outage would use them up.
         attempt = replace(attempt, inquiries=attempt.inquiries - 1)
     known_pending = attempt.code in PENDING_CODES
-    patience_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
+    asked_for_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
+    if is_reversal(attempt):
+        # For as long as its gateway can say that it was never made.
+        retention_ms = gateway_profile(policy, attempt.gateway).key_retention_ms
+        asked_for_ms = max(asked_for_ms, retention_ms)
     exhausts = (
-        attempt.inquiries >= policy.inquiry_max and now_ms >= attempt.started_at_ms + patience_ms
+        attempt.inquiries >= policy.inquiry_max and now_ms >= attempt.started_at_ms + asked_for_ms
     )
     if outcome == PENDING and not exhausts:
         return pending(payment, attempt, result, now_ms, policy)

@@ -66,9 +66,9 @@ def is_back(story: Story, order: Order) -> bool:
 
 
 @BOTH
-@pytest.mark.parametrize("minutes", [5, 3 * 60, 30 * 60])
+@pytest.mark.parametrize("minutes", [5, 3 * 60, 23 * 60, 30 * 60])
 def test_it_goes_back_however_long_the_gateway_was_away(order: Order, minutes: int) -> None:
-    """Five minutes, three hours, and longer than one reversal is tried for."""
+    """Five minutes, three hours, longer than one reversal is sent for, and than its key is kept."""
     story = cancelled_too_late(order)
     lives_until(story, NOW + minutes * MINUTE_MS, down)
     assert not is_back(story, order)
@@ -77,7 +77,7 @@ def test_it_goes_back_however_long_the_gateway_was_away(order: Order, minutes: i
         story, back_ms + 2 * HOUR_MS, lambda r: NOT_FOUND if r.kind == "inquire" else yes(r)
     )
     if minutes > 24 * 60:
-        # Its gateway was away for so long that nothing could be proven: a person is asked.
+        # Its gateway was away for so long that it cannot prove anything: a person is asked.
         assert story.payment.attempts[-1].state == "inquiry_exhausted"
         story.command("resolve", "p1", decision="not_charged")
         story.flow.answer(yes)
@@ -106,6 +106,25 @@ def test_what_is_proven_unsent_is_ordered_again_under_another_key(order: Order) 
     assert (first.state, first.code) == ("failed", "not_found")
     assert (second.operation_id, second.state) == ("late-late-1-1-1", "retry_waiting")
     lives_until(story, NOW + 16 * HOUR_MS, yes)
+    assert is_back(story, order)
+
+
+@BOTH
+@pytest.mark.parametrize("tries", [1, 8], ids=["first", "later"])
+def test_a_gateways_long_retry_after_does_not_outlast_its_memory(order: Order, tries: int) -> None:
+    """It asks not to be called for a week: by half the time that it knows the key, it is asked for
+    proof all the same, and another operation takes its place."""
+    short = replace(DEFAULT_POLICY.gateways[0], key_retention_ms=10 * HOUR_MS)
+    story = cancelled_too_late(order, replace(DEFAULT_POLICY, gateways=(short,)))
+    for _ in range(tries - 1):
+        story.flow.answer(NOT_SENT)
+        while not story.flow.open_requests:
+            story.flow.advance(max(0, min(story.flow.tiers)[0] - story.flow.now_ms))
+    limited = GatewayAnswer(outcome="not_sent", code="rate_limited", retry_after_ms=7 * DAY_MS)
+    story.flow.answer(limited)
+    lives_until(story, NOW + 4 * HOUR_MS, yes)
+    assert not is_back(story, order)
+    lives_until(story, NOW + 6 * HOUR_MS, lambda r: NOT_FOUND if r.kind == "inquire" else yes(r))
     assert is_back(story, order)
 
 
