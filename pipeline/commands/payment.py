@@ -28,7 +28,7 @@ EXIT_REFUSED = 1
 EXIT_UNANSWERED = 3
 
 # What moves money by itself, so that the same line typed twice has to be one command.
-_DERIVED = frozenset({"capture", "refund", "retry"})
+_DERIVED = frozenset({"capture", "refund", "retry", "record_refund"})
 # Begins the ids that resolutions get here.
 _RESOLVE_ID = "resolve-"
 
@@ -57,7 +57,7 @@ CommandId = Annotated[
     typer.Option(
         "--command-id",
         help="The same id again has no effect. Default: derived from what is asked for capture, "
-        "refund and retry, else a new one; printed.",
+        "refund, retry and record-refund, else a new one; printed.",
     ),
 ]
 Reason = Annotated[str | None, typer.Option("--reason", help="Why; kept in the payment's history.")]
@@ -222,6 +222,70 @@ def give_back_command(
         "give_back",
         payment,
         override="dispute" if despite_dispute else None,
+        command_id=command_id,
+        reason=reason,
+        actor=actor,
+        wait_s=wait_s,
+        bootstrap_servers=bootstrap_servers,
+        prefix=prefix,
+    )
+
+
+@payment_app.command("record-refund")
+def record_refund_command(
+    payment: Key,
+    reference: Annotated[
+        str,
+        typer.Option("--reference", metavar="REF", help="What the transfer is called at the bank."),
+    ],
+    evidence: Annotated[
+        str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
+    ] = None,
+    operation: Annotated[
+        str | None,
+        typer.Option(
+            "--operation",
+            metavar="ID",
+            help="Which refund it stands for; needed when several are owed.",
+        ),
+    ] = None,
+    amount: Amount = None,
+    currency: Currency = None,
+    business_date: Annotated[
+        str | None,
+        typer.Option("--business-date", help="YYYY-MM-DD it is booked under; default: the sale's."),
+    ] = None,
+    command_id: CommandId = None,
+    reason: Reason = None,
+    actor: Actor = None,
+    wait_s: Wait = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+) -> None:
+    """Record a refund that was made outside the gateway, as by bank transfer.
+
+    For what came too late and its gateway will not refund: it is owed no more, and verify names it
+    no more. The ledger takes it from what the merchant has available and keeps it in suspense
+    until an entry by hand says who paid. It is not taken back.
+
+    Example:
+
+    \b
+      paystream payment record-refund shop:1001 --reference TRF-88 --evidence "statement of 3 May"
+    """
+    if not reference.strip():
+        raise UserError("Say with --reference what the transfer is called at the bank.")
+    if not (evidence or "").strip():
+        raise UserError("Say what proves it with --evidence.")
+    _ask(
+        "record_refund",
+        payment,
+        amount=amount,
+        currency=currency,
+        operation_id=operation,
+        gateway_reference=reference,
+        evidence=evidence,
+        business_date=business_date,
         command_id=command_id,
         reason=reason,
         actor=actor,
@@ -524,6 +588,7 @@ def review_list_command(
     """
     from pipeline.commands.payment_story import in_review
     from pipeline.domain.money import format_amount
+    from pipeline.domain.reviews import is_first_review, review_name
 
     with told_plainly():
         sources, codec = audit_sources(
@@ -541,6 +606,7 @@ def review_list_command(
                         "currency": p.currency,
                         "customer_id": p.customer_id,
                         "country": p.country,
+                        "operation": review_name(p),
                         "reason": p.reason,
                         "since_ms": p.updated_at_ms,
                         "ends_at_ms": p.expires_at_ms,
@@ -555,9 +621,10 @@ def review_list_command(
 
     for p in found:
         ends = f"  ends {time_text(p.expires_at_ms)}" if p.expires_at_ms else ""
+        of = "" if is_first_review(p) else f"  --operation {review_name(p)}"
         typer.echo(
             f"{time_text(p.updated_at_ms)}  {p.merchant_id}:{p.order_id}  "
-            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}{ends}"
+            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}{ends}{of}"
         )
     typer.echo(f"{len(found)} in review")
 
@@ -567,6 +634,15 @@ def _decides(decision: str, told: str, example: str) -> None:
 
     def command(
         payment: Key,
+        operation: Annotated[
+            str | None,
+            typer.Option(
+                "--operation",
+                metavar="ID",
+                help="What is in review, as `review list` names it; needed for a retry, and for an "
+                "order that is in review again.",
+            ),
+        ] = None,
         command_id: CommandId = None,
         reason: Reason = None,
         actor: Actor = None,
@@ -578,6 +654,7 @@ def _decides(decision: str, told: str, example: str) -> None:
             "review",
             payment,
             decision=decision,
+            operation_id=operation,
             command_id=command_id,
             reason=reason,
             actor=actor,
@@ -644,7 +721,10 @@ def _ask(
     codec = record_codec(catalogue, settings.schema_registry_url)
     reader: PaymentReader | None = None
     try:
-        unnamed = type_ == "resolve" and operation_id is None
+        unnamed = type_ in ("resolve", "review") and operation_id is None
+        attempt: int | None = None
+        if type_ == "review" and operation_id is not None:
+            operation_id, attempt = _review_named(operation_id)
         unread = finding is not None and figures is None
         if wait_s is not None or unnamed or unread or (amount is not None and currency is None):
             reader = PaymentReader(
@@ -666,6 +746,9 @@ def _ask(
             assert reader is not None
             figures = _figures_now(reader.catch_up(), key)
             typer.echo(f"figures   {figures}")
+        if unnamed and type_ == "review":
+            assert reader is not None
+            operation_id, attempt = _review_now(reader.catch_up(), key)
         command = PaymentCommand(
             merchant_id=merchant_id,
             order_id=order_id,
@@ -689,12 +772,13 @@ def _ask(
             card_scheme=card_scheme,
             finding=finding,
             figures=figures,
+            attempt=attempt,
         )
         command = _with_id(command)
         repeated = False
         if reader is not None:
             known = reader.catch_up()
-            if unnamed and known is not None:
+            if unnamed and type_ == "resolve" and known is not None:
                 _check_single(known)
             if known is not None and is_remembered(known, command):
                 repeated = not is_another(known, command)
@@ -827,6 +911,33 @@ def _check_single(payment: Payment) -> None:
             "Something was resolved in this payment before; name what is meant now with "
             f"--operation: {choices(payment)}."
         )
+
+
+def _review_named(operation: str) -> tuple[str, int]:
+    """An operation and its attempt, as `review list` names them: ID or ID:ATTEMPT."""
+    operation_id, _, number = operation.partition(":")
+    if not number:
+        return operation_id, 1
+    if not number.isascii() or not number.isdigit() or len(number) > 4:
+        raise UserError(f"{operation!r} names no review; `paystream review list` names them.")
+    return operation_id, int(number)
+
+
+def _review_now(payment: Payment | None, key: str) -> tuple[str, int]:
+    """What is in review, where nobody can have decided about another one by the same line; what
+    comes later has to be named."""
+    from pipeline.domain.lifecycle import RISK_REVIEW
+    from pipeline.domain.reviews import is_first_review, review_name, reviewed
+
+    if payment is None or payment.status != RISK_REVIEW:
+        state = "is not known" if payment is None else f"is {payment.status}"
+        raise UserError(f"{key} is not in review: it {state}. See `paystream review list`.")
+    if not is_first_review(payment):
+        raise UserError(
+            f"{key} is in review for {review_name(payment)}, not for its order alone: look at it, "
+            f"and name it with --operation {review_name(payment)}."
+        )
+    return reviewed(payment)
 
 
 def _figures_now(payment: Payment | None, key: str) -> str:

@@ -206,7 +206,7 @@ def _judged(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
     if tells_return(attempt, result):
-        return came_back(payment, attempt, result, now_ms)
+        return came_back(payment, attempt, result, now_ms, policy)
     if result.try_number == attempt.tries:
         # The request was appended before its result, and so were all before it, so no copy of any
         # in a frozen worker's hands can be sent later than this: however long any lane lags.
@@ -369,7 +369,7 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
     made = gave_up(payment, attempt, refusal, now_ms)
     if is_uncertain(payment, attempt) and not gateway_profile(policy, attempt.gateway).idempotent:
         # It takes no key, so a call that it may have is never made there a second time by itself.
-        return without_successor(made, attempt, now_ms)
+        return without_successor(made, attempt, now_ms, policy)
     return with_successor(made, attempt, now_ms, policy)
 
 

@@ -375,7 +375,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what is owed back is sent once to a gateway without keys",
         f"{PROCESSORS}/settlement.py",
-        "        return without_successor(made, attempt, now_ms)\n",
+        "        return without_successor(made, attempt, now_ms, policy)\n",
         "        return with_successor(made, attempt, now_ms, policy)\n",
         ("tests/unit/test_reversals.py",),
     ),

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from pipeline.audit.trace import Hop, Trace, describe
 from pipeline.cli import app
-from pipeline.commands.payment import _check_single, _with_id
+from pipeline.commands.payment import _check_single, _review_named, _review_now, _with_id
 from pipeline.commands.payment_follow import (
     DONE,
     FAILED,
@@ -151,6 +151,11 @@ def ask(*words: str) -> str:
         ([*DISPUTE, "--won", "--lost", "--evidence", "x"], "Give one of --won and --lost"),
         ([*DISPUTE, "--won"], "--evidence"),
         (["payment", "acknowledge", "shop:1", "--reason", "x"], "--evidence"),
+        (["payment", "record-refund", "shop:1", "--reference", "T-1"], "--evidence"),
+        (
+            ["payment", "record-refund", "shop:1", "--reference", " ", "--evidence", "x"],
+            "--reference",
+        ),
         (["payment", "acknowledge", "shop:1", "--evidence", "x"], "--reason"),
     ],
 )
@@ -223,8 +228,9 @@ def test_a_cancel_typed_again_after_a_retry_cancels() -> None:
     assert story.flow.events()[-1].reason == "payment_must_be_open", "told by name, not silently"
 
 
-def test_a_second_approval_is_of_what_is_in_review_now() -> None:
-    """The retry is held by the same rule as its order, and the same line lets it go on."""
+def test_an_approval_typed_again_lets_no_later_retry_go_on() -> None:
+    """The retry is held by the same rule as its order: another card, which nobody has looked at.
+    The line of before is about the order, whenever it comes; the next has to name the retry."""
     rules = """
         [[rule]]
         name = "large"
@@ -234,13 +240,34 @@ def test_a_second_approval_is_of_what_is_in_review_now() -> None:
         amount_minor_max = 100
     """
     story = Story(ORDER, replace(POLICY, risk=read_rules(rules, "rules.toml")))
-    story.flow.command(typed("review", decision="approve"))
+    operation_id, attempt = _review_now(story.payment, "shop:1")
+    assert (operation_id, attempt) == ("1", 1)
+    line = {"decision": "approve", "operation_id": operation_id, "attempt": attempt}
+    story.flow.command(typed("review", **line))
     story.flow.answer(DECLINED)
     story.command("retry", "r1", instrument_token="tok_2")
     assert story.status == "risk_review"
-    story.flow.command(typed("review", decision="approve"))
+    rule = "review_must_be_of_what_is_in_review"
+    for decision in ("approve", "deny"):
+        story.flow.command(typed("review", **{**line, "decision": decision}))
+        assert (story.status, story.flow.events()[-1].reason) == ("risk_review", rule)
+    with pytest.raises(UserError, match=r"in review for r1, .* --operation r1\.$"):
+        _review_now(story.payment, "shop:1")
+    named, number = _review_named("r1")
+    story.flow.command(typed("review", decision="approve", operation_id=named, attempt=number))
     story.flow.answer(yes)
     assert story.status == "captured"
+    with pytest.raises(UserError, match="is captured"):
+        _review_now(story.payment, "shop:1")
+
+
+def test_a_review_is_named_as_it_is_listed() -> None:
+    """By its operation, and from the second attempt on by that as well."""
+    assert _review_named("1001") == ("1001", 1)
+    assert _review_named("1001:2") == ("1001", 2)
+    for wrong in ("1001:x", "1001:22222"):
+        with pytest.raises(UserError, match="names no review"):
+            _review_named(wrong)
 
 
 def test_a_resolution_that_came_too_early_may_be_typed_again() -> None:
