@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline.errors import UserError
 from pipeline.runtime.calls import Call
+from pipeline.runtime.client_calls import ClientCalls
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.gateway_stage import GatewayStage, GatewayTerms
@@ -274,6 +276,7 @@ class SlowLane:
     def __init__(self, said: list[str]) -> None:
         self._said = said
         self.may_end = threading.Event()
+        self.calls = ClientCalls(time.monotonic)
 
     def run(self, work: Work) -> Outcome:
         assert self.may_end.wait(10)
