@@ -568,6 +568,28 @@ def test_a_worker_that_is_careful_no_more_begins_all_that_it_holds(
 # A registry that is away -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stage", ["payments", "gateway"])
+def test_a_worker_that_is_told_to_stop_while_it_waits_for_offsets_takes_nothing(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """It goes on to drain, where it has nothing to wait for."""
+    member, commits = Member(), Commits()
+    worker: Any
+    if stage == "payments":
+        worker = payments_with(flow, member, commits, monkeypatch)
+        given = [TopicPartition(topic, 0) for topic in inputs_of(flow)]
+    else:
+        worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+        given = [TopicPartition(flow.topic("payment-requests"), 0)]
+    worker._on_revoke(member, given)
+    worker._stop.set()
+    member.said.clear()
+    worker._on_assign(member, given)
+    assert member.said == ["committed offsets"]
+    worker._drain()
+    assert not commits.busy
+
+
 def test_a_worker_leaves_when_the_end_stays_unknown_while_a_registry_is_away(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,7 +109,7 @@ def test_a_gateway_batch_is_committed_with_the_metadata_of_its_assignment(
     monkeypatch.setattr(
         gateway_worker,
         "committed_positions",
-        lambda _consumer, partitions: dict.fromkeys(partitions, 0),
+        lambda _consumer, partitions, **_: dict.fromkeys(partitions, 0),
     )
     stage = GatewayStage(flow.catalogue, flow.codec)
     calls = Calls({})
