@@ -200,6 +200,12 @@ def give_back_command(
     despite_dispute: Annotated[
         bool, typer.Option("--despite-dispute", help="Refund although a dispute is open.")
     ] = False,
+    operation: Annotated[
+        str | None,
+        typer.Option(
+            "--operation", metavar="ID", help="Which of several; default: all that is outstanding."
+        ),
+    ] = None,
     command_id: CommandId = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -221,6 +227,7 @@ def give_back_command(
     _ask(
         "give_back",
         payment,
+        operation_id=operation,
         override="dispute" if despite_dispute else None,
         command_id=command_id,
         reason=reason,

@@ -328,3 +328,25 @@ def test_a_refund_by_command_that_comes_back_leaves_a_late_charge_owed() -> None
     assert story.flow.open_requests[0][1].amount_minor == 300
     story.flow.answer(yes)
     assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
+
+
+def test_one_of_several_is_ordered_again_by_its_name() -> None:
+    """A bank has the money of one charge: the other goes back without force, and without it."""
+    story = Story()
+    story.flow.answer(DECLINED)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.answer(DECLINED)
+    for operation_id in ("1", "r1"):
+        story.notify("succeeded", operation_id)
+        story.flow.answer(DECLINED)
+    story.dispute("opened", gateway_reference="charge_1")
+    assert story.rejected("give_back", "g1") == "refund_must_not_run_during_a_dispute"
+    one = {"operation_id": "late-1-1"}
+    assert story.rejected("give_back", "g2", **one) == "refund_must_not_run_during_a_dispute"
+    assert story.rejected("give_back", "g3", operation_id="r9") == "operation_must_be_the_payments"
+    story.command("give_back", "g4", operation_id="late-r1-1")
+    assert [r.operation_id for _, r in story.flow.open_requests] == ["late-late-r1-1-1"]
+    story.flow.answer(yes)
+    assert [each.operation_id for each in outstanding(story.payment)] == ["late-1-1"]
+    again = {"operation_id": "late-r1-1", "override": "dispute"}
+    assert story.rejected("give_back", "g5", **again) == "give_back_must_be_outstanding"
