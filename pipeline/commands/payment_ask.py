@@ -8,6 +8,7 @@ import typer
 
 from pipeline.commands.payment_meaning import (
     DERIVED,
+    asked_anew,
     check_single,
     figures_now,
     review_named,
@@ -72,6 +73,9 @@ def ask(
     settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
     catalogue = settings.catalogue()
     codec = record_codec(catalogue, settings.schema_registry_url)
+    given = amount is not None and currency is not None
+    amount_minor = parse_amount(amount or "", currency or "") if given else None
+    derived = not command_id and type_ in DERIVED
     reader: PaymentReader | None = None
     try:
         unnamed = type_ in ("resolve", "review") and operation_id is None
@@ -79,21 +83,21 @@ def ask(
         if type_ == "review" and operation_id is not None:
             operation_id, attempt = review_named(operation_id)
         unread = finding is not None and figures is None
-        if wait_s is not None or unnamed or unread or (amount is not None and currency is None):
+        if wait_s is not None or derived or unnamed or unread:
             reader = PaymentReader(
                 settings.bootstrap_servers, catalogue, codec, record_key(merchant_id, order_id)
             )
-        amount_minor = None
-        if amount is not None:
-            if currency is None:
-                assert reader is not None
-                found = reader.catch_up()
-                if found is None:
-                    raise UserError(
-                        f"No payment {key} is in the table, so its currency is not known; "
-                        "give --currency, or check both ids."
-                    )
-                currency = found.currency
+        if amount is not None and currency is None:
+            reader = reader or PaymentReader(
+                settings.bootstrap_servers, catalogue, codec, record_key(merchant_id, order_id)
+            )
+            found = reader.catch_up()
+            if found is None:
+                raise UserError(
+                    f"No payment {key} is in the table, so its currency is not known; "
+                    "give --currency, or check both ids."
+                )
+            currency = found.currency
             amount_minor = parse_amount(amount, currency)
         if unread:
             assert reader is not None
@@ -131,6 +135,8 @@ def ask(
         repeated = False
         if reader is not None:
             known = reader.catch_up()
+            if derived and known is not None:
+                command = asked_anew(command, known, reader.seen.events)
             if unnamed and type_ == "resolve" and known is not None:
                 check_single(known)
             if known is not None and is_remembered(known, command):
@@ -162,7 +168,7 @@ def ask(
         typer.echo(f"command   {command.command_id}")
         if wait_s is None or reader is None:
             typer.echo(f"follow it paystream payment show {key}")
-            if reader is None and (command_id or type_ in DERIVED):
+            if reader is None and command_id:
                 typer.echo(
                     "If the payment has taken this command before, it has no effect now; "
                     "--wait tells what became of it.",

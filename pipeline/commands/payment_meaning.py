@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.domain.model import Payment, PaymentCommand
+    from collections.abc import Iterable
+
+    from pipeline.domain.model import Payment, PaymentCommand, PaymentEvent
 
 # What moves money by itself, so that the same line typed twice has to be one command.
 DERIVED = frozenset({"capture", "refund", "retry", "record_refund"})
+# The event of a refusal.
+_COMMAND_REJECTED = "command_rejected"
 # Begins the ids that resolutions get here.
 _RESOLVE_ID = "resolve-"
 
 
 def with_id(command: PaymentCommand) -> PaymentCommand:
     """The command with its id: the given one, else, where money is moved, derived from all that is
-    asked, and anything else has a new one.
+    asked (and numbered where that was refused before: ``asked_anew``), and anything else has a new
+    one.
 
     Not from the time or the person: typing the same line again must not give money back twice. But
     a cancel, a resolution or a review typed again is about how the payment stands by now, and is
@@ -64,6 +69,32 @@ def with_id(command: PaymentCommand) -> PaymentCommand:
     )
     digest = sha256(json.dumps(asked).encode()).hexdigest()
     return replace(command, command_id=f"{command.type}-{digest[:16]}")
+
+
+def asked_anew(
+    command: PaymentCommand, payment: Payment, events: Iterable[PaymentEvent]
+) -> PaymentCommand:
+    """The command under an id of its own where the same line was asked for before and refused: it
+    is judged by how the payment stands by now. What was carried out is not asked for again."""
+    from msgspec.structs import replace
+
+    from pipeline.domain.command_memory import is_another, is_remembered
+    from pipeline.domain.commands import COMMAND_MUST_NOT_CHANGE
+
+    refused = {
+        each.operation_id
+        for each in events
+        if each.type == _COMMAND_REJECTED and each.reason != COMMAND_MUST_NOT_CHANGE
+    }
+    first, number = command.command_id, 1
+    while (
+        is_remembered(payment, command)
+        and not is_another(payment, command)
+        and command.command_id in refused
+    ):
+        number += 1
+        command = replace(command, command_id=f"{first}-{number}")
+    return command
 
 
 def check_single(payment: Payment) -> None:

@@ -1,4 +1,4 @@
-"""A person's word about one payment: how an outcome or a dispute ended, what was refunded otherwise,
+"""A person's word about one payment: how an outcome or a dispute ended, what was paid otherwise,
 and what is known to be so. Each needs evidence, and is kept with a name.
 """
 

@@ -19,7 +19,13 @@ from pipeline.commands.payment_follow import (
     PaymentSeen,
     judged,
 )
-from pipeline.commands.payment_meaning import check_single, review_named, review_now, with_id
+from pipeline.commands.payment_meaning import (
+    asked_anew,
+    check_single,
+    review_named,
+    review_now,
+    with_id,
+)
 from pipeline.commands.payment_story import story_json, story_lines
 from pipeline.domain.command_memory import content_digest
 from pipeline.domain.ids import payment_id
@@ -605,3 +611,35 @@ def test_a_resolution_that_came_too_early_may_be_typed_again_by_name() -> None:
         check_single(story.payment)
     story.flow.command(with_id(replace(line, operation_id="1")))
     assert story.status == "failed"
+
+
+def asked_again(story: Story, type_: str) -> str:
+    """The id of a line that is typed against the payment as it stands, and taken."""
+    line = asked_anew(typed(type_), story.payment, story.flow.events())
+    story.flow.command(line)
+    return line.command_id
+
+
+@pytest.mark.parametrize("asked", ["refund", "capture"])
+def test_what_was_refused_is_asked_anew_by_the_same_line(asked: str) -> None:
+    """A refund once its dispute is won, a capture once a retry holds the money: each is judged by
+    how the payment stands, and is made once."""
+    story = Story(MANUAL if asked == "capture" else ORDER)
+    if asked == "refund":
+        story.flow.answer(yes)
+        story.dispute("opened")
+    else:
+        story.flow.answer(DECLINED)
+    first = asked_again(story, asked)
+    assert story.flow.events()[-1].type == "command_rejected"
+    if asked == "refund":
+        story.dispute("won")
+    else:
+        story.command("retry", "r1", instrument_token="tok_2")
+        story.flow.answer(yes)
+    second = asked_again(story, asked)
+    assert second == f"{first}-2"
+    assert story.flow.open_requests[0][1].operation_id == second
+    story.flow.answer(yes)
+    assert asked_again(story, asked) == second, "once: it was carried out"
+    assert story.flow.decisions[-1].note == "duplicate_command"
