@@ -54,7 +54,7 @@ def create(cluster: KafkaHandle, topic: str, leader: int) -> None:
     """A topic of one partition on this broker alone."""
     admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
     made = admin.create_topics(
-        [NewTopic(topic, replica_assignment=[[leader]], config={"min.insync.replicas": "1"})]
+        [NewTopic(topic, 1, replica_assignment=[[leader]], config={"min.insync.replicas": "1"})]
     )
     made[topic].result(30)
 

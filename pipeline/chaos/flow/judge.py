@@ -122,7 +122,8 @@ def _compare_with_readers(
     """What a reader sees against what the markers say; the keys that he sees in these topics."""
     visible = {place: bytearray(len(truth.fate)) for place, truth in truths.items()}
     keys: set[bytes] = set()
-    for place, offset, key in seen.committed_records(servers, ends):
+    for message in seen.committed_records(servers, ends):
+        place, offset, key = (message.topic(), message.partition()), message.offset(), message.key()
         marks = visible[place]
         if offset < len(marks):
             marks[offset] = 1
