@@ -32,7 +32,7 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.processors.commands import with_waiting_commands
-from pipeline.processors.disputes import process_dispute
+from pipeline.processors.disputes import process_dispute, with_founded
 from pipeline.processors.letters import DEAD_LETTER, process_settlement_letter
 from pipeline.processors.outcomes import (
     STALE_RESULT,
@@ -85,6 +85,7 @@ def process_notification(
         detail = f"payment {payment.payment_id} has no such operation at {notice.gateway}"
         return dead_lettered(payment, UNKNOWN_ATTEMPT, detail, now_ms)
     made = _about(payment, attempt, _as_result(notice, attempt), now_ms, policy)
+    made = with_founded(made, now_ms, policy)
     return with_waiting_commands(made, now_ms, policy) if payment.commands else made
 
 

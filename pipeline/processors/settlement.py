@@ -63,6 +63,7 @@ from pipeline.domain.reversals import DISPUTED, awaits_dispute, owed_minor
 from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.disputes import with_founded
 from pipeline.processors.letters import process_request_letter
 from pipeline.processors.outcomes import (
     PAY_BEFORE_PASSED,
@@ -153,7 +154,7 @@ def process_result(
         attempt = find_attempt(payment, result.operation_id, result.attempt, result.gateway)
     if attempt is None or result.try_number > attempt.tries:
         return _about_unknown_attempt(payment, result, now_ms)
-    made = _judged(payment, attempt, result, now_ms, policy)
+    made = with_founded(_judged(payment, attempt, result, now_ms, policy), now_ms, policy)
     return with_waiting_commands(made, now_ms, policy) if payment.commands else made
 
 
