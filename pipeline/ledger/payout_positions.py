@@ -19,6 +19,16 @@ from pipeline.ledger.decisions import unpublished
 
 _FETCH_ROWS: Final = 10_000
 _KINDS: Final = (MERCHANT_AVAILABLE, RESERVE, MERCHANT_RECEIVABLE)
+# What has come to be available since a time, by when. Its own index leads to the entries.
+ARRIVALS: Final = (
+    "SELECT a.name, p.currency, e.settled_at_ms, sum(p.amount_minor) FROM postings p "
+    "JOIN accounts a ON a.account_id = p.account_id "
+    "JOIN journal_entries e ON e.entry_number = p.entry_number "
+    "WHERE e.settlement_id = '' AND e.settled_at_ms >= :since "
+    "AND a.name LIKE 'merchant_available:%' "
+    "AND e.kind NOT IN ('payout_created', 'payout_netted') "
+    "GROUP BY a.name, p.currency, e.settled_at_ms"
+)
 
 Key = tuple[str, str]
 
@@ -111,18 +121,12 @@ def _balances(connection: Connection) -> Iterator[tuple[str, str, int]]:
 def _arrivals(
     connection: Connection, wanted: Mapping[Key, int]
 ) -> Iterator[tuple[str, str, int, int]]:
-    """One pass over the postings, since no index leads from an account to them."""
+    """By the entries of no settlement since the earliest time: an index leads to them, and only
+    they make something available."""
     if not wanted:
         return
     rows = connection.execute(
-        text(
-            "SELECT a.name, p.currency, e.settled_at_ms, sum(p.amount_minor) FROM postings p "
-            "JOIN accounts a ON a.account_id = p.account_id "
-            "JOIN journal_entries e ON e.entry_number = p.entry_number "
-            "WHERE a.name LIKE 'merchant_available:%' AND e.settled_at_ms >= :since "
-            "AND e.kind NOT IN ('payout_created', 'payout_netted') "
-            "GROUP BY a.name, p.currency, e.settled_at_ms"
-        ),
+        text(ARRIVALS),
         {"since": min(wanted.values())},
         # Of this statement alone: the transaction goes on to write.
         execution_options={"yield_per": _FETCH_ROWS},
