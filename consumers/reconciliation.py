@@ -32,7 +32,7 @@ from pipeline.ledger.reconciliation.breaks import (
 )
 from pipeline.ledger.reconciliation.clearing import Look, keep_breaks, look, mark_told
 from pipeline.ledger.reconciliation.findings import Clocks
-from pipeline.ledger.reconciliation.following import decide_statement, follow
+from pipeline.ledger.reconciliation.following import decide_releases, decide_statement, follow
 from pipeline.ledger.reconciliation.intake import (
     Placed,
     new_rows,
@@ -177,6 +177,8 @@ class Reconciler:
         with self._engine.begin() as connection:
             follow(connection)
         done = self._look(as_of, now_ms)
+        today = datetime.fromtimestamp(now_ms / 1000, UTC).date()
+        decide_releases(self._engine, (as_of or today).isoformat(), now_ms)
         self._on_step("decided")
         entries = self._log.publish(self._engine)
         self._on_step("booked")
