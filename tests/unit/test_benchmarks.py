@@ -153,19 +153,21 @@ def test_a_document_without_markers_is_refused_before_anything_is_measured(
     assert "where the table goes" in capsys.readouterr().err
 
 
-def test_the_committed_document_has_its_markers() -> None:
+@pytest.mark.parametrize("name", ["benchmarks", "reconciliation", "ledger"])
+def test_the_committed_document_has_its_markers(name: str) -> None:
     """So that --write works on a clone."""
-    require_markers(TOP / "docs" / "benchmarks.md")
+    require_markers(TOP / "docs" / f"{name}.md")
 
 
 def test_a_quick_run_cannot_become_the_documented_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Small sizes show that it works, not how fast it is."""
-    with pytest.raises(SystemExit) as left:
-        parse(["--quick", "--write", "docs/benchmarks.md"])
-    assert left.value.code == 2
-    assert "--write needs a whole run" in capsys.readouterr().err
+    for arguments in (["--quick"], ["journal"], ["books", "--quick"]):
+        with pytest.raises(SystemExit) as left:
+            parse([*arguments, "--write", "docs/benchmarks.md"])
+        assert left.value.code == 2
+        assert "--write needs a whole run" in capsys.readouterr().err
 
 
 def test_the_table_names_the_machine_and_the_command() -> None:
