@@ -90,6 +90,13 @@ class Books:
     def name(self, account: int) -> str:
         return str(self.all("SELECT name FROM accounts WHERE account_id = ?", account)[0][0])
 
+    def cleared(self, entry: Entry) -> tuple[Found, ...]:
+        """What the decision that cleared a settlement no longer agrees with, told once for each."""
+        rows = self.all(
+            "SELECT sequence FROM cleared_rows WHERE settlement_id = ?", entry.settlement_id
+        )
+        return tuple(("clearing_wrong", f"decision {sequence}") for (sequence,) in rows)
+
     def remove(self, number: int) -> None:
         for _, account, currency, minor in self.lines(number):
             self.balance(account, currency, minor, times=-1)
@@ -113,8 +120,8 @@ def _posting_gone(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
         {
             LEDGER_VERIFY: (("entry_changed", e.place), ("entry_unbalanced", e.place),
                             ("entry_unbalanced", e.place)),
-            VERIFY: (("journal_unbalanced", e.entry_id),
-                     ("journal_entry_accounts_wrong", e.entry_id)),
+            VERIFY: (("journal_unbalanced", e.entry_id), *books.cleared(e),
+                     ("journal_entry_amount_wrong", e.entry_id)),
         },
     )  # fmt: skip
 
@@ -127,7 +134,7 @@ def _one_side(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
         {
             LEDGER_VERIFY: (("entry_changed", e.place), ("entry_unbalanced", e.place)),
             RECONCILE: (("ledger_differs", e.settlement_id),),
-            VERIFY: (("journal_unbalanced", e.entry_id),
+            VERIFY: (("journal_unbalanced", e.entry_id), *books.cleared(e),
                      ("journal_entry_amount_wrong", e.entry_id)),
         },
     )  # fmt: skip
@@ -139,7 +146,7 @@ def _amount(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
     return {
         LEDGER_VERIFY: (("entry_changed", e.place),),
         RECONCILE: (("ledger_differs", e.settlement_id),),
-        VERIFY: (("journal_entry_amount_wrong", e.entry_id),),
+        VERIFY: (("journal_entry_amount_wrong", e.entry_id), *books.cleared(e)),
     }
 
 
@@ -149,7 +156,7 @@ def _currency(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
     return {
         LEDGER_VERIFY: (("entry_changed", e.place),),
         RECONCILE: (("ledger_differs", e.settlement_id),),
-        VERIFY: (("journal_entry_amount_wrong", e.entry_id),),
+        VERIFY: (("journal_entry_amount_wrong", e.entry_id), *books.cleared(e)),
     }
 
 
@@ -158,7 +165,7 @@ def _fee(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
     books.change(e.number, 4, by=-1)
     return {
         LEDGER_VERIFY: (("entry_changed", e.place),),
-        VERIFY: (("journal_entry_fees_wrong", e.entry_id),),
+        VERIFY: (("journal_entry_fees_wrong", e.entry_id), *books.cleared(e)),
     }
 
 
@@ -167,7 +174,7 @@ def _cost(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
     books.change(e.number, 6, by=-1)
     return {
         LEDGER_VERIFY: (("entry_changed", e.place),),
-        VERIFY: (("journal_entry_fees_wrong", e.entry_id),),
+        VERIFY: (("journal_entry_fees_wrong", e.entry_id), *books.cleared(e)),
     }
 
 
@@ -231,11 +238,12 @@ def _posted_later(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
 
 
 def _gone(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
+    cleared = books.cleared(e)
     books.remove(e.number)
     return {
         LEDGER_VERIFY: (("entry_missing", e.place),),
         RECONCILE: (("ledger_differs", e.settlement_id),),
-        VERIFY: (("settlement_without_journal_entry", e.settlement_id),),
+        VERIFY: (("settlement_without_journal_entry", e.settlement_id), *cleared),
     }
 
 
@@ -348,33 +356,33 @@ def _decision(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[F
     return place, {LEDGER_VERIFY: (("decision_changed", place),)}
 
 
-def _decided(books: Books, draw: random.Random, kind: str) -> tuple[int, str, str]:
+def _decided(books: Books, draw: random.Random, kind: str) -> tuple[int, str, str, Found]:
+    """An entry of a decision, its place, and what an audit says when it is not as decided."""
     number, entry_id, partition, offset = draw.choice(
         books.all(
             "SELECT entry_number, entry_id, source_partition, source_offset FROM journal_entries "
             "WHERE kind = ? ORDER BY entry_number", kind,
         )
     )  # fmt: skip
-    return number, entry_id, f"{DECISIONS}[{partition}]@{offset}"
+    ((sequence,),) = books.all(
+        "SELECT sequence FROM ledger_decisions WHERE published_partition = ? "
+        "AND published_offset = ?", partition, offset,
+    )  # fmt: skip
+    wrong = "clearing_wrong", f"decision {sequence}"
+    return number, entry_id, f"{DECISIONS}[{partition}]@{offset}", wrong
 
 
 def _clearing_gone(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[Found, ...]]]:
-    number, entry_id, place = _decided(books, draw, "clearing")
+    number, entry_id, place, wrong = _decided(books, draw, "clearing")
     books.remove(number)
-    return entry_id, {
-        LEDGER_VERIFY: (("entry_missing", place),),
-        VERIFY: (("clearing_wrong", entry_id),),
-    }
+    return entry_id, {LEDGER_VERIFY: (("entry_missing", place),), VERIFY: (wrong,)}
 
 
 def _receipt(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[Found, ...]]]:
-    number, entry_id, place = _decided(books, draw, "bank_receipt")
+    number, entry_id, place, wrong = _decided(books, draw, "bank_receipt")
     books.change(number, 1, by=1)
     books.change(number, 2, by=-1)
-    return entry_id, {
-        LEDGER_VERIFY: (("entry_changed", place),),
-        VERIFY: (("clearing_wrong", entry_id),),
-    }
+    return entry_id, {LEDGER_VERIFY: (("entry_changed", place),), VERIFY: (wrong,)}
 
 
 # Of the books as a whole: one of each.
