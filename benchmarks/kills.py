@@ -158,18 +158,14 @@ def _killed(
         supervisor = Supervisor(specs, restart_pause_s_max=0.2)
         with _publishing(load), supervisor:
             for number in range(1, kills + 1):
-                wanted = _entries(engine) + 1
-                _until(supervisor, load, partial(_booked, engine, wanted), "something is booked")
-                time.sleep(chance.random() * PAUSE_S_MAX)
+                _until_more(supervisor, load, engine)
                 if server is not None and number % RESTART_EVERY == 0:
                     restarts += 1
                     died += restarts % 2
-                    if restarts % 2:
-                        server.kill()
-                    else:
-                        server.stop()
-                    time.sleep(chance.random())
-                    server.start()
+                    _restart(server, chance, killed=bool(restarts % 2))
+                    # The worker lives through that, and books on.
+                    _until_more(supervisor, load, engine)
+                time.sleep(chance.random() * PAUSE_S_MAX)
                 for pid in supervisor.pids("ledger"):
                     os.kill(pid, signal.SIGKILL)
                 if number % 10 == 0:
@@ -178,14 +174,31 @@ def _killed(
             _until(supervisor, load, load.ended.is_set, "the load ends")
             everything = len(load.committed)
             _until(supervisor, load, partial(_booked, engine, everything), "all are booked")
+            _until(supervisor, load, partial(_ended, supervisor, kills), "each kill is seen")
             exits = next(iter(supervisor.exits.values()))
-        if exits.count(-signal.SIGKILL) != kills:
-            raise WrongRun(f"the worker ended {exits} where it was killed {kills} times")
+        if exits != [-signal.SIGKILL] * kills:
+            raise WrongRun(f"the worker ended with {exits}, and was killed {kills} times")
         _require_whole(settings, engine, load)
     return Killed(
         database, kills, restarts, died, len(load.committed), load.aborted,
         time.monotonic() - began_s,
     )  # fmt: skip
+
+
+def _restart(server: Database, chance: random.Random, *, killed: bool) -> None:
+    """Of two restarts one is a crash."""
+    if killed:
+        server.kill()
+    else:
+        server.stop()
+    time.sleep(chance.random())
+    server.start()
+
+
+def _until_more(supervisor: Supervisor, load: _Load, engine: Engine) -> None:
+    """Until something more is booked than by now."""
+    wanted = _entries(engine) + 1
+    _until(supervisor, load, partial(_booked, engine, wanted), "something is booked")
 
 
 @contextmanager
@@ -209,6 +222,10 @@ def _until(supervisor: Supervisor, load: _Load, done: Callable[[], bool], what: 
         if time.monotonic() > deadline:
             raise WrongRun(f"{what}: not within {PROGRESS_S_MAX:.0f} s")
         time.sleep(0.05)
+
+
+def _ended(supervisor: Supervisor, times: int) -> bool:
+    return len(next(iter(supervisor.exits.values()))) >= times
 
 
 def _booked(engine: Engine, wanted: int) -> bool:
