@@ -40,7 +40,8 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.model import Dispute, GatewayNotification, Payment, PaymentCommand
 from pipeline.domain.payment import dead_lettered, followed, settlement_of, told
 from pipeline.domain.policy import Policy
-from pipeline.processors.outcomes import STALE_RESULT, with_loss
+from pipeline.processors.losses import with_loss
+from pipeline.processors.refused_evidence import STALE_RESULT
 from pipeline.processors.reversals import with_owed_again
 
 EVENTS: Final[Mapping[str, str]] = {

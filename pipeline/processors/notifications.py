@@ -33,17 +33,11 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.disputes import process_dispute, with_founded
+from pipeline.processors.failures import declined
+from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import DEAD_LETTER, process_settlement_letter
-from pipeline.processors.outcomes import (
-    STALE_RESULT,
-    came_back,
-    contradictory,
-    declined,
-    inquire,
-    late_evidence,
-    pending,
-    tells_return,
-)
+from pipeline.processors.refused_evidence import STALE_RESULT, contradictory
+from pipeline.processors.unknowns import inquire, pending
 
 UNKNOWN_PAYMENT: Final = "unknown_payment"
 UNKNOWN_ATTEMPT: Final = "unknown_attempt"

@@ -64,35 +64,21 @@ from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.disputes import with_founded
+from pipeline.processors.failures import declined, gave_up, moved_on, next_gateway
+from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import process_request_letter
-from pipeline.processors.outcomes import (
-    PAY_BEFORE_PASSED,
-    STALE_RESULT,
-    came_back,
-    contradictory,
-    declined,
-    exhausted,
-    gave_up,
-    inquire,
-    known_by,
-    late_evidence,
-    moved_on,
-    next_gateway,
-    pending,
-    succeeded,
-    tells_return,
-    uncertain,
-    waiting,
-)
 from pipeline.processors.permit_answers import permit_missing
 from pipeline.processors.permits import is_capped
+from pipeline.processors.refused_evidence import STALE_RESULT, contradictory
 from pipeline.processors.reversals import (
     NOTHING_OWED,
     first_due,
     with_successor,
     without_successor,
 )
+from pipeline.processors.successes import PAY_BEFORE_PASSED, succeeded
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
+from pipeline.processors.unknowns import exhausted, inquire, known_by, pending, uncertain, waiting
 
 # Causes of dead letters.
 UNKNOWN_PAYMENT: Final = "unknown_payment"

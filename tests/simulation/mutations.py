@@ -337,7 +337,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a success that came too late is given back",
-        f"{PROCESSORS}/outcomes.py",
+        f"{PROCESSORS}/successes.py",
         """            or payment.status not in UNDECIDED
             or payment.cancel_requested_by is not None
 """,
@@ -346,7 +346,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a success that shows after pay_before is given back",
-        f"{PROCESSORS}/outcomes.py",
+        f"{PROCESSORS}/successes.py",
         "            or (payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms)\n",
         "",
         ("tests/unit/test_pay_before.py",),
