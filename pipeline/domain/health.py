@@ -18,6 +18,8 @@ from pipeline.domain.window import SlidingWindow
 BREAKER_OPEN: Final = "breaker_open"
 THROTTLED: Final = "throttled"
 RATE_LIMITED: Final = "rate_limited"
+# Not made, since the worker has no such gateway. Its predecessor may have had it.
+GATEWAY_NOT_CONFIGURED: Final = "gateway_not_configured"
 
 # Unknown outcomes that a working gateway answers.
 _ALIVE: Final = frozenset(
@@ -29,6 +31,7 @@ _ALIVE: Final = frozenset(
         RATE_LIMITED,
         THROTTLED,
         BREAKER_OPEN,
+        GATEWAY_NOT_CONFIGURED,
         "killed_the_process",
         "possibly_sent",
     }

@@ -14,7 +14,12 @@ from msgspec.structs import replace
 from pipeline.domain.answer import DEAD_LETTERED, DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.decision import Decision
-from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
+from pipeline.domain.health import (
+    BREAKER_OPEN,
+    GATEWAY_NOT_CONFIGURED,
+    RATE_LIMITED,
+    THROTTLED,
+)
 from pipeline.domain.lifecycle import (
     ANSWER_CAME_LATE,
     ATTEMPT_FAILED,
@@ -59,7 +64,7 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.reversals import DISPUTED, awaits_dispute, owed_minor, patience_ms
-from pipeline.domain.routing import Route
+from pipeline.domain.routing import Route, profile_of
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.letters import process_request_letter
@@ -296,6 +301,9 @@ def _inquiry_answered(
             and attempt.inquiries >= policy.proof_inquiry_max
             # What is owed back is not given up on silence: it is asked about, then a person is.
             and not is_reversal(attempt)
+            # Nor is anything where the gateway is not known: nobody who is has been asked.
+            and result.code != GATEWAY_NOT_CONFIGURED
+            and profile_of(policy, attempt.gateway) is not None
         ):
             refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
             if refusal != GATEWAY_OVERLOADED:

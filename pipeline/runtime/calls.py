@@ -16,7 +16,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.answer import UNKNOWN, GatewayAnswer
+from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
 from pipeline.gateways.port import Gateway
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 SWEEP_INTERVAL_S = 0.25
 
 _PARKED = GatewayAnswer(outcome="unknown", code="soft_deadline")
-_NO_SUCH_GATEWAY = GatewayAnswer(outcome="not_sent", code="gateway_not_configured")
+_NO_SUCH_GATEWAY = GatewayAnswer(outcome=UNKNOWN, code=GATEWAY_NOT_CONFIGURED)
 _NO_SUCH_KIND = GatewayAnswer(outcome="not_sent", code="kind_not_supported")
 
 # What may move money; the port has a method of the name for each.
@@ -157,6 +158,7 @@ class Calls:
         for call in calls:
             waiting = self._waiting.get(call.request.gateway)
             if waiting is None:
+                # Not by us, but a worker that had it may have sent it and died before it said so.
                 self._answer(call, _NO_SUCH_GATEWAY)
                 continue
             call.handed_s = now_s
