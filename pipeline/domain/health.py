@@ -37,7 +37,7 @@ _ALIVE: Final = frozenset(
     }
 )
 # Requests that were not sent because nobody was there to take them.
-_UNREACHABLE: Final = frozenset({"connection_refused", "connect_timeout", "broken_connection"})
+UNREACHABLE: Final = frozenset({"connection_refused", "connect_timeout", "broken_connection"})
 
 # Success rates change by the minute: issuers' troubles come and go, five minutes see them.
 RATE_WINDOW_MS: Final = 300_000
@@ -53,7 +53,7 @@ _APPROVALS: Final = frozenset({"charge", "authorize"})
 def verdict(outcome: str, code: str | None) -> bool | None:
     """What an answer says of the gateway: True it works, False it is in trouble, None nothing."""
     if outcome == NOT_SENT:
-        return False if code in _UNREACHABLE else None
+        return False if code in UNREACHABLE else None
     if outcome == UNKNOWN:
         return None if code in _ALIVE else False
     return True

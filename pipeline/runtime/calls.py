@@ -37,7 +37,8 @@ MONEY_MOVING = frozenset({"charge", "authorize", "capture", "void", "refund"})
 
 
 class Call(Struct, eq=False):
-    """One request on its way. ``token`` is the caller's own, handed back untouched."""
+    """One request on its way. ``token`` is the caller's own, handed back untouched, and so is
+    ``read_before``: whether somebody may have made this call already."""
 
     token: Any
     request: PaymentRequest
@@ -48,6 +49,7 @@ class Call(Struct, eq=False):
     seconds: float = 0.0
     task: Any = None
     permit: Permit | None = None
+    read_before: bool = False
 
 
 class Calls:
