@@ -682,8 +682,12 @@ def sendable_until_ms(attempt: Attempt, policy: Policy) -> int:
 
 
 def gateway_profile(policy: Policy, gateway: str) -> GatewayProfile:
-    """A gateway's profile; one taken out of the policy is still owed its outcome, by defaults."""
-    return profile_of(policy, gateway) or GatewayProfile(name=gateway)
+    """A gateway's profile. One that the policy does not have may forget keys at once, or take none:
+    what it says it has done is believed, but nothing proves what it will not do, and nothing is
+    sent there again."""
+    return profile_of(policy, gateway) or GatewayProfile(
+        name=gateway, key_retention_ms=0, idempotent=False
+    )
 
 
 def decision(payment: Payment, *sends: Outgoing) -> Decision:

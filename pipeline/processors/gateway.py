@@ -17,7 +17,7 @@ from pipeline.domain.answer import (
     UNKNOWN,
     GatewayAnswer,
 )
-from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.gateway_text import kept_text
 from pipeline.domain.model import GatewayResult, PaymentRequest
 from pipeline.domain.normalisation import BOUND, OPERATIONS
 from pipeline.domain.payment import INQUIRE
@@ -29,9 +29,6 @@ PARENT_MISSING: Final = "parent_missing"
 POSSIBLY_SENT: Final = "possibly_sent"
 REFERENCE_MISSING: Final = "reference_missing"
 OUTCOME_NOT_IN_CONTRACT: Final = "outcome_not_in_contract"
-
-# Gateways' own texts are evidence for people, not a place to store pages of HTML.
-GATEWAY_TEXT_LENGTH_MAX: Final = 255
 
 
 class CallPlan(Struct, frozen=True):
@@ -118,7 +115,7 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         outcome, code = UNKNOWN, OUTCOME_NOT_IN_CONTRACT
     gateway_code = answer.gateway_code
     if gateway_code is not None:
-        gateway_code = mask_card_number_text(gateway_code[:GATEWAY_TEXT_LENGTH_MAX])
+        gateway_code = kept_text(gateway_code)
     return GatewayResult(
         merchant_id=request.merchant_id,
         order_id=request.order_id,
