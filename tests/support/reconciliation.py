@@ -371,6 +371,24 @@ class ReconciliationSuite(OnEachDatabase):
         assert books.run("2023-11-17").cleared == 0
         assert len(books.kinds()) == 7
 
+    def test_what_was_refunded_outside_the_gateway_is_missed_in_no_report(
+        self, books: Books
+    ) -> None:
+        """Only its sale is looked for; the merchant has the money no more."""
+        sale = settlement(1, amount_minor=1000)
+        books.settle(
+            sale,
+            settlement(
+                1, kind="external_refund", amount_minor=-1000, operation_id="late-1",
+                gateway_reference="TRF-88",
+            ),
+        )  # fmt: skip
+        books.report(row_of(1, sale, fee_minor=0))
+        assert "missing_at_gateway" not in {b.kind for b in books.run("2023-11-20").breaks}
+        assert books.balances() == {
+            "gateway_receivable:simulator": 1000, "suspense:simulator": -1000,
+        }  # fmt: skip
+
     def test_a_later_row_ends_a_break_and_a_person_can(self, books: Books) -> None:
         """A late row clears what was missing; what is resolved with a reason stays resolved."""
         late, gone = settlement(1), settlement(2)

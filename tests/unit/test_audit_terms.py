@@ -56,8 +56,8 @@ documents = st.fixed_dictionaries(
 movements = st.lists(
     st.tuples(
         st.sampled_from(
-            ["capture", "capture", "refund", "refund", "refund_failed", "dispute", "reversal",
-             "dispute_fee"]
+            ["capture", "capture", "refund", "refund", "external_refund", "refund_failed",
+             "dispute", "reversal", "dispute_fee"]
         ),
         st.integers(1, 10**7),
         st.sampled_from(["simulator", "north"]),
