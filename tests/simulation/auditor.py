@@ -15,7 +15,7 @@ from typing import Any
 from tests.simulation.gateway import GatewayBooks, Movement
 from tests.simulation.log import Cluster, Intent, Partition, Record
 from tests.simulation.money import Money
-from tests.simulation.outcomes import Outcomes
+from tests.simulation.outcomes import BUSY, SETTLED, Outcomes
 from tests.simulation.plan import DECLINES_MAX, MERCHANT, Plan
 from tests.simulation.stories import Stories
 from tests.simulation.violation import Violation
@@ -157,6 +157,18 @@ class Auditor:
         """A payment as it can be seen now."""
         raw = self._raw_payments.get(f"{MERCHANT}:{order_id}".encode())
         return None if raw is None else self._decode_payment(raw)
+
+    def unfinished(self) -> str:
+        """Orders of which something is still to happen, for people."""
+        found = []
+        for order in self._plan.orders:
+            payment = self.payment_of(order.order_id)
+            busy = [a["state"] for a in (payment or {"attempts": ()})["attempts"]]
+            busy = sorted({state for state in busy if state in BUSY})
+            if payment is None or busy or payment["status"] not in SETTLED:
+                status = None if payment is None else payment["status"]
+                found.append(f"{order.order_id} {status} {' '.join(busy)}".strip())
+        return ", ".join(found[:10]) or "no order"
 
     def _event(self, partition: Partition, record: Record) -> None:
         self.stories.told(self._decode_event(record.value or b""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 
 from tests.simulation.disputes import ENDING_LIVES, NUMBERED_LIVES, DisputePlan
@@ -69,7 +70,7 @@ class OrderPlan:
     customer: str | None = None
     token: str | None = None
 
-    @property
+    @cached_property
     def order_id(self) -> str:
         return f"o{self.number}"
 

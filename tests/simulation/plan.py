@@ -27,7 +27,7 @@ FAULTS_MIN = 20
 MERCHANT = "shop"
 # When orders come and faults strike; after it everything heals.
 ACTIVE_S = 90.0
-BURSTS = 25
+BURSTS = 7
 
 # Orders of one customer, of whom no more are taken (see ``policy``), and unlinked credits.
 BUSY_CUSTOMER = "busy"
@@ -71,6 +71,8 @@ class Plan:
     retention_s: float = 86_400.0
     idempotent: bool = True
     records_max: int = 4_000
+    # Whether records are written and read as Avro, or handed on as they are.
+    avro: bool = True
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -104,6 +106,7 @@ def draw(seed: int) -> Plan:
         retention_s=random.choice((86_400.0, 86_400.0, 86_400.0, 600.0)),
         idempotent=random.random() > 0.15,
         records_max=random.choice((4_000, 4_000, 50, 7)),
+        avro=seed % 8 == 0,
     )
     return replace(plan, faults=_faults(random, plan))
 

@@ -49,6 +49,8 @@ def policy_of(plan: Plan, books: Mapping[str, GatewayBooks]) -> Policy:
         ),
         customer_action_ms=60_000,
         pending_check_ms=60_000,
+        # A gateway that has forgotten what it had called pending is given up after this.
+        pending_max_ms=900_000,
         awaiting_order_ms=120_000,
         review_ms=120_000,
         # Twelve questions in the first tier and eight in the second: some minutes, then a person.

@@ -70,8 +70,8 @@ def _catalogue(partitions: int) -> Catalogue:
 
 
 @cache
-def _coders() -> tuple[dict[str, Any], dict[str, Any]]:
-    codec = shared_codec()
+def _coders(avro: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    codec = shared_codec(avro)
     names = ("payment-event", "settlement", "payment-request", "payment", "audit-entry")
     return (
         {name: codec.decoder(name) for name in names},
@@ -89,7 +89,7 @@ class Simulation:
         self.catalogue = _catalogue(plan.partitions)
         for spec in self.catalogue.topics.values():
             self.cluster.create(spec.name, spec.partitions, (spec.delay_ms or 0) / 1000)
-        decoders, encoders = _coders()
+        decoders, encoders = _coders(plan.avro)
         self.auditor = Auditor(
             plan,
             self.cluster,
@@ -198,6 +198,8 @@ class Simulation:
             world.run(until_s)
             until_s += 30.0
             quiet = quiet + 1 if self._is_quiet() else 0
+        if quiet < 2:
+            raise Violation("never_at_rest", self.auditor.unfinished())
 
     def _is_quiet(self) -> bool:
         cluster = self.cluster
@@ -222,7 +224,9 @@ class Simulation:
         """A failpoint was passed."""
         fibre = self.world.current
         if fibre is not None:
-            fibre.process.step(name)
+            process = fibre.process
+            if process.armed or process.dead or process.paused:
+                process.step(name)
 
     def trace(self, text: str) -> None:
         if self._traced:

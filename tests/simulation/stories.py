@@ -79,7 +79,8 @@ class Stories:
             self._gives_back(story, order, event["operation_id"] or "")
         elif (
             # Captures of what was authorized in time come later.
-            kind in ("captured", "authorized")
+            event["status"] in ("captured", "authorized")
+            and event["status"] == kind
             and event["kind"] in ("charge", "authorize")
             and story.pay_before_ms is not None
             and event["occurred_at_ms"] >= story.pay_before_ms

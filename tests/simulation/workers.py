@@ -92,6 +92,9 @@ class Workers:
     def add(self, name: str, index: int) -> Slot:
         slot = Slot(name, index)
         slot.client_faults.on_fired = lambda what: self._fired(what, slot.name)
+        if slot.stage == "ledger":
+            # It books what comes within a second at once.
+            slot.client_faults.fetch_s_max = 6.0
         self.slots[name] = slot
         self.launch(slot)
         return slot
@@ -101,6 +104,7 @@ class Workers:
         skew_s = skews[slot.index % len(skews)] if skews else 0.0
         slot.starts += 1
         process = Process(self.world, f"{slot.name}#{slot.starts}", skew_s)
+        process.armed = slot.armed
         process.on_step = lambda process, name: self.on_step(slot, process, name)
         process.on_put = lambda item: self._told(process, item)
         if slot.stage == "gateway" and not self.plan.idempotent:
@@ -181,14 +185,15 @@ class Workers:
             slot.stage, "n1", slot.number, "simulated", self.catalogue.settings, self._directory
         )
         stopped: Any = stop
+        codec = shared_codec(self.plan.avro)
         commit_policy = CommitPolicy(
             records_max=self.plan.records_max, records_small=min(100, self.plan.records_max)
         )
         if slot.stage in ("payments", "risk"):
             stage: Any = (
-                PaymentsStage(self.catalogue, shared_codec(), LivePolicy(self.policy))
+                PaymentsStage(self.catalogue, codec, LivePolicy(self.policy))
                 if slot.stage == "payments"
-                else RiskStage(self.catalogue, shared_codec())
+                else RiskStage(self.catalogue, codec)
             )
             worker: Any = TableWorker(
                 spec,
@@ -212,7 +217,7 @@ class Workers:
                 catalogue=self.catalogue,
                 stage=GatewayStage(
                     self.catalogue,
-                    shared_codec(),
+                    codec,
                     terms={
                         profile.name: GatewayTerms(profile.key_retention_ms, profile.idempotent)
                         for profile in self.policy.gateways
@@ -236,7 +241,7 @@ class Workers:
             )
             return worker.run  # type: ignore[no-any-return]
         return self.ledger.worker(
-            self.catalogue, spec.instance_id, process, outside, stopped, self._fired
+            self.catalogue, codec, spec.instance_id, process, outside, stopped, self._fired
         )
 
 
