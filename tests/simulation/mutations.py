@@ -262,6 +262,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pipeline/domain/risk_velocity.py",
         "    if mark in recent:\n",
         "    if False:\n",
+        ("tests/unit/test_risk_velocity.py", "tests/unit/test_risk_stage.py"),
     ),
     Mutation(
         "attempts in flight count towards a card's cap",
