@@ -14,7 +14,9 @@ from tests.simulation.gateway import GatewayBooks
 from tests.simulation.lives import CommandPlan, OrderPlan
 from tests.simulation.money import Money
 from tests.simulation.plan import Plan
+from tests.simulation.stories import Stories
 from tests.simulation.upstream import Upstream
+from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
 # Statuses in which nothing may be kept of what was taken.
@@ -36,6 +38,7 @@ class People:
     upstream: Upstream
     books: Mapping[str, GatewayBooks]
     money: Money
+    stories: Stories
     payment_of: Callable[[str], Payment | None]
     rounds: int = 0
 
@@ -90,8 +93,19 @@ class People:
             found.append({"type": "resolve_dispute", **dispute})
         again = self.rounds <= GIVE_BACK_ROUNDS_MAX
         if payment["status"] in ENDED and not found and again and self._is_owed(order, payment):
+            self._was_told(order, payment)
             found.append({"type": "give_back", "override": "dispute"})
         return found
+
+    def _was_told(self, order: OrderPlan, payment: Payment) -> None:
+        """Nobody orders what nobody knows of: what is not given back by itself is told."""
+        kept_minor = self.money.kept_minor(order.order_id)
+        if kept_minor > 0 and not self.stories.of(order.order_id).types["reversal_failed"]:
+            raise Violation(
+                "kept_silently",
+                f"{order.order_id} is {payment['status']}, and {kept_minor} are kept",
+                order.number,
+            )
 
     def _is_owed(self, order: OrderPlan, payment: Payment) -> bool:
         busy = any(each["state"] in (*ASKED, "started", "pending") for each in payment["attempts"])

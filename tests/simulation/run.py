@@ -126,9 +126,14 @@ class Simulation:
             for name in GATEWAYS
         }
         self.people = People(
-            self.world, plan, self.upstream, self.books, self.auditor.money,
+            self.world,
+            plan,
+            self.upstream,
+            self.books,
+            self.auditor.money,
+            self.auditor.stories,
             self.auditor.payment_of,
-        )  # fmt: skip
+        )
         self.directory = Path(tempfile.mkdtemp(prefix="paystream-simulation-", dir=_FAST))
         self.ledger = SimLedger(self.world)
         self.workers = Workers(

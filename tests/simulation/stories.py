@@ -14,6 +14,7 @@ from tests.simulation.lives import OrderPlan
 from tests.simulation.violation import Violation
 
 WITHDRAWING = frozenset({"dispute_opened", "dispute_pre_arbitration"})
+UNDECIDED = frozenset({"processing", "outcome_unknown", "requires_customer_action"})
 ENDING = frozenset({"dispute_won", "dispute_lost", "dispute_inquiry"})
 STARTED = frozenset({"payment_retried", "payment_started", "permit_asked"})
 BACK = "late-"
@@ -29,6 +30,8 @@ class Story:
     commands: list[tuple[str, str]] = field(default_factory=list)
     forced: bool = False
     barred: set[str] = field(default_factory=set)
+    # A cancel was taken while it was open whether the money is taken.
+    cancelling: bool = False
     in_dispute: bool = False
     was_in_dispute: bool = False
     begun_back: set[str] = field(default_factory=set)
@@ -77,15 +80,22 @@ class Stories:
             story.in_dispute = False
         elif kind in ("reversal_started", "retry_started") and event["kind"] == "refund":
             self._gives_back(story, order, event["operation_id"] or "")
-        elif (
-            # Captures of what was authorized in time come later.
-            event["status"] in ("captured", "authorized")
-            and event["status"] == kind
-            and event["kind"] in ("charge", "authorize")
-            and story.pay_before_ms is not None
-            and event["occurred_at_ms"] >= story.pay_before_ms
-        ):
-            raise Violation("taken_after_pay_before", f"{order_id} is {kind}", order.number)
+        elif kind in ("captured", "authorized") and event["status"] == kind:
+            self._is_taken(story, order, event)
+        if kind == "cancel_requested" and event["status"] in UNDECIDED:
+            story.cancelling = True
+        elif kind == "payment_retried":
+            story.cancelling = False
+
+    def _is_taken(self, story: Story, order: OrderPlan, event: dict[str, Any]) -> None:
+        """The payment stands as paid, or as authorized."""
+        if event["kind"] not in ("charge", "authorize"):
+            return  # captures of what was authorized in time come later
+        detail = f"{order.order_id} is {event['type']}"
+        if story.pay_before_ms is not None and event["occurred_at_ms"] >= story.pay_before_ms:
+            raise Violation("taken_after_pay_before", detail, order.number)
+        if story.cancelling:
+            raise Violation("taken_after_cancel", detail, order.number)
 
     def _bars(self, story: Story, command_id: str | None) -> None:
         """The retries that were written before a cancel that was taken."""

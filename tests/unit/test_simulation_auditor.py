@@ -135,6 +135,14 @@ def test_nothing_is_taken_for_good_after_pay_before() -> None:
         stories.told(late)
 
 
+def test_nothing_is_taken_for_good_after_a_cancel() -> None:
+    """A cancel that was taken while the charge was open ends the payment, whatever shows later."""
+    stories = Stories({"o1": ORDER})
+    stories.told(event(1, "cancel_requested", status="processing", operation_id="c1"))
+    with pytest.raises(Violation, match="taken_after_cancel"):
+        stories.told(event(2, "captured", kind="charge"))
+
+
 def test_a_card_is_not_declined_beyond_its_cap() -> None:
     """Declines are counted by the card of the order or of its retry, over all orders."""
     orders = tuple(replace(ORDER, number=n, card="fp") for n in range(DECLINES_MAX + 1))
