@@ -195,7 +195,7 @@ def _unknown(random: Random, plain: OrderPlan) -> OrderPlan:
         plain.script,
         outcome={MAIN: random.choice(("succeed", "decline:card_declined", "pending_succeed"))},
         transport=(random.choice(_LOSING),),
-        inquiries=("error_before",) * random.choice((6, 30)),
+        inquiries=("error_before",) * random.choice((5, 14)),
         notices=random.choice((0, 0, 1)),
     )
     commands = [

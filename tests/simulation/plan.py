@@ -269,6 +269,8 @@ def _faults(random: Random, plan: Plan) -> tuple[Fault, ...]:
         steps = random.randrange(0, 60)
         if kind == "crash":
             target = random.choice(plan.slots)
+            if target.startswith("ledger"):
+                steps = random.randrange(0, 10)  # it takes few of them
             crashes[target] = crashes.get(target, 0) + 1
             if crashes[target] > 5:
                 # More would have a record quarantined that is not to blame.

@@ -53,8 +53,8 @@ def policy_of(plan: Plan, books: Mapping[str, GatewayBooks]) -> Policy:
         pending_max_ms=900_000,
         awaiting_order_ms=120_000,
         review_ms=120_000,
-        # Twelve questions in the first tier and eight in the second: some minutes, then a person.
-        inquiry_max=20,
+        # Ten questions in the first tier: a minute and a half, then a person.
+        inquiry_max=10,
         risk=_RULES,
         count_cards=True,
         attempt_caps=(AttemptCap(name="declines", declines_max=DECLINES_MAX, window_ms=DAY_MS),),

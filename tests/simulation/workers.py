@@ -93,8 +93,8 @@ class Workers:
         slot = Slot(name, index)
         slot.client_faults.on_fired = lambda what: self._fired(what, slot.name)
         if slot.stage == "ledger":
-            # It books what comes within a second at once.
-            slot.client_faults.fetch_s_max = 6.0
+            # What comes within some seconds is booked at once.
+            slot.client_faults.fetch_s_max = 20.0
         self.slots[name] = slot
         self.launch(slot)
         return slot
@@ -171,7 +171,7 @@ class Workers:
             admin=lambda config, **more: SimAdmin(cluster, process, config, **more),
             table_store=lambda path, keep_s: slot.disk.mount(process),
             time_s=process.time_s,
-            monotonic_s=process.monotonic_s,
+            monotonic_s=self.world.clock,
             sleep=sleep,
             thread=lambda target, name="", daemon=True: SimThread(process, target),
             event=lambda: SimEvent(process),
