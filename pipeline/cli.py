@@ -14,9 +14,10 @@ from pipeline.commands.demo import demo_command
 from pipeline.commands.flow import run_command, simulator_command, up_command
 from pipeline.commands.ledger import app as ledger_app
 from pipeline.commands.orders import order_app, orders_app
-from pipeline.commands.payment import payment_app, review_app
+from pipeline.commands.payment import payment_app
 from pipeline.commands.payouts import app as payouts_app
 from pipeline.commands.reconcile import app as reconcile_app
+from pipeline.commands.review import review_app
 from pipeline.commands.risk import app as risk_app
 from pipeline.commands.schemas import app as schemas_app
 from pipeline.commands.topics import app as topics_app

@@ -1,8 +1,9 @@
 """The HTTP endpoint for gateways' webhooks: verify, store, answer.
 
-``POST /webhooks/{gateway}``. The gateway's adapter verifies its own scheme over the raw body. The
-answer is 200 only when the brokers have the notice; a gateway that hears anything else, or nothing,
-sends it again.
+``POST /webhooks/{gateway}``. The gateway's adapter verifies its own scheme over the raw body, so a
+body is never decompressed, and one that says it is compressed is refused unread. The answer is 200
+only when the brokers have the notice; a gateway that hears anything else, or nothing, sends it
+again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from confluent_kafka import KafkaException
 
 from pipeline.domain.ids import payment_id
@@ -24,7 +25,7 @@ from producers.webhook_desk import NoticeUnstorable, WebhookDesk, wall_clock_ms
 
 _log = logging.getLogger(__name__)
 
-# The notices of every gateway we know are under 10 kB.
+# The notices of every gateway we know are under 10 kB. Of the bytes on the wire.
 BODY_BYTES_MAX = 256 * 1024
 # A notice under way waits for the brokers at most this long.
 DRAIN_TIMEOUT_S = 10.0
@@ -33,6 +34,7 @@ STOP_CHECK_S = 0.2
 UNKNOWN_GATEWAY = "unknown_gateway"
 NOT_STORED = "not_stored"
 TOO_LARGE = "too_large"
+ENCODED = "encoded"
 UNSTORABLE = "unstorable"
 NOT_HANDLED = "not_handled"
 
@@ -95,6 +97,9 @@ def build_app(
         reader = readers.get(gateway)
         if reader is None:
             return answered("unknown", 404, UNKNOWN_GATEWAY)
+        if hdrs.CONTENT_ENCODING in request.headers:
+            # No gateway we know compresses; a stranger's kilobytes could be hours of work.
+            return answered(gateway, 415, ENCODED)
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -135,6 +140,18 @@ def build_app(
     app = web.Application(client_max_size=BODY_BYTES_MAX)
     app.add_routes([web.post("/webhooks/{gateway}", receive), web.get("/healthz", health)])
     return app
+
+
+def build_runner(app: web.Application) -> web.AppRunner:
+    """What serves the routes. It decompresses nothing, not even what it throws away: that happens
+    before any limit, for everybody who can connect, and holds up all others."""
+    return web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=DRAIN_TIMEOUT_S,
+        auto_decompress=False,
+    )
 
 
 class WebhookServer:
@@ -181,9 +198,7 @@ class WebhookServer:
 
     async def _serve(self, stop: threading.Event) -> None:
         app = build_app(self._desk, self._readers, self._count)
-        runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=DRAIN_TIMEOUT_S
-        )
+        runner = build_runner(app)
         await runner.setup()
         try:
             try:

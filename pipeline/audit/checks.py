@@ -29,6 +29,7 @@ from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy
 from pipeline.audit.justification import JustificationChecks
 from pipeline.audit.ledger_copy import LedgerCopy
 from pipeline.audit.operations import (
+    REFUNDS,
     WAITING_STATUSES,
     OperationChecks,
     evidenced,
@@ -659,7 +660,7 @@ class Judgement:
             return
         for kinds, expected_minor, what in (
             (("capture",), snapshot.captured_minor, "captured"),
-            (("refund", "refund_failed"), -snapshot.refunded_minor, "refunded"),
+            (REFUNDS, -snapshot.refunded_minor, "refunded"),
             (("dispute", "reversal"), -snapshot.withdrawn_minor, "withdrawn for disputes"),
             (("dispute_fee",), -snapshot.dispute_fee_minor, "kept as dispute fees"),
         ):

@@ -63,6 +63,7 @@ COMMAND_TYPES: Final = frozenset(
         "credit",
         "retry",
         "give_back",
+        "record_refund",
         "resolve",
         "resolve_dispute",
         "review",
@@ -204,7 +205,8 @@ class AttemptSeen(Struct, frozen=True, gc=False):
     """One operation at a gateway, as the table has it; an amount of 0 is the payment's whole.
 
     ``parent``: the operation and attempt of the charge or authorization that it is about; None
-    where the table does not say.
+    where the table does not say. ``meant_minor``: of a reversal that gave back less than it was
+    begun for, what that was.
     """
 
     operation_id: str
@@ -215,6 +217,8 @@ class AttemptSeen(Struct, frozen=True, gc=False):
     amount_minor: int
     gateway_reference: str | None
     parent: tuple[str, int] | None
+    code: str | None = None
+    meant_minor: int = 0
 
 
 class DisputeSeen(Struct, frozen=True, gc=False):
@@ -662,6 +666,8 @@ class Evidence:
                     None
                     if each["parent_operation_id"] is None
                     else (each["parent_operation_id"], each["parent_attempt"]),
+                    None if each["code"] is None else _intern(each["code"]),
+                    each["meant_minor"],
                 )
                 for each in attempts
             ),

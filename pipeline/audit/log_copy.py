@@ -7,6 +7,7 @@ is new.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -312,23 +313,36 @@ class _Client:
     def offsets(
         self, places: Sequence[tuple[str, int]], spec: OffsetSpec
     ) -> dict[tuple[str, int], int]:
-        """First or last offsets as a read_uncommitted reader sees them."""
+        """First or last offsets as a read_uncommitted reader sees them.
+
+        The client's call goes by the leaders that it has known and does not look who leads now
+        unless it is told to, so after a failure it is, and asked once more at least.
+        """
         if not places:
             return {}
-        futures = self._admin.list_offsets(
-            {TopicPartition(topic, partition): spec for topic, partition in places},
-            isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=ANSWER_TIMEOUT_S,
-        )
-        try:
-            return {
-                (tp.topic, tp.partition): future.result(timeout=ANSWER_TIMEOUT_S).offset
-                for tp, future in futures.items()
-            }
-        except KafkaException as error:
-            raise self._away(error) from None
-        except TimeoutError:
-            raise self._away(None) from None
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        asked_again = False
+        while True:
+            futures = self._admin.list_offsets(
+                {TopicPartition(topic, partition): spec for topic, partition in places},
+                isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                request_timeout=ANSWER_TIMEOUT_S,
+            )
+            try:
+                return {
+                    (tp.topic, tp.partition): future.result(timeout=ANSWER_TIMEOUT_S).offset
+                    for tp, future in futures.items()
+                }
+            except KafkaException as error:
+                if asked_again and time.monotonic() > deadline:
+                    raise self._away(error) from None
+            except TimeoutError:
+                raise self._away(None) from None
+            if asked_again:
+                time.sleep(POLL_S)
+            asked_again = True
+            with contextlib.suppress(KafkaException):
+                self._admin.list_topics(timeout=CONNECT_TIMEOUT_S)
 
     def read(
         self,

@@ -42,6 +42,8 @@ UNDECIDED_STATUSES: Final = WAITING_STATUSES | {"requires_customer_action"}
 ENDED_WITHOUT_MONEY: Final = frozenset(
     {"failed", "rejected", "cancelled", "expired", "no_payment_due"}
 )
+# Kinds of settlements that give back what was captured, or take that again.
+REFUNDS: Final = ("refund", "refund_failed", "external_refund")
 # Commands that become an operation of their own id.
 _OPERATING: Final = frozenset({"capture", "refund", "retry"})
 _OPEN: Final = UNDER_WAY | FOR_A_PERSON
@@ -82,6 +84,11 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
     if settlement.kind == "credit":
         return any(
             c.type == "credit" and c.command_id == settlement.operation_id for c in payment.commands
+        )
+    if settlement.kind == "external_refund":
+        return any(
+            c.type == "record_refund" and (c.gateway_reference or "").strip() == reference
+            for c in payment.commands
         )
     if settlement.kind in ("dispute", "reversal", "dispute_fee"):
         notices = payment.own_notifications
@@ -221,7 +228,7 @@ class OperationChecks:
             if a.state in _OPEN
         }
         for settlement in payment.settlements:
-            if settlement.kind in ("refund", "refund_failed"):
+            if settlement.kind in REFUNDS:
                 operation_id = settlement.operation_id
                 refunded[of_charge.get(operation_id, operation_id)] -= settlement.amount_minor
         whole = not judge.gone(payment, "settlements")
@@ -248,7 +255,8 @@ class OperationChecks:
             return
         kept = snapshot.captured_minor - snapshot.refunded_minor
         held = snapshot.authorized_minor - snapshot.captured_minor
-        if kept not in (0, snapshot.withdrawn_minor) or held:
+        # What banks have taken may be more by now than when the rest went back.
+        if kept < 0 or kept > snapshot.withdrawn_minor or held:
             example = self._snapshot_example(
                 payment,
                 f"{snapshot.status}, and {kept} {snapshot.currency} are kept, {held} held",
@@ -320,7 +328,11 @@ class OperationChecks:
                 )
             ):
                 return
-            twice = [charge for charge in charges if not _is_given_back(charge, movements)]
+            twice = [
+                charge
+                for charge in charges
+                if not _is_given_back(charge, movements, _elsewhere_minor(payment, charge))
+            ]
             if len(twice) < 2:
                 return
         self._found.broken(
@@ -587,7 +599,7 @@ def _is_kept(payment: PaymentEvidence, charge: SettlementSeen, left_minor: int) 
     snapshot = payment.snapshot
     if snapshot is None or left_minor <= 0:
         return left_minor < 0
-    kinds = ("capture", "refund", "refund_failed")
+    kinds = ("capture", *REFUNDS)
     room_minor = sum(s.amount_minor for s in payment.settlements if s.kind in kinds)
     return (
         left_minor > withdrawn_of_minor(snapshot, charge.gateway, charge.gateway_reference)
@@ -677,8 +689,27 @@ def _gives_back(payment: PaymentEvidence, attempt: AttemptSeen) -> bool:
     return _is_reversal(payment, attempt.operation_id) and attempt.state in _OPEN
 
 
-def _is_given_back(charge: ChargeSeen, movements: Iterable[MovementSeen]) -> bool:
-    back = 0
+def _elsewhere_minor(payment: PaymentEvidence | None, charge: ChargeSeen) -> int:
+    """What people say was given back of a charge otherwise than by its gateway."""
+    attempt = _attempts_by_reference(payment).get(charge.reference)
+    if payment is None or payment.snapshot is None or attempt is None:
+        return 0
+    mine = {
+        a.operation_id
+        for a in payment.snapshot.attempts
+        if a.parent == (attempt.operation_id, attempt.attempt)
+    }
+    return -sum(
+        s.amount_minor
+        for s in payment.settlements
+        if s.kind == "external_refund" and s.operation_id in mine
+    )
+
+
+def _is_given_back(
+    charge: ChargeSeen, movements: Iterable[MovementSeen], elsewhere_minor: int = 0
+) -> bool:
+    back = elsewhere_minor
     for movement in movements:
         if movement.charge_id == charge.id:
             if movement.kind in ("void", "expiry"):
@@ -696,7 +727,7 @@ def _agrees(payment: PaymentEvidence, kind: str) -> bool:
     snapshot = payment.snapshot
     if snapshot is None:
         return True
-    kinds = ("capture",) if kind == "capture" else ("refund", "refund_failed")
+    kinds = ("capture",) if kind == "capture" else REFUNDS
     total = sum(s.amount_minor for s in payment.settlements if s.kind in kinds)
     said = snapshot.captured_minor if kind == "capture" else -snapshot.refunded_minor
     return total == said and all(s.currency == snapshot.currency for s in payment.settlements)

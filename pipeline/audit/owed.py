@@ -1,4 +1,4 @@
-"""What is owed back and is tried no more: the reversals that ended without success.
+"""What is owed back and is tried no more: the reversals that ended without success, or in part.
 
 Told from the payment's last snapshot alone, whatever state it is in: a reversal is of one charge or
 authorization, and what another one lost, or took, settles nothing of it.
@@ -14,11 +14,15 @@ from pipeline.audit.evidence import MAIN_KINDS, AttemptSeen, PaymentEvidence, Sn
 
 # States of an attempt that ended without having moved anything.
 REFUSED: Final = frozenset({"declined", "failed"})
+# The same, and those of a refund that was made: it may have been of a part.
+_ENDED: Final = REFUSED | {"refunded"}
+# Code of such a void whose hold is known to be over all the same.
+_LAPSED: Final = "authorization_lapsed"
 
 
 def given_up(payment: PaymentEvidence) -> Iterator[tuple[AttemptSeen, int]]:
-    """Each reversal that was given up, and what of it is still owed: it has no successor, and
-    nothing else gave back, or may still give back, what it was for."""
+    """Each reversal that was given up, or gave back a part, and what of it is still owed: it has no
+    successor, and nothing else gave back, or may still give back, what it was for."""
     snapshot = payment.snapshot
     if snapshot is None:
         return
@@ -27,7 +31,7 @@ def given_up(payment: PaymentEvidence) -> Iterator[tuple[AttemptSeen, int]]:
     for each in snapshot.attempts:
         if (
             each.kind in ("refund", "void")
-            and each.state in REFUSED
+            and each.state in _ENDED
             and each.operation_id.startswith("late-")
             and each.parent is not None
             and reversal_operation_id(order_id, each.operation_id, each.attempt) not in begun
@@ -49,12 +53,11 @@ def withdrawn_of_minor(snapshot: SnapshotSeen, gateway: str, reference: str | No
 
 
 def _void_owed(snapshot: SnapshotSeen, void: AttemptSeen) -> int:
-    others = (
-        each
+    released = any(
+        each.code == _LAPSED if each.state in REFUSED else each is not void
         for each in snapshot.attempts
-        if each.kind == "void" and each is not void and each.parent == void.parent
+        if each.kind == "void" and each.parent == void.parent
     )
-    released = any(each.state not in REFUSED for each in others)
     return 0 if released else void.amount_minor or snapshot.amount_minor
 
 
@@ -85,8 +88,14 @@ def _owed(snapshot: SnapshotSeen, refund: AttemptSeen) -> int:
                 == (charge.gateway, charge.gateway_reference)
             ):
                 lost_minor += dispute.withdrawn_minor
+    wanted_minor = refund.meant_minor or refund.amount_minor or snapshot.amount_minor
+    if charge is not None and charge.kind == "charge":
+        # All of it came too late, whatever of it went back before.
+        wanted_minor = charge.amount_minor or snapshot.amount_minor
+    elif refund.state == "refunded":
+        wanted_minor -= refund.amount_minor or snapshot.amount_minor
     return min(
-        refund.amount_minor or snapshot.amount_minor,
+        wanted_minor,
         taken_minor - back_minor - lost_minor,
         snapshot.captured_minor - all_back_minor - all_lost_minor,
     )

@@ -14,6 +14,7 @@ _ACCOUNTS: Final[Mapping[str, tuple[str, str]]] = {
     "dispute": ("gateway_receivable:{gateway}", "disputes_and_losses:{merchant}"),
     "reversal": ("gateway_receivable:{gateway}", "disputes_and_losses:{merchant}"),
     "dispute_fee": ("gateway_receivable:{gateway}", "disputes_and_losses:{merchant}"),
+    "external_refund": ("suspense:{gateway}", "merchant_available:{merchant}"),
     "credit": ("unapplied_credits:{merchant}", "merchant_payable:{merchant}"),
 }
 

@@ -115,6 +115,11 @@ class PaymentTerms:
                 taken = cost.get("fixed_minor", 0) + rounded(m.amount_minor * _part(cost))
                 self.at_gateways[m.gateway][2] += taken
                 _add_cost(lines, m, taken)
+        elif m.kind == "external_refund":
+            self._count(m)
+            back = self._fee_back(plan, m)
+            self.returned += back
+            _add_fee(lines, m, -back, "merchant_available")
         elif m.kind in ("refund", "refund_failed"):
             self._count(m)
             back = self._fee_back(plan, m)
@@ -137,6 +142,8 @@ class PaymentTerms:
         elif m.kind in ("refund", "refund_failed"):
             self.refunded -= m.amount_minor
             at[1] -= m.amount_minor
+        elif m.kind == "external_refund":
+            self.refunded -= m.amount_minor
 
     def _name(self, m: Movement) -> str:
         found = None
@@ -269,8 +276,8 @@ def _best(rows: Sequence[Mapping[str, Any]], **asked: str) -> Mapping[str, Any] 
     return max(fitting, key=lambda row: [row.get(name, "*") != "*" for name in asked], default=None)
 
 
-def _add_fee(lines: Lines, m: Movement, minor: int) -> None:
-    lines[f"merchant_payable:{m.merchant}", m.currency] += minor
+def _add_fee(lines: Lines, m: Movement, minor: int, owed: str = "merchant_payable") -> None:
+    lines[f"{owed}:{m.merchant}", m.currency] += minor
     lines[f"fee_revenue:{m.merchant}", m.currency] -= minor
 
 

@@ -6,15 +6,8 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pipeline.chaos.wire import (
-    PREFIX,
-    VERSION_MAX,
-    Api,
-    Reader,
-    answer_reader,
-    framed,
-    pass_produced_partition,
-)
+from pipeline.chaos.wire import VERSION_MAX, Api, answer_reader, pass_produced_partition
+from pipeline.kafka_wire import PREFIX, Reader, framed
 
 Address = tuple[str, int]
 

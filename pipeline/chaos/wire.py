@@ -1,7 +1,6 @@
-"""As much of Kafka's wire format as the proxy needs: frames, headers, strings, error codes.
+"""As much of Kafka's requests and answers as the proxy needs: headers, ids, error codes.
 
-After the protocol's own description (kafka.apache.org/protocol). "Flexible" versions write lengths
-as varints and end each structure in tagged fields.
+After the protocol's own description (kafka.apache.org/protocol).
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+
+from pipeline.kafka_wire import PREFIX, Malformed, Reader, framed
 
 
 class Api(IntEnum):
@@ -64,94 +65,12 @@ TRANSACTIONAL = (
     Api.END_TXN,
     Api.TXN_OFFSET_COMMIT,
 )
-# Four bytes of length stand before every frame.
-PREFIX = 4
-
 NO_ERROR = 0
 INVALID_PRODUCER_EPOCH = 47
 INVALID_TXN_STATE = 48
 INVALID_PRODUCER_ID_MAPPING = 49
 FENCED_INSTANCE_ID = 82
 PRODUCER_FENCED = 90
-
-
-class Malformed(Exception):
-    """Bytes that are not what their API and version say."""
-
-
-class Reader:
-    """Reads one frame from ``at`` on; lengths as the version has them."""
-
-    def __init__(self, frame: bytes, at: int = 0, *, flexible: bool = False) -> None:
-        self.frame, self.at, self.flexible = frame, at, flexible
-
-    def _take(self, layout: str, size: int) -> int:
-        try:
-            (value,) = struct.unpack_from(layout, self.frame, self.at)
-        except struct.error as error:
-            raise Malformed(f"frame of {len(self.frame)} bytes ends before {self.at}") from error
-        self.at += size
-        return int(value)
-
-    def i8(self) -> int:
-        return self._take(">b", 1)
-
-    def i16(self) -> int:
-        return self._take(">h", 2)
-
-    def i32(self) -> int:
-        return self._take(">i", 4)
-
-    def i64(self) -> int:
-        return self._take(">q", 8)
-
-    def skip(self, count: int) -> None:
-        self.at += count
-        if self.at > len(self.frame):
-            raise Malformed(f"frame of {len(self.frame)} bytes ends before {self.at}")
-
-    def uvarint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._take(">B", 1)
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > 28:
-                raise Malformed("a varint of more than five bytes")
-
-    def _length(self, short: bool) -> int:
-        """Of a string or array; -1 stands for null."""
-        if self.flexible:
-            return self.uvarint() - 1
-        return self.i16() if short else self.i32()
-
-    def string(self) -> str | None:
-        length = self._length(short=True)
-        if length < 0:
-            return None
-        start = self.at
-        self.skip(length)
-        return self.frame[start : self.at].decode("utf-8", "replace")
-
-    def data(self) -> None:
-        """Pass over bytes or records."""
-        self.skip(max(0, self._length(short=False)))
-
-    def array(self) -> range:
-        """One step for each element."""
-        return range(max(0, self._length(short=False)))
-
-    def tags(self) -> dict[int, int]:
-        """The tagged fields of a flexible structure: where each one's content begins."""
-        found: dict[int, int] = {}
-        if self.flexible:
-            for _ in range(self.uvarint()):
-                tag, size = self.uvarint(), self.uvarint()
-                found[tag] = self.at
-                self.skip(size)
-        return found
 
 
 @dataclass(frozen=True)
@@ -281,7 +200,3 @@ def plain_answer(request: Request, code: int) -> bytes:
     if request.api is Api.END_TXN and request.version >= 5:
         body += struct.pack(">qh", -1, -1)  # the producer's next id and epoch: none
     return framed(body + tags)
-
-
-def framed(body: bytes) -> bytes:
-    return struct.pack(">i", len(body)) + body

@@ -82,12 +82,12 @@ def kip890_command(
       paystream chaos kip890 --log injected --write docs/reliability.md
     """
     from pipeline.chaos.kip890.campaign import run_campaign
-    from pipeline.chaos.kip890.report import as_text, require_markers, write_document
+    from pipeline.chaos.kip890.report import PLACE, as_markdown, as_text
 
     if brokers not in (1, 3):
         raise typer.BadParameter("a cluster has 1 broker or 3", param_hint="--brokers")
     if write is not None:
-        require_markers(write)
+        PLACE.require(write)
     if log is not None:
         log.mkdir(parents=True, exist_ok=True)
     # The lane warns of each ambiguous end, which is what this is about; it is counted instead.
@@ -104,7 +104,7 @@ def kip890_command(
             say=lambda line: typer.echo(line, err=True),
         )
     if write is not None:
-        write_document(write, report)
+        PLACE.write(write, as_markdown(report))
     with reader_may_leave():
         typer.echo(json.dumps(report.to_json(), indent=2) if as_json else as_text(report))
     raise typer.Exit(0 if report.holds else 1)
@@ -200,3 +200,187 @@ def run_command(
             if kept is not None:
                 typer.echo(f"logs: {kept}")
     raise typer.Exit(report.exit_code)
+
+
+@app.command("overload")
+def overload_command(
+    scenario: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SCENARIO]...", help="Only these; all of them without any."),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(min=1, help="Orders a second beside what is wrong.")
+    ] = 100.0,
+    gateway_rate: Annotated[
+        float, typer.Option(min=1, help="What the throttled gateway takes; ten times as many come.")
+    ] = 100.0,
+    overload: Annotated[
+        float, typer.Option(min=2, metavar="SECONDS", help="How long they come.")
+    ] = 120.0,
+    pause: Annotated[
+        float, typer.Option(min=2, metavar="SECONDS", help="How long the consumer stands still.")
+    ] = 600.0,
+    large: Annotated[int, typer.Option(min=2, help="Records at the size limit.")] = 100,
+    letters: Annotated[int, typer.Option(min=1, help="Dead letters.")] = 100_000,
+    hot: Annotated[int, typer.Option(min=1, help="Commands on one payment.")] = 5_000,
+    payments: Annotated[int, typer.Option(min=1, help="In the table.")] = 2_000_000,
+    jump: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="By how much the clock jumps.")
+    ] = 3_600.0,
+    partitions: Annotated[int, typer.Option(min=2, max=48, help="Of every topic.")] = 6,
+    place: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir",
+            metavar="FOLDER",
+            help="Where the flows' folders are made; on a real disk (default: /var/tmp).",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="DOCUMENT", help="Replace the table between its markers as well."),
+    ] = None,
+) -> None:
+    """Give the flow too much, or let a part of it stand still, and see what comes of it.
+
+    Each scenario has a flow of its own (broker, gateway, ledger, a worker a stage) and ends with
+    claims that can fail: the audit finds nothing, memory stays what it was, the others go on. All
+    of them take about an hour.
+
+    Exit code 0: every claim holds. 1: one does not, and the logs are kept. 2: it could not run.
+
+    Examples:
+
+    \b
+      paystream chaos overload
+
+    \b
+      paystream chaos overload throttled-gateway --gateway-rate 50 --overload 60
+
+    \b
+      paystream chaos overload restored-table --payments 500000
+    """
+    import time
+
+    from pipeline.chaos.overload.campaign import SCENARIOS, run_scenarios
+    from pipeline.chaos.overload.report import PLACE, Report, as_markdown, as_text
+    from pipeline.chaos.overload.scenario import Options
+    from pipeline.chaos.versions import kafka_version, librdkafka_version, machine
+
+    for name in scenario or ():
+        if name not in SCENARIOS:
+            known = ", ".join(SCENARIOS)
+            raise typer.BadParameter(f"no scenario {name!r}; there are {known}")
+    if write is not None:
+        PLACE.require(write)
+    logging.getLogger().addHandler(logging.NullHandler())
+    options = Options(
+        place=place or Path("/var/tmp"),
+        partitions=partitions,
+        rate_per_s=rate,
+        gateway_rate_per_s=gateway_rate,
+        overload_s=overload,
+        pause_s=pause,
+        large_records=large,
+        letters=letters,
+        hot_commands=hot,
+        payments=payments,
+        jump_s=jump,
+    )
+    with StopSignals():
+        outcomes, kept = run_scenarios(
+            scenario or list(SCENARIOS), options, say=lambda line: typer.echo(line, err=True)
+        )
+    report = Report(
+        command=shlex.join(["paystream", *sys.argv[1:]]),
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        machine=machine(),
+        kafka=kafka_version(),
+        librdkafka=librdkafka_version(),
+        outcomes=outcomes,
+    )
+    if write is not None:
+        PLACE.write(write, as_markdown(report))
+    with reader_may_leave():
+        typer.echo(json.dumps(report.to_json(), indent=2) if as_json else as_text(report))
+        if kept is not None:
+            typer.echo(f"logs: {kept}", err=True)
+    raise typer.Exit(0 if report.holds else 1)
+
+
+@app.command("copy")
+def copy_command(
+    variant: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[VARIANT]...", help="Only those whose name begins so; all without any."
+        ),
+    ] = None,
+    rate: Annotated[float, typer.Option(min=50, help="Messages a second to copy.")] = 2_000.0,
+    place: Annotated[
+        Path | None,
+        typer.Option(
+            "--dir", metavar="FOLDER", help="Where the run's folder is made (default: /var/tmp)."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="DOCUMENT", help="Replace the table between its markers as well."),
+    ] = None,
+) -> None:
+    """Kafka's own test of transactions, with the engine's lane in place of the Java client.
+
+    Messages are copied from one topic to another in transactions, while copiers or brokers are
+    bounced, hard (SIGKILL) or clean; in a group, or each with a partition for itself. A reader at
+    the end and one that read meanwhile must see each message once, and in order where there is one.
+    All sixteen variants take about twelve minutes.
+
+    Exit code 0: every variant is exact. 1: one is not, and the logs are kept. 2: it could not run.
+
+    Examples:
+
+    \b
+      paystream chaos copy
+
+    \b
+      paystream chaos copy hard_bounce/clients clean_bounce/brokers/order
+    """
+    import time
+
+    from pipeline.chaos.copying.campaign import run_variants
+    from pipeline.chaos.copying.report import PLACE, Report, as_markdown, as_text
+    from pipeline.chaos.copying.variant import ALL
+    from pipeline.chaos.versions import kafka_version, librdkafka_version, machine
+
+    chosen = [v for v in ALL if not variant or any(v.name.startswith(name) for name in variant)]
+    for name in variant or ():
+        if not any(each.name.startswith(name) for each in chosen):
+            known = ", ".join(each.name for each in ALL)
+            raise typer.BadParameter(f"no variant {name!r}; there are {known}")
+    if write is not None:
+        PLACE.require(write)
+    logging.getLogger().addHandler(logging.NullHandler())
+    with StopSignals():
+        results, kept = run_variants(
+            chosen,
+            rate_per_s=rate,
+            place=place or Path("/var/tmp"),
+            say=lambda line: typer.echo(line, err=True),
+        )
+    report = Report(
+        command=shlex.join(["paystream", *sys.argv[1:]]),
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        machine=machine(),
+        kafka=kafka_version(),
+        librdkafka=librdkafka_version(),
+        results=results,
+    )
+    if write is not None:
+        PLACE.write(write, as_markdown(report))
+    with reader_may_leave():
+        typer.echo(json.dumps(report.to_json(), indent=2) if as_json else as_text(report))
+        if kept is not None:
+            typer.echo(f"logs: {kept}", err=True)
+    raise typer.Exit(0 if report.holds else 1)

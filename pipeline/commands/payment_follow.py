@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.domain.command_memory import is_another, is_remembered
-from pipeline.domain.commands import COMMAND_MUST_NOT_CHANGE
+from pipeline.domain.commands import COMMAND_MUST_NOT_CHANGE, RECORD_REFUND
+from pipeline.domain.lifecycle import AUTHORIZATION_LAPSED
 from pipeline.domain.model import Attempt, Payment, PaymentCommand, PaymentEvent
 from pipeline.domain.money import format_amount
+from pipeline.domain.recorded_refunds import RECORDED, transfer_of
 from pipeline.domain.records import event_from_record, payment_from_record
 
 if TYPE_CHECKING:
@@ -98,9 +100,14 @@ def judged(seen: PaymentSeen, command: PaymentCommand, *, repeated: bool = False
 
 
 def _begun_by(seen: PaymentSeen, command: PaymentCommand) -> set[str]:
-    """The operations that a command began: its own, or those that a ``give_back`` ordered again,
-    which are told right after it."""
+    """The operations that a command began: its own, the refund that it recorded, or those that a
+    ``give_back`` ordered again, which are told right after it."""
     begun = {command.command_id}
+    if command.type == RECORD_REFUND and seen.payment is not None:
+        named = RECORDED, transfer_of(command)
+        begun |= {
+            a.operation_id for a in seen.payment.attempts if (a.code, a.gateway_reference) == named
+        }
     ordered = False
     for event in seen.events:
         if event.type == _GIVE_BACK_ORDERED:
@@ -116,9 +123,12 @@ def _of_attempt(payment: Payment, attempt: Attempt) -> Outcome | None:
     if attempt.state in _UNDER_WAY:
         return None
     amount = format_amount(attempt.amount_minor or payment.amount_minor, payment.currency)
-    text = f"{attempt.kind} of {amount} at {attempt.gateway}: {attempt.state}"
+    where = "outside" if attempt.code == RECORDED else "at"
+    text = f"{attempt.kind} of {amount} {where} {attempt.gateway}: {attempt.state}"
     if attempt.state in _SUCCEEDED:
         return Outcome(DONE, f"{text}, reference {attempt.gateway_reference}")
+    if attempt.code == AUTHORIZATION_LAPSED:
+        return Outcome(DONE, f"{text}, and the hold is over at its gateway")
     return Outcome(FAILED, f"{text}{f', {attempt.code}' if attempt.code else ''}")
 
 

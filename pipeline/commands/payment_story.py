@@ -10,10 +10,11 @@ from pipeline.audit.render import printable, time_text
 from pipeline.audit.trace import Trace
 from pipeline.audit.verify import Sources
 from pipeline.domain.commands import unknown_attempts
-from pipeline.domain.lifecycle import MAIN_KINDS
+from pipeline.domain.lifecycle import MAIN_KINDS, REFUND
 from pipeline.domain.model import Attempt, Dispute, Payment, PaymentCommand
 from pipeline.domain.money import format_amount
 from pipeline.domain.payment import parent_of
+from pipeline.domain.recorded_refunds import RECORDED
 from pipeline.domain.records import payment_from_record
 from pipeline.domain.reversals import outstanding
 from pipeline.domain.shown import shown_statuses
@@ -125,7 +126,8 @@ def _standing(payment: Payment) -> Iterator[str]:
 
 def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
     amount = format_amount(attempt.amount_minor or payment.amount_minor, payment.currency)
-    said = [f"{attempt.kind} of {amount} at {attempt.gateway}: {attempt.state}"]
+    where = "outside" if attempt.code == RECORDED else "at"
+    said = [f"{attempt.kind} of {amount} {where} {attempt.gateway}: {attempt.state}"]
     if attempt.code:
         said.append(attempt.code)
     if attempt.gateway_reference:
@@ -155,6 +157,9 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
     if attempt in outstanding(payment):
         key = f"{payment.merchant_id}:{payment.order_id}"
         yield _row("", f"still to be given back: paystream payment give-back {key}")
+        if attempt.kind == REFUND:
+            line = f"paystream payment record-refund {key} --operation {attempt.operation_id}"
+            yield _row("", f"or given back otherwise: {line}")
     if attempt.routed_because:
         yield _row("", f"there because: {printable(attempt.routed_because)}")
 

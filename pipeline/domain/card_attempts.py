@@ -54,6 +54,12 @@ CAP_DECLINES_MAX: Final = 100
 BARS_MAX: Final = 32
 IN_FLIGHT_MAX: Final = 256
 WAITING_MAX: Final = 256
+# Successes of what was declined, of which the decline is not counted yet: rare, and one at a time.
+TAKEN_BACK_MAX: Final = 32
+
+# Code of a release: the attempt had been declined and succeeded all the same. Its decline counts no
+# more, whichever of the two words comes first.
+TAKEN_BACK: Final = "taken_back"
 
 
 class _Refusal(Struct, frozen=True):
@@ -100,6 +106,7 @@ class _Card:
         self.in_flight = [each for each in self._row.in_flight if each.at_ms > since_ms]
         self.waiting = list(self._row.waiting)
         self.caps = self._row.caps
+        self.taken_back = [each for each in self._row.taken_back if each.at_ms > since_ms]
         self.bars = [each for each in self._row.bars if each.until_ms > now_ms]
         until_ms = self._row.barred_until_ms
         if until_ms > max((each.until_ms for each in self.bars), default=now_ms):
@@ -117,6 +124,7 @@ class _Card:
             barred_until_ms=0 if self.bar is None else self.bar.until_ms,
             barred_by="" if self.bar is None else self.bar.code,
             bars=tuple(self.bars),
+            taken_back=tuple(self.taken_back[-TAKEN_BACK_MAX:]),
         )
         if changed == self._row:
             return None
@@ -149,12 +157,18 @@ class _Card:
         self.in_flight = [each for each in self.in_flight if each.mark != mark]
         self.waiting = [each for each in self.waiting if each.attempt_key != check.attempt_key]
         if check.outcome == RELEASED:
-            # It may have been told as a decline before it turned out to have succeeded.
+            # It may have been told as a decline before it turned out to have succeeded, or may be
+            # told so later, where that word had been dead-lettered.
+            told = any(each.mark == mark for each in (*self.declined, *self.taken_back))
+            if check.code == TAKEN_BACK and not told:
+                self.taken_back.append(
+                    AttemptMark(mark=mark, gateway=check.gateway, at_ms=self._now_ms)
+                )
             self.declined = [each for each in self.declined if each.mark != mark]
             self.bars = [each for each in self.bars if each.mark != mark]
-        elif all(each.mark != mark for each in self.declined):
-            told = AttemptMark(mark=mark, gateway=check.gateway, at_ms=self._now_ms)
-            self.declined.append(told)
+        elif all(each.mark != mark for each in (*self.declined, *self.taken_back)):
+            declined = AttemptMark(mark=mark, gateway=check.gateway, at_ms=self._now_ms)
+            self.declined.append(declined)
             if check.outcome == NEVER_AGAIN:
                 bar = CardBar(mark=mark, until_ms=self._now_ms + check.bar_ms, code=check.code)
                 self.bars = [*self.bars, bar][-BARS_MAX:]

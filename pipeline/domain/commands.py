@@ -7,6 +7,7 @@ when it runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
@@ -39,7 +40,6 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payment import (
-    ATTEMPTS_MAX,
     COMMANDED_ATTEMPTS_MAX,
     UNDECIDED,
     amount_of,
@@ -51,13 +51,26 @@ from pipeline.domain.payment import (
     standing_main,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.reversals import held, in_dispute, outstanding
+from pipeline.domain.recorded_refunds import (
+    REFUND_MUST_BE_OWED,
+    REFUND_MUST_NOT_BE_RECORDED_SO,
+    REFUND_MUST_NOT_EXCEED_OWED,
+    TRANSFER_MUST_BE_NAMED,
+    is_recorded,
+    names_transfer,
+    recordable,
+    recorded_for,
+    transfer_of,
+)
+from pipeline.domain.reversals import has_room, held, in_dispute, outstanding, owed_minor
+from pipeline.domain.reviews import REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW, is_about
 from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
 CANCEL: Final = "cancel"
 CREDIT: Final = "credit"
 GIVE_BACK: Final = "give_back"
+RECORD_REFUND: Final = "record_refund"
 RETRY: Final = "retry"
 ACKNOWLEDGE: Final = "acknowledge"
 RESOLVE: Final = "resolve"
@@ -71,14 +84,17 @@ TYPES: Final = frozenset(
         CREDIT,
         RETRY,
         GIVE_BACK,
+        RECORD_REFUND,
         RESOLVE,
         RESOLVE_DISPUTE,
         REVIEW,
         ACKNOWLEDGE,
     }
 )
-# What a person decides where no machine may: it moves no money by itself, so it has no operation.
-DECIDED_BY_A_PERSON: Final = frozenset({RESOLVE, RESOLVE_DISPUTE, REVIEW, ACKNOWLEDGE})
+# What a person decides where no machine may. It has no operation of its own.
+DECIDED_BY_A_PERSON: Final = frozenset(
+    {RESOLVE, RESOLVE_DISPUTE, REVIEW, ACKNOWLEDGE, RECORD_REFUND}
+)
 
 # Decisions.
 CHARGED: Final = "charged"
@@ -163,7 +179,7 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
     if kind not in TYPES:
         return TYPE_MUST_BE_KNOWN
     amount_minor = command.amount_minor
-    if amount_minor is not None and kind in (CAPTURE, REFUND, CREDIT, RESOLVE):
+    if amount_minor is not None and kind in (CAPTURE, REFUND, CREDIT, RESOLVE, RECORD_REFUND):
         if amount_minor <= 0:
             return AMOUNT_MUST_BE_POSITIVE
         if amount_minor > policy.amount_minor_max:
@@ -203,6 +219,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         return _broken_word(command, (WON, LOST))
     if kind == ACKNOWLEDGE:
         return _broken_acknowledge(command)
+    if kind == RECORD_REFUND:
+        return _broken_record(command)
     if kind == REVIEW:
         if command.decision not in (APPROVE, DENY):
             return DECISION_MUST_BE_KNOWN
@@ -220,6 +238,14 @@ def _broken_acknowledge(command: PaymentCommand) -> str | None:
         return EVIDENCE_MUST_BE_GIVEN
     if not command.reason:
         return REASON_MUST_BE_GIVEN
+    return None if command.actor else ACTOR_MUST_BE_GIVEN
+
+
+def _broken_record(command: PaymentCommand) -> str | None:
+    if not names_transfer(command):
+        return TRANSFER_MUST_BE_NAMED
+    if not command.evidence:
+        return EVIDENCE_MUST_BE_GIVEN
     return None if command.actor else ACTOR_MUST_BE_GIVEN
 
 
@@ -264,10 +290,14 @@ def names_another_operation(payment: Payment | None, command: PaymentCommand) ->
 
 def names_own_operation(payment: Payment | None, command: PaymentCommand) -> bool:
     """Whether the ``operation_id`` that a command names is one of the payment's own, or the
-    order's, whose charge may not be there yet."""
+    order's or a retry's, whose charge may not be there yet."""
     named = command.operation_id
     return named == command.order_id or (
-        payment is not None and any(named == each.operation_id for each in payment.attempts)
+        payment is not None
+        and (
+            named == payment.assessed_retry
+            or any(named == each.operation_id for each in payment.attempts)
+        )
     )
 
 
@@ -291,7 +321,7 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
     kind = command.type
     if command.currency is not None and command.currency != payment.currency and kind != CREDIT:
         return CURRENCY_MUST_BE_THE_PAYMENTS
-    if len(payment.attempts) >= _attempts_max(payment, command):
+    if not _has_room(payment, command):
         return OPERATIONS_MUST_NOT_EXCEED_LIMIT
     if kind == CAPTURE:
         return _broken_capture(payment, command)
@@ -311,8 +341,12 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return _broken_resolve_dispute(payment, command)
     if kind == ACKNOWLEDGE:
         return _broken_figures(payment, command)
-    if kind == REVIEW and payment.status != RISK_REVIEW:
-        return PAYMENT_MUST_BE_IN_REVIEW
+    if kind == RECORD_REFUND:
+        return _broken_recorded(payment, command)
+    if kind == REVIEW:
+        if payment.status != RISK_REVIEW:
+            return PAYMENT_MUST_BE_IN_REVIEW
+        return None if is_about(payment, command) else REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW
     return None
 
 
@@ -355,16 +389,19 @@ def open_void(payment: Payment) -> Attempt | None:
     return None
 
 
-def _attempts_max(payment: Payment, command: PaymentCommand) -> int:
-    """Up to how many operations of the payment a command may begin one more."""
+def _has_room(payment: Payment, command: PaymentCommand) -> bool:
+    """Whether the payment may have one more operation by this command; some begin none."""
     kind = command.type
+    if kind == GIVE_BACK:
+        return has_room(payment)
+    if kind == RECORD_REFUND:
+        return has_room(payment, 0)
     approves = kind == REVIEW and command.decision == APPROVE
     decides = kind in DECIDED_BY_A_PERSON and not approves
     if decides or (kind == CANCEL and payment.status != AUTHORIZED):
-        return len(payment.attempts) + 1  # it begins none
-    if kind == GIVE_BACK:
-        return ATTEMPTS_MAX
-    return VOIDED_ATTEMPTS_MAX if kind == CANCEL else COMMANDED_ATTEMPTS_MAX
+        return True
+    most = VOIDED_ATTEMPTS_MAX if kind == CANCEL else COMMANDED_ATTEMPTS_MAX
+    return len(payment.attempts) < most
 
 
 def _broken_capture(payment: Payment, command: PaymentCommand) -> str | None:
@@ -399,13 +436,37 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
 
 
 def _broken_give_back(payment: Payment, command: PaymentCommand) -> str | None:
-    owed = (*outstanding(payment), *held(payment))
+    wanted = command.operation_id
+    if wanted is not None and all(each.operation_id != wanted for each in payment.attempts):
+        return OPERATION_MUST_BE_THE_PAYMENTS
+    given_up = to_give_back(outstanding(payment), command)
+    owed = (*given_up, *to_give_back(held(payment), command))
     if not owed:
         return GIVE_BACK_MUST_BE_OUTSTANDING
     barred = any(in_dispute(payment, each) for each in owed)
     if barred and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
-    return None if barred or outstanding(payment) else GIVE_BACK_MUST_BE_OUTSTANDING
+    return None if barred or given_up else GIVE_BACK_MUST_BE_OUTSTANDING
+
+
+def to_give_back(owed: Iterable[Attempt], command: PaymentCommand) -> tuple[Attempt, ...]:
+    """What of it a ``give_back`` orders again: the operation that it names, else all."""
+    wanted = command.operation_id
+    return tuple(each for each in owed if wanted in (None, each.operation_id))
+
+
+def _broken_recorded(payment: Payment, command: PaymentCommand) -> str | None:
+    if is_recorded(payment, transfer_of(command)):
+        return REFUND_MUST_NOT_BE_RECORDED_SO
+    reversal = recorded_for(payment, command)
+    if reversal is not None:
+        owed = owed_minor(payment, reversal)
+        return REFUND_MUST_NOT_EXCEED_OWED if (command.amount_minor or 0) > owed else None
+    wanted = command.operation_id
+    if wanted is None:
+        return OPERATION_MUST_BE_NAMED if recordable(payment) else REFUND_MUST_BE_OWED
+    known = any(each.operation_id == wanted for each in payment.attempts)
+    return REFUND_MUST_BE_OWED if known else OPERATION_MUST_BE_THE_PAYMENTS
 
 
 def unknown_attempts(payment: Payment) -> tuple[Attempt, ...]:

@@ -22,6 +22,7 @@ from pipeline.domain.accounts import (
     FEE_REVENUE,
     GATEWAY_COST,
     GATEWAY_RECEIVABLE,
+    MERCHANT_AVAILABLE,
     MERCHANT_PAYABLE,
 )
 from pipeline.domain.fee_schedule import (
@@ -40,6 +41,7 @@ from pipeline.domain.posting import (
     CAPTURE,
     DISPUTE,
     DISPUTE_FEE,
+    EXTERNAL_REFUND,
     REFUND,
     REFUND_FAILED,
     REVERSAL,
@@ -94,9 +96,10 @@ def books_of(entries: Iterable[JournalEntry]) -> PaymentBooks:
 def after(books: PaymentBooks, entry: JournalEntry) -> PaymentBooks:
     """The payment's books once this entry is in them."""
     kind = entry.kind
-    if kind not in (CAPTURE, REFUND, REFUND_FAILED):
+    if kind not in (CAPTURE, REFUND, REFUND_FAILED, EXTERNAL_REFUND):
         return books
-    # The first line is the gateway's: what it owes us more, or less.
+    # The first line is the gateway's: what it owes us more, or less. What was refunded otherwise is
+    # none of its doing.
     amount_minor = entry.postings[0].amount_minor
     fee_minor = cost_minor = 0
     for posting in entry.postings:
@@ -119,11 +122,12 @@ def after(books: PaymentBooks, entry: JournalEntry) -> PaymentBooks:
             fee_minor=books.fee_minor + fee_minor,
         )
     else:
-        at = replace(
-            at,
-            refunded_minor=at.refunded_minor - amount_minor,
-            cost_returned_minor=at.cost_returned_minor - cost_minor,
-        )
+        if kind != EXTERNAL_REFUND:
+            at = replace(
+                at,
+                refunded_minor=at.refunded_minor - amount_minor,
+                cost_returned_minor=at.cost_returned_minor - cost_minor,
+            )
         changed = replace(
             books,
             refunded_minor=books.refunded_minor - amount_minor,
@@ -143,8 +147,10 @@ def priced(entry: JournalEntry, books: PaymentBooks, terms: Terms) -> JournalEnt
     if schedule is None:
         return entry
     lines: tuple[Posting, ...] = ()
-    if entry.kind in (CAPTURE, REFUND, REFUND_FAILED):
+    if entry.kind in (CAPTURE, REFUND, REFUND_FAILED, EXTERNAL_REFUND):
         cost = schedule.cost_for(entry.gateway, method, entry.postings[0].currency)
+        if entry.kind == EXTERNAL_REFUND:
+            cost = None
         price = _charged if entry.kind == CAPTURE else _returned
         lines = price(entry, books, plan, cost)
     elif entry.kind in (DISPUTE, DISPUTE_FEE, REVERSAL):
@@ -258,9 +264,10 @@ def _passed_on(entry: JournalEntry, plan: FeePlan | None) -> tuple[Posting, ...]
 
 def _fee_lines(entry: JournalEntry, fee_minor: int) -> tuple[Posting, ...]:
     """What the merchant pays more (negative: gets back)."""
+    owed = MERCHANT_AVAILABLE if entry.kind == EXTERNAL_REFUND else MERCHANT_PAYABLE
     return _pair(
         entry,
-        f"{MERCHANT_PAYABLE}:{entry.merchant_id}",
+        f"{owed}:{entry.merchant_id}",
         f"{FEE_REVENUE}:{entry.merchant_id}",
         fee_minor,
     )

@@ -104,6 +104,7 @@ GIVE_UP: Final = "give_up"
 CONTRADICTION_SEEN: Final = "contradiction_seen"
 RESOLVED_DONE: Final = "resolved_done"
 RESOLVED_NOT_DONE: Final = "resolved_not_done"
+RECORD: Final = "record"
 
 # Triggers of a payment.
 ORDER_ACCEPTED: Final = "order_accepted"
@@ -289,6 +290,8 @@ ATTEMPT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     # What goes back after a decline that may pass waits before anything is sent.
     (NONE, BEGIN_LATER): _T(RETRY_WAITING, RETRY_SCHEDULED),
     (RETRY_WAITING, GIVE_UP): _T(ATTEMPT_FAILED, FAILED),
+    # What a person gave back outside the gateway was made before it was heard of.
+    (NONE, RECORD): _T(SUCCEEDED, SUCCEEDED),
     # Whether its card may be tried once more is asked first, where declines are counted.
     (NONE, ASK_PERMIT): _T(PERMIT_WAITING, PERMIT_ASKED),
     (PERMIT_WAITING, PERMIT_GIVEN): _T(STARTED, STARTED),

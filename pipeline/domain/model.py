@@ -61,6 +61,7 @@ class PaymentCommand(Struct, frozen=True, kw_only=True, gc=False):
     card_scheme: str | None = None
     finding: str | None = None
     figures: str | None = None
+    attempt: int | None = None
 
 
 class PaymentRequest(Struct, frozen=True, kw_only=True, gc=False):
@@ -207,6 +208,7 @@ class Attempt(Struct, frozen=True, kw_only=True, gc=False):
     approved_by: str | None = None
     approval: str | None = None
     override: str | None = None
+    meant_minor: int = 0
 
 
 class Dispute(Struct, frozen=True, kw_only=True, gc=False):
@@ -444,6 +446,7 @@ class RiskVelocity(Struct, frozen=True, kw_only=True):
     barred_until_ms: int = 0
     barred_by: str = ""
     bars: tuple[CardBar, ...] = ()
+    taken_back: tuple[AttemptMark, ...] = ()
 
 
 class AuditEntry(Struct, frozen=True, kw_only=True, gc=False):

@@ -362,6 +362,9 @@ def wait_of(
     retry = attempt.state == RETRY_WAITING
     if retry and is_reversal(attempt) and attempt.tries - attempt.inquiries > policy.retry_max:
         long_ms = max(_reversal_wait_ms(attempt, policy), retry_after_ms or 0)
+        # Not beyond the time at which its gateway is asked for proof.
+        left_ms = attempt.started_at_ms + patience_ms(attempt, policy) - now_ms
+        long_ms = min(long_ms, max(0, left_ms))
         return attempt_timer(payment, attempt, reason, now_ms + long_ms, policy, now_ms)
     due_at_ms = None
     purpose = RETRY if retry else INQUIRY
@@ -374,7 +377,9 @@ def wait_of(
         tier = retry_tier(delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
         mark = f"{payment.payment_id}:{attempt.operation_id}:{attempt.attempt}:{attempt.tries}"
         tier = jittered(delays_ms, tier, mark, deadline_ms - now_ms)
-    elif attempt.inquiries >= policy.inquiry_max and attempt.code in PENDING_CODES:
+    elif attempt.inquiries >= policy.inquiry_max and (
+        attempt.code in PENDING_CODES or is_reversal(attempt)
+    ):
         return check_of(payment, attempt, reason, policy, now_ms)
     else:
         tier = inquiry_tier(policy.inquiry_delays_ms, attempt.inquiries)
@@ -420,6 +425,13 @@ def attempt_timer(
         due_at_ms=due_at_ms,
         tier=tier_not_longer(policy.timer_delays_ms, due_at_ms - now_ms),
     )
+
+
+def patience_ms(reversal: Attempt, policy: Policy) -> int:
+    """For how long one reversal is sent again under its key: so long that its gateway can still be
+    asked for proof that it was never made, before it forgets the key."""
+    retention_ms = gateway_profile(policy, reversal.gateway).key_retention_ms
+    return min(policy.stale_after_ms, retention_ms // 2)
 
 
 def _reversal_wait_ms(attempt: Attempt, policy: Policy) -> int:

@@ -6,9 +6,10 @@ A capture makes a gateway owe us what we owe the merchant:
 
 A refund is the reverse. What a gateway takes for a dispute is no refund: it stands in
 ``disputes_and_losses``, and the merchant's terms say whether it is passed on. A credit moves no
-money at a gateway: the merchant owes it, and it is held in ``unapplied_credits``. Each kind is one
-row of ``RULE_OF``; worked examples stand in ``docs/ledger.md``. This is the movement itself; fees
-and gateway costs are further lines of the same entry (``fees``).
+money at a gateway: the merchant owes it, and it is held in ``unapplied_credits``. Nor does a refund
+that was made otherwise: who paid it is explained later, so it stands in ``suspense``. Each kind is
+one row of ``RULE_OF``; worked examples stand in ``docs/ledger.md``. This is the movement itself;
+fees and gateway costs are further lines of the same entry (``fees``).
 
 An entry moves money between accounts and makes none, so in each currency its debits equal its
 credits. What cannot be booked is refused by a rule's name, never guessed.
@@ -25,7 +26,9 @@ from msgspec import Struct
 from pipeline.domain.accounts import (
     DISPUTES_AND_LOSSES,
     GATEWAY_RECEIVABLE,
+    MERCHANT_AVAILABLE,
     MERCHANT_PAYABLE,
+    SUSPENSE,
     UNAPPLIED_CREDITS,
 )
 from pipeline.domain.invariant import InvariantBroken, invariant
@@ -41,6 +44,7 @@ DISPUTE = "dispute"
 REVERSAL = "reversal"
 DISPUTE_FEE = "dispute_fee"
 CREDIT = "credit"
+EXTERNAL_REFUND = "external_refund"
 
 # What stands where a gateway's name would: the movement touches no gateway.
 NO_GATEWAY = "none"
@@ -53,6 +57,7 @@ DISPUTE_MUST_BE_NEGATIVE = "dispute_amount_must_be_negative"
 REVERSAL_MUST_BE_POSITIVE = "reversal_amount_must_be_positive"
 DISPUTE_FEE_MUST_BE_NEGATIVE = "dispute_fee_amount_must_be_negative"
 CREDIT_MUST_BE_NEGATIVE = "credit_amount_must_be_negative"
+EXTERNAL_REFUND_MUST_BE_NEGATIVE = "external_refund_amount_must_be_negative"
 GATEWAY_MUST_FIT_KIND = "settlement_gateway_must_fit_its_kind"
 AMOUNT_MUST_NOT_EXCEED_LIMIT = "settlement_amount_must_not_exceed_limit"
 CURRENCY_MUST_BE_ISO_4217 = "settlement_currency_must_be_iso_4217"
@@ -69,6 +74,7 @@ RULES = (
     REVERSAL_MUST_BE_POSITIVE,
     DISPUTE_FEE_MUST_BE_NEGATIVE,
     CREDIT_MUST_BE_NEGATIVE,
+    EXTERNAL_REFUND_MUST_BE_NEGATIVE,
     GATEWAY_MUST_FIT_KIND,
     AMOUNT_MUST_NOT_EXCEED_LIMIT,
     CURRENCY_MUST_BE_ISO_4217,
@@ -153,6 +159,14 @@ def _disputes_and_losses(settlement: Settlement) -> str:
     return f"{DISPUTES_AND_LOSSES}:{settlement.merchant_id}"
 
 
+def _merchant_available(settlement: Settlement) -> str:
+    return f"{MERCHANT_AVAILABLE}:{settlement.merchant_id}"
+
+
+def _suspense(settlement: Settlement) -> str:
+    return f"{SUSPENSE}:{settlement.gateway}"
+
+
 def _unapplied_credits(settlement: Settlement) -> str:
     return f"{UNAPPLIED_CREDITS}:{settlement.merchant_id}"
 
@@ -169,6 +183,10 @@ RULE_OF: Final[Mapping[str, PostingRule]] = {
         -1, DISPUTE_FEE_MUST_BE_NEGATIVE, _gateway_receivable, _disputes_and_losses
     ),
     CREDIT: PostingRule(-1, CREDIT_MUST_BE_NEGATIVE, _unapplied_credits, _merchant_payable),
+    # No report will tell of it, so it is of what is available at once.
+    EXTERNAL_REFUND: PostingRule(
+        -1, EXTERNAL_REFUND_MUST_BE_NEGATIVE, _suspense, _merchant_available
+    ),
 }
 
 

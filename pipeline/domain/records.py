@@ -125,6 +125,7 @@ def velocity_to_record(velocity: RiskVelocity) -> Record:
         "waiting": [asdict(each) for each in velocity.waiting],
         "caps": [asdict(each) for each in velocity.caps],
         "bars": [asdict(each) for each in velocity.bars],
+        "taken_back": [asdict(each) for each in velocity.taken_back],
     }
 
 
@@ -216,6 +217,7 @@ def velocity_from_record(record: Record) -> RiskVelocity:
         "waiting": tuple([AttemptWaiting(**each) for each in record["waiting"]]),
         "caps": tuple([AttemptCap(**each) for each in record["caps"]]),
         "bars": tuple([CardBar(**each) for each in record["bars"]]),
+        "taken_back": tuple([AttemptMark(**each) for each in record["taken_back"]]),
     }
     return RiskVelocity(**{**record, **lists})
 

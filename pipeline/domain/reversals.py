@@ -8,12 +8,26 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from pipeline.domain.charges import captured_of_minor, refunded_of_minor
 from pipeline.domain.disputes import LOST, bars_refunds
 from pipeline.domain.ids import reversal_operation_id
-from pipeline.domain.lifecycle import ATTEMPT_FAILED, DECLINED, REFUND, RETRY_WAITING, VOID
+from pipeline.domain.lifecycle import (
+    ATTEMPT_FAILED,
+    AUTHORIZATION_LAPSED,
+    CAPTURE,
+    CHARGE,
+    DECLINED,
+    MAIN_KINDS,
+    REFUND,
+    RETRY_WAITING,
+    VOID,
+    has_succeeded,
+)
 from pipeline.domain.model import Attempt, Payment
 from pipeline.domain.payment import (
+    ATTEMPTS_MAX,
     amount_of,
     find_attempt,
     gateway_profile,
@@ -27,8 +41,21 @@ from pipeline.domain.policy import Policy
 # Code of a reversal that waits for the end of a dispute, and why one is not sent again during it.
 DISPUTED: Final = "disputed"
 
-# Reversals in a row of which each ended without success; then a person has to look. With half a day
-# for each, an outage of two days is outlasted.
+# Kinds of operations whose success may come too late and is given back then.
+_TAKING_KINDS: Final = MAIN_KINDS | {CAPTURE}
+
+# Operations of a payment that no reversal takes: for charges at further gateways, and for people
+# who record what was given back otherwise.
+ATTEMPTS_KEPT: Final = 8
+
+# A gateway's word about a void that is as good as one: the hold has ended by itself.
+AUTHORIZATION_EXPIRED: Final = "authorization_expired"
+
+# Code of a void without success whose hold is known to be over, by its gateway's word or its time.
+LAPSED: Final = AUTHORIZATION_LAPSED
+
+# Reversals in a row of which each ended without success; then a person has to look. One is declined
+# for a gateway's own trouble every hour, or proven unsent half a day after it began.
 REVERSALS_MAX: Final = 5
 
 
@@ -38,12 +65,10 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
     if parent is None:
         return amount_of(payment, reversal)
     if reversal.kind == VOID:
-        done = any(
-            each.kind == VOID
-            and (each.operation_id, each.attempt) != (reversal.operation_id, reversal.attempt)
+        done = is_released(payment, parent) or any(
+            (each.operation_id, each.attempt) != (reversal.operation_id, reversal.attempt)
             and each.state not in (DECLINED, ATTEMPT_FAILED)
-            and _same(parent_of(payment, each), parent)
-            for each in payment.attempts
+            for each in _voids(payment, parent)
         )
         return 0 if done else amount_of(payment, reversal)
     room_minor = min(
@@ -55,7 +80,24 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
     )
     if is_unfinished(reversal) and find_attempt(payment, reversal.operation_id, reversal.attempt):
         room_minor += amount_of(payment, reversal)
-    return max(0, min(amount_of(payment, reversal), room_minor))
+    return max(0, min(_wanted_minor(payment, reversal, parent), room_minor))
+
+
+def is_released(payment: Payment, hold: Attempt) -> bool:
+    """Whether a hold is over: voided, or known to have lapsed after its void was refused."""
+    return any(
+        has_succeeded(each.state) or (each.code == LAPSED and not is_unfinished(each))
+        for each in _voids(payment, hold)
+    )
+
+
+def hold_ends_ms(payment: Payment, void: Attempt, policy: Policy) -> int | None:
+    """When the hold that a void is of is over at its gateway, whatever became of the void: counted
+    like that of an authorization that stands, from when it was known."""
+    hold = parent_of(payment, void)
+    if hold is None or void.kind != VOID:
+        return None
+    return hold.updated_at_ms + gateway_profile(policy, hold.gateway).authorization_ms
 
 
 def in_dispute(payment: Payment, reversal: Attempt) -> bool:
@@ -77,21 +119,44 @@ def held(payment: Payment) -> tuple[Attempt, ...]:
     )
 
 
+def in_part(payment: Payment, reversal: Attempt, amount_minor: int) -> Attempt:
+    """The reversal as it is sent for what is owed by now; what it was meant for is kept."""
+    meant_minor = reversal.meant_minor or amount_of(payment, reversal)
+    return replace(
+        reversal,
+        amount_minor=amount_minor,
+        meant_minor=meant_minor if amount_minor < meant_minor else 0,
+    )
+
+
 def successor_id(payment: Payment, reversal: Attempt) -> str:
     """The id of the reversal that takes the place of one that ended without success."""
     return reversal_operation_id(payment.order_id, reversal.operation_id, reversal.attempt)
 
 
 def outstanding(payment: Payment) -> tuple[Attempt, ...]:
-    """The reversals that ended without success, have no successor, and are still owed."""
+    """The reversals that ended without success, or gave back less than is owed by now, and have no
+    successor."""
     return tuple(
         each
         for each in payment.attempts
         if is_reversal(each)
-        and each.state in (DECLINED, ATTEMPT_FAILED)
+        and not is_unfinished(each)
         and find_attempt(payment, successor_id(payment, each), 1) is None
         and owed_minor(payment, each) > 0
     )
+
+
+def has_room(payment: Payment, kept: int = ATTEMPTS_KEPT) -> bool:
+    """Whether one more reversal may begin: each charge, authorization and capture may still show as
+    made and has to be given back then, and ``kept`` more that may come meanwhile."""
+    begun = {each.operation_id for each in payment.attempts if each.kind in (VOID, REFUND)}
+    may_come = sum(
+        each.kind in _TAKING_KINDS
+        and reversal_operation_id(payment.order_id, each.operation_id, each.attempt) not in begun
+        for each in payment.attempts
+    )
+    return len(payment.attempts) + may_come + kept < ATTEMPTS_MAX
 
 
 def reversals_in_row(payment: Payment, reversal: Attempt) -> int:
@@ -112,11 +177,13 @@ def reversals_in_row(payment: Payment, reversal: Attempt) -> int:
     return count
 
 
-def patience_ms(reversal: Attempt, policy: Policy) -> int:
-    """For how long one reversal is sent again under its key: so long that its gateway can still be
-    asked for proof that it was never made, before it forgets the key."""
-    retention_ms = gateway_profile(policy, reversal.gateway).key_retention_ms
-    return min(policy.stale_after_ms, retention_ms // 2)
+def _wanted_minor(payment: Payment, reversal: Attempt, parent: Attempt) -> int:
+    """The most that a reversal, or its successor, is to give back: all of a late charge, whatever
+    of it went back before; of what was captured beyond a hold what is left."""
+    if parent.kind == CHARGE:
+        return amount_of(payment, parent)
+    done_minor = amount_of(payment, reversal) if has_succeeded(reversal.state) else 0
+    return (reversal.meant_minor or amount_of(payment, reversal)) - done_minor
 
 
 def _charged_back_minor(payment: Payment, charge: Attempt) -> int:
@@ -127,6 +194,14 @@ def _charged_back_minor(payment: Payment, charge: Attempt) -> int:
         if each.state == LOST
         and each.charge_reference is not None
         and (each.gateway, each.charge_reference) == (charge.gateway, charge.gateway_reference)
+    )
+
+
+def _voids(payment: Payment, hold: Attempt) -> tuple[Attempt, ...]:
+    return tuple(
+        each
+        for each in payment.attempts
+        if each.kind == VOID and _same(parent_of(payment, each), hold)
     )
 
 

@@ -149,7 +149,7 @@ def _check_gateways(profiles: tuple[GatewayProfile, ...], problems: list[str]) -
         b = g.breaker
         if not 1 <= b.trouble_percent <= 100:
             problems.append(f"{where}.breaker.trouble_percent must be 1 to 100")
-        numbers = "window_ms calls_min wait_ms wait_ms_max probes slow_ms silent_ms"
+        numbers = "window_ms calls_min wait_ms wait_ms_max probes slow_ms silent_ms hanging_min"
         for name in numbers.split():
             if getattr(b, name) < 1:
                 problems.append(f"{where}.breaker.{name} must be 1 or more")

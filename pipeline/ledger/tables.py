@@ -23,12 +23,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 # Raised by every change of these tables; a database of another version is not touched.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # The revision of ``migrations`` that makes these tables.
-REVISION = "0002"
+REVISION = "0003"
 
 metadata = MetaData()
 
@@ -101,6 +102,13 @@ journal_entries = Table(
     ),
     # What was booked of a payment decides what its next settlement costs.
     Index("entry_payment", "payment_id"),
+    # What became available since a cut-off: entries of settlements never do that.
+    Index(
+        "entry_of_no_settlement",
+        "settled_at_ms",
+        sqlite_where=text("settlement_id = ''"),
+        postgresql_where=text("settlement_id = ''"),
+    ),
     sqlite_strict=True,
 )
 

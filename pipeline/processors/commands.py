@@ -31,6 +31,7 @@ from pipeline.domain.lifecycle import (
     COMMAND_WAITING,
     CREDIT_BOOKED,
     DEADLINE_PASSED,
+    INQUIRY_EXHAUSTED,
     NEW,
     PAYMENT_RETRIED,
     PAYMENT_STARTED,
@@ -45,7 +46,7 @@ from pipeline.domain.lifecycle import (
     RISK_REVIEW,
     VOID,
 )
-from pipeline.domain.model import GatewayResult, Payment, PaymentCommand, PaymentDue
+from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentCommand, PaymentDue
 from pipeline.domain.payment import (
     UNDECIDED,
     amount_of,
@@ -65,6 +66,8 @@ from pipeline.domain.payment import (
     told,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.recorded_refunds import choices as recordable_choices
+from pipeline.domain.recorded_refunds import recorded_for
 from pipeline.domain.risk import REJECT, REVIEW, Assessment
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
@@ -75,6 +78,7 @@ from pipeline.processors.door import card_number_refused
 from pipeline.processors.operations import begin_operation
 from pipeline.processors.outcomes import gave_up, succeeded
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
+from pipeline.processors.recorded_refunds import record_refund
 from pipeline.processors.retries import (
     REVIEW_ENDS,
     assess_retry,
@@ -384,7 +388,9 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
     if rule is not None:
         detail = None
         if rule == rules.OPERATION_MUST_BE_NAMED:
-            detail = f"{command.type}: one of {rules.choices(payment)}"
+            recorded = command.type == rules.RECORD_REFUND
+            choices = recordable_choices(payment) if recorded else rules.choices(payment)
+            detail = f"{command.type}: one of {choices}"
         return _rejected(payment, command, rule, now_ms, detail=detail)
     if command.type in (CAPTURE, REFUND):
         return _moves_money(payment, command, now_ms, policy)
@@ -396,6 +402,8 @@ def _run(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy)
         return _review(payment, command, now_ms, policy)
     if command.type == rules.GIVE_BACK:
         return give_back(payment, command, now_ms, policy)
+    if command.type == rules.RECORD_REFUND:
+        return _record_refund(payment, command, now_ms, policy)
     if command.type == rules.ACKNOWLEDGE:
         return audited(acknowledge(payment, command, now_ms), payment, command, now_ms)
     if command.type == rules.RESOLVE_DISPUTE:
@@ -665,14 +673,32 @@ def _review(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
     return audited(started, payment, command, now_ms)
 
 
+def _record_refund(
+    payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy
+) -> Decision:
+    """A person says that what is owed was given back outside its gateway."""
+    reversal = recorded_for(payment, command)
+    if reversal is None:
+        raise InvariantBroken("a record is about a reversal that is owed")
+    if reversal.state == INQUIRY_EXHAUSTED and not _is_settled(reversal, now_ms, policy):
+        return _rejected(payment, command, rules.SEND_WINDOW_MUST_BE_OVER, now_ms)
+    made = record_refund(payment, reversal, command, now_ms, policy)
+    return audited(made, payment, command, now_ms, attempt=reversal)
+
+
+def _is_settled(attempt: Attempt, now_ms: int, policy: Policy) -> bool:
+    """Whether nobody can send the attempt any more, and its gateway would show it by now."""
+    grace_ms = gateway_profile(policy, attempt.gateway).grace_ms
+    return now_ms >= sendable_until_ms(attempt, policy) + grace_ms
+
+
 def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
     """A person says what became of an operation that is unknown."""
     attempt = rules.resolvable(payment, command)
     if attempt is None:
         return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
     if command.decision == rules.NOT_CHARGED:
-        grace_ms = gateway_profile(policy, attempt.gateway).grace_ms
-        if now_ms < sendable_until_ms(attempt, policy) + grace_ms:
+        if not _is_settled(attempt, now_ms, policy):
             return _rejected(payment, command, rules.SEND_WINDOW_MUST_BE_OVER, now_ms)
         made = gave_up(
             payment,

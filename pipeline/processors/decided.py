@@ -34,6 +34,8 @@ def action_of(command: PaymentCommand) -> str:
         return "dispute_resolve"
     if command.type == rules.ACKNOWLEDGE:
         return "finding_acknowledge"
+    if command.type == rules.RECORD_REFUND:
+        return "refund_record"
     if command.decision in (rules.APPROVE, rules.DENY):
         return f"review_{command.decision}"
     return "review"
@@ -62,6 +64,7 @@ def audited(
         "command_id": command.command_id,
         "decision": _kept(command.decision),
         "operation_id": _kept(command.operation_id),
+        "attempt": command.attempt,
         "dispute_id": _kept(command.dispute_id),
         "gateway": _kept(command.gateway),
         "gateway_reference": _kept(command.gateway_reference),

@@ -95,7 +95,7 @@ def _about(
     if outcome == SUCCEEDED:
         return late_evidence(payment, attempt, said, now_ms, policy)
     if (outcome == FAILED and attempt.kind == REFUND) or tells_return(attempt, said):
-        return came_back(payment, attempt, said, now_ms)
+        return came_back(payment, attempt, said, now_ms, policy)
     if not attempt.tries:
         # Nothing was sent, so the gateway can have no word of it.
         return _STALE

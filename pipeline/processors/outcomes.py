@@ -87,9 +87,11 @@ from pipeline.domain.payment import (
     wait_of,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.reversals import is_released
 from pipeline.domain.routing import Route, facts_of, route
+from pipeline.processors.holds import released_minor
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
-from pipeline.processors.reversals import begin_reversal, with_successor, without_successor
+from pipeline.processors.reversals import begin_reversal, with_newly_owed, with_successor
 
 # Kinds of settlements that gateways' words about operations make.
 SETTLED_CAPTURE: Final = "capture"
@@ -279,6 +281,9 @@ def _voided(
     actor: str | None,
     detail: str | None,
 ) -> Decision:
+    hold = parent_of(payment, attempt)
+    # A hold that lapsed, or that another void released, is not released a second time.
+    over = hold is not None and is_released(payment, hold)
     changed, event = stepped(
         payment,
         attempt,
@@ -287,10 +292,7 @@ def _voided(
         moves=_after_void(payment, attempt),
         actor=actor,
         detail=detail,
-        authorized_minor=max(
-            payment.captured_minor - overcaptured_minor(payment),
-            payment.authorized_minor - amount_of(payment, attempt),
-        ),
+        authorized_minor=(payment.authorized_minor if over else released_minor(payment, attempt)),
     )
     return decision(changed, event)
 
@@ -637,7 +639,9 @@ def tells_return(attempt: Attempt, result: GatewayResult) -> bool:
     return attempt.kind == REFUND and (result.outcome, result.code) == (DECLINED, RETURNED)
 
 
-def came_back(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int) -> Decision:
+def came_back(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
     """A refund failed after it had succeeded, or before we heard that it had.
 
     It is kept also where the refund has ended without success: one that shows afterwards is older.
@@ -658,7 +662,7 @@ def came_back(payment: Payment, attempt: Attempt, result: GatewayResult, now_ms:
     if had_moved:
         settlement = _settled(payment, attempt, SETTLED_REFUND_FAILED, attempt.amount_minor, now_ms)
         made = decision(changed, settlement, event)
-    return without_successor(made, attempt, now_ms)
+    return with_newly_owed(payment, made, now_ms, policy)
 
 
 def late_evidence(

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.attempt_caps import cap_reached, caps_for
 from pipeline.domain.card_attempts import DECLINED as DECLINE_TOLD
-from pipeline.domain.card_attempts import NEVER_AGAIN, RELEASED
+from pipeline.domain.card_attempts import NEVER_AGAIN, RELEASED, TAKEN_BACK
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import idempotency_key
 from pipeline.domain.instruments import (
@@ -132,7 +132,7 @@ def reported(before: Payment | None, made: Decision, policy: Policy) -> Decision
         told_before = earlier is not None and earlier.state == DECLINED
         if outcome == RELEASED and not attempt.permit and not told_before:
             continue
-        checks.extend(_told(after, attempt, outcome, policy))
+        checks.extend(_told(after, attempt, outcome, policy, taken_back=told_before))
     # Before what is asked in the same decision: the row then knows of the decline.
     return replace(made, sends=(*checks, *made.sends)) if checks else made
 
@@ -152,7 +152,7 @@ def told_again(payment: Payment, attempt_key_given: str, policy: Policy) -> tupl
 
 
 def _told(
-    payment: Payment, attempt: Attempt, outcome: str, policy: Policy
+    payment: Payment, attempt: Attempt, outcome: str, policy: Policy, *, taken_back: bool = False
 ) -> tuple[RiskCheck, ...]:
     card = instrument_of(payment, attempt)
     if card.fingerprint is None:
@@ -160,7 +160,7 @@ def _told(
     told = replace(
         _check(payment, attempt, card),
         outcome=outcome,
-        code=attempt.code or "",
+        code=TAKEN_BACK if taken_back else attempt.code or "",
         bar_ms=policy.card_bar_ms if outcome == NEVER_AGAIN else 0,
     )
     return (told,)

@@ -3,7 +3,8 @@
 Nothing that is owed is given up silently. A reversal that its gateway did not make, and will not
 make by that key, has a successor: at once where it is proven that nothing was sent, an hour later
 where the gateway declined it for reasons of its own. What it refuses for good, and what was tried
-often enough, is told (``reversal_failed``) and waits for a person's ``give_back``.
+often enough, is told (``reversal_failed``) and waits for a person's ``give_back``; a hold also
+for its end (``holds``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pipeline.domain.commands import to_give_back
 from pipeline.domain.decision import Decision
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
@@ -25,11 +27,11 @@ from pipeline.domain.lifecycle import (
     REVERSAL_FAILED,
     REVERSAL_HELD,
     REVERSAL_STARTED,
+    has_succeeded,
 )
 from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.normalisation import Action, action_of
 from pipeline.domain.payment import (
-    ATTEMPTS_MAX,
     attempt_timer,
     begun,
     decision,
@@ -48,18 +50,18 @@ from pipeline.domain.reversals import (
     DISPUTED,
     REVERSALS_MAX,
     awaits_dispute,
+    has_room,
     held,
+    in_part,
     outstanding,
     owed_minor,
     reversals_in_row,
     successor_id,
 )
+from pipeline.processors.holds import end_of_hold, lapsed
 
 # Reason of a reversal that ends because the money has gone back in another way.
 NOTHING_OWED: Final = "nothing_left_to_give_back"
-
-# Attempts that are left for late successes and their first reversals.
-_SUCCESSORS_BELOW: Final = ATTEMPTS_MAX - 8
 
 
 def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
@@ -71,11 +73,14 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
     ended = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
     if owed_minor(payment, ended) <= 0:
         return made
+    over = lapsed(payment, ended, now_ms, policy)
+    if over is not None:
+        return followed(made, over)
     in_trouble = action_of(ended.code) in (Action.OTHER_GATEWAY, Action.RETRY_HERE)
     if (
         (ended.state != DECLINED or in_trouble)
         and reversals_in_row(payment, ended) < REVERSALS_MAX
-        and len(payment.attempts) < _SUCCESSORS_BELOW
+        and has_room(payment)
     ):
         wait_ms = policy.pending_check_ms if ended.state == DECLINED else 0
         then = begin_reversal(
@@ -84,10 +89,10 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
             override=ended.override,
         )  # fmt: skip
         return followed(made, then)
-    return followed(made, _failed(payment, ended, now_ms))
+    return followed(made, _failed(payment, ended, now_ms, policy))
 
 
-def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision:
+def without_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     """The decision that ended an attempt of which there is no second one by itself, since it would
     end the same, or be made twice: where it was to give something back, a person is told."""
     payment = made.payment
@@ -98,15 +103,18 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int) -> Decision
         payment, ended
     ):
         return made
-    return followed(made, _failed(payment, ended, now_ms))
+    over = lapsed(payment, ended, now_ms, policy)
+    return followed(made, over or _failed(payment, ended, now_ms, policy))
 
 
 def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
     """The decision about a dispute, and the reversals that it makes room for: they had ended before
-    anything was sent, since the bank had the money for good, and by a newer word it has not."""
+    anything was sent, or gave back a part, since the bank had the money for good, and by a newer
+    word it has not."""
     for each in () if made.payment is None else outstanding(made.payment):
         payment = made.payment
-        if payment is not None and not each.tries and len(payment.attempts) < _SUCCESSORS_BELOW:
+        unsent = not each.tries or has_succeeded(each.state)
+        if payment is not None and unsent and has_room(payment):
             then = begin_reversal(
                 payment, each.kind, successor_id(payment, each), _parent(payment, each),
                 owed_minor(payment, each), now_ms, policy,
@@ -115,15 +123,26 @@ def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
     return made
 
 
-def _failed(payment: Payment, reversal: Attempt, now_ms: int) -> Decision:
-    """Nothing more is tried by itself, and the money is still owed: a person has to look."""
+def with_newly_owed(before: Payment, made: Decision, now_ms: int, policy: Policy) -> Decision:
+    """The decision by which a refund came back, and of what came too late and is owed again by
+    that: to order the same anew would end the same, so a person is told."""
+    known = outstanding(before)
+    for each in () if made.payment is None else outstanding(made.payment):
+        if each not in known and made.payment is not None:
+            made = followed(made, _failed(made.payment, each, now_ms, policy))
+    return made
+
+
+def _failed(payment: Payment, reversal: Attempt, now_ms: int, policy: Policy) -> Decision:
+    """Nothing more is tried by itself, and the money is still owed: a person has to look. A hold
+    ends by itself, but that may take days."""
     changed, event = told(payment, REVERSAL_FAILED, now_ms, reason=reversal.code, attempt=reversal)
-    return decision(changed, event)
+    return decision(changed, *end_of_hold(changed, reversal, now_ms, policy), event)
 
 
 def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    """A person orders again what is outstanding, and by force what waits for a dispute's end; the
-    command keeps the rules of ``domain/commands``."""
+    """A person orders again what is outstanding, and by force what waits for a dispute's end: all
+    of it, or the operation that is named. The command keeps the rules of ``domain/commands``."""
     changed, event = told(
         payment,
         GIVE_BACK_ORDERED,
@@ -133,13 +152,13 @@ def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Po
         operation_id=command.command_id,
     )
     made = decision(changed, event)
-    for each in held(payment) if command.override else ():
+    for each in to_give_back(held(payment), command) if command.override else ():
         payment = made.payment or changed
         waited, ended = first_sent(payment, replace(each, override=command.override), now_ms)
         made = followed(made, ended or _sent(payment, waited, now_ms, policy))
-    for each in outstanding(payment):
+    for each in to_give_back(outstanding(payment), command):
         payment = made.payment or changed
-        if len(payment.attempts) < ATTEMPTS_MAX:
+        if has_room(payment):
             then = begin_reversal(
                 payment, each.kind, successor_id(payment, each), _parent(payment, each),
                 owed_minor(payment, each), now_ms, policy, actor=command.actor,
@@ -224,7 +243,8 @@ def first_sent(payment: Payment, attempt: Attempt, now_ms: int) -> tuple[Attempt
     if amount_minor <= 0:
         changed, event = stepped(payment, attempt, GIVE_UP, now_ms, reason=NOTHING_OWED)
         return attempt, decision(changed, event)
-    return replace(attempt, amount_minor=amount_minor, started_at_ms=now_ms, code=None), None
+    part = in_part(payment, attempt, amount_minor)
+    return replace(part, started_at_ms=now_ms, code=None), None
 
 
 def _sent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:

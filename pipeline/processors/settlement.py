@@ -52,13 +52,14 @@ from pipeline.domain.payment import (
     gateway_profile,
     is_reversal,
     is_uncertain,
+    patience_ms,
     replaced,
     request_of,
     stepped,
     told,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.reversals import DISPUTED, awaits_dispute, owed_minor, patience_ms
+from pipeline.domain.reversals import DISPUTED, awaits_dispute, owed_minor
 from pipeline.domain.routing import Route
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
@@ -206,7 +207,7 @@ def _judged(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
     if tells_return(attempt, result):
-        return came_back(payment, attempt, result, now_ms)
+        return came_back(payment, attempt, result, now_ms, policy)
     if result.try_number == attempt.tries:
         # The request was appended before its result, and so were all before it, so no copy of any
         # in a frozen worker's hands can be sent later than this: however long any lane lags.
@@ -276,9 +277,13 @@ def _inquiry_answered(
         # Nobody was asked, so this was no question; else an outage would use them up.
         attempt = replace(attempt, inquiries=attempt.inquiries - 1)
     known_pending = attempt.code in PENDING_CODES
-    patience_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
+    asked_for_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
+    if is_reversal(attempt):
+        # For as long as its gateway can say that it was never made.
+        retention_ms = gateway_profile(policy, attempt.gateway).key_retention_ms
+        asked_for_ms = max(asked_for_ms, retention_ms)
     exhausts = (
-        attempt.inquiries >= policy.inquiry_max and now_ms >= attempt.started_at_ms + patience_ms
+        attempt.inquiries >= policy.inquiry_max and now_ms >= attempt.started_at_ms + asked_for_ms
     )
     if outcome == PENDING and not exhausts:
         return pending(payment, attempt, result, now_ms, policy)
@@ -369,7 +374,7 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
     made = gave_up(payment, attempt, refusal, now_ms)
     if is_uncertain(payment, attempt) and not gateway_profile(policy, attempt.gateway).idempotent:
         # It takes no key, so a call that it may have is never made there a second time by itself.
-        return without_successor(made, attempt, now_ms)
+        return without_successor(made, attempt, now_ms, policy)
     return with_successor(made, attempt, now_ms, policy)
 
 

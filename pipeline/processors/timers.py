@@ -1,7 +1,9 @@
-"""What ends by itself: an authorization, a review, the wait for a customer, an order or its counts.
+"""What ends by itself: an authorization, a late hold, a review, the wait for a customer, for an
+order or for its counts.
 
 A timer's record is passed on from tier to tier until its time. It acts only if the payment still
-waits for that very time (``expires_at_ms``); any other is stale.
+waits for that very time (``expires_at_ms``), or for the end of a hold that is still owed; any other
+is stale.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.tiers import tier_not_longer
 from pipeline.processors.commands import refuse_assessed_retry, reject_waiting
+from pipeline.processors.holds import HOLD_ENDS, holds_due
 from pipeline.processors.operations import begin_operation
 from pipeline.processors.retries import assessed_retry
 from pipeline.processors.risk import counts_missing
@@ -51,6 +54,9 @@ _STALE_DUE: Final = Decision(note=STALE_DUE)
 def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy) -> Decision:
     """Decide about a timer whose tier is over; ``now_ms`` is when it entered that tier."""
     due_at_ms = due.due_at_ms
+    if due_at_ms is not None and due.reason == HOLD_ENDS:
+        again = passed_on(due, now_ms, policy)
+        return again or _ended_holds(payment, due_at_ms, now_ms, policy)
     if due_at_ms is None or payment.expires_at_ms != due_at_ms:
         return _STALE_DUE
     again = passed_on(due, now_ms, policy)
@@ -102,6 +108,11 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         policy,
         reason=due.reason,
     )
+
+
+def _ended_holds(payment: Payment, due_at_ms: int, now_ms: int, policy: Policy) -> Decision:
+    made = holds_due(payment, due_at_ms, now_ms, policy)
+    return made if made.payment is not None or made.sends else _STALE_DUE
 
 
 def passed_on(due: PaymentDue, now_ms: int, policy: Policy) -> Decision | None:

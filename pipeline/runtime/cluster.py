@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import (
@@ -27,6 +27,8 @@ CONTROLLER_TIMEOUT_S = 30.0
 # The offsets of a transaction that is still open are not stable; the broker ends it within the
 # transaction's time-out (10 s) and its own clean-up interval (10 s).
 STABLE_OFFSETS_TIMEOUT_S = 30.0
+# Of that, at a time: whoever waits may be asked to stop meanwhile, and a busy broker takes seconds.
+STABLE_OFFSETS_SLICE_S = 10.0
 
 
 def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:
@@ -179,13 +181,21 @@ def ask_committed_positions(
         bystander.close()
 
 
+class StoppedWaiting(Exception):
+    """Whoever asked was told to stop before there was an answer."""
+
+
 def committed_positions(
-    consumer: Consumer, partitions: Iterable[tuple[str, int]]
+    consumer: Consumer,
+    partitions: Iterable[tuple[str, int]],
+    *,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Mapping[tuple[str, int], int]:
     """The group's stable committed offset of every partition.
 
     Stable: offsets that belong to an open transaction are waited for (the client asks for that
-    with isolation.level=read_committed). A partition without one is refused by name.
+    with isolation.level=read_committed). A partition without one is refused by name. Raises
+    StoppedWaiting soon after ``stopped`` says so.
     """
     asked = [TopicPartition(topic, partition) for topic, partition in partitions]
     if not asked:
@@ -193,7 +203,7 @@ def committed_positions(
     deadline = time.monotonic() + STABLE_OFFSETS_TIMEOUT_S
     while True:
         try:
-            answered = consumer.committed(asked, timeout=STABLE_OFFSETS_TIMEOUT_S)
+            answered = consumer.committed(asked, timeout=STABLE_OFFSETS_SLICE_S)
             broken = [tp for tp in answered if tp.error is not None]
             if not broken:
                 break
@@ -221,6 +231,8 @@ def committed_positions(
                 ) from error
             if not passing:
                 raise
+        if stopped():
+            raise StoppedWaiting
         time.sleep(0.1)
     positions = {(tp.topic, tp.partition): tp.offset for tp in answered}
     without = sorted(tp for tp, offset in positions.items() if offset < 0)

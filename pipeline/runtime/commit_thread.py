@@ -16,15 +16,19 @@ from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outcome, Work
 
 # Each call of a transaction has a time-out of its own, and all of them together, with a new
-# producer and the question how the old one's ended, stay below this unless a call never returns.
+# producer and the question how the old one's ended, stay below this.
 TRANSACTION_S_MAX = 240.0
+# A call that is overdue is looked at again after this: a process that was frozen wakes with all its
+# clocks run out, and its client comes back in a moment.
+OVERDUE_S = 5.0
 
 
 class CommitThread:
     """Runs ``lane.run`` for one Work at a time; its errors surface in ``poll`` or ``wait``.
 
-    So does LaneHung, when the transaction has not ended in any time that it may take: the thread
-    cannot be helped, and a worker that waited on would hold its partitions for ever.
+    So does LaneHung, when a call of the client has not come back in the time that it was given, or
+    the transaction has not ended in any that it may take: the thread cannot be helped, and a worker
+    that waited on would hold its partitions for ever.
     """
 
     def __init__(self, lane: Lane, surroundings: Surroundings = REAL) -> None:
@@ -34,6 +38,7 @@ class CommitThread:
         self._busy = False
         self._monotonic_s = surroundings.monotonic_s
         self._submitted_s = 0.0
+        self._overdue: tuple[str, float] | None = None
         self._thread = surroundings.thread(target=self._loop, name="commit", daemon=True)
         self._thread.start()
 
@@ -66,15 +71,26 @@ class CommitThread:
         try:
             done: Any = self._done.get(block, timeout_s) if block else self._done.get_nowait()
         except queue.Empty:
-            open_s = self._monotonic_s() - self._submitted_s
-            if open_s > TRANSACTION_S_MAX:
-                raise LaneHung(f"a transaction has not ended for {open_s:.0f} s") from None
+            self._require_progress()
             return None
         self._busy = False
         if isinstance(done, BaseException):
             raise done
         outcome: Outcome = done
         return outcome
+
+    def _require_progress(self) -> None:
+        now_s = self._monotonic_s()
+        open_s = now_s - self._submitted_s
+        overdue = self._lane.calls.overdue()
+        if overdue is None:
+            self._overdue = None
+        elif self._overdue is None or self._overdue[0] != overdue:
+            self._overdue = (overdue, now_s)
+        elif now_s - self._overdue[1] > OVERDUE_S:
+            raise LaneHung(f"{overdue} does not come back, in a transaction of {open_s:.0f} s")
+        if open_s > TRANSACTION_S_MAX:
+            raise LaneHung(f"a transaction has not ended for {open_s:.0f} s")
 
     def _loop(self) -> None:
         while (work := self._work.get()) is not None:

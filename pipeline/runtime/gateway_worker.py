@@ -21,6 +21,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.cluster import (
+    StoppedWaiting,
     ask_committed_positions,
     committed_positions,
     consumer_config,
@@ -426,7 +427,12 @@ class GatewayWorker:
             # offsets before the time-out.
             return
         left, self._left = self._left, {}
-        positions = committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
+        wanted = [(tp.topic, tp.partition) for tp in partitions]
+        try:
+            positions = committed_positions(consumer, wanted, stopped=self._stop.is_set)
+        except StoppedWaiting:
+            # Calls that were open over the rebalance are made again by the next owner.
+            return
         if self._stage.unrepeatable and not self._is_member:
             # An elder of the same identity may still live (two machines with one node id). What it
             # sends until it hears of this one lies below the ends that are asked for after that.

@@ -23,6 +23,8 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from pipeline.domain.invariant import invariant
 from pipeline.runtime import failpoints
+from pipeline.runtime.client_calls import ClientCalls
+from pipeline.runtime.cluster import STABLE_OFFSETS_TIMEOUT_S
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.kafka_errors import Course, LaneFatal, course_of, kafka_error
 from pipeline.runtime.surroundings import REAL, Surroundings
@@ -36,6 +38,8 @@ TRANSACTION_TIMEOUT_MS = 10_000
 # One retriable call is repeated for at most this long; after it the broker has aborted anyway.
 RETRY_S_MAX = 2 * TRANSACTION_TIMEOUT_MS / 1000
 INIT_TIMEOUT_S = 30.0
+# What the group has committed is asked for as long as a transaction may hold it up, twice.
+COMMITTED_S_MAX = 2 * STABLE_OFFSETS_TIMEOUT_S
 # librdkafka sends a TxnOffsetCommit again 500 ms after it failed, and not even its log says so: a
 # call that was shorter than this cannot hold a second one. A longer one costs the producer.
 OFFSETS_PLAIN_S_MAX = 0.4
@@ -106,6 +110,7 @@ class Lane:
         self._outside = surroundings
         self._make_producer = make_producer or surroundings.producer
         self._watch = EndTxnWatch()
+        self.calls = ClientCalls(surroundings.monotonic_s)
         self._producer: Any = None
         self._suspect = False
         self._unseen_ends = 0
@@ -196,7 +201,8 @@ class Lane:
         deadline = self._outside.monotonic_s() + RETRY_S_MAX
         while True:
             try:
-                call(*args)
+                with self.calls.calling(call.__name__, TRANSACTION_TIMEOUT_MS / 1000):
+                    call(*args)
                 return
             except KafkaException as error:
                 self._raise_course(error, deadline)
@@ -252,7 +258,8 @@ class Lane:
         answers = list(self._watch.answers)
         self.ambiguous_ends += 1
         self._rebuild()
-        committed = self._committed_offsets(list(work.offsets))
+        with self.calls.calling("committed", COMMITTED_S_MAX):
+            committed = self._committed_offsets(list(work.offsets))
         reached = [committed.get(tp, -1) >= offset for tp, offset in work.offsets.items()]
         outcome = Outcome.COMMITTED if all(reached) else Outcome.ABORTED
         if outcome is Outcome.COMMITTED and not self._vouched_for(work):
@@ -302,7 +309,8 @@ class Lane:
         deadline = self._outside.monotonic_s() + INIT_TIMEOUT_S
         while True:
             try:
-                producer.init_transactions(INIT_TIMEOUT_S)
+                with self.calls.calling("init_transactions", INIT_TIMEOUT_S):
+                    producer.init_transactions(INIT_TIMEOUT_S)
                 break
             except KafkaException as error:
                 self._raise_course(error, deadline)

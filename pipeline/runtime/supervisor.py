@@ -54,6 +54,7 @@ class _Slot:
     restart_at_s: float = 0.0
     restarts: int = 0
     user_errors: int = 0
+    has_run: bool = False
     exits: list[int] = field(default_factory=list)
 
 
@@ -61,7 +62,7 @@ class Supervisor:
     """Start it, call ``tick`` a few times a second from the thread that started it, stop it.
 
     The thread matters: workers ask the kernel to be told when the thread that started them ends.
-    ``environment`` is added to the workers' own.
+    ``environment`` is added to the workers' own; ``module`` is what a worker runs as.
     """
 
     def __init__(
@@ -71,9 +72,11 @@ class Supervisor:
         metrics_dir: Path | None = None,
         environment: Mapping[str, str] | None = None,
         restart_pause_s_max: float = RESTART_PAUSE_S_MAX,
+        module: str = WORKER_MODULE,
     ) -> None:
         self._environment = dict(environment or {})
         self._restart_pause_s_max = restart_pause_s_max
+        self._module = module
         self._slots = [_Slot(spec) for spec in specs]
         self._own_dir = metrics_dir is None
         self.metrics_dir = metrics_dir or Path(tempfile.mkdtemp(prefix="paystream-metrics-"))
@@ -84,8 +87,9 @@ class Supervisor:
             self._start(slot)
 
     def tick(self) -> None:
-        """Restart what has died. UserError when a worker says twice that something is wrong
-        outside: starting it again would not help."""
+        """Restart what has died. UserError when a worker says twice, and has never run, that
+        something is wrong outside: starting it again would not help. One that has run was set up
+        well; whatever is wrong since then may pass, as a broker that is away does."""
         now_s = time.monotonic()
         for slot in self._slots:
             process = slot.process
@@ -156,7 +160,7 @@ class Supervisor:
     def _start(self, slot: _Slot) -> None:
         with _output(slot.spec) as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", WORKER_MODULE],
+                [sys.executable, "-m", self._module],
                 stdin=subprocess.PIPE,
                 stderr=output,
                 env={
@@ -185,14 +189,14 @@ class Supervisor:
         if self.stopping:
             return
         slot.exits.append(code)
-        if code == EXIT_USER_ERROR:
+        if now_s - slot.started_s > STEADY_S:
+            slot.pause_s, slot.has_run = RESTART_PAUSE_S_MIN, True
+        if code == EXIT_USER_ERROR and not slot.has_run:
             slot.user_errors += 1
             if slot.user_errors > 1:
                 note = slot.spec.slot_dir / LAST_ERROR
                 why = note.read_text() if note.is_file() else "see its log"
                 raise UserError(f"{slot.spec.name} cannot run: {why}")
-        if now_s - slot.started_s > STEADY_S:
-            slot.pause_s, slot.user_errors = RESTART_PAUSE_S_MIN, 0
         slot.restart_at_s = now_s + slot.pause_s
         _log.warning(
             "%s ended with code %d; started again in %.1f s", slot.spec.name, code, slot.pause_s

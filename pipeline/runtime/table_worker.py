@@ -28,6 +28,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, InputLane, TopicPartitionKey
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
+    StoppedWaiting,
     ask_committed_positions,
     cluster_and_topic_id,
     committed_positions,
@@ -469,9 +470,13 @@ class TableWorker(Generic[V]):
                 "consumed. Let every worker of the group run the same version and configuration."
             )
         # Committed offsets first, stable; the table's end is taken after them (see restore).
-        self._positions = dict(
-            committed_positions(consumer, [(tp.topic, tp.partition) for tp in partitions])
-        )
+        wanted = [(tp.topic, tp.partition) for tp in partitions]
+        try:
+            found = committed_positions(consumer, wanted, stopped=self._stop.is_set)
+        except StoppedWaiting:
+            # Nothing was taken yet: the drain has nothing to finish.
+            return
+        self._positions = dict(found)
         assigned = [TopicPartition(t, p, o) for (t, p), o in self._positions.items()]
         consumer.assign(assigned)
         consumer.pause(assigned)

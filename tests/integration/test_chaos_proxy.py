@@ -18,15 +18,14 @@ from pipeline.chaos.addresses import NamedBroker, brokers_named
 from pipeline.chaos.faults import Fault, Lost, Rule
 from pipeline.chaos.wire import (
     NO_ERROR,
-    PREFIX,
     TRANSACTIONAL,
     VERSION_MAX,
     Api,
     answer_reader,
     error_of,
-    framed,
     is_flexible,
 )
+from pipeline.kafka_wire import PREFIX, framed
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.work import Outcome
 from tests.support.lane_over_topics import LaneOverTopics

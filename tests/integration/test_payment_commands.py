@@ -176,7 +176,7 @@ def test_a_command_that_was_taken_before_is_told_so(topics: Topics) -> None:
     assert again.exit_code == 0, again.output
     assert "repeated  it was taken before and has no effect now" in again.stdout
     unread = CliRunner().invoke(app, [*words, "--command-id", "mine"])
-    assert "it has no effect now; --wait tells" in unread.stderr
+    assert "the same id has no effect" in unread.stderr
     anew = CliRunner().invoke(app, [*words, "--wait", "1"])
     assert anew.exit_code == 3, "nobody answers here, but it is asked"
     assert "no effect" not in anew.stderr

@@ -163,8 +163,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "an end that was not plain costs the producer",
         f"{RUNTIME}/lane.py",
-        "        self._rebuild()\n        committed = self._committed_offsets",
-        "        committed = self._committed_offsets",
+        '        self._rebuild()\n        with self.calls.calling("committed"',
+        '        with self.calls.calling("committed"',
     ),
     Mutation(
         "the committed offsets say how a transaction ended",
@@ -432,7 +432,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what is owed back is sent once to a gateway without keys",
         f"{PROCESSORS}/settlement.py",
-        "        return without_successor(made, attempt, now_ms)\n",
+        "        return without_successor(made, attempt, now_ms, policy)\n",
         "        return with_successor(made, attempt, now_ms, policy)\n",
         ("tests/unit/test_reversals.py",),
     ),

@@ -19,6 +19,7 @@ from confluent_kafka import TopicPartition
 from pipeline.domain.answer import SUCCEEDED, GatewayAnswer
 from pipeline.domain.keys import record_key
 from pipeline.runtime.calls import Call
+from pipeline.runtime.cluster import StoppedWaiting
 from pipeline.runtime.gateway_worker import GatewayWorker
 from pipeline.runtime.protection import Protection
 from pipeline.runtime.table import Table
@@ -97,9 +98,15 @@ class Member:
         log.append(FakeMessage(topic, partition, len(log), key, value, now_ms - age_ms))
 
     def committed_positions(
-        self, _consumer: object, partitions: Iterable[tuple[str, int]]
+        self,
+        _consumer: object,
+        partitions: Iterable[tuple[str, int]],
+        *,
+        stopped: Callable[[], bool],
     ) -> dict[tuple[str, int], int]:
         self.said.append("committed offsets")
+        if stopped():
+            raise StoppedWaiting
         return {tp: self.committed.get(tp, 0) for tp in partitions}
 
     def consumer_group_metadata(self) -> str:

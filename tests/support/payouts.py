@@ -93,6 +93,12 @@ def post(engine: Engine, at: str, *lines: Posting) -> None:
     book_all(engine)
 
 
+def sell(engine: Engine, amount_minor: int, at: str) -> None:
+    """Money a gateway owes us and we owe the merchant: pending."""
+    post(engine, at, Posting("gateway_receivable:sim", "GBP", amount_minor),
+         Posting("merchant_payable:shop", "GBP", -amount_minor))  # fmt: skip
+
+
 def create(engine: Engine, through: str, now: str, actor: str = "anna") -> Made:
     with engine.begin() as connection:
         made = create_payouts(
@@ -317,6 +323,50 @@ class PayoutSuite(OnEachDatabase):
             "merchant_payable:shop": 970_00, "reserve:shop": -7_00,
             "payouts_in_transit:shop": -963_00,
         }  # fmt: skip
+
+    def test_only_received_funds_are_paid_unless_the_terms_say_otherwise(
+        self, engine: Engine
+    ) -> None:
+        """Off by default: GBP 100.00 are pending, and nothing is paid of them."""
+        announce(engine, row(), row("other", advance="off"))
+        sell(engine, 100_00, "2010-12-01T09:00")
+        assert create(engine, "2010-12-01", "2010-12-01T18:00").events == ()
+
+    def test_an_advance_is_paid_of_what_is_pending_and_collected_first(
+        self, engine: Engine
+    ) -> None:
+        """Half of what is pending and 40.00 at most: of 100.00, then 60.00 pending, 40.00 and no
+        more; when 100.00 have come, 40.00 are collected, 60.00 paid, and 30.00 of the next 60.00
+        advanced. Nothing is paid twice: 130.00 in all, of 160.00."""
+        terms = {"percentage": "50", "maximum_minor": 40_00}
+        announce(engine, row(advance=terms))
+        sell(engine, 100_00, "2010-12-01T09:00")
+        # On the newest day only: what is pending now was not so on Wednesday.
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        assert list(payouts(engine)) == ["2010-12-02"]
+        assert standing(engine) == {
+            "gateway_receivable:sim": 100_00, "merchant_payable:shop": -100_00,
+            "merchant_receivable:shop": 40_00, "payouts_in_transit:shop": -40_00,
+        }  # fmt: skip
+        sell(engine, 60_00, "2010-12-03T09:00")
+        assert create(engine, "2010-12-03", "2010-12-03T18:00").events == ()
+        with reading(engine) as connection:
+            (owed,) = receivables(
+                connection, payout_book(connection), today_ms=ms("2010-12-12T10:00")
+            )
+        assert (owed.amount_minor, owed.since) == (40_00, "2010-12-02")
+        receive(engine, 100_00, "2010-12-06T09:00")
+        create(engine, "2010-12-06", "2010-12-06T18:00")
+        payout = payouts(engine)["2010-12-06"]
+        assert (payout.collected_minor, payout.amount_minor) == (40_00, 60_00 + 30_00)
+        assert standing(engine) == {
+            "gateway_receivable:sim": 160_00, "merchant_payable:shop": -60_00,
+            "merchant_receivable:shop": 30_00, "payouts_in_transit:shop": -130_00,
+        }  # fmt: skip
+        # What a merchant owes us otherwise counts as advanced already.
+        receive(engine, -35_00, "2010-12-07T09:00")
+        create(engine, "2010-12-07", "2010-12-07T18:00")
+        assert standing(engine)["merchant_receivable:shop"] == 65_00
 
     def test_a_reserve_is_used_up_before_it_is_released(self, engine: Engine) -> None:
         """40.00 of the 100.00 met a negative balance: on the day 60.00 are released."""

@@ -34,6 +34,7 @@ from pipeline.ledger.reconciliation.clearing import Look, counts, keep_breaks, l
 from pipeline.ledger.reconciliation.findings import Clocks
 from pipeline.ledger.reconciliation.following import (
     decide_clearing,
+    decide_releases,
     decide_resolution,
     decide_statement,
     follow,
@@ -222,6 +223,35 @@ class ReconciliationSuite(OnEachDatabase):
         }  # fmt: skip
         assert [b.kind for b in books.breaks()] == ["batch_unpaid"]
 
+    def test_what_no_gateway_reports_counts_in_the_available_balance(self, books: Books) -> None:
+        """A credit of 4.25 takes of what is available, and what a month's tiers gave back adds to
+        it: with the next run, once, and nothing is pending for ever."""
+        tiers = {"plans": [{**TERMS["plans"][0], "tiers": [
+            {"above_minor": 500, "percentage": "1"}]}]}  # fmt: skip
+        announce(books.engine, tiers)
+        books.book()
+        sale = settlement(1)
+        held = settlement(1, kind="credit", amount_minor=-425, operation_id="c1", gateway="none",
+                          gateway_reference="")  # fmt: skip
+        books.settle(sale, held)
+        close(books.engine, "2010-12-31")
+        books.book()
+        books.report(row_of(1, sale, fee_minor=0))
+        assert decide_releases(books.engine, DAY, NOW_MS) == 2
+        assert decide_releases(books.engine, DAY, NOW_MS) == 0
+        books.run()
+        found = books.balances()
+        # 12.50 less 0.35, 4.25 held, 0.08 of the fee too much: 1 % of the 7.50 above 5.00.
+        assert "merchant_payable:m1" not in found
+        assert found["merchant_available:m1"] == -(1215 - 425 + 8)
+        assert found["unapplied_credits:m1"] == -425
+        # Tables that are made anew do not release again.
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        assert decide_releases(books.engine, DAY, NOW_MS) == 0
+        with reading(books.engine) as connection:
+            assert verify_books(connection).damages == ()
+
     def test_within_the_tolerance_the_difference_is_rounding(self, books: Books) -> None:
         """A minor unit more than was booked: cleared, and the unit is nobody's."""
         rules = read_rules({"gateways": {"simulator": {"amount_tolerance_minor": 1}}})
@@ -340,6 +370,24 @@ class ReconciliationSuite(OnEachDatabase):
         # The duplicate is found again although its twin was cleared by an earlier run.
         assert books.run("2023-11-17").cleared == 0
         assert len(books.kinds()) == 7
+
+    def test_what_was_refunded_outside_the_gateway_is_missed_in_no_report(
+        self, books: Books
+    ) -> None:
+        """Only its sale is looked for; the merchant has the money no more."""
+        sale = settlement(1, amount_minor=1000)
+        books.settle(
+            sale,
+            settlement(
+                1, kind="external_refund", amount_minor=-1000, operation_id="late-1",
+                gateway_reference="TRF-88",
+            ),
+        )  # fmt: skip
+        books.report(row_of(1, sale, fee_minor=0))
+        assert "missing_at_gateway" not in {b.kind for b in books.run("2023-11-20").breaks}
+        assert books.balances() == {
+            "gateway_receivable:simulator": 1000, "suspense:simulator": -1000,
+        }  # fmt: skip
 
     def test_a_later_row_ends_a_break_and_a_person_can(self, books: Books) -> None:
         """A late row clears what was missing; what is resolved with a reason stays resolved."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.audit.report import Severity
 from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.decision import Decision
 from pipeline.domain.findings import amounts_out_of_order
 from pipeline.domain.model import PaymentRequest
+from pipeline.domain.policy import HOUR_MS
 from pipeline.domain.reversals import outstanding
 from tests.support.audit_story import judged_flow
 from tests.support.payment_story import (
@@ -19,6 +22,7 @@ from tests.support.payment_story import (
     Story,
     yes,
 )
+from tests.unit.test_reversals import lives_until
 
 WAITS = ("waits_for_a_person", Severity.PENDING)
 
@@ -102,3 +106,29 @@ def test_what_was_captured_beyond_a_hold_is_named_though_it_is_acknowledged() ->
     story.command("give_back", "g1")
     story.flow.answer(yes)
     assert WAITS not in found(story)
+
+
+def test_what_a_bank_takes_after_the_rest_went_back_is_a_loss_and_no_debt() -> None:
+    """100 were lost to one dispute, 400 went back, and another dispute takes 100 more."""
+    story = Story()
+    story.command("cancel")
+    story.dispute("lost", amount_minor=100)
+    story.flow.answer(yes)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert (story.money, found(story)) == ((500, 500, 400), set())
+    story.dispute("lost", "d2", amount_minor=100)
+    assert (story.events[-1], found(story)) == ("loss_posted", set())
+
+
+def test_what_a_payment_that_ended_keeps_beyond_what_banks_took_is_broken() -> None:
+    """Written by no flow: a reversal of a part whose rest nobody remembers."""
+    story = Story()
+    story.command("cancel")
+    story.flow.answer(yes)
+    story.flow.answer(yes)
+    charge = story.payment.attempts[0]
+    less = replace(
+        story.payment, refunded_minor=300, attempts=(charge,), charged_back_minor=0,
+    )  # fmt: skip
+    story.flow.apply(ORDER, Decision(payment=less))
+    assert ("late_success_not_reversed", Severity.BROKEN) in found(story)

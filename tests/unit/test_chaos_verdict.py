@@ -6,14 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.chaos.kip890.report import (
-    BEGIN,
-    END,
-    Report,
-    as_text,
-    require_markers,
-    write_document,
-)
+from pipeline.chaos.kip890.report import PLACE, Report, as_markdown, as_text
 from pipeline.chaos.kip890.run import Seen
 from pipeline.chaos.kip890.script import PAIRS, PARTS, many
 from pipeline.chaos.kip890.verdict import End, Findings, Told, Written, judge
@@ -109,9 +102,9 @@ def test_the_table_names_who_is_exposed(tmp_path) -> None:  # type: ignore[no-un
     document = tmp_path / "document.md"
     document.write_text("no place")
     with pytest.raises(UserError, match="put the lines"):
-        require_markers(document)
-    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_document(document, report)
+        PLACE.require(document)
+    document.write_text(f"before\n{PLACE.begin}\nold\n{PLACE.end}\nafter\n")
+    PLACE.write(document, as_markdown(report))
     text = document.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")

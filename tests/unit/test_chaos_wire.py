@@ -9,8 +9,9 @@ import pytest
 from pipeline.chaos import faults
 from pipeline.chaos.addresses import brokers_named, with_addresses
 from pipeline.chaos.faults import Lost, Rule
-from pipeline.chaos.wire import Api, Malformed, error_of, framed, plain_answer, read_request
+from pipeline.chaos.wire import Api, error_of, plain_answer, read_request
 from pipeline.domain.invariant import InvariantBroken
+from pipeline.kafka_wire import Malformed, framed
 
 
 def end_txn(version: int, transactional_id: bytes = b"lane") -> bytes:

@@ -12,7 +12,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.errors import UserError
-from pipeline.runtime.cluster import CONTROLLER_TIMEOUT_S, cluster_and_topic_id
+from pipeline.runtime.cluster import (
+    CONTROLLER_TIMEOUT_S,
+    StoppedWaiting,
+    cluster_and_topic_id,
+    committed_positions,
+)
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.surroundings import REAL, Surroundings
 
@@ -99,3 +104,21 @@ def test_a_cluster_without_a_controller_is_named() -> None:
     with pytest.raises(UserError, match=r"orders within 30 s .*brokers run"):
         cluster_and_topic_id(admin, "orders", clock.surroundings)
     assert clock.now_s >= CONTROLLER_TIMEOUT_S
+
+
+class Unstable:
+    """A consumer whose group's offsets an open transaction holds up."""
+
+    asked = 0
+
+    def committed(self, partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        self.asked += 1
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+def test_who_is_told_to_stop_waits_no_longer_for_offsets() -> None:
+    """A worker that waits for its predecessor's transaction drained too late and was killed."""
+    consumer: Any = Unstable()
+    with pytest.raises(StoppedWaiting):
+        committed_positions(consumer, [("orders", 0)], stopped=lambda: consumer.asked == 2)
+    assert consumer.asked == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline.errors import UserError
 from pipeline.runtime.calls import Call
+from pipeline.runtime.client_calls import ClientCalls
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.gateway_stage import GatewayStage, GatewayTerms
@@ -274,6 +276,7 @@ class SlowLane:
     def __init__(self, said: list[str]) -> None:
         self._said = said
         self.may_end = threading.Event()
+        self.calls = ClientCalls(time.monotonic)
 
     def run(self, work: Work) -> Outcome:
         assert self.may_end.wait(10)
@@ -563,6 +566,28 @@ def test_a_worker_that_is_careful_no_more_begins_all_that_it_holds(
 
 
 # A registry that is away -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["payments", "gateway"])
+def test_a_worker_that_is_told_to_stop_while_it_waits_for_offsets_takes_nothing(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """It goes on to drain, where it has nothing to wait for."""
+    member, commits = Member(), Commits()
+    worker: Any
+    if stage == "payments":
+        worker = payments_with(flow, member, commits, monkeypatch)
+        given = [TopicPartition(topic, 0) for topic in inputs_of(flow)]
+    else:
+        worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+        given = [TopicPartition(flow.topic("payment-requests"), 0)]
+    worker._on_revoke(member, given)
+    worker._stop.set()
+    member.said.clear()
+    worker._on_assign(member, given)
+    assert member.said == ["committed offsets"]
+    worker._drain()
+    assert not commits.busy
 
 
 def test_a_worker_leaves_when_the_end_stays_unknown_while_a_registry_is_away(

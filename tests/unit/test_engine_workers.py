@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from pipeline.domain.keys import record_key
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime import gateway_worker
 from pipeline.runtime.calls import Calls
+from pipeline.runtime.client_calls import SLACK_S, ClientCalls
 from pipeline.runtime.cluster import consumer_config
-from pipeline.runtime.commit_thread import TRANSACTION_S_MAX, CommitThread
+from pipeline.runtime.commit_thread import OVERDUE_S, TRANSACTION_S_MAX, CommitThread
 from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.gateway_stage import GatewayStage
 from pipeline.runtime.gateway_worker import GatewayWorker
@@ -107,7 +109,7 @@ def test_a_gateway_batch_is_committed_with_the_metadata_of_its_assignment(
     monkeypatch.setattr(
         gateway_worker,
         "committed_positions",
-        lambda _consumer, partitions: dict.fromkeys(partitions, 0),
+        lambda _consumer, partitions, **_: dict.fromkeys(partitions, 0),
     )
     stage = GatewayStage(flow.catalogue, flow.codec)
     calls = Calls({})
@@ -138,10 +140,11 @@ def test_a_gateway_batch_is_committed_with_the_metadata_of_its_assignment(
 class SlowLane:
     """A lane whose transaction ends when told."""
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self.may_end = threading.Event()
         self.under_way = 0
         self.most = 0
+        self.calls = ClientCalls(monotonic_s)
 
     def run(self, work: Work) -> Outcome:
         self.under_way += 1
@@ -191,6 +194,32 @@ def test_a_transaction_that_does_not_end_at_all_ends_the_worker() -> None:
     now_s[0] += 1
     with pytest.raises(LaneHung, match="has not ended"):
         commits.poll()
+    lane.may_end.set()
+    commits.close()
+
+
+def test_a_call_that_does_not_come_back_ends_the_worker() -> None:
+    """Soon after its time, not only when a whole transaction's is over; one that has only been
+    frozen with its process is waited for."""
+    now_s = [0.0]
+    lane = SlowLane(lambda: now_s[0])
+    commits = CommitThread(lane, replace(REAL, monotonic_s=lambda: now_s[0]))  # type: ignore[arg-type]
+    commits.submit(WORK)
+    with lane.calls.calling("send_offsets_to_transaction", 10):
+        now_s[0] = 10 + SLACK_S
+        assert commits.poll() is None
+        # As after a time in which the process stood still.
+        now_s[0] += 60
+        assert commits.poll() is None
+        now_s[0] += OVERDUE_S
+        assert commits.poll() is None
+    # It was back in time, and the next one's time is its own.
+    with lane.calls.calling("commit_transaction", 10):
+        now_s[0] += 11 + SLACK_S
+        assert commits.poll() is None
+        now_s[0] += 1 + OVERDUE_S
+        with pytest.raises(LaneHung, match="commit_transaction does not come back"):
+            commits.poll()
     lane.may_end.set()
     commits.close()
 

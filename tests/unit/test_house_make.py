@@ -36,7 +36,8 @@ def test_the_demo_passes_on_only_what_was_given() -> None:
 def test_chaos_takes_minutes_and_a_seed_and_acceptance_is_long() -> None:
     """Twenty minutes at 250 orders a second are 300,000; their faults are the draw's."""
     assert "chaos run --minutes 5 --seed 1" in make("-n", "chaos")
-    assert "chaos run --minutes 7 --seed 3" in make("-n", "chaos", "MINUTES=7", "SEED=3")
+    shown = make("-n", "chaos", "MINUTES=7", "SEED=3", "RATE=40")
+    assert "chaos run --minutes 7 --seed 3 --rate 40" in shown
     shown = make("-n", "acceptance")
     assert "-m acceptance" in shown, "what `make test` leaves out is left out by nobody"
     assert "chaos run --minutes 20 --seed 1 --rate 250" in shown
@@ -52,10 +53,12 @@ def test_ci_runs_the_same_targets_as_a_person() -> None:
     assert lines[:3] == ["set -eu", 'cd "$(dirname "$0")/.."', "make check"]
     # What failed is run again by the same target, and that run's word is the last.
     assert lines[3] == "make test || {"
-    assert lines[-2:] == [
+    assert lines[5:7] == [
         '  make test ARGS="--last-failed --last-failed-no-failures none -n 0"',
         "}",
     ]
+    # A broken flow fails the run: nothing follows that could hide it.
+    assert lines[7:] == ["make chaos MINUTES=5 RATE=40 SEED=11"]
 
 
 def test_make_test_looks_at_every_example_and_make_unit_at_a_part() -> None:

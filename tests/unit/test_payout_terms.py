@@ -40,7 +40,10 @@ def days(**changed: Any) -> BusinessDays:
         ({"reserve": {"kind": "rolling", "percentage": "5", "days": 0}}, "days is an integer"),
         ({"reserve": {"kind": "fixed"}}, "fixed has"),
         ({"reserve": {"kind": "other"}}, "its kind is"),
-        ({"advance": "on"}, "only available funds"),
+        ({"advance": "on"}, "is \"off\", or a table"),
+        ({"advance": {"percentage": "50"}}, "maximum_minor is needed"),
+        ({"advance": {"percentage": 50, "maximum_minor": 1}}, "percentage is text"),
+        ({"advance": {"percentage": "50", "maximum_minor": 1, "fee": 1}}, "does not know fee"),
         ({"advanse": "off"}, "does not know advanse"),
         # Its check digits are those of GB82 WEST 1234 5698 7654 32.
         ({"account": {"holder": "x", "iban": "GB82WEST12345698765433"}}, "is no IBAN"),

@@ -18,6 +18,7 @@ from pipeline.domain.model import (
     RiskResult,
 )
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS, GatewayProfile, Policy
+from pipeline.domain.reviews import review_name
 from pipeline.domain.risk_rules import read_rules
 from pipeline.processors.driver import RISK_CHECKS, FlowDriver
 from tests.support.examples import share_of
@@ -313,6 +314,21 @@ def test_an_order_without_an_answer_goes_to_a_person_and_is_asked_for_again() ->
     flow.count_all()
     (row,) = flow.velocity.values()
     assert row.in_flight == row.waiting == ()
+
+
+def test_an_approval_of_one_attempt_lets_no_later_one_go_on() -> None:
+    """Nobody answered about the permit that it asked for, so the order is in review once more."""
+    flow = Flow()
+    unanswered(flow)
+    flow.advance(20 * MINUTE_MS)
+    assert review_name(flow.of(1)) == "o-1:2"
+    of = {"decision": "approve", "operation_id": "o-1"}
+    flow.ask("review", 1, "v1", attempt=1, **of)
+    assert flow.story(1)[-1] == ("command_rejected", "review_must_be_of_what_is_in_review")
+    flow.ask("review", 1, "v2", attempt=2, **of)
+    flow.count_all()
+    flow.answer(yes)
+    assert flow.of(1).status == "captured"
 
 
 def test_an_approved_order_has_its_whole_time_again() -> None:
@@ -656,3 +672,32 @@ def test_a_charge_that_got_no_permit_cannot_be_disputed() -> None:
     assert flow.notify(notice).dead_letter == "dispute_of_nothing"
     assert flow.settlements() == []
     assert flow.of(2).disputes == ()
+
+
+@pytest.mark.parametrize("answer", [LOST, NO_FUNDS], ids=["bars", "counts"])
+def test_a_decline_that_is_heard_after_its_success_counts_nothing(answer: GatewayAnswer) -> None:
+    """The counter could not read that it was declined; the charge succeeded all the same; then the
+    letter is redriven."""
+    flow = Flow()
+    flow.buy(1)
+    flow.count_all()
+    flow.answer(answer)
+    letter = flow.open_checks.pop()
+    assert letter.outcome in ("declined", "never_again")
+    flow.notify(
+        GatewayNotification(
+            merchant_id="shop", order_id="o-1", payment_id=flow.of(1).payment_id,
+            notification_id="n1", gateway="north", type="operation", amount_minor=500,
+            currency="GBP", received_at_ms=NOW, operation_id="o-1", attempt=1, kind="charge",
+            outcome="succeeded", gateway_reference="ch_1",
+        )
+    )  # fmt: skip
+    flow.count_all()
+    for _ in range(2):
+        flow.open_checks.append(letter)
+        flow.count_all()
+    (row,) = flow.velocity.values()
+    assert (row.bars, row.declined, len(row.taken_back)) == ((), (), 1)
+    flow.buy(2)
+    flow.count_all()
+    assert flow.requests()[-1].order_id == "o-2"

@@ -188,6 +188,10 @@ def test_every_entry_balances(kind: str, amount_minor: int, currency: str) -> No
         ({"kind": "dispute", "amount_minor": 1}, "dispute_amount_must_be_negative"),
         ({"kind": "reversal", "amount_minor": -1}, "reversal_amount_must_be_positive"),
         ({"kind": "dispute_fee", "amount_minor": 1}, "dispute_fee_amount_must_be_negative"),
+        (
+            {"kind": "external_refund", "amount_minor": 1},
+            "external_refund_amount_must_be_negative",
+        ),
         ({"kind": "credit", "amount_minor": 1}, "credit_amount_must_be_negative"),
         ({"kind": "credit", "amount_minor": -1}, "settlement_gateway_must_fit_its_kind"),
         ({"gateway": "none"}, "settlement_gateway_must_fit_its_kind"),

@@ -252,6 +252,13 @@ def _reversals() -> None:
     story.notify("succeeded", "late-1-1")
     story.flow.advance(2 * HOUR_MS)
     assert story.payment.attempts[-1].state == "failed"
+    recorded = Story()
+    recorded.flow.answer(DECLINED)
+    recorded.notify("succeeded")
+    recorded.flow.answer(DECLINED)
+    word = {"gateway_reference": "T-1", "evidence": "a statement", "actor": "ann"}
+    recorded.command("record_refund", **word)
+    assert recorded.payment.attempts[-1].state == "refunded"
 
 
 def _permits() -> None:

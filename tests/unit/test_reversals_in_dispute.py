@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 from msgspec.structs import replace
 
@@ -106,21 +108,54 @@ def test_after_a_dispute_that_was_lost_nothing_is_left_to_give(told: object) -> 
     assert judged_flow(story.flow, None) == []
 
 
-@pytest.mark.parametrize("words", [("lost", "won"), ("won", "lost")], ids=" then ".join)
+@pytest.mark.parametrize("amount_minor", [200, 500])
+@pytest.mark.parametrize("words", [*permutations(("opened", "lost", "won"))], ids=" then ".join)
 def test_a_dispute_that_was_won_after_all_ends_the_same_in_any_order(
-    words: tuple[str, str],
+    words: tuple[str, ...], amount_minor: int
 ) -> None:
-    """What ended since the bank had taken it for good begins again when that was not so."""
+    """What was not given back since the bank had taken it for good goes back when that was not so:
+    all of it, or the part. Hours lie between the words."""
     number = {"opened": 1, "lost": 2, "won": 3}
     story = Story()
     story.command("cancel")
-    story.dispute("opened", event_sequence=1)
-    story.flow.answer(yes)
-    for word in words:
-        story.dispute(word, event_sequence=number[word])
+    for at, word in enumerate(words):
+        story.dispute(word, amount_minor=amount_minor, event_sequence=number[word])
+        if not at:
+            story.flow.answer(yes)
         lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
     assert story.money == (500, 500, 500)
+    assert sum(amount for _, amount in story.settled) == 0
     assert judged_flow(story.flow, None) == []
+
+
+def test_of_what_was_captured_beyond_a_hold_the_rest_goes_back_as_well() -> None:
+    """800 of 500 were taken, and the bank had 600 of them, so that 200 of the 300 went back."""
+    story = captured_beyond_in_dispute()
+    assert held(story.payment)[0].amount_minor == 300
+    story.dispute("lost", amount_minor=600)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.payment.refunded_minor == 200
+    story.dispute("won", amount_minor=600, event_sequence=1)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.payment.refunded_minor == 300
+    assert {each.name for each in judged_flow(story.flow, None)} == {"amounts_out_of_order"}
+
+
+def test_a_rest_that_is_owed_again_and_refused_is_told_and_named() -> None:
+    """A person orders it like any other."""
+    story = Story()
+    story.command("cancel")
+    story.dispute("lost", amount_minor=200, event_sequence=1)
+    story.flow.answer(yes)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 300), [])
+    story.dispute("won", amount_minor=200, event_sequence=2)
+    story.flow.answer(DECLINED)
+    assert story.events[-1] == "reversal_failed"
+    assert [each.name for each in judged_flow(story.flow, None)] == ["waits_for_a_person"]
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
 
 
 def test_what_a_person_called_lost_goes_back_when_it_was_won() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from pipeline.chaos.flow.judge import from_audit, from_exits, judge
 from pipeline.chaos.flow.load import Load
 from pipeline.chaos.flow.report import Report
 from pipeline.chaos.flow.rounds import Rounds
-from pipeline.embedded.kafka import LOCK_FILE
+from pipeline.chaos.versions import kafka_version, librdkafka_version
 from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.errors import UserError
 from pipeline.runtime.cluster import groups_joined
@@ -132,8 +131,6 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
 
 
 def _new_report(options: Options) -> Report:
-    import confluent_kafka
-
     return Report(
         command=options.command,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -142,8 +139,8 @@ def _new_report(options: Options) -> Report:
         partitions=options.partitions,
         rate_per_s=options.rate_per_s,
         load_s=options.seconds,
-        kafka=str(json.loads(LOCK_FILE.read_text(encoding="utf-8"))["version"]),
-        librdkafka=str(confluent_kafka.libversion()[0]),
+        kafka=kafka_version(),
+        librdkafka=librdkafka_version(),
     )
 
 
@@ -193,17 +190,21 @@ def _rest(cluster: Cluster, load: Load, say: Callable[[str], None]) -> tuple[Aud
         say("waiting: " + ", ".join(f"{f.name} ({f.count:,})" for f in report.pending))
         movement.look(report)
 
+    away_s = 0.0
     while True:
         look_s = time.monotonic()
         try:
             report = verify(sources, wait_s=AUDIT_WAIT_S, on_round=told)
+            away_s = 0.0
             if not worth_waiting(_without_broken(report)):
                 return report, True
             movement.look(report)
         except _Still as still:
             return still.report, False
         except AuditUnavailable as error:
-            if movement.stood_s > STILL_S_MAX:
+            # Counted from here: a first look at a long run takes minutes by itself.
+            away_s = away_s or time.monotonic()
+            if time.monotonic() - away_s > STILL_S_MAX:
                 raise UserError(f"the flow cannot be judged: {error}") from error
         # Once something is broken each look begins anew; half of the time is the flow's at least.
         time.sleep(max(2.0, min(30.0, time.monotonic() - look_s)))
@@ -224,17 +225,13 @@ class _Movement:
         self._last: dict[str, Any] | None = None
         self._moved_s = time.monotonic()
 
-    @property
-    def stood_s(self) -> float:
-        return time.monotonic() - self._moved_s
-
     def look(self, report: AuditReport) -> None:
         """_Still when the flow has stood for too long."""
         # Its own time and memory are different each time.
         now = {name: what for name, what in report.summary.items() if name != "audit"}
         if now != self._last:
             self._last, self._moved_s = now, time.monotonic()
-        elif self.stood_s > STILL_S_MAX:
+        elif time.monotonic() - self._moved_s > STILL_S_MAX:
             raise _Still(report)
 
 

@@ -43,6 +43,9 @@ BROKER_SETTINGS = {
     # Kafka's own: see `paystream up` for why the embedded broker's shorter one will not do when
     # brokers are killed.
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000",
+    # The judge reads all that was ever written: nothing is compacted within two days, the longest
+    # run there is and as much again.
+    "log.cleaner.min.compaction.lag.ms": str(2 * 24 * 3_600_000),
 }
 STAGES = {"payments": 1, "gateway": 1, "ledger": 1}
 # What is asked of a machine that is killed all the time: tiers of a second, calls of four.

@@ -7,11 +7,13 @@ from typing import Any
 
 from pipeline.audit.report import Report as AuditReport
 from pipeline.audit.report import Severity
-from pipeline.chaos.flow import log_bytes, seen
+from pipeline.chaos.flow import seen
 from pipeline.chaos.flow.anomalies import ANOMALY_OF, Anomalies
 from pipeline.chaos.flow.cluster import Cluster
+from pipeline.chaos.flow.coordinator_log import broken_ends
 from pipeline.chaos.flow.load import Load
 from pipeline.chaos.flow.log_bytes import ABORTED, COMMITTED, OPEN, PartitionTruth
+from pipeline.chaos.flow.logs_at_rest import read_at_rest
 from pipeline.chaos.flow.seen import Place
 from topics.catalogue import Catalogue
 
@@ -33,14 +35,18 @@ def judge(
     catalogue = cluster.settings.catalogue()
     servers = cluster.settings.bootstrap_servers
     places = [(spec.name, p) for spec in catalogue.topics.values() for p in range(spec.partitions)]
-    ends = seen.ends(servers, places)
     say("Reading the logs by their bytes")
-    truths = _truths(cluster, places)
-    decided = list(_decisions(cluster))
-    anomalies.add_all("torn transaction", log_bytes.broken_ends(decided, truths))
+    log_dirs = {broker.node_id: broker.folder / "log" for broker in cluster.kafka.brokers}
+    logs = read_at_rest(servers, log_dirs, places)
+    decided, truths = logs.decided, logs.truths
+    anomalies.add_all("torn transaction", broken_ends(decided, truths))
+    anomalies.add_all("LSO stuck", (f"{name} has not ended" for name in logs.under_way))
+    # Not before the logs are at rest: a marker is a record as well.
+    ends = seen.ends(servers, places)
     anomalies.looked_at = {
         "transactions committed": sum(decision.commits for decision in decided),
         "transactions aborted": sum(not decision.commits for decision in decided),
+        "decisions taken back": sum(decision.taken_back for decision in decided),
         "records committed": sum(truth.fate.count(COMMITTED) for truth in truths.values()),
         "records aborted": sum(truth.fate.count(ABORTED) for truth in truths.values()),
     }
@@ -106,26 +112,6 @@ def from_exits(exits: Mapping[str, int], gave_up: Iterable[str], anomalies: Anom
     anomalies.add_all("crashed", (f"gave up: {why}" for why in gave_up))
 
 
-def _truths(cluster: Cluster, places: Iterable[Place]) -> dict[Place, PartitionTruth]:
-    """By the bytes of the replica that leads."""
-    folders = {
-        broker.node_id: log_bytes.partition_folders(broker.folder / "log")
-        for broker in cluster.kafka.brokers
-    }
-    leaders = cluster.watch.cluster.leaders
-    return {
-        place: log_bytes.truth_of(log_bytes.batches(folders[leaders[place]][place]))
-        for place in places
-    }
-
-
-def _decisions(cluster: Cluster) -> Iterable[log_bytes.Decision]:
-    for (topic, partition), leader in sorted(cluster.watch.cluster.leaders.items()):
-        if topic == "__transaction_state":
-            folder = cluster.broker(leader).folder / "log" / f"{topic}-{partition}"
-            yield from log_bytes.decisions(log_bytes.batches(folder))
-
-
 def _compare_with_readers(
     servers: str,
     ends: Mapping[Place, int],
@@ -136,7 +122,8 @@ def _compare_with_readers(
     """What a reader sees against what the markers say; the keys that he sees in these topics."""
     visible = {place: bytearray(len(truth.fate)) for place, truth in truths.items()}
     keys: set[bytes] = set()
-    for place, offset, key in seen.committed_records(servers, ends):
+    for message in seen.committed_records(servers, ends):
+        place, offset, key = (message.topic(), message.partition()), message.offset(), message.key()
         marks = visible[place]
         if offset < len(marks):
             marks[offset] = 1

@@ -39,10 +39,8 @@ def ends(bootstrap_servers: str, places: Iterable[Place]) -> dict[Place, int]:
     }
 
 
-def committed_records(
-    bootstrap_servers: str, places: Mapping[Place, int]
-) -> Iterator[tuple[Place, int, bytes | None]]:
-    """Place, offset and key of all that a reader of committed records sees below these ends.
+def committed_records(bootstrap_servers: str, places: Mapping[Place, int]) -> Iterator[Any]:
+    """The messages of all that a reader of committed records sees below these ends.
 
     UserError when a partition cannot be read to its end: a transaction is open there.
     """
@@ -69,7 +67,7 @@ def committed_records(
                 if error is None:
                     news_s = time.monotonic()
                     if message.offset() < places[place]:
-                        yield place, message.offset(), message.key()
+                        yield message
                 elif (
                     error.code() == KafkaError._PARTITION_EOF and message.offset() >= places[place]
                 ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,8 @@ from pipeline.chaos.kip890 import script
 from pipeline.chaos.kip890.report import Report
 from pipeline.chaos.kip890.run import Seen, run_loop
 from pipeline.chaos.proxy import KafkaProxy
-from pipeline.embedded.kafka import LOCK_FILE, start_kafka, stop_kafka
+from pipeline.chaos.versions import kafka_version, librdkafka_version
+from pipeline.embedded.kafka import start_kafka, stop_kafka
 from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.errors import UserError
 
@@ -33,8 +33,6 @@ def run_campaign(
 ) -> Report:
     """``faults``: ends injured under the engine's lane, for each of ``versions``, besides the
     ``rounds`` of pairs that both loops go through. ``log_folder`` keeps a line for each fault."""
-    import confluent_kafka
-
     seen: list[Seen] = []
     for version in versions:
         with tempfile.TemporaryDirectory(prefix="paystream-kip890-") as folder:
@@ -78,8 +76,8 @@ def run_campaign(
     return Report(
         command=command,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        kafka=str(json.loads(LOCK_FILE.read_text(encoding="utf-8"))["version"]),
-        librdkafka=str(confluent_kafka.libversion()[0]),
+        kafka=kafka_version(),
+        librdkafka=librdkafka_version(),
         brokers=brokers,
         seen=seen,
     )

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from pipeline.chaos.document import Place
 from pipeline.chaos.kip890.run import Seen
-from pipeline.errors import UserError
 
-BEGIN = "<!-- written by paystream chaos kip890 --write: begin -->"
-END = "<!-- written by paystream chaos kip890 --write: end -->"
+PLACE = Place("kip890")
 
 COLUMNS = (
     "broker",
@@ -91,22 +89,6 @@ def as_markdown(report: Report) -> str:
     lines += ["", "| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
     lines += ["| " + " | ".join(row) + " |" for row in rows(report)]
     return "\n".join([*lines, "", *(f"- {line}" for line in _notes(report))])
-
-
-def require_markers(path: Path) -> None:
-    """UserError, before anything runs, when the table has no place in the document."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(
-            f"{path} does not say where the table goes: put the lines {BEGIN} and {END} into it."
-        )
-
-
-def write_document(path: Path, report: Report) -> None:
-    """Replace what stands between the two markers of a document."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{as_markdown(report)}\n\n{END}{after}", encoding="utf-8")
 
 
 def _head(report: Report) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 from msgspec.structs import astuple, fields
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import BigInteger, Connection, Engine, Integer, Text, insert, select, update
 
 from pipeline.domain.breaks import CLEARING_REFUSED, ReconciliationBreak, break_id
 from pipeline.domain.clearing import Clearing, clearing_key
@@ -19,6 +19,7 @@ from pipeline.ledger.reconciliation.tables import clearing_offsets, clearing_row
 
 # Values in one IN list: below SQLite's limit of variables in every build.
 _IN_LIST_MAX = 200
+_ARRAYS = {Text: "text[]", Integer: "int[]", BigInteger: "bigint[]"}
 _FIELDS = tuple(field.name for field in fields(Clearing))
 
 
@@ -164,13 +165,19 @@ def _key(row: Clearing) -> tuple[str, str, int]:
 def _insert(connection: Connection, rows: Sequence[Placed]) -> int:
     """How many of them were not there."""
     columns = (*_FIELDS, "source_partition", "source_offset")
-    mark = "?" if connection.dialect.name == "sqlite" else "%s"
-    statement = (
-        f"INSERT INTO clearing_rows ({', '.join(columns)}) "
-        f"VALUES ({', '.join([mark] * len(columns))}) ON CONFLICT DO NOTHING"
-    )
+    names = ", ".join(columns)
     values = [(*astuple(r.clearing), r.partition, r.offset) for r in rows]
-    return connection.exec_driver_sql(statement, values).rowcount
+    if connection.dialect.name == "sqlite":
+        marks = ", ".join("?" * len(columns))
+        statement = f"INSERT INTO clearing_rows ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        return connection.exec_driver_sql(statement, values).rowcount
+    # An array for each column: one statement however many rows there are.
+    arrays = ", ".join(f"%s::{_ARRAYS[clearing_rows.c[name].type.__class__]}" for name in columns)
+    statement = (
+        f"INSERT INTO clearing_rows ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
+    )
+    parts = tuple([list(column) for column in zip(*values, strict=True)])
+    return connection.exec_driver_sql(statement, parts).rowcount
 
 
 def _move(connection: Connection, source: Source, partition: int, moved: Progress) -> None:

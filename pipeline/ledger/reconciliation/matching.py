@@ -41,7 +41,8 @@ _BOOKED: Final = """
         ), 0) END AS BIGINT) AS cost_minor,
         e.terms, e.settled_at_ms, e.source_topic, e.source_partition, e.source_offset
     FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1
-    WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND NOT EXISTS (
+    WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND e.kind <> 'external_refund'
+    AND NOT EXISTS (
         SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.settlement_id
     )
     ORDER BY {order}"""

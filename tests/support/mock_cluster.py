@@ -1,0 +1,48 @@
+"""The client library's own mock cluster, for what a real broker is slow to do: go away in the
+middle. Its functions are exported by the library and not offered in Python."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from confluent_kafka import cimpl
+
+PRODUCER = 0
+
+
+class MockCluster:
+    """Lives as long as the process: a client that hangs in it cannot be taken from it."""
+
+    def __init__(self, brokers: int) -> None:
+        self._library = library = ctypes.CDLL(cimpl.__file__)
+        address, number, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
+        make: Any = library.rd_kafka_new
+        make.restype, make.argtypes = address, [number, address, text, ctypes.c_size_t]
+        library.rd_kafka_conf_new.restype = address
+        library.rd_kafka_conf_set.argtypes = [address, text, text, text, ctypes.c_size_t]
+        library.rd_kafka_mock_cluster_new.restype = address
+        library.rd_kafka_mock_cluster_new.argtypes = [address, number]
+        library.rd_kafka_mock_cluster_bootstraps.restype = text
+        library.rd_kafka_mock_cluster_bootstraps.argtypes = [address]
+        library.rd_kafka_mock_coordinator_set.argtypes = [address, text, text, number]
+        library.rd_kafka_mock_broker_set_down.argtypes = [address, number]
+        conf = library.rd_kafka_conf_new()
+        # It says that it has no servers.
+        library.rd_kafka_conf_set(conf, b"log_level", b"0", None, 0)
+        self._cluster = library.rd_kafka_mock_cluster_new(make(PRODUCER, conf, None, 0), brokers)
+        self.bootstrap_servers: str = library.rd_kafka_mock_cluster_bootstraps(
+            self._cluster
+        ).decode()
+
+    def coordinate_transactions(self, transactional_id: str, broker: int) -> None:
+        self._coordinate(b"transaction", transactional_id, broker)
+
+    def coordinate_group(self, group_id: str, broker: int) -> None:
+        self._coordinate(b"group", group_id, broker)
+
+    def _coordinate(self, kind: bytes, key: str, broker: int) -> None:
+        self._library.rd_kafka_mock_coordinator_set(self._cluster, kind, key.encode(), broker)
+
+    def take_down(self, broker: int) -> None:
+        self._library.rd_kafka_mock_broker_set_down(self._cluster, broker)

@@ -1,0 +1,139 @@
+"""What an overload comes to: claims that can fail, memory that grows, the wrong clock."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.chaos.document import Place
+from pipeline.chaos.overload.campaign import SCENARIOS
+from pipeline.chaos.overload.memory import Memory, cpu_s, is_flat, resident_mib
+from pipeline.chaos.overload.outcomes import percentile
+from pipeline.chaos.overload.report import Report, as_markdown, as_text
+from pipeline.chaos.overload.scenario import Outcome
+from pipeline.chaos.overload.shifted_worker import SHIFT_FILE, write_shift
+from pipeline.errors import UserError
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+def outcome(*held: bool) -> Outcome:
+    made = Outcome("hot-order", "a lot of it")
+    made.figure("orders", "7")
+    for number, each in enumerate(held):
+        made.claim(f"claim {number}", "seen", held=each)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "holds"),
+    [
+        ([outcome(True, True)], True),
+        ([outcome(True, False)], False),
+        ([outcome(True), outcome(False)], False),
+        ([outcome()], False),
+        ([], False),
+    ],
+    ids=["all hold", "one does not", "one of another", "nothing claimed", "nothing done"],
+)
+def test_a_run_holds_only_if_every_claim_of_every_scenario_does(
+    outcomes: Sequence[Outcome], *, holds: bool
+) -> None:
+    """And a scenario that claimed nothing has shown nothing."""
+    report = Report("paystream chaos overload", "", "2 cores", "4", "2", outcomes)
+    assert report.holds is holds
+    broken = any(not claim.held for each in outcomes for claim in each.claims)
+    assert ("BROKEN" in as_text(report)) is ("BROKEN" in as_markdown(report)) is broken
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "flat"),
+    [
+        ([100.0, 200.0], [200.0, 240.0], True),
+        ([100.0, 200.0], [300.0], False),
+        ([1_000.0], [1_240.0], True),
+        ([1_000.0], [1_300.0], False),
+        ([], [100.0], False),
+        ([100.0], [], False),
+    ],
+)
+def test_memory_is_flat_if_the_most_does_not_grow(
+    before: list[float], after: list[float], *, flat: bool
+) -> None:
+    """By a share of it, or by what an allocator moves; nothing seen is not flat."""
+    assert is_flat(before, after) is flat
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_looked_at_for_as_long_as_it_lasts() -> None:
+    """Of a process that is gone nothing is said."""
+    begun_s = time.monotonic()
+    with Memory(lambda: {"me": os.getpid(), "gone": 2**22 + 1}) as memory:
+        wait_until(lambda: len(memory.series["me"]) >= 1, 20, "a look")
+    assert all(mib > 1 for mib in memory.between("me", begun_s, time.monotonic()))
+    assert memory.between("me", begun_s - 2, begun_s - 1) == []
+    assert memory.between("gone", begun_s, time.monotonic()) == []
+    assert resident_mib(2**22 + 1) is None
+    assert cpu_s(2**22 + 1) == 0.0
+
+
+def test_a_percentile_is_one_of_the_values() -> None:
+    """By nearest rank."""
+    assert percentile(range(1, 101), 0.99) == 99
+    assert percentile([5], 0.5) == 5
+    assert percentile([], 0.99) == 0
+
+
+def test_a_wrong_clock_jumps_whenever_it_is_told_to(tmp_path: Path) -> None:
+    """Also what is imported by its name; the clock that cannot jump stays."""
+    shift_file = tmp_path / "shift"
+    write_shift(shift_file, 3_600.0)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from pipeline.chaos.overload.shifted_worker import _shift_clock, write_shift\n"
+        "import time; right, steady = time.time, time.monotonic()\n"
+        "_shift_clock(Path(sys.argv[1]))\n"
+        "from time import time as by_name\n"
+        "ahead = by_name() - right()\n"
+        "write_shift(Path(sys.argv[1]), -3600.0)\n"
+        "print(round(ahead), round(by_name() - right()), time.monotonic() - steady < 60)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(shift_file)],
+        env={**os.environ, SHIFT_FILE: str(shift_file), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.split() == ["3600", "-3600", "True"]
+
+
+def test_a_table_has_one_place_in_a_document(tmp_path: Path) -> None:
+    """Between the markers of its own command; another command's are left alone."""
+    mine, other = Place("overload"), Place("copy")
+    document = tmp_path / "document.md"
+    document.write_text(f"a\n{mine.begin}\nold\n{mine.end}\n{other.begin}\nkept\n{other.end}\n")
+    mine.require(document)
+    mine.write(document, "new")
+    assert document.read_text() == (
+        f"a\n{mine.begin}\n\nnew\n\n{mine.end}\n{other.begin}\nkept\n{other.end}\n"
+    )
+    document.write_text(f"{mine.end}\n{mine.begin}\n")
+    with pytest.raises(UserError, match="does not say where"):
+        mine.require(document)
+
+
+def test_every_scenario_has_a_name() -> None:
+    """As the command takes it."""
+    assert list(SCENARIOS) == [
+        "throttled-gateway", "paused-consumer", "large-records", "dead-letters", "hot-order",
+        "restored-table", "clock-jumps",
+    ]  # fmt: skip
