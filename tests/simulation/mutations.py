@@ -473,8 +473,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what a newer word takes back is owed again",
         f"{PROCESSORS}/reversals.py",
-        "    for each in () if made.payment is None else outstanding(made.payment):\n",
-        "    for each in ():\n",
+        "    for each in () if made.payment is None else outstanding(made.payment):\n"
+        "        payment = made.payment\n        unsent",
+        "    for each in ():\n        payment = made.payment\n        unsent",
         ("tests/unit/test_reversals_in_dispute.py",),
     ),
     Mutation(
