@@ -30,6 +30,7 @@ _ALIVE: Final = frozenset(
         THROTTLED,
         BREAKER_OPEN,
         "killed_the_process",
+        "effect_too_large",
         "possibly_sent",
     }
 )
