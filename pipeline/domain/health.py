@@ -26,6 +26,7 @@ _ALIVE: Final = frozenset(
         "mismatched_answer",
         "idempotency_key_reused",
         "reference_missing",
+        "reference_too_long",
         RATE_LIMITED,
         THROTTLED,
         BREAKER_OPEN,
