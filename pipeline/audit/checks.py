@@ -39,7 +39,7 @@ from pipeline.audit.operations import (
 from pipeline.audit.report import Example, Finding, Findings
 
 # A letter has no key where its input's was longer: no record of the flow has one like that.
-LETTER_KEY_BYTES_MAX = 64 * 1024
+LETTER_KEY_BYTES_MAX = 1024 * 1024
 
 # Commands alone make these.
 WITHOUT_ORDER_STATUSES = frozenset({"awaiting_order", "credit_held"})

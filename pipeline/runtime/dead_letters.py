@@ -48,7 +48,7 @@ HEADER_BYTES_MAX = 64 * 1024
 DETAIL_LENGTH_MAX = 1_000
 # No key of this flow is longer than some hundred bytes. A letter goes without one that is longer
 # than this, and with the beginning of it in a header.
-KEY_BYTES_MAX = 64 * 1024
+KEY_BYTES_MAX = 1024 * 1024
 KEY_BYTES_SHOWN = 4 * 1024
 
 REDRIVE: Final = "redrive."
