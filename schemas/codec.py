@@ -66,7 +66,7 @@ class Codec:
         small, nested = _small_numbers_of(name)
         of_avro = _AVRO_TYPES.issuperset
 
-        def encode(record: Record) -> bytes:
+        def check(record: Record) -> None:
             # fastavro cuts a float or Decimal off to a long without a word, and amounts are longs;
             # nor does it mind an int that no other reader can take.
             if not of_avro(map(type, record.values())):
@@ -81,9 +81,12 @@ class Codec:
                     for part in inner:
                         if not -SMALL <= (item.get(part) or 0) < SMALL:
                             raise EncodeError(f"{name}.{field}.{part}: out of range")
+
+        def encode(record: Record) -> bytes:
             out = BytesIO()
             out.write(header)
             try:
+                check(record)
                 write(out, schema, record, strict_allow_default=True)
             except _MISFITS as error:
                 raise EncodeError(f"{name}: {error}") from error
