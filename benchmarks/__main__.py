@@ -18,16 +18,18 @@ from benchmarks.drain import drain
 from benchmarks.failure import WrongRun
 from benchmarks.flow import FlowOptions, quiet_logs
 from benchmarks.journal import measure_journal
+from benchmarks.kills import measure_kills
 from benchmarks.latency import measure_latency
 from benchmarks.machine import describe_machine
 from benchmarks.order_pool import OrderPool, make_pool
 from benchmarks.outage import measure_outage
 from benchmarks.reconcile import measure_reconcile
-from benchmarks.report import Results, as_text, require_markers, write_document
+from benchmarks.report import Results, as_markdown, as_text, require_markers, write_document
 from pipeline.errors import UserError
 
 PARTS = (
     "throughput", "latency", "memory", "baseline", "codec", "outage", "journal", "reconcile", "all",
+    "books", "kills",
 )  # fmt: skip
 
 EXAMPLES = """\
@@ -40,7 +42,9 @@ parts:
   outage      one of two gateways hangs under a steady pace: what that costs the others
   journal     the ledger on PostgreSQL beside bare inserts of the same rows, and a hot merchant
   reconcile   a million rows of reports matched with a million settlements: time and memory
-  all         everything, in about twenty minutes (the default)
+  all         everything above, in about half an hour (the default)
+  kills       the ledger's worker killed 50 times on each database, PostgreSQL restarted under it
+  books       no measurement but a proof: whole books agree, and each damage to them is found
 
 examples:
   python -m benchmarks --quick                       everything, small: does it work here?
@@ -48,6 +52,8 @@ examples:
   python -m benchmarks latency --rate 1000 --seconds 60 --json latency.json
   python -m benchmarks throughput --gateway simulator --orders 20000   with real HTTP calls
   python -m benchmarks --write docs/benchmarks.md    the table of the documentation
+  python -m benchmarks books --orders 1000           the proof of the books, short
+  python -m benchmarks books --write docs/reconciliation.md
 
 exit codes: 0 measured, 1 a run came out wrong (lost, doubled or changed), 2 wrong options or
 something outside is missing. An aim that is missed is shown and does not change the exit code."""
@@ -61,13 +67,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.write is not None:
             require_markers(options.write)
-        results = run(options, command=shlex.join(["python", "-m", "benchmarks", *given]))
-        print()
-        print(as_text(results))
-        if options.json is not None:
-            options.json.write_text(json.dumps(results.as_dict(), indent=2) + "\n")
+        command = shlex.join(["python", "-m", "benchmarks", *given])
+        if options.part == "books":
+            # Imported here: it takes the whole program, and the measurements a part of it.
+            from benchmarks.books.proof import as_markdown as proof_as_markdown
+            from benchmarks.books.proof import prove
+
+            machine = describe_machine()
+            proof = prove(options.orders, say, seed=options.seed, folder=options.dir)
+            table = proof_as_markdown(proof, command, machine)
+            print()
+            print(table)
+        else:
+            results = run(options, command=command)
+            print()
+            print(as_text(results))
+            table = as_markdown(results)
+            if options.json is not None:
+                options.json.write_text(json.dumps(results.as_dict(), indent=2) + "\n")
         if options.write is not None:
-            write_document(options.write, results)
+            write_document(options.write, table)
             print(f"\nThe table is in {options.write}.")
     except WrongRun as error:
         print(f"The run came out wrong: {error}", file=sys.stderr)
@@ -92,7 +111,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("part", nargs="?", choices=PARTS, default="all", help="what to measure (default: all)")
     add("--quick", action="store_true", help="small sizes: shows that it works, not how fast")
-    add("--orders", type=_positive, help="orders of a drain (default 200000; quick: 10000)")
+    add(
+        "--orders",
+        type=_positive,
+        help="orders of a drain or of books (default 200000; quick: 10000)",
+    )
     add("--partitions", type=_positive, default=12, help="of every topic (default 12)")
     add(
         "--payments-workers",
@@ -117,12 +140,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--outage-rate", type=_positive, default=200, help="orders a second (default 200)")
     add("--outage-seconds", type=_positive, help="of the outage (default 120; quick: 8)")
     add("--heap-mb", type=_positive, default=512, help="heap of the broker (default 512)")
+    add("--kills", type=_positive, help="of the ledger's worker (default 50; quick: 3)")
+    add("--seed", type=int, default=7, help="draws what is damaged, and the moments of kills")
     add("--dir", type=Path, metavar="FOLDER", help="where the brokers' data goes (default: temp)")
     add("--json", type=Path, metavar="FILE", help="write every figure as JSON as well")
     add("--write", type=Path, metavar="DOCUMENT", help="replace the table between its markers")
     options = parser.parse_args(arguments)
-    if options.write is not None and (options.quick or options.part != "all"):
-        parser.error("--write needs a whole run: leave out --quick and name no part")
+    whole = options.part in ("all", "books", "kills") and not options.quick
+    if options.write is not None and not whole:
+        parser.error(
+            "--write needs a whole run: without --quick, and of no part but books or kills"
+        )
+    if options.json is not None and options.part == "books":
+        parser.error("--json keeps figures, and books measures none")
     if options.dir is not None and not options.dir.is_dir():
         parser.error(f"--dir {options.dir} is not a folder")
     quick = options.quick
@@ -134,6 +164,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.calls = 2_000 if quick else 20_000
     options.entries = options.entries or (4_000 if quick else 60_000)
     options.rounds = 1 if quick else 3
+    options.kills = options.kills or (3 if quick else 50)
     options.rows = options.rows or (10_000 if quick else 1_000_000)
     return options
 
@@ -166,6 +197,8 @@ def run(options: argparse.Namespace, *, command: str) -> Results:
         results.journal = measure_journal(options.entries, options.rounds, say, folder=options.dir)
     if part in ("reconcile", "all"):
         results.reconciled = measure_reconcile(options.rows, say, folder=options.dir)
+    if part == "kills":
+        results.killed = measure_kills(options.kills, say, seed=options.seed, folder=options.dir)
     pool = OrderPool((), {})
     if part in ("throughput", "memory", "baseline", "all"):
         say(f"Preparing {options.orders:,} orders")

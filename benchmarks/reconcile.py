@@ -2,8 +2,9 @@
 
 On both sides as many sales as asked for, in shuffled order, of one gateway; one in a hundred is
 missing at the gateway, one is missing here, and so on for each kind of break of rows; one payout
-batch in a hundred differs from the bank's line. The ledger is a SQLite file. What is found
-is compared with what was damaged: a figure for a wrong result is none.
+batch in a hundred differs from the bank's line. The ledger is a SQLite file, then a PostgreSQL of
+the benchmark's own. What is found is compared with what was damaged: a figure for a wrong result is
+none.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ SEED = 7
 class Reconciled:
     """``taken_s``: rows into the database; ``matched_s``: both sides matched, and the breaks."""
 
+    database: str
     sales: int
     rows: int
     breaks: int
@@ -72,17 +74,34 @@ class Reconciled:
 
 def measure_reconcile(
     sales: int, say: Callable[[str], None], folder: Path | None = None
-) -> Reconciled:
+) -> list[Reconciled]:
     """WrongRun when something was not found, or found that nobody damaged."""
+    from pipeline.embedded.postgres import new_database, start_postgres, stop_postgres
+
+    found = []
     with tempfile.TemporaryDirectory(dir=folder) as data:
         url = f"sqlite:///{Path(data) / 'ledger.sqlite'}"
-        # Each in a process of its own, so that the memory of one is not the other's.
-        with _process() as pool:
-            say(f"Reconcile: booking {sales:,} sales")
-            pool.submit(_book, url, sales).result()
-        with _process() as pool:
-            say(f"Reconcile: taking in, matching {sales:,} a side")
-            return pool.submit(_reconcile, url, sales).result()
+        found.append(_measured("SQLite", url, sales, say))
+    with tempfile.TemporaryDirectory(dir=folder) as data:
+        # PostgreSQL may run as another user, which has to reach its data.
+        Path(data).chmod(0o755)
+        handle = start_postgres(Path(data) / "postgres", die_with_parent=True)
+        try:
+            url = new_database(handle, "reconcile")
+            found.append(_measured("PostgreSQL", url, sales, say))
+        finally:
+            stop_postgres(handle)
+    return found
+
+
+def _measured(database: str, url: str, sales: int, say: Callable[[str], None]) -> Reconciled:
+    # Each in a process of its own, so that the memory of one is not the other's.
+    with _process() as pool:
+        say(f"Reconcile on {database}: booking {sales:,} sales")
+        pool.submit(_book, url, sales).result()
+    with _process() as pool:
+        say(f"Reconcile on {database}: taking in, matching {sales:,} a side")
+        return pool.submit(_reconcile, database, url, sales).result()
 
 
 def expected(sales: int) -> Counter[str]:
@@ -187,7 +206,7 @@ def _placed(sales: int) -> Iterator[Placed]:
             offset += 1
 
 
-def _reconcile(url: str, sales: int) -> Reconciled:
+def _reconcile(database: str, url: str, sales: int) -> Reconciled:
     engine = open_ledger(url)
     prepare(engine)
     rows, taken_s = _take_in(engine, sales)
@@ -212,7 +231,9 @@ def _reconcile(url: str, sales: int) -> Reconciled:
         )
     engine.dispose()
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Reconciled(sales, rows, sum(wanted.values()), taken_s, matched_s, kept_s, peak_mib)
+    return Reconciled(
+        database, sales, rows, sum(wanted.values()), taken_s, matched_s, kept_s, peak_mib
+    )
 
 
 def _take_in(engine: Engine, sales: int) -> tuple[int, float]:

@@ -11,6 +11,7 @@ from benchmarks.baseline import PeerDrained
 from benchmarks.codec_costs import CallCost
 from benchmarks.drain import Drained
 from benchmarks.journal import JournalMeasured
+from benchmarks.kills import Killed
 from benchmarks.latency import Latency, Percentiles
 from benchmarks.machine import Machine
 from benchmarks.outage import OutageSeen
@@ -58,7 +59,8 @@ class Results:
     latency: Latency | None = None
     outage: OutageSeen | None = None
     journal: JournalMeasured | None = None
-    reconciled: Reconciled | None = None
+    reconciled: list[Reconciled] = field(default_factory=list)
+    killed: list[Killed] = field(default_factory=list)
     codec: list[CallCost] = field(default_factory=list)
     decisions: list[CallCost] = field(default_factory=list)
 
@@ -80,8 +82,10 @@ def rows(results: Results) -> list[Row]:
         found += _outage_rows(results.outage)
     if results.journal is not None:
         found += _journal_rows(results.journal)
-    if results.reconciled is not None:
-        found += _reconcile_rows(results.reconciled)
+    for reconciled in results.reconciled:
+        found += _reconcile_rows(reconciled)
+    for killed in results.killed:
+        found += _kill_rows(killed)
     found += [_cost_row("codec", cost) for cost in results.codec]
     found += [_cost_row("decisions", cost) for cost in results.decisions]
     return found
@@ -115,12 +119,12 @@ def as_markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
-def write_document(path: Path, results: Results) -> None:
+def write_document(path: Path, table: str) -> None:
     """Replace what stands between the two markers of a document."""
     require_markers(path)
     before, _, rest = path.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{as_markdown(results)}\n\n{END}{after}")
+    path.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
 
 
 def require_markers(path: Path) -> None:
@@ -192,10 +196,27 @@ def _journal_rows(journal: JournalMeasured) -> list[Row]:
     ]
 
 
+def _kill_rows(killed: Killed) -> list[Row]:
+    group = (
+        f"the ledger's worker killed on {killed.database} (verified: each settlement booked once, "
+        "chains and balances whole)"
+    )
+    rows = [
+        Row(group, "kills under load", f"{killed.kills}"),
+        Row(group, "settlements booked", f"{killed.settlements:,}"),
+        Row(group, "in aborted transactions, and not booked", f"{killed.aborted:,}"),
+        Row(group, "in all", f"{killed.seconds:.0f} s"),
+    ]
+    if killed.restarts:
+        said = f"{killed.restarts}, {killed.died} of them by SIGKILL"
+        rows.insert(1, Row(group, "restarts of its server", said))
+    return rows
+
+
 def _reconcile_rows(done: Reconciled) -> list[Row]:
     group = (
-        f"reconciliation on SQLite: {done.sales:,} settlements and {done.rows:,} rows, shuffled, "
-        f"{done.breaks:,} breaks (verified: each found)"
+        f"reconciliation on {done.database}: {done.sales:,} settlements and {done.rows:,} rows, "
+        f"shuffled, {done.breaks:,} breaks (verified: each found)"
     )
     return [
         Row(group, "rows taken in", f"{done.taken_s:,.1f} s"),

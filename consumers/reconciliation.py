@@ -32,7 +32,7 @@ from pipeline.ledger.reconciliation.breaks import (
 )
 from pipeline.ledger.reconciliation.clearing import Look, keep_breaks, look, mark_told
 from pipeline.ledger.reconciliation.findings import Clocks
-from pipeline.ledger.reconciliation.following import decide_statement, follow
+from pipeline.ledger.reconciliation.following import decide_releases, decide_statement, follow
 from pipeline.ledger.reconciliation.intake import (
     Placed,
     new_rows,
@@ -42,7 +42,7 @@ from pipeline.ledger.reconciliation.intake import (
 )
 from pipeline.ledger.reconciliation.tables import prepare
 from pipeline.runtime.topic_reader import PastRecord, TopicReader
-from producers.clearings import ReconciliationPublisher, word_of
+from producers.clearings import ReconciliationPublisher, words_of
 from producers.ledger_events import LedgerEvents, topic_ranges, topic_source
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -177,6 +177,8 @@ class Reconciler:
         with self._engine.begin() as connection:
             follow(connection)
         done = self._look(as_of, now_ms)
+        today = datetime.fromtimestamp(now_ms / 1000, UTC).date()
+        decide_releases(self._engine, (as_of or today).isoformat(), now_ms)
         self._on_step("decided")
         entries = self._log.publish(self._engine)
         self._on_step("booked")
@@ -197,12 +199,12 @@ class Reconciler:
         return look(self._engine, topics, self._rules, clocks, now_ms, dry_run=dry_run)
 
     def _tell(self, done: Look, now_ms: int) -> int:
-        rows = [row for row in done.untold if word_of(row, now_ms) is not None]
-        if rows:
-            self._publisher.words(rows, now_ms)
+        words = words_of(done.untold, now_ms)
+        if words:
+            self._publisher.words(word for word, _ in words)
             self._on_step("told")
-            mark_told(self._engine, rows)
-        return len(rows)
+            mark_told(self._engine, [row for _, rows in words for row in rows])
+        return len(words)
 
     def publish_breaks(self) -> int:
         """Publish breaks as they stand, where they have changed; how many."""

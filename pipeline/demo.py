@@ -70,12 +70,6 @@ PACE: dict[str, Any] = {
 }
 
 
-# After these a payment moves no further by itself; the last one waits for a person.
-_LAST_EVENTS = ("captured", "failed", "rejected", "no_payment_due", "inquiry_exhausted")
-# After one of these a refund or credit has been answered.
-_ANSWERS = ("refunded", "credit_held", "command_rejected", "operation_declined", "operation_failed")
-
-
 @dataclass
 class Demo:
     """One run. ``faults`` is none, default, or the path of a plan for the simulator."""
@@ -228,47 +222,32 @@ class Demo:
 
     def _watch(self, flow: LocalFlow) -> None:
         """Show progress by stage until all orders have an outcome and all settled is booked."""
-        from pipeline.observability.exposition import totals
+        from pipeline.observability.progress import progress
 
         running = flow.running
         if running is None:
             return
         # The same order twice in the file is one payment.
         published = len({(order.merchant_id, order.order_id) for order in self.found.orders})
-        before: tuple[int, ...] = ()
+        before: tuple[object, ...] = ()
         moved_s = shown_s = time.monotonic()
         while True:
             flow.tick()
-            count = totals(running.supervisor.metrics_dir)
-
-            def events(name: str, count: dict[Any, float] = count) -> int:
-                return int(count.get(("paystream_payment_events_total", (name,)), 0))
-
-            taken = sum(events(name) for name in ("payment_started", "rejected", "no_payment_due"))
-            dead = sum(v for (n, _), v in count.items() if n == "paystream_dead_letters_total")
-            calls = sum(v for (n, _), v in count.items() if n == "paystream_gateway_calls_total")
-            captured = events("captured")
-            ended = sum(events(name) for name in _LAST_EVENTS)
-            answered = sum(events(name) for name in _ANSWERS)
-            moved = captured + events("refunded") + events("credit_held")
-            posted = int(count.get(("paystream_ledger_entries_total", ("posted",)), 0))
-            state = (
-                taken, int(dead), int(calls), ended, answered, captured, self.settled_count, posted,
-            )  # fmt: skip
+            at = progress(running.supervisor.metrics_dir)
             now_s = time.monotonic()
-            if state != before:
-                before, moved_s = state, now_s
+            if (at, self.settled_count) != before:
+                before, moved_s = (at, self.settled_count), now_s
             finished = (
-                ended + dead >= published
-                and answered >= len(self.given.commands)
-                and posted >= moved
+                at.ended + at.dead >= published
+                and at.answered >= len(self.given.commands)
+                and at.posted >= at.moved
             )
             if finished or now_s - shown_s >= PROGRESS_INTERVAL_S:
                 shown_s = now_s
                 self.say(
-                    f"orders {taken:>6,}/{published:,}   gateway calls {int(calls):>6,}   "
-                    f"captured {captured:>6,}   ended {ended:>6,}   "
-                    f"settlements seen {self.settled_count:>6,}   booked {posted:>6,}"
+                    f"orders {at.taken:>6,}/{published:,}   gateway calls {at.calls:>6,}   "
+                    f"captured {at.captured:>6,}   ended {at.ended:>6,}   "
+                    f"settlements seen {self.settled_count:>6,}   booked {at.posted:>6,}"
                 )
             if finished:
                 return

@@ -13,11 +13,12 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.clearing import CAPTURE_FAILED, Clearing, clearing_key
+from pipeline.domain.disputes import INQUIRY, OPENED, WON
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
 from pipeline.domain.matching import ReportedSide
 from pipeline.domain.model import GatewayNotification
-from pipeline.domain.posting import REFUND_FAILED
+from pipeline.domain.posting import DISPUTE, DISPUTE_FEE, REFUND_FAILED, REVERSAL
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
 from producers.publisher import check_topic, producer_config
@@ -29,6 +30,7 @@ CHECK_TIMEOUT_S = 10.0
 ROOM_SLICE_S = 0.1
 
 Message = tuple[str, bytes, bytes]
+_OF_DISPUTES = frozenset({DISPUTE, DISPUTE_FEE, REVERSAL})
 
 
 class ReconciliationPublisher:
@@ -61,14 +63,13 @@ class ReconciliationPublisher:
         topic = self._checked("reconciliation-breaks")
         self._send((topic, each.break_id.encode(), encode(to_record(each))) for each in found)
 
-    def words(self, rows: Iterable[ReportedSide], now_ms: int) -> None:
-        """Tell the payments of these rows, as their gateway's notice would have."""
+    def words(self, words: Iterable[GatewayNotification]) -> None:
+        """Tell payments what rows say of them, as their gateway's notice would have."""
         encode = self._codec.encoder("gateway-notification")
         topic = self._checked("gateway-notifications")
         self._send(
             (topic, record_key(word.merchant_id, word.order_id), encode(to_record(word)))
-            for row in rows
-            if (word := word_of(row, now_ms)) is not None
+            for word in words
         )
 
     def _checked(self, role: str) -> str:
@@ -102,24 +103,69 @@ class ReconciliationPublisher:
         )
 
 
-def word_of(row: ReportedSide, now_ms: int) -> GatewayNotification | None:
-    """What a row says to its payment; None for a row that names no payment of ours.
+def words_of(
+    rows: Iterable[ReportedSide], now_ms: int
+) -> list[tuple[GatewayNotification, tuple[ReportedSide, ...]]]:
+    """What rows say to their payments, each with the rows that say it: one for an operation, those
+    of a dispute together. Rows that name no payment of ours say nothing.
 
-    A charge that a report lists has succeeded. Who takes that for news decides for himself: the
-    same evidence again changes nothing.
+    Who takes a word for news decides for himself: the same evidence again changes nothing.
     """
-    if (
-        not row.operation_id
-        or row.kind == CAPTURE_FAILED
-        or not (row.merchant_id and row.order_id)
-        or payment_id(row.merchant_id, row.order_id) != row.payment_id
-    ):
-        return None
+    told = []
+    disputes: dict[tuple[str, str, str], list[ReportedSide]] = {}
+    for row in rows:
+        if not (row.merchant_id and row.order_id) or row.payment_id != payment_id(
+            row.merchant_id, row.order_id
+        ):
+            continue
+        if row.operation_id and row.kind != CAPTURE_FAILED:
+            told.append((_of_operation(row, now_ms), (row,)))
+        elif row.kind in _OF_DISPUTES:
+            whose = row.gateway, row.gateway_reference, row.payment_id
+            disputes.setdefault(whose, []).append(row)
+    return [*told, *((_of_dispute(each, now_ms), tuple(each)) for each in disputes.values())]
+
+
+def _of_dispute(rows: Sequence[ReportedSide], now_ms: int) -> GatewayNotification:
+    """What was taken for a dispute is withdrawn, what was given back is won; a fee alone says no
+    more than that there is a dispute.
+
+    A row does not say which of the dispute's events it is, so the word has no number: where the
+    gateway has told and numbered its events, those hold.
+    """
+    taken, given, fees = (
+        sum(abs(row.amount_minor) for row in rows if row.kind == kind)
+        for kind in (DISPUTE, REVERSAL, DISPUTE_FEE)
+    )
+    state = WON if given else OPENED if taken else INQUIRY
+    first = rows[0]
+    return GatewayNotification(
+        merchant_id=first.merchant_id,
+        order_id=first.order_id,
+        payment_id=first.payment_id,
+        notification_id=_named(first),
+        gateway=first.gateway,
+        type="dispute",
+        dispute_id=first.gateway_reference,
+        dispute_state=state,
+        amount_minor=taken or given,
+        fee_minor=fees,
+        currency=first.currency,
+        received_at_ms=now_ms,
+    )
+
+
+def _named(row: ReportedSide) -> str:
+    return f"report:{clearing_key(row.gateway, row.file_id, row.row_number)}"
+
+
+def _of_operation(row: ReportedSide, now_ms: int) -> GatewayNotification:
+    """A charge that a report lists has succeeded."""
     return GatewayNotification(
         merchant_id=row.merchant_id,
         order_id=row.order_id,
         payment_id=row.payment_id,
-        notification_id=f"report:{clearing_key(row.gateway, row.file_id, row.row_number)}",
+        notification_id=_named(row),
         gateway=row.gateway,
         type="operation",
         operation_id=row.operation_id,

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.audit import clearings
 from pipeline.audit.amounts import amount_text
-from pipeline.audit.clearings import BANK_STATEMENT, CLEARING, expected_entries
 from pipeline.audit.evidence import PaymentEvidence, SettlementSeen
 from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy
 from pipeline.audit.payouts import wrong_payouts
@@ -243,7 +243,7 @@ class LedgerChecks:
                             minor
                         )
                 continue
-            if decision is not None and decision.kind in (CLEARING, BANK_STATEMENT):
+            if decision is not None and decision.kind in clearings.KINDS:
                 cleared.setdefault(decision.sequence, {})[entry.entry_id] = lines
                 continue
             held = None if decision is None else decided_entry(decision)
@@ -275,17 +275,18 @@ class LedgerChecks:
     def _clearings(self, found: Mapping[int, Mapping[str, Lines]]) -> None:
         """What rows of reports and lines of the bank have posted, against what they say."""
         topic = self.topic["ledger-events"]
+        booked = {e.entry_id: e for e in self.ledger.entries}
         settled = {e.settlement_id: e for e in self.ledger.entries if e.settlement_id}
         for decision in self.decisions.seen:
             place = topic, decision.partition
-            if decision.kind not in (CLEARING, BANK_STATEMENT):
+            if decision.kind not in clearings.KINDS:
                 continue
             if decision.offset >= self.ledger.offsets.get(place, 0):
                 continue
-            wanted = expected_entries(decision, settled)
+            wanted = clearings.expected_entries(decision, settled, booked)
             made = found.get(decision.sequence, {})
             if wanted is None:
-                detail = "it clears a settlement that is not booked"
+                detail = "it clears what is not booked"
             else:
                 wrong = sorted(
                     name

@@ -15,14 +15,21 @@ from pipeline.audit.terms import DecisionSeen, Lines
 
 CLEARING = "clearing"
 BANK_STATEMENT = "bank_statement"
+RELEASE = "release"
+KINDS = (CLEARING, BANK_STATEMENT, RELEASE)
 
 
 def expected_entries(
-    decision: DecisionSeen, settled: Mapping[str, EntrySeen]
+    decision: DecisionSeen, settled: Mapping[str, EntrySeen], booked: Mapping[str, EntrySeen]
 ) -> dict[str, Lines] | None:
-    """By entry: the lines that a decision posts. None when it clears what is not booked here."""
+    """By entry: the lines that a decision posts. None when it clears what is not booked here.
+
+    Entries by the settlements they book, and by their own ids.
+    """
     if decision.kind == BANK_STATEMENT:
         return _of_bank(decision)
+    if decision.kind == RELEASE:
+        return _of_released(decision, booked)
     gateway = decision.body["gateway"]
     made: dict[str, Lines] = {}
     for file_id, number, settlement_id, amount, fee, _day in decision.body["rows"]:
@@ -39,7 +46,7 @@ def _of_row(entry: EntrySeen, gateway: str, amount: int, fee: int) -> Lines:
     currency = entry.postings[0].currency
     more = amount - entry.postings[0].amount_minor
     accrued = sum(p.amount_minor for p in entry.postings if p.account == f"gateway_cost:{gateway}")
-    net = -sum(p.amount_minor for p in entry.postings if p.account.startswith("merchant_payable:"))
+    net = _net(entry)
     lines: Lines = Counter()
     lines[f"gateway_receivable:{gateway}", currency] += more - (fee - accrued)
     lines[f"rounding:{currency}", currency] -= more
@@ -47,6 +54,27 @@ def _of_row(entry: EntrySeen, gateway: str, amount: int, fee: int) -> Lines:
     lines[f"merchant_payable:{entry.merchant_id}", currency] += net
     lines[f"merchant_available:{entry.merchant_id}", currency] -= net
     return Counter({key: minor for key, minor in lines.items() if minor})
+
+
+def _of_released(
+    decision: DecisionSeen, booked: Mapping[str, EntrySeen]
+) -> dict[str, Lines] | None:
+    """What no gateway ever reports moves from pending to available as it was posted."""
+    made: dict[str, Lines] = {}
+    for entry_id in decision.body["entries"]:
+        entry = booked.get(entry_id)
+        if entry is None or entry.kind not in ("credit", "fee_true_up"):
+            return None
+        lines: Lines = Counter()
+        currency = entry.postings[0].currency
+        lines[f"merchant_payable:{entry.merchant_id}", currency] += _net(entry)
+        lines[f"merchant_available:{entry.merchant_id}", currency] -= _net(entry)
+        made[f"release:{entry_id}"] = lines
+    return made
+
+
+def _net(entry: EntrySeen) -> int:
+    return -sum(p.amount_minor for p in entry.postings if p.account.startswith("merchant_payable:"))
 
 
 def _of_bank(decision: DecisionSeen) -> dict[str, Lines]:

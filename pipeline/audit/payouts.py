@@ -40,6 +40,8 @@ def wrong_payouts(decisions: Sequence[DecisionSeen]) -> Iterator[tuple[DecisionS
         if decision.kind in ("payout_created", "payout_netted"):
             if _lines(body) != _plain(_taken(body)):
                 yield decision, "its lines are not what it says is paid, held and collected"
+            if body.get("advanced_minor") and not _allowed(decisions, body):
+                yield decision, "it pays an advance that the terms do not allow"
             if decision.kind == "payout_netted":
                 continue
             day = body["merchant_id"], body["currency"], body["business_date"]
@@ -62,6 +64,19 @@ def wrong_payouts(decisions: Sequence[DecisionSeen]) -> Iterator[tuple[DecisionS
             payout.state = after
 
 
+def _allowed(decisions: Sequence[DecisionSeen], body: Mapping[str, Any]) -> bool:
+    """Whether the terms that it was created by have advances, and of so much."""
+    document: Mapping[str, Any] = next(
+        (d.body["terms"] for d in decisions if d.sequence == body["terms"]), {}
+    )
+    whose = body["merchant_id"], body["currency"]
+    for row in document.get("payouts", ()):
+        if (row["merchant"], row["currency"]) == whose:
+            advance = row.get("advance", "off")
+            return advance != "off" and bool(body["advanced_minor"] <= advance["maximum_minor"])
+    return False
+
+
 def _taken(body: Mapping[str, Any]) -> Lines:
     """What a day's funds became, by account."""
     merchant, currency = body["merchant_id"], body["currency"]
@@ -69,11 +84,13 @@ def _taken(body: Mapping[str, Any]) -> Lines:
         body[f"{name}_minor"]
         for name in ("amount", "held", "released", "collected", "from_reserve", "called_in")
     )
+    # Decisions of before there were advances name none.
+    advanced = body.get("advanced_minor", 0)
     lines: Lines = Counter()
-    lines[f"merchant_available:{merchant}", currency] += amount + held + collected
+    lines[f"merchant_available:{merchant}", currency] += amount - advanced + held + collected
     lines[f"merchant_available:{merchant}", currency] -= released + met + called
     lines[f"reserve:{merchant}", currency] += released + met - held
-    lines[f"merchant_receivable:{merchant}", currency] += called - collected
+    lines[f"merchant_receivable:{merchant}", currency] += called - collected + advanced
     lines[f"payouts_in_transit:{merchant}", currency] -= amount
     return lines
 

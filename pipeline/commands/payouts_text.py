@@ -24,9 +24,9 @@ def created_lines(made: Made) -> Iterator[str]:
             for what, name in (
                 ("held", "held_minor"), ("released", "released_minor"),
                 ("collected", "collected_minor"), ("met from the reserve", "from_reserve_minor"),
-                ("called in", "called_in_minor"),
+                ("called in", "called_in_minor"), ("advanced", "advanced_minor"),
             )
-            if body[name]
+            if body.get(name)
         ]  # fmt: skip
         whose = f"{body['merchant_id']} {body['business_date']}"
         rest = f" ({', '.join(said)})" if said else ""

@@ -42,6 +42,10 @@ class BreakerRule(Struct, frozen=True, kw_only=True):
     # The same for a gateway that answers nobody meanwhile, although its latest answers took half of
     # this at most: then it is not one slow card.
     silent_ms: int = 2_500
+    # So many calls that hang, none of their kind answered meanwhile, open it by themselves: where
+    # there are few calls, or few places, calls_min never come together within window_ms. One that
+    # hangs may be a slow card, two a coincidence.
+    hanging_min: int = 3
 
 
 class Breaker:
@@ -51,11 +55,22 @@ class Breaker:
     (``saw``) it follows results that others had.
     """
 
-    __slots__ = ("_latest", "_open_until_ms", "_probing", "_rule", "_turn", "_wait_ms", "_well")
+    __slots__ = (
+        "_hanging",
+        "_latest",
+        "_open_until_ms",
+        "_probing",
+        "_rule",
+        "_turn",
+        "_wait_ms",
+        "_well",
+    )
 
     def __init__(self, rule: BreakerRule) -> None:
         self._rule = rule
         self._latest: deque[tuple[float, bool]] = deque(maxlen=rule.calls_min)
+        # Calls that were found hanging since the last one was answered.
+        self._hanging = 0
         # Rises with every opening: the end of a call that began before it says nothing new.
         self._turn = 0
         self._open_until_ms: float | None = None
@@ -67,6 +82,11 @@ class Breaker:
         if self._open_until_ms is None:
             return CLOSED
         return OPEN if now_ms < self._open_until_ms else HALF_OPEN
+
+    @property
+    def suspects(self) -> bool:
+        """Whether it is closed, and calls hang without one having been answered since."""
+        return self._open_until_ms is None and self._hanging > 0
 
     def retry_in_ms(self, now_ms: float) -> int:
         """How long until probes are let through; 0 unless it is open."""
@@ -82,20 +102,28 @@ class Breaker:
             self._probing += 1
         return self._turn
 
-    def end(self, permit: int, well: bool | None, now_ms: float) -> None:
-        """A permitted call has ended: well, in trouble, or (None) saying nothing of the gateway."""
+    def end(self, permit: int, well: bool | None, now_ms: float, *, hangs: bool = False) -> None:
+        """A permitted call has ended: well, in trouble, or (None) saying nothing of the gateway.
+
+        ``hangs``: it is in trouble for having no answer, nor has any other had one since it began.
+        """
         if permit != self._turn:
             return
         if self._open_until_ms is not None:
             self._probing -= 1
         if well is not None:
-            self.saw(well, now_ms)
+            self.saw(well, now_ms, hangs=hangs)
 
-    def saw(self, well: bool, now_ms: float) -> None:
+    def answered(self) -> None:
+        """Calls are answered: what was found hanging was none of the gateway's silence."""
+        self._hanging = 0
+
+    def saw(self, well: bool, now_ms: float, *, hangs: bool = False) -> None:
         """Count one end. While it is open, ends say nothing: they are of calls made before."""
         if self._open_until_ms is None:
             self._latest.append((now_ms, well))
             if not well:
+                self._hanging += hangs
                 self._judge(now_ms)
         elif now_ms >= self._open_until_ms:
             if not well:
@@ -116,6 +144,9 @@ class Breaker:
             self._well = 0
 
     def _judge(self, now_ms: float) -> None:
+        if self._hanging >= self._rule.hanging_min:
+            self._open(now_ms)
+            return
         latest, count = self._latest, self._rule.calls_min
         if len(latest) < count or latest[0][0] <= now_ms - self._rule.window_ms:
             return
@@ -127,7 +158,7 @@ class Breaker:
         self._turn += 1
         self._open_until_ms = now_ms + self._wait_ms
         self._wait_ms = min(2 * self._wait_ms, self._rule.wait_ms_max)
-        self._probing = self._well = 0
+        self._probing = self._well = self._hanging = 0
 
     def _close(self) -> None:
         self._turn += 1

@@ -20,6 +20,7 @@ from pipeline.domain.accounts import (
 )
 from pipeline.domain.posting import (
     CAPTURE,
+    CREDIT,
     DISPUTE,
     DISPUTE_FEE,
     REFUND,
@@ -28,7 +29,7 @@ from pipeline.domain.posting import (
     JournalEntry,
     Posting,
 )
-from pipeline.domain.transfers import cost_true_up, made_available
+from pipeline.domain.transfers import FEE_TRUE_UP, cost_true_up, made_available
 
 # Kinds of settlements that a report tells of, and one that none of ours can be.
 CLEARED_KINDS: Final = frozenset({CAPTURE, REFUND, REFUND_FAILED, DISPUTE, DISPUTE_FEE, REVERSAL})
@@ -37,6 +38,10 @@ CAPTURE_FAILED: Final = "capture_failed"
 # Kinds of the entries that follow.
 CLEARING_ENTRY: Final = "clearing"
 BANK_RECEIPT: Final = "bank_receipt"
+RELEASE_ENTRY: Final = "release"
+# Kinds of entries that change what a merchant is owed and that no gateway will ever report: there
+# are no funds to wait for, so they count in the available balance with the next run.
+RELEASED_KINDS: Final = frozenset({CREDIT, FEE_TRUE_UP})
 
 _COST_LINE: Final = f"{GATEWAY_COST}:"
 _PAYABLE_LINE: Final = f"{MERCHANT_PAYABLE}:"
@@ -130,6 +135,14 @@ def clearing_lines(entry: JournalEntry, row: ClearedRow) -> tuple[Posting, ...]:
     if available_minor:
         lines += made_available(entry.merchant_id, currency, available_minor)
     return lines
+
+
+def release_lines(entry: JournalEntry) -> tuple[Posting, ...]:
+    """What no funds are waited for becomes available, or takes of what is; () for nothing."""
+    amount_minor = net_minor(entry)
+    if not amount_minor:
+        return ()
+    return made_available(entry.merchant_id, entry.postings[0].currency, amount_minor)
 
 
 def bank_lines(account: str, line: BankLine) -> tuple[Posting, ...]:

@@ -7,6 +7,7 @@ when it runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
@@ -450,13 +451,23 @@ def _broken_refund(payment: Payment, command: PaymentCommand) -> str | None:
 
 
 def _broken_give_back(payment: Payment, command: PaymentCommand) -> str | None:
-    owed = (*outstanding(payment), *held(payment))
+    wanted = command.operation_id
+    if wanted is not None and all(each.operation_id != wanted for each in payment.attempts):
+        return OPERATION_MUST_BE_THE_PAYMENTS
+    given_up = to_give_back(outstanding(payment), command)
+    owed = (*given_up, *to_give_back(held(payment), command))
     if not owed:
         return GIVE_BACK_MUST_BE_OUTSTANDING
     barred = any(in_dispute(payment, each) for each in owed)
     if barred and command.override != OVERRIDE_DISPUTE:
         return REFUND_MUST_NOT_RUN_DURING_A_DISPUTE
-    return None if barred or outstanding(payment) else GIVE_BACK_MUST_BE_OUTSTANDING
+    return None if barred or given_up else GIVE_BACK_MUST_BE_OUTSTANDING
+
+
+def to_give_back(owed: Iterable[Attempt], command: PaymentCommand) -> tuple[Attempt, ...]:
+    """What of it a ``give_back`` orders again: the operation that it names, else all."""
+    wanted = command.operation_id
+    return tuple(each for each in owed if wanted in (None, each.operation_id))
 
 
 def _broken_recorded(payment: Payment, command: PaymentCommand) -> str | None:

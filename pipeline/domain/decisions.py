@@ -14,7 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from pipeline.domain.accounts import is_account
-from pipeline.domain.clearing import BANK_RECEIPT, CLEARING_ENTRY
+from pipeline.domain.clearing import BANK_RECEIPT, CLEARING_ENTRY, RELEASE_ENTRY
 from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
 from pipeline.domain.keys import valid_id
 from pipeline.domain.model import LedgerEvent
@@ -22,6 +22,7 @@ from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.domain.periods import Closing
 from pipeline.domain.posting import AMOUNT_MINOR_MAX, RULE_OF, Posting
+from pipeline.domain.transfers import FEE_TRUE_UP
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
@@ -32,10 +33,10 @@ ENTRY: Final = "entry"
 # What entries of settlements are made by.
 RULE_KINDS: Final = (FEE_SCHEDULE, PERIOD_CLOSE)
 
-# The kind of the entries that set a closed month's tiers right.
-FEE_TRUE_UP: Final = "fee_true_up"
 # Kinds of entries that follow from a settlement, a close or a report, and are never made by hand.
-_OWN_KINDS: Final = frozenset({*RULE_OF, FEE_TRUE_UP, CLEARING_ENTRY, BANK_RECEIPT, *PAYOUT_KINDS})
+_OWN_KINDS: Final = frozenset(
+    {*RULE_OF, FEE_TRUE_UP, CLEARING_ENTRY, BANK_RECEIPT, RELEASE_ENTRY, *PAYOUT_KINDS}
+)
 
 
 class Rules(Struct, frozen=True):

@@ -76,7 +76,6 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "pool_timeout": Standard(_RETRY, "no free connection in time"),
     "broken_connection": Standard(_RETRY, "the connection broke before the first byte"),
     "shutting_down": Standard(_RETRY, "not called: the worker stops"),
-    "gateway_not_configured": Standard(_RETRY, "this worker has no such gateway"),
     "kind_not_supported": Standard(_FAIL, "no adapter knows this kind of request"),
     "parent_missing": Standard(_FAIL, "a capture, void or refund of nothing"),
     # Nothing is certain.
@@ -91,6 +90,9 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "key_retention_passed": Standard(_INQUIRE, "the gateway may have forgotten the key"),
     "possibly_sent": Standard(
         _INQUIRE, "another worker may have sent it, to a gateway that takes a repetition twice"
+    ),
+    "gateway_not_configured": Standard(
+        _INQUIRE, "this worker has no such gateway, and one that had it may have sent it"
     ),
     "redriven": Standard(_INQUIRE, "came out of the dead letters, and may have been sent before"),
     "adapter_error": Standard(_INQUIRE, "the adapter broke its contract"),

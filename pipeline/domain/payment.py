@@ -363,6 +363,9 @@ def wait_of(
     retry = attempt.state == RETRY_WAITING
     if retry and is_reversal(attempt) and attempt.tries - attempt.inquiries > policy.retry_max:
         long_ms = max(_reversal_wait_ms(attempt, policy), retry_after_ms or 0)
+        # Not beyond the time at which its gateway is asked for proof.
+        left_ms = attempt.started_at_ms + patience_ms(attempt, policy) - now_ms
+        long_ms = min(long_ms, max(0, left_ms))
         return attempt_timer(payment, attempt, reason, now_ms + long_ms, policy, now_ms)
     due_at_ms = None
     purpose = RETRY if retry else INQUIRY
@@ -375,7 +378,9 @@ def wait_of(
         tier = retry_tier(delays_ms, attempt.tries - attempt.inquiries, retry_after_ms)
         mark = f"{payment.payment_id}:{attempt.operation_id}:{attempt.attempt}:{attempt.tries}"
         tier = jittered(delays_ms, tier, mark, deadline_ms - now_ms)
-    elif attempt.inquiries >= policy.inquiry_max and attempt.code in PENDING_CODES:
+    elif attempt.inquiries >= policy.inquiry_max and (
+        attempt.code in PENDING_CODES or is_reversal(attempt)
+    ):
         return check_of(payment, attempt, reason, policy, now_ms)
     else:
         tier = inquiry_tier(policy.inquiry_delays_ms, attempt.inquiries)
@@ -421,6 +426,13 @@ def attempt_timer(
         due_at_ms=due_at_ms,
         tier=tier_not_longer(policy.timer_delays_ms, due_at_ms - now_ms),
     )
+
+
+def patience_ms(reversal: Attempt, policy: Policy) -> int:
+    """For how long one reversal is sent again under its key: so long that its gateway can still be
+    asked for proof that it was never made, before it forgets the key."""
+    retention_ms = gateway_profile(policy, reversal.gateway).key_retention_ms
+    return min(policy.stale_after_ms, retention_ms // 2)
 
 
 def _reversal_wait_ms(attempt: Attempt, policy: Policy) -> int:
@@ -671,8 +683,12 @@ def sendable_until_ms(attempt: Attempt, policy: Policy) -> int:
 
 
 def gateway_profile(policy: Policy, gateway: str) -> GatewayProfile:
-    """A gateway's profile; one taken out of the policy is still owed its outcome, by defaults."""
-    return profile_of(policy, gateway) or GatewayProfile(name=gateway)
+    """A gateway's profile. One that the policy does not have may forget keys at once, or take none:
+    what it says it has done is believed, but nothing proves what it will not do, and nothing is
+    sent there again."""
+    return profile_of(policy, gateway) or GatewayProfile(
+        name=gateway, key_retention_ms=0, idempotent=False
+    )
 
 
 def decision(payment: Payment, *sends: Outgoing) -> Decision:

@@ -2,8 +2,10 @@
 
 Of the funds that are there by the cut-off: what the merchant owes us is collected first, then the
 reserve is held, then parts of the reserve whose time has come are added. What is left is the
-payout, or, below the minimum, nothing: then all of it is carried over. A negative balance is met
-from the reserve; what the reserve does not hold is called in and stands in ``merchant_receivable``.
+payout, or, below the minimum, nothing: then all of it is carried over. Where the terms have
+advances, a part of what is pending is paid as well; it stands in ``merchant_receivable`` like all
+that a merchant owes, so that it is collected first when the funds have come. A negative balance is
+met from the reserve; what the reserve does not hold is called in and stands there as well.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pipeline.domain.accounts import (
     RESERVE,
 )
 from pipeline.domain.invariant import invariant
-from pipeline.domain.payout_terms import FIXED, ROLLING, MerchantTerms, ReserveTerms
+from pipeline.domain.payout_terms import FIXED, ROLLING, AdvanceTerms, MerchantTerms, ReserveTerms
 from pipeline.domain.posting import Posting
 
 _MILLION: Final = 1_000_000
@@ -40,16 +42,19 @@ class Position(Struct, frozen=True, kw_only=True):
     """Where a merchant stands in a currency. ``funds_minor`` is negative when it owes us.
 
     ``reserved_minor`` of the funds came back from a payout, so a reserve was held of it already.
+    ``pending_minor``: owed, and not received yet; of it an advance may be paid.
     """
 
     funds_minor: int
     reserve: tuple[Part, ...] = ()
     receivable_minor: int = 0
     reserved_minor: int = 0
+    pending_minor: int = 0
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What moves; nothing is negative. ``amount_minor`` 0: there is no payout."""
+    """What moves; nothing is negative. ``amount_minor`` 0: there is no payout. ``advanced_minor``
+    of it was not received yet."""
 
     amount_minor: int = 0
     held_minor: int = 0
@@ -59,6 +64,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     from_reserve_minor: int = 0
     called_in_minor: int = 0
     reserved_minor: int = 0
+    advanced_minor: int = 0
 
     @property
     def moves(self) -> bool:
@@ -88,7 +94,8 @@ def plan_payout(position: Position, terms: MerchantTerms, day: date) -> Plan:
     own_minor = funds_minor - collected_of_funds
     reserved_minor = min(position.reserved_minor, own_minor)
     held_minor = _held(terms.reserve, own_minor - reserved_minor, total(reserve) - due_minor)
-    amount_minor = own_minor - held_minor + due_minor - collected_of_reserve
+    advanced_minor = _advanced(position, terms.advance, receivable_minor - collected_minor)
+    amount_minor = own_minor - held_minor + due_minor - collected_of_reserve + advanced_minor
     if amount_minor < max(terms.minimum_minor, 1):
         return Plan(
             released_minor=collected_of_reserve,
@@ -105,6 +112,7 @@ def plan_payout(position: Position, terms: MerchantTerms, day: date) -> Plan:
         from_reserve_minor=from_reserve_minor,
         called_in_minor=called_in_minor,
         reserved_minor=reserved_minor,
+        advanced_minor=advanced_minor,
     )
 
 
@@ -120,7 +128,8 @@ def plan_postings(plan: Plan, merchant: str, currency: str) -> tuple[Posting, ..
         (reserve, available, plan.released_minor),
         (available, receivable, plan.collected_minor),
         (available, reserve, plan.held_minor),
-        (available, in_transit, plan.amount_minor),
+        (available, in_transit, plan.amount_minor - plan.advanced_minor),
+        (receivable, in_transit, plan.advanced_minor),
     )
     return tuple(
         posting
@@ -184,6 +193,15 @@ def _held(terms: ReserveTerms, base_minor: int, reserve_minor: int) -> int:
     if terms.kind == FIXED:
         return min(base_minor, max(0, terms.amount_minor - reserve_minor))
     return 0
+
+
+def _advanced(position: Position, terms: AdvanceTerms, owed_minor: int) -> int:
+    """How much is paid before it is received: what a merchant owes already counts, and whose
+    balance is negative gets nothing. The percentage is rounded down: it is a limit."""
+    if position.funds_minor < 0:
+        return 0
+    limit_minor = min(terms.maximum_minor, max(0, position.pending_minor) * terms.ppm // _MILLION)
+    return max(0, limit_minor - owed_minor)
 
 
 def _held_until(terms: ReserveTerms, day: date) -> str:

@@ -38,6 +38,7 @@ _PAYOUT_FIELDS: Final = (
     "reserve", "account", "advance",
 )  # fmt: skip
 _RESERVE_FIELDS: Final = ("kind", "percentage", "days", "amount_minor")
+_ADVANCE_FIELDS: Final = ("percentage", "maximum_minor")
 _PAID_FROM_FIELDS: Final = ("currency", "bank", "account")
 
 
@@ -51,6 +52,14 @@ class ReserveTerms(Struct, frozen=True, kw_only=True):
     amount_minor: int = 0
 
 
+class AdvanceTerms(Struct, frozen=True, kw_only=True):
+    """Of what is pending, up to ``ppm`` millionths and ``maximum_minor`` are paid before they are
+    received. Both 0: off."""
+
+    ppm: int = 0
+    maximum_minor: int = 0
+
+
 class MerchantTerms(Struct, frozen=True, kw_only=True):
     """One merchant's terms in one currency."""
 
@@ -60,6 +69,7 @@ class MerchantTerms(Struct, frozen=True, kw_only=True):
     account: BankAccount
     minimum_minor: int = 0
     reserve: ReserveTerms = ReserveTerms()
+    advance: AdvanceTerms = AdvanceTerms()
 
 
 class PaidFrom(Struct, frozen=True, kw_only=True):
@@ -161,9 +171,6 @@ def read_terms(
 
 def _payout(given: Mapping[str, Any], at: str) -> MerchantTerms:
     _only(given, at, _PAYOUT_FIELDS)
-    # An advance would pay what no gateway has paid us; it is off, and may be said to be.
-    if given.get("advance", ADVANCE_OFF) != ADVANCE_OFF:
-        raise _wrong(at, 'only available funds are paid out: advance can be "off" only')
     closed = given.get("closed", [])
     if not isinstance(closed, list) or not all(isinstance(day, str) for day in closed):
         raise _wrong(at, "closed is a list of days as text, YYYY-MM-DD")
@@ -181,7 +188,21 @@ def _payout(given: Mapping[str, Any], at: str) -> MerchantTerms:
         account=read_account(given.get("account"), f"the payout terms are wrong: {at}.account"),
         minimum_minor=_minor(given, "minimum_minor", at),
         reserve=_reserve(given.get("reserve", {"kind": NONE}), f"{at}.reserve"),
+        advance=_advance(given.get("advance", ADVANCE_OFF), f"{at}.advance"),
     )
+
+
+def _advance(given: Any, at: str) -> AdvanceTerms:
+    """Off unless it is said how much: an advance pays what no gateway has paid us."""
+    if given == ADVANCE_OFF:
+        return AdvanceTerms()
+    if not isinstance(given, Mapping):
+        raise _wrong(at, 'is "off", or a table: { percentage = "50", maximum_minor = 100_000 }')
+    _only(given, at, _ADVANCE_FIELDS)
+    maximum_minor = _minor(given, "maximum_minor", at)
+    if not maximum_minor:
+        raise _wrong(at, "maximum_minor is needed, and above 0")
+    return AdvanceTerms(ppm=_ppm(given.get("percentage"), at), maximum_minor=maximum_minor)
 
 
 def _reserve(given: Any, at: str) -> ReserveTerms:

@@ -190,9 +190,13 @@ class PayoutBook:
         payout = bool(body["payout_id"])
         # What came back and is below zero by now has nothing left of it.
         owed = body["called_in_minor"] or body["from_reserve_minor"]
+        receivable = without(receivable, body["collected_minor"])
+        # Decisions of before there were advances name none.
+        if body.get("advanced_minor"):
+            receivable = (*receivable, Part(day, body["advanced_minor"]))
         self.standings[key] = Standing(
             reserve=reserve,
-            receivable=without(receivable, body["collected_minor"]),
+            receivable=receivable,
             reserved_minor=0 if owed else before.reserved_minor - body["reserved_minor"],
             last_day=day if payout else before.last_day,
             last_cut_off_ms=body["cut_off_ms"] if payout else before.last_cut_off_ms,

@@ -1,7 +1,8 @@
 """What reconciliation decides about the books, as bodies of ledger events.
 
 ``clearing``: rows of one gateway and the settlements they clear. ``bank_statement``: the booked
-lines of one statement. ``break_resolution``: what a person made of a break; it moves no money.
+lines of one statement. ``release``: entries that wait for no gateway's funds. ``break_resolution``:
+what a person made of a break; it moves no money.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from pipeline.errors import UserError
 
 CLEARING: Final = "clearing"
 BANK_STATEMENT: Final = "bank_statement"
+RELEASE: Final = "release"
 BREAK_RESOLUTION: Final = "break_resolution"
-KINDS: Final = (CLEARING, BANK_STATEMENT, BREAK_RESOLUTION)
+KINDS: Final = (CLEARING, BANK_STATEMENT, RELEASE, BREAK_RESOLUTION)
+# Those that post.
+POSTING_KINDS: Final = (CLEARING, BANK_STATEMENT, RELEASE)
 
 # Rows in one decision: about 130 bytes each, so a record of 260 kB, within a topic's 1 MiB.
 ROWS_MAX: Final = 2_000
@@ -41,6 +45,13 @@ class BankStatement(Struct, frozen=True):
     lines: tuple[BankLine, ...]
 
 
+class Release(Struct, frozen=True):
+    """``entries`` by their ids; they count as available under ``date``."""
+
+    date: str
+    entries: tuple[str, ...]
+
+
 class BreakResolution(Struct, frozen=True):
     break_id: str
     resolution: str
@@ -52,6 +63,14 @@ def clearing_body(gateway: str, rows: Sequence[ClearedRow]) -> str:
 
 def clearing_of(event: LedgerEvent) -> ClearingDecision:
     return msgspec.json.decode(event.body, type=ClearingDecision)
+
+
+def release_body(date: str, entries: Sequence[str]) -> str:
+    return _json({"date": date, "entries": list(entries)})
+
+
+def release_of(event: LedgerEvent) -> Release:
+    return msgspec.json.decode(event.body, type=Release)
 
 
 def statement_body(statement: BankStatement) -> str:

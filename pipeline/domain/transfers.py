@@ -5,6 +5,8 @@ Each gives balanced lines; whoever books them adds the event they come from.
 
 from __future__ import annotations
 
+from typing import Final
+
 from pipeline.domain.accounts import (
     CURRENCY_POSITION,
     FEE_REVENUE,
@@ -15,6 +17,9 @@ from pipeline.domain.accounts import (
 )
 from pipeline.domain.invariant import invariant
 from pipeline.domain.posting import Posting
+
+# The kind of the entries that set a closed month's tiers right.
+FEE_TRUE_UP: Final = "fee_true_up"
 
 
 def conversion(account: str, sold: tuple[str, int], bought: tuple[str, int]) -> tuple[Posting, ...]:

@@ -1,4 +1,5 @@
-"""The entries that decisions of reconciliation post: of a report's rows, of a bank's lines.
+"""The entries that decisions of reconciliation post: of a report's rows, of a bank's lines, of what
+waits for neither.
 
 An entry of a row is worked out from the row and the entry of the settlement that it clears, which
 never changes: so it is the same whenever it is booked, here or in a rebuild.
@@ -13,16 +14,24 @@ from sqlalchemy import Connection
 from pipeline.domain.clearing import (
     BANK_RECEIPT,
     CLEARING_ENTRY,
+    RELEASE_ENTRY,
     BankLine,
     ClearedRow,
     bank_lines,
     clearing_key,
     clearing_lines,
+    release_lines,
 )
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import day_after
 from pipeline.domain.posting import NO_GATEWAY, JournalEntry, balanced, entry_id
-from pipeline.domain.reconciliation_decisions import CLEARING, clearing_of, statement_of
+from pipeline.domain.reconciliation_decisions import (
+    CLEARING,
+    RELEASE,
+    clearing_of,
+    release_of,
+    statement_of,
+)
 from pipeline.errors import UserError
 from pipeline.ledger.entries import entries_by_id
 
@@ -30,10 +39,12 @@ from pipeline.ledger.entries import entries_by_id
 def reconciliation_entries(
     connection: Connection, event: LedgerEvent, closed_through: str
 ) -> list[JournalEntry]:
-    """The entries of a ``clearing`` or ``bank_statement``; what counts under a day that was closed
+    """The entries of a decision of ``POSTING_KINDS``; what counts under a day that was closed
     before counts under the first one after it."""
     if event.kind == CLEARING:
         made = _of_rows(connection, event, closed_through)
+    elif event.kind == RELEASE:
+        made = _of_released(connection, event, closed_through)
     else:
         made = _of_lines(event, closed_through)
     return [balanced(entry) for entry in made]
@@ -80,6 +91,39 @@ def _of_row(
         postings=lines,
         booked_date=_later(row.report_date, closed),
     )
+
+
+def _of_released(connection: Connection, event: LedgerEvent, closed: str) -> Sequence[JournalEntry]:
+    decided = release_of(event)
+    booked = entries_by_id(connection, decided.entries)
+    made = []
+    for known in decided.entries:
+        released = booked.get(known)
+        if released is None:
+            raise UserError(
+                f"entry {known} is to become available and is not booked here yet: let the ledger "
+                "catch up, then run `paystream ledger publish`."
+            )
+        lines = release_lines(released)
+        if lines:
+            made.append(
+                JournalEntry(
+                    entry_id=f"release:{known}",
+                    settlement_id="",
+                    kind=RELEASE_ENTRY,
+                    merchant_id=released.merchant_id,
+                    order_id=released.order_id,
+                    payment_id=released.payment_id,
+                    operation_id=released.operation_id,
+                    gateway=NO_GATEWAY,
+                    gateway_reference=released.gateway_reference,
+                    business_date=decided.date,
+                    settled_at_ms=event.decided_at_ms,
+                    postings=lines,
+                    booked_date=_later(decided.date, closed),
+                )
+            )
+    return made
 
 
 def _of_lines(event: LedgerEvent, closed: str) -> Sequence[JournalEntry]:

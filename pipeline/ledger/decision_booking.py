@@ -12,7 +12,6 @@ from sqlalchemy import Connection, Engine, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pipeline.domain.decisions import (
-    FEE_TRUE_UP,
     PERIOD_CLOSE,
     Rules,
     closing_of,
@@ -22,8 +21,8 @@ from pipeline.domain.fees import NO_PLAN, tier_correction
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import day_after, last_day, months_ended
 from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
-from pipeline.domain.reconciliation_decisions import BANK_STATEMENT, CLEARING
-from pipeline.domain.transfers import fee_true_up
+from pipeline.domain.reconciliation_decisions import POSTING_KINDS
+from pipeline.domain.transfers import FEE_TRUE_UP, fee_true_up
 from pipeline.errors import UserError
 from pipeline.ledger.clearing_booking import reconciliation_entries
 from pipeline.ledger.decisions import current_rules
@@ -99,7 +98,7 @@ def _require_booked_to_the_cuts(
 def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequence[JournalEntry]:
     if event.kind == PERIOD_CLOSE:
         return _true_ups(connection, event, rules)
-    if event.kind in (CLEARING, BANK_STATEMENT):
+    if event.kind in POSTING_KINDS:
         closed = max((x.through for x in rules.closings if x.sequence < event.sequence), default="")
         return reconciliation_entries(connection, event, closed)
     hand = decided_entry_of(event)

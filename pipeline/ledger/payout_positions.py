@@ -12,25 +12,43 @@ from typing import Final
 from msgspec import Struct
 from sqlalchemy import Connection, text
 
-from pipeline.domain.accounts import MERCHANT_AVAILABLE, MERCHANT_RECEIVABLE, RESERVE
+from pipeline.domain.accounts import (
+    MERCHANT_AVAILABLE,
+    MERCHANT_PAYABLE,
+    MERCHANT_RECEIVABLE,
+    RESERVE,
+)
 from pipeline.domain.decisions import decided_entry_of
 from pipeline.domain.payouts import TAKING_KINDS
 from pipeline.ledger.decisions import unpublished
+from pipeline.ledger.tables import MOVES_AVAILABLE
 
 _FETCH_ROWS: Final = 10_000
-_KINDS: Final = (MERCHANT_AVAILABLE, RESERVE, MERCHANT_RECEIVABLE)
+_KINDS: Final = (MERCHANT_AVAILABLE, RESERVE, MERCHANT_RECEIVABLE, MERCHANT_PAYABLE)
+# What has come to be available since a time, by when. Its own index leads to the entries.
+ARRIVALS: Final = (
+    "SELECT a.name, p.currency, e.settled_at_ms, sum(p.amount_minor) FROM postings p "
+    "JOIN accounts a ON a.account_id = p.account_id "
+    "JOIN journal_entries e ON e.entry_number = p.entry_number "
+    f"WHERE {MOVES_AVAILABLE.format('e.')} AND e.settled_at_ms >= :since "
+    "AND a.name LIKE 'merchant_available:%' "
+    "AND e.kind NOT IN ('payout_created', 'payout_netted') "
+    "GROUP BY a.name, p.currency, e.settled_at_ms"
+)
 
 Key = tuple[str, str]
 
 
 class Funds(Struct, kw_only=True):
     """One merchant's balances in a currency, positive as the merchant is owed (``receivable``: as
-    it owes). ``arrivals``: (when, how much) of what changed the available balance, without what
-    payouts took of it, since the time that was asked for or longer."""
+    it owes); ``pending_minor`` is not received yet. ``arrivals``: (when, how much) of what changed
+    the available balance, without what payouts took of it, since the time that was asked for or
+    longer."""
 
     available_minor: int = 0
     reserve_minor: int = 0
     receivable_minor: int = 0
+    pending_minor: int = 0
     arrivals: list[tuple[int, int]]
 
     def by(self, cut_off_ms: int) -> int:
@@ -92,6 +110,8 @@ def _add(to: Funds, kind: str, minor: int) -> None:
         to.available_minor -= minor
     elif kind == RESERVE:
         to.reserve_minor -= minor
+    elif kind == MERCHANT_PAYABLE:
+        to.pending_minor -= minor
     else:
         to.receivable_minor += minor
 
@@ -102,7 +122,7 @@ def _balances(connection: Connection) -> Iterator[tuple[str, str, int]]:
             "SELECT a.name, b.currency, b.debits_minor - b.credits_minor FROM balances b "
             "JOIN accounts a ON a.account_id = b.account_id "
             "WHERE a.name LIKE 'merchant_available:%' OR a.name LIKE 'merchant_receivable:%' "
-            "OR a.name LIKE 'reserve:%'"
+            "OR a.name LIKE 'reserve:%' OR a.name LIKE 'merchant_payable:%'"
         )
     )
     yield from (tuple(row) for row in rows)
@@ -111,18 +131,12 @@ def _balances(connection: Connection) -> Iterator[tuple[str, str, int]]:
 def _arrivals(
     connection: Connection, wanted: Mapping[Key, int]
 ) -> Iterator[tuple[str, str, int, int]]:
-    """One pass over the postings, since no index leads from an account to them."""
+    """By the entries since the earliest time that may move what is available; an index leads to
+    them."""
     if not wanted:
         return
     rows = connection.execute(
-        text(
-            "SELECT a.name, p.currency, e.settled_at_ms, sum(p.amount_minor) FROM postings p "
-            "JOIN accounts a ON a.account_id = p.account_id "
-            "JOIN journal_entries e ON e.entry_number = p.entry_number "
-            "WHERE a.name LIKE 'merchant_available:%' AND e.settled_at_ms >= :since "
-            "AND e.kind NOT IN ('payout_created', 'payout_netted') "
-            "GROUP BY a.name, p.currency, e.settled_at_ms"
-        ),
+        text(ARRIVALS),
         {"since": min(wanted.values())},
         # Of this statement alone: the transaction goes on to write.
         execution_options={"yield_per": _FETCH_ROWS},

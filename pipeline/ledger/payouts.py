@@ -114,7 +114,8 @@ def _create(
         force = terms_on(versions, *key, day)
         if force is None or force.cut_off_ms > now_ms:
             continue
-        if at.available_minor < 0 and _comes_another(versions, key, day, through, now_ms):
+        newest = not _comes_another(versions, key, day, through, now_ms)
+        if at.available_minor < 0 and not newest:
             # Called in on the newest day: a receivable's age counts from then.
             continue
         standing = book.standing(*key)
@@ -124,6 +125,8 @@ def _create(
                 reserve=fitted(standing.reserve, at.reserve_minor),
                 receivable_minor=max(0, at.receivable_minor),
                 reserved_minor=standing.reserved_minor,
+                # What is pending now was not so on an earlier day.
+                pending_minor=at.pending_minor if newest else 0,
             ),
             force.terms,
             day,
@@ -136,10 +139,10 @@ def _create(
         events.append(event)
         at.available_minor += (
             plan.from_reserve_minor + plan.called_in_minor + plan.released_minor
-            - plan.collected_minor - plan.held_minor - plan.amount_minor
+            - plan.collected_minor - plan.held_minor - (plan.amount_minor - plan.advanced_minor)
         )  # fmt: skip
         at.reserve_minor += plan.held_minor - plan.released_minor - plan.from_reserve_minor
-        at.receivable_minor += plan.called_in_minor - plan.collected_minor
+        at.receivable_minor += plan.called_in_minor - plan.collected_minor + plan.advanced_minor
     return events
 
 

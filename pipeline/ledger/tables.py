@@ -23,12 +23,16 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 # Raised by every change of these tables; a database of another version is not touched.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # The revision of ``migrations`` that makes these tables.
-REVISION = "0002"
+REVISION = "0003"
+
+# Entries that may move what is available: those of no settlement, and of settlements one kind.
+MOVES_AVAILABLE = "({0}settlement_id = '' OR {0}kind = 'external_refund')"
 
 metadata = MetaData()
 
@@ -101,6 +105,13 @@ journal_entries = Table(
     ),
     # What was booked of a payment decides what its next settlement costs.
     Index("entry_payment", "payment_id"),
+    # What became available since a cut-off, or was taken of it: of settlements one kind does that.
+    Index(
+        "entry_arrival",
+        "settled_at_ms",
+        sqlite_where=text(MOVES_AVAILABLE.format("")),
+        postgresql_where=text(MOVES_AVAILABLE.format("")),
+    ),
     sqlite_strict=True,
 )
 

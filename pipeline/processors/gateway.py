@@ -17,8 +17,7 @@ from pipeline.domain.answer import (
     UNKNOWN,
     GatewayAnswer,
 )
-from pipeline.domain.card_numbers import mask_card_number_text
-from pipeline.domain.evidence_texts import GATEWAY_TEXT_LENGTH_MAX, kept_result
+from pipeline.domain.gateway_text import kept_result, kept_text
 from pipeline.domain.model import GatewayResult, PaymentRequest
 from pipeline.domain.normalisation import BOUND, OPERATIONS
 from pipeline.domain.payment import INQUIRE
@@ -117,7 +116,7 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         outcome, code = UNKNOWN, OUTCOME_NOT_IN_CONTRACT
     gateway_code = answer.gateway_code
     if gateway_code is not None:
-        gateway_code = mask_card_number_text(gateway_code[:GATEWAY_TEXT_LENGTH_MAX])
+        gateway_code = kept_text(gateway_code)
     result = GatewayResult(
         merchant_id=request.merchant_id,
         order_id=request.order_id,

@@ -10,7 +10,7 @@ from typing import Final
 
 from pipeline.domain.answer import DECLINED, PENDING, SUCCEEDED
 from pipeline.domain.decision import Decision
-from pipeline.domain.evidence_texts import GATEWAY_TEXT_LENGTH_MAX, kept_notice
+from pipeline.domain.gateway_text import GATEWAY_TEXT_LENGTH_MAX, kept_notice
 from pipeline.domain.lifecycle import (
     CONTRADICTED,
     INQUIRING,
@@ -33,18 +33,12 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.processors.commands import with_waiting_commands
-from pipeline.processors.disputes import process_dispute
+from pipeline.processors.disputes import process_dispute, with_founded
+from pipeline.processors.failures import declined
+from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import DEAD_LETTER, process_settlement_letter
-from pipeline.processors.outcomes import (
-    STALE_RESULT,
-    came_back,
-    contradictory,
-    declined,
-    inquire,
-    late_evidence,
-    pending,
-    tells_return,
-)
+from pipeline.processors.refused_evidence import STALE_RESULT, contradictory
+from pipeline.processors.unknowns import inquire, pending
 
 UNKNOWN_PAYMENT: Final = "unknown_payment"
 UNKNOWN_ATTEMPT: Final = "unknown_attempt"
@@ -92,6 +86,7 @@ def process_notification(
         detail = f"payment {payment.payment_id} has no such operation at {notice.gateway}"
         return dead_lettered(payment, UNKNOWN_ATTEMPT, detail, now_ms)
     made = _about(payment, attempt, _as_result(notice, attempt), now_ms, policy)
+    made = with_founded(made, now_ms, policy)
     return with_waiting_commands(made, now_ms, policy) if payment.commands else made
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pipeline.domain.commands import to_give_back
 from pipeline.domain.decision import Decision
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
@@ -140,8 +141,8 @@ def _failed(payment: Payment, reversal: Attempt, now_ms: int, policy: Policy) ->
 
 
 def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    """A person orders again what is outstanding, and by force what waits for a dispute's end; the
-    command keeps the rules of ``domain/commands``."""
+    """A person orders again what is outstanding, and by force what waits for a dispute's end: all
+    of it, or the operation that is named. The command keeps the rules of ``domain/commands``."""
     changed, event = told(
         payment,
         GIVE_BACK_ORDERED,
@@ -151,11 +152,11 @@ def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Po
         operation_id=command.command_id,
     )
     made = decision(changed, event)
-    for each in held(payment) if command.override else ():
+    for each in to_give_back(held(payment), command) if command.override else ():
         payment = made.payment or changed
         waited, ended = first_sent(payment, replace(each, override=command.override), now_ms)
         made = followed(made, ended or _sent(payment, waited, now_ms, policy))
-    for each in outstanding(payment):
+    for each in to_give_back(outstanding(payment), command):
         payment = made.payment or changed
         if has_room(payment):
             then = begin_reversal(

@@ -330,7 +330,8 @@ class GatewayWorker:
             answer = call.answer
             if answer is None:
                 continue
-            prefix.finish(record.offset, ([result(record, call.request, answer, now_ms)], call))
+            said = result(record, call.request, answer, now_ms, read_before=call.read_before)
+            prefix.finish(record.offset, ([said], call))
         self._became_ready(len(ended))
         self._metrics.calls_in_flight.set(self._calls.in_flight)
 
@@ -451,7 +452,9 @@ class GatewayWorker:
         # The wait for stable offsets was no standing still; from here on it would be.
         self._awake_s = self._monotonic_s()
         assigned = []
+        now_ms = int(self._time_s() * 1000)
         for (topic, partition), position in positions.items():
+            self._stage.taken(partition, now_ms)
             if self._stage.unrepeatable:
                 _, end = watermarks(
                     consumer,

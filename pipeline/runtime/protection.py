@@ -31,26 +31,33 @@ _log = logging.getLogger(__name__)
 # Where several gateways share partitions: how long a request may wait for a token or for the end
 # of a Retry-After. What is behind it waits as long, so it is a small part of a usual hop.
 LIMIT_WAIT_MS_MAX = 250
-# How long it may wait for one of its gateway's open calls to end. They do end, within slow_ms or
-# the breaker opens; turning requests away sooner would make work out of an ordinary burst.
+# How long it may wait for one of its gateway's open calls to end, unless they hang. They do end,
+# within slow_ms or the breaker opens; turning requests away sooner would make work out of an
+# ordinary burst.
 PLACE_WAIT_MS_MAX = 2_000
 # With one gateway there is nobody to hold up: a request waits its turn as long as it may be sent.
 _UNBOUNDED_MS = 3_600_000
 # A call of a gateway in trouble, a probe above all, is not waited for any longer: its request is
 # answered unknown and asked about later. The call goes on, since its end decides the breaker.
 HOLD_MS = 250
+# The same while it is only suspected: its calls hang, too few yet to open the breaker. Most
+# gateways that work answer within this, so that a slow card does not cost others their answers.
+SUSPECTED_HOLD_MS = 1_000
 
 _STATE_NUMBERS: Final = {CLOSED: 0, "half_open": 1, OPEN: 2}
 
 
 class Permit(Struct, eq=False):
-    """For one call. ``probe``: it decides whether an open breaker closes."""
+    """For one call. ``probe``: it decides whether an open breaker closes. ``told``: the breaker
+    knows of it already, ``hangs``: as of one that nobody answers."""
 
     gateway: str
     turn: int
     began_ms: float
     probe: bool = False
+    inquiry: bool = False
     told: bool = False
+    hangs: bool = False
 
 
 class Hold(Struct, frozen=True):
@@ -79,6 +86,7 @@ class Protection:
         self._share = 1.0
         self._gateways: dict[str, _Gateway] = {}
         self._wanted: tuple[GatewayProfile, ...] | None = tuple(profiles)
+        self._several = False
         self._limit_wait_ms_max = self._place_wait_ms_max = _UNBOUNDED_MS
 
     def take_share(self, share: float) -> None:
@@ -108,6 +116,12 @@ class Protection:
                 # Taken by calls that hang: none of them will end soon, and who waits for it holds
                 # up what stands behind it in its partition.
                 return self._refused(g, kind, BREAKER_OPEN, None)
+            if self._several and g.hanging and g.breaker.suspects:
+                # The same, before enough calls hang to open it: where there are few places there
+                # never are. That it finds none is one more sign of what takes them.
+                g.breaker.saw(False, now_ms, hangs=True)
+                self._show(gateway, g, g.breaker.state(now_ms))
+                return self._refused(g, kind, THROTTLED, None)
             if waited_ms > self._place_wait_ms_max:
                 return self._refused(g, kind, THROTTLED, None)
             return Hold()
@@ -125,35 +139,43 @@ class Protection:
         if g.bucket is not None:
             g.bucket.take(now_ms)
         g.in_flight += 1
-        return Permit(gateway, turn, now_ms, probe)
+        return Permit(gateway, turn, now_ms, probe, kind == "inquire")
 
     def is_slow(self, permit: Permit, open_ms: float) -> bool:
         """Whether a call that is still open need not be waited for: its gateway is in trouble.
 
         The first time it is found open for longer than its gateway should take, that is trouble;
-        sooner, if a gateway that is usually quick has answered nobody meanwhile.
+        sooner, if a gateway that is usually quick has answered nobody meanwhile. Where others would
+        wait for it they do no longer, and for no other call of a gateway that answers nobody.
         """
         now_ms = self._now_ms()
         g = self._of(permit.gateway, now_ms)
         if open_ms >= g.patience_ms(permit, now_ms) and not permit.told:
-            permit.told = True
-            self._tell(g, permit, False, now_ms)
-        return open_ms >= HOLD_MS and (permit.probe or g.breaker.state(now_ms) != CLOSED)
+            permit.hangs = g.is_silent_since(permit)
+            g.hanging += permit.hangs
+            self._tell(g, permit, False, now_ms, hangs=permit.hangs)
+        if permit.probe or g.breaker.state(now_ms) != CLOSED:
+            return open_ms >= HOLD_MS
+        if not self._several:
+            return False
+        return permit.told or (g.is_suspected(permit) and open_ms >= SUSPECTED_HOLD_MS)
 
     def ended(self, permit: Permit, answer: GatewayAnswer) -> None:
         """The call has really ended, parked or not."""
         now_ms = self._now_ms()
         g = self._of(permit.gateway, now_ms)
         g.in_flight -= 1
+        g.hanging -= permit.hangs
         if answer.code == RATE_LIMITED and answer.retry_after_ms:
             g.closed_until_ms = max(g.closed_until_ms, now_ms + answer.retry_after_ms)
         well = verdict(answer.outcome, answer.code)
         if well:
-            g.answered_ms = now_ms
-            g.took_ms.append(now_ms - permit.began_ms)
+            g.answered(permit, now_ms)
         if not permit.told:
-            permit.told = True
-            self._tell(g, permit, well, now_ms)
+            # Whoever waits behind it has waited as long, whatever has ended it.
+            long = now_ms - permit.began_ms >= SUSPECTED_HOLD_MS
+            hangs = well is False and long and g.is_silent_since(permit)
+            self._tell(g, permit, well, now_ms, hangs=hangs)
 
     def report(self) -> None:
         """Show each breaker's state."""
@@ -163,8 +185,12 @@ class Protection:
         for name, g in self._gateways.items():
             self._show(name, g, g.breaker.state(now_ms))
 
-    def _tell(self, g: _Gateway, permit: Permit, well: bool | None, now_ms: float) -> None:
-        g.breaker.end(permit.turn, well, now_ms)
+    def _tell(
+        self, g: _Gateway, permit: Permit, well: bool | None, now_ms: float, *, hangs: bool
+    ) -> None:
+        permit.told = True
+        g.moves_hang |= hangs and not permit.inquiry
+        g.breaker.end(permit.turn, well, now_ms, hangs=hangs)
         self._show(permit.gateway, g, g.breaker.state(now_ms))
 
     def _show(self, name: str, g: _Gateway, state: str) -> None:
@@ -204,7 +230,7 @@ class Protection:
                 self._gateways[profile.name] = _Gateway(profile, now_ms)
             else:
                 known.configure(profile, now_ms)
-        several = len(self._gateways) > 1
+        self._several = several = len(self._gateways) > 1
         self._limit_wait_ms_max = LIMIT_WAIT_MS_MAX if several else _UNBOUNDED_MS
         self._place_wait_ms_max = PLACE_WAIT_MS_MAX if several else _UNBOUNDED_MS
 
@@ -217,10 +243,16 @@ class _Gateway:
         self.breaker = Breaker(profile.breaker)
         self.bucket: TokenBucket | None = None
         self.in_flight = 0
+        # Of those the ones that hang.
+        self.hanging = 0
         self.closed_until_ms = 0.0
-        # When the last good answer came, and how long the latest took.
-        self.answered_ms = now_ms
+        # When the last good answers came, to what moves money and to inquiries. A gateway may still
+        # answer these, and quickly, while everything else hangs.
+        self.answered_ms = {False: now_ms, True: now_ms}
+        # How long the latest took that moved money.
         self.took_ms: deque[float] = deque(maxlen=profile.breaker.calls_min)
+        # Whether such a one was found hanging, and none answered since.
+        self.moves_hang = False
         self.places: float = float("inf")
         self.shown = ""
         self._shared = -1.0
@@ -239,9 +271,27 @@ class _Gateway:
         """
         rule = self.profile.breaker
         quick = self.took_ms and 2 * max(self.took_ms) <= rule.silent_ms
-        if permit.probe or not quick or now_ms - self.answered_ms < rule.silent_ms:
+        silent_ms = now_ms - self.answered_ms[permit.inquiry]
+        if permit.probe or not quick or silent_ms < rule.silent_ms:
             return rule.slow_ms
         return min(rule.slow_ms, rule.silent_ms)
+
+    def is_silent_since(self, permit: Permit) -> bool:
+        """Whether no call of its kind has been answered since it began."""
+        return self.answered_ms[permit.inquiry] <= permit.began_ms
+
+    def is_suspected(self, permit: Permit) -> bool:
+        """Whether calls of its kind hang, whatever the breaker says of all of them."""
+        return self.breaker.suspects or (self.moves_hang and not permit.inquiry)
+
+    def answered(self, permit: Permit, now_ms: float) -> None:
+        """A call has ended well, however late."""
+        self.answered_ms[permit.inquiry] = now_ms
+        if not permit.inquiry:
+            self.took_ms.append(now_ms - permit.began_ms)
+            self.moves_hang = False
+        if not self.moves_hang:
+            self.breaker.answered()
 
     def share(self, share: float, now_ms: float) -> None:
         """Take a part of the limits. The parts of all workers come to the whole, except that

@@ -17,6 +17,8 @@ from pipeline.domain.transfers import made_available
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import adopt, all_decisions, decide
+from pipeline.ledger.entries import Item
+from pipeline.ledger.journal import Progress
 from pipeline.ledger.payouts import (
     Made,
     create_payouts,
@@ -28,6 +30,7 @@ from pipeline.ledger.payouts import (
     submit_payouts,
 )
 from pipeline.ledger.queries import balances, drifted_balances
+from tests.support.ledger import entry_of, journal_at
 from tests.support.ledger_rules import book_all
 from tests.support.ledger_suite import OnEachDatabase
 
@@ -91,6 +94,12 @@ def post(engine: Engine, at: str, *lines: Posting) -> None:
     with engine.begin() as connection:
         decide(connection, kind=ENTRY, body=body, actor="bank", reason="", now_ms=ms(at))
     book_all(engine)
+
+
+def sell(engine: Engine, amount_minor: int, at: str) -> None:
+    """Money a gateway owes us and we owe the merchant: pending."""
+    post(engine, at, Posting("gateway_receivable:sim", "GBP", amount_minor),
+         Posting("merchant_payable:shop", "GBP", -amount_minor))  # fmt: skip
 
 
 def create(engine: Engine, through: str, now: str, actor: str = "anna") -> Made:
@@ -224,6 +233,20 @@ class PayoutSuite(OnEachDatabase):
         create(engine, "2010-12-01", "2010-12-01T18:00")
         assert payouts(engine)["2010-12-01"].amount_minor == 70_00
 
+    def test_a_refund_outside_its_gateway_counts_when_it_was_made(self, engine: Engine) -> None:
+        """100.00 by the cut-off; after it 50.00 more, and 30.00 sent back by bank transfer, which a
+        settlement says: still 100.00 of the day are there."""
+        announce(engine)
+        receive(engine, 100_00, "2010-12-01T09:00")
+        receive(engine, 50_00, "2010-12-01T17:30")
+        back = entry_of(
+            1, kind="external_refund", amount_minor=-30_00, merchant_id="shop", operation_id="r1",
+            gateway_reference="TRF-1", settled_at_ms=ms("2010-12-01T17:40"),
+        )  # fmt: skip
+        journal_at(engine).post([Item(0, 0, back)], {0: Progress(0, 1)})
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        assert payouts(engine)["2010-12-01"].amount_minor == 100_00
+
     @pytest.mark.parametrize(
         ("currency", "zone", "calendar", "percentage", "funds", "held", "paid"),
         [
@@ -316,6 +339,59 @@ class PayoutSuite(OnEachDatabase):
         assert standing(engine) == {
             "merchant_payable:shop": 970_00, "reserve:shop": -7_00,
             "payouts_in_transit:shop": -963_00,
+        }  # fmt: skip
+
+    def test_only_received_funds_are_paid_unless_the_terms_say_otherwise(
+        self, engine: Engine
+    ) -> None:
+        """Off by default: GBP 100.00 are pending, and nothing is paid of them."""
+        announce(engine, row(), row("other", advance="off"))
+        sell(engine, 100_00, "2010-12-01T09:00")
+        assert create(engine, "2010-12-01", "2010-12-01T18:00").events == ()
+
+    def test_an_advance_is_paid_of_what_is_pending_and_collected_first(
+        self, engine: Engine
+    ) -> None:
+        """Half of what is pending and 40.00 at most: of 100.00, then 60.00 pending, 40.00 and no
+        more; when 100.00 have come, 40.00 are collected, 60.00 paid, and 30.00 of the next 60.00
+        advanced. Nothing is paid twice: 130.00 in all, of 160.00."""
+        terms = {"percentage": "50", "maximum_minor": 40_00}
+        announce(engine, row(advance=terms))
+        sell(engine, 100_00, "2010-12-01T09:00")
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        assert standing(engine) == {
+            "gateway_receivable:sim": 100_00, "merchant_payable:shop": -100_00,
+            "merchant_receivable:shop": 40_00, "payouts_in_transit:shop": -40_00,
+        }  # fmt: skip
+        sell(engine, 60_00, "2010-12-03T09:00")
+        assert create(engine, "2010-12-03", "2010-12-03T18:00").events == ()
+        with reading(engine) as connection:
+            (owed,) = receivables(
+                connection, payout_book(connection), today_ms=ms("2010-12-12T10:00")
+            )
+        assert (owed.amount_minor, owed.since) == (40_00, "2010-12-02")
+        receive(engine, 100_00, "2010-12-06T09:00")
+        create(engine, "2010-12-06", "2010-12-06T18:00")
+        payout = payouts(engine)["2010-12-06"]
+        assert (payout.collected_minor, payout.amount_minor) == (40_00, 60_00 + 30_00)
+        assert standing(engine) == {
+            "gateway_receivable:sim": 160_00, "merchant_payable:shop": -60_00,
+            "merchant_receivable:shop": 30_00, "payouts_in_transit:shop": -130_00,
+        }  # fmt: skip
+        # What a merchant owes us otherwise counts as advanced already.
+        receive(engine, -35_00, "2010-12-07T09:00")
+        create(engine, "2010-12-07", "2010-12-07T18:00")
+        assert standing(engine)["merchant_receivable:shop"] == 65_00
+
+    def test_an_advance_is_of_the_newest_day(self, engine: Engine) -> None:
+        """What is pending now was not so on a day that was missed."""
+        announce(engine, row(advance={"percentage": "50", "maximum_minor": 40_00}))
+        receive(engine, 10_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        sell(engine, 100_00, "2010-12-03T09:00")
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        assert {day: p.amount_minor for day, p in payouts(engine).items()} == {
+            "2010-12-01": 10_00, "2010-12-03": 40_00,
         }  # fmt: skip
 
     def test_a_reserve_is_used_up_before_it_is_released(self, engine: Engine) -> None:

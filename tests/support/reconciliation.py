@@ -34,6 +34,7 @@ from pipeline.ledger.reconciliation.clearing import Look, counts, keep_breaks, l
 from pipeline.ledger.reconciliation.findings import Clocks
 from pipeline.ledger.reconciliation.following import (
     decide_clearing,
+    decide_releases,
     decide_resolution,
     decide_statement,
     follow,
@@ -221,6 +222,35 @@ class ReconciliationSuite(OnEachDatabase):
             "disputes_and_losses:m1": 15,
         }  # fmt: skip
         assert [b.kind for b in books.breaks()] == ["batch_unpaid"]
+
+    def test_what_no_gateway_reports_counts_in_the_available_balance(self, books: Books) -> None:
+        """A credit of 4.25 takes of what is available, and what a month's tiers gave back adds to
+        it: with the next run, once, and nothing is pending for ever."""
+        tiers = {"plans": [{**TERMS["plans"][0], "tiers": [
+            {"above_minor": 500, "percentage": "1"}]}]}  # fmt: skip
+        announce(books.engine, tiers)
+        books.book()
+        sale = settlement(1)
+        held = settlement(1, kind="credit", amount_minor=-425, operation_id="c1", gateway="none",
+                          gateway_reference="")  # fmt: skip
+        books.settle(sale, held)
+        close(books.engine, "2010-12-31")
+        books.book()
+        books.report(row_of(1, sale, fee_minor=0))
+        assert decide_releases(books.engine, DAY, NOW_MS) == 2
+        assert decide_releases(books.engine, DAY, NOW_MS) == 0
+        books.run()
+        found = books.balances()
+        # 12.50 less 0.35, 4.25 held, 0.08 of the fee too much: 1 % of the 7.50 above 5.00.
+        assert "merchant_payable:m1" not in found
+        assert found["merchant_available:m1"] == -(1215 - 425 + 8)
+        assert found["unapplied_credits:m1"] == -425
+        # Tables that are made anew do not release again.
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        assert decide_releases(books.engine, DAY, NOW_MS) == 0
+        with reading(books.engine) as connection:
+            assert verify_books(connection).damages == ()
 
     def test_within_the_tolerance_the_difference_is_rounding(self, books: Books) -> None:
         """A minor unit more than was booked: cleared, and the unit is nobody's."""

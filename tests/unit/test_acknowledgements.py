@@ -12,7 +12,7 @@ from pipeline.audit.render import report_lines
 from pipeline.audit.report import Finding, Report
 from pipeline.audit.summary import summarize
 from pipeline.audit.trace import _decided
-from pipeline.commands.payment import _figures_now
+from pipeline.commands.payment_meaning import figures_now
 from pipeline.domain.decision import Decision
 from pipeline.domain.findings import amounts_out_of_order
 from pipeline.errors import UserError
@@ -168,8 +168,8 @@ def test_flow_and_auditor_word_the_figures_alike() -> None:
 
 def test_the_command_takes_the_figures_of_the_table() -> None:
     """So that nobody has to copy them; where there is nothing to acknowledge it says so."""
-    assert _figures_now(given_back().payment, "shop:1") == FIGURES
+    assert figures_now(given_back().payment, "shop:1") == FIGURES
     story = Story()
     for payment in (None, story.payment):
         with pytest.raises(UserError, match="nothing to acknowledge"):
-            _figures_now(payment, "shop:1")
+            figures_now(payment, "shop:1")

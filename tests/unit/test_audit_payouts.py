@@ -121,6 +121,28 @@ def test_a_wrong_decision_is_named(damage: str) -> None:
     assert audited(story) == {"payout_decision_wrong"}
 
 
+@pytest.mark.parametrize(
+    ("advance", "wrong"),
+    [
+        ({"percentage": "50", "maximum_minor": 20}, set()),
+        ({"percentage": "50", "maximum_minor": 19}, {"payout_decision_wrong"}),
+        ("off", {"payout_decision_wrong"}),
+    ],
+)
+def test_an_advance_is_one_that_the_terms_allow(advance: Any, wrong: set[str]) -> None:
+    """Of 40 pending 20 are advanced by the terms; the audit reads what the terms allow."""
+    allowed = document(row(advance={"percentage": "50", "maximum_minor": 20}))
+    force = terms_on((read_terms(allowed, version=1),), "shop", "GBP", date(2027, 1, 13))
+    assert force is not None
+    position = Position(funds_minor=5, pending_minor=40)
+    plan = plan_payout(position, force.terms, date(2027, 1, 13))
+    assert (plan.amount_minor, plan.advanced_minor) == (25, 20)
+    kind, body = taking_body(plan, force, "2027-01-13")
+    terms = {"effective_from_ms": 0, "terms": document(row(advance=advance)), "entry": None}
+    story = [("payout_terms", "anna", terms), (kind, "anna", json.loads(body))]
+    assert audited(story) == wrong
+
+
 def test_what_is_booked_is_what_was_decided() -> None:
     """Booked otherwise, or not at all, it is an entry of nobody's decision."""
     story = decided()

@@ -220,7 +220,11 @@ def cleared_flow() -> Flow:
         ],
     })  # fmt: skip
     paid = [("bank:acct", 1235), (f"gateway_receivable:{gateway}", -1235)]
+    # What the month's tiers gave back waits for no gateway.
+    freed = decide(flow, "release", {"date": "2027-02-02", "entries": ["fee_true_up:e2"]})
+    given_back = [("merchant_payable:shop", 3), ("merchant_available:shop", -3)]
     for entry_id, kind, at, postings in (
+        ("release:fee_true_up:e2", "release", freed, given_back),
         (f"clearing:{gateway}:r-1:7", "clearing", row, lines),
         ("bank:acct:s:1", "bank_receipt", line, paid),
     ):
@@ -364,10 +368,30 @@ CLEARING_DAMAGES: dict[str, Callable[[Flow], None]] = {
         f, "bank:acct:s:1",
         lambda e: _line(_line(e, 0, amount_minor=1236), 1, amount_minor=-1236),
     ),
+    "more released than was posted": lambda f: _change(
+        f, "release:fee_true_up:e2",
+        lambda e: _line(_line(e, 0, amount_minor=4), 1, amount_minor=-4),
+    ),
+    "what was decided and not released": lambda f: f.entries.remove(
+        next(e for e in f.entries if e.kind == "release")
+    ),
+    "a sale that was released without a row": lambda f: _release_a_sale(f),
     "a line of nobody that was booked": lambda f: f.entries.append(
         replace(next(e for e in f.entries if e.kind == "bank_receipt"), entry_id="bank:acct:s:2")
     ),
 }  # fmt: skip
+
+
+def _release_a_sale(flow: Flow) -> None:
+    """Decided and booked as decided, but a gateway has to report it."""
+    sold = next(e for e in flow.entries if flow_key(flow, e) == "shop:f1")
+    at = decide(flow, "release", {"date": "2027-02-02", "entries": [sold.entry_id]})
+    postings = (PostingSeen("merchant_payable:shop", "GBP", 1215),
+                PostingSeen("merchant_available:shop", "GBP", -1215))  # fmt: skip
+    flow.entries.append(
+        EntrySeen(f"release:{sold.entry_id}", "", TOPIC, at.partition, at.offset, postings,
+                  "release", "shop", "2027-02-02")
+    )  # fmt: skip
 
 
 def _name(flow: Flow, prefix: str) -> str:

@@ -24,7 +24,15 @@ from benchmarks.process_use import ProcessCost, ProcessUse, cost, parse_use, pro
 from benchmarks.reconcile import _book as book_sales
 from benchmarks.reconcile import _reconcile as reconcile_sales
 from benchmarks.reconcile import expected as expected_breaks
-from benchmarks.report import BEGIN, END, Results, as_text, require_markers, write_document
+from benchmarks.report import (
+    BEGIN,
+    END,
+    Results,
+    as_markdown,
+    as_text,
+    require_markers,
+    write_document,
+)
 from benchmarks.settlement_watch import verify_settlements
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import to_record
@@ -124,7 +132,7 @@ def test_the_document_gets_the_table_between_its_markers(tmp_path: Path) -> None
     path = tmp_path / "b.md"
     path.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
     for _ in range(2):
-        write_document(path, results())
+        write_document(path, as_markdown(results()))
     text = path.read_text()
     assert text.startswith("above\n")
     assert text.endswith(f"{END}\nbelow\n")
@@ -145,19 +153,21 @@ def test_a_document_without_markers_is_refused_before_anything_is_measured(
     assert "where the table goes" in capsys.readouterr().err
 
 
-def test_the_committed_document_has_its_markers() -> None:
+@pytest.mark.parametrize("name", ["benchmarks", "reconciliation", "ledger"])
+def test_the_committed_document_has_its_markers(name: str) -> None:
     """So that --write works on a clone."""
-    require_markers(TOP / "docs" / "benchmarks.md")
+    require_markers(TOP / "docs" / f"{name}.md")
 
 
 def test_a_quick_run_cannot_become_the_documented_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Small sizes show that it works, not how fast it is."""
-    with pytest.raises(SystemExit) as left:
-        parse(["--quick", "--write", "docs/benchmarks.md"])
-    assert left.value.code == 2
-    assert "--write needs a whole run" in capsys.readouterr().err
+    for arguments in (["--quick"], ["journal"], ["books", "--quick"]):
+        with pytest.raises(SystemExit) as left:
+            parse([*arguments, "--write", "docs/benchmarks.md"])
+        assert left.value.code == 2
+        assert "--write needs a whole run" in capsys.readouterr().err
 
 
 def test_the_table_names_the_machine_and_the_command() -> None:
@@ -255,12 +265,12 @@ def test_reconciliation_is_measured_only_where_every_break_was_found(tmp_path: P
     """A small run of the very code: what was damaged is found by name, and nothing else."""
     url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
     book_sales(url, 1_000)
-    done = reconcile_sales(url, 1_000)
+    done = reconcile_sales("SQLite", url, 1_000)
     assert (done.sales, done.rows, done.breaks) == (1_000, 1_010, 6 * 10 + 5)
     assert set(expected_breaks(1_000).values()) == {10, 5}
-    assert "rows, shuffled" in as_text(replace(results(), drains=[], reconciled=done))
+    assert "shuffled, " in as_text(replace(results(), drains=[], reconciled=[done]))
     slow = replace(done, matched_s=61.0, peak_mib=501.0)
-    assert as_text(replace(results(), drains=[], reconciled=slow)).count("MISSED") == 2
+    assert as_text(replace(results(), drains=[], reconciled=[slow])).count("MISSED") == 2
 
 
 def test_a_break_that_was_not_found_is_a_wrong_run(tmp_path: Path) -> None:
@@ -268,4 +278,4 @@ def test_a_break_that_was_not_found_is_a_wrong_run(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
     book_sales(url, 500)
     with pytest.raises(WrongRun, match="missing_here"):
-        reconcile_sales(url, 1_000)
+        reconcile_sales("SQLite", url, 1_000)

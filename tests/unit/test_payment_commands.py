@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from pipeline.audit.trace import Hop, Trace, describe
 from pipeline.cli import app
-from pipeline.commands.payment import _check_single, _review_named, _review_now, _with_id
 from pipeline.commands.payment_follow import (
     DONE,
     FAILED,
@@ -19,6 +18,13 @@ from pipeline.commands.payment_follow import (
     Outcome,
     PaymentSeen,
     judged,
+)
+from pipeline.commands.payment_meaning import (
+    asked_anew,
+    check_single,
+    review_named,
+    review_now,
+    with_id,
 )
 from pipeline.commands.payment_story import story_json, story_lines
 from pipeline.domain.command_memory import content_digest
@@ -178,8 +184,8 @@ def test_the_same_line_typed_again_is_the_same_command() -> None:
     """The id comes from what is asked, not from when or by whom; something else is another one."""
     asked = replace(REFUND, command_id="")
     again = replace(asked, submitted_at_ms=99, actor="somebody else")
-    assert _with_id(asked).command_id == _with_id(again).command_id
-    assert _with_id(asked).command_id.startswith("refund-")
+    assert with_id(asked).command_id == with_id(again).command_id
+    assert with_id(asked).command_id.startswith("refund-")
     for other in (
         {"amount_minor": 501},
         {"reason": "a second one"},
@@ -188,13 +194,13 @@ def test_the_same_line_typed_again_is_the_same_command() -> None:
         {"card_scheme": "visa"},
         {"figures": "refunded 1"},
     ):
-        assert _with_id(replace(asked, **other)).command_id != _with_id(asked).command_id
-    assert _with_id(REFUND) == REFUND
+        assert with_id(replace(asked, **other)).command_id != with_id(asked).command_id
+    assert with_id(REFUND) == REFUND
 
 
 def test_ids_of_commands_outlast_an_upgrade() -> None:
     """The same line typed to the next version must not give money back a second time."""
-    assert _with_id(replace(REFUND, command_id="")).command_id == "refund-2dd254513d4e76e8"
+    assert with_id(replace(REFUND, command_id="")).command_id == "refund-2dd254513d4e76e8"
 
 
 @pytest.mark.parametrize(
@@ -203,15 +209,15 @@ def test_ids_of_commands_outlast_an_upgrade() -> None:
 def test_what_moves_no_money_by_itself_is_asked_anew_each_time(type_: str) -> None:
     """A cancel that was refused, typed again after a retry, is another intent; a retry is not."""
     asked = replace(REFUND, command_id="", type=type_)
-    first, second = _with_id(asked).command_id, _with_id(asked).command_id
+    first, second = with_id(asked).command_id, with_id(asked).command_id
     assert (first == second) is (type_ in ("retry", "capture"))
     assert first.startswith(f"{type_}-")
     assert valid_id(first)
-    assert _with_id(replace(asked, command_id="mine")).command_id == "mine"
+    assert with_id(replace(asked, command_id="mine")).command_id == "mine"
 
 
 def typed(type_: str, **fields: Any) -> PaymentCommand:
-    return _with_id(command(type_, "", actor="ann", **fields))
+    return with_id(command(type_, "", actor="ann", **fields))
 
 
 def test_a_cancel_typed_again_after_a_retry_cancels() -> None:
@@ -240,7 +246,7 @@ def test_an_approval_typed_again_lets_no_later_retry_go_on() -> None:
         amount_minor_max = 100
     """
     story = Story(ORDER, replace(POLICY, risk=read_rules(rules, "rules.toml")))
-    operation_id, attempt = _review_now(story.payment, "shop:1")
+    operation_id, attempt = review_now(story.payment, "shop:1")
     assert (operation_id, attempt) == ("1", 1)
     line = {"decision": "approve", "operation_id": operation_id, "attempt": attempt}
     story.flow.command(typed("review", **line))
@@ -252,22 +258,22 @@ def test_an_approval_typed_again_lets_no_later_retry_go_on() -> None:
         story.flow.command(typed("review", **{**line, "decision": decision}))
         assert (story.status, story.flow.events()[-1].reason) == ("risk_review", rule)
     with pytest.raises(UserError, match=r"in review for r1, .* --operation r1\.$"):
-        _review_now(story.payment, "shop:1")
-    named, number = _review_named("r1")
+        review_now(story.payment, "shop:1")
+    named, number = review_named("r1")
     story.flow.command(typed("review", decision="approve", operation_id=named, attempt=number))
     story.flow.answer(yes)
     assert story.status == "captured"
     with pytest.raises(UserError, match="is captured"):
-        _review_now(story.payment, "shop:1")
+        review_now(story.payment, "shop:1")
 
 
 def test_a_review_is_named_as_it_is_listed() -> None:
     """By its operation, and from the second attempt on by that as well."""
-    assert _review_named("1001") == ("1001", 1)
-    assert _review_named("1001:2") == ("1001", 2)
+    assert review_named("1001") == ("1001", 1)
+    assert review_named("1001:2") == ("1001", 2)
     for wrong in ("1001:x", "1001:22222"):
         with pytest.raises(UserError, match="names no review"):
-            _review_named(wrong)
+            review_named(wrong)
 
 
 def test_a_resolution_that_came_too_early_may_be_typed_again() -> None:
@@ -286,10 +292,10 @@ def test_a_resolution_typed_again_decides_about_no_other_operation() -> None:
     """Of a payment with several the one is named, also where only one is unknown: later it would be
     another one."""
     charge = replace(CHARGE, state="inquiry_exhausted")
-    _check_single(replace(PAYMENT, attempts=(charge,)))
+    check_single(replace(PAYMENT, attempts=(charge,)))
     refund = refund_attempt("inquiry_exhausted")
     with pytest.raises(UserError, match=r"--operation: r-1 \(refund of 500 GBP at sim-a\)\.$"):
-        _check_single(replace(PAYMENT, attempts=(CHARGE, refund)))
+        check_single(replace(PAYMENT, attempts=(CHARGE, refund)))
 
 
 def test_a_command_that_was_taken_before_is_not_told_as_done() -> None:
@@ -583,12 +589,12 @@ def test_a_resolution_typed_again_is_not_taken_for_one_of_something_else() -> No
         story.flow.now_ms += HOUR_MS
 
     unknown()
-    story.flow.command(_with_id(line))
+    story.flow.command(with_id(line))
     assert story.events[-1] == "reversal_started"
     unknown()
     with pytest.raises(UserError, match="--operation: late-late-1-1-1 "):
-        _check_single(story.payment)
-    story.flow.command(_with_id(replace(line, operation_id="late-1-1")))
+        check_single(story.payment)
+    story.flow.command(with_id(replace(line, operation_id="late-1-1")))
     assert story.flow.events()[-1].reason == "outcome_must_be_unknown"
 
 
@@ -598,10 +604,42 @@ def test_a_resolution_that_came_too_early_may_be_typed_again_by_name() -> None:
     line = replace(
         command("resolve", ""), decision="not_charged", evidence="their dashboard", actor="ann"
     )
-    story.flow.command(_with_id(line))
+    story.flow.command(with_id(line))
     assert story.flow.events()[-1].reason == "send_window_must_be_over"
     story.flow.now_ms += HOUR_MS
     with pytest.raises(UserError, match="--operation: 1 "):
-        _check_single(story.payment)
-    story.flow.command(_with_id(replace(line, operation_id="1")))
+        check_single(story.payment)
+    story.flow.command(with_id(replace(line, operation_id="1")))
     assert story.status == "failed"
+
+
+def asked_again(story: Story, type_: str) -> str:
+    """The id of a line that is typed against the payment as it stands, and taken."""
+    line = asked_anew(typed(type_), story.payment, story.flow.events())
+    story.flow.command(line)
+    return line.command_id
+
+
+@pytest.mark.parametrize("asked", ["refund", "capture"])
+def test_what_was_refused_is_asked_anew_by_the_same_line(asked: str) -> None:
+    """A refund once its dispute is won, a capture once a retry holds the money: each is judged by
+    how the payment stands, and is made once."""
+    story = Story(MANUAL if asked == "capture" else ORDER)
+    if asked == "refund":
+        story.flow.answer(yes)
+        story.dispute("opened")
+    else:
+        story.flow.answer(DECLINED)
+    first = asked_again(story, asked)
+    assert story.flow.events()[-1].type == "command_rejected"
+    if asked == "refund":
+        story.dispute("won")
+    else:
+        story.command("retry", "r1", instrument_token="tok_2")
+        story.flow.answer(yes)
+    second = asked_again(story, asked)
+    assert second == f"{first}-2"
+    assert story.flow.open_requests[0][1].operation_id == second
+    story.flow.answer(yes)
+    assert asked_again(story, asked) == second, "once: it was carried out"
+    assert story.flow.decisions[-1].note == "duplicate_command"

@@ -12,22 +12,26 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.disputes import RANKS
+from pipeline.domain.matching import ReportedSide
 from pipeline.domain.model import Dispute, Settlement
 from pipeline.domain.policy import GatewayProfile
 from pipeline.gateways.notice import Notice
 from pipeline.processors.disputes import process_dispute
+from producers.clearings import words_of
 from producers.webhook_endpoint import notification_of
 from tests.support.examples import share_of
 from tests.support.payment_story import (
     MANUAL,
     NOT_FOUND,
     NOT_SENT,
+    NOW,
     ORDER,
     POLICY,
     TIMED_OUT,
     Story,
     yes,
 )
+from tests.support.reconciliation import reported_side
 
 # A life that comes back to a stage it had been in, numbered as gateways number it.
 WON_TWICE = (("opened", 1), ("won", 2), ("pre_arbitration", 3), ("won", 4))
@@ -86,6 +90,37 @@ def test_numbered_events_in_any_order_end_the_same(life: Any, end: Any) -> None:
         for state, number in order:
             story.dispute(state, event_sequence=number)
         assert standing(story) == end, order
+
+
+def test_a_dispute_that_only_a_report_tells_of_is_booked() -> None:
+    """Its rows are evidence as an unknown charge's are: what was taken and the fee, then what was
+    given back. The gateway's own word about the same, heard late, moves nothing twice."""
+    story = charged()
+
+    def told(*rows: ReportedSide) -> None:
+        ((word, _),) = words_of(rows, NOW)
+        story.flow.notify(word)
+
+    def row(number: int, kind: str, amount_minor: int) -> ReportedSide:
+        return reported_side(
+            number, kind=kind, amount_minor=amount_minor, gateway="simulator",
+            gateway_reference="d1", payment_id=story.payment.payment_id, merchant_id="shop",
+            order_id=story.order_id, operation_id="", operation_kind="", attempt=0,
+        )  # fmt: skip
+
+    told(row(1, "dispute", -500), row(2, "dispute_fee", -15))
+    assert story.settled == [("capture", 500), ("dispute", -500), ("dispute_fee", -15)]
+    told(row(1, "dispute", -500), row(2, "dispute_fee", -15))
+    story.dispute("opened", event_sequence=1)
+    assert len(story.settled) == 3
+    told(row(3, "reversal", 500))
+    # Numbered by now: what a row cannot place among the gateway's events changes nothing.
+    assert (len(story.settled), story.payment.disputes[0].state) == (3, "opened")
+
+    story = charged()
+    told(row(1, "dispute", -500))
+    told(row(3, "reversal", 500))
+    assert standing(story) == ("won", 0, 0, 0)
 
 
 @settings(max_examples=share_of(60), deadline=None)

@@ -17,6 +17,7 @@ from pipeline.cli import app
 from pipeline.commands.reconcile_text import age_days, break_lines, page, write_csv
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.ids import payment_id
+from pipeline.domain.matching import ReportedSide
 from pipeline.errors import UserError
 from pipeline.gateways.reports.terms import rules_of
 from pipeline.ledger.database import open_ledger
@@ -24,7 +25,7 @@ from pipeline.ledger.reconciliation.breaks import BreakSum, keep
 from pipeline.ledger.reconciliation.tables import prepare
 from pipeline.ledger.reconciliation.totals import DayTotal
 from pipeline.observability.metrics import Metrics
-from producers.clearings import word_of
+from producers.clearings import words_of
 from tests.support.cli_runner import CliRunner
 from tests.support.reconciliation import reported_side
 
@@ -84,13 +85,13 @@ def test_breaks_that_have_ended_are_shown_as_none() -> None:
 def test_a_row_tells_its_payment_what_its_gateways_notice_would() -> None:
     """Of ours, with the order it names; a refund that came back has failed."""
     ours = payment_id("m", "o")
-    word = word_of(reported_side(payment_id=ours), 7)
-    assert word is not None
+    ((word, rows),) = words_of([reported_side(payment_id=ours)], 7)
+    assert [row.row_number for row in rows] == [1]
     assert (word.notification_id, word.outcome, word.kind, word.attempt, word.amount_minor) == (
         "report:g:f:1", "succeeded", "charge", 1, 100,
     )  # fmt: skip
-    back = word_of(reported_side(payment_id=ours, kind="refund_failed", operation_kind="refund"), 7)
-    assert back is not None
+    failed = reported_side(payment_id=ours, kind="refund_failed", operation_kind="refund")
+    ((back, _),) = words_of([failed], 7)
     assert (back.outcome, back.kind) == ("failed", "refund")
 
 
@@ -98,14 +99,36 @@ def test_a_row_tells_its_payment_what_its_gateways_notice_would() -> None:
     "changed",
     [
         pytest.param({"payment_id": payment_id("m", "x")}, id="another order's payment"),
-        pytest.param({"operation_id": ""}, id="a dispute"),
+        pytest.param({"operation_id": ""}, id="no operation"),
         pytest.param({"kind": "capture_failed"}, id="a capture that was taken back"),
         pytest.param({"merchant_id": ""}, id="no merchant"),
     ],
 )
 def test_a_row_that_names_no_payment_of_ours_tells_nobody(changed: dict[str, Any]) -> None:
     """It stays a break that a person looks at."""
-    assert word_of(reported_side(**{"payment_id": payment_id("m", "o"), **changed}), 7) is None
+    assert words_of([reported_side(**{"payment_id": payment_id("m", "o"), **changed})], 7) == []
+
+
+def test_the_rows_of_a_dispute_tell_its_payment_together() -> None:
+    """What was taken, what was given back and the fee, as one word about each dispute."""
+    fields = {"payment_id": payment_id("m", "o"), "operation_id": "", "attempt": 0,
+              "operation_kind": "", "gateway_reference": "dp_1"}  # fmt: skip
+    taken = reported_side(1, **fields, kind="dispute", amount_minor=-100)
+    fee = reported_side(2, **fields, kind="dispute_fee", amount_minor=-15)
+    given = reported_side(3, **fields, kind="reversal", amount_minor=100)
+    other = reported_side(4, **{**fields, "gateway_reference": "dp_2"}, kind="dispute",
+                          amount_minor=-7)  # fmt: skip
+
+    def said(*rows: ReportedSide) -> list[tuple[object, ...]]:
+        words = [word for word, _ in words_of(rows, 7)]
+        return [(w.dispute_id, w.dispute_state, w.amount_minor, w.fee_minor) for w in words]
+
+    assert said(taken, fee, other) == [("dp_1", "opened", 100, 15), ("dp_2", "opened", 7, 0)]
+    assert said(taken, given) == [("dp_1", "won", 100, 0)]
+    assert said(given) == [("dp_1", "won", 100, 0)]
+    assert said(fee) == [("dp_1", "inquiry", 0, 15)]
+    ((word, rows),) = words_of([taken, fee], 7)
+    assert (word.type, word.notification_id, len(rows)) == ("dispute", "report:g:f:1", 2)
 
 
 def test_rules_are_the_contracts_own_where_nothing_else_is_said() -> None:

@@ -66,9 +66,9 @@ def is_back(story: Story, order: Order) -> bool:
 
 
 @BOTH
-@pytest.mark.parametrize("minutes", [5, 3 * 60, 30 * 60])
+@pytest.mark.parametrize("minutes", [5, 3 * 60, 23 * 60, 30 * 60])
 def test_it_goes_back_however_long_the_gateway_was_away(order: Order, minutes: int) -> None:
-    """Five minutes, three hours, and longer than one reversal is tried for."""
+    """Five minutes, three hours, longer than one reversal is sent for, and than its key is kept."""
     story = cancelled_too_late(order)
     lives_until(story, NOW + minutes * MINUTE_MS, down)
     assert not is_back(story, order)
@@ -77,7 +77,7 @@ def test_it_goes_back_however_long_the_gateway_was_away(order: Order, minutes: i
         story, back_ms + 2 * HOUR_MS, lambda r: NOT_FOUND if r.kind == "inquire" else yes(r)
     )
     if minutes > 24 * 60:
-        # Its gateway was away for so long that nothing could be proven: a person is asked.
+        # Its gateway was away for so long that it cannot prove anything: a person is asked.
         assert story.payment.attempts[-1].state == "inquiry_exhausted"
         story.command("resolve", "p1", decision="not_charged")
         story.flow.answer(yes)
@@ -106,6 +106,25 @@ def test_what_is_proven_unsent_is_ordered_again_under_another_key(order: Order) 
     assert (first.state, first.code) == ("failed", "not_found")
     assert (second.operation_id, second.state) == ("late-late-1-1-1", "retry_waiting")
     lives_until(story, NOW + 16 * HOUR_MS, yes)
+    assert is_back(story, order)
+
+
+@BOTH
+@pytest.mark.parametrize("tries", [1, 8], ids=["first", "later"])
+def test_a_gateways_long_retry_after_does_not_outlast_its_memory(order: Order, tries: int) -> None:
+    """It asks not to be called for a week: by half the time that it knows the key, it is asked for
+    proof all the same, and another operation takes its place."""
+    short = replace(DEFAULT_POLICY.gateways[0], key_retention_ms=10 * HOUR_MS)
+    story = cancelled_too_late(order, replace(DEFAULT_POLICY, gateways=(short,)))
+    for _ in range(tries - 1):
+        story.flow.answer(NOT_SENT)
+        while not story.flow.open_requests:
+            story.flow.advance(max(0, min(story.flow.tiers)[0] - story.flow.now_ms))
+    limited = GatewayAnswer(outcome="not_sent", code="rate_limited", retry_after_ms=7 * DAY_MS)
+    story.flow.answer(limited)
+    lives_until(story, NOW + 4 * HOUR_MS, yes)
+    assert not is_back(story, order)
+    lives_until(story, NOW + 6 * HOUR_MS, lambda r: NOT_FOUND if r.kind == "inquire" else yes(r))
     assert is_back(story, order)
 
 
@@ -309,3 +328,25 @@ def test_a_refund_by_command_that_comes_back_leaves_a_late_charge_owed() -> None
     assert story.flow.open_requests[0][1].amount_minor == 300
     story.flow.answer(yes)
     assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
+
+
+def test_one_of_several_is_ordered_again_by_its_name() -> None:
+    """A bank has the money of one charge: the other goes back without force, and without it."""
+    story = Story()
+    story.flow.answer(DECLINED)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.answer(DECLINED)
+    for operation_id in ("1", "r1"):
+        story.notify("succeeded", operation_id)
+        story.flow.answer(DECLINED)
+    story.dispute("opened", gateway_reference="charge_1")
+    assert story.rejected("give_back", "g1") == "refund_must_not_run_during_a_dispute"
+    one = {"operation_id": "late-1-1"}
+    assert story.rejected("give_back", "g2", **one) == "refund_must_not_run_during_a_dispute"
+    assert story.rejected("give_back", "g3", operation_id="r9") == "operation_must_be_the_payments"
+    story.command("give_back", "g4", operation_id="late-r1-1")
+    assert [r.operation_id for _, r in story.flow.open_requests] == ["late-late-r1-1-1"]
+    story.flow.answer(yes)
+    assert [each.operation_id for each in outstanding(story.payment)] == ["late-1-1"]
+    again = {"operation_id": "late-r1-1", "override": "dispute"}
+    assert story.rejected("give_back", "g5", **again) == "give_back_must_be_outstanding"

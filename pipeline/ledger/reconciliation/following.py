@@ -6,19 +6,25 @@ What was decided elsewhere (a ledger that is restored or made anew) is followed 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select
+from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text
 
-from pipeline.domain.clearing import ClearedRow
+from pipeline.domain.clearing import RELEASED_KINDS, ClearedRow
 from pipeline.domain.model import LedgerEvent
+from pipeline.domain.posting import NO_GATEWAY
 from pipeline.domain.reconciliation_decisions import (
     BANK_STATEMENT,
     BREAK_RESOLUTION,
     CLEARING,
     KINDS,
+    RELEASE,
+    ROWS_MAX,
     BankStatement,
     clearing_body,
     clearing_of,
+    release_body,
+    release_of,
     resolution_body,
     resolution_of,
     statement_body,
@@ -32,6 +38,11 @@ from pipeline.ledger.reconciliation.tables import bank_lines, cleared_rows, foll
 from pipeline.ledger.tables import ledger_decisions
 
 AUTOMATIC = "reconcile"
+_UNRELEASED: Final = text(
+    "SELECT e.entry_id FROM journal_entries e WHERE e.kind IN :kinds AND NOT EXISTS ("
+    "SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.entry_id) "
+    "ORDER BY e.entry_number LIMIT :limit"
+).bindparams(bindparam("kinds", sorted(RELEASED_KINDS), expanding=True))
 
 
 def follow(connection: Connection) -> int:
@@ -72,6 +83,23 @@ def decide_clearing(
         follow(connection)
         also(connection)
     return event
+
+
+def decide_releases(engine: Engine, day: str, now_ms: int) -> int:
+    """Decide that what waits for no gateway's funds is available; how many entries that is."""
+    released = 0
+    while True:
+        with engine.begin() as connection:
+            follow(connection)
+            waiting = connection.execute(_UNRELEASED, {"limit": ROWS_MAX}).scalars().all()
+            if not waiting:
+                return released
+            decide(
+                connection, kind=RELEASE, body=release_body(day, waiting), actor=AUTOMATIC,
+                reason="no gateway reports it", now_ms=now_ms,
+            )  # fmt: skip
+            follow(connection)
+        released += len(waiting)
 
 
 def decide_statement(
@@ -143,6 +171,21 @@ def _apply(connection: Connection, event: LedgerEvent) -> None:
                     "sequence": event.sequence,
                 }
                 for row in decided.rows
+            ],
+        )
+    elif event.kind == RELEASE:
+        # Each is its own row: no report has one of it.
+        connection.execute(
+            insert(cleared_rows),
+            [
+                {
+                    "settlement_id": entry,
+                    "gateway": NO_GATEWAY,
+                    "file_id": entry,
+                    "row_number": 0,
+                    "sequence": event.sequence,
+                }
+                for entry in release_of(event).entries
             ],
         )
     elif event.kind == BANK_STATEMENT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import astuple, fields
@@ -164,13 +165,28 @@ def _key(row: Clearing) -> tuple[str, str, int]:
 def _insert(connection: Connection, rows: Sequence[Placed]) -> int:
     """How many of them were not there."""
     columns = (*_FIELDS, "source_partition", "source_offset")
-    mark = "?" if connection.dialect.name == "sqlite" else "%s"
-    statement = (
-        f"INSERT INTO clearing_rows ({', '.join(columns)}) "
-        f"VALUES ({', '.join([mark] * len(columns))}) ON CONFLICT DO NOTHING"
-    )
+    names = ", ".join(columns)
     values = [(*astuple(r.clearing), r.partition, r.offset) for r in rows]
-    return connection.exec_driver_sql(statement, values).rowcount
+    if connection.dialect.name == "sqlite":
+        marks = ", ".join("?" * len(columns))
+        statement = f"INSERT INTO clearing_rows ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        return connection.exec_driver_sql(statement, values).rowcount
+    # COPY knows no conflicts, so the rows go by a table of this connection's own.
+    connection.exec_driver_sql(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS clearing_rows_new "
+        "(LIKE clearing_rows INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
+    )
+    driver: Any = connection.connection.driver_connection
+    with (
+        driver.cursor() as cursor,
+        cursor.copy(f"COPY clearing_rows_new ({names}) FROM STDIN") as copy,
+    ):
+        for row in values:
+            copy.write_row(row)
+    return connection.exec_driver_sql(
+        f"INSERT INTO clearing_rows ({names}) SELECT {names} FROM clearing_rows_new "
+        "ON CONFLICT DO NOTHING"
+    ).rowcount
 
 
 def _move(connection: Connection, source: Source, partition: int, moved: Progress) -> None:

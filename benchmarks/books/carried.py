@@ -1,0 +1,261 @@
+"""Orders carried through the whole flow, and what its gateway has to say about them afterwards.
+
+The sample and generated orders in three currencies, an eighth of what is generated given back in
+part, under a schedule of fees. The gateway simulator answers over HTTP with its default faults and
+makes a settlement report of what it has done so far each time another part of the orders has ended:
+the reports of successive days, of which some rows come a day late.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from benchmarks.failure import WrongRun
+from pipeline.config import Settings, load_settings
+from pipeline.demo import PACE, sample_file
+from pipeline.domain.decisions import schedule_body
+from pipeline.domain.model import Order, PaymentCommand
+from pipeline.gateways.simulator.reports import LATE_EVERY
+from pipeline.ledger.database import open_ledger
+from pipeline.ledger.decisions import decide_terms
+from pipeline.local import LocalFlow
+from pipeline.observability.progress import Progress, progress
+from pipeline.record_codec import record_codec
+from producers.cancellations import given_back
+from producers.command_publisher import CommandPublisher
+from producers.invoice_csv import read_invoices
+from producers.ledger_events import LedgerEvents
+from producers.load_generator import LoadPlan, orders
+from producers.order_publisher import OrderPublisher
+
+Say = Callable[[str], None]
+
+CURRENCIES = ("GBP", "EUR", "JPY")
+GATEWAY = "simulator"
+# Of the generated orders, one in so many is given back in part.
+REFUND_EVERY = 8
+# Reports while the orders come; two more once all is done take in what is left.
+PARTS = 8
+# What the simulator takes of a charge, so that its fees are the ones that are expected.
+SCHEDULE: dict[str, Any] = {
+    "plans": [
+        {"name": f"standard-{each}", "currency": each, "percentage": "2.1", "fixed_minor": 30,
+         "returned": "percentage"}
+        for each in CURRENCIES
+    ],
+    "gateway_costs": [
+        {"gateway": GATEWAY, "currency": each, "percentage": "1.4", "fixed_minor": 20}
+        for each in CURRENCIES
+    ],
+}  # fmt: skip
+# The slowest wait of the default faults takes about 20 s; on a busy machine more.
+STALLED_S_MAX = 180.0
+SHOWN_EVERY_S = 5.0
+HTTP_TIMEOUT_S = 120.0
+# The broker stops before this process ends; its loss is not worth a line.
+QUIET = {"log_level": 0}
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A flow that has nothing left to do, and goes on running. ``days``: those with a report."""
+
+    flow: LocalFlow
+    folder: Path
+    orders: int
+    commands: int
+    days: tuple[str, ...]
+
+    @property
+    def settings(self) -> Settings:
+        return self.flow.settings
+
+    def get(self, path: str) -> bytes:
+        """What the gateway answers."""
+        with urllib.request.urlopen(self.settings.gateway_url + path, timeout=HTTP_TIMEOUT_S) as it:
+            body: bytes = it.read()
+            return body
+
+
+@contextmanager
+def carried(count: int, folder: Path, say: Say, *, seed: int) -> Iterator[Carried]:
+    """Carry the sample and ``count`` generated orders through a flow of its own in ``folder``."""
+    sold, asked = _orders(count, seed)
+    settings = load_settings(**PACE, state_dir=folder)
+    with LocalFlow(
+        settings,
+        {"payments": 1, "gateway": 1, "ledger": 1},
+        faults="default",
+        seed=seed,
+        log_file=folder / "workers.log",
+        say=say,
+    ) as flow:
+        _put_in_force(flow.settings)
+        flow.wait_until_joined()
+        reports = _Reports(flow, len(sold))
+        _publish(flow, sold)
+        say(f"Published {len(sold):,} orders")
+        _wait(flow, lambda at: at.ended + at.dead >= len(sold), say, reports.keep_up)
+        commands = CommandPublisher(
+            flow.settings.bootstrap_servers,
+            topic=flow.settings.catalogue().name("payment-commands"),
+            config=QUIET,
+        )
+        with commands as asks:
+            for number, command in enumerate(asked):
+                asks.publish(command)
+                if number % 1_000 == 0:
+                    flow.tick()
+        say(f"Published {len(asked):,} refunds and credits")
+        _wait(flow, lambda at: at.answered >= len(asked) and at.posted >= at.moved, say)
+        reports.finish()
+        yield Carried(flow, folder, len(sold), len(asked), tuple(reports.days))
+
+
+def wait_for_books(flow: LocalFlow, captured: int, say: Say) -> None:
+    """Until so many payments are captured and all that has moved is booked."""
+    _wait(flow, lambda at: at.captured >= captured and at.posted >= at.moved, say)
+
+
+def captured_so_far(flow: LocalFlow) -> int:
+    return _progress(flow).captured
+
+
+class _Reports:
+    """Has the gateway make its next report each time a further part of the orders has ended."""
+
+    def __init__(self, flow: LocalFlow, expected: int) -> None:
+        self._flow = flow
+        self._part = max(1, expected // PARTS)
+        self._first = date.today() - timedelta(days=PARTS + 1)
+        self._made = 0
+        self.days: list[str] = []
+
+    def keep_up(self, at: Progress) -> None:
+        if self._made < PARTS and at.ended >= self._part * (self._made + 1):
+            self._make(LATE_EVERY)
+
+    def finish(self) -> None:
+        """What is left, and on the day after it what was late of that."""
+        self._make(LATE_EVERY)
+        self._make(0)
+
+    def _make(self, late_every: int) -> None:
+        day = (self._first + timedelta(days=self._made)).isoformat()
+        self._made += 1
+        body = json.dumps({"date": day, "late_every": late_every}).encode()
+        request = urllib.request.Request(
+            f"{self._flow.settings.gateway_url}/v1/admin/reports", body
+        )
+        with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S) as answer:
+            # Of a day on which nothing moved there is no file.
+            if json.load(answer)["rows"]:
+                self.days.append(day)
+
+
+def _orders(count: int, seed: int) -> tuple[list[Order], list[PaymentCommand]]:
+    """What is sold, and what is asked for of it afterwards."""
+    now_ms = int(time.time() * 1000)
+    found = read_invoices(sample_file(), now_ms=now_ms)
+    made = [
+        LoadPlan(
+            count=count // len(CURRENCIES) + (n < count % len(CURRENCIES)),
+            submitted_at_ms=now_ms,
+            business_date=date.today().isoformat(),
+            seed=seed + n,
+            currency=currency,
+        )
+        for n, currency in enumerate(CURRENCIES)
+    ]
+    generated = list(chain.from_iterable(orders(plan) for plan in made))
+    refunds = [
+        PaymentCommand(
+            merchant_id=order.merchant_id,
+            order_id=order.order_id,
+            command_id=f"refund-{order.order_id}",
+            type="refund",
+            submitted_at_ms=now_ms,
+            amount_minor=max(1, order.amount_minor // 3),
+            currency=order.currency,
+            reason="a part came back",
+            actor="benchmark",
+            business_date=order.business_date,
+        )
+        for order in generated[::REFUND_EVERY]
+    ]
+    # The same order twice in the file is one payment.
+    sample = {(order.merchant_id, order.order_id): order for order in found.orders}
+    return [*sample.values(), *generated], [*given_back(found, now_ms=now_ms).commands, *refunds]
+
+
+def _put_in_force(settings: Settings) -> None:
+    catalogue = settings.catalogue()
+    codec = record_codec(catalogue, settings.schema_registry_url)
+    engine = open_ledger(settings.books_url())
+    try:
+        with engine.begin() as connection:
+            decide_terms(
+                connection, catalogue.name("settlements"), body=schedule_body(SCHEDULE, 1),
+                effective_from_ms=1, actor="benchmark", reason="fees of the proof",
+                now_ms=int(time.time() * 1000),
+            )  # fmt: skip
+        LedgerEvents(settings.bootstrap_servers, catalogue, codec).publish(engine)
+    finally:
+        engine.dispose()
+
+
+def _publish(flow: LocalFlow, sold: Sequence[Order]) -> None:
+    settings = flow.settings
+    with OrderPublisher(
+        settings.bootstrap_servers, topic=settings.catalogue().name("orders"), config=QUIET
+    ) as to:
+        for number, order in enumerate(sold):
+            to.publish(order)
+            if number % 1_000 == 0:
+                flow.tick()
+
+
+def _progress(flow: LocalFlow) -> Progress:
+    running = flow.running
+    if running is None:
+        raise WrongRun("the workers are gone.")
+    return progress(running.supervisor.metrics_dir)
+
+
+def _wait(
+    flow: LocalFlow,
+    done: Callable[[Progress], bool],
+    say: Say,
+    each_look: Callable[[Progress], None] = lambda _at: None,
+) -> None:
+    """Keep the flow alive until it has come so far. WrongRun when it stands still."""
+    before, moved_s = None, time.monotonic()
+    shown_s = moved_s
+    while True:
+        flow.tick()
+        at = _progress(flow)
+        each_look(at)
+        now_s = time.monotonic()
+        if at != before:
+            before, moved_s = at, now_s
+        finished = done(at)
+        if finished or now_s - shown_s >= SHOWN_EVERY_S:
+            shown_s = now_s
+            say(
+                f"  ended {at.ended:,}, captured {at.captured:,}, answered {at.answered:,}, "
+                f"booked {at.posted:,} of {at.moved:,}"
+            )
+        if finished:
+            return
+        if now_s - moved_s > STALLED_S_MAX:
+            raise WrongRun(f"nothing has moved for {STALLED_S_MAX:.0f} s: {at}")
+        time.sleep(0.25)
