@@ -207,6 +207,14 @@ class Publisher(Generic[NounT]):
                 raise
             # The block's own error goes on; what was lost besides it is said with it.
             error.add_note(str(failed))
+        except KeyboardInterrupt as stopped:
+            # Whoever waits no longer is told how much may be missing.
+            waiting = len(self._producer) + self._failed_count
+            stopped.add_note(
+                f"{waiting} {self.noun}s were not certainly delivered; publish them again, which "
+                "is safe."
+            )
+            raise
 
     def _on_failure(self, error: KafkaError | None, message: Message) -> None:
         if error is None:

@@ -17,7 +17,7 @@ from typing import Protocol
 from aiohttp import hdrs, web
 from confluent_kafka import KafkaException
 
-from pipeline.domain.evidence_texts import kept_text
+from pipeline.domain.gateway_text import kept_text
 from pipeline.domain.ids import payment_id
 from pipeline.domain.model import GatewayNotification
 from pipeline.errors import UserError

@@ -55,8 +55,9 @@ class Codec:
 
         ``checked`` also refuses what would be written without a word: unknown fields, a float or
         Decimal for a whole number (fastavro cuts it off), an int too large for its field. The
-        engine leaves it out and writes by code made for the schema, a third of the cost: its values
-        were decoded from Avro or made by integer arithmetic, and none of its fields is missing.
+        engine leaves it out and writes by code made for the schema, at less than half of the cost:
+        its values were decoded from Avro or made by integer arithmetic, and none of its fields is
+        missing.
         """
         header = wire_header(self._ids.current_id(name))
         if not checked:
@@ -164,9 +165,19 @@ def _unchecked(name: str, write: Writer) -> Encoder:
         try:
             return write(record)
         except _MISFITS as error:
-            raise EncodeError(f"{name}: {error}") from error
+            raise EncodeError(f"{name}{_where(name, record)}: {error}") from error
 
     return encode
+
+
+def _where(name: str, record: Record) -> str:
+    """The first field that does not fit, by writing each alone; of the record if none is alone."""
+    for field in read_schema(name)["fields"]:
+        try:
+            compile_writer({"name": name, "fields": [field]})(record)
+        except _MISFITS:
+            return f".{field['name']}"
+    return ""
 
 
 # What a value of our schemas is in Python: they hold no float, and no money is one.

@@ -10,7 +10,7 @@ from typing import Final
 
 from pipeline.domain.answer import DECLINED, PENDING, SUCCEEDED
 from pipeline.domain.decision import Decision
-from pipeline.domain.evidence_texts import GATEWAY_TEXT_LENGTH_MAX, kept_notice
+from pipeline.domain.gateway_text import GATEWAY_TEXT_LENGTH_MAX, kept_notice
 from pipeline.domain.lifecycle import (
     CONTRADICTED,
     INQUIRING,

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from pipeline.domain.answer import DEAD_LETTERED, DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.decision import Decision
-from pipeline.domain.evidence_texts import kept_result
+from pipeline.domain.gateway_text import kept_result
 from pipeline.domain.health import (
     BREAKER_OPEN,
     GATEWAY_NOT_CONFIGURED,

@@ -383,11 +383,10 @@ class GatewayWorker:
             STAGE, outcome.value, self._monotonic_s() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
+        self._too_large.ended(batch, outcome, self._lane.too_large)
         if outcome is Outcome.ABORTED:
-            self._too_large.refused(batch, self._lane.too_large)
             self._rewind()
             return
-        self._too_large.committed(batch.offsets)
         for (_, partition), offset in batch.offsets.items():
             if partition in self._positions:
                 self._positions[partition] = offset

@@ -202,9 +202,14 @@ class Lane:
                 except BufferError:
                     producer.poll(0.05)
                 except KafkaException as error:
-                    if _is_too_large(kafka_error(error)):
+                    cause = kafka_error(error)
+                    if _is_too_large(cause):
                         self.too_large = index
                         raise _MustAbort(f"{len(value or b'')} bytes for {topic}") from error
+                    if cause is not None and cause.code() == KafkaError._STATE:
+                        # The broker has refused an earlier record meanwhile, and the client takes
+                        # no other: what was wrong comes with the abort, which a dead one refuses.
+                        raise _MustAbort(str(cause)) from error
                     self._raise_course(error)
 
     def _reporter(self, index: int, report: Callable[[int], None] | None) -> Callable[..., None]:

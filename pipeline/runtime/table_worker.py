@@ -416,11 +416,10 @@ class TableWorker(Generic[V]):
             stage, outcome.value, self._monotonic_s() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
+        self._too_large.ended(batch, outcome, self._lane.too_large)
         if outcome is Outcome.ABORTED:
-            self._too_large.refused(batch, self._lane.too_large)
             self._rewind()
             return
-        self._too_large.committed(batch.offsets)
         self._positions.update(batch.offsets)
         self._table.apply(
             {p: offset + 1 for p, offset in self._table_offsets.items()}, int(self._time_s() * 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Message
@@ -113,6 +114,43 @@ def test_an_input_whose_effect_no_topic_takes_is_a_letter_and_the_lane_goes_on(
     payments = flow.payments()
     assert {name: payments[name].dead_letters for name in tokens} == {"wide": 0, "dense": 1}
     assert all(not payments[name].commands for name in tokens)
+
+
+def test_texts_and_keys_that_make_an_effect_no_topic_takes_are_refused_by_name(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """An order of nothing whose texts compress to little or fill a record to its brim, commands
+    that wait with the longest texts there are, a key of megabytes: each is refused before it is
+    kept, and the orders behind them are asked for."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path, partitions=1).provisioned()
+    texts = {"wide": "x" * (17 * MIB), "dense": b64encode(os.urandom(786_150)).decode()}
+    sent = [
+        flow.send_order(flow.order(name, amount_minor=0, capture_method=text))
+        for name, text in texts.items()
+    ]
+    long: dict[str, Any] = dict.fromkeys(("evidence", "reason"), "\U0001f4b3" * 1_000)
+    for number in range(24):
+        command = PaymentCommand(
+            merchant_id="shop", order_id="waited", command_id=f"c{number}",
+            type="refund" if number < 18 else "give_back", submitted_at_ms=2,
+            **long,
+        )  # fmt: skip
+        key = record_key("shop", "waited")
+        at = flow.send("payment-commands", key, flow.encode("payment-command", command))
+    sent.append(flow.send("orders", b"k" * (17 * MIB), flow.encode("order", flow.order("key"))))
+    sent.append(flow.send_order(flow.order("after")))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(*sent), running=running)
+        flow.wait_consumed(ends_of(at), running=running, role="payment-commands")
+    payments = flow.payments()
+    assert {payments[name].reason for name in texts} == {"texts_must_be_at_most_255_characters"}
+    assert len(payments["waited"].commands) == 20, "as many as may wait"
+    assert {r.order_id for r in flow.nouns("payment-requests")} == {"after"}
+    (letter,) = flow.messages("dead-letters")
+    assert letter.key() is None
+    headers = headers_of(letter)
+    assert headers["dlq.cause"] == "key_mismatch"
+    assert headers["dlq.key"].startswith("kkkk")
 
 
 def test_every_kind_of_bad_record_is_one_letter_with_its_lineage(

@@ -33,8 +33,10 @@ def flow(tmp_path: Path) -> EngineFlow:
 class RefusingProducer:
     """Takes records up to ``client_max`` bytes; its broker takes those up to ``broker_max``."""
 
-    def __init__(self, logger: Any, client_max: int, broker_max: int) -> None:
+    def __init__(self, logger: Any, client_max: int, broker_max: int, *, at_once: bool) -> None:
         self._logger, self._client_max, self._broker_max = logger, client_max, broker_max
+        # The broker's answer is there before the next record is produced.
+        self._at_once = at_once
         self._refused: list[Any] = []
 
     def init_transactions(self, _timeout_s: float) -> None: ...
@@ -44,6 +46,8 @@ class RefusingProducer:
     def produce(
         self, _topic: str, value: bytes, *_: Any, on_delivery: Any = None, **__: Any
     ) -> None:
+        if self._at_once and self._refused:
+            raise KafkaException(KafkaError(KafkaError._STATE))
         if len(value) > self._client_max:
             raise KafkaException(KafkaError(TOO_LARGE))
         if len(value) > self._broker_max:
@@ -54,28 +58,32 @@ class RefusingProducer:
     def poll(self, _timeout_s: float) -> None: ...
 
     def commit_transaction(self, _timeout_s: float) -> None:
-        for on_delivery in self._refused:
-            on_delivery(KafkaError(TOO_LARGE), None)
         if self._refused:
             raise KafkaException(KafkaError(TOO_LARGE, txn_requires_abort=True))
         self._logger.log(7, "%s %s %s", "ENDTXN", "client", "EndTxn returned NO_ERROR in")
 
     def abort_transaction(self, _timeout_s: float) -> None:
+        for on_delivery in self._refused:
+            on_delivery(KafkaError(TOO_LARGE), None)
         self._logger.log(7, "%s %s %s", "ENDTXN", "client", "EndTxn returned NO_ERROR in")
 
 
 @pytest.mark.parametrize(
-    ("client_max", "broker_max"),
-    [(REPORTED_BYTES, 10**9), (10**9, REPORTED_BYTES)],
-    ids=["by the client", "by the broker"],
+    ("client_max", "broker_max", "at_once"),
+    [
+        (REPORTED_BYTES, 10**9, False),
+        (10**9, REPORTED_BYTES, False),
+        (10**9, REPORTED_BYTES, True),
+    ],
+    ids=["by the client", "by the broker at the end", "by the broker before the next record"],
 )
 def test_a_lane_aborts_what_holds_a_record_too_large_and_names_it(
-    client_max: int, broker_max: int
+    client_max: int, broker_max: int, at_once: bool
 ) -> None:
     """It is not the producer's end, and what comes next is committed."""
 
     def make(_config: object, *, logger: Any) -> RefusingProducer:
-        return RefusingProducer(logger, client_max, broker_max)
+        return RefusingProducer(logger, client_max, broker_max, at_once=at_once)
 
     lane = Lane({}, stage="payments", committed_offsets=lambda _: {}, make_producer=make)
     lane.open()

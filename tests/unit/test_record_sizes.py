@@ -11,13 +11,13 @@ from msgspec.structs import fields, replace
 from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED, GatewayAnswer
 from pipeline.domain.command_memory import COMMAND_IDS_MAX
-from pipeline.domain.evidence_texts import (
+from pipeline.domain.findings import ACKNOWLEDGEABLE
+from pipeline.domain.gateway_text import (
     CODE_LENGTH_MAX,
     GATEWAY_TEXT_LENGTH_MAX,
     PLACE_LENGTH_MAX,
     URL_LENGTH_MAX,
 )
-from pipeline.domain.findings import ACKNOWLEDGEABLE
 from pipeline.domain.model import (
     Acknowledgement,
     Attempt,

@@ -1,8 +1,8 @@
-"""How much of a gateway's words the flow keeps, so that no row, event or request is too large.
+"""Gateways' own texts: evidence for people, not a place to store pages of HTML or card numbers.
 
-A gateway's answer or notice may be long (64 KiB, 256 KiB), and a payment keeps those of all its
-attempts. Codes are for people and are cut; an id that is cut would be another, and one that is too
-long cannot be booked, so what hangs on it is not believed.
+An answer or notice may be long (64 KiB, 256 KiB), and a payment keeps those of all its attempts: no
+row, event or request may outgrow its topic by them. Codes are cut; an id that is cut would be
+another, and one that is too long cannot be booked, so what hangs on it is not believed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.domain.answer import SUCCEEDED, UNKNOWN
 from pipeline.domain.card_numbers import mask_card_number_text
 from pipeline.domain.model import GatewayNotification, GatewayResult
 
-# Ids, as the books take them.
+# Texts, and ids, as the books take them.
 GATEWAY_TEXT_LENGTH_MAX: Final = 255
 # Codes are our own words.
 CODE_LENGTH_MAX: Final = 64
@@ -28,8 +28,7 @@ REFERENCE_TOO_LONG: Final = "reference_too_long"
 
 
 def kept_text(text: str) -> str:
-    """As much of a gateway's text as a record keeps, whether it answered or told by itself: it is
-    evidence for people, no place for pages of HTML or for card numbers."""
+    """As much of a gateway's text as a record keeps, whether it answered or told by itself."""
     return mask_card_number_text(text[:GATEWAY_TEXT_LENGTH_MAX])
 
 
