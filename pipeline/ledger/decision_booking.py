@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.ledger.clearing_booking import reconciliation_entries
 from pipeline.ledger.decisions import current_rules
 from pipeline.ledger.entries import EntryWriter, Item
-from pipeline.ledger.guards.v2 import ENTRIES_LOCK
+from pipeline.ledger.guards.v3 import ENTRIES_LOCK
 from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
 

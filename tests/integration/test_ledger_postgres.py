@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.ledger.database import open_ledger, reading
@@ -28,7 +28,7 @@ from tests.support.ledger import (
     journal_at,
 )
 from tests.support.ledger_migrations import MigrationSuite
-from tests.support.ledger_rules import RulesSuite, book_all, close
+from tests.support.ledger_rules import RulesSuite, book_all, close, seal
 from tests.support.ledger_seals import SealsSuite
 from tests.support.payouts import PayoutSuite
 from tests.support.reconciliation import ReconciliationSuite
@@ -102,6 +102,71 @@ def test_two_halves_from_two_transactions_are_refused(url: str) -> None:
             transaction.commit()
     with pytest.raises(DBAPIError), engine.begin() as connection:
         insert_line(connection, booked_number(engine), 2, "GBP", 7)
+    engine.dispose()
+
+
+def test_a_line_added_after_its_entry_was_checked_is_refused(url: str) -> None:
+    """The check can be asked for before the commit; whatever comes then is looked at by itself."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    for checked in ("journal_entries_checked", "ALL"):
+        with engine.connect() as connection:
+            insert_line(connection, 500, 1, "GBP", 100)
+            insert_line(connection, 500, 2, "GBP", -100)
+            insert_entry(connection, 500, entry_of(2), offset=1)
+            connection.execute(text(f"SET CONSTRAINTS {checked} IMMEDIATE"))
+            with pytest.raises(DBAPIError, match="has not the postings"):
+                _add_and_commit(connection)
+    engine.dispose()
+
+
+def test_temporary_tables_do_not_stand_in_for_the_books(url: str) -> None:
+    """Whoever may connect may make some, and they come before all others by their bare names."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    close(engine, "2010-12-31")
+    seal(engine)
+    for said, day, credit in (("differ", "2011-01-01", -1), ("is closed", "2010-12-01", -7)):
+        with engine.connect() as connection:
+            for table in ("journal_entries", "postings", "closed_periods"):
+                connection.execute(text(f"CREATE TEMP TABLE {table} (LIKE public.{table})"))
+            insert_entry(connection, 500, entry_of(2), offset=1)
+            for line, amount in ((1, 5), (2, -5)):
+                insert_line(connection, 500, line, "GBP", amount)
+            with pytest.raises(DBAPIError, match=said):
+                _book_in_public(connection, day, (7, credit))
+    engine.dispose()
+
+
+def _add_and_commit(connection: Connection) -> None:
+    insert_line(connection, 500, 3, "GBP", 1_000_000)
+    connection.commit()
+
+
+def _book_in_public(connection: Connection, day: str, amounts: tuple[int, ...]) -> None:
+    for line, amount in enumerate(amounts, 1):
+        connection.execute(
+            text(f"INSERT INTO public.postings VALUES (500, {line}, 1, 'GBP', {amount})")
+        )
+    connection.execute(
+        text("INSERT INTO public.journal_entries SELECT 500, 'hand:1', '', 'entry', 'm', 'o', 'p', "
+             "'op', 'g', 'r', :day, 'x', 0, 1, 1, 1, 2"), {"day": day},
+    )  # fmt: skip
+    connection.commit()
+
+
+def test_a_snapshot_older_than_a_seal_does_not_open_the_period(url: str) -> None:
+    """Under REPEATABLE READ a transaction does not see what was sealed since it began."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        connection.execute(text("SELECT * FROM closed_periods")).all()
+        close(engine, "2010-12-31")
+        seal(engine)
+        insert_line(connection, 500, 1, "GBP", 100)
+        insert_line(connection, 500, 2, "GBP", -100)
+        with pytest.raises(DBAPIError, match="READ COMMITTED only"):
+            insert_entry(connection, 500, entry_of(2), offset=1)
     engine.dispose()
 
 

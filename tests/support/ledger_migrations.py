@@ -26,7 +26,7 @@ from pipeline.ledger.queries import (
 from pipeline.ledger.tables import REVISION, metadata
 from tests.support.ledger import SOURCE, entry_of
 
-EARLIER = ("0001", "0002")
+EARLIER = ("0001", "0002", "0003")
 
 
 class MigrationSuite:

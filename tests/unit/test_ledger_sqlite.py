@@ -15,9 +15,10 @@ from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import entry_count, trial_balance
+from pipeline.ledger.seals import seal
 from tests.support.ledger import SOURCE, LedgerSuite, entry_of, journal_at
 from tests.support.ledger_migrations import MigrationSuite
-from tests.support.ledger_rules import RulesSuite
+from tests.support.ledger_rules import RulesSuite, announce
 from tests.support.ledger_seals import SealsSuite
 
 
@@ -95,6 +96,50 @@ def test_no_connection_can_change_what_is_booked(bare: sqlite3.Connection, attac
     with pytest.raises(sqlite3.IntegrityError):
         bare.execute(attack)
     assert _books(bare) == before
+
+
+def test_an_entry_whose_number_the_database_chooses_is_judged_by_its_own_lines(
+    bare: sqlite3.Connection,
+) -> None:
+    """Before the insert such a number reads as -1, and lines of that number may balance."""
+    bare.execute("BEGIN")
+    for number, amounts in ((2, (1000, -1)), (-1, (5, -5))):
+        for line, amount in enumerate(amounts, 1):
+            bare.execute(f"INSERT INTO postings VALUES ({number}, {line}, {line}, 'GBP', {amount})")
+    columns = [row[1] for row in bare.execute("PRAGMA table_info(journal_entries)")]
+    unnumbered = ", ".join(columns[1:])
+    copied = unnumbered.replace("entry_id", "'hand:1'").replace("source_offset", "7")
+    with pytest.raises(sqlite3.IntegrityError, match="debits and credits of the entry differ"):
+        bare.execute(
+            f"INSERT INTO journal_entries ({unnumbered}) "
+            f"SELECT {copied.replace('settlement_id', repr(''))} FROM journal_entries"
+        )
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param("ledger_decisions SELECT 2, event_id, kind, 'mallory', reason, 1, body, "
+                     "NULL, NULL FROM ledger_decisions", id="a decision by its event"),
+        pytest.param("ledger_decisions SELECT sequence, 'other', kind, 'mallory', reason, 1, body, "
+                     "NULL, NULL FROM ledger_decisions", id="a decision by its number"),
+        pytest.param("chains VALUES (1, 'elsewhere', 0)", id="a chain by its number"),
+        pytest.param("chains VALUES (7, 'settlements', 0)", id="a chain by its place"),
+    ],
+)  # fmt: skip
+def test_a_row_is_not_replaced_through_any_of_its_keys(
+    bare: sqlite3.Connection, url: str, attack: str
+) -> None:
+    """The row in the way would go without a trigger."""
+    engine = open_ledger(url)
+    announce(engine, from_ms=1_700_000_000_501)
+    seal(engine)
+    engine.dispose()
+    asked = "SELECT * FROM ledger_decisions", "SELECT * FROM chains"
+    before = [bare.execute(each).fetchall() for each in asked]
+    with pytest.raises(sqlite3.IntegrityError, match="never changed"):
+        bare.execute(f"INSERT OR REPLACE INTO {attack}")
+    assert [bare.execute(each).fetchall() for each in asked] == before
 
 
 def test_lines_left_by_a_careless_tool_reach_no_entry(bare: sqlite3.Connection, url: str) -> None:
