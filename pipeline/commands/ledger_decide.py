@@ -117,6 +117,7 @@ def close_command(
     What is booked by now belongs to it; a settlement of its days that comes later counts under the
     first day after it. The tiers of a month's fee plans are set right, and the database refuses
     entries of the period from then on. The close is published, so a rebuild closes it as well.
+    A period whose last day is not over, by UTC, is refused.
 
     Exit code 0: closed. 2: refused, or a server is away.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from msgspec import Struct
@@ -49,6 +49,20 @@ def last_day(period: str) -> str:
         raise UserError(f"{period!r} is no period: write a month, YYYY-MM, or a day, YYYY-MM-DD.")
     year, month = int(period[:4]), int(period[5:])
     return f"{period}-{monthrange(year, month)[1]:02d}"
+
+
+def require_ended(through: str, now_ms: int) -> None:
+    """UserError while the period's last day is still running, by UTC, or is yet to come.
+
+    Whatever comes after a close counts under a later day, so a period closed too early, by a slip
+    of the pen for one, would take the days before it along for good.
+    """
+    today = datetime.fromtimestamp(now_ms / 1000, UTC).date().isoformat()
+    if through >= today:
+        raise UserError(
+            f"the period through {through} has not ended: it is {today} (UTC). A period is closed "
+            "when its last day is over."
+        )
 
 
 def months_ended(after: str, through: str, months: Sequence[str]) -> list[str]:

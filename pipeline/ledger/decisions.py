@@ -25,6 +25,7 @@ from pipeline.domain.decisions import (
     rules_of,
 )
 from pipeline.domain.model import LedgerEvent
+from pipeline.domain.periods import require_ended
 from pipeline.errors import UserError
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
 
@@ -170,7 +171,9 @@ def decide_terms(
 def decide_close(
     connection: Connection, topic: str, *, through: str, actor: str, reason: str, now_ms: int
 ) -> LedgerEvent:
-    """Close everything up to a day: what is booked belongs to it, what comes later does not."""
+    """Close everything up to a day: what is booked belongs to it, what comes later does not.
+    UserError when the day is not over, or is closed already."""
+    require_ended(through, now_ms)
     held = hold_writers(connection, topic)
     lock_decisions(connection)
     before = connection.execute(select(func.max(closed_periods.c.through_date))).scalar_one()

@@ -169,6 +169,16 @@ class RulesSuite(OnEachDatabase):
         with reading(engine) as connection:
             assert len(all_decisions(connection)) == len(unpublished(connection)) == 1
 
+    @pytest.mark.parametrize("through", ["2023-11-14", "2023-11-30", "9999-12-31"])
+    def test_a_period_that_has_not_ended_is_not_closed(self, engine: Engine, through: str) -> None:
+        """It is 2023-11-14: a close of that day or a later one decides nothing, and the days
+        before can be closed as ever."""
+        with pytest.raises(UserError, match=f"through {through} has not ended: it is 2023-11-14"):
+            close(engine, through)
+        close(engine, "2023-11-13")
+        with reading(engine) as connection:
+            assert [event.sequence for event in all_decisions(connection)] == [1]
+
     @pytest.mark.parametrize(
         "attack",
         [
