@@ -112,17 +112,18 @@ def terms_on(
 ) -> TermsInForce | None:
     """The newest version in force at the day's cut-off; None when the merchant has none then, or
     the day is no business day by it."""
+    without_ms: list[int] = []
     for version in sorted(versions, key=lambda v: (v.effective_from_ms, v.version), reverse=True):
         terms = version.of(merchant, currency)
         if terms is None:
-            # A version is the whole document: who is not in it is not paid from then on. Any time
-            # of the day will do where nobody's cut-off is known.
-            midnight_ms = (day - date(1970, 1, 1)).days * 86_400_000
-            if version.effective_from_ms <= midnight_ms:
-                return None
+            # A version is the whole document: who is not in it is not paid from then on. The
+            # cut-off is the one of the version that would count without it.
+            without_ms.append(version.effective_from_ms)
             continue
         cut_off_ms = terms.days.cut_off_ms(day)
         if version.effective_from_ms <= cut_off_ms:
+            if any(from_ms <= cut_off_ms for from_ms in without_ms):
+                return None
             if not terms.days.is_one(day):
                 return None
             return TermsInForce(version.version, terms, version.paying(currency), cut_off_ms)

@@ -146,6 +146,21 @@ def test_the_newest_terms_at_the_cut_off_count() -> None:
     assert terms_on((old,), "nobody", "GBP", date(2010, 12, 1)) is None
 
 
+def test_who_is_taken_out_before_the_cut_off_is_not_paid_at_it() -> None:
+    """At 17:00 sharp is early enough, a millisecond later is not; and who is put in again by then
+    is paid."""
+    cut_off_ms, day = ms("2010-12-01T17:00"), date(2010, 12, 1)
+    old = read_terms(document(row()), version=1)
+    for from_ms, paid in ((ms("2010-12-01T10:00"), False), (cut_off_ms, False),
+                          (cut_off_ms + 1, True)):  # fmt: skip
+        without = read_terms(document(row("other")), version=2, effective_from_ms=from_ms)
+        assert (terms_on((old, without), "shop", "GBP", day) is not None) is paid
+    without = read_terms(document(row("other")), version=2, effective_from_ms=cut_off_ms - 2)
+    for from_ms, paid in ((cut_off_ms - 1, True), (cut_off_ms + 1, False)):
+        again = read_terms(document(row()), version=3, effective_from_ms=from_ms)
+        assert (terms_on((old, without, again), "shop", "GBP", day) is not None) is paid
+
+
 @pytest.mark.parametrize(
     ("position", "advanced"),
     [
