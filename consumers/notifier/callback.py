@@ -10,6 +10,8 @@ from msgspec import Struct
 
 from pipeline.domain.model import PaymentEvent
 
+# The columns of the callbacks' table.
+KEPT_LENGTH_MAX: Final = 64
 TEST_TYPE: Final = "paystream.test"
 
 # What the merchant sees of an event. Left out on purpose: ``detail`` and ``actor``, written for our
@@ -28,6 +30,12 @@ _TOLD: Final = (
     "kind",
     "operation_minor",
 )
+# What is kept beside the body, to be looked up.
+_KEPT: Final = ("event_id", "merchant_id", "order_id", "payment_id", "type")
+
+
+class CannotBeTold(Exception):
+    """The event can be read, and there is no callback that says it."""
 
 
 class Callback(Struct, frozen=True, kw_only=True, gc=False):
@@ -46,7 +54,19 @@ class Callback(Struct, frozen=True, kw_only=True, gc=False):
 
 
 def callback_of(event: PaymentEvent, endpoint: str, lane: int) -> Callback:
-    """The callback of an event; the same event gives the same bytes."""
+    """The callback of an event; the same event gives the same bytes. CannotBeTold when its time is
+    none that can be written, or a text in it is none that every database keeps."""
+    for name in _KEPT:
+        text = getattr(event, name)
+        if "\0" in text or len(text) > KEPT_LENGTH_MAX:
+            raise CannotBeTold(
+                f"{name} has a NUL or more than {KEPT_LENGTH_MAX} characters: {text[:80]!r}"
+            )
+    told = {name: getattr(event, name) for name in _TOLD}
+    try:
+        body = body_of(f"payment.{event.type}", event.occurred_at_ms, told)
+    except (ValueError, OverflowError, OSError) as error:
+        raise CannotBeTold(f"no time is {event.occurred_at_ms} ms after 1970") from error
     return Callback(
         endpoint=endpoint,
         event_id=event.event_id,
@@ -57,11 +77,7 @@ def callback_of(event: PaymentEvent, endpoint: str, lane: int) -> Callback:
         type=event.type,
         lane=lane,
         occurred_at_ms=event.occurred_at_ms,
-        body=body_of(
-            f"payment.{event.type}",
-            event.occurred_at_ms,
-            {name: getattr(event, name) for name in _TOLD},
-        ),
+        body=body,
     )
 
 

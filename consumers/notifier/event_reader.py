@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from consumers.notifier.callback import Callback, callback_of
+from consumers.notifier.callback import Callback, CannotBeTold, callback_of
 from consumers.notifier.endpoints import EndpointFile
 from consumers.notifier.store import CallbackStore, StoreAway
 from consumers.notifier.watch import NotifierMetrics, Unwatched
@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 STAGE: Final = "notifications"
 EVENTS: Final = "payment-events"
 KEY_MISMATCH: Final = "key_mismatch"
+CANNOT_BE_TOLD: Final = "cannot_be_told"
 
 Start = Literal["earliest", "latest"]
 
@@ -151,9 +152,7 @@ class EventReader:
         for message in batch:
             event = self._event(message)
             if event is not None:
-                lane = message.partition()
-                endpoints = self._endpoints.in_force.of(event)
-                new += [callback_of(event, endpoint.name, lane) for endpoint in endpoints]
+                new += self._callbacks(message, event)
         offsets: dict[int, int] = {m.partition(): m.offset() + 1 for m in batch}
         self._keep(new, offsets)
         self._next.update(offsets)
@@ -193,6 +192,16 @@ class EventReader:
             self._bury(message, KEY_MISMATCH, why)
             return None
         return event
+
+    def _callbacks(self, message: Any, event: PaymentEvent) -> list[Callback]:
+        """One for each endpoint; none when the event was put to the dead letters."""
+        lane = message.partition()
+        endpoints = self._endpoints.in_force.of(event)
+        try:
+            return [callback_of(event, endpoint.name, lane) for endpoint in endpoints]
+        except CannotBeTold as error:
+            self._bury(message, CANNOT_BE_TOLD, str(error))
+            return []
 
     def _keep(self, new: list[Callback], offsets: Mapping[int, int]) -> None:
         while True:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from consumers.notifier.database import open_callbacks
@@ -356,22 +357,25 @@ def test_given_up_is_named_and_sent_again_by_hand_under_its_id(
 
 
 def test_an_event_that_cannot_be_read_is_put_aside_whole(flow: Flow) -> None:
-    """Bad bytes and a key of another order go to the dead letters; the flow goes on."""
+    """Bad bytes, a key of another order and a time that none is go to the dead letters; the flow
+    goes on."""
     with Receiver().listening() as receiver:
         flow.configure(table("main", "shop", receiver.url))
         flow.publish_raw(b"shop:1", b"nonsense")
         flow.publish_raw(b"shop:2", ENCODE(to_record(event("shop", "1", 1))))
+        timeless = replace(event("shop", "1", 1), occurred_at_ms=2**62)
+        flow.publish_raw(b"shop:1", ENCODE(to_record(timeless)))
         flow.publish(event("shop", "1", 2))
         with flow.running():
             heard(receiver, 1)
             wait_until(
-                lambda: len(read_all(flow.kafka, flow.catalogue.name("dead-letters"))) == 2,
+                lambda: len(read_all(flow.kafka, flow.catalogue.name("dead-letters"))) == 3,
                 WAIT_S,
-                "both are dead letters",
+                "all three are dead letters",
             )
     letters = read_all(flow.kafka, flow.catalogue.name("dead-letters"))
     causes = {dict(each.headers() or [])["dlq.cause"] for each in letters}
-    assert causes == {b"not_wire_format", b"key_mismatch"}
+    assert causes == {b"not_wire_format", b"key_mismatch", b"cannot_be_told"}
     assert {dict(each.headers() or [])["dlq.stage"] for each in letters} == {b"notifications"}
     assert receiver.ids == [event_id(payment_id("shop", "1"), 2)]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from consumers.notifier.callback import callback_of
+from consumers.notifier.callback import CannotBeTold, callback_of
 from consumers.notifier.endpoints import (
     MERCHANT_EVENTS,
     EndpointFile,
@@ -125,6 +125,25 @@ def test_an_event_has_one_id_and_one_body_for_ever() -> None:
     said = json.loads(first.body)
     assert (said["type"], said["timestamp"]) == ("payment.captured", "2026-09-21T14:13:20.123Z")
     assert said["data"]["amount_minor"] == 1250
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"occurred_at_ms": 253_402_300_800_000},
+        {"occurred_at_ms": 2**63 - 1},
+        {"occurred_at_ms": -(2**63)},
+        {"order_id": "a\0b"},
+        {"payment_id": "p" * 65},
+    ],
+)
+def test_an_event_that_no_callback_can_say_is_named(changed: dict[str, Any]) -> None:
+    """A time after the year 9999, a text that a database does not keep: never a crash, which the
+    same record would bring on again at each start."""
+    with pytest.raises(CannotBeTold, match=r"no time is|has a NUL or more than"):
+        callback_of(replace(EVENT, **changed), "shop-main", 3)
+    last = replace(EVENT, occurred_at_ms=253_402_300_799_000)
+    assert b"9999-12-31T23:59:59.000Z" in callback_of(last, "shop-main", 3).body
 
 
 def test_what_is_written_for_our_own_people_stays_here() -> None:
