@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from pipeline.domain.csv_cells import cell
 from pipeline.domain.money import decimal
 from pipeline.ledger.queries import Balance
 from pipeline.ledger.reports import EntryShown, MerchantBalance, Statement
@@ -110,9 +111,9 @@ def write_export(rows: Iterable[Any], out: TextIO) -> int:
         debit, credit = (amount, "") if row.amount_minor > 0 else ("", amount)
         writer.writerow(
             (
-                row.entry_id, row.line, row.day, row.business_date, row.kind, row.merchant_id,
-                row.order_id, row.account, row.currency, debit, credit, row.gateway,
-                row.gateway_reference, row.terms,
+                cell(row.entry_id), row.line, row.day, row.business_date, cell(row.kind),
+                cell(row.merchant_id), cell(row.order_id), cell(row.account), row.currency, debit,
+                credit, cell(row.gateway), cell(row.gateway_reference), cell(row.terms),
                 f"{row.source_topic}[{row.source_partition}]@{row.source_offset}",
             )
         )  # fmt: skip

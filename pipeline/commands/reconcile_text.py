@@ -9,6 +9,7 @@ from datetime import date
 from typing import Any, TextIO
 
 from pipeline.domain.breaks import BREAKS, OPEN, ReconciliationBreak
+from pipeline.domain.csv_cells import cell
 from pipeline.domain.money import decimal
 from pipeline.ledger.reconciliation.breaks import BreakSum
 from pipeline.ledger.reconciliation.totals import DayTotal
@@ -71,11 +72,11 @@ def write_csv(found: Iterable[ReconciliationBreak], today: date, out: TextIO) ->
         writer.writerow(
             (
                 b.break_id, b.kind, b.state, b.gateway, b.since, age_days(b, today), b.currency,
-                decimal(b.at_risk_minor, b.currency), *(_cell(text) for text in (b.subject,
-                b.detail, b.file_id)), b.row_number or "", *(_cell(text) for text in (
+                decimal(b.at_risk_minor, b.currency), *(cell(text) for text in (b.subject,
+                b.detail, b.file_id)), b.row_number or "", *(cell(text) for text in (
                 b.merchant_id, b.order_id, b.payment_id, b.gateway_reference)),
-                b.settlement_place, b.clearing_place, b.resolution, _cell(b.reason),
-                _cell(b.actor),
+                b.settlement_place, b.clearing_place, b.resolution, cell(b.reason),
+                cell(b.actor),
             )
         )  # fmt: skip
         count += 1
@@ -137,8 +138,3 @@ def _row(*cells: Any, numbers: int, mark: str = "") -> str:
 
 def _number(column: int, numbers: int) -> str:
     return ' class="number"' if numbers and column >= numbers else ""
-
-
-def _cell(text: str) -> str:
-    """A spreadsheet runs what begins like a formula; what the world sent is text."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 from msgspec import Struct
 
+from pipeline.domain.csv_cells import cell
 from pipeline.domain.invariant import invariant
 from pipeline.domain.money import decimal
 from pipeline.domain.payouts import Payout, PayoutBook
@@ -117,10 +118,10 @@ def payouts_csv(message: PayoutMessage) -> bytes:
         )  # fmt: skip
         writer.writerow(
             (
-                message.message_id, message.execution_date, payout.payout_id, payout.merchant_id,
-                payout.business_date, payout.currency, *amounts, account["holder"],
-                account["iban"], account["number"], account["bic"], payout.created_by,
-                payout.approved_by,
+                cell(message.message_id), message.execution_date, payout.payout_id,
+                cell(payout.merchant_id), payout.business_date, payout.currency, *amounts,
+                *(cell(account[name]) for name in ("holder", "iban", "number", "bic")),
+                cell(payout.created_by), cell(payout.approved_by),
             )
         )  # fmt: skip
     return out.getvalue().encode()

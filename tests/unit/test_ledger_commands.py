@@ -137,6 +137,19 @@ def test_the_export_balances_and_names_its_source(
         run(books, "export", str(tmp_path / "no" / "folder.csv"))
 
 
+def test_no_cell_of_the_export_is_a_formula(books: tuple[str, Engine]) -> None:
+    """What a gateway or a merchant wrote is text to a spreadsheet; amounts stay as they are."""
+    hostile = entry_of(
+        90, merchant_id="-2", order_id="-3", gateway_reference='=HYPERLINK("http://x","pay")'
+    )
+    journal_at(books[1]).post([Item(0, 4, hostile)], {0: Progress(4, 5)})
+    rows = list(csv.DictReader(StringIO(run(books, "export").stdout)))
+    found = next(row for row in rows if row["source"] == "settlements[0]@4" and row["debit"])
+    assert (found["merchant_id"], found["order_id"], found["debit"]) == ("'-2", "'-3", "12.50")
+    assert found["gateway_reference"] == '\'=HYPERLINK("http://x","pay")'
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in ("=", "+", "-", "@")]
+
+
 def test_verify_names_a_changed_byte_and_ends_with_1(books: tuple[str, Engine]) -> None:
     """Whole books end with 0 and the newest hashes; one changed character with 1 and its place."""
     whole = run(books, "verify")

@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.payouts import move_payouts, payout_book
 from tests.support.payouts import (
+    IBAN,
     ROLLING,
     announce,
     create,
@@ -101,6 +102,21 @@ def test_the_banks_file_is_valid_and_exact(
     assert root.findtext(".//p:MsgId", namespaces=IN) == message_id
     assert root.findtext(".//p:CreDtTm", namespaces=IN) == "2010-12-01T18:10:59Z"
     assert root.findtext(".//p:ReqdExctnDt/p:Dt", namespaces=IN) == "2010-12-01"
+
+
+def test_no_cell_of_the_csv_is_a_formula(engine: Engine) -> None:
+    """A holder is free text, and so are the names of those who decided."""
+    announce(engine, row(account={"holder": '=HYPERLINK("http://x")', "iban": IBAN["GBP"]}))
+    receive(engine, 12_345, "2010-12-01T02:00", "GBP", "shop")
+    create(engine, "2010-12-01", "2010-12-01T18:00", actor="=cmd|'/c calc'!A1")
+    with engine.begin() as connection:
+        (payout,) = payout_book(connection).payouts.values()
+        move_payouts(connection, [payout.payout_id], "approve", actor="@bert",
+                     now_ms=ms("2010-12-01T18:05"))  # fmt: skip
+    _, written = files(engine, submit(engine, "2010-12-01T18:10", "GBP"))
+    (found,) = csv.DictReader(StringIO(written.decode()))
+    assert found["holder"] == '\'=HYPERLINK("http://x")'
+    assert (found["created_by"], found["approved_by"]) == ("'=cmd|'/c calc'!A1", "'@bert")
 
 
 def test_an_account_without_an_iban_has_its_number_and_bank(
