@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.domain.card_numbers import fields_with_card_numbers
+from pipeline.domain.card_numbers import fields_not_to_send
 from pipeline.domain.model import Order
 from producers.publisher import (
     InvalidRecord,
@@ -61,7 +61,7 @@ class OrderPublisher(Publisher[Order]):
 
         One that holds a card number is not let out of the process (CardNumberInField).
         """
-        fields = fields_with_card_numbers(order)
+        fields = fields_not_to_send(order)
         if fields:
             raise CardNumberInField(f"{order.merchant_id}:{order.order_id}", fields)
         super().publish(order)
