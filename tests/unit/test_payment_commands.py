@@ -292,10 +292,10 @@ def test_a_resolution_typed_again_decides_about_no_other_operation() -> None:
     """Of a payment with several the one is named, also where only one is unknown: later it would be
     another one."""
     charge = replace(CHARGE, state="inquiry_exhausted")
-    check_single(replace(PAYMENT, attempts=(charge,)))
+    check_single(replace(PAYMENT, attempts=(charge,)), ())
     refund = refund_attempt("inquiry_exhausted")
     with pytest.raises(UserError, match=r"--operation: r-1 \(refund of 500 GBP at sim-a\)\.$"):
-        check_single(replace(PAYMENT, attempts=(CHARGE, refund)))
+        check_single(replace(PAYMENT, attempts=(CHARGE, refund)), ())
 
 
 def test_a_command_that_was_taken_before_is_not_told_as_done() -> None:
@@ -593,12 +593,14 @@ def test_a_resolution_typed_again_is_not_taken_for_one_of_something_else() -> No
     assert story.events[-1] == "reversal_started"
     unknown()
     with pytest.raises(UserError, match="--operation: late-late-1-1-1 "):
-        check_single(story.payment)
+        check_single(story.payment, story.flow.events())
     story.flow.command(with_id(replace(line, operation_id="late-1-1")))
     assert story.flow.events()[-1].reason == "outcome_must_be_unknown"
 
 
-def test_a_resolution_that_came_too_early_may_be_typed_again_by_name() -> None:
+def test_a_resolution_that_was_refused_may_be_typed_again() -> None:
+    """It was refused, so it decided about nothing. Once one was carried out, the same line is
+    refused where the operation is unknown again."""
     story = Story()
     story.flow.answer(TIMED_OUT)
     line = replace(
@@ -607,10 +609,13 @@ def test_a_resolution_that_came_too_early_may_be_typed_again_by_name() -> None:
     story.flow.command(with_id(line))
     assert story.flow.events()[-1].reason == "send_window_must_be_over"
     story.flow.now_ms += HOUR_MS
-    with pytest.raises(UserError, match="--operation: 1 "):
-        check_single(story.payment)
-    story.flow.command(with_id(replace(line, operation_id="1")))
+    check_single(story.payment, story.flow.events())
+    taken = with_id(line)
+    story.flow.command(taken)
     assert story.status == "failed"
+    unknown_again = replace(story.payment.attempts[0], state="inquiry_exhausted")
+    with pytest.raises(UserError, match="--operation: 1 "):
+        check_single(replace(story.payment, attempts=(unknown_again,)), story.flow.events())
 
 
 def asked_again(story: Story, type_: str) -> str:
