@@ -1,7 +1,7 @@
 """An input that cannot be handled goes to the dead letters whole, with its cause.
 
-The letter keeps the input's key, partition and bytes (card numbers masked); what is known about it
-stands in headers, all of them UTF-8 text:
+The letter keeps the input's key, partition and bytes (card numbers masked, in the key where it
+names no order); what is known about it stands in headers, all of them UTF-8 text:
 
 =================  ===========================================================================
 dlq.topic          where it came from, with ``dlq.partition`` and ``dlq.offset``
@@ -12,7 +12,7 @@ dlq.detail         one sentence for people; never the record's own text
 dlq.attempts       how often it had been redriven, and buried again, before this letter
 dlq.first_ms       append time of the record when it came for the first time
 dlq.first          ``partition:offset`` of its first letter, when this is not the first
-dlq.masked         what holds masked card numbers: value, headers or both
+dlq.masked         what holds masked card numbers, of key, value and headers
 dlq.chunk          ``i/n`` when the input was split because of its size
 dlq.header.NAME    each header of the input
 =================  ===========================================================================
@@ -34,6 +34,7 @@ import re
 from typing import Any, Final
 
 from pipeline.domain.card_numbers import mask_card_numbers
+from pipeline.domain.keys import masked_key
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.work import Headers, Outgoing
 
@@ -63,11 +64,16 @@ def dead_letter(
     """
     value = record.value
     masked = None if value is None else mask_card_numbers(value)
+    key = masked_key(record.key)
     given = _headers_of(record)
     kept, headers_masked = _original_headers(given)
     holds = [
         name
-        for name, has_some in (("value", masked != value), ("headers", headers_masked))
+        for name, has_some in (
+            ("key", key != record.key),
+            ("value", masked != value),
+            ("headers", headers_masked),
+        )
         if has_some
     ]
     headers: Headers = [
@@ -83,15 +89,15 @@ def dead_letter(
         *kept,
     ]
     if masked is None:
-        return [(topic, record.partition, record.key, None, headers)]
+        return [(topic, record.partition, key, None, headers)]
     count = max(1, -(-len(masked) // chunk_bytes))
     if count == 1:
-        return [(topic, record.partition, record.key, masked, headers)]
+        return [(topic, record.partition, key, masked, headers)]
     return [
         (
             topic,
             record.partition,
-            record.key,
+            key,
             masked[i * chunk_bytes : (i + 1) * chunk_bytes],
             [*headers, ("dlq.chunk", f"{i + 1}/{count}".encode())],
         )

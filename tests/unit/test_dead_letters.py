@@ -196,6 +196,20 @@ def test_what_was_masked_is_known() -> None:
     assert [letter.masked for letter in log.letters()] == ["value", "headers", "value,headers", ""]
 
 
+def test_a_card_number_in_a_key_that_names_no_order_is_masked() -> None:
+    """Neither the letter nor what is shown of it has the number; declared ids stay as they are."""
+    log = Log()
+    log.bury(replace(record(), key=b"shop:" + CARD + b" x"))
+    log.bury(replace(record(), key=b"shop:" + CARD))
+    masked, declared = log.letters()
+    assert (masked.key, masked.masked) == (b"shop:411111******1111 x", "key")
+    assert (declared.key, declared.masked) == (b"shop:" + CARD, "")
+    plan = plan_redrive([masked], [masked], Markers(), LIMITS)
+    assert plan.refused == {"bytes_must_be_the_original": [masked]}
+    shown = list(text.whole_lines(Whole(masked, b"", []), Markers(), "junk"))
+    assert "masked    card numbers in the key" in shown
+
+
 def test_a_letter_of_before_the_header_shows_by_its_stars() -> None:
     """Old letters do not say that they were masked: six digits, stars and four digits do."""
     log = Log()
