@@ -45,6 +45,8 @@ CHUNK_BYTES = 8 * 1024 * 1024
 HEADER_BYTES_MAX = 64 * 1024
 
 REDRIVE: Final = "redrive."
+# The last millisecond that a date can have.
+_TIME_MS_MAX: Final = 253_402_300_799_999
 _PLACE: Final = re.compile(r"[0-9]{1,9}:[0-9]{1,19}")
 
 
@@ -125,7 +127,12 @@ def _history(record: InputRecord, given: Headers) -> Headers:
     said = {name: value.decode("ascii", "replace") for name, value in given}
     first, count = said.get("redrive.first", ""), said.get("redrive.count", "")
     first_ms = said.get("redrive.first_ms", "")
-    if not (_PLACE.fullmatch(first) and _is_number(count) and _is_number(first_ms)):
+    if not (
+        _PLACE.fullmatch(first)
+        and _is_number(count)
+        and _is_number(first_ms)
+        and int(first_ms) <= _TIME_MS_MAX
+    ):
         return [("dlq.attempts", b"0"), ("dlq.first_ms", str(record.timestamp_ms).encode())]
     return [
         ("dlq.attempts", count.encode()),

@@ -186,6 +186,8 @@ def test_a_record_that_comes_back_keeps_its_history() -> None:
         [("redrive.first", b"1:1"), ("redrive.count", b"-1"), ("redrive.first_ms", b"1")],
         [("redrive.first", b"1:1"), ("redrive.count", "٣"), ("redrive.first_ms", b"1")],
         [("redrive.first", None)],
+        # No year has as many digits.
+        [("redrive.first", b"0:1"), ("redrive.count", b"1"), ("redrive.first_ms", b"9" * 18)],
     ],
 )
 def test_a_history_that_is_not_well_formed_is_none(forged: list[tuple[str, Any]]) -> None:
@@ -193,6 +195,20 @@ def test_a_history_that_is_not_well_formed_is_none(forged: list[tuple[str, Any]]
     log = Log()
     log.bury(record(headers=forged))
     assert (only(log).attempts, only(log).first) == (0, (1, 0))
+
+
+def test_a_time_that_is_none_is_shown_all_the_same() -> None:
+    """Old letters have what their inputs claimed."""
+    letter = replace(only_buried(), first_ms=10**17, at_ms=10**17)
+    shown = "\n".join(text.whole_lines(Whole(letter, b"", []), Markers(), "junk"))
+    assert f"first seen {10**17} ms UTC" in shown
+    assert f"{10**17} ms" in "\n".join(text.letter_lines([letter], Markers()))
+
+
+def only_buried() -> Letter:
+    log = Log()
+    log.bury(record())
+    return only(log)
 
 
 def test_what_was_masked_is_known() -> None:
