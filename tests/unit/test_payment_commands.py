@@ -467,6 +467,41 @@ def test_show_tells_the_whole_history() -> None:
     assert [each["topic"] for each in story["history"]] == ["payment-commands", "payment-events"]
 
 
+def test_nothing_of_a_payment_steers_the_terminal() -> None:
+    """Whatever a merchant, a gateway or a person wrote into it."""
+    clear = "x\x1b[2J"
+    charge = replace(
+        CHARGE, gateway_reference=clear, code=clear, routed_because=clear, operation_id=clear
+    )
+    dispute = Dispute(
+        dispute_id=clear,
+        state="won",
+        amount_minor=1,
+        gateway="sim-a",
+        updated_at_ms=0,
+        gateway_state=clear,
+        resolved_by=clear,
+    )
+    payment = replace(
+        PAYMENT,
+        attempts=(charge, refund_attempt("inquiry_exhausted")),
+        disputes=(dispute,),
+        unfounded_disputes=(dispute,),
+        commands=(replace(command("refund", "r-2"), actor=clear, currency=clear, amount_minor=1),),
+        currency=clear,
+        capture_method=clear,
+        reason=clear,
+        customer_id=clear,
+        next_action_url=clear,
+        cancel_requested_by=clear,
+        dead_letters=1,
+        letters=(clear,),
+    )
+    lines = list(story_lines(trace_of(payment)))
+    assert any("x?[2J" in line for line in lines)
+    assert [line for line in lines if not line.isprintable()] == []
+
+
 def test_show_tells_what_a_person_may_resolve() -> None:
     """The line to type is there, with the operation's name."""
     refund = refund_attempt("inquiry_exhausted")
