@@ -111,7 +111,8 @@ def with_owed_again(before: Payment, made: Decision, now_ms: int, policy: Policy
     by_dispute = made.payment is not None and made.payment.disputes != before.disputes
     for each in () if made.payment is None else outstanding(made.payment):
         payment = made.payment
-        if payment is None:
+        # The one before may have taken what is left.
+        if payment is None or owed_minor(payment, each) <= 0:
             continue
         name = each.operation_id, each.attempt
         more = owed_minor(payment, each) > owed_before.get(name, 0)
@@ -187,7 +188,8 @@ def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Po
         made = followed(made, ended or _sent(payment, waited, now_ms, policy))
     for each in to_give_back(outstanding(payment), command):
         payment = made.payment or changed
-        if has_room(payment):
+        # Of two, the first may have taken all that is left: then nothing is ordered of the other.
+        if has_room(payment) and owed_minor(payment, each) > 0:
             then = _succeeded_by(
                 payment, each, now_ms, policy, actor=command.actor, override=command.override
             )

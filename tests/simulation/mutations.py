@@ -474,10 +474,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "what a newer word takes back is owed again",
         f"{PROCESSORS}/reversals.py",
         "    for each in () if made.payment is None else outstanding(made.payment):\n"
-        "        payment = made.payment\n        if payment is None:\n            continue\n"
-        "        name",
-        "    for each in ():\n        payment = made.payment\n        if payment is None:\n"
-        "            continue\n        name",
+        "        payment = made.payment\n        # The one before",
+        "    for each in ():\n        payment = made.payment\n        # The one before",
         ("tests/unit/test_reversals_in_dispute.py",),
     ),
     Mutation(

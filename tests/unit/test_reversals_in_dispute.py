@@ -241,6 +241,51 @@ def test_what_may_have_reached_a_gateway_without_keys_is_told_not_ordered_anew()
     assert story.asked.count("refund") == 1
 
 
+def both_too_late() -> Story:
+    """A charge that was given up on silence, and the retry's, both show after a cancel."""
+    story = Story()
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.command("cancel", "c1")
+    story.flow.answer(yes)
+    story.notify("succeeded", "1")
+    assert (story.status, story.payment.captured_minor) == ("cancelled", 1_000)
+    return story
+
+
+def test_of_two_that_are_owed_no_more_is_given_back_than_is_left() -> None:
+    """The bank took one of the two, and did not say which: whoever orders both gives back one."""
+    story = both_too_late()
+    story.flow.run(lambda _: REFUSED)
+    story.dispute("lost", event_sequence=1)
+    story.command("give_back", "g1", actor="ann")
+    assert [request.amount_minor for _, request in story.flow.open_requests] == [500]
+    story.flow.run(yes)
+    assert story.payment.refunded_minor == 500
+    assert sum(amount for _, amount in story.settled) == 0
+    assert judged_flow(story.flow, None) == []
+
+
+def test_of_two_that_are_owed_again_no_more_goes_back_than_came_back() -> None:
+    """The bank had taken both, and returns one."""
+    story = Story()
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.command("cancel", "c1")
+    for dispute_id in ("d1", "d2"):
+        story.dispute("lost", dispute_id, event_sequence=1)
+    story.flow.answer(yes)
+    story.notify("succeeded", "1")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (1_000, 1_000, 0)
+    story.dispute("won", "d1", event_sequence=2)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.payment.refunded_minor == 500
+    assert story.asked.count("refund") == 1
+    assert sum(amount for _, amount in story.settled) == 0
+    assert judged_flow(story.flow, None) == []
+
+
 def test_of_what_was_captured_beyond_a_hold_the_rest_goes_back_as_well() -> None:
     """800 of 500 were taken, and the bank had 600 of them, so that 200 of the 300 went back."""
     story = captured_beyond_in_dispute()
