@@ -502,8 +502,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         "what a newer word takes back is owed again",
         f"{PROCESSORS}/reversals.py",
         "    for each in () if made.payment is None else outstanding(made.payment):\n"
-        "        payment = made.payment\n        unsent",
-        "    for each in ():\n        payment = made.payment\n        unsent",
+        "        payment = made.payment\n        if payment is None:\n            continue\n"
+        "        name",
+        "    for each in ():\n        payment = made.payment\n        if payment is None:\n"
+        "            continue\n        name",
         ("tests/unit/test_reversals_in_dispute.py",),
     ),
     Mutation(
