@@ -7,35 +7,22 @@ pipeline it uses the schemas to read records, and nothing that decides.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tests.simulation.gateway import GatewayBooks, Movement
 from tests.simulation.log import Cluster, Intent, Partition, Record
-from tests.simulation.plan import GATEWAYS, OrderPlan, Plan
+from tests.simulation.money import Money
+from tests.simulation.outcomes import BUSY, SETTLED, Outcomes
+from tests.simulation.plan import DECLINES_MAX, MERCHANT, Plan
+from tests.simulation.stories import Stories
+from tests.simulation.violation import Violation
 
-# Statuses in which a payment may rest.
-SETTLED = frozenset(
-    {"captured", "authorized", "failed", "rejected", "cancelled", "expired", "no_payment_due"}
-)
-# What of an attempt means that something is still to happen.
-BUSY = frozenset({"started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"})
-# Faults on the way to a gateway after which a charge must still succeed in the end.
-_RECOVERABLE_MAX = 2
-
-
-class Violation(Exception):
-    """A promise was broken; ``check`` names it."""
-
-    def __init__(self, check: str, detail: str, order: int | None = None) -> None:
-        super().__init__(check, detail, order)
-        self.check = check
-        self.detail = detail
-        self.order = order
-
-    def __str__(self) -> str:
-        return f"{self.check}: {self.detail}"
+# Commands that are a person's word in a machine's place, and leave an entry in the audit.
+BAD_BYTES = frozenset({"garbage", "empty", "misrouted", "wrong_key"})
+PEOPLES = frozenset({"resolve", "resolve_dispute", "review", "acknowledge"})
 
 
 class Auditor:
@@ -58,18 +45,22 @@ class Auditor:
             topics["payment-requests"]: self._request,
             topics["payments"]: self._payment,
             topics["dead-letters"]: self._letter,
+            topics["audit"]: self._audit_entry,
         }
         self._decode_event = decoders["payment-event"]
         self._decode_settlement = decoders["settlement"]
         self._decode_request = decoders["payment-request"]
         self._decode_payment = decoders["payment"]
-        self._sequences: dict[str, int] = {}
+        self._decode_entry = decoders["audit-entry"]
+        self.money = Money()
+        self.stories = Stories(self._orders)
+        self._outcomes = Outcomes(plan, self.money, self.stories)
         self._raw_payments: dict[bytes, bytes] = {}
         self.charged: dict[str, Movement] = {}
-        self.moved_minor: dict[tuple[str, str], int] = defaultdict(int)
         self._operations: dict[tuple[str, str, str], Movement] = {}
+        self._declined: Counter[str] = Counter()
+        self._said: Counter[tuple[str, str]] = Counter()
         self.settlements: dict[str, dict[str, Any]] = {}
-        self._settled_minor: dict[tuple[str, str], int] = defaultdict(int)
         self._requests: set[tuple[str, str, str, int, int, str]] = set()
         self.letters: dict[tuple[str, int, int], str] = {}
         self._positions: dict[tuple[str, str, int], int] = {}
@@ -123,40 +114,68 @@ class Auditor:
 
     def moved(self, movement: Movement) -> None:
         """A gateway moved money."""
-        order_id = movement.order_id
-        number = self._orders[order_id].number
+        order_id, money = movement.order_id, self.money
+        order = self._orders[order_id]
         if movement.kind in ("charge", "authorize"):
             first = self.charged.get(order_id)
-            if first is not None:
+            if first is not None and not order.has("retry"):
                 raise Violation(
                     "charged_twice",
                     f"{order_id} by {first.key} at {first.gateway} and by {movement.key} at "
                     f"{movement.gateway}",
-                    number,
+                    order.number,
                 )
             self.charged[order_id] = movement
-            if movement.amount_minor != self._orders[order_id].amount_minor:
-                raise Violation("wrong_amount", f"{movement}", number)
-        else:
-            operation = (order_id, movement.kind, movement.operation_id)
-            if operation in self._operations:
-                raise Violation("moved_twice", f"{operation}", number)
-            self._operations[operation] = movement
-        self.moved_minor[order_id, movement.kind] += movement.amount_minor
-        if self._refunded(order_id) > self._captured(order_id):
-            raise Violation("refunded_too_much", f"{order_id}", number)
+            if movement.amount_minor != order.amount_minor:
+                raise Violation("wrong_amount", f"{movement}", order.number)
+        operation = (order_id, movement.kind, movement.operation_id)
+        if operation in self._operations:
+            raise Violation("moved_twice", f"{operation}", order.number)
+        self._operations[operation] = movement
+        money.moved(movement)
+        if money.refunded_minor(order_id) > money.captured_minor(order_id):
+            raise Violation("refunded_too_much", f"{order_id}", order.number)
+
+    def declined(self, order_id: str, operation_id: str) -> None:
+        """A gateway declined a charge or authorization."""
+        order = self._orders[order_id]
+        cards = {order_id: order.card} | {c.command_id: c.card for c in order.commands}
+        card = cards.get(operation_id)
+        if card is None:
+            return
+        self._declined[card] += 1
+        if self._declined[card] > DECLINES_MAX:
+            raise Violation("declined_too_often", f"{card}, by {order_id}", order.number)
+
+    def commanded(self, order_id: str, command_id: str, kind: str, override: str | None) -> None:
+        """Somebody has written a command."""
+        self.stories.commanded(order_id, command_id, kind, override)
+        if kind == "credit":
+            self.money.credited_minor[order_id] = self._orders[order_id].amount_minor
+
+    def payment_of(self, order_id: str) -> dict[str, Any] | None:
+        """A payment as it can be seen now."""
+        raw = self._raw_payments.get(f"{MERCHANT}:{order_id}".encode())
+        return None if raw is None else self._decode_payment(raw)
+
+    def unfinished(self) -> str:
+        """Orders of which something is still to happen, for people."""
+        found = []
+        for order in self._plan.orders:
+            payment = self.payment_of(order.order_id)
+            busy = [a["state"] for a in (payment or {"attempts": ()})["attempts"]]
+            busy = sorted({state for state in busy if state in BUSY})
+            if payment is None or busy or payment["status"] not in SETTLED:
+                status = None if payment is None else payment["status"]
+                found.append(f"{order.order_id} {status} {' '.join(busy)}".strip())
+        return ", ".join(found[:10]) or "no order"
 
     def _event(self, partition: Partition, record: Record) -> None:
-        event = self._decode_event(record.value or b"")
-        payment_id, sequence = event["payment_id"], event["sequence"]
-        before = self._sequences.get(payment_id, 0)
-        if sequence != before + 1:
-            raise Violation(
-                "sequence_broken",
-                f"{event['order_id']}: {event['type']} is {sequence} after {before}",
-                self._number(event["order_id"]),
-            )
-        self._sequences[payment_id] = sequence
+        self.stories.told(self._decode_event(record.value or b""))
+
+    def _audit_entry(self, partition: Partition, record: Record) -> None:
+        entry = json.loads(self._decode_entry(record.value or b"")["detail"])
+        self._said[entry["command_id"], entry["outcome"]] += 1
 
     def _settlement(self, partition: Partition, record: Record) -> None:
         settlement = self._decode_settlement(record.value or b"")
@@ -164,11 +183,11 @@ class Auditor:
         if settlement["settlement_id"] in self.settlements:
             raise Violation("settled_twice", f"{order_id}", self._number(order_id))
         self.settlements[settlement["settlement_id"]] = settlement
-        kind, amount_minor = settlement["kind"], settlement["amount_minor"]
-        self._settled_minor[order_id, kind] += amount_minor
-        total = self._settled_minor[order_id, kind]
-        moved = self._captured(order_id) if kind == "capture" else -self._refunded(order_id)
-        if abs(total) > abs(moved):
+        kind = settlement["kind"]
+        self.money.settled_minor[order_id, kind] += settlement["amount_minor"]
+        total = abs(self.money.settled_minor[order_id, kind])
+        moved = self.money.limit_minor(order_id, kind)
+        if moved is not None and total > moved:
             raise Violation(
                 "settled_without_money",
                 f"{order_id}: {total} {kind}, the gateway moved {moved}",
@@ -211,19 +230,22 @@ class Auditor:
         """Everything is over and healed. ``inputs``: topics read by each group; ``ledger``: the
         rows of the books."""
         self._log_at_rest(inputs)
+        self.money.read_disputes(books)
         payments = {
             payment["order_id"]: payment
             for payment in map(self._decode_payment, self._raw_payments.values())
         }
         for order in self._plan.orders:
-            self._order_at_rest(order, payments.get(order.order_id))
+            self._outcomes.judge(order, payments.get(order.order_id))
+        self._outcomes.limits(payments)
+        self._people_at_rest()
         for place, cause in self.letters.items():
             if self.bad_inputs.get(place) is None:
                 raise Violation("buried_without_reason", f"{place}: {cause}")
         for place, what in self.bad_inputs.items():
             if place not in self.letters:
                 raise Violation("lost_bad_input", f"{what} at {place} is not in the dead letters")
-        self._ledger_at_rest(ledger)
+        self._outcomes.books(ledger, self.settlements)
 
     def _log_at_rest(self, inputs: Mapping[str, Iterable[str]]) -> None:
         left = self._cluster.open_transactions()
@@ -246,134 +268,21 @@ class Auditor:
                             f"{len(unread)} records are behind it",
                         )
 
-    def _order_at_rest(self, order: OrderPlan, payment: dict[str, Any] | None) -> None:
-        order_id, number = order.order_id, order.number
-        captured, refunded = self._captured(order_id), self._refunded(order_id)
-        if order.input in ("garbage", "empty", "misrouted", "wrong_key"):
-            if payment is not None or order_id in self.charged:
-                raise Violation("charged_for_bad_input", order_id, number)
-            return
-        if payment is None:
-            raise Violation("lost_order", f"{order_id} has no payment", number)
-        status = payment["status"]
-        if status not in SETTLED:
-            raise Violation("order_unfinished", f"{order_id} is {status}", number)
-        for attempt in payment["attempts"]:
-            if attempt["state"] in BUSY:
-                raise Violation(
-                    "operation_unfinished", f"{order_id}: {attempt['kind']} {attempt['state']}",
-                    number,
-                )  # fmt: skip
-        if payment["commands"]:
-            raise Violation("command_unfinished", order_id, number)
-        if self._sequences.get(payment["payment_id"]) != payment["sequence"]:
-            raise Violation(
-                "table_not_the_events",
-                f"{order_id}: table {payment['sequence']}, "
-                f"events {self._sequences.get(payment['payment_id'])}",
-                number,
-            )
-        for what, booked, moved in (
-            ("captured", payment["captured_minor"], captured),
-            ("refunded", payment["refunded_minor"], refunded),
-            ("settled captures", self._settled_minor[order_id, "capture"], captured),
-            ("settled refunds", -self._settled_minor[order_id, "refund"], refunded),
-        ):
-            if booked != moved:
-                raise Violation(
-                    "money_differs", f"{order_id}: {what} {booked}, the gateways moved {moved}",
-                    number,
-                )  # fmt: skip
-        # What came too late is given back, unless the gateway will not, or knows no keys and may
-        # not be asked again.
-        refused = order.script.operations == "decline" or not self._plan.idempotent
-        given_back = captured > 0 and (captured == refunded or refused)
-        if (status == "captured") != (captured > 0) and not given_back:
-            raise Violation("status_not_the_money", f"{order_id} is {status}", number)
-        self._outcome_at_rest(order, payment)
-
-    def _outcome_at_rest(self, order: OrderPlan, payment: dict[str, Any]) -> None:
-        """What the plan says must have come of it."""
-        status, number = payment["status"], order.number
-        if order.input == "bad_currency":
-            wanted: tuple[str, ...] = ("rejected",)
-        elif order.input == "nothing_due":
-            wanted = ("no_payment_due",)
-        elif self._must_succeed(order):
-            wanted = ("captured",) if order.capture_method == "automatic" else ("authorized",)
-            if order.commands:
-                wanted = self._after_commands(order, wanted)
-        elif self._must_fail(order):
-            wanted = ("failed",)
-            if any(command.type == "cancel" for command in order.commands):
-                wanted = ("failed", "cancelled")
-        else:
-            return
-        if status not in wanted:
-            raise Violation(
-                "wrong_outcome",
-                f"{order.order_id} is {status} ({payment['reason']}), not {' or '.join(wanted)}",
-                number,
-            )
-
-    def _after_commands(self, order: OrderPlan, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        first = order.commands[0]
-        if first.type == "cancel":
-            # It may come before the gateway's word or after it.
-            return (*wanted, "cancelled", "expired")
-        if first.type == "capture":
-            if order.script.operations == "decline":
-                return ("expired", "authorized")
-            return ("captured",)
-        return wanted
-
-    def _must_succeed(self, order: OrderPlan) -> bool:
-        plan, script = self._plan, order.script
-        gateways = [outcome for _, outcome in sorted(script.outcome.items())]
-        if order.capture_method == "manual" and not order.commands:
-            return False  # the hold ends by itself
-        return (
-            order.input == "order"
-            and plan.idempotent
-            and plan.retention_s > 3_600
-            and order.pay_within_s is None
-            and sum(fault != "ok" for fault in script.transport) <= _RECOVERABLE_MAX
-            and gateways[0] in ("succeed", "pending_succeed")
-            and not (order.capture_method == "manual" and order.commands[0].type == "none")
-        )
-
-    def _must_fail(self, order: OrderPlan) -> bool:
-        outcome = order.script.outcome
-        return order.input == "order" and (
-            all(outcome.get(name, "").startswith("decline") for name in GATEWAYS)
-        )  # fmt: skip
-
-    def _ledger_at_rest(self, ledger: Mapping[str, Any]) -> None:
-        if set(ledger["entries"]) != set(self.settlements):
-            missing = set(self.settlements) - set(ledger["entries"])
-            more = set(ledger["entries"]) - set(self.settlements)
-            raise Violation("ledger_differs", f"missing {sorted(missing)}, more {sorted(more)}")
-        if ledger["unbalanced"]:
-            raise Violation("ledger_unbalanced", f"{ledger['unbalanced']}")
-        wanted: dict[str, int] = defaultdict(int)
-        for (order_id, kind), amount_minor in self.moved_minor.items():
-            sign = {"charge": 1, "capture": 1, "refund": -1}.get(kind, 0)
-            if not sign or not amount_minor:
+    def _people_at_rest(self) -> None:
+        """Whoever decided something in a machine's place is in the audit, and once."""
+        for order in self._plan.orders:
+            if order.input in BAD_BYTES:
                 continue
-            gateway = self.charged[order_id].gateway
-            wanted[f"gateway_receivable:{gateway}"] += sign * amount_minor
-            wanted["merchant_payable:shop"] -= sign * amount_minor
-        found = {name: balance for name, balance in ledger["balances"].items() if balance}
-        if found != {name: balance for name, balance in wanted.items() if balance}:
-            raise Violation("books_not_the_gateways", f"{found} is not {dict(wanted)}")
+            for command_id, kind in self.stories.of(order.order_id).commands:
+                if kind not in PEOPLES:
+                    continue
+                done = self._said[command_id, "done"]
+                if not done and not self._said[command_id, "refused"]:
+                    raise Violation("not_in_the_audit", f"{kind} {command_id}", order.number)
+                if done > 1:
+                    raise Violation("done_twice", f"{kind} {command_id}", order.number)
 
     # Small parts --------------------------------------------------------------------------------
-
-    def _captured(self, order_id: str) -> int:
-        return self.moved_minor[order_id, "charge"] + self.moved_minor[order_id, "capture"]
-
-    def _refunded(self, order_id: str) -> int:
-        return self.moved_minor[order_id, "refund"]
 
     def _number(self, order_id: str) -> int | None:
         found = self._orders.get(order_id)

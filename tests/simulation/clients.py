@@ -21,13 +21,15 @@ from tests.simulation.log import VISIBLE, Cluster, Intent, Partition, Record, Re
 from tests.simulation.world import Killed, Process
 
 # What a call to a broker takes at most, and how much of a partition comes at a time.
-CALL_S_MAX = 0.025
+CALL_S_MAX = 0.06
 FETCH_MAX = 400
 # What has been written arrives after this at most, with what was written meanwhile.
-FETCH_S_MAX = 0.05
+FETCH_S_MAX = 0.3
 BACKOFF_S = 0.005
 # Who waits for so long has nothing of its own to do.
 PATIENCE_S = 0.1
+# How often it may ask at one instant: a turn of a loop is two questions.
+ASKED_AT_ONCE = 4
 TURN_S = 0.002
 
 _LATEST = type(OffsetSpec.latest())
@@ -43,6 +45,8 @@ class ClientFaults:
     refusals: list[str] = field(default_factory=list)
     # Until when nothing is fetched.
     deaf_until_s: float = 0.0
+    # How long what was written is on its way at most.
+    fetch_s_max: float = FETCH_S_MAX
     on_fired: Callable[[str], None] = lambda _name: None
 
 
@@ -114,6 +118,7 @@ class SimConsumer:
         self._topics: list[str] = []
         self._callbacks: Any = None
         self._asked_s = 0.0
+        self._asked = 0
         self._arriving = False
         self._lost = False
         self._closed = False
@@ -128,7 +133,7 @@ class SimConsumer:
         if not self._arriving:
             self._arriving = True
             world = self.process.world
-            world.after(world.jitter(FETCH_S_MAX), self._arrived)
+            world.after(world.jitter(self._faults.fetch_s_max), self._arrived)
 
     def _arrived(self) -> None:
         self._arriving = False
@@ -139,19 +144,22 @@ class SimConsumer:
     def consume(self, limit: int = 1, timeout: float = 0.0) -> list[Message]:
         process = self.process
         process.step("fetch")
-        if self._asked_s == process.world.now_s:
-            # Asked twice at once: a loop that turns takes time all the same.
-            process.world.current.park(TURN_S)
-        self._asked_s = process.world.now_s
+        world = process.world
+        if self._asked_s != world.now_s:
+            self._asked_s, self._asked = world.now_s, 0
+        self._asked += 1
+        if self._asked > ASKED_AT_ONCE:
+            # A loop that turns takes time all the same.
+            world.current.park(TURN_S)
         # What was fetched before a rebalance that the same call runs is returned all the same.
-        found = self._fetched(limit)
+        found = self._fetched(limit) if self._news or self._lost else []
         self._serve_group()
         if not found and timeout > 0:
             if self._paused:
-                process.world.current.park(timeout)
+                world.current.park(timeout)
             else:
                 process.idle(timeout, long=timeout >= PATIENCE_S)
-            found = self._fetched(limit)
+            found = self._fetched(limit) if self._news or self._lost else []
             self._serve_group()
         return found
 
@@ -319,7 +327,15 @@ class SimConsumer:
         group = self._group
         if group is None or self._closed:
             return
-        if self._member is None:
+        member = self._member
+        if (
+            member is not None
+            and member.given is None
+            and not group.sharing
+            and group.members.get(member.instance_id) is member
+        ):
+            return  # nothing is asked of it
+        if member is None:
             self._member = group.join(self, self._instance_id or self.process.name, self._topics)
             self.process.on_death.append(self._missed)
             self.process.on_pause.append(self._missed)

@@ -8,6 +8,12 @@ from pathlib import Path
 
 MEASURED = (
     "pipeline/processors",
+    "pipeline/domain/card_attempts.py",
+    "pipeline/domain/charges.py",
+    "pipeline/domain/commands.py",
+    "pipeline/domain/disputes.py",
+    "pipeline/domain/reversals.py",
+    "pipeline/domain/risk_velocity.py",
     "pipeline/runtime/admission.py",
     "pipeline/runtime/batch.py",
     "pipeline/runtime/calls.py",
@@ -22,6 +28,7 @@ MEASURED = (
     "pipeline/runtime/prefix.py",
     "pipeline/runtime/protection.py",
     "pipeline/runtime/restore.py",
+    "pipeline/runtime/risk_stage.py",
     "pipeline/runtime/table.py",
     "pipeline/runtime/table_worker.py",
     "pipeline/ledger/journal.py",

@@ -15,34 +15,24 @@ error_before       a 5xx, not handled
 error_after        a 5xx, handled
 hang               handled, and never answered
 late               written, handled only near the end of the grace time, answered as a time-out
+slow_answer        handled, and answered seconds later: its webhook may be there first
 =================  ===============================================================================
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
-from pipeline.gateways.notice import Notice, NoticeRefused
-from tests.simulation.threads import SimLoop
-from tests.simulation.world import Process, World
+from tests.simulation.disputes import DisputeNotice, DisputePlan, GatewayDispute
+from tests.simulation.world import World
 
 TRANSPORT = (
     "refused", "rate_limited", "slow_connect", "lost_request", "lost_answer",
-    "error_before", "error_after", "hang", "late",
+    "error_before", "error_after", "hang", "late", "slow_answer",
 )  # fmt: skip
-
-_REFUSED = GatewayAnswer(outcome="not_sent", code="connection_refused")
-_LIMITED = GatewayAnswer(outcome="not_sent", code="rate_limited", retry_after_ms=4_000)
-_LATE = GatewayAnswer(outcome="not_sent", code="send_before_passed")
-_LOST = GatewayAnswer(outcome="unknown", code="connection_lost")
-_ERROR = GatewayAnswer(outcome="unknown", code="gateway_error")
-_TIMEOUT = GatewayAnswer(outcome="unknown", code="timeout")
-_NOT_FOUND = GatewayAnswer(outcome="not_found")
 
 
 @dataclass(frozen=True)
@@ -57,6 +47,8 @@ class Movement:
     key: str
     amount_minor: int
     reference: str
+    # The charge or authorization that it is about, if it is about one.
+    parent: str | None = None
 
 
 class Operation:
@@ -83,28 +75,48 @@ class Operation:
             )
         if self.state == "declined":
             return GatewayAnswer(outcome="declined", code=self.code, gateway_code=self.code)
+        if self.state == "returned":
+            # Asked about a refund that came back, gateways say so, and that nothing is refunded.
+            return GatewayAnswer(
+                outcome="declined", code="returned", gateway_reference=self.reference
+            )
         return GatewayAnswer(
             outcome="succeeded", gateway_reference=self.reference, amount_minor=self.amount_minor
         )
 
 
+@dataclass(frozen=True)
+class OperationNotice:
+    """A webhook about an operation: what held when it was made, however late it comes."""
+
+    request: PaymentRequest
+    reference: str
+    state: str
+    answer: GatewayAnswer
+
+
 @dataclass
 class Script:
     """What becomes of an order's calls. ``outcome`` by gateway: succeed, decline:<code>,
-    pending_succeed, pending_decline, action_succeed, action_late, action_nothing.
-    ``operations``: of captures, voids and refunds: succeed, decline, pending_succeed."""
+    pending_succeed, pending_decline, action_succeed, action_late, action_nothing;
+    ``retry_outcome``: of charges by another instrument. ``operations``: of captures, voids and
+    refunds, one after another and the last for all that follow: succeed, decline, decline:<code>,
+    pending_succeed, pending_decline. ``returns_s``: after that the first refund comes back."""
 
     outcome: Mapping[str, str]
     transport: tuple[str, ...] = ()
     inquiries: tuple[str, ...] = ()
-    operations: str = "succeed"
+    operations: tuple[str, ...] = ("succeed",)
     notices: int = 0
     pending_s: float = 20.0
+    retry_outcome: str = "succeed"
+    returns_s: float | None = None
+    dispute: DisputePlan | None = None
 
 
 class GatewayBooks:
-    """One gateway. ``on_movement`` is told of each movement when it happens, ``on_notice`` of each
-    webhook when it comes in."""
+    """One gateway. ``on_movement`` is told of each movement when it happens, ``on_decline`` of each
+    charge that it declines, ``on_notice`` of each webhook when it comes in."""
 
     def __init__(
         self,
@@ -117,20 +129,25 @@ class GatewayBooks:
         idempotent: bool,
         action_late_s: float,
         on_movement: Callable[[Movement], None],
-        on_notice: Callable[[str, Operation], None],
+        on_decline: Callable[[PaymentRequest], None],
+        on_notice: Callable[[str, OperationNotice | DisputeNotice], None],
     ) -> None:
         self.world = world
         self.name = name
         self.idempotent = idempotent
         self.grace_s = grace_s
-        self._retention_s = retention_s
+        self.retention_s = retention_s
         self._scripts = scripts
         self._action_late_s = action_late_s
         self._on_movement = on_movement
+        self._on_decline = on_decline
         self._on_notice = on_notice
         self._keys: dict[str, Operation] = {}
         self._count = 0
         self._calls: dict[tuple[str, str], int] = {}
+        self._operations: dict[str, int] = {}
+        self._returned: set[str] = set()
+        self.disputes: dict[str, GatewayDispute] = {}
         # What stands of each authorization or charge, by reference.
         self._held: dict[str, int] = {}
         self._captured: dict[str, int] = {}
@@ -162,14 +179,16 @@ class GatewayBooks:
         made = Operation(request, f"{self.name}_{self._count}", self.world.now_s)
         self._keys[key] = made
         script = self._scripts[request.order_id]
-        if request.kind in ("charge", "authorize"):
+        if request.kind not in ("charge", "authorize"):
+            outcome = self._allowed(request) or self._next_outcome(request.order_id, script)
+        elif request.operation_id == request.order_id:
             outcome = script.outcome.get(self.name, "succeed")
         else:
-            outcome = self._allowed(request) or script.operations
+            outcome = script.retry_outcome
         if outcome == "succeed":
             self._succeed(made)
         elif outcome.startswith("decline"):
-            made.state, made.code = "declined", outcome.partition(":")[2] or "card_declined"
+            self._decline(made, outcome.partition(":")[2] or "card_declined")
         else:
             made.action = outcome.startswith("action")
             if outcome == "action_late":
@@ -181,9 +200,18 @@ class GatewayBooks:
         self._tell(made)
         return made
 
+    def _next_outcome(self, order_id: str, script: Script) -> str:
+        at = self._operations.get(order_id, 0)
+        self._operations[order_id] = at + 1
+        return script.operations[min(at, len(script.operations) - 1)]
+
+    def looked_up(self, key: str) -> Operation | None:
+        """What its dashboard shows a person, who may look for as long as it likes."""
+        return self._keys.get(key)
+
     def known(self, key: str) -> Operation | None:
         found = self._keys.get(key)
-        if found is not None and self.world.now_s - found.seen_s >= self._retention_s:
+        if found is not None and self.world.now_s - found.seen_s >= self.retention_s:
             return None
         return found
 
@@ -195,10 +223,15 @@ class GatewayBooks:
             if outcome == "succeed":
                 self._succeed(made)
             else:
-                made.state, made.code = "declined", "insufficient_funds"
+                self._decline(made, "insufficient_funds")
             self._tell(made)
 
         self.world.after(delay_s, end)
+
+    def _decline(self, made: Operation, code: str) -> None:
+        made.state, made.code = "declined", code
+        if made.request.kind in ("charge", "authorize"):
+            self._on_decline(made.request)
 
     def _allowed(self, request: PaymentRequest) -> str | None:
         parent = request.parent_reference or ""
@@ -225,110 +258,78 @@ class GatewayBooks:
             self._held[parent] = 0
         elif request.kind == "refund":
             self._captured[parent] -= amount_minor
+            self._may_return(made)
+        self._book(made, request.kind)
+        if request.kind in ("charge", "capture"):
+            self._may_be_disputed(made)
+
+    def _book(self, made: Operation, kind: str) -> None:
+        request, amount_minor = made.request, made.amount_minor
         movement = Movement(
             self.world.now_s,
             self.name,
-            request.kind,
+            kind,
             request.order_id,
             request.operation_id,
             request.idempotency_key,
             amount_minor,
             made.reference,
+            request.parent_reference,
         )
         self.movements.append(movement)
         self._on_movement(movement)
 
-    def _tell(self, made: Operation) -> None:
-        for _ in range(self._scripts[made.request.order_id].notices):
-            self.open += 1
-            self.world.after(self.world.jitter(30.0), lambda: self._notify(made))
+    def _may_return(self, made: Operation) -> None:
+        """A refund that the customer's bank does not take, which shows after it had succeeded."""
+        order_id = made.request.order_id
+        returns_s = self._scripts[order_id].returns_s
+        if returns_s is None or order_id in self._returned:
+            return
+        self._returned.add(order_id)
+        self.open += 1
 
-    def _notify(self, made: Operation) -> None:
-        self.open -= 1
-        self._on_notice(self.name, made)
+        def comes_back() -> None:
+            self.open -= 1
+            made.state = "returned"
+            self._captured[made.request.parent_reference or ""] += made.amount_minor
+            self._book(made, "return")
+            self._tell(made, at_least=1)
 
+        self.world.after(returns_s, comes_back)
 
-class SimGateway:
-    """A gateway as one process sees it: an adapter with that process's clock and event loop."""
+    def _may_be_disputed(self, made: Operation) -> None:
+        request = made.request
+        plan = self._scripts[request.order_id].dispute
+        if plan is None or request.order_id in self.disputes:
+            return
+        reference = made.reference if request.kind == "charge" else request.parent_reference or ""
+        found = GatewayDispute(f"d-{request.order_id}", plan, request, reference, made.amount_minor)
+        self.disputes[request.order_id] = found
+        self.open += 1
 
-    def __init__(self, books: GatewayBooks, process: Process) -> None:
-        self.name = books.name
-        self._books = books
-        self._process = process
+        def goes_on() -> None:
+            notice = found.next()
+            for _ in range(1 + (self._scripts[request.order_id].notices > 1)):
+                self._send(notice, plan.late_s)
+            if found.goes_on:
+                self.world.after(plan.apart_s, goes_on)
+            else:
+                self.open -= 1
 
-    async def open(self) -> None: ...
+        self.world.after(plan.after_s, goes_on)
 
-    async def close(self) -> None: ...
+    def _tell(self, made: Operation, at_least: int = 0) -> None:
+        count = max(at_least, self._scripts[made.request.order_id].notices)
+        if count:
+            notice = OperationNotice(made.request, made.reference, made.state, made.answer())
+            for _ in range(count):
+                self._send(notice, 30.0)
 
-    async def charge(self, request: PaymentRequest, *, send_before_ms: int) -> GatewayAnswer:
-        return await self._send(request, send_before_ms)
+    def _send(self, notice: OperationNotice | DisputeNotice, late_s: float) -> None:
+        self.open += 1
 
-    authorize = capture = void = refund = charge
+        def comes_in() -> None:
+            self.open -= 1
+            self._on_notice(self.name, notice)
 
-    async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
-        books, world = self._books, self._books.world
-        fault = books.next_fault(request.order_id, "inquiries")
-        await self._wait(world.jitter(0.05))
-        if fault == "hang":
-            await self._wait(3_600.0)
-        if fault != "ok":
-            return _ERROR
-        found = books.known(request.idempotency_key)
-        answer = _NOT_FOUND if found is None else found.answer()
-        await self._wait(world.jitter(0.05))
-        return answer
-
-    def read_notice(
-        self, headers: Mapping[str, str], body: bytes, now_s: int
-    ) -> Notice | NoticeRefused:
-        return NoticeRefused("no_notices")
-
-    async def _send(self, request: PaymentRequest, send_before_ms: int) -> GatewayAnswer:
-        books, world = self._books, self._books.world
-        fault = books.next_fault(request.order_id, "transport")
-        await self._wait(world.jitter(0.05))
-        if fault == "refused":
-            return _REFUSED
-        if fault == "rate_limited":
-            return _LIMITED
-        if fault == "slow_connect":
-            await self._wait(world.jitter(120.0))
-        # The last look at the clock before the first byte: from here on it may have happened.
-        if self._process.time_s() * 1000 >= send_before_ms:
-            return _LATE
-        if fault == "lost_request":
-            await self._wait(world.jitter(1.0))
-            return _LOST
-        if fault == "error_before":
-            return _ERROR
-        delay_s = world.jitter(0.2)
-        if fault == "late":
-            delay_s = books.grace_s * (0.5 + 0.45 * world.random.random())
-        loop, answered = self._future()
-
-        def handle() -> None:
-            made = books.arrive(request)
-            loop.resolve(answered, made.answer())
-
-        world.after(delay_s, handle)
-        if fault == "late":
-            await self._wait(0.5)
-            return _TIMEOUT
-        answer: GatewayAnswer = await answered
-        if fault == "hang":
-            await self._wait(3_600.0)
-        if fault == "lost_answer":
-            return _LOST
-        if fault == "error_after":
-            return _ERROR
-        await self._wait(world.jitter(0.05))
-        return answer
-
-    async def _wait(self, delay_s: float) -> None:
-        loop, future = self._future()
-        self._books.world.after(delay_s, lambda: loop.resolve(future, None))
-        await future
-
-    def _future(self) -> tuple[SimLoop, asyncio.Future[Any]]:
-        loop: Any = asyncio.get_running_loop()
-        return loop, loop.create_future()
+        self.world.after(self.world.jitter(late_s), comes_in)

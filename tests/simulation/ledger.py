@@ -15,7 +15,6 @@ from consumers.ledger_sink import LedgerSink
 from pipeline.ledger import guards
 from pipeline.ledger.tables import metadata
 from pipeline.runtime.surroundings import Surroundings
-from tests.simulation.shared import shared_codec
 from tests.simulation.world import Process, World
 from topics.catalogue import Catalogue
 
@@ -78,6 +77,7 @@ class SimLedger:
     def worker(
         self,
         catalogue: Catalogue,
+        codec: Any,
         instance_id: str,
         process: Process,
         outside: Surroundings,
@@ -91,7 +91,7 @@ class SimLedger:
             bootstrap_servers="simulated",
             engine=self._engine,
             catalogue=catalogue,
-            codec=shared_codec(),
+            codec=codec,
             instance_id=instance_id,
             surroundings=outside,
             # Not simulated: decisions about the books, and the seals behind them.

@@ -117,10 +117,12 @@ class Partition:
 
     def settle(self, pid: int, commit: bool) -> None:
         """A marker: what this producer has open here gets its end."""
+        told = None
         for record in self.open.pop(pid, ()):
             record.state = VISIBLE if commit else ABORTED
-            if record.intent is not None:
-                self.cluster.on_fate(record.intent, commit)
+            if record.intent is not None and record.intent is not told:
+                told = record.intent
+                self.cluster.on_fate(told, commit)
         self.append(None, None, None, CONTROL, None)
         self.advance()
 
@@ -257,8 +259,9 @@ class Cluster:
         intent: Intent,
     ) -> Record:
         """One record of a transaction that the partition is part of."""
-        found = self._current(transactional_id, epoch)
-        if found.state != ONGOING or partition not in found.partitions:
+        found = self.transactions[transactional_id]
+        if epoch != found.epoch or found.state != ONGOING or partition not in found.partitions:
+            self._current(transactional_id, epoch)
             raise Refused("INVALID_TXN_STATE")
         record = partition.append(key, value, headers, OPEN, intent)
         partition.open.setdefault(found.pid, []).append(record)

@@ -1,28 +1,53 @@
 """``make mutate-guarantees``: take each defence out in turn and see that something notices.
 
-Each mutation is made in a copy of the tree. It is caught by the seeds or tests that it names, else
-by one of the next seeds; one that nothing catches, or whose text is not there any more, fails.
+A process that has the libraries loaded forks one for each defence, which imports the program with
+the one file changed in memory; nothing is copied or written. The first test or seed that notices
+ends it: those that the defence names, the seed that noticed it last (the table tells), then one
+seed after another. One that nothing notices, or whose text is not there any more, fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
+import contextlib
+import io
+import os
+import re
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib.machinery import SourceFileLoader
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from tests.simulation.mutations import MUTATIONS, Mutation
 
 TOP = Path(__file__).parents[2]
-PARTS = ("pipeline", "topics", "schemas", "consumers", "producers", "tests", "benchmarks")
-FILES = ("pyproject.toml", "Makefile", "ARCHITECTURE.md", "README.md")
-# Further seeds that are tried when none is named that catches it.
-SEEDS_MAX = 20
-TIMEOUT_S = 900
+# Seeds that are tried where nothing that is named notices.
+SEEDS_MAX = 24
+TIMEOUT_S = 900.0
+# Without these a forked process would load them once more, for longer than a seed takes.
+LIBRARIES = (
+    "asyncio", "confluent_kafka", "confluent_kafka.admin", "fastavro", "greenlet", "msgspec",
+    "pytest", "sqlalchemy", "sqlalchemy.dialects.sqlite",
+)  # fmt: skip
+BEGIN = "<!-- written by make mutate-guarantees: begin -->"
+END = "<!-- written by make mutate-guarantees: end -->"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What noticed that a defence was gone, and by which word."""
+
+    by: str
+    word: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.by}: {self.word}" if self.word else self.by
 
 
 def missing_texts() -> list[str]:
@@ -36,81 +61,175 @@ def _is_there(mutation: Mutation) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make mutate-guarantees", description=__doc__)
-    parser.add_argument("--only", default="", help="those whose name holds this text")
+    parser.add_argument("--only", default="", help="those whose name or file holds this text")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--first", type=int, default=0, help="leave out so many of them")
+    parser.add_argument("--seeds-alone", action="store_true", help="run no tests, only seeds")
+    parser.add_argument("--write", help="the document whose table of defences is written anew")
     options = parser.parse_args(argv)
     missing = missing_texts()
     for each in missing:
         print(f"NOT FOUND  {each}")
-    wanted = [m for m in MUTATIONS if options.only in m.name and _is_there(m)][options.first :]
+    wanted = [
+        each for each in MUTATIONS if options.only in f"{each.name} {each.file}" and _is_there(each)
+    ][options.first :]
+    if options.seeds_alone:
+        wanted = [replace(each, by=()) for each in wanted]
     began_s = time.monotonic()
-    survived = 0
-    with ThreadPoolExecutor(options.processes) as pool:
-        made = {pool.submit(_caught_by, mutation): mutation for mutation in wanted}
-        for done in as_completed(made):
-            mutation, caught = made[done], done.result()
-            survived += caught is None
-            print(f"{'SURVIVED' if caught is None else 'caught':9} {mutation.name}", flush=True)
-            print(f"          {mutation.file}" + (f": {caught}" if caught else ""), flush=True)
+    found: dict[str, Found | None] = {}
+    hints = hints_of(Path(options.write).read_text() if options.write else "")
+    for mutation, noticed in _tried(wanted, options.processes, hints):
+        found[mutation.name] = noticed
+        word = "SURVIVED" if noticed is None else "noticed"
+        print(f"{len(found):3}/{len(wanted)} {word:8} {mutation.name}", flush=True)
+        print(f"{'':17}{mutation.file}" + (f": {noticed}" if noticed else ""), flush=True)
+    seconds = time.monotonic() - began_s
+    survived = sum(each is None for each in found.values())
     print(
-        f"{len(wanted)} defences taken out in {time.monotonic() - began_s:.0f} s: "
-        f"{survived} survived, {len(missing)} not found"
+        f"{len(wanted)} defences taken out in {seconds:.0f} s: {survived} survived, "
+        f"{len(missing)} not found"
     )
+    if options.write and len(wanted) == len(MUTATIONS) and not options.seeds_alone:
+        place = Path(options.write)
+        place.write_text(with_table(place.read_text(), found, seconds))
     return 1 if survived or missing else 0
 
 
-def _caught_by(mutation: Mutation) -> str | None:
-    directory = Path(tempfile.mkdtemp(prefix="paystream-mutation-"))
+def _tried(
+    wanted: list[Mutation], processes: int, hints: dict[str, int]
+) -> Iterator[tuple[Mutation, Found | None]]:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(LIBRARIES))
+    with ThreadPoolExecutor(processes) as pool:
+        made = {
+            pool.submit(_in_a_process, context, each, hints.get(each.name)): each for each in wanted
+        }
+        for done in as_completed(made):
+            yield made[done], done.result()
+
+
+def _in_a_process(context: Any, mutation: Mutation, hint: int | None) -> Found | None:
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_try, args=(mutation, hint, theirs), daemon=True)
+    process.start()
+    theirs.close()
     try:
-        for part in PARTS:
-            shutil.copytree(
-                TOP / part, directory / part, ignore=shutil.ignore_patterns("__pycache__")
-            )
-        for name in FILES:
-            shutil.copy(TOP / name, directory / name)
-        place = directory / mutation.file
-        place.write_text(place.read_text().replace(mutation.text, mutation.instead))
-        return _noticed(directory, mutation)
+        if not ours.poll(TIMEOUT_S):
+            return Found("nothing ended", f"within {TIMEOUT_S:.0f} s")
+        said: Found | str | None = ours.recv()
+    except EOFError:
+        # The process is gone: what holds a worker's life together was taken out.
+        said = Found("the process", "was ended")
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        process.kill()
+        process.join()
+    if isinstance(said, str):
+        raise RuntimeError(f"{mutation.name}: {said}")
+    return said
 
 
-def _noticed(directory: Path, mutation: Mutation) -> str | None:
+# In the process of one defence ------------------------------------------------------------------
+
+
+def _try(mutation: Mutation, hint: int | None, told: Connection) -> None:
+    os.chdir(TOP)
+    sys.path.insert(0, str(TOP))
+    text = (TOP / mutation.file).read_text().replace(mutation.text, mutation.instead)
+    instead_of(TOP / mutation.file, text)
+    try:
+        told.send(_noticed(mutation, hint))
+    except BaseException as error:
+        told.send(f"{type(error).__name__}: {error}")
+    told.close()
+    # No thread or exit handler of what was broken holds this up.
+    os._exit(0)
+
+
+def instead_of(path: Path, text: str) -> None:
+    """From now on the module of a file is imported from another text."""
+    real = SourceFileLoader.get_code
+
+    def get_code(self: SourceFileLoader, name: str) -> Any:
+        if Path(self.path) == path:
+            return compile(text, str(path), "exec", dont_inherit=True)
+        return real(self, name)
+
+    SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+
+
+def _noticed(mutation: Mutation, hint: int | None) -> Found | None:
     tests = [each for each in mutation.by if isinstance(each, str)]
     seeds = [each for each in mutation.by if isinstance(each, int)]
-    if seeds:
-        found = _seeds_notice(directory, seeds)
-        if found:
-            return found
-    for test in tests:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
-        done = _run([*command, test], directory)
-        if done.returncode == 1:
-            failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
-            return failed[0].split(" - ")[0].removeprefix("FAILED ") if failed else test
-    return _seeds_notice(directory, [seed for seed in range(SEEDS_MAX) if seed not in seeds])
+    if hint is not None:
+        seeds.insert(0, hint)
+    for test in () if seeds else tests:
+        failed = _test_notices(test)
+        if failed:
+            return failed
+    for seed in dict.fromkeys((*seeds, *range(SEEDS_MAX))):
+        from tests.simulation.plan import draw
+        from tests.simulation.run import run_plan
 
-
-def _seeds_notice(directory: Path, seeds: list[int]) -> str | None:
-    done = _run(
-        [sys.executable, "-m", "tests.simulation.first_failure", *map(str, seeds)], directory
-    )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 1 and lines:
-        return lines[-1]
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"{done.stdout}\n{done.stderr}")
-    if done.returncode == 1:
-        raise RuntimeError(done.stderr[-2_000:])
+        violation = run_plan(draw(seed)).violation
+        if violation is not None:
+            return Found(f"seed {seed}", violation.check)
+    for test in tests if seeds else ():
+        failed = _test_notices(test)
+        if failed:
+            return failed
     return None
 
 
-def _run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, cwd=directory, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+def _test_notices(test: str) -> Found | None:
+    import pytest
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", test])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+        raise RuntimeError(f"{test} was not run: {said.getvalue()[-500:]}")
+    if code == pytest.ExitCode.OK:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said.getvalue(), re.MULTILINE)
+    return Found(failed.group(1).partition("/")[2] if failed else test)
+
+
+# The table --------------------------------------------------------------------------------------
+
+
+def with_table(text: str, found: dict[str, Found | None], seconds: float) -> str:
+    """The document with its table of defences as this run found them."""
+    lines = [
+        BEGIN,
+        "",
+        f"- command: make mutate-guarantees ARGS='--write docs/mutations.md' ({len(found)} "
+        f"defences, {sum(each is None for each in found.values())} survived, {seconds:.0f} s)",
+        f"- date: {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC",
+        "",
+        "| defence | where | noticed by |",
+        "|---|---|---|",
+    ]
+    for mutation in MUTATIONS:
+        noticed = found[mutation.name]
+        by = "**nothing**" if noticed is None else str(noticed)
+        where = mutation.file.removeprefix("pipeline/")
+        lines.append(f"| {mutation.name} | `{where}` | {by} |")
+    before, _, rest = text.partition(BEGIN)
+    return before + "\n".join([*lines, "", END]) + rest.partition(END)[2]
+
+
+def hints_of(text: str) -> dict[str, int]:
+    """By defence, the seed that noticed it in the run that the table is of."""
+    rows = re.findall(r"^\| (.+?) \| `.*?` \| seed (\d+):", text, re.MULTILINE)
+    return {name: int(seed) for name, seed in rows}
 
 
 if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # A seed is a run only where sets of names have one order; see ``__main__``.
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.simulation.mutate", *sys.argv[1:]],
+            {**os.environ, "PYTHONHASHSEED": "0"},
+        )
     sys.exit(main())

@@ -214,6 +214,63 @@ MUTATIONS: tuple[Mutation, ...] = (
         )""",
         "        pass",
     ),
+    # 6 and 7: identities and offsets ------------------------------------------------------------
+    Mutation(
+        "a worker's transactional id is its own",
+        f"{RUNTIME}/worker_spec.py",
+        'return f"{APP}/{self.topics.prefix}/{self.node_id}/{self.stage}/{self.slot}"',
+        'return f"{APP}/{self.topics.prefix}/{self.node_id}/{self.stage}"',
+        ("tests/unit/test_engine_workers.py",),
+    ),
+    Mutation(
+        "a position that was deleted is named and not skipped",
+        f"{RUNTIME}/cluster.py",
+        '        "auto.offset.reset": "error",\n        # A dead',
+        '        "auto.offset.reset": "latest",\n        # A dead',
+        ("tests/unit/test_engine_workers.py",),
+    ),
+    Mutation(
+        "card numbers are masked in the dead letters",
+        f"{RUNTIME}/dead_letters.py",
+        "masked = None if value is None else mask_card_numbers(value)",
+        "masked = value",
+        ("tests/unit/test_dead_letters.py", "tests/unit/test_engine_stages.py"),
+    ),
+    Mutation(
+        "orders wait while the gate is closed",
+        f"{RUNTIME}/admission.py",
+        "if not buffer.count or (buffer.lane.gated and not self._gate_open):",
+        "if not buffer.count:",
+        ("tests/unit/test_engine_admission.py",),
+    ),
+    Mutation(
+        "nothing goes from the dead letters straight to a gateway",
+        f"{RUNTIME}/gateway_stage.py",
+        "        if is_redriven(record):\n",
+        "        if False:\n",
+        ("tests/unit/test_dead_letters.py", "tests/unit/test_gateway_stage.py"),
+    ),
+    # 12: counts -----------------------------------------------------------------------------------
+    Mutation(
+        "what is counted has a lane of its own",
+        f"{RUNTIME}/payments_stage.py",
+        "                lane = partition_of(at, self._partitions)\n                raw_check",
+        "                lane = partition\n                raw_check",
+    ),
+    Mutation(
+        "an order is counted once",
+        "pipeline/domain/risk_velocity.py",
+        "    if mark in recent:\n",
+        "    if False:\n",
+        ("tests/unit/test_risk_velocity.py", "tests/unit/test_risk_stage.py"),
+    ),
+    Mutation(
+        "attempts in flight count towards a card's cap",
+        "pipeline/domain/card_attempts.py",
+        "return self._declines(cap) + open_ >= cap.declines_max",
+        "return self._declines(cap) >= cap.declines_max",
+        ("tests/unit/test_card_attempts.py",),
+    ),
     # 9: many calls in flight --------------------------------------------------------------------
     Mutation(
         "only the finished prefix of a partition is committed",
@@ -316,6 +373,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/unit/test_processors_gateway.py",),
     ),
     Mutation(
+        "an input whose effect its broker refuses is known",
+        f"{RUNTIME}/lane.py",
+        "            elif _is_too_large(error):\n                self.too_large = index\n",
+        "",
+        ("tests/unit/test_engine_too_large.py",),
+    ),
+    Mutation(
+        "an input whose effect no topic takes is a letter",
+        f"{RUNTIME}/too_large.py",
+        "            self._refused(*batch.input_of(output))\n",
+        "            return\n",
+        ("tests/unit/test_engine_too_large.py",),
+    ),
+    Mutation(
+        "no text of an order is kept however long it is",
+        "pipeline/domain/validation.py",
+        "        or len(order.capture_method) > TEXT_LENGTH_MAX\n",
+        "",
+        ("tests/unit/test_record_sizes.py",),
+    ),
+    Mutation(
+        "the texts of a command are bounded together",
+        "pipeline/domain/commands.py",
+        "    if size > TEXTS_BYTES_MAX:\n",
+        "    if False:\n",
+        ("tests/unit/test_record_sizes.py",),
+    ),
+    Mutation(
         "what may have been sent to a gateway without keys is not sent again",
         f"{RUNTIME}/gateway_stage.py",
         "            and record.offset < self._sent_below.get(record.partition, 0),\n",
@@ -337,7 +422,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a success that came too late is given back",
-        f"{PROCESSORS}/outcomes.py",
+        f"{PROCESSORS}/successes.py",
         """            or payment.status not in UNDECIDED
             or payment.cancel_requested_by is not None
 """,
@@ -346,7 +431,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a success that shows after pay_before is given back",
-        f"{PROCESSORS}/outcomes.py",
+        f"{PROCESSORS}/successes.py",
         "            or (payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms)\n",
         "",
         ("tests/unit/test_pay_before.py",),
@@ -406,6 +491,40 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        and (attempt.state, attempt.code) != (ATTEMPT_FAILED, NOT_FOUND)\n",
         "",
         ("tests/unit/test_processors_disputes.py",),
+    ),
+    Mutation(
+        "the newest event of a dispute holds",
+        "pipeline/domain/disputes.py",
+        "    if place > held:\n",
+        "    if True:\n",
+    ),
+    Mutation(
+        "what a newer word takes back is owed again",
+        f"{PROCESSORS}/reversals.py",
+        "    for each in () if made.payment is None else outstanding(made.payment):\n"
+        "        payment = made.payment\n        unsent",
+        "    for each in ():\n        payment = made.payment\n        unsent",
+        ("tests/unit/test_reversals_in_dispute.py",),
+    ),
+    Mutation(
+        "a cancel bars a retry that waits",
+        f"{PROCESSORS}/commands.py",
+        "    barred = [each for each in payment.commands if each.type == rules.RETRY]\n",
+        "    barred: list[PaymentCommand] = []\n",
+        ("tests/unit/test_processors_commands.py",),
+    ),
+    Mutation(
+        "a refund does not run during a dispute unasked",
+        "pipeline/domain/commands.py",
+        "    if bars_refunds(payment, charge) and command.override != OVERRIDE_DISPUTE:\n",
+        "    if False:\n",
+        ("tests/unit/test_processors_disputes.py", "tests/unit/test_processors_commands.py"),
+    ),
+    Mutation(
+        "what a person decides is in the audit",
+        f"{PROCESSORS}/decided.py",
+        "    return replace(made, sends=(entry, *made.sends))\n\n\ndef with",
+        "    return made\n\n\ndef with",
     ),
     Mutation(
         "no more is refunded than was captured",

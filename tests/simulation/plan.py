@@ -10,51 +10,32 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from tests.simulation.gateway import TRANSPORT, Script
+from tests.simulation.lives import (
+    FINAL_DECLINES,
+    GATEWAYS,
+    MAIN,
+    OTHER,
+    PASSED_ON,
+    SUCCEED,
+    CommandPlan,
+    OrderPlan,
+    draw_life,
+)
 
 ORDERS_MIN = 200
 FAULTS_MIN = 20
 MERCHANT = "shop"
-MAIN, OTHER = "alpha", "beta"
-GATEWAYS = (MAIN, OTHER)
 # When orders come and faults strike; after it everything heals.
 ACTIVE_S = 90.0
-BURSTS = 25
+BURSTS = 7
 
-SUCCEED = {MAIN: "succeed", OTHER: "succeed"}
-# Codes of declines that no other gateway would take, and of one that another may.
-FINAL_DECLINES = ("card_declined", "insufficient_funds", "lost_card")
-PASSED_ON = "processing_error"
-
-
-@dataclass(frozen=True)
-class CommandPlan:
-    at_s: float
-    command_id: str
-    type: str
-    amount_minor: int | None = None
-    copies: int = 1
-    token: str | None = None
-
-
-@dataclass(frozen=True)
-class OrderPlan:
-    """One order. ``input``: order, or what an upstream system may get wrong (garbage, empty,
-    misrouted, wrong_key, bad_currency, stale). ``copies``: when it is published again."""
-
-    number: int
-    at_s: float
-    amount_minor: int
-    script: Script
-    input: str = "order"
-    capture_method: str = "automatic"
-    copies: tuple[float, ...] = ()
-    conflict_at_s: float | None = None
-    pay_within_s: float | None = None
-    commands: tuple[CommandPlan, ...] = ()
-
-    @property
-    def order_id(self) -> str:
-        return f"o{self.number}"
+# Orders of one customer, of whom no more are taken (see ``policy``), and unlinked credits.
+BUSY_CUSTOMER = "busy"
+BUSY_ORDERS = 8
+BUSY_MAX = 5
+CREDITS = 2
+# How often one card may be declined.
+DECLINES_MAX = 3
 
 
 @dataclass(frozen=True)
@@ -83,18 +64,22 @@ class Plan:
     partitions: int = 3
     payments_workers: int = 2
     gateway_workers: int = 2
+    risk_workers: int = 1
     skews_s: tuple[float, ...] = ()
     grace_s: float = 8.0
     # How long the first gateway remembers keys, and whether it knows any.
     retention_s: float = 86_400.0
     idempotent: bool = True
     records_max: int = 4_000
+    # Whether records are written and read as Avro, or handed on as they are.
+    avro: bool = True
 
     @property
     def slots(self) -> tuple[str, ...]:
         return (
             *(f"payments-{n}" for n in range(self.payments_workers)),
             *(f"gateway-{n}" for n in range(self.gateway_workers)),
+            *(f"risk-{n}" for n in range(self.risk_workers)),
             "ledger-0",
         )
 
@@ -106,7 +91,7 @@ def draw(seed: int) -> Plan:
     """The plan of a seed."""
     random = Random(f"{seed}/plan")
     count = ORDERS_MIN
-    orders = tuple(_order(random, number) for number in range(count))
+    orders = tuple(_counted(_order(random, number), number) for number in range(count))
     payments_workers = random.choice((1, 2, 2, 3))
     gateway_workers = random.choice((1, 2, 2, 3)) if payments_workers > 1 else 2
     plan = Plan(
@@ -116,12 +101,32 @@ def draw(seed: int) -> Plan:
         partitions=random.choice((2, 3, 3, 4)),
         payments_workers=payments_workers,
         gateway_workers=gateway_workers,
+        risk_workers=random.choice((1, 1, 1, 2)),
         skews_s=tuple(round(random.uniform(-2.4, 2.4), 2) for _ in range(8)),
         retention_s=random.choice((86_400.0, 86_400.0, 86_400.0, 600.0)),
         idempotent=random.random() > 0.15,
         records_max=random.choice((4_000, 4_000, 50, 7)),
+        avro=seed % 8 == 0,
     )
     return replace(plan, faults=_faults(random, plan))
+
+
+def _counted(order: OrderPlan, number: int) -> OrderPlan:
+    """The first orders are of a customer who orders too often; a few are no orders but credits."""
+    if number < BUSY_ORDERS:
+        return replace(
+            order, customer=BUSY_CUSTOMER, input="order", capture_method="automatic", commands=(),
+            conflict_at_s=None, pay_within_s=None, shape="", token=None, card=None,
+            script=Script(SUCCEED, notices=order.script.notices),
+        )  # fmt: skip
+    if number < BUSY_ORDERS + CREDITS:
+        copies = 1 + number % 2
+        credit = CommandPlan(0.0, f"c{number}a", "credit", order.amount_minor, copies)
+        return replace(
+            order, input="credit", commands=(credit,), copies=(), conflict_at_s=None,
+            pay_within_s=None, shape="", script=Script(SUCCEED),
+        )  # fmt: skip
+    return order
 
 
 def _order(random: Random, number: int) -> OrderPlan:
@@ -134,10 +139,12 @@ def _order(random: Random, number: int) -> OrderPlan:
     if random.random() < 0.08:
         plain = replace(plain, copies=tuple(random.uniform(0, 20) for _ in range(2)))
     kind = random.random()
-    if kind < 0.35:
+    if kind < 0.23:
         return plain
+    if kind < 0.45:
+        return draw_life(random, plain)
     script = plain.script
-    if kind < 0.65:
+    if kind < 0.68:
         # Trouble on the way to the gateway, and some in the questions about it.
         script = replace(
             script,
@@ -148,7 +155,7 @@ def _order(random: Random, number: int) -> OrderPlan:
             ),
         )
         return replace(plain, script=script)
-    if kind < 0.72:
+    if kind < 0.74:
         outcome = random.choice(
             (
                 dict.fromkeys(GATEWAYS, f"decline:{random.choice(FINAL_DECLINES)}"),
@@ -158,7 +165,7 @@ def _order(random: Random, number: int) -> OrderPlan:
         )
         transport = (random.choice(TRANSPORT),) if random.random() < 0.4 else ()
         return replace(plain, script=replace(script, outcome=outcome, transport=transport))
-    if kind < 0.80:
+    if kind < 0.82:
         outcome = {
             MAIN: random.choice(
                 ("pending_succeed", "pending_decline", "action_succeed", "action_late",
@@ -214,7 +221,9 @@ def _with_commands(random: Random, plain: OrderPlan) -> OrderPlan:
     script = replace(
         plain.script,
         transport=transport,
-        operations=random.choice(("succeed", "succeed", "succeed", "decline", "pending_succeed")),
+        operations=(
+            random.choice(("succeed", "succeed", "succeed", "decline", "pending_succeed")),
+        ),
     )
     return replace(
         plain,
@@ -260,6 +269,8 @@ def _faults(random: Random, plan: Plan) -> tuple[Fault, ...]:
         steps = random.randrange(0, 60)
         if kind == "crash":
             target = random.choice(plan.slots)
+            if target.startswith("ledger"):
+                steps = random.randrange(0, 10)  # it takes few of them
             crashes[target] = crashes.get(target, 0) + 1
             if crashes[target] > 5:
                 # More would have a record quarantined that is not to blame.

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tests.simulation.world import Killed, Process
+from tests.simulation.world import SHORT_S, Killed, Process
 
 
 class SimThread:
@@ -82,7 +82,8 @@ class SimQueue:
         if not self._items and block:
             self._waiting = world.current
             if timeout_s is not None:
-                world.current.park(timeout_s)
+                # What is put wakes it: turning a loop meanwhile shows nothing.
+                world.current.park(max(timeout_s, SHORT_S))
             else:
                 while not self._items:
                     world.current.park(None)

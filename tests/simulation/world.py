@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -20,7 +22,7 @@ BEGIN_S = 1_800_000_000.0
 IDLE_S_MAX = 3_600.0
 # Steps without any of simulated time passing: a fibre that goes round in circles is a bug.
 # Shorter waits of an idle loop are as long as this.
-SHORT_S = 0.05
+SHORT_S = 0.5
 STEPS_AT_ONCE_MAX = 200_000
 
 
@@ -46,6 +48,8 @@ class Process:
         self.fibres: list[Fibre] = []
         self.rung = False
         self.died_of: BaseException | None = None
+        # What waits for one of its steps; told of a step only while there is any.
+        self.armed: list[Any] = []
         self.on_step: Callable[[Process, str], None] | None = None
         self.on_death: list[Callable[[], None]] = []
         self.on_pause: list[Callable[[], None]] = []
@@ -93,12 +97,12 @@ class Process:
         """A place where faults may strike."""
         if self.dead:
             raise Killed
-        if self.on_step is not None:
+        if self.armed and self.on_step is not None:
             self.on_step(self, name)
             if self.dead:
                 raise Killed
-            if self.paused:
-                self.world.current.freeze()
+        if self.paused:
+            self.world.current.freeze()
 
     def kill(self) -> None:
         """SIGKILL. Its fibres unwind without any effect."""
@@ -180,8 +184,7 @@ class Fibre:
         self._token += 1
         self.parked = True
         if timeout_s is not None:
-            token = self._token
-            world.after(timeout_s, lambda: self._time_over(token))
+            world.wake_after(timeout_s, self, self._token)
         world.hub.switch()
         if self.process.dead:
             raise Killed
@@ -192,10 +195,6 @@ class Fibre:
         self.process.world.hub.switch()
         if self.process.dead:
             raise Killed
-
-    def _time_over(self, token: int) -> None:
-        if self.parked and token == self._token:
-            self.wake()
 
     def wake(self) -> None:
         if not self.parked or self.done:
@@ -244,8 +243,11 @@ class World:
         self.hub: Any = getcurrent()
         self.current: Any = None
         self.steps = 0
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        # What is to happen, in the order of time: a call, or a fibre and the wait it was in.
+        self._heap: list[tuple[float, int, Any, int]] = []
         self._count = 0
+        # Called more often than anything else.
+        self.clock: Callable[[], float] = partial(attrgetter("now_s"), self)
 
     @property
     def now_ms(self) -> int:
@@ -253,7 +255,12 @@ class World:
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
         self._count += 1
-        heapq.heappush(self._heap, (self.now_s + delay_s, self._count, call))
+        heapq.heappush(self._heap, (self.now_s + delay_s, self._count, call, -1))
+
+    def wake_after(self, delay_s: float, fibre: Fibre, token: int) -> None:
+        """Wake a fibre that is still in the same wait by then."""
+        self._count = count = self._count + 1
+        heapq.heappush(self._heap, (self.now_s + delay_s, count, fibre, token))
 
     def jitter(self, most_s: float) -> float:
         """A delay, mostly short."""
@@ -284,7 +291,15 @@ class World:
             if heap[0][0] > until_s:
                 self.now_s = until_s
                 return False
-            at_s, _, call = heapq.heappop(heap)
+            at_s, _, call, token = heapq.heappop(heap)
+            if token >= 0:
+                if not call.parked or call._token != token:
+                    continue  # woken before
+                if at_s > self.now_s:
+                    self.now_s = at_s
+                    at_once = 0
+                call.wake()
+                continue
             if at_s > self.now_s:
                 self.now_s = at_s
                 at_once = 0

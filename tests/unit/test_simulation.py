@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from tests.simulation.auditor import Auditor, Violation
+from tests.simulation.auditor import Auditor
 from tests.simulation.gateway import Movement
 from tests.simulation.log import Cluster, Intent
 from tests.simulation.mutate import missing_texts
@@ -14,6 +14,7 @@ from tests.simulation.mutations import MUTATIONS
 from tests.simulation.plan import FAULTS_MIN, ORDERS_MIN, Plan, draw
 from tests.simulation.run import Result, run_plan
 from tests.simulation.shrink import shrink
+from tests.simulation.violation import Violation
 from tests.simulation.world import World
 
 

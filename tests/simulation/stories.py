@@ -1,0 +1,118 @@
+"""Payments as their events tell them: numbered without gap, and never against what was decided.
+
+A cancel bars a retry that waits, a dispute bars giving back unasked, and nothing is taken for good
+once the time to pay is over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.simulation.lives import OrderPlan
+from tests.simulation.violation import Violation
+
+WITHDRAWING = frozenset({"dispute_opened", "dispute_pre_arbitration"})
+UNDECIDED = frozenset({"processing", "outcome_unknown", "requires_customer_action"})
+ENDING = frozenset({"dispute_won", "dispute_lost", "dispute_inquiry"})
+STARTED = frozenset({"payment_retried", "payment_started", "permit_asked"})
+BACK = "late-"
+
+
+@dataclass
+class Story:
+    """One payment so far."""
+
+    sequence: int = 0
+    types: Counter[str] = field(default_factory=Counter)
+    # Commands in the order in which they were written, and those that force a refund.
+    commands: list[tuple[str, str]] = field(default_factory=list)
+    forced: bool = False
+    barred: set[str] = field(default_factory=set)
+    # A cancel was taken while it was open whether the money is taken.
+    cancelling: bool = False
+    in_dispute: bool = False
+    was_in_dispute: bool = False
+    begun_back: set[str] = field(default_factory=set)
+    back_before_dispute: bool = False
+    pay_before_ms: int | None = None
+
+
+class Stories:
+    def __init__(self, orders: dict[str, OrderPlan]) -> None:
+        self._orders = orders
+        self._of: dict[str, Story] = defaultdict(Story)
+
+    def of(self, order_id: str) -> Story:
+        return self._of[order_id]
+
+    def commanded(self, order_id: str, command_id: str, kind: str, override: str | None) -> None:
+        story = self._of[order_id]
+        story.commands.append((command_id, kind))
+        story.forced |= override == "dispute"
+
+    def told(self, event: dict[str, Any]) -> None:
+        """The next event of a payment, as a reader sees it."""
+        order_id = event["order_id"]
+        story = self._of[order_id]
+        order = self._orders.get(order_id)
+        if event["sequence"] != story.sequence + 1:
+            raise Violation(
+                "sequence_broken",
+                f"{order_id}: {event['type']} is {event['sequence']} after {story.sequence}",
+                order and order.number,
+            )
+        story.sequence = event["sequence"]
+        kind = event["type"]
+        story.types[kind] += 1
+        if order is None:
+            return
+        if kind == "cancel_requested" and event["status"] == "failed":
+            self._bars(story, event["operation_id"])
+        elif kind in STARTED and event["operation_id"] in story.barred:
+            raise Violation(
+                "barred_retry_sent", f"{order_id}: {event['operation_id']}", order.number
+            )
+        elif kind in WITHDRAWING:
+            story.in_dispute = story.was_in_dispute = True
+        elif kind in ENDING:
+            story.in_dispute = False
+        elif kind in ("reversal_started", "retry_started") and event["kind"] == "refund":
+            self._gives_back(story, order, event["operation_id"] or "")
+        elif kind in ("captured", "authorized") and event["status"] == kind:
+            self._is_taken(story, order, event)
+        if kind == "cancel_requested" and event["status"] in UNDECIDED:
+            story.cancelling = True
+        elif kind == "payment_retried":
+            story.cancelling = False
+
+    def _is_taken(self, story: Story, order: OrderPlan, event: dict[str, Any]) -> None:
+        """The payment stands as paid, or as authorized."""
+        if event["kind"] not in ("charge", "authorize"):
+            return  # captures of what was authorized in time come later
+        detail = f"{order.order_id} is {event['type']}"
+        if story.pay_before_ms is not None and event["occurred_at_ms"] >= story.pay_before_ms:
+            raise Violation("taken_after_pay_before", detail, order.number)
+        if story.cancelling:
+            raise Violation("taken_after_cancel", detail, order.number)
+
+    def _bars(self, story: Story, command_id: str | None) -> None:
+        """The retries that were written before a cancel that was taken."""
+        for before, kind in story.commands:
+            if before == command_id:
+                return
+            if kind == "retry":
+                story.barred.add(before)
+
+    def _gives_back(self, story: Story, order: OrderPlan, operation_id: str) -> None:
+        if not operation_id.startswith(BACK) or operation_id in story.begun_back:
+            return
+        story.begun_back.add(operation_id)
+        if not story.was_in_dispute:
+            story.back_before_dispute = True
+        # With another charge, the dispute may be about that one.
+        if story.in_dispute and not story.forced and not order.has("retry"):
+            raise Violation(
+                "given_back_in_dispute", f"{order.order_id}: {operation_id}", order.number
+            )
