@@ -21,6 +21,7 @@ from pipeline.commands.review import review_app
 from pipeline.commands.risk import app as risk_app
 from pipeline.commands.schemas import app as schemas_app
 from pipeline.commands.topics import app as topics_app
+from pipeline.commands.transactions import app as transactions_app
 from pipeline.commands.webhooks import app as webhooks_app
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.command("up")(up_command)
 app.command("run")(run_command)
 app.command("simulator")(simulator_command)
 app.add_typer(topics_app, name="topics")
+app.add_typer(transactions_app, name="transactions")
 app.add_typer(schemas_app, name="schemas")
 app.add_typer(control_app, name="control")
 app.add_typer(orders_app, name="orders")

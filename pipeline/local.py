@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
-import logging
 import secrets
 import shutil
 import socket
@@ -26,12 +25,13 @@ from pipeline.embedded.cache import make_folder, write_atomically
 from pipeline.errors import UserError
 from pipeline.runtime.worker_spec import WorkerSpec
 
-_log = logging.getLogger(__name__)
-
 # What ends again this soon after it was started again will not stay.
 STEADY_S = 30.0
 # A worker starts and joins in two to five seconds; what takes longer is not waited for.
 JOIN_S_MAX = 60.0
+
+# Transactions that hung, told one by one.
+HANGING_SHOWN = 5
 
 Say = Callable[[str], None]
 
@@ -281,23 +281,28 @@ class LocalFlow:
     def _start(self) -> None:
         from pipeline.embedded.kafka import start_kafka
         from pipeline.embedded.ports import free_ports
+        from pipeline.hanging.transaction_log import TOPIC as TRANSACTION_LOG
         from pipeline.ledger.database import open_ledger
         from topics.provisioning import provision
 
         s = self.settings
         make_folder(s.state_dir, "state")
+        had_transactions = any((s.state_dir / "kafka").glob(f"broker-*/log/{TRANSACTION_LOG}-*"))
         self.kafka = start_kafka(
             s.state_dir / "kafka",
             heap_mb=s.broker_heap_mb,
             on_progress=self.say,
             die_with_parent=True,
             jvm_flags=self.jvm_flags,
-            # The first look for timed-out transactions must not come before a broker that was
-            # killed knows its topics again: it then calls them aborted without writing a marker
-            # (seen with 4.3.1), and their offsets and records hang for ever. Nor much later: for
-            # offsets that such a transaction holds up, a worker waits 30 s.
+            # The first look for timed-out transactions had better not come while a broker that was
+            # killed still starts: their markers would be lost (see pipeline/hanging), to be written
+            # afterwards. Nor much later: for offsets that such a transaction holds up, a worker
+            # waits 30 s.
             extra_config={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000"},
         )
+        if self.kafka.started_here and had_transactions:
+            # Before a worker: its next transaction would end what hangs from before like itself.
+            self._end_what_hangs()
         if "webhooks" in self.workers:
             s = s.model_copy(update={"webhook_port": s.webhook_port or free_ports(1)[0]})
             self._notice_secret = f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
@@ -390,7 +395,27 @@ class LocalFlow:
                 self._will_restart("Kafka", broker.log_files[1])
                 # On its own ports and data: the workers find it again by themselves.
                 broker.start()
+                self._end_what_hangs()
                 self.say("Kafka serves again")
+
+    def _end_what_hangs(self) -> None:
+        """A broker that was killed loses markers while it starts (see `pipeline/hanging`)."""
+        from pipeline.hanging.repair import end_what_hangs
+
+        try:
+            repair = end_what_hangs(self.kafka.bootstrap_servers)
+        except UserError as error:
+            # The flow goes on as far as it can; what hangs can be ended later on.
+            self.say(f"Could not look for transactions that hang: {error}")
+            return
+        for what, found in (
+            ("ended as it was decided", repair.ended),
+            ("left, see `paystream transactions list`", (*repair.left, *repair.overtaken)),
+        ):
+            for each in found[:HANGING_SHOWN]:
+                self.say(f"A transaction hung after Kafka had ended, {what}: {each.text}")
+            if len(found) > HANGING_SHOWN:
+                self.say(f"and {len(found) - HANGING_SHOWN} more of these")
 
     def _start_simulator(self, name: str, port: int) -> None:
         from pipeline.gateways.configured import WITHOUT_NOTICES

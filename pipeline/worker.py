@@ -230,7 +230,11 @@ def _gateway(
         spec,
         catalogue=catalogue,
         stage=GatewayStage(
-            catalogue, codec, key_retention_ms=o["gateway_key_retention_ms"], terms=terms
+            catalogue,
+            codec,
+            key_retention_ms=o["gateway_key_retention_ms"],
+            terms=terms,
+            clock_skew_ms=o["clock_skew_ms"],
         ),
         calls=calls,
         metrics=metrics,

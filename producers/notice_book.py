@@ -29,8 +29,10 @@ CREATE INDEX IF NOT EXISTS parked_by_reference ON parked (reference);
 
 
 def parked_key(reference: bytes, notification_id: str) -> bytes:
-    """The record key of a notice that waits: the same notice again is the same record."""
-    return reference + b"\n" + notification_id.encode()
+    """The record key of a notice that waits: the same notice again is the same record. Its last
+    line end parts the two; a gateway's id may hold one."""
+    told = notification_id.replace("\\", "\\\\").replace("\n", "\\n")
+    return reference + b"\n" + told.encode()
 
 
 class NoticeBook:

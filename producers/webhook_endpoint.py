@@ -17,6 +17,7 @@ from typing import Protocol
 from aiohttp import hdrs, web
 from confluent_kafka import KafkaException
 
+from pipeline.domain.gateway_text import kept_text
 from pipeline.domain.ids import payment_id
 from pipeline.domain.model import GatewayNotification
 from pipeline.errors import UserError
@@ -76,7 +77,7 @@ def notification_of(notice: Notice, received_at_ms: int) -> GatewayNotification:
         fee_minor=notice.fee_minor,
         currency=notice.currency,
         code=notice.code,
-        gateway_code=notice.gateway_code,
+        gateway_code=None if notice.gateway_code is None else kept_text(notice.gateway_code),
         received_at_ms=received_at_ms,
     )
 

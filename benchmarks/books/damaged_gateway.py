@@ -21,7 +21,7 @@ def _gone(db: sqlite3.Connection, seq: int, key: str) -> tuple[Found, ...]:
 
 def _amount(db: sqlite3.Connection, seq: int, key: str) -> tuple[Found, ...]:
     db.execute("UPDATE entries SET amount_minor = amount_minor + 1 WHERE seq = ?", (seq,))
-    return (("charge_amount_wrong", key),)
+    return (("charge_amount_wrong", key), ("settlement_amount_wrong", key))
 
 
 def _unasked(db: sqlite3.Connection, seq: int, key: str) -> tuple[Found, ...]:

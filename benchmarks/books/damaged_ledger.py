@@ -341,11 +341,17 @@ def _offset_back(books: Books, draw: random.Random) -> tuple[str, dict[str, tupl
 
 
 def _offset_on(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[Found, ...]]]:
-    """Past the end of the partition of decisions: what is decided next would not be booked."""
-    ((partition,),) = books.all("SELECT partition FROM consumer_offsets WHERE topic = ?", DECISIONS)
-    books.do("UPDATE consumer_offsets SET next_offset = next_offset + 1000000 WHERE topic = ?",
-             DECISIONS)  # fmt: skip
-    place = f"{DECISIONS}[{partition}]"
+    """Past the end of a partition: what is settled next would not be booked."""
+    ((partition,),) = draw.sample(
+        books.all(
+            "SELECT partition FROM consumer_offsets c WHERE topic = ? AND next_offset > ("
+            "SELECT max(source_offset) FROM journal_entries WHERE source_topic = c.topic "
+            "AND source_partition = c.partition) ORDER BY partition", SETTLEMENTS,
+        ), 1,
+    )  # fmt: skip
+    books.do("UPDATE consumer_offsets SET next_offset = next_offset + 1000000 WHERE topic = ? "
+             "AND partition = ?", SETTLEMENTS, partition)  # fmt: skip
+    place = f"{SETTLEMENTS}[{partition}]"
     return place, {VERIFY: (("consumer_offset_beyond_end", place),)}
 
 
@@ -417,12 +423,15 @@ def damage_ledger(file: Path, draw: random.Random, each: int) -> list[Damage]:
 
 
 def _draw(books: Books, draw: random.Random, count: int) -> Iterator[Entry]:
-    """Distinct captures under terms, apart from each other and from the chains' ends."""
+    """Distinct captures under terms, apart from each other and from the chains' ends. Each is all
+    that was settled of its payment: what a refund gives back follows from the capture before it."""
     rows = books.all(
         "SELECT entry_number, entry_id, settlement_id, source_partition, source_offset, kind = "
-        "'capture' AND posting_count = 6 FROM journal_entries WHERE source_topic = ? "
-        "ORDER BY source_partition, source_offset", SETTLEMENTS,
-    )  # fmt: skip
+        "'capture' AND posting_count = 6 AND NOT EXISTS (SELECT 1 FROM journal_entries o "
+        "WHERE o.payment_id = e.payment_id AND o.settlement_id NOT IN ('', e.settlement_id)) "
+        "FROM journal_entries e WHERE source_topic = ? ORDER BY source_partition, source_offset",
+        SETTLEMENTS,
+    )
     taken: set[int] = set()
     for at in draw.sample(range(APART, len(rows) - APART), len(rows) - 2 * APART):
         *fields, fit = rows[at]

@@ -348,12 +348,14 @@ def _days(on: Carried) -> list[_Day]:
 def _own_topics(on: Carried) -> Catalogue:
     """Topics of its own for all that this reconciliation writes, with the decisions so far."""
     real = on.settings.catalogue()
-    topics = dict(real.topics)
-    for role in OWN_TOPICS:
-        topics[role] = dataclasses.replace(topics[role], name=PREFIX + topics[role].name)
-    own = Catalogue(settings=real.settings, topics=topics)
+    # Nobody else reads them.
+    made = {
+        role: dataclasses.replace(real[role], name=PREFIX + real.name(role), read_by=())
+        for role in OWN_TOPICS
+    }
+    own = Catalogue(settings=real.settings, topics={**real.topics, **made})
     servers = on.settings.bootstrap_servers
-    provision(servers, own)
+    provision(servers, Catalogue(settings=real.settings, topics=made))
     producer = Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random"})
     for record in TopicReader(servers).by_time(real.name("ledger-events"), None, None):
         producer.produce(own.name("ledger-events"), value=record.value, key=record.key)

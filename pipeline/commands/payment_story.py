@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from pipeline.audit.log_copy import partition_counts, read_partition
 from pipeline.audit.render import printable, time_text
 from pipeline.audit.trace import Trace
@@ -72,6 +74,9 @@ def story_lines(trace: Trace) -> Iterator[str]:
             yield from _attempt(payment, number, attempt)
         for dispute in payment.disputes:
             yield _row("dispute", _dispute(payment, dispute))
+        for dispute in payment.unfounded_disputes:
+            said = _dispute(payment, replace(dispute, withdrawn_minor=0))
+            yield _row("dispute", f"{said}; nothing is known to be taken")
         for command in payment.commands:
             yield _row("waits", _command(payment, command))
     for charge in trace.charges:

@@ -14,6 +14,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pipeline.domain.charges import captured_of_minor
 from pipeline.domain.lifecycle import MAIN_KINDS
 from pipeline.domain.model import Attempt, Dispute, GatewayNotification, Payment
 
@@ -76,8 +77,30 @@ def bars_refunds(payment: Payment, charge: Attempt | None = None) -> bool:
         each.state in UNDECIDED_IN
         and each.state in WITHDRAWN_IN
         and (charge is None or _may_be_about(payment, each, charge))
-        for each in payment.disputes
+        for each in (*payment.disputes, *with_ground(payment))
     )
+
+
+def has_ground(payment: Payment, dispute: Dispute) -> bool:
+    """Whether a charge that an unfounded dispute may be about shows as taken by now: one that was
+    there when the dispute was first told, and that took as much."""
+    taken_minor = max(
+        (
+            captured_of_minor(payment, attempt)
+            for attempt in payment.attempts
+            if attempt.kind in MAIN_KINDS
+            and attempt.gateway == dispute.gateway
+            and attempt.started_at_ms <= dispute.updated_at_ms
+            and dispute.charge_reference in (None, attempt.gateway_reference)
+        ),
+        default=0,
+    )
+    return 0 < dispute.amount_minor <= taken_minor
+
+
+def with_ground(payment: Payment) -> tuple[Dispute, ...]:
+    """Unfounded disputes that are booked in the decision that is being made."""
+    return tuple(each for each in payment.unfounded_disputes if has_ground(payment, each))
 
 
 def _may_be_about(payment: Payment, dispute: Dispute, charge: Attempt) -> bool:

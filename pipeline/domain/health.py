@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pipeline.domain.answer import DECLINED, NOT_SENT, SUCCEEDED, UNKNOWN
-from pipeline.domain.breaker import CLOSED, HALF_OPEN, Breaker, BreakerRule
+from pipeline.domain.breaker import HALF_OPEN, OPEN, Breaker, BreakerRule
 from pipeline.domain.routes import HEALTHY, Health, Rate
 from pipeline.domain.window import SlidingWindow
 
@@ -18,6 +18,8 @@ from pipeline.domain.window import SlidingWindow
 BREAKER_OPEN: Final = "breaker_open"
 THROTTLED: Final = "throttled"
 RATE_LIMITED: Final = "rate_limited"
+# Not made, since the worker has no such gateway. Its predecessor may have had it.
+GATEWAY_NOT_CONFIGURED: Final = "gateway_not_configured"
 
 # Unknown outcomes that a working gateway answers.
 _ALIVE: Final = frozenset(
@@ -26,15 +28,23 @@ _ALIVE: Final = frozenset(
         "mismatched_answer",
         "idempotency_key_reused",
         "reference_missing",
+        "reference_too_long",
         RATE_LIMITED,
         THROTTLED,
         BREAKER_OPEN,
+        GATEWAY_NOT_CONFIGURED,
         "killed_the_process",
+        "effect_too_large",
         "possibly_sent",
     }
 )
 # Requests that were not sent because nobody was there to take them.
-_UNREACHABLE: Final = frozenset({"connection_refused", "connect_timeout", "broken_connection"})
+UNREACHABLE: Final = frozenset({"connection_refused", "connect_timeout", "broken_connection"})
+
+# A gateway that asks for a longer rest than this (Retry-After) gets no new payments until it is
+# over, where another can have them. A shorter one is ordinary: it is over by the first or second
+# retry, and routing would swing to and fro.
+REST_MS_MAX: Final = 10_000
 
 # Success rates change by the minute: issuers' troubles come and go, five minutes see them.
 RATE_WINDOW_MS: Final = 300_000
@@ -50,7 +60,7 @@ _APPROVALS: Final = frozenset({"charge", "authorize"})
 def verdict(outcome: str, code: str | None) -> bool | None:
     """What an answer says of the gateway: True it works, False it is in trouble, None nothing."""
     if outcome == NOT_SENT:
-        return False if code in _UNREACHABLE else None
+        return False if code in UNREACHABLE else None
     if outcome == UNKNOWN:
         return None if code in _ALIVE else False
     return True
@@ -63,6 +73,8 @@ class HealthBook:
         self._rule_of = rule_of or (lambda _gateway: BreakerRule())
         self._breakers: dict[str, Breaker] = {}
         self._rates: dict[str, SlidingWindow] = {}
+        # Until when gateways have asked to be left alone.
+        self._rests_until_ms: dict[str, int] = {}
         self._now_ms = 0
         self._snapshot = HEALTHY
         self._stale_at_ms = 0
@@ -86,6 +98,10 @@ class HealthBook:
             breaker.opened_elsewhere(now_ms, retry_after_ms)
             self._stale_at_ms = 0
             return
+        if code == RATE_LIMITED and (retry_after_ms or 0) > REST_MS_MAX:
+            until_ms = now_ms + (retry_after_ms or 0)
+            self._rests_until_ms[gateway] = max(until_ms, self._rests_until_ms.get(gateway, 0))
+            self._stale_at_ms = 0
         well = verdict(outcome, code)
         if well is None:
             return
@@ -105,13 +121,14 @@ class HealthBook:
 
     def _look(self, now_ms: int) -> Health:
         states = {name: breaker.state(now_ms) for name, breaker in self._breakers.items()}
+        rests = {name for name, until_ms in self._rests_until_ms.items() if now_ms < until_ms}
         rates = {}
         for name, window in self._rates.items():
             approved, total = window.counts(now_ms)
             if total >= RATE_RESULTS_MIN:
                 rates[name] = Rate(approved, total)
         return Health(
-            down=frozenset(n for n, s in states.items() if s not in (CLOSED, HALF_OPEN)),
-            on_trial=frozenset(n for n, s in states.items() if s == HALF_OPEN),
+            down=frozenset(n for n, s in states.items() if n in rests or s == OPEN),
+            on_trial=frozenset(n for n, s in states.items() if s == HALF_OPEN and n not in rests),
             rates=rates,
         )

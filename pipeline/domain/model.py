@@ -296,6 +296,7 @@ class Payment(Struct, frozen=True, kw_only=True):
     retry_fingerprint: str | None = None
     retry_scheme: str | None = None
     acknowledged: tuple[Acknowledgement, ...] = ()
+    unfounded_disputes: tuple[Dispute, ...] = ()
 
 
 class PaymentDue(Struct, frozen=True, kw_only=True, gc=False):

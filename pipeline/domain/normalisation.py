@@ -76,7 +76,6 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "pool_timeout": Standard(_RETRY, "no free connection in time"),
     "broken_connection": Standard(_RETRY, "the connection broke before the first byte"),
     "shutting_down": Standard(_RETRY, "not called: the worker stops"),
-    "gateway_not_configured": Standard(_RETRY, "this worker has no such gateway"),
     "kind_not_supported": Standard(_FAIL, "no adapter knows this kind of request"),
     "parent_missing": Standard(_FAIL, "a capture, void or refund of nothing"),
     # Nothing is certain.
@@ -92,9 +91,16 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "possibly_sent": Standard(
         _INQUIRE, "another worker may have sent it, to a gateway that takes a repetition twice"
     ),
+    "gateway_not_configured": Standard(
+        _INQUIRE, "this worker has no such gateway, and one that had it may have sent it"
+    ),
     "redriven": Standard(_INQUIRE, "came out of the dead letters, and may have been sent before"),
     "adapter_error": Standard(_INQUIRE, "the adapter broke its contract"),
     "killed_the_process": Standard(_INQUIRE, "the worker died three times over it"),
+    "effect_too_large": Standard(_INQUIRE, "what it led to is larger than its topic takes"),
+    "reference_too_long": Standard(
+        _INQUIRE, "a success under an id of the gateway's of more than 255 characters"
+    ),
     "reference_missing": Standard(_INQUIRE, "a success without the gateway's reference"),
     "outcome_not_in_contract": Standard(_INQUIRE, "the adapter broke its contract"),
 }

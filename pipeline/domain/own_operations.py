@@ -8,7 +8,7 @@ what the order's id names is its first charge.
 from __future__ import annotations
 
 from pipeline.domain.ids import expiry_operation_id, reversal_operation_id
-from pipeline.domain.lifecycle import REFUND, VOID
+from pipeline.domain.lifecycle import MAIN_KINDS, REFUND, VOID
 from pipeline.domain.model import Attempt, Payment
 
 
@@ -26,3 +26,16 @@ def is_expiry_of(payment: Payment, operation: Attempt, authorization: Attempt) -
         expiry_operation_id(payment.order_id, authorization.operation_id),
         f"expiry-{authorization.operation_id}",
     )
+
+
+def is_expiry(payment: Payment, attempt: Attempt) -> bool:
+    """Whether this void ends an authorization at its time."""
+    return any(
+        each.kind in MAIN_KINDS and is_expiry_of(payment, attempt, each)
+        for each in payment.attempts
+    )
+
+
+def gives_back(payment: Payment, attempt: Attempt) -> bool:
+    """Whether this operation gives back what came too late."""
+    return any(is_reversal_of(payment, attempt, each) for each in payment.attempts)

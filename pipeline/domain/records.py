@@ -96,6 +96,7 @@ def payment_to_record(payment: Payment) -> Record:
     record["command_marks"] = [asdict(mark) for mark in payment.command_marks]
     record["letters"] = list(payment.letters)
     record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
+    record["unfounded_disputes"] = [asdict(each) for each in payment.unfounded_disputes]
     record["risk_awaited"] = list(payment.risk_awaited)
     record["risk_counted"] = [asdict(counted) for counted in payment.risk_counted]
     record["acknowledged"] = [asdict(each) for each in payment.acknowledged]
@@ -146,6 +147,7 @@ def payment_from_record(record: Record) -> Payment:
         "command_marks": tuple([CommandMark(**mark) for mark in record["command_marks"]]),
         "letters": tuple(record["letters"]),
         "disputes": tuple([Dispute(**dispute) for dispute in record["disputes"]]),
+        "unfounded_disputes": tuple([Dispute(**d) for d in record["unfounded_disputes"]]),
         "risk_awaited": tuple(record["risk_awaited"]),
         "risk_counted": tuple([RiskCounted(**counted) for counted in record["risk_counted"]]),
         "acknowledged": tuple([Acknowledgement(**each) for each in record["acknowledged"]]),

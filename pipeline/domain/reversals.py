@@ -6,12 +6,13 @@ as it was named for what it gives back. So what is owed is seen from the last of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec.structs import replace
 
 from pipeline.domain.charges import captured_of_minor, refunded_of_minor
-from pipeline.domain.disputes import LOST, bars_refunds
+from pipeline.domain.disputes import LOST, bars_refunds, with_ground
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.lifecycle import (
     ATTEMPT_FAILED,
@@ -25,7 +26,7 @@ from pipeline.domain.lifecycle import (
     VOID,
     has_succeeded,
 )
-from pipeline.domain.model import Attempt, Payment
+from pipeline.domain.model import Attempt, Dispute, Payment
 from pipeline.domain.payment import (
     ATTEMPTS_MAX,
     amount_of,
@@ -76,7 +77,7 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
         - refunded_of_minor(payment, parent, reserved=True)
         - _charged_back_minor(payment, parent),
         # What a bank took for good, of whichever charge, is with the customer already.
-        refundable_minor(payment) - payment.charged_back_minor,
+        refundable_minor(payment) - payment.charged_back_minor - _lost_minor(with_ground(payment)),
     )
     if is_unfinished(reversal) and find_attempt(payment, reversal.operation_id, reversal.attempt):
         room_minor += amount_of(payment, reversal)
@@ -188,13 +189,16 @@ def _wanted_minor(payment: Payment, reversal: Attempt, parent: Attempt) -> int:
 
 def _charged_back_minor(payment: Payment, charge: Attempt) -> int:
     """What banks took for good in disputes that name this charge."""
-    return sum(
-        each.withdrawn_minor
-        for each in payment.disputes
-        if each.state == LOST
-        and each.charge_reference is not None
+    return _lost_minor(
+        each
+        for each in (*payment.disputes, *with_ground(payment))
+        if each.charge_reference is not None
         and (each.gateway, each.charge_reference) == (charge.gateway, charge.gateway_reference)
     )
+
+
+def _lost_minor(disputes: Iterable[Dispute]) -> int:
+    return sum(each.withdrawn_minor for each in disputes if each.state == LOST)
 
 
 def _voids(payment: Payment, hold: Attempt) -> tuple[Attempt, ...]:

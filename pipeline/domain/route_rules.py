@@ -30,6 +30,10 @@ from pipeline.domain.routes import (
 # The key of the control topic under which this document stands.
 ROUTING: Final = "routing"
 
+# More is a slip of the pen. A breaker keeps the latest calls, and adds up its times.
+_BREAKER_CALLS_MAX: Final = 10_000
+_BREAKER_MS_MAX: Final = 86_400_000
+
 
 class RoutesRefused(Exception):
     """The document cannot be used; ``problems`` are sentences, one for each thing wrong."""
@@ -74,7 +78,7 @@ def read_routes(given: str | Mapping[str, Any]) -> RoutesDocument:
         if isinstance(given, str):
             return msgspec.json.decode(given.encode(), type=RoutesDocument)
         return msgspec.convert(given, RoutesDocument)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise RoutesRefused([f"it cannot be read: {error}"]) from error
 
 
@@ -84,6 +88,7 @@ def routed(policy: Policy, document: RoutesDocument, *, version: int = 0) -> Pol
     _check_gateways(profiles, problems)
     _check_rules(document, {g.name: g for g in profiles}, problems)
     for currency in document.must_serve:
+        _check_currency("must_serve", currency, problems)
         if not any(g.currencies is None or currency in g.currencies for g in profiles):
             problems.append(f"must_serve: no gateway takes {currency}")
     if problems:
@@ -149,10 +154,10 @@ def _check_gateways(profiles: tuple[GatewayProfile, ...], problems: list[str]) -
         b = g.breaker
         if not 1 <= b.trouble_percent <= 100:
             problems.append(f"{where}.breaker.trouble_percent must be 1 to 100")
-        numbers = "window_ms calls_min wait_ms wait_ms_max probes slow_ms silent_ms hanging_min"
-        for name in numbers.split():
-            if getattr(b, name) < 1:
-                problems.append(f"{where}.breaker.{name} must be 1 or more")
+        for name in asdict(b):
+            most = _BREAKER_MS_MAX if "_ms" in name else _BREAKER_CALLS_MAX
+            if name != "trouble_percent" and not 1 <= getattr(b, name) <= most:
+                problems.append(f"{where}.breaker.{name} must be 1 to {most:,}")
 
 
 def _check_rules(
@@ -181,6 +186,9 @@ def _check_rules(
                 problems.append(f"{where}: there is no gateway {name}")
         if rule.gateways == ():
             problems.append(f"{where}: no gateway is left by it")
+        for name in rule.weights or {}:
+            if rule.gateways is not None and name not in rule.gateways:
+                problems.append(f"{where}.weights: {name} is none of its gateways")
         for name, weight in (rule.weights or {}).items():
             _check_weight(f"{where}.weights.{name}", weight, problems)
         if rule.weights is not None and not sum(rule.weights.values()):
@@ -206,10 +214,15 @@ def _check_limits(where: str, limits: GatewayProfile | RouteRule, problems: list
             problems.append(f"{where}.{name} is empty: it can never match; leave it out for all")
     for currency in sorted(limits.currencies or ()):
         _check_currency(f"{where}.currencies", currency, problems)
+    for country in sorted(limits.countries or ()):
+        if not (len(country) == 2 and country.isascii() and country.isupper()):
+            problems.append(f"{where}.countries: {country} is no country, such as GB")
     for currency, amounts in limits.amounts.items():
         _check_currency(f"{where}.amounts", currency, problems)
         if amounts.max_minor is not None and amounts.max_minor < amounts.min_minor:
             problems.append(f"{where}.amounts.{currency} can never match: max is below min")
+        elif amounts.max_minor is not None and amounts.max_minor < 1:
+            problems.append(f"{where}.amounts.{currency} can never match: amounts begin with 1")
 
 
 def _check_currency(where: str, currency: str, problems: list[str]) -> None:

@@ -72,7 +72,7 @@ def server_properties(
 
 
 def log4j_properties(log_file: Path) -> str:
-    """Warnings and errors into one file of at most three times 10 MB."""
+    """Warnings and errors into one file of at most three times 10 MB, and who lost a marker."""
     return f"""\
 status=ERROR
 rootLogger.level=WARN
@@ -91,6 +91,9 @@ appender.file.strategy.max=2
 # Says at every start that a file in the working folder could configure it.
 logger.logging.name=kafka.utils.Log4jControllerRegistration
 logger.logging.level=ERROR
+# A marker that is not written is no more than information to Kafka (see pipeline/hanging).
+logger.markers.name=kafka.coordinator.transaction.TransactionMarkerChannelManager
+logger.markers.level=INFO
 """
 
 

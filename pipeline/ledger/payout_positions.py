@@ -21,6 +21,7 @@ from pipeline.domain.accounts import (
 from pipeline.domain.decisions import decided_entry_of
 from pipeline.domain.payouts import TAKING_KINDS
 from pipeline.ledger.decisions import unpublished
+from pipeline.ledger.tables import MOVES_AVAILABLE
 
 _FETCH_ROWS: Final = 10_000
 _KINDS: Final = (MERCHANT_AVAILABLE, RESERVE, MERCHANT_RECEIVABLE, MERCHANT_PAYABLE)
@@ -29,7 +30,7 @@ ARRIVALS: Final = (
     "SELECT a.name, p.currency, e.settled_at_ms, sum(p.amount_minor) FROM postings p "
     "JOIN accounts a ON a.account_id = p.account_id "
     "JOIN journal_entries e ON e.entry_number = p.entry_number "
-    "WHERE e.settlement_id = '' AND e.settled_at_ms >= :since "
+    f"WHERE {MOVES_AVAILABLE.format('e.')} AND e.settled_at_ms >= :since "
     "AND a.name LIKE 'merchant_available:%' "
     "AND e.kind NOT IN ('payout_created', 'payout_netted') "
     "GROUP BY a.name, p.currency, e.settled_at_ms"
@@ -130,8 +131,8 @@ def _balances(connection: Connection) -> Iterator[tuple[str, str, int]]:
 def _arrivals(
     connection: Connection, wanted: Mapping[Key, int]
 ) -> Iterator[tuple[str, str, int, int]]:
-    """By the entries of no settlement since the earliest time: an index leads to them, and only
-    they make something available."""
+    """By the entries since the earliest time that may move what is available; an index leads to
+    them."""
     if not wanted:
         return
     rows = connection.execute(

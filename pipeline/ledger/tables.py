@@ -31,6 +31,9 @@ SCHEMA_VERSION = 3
 # The revision of ``migrations`` that makes these tables.
 REVISION = "0003"
 
+# Entries that may move what is available: those of no settlement, and of settlements one kind.
+MOVES_AVAILABLE = "({0}settlement_id = '' OR {0}kind = 'external_refund')"
+
 metadata = MetaData()
 
 # In a STRICT table of SQLite every integer is 64 bits wide and nothing else is accepted.
@@ -102,12 +105,12 @@ journal_entries = Table(
     ),
     # What was booked of a payment decides what its next settlement costs.
     Index("entry_payment", "payment_id"),
-    # What became available since a cut-off: entries of settlements never do that.
+    # What became available since a cut-off, or was taken of it: of settlements one kind does that.
     Index(
-        "entry_of_no_settlement",
+        "entry_arrival",
         "settled_at_ms",
-        sqlite_where=text("settlement_id = ''"),
-        postgresql_where=text("settlement_id = ''"),
+        sqlite_where=text(MOVES_AVAILABLE.format("")),
+        postgresql_where=text(MOVES_AVAILABLE.format("")),
     ),
     sqlite_strict=True,
 )

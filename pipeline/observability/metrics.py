@@ -183,6 +183,12 @@ class Metrics:
             ["gateway", "code"],
             registry=r,
         )
+        self.gateway_missing = Counter(
+            "paystream_gateway_missing",
+            "Inputs about operations that are open at a gateway which a worker does not have.",
+            ["gateway"],
+            registry=r,
+        )
         self.control_entries = Counter(
             "paystream_control_entries",
             "Entries of the control topic by what a worker did: applied, refused.",
@@ -326,6 +332,8 @@ class Metrics:
             elif group == "permits":
                 permit, _, rule = name.partition(" ")
                 self.permits.labels(permit, rule).inc(count)
+            elif group == "missing_gateways":
+                self.gateway_missing.labels(name).inc(count)
             elif group == "tiers":
                 self.tiers.labels(name).inc(count)
             else:

@@ -75,8 +75,8 @@ from pipeline.processors.acknowledgements import acknowledge
 from pipeline.processors.decided import audited
 from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.door import card_number_refused
+from pipeline.processors.failures import gave_up
 from pipeline.processors.operations import begin_operation
-from pipeline.processors.outcomes import gave_up, succeeded
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 from pipeline.processors.recorded_refunds import record_refund
 from pipeline.processors.retries import (
@@ -89,6 +89,7 @@ from pipeline.processors.retries import (
     without_retry,
 )
 from pipeline.processors.reversals import give_back, with_successor
+from pipeline.processors.successes import succeeded
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_COMMAND: Final = "duplicate_command"

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from msgspec.structs import replace
+
 from pipeline.domain.charges import may_have_taken_minor
 from pipeline.domain.decision import Decision, Outgoing
 from pipeline.domain.disputes import (
@@ -20,6 +22,7 @@ from pipeline.domain.disputes import (
     RANKS,
     UNDECIDED_IN,
     WON,
+    has_ground,
     heard,
     named,
     resolved,
@@ -35,9 +38,10 @@ from pipeline.domain.lifecycle import (
     MAIN_KINDS,
 )
 from pipeline.domain.model import Dispute, GatewayNotification, Payment, PaymentCommand
-from pipeline.domain.payment import dead_lettered, settlement_of, told
+from pipeline.domain.payment import dead_lettered, followed, settlement_of, told
 from pipeline.domain.policy import Policy
-from pipeline.processors.outcomes import STALE_RESULT, with_loss
+from pipeline.processors.losses import with_loss
+from pipeline.processors.refused_evidence import STALE_RESULT
 from pipeline.processors.reversals import with_owed_again
 
 EVENTS: Final[Mapping[str, str]] = {
@@ -56,6 +60,9 @@ SETTLED_DISPUTE_FEE: Final = "dispute_fee"
 # One charge has one dispute, rarely a second; a payment with more is a gateway's mistake.
 DISPUTES_MAX: Final = 32
 AMOUNT_MINOR_MAX: Final = 999_999_999_999
+
+# Of nothing that is known to be taken: kept in mind, in case it shows.
+UNFOUNDED_MAX: Final = 8
 
 # Causes of dead letters.
 MALFORMED_DISPUTE: Final = "malformed_dispute"
@@ -86,27 +93,77 @@ def process_dispute(
         detail = f"the dispute is in {notice.currency}, the payment in {payment.currency}"
         return dead_lettered(payment, AMOUNT_MISMATCH, detail, now_ms)
     known = next(iter(named(payment, dispute_id, notice.gateway)), None)
-    taken_minor = _taken_minor(payment, notice)
-    if known is None and (not taken_minor or len(payment.disputes) >= DISPUTES_MAX):
-        detail = f"{notice.gateway} tells of a dispute about no charge of this payment"
-        return dead_lettered(payment, DISPUTE_OF_NOTHING, detail, now_ms)
-    # What was taken in before this was looked at goes on as it began.
-    limit_minor = max(taken_minor, 0 if known is None else known.amount_minor)
-    if notice.amount_minor > limit_minor:
-        detail = f"{notice.amount_minor} are in dispute, {limit_minor} were or may have been taken"
-        return dead_lettered(payment, AMOUNT_MISMATCH, detail, now_ms)
-    before = known or Dispute(
+    fresh = Dispute(
         dispute_id=dispute_id,
         state="",
         amount_minor=0,
         gateway=notice.gateway,
         updated_at_ms=now_ms,
     )
+    taken_minor = _taken_minor(payment, notice)
+    if known is None and (not taken_minor or len(payment.disputes) >= DISPUTES_MAX):
+        detail = f"{notice.gateway} tells of a dispute about no charge of this payment"
+        kept = payment if taken_minor else _remembered(payment, fresh, notice, now_ms)
+        return dead_lettered(kept, DISPUTE_OF_NOTHING, detail, now_ms)
+    # What was taken in before this was looked at goes on as it began.
+    limit_minor = max(taken_minor, 0 if known is None else known.amount_minor)
+    if notice.amount_minor > limit_minor:
+        detail = f"{notice.amount_minor} are in dispute, {limit_minor} were or may have been taken"
+        return dead_lettered(payment, AMOUNT_MISMATCH, detail, now_ms)
+    before = known or fresh
     after = heard(before, state, notice, now_ms)
     if after is before:
         return _STALE
     detail = f"dispute {after.dispute_id} at {after.gateway}"
     return _booked(payment, before, after, now_ms, policy, reason=notice.code, detail=detail)
+
+
+def with_founded(made: Decision, now_ms: int, policy: Policy) -> Decision:
+    """The decision, and the disputes that it gives a ground: what they were told about, too early,
+    shows as taken. They are booked as if they had been told now."""
+    for each in () if made.payment is None else made.payment.unfounded_disputes:
+        payment = made.payment
+        if payment is None or not has_ground(payment, each):
+            continue
+        left = tuple(other for other in payment.unfounded_disputes if other is not each)
+        before = Dispute(
+            dispute_id=each.dispute_id,
+            state="",
+            amount_minor=0,
+            gateway=each.gateway,
+            updated_at_ms=now_ms,
+        )
+        booked = _booked(
+            replace(payment, unfounded_disputes=left),
+            before,
+            replace(each, updated_at_ms=now_ms),
+            now_ms,
+            policy,
+            reason=None,
+            detail=f"dispute {each.dispute_id} at {each.gateway}, told before its charge",
+        )
+        made = followed(made, booked)
+    return made
+
+
+def _remembered(
+    payment: Payment, fresh: Dispute, notice: GatewayNotification, now_ms: int
+) -> Payment:
+    """The payment that keeps a dispute of nothing in mind: what it was to take, and did not, may
+    show as taken all the same."""
+    may_show = any(
+        each.kind in MAIN_KINDS and each.gateway == notice.gateway and each.tries
+        for each in payment.attempts
+    )
+    name = fresh.dispute_id, fresh.gateway
+    others = tuple(d for d in payment.unfounded_disputes if (d.dispute_id, d.gateway) != name)
+    if not may_show or len(others) >= UNFOUNDED_MAX:
+        return payment
+    known = next((d for d in payment.unfounded_disputes if d not in others), fresh)
+    after = heard(known, notice.dispute_state or "", notice, now_ms)
+    # Since when it has been told: what began later is not what it is about.
+    after = replace(after, updated_at_ms=known.updated_at_ms)
+    return replace(payment, unfounded_disputes=(*others, after))
 
 
 def resolve_dispute(

@@ -17,7 +17,7 @@ from pipeline.domain.answer import (
     UNKNOWN,
     GatewayAnswer,
 )
-from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.gateway_text import kept_result, kept_text
 from pipeline.domain.model import GatewayResult, PaymentRequest
 from pipeline.domain.normalisation import BOUND, OPERATIONS
 from pipeline.domain.payment import INQUIRE
@@ -29,9 +29,6 @@ PARENT_MISSING: Final = "parent_missing"
 POSSIBLY_SENT: Final = "possibly_sent"
 REFERENCE_MISSING: Final = "reference_missing"
 OUTCOME_NOT_IN_CONTRACT: Final = "outcome_not_in_contract"
-
-# Gateways' own texts are evidence for people, not a place to store pages of HTML.
-GATEWAY_TEXT_LENGTH_MAX: Final = 255
 
 
 class CallPlan(Struct, frozen=True):
@@ -108,8 +105,9 @@ def _refused(deadline_ms: int, code: str) -> CallPlan:
 def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: int) -> GatewayResult:
     """The record of an answer, in which nothing is claimed that was not proven.
 
-    A success without the gateway's reference, a charge that was "not found", and an outcome
-    outside the contract are all unknown: they are inquired about.
+    A success without the gateway's reference or under one that is too long to be kept, a charge
+    that was "not found", and an outcome outside the contract are all unknown: they are inquired
+    about.
     """
     outcome, code = answer.outcome, answer.code
     if outcome == SUCCEEDED and not answer.gateway_reference:
@@ -118,8 +116,8 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         outcome, code = UNKNOWN, OUTCOME_NOT_IN_CONTRACT
     gateway_code = answer.gateway_code
     if gateway_code is not None:
-        gateway_code = mask_card_number_text(gateway_code[:GATEWAY_TEXT_LENGTH_MAX])
-    return GatewayResult(
+        gateway_code = kept_text(gateway_code)
+    result = GatewayResult(
         merchant_id=request.merchant_id,
         order_id=request.order_id,
         payment_id=request.payment_id,
@@ -138,3 +136,4 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         observed_at_ms=observed_at_ms,
         next_action_url=answer.next_action_url,
     )
+    return kept_result(result)

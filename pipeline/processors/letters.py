@@ -28,7 +28,7 @@ from pipeline.domain.payment import (
     told,
 )
 from pipeline.domain.policy import Policy
-from pipeline.processors.outcomes import uncertain
+from pipeline.processors.unknowns import uncertain
 
 # Type of the notice by which the ledger tells of a settlement that it refused.
 DEAD_LETTER: Final = "dead_letter"

@@ -26,7 +26,7 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.decided import with_refused_approval
-from pipeline.processors.outcomes import gave_up
+from pipeline.processors.failures import gave_up
 from pipeline.processors.permits import GIVEN, attempt_key, told_again
 from pipeline.processors.retries import REVIEW_ENDS
 

@@ -32,7 +32,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.recorded_refunds import RECORDED, is_unsent, transfer_of
 from pipeline.domain.reversals import in_part, owed_minor, successor_id
-from pipeline.processors.outcomes import with_loss
+from pipeline.processors.losses import with_loss
 from pipeline.processors.reversals import with_newly_owed
 
 SETTLED_EXTERNAL_REFUND: Final = "external_refund"

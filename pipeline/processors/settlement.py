@@ -14,7 +14,13 @@ from msgspec.structs import replace
 from pipeline.domain.answer import DEAD_LETTERED, DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.decision import Decision
-from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED
+from pipeline.domain.gateway_text import kept_result
+from pipeline.domain.health import (
+    BREAKER_OPEN,
+    GATEWAY_NOT_CONFIGURED,
+    RATE_LIMITED,
+    THROTTLED,
+)
 from pipeline.domain.lifecycle import (
     ANSWER_CAME_LATE,
     ATTEMPT_FAILED,
@@ -60,38 +66,25 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.reversals import DISPUTED, awaits_dispute, owed_minor
-from pipeline.domain.routing import Route
+from pipeline.domain.routing import Route, profile_of
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
+from pipeline.processors.disputes import with_founded
+from pipeline.processors.failures import declined, gave_up, moved_on, next_gateway
+from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import process_request_letter
-from pipeline.processors.outcomes import (
-    PAY_BEFORE_PASSED,
-    STALE_RESULT,
-    came_back,
-    contradictory,
-    declined,
-    exhausted,
-    gave_up,
-    inquire,
-    known_by,
-    late_evidence,
-    moved_on,
-    next_gateway,
-    pending,
-    succeeded,
-    tells_return,
-    uncertain,
-    waiting,
-)
 from pipeline.processors.permit_answers import permit_missing
 from pipeline.processors.permits import is_capped
+from pipeline.processors.refused_evidence import STALE_RESULT, contradictory
 from pipeline.processors.reversals import (
     NOTHING_OWED,
     first_due,
     with_successor,
     without_successor,
 )
+from pipeline.processors.successes import PAY_BEFORE_PASSED, succeeded
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
+from pipeline.processors.unknowns import exhausted, inquire, known_by, pending, uncertain, waiting
 
 # Causes of dead letters.
 UNKNOWN_PAYMENT: Final = "unknown_payment"
@@ -134,6 +127,7 @@ def process_result(
     always either taken, already known, given back, or dead-lettered as contradictory. Commands that
     waited for the operation run in the same decision.
     """
+    result = kept_result(result)
     if result.outcome == DEAD_LETTERED:
         made = process_request_letter(payment, result, now_ms, policy)
         return with_waiting_commands(made, now_ms, policy)
@@ -153,7 +147,7 @@ def process_result(
         attempt = find_attempt(payment, result.operation_id, result.attempt, result.gateway)
     if attempt is None or result.try_number > attempt.tries:
         return _about_unknown_attempt(payment, result, now_ms)
-    made = _judged(payment, attempt, result, now_ms, policy)
+    made = with_founded(_judged(payment, attempt, result, now_ms, policy), now_ms, policy)
     return with_waiting_commands(made, now_ms, policy) if payment.commands else made
 
 
@@ -301,6 +295,9 @@ def _inquiry_answered(
             and attempt.inquiries >= policy.proof_inquiry_max
             # What is owed back is not given up on silence: it is asked about, then a person is.
             and not is_reversal(attempt)
+            # Nor is anything where the gateway is not known: nobody who is has been asked.
+            and result.code != GATEWAY_NOT_CONFIGURED
+            and profile_of(policy, attempt.gateway) is not None
         ):
             refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
             if refusal != GATEWAY_OVERLOADED:
@@ -324,6 +321,9 @@ def _retry_due(
     refusal = _refusal(payment, attempt, now_ms, policy)
     if refusal == GATEWAY_OVERLOADED and attempt.code == BREAKER_OPEN:
         # It is in trouble, so it could not be asked; when it is back, this is where to be.
+        refusal = None
+    if refusal == GATEWAY_OVERLOADED and ends_ms < (due.due_at_ms or 0):
+        # It said until when nobody is to call, so nobody would ask it sooner either.
         refusal = None
     if refusal is not None:
         settled_ms = attempt.sendable_until_ms + gateway_profile(policy, attempt.gateway).grace_ms
@@ -351,9 +351,9 @@ def _retry_due(
 
 def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     """The gateway does not know the operation and nobody can send it any more."""
+    refusal = _refusal(payment, attempt, now_ms, policy)
     # Kept on the attempt when it ends: a failure with this code is proven.
     attempt = replace(attempt, code=NOT_FOUND)
-    refusal = _refusal(payment, attempt, now_ms, policy)
     if refusal is None and attempt.resends >= policy.resend_max:
         refusal = RESENDS_EXHAUSTED
     if refusal is None and not gateway_profile(policy, attempt.gateway).idempotent:
@@ -486,15 +486,21 @@ def _refusal(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) ->
         return ORDER_TOO_OLD
     if now_ms >= attempt.started_at_ms + gateway_profile(policy, attempt.gateway).key_retention_ms:
         return KEY_RETENTION_PASSED
-    if _waited_enough(attempt, policy) and _elsewhere(payment, attempt, now_ms, policy):
+    if _waited_enough(attempt, now_ms, policy) and _elsewhere(payment, attempt, now_ms, policy):
         return GATEWAY_OVERLOADED
     return None
 
 
-def _waited_enough(attempt: Attempt, policy: Policy) -> bool:
-    """Whether a charge was held back by overload so often that another gateway should have it."""
+def _waited_enough(attempt: Attempt, now_ms: int, policy: Policy) -> bool:
+    """Whether a charge was held back by overload so often, or by its gateway's Retry-After for as
+    long as that takes at the least, that another gateway should have it."""
+    if attempt.kind not in MAIN_KINDS:
+        return False
     held_back = attempt.tries - 1 - attempt.retries - attempt.inquiries - attempt.resends
-    return attempt.kind in MAIN_KINDS and held_back >= policy.overload_max
+    as_long_ms = sum(policy.retry_delays_ms[: policy.overload_max])
+    return held_back >= policy.overload_max or (
+        attempt.code == RATE_LIMITED and now_ms >= attempt.started_at_ms + as_long_ms
+    )
 
 
 def _elsewhere(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> bool:

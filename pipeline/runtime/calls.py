@@ -16,7 +16,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.answer import UNKNOWN, GatewayAnswer
+from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
 from pipeline.gateways.port import Gateway
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 SWEEP_INTERVAL_S = 0.25
 
 _PARKED = GatewayAnswer(outcome="unknown", code="soft_deadline")
-_NO_SUCH_GATEWAY = GatewayAnswer(outcome="not_sent", code="gateway_not_configured")
+_NO_SUCH_GATEWAY = GatewayAnswer(outcome=UNKNOWN, code=GATEWAY_NOT_CONFIGURED)
 _NO_SUCH_KIND = GatewayAnswer(outcome="not_sent", code="kind_not_supported")
 
 # What may move money; the port has a method of the name for each.
@@ -36,7 +37,8 @@ MONEY_MOVING = frozenset({"charge", "authorize", "capture", "void", "refund"})
 
 
 class Call(Struct, eq=False):
-    """One request on its way. ``token`` is the caller's own, handed back untouched."""
+    """One request on its way. ``token`` is the caller's own, handed back untouched, and so is
+    ``read_before``: whether somebody may have made this call already."""
 
     token: Any
     request: PaymentRequest
@@ -47,6 +49,7 @@ class Call(Struct, eq=False):
     seconds: float = 0.0
     task: Any = None
     permit: Permit | None = None
+    read_before: bool = False
 
 
 class Calls:
@@ -91,7 +94,9 @@ class Calls:
 
     def start(self, calls: list[Call]) -> None:
         """Hand over calls; they begin in order as far as the limits allow."""
-        self._loop.call_soon_threadsafe(self._accept, calls)
+        if self._failure is not None:
+            raise self._failure
+        self._loop.call_soon_threadsafe(self._run_or_fail, self._accept, calls)
 
     def take_finished(self) -> list[Call]:
         """The calls that have ended since the last time."""
@@ -127,7 +132,7 @@ class Calls:
             for gateway in self._gateways.values():
                 loop.run_until_complete(gateway.open())
             self._swept_s = self._monotonic_s()
-            loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+            loop.call_later(SWEEP_INTERVAL_S, self._run_or_fail, self._sweep)
             self._ready.set()
             loop.run_forever()
         except BaseException as error:
@@ -136,6 +141,16 @@ class Calls:
             self._ready.set()
             self._arrived.set()
             self._shut_down()
+
+    def _run_or_fail(self, step: Callable[..., None], *of: Any) -> None:
+        """A step of this thread. A fault of ours ends the worker: asyncio would only log it, and
+        calls would wait for ever for what the step had still to do."""
+        try:
+            step(*of)
+        except Exception as error:
+            if self._failure is None:
+                self._failure = error
+                self._loop.stop()
 
     def _shut_down(self) -> None:
         loop = self._loop
@@ -157,6 +172,7 @@ class Calls:
         for call in calls:
             waiting = self._waiting.get(call.request.gateway)
             if waiting is None:
+                # Not by us, but a worker that had it may have sent it and died before it said so.
                 self._answer(call, _NO_SUCH_GATEWAY)
                 continue
             call.handed_s = now_s
@@ -195,14 +211,14 @@ class Calls:
         call.permit = permit
         self._open[call.request.gateway].add(call)
         call.task = self._loop.create_task(self._make(gateway, call))
-        call.task.add_done_callback(lambda task: self._made(call, task))
+        call.task.add_done_callback(lambda task: self._run_or_fail(self._made, call, task))
         if permit.probe:
-            self._loop.call_later(HOLD_MS / 1000, self._park_if_slow, call)
+            self._loop.call_later(HOLD_MS / 1000, self._run_or_fail, self._park_if_slow, call)
 
     def _fill_after(self, name: str, seconds: float) -> None:
         """Look at a gateway's waiting calls again, once, at the earliest moment asked for."""
         if name not in self._wakes:
-            self._wakes[name] = self._loop.call_later(seconds, self._wake, name)
+            self._wakes[name] = self._loop.call_later(seconds, self._run_or_fail, self._wake, name)
 
     def _wake(self, name: str) -> None:
         del self._wakes[name]
@@ -274,7 +290,7 @@ class Calls:
                 self._parked.discard(call)
                 call.task.cancel()
         self.gate.report()
-        self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
+        self._loop.call_later(SWEEP_INTERVAL_S, self._run_or_fail, self._sweep)
 
 
 async def _asked(gateway: Gateway, call: Call) -> GatewayAnswer:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from pipeline.domain.answer import UNKNOWN, GatewayAnswer
+from pipeline.domain.answer import NOT_SENT, UNKNOWN, GatewayAnswer
+from pipeline.domain.health import UNREACHABLE
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.records import request_from_record, to_record
@@ -15,6 +17,7 @@ from pipeline.runtime.calls import Call
 from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.letter_evidence import request_letter
+from pipeline.runtime.too_large import CAUSE, DETAIL
 from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -37,9 +40,13 @@ class GatewayStage:
     ``terms`` by the gateway's name; ``key_retention_ms`` for gateways that are not among them.
 
     A request is read again after a crash, a rebalance or an aborted transaction. Where the gateway
-    knows keys that is harmless. Where it does not, a request that any worker may have sent before
-    is answered ``unknown`` instead of being sent: one that lay in the partition when it was
-    assigned (``assigned``), or that this worker has once sent itself.
+    knows keys that is harmless, and it is sent again; but that it cannot be reached says nothing
+    of whether a call of before did reach it, so that is ``unknown`` as well. Where it knows none, a
+    request that any worker may have sent before is answered ``unknown`` instead of being sent: one
+    that lay in the partition when it was assigned (``assigned``), or that this worker has once sent
+    itself.
+
+    ``clock_skew_ms``: by how much this machine's clock may differ from the brokers'.
     """
 
     def __init__(
@@ -49,10 +56,15 @@ class GatewayStage:
         *,
         key_retention_ms: int | None = None,
         terms: Mapping[str, GatewayTerms] | None = None,
+        clock_skew_ms: int = 5_000,
     ) -> None:
         self._terms = dict(terms or {})
         self._other_terms = GatewayTerms(key_retention_ms)
+        self._clock_skew_ms = clock_skew_ms
         self._sent_below: dict[int, int] = {}
+        # Of all gateways: up to which time, and below which offset, somebody may have read.
+        self._read_until_ms: dict[int, int] = {}
+        self._read_below: dict[int, int] = {}
         # Whether the worker has to say what lay in a partition that it takes.
         self.unrepeatable = any(not each.idempotent for each in self._terms.values())
         self.topic = catalogue.name("payment-requests")
@@ -93,7 +105,18 @@ class GatewayStage:
         if not terms.idempotent:
             # Never lowered: an inquiry, which is always sent, lies below what others have sent.
             self.assigned(record.partition, record.offset + 1)
-        return Call(record, request, plan.send_before_ms)
+        return Call(record, request, plan.send_before_ms, read_before=self._was_read_before(record))
+
+    def taken(self, partition: int, now_ms: int) -> None:
+        """The partition comes to this worker, and others may have read all that is older."""
+        self._read_until_ms[partition] = now_ms + self._clock_skew_ms
+
+    def _was_read_before(self, record: InputRecord) -> bool:
+        """Whether this request may have been read before now, by whomever."""
+        below = self._read_below.get(record.partition, 0)
+        self._read_below[record.partition] = max(below, record.offset + 1)
+        until_ms = self._read_until_ms.get(record.partition, 0)
+        return record.offset < below or record.timestamp_ms <= until_ms
 
     def assigned(self, partition: int, end_offset: int) -> None:
         """The partition comes to this worker; what lies below ``end_offset`` others may have sent.
@@ -103,9 +126,18 @@ class GatewayStage:
         self._sent_below[partition] = max(end_offset, self._sent_below.get(partition, 0))
 
     def result(
-        self, record: InputRecord, request: PaymentRequest, answer: GatewayAnswer, now_ms: int
+        self,
+        record: InputRecord,
+        request: PaymentRequest,
+        answer: GatewayAnswer,
+        now_ms: int,
+        *,
+        read_before: bool = False,
     ) -> Outgoing:
         """The gateway-result record of one answered call, in the request's partition."""
+        if read_before and answer.outcome == NOT_SENT and answer.code in UNREACHABLE:
+            # Not by this call.
+            answer = replace(answer, outcome=UNKNOWN)
         value = self._encode(to_record(result_of(request, answer, now_ms)))
         return (self._results, record.partition, record.key, value, None)
 
@@ -115,12 +147,23 @@ class GatewayStage:
         It may have been sent before the process died, so its payment is told that the outcome is
         unknown: it is inquired about like any other.
         """
-        try:
-            request = request_from_record(self._decode(record.value or b""))
-        except DecodeError:
-            request = None
         detail = "three times at this offset"
-        return self._refuse(record, "killed_the_process", detail, now_ms, request)
+        return self._refuse(record, "killed_the_process", detail, now_ms, self._read(record))
+
+    def bury_too_large(self, record: InputRecord, now_ms: int, *, told: bool) -> list[Outgoing]:
+        """What is written for a request whose result no topic takes. It was sent, so its payment is
+        told (unless that was too large) that the outcome is unknown."""
+        if not told:
+            return dead_letter(
+                record, topic=self._dead_letters, stage=STAGE, cause=CAUSE, detail=DETAIL
+            )
+        return self._refuse(record, CAUSE, DETAIL, now_ms, self._read(record))
+
+    def _read(self, record: InputRecord) -> PaymentRequest | None:
+        try:
+            return request_from_record(self._decode(record.value or b""))
+        except DecodeError:
+            return None
 
     def _refuse(
         self,

@@ -6,11 +6,13 @@ out; the worker around it owns the consumer and the lane.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.domain.answer import DEAD_LETTERED
 from pipeline.domain.decision import Decision
+from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.keys import partition_of, record_key, reference_key
 from pipeline.domain.model import (
     AuditEntry,
@@ -23,7 +25,7 @@ from pipeline.domain.model import (
     RiskCheck,
     Settlement,
 )
-from pipeline.domain.payment import INQUIRY, RETRY, TIMER, dead_lettered
+from pipeline.domain.payment import INQUIRY, RETRY, TIMER, dead_lettered, is_unfinished
 from pipeline.domain.policy import Policy
 from pipeline.domain.records import (
     command_from_record,
@@ -49,10 +51,13 @@ from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.table import Table
+from pipeline.runtime.too_large import CAUSE, DETAIL
 from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
+
+_log = logging.getLogger(__name__)
 
 STAGE = "payments"
 
@@ -132,6 +137,9 @@ class PaymentsStage:
         self._by_own_id = frozenset(
             profile.name for profile in self._policy.in_force.gateways if profile.notices_by_own_id
         )
+        # The gateways that there are (routes add none), and those that were missed.
+        self._known = frozenset(profile.name for profile in self._policy.in_force.gateways)
+        self._missed: set[str] = set()
         self._dead_letters = catalogue.name("dead-letters")
         self._partitions = catalogue["orders"].partitions
 
@@ -170,9 +178,12 @@ class PaymentsStage:
             return
         if type(value) is GatewayResult and value.outcome != DEAD_LETTERED:
             self._policy.saw(value, record.timestamp_ms)
+            if value.code == GATEWAY_NOT_CONFIGURED:
+                self._misses(value.gateway, "gateway", batch)
         policy = self._policy.at(record.timestamp_ms)
         decision = process(payment, value, record.timestamp_ms, policy)
         decision = reported(payment, decision, policy)
+        self._look_for_gateways(decision.payment or payment, batch)
         if decision.dead_letter is not None:
             self._bury(record, batch, decision.dead_letter, decision.detail or "")
         if decision.note is not None:
@@ -184,6 +195,17 @@ class PaymentsStage:
         by the key alone, says so."""
         batch.took(record.topic, record.partition, record.offset)
         self._refuse(record, table, batch, "killed_the_process", "three times at this offset")
+
+    def bury_too_large(
+        self, record: InputRecord, table: Table[Payment], batch: Batch, *, told: bool
+    ) -> None:
+        """An input whose effects no topic takes. Where its payment's row is what is too large, the
+        payment cannot even say so (``told`` False)."""
+        batch.took(record.topic, record.partition, record.offset)
+        if told:
+            self._refuse(record, table, batch, CAUSE, DETAIL)
+        else:
+            self._bury(record, batch, CAUSE, DETAIL)
 
     def _refuse(
         self,
@@ -201,6 +223,24 @@ class PaymentsStage:
         if payment is not None:
             decision = dead_lettered(payment, cause, detail, record.timestamp_ms)
             self._emit(record.partition, record.key, decision, table, batch)
+
+    def _look_for_gateways(self, payment: Payment | None, batch: Batch) -> None:
+        """Tell of operations that are open at a gateway which has been taken out: they are asked
+        about, and end with a person. Each is met again when its wait is over."""
+        for attempt in payment.attempts if payment is not None else ():
+            if attempt.gateway not in self._known and is_unfinished(attempt):
+                self._misses(attempt.gateway, STAGE, batch)
+
+    def _misses(self, gateway: str, stage: str, batch: Batch) -> None:
+        batch.notes[("missing_gateways", gateway)] += 1
+        if gateway not in self._missed:
+            self._missed.add(gateway)
+            _log.error(
+                "operations are open at %s, which a %s worker does not have: configure it again, "
+                "else they wait for a person within the hour",
+                gateway,
+                stage,
+            )
 
     def _bury(self, record: InputRecord, batch: Batch, cause: str, detail: str) -> None:
         batch.notes[("dead_letters", cause)] += 1

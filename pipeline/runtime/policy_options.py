@@ -60,7 +60,7 @@ def read_routes_file(path: Path) -> str:
         if path.suffix.lower() == ".toml":
             return msgspec.json.encode(tomllib.loads(raw.decode())).decode()
         return raw.decode()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"the routing rules in {path} cannot be read: {error}.") from error
 
 

@@ -16,12 +16,17 @@ import pytest
 from tests.support.cli import Cli, Terminal
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 UP = ("up", "--metrics-port", "0", "--partitions", "3")
 RUNNING = "In another terminal"
 # Workers drain in 45 s at most, the broker stops in 20 s; a quiet machine takes 3 s for both.
 STOP_S = 90.0
+# After a death groups settle within half a minute and open transactions end in twenty seconds; a
+# machine that is busy with others takes several times that.
+WHOLE_S = 240.0
+# A process that has been told to end is gone at once, unless the machine has no time for it.
+GONE_S = 30.0
 
 
 @pytest.fixture
@@ -46,27 +51,27 @@ def metrics(up: Terminal) -> dict[str, float]:
     return {name: float(value) for name, _, value in pairs}
 
 
-def whole(cli: Cli, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The verdict of `verify` in another terminal, as its summary."""
-    done = cli.run("verify", "--wait", "60", "--json", environment=environment)
-    assert done.code == 0, done
-    summary: dict[str, Any] = json.loads(done.out)["summary"]
-    return summary
-
-
-def became_whole(cli: Cli, up: Terminal, within_s: float) -> None:
-    """`verify` finds nothing; if it goes on finding something, all that can be known is shown."""
+def whole(cli: Cli, up: Terminal, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The summary of `verify` in another terminal, once it finds nothing; if it goes on finding
+    something, all that can be known is shown."""
     judged = []
 
     def judge() -> bool:
-        judged.append(cli.run("verify", "--wait", "30"))
+        judged.append(cli.run("verify", "--wait", "30", "--json", environment=environment))
+        # What is broken does not mend itself.
+        assert judged[-1].code != 1, judged[-1]
         return judged[-1].code == 0
 
     try:
-        wait_until(judge, within_s, "all is whole")
+        wait_until(judge, WHOLE_S, "all is whole")
     except AssertionError as late:
-        log = (cli.state_dir / "workers.log").read_text(errors="replace")[-6_000:]
-        raise AssertionError(f"{late}\n{judged[-1]}\n{up.said[-3_000:]}\n{log}") from None
+        places = [Path(place) for place in (environment or {}).values()] or [cli.state_dir]
+        log = (places[0] / "workers.log").read_text(errors="replace")[-6_000:]
+        hanging = cli.run("transactions", "list", environment=environment)
+        said = f"{judged[-1]}\n{hanging}\n{up.said[-3_000:]}\n{log}"
+        raise AssertionError(f"{late}\n{said}") from None
+    summary: dict[str, Any] = json.loads(judged[-1].out)["summary"]
+    return summary
 
 
 def stopped_clean(cli: Cli, up: Terminal) -> None:
@@ -76,7 +81,7 @@ def stopped_clean(cli: Cli, up: Terminal) -> None:
     assert "draining" in up.said
     assert up.said.rstrip().endswith("stopped")
     assert "Traceback" not in up.said
-    cli.wait_until_nothing_runs(5.0)
+    cli.wait_until_nothing_runs(GONE_S)
     assert cli.temporary_files() == []
 
 
@@ -104,7 +109,7 @@ def test_a_day_with_up(cli: Cli) -> None:
             )
         )
         assert cli.run("orders", "import", "more.jsonl").code == 0
-        assert whole(cli)["payments"] == {"captured": 6}
+        assert whole(cli, up)["payments"] == {"captured": 6}
         traced = cli.run("trace", "shop:1001")
         assert traced.code == 0
         assert "captured" in traced.out
@@ -121,9 +126,9 @@ def test_a_day_with_up(cli: Cli) -> None:
         assert seen[restarts] == 0
         worker = worker_of(up, "payments")
         os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: metrics(up)[restarts] == 1, 60, "the supervisor counts the restart")
+        wait_until(lambda: metrics(up)[restarts] >= 1, 60, "the supervisor counts the restart")
         submit(cli, "1002")
-        assert whole(cli)["payments"] == {"captured": 7}
+        assert whole(cli, up)["payments"] == {"captured": 7}
         stopped_clean(cli, up)
 
     assert not (cli.state_dir / "up.json").exists()
@@ -131,7 +136,7 @@ def test_a_day_with_up(cli: Cli) -> None:
         up.wait_for(RUNNING)
         submit(cli, "1001")  # it is the same order: known, and charged before
         submit(cli, "1003")
-        summary = whole(cli)
+        summary = whole(cli, up)
         assert summary["payments"] == {"captured": 8}
         assert summary["orders_repeated"] == 1
         assert summary["gateway"]["charges"] == 8
@@ -150,13 +155,14 @@ def test_a_killed_up_takes_everything_with_it_and_loses_nothing(cli: Cli) -> Non
         up.process.kill()
         up.ended()
         # A worker whose broker went with its supervisor still tries to drain, within 30 s.
-        cli.wait_until_nothing_runs(60.0)
+        cli.wait_until_nothing_runs(30.0 + STOP_S)
         assert cli.temporary_files() == []
     with cli.start(*UP, "--state-dir", place) as up:
         up.wait_for(RUNNING)
-        summary = whole(cli, here)
+        summary = whole(cli, up, here)
         assert summary["payments"] == {"captured": 3}
         assert summary["gateway"]["charges"] == 3
+        assert cli.run("transactions", "list", environment=here).code == 0
         stopped_clean(cli, up)
 
 
@@ -174,9 +180,7 @@ def test_up_brings_back_a_simulator_and_a_kafka_that_died(cli: Cli) -> None:
             os.kill(pid, signal.SIGKILL)
             up.wait_for(said)
         submit(cli, "d-2")
-        # The groups settle again within half a minute; a busy machine takes several.
-        became_whole(cli, up, 240)
-        summary = whole(cli)
+        summary = whole(cli, up)
         assert summary["payments"] == {"captured": 2}
         assert summary["gateway"]["charges"] == 2
         # The client's own lines begin so, whatever they are about.
@@ -202,7 +206,7 @@ def test_ctrl_c_while_starting_leaves_nothing(cli: Cli, moment: str) -> None:
         up.interrupt()
         assert up.ended(STOP_S) in (130, 0), up.said
         assert "Traceback" not in up.said
-        cli.wait_until_nothing_runs(10.0)
+        cli.wait_until_nothing_runs(GONE_S)
         assert cli.temporary_files() == []
         assert not (cli.state_dir / "up.json").exists()
 
@@ -213,10 +217,11 @@ def worker_of(up: Terminal, stage: str) -> int:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes()
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            told = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        if parent == up.process.pid and b"pipeline.worker" in line:
-            found.append(int(folder.name))
+        # Its parent, and when it was started: process ids begin anew when they have run out.
+        if int(told[1]) == up.process.pid and b"pipeline.worker" in line:
+            found.append((int(told[19]), int(folder.name)))
     # They are started in this order.
-    return sorted(found)[("payments", "gateway", "ledger").index(stage)]
+    return sorted(found)[("payments", "gateway", "ledger").index(stage)][1]

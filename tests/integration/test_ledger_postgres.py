@@ -179,7 +179,7 @@ def test_a_connection_killed_in_the_transaction_is_unavailable(url: str) -> None
 
 
 def test_what_came_since_a_cut_off_is_found_without_a_look_at_every_posting(url: str) -> None:
-    """By the index of entries that are of no settlement; without it every entry is looked at."""
+    """By the index of entries that move what is available; without it every entry is looked at."""
     engine = open_ledger(url)
     journal = journal_at(engine)
     journal.post([Item(0, n, entry_of(n)) for n in range(2_000)], {0: Progress(0, 2_000)})
@@ -190,9 +190,9 @@ def test_what_came_since_a_cut_off_is_found_without_a_look_at_every_posting(url:
     with engine.begin() as connection:
         connection.execute(text("ANALYZE"))
         plan = "\n".join(connection.execute(asked).scalars())
-        assert "entry_of_no_settlement" in plan, plan
+        assert "entry_arrival" in plan, plan
         assert "Seq Scan on journal_entries" not in plan
-        connection.execute(text("DROP INDEX entry_of_no_settlement"))
+        connection.execute(text("DROP INDEX entry_arrival"))
         assert "Seq Scan on journal_entries" in "\n".join(connection.execute(asked).scalars())
         connection.rollback()
     engine.dispose()

@@ -373,6 +373,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/unit/test_processors_gateway.py",),
     ),
     Mutation(
+        "an input whose effect its broker refuses is known",
+        f"{RUNTIME}/lane.py",
+        "            elif _is_too_large(error):\n                self.too_large = index\n",
+        "",
+        ("tests/unit/test_engine_too_large.py",),
+    ),
+    Mutation(
+        "an input whose effect no topic takes is a letter",
+        f"{RUNTIME}/too_large.py",
+        "            self._refused(*batch.input_of(output))\n",
+        "            return\n",
+        ("tests/unit/test_engine_too_large.py",),
+    ),
+    Mutation(
+        "no text of an order is kept however long it is",
+        "pipeline/domain/validation.py",
+        "        or len(order.capture_method) > TEXT_LENGTH_MAX\n",
+        "",
+        ("tests/unit/test_record_sizes.py",),
+    ),
+    Mutation(
+        "the texts of a command are bounded together",
+        "pipeline/domain/commands.py",
+        "    if size > TEXTS_BYTES_MAX:\n",
+        "    if False:\n",
+        ("tests/unit/test_record_sizes.py",),
+    ),
+    Mutation(
         "what may have been sent to a gateway without keys is not sent again",
         f"{RUNTIME}/gateway_stage.py",
         "            and record.offset < self._sent_below.get(record.partition, 0),\n",
@@ -394,7 +422,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a success that came too late is given back",
-        f"{PROCESSORS}/outcomes.py",
+        f"{PROCESSORS}/successes.py",
         """            or payment.status not in UNDECIDED
             or payment.cancel_requested_by is not None
 """,
@@ -403,7 +431,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a success that shows after pay_before is given back",
-        f"{PROCESSORS}/outcomes.py",
+        f"{PROCESSORS}/successes.py",
         "            or (payment.pay_before_ms is not None and now_ms >= payment.pay_before_ms)\n",
         "",
         ("tests/unit/test_pay_before.py",),

@@ -17,6 +17,8 @@ from pipeline.domain.transfers import made_available
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import adopt, all_decisions, decide
+from pipeline.ledger.entries import Item
+from pipeline.ledger.journal import Progress
 from pipeline.ledger.payouts import (
     Made,
     create_payouts,
@@ -28,6 +30,7 @@ from pipeline.ledger.payouts import (
     submit_payouts,
 )
 from pipeline.ledger.queries import balances, drifted_balances
+from tests.support.ledger import entry_of, journal_at
 from tests.support.ledger_rules import book_all
 from tests.support.ledger_suite import OnEachDatabase
 
@@ -230,6 +233,20 @@ class PayoutSuite(OnEachDatabase):
         create(engine, "2010-12-01", "2010-12-01T18:00")
         assert payouts(engine)["2010-12-01"].amount_minor == 70_00
 
+    def test_a_refund_outside_its_gateway_counts_when_it_was_made(self, engine: Engine) -> None:
+        """100.00 by the cut-off; after it 50.00 more, and 30.00 sent back by bank transfer, which a
+        settlement says: still 100.00 of the day are there."""
+        announce(engine)
+        receive(engine, 100_00, "2010-12-01T09:00")
+        receive(engine, 50_00, "2010-12-01T17:30")
+        back = entry_of(
+            1, kind="external_refund", amount_minor=-30_00, merchant_id="shop", operation_id="r1",
+            gateway_reference="TRF-1", settled_at_ms=ms("2010-12-01T17:40"),
+        )  # fmt: skip
+        journal_at(engine).post([Item(0, 0, back)], {0: Progress(0, 1)})
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        assert payouts(engine)["2010-12-01"].amount_minor == 100_00
+
     @pytest.mark.parametrize(
         ("currency", "zone", "calendar", "percentage", "funds", "held", "paid"),
         [
@@ -341,9 +358,7 @@ class PayoutSuite(OnEachDatabase):
         terms = {"percentage": "50", "maximum_minor": 40_00}
         announce(engine, row(advance=terms))
         sell(engine, 100_00, "2010-12-01T09:00")
-        # On the newest day only: what is pending now was not so on Wednesday.
         create(engine, "2010-12-02", "2010-12-02T18:00")
-        assert list(payouts(engine)) == ["2010-12-02"]
         assert standing(engine) == {
             "gateway_receivable:sim": 100_00, "merchant_payable:shop": -100_00,
             "merchant_receivable:shop": 40_00, "payouts_in_transit:shop": -40_00,
@@ -367,6 +382,17 @@ class PayoutSuite(OnEachDatabase):
         receive(engine, -35_00, "2010-12-07T09:00")
         create(engine, "2010-12-07", "2010-12-07T18:00")
         assert standing(engine)["merchant_receivable:shop"] == 65_00
+
+    def test_an_advance_is_of_the_newest_day(self, engine: Engine) -> None:
+        """What is pending now was not so on a day that was missed."""
+        announce(engine, row(advance={"percentage": "50", "maximum_minor": 40_00}))
+        receive(engine, 10_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        sell(engine, 100_00, "2010-12-03T09:00")
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        assert {day: p.amount_minor for day, p in payouts(engine).items()} == {
+            "2010-12-01": 10_00, "2010-12-03": 40_00,
+        }  # fmt: skip
 
     def test_a_reserve_is_used_up_before_it_is_released(self, engine: Engine) -> None:
         """40.00 of the 100.00 met a negative balance: on the day 60.00 are released."""

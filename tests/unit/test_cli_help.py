@@ -34,6 +34,8 @@ def test_the_commands_of_the_documents_are_there() -> None:
         "simulator",
         "topics plan",
         "topics apply",
+        "transactions list",
+        "transactions end",
         "schemas check",
         "schemas lock",
         "schemas register",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.route_rules import RoutesRefused, read_routes, routed
 from pipeline.domain.routes import Fee
+from pipeline.errors import UserError
+from pipeline.runtime.policy_options import read_routes_file
 
 POLICY = Policy(
     gateways=(
@@ -95,7 +98,25 @@ def test_a_document_is_laid_over_the_configured_gateways() -> None:
         ({"order_by": ["cost", "cost"]}, "a criterion stands there twice"),
         ({"gateways": {"north": {"rate_per_s": 0}}}, "rate_per_s must be above 0"),
         ({"gateways": {"north": {"concurrency_max": 0}}}, "concurrency_max must be 1 or more"),
-        ({"gateways": {"north": {"breaker": {"probes": 0}}}}, "breaker.probes must be 1 or more"),
+        ({"gateways": {"north": {"breaker": {"probes": 0}}}}, "breaker.probes must be 1 to 10,000"),
+        (
+            {"gateways": {"north": {"breaker": {"calls_min": 10**20}}}},
+            "breaker.calls_min must be 1 to 10,000",
+        ),
+        (
+            {"gateways": {"north": {"breaker": {"wait_ms_max": 10**9}}}},
+            "breaker.wait_ms_max must be 1 to 86,400,000",
+        ),
+        ({"must_serve": ["XYZ"]}, "must_serve: XYZ is no ISO 4217 currency"),
+        ({"gateways": {"north": {"countries": ["gb"]}}}, "gb is no country, such as GB"),
+        (
+            {"rules": [{"name": "r", "gateways": ["north"], "weights": {"south": 1}}]},
+            "rules[0] (r).weights: south is none of its gateways",
+        ),
+        (
+            {"rules": [{"name": "r", "amounts": {"GBP": {"min_minor": -5, "max_minor": -1}}}]},
+            "can never match: amounts begin with 1",
+        ),
         ({"gateways": {"north": {"breaker": {"prbes": 1}}}}, "breaker: there is no prbes"),
         ({"gateways": {"north": {"fees": {"GBP": {"fixed_minor": -1}}}}}, "must not be negative"),
         ({"gatways": {}}, "it cannot be read"),
@@ -118,3 +139,12 @@ def test_no_document_at_all_is_refused() -> None:
     for text in ("", "{", "[]", "null", '"x"'):
         with pytest.raises(RoutesRefused, match="cannot be read"):
             read_routes(text)
+
+
+def test_a_file_nested_beyond_reading_is_refused(tmp_path: Path) -> None:
+    """By a sentence, as any other that is no document."""
+    for name, text in (("r.toml", "a = " + "[" * 100_000), ("r.json", "[" * 100_000)):
+        file = tmp_path / name
+        file.write_text(text)
+        with pytest.raises((UserError, RoutesRefused), match="cannot be read"):
+            read_routes(read_routes_file(file))

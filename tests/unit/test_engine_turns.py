@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import TopicPartition
 
+from pipeline.domain.answer import GatewayAnswer
 from pipeline.errors import UserError
 from pipeline.runtime.calls import Call
 from pipeline.runtime.client_calls import ClientCalls
@@ -48,9 +49,12 @@ def append_order(flow: EngineFlow, member: Member, order_id: str) -> None:
     member.append(flow.topic("orders"), key_of(order_id), flow.encode("order", order))
 
 
-def append_request(flow: EngineFlow, member: Member, order_id: str, partition: int = 0) -> None:
+def append_request(
+    flow: EngineFlow, member: Member, order_id: str, partition: int = 0, age_ms: int = 0
+) -> None:
     request = flow.encode("payment-request", flow.request(flow.order(order_id)))
-    member.append(flow.topic("payment-requests"), key_of(order_id), request, partition=partition)
+    topic = flow.topic("payment-requests")
+    member.append(topic, key_of(order_id), request, partition=partition, age_ms=age_ms)
 
 
 # Given partitions --------------------------------------------------------------------------------
@@ -192,6 +196,31 @@ def test_what_an_elder_of_one_identity_takes_until_it_hears_is_sent_once(
         if topic == flow.topic("gateway-results")
     ]
     assert results == ["unknown", "unknown"]
+
+
+class Unreached(InstantCalls):
+    """No call reaches its gateway."""
+
+    def start(self, calls: list[Call]) -> None:
+        super().start(calls)
+        for call in calls:
+            call.answer = GatewayAnswer(outcome="not_sent", code="connection_refused")
+
+
+def test_a_dead_workers_open_call_is_unknown_though_its_successor_reaches_nobody(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lay there at the assignment may have been sent; what is appended after was not."""
+    member, commits = Member(), Commits()
+    stage = GatewayStage(flow.catalogue, flow.codec, clock_skew_ms=0)
+    worker = gateway_with(flow, member, commits, Unreached(), monkeypatch, stage=stage)
+    append_request(flow, member, "o1", age_ms=10_000)
+    append_request(flow, member, "o2", age_ms=-10_000)
+    worker._turn(fetch=True)
+    assert [
+        flow.codec.decoder("gateway-result")(value)["outcome"]
+        for topic, _, _, value, _ in commits.works[0].outputs
+    ] == ["unknown", "not_sent"]
 
 
 def test_a_batch_of_an_order_and_a_due_record_commits_both_offsets(

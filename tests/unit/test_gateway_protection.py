@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.breaker import BreakerRule
 from pipeline.domain.model import ControlEntry, GatewayResult, PaymentRequest
@@ -229,6 +231,25 @@ def test_a_gateway_that_hangs_costs_the_other_nothing_and_its_own_calls_little()
             "b": "succeeded",
         }
     assert "late" not in a.calls
+
+
+def test_a_fault_in_the_gate_ends_the_worker() -> None:
+    """Calls that nobody looks at any more would wait for ever, and nobody would be told."""
+
+    class Faulty(Protection):
+        def report(self) -> None:
+            raise OverflowError("a fault of ours")
+
+    def looked_at() -> bool:
+        calls.wait_finished(0.05)
+        calls.take_finished()
+        return False
+
+    with running(FakeGateway("a"), gate=Faulty([A])) as calls:
+        with pytest.raises(OverflowError, match="a fault of ours"):
+            wait_until(looked_at, 10, "the fault is told")
+        with pytest.raises(OverflowError, match="a fault of ours"):
+            calls.start([Call(None, request("a"), 2**62)])
 
 
 def slow_calls(protection: Protection, clock: Clock, open_ms: int) -> list[Permit]:

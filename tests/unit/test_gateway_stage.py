@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.keys import record_key
 from pipeline.domain.records import to_record
 from pipeline.record_codec import record_codec
@@ -73,6 +74,39 @@ def test_an_inquiry_does_not_make_forgotten_what_others_may_have_sent() -> None:
     assert codes(one.plan(record(9), NOW)) == ["possibly_sent"]
 
 
+UNREACHED = GatewayAnswer(outcome="not_sent", code="connection_refused")
+
+
+def outcome(one: GatewayStage, offset: int, answer: GatewayAnswer = UNREACHED) -> str:
+    """What is written when a request's call comes to this."""
+    call = one.plan(record(offset), NOW)
+    assert isinstance(call, Call)
+    written = one.result(call.token, call.request, answer, NOW, read_before=call.read_before)
+    return str(CODEC.decoder("gateway-result")(written[3] or b"")["outcome"])
+
+
+def test_what_cannot_be_reached_now_may_have_been_reached_by_a_call_of_before() -> None:
+    """Its worker died, or rewound, before it could say so. "Not sent" would let the payment fail
+    on the gateway's silence, and its money be taken."""
+    one = stage(idempotent=True)
+    assert [outcome(one, 5), outcome(one, 6)] == ["not_sent", "not_sent"]
+    assert outcome(one, 5) == "unknown", "read again by this worker itself"
+    assert outcome(one, 7) == "not_sent"
+    other = GatewayStage(CATALOGUE, CODEC, clock_skew_ms=100)
+    other.taken(0, NOW - 100)
+    assert outcome(other, 8) == "unknown", "appended before it had the partition, as clocks differ"
+    other.taken(0, NOW - 101)
+    assert outcome(other, 9) == "not_sent"
+
+
+def test_what_is_held_back_by_us_is_not_asked_about_for_having_been_read_before() -> None:
+    """Such waits end with a call under the same key; a backlog after a start would double."""
+    one = stage(idempotent=True)
+    one.taken(0, NOW)
+    held = GatewayAnswer(outcome="not_sent", code="breaker_open")
+    assert outcome(one, 5, held) == "not_sent"
+
+
 @pytest.mark.parametrize("kind", ["charge", "authorize", "capture", "void", "refund", "inquire"])
 def test_each_kind_of_request_reaches_its_own_method(kind: str) -> None:
     """A refund is never sent as a charge."""
@@ -91,8 +125,6 @@ def test_each_kind_of_request_reaches_its_own_method(kind: str) -> None:
 
             async def asked(request: object, **_: object) -> object:
                 called.append(method)
-                from pipeline.domain.answer import GatewayAnswer
-
                 return GatewayAnswer(outcome="pending")
 
             return asked

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.domain.business_days import BusinessDays
+from pipeline.domain.payout_plan import Part, Position, plan_payout
 from pipeline.domain.payout_terms import read_terms, terms_on
 from pipeline.errors import UserError
 from tests.support.payouts import document, ms, row
@@ -143,3 +144,24 @@ def test_the_newest_terms_at_the_cut_off_count() -> None:
         assert force.cut_off_ms == cut_off_ms
     assert terms_on((old,), "shop", "GBP", date(2010, 12, 4)) is None
     assert terms_on((old,), "nobody", "GBP", date(2010, 12, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("position", "advanced"),
+    [
+        # 33.3 % of 100 is 33.3: a limit is rounded down.
+        (Position(funds_minor=0, pending_minor=100), 33),
+        (Position(funds_minor=0, pending_minor=1_000), 50),
+        (Position(funds_minor=0, receivable_minor=20, pending_minor=1_000), 30),
+        (Position(funds_minor=0, receivable_minor=60, pending_minor=1_000), 0),
+        (Position(funds_minor=0, pending_minor=-1_000), 0),
+        # The reserve met it, so nothing is owed, and still.
+        (Position(funds_minor=-5, reserve=(Part("2026-12-01", 5),), pending_minor=1_000), 0),
+    ],
+)
+def test_an_advance_keeps_to_its_limits(position: Position, advanced: int) -> None:
+    """The percentage, the maximum, what is owed already; none while the balance is negative."""
+    advance = {"percentage": "33.3", "maximum_minor": 50}
+    (terms,) = read_terms(document(row(advance=advance))).payouts
+    plan = plan_payout(position, terms, date(2027, 1, 13))
+    assert plan.advanced_minor == plan.amount_minor == advanced

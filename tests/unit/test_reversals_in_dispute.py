@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -308,3 +309,75 @@ def test_what_a_bank_took_of_the_late_charge_itself_is_not_given_again() -> None
     assert story.payment.refunded_minor == 0
     assert story.payment.attempts[-1].state == "failed"
     assert sum(amount for _, amount in story.settled) == 500
+
+
+def declined_then_taken(*, dispute_first: bool, by: str = "notice", **fields: Any) -> Story:
+    """A gateway declines, takes the money all the same, and it comes into dispute. That it did is
+    shown by its notice, or by the result of a worker that was frozen."""
+    story = Story()
+    story.flow.answer(DECLINED)
+    for word in ("dispute", "late") if dispute_first else ("late", "dispute"):
+        if word == "dispute":
+            story.dispute("opened", **fields)
+        elif by == "notice":
+            story.notify("succeeded")
+        else:
+            story.flow.result(story.late_result())
+    return story
+
+
+@pytest.mark.parametrize("by", ["notice", "result"])
+def test_a_dispute_that_is_told_before_its_charge_shows_is_booked_when_it_does(by: str) -> None:
+    """It is a dead letter first, of a charge that was declined. In either order the bank has the
+    same money; the refund that was not sent yet waits for it, and the letter redriven says nothing
+    new."""
+    first, last = (declined_then_taken(dispute_first=each, by=by) for each in (True, False))
+    assert [each.cause for each in first.flow.dead_letters] == ["dispute_of_nothing"]
+    assert sorted(first.settled) == sorted(last.settled) == [("capture", 500), ("dispute", -500)]
+    assert first.payment.unfounded_disputes == ()
+    assert [each.operation_id for each in held(first.payment)] == ["late-1-1"]
+    assert first.dispute("opened").note == "stale_result"
+    first.dispute("won")
+    last.dispute("won")
+    for story in (first, last):
+        lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+        assert story.money == (500, 500, 500)
+        assert sum(amount for _, amount in story.settled) == 0
+    named = {each.name for each in judged_flow(first.flow, None)}
+    assert named == ({"result_duplicated"} if by == "result" else set())
+
+
+def test_a_dispute_that_was_lost_before_its_charge_shows_leaves_nothing_to_give_back() -> None:
+    """Its stages are followed while nothing is booked, whatever their order."""
+    story = Story()
+    story.flow.answer(DECLINED)
+    for state, number in (("lost", 2), ("opened", 1)):
+        story.dispute(state, event_sequence=number, fee_minor=15)
+    assert story.settled == []
+    story.notify("succeeded")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert "refund" not in story.asked
+    assert story.settled == [("capture", 500), ("dispute", -500), ("dispute_fee", -15)]
+    assert judged_flow(story.flow, None) == []
+
+
+def test_a_dispute_of_nothing_is_about_no_charge_that_began_later() -> None:
+    """A retry at the same gateway is not in dispute, and may be refunded."""
+    story = Story()
+    story.flow.answer(DECLINED)
+    story.dispute("opened")
+    story.flow.now_ms += SECOND
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.answer(yes)
+    assert story.settled == [("capture", 500)]
+    story.command("refund", "r2")
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 500)
+    assert judged_flow(story.flow, None) == []
+
+
+def test_a_dispute_of_more_than_was_taken_holds_nothing_up() -> None:
+    """It is no dispute of this charge: what came too late goes back."""
+    story = declined_then_taken(dispute_first=True, amount_minor=501)
+    story.flow.answer(yes)
+    assert (story.money, story.settled) == ((500, 500, 500), [("capture", 500), ("refund", -500)])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import astuple, fields
-from sqlalchemy import BigInteger, Connection, Engine, Integer, Text, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 
 from pipeline.domain.breaks import CLEARING_REFUSED, ReconciliationBreak, break_id
 from pipeline.domain.clearing import Clearing, clearing_key
@@ -19,7 +20,6 @@ from pipeline.ledger.reconciliation.tables import clearing_offsets, clearing_row
 
 # Values in one IN list: below SQLite's limit of variables in every build.
 _IN_LIST_MAX = 200
-_ARRAYS = {Text: "text[]", Integer: "int[]", BigInteger: "bigint[]"}
 _FIELDS = tuple(field.name for field in fields(Clearing))
 
 
@@ -171,13 +171,22 @@ def _insert(connection: Connection, rows: Sequence[Placed]) -> int:
         marks = ", ".join("?" * len(columns))
         statement = f"INSERT INTO clearing_rows ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
         return connection.exec_driver_sql(statement, values).rowcount
-    # An array for each column: one statement however many rows there are.
-    arrays = ", ".join(f"%s::{_ARRAYS[clearing_rows.c[name].type.__class__]}" for name in columns)
-    statement = (
-        f"INSERT INTO clearing_rows ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT DO NOTHING"
+    # COPY knows no conflicts, so the rows go by a table of this connection's own.
+    connection.exec_driver_sql(
+        "CREATE TEMPORARY TABLE IF NOT EXISTS clearing_rows_new "
+        "(LIKE clearing_rows INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
     )
-    parts = tuple([list(column) for column in zip(*values, strict=True)])
-    return connection.exec_driver_sql(statement, parts).rowcount
+    driver: Any = connection.connection.driver_connection
+    with (
+        driver.cursor() as cursor,
+        cursor.copy(f"COPY clearing_rows_new ({names}) FROM STDIN") as copy,
+    ):
+        for row in values:
+            copy.write_row(row)
+    return connection.exec_driver_sql(
+        f"INSERT INTO clearing_rows ({names}) SELECT {names} FROM clearing_rows_new "
+        "ON CONFLICT DO NOTHING"
+    ).rowcount
 
 
 def _move(connection: Connection, source: Source, partition: int, moved: Progress) -> None:

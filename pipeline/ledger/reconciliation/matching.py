@@ -35,12 +35,12 @@ _BOOKED: Final = """
     SELECT e.settlement_id, e.gateway, e.gateway_reference, e.kind, e.payment_id, e.operation_id,
         e.merchant_id, e.order_id, p.currency, p.amount_minor,
         CAST(CASE e.terms WHEN '' THEN 0 ELSE coalesce((
-            SELECT sum(q.amount_minor) FROM postings q JOIN accounts a
-            ON a.account_id = q.account_id WHERE q.entry_number = e.entry_number
-            AND a.name = 'gateway_cost:' || e.gateway
+            SELECT sum(q.amount_minor) FROM postings q
+            WHERE q.entry_number = e.entry_number AND q.account_id = a.account_id
         ), 0) END AS BIGINT) AS cost_minor,
         e.terms, e.settled_at_ms, e.source_topic, e.source_partition, e.source_offset
     FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1
+    LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway
     WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND e.kind <> 'external_refund'
     AND NOT EXISTS (
         SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.settlement_id

@@ -1,0 +1,1 @@
+"""Transactions that a broker has forgotten without ending them: found, judged, ended as decided."""
