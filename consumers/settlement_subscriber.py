@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -18,6 +18,7 @@ from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
 
 Start = Literal["earliest", "latest"]
+STARTS = get_args(Start)
 
 # A metadata or offset answer takes milliseconds; 10 s allow for a broker that is just starting.
 CHECK_TIMEOUT_S = 10.0
@@ -91,10 +92,10 @@ class SettlementSubscriber:
     good for fulfilment; it does not mean that funds were received.
 
     A group that is new has no position: ``start`` says where it begins and is ignored afterwards.
-    Without it a new group raises UserError; leave it out once the group has begun, since a group
-    that is away for longer than the cluster keeps its offsets (7 days by default) looks new. If
-    retention deleted what the group had still to read,
-    PositionLost is raised. A record that is no settlement is logged, counted in ``poison_count``,
+    Any other word raises UserError, and so does a new group without one; leave it out once the
+    group has begun, since a group that is away for longer than the cluster keeps its offsets (7
+    days by default) looks new. If retention deleted what the group had still to read, PositionLost
+    is raised. A record that is no settlement is logged, counted in ``poison_count``,
     handed to ``on_poison`` and passed over: it never stops the flow of the others.
 
     Several processes with one group id share the partitions. Not for several threads at once.
@@ -112,6 +113,9 @@ class SettlementSubscriber:
         client_id: str = "paystream-settlement-subscriber",
         config: Mapping[str, Any] | None = None,
     ) -> None:
+        if start not in (None, *STARTS):
+            # Any other word would begin somewhere, and what lies before is never seen again.
+            raise UserError(f'start is "{start}"; give "earliest" or "latest", or leave it out.')
         self.topic = topic
         self.poison_count = 0
         self._bootstrap_servers = bootstrap_servers

@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from pipeline.embedded.processes import ProcessIdentity, is_alive
-from pipeline.errors import UserError
+from pipeline.errors import UserError, why_unread
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 
 # What Kafka takes in the names of topics and group members; short enough to leave room for ours.
@@ -313,8 +313,8 @@ class Settings(BaseSettings):
             text = Path(self.risk_rules).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"the risk rules {self.risk_rules} cannot be read: {error}. Name another file in "
-                "PAYSTREAM_RISK_RULES, or leave it out to assess nothing."
+                f"the risk rules {self.risk_rules} cannot be read: {why_unread(error)}. Name "
+                "another file in PAYSTREAM_RISK_RULES, or leave it out to assess nothing."
             ) from error
         read_rules(text, self.risk_rules)
         return text
@@ -330,8 +330,8 @@ class Settings(BaseSettings):
             text = Path(self.attempt_caps).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"the caps on attempts {self.attempt_caps} cannot be read: {error}. Name another "
-                f"file in PAYSTREAM_ATTEMPT_CAPS, or {NETWORKS}, or {OFF}."
+                f"the caps on attempts {self.attempt_caps} cannot be read: {why_unread(error)}. "
+                f"Name another file in PAYSTREAM_ATTEMPT_CAPS, or {NETWORKS}, or {OFF}."
             ) from error
         read_caps(text, self.attempt_caps)
         return text
@@ -371,7 +371,9 @@ def load_settings(**given: Any) -> Settings:
     except ValidationError as error:
         raise UserError(_what_is_wrong(error, path)) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"the configuration file {path} cannot be read: {error}.") from error
+        raise UserError(
+            f"the configuration file {path} cannot be read: {why_unread(error)}."
+        ) from error
 
 
 def config_file() -> Path:

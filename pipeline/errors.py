@@ -11,3 +11,10 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+def why_unread(error: OSError | ValueError) -> str:
+    """Why a file cannot be read, in words for a sentence that names it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).rstrip(".")

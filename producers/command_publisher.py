@@ -37,7 +37,8 @@ class CommandPublisher(Publisher[PaymentCommand]):
     safe. What became of a command stands in the payment-events: one names its id as
     ``operation_id``.
 
-    Publishing, failures and ``config`` are as with ``OrderPublisher``.
+    Publishing, failures and ``config`` are as with ``OrderPublisher``. One that holds a card number
+    is not let out of the process (CardNumberInCommand).
     """
 
     noun = "command"
@@ -45,15 +46,10 @@ class CommandPublisher(Publisher[PaymentCommand]):
     kind = PaymentCommand
     invalid = InvalidCommand
 
-    def publish(self, noun: PaymentCommand) -> None:
-        """Queue one command, as ``Publisher.publish`` does.
-
-        One that holds a card number is not let out of the process (CardNumberInCommand).
-        """
+    def _refuse(self, noun: PaymentCommand) -> None:
         fields = fields_with_card_numbers(noun)
         if fields:
             raise CardNumberInCommand(noun.command_id, fields)
-        super().publish(noun)
 
     def _ids(self, noun: PaymentCommand) -> tuple[tuple[str, str], ...]:
         # The command's id becomes part of the key at the gateway.

@@ -45,7 +45,8 @@ class OrderPublisher(Publisher[Order]):
     Leaving the block flushes. Orders may be published again, by this or another process: the flow
     takes the same order for one payment. The producer is idempotent, so its own retries neither
     double nor reorder. ``publish`` returns before the order is on the broker; what failed is
-    raised as PublishError by the next ``publish`` or by ``flush``, once.
+    raised as PublishError by the next ``publish`` or by ``flush``, once. An order that holds a card
+    number is not let out of the process (CardNumberInField).
 
     Not for use by several threads at once. ``config`` overrides settings of the Kafka client, for
     security settings above all.
@@ -56,12 +57,12 @@ class OrderPublisher(Publisher[Order]):
     kind = Order
     invalid = InvalidOrder
 
-    def publish(self, order: Order) -> None:
-        """Queue one order, as ``Publisher.publish`` does.
-
-        One that holds a card number is not let out of the process (CardNumberInField).
-        """
-        fields = fields_with_card_numbers(order)
+    def _refuse(self, noun: Order) -> None:
+        if not isinstance(noun.lines, tuple | list):
+            # An iterator would be at its end when it is looked at for card numbers.
+            raise InvalidOrder(
+                f"the lines of an order are a tuple, not {type(noun.lines).__name__}"
+            )
+        fields = fields_with_card_numbers(noun)
         if fields:
-            raise CardNumberInField(f"{order.merchant_id}:{order.order_id}", fields)
-        super().publish(order)
+            raise CardNumberInField(f"{noun.merchant_id}:{noun.order_id}", fields)

@@ -111,16 +111,21 @@ class Publisher(Generic[NounT]):
         *earlier*, PublishError; this one was then not taken.
         """
         self._raise_failed()
+        if type(noun) is not self.kind:
+            raise self.invalid(f"{type(noun).__name__} is no {self.kind.__name__}")
         for name, given in self._ids(noun):
-            if not valid_id(given):
+            # Whatever its annotation says: it comes from elsewhere.
+            if not isinstance(given, str) or not valid_id(given):
                 raise self.invalid(f"{name} {given!r} does not match {ID_PATTERN}")
         key = record_key(noun.merchant_id, noun.order_id)
         try:
             value = self._encode(to_record(noun))
-        except EncodeError as error:
+        except (EncodeError, TypeError) as error:
+            # TypeError: of lines that are none.
             raise self.invalid(
                 f"{self.noun} {key.decode()} does not fit its schema: {error}"
             ) from error
+        self._refuse(noun)
         # Everything queued is delivered or given up within the delivery timeout, so room comes.
         deadline = time.monotonic() + self._delivery_timeout_s + 10
         mine = ((noun.merchant_id, noun.order_id),)
@@ -144,6 +149,9 @@ class Publisher(Generic[NounT]):
     def _ids(self, noun: NounT) -> tuple[tuple[str, str], ...]:
         """The ids that have to be well-formed, with their fields' names."""
         return ("merchant_id", noun.merchant_id), ("order_id", noun.order_id)
+
+    def _refuse(self, noun: NounT) -> None:
+        """Raise InvalidRecord for what must not be sent although it is a record."""
 
     def _error(
         self, undelivered: tuple[tuple[str, str], ...], count: int, reason: str
@@ -199,6 +207,14 @@ class Publisher(Generic[NounT]):
                 raise
             # The block's own error goes on; what was lost besides it is said with it.
             error.add_note(str(failed))
+        except KeyboardInterrupt as stopped:
+            # Whoever waits no longer is told how much may be missing.
+            waiting = len(self._producer) + self._failed_count
+            stopped.add_note(
+                f"{waiting} {self.noun}s were not certainly delivered; publish them again, which "
+                "is safe."
+            )
+            raise
 
     def _on_failure(self, error: KafkaError | None, message: Message) -> None:
         if error is None:

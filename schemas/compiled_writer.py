@@ -35,7 +35,9 @@ def compile_writer(schema: Mapping[str, Any], header: bytes = b"") -> Writer:
     """A function from a record to ``header`` and the record's body.
 
     It needs every field, and raises KeyError, TypeError, AttributeError, ValueError or
-    OverflowError for a record that does not fit. It does not mind an int of more than 32 bits.
+    OverflowError for most records that do not fit. It does not mind an int of more than 32 bits, a
+    bool or an integral float for a number, nor which kind of empty thing an empty array is: whoever
+    cannot vouch for the types of his values has them checked (``Codec.encoder``).
     """
     lines = ["def write(r0):", "    out = bytearray(HEADER)"]
     lines += _fields(schema["fields"], "r0", 1)

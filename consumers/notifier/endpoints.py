@@ -17,7 +17,7 @@ from consumers.notifier.address import url_refusal
 from pipeline.domain import lifecycle as life
 from pipeline.domain.keys import valid_id
 from pipeline.domain.model import PaymentEvent
-from pipeline.errors import UserError
+from pipeline.errors import UserError, why_unread
 from pipeline.gateways.webhook_signature import decoded_secret
 
 _log = logging.getLogger(__name__)
@@ -183,8 +183,8 @@ class EndpointFile:
             text = self._seen.decode("utf-8")
         except (OSError, ValueError) as error:
             raise UserError(
-                f"the merchants' endpoints {self._path} cannot be read: {error}. Name another file "
-                "in PAYSTREAM_MERCHANT_ENDPOINTS."
+                f"the merchants' endpoints {self._path} cannot be read: {why_unread(error)}. "
+                "Name another file in PAYSTREAM_MERCHANT_ENDPOINTS."
             ) from error
         self.in_force = read_endpoints(text, str(self._path), **self._allow)
         return self.in_force

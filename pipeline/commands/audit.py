@@ -114,7 +114,7 @@ def trace_command(
 ) -> None:
     """Follow one order through the topics, hop by hop, to its charge and its journal entry.
 
-    Exit code 0: found. 1: nobody knows this order. 3: the broker is away.
+    Exit code 0: found. 1: nobody knows this order. 2: the name is no order's. 3: a server is away.
 
     Examples:
 
@@ -133,7 +133,7 @@ def trace_command(
             f"{order!r} names no order; write the merchant and the order, as in shop:1001.",
             err=True,
         )
-        raise typer.Exit(EXIT_UNAVAILABLE)
+        raise typer.Exit(UserError.exit_code)
     with told_plainly():
         sources, codec = audit_sources(
             bootstrap_servers,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, why_unread
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -68,7 +68,7 @@ def read_document(file: Path, what: str) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
         found = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
-        raise UserError(f"the {what} {file} cannot be read: {error}.") from error
+        raise UserError(f"the {what} {file} cannot be read: {why_unread(error)}.") from error
     if not isinstance(found, dict):
         raise UserError(f"the {what} {file} is not a table.")
     return found

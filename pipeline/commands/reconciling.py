@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, why_unread
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -91,7 +91,7 @@ def contents(files: list[Path] | None, url: str | None) -> Iterator[bytes]:
         try:
             yield file.read_bytes()
         except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror}.") from error
+            raise UserError(f"{file} cannot be read: {why_unread(error)}.") from error
     if url is not None:
         yield _downloaded(url)
 
@@ -119,7 +119,9 @@ def _document(path: str) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
         found = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
-        raise UserError(f"the reconciliation rules {file} cannot be read: {error}.") from error
+        raise UserError(
+            f"the reconciliation rules {file} cannot be read: {why_unread(error)}."
+        ) from error
     if not isinstance(found, dict):
         raise UserError(f"the reconciliation rules {file} are not a table of gateways.")
     return found

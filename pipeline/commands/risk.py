@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.options import AsJson, BootstrapServers, Prefix
-from pipeline.errors import UserError
+from pipeline.errors import UserError, why_unread
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -215,7 +215,7 @@ def _read_rules(path: Path) -> RiskRules:
     try:
         text = path.expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise UserError(f"the risk rules {path} cannot be read: {error}.") from error
+        raise UserError(f"the risk rules {path} cannot be read: {why_unread(error)}.") from error
     return read_rules(text, str(path))
 
 

@@ -119,6 +119,9 @@ VOIDED_ATTEMPTS_MAX: Final = COMMANDED_ATTEMPTS_MAX + 8
 
 # Evidence and reasons are for people: a sentence or two, not a document.
 PROSE_LENGTH_MAX: Final = 1_000
+# All texts of one command, in UTF-8: two of full length in any script and the names beside them.
+# 20 commands that wait and the traces of 40 that ran are then half of what a row may have.
+TEXTS_BYTES_MAX: Final = 8_192
 
 # Prefixes of operations that the pipeline begins by itself.
 _OWN_PREFIXES: Final = ("late-", "expiry-", "dispute-", "dispute.")
@@ -137,6 +140,8 @@ CURRENCY_MUST_BE_ISO_4217: Final = "currency_must_be_iso_4217"
 CURRENCY_MUST_BE_THE_PAYMENTS: Final = "currency_must_be_the_payments"
 BUSINESS_DATE_MUST_BE_A_DATE: Final = "business_date_must_be_a_date"
 TEXTS_MUST_BE_SHORT: Final = "texts_must_be_at_most_1000_characters"
+NAMES_MUST_BE_SHORT: Final = "actor_card_and_override_must_be_at_most_255_characters"
+TEXTS_MUST_BE_SHORT_TOGETHER: Final = "texts_must_be_at_most_8192_bytes_together"
 TOKEN_MUST_BE_PRESENT: Final = "instrument_token_must_be_present"
 TOKEN_MUST_BE_NEW: Final = "token_must_be_new"
 DECISION_MUST_BE_KNOWN: Final = "decision_must_be_known"
@@ -188,6 +193,7 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         return BUSINESS_DATE_MUST_BE_A_DATE
     if command.currency is not None and command.currency not in MINOR_UNITS:
         return CURRENCY_MUST_BE_ISO_4217
+    size = 0
     for text in (
         command.evidence,
         command.reason,
@@ -204,8 +210,17 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         command.finding,
         command.figures,
     ):
-        if text is not None and len(text) > PROSE_LENGTH_MAX:
+        if text is None:
+            continue
+        if len(text) > PROSE_LENGTH_MAX:
             return TEXTS_MUST_BE_SHORT
+        size += len(text.encode("utf-8", "surrogatepass"))
+    # These stay with the operations that the command begins.
+    for name in (command.actor, command.card_fingerprint, command.card_scheme, command.override):
+        if name is not None and len(name) > TEXT_LENGTH_MAX:
+            return NAMES_MUST_BE_SHORT
+    if size > TEXTS_BYTES_MAX:
+        return TEXTS_MUST_BE_SHORT_TOGETHER
     token = command.instrument_token
     if token is not None and is_masked(token.encode("utf-8", "surrogatepass")):
         return TOKEN_MUST_NOT_BE_MASKED

@@ -28,11 +28,13 @@ _ALIVE: Final = frozenset(
         "mismatched_answer",
         "idempotency_key_reused",
         "reference_missing",
+        "reference_too_long",
         RATE_LIMITED,
         THROTTLED,
         BREAKER_OPEN,
         GATEWAY_NOT_CONFIGURED,
         "killed_the_process",
+        "effect_too_large",
         "possibly_sent",
     }
 )

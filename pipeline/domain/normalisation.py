@@ -97,6 +97,10 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "redriven": Standard(_INQUIRE, "came out of the dead letters, and may have been sent before"),
     "adapter_error": Standard(_INQUIRE, "the adapter broke its contract"),
     "killed_the_process": Standard(_INQUIRE, "the worker died three times over it"),
+    "effect_too_large": Standard(_INQUIRE, "what it led to is larger than its topic takes"),
+    "reference_too_long": Standard(
+        _INQUIRE, "a success under an id of the gateway's of more than 255 characters"
+    ),
     "reference_missing": Standard(_INQUIRE, "a success without the gateway's reference"),
     "outcome_not_in_contract": Standard(_INQUIRE, "the adapter broke its contract"),
 }

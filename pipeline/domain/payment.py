@@ -49,6 +49,7 @@ from pipeline.domain.own_operations import is_expiry_of, is_reversal_of
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.routing import profile_of
 from pipeline.domain.tiers import inquiry_tier, jittered, retry_tier, tier_not_longer
+from pipeline.domain.validation import TEXT_LENGTH_MAX
 
 INQUIRE: Final = "inquire"
 
@@ -523,7 +524,7 @@ def first_try(
         send_within_ms=send_within,
         amount_minor=amount_minor,
         business_date=business_date,
-        routed_because=because,
+        routed_because=because and because[:TEXT_LENGTH_MAX],
         parent_operation_id=None if parent is None else parent.operation_id,
         parent_attempt=0 if parent is None else parent.attempt,
     )

@@ -50,7 +50,8 @@ RULES = (
     CURRENCY_MUST_BE_SUPPORTED,
 )
 
-# Long enough for every gateway's tokens, short enough for a table that is kept for years.
+# Long enough for every gateway's tokens, short enough for a table that is kept for years: at most
+# 1,020 bytes of UTF-8 each.
 TEXT_LENGTH_MAX = 255
 
 
@@ -81,6 +82,7 @@ def broken_rule(order: Order, now_ms: int, policy: Policy) -> str | None:
         or (order.country is not None and len(order.country) > TEXT_LENGTH_MAX)
         or (order.card_fingerprint is not None and len(order.card_fingerprint) > TEXT_LENGTH_MAX)
         or (order.card_scheme is not None and len(order.card_scheme) > TEXT_LENGTH_MAX)
+        or len(order.capture_method) > TEXT_LENGTH_MAX
     ):
         return TEXTS_MUST_BE_SHORT
     if not is_date(order.business_date):

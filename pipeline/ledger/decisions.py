@@ -29,6 +29,9 @@ from pipeline.errors import UserError
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
 
 _EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
+# What the client takes uncompressed, with room for the rest of the record. A decision that is made
+# and cannot be published would keep every later one back.
+DECISION_BYTES_MAX: Final = 950_000
 # Any number: decisions are made one after the other.
 _DECISIONS_LOCK: Final = 0x6C656469
 
@@ -36,7 +39,13 @@ _DECISIONS_LOCK: Final = 0x6C656469
 def decide(
     connection: Connection, *, kind: str, body: str, actor: str, reason: str, now_ms: int
 ) -> LedgerEvent:
-    """Make the next decision, in the connection's transaction."""
+    """Make the next decision, in the connection's transaction; UserError when it is too large."""
+    size = sum(len(text.encode()) for text in (kind, body, actor, reason))
+    if size > DECISION_BYTES_MAX:
+        raise UserError(
+            f"the decision has {size:,} bytes and can have {DECISION_BYTES_MAX:,}; make several of "
+            "it, with a shorter reason or fewer lines each."
+        )
     lock_decisions(connection)
     last = connection.execute(
         select(func.coalesce(func.max(ledger_decisions.c.sequence), 0))

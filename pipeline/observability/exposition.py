@@ -56,9 +56,15 @@ class LagCollector(Collector):
                 except Exception as error:  # a cluster that is away must not end the metrics
                     # Once: a terminal shows it, and a cluster may be away for long.
                     level = logging.DEBUG if group in unknown else logging.WARNING
-                    _log.log(level, "the lag of %s cannot be asked: %s", group, error)
+                    _log.log(level, "the lag of %s cannot be asked: %s", group, _in_words(error))
                     unknown.add(group)
             self._stop.wait(LAG_INTERVAL_S)
+
+
+def _in_words(error: Exception) -> str:
+    """An error of the Kafka client as its sentence, without its names and numbers."""
+    cause: Any = error.args[0] if error.args else None
+    return str(cause.str()) if hasattr(cause, "str") else str(error)
 
 
 class RestartCollector(Collector):

@@ -17,7 +17,7 @@ from pipeline.domain.answer import (
     UNKNOWN,
     GatewayAnswer,
 )
-from pipeline.domain.gateway_text import kept_text
+from pipeline.domain.gateway_text import kept_result, kept_text
 from pipeline.domain.model import GatewayResult, PaymentRequest
 from pipeline.domain.normalisation import BOUND, OPERATIONS
 from pipeline.domain.payment import INQUIRE
@@ -105,8 +105,9 @@ def _refused(deadline_ms: int, code: str) -> CallPlan:
 def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: int) -> GatewayResult:
     """The record of an answer, in which nothing is claimed that was not proven.
 
-    A success without the gateway's reference, a charge that was "not found", and an outcome
-    outside the contract are all unknown: they are inquired about.
+    A success without the gateway's reference or under one that is too long to be kept, a charge
+    that was "not found", and an outcome outside the contract are all unknown: they are inquired
+    about.
     """
     outcome, code = answer.outcome, answer.code
     if outcome == SUCCEEDED and not answer.gateway_reference:
@@ -116,7 +117,7 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
     gateway_code = answer.gateway_code
     if gateway_code is not None:
         gateway_code = kept_text(gateway_code)
-    return GatewayResult(
+    result = GatewayResult(
         merchant_id=request.merchant_id,
         order_id=request.order_id,
         payment_id=request.payment_id,
@@ -135,3 +136,4 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         observed_at_ms=observed_at_ms,
         next_action_url=answer.next_action_url,
     )
+    return kept_result(result)

@@ -10,6 +10,7 @@ from typing import Final
 
 from pipeline.domain.answer import DECLINED, PENDING, SUCCEEDED
 from pipeline.domain.decision import Decision
+from pipeline.domain.gateway_text import GATEWAY_TEXT_LENGTH_MAX, kept_notice
 from pipeline.domain.lifecycle import (
     CONTRADICTED,
     INQUIRING,
@@ -42,6 +43,7 @@ from pipeline.processors.unknowns import inquire, pending
 UNKNOWN_PAYMENT: Final = "unknown_payment"
 UNKNOWN_ATTEMPT: Final = "unknown_attempt"
 UNKNOWN_NOTICE: Final = "unknown_notice"
+MALFORMED_NOTICE: Final = "malformed_notice"
 
 # Types of notices, and the outcome that only they have.
 OPERATION: Final = "operation"
@@ -59,11 +61,16 @@ def process_notification(
     Repeated and outdated ones have no effect (``stale_result``); what names no payment or attempt
     of ours is dead-lettered. Commands that waited for the operation run in the same decision.
     """
-    if notice.type == DEAD_LETTER:
+    kept = kept_notice(notice)
+    notice = kept or notice
+    if kept is not None and notice.type == DEAD_LETTER:
         return process_settlement_letter(payment, notice, now_ms)
     if payment is None:
         detail = f"no payment {notice.payment_id} of order {notice.order_id} is known"
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)
+    if kept is None:
+        detail = f"an id in it has more than {GATEWAY_TEXT_LENGTH_MAX} characters"
+        return dead_lettered(payment, MALFORMED_NOTICE, detail, now_ms)
     if notice.payment_id != payment.payment_id:
         detail = f"the notice names payment {notice.payment_id}, not {payment.payment_id}"
         return dead_lettered(payment, UNKNOWN_PAYMENT, detail, now_ms)

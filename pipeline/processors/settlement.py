@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from pipeline.domain.answer import DEAD_LETTERED, DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.decision import Decision
+from pipeline.domain.gateway_text import kept_result
 from pipeline.domain.health import (
     BREAKER_OPEN,
     GATEWAY_NOT_CONFIGURED,
@@ -126,6 +127,7 @@ def process_result(
     always either taken, already known, given back, or dead-lettered as contradictory. Commands that
     waited for the operation run in the same decision.
     """
+    result = kept_result(result)
     if result.outcome == DEAD_LETTERED:
         made = process_request_letter(payment, result, now_ms, policy)
         return with_waiting_commands(made, now_ms, policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ class Batch:
     last_table_output: dict[int, int] = field(default_factory=dict)
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
     latencies_ms: list[int] = field(default_factory=list)
+    # Each input, and where its outputs begin, to know whose an output is.
+    inputs: list[tuple[str, int, int]] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     records: int = 0
     input_bytes: int = 0
     # Append time of the oldest input (epoch ms), a tier's delay added; for the stage's latency.
@@ -37,7 +41,13 @@ class Batch:
         tp = (topic, partition)
         self.first_offsets.setdefault(tp, offset)
         self.offsets[tp] = offset + 1
+        self.inputs.append((topic, partition, offset))
+        self.starts.append(len(self.outputs))
         self.records += 1
+
+    def input_of(self, output: int) -> tuple[str, int, int]:
+        """Topic, partition and offset of the input that an output, by its index, was made of."""
+        return self.inputs[bisect_right(self.starts, output) - 1]
 
     def aged(self, timestamp_ms: int) -> None:
         """An input that was due at this time is part of the batch."""

@@ -54,6 +54,8 @@ class ControlReader:
         codec: Codec,
         on_entry: OnEntry,
         on_unreadable: OnUnreadable = lambda key, why: None,
+        *,
+        log_level: int = 6,
     ) -> None:
         self._topic = catalogue.name(ROLE)
         self._partitions = catalogue[ROLE].partitions
@@ -66,6 +68,7 @@ class ControlReader:
         self._consumer = Consumer(
             {
                 "bootstrap.servers": bootstrap_servers,
+                "log_level": log_level,
                 # Never used: partitions are assigned by hand and nothing is committed.
                 "group.id": "paystream-control-unused",
                 "enable.auto.commit": False,
@@ -155,6 +158,8 @@ def read_records(bootstrap_servers: str, catalogue: Catalogue, codec: Codec) -> 
         codec,
         lambda key, entry: found.append(Told(key, entry)),
         lambda key, why: found.append(Told(key, None, why)),
+        # A command says in one sentence what is wrong; a worker's log may say more.
+        log_level=0,
     )
     try:
         reader.read()

@@ -13,6 +13,8 @@ dlq.attempts       how often it had been redriven, and buried again, before this
 dlq.first_ms       append time of the record when it came for the first time
 dlq.first          ``partition:offset`` of its first letter, when this is not the first
 dlq.masked         what holds masked card numbers: value, headers or both
+dlq.key            the beginning of a key that is too long for any record of this flow; the letter
+                   has none then
 dlq.chunk          ``i/n`` when the input was split because of its size
 dlq.header.NAME    each header of the input
 =================  ===========================================================================
@@ -42,6 +44,12 @@ from pipeline.runtime.work import Headers, Outgoing
 CHUNK_BYTES = 8 * 1024 * 1024
 # Headers of an input are kept up to this size in all; what is over is named, not copied.
 HEADER_BYTES_MAX = 64 * 1024
+# A detail may repeat a word of the input, and a word may be a book.
+DETAIL_LENGTH_MAX = 1_000
+# No key of this flow is longer than some hundred bytes. A letter goes without one that is longer
+# than this, and with the beginning of it in a header.
+KEY_BYTES_MAX = 1024 * 1024
+KEY_BYTES_SHOWN = 4 * 1024
 
 REDRIVE: Final = "redrive."
 _PLACE: Final = re.compile(r"[0-9]{1,9}:[0-9]{1,19}")
@@ -77,21 +85,25 @@ def dead_letter(
         ("dlq.timestamp_ms", str(record.timestamp_ms).encode()),
         ("dlq.stage", stage.encode()),
         ("dlq.cause", cause.encode()),
-        ("dlq.detail", detail.encode("utf-8", "replace")),
+        ("dlq.detail", detail[:DETAIL_LENGTH_MAX].encode("utf-8", "replace")),
         *_history(record, given),
         *([("dlq.masked", ",".join(holds).encode())] if holds else []),
         *kept,
     ]
+    key = record.key
+    if key is not None and len(key) > KEY_BYTES_MAX:
+        headers.append(("dlq.key", mask_card_numbers(key[:KEY_BYTES_SHOWN])))
+        key = None
     if masked is None:
-        return [(topic, record.partition, record.key, None, headers)]
+        return [(topic, record.partition, key, None, headers)]
     count = max(1, -(-len(masked) // chunk_bytes))
     if count == 1:
-        return [(topic, record.partition, record.key, masked, headers)]
+        return [(topic, record.partition, key, masked, headers)]
     return [
         (
             topic,
             record.partition,
-            record.key,
+            key,
             masked[i * chunk_bytes : (i + 1) * chunk_bytes],
             [*headers, ("dlq.chunk", f"{i + 1}/{count}".encode())],
         )

@@ -17,6 +17,7 @@ from pipeline.runtime.calls import Call
 from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.letter_evidence import request_letter
+from pipeline.runtime.too_large import CAUSE, DETAIL
 from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -146,12 +147,23 @@ class GatewayStage:
         It may have been sent before the process died, so its payment is told that the outcome is
         unknown: it is inquired about like any other.
         """
-        try:
-            request = request_from_record(self._decode(record.value or b""))
-        except DecodeError:
-            request = None
         detail = "three times at this offset"
-        return self._refuse(record, "killed_the_process", detail, now_ms, request)
+        return self._refuse(record, "killed_the_process", detail, now_ms, self._read(record))
+
+    def bury_too_large(self, record: InputRecord, now_ms: int, *, told: bool) -> list[Outgoing]:
+        """What is written for a request whose result no topic takes. It was sent, so its payment is
+        told (unless that was too large) that the outcome is unknown."""
+        if not told:
+            return dead_letter(
+                record, topic=self._dead_letters, stage=STAGE, cause=CAUSE, detail=DETAIL
+            )
+        return self._refuse(record, CAUSE, DETAIL, now_ms, self._read(record))
+
+    def _read(self, record: InputRecord) -> PaymentRequest | None:
+        try:
+            return request_from_record(self._decode(record.value or b""))
+        except DecodeError:
+            return None
 
     def _refuse(
         self,

@@ -46,6 +46,7 @@ from pipeline.runtime.table_worker import (
     REGISTRY_PAUSE_S,
     raise_consume_error,
 )
+from pipeline.runtime.too_large import TooLarge
 from pipeline.runtime.work import Outcome, Outgoing
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.errors import RegistryUnavailable
@@ -97,6 +98,7 @@ class GatewayWorker:
         self._tracked_max = tracked_max
         self._producer_overrides = dict(producer_overrides or {})
         self._guard = CrashGuard(spec.slot_dir / "crash-guard.json", now_s=surroundings.monotonic_s)
+        self._too_large = TooLarge()
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
         self._positions: dict[int, int] = {}
         # Of partitions given back in a rebalance: they may come back with it, calls and all.
@@ -273,6 +275,12 @@ class GatewayWorker:
                 prefix.finish(record.offset, (self._stage.quarantine(record, now_ms), None))
                 self._became_ready(1)
                 continue
+            refusals = self._too_large.refusals(record) if self._too_large else 0
+            if refusals:
+                buried = self._stage.bury_too_large(record, now_ms, told=refusals == 1)
+                prefix.finish(record.offset, (buried, None))
+                self._became_ready(1)
+                continue
             try:
                 planned = self._stage.plan(record, now_ms)
             except RegistryUnavailable as error:
@@ -375,6 +383,7 @@ class GatewayWorker:
             STAGE, outcome.value, self._monotonic_s() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
+        self._too_large.ended(batch, outcome, self._lane.too_large)
         if outcome is Outcome.ABORTED:
             self._rewind()
             return
@@ -511,6 +520,7 @@ class GatewayWorker:
     def _leave(self, consumer: Consumer) -> None:
         self._epoch += 1
         self._left = {}
+        self._too_large.clear()
         self._prefixes.clear()
         self._positions.clear()
         self._held.clear()

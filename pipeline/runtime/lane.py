@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.domain.invariant import invariant
 from pipeline.runtime import failpoints
@@ -45,6 +45,9 @@ COMMITTED_S_MAX = 2 * STABLE_OFFSETS_TIMEOUT_S
 OFFSETS_PLAIN_S_MAX = 0.4
 # Ends whose sign was not seen at all: a client whose log reads differently would run undefended.
 UNSEEN_ENDS_MAX = 3
+# A report for each record costs as much as the record, so only larger ones have one: smaller ones
+# share a batch of at most `batch.size`, which every topic takes.
+REPORTED_BYTES = 64 * 1024
 
 
 class Undefended(Exception):
@@ -116,6 +119,8 @@ class Lane:
         self._unseen_ends = 0
         self.rebuilds = 0
         self.ambiguous_ends = 0
+        # Of the last transaction: the index of an output that was too large for client or topic.
+        self.too_large: int | None = None
         # How long the last one took, from the old producer's end to the new one's first epoch.
         self.rebuild_s_last = 0.0
 
@@ -133,13 +138,15 @@ class Lane:
 
         Raises LaneFatal when the producer is fenced or beyond repair, Undefended when the ends of
         transactions cannot be observed. On ABORTED the caller rewinds its inputs to where the
-        batch began; nothing of the work is visible to a read_committed reader.
+        batch began; nothing of the work is visible to a read_committed reader. ``too_large`` names
+        the output that was refused for its size, if that was why.
         """
         invariant(bool(work.offsets), "an empty list of offsets fences nobody")
         if self._suspect:
             self._rebuild()
         watch = self._watch
         watch.begin()
+        self.too_large = None
         stage = self._stage
         end_asked = False
         try:
@@ -186,8 +193,8 @@ class Lane:
             more: dict[str, Any] = {}
             if headers is not None:
                 more["headers"] = headers
-            if index in tracked:
-                more["on_delivery"] = _offset_reporter(tracked[index])
+            if index in tracked or (value is not None and len(value) > REPORTED_BYTES):
+                more["on_delivery"] = self._reporter(index, tracked.get(index))
             while True:
                 try:
                     produce(topic, value, key, partition, **more)
@@ -195,7 +202,27 @@ class Lane:
                 except BufferError:
                     producer.poll(0.05)
                 except KafkaException as error:
+                    cause = kafka_error(error)
+                    if _is_too_large(cause):
+                        self.too_large = index
+                        raise _MustAbort(f"{len(value or b'')} bytes for {topic}") from error
+                    if cause is not None and cause.code() == KafkaError._STATE:
+                        # The broker has refused an earlier record meanwhile, and the client takes
+                        # no other: what was wrong comes with the abort, which a dead one refuses.
+                        raise _MustAbort(str(cause)) from error
                     self._raise_course(error)
+
+    def _reporter(self, index: int, report: Callable[[int], None] | None) -> Callable[..., None]:
+        def on_delivery(error: Any, message: Any) -> None:
+            # Reports after an abort carry _PURGE errors: the record is not in the log, nothing to
+            # say.
+            if error is None:
+                if report is not None:
+                    report(message.offset())
+            elif _is_too_large(error):
+                self.too_large = index
+
+        return on_delivery
 
     def _call(self, call: Callable[..., Any], *args: Any) -> None:
         deadline = self._outside.monotonic_s() + RETRY_S_MAX
@@ -322,10 +349,5 @@ class _MustAbort(Exception):
     """The transaction has to be aborted; the producer stays usable."""
 
 
-def _offset_reporter(report: Callable[[int], None]) -> Callable[[Any, Any], None]:
-    def on_delivery(error: Any, message: Any) -> None:
-        # Reports after an abort carry _PURGE errors: the record is not in the log, nothing to say.
-        if error is None:
-            report(message.offset())
-
-    return on_delivery
+def _is_too_large(error: KafkaError | None) -> bool:
+    return error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE

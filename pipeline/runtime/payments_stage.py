@@ -51,6 +51,7 @@ from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.table import Table
+from pipeline.runtime.too_large import CAUSE, DETAIL
 from pipeline.runtime.work import Outgoing
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -194,6 +195,17 @@ class PaymentsStage:
         by the key alone, says so."""
         batch.took(record.topic, record.partition, record.offset)
         self._refuse(record, table, batch, "killed_the_process", "three times at this offset")
+
+    def bury_too_large(
+        self, record: InputRecord, table: Table[Payment], batch: Batch, *, told: bool
+    ) -> None:
+        """An input whose effects no topic takes. Where its payment's row is what is too large, the
+        payment cannot even say so (``told`` False)."""
+        batch.took(record.topic, record.partition, record.offset)
+        if told:
+            self._refuse(record, table, batch, CAUSE, DETAIL)
+        else:
+            self._bury(record, batch, CAUSE, DETAIL)
 
     def _refuse(
         self,

@@ -20,6 +20,7 @@ from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.letter_evidence import check_letter
 from pipeline.runtime.table import Table
+from pipeline.runtime.too_large import CAUSE, DETAIL
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import RISK_VELOCITY_RETENTION_MS, Catalogue
@@ -92,11 +93,22 @@ class RiskStage:
     def quarantine(self, record: InputRecord, table: Table[RiskVelocity], batch: Batch) -> None:
         """A check that killed the process three times is not counted; its payment is told so."""
         batch.took(record.topic, record.partition, record.offset)
-        try:
-            check = check_from_record(self._decode(record.value or b""))
-        except DecodeError:
-            check = None
+        check = self._read(record)
         self._bury(record, batch, "killed_the_process", "three times at this offset", check)
+
+    def bury_too_large(
+        self, record: InputRecord, table: Table[RiskVelocity], batch: Batch, *, told: bool
+    ) -> None:
+        """A check whose effects no topic takes is not counted; its payment is told so, unless that
+        was too large."""
+        batch.took(record.topic, record.partition, record.offset)
+        self._bury(record, batch, CAUSE, DETAIL, self._read(record) if told else None)
+
+    def _read(self, record: InputRecord) -> RiskCheck | None:
+        try:
+            return check_from_record(self._decode(record.value or b""))
+        except DecodeError:
+            return None
 
     def _tell(self, result: RiskResult, batch: Batch) -> None:
         """An answer goes to the lane of its order."""

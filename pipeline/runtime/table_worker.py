@@ -45,6 +45,7 @@ from pipeline.runtime.restore import Restorer
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.table import Table
+from pipeline.runtime.too_large import TooLarge
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.errors import RegistryUnavailable
@@ -80,7 +81,8 @@ class TableStage(Protocol[V]):
     ``name`` is its consumer group and its name in metrics. ``keep_s``: how long a row is worth
     keeping that is not written again; None keeps it for ever. ``handle`` puts the whole effect of
     one input into the batch and the table's prepared layer; ``quarantine`` the refusal of an input
-    that killed the process.
+    that killed the process, ``bury_too_large`` of one whose effects no topic takes (``told``: its
+    payment hears of it).
     """
 
     @property
@@ -100,6 +102,10 @@ class TableStage(Protocol[V]):
     def handle(self, record: InputRecord, table: Table[V], batch: Batch) -> None: ...
 
     def quarantine(self, record: InputRecord, table: Table[V], batch: Batch) -> None: ...
+
+    def bury_too_large(
+        self, record: InputRecord, table: Table[V], batch: Batch, *, told: bool
+    ) -> None: ...
 
 
 class TableWorker(Generic[V]):
@@ -135,6 +141,7 @@ class TableWorker(Generic[V]):
         self._admission = Admission(stage.lanes, buffer_max=BUFFER_RECORDS_MAX)
         self._suspects = Suspects(spec.slot_dir / "suspects.json")
         self._held = HeldInputs(stage.lanes, self._suspects)
+        self._too_large = TooLarge()
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
         self._alone = False
         self._held_next = True
@@ -338,8 +345,16 @@ class TableWorker(Generic[V]):
             self._stage.quarantine(records[0], table, batch)
             return
         self._suspects.took(records)
+        if not self._too_large:
+            for record in records:
+                handle(record, table, batch)
+            return
         for record in records:
-            handle(record, table, batch)
+            refusals = self._too_large.refusals(record)
+            if refusals:
+                self._stage.bury_too_large(record, table, batch, told=refusals == 1)
+            else:
+                handle(record, table, batch)
 
     def _take_ordinary(self) -> list[InputRecord]:
         """Waiting input for the batch in preparation, as far as it has room."""
@@ -401,6 +416,7 @@ class TableWorker(Generic[V]):
             stage, outcome.value, self._monotonic_s() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
+        self._too_large.ended(batch, outcome, self._lane.too_large)
         if outcome is Outcome.ABORTED:
             self._rewind()
             return
@@ -525,6 +541,7 @@ class TableWorker(Generic[V]):
         self._batch = None
         self._under_way = None
         self._let_go_of_held()
+        self._too_large.clear()
         self._restorer.stop()
         self._restoring = False
         self._positions = {}

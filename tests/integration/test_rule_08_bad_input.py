@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Message
 
+from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
+from pipeline.domain.model import Payment, PaymentCommand
 from pipeline.runtime import dead_letters, failpoints
 from schemas.codec import wire_header
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
@@ -61,6 +65,92 @@ def test_huge_inputs_are_buried_whole_and_the_lane_goes_on(
             assert headers.get("dlq.chunk") == (f"{number}/{count}" if count > 1 else None)
         assert len(own) == count
     assert len(flow.messages("payment-requests")) == 10
+
+
+def test_an_input_whose_effect_no_topic_takes_is_a_letter_and_the_lane_goes_on(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Rows as a version without limits may have left them: one that the client refuses to write
+    again, and one that only the broker refuses once a command waits in it. Each command is a
+    letter, the payment that still can says so, and what lies around them is handled."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path, partitions=1).provisioned()
+
+    def row(order_id: str, token: str) -> Payment:
+        return Payment(
+            merchant_id="shop", order_id=order_id, payment_id=payment_id("shop", order_id),
+            sequence=3, status="risk_review", amount_minor=500, currency="GBP",
+            instrument_token=token, business_date="2027-01-15", ordered_at_ms=1, updated_at_ms=1,
+        )  # fmt: skip
+
+    # Room for the batch's own bytes and the key, and for the row's numbers to grow.
+    room = MAX_MESSAGE_BYTES - 150 - len(flow.encode("payment", row("dense", "")))
+    tokens = {"wide": "x" * (17 * MIB), "dense": b64encode(os.urandom(room)).decode()[:room]}
+    for order_id, token in tokens.items():
+        flow.send(
+            "payments", record_key("shop", order_id), flow.encode("payment", row(order_id, token))
+        )
+    before = flow.send_order(flow.order("before"))
+    sent = {}
+    for order_id in tokens:
+        command = PaymentCommand(
+            merchant_id="shop", order_id=order_id, command_id="c1", type="refund",
+            submitted_at_ms=2, reason="r" * 200,
+        )  # fmt: skip
+        key = record_key("shop", order_id)
+        sent[order_id] = flow.send("payment-commands", key, flow.encode("payment-command", command))
+    after = flow.send_order(flow.order("after"))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(before, after), running=running)
+        flow.wait_consumed(ends_of(*sent.values()), running=running, role="payment-commands")
+        more = flow.send_order(flow.order("more"))
+        flow.wait_consumed(ends_of(more), running=running)
+    letters = {
+        int(headers_of(m)["dlq.offset"]): headers_of(m) for m in flow.messages("dead-letters")
+    }
+    assert {at: h["dlq.cause"] for at, h in letters.items()} == {
+        offset: "effect_too_large" for _, offset in sent.values()
+    }
+    assert {r.order_id for r in flow.nouns("payment-requests")} == {"before", "after", "more"}
+    payments = flow.payments()
+    assert {name: payments[name].dead_letters for name in tokens} == {"wide": 0, "dense": 1}
+    assert all(not payments[name].commands for name in tokens)
+
+
+def test_texts_and_keys_that_make_an_effect_no_topic_takes_are_refused_by_name(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """An order of nothing whose texts compress to little or fill a record to its brim, commands
+    that wait with the longest texts there are, a key of megabytes: each is refused before it is
+    kept, and the orders behind them are asked for."""
+    flow = EngineFlow(kafka, topic_prefix, tmp_path, partitions=1).provisioned()
+    texts = {"wide": "x" * (17 * MIB), "dense": b64encode(os.urandom(786_150)).decode()}
+    sent = [
+        flow.send_order(flow.order(name, amount_minor=0, capture_method=text))
+        for name, text in texts.items()
+    ]
+    long: dict[str, Any] = dict.fromkeys(("evidence", "reason"), "\U0001f4b3" * 1_000)
+    for number in range(24):
+        command = PaymentCommand(
+            merchant_id="shop", order_id="waited", command_id=f"c{number}",
+            type="refund" if number < 18 else "give_back", submitted_at_ms=2,
+            **long,
+        )  # fmt: skip
+        key = record_key("shop", "waited")
+        at = flow.send("payment-commands", key, flow.encode("payment-command", command))
+    sent.append(flow.send("orders", b"k" * (17 * MIB), flow.encode("order", flow.order("key"))))
+    sent.append(flow.send_order(flow.order("after")))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(*sent), running=running)
+        flow.wait_consumed(ends_of(at), running=running, role="payment-commands")
+    payments = flow.payments()
+    assert {payments[name].reason for name in texts} == {"texts_must_be_at_most_255_characters"}
+    assert len(payments["waited"].commands) == 20, "as many as may wait"
+    assert {r.order_id for r in flow.nouns("payment-requests")} == {"after"}
+    (letter,) = flow.messages("dead-letters")
+    assert letter.key() is None
+    headers = headers_of(letter)
+    assert headers["dlq.cause"] == "key_mismatch"
+    assert headers["dlq.key"].startswith("kkkk")
 
 
 def test_every_kind_of_bad_record_is_one_letter_with_its_lineage(

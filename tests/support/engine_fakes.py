@@ -227,7 +227,7 @@ class InstantCalls:
 
 
 def lane_without_news() -> Any:
-    return SimpleNamespace(rebuilds=0)
+    return SimpleNamespace(rebuilds=0, too_large=None)
 
 
 def payments_with(

@@ -52,18 +52,18 @@ def test_a_worker_whose_client_hangs_leaves_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its end does not wait for that client, which would not let go of the process either."""
-    left = []
+    left: list[object] = []
 
     def at_once(code: int) -> None:
         left.append(code)
         raise SystemExit(code)
 
     monkeypatch.setattr(worker.os, "_exit", at_once)
-    monkeypatch.setattr(worker.faulthandler, "dump_traceback", lambda: None)
+    monkeypatch.setattr(worker.faulthandler, "dump_traceback", lambda: left.append("stacks"))
     monkeypatch.setattr(worker.logging, "shutdown", lambda: None)
     with pytest.raises(SystemExit):
         ends_with(LaneHung("a transaction has not ended for 241 s"), tmp_path, monkeypatch)
-    assert left == [EXIT_LANE_FATAL]
+    assert left == ["stacks", EXIT_LANE_FATAL], "it says where it hung before it goes"
     assert "does not come back: a transaction has not ended" in caplog.text
 
 

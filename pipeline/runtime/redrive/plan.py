@@ -17,8 +17,9 @@ STATES: Final = (OPEN, REDRIVEN, DISCARDED)
 
 # A record that came back three times will not be mended by a fourth: a person has to look.
 REDRIVES_MAX: Final = 3
-# A stage whose record may have reached a gateway before the process died.
-_KILLED: Final = "killed_the_process"
+# Causes of requests that may have reached their gateway: the process died over them, or what the
+# gateway answered could not be written.
+_MAYBE_CALLED: Final = frozenset({"killed_the_process", "effect_too_large"})
 
 # Why a letter is not redriven: the rule, and the sentence a person reads.
 REFUSALS: Final[Mapping[str, str]] = {
@@ -179,7 +180,7 @@ def refusal(
         return "source_must_be_an_input"
     if firsts.get(letter.source, letter.place) != letter.place:
         return "letter_must_be_the_first_of_its_input"
-    if letter.topic == limits.requests and letter.cause == _KILLED:
+    if letter.topic == limits.requests and letter.cause in _MAYBE_CALLED:
         return "request_must_not_have_been_called"
     if letter.masked and not limits.masked_too:
         return "bytes_must_be_the_original"

@@ -1,0 +1,22 @@
+"""Where a new group of a subscriber begins: only where it was told to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from consumers.settlement_subscriber import SettlementSubscriber
+from pipeline.errors import UserError
+
+
+@pytest.mark.parametrize("start", ["Earliest", "earliest ", "beginning", "", "0", 0, True])
+def test_a_start_that_is_no_place_is_refused(start: Any) -> None:
+    """Taken for "latest" it would be committed at once, and what lies before never seen."""
+    with pytest.raises(UserError, match='give "earliest" or "latest"'):
+        SettlementSubscriber("127.0.0.1:1", "fulfilment", start=start)
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest", None])
+def test_a_start_that_is_one_is_taken(start: Any) -> None:
+    SettlementSubscriber("127.0.0.1:1", "fulfilment", start=start)
