@@ -275,7 +275,7 @@ class Judgement:
             key = letter.key
             checksum = record.checksum if isinstance(record, OrderSeen) else letter.checksum or 0
         left_out = letter.key is None and key is not None and len(key) > LETTER_KEY_BYTES_MAX
-        if not (_kept_key(letter.key, key) or left_out):
+        if not left_out and not _kept_key(letter.key, key):
             return f"has another key than {place}"
         if letter.partition != partition:
             return f"lies in another partition than {place}"

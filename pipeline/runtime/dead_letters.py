@@ -99,7 +99,7 @@ def dead_letter(
         *kept,
     ]
     if key is not None and len(key) > KEY_BYTES_MAX:
-        headers.append(("dlq.key", key[:KEY_BYTES_SHOWN]))
+        headers.append(("dlq.key", mask_card_numbers(key[:KEY_BYTES_SHOWN])))
         key = None
     if masked is None:
         return [(topic, record.partition, key, None, headers)]
