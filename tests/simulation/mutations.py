@@ -453,8 +453,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a give-back keeps its force",
         f"{PROCESSORS}/reversals.py",
-        "            override=ended.override,\n",
-        "",
+        "reason=ended.code, override=ended.override,\n",
+        "reason=ended.code,\n",
         ("tests/unit/test_reversals_in_dispute.py",),
     ),
     Mutation(
