@@ -26,7 +26,13 @@ from pipeline.ledger.seals import (
     chain_heads,
     next_hash,
 )
-from pipeline.ledger.tables import chains, closed_periods, consumer_offsets, entry_seals
+from pipeline.ledger.tables import (
+    chains,
+    closed_periods,
+    consumer_offsets,
+    entry_seals,
+    ledger_decisions,
+)
 
 # What may be found, and what it means.
 DAMAGES: Final = {
@@ -35,10 +41,12 @@ DAMAGES: Final = {
     "entry_unsealed": "An entry lies before the newest seal and was never sealed.",
     "seal_changed": "A seal is not the one that its entry has.",
     "seal_missing": "A seal of a chain is not there.",
+    "seals_without_chain": "Seals belong to no chain.",
     "entry_unbalanced": "Debits and credits of an entry differ, or lines of it are missing.",
     "postings_without_entry": "Lines belong to no entry.",
     "balance_differs": "A balance is not the sum of its postings.",
     "entry_beyond_offset": "An entry comes from where nothing is booked yet.",
+    "offset_source_differs": "Offsets of one topic name different clusters or topic ids.",
     "entry_in_closed_period": "An entry came after its period was closed and counts in it.",
     "decision_changed": "A decision is not the one that was made.",
 }
@@ -78,6 +86,7 @@ def verify_books(connection: Connection) -> Verification:
                               damages)  # fmt: skip
         entries += seen
         unsealed += behind
+    damages += _strays(connection)
     damages += _lines(connection)
     damages += [
         Damage(
@@ -189,13 +198,27 @@ def _seals(connection: Connection, topic: str, partition: int) -> Iterator[Any]:
     yield from rows
 
 
+def _strays(connection: Connection) -> Iterator[Damage]:
+    rows = connection.execute(
+        text(
+            "SELECT s.chain_id, count(*) FROM entry_seals s "
+            "LEFT JOIN chains c ON c.chain_id = s.chain_id "
+            "WHERE c.chain_id IS NULL GROUP BY s.chain_id ORDER BY 1"
+        )
+    )
+    for chain_id, seals in rows:
+        yield Damage("seals_without_chain", f"entry_seals {chain_id}",
+                     f"{seals} seals of a chain that is not there")  # fmt: skip
+
+
 def _lines(connection: Connection) -> Iterator[Damage]:
     rows = connection.execute(
         text(
             "SELECT e.entry_id, e.source_topic, e.source_partition, e.source_offset "
             "FROM journal_entries e LEFT JOIN postings p ON p.entry_number = e.entry_number "
             "GROUP BY e.entry_number, e.entry_id, e.source_topic, e.source_partition, "
-            "e.source_offset, e.posting_count HAVING count(p.line) <> e.posting_count"
+            "e.source_offset, e.posting_count HAVING count(p.line) <> e.posting_count "
+            "OR max(p.line) <> e.posting_count"
         )
     )
     for entry_id, topic, partition, offset in rows:
@@ -234,17 +257,34 @@ def _offsets(connection: Connection) -> Iterator[Damage]:
     )
     for entry_id, topic, partition, offset in rows:
         yield Damage("entry_beyond_offset", f"{topic}[{partition}]@{offset}", entry_id)
+    # Books are of one cluster, and of one topic of each name: reading goes on for no other.
+    rows = connection.execute(
+        text(
+            "SELECT topic FROM consumer_offsets GROUP BY topic HAVING count(DISTINCT topic_id) > 1 "
+            "OR count(DISTINCT cluster_id) > 1 ORDER BY topic"
+        )
+    )
+    for (topic,) in rows:
+        yield Damage("offset_source_differs", f"consumer_offsets {topic}",
+                     "its partitions name different clusters or topics")  # fmt: skip
 
 
 def _decisions(connection: Connection) -> Iterator[Damage]:
     closes = {row.sequence: row for row in connection.execute(select(closed_periods))}
+    c = ledger_decisions.c
+    booked = set(
+        connection.execute(select(c.sequence).where(c.published_offset.is_not(None))).scalars()
+    )
     for event in all_decisions(connection):
         row = closes.pop(event.sequence, None)
-        kept = None if row is None else json.loads(row.cuts)
+        kept = None if row is None else _closed(row.cuts)
         agrees = event.kind != PERIOD_CLOSE or (
             row is not None
-            and kept == json.loads(event.body)
+            and kept is not None
+            and kept == _closed(event.body)
             and row.through_date == kept["through"]
+            # Sealed in the transaction that books it, and in no other.
+            and row.sealed == (1 if event.sequence in booked else 0)
         )
         if event.event_id != event_id_of(event) or not agrees:
             yield Damage("decision_changed", f"ledger_decisions {event.sequence}", event.kind)
@@ -252,11 +292,25 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
         yield Damage("decision_changed", f"closed_periods {sequence}", "nobody decided it")
 
 
+def _closed(said: str) -> dict[str, Any] | None:
+    """What a close says; None when it is none."""
+    try:
+        found = json.loads(said)
+        whole = isinstance(found["through"], str) and all(
+            int(partition) >= 0 and type(cut) is int for partition, cut in found["cuts"].items()
+        )
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+    return found if whole else None
+
+
 def _periods(connection: Connection) -> Iterator[Damage]:
     """Entries of settlements from a cut on that count under a day it closed."""
     topics = set(connection.execute(select(consumer_offsets.c.topic)).scalars())
     for row in connection.execute(select(closed_periods)).all():
-        for partition, cut in json.loads(row.cuts)["cuts"].items():
+        # One that cannot be read is told of with the decisions.
+        kept = _closed(row.cuts) or {"cuts": {}}
+        for partition, cut in kept["cuts"].items():
             found = connection.execute(
                 text(
                     "SELECT entry_id, source_topic, source_offset FROM journal_entries "

@@ -70,6 +70,21 @@ DAMAGE = [
      {("decision_changed", "ledger_decisions 1")}),
     ("UPDATE closed_periods SET through_date = '2009-01-02'",
      {("decision_changed", "ledger_decisions 2")}),
+    ("UPDATE postings SET line = 3 WHERE entry_number = {n} AND line = 2",
+     {("entry_unbalanced", "settlements[0]@6")}),
+    ("UPDATE closed_periods SET cuts = substr(cuts, 1, length(cuts) - 1) || 'x'",
+     {("decision_changed", "ledger_decisions 2")}),
+    ("UPDATE closed_periods SET cuts = replace(cuts, 'through', 'throuxh')",
+     {("decision_changed", "ledger_decisions 2")}),
+    ("UPDATE closed_periods SET sealed = 1", {("decision_changed", "ledger_decisions 2")}),
+    ("UPDATE consumer_offsets SET topic_id = 'topix' WHERE partition = 1",
+     {("offset_source_differs", "consumer_offsets settlements")}),
+    ("UPDATE consumer_offsets SET cluster_id = 'clustex' WHERE partition = 1",
+     {("offset_source_differs", "consumer_offsets settlements")}),
+    ("UPDATE chains SET chain_id = 9 WHERE partition = 1",
+     {("seals_without_chain", "entry_seals 2")}),
+    ("UPDATE entry_seals SET chain_id = 9 WHERE chain_id = 2 AND position = 12",
+     {("seals_without_chain", "entry_seals 9")}),
 ]  # fmt: skip
 
 
