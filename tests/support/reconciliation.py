@@ -14,6 +14,7 @@ from pipeline.domain.breaks import ACCEPTED, ReconciliationBreak, break_id
 from pipeline.domain.clearing import BankLine, ClearedRow, Clearing
 from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
+from pipeline.domain.payouts import Payout
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
@@ -452,12 +453,7 @@ class ReconciliationSuite(OnEachDatabase):
         """Debited, then credited again: paid, then returned, each by the payout's own entry. With
         another amount it is a line that nobody knows."""
         engine = books.engine
-        payouts.announce(engine)
-        payouts.receive(engine, 10_00, "2010-12-01T10:00")
-        payouts.create(engine, "2010-12-01", "2010-12-01T18:00")
-        (made,) = payouts.payouts(engine).values()
-        payouts.move(engine, made, "approve", "2010-12-01T18:05")
-        payouts.submit(engine, "2010-12-01T18:10")
+        made = submitted_payout(books)
         before = books.balances()
 
         def told(file_id: str, minor: int) -> dict[str, int]:
@@ -475,6 +471,48 @@ class ReconciliationSuite(OnEachDatabase):
         assert "bank:main-gbp" not in told("s-2", 10_00)
         assert payouts.payouts(engine)["2010-12-01"].state == "returned"
         assert len(books.breaks()) == 1
+
+    def test_money_that_leaves_twice_for_one_payout_is_a_break(self, books: Books) -> None:
+        """A payout's decision stands for one debit and one credit: what else the bank moves in its
+        name, in another statement or beside it, is looked at by a person and posts nothing."""
+        made = submitted_payout(books)
+        assert bank_moves(books, made, "s-1", -10_00) == [("main-gbp:s-1:1", True)]
+        assert bank_moves(books, made, "s-2", -10_00, -10_00) == [
+            ("main-gbp:s-2:1", False), ("main-gbp:s-2:2", False),
+        ]  # fmt: skip
+        assert bank_moves(books, made, "s-3", 10_00, 10_00) == [
+            ("main-gbp:s-3:1", True), ("main-gbp:s-3:2", False),
+        ]  # fmt: skip
+        # The bank sent again what had come back.
+        assert bank_moves(books, made, "s-4", -10_00) == [("main-gbp:s-4:1", False)]
+        assert "bank:main-gbp" not in books.balances()
+        assert books.kinds() == [
+            ("bank_line_unknown", f"main-gbp:{line}", 10_00)
+            for line in ("s-2:1", "s-2:2", "s-3:2", "s-4:1")
+        ]
+
+    def test_the_line_of_what_a_person_has_confirmed_is_the_payouts(self, books: Books) -> None:
+        """`payouts paid` was faster than the statement: its line comes, and no second one."""
+        made = submitted_payout(books)
+        payouts.move(books.engine, made, "confirm", "2010-12-02T08:00")
+        assert bank_moves(books, made, "s-1", -10_00, -10_00) == [
+            ("main-gbp:s-1:1", True), ("main-gbp:s-1:2", False),
+        ]  # fmt: skip
+        assert books.balances()["bank:main-gbp"] == -10_00
+
+    def test_a_debit_of_what_a_person_called_returned_is_a_break(self, books: Books) -> None:
+        """It was never paid, says `payouts returned`; the bank has paid it all the same. A payment
+        whose return came first is told late, and no break."""
+        made = submitted_payout(books)
+        payouts.move(books.engine, made, "return", "2010-12-02T08:00")
+        assert bank_moves(books, made, "s-1", -10_00) == [("main-gbp:s-1:1", False)]
+
+    def test_a_payment_that_is_told_after_its_return_is_the_payouts(self, books: Books) -> None:
+        """Both lines came to nothing, and so do the books."""
+        made = submitted_payout(books)
+        assert bank_moves(books, made, "s-1", 10_00) == [("main-gbp:s-1:1", True)]
+        assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", True)]
+        assert "bank:main-gbp" not in books.balances()
 
     def test_what_was_closed_counts_under_the_next_day(self, books: Books) -> None:
         """A report of a day that is closed is booked under the first one after it."""
@@ -556,6 +594,32 @@ class ReconciliationSuite(OnEachDatabase):
             (second,) = unpublished_breaks(connection, 10)
         assert (second.version, second.state) == (2, "resolved")
         assert first.break_id == break_id("missing_at_gateway", "simulator", first.subject)
+
+
+def submitted_payout(books: Books) -> Payout:
+    """One of 10.00 that the bank was asked to make."""
+    payouts.announce(books.engine)
+    payouts.receive(books.engine, 10_00, "2010-12-01T10:00")
+    payouts.create(books.engine, "2010-12-01", "2010-12-01T18:00")
+    (made,) = payouts.payouts(books.engine).values()
+    payouts.move(books.engine, made, "approve", "2010-12-01T18:05")
+    payouts.submit(books.engine, "2010-12-01T18:10")
+    return made
+
+
+def bank_moves(books: Books, made: Payout, file_id: str, *minors: int) -> list[tuple[str, bool]]:
+    """A statement whose lines name a payout, and a run; each line, and whether it is taken for the
+    payout's."""
+    lines = tuple(
+        BankLine(line_id=str(n), amount_minor=minor, currency="GBP", value_date="2010-12-02",
+                 batch_id=made.payout_id)
+        for n, minor in enumerate(minors, 1)
+    )  # fmt: skip
+    decide_statement(books.engine, BankStatement("main-gbp", file_id, lines), "anna", NOW_MS)
+    books.run("2010-12-02")
+    unknown = {b.subject for b in books.breaks(kind="bank_line_unknown")}
+    subjects = [f"main-gbp:{file_id}:{line.line_id}" for line in lines]
+    return [(subject, subject not in unknown) for subject in subjects]
 
 
 def booked_side(**changed: Any) -> BookedSide:
