@@ -53,8 +53,12 @@ class Release(Struct, frozen=True):
 
 
 class BreakResolution(Struct, frozen=True):
+    """``figures`` as ``breaks.figures`` words them; "" in decisions of before they were kept, which
+    are of whatever figures the break has."""
+
     break_id: str
     resolution: str
+    figures: str = ""
 
 
 def clearing_body(gateway: str, rows: Sequence[ClearedRow]) -> str:
@@ -83,10 +87,10 @@ def statement_of(event: LedgerEvent) -> BankStatement:
     return msgspec.json.decode(event.body, type=BankStatement)
 
 
-def resolution_body(break_id: str, resolution: str) -> str:
+def resolution_body(break_id: str, resolution: str, figures: str) -> str:
     if resolution not in BY_HAND:
         raise UserError(f"{resolution!r} is no resolution: use one of {', '.join(BY_HAND)}.")
-    return _json({"break_id": break_id, "resolution": resolution})
+    return _json({"break_id": break_id, "resolution": resolution, "figures": figures})
 
 
 def resolution_of(event: LedgerEvent) -> BreakResolution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
@@ -16,22 +17,24 @@ from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
 from pipeline.domain.payouts import Payout
 from pipeline.domain.posting import JournalEntry, journal_entry
-from pipeline.domain.reconciliation_decisions import BankStatement
+from pipeline.domain.reconciliation_decisions import BREAK_RESOLUTION, BankStatement
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
-from pipeline.ledger.decisions import unpublished
+from pipeline.ledger.decisions import decide, unpublished
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
 from pipeline.ledger.reconciliation.breaks import (
+    keep,
     list_breaks,
     mark_published,
     open_sums,
     unpublished_breaks,
 )
 from pipeline.ledger.reconciliation.clearing import Look, counts, keep_breaks, look, mark_told
+from pipeline.ledger.reconciliation.control import too_many
 from pipeline.ledger.reconciliation.findings import Clocks
 from pipeline.ledger.reconciliation.following import (
     decide_clearing,
@@ -416,6 +419,74 @@ class ReconciliationSuite(OnEachDatabase):
         assert (resolved.resolution, resolved.actor, resolved.reason) == (
             ACCEPTED, "bert", "they lost",
         )  # fmt: skip
+
+    def test_a_resolution_is_of_the_figures_that_were_looked_at(self, books: Books) -> None:
+        """A penny was accepted; that the bank takes 50,000.00 of the same batch opens the break
+        again, also where the tables were made anew. Accepted as well, it stays so."""
+        sale = settlement(1)
+        books.settle(sale)
+        row = row_of(1, sale, fee_minor=0)
+        books.report(row)
+
+        def bank(file_id: str, minor: int) -> None:
+            line = BankLine(line_id="1", amount_minor=minor, currency="GBP", value_date=DAY,
+                            gateway="simulator", batch_id="po_1")  # fmt: skip
+            decide_statement(books.engine, BankStatement("acct", file_id, (line,)), "a", NOW_MS)
+            books.run("2023-12-01")
+
+        def accept() -> None:
+            (found,) = books.breaks()
+            decide_resolution(books.engine, found.break_id, ACCEPTED, actor="anna",
+                              reason="looked at", now_ms=NOW_MS)  # fmt: skip
+            books.run("2023-12-01")
+            assert books.breaks() == []
+
+        bank("s-1", 1249)
+        assert books.kinds() == [("batch_differs", "po_1:GBP", 1)]
+        accept()
+        bank("s-2", -50_000_00)
+        assert books.kinds() == [("batch_differs", "po_1:GBP", 50_000_01)]
+        (again,) = books.breaks()
+        assert (again.state, again.actor, again.resolution) == ("open", "", "")
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        books.taken = 0
+        books.report(row)
+        books.run("2023-12-01")
+        assert books.kinds() == [("batch_differs", "po_1:GBP", 50_000_01)]
+        accept()
+
+    def test_more_entries_than_the_topic_has_open_the_break_again(self, books: Books) -> None:
+        """One too many was explained; 490 are not. While the topic grows, one stays one."""
+
+        def control(booked: int, entries: int) -> list[str]:
+            found = too_many("settlements", 0, booked, entries, DAY)
+            with books.engine.begin() as connection:
+                keep(connection, [found], NOW_MS, judged=["ledger_differs"])
+            return [b.kind for b in books.breaks()]
+
+        assert control(10, 11) == ["ledger_differs"]
+        decide_resolution(books.engine, books.breaks()[0].break_id, ACCEPTED, actor="anna",
+                          reason="known", now_ms=NOW_MS)  # fmt: skip
+        assert control(10, 11) == []
+        assert control(20, 21) == []
+        assert control(10, 500) == ["ledger_differs"]
+
+    def test_a_resolution_that_names_no_figures_holds(self, books: Books) -> None:
+        """As decisions of before figures were kept: in tables made anew, of what is found."""
+        books.settle(settlement(1))
+        books.run("2023-11-20")
+        (found,) = books.breaks()
+        body = json.dumps({"break_id": found.break_id, "resolution": ACCEPTED})
+        with books.engine.begin() as connection:
+            decide(connection, kind=BREAK_RESOLUTION, body=body, actor="anna", reason="lost",
+                   now_ms=NOW_MS)  # fmt: skip
+        books.run("2023-11-20")
+        assert books.breaks() == []
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        books.run("2023-11-20")
+        assert books.breaks() == []
 
     def test_batches_are_compared_with_the_bank(self, books: Books) -> None:
         """Paid less, not paid, paid without rows, and a line that is nobody's."""

@@ -60,7 +60,9 @@ _SIBLING: Final = text(
     "SELECT r.file_id, r.row_number FROM clearing_rows r JOIN cleared_rows c "
     "ON c.gateway = r.gateway AND c.file_id = r.file_id AND c.row_number = r.row_number "
     "WHERE r.gateway = :gateway AND r.gateway_reference = :reference AND r.kind = :kind "
-    "AND r.payment_id = :payment AND r.operation_id = :operation LIMIT 1"
+    "AND r.payment_id = :payment AND r.operation_id = :operation "
+    # The same one at every look.
+    "ORDER BY c.sequence, r.report_date, r.file_id, r.row_number LIMIT 1"
 )
 
 
@@ -136,15 +138,17 @@ def _merged(
 
 
 def _cleared_by(connection: Connection, found: Paired, row: ReportedSide) -> str:
-    for _, other in found.pairs:
-        if other.operation_id == row.operation_id and other.payment_id == row.payment_id:
-            return f"{other.file_id}:{other.row_number}"
     earlier = connection.execute(
         _SIBLING,
         {"gateway": row.gateway, "reference": row.gateway_reference, "kind": row.kind,
          "payment": row.payment_id, "operation": row.operation_id},
     ).one_or_none()  # fmt: skip
-    return "" if earlier is None else f"{earlier.file_id}:{earlier.row_number}"
+    if earlier is not None:
+        return f"{earlier.file_id}:{earlier.row_number}"
+    for _, other in found.pairs:
+        if other.operation_id == row.operation_id and other.payment_id == row.payment_id:
+            return f"{other.file_id}:{other.row_number}"
+    return ""
 
 
 def _booked(connection: Connection) -> Iterator[BookedSide]:
