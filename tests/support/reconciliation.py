@@ -420,6 +420,31 @@ class ReconciliationSuite(OnEachDatabase):
             ACCEPTED, "bert", "they lost",
         )  # fmt: skip
 
+    @pytest.mark.parametrize("wrong", [{"amount_minor": 12_00}, {"currency": "EUR"}])
+    def test_a_corrected_row_clears_the_sale(self, books: Books, wrong: dict[str, Any]) -> None:
+        """Of a sale of 12.50 a report told otherwise; a later one tells it right. The sale is
+        available, and the first row is left: its batch has it twice."""
+        sale = settlement(1)
+        books.settle(sale)
+        books.report(row_of(1, sale, fee_minor=0, **wrong))
+        books.run()
+        assert books.balances()["merchant_payable:m1"] == -12_50
+        later = {"file_id": "later", "report_date": "2023-11-15"}
+        # Wrong once more, it is another row of the same kind of break, and nobody's duplicate.
+        books.report(row_of(1, sale, fee_minor=0, **wrong, **later))
+        assert books.run("2023-12-01").untold == []
+        kind = "amount_differs" if "amount_minor" in wrong else "currency_differs"
+        assert {b.kind for b in books.breaks(gateway="simulator")} == {kind, "batch_unpaid"}
+        assert len(books.breaks(kind=kind)) == 2
+        books.report(row_of(2, sale, fee_minor=0, **later))
+        assert books.run().cleared == 1
+        assert books.balances() == {
+            "gateway_receivable:simulator": 12_50, "merchant_available:m1": -12_50,
+        }  # fmt: skip
+        assert books.breaks(kind=kind) == []
+        assert {b.detail[-7:] for b in books.breaks(kind="duplicate")} == {"already"}
+        assert len(books.breaks(kind="duplicate")) == 2
+
     def test_a_resolution_is_of_the_figures_that_were_looked_at(self, books: Books) -> None:
         """A penny was accepted; that the bank takes 50,000.00 of the same batch opens the break
         again, also where the tables were made anew. Accepted as well, it stays so."""

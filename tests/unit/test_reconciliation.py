@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.domain.due_days import business_days_after, last_day_due
 from pipeline.domain.ids import reversal_operation_id
-from pipeline.domain.matching import Tolerance, differences
+from pipeline.domain.matching import Tolerance, differences, pair
 from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
 from tests.support.reconciliation import (
@@ -65,6 +65,26 @@ def test_disputes_are_paired_as_they_happened() -> None:
     rows = [reported_side(9, operation_id="", report_date="2023-11-15"),
             reported_side(3, operation_id="")]  # fmt: skip
     assert paired(booked, rows) == ([("first", 3), ("second", 9)], [], [])
+
+
+def test_the_row_that_agrees_is_the_settlements() -> None:
+    """An earlier, wrong row does not keep it from the corrected one, nor one of another currency;
+    of two that agree the earlier is taken."""
+    right = reported_side(2, report_date="2023-11-15")
+    for wrong in (reported_side(1, amount_minor=96), reported_side(1, currency="EUR")):
+        assert paired([booked_side()], [wrong, right]) == ([("s", 2)], [], [1])
+    assert paired([booked_side()], [reported_side(1), right]) == ([("s", 1)], [], [2])
+    near = pair([booked_side()], [reported_side(1, amount_minor=101), right], Tolerance(1))
+    assert near.pairs[0][1].row_number == 1
+
+
+def test_rows_of_which_none_agrees_are_all_about_the_settlement() -> None:
+    """A refund of 1.00 that is told in two rows: both differ, and neither is somebody else's."""
+    rows = [reported_side(1, amount_minor=40), reported_side(2, amount_minor=60)]
+    found = pair([booked_side()], rows)
+    assert [r.row_number for _, r in found.pairs] == [1]
+    assert [(b.settlement_id, r.row_number) for b, r in found.repeated] == [("s", 2)]
+    assert found.reported == ()
 
 
 @pytest.mark.parametrize(

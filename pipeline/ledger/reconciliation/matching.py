@@ -110,13 +110,13 @@ def matched(
         if not rows:
             yield from map(OnlyHere, booked)
             continue
-        found = pair(booked, rows)
         allowed = tolerance(gateway)
-        for settled, row in found.pairs:
+        found = pair(booked, rows, allowed)
+        for settled, row in (*found.pairs, *found.repeated):
             yield Matched(settled, row, differences(settled, row, allowed))
         yield from map(OnlyHere, found.booked)
         for row in found.reported:
-            yield OnlyThere(row, _cleared_by(connection, found, row))
+            yield OnlyThere(row, _cleared_by(connection, found, row, allowed))
 
 
 def _merged(
@@ -137,7 +137,9 @@ def _merged(
         yield key[0], ours, theirs
 
 
-def _cleared_by(connection: Connection, found: Paired, row: ReportedSide) -> str:
+def _cleared_by(
+    connection: Connection, found: Paired, row: ReportedSide, allowed: Tolerance
+) -> str:
     earlier = connection.execute(
         _SIBLING,
         {"gateway": row.gateway, "reference": row.gateway_reference, "kind": row.kind,
@@ -145,8 +147,9 @@ def _cleared_by(connection: Connection, found: Paired, row: ReportedSide) -> str
     ).one_or_none()  # fmt: skip
     if earlier is not None:
         return f"{earlier.file_id}:{earlier.row_number}"
-    for _, other in found.pairs:
-        if other.operation_id == row.operation_id and other.payment_id == row.payment_id:
+    for settled, other in found.pairs:
+        named = other.operation_id == row.operation_id and other.payment_id == row.payment_id
+        if named and is_cleared(differences(settled, other, allowed)):
             return f"{other.file_id}:{other.row_number}"
     return ""
 
