@@ -14,6 +14,7 @@ from xml.parsers import expat
 from pipeline.domain.clearing import BankLine
 from pipeline.domain.keys import valid_id
 from pipeline.domain.money import MINOR_UNITS, parse_amount
+from pipeline.domain.posting import AMOUNT_MINOR_MAX
 from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
@@ -117,6 +118,9 @@ def _statement(statement: Element, payer: Named, account: Named) -> BankStatemen
 
 def _line(entry: Element, number: int, payer: Named) -> BankLine:
     amount_minor, currency = _amount(entry)
+    # What cannot be booked must not be decided: it would hold up every later decision.
+    if not 0 < abs(amount_minor) <= AMOUNT_MINOR_MAX:
+        raise _NotAStatement(f"line {number} moves nothing, or more than an amount can be")
     day = (_first(entry, "ValDt/Dt", "ValDt/DtTm", "BookgDt/Dt", "BookgDt/DtTm") or "")[:10]
     if not is_date(day):
         raise _NotAStatement(f"line {number} has no date")

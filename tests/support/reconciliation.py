@@ -545,6 +545,15 @@ class ReconciliationSuite(OnEachDatabase):
         # What the bank says is booked, whoever is right; what is nobody's is not.
         assert books.balances()["bank:acct"] == 9_900 + 9_800 + 50
 
+    def test_a_line_of_nothing_holds_nothing_up(self, books: Books) -> None:
+        """An older statement decided one of 0.00: it books nothing, and what follows is booked."""
+        for file_id, minor in (("s-1", 0), ("s-2", 5_00)):
+            line = BankLine(line_id="1", amount_minor=minor, currency="GBP", value_date=DAY,
+                            gateway="simulator", batch_id="po_1")  # fmt: skip
+            decide_statement(books.engine, BankStatement("acct", file_id, (line,)), "a", NOW_MS)
+        assert books.book() == 1
+        assert books.balances()["bank:acct"] == 5_00
+
     def test_a_line_of_a_payout_confirms_it_and_is_not_booked_twice(self, books: Books) -> None:
         """Debited, then credited again: paid, then returned, each by the payout's own entry. With
         another amount it is a line that nobody knows."""

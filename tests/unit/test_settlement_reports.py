@@ -143,6 +143,9 @@ def test_a_batch_is_paid_by_currency_with_its_fees_taken_off(tmp_path: Path) -> 
 DAMAGES = [
     pytest.param("simulator", lambda t: t.replace(",1250,", ",1251,", 1), "not its net", id="sum"),
     pytest.param("simulator", lambda t: t.replace("charge,", "gift,", 1), "'gift'", id="word"),
+    pytest.param(
+        "legacy", lambda t: t.replace("|00000008|", f"|{10**15}|"), "cannot be a fee", id="fee"
+    ),
     pytest.param("northbank", lambda t: t.replace("T;2", "T;3"), "T record says", id="count"),
     pytest.param("northbank", lambda t: t.replace("D;2;", "D;3;"), "row 2 belongs", id="gap"),
     pytest.param("northbank", lambda t: t.replace("12,50", "-12,50"), "cannot be", id="sign"),

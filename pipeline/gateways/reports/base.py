@@ -117,6 +117,8 @@ def _clearing(row: Row, gateway: str, file_id: str, report_date: str) -> Clearin
         raise NotAReport(f"{where}: {row.currency!r} is not an active ISO 4217 currency")
     if row.amount_minor * sign <= 0 or abs(row.amount_minor) > AMOUNT_MINOR_MAX:
         raise NotAReport(f"{where}: {row.amount_minor} cannot be a {kind}")
+    if abs(row.fee_minor) > AMOUNT_MINOR_MAX:
+        raise NotAReport(f"{where}: {row.fee_minor} cannot be a fee")
     for name, text in (("id", row.gateway_reference), ("batch", row.batch_id)):
         if not text or len(text) > REFERENCE_LENGTH_MAX or not text.isprintable():
             raise NotAReport(f"{where}: its {name} is missing or not printable")
