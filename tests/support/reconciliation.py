@@ -45,6 +45,7 @@ from pipeline.ledger.reconciliation.following import (
 )
 from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
 from pipeline.ledger.reconciliation.tables import metadata, prepare
+from pipeline.ledger.reconciliation.totals import day_totals
 from pipeline.ledger.verification import verify_books
 from tests.support import payouts
 from tests.support.ledger import SOURCE, journal_at, settlement
@@ -544,6 +545,24 @@ class ReconciliationSuite(OnEachDatabase):
         assert ("batch_unpaid", "b3:GBP", 9_900) in books.kinds()
         # What the bank says is booked, whoever is right; what is nobody's is not.
         assert books.balances()["bank:acct"] == 9_900 + 9_800 + 50
+
+    def test_a_batch_of_two_reports_is_at_the_bank_once(self, books: Books) -> None:
+        """12.50 on either day and one line of 25.00: each report has its own at the bank."""
+        first, second = settlement(1), settlement(2)
+        books.settle(first, second)
+        books.report(
+            row_of(1, first, fee_minor=0),
+            row_of(1, second, fee_minor=0, file_id="next", report_date="2023-11-15"),
+        )
+        line = BankLine(line_id="1", amount_minor=25_00, currency="GBP", value_date="2023-11-16",
+                        gateway="simulator", batch_id="po_1")  # fmt: skip
+        decide_statement(books.engine, BankStatement("acct", "s-1", (line,)), "a", NOW_MS)
+        books.run("2023-12-01")
+        with reading(books.engine) as connection:
+            assert [(t.report_date, t.net_minor, t.paid_minor) for t in day_totals(connection)] == [
+                (DAY, 12_50, 12_50), ("2023-11-15", 12_50, 12_50),
+            ]  # fmt: skip
+        assert books.breaks() == []
 
     def test_a_line_of_nothing_holds_nothing_up(self, books: Books) -> None:
         """An older statement decided one of 0.00: it books nothing, and what follows is booked."""

@@ -13,6 +13,7 @@ from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.matching import Tolerance, differences, pair
 from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
+from pipeline.ledger.reconciliation.totals import shared
 from tests.support.reconciliation import (
     ReconciliationSuite,
     booked_side,
@@ -108,6 +109,25 @@ def test_differences_are_named_beyond_the_tolerance(
 def test_without_terms_no_fee_is_expected() -> None:
     """Whoever never said what a gateway costs is not told that it costs something else."""
     assert differences(booked_side(priced=False), reported_side(fee_minor=9)) == ()
+
+
+@pytest.mark.parametrize(
+    ("nets", "paid", "parts"),
+    [
+        ((12_50, 12_50), 25_00, [12_50, 12_50]),
+        ((12_50, 12_50), 15_00, [12_50, 2_50]),
+        ((12_50, 12_50), 26_00, [12_50, 13_50]),
+        ((12_50, 12_50), 10_00, [10_00, 0]),
+        ((10_00, -15_00), -5_00, [10_00, -15_00]),
+        ((-5_00, 10_00), 6_00, [-5_00, 11_00]),
+    ],
+)
+def test_what_a_batch_paid_is_shared_among_its_days(
+    nets: tuple[int, ...], paid: int, parts: list[int]
+) -> None:
+    """The sum is what was paid, whatever is missing or too much."""
+    days = [(str(n), net) for n, net in enumerate(nets)]
+    assert [part for _, part in shared(days, paid)] == parts
 
 
 def test_business_days_leave_out_weekends_and_holidays() -> None:
