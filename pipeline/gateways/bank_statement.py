@@ -90,7 +90,8 @@ def parse(content: bytes) -> Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(content, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:
+        # The latter two: an encoding that nobody knows, or that expat does not read.
         raise _NotAStatement(f"it is no XML ({error})") from error
     return builder.close()
 
@@ -155,6 +156,8 @@ def _amount(element: Element) -> tuple[int, str]:
     if found is None or currency not in MINOR_UNITS:
         raise _NotAStatement("an amount has no currency of ISO 4217")
     minor = parse_amount(found.text or "", currency)
+    if minor < 0:
+        raise _NotAStatement(f"the amount {found.text} has a sign, which CdtDbtInd gives")
     side = element.findtext("CdtDbtInd")
     if side not in ("CRDT", "DBIT"):
         raise _NotAStatement(f"{side!r} is neither CRDT nor DBIT")
