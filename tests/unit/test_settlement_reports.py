@@ -146,6 +146,12 @@ DAMAGES = [
     pytest.param(
         "legacy", lambda t: t.replace("|00000008|", f"|{10**15}|"), "cannot be a fee", id="fee"
     ),
+    pytest.param("simulator", lambda t: t + '"', "no report of simulator", id="open quote"),
+    pytest.param("northbank", lambda t: t + '"a', "no report of northbank", id="open quote"),
+    pytest.param("pacific", lambda t: t + '"a', "no report of pacific", id="open quote"),
+    pytest.param(
+        "simulator", lambda t: t.replace("charge", "x" * 200_000, 1), "field limit", id="long field"
+    ),
     pytest.param("northbank", lambda t: t.replace("T;2", "T;3"), "T record says", id="count"),
     pytest.param("northbank", lambda t: t.replace("D;2;", "D;3;"), "row 2 belongs", id="gap"),
     pytest.param("northbank", lambda t: t.replace("12,50", "-12,50"), "cannot be", id="sign"),

@@ -94,7 +94,7 @@ def read_report(text: str, *, gateway: str, adapter: str) -> ReportFile:
             clearings.append(_clearing(row, gateway, file_id, report_date))
     except NotAReport as wrong:
         raise UserError(f"this is no report of {gateway} ({adapter}): {wrong}.") from wrong
-    except UserError as wrong:
+    except (UserError, csv.Error) as wrong:
         raise UserError(f"this is no report of {gateway} ({adapter}): {wrong}") from wrong
     return ReportFile(gateway, file_id, report_date, tuple(clearings))
 
