@@ -69,8 +69,8 @@ def import_command(
 
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
         name, adapter, url = gateway_of(settings, gateway)
-        for text in contents(files, f"{url}/v1/reports/{day}" if day else None):
-            report = read_report(text.decode("utf-8", "replace"), gateway=name, adapter=adapter)
+        for content in contents(files, f"{url}/v1/reports/{day}" if day else None):
+            report = read_report(content, gateway=name, adapter=adapter)
             fresh = reconciler.import_report(report)
             typer.echo(f"{report.file_id}: {len(report.rows)} rows, {fresh} of them new")
 

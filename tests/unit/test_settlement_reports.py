@@ -177,6 +177,17 @@ def test_a_report_that_is_not_whole_is_refused(
         read_report(damaged(text), gateway=name, adapter=name)
 
 
+def test_a_report_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    """An id with a character that was put in for another one would be another id."""
+    bank = Bank(tmp_path / "b.db", "simulator")
+    bank.move("charge", "o-1", 12_50)
+    text = WRITERS["simulator"](bank.report("2010-12-01"), "UTC").replace("po_", "p\u00f6_")
+    (row,) = read_report(text.encode(), gateway="simulator", adapter="simulator").rows
+    assert row.batch_id.startswith("p\u00f6_")
+    with pytest.raises(UserError, match="not in UTF-8"):
+        read_report(text.encode("latin-1"), gateway="simulator", adapter="simulator")
+
+
 @pytest.mark.parametrize("reference", ["their-own-42", "payment:o-1:pacific:1"])
 def test_what_is_not_our_reference_is_no_operation_of_ours(tmp_path: Path, reference: str) -> None:
     """A charge that another system made, or one of another gateway, names no payment."""

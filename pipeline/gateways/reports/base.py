@@ -79,9 +79,11 @@ class NotAReport(Exception):
 Reader = Callable[[str], tuple[str, str, Iterable[Row]]]
 
 
-def read_report(text: str, *, gateway: str, adapter: str) -> ReportFile:
-    """The report of a gateway by its adapter's contract; UserError that names the row."""
+def read_report(content: bytes | str, *, gateway: str, adapter: str) -> ReportFile:
+    """The report of a gateway by its adapter's contract; UserError that names the row. Bytes have
+    to be UTF-8: what cannot be read is not replaced."""
     try:
+        text = content if isinstance(content, str) else content.decode()
         file_id, report_date, rows = _readers()[adapter](text)
         if not is_date(report_date):
             raise NotAReport(f"{report_date!r} is no date")
@@ -94,6 +96,10 @@ def read_report(text: str, *, gateway: str, adapter: str) -> ReportFile:
             clearings.append(_clearing(row, gateway, file_id, report_date))
     except NotAReport as wrong:
         raise UserError(f"this is no report of {gateway} ({adapter}): {wrong}.") from wrong
+    except UnicodeDecodeError as wrong:
+        raise UserError(
+            f"this is no report of {gateway} ({adapter}): it is not in UTF-8 (byte {wrong.start})."
+        ) from wrong
     except (UserError, csv.Error) as wrong:
         raise UserError(f"this is no report of {gateway} ({adapter}): {wrong}") from wrong
     return ReportFile(gateway, file_id, report_date, tuple(clearings))
