@@ -234,8 +234,9 @@ def resolve_command(
 ) -> None:
     """Say what was made of a break: a decision with its reason, published to `ledger-events`.
 
-    It moves no money by itself: set the books right with `paystream ledger post`, and give a
-    customer's money back with `paystream payment refund` or at the gateway.
+    An amount that differs, accepted or corrected, clears its sale; accepted, the difference goes to
+    rounding. Nothing else moves money by itself: set the books right with `paystream ledger
+    post`, and give a customer's money back with `paystream payment refund` or at the gateway.
 
     Exit code 0: resolved. 2: there is no such open break, or a server is away.
 

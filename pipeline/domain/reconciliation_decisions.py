@@ -2,7 +2,7 @@
 
 ``clearing``: rows of one gateway and the settlements they clear. ``bank_statement``: the booked
 lines of one statement. ``release``: entries that wait for no gateway's funds. ``break_resolution``:
-what a person made of a break; it moves no money.
+what a person made of a break; what that clears is a ``clearing`` of its own.
 """
 
 from __future__ import annotations

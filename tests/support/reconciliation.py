@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.domain.breaks import ACCEPTED, ReconciliationBreak, break_id
+from pipeline.domain.breaks import ACCEPTED, CORRECTED, ReconciliationBreak, break_id
 from pipeline.domain.clearing import BankLine, ClearedRow, Clearing
 from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
@@ -22,7 +22,7 @@ from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
-from pipeline.ledger.decisions import decide, unpublished
+from pipeline.ledger.decisions import decide, decisions_of, unpublished
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
@@ -545,6 +545,83 @@ class ReconciliationSuite(OnEachDatabase):
         assert ("batch_unpaid", "b3:GBP", 9_900) in books.kinds()
         # What the bank says is booked, whoever is right; what is nobody's is not.
         assert books.balances()["bank:acct"] == 9_900 + 9_800 + 50
+
+    @pytest.mark.parametrize(
+        ("resolution", "left"),
+        [
+            # The gateway pays 12.00, and the 0.50 are nobody's.
+            (ACCEPTED, {"gateway_receivable:simulator": 12_00, "rounding:GBP": 50}),
+            # An entry by hand, or another payment, is to set the 0.50 right.
+            (CORRECTED, {"gateway_receivable:simulator": 12_50}),
+        ],
+    )
+    def test_a_person_clears_a_sale_of_another_amount(
+        self, books: Books, resolution: str, left: dict[str, int]
+    ) -> None:
+        """12.00 in the report for a sale of 12.50: once somebody says so the merchant has the sale
+        available, by a decision with the same reason; once, in tables made anew as well."""
+        sale = settlement(1)
+        books.settle(sale)
+        row = row_of(1, sale, amount_minor=12_00, fee_minor=0)
+        books.report(row)
+        books.run()
+        (found,) = books.breaks()
+        decide_resolution(books.engine, found.break_id, resolution, actor="anna",
+                          reason="we bear it", now_ms=NOW_MS)  # fmt: skip
+        assert books.book() == 1
+        assert books.balances() == {**left, "merchant_available:m1": -12_50}
+        with reading(books.engine) as connection:
+            (cleared,) = decisions_of(connection, ["clearing"])
+            assert verify_books(connection).damages == ()
+        assert (cleared.actor, cleared.reason) == ("anna", "we bear it")
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        books.taken = 0
+        books.report(row)
+        assert (books.run().cleared, books.breaks()) == (0, [])
+        assert books.balances() == {**left, "merchant_available:m1": -12_50}
+
+    def test_the_fee_of_what_a_person_clears_is_told(self, books: Books) -> None:
+        """Accepted was another amount; that the gateway took 20 and not 13 is told by itself."""
+        announce(books.engine, TERMS)
+        books.book()
+        sale = settlement(1)
+        books.settle(sale)
+        books.report(row_of(1, sale, amount_minor=12_00, fee_minor=20))
+        books.run()
+        (found,) = books.breaks()
+        decide_resolution(books.engine, found.break_id, ACCEPTED, actor="anna", reason="so be it",
+                          now_ms=NOW_MS)  # fmt: skip
+        books.book()
+        assert books.balances() == {
+            "gateway_receivable:simulator": 11_80, "gateway_cost:simulator": 20, "rounding:GBP": 50,
+            "merchant_available:m1": -12_15, "fee_revenue:m1": -35,
+        }  # fmt: skip
+        assert [(b.kind, b.at_risk_minor) for b in books.breaks()] == [("fee_differs", 7)]
+
+    def test_a_refund_told_in_two_rows_is_cleared_once(self, books: Books) -> None:
+        """2.00 and 3.00 of 5.00: the first that is resolved clears the refund; the other clears
+        nothing, and is a duplicate where nobody has said anything of it."""
+        sale = settlement(1)
+        back = settlement(1, kind="refund", amount_minor=-5_00, operation_id="r1",
+                          gateway_reference="re_1")  # fmt: skip
+        books.settle(sale, back)
+        books.report(
+            row_of(1, sale, fee_minor=0),
+            row_of(2, back, amount_minor=-2_00, fee_minor=0),
+            row_of(3, back, amount_minor=-3_00, fee_minor=0),
+        )
+        books.run()
+        assert [kind for kind, _, _ in books.kinds()] == ["amount_differs", "amount_differs"]
+        for found in books.breaks():
+            decide_resolution(books.engine, found.break_id, CORRECTED, actor="anna",
+                              reason="in two parts", now_ms=NOW_MS)  # fmt: skip
+        assert books.book() == 1
+        assert books.balances() == {
+            "gateway_receivable:simulator": 7_50, "merchant_available:m1": -7_50,
+        }  # fmt: skip
+        books.run()
+        assert [b.kind for b in books.breaks()] == ["duplicate"]
 
     def test_a_batch_of_two_reports_is_at_the_bank_once(self, books: Books) -> None:
         """12.50 on either day and one line of 25.00: each report has its own at the bank."""

@@ -33,6 +33,7 @@ from pipeline.domain.reconciliation_decisions import (
 from pipeline.errors import UserError
 from pipeline.ledger.decisions import decide, event_of, lock_decisions
 from pipeline.ledger.reconciliation.breaks import find_break, resolve_by_hand
+from pipeline.ledger.reconciliation.by_hand import clear_by_hand
 from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
 from pipeline.ledger.reconciliation.tables import bank_lines, cleared_rows, followed_decisions
 from pipeline.ledger.tables import ledger_decisions
@@ -138,7 +139,8 @@ def decide_resolution(
     engine: Engine, break_id: str, resolution: str, *, actor: str, reason: str, now_ms: int
 ) -> LedgerEvent:
     """A person says what was made of an open break, as its figures are now: with others it opens
-    again. UserError when it is not there or not open."""
+    again. What that clears is decided with it (``by_hand``). UserError when it is not
+    there or not open."""
     if not reason.strip():
         raise UserError("a break is resolved with a reason: say why.")
     with engine.begin() as connection:
@@ -156,6 +158,7 @@ def decide_resolution(
             raise UserError(
                 f"break {break_id} has changed at this moment; see `paystream reconcile breaks`."
             )
+        clear_by_hand(connection, found, resolution, actor=actor, reason=reason, now_ms=now_ms)
         follow(connection)
     return event
 
