@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.domain.card_numbers import fields_with_card_numbers
+from pipeline.domain.card_numbers import fields_not_to_send
 from pipeline.domain.model import PaymentCommand
 from producers.publisher import InvalidRecord, Publisher, PublishError
 
@@ -47,7 +47,7 @@ class CommandPublisher(Publisher[PaymentCommand]):
     invalid = InvalidCommand
 
     def _refuse(self, noun: PaymentCommand) -> None:
-        fields = fields_with_card_numbers(noun)
+        fields = fields_not_to_send(noun)
         if fields:
             raise CardNumberInCommand(noun.command_id, fields)
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline.domain.card_numbers import (
-    fields_with_card_numbers,
+    fields_not_to_send,
     mask_card_number_text,
     names_a_security_code,
 )
@@ -99,7 +99,7 @@ def parse_order(text: str, *, now_ms: int, prefix: str = "") -> Order:
     for name, value in (("merchant_id", order.merchant_id), ("order_id", order.order_id)):
         if not valid_id(value):
             raise ValueError(f"{name} {value[:80]!r} must match {ID_PATTERN}")
-    fields = fields_with_card_numbers(order)
+    fields = fields_not_to_send(order)
     if fields:
         raise ValueError(
             f"a card number stands in {', '.join(fields)}; give a token for the card, and leave "

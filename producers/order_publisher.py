@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.domain.card_numbers import fields_with_card_numbers
+from pipeline.domain.card_numbers import fields_not_to_send
 from pipeline.domain.model import Order
 from producers.publisher import (
     InvalidRecord,
@@ -63,6 +63,6 @@ class OrderPublisher(Publisher[Order]):
             raise InvalidOrder(
                 f"the lines of an order are a tuple, not {type(noun.lines).__name__}"
             )
-        fields = fields_with_card_numbers(noun)
+        fields = fields_not_to_send(noun)
         if fields:
             raise CardNumberInField(f"{noun.merchant_id}:{noun.order_id}", fields)

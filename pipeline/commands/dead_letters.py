@@ -300,8 +300,8 @@ def discard_command(
 ) -> None:
     """Mark open letters as looked at and not to be redriven. The records stay.
 
-    Exit code 0: all that were meant are closed. 2: a wrong option, or the cluster is away. 130:
-    stopped.
+    Exit code 0: all that were meant are set aside, now or before. 1: some are redriven. 2: a wrong
+    option, or the cluster is away. 130: stopped.
 
     Examples:
 

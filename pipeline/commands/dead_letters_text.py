@@ -243,7 +243,11 @@ def chosen_json(chosen: Filter) -> dict[str, Any]:
 
 
 def time_text(at_ms: int) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+    """A time; what a record says may be none, and is shown all the same."""
+    try:
+        return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return f"{at_ms} ms"
 
 
 def _row(name: str, text: str) -> str:

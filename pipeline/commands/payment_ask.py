@@ -138,7 +138,7 @@ def ask(
             if derived and known is not None:
                 command = asked_anew(command, known, reader.seen.events)
             if unnamed and type_ == "resolve" and known is not None:
-                check_single(known)
+                check_single(known, reader.seen.events)
             if known is not None and is_remembered(known, command):
                 repeated = not is_another(known, command)
                 same = (

@@ -79,13 +79,8 @@ def asked_anew(
     from msgspec.structs import replace
 
     from pipeline.domain.command_memory import is_another, is_remembered
-    from pipeline.domain.commands import COMMAND_MUST_NOT_CHANGE
 
-    refused = {
-        each.operation_id
-        for each in events
-        if each.type == _COMMAND_REJECTED and each.reason != COMMAND_MUST_NOT_CHANGE
-    }
+    refused = _refused(events)
     first, number = command.command_id, 1
     while (
         is_remembered(payment, command)
@@ -97,10 +92,22 @@ def asked_anew(
     return command
 
 
-def check_single(payment: Payment) -> None:
+def _refused(events: Iterable[PaymentEvent]) -> set[str | None]:
+    """The commands that were judged and refused, by their ids."""
+    from pipeline.domain.commands import COMMAND_MUST_NOT_CHANGE
+
+    return {
+        each.operation_id
+        for each in events
+        if each.type == _COMMAND_REJECTED and each.reason != COMMAND_MUST_NOT_CHANGE
+    }
+
+
+def check_single(payment: Payment, events: Iterable[PaymentEvent]) -> None:
     """Refuse to choose for a person what it is that he resolves.
 
     Also where only one is unknown: the same line, typed again later, would decide about another.
+    One that was refused has decided about nothing.
     """
     from pipeline.domain.commands import choices, unknown_attempts
 
@@ -110,7 +117,8 @@ def check_single(payment: Payment) -> None:
             "The payment has several operations; name the one that you resolve with --operation: "
             f"{choices(payment)}."
         )
-    if unknown and any(each.startswith(_RESOLVE_ID) for each in payment.command_ids):
+    carried_out = set(payment.command_ids) - _refused(events)
+    if unknown and any(each.startswith(_RESOLVE_ID) for each in carried_out):
         raise UserError(
             "Something was resolved in this payment before; name what is meant now with "
             f"--operation: {choices(payment)}."

@@ -104,7 +104,7 @@ def _standing(payment: Payment) -> Iterator[str]:
     yield _row("status", ", ".join(shown_statuses(payment)) + why)
     ordered = f"{money(payment.amount_minor)}, {payment.capture_method} capture"
     if payment.customer_id:
-        ordered += f", customer {printable(payment.customer_id)}"
+        ordered += f", customer {payment.customer_id}"
     yield _row("ordered", ordered)
     for label, amount_minor in (
         ("authorized", payment.authorized_minor),
@@ -116,7 +116,7 @@ def _standing(payment: Payment) -> Iterator[str]:
         if amount_minor:
             yield _row(label, money(amount_minor))
     if payment.next_action_url:
-        yield _row("customer goes to", printable(payment.next_action_url))
+        yield _row("customer goes to", payment.next_action_url)
     if payment.expires_at_ms:
         yield _row("expires", f"{time_text(payment.expires_at_ms)} UTC")
     if payment.cancel_requested_by:
@@ -126,7 +126,7 @@ def _standing(payment: Payment) -> Iterator[str]:
             "dead letters", f"{payment.dead_letters}, of them conflicts: {payment.conflicts}"
         )
         for letter in payment.letters:
-            yield _row("", f"by the stage {printable(letter)}")
+            yield _row("", f"by the stage {letter}")
 
 
 def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
@@ -166,14 +166,14 @@ def _attempt(payment: Payment, number: int, attempt: Attempt) -> Iterator[str]:
             line = f"paystream payment record-refund {key} --operation {attempt.operation_id}"
             yield _row("", f"or given back otherwise: {line}")
     if attempt.routed_because:
-        yield _row("", f"there because: {printable(attempt.routed_because)}")
+        yield _row("", f"there because: {attempt.routed_because}")
 
 
 def _dispute(payment: Payment, dispute: Dispute) -> str:
     fee = f", fee {format_amount(dispute.fee_minor, payment.currency)}" if dispute.fee_minor else ""
     said = ""
     if dispute.resolved_by is not None:
-        said = f", by {printable(dispute.resolved_by)} (the gateway said {dispute.gateway_state})"
+        said = f", by {dispute.resolved_by} (the gateway said {dispute.gateway_state})"
     return (
         f"{dispute.dispute_id} at {dispute.gateway}: {dispute.state}{said}, "
         f"{format_amount(dispute.amount_minor, payment.currency)}, of it withdrawn "
@@ -187,12 +187,13 @@ def _command(payment: Payment, command: PaymentCommand) -> str:
         # A placeholder has no currency yet.
         currency = command.currency or payment.currency
         amount = f" of {format_amount(command.amount_minor, currency).strip()}"
-    by = f", asked by {printable(command.actor)}" if command.actor else ""
+    by = f", asked by {command.actor}" if command.actor else ""
     return f"{command.type}{amount}, command {command.command_id}{by}"
 
 
 def _row(label: str, text: str) -> str:
-    return f"{label:<18}{text}"
+    # A payment holds what merchants, gateways and people wrote.
+    return f"{label:<18}{printable(text)}"
 
 
 def in_review(sources: Sources, codec: Codec) -> list[Payment]:

@@ -48,7 +48,9 @@ CHART: Final[Mapping[str, AccountKind]] = {
         CREDIT, "merchant", "available: owed to a merchant and received, so it may be paid out"
     ),
     MERCHANT_RECEIVABLE: AccountKind(
-        DEBIT, "merchant", "what a merchant owes us after a negative balance was called in"
+        DEBIT,
+        "merchant",
+        "what a merchant owes us: a negative balance that was called in, an advance",
     ),
     RESERVE: AccountKind(CREDIT, "merchant", "held back from a merchant's payouts"),
     PAYOUTS_IN_TRANSIT: AccountKind(

@@ -82,6 +82,8 @@ OPAQUE_FIELDS: Final = frozenset(
     {"instrument_token", "card_fingerprint", "gateway_reference", "dispute_id"}
 )
 
+_TOKEN: Final = "instrument_token"
+
 # Names under which a card's security code goes; it must not be kept even for a moment after the
 # authorisation (PCI DSS 3.3.1). Compared without case, dashes and underscores.
 _SECURITY_CODES: Final = frozenset(
@@ -144,7 +146,10 @@ def is_masked(data: bytes) -> bool:
 
 
 def mask_card_number_text(text: str) -> str:
-    """The same for text; whatever is not ASCII stays as it is."""
+    """The same for text; whatever is not ASCII stays as it is. A text that is nothing but a card
+    number is masked whatever blanks and dashes it has, as ``is_card_number`` knows it."""
+    if is_card_number(text):
+        return _masked_whole(text)
     data = text.encode("utf-8", "surrogatepass")
     masked = mask_card_numbers(data)
     return text if masked is data else masked.decode("utf-8", "surrogatepass")
@@ -156,6 +161,12 @@ def is_card_number(text: str) -> bool:
     if not (DIGITS_MIN <= len(digits) <= DIGITS_MAX and digits.isascii() and digits.isdigit()):
         return False
     return _card_numbers(digits.encode(), [len(digits)]) == [(0, len(digits) - 1)]
+
+
+def _masked_whole(text: str) -> str:
+    digits = [at for at, letter in enumerate(text) if letter.isdigit()]
+    hidden = frozenset(digits[_KEPT_FIRST:-_KEPT_LAST])
+    return "".join("*" if at in hidden else letter for at, letter in enumerate(text))
 
 
 def holds_card_number(text: str, *, opaque: bool = False) -> bool:
@@ -192,6 +203,16 @@ def fields_with_card_numbers(noun: Struct) -> tuple[str, ...]:
     if not given or _THIRTEEN.search("\n".join(given)) is None:
         return ()
     return _fields_with_card_numbers(noun, texts)
+
+
+def fields_not_to_send(noun: Struct) -> tuple[str, ...]:
+    """Names of a noun's texts for which the flow would refuse it: those that hold a card number,
+    and the token where it is one in whatever grouping."""
+    found = fields_with_card_numbers(noun)
+    token = getattr(noun, "instrument_token", None)
+    if token is None or _TOKEN in found or not is_card_number(token):
+        return found
+    return (_TOKEN, *found)
 
 
 class _Texts(Struct, frozen=True):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
-from pipeline.domain.card_numbers import is_masked
+from pipeline.domain.card_numbers import is_card_number, is_masked
 from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.disputes import LOST, WON, bars_refunds, named
 from pipeline.domain.findings import (
@@ -64,7 +64,12 @@ from pipeline.domain.recorded_refunds import (
 )
 from pipeline.domain.reversals import has_room, held, in_dispute, outstanding, owed_minor
 from pipeline.domain.reviews import REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW, is_about
-from pipeline.domain.validation import TEXT_LENGTH_MAX, TOKEN_MUST_NOT_BE_MASKED, is_date
+from pipeline.domain.validation import (
+    TEXT_LENGTH_MAX,
+    TOKEN_MUST_NOT_BE_A_CARD_NUMBER,
+    TOKEN_MUST_NOT_BE_MASKED,
+    is_date,
+)
 
 # Types of commands; CAPTURE and REFUND are those of the lifecycle.
 CANCEL: Final = "cancel"
@@ -222,6 +227,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
     if size > TEXTS_BYTES_MAX:
         return TEXTS_MUST_BE_SHORT_TOGETHER
     token = command.instrument_token
+    if token is not None and is_card_number(token):
+        return TOKEN_MUST_NOT_BE_A_CARD_NUMBER
     if token is not None and is_masked(token.encode("utf-8", "surrogatepass")):
         return TOKEN_MUST_NOT_BE_MASKED
     if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):

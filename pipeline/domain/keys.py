@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import struct
 
+from pipeline.domain.card_numbers import mask_card_numbers
+
 ID_PATTERN = r"[A-Za-z0-9._-]{1,64}"
 
 _ID = re.compile(ID_PATTERN)
@@ -43,6 +45,12 @@ def split_key(key: bytes | None) -> tuple[str, str] | None:
         return None
     merchant, order = match.groups()
     return merchant.decode("ascii"), order.decode("ascii")
+
+
+def masked_key(key: bytes | None) -> bytes | None:
+    """A key as what is kept may have it: one that names no order may hold a card number as any
+    text, and is masked. Declared ids may look like one and stay as they are."""
+    return key if key is None or split_key(key) is not None else mask_card_numbers(key)
 
 
 def partition_of(key: bytes, partitions: int) -> int:

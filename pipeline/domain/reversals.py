@@ -55,6 +55,12 @@ AUTHORIZATION_EXPIRED: Final = "authorization_expired"
 # Code of a void without success whose hold is known to be over, by its gateway's word or its time.
 LAPSED: Final = AUTHORIZATION_LAPSED
 
+# Codes of a refund that had succeeded and failed later, by a notice or as an inquiry tells it (kept
+# so by records of before): a success is no news to it, but older than that.
+FAILED_LATER: Final = "failed_later"
+RETURNED: Final = "returned"
+CAME_BACK: Final = frozenset({FAILED_LATER, RETURNED})
+
 # Reversals in a row of which each ended without success; then a person has to look. One is declined
 # for a gateway's own trouble every hour, or proven unsent half a day after it began.
 REVERSALS_MAX: Final = 5

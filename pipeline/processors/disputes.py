@@ -257,4 +257,4 @@ def _booked(
                 )
             )
     made = Decision(payment=changed, sends=(*sends, event))
-    return with_owed_again(with_loss(payment, made, now_ms), now_ms, policy)
+    return with_owed_again(payment, with_loss(payment, made, now_ms), now_ms, policy)

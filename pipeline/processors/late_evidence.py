@@ -26,18 +26,13 @@ from pipeline.domain.payment import (
     stepped,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.reversals import CAME_BACK, FAILED_LATER, RETURNED
 from pipeline.processors.refused_evidence import STALE_RESULT, contradictory
-from pipeline.processors.reversals import with_newly_owed
+from pipeline.processors.reversals import with_owed_again
 from pipeline.processors.successes import settled, succeeded
 
 # The settlement of a refund that came back.
 SETTLED_REFUND_FAILED: Final = "refund_failed"
-
-# Codes of a refund that had succeeded and failed later, by a notice or as an inquiry tells it (kept
-# so by records of before): a success is no news to it, but older than that.
-FAILED_LATER: Final = "failed_later"
-RETURNED: Final = "returned"
-_CAME_BACK: Final = frozenset({FAILED_LATER, RETURNED})
 
 _STALE_RESULT: Final = Decision(note=STALE_RESULT)
 
@@ -61,7 +56,7 @@ def late_evidence(
             ):
                 return _STALE_RESULT
         elif attempt.state in (DECLINED, ATTEMPT_FAILED):
-            if attempt.code in _CAME_BACK:
+            if attempt.code in CAME_BACK:
                 return _STALE_RESULT
             return succeeded(
                 payment, attempt, result, reference, now_ms, policy, trigger=LATE_SUCCESS_SEEN
@@ -81,7 +76,7 @@ def came_back(
 
     It is kept also where the refund has ended without success: one that shows afterwards is older.
     """
-    if attempt.state in (DECLINED, ATTEMPT_FAILED) and attempt.code in _CAME_BACK:
+    if attempt.state in (DECLINED, ATTEMPT_FAILED) and attempt.code in CAME_BACK:
         return _STALE_RESULT
     never_sent = not attempt.tries
     if never_sent or attempt.state == CONTRADICTED or result.currency != payment.currency:
@@ -97,4 +92,4 @@ def came_back(
     if had_moved:
         settlement = settled(payment, attempt, SETTLED_REFUND_FAILED, attempt.amount_minor, now_ms)
         made = decision(changed, settlement, event)
-    return with_newly_owed(payment, made, now_ms, policy)
+    return with_owed_again(payment, made, now_ms, policy)

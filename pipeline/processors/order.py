@@ -254,4 +254,4 @@ def _same(ordered: str, remembered: str) -> bool:
 
 def _kept(text: str) -> str:
     """A text of a rejected order as the table may keep it: no card number in it, and not long."""
-    return mask_card_number_text(text[:TEXT_LENGTH_MAX])
+    return mask_card_number_text(text)[:TEXT_LENGTH_MAX]

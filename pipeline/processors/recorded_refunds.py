@@ -33,7 +33,7 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.recorded_refunds import RECORDED, is_unsent, transfer_of
 from pipeline.domain.reversals import in_part, owed_minor, successor_id
 from pipeline.processors.losses import with_loss
-from pipeline.processors.reversals import with_newly_owed
+from pipeline.processors.reversals import with_owed_again
 
 SETTLED_EXTERNAL_REFUND: Final = "external_refund"
 
@@ -56,7 +56,7 @@ def record_refund(
     given = _given(made.payment or payment, reversal, command, amount_minor, owed, now_ms, policy)
     made = with_loss(payment, followed(made, given), now_ms)
     # What it did not suffice for is told as before.
-    return with_newly_owed(payment, made, now_ms, policy)
+    return with_owed_again(payment, made, now_ms, policy)
 
 
 def _given(

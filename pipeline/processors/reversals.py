@@ -9,7 +9,7 @@ for its end (``holds``).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -38,6 +38,7 @@ from pipeline.domain.payment import (
     find_attempt,
     first_try,
     followed,
+    gateway_profile,
     is_reversal,
     parent_of,
     replaced,
@@ -47,6 +48,7 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.reversals import (
+    CAME_BACK,
     DISPUTED,
     REVERSALS_MAX,
     awaits_dispute,
@@ -76,20 +78,7 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
     over = lapsed(payment, ended, now_ms, policy)
     if over is not None:
         return followed(made, over)
-    in_trouble = action_of(ended.code) in (Action.OTHER_GATEWAY, Action.RETRY_HERE)
-    if (
-        (ended.state != DECLINED or in_trouble)
-        and reversals_in_row(payment, ended) < REVERSALS_MAX
-        and has_room(payment)
-    ):
-        wait_ms = policy.pending_check_ms if ended.state == DECLINED else 0
-        then = begin_reversal(
-            payment, ended.kind, successor_id(payment, ended), _parent(payment, ended),
-            owed_minor(payment, ended), now_ms, policy, wait_ms=wait_ms, reason=ended.code,
-            override=ended.override,
-        )  # fmt: skip
-        return followed(made, then)
-    return followed(made, _failed(payment, ended, now_ms, policy))
+    return followed(made, _again(payment, ended, now_ms, policy))
 
 
 def without_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
@@ -107,30 +96,71 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Pol
     return followed(made, over or _failed(payment, ended, now_ms, policy))
 
 
-def with_owed_again(made: Decision, now_ms: int, policy: Policy) -> Decision:
-    """The decision about a dispute, and the reversals that it makes room for: they had ended before
-    anything was sent, or gave back a part, since the bank had the money for good, and by a newer
-    word it has not."""
+def with_owed_again(before: Payment, made: Decision, now_ms: int, policy: Policy) -> Decision:
+    """The decision by which money came back to us, and what has to go back of it again: by a
+    dispute's newer word, or since a refund came back.
+
+    What had ended while it was not owed is followed now as it would have been then: ordered anew
+    where it is proven that nothing of it moved, or where it gave back a part and the bank had the
+    rest; else told. What was owed as much before was told then. A refund that came back would come
+    back again, so a person is told.
+    """
+    owed_before = {
+        (each.operation_id, each.attempt): owed_minor(before, each) for each in outstanding(before)
+    }
+    by_dispute = made.payment is not None and made.payment.disputes != before.disputes
     for each in () if made.payment is None else outstanding(made.payment):
         payment = made.payment
-        unsent = not each.tries or has_succeeded(each.state)
-        if payment is not None and unsent and has_room(payment):
-            then = begin_reversal(
-                payment, each.kind, successor_id(payment, each), _parent(payment, each),
-                owed_minor(payment, each), now_ms, policy,
-            )  # fmt: skip
+        # The one before may have taken what is left.
+        if payment is None or owed_minor(payment, each) <= 0:
+            continue
+        name = each.operation_id, each.attempt
+        more = owed_minor(payment, each) > owed_before.get(name, 0)
+        gone_back = has_succeeded(each.state)
+        if by_dispute and (gone_back or not each.tries) and has_room(payment):
+            # Force lasts until what was ordered with it has gone back.
+            override = None if gone_back else each.override
+            then = _succeeded_by(payment, each, now_ms, policy, override=override)
             made = followed(made, then)
+        elif more and by_dispute and not _may_move_twice(each, policy):
+            made = followed(made, _again(payment, each, now_ms, policy))
+        elif more:
+            made = followed(made, _failed(payment, each, now_ms, policy))
     return made
 
 
-def with_newly_owed(before: Payment, made: Decision, now_ms: int, policy: Policy) -> Decision:
-    """The decision by which a refund came back, and of what came too late and is owed again by
-    that: to order the same anew would end the same, so a person is told."""
-    known = outstanding(before)
-    for each in () if made.payment is None else outstanding(made.payment):
-        if each not in known and made.payment is not None:
-            made = followed(made, _failed(made.payment, each, now_ms, policy))
-    return made
+def _again(payment: Payment, ended: Attempt, now_ms: int, policy: Policy) -> Decision:
+    """What follows a reversal that ended without success and is owed: another one, or, after a
+    plain no or too many of them, a person."""
+    in_trouble = action_of(ended.code) in (Action.OTHER_GATEWAY, Action.RETRY_HERE)
+    if (
+        (ended.state != DECLINED or in_trouble)
+        and reversals_in_row(payment, ended) < REVERSALS_MAX
+        and has_room(payment)
+    ):
+        wait_ms = policy.pending_check_ms if ended.state == DECLINED else 0
+        return _succeeded_by(
+            payment, ended, now_ms, policy,
+            wait_ms=wait_ms, reason=ended.code, override=ended.override,
+        )  # fmt: skip
+    return _failed(payment, ended, now_ms, policy)
+
+
+def _may_move_twice(ended: Attempt, policy: Policy) -> bool:
+    """Whether another reversal would end as this one did, or might be made beside it: it had come
+    back, or its gateway takes no key and may have had a call of it."""
+    keyless = not gateway_profile(policy, ended.gateway).idempotent
+    return ended.code in CAME_BACK or (keyless and ended.state != DECLINED)
+
+
+def _succeeded_by(
+    payment: Payment, ended: Attempt, now_ms: int, policy: Policy, **how: Any
+) -> Decision:
+    """Begin the reversal that takes the place of one that has ended, for what is owed by now."""
+    return begin_reversal(
+        payment, ended.kind, successor_id(payment, ended), _parent(payment, ended),
+        owed_minor(payment, ended), now_ms, policy, **how,
+    )  # fmt: skip
 
 
 def _failed(payment: Payment, reversal: Attempt, now_ms: int, policy: Policy) -> Decision:
@@ -158,12 +188,11 @@ def give_back(payment: Payment, command: PaymentCommand, now_ms: int, policy: Po
         made = followed(made, ended or _sent(payment, waited, now_ms, policy))
     for each in to_give_back(outstanding(payment), command):
         payment = made.payment or changed
-        if has_room(payment):
-            then = begin_reversal(
-                payment, each.kind, successor_id(payment, each), _parent(payment, each),
-                owed_minor(payment, each), now_ms, policy, actor=command.actor,
-                override=command.override,
-            )  # fmt: skip
+        # Of two, the first may have taken all that is left: then nothing is ordered of the other.
+        if has_room(payment) and owed_minor(payment, each) > 0:
+            then = _succeeded_by(
+                payment, each, now_ms, policy, actor=command.actor, override=command.override
+            )
             made = followed(made, then)
     return made
 

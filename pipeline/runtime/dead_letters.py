@@ -1,7 +1,7 @@
 """An input that cannot be handled goes to the dead letters whole, with its cause.
 
-The letter keeps the input's key, partition and bytes (card numbers masked); what is known about it
-stands in headers, all of them UTF-8 text:
+The letter keeps the input's key, partition and bytes (card numbers masked, in the key where it
+names no order); what is known about it stands in headers, all of them UTF-8 text:
 
 =================  ===========================================================================
 dlq.topic          where it came from, with ``dlq.partition`` and ``dlq.offset``
@@ -12,7 +12,7 @@ dlq.detail         one sentence for people; never the record's own text
 dlq.attempts       how often it had been redriven, and buried again, before this letter
 dlq.first_ms       append time of the record when it came for the first time
 dlq.first          ``partition:offset`` of its first letter, when this is not the first
-dlq.masked         what holds masked card numbers: value, headers or both
+dlq.masked         what holds masked card numbers, of key, value and headers
 dlq.key            the beginning of a key that is too long for any record of this flow; the letter
                    has none then
 dlq.chunk          ``i/n`` when the input was split because of its size
@@ -36,6 +36,7 @@ import re
 from typing import Any, Final
 
 from pipeline.domain.card_numbers import mask_card_numbers
+from pipeline.domain.keys import masked_key
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.work import Headers, Outgoing
 
@@ -52,6 +53,8 @@ KEY_BYTES_MAX = 1024 * 1024
 KEY_BYTES_SHOWN = 4 * 1024
 
 REDRIVE: Final = "redrive."
+# The last millisecond that a date can have.
+_TIME_MS_MAX: Final = 253_402_300_799_999
 _PLACE: Final = re.compile(r"[0-9]{1,9}:[0-9]{1,19}")
 
 
@@ -71,11 +74,16 @@ def dead_letter(
     """
     value = record.value
     masked = None if value is None else mask_card_numbers(value)
+    key = masked_key(record.key)
     given = _headers_of(record)
     kept, headers_masked = _original_headers(given)
     holds = [
         name
-        for name, has_some in (("value", masked != value), ("headers", headers_masked))
+        for name, has_some in (
+            ("key", key != record.key),
+            ("value", masked != value),
+            ("headers", headers_masked),
+        )
         if has_some
     ]
     headers: Headers = [
@@ -90,7 +98,6 @@ def dead_letter(
         *([("dlq.masked", ",".join(holds).encode())] if holds else []),
         *kept,
     ]
-    key = record.key
     if key is not None and len(key) > KEY_BYTES_MAX:
         headers.append(("dlq.key", mask_card_numbers(key[:KEY_BYTES_SHOWN])))
         key = None
@@ -131,7 +138,12 @@ def _history(record: InputRecord, given: Headers) -> Headers:
     said = {name: value.decode("ascii", "replace") for name, value in given}
     first, count = said.get("redrive.first", ""), said.get("redrive.count", "")
     first_ms = said.get("redrive.first_ms", "")
-    if not (_PLACE.fullmatch(first) and _is_number(count) and _is_number(first_ms)):
+    if not (
+        _PLACE.fullmatch(first)
+        and _is_number(count)
+        and _is_number(first_ms)
+        and int(first_ms) <= _TIME_MS_MAX
+    ):
         return [("dlq.attempts", b"0"), ("dlq.first_ms", str(record.timestamp_ms).encode())]
     return [
         ("dlq.attempts", count.encode()),

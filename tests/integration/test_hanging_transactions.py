@@ -12,10 +12,13 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from pipeline.cli import app
-from pipeline.embedded.kafka import KafkaHandle, start_kafka, stop_kafka
+from pipeline.embedded.kafka import KafkaHandle, running_kafka, start_kafka, stop_kafka
 from pipeline.embedded.kafka_config import SHORT_LIVED
+from pipeline.hanging.search import Cluster
+from tests.support.cli import Cli
 from tests.support.cli_runner import CliRunner
-from tests.support.topics import read_all
+from tests.support.late_produce import produce_late
+from tests.support.topics import create_topic, read_all
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -98,6 +101,46 @@ def test_what_a_broker_forgot_to_end_is_ended_as_it_was_decided(three: KafkaHand
     again = run(app, ["transactions", "list", *at])
     assert again.exit_code == 0, again.output
     assert "no transaction hangs" in again.output
+
+
+def test_up_ends_what_hangs_before_it_starts_its_workers(tmp_path: Path) -> None:
+    """What a broker of before has left is ended, and said; nobody has to look for it."""
+    cli = Cli(tmp_path)
+    # A broker that takes a record without asking the coordinator can be made to forget one.
+    broker = start_kafka(
+        cli.state_dir / "kafka",
+        heap_mb=256,
+        die_with_parent=True,
+        jvm_flags=SHORT_LIVED,
+        extra_config={"transaction.partition.verification.enable": "false"},
+    )
+    servers = broker.bootstrap_servers
+    for topic in ("gone", "there"):
+        create_topic(servers, topic)
+    begun(servers, "committed").commit_transaction(30)
+    # A commit returns when it is decided; the markers come a moment later.
+    wait_until(lambda: not still_open(servers), 30, "its markers are written")
+    produce_late(servers, "committed", "gone", b"more")
+    stop_kafka(broker)
+
+    with cli.start("up", "--metrics-port", "0", "--partitions", "3") as up:
+        up.wait_for("Starting workers")
+        told = "ended as it was decided: gone[0] from offset 2: committed, decided: commit"
+        assert told in up.said
+        assert values(up_servers(cli), "gone") == {b"committed", b"more"}
+        up.interrupt()
+        assert up.ended() in (130, 0), up.said
+
+
+def still_open(servers: str) -> bool:
+    with Cluster(servers) as cluster:
+        return bool(cluster.open_transactions())
+
+
+def up_servers(cli: Cli) -> str:
+    found = running_kafka(cli.state_dir / "kafka")
+    assert found is not None
+    return found
 
 
 def leader(admin: AdminClient, topic: str) -> int:

@@ -453,8 +453,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a give-back keeps its force",
         f"{PROCESSORS}/reversals.py",
-        "            override=ended.override,\n",
-        "",
+        "reason=ended.code, override=ended.override,\n",
+        "reason=ended.code,\n",
         ("tests/unit/test_reversals_in_dispute.py",),
     ),
     Mutation(
@@ -502,8 +502,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "what a newer word takes back is owed again",
         f"{PROCESSORS}/reversals.py",
         "    for each in () if made.payment is None else outstanding(made.payment):\n"
-        "        payment = made.payment\n        unsent",
-        "    for each in ():\n        payment = made.payment\n        unsent",
+        "        payment = made.payment\n        # The one before",
+        "    for each in ():\n        payment = made.payment\n        # The one before",
         ("tests/unit/test_reversals_in_dispute.py",),
     ),
     Mutation(

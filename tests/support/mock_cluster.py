@@ -9,6 +9,8 @@ from typing import Any
 from confluent_kafka import cimpl
 
 PRODUCER = 0
+# The request's number in the protocol.
+PRODUCE = 0
 
 
 class MockCluster:
@@ -26,7 +28,11 @@ class MockCluster:
         library.rd_kafka_mock_cluster_bootstraps.restype = text
         library.rd_kafka_mock_cluster_bootstraps.argtypes = [address]
         library.rd_kafka_mock_coordinator_set.argtypes = [address, text, text, number]
+        library.rd_kafka_mock_topic_create.argtypes = [address, text, ctypes.c_int, ctypes.c_int]
         library.rd_kafka_mock_broker_set_down.argtypes = [address, number]
+        library.rd_kafka_mock_push_request_errors.argtypes = [
+            address, ctypes.c_int16, ctypes.c_size_t, ctypes.c_int,
+        ]  # fmt: skip
         conf = library.rd_kafka_conf_new()
         # It says that it has no servers.
         library.rd_kafka_conf_set(conf, b"log_level", b"0", None, 0)
@@ -43,6 +49,17 @@ class MockCluster:
 
     def _coordinate(self, kind: bytes, key: str, broker: int) -> None:
         self._library.rd_kafka_mock_coordinator_set(self._cluster, kind, key.encode(), broker)
+
+    def create_topic(self, topic: str) -> None:
+        """One partition of it; topics that are produced to make themselves."""
+        self._library.rd_kafka_mock_topic_create(self._cluster, topic.encode(), 1, 1)
+
+    def refuse_produce(self, error: int) -> None:
+        """The next Produce is answered with this error."""
+        # The errors are variable arguments, whose types have to be named.
+        self._library.rd_kafka_mock_push_request_errors(
+            self._cluster, PRODUCE, 1, ctypes.c_int(error)
+        )
 
     def take_down(self, broker: int) -> None:
         self._library.rd_kafka_mock_broker_set_down(self._cluster, broker)

@@ -180,7 +180,7 @@ def test_an_order_without_its_merchant_is_refused() -> None:
     app = Typer()
     app.command()(trace_command)
     result = CliRunner().invoke(app, ["1001"])
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert "shop:1001" in result.stderr
 
 

@@ -1056,6 +1056,20 @@ def test_a_healthy_flow_has_no_findings() -> None:
     assert healthy_flow().audit() == []
 
 
+def test_a_letter_whose_key_held_a_card_number_is_no_finding() -> None:
+    """It was masked there; with any other key it is not that input's letter."""
+    flow = healthy_flow()
+    junk = flow.append("orders", b"shop:4111111111111111 x", raw=b"junk", partition=0)
+    letter = flow.dead_letter(junk, "key_mismatch")
+    flow.all_processed()
+    letter.key = b"shop:411111******1111 x"
+    assert [f for f in flow.audit() if f.severity is not Severity.NOTE] == []
+    letter.key = b"shop:511111******1111 x"
+    assert [f.name for f in flow.audit() if f.severity is Severity.BROKEN] == [
+        "dead_letter_without_lineage"
+    ]
+
+
 def test_an_order_may_be_named_like_a_reversal() -> None:
     """Its own charge is no charge that came too late, and need not be given back."""
     flow = healthy_flow()

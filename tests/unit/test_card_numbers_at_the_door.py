@@ -20,9 +20,11 @@ from pipeline.runtime.payments_stage import PaymentsStage
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import MemoryTableStore
 from pipeline.runtime.work import Outgoing
+from producers.command_publisher import CardNumberInCommand, CommandPublisher
+from producers.order_publisher import CardNumberInField, OrderPublisher
 from schemas.codec import default_codec
 from schemas.files import read_schema
-from tests.support.payment_story import NOW, ORDER, POLICY, command
+from tests.support.payment_story import DECLINED, NOW, ORDER, POLICY, Story, command
 from topics.catalogue import TopicSettings, build_catalogue
 
 CATALOGUE = build_catalogue(TopicSettings(partitions=2))
@@ -158,3 +160,58 @@ def test_the_same_command_without_it_is_taken() -> None:
     assert not [output for output in outputs if output[0] == "dead-letters"]
     assert lane.payment is not None
     assert lane.payment.command_ids == ("c1",)
+
+
+# Card numbers as no printer groups them; a token is one whatever its gaps are.
+ODD_GROUPING = [
+    "4111 1111-1111 1111",
+    "4111  1111  1111  1111",
+    "41111111 11111111",
+    " 4111-1-1--1111111111 ",
+]
+
+
+@pytest.mark.parametrize("token", ODD_GROUPING)
+def test_a_retry_with_a_card_number_for_a_token_is_rejected_whatever_its_gaps(token: str) -> None:
+    """Nobody is charged with it, and nothing keeps it."""
+    lane = Lane()
+    lane.take("orders", "order", ORDER)
+    failed = Story()
+    failed.flow.answer(DECLINED)
+    assert failed.rejected("retry", instrument_token=token) == (
+        "instrument_token_must_not_be_a_card_number"
+    )
+    assert (failed.status, failed.asked) == ("failed", ["charge"])
+    lane.take("payment-commands", "payment-command", command("retry", instrument_token=token))
+    assert digits_of(token) not in digits_of(texts(lane.written).decode("utf-8", "replace"))
+    assert digits_of(token) not in digits_of(repr(lane.payment))
+    with pytest.raises(CardNumberInCommand, match="instrument_token"):
+        CommandPublisher("127.0.0.1:1", config={"log_level": 0}).publish(
+            command("retry", instrument_token=token)
+        )
+    with pytest.raises(CardNumberInField, match="instrument_token"):
+        OrderPublisher("127.0.0.1:1", config={"log_level": 0}).publish(
+            replace(ORDER, instrument_token=token)
+        )
+
+
+@pytest.mark.parametrize("token", ODD_GROUPING)
+def test_a_rejected_order_keeps_no_token_that_is_a_card_number(token: str) -> None:
+    """By the same rule by which it is rejected; redelivered it is the same order."""
+    lane = Lane()
+    order = replace(ORDER, instrument_token=token)
+    lane.take("orders", "order", order)
+    assert lane.payment is not None
+    assert (lane.payment.status, lane.payment.reason) == (
+        "rejected", "instrument_token_must_not_be_a_card_number",
+    )  # fmt: skip
+    assert digits_of(lane.payment.instrument_token) == "4111111111"
+    assert len(lane.payment.instrument_token) == len(token)
+    sequence = lane.payment.sequence
+    assert lane.take("orders", "order", order) == []
+    assert lane.payment.sequence == sequence
+    assert digits_of(token) not in digits_of(texts(lane.written).decode("utf-8", "replace"))
+
+
+def digits_of(text: str) -> str:
+    return "".join(letter for letter in text if letter.isdigit())

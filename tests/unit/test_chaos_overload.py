@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.chaos.document import Place
 from pipeline.chaos.overload.campaign import SCENARIOS
-from pipeline.chaos.overload.memory import Memory, cpu_s, is_flat, resident_mib
+from pipeline.chaos.overload.memory import Memory, cpu_s, is_flat, peak_mib, resident_mib
 from pipeline.chaos.overload.outcomes import percentile
 from pipeline.chaos.overload.report import Report, as_markdown, as_text
 from pipeline.chaos.overload.scenario import Outcome
@@ -82,6 +82,8 @@ def test_memory_is_looked_at_for_as_long_as_it_lasts() -> None:
     assert memory.between("gone", begun_s, time.monotonic()) == []
     assert resident_mib(2**22 + 1) is None
     assert cpu_s(2**22 + 1) == 0.0
+    assert peak_mib(2**22 + 1) == 0.0
+    assert peak_mib(os.getpid()) >= 1
 
 
 def test_a_percentile_is_one_of_the_values() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -17,6 +17,7 @@ from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.gateway_stage import GatewayStage
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Whole, join, parse_place
+from pipeline.runtime.redrive.letter_log import LetterLog
 from pipeline.runtime.redrive.masked import refuse_masked_tokens
 from pipeline.runtime.redrive.plan import (
     DISCARDED,
@@ -25,12 +26,20 @@ from pipeline.runtime.redrive.plan import (
     Filter,
     Limits,
     Markers,
+    Plan,
     histogram,
     plan_discard,
     plan_redrive,
     unknown_places,
 )
-from pipeline.runtime.redrive.redriver import Pace, _told, redrive_headers
+from pipeline.runtime.redrive.redriver import (
+    DISCARD_ACTION,
+    Act,
+    Pace,
+    Redriver,
+    _told,
+    redrive_headers,
+)
 from schemas.codec import default_codec
 from tests.support.engine_flow import EngineFlow
 from topics.catalogue import TopicSettings, build_catalogue
@@ -177,6 +186,8 @@ def test_a_record_that_comes_back_keeps_its_history() -> None:
         [("redrive.first", b"1:1"), ("redrive.count", b"-1"), ("redrive.first_ms", b"1")],
         [("redrive.first", b"1:1"), ("redrive.count", "٣"), ("redrive.first_ms", b"1")],
         [("redrive.first", None)],
+        # No year has as many digits.
+        [("redrive.first", b"0:1"), ("redrive.count", b"1"), ("redrive.first_ms", b"9" * 18)],
     ],
 )
 def test_a_history_that_is_not_well_formed_is_none(forged: list[tuple[str, Any]]) -> None:
@@ -184,6 +195,20 @@ def test_a_history_that_is_not_well_formed_is_none(forged: list[tuple[str, Any]]
     log = Log()
     log.bury(record(headers=forged))
     assert (only(log).attempts, only(log).first) == (0, (1, 0))
+
+
+def test_a_time_that_is_none_is_shown_all_the_same() -> None:
+    """Old letters have what their inputs claimed."""
+    letter = replace(only_buried(), first_ms=10**17, at_ms=10**17)
+    shown = "\n".join(text.whole_lines(Whole(letter, b"", []), Markers(), "junk"))
+    assert f"first seen {10**17} ms UTC" in shown
+    assert f"{10**17} ms" in "\n".join(text.letter_lines([letter], Markers()))
+
+
+def only_buried() -> Letter:
+    log = Log()
+    log.bury(record())
+    return only(log)
 
 
 def test_what_was_masked_is_known() -> None:
@@ -194,6 +219,20 @@ def test_what_was_masked_is_known() -> None:
     log.bury(record(b"pan " + CARD, headers=[("pan", CARD)]))
     log.bury(record(b"411111******1111 was masked by its writer"))
     assert [letter.masked for letter in log.letters()] == ["value", "headers", "value,headers", ""]
+
+
+def test_a_card_number_in_a_key_that_names_no_order_is_masked() -> None:
+    """Neither the letter nor what is shown of it has the number; declared ids stay as they are."""
+    log = Log()
+    log.bury(replace(record(), key=b"shop:" + CARD + b" x"))
+    log.bury(replace(record(), key=b"shop:" + CARD))
+    masked, declared = log.letters()
+    assert (masked.key, masked.masked) == (b"shop:411111******1111 x", "key")
+    assert (declared.key, declared.masked) == (b"shop:" + CARD, "")
+    plan = plan_redrive([masked], [masked], Markers(), LIMITS)
+    assert plan.refused == {"bytes_must_be_the_original": [masked]}
+    shown = list(text.whole_lines(Whole(masked, b"", []), Markers(), "junk"))
+    assert "masked    card numbers in the key" in shown
 
 
 def test_a_letter_of_before_the_header_shows_by_its_stars() -> None:
@@ -332,18 +371,46 @@ def test_each_refusal_has_its_rule_and_its_sentence() -> None:
     markers.take(marker(letters[6], DISCARDED))
     plan = plan_redrive(letters, letters, markers, LIMITS)
     assert [letter.offset for letter in plan.todo] == [0, 5]
-    assert [letter.offset for letter in plan.closed] == [6]
+    assert plan.closed == []
     assert {rule: [each.offset for each in refused] for rule, refused in plan.refused.items()} == {
         "bytes_must_be_the_original": [1],
         "source_must_be_an_input": [2],
         "letter_must_be_the_first_of_its_input": [3],
         "request_must_not_have_been_called": [4],
+        "letter_must_not_be_discarded": [6],
     }
     assert set(plan.refused) <= set(REFUSALS)
     masked_too = Limits(inputs=LIMITS.inputs, requests=LIMITS.requests, masked_too=True)
     assert plan_redrive([letters[1]], letters, markers, masked_too).todo == [letters[1]]
     discard = plan_discard(letters, markers)
     assert (len(discard.todo), discard.closed) == (6, [letters[6]])
+
+
+def test_what_was_closed_in_the_other_way_is_refused() -> None:
+    """Nobody is told that a letter was redriven which was set aside, or the other way round."""
+    log = Log()
+    log.bury(record(offset=0))
+    log.bury(record(offset=1))
+    set_aside, gone_back = log.letters()
+    markers = Markers()
+    markers.take(marker(set_aside, DISCARDED))
+    markers.take(marker(gone_back, REDRIVEN))
+    redrive = plan_redrive([set_aside, gone_back], [set_aside, gone_back], markers, LIMITS)
+    assert (redrive.todo, redrive.closed) == ([], [gone_back])
+    assert redrive.refused == {"letter_must_not_be_discarded": [set_aside]}
+    discard = plan_discard([set_aside, gone_back], markers)
+    assert (discard.todo, discard.closed) == ([], [set_aside])
+    assert discard.refused == {"letter_must_not_be_redriven": [gone_back]}
+    assert {*redrive.refused, *discard.refused} <= set(REFUSALS)
+
+    # The same where somebody else does it after this was planned.
+    planned = Plan(todo=[set_aside, gone_back])
+    catalogue, codec, server = build_catalogue(TopicSettings()), default_codec(), "127.0.0.1:1"
+    no_log = cast(LetterLog, None)  # A discard reads no letters.
+    redriver = Redriver(server, catalogue, codec, no_log, markers, LIMITS)
+    done = redriver.run(planned, Act("ann", "test"), action=DISCARD_ACTION)
+    assert (done.letters, done.already) == (0, 1)
+    assert done.refused == {"letter_must_not_be_redriven": [gone_back]}
 
 
 def test_a_masked_token_is_not_redriven_to_be_charged() -> None:

@@ -292,10 +292,10 @@ def test_a_resolution_typed_again_decides_about_no_other_operation() -> None:
     """Of a payment with several the one is named, also where only one is unknown: later it would be
     another one."""
     charge = replace(CHARGE, state="inquiry_exhausted")
-    check_single(replace(PAYMENT, attempts=(charge,)))
+    check_single(replace(PAYMENT, attempts=(charge,)), ())
     refund = refund_attempt("inquiry_exhausted")
     with pytest.raises(UserError, match=r"--operation: r-1 \(refund of 500 GBP at sim-a\)\.$"):
-        check_single(replace(PAYMENT, attempts=(CHARGE, refund)))
+        check_single(replace(PAYMENT, attempts=(CHARGE, refund)), ())
 
 
 def test_a_command_that_was_taken_before_is_not_told_as_done() -> None:
@@ -467,6 +467,41 @@ def test_show_tells_the_whole_history() -> None:
     assert [each["topic"] for each in story["history"]] == ["payment-commands", "payment-events"]
 
 
+def test_nothing_of_a_payment_steers_the_terminal() -> None:
+    """Whatever a merchant, a gateway or a person wrote into it."""
+    clear = "x\x1b[2J"
+    charge = replace(
+        CHARGE, gateway_reference=clear, code=clear, routed_because=clear, operation_id=clear
+    )
+    dispute = Dispute(
+        dispute_id=clear,
+        state="won",
+        amount_minor=1,
+        gateway="sim-a",
+        updated_at_ms=0,
+        gateway_state=clear,
+        resolved_by=clear,
+    )
+    payment = replace(
+        PAYMENT,
+        attempts=(charge, refund_attempt("inquiry_exhausted")),
+        disputes=(dispute,),
+        unfounded_disputes=(dispute,),
+        commands=(replace(command("refund", "r-2"), actor=clear, currency=clear, amount_minor=1),),
+        currency=clear,
+        capture_method=clear,
+        reason=clear,
+        customer_id=clear,
+        next_action_url=clear,
+        cancel_requested_by=clear,
+        dead_letters=1,
+        letters=(clear,),
+    )
+    lines = list(story_lines(trace_of(payment)))
+    assert any("x?[2J" in line for line in lines)
+    assert [line for line in lines if not line.isprintable()] == []
+
+
 def test_show_tells_what_a_person_may_resolve() -> None:
     """The line to type is there, with the operation's name."""
     refund = refund_attempt("inquiry_exhausted")
@@ -593,12 +628,14 @@ def test_a_resolution_typed_again_is_not_taken_for_one_of_something_else() -> No
     assert story.events[-1] == "reversal_started"
     unknown()
     with pytest.raises(UserError, match="--operation: late-late-1-1-1 "):
-        check_single(story.payment)
+        check_single(story.payment, story.flow.events())
     story.flow.command(with_id(replace(line, operation_id="late-1-1")))
     assert story.flow.events()[-1].reason == "outcome_must_be_unknown"
 
 
-def test_a_resolution_that_came_too_early_may_be_typed_again_by_name() -> None:
+def test_a_resolution_that_was_refused_may_be_typed_again() -> None:
+    """It was refused, so it decided about nothing. Once one was carried out, the same line is
+    refused where the operation is unknown again."""
     story = Story()
     story.flow.answer(TIMED_OUT)
     line = replace(
@@ -607,10 +644,13 @@ def test_a_resolution_that_came_too_early_may_be_typed_again_by_name() -> None:
     story.flow.command(with_id(line))
     assert story.flow.events()[-1].reason == "send_window_must_be_over"
     story.flow.now_ms += HOUR_MS
-    with pytest.raises(UserError, match="--operation: 1 "):
-        check_single(story.payment)
-    story.flow.command(with_id(replace(line, operation_id="1")))
+    check_single(story.payment, story.flow.events())
+    taken = with_id(line)
+    story.flow.command(taken)
     assert story.status == "failed"
+    unknown_again = replace(story.payment.attempts[0], state="inquiry_exhausted")
+    with pytest.raises(UserError, match="--operation: 1 "):
+        check_single(replace(story.payment, attempts=(unknown_again,)), story.flow.events())
 
 
 def asked_again(story: Story, type_: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.support.payment_story import (
     Story,
     yes,
 )
-from tests.unit.test_reversals import down, lives_until
+from tests.unit.test_reversals import NO_KEYS, cancelled_too_late, down, lives_until
 
 
 def shown_in_dispute() -> Story:
@@ -125,6 +126,162 @@ def test_a_dispute_that_was_won_after_all_ends_the_same_in_any_order(
             story.flow.answer(yes)
         lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
     assert story.money == (500, 500, 500)
+    assert sum(amount for _, amount in story.settled) == 0
+    assert judged_flow(story.flow, None) == []
+
+
+TROUBLE = GatewayAnswer(outcome="declined", code="processing_error")
+REFUSED = GatewayAnswer(outcome="declined", code="invalid_request")
+
+
+def proven_not_made(story: Story) -> None:
+    """Its answer was lost, and its gateway does not know it."""
+    story.flow.answer(TIMED_OUT)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, lambda _: NOT_FOUND)
+
+
+def not_made_for_now(story: Story) -> None:
+    """Its gateway was in trouble, and said so."""
+    story.flow.answer(TROUBLE)
+
+
+def never_sent(story: Story) -> None:
+    """Its gateway was away all the time, and does not know it."""
+    story.flow.answer(NOT_SENT)
+    lives_until(
+        story,
+        story.flow.now_ms + 15 * HOUR_MS,
+        lambda request: NOT_FOUND if request.kind == "inquire" else NOT_SENT,
+    )
+
+
+def said_not_made(story: Story) -> None:
+    """Nobody knew, until a person looked."""
+    story.flow.answer(TIMED_OUT)
+    lives_until(story, story.flow.now_ms + 3 * DAY_MS, lambda _: TIMED_OUT)
+    (operation,) = [a.operation_id for a in story.payment.attempts if a.kind == "refund"]
+    story.command("resolve", "p1", decision="not_charged", operation_id=operation)
+
+
+@pytest.mark.parametrize("forced", [False, True], ids=["", "by force"])
+@pytest.mark.parametrize("at", range(3), ids=["before lost", "before won", "after won"])
+@pytest.mark.parametrize("ended", [proven_not_made, not_made_for_now, never_sent, said_not_made])
+def test_what_was_begun_and_not_made_goes_back_whenever_that_shows(
+    ended: Callable[[Story], None], at: int, forced: bool
+) -> None:
+    """A refund was begun before its charge came into dispute, or by force during it, and nothing of
+    it moved. Whether that is known before the bank has the money for good, while, or after that
+    was taken back, the customer has it in the end."""
+    story = Story()
+    story.command("cancel")
+    words = [("opened", 1), ("lost", 2), ("won", 3)]
+    if forced:
+        story.dispute("opened", event_sequence=1)
+        del words[0]
+    story.flow.answer(yes)
+    if forced:
+        story.command("give_back", "g1", override="dispute", actor="ann")
+    late_at = at if forced else at + 1
+    for place, (word, number) in enumerate(words):
+        if place == late_at:
+            ended(story)
+        story.dispute(word, event_sequence=number)
+    if late_at >= len(words):
+        ended(story)
+    lives_until(story, story.flow.now_ms + 40 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+    assert "reversal_failed" not in story.events
+    assert judged_flow(story.flow, None) == []
+
+
+@pytest.mark.parametrize(
+    "order",
+    [words for words in permutations(("opened", "lost", "won", "no"))
+        if words.index("opened") < words.index("lost") < words.index("won") and words[0] != "no"],
+    ids=" then ".join,
+)  # fmt: skip
+def test_what_its_gateway_refused_for_good_is_told_in_any_order(order: tuple[str, ...]) -> None:
+    """Nobody orders it anew by himself; whoever is to do so hears that it is owed."""
+    story = Story()
+    story.command("cancel")
+    story.flow.answer(yes)
+    for word in order:
+        if word == "no":
+            story.flow.answer(REFUSED)
+        else:
+            story.dispute(word, event_sequence=order.index(word))
+    assert story.payment.refunded_minor == 0
+    assert story.events[-1] == "reversal_failed"
+    assert {each.name for each in judged_flow(story.flow, None)} == {"waits_for_a_person"}
+
+
+def test_what_came_back_while_the_bank_had_the_money_is_told_when_it_is_owed_again() -> None:
+    """It would come back again, so it is not ordered anew."""
+    story = Story()
+    story.command("cancel")
+    story.flow.answer(yes)
+    story.flow.answer(yes)
+    (refund,) = [a.operation_id for a in story.payment.attempts if a.kind == "refund"]
+    story.dispute("lost", event_sequence=1)
+    story.notify("failed", refund)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert "reversal_failed" not in story.events, "the bank has given the customer his money"
+    story.dispute("won", event_sequence=2)
+    assert story.events[-1] == "reversal_failed"
+    assert story.asked.count("refund") == 1
+
+
+def test_what_may_have_reached_a_gateway_without_keys_is_told_not_ordered_anew() -> None:
+    """A call that it may have is never made there a second time by itself."""
+    story = cancelled_too_late(ORDER, NO_KEYS)
+    story.dispute("lost", event_sequence=1)
+    proven_not_made(story)
+    story.dispute("won", event_sequence=2)
+    assert story.events[-1] == "reversal_failed"
+    assert story.asked.count("refund") == 1
+
+
+def both_too_late() -> Story:
+    """A charge that was given up on silence, and the retry's, both show after a cancel."""
+    story = Story()
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.command("cancel", "c1")
+    story.flow.answer(yes)
+    story.notify("succeeded", "1")
+    assert (story.status, story.payment.captured_minor) == ("cancelled", 1_000)
+    return story
+
+
+def test_of_two_that_are_owed_no_more_is_given_back_than_is_left() -> None:
+    """The bank took one of the two, and did not say which: whoever orders both gives back one."""
+    story = both_too_late()
+    story.flow.run(lambda _: REFUSED)
+    story.dispute("lost", event_sequence=1)
+    story.command("give_back", "g1", actor="ann")
+    assert [request.amount_minor for _, request in story.flow.open_requests] == [500]
+    story.flow.run(yes)
+    assert story.payment.refunded_minor == 500
+    assert sum(amount for _, amount in story.settled) == 0
+    assert judged_flow(story.flow, None) == []
+
+
+def test_of_two_that_are_owed_again_no_more_goes_back_than_came_back() -> None:
+    """The bank had taken both, and returns one."""
+    story = Story()
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.command("cancel", "c1")
+    for dispute_id in ("d1", "d2"):
+        story.dispute("lost", dispute_id, event_sequence=1)
+    story.flow.answer(yes)
+    story.notify("succeeded", "1")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (1_000, 1_000, 0)
+    story.dispute("won", "d1", event_sequence=2)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.payment.refunded_minor == 500
+    assert story.asked.count("refund") == 1
     assert sum(amount for _, amount in story.settled) == 0
     assert judged_flow(story.flow, None) == []
 

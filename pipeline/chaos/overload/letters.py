@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
-from pipeline.chaos.overload.scenario import MIB, Options, Outcome, Say
+from pipeline.chaos.overload.memory import peak_mib
+from pipeline.chaos.overload.scenario import Options, Outcome, Say
 from pipeline.chaos.overload.stand import Stand, orders
 from pipeline.domain.keys import record_key
 from pipeline.errors import UserError
@@ -123,17 +123,16 @@ class _Desk:
             sys.executable, "-m", "pipeline.cli", "dead-letters", *words,
             "--bootstrap-servers", self._stand.settings.bootstrap_servers,
         ]  # fmt: skip
+        most_mib = 0.0
         with tempfile.TemporaryFile() as said:
             process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-            ended: Any = (0, 0, None)
-            while ended[0] == 0:
+            # What the system counts of a child that has ended is charged with its parent's memory.
+            while process.poll() is None:
+                most_mib = max(most_mib, peak_mib(process.pid))
                 self._stand.supervisor.tick()
-                self._stand.outcomes.look(0.05)
-                ended = os.wait4(process.pid, os.WNOHANG)
-            process.returncode = os.waitstatus_to_exitcode(ended[1])
+                self._stand.outcomes.look(0.02)
             said.seek(0)
             text = said.read().decode()
         if process.returncode != 0:
             raise UserError(f"{' '.join(command)} ended with {process.returncode}: {text}")
-        # Kilobytes, on Linux.
-        return text, ended[2].ru_maxrss * 1024 / MIB
+        return text, most_mib

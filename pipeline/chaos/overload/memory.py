@@ -27,6 +27,17 @@ def resident_mib(pid: int) -> float | None:
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
+def peak_mib(pid: int) -> float:
+    """The most that a process has held so far; 0 when there is no such process."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return max(
+        (int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), default=0.0
+    )
+
+
 def cpu_s(pid: int) -> float:
     """User and system time, to a second; 0 when there is no such process."""
     try:

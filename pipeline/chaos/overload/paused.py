@@ -47,7 +47,10 @@ def run(options: Options, say: Say) -> Outcome:
         before = percentile(stand.outcomes.took_ms(begun_ms, stopped_ms), 0.99)
         meanwhile = percentile(stand.outcomes.took_ms(stopped_ms, woken_ms - 2_000), 0.99)
         outcome.figure("orders", f"{len(records):,}")
-        outcome.figure("settlements that waited for it at the end", f"{backlog:,}")
+        outcome.figure(
+            "records of `settlements` that waited for it at the end, markers included",
+            f"{backlog:,}",
+        )
         outcome.figure("all of it booked and audited after", f"{caught_up_s:,.0f} s")
         outcome.claim(
             "the other stages go on: order to settlement, p99, before and meanwhile",

@@ -40,6 +40,10 @@ REFUSALS: Final[Mapping[str, str]] = {
     "request_must_not_have_been_called": (
         "the request may have reached the gateway; its payment was told so and asks by itself"
     ),
+    "letter_must_not_be_discarded": (
+        "it was set aside before, so nothing of it goes back; its writer may send it again"
+    ),
+    "letter_must_not_be_redriven": "it went back before, so there is nothing to set aside",
     "record_must_fit_its_topic": "it is too large for its topic, however it is compressed",
 }
 
@@ -125,7 +129,7 @@ class Limits:
 
 @dataclass
 class Plan:
-    """``closed``: something was done about them before. ``refused``: by rule."""
+    """``closed``: the same was done about them before. ``refused``: by rule."""
 
     todo: list[Letter] = field(default_factory=list)
     closed: list[Letter] = field(default_factory=list)
@@ -134,9 +138,23 @@ class Plan:
     def refuse(self, rule: str, letter: Letter) -> None:
         self.refused.setdefault(rule, []).append(letter)
 
+    def close(self, letter: Letter, markers: Markers, wanted: str) -> None:
+        """Sort in a letter that has a marker: what was done is what is wanted, or the other."""
+        rule = closed_otherwise(letter, markers, wanted)
+        if rule is None:
+            self.closed.append(letter)
+        else:
+            self.refuse(rule, letter)
+
     @property
     def refused_count(self) -> int:
         return sum(map(len, self.refused.values()))
+
+
+def closed_otherwise(letter: Letter, markers: Markers, wanted: str) -> str | None:
+    """The rule that refuses to make a closed letter the other of ``redriven`` and ``discarded``."""
+    state = markers.state(letter)
+    return None if state == wanted else f"letter_must_not_be_{state}"
 
 
 def plan_redrive(
@@ -149,7 +167,7 @@ def plan_redrive(
     firsts = _first_of_each_input(letters)
     for letter in selected:
         if markers.of(letter) is not None:
-            plan.closed.append(letter)
+            plan.close(letter, markers, REDRIVEN)
             continue
         rule = refusal(letter, firsts, markers, limits)
         if rule is None:
@@ -163,7 +181,10 @@ def plan_discard(selected: Iterable[Letter], markers: Markers) -> Plan:
     """Any open letter may be discarded, a broken one too."""
     plan = Plan()
     for letter in selected:
-        (plan.todo if markers.of(letter) is None else plan.closed).append(letter)
+        if markers.of(letter) is not None:
+            plan.close(letter, markers, DISCARDED)
+        else:
+            plan.todo.append(letter)
     return plan
 
 

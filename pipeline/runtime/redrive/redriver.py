@@ -31,7 +31,14 @@ from pipeline.runtime.lane import (
 )
 from pipeline.runtime.redrive.letter import Headers, Letter, Whole, looks_masked, place_text
 from pipeline.runtime.redrive.letter_log import LetterLog
-from pipeline.runtime.redrive.plan import DISCARDED, REDRIVEN, Limits, Markers, Plan
+from pipeline.runtime.redrive.plan import (
+    DISCARDED,
+    REDRIVEN,
+    Limits,
+    Markers,
+    Plan,
+    closed_otherwise,
+)
 from schemas.codec import Codec
 from topics.catalogue import Catalogue
 
@@ -234,26 +241,38 @@ class Redriver:
             return
         for _ in range(ABORTS_MAX):
             fresh = [whole for whole in batch if self._markers.of(whole.letter) is None]
+            closed = [whole for whole in batch if self._markers.of(whole.letter) is not None]
             if not fresh:
-                done.already += len(batch)
+                self._count_closed(batch, action, done)
                 return
             outcome = self._transaction(fresh, act, action)
             if outcome is None:
                 done.letters += len(fresh)
-                done.already += len(batch) - len(fresh)
+                self._count_closed(closed, action, done)
                 return
             if outcome == "too_large":
                 if len(fresh) == 1:
                     done.refused.setdefault("record_must_fit_its_topic", []).append(fresh[0].letter)
+                    self._count_closed(closed, action, done)
                     return
                 for whole in fresh:
                     self._carry_out([whole], act, action, Pace(None), stopped, done)
-                done.already += len(batch) - len(fresh)
+                self._count_closed(closed, action, done)
                 return
         raise UserError(
             f"Kafka at {self._servers} aborted the same transaction {ABORTS_MAX} times; "
             f"{done.letters} letters are done. Run the command again when the cluster is well."
         )
+
+    def _count_closed(self, closed: Sequence[Whole], action: str, done: Done) -> None:
+        """What somebody did meanwhile: the same, or the other, which is no success of this run."""
+        wanted = REDRIVEN if action == REDRIVE_ACTION else DISCARDED
+        for whole in closed:
+            rule = closed_otherwise(whole.letter, self._markers, wanted)
+            if rule is None:
+                done.already += 1
+            else:
+                done.refused.setdefault(rule, []).append(whole.letter)
 
     def _transaction(self, batch: Sequence[Whole], act: Act, action: str) -> str | None:
         """Begin to known end. None: committed. Else why not: ``again`` or ``too_large``."""
