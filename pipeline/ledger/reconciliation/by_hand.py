@@ -64,7 +64,7 @@ def _row(connection: Connection, found: ReconciliationBreak) -> ReportedSide:
             c.row_number == found.row_number,
         )
     ).one()
-    return ReportedSide(*row, place=found.clearing_place)
+    return ReportedSide(**{**row._mapping, "place": found.clearing_place})
 
 
 def _is_cleared(connection: Connection, found: ReconciliationBreak, booked: BookedSide) -> bool:
