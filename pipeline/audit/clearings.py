@@ -81,7 +81,7 @@ def _of_bank(decision: DecisionSeen) -> dict[str, Lines]:
     account, file_id = decision.body["account"], decision.body["file_id"]
     made: dict[str, Lines] = {}
     for line in decision.body["lines"]:
-        if line.get("gateway") and line.get("batch_id") and line["amount_minor"]:
+        if line.get("gateway") and line.get("batch_id"):
             lines: Lines = Counter()
             lines[f"bank:{account}", line["currency"]] += line["amount_minor"]
             receivable = f"gateway_receivable:{line['gateway']}"
