@@ -17,6 +17,7 @@ from msgspec import Struct
 from pipeline.domain.breaks import BY_HAND
 from pipeline.domain.clearing import BankLine, ClearedRow
 from pipeline.domain.model import LedgerEvent
+from pipeline.domain.posting import AMOUNT_MINOR_MAX
 from pipeline.errors import UserError
 
 CLEARING: Final = "clearing"
@@ -80,6 +81,9 @@ def release_of(event: LedgerEvent) -> Release:
 def statement_body(statement: BankStatement) -> str:
     if len(statement.lines) > LINES_MAX:
         raise UserError(f"a bank statement has at most {LINES_MAX} lines here.")
+    for line in statement.lines:
+        if abs(line.amount_minor) > AMOUNT_MINOR_MAX:
+            raise UserError(f"line {line.line_id} moves more than {AMOUNT_MINOR_MAX} minor units.")
     return _json(msgspec.to_builtins(statement))
 
 

@@ -649,6 +649,10 @@ class ReconciliationSuite(OnEachDatabase):
             decide_statement(books.engine, BankStatement("acct", file_id, (line,)), "a", NOW_MS)
         assert books.book() == 1
         assert books.balances()["bank:acct"] == 5_00
+        # What no balance can hold is not decided at all, whoever has read it.
+        line = BankLine(line_id="1", amount_minor=10**15, currency="GBP", value_date=DAY)
+        with pytest.raises(UserError, match="moves more than"):
+            decide_statement(books.engine, BankStatement("acct", "s-3", (line,)), "a", NOW_MS)
 
     def test_a_line_of_a_payout_confirms_it_and_is_not_booked_twice(self, books: Books) -> None:
         """Debited, then credited again: paid, then returned, each by the payout's own entry. With
