@@ -69,8 +69,8 @@ def import_command(
 
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
         name, adapter, url = gateway_of(settings, gateway)
-        for text in contents(files, f"{url}/v1/reports/{day}" if day else None):
-            report = read_report(text.decode("utf-8", "replace"), gateway=name, adapter=adapter)
+        for content in contents(files, f"{url}/v1/reports/{day}" if day else None):
+            report = read_report(content, gateway=name, adapter=adapter)
             fresh = reconciler.import_report(report)
             typer.echo(f"{report.file_id}: {len(report.rows)} rows, {fresh} of them new")
 
@@ -234,8 +234,9 @@ def resolve_command(
 ) -> None:
     """Say what was made of a break: a decision with its reason, published to `ledger-events`.
 
-    It moves no money by itself: set the books right with `paystream ledger post`, and give a
-    customer's money back with `paystream payment refund` or at the gateway.
+    An amount that differs, accepted or corrected, clears its sale; accepted, the difference goes to
+    rounding. Nothing else moves money by itself: set the books right with `paystream ledger
+    post`, and give a customer's money back with `paystream payment refund` or at the gateway.
 
     Exit code 0: resolved. 2: there is no such open break, or a server is away.
 

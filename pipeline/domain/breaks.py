@@ -85,6 +85,11 @@ class ReconciliationBreak(Struct, frozen=True, kw_only=True, gc=False):
     clearing_place: str = ""
 
 
+def figures(at_risk_minor: int, detail: str) -> str:
+    """What a person looked at who resolved a break: of other figures nobody has said anything."""
+    return f"{at_risk_minor}: {detail}"
+
+
 def break_id(kind: str, gateway: str, subject: str) -> str:
     """Twelve hexadecimal digits: a million breaks meet by chance once in five hundred times."""
     return sha256(f"{kind}\0{gateway}\0{subject}".encode()).hexdigest()[:12]

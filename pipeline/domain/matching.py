@@ -3,12 +3,12 @@
 Both sides come in groups of one (gateway, gateway's own reference, kind). Within a group a row that
 carries our reference belongs to the settlement of that operation and to no other; rows without one
 (disputes) are paired as they happened. Amounts, orders and dates never decide what belongs
-together.
+together: amounts only say which of several rows about one settlement it is that agrees with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -70,28 +70,58 @@ NO_TOLERANCE: Final = Tolerance()
 
 
 class Paired(Struct, frozen=True):
-    """A group taken apart."""
+    """A group taken apart. ``repeated``: rows about a settlement that another row, which does not
+    agree with it, is paired with; neither do they."""
 
     pairs: tuple[tuple[BookedSide, ReportedSide], ...]
     booked: tuple[BookedSide, ...]
     reported: tuple[ReportedSide, ...]
+    repeated: tuple[tuple[BookedSide, ReportedSide], ...] = ()
 
 
-def pair(booked: Sequence[BookedSide], reported: Sequence[ReportedSide]) -> Paired:
-    """Put together what belongs together of one group; each side is used once."""
+def pair(
+    booked: Sequence[BookedSide],
+    reported: Sequence[ReportedSide],
+    tolerance: Tolerance = NO_TOLERANCE,
+) -> Paired:
+    """Put together what belongs together of one group; each side is used once. What agrees comes
+    first, so that a corrected row clears what an earlier, wrong one could not."""
     if len(booked) == 1 and len(reported) == 1 and _same(booked[0], reported[0]):
         return Paired(((booked[0], reported[0]),), (), ())
     left = sorted(booked, key=lambda each: (each.settled_at_ms, each.settlement_id))
+    rows = sorted(reported, key=lambda r: (r.report_date, r.file_id, r.row_number))
+    agreed, rows = _take(left, rows, lambda b, r: is_cleared(differences(b, r, tolerance)))
+    differing, rows = _take(left, rows, lambda _b, _r: True)
     rest: list[ReportedSide] = []
+    repeated: list[tuple[BookedSide, ReportedSide]] = []
+    for row in rows:
+        # About what is cleared now it is a duplicate, whatever else it could be about.
+        cleared = any(_same(each, row) for each, _ in agreed)
+        other = next((each for each, _ in differing if not cleared and _same(each, row)), None)
+        if other is None:
+            rest.append(row)
+        else:
+            repeated.append((other, row))
+    return Paired((*agreed, *differing), tuple(left), tuple(rest), tuple(repeated))
+
+
+def _take(
+    left: list[BookedSide],
+    rows: Sequence[ReportedSide],
+    fits: Callable[[BookedSide, ReportedSide], bool],
+) -> tuple[list[tuple[BookedSide, ReportedSide]], list[ReportedSide]]:
+    """Pairs of what is the same movement and fits, and the rows without one; what is paired is
+    taken out of ``left``."""
     pairs: list[tuple[BookedSide, ReportedSide]] = []
-    for row in sorted(reported, key=lambda r: (r.report_date, r.file_id, r.row_number)):
-        found = next((each for each in left if _same(each, row)), None)
+    rest: list[ReportedSide] = []
+    for row in rows:
+        found = next((each for each in left if _same(each, row) and fits(each, row)), None)
         if found is None:
             rest.append(row)
         else:
             left.remove(found)
             pairs.append((found, row))
-    return Paired(tuple(pairs), tuple(left), tuple(rest))
+    return pairs, rest
 
 
 def differences(

@@ -139,6 +139,8 @@ class PayoutBook:
         # What each was created by: the accounts in full, for the bank's file.
         self.created: dict[str, Mapping[str, Any]] = {}
         self.submissions: dict[str, Submission] = {}
+        # Those that were paid at some time, whatever came of them afterwards.
+        self.paid: set[str] = set()
 
     def standing(self, merchant: str, currency: str) -> Standing:
         return self.standings.get((merchant, currency), Standing())
@@ -164,6 +166,8 @@ class PayoutBook:
                     standing, reserved_minor=standing.reserved_minor + payout.amount_minor
                 )
         self.payouts[payout.payout_id] = payout
+        if payout.state == PAID:
+            self.paid.add(payout.payout_id)
         if payout.state == SUBMITTED:
             message_id = payout.message_id
             earlier = self.submissions.get(message_id)

@@ -2,7 +2,7 @@
 
 ``clearing``: rows of one gateway and the settlements they clear. ``bank_statement``: the booked
 lines of one statement. ``release``: entries that wait for no gateway's funds. ``break_resolution``:
-what a person made of a break; it moves no money.
+what a person made of a break; what that clears is a ``clearing`` of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from msgspec import Struct
 from pipeline.domain.breaks import BY_HAND
 from pipeline.domain.clearing import BankLine, ClearedRow
 from pipeline.domain.model import LedgerEvent
+from pipeline.domain.posting import AMOUNT_MINOR_MAX
 from pipeline.errors import UserError
 
 CLEARING: Final = "clearing"
@@ -53,8 +54,12 @@ class Release(Struct, frozen=True):
 
 
 class BreakResolution(Struct, frozen=True):
+    """``figures`` as ``breaks.figures`` words them; "" in decisions of before they were kept, which
+    are of whatever figures the break has."""
+
     break_id: str
     resolution: str
+    figures: str = ""
 
 
 def clearing_body(gateway: str, rows: Sequence[ClearedRow]) -> str:
@@ -76,6 +81,9 @@ def release_of(event: LedgerEvent) -> Release:
 def statement_body(statement: BankStatement) -> str:
     if len(statement.lines) > LINES_MAX:
         raise UserError(f"a bank statement has at most {LINES_MAX} lines here.")
+    for line in statement.lines:
+        if abs(line.amount_minor) > AMOUNT_MINOR_MAX:
+            raise UserError(f"line {line.line_id} moves more than {AMOUNT_MINOR_MAX} minor units.")
     return _json(msgspec.to_builtins(statement))
 
 
@@ -83,10 +91,10 @@ def statement_of(event: LedgerEvent) -> BankStatement:
     return msgspec.json.decode(event.body, type=BankStatement)
 
 
-def resolution_body(break_id: str, resolution: str) -> str:
+def resolution_body(break_id: str, resolution: str, figures: str) -> str:
     if resolution not in BY_HAND:
         raise UserError(f"{resolution!r} is no resolution: use one of {', '.join(BY_HAND)}.")
-    return _json({"break_id": break_id, "resolution": resolution})
+    return _json({"break_id": break_id, "resolution": resolution, "figures": figures})
 
 
 def resolution_of(event: LedgerEvent) -> BreakResolution:

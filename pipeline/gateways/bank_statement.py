@@ -14,6 +14,7 @@ from xml.parsers import expat
 from pipeline.domain.clearing import BankLine
 from pipeline.domain.keys import valid_id
 from pipeline.domain.money import MINOR_UNITS, parse_amount
+from pipeline.domain.posting import AMOUNT_MINOR_MAX
 from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
@@ -89,7 +90,8 @@ def parse(content: bytes) -> Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(content, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError, ValueError) as error:
+        # The latter two: an encoding that nobody knows, or that expat does not read.
         raise _NotAStatement(f"it is no XML ({error})") from error
     return builder.close()
 
@@ -117,6 +119,9 @@ def _statement(statement: Element, payer: Named, account: Named) -> BankStatemen
 
 def _line(entry: Element, number: int, payer: Named) -> BankLine:
     amount_minor, currency = _amount(entry)
+    # What cannot be booked must not be decided: it would hold up every later decision.
+    if not 0 < abs(amount_minor) <= AMOUNT_MINOR_MAX:
+        raise _NotAStatement(f"line {number} moves nothing, or more than an amount can be")
     day = (_first(entry, "ValDt/Dt", "ValDt/DtTm", "BookgDt/Dt", "BookgDt/DtTm") or "")[:10]
     if not is_date(day):
         raise _NotAStatement(f"line {number} has no date")
@@ -151,6 +156,8 @@ def _amount(element: Element) -> tuple[int, str]:
     if found is None or currency not in MINOR_UNITS:
         raise _NotAStatement("an amount has no currency of ISO 4217")
     minor = parse_amount(found.text or "", currency)
+    if minor < 0:
+        raise _NotAStatement(f"the amount {found.text} has a sign, which CdtDbtInd gives")
     side = element.findtext("CdtDbtInd")
     if side not in ("CRDT", "DBIT"):
         raise _NotAStatement(f"{side!r} is neither CRDT nor DBIT")

@@ -150,8 +150,9 @@ def _of_lines(event: LedgerEvent, closed: str) -> Sequence[JournalEntry]:
 
 
 def is_booked(line: BankLine) -> bool:
-    """A line that is no gateway's payout to us is looked at by a person first."""
-    return bool(line.gateway and line.batch_id)
+    """A line that is no gateway's payout to us is looked at by a person first; one of nothing, as
+    older statements may have, moves nothing."""
+    return bool(line.gateway and line.batch_id and line.amount_minor)
 
 
 def _later(day: str, closed: str) -> str:

@@ -298,7 +298,8 @@ def settle_by_bank(
     None when that is known already, so the same statement may be read again; also when a payment
     is told after its return is known. UserError when there is no such payout, it was never
     submitted, or the bank's amount is another one: somebody has to look at it. The payout posts
-    to ``bank:...`` itself, so the statement's line is not to be booked once more.
+    to ``bank:...`` itself, so the statement's line is not to be booked once more. Whether another
+    line of the same payout is new money is for the caller to say, who knows the lines.
 
     For many lines in one transaction: take ``lock_decisions`` and then ``payout_book`` once, and
     give the ``book`` to each call, which keeps it up to date.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
@@ -10,27 +11,30 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.domain.breaks import ACCEPTED, ReconciliationBreak, break_id
+from pipeline.domain.breaks import ACCEPTED, CORRECTED, ReconciliationBreak, break_id
 from pipeline.domain.clearing import BankLine, ClearedRow, Clearing
 from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
+from pipeline.domain.payouts import Payout
 from pipeline.domain.posting import JournalEntry, journal_entry
-from pipeline.domain.reconciliation_decisions import BankStatement
+from pipeline.domain.reconciliation_decisions import BREAK_RESOLUTION, BankStatement
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
-from pipeline.ledger.decisions import unpublished
+from pipeline.ledger.decisions import decide, decisions_of, unpublished
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
 from pipeline.ledger.reconciliation.breaks import (
+    keep,
     list_breaks,
     mark_published,
     open_sums,
     unpublished_breaks,
 )
 from pipeline.ledger.reconciliation.clearing import Look, counts, keep_breaks, look, mark_told
+from pipeline.ledger.reconciliation.control import too_many
 from pipeline.ledger.reconciliation.findings import Clocks
 from pipeline.ledger.reconciliation.following import (
     decide_clearing,
@@ -41,6 +45,7 @@ from pipeline.ledger.reconciliation.following import (
 )
 from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
 from pipeline.ledger.reconciliation.tables import metadata, prepare
+from pipeline.ledger.reconciliation.totals import day_totals
 from pipeline.ledger.verification import verify_books
 from tests.support import payouts
 from tests.support.ledger import SOURCE, journal_at, settlement
@@ -416,6 +421,99 @@ class ReconciliationSuite(OnEachDatabase):
             ACCEPTED, "bert", "they lost",
         )  # fmt: skip
 
+    @pytest.mark.parametrize("wrong", [{"amount_minor": 12_00}, {"currency": "EUR"}])
+    def test_a_corrected_row_clears_the_sale(self, books: Books, wrong: dict[str, Any]) -> None:
+        """Of a sale of 12.50 a report told otherwise; a later one tells it right. The sale is
+        available, and the first row is left: its batch has it twice."""
+        sale = settlement(1)
+        books.settle(sale)
+        books.report(row_of(1, sale, fee_minor=0, **wrong))
+        books.run()
+        assert books.balances()["merchant_payable:m1"] == -12_50
+        later = {"file_id": "later", "report_date": "2023-11-15"}
+        # Wrong once more, it is another row of the same kind of break, and nobody's duplicate.
+        books.report(row_of(1, sale, fee_minor=0, **wrong, **later))
+        assert books.run("2023-12-01").untold == []
+        kind = "amount_differs" if "amount_minor" in wrong else "currency_differs"
+        assert {b.kind for b in books.breaks(gateway="simulator")} == {kind, "batch_unpaid"}
+        assert len(books.breaks(kind=kind)) == 2
+        books.report(row_of(2, sale, fee_minor=0, **later))
+        assert books.run().cleared == 1
+        assert books.balances() == {
+            "gateway_receivable:simulator": 12_50, "merchant_available:m1": -12_50,
+        }  # fmt: skip
+        assert books.breaks(kind=kind) == []
+        assert {b.detail[-7:] for b in books.breaks(kind="duplicate")} == {"already"}
+        assert len(books.breaks(kind="duplicate")) == 2
+
+    def test_a_resolution_is_of_the_figures_that_were_looked_at(self, books: Books) -> None:
+        """A penny was accepted; that the bank takes 50,000.00 of the same batch opens the break
+        again, also where the tables were made anew. Accepted as well, it stays so."""
+        sale = settlement(1)
+        books.settle(sale)
+        row = row_of(1, sale, fee_minor=0)
+        books.report(row)
+
+        def bank(file_id: str, minor: int) -> None:
+            line = BankLine(line_id="1", amount_minor=minor, currency="GBP", value_date=DAY,
+                            gateway="simulator", batch_id="po_1")  # fmt: skip
+            decide_statement(books.engine, BankStatement("acct", file_id, (line,)), "a", NOW_MS)
+            books.run("2023-12-01")
+
+        def accept() -> None:
+            (found,) = books.breaks()
+            decide_resolution(books.engine, found.break_id, ACCEPTED, actor="anna",
+                              reason="looked at", now_ms=NOW_MS)  # fmt: skip
+            books.run("2023-12-01")
+            assert books.breaks() == []
+
+        bank("s-1", 1249)
+        assert books.kinds() == [("batch_differs", "po_1:GBP", 1)]
+        accept()
+        bank("s-2", -50_000_00)
+        assert books.kinds() == [("batch_differs", "po_1:GBP", 50_000_01)]
+        (again,) = books.breaks()
+        assert (again.state, again.actor, again.resolution) == ("open", "", "")
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        books.taken = 0
+        books.report(row)
+        books.run("2023-12-01")
+        assert books.kinds() == [("batch_differs", "po_1:GBP", 50_000_01)]
+        accept()
+
+    def test_more_entries_than_the_topic_has_open_the_break_again(self, books: Books) -> None:
+        """One too many was explained; 490 are not. While the topic grows, one stays one."""
+
+        def control(booked: int, entries: int) -> list[str]:
+            found = too_many("settlements", 0, booked, entries, DAY)
+            with books.engine.begin() as connection:
+                keep(connection, [found], NOW_MS, judged=["ledger_differs"])
+            return [b.kind for b in books.breaks()]
+
+        assert control(10, 11) == ["ledger_differs"]
+        decide_resolution(books.engine, books.breaks()[0].break_id, ACCEPTED, actor="anna",
+                          reason="known", now_ms=NOW_MS)  # fmt: skip
+        assert control(10, 11) == []
+        assert control(20, 21) == []
+        assert control(10, 500) == ["ledger_differs"]
+
+    def test_a_resolution_that_names_no_figures_holds(self, books: Books) -> None:
+        """As decisions of before figures were kept: in tables made anew, of what is found."""
+        books.settle(settlement(1))
+        books.run("2023-11-20")
+        (found,) = books.breaks()
+        body = json.dumps({"break_id": found.break_id, "resolution": ACCEPTED})
+        with books.engine.begin() as connection:
+            decide(connection, kind=BREAK_RESOLUTION, body=body, actor="anna", reason="lost",
+                   now_ms=NOW_MS)  # fmt: skip
+        books.run("2023-11-20")
+        assert books.breaks() == []
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        books.run("2023-11-20")
+        assert books.breaks() == []
+
     def test_batches_are_compared_with_the_bank(self, books: Books) -> None:
         """Paid less, not paid, paid without rows, and a line that is nobody's."""
         sales = [settlement(n, amount_minor=10_000) for n in range(1, 4)]
@@ -448,16 +546,119 @@ class ReconciliationSuite(OnEachDatabase):
         # What the bank says is booked, whoever is right; what is nobody's is not.
         assert books.balances()["bank:acct"] == 9_900 + 9_800 + 50
 
+    @pytest.mark.parametrize(
+        ("resolution", "left"),
+        [
+            # The gateway pays 12.00, and the 0.50 are nobody's.
+            (ACCEPTED, {"gateway_receivable:simulator": 12_00, "rounding:GBP": 50}),
+            # An entry by hand, or another payment, is to set the 0.50 right.
+            (CORRECTED, {"gateway_receivable:simulator": 12_50}),
+        ],
+    )
+    def test_a_person_clears_a_sale_of_another_amount(
+        self, books: Books, resolution: str, left: dict[str, int]
+    ) -> None:
+        """12.00 in the report for a sale of 12.50: once somebody says so the merchant has the sale
+        available, by a decision with the same reason; once, in tables made anew as well."""
+        sale = settlement(1)
+        books.settle(sale)
+        row = row_of(1, sale, amount_minor=12_00, fee_minor=0)
+        books.report(row)
+        books.run()
+        (found,) = books.breaks()
+        decide_resolution(books.engine, found.break_id, resolution, actor="anna",
+                          reason="we bear it", now_ms=NOW_MS)  # fmt: skip
+        assert books.book() == 1
+        assert books.balances() == {**left, "merchant_available:m1": -12_50}
+        with reading(books.engine) as connection:
+            (cleared,) = decisions_of(connection, ["clearing"])
+            assert verify_books(connection).damages == ()
+        assert (cleared.actor, cleared.reason) == ("anna", "we bear it")
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        books.taken = 0
+        books.report(row)
+        assert (books.run().cleared, books.breaks()) == (0, [])
+        assert books.balances() == {**left, "merchant_available:m1": -12_50}
+
+    def test_the_fee_of_what_a_person_clears_is_told(self, books: Books) -> None:
+        """Accepted was another amount; that the gateway took 20 and not 13 is told by itself."""
+        announce(books.engine, TERMS)
+        books.book()
+        sale = settlement(1)
+        books.settle(sale)
+        books.report(row_of(1, sale, amount_minor=12_00, fee_minor=20))
+        books.run()
+        (found,) = books.breaks()
+        decide_resolution(books.engine, found.break_id, ACCEPTED, actor="anna", reason="so be it",
+                          now_ms=NOW_MS)  # fmt: skip
+        books.book()
+        assert books.balances() == {
+            "gateway_receivable:simulator": 11_80, "gateway_cost:simulator": 20, "rounding:GBP": 50,
+            "merchant_available:m1": -12_15, "fee_revenue:m1": -35,
+        }  # fmt: skip
+        assert [(b.kind, b.at_risk_minor) for b in books.breaks()] == [("fee_differs", 7)]
+
+    def test_a_refund_told_in_two_rows_is_cleared_once(self, books: Books) -> None:
+        """2.00 and 3.00 of 5.00: the first that is resolved clears the refund; the other clears
+        nothing, and is a duplicate where nobody has said anything of it."""
+        sale = settlement(1)
+        back = settlement(1, kind="refund", amount_minor=-5_00, operation_id="r1",
+                          gateway_reference="re_1")  # fmt: skip
+        books.settle(sale, back)
+        books.report(
+            row_of(1, sale, fee_minor=0),
+            row_of(2, back, amount_minor=-2_00, fee_minor=0),
+            row_of(3, back, amount_minor=-3_00, fee_minor=0),
+        )
+        books.run()
+        assert [kind for kind, _, _ in books.kinds()] == ["amount_differs", "amount_differs"]
+        for found in books.breaks():
+            decide_resolution(books.engine, found.break_id, CORRECTED, actor="anna",
+                              reason="in two parts", now_ms=NOW_MS)  # fmt: skip
+        assert books.book() == 1
+        assert books.balances() == {
+            "gateway_receivable:simulator": 7_50, "merchant_available:m1": -7_50,
+        }  # fmt: skip
+        books.run()
+        assert [b.kind for b in books.breaks()] == ["duplicate"]
+
+    def test_a_batch_of_two_reports_is_at_the_bank_once(self, books: Books) -> None:
+        """12.50 on either day and one line of 25.00: each report has its own at the bank."""
+        first, second = settlement(1), settlement(2)
+        books.settle(first, second)
+        books.report(
+            row_of(1, first, fee_minor=0),
+            row_of(1, second, fee_minor=0, file_id="next", report_date="2023-11-15"),
+        )
+        line = BankLine(line_id="1", amount_minor=25_00, currency="GBP", value_date="2023-11-16",
+                        gateway="simulator", batch_id="po_1")  # fmt: skip
+        decide_statement(books.engine, BankStatement("acct", "s-1", (line,)), "a", NOW_MS)
+        books.run("2023-12-01")
+        with reading(books.engine) as connection:
+            assert [(t.report_date, t.net_minor, t.paid_minor) for t in day_totals(connection)] == [
+                (DAY, 12_50, 12_50), ("2023-11-15", 12_50, 12_50),
+            ]  # fmt: skip
+        assert books.breaks() == []
+
+    def test_a_line_of_nothing_holds_nothing_up(self, books: Books) -> None:
+        """An older statement decided one of 0.00: it books nothing, and what follows is booked."""
+        for file_id, minor in (("s-1", 0), ("s-2", 5_00)):
+            line = BankLine(line_id="1", amount_minor=minor, currency="GBP", value_date=DAY,
+                            gateway="simulator", batch_id="po_1")  # fmt: skip
+            decide_statement(books.engine, BankStatement("acct", file_id, (line,)), "a", NOW_MS)
+        assert books.book() == 1
+        assert books.balances()["bank:acct"] == 5_00
+        # What no balance can hold is not decided at all, whoever has read it.
+        line = BankLine(line_id="1", amount_minor=10**15, currency="GBP", value_date=DAY)
+        with pytest.raises(UserError, match="moves more than"):
+            decide_statement(books.engine, BankStatement("acct", "s-3", (line,)), "a", NOW_MS)
+
     def test_a_line_of_a_payout_confirms_it_and_is_not_booked_twice(self, books: Books) -> None:
         """Debited, then credited again: paid, then returned, each by the payout's own entry. With
         another amount it is a line that nobody knows."""
         engine = books.engine
-        payouts.announce(engine)
-        payouts.receive(engine, 10_00, "2010-12-01T10:00")
-        payouts.create(engine, "2010-12-01", "2010-12-01T18:00")
-        (made,) = payouts.payouts(engine).values()
-        payouts.move(engine, made, "approve", "2010-12-01T18:05")
-        payouts.submit(engine, "2010-12-01T18:10")
+        made = submitted_payout(books)
         before = books.balances()
 
         def told(file_id: str, minor: int) -> dict[str, int]:
@@ -475,6 +676,48 @@ class ReconciliationSuite(OnEachDatabase):
         assert "bank:main-gbp" not in told("s-2", 10_00)
         assert payouts.payouts(engine)["2010-12-01"].state == "returned"
         assert len(books.breaks()) == 1
+
+    def test_money_that_leaves_twice_for_one_payout_is_a_break(self, books: Books) -> None:
+        """A payout's decision stands for one debit and one credit: what else the bank moves in its
+        name, in another statement or beside it, is looked at by a person and posts nothing."""
+        made = submitted_payout(books)
+        assert bank_moves(books, made, "s-1", -10_00) == [("main-gbp:s-1:1", True)]
+        assert bank_moves(books, made, "s-2", -10_00, -10_00) == [
+            ("main-gbp:s-2:1", False), ("main-gbp:s-2:2", False),
+        ]  # fmt: skip
+        assert bank_moves(books, made, "s-3", 10_00, 10_00) == [
+            ("main-gbp:s-3:1", True), ("main-gbp:s-3:2", False),
+        ]  # fmt: skip
+        # The bank sent again what had come back.
+        assert bank_moves(books, made, "s-4", -10_00) == [("main-gbp:s-4:1", False)]
+        assert "bank:main-gbp" not in books.balances()
+        assert books.kinds() == [
+            ("bank_line_unknown", f"main-gbp:{line}", 10_00)
+            for line in ("s-2:1", "s-2:2", "s-3:2", "s-4:1")
+        ]
+
+    def test_the_line_of_what_a_person_has_confirmed_is_the_payouts(self, books: Books) -> None:
+        """`payouts paid` was faster than the statement: its line comes, and no second one."""
+        made = submitted_payout(books)
+        payouts.move(books.engine, made, "confirm", "2010-12-02T08:00")
+        assert bank_moves(books, made, "s-1", -10_00, -10_00) == [
+            ("main-gbp:s-1:1", True), ("main-gbp:s-1:2", False),
+        ]  # fmt: skip
+        assert books.balances()["bank:main-gbp"] == -10_00
+
+    def test_a_debit_of_what_a_person_called_returned_is_a_break(self, books: Books) -> None:
+        """It was never paid, says `payouts returned`; the bank has paid it all the same. A payment
+        whose return came first is told late, and no break."""
+        made = submitted_payout(books)
+        payouts.move(books.engine, made, "return", "2010-12-02T08:00")
+        assert bank_moves(books, made, "s-1", -10_00) == [("main-gbp:s-1:1", False)]
+
+    def test_a_payment_that_is_told_after_its_return_is_the_payouts(self, books: Books) -> None:
+        """Both lines came to nothing, and so do the books."""
+        made = submitted_payout(books)
+        assert bank_moves(books, made, "s-1", 10_00) == [("main-gbp:s-1:1", True)]
+        assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", True)]
+        assert "bank:main-gbp" not in books.balances()
 
     def test_what_was_closed_counts_under_the_next_day(self, books: Books) -> None:
         """A report of a day that is closed is booked under the first one after it."""
@@ -556,6 +799,32 @@ class ReconciliationSuite(OnEachDatabase):
             (second,) = unpublished_breaks(connection, 10)
         assert (second.version, second.state) == (2, "resolved")
         assert first.break_id == break_id("missing_at_gateway", "simulator", first.subject)
+
+
+def submitted_payout(books: Books) -> Payout:
+    """One of 10.00 that the bank was asked to make."""
+    payouts.announce(books.engine)
+    payouts.receive(books.engine, 10_00, "2010-12-01T10:00")
+    payouts.create(books.engine, "2010-12-01", "2010-12-01T18:00")
+    (made,) = payouts.payouts(books.engine).values()
+    payouts.move(books.engine, made, "approve", "2010-12-01T18:05")
+    payouts.submit(books.engine, "2010-12-01T18:10")
+    return made
+
+
+def bank_moves(books: Books, made: Payout, file_id: str, *minors: int) -> list[tuple[str, bool]]:
+    """A statement whose lines name a payout, and a run; each line, and whether it is taken for the
+    payout's."""
+    lines = tuple(
+        BankLine(line_id=str(n), amount_minor=minor, currency="GBP", value_date="2010-12-02",
+                 batch_id=made.payout_id)
+        for n, minor in enumerate(minors, 1)
+    )  # fmt: skip
+    decide_statement(books.engine, BankStatement("main-gbp", file_id, lines), "anna", NOW_MS)
+    books.run("2010-12-02")
+    unknown = {b.subject for b in books.breaks(kind="bank_line_unknown")}
+    subjects = [f"main-gbp:{file_id}:{line.line_id}" for line in lines]
+    return [(subject, subject not in unknown) for subject in subjects]
 
 
 def booked_side(**changed: Any) -> BookedSide:

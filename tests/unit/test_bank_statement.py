@@ -118,6 +118,12 @@ def headed(head: str) -> str:
         pytest.param(lambda: WHOLE.replace("DBIT", "BOTH", 1), "neither CRDT", id="side"),
         pytest.param(lambda: WHOLE.replace('Ccy="JPY"', 'Ccy="ZZZ"'), "ISO 4217", id="currency"),
         pytest.param(lambda: WHOLE.replace(">acct<", ">a b<"), "is not 1 to 64", id="account"),
+        pytest.param(lambda: WHOLE.replace(">0.50<", ">0.00<"), "line 1 moves nothing", id="zero"),
+        pytest.param(lambda: WHOLE.replace(">966<", ">1000000000000000<"), "moves nothing, or more",
+                     id="beyond the bound"),
+        pytest.param(lambda: WHOLE.replace("UTF-8", "cp037x"), "no XML", id="unknown encoding"),
+        pytest.param(lambda: WHOLE.replace("UTF-8", "shift_jis"), "no XML", id="unread encoding"),
+        pytest.param(lambda: WHOLE.replace(">966<", ">-966<", 1), "has a sign", id="signed"),
         pytest.param(lambda: "<a" * 100 + ">" * 100, "no XML", id="garbage"),
         pytest.param(
             lambda: '<a xmlns="urn:iso:std:iso:20022:tech:xsd:camt.053.001.08">' * 100,

@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.domain.due_days import business_days_after, last_day_due
 from pipeline.domain.ids import reversal_operation_id
-from pipeline.domain.matching import Tolerance, differences
+from pipeline.domain.matching import Tolerance, differences, pair
 from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
+from pipeline.ledger.reconciliation.totals import shared
 from tests.support.reconciliation import (
     ReconciliationSuite,
     booked_side,
@@ -67,6 +68,26 @@ def test_disputes_are_paired_as_they_happened() -> None:
     assert paired(booked, rows) == ([("first", 3), ("second", 9)], [], [])
 
 
+def test_the_row_that_agrees_is_the_settlements() -> None:
+    """An earlier, wrong row does not keep it from the corrected one, nor one of another currency;
+    of two that agree the earlier is taken."""
+    right = reported_side(2, report_date="2023-11-15")
+    for wrong in (reported_side(1, amount_minor=96), reported_side(1, currency="EUR")):
+        assert paired([booked_side()], [wrong, right]) == ([("s", 2)], [], [1])
+    assert paired([booked_side()], [reported_side(1), right]) == ([("s", 1)], [], [2])
+    near = pair([booked_side()], [reported_side(1, amount_minor=101), right], Tolerance(1))
+    assert near.pairs[0][1].row_number == 1
+
+
+def test_rows_of_which_none_agrees_are_all_about_the_settlement() -> None:
+    """A refund of 1.00 that is told in two rows: both differ, and neither is somebody else's."""
+    rows = [reported_side(1, amount_minor=40), reported_side(2, amount_minor=60)]
+    found = pair([booked_side()], rows)
+    assert [r.row_number for _, r in found.pairs] == [1]
+    assert [(b.settlement_id, r.row_number) for b, r in found.repeated] == [("s", 2)]
+    assert found.reported == ()
+
+
 @pytest.mark.parametrize(
     ("changed", "tolerance", "found"),
     [
@@ -88,6 +109,25 @@ def test_differences_are_named_beyond_the_tolerance(
 def test_without_terms_no_fee_is_expected() -> None:
     """Whoever never said what a gateway costs is not told that it costs something else."""
     assert differences(booked_side(priced=False), reported_side(fee_minor=9)) == ()
+
+
+@pytest.mark.parametrize(
+    ("nets", "paid", "parts"),
+    [
+        ((12_50, 12_50), 25_00, [12_50, 12_50]),
+        ((12_50, 12_50), 15_00, [12_50, 2_50]),
+        ((12_50, 12_50), 26_00, [12_50, 13_50]),
+        ((12_50, 12_50), 10_00, [10_00, 0]),
+        ((10_00, -15_00), -5_00, [10_00, -15_00]),
+        ((-5_00, 10_00), 6_00, [-5_00, 11_00]),
+    ],
+)
+def test_what_a_batch_paid_is_shared_among_its_days(
+    nets: tuple[int, ...], paid: int, parts: list[int]
+) -> None:
+    """The sum is what was paid, whatever is missing or too much."""
+    days = [(str(n), net) for n, net in enumerate(nets)]
+    assert [part for _, part in shared(days, paid)] == parts
 
 
 def test_business_days_leave_out_weekends_and_holidays() -> None:

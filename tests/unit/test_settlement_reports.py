@@ -143,6 +143,15 @@ def test_a_batch_is_paid_by_currency_with_its_fees_taken_off(tmp_path: Path) -> 
 DAMAGES = [
     pytest.param("simulator", lambda t: t.replace(",1250,", ",1251,", 1), "not its net", id="sum"),
     pytest.param("simulator", lambda t: t.replace("charge,", "gift,", 1), "'gift'", id="word"),
+    pytest.param(
+        "legacy", lambda t: t.replace("|00000008|", f"|{10**15}|"), "cannot be a fee", id="fee"
+    ),
+    pytest.param("simulator", lambda t: t + '"', "no report of simulator", id="open quote"),
+    pytest.param("northbank", lambda t: t + '"a', "no report of northbank", id="open quote"),
+    pytest.param("pacific", lambda t: t + '"a', "no report of pacific", id="open quote"),
+    pytest.param(
+        "simulator", lambda t: t.replace("charge", "x" * 200_000, 1), "field limit", id="long field"
+    ),
     pytest.param("northbank", lambda t: t.replace("T;2", "T;3"), "T record says", id="count"),
     pytest.param("northbank", lambda t: t.replace("D;2;", "D;3;"), "row 2 belongs", id="gap"),
     pytest.param("northbank", lambda t: t.replace("12,50", "-12,50"), "cannot be", id="sign"),
@@ -166,6 +175,17 @@ def test_a_report_that_is_not_whole_is_refused(
     text = WRITERS[name](bank.report("2010-12-01"), bank.own.time_zone)
     with pytest.raises(UserError, match=said):
         read_report(damaged(text), gateway=name, adapter=name)
+
+
+def test_a_report_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    """An id with a character that was put in for another one would be another id."""
+    bank = Bank(tmp_path / "b.db", "simulator")
+    bank.move("charge", "o-1", 12_50)
+    text = WRITERS["simulator"](bank.report("2010-12-01"), "UTC").replace("po_", "p\u00f6_")
+    (row,) = read_report(text.encode(), gateway="simulator", adapter="simulator").rows
+    assert row.batch_id.startswith("p\u00f6_")
+    with pytest.raises(UserError, match="not in UTF-8"):
+        read_report(text.encode("latin-1"), gateway="simulator", adapter="simulator")
 
 
 @pytest.mark.parametrize("reference", ["their-own-42", "payment:o-1:pacific:1"])

@@ -79,9 +79,11 @@ class NotAReport(Exception):
 Reader = Callable[[str], tuple[str, str, Iterable[Row]]]
 
 
-def read_report(text: str, *, gateway: str, adapter: str) -> ReportFile:
-    """The report of a gateway by its adapter's contract; UserError that names the row."""
+def read_report(content: bytes | str, *, gateway: str, adapter: str) -> ReportFile:
+    """The report of a gateway by its adapter's contract; UserError that names the row. Bytes have
+    to be UTF-8: what cannot be read is not replaced."""
     try:
+        text = content if isinstance(content, str) else content.decode()
         file_id, report_date, rows = _readers()[adapter](text)
         if not is_date(report_date):
             raise NotAReport(f"{report_date!r} is no date")
@@ -94,7 +96,11 @@ def read_report(text: str, *, gateway: str, adapter: str) -> ReportFile:
             clearings.append(_clearing(row, gateway, file_id, report_date))
     except NotAReport as wrong:
         raise UserError(f"this is no report of {gateway} ({adapter}): {wrong}.") from wrong
-    except UserError as wrong:
+    except UnicodeDecodeError as wrong:
+        raise UserError(
+            f"this is no report of {gateway} ({adapter}): it is not in UTF-8 (byte {wrong.start})."
+        ) from wrong
+    except (UserError, csv.Error) as wrong:
         raise UserError(f"this is no report of {gateway} ({adapter}): {wrong}") from wrong
     return ReportFile(gateway, file_id, report_date, tuple(clearings))
 
@@ -117,6 +123,8 @@ def _clearing(row: Row, gateway: str, file_id: str, report_date: str) -> Clearin
         raise NotAReport(f"{where}: {row.currency!r} is not an active ISO 4217 currency")
     if row.amount_minor * sign <= 0 or abs(row.amount_minor) > AMOUNT_MINOR_MAX:
         raise NotAReport(f"{where}: {row.amount_minor} cannot be a {kind}")
+    if abs(row.fee_minor) > AMOUNT_MINOR_MAX:
+        raise NotAReport(f"{where}: {row.fee_minor} cannot be a fee")
     for name, text in (("id", row.gateway_reference), ("batch", row.batch_id)):
         if not text or len(text) > REFERENCE_LENGTH_MAX or not text.isprintable():
             raise NotAReport(f"{where}: its {name} is missing or not printable")

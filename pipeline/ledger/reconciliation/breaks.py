@@ -14,9 +14,14 @@ from pipeline.domain.breaks import (
     OPEN,
     RESOLVED,
     ReconciliationBreak,
+    figures,
 )
 from pipeline.domain.model import LedgerEvent
-from pipeline.domain.reconciliation_decisions import BREAK_RESOLUTION, resolution_of
+from pipeline.domain.reconciliation_decisions import (
+    BREAK_RESOLUTION,
+    BreakResolution,
+    resolution_of,
+)
 from pipeline.ledger.decisions import decisions_of
 from pipeline.ledger.reconciliation.tables import breaks
 
@@ -48,7 +53,8 @@ def keep(
     judged: Collection[str],
 ) -> Changes:
     """Bring the breaks in line with what was found: new ones open, open ones of the ``judged``
-    kinds that were not found again end, those a person has resolved stay so."""
+    kinds that were not found again end. What a person has resolved stays so while its figures are
+    those that were looked at; with others it opens again."""
     resolved = _resolutions(connection)
     c = breaks.c
     stored = {
@@ -68,13 +74,12 @@ def keep(
         before = stored.get(each.break_id)
         if before is None:
             each = replace(each, opened_at_ms=now_ms)
-            if each.break_id in resolved:
-                each = replace(each, **resolved[each.break_id])
+            said, ending = resolved.get(each.break_id, ("", None))
+            if ending is not None and said in ("", figures(each.at_risk_minor, each.detail)):
+                each = replace(each, **ending)
             new[each.break_id] = asdict(each)
             opened += each.state == OPEN
-        elif before.state == RESOLVED and before.resolution != BY_LATER_EVIDENCE:
-            continue
-        elif before.state == RESOLVED or (before.at_risk_minor, before.detail) != (
+        elif before.resolution == BY_LATER_EVIDENCE or (before.at_risk_minor, before.detail) != (
             each.at_risk_minor, each.detail,
         ):  # fmt: skip
             opened += before.state == RESOLVED
@@ -104,37 +109,42 @@ def keep(
     return Changes(opened, len(ended))
 
 
-def _resolutions(connection: Connection) -> dict[str, dict[str, Any]]:
-    """What people have made of breaks, by id: these tables may have been made anew since."""
+def _resolutions(connection: Connection) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What people have made of breaks and of which figures, the latest of each by id: these tables
+    may have been made anew since."""
     return {
-        (found := resolution_of(event)).break_id: {
-            "state": RESOLVED,
-            "resolution": found.resolution,
-            "reason": event.reason,
-            "actor": event.actor,
-            "resolved_at_ms": event.decided_at_ms,
-        }
+        (found := resolution_of(event)).break_id: (found.figures, _ending(found, event))
         for event in decisions_of(connection, [BREAK_RESOLUTION])
     }
 
 
-def resolve_by_hand(
-    connection: Connection, break_id: str, resolution: str, event: LedgerEvent
-) -> bool:
-    """Whether it was there and open."""
+def _ending(found: BreakResolution, event: LedgerEvent) -> dict[str, Any]:
+    return {
+        "state": RESOLVED,
+        "resolution": found.resolution,
+        "reason": event.reason,
+        "actor": event.actor,
+        "resolved_at_ms": event.decided_at_ms,
+    }
+
+
+def resolve_by_hand(connection: Connection, event: LedgerEvent) -> bool:
+    """Whether it was there and open, with the figures that were looked at."""
+    found = resolution_of(event)
     c = breaks.c
+    row = connection.execute(
+        select(c.at_risk_minor, c.detail, c.version).where(
+            c.break_id == found.break_id, c.state == OPEN
+        )
+    ).one_or_none()
+    if row is None or found.figures not in ("", figures(row.at_risk_minor, row.detail)):
+        return False
+    # What another process has changed since has another version.
     return bool(
         connection.execute(
             update(breaks)
-            .where(c.break_id == break_id, c.state == OPEN)
-            .values(
-                state=RESOLVED,
-                resolution=resolution,
-                reason=event.reason,
-                actor=event.actor,
-                resolved_at_ms=event.decided_at_ms,
-                version=c.version + 1,
-            )
+            .where(c.break_id == found.break_id, c.state == OPEN, c.version == row.version)
+            .values(**_ending(found, event), version=c.version + 1)
         ).rowcount
     )
 

@@ -71,7 +71,8 @@ def entries_between(connection: Connection, topic: str, partition: int, low: int
 def too_many(
     topic: str, partition: int, booked: int, entries: int, day: str
 ) -> ReconciliationBreak:
-    """The ledger has entries of a partition that the topic has not."""
+    """The ledger has entries of a partition that the topic has not. The detail holds how many more
+    and not of how many, so it stays the same while the topic grows."""
     place = f"{topic}[{partition}]"
     return ReconciliationBreak(
         break_id=break_id(LEDGER_DIFFERS, NO_GATEWAY, place),
@@ -81,7 +82,7 @@ def too_many(
         currency="XXX",
         at_risk_minor=0,
         since=day,
-        detail=f"{entries} entries come from {place}, which has {booked} settlements of them; see "
+        detail=f"{entries - booked} entries more come from {place} than it has settlements; see "
         "`paystream verify`",
         settlement_place=place,
     )

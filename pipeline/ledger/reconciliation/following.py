@@ -10,6 +10,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text
 
+from pipeline.domain.breaks import OPEN, figures
 from pipeline.domain.clearing import RELEASED_KINDS, ClearedRow
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.posting import NO_GATEWAY
@@ -26,13 +27,13 @@ from pipeline.domain.reconciliation_decisions import (
     release_body,
     release_of,
     resolution_body,
-    resolution_of,
     statement_body,
     statement_of,
 )
 from pipeline.errors import UserError
 from pipeline.ledger.decisions import decide, event_of, lock_decisions
-from pipeline.ledger.reconciliation.breaks import resolve_by_hand
+from pipeline.ledger.reconciliation.breaks import find_break, resolve_by_hand
+from pipeline.ledger.reconciliation.by_hand import clear_by_hand
 from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
 from pipeline.ledger.reconciliation.tables import bank_lines, cleared_rows, followed_decisions
 from pipeline.ledger.tables import ledger_decisions
@@ -137,17 +138,27 @@ def decide_statement(
 def decide_resolution(
     engine: Engine, break_id: str, resolution: str, *, actor: str, reason: str, now_ms: int
 ) -> LedgerEvent:
-    """A person says what was made of an open break. UserError when it is not there or not open."""
+    """A person says what was made of an open break, as its figures are now: with others it opens
+    again. What that clears is decided with it (``by_hand``). UserError when it is not
+    there or not open."""
     if not reason.strip():
         raise UserError("a break is resolved with a reason: say why.")
     with engine.begin() as connection:
         follow(connection)
-        event = decide(
-            connection, kind=BREAK_RESOLUTION, body=resolution_body(break_id, resolution),
-            actor=actor, reason=reason, now_ms=now_ms,
-        )  # fmt: skip
-        if not resolve_by_hand(connection, break_id, resolution, event):
+        found = find_break(connection, break_id)
+        if found is None or found.state != OPEN:
             raise UserError(f"there is no open break {break_id}; see `paystream reconcile breaks`.")
+        looked_at = figures(found.at_risk_minor, found.detail)
+        event = decide(
+            connection, kind=BREAK_RESOLUTION,
+            body=resolution_body(break_id, resolution, looked_at), actor=actor, reason=reason,
+            now_ms=now_ms,
+        )  # fmt: skip
+        if not resolve_by_hand(connection, event):
+            raise UserError(
+                f"break {break_id} has changed at this moment; see `paystream reconcile breaks`."
+            )
+        clear_by_hand(connection, found, resolution, actor=actor, reason=reason, now_ms=now_ms)
         follow(connection)
     return event
 
@@ -211,5 +222,4 @@ def _apply(connection: Connection, event: LedgerEvent) -> None:
                 ],
             )
     else:
-        found = resolution_of(event)
-        resolve_by_hand(connection, found.break_id, found.resolution, event)
+        resolve_by_hand(connection, event)

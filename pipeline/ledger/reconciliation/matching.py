@@ -31,7 +31,7 @@ _ORDER: Final[Mapping[str, str]] = {
     '{0}.kind COLLATE "C"',
 }
 
-_BOOKED: Final = """
+_BOOKED_SIDE: Final = """
     SELECT e.settlement_id, e.gateway, e.gateway_reference, e.kind, e.payment_id, e.operation_id,
         e.merchant_id, e.order_id, p.currency, p.amount_minor,
         CAST(CASE e.terms WHEN '' THEN 0 ELSE coalesce((
@@ -40,12 +40,17 @@ _BOOKED: Final = """
         ), 0) END AS BIGINT) AS cost_minor,
         e.terms, e.settled_at_ms, e.source_topic, e.source_partition, e.source_offset
     FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1
-    LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway
+    LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway"""
+_BOOKED: Final = f"""{_BOOKED_SIDE}
     WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND e.kind <> 'external_refund'
     AND NOT EXISTS (
         SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.settlement_id
     )
-    ORDER BY {order}"""
+    ORDER BY {{order}}"""
+_AT: Final = text(
+    f"{_BOOKED_SIDE} WHERE e.source_topic = :topic AND e.source_partition = :partition "
+    "AND e.source_offset = :offset AND e.settlement_id <> ''"
+)
 _REPORTED: Final = """
     SELECT r.gateway, r.gateway_reference, r.kind, r.payment_id, r.operation_id, r.attempt,
         r.file_id, r.row_number, r.report_date, r.merchant_id, r.order_id, r.currency,
@@ -60,7 +65,9 @@ _SIBLING: Final = text(
     "SELECT r.file_id, r.row_number FROM clearing_rows r JOIN cleared_rows c "
     "ON c.gateway = r.gateway AND c.file_id = r.file_id AND c.row_number = r.row_number "
     "WHERE r.gateway = :gateway AND r.gateway_reference = :reference AND r.kind = :kind "
-    "AND r.payment_id = :payment AND r.operation_id = :operation LIMIT 1"
+    "AND r.payment_id = :payment AND r.operation_id = :operation "
+    # The same one at every look.
+    "ORDER BY c.sequence, r.report_date, r.file_id, r.row_number LIMIT 1"
 )
 
 
@@ -108,13 +115,13 @@ def matched(
         if not rows:
             yield from map(OnlyHere, booked)
             continue
-        found = pair(booked, rows)
         allowed = tolerance(gateway)
-        for settled, row in found.pairs:
+        found = pair(booked, rows, allowed)
+        for settled, row in (*found.pairs, *found.repeated):
             yield Matched(settled, row, differences(settled, row, allowed))
         yield from map(OnlyHere, found.booked)
         for row in found.reported:
-            yield OnlyThere(row, _cleared_by(connection, found, row))
+            yield OnlyThere(row, _cleared_by(connection, found, row, allowed))
 
 
 def _merged(
@@ -135,22 +142,42 @@ def _merged(
         yield key[0], ours, theirs
 
 
-def _cleared_by(connection: Connection, found: Paired, row: ReportedSide) -> str:
-    for _, other in found.pairs:
-        if other.operation_id == row.operation_id and other.payment_id == row.payment_id:
-            return f"{other.file_id}:{other.row_number}"
+def _cleared_by(
+    connection: Connection, found: Paired, row: ReportedSide, allowed: Tolerance
+) -> str:
     earlier = connection.execute(
         _SIBLING,
         {"gateway": row.gateway, "reference": row.gateway_reference, "kind": row.kind,
          "payment": row.payment_id, "operation": row.operation_id},
     ).one_or_none()  # fmt: skip
-    return "" if earlier is None else f"{earlier.file_id}:{earlier.row_number}"
+    if earlier is not None:
+        return f"{earlier.file_id}:{earlier.row_number}"
+    for settled, other in found.pairs:
+        named = other.operation_id == row.operation_id and other.payment_id == row.payment_id
+        if named and is_cleared(differences(settled, other, allowed)):
+            return f"{other.file_id}:{other.row_number}"
+    return ""
 
 
 def _booked(connection: Connection) -> Iterator[BookedSide]:
     for row in _rows(connection, _BOOKED, "e"):
-        place = f"{row[13]}[{row[14]}]@{row[15]}"
-        yield BookedSide(*(*row[:11], bool(row[11]), row[12], place))
+        yield _booked_side(row)
+
+
+def _booked_side(row: Any) -> BookedSide:
+    place = f"{row[13]}[{row[14]}]@{row[15]}"
+    return BookedSide(*(*row[:11], bool(row[11]), row[12], place))
+
+
+def settlement_at(connection: Connection, place: str) -> BookedSide | None:
+    """The settlement that was booked from ``topic[partition]@offset``, cleared or not."""
+    topic, _, rest = place.rpartition("[")
+    partition, _, offset = rest.partition("]@")
+    if not offset:
+        return None
+    where = {"topic": topic, "partition": int(partition), "offset": int(offset)}
+    row = connection.execute(_AT, where).one_or_none()
+    return None if row is None else _booked_side(row)
 
 
 def _reported(connection: Connection, topic: str) -> Iterator[ReportedSide]:

@@ -1,37 +1,50 @@
-"""Lines of a bank statement that are payouts to merchants: paid, or come back."""
+"""Lines of a bank statement that are payouts to merchants: paid, or come back.
+
+What moved is posted by the payout's own decision, which stands for one debit of the bank and one
+credit at most. Every further line is money that the books have not.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec.structs import replace
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from pipeline.domain.clearing import BankLine
+from pipeline.domain.payouts import PayoutBook
 from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.errors import UserError
 from pipeline.ledger.decisions import lock_decisions
 from pipeline.ledger.payouts import payout_book, settle_by_bank
 
+_TAKEN: Final = text(
+    "SELECT DISTINCT batch_id, amount_minor > 0 AS credit FROM bank_lines WHERE payout = 1"
+)
+
 
 def with_payouts(
     connection: Connection, statement: BankStatement, actor: str, now_ms: int
 ) -> BankStatement:
-    """Confirm or return the payouts that the lines name, once however often they are read; the
-    statement with the lines that are theirs marked so.
+    """Confirm or return the payouts that the lines name, and mark the lines that are theirs.
 
-    A line that no payout fits (another amount, never submitted) stays a line that nobody knows:
-    a break, which a person looks at.
+    A line that no payout fits (another amount, never submitted, debited or credited once already)
+    stays a line that nobody knows: a break, which a person looks at.
     """
     candidates = [line for line in statement.lines if line.batch_id and not line.gateway]
     if not candidates:
         return statement
     lock_decisions(connection)
     book = payout_book(connection)
+    # Payouts that have a line, as (id, whether it is a credit).
+    taken = {(row.batch_id, bool(row.credit)) for row in connection.execute(_TAKEN)}
     made: dict[str, BankLine] = {}
     for line in candidates:
-        if line.batch_id not in book.payouts:
+        which = line.batch_id, line.amount_minor > 0
+        if line.batch_id not in book.payouts or which in taken:
             continue
         try:
-            settle_by_bank(
+            event = settle_by_bank(
                 connection,
                 line.batch_id,
                 # What was debited was paid; what is credited with its id has come back.
@@ -47,6 +60,16 @@ def with_payouts(
             )
         except UserError:
             continue
+        if event is None and not _is_awaited(line, book, taken):
+            continue
+        taken.add(which)
         made[line.line_id] = replace(line, payout=True)
     lines = tuple(made.get(line.line_id, line) for line in statement.lines)
     return replace(statement, lines=lines)
+
+
+def _is_awaited(line: BankLine, book: PayoutBook, taken: set[tuple[str, bool]]) -> bool:
+    """Whether the books have this line's movement already: a person was faster than the bank, or
+    the payment of what came back is told late, so that the two lines cancel out."""
+    other = line.batch_id, line.amount_minor < 0
+    return line.batch_id in book.paid or other in taken

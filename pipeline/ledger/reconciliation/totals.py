@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -16,11 +18,13 @@ _TOTALS: Final = text(
     "AND c.file_id = r.file_id AND c.row_number = r.row_number "
     "GROUP BY r.gateway, r.report_date, r.currency ORDER BY r.gateway, r.report_date, r.currency"
 )
+_NETS: Final = text(
+    "SELECT gateway, batch_id, currency, report_date, sum(amount_minor - fee_minor) AS net "
+    "FROM clearing_rows GROUP BY gateway, batch_id, currency, report_date ORDER BY report_date"
+)
 _PAID: Final = text(
-    "SELECT b.gateway, b.day, b.currency, sum(l.amount_minor) AS paid FROM bank_lines l JOIN ("
-    "SELECT DISTINCT gateway, batch_id, currency, report_date AS day FROM clearing_rows) b "
-    "ON b.gateway = l.gateway AND b.batch_id = l.batch_id AND b.currency = l.currency "
-    "GROUP BY b.gateway, b.day, b.currency"
+    "SELECT gateway, batch_id, currency, sum(amount_minor) AS paid FROM bank_lines "
+    "WHERE gateway <> '' AND batch_id <> '' GROUP BY gateway, batch_id, currency"
 )
 
 
@@ -44,7 +48,7 @@ class DayTotal(Struct, frozen=True):
 
 def day_totals(connection: Connection) -> list[DayTotal]:
     """By gateway, day and currency."""
-    paid = {(p.gateway, p.day, p.currency): int(p.paid) for p in connection.execute(_PAID)}
+    paid = _paid(connection)
     return [
         DayTotal(
             row.gateway,
@@ -59,3 +63,37 @@ def day_totals(connection: Connection) -> list[DayTotal]:
         )
         for row in connection.execute(_TOTALS)
     ]
+
+
+def _paid(connection: Connection) -> Counter[tuple[str, str, str]]:
+    """What the bank paid, by gateway, day and currency: of a batch that several reports have rows
+    of, each minor unit counts for one of them."""
+    nets: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
+    for row in connection.execute(_NETS):
+        key = row.gateway, row.batch_id, row.currency
+        nets.setdefault(key, []).append((row.report_date, int(row.net)))
+    found: Counter[tuple[str, str, str]] = Counter()
+    for gateway, batch_id, currency, paid in connection.execute(_PAID):
+        # What no report has rows of is a break, and of no day.
+        days = nets.get((gateway, batch_id, currency), [])
+        for day, part_minor in shared(days, int(paid)):
+            found[gateway, day, currency] += part_minor
+    return found
+
+
+def shared(nets: Sequence[tuple[str, int]], paid_minor: int) -> list[tuple[str, int]]:
+    """What was paid for a batch, among the days of its rows: earlier ones in full first, and what
+    is left over or missing is the last one's."""
+    parts: list[tuple[str, int]] = []
+    left_minor = paid_minor
+    whole = paid_minor == sum(net for _, net in nets)
+    for number, (day, net_minor) in enumerate(nets, 1):
+        if number == len(nets):
+            part_minor = left_minor
+        elif whole:
+            part_minor = net_minor
+        else:
+            part_minor = min(net_minor, max(left_minor, 0))
+        parts.append((day, part_minor))
+        left_minor -= part_minor
+    return parts
