@@ -50,10 +50,10 @@ def announce(engine: Engine, document: dict[str, Any] = STANDARD, from_ms: int =
         )  # fmt: skip
 
 
-def close(engine: Engine, through: str) -> None:
+def close(engine: Engine, through: str, now_ms: int = NOW_MS) -> None:
     with engine.begin() as connection:
         decide_close(
-            connection, TOPIC, through=through, actor="anna", reason="month end", now_ms=NOW_MS
+            connection, TOPIC, through=through, actor="anna", reason="month end", now_ms=now_ms
         )
 
 

@@ -724,7 +724,7 @@ class ReconciliationSuite(OnEachDatabase):
         sale = settlement(1)
         books.settle(sale)
         books.report(row_of(1, sale))
-        close(books.engine, "2023-11-30")
+        close(books.engine, "2023-11-30", SETTLED_MS + 30 * 86_400_000)
         books.run()
         with reading(books.engine) as connection:
             day = connection.execute(
