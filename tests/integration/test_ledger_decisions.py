@@ -211,7 +211,7 @@ def test_a_second_ledger_cannot_decide_on_the_same_topics(flow: Flow, tmp_path: 
     engines = [open_ledger(url) for url in urls]
     with engines[1].begin() as connection:
         decide_close(connection, flow.topic, through="2010-11-30", actor="bert", reason="",
-                     now_ms=1)  # fmt: skip
+                     now_ms=1_700_000_000_001)  # fmt: skip
     assert ledger(urls[0], "close", "2010-12", "--reason", "x").exit_code == 0
     with pytest.raises(UserError, match="another ledger decides"):
         ledger(urls[1], "publish")
