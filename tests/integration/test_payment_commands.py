@@ -171,12 +171,12 @@ def test_topics_that_are_missing_are_a_sentence(topics: Topics) -> None:
 def test_a_command_that_was_taken_before_is_told_so(topics: Topics) -> None:
     """Under its own id it has no effect and is not called done; typed without one it is another."""
     topics.write(replace(PAYMENT, status="risk_review", command_ids=("mine",)))
-    words = ["review", "approve", "shop:1001", *topics.options]
+    words = ["review", "approve", "shop:1001", "--operation", "1001:2", *topics.options]
     again = CliRunner().invoke(app, [*words, "--command-id", "mine", "--wait", "5"])
     assert again.exit_code == 0, again.output
     assert "repeated  it was taken before and has no effect now" in again.stdout
     unread = CliRunner().invoke(app, [*words, "--command-id", "mine"])
-    assert "the same id has no effect" in unread.stderr
+    assert "has taken this command before, it has no effect now" in unread.stderr
     anew = CliRunner().invoke(app, [*words, "--wait", "1"])
     assert anew.exit_code == 3, "nobody answers here, but it is asked"
     assert "no effect" not in anew.stderr
