@@ -14,8 +14,8 @@ from benchmarks.books.findings import CHECKS
 from benchmarks.books.proof import as_markdown, prove
 from benchmarks.machine import describe_machine
 
-# Left to `make acceptance`: two minutes by itself, and its damaged statements stop at one that "came
-# before with other lines".
+# Left to `make acceptance`: two minutes by itself, and its damaged statements stop at one that
+# "came before with other lines".
 pytestmark = [pytest.mark.integration, pytest.mark.acceptance, pytest.mark.timeout(420)]
 
 
