@@ -149,7 +149,7 @@ def test_a_killed_up_takes_everything_with_it_and_loses_nothing(cli: Cli) -> Non
     here = {"PAYSTREAM_STATE_DIR": place}
     with cli.start(*UP, "--state-dir", place) as up:
         up.wait_for(RUNNING)
-        assert f"export PAYSTREAM_STATE_DIR='{place}'" in up.said
+        up.wait_for(f"export PAYSTREAM_STATE_DIR='{place}'")
         for index in range(3):
             submit(cli, f"k-{index}", environment=here)
         up.process.kill()
