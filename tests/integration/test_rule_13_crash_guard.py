@@ -10,7 +10,6 @@ from confluent_kafka import Message
 
 from pipeline.config import load_settings
 from pipeline.domain.keys import partition_of, record_key
-from pipeline.runtime import supervisor
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.runtime.suspects import DEATHS_MAX
 from pipeline.runtime.worker_spec import WorkerSpec
@@ -22,13 +21,11 @@ pytestmark = pytest.mark.integration
 
 @pytest.mark.slow
 def test_a_record_that_kills_the_process_is_quarantined_while_others_go_on(
-    kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     """The poisoned order dies in the dead letters after four deaths (one to suspect what was under
     way, three to name it), although orders of the other partition arrive between them; those behind
     it and those beside it are all asked for once."""
-    monkeypatch.setattr(supervisor, "WORKER_MODULE", "tests.support.poisoned_worker")
-    monkeypatch.setattr(supervisor, "RESTART_PAUSE_S_MAX", 0.2)
     flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
     options = load_settings(
         bootstrap_servers=kafka, state_dir=tmp_path, partitions=2, topic_prefix=topic_prefix
@@ -42,7 +39,12 @@ def test_a_record_that_kills_the_process_is_quarantined_while_others_go_on(
     sent = behind[:5]
     for order in sent:
         flow.send_order(order)
-    with Supervisor([spec], metrics_dir=tmp_path) as running:
+    with Supervisor(
+        [spec],
+        metrics_dir=tmp_path,
+        restart_pause_s_max=0.2,
+        module="tests.support.poisoned_worker",
+    ) as running:
         deadline = time.monotonic() + 90
         letters: list[Message] = []
         while not letters and time.monotonic() < deadline:

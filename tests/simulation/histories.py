@@ -115,6 +115,7 @@ def open_transaction_holds_readers(clients: Clients) -> Seen:
     second = _begun(clients, "b")
     _write(second, clients.topic, "behind")
     second.commit_transaction(TIMEOUT_S)
+    _told(clients, second)
     seen = _both(clients)
     first.commit_transaction(TIMEOUT_S)
     _told(clients, first)
