@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -302,11 +302,16 @@ def overload_command(
     )
     if write is not None:
         PLACE.write(write, as_markdown(report))
+    _tell(report.to_json(), as_text(report), as_json, kept)
+    raise typer.Exit(0 if report.holds else 1)
+
+
+def _tell(report: dict[str, Any], text: str, as_json: bool, kept: Path | None) -> None:
+    """Print what was found, and where the logs are if they were kept."""
     with reader_may_leave():
-        typer.echo(json.dumps(report.to_json(), indent=2) if as_json else as_text(report))
+        typer.echo(json.dumps(report, indent=2) if as_json else text)
         if kept is not None:
             typer.echo(f"logs: {kept}", err=True)
-    raise typer.Exit(0 if report.holds else 1)
 
 
 @app.command("copy")
@@ -379,8 +384,5 @@ def copy_command(
     )
     if write is not None:
         PLACE.write(write, as_markdown(report))
-    with reader_may_leave():
-        typer.echo(json.dumps(report.to_json(), indent=2) if as_json else as_text(report))
-        if kept is not None:
-            typer.echo(f"logs: {kept}", err=True)
+    _tell(report.to_json(), as_text(report), as_json, kept)
     raise typer.Exit(0 if report.holds else 1)
