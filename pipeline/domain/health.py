@@ -18,6 +18,8 @@ from pipeline.domain.window import SlidingWindow
 BREAKER_OPEN: Final = "breaker_open"
 THROTTLED: Final = "throttled"
 RATE_LIMITED: Final = "rate_limited"
+# Of them all: an inquiry that was not asked is none.
+NOT_CALLED_CODES: Final = frozenset({BREAKER_OPEN, RATE_LIMITED, THROTTLED})
 # Not made, since the worker has no such gateway. Its predecessor may have had it.
 GATEWAY_NOT_CONFIGURED: Final = "gateway_not_configured"
 

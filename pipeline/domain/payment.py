@@ -11,6 +11,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from pipeline.domain.decision import Decision, Outgoing
+from pipeline.domain.health import NOT_CALLED_CODES
 from pipeline.domain.ids import event_id, idempotency_key, settlement_id
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.domain.lifecycle import (
@@ -48,7 +49,13 @@ from pipeline.domain.model import (
 from pipeline.domain.own_operations import is_expiry_of, is_reversal_of
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.domain.routing import profile_of
-from pipeline.domain.tiers import inquiry_tier, jittered, retry_tier, tier_not_longer
+from pipeline.domain.tiers import (
+    inquiry_tier,
+    jittered,
+    retry_tier,
+    tier_not_longer,
+    tier_not_shorter,
+)
 from pipeline.domain.validation import TEXT_LENGTH_MAX
 
 INQUIRE: Final = "inquire"
@@ -358,7 +365,9 @@ def wait_of(
     """The wait that an attempt's state asks for, in the tier that its tries ask for; some retries
     wait in the next longer one (``jittered``).
 
-    A gateway's ``retry_after_ms`` is obeyed up to the time from which on no charge is sent.
+    A gateway's ``retry_after_ms`` is obeyed up to the time from which on no charge is sent. What
+    was not even asked counts as no inquiry, and waits longer each time all the same: the many who
+    ask a gateway that is away would take the room of those whose gateway is there.
     """
     retry = attempt.state == RETRY_WAITING
     if retry and is_reversal(attempt) and attempt.tries - attempt.inquiries > policy.retry_max:
@@ -383,7 +392,11 @@ def wait_of(
     ):
         return check_of(payment, attempt, reason, policy, now_ms)
     else:
-        tier = inquiry_tier(policy.inquiry_delays_ms, attempt.inquiries)
+        delays_ms = policy.inquiry_delays_ms
+        asked = attempt.tries if reason in NOT_CALLED_CODES else attempt.inquiries
+        tier = inquiry_tier(delays_ms, asked)
+        if retry_after_ms is not None:
+            tier = max(tier, tier_not_shorter(delays_ms, retry_after_ms))
     return PaymentDue(
         merchant_id=payment.merchant_id,
         order_id=payment.order_id,

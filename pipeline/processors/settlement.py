@@ -18,6 +18,7 @@ from pipeline.domain.gateway_text import kept_result
 from pipeline.domain.health import (
     BREAKER_OPEN,
     GATEWAY_NOT_CONFIGURED,
+    NOT_CALLED_CODES,
     RATE_LIMITED,
     THROTTLED,
 )
@@ -111,8 +112,6 @@ GATEWAY_OVERLOADED: Final = "gateway_overloaded"
 OVERLOAD_CODES: Final = frozenset(
     {"send_before_passed", "pool_timeout", "shutting_down", BREAKER_OPEN, RATE_LIMITED, THROTTLED}
 )
-# Calls that were not made, to protect the gateway: an inquiry that was not asked is none.
-NOT_CALLED_CODES: Final = frozenset({BREAKER_OPEN, RATE_LIMITED, THROTTLED})
 
 _STALE_RESULT: Final = Decision(note=STALE_RESULT)
 _STALE_DUE: Final = Decision(note=STALE_DUE)
@@ -310,7 +309,8 @@ def _inquiry_answered(
             now_ms,
         )
     changed, event = stepped(payment, attempt, INQUIRY_INCONCLUSIVE, now_ms, reason=reason)
-    return decision(changed, waiting(changed, attempt, reason, policy, now_ms), event)
+    wait = waiting(changed, attempt, reason, policy, now_ms, result.retry_after_ms)
+    return decision(changed, wait, event)
 
 
 def _retry_due(

@@ -285,6 +285,26 @@ def test_inquiries_stay_dense_and_then_thin_out() -> None:
     assert story.flow.now_ms - NOW == 3_600 * SECOND, "an hour of patience"
 
 
+def test_questions_that_nobody_was_asked_thin_out_too_and_none_is_used_up() -> None:
+    """A gateway that is away for an hour: each wait at least what its breaker says, and longer each
+    time, since a hundred thousand payments asking every five seconds would stop all others."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    began_ms = story.flow.now_ms
+    asked = 0
+    story.wait()
+    while story.flow.now_ms - began_ms < 3_600 * SECOND:
+        before_ms = story.flow.now_ms
+        story.flow.answer(replace(TIMED_OUT, code="breaker_open", retry_after_ms=14_000))
+        asked += 1
+        story.wait()
+        assert story.flow.now_ms - before_ms >= 14_000
+    assert asked <= 28 + 60, "once a minute, after the first few minutes"
+    assert story.payment.attempts[0].inquiries == 1, "the open one; nobody was asked the others"
+    story.flow.answer(yes)
+    assert story.status == "captured"
+
+
 def test_tiers_are_chosen_by_what_they_wait() -> None:
     """Not shorter, not longer, and the nearest where there is none."""
     delays = (10, 20, 40)
