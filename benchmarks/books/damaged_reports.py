@@ -7,7 +7,6 @@ each sum that differs has one cause. Some files are spoilt on the way instead; t
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
 import sqlite3
@@ -18,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import msgspec
-from confluent_kafka import Producer
 from sqlalchemy import text
 
 from benchmarks.books.agreement import ACTOR, breaks_of, due_day, reconciler_of, value_dates
 from benchmarks.books.carried import GATEWAY, Carried, Say
 from benchmarks.books.findings import IMPORT, RECONCILE, Damage, Found, compare
+from benchmarks.books.unreported import unreported_books
 from benchmarks.failure import WrongRun
 from consumers.reconciliation import Reconciler
 from pipeline.commands.reconciling import rules_of
@@ -39,19 +38,12 @@ from pipeline.gateways.simulator.personality import PERSONALITIES
 from pipeline.gateways.simulator.report_formats import plain_report
 from pipeline.gateways.simulator.reports import Report, ReportRow, batch_sums, value_date
 from pipeline.gateways.simulator.reports import read_report as report_of
-from pipeline.ledger.database import open_ledger, reading
-from pipeline.runtime.topic_reader import TopicReader
-from topics.catalogue import Catalogue
-from topics.provisioning import provision
+from pipeline.ledger.database import reading
 
-# Topics that this reconciliation writes; the settlements stay the flow's.
-OWN_TOPICS = ("clearings", "ledger-events", "reconciliation-breaks", "gateway-notifications")
-PREFIX = "damaged-"
 ACCOUNT = f"sim-{GATEWAY}"
 PAYER = GATEWAY.upper()
 # One that no order has.
 STRANGE_CURRENCY = "CHF"
-FLUSH_TIMEOUT_S = 30
 _CAPTURES = "SELECT settlement_id FROM journal_entries WHERE kind = 'capture'"
 
 
@@ -189,14 +181,11 @@ LINE_KINDS: dict[str, Callable[[Payout], tuple[list[Payout], tuple[Found, ...]]]
 }
 
 
-def damaged_reports(
-    on: Carried, ledger_url: str, draw: random.Random, each: int, say: Say
-) -> list[Damage]:
-    """Reconcile a copy of the books, from before any report, with damaged files. WrongRun unless
-    all of it is found and nothing else."""
-    catalogue = _own_topics(on)
-    engine = open_ledger(ledger_url)
-    try:
+def damaged_reports(on: Carried, draw: random.Random, each: int, say: Say) -> list[Damage]:
+    """Reconcile books of before any report with damaged files. WrongRun unless all of it is found
+    and nothing else."""
+    say("Making the books anew from the settlements, as they stood before any report")
+    with unreported_books(on) as (engine, catalogue):
         with reading(engine) as connection:
             known = set(connection.execute(text(_CAPTURES)).scalars())
         days = _days(on)
@@ -221,8 +210,6 @@ def damaged_reports(
         reconciler.run(as_of=due_day(on), controlled=False)
         compare(RECONCILE, damages, ((b.kind, b.subject) for b in breaks_of(engine)))
         return damages
-    finally:
-        engine.dispose()
 
 
 def _damage_rows(
@@ -343,22 +330,3 @@ def _days(on: Carried) -> list[_Day]:
             day.lines = [_Line(row, day) for row in report.rows]
             days.append(day)
     return days
-
-
-def _own_topics(on: Carried) -> Catalogue:
-    """Topics of its own for all that this reconciliation writes, with the decisions so far."""
-    real = on.settings.catalogue()
-    # Nobody else reads them.
-    made = {
-        role: dataclasses.replace(real[role], name=PREFIX + real.name(role), read_by=())
-        for role in OWN_TOPICS
-    }
-    own = Catalogue(settings=real.settings, topics={**real.topics, **made})
-    servers = on.settings.bootstrap_servers
-    provision(servers, Catalogue(settings=real.settings, topics=made))
-    producer = Producer({"bootstrap.servers": servers, "partitioner": "murmur2_random"})
-    for record in TopicReader(servers).by_time(real.name("ledger-events"), None, None):
-        producer.produce(own.name("ledger-events"), value=record.value, key=record.key)
-    if producer.flush(FLUSH_TIMEOUT_S):
-        raise WrongRun("the decisions could not be copied.")
-    return own

@@ -67,11 +67,10 @@ def prove(
         carried(orders, Path(name), say, seed=seed) as on,
     ):
         flow_s = time.monotonic() - began_s
-        books = Path(name) / "ledger.sqlite"
-        unreported = _copy(books, "ledger-unreported.sqlite")
         agreement = agree(on, say)
-        damages = _damaged_books(on, _copy(books, "ledger-damaged.sqlite"), draw, each, say)
-        damages += damaged_reports(on, f"sqlite:///{unreported}", draw, each, say)
+        copy = _copy(Path(name) / "ledger.sqlite", "ledger-damaged.sqlite")
+        damages = _damaged_books(on, copy, draw, each, say)
+        damages += damaged_reports(on, draw, each, say)
         return Proof(
             on.orders, on.commands, seed, flow_s, time.monotonic() - began_s, agreement,
             tuple(damages),
