@@ -21,7 +21,7 @@ from benchmarks.books.agreement import (
     due_day,
     reconciler_of,
 )
-from benchmarks.books.carried import Carried, Say, carried
+from benchmarks.books.carried import PARTS, RATES, Carried, Say, carried
 from benchmarks.books.damaged_gateway import damage_gateway
 from benchmarks.books.damaged_ledger import damage_ledger
 from benchmarks.books.damaged_reports import damaged_reports
@@ -37,6 +37,7 @@ from benchmarks.books.findings import (
 from benchmarks.machine import Machine
 from pipeline.domain.money import format_amount
 from pipeline.gateways.simulator import start_simulator, stop_simulator
+from pipeline.gateways.simulator.faults import DEFAULT_FAULTS
 from pipeline.ledger.database import open_ledger
 
 # Of each kind of damage to rows.
@@ -57,14 +58,21 @@ class Proof:
 
 
 def prove(
-    orders: int, say: Say, *, seed: int, each: int = EACH, folder: Path | None = None
+    orders: int,
+    say: Say,
+    *,
+    seed: int,
+    each: int = EACH,
+    folder: Path | None = None,
+    faults: str = "",
+    parts: int = PARTS,
 ) -> Proof:
     """WrongRun when undamaged books do not agree, or a damage is not found by name at its place."""
     began_s = time.monotonic()
     draw = random.Random(seed)
     with (
         tempfile.TemporaryDirectory(prefix="paystream-books-", dir=folder) as name,
-        carried(orders, Path(name), say, seed=seed) as on,
+        carried(orders, Path(name), say, seed=seed, faults=faults, parts=parts) as on,
     ):
         flow_s = time.monotonic() - began_s
         agreement = agree(on, say)
@@ -112,13 +120,15 @@ def _copy(file: Path, name: str) -> Path:
 def as_markdown(proof: Proof, command: str, machine: Machine) -> str:
     """What the documents say of a run."""
     a = proof.agreement
+    percent = 100 * sum(rate for kind, rate in RATES.items() if kind in DEFAULT_FAULTS)
     currencies = sorted({c for _, places in a.sums for _, sums in places for c in sums})
     lines = [
         f"`{command}`, {machine.cores} cores ({machine.cpu}), load before "
         f"{machine.load_1_min:.2f}:",
         "",
-        f"{proof.orders:,} orders and {proof.commands:,} refunds and credits with the simulator's "
-        f"default faults (seed {proof.seed}), {a.rows:,} rows of reports, {a.bank_lines} lines of "
+        f"{proof.orders:,} orders and {proof.commands:,} refunds and credits, faults of the "
+        f"simulator in {percent:.1f} % of calls and declines besides (seed {proof.seed}), "
+        f"{a.rows:,} rows of reports, {a.bank_lines} lines of "
         f"the bank, {a.entries:,} journal entries; {proof.seconds:.0f} s, {proof.flow_s:.0f} s of "
         "them for the flow. `paystream ledger verify`, `reconcile run` and `verify` found nothing.",
         "",
