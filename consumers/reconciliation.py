@@ -87,6 +87,7 @@ class Reconciler:
         self._now_ms = now_ms
         self._on_step = on_step
         self._topic = catalogue.name("clearings")
+        self._decode = codec.decoder("clearing")
         self._log = LedgerEvents(bootstrap_servers, catalogue, codec)
         self._publisher = ReconciliationPublisher(bootstrap_servers, catalogue, codec)
         prepare(engine)
@@ -157,7 +158,7 @@ class Reconciler:
         """What a record holds; one that is no row holds nobody up, and is looked at by a person."""
         partition, offset = record.partition, record.offset
         try:
-            clearing = clearing_from_record(self._codec.decoder("clearing")(record.value or b""))
+            clearing = clearing_from_record(self._decode(record.value or b""))
         except DecodeError as error:
             day = datetime.fromtimestamp(record.timestamp_ms / 1000, UTC).date().isoformat()
             return refusal(source, partition, offset, f"it cannot be read: {error}", day=day)

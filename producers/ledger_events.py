@@ -9,7 +9,7 @@ that an earlier version published twice counts where it stands first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -21,7 +21,13 @@ from pipeline.domain.records import ledger_event_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
-from pipeline.ledger.decisions import adopt, unpublished
+from pipeline.ledger.decisions import (
+    WaitingDecision,
+    adopt,
+    decided_ids,
+    decisions_at,
+    waiting_decisions,
+)
 from pipeline.ledger.journal import Source
 from pipeline.runtime.cluster import cluster_and_topic_id, require_reachable
 from pipeline.runtime.topic_reader import TopicReader
@@ -40,6 +46,9 @@ METADATA_TIMEOUT_S = 10.0
 # bytes, rows that are cleared some hundred KiB.
 PUBLISHED_TOGETHER_MAX = 500
 PUBLISHED_BYTES_MAX = 4 * 1024 * 1024
+
+# Partition and offset.
+Place = tuple[int, int]
 
 
 class PublishedEvent(Struct, frozen=True):
@@ -70,25 +79,9 @@ class LedgerEvents:
 
         UserError when two ledgers have decided on these topics, or one is not there.
         """
-        found: dict[str, PublishedEvent] = {}
-        for record in TopicReader(self.bootstrap_servers).by_time(self._topic, None, None):
-            try:
-                event = ledger_event_from_record(self._decode(record.value or b""))
-            except DecodeError as error:
-                raise UserError(
-                    f"{self._topic}[{record.partition}]@{record.offset} is no decision about the "
-                    f"books ({error}); nothing is made of the topics until it is explained."
-                ) from error
-            found.setdefault(event.event_id, PublishedEvent(event, record.partition, record.offset))
-        ordered = sorted(found.values(), key=lambda each: each.event.sequence)
-        for number, each in enumerate(ordered, 1):
-            if each.event.sequence != number:
-                raise UserError(
-                    f"{self._topic} has no decision {number} and then {each.event.sequence}, or "
-                    "two of one number: another ledger has decided on these topics, or some of "
-                    "them were deleted."
-                )
-        return ordered
+        found = list(self._first_of_each())
+        self._require_whole([each.event.sequence for each in found])
+        return sorted(found, key=lambda each: each.event.sequence)
 
     def publish(self, engine: Engine, on_step: Callable[[str], None] = lambda _step: None) -> int:
         """Publish what is decided and book what it posts, in order; how many entries that made.
@@ -100,19 +93,19 @@ class LedgerEvents:
         """
         source = self.source()
         with reading(engine) as connection:
-            producer = self._fencing_producer() if unpublished(connection) else None
+            producer = self._fencing_producer() if waiting_decisions(connection) else None
         there, waiting = self._there_and_waiting(engine)
-        if producer is None and any(event.event_id not in there for event in waiting):
+        if producer is None and any(each.event_id not in there for each in waiting):
             # Somebody has decided meanwhile.
             producer = self._fencing_producer()
             there, waiting = self._there_and_waiting(engine)
         made = 0
-        for events in together(waiting):
+        for some in together(waiting):
+            with reading(engine) as connection:
+                events = decisions_at(connection, [each.sequence for each in some])
             on_step("decided")
             places = {
-                event.event_id: (there[event.event_id].partition, there[event.event_id].offset)
-                for event in events
-                if event.event_id in there
+                event.event_id: there[event.event_id] for event in events if event.event_id in there
             }
             new = [event for event in events if event.event_id not in places]
             if new and producer is not None:
@@ -126,13 +119,48 @@ class LedgerEvents:
         """Publish something that no decision goes with: that one was refused."""
         self._deliver(self._fencing_producer(), (), (companion,), lambda _step: None)
 
-    def _there_and_waiting(
-        self, engine: Engine
-    ) -> tuple[dict[str, PublishedEvent], Sequence[LedgerEvent]]:
-        there = {each.event.event_id: each for each in self.read()}
+    def _there_and_waiting(self, engine: Engine) -> tuple[dict[str, Place], list[WaitingDecision]]:
+        """Where each decision of the topic is, and what is to be published or booked; what the
+        ledger had not is taken over."""
+        with reading(engine) as connection:
+            known = decided_ids(connection)
+        there: dict[str, Place] = {}
+        sequences: list[int] = []
+        unknown: list[LedgerEvent] = []
+        for each in self._first_of_each():
+            event = each.event
+            there[event.event_id] = each.partition, each.offset
+            sequences.append(event.sequence)
+            if known.get(event.sequence) != event.event_id:
+                unknown.append(event)
+        self._require_whole(sequences)
         with engine.begin() as connection:
-            adopt(connection, [each.event for each in there.values()])
-            return there, unpublished(connection)
+            adopt(connection, unknown)
+            return there, waiting_decisions(connection)
+
+    def _first_of_each(self) -> Iterator[PublishedEvent]:
+        """Each decision where it stands first, in the order of the topic."""
+        seen: set[str] = set()
+        for record in TopicReader(self.bootstrap_servers).by_time(self._topic, None, None):
+            try:
+                event = ledger_event_from_record(self._decode(record.value or b""))
+            except DecodeError as error:
+                raise UserError(
+                    f"{self._topic}[{record.partition}]@{record.offset} is no decision about the "
+                    f"books ({error}); nothing is made of the topics until it is explained."
+                ) from error
+            if event.event_id not in seen:
+                seen.add(event.event_id)
+                yield PublishedEvent(event, record.partition, record.offset)
+
+    def _require_whole(self, sequences: Iterable[int]) -> None:
+        for number, sequence in enumerate(sorted(sequences), 1):
+            if sequence != number:
+                raise UserError(
+                    f"{self._topic} has no decision {number} and then {sequence}, or two of one "
+                    "number: another ledger has decided on these topics, or some of them were "
+                    "deleted."
+                )
 
     def _fencing_producer(self) -> Producer:
         """What another process was publishing is ended by now: it is in the topic, or never is."""
@@ -196,18 +224,18 @@ class LedgerEvents:
         return placed
 
 
-def together(events: Sequence[LedgerEvent]) -> Iterator[list[LedgerEvent]]:
+def together(events: Sequence[WaitingDecision]) -> Iterator[list[WaitingDecision]]:
     """In order, as many at a time as one transaction should hold; one that is larger goes alone."""
-    taken: list[LedgerEvent] = []
+    taken: list[WaitingDecision] = []
     size = 0
     for event in events:
         if taken and (
-            len(taken) == PUBLISHED_TOGETHER_MAX or size + len(event.body) > PUBLISHED_BYTES_MAX
+            len(taken) == PUBLISHED_TOGETHER_MAX or size + event.size > PUBLISHED_BYTES_MAX
         ):
             yield taken
             taken, size = [], 0
         taken.append(event)
-        size += len(event.body)
+        size += event.size
     if taken:
         yield taken
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import Connection, func, insert, select
 
@@ -35,6 +36,14 @@ _EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
 DECISION_BYTES_MAX: Final = 950_000
 # Any number: decisions are made one after the other.
 _DECISIONS_LOCK: Final = 0x6C656469
+
+
+class WaitingDecision(Struct, frozen=True, gc=False):
+    """A decision that is not booked yet; ``size`` is the length of its body."""
+
+    sequence: int
+    event_id: str
+    size: int
 
 
 def decide(
@@ -107,7 +116,7 @@ def adopt(connection: Connection, events: Sequence[LedgerEvent]) -> int:
     UserError when the two contradict each other.
     """
     lock_decisions(connection)
-    known = {event.sequence: event.event_id for event in all_decisions(connection)}
+    known = decided_ids(connection)
     taken = 0
     for event in sorted(events, key=lambda each: each.sequence):
         if event.sequence not in known:
@@ -213,6 +222,37 @@ def all_decisions(connection: Connection) -> list[LedgerEvent]:
     """Every decision, in order."""
     rows = connection.execute(select(ledger_decisions).order_by(ledger_decisions.c.sequence))
     return [event_of(row) for row in rows]
+
+
+def decided_ids(connection: Connection) -> dict[int, str]:
+    """The id of each decision, by its number."""
+    c = ledger_decisions.c
+    return {
+        row.sequence: row.event_id for row in connection.execute(select(c.sequence, c.event_id))
+    }
+
+
+def decisions_at(connection: Connection, sequences: Sequence[int]) -> list[LedgerEvent]:
+    """Decisions of consecutive numbers, in order."""
+    c = ledger_decisions.c
+    rows = connection.execute(
+        select(ledger_decisions)
+        .where(c.sequence.between(sequences[0], sequences[-1]))
+        .order_by(c.sequence)
+    )
+    return [event_of(row) for row in rows]
+
+
+def waiting_decisions(connection: Connection) -> list[WaitingDecision]:
+    """What ``unpublished`` holds, without the bodies: those of a large reconciliation come to more
+    than memory should hold at once."""
+    c = ledger_decisions.c
+    rows = connection.execute(
+        select(c.sequence, c.event_id, func.length(c.body))
+        .where(c.published_offset.is_(None))
+        .order_by(c.sequence)
+    )
+    return [WaitingDecision(*row) for row in rows]
 
 
 def unpublished(connection: Connection) -> Sequence[LedgerEvent]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.domain.model import LedgerEvent
+from pipeline.ledger.decisions import WaitingDecision
 from producers.ledger_events import PUBLISHED_BYTES_MAX, PUBLISHED_TOGETHER_MAX, together
 
 
-def event(number: int, size: int) -> LedgerEvent:
-    return LedgerEvent(
-        event_id=str(number), kind="entry", sequence=number, actor="a", decided_at_ms=1,
-        body="x" * size,
-    )  # fmt: skip
+def event(number: int, size: int) -> WaitingDecision:
+    return WaitingDecision(number, str(number), size)
 
 
 def test_a_transaction_holds_so_many_decisions_and_no_more_bytes() -> None:

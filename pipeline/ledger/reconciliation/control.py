@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, TextClause, text
 
 from pipeline.domain.breaks import LEDGER_DIFFERS, ReconciliationBreak, break_id
 from pipeline.domain.model import Settlement
 from pipeline.domain.money import format_amount
 from pipeline.domain.posting import NO_GATEWAY, entry_id
 
-_BOOKED: Final = text(
-    "SELECT e.entry_id, e.gateway, e.gateway_reference, p.currency, p.amount_minor "
-    "FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1 "
-    "WHERE e.entry_id IN :ids"
-).bindparams(bindparam("ids", expanding=True))
+# All ids as one value, so that each database has one plan, however many they are.
+_BOOKED: Final[Mapping[str, TextClause]] = {
+    dialect: text(
+        "SELECT e.entry_id, e.gateway, e.gateway_reference, p.currency, p.amount_minor "
+        "FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1 "
+        f"WHERE e.entry_id {among}"
+    )
+    for dialect, among in (
+        ("sqlite", "IN (SELECT value FROM json_each(:ids))"),
+        ("postgresql", "= ANY(:ids)"),
+    )
+}
 _COUNT: Final = text(
     "SELECT count(*) FROM journal_entries WHERE source_topic = :topic "
     "AND source_partition = :partition AND source_offset >= :low AND source_offset < :end"
 )
-_IN_LIST_MAX: Final = 500
 
 
 class Published(Struct, frozen=True, gc=False):
@@ -37,26 +44,25 @@ def compare(
 ) -> tuple[list[ReconciliationBreak], int]:
     """Settlements that the ledger has read, against its entries; and how many it has booked."""
     found: list[ReconciliationBreak] = []
-    booked = 0
-    for start in range(0, len(published), _IN_LIST_MAX):
-        some = published[start : start + _IN_LIST_MAX]
-        ids = [entry_id(each.settlement.settlement_id) for each in some]
-        entries = {row.entry_id: row for row in connection.execute(_BOOKED, {"ids": ids})}
-        booked += len(entries)
-        for each, known in zip(some, ids, strict=True):
-            row = entries.get(known)
-            s = each.settlement
+    ids = [entry_id(each.settlement.settlement_id) for each in published]
+    dialect = connection.dialect.name
+    wanted = json.dumps(ids) if dialect == "sqlite" else ids
+    entries = {row.entry_id: row for row in connection.execute(_BOOKED[dialect], {"ids": wanted})}
+    for each, known in zip(published, ids, strict=True):
+        row = entries.get(known)
+        s = each.settlement
+        if row is None:
             amount = format_amount(s.amount_minor, s.currency)
-            if row is None:
-                found.append(_differs(each, abs(s.amount_minor), f"{amount} is not booked"))
-                continue
-            here = (row.gateway, row.gateway_reference, row.currency, abs(row.amount_minor))
-            there = (s.gateway, s.gateway_reference, s.currency, abs(s.amount_minor))
-            if here != there:
-                said = format_amount(row.amount_minor, row.currency)
-                at_risk = abs(abs(row.amount_minor) - abs(s.amount_minor)) or abs(s.amount_minor)
-                found.append(_differs(each, at_risk, f"{amount} is booked as {said}"))
-    return found, booked
+            found.append(_differs(each, abs(s.amount_minor), f"{amount} is not booked"))
+            continue
+        here = (row.gateway, row.gateway_reference, row.currency, abs(row.amount_minor))
+        there = (s.gateway, s.gateway_reference, s.currency, abs(s.amount_minor))
+        if here != there:
+            amount = format_amount(s.amount_minor, s.currency)
+            said = format_amount(row.amount_minor, row.currency)
+            at_risk = abs(abs(row.amount_minor) - abs(s.amount_minor)) or abs(s.amount_minor)
+            found.append(_differs(each, at_risk, f"{amount} is booked as {said}"))
+    return found, len(entries)
 
 
 def entries_between(connection: Connection, topic: str, partition: int, low: int, end: int) -> int:
