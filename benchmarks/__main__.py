@@ -41,7 +41,7 @@ parts:
   codec       microseconds of each codec and processor; no broker
   outage      one of two gateways hangs under a steady pace: what that costs the others
   journal     the ledger on PostgreSQL beside bare inserts of the same rows, and a hot merchant
-  reconcile   a million rows of reports matched with a million settlements: time and memory
+  reconcile   one whole run over a million rows of reports and a million settlements
   all         everything above, in about half an hour (the default)
   kills       the ledger's worker killed 50 times on each database, PostgreSQL restarted under it
   books       no measurement but a proof: whole books agree, and each damage to them is found

@@ -1,10 +1,11 @@
-"""Matching reports with the books: how long, in how much memory, and everything found by name.
+"""One run of reconciliation: how long, in how much memory, and everything found by name.
 
 On both sides as many sales as asked for, in shuffled order, of one gateway; one in a hundred is
 missing at the gateway, one is missing here, and so on for each kind of break of rows; one payout
-batch in a hundred differs from the bank's line. The ledger is a SQLite file, then a PostgreSQL of
-the benchmark's own. What is found is compared with what was damaged: a figure for a wrong result is
-none.
+batch in a hundred differs from the bank's line. Settlements and rows lie in the topics of a broker,
+the books have the settlements: in a SQLite file, then in a PostgreSQL of the benchmark's own. What
+is measured is all that ``paystream reconcile run`` does. What it found is compared with what was
+damaged, and the books with what is cleared: a figure for a wrong result is none.
 """
 
 from __future__ import annotations
@@ -15,36 +16,44 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from itertools import islice
 from pathlib import Path
 
-from sqlalchemy import Engine, insert
+from confluent_kafka import Producer
+from sqlalchemy import Engine, text
 
 from benchmarks.failure import WrongRun
-from pipeline.domain.clearing import Clearing
+from benchmarks.flow import FlowOptions, ground
+from consumers.reconciliation import Ran, Reconciler
+from pipeline.config import Settings
+from pipeline.domain.clearing import BankLine, Clearing
 from pipeline.domain.ids import payment_id, settlement_id
+from pipeline.domain.keys import partition_of, record_key
+from pipeline.domain.model import Settlement
 from pipeline.domain.posting import JournalEntry, Posting, entry_id
+from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.domain.reconciliation_rules import read_rules
-from pipeline.ledger.database import open_ledger
+from pipeline.domain.records import to_record
+from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.entries import EntryWriter, Item
-from pipeline.ledger.journal import Progress, Source
-from pipeline.ledger.reconciliation.clearing import keep_breaks, look
-from pipeline.ledger.reconciliation.findings import Clocks
-from pipeline.ledger.reconciliation.intake import Placed, take_in
-from pipeline.ledger.reconciliation.tables import bank_lines, prepare
+from pipeline.ledger.journal import Journal
+from pipeline.ledger.queries import drifted_balances
+from pipeline.ledger.reconciliation.breaks import list_breaks
+from producers.clearings import ReconciliationPublisher
+from producers.ledger_events import topic_source
+from schemas.codec import default_codec
 
-CLEARINGS = Source("benchmark", "clearings", "topic")
-TOPICS = ("settlements", "clearings")
 GATEWAY = "north"
 SETTLED_MS = 1_700_000_000_000
 REPORT_DATE = "2023-11-15"
 AS_OF = date(2023, 12, 15)
 BATCH = 5_000
 BATCHES = 500
+FLUSH_TIMEOUT_S = 120
 # One in so many of each kind; a sale has one trouble at most.
 EVERY = 100
 TROUBLES = (
@@ -56,20 +65,34 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Reconciled:
-    """``taken_s``: rows into the database; ``matched_s``: both sides matched, and the breaks."""
+    """``taken_s``: rows out of the topic into the database; ``decided_s``: both sides matched, and
+    what matches decided; ``booked_s``: that published and booked; ``kept_s``: the settlements topic
+    compared with the books, breaks kept and published."""
 
     database: str
     sales: int
     rows: int
     breaks: int
+    entries: int
     taken_s: float
-    matched_s: float
+    decided_s: float
+    booked_s: float
     kept_s: float
     peak_mib: float
 
     @property
     def seconds(self) -> float:
-        return self.taken_s + self.matched_s + self.kept_s
+        return self.taken_s + self.decided_s + self.booked_s + self.kept_s
+
+
+@dataclass
+class _Steps:
+    """When each step of a run was first done."""
+
+    done_s: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, step: str) -> None:
+        self.done_s.setdefault(step, time.perf_counter())
 
 
 def measure_reconcile(
@@ -81,27 +104,30 @@ def measure_reconcile(
     found = []
     with tempfile.TemporaryDirectory(dir=folder) as data:
         url = f"sqlite:///{Path(data) / 'ledger.sqlite'}"
-        found.append(_measured("SQLite", url, sales, say))
+        found.append(_measured("SQLite", url, sales, say, folder))
     with tempfile.TemporaryDirectory(dir=folder) as data:
         # PostgreSQL may run as another user, which has to reach its data.
         Path(data).chmod(0o755)
         handle = start_postgres(Path(data) / "postgres", die_with_parent=True)
         try:
             url = new_database(handle, "reconcile")
-            found.append(_measured("PostgreSQL", url, sales, say))
+            found.append(_measured("PostgreSQL", url, sales, say, folder))
         finally:
             stop_postgres(handle)
     return found
 
 
-def _measured(database: str, url: str, sales: int, say: Callable[[str], None]) -> Reconciled:
-    # Each in a process of its own, so that the memory of one is not the other's.
-    with _process() as pool:
-        say(f"Reconcile on {database}: booking {sales:,} sales")
-        pool.submit(_book, url, sales).result()
-    with _process() as pool:
-        say(f"Reconcile on {database}: taking in, matching {sales:,} a side")
-        return pool.submit(_reconcile, database, url, sales).result()
+def _measured(
+    database: str, url: str, sales: int, say: Callable[[str], None], folder: Path | None
+) -> Reconciled:
+    with ground(FlowOptions(folder=folder)) as on:
+        # Each in a process of its own, so that the memory of one is not the other's.
+        with _process() as pool:
+            say(f"Reconcile on {database}: publishing and booking {sales:,} sales")
+            pool.submit(prepare_sales, on.settings, url, sales).result()
+        with _process() as pool:
+            say(f"Reconcile on {database}: one run over {sales:,} a side")
+            return pool.submit(reconcile_sales, on.settings, database, url, sales).result()
 
 
 def expected(sales: int) -> Counter[str]:
@@ -182,91 +208,130 @@ def _shuffled(sales: int) -> list[int]:
     return numbers
 
 
-def _book(url: str, sales: int) -> None:
+def settlement(made: JournalEntry) -> Settlement:
+    """What the entry was booked from."""
+    movement = made.postings[0]
+    return Settlement(
+        settlement_id=made.settlement_id, merchant_id=made.merchant_id, order_id=made.order_id,
+        payment_id=made.payment_id, operation_id=made.operation_id, kind=made.kind,
+        amount_minor=movement.amount_minor, currency=movement.currency, gateway=made.gateway,
+        gateway_reference=made.gateway_reference, business_date=made.business_date,
+        ordered_at_ms=made.settled_at_ms, settled_at_ms=made.settled_at_ms, payment_method="card",
+    )  # fmt: skip
+
+
+def prepare_sales(settings: Settings, url: str, sales: int, *, booked: int | None = None) -> None:
+    """Everything before the run: settlements in their topic and the books, the report's rows in
+    theirs, the bank's lines booked. ``booked``: so many of the sales at most are in topic and
+    books."""
+    _book(settings, url, _shuffled(sales if booked is None else booked))
+    publisher = ReconciliationPublisher(
+        settings.bootstrap_servers, settings.catalogue(), default_codec()
+    )
+    # Another order than the books', as another day's.
+    rows = (row for number in reversed(_shuffled(sales)) for row in rows_of(number))
+    while batch := list(islice(rows, BATCH)):
+        publisher.rows(batch)
+    engine = open_ledger(url)
+    reconciler_of(settings, engine).import_statement(_statement(sales), "benchmark")
+    engine.dispose()
+
+
+def _book(settings: Settings, url: str, numbers: Iterable[int]) -> None:
+    catalogue = settings.catalogue()
+    topic = catalogue.name("settlements")
+    partitions = catalogue["settlements"].partitions
+    encode = default_codec().encoder("settlement")
+    # In order, so that the offsets are known before they are told.
+    producer = Producer({"bootstrap.servers": settings.bootstrap_servers,
+                         "enable.idempotence": True, "linger.ms": 20, "log_level": 0})  # fmt: skip
     engine = open_ledger(url)
     writer = EntryWriter(engine.dialect.name, lambda: SETTLED_MS)
-    numbers = _shuffled(sales)
-    for start in range(0, sales, BATCH):
-        items = [
-            Item(0, offset, entry(number))
-            for offset, number in enumerate(numbers[start : start + BATCH], start)
-        ]
+    ends = dict.fromkeys(range(partitions), 0)
+    waiting = iter(numbers)
+    while batch := list(islice(waiting, BATCH)):
+        items = []
+        for number in batch:
+            made = entry(number)
+            key = record_key(made.merchant_id, made.order_id)
+            partition = partition_of(key, partitions)
+            producer.produce(topic, encode(to_record(settlement(made))), key, partition)
+            items.append(Item(partition, ends[partition], made))
+            ends[partition] += 1
         with engine.begin() as connection:
-            writer.add_balances(connection, writer.insert(connection, TOPICS[0], items))
+            writer.add_balances(connection, writer.insert(connection, topic, items))
         writer.committed()
+        if producer.flush(FLUSH_TIMEOUT_S):
+            raise WrongRun("the settlements could not be published")
+    journal = Journal(engine, topic_source(settings.bootstrap_servers, topic))
+    for partition, end in ends.items():
+        journal.begin_partition(partition, end)
     engine.dispose()
 
 
-def _placed(sales: int) -> Iterator[Placed]:
-    offset = 0
-    # Another order than the books', as another day's.
-    for number in reversed(_shuffled(sales)):
-        for row in rows_of(number):
-            yield Placed(row, 0, offset)
-            offset += 1
-
-
-def _reconcile(database: str, url: str, sales: int) -> Reconciled:
-    engine = open_ledger(url)
-    prepare(engine)
-    rows, taken_s = _take_in(engine, sales)
-    _pay(engine, sales)
-    rules = read_rules({"gateways": {GATEWAY: {}}})
-    started_s = time.perf_counter()
-    done = look(engine, TOPICS, rules, Clocks(rules, SETTLED_MS, AS_OF), SETTLED_MS, dry_run=True)
-    matched_s = time.perf_counter() - started_s
-    started_s = time.perf_counter()
-    keep_breaks(engine, done, SETTLED_MS)
-    kept_s = time.perf_counter() - started_s
-    found = Counter(each.kind for each in done.breaks)
-    # Differences of fees are kept with the decision that books the row, so they are counted here.
-    found["fee_differs"] = done.fees
-    wanted = expected(sales)
-    cleared = sales - sum(wanted[k] for k in ("missing_at_gateway", "amount_differs",
-                                              "currency_differs"))  # fmt: skip
-    if found != wanted or done.cleared != cleared:
-        raise WrongRun(
-            f"found {dict(found)} and {done.cleared} cleared, should be {dict(wanted)} and "
-            f"{cleared}"
-        )
-    engine.dispose()
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Reconciled(
-        database, sales, rows, sum(wanted.values()), taken_s, matched_s, kept_s, peak_mib
-    )
-
-
-def _take_in(engine: Engine, sales: int) -> tuple[int, float]:
-    """How many rows, and in what time; making them up does not count."""
-    done = rows = 0
-    taken_s = 0.0
-    placed = _placed(sales)
-    while batch := list(islice(placed, BATCH)):
-        end = batch[-1].offset + 1
-        started_s = time.perf_counter()
-        rows += take_in(engine, CLEARINGS, batch, {0: Progress(done, end)})
-        taken_s += time.perf_counter() - started_s
-        done = end
-    return rows, taken_s
-
-
-def _pay(engine: Engine, sales: int) -> None:
+def _statement(sales: int) -> BankStatement:
     """The bank's line of each batch, one in a hundred of them a minor unit short."""
     sums: Counter[tuple[str, str]] = Counter()
     for number in range(sales):
         for row in rows_of(number):
             sums[row.batch_id, row.currency] += row.amount_minor - row.fee_minor
-    lines = [
-        {
-            "account": "acct", "file_id": "s", "line_id": str(n), "gateway": GATEWAY,
-            "batch_id": batch, "currency": currency,
-            "amount_minor": minor - _short(batch, currency), "value_date": "2023-11-17",
-            "text": "", "sequence": 0,
-        }
+    lines = tuple(
+        BankLine(
+            line_id=str(n), amount_minor=minor - _short(batch, currency), currency=currency,
+            value_date="2023-11-17", gateway=GATEWAY, batch_id=batch,
+        )
         for n, ((batch, currency), minor) in enumerate(sums.items())
-    ]  # fmt: skip
-    with engine.begin() as connection:
-        connection.execute(insert(bank_lines), lines)
+    )  # fmt: skip
+    return BankStatement("acct", "s", lines)
+
+
+def reconciler_of(
+    settings: Settings, engine: Engine, on_step: Callable[[str], None] = lambda _step: None
+) -> Reconciler:
+    return Reconciler(
+        settings.bootstrap_servers, settings.catalogue(), default_codec(), engine,
+        read_rules({"gateways": {GATEWAY: {}}}), now_ms=lambda: SETTLED_MS, on_step=on_step,
+    )  # fmt: skip
+
+
+def reconcile_sales(settings: Settings, database: str, url: str, sales: int) -> Reconciled:
+    """One run, step by step. WrongRun when it did not find exactly what was damaged."""
+    engine = open_ledger(url)
+    steps = _Steps()
+    reconciler = reconciler_of(settings, engine, steps)
+    started_s = time.perf_counter()
+    rows = reconciler.take_in()
+    taken_s = time.perf_counter()
+    ran = reconciler.run(as_of=AS_OF)
+    ended_s = time.perf_counter()
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    _require_right(engine, ran, sales)
+    engine.dispose()
+    at = steps.done_s
+    return Reconciled(
+        database, sales, rows, sum(expected(sales).values()), ran.entries,
+        taken_s=taken_s - started_s, decided_s=at["decided"] - taken_s,
+        booked_s=at["booked"] - at["decided"], kept_s=ended_s - at["booked"], peak_mib=peak_mib,
+    )  # fmt: skip
+
+
+def _require_right(engine: Engine, ran: Ran, sales: int) -> None:
+    wanted = expected(sales)
+    cleared = sales - sum(wanted[k] for k in ("missing_at_gateway", "amount_differs",
+                                              "currency_differs"))  # fmt: skip
+    with reading(engine) as connection:
+        found = Counter(each.kind for each in list_breaks(connection))
+        booked = connection.execute(
+            text("SELECT count(*) FROM journal_entries WHERE kind = 'clearing'")
+        ).scalar_one()
+        drifted = drifted_balances(connection)
+    if found != wanted or (ran.cleared, ran.entries, booked) != (cleared, cleared, cleared):
+        raise WrongRun(
+            f"found {dict(found)}, {ran.cleared} cleared and {booked} booked, should be "
+            f"{dict(wanted)} and {cleared}"
+        )
+    if drifted:
+        raise WrongRun(f"{len(drifted)} balances are not the sums of their postings")
 
 
 def _short(batch: str, currency: str) -> int:

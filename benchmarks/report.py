@@ -219,12 +219,17 @@ def _reconcile_rows(done: Reconciled) -> list[Row]:
         f"shuffled, {done.breaks:,} breaks (verified: each found)"
     )
     return [
-        Row(group, "rows taken in", f"{done.taken_s:,.1f} s"),
-        Row(group, "both sides matched", f"{done.matched_s:,.1f} s"),
-        Row(group, "breaks kept", f"{done.kept_s:,.1f} s"),
+        Row(group, "rows taken in from their topic", f"{done.taken_s:,.1f} s"),
+        Row(group, "both sides matched, what matches decided", f"{done.decided_s:,.1f} s"),
         Row(
             group,
-            "all of it, of a million a side",
+            f"decisions published, {done.entries:,} entries booked",
+            f"{done.booked_s:,.1f} s",
+        ),
+        Row(group, "books held against the settlements, breaks published", f"{done.kept_s:,.1f} s"),
+        Row(
+            group,
+            "the whole run, of a million a side",
             f"{done.seconds * 1e6 / done.sales:,.1f} s",
             f"below {AIM_RECONCILE_S} s",
             done.seconds * 1e6 / done.sales < AIM_RECONCILE_S,

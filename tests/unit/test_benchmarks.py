@@ -21,9 +21,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.order_pool import make_pool
 from benchmarks.outage import DEAD, OTHER, Ordered, judge
 from benchmarks.process_use import ProcessCost, ProcessUse, cost, parse_use, process_use
-from benchmarks.reconcile import _book as book_sales
-from benchmarks.reconcile import _reconcile as reconcile_sales
-from benchmarks.reconcile import expected as expected_breaks
+from benchmarks.reconcile import Reconciled
 from benchmarks.report import (
     BEGIN,
     END,
@@ -261,21 +259,11 @@ def test_the_settlements_of_the_journal_are_what_they_are_said_to_be(hot: bool) 
     assert 0.88 < share < 0.92 if hot else share < 0.01
 
 
-def test_reconciliation_is_measured_only_where_every_break_was_found(tmp_path: Path) -> None:
-    """A small run of the very code: what was damaged is found by name, and nothing else."""
-    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-    book_sales(url, 1_000)
-    done = reconcile_sales("SQLite", url, 1_000)
-    assert (done.sales, done.rows, done.breaks) == (1_000, 1_010, 6 * 10 + 5)
-    assert set(expected_breaks(1_000).values()) == {10, 5}
-    assert "shuffled, " in as_text(replace(results(), drains=[], reconciled=[done]))
-    slow = replace(done, matched_s=61.0, peak_mib=501.0)
+def test_a_reconciliation_is_held_against_its_aims() -> None:
+    """Of the whole run, of a million a side: a quarter of the rows have a quarter of the time."""
+    done = Reconciled("SQLite", 250_000, 252_500, 15_005, 240_000, taken_s=2.0, decided_s=4.0,
+                      booked_s=6.0, kept_s=2.0, peak_mib=499.0)  # fmt: skip
+    met = as_text(replace(results(), drains=[], reconciled=[done]))
+    assert "56.0 s  below 60 s: met" in met
+    slow = replace(done, booked_s=8.0, peak_mib=501.0)
     assert as_text(replace(results(), drains=[], reconciled=[slow])).count("MISSED") == 2
-
-
-def test_a_break_that_was_not_found_is_a_wrong_run(tmp_path: Path) -> None:
-    """Sales that were never booked are missing here: no figure comes of that."""
-    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-    book_sales(url, 500)
-    with pytest.raises(WrongRun, match="missing_here"):
-        reconcile_sales("SQLite", url, 1_000)
