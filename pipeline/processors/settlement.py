@@ -250,6 +250,11 @@ def _answered(
     if outcome == DECLINED:
         return declined(payment, attempt, result, now_ms, policy)
     if outcome == NOT_SENT:
+        if result.earlier_reads:
+            # Another worker may have sent it and died: it is sent again under its key, but silence
+            # is no proof for it any more.
+            since_ms = attempt.uncertain_since_ms or now_ms
+            attempt = replace(attempt, uncertain_since_ms=since_ms)
         changed, event = stepped(payment, attempt, NOT_SENT_SEEN, now_ms, reason=result.code)
         wait = waiting(changed, attempt, result.code, policy, now_ms, result.retry_after_ms)
         return decision(changed, wait, event)
