@@ -303,8 +303,9 @@ def _inquiry_answered(
             and result.code != GATEWAY_NOT_CONFIGURED
             and profile_of(policy, attempt.gateway) is not None
         ):
-            refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
-            if refusal != GATEWAY_OVERLOADED:
+            refusal = _refusal(payment, attempt, now_ms, policy)
+            # What was only held back may still be sent, so silence ends nothing.
+            if refusal is not None and refusal != GATEWAY_OVERLOADED:
                 return gave_up(payment, attempt, refusal, now_ms)
     if exhausts:
         return exhausted(
@@ -457,6 +458,9 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
     It need not be proof, since the gateway takes one key once. It has to be more than the gateway's
     lag: asked after its grace time, counted from the evidence that the last request was lost
     (appended ``send_within_ms`` and the clocks' difference before ``sendable_until_ms``).
+
+    Overload is no reason against it: another gateway could have it only with proof, and that takes
+    longer. What counts as held back may be questions that a breaker forbade.
     """
     profile = gateway_profile(policy, attempt.gateway)
     lost_at_ms = attempt.sendable_until_ms - attempt.send_within_ms - policy.clock_skew_ms
@@ -465,7 +469,7 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
         and is_uncertain(payment, attempt)
         and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms
         and attempt.resends < policy.resend_max
-        and _refusal(payment, attempt, now_ms, policy) is None
+        and _refusal(payment, attempt, now_ms, policy) in (None, GATEWAY_OVERLOADED)
     )
 
 
