@@ -46,12 +46,21 @@ GATEWAY = "simulator"
 REFUND_EVERY = 8
 # Reports while the orders come; two more once all is done take in what is left.
 PARTS = 8
-# Each fault of the simulator's default plan, an eighth as often: where every fifth call fails, the
-# only gateway's breaker is open nearly all the time, and 200,000 orders take hours.
+# Each fault of the simulator's default plan, an eighth as often, and a breaker that only a gateway
+# in which nothing works opens: where every fifth call fails, or the machine is slow, the only
+# gateway is left alone nearly all the time, and 200,000 orders take hours.
 RATES = {
     kind: rate / 8 if kind in DEFAULT_FAULTS else rate
     for kind, rate in FaultPlan.default().rates.items()
 }
+PATIENCE = """
+[gateways.simulator.breaker]
+trouble_percent = 100
+hanging_min = 100
+silent_ms = 60000
+slow_ms = 60000
+"""
+CALL_TIMEOUT_MS = 5_000
 # What the simulator takes of a charge, so that its fees are the ones that are expected.
 SCHEDULE: dict[str, Any] = {
     "plans": [
@@ -100,9 +109,12 @@ def carried(
     """Carry the sample and ``count`` generated orders through a flow of its own in ``folder``.
     ``faults``: a plan's name or file, if not ``RATES``."""
     sold, asked = _orders(count, seed)
-    settings = load_settings(**PACE, state_dir=folder)
-    plan = folder / "faults.json"
+    plan, routes = folder / "faults.json", folder / "routes.toml"
     plan.write_text(json.dumps({"rates": RATES}))
+    routes.write_text(PATIENCE)
+    settings = load_settings(
+        **{**PACE, "call_timeout_ms": CALL_TIMEOUT_MS}, routes_file=str(routes), state_dir=folder
+    )
     with LocalFlow(
         settings,
         {"payments": 1, "gateway": 1, "ledger": 1},
