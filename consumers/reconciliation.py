@@ -177,8 +177,7 @@ class Reconciler:
         with self._engine.begin() as connection:
             follow(connection)
         done = self._look(as_of, now_ms)
-        today = datetime.fromtimestamp(now_ms / 1000, UTC).date()
-        decide_releases(self._engine, (as_of or today).isoformat(), now_ms)
+        decide_releases(self._engine, now_ms)
         self._on_step("decided")
         entries = self._log.publish(self._engine)
         self._on_step("booked")

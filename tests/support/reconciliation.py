@@ -242,9 +242,15 @@ class ReconciliationSuite(OnEachDatabase):
         close(books.engine, "2010-12-31")
         books.book()
         books.report(row_of(1, sale, fee_minor=0))
-        assert decide_releases(books.engine, DAY, NOW_MS) == 2
-        assert decide_releases(books.engine, DAY, NOW_MS) == 0
-        books.run()
+        assert decide_releases(books.engine, NOW_MS) == 2
+        assert decide_releases(books.engine, NOW_MS) == 0
+        # As of another day, as what is due by then is looked at.
+        books.run("2099-01-01")
+        with reading(books.engine) as connection:
+            asked = text(
+                "SELECT DISTINCT business_date FROM journal_entries WHERE kind = 'release'"
+            )
+            assert connection.execute(asked).scalars().all() == ["2023-11-15"]
         found = books.balances()
         # 12.50 less 0.35, 4.25 held, 0.08 of the fee too much: 1 % of the 7.50 above 5.00.
         assert "merchant_payable:m1" not in found
@@ -253,7 +259,7 @@ class ReconciliationSuite(OnEachDatabase):
         # Tables that are made anew do not release again.
         metadata.drop_all(books.engine)
         prepare(books.engine)
-        assert decide_releases(books.engine, DAY, NOW_MS) == 0
+        assert decide_releases(books.engine, NOW_MS) == 0
         with reading(books.engine) as connection:
             assert verify_books(connection).damages == ()
 

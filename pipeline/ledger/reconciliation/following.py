@@ -6,6 +6,7 @@ What was decided elsewhere (a ledger that is restored or made anew) is followed 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text
@@ -86,8 +87,10 @@ def decide_clearing(
     return event
 
 
-def decide_releases(engine: Engine, day: str, now_ms: int) -> int:
-    """Decide that what waits for no gateway's funds is available; how many entries that is."""
+def decide_releases(engine: Engine, now_ms: int) -> int:
+    """Decide that what waits for no gateway's funds is available; how many entries that is. They
+    count under the day it is decided, by UTC, whatever day is looked at."""
+    day = datetime.fromtimestamp(now_ms / 1000, UTC).date().isoformat()
     released = 0
     while True:
         with engine.begin() as connection:
