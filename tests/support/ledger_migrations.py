@@ -64,6 +64,9 @@ class MigrationSuite:
             attacks = ["UPDATE postings SET amount_minor = 1", "DELETE FROM journal_entries"]
             if version != migrations.FIRST:
                 attacks.append("UPDATE ledger_decisions SET place_checksum = ''")
+                with reading(engine) as connection:
+                    kept = connection.execute(text("SELECT place_checksum FROM ledger_decisions"))
+                    assert len(kept.scalar_one()) == 64
             for attack in attacks:
                 with pytest.raises(DBAPIError, match="never changed"), engine.begin() as attacked:
                     attacked.execute(text(attack))
