@@ -110,9 +110,9 @@ class Reconciler:
     def import_statement(self, statement: BankStatement, actor: str) -> bool:
         """Decide, publish and book a bank statement; whether it is new."""
         self._log.publish(self._engine)
-        event = decide_statement(self._engine, statement, actor, self._now_ms())
+        events = decide_statement(self._engine, statement, actor, self._now_ms())
         self._log.publish(self._engine)
-        return event is not None
+        return bool(events)
 
     def take_in(self) -> int:
         """Take in what the clearings topic holds now; how many rows were new."""
