@@ -30,9 +30,6 @@ POSSIBLY_SENT: Final = "possibly_sent"
 REFERENCE_MISSING: Final = "reference_missing"
 OUTCOME_NOT_IN_CONTRACT: Final = "outcome_not_in_contract"
 
-# Refusals of requests that no worker sends, whenever they are read.
-NEVER_SENT_CODES: Final = frozenset({KIND_NOT_SUPPORTED, PARENT_MISSING})
-
 
 class CallPlan(Struct, frozen=True):
     """What to do with a request.

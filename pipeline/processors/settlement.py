@@ -72,7 +72,6 @@ from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.disputes import with_founded
 from pipeline.processors.failures import declined, gave_up, moved_on, next_gateway
-from pipeline.processors.gateway import POSSIBLY_SENT
 from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import process_request_letter
 from pipeline.processors.permit_answers import permit_missing
@@ -251,8 +250,9 @@ def _answered(
     if outcome == DECLINED:
         return declined(payment, attempt, result, now_ms, policy)
     if outcome == NOT_SENT:
-        if result.earlier_call == POSSIBLY_SENT:
-            # It waits like any other, but the silence of its gateway will prove nothing.
+        if result.earlier_reads:
+            # Another worker may have sent it and died: it is sent again under its key, but silence
+            # is no proof for it any more.
             since_ms = attempt.uncertain_since_ms or now_ms
             attempt = replace(attempt, uncertain_since_ms=since_ms)
         changed, event = stepped(payment, attempt, NOT_SENT_SEEN, now_ms, reason=result.code)

@@ -12,12 +12,7 @@ from pipeline.domain.health import UNREACHABLE
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.records import request_from_record, to_record
-from pipeline.processors.gateway import (
-    NEVER_SENT_CODES,
-    POSSIBLY_SENT,
-    plan_call,
-    result_of,
-)
+from pipeline.processors.gateway import plan_call, result_of
 from pipeline.runtime.calls import Call
 from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.input_record import InputRecord
@@ -46,11 +41,10 @@ class GatewayStage:
 
     A request is read again after a crash, a rebalance or an aborted transaction. Where the gateway
     knows keys that is harmless, and it is sent again; but that it cannot be reached says nothing
-    of whether a call of before did reach it, so that is ``unknown`` as well. What is not sent for
-    any other reason is ``not_sent``, and its ``earlier_call`` ``possibly_sent``. Where it knows
-    none, a request that any worker may have sent before is answered ``unknown`` instead of being
-    sent: one that lay in the partition when it was assigned (``assigned``), or that this worker has
-    once sent itself.
+    of whether a call of before did reach it, so that is ``unknown`` as well. Where it knows none, a
+    request that any worker may have sent before is answered ``unknown`` instead of being sent: one
+    that lay in the partition when it was assigned (``assigned``), or that this worker has once sent
+    itself.
 
     ``clock_skew_ms``: by how much this machine's clock may differ from the brokers'.
     """
@@ -142,16 +136,13 @@ class GatewayStage:
         read_before: bool = False,
     ) -> Outgoing:
         """The gateway-result record of one answered call, in the request's partition."""
-        # Not by this call.
-        possibly_sent = (
-            read_before and answer.outcome == NOT_SENT and answer.code not in NEVER_SENT_CODES
-        )
-        if possibly_sent and answer.code in UNREACHABLE:
-            answer, possibly_sent = replace(answer, outcome=UNKNOWN), False
-        made = result_of(request, answer, now_ms)
-        if possibly_sent:
-            made = replace(made, earlier_call=POSSIBLY_SENT)
-        value = self._encode(to_record(made))
+        if read_before and answer.outcome == NOT_SENT and answer.code in UNREACHABLE:
+            # Not by this call.
+            answer = replace(answer, outcome=UNKNOWN)
+        result = result_of(request, answer, now_ms)
+        if read_before and answer.outcome == NOT_SENT:
+            result = replace(result, earlier_reads=1)
+        value = self._encode(to_record(result))
         return (self._results, record.partition, record.key, value, None)
 
     def quarantine(self, record: InputRecord, now_ms: int) -> list[Outgoing]:

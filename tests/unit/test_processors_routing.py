@@ -168,7 +168,7 @@ def test_silence_ends_no_cancelled_charge_that_a_worker_may_have_sent(
     (_, request), flow.open_requests = flow.open_requests[0], []
     held = result_for(
         request, outcome="not_sent", code="breaker_open", gateway_reference=None, amount_minor=0,
-        earlier_call="possibly_sent" if possibly_sent else None,
+        earlier_reads=int(possibly_sent),
     )  # fmt: skip
     flow.result(held)
     flow.command(command("resolve", "p1", decision="charged", gateway_reference="ch_1"))
