@@ -172,12 +172,22 @@ def _unchecked(name: str, write: Writer) -> Encoder:
 
 def _where(name: str, record: Record) -> str:
     """The first field that does not fit, by writing each alone; of the record if none is alone."""
-    for field in read_schema(name)["fields"]:
+    for field, write in _field_writers(name):
         try:
-            compile_writer({"name": name, "fields": [field]})(record)
+            write(record)
         except _MISFITS:
-            return f".{field['name']}"
+            return f".{field}"
     return ""
+
+
+@cache
+def _field_writers(name: str) -> tuple[tuple[str, Writer], ...]:
+    """Made at the first misfit of a schema: most processes meet none, and a flood of them is no
+    reason to compile each field again for each."""
+    return tuple(
+        (field["name"], compile_writer({"name": name, "fields": [field]}))
+        for field in read_schema(name)["fields"]
+    )
 
 
 # What a value of our schemas is in Python: they hold no float, and no money is one.
