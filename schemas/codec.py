@@ -33,8 +33,9 @@ SMALL: Final = 2**31
 _MISFITS: Final = (TypeError, ValueError, KeyError, AttributeError, OverflowError)
 
 
+@cache
 def default_codec() -> Codec:
-    """The codec over the committed lock file; UserError when the lock is stale."""
+    """The codec over the committed lock file, made once; UserError when the lock is stale."""
     return Codec(locked_ids())
 
 
@@ -61,7 +62,7 @@ class Codec:
         """
         header = wire_header(self._ids.current_id(name))
         if not checked:
-            return _unchecked(name, compile_writer(read_schema(name), header))
+            return _unchecked(name, _writer(name, header))
         schema = self._schemas[name]
         write = fastavro.schemaless_writer
         small, nested = _small_numbers_of(name)
@@ -158,6 +159,11 @@ class Codec:
             return fastavro.parse_schema(without_docs(plain, logical_types=False))
         except (SchemaParseException, KeyError, TypeError, ValueError) as error:
             raise DecodeError("wrong_schema", f"id {schema_id}: {error}") from None
+
+
+@cache
+def _writer(name: str, header: bytes) -> Writer:
+    return compile_writer(read_schema(name), header)
 
 
 def _unchecked(name: str, write: Writer) -> Encoder:
