@@ -200,22 +200,31 @@ def verify_command(ledger_url: LedgerUrl = None, as_json: AsJson = False) -> Non
 
 
 @app.command("migrate")
-def migrate_command(ledger_url: LedgerUrl = None) -> None:
-    """Bring a ledger of an earlier version forward, in one transaction; a new one is made.
+def migrate_command(
+    ledger_url: LedgerUrl = None,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make a new ledger where there is none.")
+    ] = False,
+) -> None:
+    """Bring a ledger of an earlier version forward, in one transaction.
 
-    Writers wait meanwhile and go on. The workers do the same at their start.
+    Writers wait meanwhile and go on. The workers do the same at their start, and make a new ledger
+    where there is none; this makes one only if it is told to, since the place may be mistyped.
 
-    Exit code 0: done, or nothing was to do. 2: the database cannot be used.
+    Exit code 0: done, or nothing was to do. 2: there is no ledger, or the database cannot be used.
 
     Examples:
 
     \b
       paystream ledger migrate --ledger-url postgresql://books@db/ledger
+
+    \b
+      paystream ledger migrate --create --ledger-url sqlite:////var/lib/paystream/books.db
     """
     from pipeline.ledger.database import open_ledger
     from pipeline.ledger.tables import SCHEMA_VERSION
 
-    open_ledger(_url(ledger_url)).dispose()
+    open_ledger(_url(ledger_url), create=create, forward=True).dispose()
     typer.echo(f"the ledger has version {SCHEMA_VERSION}")
 
 

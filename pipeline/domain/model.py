@@ -106,6 +106,7 @@ class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
     retry_after_ms: int | None = None
     next_action_url: str | None = None
     letter: str | None = None
+    earlier_reads: int = 0
 
 
 class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):

@@ -38,16 +38,18 @@ class LedgerAway(UserError):
     """The server does not answer: it may be stopped, starting, or another one than was meant."""
 
 
-def open_ledger(url: str, *, create: bool = True) -> Engine:
+def open_ledger(url: str, *, create: bool = True, forward: bool | None = None) -> Engine:
     """The engine of a ledger whose tables and guards exist and are of this version.
 
     ``url`` is SQLAlchemy's: ``sqlite:////absolute/path.db`` or ``postgresql://host/name``. Tables
     are created where missing and brought forward where they are of an earlier version; with
-    ``create`` off that is refused, for those who only read. Safe to call from several processes at
-    once. UserError when the database cannot be used as it is, LedgerAway when it does not answer.
+    ``create`` off that is refused, for those who only read, unless ``forward`` is on. Safe to call
+    from several processes at once. UserError when the database cannot be used as it is, LedgerAway
+    when it does not answer.
     """
     parsed = _parse(url)
     shown = parsed.render_as_string(hide_password=True)
+    forward = create if forward is None else forward
     try:
         if parsed.get_backend_name() != "sqlite":
             engine = _postgresql(parsed)
@@ -65,7 +67,7 @@ def open_ledger(url: str, *, create: bool = True) -> Engine:
         if create and found is None:
             with engine.begin() as connection:
                 _create(connection)
-        elif create and found is not None and found < SCHEMA_VERSION:
+        elif forward and found is not None and found < SCHEMA_VERSION:
             _bring_forward(parsed, engine)
         with reading(engine) as connection:
             _require_this_version(connection, shown)

@@ -96,6 +96,22 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Pol
     return followed(made, over or _failed(payment, ended, now_ms, policy))
 
 
+def with_rest(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
+    """The decision by which a refund is made, and what follows where it gave back less than is owed
+    by now: what a bank had when it was sent, and no longer has. It is ordered as it would have been
+    if the bank's word had come later; where there is no room for it a person is told."""
+    payment = made.payment
+    if payment is None or not is_reversal(attempt):
+        return made
+    done = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
+    if find_attempt(payment, successor_id(payment, done), 1) is not None or not owed_minor(
+        payment, done
+    ):
+        return made
+    rest = _succeeded_by if has_room(payment) else _failed
+    return followed(made, rest(payment, done, now_ms, policy))
+
+
 def with_owed_again(before: Payment, made: Decision, now_ms: int, policy: Policy) -> Decision:
     """The decision by which money came back to us, and what has to go back of it again: by a
     dispute's newer word, or since a refund came back.

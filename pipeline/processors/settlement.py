@@ -250,6 +250,11 @@ def _answered(
     if outcome == DECLINED:
         return declined(payment, attempt, result, now_ms, policy)
     if outcome == NOT_SENT:
+        if result.earlier_reads:
+            # Another worker may have sent it and died: it is sent again under its key, but silence
+            # is no proof for it any more.
+            since_ms = attempt.uncertain_since_ms or now_ms
+            attempt = replace(attempt, uncertain_since_ms=since_ms)
         changed, event = stepped(payment, attempt, NOT_SENT_SEEN, now_ms, reason=result.code)
         wait = waiting(changed, attempt, result.code, policy, now_ms, result.retry_after_ms)
         return decision(changed, wait, event)
@@ -298,8 +303,9 @@ def _inquiry_answered(
             and result.code != GATEWAY_NOT_CONFIGURED
             and profile_of(policy, attempt.gateway) is not None
         ):
-            refusal = _refusal(payment, attempt, now_ms, policy) or GATEWAY_UNAVAILABLE
-            if refusal != GATEWAY_OVERLOADED:
+            refusal = _refusal(payment, attempt, now_ms, policy)
+            # What was only held back may still be sent, so silence ends nothing.
+            if refusal is not None and refusal != GATEWAY_OVERLOADED:
                 return gave_up(payment, attempt, refusal, now_ms)
     if exhausts:
         return exhausted(
@@ -452,6 +458,9 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
     It need not be proof, since the gateway takes one key once. It has to be more than the gateway's
     lag: asked after its grace time, counted from the evidence that the last request was lost
     (appended ``send_within_ms`` and the clocks' difference before ``sendable_until_ms``).
+
+    Overload is no reason against it: another gateway could have it only with proof, and that takes
+    longer. What counts as held back may be questions that a breaker forbade.
     """
     profile = gateway_profile(policy, attempt.gateway)
     lost_at_ms = attempt.sendable_until_ms - attempt.send_within_ms - policy.clock_skew_ms
@@ -460,7 +469,7 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
         and is_uncertain(payment, attempt)
         and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms
         and attempt.resends < policy.resend_max
-        and _refusal(payment, attempt, now_ms, policy) is None
+        and _refusal(payment, attempt, now_ms, policy) in (None, GATEWAY_OVERLOADED)
     )
 
 

@@ -57,7 +57,7 @@ from pipeline.domain.reversals import is_released
 from pipeline.processors.holds import released_minor
 from pipeline.processors.losses import with_loss
 from pipeline.processors.refused_evidence import AMOUNT_MISMATCH, contradicted, contradictory
-from pipeline.processors.reversals import begin_reversal
+from pipeline.processors.reversals import begin_reversal, with_rest
 from pipeline.processors.unknowns import CUSTOMER_ACTION_ENDS
 
 # Kinds of settlements that gateways' words about operations make.
@@ -134,7 +134,7 @@ def succeeded(
     if attempt.kind == CAPTURE:
         return _captured(payment, attempt, now_ms, policy, trigger, actor, detail)
     if attempt.kind == REFUND:
-        return _refunded(payment, attempt, result, now_ms, trigger, actor, detail)
+        return _refunded(payment, attempt, result, now_ms, policy, trigger, actor, detail)
     return _voided(payment, attempt, now_ms, trigger, actor, detail)
 
 
@@ -207,6 +207,7 @@ def _refunded(
     attempt: Attempt,
     result: GatewayResult,
     now_ms: int,
+    policy: Policy,
     trigger: str,
     actor: str | None,
     detail: str | None,
@@ -224,7 +225,8 @@ def _refunded(
         payment, attempt, trigger, now_ms, actor=actor, detail=detail, refunded_minor=refunded
     )
     settlement = settled(payment, attempt, SETTLED_REFUND, -attempt.amount_minor, now_ms)
-    return with_loss(payment, decision(changed, settlement, event), now_ms)
+    made = with_loss(payment, decision(changed, settlement, event), now_ms)
+    return with_rest(made, attempt, now_ms, policy)
 
 
 def _voided(

@@ -72,8 +72,9 @@ class Calls:
         self.gate = gate or Protection((), in_flight_max=in_flight_max)
         self._soft_deadline_s = soft_deadline_s
         self._waiting: dict[str, deque[Call]] = {name: deque() for name in gateways}
-        self._open: dict[str, set[Call]] = {name: set() for name in gateways}
-        self._parked: set[Call] = set()
+        # In the order in which they began, and so swept: a set's order is not that of the next run.
+        self._open: dict[str, dict[Call, None]] = {name: {} for name in gateways}
+        self._parked: dict[Call, None] = {}
         self._swept_s = 0.0
         self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._finished: deque[Call] = deque()
@@ -167,7 +168,7 @@ class Calls:
         loop.close()
 
     def _accept(self, calls: list[Call]) -> None:
-        touched = set()
+        touched: dict[str, None] = {}
         now_s = self._monotonic_s()
         for call in calls:
             waiting = self._waiting.get(call.request.gateway)
@@ -177,7 +178,7 @@ class Calls:
                 continue
             call.handed_s = now_s
             waiting.append(call)
-            touched.add(call.request.gateway)
+            touched[call.request.gateway] = None
         for name in touched:
             self._fill(name)
 
@@ -209,7 +210,7 @@ class Calls:
     def _begin(self, gateway: Gateway, call: Call, permit: Permit, now_s: float) -> None:
         call.began_s = now_s
         call.permit = permit
-        self._open[call.request.gateway].add(call)
+        self._open[call.request.gateway][call] = None
         call.task = self._loop.create_task(self._make(gateway, call))
         call.task.add_done_callback(lambda task: self._run_or_fail(self._made, call, task))
         if permit.probe:
@@ -254,7 +255,7 @@ class Calls:
             return
         call.answer = answer
         call.seconds = self._monotonic_s() - call.began_s
-        self._open[call.request.gateway].discard(call)
+        self._open[call.request.gateway].pop(call, None)
         self._finished.append(call)
         self._arrived.set()
 
@@ -266,7 +267,7 @@ class Calls:
             open_ms = (self._monotonic_s() - call.began_s) * 1000
             if self.gate.is_slow(permit, open_ms):
                 self._end(call, _PARKED)
-                self._parked.add(call)
+                self._parked[call] = None
 
     def _sweep(self) -> None:
         now_s = self._monotonic_s()
@@ -287,7 +288,7 @@ class Calls:
                 # A probe that is parked still has to be found slow: another may go sooner then.
                 self.gate.is_slow(call.permit, (self._monotonic_s() - call.began_s) * 1000)
             if call.began_s < oldest_s or call.task.done():
-                self._parked.discard(call)
+                del self._parked[call]
                 call.task.cancel()
         self.gate.report()
         self._loop.call_later(SWEEP_INTERVAL_S, self._run_or_fail, self._sweep)

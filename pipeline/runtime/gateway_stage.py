@@ -100,12 +100,13 @@ class GatewayStage:
             possibly_sent=not terms.idempotent
             and record.offset < self._sent_below.get(record.partition, 0),
         )
+        read_before = self._was_read_before(record)
         if plan.refusal is not None:
-            return [self.result(record, request, plan.refusal, now_ms)]
+            return [self.result(record, request, plan.refusal, now_ms, read_before=read_before)]
         if not terms.idempotent:
             # Never lowered: an inquiry, which is always sent, lies below what others have sent.
             self.assigned(record.partition, record.offset + 1)
-        return Call(record, request, plan.send_before_ms, read_before=self._was_read_before(record))
+        return Call(record, request, plan.send_before_ms, read_before=read_before)
 
     def taken(self, partition: int, now_ms: int) -> None:
         """The partition comes to this worker, and others may have read all that is older."""
@@ -138,7 +139,10 @@ class GatewayStage:
         if read_before and answer.outcome == NOT_SENT and answer.code in UNREACHABLE:
             # Not by this call.
             answer = replace(answer, outcome=UNKNOWN)
-        value = self._encode(to_record(result_of(request, answer, now_ms)))
+        result = result_of(request, answer, now_ms)
+        if read_before and answer.outcome == NOT_SENT:
+            result = replace(result, earlier_reads=1)
+        value = self._encode(to_record(result))
         return (self._results, record.partition, record.key, value, None)
 
     def quarantine(self, record: InputRecord, now_ms: int) -> list[Outgoing]:

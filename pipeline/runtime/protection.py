@@ -23,6 +23,7 @@ from pipeline.domain.answer import NOT_SENT, UNKNOWN, GatewayAnswer
 from pipeline.domain.breaker import CLOSED, OPEN, Breaker
 from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED, verdict
 from pipeline.domain.policy import GatewayProfile
+from pipeline.domain.return_window import ReturnWindow
 from pipeline.domain.token_bucket import TokenBucket
 from pipeline.observability.metrics import Metrics
 
@@ -43,6 +44,11 @@ HOLD_MS = 250
 # The same while it is only suspected: its calls hang, too few yet to open the breaker. Most
 # gateways that work answer within this, so that a slow card does not cost others their answers.
 SUSPECTED_HOLD_MS = 1_000
+
+# A call that takes so many times as long as the longest of the latest answers is not waited for.
+# One slow card among twenty is one of those.
+UNUSUAL_TIMES = 4
+UNUSUAL_ANSWERS_MIN = 10
 
 _STATE_NUMBERS: Final = {CLOSED: 0, "half_open": 1, OPEN: 2}
 
@@ -125,6 +131,11 @@ class Protection:
             if waited_ms > self._place_wait_ms_max:
                 return self._refused(g, kind, THROTTLED, None)
             return Hold()
+        if not g.window.has_room(g.in_flight):
+            # It is just back, or slow: all who waited for it would send it away again.
+            if waited_ms > self._place_wait_ms_max:
+                return self._refused(g, kind, THROTTLED, None)
+            return Hold()
         if g.bucket is not None:
             token_ms = g.bucket.next_in_ms(now_ms)
             if token_ms > 0:
@@ -146,7 +157,9 @@ class Protection:
 
         The first time it is found open for longer than its gateway should take, that is trouble;
         sooner, if a gateway that is usually quick has answered nobody meanwhile. Where others would
-        wait for it they do no longer, and for no other call of a gateway that answers nobody.
+        wait for it they do no longer, and for no other call of a gateway that answers nobody; nor
+        for one that takes several times as long as any of the latest answers, though others may
+        come: where each tenth call hangs there is always one of them in the way.
         """
         now_ms = self._now_ms()
         g = self._of(permit.gateway, now_ms)
@@ -158,7 +171,9 @@ class Protection:
             return open_ms >= HOLD_MS
         if not self._several:
             return False
-        return permit.told or (g.is_suspected(permit) and open_ms >= SUSPECTED_HOLD_MS)
+        if permit.told or open_ms >= g.unusual_ms():
+            return True
+        return g.is_suspected(permit) and open_ms >= SUSPECTED_HOLD_MS
 
     def ended(self, permit: Permit, answer: GatewayAnswer) -> None:
         """The call has really ended, parked or not."""
@@ -171,6 +186,7 @@ class Protection:
         well = verdict(answer.outcome, answer.code)
         if well:
             g.answered(permit, now_ms)
+            g.window.answered(now_ms - permit.began_ms)
         if not permit.told:
             # Whoever waits behind it has waited as long, whatever has ended it.
             long = now_ms - permit.began_ms >= SUSPECTED_HOLD_MS
@@ -190,8 +206,15 @@ class Protection:
     ) -> None:
         permit.told = True
         g.moves_hang |= hangs and not permit.inquiry
+        was_open = g.breaker.state(now_ms) != CLOSED
         g.breaker.end(permit.turn, well, now_ms, hangs=hangs)
-        self._show(permit.gateway, g, g.breaker.state(now_ms))
+        state = g.breaker.state(now_ms)
+        if was_open and state == CLOSED:
+            rule = g.profile.breaker
+            g.window = ReturnWindow(2 * rule.probes, self._in_flight_max, rule.slow_ms)
+        elif well is False:
+            g.window.troubled(permit.began_ms, now_ms)
+        self._show(permit.gateway, g, state)
 
     def _show(self, name: str, g: _Gateway, state: str) -> None:
         if state == g.shown:
@@ -241,6 +264,7 @@ class _Gateway:
     def __init__(self, profile: GatewayProfile, now_ms: float) -> None:
         self.profile = profile
         self.breaker = Breaker(profile.breaker)
+        self.window = ReturnWindow.wide_open()
         self.bucket: TokenBucket | None = None
         self.in_flight = 0
         # Of those the ones that hang.
@@ -275,6 +299,12 @@ class _Gateway:
         if permit.probe or not quick or silent_ms < rule.silent_ms:
             return rule.slow_ms
         return min(rule.slow_ms, rule.silent_ms)
+
+    def unusual_ms(self) -> float:
+        """From when on a call is not one of its usual ones; never with few answers to go by."""
+        if len(self.took_ms) < UNUSUAL_ANSWERS_MIN:
+            return float("inf")
+        return max(SUSPECTED_HOLD_MS, UNUSUAL_TIMES * max(self.took_ms))
 
     def is_silent_since(self, permit: Permit) -> bool:
         """Whether no call of its kind has been answered since it began."""

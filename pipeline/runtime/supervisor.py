@@ -41,6 +41,8 @@ RESTART_PAUSE_S_MAX = 10.0
 STEADY_S = 30.0
 # A worker drains in at most 30 s and may be within a transaction of 10 s when it is asked to.
 STOP_TIMEOUT_S = 45.0
+# Names the folders of metrics in the system's temporary folder; the supervisor's pid follows.
+METRICS_PREFIX = "paystream-metrics-"
 # For a worker that hangs to write where it stands.
 STACKS_S = 1.0
 
@@ -79,7 +81,7 @@ class Supervisor:
         self._module = module
         self._slots = [_Slot(spec) for spec in specs]
         self._own_dir = metrics_dir is None
-        self.metrics_dir = metrics_dir or Path(tempfile.mkdtemp(prefix="paystream-metrics-"))
+        self.metrics_dir = metrics_dir or _own_metrics_dir()
         self.stopping = False
 
     def start(self) -> None:
@@ -202,6 +204,25 @@ class Supervisor:
             "%s ended with code %d; started again in %.1f s", slot.spec.name, code, slot.pause_s
         )
         slot.pause_s = min(self._restart_pause_s_max, slot.pause_s * 2)
+
+
+def _own_metrics_dir() -> Path:
+    """A new folder for the workers' metrics. Those of supervisors that were killed are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{METRICS_PREFIX}*"):
+        pid = left.name.removeprefix(METRICS_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not _runs(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{METRICS_PREFIX}{os.getpid()}-"))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager

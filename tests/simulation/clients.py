@@ -216,7 +216,7 @@ class SimConsumer:
     def assign(self, partitions: Iterable[TopicPartition]) -> None:
         self._alive()
         wanted = {self._cluster.partition(tp.topic, tp.partition): tp.offset for tp in partitions}
-        for partition in set(self._positions) - set(wanted):
+        for partition in [each for each in self._positions if each not in wanted]:
             self._drop(partition)
         for partition, offset in wanted.items():
             self._take(partition, offset)

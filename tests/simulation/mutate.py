@@ -237,11 +237,4 @@ def hints_of(text: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    if os.environ.get("PYTHONHASHSEED") != "0":
-        # A seed is a run only where sets of names have one order; see ``__main__``.
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "tests.simulation.mutate", *sys.argv[1:]],
-            {**os.environ, "PYTHONHASHSEED": "0"},
-        )
     sys.exit(main())

@@ -77,6 +77,30 @@ def test_a_dead_gateway_is_left_alone_and_the_other_is_not() -> None:
     permitted(protection)
 
 
+def test_all_who_waited_for_a_gateway_do_not_send_it_away_again() -> None:
+    """Back from an outage it does twenty calls a second, and hundreds wait: it gets as many at once
+    as it answers in time. All of them would each take longer than a call in trouble."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a"), B, clock=clock)
+    for _ in range(BreakerRule().calls_min):
+        protection.ended(permitted(protection), DEAD)
+    queue: list[Permit] = []
+    answered, shut = 0, 0
+    for step in range(4_000):
+        clock.ms = 2_000 + 50 * step
+        while isinstance(said := protection.ask("a", "charge", 0), Permit):
+            queue.append(said)
+        shut += isinstance(said, GatewayAnswer) and said.retry_after_ms is not None
+        for permit in queue:
+            protection.is_slow(permit, clock.ms - permit.began_ms)
+        if queue:
+            protection.ended(queue.pop(0), WELL)
+            answered += 1
+    assert shut == 0, "steps at which its breaker was open again"
+    assert answered == 4_000, "all that it could do in these 200 seconds"
+    assert 20 < len(queue) <= 60, "as many as it answers within half of what is trouble"
+
+
 def test_retry_after_is_obeyed_to_its_end() -> None:
     """No call before it; a short rest is waited for, a long one is answered at once."""
     clock = Clock()
@@ -321,6 +345,27 @@ def test_a_probe_is_not_waited_for_though_its_breaker_was_made_anew() -> None:
     probe = permitted(protection)
     protection.configure([GatewayProfile(name="a", breaker=PATIENT), B])
     assert protection.is_slow(probe, HOLD_MS)
+
+
+def test_a_call_that_takes_far_longer_than_all_others_holds_nobody_up() -> None:
+    """Where each tenth call hangs, nothing is silent and no breaker opens, and there is always one
+    of them in front of the others of its partition."""
+    clock = Clock()
+    both, alone = gate(A, B, clock=clock), gate(A, clock=clock)
+    profile = GatewayProfile(name="c")
+    both.configure([profile, B])
+    alone.configure([profile])
+    for protection in (both, alone):
+        first = permitted(protection, "c")
+        assert not protection.is_slow(first, 2_000), "nothing to go by yet"
+        for took_ms in [100] * 19 + [300]:
+            began_ms = clock.ms
+            permit = permitted(protection, "c")
+            clock.ms = began_ms + took_ms
+            protection.ended(permit, WELL)
+    assert not both.is_slow(permitted(both, "c"), 1_199)
+    assert both.is_slow(permitted(both, "c"), 1_200)
+    assert not alone.is_slow(permitted(alone, "c"), 1_200), "there is nobody to hold up"
 
 
 def test_nobody_waits_for_the_place_of_a_call_that_hangs() -> None:

@@ -107,6 +107,31 @@ def test_what_is_held_back_by_us_is_not_asked_about_for_having_been_read_before(
     assert outcome(one, 5, held) == "not_sent"
 
 
+def test_it_is_told_which_requests_somebody_may_have_sent_before() -> None:
+    """Not sent by this call, or no longer by anybody: a payment that fails for that must not fail
+    on its gateway's silence if a worker before may have charged it."""
+    one = stage(idempotent=True)
+    decode = CODEC.decoder("gateway-result")
+    late = NOW + 10 * CHARGE.send_within_ms
+
+    def flags(offset: int, code: str, now_ms: int = NOW) -> tuple[str, str, int]:
+        planned = one.plan(record(offset), now_ms)
+        if isinstance(planned, Call):
+            held = GatewayAnswer(outcome="not_sent", code=code)
+            planned = [
+                one.result(
+                    planned.token, planned.request, held, NOW, read_before=planned.read_before
+                )
+            ]
+        said = decode(planned[0][3] or b"")
+        return str(said["outcome"]), str(said["code"]), int(said["earlier_reads"])
+
+    assert flags(5, "breaker_open") == ("not_sent", "breaker_open", 0)
+    assert flags(5, "breaker_open") == ("not_sent", "breaker_open", 1)
+    assert flags(6, "", late) == ("not_sent", "send_before_passed", 0)
+    assert flags(6, "", late) == ("not_sent", "send_before_passed", 1)
+
+
 @pytest.mark.parametrize("kind", ["charge", "authorize", "capture", "void", "refund", "inquire"])
 def test_each_kind_of_request_reaches_its_own_method(kind: str) -> None:
     """A refund is never sent as a charge."""

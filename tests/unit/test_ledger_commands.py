@@ -195,6 +195,11 @@ def test_reading_makes_and_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no ledger"):
         run((f"sqlite:///{nowhere}", None), "balances")  # type: ignore[arg-type]
     assert not nowhere.exists()
+    with pytest.raises(UserError, match="there is no ledger"):
+        run((f"sqlite:///{nowhere}", None), "migrate")  # type: ignore[arg-type]
+    assert not nowhere.exists()
+    assert run((f"sqlite:///{nowhere}", None), "migrate", "--create").exit_code == 0  # type: ignore[arg-type]
+    assert nowhere.exists()
     old = f"sqlite:///{tmp_path / 'old.db'}"
     made_by(old, "0001")
     with pytest.raises(UserError, match="paystream ledger migrate"):

@@ -16,6 +16,7 @@ from tests.unit.test_processors_stories import (
     NOW,
     ORDER,
     POLICY,
+    SECOND,
     SUCCEEDED,
     TIMED_OUT,
     TWO_GATEWAYS,
@@ -102,6 +103,34 @@ def test_overload_fails_nobody_when_the_first_gateway_cannot_even_be_asked() -> 
     payment = the_payment(flow)
     assert payment.status == "processing"
     assert len(payment.attempts) == 1
+
+
+def test_a_retry_after_and_then_silence_fail_nobody() -> None:
+    """The question's own code takes the place of the Retry-After's, and is no reason to give up."""
+    flow = started(TWO_GATEWAYS)
+    limited = GatewayAnswer(outcome="not_sent", code="rate_limited", retry_after_ms=80 * SECOND)
+    held_back(flow, 1, limited)
+    flow.answer(limited)
+    for _ in range(2 * TWO_GATEWAYS.proof_inquiry_max):
+        next_question(flow)
+        flow.answer(TIMED_OUT)
+    assert the_payment(flow).status == "processing"
+    next_question(flow)
+    flow.answer(SUCCEEDED)
+    assert the_payment(flow).status == "captured"
+
+
+def test_what_was_lost_is_sent_again_where_questions_were_forbidden_before() -> None:
+    """They held no charge back: it need not wait for the proof that another gateway would need."""
+    flow = started(replace(TWO_GATEWAYS, send_within_ms=HOUR_MS))
+    flow.answer(TIMED_OUT)
+    for _ in range(2 * TWO_GATEWAYS.overload_max):
+        wait(flow)
+        flow.answer(GatewayAnswer(outcome="unknown", code="breaker_open"))
+    wait(flow)
+    flow.answer(NOT_FOUND)
+    assert flow.requests()[-1].kind == "charge"
+    assert flow.requests()[-1].gateway == "simulator"
 
 
 def test_where_the_others_are_down_an_overloaded_gateway_keeps_its_payments() -> None:

@@ -250,6 +250,30 @@ def test_a_gateway_that_cannot_even_be_asked() -> None:
     assert (payment.reason, payment.attempts[-1].code) == ("gateway_unavailable", "timeout")
 
 
+def test_silence_is_no_proof_of_what_a_dead_worker_may_have_sent() -> None:
+    """A request that is read again and not sent this time may have been charged by the worker that
+    died with its call open: it is sent again under its key, and silence ends with a person."""
+    flow = started()
+    request = flow.open_requests.pop(0)[1]
+    flow.result(result_for(request, outcome="not_sent", code="breaker_open", earlier_reads=1))
+    assert the_payment(flow).status == "processing"
+    flow.run(lambda request: NOT_SENT if request.kind == "charge" else TIMED_OUT)
+    assert story(flow)[-1] == "inquiry_exhausted"
+    payment = the_payment(flow)
+    assert payment.status == "outcome_unknown"
+    assert [r.idempotency_key for r in flow.requests()] == [request.idempotency_key] * len(
+        flow.requests()
+    )
+
+    well = started()
+    request = well.open_requests.pop(0)[1]
+    well.result(result_for(request, outcome="not_sent", code="breaker_open", earlier_reads=1))
+    wait(well)
+    well.answer(SUCCEEDED)
+    assert story(well)[-1] == "captured"
+    assert the_payment(well).attempts[0].uncertain_since_ms == 0
+
+
 def test_a_gateway_that_cannot_be_asked_keeps_the_other_one_out() -> None:
     """Without proof no other gateway is tried: a failure can be repaired, a double charge not."""
     flow = started(TWO_GATEWAYS)

@@ -299,6 +299,29 @@ def test_of_what_was_captured_beyond_a_hold_the_rest_goes_back_as_well() -> None
     assert {each.name for each in judged_flow(story.flow, None)} == {"amounts_out_of_order"}
 
 
+@pytest.mark.parametrize("state", ["won", "pre_arbitration"])
+def test_what_a_bank_returns_while_the_rest_is_on_its_way_goes_back_as_well(state: str) -> None:
+    """A refund of 300 was sent since the bank had 200 for good, and has these no longer when it is
+    made: kept by nobody, once no bank may keep them."""
+    story = Story()
+    story.command("cancel")
+    story.dispute("lost", amount_minor=200, event_sequence=1)
+    story.flow.answer(yes)
+    while not story.flow.open_requests:
+        story.flow.advance(min(story.flow.tiers)[0] - story.flow.now_ms)
+    assert [request.amount_minor for _, request in story.flow.open_requests] == [300]
+    story.dispute(state, amount_minor=200, event_sequence=2)
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 300)
+    if state != "won":
+        assert story.events[-1] == "reversal_held"
+        story.dispute("won", amount_minor=200, event_sequence=3)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 500)
+    assert sum(amount for _, amount in story.settled) == 0
+    assert judged_flow(story.flow, None) == []
+
+
 def test_a_rest_that_is_owed_again_and_refused_is_told_and_named() -> None:
     """A person orders it like any other."""
     story = Story()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import defaultdict
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from tests.simulation.auditor import Auditor
 from tests.simulation.gateway import Movement
 from tests.simulation.log import Cluster, Intent
-from tests.simulation.mutate import missing_texts
+from tests.simulation.mutate import TOP, missing_texts
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.plan import FAULTS_MIN, ORDERS_MIN, Plan, draw
 from tests.simulation.run import Result, run_plan
@@ -34,6 +37,34 @@ def test_a_seed_replays_exactly() -> None:
     first, second = run_plan(plan, traced=True), run_plan(plan, traced=True)
     assert first.trace == second.trace
     assert first.steps == second.steps
+
+
+_REPLAY = """
+from hashlib import sha256
+from tests.simulation.plan import draw
+from tests.simulation.run import run_plan
+plan = draw(1005)
+run = run_plan(plan.only(plan.orders[:30], plan.faults), traced=True)
+assert len(run.trace) > 20
+print(run.steps, run.checks, run.simulated_s, sha256(repr(run.trace).encode()).hexdigest())
+"""
+
+
+def test_a_seed_replays_exactly_in_another_process() -> None:
+    """Whatever order a process gives to the names and objects of a set."""
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", _REPLAY],
+            cwd=TOP,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for hash_seed in ("1", "2")
+    ]
+    first, second = (run.communicate()[0] for run in runs)
+    assert first
+    assert first == second
 
 
 def test_every_defence_that_is_taken_out_in_turn_is_where_it_was() -> None:

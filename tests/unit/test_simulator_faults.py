@@ -162,6 +162,14 @@ def test_a_plan_that_cannot_be_meant_is_refused_by_name(raw: bytes, says: str) -
         FaultPlan.from_json(raw, where="The file x")
 
 
+def test_a_plan_without_a_fault_is_not_taken_for_one(tmp_path: Path) -> None:
+    """An empty object in a file is a mistake, not faults: none has its own word."""
+    empty = tmp_path / "plan.json"
+    empty.write_text("{}")
+    with pytest.raises(UserError, match="names no fault"):
+        FaultPlan.named(str(empty))
+
+
 def test_a_missing_plan_file_says_what_to_do() -> None:
     """A path that cannot be read gets a sentence that names the choices."""
     with pytest.raises(UserError, match="default, none, or the path"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.runtime import supervisor as module
-from pipeline.runtime.supervisor import Supervisor
+from pipeline.runtime.supervisor import METRICS_PREFIX, Supervisor
 from pipeline.runtime.worker_spec import EXIT_USER_ERROR, WorkerSpec
 from tests.leaving_worker import STAYS_WHILE
 from tests.support.waiting import wait_until
@@ -54,3 +58,21 @@ def test_a_worker_that_has_run_is_started_again_for_as_long_as_it_takes(
         monkeypatch.setattr(module, "STEADY_S", 3_600.0)
         wait_until(lambda: len(exits(supervisor)) >= EXITS, 60, "it ends again and again")
         assert set(supervisor.exits["payments-0"]) == {EXIT_USER_ERROR}
+
+
+def test_what_a_killed_supervisor_left_behind_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder of metrics names it; one whose supervisor runs stays."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f"{METRICS_PREFIX}{ended.pid}-abc"
+    running = tmp_path / f"{METRICS_PREFIX}{os.getppid()}-abc"
+    for folder in (left, running):
+        folder.mkdir()
+    with Supervisor([]) as supervisor:
+        assert supervisor.metrics_dir.is_dir()
+        assert not left.exists()
+        assert running.exists()
+    assert not supervisor.metrics_dir.exists()

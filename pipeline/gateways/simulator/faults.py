@@ -204,7 +204,10 @@ class FaultPlan:
                 f"Fault plan {name!r} cannot be read ({error.strerror}); "
                 "say default, none, or the path of a JSON file."
             ) from error
-        return cls.from_json(raw, where=f"The file {name}")
+        plan = cls.from_json(raw, where=f"The file {name}")
+        if not msgspec.json.decode(raw):
+            raise UserError(f"The file {name} names no fault at all; for none of them say none.")
+        return plan
 
     def to_json(self) -> bytes:
         """The JSON form that ``from_json`` reads back."""

@@ -1,0 +1,68 @@
+"""A gateway that is back after an outage gets as much as it can do, and not all at once."""
+
+from __future__ import annotations
+
+from pipeline.domain.return_window import ReturnWindow
+
+SLOW_MS = 5_000
+
+
+def room(window: ReturnWindow) -> int:
+    """How many calls may be open."""
+    return next(n for n in range(10_000) if not window.has_room(n))
+
+
+def test_it_doubles_each_round_until_there_is_no_limit() -> None:
+    """Six, twelve, twenty-four: a gateway that is well again has everything within seconds."""
+    window = ReturnWindow(6, 100, SLOW_MS)
+    rounds = []
+    for _ in range(4):
+        rounds.append(room(window))
+        for _ in range(rounds[-1]):
+            window.answered(200)
+    assert rounds == [6, 12, 24, 48]
+    for _ in range(4):
+        window.answered(200)
+    assert window.has_room(1_000_000)
+
+
+def test_a_gateway_that_was_not_away_has_no_limit() -> None:
+    window = ReturnWindow.wide_open()
+    assert window.has_room(1_000_000)
+    window.troubled(0, 10)
+    assert window.has_room(1_000_000)
+
+
+def test_one_that_gets_slow_gets_no_more_and_then_less() -> None:
+    """Answers that take half of what is trouble are a queue at the gateway, not its pace."""
+    window = ReturnWindow(6, 100, SLOW_MS)
+    for _ in range(4):
+        window.answered(200)
+    window.answered(1_251)
+    assert room(window) == 10
+    window.answered(2_501)
+    assert room(window) == 9
+    for _ in range(9):
+        window.answered(2_501)
+    assert room(window) == 6, "never less than it began with"
+
+
+def test_one_that_always_takes_long_is_let_in_all_the_same() -> None:
+    """Three seconds alone, three seconds among many: it is no slower for having more."""
+    window = ReturnWindow(6, 100, SLOW_MS)
+    for _ in range(94):
+        window.answered(3_000)
+    assert window.has_room(1_000_000)
+
+
+def test_trouble_halves_it_once_for_a_crowd_and_never_below_the_least() -> None:
+    """Calls that began before the last halving say nothing of what came of it."""
+    window = ReturnWindow(6, 100, SLOW_MS)
+    for _ in range(34):
+        window.answered(200)
+    for began_ms in range(10):
+        window.troubled(began_ms, 5_000 + began_ms)
+    assert room(window) == 20
+    for now_ms in (20_000, 30_000, 40_000):
+        window.troubled(now_ms - 1, now_ms)
+    assert room(window) == 6
