@@ -93,6 +93,10 @@ _CODES: Final = """\
 gateway says by Retry-After: both are of the worker that met them
 ([what that means](routing.md#what-workers-do-not-share)).
 
+Retry-After is read in seconds and as a date, which counts from the answer's own `Date`; more than an hour is
+taken for an hour. After a 429 nobody calls before it ends; after a 503, which says nothing of what became of
+the request, that payment is asked about no sooner (within a minute) and the breaker decides about others.
+
 ## Codes
 
 Each code of a gateway has one standard code, and each standard code asks for one action. A decline
