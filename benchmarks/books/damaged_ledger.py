@@ -335,9 +335,10 @@ def _offset_back(books: Books, draw: random.Random) -> tuple[str, dict[str, tupl
              last, SETTLEMENTS, partition)  # fmt: skip
     place = f"{SETTLEMENTS}[{partition}]"
     return place, {
-        LEDGER_VERIFY: (("entry_beyond_offset", f"{place}@{last}"),),
+        LEDGER_VERIFY: (("entry_beyond_offset", f"{place}@{last}"),
+                        ("offset_changed", f"consumer_offsets {place}")),
         VERIFY: (("journal_entry_beyond_offset", entry_id),),
-    }
+    }  # fmt: skip
 
 
 def _offset_on(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[Found, ...]]]:
@@ -352,7 +353,10 @@ def _offset_on(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[
     books.do("UPDATE consumer_offsets SET next_offset = next_offset + 1000000 WHERE topic = ? "
              "AND partition = ?", SETTLEMENTS, partition)  # fmt: skip
     place = f"{SETTLEMENTS}[{partition}]"
-    return place, {VERIFY: (("consumer_offset_beyond_end", place),)}
+    return place, {
+        LEDGER_VERIFY: (("offset_changed", f"consumer_offsets {place}"),),
+        VERIFY: (("consumer_offset_beyond_end", place),),
+    }
 
 
 def _decision(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[Found, ...]]]:
