@@ -25,6 +25,7 @@ from msgspec import Struct
 from pipeline.audit.cut import Cut, RolePartition, judged_roles, layers
 from pipeline.audit.unavailable import AuditUnavailable
 from topics.catalogue import Catalogue
+from topics.record_headers import Headers, record_headers
 
 # A topic's name and a partition.
 Place = tuple[str, int]
@@ -69,7 +70,7 @@ class LogRecord(Struct, frozen=True, gc=False):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: Headers = ()
 
 
 class LogCopy:
@@ -162,10 +163,16 @@ class LogCopy:
             role, partition, offset = roles[message.topic()], message.partition(), message.offset()
             at_ms = message.timestamp()[1]
             first_at_ms.setdefault((role, partition), at_ms)
-            headers = tuple(message.headers() or ())
             take(
                 role,
-                LogRecord(partition, offset, at_ms, message.key(), message.value(), headers),
+                LogRecord(
+                    partition,
+                    offset,
+                    at_ms,
+                    message.key(),
+                    message.value(),
+                    record_headers(message),
+                ),
             )
 
         name = self._catalogue.name
