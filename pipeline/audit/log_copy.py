@@ -248,6 +248,8 @@ class _Client:
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
+                # The bound of what zstd unfolds to: what a worker reads is to be judged.
+                "receive.message.max.bytes": 256 * 1024 * 1024,
                 "fetch.wait.max.ms": 50,
                 # Of the one queue, so the bound of what the client holds ahead of the reader.
                 "queued.max.messages.kbytes": 64 * 1024,
@@ -391,6 +393,12 @@ class _Client:
                         at_stable_end.add(place)
                     elif error.code() in _GONE or error.retriable():
                         continue
+                    elif error.code() == KafkaError._BAD_COMPRESSION:
+                        raise AuditUnavailable(
+                            f"The record at {place[0]}[{place[1]}]@{message.offset()} cannot be "
+                            "decompressed, so what follows it cannot be judged; "
+                            "see docs/operations.md."
+                        )
                     else:
                         raise self._away(KafkaException(error))
                     reached[place] = min(max(reached[place], position), spans[place][1])

@@ -15,7 +15,7 @@ ZSTD = 4
 
 def record_bytes(key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
     """The one record of a batch."""
-    record = bytes((0, 0, 0)) + _sized(key) + _sized(value) + _varint(len(headers))
+    record = bytes((0, 0, 0)) + _sized(key) + _sized(value) + varint(len(headers))
     record += b"".join(_sized(name) + _sized(text) for name, text in headers)
     return _sized(record)
 
@@ -42,10 +42,10 @@ def produce_raw(bootstrap: str, topic: str, records: bytes, codec: int = 0) -> N
 
 
 def _sized(data: bytes) -> bytes:
-    return _varint(len(data)) + data
+    return varint(len(data)) + data
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
     """Of a number that is not negative."""
     number, out = number << 1, b""
     while number >= 0x80:
