@@ -110,9 +110,9 @@ class Reconciler:
     def import_statement(self, statement: BankStatement, actor: str) -> bool:
         """Decide, publish and book a bank statement; whether it is new."""
         self._log.publish(self._engine)
-        event = decide_statement(self._engine, statement, actor, self._now_ms())
+        events = decide_statement(self._engine, statement, actor, self._now_ms())
         self._log.publish(self._engine)
-        return event is not None
+        return bool(events)
 
     def take_in(self) -> int:
         """Take in what the clearings topic holds now; how many rows were new."""
@@ -177,8 +177,7 @@ class Reconciler:
         with self._engine.begin() as connection:
             follow(connection)
         done = self._look(as_of, now_ms)
-        today = datetime.fromtimestamp(now_ms / 1000, UTC).date()
-        decide_releases(self._engine, (as_of or today).isoformat(), now_ms)
+        decide_releases(self._engine, now_ms)
         self._on_step("decided")
         entries = self._log.publish(self._engine)
         self._on_step("booked")

@@ -33,8 +33,9 @@ SMALL: Final = 2**31
 _MISFITS: Final = (TypeError, ValueError, KeyError, AttributeError, OverflowError)
 
 
+@cache
 def default_codec() -> Codec:
-    """The codec over the committed lock file; UserError when the lock is stale."""
+    """The codec over the committed lock file, made once; UserError when the lock is stale."""
     return Codec(locked_ids())
 
 
@@ -61,7 +62,7 @@ class Codec:
         """
         header = wire_header(self._ids.current_id(name))
         if not checked:
-            return _unchecked(name, compile_writer(read_schema(name), header))
+            return _unchecked(name, _writer(name, header))
         schema = self._schemas[name]
         write = fastavro.schemaless_writer
         small, nested = _small_numbers_of(name)
@@ -160,6 +161,11 @@ class Codec:
             raise DecodeError("wrong_schema", f"id {schema_id}: {error}") from None
 
 
+@cache
+def _writer(name: str, header: bytes) -> Writer:
+    return compile_writer(read_schema(name), header)
+
+
 def _unchecked(name: str, write: Writer) -> Encoder:
     def encode(record: Record) -> bytes:
         try:
@@ -172,12 +178,22 @@ def _unchecked(name: str, write: Writer) -> Encoder:
 
 def _where(name: str, record: Record) -> str:
     """The first field that does not fit, by writing each alone; of the record if none is alone."""
-    for field in read_schema(name)["fields"]:
+    for field, write in _field_writers(name):
         try:
-            compile_writer({"name": name, "fields": [field]})(record)
+            write(record)
         except _MISFITS:
-            return f".{field['name']}"
+            return f".{field}"
     return ""
+
+
+@cache
+def _field_writers(name: str) -> tuple[tuple[str, Writer], ...]:
+    """Made at the first misfit of a schema: most processes meet none, and a flood of them is no
+    reason to compile each field again for each."""
+    return tuple(
+        (field["name"], compile_writer({"name": name, "fields": [field]}))
+        for field in read_schema(name)["fields"]
+    )
 
 
 # What a value of our schemas is in Python: they hold no float, and no money is one.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -74,6 +75,19 @@ def own_postgres_url(postgres_url: str) -> str:
     return new_database(handle, f"t{uuid.uuid4().hex[:12]}")
 
 
+@pytest.fixture(scope="session")
+def new_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a new ledger, for tests to copy: making its tables and guards takes longer than
+    most of them."""
+    from pipeline.ledger.database import open_ledger
+
+    path = tmp_path_factory.mktemp("books") / "new.db"
+    open_ledger(f"sqlite:///{path}").dispose()
+    # All of it is in the file, and nothing in a log beside it.
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    return path
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kafka",
@@ -94,6 +108,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.support.examples import register_profiles
 
         register_profiles()
+    # Whatever the shell says, what is compiled is kept, as in the Makefile: otherwise every process
+    # that a test starts would compile the program, and pytest rewrite each of its modules, again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if is_worker():
         return
     os.environ[MARK] = uuid.uuid4().hex

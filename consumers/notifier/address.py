@@ -23,6 +23,11 @@ _CARRIERS: Final = tuple(
         ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")
     )
 )
+# Interface identifiers of ISATAP (RFC 5214): an IPv4 address follows them, in any network.
+_ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
+# Reserved since the standard library's tables were made, or called global by them: site-local
+# (RFC 3879), documentation (RFC 9637), relays of 6to4 (RFC 7526).
+_RESERVED: Final = tuple(map(ipaddress.ip_network, ("fec0::/10", "3fff::/20", "192.88.99.0/24")))
 # What stands in the text of a refused connection, which the client wraps in errors of its own.
 _REFUSED: Final = "not a public address"
 
@@ -44,6 +49,10 @@ def is_public(address: str) -> bool:
             return is_public(str(ip.ipv4_mapped))
         if any(ip in network for network in _CARRIERS):
             return False
+        if int(ip) >> 32 & 0xFFFF_FFFF in _ISATAP:
+            return False
+    if any(ip in network for network in _RESERVED):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 

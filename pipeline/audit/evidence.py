@@ -781,7 +781,9 @@ class Evidence:
     def _redriven(self, role: str, record: LogRecord) -> None:
         source = next((v for name, v in record.headers if name == "redrive.offset"), None)
         # Whoever writes inputs could write this header: only a later record stands for an earlier.
-        if source is None or not source.isdigit() or int(source) >= record.offset:
+        if source is None or not (source.isascii() and source.isdigit()):
+            return
+        if int(source) >= record.offset:
             return
         self.redriven.append(
             RedrivenInput(role, record.partition, record.offset, record.key, int(source))

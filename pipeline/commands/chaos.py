@@ -146,7 +146,7 @@ def run_command(
     """Kill, freeze and restart everything under load, then judge what is left.
 
     Starts a Kafka of three brokers (three copies, of which two must agree), PostgreSQL, three
-    simulated gateways with their usual faults (one of them knows no idempotency keys), and two
+    simulated gateways with faults of their own (one of them knows no idempotency keys), and two
     nodes of workers; publishes orders and refunds. Faults are drawn from the seed: workers,
     brokers, gateways and the database are killed and frozen, nodes come and go, workers get twins,
     ends of transactions arrive late or twice. Then everything is healed, the flow comes to rest,

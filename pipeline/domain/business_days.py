@@ -19,7 +19,7 @@ from msgspec import Struct
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
-_CUT_OFF: Final = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
+_CUT_OFF: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
 _CALENDAR: Final = re.compile(r"([A-Z]{2,4})(?:-([A-Z0-9]{1,4}))?")
 _SATURDAY: Final = 5
 

@@ -22,6 +22,9 @@ from msgspec.structs import fields
 DIGITS_MIN = 13
 DIGITS_MAX = 19
 
+# So far a card number reaches with its separators, and a digit more for its neighbour.
+_REACH: Final = 2 * DIGITS_MAX
+
 _KEPT_FIRST = 6
 _KEPT_LAST = 4
 
@@ -153,6 +156,13 @@ def mask_card_number_text(text: str) -> str:
     data = text.encode("utf-8", "surrogatepass")
     masked = mask_card_numbers(data)
     return text if masked is data else masked.decode("utf-8", "surrogatepass")
+
+
+def mask_card_number_start(text: str, length_max: int) -> str:
+    """The first characters of the same, masked before they are cut: of most of a card number the
+    check digit tells the rest. Only what may belong to the first characters is looked at."""
+    seen = text if is_card_number(text) else text[: length_max + _REACH]
+    return mask_card_number_text(seen)[:length_max]
 
 
 def is_card_number(text: str) -> bool:

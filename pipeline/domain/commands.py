@@ -25,12 +25,13 @@ from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
     AUTHORIZE,
     AUTHORIZED,
-    BUSY_STATES,
     CAPTURE,
     CAPTURED,
     CONTRADICTED,
     FAILED,
+    INQUIRING,
     INQUIRY_EXHAUSTED,
+    INQUIRY_WAITING,
     MAIN_KINDS,
     REFUND,
     RISK_REVIEW,
@@ -497,7 +498,7 @@ def unknown_attempts(payment: Payment) -> tuple[Attempt, ...]:
         each
         for each in payment.attempts
         if each.state in (INQUIRY_EXHAUSTED, CONTRADICTED)
-        or (is_uncertain(payment, each) and each.state in BUSY_STATES)
+        or (is_uncertain(payment, each) and each.state in (INQUIRY_WAITING, INQUIRING))
     )
 
 

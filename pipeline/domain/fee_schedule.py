@@ -28,7 +28,7 @@ DISPUTES_HELD: Final = "held"
 DISPUTES_MERCHANT: Final = "merchant"
 
 MILLION: Final = 1_000_000
-_PERCENT: Final = re.compile(r"(\d{1,3})(?:\.(\d{1,4}))?")
+_PERCENT: Final = re.compile(r"([0-9]{1,3})(?:\.([0-9]{1,4}))?")
 # Larger than any fee, small enough that no sum of them leaves 64 bits.
 _MINOR_MAX: Final = 10**12
 

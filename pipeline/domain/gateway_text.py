@@ -12,7 +12,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from pipeline.domain.answer import SUCCEEDED, UNKNOWN
-from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.card_numbers import mask_card_number_start
 from pipeline.domain.model import GatewayNotification, GatewayResult
 
 # Texts, and ids, as the books take them.
@@ -29,7 +29,7 @@ REFERENCE_TOO_LONG: Final = "reference_too_long"
 
 def kept_text(text: str) -> str:
     """As much of a gateway's text as a record keeps, whether it answered or told by itself."""
-    return mask_card_number_text(text[:GATEWAY_TEXT_LENGTH_MAX])
+    return mask_card_number_start(text, GATEWAY_TEXT_LENGTH_MAX)
 
 
 def kept_result(result: GatewayResult) -> GatewayResult:

@@ -29,7 +29,7 @@ ROLLING: Final = "rolling"
 FIXED: Final = "fixed"
 ADVANCE_OFF: Final = "off"
 
-_PERCENT: Final = re.compile(r"(\d{1,2}|100)(?:\.(\d{1,4}))?")
+_PERCENT: Final = re.compile(r"([0-9]{1,2}|100)(?:\.([0-9]{1,4}))?")
 _MINOR_MAX: Final = 10**15 - 1
 # Longer than any card scheme lets a customer dispute a charge.
 _RESERVE_DAYS_MAX: Final = 720

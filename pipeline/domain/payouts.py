@@ -7,6 +7,7 @@ where money moves, the entry itself, so that the books need nothing else to be m
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from hashlib import sha1
 from typing import Any, Final
@@ -77,6 +78,13 @@ class SecondPersonNeeded(UserError):
             "approves it."
         )
         self.payout_id = payout.payout_id
+
+
+def same_person(one: str, other: str) -> bool:
+    """Whether two names are one person's: case, blanks and forms of a letter tell nobody apart."""
+    plain = (unicodedata.normalize("NFKC", name).casefold() for name in (one, other))
+    first, second = ("".join(name.split()) for name in plain)
+    return first == second or not (first and second)
 
 
 class Payout(Struct, frozen=True, kw_only=True):
@@ -264,7 +272,7 @@ def moving_body(payout: Payout, act: str, *, actor: str, day: str, **said: str) 
             f"payout {payout.payout_id} is {payout.state}, so it is not to {act}: "
             f"{'it may ' + ', '.join(acts) if acts else 'nothing follows'}."
         )
-    if act == APPROVE and actor == payout.created_by:
+    if act == APPROVE and same_person(actor, payout.created_by):
         raise SecondPersonNeeded(payout)
     postings = _moved_postings(payout, act)
     entry = _entry(KIND_OF[act], payout.merchant_id, day, postings) if postings else None

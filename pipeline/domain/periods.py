@@ -18,7 +18,7 @@ from msgspec import Struct
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
-_MONTH: Final = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+_MONTH: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 
 
 class Closing(Struct, frozen=True):

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from pipeline.domain.breaks import BY_HAND
 from pipeline.domain.clearing import BankLine, ClearedRow
+from pipeline.domain.invariant import invariant
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.posting import AMOUNT_MINOR_MAX
 from pipeline.errors import UserError
@@ -31,6 +32,9 @@ POSTING_KINDS: Final = (CLEARING, BANK_STATEMENT, RELEASE)
 # Rows in one decision: about 130 bytes each, so a record of 260 kB, within a topic's 1 MiB.
 ROWS_MAX: Final = 2_000
 LINES_MAX: Final = 2_000
+# What a bank writes in a line's text may take several bytes a character, so lines are counted by
+# their size as well; beside them in a record are some names.
+_LINES_BYTES_MAX: Final = 800_000
 
 
 class ClearingDecision(Struct, frozen=True):
@@ -38,12 +42,18 @@ class ClearingDecision(Struct, frozen=True):
     rows: tuple[ClearedRow, ...]
 
 
-class BankStatement(Struct, frozen=True):
-    """``file_id`` is the statement's own id; ``account`` is ours."""
+class BankStatement(Struct, frozen=True, omit_defaults=True):
+    """``file_id`` is the statement's own id; ``account`` is ours.
+
+    A part of one that is too large for one decision: its lines from the ``first`` one on, ``of`` so
+    many; 0 for a whole one.
+    """
 
     account: str
     file_id: str
     lines: tuple[BankLine, ...]
+    first: int = 1
+    of: int = 0
 
 
 class Release(Struct, frozen=True):
@@ -78,9 +88,30 @@ def release_of(event: LedgerEvent) -> Release:
     return msgspec.json.decode(event.body, type=Release)
 
 
+def statement_parts(statement: BankStatement) -> list[BankStatement]:
+    """The statement, or what is left of one, in parts that one decision holds each."""
+    parts: list[list[BankLine]] = [[]]
+    size = 0
+    for line in statement.lines:
+        bytes_of_line = len(_json(msgspec.to_builtins(line))) + 1
+        if len(parts[-1]) == LINES_MAX or size + bytes_of_line > _LINES_BYTES_MAX:
+            parts.append([])
+            size = 0
+        parts[-1].append(line)
+        size += bytes_of_line
+    if len(parts) == 1:
+        return [statement]
+    of = statement.of or len(statement.lines)
+    first = statement.first
+    made = []
+    for lines in parts:
+        made.append(BankStatement(statement.account, statement.file_id, tuple(lines), first, of))
+        first += len(lines)
+    return made
+
+
 def statement_body(statement: BankStatement) -> str:
-    if len(statement.lines) > LINES_MAX:
-        raise UserError(f"a bank statement has at most {LINES_MAX} lines here.")
+    invariant(len(statement.lines) <= LINES_MAX, "a decision holds one part of a statement")
     for line in statement.lines:
         if abs(line.amount_minor) > AMOUNT_MINOR_MAX:
             raise UserError(f"line {line.line_id} moves more than {AMOUNT_MINOR_MAX} minor units.")

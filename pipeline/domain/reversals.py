@@ -31,13 +31,13 @@ from pipeline.domain.payment import (
     ATTEMPTS_MAX,
     amount_of,
     find_attempt,
-    gateway_profile,
     is_reversal,
     is_unfinished,
     parent_of,
     refundable_minor,
 )
-from pipeline.domain.policy import Policy
+from pipeline.domain.policy import DAY_MS, Policy
+from pipeline.domain.routing import profile_of
 
 # Code of a reversal that waits for the end of a dispute, and why one is not sent again during it.
 DISPUTED: Final = "disputed"
@@ -64,6 +64,9 @@ CAME_BACK: Final = frozenset({FAILED_LATER, RETURNED})
 # Reversals in a row of which each ended without success; then a person has to look. One is declined
 # for a gateway's own trouble every hour, or proven unsent half a day after it began.
 REVERSALS_MAX: Final = 5
+
+# The longest that a card network lets a hold last: JCB's, a year. Most have 7 to 31 days.
+HOLD_MS_MAX: Final = 365 * DAY_MS
 
 
 def owed_minor(payment: Payment, reversal: Attempt) -> int:
@@ -100,11 +103,13 @@ def is_released(payment: Payment, hold: Attempt) -> bool:
 
 def hold_ends_ms(payment: Payment, void: Attempt, policy: Policy) -> int | None:
     """When the hold that a void is of is over at its gateway, whatever became of the void: counted
-    like that of an authorization that stands, from when it was known."""
+    like that of an authorization that stands, from when it was known. Of a gateway that the policy
+    does not have, nobody knows how long it keeps one."""
     hold = parent_of(payment, void)
     if hold is None or void.kind != VOID:
         return None
-    return hold.updated_at_ms + gateway_profile(policy, hold.gateway).authorization_ms
+    profile = profile_of(policy, hold.gateway)
+    return hold.updated_at_ms + (HOLD_MS_MAX if profile is None else profile.authorization_ms)
 
 
 def in_dispute(payment: Payment, reversal: Attempt) -> bool:

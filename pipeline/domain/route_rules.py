@@ -134,6 +134,11 @@ def _profiles(
 
 
 def _check_gateways(profiles: tuple[GatewayProfile, ...], problems: list[str]) -> None:
+    weights = {g.name: g.weight for g in profiles if g.weight is not None}
+    if weights and not sum(weights.values()):
+        problems.append(
+            f"gateways: nobody has a share, since the weight of {', '.join(sorted(weights))} is 0"
+        )
     for g in profiles:
         where = f"gateways.{g.name}"
         _check_limits(where, g, problems)

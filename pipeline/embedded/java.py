@@ -33,7 +33,7 @@ def find_java(major_min: int) -> Path:
 
 def java_major(version_text: str) -> int | None:
     """The major version out of ``java -version``'s text (``1.8.0_412`` is 8), else None."""
-    match = re.search(r'version "(\d+)(?:\.(\d+))?', version_text)
+    match = re.search(r'version "([0-9]+)(?:\.([0-9]+))?', version_text)
     if match is None:
         return None
     major = int(match[1])

@@ -25,6 +25,7 @@ _DEPTH_MAX: Final = 64
 _CAMT: Final = "urn:iso:std:iso:20022:tech:xsd:camt.053.001."
 _NOT_PROVIDED: Final = "NOTPROVIDED"
 _TEXT_LENGTH_MAX: Final = 140
+_ID_LENGTH_MAX: Final = 64
 
 Named = Callable[[str], str]
 
@@ -99,9 +100,14 @@ def parse(content: bytes) -> Element:
 def _statement(statement: Element, payer: Named, account: Named) -> BankStatement:
     file_id = _needed(statement, "Id")
     held_as = statement.findtext("Acct/Id/IBAN") or _needed(statement, "Acct/Id/Othr/Id")
-    for name, text in (("id", file_id), ("account", held_as)):
-        if not valid_id(text):
-            raise _NotAStatement(f"its {name} {text!r} is not 1 to 64 of A-Za-z0-9._-")
+    # Banks number their statements as they like (Max35Text): 001/2023, a space, a colon.
+    if len(file_id) > _ID_LENGTH_MAX or not file_id.isprintable():
+        raise _NotAStatement(
+            f"its id {file_id!r} is not 1 to {_ID_LENGTH_MAX} printable characters"
+        )
+    kept_as = account(held_as)
+    if not valid_id(kept_as):
+        raise _NotAStatement(f"its account {kept_as!r} is not 1 to 64 of A-Za-z0-9._-")
     lines: list[BankLine] = []
     total: dict[str, int] = {}
     for number, entry in enumerate(statement.iterfind("Ntry"), 1):
@@ -114,7 +120,7 @@ def _statement(statement: Element, payer: Named, account: Named) -> BankStatemen
     if len({line.line_id for line in lines}) != len(lines):
         raise _NotAStatement(f"statement {file_id} names two lines alike")
     _require_adding_up(statement, file_id, total)
-    return BankStatement(account(held_as), file_id, tuple(lines))
+    return BankStatement(kept_as, file_id, tuple(lines))
 
 
 def _line(entry: Element, number: int, payer: Named) -> BankLine:

@@ -93,6 +93,11 @@ _CODES: Final = """\
 gateway says by Retry-After: both are of the worker that met them
 ([what that means](routing.md#what-workers-do-not-share)).
 
+Retry-After is read in seconds and as a date, which counts from the answer's own `Date`; more than
+an hour is taken for an hour. After a 429 nobody calls before it ends. A 503 says nothing of what
+became of the request: the payment is asked about no sooner, within a minute all the same, and about
+others the breaker decides.
+
 ## Codes
 
 Each code of a gateway has one standard code, and each standard code asks for one action. A decline

@@ -18,7 +18,7 @@ import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
-from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.answer import UNKNOWN, GatewayAnswer
 from pipeline.domain.invariant import invariant
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.normalisation import OPERATIONS
@@ -27,6 +27,7 @@ from pipeline.gateways.adapters.base import Adapter, HttpCall, HttpReply
 from pipeline.gateways.adapters.simulator import SimulatorAdapter
 from pipeline.gateways.in_process import wall_clock_ms
 from pipeline.gateways.notice import Notice, NoticeRefused, our_reference
+from pipeline.gateways.retry_after import retry_after_ms
 from pipeline.gateways.webhook_signature import SECRETS_MAX
 
 # An answer later than this is worth less than the place its call takes in its partition.
@@ -41,8 +42,8 @@ CONNECTIONS_MAX = 256
 KEEPALIVE_S = 4.0
 # The answers of the contract are under 1 kB.
 ANSWER_BYTES_MAX = 64 * 1024
-# A gateway that asks for more than an hour is not busy but broken; the retry policy decides.
-RETRY_AFTER_S_MAX = 3_600
+# The status by which a server says that it is away for a while, with Retry-After for how long.
+_UNAVAILABLE = 503
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class HttpGateway:
             allow_redirects=False,
             trace_request_ctx=call,
         ) as response:
-            return await _read(response)
+            return await _read(response, self._now_ms())
 
 
 class _TooLate(Exception):
@@ -224,19 +225,20 @@ def _traces(now_ms: Callable[[], int]) -> aiohttp.TraceConfig:
     return traces
 
 
-async def _read(response: aiohttp.ClientResponse) -> HttpReply:
+async def _read(response: aiohttp.ClientResponse, now_ms: int) -> HttpReply:
     """Status and body; the body is None when it is longer than any answer of the contract."""
+    asked_ms = retry_after_ms(
+        response.headers.get("Retry-After"), response.headers.get("Date"), now_ms
+    )
     parts: list[bytes] = []
     size = 0
     async for part in response.content.iter_any():
         size += len(part)
         if size > ANSWER_BYTES_MAX:
             response.close()
-            return HttpReply(response.status, None)
+            return HttpReply(response.status, None, asked_ms)
         parts.append(part)
-    return HttpReply(
-        response.status, b"".join(parts), _retry_after_ms(response.headers.get("Retry-After"))
-    )
+    return HttpReply(response.status, b"".join(parts), asked_ms)
 
 
 def _understood(
@@ -244,12 +246,19 @@ def _understood(
     request: PaymentRequest,
     reply: HttpReply,
 ) -> GatewayAnswer:
-    """What an answer says; one that upsets the adapter is an answer that cannot be read."""
+    """What an answer says; one that upsets the adapter is an answer that cannot be read.
+
+    What is unknown since the gateway is away is asked about no sooner than it says, whoever wrote
+    the answer: a proxy's is none of the adapter's contract.
+    """
     try:
-        return read(request, reply)
+        answer = read(request, reply)
     except Exception:
         _log.exception("an answer of %s could not be read", request.gateway)
-        return _unknown("undecodable_answer", f"http_{reply.status}")
+        answer = _unknown("undecodable_answer", f"http_{reply.status}")
+    if reply.status == _UNAVAILABLE and answer.outcome == UNKNOWN:
+        return replace(answer, retry_after_ms=reply.retry_after_ms)
+    return answer
 
 
 def _failed(error: Exception, call: _Call) -> GatewayAnswer:
@@ -277,13 +286,6 @@ def _trouble(error: Exception, call: _Call) -> str:
     if call.writing or call.send_before_ms is None:
         return "connection_lost"
     return "broken_connection"
-
-
-def _retry_after_ms(text: str | None) -> int | None:
-    """Whole seconds of a Retry-After header; dates and nonsense count as not given."""
-    if text is None or not text.isascii() or not text.isdigit() or len(text) > 9:
-        return None
-    return min(int(text), RETRY_AFTER_S_MAX) * 1_000
 
 
 def _not_sent(code: str) -> GatewayAnswer:

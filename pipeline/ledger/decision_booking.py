@@ -24,10 +24,11 @@ from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
 from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.domain.transfers import FEE_TRUE_UP, fee_true_up
 from pipeline.errors import UserError
+from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum
 from pipeline.ledger.clearing_booking import reconciliation_entries
 from pipeline.ledger.decisions import current_rules
 from pipeline.ledger.entries import EntryWriter, Item
-from pipeline.ledger.guards.v3 import ENTRIES_LOCK
+from pipeline.ledger.guards.v4 import ENTRIES_LOCK
 from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
 
@@ -54,7 +55,11 @@ def book_decision(
         booked = connection.execute(
             update(ledger_decisions)
             .where(c.sequence == event.sequence, c.published_offset.is_(None))
-            .values(published_partition=partition, published_offset=offset)
+            .values(
+                published_partition=partition,
+                published_offset=offset,
+                place_checksum=place_checksum(event.event_id, partition, offset),
+            )
         ).rowcount
         if not booked:
             return 0
@@ -193,20 +198,21 @@ def _entry(
 def _move_offset(
     connection: Connection, source: Source, partition: int, next_offset: int, now_ms: int
 ) -> None:
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(consumer_offsets).values(
-        topic=source.topic,
-        partition=partition,
-        cluster_id=source.cluster_id,
-        topic_id=source.topic_id,
+    before = held_offsets(connection, source.topic, partition).get(partition)
+    row = offset_row(
+        source.topic,
+        partition,
+        source.cluster_id if before is None else before.cluster_id,
+        source.topic_id if before is None else before.topic_id,
         next_offset=next_offset,
         updated_at_ms=now_ms,
+        settled_through_ms=0 if before is None else before.settled_through_ms,
     )
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["topic", "partition"],
-            set_={"next_offset": next_offset, "updated_at_ms": now_ms},
-        )
+        insert(consumer_offsets)
+        .values(row)
+        .on_conflict_do_update(index_elements=["topic", "partition"], set_=row)
     )
 
 

@@ -27,7 +27,8 @@ from pipeline.domain.decisions import (
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import require_ended
 from pipeline.errors import UserError
-from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
+from pipeline.ledger.checksums import held_offsets
+from pipeline.ledger.tables import closed_periods, ledger_decisions
 
 _EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
 # What the client takes uncompressed, with room for the rest of the record. A decision that is made
@@ -132,15 +133,8 @@ def hold_writers(connection: Connection, topic: str) -> dict[int, tuple[int, int
 
     By partition: its next offset, and the latest time of settlement that is booked.
     """
-    c = consumer_offsets.c
-    rows = connection.execute(
-        select(c.partition, c.next_offset, c.settled_through_ms)
-        .where(c.topic == topic)
-        # The order in which writers take them, so that nobody waits in a circle.
-        .order_by(c.partition)
-        .with_for_update()
-    )
-    return {row.partition: (row.next_offset, row.settled_through_ms) for row in rows}
+    held = held_offsets(connection, topic)
+    return {p: (row.next_offset, row.settled_through_ms) for p, row in held.items()}
 
 
 def decide_terms(

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import Connection, Engine, case, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -23,6 +23,7 @@ from pipeline.domain.invariant import invariant
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import booked_date
 from pipeline.domain.posting import JournalEntry
+from pipeline.ledger.checksums import held_offsets, offset_row, require_unchanged
 from pipeline.ledger.database import reading
 from pipeline.ledger.decisions import adopt, current_rules
 from pipeline.ledger.entries import EntryWriter, Item, entries_by_id, entries_of_payments
@@ -91,7 +92,8 @@ class Journal:
         """The next offset to book, or None for a partition never booked.
 
         SourceChanged when the stored one is of another cluster or topic: its numbers would mean
-        other records. LedgerUnavailable when the database is away.
+        other records. OffsetChanged when the row does not fit its checksum, LedgerUnavailable when
+        the database is away.
         """
         with self._available(), reading(self._engine) as connection:
             row = connection.execute(
@@ -114,6 +116,7 @@ class Journal:
                     "there. Connect the cluster this ledger belongs to, or use a new ledger; see "
                     "docs/ledger.md."
                 )
+        require_unchanged(row)
         return int(row.next_offset)
 
     def begin_partition(self, partition: int, next_offset: int) -> None:
@@ -123,12 +126,7 @@ class Journal:
                 with self._engine.begin() as connection:
                     connection.execute(
                         insert(consumer_offsets).values(
-                            topic=self._source.topic,
-                            partition=partition,
-                            cluster_id=self._source.cluster_id,
-                            topic_id=self._source.topic_id,
-                            next_offset=next_offset,
-                            updated_at_ms=self._now_ms(),
+                            self._offset_row(partition, next_offset, self._now_ms(), 0)
                         )
                     )
             except DBAPIError as error:
@@ -149,7 +147,8 @@ class Journal:
 
         An entry that is booked with the same content is a duplicate: skipped and reported. With
         other content: SettlementConflicts, nothing is booked, and the caller takes it out of the
-        batch. OffsetMoved, LedgerUnavailable: nothing is booked either (see ``errors``).
+        batch. OffsetMoved, OffsetChanged, LedgerUnavailable: nothing is booked either (see
+        ``errors`` and ``checksums``).
         """
         for item in items:
             moved = progress.get(item.partition)
@@ -234,11 +233,11 @@ class Journal:
             settled_ms = item.entry.settled_at_ms
             if settled_ms > latest_ms.get(item.partition, 0):
                 latest_ms[item.partition] = settled_ms
-        through_ms = consumer_offsets.c.settled_through_ms
-        # In one order everywhere: two writers that wait for each other's rows would deadlock.
+        before = held_offsets(connection, source.topic, *progress)
         for partition in sorted(progress):
             moved = progress[partition]
-            latest = latest_ms.get(partition, 0)
+            row = before.get(partition)
+            through_ms = max(row.settled_through_ms if row else 0, latest_ms.get(partition, 0))
             changed = connection.execute(
                 update(consumer_offsets)
                 .where(
@@ -248,14 +247,24 @@ class Journal:
                     consumer_offsets.c.topic_id == source.topic_id,
                     consumer_offsets.c.next_offset == moved.expected,
                 )
-                .values(
-                    next_offset=moved.next_offset,
-                    updated_at_ms=now_ms,
-                    settled_through_ms=case((through_ms < latest, latest), else_=through_ms),
-                )
+                .values(self._offset_row(partition, moved.next_offset, now_ms, through_ms))
             ).rowcount
             if changed != 1:
                 raise OffsetMoved(partition, moved.expected)
+
+    def _offset_row(
+        self, partition: int, next_offset: int, now_ms: int, settled_through_ms: int
+    ) -> dict[str, Any]:
+        source = self._source
+        return offset_row(
+            source.topic,
+            partition,
+            source.cluster_id,
+            source.topic_id,
+            next_offset=next_offset,
+            updated_at_ms=now_ms,
+            settled_through_ms=settled_through_ms,
+        )
 
     def _sort_out(
         self, connection: Connection, items: Sequence[Item]

@@ -254,11 +254,11 @@ def submit_payouts(
         if not submitted:
             raise UserError(f"no payout in {currency} is approved: see `paystream payouts list`.")
         return max(submitted, key=lambda p: p.sequence).message_id, ()
-    banks = {p.bank for p in approved}
-    if len(banks) > 1:
-        # The terms named another account in between: the older one's go first.
-        first = min(approved, key=lambda p: p.sequence).bank
-        approved = [p for p in approved if p.bank == first]
+    # The terms may have named another account in between, under the same name too: a message is
+    # from one, and the older one's goes first.
+    debtors = {p.payout_id: (p.bank, book.created[p.payout_id]["paid_from"]) for p in approved}
+    first = debtors[min(approved, key=lambda p: p.sequence).payout_id]
+    approved = [p for p in approved if debtors[p.payout_id] == first]
     message_id = message_id_of(p.payout_id for p in approved)
     execution_date = max(_day(now_ms), *(p.business_date for p in approved))
     events = []

@@ -27,9 +27,9 @@ from sqlalchemy import (
 )
 
 # Raised by every change of these tables; a database of another version is not touched.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # The revision of ``migrations`` that makes these tables.
-REVISION = "0004"
+REVISION = "0005"
 
 # Entries that may move what is available: those of no settlement, and of settlements one kind.
 MOVES_AVAILABLE = "({0}settlement_id = '' OR {0}kind = 'external_refund')"
@@ -160,6 +160,8 @@ consumer_offsets = Table(
     Column("updated_at_ms", Int64, nullable=False),
     # The latest settled_at_ms that is booked: terms that count from an earlier time come too late.
     Column("settled_through_ms", Int64, nullable=False, server_default="0"),
+    # Of the whole row, see ``checksums``; empty where something else than the ledger wrote it.
+    Column("checksum", Text, nullable=False, server_default=""),
     PrimaryKeyConstraint("topic", "partition"),
     CheckConstraint("next_offset >= 0", name="offset_not_negative"),
     sqlite_strict=True,
@@ -179,6 +181,8 @@ ledger_decisions = Table(
     Column("body", Text, nullable=False),
     Column("published_partition", Integer),
     Column("published_offset", Int64),
+    # Of that place; empty while there is none, and where an earlier version wrote it.
+    Column("place_checksum", Text, nullable=False, server_default=""),
     sqlite_strict=True,
 )
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 from sqlalchemy import Connection, select, text
 
 from pipeline.domain.decisions import PERIOD_CLOSE
+from pipeline.ledger.checksums import UNSET, offset_checksum, place_checksum
 from pipeline.ledger.decisions import all_decisions, event_id_of
 from pipeline.ledger.queries import drifted_balances
 from pipeline.ledger.seals import (
@@ -27,6 +28,8 @@ from pipeline.ledger.seals import (
     next_hash,
 )
 from pipeline.ledger.tables import (
+    REVISION,
+    alembic_version,
     chains,
     closed_periods,
     consumer_offsets,
@@ -48,6 +51,8 @@ DAMAGES: Final = {
     "entry_beyond_offset": "An entry comes from where nothing is booked yet.",
     "offset_source_differs": "Offsets of one topic name different clusters or topic ids.",
     "entry_in_closed_period": "An entry came after its period was closed and counts in it.",
+    "offset_changed": "A stored offset is not as the ledger wrote it.",
+    "schema_differs": "The migration that the database names is not the one of its version.",
     "decision_changed": "A decision is not the one that was made.",
 }
 
@@ -100,6 +105,9 @@ def verify_books(connection: Connection) -> Verification:
     damages += _offsets(connection)
     damages += _decisions(connection)
     damages += _periods(connection)
+    named = connection.execute(select(alembic_version.c.version_num)).scalars().all()
+    if named != [REVISION]:
+        damages.append(Damage("schema_differs", "alembic_version", f"{', '.join(named)}"))
     return Verification(tuple(damages), tuple(heads), entries, unsealed)
 
 
@@ -257,6 +265,13 @@ def _offsets(connection: Connection) -> Iterator[Damage]:
     )
     for entry_id, topic, partition, offset in rows:
         yield Damage("entry_beyond_offset", f"{topic}[{partition}]@{offset}", entry_id)
+    for row in connection.execute(select(consumer_offsets)).all():
+        if row.checksum != offset_checksum(row):
+            yield Damage("offset_changed", f"consumer_offsets {row.topic}[{row.partition}]",
+                         f"next offset {row.next_offset}: the row is not what the ledger wrote"
+                         if row.checksum else
+                         f"next offset {row.next_offset} was set by something else than the "
+                         "ledger, or by an earlier version of it")  # fmt: skip
     # Books are of one cluster, and of one topic of each name: reading goes on for no other.
     rows = connection.execute(
         text(
@@ -272,9 +287,13 @@ def _offsets(connection: Connection) -> Iterator[Damage]:
 def _decisions(connection: Connection) -> Iterator[Damage]:
     closes = {row.sequence: row for row in connection.execute(select(closed_periods))}
     c = ledger_decisions.c
-    booked = set(
-        connection.execute(select(c.sequence).where(c.published_offset.is_not(None))).scalars()
-    )
+    places = {
+        row.sequence: row
+        for row in connection.execute(
+            select(c.sequence, c.event_id, c.published_partition, c.published_offset,
+                   c.place_checksum)
+        )
+    }  # fmt: skip
     for event in all_decisions(connection):
         row = closes.pop(event.sequence, None)
         kept = None if row is None else _closed(row.cuts)
@@ -284,12 +303,26 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
             and kept == _closed(event.body)
             and row.through_date == kept["through"]
             # Sealed in the transaction that books it, and in no other.
-            and row.sealed == (1 if event.sequence in booked else 0)
+            and row.sealed == (0 if places[event.sequence].published_offset is None else 1)
         )
         if event.event_id != event_id_of(event) or not agrees:
             yield Damage("decision_changed", f"ledger_decisions {event.sequence}", event.kind)
+        elif not _place_fits(places[event.sequence]):
+            yield Damage("decision_changed", f"ledger_decisions {event.sequence}",
+                         f"{event.kind}: the place it was published at")  # fmt: skip
     for sequence in closes:
         yield Damage("decision_changed", f"closed_periods {sequence}", "nobody decided it")
+
+
+def _place_fits(row: Any) -> bool:
+    """A place is whole or not there; one of an earlier version has no checksum."""
+    there = row.published_partition is not None and row.published_offset is not None
+    none = row.published_partition is None and row.published_offset is None
+    if row.place_checksum == UNSET:
+        return there or none
+    return there and row.place_checksum == place_checksum(
+        row.event_id, row.published_partition, row.published_offset
+    )
 
 
 def _closed(said: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from pipeline.domain import commands as rules
 from pipeline.domain.answer import SUCCEEDED
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
-from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.card_numbers import mask_card_number_start
 from pipeline.domain.charges import refund_target, refundable_of_minor
 from pipeline.domain.command_memory import is_another, is_remembered, remembering
 from pipeline.domain.decision import Decision
@@ -335,7 +335,7 @@ def _masked(payment: Payment | None, command: PaymentCommand) -> PaymentCommand:
 
 def _kept(text: str | None) -> str | None:
     # One more than the rule allows, so that the rule still sees a text that is too long.
-    return None if text is None else mask_card_number_text(text[: rules.PROSE_LENGTH_MAX + 1])
+    return None if text is None else mask_card_number_start(text, rules.PROSE_LENGTH_MAX + 1)
 
 
 def _waits(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:

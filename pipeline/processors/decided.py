@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from pipeline.domain import commands as rules
-from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.card_numbers import mask_card_number_start
 from pipeline.domain.decision import Decision
 from pipeline.domain.disputes import named
 from pipeline.domain.ids import audit_entry_id
@@ -148,4 +148,4 @@ def _entry(
 
 def _kept(text: str | None) -> str | None:
     """The topic keeps it for ever: no card number in it, and not long."""
-    return None if text is None else mask_card_number_text(text[: rules.PROSE_LENGTH_MAX])
+    return None if text is None else mask_card_number_start(text, rules.PROSE_LENGTH_MAX)

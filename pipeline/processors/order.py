@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.card_numbers import mask_card_number_text
+from pipeline.domain.card_numbers import mask_card_number_start
 from pipeline.domain.commands import CANCEL
 from pipeline.domain.decision import Decision
 from pipeline.domain.ids import payment_id
@@ -254,4 +254,4 @@ def _same(ordered: str, remembered: str) -> bool:
 
 def _kept(text: str) -> str:
     """A text of a rejected order as the table may keep it: no card number in it, and not long."""
-    return mask_card_number_text(text)[:TEXT_LENGTH_MAX]
+    return mask_card_number_start(text, TEXT_LENGTH_MAX)

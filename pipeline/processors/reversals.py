@@ -47,6 +47,7 @@ from pipeline.domain.payment import (
     told,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.recorded_refunds import RECORDED
 from pipeline.domain.reversals import (
     CAME_BACK,
     DISPUTED,
@@ -119,7 +120,7 @@ def with_owed_again(before: Payment, made: Decision, now_ms: int, policy: Policy
     What had ended while it was not owed is followed now as it would have been then: ordered anew
     where it is proven that nothing of it moved, or where it gave back a part and the bank had the
     rest; else told. What was owed as much before was told then. A refund that came back would come
-    back again, so a person is told.
+    back again, so a person is told; so is one who gave back a part otherwise, and may do so again.
     """
     owed_before = {
         (each.operation_id, each.attempt): owed_minor(before, each) for each in outstanding(before)
@@ -133,12 +134,13 @@ def with_owed_again(before: Payment, made: Decision, now_ms: int, policy: Policy
         name = each.operation_id, each.attempt
         more = owed_minor(payment, each) > owed_before.get(name, 0)
         gone_back = has_succeeded(each.state)
-        if by_dispute and (gone_back or not each.tries) and has_room(payment):
+        by_itself = by_dispute and each.code != RECORDED
+        if by_itself and (gone_back or not each.tries) and has_room(payment):
             # Force lasts until what was ordered with it has gone back.
             override = None if gone_back else each.override
             then = _succeeded_by(payment, each, now_ms, policy, override=override)
             made = followed(made, then)
-        elif more and by_dispute and not _may_move_twice(each, policy):
+        elif more and by_itself and not _may_move_twice(each, policy):
             made = followed(made, _again(payment, each, now_ms, policy))
         elif more:
             made = followed(made, _failed(payment, each, now_ms, policy))

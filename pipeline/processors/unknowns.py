@@ -60,7 +60,8 @@ def uncertain(
         moves=became_unknown(payment, attempt),
         reason=reason,
     )
-    return decision(changed, waiting(changed, attempt, reason, policy, now_ms), event)
+    wait = waiting(changed, attempt, reason, policy, now_ms, result.retry_after_ms)
+    return decision(changed, wait, event)
 
 
 def inquire(payment: Payment, attempt: Attempt, trigger: str, now_ms: int) -> Decision:

@@ -12,6 +12,12 @@ from tests.simulation.plan import Fault
 from tests.simulation.workers import Slot, Workers
 from tests.simulation.world import Process, World
 
+# What its successor takes for a death: one more, and a worker with a table may quarantine a record
+# that was alone at all of them and is not to blame for any.
+DEADLY = frozenset({"crash", "twin"})
+TABLE_STAGES = frozenset({"payments", "risk"})
+DEATHS_MAX = 3
+
 
 class Faults:
     """``arm`` begins one; those that strike a process do so where ``step`` is passed."""
@@ -111,6 +117,10 @@ class Faults:
             armed[0] = replace(fault, after_steps=fault.after_steps - 1)
             return
         armed.pop(0)
+        if fault.kind in DEADLY:
+            if slot.stage in TABLE_STAGES and slot.deaths >= DEATHS_MAX:
+                return
+            slot.deaths += 1
         self._fired(fault.kind, f"{process.name} at {name}")
         world = self.world
         if fault.kind == "crash":

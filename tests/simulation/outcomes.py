@@ -104,7 +104,7 @@ class Outcomes:
         if (
             kept_minor < 0
             and not asked
-            and not story.back_before_dispute
+            and not story.back_undisputed
             and money.refunded_minor(order_id)
         ):
             raise Violation(

@@ -18,6 +18,8 @@ UNDECIDED = frozenset({"processing", "outcome_unknown", "requires_customer_actio
 ENDING = frozenset({"dispute_won", "dispute_lost", "dispute_inquiry"})
 STARTED = frozenset({"payment_retried", "payment_started", "permit_asked"})
 BACK = "late-"
+# Each time at which something is sent to be given back.
+SENT_BACK = frozenset({"reversal_started", "retry_started", "resend_scheduled"})
 
 
 @dataclass
@@ -32,10 +34,11 @@ class Story:
     barred: set[str] = field(default_factory=set)
     # A cancel was taken while it was open whether the money is taken.
     cancelling: bool = False
+    # Whether a bank has the money and may keep it, or has it for good.
     in_dispute: bool = False
-    was_in_dispute: bool = False
-    begun_back: set[str] = field(default_factory=set)
-    back_before_dispute: bool = False
+    lost: bool = False
+    # Given back while no bank had the money: it may take it afterwards, so that both gave it.
+    back_undisputed: bool = False
     pay_before_ms: int | None = None
 
 
@@ -75,10 +78,10 @@ class Stories:
                 "barred_retry_sent", f"{order_id}: {event['operation_id']}", order.number
             )
         elif kind in WITHDRAWING:
-            story.in_dispute = story.was_in_dispute = True
+            story.in_dispute, story.lost = True, False
         elif kind in ENDING:
-            story.in_dispute = False
-        elif kind in ("reversal_started", "retry_started") and event["kind"] == "refund":
+            story.in_dispute, story.lost = False, kind == "dispute_lost"
+        elif kind in SENT_BACK and event["kind"] == "refund":
             self._gives_back(story, order, event["operation_id"] or "")
         elif kind in ("captured", "authorized") and event["status"] == kind:
             self._is_taken(story, order, event)
@@ -106,11 +109,10 @@ class Stories:
                 story.barred.add(before)
 
     def _gives_back(self, story: Story, order: OrderPlan, operation_id: str) -> None:
-        if not operation_id.startswith(BACK) or operation_id in story.begun_back:
+        if not operation_id.startswith(BACK):
             return
-        story.begun_back.add(operation_id)
-        if not story.was_in_dispute:
-            story.back_before_dispute = True
+        if not story.in_dispute and not story.lost:
+            story.back_undisputed = True
         # With another charge, the dispute may be about that one.
         if story.in_dispute and not story.forced and not order.has("retry"):
             raise Violation(

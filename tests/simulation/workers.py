@@ -53,6 +53,8 @@ class Slot:
         self.armed: list[Fault] = []
         self.wanted = True
         self.starts = 0
+        # Those that faults brought about.
+        self.deaths = 0
 
 
 class Workers:

@@ -11,9 +11,11 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from pipeline.domain.model import LedgerEvent
 from pipeline.errors import UserError
 from pipeline.ledger import migrations
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.decisions import event_id_of
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import (
@@ -24,9 +26,10 @@ from pipeline.ledger.queries import (
     trial_balance,
 )
 from pipeline.ledger.tables import REVISION, metadata
+from pipeline.ledger.verification import verify_books
 from tests.support.ledger import SOURCE, entry_of
 
-EARLIER = ("0001", "0002", "0003")
+EARLIER = ("0001", "0002", "0003", "0004")
 
 
 class MigrationSuite:
@@ -39,8 +42,12 @@ class MigrationSuite:
         with bare(url) as connection:
             for n in range(3):
                 write_v1(connection, n)
+            if version != migrations.FIRST:
+                write_decision(connection)
         engine = open_ledger(url)
         try:
+            with reading(engine) as connection:
+                assert verify_books(connection).damages == ()
             journal = Journal(engine, SOURCE)
             assert journal.stored_offset(0) == 3
             # A duplicate of what the earlier version booked is known for what it is.
@@ -53,7 +60,14 @@ class MigrationSuite:
                 assert [t.difference_minor for t in trial_balance(connection)] == [0]
                 assert [b.next_offset for b in booked_offsets(connection)] == [5]
                 assert sum(b.debits_minor for b in balances(connection)) == 5000
-            for attack in ("UPDATE postings SET amount_minor = 1", "DELETE FROM journal_entries"):
+                assert verify_books(connection).damages == ()
+            attacks = ["UPDATE postings SET amount_minor = 1", "DELETE FROM journal_entries"]
+            if version != migrations.FIRST:
+                attacks.append("UPDATE ledger_decisions SET place_checksum = ''")
+                with reading(engine) as connection:
+                    kept = connection.execute(text("SELECT place_checksum FROM ledger_decisions"))
+                    assert len(kept.scalar_one()) == 64
+            for attack in attacks:
                 with pytest.raises(DBAPIError, match="never changed"), engine.begin() as attacked:
                     attacked.execute(text(attack))
         finally:
@@ -210,6 +224,21 @@ def write_v1(connection: Connection, n: int) -> None:
                if name not in ("postings", "terms", "booked_date", "payment_method")},
         },
     )  # fmt: skip
+
+
+def write_decision(connection: Connection) -> None:
+    """A published decision that posts nothing, as the second version wrote it."""
+    event = LedgerEvent(event_id="", kind="break_resolution", sequence=1, actor="anna",
+                        reason="looked at", decided_at_ms=1, body="{}")  # fmt: skip
+    connection.execute(
+        text(
+            "INSERT INTO ledger_decisions (sequence, event_id, kind, actor, reason, decided_at_ms, "
+            "body, published_partition, published_offset) VALUES (:sequence, :event_id, :kind, "
+            ":actor, :reason, :decided_at_ms, :body, 0, 5)"
+        ),
+        {name: getattr(event, name) for name in event.__struct_fields__}
+        | {"event_id": event_id_of(event)},
+    )
 
 
 def described(url: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import threading
 import pytest
 from sqlalchemy import Connection, Engine, text
 
+from pipeline.ledger.checksums import OffsetChanged
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Journal, Progress
@@ -15,7 +16,7 @@ from pipeline.ledger.queries import booked_offsets
 from pipeline.ledger.seals import chain_heads, seal
 from pipeline.ledger.verification import DAMAGES, Verification, verify_books
 from tests.support.ledger import SOURCE, entry_of, journal_at
-from tests.support.ledger_rules import announce, close
+from tests.support.ledger_rules import announce, book_all, close
 from tests.support.ledger_suite import OnEachDatabase
 
 ENTRIES = 12
@@ -64,8 +65,28 @@ DAMAGE = [
      | {("entry_changed", f"settlements[1]@{o}") for o in (2, 8, 14, 20)}),
     ("UPDATE balances SET debits_minor = debits_minor + 1 WHERE debits_minor > 0",
      {("balance_differs", "balances gateway_receivable:simulator GBP")}),
-    ("UPDATE consumer_offsets SET next_offset = 22 WHERE partition = 0",
-     {("entry_beyond_offset", "settlements[0]@22")}),
+    ("UPDATE consumer_offsets SET next_offset = 22 WHERE partition = 0 "
+     "AND topic = 'settlements'",
+     {("entry_beyond_offset", "settlements[0]@22"),
+      ("offset_changed", "consumer_offsets settlements[0]")}),
+    ("UPDATE consumer_offsets SET next_offset = next_offset + 1 WHERE partition = 1",
+     {("offset_changed", "consumer_offsets settlements[1]")}),
+    ("UPDATE consumer_offsets SET settled_through_ms = 0 WHERE partition = 1",
+     {("offset_changed", "consumer_offsets settlements[1]")}),
+    ("UPDATE consumer_offsets SET updated_at_ms = updated_at_ms + 1 WHERE partition = 1",
+     {("offset_changed", "consumer_offsets settlements[1]")}),
+    ("UPDATE consumer_offsets SET checksum = '' WHERE partition = 1",
+     {("offset_changed", "consumer_offsets settlements[1]")}),
+    ("UPDATE ledger_decisions SET published_offset = 2 WHERE sequence = 1",
+     {("decision_changed", "ledger_decisions 1")}),
+    ("UPDATE ledger_decisions SET published_partition = 1 WHERE sequence = 1",
+     {("decision_changed", "ledger_decisions 1")}),
+    ("UPDATE ledger_decisions SET published_partition = NULL WHERE sequence = 1",
+     {("decision_changed", "ledger_decisions 1")}),
+    ("UPDATE ledger_decisions SET published_offset = 7 WHERE sequence = 2",
+     {("decision_changed", "ledger_decisions 2")}),
+    ("UPDATE alembic_version SET version_num = '0004'",
+     {("schema_differs", "alembic_version")}),
     ("UPDATE ledger_decisions SET reason = 'another' WHERE sequence = 1",
      {("decision_changed", "ledger_decisions 1")}),
     ("UPDATE closed_periods SET through_date = '2009-01-02'",
@@ -78,9 +99,11 @@ DAMAGE = [
      {("decision_changed", "ledger_decisions 2")}),
     ("UPDATE closed_periods SET sealed = 1", {("decision_changed", "ledger_decisions 2")}),
     ("UPDATE consumer_offsets SET topic_id = 'topix' WHERE partition = 1",
-     {("offset_source_differs", "consumer_offsets settlements")}),
+     {("offset_source_differs", "consumer_offsets settlements"),
+      ("offset_changed", "consumer_offsets settlements[1]")}),
     ("UPDATE consumer_offsets SET cluster_id = 'clustex' WHERE partition = 1",
-     {("offset_source_differs", "consumer_offsets settlements")}),
+     {("offset_source_differs", "consumer_offsets settlements"),
+      ("offset_changed", "consumer_offsets settlements[1]")}),
     ("UPDATE chains SET chain_id = 9 WHERE partition = 1",
      {("seals_without_chain", "entry_seals 2")}),
     ("UPDATE entry_seals SET chain_id = 9 WHERE chain_id = 2 AND position = 12",
@@ -124,6 +147,7 @@ class SealsSuite(OnEachDatabase):
     ) -> None:
         """One change with the guards off, one damage told, and nothing else."""
         announce(engine, {"plans": []}, from_ms=1)
+        book_all(engine)
         close(engine, "2009-01-01")
         booked(engine)
         seal(engine)
@@ -159,6 +183,33 @@ class SealsSuite(OnEachDatabase):
                                     "WHERE partition = 0"))  # fmt: skip
         Journal(engine, SOURCE).post([Item(0, 5, entry_of(777))], {0: Progress(5, 24)})
         assert found(engine) == {("entry_unsealed", "settlements[0]@5")}
+
+    @pytest.mark.parametrize("column", ["next_offset", "settled_through_ms", "updated_at_ms"])
+    def test_nothing_is_booked_from_a_changed_offset(self, engine: Engine, column: str) -> None:
+        """The next settlement would be skipped, or a late fee schedule taken: the writer stops."""
+        booked(engine)
+        journal = Journal(engine, SOURCE)
+        with without_guards(engine) as connection:
+            connection.execute(text(f"UPDATE consumer_offsets SET {column} = {column} + 1 "
+                                    "WHERE partition = 0"))  # fmt: skip
+        with pytest.raises(OffsetChanged, match=r"settlements\[0\] is not what the ledger wrote"):
+            journal.stored_offset(0)
+        with pytest.raises(OffsetChanged):
+            journal.post([Item(0, 24, entry_of(777))], {0: Progress(24, 25)})
+        with pytest.raises(OffsetChanged):
+            close(engine, "2009-01-01")
+        assert journal.stored_offset(1) == 24
+
+    def test_an_offset_set_by_hand_is_told_of_until_it_is_booked_from(self, engine: Engine) -> None:
+        """As an earlier version of the writer sets it too: it goes on, and nothing is lost."""
+        booked(engine)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE consumer_offsets SET next_offset = 26 "
+                                    "WHERE partition = 0"))  # fmt: skip
+        seal(engine)
+        assert found(engine) == {("offset_changed", "consumer_offsets settlements[0]")}
+        Journal(engine, SOURCE).post([Item(0, 26, entry_of(777))], {0: Progress(26, 27)})
+        assert found(engine) == set()
 
     def test_any_byte_of_an_entry_counts(self, engine: Engine) -> None:
         """Each column of an entry, changed by one character, is found at its entry."""

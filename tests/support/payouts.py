@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from pipeline.domain.decisions import ENTRY, entry_body
+from pipeline.domain.payout_files import payout_message
 from pipeline.domain.payout_terms import terms_body
 from pipeline.domain.payouts import Payout
 from pipeline.domain.posting import Posting
@@ -75,9 +76,13 @@ def ms(said: str) -> int:
 
 
 def announce(engine: Engine, *rows: dict[str, Any], since: str = "2010-01-01") -> None:
+    announce_document(engine, document(*rows), since)
+
+
+def announce_document(engine: Engine, terms: dict[str, Any], since: str) -> None:
     with engine.begin() as connection:
         decide_payout_terms(
-            connection, body=terms_body(document(*rows), ms(since)), effective_from_ms=ms(since),
+            connection, body=terms_body(terms, ms(since)), effective_from_ms=ms(since),
             actor="anna", reason="terms", now_ms=ms(since),
         )  # fmt: skip
 
@@ -476,8 +481,9 @@ class PayoutSuite(OnEachDatabase):
         receive(engine, 10_00, "2010-12-01T09:00")
         create(engine, "2010-12-01", "2010-12-01T18:00", actor="anna")
         (payout,) = payouts(engine).values()
-        with pytest.raises(UserError, match="a second person approves it"):
-            move(engine, payout, "approve", "2010-12-01T18:05", actor="anna")
+        for same in ("anna", "Anna", "ANNA ", " an na", "\uff41nna", " "):
+            with pytest.raises(UserError, match="a second person approves it"):
+                move(engine, payout, "approve", "2010-12-01T18:05", actor=same)
         assert payouts(engine)["2010-12-01"] == payout
         assert move(engine, payout, "approve", "2010-12-01T18:05", actor="bert").state == "approved"
 
@@ -590,6 +596,29 @@ class PayoutSuite(OnEachDatabase):
         assert {m: s.payout_ids for m, s in submissions.items()} == {
             first: (found["shop"].payout_id,), second: (found["other"].payout_id,),
         }  # fmt: skip
+
+    def test_a_message_is_from_one_account(self, engine: Engine) -> None:
+        """New terms name another account of ours under the same name: two messages, each with its
+        own debtor, the older first."""
+        announce(engine)
+        receive(engine, 10_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        moved = document()
+        moved["paid_from"][0]["account"]["iban"] = "GB94BARC10201530093459"
+        announce_document(engine, moved, since="2010-12-01T18:01")
+        receive(engine, 20_00, "2010-12-02T09:00")
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        for payout in payouts(engine).values():
+            move(engine, payout, "approve", "2010-12-02T18:05")
+        messages = [submit(engine, f"2010-12-02T18:1{n}") for n in range(3)]
+        with reading(engine) as connection:
+            book = payout_book(connection)
+        debtors = [payout_message(book, m) for m in messages]
+        assert [(d.debtor["iban"], [p.business_date for p, _ in d.transfers]) for d in debtors] == [
+            (OURS["GBP"], ["2010-12-01"]),
+            ("GB94BARC10201530093459", ["2010-12-02"]),
+            ("GB94BARC10201530093459", ["2010-12-02"]),
+        ]
 
     def test_a_ledger_that_takes_the_decisions_over_stands_the_same(
         self, engine: Engine, other_url: str

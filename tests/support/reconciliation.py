@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,9 @@ from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.reconciliation_decisions import BREAK_RESOLUTION, BankStatement
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
-from pipeline.ledger.database import reading
+from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decision_booking import book_decision
-from pipeline.ledger.decisions import decide, decisions_of, unpublished
+from pipeline.ledger.decisions import adopt, decide, decisions_of, unpublished
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
@@ -91,6 +92,12 @@ def row_of(number: int, settled: Settlement, **changed: Any) -> Clearing:
         **changed,
     }
     return Clearing(**fields)
+
+
+def line_of(number: int, **said: Any) -> BankLine:
+    """One penny of a gateway's batch."""
+    return BankLine(line_id=str(number), amount_minor=1, currency="GBP", value_date=DAY,
+                    gateway="simulator", batch_id="po_1", **said)  # fmt: skip
 
 
 class Books:
@@ -181,8 +188,8 @@ class ReconciliationSuite(OnEachDatabase):
         line = BankLine(line_id="1", amount_minor=1235, currency="GBP", value_date="2023-11-15",
                         gateway="simulator", batch_id="po_1")  # fmt: skip
         statement = BankStatement("acct", "s-1", (line,))
-        assert decide_statement(books.engine, statement, "anna", NOW_MS) is not None
-        assert decide_statement(books.engine, statement, "anna", NOW_MS) is None
+        assert len(decide_statement(books.engine, statement, "anna", NOW_MS)) == 1
+        assert decide_statement(books.engine, statement, "anna", NOW_MS) == []
         books.run("2023-12-01")
         assert books.balances() == {
             "bank:acct": 1235, "gateway_cost:simulator": 15,
@@ -242,9 +249,15 @@ class ReconciliationSuite(OnEachDatabase):
         close(books.engine, "2010-12-31")
         books.book()
         books.report(row_of(1, sale, fee_minor=0))
-        assert decide_releases(books.engine, DAY, NOW_MS) == 2
-        assert decide_releases(books.engine, DAY, NOW_MS) == 0
-        books.run()
+        assert decide_releases(books.engine, NOW_MS) == 2
+        assert decide_releases(books.engine, NOW_MS) == 0
+        # As of another day, as what is due by then is looked at.
+        books.run("2099-01-01")
+        with reading(books.engine) as connection:
+            asked = text(
+                "SELECT DISTINCT business_date FROM journal_entries WHERE kind = 'release'"
+            )
+            assert connection.execute(asked).scalars().all() == ["2023-11-15"]
         found = books.balances()
         # 12.50 less 0.35, 4.25 held, 0.08 of the fee too much: 1 % of the 7.50 above 5.00.
         assert "merchant_payable:m1" not in found
@@ -253,7 +266,7 @@ class ReconciliationSuite(OnEachDatabase):
         # Tables that are made anew do not release again.
         metadata.drop_all(books.engine)
         prepare(books.engine)
-        assert decide_releases(books.engine, DAY, NOW_MS) == 0
+        assert decide_releases(books.engine, NOW_MS) == 0
         with reading(books.engine) as connection:
             assert verify_books(connection).damages == ()
 
@@ -513,6 +526,45 @@ class ReconciliationSuite(OnEachDatabase):
         prepare(books.engine)
         books.run("2023-11-20")
         assert books.breaks() == []
+
+    def test_a_large_statement_is_decided_in_parts(self, books: Books, tmp_path: Path) -> None:
+        """Every line is booked once, whatever its text; the same again is nothing, another line a
+        contradiction. A ledger that has only the first of the parts takes the rest of it."""
+        plain = [line_of(n) for n in range(2_500)]
+        # 1,300 bytes each in a record: 1,000 of them would be more than one may have.
+        wide = [line_of(n, text="\U0001f4b6" * 100) for n in range(2_500, 3_500)]
+        whole = BankStatement("acct", "001/2023: a", (*plain, *wide))
+        events = decide_statement(books.engine, whole, "anna", NOW_MS)
+        assert len(events) == 3
+        assert max(len(event.body) for event in events) < 900_000
+        assert books.book() == 3_500
+        assert books.balances() == {"bank:acct": 3_500, "gateway_receivable:simulator": -3_500}
+        assert decide_statement(books.engine, whole, "anna", NOW_MS) == []
+        for lines in ((*plain, *wide[1:]), plain, (*plain, *wide, line_of(9_999))):
+            other = BankStatement("acct", whole.file_id, tuple(lines))
+            with pytest.raises(UserError, match="never changes"):
+                decide_statement(books.engine, other, "anna", NOW_MS)
+        engine = open_ledger(f"sqlite:///{tmp_path / 'other.db'}")
+        prepare(engine)
+        with engine.begin() as connection:
+            adopt(connection, events[:2])
+        assert len(decide_statement(engine, whole, "anna", NOW_MS)) == len(events) - 2
+        asked = text("SELECT count(*), count(DISTINCT line_id) FROM bank_lines")
+        for each in (books.engine, engine):
+            with reading(each) as connection:
+                assert connection.execute(asked).one() == (3_500, 3_500)
+        assert decide_statement(engine, whole, "anna", NOW_MS) == []
+        engine.dispose()
+
+    def test_an_empty_statement_is_one_too(self, books: Books) -> None:
+        """Decided once; with lines afterwards it is another one."""
+        empty = BankStatement("acct", "s-0", ())
+        assert len(decide_statement(books.engine, empty, "anna", NOW_MS)) == 1
+        assert decide_statement(books.engine, empty, "anna", NOW_MS) == []
+        with pytest.raises(UserError, match="never changes"):
+            decide_statement(books.engine, BankStatement("acct", "s-0", (line_of(1),)), "a", NOW_MS)
+        of_another = BankStatement("other", "s-0", (line_of(1),))
+        assert len(decide_statement(books.engine, of_another, "anna", NOW_MS)) == 1
 
     def test_batches_are_compared_with_the_bank(self, books: Books) -> None:
         """Paid less, not paid, paid without rows, and a line that is nobody's."""

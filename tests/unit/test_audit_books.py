@@ -41,7 +41,7 @@ def ledger(tmp_path: Path) -> Iterator[tuple[str, Engine]]:
             "INSERT INTO postings VALUES (7, 1, 1, 'GBP', 500), (7, 2, 2, 'GBP', -500)",
             "INSERT INTO postings VALUES (9, 1, 1, 'EUR', 3)",
             "INSERT INTO balances VALUES (1, 'GBP', 500, 0), (2, 'GBP', 0, 500)",
-            "INSERT INTO consumer_offsets VALUES ('settlements', 3, 'c', 't', 42, 2, 0)",
+            "INSERT INTO consumer_offsets VALUES ('settlements', 3, 'c', 't', 42, 2, 0, '')",
         ):
             connection.execute(text(statement))
     yield url, engine

@@ -101,6 +101,7 @@ def _move_more(story: Decided, number: int) -> None:
 
 DAMAGES: dict[str, Callable[[Decided], Any]] = {
     "approved by its creator": lambda s: s.__setitem__(2, (s[2][0], "anna", s[2][2])),
+    "approved by its creator in capitals": lambda s: s.__setitem__(2, (s[2][0], "ANNA ", s[2][2])),
     "approval left out": lambda s: s.pop(2),
     "submission left out": lambda s: s.pop(3),
     "returned before it was submitted": lambda s: s.insert(2, s.pop(6)),

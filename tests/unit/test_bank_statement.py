@@ -54,6 +54,21 @@ def test_the_books_call_an_account_as_the_rules_say() -> None:
     assert {account for account, _, _ in read(WHOLE)} == {"acct"}
 
 
+@pytest.mark.parametrize("named", ["001/2023", "2023 11 14", "STMT:7", "Auszug Nr. 3/\u00e4"])
+def test_banks_number_their_statements_as_they_like(named: str) -> None:
+    """Max35Text has room for a slash, a space, a colon."""
+    text = WHOLE.replace(">acct-2010-12-02-GBP<", f">{named}<")
+    assert named in {file_id for _, file_id, _ in read(text)}
+
+
+def test_an_account_is_judged_by_its_name_in_the_books() -> None:
+    """Its number at the bank may have blanks when the rules name it."""
+    rules = read_rules({"bank_accounts": {"12-34 / 5": "main-gbp"}})
+    text = WHOLE.replace(">acct<", ">12-34 / 5<")
+    found = read_statements(text.encode(), rules.payer, rules.bank_account)
+    assert {each.account for each in found} == {"main-gbp"}
+
+
 OLDER = (
     WHOLE.replace("camt.053.001.08", "camt.053.001.02")
     .replace("<Pty>", "").replace("</Pty>", "")
@@ -118,6 +133,8 @@ def headed(head: str) -> str:
         pytest.param(lambda: WHOLE.replace("DBIT", "BOTH", 1), "neither CRDT", id="side"),
         pytest.param(lambda: WHOLE.replace('Ccy="JPY"', 'Ccy="ZZZ"'), "ISO 4217", id="currency"),
         pytest.param(lambda: WHOLE.replace(">acct<", ">a b<"), "is not 1 to 64", id="account"),
+        pytest.param(lambda: WHOLE.replace(">acct-2010-12-02-GBP<", ">a\u202eb<"),
+                     "printable characters", id="id"),
         pytest.param(lambda: WHOLE.replace(">0.50<", ">0.00<"), "line 1 moves nothing", id="zero"),
         pytest.param(lambda: WHOLE.replace(">966<", ">1000000000000000<"), "moves nothing, or more",
                      id="beyond the bound"),

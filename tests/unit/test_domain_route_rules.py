@@ -78,6 +78,14 @@ def test_a_document_is_laid_over_the_configured_gateways() -> None:
         ({"merchants": {"m": {"never": ["north", "south"]}}}, "no gateway is left for it"),
         ({"gateways": {"north": {"weight": -1}}}, "a weight is 0 to 1,000,000, not -1"),
         ({"rules": [{"name": "r", "weights": {"north": 0}}]}, "nobody has a share"),
+        (
+            {"gateways": {"north": {"weight": 0}, "south": {"weight": 0}}},
+            "gateways: nobody has a share, since the weight of north, south is 0",
+        ),
+        (
+            {"gateways": {"north": {"weight": 0}}},
+            "gateways: nobody has a share, since the weight of north is 0",
+        ),
         ({"rules": [{"name": "r", "currencies": []}]}, "it can never match"),
         ({"rules": [{"name": "r", "currencies": ["XXY"]}]}, "XXY is no ISO 4217 currency"),
         (

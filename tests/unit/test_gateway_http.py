@@ -16,12 +16,16 @@ from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.model import PaymentRequest
 from pipeline.errors import UserError
 from pipeline.gateways.http_adapter import HttpGateway
+from pipeline.gateways.retry_after import retry_after_ms
 
 NOW_MS = 1_700_000_000_000
 LATER_MS = NOW_MS + 60_000
 KEY = "pay-1:o-1:sim:1"
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+# When an answer was written.
+SAID, SAID_MS = "Sun, 06 Nov 1994 08:49:37 GMT", 784_111_777_000
 
 
 def a_request(amount_minor: int = 1250) -> PaymentRequest:
@@ -202,6 +206,7 @@ def test_each_answer_to_a_charge_has_one_meaning(
         ("", None),
         ("Retry-After: soon\r\n", None),
         ("Retry-After: 99999999\r\n", 3_600_000),
+        (f"Date: {SAID}\r\nRetry-After: Sun, 06 Nov 1994 08:50:07 GMT\r\n", 30_000),
     ],
 )
 def test_a_throttled_charge_was_not_sent(header: str, retry_after_ms: int | None) -> None:
@@ -209,6 +214,42 @@ def test_a_throttled_charge_was_not_sent(header: str, retry_after_ms: int | None
     answer, _ = play(answering(http(429, {"code": "rate_limited"}, header)), charge)
     assert (answer.outcome, answer.code) == ("not_sent", "rate_limited")
     assert answer.retry_after_ms == retry_after_ms
+
+
+@pytest.mark.parametrize("call", ["charge", "inquire"])
+@pytest.mark.parametrize("body", [b"", b"<html>", {"code": "internal_error"}])
+def test_a_gateway_that_is_away_says_when_to_ask(call: str, body: Any) -> None:
+    """Whether it handled the request is not known, whatever a proxy in front of it says."""
+    raw = http(503, body, "Retry-After: 30\r\n")
+    answer, _ = play(answering(raw), charge if call == "charge" else inquire)
+    assert (answer.outcome, answer.code) == ("unknown", "gateway_error")
+    assert answer.retry_after_ms == 30_000
+
+
+@pytest.mark.parametrize(
+    ("text", "date", "wait_ms"),
+    [
+        ("0", None, 0),
+        ("Sun, 06 Nov 1994 08:49:42 GMT", SAID, 5_000),
+        ("Sunday, 06-Nov-94 08:49:42 GMT", SAID, 5_000),
+        ("Sun Nov  6 08:49:42 1994", SAID, 5_000),
+        # Its clock and ours differ by a minute: its own two times count.
+        ("Sun, 06 Nov 1994 08:49:42 GMT", "Sun, 06 Nov 1994 08:48:42 GMT", 60_000),
+        ("Sun, 06 Nov 1994 08:49:42 GMT", None, 5_000),
+        ("Sun, 06 Nov 1994 08:49:42 GMT", "odd", 5_000),
+        ("Sun, 06 Nov 1994 08:49:30 GMT", SAID, 0),
+        ("Sun, 06 Nov 2094 08:49:30 GMT", SAID, 3_600_000),
+        ("-3", SAID, None), ("1.5", SAID, None), ("9" * 41, SAID, None), ("", SAID, None),
+        ("Sun, 99 Nov 1994 08:49:30 GMT", SAID, None),
+        ("Sun, 06 Nov 99999999999 08:49:30 GMT", SAID, None),
+        ("\u0661", SAID, None),
+    ],
+)  # fmt: skip
+def test_both_forms_of_retry_after_are_read(
+    text: str, date: str | None, wait_ms: int | None
+) -> None:
+    """Seconds, or a date in any of its three forms; nonsense counts as not given."""
+    assert retry_after_ms(text, date, SAID_MS) == wait_ms
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from pipeline.audit.report import Severity
 from pipeline.commands.payment_follow import DONE, PaymentSeen, judged
 from pipeline.domain.answer import GatewayAnswer
-from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
+from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS, GatewayProfile
 from pipeline.domain.reversals import outstanding
 from tests.support.audit_story import judged_flow
 from tests.support.payment_story import (
@@ -15,6 +15,7 @@ from tests.support.payment_story import (
     MANUAL,
     NOT_FOUND,
     POLICY,
+    SECOND,
     TIMED_OUT,
     Story,
     command,
@@ -135,3 +136,25 @@ def test_a_gateway_that_took_no_key_leaves_the_hold_to_its_time() -> None:
     assert story.events[-1] == "reversal_failed"
     lives_until(story, story.flow.now_ms + 8 * DAY_MS, yes)
     assert (story.money, found(story)) == ((0, 0, 0), [])
+
+
+def test_a_hold_of_a_gateway_that_was_taken_out_is_not_taken_for_over() -> None:
+    """How long it keeps one is forgotten with it: a person is waited for, and once it is back its
+    own time holds."""
+    gone = GatewayProfile(name="simulator", grace_ms=10 * SECOND, authorization_ms=30 * DAY_MS)
+    left = GatewayProfile(name="left", priority=200)
+    known, without = (replace(POLICY, gateways=each) for each in ((gone, left), (left,)))
+    story = Story(MANUAL, known)
+    story.command("cancel")
+    story.flow.answer(yes)
+    story.flow.policy = without
+    story.flow.answer(DECLINED)
+    story.flow.advance(29 * DAY_MS)
+    assert (story.events[-1], story.money) == ("reversal_failed", (500, 0, 0))
+    assert [name for name, _ in found(story)] == ["waits_for_a_person"]
+    story.flow.policy = known
+    story.flow.advance(2 * DAY_MS)
+    story.command("give_back", "g1")
+    story.flow.answer(DECLINED)
+    assert (story.events[-1], story.money) == ("authorization_lapsed", (0, 0, 0))
+    assert found(story) == []

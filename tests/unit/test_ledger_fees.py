@@ -295,6 +295,7 @@ def test_a_payment_keeps_the_terms_of_its_first_capture() -> None:
         ({"plans": [{}]}, r"plans\[0\] needs a name"),
         ({"plans": [{"name": "p", "percentage": 1.5}]}, "percentage is text"),
         ({"plans": [{"name": "p", "percentage": "0.12345"}]}, "four decimals"),
+        ({"plans": [{"name": "p", "percentage": "\u0661"}]}, "four decimals"),
         ({"plans": [{"name": "p", "percentage": "101"}]}, "more than 100"),
         ({"plans": [{"name": "p", "fixed_minor": 20}]}, "amounts need a currency"),
         ({"plans": [{"name": "p", "currency": "gbp"}]}, "ISO 4217"),

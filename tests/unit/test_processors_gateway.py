@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.card_numbers import mask_card_number_start, mask_card_number_text
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.normalisation import Action, action_of
+from pipeline.gateways.adapters.base import refused
 from pipeline.processors.gateway import plan_call, result_of, send_before_ms
 
 NOW = 1_790_000_000_000
@@ -168,3 +172,27 @@ def test_a_gateways_text_is_kept_short_and_without_card_numbers() -> None:
     assert text is not None
     assert text.startswith("411111******1111 x")
     assert len(text) == 255
+
+
+@pytest.mark.parametrize("length_max", [64, 255])
+@pytest.mark.parametrize("card", ["4111111111111111", "4111-1111-1111-1111", "4 1 1 1" + " 1" * 12])
+def test_no_more_of_a_card_number_is_kept_where_a_text_is_cut(card: str, length_max: int) -> None:
+    """Of fifteen digits the check digit tells the sixteenth. Adapters cut sooner than records."""
+    for before in range(length_max - len(card), length_max):
+        text = "x" * before + " " + card + " y"
+        if length_max == 64:
+            code = refused("simulator", text, otherwise="card_declined").gateway_code
+        else:
+            answer = GatewayAnswer(outcome="declined", gateway_code=text)
+            code = result_of(CHARGE, answer, NOW).gateway_code
+        assert code is not None
+        assert len(code) <= length_max
+        assert sum(letter.isdigit() for letter in code) <= 10
+
+
+@given(st.text("0123456789 -x", max_size=120), st.integers(0, 60))
+def test_a_text_is_cut_as_if_it_had_been_masked_whole(text: str, length_max: int) -> None:
+    """Though only as much of it is looked at as may matter; rather too much is masked."""
+    start, whole = mask_card_number_start(text, length_max), mask_card_number_text(text)
+    assert len(start) == len(whole[:length_max])
+    assert all(mine in (other, "*") for mine, other in zip(start, whole, strict=False))

@@ -10,7 +10,7 @@ from pipeline.domain.model import AttemptCap
 from pipeline.domain.policy import HOUR_MS, Policy
 from pipeline.domain.routes import Health
 from pipeline.processors.driver import FlowDriver
-from tests.support.payment_story import ACTION, MANUAL, NOT_SENT, Story, yes
+from tests.support.payment_story import ACTION, MANUAL, NOT_SENT, Story, command, yes
 from tests.unit.test_processors_stories import (
     NOT_FOUND,
     NOW,
@@ -20,6 +20,7 @@ from tests.unit.test_processors_stories import (
     SUCCEEDED,
     TIMED_OUT,
     TWO_GATEWAYS,
+    result_for,
     started,
     story,
     the_payment,
@@ -153,6 +154,29 @@ def test_questions_that_were_not_asked_are_not_counted() -> None:
     wait(flow)
     flow.answer(SUCCEEDED)
     assert the_payment(flow).status == "captured"
+
+
+@pytest.mark.parametrize(
+    ("possibly_sent", "ended"), [(False, "cancelled"), (True, "outcome_unknown")]
+)
+def test_silence_ends_no_cancelled_charge_that_a_worker_may_have_sent(
+    possibly_sent: bool, ended: str
+) -> None:
+    """It was called, its worker died, and the next one held the request back: only the gateway, or
+    a person, can say that nothing was taken."""
+    flow = started()
+    (_, request), flow.open_requests = flow.open_requests[0], []
+    held = result_for(
+        request, outcome="not_sent", code="breaker_open", gateway_reference=None, amount_minor=0,
+        earlier_reads=int(possibly_sent),
+    )  # fmt: skip
+    flow.result(held)
+    flow.command(command("resolve", "p1", decision="charged", gateway_reference="ch_1"))
+    assert flow.events()[-1].reason == "outcome_must_be_unknown", "it goes on by itself"
+    flow.command(command("cancel"))
+    flow.run(lambda _: TIMED_OUT)
+    assert the_payment(flow).status == ended
+    assert (story(flow)[-1] == "inquiry_exhausted") == possibly_sent
 
 
 def attempts(flow: FlowDriver) -> list[tuple[str, int, str, str | None]]:

@@ -275,6 +275,18 @@ def test_a_gateway_cannot_ask_for_more_time_than_the_order_has() -> None:
     assert (story.status, story.payment.reason) == ("failed", "pay_before_passed")
 
 
+def test_a_gateway_that_is_away_is_asked_about_a_charge_no_sooner_than_it_says() -> None:
+    """What became of the charge is not known; it would only be told once more that it is away."""
+    story = Story()
+    story.flow.answer(replace(TIMED_OUT, code="gateway_error", retry_after_ms=30_000))
+    before_ms = story.flow.now_ms
+    story.wait()
+    assert story.asked == ["charge", "inquire"]
+    assert 30_000 <= story.flow.now_ms - before_ms <= 60_000
+    story.flow.answer(yes)
+    assert story.status == "captured"
+
+
 def test_inquiries_stay_dense_and_then_thin_out() -> None:
     """Twelve in the first tier, sixteen in the second, the rest in the third."""
     delays = (5, 15, 60)

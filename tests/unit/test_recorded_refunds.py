@@ -247,3 +247,35 @@ def test_show_names_the_command() -> None:
     seen = PaymentSeen(story.payment, story.flow.events(), [])
     outcome = judged(seen, command("record_refund", "x1", **WORD))
     assert outcome == Outcome(DONE, f"{said}, reference TRF-88")
+
+
+@pytest.mark.parametrize(
+    ("state", "amount_minor"), [("inquiry", 1), ("inquiry", 500), ("opened", 100), ("won", 100)]
+)
+def test_no_word_of_a_bank_orders_the_rest_of_what_a_person_gives_back(
+    state: str, amount_minor: int
+) -> None:
+    """Its gateway had refused it for good, and the person may be paying the rest just now."""
+    story = refused()
+    story.command("record_refund", "x1", amount_minor=200, **WORD)
+    asked = list(story.asked)
+    story.dispute(state, amount_minor=amount_minor, event_sequence=1)
+    assert (story.asked, story.events.count("reversal_failed")) == (asked, 2)
+    assert "waits_for_a_person" in named(story)
+    story.command("record_refund", "x2", **{**WORD, "gateway_reference": "TRF-89"})
+    assert story.money == (500, 500, 500)
+
+
+def test_of_what_a_bank_returns_after_a_record_a_person_is_told() -> None:
+    """The bank had 200 for good, and a person gave back the other 300 by transfer."""
+    story = refused()
+    story.dispute("lost", amount_minor=200, event_sequence=1)
+    story.command("record_refund", "x1", **WORD)
+    assert (story.money, outstanding(story.payment)) == ((500, 500, 300), ())
+    asked = list(story.asked)
+    story.dispute("won", amount_minor=200, event_sequence=2)
+    assert (story.events[-1], story.asked) == ("reversal_failed", asked)
+    assert named(story) == ["waits_for_a_person"]
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    assert (story.money, named(story)) == ((500, 500, 500), [])

@@ -112,6 +112,47 @@ def test_a_retry_that_a_cancel_barred_must_not_begin() -> None:
         stories.told(event(3, "payment_retried", operation_id="c1"))
 
 
+@pytest.mark.parametrize(
+    ("before", "excused"),
+    [((), True), (("dispute_opened", "dispute_won"), True), (("dispute_lost",), False)],
+)
+def test_what_both_gave_back_is_excused_where_no_bank_had_it_before(
+    before: tuple[str, ...], excused: bool
+) -> None:
+    """A bank may take afterwards what has gone back; nothing goes back after it has it for good."""
+    money = Money()
+    for kind in ("charge", "refund"):
+        money.moved(moved(kind, operation_id=kind))
+    dispute = GatewayDispute(
+        "d1", DisputePlan(states=("lost",), after_s=0, apart_s=0), None, "r1", 500
+    )
+    dispute.next()
+    money.disputes["o1"].append(("alpha", dispute))
+    stories = Stories({"o1": ORDER})
+    back = ("reversal_started", {"operation_id": "late-o1-1", "kind": "refund"})
+    after = ("dispute_opened", "dispute_lost")
+    told = [*((name, {}) for name in before), back, *((name, {}) for name in after)]
+    for sequence, (name, more) in enumerate(told, 1):
+        stories.told(event(sequence, name, **more))
+    judged = Outcomes(Plan(0, (ORDER,), ()), money, stories)
+    if excused:
+        judged._keeps_nothing(ORDER, payment("failed"))
+        return
+    with pytest.raises(Violation, match="given_back_twice"):
+        judged._keeps_nothing(ORDER, payment("failed"))
+
+
+@pytest.mark.parametrize("sent", ["retry_started", "resend_scheduled"])
+def test_nothing_is_sent_again_to_be_given_back_in_a_dispute(sent: str) -> None:
+    """Each time counts, not only the first."""
+    stories = Stories({"o1": ORDER})
+    back = {"operation_id": "late-o1-1", "kind": "refund"}
+    stories.told(event(1, "reversal_started", **back))
+    stories.told(event(2, "dispute_opened"))
+    with pytest.raises(Violation, match="given_back_in_dispute"):
+        stories.told(event(3, sent, **back))
+
+
 @pytest.mark.parametrize(("override", "broken"), [(None, True), ("dispute", False)])
 def test_nothing_is_given_back_in_a_dispute_unasked(override: str | None, broken: bool) -> None:
     """While the bank may keep the money only a person's force gives it back."""

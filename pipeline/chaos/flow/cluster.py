@@ -25,11 +25,14 @@ from pipeline.config import Settings, load_settings
 from pipeline.embedded.broker import BrokerProcess
 from pipeline.embedded.kafka import KafkaHandle, start_kafka, stop_kafka
 from pipeline.gateways.simulator import (
+    FaultKind,
+    FaultPlan,
     SimulatorHandle,
     kill_simulator,
     start_simulator,
     stop_simulator,
 )
+from pipeline.gateways.simulator.faults import DEFAULT_FAULTS
 from pipeline.ledger.database import open_ledger
 from pipeline.local import simulated
 from pipeline.loopback import open_url
@@ -50,6 +53,15 @@ BROKER_SETTINGS = {
 }
 STAGES = {"payments": 1, "gateway": 1, "ledger": 1}
 # What is asked of a machine that is killed all the time: tiers of a second, calls of four.
+# Enough of each kind among some thousand orders. The default's shares are for some hundred: as each
+# 429 asks for a second's rest, they let a worker make about forty calls a second at a gateway.
+GATEWAY_FAULTS = FaultPlan(
+    rates={
+        **dict.fromkeys(DEFAULT_FAULTS, 0.003),
+        FaultKind.DECLINE: 0.045,
+        FaultKind.INQUIRY_ERROR: 0.05,
+    }
+)
 PACE: dict[str, Any] = {
     "retry_delay_ms": 500,
     # The tiers are short here, so more of them make up the patience that an installation has.
@@ -206,7 +218,7 @@ class Cluster:
         before = self.simulators.get(name)
         self.simulators[name] = start_simulator(
             self.folder / f"gateway-{name}.sqlite",
-            faults="default",
+            faults=GATEWAY_FAULTS,
             seed=self._seed,
             port=0 if before is None else before.port,
             gateway=name,

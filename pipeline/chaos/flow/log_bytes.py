@@ -179,7 +179,7 @@ def partition_folders(log_dir: Path) -> dict[tuple[str, int], Path]:
     """The folders of a broker's log directory by topic and partition."""
     found = {}
     for folder in log_dir.iterdir():
-        match = re.fullmatch(r"(.+)-(\d+)", folder.name)
+        match = re.fullmatch(r"(.+)-([0-9]+)", folder.name)
         if match and folder.is_dir():
             found[match[1], int(match[2])] = folder
     return found

@@ -18,6 +18,7 @@ from pipeline.domain.answer import (
     UNKNOWN,
     GatewayAnswer,
 )
+from pipeline.domain.card_numbers import mask_card_number_start
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.normalisation import (
     UNKNOWN_DECLINE,
@@ -175,7 +176,7 @@ def refused(
     """What a refusal of a call that may move money says, by the table's action for its code."""
     code = standard_code(adapter, gateway_code, otherwise)
     action = action_of(code)
-    shown = gateway_code[:GATEWAY_CODE_LENGTH_MAX]
+    shown = _shown(gateway_code)
     if action is Action.RETRY_HERE:
         return GatewayAnswer(
             outcome=NOT_SENT, code=code, gateway_code=shown, retry_after_ms=retry_after_ms
@@ -195,9 +196,13 @@ def unanswered(
     return GatewayAnswer(
         outcome=UNKNOWN,
         code=code,
-        gateway_code=gateway_code[:GATEWAY_CODE_LENGTH_MAX],
+        gateway_code=_shown(gateway_code),
         retry_after_ms=retry_after_ms,
     )
+
+
+def _shown(gateway_code: str) -> str:
+    return mask_card_number_start(gateway_code, GATEWAY_CODE_LENGTH_MAX)
 
 
 def not_found(gateway_code: str) -> GatewayAnswer:
@@ -207,7 +212,7 @@ def not_found(gateway_code: str) -> GatewayAnswer:
 
 def unknown(code: str, gateway_code: str | None = None) -> GatewayAnswer:
     """Nothing is certain."""
-    shown = None if gateway_code is None else gateway_code[:GATEWAY_CODE_LENGTH_MAX]
+    shown = None if gateway_code is None else _shown(gateway_code)
     return GatewayAnswer(outcome=UNKNOWN, code=code, gateway_code=shown)
 
 

@@ -6,8 +6,10 @@ What was decided elsewhere (a ledger that is restored or made anew) is followed 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text
 
 from pipeline.domain.breaks import OPEN, figures
@@ -29,6 +31,7 @@ from pipeline.domain.reconciliation_decisions import (
     resolution_body,
     statement_body,
     statement_of,
+    statement_parts,
 )
 from pipeline.errors import UserError
 from pipeline.ledger.decisions import decide, event_of, lock_decisions
@@ -86,8 +89,10 @@ def decide_clearing(
     return event
 
 
-def decide_releases(engine: Engine, day: str, now_ms: int) -> int:
-    """Decide that what waits for no gateway's funds is available; how many entries that is."""
+def decide_releases(engine: Engine, now_ms: int) -> int:
+    """Decide that what waits for no gateway's funds is available; how many entries that is. They
+    count under the day it is decided, by UTC, whatever day is looked at."""
+    day = datetime.fromtimestamp(now_ms / 1000, UTC).date().isoformat()
     released = 0
     while True:
         with engine.begin() as connection:
@@ -105,34 +110,57 @@ def decide_releases(engine: Engine, day: str, now_ms: int) -> int:
 
 def decide_statement(
     engine: Engine, statement: BankStatement, actor: str, now_ms: int
-) -> LedgerEvent | None:
-    """Take over a bank statement; None when it was before. UserError when it said something else
-    then: a statement never changes."""
+) -> list[LedgerEvent]:
+    """Take over a bank statement, in as many decisions as it needs, all or none; none when it was
+    before. UserError when it said something else then: a statement never changes."""
     with engine.begin() as connection:
         follow(connection)
-        c = bank_lines.c
-        known = connection.execute(
-            select(c.sequence)
-            .where(c.account == statement.account, c.file_id == statement.file_id)
-            .limit(1)
-        ).scalar_one_or_none()
-        if known is not None:
-            row = connection.execute(
-                select(ledger_decisions).where(ledger_decisions.c.sequence == known)
-            ).one()
-            if _said(statement_of(event_of(row))) != _said(statement):
-                raise UserError(
-                    f"statement {statement.file_id} of {statement.account} came before with other "
-                    "lines: a statement never changes. Ask the bank which is true."
-                )
-            return None
-        statement = with_payouts(connection, statement, actor, now_ms)
-        event = decide(
-            connection, kind=BANK_STATEMENT, body=statement_body(statement), actor=actor,
-            reason=f"statement {statement.file_id}", now_ms=now_ms,
-        )  # fmt: skip
+        left = _left_of(connection, statement)
+        if left is None:
+            return []
+        events = [
+            decide(
+                connection, kind=BANK_STATEMENT, body=statement_body(part), actor=actor,
+                reason=_reason(statement), now_ms=now_ms,
+            )
+            for part in statement_parts(with_payouts(connection, left, actor, now_ms))
+        ]  # fmt: skip
         follow(connection)
-    return event
+    return events
+
+
+def _left_of(connection: Connection, statement: BankStatement) -> BankStatement | None:
+    """What is to be decided of it: all, nothing (None), or its rest.
+
+    Its parts are decided together and published one by one. A ledger that follows the topic of
+    another, which was lost in between, has the first of them.
+    """
+    c = ledger_decisions.c
+    rows = connection.execute(
+        select(ledger_decisions)
+        .where(c.kind == BANK_STATEMENT, c.reason == _reason(statement))
+        .order_by(c.sequence)
+    )
+    decided = [statement_of(event_of(row)) for row in rows]
+    known = [each for each in decided if each.account == statement.account]
+    if not known:
+        return statement
+    before = [line for each in known for line in _said(each)]
+    said = _said(statement)
+    if before == said:
+        return None
+    if max(each.of for each in known) == len(said) and before == said[: len(before)]:
+        return replace(
+            statement, lines=statement.lines[len(before) :], first=len(before) + 1, of=len(said)
+        )
+    raise UserError(
+        f"statement {statement.file_id} of {statement.account} came before with other "
+        "lines: a statement never changes. Ask the bank which is true."
+    )
+
+
+def _reason(statement: BankStatement) -> str:
+    return f"statement {statement.file_id}"
 
 
 def decide_resolution(
@@ -163,7 +191,7 @@ def decide_resolution(
     return event
 
 
-def _said(statement: BankStatement) -> object:
+def _said(statement: BankStatement) -> list[tuple[str, int, str, str]]:
     # Whose batch a line is may be known better now than it was; what the bank says may not change.
     return [(x.line_id, x.amount_minor, x.currency, x.value_date) for x in statement.lines]
 

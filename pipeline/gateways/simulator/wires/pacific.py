@@ -208,7 +208,7 @@ def _number(operation: Operation) -> int:
 
 def _minor(text: str, currency: str) -> int:
     digits = _DIGITS.get(currency, 2)
-    pattern = rf"(\d{{1,16}})\.(\d{{{digits}}})" if digits else r"(\d{1,16})()"
+    pattern = rf"([0-9]{{1,16}})\.([0-9]{{{digits}}})" if digits else r"([0-9]{1,16})()"
     match = re.fullmatch(pattern, text, re.ASCII)
     if match is None:
         raise ValueError(f"amount must have {digits} decimals in {currency}, not {text!r}")

@@ -120,9 +120,9 @@ def test_an_entry_whose_number_the_database_chooses_is_judged_by_its_own_lines(
     "attack",
     [
         pytest.param("ledger_decisions SELECT 2, event_id, kind, 'mallory', reason, 1, body, "
-                     "NULL, NULL FROM ledger_decisions", id="a decision by its event"),
+                     "NULL, NULL, '' FROM ledger_decisions", id="a decision by its event"),
         pytest.param("ledger_decisions SELECT sequence, 'other', kind, 'mallory', reason, 1, body, "
-                     "NULL, NULL FROM ledger_decisions", id="a decision by its number"),
+                     "NULL, NULL, '' FROM ledger_decisions", id="a decision by its number"),
         pytest.param("chains VALUES (1, 'elsewhere', 0)", id="a chain by its number"),
         pytest.param("chains VALUES (7, 'settlements', 0)", id="a chain by its place"),
     ],

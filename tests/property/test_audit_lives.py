@@ -13,9 +13,9 @@ import pytest
 from pipeline.audit.gateway_copy import GatewayCopy
 from pipeline.audit.report import Finding, Severity
 from pipeline.domain.reversals import outstanding
+from tests.property import test_processors_lifecycle_properties as lives
 from tests.support.audit_story import judged_flow
 from tests.support.examples import share_of
-from tests.unit import test_processors_lifecycle_properties as lives
 
 # What a flow at rest may still say: nobody else than these can go on.
 AT_REST = {"waits_for_a_person", "waits_for_the_customer"}
