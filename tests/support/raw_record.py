@@ -11,6 +11,8 @@ from pipeline.kafka_wire import framed
 from tests.support.late_produce import PRODUCE, TIMEOUT_S, VERSION, _compact, _crc32c
 
 ZSTD = 4
+MIB = 1024 * 1024
+BLOCK = 128 * 1024
 
 
 def record_bytes(key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
@@ -39,6 +41,26 @@ def produce_raw(bootstrap: str, topic: str, records: bytes, codec: int = 0) -> N
         answer = connection.recv(4096)
     (error,) = struct.unpack_from(">h", answer, 4 + 4 + 1 + 1 + 1 + len(topic) + 1 + 4)
     assert error == 0, error
+
+
+def zeros(mebibytes: int) -> bytes:
+    """A zstd frame of one record whose value is as many zeros, in blocks that repeat a byte."""
+    size = mebibytes * MIB
+    # No key; the zero that counts its headers is one zero more.
+    begin = bytes((0, 0, 0, 1)) + varint(size)
+    begin = varint(len(begin) + size + 1) + begin
+    blocks = [BLOCK] * (size // BLOCK) + [1]
+    return (
+        b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", len(begin) + size + 1)
+        + _block(len(begin), kind=0) + begin
+        + b"".join(
+            _block(each, kind=1, last=i == len(blocks) - 1) + b"\0" for i, each in enumerate(blocks)
+        )
+    )  # fmt: skip
+
+
+def _block(size: int, *, kind: int, last: bool = False) -> bytes:
+    return struct.pack("<I", size << 3 | kind << 1 | last)[:3]
 
 
 def _sized(data: bytes) -> bytes:

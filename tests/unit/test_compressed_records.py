@@ -12,30 +12,7 @@ from pipeline.errors import UserError
 from pipeline.runtime.cluster import consumer_config
 from pipeline.runtime.table_worker import raise_consume_error
 from tests.support.mock_cluster import MockCluster
-from tests.support.raw_record import ZSTD, produce_raw, varint
-
-MIB = 1024 * 1024
-BLOCK = 128 * 1024
-
-
-def zeros(mebibytes: int) -> bytes:
-    """A zstd frame of one record whose value is as many zeros, in blocks that repeat a byte."""
-    size = mebibytes * MIB
-    # No key; the zero that counts its headers is one zero more.
-    begin = bytes((0, 0, 0, 1)) + varint(size)
-    begin = varint(len(begin) + size + 1) + begin
-    blocks = [BLOCK] * (size // BLOCK) + [1]
-    return (
-        b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", len(begin) + size + 1)
-        + _block(len(begin), kind=0) + begin
-        + b"".join(
-            _block(each, kind=1, last=i == len(blocks) - 1) + b"\0" for i, each in enumerate(blocks)
-        )
-    )  # fmt: skip
-
-
-def _block(size: int, *, kind: int, last: bool = False) -> bytes:
-    return struct.pack("<I", size << 3 | kind << 1 | last)[:3]
+from tests.support.raw_record import MIB, ZSTD, produce_raw, zeros
 
 
 def consumed(records: bytes) -> Any:
