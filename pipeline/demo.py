@@ -16,7 +16,6 @@ import shutil
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +32,7 @@ from pipeline.embedded.processes import ProcessIdentity, is_alive, this_process
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import RATED, FaultPlan
 from pipeline.local import LocalFlow
+from pipeline.loopback import open_url
 from producers.cancellations import GivenBack, given_back
 from producers.invoice_csv import InvoiceFile
 from producers.order_file import OrderFile
@@ -164,7 +164,7 @@ class Demo:
             deadline = time.monotonic() + AUDIT_WAIT_S
             while self.settled_count < expected and time.monotonic() < deadline:
                 time.sleep(0.05)
-            with urllib.request.urlopen(f"{s.gateway_url}/v1/faults", timeout=10) as answer:
+            with open_url(f"{s.gateway_url}/v1/faults", timeout=10) as answer:
                 said = json.load(answer)
             return report, said["faults"]
         finally:

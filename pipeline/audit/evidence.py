@@ -29,6 +29,7 @@ from pipeline.audit.terms import DecisionSeen, decision_of
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
+from topics.record_headers import UNREADABLE
 
 TERMINAL_STATUSES: Final = frozenset(
     {
@@ -409,7 +410,11 @@ class Evidence:
         if role in _OF_OPERATORS:
             self._by_hand(role, record)
             return
-        if record.headers:
+        if record.headers is UNREADABLE:
+            self.findings.note(
+                "headers_unreadable", self._example(role, record, "a name is not UTF-8")
+            )
+        elif record.headers:
             self._redriven(role, record)
         key, value = record.key, record.value
         if value is None:

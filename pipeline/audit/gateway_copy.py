@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from sys import intern
@@ -14,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from msgspec import Struct
 
 from pipeline.audit.unavailable import AuditUnavailable
+from pipeline.loopback import open_url
 
 ANSWER_TIMEOUT_S = 8.0
 PAGE_ENTRIES = 5_000
@@ -182,7 +182,7 @@ def operation_of_reference(url: str, kind: str, reference: str) -> dict[str, Any
 def get_json(url: str) -> dict[str, Any]:
     """The JSON object at a URL; AuditUnavailable when there is none."""
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT_S) as response:
+        with open_url(url, timeout=ANSWER_TIMEOUT_S) as response:
             answer = json.load(response)
     except urllib.error.HTTPError as error:
         if error.code == 404:

@@ -25,6 +25,7 @@ from msgspec import Struct
 from pipeline.audit.cut import Cut, RolePartition, judged_roles, layers
 from pipeline.audit.unavailable import AuditUnavailable
 from topics.catalogue import Catalogue
+from topics.record_headers import Headers, record_headers
 
 # A topic's name and a partition.
 Place = tuple[str, int]
@@ -69,7 +70,7 @@ class LogRecord(Struct, frozen=True, gc=False):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: Headers = ()
 
 
 class LogCopy:
@@ -162,10 +163,16 @@ class LogCopy:
             role, partition, offset = roles[message.topic()], message.partition(), message.offset()
             at_ms = message.timestamp()[1]
             first_at_ms.setdefault((role, partition), at_ms)
-            headers = tuple(message.headers() or ())
             take(
                 role,
-                LogRecord(partition, offset, at_ms, message.key(), message.value(), headers),
+                LogRecord(
+                    partition,
+                    offset,
+                    at_ms,
+                    message.key(),
+                    message.value(),
+                    record_headers(message),
+                ),
             )
 
         name = self._catalogue.name
@@ -241,6 +248,8 @@ class _Client:
                 "isolation.level": "read_committed",
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
+                # The bound of what zstd unfolds to: what a worker reads is to be judged.
+                "receive.message.max.bytes": 256 * 1024 * 1024,
                 "fetch.wait.max.ms": 50,
                 # Of the one queue, so the bound of what the client holds ahead of the reader.
                 "queued.max.messages.kbytes": 64 * 1024,
@@ -384,6 +393,12 @@ class _Client:
                         at_stable_end.add(place)
                     elif error.code() in _GONE or error.retriable():
                         continue
+                    elif error.code() == KafkaError._BAD_COMPRESSION:
+                        raise AuditUnavailable(
+                            f"The record at {place[0]}[{place[1]}]@{message.offset()} cannot be "
+                            "decompressed, so what follows it cannot be judged; "
+                            "see docs/operations.md."
+                        )
                     else:
                         raise self._away(KafkaException(error))
                     reached[place] = min(max(reached[place], position), spans[place][1])

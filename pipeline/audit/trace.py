@@ -24,6 +24,7 @@ from pipeline.audit.verify import Sources
 from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
+from topics.record_headers import UNREADABLE, record_headers
 
 PROGRESS_AFTER_S = 2.0
 # Records between two looks at the clock.
@@ -149,7 +150,10 @@ def _hops(catalogue: Catalogue, codec: Codec, found: Sequence[tuple[str, Any]]) 
 
 
 def _redriven(message: Any) -> str:
-    letter = dict(message.headers() or ()).get("redrive.letter")
+    headers = record_headers(message)
+    if headers is UNREADABLE:
+        return ", its headers cannot be read"
+    letter = dict(headers).get("redrive.letter")
     return f", redriven from the dead letter {letter.decode('utf-8', 'replace')}" if letter else ""
 
 
@@ -157,7 +161,7 @@ def _fields(catalogue: Catalogue, codec: Codec, role: str, message: Any) -> dict
     if role == "dead-letters":
         return {
             name: (value or b"").decode("utf-8", "backslashreplace")
-            for name, value in message.headers() or ()
+            for name, value in record_headers(message)
         }
     schema, value = catalogue[role].schema, message.value()
     if schema is None or value is None:

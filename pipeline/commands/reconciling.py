@@ -98,10 +98,11 @@ def contents(files: list[Path] | None, url: str | None) -> Iterator[bytes]:
 
 def _downloaded(url: str) -> bytes:
     import urllib.error
-    import urllib.request
+
+    from pipeline.loopback import open_url
 
     try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
+        with open_url(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
             body: bytes = answer.read()
             return body
     except urllib.error.HTTPError as error:

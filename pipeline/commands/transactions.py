@@ -99,9 +99,15 @@ def end_command(
 
 
 def _servers(given: str | None) -> str:
-    from pipeline.config import load_settings
+    """Where the cluster is; UserError when no broker of it answers, before anything is asked."""
+    from confluent_kafka.admin import AdminClient
 
-    return load_settings(bootstrap_servers=given).bootstrap_servers
+    from pipeline.config import load_settings
+    from pipeline.runtime.cluster import require_reachable
+
+    servers = load_settings(bootstrap_servers=given).bootstrap_servers
+    require_reachable(AdminClient({"bootstrap.servers": servers, "log_level": 0}), servers)
+    return servers
 
 
 def _summary(found: list[Hanging]) -> str:

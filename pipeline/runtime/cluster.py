@@ -29,6 +29,9 @@ CONTROLLER_TIMEOUT_S = 30.0
 STABLE_OFFSETS_TIMEOUT_S = 30.0
 # Of that, at a time: whoever waits may be asked to stop meanwhile, and a busy broker takes seconds.
 STABLE_OFFSETS_SLICE_S = 10.0
+# What a compressed batch of records unfolds to, at most. A topic takes 16 MiB; the default of
+# 100,000,000 bytes is soon reached from there. It is memory of the worker while the batch is read.
+UNFOLDED_BYTES_MAX = 256 * 1024 * 1024
 
 
 def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:
@@ -65,6 +68,8 @@ def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) 
         "fetch.queue.backoff.ms": 10,
         # A larger batch still comes whole; this bounds what one answer brings of a partition.
         "fetch.message.max.bytes": 256 * 1024,
+        # It bounds what zstd may unfold to as well, and whoever writes orders may compress zeros.
+        "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
         "reconnect.backoff.ms": 20,
         "reconnect.backoff.max.ms": 1_000,
     }

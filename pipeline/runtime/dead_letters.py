@@ -17,6 +17,8 @@ dlq.key            the beginning of a key that is too long for any record of thi
                    has none then
 dlq.chunk          ``i/n`` when the input was split because of its size
 dlq.header.NAME    each header of the input
+dlq.headers_unreadable
+                   why there is none of those, where the client cannot read the input's headers
 =================  ===========================================================================
 
 A redriven record says what it is in headers of its own (``redrive.``), so that a letter made of it
@@ -33,12 +35,13 @@ redrive.first      ``partition:offset`` of its first letter, with ``redrive.firs
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
 from pipeline.domain.card_numbers import mask_card_numbers
 from pipeline.domain.keys import masked_key
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.work import Headers, Outgoing
+from topics.record_headers import UNREADABLE, record_headers
 
 # With its headers and the batch's own bytes a piece has to fit the topic's 16 MiB, compressible
 # or not; half of it leaves room for headers of any sane size.
@@ -75,7 +78,7 @@ def dead_letter(
     value = record.value
     masked = None if value is None else mask_card_numbers(value)
     key = masked_key(record.key)
-    given = _headers_of(record)
+    given, readable = _headers_of(record)
     kept, headers_masked = _original_headers(given)
     holds = [
         name
@@ -97,6 +100,7 @@ def dead_letter(
         *_history(record, given),
         *([("dlq.masked", ",".join(holds).encode())] if holds else []),
         *kept,
+        *([] if readable else [("dlq.headers_unreadable", b"the name of a header is not UTF-8")]),
     ]
     if key is not None and len(key) > KEY_BYTES_MAX:
         headers.append(("dlq.key", mask_card_numbers(key[:KEY_BYTES_SHOWN])))
@@ -120,16 +124,20 @@ def dead_letter(
 
 def is_redriven(record: InputRecord) -> bool:
     """Whether this input came out of the dead letters."""
-    headers = record.origin.headers() if record.origin is not None else None
-    return any(name == "redrive.letter" for name, _ in headers or ())
+    if record.origin is None:
+        return False
+    return any(name == "redrive.letter" for name, _ in record_headers(record.origin))
 
 
-def _headers_of(record: InputRecord) -> list[tuple[str, bytes]]:
-    found: list[Any] = (record.origin.headers() if record.origin is not None else None) or []
+def _headers_of(record: InputRecord) -> tuple[Headers, bool]:
+    """The input's headers, and whether they can be read."""
+    found = () if record.origin is None else record_headers(record.origin)
+    if found is UNREADABLE:
+        return [], False
     return [
         (name, value if isinstance(value, bytes) else str(value or "").encode())
         for name, value in found
-    ]
+    ], True
 
 
 def _history(record: InputRecord, given: Headers) -> Headers:

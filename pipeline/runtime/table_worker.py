@@ -578,6 +578,12 @@ def raise_consume_error(error: KafkaError, message: Message) -> None:
             f"({error.str()}): records were deleted before they were read. Nothing is skipped "
             "unasked; see docs/operations.md."
         )
+    if error.code() == KafkaError._BAD_COMPRESSION:
+        raise UserError(
+            f"the record at {message.topic()}[{message.partition()}]@{message.offset()} cannot be "
+            "decompressed: it is damaged, or larger than any client of ours takes. Nothing is "
+            "skipped unasked; docs/operations.md says how to step over it."
+        )
     if not passes_by_itself(error):
         raise KafkaException(error)
     _log.warning("consumer: %s", error)

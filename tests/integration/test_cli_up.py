@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.cli import Cli, Terminal
+from tests.support.raw_record import ZSTD, produce_raw, record_bytes, zeros
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -140,6 +141,27 @@ def test_a_day_with_up(cli: Cli) -> None:
         assert summary["payments"] == {"captured": 8}
         assert summary["orders_repeated"] == 1
         assert summary["gateway"]["charges"] == 8
+        stopped_clean(cli, up)
+
+
+def test_what_no_client_of_ours_would_write_is_refused_and_holds_up_nobody(cli: Cli) -> None:
+    """A header that is not UTF-8, and some kilobytes that unfold to more than the client's default
+    bound: each has its letter, and the order behind them is settled."""
+    with cli.start(*UP[:-1], "1") as up:
+        up.wait_for(RUNNING)
+        named = [(b"Gr\xf6\xdfe", b"v")]
+        produce_raw(up.value("broker"), "orders", record_bytes(b"shop:odd", b"junk", named))
+        produce_raw(up.value("broker"), "orders", zeros(110), ZSTD)
+        submit(cli, "1001")
+        summary = whole(cli, up)
+        assert summary["payments"] == {"captured": 1}
+        letters = cli.run("dead-letters", "list")
+        assert "not_wire_format    payments  orders        1" in letters.out, letters
+        assert "unknown_schema_id  payments  orders        1" in letters.out, letters
+        judged = json.loads(cli.run("verify", "--json").out)
+        assert [f["name"] for f in judged["findings"]] == ["headers_unreadable"]
+        traced = cli.run("trace", "shop:odd")
+        assert "its headers cannot be read" in traced.out, traced
         stopped_clean(cli, up)
 
 

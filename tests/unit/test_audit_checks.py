@@ -22,6 +22,7 @@ from tests.support.audit_flow import (
     Row,
     healthy_flow,
 )
+from topics.record_headers import UNREADABLE
 
 # What a damage returns: the record an example must point at, or a word that it must contain.
 Place = Row | str
@@ -1167,11 +1168,19 @@ def test_a_header_alone_takes_no_input_away() -> None:
     assert "conflict_not_named" in {f.name for f in flow.audit()}
 
 
+def test_headers_that_cannot_be_read_are_noted() -> None:
+    """The order is judged as one without headers."""
+    flow = healthy_flow()
+    flow.of("orders", "shop:c1").headers = UNREADABLE  # type: ignore[assignment]
+    found = flow.audit()
+    assert {(f.name, f.severity) for f in found} == {("headers_unreadable", Severity.NOTE)}
+
+
 def test_every_guarantee_of_the_list_is_tried() -> None:
     """No name in the list of guarantees goes without a damage that raises it."""
     tried = {c.name for c in CASES.values()} | {n for c in CASES.values() for n in c.also}
     elsewhere = {
-        "history_deleted", "history_deleted_meanwhile",
+        "history_deleted", "history_deleted_meanwhile", "headers_unreadable",
         # In test_audit_terms, over a flow that has fees and a closed month.
         "journal_entry_fees_wrong", "journal_entry_day_wrong", "journal_entry_without_decision",
         "tier_correction_wrong", "clearing_wrong",

@@ -35,7 +35,7 @@ _OF: Final[Mapping[str, str]] = {
     "duplicated": "request_duplicated result_duplicated settlement_duplicated "
     "journal_entry_duplicated dead_letter_duplicated dead_letter_repeated command_answered_twice "
     "input_redriven_twice dead_letter_closed_twice",
-    "torn transaction": "snapshot_differs_from_events undecodable_record",
+    "torn transaction": "snapshot_differs_from_events undecodable_record headers_unreadable",
     "inconsistent offsets": "consumer_offset_beyond_end journal_entry_beyond_offset "
     "partitions_unequal misplaced_key key_differs_from_payload derived_id_wrong",
     "non-monotonic": "event_sequence_gap event_sequence_not_monotonic payment_regressed",

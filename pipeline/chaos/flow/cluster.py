@@ -35,6 +35,7 @@ from pipeline.gateways.simulator import (
 from pipeline.gateways.simulator.faults import DEFAULT_FAULTS
 from pipeline.ledger.database import open_ledger
 from pipeline.local import simulated
+from pipeline.loopback import open_url
 from topics.provisioning import provision
 
 # Three of them beside the workers of two nodes on two cores and a few GB.
@@ -229,7 +230,7 @@ class Cluster:
         ask = urllib.request.Request(
             url, data=body, headers={"Content-Type": "application/json"}, method="POST"
         )
-        with urllib.request.urlopen(ask, timeout=10):
+        with open_url(ask, timeout=10):
             pass
 
     def _stop_simulators(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from confluent_kafka import Consumer, IsolationLevel, KafkaError, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from pipeline.errors import UserError
+from pipeline.loopback import open_url
 
 READ_STALL_S = 60.0
 ANSWER_TIMEOUT_S = 15.0
@@ -103,7 +103,7 @@ def gateway_balances(urls: Iterable[str]) -> dict[str, dict[str, int]]:
         after, more = 0, True
         while more:
             address = f"{url}/v1/books?after={after}&limit={PAGE_ENTRIES}"
-            with urllib.request.urlopen(address, timeout=ANSWER_TIMEOUT_S) as answer:
+            with open_url(address, timeout=ANSWER_TIMEOUT_S) as answer:
                 page = json.load(answer)
             for entry in page["entries"]:
                 key = f"{entry['merchant_id']}:{entry['order_id']}"

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import FaultPlan
+from pipeline.loopback import open_url
 
 HOST = "127.0.0.1"
 DEFAULT_GATEWAY = "simulator"
@@ -124,7 +124,7 @@ def _await_ready(
         if ready_file.exists():
             port = int(ready_file.read_text())
             url = f"http://{HOST}:{port}"
-            with urllib.request.urlopen(f"{url}/healthz", timeout=START_TIMEOUT_S) as answer:
+            with open_url(f"{url}/healthz", timeout=START_TIMEOUT_S) as answer:
                 admin_port = int(json.load(answer)["admin_port"])
             return SimulatorHandle(
                 url, f"http://{HOST}:{admin_port}", port, process.pid, books, process, gateway

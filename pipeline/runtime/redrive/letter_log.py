@@ -17,6 +17,7 @@ from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole,
 from pipeline.runtime.redrive.plan import Markers
 from schemas.codec import Codec
 from topics.catalogue import Catalogue
+from topics.record_headers import record_headers
 
 # A person waits for this: a broker that is there answers in milliseconds.
 CONNECT_TIMEOUT_S = 5.0
@@ -212,5 +213,5 @@ def _piece(message: Any) -> Piece:
         message.timestamp()[1],
         message.key(),
         message.value(),
-        tuple(message.headers() or ()),
+        record_headers(message),
     )

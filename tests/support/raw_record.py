@@ -1,0 +1,75 @@
+"""A record as bytes on the wire, for what no client would write."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+from pipeline.kafka_wire import framed
+from tests.support.late_produce import PRODUCE, TIMEOUT_S, VERSION, _compact, _crc32c
+
+ZSTD = 4
+MIB = 1024 * 1024
+BLOCK = 128 * 1024
+
+
+def record_bytes(key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """The one record of a batch."""
+    record = bytes((0, 0, 0)) + _sized(key) + _sized(value) + varint(len(headers))
+    record += b"".join(_sized(name) + _sized(text) for name, text in headers)
+    return _sized(record)
+
+
+def produce_raw(bootstrap: str, topic: str, records: bytes, codec: int = 0) -> None:
+    """A batch of one record, in partition 0."""
+    host, _, port = bootstrap.partition(":")
+    at_ms = int(time.time() * 1000)
+    checked = struct.pack(">hiqqqhii", codec, 0, at_ms, at_ms, -1, -1, -1, 1) + records
+    rest = struct.pack(">ibI", -1, 2, _crc32c(checked)) + checked
+    batch = struct.pack(">qi", 0, len(rest)) + rest
+    body = (
+        struct.pack(">hhih", PRODUCE, VERSION, 1, 4) + b"test" + b"\0"
+        + b"\0" + struct.pack(">hi", -1, 30_000)
+        + b"\x02" + _compact(topic.encode())
+        + b"\x02" + struct.pack(">i", 0) + _compact(batch) + b"\0"
+        + b"\0" + b"\0"
+    )  # fmt: skip
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as connection:
+        connection.sendall(framed(body))
+        answer = connection.recv(4096)
+    (error,) = struct.unpack_from(">h", answer, 4 + 4 + 1 + 1 + 1 + len(topic) + 1 + 4)
+    assert error == 0, error
+
+
+def zeros(mebibytes: int) -> bytes:
+    """A zstd frame of one record whose value is as many zeros, in blocks that repeat a byte."""
+    size = mebibytes * MIB
+    # No key; the zero that counts its headers is one zero more.
+    begin = bytes((0, 0, 0, 1)) + varint(size)
+    begin = varint(len(begin) + size + 1) + begin
+    blocks = [BLOCK] * (size // BLOCK) + [1]
+    return (
+        b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", len(begin) + size + 1)
+        + _block(len(begin), kind=0) + begin
+        + b"".join(
+            _block(each, kind=1, last=i == len(blocks) - 1) + b"\0" for i, each in enumerate(blocks)
+        )
+    )  # fmt: skip
+
+
+def _block(size: int, *, kind: int, last: bool = False) -> bytes:
+    return struct.pack("<I", size << 3 | kind << 1 | last)[:3]
+
+
+def _sized(data: bytes) -> bytes:
+    return varint(len(data)) + data
+
+
+def varint(number: int) -> bytes:
+    """Of a number that is not negative."""
+    number, out = number << 1, b""
+    while number >= 0x80:
+        out, number = out + bytes((number & 0x7F | 0x80,)), number >> 7
+    return out + bytes((number,))
