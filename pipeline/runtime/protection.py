@@ -133,7 +133,7 @@ class Protection:
             return Hold()
         if not g.window.has_room(g.in_flight):
             # It is just back, or slow: all who waited for it would send it away again.
-            if waited_ms > self._place_wait_ms_max:
+            if waited_ms > self._limit_wait_ms_max:
                 return self._refused(g, kind, THROTTLED, None)
             return Hold()
         if g.bucket is not None:
@@ -171,7 +171,7 @@ class Protection:
             return open_ms >= HOLD_MS
         if not self._several:
             return False
-        if permit.told or open_ms >= g.unusual_ms():
+        if permit.told or open_ms >= g.unusual_ms(permit):
             return True
         return g.is_suspected(permit) and open_ms >= SUSPECTED_HOLD_MS
 
@@ -186,7 +186,7 @@ class Protection:
         well = verdict(answer.outcome, answer.code)
         if well:
             g.answered(permit, now_ms)
-            g.window.answered(now_ms - permit.began_ms)
+            g.window.answered(now_ms - permit.began_ms, now_ms)
         if not permit.told:
             # Whoever waits behind it has waited as long, whatever has ended it.
             long = now_ms - permit.began_ms >= SUSPECTED_HOLD_MS
@@ -273,8 +273,10 @@ class _Gateway:
         # When the last good answers came, to what moves money and to inquiries. A gateway may still
         # answer these, and quickly, while everything else hangs.
         self.answered_ms = {False: now_ms, True: now_ms}
-        # How long the latest took that moved money.
-        self.took_ms: deque[float] = deque(maxlen=profile.breaker.calls_min)
+        # How long the latest of either kind took: it may look up slowly what it does quickly.
+        self.took_ms: dict[bool, deque[float]] = {
+            inquiry: deque(maxlen=profile.breaker.calls_min) for inquiry in (False, True)
+        }
         # Whether such a one was found hanging, and none answered since.
         self.moves_hang = False
         self.places: float = float("inf")
@@ -284,6 +286,7 @@ class _Gateway:
     def configure(self, profile: GatewayProfile, now_ms: float) -> None:
         if profile.breaker != self.profile.breaker:
             self.breaker = Breaker(profile.breaker)
+            self.window = ReturnWindow.wide_open()
         self.profile = profile
         self._shared = -1.0
 
@@ -294,17 +297,20 @@ class _Gateway:
         yet; nor beside a probe, when there is nobody else whom it could answer.
         """
         rule = self.profile.breaker
-        quick = self.took_ms and 2 * max(self.took_ms) <= rule.silent_ms
+        took_ms = self.took_ms[permit.inquiry]
+        quick = took_ms and 2 * max(took_ms) <= rule.silent_ms
         silent_ms = now_ms - self.answered_ms[permit.inquiry]
         if permit.probe or not quick or silent_ms < rule.silent_ms:
             return rule.slow_ms
         return min(rule.slow_ms, rule.silent_ms)
 
-    def unusual_ms(self) -> float:
-        """From when on a call is not one of its usual ones; never with few answers to go by."""
-        if len(self.took_ms) < UNUSUAL_ANSWERS_MIN:
+    def unusual_ms(self, permit: Permit) -> float:
+        """From when on a call is none of the usual ones of its kind; never with few answers to go
+        by."""
+        took_ms = self.took_ms[permit.inquiry]
+        if len(took_ms) < UNUSUAL_ANSWERS_MIN:
             return float("inf")
-        return max(SUSPECTED_HOLD_MS, UNUSUAL_TIMES * max(self.took_ms))
+        return max(SUSPECTED_HOLD_MS, UNUSUAL_TIMES * max(took_ms))
 
     def is_silent_since(self, permit: Permit) -> bool:
         """Whether no call of its kind has been answered since it began."""
@@ -317,8 +323,8 @@ class _Gateway:
     def answered(self, permit: Permit, now_ms: float) -> None:
         """A call has ended well, however late."""
         self.answered_ms[permit.inquiry] = now_ms
+        self.took_ms[permit.inquiry].append(now_ms - permit.began_ms)
         if not permit.inquiry:
-            self.took_ms.append(now_ms - permit.began_ms)
             self.moves_hang = False
         if not self.moves_hang:
             self.breaker.answered()
