@@ -85,14 +85,10 @@ def with_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy
 def without_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     """The decision that ended an attempt of which there is no second one by itself, since it would
     end the same, or be made twice: where it was to give something back, a person is told."""
-    payment = made.payment
-    if payment is None or not is_reversal(attempt):
+    found = _still_owed(made, attempt)
+    if found is None:
         return made
-    ended = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
-    if find_attempt(payment, successor_id(payment, ended), 1) is not None or not owed_minor(
-        payment, ended
-    ):
-        return made
+    payment, ended = found
     over = lapsed(payment, ended, now_ms, policy)
     return followed(made, over or _failed(payment, ended, now_ms, policy))
 
@@ -101,16 +97,24 @@ def with_rest(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> 
     """The decision by which a refund is made, and what follows where it gave back less than is owed
     by now: what a bank had when it was sent, and no longer has. It is ordered as it would have been
     if the bank's word had come later; where there is no room for it a person is told."""
-    payment = made.payment
-    if payment is None or not is_reversal(attempt):
+    found = _still_owed(made, attempt)
+    if found is None:
         return made
-    done = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
-    if find_attempt(payment, successor_id(payment, done), 1) is not None or not owed_minor(
-        payment, done
-    ):
-        return made
+    payment, done = found
     rest = _succeeded_by if has_room(payment) else _failed
     return followed(made, rest(payment, done, now_ms, policy))
+
+
+def _still_owed(made: Decision, attempt: Attempt) -> tuple[Payment, Attempt] | None:
+    """The payment and the reversal as a decision leaves them, if something is owed of it that
+    nothing else has been ordered for."""
+    payment = made.payment
+    if payment is None or not is_reversal(attempt):
+        return None
+    ended = find_attempt(payment, attempt.operation_id, attempt.attempt) or attempt
+    if find_attempt(payment, successor_id(payment, ended), 1) is not None:
+        return None
+    return (payment, ended) if owed_minor(payment, ended) else None
 
 
 def with_owed_again(before: Payment, made: Decision, now_ms: int, policy: Policy) -> Decision:
