@@ -199,8 +199,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         if not self._ready and not (timers and timers[0][0] <= world.now_s):
             # Only the sweep is left: nothing to look at until somebody calls.
             asleep = not self._tasks and all(
-                timer.cancelled() or timer._callback.__name__ == "_sweep"  # type: ignore[attr-defined]
-                for _, _, timer in timers
+                timer.cancelled() or _is_sweep(timer) for _, _, timer in timers
             )
             self._fibre = world.current
             if asleep or not timers:
@@ -220,3 +219,9 @@ class SimLoop(asyncio.AbstractEventLoop):
                     handle._run()
         finally:
             events._set_running_loop(None)
+
+
+def _is_sweep(timer: asyncio.TimerHandle) -> bool:
+    """Whether it is the look at open calls, which comes again by itself."""
+    of = (timer._callback, *timer._args)  # type: ignore[attr-defined]
+    return any(getattr(each, "__name__", "") == "_sweep" for each in of)
