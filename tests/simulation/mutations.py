@@ -544,8 +544,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "the stored offset is compared and set",
         "pipeline/ledger/journal.py",
-        "                    consumer_offsets.c.next_offset == moved.expected,\n",
-        "",
+        'consumer_offsets.c.next_offset == bindparam("expected"),',
+        'bindparam("expected") >= 0,',
         ("tests/component/test_ledger_sqlite.py",),
     ),
     Mutation(
