@@ -111,7 +111,8 @@ class Partition:
         self, key: bytes | None, value: bytes | None, headers: Any, state: int, intent: Any
     ) -> Record:
         records = self.records
-        record = Record(len(records), self.cluster.world.now_ms, key, value, headers, state, intent)
+        now_ms = int(self.cluster.world.now_s * 1000)
+        record = Record(len(records), now_ms, key, value, headers, state, intent)
         records.append(record)
         return record
 
@@ -131,7 +132,9 @@ class Partition:
         before = self.stable
         after = len(self.records)
         for opened in self.open.values():
-            after = min(after, opened[0].offset)
+            first = opened[0].offset
+            if first < after:
+                after = first
         if after == before:
             return
         self.stable = after
