@@ -211,6 +211,14 @@ class Cluster:
     def create(self, topic: str, partitions: int, delay_s: float = 0.0) -> None:
         self.topics[topic] = [Partition(self, topic, n, delay_s) for n in range(partitions)]
 
+    def close(self) -> None:
+        """Let go of the records, which are most of what a run has made."""
+        for partitions in self.topics.values():
+            for partition in partitions:
+                partition.records.clear()
+                partition.open.clear()
+                partition.readers.clear()
+
     def partition(self, topic: str, number: int) -> Partition:
         return self.topics[topic][number]
 

@@ -222,6 +222,10 @@ class Simulation:
         return True
 
     def close(self) -> None:
+        """Nothing is kept but the result: what is let go here no collector has to look for."""
+        self.workers.close()
+        self.cluster.close()
+        self.world.close()
         self.ledger.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 

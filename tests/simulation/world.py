@@ -250,6 +250,11 @@ class World:
         # Called more often than anything else.
         self.clock: Callable[[], float] = partial(attrgetter("now_s"), self)
 
+    def close(self) -> None:
+        """Nothing happens any more."""
+        self._heap.clear()
+        self.ready.clear()
+
     @property
     def now_ms(self) -> int:
         return int(self.now_s * 1000)
