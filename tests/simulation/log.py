@@ -302,7 +302,7 @@ class Cluster:
             self.pending.setdefault(place, set()).add(found.pid)
             intent.offsets[place] = offset
 
-    def end(self, transactional_id: str, epoch: int, *, commit: bool) -> None:
+    def end(self, transactional_id: str, epoch: int, commit: bool) -> None:
         """EndTxn, from whoever sends it and however late."""
         found = self.transactions[transactional_id]
         if epoch != found.epoch:
