@@ -27,6 +27,7 @@ from pipeline.domain.records import (
     reference_from_record,
     to_record,
 )
+from pipeline.kafka_access import reaching
 from pipeline.runtime.cluster import cluster_and_topic_id
 from producers.notice_book import NoticeBook, parked_key
 from producers.order_publisher import producer_config
@@ -90,7 +91,7 @@ class WebhookDesk:
 
     def open(self) -> None:
         """Get ready; references that were written before may still be on their way."""
-        admin = AdminClient({"bootstrap.servers": self._bootstrap_servers, "log_level": 0})
+        admin = AdminClient({**reaching(self._bootstrap_servers), "log_level": 0})
         identity = [
             "/".join(cluster_and_topic_id(admin, self._catalogue.name(role)))
             for role in (REFERENCES, PARKED)
@@ -158,7 +159,7 @@ class WebhookDesk:
     def _follow_until_stopped(self) -> None:
         consumer = Consumer(
             {
-                "bootstrap.servers": self._bootstrap_servers,
+                **reaching(self._bootstrap_servers),
                 "group.id": f"{self._catalogue.settings.prefix}webhooks-unused",
                 "client.id": "paystream-webhooks",
                 "enable.auto.commit": False,
