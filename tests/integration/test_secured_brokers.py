@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.hanging.requests import transactional_ids
 from pipeline.hanging.search import Cluster
 from pipeline.kafka_access import use_access
 from producers.order_publisher import OrderPublisher
-from tests.support.cli import Cli
+from tests.support.cli import Cli, Done
 from tests.support.secured_kafka import PASSWORD, PREFIX, SecuredKafka, secured_kafka
 from tests.support.whole_flow import orders
 
@@ -87,23 +88,30 @@ def test_each_way_in_reaches_the_brokers_own_requests_too(brokers: SecuredKafka,
 def test_a_refusal_says_what_was_refused(tmp_path: Path, brokers: SecuredKafka) -> None:
     """And never the password."""
     cli = Cli(tmp_path)
-    for given, said in (
+    words = [("topics", "plan"), ("transactions", "list"), ("verify", "--no-ledger")]
+    expected = [
         (brokers.scram("wrong word"), "uthentication"),
         ({"security.protocol": "SSL"}, "certificate"),
         ({}, "security.protocol first"),
-    ):
-        for words in (("topics", "plan"), ("transactions", "list")):
-            done = cli.run(
-                *words,
-                environment={
-                    "PAYSTREAM_BOOTSTRAP_SERVERS": brokers.address,
-                    "PAYSTREAM_KAFKA": json.dumps(given),
-                },
-            )
-            assert done.code == 2
-            assert said in done.err, (given, done.err)
-            assert "Traceback" not in done.err
-            assert "wrong word" not in done.err + done.out
+    ]
+
+    def refused(given: dict[str, str], command: tuple[str, ...]) -> Done:
+        address = {"PAYSTREAM_BOOTSTRAP_SERVERS": brokers.address}
+        return cli.run(*command, environment={**address, "PAYSTREAM_KAFKA": json.dumps(given)})
+
+    # Each waits for up to ten seconds: all at once.
+    with ThreadPoolExecutor(9) as terminals:
+        asked = [
+            (said, terminals.submit(refused, given, command))
+            for given, said in expected
+            for command in words
+        ]
+    for said, future in asked:
+        done = future.result()
+        assert done.code in (2, 3)
+        assert said in done.err, done.err
+        assert "Traceback" not in done.err
+        assert "wrong word" not in done.err + done.out
 
 
 def test_a_program_of_its_own_gives_them_to_its_publisher(brokers: SecuredKafka) -> None:
