@@ -497,6 +497,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pipeline/domain/disputes.py",
         "    if place > held:\n",
         "    if True:\n",
+        ("tests/unit/test_processors_disputes.py",),
     ),
     Mutation(
         "what a newer word takes back is owed again",
