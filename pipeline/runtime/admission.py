@@ -6,8 +6,11 @@ Pure decisions over records already consumed: no clock, no client. Three rules:
   that payments under way end before others begin;
 * a tier's record is due at its append time plus the tier's delay; the ones behind it in its
   partition are due later still, so its head gates it;
-* a buffer that is full, by records or by bytes, pauses its partitions until it is nearly empty
-  again: every pause throws away what the client has prefetched, and toggling costs a factor of ten.
+* a buffer that is full, by records or by bytes, pauses its partitions until they are nearly empty
+  again: every pause throws away what the client has prefetched, and toggling costs a factor of ten;
+* partitions have equal shares of a buffer and of what is taken from it. The client hands out what
+  arrived first, so that the partition of the quickest broker would fill a buffer each time, and
+  under a backlog the orders of another one would wait until the backlog is over.
 """
 
 from __future__ import annotations
@@ -47,43 +50,82 @@ class Fetching:
 @dataclass
 class _Buffer:
     lane: InputLane
-    # A stream has one queue in arrival order (which keeps each partition's order); a tier has one
-    # for each partition, since a head that is not due holds only its own partition.
+    # By partition; the first is the next in turn.
     queues: dict[int, deque[InputRecord]] = field(default_factory=dict)
     count: int = 0
     size_bytes: int = 0
-    paused: bool = False
+    # Of the topic's assigned partitions those that are not fetched.
+    assigned: tuple[int, ...] = ()
+    paused: set[int] = field(default_factory=set)
+
+    def take_all(self) -> list[InputRecord]:
+        taken: list[InputRecord] = []
+        for queue in self.queues.values():
+            taken.extend(queue)
+            queue.clear()
+        self.count = self.size_bytes = 0
+        return taken
+
+    def take_in_turn(self, limit: int, limit_bytes: int, now_ms: int) -> list[InputRecord]:
+        """As much of each partition as of the others, as far as they have it and it is due."""
+        delay_ms = self.lane.delay_ms
+        taken: list[InputRecord] = []
+        turn = [partition for partition, queue in self.queues.items() if queue]
+        while turn and len(taken) < limit and limit_bytes > 0:
+            share = max(1, (limit - len(taken)) // len(turn))
+            more = []
+            for partition in turn:
+                if len(taken) >= limit or limit_bytes <= 0:
+                    break
+                queue = self.queues.pop(partition)
+                self.queues[partition] = queue
+                until = min(limit, len(taken) + share)
+                while (
+                    queue
+                    and len(taken) < until
+                    and limit_bytes > 0
+                    and (delay_ms is None or queue[0].timestamp_ms + delay_ms <= now_ms)
+                ):
+                    record = queue.popleft()
+                    taken.append(record)
+                    if record.value is not None:
+                        limit_bytes -= len(record.value)
+                        self.size_bytes -= len(record.value)
+                if queue and len(taken) == until:
+                    more.append(partition)
+            turn = more
+        self.count -= len(taken)
+        return taken
 
 
 class Admission:
     """Bounded buffers by topic, in admission order.
 
-    ``buffer_max`` records are held for a topic before its partitions are paused; they are resumed
-    when a quarter of that is left (hysteresis).
+    A topic holds ``buffer_max`` records before its partitions are paused: those that hold as much
+    of it as their share. One is resumed when a quarter of its share is left (hysteresis). So no
+    topic holds more than twice ``buffer_max``.
     """
 
     def __init__(self, lanes: Iterable[InputLane], *, buffer_max: int) -> None:
         self._buffers = {lane.topic: _Buffer(lane) for lane in lanes}
         self._buffer_max = buffer_max
-        self._low = buffer_max // 4
-        self._assigned: tuple[TopicPartitionKey, ...] = ()
         self._gate_open = True
 
     def assign(self, partitions: Iterable[TopicPartitionKey]) -> None:
         """A new assignment: everything buffered is dropped, nothing is paused."""
-        self._assigned = tuple(partitions)
-        for buffer in self._buffers.values():
+        assigned = tuple(partitions)
+        for topic, buffer in self._buffers.items():
             buffer.queues.clear()
             buffer.count = 0
             buffer.size_bytes = 0
-            buffer.paused = False
+            buffer.assigned = tuple(p for t, p in assigned if t == topic)
+            buffer.paused.clear()
 
     def add(self, record: InputRecord) -> None:
         buffer = self._buffers[record.topic]
-        slot = record.partition if buffer.lane.delay_ms is not None else 0
-        queue = buffer.queues.get(slot)
+        queue = buffer.queues.get(record.partition)
         if queue is None:
-            queue = buffer.queues[slot] = deque()
+            queue = buffer.queues[record.partition] = deque()
         queue.append(record)
         buffer.count += 1
         if record.value is not None:
@@ -96,37 +138,22 @@ class Admission:
     def take(
         self, limit: int, now_ms: int, *, limit_bytes: int = TAKE_BYTES_MAX
     ) -> list[InputRecord]:
-        """Up to ``limit`` records to handle next, in admission order.
+        """Up to ``limit`` records to handle next, in admission order, each partition's in its own.
 
         No further one is taken once their values come to ``limit_bytes``; a larger one goes alone.
         """
         taken: list[InputRecord] = []
         for buffer in self._buffers.values():
-            if len(taken) >= limit or limit_bytes <= 0:
+            room = limit - len(taken)
+            if room <= 0 or limit_bytes <= 0:
                 break
             if not buffer.count or (buffer.lane.gated and not self._gate_open):
                 continue
-            delay_ms = buffer.lane.delay_ms
-            before = len(taken)
             size_bytes = buffer.size_bytes
-            for queue in buffer.queues.values():
-                room = limit - len(taken)
-                if delay_ms is None and room >= len(queue) and limit_bytes >= buffer.size_bytes:
-                    taken.extend(queue)
-                    queue.clear()
-                    buffer.size_bytes = 0
-                else:
-                    while (
-                        queue
-                        and len(taken) < limit
-                        and limit_bytes > size_bytes - buffer.size_bytes
-                        and (delay_ms is None or queue[0].timestamp_ms + delay_ms <= now_ms)
-                    ):
-                        record = queue.popleft()
-                        taken.append(record)
-                        if record.value is not None:
-                            buffer.size_bytes -= len(record.value)
-            buffer.count -= len(taken) - before
+            if buffer.lane.delay_ms is None and buffer.count <= room and size_bytes <= limit_bytes:
+                taken.extend(buffer.take_all())
+            else:
+                taken.extend(buffer.take_in_turn(room, limit_bytes, now_ms))
             limit_bytes -= size_bytes - buffer.size_bytes
         return taken
 
@@ -152,28 +179,31 @@ class Admission:
                 return True
         return False
 
-    def is_paused(self, topic: str) -> bool:
-        """Whether its partitions were named to be paused, and not yet to be resumed."""
-        return self._buffers[topic].paused
+    def is_paused(self, topic: str, partition: int) -> bool:
+        """Whether it was named to be paused, and not yet to be resumed."""
+        return partition in self._buffers[topic].paused
 
     def buffered(self, topic: str) -> int:
         return self._buffers[topic].count
 
     def fetching(self) -> Fetching:
-        """The partitions to pause and to resume now, by the fill of their topic's buffer."""
+        """The partitions to pause and to resume now, by what is held of them and of their topic."""
         pause: list[TopicPartitionKey] = []
         resume: list[TopicPartitionKey] = []
         for topic, buffer in self._buffers.items():
-            if not buffer.paused and (
-                buffer.count >= self._buffer_max or buffer.size_bytes >= BUFFER_BYTES_MAX
-            ):
-                buffer.paused = True
-                pause.extend(tp for tp in self._assigned if tp[0] == topic)
-            elif (
-                buffer.paused
-                and buffer.count <= self._low
-                and buffer.size_bytes <= BUFFER_BYTES_MAX // 4
-            ):
-                buffer.paused = False
-                resume.extend(tp for tp in self._assigned if tp[0] == topic)
+            full = buffer.count >= self._buffer_max
+            heavy = buffer.size_bytes >= BUFFER_BYTES_MAX
+            light = buffer.size_bytes <= BUFFER_BYTES_MAX // 4
+            if not (full or heavy or buffer.paused) or not buffer.assigned:
+                continue
+            share = max(1, self._buffer_max // len(buffer.assigned))
+            for partition in buffer.assigned:
+                held = len(buffer.queues.get(partition, ()))
+                if partition not in buffer.paused:
+                    if heavy or (full and held >= share):
+                        buffer.paused.add(partition)
+                        pause.append((topic, partition))
+                elif held <= share // 4 and light and not full:
+                    buffer.paused.discard(partition)
+                    resume.append((topic, partition))
         return Fetching(tuple(pause), tuple(resume))

@@ -114,7 +114,6 @@ class GatewayWorker:
         self._submitted_s = 0.0
         self._ready_since_s: float | None = None
         self._ready_records = 0
-        self._paused = False
         self._closing = False
         # Whether this process has had partitions: from then on no other one has its identity.
         self._is_member = False
@@ -206,23 +205,25 @@ class GatewayWorker:
             self._submit()
 
     def _pace(self, tracked: int) -> None:
-        """Back-pressure: stop fetching when too much is open or held, go on when half is left."""
+        """Back-pressure: when too much is open or held, fetch no more of the partitions that have
+        their share of it, until half of that is left. The others go on: the client hands out what
+        arrived first, and one partition's backlog would be all that is ever open."""
         limit = HELD_MAX if self._guard.careful else self._tracked_max
-        waiting = tracked + len(self._held)
-        if not self._paused and waiting >= limit:
-            self._paused = True
-            self._consumer.pause(self._assigned())
-            self._fetched = set()
-        elif self._paused and waiting <= limit // 2:
-            self._paused = False
-            self._fetch_wanted()
-        elif not self._paused and len(self._fetched) < len(self._prefixes):
-            # What is suspected may be behind by now.
-            self._fetch_wanted()
+        full = tracked + len(self._held) >= limit
+        if not full and len(self._fetched) == len(self._prefixes):
+            return
+        share = max(1, limit // max(1, len(self._prefixes)))
+        fetch = set()
+        # What is suspected may be behind by now, and the others wanted.
+        for partition in self._wanted():
+            own = self._prefixes[partition].size + self._held.count(partition)
+            enough = full and own >= share if partition in self._fetched else own > share // 2
+            if not enough:
+                fetch.add(partition)
+        self._fetch(fetch)
 
-    def _fetch_wanted(self) -> None:
+    def _fetch(self, wanted: set[int]) -> None:
         """Pause and resume what differs, and nothing else: each pause costs what was prefetched."""
-        wanted = self._wanted()
         topic = self._stage.topic
         if self._fetched - wanted:
             self._consumer.pause([TopicPartition(topic, p) for p in self._fetched - wanted])
@@ -232,7 +233,11 @@ class GatewayWorker:
 
     def _consume(self, tracked: int) -> bool:
         careful = self._guard.careful
-        room = HELD_MAX - len(self._held) if careful else self._tracked_max - tracked
+        limit = HELD_MAX if careful else self._tracked_max
+        room = limit - tracked - len(self._held)
+        if room <= 0:
+            # Only partitions are fetched that have less than their share.
+            room = limit // max(1, len(self._prefixes))
         epoch = self._epoch
         messages = self._consumer.consume(min(FETCH_RECORDS_MAX, max(1, room)), 0)
         if not messages and (tracked or not self._held):
@@ -250,8 +255,7 @@ class GatewayWorker:
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past, and what
             # was assigned is held until now.
-            if not self._paused:
-                self._fetch_wanted()
+            self._pace(self._tracked)
             return False
         self._require_awake()
         records = [input_record(message) for message in messages]

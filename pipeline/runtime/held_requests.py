@@ -25,6 +25,9 @@ class HeldRequests:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
+    def count(self, partition: int) -> int:
+        return len(self._queues.get(partition, ()))
+
     def add(self, records: Iterable[InputRecord]) -> None:
         for record in records:
             self._queues.setdefault(record.partition, deque()).append(record)

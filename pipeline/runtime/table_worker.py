@@ -456,7 +456,7 @@ class TableWorker(Generic[V]):
         for tp, records in self._held.released():
             for record in records:
                 self._admission.add(record)
-            if not self._admission.is_paused(tp[0]):
+            if not self._admission.is_paused(*tp):
                 self._consumer.resume([TopicPartition(*tp)])
 
     def _let_go_of_held(self) -> None:

@@ -69,15 +69,54 @@ def test_a_closed_gate_holds_orders_and_nothing_else() -> None:
 def test_a_full_buffer_is_paused_until_a_quarter_is_left() -> None:
     """Toggling throws away the prefetch each time, so resuming waits until it is nearly empty."""
     made = admission(buffer_max=8)
-    for offset in range(8):
-        made.add(record("orders", offset))
+    for offset in range(4):
+        for partition in (0, 1):
+            made.add(record("orders", offset, partition))
     assert made.fetching().pause == (("orders", 0), ("orders", 1))
     assert made.fetching() == made.fetching(), "said once"
-    taken(made, 5)
-    assert made.fetching().resume == (), "three are left: more than a quarter"
-    taken(made, 1)
+    taken(made, 4)
+    assert made.fetching().resume == (), "two of each are left: more than a quarter of its share"
+    taken(made, 2)
     assert made.fetching().resume == (("orders", 0), ("orders", 1))
     assert made.fetching().resume == ()
+
+
+def test_no_partition_waits_for_the_backlog_of_another() -> None:
+    """The client hands out what arrived first: a whole batch of one partition, or all that the
+    quickest broker has. A partition that has less than its share is fetched on, each has its turn,
+    and memory stays bounded."""
+    made = admission(buffer_max=8)
+    for offset in range(8):
+        made.add(record("orders", offset, 0))
+    assert made.fetching().pause == (("orders", 0),), "the other may still come"
+    for offset in range(4):
+        made.add(record("orders", offset, 1))
+        if offset < 3:
+            assert made.fetching().pause == ()
+    assert made.fetching().pause == (("orders", 1),), "its share, and never more than twice all"
+    assert [(p, o) for _, p, o in taken(made, 4)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(p, o) for _, p, o in taken(made, 1)] == [(0, 2)]
+    assert [(p, o) for _, p, o in taken(made, 1)] == [(1, 2)], "the next in turn"
+    assert made.fetching().resume == (("orders", 1),), "the one that has most goes on last"
+    assert [(p, o) for _, p, o in taken(made, 5)] == [(0, 3), (0, 4), (1, 3), (0, 5), (0, 6)]
+
+
+def test_a_partition_alone_has_the_whole_buffer() -> None:
+    """Shares are of what is full: where nothing else waits, a backlog is read in long strides."""
+    made = admission(buffer_max=8)
+    for offset in range(7):
+        made.add(record("orders", offset))
+        assert made.fetching().pause == ()
+    assert made.buffered("orders") == 7
+
+
+def test_a_large_record_at_a_time_is_still_each_ones_turn() -> None:
+    made = admission(buffer_max=100)
+    for offset in range(3):
+        for partition in (0, 1):
+            made.add(record("orders", offset, partition, value=bytes(100)))
+    seen = [made.take(10, NOW_MS, limit_bytes=1)[0].partition for _ in range(6)]
+    assert seen == [0, 1, 0, 1, 0, 1]
 
 
 def test_the_head_of_a_tier_holds_only_its_own_partition() -> None:
@@ -135,6 +174,7 @@ def test_a_new_assignment_drops_what_is_buffered_and_forgets_pauses() -> None:
     made.add(record("orders", 5, partition=1))
     made.add(record("orders", 6, partition=1))
     assert made.fetching().pause == (("orders", 1),)
+    assert made.is_paused("orders", 1)
 
 
 def test_the_worker_process_asks_the_gate_that_was_built_for_it(

@@ -549,6 +549,45 @@ def test_a_careful_worker_stops_fetching_a_long_backlog_seldom(
     assert member.toggles - before <= 2 * (100 // 10)
 
 
+class SlowCalls(InstantCalls):
+    """Slower than requests come: in every third turn a few end, in the order of their begin."""
+
+    turns = 0
+
+    def take_finished(self) -> list[Call]:
+        self.turns += 1
+        few = 5 if self.turns % 3 == 0 else 0
+        ended, self._finished = self._finished[:few], self._finished[few:]
+        return ended
+
+
+def test_requests_of_a_partition_do_not_wait_for_the_backlog_of_another(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client hands out what is there of partition 0 first, which is more than the worker may
+    have open; a request of another partition is begun when its share of what is open allows."""
+    member, commits, calls = Member(), Commits(), SlowCalls()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    worker._tracked_max = 30
+    topic = worker._stage.topic
+    worker._on_assign(member, [TopicPartition(topic, partition) for partition in range(3)])
+    for n in range(2_000):
+        append_request(flow, member, f"o{n}")
+    for n in range(20):
+        append_request(flow, member, f"other{n}", partition=2)
+    most = 0
+
+    def done() -> bool:
+        nonlocal most
+        most = max(most, worker._tracked)
+        return bool(worker._positions[2] == 20)
+
+    turn_until(worker, commits, done)
+    assert worker._positions[0] < 200, "by far most of its backlog is still to come"
+    assert most < 60, "what is open stays bounded"
+    turn_until(worker, commits, lambda: worker._positions[0] == 2_000)
+
+
 @pytest.mark.parametrize("why", ["rebalance", "aborted"])
 def test_what_a_careful_worker_holds_is_read_again_by_whoever_comes_next(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, why: str
