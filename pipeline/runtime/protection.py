@@ -220,10 +220,10 @@ class Protection:
             self._show(name, g, g.breaker.state(now_ms))
 
     def _place_wait_ms(self, g: _Gateway, places: float) -> float:
-        """How long a request may wait for one of so many places, all of them taken: where calls
-        that nobody waits for keep some, no longer than for a token; where they keep all, not at
-        all (below zero). They end when they are given up, and others stand behind it."""
-        if not self._several or not g.parked:
+        """How long a request may wait for one of so many places, all of them taken. Where calls
+        that nobody waits for keep half of them, no longer than for a token; where they keep all,
+        not at all (below zero). They end when they are given up, and others stand behind it."""
+        if not self._several or 2 * g.parked < places:
             return self._place_wait_ms_max
         return self._limit_wait_ms_max if g.parked < places else -1
 

@@ -20,7 +20,14 @@ from pipeline.domain.routing import RouteFacts, route
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.live_policy import LivePolicy
-from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
+from pipeline.runtime.protection import (
+    HOLD_MS,
+    LIMIT_WAIT_MS_MAX,
+    PLACE_WAIT_MS_MAX,
+    Hold,
+    Permit,
+    Protection,
+)
 from tests.support.waiting import wait_until
 
 WELL = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
@@ -460,20 +467,25 @@ def test_a_gateway_that_is_back_keeps_nobody_waiting_for_the_room_of_calls_that_
     assert refused(protection).code == "throttled"
 
 
-def test_nobody_waits_where_every_place_is_kept_by_calls_that_are_not_waited_for() -> None:
-    """They end when they are given up; one that has just begun may be answered in a moment."""
+def test_the_more_places_are_kept_by_calls_that_hang_the_less_the_others_are_waited_for() -> None:
+    """They end when they are given up. Beside one slow card the others' places come free as ever;
+    with half of them kept a request waits a moment, and with all not at all."""
     clock = Clock()
-    protection = gate(GatewayProfile(name="a", concurrency_max=2), B, clock=clock)
+    protection = gate(GatewayProfile(name="a", concurrency_max=3), B, clock=clock)
     after_answers(protection, clock, 100, 20)
-    first = permitted(protection)
-    clock.ms += 900
-    second = permitted(protection)
+    first, answered = permitted(protection), permitted(protection)
+    clock.ms += 100
+    protection.ended(answered, WELL)
+    clock.ms += 800
+    second, third = permitted(protection), permitted(protection)
     clock.ms += 100
     assert protection.is_slow(first, 1_000)
-    assert protection.ask("a", "charge", 250) == Hold()
-    assert refused(protection, waited_ms=251).code == "throttled"
+    assert protection.ask("a", "charge", PLACE_WAIT_MS_MAX) == Hold()
     clock.ms += 900
     assert protection.is_slow(second, 1_000)
+    assert protection.ask("a", "charge", LIMIT_WAIT_MS_MAX) == Hold()
+    assert refused(protection, waited_ms=LIMIT_WAIT_MS_MAX + 1).code == "throttled"
+    assert protection.is_slow(third, 1_000)
     assert refused(protection).code == "throttled"
     protection.ended(first, DEAD)
     permitted(protection)
