@@ -17,11 +17,8 @@ EVENT_NAMESPACE = bytes.fromhex("921283323bae55b18f54d9f8ce3212ae")
 SETTLEMENT_NAMESPACE = bytes.fromhex("02d3864b005a5b7395f6149dd5594081")
 AUDIT_NAMESPACE = bytes.fromhex("476296a9ef5b5d20b480be6dba98dd5a")
 
-# Version and variant bits of RFC 9562, section 5.5, as numbers of the 128-bit id.
-_VERSION_CLEAR = ~(0xF000 << 64)
-_VERSION_5 = 5 << 76
-_VARIANT_CLEAR = ~(0xC000 << 48)
-_VARIANT_RFC = 0x8000 << 48
+# The variant bits of RFC 9562, section 5.5, set in a digit whose other two bits stay.
+_VARIANT_RFC = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
 
 _PAYMENT_HASH = sha1(PAYMENT_NAMESPACE, usedforsecurity=False)
 _EVENT_HASH = sha1(EVENT_NAMESPACE, usedforsecurity=False)
@@ -100,7 +97,6 @@ def _digest(text: str) -> str:
 
 
 def _uuid5_text(digest: bytes) -> str:
-    number = int.from_bytes(digest[:16], "big")
-    number = (number & _VERSION_CLEAR | _VERSION_5) & _VARIANT_CLEAR | _VARIANT_RFC
-    text = f"{number:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    text = digest.hex()
+    variant = _VARIANT_RFC[text[16]]
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"

@@ -84,49 +84,46 @@ def to_record(noun: Noun | Other) -> Record:
 
 def order_to_record(order: Order) -> Record:
     record = asdict(order)
-    record["lines"] = [asdict(line) for line in order.lines]
+    record["lines"] = [*map(asdict, order.lines)]
     return record
 
 
 def payment_to_record(payment: Payment) -> Record:
     record = asdict(payment)
-    record["attempts"] = [asdict(attempt) for attempt in payment.attempts]
-    record["commands"] = [asdict(command) for command in payment.commands]
+    record["attempts"] = [*map(asdict, payment.attempts)]
+    record["commands"] = [*map(asdict, payment.commands)]
     record["command_ids"] = list(payment.command_ids)
-    record["command_marks"] = [asdict(mark) for mark in payment.command_marks]
+    record["command_marks"] = [*map(asdict, payment.command_marks)]
     record["letters"] = list(payment.letters)
-    record["disputes"] = [asdict(dispute) for dispute in payment.disputes]
-    record["unfounded_disputes"] = [asdict(each) for each in payment.unfounded_disputes]
+    record["disputes"] = [*map(asdict, payment.disputes)]
+    record["unfounded_disputes"] = [*map(asdict, payment.unfounded_disputes)]
     record["risk_awaited"] = list(payment.risk_awaited)
-    record["risk_counted"] = [asdict(counted) for counted in payment.risk_counted]
-    record["acknowledged"] = [asdict(each) for each in payment.acknowledged]
+    record["risk_counted"] = [*map(asdict, payment.risk_counted)]
+    record["acknowledged"] = [*map(asdict, payment.acknowledged)]
     return record
 
 
 def check_to_record(check: RiskCheck) -> Record:
-    counters = [asdict(counter) for counter in check.counters]
-    return {**asdict(check), "counters": counters, "caps": [asdict(cap) for cap in check.caps]}
+    counters = [*map(asdict, check.counters)]
+    return {**asdict(check), "counters": counters, "caps": [*map(asdict, check.caps)]}
 
 
 def risk_result_to_record(result: RiskResult) -> Record:
-    return {**asdict(result), "counted": [asdict(counted) for counted in result.counted]}
+    return {**asdict(result), "counted": [*map(asdict, result.counted)]}
 
 
 def velocity_to_record(velocity: RiskVelocity) -> Record:
-    series = [
-        {**asdict(each), "buckets": [asdict(bucket) for bucket in each.buckets]}
-        for each in velocity.series
-    ]
+    series = [{**asdict(each), "buckets": [*map(asdict, each.buckets)]} for each in velocity.series]
     return {
         **asdict(velocity),
         "series": series,
         "recent": list(velocity.recent),
-        "declined": [asdict(each) for each in velocity.declined],
-        "in_flight": [asdict(each) for each in velocity.in_flight],
-        "waiting": [asdict(each) for each in velocity.waiting],
-        "caps": [asdict(each) for each in velocity.caps],
-        "bars": [asdict(each) for each in velocity.bars],
-        "taken_back": [asdict(each) for each in velocity.taken_back],
+        "declined": [*map(asdict, velocity.declined)],
+        "in_flight": [*map(asdict, velocity.in_flight)],
+        "waiting": [*map(asdict, velocity.waiting)],
+        "caps": [*map(asdict, velocity.caps)],
+        "bars": [*map(asdict, velocity.bars)],
+        "taken_back": [*map(asdict, velocity.taken_back)],
     }
 
 

@@ -9,16 +9,28 @@ changed behind the database's back, and nothing goes on from it.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Final
 
 from msgspec import json
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from pipeline.errors import UserError
 from pipeline.ledger.tables import consumer_offsets
 
 # A row that is not as the ledger's writers have left it.
 UNSET = ""
+
+# Made once, since each batch asks: in one order everywhere, as two writers that wait for each
+# other's rows would deadlock.
+_OFFSETS_OF_TOPIC: Final = (
+    select(consumer_offsets)
+    .where(consumer_offsets.c.topic == bindparam("of_topic"))
+    .order_by(consumer_offsets.c.partition)
+    .with_for_update()
+)
+_OFFSETS_OF_PARTITIONS: Final = _OFFSETS_OF_TOPIC.where(
+    consumer_offsets.c.partition.in_(bindparam("partitions", expanding=True))
+)
 
 
 class OffsetChanged(UserError):
@@ -82,12 +94,11 @@ def require_unchanged(row: Any) -> None:
 def held_offsets(connection: Connection, topic: str, *partitions: int) -> dict[int, Any]:
     """The rows of some partitions (of all, if none is named) of a topic, kept from other writers
     until the transaction's end. OffsetChanged when one was changed."""
-    c = consumer_offsets.c
-    asked = select(consumer_offsets).where(c.topic == topic)
     if partitions:
-        asked = asked.where(c.partition.in_(partitions))
-    # In one order everywhere: two writers that wait for each other's rows would deadlock.
-    rows = connection.execute(asked.order_by(c.partition).with_for_update()).all()
+        asked = {"of_topic": topic, "partitions": partitions}
+        rows = connection.execute(_OFFSETS_OF_PARTITIONS, asked).all()
+    else:
+        rows = connection.execute(_OFFSETS_OF_TOPIC, {"of_topic": topic}).all()
     for row in rows:
         require_unchanged(row)
     return {row.partition: row for row in rows}

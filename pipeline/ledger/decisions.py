@@ -37,6 +37,7 @@ _EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
 DECISION_BYTES_MAX: Final = 950_000
 # Any number: decisions are made one after the other.
 _DECISIONS_LOCK: Final = 0x6C656469
+_LAST_DECISION: Final = select(func.max(ledger_decisions.c.sequence))
 
 
 class WaitingDecision(Struct, frozen=True, gc=False):
@@ -195,7 +196,7 @@ def decide_close(
 
 def current_rules(connection: Connection, known: Rules) -> Rules:
     """The rules of all decisions; those that are known already cost one look-up."""
-    last = connection.execute(select(func.max(ledger_decisions.c.sequence))).scalar_one()
+    last = connection.execute(_LAST_DECISION).scalar_one()
     if (last or 0) == known.sequence:
         return known
     # Of the others there may be many, and none of them changes the rules.

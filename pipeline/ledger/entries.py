@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, Text, any_, cast, func, insert, select
+from sqlalchemy import Connection, Select, Text, any_, bindparam, func, insert, select
 from sqlalchemy.dialects import postgresql
 
 from pipeline.domain.posting import JournalEntry, Posting
@@ -159,23 +160,23 @@ def entries_of_payments(
 
 def _entries(connection: Connection, column: Any, values: Sequence[str]) -> list[JournalEntry]:
     e, p = journal_entries.c, postings.c
-    found: list[JournalEntry] = []
-    for wanted in _among(connection, column, values):
-        heads = connection.execute(
-            select(*_HEAD).where(wanted).order_by(e.source_offset, e.source_part, e.entry_number)
-        ).all()
-        rows = connection.execute(
-            select(p.entry_number, accounts.c.name, p.currency, p.amount_minor)
-            .join(journal_entries, e.entry_number == p.entry_number)
-            .join(accounts, accounts.c.account_id == p.account_id)
-            .where(wanted)
-            .order_by(p.entry_number, p.line)
-        ).all()
-        lines: dict[int, list[Posting]] = {}
-        for number, *posting in rows:
-            lines.setdefault(number, []).append(Posting(*posting))
-        found += [_entry(row, tuple(lines[row.entry_number])) for row in heads]
-    return found
+    dialect = connection.dialect.name
+    wanted, given = _among(dialect, column), _values(dialect, values)
+    heads = connection.execute(
+        select(*_HEAD).where(wanted).order_by(e.source_offset, e.source_part, e.entry_number), given
+    ).all()
+    rows = connection.execute(
+        select(p.entry_number, accounts.c.name, p.currency, p.amount_minor)
+        .join(journal_entries, e.entry_number == p.entry_number)
+        .join(accounts, accounts.c.account_id == p.account_id)
+        .where(wanted)
+        .order_by(p.entry_number, p.line),
+        given,
+    ).all()
+    lines: dict[int, list[Posting]] = {}
+    for number, *posting in rows:
+        lines.setdefault(number, []).append(Posting(*posting))
+    return [_entry(row, tuple(lines[row.entry_number])) for row in heads]
 
 
 def _entry(row: Any, lines: tuple[Posting, ...]) -> JournalEntry:
@@ -199,19 +200,28 @@ def _entry(row: Any, lines: tuple[Posting, ...]) -> JournalEntry:
 
 
 def _account_ids_of(connection: Connection, names: Sequence[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for wanted in _among(connection, accounts.c.name, names):
-        rows = connection.execute(select(accounts.c.name, accounts.c.account_id).where(wanted))
-        found.update({row.name: row.account_id for row in rows})
-    return found
+    dialect = connection.dialect.name
+    rows = connection.execute(_accounts_named(dialect), _values(dialect, names))
+    return {row.name: row.account_id for row in rows}
 
 
-def _among(connection: Connection, column: Any, values: Sequence[str]) -> Iterator[Any]:
-    """Conditions that together say that the column has one of the values."""
-    if connection.dialect.name == "postgresql":
+@cache
+def _accounts_named(dialect_name: str) -> Select[Any]:
+    among = _among(dialect_name, accounts.c.name)
+    return select(accounts.c.name, accounts.c.account_id).where(among)
+
+
+def _among(dialect_name: str, column: Any) -> Any:
+    """The condition that the column has one of the values given with the execution."""
+    if dialect_name == "postgresql":
         # One parameter however many they are, so one plan for all.
-        yield column == any_(cast(list(values), postgresql.ARRAY(Text)))
-        return
+        return column == any_(bindparam("values", type_=postgresql.ARRAY(Text)))
     # As text for the same reason; the planner looks each up in the column's index.
-    wanted = func.json_each(json.dumps(list(values))).table_valued("value")
-    yield column.in_(select(wanted.c.value))
+    wanted = func.json_each(bindparam("values")).table_valued("value")
+    return column.in_(select(wanted.c.value))
+
+
+def _values(dialect_name: str, values: Sequence[str]) -> dict[str, Any]:
+    """The values of ``_among``, as its statement is given them."""
+    given = list(values)
+    return {"values": given if dialect_name == "postgresql" else json.dumps(given)}

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -39,6 +39,15 @@ from pipeline.ledger.tables import consumer_offsets
 # Two writers may book the same settlement from two partitions at once (an error upstream); one of
 # them meets the other's key only at the insert, and sees it at the next try.
 _RACES_MAX = 3
+# Made once, since each batch moves each of its partitions: the offset as this writer knows it, of
+# this topic and no other that had its name. What it becomes is given with the execution.
+_MOVE_OFFSET: Final = update(consumer_offsets).where(
+    consumer_offsets.c.topic == bindparam("of_topic"),
+    consumer_offsets.c.partition == bindparam("of_partition"),
+    consumer_offsets.c.cluster_id == bindparam("of_cluster_id"),
+    consumer_offsets.c.topic_id == bindparam("of_topic_id"),
+    consumer_offsets.c.next_offset == bindparam("expected"),
+)
 
 
 class Source(Struct, frozen=True):
@@ -239,15 +248,15 @@ class Journal:
             row = before.get(partition)
             through_ms = max(row.settled_through_ms if row else 0, latest_ms.get(partition, 0))
             changed = connection.execute(
-                update(consumer_offsets)
-                .where(
-                    consumer_offsets.c.topic == source.topic,
-                    consumer_offsets.c.partition == partition,
-                    consumer_offsets.c.cluster_id == source.cluster_id,
-                    consumer_offsets.c.topic_id == source.topic_id,
-                    consumer_offsets.c.next_offset == moved.expected,
-                )
-                .values(self._offset_row(partition, moved.next_offset, now_ms, through_ms))
+                _MOVE_OFFSET,
+                {
+                    "of_topic": source.topic,
+                    "of_partition": partition,
+                    "of_cluster_id": source.cluster_id,
+                    "of_topic_id": source.topic_id,
+                    "expected": moved.expected,
+                    **self._offset_row(partition, moved.next_offset, now_ms, through_ms),
+                },
             ).rowcount
             if changed != 1:
                 raise OffsetMoved(partition, moved.expected)

@@ -145,10 +145,12 @@ class Admission:
     @property
     def ready(self) -> bool:
         """Whether a stream record waits that may be taken now."""
-        return any(
-            b.count and b.lane.delay_ms is None and (self._gate_open or not b.lane.gated)
-            for b in self._buffers.values()
-        )
+        # Asked at each turn of the loop: a generator would cost more than the answer.
+        for buffer in self._buffers.values():
+            lane = buffer.lane
+            if buffer.count and lane.delay_ms is None and (self._gate_open or not lane.gated):
+                return True
+        return False
 
     def is_paused(self, topic: str) -> bool:
         """Whether its partitions were named to be paused, and not yet to be resumed."""

@@ -205,7 +205,6 @@ class Calls:
                 self._answer(call, said)
                 continue
             self._begin(gateway, call, said, now_s)
-        self._arrived.set()
 
     def _begin(self, gateway: Gateway, call: Call, permit: Permit, now_s: float) -> None:
         call.began_s = now_s

@@ -8,8 +8,7 @@ Nothing can be done for the thread that is in it, so another one has to notice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 # Beyond its time-out. A call is two requests at most, the first of which may take the socket's own
 # time-out (ten seconds, as seen) before the clock of the second begins.
@@ -23,13 +22,15 @@ class ClientCalls:
         self._monotonic_s = monotonic_s
         self.under_way: tuple[str, float] | None = None
 
-    @contextmanager
-    def calling(self, what: str, timeout_s: float) -> Iterator[None]:
+    def calling(self, what: str, timeout_s: float) -> ClientCalls:
+        """``with`` this the call is made, and said to be under way until it is back."""
         self.under_way = (what, self._monotonic_s() + timeout_s + SLACK_S)
-        try:
-            yield
-        finally:
-            self.under_way = None
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_raised: object) -> None:
+        self.under_way = None
 
     def overdue(self) -> str | None:
         """What has not come back although its time is over."""

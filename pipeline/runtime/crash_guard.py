@@ -54,6 +54,7 @@ class CrashGuard:
 
     def __init__(self, path: Path, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._temporary = path.with_suffix(f".{os.getpid()}")
         self._now_s = now_s
         self._started_s = now_s()
         self._state = _State()
@@ -68,6 +69,7 @@ class CrashGuard:
         except Exception:  # no file yet, or one cut off by the crash: nothing is suspected
             self._state = _State()
         self._started_s = self._now_s()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         state = self._state
         state.deaths += 1
         if state.current is not None:
@@ -139,10 +141,9 @@ class CrashGuard:
         return next((s for s in self._state.suspects if s.is_at(topic, partition, offset)), None)
 
     def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(json.encode(self._state))
-        temporary.replace(self._path)
+        with open(self._temporary, "wb") as file:
+            file.write(json.encode(self._state))
+        os.replace(self._temporary, self._path)
 
 
 def _is_behind(record: _Suspect, offsets: Mapping[TopicPartitionKey, int]) -> bool:

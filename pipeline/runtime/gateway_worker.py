@@ -524,6 +524,7 @@ class GatewayWorker:
         self._too_large.clear()
         self._prefixes.clear()
         self._positions.clear()
+        self._fetched = set()
         self._held.clear()
         self._ready_since_s, self._ready_records = None, 0
         consumer.unassign()

@@ -244,9 +244,9 @@ class TableWorker(Generic[V]):
         if self._restoring:
             self._restore_slice()
             return
-        if self._is_full() and self._commits.busy:
-            # Nothing more fits: consuming would only fill the buffers until they pause their
-            # partitions, and turning the loop would take the core from the commit thread.
+        if self._commits.busy and (self._is_full() or self._holds_its_turn()):
+            # Nothing more fits or may begin: consuming would only fill the buffers until they pause
+            # their partitions, and turning the loop would take the core from the commit thread.
             self._take_outcome(self._commits.wait(FULL_BATCH_WAIT_S))
             return
         waiting_input = self._consume()
@@ -271,6 +271,10 @@ class TableWorker(Generic[V]):
             self._batch.records >= self._policy.records_max
             or self._batch.input_bytes >= TAKE_BYTES_MAX
         )
+
+    def _holds_its_turn(self) -> bool:
+        """Whether nothing is begun beside what is under way: suspects are, or come next."""
+        return self._alone or (self._held_next and bool(self._held))
 
     def _consume(self) -> bool:
         """Move what has arrived into the buffers; True when there was something."""
@@ -316,7 +320,7 @@ class TableWorker(Generic[V]):
         if self._alone:
             return
         records = self._take_held(allowed) if self._held else []
-        if not records and not (self._held and self._held_next):
+        if not records and not self._holds_its_turn():
             # While suspects wait for their turn nothing is begun: beside them nothing is under way.
             records = self._take_ordinary()
         if not records:

@@ -39,6 +39,15 @@ def test_a_seed_replays_exactly() -> None:
     assert first.steps == second.steps
 
 
+def test_workers_that_have_nothing_to_do_are_left_alone() -> None:
+    """Turning an idle loop shows nothing, and once took half of a run: two simulated minutes
+    without an order are a few steps of each worker."""
+    plan = draw(0)
+    run = run_plan(plan.only((), ()))
+    assert run.simulated_s >= 120
+    assert run.steps <= 20 * len(plan.slots)
+
+
 _REPLAY = """
 from hashlib import sha256
 from tests.simulation.plan import draw

@@ -84,7 +84,7 @@ def _run(seeds: Iterable[int], processes: int) -> Iterator[Result]:
 def _warm() -> None:
     """What every run needs is made once, and never looked through for garbage again."""
     gc.disable()
-    run_plan(draw(0).only((), ()))
+    run_plan(draw(0))
     gc.collect()
     gc.freeze()
 

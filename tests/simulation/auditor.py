@@ -171,7 +171,7 @@ class Auditor:
         return ", ".join(found[:10]) or "no order"
 
     def _event(self, partition: Partition, record: Record) -> None:
-        self.stories.told(self._decode_event(record.value or b""))
+        self.stories.told(self._decode_event(record.value or b""), record.timestamp_ms)
 
     def _audit_entry(self, partition: Partition, record: Record) -> None:
         entry = json.loads(self._decode_entry(record.value or b"")["detail"])

@@ -496,9 +496,8 @@ class SimProducer:
                         # Before its first record, and again while the first are in the log.
                         world = self.process.world
                         world.current.park(world.jitter(2 * CALL_S_MAX))
-                    self._retried(
-                        lambda: self._cluster.join_transaction(self._id, self._epoch, where, intent)
-                    )
+                    join = self._cluster.join_transaction
+                    self._retried(join, self._id, self._epoch, where, intent)
                     self._partitions.add(where)
                     self._used = True
                 record = self._cluster.produce(
@@ -520,10 +519,9 @@ class SimProducer:
         by_place = {(tp.topic, tp.partition): tp.offset for tp in offsets}
         try:
             self._retried(
-                lambda: self._cluster.commit_offsets(
-                    self._id, self._epoch, metadata.group, by_place, metadata, intent
-                )
-            )
+                self._cluster.commit_offsets,
+                self._id, self._epoch, metadata.group, by_place, metadata, intent,
+            )  # fmt: skip
         except Refused as refused:
             raise _raised(refused) from None
         self._used = True
@@ -602,7 +600,7 @@ class SimProducer:
         self.process.step("end_txn")
         world.current.park(world.jitter(CALL_S_MAX))
         try:
-            self._retried(lambda: cluster.end(self._id, self._epoch, commit=commit))
+            self._retried(cluster.end, self._id, self._epoch, commit)
         except Refused as refused:
             self._log(refused.name)
             raise _raised(refused) from None
@@ -610,11 +608,11 @@ class SimProducer:
 
     def _arrive(self, commit: bool) -> None:
         with contextlib.suppress(Refused):
-            self._cluster.end(self._id, self._epoch, commit=commit)
+            self._cluster.end(self._id, self._epoch, commit)
 
     def _late(self, epoch: int, commit: bool) -> None:
         try:
-            self._cluster.end(self._id, epoch, commit=commit)
+            self._cluster.end(self._id, epoch, commit)
             self._cluster.late_end_txns += 1
         except Refused:
             pass
@@ -640,11 +638,11 @@ class SimProducer:
                 else KafkaError(code, fault, txn_requires_abort=True)
             )
 
-    def _retried(self, call: Callable[[], None]) -> None:
+    def _retried(self, call: Callable[..., None], *args: Any) -> None:
         """Again and again while the transaction before is being ended."""
         while True:
             try:
-                call()
+                call(*args)
                 return
             except Refused as refused:
                 if refused.name != "CONCURRENT_TRANSACTIONS":

@@ -111,7 +111,8 @@ class Partition:
         self, key: bytes | None, value: bytes | None, headers: Any, state: int, intent: Any
     ) -> Record:
         records = self.records
-        record = Record(len(records), self.cluster.world.now_ms, key, value, headers, state, intent)
+        now_ms = int(self.cluster.world.now_s * 1000)
+        record = Record(len(records), now_ms, key, value, headers, state, intent)
         records.append(record)
         return record
 
@@ -131,7 +132,9 @@ class Partition:
         before = self.stable
         after = len(self.records)
         for opened in self.open.values():
-            after = min(after, opened[0].offset)
+            first = opened[0].offset
+            if first < after:
+                after = first
         if after == before:
             return
         self.stable = after
@@ -207,6 +210,14 @@ class Cluster:
 
     def create(self, topic: str, partitions: int, delay_s: float = 0.0) -> None:
         self.topics[topic] = [Partition(self, topic, n, delay_s) for n in range(partitions)]
+
+    def close(self) -> None:
+        """Let go of the records, which are most of what a run has made."""
+        for partitions in self.topics.values():
+            for partition in partitions:
+                partition.records.clear()
+                partition.open.clear()
+                partition.readers.clear()
 
     def partition(self, topic: str, number: int) -> Partition:
         return self.topics[topic][number]
@@ -291,7 +302,7 @@ class Cluster:
             self.pending.setdefault(place, set()).add(found.pid)
             intent.offsets[place] = offset
 
-    def end(self, transactional_id: str, epoch: int, *, commit: bool) -> None:
+    def end(self, transactional_id: str, epoch: int, commit: bool) -> None:
         """EndTxn, from whoever sends it and however late."""
         found = self.transactions[transactional_id]
         if epoch != found.epoch:

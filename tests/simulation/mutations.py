@@ -497,6 +497,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pipeline/domain/disputes.py",
         "    if place > held:\n",
         "    if True:\n",
+        ("tests/unit/test_processors_disputes.py",),
     ),
     Mutation(
         "what a newer word takes back is owed again",
@@ -544,8 +545,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "the stored offset is compared and set",
         "pipeline/ledger/journal.py",
-        "                    consumer_offsets.c.next_offset == moved.expected,\n",
-        "",
+        'consumer_offsets.c.next_offset == bindparam("expected"),',
+        'bindparam("expected") >= 0,',
         ("tests/component/test_ledger_sqlite.py",),
     ),
     Mutation(

@@ -178,7 +178,8 @@ class Outcomes:
             # It may come before the gateway's word or after it.
             return (*wanted, "cancelled", "expired")
         if first.type == "capture":
-            if order.script.operations[0] == "decline":
+            given_up = first.command_id in self._stories.of(order.order_id).given_up
+            if order.script.operations[0] == "decline" or given_up:
                 return ("expired", "authorized")
             return ("captured",)
         return wanted

@@ -36,6 +36,9 @@ BUSY_MAX = 5
 CREDITS = 2
 # How often one card may be declined.
 DECLINES_MAX = 3
+# How long commands wait for their order to be handled: shorter than a worker may be frozen and its
+# successors killed, so that some are rejected.
+AWAITING_ORDER_S = 120.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pipeline.domain.policy import DAY_MS, GatewayProfile, Policy
 from pipeline.domain.risk_rules import read_rules
 from tests.simulation.gateway import GatewayBooks
 from tests.simulation.lives import WATCHED
-from tests.simulation.plan import BUSY_MAX, DECLINES_MAX, Plan
+from tests.simulation.plan import AWAITING_ORDER_S, BUSY_MAX, DECLINES_MAX, Plan
 
 _RULES = read_rules(
     f"""
@@ -51,7 +51,7 @@ def policy_of(plan: Plan, books: Mapping[str, GatewayBooks]) -> Policy:
         pending_check_ms=60_000,
         # A gateway that has forgotten what it had called pending is given up after this.
         pending_max_ms=900_000,
-        awaiting_order_ms=120_000,
+        awaiting_order_ms=int(AWAITING_ORDER_S * 1000),
         review_ms=120_000,
         # Ten questions in the first tier: a minute and a half, then a person.
         inquiry_max=10,

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.simulation.lives import OrderPlan
+from tests.simulation.log import SKEW_S_MAX
+from tests.simulation.plan import AWAITING_ORDER_S
 from tests.simulation.violation import Violation
+from tests.simulation.world import BEGIN_S
 
 WITHDRAWING = frozenset({"dispute_opened", "dispute_pre_arbitration"})
 UNDECIDED = frozenset({"processing", "outcome_unknown", "requires_customer_action"})
@@ -40,6 +43,8 @@ class Story:
     # Given back while no bank had the money: it may take it afterwards, so that both gave it.
     back_undisputed: bool = False
     pay_before_ms: int | None = None
+    # Commands that waited for the order for as long as they may, and were rejected.
+    given_up: set[str] = field(default_factory=set)
 
 
 class Stories:
@@ -55,8 +60,8 @@ class Stories:
         story.commands.append((command_id, kind))
         story.forced |= override == "dispute"
 
-    def told(self, event: dict[str, Any]) -> None:
-        """The next event of a payment, as a reader sees it."""
+    def told(self, event: dict[str, Any], at_ms: int = 0) -> None:
+        """The next event of a payment, as a reader sees it; ``at_ms``: when it was written."""
         order_id = event["order_id"]
         story = self._of[order_id]
         order = self._orders.get(order_id)
@@ -73,6 +78,8 @@ class Stories:
             return
         if kind == "cancel_requested" and event["status"] == "failed":
             self._bars(story, event["operation_id"])
+        elif kind == "command_rejected" and event["reason"] == "order_must_arrive":
+            self._gives_up(story, order, event["operation_id"], at_ms)
         elif kind in STARTED and event["operation_id"] in story.barred:
             raise Violation(
                 "barred_retry_sent", f"{order_id}: {event['operation_id']}", order.number
@@ -89,6 +96,15 @@ class Stories:
             story.cancelling = True
         elif kind == "payment_retried":
             story.cancelling = False
+
+    def _gives_up(self, story: Story, order: OrderPlan, command_id: str, at_ms: int) -> None:
+        """A command is rejected since its order was not handled in time."""
+        first_s = min(max(0.0, order.at_s + each.at_s) for each in order.commands)
+        # By the clock of a worker, which may be ahead.
+        until_s = BEGIN_S + first_s + AWAITING_ORDER_S - SKEW_S_MAX
+        if at_ms < until_s * 1000:
+            raise Violation("given_up_too_early", f"{order.order_id}: {command_id}", order.number)
+        story.given_up.add(command_id)
 
     def _is_taken(self, story: Story, order: OrderPlan, event: dict[str, Any]) -> None:
         """The payment stands as paid, or as authorized."""

@@ -96,6 +96,39 @@ class SimQueue:
         return self.get(False)
 
 
+class Handle:
+    """A call that a loop is to make: asyncio's own copies a context for each, which nothing here
+    looks at."""
+
+    __slots__ = ("_args", "_cancelled", "_loop", "callback")
+
+    def __init__(self, loop: SimLoop, callback: Any, args: tuple[Any, ...]) -> None:
+        self._loop = loop
+        self.callback = callback
+        self._args = args
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def run(self) -> None:
+        try:
+            self.callback(*self._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._loop.call_exception_handler({"exception": error})
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is the look at open calls, which comes again by itself."""
+        of = (self.callback, *self._args)
+        return any(getattr(each, "__name__", "") == "_sweep" for each in of)
+
+
 class SimLoop(asyncio.AbstractEventLoop):
     """As much of an event loop as gateway calls need, run by a fibre of its process.
 
@@ -104,8 +137,8 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: deque[Handle] = deque()
+        self._timers: list[tuple[float, int, Handle]] = []
         self._count = 0
         self._fibre: Any = None
         self._stopping = False
@@ -123,8 +156,8 @@ class SimLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
+        handle = Handle(self, callback, args)
         self._ready.append(handle)
         return handle
 
@@ -135,16 +168,14 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
+    ) -> Any:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = Handle(self, callback, args)
         self._count += 1
         heapq.heappush(self._timers, (when, self._count, timer))
         return timer
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
@@ -199,8 +230,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         if not self._ready and not (timers and timers[0][0] <= world.now_s):
             # Only the sweep is left: nothing to look at until somebody calls.
             asleep = not self._tasks and all(
-                timer.cancelled() or timer._callback.__name__ == "_sweep"  # type: ignore[attr-defined]
-                for _, _, timer in timers
+                timer.cancelled() or timer.is_sweep for _, _, timer in timers
             )
             self._fibre = world.current
             if asleep or not timers:
@@ -217,6 +247,6 @@ class SimLoop(asyncio.AbstractEventLoop):
             for _ in range(len(self._ready)):
                 handle = self._ready.popleft()
                 if not handle.cancelled():
-                    handle._run()
+                    handle.run()
         finally:
             events._set_running_loop(None)

@@ -154,6 +154,14 @@ class Workers:
             if slot.process is not None:
                 slot.process.kill()
 
+    def close(self) -> None:
+        """Let go of the processes and what they hold."""
+        self.kill_all()
+        for slot in self.slots.values():
+            slot.process = slot.stop = None
+            slot.disk = Disk()
+        self.slots.clear()
+
     def _told(self, process: Process, item: Any) -> None:
         if isinstance(item, Outcome) and process.intents:
             # The first of them is the work; another one only asked whether it is vouched for.

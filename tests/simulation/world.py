@@ -178,15 +178,16 @@ class Fibre:
 
     def park(self, timeout_s: float | None) -> None:
         """Give way until woken, or until the time is over."""
-        world = self.process.world
-        if self.process.dead:
+        process = self.process
+        if process.dead:
             raise Killed
-        self._token += 1
+        world = process.world
+        self._token = token = self._token + 1
         self.parked = True
         if timeout_s is not None:
-            world.wake_after(timeout_s, self, self._token)
+            world.wake_after(timeout_s, self, token)
         world.hub.switch()
-        if self.process.dead:
+        if process.dead:
             raise Killed
 
     def freeze(self) -> None:
@@ -248,6 +249,11 @@ class World:
         self._count = 0
         # Called more often than anything else.
         self.clock: Callable[[], float] = partial(attrgetter("now_s"), self)
+
+    def close(self) -> None:
+        """Nothing happens any more."""
+        self._heap.clear()
+        self.ready.clear()
 
     @property
     def now_ms(self) -> int:

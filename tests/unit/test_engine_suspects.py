@@ -325,6 +325,33 @@ def test_while_suspects_are_handled_nothing_else_is_under_way(
     assert not worker._held
 
 
+def test_a_worker_waits_for_suspects_that_commit_instead_of_turning(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ordinary orders at hand, which may not begin beside them, its loop went round without a
+    pause for as long as the transaction took, and took the core from the commit."""
+    dead = Suspects(flow.spec("payments").slot_dir / "suspects.json")
+    dead.start()
+    orders = flow.topic("orders")
+    dead.took([InputRecord(orders, 0, 0, 0, b"k", b"v")])
+    dead.close()
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True)
+    member.append(orders, key_of("o0"), flow.encode("order", flow.order("o0")))
+    worker._turn()
+    due = flow.encode("payment-due", flow.due(flow.order("x"), "retry"))
+    member.append(flow.topic("payment-retry-1"), key_of("x"), due, age_ms=3_600_000)
+    while not worker._alone:
+        worker._turn()
+    assert commits.busy
+    waits: list[float] = []
+    monkeypatch.setattr(commits, "wait", waits.append)
+    monkeypatch.setattr(member, "consume", None)
+    for _ in range(3):
+        worker._turn()
+    assert len(waits) == 3, "each turn waits for the end, and asks for nothing else"
+
+
 def left_by(path: Path) -> list[Any]:
     """What a process that dies now leaves behind."""
     read = Suspects(path)

@@ -102,6 +102,18 @@ def test_unequal_partitions_of_co_owned_topics_are_refused(
     assert member.said == []
 
 
+def test_requests_that_were_lost_to_another_are_not_paused(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what a worker has may be paused by it."""
+    member = Member()
+    worker = gateway_with(flow, member, Commits(), InstantCalls(), monkeypatch)
+    member.rebalance.append(lambda: worker._on_lost(member, []))
+    for _ in range(2):
+        worker._turn(fetch=True)
+    assert member.paused == set()
+
+
 # Handed over -------------------------------------------------------------------------------------
 
 

@@ -264,6 +264,23 @@ def test_a_gateway_that_hangs_costs_the_other_nothing_and_its_own_calls_little()
     assert "late" not in a.calls
 
 
+def test_a_look_at_open_calls_that_ends_none_wakes_nobody() -> None:
+    """The loop of the worker waits for calls that have ended, and not for each look at them."""
+    looked = threading.Event()
+    with running(FakeGateway("a", hangs=True), soft_deadline_s=3_600) as calls:
+
+        def look() -> None:
+            calls._sweep()
+            looked.set()
+
+        calls.start([Call(None, request("a"), 2**62)])
+        finished(calls, lambda _: calls.in_flight == 1)
+        assert calls.take_finished() == []
+        calls._loop.call_soon_threadsafe(look)
+        assert looked.wait(10)
+        assert not calls._arrived.is_set()
+
+
 def test_a_fault_in_the_gate_ends_the_worker() -> None:
     """Calls that nobody looks at any more would wait for ever, and nobody would be told."""
 

@@ -15,10 +15,10 @@ from tests.simulation.lives import SUCCEED, CommandPlan, OrderPlan
 from tests.simulation.log import Cluster
 from tests.simulation.money import Money
 from tests.simulation.outcomes import Outcomes
-from tests.simulation.plan import DECLINES_MAX, Plan
+from tests.simulation.plan import AWAITING_ORDER_S, DECLINES_MAX, Plan
 from tests.simulation.stories import Stories
 from tests.simulation.violation import Violation
-from tests.simulation.world import World
+from tests.simulation.world import BEGIN_S, World
 
 ORDER = OrderPlan(1, 0.0, 500, Script(SUCCEED))
 
@@ -110,6 +110,23 @@ def test_a_retry_that_a_cancel_barred_must_not_begin() -> None:
     stories.told(event(2, "payment_retried", operation_id="c3"))
     with pytest.raises(Violation, match="barred_retry_sent"):
         stories.told(event(3, "payment_retried", operation_id="c1"))
+
+
+def test_a_capture_is_given_up_only_when_its_order_was_not_handled_for_long() -> None:
+    """A worker was frozen and its successors killed, so the order lay unread for longer than a
+    command waits: that is told, and the hold ends. Sooner it must not be, nor without a word."""
+    capture = CommandPlan(0.0, "c1", "capture")
+    order = replace(ORDER, capture_method="manual", commands=(capture,))
+    told = event(1, "command_rejected", reason="order_must_arrive", operation_id="c1")
+    late_ms = int((BEGIN_S + AWAITING_ORDER_S) * 1000)
+    with pytest.raises(Violation, match="given_up_too_early"):
+        Stories({"o1": order}).told(told, late_ms - 10_000)
+    money, stories = Money(), Stories({"o1": order})
+    judged = Outcomes(Plan(0, (order,), ()), money, stories)
+    with pytest.raises(Violation, match="wrong_outcome"):
+        judged.judge(order, payment("expired"))
+    stories.told(told, late_ms)
+    judged.judge(order, payment("expired", sequence=1))
 
 
 @pytest.mark.parametrize(
