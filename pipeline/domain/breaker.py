@@ -46,6 +46,9 @@ class BreakerRule(Struct, frozen=True, kw_only=True):
     # there are few calls, or few places, calls_min never come together within window_ms. One that
     # hangs may be a slow card, two a coincidence.
     hanging_min: int = 3
+    # How long the slowest of its usual answers take, if its operator knows: it stands for those
+    # that a worker has not had yet. None goes by answers alone, and waits slow_ms for the first.
+    usual_ms: int | None = None
 
 
 class Breaker:

@@ -4,7 +4,7 @@ Everybody has waited for it. All at once they would be more than it can answer i
 would open again, and so on for as long as there is a backlog, which grows meanwhile. The rule is
 that of TCP's slow start with Vegas' look at the round-trip time: one more for each quick answer,
 which doubles it each round; one more every few seconds while all are slow, since that may be its
-pace; half when a call is in trouble. So it stays near what the gateway can do, and once it has
+pace; half when calls are in trouble. So it stays near what the gateway can do, and once it has
 everything back there is no limit any more.
 
 Pure: times come with every call, in milliseconds.
@@ -19,6 +19,9 @@ QUICK_TIMES = 2
 # So often one more while no answer is quick. A queue at the gateway that grows as slowly is seen
 # long before its calls are in trouble.
 SLOW_GROWTH_MS = 5_000
+# A call in trouble after so many that were answered is a slow card: where it is the crowd that is
+# slow, the next one is in trouble as well.
+LONE_ANSWERS = 20
 
 
 class ReturnWindow:
@@ -36,6 +39,7 @@ class ReturnWindow:
         "_room_max",
         "_room_min",
         "_slow_ms",
+        "_well",
     )
 
     def __init__(self, room_min: int, room_max: float, slow_ms: float) -> None:
@@ -43,6 +47,8 @@ class ReturnWindow:
         self._room: float = room_min
         self._room_max = room_max
         self._slow_ms = slow_ms
+        # Calls that were answered since the last one in trouble.
+        self._well = 0
         self._calm_ms = float("inf")
         self._halved_ms = self._grown_ms = float("-inf")
 
@@ -56,6 +62,7 @@ class ReturnWindow:
 
     def answered(self, took_ms: float, now_ms: float) -> None:
         """A call has ended well."""
+        self._well += 1
         self._calm_ms = min(self._calm_ms, took_ms)
         quick_ms = max(self._slow_ms / 4, QUICK_TIMES * self._calm_ms)
         if took_ms <= quick_ms or now_ms - self._grown_ms >= SLOW_GROWTH_MS:
@@ -64,6 +71,7 @@ class ReturnWindow:
 
     def troubled(self, began_ms: float, now_ms: float) -> None:
         """A call that began then is in trouble. Those of one crowd halve the room once."""
-        if self._room < self._room_max and began_ms > self._halved_ms:
+        well, self._well = self._well, 0
+        if well < LONE_ANSWERS and self._room < self._room_max and began_ms > self._halved_ms:
             self._halved_ms = now_ms
             self._room = max(self._room_min, self._room // 2)

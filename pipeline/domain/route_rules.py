@@ -161,7 +161,9 @@ def _check_gateways(profiles: tuple[GatewayProfile, ...], problems: list[str]) -
             problems.append(f"{where}.breaker.trouble_percent must be 1 to 100")
         for name in asdict(b):
             most = _BREAKER_MS_MAX if "_ms" in name else _BREAKER_CALLS_MAX
-            if name != "trouble_percent" and not 1 <= getattr(b, name) <= most:
+            if name == "trouble_percent" or (name == "usual_ms" and b.usual_ms is None):
+                continue
+            if not 1 <= getattr(b, name) <= most:
                 problems.append(f"{where}.breaker.{name} must be 1 to {most:,}")
 
 

@@ -34,9 +34,11 @@ from pipeline.domain.payment import (
     moved,
     reserved_minor,
     standing_main,
+    timer_of,
     told,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.routing import profile_of
 from pipeline.domain.tiers import tier_not_longer
 from pipeline.processors.commands import refuse_assessed_retry, reject_waiting
 from pipeline.processors.holds import HOLD_ENDS, holds_due
@@ -80,6 +82,9 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         return reject_waiting(replace(payment, expires_at_ms=None), ORDER_MUST_ARRIVE, now_ms)
     if payment.status not in (AUTHORIZED, CAPTURED):
         return _STALE_DUE
+    longer = _lives_longer(payment, due, due_at_ms, now_ms, policy)
+    if longer is not None:
+        return longer
     if in_flight(payment) or reserved_minor(payment, CAPTURE) or open_void(payment) is not None:
         # A capture or a void is under way; what is left afterwards ends then.
         return _again(due, 1)
@@ -108,6 +113,22 @@ def process_timer(payment: Payment, due: PaymentDue, now_ms: int, policy: Policy
         policy,
         reason=due.reason,
     )
+
+
+def _lives_longer(
+    payment: Payment, due: PaymentDue, due_at_ms: int, now_ms: int, policy: Policy
+) -> Decision | None:
+    """What waits on for the end of an authorization whose gateway lets it live longer than when its
+    timer began: it may have been taken out just then, and nobody knew."""
+    authorization = standing_main(payment)
+    profile = profile_of(policy, authorization.gateway) if authorization is not None else None
+    if authorization is None or profile is None:
+        return None
+    ends_ms = authorization.updated_at_ms + profile.authorization_ms
+    if ends_ms <= due_at_ms:
+        return None
+    changed = replace(payment, expires_at_ms=ends_ms)
+    return decision(changed, timer_of(changed, ends_ms, due.reason or "", policy, now_ms))
 
 
 def _ended_holds(payment: Payment, due_at_ms: int, now_ms: int, policy: Policy) -> Decision:

@@ -46,16 +46,20 @@ HOLD_MS = 250
 SUSPECTED_HOLD_MS = 1_000
 
 # A call that takes so many times as long as the longest of the latest answers is not waited for.
-# One slow card among twenty is one of those.
+# One slow card among twenty is one of those. With fewer answers than ten to go by it is waited for
+# longer, up to what is silence in a quick gateway: the only one may have been the quickest of all.
 UNUSUAL_TIMES = 4
-UNUSUAL_ANSWERS_MIN = 10
+UNUSUAL_ANSWERS = 10
+# Beside a call that is in trouble already: then calls do hang there, and need no such proof.
+UNUSUAL_TIMES_BESIDE = 2
 
 _STATE_NUMBERS: Final = {CLOSED: 0, "half_open": 1, OPEN: 2}
 
 
 class Permit(Struct, eq=False):
     """For one call. ``probe``: it decides whether an open breaker closes. ``told``: the breaker
-    knows of it already, ``hangs``: as of one that nobody answers."""
+    knows of it already, ``hangs``: as of one that nobody answers. ``parked``: its request is not
+    kept waiting for it, but it is open and keeps its place."""
 
     gateway: str
     turn: int
@@ -64,6 +68,7 @@ class Permit(Struct, eq=False):
     inquiry: bool = False
     told: bool = False
     hangs: bool = False
+    parked: bool = False
 
 
 class Hold(Struct, frozen=True):
@@ -117,7 +122,8 @@ class Protection:
             if waited_ms + closed_ms > self._limit_wait_ms_max:
                 return self._refused(g, kind, RATE_LIMITED, int(closed_ms) + 1)
             return Hold(closed_ms / 1000)
-        if g.in_flight >= min(self._in_flight_max, g.places):
+        places = min(self._in_flight_max, g.places)
+        if g.in_flight >= places:
             if g.breaker.state(now_ms) != CLOSED:
                 # Taken by calls that hang: none of them will end soon, and who waits for it holds
                 # up what stands behind it in its partition.
@@ -128,12 +134,13 @@ class Protection:
                 g.breaker.saw(False, now_ms, hangs=True)
                 self._show(gateway, g, g.breaker.state(now_ms))
                 return self._refused(g, kind, THROTTLED, None)
-            if waited_ms > self._place_wait_ms_max:
+            if waited_ms > self._place_wait_ms(g, places):
                 return self._refused(g, kind, THROTTLED, None)
             return Hold()
         if not g.window.has_room(g.in_flight):
             # It is just back, or slow: all who waited for it would send it away again.
-            if waited_ms > self._limit_wait_ms_max:
+            taken = self._several and not g.window.has_room(g.parked)
+            if taken or waited_ms > self._limit_wait_ms_max:
                 return self._refused(g, kind, THROTTLED, None)
             return Hold()
         if g.bucket is not None:
@@ -153,7 +160,8 @@ class Protection:
         return Permit(gateway, turn, now_ms, probe, kind == "inquire")
 
     def is_slow(self, permit: Permit, open_ms: float) -> bool:
-        """Whether a call that is still open need not be waited for: its gateway is in trouble.
+        """Whether a call that is still open need not be waited for: its gateway is in trouble. From
+        then on it is parked.
 
         The first time it is found open for longer than its gateway should take, that is trouble;
         sooner, if a gateway that is usually quick has answered nobody meanwhile. Where others would
@@ -166,14 +174,22 @@ class Protection:
         if open_ms >= g.patience_ms(permit, now_ms) and not permit.told:
             permit.hangs = g.is_silent_since(permit)
             g.hanging += permit.hangs
+            g.late += not permit.inquiry
             self._tell(g, permit, False, now_ms, hangs=permit.hangs)
         if permit.probe or g.breaker.state(now_ms) != CLOSED:
-            return open_ms >= HOLD_MS
-        if not self._several:
-            return False
-        if permit.told or open_ms >= g.unusual_ms(permit):
-            return True
-        return g.is_suspected(permit) and open_ms >= SUSPECTED_HOLD_MS
+            slow = open_ms >= HOLD_MS
+        elif not self._several:
+            slow = False
+        else:
+            slow = (
+                permit.told
+                or open_ms >= g.unusual_ms(permit)
+                or (g.is_suspected(permit) and open_ms >= SUSPECTED_HOLD_MS)
+            )
+        if slow and not permit.parked:
+            permit.parked = True
+            g.parked += 1
+        return slow
 
     def ended(self, permit: Permit, answer: GatewayAnswer) -> None:
         """The call has really ended, parked or not."""
@@ -181,6 +197,8 @@ class Protection:
         g = self._of(permit.gateway, now_ms)
         g.in_flight -= 1
         g.hanging -= permit.hangs
+        g.parked -= permit.parked
+        g.late -= permit.told and not permit.inquiry
         if answer.code == RATE_LIMITED and answer.retry_after_ms:
             g.closed_until_ms = max(g.closed_until_ms, now_ms + answer.retry_after_ms)
         well = verdict(answer.outcome, answer.code)
@@ -200,6 +218,14 @@ class Protection:
             self._configured(now_ms)
         for name, g in self._gateways.items():
             self._show(name, g, g.breaker.state(now_ms))
+
+    def _place_wait_ms(self, g: _Gateway, places: float) -> float:
+        """How long a request may wait for one of so many places, all of them taken. Where calls
+        that nobody waits for keep half of them, no longer than for a token; where they keep all,
+        not at all (below zero). They end when they are given up, and others stand behind it."""
+        if not self._several or 2 * g.parked < places:
+            return self._place_wait_ms_max
+        return self._limit_wait_ms_max if g.parked < places else -1
 
     def _tell(
         self, g: _Gateway, permit: Permit, well: bool | None, now_ms: float, *, hangs: bool
@@ -269,6 +295,10 @@ class _Gateway:
         self.in_flight = 0
         # Of those the ones that hang.
         self.hanging = 0
+        # Those that nobody waits for any more.
+        self.parked = 0
+        # Those that move money and were found in trouble before they ended.
+        self.late = 0
         self.closed_until_ms = 0.0
         # When the last good answers came, to what moves money and to inquiries. A gateway may still
         # answer these, and quickly, while everything else hangs.
@@ -297,20 +327,34 @@ class _Gateway:
         yet; nor beside a probe, when there is nobody else whom it could answer.
         """
         rule = self.profile.breaker
-        took_ms = self.took_ms[permit.inquiry]
+        took_ms = self.latest_ms(permit)
         quick = took_ms and 2 * max(took_ms) <= rule.silent_ms
         silent_ms = now_ms - self.answered_ms[permit.inquiry]
         if permit.probe or not quick or silent_ms < rule.silent_ms:
             return rule.slow_ms
         return min(rule.slow_ms, rule.silent_ms)
 
+    def latest_ms(self, permit: Permit) -> list[float]:
+        """How long the latest answers to calls of its kind took. Where there are few yet, what is
+        said of calls that move money stands for the others."""
+        took_ms = list(self.took_ms[permit.inquiry])
+        usual_ms = self.profile.breaker.usual_ms
+        if usual_ms is not None and not permit.inquiry:
+            took_ms += [usual_ms] * (UNUSUAL_ANSWERS - len(took_ms))
+        return took_ms
+
     def unusual_ms(self, permit: Permit) -> float:
-        """From when on a call is none of the usual ones of its kind; never with few answers to go
-        by."""
-        took_ms = self.took_ms[permit.inquiry]
-        if len(took_ms) < UNUSUAL_ANSWERS_MIN:
+        """From when on a call is none of the usual ones of its kind: later with few answers to go
+        by, never with none. An inquiry's answer may be the proof that ends a payment: it is given
+        up only by many answers, and whatever hangs beside it."""
+        took_ms = self.latest_ms(permit)
+        if len(took_ms) < (UNUSUAL_ANSWERS if permit.inquiry else 1):
             return float("inf")
-        return max(SUSPECTED_HOLD_MS, UNUSUAL_TIMES * max(took_ms))
+        few_ms = min(
+            SUSPECTED_HOLD_MS * UNUSUAL_ANSWERS / len(took_ms), self.profile.breaker.silent_ms
+        )
+        times = UNUSUAL_TIMES_BESIDE if self.late and not permit.inquiry else UNUSUAL_TIMES
+        return max(SUSPECTED_HOLD_MS, few_ms, times * max(took_ms))
 
     def is_silent_since(self, permit: Permit) -> bool:
         """Whether no call of its kind has been answered since it began."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.domain.return_window import ReturnWindow
+from pipeline.domain.return_window import LONE_ANSWERS, ReturnWindow
 
 SLOW_MS = 5_000
 
@@ -66,3 +66,20 @@ def test_trouble_halves_it_once_for_a_crowd_and_never_below_the_least() -> None:
     for now_ms in (20_000, 30_000, 40_000):
         window.troubled(now_ms - 1, now_ms)
     assert room(window) == 6
+
+
+def test_a_slow_card_among_many_answers_takes_no_room() -> None:
+    """A gateway whose answers take two or three seconds has one over five now and then, and gets
+    more room by few quick ones: it would be throttled for as long as it is so. What the crowd makes
+    slow does not come alone."""
+    window = ReturnWindow(6, 100, SLOW_MS)
+    for _ in range(34):
+        window.answered(200, 0)
+    window.troubled(1, 5_000)
+    assert room(window) == 40
+    window.troubled(2, 5_001)
+    assert room(window) == 20
+    for now_ms in range(10_000, 10_000 + LONE_ANSWERS - 1):
+        window.answered(4_000, now_ms)
+    window.troubled(15_000, 20_000)
+    assert room(window) == 10

@@ -31,7 +31,7 @@ priority = 10
 weight = 3
 rate_per_s = 50
 fees.GBP = { basis_points = 140, fixed_minor = 20 }
-breaker = { calls_min = 5, slow_ms = 500 }
+breaker = { calls_min = 5, slow_ms = 500, usual_ms = 200 }
 
 [gateways.south]
 priority = 20
@@ -63,6 +63,7 @@ def test_a_document_is_laid_over_the_configured_gateways() -> None:
     assert north.fees == {"GBP": Fee(basis_points=140, fixed_minor=20)}
     assert (north.grace_ms, north.currencies) == (7, frozenset({"GBP", "EUR"}))
     assert (north.breaker.calls_min, north.breaker.slow_ms, north.breaker.probes) == (5, 500, 3)
+    assert (north.breaker.usual_ms, south.breaker.usual_ms) == (200, None)
     assert south.breaker == POLICY.gateways[1].breaker
     assert policy.routes.version == 4
     assert [rule.name for rule in policy.routes.rules] == ["small"]
@@ -107,6 +108,10 @@ def test_a_document_is_laid_over_the_configured_gateways() -> None:
         ({"gateways": {"north": {"rate_per_s": 0}}}, "rate_per_s must be above 0"),
         ({"gateways": {"north": {"concurrency_max": 0}}}, "concurrency_max must be 1 or more"),
         ({"gateways": {"north": {"breaker": {"probes": 0}}}}, "breaker.probes must be 1 to 10,000"),
+        (
+            {"gateways": {"north": {"breaker": {"usual_ms": 0}}}},
+            "breaker.usual_ms must be 1 to 86,400,000",
+        ),
         (
             {"gateways": {"north": {"breaker": {"calls_min": 10**20}}}},
             "breaker.calls_min must be 1 to 10,000",

@@ -14,11 +14,18 @@ from prometheus_client import Gauge
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.breaker import BreakerRule
-from pipeline.domain.health import BREAKER_OPEN
+from pipeline.domain.health import BREAKER_OPEN, THROTTLED
 from pipeline.domain.policy import GatewayProfile
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime.calls import SWEEP_INTERVAL_S
-from pipeline.runtime.protection import HOLD_MS, SUSPECTED_HOLD_MS, Hold, Permit, Protection
+from pipeline.runtime.protection import (
+    HOLD_MS,
+    LIMIT_WAIT_MS_MAX,
+    SUSPECTED_HOLD_MS,
+    Hold,
+    Permit,
+    Protection,
+)
 
 RULE = BreakerRule()
 CLOSED = 0  # as the metric says it
@@ -57,6 +64,7 @@ class Worker:
     waiting: list[Request] = field(default_factory=list)
     answered: list[Request] = field(default_factory=list)
     states: set[float] = field(default_factory=set)
+    open_max: int = 0
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
@@ -120,6 +128,7 @@ class Worker:
             each.permit, each.well = said, took_ms is not None
             each.ends_ms = self.now_ms + (self.lost_ms if took_ms is None else took_ms)
             self.open.append(each)
+            self.open_max = max(self.open_max, len(self.open))
 
     def _answer(self, each: Request) -> None:
         if each.held_ms is None:
@@ -238,6 +247,19 @@ def test_a_place_is_waited_for_once_nothing_hangs_any_more() -> None:
     worker.run(3, 0)
     assert [each.held_ms for each in worker.answered[1:]] == [375, 750, 1_125]
     assert {each.code for each in worker.answered} == {None}
+
+
+@pytest.mark.parametrize("places", [4, 8])
+def test_nobody_is_held_for_the_places_of_the_calls_that_hang_among_others(places: int) -> None:
+    """One call of ten hangs and keeps its place until it is given up: whoever finds none waits a
+    moment, and nobody gets a place that the gateway was not promised to be asked for."""
+    mix = "slow" + 9 * " charge"
+    worker = Worker(lambda kind: None if kind == "slow" else 125, concurrency_max=places)
+    worker.run(5, 8)
+    found = worker.run(120, 8, mix)
+    assert most_held_ms(found) <= LIMIT_WAIT_MS_MAX + SWEEP_MS + SUSPECTED_HOLD_MS + SWEEP_MS
+    assert worker.open_max == places, "all were taken"
+    assert THROTTLED in {each.code for each in found}
 
 
 def test_a_gateway_that_answers_inquiries_while_charges_hang_is_found_out() -> None:

@@ -20,7 +20,14 @@ from pipeline.domain.routing import RouteFacts, route
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.live_policy import LivePolicy
-from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
+from pipeline.runtime.protection import (
+    HOLD_MS,
+    LIMIT_WAIT_MS_MAX,
+    PLACE_WAIT_MS_MAX,
+    Hold,
+    Permit,
+    Protection,
+)
 from tests.support.waiting import wait_until
 
 WELL = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
@@ -386,6 +393,134 @@ def test_a_call_that_takes_far_longer_than_all_others_holds_nobody_up() -> None:
     question = both.ask("c", "inquire", 0)
     assert isinstance(question, Permit)
     assert not both.is_slow(question, 3_000), "it may look up slowly what it does quickly"
+
+
+def after_answers(
+    protection: Protection, clock: Clock, took_ms: float, count: int, kind: str = "charge"
+) -> None:
+    for _ in range(count):
+        permit = protection.ask("a", kind, 0)
+        assert isinstance(permit, Permit), permit
+        clock.ms += took_ms
+        protection.ended(permit, WELL)
+
+
+def waited_for_ms(protection: Protection, kind: str = "charge") -> int:
+    """How long a call is waited for beside answers to others."""
+    permit = protection.ask("a", kind, 0)
+    assert isinstance(permit, Permit), permit
+    return next(ms for ms in range(0, 60_000, 100) if protection.is_slow(permit, ms))
+
+
+@pytest.mark.parametrize(
+    ("answers", "charge_ms", "question_ms"),
+    [
+        (0, 5_000, 5_000),
+        (1, 2_500, 5_000),
+        (4, 2_500, 5_000),
+        (5, 2_000, 5_000),
+        (9, 1_200, 5_000),
+        (10, 1_000, 1_000),
+    ],
+)
+def test_the_fewer_answers_there_are_to_go_by_the_longer_a_call_is_waited_for(
+    answers: int, charge_ms: int, question_ms: int
+) -> None:
+    """After a start, or where calls are few: half as long as a gateway of which nothing is known,
+    once it has answered anything. A question may be the proof that ends a payment."""
+    for kind, waited_ms in (("charge", charge_ms), ("inquire", question_ms)):
+        clock = Clock()
+        protection = gate(GatewayProfile(name="a"), B, clock=clock)
+        after_answers(protection, clock, 100, answers, kind)
+        assert waited_for_ms(protection, kind) == waited_ms
+
+
+def test_what_a_gateway_usually_takes_stands_for_answers_that_are_missing() -> None:
+    """As its operator says it; answers that take longer count as soon as there are any."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a", breaker=BreakerRule(usual_ms=250)), B, clock=clock)
+    assert waited_for_ms(protection) == 1_000
+    assert waited_for_ms(protection, "inquire") == BreakerRule().slow_ms
+    after_answers(protection, clock, 1_000, 1)
+    assert waited_for_ms(protection) == 4_000
+
+
+def test_beside_a_call_that_hangs_others_need_not_be_as_unusual() -> None:
+    """Where some hang, twice the longest of the latest answers is enough. A slow card alone has
+    four times as long to be answered, and no question is judged by what moves money."""
+    clock = Clock()
+    never_quick = BreakerRule(silent_ms=1_500)
+    protection = gate(GatewayProfile(name="a", breaker=never_quick), B, clock=clock)
+    after_answers(protection, clock, 1_000, 20, "inquire")
+    hanging = permitted(protection)
+    after_answers(protection, clock, 1_000, 20)
+    assert waited_for_ms(protection) == 4_000
+    assert protection.is_slow(hanging, 20_000)
+    assert waited_for_ms(protection) == 2_000
+    assert waited_for_ms(protection, "inquire") == 4_000
+    protection.ended(hanging, DEAD)
+    assert waited_for_ms(protection) == 4_000
+
+
+def test_a_gateway_that_is_back_keeps_nobody_waiting_for_the_room_of_calls_that_hang() -> None:
+    """Whoever waited would hold up others and find none; a call that may be answered yet is waited
+    for a moment."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a"), B, clock=clock)
+    after_answers(protection, clock, 100, 20)
+    for _ in range(10):  # half of the latest twenty
+        protection.ended(permitted(protection), DEAD)
+    clock.ms += BreakerRule().wait_ms
+    after_answers(protection, clock, 100, BreakerRule().probes)
+    *hanging, answered = [permitted(protection) for _ in range(2 * BreakerRule().probes)]
+    clock.ms += 100
+    protection.ended(answered, WELL)
+    clock.ms += 900
+    assert all(protection.is_slow(permit, 1_000) for permit in hanging)
+    hanging = [permitted(protection), permitted(protection)]
+    assert protection.ask("a", "charge", 0) == Hold()
+    clock.ms += 1_000
+    assert all(protection.is_slow(permit, 1_000) for permit in hanging)
+    assert refused(protection).code == "throttled"
+
+
+def test_the_more_places_are_kept_by_calls_that_hang_the_less_the_others_are_waited_for() -> None:
+    """They end when they are given up. Beside one slow card the others' places come free as ever;
+    with half of them kept a request waits a moment, and with all not at all."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a", concurrency_max=3), B, clock=clock)
+    after_answers(protection, clock, 100, 20)
+    first, answered = permitted(protection), permitted(protection)
+    clock.ms += 100
+    protection.ended(answered, WELL)
+    clock.ms += 800
+    second, third = permitted(protection), permitted(protection)
+    clock.ms += 100
+    assert protection.is_slow(first, 1_000)
+    assert protection.ask("a", "charge", PLACE_WAIT_MS_MAX) == Hold()
+    clock.ms += 900
+    assert protection.is_slow(second, 1_000)
+    assert protection.ask("a", "charge", LIMIT_WAIT_MS_MAX) == Hold()
+    assert refused(protection, waited_ms=LIMIT_WAIT_MS_MAX + 1).code == "throttled"
+    assert protection.is_slow(third, 1_000)
+    assert refused(protection).code == "throttled"
+    protection.ended(first, DEAD)
+    permitted(protection)
+
+
+def test_with_one_gateway_requests_wait_even_for_the_places_of_calls_that_hang() -> None:
+    """It was away and is back; what hung meanwhile keeps its places, and nobody else's way."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a"), clock=clock)
+    hanging = [permitted(protection) for _ in range(2 * BreakerRule().probes)]
+    for _ in range(BreakerRule().calls_min):
+        protection.ended(permitted(protection), DEAD)
+    assert all(protection.is_slow(permit, HOLD_MS) for permit in hanging)
+    clock.ms += BreakerRule().wait_ms
+    after_answers(protection, clock, 0, BreakerRule().probes)
+    assert protection.ask("a", "charge", 0) == Hold()
+    protection.configure([GatewayProfile(name="a", concurrency_max=len(hanging))])
+    assert protection.ask("a", "charge", 0) == Hold()
 
 
 def test_nobody_waits_for_the_place_of_a_call_that_hangs() -> None:

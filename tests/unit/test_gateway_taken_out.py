@@ -14,7 +14,7 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.health import GATEWAY_NOT_CONFIGURED, verdict
 from pipeline.domain.keys import partition_of
 from pipeline.domain.model import Payment, PaymentRequest
-from pipeline.domain.policy import HOUR_MS, MINUTE_MS, GatewayProfile, Policy
+from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS, GatewayProfile, Policy
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.input_record import InputRecord
@@ -24,6 +24,7 @@ from pipeline.runtime.table_store import MemoryTableStore
 from tests.support.engine_fakes import key_of
 from tests.support.engine_flow import EngineFlow
 from tests.support.payment_story import (
+    MANUAL,
     NOT_FOUND,
     NOT_SENT,
     NOW,
@@ -111,6 +112,20 @@ def test_it_is_still_believed_when_it_says_what_it_has_done() -> None:
     gateways.asked = GatewayAnswer(outcome="succeeded", gateway_reference="ch", amount_minor=500)
     gateways.run(120)
     assert (gateways.story.status, gateways.charges) == ("captured", ["gone"])
+
+
+def test_a_hold_of_then_lives_as_long_as_it_is_configured_once_it_is_known_again() -> None:
+    """Nobody knew for how long when it was authorized: it is not given back after seven days."""
+    month = replace(GONE, authorization_ms=30 * DAY_MS)
+    story = Story(MANUAL, replace(KNOWN, gateways=(month, LEFT)))
+    without(story)
+    story.flow.answer(yes)
+    story.flow.policy = replace(KNOWN, gateways=(month, LEFT))
+    story.flow.advance(30 * DAY_MS - MINUTE_MS)
+    assert (story.status, story.asked) == ("authorized", ["authorize"])
+    story.flow.advance(MINUTE_MS)
+    story.flow.answer(yes)
+    assert (story.status, story.asked[-1], story.money) == ("expired", "void", (0, 0, 0))
 
 
 @pytest.mark.parametrize("asked", [NOT_FOUND, NOWHERE], ids=["asked", "nobody to ask"])
