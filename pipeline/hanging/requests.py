@@ -5,34 +5,23 @@ confluent-kafka has none of them. Plaintext, as everything here.
 
 from __future__ import annotations
 
-import itertools
-import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.broker_connection import NO_ERROR, BrokerConnection, Refused
 from pipeline.hanging.transaction_log import OpenTransaction, PartitionName
-from pipeline.kafka_wire import PREFIX, Malformed, Reader, framed
+from pipeline.kafka_wire import Reader
 
 DESCRIBE_PRODUCERS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS, WRITE_TXN_MARKERS = 61, 65, 66, 27
 # The first version that is flexible, of each; they are old enough for every broker since 3.0.
 _VERSION = {
     DESCRIBE_PRODUCERS: 0, DESCRIBE_TRANSACTIONS: 0, LIST_TRANSACTIONS: 0, WRITE_TXN_MARKERS: 1,
 }  # fmt: skip
-_CLIENT = b"paystream"
-NO_ERROR = 0
 # A marker that comes too late: the producer, or its coordinator, has written there since.
 OVERTAKEN = (47, 52)
 # Nobody has a transaction of that producer any more, and this broker coordinates it no longer.
 GONE = (16, 105)
-
-
-class Refused(Exception):
-    """A broker answered with an error code; asked again a moment later it may not."""
-
-    def __init__(self, what: str, code: int) -> None:
-        super().__init__(f"{what}: error {code}")
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -45,44 +34,11 @@ class Coordinated:
     partitions: frozenset[PartitionName]
 
 
-class BrokerConnection:
-    """One connection to one broker; a request is answered before the next is sent. OSError when
-    the broker goes away."""
-
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
-        self._socket = socket.create_connection((host, port), timeout=timeout_s)
-        self._ids = itertools.count(1)
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def ask(self, api: int, body: bytes) -> Reader:
-        """The answer, at the beginning of its body."""
-        wanted = next(self._ids)
-        header = struct.pack(">hhih", api, _VERSION[api], wanted, len(_CLIENT)) + _CLIENT + b"\0"
-        self._socket.sendall(framed(header + body + b"\0"))
-        (size,) = struct.unpack(">i", self._exactly(PREFIX))
-        reader = Reader(self._exactly(size), flexible=True)
-        if reader.i32() != wanted:
-            raise Malformed("an answer to another request")
-        reader.tags()
-        return reader
-
-    def _exactly(self, size: int) -> bytes:
-        read = bytearray()
-        while len(read) < size:
-            piece = self._socket.recv(size - len(read))
-            if not piece:
-                raise ConnectionResetError("the broker has closed the connection")
-            read += piece
-        return bytes(read)
-
-
 def open_transactions(
     broker: BrokerConnection, partitions: Iterable[PartitionName]
 ) -> list[OpenTransaction]:
     """Of partitions that this broker leads. Refused if it leads one of them no more."""
-    reader = broker.ask(DESCRIBE_PRODUCERS, _array(_topics(partitions)))
+    reader = _ask(broker, DESCRIBE_PRODUCERS, _array(_topics(partitions)))
     reader.i32()  # throttle time
     found = []
     for _ in reader.array():
@@ -111,7 +67,7 @@ def open_transactions(
 def transactional_ids(broker: BrokerConnection, producer_ids: Iterable[int]) -> list[str]:
     """Of these producers, those that this broker coordinates. Refused while it still loads."""
     ids = [struct.pack(">q", each) for each in producer_ids]
-    reader = broker.ask(LIST_TRANSACTIONS, _array([]) + _array(ids))
+    reader = _ask(broker, LIST_TRANSACTIONS, _array([]) + _array(ids))
     reader.i32()
     if code := reader.i16():
         raise Refused("the transactions of a coordinator", code)
@@ -128,7 +84,7 @@ def transactional_ids(broker: BrokerConnection, producer_ids: Iterable[int]) -> 
 
 def coordinated(broker: BrokerConnection, names: Iterable[str]) -> list[Coordinated]:
     """What its coordinator says of each transactional id; nothing of one that has gone."""
-    reader = broker.ask(DESCRIBE_TRANSACTIONS, _array([_string(name) for name in names]))
+    reader = _ask(broker, DESCRIBE_TRANSACTIONS, _array([_string(name) for name in names]))
     reader.i32()
     found = []
     for _ in reader.array():
@@ -159,7 +115,7 @@ def write_marker(broker: BrokerConnection, found: OpenTransaction, *, commit: bo
         + struct.pack(">i", max(0, found.coordinator_epoch))
         + b"\0"
     )
-    reader = broker.ask(WRITE_TXN_MARKERS, _array([marker]))
+    reader = _ask(broker, WRITE_TXN_MARKERS, _array([marker]))
     for _ in reader.array():
         reader.i64()
         for _ in reader.array():
@@ -172,6 +128,10 @@ def write_marker(broker: BrokerConnection, found: OpenTransaction, *, commit: bo
             reader.tags()
         reader.tags()
     reader.tags()
+
+
+def _ask(broker: BrokerConnection, api: int, body: bytes) -> Reader:
+    return broker.ask(api, _VERSION[api], body)
 
 
 def _topics(partitions: Iterable[PartitionName]) -> list[bytes]:

@@ -22,13 +22,38 @@ def record_bytes(key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]
     return _sized(record)
 
 
-def produce_raw(bootstrap: str, topic: str, records: bytes, codec: int = 0) -> None:
-    """A batch of one record, in partition 0."""
-    host, _, port = bootstrap.partition(":")
+def batch_bytes(
+    records: bytes,
+    attributes: int = 0,
+    *,
+    count: int = 1,
+    first: int = 0,
+    producer_id: int = -1,
+    damaged: bool = False,
+) -> bytes:
+    """``attributes`` are the codec's number and the batch's marks; ``damaged``: its checksum is
+    another's."""
     at_ms = int(time.time() * 1000)
-    checked = struct.pack(">hiqqqhii", codec, 0, at_ms, at_ms, -1, -1, -1, 1) + records
-    rest = struct.pack(">ibI", -1, 2, _crc32c(checked)) + checked
-    batch = struct.pack(">qi", 0, len(rest)) + rest
+    checked = struct.pack(
+        ">hiqqqhii", attributes, count - 1, at_ms, at_ms, producer_id, -1, -1, count
+    )
+    checked += records
+    rest = struct.pack(">ibI", -1, 2, _crc32c(checked) ^ damaged) + checked
+    return struct.pack(">qi", first, len(rest)) + rest
+
+
+def produce_raw(
+    bootstrap: str,
+    topic: str,
+    records: bytes,
+    codec: int = 0,
+    *,
+    count: int = 1,
+    damaged: bool = False,
+) -> None:
+    """A batch in partition 0; ``count``: how many records it says it has."""
+    host, _, port = bootstrap.partition(":")
+    batch = batch_bytes(records, codec, count=count, damaged=damaged)
     body = (
         struct.pack(">hhih", PRODUCE, VERSION, 1, 4) + b"test" + b"\0"
         + b"\0" + struct.pack(">hi", -1, 30_000)
