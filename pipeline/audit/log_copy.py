@@ -222,12 +222,12 @@ def read_partition(
     on_record: Callable[[Any], None],
     *,
     open_transaction_wait_s: float = 0.0,
-    on_unreadable: OnUnreadable = lambda place, batch: None,
+    on_unreadable: OnUnreadable | None = None,
 ) -> None:
     """Hand on the messages of one partition of each topic, read_committed, up to its end now.
 
-    Records behind a transaction that is still open are left out, and a batch that no client can
-    unfold is told of.
+    Records behind a transaction that is still open are left out. A batch that no client can unfold
+    is told of, and AuditUnavailable where nobody wants to hear it.
     """
     client = _Client(bootstrap_servers)
     try:
@@ -235,9 +235,16 @@ def read_partition(
         ends = client.offsets(places, _LATEST)
         starts = client.offsets(places, _EARLIEST)
         spans = {p: (starts[p], ends[p]) for p in places if starts[p] < ends[p]}
-        client.read(spans, on_record, open_transaction_wait_s, on_unreadable)
+        client.read(spans, on_record, open_transaction_wait_s, on_unreadable or _refuse)
     finally:
         client.close()
+
+
+def _refuse(place: Place, batch: RecordBatch) -> None:
+    raise AuditUnavailable(
+        f"{batch.records} records at {place[0]}[{place[1]}]@{batch.first_offset} cannot be "
+        "decompressed, so what is shown would not be all; see docs/operations.md."
+    )
 
 
 def partition_counts(bootstrap_servers: str, catalogue: Catalogue) -> dict[str, int]:

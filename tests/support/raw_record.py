@@ -29,13 +29,15 @@ def batch_bytes(
     count: int = 1,
     first: int = 0,
     producer_id: int = -1,
+    epoch: int = -1,
+    sequence: int = -1,
     damaged: bool = False,
 ) -> bytes:
     """``attributes`` are the codec's number and the batch's marks; ``damaged``: its checksum is
     another's."""
     at_ms = int(time.time() * 1000)
     checked = struct.pack(
-        ">hiqqqhii", attributes, count - 1, at_ms, at_ms, producer_id, -1, -1, count
+        ">hiqqqhii", attributes, count - 1, at_ms, at_ms, producer_id, epoch, sequence, count
     )
     checked += records
     rest = struct.pack(">ibI", -1, 2, _crc32c(checked) ^ damaged) + checked
@@ -52,11 +54,19 @@ def produce_raw(
     damaged: bool = False,
 ) -> None:
     """A batch in partition 0; ``count``: how many records it says it has."""
-    host, _, port = bootstrap.partition(":")
     batch = batch_bytes(records, codec, count=count, damaged=damaged)
+    produce_batch(bootstrap, topic, batch)
+
+
+def produce_batch(
+    bootstrap: str, topic: str, batch: bytes, transactional_id: str | None = None
+) -> None:
+    """A batch as it is, in partition 0; as part of a transaction that is open."""
+    host, _, port = bootstrap.partition(":")
+    transaction = b"\0" if transactional_id is None else _compact(transactional_id.encode())
     body = (
         struct.pack(">hhih", PRODUCE, VERSION, 1, 4) + b"test" + b"\0"
-        + b"\0" + struct.pack(">hi", -1, 30_000)
+        + transaction + struct.pack(">hi", -1, 30_000)
         + b"\x02" + _compact(topic.encode())
         + b"\x02" + struct.pack(">i", 0) + _compact(batch) + b"\0"
         + b"\0" + b"\0"
@@ -76,7 +86,8 @@ def zeros(mebibytes: int) -> bytes:
     begin = varint(len(begin) + size + 1) + begin
     blocks = [BLOCK] * (size // BLOCK) + [1]
     return (
-        b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", len(begin) + size + 1)
+        # A window of 128 KiB: the broker unfolds it as a stream, however much comes.
+        b"\x28\xb5\x2f\xfd\x80\x38" + struct.pack("<I", len(begin) + size + 1)
         + _block(len(begin), kind=0) + begin
         + b"".join(
             _block(each, kind=1, last=i == len(blocks) - 1) + b"\0" for i, each in enumerate(blocks)

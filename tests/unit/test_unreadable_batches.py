@@ -15,18 +15,20 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from pipeline.commands.dead_letters_text import decoded, whole_json, whole_lines
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
 from pipeline.record_batch import read_batch
 from pipeline.runtime.cluster import consumer_config
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import input_record
-from pipeline.runtime.redrive.letter import Joiner, Piece
+from pipeline.runtime.redrive.letter import Joiner, Piece, Whole
 from pipeline.runtime.redrive.plan import Limits, Markers, plan_redrive
 from pipeline.runtime.table_worker import raise_consume_error
 from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
 from pipeline.runtime.work import Outcome
 from pipeline.unreadable import PATIENCE_S, UnreadableBatches, is_unreadable
+from schemas.codec import default_codec
 from tests.support.engine_fakes import (
     Commits,
     InstantCalls,
@@ -260,6 +262,23 @@ def test_a_broker_that_wants_tls_leaves_the_batch_to_a_person() -> None:
             met(orders(TOO_MUCH, ZSTD), UnreadableBatches(monotonic_s), client)
 
 
+def test_a_batch_that_is_met_once_is_asked_for_again_by_the_client() -> None:
+    """What came damaged over the network, or found no memory, is good the second time."""
+    asked: list[int] = []
+
+    def list_topics(topic: str, timeout: float) -> Any:
+        asked.append(1)
+        raise OSError("nobody is there")
+
+    client, batches = SimpleNamespace(list_topics=list_topics), UnreadableBatches(lambda: 0.0)
+    for offset, times in ((5, 0), (7, 0), (7, 1), (7, 2)):
+        assert batches.step_over(client, "orders", 0, offset) is None
+        assert len(asked) == times
+    batches.clear()
+    assert batches.step_over(client, "orders", 0, 7) is None
+    assert len(asked) == 2
+
+
 def test_whose_a_batch_is_is_read_from_its_head() -> None:
     """Of a producer's transaction that was aborted and reaches over it, nobody is handed anything;
     of another one's, or of a later one, everybody is."""
@@ -317,6 +336,14 @@ def test_a_letter_of_a_batch_is_never_redriven() -> None:
     plan = plan_redrive([letter], [letter], Markers(), limits)
     assert list(plan.refused) == ["batch_must_be_readable"]
     assert not plan.todo
+    whole = Whole(letter, value, [])
+    said = "\n".join(whole_lines(whole, Markers(), decoded(whole, "order", default_codec())))
+    assert "input     orders[0]@4" in said
+    assert "batch     3 records, to offset 6" in said
+    assert f"SHA-256 {hashlib.sha256(batch.data).hexdigest()}" in said
+    assert "not decoded: a batch that no client can decompress" in said
+    told = whole_json(whole, Markers(), "")["batch"]
+    assert (told["last_offset"], told["records"], told["bytes"]) == (6, 3, len(batch.data))
 
 
 def test_only_what_the_client_cannot_unfold_counts() -> None:
