@@ -211,6 +211,8 @@ def met(cluster: MockCluster, batches: UnreadableBatches, until: Any) -> Any:
             raise_consume_error(message.error(), message)  # type: ignore[arg-type]
             found = step_over(batches, until or client, message)
             if found is not None:
+                # What the client had at hand of it besides is no other batch.
+                assert step_over(batches, client, message) is None
                 return found
     finally:
         client.close()
@@ -228,6 +230,15 @@ def test_a_batch_that_nobody_would_be_handed_is_passed_without_a_letter() -> Non
     """A marker, say: what comes next is the record behind it."""
     behind = met(orders(TOO_MUCH, ZSTD | TRANSACTIONAL | CONTROL), UnreadableBatches(), None)
     assert behind.value() == b"behind"
+
+
+def test_a_batch_is_handed_on_once_however_often_the_client_told_of_it() -> None:
+    """Until the reader is put back, and meets it anew."""
+    batches = UnreadableBatches()
+    cluster = orders(TOO_MUCH, ZSTD)
+    for _ in range(2):
+        assert met(cluster, batches, None).offset() == 0
+        batches.clear()
 
 
 def test_a_damaged_batch_is_no_bad_input_and_ends_the_worker_by_name() -> None:
