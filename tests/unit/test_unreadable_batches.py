@@ -7,7 +7,7 @@ import hashlib
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +15,15 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from consumers.ledger_sink import LedgerSink
+from consumers.notifier.endpoints import EndpointFile
+from consumers.notifier.event_reader import EventReader
+from pipeline.audit.log_copy import read_partition
+from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.commands.dead_letters_text import decoded, whole_json, whole_lines
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
+from pipeline.ledger.database import open_ledger
 from pipeline.record_batch import read_batch
 from pipeline.runtime.cluster import consumer_config
 from pipeline.runtime.dead_letters import dead_letter
@@ -83,7 +89,7 @@ class ClientMember(Member):
 def flow(tmp_path: Path) -> EngineFlow:
     cluster = MockCluster(brokers=1)
     flow = EngineFlow(cluster.bootstrap_servers, "t.", tmp_path, partitions=1)
-    for role in ("orders", "payment-requests"):
+    for role in ("orders", "payment-requests", "settlements", "payment-events"):
         cluster.create_topic(flow.topic(role))
     return flow
 
@@ -194,6 +200,82 @@ def test_the_gateway_worker_buries_the_batch_and_calls_for_the_requests_around_i
     assert value.endswith(TOO_MUCH)
     assert (headers["dlq.cause"], headers["dlq.stage"]) == (b"unreadable_batch", b"gateway")
     assert (headers["dlq.offset"], headers["dlq.last_offset"]) == (b"1", b"2")
+
+
+def read_with(
+    flow: EngineFlow, role: str, reader: Any, take: Callable[[list[Any]], Any]
+) -> list[Any]:
+    """What a reader makes of a batch of three that cannot be unfolded and one record behind it."""
+    put(flow, role, TOO_MUCH, ZSTD, count=3)
+    put(flow, role, record_bytes(b"shop:1", b"junk"))
+    config = consumer_config(flow.bootstrap, group_id="test", instance_id="test")
+    client = Consumer({**config, "fetch.error.backoff.ms": 10})
+    client.assign([TopicPartition(flow.topic(role), 0, 0)])
+    reader._consumer = client
+    found: list[Any] = []
+    try:
+        while not found or found[-1].offset() < 3:
+            found += take(client.consume(10, 0.05))
+    finally:
+        client.close()
+    return found
+
+
+def test_the_ledger_refuses_it_as_one_and_reads_on(flow: EngineFlow, tmp_path: Path) -> None:
+    """Its position moves behind the last record, under the assignment that it was read in."""
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    sink: Any = LedgerSink(
+        bootstrap_servers=flow.bootstrap,
+        engine=engine,
+        catalogue=flow.catalogue,
+        codec=flow.codec,
+        instance_id="a",
+    )
+    sink._begin(0, 0)
+    batches: list[Any] = []
+
+    def take(messages: list[Any]) -> list[Any]:
+        batch = sink._take(messages)
+        if batch.ends:
+            batches.append(batch)
+            sink._stored.update(batch.ends)
+        return [one.message for one in batch.refused]
+
+    found = read_with(flow, "settlements", sink, take)
+    assert [type(each) is UnreadableBatch for each in found] == [True, False]
+    causes = [one.cause for batch in batches for one in batch.refused]
+    assert causes == ["unreadable_batch", "not_wire_format"]
+    assert (batches[0].ends[0], batches[-1].ends) == (3 if len(batches) == 2 else 4, {0: 4})
+    assert batches[0].terms == {0: 1}
+    engine.dispose()
+
+
+def test_the_notifications_bury_it_and_read_on(
+    flow: EngineFlow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They once stood there without a word."""
+    (tmp_path / "endpoints.toml").write_text("")
+    reader: Any = EventReader(
+        store=None,  # type: ignore[arg-type]
+        endpoints=EndpointFile(tmp_path / "endpoints.toml"),
+        bootstrap_servers=flow.bootstrap,
+        catalogue=flow.catalogue,
+        codec=flow.codec,
+        instance_id="a",
+    )
+    reader._next = {0: 0}
+    sent: list[Any] = []
+    monkeypatch.setattr(reader, "_send", sent.extend)
+
+    def take(messages: list[Any]) -> list[Any]:
+        found = list(reader._mine(messages))
+        assert [reader._event(each) for each in found] == [None] * len(found)
+        return found
+
+    found = read_with(flow, "payment-events", reader, take)
+    assert [each.offset() for each in found] == [2, 3]
+    causes = [headers["dlq.cause"] for _, headers in letters_of(sent, flow)]
+    assert causes == [b"unreadable_batch", b"not_wire_format"]
 
 
 def met(cluster: MockCluster, batches: UnreadableBatches, until: Any) -> Any:
@@ -362,3 +444,23 @@ def test_only_what_the_client_cannot_unfold_counts() -> None:
     assert not is_unreadable(None)
     assert not is_unreadable(KafkaError(KafkaError._BAD_MSG))
     assert is_unreadable(KafkaError(KafkaError._BAD_COMPRESSION))
+
+
+def test_the_audit_reads_on_behind_it_and_says_where_it_is() -> None:
+    """Whoever did not ask to hear of it is told that there is no whole answer."""
+    cluster = orders(TOO_MUCH, ZSTD)
+    told: list[Any] = []
+    records: list[Any] = []
+    read_partition(
+        cluster.bootstrap_servers,
+        ["orders"],
+        0,
+        records.append,
+        on_unreadable=lambda place, batch: told.append((place, batch.first_offset)),
+    )
+    assert told == [(("orders", 0), 0)]
+    assert [message.value() for message in records] == [b"behind"]
+    with pytest.raises(
+        AuditUnavailable, match=r"1 records at orders\[0\]@0 cannot be decompressed"
+    ):
+        read_partition(cluster.bootstrap_servers, ["orders"], 0, records.append)
