@@ -173,6 +173,7 @@ def test_the_notifications_go_on_behind_it(flow: EngineFlow, tmp_path: Path) -> 
         codec=default_codec(),
         endpoints=EndpointFile(tmp_path / "endpoints.toml"),
         instance_id="a",
+        first_ms=1_000,
     )
     end_with(notifier, lambda: len(flow.messages("dead-letters")) == 2)
     unread, junk = (headers_of(letter) for letter in flow.messages("dead-letters"))
