@@ -14,6 +14,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.broker_connection import BrokerConnection, Refused
+from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
 from pipeline.record_batch import RecordBatch, fetch_batch
 
@@ -24,7 +25,8 @@ PATIENCE_S: Final = 30.0
 # Of each of two questions, while the reader does nothing else: a worker of the gateway stage counts
 # as having stood still after seven seconds.
 REQUEST_TIMEOUT_S: Final = 3.0
-_NOT_HAD: Final = (OSError, Malformed, Refused, KafkaException)
+# A UserError: a broker that lets us in by Kerberos or a token only.
+_NOT_HAD: Final = (OSError, Malformed, Refused, KafkaException, UserError)
 
 
 def is_unreadable(error: KafkaError | None) -> bool:
@@ -60,8 +62,8 @@ class UnreadableBatches:
         had, or met for the first time. The client's error comes again until it is stepped over.
 
         Twice, since what came damaged over the network, or was unfolded where memory was short, is
-        good when it is asked for again. CannotStepOver when it is not to be had for 30 s: a broker
-        that wants TLS or SASL is not spoken to.
+        good when it is asked for again. CannotStepOver when it is not to be had for 30 s, as of
+        a broker that lets clients in by Kerberos or a token only.
         """
         place = topic, partition
         if offset < self._behind.get(place, 0):

@@ -1,6 +1,6 @@
 """The requests of KIP-664 by which a broker tells of transactions, and is told to end one.
 
-confluent-kafka has none of them. Plaintext, as everything here.
+confluent-kafka has none of them, so they have a connection of their own.
 """
 
 from __future__ import annotations

@@ -329,8 +329,8 @@ def test_a_damaged_batch_is_no_bad_input_and_ends_the_worker_by_name() -> None:
         met(orders(record_bytes(b"k", b"v"), damaged=True), UnreadableBatches(), None)
 
 
-def test_a_broker_that_wants_tls_leaves_the_batch_to_a_person() -> None:
-    """It closes a plain connection. That is tried for half a minute, then said."""
+def test_a_broker_that_does_not_let_us_in_leaves_the_batch_to_a_person() -> None:
+    """It closes the connection. That is tried for half a minute, then said."""
     now_s = 0.0
 
     def monotonic_s() -> float:
