@@ -40,7 +40,10 @@ from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import passes_by_itself
 from pipeline.runtime.letter_evidence import settlement_letter
 from pipeline.runtime.surroundings import REAL, Surroundings
+from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
+from pipeline.runtime.unreadable_batch import require_undamaged, step_over
 from pipeline.runtime.work import Outgoing
+from pipeline.unreadable import UnreadableBatches, is_unreadable
 from producers.ledger_events import LedgerEvents
 from schemas.codec import Codec
 from schemas.errors import RegistryUnavailable
@@ -190,6 +193,7 @@ class LedgerSink:
         self._batch_age_s = batch_age_ms_max / 1000
         self._consumer_overrides = dict(consumer_overrides or {})
         self._producer: Producer | None = None
+        self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         # The stored offset of every partition this sink may book, as it was last known.
         self._stored: dict[int, int] = {}
         # Counts how often each partition was begun: what was read before a rebalance that took the
@@ -313,7 +317,10 @@ class LedgerSink:
             error = message.error()
             partition = message.partition()
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                _raise_unless_passing(error, self._topic)
+                if is_unreadable(error):
+                    self._step_over(message, batch)
+                else:
+                    _raise_unless_passing(message, self._topic)
                 continue
             stored = self._stored.get(partition)
             if stored is None:
@@ -328,6 +335,19 @@ class LedgerSink:
             batch.terms[partition] = self._terms[partition]
             self._read(message, partition, offset, batch)
         return batch
+
+    def _step_over(self, message: Any, batch: _Batch) -> None:
+        """A batch of settlements that cannot be unfolded is one refusal."""
+        partition = message.partition()
+        stored = self._stored.get(partition)
+        if stored is None:
+            return
+        stepped = step_over(self._unreadable, self._consumer, message)
+        if stepped is None or stepped.offset() < batch.ends.get(partition, stored):
+            return
+        batch.ends[partition] = stepped.offset() + 1
+        batch.terms[partition] = self._terms[partition]
+        batch.refused.append(_Refused(stepped, UNREADABLE, stepped.detail))
 
     def _read(self, message: Any, partition: int, offset: int, batch: _Batch) -> None:
         made = self._made(message.key(), message.value() or b"")
@@ -510,7 +530,9 @@ class LedgerSink:
                 continue
             failure = message.error()
             if failure is not None and failure.code() != KafkaError._PARTITION_EOF:
-                _raise_unless_passing(failure, self._topic)
+                # A batch that cannot be unfolded is told of again when reading goes on.
+                if not is_unreadable(failure):
+                    _raise_unless_passing(message, self._topic)
             else:
                 # Of a partition assigned just now: its offset was read, so the database is back.
                 self._held.append(message)
@@ -570,6 +592,7 @@ class LedgerSink:
     def _forget(self, partition: int) -> None:
         self._stored.pop(partition, None)
         self._reached.pop(partition, None)
+        self._unreadable.clear()
         self._let_go_until_s.pop(partition, None)
 
     def _let_go(self, partition: int) -> None:
@@ -653,8 +676,10 @@ def _require_unbroken(topic: str, partition: int, stored: int | None, low: int) 
     )
 
 
-def _raise_unless_passing(error: KafkaError, topic: str) -> None:
+def _raise_unless_passing(message: Any, topic: str) -> None:
     """Errors that pass by themselves are left to the client; the rest end the sink, named."""
+    error = message.error()
+    require_undamaged(message)
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
         raise UserError(
             f"an offset of {topic} is not in the log ({error.str()}): settlements were deleted "

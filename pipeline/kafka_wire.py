@@ -72,9 +72,12 @@ class Reader:
         self.skip(length)
         return self.frame[start : self.at].decode("utf-8", "replace")
 
-    def data(self) -> None:
-        """Pass over bytes or records."""
-        self.skip(max(0, self._length(short=False)))
+    def data(self) -> bytes:
+        """Bytes or records; none where there are null."""
+        length = max(0, self._length(short=False))
+        start = self.at
+        self.skip(length)
+        return self.frame[start : self.at]
 
     def array(self) -> range:
         """One step for each element."""

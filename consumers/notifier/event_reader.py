@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -29,6 +29,9 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import input_record
+from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
+from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
+from pipeline.unreadable import UnreadableBatches, is_unreadable
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
 from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, Catalogue
@@ -92,6 +95,7 @@ class EventReader:
         self._metrics: NotifierMetrics = metrics if metrics is not None else Unwatched()
         self._consumer_overrides = dict(consumer_overrides or {})
         self._producer: Producer | None = None
+        self._unreadable = UnreadableBatches()
         # The next offset of every partition that is this reader's.
         self._next: dict[int, int] = {}
         self._held: list[Any] = []
@@ -146,7 +150,7 @@ class EventReader:
             messages = self._consumer.consume(BATCH_RECORDS_MAX, timeout=BATCH_AGE_S)
         if self._failed is not None:
             raise self._failed
-        batch: list[Any] = [message for message in messages if self._is_mine(message)]
+        batch = list(self._mine(messages))
         if not batch:
             return
         new: list[Callback] = []
@@ -167,17 +171,28 @@ class EventReader:
         except KafkaException as error:
             _log.debug("the group's offsets were not committed: %s", error)
 
-    def _is_mine(self, message: Any) -> bool:
-        error = message.error()
-        if error is not None:
-            _raise_unless_passing(error, self._topic)
-            return False
-        # Given back meanwhile, or read again after it came back.
-        expected = self._next.get(message.partition())
-        return expected is not None and message.offset() >= expected
+    def _mine(self, messages: Iterable[Any]) -> Iterator[Any]:
+        """The records to be told of; one stands for a batch that cannot be unfolded."""
+        for message in messages:
+            partition = message.partition()
+            read: Any = message
+            if is_unreadable(message.error()):
+                if partition not in self._next:
+                    continue
+                read = step_over(self._unreadable, self._consumer, message)
+            elif message.error() is not None:
+                _raise_unless_passing(message, self._topic)
+                continue
+            # Given back meanwhile, or read again after it came back.
+            expected = self._next.get(partition)
+            if read is not None and expected is not None and read.offset() >= expected:
+                yield read
 
     def _event(self, message: Any) -> PaymentEvent | None:
         """The event of a record; None when it was put to the dead letters."""
+        if type(message) is UnreadableBatch:
+            self._bury(message, UNREADABLE, message.detail)
+            return None
         while True:
             try:
                 event = event_from_record(self._decode(message.value() or b""))
@@ -297,6 +312,7 @@ class EventReader:
             # An exception cannot leave a callback.
             self._failed = error
         consumer.assign(starts)
+        self._unreadable.clear()
         self._next = {tp.partition: tp.offset for tp in starts}
         _log.info("assigned %s", ", ".join(f"{tp.topic}[{tp.partition}]@{tp.offset}"
                                            for tp in starts) or "nothing")  # fmt: skip
@@ -333,8 +349,10 @@ class EventReader:
                     raise _Stopped from error
 
 
-def _raise_unless_passing(error: KafkaError, topic: str) -> None:
+def _raise_unless_passing(message: Any, topic: str) -> None:
     """Errors that pass by themselves are left to the client; the rest end the reader, named."""
+    error = message.error()
+    require_undamaged(message)
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
         raise UserError(
             f"an offset of {topic} is not in the log ({error.str()}): the topic was made anew, or "

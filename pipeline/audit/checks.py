@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pipeline.audit.amounts import amount_of, amount_text
 from pipeline.audit.books import LedgerChecks
-from pipeline.audit.cut import Cut, judged_roles
+from pipeline.audit.cut import Cut, Unreadable, judged_roles
 from pipeline.audit.derivation import idempotency_key
 from pipeline.audit.evidence import (
     EXTERNAL,
@@ -40,6 +40,9 @@ from pipeline.audit.report import Example, Finding, Findings
 
 # A letter has no key where its input's was longer: no record of the flow has one like that.
 LETTER_KEY_BYTES_MAX = 1024 * 1024
+
+# What the letter of a batch says that no client can decompress.
+UNREADABLE_BATCH = "unreadable_batch"
 
 # Commands alone make these.
 WITHOUT_ORDER_STATUSES = frozenset({"awaiting_order", "credit_held"})
@@ -74,6 +77,7 @@ class Judgement:
         self.dead: dict[tuple[str, int, int], DeadLetter] = {
             letter.source: letter for letter in evidence.dead_letters if letter.source is not None
         }
+        self.unreadable = {batch[:3]: batch for batch in cut.unreadable}
         self.payments = self._as_redriven()
         self.blind_lanes = {partition for _, partition in cut.blind}
         self.topic = {role: spec.name for role, spec in evidence.catalogue.topics.items()}
@@ -161,6 +165,8 @@ class Judgement:
                     "consumer_offset_beyond_end",
                     Example(self.topic[role], partition, offset, "", f"{stage}; the end is {end}"),
                 )
+        for batch in cut.unreadable:
+            self._unreadable(batch)
         for role, partition in sorted(cut.blind):
             if (role, partition) in cut.lows:
                 found.pending(
@@ -258,6 +264,32 @@ class Judgement:
                     ),
                 )  # fmt: skip
 
+    def _unreadable(self, batch: Unreadable) -> None:
+        """Whoever read that far has put the whole batch to the dead letters."""
+        role, partition, first, last = batch[:4]
+        letter = self.dead.get((role, partition, first))
+        if letter is not None and letter.cause == UNREADABLE_BATCH:
+            return
+        told = Example(
+            self.topic[role], partition, first, "",
+            f"{batch.records} records, to offset {last}, which no client can decompress",
+        )  # fmt: skip
+        catalogue = self.evidence.catalogue
+        stages = [
+            stage
+            for stage in self.cut.committed
+            if any(spec.role == role for spec in catalogue.inputs(stage))
+        ]
+        if role == "settlements":
+            booked = {} if self.ledger is None else self.ledger.offsets
+            waits = booked.get((self.topic[role], partition), 0) <= last
+        else:
+            waits = any(not self.cut.processed(stage, role, partition, last) for stage in stages)
+        if waits:
+            self.found.pending("unreadable_batch", told)
+        else:
+            self.found.broken("unreadable_batch", told)
+
     def _lineage_problem(self, letter: DeadLetter, source: tuple[str, int, int]) -> str | None:
         role, partition, offset = source
         place = self._place(source)
@@ -266,7 +298,11 @@ class Judgement:
         if offset < self.cut.lows.get((role, partition), 0) or (role, partition) in self.cut.blind:
             return None
         odd = self.evidence.odd.get(source)
-        if odd is not None:
+        batch = self.unreadable.get(source)
+        if batch is not None:
+            # Buried without its bytes where they do not fit.
+            key, checksum = None, letter.checksum and batch.checksum
+        elif odd is not None:
             key, checksum = odd.key, odd.checksum
         else:
             record = self._record_of(letter.key, source)

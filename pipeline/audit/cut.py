@@ -37,8 +37,9 @@ From this follows:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from topics.catalogue import Catalogue
 
@@ -80,6 +81,18 @@ def judged_roles(catalogue: Catalogue) -> frozenset[str]:
     return frozenset(role for layer in layers(catalogue) for role in layer)
 
 
+class Unreadable(NamedTuple):
+    """A batch of records that no client can unfold; ``records`` as many as its writer says, and
+    ``checksum`` of its bytes as they lie in the log."""
+
+    role: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    records: int
+    checksum: int
+
+
 @dataclass(frozen=True)
 class Cut:
     """What the log was when it was read. Topics are named by their role in the catalogue.
@@ -88,7 +101,7 @@ class Cut:
     the next offset of each input partition; what is missing there counts as 0. ``untouched``: the
     payments group's offsets after the reading, None where they could not be had. ``lows``: first
     offset left, where not 0. ``first_at_ms``: append time of the first record left. ``blind``:
-    partitions read only in part.
+    partitions read only in part. ``unreadable``: what lies between the records that were read.
     """
 
     partitions: Mapping[str, int]
@@ -98,6 +111,7 @@ class Cut:
     first_at_ms: Mapping[RolePartition, int] = field(default_factory=dict)
     blind: frozenset[RolePartition] = frozenset()
     untouched: Mapping[RolePartition, int] | None = None
+    unreadable: Sequence[Unreadable] = ()
 
     def processed(self, stage: str, role: str, partition: int, offset: int) -> bool:
         """Whether the stage had committed beyond this record before the ends were taken."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from msgspec import Struct
 
-from pipeline.audit.cut import Cut, RolePartition, judged_roles, layers
+from pipeline.audit.cut import Cut, RolePartition, Unreadable, judged_roles, layers
 from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
+from pipeline.record_batch import RecordBatch
+from pipeline.unreadable import CannotStepOver, UnreadableBatches, is_damaged, is_unreadable
 from topics.catalogue import Catalogue
 from topics.record_headers import Headers, record_headers
 
@@ -36,6 +39,8 @@ _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 
 Take = Callable[[str, "LogRecord"], None]
+# A batch that no client can unfold, of a topic and partition.
+OnUnreadable = Callable[[Place, RecordBatch], None]
 
 # A broker that is there answers metadata in milliseconds; a person hears within ten seconds, the
 # start of the program included, that it is not.
@@ -96,6 +101,7 @@ class LogCopy:
         self._partitions: dict[str, int] = {}
         self._positions: dict[RolePartition, int] = {}
         self._first_at_ms: dict[RolePartition, int] = {}
+        self._unreadable: dict[RolePartition, list[Unreadable]] = {}
 
     @property
     def catalogue(self) -> Catalogue:
@@ -144,6 +150,12 @@ class LogCopy:
             first_at_ms=dict(self._first_at_ms),
             blind=frozenset(blind),
             untouched=untouched,
+            unreadable=[
+                each
+                for place, found in sorted(self._unreadable.items())
+                for each in found
+                if each.last_offset >= lows_after.get(place, 0)
+            ],
         )
 
     def _offsets(self, roles: Sequence[str], spec: OffsetSpec) -> dict[RolePartition, int]:
@@ -177,13 +189,25 @@ class LogCopy:
                 ),
             )
 
+        def on_unreadable(place: Place, batch: RecordBatch) -> None:
+            met = roles[place[0]], place[1]
+            self._unreadable.setdefault(met, []).append(
+                Unreadable(
+                    *met,
+                    batch.first_offset,
+                    batch.last_offset,
+                    batch.records,
+                    zlib.crc32(batch.data),
+                )
+            )
+
         name = self._catalogue.name
         spans = {
             (name(role), partition): (max(positions.get((role, partition), 0), low), end)
             for (role, partition), low in lows.items()
             if max(positions.get((role, partition), 0), low) < (end := ends[role, partition])
         }
-        reached = self._client.read(spans, on_record, self._open_transaction_wait_s)
+        reached = self._client.read(spans, on_record, self._open_transaction_wait_s, on_unreadable)
         held = set()
         for (topic, partition), position in reached.items():
             place = (roles[topic], partition)
@@ -200,10 +224,12 @@ def read_partition(
     on_record: Callable[[Any], None],
     *,
     open_transaction_wait_s: float = 0.0,
+    on_unreadable: OnUnreadable | None = None,
 ) -> None:
     """Hand on the messages of one partition of each topic, read_committed, up to its end now.
 
-    Records behind a transaction that is still open are left out.
+    Records behind a transaction that is still open are left out. A batch that no client can unfold
+    is told of, and AuditUnavailable where nobody wants to hear it.
     """
     client = _Client(bootstrap_servers)
     try:
@@ -211,9 +237,16 @@ def read_partition(
         ends = client.offsets(places, _LATEST)
         starts = client.offsets(places, _EARLIEST)
         spans = {p: (starts[p], ends[p]) for p in places if starts[p] < ends[p]}
-        client.read(spans, on_record, open_transaction_wait_s)
+        client.read(spans, on_record, open_transaction_wait_s, on_unreadable or _refuse)
     finally:
         client.close()
+
+
+def _refuse(place: Place, batch: RecordBatch) -> None:
+    raise AuditUnavailable(
+        f"{batch.records} records at {place[0]}[{place[1]}]@{batch.first_offset} cannot be "
+        "decompressed, so what is shown would not be all; see docs/operations.md."
+    )
 
 
 def partition_counts(bootstrap_servers: str, catalogue: Catalogue) -> dict[str, int]:
@@ -252,6 +285,7 @@ class _Client:
                 "auto.offset.reset": "earliest",
                 # The bound of what zstd unfolds to: what a worker reads is to be judged.
                 "receive.message.max.bytes": 256 * 1024 * 1024,
+                "check.crcs": True,
                 "fetch.wait.max.ms": 50,
                 # Of the one queue, so the bound of what the client holds ahead of the reader.
                 "queued.max.messages.kbytes": 64 * 1024,
@@ -360,6 +394,7 @@ class _Client:
         spans: Mapping[Place, tuple[int, int]],
         on_record: Callable[[Any], None],
         wait_s: float,
+        on_unreadable: OnUnreadable,
     ) -> dict[Place, int]:
         """Read partitions from start up to end (excluded); the position reached in each.
 
@@ -371,6 +406,7 @@ class _Client:
         reached = {place: start for place, (start, _) in spans.items()}
         unfinished = set(spans)
         at_stable_end: set[Place] = set()
+        unreadable = UnreadableBatches()
         consumer = self._consumer
         if not spans:
             return reached
@@ -395,10 +431,19 @@ class _Client:
                         at_stable_end.add(place)
                     elif error.code() in _GONE or error.retriable():
                         continue
-                    elif error.code() == KafkaError._BAD_COMPRESSION:
+                    elif is_unreadable(error):
+                        if place not in unfinished:
+                            continue
+                        batch = self._step_over(unreadable, place, message.offset())
+                        if batch is None:
+                            continue
+                        if batch.visible and batch.first_offset < spans[place][1]:
+                            on_unreadable(place, batch)
+                        position = batch.last_offset + 1
+                    elif is_damaged(error):
                         raise AuditUnavailable(
-                            f"The record at {place[0]}[{place[1]}]@{message.offset()} cannot be "
-                            "decompressed, so what follows it cannot be judged; "
+                            f"The batch at {place[0]}[{place[1]}]@{message.offset()} is damaged "
+                            f"({error.str()}), so what follows it cannot be judged; "
                             "see docs/operations.md."
                         )
                     else:
@@ -421,6 +466,18 @@ class _Client:
         finally:
             consumer.unassign()
         return reached
+
+    def _step_over(
+        self, unreadable: UnreadableBatches, place: Place, offset: int
+    ) -> RecordBatch | None:
+        try:
+            return unreadable.step_over(self._consumer, *place, offset)
+        except CannotStepOver as error:
+            raise AuditUnavailable(
+                f"The batch at {place[0]}[{place[1]}]@{offset} cannot be decompressed, and where "
+                f"it ends could not be asked for ({error}), so what follows it cannot be judged; "
+                "see docs/operations.md."
+            ) from error
 
     def _away(self, error: KafkaException | None) -> AuditUnavailable:
         reason = why_refused(self._servers) or ("" if error is None else f" ({_text(error)})")

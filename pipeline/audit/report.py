@@ -111,6 +111,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     # The machinery
     "consumer_offset_beyond_end": "No consumer is ahead of the log.",
     "partitions_unequal": "The topics of the flow have equal partition counts.",
+    "unreadable_batch": "A batch that no client can decompress is dead-lettered.",
     "headers_unreadable": "The headers of a record can be read.",
     "history_deleted": "The whole log is there to be judged.",
     "history_deleted_meanwhile": "The log was not deleted while it was read.",

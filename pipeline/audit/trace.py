@@ -21,6 +21,7 @@ from pipeline.audit.ledger_copy import LedgerReader
 from pipeline.audit.log_copy import partition_counts, read_partition
 from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.audit.verify import Sources
+from pipeline.record_batch import RecordBatch
 from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
@@ -111,9 +112,20 @@ def trace(
         for role, spec in catalogue.topics.items()
         if role in judged and role not in KEYED_OTHERWISE and partition < counts[role]
     ]
-    read_partition(sources.bootstrap_servers, topics, partition, on_record)
+    unreadable: list[str] = []
+
+    def on_unreadable(place: tuple[str, int], batch: RecordBatch) -> None:
+        unreadable.append(
+            f"{batch.records} records at {place[0]}[{place[1]}]@{batch.first_offset} to "
+            f"{batch.last_offset} cannot be decompressed, so nobody knows whether one of them is "
+            "this order's; they are one dead letter, once their stage has come to them."
+        )
+
+    read_partition(
+        sources.bootstrap_servers, topics, partition, on_record, on_unreadable=on_unreadable
+    )
     hops = _hops(catalogue, codec or default_codec(), found)
-    result = Trace(key, partition, payment_id(key), hops, state=_state(hops))
+    result = Trace(key, partition, payment_id(key), hops, state=_state(hops), remarks=unreadable)
     if sources.gateway_urls:
         _add_charges(result, sources.gateway_urls)
     if sources.ledger_url:

@@ -120,6 +120,8 @@ def decoded(whole: Whole, schema: str | None, codec: Codec) -> Decoded:
     """The value by its topic's schema."""
     if whole.letter.problem is not None:
         return whole.letter.problem
+    if whole.letter.batch is not None:
+        return "a batch that no client can decompress" if whole.value else "left out for its size"
     if whole.value is None:
         return "a record without a value"
     if schema is None:
@@ -145,6 +147,11 @@ def whole_lines(whole: Whole, markers: Markers, value: Decoded) -> Iterator[str]
         f"{printable(letter.topic)}[{letter.source_partition}]@{letter.source_offset}, "
         f"appended {time_text(letter.source_at_ms)} UTC",
     )
+    if letter.batch is not None:
+        yield _row(
+            "batch", f"{letter.batch.records:,} records, to offset {letter.batch.last_offset}"
+        )
+        yield _row("", f"{letter.batch.size:,} bytes, SHA-256 {printable(letter.batch.sha256)}")
     yield _row("key", letter.key_text or "none")
     since = f", first seen {time_text(letter.first_ms)} UTC"
     yield _row(
@@ -160,6 +167,8 @@ def whole_lines(whole: Whole, markers: Markers, value: Decoded) -> Iterator[str]
         yield _row("masked", f"card numbers in the {letter.masked.replace(',', ' and ')}")
     if letter.pieces_all > 1:
         yield _row("pieces", f"{len(letter.pieces)} of {letter.pieces_all}")
+    if letter.headers_unreadable:
+        yield _row("headers", f"not in the letter: {printable(letter.headers_unreadable)}")
     for name, text in whole.headers:
         yield _row("header", f"{printable(name)}: {printable(text.decode('utf-8', 'replace'))}")
     if isinstance(value, str):
@@ -202,6 +211,15 @@ def letter_json(letter: Letter, markers: Markers) -> dict[str, Any]:
         "first_seen_at_ms": letter.first_ms,
         "masked": letter.masked.split(",") if letter.masked else [],
         "pieces": letter.pieces_all,
+        "batch": None
+        if letter.batch is None
+        else {
+            "last_offset": letter.batch.last_offset,
+            "records": letter.batch.records,
+            "bytes": letter.batch.size,
+            "sha256": letter.batch.sha256,
+        },
+        "headers_unreadable": letter.headers_unreadable or None,
         "problem": letter.problem,
         "closed_at_ms": None if marker is None else marker.occurred_at_ms,
         "audit_entry_id": None if marker is None else marker.audit_entry_id,

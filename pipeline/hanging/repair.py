@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.hanging.requests import OVERTAKEN, Refused
+from pipeline.broker_connection import Refused
+from pipeline.hanging.requests import OVERTAKEN
 from pipeline.hanging.search import PATIENCE_S, Cluster, Hanging, find_hanging, patiently
 
 

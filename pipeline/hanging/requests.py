@@ -5,36 +5,23 @@ confluent-kafka has none of them, so they have a connection of their own.
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.hanging.secured import NotAuthenticated, authenticate, mechanism, secured_socket
+from pipeline.broker_connection import NO_ERROR, BrokerConnection, Refused
 from pipeline.hanging.transaction_log import OpenTransaction, PartitionName
-from pipeline.kafka_wire import PREFIX, Malformed, Reader, framed
+from pipeline.kafka_wire import Reader
 
-SASL_HANDSHAKE, SASL_AUTHENTICATE = 17, 36
 DESCRIBE_PRODUCERS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS, WRITE_TXN_MARKERS = 61, 65, 66, 27
-# The first version that is flexible, of each but SASL's; old enough for every broker since 3.0.
+# The first version that is flexible, of each; they are old enough for every broker since 3.0.
 _VERSION = {
-    SASL_HANDSHAKE: 1, SASL_AUTHENTICATE: 0,
     DESCRIBE_PRODUCERS: 0, DESCRIBE_TRANSACTIONS: 0, LIST_TRANSACTIONS: 0, WRITE_TXN_MARKERS: 1,
 }  # fmt: skip
-_CLIENT = b"paystream"
-NO_ERROR = 0
 # A marker that comes too late: the producer, or its coordinator, has written there since.
 OVERTAKEN = (47, 52)
 # Nobody has a transaction of that producer any more, and this broker coordinates it no longer.
 GONE = (16, 105)
-
-
-class Refused(Exception):
-    """A broker answered with an error code; asked again a moment later it may not."""
-
-    def __init__(self, what: str, code: int) -> None:
-        super().__init__(f"{what}: error {code}")
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -47,78 +34,11 @@ class Coordinated:
     partitions: frozenset[PartitionName]
 
 
-class BrokerConnection:
-    """One connection to one broker; a request is answered before the next is sent. OSError when
-    the broker goes away."""
-
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
-        self._ids = itertools.count(1)
-        wanted = mechanism()
-        self._socket = secured_socket(host, port, timeout_s)
-        if wanted is not None:
-            try:
-                self._authenticate(wanted)
-            except BaseException:
-                self._socket.close()
-                raise
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def ask(self, api: int, body: bytes) -> Reader:
-        """The answer, at the beginning of its body."""
-        reader = self._asked(api, b"\0" + body + b"\0", flexible=True)
-        reader.tags()
-        return reader
-
-    def _asked(self, api: int, rest: bytes, *, flexible: bool) -> Reader:
-        wanted = next(self._ids)
-        header = struct.pack(">hhih", api, _VERSION[api], wanted, len(_CLIENT)) + _CLIENT
-        self._socket.sendall(framed(header + rest))
-        (size,) = struct.unpack(">i", self._exactly(PREFIX))
-        reader = Reader(self._exactly(size), flexible=flexible)
-        if reader.i32() != wanted:
-            raise Malformed("an answer to another request")
-        return reader
-
-    def _authenticate(self, wanted: str) -> None:
-        name = wanted.encode()
-        self._said(
-            self._asked(SASL_HANDSHAKE, struct.pack(">h", len(name)) + name, flexible=False),
-            f"The broker does not speak {wanted}",
-        )
-        authenticate(wanted, self._exchange)
-
-    def _exchange(self, message: bytes) -> bytes:
-        body = struct.pack(">i", len(message)) + message
-        reader = self._asked(SASL_AUTHENTICATE, body, flexible=False)
-        code, why = reader.i16(), reader.string()
-        if code != NO_ERROR:
-            raise NotAuthenticated(f"the broker refuses the user: {why or f'error {code}'}.")
-        start = reader.at + 4
-        reader.data()
-        return reader.frame[start : reader.at]
-
-    @staticmethod
-    def _said(reader: Reader, otherwise: str) -> None:
-        if (code := reader.i16()) != NO_ERROR:
-            raise NotAuthenticated(f"{otherwise} (error {code}).")
-
-    def _exactly(self, size: int) -> bytes:
-        read = bytearray()
-        while len(read) < size:
-            piece = self._socket.recv(size - len(read))
-            if not piece:
-                raise ConnectionResetError("the broker has closed the connection")
-            read += piece
-        return bytes(read)
-
-
 def open_transactions(
     broker: BrokerConnection, partitions: Iterable[PartitionName]
 ) -> list[OpenTransaction]:
     """Of partitions that this broker leads. Refused if it leads one of them no more."""
-    reader = broker.ask(DESCRIBE_PRODUCERS, _array(_topics(partitions)))
+    reader = _ask(broker, DESCRIBE_PRODUCERS, _array(_topics(partitions)))
     reader.i32()  # throttle time
     found = []
     for _ in reader.array():
@@ -147,7 +67,7 @@ def open_transactions(
 def transactional_ids(broker: BrokerConnection, producer_ids: Iterable[int]) -> list[str]:
     """Of these producers, those that this broker coordinates. Refused while it still loads."""
     ids = [struct.pack(">q", each) for each in producer_ids]
-    reader = broker.ask(LIST_TRANSACTIONS, _array([]) + _array(ids))
+    reader = _ask(broker, LIST_TRANSACTIONS, _array([]) + _array(ids))
     reader.i32()
     if code := reader.i16():
         raise Refused("the transactions of a coordinator", code)
@@ -164,7 +84,7 @@ def transactional_ids(broker: BrokerConnection, producer_ids: Iterable[int]) -> 
 
 def coordinated(broker: BrokerConnection, names: Iterable[str]) -> list[Coordinated]:
     """What its coordinator says of each transactional id; nothing of one that has gone."""
-    reader = broker.ask(DESCRIBE_TRANSACTIONS, _array([_string(name) for name in names]))
+    reader = _ask(broker, DESCRIBE_TRANSACTIONS, _array([_string(name) for name in names]))
     reader.i32()
     found = []
     for _ in reader.array():
@@ -195,7 +115,7 @@ def write_marker(broker: BrokerConnection, found: OpenTransaction, *, commit: bo
         + struct.pack(">i", max(0, found.coordinator_epoch))
         + b"\0"
     )
-    reader = broker.ask(WRITE_TXN_MARKERS, _array([marker]))
+    reader = _ask(broker, WRITE_TXN_MARKERS, _array([marker]))
     for _ in reader.array():
         reader.i64()
         for _ in reader.array():
@@ -208,6 +128,10 @@ def write_marker(broker: BrokerConnection, found: OpenTransaction, *, commit: bo
             reader.tags()
         reader.tags()
     reader.tags()
+
+
+def _ask(broker: BrokerConnection, api: int, body: bytes) -> Reader:
+    return broker.ask(api, _VERSION[api], body)
 
 
 def _topics(partitions: Iterable[PartitionName]) -> list[bytes]:

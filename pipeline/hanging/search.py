@@ -18,9 +18,9 @@ from typing import TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipeline.broker_connection import BrokerConnection, Refused
 from pipeline.errors import UserError
 from pipeline.hanging import requests
-from pipeline.hanging.requests import BrokerConnection, Refused
 from pipeline.hanging.transaction_log import (
     TOPIC,
     UNENDED,

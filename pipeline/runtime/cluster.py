@@ -72,6 +72,8 @@ def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) 
         "fetch.message.max.bytes": 256 * 1024,
         # It bounds what zstd may unfold to as well, and whoever writes orders may compress zeros.
         "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+        # What is damaged on the way or on a disk is no bad input, and must not be taken for one.
+        "check.crcs": True,
         "reconnect.backoff.ms": 20,
         "reconnect.backoff.max.ms": 1_000,
     }

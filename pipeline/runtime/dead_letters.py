@@ -16,6 +16,9 @@ dlq.masked         what holds masked card numbers, of key, value and headers
 dlq.key            the beginning of a key that is too long for any record of this flow; the letter
                    has none then
 dlq.chunk          ``i/n`` when the input was split because of its size
+dlq.last_offset    of a batch of records that no client can unfold, whose first offset is
+                   ``dlq.offset``; with ``dlq.batch_records``, ``dlq.batch_bytes`` and
+                   ``dlq.batch_sha256``
 dlq.header.NAME    each header of the input
 dlq.headers_unreadable
                    why there is none of those, where the client cannot read the input's headers
@@ -37,9 +40,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from msgspec.structs import replace
+
 from pipeline.domain.card_numbers import mask_card_numbers
+from pipeline.domain.invariant import invariant
 from pipeline.domain.keys import masked_key
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE_CAUSE
+from pipeline.runtime.unreadable_batch import UnreadableBatch
 from pipeline.runtime.work import Headers, Outgoing
 from topics.record_headers import UNREADABLE, record_headers
 
@@ -79,6 +87,8 @@ def dead_letter(
     masked = None if value is None else mask_card_numbers(value)
     key = masked_key(record.key)
     given, readable = _headers_of(record)
+    batch = record.origin if isinstance(record.origin, UnreadableBatch) else None
+    offset = record.offset if batch is None else batch.batch.first_offset
     kept, headers_masked = _original_headers(given)
     holds = [
         name
@@ -92,12 +102,13 @@ def dead_letter(
     headers: Headers = [
         ("dlq.topic", record.topic.encode()),
         ("dlq.partition", str(record.partition).encode()),
-        ("dlq.offset", str(record.offset).encode()),
+        ("dlq.offset", str(offset).encode()),
         ("dlq.timestamp_ms", str(record.timestamp_ms).encode()),
         ("dlq.stage", stage.encode()),
         ("dlq.cause", cause.encode()),
         ("dlq.detail", detail[:DETAIL_LENGTH_MAX].encode("utf-8", "replace")),
         *_history(record, given),
+        *([] if batch is None else batch.letter_headers()),
         *([("dlq.masked", ",".join(holds).encode())] if holds else []),
         *kept,
         *([] if readable else [("dlq.headers_unreadable", b"the name of a header is not UTF-8")]),
@@ -120,6 +131,20 @@ def dead_letter(
         )
         for i in range(count)
     ]
+
+
+def unreadable_letter(
+    record: InputRecord, *, topic: str, stage: str, whole: bool = True
+) -> list[Outgoing]:
+    """The letter of a batch that cannot be unfolded; without its bytes unless ``whole``."""
+    invariant(type(record.origin) is UnreadableBatch, "an unreadable batch is known by its origin")
+    return dead_letter(
+        record if whole else replace(record, value=None),
+        topic=topic,
+        stage=stage,
+        cause=UNREADABLE_CAUSE,
+        detail=record.origin.detail,
+    )
 
 
 def is_redriven(record: InputRecord) -> bool:

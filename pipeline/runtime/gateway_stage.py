@@ -14,7 +14,7 @@ from pipeline.domain.model import PaymentRequest
 from pipeline.domain.records import request_from_record, to_record
 from pipeline.processors.gateway import plan_call, result_of
 from pipeline.runtime.calls import Call
-from pipeline.runtime.dead_letters import dead_letter, is_redriven
+from pipeline.runtime.dead_letters import dead_letter, is_redriven, unreadable_letter
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.letter_evidence import request_letter
 from pipeline.runtime.too_large import CAUSE, DETAIL
@@ -162,6 +162,10 @@ class GatewayStage:
                 record, topic=self._dead_letters, stage=STAGE, cause=CAUSE, detail=DETAIL
             )
         return self._refuse(record, CAUSE, DETAIL, now_ms, self._read(record))
+
+    def bury_unreadable(self, record: InputRecord, *, whole: bool) -> list[Outgoing]:
+        """What is written for a batch of requests that cannot be unfolded: nobody knows whose."""
+        return unreadable_letter(record, topic=self._dead_letters, stage=STAGE, whole=whole)
 
     def _read(self, record: InputRecord) -> PaymentRequest | None:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
@@ -48,8 +48,10 @@ from pipeline.runtime.table_worker import (
     raise_consume_error,
 )
 from pipeline.runtime.too_large import TooLarge
+from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
 from pipeline.runtime.work import Outcome, Outgoing
 from pipeline.runtime.worker_spec import WorkerSpec
+from pipeline.unreadable import UnreadableBatches, is_unreadable
 from schemas.errors import RegistryUnavailable
 from topics.catalogue import Catalogue
 
@@ -100,6 +102,7 @@ class GatewayWorker:
         self._producer_overrides = dict(producer_overrides or {})
         self._guard = CrashGuard(spec.slot_dir / "crash-guard.json", now_s=surroundings.monotonic_s)
         self._too_large = TooLarge()
+        self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
         self._positions: dict[int, int] = {}
         # Of partitions given back in a rebalance: they may come back with it, calls and all.
@@ -258,7 +261,7 @@ class GatewayWorker:
             self._pace(self._tracked)
             return False
         self._require_awake()
-        records = [input_record(message) for message in messages]
+        records = [input_record(each) for each in self._read(messages)]
         if careful or self._held:
             # One record is open: the culprit if it dies. The others wait.
             self._held.add(each for each in records if each.partition in self._prefixes)
@@ -276,11 +279,19 @@ class GatewayWorker:
             if record.partition in disturbed:
                 continue
             prefix.begin(record.offset)
-            if careful and not self._guard.handling(record.topic, record.partition, record.offset):
+            handled = not careful or self._guard.handling(
+                record.topic, record.partition, record.offset
+            )
+            refusals = self._too_large.refusals(record) if self._too_large else 0
+            if type(record.origin) is UnreadableBatch:
+                letters = self._stage.bury_unreadable(record, whole=handled and not refusals)
+                prefix.finish(record.offset, (letters, None))
+                self._became_ready(1)
+                continue
+            if not handled:
                 prefix.finish(record.offset, (self._stage.quarantine(record, now_ms), None))
                 self._became_ready(1)
                 continue
-            refusals = self._too_large.refusals(record) if self._too_large else 0
             if refusals:
                 buried = self._stage.bury_too_large(record, now_ms, told=refusals == 1)
                 prefix.finish(record.offset, (buried, None))
@@ -307,6 +318,17 @@ class GatewayWorker:
             failpoints.hit("gateway.taken")
             self._calls.start(calls)
         return bool(messages)
+
+    def _read(self, messages: list[Any]) -> Iterator[Any]:
+        """The records of these messages; one stands for a batch that cannot be unfolded."""
+        for message in messages:
+            error = message.error()
+            if error is None:
+                yield message
+            elif is_unreadable(error):
+                stepped = step_over(self._unreadable, self._consumer, message)
+                if stepped is not None:
+                    yield stepped
 
     def _require_awake(self) -> None:
         """Leave if this worker stood still and there is a gateway that takes a repetition twice.
@@ -414,6 +436,7 @@ class GatewayWorker:
     def _seek_back(self, partition: int) -> None:
         self._prefixes[partition] = PartitionPrefix()
         self._held.drop(partition)
+        self._unreadable.clear()
         position = self._positions[partition]
         self._consumer.seek(TopicPartition(self._stage.topic, partition, position))
 
@@ -526,6 +549,7 @@ class GatewayWorker:
         self._epoch += 1
         self._left = {}
         self._too_large.clear()
+        self._unreadable.clear()
         self._prefixes.clear()
         self._positions.clear()
         self._fetched = set()

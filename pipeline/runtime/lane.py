@@ -47,8 +47,11 @@ OFFSETS_PLAIN_S_MAX = 0.4
 # Ends whose sign was not seen at all: a client whose log reads differently would run undefended.
 UNSEEN_ENDS_MAX = 3
 # A report for each record costs as much as the record, so only larger ones have one: smaller ones
-# share a batch of at most `batch.size`, which every topic takes.
+# share a batch of at most `batch.size`, which every topic takes unless somebody lowered its limit.
 REPORTED_BYTES = 64 * 1024
+# What `batch.size` becomes, step by step, when a topic takes no batch that large: of one byte, each
+# record is a batch of its own, and one that is refused then is refused for itself.
+BATCH_BYTES = (1_000_000, REPORTED_BYTES, 1)
 
 
 class Undefended(Exception):
@@ -76,7 +79,7 @@ def producer_config(bootstrap_servers: str, transactional_id: str) -> dict[str, 
         "compression.type": "lz4",
         "linger.ms": 5,
         "batch.num.messages": 10_000,
-        "batch.size": 1_000_000,
+        "batch.size": BATCH_BYTES[0],
         # Dead letters carry whole inputs of up to 8 MiB and their headers.
         "message.max.bytes": 16 * 1024 * 1024,
         "queue.buffering.max.messages": 500_000,
@@ -122,6 +125,9 @@ class Lane:
         self.ambiguous_ends = 0
         # Of the last transaction: the index of an output that was too large for client or topic.
         self.too_large: int | None = None
+        # Whether the broker refused a batch of several for its size, and which step that led to.
+        self._batch_refused = False
+        self._batch_step = 0
         # How long the last one took, from the old producer's end to the new one's first epoch.
         self.rebuild_s_last = 0.0
 
@@ -140,7 +146,8 @@ class Lane:
         Raises LaneFatal when the producer is fenced or beyond repair, Undefended when the ends of
         transactions cannot be observed. On ABORTED the caller rewinds its inputs to where the
         batch began; nothing of the work is visible to a read_committed reader. ``too_large`` names
-        the output that was refused for its size, if that was why.
+        the output that was refused for its size, if that was why; where a batch of several was, no
+        output is to blame, and the next transaction goes in smaller ones.
         """
         invariant(bool(work.offsets), "an empty list of offsets fences nobody")
         if self._suspect:
@@ -148,6 +155,7 @@ class Lane:
         watch = self._watch
         watch.begin()
         self.too_large = None
+        self._batch_refused = False
         stage = self._stage
         end_asked = False
         try:
@@ -161,7 +169,11 @@ class Lane:
             self._call(self._producer.commit_transaction, TRANSACTION_TIMEOUT_MS / 1000)
         except _MustAbort as error:
             _log.warning("transaction aborted: %s", error)
-            return self._abort(work, end_asked=end_asked)
+            outcome = self._abort(work, end_asked=end_asked)
+            if outcome is Outcome.ABORTED and self.too_large is None:
+                self._batch_refused = self._batch_refused or error.too_large
+                self._make_smaller_batches()
+            return outcome
         self._producer.poll(0)
         failpoints.hit(f"{stage}.committed")
         if watch.ended_plainly:
@@ -187,6 +199,8 @@ class Lane:
         producer = self._producer
         produce = producer.produce
         tracked = work.tracked
+        # In batches of one byte, whatever is refused is reported: 0 for all that has a value.
+        reported = min(REPORTED_BYTES, BATCH_BYTES[self._batch_step] - 1)
         half = len(work.outputs) // 2
         for index, (topic, partition, key, value, headers) in enumerate(work.outputs):
             if index == half:
@@ -194,8 +208,9 @@ class Lane:
             more: dict[str, Any] = {}
             if headers is not None:
                 more["headers"] = headers
-            if index in tracked or (value is not None and len(value) > REPORTED_BYTES):
-                more["on_delivery"] = self._reporter(index, tracked.get(index))
+            size = 0 if value is None else len(value)
+            if index in tracked or size > reported:
+                more["on_delivery"] = self._reporter(index, size, tracked.get(index))
             while True:
                 try:
                     produce(topic, value, key, partition, **more)
@@ -209,11 +224,17 @@ class Lane:
                         raise _MustAbort(f"{len(value or b'')} bytes for {topic}") from error
                     if cause is not None and cause.code() == KafkaError._STATE:
                         # The broker has refused an earlier record meanwhile, and the client takes
-                        # no other: what was wrong comes with the abort, which a dead one refuses.
+                        # no other. Any call but this one says why.
+                        self._send_offsets(work)
                         raise _MustAbort(str(cause)) from error
                     self._raise_course(error)
 
-    def _reporter(self, index: int, report: Callable[[int], None] | None) -> Callable[..., None]:
+    def _reporter(
+        self, index: int, size: int, report: Callable[[int], None] | None
+    ) -> Callable[..., None]:
+        # A record that is larger than `batch.size` goes alone, so it is refused for itself.
+        alone = size > BATCH_BYTES[self._batch_step] or BATCH_BYTES[self._batch_step] == 1
+
         def on_delivery(error: Any, message: Any) -> None:
             # Reports after an abort carry _PURGE errors: the record is not in the log, nothing to
             # say.
@@ -221,7 +242,10 @@ class Lane:
                 if report is not None:
                     report(message.offset())
             elif _is_too_large(error):
-                self.too_large = index
+                if alone:
+                    self.too_large = index
+                else:
+                    self._batch_refused = True
 
         return on_delivery
 
@@ -242,7 +266,7 @@ class Lane:
             raise LaneFatal(str(error)) from error
         course = course_of(cause)
         if course is Course.ABORT:
-            raise _MustAbort(str(cause)) from error
+            raise _MustAbort(str(cause), too_large=_is_too_large(cause)) from error
         if course is Course.LEAVE:
             raise LaneFatal(f"{cause.name()}: {cause.str()}") from error
         if deadline is not None and self._outside.monotonic_s() > deadline:
@@ -267,6 +291,21 @@ class Lane:
             self.ambiguous_ends += 1
         self._suspect = True
         return Outcome.ABORTED
+
+    def _make_smaller_batches(self) -> None:
+        """After a batch of several records was refused for its size, which nobody's input is to
+        blame for: from the next transaction on, for as long as this process lives."""
+        if not self._batch_refused or self._batch_step == len(BATCH_BYTES) - 1:
+            return
+        self._batch_step += 1
+        self._config["batch.size"] = BATCH_BYTES[self._batch_step]
+        self._suspect = True
+        _log.warning(
+            "a topic takes no batch of %d bytes: writing in batches of %d, which is slower. "
+            "Somebody lowered its max.message.bytes; see `paystream topics plan`",
+            BATCH_BYTES[self._batch_step - 1],
+            BATCH_BYTES[self._batch_step],
+        )
 
     def _require_sight(self) -> None:
         """Undefended after a few ends without a sign."""
@@ -347,7 +386,12 @@ class Lane:
 
 
 class _MustAbort(Exception):
-    """The transaction has to be aborted; the producer stays usable."""
+    """The transaction has to be aborted; the producer stays usable. ``too_large``: the broker has
+    refused something for its size."""
+
+    def __init__(self, what: str, *, too_large: bool = False) -> None:
+        super().__init__(what)
+        self.too_large = too_large
 
 
 def _is_too_large(error: KafkaError | None) -> bool:

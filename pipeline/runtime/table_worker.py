@@ -38,6 +38,7 @@ from pipeline.runtime.cluster import (
 )
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
+from pipeline.runtime.dead_letters import unreadable_letter
 from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
@@ -47,8 +48,11 @@ from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.table import Table
 from pipeline.runtime.too_large import TooLarge
+from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
+from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
+from pipeline.unreadable import UnreadableBatches, is_unreadable
 from schemas.errors import RegistryUnavailable
 from topics.catalogue import Catalogue
 
@@ -143,6 +147,9 @@ class TableWorker(Generic[V]):
         self._suspects = Suspects(spec.slot_dir / "suspects.json")
         self._held = HeldInputs(stage.lanes, self._suspects)
         self._too_large = TooLarge()
+        self._unreadable = UnreadableBatches(surroundings.monotonic_s)
+        # The last of them in each partition until it is committed; nearly always there is none.
+        self._stepped_over: dict[TopicPartitionKey, int] = {}
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
         self._alone = False
         self._held_next = True
@@ -292,10 +299,15 @@ class TableWorker(Generic[V]):
             return False
         held = self._held if self._suspects or self._held else None
         for message in messages:
-            if message.error() is None:
+            error = message.error()
+            if error is None:
                 record = input_record(message)
-                if held is None or not held.take(record):
-                    self._admission.add(record)
+            elif (stepped := self._step_over(message)) is not None:
+                record = input_record(stepped)
+            else:
+                continue
+            if held is None or not held.take(record):
+                self._admission.add(record)
         fetching = self._admission.fetching()
         if fetching.resume:
             self._consumer.resume([TopicPartition(*tp) for tp in fetching.resume])
@@ -303,6 +315,14 @@ class TableWorker(Generic[V]):
         if pause:
             self._consumer.pause([TopicPartition(*tp) for tp in pause])
         return bool(messages)
+
+    def _step_over(self, message: Message) -> UnreadableBatch | None:
+        if not is_unreadable(message.error()):
+            return None
+        stepped = step_over(self._unreadable, self._consumer, message)
+        if stepped is not None:
+            self._stepped_over[stepped.topic(), stepped.partition()] = stepped.offset()
+        return stepped
 
     def _patience_s(self) -> float:
         """How long to wait for input when none is at hand."""
@@ -345,21 +365,37 @@ class TableWorker(Generic[V]):
 
     def _handle(self, records: list[InputRecord], batch: Batch) -> None:
         handle, table = self._stage.handle, self._table
-        if self._alone and self._suspects.is_condemned(records[0]):
+        condemned = self._alone and self._suspects.is_condemned(records[0])
+        if condemned and type(records[0].origin) is not UnreadableBatch:
             # Not looked at, so a death from here on is not its doing.
             self._stage.quarantine(records[0], table, batch)
             return
         self._suspects.took(records)
-        if not self._too_large:
+        if not self._too_large and not self._stepped_over:
             for record in records:
                 handle(record, table, batch)
             return
         for record in records:
             refusals = self._too_large.refusals(record)
-            if refusals:
+            if type(record.origin) is UnreadableBatch:
+                self._bury_unreadable(record, batch, whole=not refusals and not condemned)
+            elif refusals:
                 self._stage.bury_too_large(record, table, batch, told=refusals == 1)
             else:
                 handle(record, table, batch)
+
+    def _bury_unreadable(self, record: InputRecord, batch: Batch, *, whole: bool) -> None:
+        """A batch that cannot be unfolded; without its bytes where those were what ended it."""
+        batch.took(record.topic, record.partition, record.offset)
+        batch.notes[("dead_letters", UNREADABLE)] += 1
+        batch.outputs.extend(
+            unreadable_letter(
+                record,
+                topic=self._catalogue.name("dead-letters"),
+                stage=self._stage.name,
+                whole=whole,
+            )
+        )
 
     def _take_ordinary(self) -> list[InputRecord]:
         """Waiting input for the batch in preparation, as far as it has room."""
@@ -426,6 +462,12 @@ class TableWorker(Generic[V]):
             self._rewind()
             return
         self._positions.update(batch.offsets)
+        if self._stepped_over:
+            self._stepped_over = {
+                tp: last
+                for tp, last in self._stepped_over.items()
+                if batch.offsets.get(tp, 0) <= last
+            }
         self._table.apply(
             {p: offset + 1 for p, offset in self._table_offsets.items()}, int(self._time_s() * 1000)
         )
@@ -463,6 +505,8 @@ class TableWorker(Generic[V]):
         self._suspects.forgot()
         self._held.clear()
         self._alone, self._held_next = False, True
+        self._unreadable.clear()
+        self._stepped_over = {}
 
     def _committed_offsets(
         self, partitions: list[TopicPartitionKey]
@@ -576,19 +620,17 @@ class TableWorker(Generic[V]):
 
 
 def raise_consume_error(error: KafkaError, message: Message) -> None:
-    """Errors that pass by themselves are left to the client; the rest end the worker, named."""
+    """Errors that pass by themselves are left to the client, and batches that cannot be unfolded
+    to the caller; the rest end the worker, named."""
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
         raise UserError(
             f"the position in {message.topic()}[{message.partition()}] is not in the log any more "
             f"({error.str()}): records were deleted before they were read. Nothing is skipped "
             "unasked; see docs/operations.md."
         )
-    if error.code() == KafkaError._BAD_COMPRESSION:
-        raise UserError(
-            f"the record at {message.topic()}[{message.partition()}]@{message.offset()} cannot be "
-            "decompressed: it is damaged, or larger than any client of ours takes. Nothing is "
-            "skipped unasked; docs/operations.md says how to step over it."
-        )
+    require_undamaged(message)
+    if is_unreadable(error):
+        return
     if not passes_by_itself(error):
         raise KafkaException(error)
     _log.warning("consumer: %s", error)

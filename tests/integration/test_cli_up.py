@@ -145,23 +145,31 @@ def test_a_day_with_up(cli: Cli) -> None:
 
 
 def test_what_no_client_of_ours_would_write_is_refused_and_holds_up_nobody(cli: Cli) -> None:
-    """A header that is not UTF-8, and some kilobytes that unfold to more than the client's default
-    bound: each has its letter, and the order behind them is settled."""
+    """A header that is not UTF-8, some kilobytes that unfold to more than the client's default
+    bound, and some to more than any of ours: each has its letter, and the order behind them is
+    settled."""
     with cli.start(*UP[:-1], "1") as up:
         up.wait_for(RUNNING)
         named = [(b"Gr\xf6\xdfe", b"v")]
         produce_raw(up.value("broker"), "orders", record_bytes(b"shop:odd", b"junk", named))
         produce_raw(up.value("broker"), "orders", zeros(110), ZSTD)
+        produce_raw(up.value("broker"), "orders", zeros(300), ZSTD)
         submit(cli, "1001")
         summary = whole(cli, up)
         assert summary["payments"] == {"captured": 1}
         letters = cli.run("dead-letters", "list")
         assert "not_wire_format    payments  orders        1" in letters.out, letters
         assert "unknown_schema_id  payments  orders        1" in letters.out, letters
+        assert "unreadable_batch   payments  orders        1" in letters.out, letters
+        again = ("dead-letters", "redrive", "--cause", "unreadable_batch", "--reason", "try")
+        refused = cli.run(*again, "--yes")
+        assert refused.code == 1, refused
+        assert "batch_must_be_readable" in refused.out + refused.err, refused
         judged = json.loads(cli.run("verify", "--json").out)
         assert [f["name"] for f in judged["findings"]] == ["headers_unreadable"]
         traced = cli.run("trace", "shop:odd")
         assert "its headers cannot be read" in traced.out, traced
+        assert "cannot be decompressed" in traced.err, traced
         stopped_clean(cli, up)
 
 

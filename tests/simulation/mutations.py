@@ -375,8 +375,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "an input whose effect its broker refuses is known",
         f"{RUNTIME}/lane.py",
-        "            elif _is_too_large(error):\n                self.too_large = index\n",
-        "",
+        "                    self.too_large = index\n                else:",
+        "                    pass\n                else:",
         ("tests/unit/test_engine_too_large.py",),
     ),
     Mutation(

@@ -7,6 +7,7 @@ that a test can damage one and ask whether the audit names the damage.
 from __future__ import annotations
 
 import pickle
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from pipeline.audit.checks import check
-from pipeline.audit.cut import Cut
+from pipeline.audit.cut import Cut, Unreadable
 from pipeline.audit.evidence import Evidence
 from pipeline.audit.gateway_copy import GatewayCopy
 from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy, PostingSeen
@@ -75,6 +76,7 @@ class Flow:
     first_at_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     blind: set[tuple[str, int]] = field(default_factory=set)
     untouched: dict[tuple[str, int], int] = field(default_factory=dict)
+    unreadable: list[Unreadable] = field(default_factory=list)
     partitions: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(CATALOGUE.topics, PARTITIONS)
     )
@@ -99,6 +101,14 @@ class Flow:
         row = Row(role, partition, offset, self._at_ms, key, fields, raw, headers)
         self._at_ms += 7
         self.rows.append(row)
+        return row
+
+    def unreadable_batch(self, role: str, raw: bytes) -> Row:
+        """Three records in partition 0 that no client can decompress; they hold these bytes."""
+        row = self.append(role, None, raw=raw, partition=0)
+        self.rows.remove(row)
+        self._next[role, 0] += 2
+        self.unreadable.append(Unreadable(role, 0, row.offset, row.offset + 2, 3, zlib.crc32(raw)))
         return row
 
     def of(self, role: str, key: str | None = None, index: int = 0) -> Row:
@@ -160,6 +170,7 @@ class Flow:
             first_at_ms=self.first_at_ms,
             blind=frozenset(self.blind),
             untouched=self.untouched,
+            unreadable=self.unreadable,
         )
 
     def ledger(self) -> LedgerCopy:

@@ -10,8 +10,8 @@ import socket
 import struct
 import time
 
+from pipeline.broker_connection import BrokerConnection
 from pipeline.hanging import requests
-from pipeline.hanging.requests import BrokerConnection
 from pipeline.kafka_wire import framed
 
 PRODUCE, VERSION = 0, 9

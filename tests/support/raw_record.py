@@ -22,16 +22,51 @@ def record_bytes(key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]
     return _sized(record)
 
 
-def produce_raw(bootstrap: str, topic: str, records: bytes, codec: int = 0) -> None:
-    """A batch of one record, in partition 0."""
-    host, _, port = bootstrap.partition(":")
+def batch_bytes(
+    records: bytes,
+    attributes: int = 0,
+    *,
+    count: int = 1,
+    first: int = 0,
+    producer_id: int = -1,
+    epoch: int = -1,
+    sequence: int = -1,
+    damaged: bool = False,
+) -> bytes:
+    """``attributes`` are the codec's number and the batch's marks; ``damaged``: its checksum is
+    another's."""
     at_ms = int(time.time() * 1000)
-    checked = struct.pack(">hiqqqhii", codec, 0, at_ms, at_ms, -1, -1, -1, 1) + records
-    rest = struct.pack(">ibI", -1, 2, _crc32c(checked)) + checked
-    batch = struct.pack(">qi", 0, len(rest)) + rest
+    checked = struct.pack(
+        ">hiqqqhii", attributes, count - 1, at_ms, at_ms, producer_id, epoch, sequence, count
+    )
+    checked += records
+    rest = struct.pack(">ibI", -1, 2, _crc32c(checked) ^ damaged) + checked
+    return struct.pack(">qi", first, len(rest)) + rest
+
+
+def produce_raw(
+    bootstrap: str,
+    topic: str,
+    records: bytes,
+    codec: int = 0,
+    *,
+    count: int = 1,
+    damaged: bool = False,
+) -> None:
+    """A batch in partition 0; ``count``: how many records it says it has."""
+    batch = batch_bytes(records, codec, count=count, damaged=damaged)
+    produce_batch(bootstrap, topic, batch)
+
+
+def produce_batch(
+    bootstrap: str, topic: str, batch: bytes, transactional_id: str | None = None
+) -> None:
+    """A batch as it is, in partition 0; as part of a transaction that is open."""
+    host, _, port = bootstrap.partition(":")
+    transaction = b"\0" if transactional_id is None else _compact(transactional_id.encode())
     body = (
         struct.pack(">hhih", PRODUCE, VERSION, 1, 4) + b"test" + b"\0"
-        + b"\0" + struct.pack(">hi", -1, 30_000)
+        + transaction + struct.pack(">hi", -1, 30_000)
         + b"\x02" + _compact(topic.encode())
         + b"\x02" + struct.pack(">i", 0) + _compact(batch) + b"\0"
         + b"\0" + b"\0"
@@ -51,7 +86,8 @@ def zeros(mebibytes: int) -> bytes:
     begin = varint(len(begin) + size + 1) + begin
     blocks = [BLOCK] * (size // BLOCK) + [1]
     return (
-        b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", len(begin) + size + 1)
+        # A window of 128 KiB: the broker unfolds it as a stream, however much comes.
+        b"\x28\xb5\x2f\xfd\x80\x38" + struct.pack("<I", len(begin) + size + 1)
         + _block(len(begin), kind=0) + begin
         + b"".join(
             _block(each, kind=1, last=i == len(blocks) - 1) + b"\0" for i, each in enumerate(blocks)

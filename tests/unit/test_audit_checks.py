@@ -935,6 +935,45 @@ def a_dead_letter_was_altered(flow: Flow) -> Place:
     return row
 
 
+@case("unreadable_batch")
+def a_batch_that_cannot_be_read_was_passed_over(flow: Flow) -> Place:
+    batch = flow.unreadable_batch("orders", b"zstd")
+    flow.all_processed()
+    return batch
+
+
+@case("unreadable_batch", severity=PENDING)
+def a_batch_that_cannot_be_read_waits(flow: Flow) -> Place:
+    return flow.unreadable_batch("orders", b"zstd")
+
+
+@case("unreadable_batch")
+def our_own_events_cannot_be_read(flow: Flow) -> Place:
+    return flow.unreadable_batch("payment-events", b"zstd")
+
+
+@case("unreadable_batch", severity=PENDING)
+def settlements_cannot_be_read_and_are_not_booked(flow: Flow) -> Place:
+    return flow.unreadable_batch("settlements", b"zstd")
+
+
+@case("dead_letter_without_lineage")
+def the_letter_of_a_batch_holds_something_else(flow: Flow) -> Place:
+    letter = flow.dead_letter(flow.unreadable_batch("orders", b"zstd"), "unreadable_batch")
+    flow.all_processed()
+    letter.raw = b"other"
+    return letter
+
+
+@case("dead_letter_without_lineage")
+def a_batch_was_buried_that_can_be_read(flow: Flow) -> Place:
+    junk = flow.append("orders", None, raw=b"junk", partition=0)
+    flow.rows.remove(junk)
+    letter = flow.dead_letter(junk, "unreadable_batch")
+    flow.all_processed()
+    return letter
+
+
 @case("dead_letter_duplicated")
 def an_input_was_dead_lettered_twice(flow: Flow) -> Place:
     return flow.dead_letter(flow.of("orders", "shop:junk"), "not_wire_format")
@@ -1069,6 +1108,19 @@ def test_a_letter_whose_key_held_a_card_number_is_no_finding() -> None:
     assert [f.name for f in flow.audit() if f.severity is Severity.BROKEN] == [
         "dead_letter_without_lineage"
     ]
+
+
+@pytest.mark.parametrize("held", [b"zstd", b""], ids=["whole", "without its bytes"])
+@pytest.mark.parametrize("role", ["orders", "payment-requests", "settlements"])
+def test_a_batch_that_cannot_be_read_and_has_its_letter_is_no_finding(
+    role: str, held: bytes
+) -> None:
+    """Whatever stage reads it."""
+    flow = healthy_flow()
+    letter = flow.dead_letter(flow.unreadable_batch(role, b"zstd"), "unreadable_batch")
+    letter.raw = held
+    flow.all_processed()
+    assert flow.audit() == []
 
 
 def test_an_order_may_be_named_like_a_reversal() -> None:

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.runtime.kafka_errors import LaneFatal
-from pipeline.runtime.lane import REPORTED_BYTES, Lane
+from pipeline.runtime.lane import BATCH_BYTES, Lane
 from pipeline.runtime.work import Outcome, Work
 from tests.support.engine_fakes import (
     Commits,
@@ -31,49 +31,86 @@ def flow(tmp_path: Path) -> EngineFlow:
 
 
 class RefusingProducer:
-    """Takes records up to ``client_max`` bytes; its broker takes those up to ``broker_max``."""
+    """Takes records up to ``client_max`` bytes; its broker takes batches up to ``broker_max``, into
+    which the records go in their order, up to ``batch.size``."""
 
-    def __init__(self, logger: Any, client_max: int, broker_max: int, *, at_once: bool) -> None:
+    def __init__(
+        self, config: Any, logger: Any, client_max: int, broker_max: int, *, at_once: bool
+    ) -> None:
         self._logger, self._client_max, self._broker_max = logger, client_max, broker_max
+        self._batch_size = config["batch.size"]
         # The broker's answer is there before the next record is produced.
         self._at_once = at_once
-        self._refused: list[Any] = []
+        self._batches: list[list[tuple[int, Any]]] = []
 
     def init_transactions(self, _timeout_s: float) -> None: ...
 
-    def begin_transaction(self) -> None: ...
+    def begin_transaction(self) -> None:
+        self._batches = []
+
+    def _refused(self) -> list[Any]:
+        return [
+            on_delivery
+            for batch in self._batches
+            if sum(size for size, _ in batch) > self._broker_max
+            for _, on_delivery in batch
+        ]
 
     def produce(
         self, _topic: str, value: bytes, *_: Any, on_delivery: Any = None, **__: Any
     ) -> None:
-        if self._at_once and self._refused:
+        if self._at_once and self._refused():
             raise KafkaException(KafkaError(KafkaError._STATE))
         if len(value) > self._client_max:
             raise KafkaException(KafkaError(TOO_LARGE))
-        if len(value) > self._broker_max:
-            self._refused.append(on_delivery)
+        last = self._batches[-1] if self._batches else []
+        if not last or sum(size for size, _ in last) + len(value) > self._batch_size:
+            last = []
+            self._batches.append(last)
+        last.append((len(value), on_delivery))
 
-    def send_offsets_to_transaction(self, *_: Any) -> None: ...
+    def _say_why(self) -> None:
+        if self._refused():
+            raise KafkaException(KafkaError(TOO_LARGE, txn_requires_abort=True))
+
+    def send_offsets_to_transaction(self, *_: Any) -> None:
+        if self._at_once:
+            self._say_why()
 
     def poll(self, _timeout_s: float) -> None: ...
 
     def commit_transaction(self, _timeout_s: float) -> None:
-        if self._refused:
-            raise KafkaException(KafkaError(TOO_LARGE, txn_requires_abort=True))
+        self._say_why()
         self._logger.log(7, "%s %s %s", "ENDTXN", "client", "EndTxn returned NO_ERROR in")
 
     def abort_transaction(self, _timeout_s: float) -> None:
-        for on_delivery in self._refused:
-            on_delivery(KafkaError(TOO_LARGE), None)
+        for on_delivery in self._refused():
+            if on_delivery is not None:
+                on_delivery(KafkaError(TOO_LARGE), None)
         self._logger.log(7, "%s %s %s", "ENDTXN", "client", "EndTxn returned NO_ERROR in")
+
+
+def refusing_lane(client_max: int, broker_max: int, *, at_once: bool) -> Lane:
+    def make(config: Any, *, logger: Any) -> RefusingProducer:
+        return RefusingProducer(config, logger, client_max, broker_max, at_once=at_once)
+
+    config = {"batch.size": BATCH_BYTES[0]}
+    lane = Lane(config, stage="payments", committed_offsets=lambda _: {}, make_producer=make)
+    lane.open()
+    return lane
+
+
+def work_of(sizes: list[int], tracked: dict[int, Any] | None = None) -> Work:
+    outputs: list[Any] = [("out", 0, b"k", b"v" * size, None) for size in sizes]
+    return Work(outputs, {("orders", 0): 5}, "metadata", tracked or {})
 
 
 @pytest.mark.parametrize(
     ("client_max", "broker_max", "at_once"),
     [
-        (REPORTED_BYTES, 10**9, False),
-        (10**9, REPORTED_BYTES, False),
-        (10**9, REPORTED_BYTES, True),
+        (BATCH_BYTES[0], 10**9, False),
+        (10**9, BATCH_BYTES[0], False),
+        (10**9, BATCH_BYTES[0], True),
     ],
     ids=["by the client", "by the broker at the end", "by the broker before the next record"],
 )
@@ -81,18 +118,38 @@ def test_a_lane_aborts_what_holds_a_record_too_large_and_names_it(
     client_max: int, broker_max: int, at_once: bool
 ) -> None:
     """It is not the producer's end, and what comes next is committed."""
-
-    def make(_config: object, *, logger: Any) -> RefusingProducer:
-        return RefusingProducer(logger, client_max, broker_max, at_once=at_once)
-
-    lane = Lane({}, stage="payments", committed_offsets=lambda _: {}, make_producer=make)
-    lane.open()
-    values = [b"v", b"v" * (REPORTED_BYTES + 1), b"v"]
-    outputs: list[Any] = [("out", 0, b"k", value, None) for value in values]
-    assert lane.run(Work(outputs, {("orders", 0): 5}, "metadata")) is Outcome.ABORTED
+    lane = refusing_lane(client_max, broker_max, at_once=at_once)
+    assert lane.run(work_of([1, BATCH_BYTES[0] + 1, 1])) is Outcome.ABORTED
     assert lane.too_large == 1
-    assert lane.run(Work(outputs[:1], {("orders", 0): 5}, "metadata")) is Outcome.COMMITTED
+    assert lane.run(work_of([1])) is Outcome.COMMITTED
     assert lane.too_large is None
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["at the end", "before the next record"])
+@pytest.mark.parametrize(
+    ("broker_max", "aborts"), [(200_000, 1), (5_000, 2)], ids=["200 kB", "5 kB"]
+)
+def test_a_lane_writes_in_smaller_batches_where_a_topic_takes_no_large_ones(
+    broker_max: int, aborts: int, at_once: bool
+) -> None:
+    """A limit that was lowered below the lane's own batches: no input is to blame, the last table
+    record of a partition least of all, whose end is reported. Smaller batches go through."""
+    lane = refusing_lane(10**9, broker_max, at_once=at_once)
+    work = work_of([1_000] * 900, {899: lambda _offset: None})
+    for _ in range(aborts):
+        assert lane.run(work) is Outcome.ABORTED
+        assert lane.too_large is None
+    assert lane.run(work) is Outcome.COMMITTED
+    # Nor does it go back to what was refused.
+    assert lane.run(work) is Outcome.COMMITTED
+
+
+def test_a_record_larger_than_a_lowered_limit_is_named_once_it_is_alone() -> None:
+    """In batches of one record each."""
+    lane = refusing_lane(10**9, 5_000, at_once=False)
+    work = work_of([1_000, 6_000, 1_000])
+    assert [lane.run(work) for _ in range(3)] == [Outcome.ABORTED] * 3
+    assert lane.too_large == 1
 
 
 def refuse(worker: Any, commits: Commits, topic: str, key: bytes) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import secured
 from pipeline.config import load_settings
 from pipeline.errors import UserError
-from pipeline.hanging import secured
 from pipeline.kafka_access import reaching, read_access, use_access
 from pipeline.local import worker_specs
 from pipeline.runtime.cluster import consumer_config

@@ -8,8 +8,11 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from pipeline.audit.trace import _redriven
+from pipeline.commands.dead_letters_text import whole_lines
 from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.input_record import input_record
+from pipeline.runtime.redrive.letter import Joiner, Piece, Whole
+from pipeline.runtime.redrive.plan import Markers
 from tests.support.mock_cluster import MockCluster
 from tests.support.raw_record import produce_raw, record_bytes
 from topics.record_headers import UNREADABLE, record_headers
@@ -57,6 +60,9 @@ def test_a_refused_record_gets_its_letter_which_says_so(broken: Any) -> None:
         assert found["dlq.cause"] == b"truncated"
         assert found["dlq.headers_unreadable"] == b"the name of a header is not UTF-8"
         assert not any(name.startswith("dlq.header.") for name in found)
+    letter = Joiner().take(Piece(0, 9, 1, key, value, tuple(headers or ())))
+    said = list(whole_lines(Whole(letter, value, []), Markers(), "not decoded"))
+    assert "headers   not in the letter: the name of a header is not UTF-8" in said
 
 
 def test_the_way_of_an_order_tells_it(broken: Any) -> None:

@@ -31,7 +31,8 @@ _OF: Final[Mapping[str, str]] = {
     "lost": "order_lost request_without_result settlement_missing success_without_settlement "
     "redriven_input_missing payment_erased settlement_without_order request_without_order "
     "result_without_request payment_without_order history_deleted history_deleted_meanwhile "
-    "bad_order_not_dead_lettered bad_command_not_dead_lettered notice_not_dead_lettered",
+    "bad_order_not_dead_lettered bad_command_not_dead_lettered notice_not_dead_lettered "
+    "unreadable_batch",
     "duplicated": "request_duplicated result_duplicated settlement_duplicated "
     "journal_entry_duplicated dead_letter_duplicated dead_letter_repeated command_answered_twice "
     "input_redriven_twice dead_letter_closed_twice",

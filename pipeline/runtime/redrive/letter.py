@@ -34,6 +34,15 @@ class Piece(Struct, frozen=True, gc=False):
     headers: tuple[tuple[str, bytes | None], ...]
 
 
+class BatchSaid(Struct, frozen=True, gc=False):
+    """What the letter of a batch that no client can decompress says of it."""
+
+    last_offset: int
+    records: int
+    size: int
+    sha256: str
+
+
 class Letter(Struct, gc=False):
     """One dead letter without its bytes.
 
@@ -41,6 +50,7 @@ class Letter(Struct, gc=False):
     often the record had been redriven and buried before; ``first`` its first letter, as this one's
     headers say. ``masked`` names what holds masked card numbers, else it is empty. ``pieces`` are
     offsets, as far as they are there; ``problem`` says why the input cannot be had from it.
+    ``headers_unreadable`` says why the input's headers are not in it, else it is empty.
     """
 
     partition: int
@@ -62,6 +72,8 @@ class Letter(Struct, gc=False):
     pieces: list[int]
     pieces_all: int
     problem: str | None = None
+    batch: BatchSaid | None = None
+    headers_unreadable: str = ""
 
     @property
     def place(self) -> Place:
@@ -225,6 +237,20 @@ def _letter(piece: Piece, headers: dict[str, str], number: int, count: int) -> L
         pieces=[piece.offset],
         pieces_all=count,
         problem=problem,
+        batch=_batch(headers),
+        headers_unreadable=intern(headers.get("dlq.headers_unreadable", "")),
+    )
+
+
+def _batch(headers: dict[str, str]) -> BatchSaid | None:
+    last_offset = _number(headers.get("dlq.last_offset"))
+    if last_offset is None:
+        return None
+    return BatchSaid(
+        last_offset,
+        _number(headers.get("dlq.batch_records")) or 0,
+        _number(headers.get("dlq.batch_bytes")) or 0,
+        headers.get("dlq.batch_sha256", ""),
     )
 
 

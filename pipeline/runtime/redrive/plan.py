@@ -9,6 +9,7 @@ from typing import Final
 
 from pipeline.domain.model import DeadLetterMarker
 from pipeline.runtime.redrive.letter import Letter, Place, place_text
+from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE_BATCH
 
 OPEN: Final = "open"
 REDRIVEN: Final = "redriven"
@@ -24,6 +25,10 @@ _MAYBE_CALLED: Final = frozenset({"killed_the_process", "effect_too_large"})
 # Why a letter is not redriven: the rule, and the sentence a person reads.
 REFUSALS: Final[Mapping[str, str]] = {
     "letter_must_be_whole": "a piece or a header of it is missing, so the input cannot be had",
+    "batch_must_be_readable": (
+        "no client can decompress it, so it would only be buried again; whoever wrote its records "
+        "sends them again"
+    ),
     "source_must_be_an_input": "its topic is no input of this flow",
     "bytes_must_be_the_original": (
         "card numbers in it were masked and cannot be had back, so it is not what was refused; "
@@ -197,6 +202,8 @@ def refusal(
     """The rule that keeps a letter from being redriven, a key of REFUSALS."""
     if letter.problem is not None:
         return "letter_must_be_whole"
+    if letter.cause == UNREADABLE_BATCH:
+        return "batch_must_be_readable"
     if not 0 <= letter.source_partition < limits.inputs.get(letter.topic, 0):
         return "source_must_be_an_input"
     if firsts.get(letter.source, letter.place) != letter.place:

@@ -70,9 +70,9 @@ def mechanism() -> str | None:
     wanted = str(access.get("sasl.mechanisms") or access.get("sasl.mechanism") or "GSSAPI").upper()
     if wanted != "PLAIN" and wanted not in _HASHES:
         raise UserError(
-            f"transactions that hang cannot be asked about by {wanted}: PLAIN and SCRAM are "
-            "spoken here. Give a user of one of them for this command, or use Kafka's own "
-            "kafka-transactions.sh."
+            f"what the client library has no request for cannot be asked by {wanted}: PLAIN and "
+            "SCRAM are spoken here. Give a user of one of them; transactions that hang are ended "
+            "by Kafka's own kafka-transactions.sh as well."
         )
     return wanted
 

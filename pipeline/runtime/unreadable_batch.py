@@ -1,0 +1,107 @@
+"""A batch that cannot be unfolded, as an input: one message that stands for all of its records.
+
+It is buried like any input that cannot be handled, in the transaction that moves the position
+behind the whole batch. Nobody knows whose records they were, so no payment is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.errors import UserError
+from pipeline.record_batch import RecordBatch
+from pipeline.runtime.work import Headers
+from pipeline.unreadable import CannotStepOver, UnreadableBatches, is_damaged
+
+_log = logging.getLogger(__name__)
+
+CAUSE: Final = "unreadable_batch"
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableBatch:
+    """In the client's own manner of a message; its offset is the batch's last."""
+
+    in_topic: str
+    in_partition: int
+    batch: RecordBatch
+
+    def error(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return self.in_topic
+
+    def partition(self) -> int:
+        return self.in_partition
+
+    def offset(self) -> int:
+        return self.batch.last_offset
+
+    def timestamp(self) -> tuple[int, int]:
+        return 2, self.batch.at_ms
+
+    def key(self) -> None:
+        return None
+
+    def value(self) -> bytes:
+        return self.batch.data
+
+    def headers(self) -> None:
+        return None
+
+    @property
+    def detail(self) -> str:
+        batch = self.batch
+        return (
+            f"{batch.records} records at offsets {batch.first_offset} to {batch.last_offset} "
+            f"cannot be decompressed ({batch.codec_name})"
+        )
+
+    def letter_headers(self) -> Headers:
+        """What a letter says of it beside the place of its first record."""
+        batch = self.batch
+        return [
+            ("dlq.last_offset", str(batch.last_offset).encode()),
+            ("dlq.batch_records", str(batch.records).encode()),
+            ("dlq.batch_bytes", str(len(batch.data)).encode()),
+            ("dlq.batch_sha256", hashlib.sha256(batch.data).hexdigest().encode()),
+        ]
+
+
+def step_over(batches: UnreadableBatches, consumer: Any, message: Any) -> UnreadableBatch | None:
+    """What stands for the batch that this error of the client is about, or None when it is met
+    again, or has no record that anybody would be handed. The consumer is then behind it.
+
+    UserError when it has to be a person who steps over it.
+    """
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    try:
+        batch = batches.step_over(consumer, topic, partition, offset)
+    except CannotStepOver as error:
+        raise UserError(
+            f"the batch at {topic}[{partition}]@{offset} cannot be decompressed, and where it ends "
+            f"could not be asked for ({error}). Nothing is skipped unasked; docs/operations.md "
+            "says how to step over it."
+        ) from error
+    if batch is None:
+        return None
+    _log.warning(
+        "%s[%d]: offsets %d to %d cannot be decompressed; going on behind them%s",
+        topic, partition, batch.first_offset, batch.last_offset,
+        "" if batch.visible else ", which are no records that anybody is handed",
+    )  # fmt: skip
+    return UnreadableBatch(topic, partition, batch) if batch.visible else None
+
+
+def require_undamaged(message: Any) -> None:
+    """UserError when the client says that a batch is not as its checksum says."""
+    if is_damaged(message.error()):
+        raise UserError(
+            f"the batch at {message.topic()}[{message.partition()}]@{message.offset()} is damaged: "
+            f"{message.error().str()}. Another replica may have it whole; nothing is skipped "
+            "unasked, see docs/operations.md."
+        )

@@ -1,0 +1,97 @@
+"""Batches of records that no client of ours can unfold, and how a reader goes on behind them.
+
+A batch that zstd unfolds to more than the client takes, or one of a codec that it does not know:
+the client says so with an error that carries the batch's first offset, asks for the batch again,
+and never gets beyond it. What the reader needs to go on is in the batch's own head.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from pipeline.broker_connection import BrokerConnection, Refused
+from pipeline.errors import UserError
+from pipeline.kafka_wire import Malformed
+from pipeline.record_batch import RecordBatch, fetch_batch
+
+# Of a client with check.crcs: the batch came as its writer's checksum says, and cannot be unfolded.
+_CODES: Final = frozenset({KafkaError._BAD_COMPRESSION, KafkaError._NOT_IMPLEMENTED})
+# The client asks again every half a second; a leader that has just changed is known by then.
+PATIENCE_S: Final = 30.0
+# Of each of two questions, while the reader does nothing else: a worker of the gateway stage counts
+# as having stood still after seven seconds.
+REQUEST_TIMEOUT_S: Final = 3.0
+# A UserError: a broker that lets us in by Kerberos or a token only.
+_NOT_HAD: Final = (OSError, Malformed, Refused, KafkaException, UserError)
+
+
+def is_unreadable(error: KafkaError | None) -> bool:
+    """Whether a consumer says that it cannot unfold a batch."""
+    return error is not None and error.code() in _CODES
+
+
+def is_damaged(error: KafkaError | None) -> bool:
+    """Whether a consumer says that a batch is not as its checksum says."""
+    return error is not None and error.code() == KafkaError._BAD_MSG
+
+
+class CannotStepOver(Exception):
+    """The batch's own head cannot be had: where it ends is not known."""
+
+
+class UnreadableBatches:
+    """Those that one consumer meets. ``clear`` when it is assigned anew or put back."""
+
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic_s = monotonic_s
+        self._met: dict[tuple[str, int], int] = {}
+        self._behind: dict[tuple[str, int], int] = {}
+        self._failing_since_s: dict[tuple[str, int], float] = {}
+
+    def clear(self) -> None:
+        self._met, self._behind, self._failing_since_s = {}, {}, {}
+
+    def step_over(
+        self, consumer: Any, topic: str, partition: int, offset: int
+    ) -> RecordBatch | None:
+        """The batch that begins here, with the consumer set behind it; None while it is not to be
+        had, or met for the first time. The client's error comes again until it is stepped over.
+
+        Twice, since what came damaged over the network, or was unfolded where memory was short, is
+        good when it is asked for again. CannotStepOver when it is not to be had for 30 s, as of
+        a broker that lets clients in by Kerberos or a token only.
+        """
+        place = topic, partition
+        if offset < self._behind.get(place, 0):
+            return None
+        if self._met.get(place) != offset:
+            self._met[place] = offset
+            self._failing_since_s.pop(place, None)
+            return None
+        try:
+            batch = _batch_at(consumer, topic, partition, offset)
+            consumer.seek(TopicPartition(topic, partition, batch.last_offset + 1))
+        except _NOT_HAD as error:
+            now_s = self._monotonic_s()
+            if now_s - self._failing_since_s.setdefault(place, now_s) >= PATIENCE_S:
+                raise CannotStepOver(str(error)) from error
+            return None
+        self._behind[place] = batch.last_offset + 1
+        self._failing_since_s.pop(place, None)
+        return batch
+
+
+def _batch_at(consumer: Any, topic: str, partition: int, offset: int) -> RecordBatch:
+    known = consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_S)
+    leader = known.brokers.get(known.topics[topic].partitions[partition].leader)
+    if leader is None:
+        raise Malformed(f"{topic}[{partition}] has no leader")
+    broker = BrokerConnection(leader.host, leader.port, REQUEST_TIMEOUT_S)
+    try:
+        return fetch_batch(broker, topic, partition, offset)
+    finally:
+        broker.close()

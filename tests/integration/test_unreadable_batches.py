@@ -1,0 +1,236 @@
+"""Some kilobytes that unfold to 300 MiB, in every topic that a stage reads: one letter, and on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Message, Producer
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+from sqlalchemy import text
+
+from consumers.ledger_sink import LedgerSink
+from consumers.notifier.database import open_callbacks
+from consumers.notifier.endpoints import EndpointFile
+from consumers.notifier.notifier import Notifier
+from pipeline.audit.trace import trace
+from pipeline.audit.verify import Sources, verify
+from pipeline.broker_connection import BrokerConnection
+from pipeline.domain.keys import record_key
+from pipeline.hanging.requests import coordinated
+from pipeline.ledger.database import open_ledger
+from schemas.codec import default_codec
+from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
+from tests.support.raw_record import ZSTD, batch_bytes, produce_batch, produce_raw, zeros
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.integration
+
+# Beyond the 256 MiB that our clients take.
+BOMB = zeros(300)
+TRANSACTIONAL = 0x10
+WAIT_S = 60.0
+
+
+@pytest.fixture
+def flow(kafka: str, topic_prefix: str, tmp_path: Path) -> EngineFlow:
+    return EngineFlow(kafka, topic_prefix, tmp_path, partitions=1).provisioned()
+
+
+def put_bomb(flow: EngineFlow, role: str) -> None:
+    produce_raw(flow.bootstrap, flow.topic(role), BOMB, ZSTD)
+
+
+def the_letter(flow: EngineFlow, role: str, stage: str) -> Message:
+    """The one letter there is: of the batch in this topic, whole."""
+    (letter,) = flow.messages("dead-letters")
+    headers = headers_of(letter)
+    assert headers["dlq.cause"] == "unreadable_batch"
+    assert (headers["dlq.topic"], headers["dlq.stage"]) == (flow.topic(role), stage)
+    assert headers["dlq.batch_records"] == "1"
+    assert (letter.value() or b"").endswith(BOMB)
+    return letter
+
+
+def test_orders_around_it_are_asked_for_and_the_audit_reads_on(flow: EngineFlow) -> None:
+    """The letter is there once, in the transaction of the offsets; `verify` names what has not been
+    buried yet and nothing once it is, `trace` says what it cannot know."""
+    first = flow.send_order(flow.order("before"))
+    put_bomb(flow, "orders")
+    last = flow.send_order(flow.order("after"))
+    judged = verify(Sources(flow.bootstrap, flow.prefix))
+    waiting = {f.name: f.example.offset for f in judged.pending}
+    assert waiting["unreadable_batch"] == 1
+    assert judged.broken == []
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(first, last), running=running)
+    letter = the_letter(flow, "orders", "payments")
+    assert headers_of(letter)["dlq.offset"] == headers_of(letter)["dlq.last_offset"] == "1"
+    assert [r.order_id for r in flow.nouns("payment-requests")] == ["before", "after"]
+    judged = verify(Sources(flow.bootstrap, flow.prefix))
+    assert judged.broken == []
+    assert "unreadable_batch" not in {f.name for f in judged.findings}
+    traced = trace(Sources(flow.bootstrap, flow.prefix), "shop:after")
+    assert traced.hops
+    (remark,) = traced.remarks
+    assert f"{flow.topic('orders')}[0]@1 to 1 cannot be decompressed" in remark
+
+
+def test_one_that_was_passed_over_without_a_letter_is_a_finding(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the script for operators."""
+    put_bomb(flow, "orders")
+    last = flow.send_order(flow.order("after"))
+    monkeypatch.setattr("pipeline.runtime.table_worker.unreadable_letter", lambda *_, **__: [])
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(last), running=running)
+    judged = verify(Sources(flow.bootstrap, flow.prefix))
+    (found,) = judged.broken
+    assert (found.name, found.example.topic, found.example.offset) == (
+        "unreadable_batch", flow.topic("orders"), 0
+    )  # fmt: skip
+
+
+def test_requests_around_it_are_called(flow: EngineFlow) -> None:
+    """Nobody can tell whose the others were, so no payment hears of them."""
+    flow.send_request(flow.order("before"))
+    put_bomb(flow, "payment-requests")
+    last = flow.send_request(flow.order("after"))
+    running = RunningWorker(*flow.gateway_worker())
+    try:
+        flow.wait_consumed(ends_of(last), running=running, stage="gateway", role="payment-requests")
+    finally:
+        running.end()
+    assert running.error is None
+    the_letter(flow, "payment-requests", "gateway")
+    assert [r.order_id for r in flow.nouns("gateway-results")] == ["before", "after"]
+
+
+def end_with(worker: Any, until: Callable[[], bool]) -> None:
+    """Run what has a ``run`` in a thread until it is so; what ended it is raised here."""
+    stop, ended = threading.Event(), []
+
+    def run() -> None:
+        try:
+            worker.run(stop)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        wait_until(lambda: bool(ended) or until(), WAIT_S, "it has gone on behind the batch")
+    finally:
+        stop.set()
+        thread.join(60)
+    assert ended == []
+
+
+def test_the_ledger_goes_on_behind_it(flow: EngineFlow, tmp_path: Path) -> None:
+    """What it buries and what lies behind are read by the offset in its database."""
+    put_bomb(flow, "settlements")
+    flow.send("settlements", record_key("shop", "o1"), b"junk")
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    sink = LedgerSink(
+        bootstrap_servers=flow.bootstrap,
+        engine=engine,
+        catalogue=flow.catalogue,
+        codec=default_codec(),
+        instance_id="a",
+    )
+    end_with(sink, lambda: len(flow.messages("dead-letters")) == 2)
+    unread, junk = (headers_of(letter) for letter in flow.messages("dead-letters"))
+    assert (unread["dlq.cause"], unread["dlq.offset"]) == ("unreadable_batch", "0")
+    assert (junk["dlq.cause"], junk["dlq.offset"]) == ("not_wire_format", "1")
+    with engine.connect() as connection:
+        stored = (
+            connection.execute(text("select next_offset from consumer_offsets")).scalars().all()
+        )
+    assert list(stored) == [2]
+    engine.dispose()
+
+
+def test_the_notifications_go_on_behind_it(flow: EngineFlow, tmp_path: Path) -> None:
+    """It stood there once without a word."""
+    put_bomb(flow, "payment-events")
+    flow.send("payment-events", record_key("shop", "o1"), b"junk")
+    (tmp_path / "endpoints.toml").write_text("")
+    engine = open_callbacks(f"sqlite:///{tmp_path / 'callbacks.sqlite'}")
+    notifier = Notifier(
+        bootstrap_servers=flow.bootstrap,
+        engine=engine,
+        catalogue=flow.catalogue,
+        codec=default_codec(),
+        endpoints=EndpointFile(tmp_path / "endpoints.toml"),
+        instance_id="a",
+        first_ms=1_000,
+    )
+    end_with(notifier, lambda: len(flow.messages("dead-letters")) == 2)
+    unread, junk = (headers_of(letter) for letter in flow.messages("dead-letters"))
+    assert (unread["dlq.cause"], unread["dlq.stage"]) == ("unreadable_batch", "notifications")
+    assert junk["dlq.cause"] == "not_wire_format"
+    engine.dispose()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_of_somebody_s_transaction_it_is_buried_only_if_that_was_committed(
+    flow: EngineFlow, committed: bool
+) -> None:
+    """What was aborted is handed to nobody, so nobody buries it."""
+    transactional_id = f"{flow.prefix}foreign"
+    producer = Producer({"bootstrap.servers": flow.bootstrap, "transactional.id": transactional_id})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(flow.topic("orders"), b"junk", b"k", partition=0)
+    producer.flush(30)
+    host, _, port = flow.bootstrap.partition(":")
+    broker = BrokerConnection(host, int(port), 10.0)
+    (known,) = coordinated(broker, [transactional_id])
+    broker.close()
+    batch = batch_bytes(
+        BOMB, ZSTD | TRANSACTIONAL, producer_id=known.producer_id, epoch=0, sequence=1
+    )
+    produce_batch(flow.bootstrap, flow.topic("orders"), batch, transactional_id)
+    if committed:
+        producer.commit_transaction(30)
+    else:
+        producer.abort_transaction(30)
+    last = flow.send_order(flow.order("after"))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(last), running=running)
+    causes = [headers_of(letter)["dlq.cause"] for letter in flow.messages("dead-letters")]
+    assert causes == (["not_wire_format", "unreadable_batch"] if committed else [])
+    assert [r.order_id for r in flow.nouns("payment-requests")] == ["after"]
+    assert verify(Sources(flow.bootstrap, flow.prefix)).broken == []
+
+
+def test_a_limit_lowered_below_our_batches_slows_the_flow_and_buries_nothing(
+    flow: EngineFlow,
+) -> None:
+    """Of the topics that the payments worker writes to. What fits alone goes alone."""
+    resources = []
+    for role in ("payments", "payment-requests", "payment-events"):
+        entry = ConfigEntry(
+            "max.message.bytes", "4096", incremental_operation=AlterConfigOpType.SET
+        )
+        resources.append(
+            ConfigResource(ResourceType.TOPIC, flow.topic(role), incremental_configs=[entry])
+        )
+    admin = AdminClient({"bootstrap.servers": flow.bootstrap})
+    for future in admin.incremental_alter_configs(resources).values():
+        future.result(30)
+    sent = [flow.send_order(flow.order(f"o{n}")) for n in range(1_000)]
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(*sent), running=running)
+    assert flow.messages("dead-letters") == []
+    assert len(flow.nouns("payment-requests")) == 1_000
