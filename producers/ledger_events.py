@@ -20,7 +20,7 @@ from pipeline.domain.model import LedgerEvent
 from pipeline.domain.records import ledger_event_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
-from pipeline.ledger.decision_booking import book_decision
+from pipeline.ledger.decision_booking import DecisionBooker
 from pipeline.ledger.decisions import (
     WaitingDecision,
     adopt,
@@ -99,6 +99,7 @@ class LedgerEvents:
             # Somebody has decided meanwhile.
             producer = self._fencing_producer()
             there, waiting = self._there_and_waiting(engine)
+        booker = DecisionBooker(engine, source)
         made = 0
         for some in together(waiting):
             with reading(engine) as connection:
@@ -112,7 +113,7 @@ class LedgerEvents:
                 places.update(self._deliver(producer, new, companions_of(engine, new), on_step))
             on_step("published")
             for event in events:
-                made += book_decision(engine, source, event, *places[event.event_id])
+                made += booker.book(event, *places[event.event_id])
         return made
 
     def tell(self, companion: Companion) -> None:

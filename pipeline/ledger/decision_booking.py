@@ -33,22 +33,40 @@ from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
 
 
-def book_decision(
-    engine: Engine,
-    source: Source,
-    event: LedgerEvent,
-    partition: int,
-    offset: int,
-    *,
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-) -> int:
-    """Book what a decision posts and keep its place, in one transaction; how many entries it made.
+class DecisionBooker:
+    """Books decisions one after the other; remembers accounts and rules from one to the next."""
 
-    Decisions are booked in their order, each once: one that is booked already makes none. A closed
-    period is sealed by it: from then on the database takes no entry of it.
-    """
-    c = ledger_decisions.c
-    with engine.begin() as connection:
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._engine = engine
+        self._source = source
+        self._now_ms = now_ms
+        self._writer = EntryWriter(engine.dialect.name, now_ms)
+        self._rules = Rules()
+
+    def book(self, event: LedgerEvent, partition: int, offset: int) -> int:
+        """Book what a decision posts and keep its place, in one transaction; how many entries it
+        made.
+
+        Decisions are booked in their order, each once: one that is booked already makes none. A
+        closed period is sealed by it: from then on the database takes no entry of it.
+        """
+        try:
+            with self._engine.begin() as connection:
+                made = self._book(connection, event, partition, offset)
+        except BaseException:
+            self._writer.rolled_back()
+            raise
+        self._writer.committed()
+        return made
+
+    def _book(self, connection: Connection, event: LedgerEvent, partition: int, offset: int) -> int:
+        c = ledger_decisions.c
+        source = self._source
         if connection.dialect.name == "postgresql":
             # Waits for those who are inserting entries; those who come later see the seal.
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ENTRIES_LOCK})")
@@ -65,19 +83,19 @@ def book_decision(
             return 0
         if event.kind == PERIOD_CLOSE:
             _require_booked_to_the_cuts(connection, source.topic, event)
-        rules = current_rules(connection, Rules())
-        entries = _entries(connection, event, rules)
+        self._rules = current_rules(connection, self._rules)
+        entries = _entries(connection, event, self._rules)
         if entries:
-            writer = EntryWriter(connection.dialect.name, now_ms)
             items = [Item(partition, offset, entry, part) for part, entry in enumerate(entries)]
-            writer.add_balances(connection, writer.insert(connection, source.topic, items))
+            sums = self._writer.insert(connection, source.topic, items)
+            self._writer.add_balances(connection, sums)
         if event.kind == PERIOD_CLOSE:
             connection.execute(
                 update(closed_periods)
                 .where(closed_periods.c.sequence == event.sequence)
                 .values(sealed=1)
             )
-        _move_offset(connection, source, partition, offset + 1, now_ms())
+        _move_offset(connection, source, partition, offset + 1, self._now_ms())
         return len(entries)
 
 
