@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from msgspec import Struct
 from sqlalchemy import Connection, Engine, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -24,13 +25,41 @@ from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
 from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.domain.transfers import FEE_TRUE_UP, fee_true_up
 from pipeline.errors import UserError
-from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum
+from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum, require_unchanged
 from pipeline.ledger.clearing_booking import reconciliation_entries
 from pipeline.ledger.decisions import current_rules
 from pipeline.ledger.entries import EntryWriter, Item
 from pipeline.ledger.guards.v4 import ENTRIES_LOCK
 from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
+
+
+class BookedDecisions(Struct, frozen=True, gc=False):
+    """How far the decisions of a topic are booked: the last one's number, and by partition where
+    its records go on."""
+
+    sequence: int
+    next_offsets: dict[int, int]
+
+
+def booked_decisions(connection: Connection, source: Source) -> BookedDecisions:
+    """None are, where what is booked came from another topic of that name."""
+    o, c = consumer_offsets.c, ledger_decisions.c
+    rows = connection.execute(
+        select(consumer_offsets).where(
+            o.topic == source.topic,
+            o.cluster_id == source.cluster_id,
+            o.topic_id == source.topic_id,
+        )
+    ).all()
+    for row in rows:
+        require_unchanged(row)
+    last = connection.execute(
+        select(func.max(c.sequence)).where(c.published_offset.is_not(None))
+    ).scalar_one()
+    if not rows or last is None:
+        return BookedDecisions(0, {})
+    return BookedDecisions(last, {row.partition: row.next_offset for row in rows})
 
 
 class DecisionBooker:
