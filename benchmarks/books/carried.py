@@ -26,6 +26,7 @@ from pipeline.config import Settings, load_settings
 from pipeline.demo import PACE, sample_file
 from pipeline.domain.decisions import schedule_body
 from pipeline.domain.model import Order, PaymentCommand
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.gateways.simulator.faults import DEFAULT_FAULTS, FaultPlan
 from pipeline.gateways.simulator.reports import LATE_EVERY
 from pipeline.ledger.database import open_ledger
@@ -67,6 +68,8 @@ silent_ms = 60000
 slow_ms = 60000
 """
 CALL_TIMEOUT_MS = 5_000
+# Fewer are over before a broker's second compiler would pay.
+SHORT_ORDERS = 1_000
 # What the simulator takes of a charge, so that its fees are the ones that are expected.
 SCHEDULE: dict[str, Any] = {
     "plans": [
@@ -116,7 +119,14 @@ class Carried:
 
 @contextmanager
 def carried(
-    count: int, folder: Path, say: Say, *, seed: int, faults: str = "", parts: int = PARTS
+    count: int,
+    folder: Path,
+    say: Say,
+    *,
+    seed: int,
+    faults: str = "",
+    parts: int = PARTS,
+    partitions: int = PACE["partitions"],
 ) -> Iterator[Carried]:
     """Carry the sample and ``count`` generated orders through a flow of its own in ``folder``.
     ``faults``: a plan's name or file, if not ``RATES``."""
@@ -125,8 +135,9 @@ def carried(
     plan.write_text(json.dumps({"rates": RATES}))
     routes.write_text(PATIENCE)
     settings = load_settings(
-        **{**PACE, "call_timeout_ms": CALL_TIMEOUT_MS}, routes_file=str(routes), state_dir=folder
-    )
+        **{**PACE, "call_timeout_ms": CALL_TIMEOUT_MS, "partitions": partitions},
+        routes_file=str(routes), state_dir=folder,
+    )  # fmt: skip
     with LocalFlow(
         settings,
         {"payments": 1, "gateway": 1, "ledger": 1},
@@ -134,6 +145,7 @@ def carried(
         seed=seed,
         log_file=folder / "workers.log",
         say=say,
+        jvm_flags=SHORT_LIVED if count < SHORT_ORDERS else (),
     ) as flow:
         _put_in_force(flow.settings)
         flow.wait_until_joined()

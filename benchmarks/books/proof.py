@@ -35,6 +35,7 @@ from benchmarks.books.findings import (
     compare_counts,
 )
 from benchmarks.machine import Machine
+from pipeline.demo import PACE
 from pipeline.domain.money import format_amount
 from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.gateways.simulator.faults import DEFAULT_FAULTS
@@ -67,13 +68,16 @@ def prove(
     folder: Path | None = None,
     faults: str = "",
     parts: int = PARTS,
+    partitions: int = PACE["partitions"],
 ) -> Proof:
     """WrongRun when undamaged books do not agree, or a damage is not found by name at its place."""
     began_s = time.monotonic()
     draw = random.Random(seed)
     with (
         tempfile.TemporaryDirectory(prefix="paystream-books-", dir=folder) as name,
-        carried(orders, Path(name), say, seed=seed, faults=faults, parts=parts) as on,
+        carried(
+            orders, Path(name), say, seed=seed, faults=faults, parts=parts, partitions=partitions
+        ) as on,
     ):
         flow_s = time.monotonic() - began_s
         agreement = agree(on, say)

@@ -25,10 +25,14 @@ QUICK_FAULTS = {"rates": {"decline": 0.05, "slow": 0.02, "500_before": 0.02, "re
 
 @pytest.mark.slow
 def test_whole_books_agree_and_every_damage_is_found_by_name(tmp_path: Path) -> None:
-    """The sample and 60 more orders with quick faults, in fewer reports."""
+    """The sample and 60 more orders with quick faults, in fewer reports, and in fewer partitions:
+    each look at a topic takes a consumer for each of them."""
     faults = tmp_path / "faults.json"
     faults.write_text(json.dumps(QUICK_FAULTS))
-    require_whole(prove(60, said, seed=3, each=1, folder=tmp_path, faults=str(faults), parts=3))
+    proof = prove(
+        60, said, seed=3, each=1, folder=tmp_path, faults=str(faults), parts=3, partitions=2
+    )
+    require_whole(proof)
 
 
 # Two minutes by itself: each wait of the default faults once, and ten days of reports.

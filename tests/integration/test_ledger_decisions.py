@@ -252,7 +252,8 @@ def test_decisions_that_were_booked_are_not_read_again_and_are_missed_when_delet
         ledger(one, "publish")
     (partition,) = {message.partition() for message in read_all(flow.kafka, topic)}
     deleted = TopicPartition(topic, partition, 1)
-    AdminClient({"bootstrap.servers": flow.kafka}).delete_records([deleted])[deleted].result(30)
+    admin = AdminClient({"bootstrap.servers": flow.kafka})
+    admin.delete_records([deleted])[deleted].result(30)
     with pytest.raises(UserError, match="begins at offset 1: decisions were deleted"):
         ledger(one, "publish")
     engine.dispose()
