@@ -207,7 +207,8 @@ def damaged_reports(on: Carried, draw: random.Random, each: int, say: Say) -> li
     with unreported_books(on) as (engine, catalogue):
         with reading(engine) as connection:
             known = set(connection.execute(text(_CAPTURES)).scalars())
-            disputes: dict[str, str] = dict(connection.execute(text(_DISPUTES)).tuples().all())
+            told = connection.execute(text(_DISPUTES)).all()
+            disputes = {row.gateway_reference: row.settlement_id for row in told}
         days = _days(on)
         half = len(days) // 2
         payouts = [
