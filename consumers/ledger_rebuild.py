@@ -15,7 +15,7 @@ from sqlalchemy import Engine, func, select
 from consumers.settlement_entry import NotBookable, entry_of_record
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
-from pipeline.ledger.decision_booking import book_decision
+from pipeline.ledger.decision_booking import DecisionBooker
 from pipeline.ledger.decisions import adopt
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import SettlementConflicts
@@ -69,9 +69,9 @@ def rebuild(
     with engine.begin() as connection:
         adopt(connection, [each.event for each in events])
     refused = _book_settlements(bootstrap_servers, topic, codec, engine, log_ends, on_batch)
-    source = log.source()
+    booker = DecisionBooker(engine, log.source())
     for published in events:
-        book_decision(engine, source, published.event, published.partition, published.offset)
+        booker.book(published.event, published.partition, published.offset)
     while seal(engine):
         pass
     with reading(engine) as connection:

@@ -9,7 +9,8 @@ that an earlier version published twice counts where it stands first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -21,7 +22,7 @@ from pipeline.domain.records import ledger_event_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.ledger.database import reading
-from pipeline.ledger.decision_booking import book_decision
+from pipeline.ledger.decision_booking import DecisionBooker, booked_decisions
 from pipeline.ledger.decisions import (
     WaitingDecision,
     adopt,
@@ -31,7 +32,7 @@ from pipeline.ledger.decisions import (
 )
 from pipeline.ledger.journal import Source
 from pipeline.runtime.cluster import cluster_and_topic_id, require_reachable
-from pipeline.runtime.topic_reader import TopicReader
+from pipeline.runtime.topic_reader import PastRecord, TopicReader
 from producers.payout_records import Companion, companions_of
 from schemas.codec import Codec
 from schemas.errors import DecodeError
@@ -80,7 +81,7 @@ class LedgerEvents:
 
         UserError when two ledgers have decided on these topics, or one is not there.
         """
-        found = list(self._first_of_each())
+        found = list(self._first_of_each(self._onward({})))
         self._require_whole([each.event.sequence for each in found])
         return sorted(found, key=lambda each: each.event.sequence)
 
@@ -95,11 +96,12 @@ class LedgerEvents:
         source = self.source()
         with reading(engine) as connection:
             producer = self._fencing_producer() if waiting_decisions(connection) else None
-        there, waiting = self._there_and_waiting(engine)
+        there, waiting = self._there_and_waiting(engine, source)
         if producer is None and any(each.event_id not in there for each in waiting):
             # Somebody has decided meanwhile.
             producer = self._fencing_producer()
-            there, waiting = self._there_and_waiting(engine)
+            there, waiting = self._there_and_waiting(engine, source)
+        booker = DecisionBooker(engine, source)
         made = 0
         for some in together(waiting):
             with reading(engine) as connection:
@@ -113,36 +115,57 @@ class LedgerEvents:
                 places.update(self._deliver(producer, new, companions_of(engine, new), on_step))
             on_step("published")
             for event in events:
-                made += book_decision(engine, source, event, *places[event.event_id])
+                made += booker.book(event, *places[event.event_id])
         return made
 
     def tell(self, companion: Companion) -> None:
         """Publish something that no decision goes with: that one was refused."""
         self._deliver(self._fencing_producer(), (), (companion,), lambda _step: None)
 
-    def _there_and_waiting(self, engine: Engine) -> tuple[dict[str, Place], list[WaitingDecision]]:
-        """Where each decision of the topic is, and what is to be published or booked; what the
-        ledger had not is taken over."""
+    def _there_and_waiting(
+        self, engine: Engine, source: Source
+    ) -> tuple[dict[str, Place], list[WaitingDecision]]:
+        """Where each decision is that the topic has and the ledger has not booked, and what is to
+        be published or booked; what the ledger had not is taken over."""
         with reading(engine) as connection:
             known = decided_ids(connection)
+            booked = booked_decisions(connection, source)
         there: dict[str, Place] = {}
         sequences: list[int] = []
         unknown: list[LedgerEvent] = []
-        for each in self._first_of_each():
+        # They are booked in their order, so what lies before is booked and was looked at then.
+        for each in self._first_of_each(self._onward(booked.next_offsets)):
             event = each.event
             there[event.event_id] = each.partition, each.offset
-            sequences.append(event.sequence)
+            if event.sequence > booked.sequence:
+                sequences.append(event.sequence)
             if known.get(event.sequence) != event.event_id:
                 unknown.append(event)
-        self._require_whole(sequences)
+        self._require_whole(sequences, booked.sequence + 1)
         with engine.begin() as connection:
             adopt(connection, unknown)
             return there, waiting_decisions(connection)
 
-    def _first_of_each(self) -> Iterator[PublishedEvent]:
-        """Each decision where it stands first, in the order of the topic."""
+    def _onward(self, starts: Mapping[int, int]) -> Iterator[PastRecord]:
+        """Records of the topic in its order, of each partition from an offset on. UserError when
+        some of what lies before were deleted."""
+        parts = []
+        for partition, (low, end) in topic_ranges(self.bootstrap_servers, self._topic).items():
+            start = starts.get(partition, 0)
+            if start and low:
+                raise UserError(
+                    f"{self._topic}[{partition}] begins at offset {low}: decisions were deleted. "
+                    "Keep the topic for ever (retention.ms=-1); the ledger's backup has them."
+                )
+            if max(start, low) < end:
+                reader = TopicReader(self.bootstrap_servers)
+                parts.append(reader.onward(self._topic, partition, max(start, low)))
+        yield from heapq.merge(*parts, key=lambda record: record.timestamp_ms)
+
+    def _first_of_each(self, records: Iterable[PastRecord]) -> Iterator[PublishedEvent]:
+        """Each decision where it stands first."""
         seen: set[str] = set()
-        for record in TopicReader(self.bootstrap_servers).by_time(self._topic, None, None):
+        for record in records:
             try:
                 event = ledger_event_from_record(self._decode(record.value or b""))
             except DecodeError as error:
@@ -154,8 +177,8 @@ class LedgerEvents:
                 seen.add(event.event_id)
                 yield PublishedEvent(event, record.partition, record.offset)
 
-    def _require_whole(self, sequences: Iterable[int]) -> None:
-        for number, sequence in enumerate(sorted(sequences), 1):
+    def _require_whole(self, sequences: Iterable[int], first: int = 1) -> None:
+        for number, sequence in enumerate(sorted(sequences), first):
             if sequence != number:
                 raise UserError(
                     f"{self._topic} has no decision {number} and then {sequence}, or two of one "

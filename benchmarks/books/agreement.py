@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,15 +13,17 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, TextClause, text
 
 from benchmarks.books.carried import GATEWAY, Carried, Say, captured_so_far, wait_for_books
+from benchmarks.books.paid_out import PaidOut, book_bank, make_payouts, paid_out
 from benchmarks.failure import WrongRun
 from consumers.reconciliation import Reconciler
 from pipeline.audit.report import Finding, Report
 from pipeline.audit.verify import Sources, verify
 from pipeline.commands.reconciling import rules_of
 from pipeline.domain.breaks import ReconciliationBreak
+from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.gateways.bank_statement import read_statements
 from pipeline.gateways.reports import read_report
 from pipeline.gateways.simulator.reports import value_date
@@ -30,6 +32,7 @@ from pipeline.ledger.reconciliation.breaks import list_breaks
 from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import Verification, verify_books
 from pipeline.record_codec import record_codec
+from producers.ledger_events import LedgerEvents
 from topics.catalogue import Catalogue
 
 ACTOR = "benchmark"
@@ -43,6 +46,16 @@ DUE_DAYS = 40
 WAITS = frozenset({"waits_for_a_person"})
 
 Sums = Mapping[str, int]
+ACCOUNT = f"sim-{GATEWAY}"
+_LINES = text(
+    "SELECT CASE payout WHEN 1 THEN 'payouts' ELSE 'receipts' END, currency, sum(amount_minor) "
+    "FROM bank_lines GROUP BY 1, 2"
+)
+_AT_BANK = text(
+    "SELECT CASE e.kind WHEN 'bank_receipt' THEN 'receipts' ELSE 'payouts' END, p.currency, "
+    "sum(p.amount_minor) FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number "
+    "JOIN accounts a ON a.account_id = p.account_id WHERE a.name LIKE 'bank:%' GROUP BY 1, 2"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class Agreement:
     rows: int
     bank_lines: int
     told: int
+    paid_out: PaidOut
     sums: tuple[tuple[str, tuple[tuple[str, Sums], ...]], ...]
 
 
@@ -62,6 +76,16 @@ def reconciler_of(on: Carried, catalogue: Catalogue, engine: Engine) -> Reconcil
         settings.bootstrap_servers, catalogue, record_codec(catalogue, ""), engine,
         rules_of(settings), now_ms=lambda: int(time.time() * 1000),
     )  # fmt: skip
+
+
+def ledger_events_of(on: Carried, catalogue: Catalogue) -> LedgerEvents:
+    return LedgerEvents(on.settings.bootstrap_servers, catalogue, record_codec(catalogue, ""))
+
+
+def reader_of(on: Carried) -> Callable[[bytes], Sequence[BankStatement]]:
+    """Reads the bank's statements by the rules in force."""
+    rules = rules_of(on.settings)
+    return lambda content: read_statements(content, rules.payer, rules.bank_account)
 
 
 def due_day(on: Carried) -> date:
@@ -81,19 +105,23 @@ def agree(on: Carried, say: Say) -> Agreement:
         say(f"Taking in {len(on.days)} reports")
         rows = 0
         for day in on.days:
-            report = on.get(f"/v1/reports/{day}").decode()
-            rows += reconciler.import_report(
-                read_report(report, gateway=GATEWAY, adapter="simulator")
-            )
+            rows += _import_report(on, reconciler, day)
         told = _run_until_told(on, reconciler, say)
+        on.disputes.win()
+        on.reports.another()
+        rows += _import_report(on, reconciler, on.days[-1])
+        told += _run_until_told(on, reconciler, say)
         bank_lines = 0
-        rules = rules_of(on.settings)
         for day in value_dates(on):
-            content = on.get(f"/v1/bank/statements/{day}")
-            for statement in read_statements(content, rules.payer, rules.bank_account):
+            for statement in reader_of(on)(on.get(f"/v1/bank/statements/{day}")):
                 reconciler.import_statement(statement, ACTOR)
                 bank_lines += len(statement.lines)
-        say(f"Looking again with {bank_lines} lines of the bank, and at the settlements topic")
+        say(f"Looking again with {bank_lines} lines of the bank")
+        reconciler.run(as_of=due_day(on), controlled=False)
+        payouts = make_payouts(engine, ledger_events_of(on, on.settings.catalogue()), ACCOUNT)
+        say(f"{len(payouts)} payouts are with the bank")
+        bank_lines += book_bank(reconciler, ACCOUNT, reader_of(on), payouts)
+        say("Looking again with what the bank made of them, and at the settlements topic")
         reconciler.run(as_of=due_day(on))
         with reading(engine) as connection:
             require_nothing("reconcile run", [b.detail for b in list_breaks(connection)])
@@ -123,17 +151,14 @@ def agree(on: Carried, say: Say) -> Agreement:
                     )
                 )
             )
-            paid = {
-                currency: int(minor)
-                for currency, minor in connection.execute(
-                    text("SELECT currency, sum(amount_minor) FROM bank_lines GROUP BY currency")
-                )
-            }
-        sums = _sums(books, reported, paid, _gateway_sums(on), report_)
+            lines = _by_what(connection, _LINES)
+            at_bank = _by_what(connection, _AT_BANK)
+        paid = paid_out(engine)
+        sums = _sums(books, reported, lines, at_bank, paid.paid, _gateway_sums(on), report_)
         for what, places in sums:
             if len({tuple(sorted(found.items())) for _, found in places}) != 1:
                 raise WrongRun(f"{what} differ: {places}")
-        return Agreement(checked.entries, rows, bank_lines, told, sums)
+        return Agreement(checked.entries, rows, bank_lines, told, paid, sums)
     finally:
         engine.dispose()
 
@@ -173,6 +198,11 @@ def audit_beside(
         yield pool.submit(verify, sources, wait_s=AUDIT_WAIT_S)
 
 
+def _import_report(on: Carried, reconciler: Reconciler, day: str) -> int:
+    report = on.get(f"/v1/reports/{day}").decode()
+    return reconciler.import_report(read_report(report, gateway=GATEWAY, adapter="simulator"))
+
+
 def _run_until_told(on: Carried, reconciler: Reconciler, say: Say) -> int:
     """Look, and while payments are told what only a report knew, wait for them and look again."""
     told = 0
@@ -186,7 +216,8 @@ def _run_until_told(on: Carried, reconciler: Reconciler, say: Say) -> int:
         told += ran.told
         if not ran.told:
             return told
-        wait_for_books(on.flow, before + ran.told, say)
+        # Of the others each is a charge that is captured now.
+        wait_for_books(on, before + ran.told - on.disputes.news(), say)
     raise WrongRun("payments are told again and again what only a report knew.")
 
 
@@ -194,14 +225,23 @@ def _rows_by_currency(rows: Iterable[Any]) -> dict[str, tuple[int, int]]:
     return {currency: (int(amount), int(fee)) for currency, amount, fee in rows}
 
 
+def _by_what(connection: Connection, asked: TextClause) -> dict[str, dict[str, int]]:
+    """Sums by currency, by the first column."""
+    found: dict[str, dict[str, int]] = {}
+    for what, currency, minor in connection.execute(asked):
+        found.setdefault(what, {})[currency] = int(minor)
+    return found
+
+
 def _gateway_sums(on: Carried) -> dict[str, tuple[int, int]]:
     """By currency, out of the gateway's own file: what it moved to us, and what it took for it."""
     file: Path = on.flow.simulator.books
     with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
         rows = db.execute(
-            "SELECT currency, sum(CASE WHEN kind IN ('charge', 'capture', 'refund_failed') "
-            "THEN amount_minor ELSE -amount_minor END), sum(fee_minor) FROM entries "
-            "WHERE kind IN ('charge', 'capture', 'refund', 'refund_failed') GROUP BY currency"
+            "SELECT currency, sum(CASE WHEN kind IN ('charge', 'capture', 'refund_failed', "
+            "'dispute_won') THEN amount_minor ELSE -amount_minor END), sum(fee_minor) FROM entries "
+            "WHERE kind IN ('charge', 'capture', 'refund', 'refund_failed', 'dispute', "
+            "'dispute_fee', 'dispute_won') GROUP BY currency"
         ).fetchall()
     return {currency: (int(moved), int(fee)) for currency, moved, fee in rows}
 
@@ -209,7 +249,9 @@ def _gateway_sums(on: Carried) -> dict[str, tuple[int, int]]:
 def _sums(
     books: Mapping[tuple[str, str], int],
     reported: Mapping[str, tuple[int, int]],
-    paid: Sums,
+    lines: Mapping[str, Sums],
+    at_bank: Mapping[str, Sums],
+    payouts: Sums,
     gateway: Mapping[str, tuple[int, int]],
     report: Report,
 ) -> tuple[tuple[str, tuple[tuple[str, Sums], ...]], ...]:
@@ -223,16 +265,23 @@ def _sums(
     def owed(*accounts: str) -> dict[str, int]:
         return {currency: -minor for currency, minor in balance(*accounts).items()}
 
+    def taken(moved: Sums) -> dict[str, int]:
+        return {**nothing, **{currency: -minor for currency, minor in moved.items()}}
+
     settled: Counter[str] = Counter()
+    disputed: Counter[str] = Counter()
     for kind, said in report.summary["settlements"].items():
         # No gateway knows of a credit.
         if kind != "credit":
             settled.update(said["amount_minor"])
+        if kind in ("dispute", "dispute_fee", "reversal"):
+            disputed.subtract(said["amount_minor"])
     net = {currency: moved - fee for currency, (moved, fee) in gateway.items()}
     everything: Counter[str] = Counter()
     for (_, currency), minor in books.items():
         everything[currency] += minor
     nothing = dict.fromkeys(net, 0)
+    left = {currency: minor - payouts.get(currency, 0) for currency, minor in net.items()}
     return (
         ("moved to us, fees not taken off", (
             ("the gateway's books", {c: moved for c, (moved, _) in gateway.items()}),
@@ -246,11 +295,26 @@ def _sums(
         )),
         ("paid out by the gateway", (
             ("the gateway's books, less fees", net),
-            ("the bank's lines", paid),
-            ("ledger: bank", balance("bank:")),
-            ("ledger: owed to merchants, our fees, less the gateway's", owed(
-                "merchant_", "unapplied_credits:", "fee_revenue:", "gateway_cost:", "rounding:",
-                "suspense:", "reserve:", "payouts_in_transit:", "disputes_and_losses:")),
+            ("the bank's lines", lines["receipts"]),
+            ("ledger: bank, receipts", at_bank["receipts"]),
+        )),
+        ("paid out to merchants", (
+            ("the payouts", {**nothing, **payouts}),
+            ("the bank's lines", taken(lines["payouts"])),
+            ("ledger: bank, payouts", taken(at_bank["payouts"])),
+        )),
+        ("left at the bank", (
+            ("what the gateway paid, less payouts", left),
+            ("ledger: bank", {**nothing, **balance("bank:")}),
+            ("ledger: owed to merchants, our fees, less the gateway's and disputes", {
+                **nothing, **owed(
+                    "merchant_", "unapplied_credits:", "fee_revenue:", "gateway_cost:",
+                    "rounding:", "suspense:", "reserve:", "payouts_in_transit:",
+                    "disputes_and_losses:")}),
+        )),
+        ("disputed, the gateway's fees for it included, less what was won", (
+            ("the settlements topic", {**nothing, **disputed}),
+            ("ledger: disputes_and_losses", {**nothing, **balance("disputes_and_losses:")}),
         )),
         ("still owed by the gateway", (
             ("ledger: gateway_receivable", {**nothing, **balance("gateway_receivable:")}),

@@ -1,14 +1,15 @@
 """Orders carried through the whole flow, and what its gateway has to say about them afterwards.
 
 The sample and generated orders in three currencies, an eighth of what is generated given back in
-part, under a schedule of fees. The gateway simulator answers over HTTP with faults and
-makes a settlement report of what it has done so far each time another part of the orders has ended:
-the reports of successive days, of which some rows come a day late.
+part, some of it disputed, under a schedule of fees. The gateway simulator answers over HTTP with
+faults and makes a settlement report of what it has done so far each time another part of the orders
+has ended: the reports of successive days, of which some rows come a day late.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +20,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from benchmarks.books.disputed import Disputes
 from benchmarks.failure import WrongRun
 from pipeline.config import Settings, load_settings
 from pipeline.demo import PACE, sample_file
 from pipeline.domain.decisions import schedule_body
 from pipeline.domain.model import Order, PaymentCommand
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.gateways.simulator.faults import DEFAULT_FAULTS, FaultPlan
 from pipeline.gateways.simulator.reports import LATE_EVERY
 from pipeline.ledger.database import open_ledger
@@ -31,7 +34,7 @@ from pipeline.ledger.decisions import decide_terms
 from pipeline.local import LocalFlow
 from pipeline.observability.progress import Progress, progress
 from pipeline.record_codec import record_codec
-from producers.cancellations import given_back
+from producers.cancellations import given_back as cancelled
 from producers.command_publisher import CommandPublisher
 from producers.invoice_csv import read_invoices
 from producers.ledger_events import LedgerEvents
@@ -44,8 +47,12 @@ CURRENCIES = ("GBP", "EUR", "JPY")
 GATEWAY = "simulator"
 # Of the generated orders, one in so many is given back in part.
 REFUND_EVERY = 8
-# Reports while the orders come; two more once all is done take in what is left.
+# Reports while the orders come; two more once all is done take in what is left, a last one what
+# was won of the disputes.
 PARTS = 8
+# Charges are disputed once that part of the orders has ended: what is damaged are rows of the first
+# half of the reports, and theirs are to be among them.
+DISPUTED_AT = 3
 # Each fault of the simulator's default plan, an eighth as often, and a breaker that only a gateway
 # in which nothing works opens: where every fifth call fails, or the machine is slow, the only
 # gateway is left alone nearly all the time, and 200,000 orders take hours.
@@ -61,6 +68,8 @@ silent_ms = 60000
 slow_ms = 60000
 """
 CALL_TIMEOUT_MS = 5_000
+# Fewer are over before a broker's second compiler would pay.
+SHORT_ORDERS = 1_000
 # What the simulator takes of a charge, so that its fees are the ones that are expected.
 SCHEDULE: dict[str, Any] = {
     "plans": [
@@ -83,13 +92,19 @@ QUIET = {"log_level": 0}
 
 @dataclass(frozen=True)
 class Carried:
-    """A flow that has nothing left to do, and goes on running. ``days``: those with a report."""
+    """A flow that has nothing left to do, and goes on running."""
 
     flow: LocalFlow
     folder: Path
     orders: int
     commands: int
-    days: tuple[str, ...]
+    disputes: Disputes
+    reports: Reports
+
+    @property
+    def days(self) -> tuple[str, ...]:
+        """Those with a report."""
+        return tuple(self.reports.days)
 
     @property
     def settings(self) -> Settings:
@@ -104,7 +119,14 @@ class Carried:
 
 @contextmanager
 def carried(
-    count: int, folder: Path, say: Say, *, seed: int, faults: str = "", parts: int = PARTS
+    count: int,
+    folder: Path,
+    say: Say,
+    *,
+    seed: int,
+    faults: str = "",
+    parts: int = PARTS,
+    partitions: int = PACE["partitions"],
 ) -> Iterator[Carried]:
     """Carry the sample and ``count`` generated orders through a flow of its own in ``folder``.
     ``faults``: a plan's name or file, if not ``RATES``."""
@@ -113,8 +135,9 @@ def carried(
     plan.write_text(json.dumps({"rates": RATES}))
     routes.write_text(PATIENCE)
     settings = load_settings(
-        **{**PACE, "call_timeout_ms": CALL_TIMEOUT_MS}, routes_file=str(routes), state_dir=folder
-    )
+        **{**PACE, "call_timeout_ms": CALL_TIMEOUT_MS, "partitions": partitions},
+        routes_file=str(routes), state_dir=folder,
+    )  # fmt: skip
     with LocalFlow(
         settings,
         {"payments": 1, "gateway": 1, "ledger": 1},
@@ -122,12 +145,25 @@ def carried(
         seed=seed,
         log_file=folder / "workers.log",
         say=say,
+        jvm_flags=SHORT_LIVED if count < SHORT_ORDERS else (),
     ) as flow:
         _put_in_force(flow.settings)
         flow.wait_until_joined()
-        reports = _Reports(flow, len(sold), parts)
-        _publish(flow, sold)
-        say(f"Published {len(sold):,} orders")
+        disputes = Disputes(
+            flow.settings.gateway_url, flow.settings.books_url(), len(sold), random.Random(seed)
+        )
+        reports = Reports(flow, len(sold), parts)
+        first = len(sold) // DISPUTED_AT
+        _publish(flow, sold[:first])
+        say(f"Published {first:,} of {len(sold):,} orders")
+        _wait(
+            flow, lambda at: at.ended + at.dead >= first and at.posted >= at.moved, say,
+            reports.keep_up,
+        )  # fmt: skip
+        disputes.open(but={command.order_id for command in asked})
+        say(f"{disputes.opened:,} charges of them are disputed")
+        _publish(flow, sold[first:])
+        say(f"Published {len(sold) - first:,} orders more")
         _wait(flow, lambda at: at.ended + at.dead >= len(sold), say, reports.keep_up)
         commands = CommandPublisher(
             flow.settings.bootstrap_servers,
@@ -142,26 +178,28 @@ def carried(
         say(f"Published {len(asked):,} refunds and credits")
         _wait(flow, lambda at: at.answered >= len(asked) and at.posted >= at.moved, say)
         reports.finish()
-        yield Carried(flow, folder, len(sold), len(asked), tuple(reports.days))
+        yield Carried(flow, folder, len(sold), len(asked), disputes, reports)
 
 
-def wait_for_books(flow: LocalFlow, captured: int, say: Say) -> None:
-    """Until so many payments are captured and all that has moved is booked."""
-    _wait(flow, lambda at: at.captured >= captured and at.posted >= at.moved, say)
+def wait_for_books(on: Carried, captured: int, say: Say) -> None:
+    """Until so many payments are captured, and all that has moved is booked, for disputes as
+    well."""
+    disputed = on.disputes.entries
+    _wait(on.flow, lambda at: at.captured >= captured and at.posted >= at.moved + disputed, say)
 
 
 def captured_so_far(flow: LocalFlow) -> int:
     return _progress(flow).captured
 
 
-class _Reports:
+class Reports:
     """Has the gateway make its next report each time a further part of the orders has ended."""
 
     def __init__(self, flow: LocalFlow, expected: int, parts: int) -> None:
         self._flow = flow
         self._parts = parts
         self._part = max(1, expected // parts)
-        self._first = date.today() - timedelta(days=parts + 1)
+        self._first = date.today() - timedelta(days=parts + 2)
         self._made = 0
         self.days: list[str] = []
 
@@ -172,6 +210,10 @@ class _Reports:
     def finish(self) -> None:
         """What is left, and on the day after it what was late of that."""
         self._make(LATE_EVERY)
+        self.another()
+
+    def another(self) -> None:
+        """What has moved since, nothing of it late."""
         self._make(0)
 
     def _make(self, late_every: int) -> None:
@@ -219,7 +261,7 @@ def _orders(count: int, seed: int) -> tuple[list[Order], list[PaymentCommand]]:
     ]
     # The same order twice in the file is one payment.
     sample = {(order.merchant_id, order.order_id): order for order in found.orders}
-    return [*sample.values(), *generated], [*given_back(found, now_ms=now_ms).commands, *refunds]
+    return [*sample.values(), *generated], [*cancelled(found, now_ms=now_ms).commands, *refunds]
 
 
 def _put_in_force(settings: Settings) -> None:

@@ -39,11 +39,17 @@ def _refund_gone(db: sqlite3.Connection, seq: int, key: str) -> tuple[Found, ...
     return (("settlement_without_refund", key),)
 
 
+def _dispute_gone(db: sqlite3.Connection, seq: int, key: str) -> tuple[Found, ...]:
+    db.execute("DELETE FROM entries WHERE seq = ?", (seq,))
+    return (("settlement_without_dispute", key),)
+
+
 KINDS: dict[str, tuple[str, Spoil]] = {
     "the gateway's books lack a charge": ("charge", _gone),
     "the gateway's books have another amount": ("charge", _amount),
     "the gateway's books have a charge nobody asked for": ("charge", _unasked),
     "the gateway's books lack a refund": ("refund", _refund_gone),
+    "the gateway's books lack a dispute": ("dispute", _dispute_gone),
 }
 
 
@@ -53,13 +59,16 @@ def damage_gateway(file: Path, draw: random.Random, each: int) -> list[Damage]:
     with closing(sqlite3.connect(file)) as db:
         rows = {
             kind: iter(draw.sample(found, 3 * each if kind == "charge" else each))
-            for kind in ("charge", "refund")
+            for kind in ("charge", "refund", "dispute")
             if (
                 found := db.execute(
                     "SELECT seq, merchant_id || ':' || order_id FROM entries e WHERE kind = ? "
-                    # Each of an order of its own: a charge that was given back is another case.
-                    "AND (kind = 'refund' OR NOT EXISTS (SELECT 1 FROM entries o WHERE "
-                    "o.charge_id = e.charge_id AND o.kind <> 'charge')) ORDER BY seq",
+                    # Each of an order of its own: a charge that was given back or disputed is
+                    # another case, and so is a dispute that was won.
+                    "AND (kind <> 'charge' OR NOT EXISTS (SELECT 1 FROM entries o WHERE "
+                    "o.charge_id = e.charge_id AND o.kind <> 'charge')) AND NOT EXISTS (SELECT 1 "
+                    "FROM entries w WHERE w.kind = 'dispute_won' AND w.reference = e.reference) "
+                    "ORDER BY seq",
                     (kind,),
                 ).fetchall()
             )

@@ -1,107 +1,21 @@
 """Books that somebody has had a hand in: rows of a copy of the ledger, past its tables' guards.
 
-Whoever forges an entry here is careful: balances follow what was changed, unless the kind is that
-they do not. Rows are captures with their fees, drawn by a seed, never next to one another in a
+Rows are captures with their fees, and disputes, drawn by a seed, never next to one another in a
 chain, so that each thing that is found has one cause.
 """
 
 from __future__ import annotations
 
 import random
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct
-
+from benchmarks.books.damaged_decisions import damage_decided
 from benchmarks.books.findings import LEDGER_VERIFY, RECONCILE, VERIFY, Damage, Found
-from benchmarks.failure import WrongRun
+from benchmarks.books.unguarded import SETTLEMENTS, Books, Drawer, Entry
 
-SETTLEMENTS, DECISIONS = "settlements", "ledger-events"
-# Between two damaged entries of a chain.
-APART = 3
 _STRANGER = "a-stranger"
-
-
-class Entry(Struct, frozen=True):
-    """A capture under terms: movement, fee and cost are its six lines."""
-
-    number: int
-    entry_id: str
-    settlement_id: str
-    partition: int
-    offset: int
-
-    @property
-    def place(self) -> str:
-        return f"{SETTLEMENTS}[{self.partition}]@{self.offset}"
-
-
-class Books:
-    """The copy, its guards gone."""
-
-    def __init__(self, file: Path) -> None:
-        self.db = sqlite3.connect(file, isolation_level=None)
-        self.db.execute("PRAGMA foreign_keys = OFF")
-        self.db.execute("PRAGMA synchronous = OFF")
-        for (name,) in self.all("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
-            self.db.execute(f"DROP TRIGGER {name}")
-
-    def all(self, statement: str, *values: object) -> list[Any]:
-        return self.db.execute(statement, values).fetchall()
-
-    def do(self, statement: str, *values: object) -> None:
-        changed = self.db.execute(statement, values).rowcount
-        if changed < 1:
-            raise WrongRun(f"nothing was damaged by {statement} {values}")
-
-    def lines(self, number: int) -> list[tuple[int, int, str, int]]:
-        """Line, account, currency and amount of an entry."""
-        return self.all(
-            "SELECT line, account_id, currency, amount_minor FROM postings "
-            "WHERE entry_number = ? ORDER BY line", number,
-        )  # fmt: skip
-
-    def balance(self, account: int, currency: str, minor: int, *, times: int = 1) -> None:
-        """Count a posting in its balance, or with ``times=-1`` no longer."""
-        side = "debits_minor" if minor > 0 else "credits_minor"
-        self.db.execute("INSERT OR IGNORE INTO balances VALUES (?, ?, 0, 0)", (account, currency))
-        self.do(
-            f"UPDATE balances SET {side} = {side} + ? WHERE account_id = ? AND currency = ?",
-            times * abs(minor), account, currency,
-        )  # fmt: skip
-
-    def change(self, number: int, line: int, *, by: int = 0, account: int = 0, currency: str = "",
-               followed: bool = True) -> None:  # fmt: skip
-        """Change a line; the balances follow."""
-        old = next(each for each in self.lines(number) if each[0] == line)
-        new = account or old[1], currency or old[2], old[3] + by
-        self.do(
-            "UPDATE postings SET account_id = ?, currency = ?, amount_minor = ? "
-            "WHERE entry_number = ? AND line = ?", *new, number, line,
-        )  # fmt: skip
-        if followed:
-            self.balance(old[1], old[2], old[3], times=-1)
-            self.balance(*new)
-
-    def name(self, account: int) -> str:
-        return str(self.all("SELECT name FROM accounts WHERE account_id = ?", account)[0][0])
-
-    def cleared(self, entry: Entry) -> tuple[Found, ...]:
-        """What the decision that cleared a settlement no longer agrees with, told once for each."""
-        rows = self.all(
-            "SELECT sequence FROM cleared_rows WHERE settlement_id = ?", entry.settlement_id
-        )
-        return tuple(("clearing_wrong", f"decision {sequence}") for (sequence,) in rows)
-
-    def remove(self, number: int) -> None:
-        for _, account, currency, minor in self.lines(number):
-            self.balance(account, currency, minor, times=-1)
-        self.do("DELETE FROM postings WHERE entry_number = ?", number)
-        self.do("DELETE FROM journal_entries WHERE entry_number = ?", number)
 
 
 def _drift(books: Books, account: int, currency: str) -> dict[str, tuple[Found, ...]]:
@@ -313,6 +227,27 @@ ENTRY_KINDS: dict[str, Callable[[Books, Entry], dict[str, tuple[Found, ...]]]] =
 }
 
 
+def _dispute_charged(books: Books, e: Entry) -> dict[str, tuple[Found, ...]]:
+    """To the merchant, whose terms have it held."""
+    held = books.name(books.lines(e.number)[1][1])
+    merchant = held.partition(":")[2]
+    ((payable,),) = books.all(
+        "SELECT account_id FROM accounts WHERE name = ?", f"merchant_payable:{merchant}"
+    )
+    books.change(e.number, 2, account=payable)
+    return {
+        LEDGER_VERIFY: (("entry_changed", e.place),),
+        VERIFY: (("journal_entry_accounts_wrong", e.entry_id), *books.cleared(e)),
+    }
+
+
+DISPUTE_KINDS: dict[str, Callable[[Books, Entry], dict[str, tuple[Found, ...]]]] = {
+    "a dispute's amount is changed on both sides, balances too": _amount,
+    "a dispute is charged to its merchant, balances too": _dispute_charged,
+    "a dispute's entry is removed, balances too": _gone,
+}
+
+
 def _balance(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[Found, ...]]]:
     account, currency = draw.choice(
         books.all("SELECT account_id, currency FROM balances ORDER BY account_id, currency")
@@ -366,35 +301,6 @@ def _decision(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[F
     return place, {LEDGER_VERIFY: (("decision_changed", place),)}
 
 
-def _decided(books: Books, draw: random.Random, kind: str) -> tuple[int, str, str, Found]:
-    """An entry of a decision, its place, and what an audit says when it is not as decided."""
-    number, entry_id, partition, offset = draw.choice(
-        books.all(
-            "SELECT entry_number, entry_id, source_partition, source_offset FROM journal_entries "
-            "WHERE kind = ? ORDER BY entry_number", kind,
-        )
-    )  # fmt: skip
-    ((sequence,),) = books.all(
-        "SELECT sequence FROM ledger_decisions WHERE published_partition = ? "
-        "AND published_offset = ?", partition, offset,
-    )  # fmt: skip
-    wrong = "clearing_wrong", f"decision {sequence}"
-    return number, entry_id, f"{DECISIONS}[{partition}]@{offset}", wrong
-
-
-def _clearing_gone(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[Found, ...]]]:
-    number, entry_id, place, wrong = _decided(books, draw, "clearing")
-    books.remove(number)
-    return entry_id, {LEDGER_VERIFY: (("entry_missing", place),), VERIFY: (wrong,)}
-
-
-def _receipt(books: Books, draw: random.Random) -> tuple[str, dict[str, tuple[Found, ...]]]:
-    number, entry_id, place, wrong = _decided(books, draw, "bank_receipt")
-    books.change(number, 1, by=1)
-    books.change(number, 2, by=-1)
-    return entry_id, {LEDGER_VERIFY: (("entry_changed", place),), VERIFY: (wrong,)}
-
-
 # Of the books as a whole: one of each.
 OTHER_KINDS: dict[
     str, Callable[[Books, random.Random], tuple[str, dict[str, tuple[Found, ...]]]]
@@ -403,8 +309,6 @@ OTHER_KINDS: dict[
     "the ledger's offset is moved back": _offset_back,
     "the ledger's offset is moved past the end": _offset_on,
     "a decision is changed": _decision,
-    "the entry of a report's row is removed, balances too": _clearing_gone,
-    "the entry of a bank's line is changed, balances too": _receipt,
 }
 
 
@@ -413,42 +317,22 @@ def damage_ledger(file: Path, draw: random.Random, each: int) -> list[Damage]:
     books = Books(file)
     with closing(books.db):
         books.db.execute("BEGIN")
-        drawn = iter(_draw(books, draw, each * len(ENTRY_KINDS)))
-        damages = [
-            Damage(kind, f"{entry.entry_id} of {entry.place}", spoil(books, entry))
-            for kind, spoil in ENTRY_KINDS.items()
-            for entry in islice(drawn, each)
-        ]
+        drawer = Drawer(books, draw)
+        damages = []
+        # What there is less of is drawn first.
+        for what, kinds in (("dispute", DISPUTE_KINDS), ("capture", ENTRY_KINDS)):
+            drawn = list(drawer.draw(what, each * len(kinds)))
+            for at, (kind, spoil) in enumerate(kinds.items()):
+                damages += [
+                    Damage(kind, f"{entry.entry_id} of {entry.place}", spoil(books, entry))
+                    for entry in drawn[each * at : each * (at + 1)]
+                ]
         for kind, spoil_ in OTHER_KINDS.items():
             place, found = spoil_(books, draw)
             damages.append(Damage(kind, place, found))
+        damages += damage_decided(books, draw)
         books.db.execute("COMMIT")
     return damages
-
-
-def _draw(books: Books, draw: random.Random, count: int) -> Iterator[Entry]:
-    """Distinct captures under terms, apart from each other and from the chains' ends. Each is all
-    that was settled of its payment: what a refund gives back follows from the capture before it."""
-    rows = books.all(
-        "SELECT entry_number, entry_id, settlement_id, source_partition, source_offset, kind = "
-        "'capture' AND posting_count = 6 AND NOT EXISTS (SELECT 1 FROM journal_entries o "
-        "WHERE o.payment_id = e.payment_id AND o.settlement_id NOT IN ('', e.settlement_id)) "
-        "FROM journal_entries e WHERE source_topic = ? ORDER BY source_partition, source_offset",
-        SETTLEMENTS,
-    )
-    taken: set[int] = set()
-    for at in draw.sample(range(APART, len(rows) - APART), len(rows) - 2 * APART):
-        *fields, fit = rows[at]
-        near = rows[at - APART : at + APART + 1]
-        in_chain = all(each[3] == rows[at][3] for each in near)
-        if not (fit and in_chain) or taken & set(range(at - APART, at + APART + 1)):
-            continue
-        taken.add(at)
-        yield Entry(*fields)
-        count -= 1
-        if not count:
-            return
-    raise WrongRun("the books are too small to damage so many entries apart from each other.")
 
 
 def _joined(*found: dict[str, tuple[Found, ...]]) -> dict[str, tuple[Found, ...]]:

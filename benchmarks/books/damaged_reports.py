@@ -19,18 +19,26 @@ from itertools import islice
 import msgspec
 from sqlalchemy import text
 
-from benchmarks.books.agreement import ACTOR, breaks_of, due_day, reconciler_of, value_dates
+from benchmarks.books.agreement import (
+    ACCOUNT,
+    ACTOR,
+    breaks_of,
+    due_day,
+    ledger_events_of,
+    reader_of,
+    reconciler_of,
+    value_dates,
+)
 from benchmarks.books.carried import GATEWAY, Carried, Say
+from benchmarks.books.damaged_payouts import SpoiltPayouts
 from benchmarks.books.findings import IMPORT, RECONCILE, Damage, Found, compare
+from benchmarks.books.paid_out import book_bank, make_payouts
 from benchmarks.books.unreported import unreported_books
 from benchmarks.failure import WrongRun
 from consumers.reconciliation import Reconciler
-from pipeline.commands.reconciling import rules_of
 from pipeline.domain.clearing import clearing_key
 from pipeline.domain.ids import settlement_id
-from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.errors import UserError
-from pipeline.gateways.bank_statement import read_statements
 from pipeline.gateways.notice import our_reference
 from pipeline.gateways.reports import ReportFile, read_report
 from pipeline.gateways.simulator.bank import Payout, statement
@@ -40,11 +48,11 @@ from pipeline.gateways.simulator.reports import Report, ReportRow, batch_sums, v
 from pipeline.gateways.simulator.reports import read_report as report_of
 from pipeline.ledger.database import reading
 
-ACCOUNT = f"sim-{GATEWAY}"
 PAYER = GATEWAY.upper()
 # One that no order has.
 STRANGE_CURRENCY = "CHF"
 _CAPTURES = "SELECT settlement_id FROM journal_entries WHERE kind = 'capture'"
+_DISPUTES = "SELECT gateway_reference, settlement_id FROM journal_entries WHERE kind = 'dispute'"
 
 
 @dataclass(eq=False)
@@ -53,6 +61,8 @@ class _Line:
 
     row: ReportRow
     day: _Day
+    # Of the dispute that a row is of.
+    dispute: str = ""
 
     def change(self, **fields: object) -> None:
         self.row = replace(self.row, **fields)  # type: ignore[arg-type]
@@ -69,6 +79,8 @@ class _Line:
 
     @property
     def settled(self) -> str:
+        if self.dispute:
+            return self.dispute
         found = our_reference(self.row.reference)
         if found is None:
             raise WrongRun(f"{self.row.reference} is no reference of ours.")
@@ -151,6 +163,13 @@ ROW_KINDS: dict[str, Callable[[_Line, _Line], Told]] = {
 }
 
 
+DISPUTE_ROW_KINDS: dict[str, Callable[[_Line, _Line], Told]] = {
+    "a row of a dispute is left out": _dropped,
+    "a row of a dispute stands twice": _doubled,
+    "a row of a dispute has one minor unit more": _amount,
+}
+
+
 def _less(payout: Payout) -> tuple[list[Payout], tuple[Found, ...]]:
     changed = msgspec.structs.replace(payout, amount_minor=payout.amount_minor - 1)
     return [changed], (("batch_differs", _batch(payout)),)
@@ -188,6 +207,8 @@ def damaged_reports(on: Carried, draw: random.Random, each: int, say: Say) -> li
     with unreported_books(on) as (engine, catalogue):
         with reading(engine) as connection:
             known = set(connection.execute(text(_CAPTURES)).scalars())
+            told = connection.execute(text(_DISPUTES)).all()
+            disputes = {row.gateway_reference: row.settlement_id for row in told}
         days = _days(on)
         half = len(days) // 2
         payouts = [
@@ -197,6 +218,8 @@ def damaged_reports(on: Carried, draw: random.Random, each: int, say: Say) -> li
         ]
         whole = {batch for day in days[half:] for batch, _ in batch_sums(day.report())}
         damages = _damage_lines(payouts, whole, draw, each)
+        for line in (line for day in days for line in day.lines if line.row.kind == "dispute"):
+            line.dispute = disputes[line.row.id]
         damages += _damage_rows(days[:half], payouts, known, draw, each)
         say(f"Reconciling with {len(damages)} damages in reports and statements")
         reconciler = reconciler_of(on, catalogue, engine)
@@ -205,8 +228,13 @@ def damaged_reports(on: Carried, draw: random.Random, each: int, say: Say) -> li
             reconciler.import_report(_read(day.text()))
         damages.append(_contradicted(reconciler, days[half]))
         for value_day in value_dates(on):
-            for found in _statements(on, statement(ACCOUNT, PAYER, value_day, payouts, 0)):
+            for found in reader_of(on)(statement(ACCOUNT, PAYER, value_day, payouts, 0)):
                 reconciler.import_statement(found, ACTOR)
+        reconciler.run(as_of=due_day(on), controlled=False)
+        made = make_payouts(engine, ledger_events_of(on, catalogue), ACCOUNT)
+        spoilt = SpoiltPayouts(ACCOUNT, draw, each)
+        book_bank(reconciler, ACCOUNT, reader_of(on), made, spoilt)
+        damages += spoilt.damages
         reconciler.run(as_of=due_day(on), controlled=False)
         compare(RECONCILE, damages, ((b.kind, b.subject) for b in breaks_of(engine)))
         return damages
@@ -222,12 +250,14 @@ def _damage_rows(
         # What succeeded too late is settled under another operation than it was asked for by.
         if line.row.kind == "charge" and line.settled in known
     ]
-    drawn = iter(draw.sample(pool, 2 * each * len(ROW_KINDS)))
+    disputes = [line for day in days for line in day.lines if line.dispute]
     told: list[tuple[str, str, Told]] = []
-    for kind, spoil in ROW_KINDS.items():
-        for line, other in zip(*[islice(drawn, 2 * each)] * 2, strict=True):
-            place = f"row {line.key} of {line.row.merchant_id}:{line.row.order_id}"
-            told.append((kind, place, spoil(line, other)))
+    for kinds, of in ((ROW_KINDS, pool), (DISPUTE_ROW_KINDS, disputes)):
+        drawn = iter(draw.sample(of, 2 * each * len(kinds)))
+        for kind, spoil in kinds.items():
+            for line, other in zip(*[islice(drawn, 2 * each)] * 2, strict=True):
+                place = f"row {line.key} of {line.row.merchant_id}:{line.row.order_id}"
+                told.append((kind, place, spoil(line, other)))
     # Two damages of one batch may cancel each other: then its sum is what the bank paid.
     sums = Counter({key: minor for day in days for key, minor in batch_sums(day.report()).items()})
     even = {("batch_differs", _batch(each)) for each in paid
@@ -280,7 +310,7 @@ def _spoilt(
         _refused("a line of a statement was changed on its way",
                  f"statement of {payouts[-1].value_date}",
                  "do not lead from its opening to its closing balance",
-                 lambda: _statements(on, tampered)),
+                 lambda: reader_of(on)(tampered)),
     ]  # fmt: skip
 
 
@@ -310,11 +340,6 @@ def _refused(kind: str, place: str, said: str, act: Callable[[], object]) -> Dam
 
 def _read(text_: str) -> ReportFile:
     return read_report(text_, gateway=GATEWAY, adapter="simulator")
-
-
-def _statements(on: Carried, content: bytes) -> list[BankStatement]:
-    rules = rules_of(on.settings)
-    return read_statements(content, rules.payer, rules.bank_account)
 
 
 def _days(on: Carried) -> list[_Day]:

@@ -35,6 +35,7 @@ from benchmarks.books.findings import (
     compare_counts,
 )
 from benchmarks.machine import Machine
+from pipeline.demo import PACE
 from pipeline.domain.money import format_amount
 from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.gateways.simulator.faults import DEFAULT_FAULTS
@@ -50,6 +51,7 @@ class Proof:
 
     orders: int
     commands: int
+    disputes: int
     seed: int
     flow_s: float
     seconds: float
@@ -66,13 +68,16 @@ def prove(
     folder: Path | None = None,
     faults: str = "",
     parts: int = PARTS,
+    partitions: int = PACE["partitions"],
 ) -> Proof:
     """WrongRun when undamaged books do not agree, or a damage is not found by name at its place."""
     began_s = time.monotonic()
     draw = random.Random(seed)
     with (
         tempfile.TemporaryDirectory(prefix="paystream-books-", dir=folder) as name,
-        carried(orders, Path(name), say, seed=seed, faults=faults, parts=parts) as on,
+        carried(
+            orders, Path(name), say, seed=seed, faults=faults, parts=parts, partitions=partitions
+        ) as on,
     ):
         flow_s = time.monotonic() - began_s
         agreement = agree(on, say)
@@ -80,8 +85,8 @@ def prove(
         damages = _damaged_books(on, copy, draw, each, say)
         damages += damaged_reports(on, draw, each, say)
         return Proof(
-            on.orders, on.commands, seed, flow_s, time.monotonic() - began_s, agreement,
-            tuple(damages),
+            on.orders, on.commands, on.disputes.opened, seed, flow_s, time.monotonic() - began_s,
+            agreement, tuple(damages),
         )  # fmt: skip
 
 
@@ -126,10 +131,11 @@ def as_markdown(proof: Proof, command: str, machine: Machine) -> str:
         f"`{command}`, {machine.cores} cores ({machine.cpu}), load before "
         f"{machine.load_1_min:.2f}:",
         "",
-        f"{proof.orders:,} orders and {proof.commands:,} refunds and credits, faults of the "
-        f"simulator in {percent:.1f} % of calls and declines besides (seed {proof.seed}), "
-        f"{a.rows:,} rows of reports, {a.bank_lines} lines of "
-        f"the bank, {a.entries:,} journal entries; {proof.seconds:.0f} s, {proof.flow_s:.0f} s of "
+        f"{proof.orders:,} orders, {proof.commands:,} refunds and credits, {proof.disputes:,} "
+        f"disputes and {a.paid_out.payouts} payouts to merchants ({a.paid_out.returned} of them "
+        f"sent back), faults of the simulator in {percent:.1f} % of calls and declines besides "
+        f"(seed {proof.seed}), {a.rows:,} rows of reports, {a.bank_lines} lines of the bank, "
+        f"{a.entries:,} journal entries; {proof.seconds:.0f} s, {proof.flow_s:.0f} s of "
         "them for the flow. `paystream ledger verify`, `reconcile run` and `verify` found nothing.",
         "",
         "| sum | where | " + " | ".join(currencies) + " |",

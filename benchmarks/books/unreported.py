@@ -25,8 +25,11 @@ from schemas.codec import Codec
 from topics.catalogue import Catalogue
 from topics.provisioning import provision
 
-# Topics that a reconciliation of these books writes; the settlements stay the flow's.
-OWN_TOPICS = ("clearings", "ledger-events", "reconciliation-breaks", "gateway-notifications")
+# Topics that a reconciliation and payouts of these books write; the settlements stay the flow's.
+OWN_TOPICS = (
+    "clearings", "ledger-events", "reconciliation-breaks", "gateway-notifications", "payouts",
+    "audit",
+)  # fmt: skip
 PREFIX = "damaged-"
 FLUSH_TIMEOUT_S = 30
 

@@ -13,9 +13,7 @@ from msgspec import Struct
 
 from pipeline.domain.accounts import (
     BANK,
-    GATEWAY_COST,
     GATEWAY_RECEIVABLE,
-    MERCHANT_PAYABLE,
     ROUNDING,
 )
 from pipeline.domain.posting import (
@@ -26,7 +24,6 @@ from pipeline.domain.posting import (
     REFUND,
     REFUND_FAILED,
     REVERSAL,
-    JournalEntry,
     Posting,
 )
 from pipeline.domain.transfers import FEE_TRUE_UP, cost_true_up, made_available
@@ -42,9 +39,6 @@ RELEASE_ENTRY: Final = "release"
 # Kinds of entries that change what a merchant is owed and that no gateway will ever report: there
 # are no funds to wait for, so they count in the available balance with the next run.
 RELEASED_KINDS: Final = frozenset({CREDIT, FEE_TRUE_UP})
-
-_COST_LINE: Final = f"{GATEWAY_COST}:"
-_PAYABLE_LINE: Final = f"{MERCHANT_PAYABLE}:"
 
 
 class Clearing(Struct, frozen=True, kw_only=True, gc=False):
@@ -85,6 +79,24 @@ class ClearedRow(Struct, frozen=True, array_like=True, gc=False):
     report_date: str
 
 
+class BookedEntry(Struct, frozen=True, gc=False):
+    """What is asked of an entry when it is cleared or released: whose it is, its movement (the
+    first line's currency and amount), what it expects the gateway to take, and what it owes the
+    merchant more (less: negative)."""
+
+    entry_id: str
+    merchant_id: str
+    order_id: str
+    payment_id: str
+    operation_id: str
+    gateway: str
+    gateway_reference: str
+    currency: str
+    amount_minor: int
+    cost_minor: int
+    owed_minor: int
+
+
 class BankLine(Struct, frozen=True, kw_only=True, gc=False):
     """One booked line of a bank statement; ``amount_minor`` is positive when we received it.
 
@@ -108,21 +120,10 @@ def clearing_key(gateway: str, file_id: str, row_number: int) -> str:
     return f"{gateway}:{file_id}:{row_number}"
 
 
-def accrued_cost_minor(entry: JournalEntry) -> int:
-    """What the entry of a settlement expects the gateway to take."""
-    return sum(p.amount_minor for p in entry.postings if p.account.startswith(_COST_LINE))
-
-
-def net_minor(entry: JournalEntry) -> int:
-    """What the entry of a settlement owes the merchant more (less: negative)."""
-    return -sum(p.amount_minor for p in entry.postings if p.account.startswith(_PAYABLE_LINE))
-
-
-def clearing_lines(entry: JournalEntry, row: ClearedRow) -> tuple[Posting, ...]:
+def clearing_lines(entry: BookedEntry, row: ClearedRow) -> tuple[Posting, ...]:
     """What a row books for the settlement it clears; () when it only confirms what stands."""
-    movement = entry.postings[0]
-    currency = movement.currency
-    difference_minor = row.amount_minor - movement.amount_minor
+    currency = entry.currency
+    difference_minor = row.amount_minor - entry.amount_minor
     lines: tuple[Posting, ...] = ()
     if difference_minor:
         # Within the tolerance, or it would not be cleared.
@@ -130,19 +131,17 @@ def clearing_lines(entry: JournalEntry, row: ClearedRow) -> tuple[Posting, ...]:
             Posting(f"{GATEWAY_RECEIVABLE}:{entry.gateway}", currency, difference_minor),
             Posting(f"{ROUNDING}:{currency}", currency, -difference_minor),
         )
-    lines += cost_true_up(entry.gateway, currency, accrued_cost_minor(entry), row.fee_minor)
-    available_minor = net_minor(entry)
-    if available_minor:
-        lines += made_available(entry.merchant_id, currency, available_minor)
+    lines += cost_true_up(entry.gateway, currency, entry.cost_minor, row.fee_minor)
+    if entry.owed_minor:
+        lines += made_available(entry.merchant_id, currency, entry.owed_minor)
     return lines
 
 
-def release_lines(entry: JournalEntry) -> tuple[Posting, ...]:
+def release_lines(entry: BookedEntry) -> tuple[Posting, ...]:
     """What no funds are waited for becomes available, or takes of what is; () for nothing."""
-    amount_minor = net_minor(entry)
-    if not amount_minor:
+    if not entry.owed_minor:
         return ()
-    return made_available(entry.merchant_id, entry.postings[0].currency, amount_minor)
+    return made_available(entry.merchant_id, entry.currency, entry.owed_minor)
 
 
 def bank_lines(account: str, line: BankLine) -> tuple[Posting, ...]:

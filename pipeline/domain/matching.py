@@ -146,9 +146,10 @@ def is_cleared(found: Sequence[str]) -> bool:
 def _same(booked: BookedSide, row: ReportedSide) -> bool:
     if row.payment_id and row.payment_id != booked.payment_id:
         return False
+    if not row.operation_id or booked.operation_id == row.operation_id:
+        return True
     # What succeeded too late was settled under an operation of its own, of today or of before.
-    return not row.operation_id or booked.operation_id in (
-        row.operation_id,
+    return booked.operation_id in (
         reversal_operation_id(booked.order_id, row.operation_id, row.attempt),
         f"late-{row.operation_id}-{row.attempt}",
     )

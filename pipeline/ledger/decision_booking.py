@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from msgspec import Struct
 from sqlalchemy import Connection, Engine, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -24,7 +25,7 @@ from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
 from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.domain.transfers import FEE_TRUE_UP, fee_true_up
 from pipeline.errors import UserError
-from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum
+from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum, require_unchanged
 from pipeline.ledger.clearing_booking import reconciliation_entries
 from pipeline.ledger.decisions import current_rules
 from pipeline.ledger.entries import EntryWriter, Item
@@ -33,22 +34,68 @@ from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
 
 
-def book_decision(
-    engine: Engine,
-    source: Source,
-    event: LedgerEvent,
-    partition: int,
-    offset: int,
-    *,
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-) -> int:
-    """Book what a decision posts and keep its place, in one transaction; how many entries it made.
+class BookedDecisions(Struct, frozen=True, gc=False):
+    """How far the decisions of a topic are booked: the last one's number, and by partition where
+    its records go on."""
 
-    Decisions are booked in their order, each once: one that is booked already makes none. A closed
-    period is sealed by it: from then on the database takes no entry of it.
-    """
-    c = ledger_decisions.c
-    with engine.begin() as connection:
+    sequence: int
+    next_offsets: dict[int, int]
+
+
+def booked_decisions(connection: Connection, source: Source) -> BookedDecisions:
+    """None are, where what is booked came from another topic of that name."""
+    o, c = consumer_offsets.c, ledger_decisions.c
+    rows = connection.execute(
+        select(consumer_offsets).where(
+            o.topic == source.topic,
+            o.cluster_id == source.cluster_id,
+            o.topic_id == source.topic_id,
+        )
+    ).all()
+    for row in rows:
+        require_unchanged(row)
+    last = connection.execute(
+        select(func.max(c.sequence)).where(c.published_offset.is_not(None))
+    ).scalar_one()
+    if not rows or last is None:
+        return BookedDecisions(0, {})
+    return BookedDecisions(last, {row.partition: row.next_offset for row in rows})
+
+
+class DecisionBooker:
+    """Books decisions one after the other; remembers accounts and rules from one to the next."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._engine = engine
+        self._source = source
+        self._now_ms = now_ms
+        self._writer = EntryWriter(engine.dialect.name, now_ms)
+        self._rules = Rules()
+
+    def book(self, event: LedgerEvent, partition: int, offset: int) -> int:
+        """Book what a decision posts and keep its place, in one transaction; how many entries it
+        made.
+
+        Decisions are booked in their order, each once: one that is booked already makes none. A
+        closed period is sealed by it: from then on the database takes no entry of it.
+        """
+        try:
+            with self._engine.begin() as connection:
+                made = self._book(connection, event, partition, offset)
+        except BaseException:
+            self._writer.rolled_back()
+            raise
+        self._writer.committed()
+        return made
+
+    def _book(self, connection: Connection, event: LedgerEvent, partition: int, offset: int) -> int:
+        c = ledger_decisions.c
+        source = self._source
         if connection.dialect.name == "postgresql":
             # Waits for those who are inserting entries; those who come later see the seal.
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ENTRIES_LOCK})")
@@ -65,19 +112,19 @@ def book_decision(
             return 0
         if event.kind == PERIOD_CLOSE:
             _require_booked_to_the_cuts(connection, source.topic, event)
-        rules = current_rules(connection, Rules())
-        entries = _entries(connection, event, rules)
+        self._rules = current_rules(connection, self._rules)
+        entries = _entries(connection, event, self._rules)
         if entries:
-            writer = EntryWriter(connection.dialect.name, now_ms)
             items = [Item(partition, offset, entry, part) for part, entry in enumerate(entries)]
-            writer.add_balances(connection, writer.insert(connection, source.topic, items))
+            sums = self._writer.insert(connection, source.topic, items)
+            self._writer.add_balances(connection, sums)
         if event.kind == PERIOD_CLOSE:
             connection.execute(
                 update(closed_periods)
                 .where(closed_periods.c.sequence == event.sequence)
                 .values(sealed=1)
             )
-        _move_offset(connection, source, partition, offset + 1, now_ms())
+        _move_offset(connection, source, partition, offset + 1, self._now_ms())
         return len(entries)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine, text
 from typer.testing import Result
 
@@ -13,13 +15,14 @@ from consumers.ledger_rebuild import compare, rebuild
 from pipeline.cli import app
 from pipeline.domain.decisions import Rules
 from pipeline.domain.model import Settlement
+from pipeline.domain.records import to_record
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import current_rules, decide_close
 from pipeline.ledger.queries import balances, booked_offsets, drifted_balances
 from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import verify_books
-from producers.ledger_events import LedgerEvents
+from producers.ledger_events import KEY, LedgerEvents
 from schemas.codec import default_codec
 from tests.integration.test_ledger_sink import PARTITIONS, WAIT_S, Flow, emptied
 from tests.support.cli_runner import CliRunner
@@ -220,6 +223,41 @@ def test_a_second_ledger_cannot_decide_on_the_same_topics(flow: Flow, tmp_path: 
     assert len(read_all(flow.kafka, flow.catalogue.name("ledger-events"))) == 1
     for engine in engines:
         engine.dispose()
+
+
+@pytest.mark.usefixtures("environment")
+def test_decisions_that_were_booked_are_not_read_again_and_are_missed_when_deleted(
+    flow: Flow, tmp_path: Path
+) -> None:
+    """The topic is looked at from the last decision on that is booked. What another ledger decides
+    afterwards under a number of ours is refused all the same, and so is a topic whose beginning is
+    gone."""
+    one, other = (f"sqlite:///{tmp_path / name}.db" for name in ("one", "other"))
+    engine, stranger = open_ledger(one), open_ledger(other)
+    topic = flow.catalogue.name("ledger-events")
+    producer = Producer({"bootstrap.servers": flow.kafka, "partitioner": "murmur2_random"})
+    assert ledger(one, "close", "2010-10", "--reason", "x").exit_code == 0
+    with engine.begin() as connection:
+        # As if it had been decided here and nothing of it were in the topic.
+        decide_close(connection, flow.topic, through="2010-11-30", actor="anna", reason="",
+                     now_ms=1_700_000_000_001)  # fmt: skip
+    assert ledger(one, "publish").exit_code == 0
+    for through in ("2010-10-31", "2010-11-29"):
+        with stranger.begin() as connection:
+            event = decide_close(connection, flow.topic, through=through, actor="bert", reason="",
+                                 now_ms=1_700_000_000_002)  # fmt: skip
+    producer.produce(topic, default_codec().encoder("ledger-event")(to_record(event)), KEY)
+    assert producer.flush(WAIT_S) == 0
+    with pytest.raises(UserError, match="another ledger decides"):
+        ledger(one, "publish")
+    (partition,) = {message.partition() for message in read_all(flow.kafka, topic)}
+    deleted = TopicPartition(topic, partition, 1)
+    admin = AdminClient({"bootstrap.servers": flow.kafka})
+    admin.delete_records([deleted])[deleted].result(30)
+    with pytest.raises(UserError, match="begins at offset 1: decisions were deleted"):
+        ledger(one, "publish")
+    engine.dispose()
+    stranger.dispose()
 
 
 @pytest.mark.usefixtures("environment")

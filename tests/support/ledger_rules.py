@@ -15,7 +15,7 @@ from pipeline.domain.posting import Posting
 from pipeline.domain.transfers import conversion
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
-from pipeline.ledger.decision_booking import book_decision
+from pipeline.ledger.decision_booking import DecisionBooker
 from pipeline.ledger.decisions import (
     all_decisions,
     current_rules,
@@ -61,7 +61,8 @@ def book_all(engine: Engine) -> int:
     """As if every decision had been published, at its number; how many entries were made."""
     with reading(engine) as connection:
         waiting = unpublished(connection)
-    return sum(book_decision(engine, EVENTS, event, 0, event.sequence) for event in waiting)
+    booker = DecisionBooker(engine, EVENTS)
+    return sum(booker.book(event, 0, event.sequence) for event in waiting)
 
 
 def seal(engine: Engine) -> None:
@@ -258,7 +259,7 @@ class RulesSuite(OnEachDatabase):
             _, event = unpublished(connection)
         assert book_all(engine) == 1
         # The same command once more, at another place it was published at.
-        assert book_decision(engine, EVENTS, event, 0, 77) == 0
+        assert DecisionBooker(engine, EVENTS).book(event, 0, 77) == 0
         with reading(engine) as connection:
             row = connection.execute(text("SELECT * FROM journal_entries")).one()
             kept = {(b.account, b.currency): b.balance_minor for b in balances(connection)}

@@ -22,7 +22,7 @@ from pipeline.domain.reconciliation_decisions import BREAK_RESOLUTION, BankState
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
-from pipeline.ledger.decision_booking import book_decision
+from pipeline.ledger.decision_booking import DecisionBooker
 from pipeline.ledger.decisions import adopt, decide, decisions_of, unpublished
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
@@ -140,7 +140,8 @@ class Books:
         """As if every decision had been published, at its number; how many entries were made."""
         with reading(self.engine) as connection:
             waiting = unpublished(connection)
-        return sum(book_decision(self.engine, EVENTS, e, 0, e.sequence) for e in waiting)
+        booker = DecisionBooker(self.engine, EVENTS)
+        return sum(booker.book(e, 0, e.sequence) for e in waiting)
 
     def balances(self) -> dict[str, int]:
         with reading(self.engine) as connection:

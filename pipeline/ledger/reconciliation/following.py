@@ -38,7 +38,11 @@ from pipeline.ledger.decisions import decide, event_of, lock_decisions
 from pipeline.ledger.reconciliation.breaks import find_break, resolve_by_hand
 from pipeline.ledger.reconciliation.by_hand import clear_by_hand
 from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
-from pipeline.ledger.reconciliation.tables import bank_lines, cleared_rows, followed_decisions
+from pipeline.ledger.reconciliation.tables import (
+    bank_lines,
+    followed_decisions,
+    insert_cleared,
+)
 from pipeline.ledger.tables import ledger_decisions
 
 AUTOMATIC = "reconcile"
@@ -199,33 +203,18 @@ def _said(statement: BankStatement) -> list[tuple[str, int, str, str]]:
 def _apply(connection: Connection, event: LedgerEvent) -> None:
     if event.kind == CLEARING:
         decided = clearing_of(event)
-        connection.execute(
-            insert(cleared_rows),
+        insert_cleared(
+            connection,
             [
-                {
-                    "settlement_id": row.settlement_id,
-                    "gateway": decided.gateway,
-                    "file_id": row.file_id,
-                    "row_number": row.row_number,
-                    "sequence": event.sequence,
-                }
+                (row.settlement_id, decided.gateway, row.file_id, row.row_number, event.sequence)
                 for row in decided.rows
             ],
         )
     elif event.kind == RELEASE:
         # Each is its own row: no report has one of it.
-        connection.execute(
-            insert(cleared_rows),
-            [
-                {
-                    "settlement_id": entry,
-                    "gateway": NO_GATEWAY,
-                    "file_id": entry,
-                    "row_number": 0,
-                    "sequence": event.sequence,
-                }
-                for entry in release_of(event).entries
-            ],
+        entries = release_of(event).entries
+        insert_cleared(
+            connection, [(entry, NO_GATEWAY, entry, 0, event.sequence) for entry in entries]
         )
     elif event.kind == BANK_STATEMENT:
         statement = statement_of(event)

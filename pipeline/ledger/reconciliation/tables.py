@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -142,6 +144,24 @@ def prepare(engine: Engine) -> None:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
         if not is_prepared(connection):
             metadata.create_all(connection)
+
+
+def insert_cleared(connection: Connection, rows: Sequence[tuple[str, str, str, int, int]]) -> None:
+    """Rows of ``cleared_rows``, in the form each database does fastest."""
+    if not rows:
+        return
+    names = ", ".join(column.name for column in cleared_rows.columns)
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(
+            f"INSERT INTO {cleared_rows.name} ({names}) VALUES (?, ?, ?, ?, ?)", list(rows)
+        )
+        return
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    connection.exec_driver_sql(
+        f"INSERT INTO {cleared_rows.name} ({names}) SELECT * FROM "
+        "unnest(%s::text[], %s::text[], %s::text[], %s::int[], %s::bigint[])",
+        tuple(columns),
+    )
 
 
 def is_prepared(connection: Connection) -> bool:
