@@ -28,6 +28,7 @@ from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.posting import JournalEntry
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable, OffsetMoved, SettlementConflicts
 from pipeline.ledger.journal import Journal, Progress, Source
@@ -210,7 +211,7 @@ class LedgerSink:
     def run(self, stop: Stop) -> None:
         """Book until ``stop``. UserError when something outside has to be put right first."""
         self._stopping = stop.is_set if isinstance(stop, threading.Event) else stop
-        quiet: dict[str, Any] = {"bootstrap.servers": self._bootstrap_servers, "log_level": 2}
+        quiet: dict[str, Any] = {**reaching(self._bootstrap_servers), "log_level": 2}
         admin = self._outside.admin(quiet, logger=_log)
         self._journal = Journal(
             self._engine,
@@ -671,7 +672,7 @@ def _on_commit(error: KafkaError | None, _partitions: object) -> None:
 
 def _dead_letter_producer_config(bootstrap_servers: str) -> dict[str, Any]:
     return {
-        "bootstrap.servers": bootstrap_servers,
+        **reaching(bootstrap_servers),
         "client.id": "paystream.ledger.dead-letters",
         "enable.idempotence": True,
         "acks": "all",

@@ -14,6 +14,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
 from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
 
@@ -127,7 +129,7 @@ class SettlementSubscriber:
         self._failed: SubscriptionError | None = None
         self._consumer: Consumer | None = None
         self._config: dict[str, Any] = {
-            "bootstrap.servers": bootstrap_servers,
+            **reaching(bootstrap_servers),
             "group.id": group_id,
             "client.id": client_id,
             "isolation.level": "read_committed",
@@ -158,7 +160,7 @@ class SettlementSubscriber:
             return
         consumer = Consumer(self._config)
         try:
-            _check_topic(consumer, self._bootstrap_servers, self.topic)
+            _check_topic(consumer, self._bootstrap_servers, self.topic, self._config)
             consumer.subscribe([self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke)
         except BaseException:
             consumer.close()
@@ -341,12 +343,15 @@ class _NotPlaced(SubscriptionError, UserError):
     """A group that cannot begin: a UserError for the caller."""
 
 
-def _check_topic(consumer: Consumer, bootstrap_servers: str, topic: str) -> None:
+def _check_topic(
+    consumer: Consumer, bootstrap_servers: str, topic: str, config: Mapping[str, Any]
+) -> None:
     try:
         metadata = consumer.list_topics(topic, timeout=CHECK_TIMEOUT_S)
     except KafkaException as error:
         raise UserError(
-            f"No Kafka broker answers at {bootstrap_servers} ({error.args[0].str()}); "
+            f"No Kafka broker answers at {bootstrap_servers}"
+            f"{why_refused(bootstrap_servers, config) or f' ({error.args[0].str()})'}; "
             "start it, or give another address."
         ) from error
     if metadata.topics[topic].error is not None:

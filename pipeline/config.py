@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from pipeline.embedded.processes import ProcessIdentity, is_alive
 from pipeline.errors import UserError, why_unread
+from pipeline.kafka_access import read_access, use_access
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 
 # What Kafka takes in the names of topics and group members; short enough to leave room for ours.
@@ -82,6 +83,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid")
 
     bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,...")
+    kafka: Annotated[dict[str, Any], NoDecode] = Field(
+        default_factory=dict,
+        repr=False,
+        description="How the brokers are reached: librdkafka's TLS and SASL properties as a table, "
+        "as JSON in the environment; see docs/operations.md.",
+    )
     node_id: str = Field(
         "",
         pattern=NAME,
@@ -209,19 +216,19 @@ class Settings(BaseSettings):
         """The ledger's address is made of it, and is told to commands in other directories."""
         return path.expanduser().absolute()
 
+    @field_validator("kafka", mode="before")
+    @classmethod
+    def _reachable(cls, given: Any) -> Any:
+        """The properties as the client takes them, what stands in files of their own read in."""
+        return read_access(_table(given, "properties"))
+
     @field_validator("gateways", mode="before")
     @classmethod
     def _meant(cls, given: Any) -> Any:
         """Checked as a whole at start; JSON where it comes from the environment."""
         from pipeline.gateways.configured import read_gateways
 
-        if isinstance(given, str):
-            try:
-                given = json.loads(given or "{}")
-            except ValueError:
-                raise ValueError("it is not JSON") from None
-        if not isinstance(given, dict):
-            raise ValueError("it is not a table of gateways by name")
+        given = _table(given, "gateways by name")
         read_gateways(given)
         return given
 
@@ -254,6 +261,7 @@ class Settings(BaseSettings):
                 "clock_skew_ms",
                 "review_ms",
                 "schema_registry_url",
+                "kafka",
                 "gateway_url",
                 "gateway_name",
                 "gateways",
@@ -357,8 +365,23 @@ class Settings(BaseSettings):
         return URL.create("sqlite", database=file).render_as_string(hide_password=False)
 
 
+def _table(given: Any, of: str) -> dict[str, Any]:
+    """A table, or one as JSON, which is how the environment has it."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given or "{}")
+        except ValueError:
+            raise ValueError("it is not JSON") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"it is not a table of {of}")
+    return given
+
+
 def load_settings(**given: Any) -> Settings:
-    """Settings with the options that were given on the command line; None means not given."""
+    """Settings with the options that were given on the command line; None means not given.
+
+    From here on the clients of this process reach their brokers as the settings say.
+    """
     path = config_file()
     if os.environ.get("PAYSTREAM_CONFIG") and not path.is_file():
         raise UserError(f"PAYSTREAM_CONFIG names {path}, which is not a file.")
@@ -367,13 +390,19 @@ def load_settings(**given: Any) -> Settings:
         if meant:
             raise UserError(f"there is no setting {name}; did you mean {meant}?")
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        settings = Settings(**{n: value for n, value in given.items() if value is not None})
     except ValidationError as error:
         raise UserError(_what_is_wrong(error, path)) from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"the configuration file {path} cannot be read: {why_unread(error)}."
         ) from error
+    use_access(settings.kafka)
+    if settings.kafka:
+        from pipeline.kafka_refusal import usable_access  # a client library, which few need here
+
+        usable_access()
+    return settings
 
 
 def config_file() -> Path:
@@ -400,10 +429,13 @@ def _what_is_wrong(error: ValidationError, path: Path) -> str:
         near = difflib.get_close_matches(name, Settings.model_fields, n=1)
         hint = f"did you mean {near[0]}?" if near else "remove it."
         return f"there is no setting {name!r}, which {path} sets; {hint}"
-    if name.startswith("gateways"):
+    table = name.split(".")[0]
+    if table in ("gateways", "kafka"):
         # What was given is not repeated: there may be secrets in it.
         said = first["msg"].removeprefix("Value error, ")
-        return f"the setting gateways ({PREFIX}GATEWAYS, or gateways in {path}) is wrong: {said}."
+        return (
+            f"the setting {table} ({PREFIX}{table.upper()}, or {table} in {path}) is wrong: {said}."
+        )
     return (
         f"the setting {name} ({PREFIX}{name.upper()}, or {name} in {path}) is wrong: "
         f"{first['msg']}, not {first['input']!r}."

@@ -19,6 +19,7 @@ DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "configuration.md"
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "Where things are": (
         "bootstrap_servers",
+        "kafka",
         "node_id",
         "gateway_url",
         "gateway_name",

@@ -23,6 +23,7 @@ from typing import Any, Self
 from pipeline.config import RUNNING_FILE, Settings
 from pipeline.embedded.cache import make_folder, write_atomically
 from pipeline.errors import UserError
+from pipeline.kafka_access import use_access
 from pipeline.runtime.worker_spec import WorkerSpec
 
 # What ends again this soon after it was started again will not stay.
@@ -288,6 +289,9 @@ class LocalFlow:
         s = self.settings
         make_folder(s.state_dir, "state")
         had_transactions = any((s.state_dir / "kafka").glob(f"broker-*/log/{TRANSACTION_LOG}-*"))
+        # This machine's own broker asks for nothing, whatever a production cluster does.
+        self.settings = s = s.model_copy(update={"kafka": {}})
+        use_access({})
         self.kafka = start_kafka(
             s.state_dir / "kafka",
             heap_mb=s.broker_heap_mb,

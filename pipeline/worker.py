@@ -24,6 +24,7 @@ from typing import Any
 
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.errors import UserError
+from pipeline.kafka_access import use_access
 from pipeline.runtime.worker_spec import (
     EXIT_BUG,
     EXIT_LANE_FATAL,
@@ -50,6 +51,7 @@ def main() -> int:
     # Where each thread stands, into its log: also of a worker that answers nothing any more.
     faulthandler.register(signal.SIGUSR1)
     _die_with_parent()
+    use_access(spec.options.get("kafka") or {})
     spec.slot_dir.mkdir(parents=True, exist_ok=True)
     configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))
     from pipeline.runtime.kafka_errors import LaneFatal, LaneHung, ends_the_client, kafka_error

@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.records import ledger_event_from_record, to_record
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import book_decision
 from pipeline.ledger.decisions import (
@@ -166,7 +167,7 @@ class LedgerEvents:
         """What another process was publishing is ended by now: it is in the topic, or never is."""
         producer = Producer(
             {
-                "bootstrap.servers": self.bootstrap_servers,
+                **reaching(self.bootstrap_servers),
                 "client.id": "paystream.ledger.events",
                 "transactional.id": f"paystream/{self._catalogue.settings.prefix}/ledger-events",
                 "transaction.timeout.ms": int(TRANSACTION_TIMEOUT_S * 1000),
@@ -242,7 +243,7 @@ def together(events: Sequence[WaitingDecision]) -> Iterator[list[WaitingDecision
 
 def topic_source(bootstrap_servers: str, topic: str) -> Source:
     """The topic with the ids that tell it from another of its name. UserError when away."""
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    admin = AdminClient({**reaching(bootstrap_servers), "log_level": 0})
     try:
         metadata = require_reachable(admin, bootstrap_servers)
         if topic not in metadata.topics:
@@ -258,7 +259,7 @@ def topic_source(bootstrap_servers: str, topic: str) -> Source:
 def topic_ranges(bootstrap_servers: str, topic: str) -> dict[int, tuple[int, int]]:
     """First offset and end of each partition. UserError when the cluster is away."""
     consumer = Consumer(
-        {"bootstrap.servers": bootstrap_servers, "group.id": "paystream-past", "log_level": 0}
+        {**reaching(bootstrap_servers), "group.id": "paystream-past", "log_level": 0}
     )
     try:
         found = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]

@@ -16,6 +16,8 @@ from pipeline.domain.keys import ID_PATTERN, record_key, split_key, valid_id
 from pipeline.domain.model import Order, PaymentCommand
 from pipeline.domain.records import SCHEMA_OF, to_record
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
 from schemas.codec import Codec, default_codec
 from schemas.errors import EncodeError
 
@@ -189,7 +191,9 @@ class Publisher(Generic[NounT]):
 
     def check(self, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Raise UserError when no broker answers or the topic is not there."""
-        check_topic(self._producer, self._bootstrap_servers, self.topic, timeout_s)
+        check_topic(
+            self._producer, self._bootstrap_servers, self.topic, timeout_s, config=self._config
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -236,7 +240,7 @@ class Publisher(Generic[NounT]):
 def producer_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:
     """Settings of every producer of orders and commands."""
     return {
-        "bootstrap.servers": bootstrap_servers,
+        **reaching(bootstrap_servers),
         "client.id": client_id,
         "enable.idempotence": True,
         "acks": "all",
@@ -251,13 +255,21 @@ def producer_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:
     }
 
 
-def check_topic(producer: Producer, bootstrap_servers: str, topic: str, timeout_s: float) -> None:
+def check_topic(
+    producer: Producer,
+    bootstrap_servers: str,
+    topic: str,
+    timeout_s: float,
+    *,
+    config: Mapping[str, Any] | None = None,
+) -> None:
     """Raise UserError when no broker answers or the topic is not there."""
     try:
         metadata = producer.list_topics(topic, timeout=timeout_s)
     except KafkaException as error:
         raise UserError(
-            f"No Kafka broker answers at {bootstrap_servers} ({error.args[0].str()}); "
+            f"No Kafka broker answers at {bootstrap_servers}"
+            f"{why_refused(bootstrap_servers, config) or f' ({error.args[0].str()})'}; "
             "start it, or name another with --bootstrap-servers."
         ) from error
     found = metadata.topics[topic]

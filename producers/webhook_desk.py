@@ -27,11 +27,12 @@ from pipeline.domain.records import (
     reference_from_record,
     to_record,
 )
+from pipeline.kafka_access import reaching
 from pipeline.runtime.cluster import cluster_and_topic_id
 from producers.notice_book import NoticeBook, parked_key
 from producers.order_publisher import producer_config
 from schemas.codec import Codec
-from schemas.errors import EncodeError
+from schemas.errors import DecodeError, EncodeError
 from topics.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
@@ -84,13 +85,15 @@ class WebhookDesk:
         self._decode = codec.decoder("gateway-notification")
         self._decode_reference = codec.decoder("gateway-reference")
         self._lock = threading.Lock()
+        # Records that were told of: (role, key).
+        self._unread: set[tuple[str, bytes]] = set()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._follow, name="references", daemon=True)
 
     def open(self) -> None:
         """Get ready; references that were written before may still be on their way."""
-        admin = AdminClient({"bootstrap.servers": self._bootstrap_servers, "log_level": 0})
+        admin = AdminClient({**reaching(self._bootstrap_servers), "log_level": 0})
         identity = [
             "/".join(cluster_and_topic_id(admin, self._catalogue.name(role)))
             for role in (REFERENCES, PARKED)
@@ -129,8 +132,9 @@ class WebhookDesk:
             key = reference_key(notice.gateway, notice.gateway_reference or "")
             with self._lock:
                 known = self._book.reference(key)
-            if known is not None:
-                return self._published(self._addressed(notice, known))
+            addressed = None if known is None else self._addressed(notice, key, known)
+            if addressed is not None:
+                return self._published(addressed)
             # The reference may come in between: it is looked for again when the parked record is
             # read.
             return self._write(
@@ -158,7 +162,7 @@ class WebhookDesk:
     def _follow_until_stopped(self) -> None:
         consumer = Consumer(
             {
-                "bootstrap.servers": self._bootstrap_servers,
+                **reaching(self._bootstrap_servers),
                 "group.id": f"{self._catalogue.settings.prefix}webhooks-unused",
                 "client.id": "paystream-webhooks",
                 "enable.auto.commit": False,
@@ -214,22 +218,49 @@ class WebhookDesk:
         """Publish what was parked and is addressed by now, and end its wait."""
         with self._lock:
             ready = [
-                (key, value, self._book.reference(reference))
+                (key, reference, value, self._book.reference(reference))
                 for reference in self._book.parked_references()
                 for key, value in self._book.waiting_for(reference)
             ]
             count, oldest_ms = self._book.parked()
-        self._on_parked(count - len(ready), oldest_ms)
-        for key, value, known in ready:
-            if known is None:
-                continue
-            notice = notification_from_record(self._decode(value))
-            self._published(self._addressed(notice, known)).result(self.delivery_timeout_s + 2)
+        forwarded = [
+            (key, notice)
+            for key, reference, value, known in ready
+            if known is not None
+            and (notice := self._forwardable(key, reference, value, known)) is not None
+        ]
+        self._on_parked(count - len(forwarded), oldest_ms)
+        for key, notice in forwarded:
+            self._published(notice).result(self.delivery_timeout_s + 2)
             # Only now: a crash in between publishes it twice, which has no effect.
             self._write(PARKED, key, None, Taken.PARKED).result(self.delivery_timeout_s + 2)
 
-    def _addressed(self, notice: GatewayNotification, known: bytes) -> GatewayNotification:
-        reference: GatewayReference = reference_from_record(self._decode_reference(known))
+    def _forwardable(
+        self, key: bytes, reference: bytes, value: bytes, known: bytes
+    ) -> GatewayNotification | None:
+        try:
+            notice = notification_from_record(self._decode(value))
+        except DecodeError as error:
+            self._cannot_read(PARKED, key, error)
+            return None
+        return self._addressed(notice, reference, known)
+
+    def _cannot_read(self, role: str, key: bytes, error: Exception) -> None:
+        """Nobody else is held up by it: the notice stays parked, where the alert on its age finds
+        it, and goes on once the record is replaced or this program knows its schema."""
+        if (role, key) not in self._unread:
+            self._unread.add((role, key))
+            _log.error("%s: the record %r cannot be read: %s", role, key, error)
+
+    def _addressed(
+        self, notice: GatewayNotification, key: bytes, known: bytes
+    ) -> GatewayNotification | None:
+        """None where the reference's record cannot be read: then it is as good as not known."""
+        try:
+            reference: GatewayReference = reference_from_record(self._decode_reference(known))
+        except DecodeError as error:
+            self._cannot_read(REFERENCES, key, error)
+            return None
         return replace(
             notice,
             merchant_id=reference.merchant_id,

@@ -36,6 +36,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, n
 )
 
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
 from topics.catalogue import Catalogue, TopicSpec
 
 # Stages that read by a consumer group. Ledger and notifications keep offsets in their databases.
@@ -142,7 +144,7 @@ def connect(
         admin = Admin(
             {
                 **(config or {}),
-                "bootstrap.servers": bootstrap_servers,
+                **reaching(bootstrap_servers),
                 # Otherwise every failed attempt is printed to stderr, over our own sentence.
                 "logger": logging.getLogger("paystream.kafka.admin"),
             }
@@ -150,7 +152,8 @@ def connect(
         admin.list_topics(timeout=timeout_s)
     except KafkaException as error:
         raise UserError(
-            f"No Kafka broker answers at {bootstrap_servers} ({_reason(error)}): start one, or "
+            f"No Kafka broker answers at {bootstrap_servers}"
+            f"{why_refused(bootstrap_servers) or f' ({_reason(error)})'}: start one, or "
             "name another with --bootstrap-servers or PAYSTREAM_BOOTSTRAP_SERVERS"
         ) from error
     return admin
@@ -626,7 +629,7 @@ def _one_client_a_broker(admin: Admin) -> list[Admin]:
     if len(brokers) < 2:
         return [admin]
     return [
-        Admin({**admin.client_config, "bootstrap.servers": f"{broker.host}:{broker.port}"})
+        Admin({**admin.client_config, **reaching(f"{broker.host}:{broker.port}")})
         for broker in brokers
     ]
 

@@ -24,6 +24,7 @@ from pipeline.domain.keys import record_key
 from pipeline.domain.model import PaymentEvent
 from pipeline.domain.records import event_from_record
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
 from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
@@ -105,7 +106,7 @@ class EventReader:
     def run(self, stop: threading.Event) -> None:
         """Read until ``stop``. UserError when something outside has to be put right first."""
         self._stop = stop
-        admin = AdminClient({"bootstrap.servers": self._bootstrap_servers, "log_level": 2})
+        admin = AdminClient({**reaching(self._bootstrap_servers), "log_level": 2})
         if self._topic not in require_reachable(admin, self._bootstrap_servers).topics:
             raise UserError(
                 f"topic {self._topic} is missing on the cluster. Create it with "
@@ -356,7 +357,7 @@ def _on_commit(error: KafkaError | None, _partitions: object) -> None:
 
 def _letter_producer_config(bootstrap_servers: str) -> dict[str, Any]:
     return {
-        "bootstrap.servers": bootstrap_servers,
+        **reaching(bootstrap_servers),
         "client.id": "paystream.notifications.dead-letters",
         "enable.idempotence": True,
         "acks": "all",

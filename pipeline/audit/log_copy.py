@@ -24,6 +24,8 @@ from msgspec import Struct
 
 from pipeline.audit.cut import Cut, RolePartition, judged_roles, layers
 from pipeline.audit.unavailable import AuditUnavailable
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
 from topics.catalogue import Catalogue
 from topics.record_headers import Headers, record_headers
 
@@ -229,7 +231,7 @@ class _Client:
     def __init__(self, bootstrap_servers: str) -> None:
         self._servers = bootstrap_servers
         common: dict[str, Any] = {
-            "bootstrap.servers": bootstrap_servers,
+            **reaching(bootstrap_servers),
             "client.id": "paystream-audit",
             "socket.connection.setup.timeout.ms": 5_000,
             "reconnect.backoff.max.ms": 1_000,
@@ -421,7 +423,7 @@ class _Client:
         return reached
 
     def _away(self, error: KafkaException | None) -> AuditUnavailable:
-        reason = "" if error is None else f" ({_text(error)})"
+        reason = why_refused(self._servers) or ("" if error is None else f" ({_text(error)})")
         return AuditUnavailable(
             f"The Kafka broker at {self._servers} does not answer{reason}; start it (`paystream"
             " up`) or name another with --bootstrap-servers."

@@ -12,6 +12,7 @@ import typer
 
 from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
@@ -179,7 +180,7 @@ def run_command(
     require_free_port(settings.metrics_host, settings.metrics_port)
     with StopSignals() as stop:
         configure_logging(settings.log_level)
-        admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers, "log_level": 0})
+        admin = AdminClient({**reaching(settings.bootstrap_servers), "log_level": 0})
         require_reachable(admin, settings.bootstrap_servers)
         require_co_partitioned(admin, settings.catalogue())
         group = Workers(settings, {stage.value: workers}, node_id=node)

@@ -18,6 +18,8 @@ from pipeline.domain.model import Attempt, Payment, PaymentCommand, PaymentEvent
 from pipeline.domain.money import format_amount
 from pipeline.domain.recorded_refunds import RECORDED, transfer_of
 from pipeline.domain.records import event_from_record, payment_from_record
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
 
 if TYPE_CHECKING:
     from schemas.codec import Codec
@@ -154,7 +156,7 @@ class PaymentReader:
         self._decode_payment = codec.decoder("payment")
         self._consumer = Consumer(
             {
-                "bootstrap.servers": bootstrap_servers,
+                **reaching(bootstrap_servers),
                 "group.id": "paystream-payment",
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
@@ -185,7 +187,8 @@ class PaymentReader:
         except KafkaException as error:
             self._consumer.close()
             raise UserError(
-                f"No Kafka broker answers at {bootstrap_servers} ({error.args[0].str()}); "
+                f"No Kafka broker answers at {bootstrap_servers}"
+                f"{why_refused(bootstrap_servers) or f' ({error.args[0].str()})'}; "
                 "start it, or name another with --bootstrap-servers."
             ) from error
         except UserError:

@@ -10,6 +10,7 @@ import typer
 
 from pipeline.commands.options import AsJson, BootstrapServers
 from pipeline.commands.output import reader_may_leave
+from pipeline.kafka_access import reaching
 
 if TYPE_CHECKING:
     from pipeline.hanging.search import Hanging
@@ -106,7 +107,7 @@ def _servers(given: str | None) -> str:
     from pipeline.runtime.cluster import require_reachable
 
     servers = load_settings(bootstrap_servers=given).bootstrap_servers
-    require_reachable(AdminClient({"bootstrap.servers": servers, "log_level": 0}), servers)
+    require_reachable(AdminClient({**reaching(servers), "log_level": 0}), servers)
     return servers
 
 

@@ -1,22 +1,24 @@
 """The requests of KIP-664 by which a broker tells of transactions, and is told to end one.
 
-confluent-kafka has none of them. Plaintext, as everything here.
+confluent-kafka has none of them, so they have a connection of their own.
 """
 
 from __future__ import annotations
 
 import itertools
-import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pipeline.hanging.secured import NotAuthenticated, authenticate, mechanism, secured_socket
 from pipeline.hanging.transaction_log import OpenTransaction, PartitionName
 from pipeline.kafka_wire import PREFIX, Malformed, Reader, framed
 
+SASL_HANDSHAKE, SASL_AUTHENTICATE = 17, 36
 DESCRIBE_PRODUCERS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS, WRITE_TXN_MARKERS = 61, 65, 66, 27
-# The first version that is flexible, of each; they are old enough for every broker since 3.0.
+# The first version that is flexible, of each but SASL's; old enough for every broker since 3.0.
 _VERSION = {
+    SASL_HANDSHAKE: 1, SASL_AUTHENTICATE: 0,
     DESCRIBE_PRODUCERS: 0, DESCRIBE_TRANSACTIONS: 0, LIST_TRANSACTIONS: 0, WRITE_TXN_MARKERS: 1,
 }  # fmt: skip
 _CLIENT = b"paystream"
@@ -50,23 +52,57 @@ class BrokerConnection:
     the broker goes away."""
 
     def __init__(self, host: str, port: int, timeout_s: float) -> None:
-        self._socket = socket.create_connection((host, port), timeout=timeout_s)
         self._ids = itertools.count(1)
+        wanted = mechanism()
+        self._socket = secured_socket(host, port, timeout_s)
+        if wanted is not None:
+            try:
+                self._authenticate(wanted)
+            except BaseException:
+                self._socket.close()
+                raise
 
     def close(self) -> None:
         self._socket.close()
 
     def ask(self, api: int, body: bytes) -> Reader:
         """The answer, at the beginning of its body."""
-        wanted = next(self._ids)
-        header = struct.pack(">hhih", api, _VERSION[api], wanted, len(_CLIENT)) + _CLIENT + b"\0"
-        self._socket.sendall(framed(header + body + b"\0"))
-        (size,) = struct.unpack(">i", self._exactly(PREFIX))
-        reader = Reader(self._exactly(size), flexible=True)
-        if reader.i32() != wanted:
-            raise Malformed("an answer to another request")
+        reader = self._asked(api, b"\0" + body + b"\0", flexible=True)
         reader.tags()
         return reader
+
+    def _asked(self, api: int, rest: bytes, *, flexible: bool) -> Reader:
+        wanted = next(self._ids)
+        header = struct.pack(">hhih", api, _VERSION[api], wanted, len(_CLIENT)) + _CLIENT
+        self._socket.sendall(framed(header + rest))
+        (size,) = struct.unpack(">i", self._exactly(PREFIX))
+        reader = Reader(self._exactly(size), flexible=flexible)
+        if reader.i32() != wanted:
+            raise Malformed("an answer to another request")
+        return reader
+
+    def _authenticate(self, wanted: str) -> None:
+        name = wanted.encode()
+        self._said(
+            self._asked(SASL_HANDSHAKE, struct.pack(">h", len(name)) + name, flexible=False),
+            f"The broker does not speak {wanted}",
+        )
+        authenticate(wanted, self._exchange)
+
+    def _exchange(self, message: bytes) -> bytes:
+        body = struct.pack(">i", len(message)) + message
+        reader = self._asked(SASL_AUTHENTICATE, body, flexible=False)
+        code, why = reader.i16(), reader.string()
+        if code != NO_ERROR:
+            raise NotAuthenticated(f"the broker refuses the user: {why or f'error {code}'}.")
+        start = reader.at + 4
+        reader.data()
+        return reader.frame[start : reader.at]
+
+    @staticmethod
+    def _said(reader: Reader, otherwise: str) -> None:
+        if (code := reader.i16()) != NO_ERROR:
+            raise NotAuthenticated(f"{otherwise} (error {code}).")
 
     def _exactly(self, size: int) -> bytes:
         read = bytearray()

@@ -31,6 +31,7 @@ from pipeline.hanging.transaction_log import (
     is_claimed,
     read_step,
 )
+from pipeline.kafka_access import reaching
 from pipeline.kafka_wire import Malformed
 
 # A cluster whose brokers have only just started loads for seconds.
@@ -92,7 +93,7 @@ class Cluster:
     def __init__(self, bootstrap_servers: str) -> None:
         self._servers = bootstrap_servers
         self._open: dict[int, BrokerConnection] = {}
-        admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 2})
+        admin = AdminClient({**reaching(bootstrap_servers), "log_level": 2})
         metadata = admin.list_topics(timeout=REQUEST_TIMEOUT_S)
         self._addresses = {
             each.id: (str(each.host), int(each.port)) for each in metadata.brokers.values()
@@ -190,7 +191,7 @@ def _records(
     """Everything in these partitions up to the ends they have now."""
     consumer = Consumer(
         {
-            "bootstrap.servers": bootstrap_servers,
+            **reaching(bootstrap_servers),
             # Never used to commit.
             "group.id": "paystream-hanging-unused",
             "enable.auto.commit": False,

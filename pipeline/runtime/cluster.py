@@ -17,6 +17,8 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.surroundings import REAL, Surroundings
 from topics.catalogue import Catalogue
@@ -37,7 +39,7 @@ UNFOLDED_BYTES_MAX = 256 * 1024 * 1024
 def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:
     """The settings of an input consumer; each that is not a default has its reason."""
     return {
-        "bootstrap.servers": bootstrap_servers,
+        **reaching(bootstrap_servers),
         # Its line for each failed connection: hundreds a second from a worker whose broker is away.
         "log_level": 2,
         "group.id": group_id,
@@ -81,7 +83,8 @@ def require_reachable(admin: AdminClient, bootstrap_servers: str) -> Any:
         return admin.list_topics(timeout=METADATA_TIMEOUT_S)
     except KafkaException as error:
         raise UserError(
-            f"no Kafka broker answers at {bootstrap_servers} within {METADATA_TIMEOUT_S:.0f} s. "
+            f"no Kafka broker answers at {bootstrap_servers} within {METADATA_TIMEOUT_S:.0f} s"
+            f"{why_refused(bootstrap_servers)}. "
             "Start one with `paystream up`, or set --bootstrap-servers."
         ) from error
 
@@ -119,7 +122,7 @@ def groups_joined(bootstrap_servers: str, wanted: Mapping[str, int]) -> Iterator
     ``wanted``: members by group. A group counts once it is stable with that many; it is not asked
     about again.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0})
+    admin = AdminClient({**reaching(bootstrap_servers), "log_level": 0})
     waiting = dict(wanted)
     while True:
         if waiting:
@@ -174,7 +177,7 @@ def ask_committed_positions(
     """
     bystander = surroundings.consumer(
         {
-            "bootstrap.servers": bootstrap_servers,
+            **reaching(bootstrap_servers),
             "group.id": group_id,
             "enable.auto.commit": False,
             "isolation.level": "read_committed",

@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from pipeline.domain.model import AuditEntry, ControlEntry
 from pipeline.domain.records import control_entry_from_record, to_record
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
 from pipeline.runtime.control_standing import Told
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
@@ -67,7 +68,7 @@ class ControlReader:
         self._thread = threading.Thread(target=self._follow, name="control", daemon=True)
         self._consumer = Consumer(
             {
-                "bootstrap.servers": bootstrap_servers,
+                **reaching(bootstrap_servers),
                 "log_level": log_level,
                 # Never used: partitions are assigned by hand and nothing is committed.
                 "group.id": "paystream-control-unused",
@@ -199,7 +200,7 @@ def change_entry(
     """
     producer = Producer(
         {
-            "bootstrap.servers": bootstrap_servers,
+            **reaching(bootstrap_servers),
             "transactional.id": f"paystream/{catalogue.settings.prefix}/control",
             "partitioner": "murmur2_random",
             "transaction.timeout.ms": int(READ_TIMEOUT_S * 1000),

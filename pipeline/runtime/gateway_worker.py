@@ -16,6 +16,7 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 
 from pipeline.domain.invariant import invariant
+from pipeline.kafka_access import reaching
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime import failpoints
 from pipeline.runtime.batch import Batch
@@ -124,7 +125,7 @@ class GatewayWorker:
     def run(self) -> None:
         """Work until ``stop`` is set, then let open calls end, commit their results and leave."""
         spec = self._spec
-        admin = self._outside.admin({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
+        admin = self._outside.admin({**reaching(spec.bootstrap_servers), "log_level": 2})
         require_co_partitioned(admin, self._catalogue)
         self._consumer = self._outside.consumer(
             consumer_config(

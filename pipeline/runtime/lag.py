@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from pipeline.kafka_access import reaching
 from pipeline.runtime.partition_offsets import list_offsets
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class GroupLag:
         self._topics = tuple(topics)
         # The client's own lines on standard error would repeat what our errors say.
         quiet: dict[str, str | int | float | bool] = {
-            "bootstrap.servers": bootstrap_servers,
+            **reaching(bootstrap_servers),
             "log_level": 0,
         }
         self._admin = AdminClient(quiet)

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.domain.invariant import invariant
+from pipeline.kafka_access import reaching
 from pipeline.runtime import failpoints
 from pipeline.runtime.client_calls import ClientCalls
 from pipeline.runtime.cluster import STABLE_OFFSETS_TIMEOUT_S
@@ -63,7 +64,7 @@ class CommittedOffsets(Protocol):
 def producer_config(bootstrap_servers: str, transactional_id: str) -> dict[str, Any]:
     """The settings of a lane's producer; each that is not a default has its reason."""
     return {
-        "bootstrap.servers": bootstrap_servers,
+        **reaching(bootstrap_servers),
         "transactional.id": transactional_id,
         "client.id": transactional_id,
         "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,

@@ -20,6 +20,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from pipeline.kafka_access import reaching
 from pipeline.runtime import failpoints
 from pipeline.runtime.partition_offsets import list_offsets
 from pipeline.runtime.surroundings import REAL, Surroundings
@@ -166,7 +167,7 @@ class Restorer:
         if assignment:
             self._consumer = self._outside.consumer(
                 {
-                    "bootstrap.servers": self._bootstrap_servers,
+                    **reaching(self._bootstrap_servers),
                     # Never used to commit: positions come from the checkpoints.
                     "group.id": "paystream-restore-unused",
                     "enable.auto.commit": False,

@@ -23,6 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pipeline.domain.invariant import invariant
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime import failpoints
 from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, InputLane, TopicPartitionKey
@@ -161,7 +162,7 @@ class TableWorker(Generic[V]):
     def run(self) -> None:
         """Work until ``stop`` is set, then drain: commit what is prepared and leave."""
         spec = self._spec
-        admin = self._outside.admin({"bootstrap.servers": spec.bootstrap_servers, "log_level": 2})
+        admin = self._outside.admin({**reaching(spec.bootstrap_servers), "log_level": 2})
         require_co_partitioned(admin, self._catalogue)
         cluster_id, topic_id = cluster_and_topic_id(admin, self._stage.table_topic, self._outside)
         self._table: Table[V] = Table(

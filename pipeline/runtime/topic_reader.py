@@ -11,6 +11,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from msgspec import Struct
 
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
 from pipeline.runtime.partition_offsets import watermarks
 
 METADATA_TIMEOUT_S = 10.0
@@ -36,7 +38,7 @@ class TopicReader:
 
     def __init__(self, bootstrap_servers: str) -> None:
         self._config: dict[str, Any] = {
-            "bootstrap.servers": bootstrap_servers,
+            **reaching(bootstrap_servers),
             # Named, as the client wants it; nothing is ever committed under it.
             "group.id": "paystream-past",
             "enable.auto.commit": False,
@@ -132,7 +134,9 @@ class TopicReader:
         return found.offset if found.offset >= 0 else None
 
     def _away(self, error: KafkaException | None) -> UserError:
-        why = f" ({error.args[0].str()})" if error is not None else ""
+        why = why_refused(self._servers)
+        if not why and error is not None:
+            why = f" ({error.args[0].str()})"
         return UserError(
             f"the Kafka broker at {self._servers} does not answer{why}; start it, or name another "
             "with --bootstrap-servers."

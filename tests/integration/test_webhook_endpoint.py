@@ -237,6 +237,37 @@ def test_a_notice_faster_than_its_reference_waits_for_it(endpoint: Endpoint) -> 
     assert last.value() is None, "its wait is over"
 
 
+def test_a_record_that_cannot_be_read_holds_up_nobody_elses_notices(endpoint: Endpoint) -> None:
+    """A reference of a schema that a program before an upgrade does not know, and a parked notice
+    that is none: their notices wait on, through a restart, and go on once the record is right."""
+    flow = endpoint.flow
+
+    def know(number: int, value: bytes | None = None) -> None:
+        known = value or flow.encode("gateway-reference", reference(number))
+        flow.send("gateway-references", reference_key("simulator", f"ch_{number}"), known)
+
+    with endpoint.running() as running:
+        assert [running.post(body(id=f"n{n}", charge=f"ch_{n}")) for n in (1, 2)] == [200, 200]
+        wait_until(lambda: running.waiting == 2, 30, "two notices wait")
+    know(1, b"\0\0\0\x26\x67 of a newer program")
+    parked = reference_key("simulator", "ch_3") + b"\nn3"
+    flow.send("parked-notices", parked, b"no notice")
+    know(3)
+    know(2)
+    for start in ("first", "second"):
+        with endpoint.running() as running:
+            wait_until(lambda: running.notices(), 30, "what can be read goes on")
+            ours = body(id=start, merchant_id="shop", order_id="o9", charge="ch_9")
+            assert running.post(ours) == 200
+            wait_until(lambda: running.waiting == 2, 30, "what cannot be read waits")
+    know(1)
+    with endpoint.running() as running:
+        wait_until(lambda: len(running.notices()) == 4, 30, "its reference can be read now")
+        wait_until(lambda: running.waiting == 1, 30, "the one that is no notice stays")
+    ids = {n.notification_id for n in endpoint.notices()}
+    assert ids == {"n1", "n2", "first", "second"}
+
+
 def test_a_broker_that_is_away_is_no_lost_notice(tmp_path: Path, topic_prefix: str) -> None:
     """What cannot be stored is answered 503, so that the gateway sends it again."""
     handle = start_kafka(tmp_path / "kafka", jvm_flags=SHORT_LIVED, die_with_parent=True)

@@ -13,6 +13,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.domain.records import marker_from_record
 from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
 from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole, join
 from pipeline.runtime.redrive.plan import Markers
 from schemas.codec import Codec
@@ -99,7 +101,7 @@ class LetterLog:
     def _new_consumer(self, isolation: str = "read_committed") -> Consumer:
         return Consumer(
             {
-                "bootstrap.servers": self._servers,
+                **reaching(self._servers),
                 # Never joined: partitions are assigned by hand and nothing is committed.
                 "group.id": self._group,
                 "client.id": "paystream-dead-letters",
@@ -122,8 +124,8 @@ class LetterLog:
             known = self._consumer.list_topics(timeout=CONNECT_TIMEOUT_S).topics
         except KafkaException as error:
             raise UserError(
-                f"No Kafka broker answers at {self._servers}: start one, or name another with "
-                "--bootstrap-servers or PAYSTREAM_BOOTSTRAP_SERVERS."
+                f"No Kafka broker answers at {self._servers}{why_refused(self._servers)}: start "
+                "one, or name another with --bootstrap-servers or PAYSTREAM_BOOTSTRAP_SERVERS."
             ) from error
         missing = [name for name in wanted if name not in known]
         if missing:
