@@ -17,8 +17,8 @@ from pipeline.errors import UserError, why_unread
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
+    from pipeline.domain.model import Order, Payment
     from pipeline.domain.risk import RiskRules
-    from pipeline.domain.risk_replay import Outcome
 
 # Between two lines of progress.
 PROGRESS_S = 2.0
@@ -147,7 +147,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[str]:
 
 def _replay(settings: Settings, rules: RiskRules, since_ms: int, until_ms: int) -> dict[str, Any]:
     from pipeline.domain.records import order_from_record, payment_from_record
-    from pipeline.domain.risk_replay import Replay, outcome_of, window_ms_max
+    from pipeline.domain.risk_replay import counted_from_ms, replayed
     from pipeline.record_codec import record_codec
     from pipeline.runtime.topic_reader import TopicReader
     from schemas.errors import DecodeError
@@ -156,39 +156,37 @@ def _replay(settings: Settings, rules: RiskRules, since_ms: int, until_ms: int) 
     codec = record_codec(catalogue, settings.schema_registry_url)
     decode_payment, decode_order = codec.decoder("payment"), codec.decoder("order")
     reader = TopicReader(settings.bootstrap_servers)
-    outcomes: dict[bytes, Outcome] = {}
     say = _progress()
-    for done, record in enumerate(reader.by_time(catalogue.name("payments"), None, None)):
-        say("payments", done)
-        if record.key is None or record.value is None:
-            continue
-        try:
-            payment = payment_from_record(decode_payment(record.value))
-        except DecodeError:
-            continue
-        if payment.ordered_at_ms >= since_ms:
-            outcomes[record.key] = outcome_of(payment)
-    replay = Replay(rules)
     undecodable = 0
     first_ms: int | None = None
-    from_ms = since_ms - window_ms_max(rules)
-    for done, record in enumerate(reader.by_time(catalogue.name("orders"), from_ms, until_ms)):
-        say("orders", done)
-        first_ms = record.timestamp_ms if first_ms is None else first_ms
-        if record.key is None or record.value is None:
-            undecodable += 1
-            continue
-        try:
-            order = order_from_record(decode_order(record.value))
-        except DecodeError:
-            undecodable += 1
-            continue
-        replay.take(
-            order,
-            record.timestamp_ms,
-            outcomes.get(record.key),
-            counts=record.timestamp_ms >= since_ms,
-        )
+
+    def payments() -> Iterator[Payment]:
+        for done, record in enumerate(reader.by_time(catalogue.name("payments"), None, None)):
+            say("payments", done)
+            if record.key is None or record.value is None:
+                continue
+            try:
+                yield payment_from_record(decode_payment(record.value))
+            except DecodeError:
+                continue
+
+    def orders() -> Iterator[tuple[Order, int]]:
+        nonlocal first_ms, undecodable
+        from_ms = counted_from_ms(rules, since_ms)
+        for done, record in enumerate(reader.by_time(catalogue.name("orders"), from_ms, until_ms)):
+            say("orders", done)
+            first_ms = record.timestamp_ms if first_ms is None else first_ms
+            if record.key is None or record.value is None:
+                undecodable += 1
+                continue
+            try:
+                order = order_from_record(decode_order(record.value))
+            except DecodeError:
+                undecodable += 1
+                continue
+            yield order, record.timestamp_ms
+
+    replay = replayed(rules, payments(), orders(), since_ms)
     report = replay.report()
     report["orders"]["undecodable"] = undecodable
     return {"first_order": None if first_ms is None else _shown(first_ms), **report}

@@ -4,7 +4,8 @@ Three tables, from which docs/gateways.md is rendered (``python -m pipeline.gate
 
 - ``STANDARD``: every standard code, what it means, and the one action it asks for;
 - ``GATEWAY_CODES``: for each kind of adapter, the gateway's own code and the standard code;
-- ``RETRY_SAFETY``: how far a call came and what it was for, and whether it may be sent again.
+- ``RETRY_SAFETY``: how far a call came and what it was for, and whether it may be sent again. It is
+  what the processors do, cell by cell (``tests/unit/test_retry_safety.py``); they do not read it.
 
 Merchants and notifiers see the standard code; the gateway's own word stays beside it.
 """
@@ -273,28 +274,29 @@ BOUND: Final = frozenset({"capture", "void", "refund"})
 
 _YES, _SAME, _NEW, _NO = Again.YES, Again.SAME_ATTEMPT, Again.NEW_OPERATION, Again.NO
 
-# (here with keys, here without, elsewhere). "Elsewhere" before proof is always no: the window in
-# which a frozen worker may still send must have closed first.
-_BY_PHASE: Final[Mapping[Phase, tuple[Again, Again, Again]]] = {
+# (here, elsewhere) of a gateway with keys, and of one without. "Elsewhere" before proof is always
+# no: the window in which a frozen worker may still send must have closed first.
+_BY_PHASE: Final[Mapping[Phase, tuple[tuple[Again, Again], tuple[Again, Again]]]] = {
     # Another worker may hold the same request: with keys that is harmless. Without, this worker's
     # word suffices only because a request that another one may have held is never sent at all.
-    Phase.NOT_WRITTEN: (_SAME, _SAME, _NO),
-    Phase.TURNED_AWAY: (_SAME, _SAME, _NO),
-    # A declined attempt is over: another instrument or gateway is another attempt.
-    Phase.DECLINED: (_NO, _NO, _YES),
-    Phase.WRITTEN: (_NO, _NO, _NO),
-    Phase.NOT_FOUND_EARLY: (_NO, _NO, _NO),
-    Phase.NOT_FOUND_IN_WINDOW: (_SAME, _NO, _NO),
-    Phase.NOT_FOUND_PROVEN: (_SAME, _NO, _YES),
-    Phase.NOT_FOUND_FORGOTTEN: (_NO, _NO, _NO),
-    Phase.PENDING: (_NO, _NO, _NO),
-    Phase.SUCCEEDED: (_NO, _NO, _NO),
+    Phase.NOT_WRITTEN: ((_SAME, _NO), (_SAME, _NO)),
+    Phase.TURNED_AWAY: ((_SAME, _NO), (_SAME, _NO)),
+    # A declined attempt is over: another instrument or gateway is another attempt. Without keys a
+    # copy that another worker holds may still be taken, so no other gateway is asked.
+    Phase.DECLINED: ((_NO, _YES), (_NO, _NO)),
+    Phase.WRITTEN: ((_NO, _NO), (_NO, _NO)),
+    Phase.NOT_FOUND_EARLY: ((_NO, _NO), (_NO, _NO)),
+    Phase.NOT_FOUND_IN_WINDOW: ((_SAME, _NO), (_NO, _NO)),
+    Phase.NOT_FOUND_PROVEN: ((_SAME, _YES), (_NO, _YES)),
+    Phase.NOT_FOUND_FORGOTTEN: ((_NO, _NO), (_NO, _NO)),
+    Phase.PENDING: ((_NO, _NO), (_NO, _NO)),
+    Phase.SUCCEEDED: ((_NO, _NO), (_NO, _NO)),
 }
 
 
 def _safety(phase: Phase, operation: str, idempotent: bool) -> Safety:
-    with_keys, without, elsewhere = _BY_PHASE[phase]
-    here = with_keys if idempotent else without
+    with_keys, without = _BY_PHASE[phase]
+    here, elsewhere = with_keys if idempotent else without
     if operation in BOUND:
         if phase is Phase.DECLINED or (phase is Phase.NOT_FOUND_PROVEN and not idempotent):
             # A person or a command may ask again, under a key of its own.

@@ -9,6 +9,7 @@ was approved counts as allowed.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final
 
 from msgspec import Struct
@@ -16,6 +17,7 @@ from msgspec import Struct
 from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
+from pipeline.domain.lifecycle import CANCELLED
 from pipeline.domain.model import Order, Payment, RiskCheck, RiskCounted, RiskVelocity
 from pipeline.domain.risk import (
     ALLOW,
@@ -47,6 +49,8 @@ class Outcome(Struct, frozen=True, gc=False):
     reason: str | None
     captured_minor: int
     lost_minor: int
+    # By a command that had come before the order.
+    cancelled_before: bool = False
 
     @property
     def decision(self) -> str:
@@ -58,7 +62,7 @@ class Outcome(Struct, frozen=True, gc=False):
             return REJECT if is_risk else _NOT_ASSESSED
         if self.status in ("no_payment_due", "awaiting_order", "credit_held"):
             return _NOT_ASSESSED
-        return ALLOW
+        return _NOT_ASSESSED if self.cancelled_before else ALLOW
 
 
 def outcome_of(payment: Payment) -> Outcome:
@@ -68,7 +72,19 @@ def outcome_of(payment: Payment) -> Outcome:
         payment.reason,
         payment.captured_minor,
         payment.disputed_minor + payment.charged_back_minor,
+        _cancelled_before(payment),
     )
+
+
+def _cancelled_before(payment: Payment) -> bool:
+    """Whether a cancel was there before the order: then nothing was begun, and no rule was asked.
+
+    A snapshot does not say which of its commands cancelled it. One that came before the order, and
+    after which the payment ended without an attempt, is taken for the cancel.
+    """
+    if payment.status != CANCELLED or payment.attempts:
+        return False
+    return any(mark.taken_at_ms <= payment.ordered_at_ms for mark in payment.command_marks)
 
 
 class Sums:
@@ -216,6 +232,33 @@ class Replay:
         gone = [key for key, row in self._rows.items() if row.updated_at_ms < oldest_ms]
         for key in gone:
             del self._rows[key]
+
+
+def replayed(
+    rules: RiskRules,
+    payments: Iterable[Payment],
+    orders: Iterable[tuple[Order, int]],
+    since_ms: int,
+) -> Replay:
+    """The replay of orders with their append times, from ``counted_from_ms`` on, and what became of
+    them: snapshots of payments, the newest of each last."""
+    from_ms = counted_from_ms(rules, since_ms)
+    outcomes = {
+        record_key(payment.merchant_id, payment.order_id): outcome_of(payment)
+        for payment in payments
+        # Also of those that are only counted: not all of them were.
+        if payment.ordered_at_ms >= from_ms
+    }
+    replay = Replay(rules)
+    for order, at_ms in orders:
+        outcome = outcomes.get(record_key(order.merchant_id, order.order_id))
+        replay.take(order, at_ms, outcome, counts=at_ms >= since_ms)
+    return replay
+
+
+def counted_from_ms(rules: RiskRules, since_ms: int) -> int:
+    """From when on orders are counted, so that windows are full at the beginning."""
+    return since_ms - window_ms_max(rules)
 
 
 def window_ms_max(rules: RiskRules) -> int:

@@ -25,7 +25,8 @@ DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "gateways.md"
 
 _ACTIONS: Final = {
     Action.RETRY_HERE: "nothing was handled: the same attempt again, after a while",
-    Action.OTHER_GATEWAY: "declined for reasons of the gateway's: the next eligible one is tried",
+    Action.OTHER_GATEWAY: "declined for reasons of the gateway's: the next eligible one is tried, "
+    "unless this one takes no keys",
     Action.ASK_CUSTOMER: "declined or waiting: only the customer can change it",
     Action.NEVER_AGAIN: "declined for good: this card is not tried again, neither in this payment "
     "nor, [where it is counted](risk.md#caps-on-attempts), in another",
@@ -112,9 +113,9 @@ _SAFETY: Final = """\
 ## What may be sent again
 
 How far a call came, and what it was for, decide whether it may be sent once more: *here*, the same
-attempt with the same key, and *elsewhere*, a new attempt at another gateway. Elsewhere needs proof
-or a plain no, and only charges and authorizations can go there: what is about a charge stays where
-the charge is.
+attempt with the same key, and *elsewhere*, a new attempt at another gateway. Elsewhere needs proof,
+or a plain no of a gateway with keys (for reasons of its own, `other_gateway`), and only charges and
+authorizations can go there: what is about a charge stays where the charge is.
 
 | phase | meaning |
 |---|---|

@@ -171,6 +171,7 @@ def test_a_charge_carries_its_key_and_content() -> None:
         (http(402, {"code": "x", "reference": "else"}), "unknown", "mismatched_answer", None),
         (http(402, b"<html>"), "unknown", "undecodable_answer", "http_402"),
         (http(400, {"code": "invalid_request"}), "declined", "invalid_request", None),
+        (http(400, {"code": "odd_word"}), "unknown", "gateway_error", "odd_word"),
         (http(400, b"<html>Bad Request"), "unknown", "undecodable_answer", "http_400"),
         (http(401, {"code": "no_key"}), "unknown", "gateway_error", "no_key"),
         (http(404, b"nginx"), "unknown", "gateway_error", "http_404"),

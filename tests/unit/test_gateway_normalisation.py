@@ -96,14 +96,14 @@ def test_the_matrix_has_every_case() -> None:
 
 def test_only_proof_or_a_plain_no_leads_elsewhere_and_never_from_a_later_operation() -> None:
     """Nothing that may have happened is tried a second time at another gateway."""
-    elsewhere = {
-        (phase, operation)
-        for (phase, operation, _), safety in RETRY_SAFETY.items()
-        if safety.elsewhere is not Again.NO
-    }
+    elsewhere = {case for case, safety in RETRY_SAFETY.items() if safety.elsewhere is not Again.NO}
     assert elsewhere == {
-        (phase, operation)
-        for phase in (Phase.DECLINED, Phase.NOT_FOUND_PROVEN)
+        (phase, operation, keys)
+        for phase, keys in (
+            (Phase.DECLINED, True),
+            (Phase.NOT_FOUND_PROVEN, True),
+            (Phase.NOT_FOUND_PROVEN, False),
+        )
         for operation in set(OPERATIONS) - BOUND
     }
 

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.cli import app
 from pipeline.commands.risk import report_lines
 from pipeline.config import load_settings
-from pipeline.domain.model import Order
-from pipeline.domain.risk_replay import Outcome, Replay
+from pipeline.domain.model import Order, Payment
+from pipeline.domain.risk_replay import Outcome, Replay, replayed
 from pipeline.domain.risk_rules import read_rules
 from pipeline.errors import UserError
 from pipeline.local import worker_specs
+from pipeline.processors.driver import PAYMENTS, FlowDriver
 from tests.support.cli_runner import CliRunner
+from tests.support.payment_story import POLICY, command
 
 NOW = 1_790_000_000_000
 MINUTE = 60_000
@@ -135,6 +138,57 @@ def test_windows_are_full_at_the_beginning() -> None:
     assert changes(replay) == {("allow", "review"): 1, ("allow", "allow"): 1}
     (example,) = replay.examples["allow", "review"]
     assert example["why"].startswith("review by card_hour: 3 orders")
+
+
+def both(orders: list[tuple[Order, str | None]], since: int) -> tuple[Payment, Replay]:
+    """The last of these payments in a flow with a rule on cards, and a replay of that rule over
+    what the flow left; a command may come before its order."""
+    rules = read_rules(
+        "[[rule]]\nname='v'\ntype='velocity'\naction='reject'\nby='card'\nwindow_s=3600\n"
+        "count_max=2\n",
+        "rules.toml",
+    )
+    flow = FlowDriver(replace(POLICY, risk=rules), now_ms=NOW)
+    appended = []
+    for each, before in orders:
+        if before is not None:
+            flow.command(command(before, f"c-{each.order_id}", order_id=each.order_id))
+        flow.now_ms += MINUTE
+        flow.order(each)
+        flow.count_all()
+        appended.append((each, flow.now_ms))
+    replay = replayed(rules, flow.read(PAYMENTS, Payment), appended, since)
+    last = flow.payment("shop", orders[-1][0].order_id)
+    assert last is not None
+    return last, replay
+
+
+@pytest.mark.parametrize("since", [NOW, NOW + 4 * MINUTE], ids=["within", "before"])
+@pytest.mark.parametrize(
+    "uncounted",
+    [
+        pytest.param([({"currency": "XXX"}, None)], id="no currency"),
+        pytest.param([({"instrument_token": " "}, None)], id="no token"),
+        pytest.param([({}, "cancel")], id="cancelled before it came"),
+    ],
+)
+def test_what_the_flow_never_counted_counts_nowhere(
+    uncounted: list[tuple[dict[str, Any], str | None]], since: int
+) -> None:
+    """Of the reported time and of the window before it: the good order after them stays allowed."""
+    orders = [(order(n, **fields), before) for n in (1, 2, 3) for fields, before in uncounted]
+    last, replay = both([*orders, (order(4), None)], since)
+    assert last.status == "processing"
+    assert changes(replay) == {("allow", "allow"): 1}
+
+
+@pytest.mark.parametrize("since", [NOW, NOW + 3 * MINUTE], ids=["within", "before"])
+def test_what_the_flow_counted_counts_in_a_replay(since: int) -> None:
+    """Whatever came before it, a command that waits among it."""
+    orders = [(order(1), None), (order(2), "refund"), (order(3), None)]
+    last, replay = both(orders, since)
+    assert last.status == "rejected"
+    assert changes(replay)["reject", "reject"] == 1
 
 
 def test_the_report_is_read_by_people() -> None:

@@ -151,7 +151,7 @@ class SimulatorAdapter:
                 return base.unknown("mismatched_answer", gateway_code)
             return base.refused(self.name, gateway_code, otherwise=UNKNOWN_DECLINE)
         if status == 400:
-            return base.refused(self.name, gateway_code, otherwise="invalid_request")
+            return base.refused(self.name, gateway_code)
         if status == 404 and standard_code(self.name, gateway_code, "") == "parent_not_found":
             return base.refused(self.name, gateway_code)
         if status == 422:
