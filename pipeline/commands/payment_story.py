@@ -19,6 +19,7 @@ from pipeline.domain.payment import parent_of
 from pipeline.domain.recorded_refunds import RECORDED
 from pipeline.domain.records import payment_from_record
 from pipeline.domain.reversals import outstanding
+from pipeline.domain.reviews import by_urgency
 from pipeline.domain.shown import shown_statuses
 from topics.catalogue import TopicSettings, build_catalogue
 
@@ -197,7 +198,7 @@ def _row(label: str, text: str) -> str:
 
 
 def in_review(sources: Sources, codec: Codec) -> list[Payment]:
-    """The payments whose latest snapshot says ``risk_review``, longest waiting first."""
+    """The payments whose latest snapshot says ``risk_review``, the first to end first."""
     catalogue = build_catalogue(TopicSettings(prefix=sources.prefix))
     counts = partition_counts(sources.bootstrap_servers, catalogue)
     decode = codec.decoder("payment")
@@ -214,4 +215,4 @@ def in_review(sources: Sources, codec: Codec) -> list[Payment]:
         read_partition(
             sources.bootstrap_servers, [catalogue.name("payments")], partition, on_record
         )
-    return sorted(waiting.values(), key=lambda payment: payment.updated_at_ms)
+    return by_urgency(waiting.values())

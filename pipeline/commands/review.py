@@ -25,7 +25,7 @@ def review_list_command(
     prefix: Prefix = None,
     as_json: AsJson = False,
 ) -> None:
-    """Payments in review, the one that waits longest first.
+    """Payments in review, the one whose review ends first at the top.
 
     Example:
 
@@ -54,7 +54,7 @@ def review_list_command(
                         "country": p.country,
                         "operation": review_name(p),
                         "reason": p.reason,
-                        "since_ms": p.updated_at_ms,
+                        "ordered_at_ms": p.ordered_at_ms,
                         "ends_at_ms": p.expires_at_ms,
                     }
                     for p in found
@@ -66,11 +66,11 @@ def review_list_command(
     from pipeline.audit.render import time_text
 
     for p in found:
-        ends = f"  ends {time_text(p.expires_at_ms)}" if p.expires_at_ms else ""
+        ends = time_text(p.expires_at_ms) if p.expires_at_ms else "no end"
         of = "" if is_first_review(p) else f"  --operation {review_name(p)}"
         typer.echo(
-            f"{time_text(p.updated_at_ms)}  {p.merchant_id}:{p.order_id}  "
-            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}{ends}{of}"
+            f"ends {ends}  {p.merchant_id}:{p.order_id}  "
+            f"{format_amount(p.amount_minor, p.currency)}  {p.reason or ''}{of}"
         )
     typer.echo(f"{len(found)} in review")
 

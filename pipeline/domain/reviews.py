@@ -7,6 +7,7 @@ comes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from pipeline.domain.model import Payment, PaymentCommand
@@ -20,6 +21,14 @@ def reviewed(payment: Payment) -> tuple[str, int]:
         return payment.assessed_retry, 1
     made = sum(each.operation_id == payment.order_id for each in payment.attempts)
     return payment.order_id, made + 1
+
+
+def by_urgency(payments: Iterable[Payment]) -> list[Payment]:
+    """Payments in review, the one whose review ends first before the others. When a review began is
+    not kept, and what was last written to a payment may be about something else."""
+    return sorted(
+        payments, key=lambda p: (p.expires_at_ms is None, p.expires_at_ms or 0, p.ordered_at_ms)
+    )
 
 
 def is_first_review(payment: Payment) -> bool:

@@ -62,13 +62,14 @@ def topics(kafka: str, topic_prefix: str) -> Topics:
     return Topics(kafka, topic_prefix)
 
 
-def of(order_id: str, status: str, updated_at_ms: int) -> Payment:
+def of(order_id: str, status: str, updated_at_ms: int, ends_at_ms: int | None = None) -> Payment:
     return replace(
         PAYMENT,
         order_id=order_id,
         payment_id=payment_id("shop", order_id),
         status=status,
         updated_at_ms=updated_at_ms,
+        expires_at_ms=ends_at_ms,
         reason="amount_above_limit" if status == "risk_review" else None,
     )
 
@@ -86,12 +87,15 @@ def test_nobody_chooses_for_a_person_what_is_resolved(topics: Topics) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_reviews_are_listed_oldest_first_and_only_while_they_wait(topics: Topics) -> None:
-    """Whoever decides sees what waits, in the order of waiting; what was decided is gone."""
+def test_the_review_that_ends_first_is_listed_first_and_only_while_it_waits(
+    topics: Topics,
+) -> None:
+    """Whoever decides sees at the top what nobody can decide about much longer, whatever else was
+    written to it meanwhile (a refund that waits for it); what was decided is gone."""
     topics.write(
-        of("1", "risk_review", 30),
-        of("2", "risk_review", 20),
-        of("3", "risk_review", 10),
+        of("1", "risk_review", 30, 7_000),
+        of("2", "risk_review", 35, 6_000),
+        of("3", "risk_review", 10, 5_000),
         of("3", "processing", 40),
         of("4", "captured", 5),
     )
@@ -99,6 +103,7 @@ def test_reviews_are_listed_oldest_first_and_only_while_they_wait(topics: Topics
     assert listed.exit_code == 0, listed.output
     assert [each["order_id"] for each in json.loads(listed.stdout)] == ["2", "1"]
     told = CliRunner().invoke(app, ["review", "list", *topics.options])
+    assert "ends 1970-01-01" in told.stdout
     assert "shop:2  GBP 12.50  amount_above_limit" in told.stdout
     assert told.stdout.endswith("2 in review\n")
 
