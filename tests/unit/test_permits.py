@@ -19,8 +19,11 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS, GatewayProfile, Policy
 from pipeline.domain.reviews import review_name
+from pipeline.domain.risk_answer import answer_check
 from pipeline.domain.risk_rules import read_rules
+from pipeline.domain.risk_velocity import velocity_key
 from pipeline.processors.driver import RISK_CHECKS, FlowDriver
+from pipeline.processors.risk import process_risk_result
 from tests.support.examples import share_of
 from tests.support.payment_story import NOT_FOUND, NOW, ORDER, SECOND, TIMED_OUT, command, yes
 
@@ -233,6 +236,31 @@ def test_the_next_gateway_is_asked_for_as_well() -> None:
     assert [type_ for type_, _ in flow.story(1)] == [
         "permit_asked", "payment_started", "permit_asked", "failover_started", "captured",
     ]  # fmt: skip
+
+
+def test_a_permit_that_is_read_days_later_sends_nobody_to_the_next_gateway() -> None:
+    """What it leads to is written when it is read; the operation's time goes on meanwhile."""
+    flow = Flow()
+    flow.buy(1)
+    flow.count_all()
+    flow.answer(OWN_TROUBLE)
+    while flow.open_checks:
+        check = flow.open_checks.pop(0)
+        at = velocity_key(check.merchant_id, check.by, check.identity)
+        row, answers = answer_check(flow.velocity.get(at), check, flow.now_ms)
+        if row is not None:
+            flow.velocity[at] = row
+        made = [
+            (answer, process_risk_result(flow.of(1), answer, flow.now_ms, flow.policy))
+            for answer in answers
+        ]
+        if answers:
+            flow.now_ms += 2 * DAY_MS
+        for answer, decided in made:
+            flow.apply(answer, decided)
+    assert flow.open_requests[0][1].gateway == "south"
+    late = flow.handle(flow.open_requests.pop(0), yes)
+    assert (late.outcome, late.code) == ("not_sent", "send_before_passed")
 
 
 def test_the_next_gateway_gets_nothing_over_the_cap() -> None:

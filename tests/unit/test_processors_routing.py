@@ -7,9 +7,10 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import AttemptCap
-from pipeline.domain.policy import HOUR_MS, Policy
+from pipeline.domain.policy import DAY_MS, HOUR_MS, Policy
 from pipeline.domain.routes import Health
 from pipeline.processors.driver import FlowDriver
+from pipeline.processors.settlement import process_result
 from tests.support.payment_story import ACTION, MANUAL, NOT_SENT, Story, command, yes
 from tests.unit.test_processors_stories import (
     NOT_FOUND,
@@ -373,3 +374,16 @@ def test_an_overloaded_gateway_keeps_what_caps_let_no_other_have() -> None:
     assert {r.kind for r in told.flow.requests()} == {"charge"}
     told.flow.answer(SUCCEEDED)
     assert told.status == "captured"
+
+
+def test_a_stop_of_days_sends_nobody_to_the_next_gateway_days_later() -> None:
+    """A decline that is read two days after it was written: what it leads to is written today, but
+    the operation's time is over."""
+    flow = started(TWO_GATEWAYS)
+    declined = flow.handle(flow.open_requests.pop(0), OWN_TROUBLE)
+    made = process_result(the_payment(flow), declined, flow.now_ms, flow.policy)
+    flow.now_ms += 2 * DAY_MS
+    flow.apply(declined, made)
+    assert flow.open_requests[0][1].gateway == "second"
+    late = flow.handle(flow.open_requests.pop(0), SUCCEEDED)
+    assert (late.outcome, late.code) == ("not_sent", "send_before_passed")
