@@ -164,6 +164,7 @@ COMMAND_WAITING: Final = "command_waiting"
 COMMAND_REJECTED: Final = "command_rejected"
 CANCEL_REQUESTED: Final = "cancel_requested"
 AUTHORIZATION_LAPSED: Final = "authorization_lapsed"
+AUTHORIZATION_PROLONGED: Final = "authorization_prolonged"
 LOSS_POSTED: Final = "loss_posted"
 DISPUTE_INQUIRY: Final = "dispute_inquiry"
 DISPUTE_OPENED: Final = "dispute_opened"
@@ -184,6 +185,7 @@ STANDING_EVENTS: Final = frozenset(
         COMMAND_REJECTED,
         CANCEL_REQUESTED,
         AUTHORIZATION_LAPSED,
+        AUTHORIZATION_PROLONGED,
         LOSS_POSTED,
         REVERSAL_HELD,
         REVERSAL_FAILED,

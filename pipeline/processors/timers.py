@@ -17,6 +17,7 @@ from pipeline.domain.decision import Decision
 from pipeline.domain.ids import expiry_operation_id
 from pipeline.domain.lifecycle import (
     AUTHORIZATION_LAPSED,
+    AUTHORIZATION_PROLONGED,
     AUTHORIZED,
     AWAITING_ORDER,
     CAPTURE,
@@ -127,8 +128,15 @@ def _lives_longer(
     ends_ms = authorization.updated_at_ms + profile.authorization_ms
     if ends_ms <= due_at_ms:
         return None
-    changed = replace(payment, expires_at_ms=ends_ms)
-    return decision(changed, timer_of(changed, ends_ms, due.reason or "", policy, now_ms))
+    changed, event = told(
+        payment,
+        AUTHORIZATION_PROLONGED,
+        now_ms,
+        reason=due.reason,
+        operation_id=authorization.operation_id,
+        expires_at_ms=ends_ms,
+    )
+    return decision(changed, timer_of(changed, ends_ms, due.reason or "", policy, now_ms), event)
 
 
 def _ended_holds(payment: Payment, due_at_ms: int, now_ms: int, policy: Policy) -> Decision:

@@ -21,6 +21,7 @@ from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.payments_stage import PaymentsStage
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import MemoryTableStore
+from tests.support.audit_story import judged_flow
 from tests.support.engine_fakes import key_of
 from tests.support.engine_flow import EngineFlow
 from tests.support.payment_story import (
@@ -123,6 +124,8 @@ def test_a_hold_of_then_lives_as_long_as_it_is_configured_once_it_is_known_again
     story.flow.policy = replace(KNOWN, gateways=(month, LEFT))
     story.flow.advance(30 * DAY_MS - MINUTE_MS)
     assert (story.status, story.asked) == ("authorized", ["authorize"])
+    assert story.events[-1] == "authorization_prolonged", "each change of it is told"
+    assert not judged_flow(story.flow, None)
     story.flow.advance(MINUTE_MS)
     story.flow.answer(yes)
     assert (story.status, story.asked[-1], story.money) == ("expired", "void", (0, 0, 0))
