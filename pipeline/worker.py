@@ -54,7 +54,13 @@ def main() -> int:
     use_access(spec.options.get("kafka") or {})
     spec.slot_dir.mkdir(parents=True, exist_ok=True)
     configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))
-    from pipeline.runtime.kafka_errors import LaneFatal, LaneHung, ends_the_client, kafka_error
+    from pipeline.runtime.kafka_errors import (
+        LaneFatal,
+        LaneHung,
+        ends_the_client,
+        kafka_error,
+        passes_by_itself,
+    )
     from pipeline.runtime.lane import Undefended
 
     try:
@@ -78,11 +84,15 @@ def main() -> int:
         return EXIT_BUG
     except Exception as error:
         found = kafka_error(error)
-        if found is None or not ends_the_client(found):
-            raise
-        # As when another worker of the same node id and slot has joined in its place.
-        _log.error("%s leaves, its client cannot go on: %s", spec.name, found.str())
-        return EXIT_LANE_FATAL
+        if found is not None and ends_the_client(found):
+            # As when another worker of the same node id and slot has joined in its place.
+            _log.error("%s leaves, its client cannot go on: %s", spec.name, found.str())
+            return EXIT_LANE_FATAL
+        if found is not None and passes_by_itself(found):
+            # Asked in the middle of something, while leaders moved for longer than was waited.
+            _log.error("%s leaves, the brokers do not answer it: %s", spec.name, found.str())
+            return EXIT_LANE_FATAL
+        raise
     return 0
 
 

@@ -447,8 +447,9 @@ class Life(RuleBasedStateMachine):
             self.flow.run(lambda request: self.adapter(request, "answer"))
             for notice in reversed(self.notices):
                 self.flow.notify(notice)
-            if any(a.state == "retry_waiting" for a in self.payment().attempts):
-                self.flow.advance(2 * HOUR_MS)  # what waits to go back to a gateway
+            waiting = {"retry_waiting", "inquiry_waiting"}
+            if waiting & {a.state for a in self.payment().attempts}:
+                self.flow.advance(2 * HOUR_MS)  # what waits to go to a gateway
             elif not self.flow.open_requests and not self.a_person_says_what_is_left():
                 break
         payment = self.payment()
