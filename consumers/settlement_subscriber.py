@@ -16,6 +16,8 @@ from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
+from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
+from pipeline.unreadable import CannotStepOver, UnreadableBatches, is_unreadable
 from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
 
@@ -120,6 +122,7 @@ class SettlementSubscriber:
             raise UserError(f'start is "{start}"; give "earliest" or "latest", or leave it out.')
         self.topic = topic
         self.poison_count = 0
+        self._unreadable = UnreadableBatches()
         self._bootstrap_servers = bootstrap_servers
         self._group_id = group_id
         self._start = start
@@ -139,6 +142,9 @@ class SettlementSubscriber:
             # the partition is assigned for the first time.
             "auto.offset.reset": "error",
             "partition.assignment.strategy": "cooperative-sticky",
+            # What zstd may unfold to; and damage on the way is no unreadable batch.
+            "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+            "check.crcs": True,
             **(config or {}),
         }
 
@@ -227,10 +233,13 @@ class SettlementSubscriber:
 
     def _settlement(self, message: Message) -> tuple[Settlement, Position] | None:
         error = message.error()
+        partition, offset = message.partition(), message.offset()
+        if is_unreadable(error) and partition is not None and offset is not None:
+            self._step_over(partition, offset)
+            return None
         if error is not None:
             self._judge(error, message)
             return None
-        partition, offset = message.partition(), message.offset()
         if partition is None or offset is None:
             return None
         position = Position(partition, offset, message.timestamp()[1])
@@ -258,6 +267,23 @@ class SettlementSubscriber:
         )
         if self._on_poison is not None:
             self._on_poison(poison)
+
+    def _step_over(self, partition: int, offset: int) -> None:
+        """A batch that cannot be decompressed is passed over as one poison, once it is known where
+        it ends; the client's error comes again until then."""
+        try:
+            batch = self._unreadable.step_over(self._joined(), self.topic, partition, offset)
+        except CannotStepOver as error:
+            self._failed = SubscriptionError(
+                f"The batch at {self.topic}[{partition}]@{offset} cannot be decompressed, and "
+                f"where it ends could not be asked for ({error})."
+            )
+            raise self._failed from error
+        if batch is not None:
+            position = Position(partition, offset, 0)
+            detail = f"{batch.records} records up to offset {batch.last_offset}"
+            self._pass_over(Poison(position, "unreadable_batch", detail, b""))
+            self._done[partition] = batch.last_offset + 1
 
     def _judge(self, error: KafkaError, message: Message) -> None:
         """Raise for what does not mend itself; the client goes on by itself after the rest."""

@@ -52,15 +52,9 @@ class _RunningFlow(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         known = self.current_state.get("state_dir")
-        path = (Path(known).expanduser() if known else state_home()) / RUNNING_FILE
-        try:
-            said: dict[str, Any] = json.loads(path.read_text())
-            # With its start: another process may have the pid of an `up` that was killed.
-            running = is_alive(ProcessIdentity(int(said["pid"]), said["started"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+        said = _running_flow(Path(known).expanduser() if known else state_home())
         brokers = self.current_state.get("bootstrap_servers")
-        if not running or brokers not in (None, said.get("bootstrap_servers")):
+        if brokers not in (None, said.get("bootstrap_servers")):
             # Another cluster was named: this machine's books and gateway are not its.
             return {}
         return {
@@ -75,6 +69,21 @@ class _RunningFlow(PydanticBaseSettingsSource):
             )
             if name in said
         }
+
+
+def _running_flow(state_dir: Path) -> dict[str, Any]:
+    """What an `up` that runs there has written of itself; nothing where none runs."""
+    try:
+        said: dict[str, Any] = json.loads((state_dir / RUNNING_FILE).read_text())
+        # With its start: another process may have the pid of an `up` that was killed.
+        running = is_alive(ProcessIdentity(int(said["pid"]), said["started"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return said if running else {}
+
+
+def _running_brokers(state_dir: Path) -> Any:
+    return _running_flow(state_dir).get("bootstrap_servers")
 
 
 class Settings(BaseSettings):
@@ -397,6 +406,9 @@ def load_settings(**given: Any) -> Settings:
         raise UserError(
             f"the configuration file {path} cannot be read: {why_unread(error)}."
         ) from error
+    if settings.kafka and settings.bootstrap_servers == _running_brokers(settings.state_dir):
+        # This machine's own broker asks for nothing, whatever a production cluster does.
+        settings = settings.model_copy(update={"kafka": {}})
     use_access(settings.kafka)
     if settings.kafka:
         from pipeline.kafka_refusal import usable_access  # a client library, which few need here

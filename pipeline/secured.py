@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import os
 import secrets
 import socket
 import ssl
@@ -21,6 +22,10 @@ from pipeline.kafka_access import reaching
 Exchange = Callable[[bytes], bytes]
 _HASHES = {"SCRAM-SHA-256": "sha256", "SCRAM-SHA-512": "sha512"}
 _ITERATIONS_MAX = 1_000_000
+_KNOWN = {
+    "ssl.ca.location", "ssl.ca.pem", "ssl.certificate.location", "ssl.key.location",
+    "ssl.key.password", "ssl.endpoint.identification.algorithm",
+}  # fmt: skip
 
 
 class NotAuthenticated(UserError):
@@ -45,9 +50,18 @@ def secured_socket(host: str, port: int, timeout_s: float) -> socket.socket:
 
 
 def _context(access: Mapping[str, str]) -> ssl.SSLContext:
+    unknown = sorted(name for name in access if name.startswith("ssl.") and name not in _KNOWN)
+    if unknown:
+        raise UserError(
+            f"what the client library has no request for cannot be asked with {unknown[0]}: of "
+            f"TLS {', '.join(sorted(_KNOWN))} are known here. Give certificates as PEM files."
+        )
     location = access.get("ssl.ca.location")
+    given = None if location in (None, "probe") else location
+    folder = given is not None and os.path.isdir(given)
     context = ssl.create_default_context(
-        cafile=None if location in (None, "probe") else location,
+        cafile=None if folder else given,
+        capath=given if folder else None,
         cadata=access.get("ssl.ca.pem"),
     )
     if access.get("ssl.endpoint.identification.algorithm") == "none":

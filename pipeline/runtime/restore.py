@@ -20,12 +20,14 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.runtime import failpoints
 from pipeline.runtime.partition_offsets import list_offsets
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import Checkpoint
+from pipeline.unreadable import is_unreadable
 
 LIST_OFFSETS_TIMEOUT_S = 30.0
 
@@ -201,6 +203,13 @@ class Restorer:
                 continue
             elif error.code() == KafkaError._PARTITION_EOF:
                 reached[partition] = offset
+            elif is_unreadable(error):
+                raise UserError(
+                    f"the batch at {self._topic}[{partition}]@{offset} cannot be decompressed. "
+                    "It is in the table of payments, of which nothing may be passed over: what is "
+                    "missing there could be charged again. Nobody of this flow writes such; see "
+                    "docs/operations.md, a batch that cannot be decompressed."
+                )
             elif error.fatal() or not error.retriable():
                 raise KafkaException(error)
         for partition, offset in reached.items():

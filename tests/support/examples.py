@@ -15,8 +15,8 @@ def register_profiles() -> None:
     """Known to ``--hypothesis-profile``; ``fast`` counts until that names another."""
     for name, share in _SHARE.items():
         # No deadline: a machine that does other things as well must not fail a property by being
-        # slow. Drawn from the test's own text: what one run has passed the next one passes, and what
-        # a change breaks is found by whoever makes it. `--hypothesis-seed=random` looks elsewhere.
+        # slow. Drawn from the test's own text: what one run has passed the next one passes, and
+        # what a change breaks is found by whoever makes it.
         hypothesis.settings.register_profile(
             name, deadline=None, max_examples=share, derandomize=True
         )

@@ -196,3 +196,14 @@ def test_how_long_a_review_may_take_reaches_the_workers() -> None:
     given = load_settings(review_ms=3_600_000)
     assert policy_of(given.worker_options()).review_ms == 3_600_000
     assert policy_of(load_settings().worker_options()).review_ms == Policy().review_ms
+
+
+def test_the_flow_that_runs_here_wants_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a production cluster is reached is no way to this machine's own broker."""
+    running(Path.home() / ".local" / "state" / "paystream")
+    monkeypatch.setenv("PAYSTREAM_KAFKA", '{"security.protocol": "SSL"}')
+    assert load_settings().kafka == {}
+    other = load_settings(bootstrap_servers="kafka-1:9093")
+    assert other.kafka == {"security.protocol": "SSL"}
+    monkeypatch.delenv("PAYSTREAM_KAFKA")
+    load_settings()
