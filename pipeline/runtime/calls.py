@@ -3,7 +3,9 @@
 The worker's main thread hands calls over and takes finished ones back; the two meet in two queues
 and nowhere else. A gate is asked before a call begins, and may answer in its place. A call that
 outlives its soft deadline, or that is slow at a gateway in trouble, is parked: it is answered
-``unknown``, so that it cannot hold up its partition, and what it did is found out by inquiry.
+``unknown``, so that it cannot hold up its partition, and what it did is found out by inquiry. A
+parked inquiry that hears of a success all the same keeps it for the next question about that
+attempt: a gateway that looks up slowly would otherwise never be heard.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pipeline.domain.answer import UNKNOWN, GatewayAnswer
+from pipeline.domain.answer import SUCCEEDED, UNKNOWN, GatewayAnswer
 from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
 from pipeline.gateways.port import Gateway
@@ -27,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 # How often open calls are looked at for their deadline; a tenth of the shortest sensible one.
 SWEEP_INTERVAL_S = 0.25
+
+# Successes that parked inquiries heard of and nobody has asked for yet.
+HEARD_MAX = 10_000
 
 _PARKED = GatewayAnswer(outcome="unknown", code="soft_deadline")
 _NO_SUCH_GATEWAY = GatewayAnswer(outcome=UNKNOWN, code=GATEWAY_NOT_CONFIGURED)
@@ -75,6 +80,8 @@ class Calls:
         # In the order in which they began, and so swept: a set's order is not that of the next run.
         self._open: dict[str, dict[Call, None]] = {name: {} for name in gateways}
         self._parked: dict[Call, None] = {}
+        # By idempotency key, which is of one operation, gateway and attempt.
+        self._heard: dict[str, GatewayAnswer] = {}
         self._swept_s = 0.0
         self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._finished: deque[Call] = deque()
@@ -176,6 +183,11 @@ class Calls:
                 # Not by us, but a worker that had it may have sent it and died before it said so.
                 self._answer(call, _NO_SUCH_GATEWAY)
                 continue
+            if call.request.kind == "inquire":
+                heard = self._heard.pop(call.request.idempotency_key, None)
+                if heard is not None:
+                    self._answer(call, heard)
+                    continue
             call.handed_s = now_s
             waiting.append(call)
             touched[call.request.gateway] = None
@@ -246,8 +258,18 @@ class Calls:
         answer = _PARKED if task.cancelled() else task.result()
         if call.permit is not None:
             self.gate.ended(call.permit, answer)
+        if call.answer is not None and call.request.kind == "inquire":
+            self._keep(call.request.idempotency_key, answer)
         self._end(call, answer)
         self._fill(call.request.gateway)
+
+    def _keep(self, key: str, answer: GatewayAnswer) -> None:
+        """A success stays true. That nothing was found is said of its own moment, and is asked
+        again."""
+        if answer.outcome == SUCCEEDED:
+            self._heard[key] = answer
+            while len(self._heard) > HEARD_MAX:
+                self._heard.pop(next(iter(self._heard)))
 
     def _end(self, call: Call, answer: GatewayAnswer) -> None:
         if call.answer is not None:

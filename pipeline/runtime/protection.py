@@ -165,9 +165,9 @@ class Protection:
 
         The first time it is found open for longer than its gateway should take, that is trouble;
         sooner, if a gateway that is usually quick has answered nobody meanwhile. Where others would
-        wait for it they do no longer, and for no other call that moves money of a gateway that
-        answers nobody; nor for one that takes several times as long as any of the latest answers,
-        though others may come: where each tenth hangs there is always one of them in the way.
+        wait for it they do no longer, and for no other call of a gateway that answers nobody; nor
+        for one that takes several times as long as any of the latest answers, though others may
+        come: where each tenth call hangs there is always one of them in the way.
         """
         now_ms = self._now_ms()
         g = self._of(permit.gateway, now_ms)
@@ -181,14 +181,10 @@ class Protection:
         elif not self._several:
             slow = False
         else:
-            # A question is given up by its own time alone: its answer may be the proof that ends a
-            # payment, and would be thrown away each time it is asked.
-            slow = permit.told or (
-                not permit.inquiry
-                and (
-                    open_ms >= g.unusual_ms(permit)
-                    or (g.is_suspected and open_ms >= SUSPECTED_HOLD_MS)
-                )
+            slow = (
+                permit.told
+                or open_ms >= g.unusual_ms(permit)
+                or (g.is_suspected(permit) and open_ms >= SUSPECTED_HOLD_MS)
             )
         if slow and not permit.parked:
             permit.parked = True
@@ -328,12 +324,9 @@ class _Gateway:
         """For how long a call may be open before it counts as trouble.
 
         Silence says nothing of a gateway that is never quick, nor of one that has answered nobody
-        yet; nor beside a probe, when there is nobody else whom it could answer; nor of a question,
-        which may be slow to look up what is old.
+        yet; nor beside a probe, when there is nobody else whom it could answer.
         """
         rule = self.profile.breaker
-        if permit.inquiry:
-            return rule.slow_ms
         took_ms = self.latest_ms(permit)
         quick = took_ms and 2 * max(took_ms) <= rule.silent_ms
         silent_ms = now_ms - self.answered_ms[permit.inquiry]
@@ -351,25 +344,25 @@ class _Gateway:
         return took_ms
 
     def unusual_ms(self, permit: Permit) -> float:
-        """From when on a call that moves money is none of the usual ones: later with few answers to
-        go by, never with none."""
+        """From when on a call is none of the usual ones of its kind: later with few answers to go
+        by, never with none. An inquiry's answer may be the proof that ends a payment: it is given
+        up only by many answers, and whatever hangs beside it."""
         took_ms = self.latest_ms(permit)
-        if not took_ms:
+        if len(took_ms) < (UNUSUAL_ANSWERS if permit.inquiry else 1):
             return float("inf")
         few_ms = min(
             SUSPECTED_HOLD_MS * UNUSUAL_ANSWERS / len(took_ms), self.profile.breaker.silent_ms
         )
-        times = UNUSUAL_TIMES_BESIDE if self.late else UNUSUAL_TIMES
+        times = UNUSUAL_TIMES_BESIDE if self.late and not permit.inquiry else UNUSUAL_TIMES
         return max(SUSPECTED_HOLD_MS, few_ms, times * max(took_ms))
 
     def is_silent_since(self, permit: Permit) -> bool:
         """Whether no call of its kind has been answered since it began."""
         return self.answered_ms[permit.inquiry] <= permit.began_ms
 
-    @property
-    def is_suspected(self) -> bool:
-        """Whether calls that move money hang, whatever the breaker says of all of them."""
-        return self.breaker.suspects or self.moves_hang
+    def is_suspected(self, permit: Permit) -> bool:
+        """Whether calls of its kind hang, whatever the breaker says of all of them."""
+        return self.breaker.suspects or (self.moves_hang and not permit.inquiry)
 
     def answered(self, permit: Permit, now_ms: float) -> None:
         """A call has ended well, however late."""
