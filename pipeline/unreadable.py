@@ -25,8 +25,11 @@ PATIENCE_S: Final = 30.0
 # Of each of two questions, while the reader does nothing else: a worker of the gateway stage counts
 # as having stood still after seven seconds.
 REQUEST_TIMEOUT_S: Final = 3.0
-# A UserError: a broker that lets us in by Kerberos or a token only.
-_NOT_HAD: Final = (OSError, Malformed, Refused, KafkaException, UserError)
+# A UserError: a broker that lets us in by Kerberos or a token only. LookupError and ValueError:
+# what it says of the partition, or of SCRAM, is not what was asked for.
+_NOT_HAD: Final = (
+    OSError, Malformed, Refused, KafkaException, UserError, LookupError, ValueError,
+)  # fmt: skip
 
 
 def is_unreadable(error: KafkaError | None) -> bool:

@@ -21,6 +21,7 @@ from pipeline.domain.model import AuditEntry, ControlEntry
 from pipeline.domain.records import control_entry_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
+from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
 from pipeline.runtime.control_standing import Told
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
@@ -75,6 +76,7 @@ class ControlReader:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "earliest",
+                "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
                 "enable.partition.eof": True,
                 # A worker that starts waits for so long, since its topic mostly has nothing to say.
                 "fetch.wait.max.ms": 100,

@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.runtime import failpoints
+from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
 from pipeline.runtime.partition_offsets import list_offsets
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table import Table
@@ -179,6 +180,8 @@ class Restorer:
                     "enable.partition.eof": True,
                     "fetch.wait.max.ms": 50,
                     "queued.min.messages": 100_000,
+                    "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+                    "check.crcs": True,
                 }
             )
             self._consumer.assign(assignment)

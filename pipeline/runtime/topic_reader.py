@@ -13,6 +13,7 @@ from msgspec import Struct
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
+from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
 from pipeline.runtime.partition_offsets import watermarks
 
 METADATA_TIMEOUT_S = 10.0
@@ -45,6 +46,7 @@ class TopicReader:
             "enable.auto.offset.store": False,
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
+            "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
             "enable.partition.eof": True,
             # A log that ends in control records ends with an empty answer, held back for so long.
             "fetch.wait.max.ms": 50,

@@ -22,10 +22,12 @@ from consumers.ledger_sink import LedgerSink
 from consumers.notifier.database import open_callbacks
 from consumers.notifier.endpoints import EndpointFile
 from consumers.notifier.notifier import Notifier
+from consumers.settlement_subscriber import Poison, SettlementSubscriber
 from pipeline.audit.trace import trace
 from pipeline.audit.verify import Sources, verify
 from pipeline.broker_connection import BrokerConnection
 from pipeline.domain.keys import record_key
+from pipeline.errors import UserError
 from pipeline.hanging.requests import coordinated
 from pipeline.ledger.database import open_ledger
 from schemas.codec import default_codec
@@ -234,3 +236,31 @@ def test_a_limit_lowered_below_our_batches_slows_the_flow_and_buries_nothing(
         flow.wait_consumed(ends_of(*sent), running=running)
     assert flow.messages("dead-letters") == []
     assert len(flow.nouns("payment-requests")) == 1_000
+
+
+def test_a_follower_of_settlements_passes_it_over_and_goes_on(flow: EngineFlow) -> None:
+    """Told as one poison with its records' number; its group is behind it, so that it does not come
+    again."""
+    put_bomb(flow, "settlements")
+    flow.send("settlements", record_key("shop", "o1"), b"junk")
+    seen: list[Poison] = []
+    with SettlementSubscriber(
+        flow.bootstrap,
+        f"{flow.prefix}follower",
+        topic=flow.topic("settlements"),
+        start="earliest",
+        on_poison=seen.append,
+    ) as settlements:
+        wait_until(lambda: settlements.poll(1) is None and len(seen) == 2, WAIT_S, "both are seen")
+        assert settlements.commit()
+    assert (seen[0].kind, seen[0].position.offset) == ("unreadable_batch", 0)
+    assert seen[0].detail == "1 records up to offset 0"
+    assert seen[1].position.offset == 1
+
+
+def test_a_table_with_one_is_named_and_not_passed_over(flow: EngineFlow) -> None:
+    """A payment that is missing there could be charged again."""
+    produce_raw(flow.bootstrap, flow.topic("payments"), zeros(300, b"shop:o1"), ZSTD)
+    worker, _ = flow.payments_worker()
+    with pytest.raises(UserError, match=r"payments\[0\]@0 cannot be decompressed"):
+        worker.run()

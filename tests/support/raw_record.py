@@ -78,11 +78,11 @@ def produce_batch(
     assert error == 0, error
 
 
-def zeros(mebibytes: int) -> bytes:
+def zeros(mebibytes: int, key: bytes | None = None) -> bytes:
     """A zstd frame of one record whose value is as many zeros, in blocks that repeat a byte."""
     size = mebibytes * MIB
-    # No key; the zero that counts its headers is one zero more.
-    begin = bytes((0, 0, 0, 1)) + varint(size)
+    # A one says that there is no key; the zero that counts its headers is one zero more.
+    begin = bytes((0, 0, 0)) + (b"\x01" if key is None else _sized(key)) + varint(size)
     begin = varint(len(begin) + size + 1) + begin
     blocks = [BLOCK] * (size // BLOCK) + [1]
     return (

@@ -15,6 +15,7 @@ from pipeline.domain.records import marker_from_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
+from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
 from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole, join
 from pipeline.runtime.redrive.plan import Markers
 from schemas.codec import Codec
@@ -109,6 +110,7 @@ class LetterLog:
                 "enable.auto.offset.store": False,
                 "isolation.level": isolation,
                 "enable.partition.eof": True,
+                "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 50,
                 # Letters are large at times, and read more slowly than they are fetched.
