@@ -34,7 +34,7 @@ demo: install ## Run the whole flow on this machine: ORDERS=FILE and FAULTS=none
 test unit check: export PYTHONDONTWRITEBYTECODE =
 
 test: install ## Every test, the slow ones with a real broker included
-	.venv/bin/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder \
+	.venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 		--hypothesis-profile thorough $(ARGS)
 
 unit: install ## The fast tests only (seconds)
