@@ -57,7 +57,7 @@ def test_ci_runs_the_same_targets_as_a_person() -> None:
         '  make test ARGS="--last-failed --last-failed-no-failures none -n 0"',
         "}",
     ]
-    assert lines[7:] == ["make chaos MINUTES=5 RATE=40 SEED=11"]
+    assert lines[7:] == []
 
 
 def test_make_test_looks_at_every_example_and_make_unit_at_a_part() -> None:
