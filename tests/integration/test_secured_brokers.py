@@ -14,12 +14,14 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pipeline.errors import UserError
 from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.hanging.requests import transactional_ids
-from pipeline.hanging.search import Cluster
+from pipeline.hanging.search import Cluster, patiently
 from pipeline.kafka_access import use_access
 from producers.order_publisher import OrderPublisher
 from tests.support.cli import Cli, Done
 from tests.support.secured_kafka import PASSWORD, PREFIX, SecuredKafka, secured_kafka
 from tests.support.whole_flow import orders
+from topics.catalogue import TopicSettings, build_catalogue
+from topics.provisioning import provision
 
 pytestmark = pytest.mark.integration
 
@@ -81,8 +83,14 @@ def test_a_flow_whose_brokers_want_tls_and_a_user(tmp_path: Path, brokers: Secur
 def test_each_way_in_reaches_the_brokers_own_requests_too(brokers: SecuredKafka, way: str) -> None:
     """What the client library has no call for speaks TLS and SASL by itself."""
     use_access(getattr(brokers, way)())
-    with Cluster(brokers.certified if way == "by_certificate" else brokers.address) as cluster:
-        assert transactional_ids(cluster.broker(1), [1]) == []
+    address = brokers.certified if way == "by_certificate" else brokers.address
+
+    def asked() -> list[str]:
+        with Cluster(address) as cluster:
+            return transactional_ids(cluster.broker(1), [2**62])
+
+    # A broker that has only just started still loads its transactions.
+    assert patiently(asked, 60.0) == []
 
 
 def test_a_refusal_says_what_was_refused(tmp_path: Path, brokers: SecuredKafka) -> None:
@@ -115,7 +123,7 @@ def test_a_refusal_says_what_was_refused(tmp_path: Path, brokers: SecuredKafka) 
 
 
 def test_a_program_of_its_own_gives_them_to_its_publisher(brokers: SecuredKafka) -> None:
-    """As the flow above made its topics."""
+    provision(brokers.plain, build_catalogue(TopicSettings(prefix=PREFIX, partitions=2)))
     topic = f"{PREFIX}orders"
     with OrderPublisher(brokers.address, topic=topic, config=brokers.scram()) as publisher:
         publisher.check(30)
