@@ -15,9 +15,8 @@ from pipeline.domain.model import Settlement
 from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_refused
-from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
-from pipeline.unreadable import CannotStepOver, UnreadableBatches, is_unreadable
+from pipeline.kafka_refusal import why_away
+from pipeline.unreadable import UNFOLDED_BYTES_MAX, CannotStepOver, UnreadableBatches, is_unreadable
 from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
 
@@ -377,7 +376,7 @@ def _check_topic(
     except KafkaException as error:
         raise UserError(
             f"No Kafka broker answers at {bootstrap_servers}"
-            f"{why_refused(bootstrap_servers, config) or f' ({error.args[0].str()})'}; "
+            f"{why_away(bootstrap_servers, error, config)}; "
             "start it, or give another address."
         ) from error
     if metadata.topics[topic].error is not None:

@@ -82,10 +82,6 @@ def _running_flow(state_dir: Path) -> dict[str, Any]:
     return said if running else {}
 
 
-def _running_brokers(state_dir: Path) -> Any:
-    return _running_flow(state_dir).get("bootstrap_servers")
-
-
 class Settings(BaseSettings):
     """All of them, with their units in the names."""
 
@@ -406,7 +402,8 @@ def load_settings(**given: Any) -> Settings:
         raise UserError(
             f"the configuration file {path} cannot be read: {why_unread(error)}."
         ) from error
-    if settings.kafka and settings.bootstrap_servers == _running_brokers(settings.state_dir):
+    here = _running_flow(settings.state_dir).get("bootstrap_servers") if settings.kafka else None
+    if settings.bootstrap_servers == here:
         # This machine's own broker asks for nothing, whatever a production cluster does.
         settings = settings.model_copy(update={"kafka": {}})
     use_access(settings.kafka)

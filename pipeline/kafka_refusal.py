@@ -57,6 +57,17 @@ def why_refused(
     return ""
 
 
+def why_away(
+    bootstrap_servers: str, error: KafkaException | None, config: Mapping[str, Any] | None = None
+) -> str:
+    """``why_refused``, else what the client itself said, in brackets; "" if it said nothing."""
+    said = why_refused(bootstrap_servers, config)
+    if said or error is None:
+        return said
+    cause = error.args[0] if error.args else error
+    return f" ({cause.str() if isinstance(cause, KafkaError) else cause})"
+
+
 class _Heard(logging.Handler):
     """The events of a client's connections, and its log: that a broker hung up is only there."""
 

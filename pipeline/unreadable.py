@@ -18,6 +18,10 @@ from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
 from pipeline.record_batch import RecordBatch, fetch_batch
 
+# What a compressed batch of records unfolds to, at most, for every reader alike (their
+# ``receive.message.max.bytes``). A topic takes 16 MiB; the client's default of 100,000,000 bytes is
+# soon reached from there. It is memory of the reader while the batch is read.
+UNFOLDED_BYTES_MAX: Final = 256 * 1024 * 1024
 # Of a client with check.crcs: the batch came as its writer's checksum says, and cannot be unfolded.
 _CODES: Final = frozenset({KafkaError._BAD_COMPRESSION, KafkaError._NOT_IMPLEMENTED})
 # The client asks again every half a second; a leader that has just changed is known by then.

@@ -17,7 +17,7 @@ from pipeline.domain.model import Order, PaymentCommand
 from pipeline.domain.records import SCHEMA_OF, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_refused
+from pipeline.kafka_refusal import why_away
 from schemas.codec import Codec, default_codec
 from schemas.errors import EncodeError
 
@@ -269,7 +269,7 @@ def check_topic(
     except KafkaException as error:
         raise UserError(
             f"No Kafka broker answers at {bootstrap_servers}"
-            f"{why_refused(bootstrap_servers, config) or f' ({error.args[0].str()})'}; "
+            f"{why_away(bootstrap_servers, error, config)}; "
             "start it, or name another with --bootstrap-servers."
         ) from error
     found = metadata.topics[topic]

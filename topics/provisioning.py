@@ -37,7 +37,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, n
 
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_refused
+from pipeline.kafka_refusal import why_away
 from topics.catalogue import Catalogue, TopicSpec
 
 # Stages that read by a consumer group. Ledger and notifications keep offsets in their databases.
@@ -153,7 +153,7 @@ def connect(
     except KafkaException as error:
         raise UserError(
             f"No Kafka broker answers at {bootstrap_servers}"
-            f"{why_refused(bootstrap_servers) or f' ({_reason(error)})'}: start one, or "
+            f"{why_away(bootstrap_servers, error)}: start one, or "
             "name another with --bootstrap-servers or PAYSTREAM_BOOTSTRAP_SERVERS"
         ) from error
     return admin

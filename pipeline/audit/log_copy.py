@@ -26,9 +26,15 @@ from msgspec import Struct
 from pipeline.audit.cut import Cut, RolePartition, Unreadable, judged_roles, layers
 from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_refused
+from pipeline.kafka_refusal import why_away
 from pipeline.record_batch import RecordBatch
-from pipeline.unreadable import CannotStepOver, UnreadableBatches, is_damaged, is_unreadable
+from pipeline.unreadable import (
+    UNFOLDED_BYTES_MAX,
+    CannotStepOver,
+    UnreadableBatches,
+    is_damaged,
+    is_unreadable,
+)
 from topics.catalogue import Catalogue
 from topics.record_headers import Headers, record_headers
 
@@ -284,7 +290,7 @@ class _Client:
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
                 # The bound of what zstd unfolds to: what a worker reads is to be judged.
-                "receive.message.max.bytes": 256 * 1024 * 1024,
+                "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
                 "check.crcs": True,
                 "fetch.wait.max.ms": 50,
                 # Of the one queue, so the bound of what the client holds ahead of the reader.
@@ -480,7 +486,7 @@ class _Client:
             ) from error
 
     def _away(self, error: KafkaException | None) -> AuditUnavailable:
-        reason = why_refused(self._servers) or ("" if error is None else f" ({_text(error)})")
+        reason = why_away(self._servers, error)
         return AuditUnavailable(
             f"The Kafka broker at {self._servers} does not answer{reason}; start it (`paystream"
             " up`) or name another with --bootstrap-servers."
@@ -490,8 +496,3 @@ class _Client:
 def _passes(error: KafkaException) -> bool:
     first = error.args[0] if error.args else None
     return isinstance(first, KafkaError) and first.code() in _PASSING
-
-
-def _text(error: KafkaException) -> str:
-    first = error.args[0] if error.args else None
-    return first.str() if isinstance(first, KafkaError) else str(error)

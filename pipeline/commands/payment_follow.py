@@ -19,7 +19,7 @@ from pipeline.domain.money import format_amount
 from pipeline.domain.recorded_refunds import RECORDED, transfer_of
 from pipeline.domain.records import event_from_record, payment_from_record
 from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_refused
+from pipeline.kafka_refusal import why_away
 
 if TYPE_CHECKING:
     from schemas.codec import Codec
@@ -188,7 +188,7 @@ class PaymentReader:
             self._consumer.close()
             raise UserError(
                 f"No Kafka broker answers at {bootstrap_servers}"
-                f"{why_refused(bootstrap_servers) or f' ({error.args[0].str()})'}; "
+                f"{why_away(bootstrap_servers, error)}; "
                 "start it, or name another with --bootstrap-servers."
             ) from error
         except UserError:

@@ -21,6 +21,7 @@ from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.surroundings import REAL, Surroundings
+from pipeline.unreadable import UNFOLDED_BYTES_MAX
 from topics.catalogue import Catalogue
 
 METADATA_TIMEOUT_S = 10.0
@@ -31,9 +32,6 @@ CONTROLLER_TIMEOUT_S = 30.0
 STABLE_OFFSETS_TIMEOUT_S = 30.0
 # Of that, at a time: whoever waits may be asked to stop meanwhile, and a busy broker takes seconds.
 STABLE_OFFSETS_SLICE_S = 10.0
-# What a compressed batch of records unfolds to, at most. A topic takes 16 MiB; the default of
-# 100,000,000 bytes is soon reached from there. It is memory of the worker while the batch is read.
-UNFOLDED_BYTES_MAX = 256 * 1024 * 1024
 
 
 def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:

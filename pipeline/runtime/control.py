@@ -21,8 +21,8 @@ from pipeline.domain.model import AuditEntry, ControlEntry
 from pipeline.domain.records import control_entry_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
-from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
 from pipeline.runtime.control_standing import Told
+from pipeline.unreadable import UNFOLDED_BYTES_MAX
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
 from topics.catalogue import Catalogue

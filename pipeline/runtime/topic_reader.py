@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_refused
-from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
+from pipeline.kafka_refusal import why_away
 from pipeline.runtime.partition_offsets import watermarks
+from pipeline.unreadable import UNFOLDED_BYTES_MAX
 
 METADATA_TIMEOUT_S = 10.0
 # A broker that is there answers a fetch at once; this long it may be busy.
@@ -136,9 +136,7 @@ class TopicReader:
         return found.offset if found.offset >= 0 else None
 
     def _away(self, error: KafkaException | None) -> UserError:
-        why = why_refused(self._servers)
-        if not why and error is not None:
-            why = f" ({error.args[0].str()})"
+        why = why_away(self._servers, error)
         return UserError(
             f"the Kafka broker at {self._servers} does not answer{why}; start it, or name another "
             "with --bootstrap-servers."

@@ -15,9 +15,9 @@ from pipeline.domain.records import marker_from_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
-from pipeline.runtime.cluster import UNFOLDED_BYTES_MAX
 from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole, join
 from pipeline.runtime.redrive.plan import Markers
+from pipeline.unreadable import UNFOLDED_BYTES_MAX
 from schemas.codec import Codec
 from topics.catalogue import Catalogue
 from topics.record_headers import record_headers
