@@ -233,6 +233,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         "gateway-results": (
             "{kind} at {gateway}: {outcome}",
             "{code}",
+            "{earlier}",
             "{gateway_reference}",
             "{operation}attempt {attempt}, try {try_number}",
         ),
@@ -300,11 +301,13 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
         which = f"dispute {dispute_id}" if dispute_id else operation_id
         if fields.get("finding"):
             which = f"{fields['finding']} {fields.get('figures')}"
+    earlier = "an earlier question: not found" if fields.get("not_found_asked_at_ms") else None
     own = operation_id is not None and operation_id != fields.get("order_id")
     return {
         "asked": asked,
         "did": did,
         "about": about,
+        "earlier": earlier,
         "which": which,
         # The first charge's operation is the order itself and needs no word.
         "operation": f"{operation_id}, " if own else "",

@@ -28,6 +28,8 @@ class GatewayAnswer(Struct, frozen=True, kw_only=True, gc=False):
     ``amount_minor`` and ``currency`` are what the gateway says was moved, 0 when nothing was;
     a currency of None means the one that was asked for. ``next_action_url``: where the customer has
     to go, with the outcome pending and the code ``customer_action_required``.
+    ``not_found_asked_at_ms``: of a question without an answer, when an earlier one was asked that
+    was given up and then answered "not found"; 0 where there is none.
     """
 
     outcome: str
@@ -38,3 +40,4 @@ class GatewayAnswer(Struct, frozen=True, kw_only=True, gc=False):
     amount_minor: int = 0
     currency: str | None = None
     next_action_url: str | None = None
+    not_found_asked_at_ms: int = 0

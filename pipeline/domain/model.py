@@ -107,6 +107,7 @@ class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
     next_action_url: str | None = None
     letter: str | None = None
     earlier_reads: int = 0
+    not_found_asked_at_ms: int = 0
 
 
 class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):

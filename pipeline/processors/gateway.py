@@ -114,6 +114,7 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         outcome, code = UNKNOWN, REFERENCE_MISSING
     elif outcome not in OUTCOMES or (outcome == NOT_FOUND and request.kind != INQUIRE):
         outcome, code = UNKNOWN, OUTCOME_NOT_IN_CONTRACT
+    is_silent_question = request.kind == INQUIRE and outcome == UNKNOWN
     gateway_code = answer.gateway_code
     if gateway_code is not None:
         gateway_code = kept_text(gateway_code)
@@ -135,5 +136,6 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         currency=request.currency if answer.currency is None else answer.currency,
         observed_at_ms=observed_at_ms,
         next_action_url=answer.next_action_url,
+        not_found_asked_at_ms=answer.not_found_asked_at_ms if is_silent_question else 0,
     )
     return kept_result(result)

@@ -11,7 +11,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.answer import DEAD_LETTERED, DECLINED, NOT_FOUND, NOT_SENT, PENDING, SUCCEEDED
+from pipeline.domain.answer import (
+    DEAD_LETTERED,
+    DECLINED,
+    NOT_FOUND,
+    NOT_SENT,
+    PENDING,
+    SUCCEEDED,
+    UNKNOWN,
+)
 from pipeline.domain.attempt_caps import ATTEMPTS_MUST_NOT_EXCEED_CAP
 from pipeline.domain.decision import Decision
 from pipeline.domain.gateway_text import kept_result
@@ -285,10 +293,11 @@ def _inquiry_answered(
     )
     if outcome == PENDING and not exhausts:
         return pending(payment, attempt, result, now_ms, policy)
-    if outcome == NOT_FOUND and not known_pending:
-        if _is_proof(attempt, now_ms, policy):
+    asked_at_ms = _not_found_asked_at_ms(attempt, result)
+    if asked_at_ms is not None and not known_pending:
+        if _is_proof(attempt, asked_at_ms, now_ms, policy):
             return _proven_unsent(payment, attempt, now_ms, policy)
-        if _may_send_again(payment, attempt, now_ms, policy):
+        if _may_send_again(payment, attempt, asked_at_ms, now_ms, policy):
             return _sent_again(payment, attempt, now_ms, policy)
 
     reason = result.code or outcome
@@ -438,21 +447,35 @@ def _about_unknown_attempt(payment: Payment, result: GatewayResult, now_ms: int)
     return dead_lettered(payment, UNKNOWN_ATTEMPT, detail, now_ms)
 
 
-def _is_proof(attempt: Attempt, now_ms: int, policy: Policy) -> bool:
+def _not_found_asked_at_ms(attempt: Attempt, result: GatewayResult) -> int | None:
+    """When the inquiry was asked, at the earliest, that was answered "not found"; None: none was.
+
+    This one (``updated_at_ms`` is when it was decided, so before it was asked), or an earlier one
+    that nobody waited for any more when its answer came.
+    """
+    if result.outcome == NOT_FOUND:
+        return attempt.updated_at_ms
+    if result.outcome == UNKNOWN and result.not_found_asked_at_ms > 0:
+        return min(result.not_found_asked_at_ms, attempt.updated_at_ms)
+    return None
+
+
+def _is_proof(attempt: Attempt, asked_at_ms: int, now_ms: int, policy: Policy) -> bool:
     """Whether "not found" proves that the operation did not happen and will not.
 
-    The inquiry must have been asked after the last moment of sending plus the gateway's grace
-    (``updated_at_ms`` is when it was decided, so before it was asked), and while the gateway must
-    still remember the key.
+    The inquiry must have been asked after the last moment of sending plus the gateway's grace, and
+    answered while the gateway must still remember the key.
     """
     profile = gateway_profile(policy, attempt.gateway)
     return (
-        attempt.updated_at_ms >= attempt.sendable_until_ms + profile.grace_ms
+        asked_at_ms >= attempt.sendable_until_ms + profile.grace_ms
         and now_ms < attempt.started_at_ms + profile.key_retention_ms
     )
 
 
-def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> bool:
+def _may_send_again(
+    payment: Payment, attempt: Attempt, asked_at_ms: int, now_ms: int, policy: Policy
+) -> bool:
     """Whether "not found" allows the same key again while an older copy may still be sent.
 
     It need not be proof, since the gateway takes one key once. It has to be more than the gateway's
@@ -467,7 +490,7 @@ def _may_send_again(payment: Payment, attempt: Attempt, now_ms: int, policy: Pol
     return (
         profile.idempotent
         and is_uncertain(payment, attempt)
-        and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms
+        and asked_at_ms >= lost_at_ms + profile.grace_ms
         and attempt.resends < policy.resend_max
         and _refusal(payment, attempt, now_ms, policy) in (None, GATEWAY_OVERLOADED)
     )

@@ -3,9 +3,8 @@
 The worker's main thread hands calls over and takes finished ones back; the two meet in two queues
 and nowhere else. A gate is asked before a call begins, and may answer in its place. A call that
 outlives its soft deadline, or that is slow at a gateway in trouble, is parked: it is answered
-``unknown``, so that it cannot hold up its partition, and what it did is found out by inquiry. A
-parked inquiry that hears of a success all the same keeps it for the next question about that
-attempt: a gateway that looks up slowly would otherwise never be heard.
+``unknown``, so that it cannot hold up its partition, and what it did is found out by inquiry. What
+a parked inquiry hears all the same is kept for the next question about that attempt (``heard``).
 """
 
 from __future__ import annotations
@@ -13,15 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Set
+from itertools import chain
 from typing import Any
 
 from msgspec import Struct
 
-from pipeline.domain.answer import SUCCEEDED, UNKNOWN, GatewayAnswer
+from pipeline.domain.answer import UNKNOWN, GatewayAnswer
 from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
+from pipeline.domain.payment import INQUIRE
 from pipeline.gateways.port import Gateway
+from pipeline.runtime.heard import Heard
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 from pipeline.runtime.surroundings import REAL, Surroundings
 
@@ -29,9 +31,6 @@ _log = logging.getLogger(__name__)
 
 # How often open calls are looked at for their deadline; a tenth of the shortest sensible one.
 SWEEP_INTERVAL_S = 0.25
-
-# Successes that parked inquiries heard of and nobody has asked for yet.
-HEARD_MAX = 10_000
 
 _PARKED = GatewayAnswer(outcome="unknown", code="soft_deadline")
 _NO_SUCH_GATEWAY = GatewayAnswer(outcome=UNKNOWN, code=GATEWAY_NOT_CONFIGURED)
@@ -43,7 +42,8 @@ MONEY_MOVING = frozenset({"charge", "authorize", "capture", "void", "refund"})
 
 class Call(Struct, eq=False):
     """One request on its way. ``token`` is the caller's own, handed back untouched, and so is
-    ``read_before``: whether somebody may have made this call already."""
+    ``read_before``: whether somebody may have made this call already. ``appended_at_ms`` and
+    ``partition`` are its request's; ``keeps``: whether what it hears too late is kept."""
 
     token: Any
     request: PaymentRequest
@@ -55,6 +55,9 @@ class Call(Struct, eq=False):
     task: Any = None
     permit: Permit | None = None
     read_before: bool = False
+    appended_at_ms: int = 0
+    partition: int = -1
+    keeps: bool = True
 
 
 class Calls:
@@ -80,8 +83,7 @@ class Calls:
         # In the order in which they began, and so swept: a set's order is not that of the next run.
         self._open: dict[str, dict[Call, None]] = {name: {} for name in gateways}
         self._parked: dict[Call, None] = {}
-        # By idempotency key, which is of one operation, gateway and attempt.
-        self._heard: dict[str, GatewayAnswer] = {}
+        self._heard = Heard()
         self._swept_s = 0.0
         self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._finished: deque[Call] = deque()
@@ -105,6 +107,11 @@ class Calls:
         if self._failure is not None:
             raise self._failure
         self._loop.call_soon_threadsafe(self._run_or_fail, self._accept, calls)
+
+    def keep_only(self, partitions: Set[int]) -> None:
+        """Forget what was heard of payments of all other partitions, and keep nothing of what is
+        still to be heard: they were another worker's, or may be now."""
+        self._loop.call_soon_threadsafe(self._run_or_fail, self._forget_others, partitions)
 
     def take_finished(self) -> list[Call]:
         """The calls that have ended since the last time."""
@@ -183,8 +190,8 @@ class Calls:
                 # Not by us, but a worker that had it may have sent it and died before it said so.
                 self._answer(call, _NO_SUCH_GATEWAY)
                 continue
-            if call.request.kind == "inquire":
-                heard = self._heard.pop(call.request.idempotency_key, None)
+            if call.request.kind == INQUIRE:
+                heard = self._heard.success(call.request)
                 if heard is not None:
                     self._answer(call, heard)
                     continue
@@ -258,22 +265,21 @@ class Calls:
         answer = _PARKED if task.cancelled() else task.result()
         if call.permit is not None:
             self.gate.ended(call.permit, answer)
-        if call.answer is not None and call.request.kind == "inquire":
-            self._keep(call.request.idempotency_key, answer)
+        if call.answer is not None and call.request.kind == INQUIRE and call.keeps:
+            self._heard.keep(call.request, answer, call.appended_at_ms, call.partition)
         self._end(call, answer)
         self._fill(call.request.gateway)
 
-    def _keep(self, key: str, answer: GatewayAnswer) -> None:
-        """A success stays true. That nothing was found is said of its own moment, and is asked
-        again."""
-        if answer.outcome == SUCCEEDED:
-            self._heard[key] = answer
-            while len(self._heard) > HEARD_MAX:
-                self._heard.pop(next(iter(self._heard)))
+    def _forget_others(self, partitions: Set[int]) -> None:
+        self._heard.keep_only(partitions)
+        for call in chain(self._parked, *self._open.values(), *self._waiting.values()):
+            call.keeps = call.keeps and call.partition in partitions
 
     def _end(self, call: Call, answer: GatewayAnswer) -> None:
         if call.answer is not None:
             return
+        if call.request.kind == INQUIRE:
+            answer = self._heard.instead(call.request, answer)
         call.answer = answer
         call.seconds = self._monotonic_s() - call.began_s
         self._open[call.request.gateway].pop(call, None)
@@ -318,7 +324,7 @@ class Calls:
 async def _asked(gateway: Gateway, call: Call) -> GatewayAnswer:
     """The gateway's answer to a request of any kind."""
     kind = call.request.kind
-    if kind == "inquire":
+    if kind == INQUIRE:
         return await gateway.inquire(call.request)
     if kind not in MONEY_MOVING:
         return _NO_SUCH_KIND

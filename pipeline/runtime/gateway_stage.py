@@ -106,7 +106,14 @@ class GatewayStage:
         if not terms.idempotent:
             # Never lowered: an inquiry, which is always sent, lies below what others have sent.
             self.assigned(record.partition, record.offset + 1)
-        return Call(record, request, plan.send_before_ms, read_before=read_before)
+        return Call(
+            record,
+            request,
+            plan.send_before_ms,
+            read_before=read_before,
+            appended_at_ms=record.timestamp_ms,
+            partition=record.partition,
+        )
 
     def taken(self, partition: int, now_ms: int) -> None:
         """The partition comes to this worker, and others may have read all that is older."""

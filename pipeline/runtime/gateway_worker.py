@@ -479,6 +479,7 @@ class GatewayWorker:
         # The wait for stable offsets was no standing still; from here on it would be.
         self._awake_s = self._monotonic_s()
         assigned = []
+        unchanged: set[int] = set()
         now_ms = int(self._time_s() * 1000)
         for (topic, partition), position in positions.items():
             self._stage.taken(partition, now_ms)
@@ -490,13 +491,16 @@ class GatewayWorker:
                     surroundings=self._outside,
                 )
                 self._stage.assigned(partition, end)
-            left_at, prefix = left.get(partition, (position, PartitionPrefix[Finished]()))
-            if left_at != position:
+            left_at, prefix = left.get(partition, (None, PartitionPrefix[Finished]()))
+            if left_at == position:
+                unchanged.add(partition)
+            elif left_at is not None:
                 # Another worker has committed meanwhile.
                 prefix = PartitionPrefix()
             self._prefixes[partition] = prefix
             self._positions[partition] = position
             assigned.append(TopicPartition(topic, partition, prefix.next_offset or position))
+        self._calls.keep_only(unchanged)
         consumer.assign(assigned)
         consumer.pause(assigned)
         self._fetched = set()

@@ -207,6 +207,10 @@ class InstantCalls:
         self.in_flight = 0
         self.gate = Protection((), in_flight_max=1)
         self._finished: list[Call] = []
+        self.kept_only: list[set[int]] = []
+
+    def keep_only(self, partitions: set[int]) -> None:
+        self.kept_only.append(set(partitions))
 
     def start(self, calls: list[Call]) -> None:
         for call in calls:

@@ -403,6 +403,7 @@ def test_open_calls_outlive_a_rebalance_that_brings_their_partition_back(
     assert {work.group_metadata for work in commits.works} == {"generation 2"}
     results = flow.topic("gateway-results")
     assert order_keys(commits.works, results) == [key_of(f"o{n}") for n in range(3)]
+    assert calls.kept_only[-1] == {0}, "what its questions heard as well"
 
 
 def test_an_answer_that_comes_between_two_assignments_is_not_lost(
@@ -443,6 +444,7 @@ def test_a_partition_that_others_may_have_had_is_read_anew(
         worker._turn(fetch=True)
     (work,) = commits.works
     assert work.offsets == {(worker._stage.topic, 0): 3}
+    assert calls.kept_only[-1] == set(), "what was heard here is older than what others did"
     again = ["o2"] if why != "lost" else ["o0", "o1", "o2"]
     assert order_keys([work], flow.topic("gateway-results")) == [key_of(o) for o in again]
 

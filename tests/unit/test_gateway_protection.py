@@ -267,14 +267,15 @@ def test_a_gateway_that_hangs_costs_the_other_nothing_and_its_own_calls_little()
 
 @dataclass
 class SlowToLookUp(FakeGateway):
-    """Each question takes its time."""
+    """Each question is answered when nobody waits for it any more."""
 
     asked: list[str] = field(default_factory=list)
-    slow_s: float = 0.6
+    given_up: bool = False
 
     async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
         self.asked.append(request.idempotency_key)
-        await asyncio.sleep(self.slow_s)
+        while not self.given_up:
+            await asyncio.sleep(0.001)
         return self.answer
 
 
@@ -285,49 +286,91 @@ class NobodyWaits(Protection):
         return True
 
 
-@pytest.mark.parametrize("outcome", ["succeeded", "not_found"])
-def test_a_success_that_a_question_hears_too_late_is_the_next_ones_answer(outcome: str) -> None:
+def look(calls: Calls) -> None:
+    """One look at open calls, now."""
+    looked = threading.Event()
+
+    def sweep() -> None:
+        calls._sweep()
+        looked.set()
+
+    calls._loop.call_soon_threadsafe(sweep)
+    assert looked.wait(10)
+
+
+def answer_to(calls: Calls, question: PaymentRequest, appended_at_ms: int = 0) -> GatewayAnswer:
+    """What is said of a question that was appended then, in partition 0."""
+    for gateway in calls._gateways.values():
+        assert isinstance(gateway, SlowToLookUp)
+        gateway.given_up = False
+    calls.start([Call(None, question, 2**62, appended_at_ms=appended_at_ms, partition=0)])
+    look(calls)
+    answer = finished(calls, lambda found: bool(found))[0].answer
+    assert answer is not None
+    return answer
+
+
+def hear(calls: Calls) -> None:
+    """The answers that nobody waits for come."""
+    for gateway in calls._gateways.values():
+        assert isinstance(gateway, SlowToLookUp)
+        gateway.given_up = True
+
+    def has_ended() -> bool:
+        look(calls)
+        return not calls._parked
+
+    wait_until(has_ended, 10, "they have really ended")
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "declined", "not_found"])
+def test_what_a_question_hears_too_late_counts_for_the_next_one(outcome: str) -> None:
     """A gateway that looks up slowly, beside calls that hang, would never be heard: each question
-    is given up before its answer comes. What was not found is asked about again, since it counts
-    by the time at which it is said; and nothing is said of another attempt."""
-    gateway = SlowToLookUp("a", answer=GatewayAnswer(outcome=outcome, gateway_reference="ch"))
+    is given up before its answer comes. But for a success it is asked again; and nothing is said of
+    another attempt."""
+    late = GatewayAnswer(outcome=outcome, gateway_reference="ch")
+    gateway = SlowToLookUp("a", answer=late)
     ours = replace(request("a"), kind="inquire", idempotency_key="ours")
     other = replace(ours, idempotency_key="other")
+    silence = GatewayAnswer(outcome="unknown", code="soft_deadline")
     with running(gateway, gate=NobodyWaits([A, B])) as calls:
-
-        def answer_to(asked: PaymentRequest) -> GatewayAnswer | None:
-            calls.start([Call(None, asked, 2**62)])
-            return finished(calls, lambda found: bool(found))[0].answer
-
-        first = answer_to(ours)
-        assert first is not None
-        assert first.code == "soft_deadline"
-        wait_until(lambda: not calls._parked, 10, "it has really ended")
-        again = answer_to(ours)
-        assert again is not None
-        assert again.outcome == ("succeeded" if outcome == "succeeded" else "unknown")
-        third = answer_to(other)
-        assert third is not None
-        assert third.outcome == "unknown"
+        assert answer_to(calls, ours, 1_000) == silence
+        hear(calls)
+        asked_then = replace(silence, not_found_asked_at_ms=1_000)
+        assert answer_to(calls, ours, 2_000) == (asked_then if outcome == "not_found" else late)
+        assert answer_to(calls, other) == silence
+        hear(calls)
         assert gateway.asked == (
             ["ours", "other"] if outcome == "succeeded" else ["ours", "ours", "other"]
         )
 
 
+def test_nothing_is_kept_of_questions_whose_partition_has_gone() -> None:
+    """Whoever has the partition now asks there, and may send again."""
+    gateway = SlowToLookUp("a", answer=GatewayAnswer(outcome="declined"))
+    ours = replace(request("a"), kind="inquire")
+    with running(gateway, gate=NobodyWaits([A, B])) as calls:
+        for before, after, said in (
+            ({1}, {0}, "unknown"),
+            ({0}, {1}, "unknown"),
+            ({0}, {0, 1}, "declined"),
+        ):
+            assert answer_to(calls, ours).outcome == "unknown"
+            calls.keep_only(before)
+            hear(calls)
+            calls.keep_only(after)
+            assert answer_to(calls, ours).outcome == said
+            calls.keep_only(set())
+            hear(calls)
+
+
 def test_a_look_at_open_calls_that_ends_none_wakes_nobody() -> None:
     """The loop of the worker waits for calls that have ended, and not for each look at them."""
-    looked = threading.Event()
     with running(FakeGateway("a", hangs=True), soft_deadline_s=3_600) as calls:
-
-        def look() -> None:
-            calls._sweep()
-            looked.set()
-
         calls.start([Call(None, request("a"), 2**62)])
         finished(calls, lambda _: calls.in_flight == 1)
         assert calls.take_finished() == []
-        calls._loop.call_soon_threadsafe(look)
-        assert looked.wait(10)
+        look(calls)
         assert not calls._arrived.is_set()
 
 

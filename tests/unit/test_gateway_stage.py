@@ -99,6 +99,13 @@ def test_what_cannot_be_reached_now_may_have_been_reached_by_a_call_of_before() 
     assert outcome(other, 9) == "not_sent"
 
 
+def test_a_question_knows_when_and_where_it_was_appended() -> None:
+    """By the brokers' clock, before the gateway looked: what is not found is said of that time."""
+    call = stage(idempotent=True).plan(record(5, INQUIRE), NOW + 5_000)
+    assert isinstance(call, Call)
+    assert (call.appended_at_ms, call.partition) == (NOW, 0)
+
+
 def test_what_is_held_back_by_us_is_not_asked_about_for_having_been_read_before() -> None:
     """Such waits end with a call under the same key; a backlog after a start would double."""
     one = stage(idempotent=True)

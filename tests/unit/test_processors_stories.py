@@ -11,6 +11,7 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import GatewayResult, Order, Payment, PaymentDue, PaymentRequest
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.processors.driver import FlowDriver
+from pipeline.processors.gateway import result_of
 
 NOW = 1_790_000_000_000
 SECOND = 1_000
@@ -424,6 +425,79 @@ def test_a_proof_must_have_been_asked_for_late_enough() -> None:
     flow.now_ms += 60 * SECOND
     flow.answer(NOT_FOUND)
     assert story(flow)[-1] == "inquiry_scheduled"
+
+
+def not_found_then(asked_at_ms: int) -> GatewayAnswer:
+    """A question without an answer, beside an earlier one that was answered too late."""
+    return replace(TIMED_OUT, code="soft_deadline", not_found_asked_at_ms=asked_at_ms)
+
+
+def test_what_was_not_found_counts_for_when_it_was_asked() -> None:
+    """The question that an answer serves may be asked long after the one that it was given to: sent
+    again only if that one was asked after the grace time."""
+    for asked_ms, told in ((10_000, "resend_scheduled"), (9_999, "inquiry_scheduled")):
+        flow = started()
+        flow.answer(TIMED_OUT)
+        while flow.now_ms < NOW + 15 * SECOND:
+            flow.advance(5 * SECOND)
+            flow.answer(TIMED_OUT)
+        assert story(flow)[-1] == "inquiry_scheduled"
+        flow.advance(5 * SECOND)
+        flow.answer(not_found_then(NOW + asked_ms))
+        assert story(flow)[-1] == told
+
+
+def test_what_was_not_found_before_the_latest_send_says_nothing_of_it() -> None:
+    """The same key was sent again meanwhile: that may have arrived."""
+    flow = started(replace(POLICY, resend_max=2))
+    flow.answer(TIMED_OUT)
+    while story(flow)[-1] != "resend_scheduled":
+        flow.advance(5 * SECOND)
+        asked_at_ms = flow.now_ms
+        flow.answer(NOT_FOUND)
+    flow.now_ms += SECOND
+    flow.answer(TIMED_OUT)
+    for _ in range(3):
+        flow.advance(5 * SECOND)
+        flow.answer(not_found_then(asked_at_ms))
+        assert story(flow)[-1] == "inquiry_scheduled"
+    flow.advance(5 * SECOND)
+    flow.answer(NOT_FOUND)
+    assert story(flow)[-1] == "resend_scheduled"
+
+
+def test_another_gateway_charges_only_by_a_question_of_after_window_and_grace() -> None:
+    """10 s to be sent, 1 s of wrong clocks, 10 s to show: asked a moment sooner, it is no proof."""
+    policy = replace(TWO_GATEWAYS, resend_max=0, inquiry_max=100)
+    for asked_ms, gateway in ((21_000, "second"), (20_999, "simulator")):
+        flow = FlowDriver(policy, now_ms=NOW)
+        flow.order(ORDER)
+        flow.answer(TIMED_OUT)
+        while flow.now_ms < NOW + 30 * SECOND:
+            flow.advance(5 * SECOND)
+            flow.answer(TIMED_OUT)
+        flow.advance(5 * SECOND)
+        flow.answer(not_found_then(NOW + asked_ms))
+        assert the_payment(flow).attempts[-1].gateway == gateway
+
+
+def test_an_earlier_not_found_proves_nothing_beside_a_newer_word() -> None:
+    """A notice has told meanwhile that the gateway has it; and no answer but silence has one."""
+    flow = started()
+    flow.answer(TIMED_OUT)
+    while flow.now_ms < NOW + 30 * SECOND:
+        flow.advance(5 * SECOND)
+        flow.answer(PENDING if flow.now_ms > NOW + 25 * SECOND else TIMED_OUT)
+    flow.advance(5 * SECOND)
+    flow.answer(not_found_then(NOW + 25 * SECOND))
+    assert story(flow)[-1] == "inquiry_scheduled"
+    question = flow.requests()[-1]
+    assert question.kind == "inquire"
+    for answer, kept in ((TIMED_OUT, 5), (PENDING, 0), (NOT_FOUND, 0)):
+        result = result_of(question, replace(answer, not_found_asked_at_ms=5), NOW)
+        assert result.not_found_asked_at_ms == kept
+    charge = flow.requests()[0]
+    assert result_of(charge, not_found_then(5), NOW).not_found_asked_at_ms == 0
 
 
 def test_a_gateway_without_idempotency_is_never_sent_the_same_twice() -> None:

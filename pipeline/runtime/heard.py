@@ -1,0 +1,106 @@
+"""What questions heard of that nobody waited for any more, kept for the next question.
+
+A gateway that looks up slowly, beside calls that hang, would never be heard otherwise: each
+question is given up before its answer comes. What may be made of a late word:
+
+- ``succeeded`` stays true. It is the next question's answer, and nobody is asked.
+- ``declined`` and ``not_found`` are said of their moment, so the gateway is asked again and a newer
+  word counts instead. Only where that question gets no answer either is the earlier word taken: a
+  decline as what it is, final for its key; "not found" beside the answer "unknown", with the time
+  at which it was asked, since it proves something only of what was sent long before that.
+- ``pending`` is not kept. It may ask the customer for something, or say that nobody does any more,
+  and a notice may have said otherwise since.
+
+The time is the append time of the question's request: by the brokers' clock, and surely before the
+gateway looked. All of it is memory of one worker. Another one asks for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pipeline.domain.answer import DECLINED, NOT_FOUND, SUCCEEDED, UNKNOWN, GatewayAnswer
+from pipeline.domain.model import PaymentRequest
+
+# Words that nobody has asked for yet, some hundred bytes each; the oldest go first. Whose word is
+# gone is asked about again.
+HEARD_MAX: Final = 10_000
+
+_Asked = tuple[str, str]
+
+
+class Word(Struct, frozen=True):
+    """One late answer; ``asked_at_ms`` is 0 where it is not known."""
+
+    answer: GatewayAnswer
+    asked_at_ms: int
+    partition: int
+
+
+class Heard:
+    """The late answers of one worker, by what was asked about."""
+
+    def __init__(self, words_max: int = HEARD_MAX) -> None:
+        self._words_max = words_max
+        self._words: dict[_Asked, Word] = {}
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def keep(
+        self, request: PaymentRequest, answer: GatewayAnswer, asked_at_ms: int, partition: int
+    ) -> None:
+        """Remember what a question heard that had been given up. Questions may end in another
+        order than they were asked in: the word of the later one counts, but for a success."""
+        if answer.outcome == UNKNOWN:
+            return
+        asked = _asked(request)
+        known = self._words.get(asked)
+        if (
+            answer.outcome != SUCCEEDED
+            and known is not None
+            and (known.answer.outcome == SUCCEEDED or known.asked_at_ms > asked_at_ms)
+        ):
+            return
+        self._words.pop(asked, None)
+        if answer.outcome in (SUCCEEDED, DECLINED, NOT_FOUND):
+            self._words[asked] = Word(answer, asked_at_ms, partition)
+            while len(self._words) > self._words_max:
+                self._words.pop(next(iter(self._words)))
+
+    def success(self, request: PaymentRequest) -> GatewayAnswer | None:
+        """The answer of a question that need not be asked, because an earlier one succeeded."""
+        word = self._words.get(_asked(request))
+        if word is None or word.answer.outcome != SUCCEEDED:
+            return None
+        return self._words.pop(_asked(request)).answer
+
+    def instead(self, request: PaymentRequest, answer: GatewayAnswer) -> GatewayAnswer:
+        """What is said of a question that ended, or was given up, with this answer. It has been
+        asked by now, so whatever was known before serves this once."""
+        word = self._words.pop(_asked(request), None)
+        if word is None or answer.outcome in (SUCCEEDED, DECLINED):
+            return answer
+        if word.answer.outcome == SUCCEEDED:
+            return word.answer
+        if answer.outcome != UNKNOWN:
+            return answer
+        if word.answer.outcome == NOT_FOUND:
+            return replace(answer, not_found_asked_at_ms=max(0, word.asked_at_ms))
+        return word.answer
+
+    def keep_only(self, partitions: Set[int]) -> None:
+        """Forget what was asked for all others: somebody else asks there now, or has since."""
+        self._words = {
+            asked: word for asked, word in self._words.items() if word.partition in partitions
+        }
+
+
+def _asked(request: PaymentRequest) -> _Asked:
+    """One operation at one gateway in one attempt. The kind as well: a gateway that was told of two
+    operations under one key would answer about either."""
+    return request.idempotency_key, request.operation_kind

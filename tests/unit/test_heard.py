@@ -1,0 +1,124 @@
+"""What questions heard of that nobody waited for: which word counts for the next one, and when."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.audit.trace import describe
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.records import to_record
+from pipeline.processors.gateway import result_of
+from pipeline.runtime.heard import Heard
+from tests.unit.test_processors_gateway import INQUIRE
+
+SUCCEEDED = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
+DECLINED = GatewayAnswer(outcome="declined", code="do_not_honor")
+NOT_FOUND = GatewayAnswer(outcome="not_found")
+PENDING = GatewayAnswer(outcome="pending", code="customer_action_required")
+SILENCE = GatewayAnswer(outcome="unknown", code="soft_deadline")
+
+
+def heard(*words: tuple[GatewayAnswer, int], partition: int = 0, words_max: int = 10) -> Heard:
+    """What is kept of late answers, each with the time at which it was asked, as they came."""
+    kept = Heard(words_max)
+    for answer, asked_at_ms in words:
+        kept.keep(INQUIRE, answer, asked_at_ms, partition)
+    return kept
+
+
+def test_a_success_spares_the_next_question_and_nothing_else_does() -> None:
+    """It stays true. Everything else is said of its moment, and the gateway is asked again."""
+    kept = heard((SUCCEEDED, 5))
+    assert kept.success(INQUIRE) == SUCCEEDED
+    assert kept.success(INQUIRE) is None, "once"
+    assert heard((DECLINED, 5)).success(INQUIRE) is None
+    assert heard((NOT_FOUND, 5)).success(INQUIRE) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([(DECLINED, 5)], DECLINED),
+        ([(NOT_FOUND, 5)], replace(SILENCE, not_found_asked_at_ms=5)),
+        ([(PENDING, 5)], SILENCE),
+        ([(SILENCE, 5)], SILENCE),
+        ([], SILENCE),
+        # The later question's word counts, whichever came first, and a success before all.
+        ([(NOT_FOUND, 5), (DECLINED, 7)], DECLINED),
+        ([(DECLINED, 7), (NOT_FOUND, 5)], DECLINED),
+        ([(NOT_FOUND, 9), (NOT_FOUND, 5)], replace(SILENCE, not_found_asked_at_ms=9)),
+        ([(NOT_FOUND, 5), (PENDING, 7)], SILENCE),
+        ([(PENDING, 5), (NOT_FOUND, 7)], replace(SILENCE, not_found_asked_at_ms=7)),
+        ([(NOT_FOUND, 5), (SILENCE, 7)], replace(SILENCE, not_found_asked_at_ms=5)),
+        ([(SUCCEEDED, 5), (NOT_FOUND, 7)], SUCCEEDED),
+        ([(NOT_FOUND, 7), (SUCCEEDED, 5)], SUCCEEDED),
+        # When it was asked is not known, so it can prove nothing.
+        ([(NOT_FOUND, 0)], SILENCE),
+        ([(NOT_FOUND, -1)], SILENCE),
+    ],
+)
+def test_the_latest_word_stands_for_a_question_without_an_answer(
+    words: list[tuple[GatewayAnswer, int]], said: GatewayAnswer
+) -> None:
+    """ "Not found" is no answer to a question that was asked later: it is told beside the silence,
+    with the time of its own question."""
+    kept = heard(*words)
+    assert kept.instead(INQUIRE, SILENCE) == said
+    assert kept.instead(INQUIRE, SILENCE) == SILENCE, "once"
+
+
+@pytest.mark.parametrize("answer", [NOT_FOUND, DECLINED, PENDING, SUCCEEDED])
+def test_an_answer_in_time_counts_instead_of_an_earlier_word(answer: GatewayAnswer) -> None:
+    """The gateway knows more by now, and what it said before is forgotten."""
+    for earlier in (NOT_FOUND, DECLINED):
+        kept = heard((earlier, 5))
+        assert kept.instead(INQUIRE, answer) == answer
+        assert len(kept) == 0
+
+
+def test_a_gateway_that_has_found_it_once_has_it() -> None:
+    """A success that came while the next question was on its way is not lost to a lookup that lags:
+    "not found" could let another gateway charge the customer as well."""
+    for answer in (NOT_FOUND, PENDING):
+        assert heard((SUCCEEDED, 5)).instead(INQUIRE, answer) == SUCCEEDED
+    returned = GatewayAnswer(outcome="declined", code="returned")
+    assert heard((SUCCEEDED, 5)).instead(INQUIRE, returned) == returned, "what came after it"
+
+
+@pytest.mark.parametrize("other", [{"idempotency_key": "other"}, {"operation_kind": "refund"}])
+def test_nothing_is_said_of_another_operation_or_attempt(other: dict[str, str]) -> None:
+    """Each attempt has a key of its own; the kind is compared as well."""
+    asked = replace(INQUIRE, **other)
+    assert heard((SUCCEEDED, 5)).success(asked) is None
+    assert heard((DECLINED, 5)).instead(asked, SILENCE) == SILENCE
+
+
+def test_what_was_heard_goes_with_its_partition() -> None:
+    """Another worker asks there, and may have sent again what was not found here."""
+    kept = heard((DECLINED, 5), partition=3)
+    kept.keep_only({3, 4})
+    assert len(kept) == 1
+    kept.keep_only({4})
+    assert kept.instead(INQUIRE, SILENCE) == SILENCE
+
+
+def test_the_way_of_an_order_tells_what_an_earlier_question_heard() -> None:
+    """Otherwise a resend would follow upon nothing but silence."""
+    result = replace(
+        result_of(INQUIRE, replace(SILENCE, not_found_asked_at_ms=5), 7),
+        operation_id=INQUIRE.order_id,
+    )
+    assert describe("gateway-results", to_record(result)).startswith(
+        "inquire at simulator: unknown, soft_deadline, an earlier question: not found, "
+    )
+
+
+def test_the_oldest_words_go_first() -> None:
+    """Memory is bounded; whose word is gone is asked about again."""
+    kept = heard(words_max=2)
+    keys = ("first", "second", "third")
+    for key in keys:
+        kept.keep(replace(INQUIRE, idempotency_key=key), DECLINED, 5, 0)
+    said = [kept.instead(replace(INQUIRE, idempotency_key=key), SILENCE) for key in keys]
+    assert said == [SILENCE, DECLINED, DECLINED]
