@@ -50,6 +50,9 @@ SUSPECTED_HOLD_MS = 1_000
 # longer, up to what is silence in a quick gateway: the only one may have been the quickest of all.
 UNUSUAL_TIMES = 4
 UNUSUAL_ANSWERS = 10
+# So many of the latest answers are gone by, however many calls the breaker judges: one slow card of
+# twenty makes its gateway slow for as long as it is among them, not longer.
+LATEST_ANSWERS = 20
 # Beside a call that is in trouble already: then calls do hang there, and need no such proof.
 UNUSUAL_TIMES_BESIDE = 2
 
@@ -305,7 +308,7 @@ class _Gateway:
         self.answered_ms = {False: now_ms, True: now_ms}
         # How long the latest of either kind took: it may look up slowly what it does quickly.
         self.took_ms: dict[bool, deque[float]] = {
-            inquiry: deque(maxlen=profile.breaker.calls_min) for inquiry in (False, True)
+            inquiry: deque(maxlen=LATEST_ANSWERS) for inquiry in (False, True)
         }
         # Whether such a one was found hanging, and none answered since.
         self.moves_hang = False

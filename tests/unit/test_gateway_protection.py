@@ -528,6 +528,26 @@ def test_the_fewer_answers_there_are_to_go_by_the_longer_a_call_is_waited_for(
         assert waited_for_ms(protection, kind) == waited_ms
 
 
+@pytest.mark.parametrize("kind", ["charge", "inquire"])
+@pytest.mark.parametrize("calls_min", [1, 5, 20, 100])
+def test_the_latest_answers_are_as_many_however_many_calls_a_breaker_judges(
+    kind: str, calls_min: int
+) -> None:
+    """Of fewer than ten no question would ever be unusual, and a hundred would remember one slow
+    card for long. Another rule takes none of them away."""
+    clock = Clock()
+    rule = BreakerRule(calls_min=calls_min)
+    protection = gate(GatewayProfile(name="a", breaker=rule), B, clock=clock)
+    after_answers(protection, clock, 400, 1, kind)
+    after_answers(protection, clock, 100, 19, kind)
+    assert waited_for_ms(protection, kind) == 1_600
+    other = BreakerRule(calls_min=calls_min + 1)
+    protection.configure([GatewayProfile(name="a", breaker=other), B])
+    assert waited_for_ms(protection, kind) == 1_600
+    after_answers(protection, clock, 100, 1, kind)
+    assert waited_for_ms(protection, kind) == 1_000
+
+
 def test_what_a_gateway_usually_takes_stands_for_answers_that_are_missing() -> None:
     """As its operator says it; answers that take longer count as soon as there are any."""
     clock = Clock()
