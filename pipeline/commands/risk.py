@@ -243,6 +243,8 @@ def _summed(sums: dict[str, Any]) -> str:
         if sums[name]:
             money = ", ".join(_money(amount, code) for code, amount in sums[name].items())
             text += f", {said}{money}"
+    if sums["reviews"]:
+        text += "; reviews " + ", ".join(f"{n:,} {end}" for end, n in sums["reviews"].items())
     return text
 
 

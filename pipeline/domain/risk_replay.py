@@ -1,9 +1,9 @@
 """What rules would have made of past orders: counted by rule and by change, with examples.
 
 The same ``assess`` and the same counting as in the flow, over the orders as they were appended. Two
-things differ, and are said in the report: a check is counted at its order's append time, a moment
-earlier than in the flow, and what stands now is the payment's present state, so that a review which
-was approved counts as allowed.
+things differ: a check is counted at its order's append time, a moment earlier than in the flow, and
+what the flow decided is read from the payment's present state. That tells a review however it
+ended; an order that was cancelled while its counts were awaited looks like one cancelled in review.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec import Struct
 from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
-from pipeline.domain.lifecycle import CANCELLED
+from pipeline.domain.lifecycle import CANCELLED, EXPIRED, REJECTED, RISK_REVIEW
 from pipeline.domain.model import Order, Payment, RiskCheck, RiskCounted, RiskVelocity
 from pipeline.domain.risk import (
     ALLOW,
@@ -41,6 +41,13 @@ _SWEEP_ORDERS: Final = 50_000
 _NOT_ASSESSED: Final = "not_assessed"
 _UNKNOWN: Final = "unknown"
 
+# How a review ended, or that it has not.
+WAITING: Final = "waiting"
+APPROVED: Final = "approved"
+DENIED: Final = "denied"
+ENDED_BY_TIME: Final = "expired"
+ENDED_BY_CANCEL: Final = "cancelled"
+
 
 class Outcome(Struct, frozen=True, gc=False):
     """What became of an order, as the payments table has it."""
@@ -51,11 +58,13 @@ class Outcome(Struct, frozen=True, gc=False):
     lost_minor: int
     # By a command that had come before the order.
     cancelled_before: bool = False
+    # How the order's own review ended; "" where it was in none.
+    review: str = ""
 
     @property
     def decision(self) -> str:
         """What risk made of it: allow, review or reject; not_assessed where it was never asked."""
-        if self.reason == "risk_review_denied" or self.status == "risk_review":
+        if self.review:
             return REVIEW
         if self.status == "rejected":
             is_risk = (self.reason or "").startswith(REASON_PREFIX)
@@ -73,7 +82,23 @@ def outcome_of(payment: Payment) -> Outcome:
         payment.captured_minor,
         payment.disputed_minor + payment.charged_back_minor,
         _cancelled_before(payment),
+        _review(payment),
     )
+
+
+def _review(payment: Payment) -> str:
+    """How the review of the order ended; "" if it was in none. A retry's own says nothing of it."""
+    if payment.status == RISK_REVIEW and payment.assessed_retry is None:
+        return WAITING
+    if payment.status == REJECTED and payment.reason == "risk_review_denied":
+        return DENIED
+    if payment.status == EXPIRED and payment.reason == "review_ends":
+        return ENDED_BY_TIME
+    if payment.status == CANCELLED and not payment.attempts:
+        # Whatever else is cancelled before an attempt is begun has no decision of risk.
+        return "" if _cancelled_before(payment) else ENDED_BY_CANCEL
+    own = (each for each in payment.attempts if each.operation_id == payment.order_id)
+    return APPROVED if any(each.approval is not None for each in own) else ""
 
 
 def _cancelled_before(payment: Payment) -> bool:
@@ -95,10 +120,13 @@ class Sums:
         self.amount_minor: Counter[str] = Counter()
         self.captured_minor: Counter[str] = Counter()
         self.lost_minor: Counter[str] = Counter()
+        self.reviews: Counter[str] = Counter()
 
     def add(self, order: Order, outcome: Outcome | None) -> None:
         self.orders += 1
         self.amount_minor[order.currency] += order.amount_minor
+        if outcome is not None and outcome.review:
+            self.reviews[outcome.review] += 1
         if outcome is not None and outcome.captured_minor:
             self.captured_minor[order.currency] += outcome.captured_minor
         if outcome is not None and outcome.lost_minor:
@@ -110,6 +138,7 @@ class Sums:
             "amount_minor": dict(sorted(self.amount_minor.items())),
             "captured_minor": dict(sorted(self.captured_minor.items())),
             "disputed_minor": dict(sorted(self.lost_minor.items())),
+            "reviews": dict(sorted(self.reviews.items())),
         }
 
 

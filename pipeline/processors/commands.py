@@ -197,7 +197,8 @@ def start_charge(
 ) -> Decision | None:
     """Begin to ask for the payment's money, or None when no gateway serves it.
 
-    ``approval``: the review that it is begun by, which a permit may still refuse.
+    ``approval``: the review that it is begun by, kept with the attempt: a permit may still refuse
+    it, and it tells afterwards that the payment was reviewed.
     """
     chosen = route(policy, facts_of(payment, payment.payment_id, payment.retry_token))
     if chosen is None:
@@ -213,10 +214,10 @@ def start_charge(
         because=chosen.because,
     )
     attempt = with_instrument(payment, attempt)
+    if approval is not None:
+        attempt = replace(attempt, approved_by=approval.actor, approval=approval.command_id)
     because = f"{chosen.because}; {detail}" if detail else chosen.because
     if needs_permit(payment, policy):
-        if approval is not None:
-            attempt = replace(attempt, approved_by=approval.actor, approval=approval.command_id)
         return permit_asked(
             payment,
             attempt,

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from pipeline.cli import app
 from pipeline.commands.risk import report_lines
 from pipeline.config import load_settings
-from pipeline.domain.model import Order, Payment
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.model import Order, Payment, PaymentCommand
 from pipeline.domain.risk_replay import Outcome, Replay, replayed
 from pipeline.domain.risk_rules import read_rules
 from pipeline.errors import UserError
@@ -97,13 +98,11 @@ def test_a_replay_says_what_would_have_changed_and_what_it_would_have_cost() -> 
     ("was", "current"),
     [
         (outcome("rejected", "risk_large"), "reject"),
-        (outcome("risk_review", "risk_large"), "review"),
-        (outcome("rejected", "risk_review_denied"), "review"),
         (outcome("failed", "do_not_honor"), "allow"),
     ],
 )
 def test_what_stands_now_is_read_from_the_payment(was: Outcome, current: str) -> None:
-    """A rejection by another rule than risk is not risk's, a denied review is a review."""
+    """As it ended: a failure at a gateway was allowed before."""
     replay = Replay(read_rules(RULES, "rules.toml"))
     replay.take(order(1), NOW, was, counts=True)
     assert changes(replay) == {(current, "allow"): 1}
@@ -189,6 +188,57 @@ def test_what_the_flow_counted_counts_in_a_replay(since: int) -> None:
     last, replay = both(orders, since)
     assert last.status == "rejected"
     assert changes(replay)["reject", "reject"] == 1
+
+
+ENDS: dict[str, list[PaymentCommand]] = {
+    "waiting": [],
+    "approved": [command("review", decision="approve", order_id="o-1")],
+    "denied": [command("review", decision="deny", order_id="o-1")],
+    "cancelled": [command("cancel", order_id="o-1", reason="changed their mind")],
+    "expired": [],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_order_that_was_in_review_counts_as_one_however_that_ended(end: str) -> None:
+    """The rules that are in force change nothing, and how reviews ended is what they are judged
+    by: one that expired or was cancelled took no money."""
+    rules = read_rules(RULES.replace('"reject"', '"review"'), "rules.toml")
+    flow = FlowDriver(replace(POLICY, risk=rules, review_ms=5 * MINUTE), now_ms=NOW)
+    large, small = order(1, amount_minor=2_000), order(2, card_fingerprint=None)
+    flow.order(large)
+    flow.order(small)
+    flow.count_all()
+    flow.now_ms += MINUTE
+    for each in ENDS[end]:
+        flow.command(each)
+    if end == "expired":
+        flow.advance(10 * MINUTE)
+    orders = [(large, NOW), (small, NOW)]
+    replay = replayed(rules, flow.read(PAYMENTS, Payment), orders, NOW)
+    assert changes(replay) == {("review", "review"): 1, ("allow", "allow"): 1}
+    assert replay.changes["review", "review"].to_json()["reviews"] == {end: 1}
+    report = {"since": "2026-11-01T00:00:00Z", "until": "x", "first_order": None}
+    lines = list(report_lines({**report, **replay.report()}))
+    assert f"  stays review             1 orders, GBP 20.00; reviews 1 {end}" in lines
+
+
+def test_a_review_of_a_retry_says_nothing_of_its_order() -> None:
+    """The order was allowed, and its other card is held."""
+    rules = read_rules(
+        '[[rule]]\nname="other"\ntype="blocklist"\naction="review"\nfield="instrument_token"\n'
+        'values=["tok_2"]\n',
+        "rules.toml",
+    )
+    flow = FlowDriver(replace(POLICY, risk=rules), now_ms=NOW)
+    flow.order(order(1, card_fingerprint=None))
+    flow.answer(GatewayAnswer(outcome="declined", code="do_not_honor"))
+    flow.command(command("retry", order_id="o-1", instrument_token="tok_2"))
+    payment = flow.payment("shop", "o-1")
+    assert payment is not None
+    assert payment.status == "risk_review"
+    replay = replayed(rules, [payment], [(order(1, card_fingerprint=None), NOW)], NOW)
+    assert changes(replay) == {("allow", "allow"): 1}
 
 
 def test_the_report_is_read_by_people() -> None:
