@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shlex
 import signal
 import sys
@@ -29,7 +30,7 @@ from pipeline.errors import UserError
 
 PARTS = (
     "throughput", "latency", "memory", "baseline", "codec", "outage", "journal", "reconcile", "all",
-    "books", "kills",
+    "books", "kills", "held-up",
 )  # fmt: skip
 
 EXAMPLES = """\
@@ -44,6 +45,7 @@ parts:
   reconcile   one whole run over a million rows of reports and a million settlements
   all         everything above, in about half an hour (the default)
   kills       the ledger's worker killed 50 times on each database, PostgreSQL restarted under it
+  held-up     a gateway some of whose calls hang, in a model: how long the other's wait; no broker
   books       no measurement but a proof: whole books agree, and each damage to them is found
 
 examples:
@@ -54,6 +56,7 @@ examples:
   python -m benchmarks --write docs/benchmarks.md    the table of the documentation
   python -m benchmarks books --orders 1000           the proof of the books, short
   python -m benchmarks books --write docs/reconciliation.md
+  python -m benchmarks held-up --write docs/routing.md
 
 exit codes: 0 measured, 1 a run came out wrong (lost, doubled or changed), 2 wrong options or
 something outside is missing. An aim that is missed is shown and does not change the exit code."""
@@ -76,6 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             machine = describe_machine()
             proof = prove(options.orders, say, seed=options.seed, folder=options.dir)
             table = proof_as_markdown(proof, command, machine)
+            print()
+            print(table)
+        elif options.part == "held-up":
+            from benchmarks.held_up import as_markdown as held_up_as_markdown
+            from benchmarks.held_up import measured
+
+            # Breakers open and close by hundreds here.
+            logging.getLogger("pipeline.runtime.protection").setLevel(logging.ERROR)
+            table = held_up_as_markdown(measured(say, seeds=options.runs), command)
             print()
             print(table)
         else:
@@ -146,13 +158,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write every figure as JSON as well")
     add("--write", type=Path, metavar="DOCUMENT", help="replace the table between its markers")
     options = parser.parse_args(arguments)
-    whole = options.part in ("all", "books", "kills") and not options.quick
+    whole = options.part in ("all", "books", "kills", "held-up") and not options.quick
     if options.write is not None and not whole:
         parser.error(
-            "--write needs a whole run: without --quick, and of no part but books or kills"
+            "--write needs a whole run: without --quick, and of no part but books, kills or held-up"
         )
-    if options.json is not None and options.part == "books":
-        parser.error("--json keeps figures, and books measures none")
+    if options.json is not None and options.part in ("books", "held-up"):
+        parser.error(f"--json keeps figures, and {options.part} measures none on this machine")
     if options.dir is not None and not options.dir.is_dir():
         parser.error(f"--dir {options.dir} is not a folder")
     quick = options.quick
@@ -164,6 +176,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.calls = 2_000 if quick else 20_000
     options.entries = options.entries or (4_000 if quick else 60_000)
     options.rounds = 1 if quick else 3
+    options.runs = 1 if quick else 10
     options.kills = options.kills or (3 if quick else 50)
     options.rows = options.rows or (10_000 if quick else 1_000_000)
     return options

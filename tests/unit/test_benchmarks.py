@@ -13,6 +13,7 @@ from benchmarks.__main__ import main, parse
 from benchmarks.codec_costs import codec_costs, decision_costs
 from benchmarks.drain import Drained
 from benchmarks.failure import WrongRun
+from benchmarks.held_up import CASES, MEASURED_S, held_up
 from benchmarks.journal import PARTITIONS, JournalMeasured
 from benchmarks.journal import plain as plain_tables
 from benchmarks.journal import settlement as journal_settlement
@@ -36,6 +37,7 @@ from pipeline.domain.model import Settlement
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
 from pipeline.ledger.tables import journal_entries, postings
+from pipeline.runtime.protection import Protection
 from schemas.codec import default_codec
 from tests.house import TOP
 
@@ -151,7 +153,7 @@ def test_a_document_without_markers_is_refused_before_anything_is_measured(
     assert "where the table goes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["benchmarks", "reconciliation", "ledger"])
+@pytest.mark.parametrize("name", ["benchmarks", "reconciliation", "ledger", "routing"])
 def test_the_committed_document_has_its_markers(name: str) -> None:
     """So that --write works on a clone."""
     require_markers(TOP / "docs" / f"{name}.md")
@@ -267,3 +269,33 @@ def test_a_reconciliation_is_held_against_its_aims() -> None:
     assert "56.0 s  below 60 s: met" in met
     slow = replace(done, booked_s=8.0, peak_mib=501.0)
     assert as_text(replace(results(), drains=[], reconciled=[slow])).count("MISSED") == 2
+
+
+def test_the_table_of_what_hanging_calls_cost_others_is_what_the_model_says() -> None:
+    """The gate that is documented is the one that workers have: the first run of each case lies
+    within what the document says of all ten."""
+    said = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table_of(TOP / "docs" / "routing.md").splitlines()
+        if line.startswith("| ")
+    ][1:]
+    assert [row[0] for row in said] == [case.calls for case in CASES]
+    # Some of them: all would take seconds.
+    for case, (_, hangs, answers, p99, longest) in list(zip(CASES, said, strict=True))[::3]:
+        assert (hangs, answers) == (f"{case.hangs:.0%}".replace("%", " %"), case.answers)
+        seen = held_up(case, case.variants[0], 0, MEASURED_S)
+        least_s, most_s = map(float, p99.removesuffix(" s").split(" to "))
+        assert least_s <= round(seen.p99_s, 1) <= most_s, case
+        assert seen.max_s <= float(longest.removesuffix(" s")) + 0.05, case
+
+
+def test_the_model_shows_what_a_gate_that_gives_nothing_up_would_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its figures are the gate's doing: without it, others wait until each call is given up."""
+    monkeypatch.setattr(Protection, "is_slow", lambda *_: False)
+    assert held_up(CASES[0], CASES[0].variants[0], 0, 20).p99_s > 8
+
+
+def table_of(document: Path) -> str:
+    return document.read_text().partition(BEGIN)[2].partition(END)[0]
