@@ -95,6 +95,11 @@ NO_ROW: Final = frozenset({("always_unknown", "pacific")})
 # A refund that had succeeded fails. The one without notices never tells, and pacific may tell of
 # the failure before it has told of the success.
 COMES_BACK: Final = "fails_later"
+# A gateway worker that was not run for seconds, on a busy machine, leaves and is started again, or
+# loses its partitions: what lies in them then, or is read again, is not sent to the gateway without
+# keys, since it may have been. It is asked about, and if it was not done its operation has failed.
+READ_AGAIN: Final = "possibly_sent"
+GIVEN_UP: Final = "gateway_not_idempotent"
 # Of a gateway that nobody can connect to for a while.
 REFUSED: Final = "connection_refused"
 AWAY: Final = "away"
@@ -242,6 +247,8 @@ class Seen:
     settlements: dict[tuple[str, str], list[tuple[str, int]]] = field(default_factory=dict)
     notices: dict[tuple[str, str], list[GatewayNotification]] = field(default_factory=dict)
     books: dict[tuple[str, str], list[tuple[str, int]]] = field(default_factory=dict)
+    # The operations that were not sent, by kind, for having been read before, maybe.
+    read_again: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     # What each gateway has injected, by its name.
     faults: dict[str, dict[str, int]] = field(default_factory=dict)
     workers_log: str = ""
@@ -322,7 +329,7 @@ def _run(flow: WholeFlow, reader: EngineFlow, handles: Mapping[str, SimulatorHan
         return wanted <= {
             (p.merchant_id, p.order_id)
             for p in reader.nouns("payments")
-            if p.status in ("authorized", "captured")
+            if p.status in ("authorized", "captured") or p.reason == GIVEN_UP
         }
 
     flow.keep_until(parents_done, SETTLE_S, "what is captured, voided or refunded is there")
@@ -347,6 +354,10 @@ def _run(flow: WholeFlow, reader: EngineFlow, handles: Mapping[str, SimulatorHan
     seen = Seen(report)
     seen.payments = {(p.merchant_id, p.order_id): p for p in reader.nouns("payments")}
     settlements, notices, books = defaultdict(list), defaultdict(list), defaultdict(list)
+    read_again = defaultdict(set)
+    for each in reader.nouns("gateway-results"):
+        if each.code == READ_AGAIN:
+            read_again[each.merchant_id, each.order_id].add(each.kind)
     for each in reader.nouns("settlements"):
         settlements[each.merchant_id, each.order_id].append((each.kind, each.amount_minor))
     for each in reader.nouns("gateway-notifications"):
@@ -358,6 +369,7 @@ def _run(flow: WholeFlow, reader: EngineFlow, handles: Mapping[str, SimulatorHan
             )
         seen.faults[name] = _get(f"{handle.admin_url}/v1/faults")["faults"]
     seen.settlements, seen.notices, seen.books = settlements, notices, books
+    seen.read_again = read_again
     seen.workers_log = (flow.folder / "workers.log").read_text(errors="replace")
     return seen
 
@@ -376,31 +388,47 @@ def test_a_row_comes_to_its_one_end(seen: Seen, row: Row) -> None:
         tuple(sorted(seen.books.get(key, []))),
         tuple(sorted(seen.settlements.get(key, []))),
     )
-    assert found == row.expected, payment
     attempts = [a for a in payment.attempts if a.operation_id == row.order_id]
+    unsent = seen.read_again.get(key, set()) if row.gateway == "legacy" else set()
+    if found != row.expected and unsent:
+        given_up = [a for a in payment.attempts if a.state == "failed" and a.kind in unsent]
+        assert [a.code for a in given_up] == ["not_found"], "proven, and nothing else is given up"
+        first = given_up[0].operation_id == row.order_id
+        failed = "charge" if first else row.operation
+        assert found == EXPECTED[failed, NOT_DONE], payment
+        assert not first or payment.reason == GIVEN_UP
+        return
+    assert found == row.expected, payment
     assert len(attempts) == row.attempts
 
 
 def test_every_row_met_its_fault(seen: Seen) -> None:
     """The gateways count what they inject: each row's fault once, nothing else, and each notice
-    with a wrong signature was turned away at the door."""
+    with a wrong signature was turned away at the door. Only what was not sent to the gateway
+    without keys, since it may have been before, need not have met its fault."""
     injected = {
         "rate_limited_once": "rate_limited",
         "in_progress_once": "in_progress",
         "not_found_grace": "reset_after",
     }
     wanted: dict[str, Counter[str]] = defaultdict(Counter)
+    unsent: Counter[str] = Counter()
     for row in ROWS:
         if row.fault in FAULTS and not row.fault.startswith(("decline", "pending", "always")):
             for gateway in ("legacy", "simulator") if row.gateway == MOVING else (row.gateway,):
-                wanted[gateway][injected.get(row.fault, row.fault)] += 1
+                kind = injected.get(row.fault, row.fault)
+                wanted[gateway][kind] += 1
+                if gateway == "legacy":
+                    unsent[kind] += (row.merchant_id, row.order_id) in seen.read_again
     for gateway in (*WITH_KEYS, "legacy"):
         met = seen.faults[gateway]
         for kind, rows in wanted[gateway].items():
             # Where every answer is lost, and where an operation that is pending first has two
             # notices, it is met more than once.
             often = kind == "reset_after" or kind.startswith("notice")
-            assert met.get(kind, 0) >= rows if often else met.get(kind) == rows, (gateway, kind)
+            least = rows - unsent[kind] if gateway == "legacy" else rows
+            most = float("inf") if often else rows
+            assert least <= met.get(kind, 0) <= most, (gateway, kind, met, unsent)
         refusals = seen.workers_log.count(f"webhook of {gateway} not taken: signature_wrong")
         assert refusals >= wanted[gateway]["notice_bad_signature"]
 
