@@ -1,24 +1,32 @@
-"""Ten thousand payments wait in the retry tiers while the workers that serve them are killed.
+"""Ten thousand payments wait in the retry tiers while workers are killed throughout.
 
 The gateway stage is the test itself: it answers "not sent" to the first try, with the
 ``retry_after_ms`` of one of the five tiers, and the second try succeeds. Early and late are judged
 by the broker's own append times: of the wait, and of the record that followed it.
+
+Two of three workers die again and again, from the first waits until the longest tier is nearly
+through. One never does: whatever happens to the others, nothing in its lanes may be late.
 """
 
 from __future__ import annotations
 
 import os
+import random
+import re
 import signal
 import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from msgspec.structs import replace
 
 from pipeline.domain.model import (
@@ -40,21 +48,27 @@ from topics.catalogue import Catalogue
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PAYMENTS = 10_000
-PER_S = 280
+PER_S = 300
 CANCELLED = 500
 # 1, 2, 4, 8 and 16 s.
 FIRST_TIER_MS = 1_000
-# Published in slices of 2 s; after some of them a payments worker is killed. None after the first,
-# so that there is an undisturbed time before the kills, as there is one at the end.
-SLICES = 18
 WORKERS = 3
-# After which slice, and which worker. One of them dies four times in eight seconds: what it had
-# under way each time is handled carefully (rule 13), and nothing else is late for it.
-KILLS_AFTER = {1: 1, 2: 2, 3: 0, 4: 0, 5: 0, 6: 0}
+# Drawn by seed: one kill in each of nine equal parts of the run, of one of two workers. How far the
+# run is, is told by how many payments were sent again, on a slow machine as on a quick one.
+SEED = 7
+VICTIMS = (0, 1)
+SPARED = 2
+KILLS = 9
+FIRST_KILL, LAST_KILL = 0.02, 0.94
 LATE_MS_MAX = 1_000
+# While another worker is killed and starts again: that takes a second or two of a processor each
+# time, and a machine has two. A group that shared anew would stop all lanes for longer.
+BESIDE_MS_MAX = 2_500
 # A killed worker's successor, in the worst case by a rebalance: a session of 10 s and a transaction
 # of 10 s that has to end, and what was not done meanwhile.
 KILL_MS = 25_000
+# What was not done while the group shared anew is done within this once lanes are restored.
+SHARED_MS = 5_000
 STILL_S = 60.0
 
 QUITTER = "quitter"
@@ -65,15 +79,106 @@ class Seen(NamedTuple):
 
     at_ms: int
     noun: Any
+    lane: int
+
+
+class Kill(NamedTuple):
+    """Which worker died, and the lanes that it had."""
+
+    at_ms: int
+    slot: int
+    lanes: frozenset[int]
+
+
+def drawn_kills(seed: int) -> list[tuple[int, int]]:
+    """After how many payments, and which worker."""
+    rng = random.Random(seed)
+    part = (LAST_KILL - FIRST_KILL) / KILLS
+    return [
+        (
+            int((FIRST_KILL + (number + rng.random()) * part) * (PAYMENTS + CANCELLED)),
+            rng.choice(VICTIMS),
+        )
+        for number in range(KILLS)
+    ]
+
+
+@dataclass
+class Killer:
+    """Kills whoever is to die by now, once all workers run again."""
+
+    flow: WholeFlow
+    progress: Callable[[], int]
+    plan: list[tuple[int, int]] = field(default_factory=lambda: drawn_kills(SEED))
+    kills: list[Kill] = field(default_factory=list)
+
+    def __call__(self) -> None:
+        if not self.plan or self.progress() < self.plan[0][0]:
+            return
+        pids = self.flow.supervisor.pids()
+        if len(pids) < WORKERS:
+            return
+        _, slot = self.plan.pop(0)
+        lanes = owners(self.flow).get(slot, frozenset())
+        self.kills.append(Kill(int(time.time() * 1000), slot, lanes))
+        os.kill(pids[slot], signal.SIGKILL)
+
+
+def owners(flow: WholeFlow) -> dict[int, frozenset[int]]:
+    """The lanes of each worker, as its group has shared them out."""
+    group = flow.settings.catalogue().group("payments")
+    admin = AdminClient({"bootstrap.servers": flow.bootstrap, "log_level": 0})
+    about = admin.describe_consumer_groups([group], request_timeout=10)[group].result()
+    return {
+        int(member.group_instance_id.rpartition(".")[2]): frozenset(
+            tp.partition for tp in member.assignment.topic_partitions
+        )
+        for member in about.members
+    }
+
+
+RESTORED = re.compile(r"^(\S+ \S+),(\d{3}) .*\[(\d+)\].* payments-\d+ restored", re.MULTILINE)
+
+
+def shared_anew_ms(log: str, since_ms: int) -> list[int]:
+    """When workers took lanes that had had some before: their group shared anew, since somebody did
+    not come back within its session. Where that happens after every kill, nothing is judged."""
+    seen: set[str] = set()
+    found = []
+    for when, millis, pid in RESTORED.findall(log):
+        at_ms = int(datetime.fromisoformat(when).timestamp() * 1000) + int(millis)
+        if pid in seen and at_ms > since_ms:
+            found.append(at_ms)
+        seen.add(pid)
+    return found
+
+
+class About(NamedTuple):
+    """What befell the workers. ``spared``: the lanes of the one that was never killed."""
+
+    kills: tuple[Kill, ...]
+    spared: frozenset[int]
+    shared_anew_ms: tuple[int, ...]
+    exits: dict[str, list[int]]
+
+    def disturbance(self, wait: Seen, at_ms: int) -> str:
+        """What may have kept the wait's lane just then: "own", its worker was killed within 25 s;
+        "shared", all workers stopped to share anew; "beside", another was killed; or "none"."""
+        near = [kill for kill in self.kills if kill.at_ms <= at_ms <= kill.at_ms + KILL_MS]
+        if any(wait.lane in kill.lanes for kill in near):
+            return "own"
+        for shared_ms in self.shared_anew_ms:
+            if shared_ms - KILL_MS <= at_ms <= shared_ms + SHARED_MS:
+                return "shared"
+        return "beside" if near else "none"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the topics held when nothing was on its way any more, and when workers were killed."""
+    """What the topics held when nothing was on its way any more, and what befell the workers."""
 
     delays_ms: tuple[int, ...]
-    killed_ms: tuple[int, ...]
-    exits: dict[str, list[int]]
+    about: About
     waits: list[Seen]
     requests: list[Seen]
     settlements: list[Settlement]
@@ -246,21 +351,21 @@ def evidence(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
             "open_requests_max": 10_000_000,
         },
     )
-    killed_ms: list[int] = []
     with flow:
         stage = GatewayStage(kafka, flow.settings.catalogue())
         try:
-            wait_until(lambda: flow.log_tail().count("restored") >= WORKERS, 60, "workers read")
+            wait_until(
+                lambda: (
+                    [len(lanes) for lanes in owners(flow).values()] == [2] * WORKERS
+                    and flow.log_tail().count("restored") >= WORKERS
+                ),
+                60,
+                "each worker reads its share",
+            )
             flow.publish(orders(CANCELLED, merchant=QUITTER))
-            published = orders(PAYMENTS)
-            for number in range(SLICES):
-                flow.publish(published[number::SLICES], per_s=PER_S)
-                if number in KILLS_AFTER:
-                    flow.keep_until(
-                        lambda: len(flow.supervisor.pids()) == WORKERS, 30, "all of them run"
-                    )
-                    killed_ms.append(int(time.time() * 1000))
-                    os.kill(flow.supervisor.pids()[KILLS_AFTER[number]], signal.SIGKILL)
+            spared = owners(flow)[SPARED]
+            killer = flow.meanwhile = Killer(flow, stage.progress)
+            flow.publish(orders(PAYMENTS), per_s=PER_S)
             flow.keep_until(
                 lambda: stage.progress() >= PAYMENTS + CANCELLED,
                 STILL_S,
@@ -277,13 +382,15 @@ def evidence(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Evidence:
         finally:
             stage.close()
         exits = flow.supervisor.exits
+    log = (flow.folder / "workers.log").read_text(errors="replace")
     # The workers have drained: what was answered is in the log.
-    return read_back(kafka, flow.settings.catalogue(), tuple(killed_ms), exits)
+    about = About(
+        tuple(killer.kills), spared, tuple(shared_anew_ms(log, killer.kills[0].at_ms)), exits
+    )
+    return read_back(kafka, flow.settings.catalogue(), about)
 
 
-def read_back(
-    bootstrap: str, catalogue: Catalogue, killed_ms: tuple[int, ...], exits: dict[str, list[int]]
-) -> Evidence:
+def read_back(bootstrap: str, catalogue: Catalogue, about: About) -> Evidence:
     codec = default_codec()
 
     def seen(role: str) -> list[Seen]:
@@ -291,15 +398,18 @@ def read_back(
         assert name is not None
         decode, build = codec.decoder(name), FROM_RECORD[name]
         return [
-            Seen(message.timestamp()[1], build(decode(message.value() or b"")))
+            Seen(
+                message.timestamp()[1],
+                build(decode(message.value() or b"")),
+                message.partition() or 0,
+            )
             for message in read_all(bootstrap, catalogue.name(role))
         ]
 
     tiers = range(1, len(catalogue.settings.retry_delays_ms) + 1)
     return Evidence(
         delays_ms=catalogue.settings.retry_delays_ms,
-        killed_ms=killed_ms,
-        exits=exits,
+        about=about,
         waits=[wait for tier in tiers for wait in seen(f"payment-retry-{tier}")],
         requests=seen("payment-requests"),
         settlements=[each.noun for each in seen("settlements")],
@@ -308,17 +418,27 @@ def read_back(
     )
 
 
-def test_workers_were_killed_while_all_five_tiers_held_payments(evidence: Evidence) -> None:
-    """What the other tests assume: the kills met waits of every tier, and one worker often."""
-    killed = Counter({name: codes.count(-9) for name, codes in evidence.exits.items()})
-    assert [killed[f"payments-{slot}"] for slot in range(WORKERS)] == [4, 1, 1]
-    first, last = min(evidence.killed_ms), max(evidence.killed_ms)
-    met = Counter(
-        wait.noun.tier
-        for wait, _ in evidence.followed()
-        if wait.at_ms < last and wait.at_ms + evidence.delays_ms[wait.noun.tier - 1] > first
-    )
+def test_workers_were_killed_throughout_while_all_five_tiers_held_payments(
+    evidence: Evidence,
+) -> None:
+    """What the other tests assume: the kills were those that were drawn, met waits of every tier in
+    the lanes of the worker that died, and went on until the longest tier was nearly through."""
+    about = evidence.about
+    drawn = [slot for _, slot in drawn_kills(SEED)]
+    assert [kill.slot for kill in about.kills] == drawn
+    assert set(drawn) == set(VICTIMS)
+    killed = {name: codes.count(-9) for name, codes in about.exits.items()}
+    assert killed == {f"payments-{slot}": drawn.count(slot) for slot in range(WORKERS)}
+    assert all(kill.lanes and not kill.lanes & about.spared for kill in about.kills)
+    met: Counter[int] = Counter()
+    met_last: Counter[int] = Counter()
+    for wait, _ in evidence.followed():
+        ends_ms = wait.at_ms + evidence.delays_ms[wait.noun.tier - 1]
+        by = [k for k in about.kills if wait.lane in k.lanes and wait.at_ms < k.at_ms < ends_ms]
+        met[wait.noun.tier] += bool(by)
+        met_last[wait.noun.tier] += about.kills[-1] in by
     assert all(met[tier] > 100 for tier in range(1, 6)), met
+    assert met_last[5] > 0, "the last one still met the longest tier"
 
 
 def test_no_wait_is_lost_and_none_is_doubled(evidence: Evidence) -> None:
@@ -352,19 +472,26 @@ def test_no_wait_ends_early(evidence: Evidence) -> None:
     assert early == []
 
 
-def test_no_wait_is_a_second_late_unless_a_worker_was_just_killed(evidence: Evidence) -> None:
-    """Where no worker has been killed for 25 s, and before the first one was."""
-    late, judged = [], 0
+def test_no_wait_is_a_second_late_unless_its_own_worker_was_just_killed(
+    evidence: Evidence,
+) -> None:
+    """Where nobody was killed for 25 s, none is. Where only others were, one of twenty may be, by a
+    moment, since their starting again takes the processors: in all the lanes of the worker that
+    never dies, all the time, and in those of one that did after 25 s."""
+    about = evidence.about
+    late_ms: defaultdict[str, list[int]] = defaultdict(list)
     for wait, followed in evidence.followed():
         due_ms = wait.at_ms + evidence.delays_ms[wait.noun.tier - 1]
         for at_ms in followed:
-            if any(killed <= at_ms <= killed + KILL_MS for killed in evidence.killed_ms):
-                continue
-            judged += 1
-            if at_ms - due_ms > LATE_MS_MAX:
-                late.append((wait.noun.order_id, wait.noun.tier, at_ms - due_ms))
-    assert late == []
-    assert judged > PAYMENTS // 10
+            late_ms[about.disturbance(wait, at_ms)].append(at_ms - due_ms)
+    beside = sorted(late_ms["beside"])
+    # A third of all waits is in the lanes that are spared. Were they excused, by a sharing after
+    # every kill, this would say nothing.
+    judged = {why: len(each) for why, each in late_ms.items()}
+    assert len(beside) > PAYMENTS // 5, (judged, about.shared_anew_ms)
+    assert max(late_ms["none"], default=0) <= LATE_MS_MAX
+    assert beside[len(beside) * 95 // 100] <= LATE_MS_MAX
+    assert beside[-1] <= BESIDE_MS_MAX
 
 
 def test_orders_cancelled_in_a_tier_are_never_charged(evidence: Evidence) -> None:

@@ -53,6 +53,8 @@ class WholeFlow:
     environment: Mapping[str, str] = field(default_factory=dict)
     settings_given: Mapping[str, Any] = field(default_factory=dict)
     ledger_url: str = ""
+    # Called whenever the workers are looked at, several times a second.
+    meanwhile: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Self:
         self.simulator = start_simulator(self.folder / "books.sqlite", faults=self.faults)
@@ -97,6 +99,11 @@ class WholeFlow:
         self.supervisor.stop()
         stop_simulator(self.simulator)
 
+    def tick(self) -> None:
+        """Start again what has died, and do what is to be done meanwhile."""
+        self.supervisor.tick()
+        self.meanwhile()
+
     def publish(self, orders: list[Order], *, per_s: float | None = None) -> None:
         """Publish, at a steady rate if one is given, while the workers are kept alive."""
         topic = self.settings.catalogue().name("orders")
@@ -105,7 +112,7 @@ class WholeFlow:
             for index, order in enumerate(orders):
                 publisher.publish(order)
                 if per_s is not None and index % 20 == 0:
-                    self.supervisor.tick()
+                    self.tick()
                     ahead_s = began_s + index / per_s - time.monotonic()
                     if ahead_s > 0:
                         time.sleep(ahead_s)
@@ -129,7 +136,7 @@ class WholeFlow:
         time anew, so that a slow machine is no failure."""
         deadline, last = time.monotonic() + timeout_s, progress()
         while not done():
-            self.supervisor.tick()
+            self.tick()
             if (now := progress()) != last:
                 deadline, last = time.monotonic() + timeout_s, now
             if time.monotonic() > deadline:
