@@ -85,6 +85,7 @@ def test_a_dead_gateway_is_left_alone_and_the_other_is_not() -> None:
     permitted(protection)
 
 
+@pytest.mark.slow
 def test_all_who_waited_for_a_gateway_do_not_send_it_away_again() -> None:
     """Back from an outage it does twenty calls a second, and hundreds wait: it gets as many at once
     as it answers in time. All of them would each take longer than a call in trouble."""
