@@ -638,13 +638,19 @@ class Judgement:
                     ),
                 )
         # Several tries of one attempt, or two charges: nobody may ask before the last one is known.
-        # A webhook may have been faster than an answer, which then is of no consequence.
+        # A webhook may have been faster than an answer, which then is of no consequence; one that
+        # says "pending" leads to the question what became of it, while the answer is still to come.
         identities = {
             request.identity
             for request in outstanding
             if request.operation_kind in MAIN_KINDS and not payment.own_notifications
         }
-        tries = Counter(identity[:3] for identity in {request.identity for request in outstanding})
+        told = {notice.operation_id for notice in payment.own_notifications}
+        tries = Counter(
+            identity[:3]
+            for identity in {request.identity for request in outstanding}
+            if identity[1] not in told
+        )
         most = max(len(identities), max(tries.values(), default=0))
         if most > 1:
             self.found.broken(

@@ -1123,6 +1123,21 @@ def test_a_batch_that_cannot_be_read_and_has_its_letter_is_no_finding(
     assert flow.audit() == []
 
 
+def test_what_a_notice_calls_pending_is_asked_about_before_its_answer_comes() -> None:
+    """The worker that had the call was gone before it could say what it heard. Of another operation
+    the notice says nothing: there nobody asks before the answer is known."""
+    for told, broken in (("new", set()), ("other", {"more_than_one_request_in_flight"})):
+        flow = healthy_flow()
+        payment = flow.started("shop:new")
+        payment.notified("operation", operation_id=told, outcome="pending")
+        payment.request("inquire")
+        committed = flow.committed["gateway"].copy()
+        flow.all_processed()
+        flow.committed["gateway"] = committed
+        found = {f.name for f in flow.audit() if f.severity is BROKEN}
+        assert found == broken
+
+
 def test_an_order_may_be_named_like_a_reversal() -> None:
     """Its own charge is no charge that came too late, and need not be given back."""
     flow = healthy_flow()
