@@ -37,6 +37,9 @@ from tests.simulation.violation import Violation
 from tests.simulation.world import Killed, Process, Stuck, World
 from topics.catalogue import Catalogue
 
+# Where their files would be; what they write there is kept by the disk of their slot.
+NOWHERE = Path("simulated")
+
 
 class Slot:
     """A place for a worker: what is restarted, and what outlives it (its disk)."""
@@ -72,7 +75,6 @@ class Workers:
         policy: Policy,
         books: Mapping[str, GatewayBooks],
         ledger: SimLedger,
-        directory: Path,
         believed: Callable[[Intent, str], None],
         tell: Callable[[str], None],
         fired: Callable[[str, str], None],
@@ -85,7 +87,6 @@ class Workers:
         self.books = books
         self.ledger = ledger
         self.slots: dict[str, Slot] = {}
-        self._directory = directory
         self._believed = believed
         self._tell = tell
         self._fired = fired
@@ -180,6 +181,7 @@ class Workers:
             producer=lambda config, **more: SimProducer(cluster, process, faults, config, **more),
             admin=lambda config, **more: SimAdmin(cluster, process, config, **more),
             table_store=lambda path, keep_s: slot.disk.mount(process),
+            state_file=slot.disk.state_file,
             time_s=process.time_s,
             monotonic_s=self.world.clock,
             sleep=sleep,
@@ -192,7 +194,7 @@ class Workers:
     def _worker(self, slot: Slot, process: Process, stop: SimEvent) -> Callable[[], None]:
         outside = self._surroundings(slot, process)
         spec = WorkerSpec(
-            slot.stage, "n1", slot.number, "simulated", self.catalogue.settings, self._directory
+            slot.stage, "n1", slot.number, "simulated", self.catalogue.settings, NOWHERE
         )
         stopped: Any = stop
         codec = shared_codec(self.plan.avro)
