@@ -47,13 +47,15 @@ class Fetching:
     resume: tuple[TopicPartitionKey, ...] = ()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Buffer:
     lane: InputLane
     # By partition; the first is the next in turn.
     queues: dict[int, deque[InputRecord]] = field(default_factory=dict)
     count: int = 0
     size_bytes: int = 0
+    # Of a tier: before this no head is due. Unknown (0) once a partition has another head.
+    none_due_before_ms: int = 0
     # Of the topic's assigned partitions those that are not fetched.
     assigned: tuple[int, ...] = ()
     paused: set[int] = field(default_factory=set)
@@ -95,6 +97,9 @@ class _Buffer:
                     more.append(partition)
             turn = more
         self.count -= len(taken)
+        if delay_ms is not None and not taken:
+            heads = [queue[0].timestamp_ms for queue in self.queues.values() if queue]
+            self.none_due_before_ms = min(heads, default=0) + delay_ms
         return taken
 
 
@@ -118,6 +123,7 @@ class Admission:
             buffer.queues.clear()
             buffer.count = 0
             buffer.size_bytes = 0
+            buffer.none_due_before_ms = 0
             buffer.assigned = tuple(p for t, p in assigned if t == topic)
             buffer.paused.clear()
 
@@ -126,6 +132,8 @@ class Admission:
         queue = buffer.queues.get(record.partition)
         if queue is None:
             queue = buffer.queues[record.partition] = deque()
+        if not queue:
+            buffer.none_due_before_ms = 0
         queue.append(record)
         buffer.count += 1
         if record.value is not None:
@@ -144,10 +152,12 @@ class Admission:
         """
         taken: list[InputRecord] = []
         for buffer in self._buffers.values():
+            if not buffer.count or now_ms < buffer.none_due_before_ms:
+                continue
             room = limit - len(taken)
             if room <= 0 or limit_bytes <= 0:
                 break
-            if not buffer.count or (buffer.lane.gated and not self._gate_open):
+            if buffer.lane.gated and not self._gate_open:
                 continue
             size_bytes = buffer.size_bytes
             if buffer.lane.delay_ms is None and buffer.count <= room and size_bytes <= limit_bytes:
