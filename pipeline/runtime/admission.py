@@ -47,6 +47,9 @@ class Fetching:
     resume: tuple[TopicPartitionKey, ...] = ()
 
 
+_AS_IT_IS = Fetching()
+
+
 @dataclass(slots=True)
 class _Buffer:
     lane: InputLane
@@ -203,9 +206,9 @@ class Admission:
         for topic, buffer in self._buffers.items():
             full = buffer.count >= self._buffer_max
             heavy = buffer.size_bytes >= BUFFER_BYTES_MAX
-            light = buffer.size_bytes <= BUFFER_BYTES_MAX // 4
             if not (full or heavy or buffer.paused) or not buffer.assigned:
                 continue
+            light = buffer.size_bytes <= BUFFER_BYTES_MAX // 4
             share = max(1, self._buffer_max // len(buffer.assigned))
             for partition in buffer.assigned:
                 held = len(buffer.queues.get(partition, ()))
@@ -216,4 +219,4 @@ class Admission:
                 elif held <= share // 4 and light and not full:
                     buffer.paused.discard(partition)
                     resume.append((topic, partition))
-        return Fetching(tuple(pause), tuple(resume))
+        return Fetching(tuple(pause), tuple(resume)) if pause or resume else _AS_IT_IS

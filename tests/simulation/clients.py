@@ -671,11 +671,7 @@ class SimAdmin:
         self._process = process
 
     def list_topics(self, timeout: float = 0) -> Any:
-        topics = {
-            name: SimpleNamespace(partitions=dict.fromkeys(range(len(partitions))))
-            for name, partitions in self._cluster.topics.items()
-        }
-        return SimpleNamespace(topics=topics)
+        return SimpleNamespace(topics=self._cluster.described())
 
     def describe_cluster(self, request_timeout: float = 0) -> Future[Any]:
         return _done(SimpleNamespace(cluster_id="simulated"))

@@ -9,8 +9,9 @@ within its session takes over what it had, and fences who bore its name before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from tests.simulation.log import Cluster, Refused
 
@@ -19,8 +20,7 @@ SESSION_S = 10.0
 TopicPartitionKey = tuple[str, int]
 
 
-@dataclass(frozen=True)
-class GroupMetadata:
+class GroupMetadata(Struct, frozen=True):
     """What a consumer knows of itself at one moment; vouches for the offsets of a transaction."""
 
     group: str

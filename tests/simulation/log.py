@@ -10,6 +10,7 @@ transaction its epoch has open (transaction version 1: the epoch is not raised b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 from msgspec import Struct
@@ -192,6 +193,7 @@ class Cluster:
     def __init__(self, world: World) -> None:
         self.world = world
         self.topics: dict[str, list[Partition]] = {}
+        self._described: dict[str, Any] = {}
         self.transactions: dict[TransactionId, Transaction] = {}
         # Stable offsets, and those of transactions whose end is not written to the offsets topic.
         self.offsets: dict[GroupPartition, int] = {}
@@ -207,6 +209,15 @@ class Cluster:
 
     def create(self, topic: str, partitions: int, delay_s: float = 0.0) -> None:
         self.topics[topic] = [Partition(self, topic, n, delay_s) for n in range(partitions)]
+
+    def described(self) -> dict[str, Any]:
+        """The topics, as a client is told of them."""
+        if len(self._described) != len(self.topics):
+            self._described = {
+                name: SimpleNamespace(partitions=dict.fromkeys(range(len(partitions))))
+                for name, partitions in self.topics.items()
+            }
+        return self._described
 
     def close(self) -> None:
         """Let go of the records, which are most of what a run has made."""

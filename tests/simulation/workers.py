@@ -41,6 +41,14 @@ from topics.catalogue import Catalogue
 NOWHERE = Path("simulated")
 
 
+class Armed:
+    """A fault that strikes at a later passage."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.steps_left = fault.after_steps
+
+
 class Slot:
     """A place for a worker: what is restarted, and what outlives it (its disk)."""
 
@@ -53,7 +61,7 @@ class Slot:
         self.process: Process | None = None
         self.stop: SimEvent | None = None
         self.client_faults = ClientFaults()
-        self.armed: list[Fault] = []
+        self.armed: list[Armed] = []
         self.wanted = True
         self.starts = 0
         # Those that faults brought about.
