@@ -10,7 +10,6 @@ from typing import Any
 
 from schemas.codec import Codec, default_codec
 
-
 # Twice what a run decodes of one schema.
 DECODED_MAX = 4_096
 
