@@ -201,6 +201,16 @@ class Admission:
 
     def fetching(self) -> Fetching:
         """The partitions to pause and to resume now, by what is held of them and of their topic."""
+        # Asked at each turn of the loop, and nearly always nothing changes.
+        for buffer in self._buffers.values():
+            if (
+                buffer.count >= self._buffer_max
+                or buffer.size_bytes >= BUFFER_BYTES_MAX
+                or buffer.paused
+            ):
+                break
+        else:
+            return _AS_IT_IS
         pause: list[TopicPartitionKey] = []
         resume: list[TopicPartitionKey] = []
         for topic, buffer in self._buffers.items():

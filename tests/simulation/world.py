@@ -75,9 +75,10 @@ class Process:
     def ring(self) -> None:
         """Something happened that its main fibre may want to look at."""
         self.rung = True
-        for fibre in self.fibres:
-            if fibre.idle:
-                fibre.wake()
+        # No other one is idle, or told of it.
+        main = self.fibres[0]
+        if main.idle:
+            main.wake()
 
     def idle(self, timeout_s: float, *, long: bool) -> None:
         """Wait as a main fibre does that has nothing to do. A wait that nothing interrupts may last
