@@ -12,14 +12,15 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from tests.simulation.plan import FAULTS_MIN, draw
-from tests.simulation.run import Result, run_plan
+from tests.simulation.run import Result, Simulation, run_plan
 from tests.simulation.seeds import failed_seeds, remember
 from tests.simulation.shrink import shrink
 
 TRACE_LINES_MAX = 120
-# A process ends after so many runs and what they left with it (4 MiB each): to look for that, and
-# to let go of it piece by piece, would take a twentieth of the time.
-SEEDS_OF_A_PROCESS = 32
+# A process ends after so many runs, and what they made with it (10 MiB each): to let go of that
+# piece by piece, and to look for what is left, would take a tenth of the time.
+SEEDS_OF_A_PROCESS = 20
+_MADE: list[Simulation] = []
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(seeds: Sequence[int], processes: int) -> Iterator[Result]:
     if processes < 2:
-        yield from map(_result_of, seeds)
+        yield from (_enough_faults(run_plan(draw(seed))) for seed in seeds)
         return
     # What every run needs is made once, before the processes part.
     run_plan(draw(0))
@@ -90,9 +91,15 @@ def _run(seeds: Sequence[int], processes: int) -> Iterator[Result]:
 
 
 def _result_of(seed: int) -> Result:
-    result = run_plan(draw(seed))
-    if result.violation is None and sum(result.faults.values()) < FAULTS_MIN:
-        raise AssertionError(f"seed {seed} met only {sum(result.faults.values())} faults")
+    simulation = Simulation(draw(seed))
+    _MADE.append(simulation)
+    return _enough_faults(simulation.run())
+
+
+def _enough_faults(result: Result) -> Result:
+    met = sum(result.faults.values())
+    if result.violation is None and met < FAULTS_MIN:
+        raise AssertionError(f"seed {result.seed} met only {met} faults")
     return result
 
 
