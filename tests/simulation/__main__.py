@@ -17,9 +17,9 @@ from tests.simulation.seeds import failed_seeds, remember
 from tests.simulation.shrink import shrink
 
 TRACE_LINES_MAX = 120
-# A process ends after so many runs, and what they made with it (10 MiB each): to let go of that
+# A process ends after so many runs, and what they made with it (15 MiB each): to let go of that
 # piece by piece, and to look for what is left, would take a tenth of the time.
-SEEDS_OF_A_PROCESS = 20
+SEEDS_OF_A_PROCESS = 12
 _MADE: list[Simulation] = []
 
 
