@@ -47,13 +47,18 @@ class Fetching:
     resume: tuple[TopicPartitionKey, ...] = ()
 
 
-@dataclass
+_AS_IT_IS = Fetching()
+
+
+@dataclass(slots=True)
 class _Buffer:
     lane: InputLane
     # By partition; the first is the next in turn.
     queues: dict[int, deque[InputRecord]] = field(default_factory=dict)
     count: int = 0
     size_bytes: int = 0
+    # Of a tier: before this no head is due. Unknown (0) once a partition has another head.
+    none_due_before_ms: int = 0
     # Of the topic's assigned partitions those that are not fetched.
     assigned: tuple[int, ...] = ()
     paused: set[int] = field(default_factory=set)
@@ -95,6 +100,9 @@ class _Buffer:
                     more.append(partition)
             turn = more
         self.count -= len(taken)
+        if delay_ms is not None and not taken:
+            heads = [queue[0].timestamp_ms for queue in self.queues.values() if queue]
+            self.none_due_before_ms = min(heads, default=0) + delay_ms
         return taken
 
 
@@ -118,6 +126,7 @@ class Admission:
             buffer.queues.clear()
             buffer.count = 0
             buffer.size_bytes = 0
+            buffer.none_due_before_ms = 0
             buffer.assigned = tuple(p for t, p in assigned if t == topic)
             buffer.paused.clear()
 
@@ -126,6 +135,8 @@ class Admission:
         queue = buffer.queues.get(record.partition)
         if queue is None:
             queue = buffer.queues[record.partition] = deque()
+        if not queue:
+            buffer.none_due_before_ms = 0
         queue.append(record)
         buffer.count += 1
         if record.value is not None:
@@ -144,10 +155,12 @@ class Admission:
         """
         taken: list[InputRecord] = []
         for buffer in self._buffers.values():
+            if not buffer.count or now_ms < buffer.none_due_before_ms:
+                continue
             room = limit - len(taken)
             if room <= 0 or limit_bytes <= 0:
                 break
-            if not buffer.count or (buffer.lane.gated and not self._gate_open):
+            if buffer.lane.gated and not self._gate_open:
                 continue
             size_bytes = buffer.size_bytes
             if buffer.lane.delay_ms is None and buffer.count <= room and size_bytes <= limit_bytes:
@@ -188,14 +201,24 @@ class Admission:
 
     def fetching(self) -> Fetching:
         """The partitions to pause and to resume now, by what is held of them and of their topic."""
+        # Asked at each turn of the loop, and nearly always nothing changes.
+        for buffer in self._buffers.values():
+            if (
+                buffer.count >= self._buffer_max
+                or buffer.size_bytes >= BUFFER_BYTES_MAX
+                or buffer.paused
+            ):
+                break
+        else:
+            return _AS_IT_IS
         pause: list[TopicPartitionKey] = []
         resume: list[TopicPartitionKey] = []
         for topic, buffer in self._buffers.items():
             full = buffer.count >= self._buffer_max
             heavy = buffer.size_bytes >= BUFFER_BYTES_MAX
-            light = buffer.size_bytes <= BUFFER_BYTES_MAX // 4
             if not (full or heavy or buffer.paused) or not buffer.assigned:
                 continue
+            light = buffer.size_bytes <= BUFFER_BYTES_MAX // 4
             share = max(1, self._buffer_max // len(buffer.assigned))
             for partition in buffer.assigned:
                 held = len(buffer.queues.get(partition, ()))
@@ -206,4 +229,4 @@ class Admission:
                 elif held <= share // 4 and light and not full:
                     buffer.paused.discard(partition)
                     resume.append((topic, partition))
-        return Fetching(tuple(pause), tuple(resume))
+        return Fetching(tuple(pause), tuple(resume)) if pause or resume else _AS_IT_IS

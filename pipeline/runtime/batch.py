@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ class Batch:
     first_offsets: dict[TopicPartitionKey, int] = field(default_factory=dict)
     # Index of the last table record of each partition; its offset becomes the checkpoint.
     last_table_output: dict[int, int] = field(default_factory=dict)
-    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    notes: defaultdict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     latencies_ms: list[int] = field(default_factory=list)
     # Each input, and where its outputs begin, to know whose an output is.
     inputs: list[tuple[str, int, int]] = field(default_factory=list)

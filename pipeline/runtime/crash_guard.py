@@ -15,12 +15,13 @@ committed past them. In normal running the file is touched at start and once aft
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct, field, json
+
+from pipeline.runtime.state_file import InPlaceFile, StateFile
 
 DEATHS_MAX = 3
 # A worker that got this far without dying is past the record that killed it: a poisoned record is
@@ -52,9 +53,16 @@ class _State(Struct):
 class CrashGuard:
     """One for each worker slot. ``careful`` asks the worker for one record a transaction."""
 
-    def __init__(self, path: Path, *, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        now_s: Callable[[], float] = time.monotonic,
+        state_file: Callable[[Path], StateFile] = InPlaceFile,
+    ) -> None:
         self._path = path
-        self._temporary = path.with_suffix(f".{os.getpid()}")
+        self._open = state_file
+        self._file: StateFile | None = None
         self._now_s = now_s
         self._started_s = now_s()
         self._state = _State()
@@ -64,12 +72,12 @@ class CrashGuard:
 
     def start(self) -> None:
         """Count this start as a death until steady running or an orderly end says otherwise."""
+        self._file = self._open(self._path)
         try:
-            self._state = json.decode(self._path.read_bytes(), type=_State)
+            self._state = json.decode(self._file.read(), type=_State)
         except Exception:  # no file yet, or one cut off by the crash: nothing is suspected
             self._state = _State()
         self._started_s = self._now_s()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         state = self._state
         state.deaths += 1
         if state.current is not None:
@@ -140,10 +148,14 @@ class CrashGuard:
     def _suspect(self, topic: str, partition: int, offset: int) -> _Suspect | None:
         return next((s for s in self._state.suspects if s.is_at(topic, partition, offset)), None)
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def _save(self) -> None:
-        with open(self._temporary, "wb") as file:
-            file.write(json.encode(self._state))
-        os.replace(self._temporary, self._path)
+        if self._file is not None:
+            self._file.write(json.encode(self._state))
 
 
 def _is_behind(record: _Suspect, offsets: Mapping[TopicPartitionKey, int]) -> bool:

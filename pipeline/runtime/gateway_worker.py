@@ -100,7 +100,11 @@ class GatewayWorker:
         self._policy = commit_policy or CommitPolicy()
         self._tracked_max = tracked_max
         self._producer_overrides = dict(producer_overrides or {})
-        self._guard = CrashGuard(spec.slot_dir / "crash-guard.json", now_s=surroundings.monotonic_s)
+        self._guard = CrashGuard(
+            spec.slot_dir / "crash-guard.json",
+            now_s=surroundings.monotonic_s,
+            state_file=surroundings.state_file,
+        )
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
@@ -167,6 +171,7 @@ class GatewayWorker:
             self._guard.excused()
             raise
         finally:
+            self._guard.close()
             self._calls.close()
             self._commits.close()
             # Closing revokes; what is still under way has failed, and committing more there would

@@ -20,10 +20,12 @@ class HeldRequests:
     """Bounded by its user, who stops fetching. Each partition's records come out in their order."""
 
     def __init__(self) -> None:
+        # Of partitions of which something waits.
         self._queues: dict[int, deque[InputRecord]] = {}
 
     def __len__(self) -> int:
-        return sum(len(queue) for queue in self._queues.values())
+        # Asked at each turn of the loop, of a worker that nearly always holds nothing.
+        return sum(map(len, self._queues.values())) if self._queues else 0
 
     def count(self, partition: int) -> int:
         return len(self._queues.get(partition, ()))

@@ -18,6 +18,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
+from pipeline.runtime.state_file import InPlaceFile, StateFile
 from pipeline.runtime.table_store import RocksTableStore, TableStore
 
 
@@ -33,6 +34,7 @@ class Surroundings:
     producer: Callable[..., Any] = Producer
     admin: Callable[..., Any] = AdminClient
     table_store: Callable[[Path, int | None], TableStore] = _rocks_table_store
+    state_file: Callable[[Path], StateFile] = InPlaceFile
     # Epoch seconds; seconds of a clock that never jumps.
     time_s: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = time.monotonic

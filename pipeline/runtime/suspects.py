@@ -7,26 +7,24 @@ partition alone in a transaction, in turn with ordinary ones. Another death narr
 then alone, down to single records; one that was alone at three deaths is quarantined. Everything
 else goes on as ever, so a death from outside costs the others nothing.
 
-The file is written in place, once for each batch: a process that is killed leaves what it wrote.
+The file is written once for each batch.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from msgspec import Struct, field, json
 
 from pipeline.runtime.input_record import InputRecord
+from pipeline.runtime.state_file import InPlaceFile, StateFile
 from pipeline.runtime.work import TopicPartitionKey
 
 DEATHS_MAX = 3
 # Of a suspected batch so many are handled alone at a time: 4,000 records are through within
 # seconds, and a second death leaves so many to be looked at one by one.
 PIECE = 64
-# More partitions than that are not owned by one worker; what is longer is not written down.
-FILE_BYTES_MAX = 1024 * 1024
 
 
 class _Range(Struct, array_like=True):
@@ -62,9 +60,10 @@ class _State(Struct):
 class Suspects:
     """One for each worker slot. ``path`` is its file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, state_file: Callable[[Path], StateFile] = InPlaceFile) -> None:
         self._path = path
-        self._file: int | None = None
+        self._open = state_file
+        self._file: StateFile | None = None
         self._under_way: dict[TopicPartitionKey, _Range] = {}
         self._suspects: dict[TopicPartitionKey, _Suspect] = {}
         # What was under way at the last death, until it is known how far it had been committed.
@@ -72,12 +71,9 @@ class Suspects:
 
     def start(self) -> None:
         """Read what the process before this one left."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        raw = os.pread(self._file, FILE_BYTES_MAX, 0)
-        size = int.from_bytes(raw[:4], "big")
+        self._file = self._open(self._path)
         try:
-            state = json.decode(raw[4 : 4 + size], type=_State)
+            state = json.decode(self._file.read(), type=_State)
         except Exception:  # a new file, or one cut off with its disk: nobody is suspected
             state = _State()
         self._left = state.under_way
@@ -85,7 +81,7 @@ class Suspects:
 
     def close(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
 
     def __bool__(self) -> bool:
@@ -186,5 +182,4 @@ class Suspects:
         if self._file is None:
             return
         state = _State([*self._left, *self._under_way.values()], list(self._suspects.values()))
-        raw = json.encode(state)
-        os.pwrite(self._file, len(raw).to_bytes(4, "big") + raw, 0)
+        self._file.write(json.encode(state))

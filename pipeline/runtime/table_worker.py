@@ -144,7 +144,7 @@ class TableWorker(Generic[V]):
         self._producer_overrides = dict(producer_overrides or {})
         self._delay_ms = {lane.topic: lane.delay_ms or 0 for lane in stage.lanes}
         self._admission = Admission(stage.lanes, buffer_max=BUFFER_RECORDS_MAX)
-        self._suspects = Suspects(spec.slot_dir / "suspects.json")
+        self._suspects = Suspects(spec.slot_dir / "suspects.json", surroundings.state_file)
         self._held = HeldInputs(stage.lanes, self._suspects)
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)

@@ -133,7 +133,8 @@ class SimConsumer:
         if not self._arriving:
             self._arriving = True
             world = self.process.world
-            world.after(world.jitter(self._faults.fetch_s_max), self._arrived)
+            drawn = world.draw()
+            world.after(self._faults.fetch_s_max * drawn * drawn, self._arrived)
 
     def _arrived(self) -> None:
         self._arriving = False
@@ -143,24 +144,31 @@ class SimConsumer:
 
     def consume(self, limit: int = 1, timeout: float = 0.0) -> list[Message]:
         process = self.process
-        process.step("fetch")
+        if process.armed or process.dead or process.paused:
+            process.step("fetch")
         world = process.world
         if self._asked_s != world.now_s:
-            self._asked_s, self._asked = world.now_s, 0
-        self._asked += 1
-        if self._asked > ASKED_AT_ONCE:
-            # A loop that turns takes time all the same.
-            world.current.park(TURN_S)
+            self._asked_s, self._asked = world.now_s, 1
+        else:
+            self._asked += 1
+            if self._asked > ASKED_AT_ONCE:
+                # A loop that turns takes time all the same.
+                world.current.park(TURN_S)
         # What was fetched before a rebalance that the same call runs is returned all the same.
         found = self._fetched(limit) if self._news or self._lost else []
-        self._serve_group()
+        member, group = self._member, self._group
+        if member is None or member.given is not None or group.sharing or not member.current:
+            self._serve_group()
         if not found and timeout > 0:
             if self._paused:
                 world.current.park(timeout)
             else:
                 process.idle(timeout, long=timeout >= PATIENCE_S)
-            found = self._fetched(limit) if self._news or self._lost else []
-            self._serve_group()
+            if self._news or self._lost:
+                found = self._fetched(limit)
+            member = self._member
+            if member is None or member.given is not None or group.sharing or not member.current:
+                self._serve_group()
         return found
 
     def poll(self, timeout: float = 0.0) -> Message | None:
@@ -180,10 +188,12 @@ class SimConsumer:
         partitions = list(news)
         if len(partitions) > 1:
             # Partitions come in any order, and a part of one before a part of another.
-            start = int(world.random.random() * len(partitions))
-            partitions = partitions[start:] + partitions[:start]
+            start = int(world.draw() * len(partitions))
+            if start:
+                partitions = partitions[start:] + partitions[:start]
+        paused = self._paused
         for partition in partitions:
-            if self._paused and (partition.topic, partition.number) in self._paused:
+            if paused and (partition.topic, partition.number) in paused:
                 continue
             if self._read(partition, limit, found):
                 del news[partition]
@@ -202,12 +212,14 @@ class SimConsumer:
                 error = KafkaError(KafkaError._PARTITION_EOF)
                 found.append(Message(topic, number, SimpleNamespace(offset=position), error))
             return True
-        for record in partition.records[position : min(end, position + FETCH_MAX)]:
-            if len(found) >= limit:
-                break
-            position = record.offset + 1
-            if record.state == VISIBLE or (not self._committed_only and record.key is not None):
+        records, committed_only, room = partition.records, self._committed_only, limit - len(found)
+        last = end if end < position + FETCH_MAX else position + FETCH_MAX
+        while position < last and room > 0:
+            record = records[position]
+            position += 1
+            if record.state == VISIBLE or (not committed_only and record.key is not None):
                 found.append(Message(topic, number, record))
+                room -= 1
         self._positions[partition] = position
         return position >= end and not self._tells_eof
 
@@ -280,7 +292,7 @@ class SimConsumer:
     ) -> list[TopicPartition]:
         self.process.step("committed")
         world, cluster = self.process.world, self._cluster
-        world.current.park(world.jitter(CALL_S_MAX))
+        world.current.doze(CALL_S_MAX)
         asked = [(tp.topic, tp.partition) for tp in partitions]
         while self._committed_only and not cluster.is_stable(self._group_id, asked):
             cluster.waiting_for_offsets.append(world.current)
@@ -327,28 +339,20 @@ class SimConsumer:
         group = self._group
         if group is None or self._closed:
             return
-        member = self._member
-        if (
-            member is not None
-            and member.given is None
-            and not group.sharing
-            and group.members.get(member.instance_id) is member
-        ):
-            return  # nothing is asked of it
-        if member is None:
+        if self._member is None:
             self._member = group.join(self, self._instance_id or self.process.name, self._topics)
             self.process.on_death.append(self._missed)
             self.process.on_pause.append(self._missed)
         member = self._member
-        if not group.is_member(member):
+        if not member.current:
             self._expelled(group, member)
             return
         if group.sharing and not member.joined:
             if not group.cooperative:
                 self._give_back_all(member)
-            if group.is_member(member):
+            if member.current:
                 group.rejoin(member)
-        if member.given is not None and group.is_member(member):
+        if member.given is not None and member.current:
             self._take_share(group, member, member.given)
 
     def _missed(self) -> None:
@@ -375,7 +379,7 @@ class SimConsumer:
             member.owned = member.owned - revoked
         member.owned = member.owned | added
         on_assign(self, self._named(added))
-        if revoked and group.is_member(member):
+        if revoked and member.current:
             group.share()
 
     def _expelled(self, group: Group, member: Member) -> None:
@@ -400,7 +404,7 @@ class SimConsumer:
         group, member = self._group, self._member
         if group is not None and member is not None and not self._closed:
             self._closed = True
-            if self._positions and group.is_member(member):
+            if self._positions and member.current:
                 _, on_revoke, _ = self._callbacks
                 on_revoke(self, self.assignment())
             group.leave(member)
@@ -484,25 +488,22 @@ class SimProducer:
         headers: Any = None,
         on_delivery: Any = None,
     ) -> None:
-        self._alive()
-        where = self._cluster.partition(topic, partition)
-        if self._intent is None:
-            record = self._cluster.write(topic, partition, key, value, headers)
+        if self.process.dead:
+            raise Killed
+        cluster, intent = self._cluster, self._intent
+        if intent is None:
+            record = cluster.write(topic, partition, key, value, headers)
         else:
-            intent = self._intent
+            where = cluster.topics[topic][partition]
             try:
                 if where not in self._partitions:
                     if len(self._partitions) < 2:
                         # Before its first record, and again while the first are in the log.
-                        world = self.process.world
-                        world.current.park(world.jitter(2 * CALL_S_MAX))
-                    join = self._cluster.join_transaction
-                    self._retried(join, self._id, self._epoch, where, intent)
+                        self.process.world.current.doze(2 * CALL_S_MAX)
+                    self._retried(cluster.join_transaction, self._id, self._epoch, where, intent)
                     self._partitions.add(where)
                     self._used = True
-                record = self._cluster.produce(
-                    self._id, self._epoch, where, key, value, headers, intent
-                )
+                record = cluster.produce(self._id, self._epoch, where, key, value, headers, intent)
             except Refused as refused:
                 raise _raised(refused) from None
         if on_delivery is not None:
@@ -576,7 +577,7 @@ class SimProducer:
         if fault == "answer_lost":
             self._arrive(commit)
             self._log("_TRANSPORT")
-            world.current.park(world.jitter(0.3))
+            world.current.doze(0.3)
         elif fault in ("late", "late_then_refused"):
             if fault == "late_then_refused":
                 # The next transaction is taken back, whatever the late one has done to it.
@@ -597,8 +598,10 @@ class SimProducer:
             raise KafkaException(
                 KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE, "refused", txn_requires_abort=True)
             )
-        self.process.step("end_txn")
-        world.current.park(world.jitter(CALL_S_MAX))
+        process = self.process
+        if process.armed or process.dead or process.paused:
+            process.step("end_txn")
+        world.current.doze(CALL_S_MAX)
         try:
             self._retried(cluster.end, self._id, self._epoch, commit)
         except Refused as refused:
@@ -624,9 +627,10 @@ class SimProducer:
     # Small parts --------------------------------------------------------------------------------
 
     def _call(self, name: str) -> None:
-        self.process.step(name)
-        world = self.process.world
-        world.current.park(world.jitter(CALL_S_MAX))
+        process = self.process
+        if process.armed or process.dead or process.paused:
+            process.step(name)
+        process.world.current.doze(CALL_S_MAX)
         refusals = self._faults.refusals
         if refusals and name in ("send_offsets", "commit") and self._intent is not None:
             fault = refusals.pop(0)
@@ -667,11 +671,7 @@ class SimAdmin:
         self._process = process
 
     def list_topics(self, timeout: float = 0) -> Any:
-        topics = {
-            name: SimpleNamespace(partitions=dict.fromkeys(range(len(partitions))))
-            for name, partitions in self._cluster.topics.items()
-        }
-        return SimpleNamespace(topics=topics)
+        return SimpleNamespace(topics=self._cluster.described())
 
     def describe_cluster(self, request_timeout: float = 0) -> Future[Any]:
         return _done(SimpleNamespace(cluster_id="simulated"))
@@ -687,7 +687,7 @@ class SimAdmin:
     ) -> dict[TopicPartition, Future[Any]]:
         self._process.step("list_offsets")
         world = self._process.world
-        world.current.park(world.jitter(CALL_S_MAX))
+        world.current.doze(CALL_S_MAX)
         found = {}
         for tp, spec in asked.items():
             partition = self._cluster.partition(tp.topic, tp.partition)

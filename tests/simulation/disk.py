@@ -1,8 +1,10 @@
-"""What a worker's table cache leaves on the disk: after a crash a prefix of what was written."""
+"""What a worker leaves on the disk: of its table's cache, after a crash, a prefix of what was
+written; its small files as it wrote them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from random import Random
 
 from pipeline.runtime.table_store import Checkpoint
@@ -19,6 +21,10 @@ class Disk:
         self._checkpoints: dict[int, Checkpoint] = {}
         self._unflushed: list[Write] = []
         self._mounted: Mounted | None = None
+        self._files: dict[Path, bytes] = {}
+
+    def state_file(self, path: Path) -> SimStateFile:
+        return SimStateFile(self._files, path)
 
     def mount(self, process: Process) -> Mounted:
         self.flush()
@@ -50,6 +56,22 @@ class Disk:
                     rows[key] = value
             self._checkpoints[partition] = checkpoint
         self._unflushed = []
+
+
+class SimStateFile:
+    """A file that whoever opens it next finds as it was left."""
+
+    def __init__(self, files: dict[Path, bytes], path: Path) -> None:
+        self._files = files
+        self._path = path
+
+    def read(self) -> bytes:
+        return self._files.get(self._path, b"")
+
+    def write(self, raw: bytes) -> None:
+        self._files[self._path] = raw
+
+    def close(self) -> None: ...
 
 
 class Mounted:

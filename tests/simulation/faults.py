@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from tests.simulation.gateway import GatewayBooks
 from tests.simulation.ledger import SimLedger
 from tests.simulation.log import MARKER_S_MAX, Cluster
 from tests.simulation.plan import Fault
-from tests.simulation.workers import Slot, Workers
+from tests.simulation.workers import Armed, Slot, Workers
 from tests.simulation.world import Process, World
 
 # What its successor takes for a death: one more, and a worker with a table may quarantine a record
@@ -62,7 +61,7 @@ class Faults:
         if slot is None:
             return
         if kind in ("crash", "pause", "zombie", "twin"):
-            slot.armed.append(fault)
+            slot.armed.append(Armed(fault))
         elif kind == "end_txn":
             slot.client_faults.end_txn.append((fault.what, fault.for_s))
         elif kind == "refusal":
@@ -112,11 +111,11 @@ class Faults:
         armed = slot.armed
         if not armed or slot.process is not process:
             return
-        fault = armed[0]
-        if fault.after_steps > 0:
-            armed[0] = replace(fault, after_steps=fault.after_steps - 1)
+        first = armed[0]
+        if first.steps_left > 0:
+            first.steps_left -= 1
             return
-        armed.pop(0)
+        fault = armed.pop(0).fault
         if fault.kind in DEADLY:
             if slot.stage in TABLE_STAGES and slot.deaths >= DEATHS_MAX:
                 return

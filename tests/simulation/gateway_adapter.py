@@ -107,5 +107,5 @@ class SimGateway:
         await future
 
     def _future(self) -> tuple[SimLoop, asyncio.Future[Any]]:
-        loop: Any = asyncio.get_running_loop()
-        return loop, loop.create_future()
+        loop = self._process.loop
+        return loop, asyncio.Future(loop=loop)

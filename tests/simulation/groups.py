@@ -9,8 +9,9 @@ within its session takes over what it had, and fences who bore its name before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from tests.simulation.log import Cluster, Refused
 
@@ -19,8 +20,7 @@ SESSION_S = 10.0
 TopicPartitionKey = tuple[str, int]
 
 
-@dataclass(frozen=True)
-class GroupMetadata:
+class GroupMetadata(Struct, frozen=True):
     """What a consumer knows of itself at one moment; vouches for the offsets of a transaction."""
 
     group: str
@@ -42,6 +42,8 @@ class Member:
         # What the last sharing gave it, until the client has taken it.
         self.given: frozenset[TopicPartitionKey] | None = None
         self.generation = -1
+        # Neither expelled nor replaced by one of its name.
+        self.current = True
 
 
 class Group:
@@ -63,6 +65,8 @@ class Group:
         before = self.members.get(instance_id)
         member = Member(consumer, member_id, instance_id, list(topics))
         self.members[instance_id] = member
+        if before is not None:
+            before.current = False
         if before is not None and not self.sharing and before.given is None:
             # Its place was kept: the same partitions in the same generation.
             member.generation = self.generation
@@ -80,9 +84,6 @@ class Group:
     def rejoin(self, member: Member) -> None:
         member.joined = True
         self._complete_if_all_joined()
-
-    def is_member(self, member: Member) -> bool:
-        return self.members.get(member.instance_id) is member
 
     def require_current(self, metadata: GroupMetadata) -> None:
         """What the group's coordinator checks of a transaction's offsets."""
@@ -106,9 +107,8 @@ class Group:
 
         def expel() -> None:
             process = member.consumer.process
-            if self.members.get(member.instance_id) is member and (process.dead or process.paused):
-                del self.members[member.instance_id]
-                self.share()
+            if member.current and (process.dead or process.paused):
+                self._expel(member)
 
         self._cluster.world.after(SESSION_S, expel)
 
@@ -116,11 +116,15 @@ class Group:
         """A member whose client has closed is expelled after its session, unless it comes back."""
 
         def expel() -> None:
-            if self.members.get(member.instance_id) is member:
-                del self.members[member.instance_id]
-                self.share()
+            if member.current:
+                self._expel(member)
 
         self._cluster.world.after(SESSION_S, expel)
+
+    def _expel(self, member: Member) -> None:
+        member.current = False
+        del self.members[member.instance_id]
+        self.share()
 
     def share(self) -> None:
         """Begin to share anew: every member has to join again."""

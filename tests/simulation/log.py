@@ -10,7 +10,10 @@ transaction its epoch has open (transaction version 1: the epoch is not raised b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
+
+from msgspec import Struct
 
 from tests.simulation.world import World
 
@@ -63,26 +66,16 @@ class Intent:
         return f"transaction {self.number} of {self.owner}"
 
 
-class Record:
-    __slots__ = ("headers", "intent", "key", "offset", "state", "timestamp_ms", "value")
+class Record(Struct, eq=False):
+    """A record of one partition; ``headers`` are as the client was given them."""
 
-    def __init__(
-        self,
-        offset: int,
-        timestamp_ms: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Any,
-        state: int,
-        intent: Intent | None,
-    ) -> None:
-        self.offset = offset
-        self.timestamp_ms = timestamp_ms
-        self.key = key
-        self.value = value
-        self.headers = headers
-        self.state = state
-        self.intent = intent
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Any
+    state: int
+    intent: Intent | None
 
 
 class Partition:
@@ -119,29 +112,34 @@ class Partition:
     def settle(self, pid: int, commit: bool) -> None:
         """A marker: what this producer has open here gets its end."""
         told = None
+        state = VISIBLE if commit else ABORTED
         for record in self.open.pop(pid, ()):
-            record.state = VISIBLE if commit else ABORTED
-            if record.intent is not None and record.intent is not told:
-                told = record.intent
-                self.cluster.on_fate(told, commit)
+            record.state = state
+            intent = record.intent
+            if intent is not told and intent is not None:
+                told = intent
+                self.cluster.on_fate(intent, commit)
         self.append(None, None, None, CONTROL, None)
         self.advance()
 
     def advance(self) -> None:
         """Move the last stable offset, and tell those who wait for it."""
         before = self.stable
-        after = len(self.records)
-        for opened in self.open.values():
-            first = opened[0].offset
-            if first < after:
-                after = first
+        records = self.records
+        after = len(records)
+        if self.open:
+            for opened in self.open.values():
+                first = opened[0].offset
+                if first < after:
+                    after = first
         if after == before:
             return
         self.stable = after
         cluster = self.cluster
         seen = cluster.on_visible
         if seen is not None:
-            for record in self.records[before:after]:
+            for at in range(before, after):
+                record = records[at]
                 if record.state == VISIBLE:
                     seen(self, record)
         for reader in self.readers:
@@ -195,6 +193,7 @@ class Cluster:
     def __init__(self, world: World) -> None:
         self.world = world
         self.topics: dict[str, list[Partition]] = {}
+        self._described: dict[str, Any] = {}
         self.transactions: dict[TransactionId, Transaction] = {}
         # Stable offsets, and those of transactions whose end is not written to the offsets topic.
         self.offsets: dict[GroupPartition, int] = {}
@@ -210,6 +209,15 @@ class Cluster:
 
     def create(self, topic: str, partitions: int, delay_s: float = 0.0) -> None:
         self.topics[topic] = [Partition(self, topic, n, delay_s) for n in range(partitions)]
+
+    def described(self) -> dict[str, Any]:
+        """The topics, as a client is told of them."""
+        if len(self._described) != len(self.topics):
+            self._described = {
+                name: SimpleNamespace(partitions=dict.fromkeys(range(len(partitions))))
+                for name, partitions in self.topics.items()
+            }
+        return self._described
 
     def close(self) -> None:
         """Let go of the records, which are most of what a run has made."""
@@ -274,10 +282,14 @@ class Cluster:
         if epoch != found.epoch or found.state != ONGOING or partition not in found.partitions:
             self._current(transactional_id, epoch)
             raise Refused("INVALID_TXN_STATE")
-        record = partition.append(key, value, headers, OPEN, intent)
-        partition.open.setdefault(found.pid, []).append(record)
-        intent.written += 1
         # Readers see no more of it, but the end of the log has moved.
+        record = partition.append(key, value, headers, OPEN, intent)
+        opened = partition.open.get(found.pid)
+        if opened is None:
+            partition.open[found.pid] = [record]
+        else:
+            opened.append(record)
+        intent.written += 1
         return record
 
     def commit_offsets(

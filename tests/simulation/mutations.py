@@ -239,8 +239,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "orders wait while the gate is closed",
         f"{RUNTIME}/admission.py",
-        "if not buffer.count or (buffer.lane.gated and not self._gate_open):",
-        "if not buffer.count:",
+        "if buffer.lane.gated and not self._gate_open:",
+        "if False:",
         ("tests/unit/test_engine_admission.py",),
     ),
     Mutation(
@@ -286,6 +286,15 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{RUNTIME}/admission.py",
         "and (delay_ms is None or queue[0].timestamp_ms + delay_ms <= now_ms)",
         "and True",
+        ("tests/unit/test_engine_admission.py",),
+    ),
+    Mutation(
+        "a record that is due sooner than the others of its tier is not held up by them",
+        f"{RUNTIME}/admission.py",
+        """        if not queue:
+            buffer.none_due_before_ms = 0
+""",
+        "",
         ("tests/unit/test_engine_admission.py",),
     ),
     # The table and its processors ---------------------------------------------------------------

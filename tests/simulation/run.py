@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pipeline.runtime import failpoints
@@ -33,8 +29,6 @@ from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 # What is still open after this much of simulated time will not end unless a person says something.
 REST_S_MAX = 3_600.0
 STAGES = ("payments", "gateway", "risk")
-# The few files of a run are written often and kept by nobody: in memory where there is such a disk.
-_FAST = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @dataclass
@@ -134,7 +128,6 @@ class Simulation:
             self.auditor.stories,
             self.auditor.payment_of,
         )
-        self.directory = Path(tempfile.mkdtemp(prefix="paystream-simulation-", dir=_FAST))
         self.ledger = SimLedger(self.world)
         self.workers = Workers(
             self.world,
@@ -144,7 +137,6 @@ class Simulation:
             policy=policy_of(plan, self.books),
             books=self.books,
             ledger=self.ledger,
-            directory=self.directory,
             believed=self.auditor.believed,
             tell=self.trace,
             fired=self._fired,
@@ -231,7 +223,6 @@ class Simulation:
         self.cluster.close()
         self.world.close()
         self.ledger.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def hit(self, name: str) -> None:
         """A failpoint was passed."""

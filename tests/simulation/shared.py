@@ -4,19 +4,27 @@ metrics that nobody reads."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import count
 from typing import Any
 
 from schemas.codec import Codec, default_codec
 
+# Twice what a run decodes of one schema.
+DECODED_MAX = 4_096
+
 
 class SharedCodec:
-    """The real codec, its closures bound once."""
+    """The real codec, its closures bound once. Bytes that were decoded already give the same record
+    again: workers, the auditor and people read the same, and nobody changes what was decoded."""
 
     def __init__(self, codec: Codec) -> None:
         self.encoder: Any = cache(codec.encoder)
-        self.decoder: Any = cache(codec.decoder)
+
+        def decoder(name: str) -> Callable[[bytes], dict[str, Any]]:
+            return lru_cache(DECODED_MAX)(codec.decoder(name))
+
+        self.decoder: Any = cache(decoder)
 
 
 class Carried(bytes):

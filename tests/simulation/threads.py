@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import queue
-from asyncio import events
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 from tests.simulation.world import SHORT_S, Killed, Process
@@ -67,30 +66,32 @@ class SimQueue:
         self._waiting: Any = None
 
     def put(self, item: Any) -> None:
-        if self._process.on_put is not None:
-            self._process.on_put(item)
+        process = self._process
+        if process.on_put is not None:
+            process.on_put(item)
         self._items.append(item)
         if self._waiting is not None:
             self._waiting.wake()
-        if self._process.world.current is not self._process.fibres[0]:
-            self._process.ring()
+        if process.world.current is not process.fibres[0]:
+            process.ring()
 
     def get(self, block: bool = True, timeout_s: float | None = None) -> Any:
-        if self._process.dead:
+        process, items = self._process, self._items
+        if process.dead:
             raise Killed
-        world = self._process.world
-        if not self._items and block:
-            self._waiting = world.current
-            if timeout_s is not None:
-                # What is put wakes it: turning a loop meanwhile shows nothing.
-                world.current.park(max(timeout_s, SHORT_S))
-            else:
-                while not self._items:
-                    world.current.park(None)
-            self._waiting = None
-        if not self._items:
-            raise queue.Empty
-        return self._items.popleft()
+        if not items:
+            if block:
+                self._waiting = fibre = process.world.current
+                if timeout_s is not None:
+                    # What is put wakes it: turning a loop meanwhile shows nothing.
+                    fibre.park(timeout_s if timeout_s > SHORT_S else SHORT_S)
+                else:
+                    while not items:
+                        fibre.park(None)
+                self._waiting = None
+            if not items:
+                raise queue.Empty
+        return items.popleft()
 
     def get_nowait(self) -> Any:
         return self.get(False)
@@ -100,52 +101,47 @@ class Handle:
     """A call that a loop is to make: asyncio's own copies a context for each, which nothing here
     looks at."""
 
-    __slots__ = ("_args", "_cancelled", "_loop", "callback")
+    __slots__ = ("args", "callback", "is_off")
 
-    def __init__(self, loop: SimLoop, callback: Any, args: tuple[Any, ...]) -> None:
-        self._loop = loop
+    def __init__(self, callback: Any, args: tuple[Any, ...]) -> None:
         self.callback = callback
-        self._args = args
-        self._cancelled = False
+        self.args = args
+        self.is_off = False
 
     def cancel(self) -> None:
-        self._cancelled = True
+        self.is_off = True
 
     def cancelled(self) -> bool:
-        return self._cancelled
-
-    def run(self) -> None:
-        try:
-            self.callback(*self._args)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            self._loop.call_exception_handler({"exception": error})
+        return self.is_off
 
     @property
     def is_sweep(self) -> bool:
         """Whether it is the look at open calls, which comes again by itself."""
-        of = (self.callback, *self._args)
+        of = (self.callback, *self.args)
         return any(getattr(each, "__name__", "") == "_sweep" for each in of)
 
 
 class SimLoop(asyncio.AbstractEventLoop):
-    """As much of an event loop as gateway calls need, run by a fibre of its process.
+    """As much of an event loop as gateway calls need, run by a fibre of its process. No loop is
+    said to be running (asyncio would be told twice a turn): who needs it has it from ``process``.
 
     Its sweep of open calls is not run while none is open: it would only turn.
     """
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        process.loop = self
         self._ready: deque[Handle] = deque()
         self._timers: list[tuple[float, int, Handle]] = []
         self._count = 0
         self._fibre: Any = None
         self._stopping = False
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # Those that are not done, and those that have been since that was asked.
+        self._tasks: list[asyncio.Task[Any]] = []
 
     def time(self) -> float:
-        return self._process.world.now_s
+        now_s: float = self._process.world.now_s
+        return now_s
 
     def get_debug(self) -> bool:
         return False
@@ -157,7 +153,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         return False
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        handle = Handle(self, callback, args)
+        handle = Handle(callback, args)
         self._ready.append(handle)
         return handle
 
@@ -172,9 +168,9 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        timer = Handle(self, callback, args)
+        timer = Handle(callback, args)
         self._count += 1
-        heapq.heappush(self._timers, (when, self._count, timer))
+        heappush(self._timers, (when, self._count, timer))
         return timer
 
     def create_future(self) -> asyncio.Future[Any]:
@@ -182,8 +178,7 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     def create_task(self, coro: Any, **_more: Any) -> asyncio.Task[Any]:  # type: ignore[override]
         task = asyncio.Task(coro, loop=self)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.append(task)
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
@@ -226,27 +221,33 @@ class SimLoop(asyncio.AbstractEventLoop):
         if process.dead:
             raise Killed
         world = process.world
-        timers = self._timers
-        if not self._ready and not (timers and timers[0][0] <= world.now_s):
-            # Only the sweep is left: nothing to look at until somebody calls.
-            asleep = not self._tasks and all(
-                timer.cancelled() or timer.is_sweep for _, _, timer in timers
-            )
-            self._fibre = world.current
-            if asleep or not timers:
-                world.current.park(None)
+        timers, ready = self._timers, self._ready
+        if not ready and not (timers and timers[0][0] <= world.now_s):
+            self._fibre = fibre = world.current
+            if not timers or self._is_asleep():
+                fibre.park(None)
             else:
-                world.current.park(max(0.0, timers[0][0] - world.now_s))
+                wait_s = timers[0][0] - world.now_s
+                fibre.park(wait_s if wait_s > 0.0 else 0.0)
             self._fibre = None
         while timers and timers[0][0] <= world.now_s:
-            timer = heapq.heappop(timers)[2]
-            if not timer.cancelled():
-                self._ready.append(timer)
-        events._set_running_loop(self)
-        try:
-            for _ in range(len(self._ready)):
-                handle = self._ready.popleft()
-                if not handle.cancelled():
-                    handle.run()
-        finally:
-            events._set_running_loop(None)
+            timer = heappop(timers)[2]
+            if not timer.is_off:
+                ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.is_off:
+                try:
+                    handle.callback(*handle.args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.call_exception_handler({"exception": error})
+
+    def _is_asleep(self) -> bool:
+        """Whether only the sweep is left: nothing to look at until somebody calls."""
+        if self._tasks:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            if self._tasks:
+                return False
+        return all(timer.is_off or timer.is_sweep for _, _, timer in self._timers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from msgspec.structs import replace
@@ -24,6 +25,13 @@ CURRENCY = "GBP"
 BUSINESS_DATE = "2027-01-15"
 INPUTS = ("order", "payment-command", "gateway-notification")
 BAD_BYTES = ("garbage", "empty", "misrouted", "wrong_key")
+
+
+@cache
+def _place(order_id: str, partitions: int) -> tuple[bytes, int]:
+    """The key of an order, and its partition."""
+    key = record_key(MERCHANT, order_id)
+    return key, partition_of(key, partitions)
 
 
 @dataclass(frozen=True)
@@ -153,8 +161,7 @@ class Upstream:
             customer_id=order.customer,
             card_fingerprint=order.card,
         )
-        key = record_key(MERCHANT, order.order_id)
-        number = partition_of(key, self.plan.partitions)
+        key, number = _place(order.order_id, self.plan.partitions)
         value: bytes | None = self.encoders["order"](to_record(made))
         if order.input == "garbage":
             value = b"\x00garbage"
@@ -163,8 +170,7 @@ class Upstream:
         elif order.input == "misrouted":
             number = (number + 1) % self.plan.partitions
         elif order.input == "wrong_key":
-            key = record_key(MERCHANT, f"{order.order_id}x")
-            number = partition_of(key, self.plan.partitions)
+            key, number = _place(f"{order.order_id}x", self.plan.partitions)
         topic = self.catalogue.name("orders")
         record = self.cluster.write(topic, number, key, value)
         if order.input in BAD_BYTES:
@@ -172,8 +178,7 @@ class Upstream:
         return number, record.offset
 
     def _write(self, role: str, order_id: str, schema: str, made: Any) -> tuple[str, int, int]:
-        key = record_key(MERCHANT, order_id)
-        number = partition_of(key, self.plan.partitions)
+        key, number = _place(order_id, self.plan.partitions)
         topic = self.catalogue.name(role)
         record = self.cluster.write(topic, number, key, self.encoders[schema](to_record(made)))
         return topic, number, record.offset

@@ -37,6 +37,17 @@ from tests.simulation.violation import Violation
 from tests.simulation.world import Killed, Process, Stuck, World
 from topics.catalogue import Catalogue
 
+# Where their files would be; what they write there is kept by the disk of their slot.
+NOWHERE = Path("simulated")
+
+
+class Armed:
+    """A fault that strikes at a later passage."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.steps_left = fault.after_steps
+
 
 class Slot:
     """A place for a worker: what is restarted, and what outlives it (its disk)."""
@@ -50,7 +61,7 @@ class Slot:
         self.process: Process | None = None
         self.stop: SimEvent | None = None
         self.client_faults = ClientFaults()
-        self.armed: list[Fault] = []
+        self.armed: list[Armed] = []
         self.wanted = True
         self.starts = 0
         # Those that faults brought about.
@@ -72,7 +83,6 @@ class Workers:
         policy: Policy,
         books: Mapping[str, GatewayBooks],
         ledger: SimLedger,
-        directory: Path,
         believed: Callable[[Intent, str], None],
         tell: Callable[[str], None],
         fired: Callable[[str, str], None],
@@ -85,7 +95,6 @@ class Workers:
         self.books = books
         self.ledger = ledger
         self.slots: dict[str, Slot] = {}
-        self._directory = directory
         self._believed = believed
         self._tell = tell
         self._fired = fired
@@ -180,6 +189,7 @@ class Workers:
             producer=lambda config, **more: SimProducer(cluster, process, faults, config, **more),
             admin=lambda config, **more: SimAdmin(cluster, process, config, **more),
             table_store=lambda path, keep_s: slot.disk.mount(process),
+            state_file=slot.disk.state_file,
             time_s=process.time_s,
             monotonic_s=self.world.clock,
             sleep=sleep,
@@ -192,7 +202,7 @@ class Workers:
     def _worker(self, slot: Slot, process: Process, stop: SimEvent) -> Callable[[], None]:
         outside = self._surroundings(slot, process)
         spec = WorkerSpec(
-            slot.stage, "n1", slot.number, "simulated", self.catalogue.settings, self._directory
+            slot.stage, "n1", slot.number, "simulated", self.catalogue.settings, NOWHERE
         )
         stopped: Any = stop
         codec = shared_codec(self.plan.avro)

@@ -7,9 +7,9 @@ can go on goes next is drawn from the seed. Time moves only when nobody can go o
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from functools import partial
+from heapq import heappop, heappush
 from operator import attrgetter
 from random import Random
 from typing import Any
@@ -57,6 +57,8 @@ class Process:
         self.intents: list[Any] = []
         # Told of what its threads hand to each other.
         self.on_put: Callable[[Any], None] | None = None
+        # Its event loop, if it has one.
+        self.loop: Any = None
 
     def time_s(self) -> float:
         return self.world.now_s + self.skew_s
@@ -73,9 +75,10 @@ class Process:
     def ring(self) -> None:
         """Something happened that its main fibre may want to look at."""
         self.rung = True
-        for fibre in self.fibres:
-            if fibre.idle:
-                fibre.wake()
+        # No other one is idle, or told of it.
+        main = self.fibres[0]
+        if main.idle:
+            main.wake()
 
     def idle(self, timeout_s: float, *, long: bool) -> None:
         """Wait as a main fibre does that has nothing to do. A wait that nothing interrupts may last
@@ -144,8 +147,10 @@ class Fibre:
 
     __slots__ = (
         "_greenlet",
+        "_switch",
         "_target",
         "_token",
+        "_world",
         "done",
         "idle",
         "late",
@@ -157,7 +162,9 @@ class Fibre:
     def __init__(self, process: Process, target: Callable[[], None]) -> None:
         self.process = process
         self._target = target
+        self._world = process.world
         self._greenlet = greenlet(self._run, process.world.hub)
+        self._switch = self._greenlet.switch
         self._token = 0
         self.parked = False
         self.idle = False
@@ -181,19 +188,39 @@ class Fibre:
         process = self.process
         if process.dead:
             raise Killed
-        world = process.world
-        self._token = token = self._token + 1
-        self.parked = True
+        world = self._world
         if timeout_s is not None:
-            world.wake_after(timeout_s, self, token)
-        world.hub.switch()
+            world._count = count = world._count + 1
+            at_s = world.now_s + timeout_s
+            heap = world._heap
+            if (
+                not world.ready
+                and world.now_s < at_s <= world.until_s
+                and (not heap or at_s < heap[0][0])
+            ):
+                # Nobody else has anything to do until then: it is its own successor.
+                world.now_s = at_s
+                world.steps += 1
+                return
+            self._token = token = self._token + 1
+            self.parked = True
+            heappush(heap, (at_s, count, self, token))
+        else:
+            self._token += 1
+            self.parked = True
+        world.give_way()
         if process.dead:
             raise Killed
+
+    def doze(self, most_s: float) -> None:
+        """Give way for a while, mostly a short one."""
+        drawn = self._world.draw()
+        self.park(most_s * drawn * drawn)
 
     def freeze(self) -> None:
         """Stand still with the whole process until it is resumed."""
         self.late = True
-        self.process.world.hub.switch()
+        self._world.give_way()
         if self.process.dead:
             raise Killed
 
@@ -205,18 +232,6 @@ class Fibre:
             self.late = True
         else:
             self.process.world.ready.append(self)
-
-    def switch(self) -> None:
-        if self.done:
-            return
-        if self.process.dead:
-            self.unwind()
-            return
-        if self.process.paused:
-            self.late = True
-            return
-        self.started = True
-        self._greenlet.switch()
 
     def unwind(self) -> None:
         """Let a fibre of a dead process run out; every call of a client there raises at once."""
@@ -239,8 +254,11 @@ class World:
 
     def __init__(self, seed: str) -> None:
         self.random = Random(f"{seed}/schedule")
+        self.draw = self.random.random
         self.now_s = BEGIN_S
+        self.until_s = BEGIN_S
         self.ready: list[Fibre] = []
+        self.give_way: Callable[[], None] = getcurrent().switch
         self.hub: Any = getcurrent()
         self.current: Any = None
         self.steps = 0
@@ -260,23 +278,20 @@ class World:
         return int(self.now_s * 1000)
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._heap, (self.now_s + delay_s, self._count, call, -1))
-
-    def wake_after(self, delay_s: float, fibre: Fibre, token: int) -> None:
-        """Wake a fibre that is still in the same wait by then."""
         self._count = count = self._count + 1
-        heapq.heappush(self._heap, (self.now_s + delay_s, count, fibre, token))
+        heappush(self._heap, (self.now_s + delay_s, count, call, -1))
 
     def jitter(self, most_s: float) -> float:
         """A delay, mostly short."""
-        drawn = self.random.random()
+        drawn = self.draw()
         return most_s * drawn * drawn
 
     def run(self, until_s: float) -> bool:
         """True when nothing is left; False when the time came first."""
         self.hub = getcurrent()
-        ready, heap, draw = self.ready, self._heap, self.random.random
+        self.give_way = self.hub.switch
+        self.until_s = until_s
+        ready, heap, draw = self.ready, self._heap, self.draw
         at_once = 0
         while True:
             if ready:
@@ -284,30 +299,46 @@ class World:
                 if at_once > STEPS_AT_ONCE_MAX:
                     raise Stuck(f"{ready[0].process.name} goes round without time passing")
                 last = len(ready) - 1
-                index = int(draw() * (last + 1)) if last else 0
-                fibre = ready[index]
-                ready[index] = ready[last]
-                ready.pop()
+                if last:
+                    index = int(draw() * (last + 1))
+                    fibre = ready[index]
+                    ready[index] = ready[last]
+                    ready.pop()
+                else:
+                    fibre = ready.pop()
                 self.current = fibre
                 self.steps += 1
-                fibre.switch()
+                if fibre.done:
+                    continue
+                process = fibre.process
+                if process.dead:
+                    fibre.unwind()
+                elif process.paused:
+                    fibre.late = True
+                else:
+                    fibre.started = True
+                    fibre._switch()
                 continue
             if not heap:
                 return True
             if heap[0][0] > until_s:
                 self.now_s = until_s
                 return False
-            at_s, _, call, token = heapq.heappop(heap)
-            if token >= 0:
-                if not call.parked or call._token != token:
-                    continue  # woken before
+            at_s, _, call, token = heappop(heap)
+            if token < 0:
                 if at_s > self.now_s:
                     self.now_s = at_s
                     at_once = 0
-                call.wake()
+                self.current = None
+                call()
                 continue
+            if not call.parked or call._token != token:
+                continue  # woken before
             if at_s > self.now_s:
                 self.now_s = at_s
                 at_once = 0
-            self.current = None
-            call()
+            call.parked = False
+            if call.process.paused:
+                call.late = True
+            elif not call.done:
+                ready.append(call)

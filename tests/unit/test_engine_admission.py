@@ -132,6 +132,24 @@ def test_the_head_of_a_tier_holds_only_its_own_partition() -> None:
     assert taken(made, now_ms=NOW_MS + 5_000) == [("retry", 0, 0), ("retry", 0, 1)]
 
 
+def test_a_tier_that_was_looked_at_in_vain_gives_what_is_due_all_the_same() -> None:
+    """When nothing is due is remembered: not beyond a head that is due sooner, nor over a new
+    assignment."""
+    made = admission()
+    made.add(record("retry", 0, at_ms=NOW_MS))
+    assert taken(made) == []
+    assert taken(made, now_ms=NOW_MS + 4_999) == []
+    made.add(record("retry", 0, partition=1, at_ms=NOW_MS - 1_000))
+    assert taken(made, now_ms=NOW_MS + 4_000) == [("retry", 1, 0)]
+    assert taken(made, now_ms=NOW_MS + 4_999) == []
+    assert taken(made, now_ms=NOW_MS + 5_000) == [("retry", 0, 0)]
+    made.add(record("retry", 1, at_ms=NOW_MS))
+    assert taken(made) == []
+    made.assign(PARTITIONS)
+    made.add(record("retry", 0, at_ms=NOW_MS - 9_000))
+    assert taken(made) == [("retry", 0, 0)]
+
+
 def test_large_records_are_bounded_by_bytes_too() -> None:
     """Records that are small on the wire and huge decompressed end neither the memory nor the time
     of a transaction: they pause the fetching and are taken a few at a time."""
