@@ -154,7 +154,8 @@ def test_after_an_aborted_transaction_it_is_not_given_to_the_client_either(
     assert running.error is None
     assert len(given) == 2
     assert requested(flow) == [f"o{n}" for n in range(600)]
-    assert [each["dlq.offset"] for each in letters(flow)] == ["300"]
+    (letter,) = letters(flow)
+    assert (letter["dlq.cause"], letter["dlq.offset"]) == ("unreadable_batch", "300")
 
 
 def test_one_of_a_transaction_that_was_aborted_is_passed_without_a_letter(
