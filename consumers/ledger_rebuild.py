@@ -22,6 +22,7 @@ from pipeline.ledger.errors import SettlementConflicts
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.seals import FIRST_HASH, ChainHead, chain_heads, hash_at, seal
 from pipeline.ledger.tables import consumer_offsets, journal_entries, ledger_decisions
+from pipeline.record_batch import RecordBatch
 from pipeline.runtime.topic_reader import TopicReader
 from producers.ledger_events import LedgerEvents, topic_ranges, topic_source
 from schemas.codec import Codec
@@ -129,7 +130,12 @@ def _book_settlements(
         items = []
         on_batch(posted.posted)
 
-    for record in TopicReader(bootstrap_servers).by_time(topic, None, None):
+    def pass_over(batch: RecordBatch) -> None:
+        # As the ledger's own worker does, into the dead letters.
+        nonlocal refused
+        refused += batch.records
+
+    for record in TopicReader(bootstrap_servers, pass_over).by_time(topic, None, None):
         made = entry_of_record(decode, record.key, record.value or b"")
         ends[record.partition] = record.offset + 1
         if isinstance(made, NotBookable):

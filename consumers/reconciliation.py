@@ -239,7 +239,9 @@ class Reconciler:
                     continue
                 booked = 0
                 batch: list[control.Published] = []
-                for record in TopicReader(self._servers).onward(topic, partition, low):
+                # What cannot be decompressed is in the dead letters as well.
+                reader = TopicReader(self._servers, on_unreadable=lambda _batch: None)
+                for record in reader.onward(topic, partition, low):
                     if record.offset >= end:
                         break
                     try:

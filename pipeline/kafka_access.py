@@ -33,6 +33,10 @@ def read_access(given: Mapping[str, Any]) -> dict[str, str]:
     """
     properties = {}
     for name, value in given.items():
+        if isinstance(value, Mapping):
+            # What TOML makes of `security.protocol = "SSL"`: the dot begins a table of its own.
+            begun = f"{name}.{next(iter(value), '...')}"
+            raise ValueError(f'{name} is a table: in TOML the name is quoted, "{begun}" = "..."')
         if isinstance(value, bool):
             value = str(value).lower()
         if not isinstance(value, str | int) or value == "":

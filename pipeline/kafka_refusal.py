@@ -25,7 +25,7 @@ _TELLING = (KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE)
 _HUNG_UP = "Disconnected"
 _HUNG_UP_MEANS = (
     "it takes the connection and ends it before an answer, as brokers do that want TLS or a user: "
-    "say how it is reached with the setting kafka, security.protocol first"
+    'say how it is reached with the setting kafka, "security.protocol" first'
 )
 
 

@@ -29,9 +29,9 @@ PATIENCE_S: Final = 30.0
 # Of each of two questions, while the reader does nothing else: a worker of the gateway stage counts
 # as having stood still after seven seconds.
 REQUEST_TIMEOUT_S: Final = 3.0
-# A UserError: a broker that lets us in by Kerberos or a token only. LookupError and ValueError:
-# what it says of the partition, or of SCRAM, is not what was asked for.
-_NOT_HAD: Final = (
+# Why a batch is not to be had. A UserError: a broker that lets us in by Kerberos or a token only.
+# LookupError and ValueError: what it says of the partition, or of SCRAM, is not what was asked for.
+NOT_HAD: Final = (
     OSError, Malformed, Refused, KafkaException, UserError, LookupError, ValueError,
 )  # fmt: skip
 
@@ -44,6 +44,14 @@ def is_unreadable(error: KafkaError | None) -> bool:
 def is_damaged(error: KafkaError | None) -> bool:
     """Whether a consumer says that a batch is not as its checksum says."""
     return error is not None and error.code() == KafkaError._BAD_MSG
+
+
+def not_stepped_over(topic: str, partition: int, offset: int, why: object) -> str:
+    """What is said of a batch at which reading ends, since a person has to look first."""
+    return (
+        f"the batch at {topic}[{partition}]@{offset} cannot be decompressed ({why}). Nothing is "
+        "passed over there unasked; see docs/operations.md, a batch that cannot be decompressed."
+    )
 
 
 class CannotStepOver(Exception):
@@ -80,9 +88,9 @@ class UnreadableBatches:
             self._failing_since_s.pop(place, None)
             return None
         try:
-            batch = _batch_at(consumer, topic, partition, offset)
+            batch = batch_at(consumer, topic, partition, offset)
             consumer.seek(TopicPartition(topic, partition, batch.last_offset + 1))
-        except _NOT_HAD as error:
+        except NOT_HAD as error:
             now_s = self._monotonic_s()
             if now_s - self._failing_since_s.setdefault(place, now_s) >= PATIENCE_S:
                 raise CannotStepOver(str(error)) from error
@@ -92,7 +100,8 @@ class UnreadableBatches:
         return batch
 
 
-def _batch_at(consumer: Any, topic: str, partition: int, offset: int) -> RecordBatch:
+def batch_at(consumer: Any, topic: str, partition: int, offset: int) -> RecordBatch:
+    """The batch that holds this offset, from whoever leads the partition; one of NOT_HAD."""
     known = consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_S)
     leader = known.brokers.get(known.topics[topic].partitions[partition].leader)
     if leader is None:

@@ -129,7 +129,7 @@ def _payments(
     o = spec.options
     configured = policy_of(o)
     policy = LivePolicy(configured, routes=o.get("routes") or "", metrics=metrics)
-    control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
+    control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take, policy.left_out)
     lag = GroupLag(
         spec.bootstrap_servers,
         catalogue.group("gateway"),
@@ -231,7 +231,7 @@ def _gateway(
         on_change=lambda changed: protection.configure(changed.gateways),
     )
     protection.configure(policy.in_force.gateways)
-    control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take)
+    control = ControlReader(spec.bootstrap_servers, catalogue, codec, policy.take, policy.left_out)
     calls = Calls(
         build_gateways(o),
         gate=protection,
@@ -343,6 +343,7 @@ def _webhooks(
         codec=codec,
         state_dir=spec.slot_dir,
         on_parked=parked,
+        on_unreadable=lambda: metrics.dead_letters.labels("webhooks", "unreadable_batch").inc(),
     )
     server = WebhookServer(
         desk,

@@ -121,6 +121,11 @@ class NoticeBook:
         ).fetchone()
         return int(count), oldest_ms
 
+    def passed(self, topic: str, partition: int, offset: int) -> None:
+        """What lies up to this offset is taken, or never will be."""
+        with self._transaction():
+            self._passed(topic, partition, offset)
+
     def close(self) -> None:
         self._db.close()
 

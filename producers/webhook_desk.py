@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -29,6 +29,11 @@ from pipeline.domain.records import (
 )
 from pipeline.kafka_access import reaching
 from pipeline.runtime.cluster import cluster_and_topic_id
+from pipeline.runtime.dead_letters import unreadable_letter
+from pipeline.runtime.input_record import input_record
+from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
+from pipeline.runtime.work import Headers
+from pipeline.unreadable import UNFOLDED_BYTES_MAX, UnreadableBatches, is_unreadable
 from producers.notice_book import NoticeBook, parked_key
 from producers.order_publisher import producer_config
 from schemas.codec import Codec
@@ -49,6 +54,9 @@ POLL_S = 0.1
 TAKE_MAX = 1_000
 
 
+T = TypeVar("T")
+
+
 class Taken(StrEnum):
     """What became of a notice."""
 
@@ -63,7 +71,8 @@ class NoticeUnstorable(Exception):
 class WebhookDesk:
     """``take`` may be called from any thread; ``open`` and ``close`` from one.
 
-    ``on_parked(count, oldest_ms)`` hears how many notices wait whenever that may have changed.
+    ``on_parked(count, oldest_ms)`` hears how many notices wait whenever that may have changed,
+    ``on_unreadable()`` of each batch of what is followed that went to the dead letters whole.
     """
 
     def __init__(
@@ -75,12 +84,14 @@ class WebhookDesk:
         state_dir: Path,
         delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS,
         on_parked: Callable[[int, int | None], None] = lambda count, oldest_ms: None,
+        on_unreadable: Callable[[], None] = lambda: None,
     ) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._catalogue = catalogue
         self._state_dir = state_dir
         self.delivery_timeout_s = delivery_timeout_ms / 1000
         self._on_parked = on_parked
+        self._on_unreadable = on_unreadable
         self._encode = codec.encoder("gateway-notification")
         self._decode = codec.decoder("gateway-notification")
         self._decode_reference = codec.decoder("gateway-reference")
@@ -169,8 +180,11 @@ class WebhookDesk:
                 "isolation.level": "read_committed",
                 # A compacted topic: what was compacted away was replaced by something newer.
                 "auto.offset.reset": "earliest",
+                "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+                "check.crcs": True,
             }
         )
+        unreadable = UnreadableBatches()
         try:
             consumer.assign(self._begin())
             # References that came while this process was away may answer what was parked.
@@ -178,6 +192,11 @@ class WebhookDesk:
             while not self._stop.is_set():
                 messages = consumer.consume(TAKE_MAX, POLL_S)
                 self._take([m for m in messages if not self._is_error(m)])
+                for message in messages:
+                    if is_unreadable(message.error()):
+                        stepped = step_over(unreadable, consumer, message)
+                        if stepped is not None:
+                            self._bury(stepped)
         finally:
             consumer.close()
 
@@ -197,8 +216,23 @@ class WebhookDesk:
             return False
         if error.fatal():
             raise KafkaException(error)
-        _log.warning("references: %s", error)
+        require_undamaged(message)
+        if not is_unreadable(error):
+            _log.warning("references: %s", error)
         return True
+
+    def _bury(self, stepped: UnreadableBatch) -> None:
+        """References that are missing leave their notices parked, where the alert on their age
+        finds them; what was parked its gateway sends again, or is asked for."""
+        letters = unreadable_letter(
+            input_record(stepped), topic=self._catalogue.name("dead-letters"), stage="webhooks"
+        )
+        written = [self._produced(*letter, done=None) for letter in letters]
+        for each in written:
+            each.result(self.delivery_timeout_s + 2)
+        self._on_unreadable()
+        with self._lock:
+            self._book.passed(stepped.topic(), stepped.partition(), stepped.offset())
 
     def _take(self, messages: list[Message]) -> None:
         if not messages:
@@ -282,18 +316,31 @@ class WebhookDesk:
         )
 
     def _write(self, role: str, key: bytes, value: bytes | None, taken: Taken) -> Future[Taken]:
-        future: Future[Taken] = Future()
+        return self._produced(self._catalogue.name(role), None, key, value, None, done=taken)
+
+    def _produced(
+        self,
+        topic: str,
+        partition: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None,
+        *,
+        done: T,
+    ) -> Future[T]:
+        future: Future[T] = Future()
 
         def delivered(error: KafkaError | None, _message: Message) -> None:
             if error is None:
-                future.set_result(taken)
+                future.set_result(done)
             else:
                 future.set_exception(KafkaException(error))
 
         try:
             self._producer.produce(
-                self._catalogue.name(role), key=key, value=value, on_delivery=delivered
-            )
+                topic, value, key, partition if partition is not None else -1,
+                headers=None if headers is None else [*headers], on_delivery=delivered,
+            )  # fmt: skip
         except (BufferError, KafkaException) as error:
             future.set_exception(error)
         return future

@@ -77,6 +77,11 @@ class Judgement:
         self.dead: dict[tuple[str, int, int], DeadLetter] = {
             letter.source: letter for letter in evidence.dead_letters if letter.source is not None
         }
+        for letter in evidence.dead_letters:
+            if letter.source is not None and letter.to_offset is not None:
+                role, partition, first = letter.source
+                for offset in range(first, letter.to_offset + 1):
+                    self.dead.setdefault((role, partition, offset), letter)
         self.unreadable = {batch[:3]: batch for batch in cut.unreadable}
         self.payments = self._as_redriven()
         self.blind_lanes = {partition for _, partition in cut.blind}
@@ -218,7 +223,7 @@ class Judgement:
             if letter.source is not None and letter.first_piece:
                 if letter.source in seen:
                     again = self._letter_example(letter, f"again of {self._place(letter.source)}")
-                    if letter.stage in ("ledger", "notifications"):
+                    if letter.stage in ("ledger", "notifications", "webhooks"):
                         # Their letters and their databases cannot be one transaction.
                         self.found.note("dead_letter_repeated", again, 1)
                     else:
@@ -302,6 +307,8 @@ class Judgement:
         if batch is not None:
             # Buried without its bytes where they do not fit.
             key, checksum = None, letter.checksum and batch.checksum
+        elif letter.cause == UNREADABLE_BATCH and letter.to_offset is not None:
+            key, checksum = None, letter.checksum
         elif odd is not None:
             key, checksum = odd.key, odd.checksum
         else:

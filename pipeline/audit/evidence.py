@@ -26,6 +26,9 @@ from pipeline.audit.derivation import (
 from pipeline.audit.log_copy import LogRecord
 from pipeline.audit.report import Example, Findings
 from pipeline.audit.terms import DecisionSeen, decision_of
+from pipeline.kafka_wire import Malformed
+from pipeline.record_batch import read_batches
+from pipeline.unfolded import HEAVY_BYTES_MIN, is_heavy
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
@@ -327,7 +330,9 @@ class OddInput(Struct, frozen=True, gc=False):
 
 class DeadLetter(Struct, frozen=True, gc=False):
     """``source``: role, partition and offset of the input, None when the headers do not say.
-    ``checksum`` is None when the value is masked or one piece of several."""
+    ``checksum`` is None when the value is masked or one piece of several. ``to_offset``: of a
+    batch that unfolds to more than every worker has memory for, its last; a reader that has the
+    memory is handed its records."""
 
     partition: int
     offset: int
@@ -339,6 +344,7 @@ class DeadLetter(Struct, frozen=True, gc=False):
     checksum: int | None
     problem: str | None
     first_piece: bool
+    to_offset: int | None = None
 
 
 class MarkerSeen(Struct, frozen=True, gc=False):
@@ -359,6 +365,18 @@ class RedrivenInput(Struct, frozen=True, gc=False):
     offset: int
     key: bytes | None
     source_offset: int
+
+
+def _heavy_to(value: bytes) -> int | None:
+    """The last offset of the batch that a letter holds, if it is one that a worker may pass over
+    without giving it to its client."""
+    try:
+        batch = next(read_batches(value, ()), None)
+    except Malformed:
+        return None
+    if batch is None or batch.last_offset - batch.first_offset >= batch.records:
+        return None
+    return batch.last_offset if is_heavy(batch, HEAVY_BYTES_MIN) else None
 
 
 class Evidence:
@@ -733,6 +751,7 @@ class Evidence:
                 zlib.crc32(value) if whole else None,
                 problem,
                 chunk.startswith(b"1/"),
+                _heavy_to(value) if headers.get("dlq.last_offset") else None,
             )
         )
 

@@ -31,7 +31,8 @@ def show_command(
     An entry that workers refuse is shown with everything that is wrong with it, and with what is
     in force instead. It is judged by the configuration of this machine.
 
-    Exit code 0: printed, or there is none yet. 1: an entry is refused. 2: the cluster is away.
+    Exit code 0: printed, or there is none yet. 1: an entry is refused, or a batch of them cannot
+    be decompressed. 2: the cluster is away.
 
     Examples:
 
@@ -54,12 +55,15 @@ def show_command(
     told = read_records(settings.bootstrap_servers, catalogue, codec)
     found = sorted(standing(configured, told).items())
     shown = [stands for name, stands in found if key in (None, name)]
+    left_out = [each.unreadable for each in told if not each.key]
+    for why in left_out:
+        typer.echo(why)
     if not shown:
         typer.echo("there is no entry: the configuration's own rules are in force")
     for stands in shown:
         for line in standing_lines(stands):
             typer.echo(line)
-    if any(stands.problems for stands in shown):
+    if left_out or any(stands.problems for stands in shown):
         raise typer.Exit(1)
 
 

@@ -348,6 +348,8 @@ class _Desk:
             if sys.stderr.isatty()
             else None
         )
+        for why in self.log.left_out:
+            typer.echo(why, err=True)
         self.log.refresh(markers)
         return letters, markers
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.config import Settings
     from pipeline.domain.model import Order, Payment
     from pipeline.domain.risk import RiskRules
+    from pipeline.record_batch import RecordBatch
 
 # Between two lines of progress.
 PROGRESS_S = 2.0
@@ -155,10 +156,16 @@ def _replay(settings: Settings, rules: RiskRules, since_ms: int, until_ms: int) 
     catalogue = settings.catalogue()
     codec = record_codec(catalogue, settings.schema_registry_url)
     decode_payment, decode_order = codec.decoder("payment"), codec.decoder("order")
-    reader = TopicReader(settings.bootstrap_servers)
     say = _progress()
     undecodable = 0
     first_ms: int | None = None
+
+    def unreadable(batch: RecordBatch) -> None:
+        nonlocal undecodable
+        undecodable += batch.records
+
+    reader = TopicReader(settings.bootstrap_servers)
+    order_reader = TopicReader(settings.bootstrap_servers, unreadable)
 
     def payments() -> Iterator[Payment]:
         for done, record in enumerate(reader.by_time(catalogue.name("payments"), None, None)):
@@ -173,7 +180,8 @@ def _replay(settings: Settings, rules: RiskRules, since_ms: int, until_ms: int) 
     def orders() -> Iterator[tuple[Order, int]]:
         nonlocal first_ms, undecodable
         from_ms = counted_from_ms(rules, since_ms)
-        for done, record in enumerate(reader.by_time(catalogue.name("orders"), from_ms, until_ms)):
+        read = order_reader.by_time(catalogue.name("orders"), from_ms, until_ms)
+        for done, record in enumerate(read):
             say("orders", done)
             first_ms = record.timestamp_ms if first_ms is None else first_ms
             if record.key is None or record.value is None:

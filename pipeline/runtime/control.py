@@ -22,7 +22,13 @@ from pipeline.domain.records import control_entry_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.runtime.control_standing import Told
-from pipeline.unreadable import UNFOLDED_BYTES_MAX
+from pipeline.runtime.unreadable_batch import step_over
+from pipeline.unreadable import (
+    UNFOLDED_BYTES_MAX,
+    UnreadableBatches,
+    is_unreadable,
+    not_stepped_over,
+)
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
 from topics.catalogue import Catalogue
@@ -42,7 +48,7 @@ PAUSE_S = 1.0
 
 # An entry of a key, or None when it was deleted.
 OnEntry = Callable[[str, ControlEntry | None], None]
-# The key of a record that is no entry, and why it is left out.
+# The key of a record that is no entry, and why it is left out; no key where that is not known.
 OnUnreadable = Callable[[str, str], None]
 
 
@@ -64,6 +70,9 @@ class ControlReader:
         self._decode = codec.decoder("control-entry")
         self._on_entry = on_entry
         self._on_unreadable = on_unreadable
+        self._unreadable = UnreadableBatches()
+        # A batch that could not be stepped over yet.
+        self._held_up_by = ""
         self._ended: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="control", daemon=True)
@@ -77,6 +86,7 @@ class ControlReader:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "earliest",
                 "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+                "check.crcs": True,
                 "enable.partition.eof": True,
                 # A worker that starts waits for so long, since its topic mostly has nothing to say.
                 "fetch.wait.max.ms": 100,
@@ -94,6 +104,8 @@ class ControlReader:
         deadline = time.monotonic() + READ_TIMEOUT_S
         while len(self._ended) < self._partitions:
             if time.monotonic() > deadline:
+                if self._held_up_by:
+                    raise UserError(self._held_up_by)
                 raise UserError(
                     f"the topic {self._topic} cannot be read within {READ_TIMEOUT_S:.0f} s; is the "
                     "cluster reachable, and were the topics made (`paystream topics apply`)?"
@@ -123,13 +135,29 @@ class ControlReader:
         if error is None:
             self._take(message)
         elif error.code() == KafkaError._PARTITION_EOF:
+            self._held_up_by = ""
             self._ended.add(message.partition() or 0)
         elif error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise UserError(
                 f"there is no topic {self._topic}; make the topics with `paystream topics apply`."
             )
+        elif is_unreadable(error):
+            self._step_over(message)
         elif error.fatal():
             raise KafkaException(error)
+
+    def _step_over(self, message: Message) -> None:
+        """Left out, as an entry is that cannot be read: nothing that this program writes there
+        is compressed, and a worker that did not start for it would be the greater harm."""
+        place = message.topic() or "", message.partition() or 0, message.offset() or 0
+        self._held_up_by = not_stepped_over(*place, "where it ends could not be asked for")
+        stepped = step_over(self._unreadable, self._consumer, message)
+        if stepped is not None:
+            batch = stepped.batch
+            where = f"{self._topic}[{stepped.partition()}]@{batch.first_offset}"
+            why = f"the batch at {where} is left out: {stepped.detail}"
+            _log.error("%s; what it was to change is written anew by `paystream control set`", why)
+            self._on_unreadable("", why)
 
     def _take(self, message: Message) -> None:
         key = (message.key() or b"").decode("utf-8", "replace")

@@ -16,7 +16,8 @@ from pipeline.domain.route_rules import ROUTING, RoutesRefused, read_routes, rou
 
 
 class Told(Struct, frozen=True):
-    """A record of the topic as it came: an entry, a deletion, or one that cannot be read."""
+    """A record of the topic as it came: an entry, a deletion, or one that cannot be read; without
+    a key a batch of them that cannot be decompressed."""
 
     key: str
     entry: ControlEntry | None
@@ -40,6 +41,8 @@ def standing(configured: Policy, told: Iterable[Told]) -> dict[str, Standing]:
     """What stands of each key that has an entry, after the topic's records in their order."""
     found: dict[str, Standing] = {}
     for each in told:
+        if not each.key:
+            continue
         before = found.get(each.key, Standing(each.key, None))
         if each.unreadable is not None:
             problems: tuple[str, ...] = (each.unreadable,)

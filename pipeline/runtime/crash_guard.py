@@ -92,6 +92,11 @@ class CrashGuard:
         self._save()
 
     @property
+    def deaths(self) -> int:
+        """How many lives before this one ended without a word, one after the other."""
+        return max(0, self._state.deaths - 1)
+
+    @property
     def careful(self) -> bool:
         return self._state.deaths > DEATHS_MAX
 

@@ -6,7 +6,7 @@ names no order); what is known about it stands in headers, all of them UTF-8 tex
 =================  ===========================================================================
 dlq.topic          where it came from, with ``dlq.partition`` and ``dlq.offset``
 dlq.timestamp_ms   its append time
-dlq.stage          who refused it: payments, gateway, risk, ledger or notifications
+dlq.stage          who refused it: payments, gateway, risk, ledger, notifications or webhooks
 dlq.cause          the named cause, the same word in metrics and documents
 dlq.detail         one sentence for people; never the record's own text
 dlq.attempts       how often it had been redriven, and buried again, before this letter
@@ -16,7 +16,7 @@ dlq.masked         what holds masked card numbers, of key, value and headers
 dlq.key            the beginning of a key that is too long for any record of this flow; the letter
                    has none then
 dlq.chunk          ``i/n`` when the input was split because of its size
-dlq.last_offset    of a batch of records that no client can unfold, whose first offset is
+dlq.last_offset    of a batch of records that cannot be unfolded, whose first offset is
                    ``dlq.offset``; with ``dlq.batch_records``, ``dlq.batch_bytes`` and
                    ``dlq.batch_sha256``
 dlq.header.NAME    each header of the input

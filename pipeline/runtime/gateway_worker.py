@@ -32,6 +32,7 @@ from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.crash_guard import CrashGuard
 from pipeline.runtime.gateway_stage import STAGE, GatewayStage
+from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.held_requests import HELD_MAX, HeldRequests
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
@@ -107,6 +108,9 @@ class GatewayWorker:
         )
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
+        self._heavy = HeavyBatches()
+        # The partitions of which the client is not given what comes next: see HeavyBatches.
+        self._bringing: set[int] = set()
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
         self._positions: dict[int, int] = {}
         # Of partitions given back in a rebalance: they may come back with it, calls and all.
@@ -155,6 +159,8 @@ class GatewayWorker:
         self._calls.open()
         self._commits = CommitThread(self._lane, self._outside)
         self._guard.start()
+        if self._outside.has_brokers:
+            self._heavy.open(spec.bootstrap_servers, self._guard.deaths)
         self._consumer.subscribe(
             [self._stage.topic],
             on_assign=self._on_assign,
@@ -228,7 +234,8 @@ class GatewayWorker:
             enough = full and own >= share if partition in self._fetched else own > share // 2
             if not enough:
                 fetch.add(partition)
-        self._fetch(fetch)
+        self._bringing = {p for p in fetch if self._heavy.has_ahead((self._stage.topic, p))}
+        self._fetch(fetch - self._bringing)
 
     def _fetch(self, wanted: set[int]) -> None:
         """Pause and resume what differs, and nothing else: each pause costs what was prefetched."""
@@ -248,6 +255,8 @@ class GatewayWorker:
             room = limit // max(1, len(self._prefixes))
         epoch = self._epoch
         messages = self._consumer.consume(min(FETCH_RECORDS_MAX, max(1, room)), 0)
+        if self._heavy and self._epoch == epoch:
+            messages = [*messages, *self._heavy.bring(lambda tp: tp[1] in self._bringing)]
         if not messages and (tracked or not self._held):
             # Wait where the next thing is likelier: for a call to end, or for a request to come.
             if tracked or self._under_way is not None:
@@ -443,7 +452,11 @@ class GatewayWorker:
         self._held.drop(partition)
         self._unreadable.clear()
         position = self._positions[partition]
-        self._consumer.seek(TopicPartition(self._stage.topic, partition, position))
+        tp = self._stage.topic, partition
+        self._consumer.seek(TopicPartition(*tp, self._heavy.begin(tp, position)))
+        if self._heavy.has_ahead(tp):
+            self._bringing.discard(partition)
+            self._fetch(self._fetched - {partition})
 
     # The group ----------------------------------------------------------------------------------
 
@@ -476,6 +489,8 @@ class GatewayWorker:
         except StoppedWaiting:
             # Calls that were open over the rebalance are made again by the next owner.
             return
+        # Before the client fetches anything of it.
+        self._heavy.look(consumer, positions)
         if self._stage.unrepeatable and not self._is_member:
             # An elder of the same identity may still live (two machines with one node id). What it
             # sends until it hears of this one lies below the ends that are asked for after that.
@@ -504,7 +519,8 @@ class GatewayWorker:
                 prefix = PartitionPrefix()
             self._prefixes[partition] = prefix
             self._positions[partition] = position
-            assigned.append(TopicPartition(topic, partition, prefix.next_offset or position))
+            start = self._heavy.begin((topic, partition), prefix.next_offset or position)
+            assigned.append(TopicPartition(topic, partition, start))
         self._calls.keep_only(unchanged)
         consumer.assign(assigned)
         consumer.pause(assigned)
@@ -559,6 +575,8 @@ class GatewayWorker:
         self._left = {}
         self._too_large.clear()
         self._unreadable.clear()
+        self._heavy.clear()
+        self._bringing = set()
         self._prefixes.clear()
         self._positions.clear()
         self._fetched = set()

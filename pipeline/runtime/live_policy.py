@@ -87,6 +87,11 @@ class LivePolicy:
         if self._on_change is not None:
             self._on_change(policy)
 
+    def left_out(self, key: str, why: str) -> None:
+        """A record of the control topic that cannot be read, and may have been the routes."""
+        if key in ("", ROUTING):
+            self._counted("refused")
+
     def saw(self, result: GatewayResult, at_ms: int) -> None:
         """Learn from a result; ``at_ms`` is its append time."""
         self._book.saw(

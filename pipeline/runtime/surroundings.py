@@ -42,6 +42,8 @@ class Surroundings:
     thread: Callable[..., Any] = threading.Thread
     event: Callable[[], Any] = threading.Event
     queue: Callable[[], Any] = queue.SimpleQueue
+    # Whether its brokers take requests of our own (``BrokerConnection``).
+    has_brokers: bool = True
     event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 
 

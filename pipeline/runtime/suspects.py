@@ -55,6 +55,7 @@ class _Suspect(Struct):
 class _State(Struct):
     under_way: list[_Range] = field(default_factory=list)
     suspects: list[_Suspect] = field(default_factory=list)
+    starts: int = 0
 
 
 class Suspects:
@@ -68,6 +69,8 @@ class Suspects:
         self._suspects: dict[TopicPartitionKey, _Suspect] = {}
         # What was under way at the last death, until it is known how far it had been committed.
         self._left: list[_Range] = []
+        # Starts that were followed neither by steady running nor by an orderly end, this one too.
+        self._starts = 0
 
     def start(self) -> None:
         """Read what the process before this one left."""
@@ -76,8 +79,21 @@ class Suspects:
             state = json.decode(self._file.read(), type=_State)
         except Exception:  # a new file, or one cut off with its disk: nobody is suspected
             state = _State()
+        self._starts = state.starts + 1
         self._left = state.under_way
         self._suspects = {(each.topic, each.partition): each for each in state.suspects}
+        self._save()
+
+    @property
+    def deaths(self) -> int:
+        """How many lives before this one ended without a word, one after the other."""
+        return max(0, self._starts - 1)
+
+    def steady(self) -> None:
+        """This life has gone on for so long that what ended the one before is behind."""
+        if self._starts:
+            self._starts = 0
+            self._save()
 
     def close(self) -> None:
         if self._file is not None:
@@ -161,6 +177,7 @@ class Suspects:
         """The process ends by itself, or because something outside is wrong: no record's doing."""
         self._under_way = {}
         self._left = []
+        self._starts = max(0, self._starts - 1)
         self._save()
 
     def _suspect(self, left: _Range, first: int, alone: bool) -> None:
@@ -181,5 +198,6 @@ class Suspects:
     def _save(self) -> None:
         if self._file is None:
             return
-        state = _State([*self._left, *self._under_way.values()], list(self._suspects.values()))
+        under_way = [*self._left, *self._under_way.values()]
+        state = _State(under_way, list(self._suspects.values()), self._starts)
         self._file.write(json.encode(state))

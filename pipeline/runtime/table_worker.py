@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -39,6 +39,7 @@ from pipeline.runtime.cluster import (
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.dead_letters import unreadable_letter
+from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
@@ -148,6 +149,7 @@ class TableWorker(Generic[V]):
         self._held = HeldInputs(stage.lanes, self._suspects)
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
+        self._heavy = HeavyBatches()
         # The last of them in each partition until it is committed; nearly always there is none.
         self._stepped_over: dict[TopicPartitionKey, int] = {}
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
@@ -208,6 +210,8 @@ class TableWorker(Generic[V]):
         self._lane.open()
         self._commits = CommitThread(self._lane, self._outside)
         self._suspects.start()
+        if self._outside.has_brokers:
+            self._heavy.open(spec.bootstrap_servers, self._suspects.deaths)
         self._consumer.subscribe(
             [lane.topic for lane in self._stage.lanes],
             on_assign=self._on_assign,
@@ -271,6 +275,7 @@ class TableWorker(Generic[V]):
         if self._monotonic_s() - self._flushed_s > FLUSH_INTERVAL_S:
             self._flushed_s = self._monotonic_s()
             self._table.flush()
+            self._suspects.steady()
             self._metrics.hot_payments.set(self._table.hot_count)
 
     def _is_full(self) -> bool:
@@ -287,6 +292,8 @@ class TableWorker(Generic[V]):
         """Move what has arrived into the buffers; True when there was something."""
         epoch = self._epoch
         messages = self._consumer.consume(FETCH_RECORDS_MAX, 0)
+        if self._heavy and self._epoch == epoch:
+            messages = [*messages, *self._bring()]
         if not messages and not self._admission.ready:
             message = self._consumer.poll(self._patience_s())
             messages = [message] if message is not None else []
@@ -302,6 +309,8 @@ class TableWorker(Generic[V]):
             error = message.error()
             if error is None:
                 record = input_record(message)
+                if type(message) is UnreadableBatch:
+                    self._stepped_over[record.topic, record.partition] = record.offset
             elif (stepped := self._step_over(message)) is not None:
                 record = input_record(stepped)
             else:
@@ -310,11 +319,24 @@ class TableWorker(Generic[V]):
                 self._admission.add(record)
         fetching = self._admission.fetching()
         if fetching.resume:
-            self._consumer.resume([TopicPartition(*tp) for tp in fetching.resume])
+            self._resume(fetching.resume)
         pause = [*fetching.pause, *(self._held.overfull() if self._held else ())]
         if pause:
             self._consumer.pause([TopicPartition(*tp) for tp in pause])
         return bool(messages)
+
+    def _bring(self) -> list[Any]:
+        """What lies before a batch that the client is not given, or what stands for that one. The
+        client goes on with a partition when all of it has been brought."""
+        messages = self._heavy.bring(lambda tp: not self._admission.is_paused(*tp))
+        if brought := self._heavy.take_brought():
+            self._resume(tp for tp in brought if not self._admission.is_paused(*tp))
+        return messages
+
+    def _resume(self, partitions: Iterable[TopicPartitionKey]) -> None:
+        wanted = [TopicPartition(*tp) for tp in partitions if not self._heavy.has_ahead(tp)]
+        if wanted:
+            self._consumer.resume(wanted)
 
     def _step_over(self, message: Message) -> UnreadableBatch | None:
         if not is_unreadable(message.error()):
@@ -486,12 +508,18 @@ class TableWorker(Generic[V]):
         self._table.discard()
         self._batch = None
         self._let_go_of_held()
-        positions = [TopicPartition(t, p, o) for (t, p), o in self._positions.items()]
-        self._consumer.assign(positions)
+        starts = self._starts()
+        self._consumer.assign(starts)
         # The client keeps a pause across an assignment of the same partitions; the buffers are
         # empty now and would never ask for a resumption.
-        self._consumer.resume(positions)
+        self._resume(self._positions)
+        if self._heavy:
+            self._consumer.pause([tp for tp in starts if self._heavy.has_ahead(_key(tp))])
         self._admission.assign(self._positions)
+
+    def _starts(self) -> list[TopicPartition]:
+        """Where the client begins, to go on from the committed positions."""
+        return [TopicPartition(*tp, self._heavy.begin(tp, o)) for tp, o in self._positions.items()]
 
     def _release(self) -> None:
         """What was held behind suspects that are committed goes on like any other input."""
@@ -499,7 +527,7 @@ class TableWorker(Generic[V]):
             for record in records:
                 self._admission.add(record)
             if not self._admission.is_paused(*tp):
-                self._consumer.resume([TopicPartition(*tp)])
+                self._resume([tp])
 
     def _let_go_of_held(self) -> None:
         self._suspects.forgot()
@@ -542,7 +570,9 @@ class TableWorker(Generic[V]):
             # Nothing was taken yet: the drain has nothing to finish.
             return
         self._positions = dict(found)
-        assigned = [TopicPartition(t, p, o) for (t, p), o in self._positions.items()]
+        # Before the client fetches anything of it.
+        self._heavy.look(consumer, self._positions)
+        assigned = self._starts()
         consumer.assign(assigned)
         consumer.pause(assigned)
         self._admission.assign(self._positions)
@@ -594,6 +624,7 @@ class TableWorker(Generic[V]):
         self._restorer.stop()
         self._restoring = False
         self._positions = {}
+        self._heavy.clear()
         self._admission.assign(())
         consumer.unassign()
 
@@ -616,7 +647,12 @@ class TableWorker(Generic[V]):
             seconds,
         )
         self._restorer.records_read = 0
-        self._consumer.resume([TopicPartition(*tp) for tp in self._positions])
+        self._flushed_s = self._monotonic_s()
+        self._resume(self._positions)
+
+
+def _key(tp: TopicPartition) -> TopicPartitionKey:
+    return tp.topic, tp.partition
 
 
 def raise_consume_error(error: KafkaError, message: Message) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from msgspec import Struct
 
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
+from pipeline.record_batch import RecordBatch
 from pipeline.runtime.partition_offsets import watermarks
-from pipeline.unreadable import UNFOLDED_BYTES_MAX
+from pipeline.unreadable import (
+    UNFOLDED_BYTES_MAX,
+    CannotStepOver,
+    UnreadableBatches,
+    is_unreadable,
+    not_stepped_over,
+)
 
 METADATA_TIMEOUT_S = 10.0
 # A broker that is there answers a fetch at once; this long it may be busy.
@@ -35,9 +42,16 @@ class PastRecord(Struct, frozen=True, gc=False):
 
 
 class TopicReader:
-    """Joins no group and commits no offsets."""
+    """Joins no group and commits no offsets. A batch that cannot be decompressed ends the reading
+    with a UserError, since what is in it may be missed; or is told to ``on_unreadable``, where
+    whoever has read it before went on without it as well."""
 
-    def __init__(self, bootstrap_servers: str) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        on_unreadable: Callable[[RecordBatch], None] | None = None,
+    ) -> None:
+        self._on_unreadable = on_unreadable
         self._config: dict[str, Any] = {
             **reaching(bootstrap_servers),
             # Named, as the client wants it; nothing is ever committed under it.
@@ -92,6 +106,7 @@ class TopicReader:
         first: int | None = None,
     ) -> Iterator[PastRecord]:
         consumer = Consumer(self._config)
+        unreadable = UnreadableBatches()
         try:
             place = TopicPartition(topic, partition)
             _, end = watermarks(consumer, place, timeout_s=METADATA_TIMEOUT_S)
@@ -111,6 +126,11 @@ class TopicReader:
                             return
                         if error.retriable():
                             continue
+                        if is_unreadable(error):
+                            batch = self._step_over(unreadable, consumer, message)
+                            if batch is not None and batch.last_offset + 1 >= end:
+                                return
+                            continue
                         raise self._away(KafkaException(error))
                     offset, at_ms = message.offset() or 0, message.timestamp()[1]
                     if offset >= end or (until_ms is not None and at_ms >= until_ms):
@@ -122,6 +142,22 @@ class TopicReader:
             raise self._away(error) from error
         finally:
             consumer.close()
+
+    def _step_over(
+        self, unreadable: UnreadableBatches, consumer: Consumer, message: Message
+    ) -> RecordBatch | None:
+        topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset()
+        offset = offset or 0
+        try:
+            batch = unreadable.step_over(consumer, topic, partition, offset)
+        except CannotStepOver as error:
+            raise UserError(not_stepped_over(topic, partition, offset, error)) from error
+        if batch is not None and batch.visible:
+            if self._on_unreadable is None:
+                why = f"{batch.codec_name}, {batch.records} records to offset {batch.last_offset}"
+                raise UserError(not_stepped_over(topic, partition, offset, why))
+            self._on_unreadable(batch)
+        return batch
 
     @staticmethod
     def _start(consumer: Consumer, topic: str, partition: int, from_ms: int | None) -> int | None:

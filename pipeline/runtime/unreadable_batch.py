@@ -1,4 +1,4 @@
-"""A batch that cannot be unfolded, as an input: one message that stands for all of its records.
+"""A batch that cannot be unfolded, or would be too much: one message stands for all its records.
 
 It is buried like any input that cannot be handled, in the transaction that moves the position
 behind the whole batch. Nobody knows whose records they were, so no payment is told.
@@ -23,11 +23,13 @@ CAUSE: Final = "unreadable_batch"
 
 @dataclass(frozen=True, slots=True)
 class UnreadableBatch:
-    """In the client's own manner of a message; its offset is the batch's last."""
+    """In the client's own manner of a message; its offset is the batch's last. ``bytes_max``: it
+    unfolds to more than so many, and was not given to the client; else 0."""
 
     in_topic: str
     in_partition: int
     batch: RecordBatch
+    bytes_max: int = 0
 
     def error(self) -> None:
         return None
@@ -56,9 +58,12 @@ class UnreadableBatch:
     @property
     def detail(self) -> str:
         batch = self.batch
+        why = "cannot be decompressed"
+        if self.bytes_max:
+            why = f"are more than {self.bytes_max >> 20} MiB decompressed"
         return (
             f"{batch.records} records at offsets {batch.first_offset} to {batch.last_offset} "
-            f"cannot be decompressed ({batch.codec_name})"
+            f"{why} ({batch.codec_name})"
         )
 
     def letter_headers(self) -> Headers:

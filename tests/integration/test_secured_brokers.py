@@ -100,7 +100,7 @@ def test_a_refusal_says_what_was_refused(tmp_path: Path, brokers: SecuredKafka) 
     expected = [
         (brokers.scram("wrong word"), "uthentication"),
         ({"security.protocol": "SSL"}, "certificate"),
-        ({}, "security.protocol first"),
+        ({}, '"security.protocol" first'),
     ]
 
     def refused(given: dict[str, str], command: tuple[str, ...]) -> Done:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,21 @@ from consumers.settlement_subscriber import Poison, SettlementSubscriber
 from pipeline.audit.trace import trace
 from pipeline.audit.verify import Sources, verify
 from pipeline.broker_connection import BrokerConnection
-from pipeline.domain.keys import record_key
+from pipeline.domain.keys import record_key, reference_key
+from pipeline.domain.model import ControlEntry, GatewayNotification, GatewayReference
+from pipeline.domain.policy import Policy
+from pipeline.domain.route_rules import ROUTING
 from pipeline.errors import UserError
 from pipeline.hanging.requests import coordinated
 from pipeline.ledger.database import open_ledger
+from pipeline.observability.metrics import Metrics
+from pipeline.runtime.control import ControlReader, change_entry, read_records
+from pipeline.runtime.control_standing import standing
+from pipeline.runtime.live_policy import LivePolicy
+from pipeline.runtime.redrive.letter_log import LetterLog
+from pipeline.runtime.redrive.plan import Markers
+from pipeline.runtime.topic_reader import TopicReader
+from producers.webhook_desk import Taken, WebhookDesk
 from schemas.codec import default_codec
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
 from tests.support.raw_record import ZSTD, batch_bytes, produce_batch, produce_raw, zeros
@@ -264,3 +276,134 @@ def test_a_table_with_one_is_named_and_not_passed_over(flow: EngineFlow) -> None
     worker, _ = flow.payments_worker()
     with pytest.raises(UserError, match=r"payments\[0\]@0 cannot be decompressed"):
         worker.run()
+
+
+def keyed_bomb(flow: EngineFlow, role: str, key: bytes = b"k") -> None:
+    """Of a topic that takes no record without a key."""
+    produce_raw(flow.bootstrap, flow.topic(role), zeros(300, key), ZSTD)
+
+
+def test_workers_start_without_it_and_follow_what_is_written_behind_it(flow: EngineFlow) -> None:
+    """Of the control topic. No worker could start before, and each said that the cluster is away;
+    the entry that stands stays in force."""
+
+    def change(reason: str) -> None:
+        change_entry(
+            flow.bootstrap, flow.catalogue, flow.codec,
+            key=ROUTING, value="{}", changed_by="tests", reason=reason, now_ms=1_000,
+        )  # fmt: skip
+
+    change("first")
+    keyed_bomb(flow, "control", ROUTING.encode())
+    seen: list[str] = []
+    metrics = Metrics()
+    policy = LivePolicy(Policy(), metrics=metrics)
+
+    def on_entry(key: str, entry: ControlEntry | None) -> None:
+        seen.append("" if entry is None else entry.reason)
+
+    reader = ControlReader(flow.bootstrap, flow.catalogue, flow.codec, on_entry, policy.left_out)
+    try:
+        reader.start()
+        assert seen == ["first"]
+        refused = metrics.registry.get_sample_value(
+            "paystream_control_entries_total", {"key": ROUTING, "result": "refused"}
+        )
+        assert refused == 1
+        # A change reads what stands before it writes.
+        change("second")
+        wait_until(lambda: seen == ["first", "second"], WAIT_S, "the change is followed")
+    finally:
+        reader.close()
+    told = read_records(flow.bootstrap, flow.catalogue, flow.codec)
+    (why,) = [each.unreadable for each in told if not each.key]
+    assert why is not None
+    assert why.startswith(f"the batch at {flow.topic('control')}[0]@")
+    assert "cannot be decompressed (zstd)" in why
+    stands = standing(Policy(), told)[ROUTING]
+    assert (stands.newest and stands.newest.version, stands.problems) == (2, ())
+
+
+def test_letters_around_it_are_listed_and_it_is_named(flow: EngineFlow) -> None:
+    """What holds the letters cannot be read in full, and says so; what says which of them have gone
+    back is not passed over, since one could go back twice."""
+    before = flow.send("dead-letters", b"shop:o1", b"junk")
+    put_bomb(flow, "dead-letters")
+    after = flow.send("dead-letters", b"shop:o1", b"junk")
+    with LetterLog(flow.bootstrap, flow.catalogue, flow.codec) as log:
+        assert [(each.partition, each.offset) for each in log.letters()] == [before, after]
+        (said,) = log.left_out
+        assert said.startswith(f"1 letters at {flow.topic('dead-letters')}[0]@1 are left out")
+        keyed_bomb(flow, "dead-letter-markers")
+        with pytest.raises(UserError, match=r"dead-letter-markers\[0\]@0 cannot be decompressed"):
+            log.refresh(Markers())
+
+
+def test_a_reader_of_the_past_ends_there_unless_it_goes_on_without(flow: EngineFlow) -> None:
+    """And never says that the broker is away."""
+    flow.send("settlements", b"shop:o1", b"one")
+    put_bomb(flow, "settlements")
+    flow.send("settlements", b"shop:o1", b"two")
+    put_bomb(flow, "settlements")
+    passed: list[int] = []
+    reader = TopicReader(flow.bootstrap, lambda batch: passed.append(batch.first_offset))
+    topic = flow.topic("settlements")
+    assert [each.value for each in reader.by_time(topic, None, None)] == [b"one", b"two"]
+    assert passed == [1, 3]
+    with pytest.raises(UserError, match=r"settlements\[0\]@1 cannot be decompressed \(zstd, 1 rec"):
+        list(TopicReader(flow.bootstrap).by_time(topic, None, None))
+
+
+def test_references_and_parked_notices_behind_it_are_followed(flow: EngineFlow) -> None:
+    """Each is one letter, and is not met again by the next run."""
+    keyed_bomb(flow, "gateway-references")
+    keyed_bomb(flow, "parked-notices")
+    notice = GatewayNotification(
+        merchant_id="", order_id="", payment_id="", notification_id="n1", gateway="simulator",
+        type="charge", amount_minor=1, currency="GBP", received_at_ms=1, gateway_reference="ch_1",
+    )  # fmt: skip
+    reference = GatewayReference(
+        gateway="simulator", gateway_reference="ch_1", merchant_id="shop", order_id="o1",
+        payment_id="p", operation_id="o1", attempt=1, kind="charge",
+    )  # fmt: skip
+    alerts: list[int] = []
+
+    @contextmanager
+    def following() -> Iterator[WebhookDesk]:
+        desk = WebhookDesk(
+            flow.bootstrap,
+            catalogue=flow.catalogue,
+            codec=flow.codec,
+            state_dir=flow.state_dir,
+            on_unreadable=lambda: alerts.append(1),
+        )
+        desk.open()
+        stop = threading.Event()
+
+        def poll() -> None:
+            while not stop.is_set():
+                desk.poll(0.05)
+
+        thread = threading.Thread(target=poll)
+        thread.start()
+        try:
+            yield desk
+            assert desk.failure is None
+        finally:
+            stop.set()
+            thread.join()
+            desk.close()
+
+    with following() as desk:
+        assert desk.take(notice).result(30) == Taken.PARKED
+        key = reference_key("simulator", "ch_1")
+        flow.send("gateway-references", key, flow.encode("gateway-reference", reference))
+        wait_until(lambda: flow.messages("gateway-notifications"), WAIT_S, "the notice has gone on")
+    assert [n.order_id for n in flow.nouns("gateway-notifications")] == ["o1"]
+    found = {headers_of(each)["dlq.topic"] for each in flow.messages("dead-letters")}
+    assert found == {flow.topic("gateway-references"), flow.topic("parked-notices")}
+    assert len(alerts) == 2
+    with following() as desk:
+        assert desk.take(notice).result(30) == Taken.PUBLISHED
+    assert len(flow.messages("dead-letters")) == 2
+    assert verify(Sources(flow.bootstrap, flow.prefix)).broken == []

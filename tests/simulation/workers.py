@@ -197,6 +197,7 @@ class Workers:
             event=lambda: SimEvent(process),
             queue=lambda: SimQueue(process),
             event_loop=lambda: SimLoop(process),
+            has_brokers=False,
         )
 
     def _worker(self, slot: Slot, process: Process, stop: SimEvent) -> Callable[[], None]:

@@ -67,6 +67,8 @@ def _crc32c(data: bytes) -> int:
 
 
 def _compact(data: bytes) -> bytes:
-    """Of fewer than 16,383 bytes."""
-    size = len(data) + 1
-    return (bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))) + data
+    """After its length and one, as a varint without a sign."""
+    size, length = len(data) + 1, b""
+    while size >= 0x80:
+        length, size = length + bytes((size & 0x7F | 0x80,)), size >> 7
+    return length + bytes((size,)) + data

@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import struct
 import time
+import zlib
 from collections.abc import Sequence
 
 from pipeline.kafka_wire import framed
 from tests.support.late_produce import PRODUCE, TIMEOUT_S, VERSION, _compact, _crc32c
 
-ZSTD = 4
+GZIP, ZSTD = 1, 4
 MIB = 1024 * 1024
 BLOCK = 128 * 1024
 
@@ -93,6 +94,29 @@ def zeros(mebibytes: int, key: bytes | None = None) -> bytes:
             _block(each, kind=1, last=i == len(blocks) - 1) + b"\0" for i, each in enumerate(blocks)
         )
     )  # fmt: skip
+
+
+def gzip_zeros(mebibytes: int) -> bytes:
+    """The same without a key, by gzip."""
+    size = mebibytes * MIB
+    begin = bytes((0, 0, 0, 1)) + varint(size)
+    begin = varint(len(begin) + size + 1) + begin
+    checksum = zlib.crc32(begin)
+    for _ in range(mebibytes):
+        checksum = zlib.crc32(bytes(MIB), checksum)
+    checksum = zlib.crc32(b"\0", checksum)
+    # A piece that ends in a full flush stands by itself, so that one is compressed for all.
+    return (
+        b"\x1f\x8b\x08" + bytes(7)
+        + _deflated(begin) + _deflated(bytes(MIB)) * mebibytes
+        + _deflated(b"\0", zlib.Z_FINISH)
+        + struct.pack("<II", checksum, len(begin) + size + 1 & 0xFFFF_FFFF)
+    )  # fmt: skip
+
+
+def _deflated(data: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:
+    stream = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    return stream.compress(data) + stream.flush(end)
 
 
 def _block(size: int, *, kind: int, last: bool = False) -> bytes:

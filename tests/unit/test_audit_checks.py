@@ -22,6 +22,7 @@ from tests.support.audit_flow import (
     Row,
     healthy_flow,
 )
+from tests.support.raw_record import GZIP, batch_bytes, gzip_zeros
 from topics.record_headers import UNREADABLE
 
 # What a damage returns: the record an example must point at, or a word that it must contain.
@@ -1136,6 +1137,25 @@ def test_what_a_notice_calls_pending_is_asked_about_before_its_answer_comes() ->
         flow.committed["gateway"] = committed
         found = {f.name for f in flow.audit() if f.severity is BROKEN}
         assert found == broken
+
+
+@pytest.mark.parametrize("mebibytes", [20, 1], ids=["too much", "not much"])
+def test_a_batch_that_is_too_much_for_a_worker_has_one_letter_for_all_its_records(
+    mebibytes: int,
+) -> None:
+    """An audit that has the memory is handed them; what any worker could have read is none."""
+    flow = healthy_flow()
+    first, second = (flow.append("orders", None, raw=b"junk", partition=0) for _ in range(2))
+    letter = flow.dead_letter(first, "unreadable_batch")
+    count = second.offset - first.offset + 1
+    letter.raw = batch_bytes(gzip_zeros(mebibytes), GZIP, count=count, first=first.offset)
+    letter.headers = (*letter.headers, ("dlq.last_offset", str(second.offset).encode()))
+    flow.all_processed()
+    found = [f.name for f in flow.audit()]
+    if mebibytes == 20:
+        assert found == []
+    else:
+        assert "bad_order_not_dead_lettered" in found
 
 
 def test_an_order_may_be_named_like_a_reversal() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,10 +62,12 @@ def test_a_worker_is_told_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ({"sasl.username": "u", "sasl.password": "pencil"}, "security.protocol is missing"),
         ({**SCRAM, "sasl.password": ""}, "sasl.password has no value"),
         ({**SCRAM, "sasl.password.file": "/nowhere"}, "/nowhere cannot be read"),
+        # As TOML reads a name that is not quoted.
+        ({"security": {"protocol": "SSL"}}, '"security.protocol" = "..."'),
         ({**SCRAM, "sasl.username.file": "/nowhere"}, None),
     ],
 )
-def test_what_cannot_be_meant_is_named(given: dict[str, str], said: str | None) -> None:
+def test_what_cannot_be_meant_is_named(given: dict[str, Any], said: str | None) -> None:
     if said is None:
         # Only secrets are read from files; the client itself knows no such property.
         use_access(read_access(given))

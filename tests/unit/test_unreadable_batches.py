@@ -24,7 +24,7 @@ from pipeline.commands.dead_letters_text import decoded, whole_json, whole_lines
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
 from pipeline.ledger.database import open_ledger
-from pipeline.record_batch import read_batch
+from pipeline.record_batch import read_batch, read_batches
 from pipeline.runtime.cluster import consumer_config
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import input_record
@@ -380,22 +380,41 @@ def test_whose_a_batch_is_is_read_from_its_head() -> None:
     """Of a producer's transaction that was aborted and reaches over it, nobody is handed anything;
     of another one's, or of a later one, everybody is."""
 
-    def visible(attributes: int, aborted: dict[int, int]) -> bool:
+    def visible(attributes: int, *aborted: tuple[int, int]) -> bool:
         data = batch_bytes(b"", attributes, count=5, first=10, producer_id=7)
         batch = read_batch(data + b"and the next", 12, aborted)
         assert (batch.first_offset, batch.last_offset, batch.records) == (10, 14, 5)
         assert batch.data == data
         return batch.visible
 
-    assert visible(0, {})
-    assert visible(TRANSACTIONAL, {})
-    assert visible(TRANSACTIONAL, {8: 3})
-    assert visible(TRANSACTIONAL, {7: 15})
-    assert not visible(TRANSACTIONAL, {7: 10})
-    assert not visible(TRANSACTIONAL, {7: 3})
-    assert not visible(TRANSACTIONAL | CONTROL, {})
+    assert visible(0)
+    assert visible(TRANSACTIONAL)
+    assert visible(TRANSACTIONAL, (8, 3))
+    assert visible(TRANSACTIONAL, (7, 15))
+    assert not visible(TRANSACTIONAL, (7, 10))
+    assert not visible(TRANSACTIONAL, (7, 3))
+    # Whatever the same producer aborted later.
+    assert not visible(TRANSACTIONAL, (7, 3), (7, 40))
+    assert not visible(TRANSACTIONAL | CONTROL)
     # What is not transactional is no part of an aborted transaction.
-    assert visible(0, {7: 3})
+    assert visible(0, (7, 3))
+
+
+def test_of_several_batches_each_belongs_to_the_transaction_that_was_open_there() -> None:
+    """A marker ends its producer's transaction; what is cut off at the end is no batch."""
+
+    def batch(first: int, producer_id: int, attributes: int = TRANSACTIONAL) -> bytes:
+        return batch_bytes(b"records", attributes, first=first, producer_id=producer_id)
+
+    marker = TRANSACTIONAL | CONTROL
+    data = (
+        batch(0, 7) + batch(1, 8) + batch(2, 7, marker) + batch(3, 7) + batch(4, 7, marker)
+        + batch(5, 7) + batch(6, 7)[:-1]
+    )  # fmt: skip
+    found = list(read_batches(data, [(7, 0), (7, 5)]))
+    assert [each.first_offset for each in found] == [0, 1, 2, 3, 4, 5]
+    assert [each.first_offset for each in found if each.visible] == [1, 3]
+    assert b"".join(each.data for each in found) == data[: -len(batch(6, 7)) + 1]
 
 
 @pytest.mark.parametrize(
@@ -411,12 +430,12 @@ def test_whose_a_batch_is_is_read_from_its_head() -> None:
 def test_an_answer_that_is_no_such_batch_is_refused(data: bytes, offset: int, said: str) -> None:
     """Nothing is stepped over by what it says."""
     with pytest.raises(Malformed, match=said):
-        read_batch(data, offset, {})
+        read_batch(data, offset, ())
 
 
 def test_a_letter_of_a_batch_is_never_redriven() -> None:
     """It would only be buried again."""
-    batch = read_batch(batch_bytes(TOO_MUCH, ZSTD, count=3, first=4), 4, {})
+    batch = read_batch(batch_bytes(TOO_MUCH, ZSTD, count=3, first=4), 4, ())
     message = UnreadableBatch("orders", 0, batch)
     ((_, _, key, value, headers),) = dead_letter(
         input_record(message), topic="dlq", stage="payments", cause="unreadable_batch"

@@ -15,9 +15,16 @@ from pipeline.domain.records import marker_from_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
+from pipeline.record_batch import RecordBatch
 from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole, join
 from pipeline.runtime.redrive.plan import Markers
-from pipeline.unreadable import UNFOLDED_BYTES_MAX
+from pipeline.unreadable import (
+    UNFOLDED_BYTES_MAX,
+    CannotStepOver,
+    UnreadableBatches,
+    is_unreadable,
+    not_stepped_over,
+)
 from schemas.codec import Codec
 from topics.catalogue import Catalogue
 from topics.record_headers import record_headers
@@ -42,6 +49,8 @@ class LetterLog:
         self._marker_positions: dict[int, int] = {}
         self._decode_marker = codec.decoder("dead-letter-marker")
         self._group = f"{catalogue.settings.prefix}dead-letters-tool"
+        # What is missing in ``letters``, each in a sentence.
+        self.left_out: list[str] = []
         self._consumer = self._new_consumer()
         # Of its own: markers are read while letters still come.
         self._marker_consumer = self._new_consumer()
@@ -61,8 +70,13 @@ class LetterLog:
     def letters(self, on_progress: Callable[[int], None] | None = None) -> list[Letter]:
         """Every dead letter that is committed now, without its bytes."""
         joiner = Joiner()
+        self.left_out.clear()
         messages = self._read(
-            self._consumer, self._letters, self._spans(self._letters), wait_for_end=False
+            self._consumer,
+            self._letters,
+            self._spans(self._letters),
+            wait_for_end=False,
+            left_out=self.left_out,
         )
         for read, message in enumerate(messages, 1):
             joiner.take(_piece(message))
@@ -165,14 +179,17 @@ class LetterLog:
         spans: Mapping[int, tuple[int, int]],
         *,
         wait_for_end: bool,
+        left_out: list[str] | None = None,
     ) -> Iterator[Any]:
         """The committed messages of the spans; without ``wait_for_end`` a transaction that is
-        still open ends its partition."""
+        still open ends its partition. A batch that cannot be decompressed ends the reading, or is
+        told to ``left_out``."""
         missing = {partition for partition, (start, end) in spans.items() if start < end}
         if not missing:
             return
         consumer.assign([TopicPartition(topic, p, spans[p][0]) for p in sorted(missing)])
         stalled_s = time.monotonic() + STALL_TIMEOUT_S
+        unreadable = UnreadableBatches()
         try:
             while missing:
                 messages = consumer.consume(BATCH_RECORDS, timeout=POLL_S)
@@ -188,6 +205,20 @@ class LetterLog:
                     elif error.code() == KafkaError._PARTITION_EOF:
                         # Control records end the log without a message; this event counts them.
                         if offset >= end or not wait_for_end:
+                            missing.discard(partition)
+                    elif is_unreadable(error):
+                        batch = _step_over(unreadable, consumer, topic, partition, offset)
+                        if batch is None:
+                            continue
+                        if batch.visible and batch.first_offset < end:
+                            why = f"{batch.codec_name}, to offset {batch.last_offset}"
+                            if left_out is None:
+                                raise UserError(not_stepped_over(topic, partition, offset, why))
+                            left_out.append(
+                                f"{batch.records} letters at {topic}[{partition}]@{offset} are "
+                                f"left out: they cannot be decompressed ({why})"
+                            )
+                        if batch.last_offset + 1 >= end:
                             missing.discard(partition)
                     elif not error.retriable() and error.code() != KafkaError._TRANSPORT:
                         raise self._away(KafkaException(error))
@@ -208,6 +239,15 @@ class LetterLog:
         return UserError(
             f"Kafka at {self._servers} stopped answering ({error.args[0]}). Run the command again."
         )
+
+
+def _step_over(
+    unreadable: UnreadableBatches, consumer: Consumer, topic: str, partition: int, offset: int
+) -> RecordBatch | None:
+    try:
+        return unreadable.step_over(consumer, topic, partition, offset)
+    except CannotStepOver as error:
+        raise UserError(not_stepped_over(topic, partition, offset, error)) from error
 
 
 def _piece(message: Any) -> Piece:

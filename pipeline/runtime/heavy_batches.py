@@ -1,0 +1,307 @@
+"""Batches that are more than a worker has memory for, found before its client fetches them.
+
+The client unfolds a batch before anybody sees its records, and 1 MiB of gzip may be 1 GiB: a worker
+with less is killed there, and its successor after it. So what lies behind the committed positions
+is looked at first, over a connection of our own, for as far as one life may fetch before its first
+commit. A worker that dies of a batch that came while it ran dies of it once.
+
+Where there is such a batch, the client begins behind it. What lies before it is brought by a client
+of its own, in requests that end exactly there; the batch itself is an ``UnreadableBatch``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from pipeline.broker_connection import BrokerConnection
+from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
+from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
+from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
+from pipeline.runtime.work import TopicPartitionKey
+from pipeline.unfolded import HEAVY_BYTES_MIN, is_heavy, most_unfolded
+from pipeline.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, batch_at, is_unreadable
+
+_log = logging.getLogger(__name__)
+
+# What a life holds of one partition and has not committed, at most: two full buffers of a topic
+# (``Admission``), two transactions, what the client has queued and what one answer brings. In
+# records, or else in bytes: unfolded they are no fewer than as they come.
+WINDOW_RECORDS: Final = 50_000
+WINDOW_BYTES: Final = 128 * 1024 * 1024
+FETCH_BYTES: Final = 4 * 1024 * 1024
+# As much as the worker's own client fetches of a partition at a time.
+RUN_BYTES: Final = 256 * 1024
+# Taken at a time, of what has come.
+RUN_RECORDS: Final = 10_000
+REQUEST_TIMEOUT_S: Final = 10.0
+# Between two looks whether a run has come, and then until it is unfolded.
+LOOK_S: Final = 0.002
+PAUSE_S: Final = 0.02
+PAUSE_S_MAX: Final = 5.0
+RUN_TIMEOUT_S: Final = 30.0
+
+
+def bytes_max(deaths: int) -> int:
+    """What a batch may come to for a worker that has died so often without a word. Where it dies
+    again, the bound was too high for its memory."""
+    return max(HEAVY_BYTES_MIN, UNFOLDED_BYTES_MAX >> deaths)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A batch before a heavy one, or that one itself (``heavy`` holds it then)."""
+
+    first_offset: int
+    last_offset: int
+    size: int
+    most_unfolded: int
+    visible: bool
+    heavy: RecordBatch | None
+
+
+class HeavyBatches:
+    """Of one worker. Looks at nothing until it is opened."""
+
+    def __init__(self) -> None:
+        self._servers = ""
+        self._bytes_max = 0
+        # Up to the last heavy one of a partition, and what is to be brought next of them.
+        self._seen: dict[TopicPartitionKey, list[_Seen]] = {}
+        self._next: dict[TopicPartitionKey, int] = {}
+        self._brought: list[TopicPartitionKey] = []
+        self._pause_s = PAUSE_S
+        # The first offset of one that the client could not unfold.
+        self._refused: dict[TopicPartitionKey, int] = {}
+
+    def open(self, bootstrap_servers: str, deaths: int) -> None:
+        self._servers = bootstrap_servers
+        self._bytes_max = bytes_max(deaths)
+
+    def __bool__(self) -> bool:
+        """Whether something is to be brought."""
+        return bool(self._next)
+
+    def has_ahead(self, tp: TopicPartitionKey) -> bool:
+        """Whether something is to be brought of a partition before its client goes on with it."""
+        return tp in self._next
+
+    def take_brought(self) -> list[TopicPartitionKey]:
+        """The partitions of which all has been brought since the last call."""
+        brought, self._brought = self._brought, []
+        return brought
+
+    def clear(self) -> None:
+        self._brought.clear()
+        self._seen.clear()
+        self._next.clear()
+        self._refused.clear()
+
+    def look(self, consumer: Any, positions: Mapping[TopicPartitionKey, int]) -> None:
+        """Find those behind the committed positions of a new assignment."""
+        self.clear()
+        if not self._servers:
+            return
+        try:
+            known = consumer.list_topics(timeout=REQUEST_TIMEOUT_S)
+            leaders: dict[int, dict[TopicPartitionKey, int]] = {}
+            for (topic, number), position in positions.items():
+                leader = known.topics[topic].partitions[number].leader
+                leaders.setdefault(leader, {})[topic, number] = position
+        except NOT_HAD as error:
+            _log.warning("what lies ahead is not looked at: %s", error)
+            return
+        for leader, places in leaders.items():
+            try:
+                address = known.brokers[leader]
+                broker = BrokerConnection(address.host, address.port, REQUEST_TIMEOUT_S)
+                try:
+                    self._look(broker, places)
+                finally:
+                    broker.close()
+            except NOT_HAD as error:
+                _log.warning(
+                    "what lies ahead in %d partitions is not looked at: %s", len(places), error
+                )
+
+    def _look(self, broker: BrokerConnection, places: Mapping[TopicPartitionKey, int]) -> None:
+        for tp, end in stable_ends(broker, places).items():
+            if places[tp] >= end:
+                continue
+            seen: list[_Seen] = []
+            length = 0
+            for batch in _ahead(broker, tp, places[tp]):
+                heavy = is_heavy(batch, self._bytes_max)
+                seen.append(
+                    _Seen(
+                        batch.first_offset,
+                        batch.last_offset,
+                        len(batch.data),
+                        0 if heavy else most_unfolded(batch),
+                        batch.visible,
+                        batch if heavy else None,
+                    )
+                )
+                if heavy:
+                    length = len(seen)
+                    _log.warning(
+                        "%s[%d]: offsets %d to %d unfold to more than %d MiB; going on behind them",
+                        *tp, batch.first_offset, batch.last_offset, self._bytes_max >> 20,
+                    )  # fmt: skip
+            if length:
+                self._seen[tp] = seen[:length]
+                self._next[tp] = places[tp]
+
+    def begin(self, tp: TopicPartitionKey, position: int) -> int:
+        """Where the client begins, for a worker that goes on from this position: what is before
+        that is brought."""
+        seen = self._seen.get(tp)
+        if seen is None:
+            return position
+        end = seen[-1].last_offset + 1
+        if position >= end:
+            del self._seen[tp]
+            self._next.pop(tp, None)
+            return position
+        self._next[tp] = position
+        return end
+
+    def bring(self, wanted: Callable[[TopicPartitionKey], bool]) -> list[Any]:
+        """The next messages of one of the partitions that are wanted."""
+        for tp in list(self._next):
+            if wanted(tp) and (messages := self._bring(tp)):
+                return messages
+        return []
+
+    def _bring(self, tp: TopicPartitionKey) -> list[Any]:
+        position = self._next[tp]
+        ahead = [each for each in self._seen[tp] if each.last_offset >= position]
+        if (heavy := ahead[0].heavy) is not None:
+            messages, position = self._stand_in(tp, heavy, self._bytes_max), heavy.last_offset + 1
+        else:
+            messages, position = self._read(tp, self._run(tp, ahead))
+        if position > self._seen[tp][-1].last_offset:
+            del self._next[tp]
+            self._brought.append(tp)
+        else:
+            self._next[tp] = position
+        return messages
+
+    def _run(self, tp: TopicPartitionKey, ahead: list[_Seen]) -> list[_Seen]:
+        """Those that come with one answer, and are no more than fits the memory together."""
+        run: list[_Seen] = []
+        size = unfolded = 0
+        for each in ahead:
+            size, unfolded = size + each.size, unfolded + each.most_unfolded
+            if each.heavy is not None or (run and (size > RUN_BYTES or unfolded > self._bytes_max)):
+                break
+            run.append(each)
+        # One that was refused is asked for again by itself.
+        return run[:1] if self._refused.get(tp) == run[0].first_offset else run
+
+    def _read(self, tp: TopicPartitionKey, run: list[_Seen]) -> tuple[list[Any], int]:
+        """The messages of a run as far as one answer brought them, and what comes next."""
+        position, behind = self._next[tp], run[-1].last_offset + 1
+        last = max((each.last_offset for each in run if each.visible), default=-1)
+        if last < position:
+            return [], behind
+        messages: list[Any] = []
+        client = self._client(sum(each.size for each in run))
+        try:
+            answer = _one_answer(client, tp, position, self._pause_s)
+            for message in answer:
+                error, offset = message.error(), message.offset()
+                if error is None and offset <= last:
+                    messages.append(message)
+                elif error is not None and not passes_by_itself(error):
+                    require_undamaged(message)
+                    if not is_unreadable(error):
+                        raise KafkaException(error)
+                    # As with the worker's own client: asked for twice, then stepped over.
+                    if messages or self._refused.get(tp) != offset:
+                        self._refused[tp] = offset
+                        return messages, offset
+                    batch = batch_at(client, *tp, offset)
+                    return self._stand_in(tp, batch, 0), batch.last_offset + 1
+        except UserError:
+            raise
+        except NOT_HAD as error:
+            raise LaneFatal(
+                f"what lies before a batch in {tp[0]}[{tp[1]}] that is stepped over cannot be "
+                f"read ({error})"
+            ) from error
+        finally:
+            client.close()
+        if not messages:
+            # The next client waits for longer: this one's queue is touched.
+            self._pause_s = min(PAUSE_S_MAX, 2 * self._pause_s)
+            return [], position
+        reached = messages[-1].offset()
+        return messages, behind if reached >= last else reached + 1
+
+    @staticmethod
+    def _stand_in(tp: TopicPartitionKey, batch: RecordBatch, bytes_max: int) -> list[Any]:
+        return [UnreadableBatch(*tp, batch, bytes_max)] if batch.visible else []
+
+    def _client(self, answer_bytes: int) -> Any:
+        """One that asks once, for so many bytes of a partition: what is more the broker cuts off,
+        and with the answer in its queue the client is content for longer than it lives."""
+        return Consumer(
+            {
+                **reaching(self._servers),
+                "log_level": 2,
+                # Never used: partitions are assigned by hand and nothing is committed.
+                "group.id": "paystream-ahead-unused",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "error",
+                "fetch.message.max.bytes": answer_bytes,
+                "fetch.wait.max.ms": 100,
+                "queued.min.messages": 2,
+                "fetch.queue.backoff.ms": 300_000,
+                "queued.max.messages.kbytes": 1024 * 1024,
+                "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+                "check.crcs": True,
+            }
+        )
+
+
+def _ahead(broker: BrokerConnection, tp: TopicPartitionKey, position: int) -> Iterator[RecordBatch]:
+    """The batches from a position on, as far as one life may fetch."""
+    records = size = 0
+    while records < WINDOW_RECORDS and size < WINDOW_BYTES:
+        batches, is_end = fetch_batches(broker, *tp, position, FETCH_BYTES)
+        for batch in batches:
+            yield batch
+            records, size = records + batch.records, size + len(batch.data)
+        if is_end:
+            return
+        position = batches[-1].last_offset + 1
+
+
+def _one_answer(client: Any, tp: TopicPartitionKey, position: int, pause_s: float) -> list[Any]:
+    """What the client was sent from a position on; nothing where that was not there yet.
+
+    That an answer has come is asked of what the client knows, and not of its queue: in there is the
+    assignment's own mark, and the client decides that two are enough while both are untouched.
+    """
+    place = TopicPartition(*tp, position)
+    client.assign([place])
+    deadline_s = time.monotonic() + RUN_TIMEOUT_S
+    while client.get_watermark_offsets(place, cached=True)[1] < 0:
+        if time.monotonic() > deadline_s:
+            raise LaneFatal(f"{tp[0]}[{tp[1]}] brings nothing from offset {position} on")
+        time.sleep(LOOK_S)
+    # Not before it is unfolded and in the queue.
+    time.sleep(pause_s)
+    messages: list[Any] = []
+    while more := client.consume(RUN_RECORDS, 0):
+        messages += more
+    return messages

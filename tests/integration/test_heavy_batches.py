@@ -1,0 +1,206 @@
+"""Batches that no worker has the memory for: one letter each, and every order around them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from pipeline.audit.verify import Sources, verify
+from pipeline.broker_connection import BrokerConnection
+from pipeline.config import load_settings
+from pipeline.hanging.requests import coordinated
+from pipeline.runtime import heavy_batches
+from pipeline.runtime.supervisor import Supervisor
+from pipeline.runtime.worker_spec import WorkerSpec
+from pipeline.unfolded import HEAVY_BYTES_MIN
+from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
+from tests.support.limited_worker import MEMORY_MIB
+from tests.support.raw_record import GZIP, batch_bytes, gzip_zeros, produce_batch, produce_raw
+
+pytestmark = pytest.mark.integration
+
+TRANSACTIONAL = 0x10
+# More than these workers are given; no client is troubled by it.
+HEAVY = gzip_zeros(20)
+
+
+@pytest.fixture
+def flow(kafka: str, topic_prefix: str, tmp_path: Path) -> EngineFlow:
+    return EngineFlow(kafka, topic_prefix, tmp_path, partitions=1).provisioned()
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heavy_batches, "bytes_max", lambda _deaths: HEAVY_BYTES_MIN)
+    # So that what lies before one comes in several answers, and the client would be quicker.
+    monkeypatch.setattr(heavy_batches, "RUN_BYTES", 2 * 1024)
+
+
+def put(flow: EngineFlow, role: str, records: bytes) -> None:
+    produce_raw(flow.bootstrap, flow.topic(role), records, GZIP)
+
+
+def orders(flow: EngineFlow, first: int, count: int, **more: Any) -> tuple[int, int]:
+    """So many of them in batches of the client's own, and where the last is."""
+    for number in range(first, first + count - 1):
+        order = flow.order(f"o{number}", **more)
+        flow._producer.produce(
+            flow.topic("orders"),
+            flow.encode("order", order),
+            b"shop:%b" % order.order_id.encode(),
+            0,
+        )
+        if number % 100 == 0:
+            flow._producer.flush(30)
+    return flow.send_order(flow.order(f"o{first + count - 1}", **more))
+
+
+def requested(flow: EngineFlow) -> list[str]:
+    return [r.order_id for r in flow.nouns("payment-requests")]
+
+
+def letters(flow: EngineFlow) -> list[dict[str, str]]:
+    return [headers_of(letter) for letter in flow.messages("dead-letters")]
+
+
+@pytest.mark.slow
+def test_a_worker_dies_of_one_once_and_its_successor_passes_it(
+    flow: EngineFlow, kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """A quarter of a megabyte that is 300 MiB to the client, for a worker that has 450 in all. It
+    died at each start before, and the stage stood."""
+    options = load_settings(
+        bootstrap_servers=kafka, state_dir=tmp_path, partitions=1, topic_prefix=topic_prefix
+    ).worker_options() | {"log_file": str(tmp_path / "worker.log")}
+    spec = WorkerSpec("payments", "n1", 0, kafka, flow.settings, tmp_path, options)
+    first = flow.send_order(flow.order("first"))
+    with Supervisor(
+        [spec],
+        metrics_dir=tmp_path,
+        restart_pause_s_max=0.2,
+        environment={MEMORY_MIB: "450"},
+        module="tests.support.limited_worker",
+    ) as running:
+
+        def consumed(end: tuple[int, int]) -> None:
+            deadline = time.monotonic() + 90
+            while flow.committed("payments", "orders")[0] <= end[1]:
+                running.tick()
+                assert time.monotonic() < deadline, (running.exits, letters(flow))
+                time.sleep(0.2)
+
+        consumed(first)
+        orders(flow, 0, 1_000)
+        put(flow, "orders", gzip_zeros(300))
+        consumed(orders(flow, 1_000, 1_000))
+        exits = running.exits["payments-0"]
+    assert len(exits) == 1, exits
+    assert exits[0] < 0, "as by the kernel's own hand"
+    (letter,) = letters(flow)
+    assert (letter["dlq.cause"], letter["dlq.offset"]) == ("unreadable_batch", "1001")
+    assert letter["dlq.detail"] == (
+        "1 records at offsets 1001 to 1001 are more than 128 MiB decompressed (gzip)"
+    )
+    assert requested(flow) == ["first", *(f"o{n}" for n in range(2_000))]
+
+
+def test_what_lies_between_them_is_handled_in_its_order(
+    flow: EngineFlow, little_memory: None
+) -> None:
+    """At the committed position, two in a row, and at the end of several answers' worth of
+    orders."""
+    put(flow, "orders", HEAVY)
+    orders(flow, 0, 1_000)
+    put(flow, "orders", HEAVY)
+    put(flow, "orders", HEAVY)
+    flow.send_order(flow.order("o1000"))
+    put(flow, "orders", HEAVY)
+    last = orders(flow, 1_001, 1_000)
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(last), running=running)
+    assert requested(flow) == [f"o{n}" for n in range(2_001)]
+    assert [int(each["dlq.offset"]) for each in letters(flow)] == [0, 1001, 1002, 1004]
+    assert {each["dlq.cause"] for each in letters(flow)} == {"unreadable_batch"}
+    judged = verify(Sources(flow.bootstrap, flow.prefix))
+    assert judged.broken == []
+
+
+def test_after_an_aborted_transaction_it_is_not_given_to_the_client_either(
+    flow: EngineFlow, little_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is read again from the committed position, what lies before it as well."""
+    orders(flow, 0, 1_000)
+    put(flow, "orders", HEAVY)
+    last = orders(flow, 1_000, 1_000)
+    given: list[int] = []
+    worker, stop = flow.payments_worker()
+    rewind, consume, prepare = worker._rewind, worker._consume, worker._prepare
+
+    def turned() -> bool:
+        moved = consume()
+        # Twice, once all is in hand, what the client brings as well.
+        held = worker._admission.buffered(flow.topic("orders"))
+        if len(given) < 2 and held > 1_500:
+            given.append(worker._positions[flow.topic("orders"), 0])
+            rewind()
+        return moved
+
+    monkeypatch.setattr(worker, "_consume", turned)
+    monkeypatch.setattr(worker, "_prepare", lambda: prepare() if len(given) == 2 else None)
+    running = RunningWorker(worker, stop)
+    try:
+        flow.wait_consumed(ends_of(last), running=running)
+    finally:
+        running.end()
+    assert running.error is None
+    assert given == [0, 0]
+    assert requested(flow) == [f"o{n}" for n in range(2_000)]
+    (letter,) = letters(flow)
+    assert (letter["dlq.cause"], letter["dlq.offset"]) == ("unreadable_batch", "1000")
+
+
+def test_one_of_a_transaction_that_was_aborted_is_passed_without_a_letter(
+    flow: EngineFlow, little_memory: None
+) -> None:
+    """Nobody is handed it; one whose transaction is open holds nothing up before it."""
+    transactional_id = f"{flow.prefix}foreign"
+    producer = Producer({"bootstrap.servers": flow.bootstrap, "transactional.id": transactional_id})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(flow.topic("orders"), b"junk", b"k", partition=0)
+    producer.flush(30)
+    host, _, port = flow.bootstrap.partition(":")
+    broker = BrokerConnection(host, int(port), 10.0)
+    (known,) = coordinated(broker, [transactional_id])
+    broker.close()
+    batch = batch_bytes(
+        HEAVY, GZIP | TRANSACTIONAL, producer_id=known.producer_id, epoch=0, sequence=1
+    )
+    produce_batch(flow.bootstrap, flow.topic("orders"), batch, transactional_id)
+    producer.abort_transaction(30)
+    last = flow.send_order(flow.order("after"))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(last), running=running)
+    assert letters(flow) == []
+    assert requested(flow) == ["after"]
+
+
+def test_requests_around_one_are_called(flow: EngineFlow, little_memory: None) -> None:
+    """In their order, as those of a partition are taken."""
+    before = [flow.send_request(flow.order(f"o{n}")) for n in range(300)]
+    put(flow, "payment-requests", HEAVY)
+    last = [flow.send_request(flow.order(f"o{n}")) for n in range(300, 320)][-1]
+    assert before[-1] == (0, 299)
+    running = RunningWorker(*flow.gateway_worker())
+    try:
+        flow.wait_consumed(ends_of(last), running=running, stage="gateway", role="payment-requests")
+    finally:
+        running.end()
+    assert running.error is None
+    (letter,) = letters(flow)
+    assert (letter["dlq.cause"], letter["dlq.stage"]) == ("unreadable_batch", "gateway")
+    assert [r.order_id for r in flow.nouns("gateway-results")] == [f"o{n}" for n in range(320)]

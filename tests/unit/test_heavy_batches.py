@@ -1,0 +1,154 @@
+"""How a worker goes around batches that it has no memory for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer
+
+from pipeline.runtime import heavy_batches
+from pipeline.runtime.heavy_batches import HeavyBatches, bytes_max
+from pipeline.runtime.suspects import Suspects
+from pipeline.runtime.unreadable_batch import UnreadableBatch
+from pipeline.unfolded import HEAVY_BYTES_MIN
+from tests.support.mock_cluster import MockCluster
+from tests.support.raw_record import GZIP, gzip_zeros, produce_raw, record_bytes
+
+UNKNOWN_CODEC = 6
+HEAVY = gzip_zeros(20)
+TP = ("orders", 0)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> MockCluster:
+    monkeypatch.setattr(heavy_batches, "bytes_max", lambda _deaths: HEAVY_BYTES_MIN)
+    cluster = MockCluster(brokers=1)
+    cluster.create_topic("orders")
+    return cluster
+
+
+@pytest.fixture
+def consumer(cluster: MockCluster) -> Iterator[Consumer]:
+    made = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": "test"})
+    yield made
+    made.close()
+
+
+def looked(cluster: MockCluster, consumer: Consumer, position: int = 0) -> HeavyBatches:
+    heavy = HeavyBatches()
+    heavy.open(cluster.bootstrap_servers, 0)
+    heavy.look(consumer, {TP: position})
+    return heavy
+
+
+def put(cluster: MockCluster, records: bytes, codec: int = 0, count: int = 1) -> None:
+    produce_raw(cluster.bootstrap_servers, "orders", records, codec, count=count)
+
+
+def all_of(heavy: HeavyBatches) -> list[Any]:
+    """As the worker is given it; what stands for a batch by its offsets."""
+    found: list[Any] = []
+    deadline = time.monotonic() + 30
+    while heavy:
+        assert time.monotonic() < deadline, found
+        for message in heavy.bring(lambda _tp: True):
+            if isinstance(message, UnreadableBatch):
+                found.append((message.batch.first_offset, message.offset()))
+            else:
+                found.append(message.value())
+    return found
+
+
+def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind_it(
+    cluster: MockCluster, consumer: Consumer
+) -> None:
+    """Also what the client cannot read at all, in its place; from any position, as after an aborted
+    transaction."""
+    for value in (b"one", b"two"):
+        put(cluster, record_bytes(b"k", value))
+    put(cluster, b"no such codec", UNKNOWN_CODEC, count=3)
+    put(cluster, record_bytes(b"k", b"three"))
+    put(cluster, HEAVY, GZIP)
+    put(cluster, HEAVY, GZIP)
+    put(cluster, record_bytes(b"k", b"four"))
+    heavy = looked(cluster, consumer)
+    assert heavy.begin(TP, 0) == 8
+    assert heavy.has_ahead(TP)
+    assert all_of(heavy) == [b"one", b"two", (2, 4), b"three", (6, 6), (7, 7)]
+    assert heavy.take_brought() == [TP]
+    assert not heavy.has_ahead(TP)
+    # Back to what was committed, in the middle.
+    assert heavy.begin(TP, 1) == 8
+    assert all_of(heavy) == [b"two", (2, 4), b"three", (6, 6), (7, 7)]
+    assert heavy.begin(TP, 7) == 8
+    assert all_of(heavy) == [(7, 7)]
+    # Behind it is the client's own.
+    assert heavy.begin(TP, 8) == 8
+    assert not heavy
+
+
+def test_without_one_the_client_is_left_alone(cluster: MockCluster, consumer: Consumer) -> None:
+    put(cluster, HEAVY, GZIP)
+    put(cluster, record_bytes(b"k", b"one"))
+    heavy = looked(cluster, consumer, position=1)
+    assert not heavy
+    assert heavy.begin(TP, 1) == 1
+
+
+def test_the_client_that_brings_asks_once(cluster: MockCluster, consumer: Consumer) -> None:
+    """Of one record too. The next that it asked for would be the batch that ends the worker."""
+    for value in (b"one", b"two"):
+        put(cluster, record_bytes(b"k", value))
+    put(cluster, HEAVY, GZIP)
+    heavy = looked(cluster, consumer)
+    client = heavy._client(len(record_bytes(b"k", b"one")) + 61)
+    try:
+        (message,) = heavy_batches._one_answer(client, TP, 0, 0.1)
+        assert message.value() == b"one"
+        assert client.consume(10, 0.7) == []
+    finally:
+        client.close()
+
+
+def test_a_partition_that_is_not_wanted_waits(cluster: MockCluster, consumer: Consumer) -> None:
+    put(cluster, HEAVY, GZIP)
+    heavy = looked(cluster, consumer)
+    assert heavy.bring(lambda _tp: False) == []
+    assert heavy.has_ahead(TP)
+
+
+def test_a_broker_that_cannot_be_asked_keeps_nobody_from_working(
+    cluster: MockCluster, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that lets clients in by Kerberos only."""
+    put(cluster, HEAVY, GZIP)
+
+    def refused(*_: object) -> None:
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr(heavy_batches, "BrokerConnection", refused)
+    heavy = looked(cluster, consumer)
+    assert heavy.begin(TP, 0) == 0
+
+
+def test_each_death_without_a_word_halves_what_a_batch_may_come_to(tmp_path: Path) -> None:
+    """Until a life goes on for a while or ends in order."""
+
+    def life() -> Suspects:
+        suspects = Suspects(tmp_path / "suspects.json")
+        suspects.start()
+        return suspects
+
+    assert [life().deaths for _ in range(4)] == [0, 1, 2, 3]
+    ordered = life()
+    assert ordered.deaths == 4
+    ordered.excused()
+    again = life()
+    assert again.deaths == 4
+    again.steady()
+    assert life().deaths == 0
+    assert [bytes_max(deaths) >> 20 for deaths in range(6)] == [256, 128, 64, 32, 16, 16]
