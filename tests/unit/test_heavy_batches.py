@@ -99,6 +99,7 @@ def test_without_one_the_client_is_left_alone(cluster: MockCluster, consumer: Co
     assert heavy.begin(TP, 1) == 1
 
 
+@pytest.mark.slow
 def test_the_client_that_brings_asks_once(cluster: MockCluster, consumer: Consumer) -> None:
     """Of one record too. The next that it asked for would be the batch that ends the worker."""
     for value in (b"one", b"two"):
