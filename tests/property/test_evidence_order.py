@@ -98,7 +98,7 @@ def end(kind: str, truth: tuple[str, ...], answered: str, words: list[str], gap_
     return story.status, story.money, settled_minor, states, payment.next_action_url
 
 
-@settings(max_examples=share_of(600))
+@settings(max_examples=share_of(500))
 @given(data=st.data(), kind=st.sampled_from(sorted(TRUTHS)))
 def test_the_order_of_evidence_changes_nothing(data: st.DataObject, kind: str) -> None:
     """The answer, late or lost, and the notices of each stage, once or twice, in any order."""
@@ -272,7 +272,7 @@ def played(
     return story.status, amounts, states, disputes, payment.commands
 
 
-@settings(max_examples=share_of(400))
+@settings(max_examples=share_of(240))
 @given(data=st.data(), name=st.sampled_from(sorted(SCENES)))
 def test_words_about_several_things_commute(data: st.DataObject, name: str) -> None:
     """Of a cancelled charge, captures, refunds and disputes, each told once or twice."""
