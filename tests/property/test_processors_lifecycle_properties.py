@@ -210,7 +210,8 @@ class Life(RuleBasedStateMachine):
                 named = {"operation_id": attempt.operation_id}
                 if moved is not None and moved.state == "done":
                     return {"decision": "charged", "gateway_reference": moved.reference, **named}
-                if moved is not None and moved.state not in ("declined", "failed"):
+                if moved is not None and moved.state != "declined":
+                    # Also a refund that was made and came back: its notices tell both.
                     continue
                 return {"decision": "not_charged", **named}
         return {"decision": "maybe"}
@@ -590,6 +591,21 @@ Life.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestLife = Life.TestCase
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_reversal_that_waits_for_hours_comes_to_rest(early: bool) -> None:
+    """A charge that came too late, whose refund was lost, and whose dispute was lost as well."""
+    life = Life()
+    life.start(manual=False, early=early, gateways=1)
+    life.a_command_comes("cancel", None)
+    life.a_worker_commits_later("answer")
+    life.a_late_result_is_committed()
+    life.a_worker_commits_later("lost_before")
+    life.a_late_result_is_committed()
+    life.a_dispute_moves(0, "opened")
+    life.teardown()
+
 
 WALKS = share_of(120)
 STEPS = 50
