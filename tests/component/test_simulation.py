@@ -14,8 +14,8 @@ from tests.simulation.gateway import Movement
 from tests.simulation.log import Cluster, Intent
 from tests.simulation.mutate import TOP, missing_texts
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.property_mutations import PROPERTY_MUTATIONS
 from tests.simulation.plan import FAULTS_MIN, ORDERS_MIN, Plan, draw
+from tests.simulation.property_mutations import PROPERTY_MUTATIONS
 from tests.simulation.run import Result, run_plan
 from tests.simulation.shrink import shrink
 from tests.simulation.violation import Violation
