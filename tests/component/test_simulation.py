@@ -15,6 +15,7 @@ from tests.simulation.log import Cluster, Intent
 from tests.simulation.mutate import TOP, missing_texts
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.plan import FAULTS_MIN, ORDERS_MIN, Plan, draw
+from tests.simulation.property_mutations import PROPERTY_MUTATIONS
 from tests.simulation.run import Result, run_plan
 from tests.simulation.shrink import shrink
 from tests.simulation.violation import Violation
@@ -80,7 +81,8 @@ def test_every_defence_that_is_taken_out_in_turn_is_where_it_was() -> None:
     """``make mutate-guarantees`` names at least 20 defences by their text, each found once."""
     assert missing_texts() == []
     assert len(MUTATIONS) >= 20
-    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
+    for each in (MUTATIONS, PROPERTY_MUTATIONS):
+        assert len({mutation.name for mutation in each}) == len(each)
 
 
 def test_a_failure_is_shrunk_to_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

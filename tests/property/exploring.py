@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
+from pipeline.domain.lifecycle import MAIN_KINDS
 from pipeline.domain.model import Payment
 from pipeline.domain.recorded_refunds import recordable
-from tests.property.journeys import ALL_SO, DURATIONS, OUTCOMES, PEOPLE, WEATHERS, Journey
+from tests.property.journeys import DURATIONS, OUTCOMES, PEOPLE, WEATHERS, Journey
+from tests.property.test_processors_lifecycle_properties import ALL_SO
 from tests.support.lifecycle_steps import Steps
 from tests.support.payment_story import SECOND
 
@@ -19,7 +21,7 @@ from tests.support.payment_story import SECOND
 STARTS: Final = (
     *itertools.product(WEATHERS, (None,), ("good",), (False, True), (1, 2)),
     *itertools.product(WEATHERS, ("refund",), ("good",), (False,), (1,)),
-    *itertools.product(WEATHERS, (None,), ("soon",), (False, True), (1,)),
+    *itertools.product(WEATHERS, (None,), ("soon",), (False, True), (2,)),
     *itertools.product(("none",), (None, "refund"), ("bad", "free", "none"), (False,), (1,)),
     *itertools.product(("none",), ("capture", "cancel"), ("good",), (True,), (1,)),
 )
@@ -32,6 +34,7 @@ HOPES: Final = {
         "cancel_confirmed",
     ),
     "declined": ("decline_seen", "declined_finally", "cancel_confirmed"),
+    "troubled": ("decline_seen",),
     "pending": ("pending_seen", "action_taken"),
     "asked": ("pending_seen", "action_asked"),
     "wrong": ("contradiction_seen", "became_unknown"),
@@ -62,11 +65,13 @@ class LedJourney(Journey):
         where = self.where()
         for duration_ms in DURATIONS:
             yield ("time", duration_ms, *where), partial(self.time_passes, duration_ms)
+            late = self.is_late(duration_ms)
+            yield ("still", late, *where), partial(self.the_flow_stands_still, duration_ms)
         if self.flow.open_requests or any(d.purpose != "timer" for d in self.flow.waits()):
             for outcome in ALL_SO:
                 yield ("all", outcome, *where), partial(self.everything_goes_so, outcome)
         if self.flow.open_checks:
-            yield ("count", *where), self.it_is_counted
+            yield ("count", self.is_late(), *where), self.it_is_counted
         if payment.status == "failed":
             for weather in ("review", "counted_review", "none"):
                 yield ("rules", weather), partial(self.the_rules_change, weather)
@@ -93,14 +98,15 @@ class LedJourney(Journey):
             reverses = request.operation_id.startswith("late-")
             about = reverses if reverses or request.kind == "refund" else status
             for word in self.words(request):
-                name = "word", request.kind, state, about, word
+                late = request.kind in MAIN_KINDS and self.is_late()
+                name = "word", request.kind, state, about, word, late
                 yield name, partial(self.a_word_comes, request, word)
 
     def of_people(self, payment: Payment) -> Iterator[Choice]:
-        of_a_retry, *_, reversed_ = self.where()
+        of_a_retry, *_, reversed_ = where = self.where()
         assessed = self.flow.policy.risk is not None
         for type_ in ("capture", "cancel", "refund", "retry"):
-            name = "command", type_, payment.status, assessed if type_ == "retry" else of_a_retry
+            name = "command", type_, type_ == "retry" and assessed, *where
             yield name, partial(self.a_command_comes, type_, None)
         yield ("refund", payment.status), partial(self.a_command_comes, "refund", 200)
         known = self.what_a_person_knows()
@@ -111,7 +117,7 @@ class LedJourney(Journey):
                 yield name, partial(self.a_person_decides, "resolve")
         owed = bool(recordable(payment))
         for what in PEOPLE:
-            name = "person", what, payment.status, of_a_retry, reversed_, owed
+            name = "person", what, payment.status, of_a_retry, reversed_, owed, self.is_late()
             yield name, partial(self.a_person_decides, what)
 
     def where(self) -> Name:
@@ -123,6 +129,12 @@ class LedJourney(Journey):
         newest = payment.attempts[-1]
         reverses = newest.operation_id.startswith("late-")
         return of_a_retry, payment.status, newest.kind, newest.state, reverses
+
+    def is_late(self, after_ms: int = 0) -> bool:
+        """Whether a time has come, or will have by then, and nobody has read of it."""
+        payment = self.payment()
+        ends_ms = [e for e in (payment.pay_before_ms, payment.expires_at_ms) if e is not None]
+        return bool(ends_ms) and self.flow.now_ms + after_ms >= min(ends_ms)
 
     def stands(self) -> tuple[str, list[str]]:
         """All that the tables are about."""

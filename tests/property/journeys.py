@@ -24,6 +24,7 @@ from pipeline.domain.policy import HOUR_MS, MINUTE_MS
 from pipeline.domain.risk import RiskRules
 from pipeline.domain.risk_rules import read_rules
 from tests.property import test_processors_lifecycle_properties as lives
+from tests.property.referee import JudgedDriver
 from tests.support.lifecycle_steps import Steps, WatchedDriver
 from tests.support.payment_story import MANUAL, NOW, ORDER, POLICY, SECOND, command
 
@@ -64,9 +65,9 @@ ORDERS: Final[dict[str, dict[str, Any]]] = {
 FIRST: Final = (None, "capture", "refund", "cancel")
 # What a gateway may say of an operation, by what it said last.
 WORDS: Final[dict[str | None, tuple[str, ...]]] = {
-    None: ("done", "declined", "pending", "asked", "wrong", "failed"),
+    None: ("done", "declined", "troubled", "pending", "asked", "wrong", "failed"),
     "asked": ("asked", "pending", "done", "declined", "wrong"),
-    "pending": ("pending", "done", "declined", "wrong", "failed"),
+    "pending": ("pending", "done", "declined", "troubled", "wrong", "failed"),
     "wrong": ("wrong", "done", "declined"),
     "declined": ("declined", "done", "failed"),
     "done": ("done", "failed"),
@@ -74,10 +75,8 @@ WORDS: Final[dict[str | None, tuple[str, ...]]] = {
 }
 OUTCOMES: Final = (
     "answer", "lost_before", "lost_after", "not_sent", "decline", "own_trouble", "pending", "asks",
-    "wrong",
+    "wrong", "shed",
 )  # fmt: skip
-# How everything may go for a while.
-ALL_SO: Final = ("lost_before", "lost_after", "not_sent", "answer")
 DURATIONS: Final = (SECOND, MINUTE_MS, HOUR_MS + MINUTE_MS, 7 * HOUR_MS)
 # Where a payment may be left for good.
 ENDS: Final = frozenset(
@@ -91,6 +90,10 @@ PEOPLE: Final = ("approve", "deny", "resolve", "record_refund", "give_back")
 def rules_of(weather: str) -> RiskRules | None:
     text = RULES.get(weather)
     return None if text is None else read_rules(text, "rules")
+
+
+class JourneyDriver(JudgedDriver, WatchedDriver):
+    """Held to the rules, and to the watched tables."""
 
 
 class Journey(lives.Life):
@@ -117,7 +120,7 @@ class Journey(lives.Life):
             count_cards=weather == "permits",
             review_ms=6 * HOUR_MS,
         )
-        self.flow = WatchedDriver(policy, now_ms=NOW)
+        self.flow = JourneyDriver(policy, now_ms=NOW)
         self.flow.steps = self.steps
         card = "fp_1" if weather == "permits" else None
         fields = {"card_fingerprint": card, **ORDERS[order]}
@@ -164,10 +167,23 @@ class Journey(lives.Life):
         before = None if known is None else known.state
         if known is None:
             known = self.books[key] = lives.Moved(request, "", f"ref_{len(self.books)}")
+            # It had said that it did not know it, when nobody could send it any more.
+            self.erred |= request.kind == "refund" and self.is_proven_unmade(request)
         takes_it_back = before == "declined" and state != "declined"
+        if state == "troubled":
+            # Declined, for reasons of its own.
+            known.code, state = "processing_error", "declined"
         self.erred |= takes_it_back or "wrong" in (before, state)
         self.becomes(known, state)
         return known
+
+    def is_proven_unmade(self, request: PaymentRequest) -> bool:
+        named = request.operation_id, request.attempt
+        return any(
+            (each.operation_id, each.attempt) == named
+            and (each.state, each.code) == ("failed", "not_found")
+            for each in self.payment().attempts
+        )
 
     def operations(self) -> list[PaymentRequest]:
         """What a gateway was asked to do, each once, the newest first."""
@@ -225,11 +241,6 @@ class Journey(lives.Life):
             word = {"gateway_reference": f"T-{name}", "evidence": "a statement", "actor": "ann"}
             self.decide(command("record_refund", name, **word))
 
-    @rule(outcome=st.sampled_from(ALL_SO))
-    def everything_goes_so(self, outcome: str) -> None:
-        """Until nothing but timers is open."""
-        self.flow.run(lambda request: self.adapter(request, outcome))
-
     def what_a_person_knows(self) -> dict[str, Any]:
         payment = self.flow.payment("shop", "1")
         for attempt in () if payment is None else payment.attempts:
@@ -243,6 +254,14 @@ class Journey(lives.Life):
             if moved is None or moved.state in ("declined", "failed"):
                 return {"decision": "not_charged", **named}
         return super().what_a_person_knows()
+
+    @invariant()
+    def no_command_is_lost(self) -> None:
+        """A cancel that was faster than its order is told by the payment's end alone."""
+        first = self.commands[0] if self.commands else None
+        early = first is not None and first.type == "cancel" and self.payment().attempts == ()
+        if not early:
+            super().no_command_is_lost()
 
     def the_order_comes_again(self) -> None:
         """An order of before is a duplicate; here there may be none."""
@@ -308,6 +327,7 @@ class Journey(lives.Life):
         assert not payment.commands
         assert payment.status in ENDS
         assert not {each.state for each in payment.attempts} & lifecycle.BUSY_STATES
+        self.flow.referee.judge_rest(payment)
         if not self.erred and not self.transfers:
             self.books_agree(payment)
 
@@ -344,4 +364,5 @@ PROMISES: Final = (
     "a_cancel_that_was_taken_counts",
     "history_has_no_gaps",
     "commands_keep_their_order",
+    "no_command_is_lost",
 )

@@ -7,7 +7,7 @@ tells, by answer or by notice, is always true, but may be late, lost, repeated a
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,7 +25,8 @@ from pipeline.domain.model import (
     PaymentRequest,
 )
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
-from pipeline.processors.driver import COMMANDS, RESULTS, FlowDriver
+from pipeline.processors.driver import COMMANDS, RESULTS
+from tests.property.referee import JudgedDriver
 from tests.support.examples import share_of
 from tests.support.payment_story import MANUAL, NOW, ORDER, POLICY, SECOND, command
 
@@ -33,9 +34,17 @@ COMMAND_TYPES = ["capture", "cancel", "refund", "refund", "retry", "resolve"]
 AMOUNTS = [None, None, 100, 200, 300, 500]
 OUTCOMES = [
     "answer", "answer", "lost_before", "lost_after", "not_sent", "decline", "own_trouble",
-    "pending", "asks",
+    "pending", "asks", "shed",
 ]  # fmt: skip
+# How everything may go for a while.
+ALL_SO = ["lost_before", "lost_after", "not_sent", "answer"]
 DURATIONS = [SECOND, 5 * SECOND, 30 * SECOND, 5 * MINUTE_MS, 2 * HOUR_MS, 2 * DAY_MS]
+
+
+# Until everything is at rest: a reversal that its gateway declines now and then may take days.
+REST_MAX = 120
+# Where somebody has to go on, or a gateway to tell.
+UNFINISHED = {"started", "retry_waiting", "inquiry_waiting", "inquiring", "pending"}
 
 
 class Moved:
@@ -51,12 +60,18 @@ class Moved:
 
 class Life(RuleBasedStateMachine):
     @initialize(
-        manual=st.booleans(), early=st.booleans(), gateways=st.integers(1, 2), soon=st.booleans()
+        manual=st.booleans(),
+        early=st.booleans(),
+        gateways=st.integers(1, 2),
+        soon=st.booleans(),
+        keyless=st.booleans(),
     )
-    def start(self, manual: bool, early: bool, gateways: int, soon: bool = False) -> None:
-        profile = POLICY.gateways[0]
+    def start(
+        self, manual: bool, early: bool, gateways: int, soon: bool = False, keyless: bool = False
+    ) -> None:
+        profile = replace(POLICY.gateways[0], idempotent=not keyless)
         named = tuple(replace(profile, name=f"gateway_{n}") for n in range(gateways))
-        self.flow = FlowDriver(replace(POLICY, gateways=named), now_ms=NOW)
+        self.flow = JudgedDriver(replace(POLICY, gateways=named), now_ms=NOW)
         self.order = MANUAL if manual else ORDER
         if soon:
             self.order = replace(self.order, pay_before_ms=NOW + 2 * MINUTE_MS)
@@ -135,6 +150,8 @@ class Life(RuleBasedStateMachine):
     def adapter(self, request: PaymentRequest, outcome: str) -> GatewayAnswer:
         if outcome == "not_sent":
             return GatewayAnswer(outcome="not_sent", code="connection_refused")
+        if outcome == "shed":
+            return GatewayAnswer(outcome="not_sent", code="throttled")
         unknown = GatewayAnswer(outcome="unknown", code="timeout")
         if outcome == "lost_before":
             return unknown
@@ -193,7 +210,8 @@ class Life(RuleBasedStateMachine):
                 named = {"operation_id": attempt.operation_id}
                 if moved is not None and moved.state == "done":
                     return {"decision": "charged", "gateway_reference": moved.reference, **named}
-                if moved is not None and moved.state not in ("declined", "failed"):
+                if moved is not None and moved.state != "declined":
+                    # Also a refund that was made and came back: its notices tell both.
                     continue
                 return {"decision": "not_charged", **named}
         return {"decision": "maybe"}
@@ -286,6 +304,16 @@ class Life(RuleBasedStateMachine):
         self.dues += self.flow.waits()
         self.flow.advance(duration_ms)
 
+    @rule(duration_ms=st.sampled_from(DURATIONS))
+    def the_flow_stands_still(self, duration_ms: int) -> None:
+        """Nothing is served while time passes: what waits is read late."""
+        self.flow.now_ms += duration_ms
+
+    @rule(outcome=st.sampled_from(ALL_SO))
+    def everything_goes_so(self, outcome: str) -> None:
+        """Until nothing but timers is open."""
+        self.flow.run(lambda request: self.adapter(request, outcome))
+
     @precondition(lambda self: self.dues)
     @rule(at=st.integers(0, 9))
     def a_wait_comes_again(self, at: int) -> None:
@@ -325,9 +353,20 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def only_what_a_gateway_moved_is_settled(self) -> None:
-        real = {m.reference for m in self.books.values()}
-        real |= {f"d_{reference}" for reference in self.disputes}
-        assert {s.gateway_reference for s in self.flow.settlements()} <= real
+        """Each once, of its kind, and by its amount."""
+        moved = {m.reference: m for m in self.books.values() if m.state in ("done", "failed")}
+        kinds = {"capture": ("charge", "capture"), "refund": ("refund",)}
+        seen: set[tuple[str, str]] = set()
+        for each in self.flow.settlements():
+            if each.kind in ("dispute", "reversal"):
+                assert each.gateway_reference.removeprefix("d_") in self.disputes
+                continue
+            made = moved[each.gateway_reference]
+            assert made.request.kind in kinds.get(each.kind, ("refund",)), each
+            assert abs(each.amount_minor) == made.request.amount_minor, each
+            assert each.kind != "refund_failed" or made.state == "failed", each
+            assert (each.kind, made.reference) not in seen, each
+            seen.add((each.kind, made.reference))
 
     @invariant()
     def nothing_true_is_dead_lettered(self) -> None:
@@ -368,23 +407,31 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_given_back_in_a_dispute(self) -> None:
-        """What came too late is not refunded while a bank has the money and may keep it."""
+        """No refund begins while a bank has the money and may keep it, and none of what came too
+        late once the bank has given it to the customer. What came too late is not sent again
+        meanwhile either."""
         charge_of = {
             f"d_{m.reference}": m.request.parent_reference or m.reference
             for m in self.books.values()
         }
         attempts = {(a.operation_id, a.attempt): a for a in self.payment().attempts}
         open_: set[str] = set()
+        lost: set[str] = set()
         for event in self.flow.events():
             if event.type in ("dispute_opened", "dispute_won", "dispute_lost"):
                 # By ids of no blanks: "dispute d_ref_0 at gateway_0".
                 charge = charge_of[(event.detail or "").split()[1]]
                 open_.discard(charge) if event.type != "dispute_opened" else open_.add(charge)
-            elif event.kind == "refund" and (event.operation_id or "").startswith("late-"):
+                lost.discard(charge) if event.type != "dispute_lost" else lost.add(charge)
+            elif event.kind == "refund":
                 made = attempts[event.operation_id or "", event.attempt or 0]
                 about = attempts[made.parent_operation_id or "", made.parent_attempt]
-                began = event.type in ("reversal_started", "retry_started")
-                assert not began or about.gateway_reference not in open_, event
+                late = made.operation_id.startswith("late-")
+                begins = ("reversal_started", "retry_started") if late else ("refund_started",)
+                if event.type in begins:
+                    assert about.gateway_reference not in open_, event
+                    given = about.kind == "charge" and about.gateway_reference in lost
+                    assert not (late and given), event
 
     @invariant()
     def nothing_counts_as_paid_after_its_time(self) -> None:
@@ -409,6 +456,23 @@ class Life(RuleBasedStateMachine):
         events, payment = self.flow.events(), self.payment()
         assert [event.sequence for event in events] == list(range(1, payment.sequence + 1))
         assert events[-1].status == payment.status
+
+    @invariant()
+    def no_command_is_lost(self) -> None:
+        """Each is taken once: it waits, is refused, or does what it is for."""
+        payment = self.payment()
+        events = self.flow.events()
+        refused = [e.operation_id for e in events if e.type == "command_rejected"]
+        begun = {each.operation_id for each in payment.attempts}
+        cancels = ("cancel_requested", "cancelled", "failed")
+        ended = {e.operation_id for e in events if e.type in cancels}
+        left = [each.command_id for each in payment.commands]
+        for made in self.commands:
+            if made.type in ("capture", "refund", "retry", "cancel"):
+                name = made.command_id
+                done = name in begun or (made.type == "cancel" and name in ended)
+                told = refused.count(name) + left.count(name) + done
+                assert told == 1, f"{made.type} {name} has {told} ends"
 
     @invariant()
     def commands_keep_their_order(self) -> None:
@@ -443,27 +507,29 @@ class Life(RuleBasedStateMachine):
             at = [m.reference for m in self.disputable()]
             if reference in at:
                 self.a_dispute_moves(at.index(reference), "lost" if len(stages) % 2 else "won")
-        for _ in range(20):
+        for _ in range(REST_MAX):
             self.flow.run(lambda request: self.adapter(request, "answer"))
             for notice in reversed(self.notices):
                 self.flow.notify(notice)
-            waiting = {"retry_waiting", "inquiry_waiting"}
-            if waiting & {a.state for a in self.payment().attempts}:
-                self.flow.advance(2 * HOUR_MS)  # what waits to go to a gateway
+            if any(due.attempt for due in self.flow.waits()):
+                self.flow.advance(2 * HOUR_MS)  # what waits to go to a gateway, or to be asked
             elif not self.flow.open_requests and not self.a_person_says_what_is_left():
                 break
         payment = self.payment()
         assert not payment.commands
+        assert not {each.state for each in payment.attempts} & UNFINISHED
         for name in (
             "amounts_are_in_order",
             "settlements_sum_to_the_payments_amounts",
             "nothing_true_is_dead_lettered",
             "the_customer_pays_once",
             "commands_keep_their_order",
+            "no_command_is_lost",
             "nothing_is_given_back_in_a_dispute",
             "nothing_counts_as_paid_after_its_time",
         ):
             getattr(self, name)()
+        self.flow.referee.judge_rest(payment)
         self.books_agree(payment)
 
     def a_person_says_what_is_left(self) -> bool:
@@ -526,6 +592,21 @@ Life.TestCase.settings = settings(
 )
 TestLife = Life.TestCase
 
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_reversal_that_waits_for_hours_comes_to_rest(early: bool) -> None:
+    """A charge that came too late, whose refund was lost, and whose dispute was lost as well."""
+    life = Life()
+    life.start(manual=False, early=early, gateways=1)
+    life.a_command_comes("cancel", None)
+    life.a_worker_commits_later("answer")
+    life.a_late_result_is_committed()
+    life.a_worker_commits_later("lost_before")
+    life.a_late_result_is_committed()
+    life.a_dispute_moves(0, "opened")
+    life.teardown()
+
+
 WALKS = share_of(120)
 STEPS = 50
 
@@ -540,14 +621,44 @@ def test_long_lives_keep_the_money_true(part: int) -> None:
             raise AssertionError(f"live({seed}) breaks a promise: {error}") from error
 
 
-def live(seed: int) -> None:
-    chance = random.Random(seed)
-    # Each life has its own weather: what its merchant asks for, and how its gateway answers.
+class Weather(NamedTuple):
+    """What a life's merchant asks for, how its gateways answer, and which order it is of."""
+
+    types: list[str]
+    outcomes: list[str]
+    manual: bool
+    gateways: int = 1
+    soon: bool = False
+    keyless: bool = False
+
+
+# Where what chance seldom makes meets: each is a way to lose money, were it not looked after.
+STORIES = (
+    # A void that takes long, and a capture of the same hold.
+    Weather(["cancel", "capture"], ["pending", "answer"], True),
+    # Captures that take long, and a refund of what they will have taken.
+    Weather(["capture", "refund"], ["pending", "answer"], True),
+    # Refunds that take long, and more of them than there is room for.
+    Weather(["refund"], ["pending", "answer"], False),
+    # A cancel, and a gateway whose own trouble would let another have the charge.
+    Weather(["cancel"], ["own_trouble", "pending", "lost_after"], False, 2),
+    Weather(["cancel", "retry"], ["own_trouble", "pending"], True, 2, True),
+    # What takes longer than pay_before leaves.
+    Weather(["refund"], ["pending", "pending", "asks", "lost_after"], False, 2, True),
+    # What is given up, and was made all the same.
+    Weather(["retry", "refund"], ["not_sent", "lost_before", "lost_after", "answer"], False),
+    Weather(["capture", "resolve"], ["lost_after", "lost_before", "answer"], True),
+    Weather(["resolve", "cancel"], ["lost_before", "own_trouble"], False, 2, False, True),
+)
+
+
+def weather_of(chance: random.Random) -> Weather:
+    if chance.random() < 0.4:
+        return chance.choice(STORIES)
     types = chance.choice(
         [["capture", "refund"], ["refund", "retry"], ["capture", "cancel", "cancel"], ["resolve"],
          COMMAND_TYPES]
     )  # fmt: skip
-    asks = chance.choice([0.05, 0.15])
     outcomes = chance.choice(
         [
             OUTCOMES,
@@ -558,11 +669,22 @@ def live(seed: int) -> None:
             ["decline", "own_trouble", "answer"],
             ["pending", "answer"],
             ["asks", "answer"],
+            ["shed", "not_sent", "lost_before", "own_trouble", "answer"],
         ]
     )
+    manual, gateways = chance.random() < 0.6, chance.choice([1, 2])
+    soon, keyless = chance.random() < 0.2, chance.random() < 0.2
+    return Weather(types, outcomes, manual, gateways, soon, keyless)
+
+
+def live(seed: int) -> None:
+    chance = random.Random(seed)
+    weather = weather_of(chance)
+    types, outcomes = weather.types, weather.outcomes
+    asks = chance.choice([0.05, 0.15])
     life = Life()
-    soon, disputes = chance.random() < 0.2, chance.random() < 0.4
-    life.start(chance.random() < 0.6, chance.random() < 0.2, chance.choice([1, 2]), soon)
+    disputes, early = chance.random() < 0.4, chance.random() < 0.2
+    life.start(weather.manual, early, weather.gateways, weather.soon, weather.keyless)
     for step in range(STEPS):
         what = chance.random()
         at = chance.randrange(10)
@@ -574,11 +696,11 @@ def live(seed: int) -> None:
             life.a_late_result_is_committed()
         elif what < 0.40 + asks:
             life.a_command_comes(chance.choice(types), chance.choice(AMOUNTS))
-        elif what < 0.58 and life.commands:
+        elif what < 0.56 and life.commands:
             life.a_command_comes_again(at)
-        elif what < 0.69 and life.notices:
+        elif what < 0.67 and life.notices:
             life.a_notice_arrives(at)
-        elif what < 0.71 and any(m.state == "asked" for m in life.books.values()):
+        elif what < 0.69 and any(m.state == "asked" for m in life.books.values()):
             life.the_customer_acts()
         elif what < 0.73 and any(m.state == "pending" for m in life.books.values()):
             life.the_gateway_finishes(chance.random() < 0.7, chance.random() < 0.5)
@@ -593,6 +715,10 @@ def live(seed: int) -> None:
             life.a_result_comes_again(at)
         elif what < 0.86 and life.dues:
             life.a_wait_comes_again(at)
+        elif what < 0.88:
+            life.the_flow_stands_still(chance.choice(DURATIONS[: 4 if step < STEPS - 10 else 6]))
+        elif what < 0.89:
+            life.everything_goes_so(chance.choice(ALL_SO))
         else:
             # Days pass near the end, or authorizations would be over before anything happens.
             life.time_passes(chance.choice(DURATIONS[: 3 if step < STEPS - 10 else 6]))
@@ -607,4 +733,5 @@ def live(seed: int) -> None:
     life.only_what_a_gateway_moved_is_settled()
     life.history_has_no_gaps()
     life.commands_keep_their_order()
+    life.no_command_is_lost()
     life.teardown()

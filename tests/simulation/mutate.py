@@ -5,6 +5,8 @@ the one file changed in memory; nothing is copied or written. The first test or 
 ends it: those that the defence names, the seed that noticed it last (the table tells), then one
 seed after another. One that nothing notices, or whose text is not there any more, fails; so does a
 seed that breaks a promise with every defence in its place.
+
+``--properties`` asks the property tests alone about defences of their own list.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.simulation.property_mutations import PROPERTY_MUTATIONS
 
 TOP = Path(__file__).parents[2]
 # Seeds that are tried where nothing that is named notices.
 SEEDS_MAX = 24
 TIMEOUT_S = 900.0
+PROPERTIES = "tests/property/"
 # Without these a forked process would load them once more, for longer than a seed takes.
 LIBRARIES = (
     "asyncio", "confluent_kafka", "confluent_kafka.admin", "fastavro", "greenlet", "msgspec",
@@ -53,7 +57,8 @@ class Found:
 
 def missing_texts() -> list[str]:
     """Mutations whose text is not found exactly once: the defence was moved or is gone."""
-    return [f"{m.name}: {m.file}" for m in MUTATIONS if not _is_there(m)]
+    every = (*MUTATIONS, *PROPERTY_MUTATIONS)
+    return [f"{m.name}: {m.file}" for m in every if not _is_there(m)]
 
 
 def _is_there(mutation: Mutation) -> bool:
@@ -66,13 +71,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--first", type=int, default=0, help="leave out so many of them")
     parser.add_argument("--seeds-alone", action="store_true", help="run no tests, only seeds")
+    parser.add_argument("--properties", action="store_true", help="the property tests' own list")
     parser.add_argument("--write", help="the document whose table of defences is written anew")
     options = parser.parse_args(argv)
     missing = missing_texts()
     for each in missing:
         print(f"NOT FOUND  {each}")
+    every = PROPERTY_MUTATIONS if options.properties else MUTATIONS
     wanted = [
-        each for each in MUTATIONS if options.only in f"{each.name} {each.file}" and _is_there(each)
+        each for each in every if options.only in f"{each.name} {each.file}" and _is_there(each)
     ][options.first :]
     if options.seeds_alone:
         wanted = [replace(each, by=()) for each in wanted]
@@ -93,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(wanted)} defences taken out in {seconds:.0f} s: {survived} survived, "
         f"{len(missing)} not found"
     )
-    if options.write and len(wanted) == len(MUTATIONS) and not options.seeds_alone:
+    whole = len(wanted) == len(every) and not (options.seeds_alone or options.properties)
+    if options.write and whole:
         place = Path(options.write)
         place.write_text(with_table(place.read_text(), found, seconds))
     return 1 if survived or missing or false else 0
@@ -177,8 +185,11 @@ def _noticed(mutation: Mutation, hint: int | None) -> Found | None:
         failed = _test_notices(test)
         if failed:
             return failed
-    # Where nothing is taken out only the seeds that are named are wanted.
-    for seed in dict.fromkeys((*seeds, *range(SEEDS_MAX if mutation.text else 0))):
+    # Where nothing is taken out only the seeds that are named are wanted, and none where it is
+    # asked what the property tests notice.
+    properties = bool(tests) and all(each.startswith(PROPERTIES) for each in tests)
+    more = range(SEEDS_MAX if mutation.text and not properties else 0)
+    for seed in dict.fromkeys((*seeds, *more)):
         from tests.simulation.plan import draw
         from tests.simulation.run import run_plan
 
@@ -196,14 +207,18 @@ def _test_notices(test: str) -> Found | None:
     import pytest
 
     said = io.StringIO()
+    profile = ["--hypothesis-profile", "thorough"] if test.startswith(PROPERTIES) else []
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", test])
+        code = pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *profile, test])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
         raise RuntimeError(f"{test} was not run: {said.getvalue()[-500:]}")
     if code == pytest.ExitCode.OK:
         return None
     failed = re.search(r"^(?:FAILED|ERROR) ([^\s\[]+)", said.getvalue(), re.MULTILINE)
-    return Found(failed.group(1).removeprefix("tests/") if failed else test)
+    # A property says what was broken.
+    broken = re.findall(r"^E +AssertionError: (.{1,100})", said.getvalue(), re.MULTILINE)
+    word = broken[-1] if profile and broken else ""
+    return Found(failed.group(1).removeprefix("tests/") if failed else test, word)
 
 
 # The table --------------------------------------------------------------------------------------
