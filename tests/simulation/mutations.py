@@ -137,8 +137,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what was buffered is dropped with a failed transaction",
         f"{RUNTIME}/table_worker.py",
-        "        self._consumer.resume(positions)\n        self._admission.assign(self._positions)",
-        "        self._consumer.resume(positions)",
+        "has_ahead(_key(tp))])\n        self._admission.assign(self._positions)",
+        "has_ahead(_key(tp))])",
     ),
     Mutation(
         "after an abort the requests are read again",
@@ -349,8 +349,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "not found is proof only after the grace time of the last sending",
         f"{PROCESSORS}/settlement.py",
-        "attempt.updated_at_ms >= attempt.sendable_until_ms + profile.grace_ms\n        and",
-        "attempt.updated_at_ms >= 0\n        and",
+        "asked_at_ms >= attempt.sendable_until_ms + profile.grace_ms\n        and",
+        "asked_at_ms >= 0\n        and",
         ("tests/unit/test_processors_stories.py",),
     ),
     Mutation(

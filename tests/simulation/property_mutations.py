@@ -31,14 +31,14 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "proof waits for the gateway's grace time",
         f"{PROCESSORS}/settlement.py",
-        "attempt.updated_at_ms >= attempt.sendable_until_ms + profile.grace_ms\n        and",
-        "attempt.updated_at_ms >= attempt.sendable_until_ms\n        and",
+        "asked_at_ms >= attempt.sendable_until_ms + profile.grace_ms\n        and",
+        "asked_at_ms >= attempt.sendable_until_ms\n        and",
     ),
     _property(
         "proof waits for the end of the send window",
         f"{PROCESSORS}/settlement.py",
-        "attempt.updated_at_ms >= attempt.sendable_until_ms + profile.grace_ms\n        and",
-        "attempt.updated_at_ms >= attempt.sendable_until_ms - attempt.send_within_ms\n        and",
+        "asked_at_ms >= attempt.sendable_until_ms + profile.grace_ms\n        and",
+        "asked_at_ms >= attempt.sendable_until_ms - attempt.send_within_ms\n        and",
     ),
     _property(
         "a forgotten key proves nothing",
@@ -49,7 +49,7 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "nothing is sent again before the gateway's grace time",
         f"{PROCESSORS}/settlement.py",
-        "        and attempt.updated_at_ms >= lost_at_ms + profile.grace_ms\n",
+        "        and asked_at_ms >= lost_at_ms + profile.grace_ms\n",
         "",
     ),
     _property(
@@ -269,8 +269,8 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "what its gateway has is not called unsent",
         f"{PROCESSORS}/settlement.py",
-        "    if outcome == NOT_FOUND and not known_pending:\n",
-        "    if outcome == NOT_FOUND:\n",
+        "    if asked_at_ms is not None and not known_pending:\n",
+        "    if asked_at_ms is not None:\n",
     ),
     _property(
         "unknown is inquired about before it is sent again",
