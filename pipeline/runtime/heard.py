@@ -3,7 +3,9 @@
 A gateway that looks up slowly, beside calls that hang, would never be heard otherwise: each
 question is given up before its answer comes. What may be made of a late word:
 
-- ``succeeded`` stays true. It is the next question's answer, and nobody is asked.
+- ``succeeded`` stays true of a charge, an authorization, a capture or a void. It is the next
+  question's answer, and nobody is asked. A refund may come back after it, so of one the gateway is
+  asked again as below, and the success counts where no newer word says so.
 - ``declined`` and ``not_found`` are said of their moment, so the gateway is asked again and a newer
   word counts instead. Only where that question gets no answer either is the earlier word taken: a
   decline as what it is, final for its key; "not found" beside the answer "unknown", with the time
@@ -24,6 +26,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.domain.answer import DECLINED, NOT_FOUND, SUCCEEDED, UNKNOWN, GatewayAnswer
+from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
 
 # Words that nobody has asked for yet, some hundred bytes each; the oldest go first. Whose word is
@@ -55,16 +58,12 @@ class Heard:
         self, request: PaymentRequest, answer: GatewayAnswer, asked_at_ms: int, partition: int
     ) -> None:
         """Remember what a question heard that had been given up. Questions may end in another
-        order than they were asked in: the word of the later one counts, but for a success."""
+        order than they were asked in, and which word counts is told by when they were asked."""
         if answer.outcome == UNKNOWN:
             return
         asked = _asked(request)
         known = self._words.get(asked)
-        if (
-            answer.outcome != SUCCEEDED
-            and known is not None
-            and (known.answer.outcome == SUCCEEDED or known.asked_at_ms > asked_at_ms)
-        ):
+        if known is not None and not _counts_instead(answer, asked_at_ms, known):
             return
         self._words.pop(asked, None)
         if answer.outcome in (SUCCEEDED, DECLINED, NOT_FOUND):
@@ -74,6 +73,8 @@ class Heard:
 
     def success(self, request: PaymentRequest) -> GatewayAnswer | None:
         """The answer of a question that need not be asked, because an earlier one succeeded."""
+        if request.operation_kind == REFUND:
+            return None
         word = self._words.get(_asked(request))
         if word is None or word.answer.outcome != SUCCEEDED:
             return None
@@ -98,6 +99,15 @@ class Heard:
         self._words = {
             asked: word for asked, word in self._words.items() if word.partition in partitions
         }
+
+
+def _counts_instead(answer: GatewayAnswer, asked_at_ms: int, known: Word) -> bool:
+    """Whether a word that comes now counts instead of the known one: the later question's. An
+    earlier success is undone by a decline only (a refund that came back), so a later one counts."""
+    is_later = asked_at_ms >= known.asked_at_ms
+    if answer.outcome == SUCCEEDED:
+        return is_later or known.answer.outcome != DECLINED
+    return is_later and (known.answer.outcome != SUCCEEDED or answer.outcome == DECLINED)
 
 
 def _asked(request: PaymentRequest) -> _Asked:

@@ -15,6 +15,7 @@ from tests.unit.test_processors_gateway import INQUIRE
 SUCCEEDED = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
 DECLINED = GatewayAnswer(outcome="declined", code="do_not_honor")
 NOT_FOUND = GatewayAnswer(outcome="not_found")
+RETURNED = GatewayAnswer(outcome="declined", code="returned", gateway_reference="re")
 PENDING = GatewayAnswer(outcome="pending", code="customer_action_required")
 SILENCE = GatewayAnswer(outcome="unknown", code="soft_deadline")
 
@@ -28,12 +29,23 @@ def heard(*words: tuple[GatewayAnswer, int], partition: int = 0, words_max: int 
 
 
 def test_a_success_spares_the_next_question_and_nothing_else_does() -> None:
-    """It stays true. Everything else is said of its moment, and the gateway is asked again."""
+    """It stays true of a charge. Everything else is said of its moment, and the gateway is asked again."""
     kept = heard((SUCCEEDED, 5))
     assert kept.success(INQUIRE) == SUCCEEDED
     assert kept.success(INQUIRE) is None, "once"
     assert heard((DECLINED, 5)).success(INQUIRE) is None
     assert heard((NOT_FOUND, 5)).success(INQUIRE) is None
+
+
+def test_a_refund_is_asked_about_again_though_it_succeeded() -> None:
+    """It may have come back meanwhile, and the next question may be an hour after the word."""
+    refund = replace(INQUIRE, operation_kind="refund")
+    kept = Heard()
+    kept.keep(refund, SUCCEEDED, 5, 0)
+    assert kept.success(refund) is None, "the gateway is asked"
+    assert kept.instead(refund, RETURNED) == RETURNED
+    kept.keep(refund, SUCCEEDED, 5, 0)
+    assert kept.instead(refund, SILENCE) == SUCCEEDED, "it says nothing newer"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +56,8 @@ def test_a_success_spares_the_next_question_and_nothing_else_does() -> None:
         ([(PENDING, 5)], SILENCE),
         ([(SILENCE, 5)], SILENCE),
         ([], SILENCE),
-        # The later question's word counts, whichever came first, and a success before all.
+        # The later question's word counts, whichever came first; a success before all but a decline
+        # of after it.
         ([(NOT_FOUND, 5), (DECLINED, 7)], DECLINED),
         ([(DECLINED, 7), (NOT_FOUND, 5)], DECLINED),
         ([(NOT_FOUND, 9), (NOT_FOUND, 5)], replace(SILENCE, not_found_asked_at_ms=9)),
@@ -53,6 +66,9 @@ def test_a_success_spares_the_next_question_and_nothing_else_does() -> None:
         ([(NOT_FOUND, 5), (SILENCE, 7)], replace(SILENCE, not_found_asked_at_ms=5)),
         ([(SUCCEEDED, 5), (NOT_FOUND, 7)], SUCCEEDED),
         ([(NOT_FOUND, 7), (SUCCEEDED, 5)], SUCCEEDED),
+        ([(SUCCEEDED, 5), (RETURNED, 7)], RETURNED),
+        ([(RETURNED, 7), (SUCCEEDED, 5)], RETURNED),
+        ([(RETURNED, 5), (SUCCEEDED, 7)], SUCCEEDED),
         # When it was asked is not known, so it can prove nothing.
         ([(NOT_FOUND, 0)], SILENCE),
         ([(NOT_FOUND, -1)], SILENCE),
