@@ -14,7 +14,9 @@ question is given up before its answer comes. What may be made of a late word:
   and a notice may have said otherwise since.
 
 The time is the append time of the question's request: by the brokers' clock, and surely before the
-gateway looked. All of it is memory of one worker. Another one asks for itself.
+gateway looked. Clocks differ, so when an operation is sent again, all that was heard before of its
+key is forgotten: both come through the same partition, in the order in which they were decided.
+All of it is memory of one worker. Another one asks for itself.
 """
 
 from __future__ import annotations
@@ -93,6 +95,10 @@ class Heard:
         if word.answer.outcome == NOT_FOUND:
             return replace(answer, not_found_asked_at_ms=max(0, word.asked_at_ms))
         return word.answer
+
+    def forget(self, request: PaymentRequest) -> None:
+        """The operation is sent again: what was said of it before is of another time."""
+        self._words.pop((request.idempotency_key, request.kind), None)
 
     def keep_only(self, partitions: Set[int]) -> None:
         """Forget what was asked for all others: somebody else asks there now, or has since."""

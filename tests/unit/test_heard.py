@@ -10,7 +10,7 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.records import to_record
 from pipeline.processors.gateway import result_of
 from pipeline.runtime.heard import Heard
-from tests.unit.test_processors_gateway import INQUIRE
+from tests.unit.test_processors_gateway import CHARGE, INQUIRE
 
 SUCCEEDED = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
 DECLINED = GatewayAnswer(outcome="declined", code="do_not_honor")
@@ -29,7 +29,7 @@ def heard(*words: tuple[GatewayAnswer, int], partition: int = 0, words_max: int 
 
 
 def test_a_success_spares_the_next_question_and_nothing_else_does() -> None:
-    """It stays true of a charge. Everything else is said of its moment, and the gateway is asked again."""
+    """It stays true of a charge. All else is said of its moment, and the gateway is asked again."""
     kept = heard((SUCCEEDED, 5))
     assert kept.success(INQUIRE) == SUCCEEDED
     assert kept.success(INQUIRE) is None, "once"
@@ -116,6 +116,15 @@ def test_what_was_heard_goes_with_its_partition() -> None:
     kept.keep_only({3, 4})
     assert len(kept) == 1
     kept.keep_only({4})
+    assert kept.instead(INQUIRE, SILENCE) == SILENCE
+
+
+def test_what_was_heard_is_forgotten_when_the_operation_is_sent_again() -> None:
+    """Of all questions about that key, and of no other."""
+    kept = heard((DECLINED, 5))
+    kept.forget(replace(CHARGE, idempotency_key="other"))
+    assert len(kept) == 1
+    kept.forget(CHARGE)
     assert kept.instead(INQUIRE, SILENCE) == SILENCE
 
 
