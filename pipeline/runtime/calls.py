@@ -113,6 +113,8 @@ class Calls:
     def keep_only(self, partitions: Set[int]) -> None:
         """Forget what was heard of payments of all other partitions, and keep nothing of what is
         still to be heard: they were another worker's, or may be now."""
+        if self._failure is not None:
+            raise self._failure
         self._loop.call_soon_threadsafe(self._run_or_fail, self._forget_others, partitions)
 
     def take_finished(self) -> list[Call]:

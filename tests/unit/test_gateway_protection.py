@@ -416,6 +416,9 @@ def test_a_fault_in_the_gate_ends_the_worker() -> None:
             wait_until(looked_at, 10, "the fault is told")
         with pytest.raises(OverflowError, match="a fault of ours"):
             calls.start([Call(None, request("a"), 2**62)])
+        calls._thread.join(10)
+        with pytest.raises(OverflowError, match="a fault of ours"):
+            calls.keep_only({0})
 
 
 def slow_calls(protection: Protection, clock: Clock, open_ms: int) -> list[Permit]:
