@@ -10,8 +10,8 @@ question is given up before its answer comes. What may be made of a late word:
   word counts instead. Only where that question gets no answer either is the earlier word taken: a
   decline as what it is, final for its key; "not found" beside the answer "unknown", with the time
   at which it was asked, since it proves something only of what was sent long before that.
-- ``pending`` is not kept. It may ask the customer for something, or say that nobody does any more,
-  and a notice may have said otherwise since.
+- ``pending`` is kept only against what was asked before it. It may ask the customer for something,
+  or say that nobody does any more, and a notice may have said otherwise since.
 
 The time is the append time of the question's request: by the brokers' clock, and surely before the
 gateway looked. Clocks differ, so when an operation is sent again, all that was heard before of its
@@ -27,13 +27,22 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pipeline.domain.answer import DECLINED, NOT_FOUND, SUCCEEDED, UNKNOWN, GatewayAnswer
+from pipeline.domain.answer import (
+    DECLINED,
+    NOT_FOUND,
+    PENDING,
+    SUCCEEDED,
+    UNKNOWN,
+    GatewayAnswer,
+)
 from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
 
 # Words that nobody has asked for yet, some hundred bytes each; the oldest go first. Whose word is
 # gone is asked about again.
 HEARD_MAX: Final = 10_000
+
+_KEPT: Final = frozenset({SUCCEEDED, DECLINED, NOT_FOUND, PENDING})
 
 _Asked = tuple[str, str]
 
@@ -61,17 +70,16 @@ class Heard:
     ) -> None:
         """Remember what a question heard that had been given up. Questions may end in another
         order than they were asked in, and which word counts is told by when they were asked."""
-        if answer.outcome == UNKNOWN:
+        if answer.outcome not in _KEPT:
             return
         asked = _asked(request)
         known = self._words.get(asked)
         if known is not None and not _counts_instead(answer, asked_at_ms, known):
             return
         self._words.pop(asked, None)
-        if answer.outcome in (SUCCEEDED, DECLINED, NOT_FOUND):
-            self._words[asked] = Word(answer, asked_at_ms, partition)
-            while len(self._words) > self._words_max:
-                self._words.pop(next(iter(self._words)))
+        self._words[asked] = Word(answer, asked_at_ms, partition)
+        while len(self._words) > self._words_max:
+            self._words.pop(next(iter(self._words)))
 
     def success(self, request: PaymentRequest) -> GatewayAnswer | None:
         """The answer of a question that need not be asked, because an earlier one succeeded."""
@@ -90,7 +98,7 @@ class Heard:
             return answer
         if word.answer.outcome == SUCCEEDED:
             return word.answer
-        if answer.outcome != UNKNOWN:
+        if answer.outcome != UNKNOWN or word.answer.outcome == PENDING:
             return answer
         if word.answer.outcome == NOT_FOUND:
             return replace(answer, not_found_asked_at_ms=max(0, word.asked_at_ms))

@@ -62,6 +62,8 @@ def test_a_refund_is_asked_about_again_though_it_succeeded() -> None:
         ([(DECLINED, 7), (NOT_FOUND, 5)], DECLINED),
         ([(NOT_FOUND, 9), (NOT_FOUND, 5)], replace(SILENCE, not_found_asked_at_ms=9)),
         ([(NOT_FOUND, 5), (PENDING, 7)], SILENCE),
+        ([(PENDING, 7), (NOT_FOUND, 5)], SILENCE),
+        ([(PENDING, 7), (DECLINED, 5)], SILENCE),
         ([(PENDING, 5), (NOT_FOUND, 7)], replace(SILENCE, not_found_asked_at_ms=7)),
         ([(NOT_FOUND, 5), (SILENCE, 7)], replace(SILENCE, not_found_asked_at_ms=5)),
         ([(SUCCEEDED, 5), (NOT_FOUND, 7)], SUCCEEDED),
