@@ -35,11 +35,12 @@ from pipeline.domain.answer import (
     UNKNOWN,
     GatewayAnswer,
 )
+from pipeline.domain.gateway_text import kept_answer
 from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
 
-# Words that nobody has asked for yet, some hundred bytes each; the oldest go first. Whose word is
-# gone is asked about again.
+# Words that nobody has asked for yet, about a kilobyte each at most; the oldest go first. Whose word
+# is gone is asked about again.
 HEARD_MAX: Final = 10_000
 
 _KEPT: Final = frozenset({SUCCEEDED, DECLINED, NOT_FOUND, PENDING})
@@ -70,7 +71,11 @@ class Heard:
     ) -> None:
         """Remember what a question heard that had been given up. Questions may end in another
         order than they were asked in, and which word counts is told by when they were asked."""
-        if answer.outcome not in _KEPT:
+        answer = kept_answer(answer)
+        if answer.outcome not in _KEPT or (
+            answer.outcome == SUCCEEDED and not answer.gateway_reference
+        ):
+            # A success that cannot be booked is none, and must not displace what is known.
             return
         asked = _asked(request)
         known = self._words.get(asked)

@@ -141,6 +141,33 @@ def test_the_way_of_an_order_tells_what_an_earlier_question_heard() -> None:
     )
 
 
+@pytest.mark.parametrize("reference", [None, "", "x" * 256])
+def test_a_success_that_cannot_be_booked_is_not_kept(reference: str | None) -> None:
+    """It would be told as unknown, in place of what the next question is answered in time."""
+    said = replace(SUCCEEDED, gateway_reference=reference)
+    for answer in (PENDING, NOT_FOUND):
+        assert heard((said, 5)).instead(INQUIRE, answer) == answer
+    assert heard((DECLINED, 5), (said, 7)).instead(INQUIRE, SILENCE) == DECLINED
+    assert heard((said, 5)).success(INQUIRE) is None
+
+
+@pytest.mark.parametrize("outcome", ["declined", "pending", "not_found"])
+def test_no_more_is_kept_of_a_word_than_its_record_would_keep(outcome: str) -> None:
+    """A gateway's answer may be 64 KiB, and thousands are kept. The result is the same."""
+    said = GatewayAnswer(
+        outcome=outcome,
+        gateway_reference="x" * 20_000,
+        gateway_code="y" * 40_000,
+        code="z" * 1_000,
+        next_action_url="https://" + "u" * 10_000,
+    )
+    kept = heard((said, 5))
+    assert sum(len(str(word)) for word in kept._words.values()) < 1_500
+    if outcome == "declined":
+        told = result_of(INQUIRE, kept.instead(INQUIRE, SILENCE), 7)
+        assert told == replace(result_of(INQUIRE, said, 7), next_action_url=None)
+
+
 def test_the_oldest_words_go_first() -> None:
     """Memory is bounded; whose word is gone is asked about again."""
     kept = heard(words_max=2)
