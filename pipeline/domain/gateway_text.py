@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.answer import SUCCEEDED, UNKNOWN
+from pipeline.domain.answer import SUCCEEDED, UNKNOWN, GatewayAnswer
 from pipeline.domain.card_numbers import mask_card_number_start
 from pipeline.domain.model import GatewayNotification, GatewayResult
 
@@ -30,6 +30,20 @@ REFERENCE_TOO_LONG: Final = "reference_too_long"
 def kept_text(text: str) -> str:
     """As much of a gateway's text as a record keeps, whether it answered or told by itself."""
     return mask_card_number_start(text, GATEWAY_TEXT_LENGTH_MAX)
+
+
+def kept_answer(answer: GatewayAnswer) -> GatewayAnswer:
+    """The answer as far as its record will keep it, but for where the customer would be sent."""
+    reference, code, theirs = answer.gateway_reference, answer.code, answer.gateway_code
+    if reference is not None and len(reference) > GATEWAY_TEXT_LENGTH_MAX:
+        reference = None
+    return replace(
+        answer,
+        gateway_reference=reference,
+        code=code and code[:CODE_LENGTH_MAX],
+        gateway_code=theirs and kept_text(theirs),
+        next_action_url=None,
+    )
 
 
 def kept_result(result: GatewayResult) -> GatewayResult:

@@ -84,6 +84,8 @@ class Calls:
         self._open: dict[str, dict[Call, None]] = {name: {} for name in gateways}
         self._parked: dict[Call, None] = {}
         self._heard = Heard()
+        # Questions that have not really ended, by the key that they ask about.
+        self._questions: dict[str, dict[Call, None]] = {}
         self._swept_s = 0.0
         self._wakes: dict[str, asyncio.TimerHandle] = {}
         self._finished: deque[Call] = deque()
@@ -111,6 +113,8 @@ class Calls:
     def keep_only(self, partitions: Set[int]) -> None:
         """Forget what was heard of payments of all other partitions, and keep nothing of what is
         still to be heard: they were another worker's, or may be now."""
+        if self._failure is not None:
+            raise self._failure
         self._loop.call_soon_threadsafe(self._run_or_fail, self._forget_others, partitions)
 
     def take_finished(self) -> list[Call]:
@@ -195,6 +199,9 @@ class Calls:
                 if heard is not None:
                     self._answer(call, heard)
                     continue
+                self._questions.setdefault(call.request.idempotency_key, {})[call] = None
+            elif call.request.try_number > 1:
+                self._forget_before(call.request)
             call.handed_s = now_s
             waiting.append(call)
             touched[call.request.gateway] = None
@@ -245,6 +252,7 @@ class Calls:
 
     def _answer(self, call: Call, answer: GatewayAnswer) -> None:
         """The end of a call that was not made."""
+        self._is_over(call)
         call.answer = answer
         self._finished.append(call)
         self._arrived.set()
@@ -267,12 +275,25 @@ class Calls:
             self.gate.ended(call.permit, answer)
         if call.answer is not None and call.request.kind == INQUIRE and call.keeps:
             self._heard.keep(call.request, answer, call.appended_at_ms, call.partition)
+        self._is_over(call)
         self._end(call, answer)
         self._fill(call.request.gateway)
 
+    def _is_over(self, call: Call) -> None:
+        """Nothing is to be heard of it any more."""
+        asking = self._questions.get(call.request.idempotency_key)
+        if asking is not None and asking.pop(call, call) is None and not asking:
+            del self._questions[call.request.idempotency_key]
+
+    def _forget_before(self, request: PaymentRequest) -> None:
+        """It is sent again: no question of before says anything of it, whatever clocks say."""
+        self._heard.forget(request)
+        for call in self._questions.get(request.idempotency_key, ()):
+            call.keeps = False
+
     def _forget_others(self, partitions: Set[int]) -> None:
         self._heard.keep_only(partitions)
-        for call in chain(self._parked, *self._open.values(), *self._waiting.values()):
+        for call in chain.from_iterable(self._questions.values()):
             call.keeps = call.keeps and call.partition in partitions
 
     def _end(self, call: Call, answer: GatewayAnswer) -> None:

@@ -3,16 +3,20 @@
 A gateway that looks up slowly, beside calls that hang, would never be heard otherwise: each
 question is given up before its answer comes. What may be made of a late word:
 
-- ``succeeded`` stays true. It is the next question's answer, and nobody is asked.
+- ``succeeded`` stays true of a charge, an authorization, a capture or a void. It is the next
+  question's answer, and nobody is asked. A refund may come back after it, so of one the gateway is
+  asked again as below, and the success counts where no newer word says so.
 - ``declined`` and ``not_found`` are said of their moment, so the gateway is asked again and a newer
   word counts instead. Only where that question gets no answer either is the earlier word taken: a
   decline as what it is, final for its key; "not found" beside the answer "unknown", with the time
   at which it was asked, since it proves something only of what was sent long before that.
-- ``pending`` is not kept. It may ask the customer for something, or say that nobody does any more,
-  and a notice may have said otherwise since.
+- ``pending`` is kept only against what was asked before it. It may ask the customer for something,
+  or say that nobody does any more, and a notice may have said otherwise since.
 
 The time is the append time of the question's request: by the brokers' clock, and surely before the
-gateway looked. All of it is memory of one worker. Another one asks for itself.
+gateway looked. Clocks differ, so when an operation is sent again, all that was heard before of its
+key is forgotten: both come through the same partition, in the order in which they were decided.
+All of it is memory of one worker. Another one asks for itself.
 """
 
 from __future__ import annotations
@@ -23,12 +27,23 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pipeline.domain.answer import DECLINED, NOT_FOUND, SUCCEEDED, UNKNOWN, GatewayAnswer
+from pipeline.domain.answer import (
+    DECLINED,
+    NOT_FOUND,
+    PENDING,
+    SUCCEEDED,
+    UNKNOWN,
+    GatewayAnswer,
+)
+from pipeline.domain.gateway_text import kept_answer
+from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
 
-# Words that nobody has asked for yet, some hundred bytes each; the oldest go first. Whose word is
-# gone is asked about again.
+# Words that nobody has asked for yet, about a kilobyte each at most; the oldest go first. Whose word
+# is gone is asked about again.
 HEARD_MAX: Final = 10_000
+
+_KEPT: Final = frozenset({SUCCEEDED, DECLINED, NOT_FOUND, PENDING})
 
 _Asked = tuple[str, str]
 
@@ -55,25 +70,26 @@ class Heard:
         self, request: PaymentRequest, answer: GatewayAnswer, asked_at_ms: int, partition: int
     ) -> None:
         """Remember what a question heard that had been given up. Questions may end in another
-        order than they were asked in: the word of the later one counts, but for a success."""
-        if answer.outcome == UNKNOWN:
+        order than they were asked in, and which word counts is told by when they were asked."""
+        answer = kept_answer(answer)
+        if answer.outcome not in _KEPT or (
+            answer.outcome == SUCCEEDED and not answer.gateway_reference
+        ):
+            # A success that cannot be booked is none, and must not displace what is known.
             return
         asked = _asked(request)
         known = self._words.get(asked)
-        if (
-            answer.outcome != SUCCEEDED
-            and known is not None
-            and (known.answer.outcome == SUCCEEDED or known.asked_at_ms > asked_at_ms)
-        ):
+        if known is not None and not _counts_instead(answer, asked_at_ms, known):
             return
         self._words.pop(asked, None)
-        if answer.outcome in (SUCCEEDED, DECLINED, NOT_FOUND):
-            self._words[asked] = Word(answer, asked_at_ms, partition)
-            while len(self._words) > self._words_max:
-                self._words.pop(next(iter(self._words)))
+        self._words[asked] = Word(answer, asked_at_ms, partition)
+        while len(self._words) > self._words_max:
+            self._words.pop(next(iter(self._words)))
 
     def success(self, request: PaymentRequest) -> GatewayAnswer | None:
         """The answer of a question that need not be asked, because an earlier one succeeded."""
+        if request.operation_kind == REFUND:
+            return None
         word = self._words.get(_asked(request))
         if word is None or word.answer.outcome != SUCCEEDED:
             return None
@@ -87,17 +103,30 @@ class Heard:
             return answer
         if word.answer.outcome == SUCCEEDED:
             return word.answer
-        if answer.outcome != UNKNOWN:
+        if answer.outcome != UNKNOWN or word.answer.outcome == PENDING:
             return answer
         if word.answer.outcome == NOT_FOUND:
             return replace(answer, not_found_asked_at_ms=max(0, word.asked_at_ms))
         return word.answer
+
+    def forget(self, request: PaymentRequest) -> None:
+        """The operation is sent again: what was said of it before is of another time."""
+        self._words.pop((request.idempotency_key, request.kind), None)
 
     def keep_only(self, partitions: Set[int]) -> None:
         """Forget what was asked for all others: somebody else asks there now, or has since."""
         self._words = {
             asked: word for asked, word in self._words.items() if word.partition in partitions
         }
+
+
+def _counts_instead(answer: GatewayAnswer, asked_at_ms: int, known: Word) -> bool:
+    """Whether a word that comes now counts instead of the known one: the later question's. An
+    earlier success is undone by a decline only (a refund that came back), so a later one counts."""
+    is_later = asked_at_ms >= known.asked_at_ms
+    if answer.outcome == SUCCEEDED:
+        return is_later or known.answer.outcome != DECLINED
+    return is_later and (known.answer.outcome != SUCCEEDED or answer.outcome == DECLINED)
 
 
 def _asked(request: PaymentRequest) -> _Asked:

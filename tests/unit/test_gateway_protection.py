@@ -322,6 +322,7 @@ def hear(calls: Calls) -> None:
         return not calls._parked
 
     wait_until(has_ended, 10, "they have really ended")
+    look(calls)  # after the loop has been told of it
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "declined", "not_found"])
@@ -365,6 +366,29 @@ def test_nothing_is_kept_of_questions_whose_partition_has_gone() -> None:
             hear(calls)
 
 
+@pytest.mark.parametrize("heard_before", [True, False], ids=["heard before", "heard after"])
+def test_nothing_is_kept_of_questions_of_before_the_operation_was_sent_again(
+    heard_before: bool,
+) -> None:
+    """The time of a question is a broker's: were its clock ahead, "not found" of before a resend
+    would prove that the resend did not happen, and another gateway would charge as well."""
+    gateway = SlowToLookUp("a", answer=GatewayAnswer(outcome="not_found"))
+    ours = replace(request("a"), kind="inquire", try_number=2)
+    with running(gateway, gate=NobodyWaits([A, B])) as calls:
+        assert answer_to(calls, ours, 2**60).not_found_asked_at_ms == 0
+        if heard_before:
+            hear(calls)
+        calls.start([Call(None, replace(request("a"), try_number=3), 2**62, partition=0)])
+        finished(calls, lambda found: bool(found))
+        hear(calls)
+        later = replace(ours, try_number=4)
+        assert answer_to(calls, later, 3_000).not_found_asked_at_ms == 0
+        hear(calls)
+        assert answer_to(calls, later, 4_000).not_found_asked_at_ms == 3_000
+        hear(calls)
+        assert not calls._questions, "nothing is left of questions that have ended"
+
+
 def test_a_look_at_open_calls_that_ends_none_wakes_nobody() -> None:
     """The loop of the worker waits for calls that have ended, and not for each look at them."""
     with running(FakeGateway("a", hangs=True), soft_deadline_s=3_600) as calls:
@@ -392,6 +416,9 @@ def test_a_fault_in_the_gate_ends_the_worker() -> None:
             wait_until(looked_at, 10, "the fault is told")
         with pytest.raises(OverflowError, match="a fault of ours"):
             calls.start([Call(None, request("a"), 2**62)])
+        calls._thread.join(10)
+        with pytest.raises(OverflowError, match="a fault of ours"):
+            calls.keep_only({0})
 
 
 def slow_calls(protection: Protection, clock: Clock, open_ms: int) -> list[Permit]:

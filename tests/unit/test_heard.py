@@ -10,11 +10,12 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.records import to_record
 from pipeline.processors.gateway import result_of
 from pipeline.runtime.heard import Heard
-from tests.unit.test_processors_gateway import INQUIRE
+from tests.unit.test_processors_gateway import CHARGE, INQUIRE
 
 SUCCEEDED = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
 DECLINED = GatewayAnswer(outcome="declined", code="do_not_honor")
 NOT_FOUND = GatewayAnswer(outcome="not_found")
+RETURNED = GatewayAnswer(outcome="declined", code="returned", gateway_reference="re")
 PENDING = GatewayAnswer(outcome="pending", code="customer_action_required")
 SILENCE = GatewayAnswer(outcome="unknown", code="soft_deadline")
 
@@ -28,12 +29,23 @@ def heard(*words: tuple[GatewayAnswer, int], partition: int = 0, words_max: int 
 
 
 def test_a_success_spares_the_next_question_and_nothing_else_does() -> None:
-    """It stays true. Everything else is said of its moment, and the gateway is asked again."""
+    """It stays true of a charge. All else is said of its moment, and the gateway is asked again."""
     kept = heard((SUCCEEDED, 5))
     assert kept.success(INQUIRE) == SUCCEEDED
     assert kept.success(INQUIRE) is None, "once"
     assert heard((DECLINED, 5)).success(INQUIRE) is None
     assert heard((NOT_FOUND, 5)).success(INQUIRE) is None
+
+
+def test_a_refund_is_asked_about_again_though_it_succeeded() -> None:
+    """It may have come back meanwhile, and the next question may be an hour after the word."""
+    refund = replace(INQUIRE, operation_kind="refund")
+    kept = Heard()
+    kept.keep(refund, SUCCEEDED, 5, 0)
+    assert kept.success(refund) is None, "the gateway is asked"
+    assert kept.instead(refund, RETURNED) == RETURNED
+    kept.keep(refund, SUCCEEDED, 5, 0)
+    assert kept.instead(refund, SILENCE) == SUCCEEDED, "it says nothing newer"
 
 
 @pytest.mark.parametrize(
@@ -44,15 +56,21 @@ def test_a_success_spares_the_next_question_and_nothing_else_does() -> None:
         ([(PENDING, 5)], SILENCE),
         ([(SILENCE, 5)], SILENCE),
         ([], SILENCE),
-        # The later question's word counts, whichever came first, and a success before all.
+        # The later question's word counts, whichever came first; a success before all but a decline
+        # of after it.
         ([(NOT_FOUND, 5), (DECLINED, 7)], DECLINED),
         ([(DECLINED, 7), (NOT_FOUND, 5)], DECLINED),
         ([(NOT_FOUND, 9), (NOT_FOUND, 5)], replace(SILENCE, not_found_asked_at_ms=9)),
         ([(NOT_FOUND, 5), (PENDING, 7)], SILENCE),
+        ([(PENDING, 7), (NOT_FOUND, 5)], SILENCE),
+        ([(PENDING, 7), (DECLINED, 5)], SILENCE),
         ([(PENDING, 5), (NOT_FOUND, 7)], replace(SILENCE, not_found_asked_at_ms=7)),
         ([(NOT_FOUND, 5), (SILENCE, 7)], replace(SILENCE, not_found_asked_at_ms=5)),
         ([(SUCCEEDED, 5), (NOT_FOUND, 7)], SUCCEEDED),
         ([(NOT_FOUND, 7), (SUCCEEDED, 5)], SUCCEEDED),
+        ([(SUCCEEDED, 5), (RETURNED, 7)], RETURNED),
+        ([(RETURNED, 7), (SUCCEEDED, 5)], RETURNED),
+        ([(RETURNED, 5), (SUCCEEDED, 7)], SUCCEEDED),
         # When it was asked is not known, so it can prove nothing.
         ([(NOT_FOUND, 0)], SILENCE),
         ([(NOT_FOUND, -1)], SILENCE),
@@ -103,6 +121,15 @@ def test_what_was_heard_goes_with_its_partition() -> None:
     assert kept.instead(INQUIRE, SILENCE) == SILENCE
 
 
+def test_what_was_heard_is_forgotten_when_the_operation_is_sent_again() -> None:
+    """Of all questions about that key, and of no other."""
+    kept = heard((DECLINED, 5))
+    kept.forget(replace(CHARGE, idempotency_key="other"))
+    assert len(kept) == 1
+    kept.forget(CHARGE)
+    assert kept.instead(INQUIRE, SILENCE) == SILENCE
+
+
 def test_the_way_of_an_order_tells_what_an_earlier_question_heard() -> None:
     """Otherwise a resend would follow upon nothing but silence."""
     result = replace(
@@ -112,6 +139,33 @@ def test_the_way_of_an_order_tells_what_an_earlier_question_heard() -> None:
     assert describe("gateway-results", to_record(result)).startswith(
         "inquire at simulator: unknown, soft_deadline, an earlier question: not found, "
     )
+
+
+@pytest.mark.parametrize("reference", [None, "", "x" * 256])
+def test_a_success_that_cannot_be_booked_is_not_kept(reference: str | None) -> None:
+    """It would be told as unknown, in place of what the next question is answered in time."""
+    said = replace(SUCCEEDED, gateway_reference=reference)
+    for answer in (PENDING, NOT_FOUND):
+        assert heard((said, 5)).instead(INQUIRE, answer) == answer
+    assert heard((DECLINED, 5), (said, 7)).instead(INQUIRE, SILENCE) == DECLINED
+    assert heard((said, 5)).success(INQUIRE) is None
+
+
+@pytest.mark.parametrize("outcome", ["declined", "pending", "not_found"])
+def test_no_more_is_kept_of_a_word_than_its_record_would_keep(outcome: str) -> None:
+    """A gateway's answer may be 64 KiB, and thousands are kept. The result is the same."""
+    said = GatewayAnswer(
+        outcome=outcome,
+        gateway_reference="x" * 20_000,
+        gateway_code="y" * 40_000,
+        code="z" * 1_000,
+        next_action_url="https://" + "u" * 10_000,
+    )
+    kept = heard((said, 5))
+    assert sum(len(str(word)) for word in kept._words.values()) < 1_500
+    if outcome == "declined":
+        told = result_of(INQUIRE, kept.instead(INQUIRE, SILENCE), 7)
+        assert told == replace(result_of(INQUIRE, said, 7), next_action_url=None)
 
 
 def test_the_oldest_words_go_first() -> None:
