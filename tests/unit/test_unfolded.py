@@ -34,7 +34,8 @@ def written() -> dict[str, tuple[RecordBatch, int]]:
     for codec in CODECS:
         cluster.create_topic(codec)
         config = {"bootstrap.servers": cluster.bootstrap_servers, "compression.type": codec}
-        producer = Producer({**config, "linger.ms": 500})
+        producer = Producer({**config, "linger.ms": 30_000})
+        # All of them in one batch: a flush does not wait for the linger.
         for value in values:
             producer.produce(codec, value, partition=0)
         assert producer.flush(30) == 0
