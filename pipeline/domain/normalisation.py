@@ -82,6 +82,9 @@ STANDARD: Final[Mapping[str, Standard]] = {
     # Nothing is certain.
     "timeout": Standard(_INQUIRE, "no answer within the deadline"),
     "soft_deadline": Standard(_INQUIRE, "the call outlived its deadline and was parked"),
+    "heard_pending": Standard(
+        _INQUIRE, "no answer in time, but an earlier question heard too late that it is pending"
+    ),
     "connection_lost": Standard(_INQUIRE, "the connection broke after the first byte"),
     "gateway_error": Standard(_INQUIRE, "a 5xx, or something not in the gateway's contract"),
     "in_progress": Standard(_INQUIRE, "the gateway is busy with the same key"),

@@ -82,7 +82,9 @@ COMMANDED_ATTEMPTS_MAX: Final = 40
 # Codes of an attempt whose gateway said that it has it and is not done.
 PENDING_CODE: Final = "pending"
 CUSTOMER_ACTION_REQUIRED: Final = "customer_action_required"
-PENDING_CODES: Final = frozenset({PENDING_CODE, CUSTOMER_ACTION_REQUIRED})
+# It said so to a question that nobody waited for any more, and nothing newer is known.
+HEARD_PENDING: Final = "heard_pending"
+PENDING_CODES: Final = frozenset({PENDING_CODE, CUSTOMER_ACTION_REQUIRED, HEARD_PENDING})
 
 
 def stepped(

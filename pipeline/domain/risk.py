@@ -42,6 +42,8 @@ IDENTITIES: Final = (CARD, CUSTOMER, MERCHANT)
 
 # Put before a rule's name where it becomes the reason of a rejection.
 REASON_PREFIX: Final = "risk_"
+# Reason of a review without counts or without a permit.
+COUNTS_MISSING: Final = "risk_counts_missing"
 
 
 class Rule(Struct, frozen=True, kw_only=True):

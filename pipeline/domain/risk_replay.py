@@ -18,10 +18,11 @@ from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
 from pipeline.domain.lifecycle import CANCELLED, EXPIRED, REJECTED, RISK_REVIEW
-from pipeline.domain.model import Order, Payment, RiskCheck, RiskCounted, RiskVelocity
+from pipeline.domain.model import Attempt, Order, Payment, RiskCheck, RiskCounted, RiskVelocity
 from pipeline.domain.risk import (
     ALLOW,
     COUNTING,
+    COUNTS_MISSING,
     REASON_PREFIX,
     REJECT,
     REVIEW,
@@ -40,6 +41,9 @@ _SWEEP_ORDERS: Final = 50_000
 
 _NOT_ASSESSED: Final = "not_assessed"
 _UNKNOWN: Final = "unknown"
+
+# In review for want of counts or of its card's permit: no rule has to have asked for that.
+_COUNTS_MISSING: Final = "counts_missing"
 
 # How a review ended, or that it has not.
 WAITING: Final = "waiting"
@@ -60,12 +64,15 @@ class Outcome(Struct, frozen=True, gc=False):
     cancelled_before: bool = False
     # How the order's own review ended; "" where it was in none.
     review: str = ""
+    # It was there for want of counts or of a permit, as far as the payment still says so.
+    counts_missing: bool = False
 
     @property
     def decision(self) -> str:
-        """What risk made of it: allow, review or reject; not_assessed where it was never asked."""
+        """What risk made of it: allow, review or reject; counts_missing where it was in review for
+        want of them; not_assessed where it was never asked."""
         if self.review:
-            return REVIEW
+            return _COUNTS_MISSING if self.counts_missing else REVIEW
         if self.status == "rejected":
             is_risk = (self.reason or "").startswith(REASON_PREFIX)
             return REJECT if is_risk else _NOT_ASSESSED
@@ -83,6 +90,7 @@ def outcome_of(payment: Payment) -> Outcome:
         payment.disputed_minor + payment.charged_back_minor,
         _cancelled_before(payment),
         _review(payment),
+        _counts_missing(payment),
     )
 
 
@@ -97,8 +105,26 @@ def _review(payment: Payment) -> str:
     if payment.status == CANCELLED and not payment.attempts:
         # Whatever else is cancelled before an attempt is begun has no decision of risk.
         return "" if _cancelled_before(payment) else ENDED_BY_CANCEL
-    own = (each for each in payment.attempts if each.operation_id == payment.order_id)
+    own = _own_attempts(payment)
+    untried = not any(each.tries for each in payment.attempts)
+    if payment.status == CANCELLED and untried and own and own[-1].code == COUNTS_MISSING:
+        # In review because the permit of its card had not come, so nothing was ever sent.
+        return ENDED_BY_CANCEL
     return APPROVED if any(each.approval is not None for each in own) else ""
+
+
+def _counts_missing(payment: Payment) -> bool:
+    """Whether the order's first review was for want of counts or of its permit. Of counts it is
+    known only while the order is in review."""
+    own = _own_attempts(payment)
+    if own:
+        return own[0].approval is None and own[0].code == COUNTS_MISSING
+    return payment.status == RISK_REVIEW and payment.reason == COUNTS_MISSING
+
+
+def _own_attempts(payment: Payment) -> list[Attempt]:
+    """Of the order itself, not of its captures, refunds and retries."""
+    return [each for each in payment.attempts if each.operation_id == payment.order_id]
 
 
 def _cancelled_before(payment: Payment) -> bool:

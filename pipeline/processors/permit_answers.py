@@ -23,15 +23,13 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.model import Attempt, Payment, RiskResult
 from pipeline.domain.payment import charge_deadline_ms, decision, request_of, stepped, timer_of
 from pipeline.domain.policy import Policy
+from pipeline.domain.risk import COUNTS_MISSING
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.decided import with_refused_approval
 from pipeline.processors.failures import gave_up
 from pipeline.processors.permits import GIVEN, attempt_key, told_again
 from pipeline.processors.retries import REVIEW_ENDS
-
-# Reason of a review without counts or without a permit.
-COUNTS_MISSING: Final = "risk_counts_missing"
 
 STALE_RISK_RESULT: Final = "stale_risk_result"
 

@@ -27,6 +27,7 @@ from pipeline.domain.model import Payment, PaymentCommand, RiskResult
 from pipeline.domain.payment import decision, followed, moved, timer_of, told
 from pipeline.domain.policy import Policy
 from pipeline.domain.risk import (
+    COUNTS_MISSING,
     REJECT,
     REVIEW,
     Assessment,
@@ -40,7 +41,6 @@ from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED, PAY_BEFORE_MU
 from pipeline.processors.commands import decide_retry, start_charge, with_waiting_commands
 from pipeline.processors.letters import LETTER_OF_NO_PAYMENT, letter_told
 from pipeline.processors.permit_answers import (
-    COUNTS_MISSING,
     STALE_RISK_RESULT,
     answer_permit,
     permit_missing,

@@ -53,6 +53,7 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.lifecycle import PENDING as ATTEMPT_PENDING
 from pipeline.domain.model import Attempt, GatewayResult, Payment, PaymentDue, PaymentRequest
 from pipeline.domain.payment import (
+    HEARD_PENDING,
     INQUIRE,
     INQUIRY,
     PENDING_CODES,
@@ -282,6 +283,8 @@ def _inquiry_answered(
     if result.code in NOT_CALLED_CODES:
         # Nobody was asked, so this was no question; else an outage would use them up.
         attempt = replace(attempt, inquiries=attempt.inquiries - 1)
+    if result.code == HEARD_PENDING and attempt.code not in PENDING_CODES:
+        attempt = replace(attempt, code=HEARD_PENDING)
     known_pending = attempt.code in PENDING_CODES
     asked_for_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
     if is_reversal(attempt):

@@ -10,8 +10,10 @@ question is given up before its answer comes. What may be made of a late word:
   word counts instead. Only where that question gets no answer either is the earlier word taken: a
   decline as what it is, final for its key; "not found" beside the answer "unknown", with the time
   at which it was asked, since it proves something only of what was sent long before that.
-- ``pending`` is kept only against what was asked before it. It may ask the customer for something,
-  or say that nobody does any more, and a notice may have said otherwise since.
+- ``pending`` says that the gateway has it, which no "not found" undoes: told as the code of the
+  answer "unknown", it is asked about for as long as what is pending. Nothing else of it is told: it
+  may ask the customer for something, or say that nobody does any more, and a notice may have said
+  otherwise since.
 
 The time is the append time of the question's request: by the brokers' clock, and surely before the
 gateway looked. Clocks differ, so when an operation is sent again, all that was heard before of its
@@ -36,11 +38,13 @@ from pipeline.domain.answer import (
     GatewayAnswer,
 )
 from pipeline.domain.gateway_text import kept_answer
+from pipeline.domain.health import NOT_CALLED_CODES
 from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
+from pipeline.domain.payment import HEARD_PENDING
 
-# Words that nobody has asked for yet, about a kilobyte each at most; the oldest go first. Whose word
-# is gone is asked about again.
+# Words that nobody has asked for yet, a kilobyte each at most; the oldest go first. Whose word is
+# gone is asked about again.
 HEARD_MAX: Final = 10_000
 
 _KEPT: Final = frozenset({SUCCEEDED, DECLINED, NOT_FOUND, PENDING})
@@ -103,7 +107,13 @@ class Heard:
             return answer
         if word.answer.outcome == SUCCEEDED:
             return word.answer
-        if answer.outcome != UNKNOWN or word.answer.outcome == PENDING:
+        if word.answer.outcome == PENDING and answer.outcome in (UNKNOWN, NOT_FOUND):
+            if answer.code in NOT_CALLED_CODES:
+                # The gateway did not look, so this was no question.
+                self._words[_asked(request)] = word
+                return answer
+            return replace(answer, outcome=UNKNOWN, code=HEARD_PENDING)
+        if answer.outcome != UNKNOWN:
             return answer
         if word.answer.outcome == NOT_FOUND:
             return replace(answer, not_found_asked_at_ms=max(0, word.asked_at_ms))
@@ -126,6 +136,8 @@ def _counts_instead(answer: GatewayAnswer, asked_at_ms: int, known: Word) -> boo
     is_later = asked_at_ms >= known.asked_at_ms
     if answer.outcome == SUCCEEDED:
         return is_later or known.answer.outcome != DECLINED
+    if {answer.outcome, known.answer.outcome} == {PENDING, NOT_FOUND}:
+        return answer.outcome == PENDING
     return is_later and (known.answer.outcome != SUCCEEDED or answer.outcome == DECLINED)
 
 

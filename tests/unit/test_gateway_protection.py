@@ -49,8 +49,10 @@ def gate(*profiles: GatewayProfile, clock: Clock, **more: Any) -> Protection:
     return Protection(profiles, now_ms=clock, **more)
 
 
-def permitted(protection: Protection, gateway: str = "a", waited_ms: float = 0) -> Permit:
-    said = protection.ask(gateway, "charge", waited_ms)
+def permitted(
+    protection: Protection, gateway: str = "a", waited_ms: float = 0, kind: str = "charge"
+) -> Permit:
+    said = protection.ask(gateway, kind, waited_ms)
     assert isinstance(said, Permit), said
     return said
 
@@ -601,6 +603,27 @@ def test_beside_a_call_that_hangs_others_need_not_be_as_unusual() -> None:
     assert waited_for_ms(protection, "inquire") == 4_000
     protection.ended(hanging, DEAD)
     assert waited_for_ms(protection) == 4_000
+
+
+@pytest.mark.parametrize(
+    ("answers", "given_up_ms"), [(0, 5_000), (1, 2_500), (9, 2_500), (10, 1_000)]
+)
+def test_a_question_of_few_is_given_up_when_its_silence_is_noticed(
+    answers: int, given_up_ms: int
+) -> None:
+    """As the routing document says: later than one of many, and at `slow_ms` only where the gateway
+    has answered none."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a"), B, clock=clock)
+    for _ in range(answers):
+        quick = permitted(protection, kind="inquire")
+        clock.ms += 100
+        protection.ended(quick, WELL)
+    question = permitted(protection, kind="inquire")
+    began_ms = clock.ms
+    while not protection.is_slow(question, clock.ms - began_ms):
+        clock.ms += 50
+    assert clock.ms - began_ms == given_up_ms
 
 
 def test_a_gateway_that_is_back_keeps_nobody_waiting_for_the_room_of_calls_that_hang() -> None:

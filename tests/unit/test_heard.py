@@ -18,6 +18,8 @@ NOT_FOUND = GatewayAnswer(outcome="not_found")
 RETURNED = GatewayAnswer(outcome="declined", code="returned", gateway_reference="re")
 PENDING = GatewayAnswer(outcome="pending", code="customer_action_required")
 SILENCE = GatewayAnswer(outcome="unknown", code="soft_deadline")
+# Nothing of what it was said with, as an address for the customer: that may be an old word.
+HEARD_PENDING = replace(SILENCE, code="heard_pending")
 
 
 def heard(*words: tuple[GatewayAnswer, int], partition: int = 0, words_max: int = 10) -> Heard:
@@ -37,6 +39,14 @@ def test_a_success_spares_the_next_question_and_nothing_else_does() -> None:
     assert heard((NOT_FOUND, 5)).success(INQUIRE) is None
 
 
+def test_a_question_at_which_the_gateway_did_not_look_is_none() -> None:
+    """Told as heard, it would count as one of those that are asked at most."""
+    kept = heard((PENDING, 5))
+    limited = GatewayAnswer(outcome="unknown", code="rate_limited", retry_after_ms=1_000)
+    assert kept.instead(INQUIRE, limited) == limited
+    assert kept.instead(INQUIRE, SILENCE) == HEARD_PENDING, "still there"
+
+
 def test_a_refund_is_asked_about_again_though_it_succeeded() -> None:
     """It may have come back meanwhile, and the next question may be an hour after the word."""
     refund = replace(INQUIRE, operation_kind="refund")
@@ -53,7 +63,7 @@ def test_a_refund_is_asked_about_again_though_it_succeeded() -> None:
     [
         ([(DECLINED, 5)], DECLINED),
         ([(NOT_FOUND, 5)], replace(SILENCE, not_found_asked_at_ms=5)),
-        ([(PENDING, 5)], SILENCE),
+        ([(PENDING, 5)], HEARD_PENDING),
         ([(SILENCE, 5)], SILENCE),
         ([], SILENCE),
         # The later question's word counts, whichever came first; a success before all but a decline
@@ -61,10 +71,13 @@ def test_a_refund_is_asked_about_again_though_it_succeeded() -> None:
         ([(NOT_FOUND, 5), (DECLINED, 7)], DECLINED),
         ([(DECLINED, 7), (NOT_FOUND, 5)], DECLINED),
         ([(NOT_FOUND, 9), (NOT_FOUND, 5)], replace(SILENCE, not_found_asked_at_ms=9)),
-        ([(NOT_FOUND, 5), (PENDING, 7)], SILENCE),
-        ([(PENDING, 7), (NOT_FOUND, 5)], SILENCE),
-        ([(PENDING, 7), (DECLINED, 5)], SILENCE),
-        ([(PENDING, 5), (NOT_FOUND, 7)], replace(SILENCE, not_found_asked_at_ms=7)),
+        ([(NOT_FOUND, 5), (PENDING, 7)], HEARD_PENDING),
+        ([(PENDING, 7), (NOT_FOUND, 5)], HEARD_PENDING),
+        ([(PENDING, 7), (DECLINED, 5)], HEARD_PENDING),
+        # Known once, it is not unknown again to a lookup that lags.
+        ([(PENDING, 5), (NOT_FOUND, 7)], HEARD_PENDING),
+        ([(NOT_FOUND, 7), (PENDING, 5)], HEARD_PENDING),
+        ([(PENDING, 5), (DECLINED, 7)], DECLINED),
         ([(NOT_FOUND, 5), (SILENCE, 7)], replace(SILENCE, not_found_asked_at_ms=5)),
         ([(SUCCEEDED, 5), (NOT_FOUND, 7)], SUCCEEDED),
         ([(NOT_FOUND, 7), (SUCCEEDED, 5)], SUCCEEDED),
@@ -100,6 +113,9 @@ def test_a_gateway_that_has_found_it_once_has_it() -> None:
     "not found" could let another gateway charge the customer as well."""
     for answer in (NOT_FOUND, PENDING):
         assert heard((SUCCEEDED, 5)).instead(INQUIRE, answer) == SUCCEEDED
+    assert heard((PENDING, 5)).instead(INQUIRE, NOT_FOUND) == replace(
+        NOT_FOUND, outcome="unknown", code="heard_pending"
+    )
     returned = GatewayAnswer(outcome="declined", code="returned")
     assert heard((SUCCEEDED, 5)).instead(INQUIRE, returned) == returned, "what came after it"
 

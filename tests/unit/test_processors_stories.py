@@ -500,6 +500,30 @@ def test_an_earlier_not_found_proves_nothing_beside_a_newer_word() -> None:
     assert result_of(charge, not_found_then(5), NOW).not_found_asked_at_ms == 0
 
 
+def test_what_was_heard_to_be_pending_is_asked_about_for_as_long_as_what_is_pending() -> None:
+    """Known to the gateway, it is never given up. Where the customer stands it does not say, and
+    neither silence nor "not found" says anything else."""
+    flow = started(replace(TWO_GATEWAYS, inquiry_max=3))
+    flow.answer(TIMED_OUT)
+    asked = 0
+    while flow.now_ms < NOW + 300 * 60 * SECOND:
+        flow.advance(60 * SECOND)
+        if flow.open_requests:
+            asked += 1
+            # With the third question it would be left to a person.
+            silence = replace(TIMED_OUT, code="heard_pending" if asked == 3 else "soft_deadline")
+            flow.answer(NOT_FOUND if asked == 4 else silence)
+    payment = the_payment(flow)
+    assert asked > 4
+    assert (payment.status, payment.next_action_url) == ("outcome_unknown", None)
+    assert [(a.gateway, a.state) for a in payment.attempts] == [("simulator", "inquiry_waiting")]
+    while not flow.open_requests:
+        flow.advance(60 * SECOND)
+    assert flow.open_requests[0][1].kind == "inquire"
+    flow.answer(SUCCEEDED)
+    assert the_payment(flow).status == "captured"
+
+
 def test_a_gateway_without_idempotency_is_never_sent_the_same_twice() -> None:
     """What may have reached it is asked about; once proven not found another gateway is tried."""
     first = replace(POLICY.gateways[0], idempotent=False)

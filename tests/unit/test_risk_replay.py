@@ -223,6 +223,81 @@ def test_an_order_that_was_in_review_counts_as_one_however_that_ended(end: str) 
     assert f"  stays review             1 orders, GBP 20.00; reviews 1 {end}" in lines
 
 
+LARGE = (
+    "[[rule]]\nname='large'\ntype='amount'\naction='review'\ncurrency='GBP'\n"
+    "amount_minor_max=1000\n"
+)
+COUNTED = (
+    "[[rule]]\nname='v'\ntype='velocity'\naction='review'\nby='card'\nwindow_s=3600\ncount_max=5\n"
+)
+
+
+def uncounted(
+    text: str, amount_minor: int, before: list[PaymentCommand], after: list[PaymentCommand]
+) -> Replay:
+    """A replay of the rules in force: after these commands the risk stage is silent about an order,
+    which is in review for that; the others, or nothing in time, come there."""
+    rules = read_rules(text, "rules.toml")
+    policy = replace(POLICY, risk=rules, review_ms=5 * MINUTE, risk_answer_ms=MINUTE)
+    flow = FlowDriver(replace(policy, count_cards=text == LARGE), now_ms=NOW)
+    placed = order(1, amount_minor=amount_minor)
+    flow.order(placed)
+    for each in before:
+        flow.command(each)
+    flow.open_checks.clear()
+    flow.advance(3 * MINUTE)
+    payment = flow.payment("shop", "o-1")
+    assert payment is not None
+    assert (payment.status, payment.reason) == ("risk_review", "risk_counts_missing")
+    for each in after:
+        flow.command(each)
+    if not after:
+        flow.advance(20 * MINUTE)
+    return replayed(rules, flow.read(PAYMENTS, Payment), [(placed, NOW)], NOW)
+
+
+@pytest.mark.parametrize("end", [end for end in ENDS if end != "waiting"])
+def test_a_review_for_want_of_a_permit_is_told_apart_however_it_ended(end: str) -> None:
+    """No rule asked for it, so the rules in force would not allow what was held. Cancelled there it
+    was cancelled in review: the attempt that was made ready was never sent."""
+    replay = uncounted(LARGE, 500, [], ENDS[end])
+    assert changes(replay) == {("counts_missing", "allow"): 1}
+    assert replay.changes["counts_missing", "allow"].to_json()["reviews"] == {end: 1}
+
+
+def test_a_review_for_want_of_counts_is_told_apart_while_it_lasts() -> None:
+    """Its end takes its reason, and it is told as any review."""
+    rules = read_rules(COUNTED, "rules.toml")
+    flow = FlowDriver(replace(POLICY, risk=rules, risk_answer_ms=MINUTE), now_ms=NOW)
+    flow.order(order(1))
+    flow.advance(3 * MINUTE)
+    replay = replayed(rules, flow.read(PAYMENTS, Payment), [(order(1), NOW)], NOW)
+    assert changes(replay) == {("counts_missing", "allow"): 1}
+    assert changes(uncounted(COUNTED, 500, [], ENDS["denied"])) == {("review", "allow"): 1}
+
+
+def test_an_approval_that_came_to_nothing_is_not_how_the_review_ended() -> None:
+    """A rule asked, a person approved, the permit did not come, and it was cancelled in its second
+    review."""
+    cancel = command("cancel", "x-1", order_id="o-1", reason="changed their mind")
+    replay = uncounted(LARGE, 2_000, ENDS["approved"], [cancel])
+    assert changes(replay) == {("review", "review"): 1}
+    assert replay.changes["review", "review"].to_json()["reviews"] == {"cancelled": 1}
+
+
+def test_an_order_that_is_cancelled_while_its_permit_is_awaited_was_in_no_review() -> None:
+    """No rule asked for one, and the permit may still have come."""
+    rules = read_rules(LARGE, "rules.toml")
+    flow = FlowDriver(replace(POLICY, risk=rules, count_cards=True), now_ms=NOW)
+    flow.order(order(1))
+    for each in ENDS["cancelled"]:
+        flow.command(each)
+    assert [each.status for each in flow.read(PAYMENTS, Payment)][-1] == "cancelled"
+    replay = replayed(rules, flow.read(PAYMENTS, Payment), [(order(1), NOW)], NOW)
+    assert changes(replay) == {("allow", "allow"): 1}
+    assert replay.changes["allow", "allow"].to_json()["reviews"] == {}
+
+
 def test_a_review_of_a_retry_says_nothing_of_its_order() -> None:
     """The order was allowed, and its other card is held."""
     rules = read_rules(
