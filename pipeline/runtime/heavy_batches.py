@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from pipeline.broker_connection import BrokerConnection
 from pipeline.errors import UserError
@@ -104,13 +105,19 @@ class HeavyBatches:
         self._next.clear()
         self._refused.clear()
 
-    def look(self, consumer: Any, positions: Mapping[TopicPartitionKey, int]) -> None:
-        """Find those behind the committed positions of a new assignment."""
+    def look(self, positions: Mapping[TopicPartitionKey, int]) -> None:
+        """Find those behind the committed positions of a new assignment.
+
+        Asked within a rebalance callback, so the worker's consumer is not asked for the leaders:
+        its ``list_topics`` ends with the state of the call that the callback is in, and the process
+        aborts at the next callback of that call (confluent-kafka 2.16, ``CallState_get``).
+        """
         self.clear()
         if not self._servers:
             return
         try:
-            known = consumer.list_topics(timeout=REQUEST_TIMEOUT_S)
+            admin = AdminClient({**reaching(self._servers), "log_level": 0})
+            known = admin.list_topics(timeout=REQUEST_TIMEOUT_S)
             leaders: dict[int, dict[TopicPartitionKey, int]] = {}
             for (topic, number), position in positions.items():
                 leader = known.topics[topic].partitions[number].leader
@@ -121,7 +128,7 @@ class HeavyBatches:
         for leader, places in leaders.items():
             try:
                 address = known.brokers[leader]
-                broker = BrokerConnection(address.host, address.port, REQUEST_TIMEOUT_S)
+                broker = BrokerConnection(str(address.host), address.port, REQUEST_TIMEOUT_S)
                 try:
                     self._look(broker, places)
                 finally:

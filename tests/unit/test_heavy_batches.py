@@ -38,10 +38,10 @@ def consumer(cluster: MockCluster) -> Iterator[Consumer]:
     made.close()
 
 
-def looked(cluster: MockCluster, consumer: Consumer, position: int = 0) -> HeavyBatches:
+def looked(cluster: MockCluster, position: int = 0) -> HeavyBatches:
     heavy = HeavyBatches()
     heavy.open(cluster.bootstrap_servers, 0)
-    heavy.look(consumer, {TP: position})
+    heavy.look({TP: position})
     return heavy
 
 
@@ -75,7 +75,7 @@ def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind
     put(cluster, HEAVY, GZIP)
     put(cluster, HEAVY, GZIP)
     put(cluster, record_bytes(b"k", b"four"))
-    heavy = looked(cluster, consumer)
+    heavy = looked(cluster)
     assert heavy.begin(TP, 0) == 8
     assert heavy.has_ahead(TP)
     assert all_of(heavy) == [b"one", b"two", (2, 4), b"three", (6, 6), (7, 7)]
@@ -94,7 +94,7 @@ def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind
 def test_without_one_the_client_is_left_alone(cluster: MockCluster, consumer: Consumer) -> None:
     put(cluster, HEAVY, GZIP)
     put(cluster, record_bytes(b"k", b"one"))
-    heavy = looked(cluster, consumer, position=1)
+    heavy = looked(cluster, position=1)
     assert not heavy
     assert heavy.begin(TP, 1) == 1
 
@@ -105,7 +105,7 @@ def test_the_client_that_brings_asks_once(cluster: MockCluster, consumer: Consum
     for value in (b"one", b"two"):
         put(cluster, record_bytes(b"k", value))
     put(cluster, HEAVY, GZIP)
-    heavy = looked(cluster, consumer)
+    heavy = looked(cluster)
     client = heavy._client(len(record_bytes(b"k", b"one")) + 61)
     try:
         (message,) = heavy_batches._one_answer(client, TP, 0, 0.1)
@@ -117,7 +117,7 @@ def test_the_client_that_brings_asks_once(cluster: MockCluster, consumer: Consum
 
 def test_a_partition_that_is_not_wanted_waits(cluster: MockCluster, consumer: Consumer) -> None:
     put(cluster, HEAVY, GZIP)
-    heavy = looked(cluster, consumer)
+    heavy = looked(cluster)
     assert heavy.bring(lambda _tp: False) == []
     assert heavy.has_ahead(TP)
 
@@ -132,7 +132,7 @@ def test_a_broker_that_cannot_be_asked_keeps_nobody_from_working(
         raise OSError("nobody is there")
 
     monkeypatch.setattr(heavy_batches, "BrokerConnection", refused)
-    heavy = looked(cluster, consumer)
+    heavy = looked(cluster)
     assert heavy.begin(TP, 0) == 0
 
 
