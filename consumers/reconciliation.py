@@ -15,7 +15,8 @@ from sqlalchemy import Engine
 
 from pipeline.domain.breaks import LEDGER_DIFFERS, ReconciliationBreak
 from pipeline.domain.clearing import clearing_key
-from pipeline.domain.reconciliation_decisions import BankStatement
+from pipeline.domain.model import PaymentCommand
+from pipeline.domain.reconciliation_decisions import BankStatement, refund_command
 from pipeline.domain.reconciliation_rules import ReconciliationRules
 from pipeline.domain.records import clearing_from_record, settlement_from_record
 from pipeline.errors import UserError
@@ -40,6 +41,7 @@ from pipeline.ledger.reconciliation.intake import (
     stored_offsets,
     take_in,
 )
+from pipeline.ledger.reconciliation.refunds import mark_ordered, unordered_refunds
 from pipeline.ledger.reconciliation.tables import prepare
 from pipeline.runtime.topic_reader import PastRecord, TopicReader
 from producers.clearings import ReconciliationPublisher, words_of
@@ -182,6 +184,7 @@ class Reconciler:
         self._on_step("decided")
         entries = self._log.publish(self._engine)
         self._on_step("booked")
+        self.order_refunds()
         told = self._tell(done, now_ms)
         changes = keep_breaks(self._engine, done, now_ms)
         if controlled:
@@ -205,6 +208,18 @@ class Reconciler:
             self._on_step("told")
             mark_told(self._engine, [row for _, rows in words for row in rows])
         return len(words)
+
+    def order_refunds(self) -> list[PaymentCommand]:
+        """Tell the flow what people have given back of what nobody asked for; what was told now."""
+        with reading(self._engine) as connection:
+            decided = unordered_refunds(connection)
+        asked = [command for command in map(refund_command, decided) if command is not None]
+        if asked:
+            self._publisher.commands(asked)
+            self._on_step("refunds_ordered")
+            with self._engine.begin() as connection:
+                mark_ordered(connection, decided)
+        return asked
 
     def publish_breaks(self) -> int:
         """Publish breaks as they stand, where they have changed; how many."""

@@ -1,7 +1,8 @@
-"""Publishing what reconciliation says: rows of reports, breaks, and a row's word to its payment.
+"""Publishing what reconciliation says: rows of reports, breaks, a row's word to its payment, and
+what a person has given back.
 
 Each at least once, delivered before anything is noted of it. A row is known by its key, a break by
-its version, a word by the attempt it is about: none has a second effect.
+its version, a word by the attempt it is about, an order by its charge: none has a second effect.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.domain.disputes import INQUIRY, OPENED, WON
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
 from pipeline.domain.matching import ReportedSide
-from pipeline.domain.model import GatewayNotification
+from pipeline.domain.model import GatewayNotification, PaymentCommand
 from pipeline.domain.posting import DISPUTE, DISPUTE_FEE, REFUND_FAILED, REVERSAL
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
@@ -34,7 +35,7 @@ _OF_DISPUTES = frozenset({DISPUTE, DISPUTE_FEE, REVERSAL})
 
 
 class ReconciliationPublisher:
-    """One producer for the three topics. UserError when something was not certainly delivered."""
+    """One producer for all their topics. UserError when something was not certainly delivered."""
 
     def __init__(self, bootstrap_servers: str, catalogue: Catalogue, codec: Codec) -> None:
         self._servers = bootstrap_servers
@@ -70,6 +71,15 @@ class ReconciliationPublisher:
         self._send(
             (topic, record_key(word.merchant_id, word.order_id), encode(to_record(word)))
             for word in words
+        )
+
+    def commands(self, commands: Iterable[PaymentCommand]) -> None:
+        """Ask the flow to give back charges that nobody asked for."""
+        encode = self._codec.encoder("payment-command")
+        topic = self._checked("payment-commands")
+        self._send(
+            (topic, record_key(each.merchant_id, each.order_id), encode(to_record(each)))
+            for each in commands
         )
 
     def _checked(self, role: str) -> str:

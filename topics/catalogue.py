@@ -200,7 +200,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         ("upstream",),
         ("payments",),
         "Requests to change a payment: capture, cancel, refund, credit, retry, give_back, "
-        "record_refund, resolve, resolve_dispute, review, acknowledge.",
+        "record_refund, refund_unasked, resolve, resolve_dispute, review, acknowledge.",
     )
     add(
         "risk-results",

@@ -235,8 +235,9 @@ def resolve_command(
     """Say what was made of a break: a decision with its reason, published to `ledger-events`.
 
     An amount that differs, accepted or corrected, clears its sale; accepted, the difference goes to
-    rounding. Nothing else moves money by itself: set the books right with `paystream ledger
-    post`, and give a customer's money back with `paystream payment refund` or at the gateway.
+    rounding. A charge nobody asked for (missing_here), as refund_after_review, is given back by its
+    gateway, once. Nothing else moves money: set the books right with `paystream ledger post`, and
+    give back what a payment of ours took with `paystream payment refund`.
 
     Exit code 0: resolved. 2: there is no such open break, or a server is away.
 
@@ -244,6 +245,9 @@ def resolve_command(
 
     \b
       paystream reconcile resolve 3fa1c09b7d21 --as accepted --reason "below the cost of asking"
+
+    \b
+      paystream reconcile resolve 8b02e4417c55 --as refund_after_review --reason "nobody knows it"
     """
     from pipeline.commands.deciding import deciding, who
     from pipeline.ledger.reconciliation.following import decide_resolution
@@ -256,8 +260,14 @@ def resolve_command(
         )
         log.publish(engine)
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, _):
+        asked = reconciler.order_refunds()
         reconciler.publish_breaks()
     typer.echo(f"break {break_id} is resolved: {resolution}")
+    for each in asked:
+        typer.echo(
+            f"{each.gateway_reference} is given back by {each.gateway}: "
+            f"see `paystream payment show {each.merchant_id}:{each.order_id}`"
+        )
 
 
 @app.command("report")

@@ -90,6 +90,7 @@ from pipeline.processors.retries import (
 )
 from pipeline.processors.reversals import give_back, with_successor
 from pipeline.processors.successes import succeeded
+from pipeline.processors.unasked_charges import refund_unasked
 
 INVALID_IDS: Final = "invalid_ids"
 DUPLICATE_COMMAND: Final = "duplicate_command"
@@ -259,6 +260,9 @@ def _without_a_payment(
     empty = remembering(empty, command, now_ms, policy, always=True) or empty
     if rule is None and command.type == rules.CREDIT:
         return _credited(empty, command, now_ms)
+    if rule is None and command.type == rules.REFUND_UNASKED:
+        found = refund_unasked(empty, command, now_ms, policy)
+        return audited(found, found.payment or empty, command, now_ms)
     expires_at_ms = None if rule is not None else now_ms + policy.awaiting_order_ms
     placed, event = moved(
         replace(empty, commands=() if rule is not None else (command,)),

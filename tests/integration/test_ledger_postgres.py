@@ -32,6 +32,7 @@ from tests.support.ledger_rules import RulesSuite, book_all, close, seal
 from tests.support.ledger_seals import SealsSuite
 from tests.support.payouts import PayoutSuite
 from tests.support.reconciliation import ReconciliationSuite
+from tests.support.unasked_charges import UnaskedChargesSuite
 
 pytestmark = pytest.mark.integration
 
@@ -60,6 +61,10 @@ class TestSealsOnPostgres(SealsSuite):
 
 
 class TestReconciliationOnPostgres(ReconciliationSuite):
+    pass
+
+
+class TestUnaskedChargesOnPostgres(UnaskedChargesSuite):
     pass
 
 

@@ -1,0 +1,277 @@
+"""A charge nobody asked for is given back once, because a person says so, and the audit agrees."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.ids import idempotency_key, payment_id
+from pipeline.domain.model import GatewayNotification, Payment, PaymentCommand, PaymentRequest
+from pipeline.domain.policy import HOUR_MS
+from pipeline.domain.posting import JournalEntry, journal_entry
+from pipeline.domain.unasked_charges import NO_MERCHANT
+from pipeline.processors.driver import FlowDriver
+from tests.support.audit_story import judged_flow
+from tests.support.payment_story import (
+    DECLINED,
+    NOT_FOUND,
+    NOW,
+    ORDER,
+    POLICY,
+    TIMED_OUT,
+    Story,
+    unasked,
+    yes,
+)
+
+COMMAND = unasked()
+ORDER_ID = COMMAND.order_id
+
+
+def ordered(**changed: Any) -> FlowDriver:
+    flow = FlowDriver(POLICY, now_ms=NOW)
+    flow.command(replace(COMMAND, **changed))
+    return flow
+
+
+def payment_in(flow: FlowDriver) -> Payment:
+    payment = flow.payment(NO_MERCHANT, ORDER_ID)
+    assert payment is not None
+    return payment
+
+
+def settled(flow: FlowDriver) -> list[tuple[str, int]]:
+    return [(each.kind, each.amount_minor) for each in flow.settlements()]
+
+
+def balances(flow: FlowDriver) -> Counter[str]:
+    kept: Counter[str] = Counter()
+    for each in flow.settlements():
+        entry = journal_entry(each)
+        assert isinstance(entry, JournalEntry), entry
+        for posting in entry.postings:
+            kept[posting.account] += posting.amount_minor
+    return kept
+
+
+def books(*refunded: str) -> GatewayCopy:
+    """The gateway's: a charge under names and a reference that are none of ours."""
+    copy = GatewayCopy()
+    copy.charges["somebody:else"] = [ChargeSeen("ch_77", "typed by hand", 1250, "GBP", NOW, False)]
+    key = idempotency_key(payment_id(NO_MERCHANT, ORDER_ID), f"late-{ORDER_ID}-1", "simulator", 1)
+    copy.movements["somebody:else"] = [
+        MovementSeen("refund", each, key, "ch_77", 1250, "GBP", False) for each in refunded
+    ]
+    return copy
+
+
+def named(flow: FlowDriver, gateway: GatewayCopy | None = None) -> list[str]:
+    return [each.name for each in judged_flow(flow, gateway)]
+
+
+def test_it_is_booked_and_given_back_by_the_gateways_own_reference() -> None:
+    """One refund, of that charge and amount; nothing is any merchant's, and nothing is left."""
+    flow = ordered()
+    (request,) = flow.requests()
+    assert (request.kind, request.parent_reference, request.amount_minor, request.currency) == (
+        "refund", "ch_77", 1250, "GBP",
+    )  # fmt: skip
+    assert settled(flow) == [("unasked_capture", 1250)]
+    assert balances(flow) == {"gateway_receivable:simulator": 1250, "suspense:simulator": -1250}
+    flow.answer(yes)
+    assert settled(flow)[1:] == [("unasked_refund", -1250)]
+    assert set(balances(flow).values()) == {0}
+    assert [each.type for each in flow.events()] == ["charge_found", "reversal_started", "refunded"]
+    assert {each.business_date for each in flow.settlements()} == {"2026-09-20"}
+    payment = payment_in(flow)
+    assert (payment.status, payment.captured_minor, payment.refunded_minor) == (
+        "captured", 1250, 1250,
+    )  # fmt: skip
+    assert named(flow) == []
+    assert named(flow, books(f"refund_1_late-{ORDER_ID}-1")) == []
+
+
+def test_the_same_order_again_gives_nothing_back_a_second_time() -> None:
+    """Published twice, or found in another row: one command of one charge, taken once."""
+    flow = ordered()
+    flow.answer(yes)
+    assert flow.command(COMMAND).note == "duplicate_command"
+    again = replace(COMMAND, evidence="row simulator:r:9", actor="bob", reason="seen again")
+    assert flow.command(again).note == "duplicate_command"
+    flow.command(replace(COMMAND, amount_minor=1300))
+    assert flow.events()[-1].reason == "content_of_a_command_id_must_not_change"
+    flow.command(replace(COMMAND, command_id="another"))
+    assert flow.events()[-1].reason == "unasked_charge_must_have_its_own_key"
+    assert len(flow.requests()) == 1
+    assert len(settled(flow)) == 2
+
+
+def test_an_unknown_refund_is_asked_about_and_sent_again_under_its_key() -> None:
+    """The gateway is silent, then does not know it: the same key, so it is made once."""
+    keys: list[str] = []
+
+    def silent_at_first(request: PaymentRequest) -> GatewayAnswer:
+        if request.kind == "inquire":
+            return NOT_FOUND
+        keys.append(request.idempotency_key)
+        return TIMED_OUT if len(keys) == 1 else yes(request)
+
+    flow = ordered()
+    flow.run(silent_at_first)
+    assert (len(keys), len(set(keys))) == (2, 1)
+    assert settled(flow) == [("unasked_capture", 1250), ("unasked_refund", -1250)]
+    assert named(flow) == []
+
+
+def test_what_the_gateway_will_not_give_back_waits_for_a_person() -> None:
+    """Told and named; ordered again by `give_back`, or recorded as paid otherwise."""
+    flow = ordered()
+    flow.answer(DECLINED)
+    assert [each.type for each in flow.events()][-2:] == ["refund_failed", "reversal_failed"]
+    assert named(flow, books()) == ["waits_for_a_person"]
+    flow.command(PaymentCommand(
+        merchant_id=NO_MERCHANT, order_id=ORDER_ID, command_id="g1", type="give_back",
+        submitted_at_ms=NOW,
+    ))  # fmt: skip
+    flow.answer(yes)
+    assert settled(flow)[-1] == ("unasked_refund", -1250)
+    assert set(balances(flow).values()) == {0}
+    assert named(flow) == []
+
+
+def test_what_was_paid_back_otherwise_ends_it_too() -> None:
+    """Recorded by a person: the charge is explained, and who paid its customer is to be."""
+    flow = ordered()
+    flow.answer(DECLINED)
+    flow.command(PaymentCommand(
+        merchant_id=NO_MERCHANT, order_id=ORDER_ID, command_id="x1", type="record_refund",
+        submitted_at_ms=NOW, gateway_reference="TRF-9", evidence="statement", actor="ann",
+    ))  # fmt: skip
+    assert settled(flow)[-1] == ("unasked_external_refund", -1250)
+    assert {account: minor for account, minor in balances(flow).items() if minor} == {
+        "gateway_receivable:simulator": 1250, "unapplied_credits:unasked": -1250,
+    }  # fmt: skip
+    assert named(flow, books()) == []
+
+
+def test_a_refund_that_came_back_is_owed_again() -> None:
+    """Its own kind of settlement puts it back into suspense, and a person is told."""
+    flow = ordered()
+    flow.answer(yes)
+    back = payment_in(flow).attempts[-1]
+    flow.notify(GatewayNotification(
+        merchant_id=NO_MERCHANT, order_id=ORDER_ID, payment_id=payment_in(flow).payment_id,
+        notification_id="n1", gateway="simulator", type="operation", amount_minor=0, currency="GBP",
+        received_at_ms=NOW, operation_id=back.operation_id, attempt=1, kind="refund",
+        outcome="failed", gateway_reference=back.gateway_reference,
+    ))  # fmt: skip
+    assert settled(flow)[-1] == ("unasked_refund_failed", 1250)
+    assert balances(flow)["suspense:simulator"] == -1250
+    assert named(flow) == ["waits_for_a_person"]
+
+
+def test_the_audit_topic_says_who_had_it_given_back_and_why() -> None:
+    """Carried out or refused, with the charge and the evidence."""
+    flow = ordered()
+    (entry,) = flow.audit_entries()
+    assert (entry.actor, entry.action, entry.reason) == (
+        "ann", "unasked_charge_refund", "nobody knows the card",
+    )  # fmt: skip
+    said = json.loads(entry.detail)
+    assert (said["outcome"], said["gateway"], said["gateway_reference"]) == (
+        "done", "simulator", "ch_77",
+    )  # fmt: skip
+    assert (said["amount_minor"], said["currency"], said["evidence"]) == (
+        1250, "GBP", "row simulator:r:7",
+    )  # fmt: skip
+    (refused,) = ordered(actor=None).audit_entries()
+    assert json.loads(refused.detail)["rule"] == "actor_must_be_given"
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"gateway_reference": "ch_78"}, "unasked_charge_must_have_its_own_key"),
+        ({"gateway": "pacific"}, "unasked_charge_must_have_its_own_key"),
+        ({"gateway": "none"}, "gateway_and_its_reference_must_be_given"),
+        ({"gateway_reference": None}, "gateway_and_its_reference_must_be_given"),
+        ({"gateway_reference": "a\nb"}, "gateway_and_its_reference_must_be_given"),
+        ({"amount_minor": None}, "amount_must_be_given"),
+        ({"amount_minor": 0}, "amount_must_be_positive"),
+        ({"currency": None}, "currency_must_be_iso_4217"),
+        ({"business_date": None}, "business_date_must_be_a_date"),
+        ({"evidence": ""}, "evidence_must_be_given"),
+        ({"actor": None}, "actor_must_be_given"),
+    ],
+)
+def test_a_word_that_breaks_a_rule_moves_nothing(changed: dict[str, Any], rule: str) -> None:
+    """Refused by name; no gateway is asked and nothing is settled."""
+    flow = ordered(**changed)
+    assert flow.events()[-1].reason == rule
+    assert (flow.requests(), settled(flow)) == ([], [])
+
+
+def test_more_than_an_order_may_be_is_given_back_as_well() -> None:
+    """The limit is for what is asked for; this was taken already."""
+    flow = ordered(amount_minor=POLICY.amount_minor_max + 1)
+    assert flow.requests()[0].amount_minor == POLICY.amount_minor_max + 1
+
+
+def test_the_audit_finds_what_was_invented() -> None:
+    """Without a person's word such a settlement is nobody's, and a charge stays one that nobody
+    asked for until there is one; another amount than the gateway has is named."""
+    flow = ordered()
+    flow.answer(yes)
+    kept = flow.topics["payment-commands"]
+    flow.topics["payment-commands"] = []
+    found = set(named(flow))
+    assert {"payment_without_order", "settlement_without_evidence"} <= found
+    flow.topics["payment-commands"] = kept
+    assert named(FlowDriver(POLICY, now_ms=NOW), books()) == ["charge_without_payment"]
+    other = books(f"refund_1_late-{ORDER_ID}-1")
+    other.charges["somebody:else"] = [ChargeSeen("ch_77", "x", 1300, "GBP", NOW, False)]
+    assert "settlement_amount_wrong" in named(flow, other)
+
+
+def test_the_second_charge_of_a_payment_goes_back_and_the_sale_stays() -> None:
+    """The gateway charged one key twice: named until a person had the second given back."""
+    story = Story(ORDER)
+    story.flow.answer(yes)
+    key = story.flow.requests()[0].idempotency_key
+    copy = GatewayCopy()
+    copy.charges["shop:1"] = [
+        ChargeSeen(each, key, 500, "GBP", NOW, False) for each in ("charge_1", "ch_77")
+    ]
+    assert named(story.flow, copy) == ["charged_twice"]
+    story.flow.command(unasked(amount_minor=500))
+    story.flow.answer(yes)
+    refund = story.flow.requests()[-1]
+    copy.movements["shop:1"] = [
+        MovementSeen("refund", f"refund_1_{refund.operation_id}", refund.idempotency_key, "ch_77",
+                     500, "GBP", False)
+    ]  # fmt: skip
+    assert named(story.flow, copy) == []
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+
+
+def test_a_gateway_that_made_no_refund_is_found() -> None:
+    """What we say went back has to be in the gateway's books."""
+    flow = ordered()
+    flow.answer(yes)
+    assert "settlement_without_refund" in named(flow, books())
+
+
+def test_answers_that_are_declines_in_passing_are_tried_again() -> None:
+    """A gateway in trouble is asked again an hour later, by an operation of its own."""
+    flow = ordered()
+    flow.answer(GatewayAnswer(outcome="declined", code="processing_error"))
+    flow.advance(HOUR_MS)
+    flow.answer(yes)
+    assert settled(flow)[-1] == ("unasked_refund", -1250)
+    assert flow.settlements()[-1].operation_id == f"late-late-{ORDER_ID}-1-1"
