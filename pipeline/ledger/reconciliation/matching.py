@@ -169,7 +169,7 @@ def _booked(connection: Connection) -> Iterator[BookedSide]:
 
 def _booked_side(row: Any) -> BookedSide:
     place = f"{row[13]}[{row[14]}]@{row[15]}"
-    return BookedSide(*row[:11], bool(row[11]), row[12], place, bool(row[16]))
+    return BookedSide(*(*row[:11], bool(row[11]), row[12], place, bool(row[16])))
 
 
 def settlement_at(connection: Connection, place: str) -> BookedSide | None:
