@@ -40,11 +40,12 @@ from pipeline.errors import UserError
 
 
 def _sum_of(kind: str) -> str:
-    """What an entry posts to accounts of one kind."""
+    """What an entry posts to accounts of one kind. The kind is asked of the entry's own lines and is
+    no condition: PostgreSQL would look for it among all accounts, once for each entry."""
     return (
-        "CAST(coalesce((SELECT sum(q.amount_minor) FROM postings q JOIN accounts a "
-        "ON a.account_id = q.account_id WHERE q.entry_number = e.entry_number "
-        f"AND substr(a.name, 1, {len(kind) + 1}) = '{kind}:'), 0) AS BIGINT)"
+        f"CAST(coalesce((SELECT sum(CASE WHEN substr(a.name, 1, {len(kind) + 1}) = '{kind}:' "
+        "THEN q.amount_minor END) FROM postings q JOIN accounts a "
+        "ON a.account_id = q.account_id WHERE q.entry_number = e.entry_number), 0) AS BIGINT)"
     )
 
 
