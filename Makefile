@@ -11,7 +11,7 @@ SEED ?= 1
 RATE ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit check simulate mutate-guarantees chaos acceptance bench lock clean
+.PHONY: help install demo test test-long unit check simulate mutate-guarantees chaos acceptance bench lock clean
 
 help: ## Show this list
 	@echo "paystream: orders in, each charged once, settlements and balanced books out."
@@ -31,14 +31,17 @@ demo: install ## Run the whole flow on this machine: ORDERS=FILE and FAULTS=none
 
 # Whatever the shell says, what is compiled is kept: otherwise every process that a run starts would
 # compile the program, and pytest rewrite each of its modules, once more.
-test unit check: export PYTHONDONTWRITEBYTECODE =
+test test-long unit check: export PYTHONDONTWRITEBYTECODE =
 
-test: install ## Every test, the slow ones with a real broker included
+test: install ## The tests, those with a real broker included
 	.venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 		--hypothesis-profile thorough $(ARGS)
 
+test-long: install ## The tests that take over half a minute each, which CI runs as well
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m long $(ARGS)
+
 unit: install ## The fast tests only (seconds)
-	.venv/bin/python -m pytest -q -n 2 tests/unit $(ARGS)
+	.venv/bin/python -m pytest -q -n 2 -m "not slow" tests/unit $(ARGS)
 
 check: install ## Format, lint, types, layers, schemas and the fast tests
 	.venv/bin/ruff format --check .
@@ -46,7 +49,7 @@ check: install ## Format, lint, types, layers, schemas and the fast tests
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/paystream schemas check
-	.venv/bin/python -m pytest -q -n 2 tests/unit $(ARGS)
+	.venv/bin/python -m pytest -q -n 2 -m "not slow" tests/unit $(ARGS)
 
 simulate: install ## Run SEEDS=200 seeds of the simulation; ARGS='--seed 7' replays one
 	@.venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)

@@ -18,7 +18,7 @@ from schemas.codec import default_codec
 from tests.support.topics import read_all
 from tests.support.whole_flow import WholeFlow, orders
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(240)]
 
 SETTLE_S = 60.0
 CAP = 5

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 QUICK_FAULTS = {"rates": {"decline": 0.05, "slow": 0.02, "500_before": 0.02, "reset_after": 0.02}}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whole_books_agree_and_every_damage_is_found_by_name(tmp_path: Path) -> None:
     """The sample and 60 more orders with quick faults, in fewer reports, and in fewer partitions:
     each look at a topic takes a consumer for each of them."""

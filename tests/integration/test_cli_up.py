@@ -173,6 +173,7 @@ def test_what_no_client_of_ours_would_write_is_refused_and_holds_up_nobody(cli: 
         stopped_clean(cli, up)
 
 
+@pytest.mark.long
 def test_a_killed_up_takes_everything_with_it_and_loses_nothing(cli: Cli) -> None:
     """SIGKILL of `up` ends workers, simulator and broker; the next one carries on."""
     place = str(cli.folder / "a place")
@@ -196,6 +197,7 @@ def test_a_killed_up_takes_everything_with_it_and_loses_nothing(cli: Cli) -> Non
         stopped_clean(cli, up)
 
 
+@pytest.mark.long
 def test_up_brings_back_a_simulator_and_a_kafka_that_died(cli: Cli) -> None:
     """Both come back where they were, which is said, and the terminal stays readable."""
     with cli.start(*UP) as up:

@@ -134,7 +134,7 @@ def test_a_paused_broker_is_silent_until_resumed(data_dir: Path) -> None:
     assert broker.pid == pid
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_brokers_outlive_the_loss_of_one(data_dir: Path) -> None:
     """With one of three killed, acknowledged records stay readable and new ones are accepted."""
     handle = start(data_dir, brokers=3)

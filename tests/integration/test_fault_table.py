@@ -411,6 +411,7 @@ def test_the_audit_finds_nothing(seen: Seen) -> None:
     assert seen.report.summary["not_judged"] == []
 
 
+@pytest.mark.long
 def test_a_frozen_worker_that_wakes_after_failover_charges_nobody_twice(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:

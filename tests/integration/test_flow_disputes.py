@@ -22,7 +22,7 @@ from tests.support.cli import Cli
 from tests.support.engine_flow import EngineFlow
 from tests.support.whole_flow import WholeFlow, orders
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(420)]
 
 # Seconds on a quiet machine; the deadline is for one that is busy with other tests.
 SETTLE_S = 120.0

@@ -116,6 +116,7 @@ def test_every_fault_of_the_default_plan_is_met_and_survived(
     assert report.summary["ledger"]["entries"] == counts["captured"]
 
 
+@pytest.mark.long
 def test_every_test_token_ends_as_its_document_says(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ def another_supervisor(flow: WholeFlow, node_id: str, folder: Path) -> Superviso
     )
 
 
+@pytest.mark.long
 def test_overload_holds_orders_back_and_loses_none(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from tests.support.late_produce import produce_late
 from tests.support.topics import create_topic, read_all
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture

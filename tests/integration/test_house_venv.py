@@ -45,6 +45,7 @@ version = "1"
 """
 
 
+@pytest.mark.long
 def test_the_life_of_an_environment(tmp_path: Path) -> None:
     """Built once for two at a time, left alone when right, mended when it is not."""
     project = tmp_path / "project"

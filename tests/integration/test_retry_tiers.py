@@ -37,7 +37,7 @@ from tests.support.waiting import wait_until
 from tests.support.whole_flow import WholeFlow, orders
 from topics.catalogue import Catalogue
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 PAYMENTS = 10_000
 PER_S = 280

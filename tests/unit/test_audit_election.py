@@ -50,6 +50,7 @@ def test_an_election_during_a_long_look_does_not_end_it() -> None:
     assert ask(3) == 7
 
 
+@pytest.mark.slow
 def test_an_end_that_nobody_tells_makes_the_audit_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

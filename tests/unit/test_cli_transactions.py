@@ -10,6 +10,7 @@ from tests.support.cli_runner import CliRunner
 
 
 @pytest.mark.parametrize("command", ["list", "end"])
+@pytest.mark.slow
 def test_a_missing_broker_is_named_by_its_address(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_group_coordinator_that_goes_away_ends_the_worker_that_hangs_on_it() -
 
 
 @pytest.mark.parametrize("refused", ["by the client", "at its end", "before it has all records"])
+@pytest.mark.slow
 def test_a_record_that_is_refused_for_its_size_costs_its_transaction_and_no_more(
     refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

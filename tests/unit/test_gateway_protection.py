@@ -85,6 +85,7 @@ def test_a_dead_gateway_is_left_alone_and_the_other_is_not() -> None:
     permitted(protection)
 
 
+@pytest.mark.slow
 def test_all_who_waited_for_a_gateway_do_not_send_it_away_again() -> None:
     """Back from an outage it does twenty calls a second, and hundreds wait: it gets as many at once
     as it answers in time. All of them would each take longer than a call in trouble."""
@@ -286,6 +287,7 @@ class NobodyWaits(Protection):
 
 
 @pytest.mark.parametrize("outcome", ["succeeded", "not_found"])
+@pytest.mark.slow
 def test_a_success_that_a_question_hears_too_late_is_the_next_ones_answer(outcome: str) -> None:
     """A gateway that looks up slowly, beside calls that hang, would never be heard: each question
     is given up before its answer comes. What was not found is asked about again, since it counts

@@ -13,8 +13,8 @@ from tests.house import TOP
 from tests.support.examples import FAST, THOROUGH, share_of
 
 TARGETS = (
-    "demo", "test", "unit", "check", "bench", "clean", "install", "lock", "help", "simulate",
-    "mutate-guarantees", "chaos", "acceptance",
+    "demo", "test", "test-long", "unit", "check", "bench", "clean", "install", "lock", "help",
+    "simulate", "mutate-guarantees", "chaos", "acceptance",
 )  # fmt: skip
 SCRIPT = TOP / ".ci" / "make_venv.py"
 
@@ -52,12 +52,24 @@ def test_ci_runs_the_same_targets_as_a_person() -> None:
     lines = [line for line in script.read_text().splitlines() if line and line[0] != "#"]
     assert lines[:3] == ["set -eu", 'cd "$(dirname "$0")/.."', "make check"]
     # What failed is run again by the same target, and that run's word is the last.
-    assert lines[3] == "make test || {"
-    assert lines[5:7] == [
-        '  make test ARGS="--last-failed --last-failed-no-failures none -n 0"',
-        "}",
+    assert lines[3:9] == [
+        "for tests in test test-long; do",
+        '  make "$tests" || {',
+        '    echo "Some tests failed; the same ones again, one at a time:"',
+        '    make "$tests" ARGS="--last-failed --last-failed-no-failures none -n 0"',
+        "  }",
+        "done",
     ]
-    assert lines[7:] == []
+    assert lines[9:] == ["make chaos MINUTES=5 RATE=40 SEED=11"]
+
+
+def test_every_test_is_run_by_some_target() -> None:
+    """What `make test` leaves out, another target names."""
+    left_out = re.search(r"-m '([^']*)'", (TOP / "pyproject.toml").read_text())
+    assert left_out
+    assert left_out[1] == "not long and not acceptance"
+    assert " -m long" in make("-n", "test-long")
+    assert " -m acceptance" in make("-n", "acceptance")
 
 
 def test_make_test_looks_at_every_example_and_make_unit_at_a_part() -> None:

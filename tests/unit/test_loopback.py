@@ -34,6 +34,7 @@ def server() -> Iterator[str]:
         http.shutdown()
 
 
+@pytest.mark.slow
 def test_nobody_s_proxy_is_asked_for_a_server_of_this_machine(
     server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_without_a_broker_flush_names_every_order() -> None:
     publisher.flush(timeout_s=0.1)  # said once, and nothing is left
 
 
+@pytest.mark.slow
 def test_a_missing_broker_is_a_sentence() -> None:
     """The check before an import says where nobody answers and what to do."""
     publisher = OrderPublisher(NOWHERE, config={"log_level": 0})

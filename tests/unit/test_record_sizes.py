@@ -322,6 +322,7 @@ def test_a_notice_with_an_id_too_long_is_a_letter_by_name() -> None:
 
 
 @pytest.mark.parametrize("value", [b"v", None, b"v" * (9 * 1024 * 1024)])
+@pytest.mark.slow
 def test_a_letter_fits_its_topic_whatever_key_its_input_had(value: bytes | None) -> None:
     """A key of megabytes compresses to nothing and comes through the input's topic; in each piece
     of the letter it would be more than any topic takes. One over the limit is looked at here: most

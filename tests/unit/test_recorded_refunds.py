@@ -210,6 +210,7 @@ def test_two_charges_of_which_one_was_paid_back_otherwise_are_not_charged_twice(
     assert judged_flow(story.flow, books) == []
 
 
+@pytest.mark.slow
 def test_give_backs_leave_room_for_what_may_still_come_and_for_a_record() -> None:
     """However often a gateway refuses: a charge that shows after that is given back once."""
     story = Story()

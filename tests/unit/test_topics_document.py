@@ -63,6 +63,7 @@ def test_a_plan_reads_one_thing_a_line() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_missing_broker_is_one_sentence_in_time(capfd: pytest.CaptureFixture[str]) -> None:
     """Without a broker the address is named, within the time given, and nothing else printed."""
     begun_s = time.monotonic()

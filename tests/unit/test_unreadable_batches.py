@@ -116,6 +116,7 @@ def letters_of(outputs: list[Any], flow: EngineFlow) -> list[tuple[Any, dict[str
     return [(value, dict(headers)) for name, _, _, value, headers in outputs if name == topic]
 
 
+@pytest.mark.slow
 def test_the_payments_worker_buries_the_batch_and_asks_for_the_orders_around_it(
     flow: EngineFlow, member: ClientMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +157,7 @@ def test_the_payments_worker_buries_the_batch_and_asks_for_the_orders_around_it(
     assert not worker._stepped_over
 
 
+@pytest.mark.slow
 def test_a_batch_whose_letter_is_too_large_is_a_letter_without_its_bytes(
     flow: EngineFlow, member: ClientMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_batch_whose_letter_is_too_large_is_a_letter_without_its_bytes(
     assert commits.works[-1].offsets == {(flow.topic("orders"), 0): 3}
 
 
+@pytest.mark.slow
 def test_the_gateway_worker_buries_the_batch_and_calls_for_the_requests_around_it(
     flow: EngineFlow, member: ClientMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +253,7 @@ def test_the_ledger_refuses_it_as_one_and_reads_on(flow: EngineFlow, tmp_path: P
     engine.dispose()
 
 
+@pytest.mark.slow
 def test_the_notifications_bury_it_and_read_on(
     flow: EngineFlow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +450,7 @@ def test_only_what_the_client_cannot_unfold_counts() -> None:
     assert is_unreadable(KafkaError(KafkaError._BAD_COMPRESSION))
 
 
+@pytest.mark.slow
 def test_the_audit_reads_on_behind_it_and_says_where_it_is() -> None:
     """Whoever did not ask to hear of it is told that there is no whole answer."""
     cluster = orders(TOO_MUCH, ZSTD)
