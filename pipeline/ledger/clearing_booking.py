@@ -40,7 +40,7 @@ from pipeline.errors import UserError
 
 
 def _sum_of(kind: str) -> str:
-    """What an entry posts to accounts of one kind. The kind is asked of the entry's own lines and is
+    """What an entry posts to accounts of one kind. The kind is asked of its own lines, and is
     no condition: PostgreSQL would look for it among all accounts, once for each entry."""
     return (
         f"CAST(coalesce((SELECT sum(CASE WHEN substr(a.name, 1, {len(kind) + 1}) = '{kind}:' "

@@ -26,7 +26,7 @@ from tests.integration.test_reconciliation import captured, kept, run
 from tests.support.topics import read_all
 from tests.support.whole_flow import WholeFlow, orders
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 class Died(Exception):
