@@ -89,7 +89,7 @@ class UnaskedChargesSuite(OnEachDatabase):
         sale = settlement(1)
         books.settle(sale)
         books.report(row_of(1, sale, fee_minor=0),
-                     row_of(2, sale, fee_minor=0, gateway_reference="ch_second"))  # fmt: skip
+                     row_of(2, sale, fee_minor=5, gateway_reference="ch_second"))  # fmt: skip
         done = books.run(DUE)
         with pytest.raises(UserError, match="was not told of it yet"):
             resolved(books)
@@ -97,9 +97,11 @@ class UnaskedChargesSuite(OnEachDatabase):
         asked = resolved(books)
         assert (asked.merchant_id, asked.gateway_reference) == ("unasked", "ch_second")
         books.settle(*settled_by(asked))
-        books.run(DUE)
+        # Its row names the sale's payment, and is known by the gateway's own id all the same.
+        assert books.run(DUE).cleared == 1
         assert books.balances() == {
-            "gateway_receivable:simulator": 1250, "merchant_available:m1": -1250,
+            "gateway_receivable:simulator": 1250 - 5, "gateway_cost:simulator": 5,
+            "merchant_available:m1": -1250,
         }  # fmt: skip
 
     def test_the_flow_is_told_once_the_topic_has_the_decision(self, books: Books) -> None:

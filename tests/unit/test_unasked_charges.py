@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from pipeline.audit.evidence import CommandSeen, PaymentEvidence
+from pipeline.audit.found_charges import is_unasked
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.ids import idempotency_key, payment_id
@@ -234,9 +236,22 @@ def test_the_audit_finds_what_was_invented() -> None:
     assert {"payment_without_order", "settlement_without_evidence"} <= found
     flow.topics["payment-commands"] = kept
     assert named(FlowDriver(POLICY, now_ms=NOW), books()) == ["charge_without_payment"]
+    kept = flow.topics["settlements"]
+    flow.topics["settlements"] = []
+    assert "command_without_outcome" in named(flow)
+    flow.topics["settlements"] = kept
     other = books(f"refund_1_late-{ORDER_ID}-1")
     other.charges["somebody:else"] = [ChargeSeen("ch_77", "x", 1300, "GBP", NOW, False)]
     assert "settlement_amount_wrong" in named(flow, other)
+
+
+def test_a_payment_without_an_order_needs_the_key_of_its_charge() -> None:
+    """A command under another key is no reason for a payment that has no order."""
+    said = CommandSeen(0, 0, 0, "c", "refund_unasked", 1250, "ch_77", None, "simulator")
+    for key, found in ((f"{NO_MERCHANT}:{ORDER_ID}", True), (f"{NO_MERCHANT}:1", False),
+                       (f"shop:{ORDER_ID}", False)):  # fmt: skip
+        assert is_unasked(PaymentEvidence(key, 0, "p", commands=(said,))) is found
+        assert not is_unasked(PaymentEvidence(key, 0, "p"))
 
 
 def test_the_second_charge_of_a_payment_goes_back_and_the_sale_stays() -> None:
