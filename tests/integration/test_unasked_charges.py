@@ -18,7 +18,6 @@ from pipeline.commands.reconciling import now_ms, rules_of
 from pipeline.domain.breaks import REFUND_AFTER_REVIEW
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.reconciliation.breaks import list_breaks
-from pipeline.ledger.reconciliation.following import decide_resolution
 from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import verify_books
 from schemas.codec import default_codec
@@ -96,8 +95,10 @@ def test_it_goes_back_once_whoever_dies_and_the_books_close(
         assert f"{plain} is given back by simulator" in told.output, told.output
 
         # As far as the command had come when it died.
-        decide_resolution(engine, found[silent].break_id, REFUND_AFTER_REVIEW, actor="anna",
-                          reason="nobody knows it", now_ms=now_ms())  # fmt: skip
+        with pytest.raises(Died):
+            reconciler(flow, until="resolved").resolve(
+                found[silent].break_id, REFUND_AFTER_REVIEW, actor="anna", reason="nobody knows it"
+            )
         assert commands(flow) == 1
         with pytest.raises(Died):
             reconciler(flow, until="refunds_ordered").run()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, inspect
 
-from pipeline.domain.breaks import REFUND_AFTER_REVIEW
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.breaks import CORRECTED, REFUND_AFTER_REVIEW
 from pipeline.domain.clearing import Clearing
 from pipeline.domain.ids import payment_id
 from pipeline.domain.model import PaymentCommand, Settlement
@@ -22,17 +23,20 @@ from pipeline.ledger.database import reading
 from pipeline.ledger.decisions import decide, decisions_of
 from pipeline.ledger.reconciliation.clearing import mark_told
 from pipeline.ledger.reconciliation.following import decide_resolution
-from pipeline.ledger.reconciliation.refunds import mark_ordered, unordered_refunds
+from pipeline.ledger.reconciliation.refunds import FlowSeen, mark_ordered, unordered_refunds
 from pipeline.ledger.reconciliation.tables import ordered_refunds, prepare
 from pipeline.ledger.verification import verify_books
 from pipeline.processors.driver import FlowDriver
+from producers.clearings import words_of
 from tests.support.ledger import settlement
 from tests.support.ledger_rules import announce
 from tests.support.ledger_suite import OnEachDatabase
-from tests.support.payment_story import POLICY, yes
+from tests.support.payment_story import DECLINED, ORDER, POLICY, TIMED_OUT, Story, yes
 from tests.support.reconciliation import DAY, NOW_MS, TERMS, Books, row_of
 
 DUE = "2023-11-20"
+# Payments and the ledger have read everything, and the row names no payment that there is.
+CAUGHT_UP = FlowSeen(answered=True, booked=True, payment=None)
 
 
 def unknown_row(number: int = 1, **changed: Any) -> Clearing:
@@ -159,8 +163,86 @@ class UnaskedChargesSuite(OnEachDatabase):
         assert "about a capture by capture" in refused.pop(("missing_here", 2))
         assert "is the charge of m1:o1" in refused.pop(("missing_here", 4))
         assert refused == {}
-        with reading(books.engine) as connection:
-            assert list(decisions_of(connection, [BREAK_RESOLUTION])) == []
+        assert resolutions(books) == []
+
+    @pytest.mark.parametrize(
+        ("flow", "why"),
+        [
+            (None, "payments have not read all yet"),
+            (FlowSeen(answered=False, booked=False, payment=None), "try again when the payments"),
+            (FlowSeen(answered=True, booked=False, payment=None), "try again when the ledger's"),
+        ],
+    )
+    def test_what_the_flow_may_still_know_is_refused(
+        self, books: Books, flow: FlowSeen | None, why: str
+    ) -> None:
+        """A sale of ours whose payment was told of it, and has not answered, or not in the books:
+        nothing is decided, and once it is booked the row clears it."""
+        sale = settlement(1)
+        books.report(row_of(1, sale, fee_minor=0))
+        mark_told(books.engine, books.run(DUE).untold)
+        with pytest.raises(UserError, match=why):
+            decide_refund(books, flow=flow)
+        assert resolutions(books) == []
+        books.settle(sale)
+        books.run(DUE)
+        assert books.balances()["merchant_available:m1"] == -1250
+
+    @pytest.mark.parametrize(
+        ("answer", "may_know"),
+        [
+            # Contradicted: another amount than was asked for, under this very id.
+            (GatewayAnswer(outcome="succeeded", gateway_reference="ch_77", amount_minor=600), True),
+            # Nobody knows yet what became of the operation that the row names.
+            (TIMED_OUT, True),
+            # It took another one, or none: the gateway has charged a second time, or for nothing.
+            (yes, False),
+            (DECLINED, False),
+        ],
+    )
+    def test_what_its_payment_may_know_is_refused(
+        self, books: Books, answer: Any, may_know: bool
+    ) -> None:
+        """What a person may yet resolve as charged is not given back beside that."""
+        story = Story(ORDER)
+        story.flow.answer(answer)
+        operation = story.payment.attempts[0]
+        books.report(unknown_row(
+            payment_id=story.payment.payment_id, operation_id=operation.operation_id,
+            attempt=operation.attempt, merchant_id="shop", order_id="1",
+        ))  # fmt: skip
+        mark_told(books.engine, books.run(DUE).untold)
+        flow = FlowSeen(answered=True, booked=True, payment=story.payment)
+        if not may_know:
+            assert decide_refund(books, flow=flow).gateway_reference == "ch_77"
+            return
+        with pytest.raises(UserError, match="ch_77 may be the charge of shop:1"):
+            decide_refund(books, flow=flow)
+        assert resolutions(books) == []
+
+    def test_what_names_an_operation_of_ours_and_no_order_is_refused(self, books: Books) -> None:
+        """Its columns are blank, so its payment can never be told."""
+        books.report(row_of(1, settlement(1), merchant_id="", order_id="", fee_minor=0))
+        assert words_of(books.run(DUE).untold, NOW_MS) == []
+        with pytest.raises(UserError, match="but not its order"):
+            decide_refund(books)
+        assert resolutions(books) == []
+
+    def test_what_a_person_has_decided_about_is_refused_in_another_row(self, books: Books) -> None:
+        """Given back by hand, or ordered already with another amount: never a second time."""
+        books.report(unknown_row(1), unknown_row(2, amount_minor=1300, fee_minor=0),
+                     unknown_row(3, gateway_reference="ch_78", fee_minor=0),
+                     unknown_row(4, gateway_reference="ch_78", amount_minor=5))  # fmt: skip
+        books.run(DUE)
+        rows = {b.row_number: b.break_id for b in books.breaks() if b.kind == "missing_here"}
+        decide_refund(books, rows[1])
+        with pytest.raises(UserError, match="ch_77 was resolved as refund_after_review before"):
+            decide_refund(books, rows[2])
+        decide_resolution(books.engine, rows[3], CORRECTED, actor="bert", reason="by hand",
+                          now_ms=NOW_MS)  # fmt: skip
+        with pytest.raises(UserError, match="ch_78 was resolved as corrected before, by bert"):
+            decide_refund(books, rows[4])
+        assert resolutions(books) == ["refund_after_review", "corrected"]
 
     def test_tables_of_before_get_what_they_lack(self, books: Books) -> None:
         """A ledger that was reconciled by an earlier version has every table but the newest."""
@@ -169,14 +251,23 @@ class UnaskedChargesSuite(OnEachDatabase):
         assert inspect(books.engine).has_table("ordered_refunds")
 
 
-def decide_refund(books: Books, break_id: str | None = None) -> RefundOrder:
+def decide_refund(
+    books: Books, break_id: str | None = None, flow: FlowSeen | None = CAUGHT_UP
+) -> RefundOrder:
     if break_id is None:
         break_id = next(b.break_id for b in books.breaks() if b.kind == "missing_here")
     event = decide_resolution(books.engine, break_id, REFUND_AFTER_REVIEW, actor="anna",
-                              reason="nobody knows it", now_ms=NOW_MS)  # fmt: skip
+                              reason="nobody knows it", now_ms=NOW_MS, flow=flow)  # fmt: skip
     refund = resolution_of(event).refund
     assert refund is not None
     return refund
+
+
+def resolutions(books: Books) -> list[str]:
+    """What people have decided about breaks."""
+    with reading(books.engine) as connection:
+        decided = list(decisions_of(connection, [BREAK_RESOLUTION]))
+    return [resolution_of(event).resolution for event in decided]
 
 
 def resolved(books: Books) -> PaymentCommand:

@@ -39,7 +39,7 @@ from pipeline.ledger.decisions import decide, event_of, lock_decisions
 from pipeline.ledger.reconciliation.breaks import find_break, resolve_by_hand
 from pipeline.ledger.reconciliation.by_hand import clear_by_hand
 from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
-from pipeline.ledger.reconciliation.refunds import refund_of
+from pipeline.ledger.reconciliation.refunds import FlowSeen, refund_of
 from pipeline.ledger.reconciliation.tables import (
     bank_lines,
     followed_decisions,
@@ -170,10 +170,18 @@ def _reason(statement: BankStatement) -> str:
 
 
 def decide_resolution(
-    engine: Engine, break_id: str, resolution: str, *, actor: str, reason: str, now_ms: int
+    engine: Engine,
+    break_id: str,
+    resolution: str,
+    *,
+    actor: str,
+    reason: str,
+    now_ms: int,
+    flow: FlowSeen | None = None,
 ) -> LedgerEvent:
     """A person says what was made of an open break, as its figures are now: with others it opens
-    again. What that clears is decided with it (``by_hand``), and what it has given back is in it.
+    again. What that clears is decided with it (``by_hand``), and what it has given back is in it:
+    that needs to know how far the ``flow`` was, looked at before this.
     UserError when it is not there or not open, or is no charge that may be given back."""
     if not reason.strip():
         raise UserError("a break is resolved with a reason: say why.")
@@ -184,7 +192,7 @@ def decide_resolution(
         if found is None or found.state != OPEN:
             raise UserError(f"there is no open break {break_id}; see `paystream reconcile breaks`.")
         looked_at = figures(found.at_risk_minor, found.detail)
-        asked = refund_of(connection, found) if resolution == REFUND_AFTER_REVIEW else None
+        asked = refund_of(connection, found, flow) if resolution == REFUND_AFTER_REVIEW else None
         event = decide(
             connection, kind=BREAK_RESOLUTION,
             body=resolution_body(break_id, resolution, looked_at, asked), actor=actor,

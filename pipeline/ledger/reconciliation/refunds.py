@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, insert, select
+from msgspec import Struct
+from sqlalchemy import Connection, Select, insert, select
 
 from pipeline.domain.breaks import MISSING_HERE, ReconciliationBreak
 from pipeline.domain.clearing import clearing_key
 from pipeline.domain.ids import payment_id
-from pipeline.domain.model import LedgerEvent
+from pipeline.domain.model import LedgerEvent, Payment
+from pipeline.domain.payment import is_unfinished
 from pipeline.domain.posting import CAPTURE, UNASKED_CAPTURE
 from pipeline.domain.reconciliation_decisions import (
     BREAK_RESOLUTION,
@@ -18,40 +20,94 @@ from pipeline.domain.reconciliation_decisions import (
     resolution_of,
 )
 from pipeline.errors import UserError
-from pipeline.ledger.decisions import event_of
-from pipeline.ledger.reconciliation.tables import clearing_rows, ordered_refunds
+from pipeline.ledger.decisions import decisions_of, event_of
+from pipeline.ledger.reconciliation.tables import breaks, clearing_rows, ordered_refunds
 from pipeline.ledger.tables import journal_entries, ledger_decisions
 
 # What a row says of a charge in one step; a capture has another id than what is given back by.
 _CHARGE: Final = "charge"
 
 
-def refund_of(connection: Connection, found: ReconciliationBreak) -> RefundOrder:
+class FlowSeen(Struct, frozen=True):
+    """How far the flow was when it was asked about a charge. ``answered``: payments had read all
+    that gateways had said by then; ``booked``: what settled by then was in the ledger; ``payment``:
+    the one that the row names, as it stood."""
+
+    answered: bool
+    booked: bool
+    payment: Payment | None
+
+
+def named_order(connection: Connection, found: ReconciliationBreak) -> tuple[str, str]:
+    """Merchant and order that the row of a break names; ("", "") where there is no row."""
+    row = connection.execute(_row_of(found)).one_or_none()
+    return ("", "") if row is None else (row.merchant_id, row.order_id)
+
+
+def refund_of(
+    connection: Connection, found: ReconciliationBreak, flow: FlowSeen | None
+) -> RefundOrder:
     """The charge of a break as it is given back; UserError where it is none, or may be ours."""
     if found.kind != MISSING_HERE:
         raise UserError(
             f"break {found.break_id} is {found.kind}: only a charge that is missing_here is given "
             "back so. One of a payment of ours is by `paystream payment refund`."
         )
-    c = clearing_rows.c
-    row = connection.execute(
-        select(clearing_rows).where(
-            c.gateway == found.gateway,
-            c.file_id == found.file_id,
-            c.row_number == found.row_number,
-        )
-    ).one()
+    row = connection.execute(_row_of(found)).one()
     if row.kind != CAPTURE or row.operation_kind != _CHARGE or row.amount_minor <= 0:
         raise UserError(
             f"break {found.break_id} is about a {row.kind} by {row.operation_kind or 'a dispute'}: "
             "only a charge is given back so. Do it at the gateway, and resolve the break as "
             "corrected."
         )
-    ours = row.operation_id and row.payment_id == payment_id(row.merchant_id, row.order_id)
-    if ours and not row.told:
+    _require_nobodys(connection, found, row, flow)
+    _require_new(connection, found)
+    return RefundOrder(
+        gateway=row.gateway,
+        gateway_reference=row.gateway_reference,
+        amount_minor=row.amount_minor,
+        currency=row.currency,
+        business_date=row.report_date,
+        row=clearing_key(row.gateway, row.file_id, row.row_number),
+    )
+
+
+def _row_of(found: ReconciliationBreak) -> Select[Any]:
+    c = clearing_rows.c
+    return select(clearing_rows).where(
+        c.gateway == found.gateway,
+        c.file_id == found.file_id,
+        c.row_number == found.row_number,
+    )
+
+
+def _require_nobodys(
+    connection: Connection, found: ReconciliationBreak, row: Any, flow: FlowSeen | None
+) -> None:
+    """A payment that was told of a charge may take it: it has to have answered, and what it made
+    of that has to be booked. Then the books and the payment itself say whether it is theirs."""
+    if row.operation_id and not row.told:
+        if row.payment_id == payment_id(row.merchant_id, row.order_id):
+            raise UserError(
+                f"break {found.break_id} names {row.merchant_id}:{row.order_id}, which was not "
+                "told of it yet and may know it: let `paystream reconcile run` tell it first."
+            )
         raise UserError(
-            f"break {found.break_id} names {row.merchant_id}:{row.order_id}, which was not told of "
-            "it yet and may know it: let `paystream reconcile run` tell it first."
+            f"break {found.break_id} names an operation of payment {row.payment_id} of ours, but "
+            "not its order, which cannot be told of it and may know it: look whose it is, give it "
+            "back by `paystream payment refund` or at the gateway, and resolve the break as "
+            "corrected."
+        )
+    if flow is None or not flow.answered:
+        raise UserError(
+            "payments have not read all yet that gateways have said, so one of them may know "
+            f"{row.gateway_reference}: try again when the payments workers run and have caught up."
+        )
+    if not flow.booked:
+        raise UserError(
+            "the ledger has not booked all yet that has settled, so "
+            f"{row.gateway_reference} may be a sale: try again when the ledger's worker runs and "
+            "has caught up."
         )
     e = journal_entries.c
     known = connection.execute(
@@ -68,14 +124,43 @@ def refund_of(connection: Connection, found: ReconciliationBreak) -> RefundOrder
             f"{row.gateway_reference} is the charge of {known.merchant_id}:{known.order_id}: look "
             "at that with `paystream payment show`."
         )
-    return RefundOrder(
-        gateway=row.gateway,
-        gateway_reference=row.gateway_reference,
-        amount_minor=row.amount_minor,
-        currency=row.currency,
-        business_date=row.report_date,
-        row=clearing_key(row.gateway, row.file_id, row.row_number),
+    for attempt in () if flow.payment is None else flow.payment.attempts:
+        named = (attempt.operation_id, attempt.attempt) == (row.operation_id, row.attempt)
+        if attempt.gateway == row.gateway and (
+            attempt.gateway_reference == row.gateway_reference or (named and is_unfinished(attempt))
+        ):
+            raise UserError(
+                f"{row.gateway_reference} may be the charge of {row.merchant_id}:{row.order_id}, "
+                f"of which operation {attempt.operation_id} is {attempt.state}: say first what "
+                "became of that with `paystream payment resolve`."
+            )
+
+
+def _require_new(connection: Connection, found: ReconciliationBreak) -> None:
+    """Nobody has decided about this charge before, by whatever row."""
+    b = breaks.c
+    same = set(
+        connection.execute(
+            select(b.break_id).where(
+                b.kind == MISSING_HERE,
+                b.gateway == found.gateway,
+                b.gateway_reference == found.gateway_reference,
+            )
+        ).scalars()
     )
+    for event in decisions_of(connection, [BREAK_RESOLUTION]):
+        decided = resolution_of(event)
+        refund = decided.refund
+        if decided.break_id in same or (
+            refund is not None
+            and (refund.gateway, refund.gateway_reference)
+            == (found.gateway, found.gateway_reference)
+        ):
+            raise UserError(
+                f"{found.gateway_reference} was resolved as {decided.resolution} before, by "
+                f"{event.actor} in break {decided.break_id}, and may have been given back: look at "
+                "the gateway, give back there what is left, and resolve the break as corrected."
+            )
 
 
 def unordered_refunds(connection: Connection) -> list[LedgerEvent]:
