@@ -96,7 +96,7 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
             c.type == COMMAND and (c.gateway, c.gateway_reference) == (gateway, reference)
             for c in payment.commands
         )
-    if settlement.kind in ("dispute", "reversal", "dispute_fee"):
+    if settlement.movement in ("dispute", "reversal", "dispute_fee"):
         notices = payment.own_notifications
         return any(n.type == "dispute" and n.gateway == gateway for n in notices)
     said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.own_notifications]
@@ -470,7 +470,7 @@ class OperationChecks:
             theirs[kind] += sign * movement.amount_minor
         for settlement in payment.settlements:
             # A dispute that was told only once it was won moved nothing: its sum counts.
-            kind = "dispute" if settlement.kind == "reversal" else settlement.kind
+            kind = "dispute" if settlement.movement == "reversal" else settlement.movement
             ours[kind] += settlement.amount_minor
         for kind, amount_minor in theirs.items():
             if amount_minor != ours[kind]:

@@ -19,6 +19,9 @@ _ACCOUNTS: Final[Mapping[str, tuple[str, str]]] = {
     "unasked_refund": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
     "unasked_refund_failed": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
     "unasked_external_refund": ("unapplied_credits:{merchant}", "suspense:{gateway}"),
+    "unasked_dispute": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
+    "unasked_reversal": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
+    "unasked_dispute_fee": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
     "credit": ("unapplied_credits:{merchant}", "merchant_payable:{merchant}"),
 }
 

@@ -52,9 +52,24 @@ UNASKED_CAPTURE = "unasked_capture"
 UNASKED_REFUND = "unasked_refund"
 UNASKED_REFUND_FAILED = "unasked_refund_failed"
 UNASKED_EXTERNAL_REFUND = "unasked_external_refund"
+UNASKED_DISPUTE = "unasked_dispute"
+UNASKED_REVERSAL = "unasked_reversal"
+UNASKED_DISPUTE_FEE = "unasked_dispute_fee"
 # Of charges that nobody here asked for: no merchant's money, and under nobody's terms.
 UNASKED_KINDS: Final = frozenset(
-    {UNASKED_CAPTURE, UNASKED_REFUND, UNASKED_REFUND_FAILED, UNASKED_EXTERNAL_REFUND}
+    {
+        UNASKED_CAPTURE,
+        UNASKED_REFUND,
+        UNASKED_REFUND_FAILED,
+        UNASKED_EXTERNAL_REFUND,
+        UNASKED_DISPUTE,
+        UNASKED_REVERSAL,
+        UNASKED_DISPUTE_FEE,
+    }
+)
+# Of those, what rows tell of under a reference that names nobody, or somebody else.
+KNOWN_BY_REFERENCE: Final = frozenset(
+    {UNASKED_CAPTURE, UNASKED_DISPUTE, UNASKED_REVERSAL, UNASKED_DISPUTE_FEE}
 )
 
 # What stands where a gateway's name would: the movement touches no gateway.
@@ -73,6 +88,9 @@ UNASKED_CAPTURE_MUST_BE_POSITIVE = "unasked_capture_amount_must_be_positive"
 UNASKED_REFUND_MUST_BE_NEGATIVE = "unasked_refund_amount_must_be_negative"
 UNASKED_REFUND_FAILED_MUST_BE_POSITIVE = "unasked_refund_failed_amount_must_be_positive"
 UNASKED_EXTERNAL_REFUND_MUST_BE_NEGATIVE = "unasked_external_refund_amount_must_be_negative"
+UNASKED_DISPUTE_MUST_BE_NEGATIVE = "unasked_dispute_amount_must_be_negative"
+UNASKED_REVERSAL_MUST_BE_POSITIVE = "unasked_reversal_amount_must_be_positive"
+UNASKED_DISPUTE_FEE_MUST_BE_NEGATIVE = "unasked_dispute_fee_amount_must_be_negative"
 GATEWAY_MUST_FIT_KIND = "settlement_gateway_must_fit_its_kind"
 AMOUNT_MUST_NOT_EXCEED_LIMIT = "settlement_amount_must_not_exceed_limit"
 CURRENCY_MUST_BE_ISO_4217 = "settlement_currency_must_be_iso_4217"
@@ -94,6 +112,9 @@ RULES = (
     UNASKED_REFUND_MUST_BE_NEGATIVE,
     UNASKED_REFUND_FAILED_MUST_BE_POSITIVE,
     UNASKED_EXTERNAL_REFUND_MUST_BE_NEGATIVE,
+    UNASKED_DISPUTE_MUST_BE_NEGATIVE,
+    UNASKED_REVERSAL_MUST_BE_POSITIVE,
+    UNASKED_DISPUTE_FEE_MUST_BE_NEGATIVE,
     GATEWAY_MUST_FIT_KIND,
     AMOUNT_MUST_NOT_EXCEED_LIMIT,
     CURRENCY_MUST_BE_ISO_4217,
@@ -218,6 +239,16 @@ RULE_OF: Final[Mapping[str, PostingRule]] = {
     # The charge is explained; who paid its customer is not.
     UNASKED_EXTERNAL_REFUND: PostingRule(
         -1, UNASKED_EXTERNAL_REFUND_MUST_BE_NEGATIVE, _unapplied_credits, _suspense
+    ),
+    # What its customer's bank takes back goes back so, and its fee is for a person to look at.
+    UNASKED_DISPUTE: PostingRule(
+        -1, UNASKED_DISPUTE_MUST_BE_NEGATIVE, _gateway_receivable, _suspense
+    ),
+    UNASKED_REVERSAL: PostingRule(
+        1, UNASKED_REVERSAL_MUST_BE_POSITIVE, _gateway_receivable, _suspense
+    ),
+    UNASKED_DISPUTE_FEE: PostingRule(
+        -1, UNASKED_DISPUTE_FEE_MUST_BE_NEGATIVE, _gateway_receivable, _suspense
     ),
 }
 

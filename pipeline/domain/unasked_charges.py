@@ -15,14 +15,20 @@ from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import CHARGE
 from pipeline.domain.model import Payment, PaymentCommand
 from pipeline.domain.posting import (
+    DISPUTE,
+    DISPUTE_FEE,
     EXTERNAL_REFUND,
     NO_GATEWAY,
     REFERENCE_LENGTH_MAX,
     REFUND,
     REFUND_FAILED,
+    REVERSAL,
+    UNASKED_DISPUTE,
+    UNASKED_DISPUTE_FEE,
     UNASKED_EXTERNAL_REFUND,
     UNASKED_REFUND,
     UNASKED_REFUND_FAILED,
+    UNASKED_REVERSAL,
 )
 
 # Stands where a merchant's id would, in the key of such a payment.
@@ -38,6 +44,9 @@ _KIND_OF: Final[Mapping[str, str]] = {
     REFUND: UNASKED_REFUND,
     REFUND_FAILED: UNASKED_REFUND_FAILED,
     EXTERNAL_REFUND: UNASKED_EXTERNAL_REFUND,
+    DISPUTE: UNASKED_DISPUTE,
+    REVERSAL: UNASKED_REVERSAL,
+    DISPUTE_FEE: UNASKED_DISPUTE_FEE,
 }
 
 

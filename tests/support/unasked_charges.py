@@ -87,6 +87,32 @@ class UnaskedChargesSuite(OnEachDatabase):
         with reading(books.engine) as connection:
             assert verify_books(connection).damages == ()
 
+    def test_its_dispute_is_known_by_the_gateways_id_of_it(self, books: Books) -> None:
+        """Its rows name the payment of the charge's own reference, or nobody; what its customer's
+        bank took is cleared all the same, and no merchant bears it."""
+        books.report(unknown_row(fee_minor=0))
+        books.run(DUE)
+        (taken, *_) = settled_by(resolved(books))
+        disputed = [
+            settlement(1, merchant_id="unasked", order_id=taken.order_id, kind=kind,
+                       gateway_reference="dp_1", operation_id="dispute-1", amount_minor=minor)
+            for kind, minor in (("unasked_dispute", -1250), ("unasked_dispute_fee", -15),
+                                ("unasked_reversal", 1250))
+        ]  # fmt: skip
+        books.settle(taken, *disputed)
+        books.report(*(
+            unknown_row(
+                number, kind=each.kind.removeprefix("unasked_"), operation_kind="", fee_minor=0,
+                gateway_reference="dp_1", amount_minor=each.amount_minor,
+                payment_id=settlement(1).payment_id,
+            )
+            for number, each in enumerate(disputed, 2)
+        ))  # fmt: skip
+        assert books.run(DUE).cleared == 4
+        assert books.balances() == {
+            "gateway_receivable:simulator": 1235, "suspense:simulator": -1235,
+        }  # fmt: skip
+
     def test_a_second_charge_of_a_payment_is_given_back_by_itself(self, books: Books) -> None:
         """It names an operation of ours under another id of the gateway: its payment was told and
         did not take it, so a person has it given back, and the sale is not touched."""

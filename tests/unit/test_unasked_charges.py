@@ -178,6 +178,72 @@ def test_a_refund_that_came_back_is_owed_again() -> None:
     assert named(flow) == ["waits_for_a_person"]
 
 
+def disputed(flow: FlowDriver, state: str, **changed: Any) -> None:
+    flow.notify(replace(GatewayNotification(
+        merchant_id=NO_MERCHANT, order_id=ORDER_ID, payment_id=payment_in(flow).payment_id,
+        notification_id=f"d-{state}", gateway="simulator", type="dispute", amount_minor=1250,
+        fee_minor=1500, currency="GBP", received_at_ms=NOW, dispute_id="d1", dispute_state=state,
+        gateway_reference="ch_77",
+    ), **changed))  # fmt: skip
+
+
+def give_back(flow: FlowDriver, command_id: str = "g1") -> None:
+    flow.command(PaymentCommand(
+        merchant_id=NO_MERCHANT, order_id=ORDER_ID, command_id=command_id, type="give_back",
+        submitted_at_ms=NOW,
+    ))  # fmt: skip
+
+
+def test_what_its_customers_bank_takes_is_not_refunded_beside_that() -> None:
+    """Disputed after the refund was refused: booked in suspense with its fee, and no refund runs
+    while the bank has the money, nor once it keeps it."""
+    flow = ordered()
+    flow.answer(DECLINED)
+    disputed(flow, "opened")
+    give_back(flow)
+    assert len(flow.requests()) == 1
+    disputed(flow, "lost")
+    give_back(flow, "g2")
+    flow.advance(30 * 24 * HOUR_MS)
+    assert len(flow.requests()) == 1
+    assert settled(flow) == [
+        ("unasked_capture", 1250), ("unasked_dispute", -1250), ("unasked_dispute_fee", -1500),
+    ]  # fmt: skip
+    assert {account: minor for account, minor in balances(flow).items() if minor} == {
+        "gateway_receivable:simulator": -1500, "suspense:simulator": 1500,
+    }  # fmt: skip
+    taken = books()
+    taken.movements["somebody:else"] = [
+        MovementSeen("dispute", "d1", "d1", "ch_77", 1250, "GBP", False),
+        MovementSeen("dispute_fee", "d1", "d1", "ch_77", 1500, "GBP", False),
+    ]
+    assert named(flow, taken) == []
+
+
+def test_a_dispute_that_is_won_gives_the_refund_its_way_again() -> None:
+    """What the bank gave back is owed to the customer's card, once."""
+    flow = ordered()
+    flow.answer(DECLINED)
+    disputed(flow, "opened", fee_minor=0)
+    disputed(flow, "won", fee_minor=0)
+    give_back(flow)
+    flow.run(yes)
+    assert [kind for kind, _ in settled(flow)] == [
+        "unasked_capture", "unasked_dispute", "unasked_reversal", "unasked_refund",
+    ]  # fmt: skip
+    assert set(balances(flow).values()) == {0}
+
+
+def test_a_dispute_beyond_the_refund_is_a_loss_that_is_told() -> None:
+    """Refunded and charged back as well: booked where it is looked at, and the event says so."""
+    flow = ordered()
+    flow.answer(yes)
+    disputed(flow, "lost", fee_minor=0)
+    assert flow.events()[-1].type == "loss_posted"
+    assert balances(flow)["gateway_receivable:simulator"] == -1250
+    assert balances(flow)["suspense:simulator"] == 1250
+
+
 def test_the_audit_topic_says_who_had_it_given_back_and_why() -> None:
     """Carried out or refused, with the charge and the evidence."""
     flow = ordered()

@@ -21,7 +21,7 @@ from pipeline.domain.matching import (
     is_cleared,
     pair,
 )
-from pipeline.domain.posting import UNASKED, UNASKED_CAPTURE
+from pipeline.domain.posting import KNOWN_BY_REFERENCE, UNASKED
 
 _FETCH_ROWS: Final = 5_000
 # Groups come in the order of bytes, so that both databases and Python agree about it. On SQLite the
@@ -30,6 +30,7 @@ _ORDER: Final[Mapping[str, str]] = {
     "sqlite": "+{0}.gateway, +{0}.gateway_reference, {1}",
     "postgresql": '{0}.gateway COLLATE "C", {0}.gateway_reference COLLATE "C", {1} COLLATE "C"',
 }
+_BY_REFERENCE: Final = ", ".join(f"'{kind}'" for kind in sorted(KNOWN_BY_REFERENCE))
 # What moved, as a report says it: of a charge nobody asked for as of any other.
 _MOVED: Final = f"replace(e.kind, '{UNASKED}', '')"
 
@@ -41,7 +42,7 @@ _BOOKED_SIDE: Final = f"""
             WHERE q.entry_number = e.entry_number AND q.account_id = a.account_id
         ), 0) END AS BIGINT) AS cost_minor,
         e.terms, e.settled_at_ms, e.source_topic, e.source_partition, e.source_offset,
-        e.kind = '{UNASKED_CAPTURE}'
+        e.kind IN ({_BY_REFERENCE})
     FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1
     LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway"""
 _BOOKED: Final = f"""{_BOOKED_SIDE}
