@@ -176,6 +176,13 @@ def test_a_refund_that_came_back_is_owed_again() -> None:
     assert settled(flow)[-1] == ("unasked_refund_failed", 1250)
     assert balances(flow)["suspense:simulator"] == -1250
     assert named(flow) == ["waits_for_a_person"]
+    # The gateway's books say so too, and what was told of them is not waited for.
+    returned = books(back.gateway_reference or "")
+    (refund,) = returned.movements["somebody:else"]
+    returned.movements["somebody:else"].append(
+        replace(refund, kind="refund_failed", id=f"{refund.id}-failed")
+    )
+    assert named(flow, returned) == ["waits_for_a_person"]
 
 
 def disputed(flow: FlowDriver, state: str, **changed: Any) -> None:
