@@ -252,6 +252,7 @@ PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (NEW, CREDIT_BOOKED): _T(CREDIT_HELD, CREDIT_HELD),
     # Money that nobody here asked for was taken; a person has it given back.
     (NEW, CHARGE_FOUND): _T(CAPTURED, CHARGE_FOUND),
+    (AWAITING_ORDER, CHARGE_FOUND): _T(CAPTURED, CHARGE_FOUND),
     (AWAITING_ORDER, ORDER_CANCELLED): _T(CANCELLED, CANCELLED),
     # A person looks at it before anybody is asked for money.
     (RISK_REVIEW, REVIEW_APPROVED): _T(PROCESSING, PAYMENT_STARTED),

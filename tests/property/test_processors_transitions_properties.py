@@ -45,6 +45,8 @@ def test_every_transition_is_reached_and_no_other(steps: Steps) -> None:
     found = WatchedDriver(POLICY, now_ms=NOW)
     found.steps = steps
     found.command(unasked())
+    found.command(unasked("ch_78", type="give_back", command_id="g"))
+    found.command(unasked("ch_78"))
     found.run(yes)
     explorer = Explorer(steps)
     journeys = 0

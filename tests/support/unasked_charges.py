@@ -270,6 +270,30 @@ class UnaskedChargesSuite(OnEachDatabase):
             decide_refund(books, rows[4])
         assert resolutions(books) == ["refund_after_review", "corrected"]
 
+    @pytest.mark.parametrize(
+        ("said", "why"),
+        [
+            ({"reason": "x" * 1_001}, "texts_must_be_at_most_1000_characters"),
+            ({"actor": "x" * 256}, "must_be_at_most_255_characters"),
+            ({"actor": ""}, "actor_must_be_given"),
+            ({"reason": "it is 4111 1111 1111 1111"}, "a card number stands in reason"),
+        ],
+    )
+    def test_what_the_flow_would_refuse_is_not_decided(
+        self, books: Books, said: dict[str, str], why: str
+    ) -> None:
+        """The person is told, the break stays open, and a mended word is taken."""
+        books.report(unknown_row())
+        books.run(DUE)
+        (found,) = [b for b in books.breaks() if b.kind == "missing_here"]
+        word = {"actor": "anna", "reason": "nobody knows it", **said}
+        with pytest.raises(UserError, match=why):
+            decide_resolution(books.engine, found.break_id, REFUND_AFTER_REVIEW, now_ms=NOW_MS,
+                              flow=CAUGHT_UP, **word)  # fmt: skip
+        assert resolutions(books) == []
+        assert found.break_id in {b.break_id for b in books.breaks()}
+        assert decide_refund(books).gateway_reference == "ch_77"
+
     def test_tables_of_before_get_what_they_lack(self, books: Books) -> None:
         """A ledger that was reconciled by an earlier version has every table but the newest."""
         ordered_refunds.drop(books.engine)

@@ -267,6 +267,10 @@ def _found() -> None:
     found = FlowDriver(POLICY, now_ms=NOW)
     found.command(unasked())
     assert found.events()[0].status == "captured"
+    late = FlowDriver(POLICY, now_ms=NOW)
+    late.command(unasked(type="give_back", command_id="g"))
+    late.command(unasked())
+    assert late.events()[1].status == "captured"
 
 
 def _permits() -> None:

@@ -288,8 +288,43 @@ def test_the_audit_topic_says_who_had_it_given_back_and_why() -> None:
 def test_a_word_that_breaks_a_rule_moves_nothing(changed: dict[str, Any], rule: str) -> None:
     """Refused by name; no gateway is asked and nothing is settled."""
     flow = ordered(**changed)
-    assert flow.events()[-1].reason == rule
-    assert (flow.requests(), settled(flow)) == ([], [])
+    (letter,) = flow.dead_letters
+    assert (letter.cause, letter.detail) == ("unasked_charge_refused", rule)
+    assert (flow.requests(), settled(flow), flow.events()) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"reason": "x" * 1001},
+        {"actor": "x" * 256},
+        {"reason": "nobody knows the card 4111 1111 1111 1111"},
+        # As a worker of before this type of command was known left it.
+        {"type": "refund_unasked_of_a_later_version"},
+        {"type": "give_back", "command_id": "g0"},
+    ],
+)
+def test_what_was_refused_first_can_still_be_given_back(refused: dict[str, Any]) -> None:
+    """Nothing else could: the mended command is taken, whatever came under its key before it."""
+    flow = ordered(**refused)
+    assert flow.requests() == []
+    flow.command(COMMAND)
+    flow.run(yes)
+    assert settled(flow) == [("unasked_capture", 1250), ("unasked_refund", -1250)]
+    flow.command(COMMAND)
+    assert len(flow.requests()) == 1
+    assert named(flow) == []
+
+
+def test_a_gateways_id_may_look_like_a_card_number() -> None:
+    """Sixteen digits that pass Luhn: its own name for the charge, which nobody typed."""
+    numbered = unasked("4111111111111111")
+    flow = FlowDriver(POLICY, now_ms=NOW)
+    flow.command(numbered)
+    flow.answer(yes)
+    assert settled(flow) == [("unasked_capture", 1250), ("unasked_refund", -1250)]
+    # Where a person types it, it is refused as ever.
+    assert flow.command(replace(numbered, type="resolve", command_id="r")).dead_letter is not None
 
 
 def test_more_than_an_order_may_be_is_given_back_as_well() -> None:

@@ -39,7 +39,7 @@ from pipeline.ledger.decisions import decide, event_of, lock_decisions
 from pipeline.ledger.reconciliation.breaks import find_break, resolve_by_hand
 from pipeline.ledger.reconciliation.by_hand import clear_by_hand
 from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
-from pipeline.ledger.reconciliation.refunds import FlowSeen, refund_of
+from pipeline.ledger.reconciliation.refunds import FlowSeen, refund_of, require_takeable
 from pipeline.ledger.reconciliation.tables import (
     bank_lines,
     followed_decisions,
@@ -198,6 +198,7 @@ def decide_resolution(
             body=resolution_body(break_id, resolution, looked_at, asked), actor=actor,
             reason=reason, now_ms=now_ms,
         )  # fmt: skip
+        require_takeable(event)
         if not resolve_by_hand(connection, event):
             raise UserError(
                 f"break {break_id} has changed at this moment; see `paystream reconcile breaks`."

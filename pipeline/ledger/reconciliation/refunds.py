@@ -9,14 +9,18 @@ from msgspec import Struct
 from sqlalchemy import Connection, Select, insert, select
 
 from pipeline.domain.breaks import MISSING_HERE, ReconciliationBreak
+from pipeline.domain.card_numbers import fields_with_card_numbers
 from pipeline.domain.clearing import clearing_key
+from pipeline.domain.commands import broken_by_itself
 from pipeline.domain.ids import payment_id
 from pipeline.domain.model import LedgerEvent, Payment
 from pipeline.domain.payment import is_unfinished
+from pipeline.domain.policy import Policy
 from pipeline.domain.posting import CAPTURE, UNASKED_CAPTURE
 from pipeline.domain.reconciliation_decisions import (
     BREAK_RESOLUTION,
     RefundOrder,
+    refund_command,
     resolution_of,
 )
 from pipeline.errors import UserError
@@ -161,6 +165,25 @@ def _require_new(connection: Connection, found: ReconciliationBreak) -> None:
                 f"{event.actor} in break {decided.break_id}, and may have been given back: look at "
                 "the gateway, give back there what is left, and resolve the break as corrected."
             )
+
+
+def require_takeable(event: LedgerEvent) -> None:
+    """UserError where the flow would refuse what a decision asks of it."""
+    command = refund_command(event)
+    if command is None:
+        return
+    fields = fields_with_card_numbers(command)
+    if fields:
+        raise UserError(
+            f"a card number stands in {', '.join(fields)}, and must not be kept: say it without."
+        )
+    rule = broken_by_itself(command, Policy())
+    if rule is not None:
+        raise UserError(
+            f"the flow would refuse it ({rule}), and nothing would be given back: say it so that "
+            "it keeps that rule, or give the charge back at the gateway and resolve the break as "
+            "corrected."
+        )
 
 
 def unordered_refunds(connection: Connection) -> list[LedgerEvent]:
