@@ -48,7 +48,12 @@ from pipeline.ledger.reconciliation.intake import (
     stored_offsets,
     take_in,
 )
-from pipeline.ledger.reconciliation.refunds import mark_ordered, named_order, unordered_refunds
+from pipeline.ledger.reconciliation.refunds import (
+    mark_ordered,
+    named_order,
+    refunded_orders,
+    unordered_refunds,
+)
 from pipeline.ledger.reconciliation.tables import prepare
 from pipeline.runtime.topic_reader import PastRecord, TopicReader
 from producers.clearings import ReconciliationPublisher, words_of
@@ -209,7 +214,9 @@ class Reconciler:
         return look(self._engine, topics, self._rules, clocks, now_ms, dry_run=dry_run)
 
     def _tell(self, done: Look, now_ms: int) -> int:
-        words = words_of(done.untold, now_ms)
+        with reading(self._engine) as connection:
+            unasked = refunded_orders(connection)
+        words = words_of(done.untold, now_ms, unasked)
         if words:
             self._publisher.words(word for word, _ in words)
             self._on_step("told")

@@ -7,10 +7,11 @@ its version, a word by the attempt it is about, an order by its charge: none has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
+from msgspec.structs import replace
 
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.clearing import CAPTURE_FAILED, Clearing, clearing_key
@@ -21,6 +22,7 @@ from pipeline.domain.matching import ReportedSide
 from pipeline.domain.model import GatewayNotification, PaymentCommand
 from pipeline.domain.posting import DISPUTE, DISPUTE_FEE, REFUND_FAILED, REVERSAL
 from pipeline.domain.records import to_record
+from pipeline.domain.unasked_charges import NO_MERCHANT
 from pipeline.errors import UserError
 from producers.publisher import check_topic, producer_config
 from schemas.codec import Codec
@@ -31,6 +33,7 @@ CHECK_TIMEOUT_S = 10.0
 ROOM_SLICE_S = 0.1
 
 Message = tuple[str, bytes, bytes]
+_NONE: Final[Mapping[str, str]] = {}
 _OF_DISPUTES = frozenset({DISPUTE, DISPUTE_FEE, REVERSAL})
 
 
@@ -114,16 +117,20 @@ class ReconciliationPublisher:
 
 
 def words_of(
-    rows: Iterable[ReportedSide], now_ms: int
+    rows: Iterable[ReportedSide], now_ms: int, unasked: Mapping[str, str] = _NONE
 ) -> list[tuple[GatewayNotification, tuple[ReportedSide, ...]]]:
     """What rows say to their payments, each with the rows that say it: one for an operation, those
-    of a dispute together. Rows that name no payment of ours say nothing.
+    of a dispute together. Rows that name no payment of ours say nothing. ``unasked``: by their ids,
+    the orders of payments of charges nobody asked for. Rows of such a refund may repeat the order
+    that its charge was made with.
 
     Who takes a word for news decides for himself: the same evidence again changes nothing.
     """
     told = []
     disputes: dict[tuple[str, str, str], list[ReportedSide]] = {}
     for row in rows:
+        if row.payment_id in unasked:
+            row = replace(row, merchant_id=NO_MERCHANT, order_id=unasked[row.payment_id])
         if not (row.merchant_id and row.order_id) or row.payment_id != payment_id(
             row.merchant_id, row.order_id
         ):

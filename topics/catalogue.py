@@ -283,7 +283,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         ("payments",),
         (),
         "To which operation a gateway's own id belongs, keyed gateway:id; for notices that carry "
-        "only that.",
+        "only that, and those about charges nobody asked for.",
     )
     add(
         "parked-notices",

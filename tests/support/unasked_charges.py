@@ -23,7 +23,12 @@ from pipeline.ledger.database import reading
 from pipeline.ledger.decisions import decide, decisions_of
 from pipeline.ledger.reconciliation.clearing import mark_told
 from pipeline.ledger.reconciliation.following import decide_resolution
-from pipeline.ledger.reconciliation.refunds import FlowSeen, mark_ordered, unordered_refunds
+from pipeline.ledger.reconciliation.refunds import (
+    FlowSeen,
+    mark_ordered,
+    refunded_orders,
+    unordered_refunds,
+)
 from pipeline.ledger.reconciliation.tables import ordered_refunds, prepare
 from pipeline.ledger.verification import verify_books
 from pipeline.processors.driver import FlowDriver
@@ -80,6 +85,8 @@ class UnaskedChargesSuite(OnEachDatabase):
             "gateway_receivable:simulator": -12, "gateway_cost:simulator": 12,
         }  # fmt: skip
         assert [b.kind for b in books.breaks()] == ["batch_unpaid"]
+        with reading(books.engine) as connection:
+            assert refunded_orders(connection) == {back.payment_id: asked.order_id}
         (kept,) = books.breaks(state="resolved")
         assert (kept.kind, kept.resolution, kept.actor) == (
             "missing_here", "refund_after_review", "anna",

@@ -19,18 +19,21 @@ from pipeline.domain.policy import HOUR_MS
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.unasked_charges import NO_MERCHANT
 from pipeline.processors.driver import FlowDriver
+from producers.clearings import words_of
 from tests.support.audit_story import judged_flow
 from tests.support.payment_story import (
     DECLINED,
     NOT_FOUND,
     NOW,
     ORDER,
+    PENDING,
     POLICY,
     TIMED_OUT,
     Story,
     unasked,
     yes,
 )
+from tests.support.reconciliation import reported_side
 
 COMMAND = unasked()
 ORDER_ID = COMMAND.order_id
@@ -183,6 +186,39 @@ def test_a_refund_that_came_back_is_owed_again() -> None:
         replace(refund, kind="refund_failed", id=f"{refund.id}-failed")
     )
     assert named(flow, returned) == ["waits_for_a_person"]
+
+
+@pytest.mark.parametrize("merchant", ["somebody", "shop", ""])
+@pytest.mark.parametrize(
+    ("kind", "answer", "settles"),
+    [
+        ("refund", PENDING, ("unasked_refund", -1250)),
+        # Given up by inquiry: a person would have to say what its row says.
+        ("refund", None, ("unasked_refund", -1250)),
+        ("refund_failed", yes, ("unasked_refund_failed", 1250)),
+    ],
+)
+def test_a_reports_row_about_the_refund_reaches_it(
+    merchant: str, kind: str, answer: Any, settles: tuple[str, int]
+) -> None:
+    """Though it repeats the order that the charge was made with, or none."""
+    flow = ordered()
+    if answer is None:
+        flow.run(lambda _request: TIMED_OUT)
+    else:
+        flow.answer(answer)
+    payment = payment_in(flow)
+    back = payment.attempts[-1]
+    row = reported_side(
+        gateway="simulator", gateway_reference=back.gateway_reference or "re_9", kind=kind,
+        operation_kind="refund", payment_id=payment.payment_id, operation_id=back.operation_id,
+        attempt=1, merchant_id=merchant, order_id="1", amount_minor=1250,
+    )  # fmt: skip
+    assert words_of([row], NOW) == []
+    ((word, _),) = words_of([row], NOW, {payment.payment_id: ORDER_ID})
+    flow.notify(word)
+    assert settled(flow)[-1] == settles
+    assert flow.dead_letters == []
 
 
 def disputed(flow: FlowDriver, state: str, **changed: Any) -> None:

@@ -186,6 +186,16 @@ def require_takeable(event: LedgerEvent) -> None:
         )
 
 
+def refunded_orders(connection: Connection) -> dict[str, str]:
+    """The orders of the payments that decided refunds are made by, by the ids of those payments."""
+    asked = map(refund_command, decisions_of(connection, [BREAK_RESOLUTION]))
+    return {
+        payment_id(each.merchant_id, each.order_id): each.order_id
+        for each in asked
+        if each is not None
+    }
+
+
 def unordered_refunds(connection: Connection) -> list[LedgerEvent]:
     """Decisions of which the flow was not told yet; only those that the topic has."""
     c = ledger_decisions.c
