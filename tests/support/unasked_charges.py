@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, text
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.breaks import CORRECTED, REFUND_AFTER_REVIEW
@@ -36,8 +37,9 @@ from producers.clearings import words_of
 from tests.support.ledger import settlement
 from tests.support.ledger_rules import announce
 from tests.support.ledger_suite import OnEachDatabase
-from tests.support.payment_story import DECLINED, ORDER, POLICY, TIMED_OUT, Story, yes
+from tests.support.payment_story import DECLINED, ORDER, POLICY, TIMED_OUT, Story, unasked, yes
 from tests.support.reconciliation import DAY, NOW_MS, TERMS, Books, row_of
+from tests.support.waiting import wait_until
 
 DUE = "2023-11-20"
 # Payments and the ledger have read everything, and the row names no payment that there is.
@@ -253,6 +255,54 @@ class UnaskedChargesSuite(OnEachDatabase):
             decide_refund(books, flow=flow)
         assert resolutions(books) == []
 
+    def test_what_the_flow_has_taken_already_is_not_ordered_again(self, books: Books) -> None:
+        """By a command of another ledger's, and booked: the break has not ended yet."""
+        books.report(unknown_row())
+        books.run(DUE)
+        (taken, _) = settled_by(unasked("ch_77"))
+        books.settle(taken)
+        with pytest.raises(UserError, match="is the charge of unasked:"):
+            decide_refund(books)
+        assert resolutions(books) == []
+
+    def test_what_was_paid_back_otherwise_is_missing_in_no_report(self, books: Books) -> None:
+        """The gateway knows nothing of it."""
+        books.report(unknown_row(fee_minor=0))
+        books.run(DUE)
+        (taken, back) = settled_by(resolved(books))
+        paid = settlement(1, merchant_id="unasked", order_id=taken.order_id, operation_id="x",
+                          kind="unasked_external_refund", amount_minor=-1250,
+                          gateway_reference="TRF-9")  # fmt: skip
+        books.settle(taken, paid)
+        assert back.kind == "unasked_refund"
+        books.run(DUE)
+        assert [b.kind for b in books.breaks()] == ["batch_unpaid"]
+
+    def test_two_may_note_at_once_that_the_flow_was_told(self, books: Books) -> None:
+        """A run and a person's command: each has told it, which is once, and neither fails."""
+        books.report(unknown_row())
+        books.run(DUE)
+        resolved(books)
+        with reading(books.engine) as connection:
+            told = unordered_refunds(connection)
+
+        def note() -> None:
+            with books.engine.begin() as connection:
+                mark_ordered(connection, told)
+
+        with ThreadPoolExecutor(1) as pool:
+            if books.engine.dialect.name == "postgresql":
+                with books.engine.begin() as connection:
+                    mark_ordered(connection, told)
+                    other = pool.submit(note)
+                    wait_until(lambda: _waits(books.engine), 30, "the other one waits for it")
+            else:
+                note()
+                other = pool.submit(note)
+            other.result(30)
+        with reading(books.engine) as connection:
+            assert unordered_refunds(connection) == []
+
     def test_what_names_an_operation_of_ours_and_no_order_is_refused(self, books: Books) -> None:
         """Its columns are blank, so its payment can never be told."""
         books.report(row_of(1, settlement(1), merchant_id="", order_id="", fee_minor=0))
@@ -318,6 +368,13 @@ def decide_refund(
     refund = resolution_of(event).refund
     assert refund is not None
     return refund
+
+
+def _waits(engine: Engine) -> bool:
+    """Whether a transaction waits for another one's end."""
+    asked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with engine.connect() as connection:
+        return connection.execute(asked).scalar_one() > 0
 
 
 def resolutions(books: Books) -> list[str]:

@@ -14,12 +14,20 @@ from pipeline.audit.found_charges import is_unasked
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.ids import idempotency_key, payment_id
-from pipeline.domain.model import GatewayNotification, Payment, PaymentCommand, PaymentRequest
+from pipeline.domain.model import (
+    Attempt,
+    GatewayNotification,
+    Payment,
+    PaymentCommand,
+    PaymentRequest,
+)
 from pipeline.domain.policy import HOUR_MS
 from pipeline.domain.posting import JournalEntry, journal_entry
-from pipeline.domain.unasked_charges import NO_MERCHANT
+from pipeline.domain.records import to_record
+from pipeline.domain.unasked_charges import NO_MERCHANT, settled_kind
 from pipeline.processors.driver import FlowDriver
 from producers.clearings import words_of
+from schemas.codec import default_codec
 from tests.support.audit_story import judged_flow
 from tests.support.payment_story import (
     DECLINED,
@@ -165,27 +173,32 @@ def test_what_was_paid_back_otherwise_ends_it_too() -> None:
     assert named(flow, books()) == []
 
 
+def returned(flow: FlowDriver, back: Attempt) -> GatewayNotification:
+    """The gateway's notice that a refund has come back."""
+    return GatewayNotification(
+        merchant_id=NO_MERCHANT, order_id=ORDER_ID, payment_id=payment_in(flow).payment_id,
+        notification_id="n1", gateway="simulator", type="operation", amount_minor=0, currency="GBP",
+        received_at_ms=NOW, operation_id=back.operation_id, attempt=1, kind="refund",
+        outcome="failed", gateway_reference=back.gateway_reference,
+    )  # fmt: skip
+
+
 def test_a_refund_that_came_back_is_owed_again() -> None:
     """Its own kind of settlement puts it back into suspense, and a person is told."""
     flow = ordered()
     flow.answer(yes)
     back = payment_in(flow).attempts[-1]
-    flow.notify(GatewayNotification(
-        merchant_id=NO_MERCHANT, order_id=ORDER_ID, payment_id=payment_in(flow).payment_id,
-        notification_id="n1", gateway="simulator", type="operation", amount_minor=0, currency="GBP",
-        received_at_ms=NOW, operation_id=back.operation_id, attempt=1, kind="refund",
-        outcome="failed", gateway_reference=back.gateway_reference,
-    ))  # fmt: skip
+    flow.notify(returned(flow, back))
     assert settled(flow)[-1] == ("unasked_refund_failed", 1250)
     assert balances(flow)["suspense:simulator"] == -1250
     assert named(flow) == ["waits_for_a_person"]
     # The gateway's books say so too, and what was told of them is not waited for.
-    returned = books(back.gateway_reference or "")
-    (refund,) = returned.movements["somebody:else"]
-    returned.movements["somebody:else"].append(
+    theirs = books(back.gateway_reference or "")
+    (refund,) = theirs.movements["somebody:else"]
+    theirs.movements["somebody:else"].append(
         replace(refund, kind="refund_failed", id=f"{refund.id}-failed")
     )
-    assert named(flow, returned) == ["waits_for_a_person"]
+    assert named(flow, theirs) == ["waits_for_a_person"]
 
 
 @pytest.mark.parametrize("merchant", ["somebody", "shop", ""])
@@ -387,6 +400,53 @@ def test_the_audit_finds_what_was_invented() -> None:
     other = books(f"refund_1_late-{ORDER_ID}-1")
     other.charges["somebody:else"] = [ChargeSeen("ch_77", "x", 1300, "GBP", NOW, False)]
     assert "settlement_amount_wrong" in named(flow, other)
+
+
+@pytest.mark.parametrize("changed", [{"gateway": "pacific"}, {"gateway_reference": "ch_78"}])
+def test_a_charge_that_no_person_named_is_not_settled_on_their_word(
+    changed: dict[str, str],
+) -> None:
+    """The word is of one charge at one gateway, and evidence for no other."""
+    flow = ordered()
+    flow.answer(yes)
+    first, *others = flow.topics["settlements"]
+    other = to_record(replace(flow.settlements()[0], **changed))
+    value = default_codec().encoder("settlement")(other)
+    flow.topics["settlements"] = [replace(first, value=value), *others]
+    assert "settlement_without_evidence" in named(flow)
+
+
+def test_a_refund_whose_return_is_booked_was_booked_before() -> None:
+    """Its success is no older word that the return has made void: without it money is missing."""
+    flow = ordered()
+    flow.answer(yes)
+    back = payment_in(flow).attempts[-1]
+    flow.notify(returned(flow, back))
+    taken, _, came_back = flow.topics["settlements"]
+    flow.topics["settlements"] = [taken, came_back]
+    assert "success_without_settlement" in named(flow)
+
+
+def test_a_charge_that_was_asked_for_is_a_merchants_whoever_it_is() -> None:
+    """Earlier versions served one named so: what was sent, or has no such code, is a sale."""
+    flow = ordered()
+    payment = payment_in(flow)
+    charge, *others = payment.attempts
+    assert settled_kind(payment, "refund") == "unasked_refund"
+    for changed in ({"tries": 1}, {"code": None}):
+        sale = replace(payment, attempts=(replace(charge, **changed), *others))
+        assert settled_kind(sale, "refund") == "refund"
+
+
+def test_no_order_takes_the_name_that_stands_for_nobody() -> None:
+    """It would be paid out to nobody: refused, and nothing is kept under the key."""
+    flow = FlowDriver(POLICY, now_ms=NOW)
+    decided = flow.order(replace(ORDER, merchant_id=NO_MERCHANT, order_id=ORDER_ID))
+    assert decided.dead_letter == "merchant_must_not_be_reserved"
+    assert (flow.requests(), flow.payment(NO_MERCHANT, ORDER_ID)) == ([], None)
+    flow.command(COMMAND)
+    flow.answer(yes)
+    assert settled(flow) == [("unasked_capture", 1250), ("unasked_refund", -1250)]
 
 
 def test_a_payment_without_an_order_needs_the_key_of_its_charge() -> None:
