@@ -49,6 +49,7 @@ from pipeline.ledger.reconciliation.intake import (
     take_in,
 )
 from pipeline.ledger.reconciliation.refunds import (
+    charged_twice,
     mark_ordered,
     named_order,
     refunded_orders,
@@ -216,7 +217,8 @@ class Reconciler:
     def _tell(self, done: Look, now_ms: int) -> int:
         with reading(self._engine) as connection:
             unasked = refunded_orders(connection)
-        words = words_of(done.untold, now_ms, unasked)
+            twice = charged_twice(connection) if done.untold else frozenset()
+        words = words_of(done.untold, now_ms, unasked, twice)
         if words:
             self._publisher.words(word for word, _ in words)
             self._on_step("told")

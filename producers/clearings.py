@@ -7,7 +7,7 @@ its version, a word by the attempt it is about, an order by its charge: none has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -117,12 +117,16 @@ class ReconciliationPublisher:
 
 
 def words_of(
-    rows: Iterable[ReportedSide], now_ms: int, unasked: Mapping[str, str] = _NONE
+    rows: Iterable[ReportedSide],
+    now_ms: int,
+    unasked: Mapping[str, str] = _NONE,
+    charged_twice: Collection[tuple[str, str]] = (),
 ) -> list[tuple[GatewayNotification, tuple[ReportedSide, ...]]]:
     """What rows say to their payments, each with the rows that say it: one for an operation, those
     of a dispute together. Rows that name no payment of ours say nothing. ``unasked``: by their ids,
     the orders of payments of charges nobody asked for. Rows of such a refund may repeat the order
-    that its charge was made with.
+    that its charge was made with. ``charged_twice``: gateways and payments of which one operation
+    made two charges. Their disputes' rows do not say which of them, so they say nothing.
 
     Who takes a word for news decides for himself: the same evidence again changes nothing.
     """
@@ -137,7 +141,7 @@ def words_of(
             continue
         if row.operation_id and row.kind != CAPTURE_FAILED:
             told.append((_of_operation(row, now_ms), (row,)))
-        elif row.kind in _OF_DISPUTES:
+        elif row.kind in _OF_DISPUTES and (row.gateway, row.payment_id) not in charged_twice:
             whose = row.gateway, row.gateway_reference, row.payment_id
             disputes.setdefault(whose, []).append(row)
     return [*told, *((_of_dispute(each, now_ms), tuple(each)) for each in disputes.values())]

@@ -26,6 +26,7 @@ from pipeline.ledger.reconciliation.clearing import mark_told
 from pipeline.ledger.reconciliation.following import decide_resolution
 from pipeline.ledger.reconciliation.refunds import (
     FlowSeen,
+    charged_twice,
     mark_ordered,
     refunded_orders,
     unordered_refunds,
@@ -254,6 +255,31 @@ class UnaskedChargesSuite(OnEachDatabase):
         with pytest.raises(UserError, match="ch_77 may be the charge of shop:1"):
             decide_refund(books, flow=flow)
         assert resolutions(books) == []
+
+    def test_a_dispute_of_one_of_two_charges_is_not_booked_against_the_sale(
+        self, books: Books
+    ) -> None:
+        """Its row names the payment and not which charge: a person says, nothing is guessed."""
+        sale, other = settlement(1), settlement(2)
+        books.settle(sale, other)
+        disputed: dict[str, Any] = {
+            "kind": "dispute", "operation_id": "", "attempt": 0, "operation_kind": "",
+            "amount_minor": -1250, "fee_minor": 0,
+        }  # fmt: skip
+        books.report(
+            row_of(1, sale), row_of(2, sale, gateway_reference="ch_second"), row_of(3, other),
+            row_of(4, sale, gateway_reference="dp_1", **disputed),
+            row_of(5, other, gateway_reference="dp_2", **disputed),
+        )  # fmt: skip
+        untold = books.run(DUE).untold
+        with reading(books.engine) as connection:
+            twice = charged_twice(connection)
+        assert twice == {("simulator", sale.payment_id)}
+        told = [word for word, _ in words_of(untold, NOW_MS, {}, twice)]
+        assert [(w.type, w.payment_id) for w in told] == [
+            ("operation", sale.payment_id), ("dispute", other.payment_id),
+        ]  # fmt: skip
+        assert "simulator:simulator-2023-11-14:4" in {b.subject for b in books.breaks()}
 
     def test_what_the_flow_has_taken_already_is_not_ordered_again(self, books: Books) -> None:
         """By a command of another ledger's, and booked: the break has not ended yet."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, Select, select, text
+from sqlalchemy import Connection, Select, func, select, text
 
 from pipeline.domain.breaks import MISSING_HERE, ReconciliationBreak
 from pipeline.domain.card_numbers import fields_with_card_numbers
@@ -194,6 +194,18 @@ def refunded_orders(connection: Connection) -> dict[str, str]:
         for each in asked
         if each is not None
     }
+
+
+def charged_twice(connection: Connection) -> frozenset[tuple[str, str]]:
+    """Gateways and payments of which reports have two charges by one operation of ours."""
+    c = clearing_rows.c
+    rows = connection.execute(
+        select(c.gateway, c.payment_id)
+        .where(c.kind == CAPTURE, c.operation_kind == _CHARGE, c.operation_id != "")
+        .group_by(c.gateway, c.payment_id, c.operation_id, c.attempt)
+        .having(func.count(c.gateway_reference.distinct()) > 1)
+    )
+    return frozenset((row.gateway, row.payment_id) for row in rows)
 
 
 def unordered_refunds(connection: Connection) -> list[LedgerEvent]:
