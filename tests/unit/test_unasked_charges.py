@@ -13,7 +13,7 @@ from pipeline.audit.evidence import CommandSeen, PaymentEvidence
 from pipeline.audit.found_charges import is_unasked
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
 from pipeline.domain.answer import GatewayAnswer
-from pipeline.domain.ids import idempotency_key, payment_id
+from pipeline.domain.ids import idempotency_key, payment_id, unasked_order_id
 from pipeline.domain.model import (
     Attempt,
     GatewayNotification,
@@ -24,7 +24,7 @@ from pipeline.domain.model import (
 from pipeline.domain.policy import HOUR_MS
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.records import to_record
-from pipeline.domain.unasked_charges import NO_MERCHANT, settled_kind
+from pipeline.domain.unasked_charges import NO_MERCHANT, settled_kind, unasked_command_id
 from pipeline.processors.driver import FlowDriver
 from producers.clearings import words_of
 from schemas.codec import default_codec
@@ -477,6 +477,30 @@ def test_the_second_charge_of_a_payment_goes_back_and_the_sale_stays() -> None:
     ]  # fmt: skip
     assert named(story.flow, copy) == []
     assert (story.status, story.money) == ("captured", (500, 500, 0))
+
+
+def test_two_gateways_may_have_given_two_charges_one_id() -> None:
+    """Each charge is judged with its own payment, whichever books are read first."""
+    flow = ordered()
+    other_id = unasked_order_id("pacific", "ch_77")
+    flow.command(replace(
+        COMMAND, gateway="pacific", order_id=other_id, command_id=unasked_command_id(other_id),
+    ))  # fmt: skip
+    flow.run(yes)
+    for first, second in ((0, 1), (1, 0)):
+        copy = GatewayCopy()
+        copy.charges["somebody:else"] = [
+            ChargeSeen("ch_77", "x", 1250, "GBP", NOW, False, books=each) for each in (0, 1)
+        ]
+        copy.movements["somebody:else"] = [
+            MovementSeen("refund", f"refund_1_late-{order_id}-1",
+                         idempotency_key(payment_id(NO_MERCHANT, order_id), f"late-{order_id}-1",
+                                         gateway, 1),
+                         "ch_77", 1250, "GBP", False, at)
+            for order_id, gateway, at in ((ORDER_ID, "simulator", first),
+                                          (other_id, "pacific", second))
+        ]  # fmt: skip
+        assert named(flow, copy) == []
 
 
 def test_a_gateway_that_made_no_refund_is_found() -> None:
