@@ -41,7 +41,7 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
-from pipeline.domain.unasked_charges import NO_MERCHANT
+from pipeline.domain.unasked_charges import NO_MERCHANT, is_unasked
 from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
 from pipeline.processors.commands import start_charge, with_waiting_commands
 from pipeline.processors.door import card_number_refused
@@ -79,7 +79,7 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     refused = card_number_refused(payment, order, now_ms)
     if refused is not None:
         return refused
-    if payment is not None and payment.status != AWAITING_ORDER:
+    if payment is not None and payment.status != AWAITING_ORDER and not is_unasked(payment):
         return _repeated(payment, order, now_ms)
     if order.merchant_id == NO_MERCHANT:
         detail = f"{NO_MERCHANT} stands for charges that nobody asked for, and is no merchant's id"

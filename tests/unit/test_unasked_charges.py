@@ -447,6 +447,10 @@ def test_no_order_takes_the_name_that_stands_for_nobody() -> None:
     flow.command(COMMAND)
     flow.answer(yes)
     assert settled(flow) == [("unasked_capture", 1250), ("unasked_refund", -1250)]
+    told = len(flow.events())
+    again = flow.order(replace(ORDER, merchant_id=NO_MERCHANT, order_id=ORDER_ID))
+    assert again.dead_letter == "merchant_must_not_be_reserved"
+    assert len(flow.events()) == told
 
 
 def test_a_payment_without_an_order_needs_the_key_of_its_charge() -> None:
