@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from pipeline.domain.ids import idempotency_key, payment_id
 from pipeline.domain.keys import record_key, reference_key
 from pipeline.domain.model import GatewayNotification, GatewayReference
 from pipeline.embedded.kafka import start_kafka, stop_kafka
@@ -176,7 +177,8 @@ def test_what_is_genuine_and_cannot_be_held_is_refused_by_name(endpoint: Endpoin
     def told(amount_minor: int, notice_id: str = "msg_1", more: str = "null") -> int:
         said = {
             "id": "ch_1", "status": "succeeded", "amount_minor": amount_minor, "currency": "GBP",
-            "reference": "p:o1:simulator:1", "merchant_id": "shop", "order_id": "o1",
+            "reference": idempotency_key(payment_id("shop", "o1"), "o1", "simulator", 1),
+            "merchant_id": "shop", "order_id": "o1",
         }  # fmt: skip
         text = json.dumps({"type": "charge.succeeded", "data": said})
         sent = f'{text[:-1]}, "more": {more}}}'.encode()
