@@ -13,9 +13,11 @@ from datetime import UTC, date, datetime
 from msgspec import Struct
 from sqlalchemy import Engine
 
-from pipeline.domain.breaks import LEDGER_DIFFERS, ReconciliationBreak
+from consumers.flow_look import PATIENCE_S, FlowLook
+from pipeline.domain.breaks import LEDGER_DIFFERS, REFUND_AFTER_REVIEW, ReconciliationBreak
 from pipeline.domain.clearing import clearing_key
-from pipeline.domain.reconciliation_decisions import BankStatement
+from pipeline.domain.model import PaymentCommand
+from pipeline.domain.reconciliation_decisions import BankStatement, refund_command
 from pipeline.domain.reconciliation_rules import ReconciliationRules
 from pipeline.domain.records import clearing_from_record, settlement_from_record
 from pipeline.errors import UserError
@@ -26,19 +28,32 @@ from pipeline.ledger.queries import booked_offsets
 from pipeline.ledger.reconciliation import control
 from pipeline.ledger.reconciliation.breaks import (
     Changes,
+    find_break,
     keep,
     mark_published,
     unpublished_breaks,
 )
 from pipeline.ledger.reconciliation.clearing import Look, keep_breaks, look, mark_told
 from pipeline.ledger.reconciliation.findings import Clocks
-from pipeline.ledger.reconciliation.following import decide_releases, decide_statement, follow
+from pipeline.ledger.reconciliation.following import (
+    decide_releases,
+    decide_resolution,
+    decide_statement,
+    follow,
+)
 from pipeline.ledger.reconciliation.intake import (
     Placed,
     new_rows,
     refusal,
     stored_offsets,
     take_in,
+)
+from pipeline.ledger.reconciliation.refunds import (
+    charged_twice,
+    mark_ordered,
+    named_order,
+    refunded_orders,
+    unordered_refunds,
 )
 from pipeline.ledger.reconciliation.tables import prepare
 from pipeline.runtime.topic_reader import PastRecord, TopicReader
@@ -182,6 +197,7 @@ class Reconciler:
         self._on_step("decided")
         entries = self._log.publish(self._engine)
         self._on_step("booked")
+        self.order_refunds()
         told = self._tell(done, now_ms)
         changes = keep_breaks(self._engine, done, now_ms)
         if controlled:
@@ -199,12 +215,63 @@ class Reconciler:
         return look(self._engine, topics, self._rules, clocks, now_ms, dry_run=dry_run)
 
     def _tell(self, done: Look, now_ms: int) -> int:
-        words = words_of(done.untold, now_ms)
+        with reading(self._engine) as connection:
+            unasked = refunded_orders(connection)
+            twice = charged_twice(connection) if done.untold else frozenset()
+        words = words_of(done.untold, now_ms, unasked, twice)
         if words:
             self._publisher.words(word for word, _ in words)
             self._on_step("told")
             mark_told(self._engine, [row for _, rows in words for row in rows])
         return len(words)
+
+    def resolve(
+        self,
+        break_id: str,
+        resolution: str,
+        *,
+        actor: str,
+        reason: str,
+        patience_s: float = PATIENCE_S,
+    ) -> list[PaymentCommand]:
+        """A person's word about a break, decided, published and followed; what is given back by it.
+        UserError where it may not be, and then nothing is."""
+        self._log.publish(self._engine)
+        flow = None
+        if resolution == REFUND_AFTER_REVIEW:
+            with reading(self._engine) as connection:
+                found = find_break(connection, break_id)
+                named = None if found is None else named_order(connection, found)
+            if named is not None:
+                flow = FlowLook(
+                    self._servers, self._catalogue, self._codec, self._engine, patience_s=patience_s
+                ).seen(*named)
+        decide_resolution(
+            self._engine,
+            break_id,
+            resolution,
+            actor=actor,
+            reason=reason,
+            now_ms=self._now_ms(),
+            flow=flow,
+        )
+        self._on_step("resolved")
+        self._log.publish(self._engine)
+        asked = self.order_refunds()
+        self.publish_breaks()
+        return asked
+
+    def order_refunds(self) -> list[PaymentCommand]:
+        """Tell the flow what people have given back of what nobody asked for; what was told now."""
+        with reading(self._engine) as connection:
+            decided = unordered_refunds(connection)
+        asked = [command for command in map(refund_command, decided) if command is not None]
+        if asked:
+            self._publisher.commands(asked)
+            self._on_step("refunds_ordered")
+            with self._engine.begin() as connection:
+                mark_ordered(connection, decided)
+        return asked
 
     def publish_breaks(self) -> int:
         """Publish breaks as they stand, where they have changed; how many."""

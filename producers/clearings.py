@@ -1,15 +1,17 @@
-"""Publishing what reconciliation says: rows of reports, breaks, and a row's word to its payment.
+"""Publishing what reconciliation says: rows of reports, breaks, a row's word to its payment, and
+what a person has given back.
 
 Each at least once, delivered before anything is noted of it. A row is known by its key, a break by
-its version, a word by the attempt it is about: none has a second effect.
+its version, a word by the attempt it is about, an order by its charge: none has a second effect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
+from msgspec.structs import replace
 
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.clearing import CAPTURE_FAILED, Clearing, clearing_key
@@ -17,9 +19,10 @@ from pipeline.domain.disputes import INQUIRY, OPENED, WON
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
 from pipeline.domain.matching import ReportedSide
-from pipeline.domain.model import GatewayNotification
+from pipeline.domain.model import GatewayNotification, PaymentCommand
 from pipeline.domain.posting import DISPUTE, DISPUTE_FEE, REFUND_FAILED, REVERSAL
 from pipeline.domain.records import to_record
+from pipeline.domain.unasked_charges import NO_MERCHANT
 from pipeline.errors import UserError
 from producers.publisher import check_topic, producer_config
 from schemas.codec import Codec
@@ -30,11 +33,12 @@ CHECK_TIMEOUT_S = 10.0
 ROOM_SLICE_S = 0.1
 
 Message = tuple[str, bytes, bytes]
+_NONE: Final[Mapping[str, str]] = {}
 _OF_DISPUTES = frozenset({DISPUTE, DISPUTE_FEE, REVERSAL})
 
 
 class ReconciliationPublisher:
-    """One producer for the three topics. UserError when something was not certainly delivered."""
+    """One producer for all their topics. UserError when something was not certainly delivered."""
 
     def __init__(self, bootstrap_servers: str, catalogue: Catalogue, codec: Codec) -> None:
         self._servers = bootstrap_servers
@@ -72,6 +76,15 @@ class ReconciliationPublisher:
             for word in words
         )
 
+    def commands(self, commands: Iterable[PaymentCommand]) -> None:
+        """Ask the flow to give back charges that nobody asked for."""
+        encode = self._codec.encoder("payment-command")
+        topic = self._checked("payment-commands")
+        self._send(
+            (topic, record_key(each.merchant_id, each.order_id), encode(to_record(each)))
+            for each in commands
+        )
+
     def _checked(self, role: str) -> str:
         topic = self._catalogue.name(role)
         check_topic(self._producer, self._servers, topic, CHECK_TIMEOUT_S)
@@ -104,23 +117,31 @@ class ReconciliationPublisher:
 
 
 def words_of(
-    rows: Iterable[ReportedSide], now_ms: int
+    rows: Iterable[ReportedSide],
+    now_ms: int,
+    unasked: Mapping[str, str] = _NONE,
+    charged_twice: Collection[tuple[str, str]] = (),
 ) -> list[tuple[GatewayNotification, tuple[ReportedSide, ...]]]:
     """What rows say to their payments, each with the rows that say it: one for an operation, those
-    of a dispute together. Rows that name no payment of ours say nothing.
+    of a dispute together. Rows that name no payment of ours say nothing. ``unasked``: by their ids,
+    the orders of payments of charges nobody asked for. Rows of such a refund may repeat the order
+    that its charge was made with. ``charged_twice``: gateways and payments of which one operation
+    made two charges. Their disputes' rows do not say which of them, so they say nothing.
 
     Who takes a word for news decides for himself: the same evidence again changes nothing.
     """
     told = []
     disputes: dict[tuple[str, str, str], list[ReportedSide]] = {}
     for row in rows:
+        if row.payment_id in unasked:
+            row = replace(row, merchant_id=NO_MERCHANT, order_id=unasked[row.payment_id])
         if not (row.merchant_id and row.order_id) or row.payment_id != payment_id(
             row.merchant_id, row.order_id
         ):
             continue
         if row.operation_id and row.kind != CAPTURE_FAILED:
             told.append((_of_operation(row, now_ms), (row,)))
-        elif row.kind in _OF_DISPUTES:
+        elif row.kind in _OF_DISPUTES and (row.gateway, row.payment_id) not in charged_twice:
             whose = row.gateway, row.gateway_reference, row.payment_id
             disputes.setdefault(whose, []).append(row)
     return [*told, *((_of_dispute(each, now_ms), tuple(each)) for each in disputes.values())]

@@ -27,6 +27,7 @@ from pipeline.domain.records import (
     reference_from_record,
     to_record,
 )
+from pipeline.domain.unasked_charges import NO_MERCHANT
 from pipeline.kafka_access import reaching
 from pipeline.runtime.cluster import cluster_and_topic_id
 from pipeline.runtime.dead_letters import unreadable_letter
@@ -134,16 +135,17 @@ class WebhookDesk:
     def take(self, notice: GatewayNotification) -> Future[Taken]:
         """Publish a notice, or park it; done when the brokers have it (KafkaException if not).
 
-        A notice whose ``merchant_id`` is empty carries only the gateway's own id. Raises
+        A notice whose ``merchant_id`` is empty carries only the gateway's own id. By that goes also
+        what is about a charge nobody asked for: it names nobody else's payment truly. Raises
         NoticeUnstorable for what no record can hold.
         """
         try:
-            if notice.merchant_id:
-                return self._published(notice)
             key = reference_key(notice.gateway, notice.gateway_reference or "")
             with self._lock:
                 known = self._book.reference(key)
             addressed = None if known is None else self._addressed(notice, key, known)
+            if notice.merchant_id and (addressed is None or addressed.merchant_id != NO_MERCHANT):
+                return self._published(notice)
             if addressed is not None:
                 return self._published(addressed)
             # The reference may come in between: it is looked for again when the parked record is

@@ -55,8 +55,12 @@ Count = Callable[[str, str], None]
 
 def notification_of(notice: Notice, received_at_ms: int) -> GatewayNotification:
     """The record of a notice. Without an order's key in it, ``merchant_id`` is empty: the notice is
-    addressed by the gateway's own id."""
+    addressed by the gateway's own id. So it is where the key is another payment's than our
+    reference says: gateways repeat with a refund what was written with its charge."""
     addressed = bool(notice.merchant_id and notice.order_id)
+    if addressed and notice.payment_id and notice.gateway_reference:
+        own = payment_id(notice.merchant_id or "", notice.order_id or "")
+        addressed = own == notice.payment_id
     return GatewayNotification(
         merchant_id=(notice.merchant_id or "") if addressed else "",
         order_id=(notice.order_id or "") if addressed else "",

@@ -200,7 +200,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         ("upstream",),
         ("payments",),
         "Requests to change a payment: capture, cancel, refund, credit, retry, give_back, "
-        "record_refund, resolve, resolve_dispute, review, acknowledge.",
+        "record_refund, refund_unasked, resolve, resolve_dispute, review, acknowledge.",
     )
     add(
         "risk-results",
@@ -283,7 +283,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         ("payments",),
         (),
         "To which operation a gateway's own id belongs, keyed gateway:id; for notices that carry "
-        "only that.",
+        "only that, and those about charges nobody asked for.",
     )
     add(
         "parked-notices",

@@ -25,6 +25,7 @@ from pipeline.audit.evidence import (
     SnapshotSeen,
     key_text,
 )
+from pipeline.audit.found_charges import is_unasked
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy
 from pipeline.audit.justification import JustificationChecks
 from pipeline.audit.ledger_copy import LedgerCopy
@@ -395,6 +396,7 @@ class Judgement:
         if (
             not payment.orders
             and snapshot.status not in WITHOUT_ORDER_STATUSES
+            and not is_unasked(payment)
             and not self.gone(payment, "orders")
         ):
             found.broken("payment_without_order", self.snapshot_example(payment, snapshot.status))
@@ -544,7 +546,12 @@ class Judgement:
         found, requests, results = self.found, payment.requests, payment.results
         if not requests and not results:
             return
-        if requests and not payment.orders and not self.gone(payment, "orders"):
+        if (
+            requests
+            and not payment.orders
+            and not is_unasked(payment)
+            and not self.gone(payment, "orders")
+        ):
             found.broken(
                 "request_without_order", self.request_example(payment, requests[0], "no order")
             )
@@ -671,6 +678,7 @@ class Judgement:
         if settlements and (
             not payment.orders
             and not all(settlement.kind == "credit" for settlement in settlements)
+            and not is_unasked(payment)
             and not self.gone(payment, "orders")
         ):
             found.broken(
@@ -717,9 +725,11 @@ class Judgement:
             (("dispute", "reversal"), -snapshot.withdrawn_minor, "withdrawn for disputes"),
             (("dispute_fee",), -snapshot.dispute_fee_minor, "kept as dispute fees"),
         ):
-            movements = [s for s in unique.values() if s.kind in kinds]
+            movements = [s for s in unique.values() if s.movement in kinds]
             self._settled_sum(payment, snapshot, movements, expected_minor, what)
-        captured = snapshot.captured_minor or any(kind == "capture" for _, kind in unique)
+        captured = snapshot.captured_minor or any(
+            each.movement == "capture" for each in unique.values()
+        )
         if snapshot.status == "captured" and not captured:
             found.broken("settlement_missing", self.snapshot_example(payment, "captured"))
 

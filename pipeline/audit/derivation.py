@@ -67,6 +67,11 @@ def reversal_operation_id(order_id: str, operation_id: str, attempt: int) -> str
     return f"late-{_text(_uuid5(_SETTLEMENTS, text))}" if text == order_id else text
 
 
+def unasked_order_id(gateway: str, reference: str) -> str:
+    """What stands for the order of a charge nobody asked for."""
+    return _text(_uuid5(_SETTLEMENTS, f"unasked\0{gateway}\0{reference}"))
+
+
 def _uuid5(namespace: bytes, name: str) -> bytes:
     digest = bytearray(hashlib.sha1(namespace + name.encode(), usedforsecurity=False).digest()[:16])
     digest[6] = digest[6] & 0x0F | 0x50

@@ -68,6 +68,7 @@ COMMAND_TYPES: Final = frozenset(
         "retry",
         "give_back",
         "record_refund",
+        "refund_unasked",
         "resolve",
         "resolve_dispute",
         "review",
@@ -100,6 +101,7 @@ class CommandSeen(Struct, frozen=True, gc=False):
     amount_minor: int | None
     gateway_reference: str | None
     instrument_token: str | None
+    gateway: str | None = None
 
 
 class NotificationSeen(Struct, frozen=True, gc=False):
@@ -174,6 +176,11 @@ class SettlementSeen(Struct, frozen=True, gc=False):
     business_date: str
     settled_at_ms: int
     payment_method: str
+
+    @property
+    def movement(self) -> str:
+        """What moved, whoever it is of: of a charge nobody asked for as of any other."""
+        return self.kind.removeprefix("unasked_")
 
 
 class CheckSeen(Struct, frozen=True, gc=False):
@@ -496,6 +503,7 @@ class Evidence:
                 fields["amount_minor"],
                 fields["gateway_reference"],
                 fields["instrument_token"],
+                fields["gateway"],
             ),
         )
 

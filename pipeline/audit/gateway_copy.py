@@ -22,7 +22,7 @@ PAGE_ENTRIES = 5_000
 class ChargeSeen(Struct, gc=False):
     """What begins a payment at a gateway: ``kind`` is charge or authorization. ``reference`` is our
     idempotency key. ``recent``: first seen after the log's ends were taken, so its request may lie
-    beyond them."""
+    beyond them. ``books``: which gateway's, by number; ids are one gateway's own."""
 
     id: str
     reference: str
@@ -31,6 +31,7 @@ class ChargeSeen(Struct, gc=False):
     created_at_ms: int
     recent: bool
     kind: str = "charge"
+    books: int = 0
 
 
 class MovementSeen(Struct, gc=False):
@@ -44,6 +45,7 @@ class MovementSeen(Struct, gc=False):
     amount_minor: int
     currency: str
     recent: bool
+    books: int = 0
 
 
 # Which way the money of an entry goes, from us as seen by the gateway: it owes us more, or less.
@@ -74,8 +76,8 @@ class GatewayCopy:
     refunded_minor: dict[str, int] = field(default_factory=dict)
     owed_minor: dict[str, int] = field(default_factory=dict)
 
-    def add(self, entry: Mapping[str, Any], *, recent: bool) -> None:
-        """Take one entry of the books."""
+    def add(self, entry: Mapping[str, Any], *, recent: bool, books: int = 0) -> None:
+        """Take one entry of a gateway's ``books``."""
         kind = intern(entry["kind"])
         key = f"{entry['merchant_id']}:{entry['order_id']}"
         amount_minor, currency = entry["amount_minor"], intern(entry["currency"])
@@ -88,6 +90,7 @@ class GatewayCopy:
                 entry["created_at_ms"],
                 recent,
                 kind,
+                books,
             )
             self.charges.setdefault(key, []).append(charge)
         else:
@@ -99,6 +102,7 @@ class GatewayCopy:
                 amount_minor,
                 currency,
                 recent,
+                books,
             )
             self.movements.setdefault(key, []).append(movement)
         if kind in ("charge", "capture"):
@@ -144,12 +148,12 @@ class GatewayReader:
         self._read(recent=True)
 
     def _read(self, *, recent: bool) -> None:
-        for url, after in self._after.items():
+        for books, (url, after) in enumerate(self._after.items()):
             more = True
             while more:
                 page = get_json(f"{url}/v1/books?after={after}&limit={PAGE_ENTRIES}")
                 for entry in page["entries"]:
-                    self.copy.add(entry, recent=recent)
+                    self.copy.add(entry, recent=recent, books=books)
                 if page["has_more"] and page["next_after"] <= after:
                     raise AuditUnavailable(
                         f"The gateway at {url} repeats a page of its books; restart it."

@@ -116,7 +116,7 @@ class JustificationChecks:
         stopped = {
             (a.operation_id, a.attempt) for a in snapshot.attempts if a.state == "contradicted"
         }
-        settled = {(s.kind, s.gateway, s.gateway_reference) for s in payment.settlements}
+        settled = {(s.movement, s.gateway, s.gateway_reference) for s in payment.settlements}
         returned = _returned(payment, snapshot)
         for result in payment.results:
             place = "gateway-results", result.partition, result.offset
@@ -163,7 +163,7 @@ def _returned(payment: PaymentEvidence, snapshot: SnapshotSeen) -> set[tuple[str
     said |= {
         n.operation_id for n in payment.own_notifications if n.outcome in ("failed", "declined")
     }
-    booked = {s.operation_id for s in payment.settlements if s.kind == "refund_failed"}
+    booked = {s.operation_id for s in payment.settlements if s.movement == "refund_failed"}
     return {
         (a.operation_id, a.attempt)
         for a in snapshot.attempts

@@ -24,6 +24,7 @@ from pipeline.audit.evidence import (
     SettlementSeen,
     SnapshotSeen,
 )
+from pipeline.audit.found_charges import CAPTURED, COMMAND, found_charges, under_their_payments
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
 from pipeline.audit.owed import REFUSED, given_up, withdrawn_of_minor
 from pipeline.audit.report import Example
@@ -85,16 +86,21 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
         return any(
             c.type == "credit" and c.command_id == settlement.operation_id for c in payment.commands
         )
-    if settlement.kind == "external_refund":
+    if settlement.movement == "external_refund":
         return any(
             c.type == "record_refund" and (c.gateway_reference or "").strip() == reference
             for c in payment.commands
         )
-    if settlement.kind in ("dispute", "reversal", "dispute_fee"):
+    if settlement.kind == CAPTURED:
+        return any(
+            c.type == COMMAND and (c.gateway, c.gateway_reference) == (gateway, reference)
+            for c in payment.commands
+        )
+    if settlement.movement in ("dispute", "reversal", "dispute_fee"):
         notices = payment.own_notifications
         return any(n.type == "dispute" and n.gateway == gateway for n in notices)
     said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.own_notifications]
-    if settlement.kind == "refund_failed":
+    if settlement.movement == "refund_failed":
         return any(
             r.gateway == gateway
             and r.operation_id == settlement.operation_id
@@ -194,7 +200,15 @@ class OperationChecks:
                 not rejected
                 and not waits
                 and not began
-                and (command.type in _OPERATING or command.type == "credit")
+                and (
+                    command.type in _OPERATING
+                    or command.type == "credit"
+                    or (
+                        command.type == COMMAND
+                        and all(s.kind != CAPTURED for s in payment.settlements)
+                        and not judge.gone(payment, "settlements")
+                    )
+                )
             ):
                 found.broken("command_without_outcome", example)
 
@@ -228,7 +242,7 @@ class OperationChecks:
             if a.state in _OPEN
         }
         for settlement in payment.settlements:
-            if settlement.kind in REFUNDS:
+            if settlement.movement in REFUNDS:
                 operation_id = settlement.operation_id
                 refunded[of_charge.get(operation_id, operation_id)] -= settlement.amount_minor
         whole = not judge.gone(payment, "settlements")
@@ -236,7 +250,7 @@ class OperationChecks:
             operation_id = settlement.operation_id
             if (
                 whole
-                and settlement.kind == "capture"
+                and settlement.movement == "capture"
                 and is_late(payment, settlement)
                 and operation_id not in busy
                 and charges.get(operation_id) not in named
@@ -271,6 +285,8 @@ class OperationChecks:
     def gateway_books(self, gateway: GatewayCopy) -> None:
         """What gateways did was asked for, is what we say it is, and nothing else is missing."""
         payments = self._judge.payments
+        found = found_charges(payments.values())
+        gateway = under_their_payments(gateway, found)
         for key in {*gateway.charges, *gateway.movements}:
             payment = payments.get(key.encode())
             charges = gateway.charges.get(key, [])
@@ -286,7 +302,7 @@ class OperationChecks:
             }
             attempts = _attempts_by_reference(payment)
             for charge in charges:
-                if charge.reference not in asked:
+                if charge.reference not in asked and charge.id not in found:
                     self._judge.unasked(key, charge, payment)
                 elif payment is not None:
                     self._charge(
@@ -454,7 +470,7 @@ class OperationChecks:
             theirs[kind] += sign * movement.amount_minor
         for settlement in payment.settlements:
             # A dispute that was told only once it was won moved nothing: its sum counts.
-            kind = "dispute" if settlement.kind == "reversal" else settlement.kind
+            kind = "dispute" if settlement.movement == "reversal" else settlement.movement
             ours[kind] += settlement.amount_minor
         for kind, amount_minor in theirs.items():
             if amount_minor != ours[kind]:
@@ -497,7 +513,7 @@ class OperationChecks:
             known[m.kind, m.id] = m.amount_minor, m.currency
         failed = {m.reference for m in movements if m.kind == "refund_failed"}
         for settlement in payment.settlements:
-            kind, reference = settlement.kind, settlement.gateway_reference
+            kind, reference = settlement.movement, settlement.gateway_reference
             if kind == "refund_failed":
                 key = idempotency_key(
                     payment.payment_id, settlement.operation_id, settlement.gateway, 1
@@ -558,7 +574,8 @@ class OperationChecks:
         """What was captured too late, where that was settled under the reversal's id."""
         judge, snapshot = self._judge, payment.snapshot
         for settlement in payment.settlements:
-            if settlement.kind == "capture" and settlement.operation_id == reversal.operation_id:
+            same = settlement.operation_id == reversal.operation_id
+            if settlement.movement == "capture" and same:
                 return judge.settlement_example(payment, settlement, "captured, and not refunded")
         currency = "" if snapshot is None else snapshot.currency
         said = f"the {reversal.kind} {reversal.operation_id} of {minor} {currency} was given up"
@@ -600,7 +617,7 @@ def _is_kept(payment: PaymentEvidence, charge: SettlementSeen, left_minor: int) 
     if snapshot is None or left_minor <= 0:
         return left_minor < 0
     kinds = ("capture", *REFUNDS)
-    room_minor = sum(s.amount_minor for s in payment.settlements if s.kind in kinds)
+    room_minor = sum(s.amount_minor for s in payment.settlements if s.movement in kinds)
     return (
         left_minor > withdrawn_of_minor(snapshot, charge.gateway, charge.gateway_reference)
         and room_minor > snapshot.withdrawn_minor
@@ -702,7 +719,7 @@ def _elsewhere_minor(payment: PaymentEvidence | None, charge: ChargeSeen) -> int
     return -sum(
         s.amount_minor
         for s in payment.settlements
-        if s.kind == "external_refund" and s.operation_id in mine
+        if s.movement == "external_refund" and s.operation_id in mine
     )
 
 
@@ -720,7 +737,7 @@ def _is_given_back(
 
 
 def _is_settled(payment: PaymentEvidence, kind: str, reference: str) -> bool:
-    return any(s.kind == kind and s.gateway_reference == reference for s in payment.settlements)
+    return any(s.movement == kind and s.gateway_reference == reference for s in payment.settlements)
 
 
 def _agrees(payment: PaymentEvidence, kind: str) -> bool:
@@ -728,6 +745,6 @@ def _agrees(payment: PaymentEvidence, kind: str) -> bool:
     if snapshot is None:
         return True
     kinds = ("capture",) if kind == "capture" else REFUNDS
-    total = sum(s.amount_minor for s in payment.settlements if s.kind in kinds)
+    total = sum(s.amount_minor for s in payment.settlements if s.movement in kinds)
     said = snapshot.captured_minor if kind == "capture" else -snapshot.refunded_minor
     return total == said and all(s.currency == snapshot.currency for s in payment.settlements)

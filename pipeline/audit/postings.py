@@ -15,6 +15,13 @@ _ACCOUNTS: Final[Mapping[str, tuple[str, str]]] = {
     "reversal": ("gateway_receivable:{gateway}", "disputes_and_losses:{merchant}"),
     "dispute_fee": ("gateway_receivable:{gateway}", "disputes_and_losses:{merchant}"),
     "external_refund": ("suspense:{gateway}", "merchant_available:{merchant}"),
+    "unasked_capture": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
+    "unasked_refund": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
+    "unasked_refund_failed": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
+    "unasked_external_refund": ("unapplied_credits:{merchant}", "suspense:{gateway}"),
+    "unasked_dispute": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
+    "unasked_reversal": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
+    "unasked_dispute_fee": ("gateway_receivable:{gateway}", "suspense:{gateway}"),
     "credit": ("unapplied_credits:{merchant}", "merchant_payable:{merchant}"),
 }
 

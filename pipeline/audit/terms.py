@@ -92,6 +92,9 @@ class PaymentTerms:
 
     def take(self, m: Movement) -> tuple[str, Lines]:
         """The name of the terms, and every line beside the movement itself."""
+        if m.kind.startswith("unasked_"):
+            # Of no merchant, so under nobody's terms.
+            return "", Counter()
         name = self.name if self.captures else self._name(m)
         if m.kind == "capture" and not self.captures:
             self.name = name

@@ -17,7 +17,6 @@ from pipeline.commands.reconciling import (
     day_of,
     gateway_of,
     kept,
-    now_ms,
     reconciling,
     rules_of,
     today,
@@ -235,29 +234,31 @@ def resolve_command(
     """Say what was made of a break: a decision with its reason, published to `ledger-events`.
 
     An amount that differs, accepted or corrected, clears its sale; accepted, the difference goes to
-    rounding. Nothing else moves money by itself: set the books right with `paystream ledger
-    post`, and give a customer's money back with `paystream payment refund` or at the gateway.
+    rounding. A charge nobody asked for (missing_here), as refund_after_review, is given back by its
+    gateway, once. Nothing else moves money: set the books right with `paystream ledger post`, and
+    give back what a payment of ours took with `paystream payment refund`. A charge that the flow
+    may still know is refused: its workers have to run, and to have caught up.
 
-    Exit code 0: resolved. 2: there is no such open break, or a server is away.
+    Exit code 0: resolved. 2: there is no such open break, it is refused, or a server is away.
 
     Examples:
 
     \b
       paystream reconcile resolve 3fa1c09b7d21 --as accepted --reason "below the cost of asking"
-    """
-    from pipeline.commands.deciding import deciding, who
-    from pipeline.ledger.reconciliation.following import decide_resolution
-    from pipeline.ledger.reconciliation.tables import prepare
 
-    with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
-        prepare(engine)
-        decide_resolution(
-            engine, break_id, resolution, actor=who(by), reason=reason, now_ms=now_ms()
-        )
-        log.publish(engine)
+    \b
+      paystream reconcile resolve 8b02e4417c55 --as refund_after_review --reason "nobody knows it"
+    """
+    from pipeline.commands.deciding import who
+
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, _):
-        reconciler.publish_breaks()
+        asked = reconciler.resolve(break_id, resolution, actor=who(by), reason=reason)
     typer.echo(f"break {break_id} is resolved: {resolution}")
+    for each in asked:
+        typer.echo(
+            f"{each.gateway_reference} is given back by {each.gateway}: "
+            f"see `paystream payment show {each.merchant_id}:{each.order_id}`"
+        )
 
 
 @app.command("report")

@@ -85,6 +85,11 @@ OPAQUE_FIELDS: Final = frozenset(
     {"instrument_token", "card_fingerprint", "gateway_reference", "dispute_id"}
 )
 
+# What only a gateway's report names, never typed by a person: its id is what it is, also one of
+# digits alone.
+_NAMING_BY_GATEWAY: Final = frozenset({"refund_unasked"})
+_GATEWAYS_OWN: Final = frozenset({"gateway_reference"})
+
 _TOKEN: Final = "instrument_token"
 
 # Names under which a card's security code goes; it must not be kept even for a moment after the
@@ -250,10 +255,13 @@ def _texts_of(kind: type[Struct]) -> _Texts:
 
 
 def _fields_with_card_numbers(noun: Struct, texts: _Texts) -> tuple[str, ...]:
+    ids = _GATEWAYS_OWN if getattr(noun, "type", None) in _NAMING_BY_GATEWAY else frozenset()
     found = [
         name
         for name, text in zip(texts.names, texts.of(noun), strict=False)
-        if text is not None and holds_card_number(text, opaque=name in OPAQUE_FIELDS)
+        if text is not None
+        and name not in ids
+        and holds_card_number(text, opaque=name in OPAQUE_FIELDS)
     ]
     for field, (items, inner) in texts.lists.items():
         for number, item in enumerate(items(noun), start=1):

@@ -71,10 +71,11 @@ def may_have_taken_minor(payment: Payment, charge: Attempt) -> int:
 
 
 def may_have_moved(attempt: Attempt) -> bool:
-    """Whether an attempt moved what it was to move, or may have: it was sent, was not declined, and
-    is not proven unknown to its gateway. What was given up on silence may have."""
+    """Whether an attempt moved what it was to move, or may have: it was sent or shows as done, was
+    not declined, and is not proven unknown to its gateway. What was given up on silence may have;
+    what nobody here asked for was never sent."""
     return (
-        attempt.tries > 0
+        (attempt.tries > 0 or has_succeeded(attempt.state))
         and attempt.state != DECLINED
         and (attempt.state, attempt.code) != (ATTEMPT_FAILED, NOT_FOUND)
     )

@@ -65,6 +65,7 @@ from pipeline.domain.recorded_refunds import (
 )
 from pipeline.domain.reversals import has_room, held, in_dispute, outstanding, owed_minor
 from pipeline.domain.reviews import REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW, is_about
+from pipeline.domain.unasked_charges import UNASKED_MUST_HAVE_ITS_OWN_KEY, broken_naming
 from pipeline.domain.validation import (
     TEXT_LENGTH_MAX,
     TOKEN_MUST_NOT_BE_A_CARD_NUMBER,
@@ -77,6 +78,7 @@ CANCEL: Final = "cancel"
 CREDIT: Final = "credit"
 GIVE_BACK: Final = "give_back"
 RECORD_REFUND: Final = "record_refund"
+REFUND_UNASKED: Final = "refund_unasked"
 RETRY: Final = "retry"
 ACKNOWLEDGE: Final = "acknowledge"
 RESOLVE: Final = "resolve"
@@ -91,6 +93,7 @@ TYPES: Final = frozenset(
         RETRY,
         GIVE_BACK,
         RECORD_REFUND,
+        REFUND_UNASKED,
         RESOLVE,
         RESOLVE_DISPUTE,
         REVIEW,
@@ -99,8 +102,11 @@ TYPES: Final = frozenset(
 )
 # What a person decides where no machine may. It has no operation of its own.
 DECIDED_BY_A_PERSON: Final = frozenset(
-    {RESOLVE, RESOLVE_DISPUTE, REVIEW, ACKNOWLEDGE, RECORD_REFUND}
+    {RESOLVE, RESOLVE_DISPUTE, REVIEW, ACKNOWLEDGE, RECORD_REFUND, REFUND_UNASKED}
 )
+
+# Whose amount is money that moves.
+_OF_AMOUNTS: Final = frozenset({CAPTURE, REFUND, CREDIT, RESOLVE, RECORD_REFUND, REFUND_UNASKED})
 
 # Decisions.
 CHARGED: Final = "charged"
@@ -190,10 +196,11 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
     if kind not in TYPES:
         return TYPE_MUST_BE_KNOWN
     amount_minor = command.amount_minor
-    if amount_minor is not None and kind in (CAPTURE, REFUND, CREDIT, RESOLVE, RECORD_REFUND):
+    if amount_minor is not None and kind in _OF_AMOUNTS:
         if amount_minor <= 0:
             return AMOUNT_MUST_BE_POSITIVE
-        if amount_minor > policy.amount_minor_max:
+        # What was taken already is given back, however much it is.
+        if kind != REFUND_UNASKED and amount_minor > policy.amount_minor_max:
             return AMOUNT_MUST_NOT_EXCEED_LIMIT
     if command.business_date is not None and not is_date(command.business_date):
         return BUSINESS_DATE_MUST_BE_A_DATE
@@ -244,6 +251,8 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
         return _broken_acknowledge(command)
     if kind == RECORD_REFUND:
         return _broken_record(command)
+    if kind == REFUND_UNASKED:
+        return _broken_unasked(command)
     if kind == REVIEW:
         if command.decision not in (APPROVE, DENY):
             return DECISION_MUST_BE_KNOWN
@@ -267,6 +276,15 @@ def _broken_acknowledge(command: PaymentCommand) -> str | None:
 def _broken_record(command: PaymentCommand) -> str | None:
     if not names_transfer(command):
         return TRANSFER_MUST_BE_NAMED
+    if not command.evidence:
+        return EVIDENCE_MUST_BE_GIVEN
+    return None if command.actor else ACTOR_MUST_BE_GIVEN
+
+
+def _broken_unasked(command: PaymentCommand) -> str | None:
+    rule = broken_naming(command) or _broken_credit(command)
+    if rule is not None:
+        return rule
     if not command.evidence:
         return EVIDENCE_MUST_BE_GIVEN
     return None if command.actor else ACTOR_MUST_BE_GIVEN
@@ -356,6 +374,8 @@ def broken_now(payment: Payment, command: PaymentCommand, now_ms: int) -> str | 
         return _broken_give_back(payment, command)
     if kind == CREDIT:
         return CREDIT_MUST_HAVE_ITS_OWN_KEY
+    if kind == REFUND_UNASKED:
+        return UNASKED_MUST_HAVE_ITS_OWN_KEY
     if kind == RETRY:
         return _broken_retry(payment, command, now_ms)
     if kind == RESOLVE:

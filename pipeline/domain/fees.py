@@ -45,6 +45,7 @@ from pipeline.domain.posting import (
     REFUND,
     REFUND_FAILED,
     REVERSAL,
+    UNASKED_KINDS,
     JournalEntry,
     Posting,
     balanced,
@@ -144,7 +145,7 @@ def priced(entry: JournalEntry, books: PaymentBooks, terms: Terms) -> JournalEnt
     """
     known = books.terms if books.captures else _terms_name(entry, terms)
     schedule, plan, method = _resolved(known, terms)
-    if schedule is None:
+    if schedule is None or entry.kind in UNASKED_KINDS:
         return entry
     lines: tuple[Posting, ...] = ()
     if entry.kind in (CAPTURE, REFUND, REFUND_FAILED, EXTERNAL_REFUND):

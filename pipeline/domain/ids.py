@@ -64,6 +64,14 @@ def reversal_operation_id(order_id: str, operation_id: str, attempt: int) -> str
     return _own_operation_id(order_id, "late", f"{operation_id}-{attempt}")
 
 
+def unasked_order_id(gateway: str, reference: str) -> str:
+    """The id that stands for the order of a charge nobody asked for: one for each charge that its
+    gateway names so."""
+    digest = _SETTLEMENT_HASH.copy()
+    digest.update(f"unasked\0{gateway}\0{reference}".encode("utf-8", "surrogatepass"))
+    return _uuid5_text(digest.digest())
+
+
 def expiry_operation_id(order_id: str, operation_id: str) -> str:
     """The id of the operation that voids an authorization at its end."""
     return _own_operation_id(order_id, "expiry", operation_id)

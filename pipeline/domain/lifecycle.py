@@ -117,6 +117,7 @@ REVIEW_APPROVED: Final = "review_approved"
 REVIEW_DENIED: Final = "review_denied"
 COMMAND_CAME_FIRST: Final = "command_came_first"
 CREDIT_BOOKED: Final = "credit_booked"
+CHARGE_FOUND: Final = "charge_found"
 CHARGE_SEEN: Final = "charge_seen"
 AUTHORIZATION_SEEN: Final = "authorization_seen"
 CAPTURE_SEEN: Final = "capture_seen"
@@ -249,6 +250,9 @@ PAYMENT_TRANSITIONS: Final[Mapping[tuple[str, str], Step]] = {
     (PROCESSING, DEADLINE_PASSED): _T(EXPIRED, EXPIRED),
     (NEW, COMMAND_CAME_FIRST): _T(AWAITING_ORDER, AWAITING_ORDER),
     (NEW, CREDIT_BOOKED): _T(CREDIT_HELD, CREDIT_HELD),
+    # Money that nobody here asked for was taken; a person has it given back.
+    (NEW, CHARGE_FOUND): _T(CAPTURED, CHARGE_FOUND),
+    (AWAITING_ORDER, CHARGE_FOUND): _T(CAPTURED, CHARGE_FOUND),
     (AWAITING_ORDER, ORDER_CANCELLED): _T(CANCELLED, CANCELLED),
     # A person looks at it before anybody is asked for money.
     (RISK_REVIEW, REVIEW_APPROVED): _T(PROCESSING, PAYMENT_STARTED),

@@ -34,6 +34,8 @@ class BookedSide(Struct, frozen=True, gc=False):
     priced: bool
     settled_at_ms: int
     place: str
+    # Of a charge nobody asked for, whose row names no operation of ours, or another payment.
+    unasked: bool = False
 
 
 class ReportedSide(Struct, frozen=True, gc=False):
@@ -144,6 +146,9 @@ def is_cleared(found: Sequence[str]) -> bool:
 
 
 def _same(booked: BookedSide, row: ReportedSide) -> bool:
+    if booked.unasked:
+        # It was found by the gateway's own reference, which is all that is known of it.
+        return True
     if row.payment_id and row.payment_id != booked.payment_id:
         return False
     if not row.operation_id or booked.operation_id == row.operation_id:

@@ -7,7 +7,8 @@ A capture makes a gateway owe us what we owe the merchant:
 A refund is the reverse. What a gateway takes for a dispute is no refund: it stands in
 ``disputes_and_losses``, and the merchant's terms say whether it is passed on. A credit moves no
 money at a gateway: the merchant owes it, and it is held in ``unapplied_credits``. Nor does a refund
-that was made otherwise: who paid it is explained later, so it stands in ``suspense``. Each kind is
+that was made otherwise: who paid it is explained later, so it stands in ``suspense``. So does a
+charge that nobody here asked for, until its customer has the money back. Each kind is
 one row of ``RULE_OF``; worked examples stand in ``docs/ledger.md``. This is the movement itself;
 fees and gateway costs are further lines of the same entry (``fees``).
 
@@ -45,6 +46,31 @@ REVERSAL = "reversal"
 DISPUTE_FEE = "dispute_fee"
 CREDIT = "credit"
 EXTERNAL_REFUND = "external_refund"
+# Begins the kinds of settlements of charges that nobody here asked for.
+UNASKED: Final = "unasked_"
+UNASKED_CAPTURE = "unasked_capture"
+UNASKED_REFUND = "unasked_refund"
+UNASKED_REFUND_FAILED = "unasked_refund_failed"
+UNASKED_EXTERNAL_REFUND = "unasked_external_refund"
+UNASKED_DISPUTE = "unasked_dispute"
+UNASKED_REVERSAL = "unasked_reversal"
+UNASKED_DISPUTE_FEE = "unasked_dispute_fee"
+# Of charges that nobody here asked for: no merchant's money, and under nobody's terms.
+UNASKED_KINDS: Final = frozenset(
+    {
+        UNASKED_CAPTURE,
+        UNASKED_REFUND,
+        UNASKED_REFUND_FAILED,
+        UNASKED_EXTERNAL_REFUND,
+        UNASKED_DISPUTE,
+        UNASKED_REVERSAL,
+        UNASKED_DISPUTE_FEE,
+    }
+)
+# Of those, what rows tell of under a reference that names nobody, or somebody else.
+KNOWN_BY_REFERENCE: Final = frozenset(
+    {UNASKED_CAPTURE, UNASKED_DISPUTE, UNASKED_REVERSAL, UNASKED_DISPUTE_FEE}
+)
 
 # What stands where a gateway's name would: the movement touches no gateway.
 NO_GATEWAY = "none"
@@ -58,6 +84,13 @@ REVERSAL_MUST_BE_POSITIVE = "reversal_amount_must_be_positive"
 DISPUTE_FEE_MUST_BE_NEGATIVE = "dispute_fee_amount_must_be_negative"
 CREDIT_MUST_BE_NEGATIVE = "credit_amount_must_be_negative"
 EXTERNAL_REFUND_MUST_BE_NEGATIVE = "external_refund_amount_must_be_negative"
+UNASKED_CAPTURE_MUST_BE_POSITIVE = "unasked_capture_amount_must_be_positive"
+UNASKED_REFUND_MUST_BE_NEGATIVE = "unasked_refund_amount_must_be_negative"
+UNASKED_REFUND_FAILED_MUST_BE_POSITIVE = "unasked_refund_failed_amount_must_be_positive"
+UNASKED_EXTERNAL_REFUND_MUST_BE_NEGATIVE = "unasked_external_refund_amount_must_be_negative"
+UNASKED_DISPUTE_MUST_BE_NEGATIVE = "unasked_dispute_amount_must_be_negative"
+UNASKED_REVERSAL_MUST_BE_POSITIVE = "unasked_reversal_amount_must_be_positive"
+UNASKED_DISPUTE_FEE_MUST_BE_NEGATIVE = "unasked_dispute_fee_amount_must_be_negative"
 GATEWAY_MUST_FIT_KIND = "settlement_gateway_must_fit_its_kind"
 AMOUNT_MUST_NOT_EXCEED_LIMIT = "settlement_amount_must_not_exceed_limit"
 CURRENCY_MUST_BE_ISO_4217 = "settlement_currency_must_be_iso_4217"
@@ -75,6 +108,13 @@ RULES = (
     DISPUTE_FEE_MUST_BE_NEGATIVE,
     CREDIT_MUST_BE_NEGATIVE,
     EXTERNAL_REFUND_MUST_BE_NEGATIVE,
+    UNASKED_CAPTURE_MUST_BE_POSITIVE,
+    UNASKED_REFUND_MUST_BE_NEGATIVE,
+    UNASKED_REFUND_FAILED_MUST_BE_POSITIVE,
+    UNASKED_EXTERNAL_REFUND_MUST_BE_NEGATIVE,
+    UNASKED_DISPUTE_MUST_BE_NEGATIVE,
+    UNASKED_REVERSAL_MUST_BE_POSITIVE,
+    UNASKED_DISPUTE_FEE_MUST_BE_NEGATIVE,
     GATEWAY_MUST_FIT_KIND,
     AMOUNT_MUST_NOT_EXCEED_LIMIT,
     CURRENCY_MUST_BE_ISO_4217,
@@ -186,6 +226,29 @@ RULE_OF: Final[Mapping[str, PostingRule]] = {
     # No report will tell of it, so it is of what is available at once.
     EXTERNAL_REFUND: PostingRule(
         -1, EXTERNAL_REFUND_MUST_BE_NEGATIVE, _suspense, _merchant_available
+    ),
+    UNASKED_CAPTURE: PostingRule(
+        1, UNASKED_CAPTURE_MUST_BE_POSITIVE, _gateway_receivable, _suspense
+    ),
+    UNASKED_REFUND: PostingRule(
+        -1, UNASKED_REFUND_MUST_BE_NEGATIVE, _gateway_receivable, _suspense
+    ),
+    UNASKED_REFUND_FAILED: PostingRule(
+        1, UNASKED_REFUND_FAILED_MUST_BE_POSITIVE, _gateway_receivable, _suspense
+    ),
+    # The charge is explained; who paid its customer is not.
+    UNASKED_EXTERNAL_REFUND: PostingRule(
+        -1, UNASKED_EXTERNAL_REFUND_MUST_BE_NEGATIVE, _unapplied_credits, _suspense
+    ),
+    # What its customer's bank takes back goes back so, and its fee is for a person to look at.
+    UNASKED_DISPUTE: PostingRule(
+        -1, UNASKED_DISPUTE_MUST_BE_NEGATIVE, _gateway_receivable, _suspense
+    ),
+    UNASKED_REVERSAL: PostingRule(
+        1, UNASKED_REVERSAL_MUST_BE_POSITIVE, _gateway_receivable, _suspense
+    ),
+    UNASKED_DISPUTE_FEE: PostingRule(
+        -1, UNASKED_DISPUTE_FEE_MUST_BE_NEGATIVE, _gateway_receivable, _suspense
     ),
 }
 

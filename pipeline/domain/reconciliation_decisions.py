@@ -2,7 +2,8 @@
 
 ``clearing``: rows of one gateway and the settlements they clear. ``bank_statement``: the booked
 lines of one statement. ``release``: entries that wait for no gateway's funds. ``break_resolution``:
-what a person made of a break; what that clears is a ``clearing`` of its own.
+what a person made of a break; what that clears is a ``clearing`` of its own, and what it has given
+back is asked of the flow (``refund_command``).
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from msgspec import Struct
 
 from pipeline.domain.breaks import BY_HAND
 from pipeline.domain.clearing import BankLine, ClearedRow
+from pipeline.domain.commands import REFUND_UNASKED
+from pipeline.domain.ids import unasked_order_id
 from pipeline.domain.invariant import invariant
-from pipeline.domain.model import LedgerEvent
+from pipeline.domain.model import LedgerEvent, PaymentCommand
 from pipeline.domain.posting import AMOUNT_MINOR_MAX
+from pipeline.domain.unasked_charges import NO_MERCHANT, unasked_command_id
 from pipeline.errors import UserError
 
 CLEARING: Final = "clearing"
@@ -63,13 +67,27 @@ class Release(Struct, frozen=True):
     entries: tuple[str, ...]
 
 
+class RefundOrder(Struct, frozen=True):
+    """A charge nobody asked for, by its gateway's own id, that is to be given back whole. ``row``:
+    where it was found."""
+
+    gateway: str
+    gateway_reference: str
+    amount_minor: int
+    currency: str
+    business_date: str
+    row: str
+
+
 class BreakResolution(Struct, frozen=True):
     """``figures`` as ``breaks.figures`` words them; "" in decisions of before they were kept, which
-    are of whatever figures the break has."""
+    are of whatever figures the break has. ``refund``: what it has given back; None in decisions of
+    before as well, when people did that at the gateway."""
 
     break_id: str
     resolution: str
     figures: str = ""
+    refund: RefundOrder | None = None
 
 
 def clearing_body(gateway: str, rows: Sequence[ClearedRow]) -> str:
@@ -122,10 +140,43 @@ def statement_of(event: LedgerEvent) -> BankStatement:
     return msgspec.json.decode(event.body, type=BankStatement)
 
 
-def resolution_body(break_id: str, resolution: str, figures: str) -> str:
+def resolution_body(
+    break_id: str, resolution: str, figures: str, refund: RefundOrder | None = None
+) -> str:
+    body: dict[str, Any] = {"break_id": break_id, "resolution": resolution, "figures": figures}
+    if refund is not None:
+        body["refund"] = msgspec.to_builtins(refund)
+    return _json(body)
+
+
+def refund_command(event: LedgerEvent) -> PaymentCommand | None:
+    """What a resolution asks of the flow: the same however often it is asked."""
+    resolution = resolution_of(event)
+    refund = resolution.refund
+    if refund is None:
+        return None
+    order_id = unasked_order_id(refund.gateway, refund.gateway_reference)
+    return PaymentCommand(
+        merchant_id=NO_MERCHANT,
+        order_id=order_id,
+        command_id=unasked_command_id(order_id),
+        type=REFUND_UNASKED,
+        submitted_at_ms=event.decided_at_ms,
+        amount_minor=refund.amount_minor,
+        currency=refund.currency,
+        gateway=refund.gateway,
+        gateway_reference=refund.gateway_reference,
+        business_date=refund.business_date,
+        evidence=f"row {refund.row}, break {resolution.break_id}",
+        reason=event.reason,
+        actor=event.actor,
+    )
+
+
+def check_resolution(resolution: str) -> None:
+    """UserError where a person's word is none that ends a break."""
     if resolution not in BY_HAND:
         raise UserError(f"{resolution!r} is no resolution: use one of {', '.join(BY_HAND)}.")
-    return _json({"break_id": break_id, "resolution": resolution, "figures": figures})
 
 
 def resolution_of(event: LedgerEvent) -> BreakResolution:

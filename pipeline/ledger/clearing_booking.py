@@ -40,11 +40,12 @@ from pipeline.errors import UserError
 
 
 def _sum_of(kind: str) -> str:
-    """What an entry posts to accounts of one kind."""
+    """What an entry posts to accounts of one kind. The kind is asked of its own lines, and is
+    no condition: PostgreSQL would look for it among all accounts, once for each entry."""
     return (
-        "CAST(coalesce((SELECT sum(q.amount_minor) FROM postings q JOIN accounts a "
-        "ON a.account_id = q.account_id WHERE q.entry_number = e.entry_number "
-        f"AND substr(a.name, 1, {len(kind) + 1}) = '{kind}:'), 0) AS BIGINT)"
+        f"CAST(coalesce((SELECT sum(CASE WHEN substr(a.name, 1, {len(kind) + 1}) = '{kind}:' "
+        "THEN q.amount_minor END) FROM postings q JOIN accounts a "
+        "ON a.account_id = q.account_id WHERE q.entry_number = e.entry_number), 0) AS BIGINT)"
     )
 
 
@@ -54,7 +55,7 @@ _BOOKED: Final = f"""
         e.gateway_reference, p.currency, p.amount_minor, {_sum_of(GATEWAY_COST)},
         -{_sum_of(MERCHANT_PAYABLE)}
     FROM """
-_BOOKED_BY_ID: Final[Mapping[str, str]] = {
+BOOKED_BY_ID: Final[Mapping[str, str]] = {
     # CROSS JOIN keeps the planner from scanning the entries instead of looking each up.
     "sqlite": f"{_BOOKED} json_each(?) w CROSS JOIN journal_entries e ON e.entry_id = w.value "
     "CROSS JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1",
@@ -100,7 +101,7 @@ def _booked(connection: Connection, entry_ids: Sequence[str]) -> dict[str, Booke
     """Booked entries by their ids; those that are not booked are left out."""
     dialect = connection.dialect.name
     wanted: Any = json.dumps(list(entry_ids)) if dialect == "sqlite" else list(entry_ids)
-    rows = connection.exec_driver_sql(_BOOKED_BY_ID[dialect], (wanted,)).all()
+    rows = connection.exec_driver_sql(BOOKED_BY_ID[dialect], (wanted,)).all()
     return {row[0]: BookedEntry(*row) for row in rows}
 
 

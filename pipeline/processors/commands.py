@@ -70,6 +70,7 @@ from pipeline.domain.recorded_refunds import choices as recordable_choices
 from pipeline.domain.recorded_refunds import recorded_for
 from pipeline.domain.risk import REJECT, REVIEW, Assessment
 from pipeline.domain.routing import facts_of, route
+from pipeline.domain.unasked_charges import NO_MERCHANT
 from pipeline.domain.validation import CURRENCY_MUST_BE_SUPPORTED
 from pipeline.processors.acknowledgements import acknowledge
 from pipeline.processors.decided import audited
@@ -90,8 +91,10 @@ from pipeline.processors.retries import (
 )
 from pipeline.processors.reversals import give_back, with_successor
 from pipeline.processors.successes import succeeded
+from pipeline.processors.unasked_charges import refund_unasked
 
 INVALID_IDS: Final = "invalid_ids"
+UNASKED_CHARGE_REFUSED: Final = "unasked_charge_refused"
 DUPLICATE_COMMAND: Final = "duplicate_command"
 
 # Kind of an unlinked credit's settlement, and the gateway it names: none.
@@ -122,6 +125,8 @@ def process_command(
     if not rules.usable_id(command):
         detail = "merchant_id, order_id and command_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
         return Decision(dead_letter=INVALID_IDS, detail=detail)
+    if command.type == rules.REFUND_UNASKED and _is_free(payment):
+        return _refund_unasked(payment, command, now_ms, policy)
     if payment is not None and is_remembered(payment, command):
         if is_another(payment, command):
             return _rejected(
@@ -244,19 +249,7 @@ def start_charge(
 def _without_a_payment(
     command: PaymentCommand, rule: str | None, now_ms: int, policy: Policy
 ) -> Decision:
-    empty = Payment(
-        merchant_id=command.merchant_id,
-        order_id=command.order_id,
-        payment_id=payment_id(command.merchant_id, command.order_id),
-        sequence=0,
-        status=NEW,
-        amount_minor=0,
-        currency="",
-        instrument_token="",
-        business_date="",
-        ordered_at_ms=now_ms,
-        updated_at_ms=now_ms,
-    )
+    empty = _empty(command, now_ms)
     empty = remembering(empty, command, now_ms, policy, always=True) or empty
     if rule is None and command.type == rules.CREDIT:
         return _credited(empty, command, now_ms)
@@ -274,6 +267,48 @@ def _without_a_payment(
         return followed(made, _rejected(placed, command, rule, now_ms))
     timer = timer_of(placed, now_ms + policy.awaiting_order_ms, ORDER_MUST_ARRIVE, policy, now_ms)
     return replace(made, sends=(timer, *made.sends))
+
+
+def _empty(command: PaymentCommand, now_ms: int) -> Payment:
+    return Payment(
+        merchant_id=command.merchant_id,
+        order_id=command.order_id,
+        payment_id=payment_id(command.merchant_id, command.order_id),
+        sequence=0,
+        status=NEW,
+        amount_minor=0,
+        currency="",
+        instrument_token="",
+        business_date="",
+        ordered_at_ms=now_ms,
+        updated_at_ms=now_ms,
+    )
+
+
+def _is_free(payment: Payment | None) -> bool:
+    """Whether a charge nobody asked for may still become the payment of its key: there is none, or
+    one that only holds commands that came before it, or were refused by an earlier version."""
+    return payment is None or (
+        payment.merchant_id == NO_MERCHANT and payment.status == AWAITING_ORDER
+    )
+
+
+def _refund_unasked(
+    payment: Payment | None, command: PaymentCommand, now_ms: int, policy: Policy
+) -> Decision:
+    """A charge nobody asked for as a payment of its own. Refused, it leaves none, and is not
+    remembered: nothing else could give the charge back, so the command may come again, mended."""
+    command = _masked(payment, command)
+    empty = payment or _empty(command, now_ms)
+    rule = rules.broken_by_itself(command, policy)
+    if rule is not None:
+        refused = Decision(dead_letter=UNASKED_CHARGE_REFUSED, detail=rule)
+        return audited(refused, empty, command, now_ms, rule=rule)
+    if not is_remembered(empty, command):
+        empty = remembering(empty, command, now_ms, policy, always=True) or empty
+    found = refund_unasked(replace(empty, expires_at_ms=None), command, now_ms, policy)
+    made = audited(found, found.payment or empty, command, now_ms)
+    return with_waiting_commands(made, now_ms, policy)
 
 
 def _credited(empty: Payment, command: PaymentCommand, now_ms: int) -> Decision:

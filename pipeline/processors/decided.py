@@ -36,6 +36,8 @@ def action_of(command: PaymentCommand) -> str:
         return "finding_acknowledge"
     if command.type == rules.RECORD_REFUND:
         return "refund_record"
+    if command.type == rules.REFUND_UNASKED:
+        return "unasked_charge_refund"
     if command.decision in (rules.APPROVE, rules.DENY):
         return f"review_{command.decision}"
     return "review"
@@ -57,6 +59,7 @@ def audited(
     if command.type not in rules.DECIDED_BY_A_PERSON:
         return made
     refused = rule or made.dead_letter
+    unasked = command.type == rules.REFUND_UNASKED
     said: dict[str, Any] = {
         "outcome": DONE if refused is None else REFUSED,
         "rule": refused,
@@ -70,6 +73,8 @@ def audited(
         "gateway_reference": _kept(command.gateway_reference),
         "finding": _kept(command.finding),
         "figures": _kept(command.figures),
+        "amount_minor": command.amount_minor if unasked else None,
+        "currency": command.currency if unasked else None,
         "evidence": _kept(command.evidence),
         "submitted_at_ms": command.submitted_at_ms,
     }

@@ -40,6 +40,7 @@ from pipeline.domain.lifecycle import (
 from pipeline.domain.model import Dispute, GatewayNotification, Payment, PaymentCommand
 from pipeline.domain.payment import dead_lettered, followed, settlement_of, told
 from pipeline.domain.policy import Policy
+from pipeline.domain.unasked_charges import settled_kind
 from pipeline.processors.losses import with_loss
 from pipeline.processors.refused_evidence import STALE_RESULT
 from pipeline.processors.reversals import with_owed_again
@@ -248,7 +249,7 @@ def _booked(
             sends.append(
                 settlement_of(
                     payment,
-                    kind,
+                    settled_kind(payment, kind),
                     amount_minor,
                     now_ms,
                     operation_id=operation_id,

@@ -41,12 +41,14 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
+from pipeline.domain.unasked_charges import NO_MERCHANT, is_unasked
 from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
 from pipeline.processors.commands import start_charge, with_waiting_commands
 from pipeline.processors.door import card_number_refused
 from pipeline.processors.risk import assess_order, held_for_review
 
 INVALID_IDS: Final = "invalid_ids"
+MERCHANT_MUST_NOT_BE_RESERVED: Final = "merchant_must_not_be_reserved"
 DUPLICATE_ORDER: Final = "duplicate_order"
 
 # What a rejected order may have filled with anything.
@@ -77,8 +79,11 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     refused = card_number_refused(payment, order, now_ms)
     if refused is not None:
         return refused
-    if payment is not None and payment.status != AWAITING_ORDER:
+    if payment is not None and payment.status != AWAITING_ORDER and not is_unasked(payment):
         return _repeated(payment, order, now_ms)
+    if order.merchant_id == NO_MERCHANT:
+        detail = f"{NO_MERCHANT} stands for charges that nobody asked for, and is no merchant's id"
+        return Decision(dead_letter=MERCHANT_MUST_NOT_BE_RESERVED, detail=detail)
     if not valid_id(order.merchant_id) or not valid_id(order.order_id):
         detail = "merchant_id and order_id must be 1 to 64 of A-Z a-z 0-9 . _ -"
         return Decision(dead_letter=INVALID_IDS, detail=detail)

@@ -32,6 +32,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.recorded_refunds import RECORDED, is_unsent, transfer_of
 from pipeline.domain.reversals import in_part, owed_minor, successor_id
+from pipeline.domain.unasked_charges import settled_kind
 from pipeline.processors.losses import with_loss
 from pipeline.processors.reversals import with_owed_again
 
@@ -96,7 +97,7 @@ def _given(
         )  # fmt: skip
     settlement = settlement_of(
         payment,
-        SETTLED_EXTERNAL_REFUND,
+        settled_kind(payment, SETTLED_EXTERNAL_REFUND),
         -amount_minor,
         now_ms,
         operation_id=given.operation_id,

@@ -54,6 +54,7 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.reversals import is_released
+from pipeline.domain.unasked_charges import settled_kind
 from pipeline.processors.holds import released_minor
 from pipeline.processors.losses import with_loss
 from pipeline.processors.refused_evidence import AMOUNT_MISMATCH, contradicted, contradictory
@@ -341,7 +342,7 @@ def settled(
 ) -> Outgoing:
     return settlement_of(
         payment,
-        kind,
+        settled_kind(payment, kind),
         amount_minor,
         now_ms,
         operation_id=attempt.operation_id,

@@ -39,6 +39,7 @@ from pipeline.domain.records import (
 )
 from pipeline.domain.risk import REASON_PREFIX
 from pipeline.domain.risk_velocity import velocity_key
+from pipeline.domain.unasked_charges import NO_MERCHANT
 from pipeline.processors.commands import process_command
 from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
@@ -284,7 +285,7 @@ class PaymentsStage:
             outputs.append((topic, partition, key, encode(to_record(outgoing)), None))
         payment = decision.payment
         if payment is not None:
-            if self._by_own_id:
+            if self._by_own_id or payment.merchant_id == NO_MERCHANT:
                 outputs.extend(self._references_of(payment))
             raw = self._encode_payment(to_record(payment))
             batch.last_table_output[partition] = len(outputs)
@@ -293,10 +294,12 @@ class PaymentsStage:
 
     def _references_of(self, payment: Payment) -> Iterator[Outgoing]:
         """Whose the gateways' own ids are that this step may have brought, for notices that carry
-        nothing else. Told again by a later step of the same attempt, which changes nothing."""
+        nothing else, or the key of somebody else (of a charge nobody asked for). Told again by a
+        later step of the same attempt, which changes nothing."""
+        unasked = payment.merchant_id == NO_MERCHANT
         for attempt in payment.attempts:
             if (
-                attempt.gateway in self._by_own_id
+                (unasked or attempt.gateway in self._by_own_id)
                 and attempt.gateway_reference
                 and attempt.updated_at_ms == payment.updated_at_ms
             ):

@@ -20,6 +20,7 @@ from tests.support.reconciliation import (
     paired,
     reported_side,
 )
+from tests.support.unasked_charges import UnaskedChargesSuite
 
 
 @pytest.fixture
@@ -28,6 +29,10 @@ def url(tmp_path: Path) -> str:
 
 
 class TestOnSqlite(ReconciliationSuite):
+    pass
+
+
+class TestUnaskedChargesOnSqlite(UnaskedChargesSuite):
     pass
 
 

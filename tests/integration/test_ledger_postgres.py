@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from pipeline.ledger.clearing_booking import BOOKED_BY_ID
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable
@@ -32,6 +33,7 @@ from tests.support.ledger_rules import RulesSuite, book_all, close, seal
 from tests.support.ledger_seals import SealsSuite
 from tests.support.payouts import PayoutSuite
 from tests.support.reconciliation import ReconciliationSuite
+from tests.support.unasked_charges import UnaskedChargesSuite
 
 pytestmark = pytest.mark.integration
 
@@ -60,6 +62,10 @@ class TestSealsOnPostgres(SealsSuite):
 
 
 class TestReconciliationOnPostgres(ReconciliationSuite):
+    pass
+
+
+class TestUnaskedChargesOnPostgres(UnaskedChargesSuite):
     pass
 
 
@@ -260,4 +266,21 @@ def test_what_came_since_a_cut_off_is_found_without_a_look_at_every_posting(url:
         connection.execute(text("DROP INDEX entry_arrival"))
         assert "Seq Scan on journal_entries" in "\n".join(connection.execute(asked).scalars())
         connection.rollback()
+    engine.dispose()
+
+
+def test_what_a_row_clears_is_found_without_a_look_at_every_account(url: str) -> None:
+    """An entry's own lines are asked for their accounts; by the kind of account all of them would
+    be read, once for each entry."""
+    engine = open_ledger(url)
+    journal_at(engine).post(
+        [Item(0, n, entry_of(n)) for n in range(2_000)], {0: Progress(0, 2_000)}
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ANALYZE")
+        plan = connection.exec_driver_sql(
+            f"EXPLAIN {BOOKED_BY_ID['postgresql']}", ([entry_of(1).entry_id],)
+        )
+        lines = list(plan.scalars())
+    assert not [line for line in lines if "Filter" in line and "substr" in line], lines
     engine.dispose()

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from pipeline.domain.ids import idempotency_key, payment_id
 from pipeline.domain.keys import record_key, reference_key
 from pipeline.domain.model import GatewayNotification, GatewayReference
 from pipeline.embedded.kafka import start_kafka, stop_kafka
@@ -175,7 +177,8 @@ def test_what_is_genuine_and_cannot_be_held_is_refused_by_name(endpoint: Endpoin
     def told(amount_minor: int, notice_id: str = "msg_1", more: str = "null") -> int:
         said = {
             "id": "ch_1", "status": "succeeded", "amount_minor": amount_minor, "currency": "GBP",
-            "reference": "p:o1:simulator:1", "merchant_id": "shop", "order_id": "o1",
+            "reference": idempotency_key(payment_id("shop", "o1"), "o1", "simulator", 1),
+            "merchant_id": "shop", "order_id": "o1",
         }  # fmt: skip
         text = json.dumps({"type": "charge.succeeded", "data": said})
         sent = f'{text[:-1]}, "more": {more}}}'.encode()
@@ -235,6 +238,27 @@ def test_a_notice_faster_than_its_reference_waits_for_it(endpoint: Endpoint) -> 
     assert ids == {("n1", "o1", "o1", 1), ("n2", "o2", "o2", 1)}
     last = flow.messages("parked-notices")[-1]
     assert last.value() is None, "its wait is over"
+
+
+def test_what_is_about_a_charge_nobody_asked_for_goes_to_its_payment(endpoint: Endpoint) -> None:
+    """Its notices name the order that the charge was made with; other payments' go by that."""
+    flow = endpoint.flow
+    for number, merchant in ((1, "unasked"), (2, "shop")):
+        known = replace(reference(number), merchant_id=merchant)
+        key = reference_key("simulator", f"ch_{number}")
+        flow.send("gateway-references", key, flow.encode("gateway-reference", known))
+    said = {"merchant_id": "somebody", "order_id": "else"}
+    with endpoint.running() as running:
+        # What is not addressed goes on once the references are read.
+        for number in (1, 2):
+            assert running.post(body(id="n0", charge=f"ch_{number}")) == 200
+        wait_until(lambda: len(running.notices()) == 2, 30, "references are read")
+        for number in (1, 2):
+            assert running.post(body(id=f"n{number}", charge=f"ch_{number}", **said)) == 200
+        wait_until(lambda: len(running.notices()) == 4, 30, "both are taken")
+    whose = {n.notification_id: (n.merchant_id, n.order_id) for n in endpoint.notices()}
+    assert whose["n1"] == ("unasked", "o1")
+    assert whose["n2"] == ("somebody", "else")
 
 
 def test_a_record_that_cannot_be_read_holds_up_nobody_elses_notices(endpoint: Endpoint) -> None:

@@ -14,8 +14,8 @@ from pipeline.domain.lifecycle import ATTEMPT_TRANSITIONS, PAYMENT_TRANSITIONS
 from tests.property.exploring import Explorer
 from tests.property.journeys import Journey
 from tests.support.examples import share_of
-from tests.support.lifecycle_steps import Steps, watched_steps
-from tests.support.payment_story import Story, yes
+from tests.support.lifecycle_steps import Steps, WatchedDriver, watched_steps
+from tests.support.payment_story import NOW, POLICY, Story, unasked, yes
 
 # Journeys after the last transition was reached, and how many may be needed for that.
 MORE = share_of(200)
@@ -41,6 +41,13 @@ TestJourney = Journey.TestCase
 def test_every_transition_is_reached_and_no_other(steps: Steps) -> None:
     """Journeys that look for what was never done, the same ones in every run. A failure names the
     way to repeat, or the transitions that none of them reached: those are dead, or want a rule."""
+    # Of a key of its own, which no journey has.
+    found = WatchedDriver(POLICY, now_ms=NOW)
+    found.steps = steps
+    found.command(unasked())
+    found.command(unasked("ch_78", type="give_back", command_id="g"))
+    found.command(unasked("ch_78"))
+    found.run(yes)
     explorer = Explorer(steps)
     journeys = 0
     while steps.missing and journeys < MOST:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.decision import Decision
+from pipeline.domain.ids import unasked_order_id
 from pipeline.domain.model import (
     GatewayNotification,
     GatewayResult,
@@ -17,6 +18,7 @@ from pipeline.domain.model import (
     PaymentRequest,
 )
 from pipeline.domain.policy import GatewayProfile, Policy
+from pipeline.domain.unasked_charges import NO_MERCHANT, unasked_command_id
 from pipeline.processors.driver import FlowDriver
 
 NOW = 1_790_000_000_000
@@ -54,6 +56,27 @@ ACTION = GatewayAnswer(
     gateway_reference="ch_1",
     next_action_url="https://bank.example/3ds",
 )
+
+
+def unasked(reference: str = "ch_77", **changed: Any) -> PaymentCommand:
+    """A person's word that a charge nobody asked for is to be given back."""
+    order_id = unasked_order_id("simulator", reference)
+    ordered = PaymentCommand(
+        merchant_id=NO_MERCHANT,
+        order_id=order_id,
+        command_id=unasked_command_id(order_id),
+        type="refund_unasked",
+        submitted_at_ms=NOW,
+        amount_minor=1250,
+        currency="GBP",
+        gateway="simulator",
+        gateway_reference=reference,
+        business_date="2026-09-20",
+        evidence="row simulator:r:7",
+        reason="nobody knows the card",
+        actor="ann",
+    )
+    return replace(ordered, **changed)
 
 
 def yes(request: PaymentRequest) -> GatewayAnswer:

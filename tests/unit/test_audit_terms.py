@@ -57,7 +57,7 @@ movements = st.lists(
     st.tuples(
         st.sampled_from(
             ["capture", "capture", "refund", "refund", "external_refund", "refund_failed",
-             "dispute", "reversal", "dispute_fee"]
+             "dispute", "reversal", "dispute_fee", "unasked_capture", "unasked_refund"]
         ),
         st.integers(1, 10**7),
         st.sampled_from(["simulator", "north"]),
@@ -90,7 +90,8 @@ def test_two_ways_to_the_same_fees(
     )  # fmt: skip
     books, walked = UNKNOWN_PAYMENT, PaymentTerms(decisions)
     for number, (kind, amount, gateway, at_ms) in enumerate(moves):
-        minor = amount if kind in ("capture", "refund_failed", "reversal") else -amount
+        positive = ("capture", "refund_failed", "reversal", "unasked_capture")
+        minor = amount if kind in positive else -amount
         movement = entry_of(
             1, kind=kind, amount_minor=minor, gateway=gateway, operation_id=f"op{number}",
             settled_at_ms=at_ms, payment_method=method,

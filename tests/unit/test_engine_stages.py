@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from pipeline.domain.keys import partition_of
+from pipeline.domain.keys import partition_of, record_key, reference_key
 from pipeline.domain.model import PaymentCommand
 from pipeline.domain.policy import Policy
+from pipeline.domain.records import reference_from_record
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call
 from pipeline.runtime.dead_letters import CHUNK_BYTES, HEADER_BYTES_MAX, dead_letter
@@ -24,6 +26,7 @@ from pipeline.runtime.work import Outgoing
 from schemas.codec import wire_header
 from tests.support.engine_fakes import FakeMessage, key_of
 from tests.support.engine_flow import EngineFlow
+from tests.support.payment_story import unasked
 from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, TopicSettings, build_catalogue
 
 
@@ -81,6 +84,22 @@ def test_a_persons_decision_is_audited_in_its_own_transaction(flow: EngineFlow) 
     fields = flow.codec.decoder("audit-entry")(entry[3] or b"")
     assert (fields["action"], fields["actor"]) == ("payment_resolve", "ann")
     assert batch.outputs[-1][0] == flow.topic("payments"), "the table is written beside it"
+
+
+def test_whose_a_charge_nobody_asked_for_is_stands_among_the_references(flow: EngineFlow) -> None:
+    """At every gateway: what it tells of the charge or its refund names whoever made the charge."""
+    word = replace(unasked(), submitted_at_ms=now_ms())
+    key = record_key(word.merchant_id, word.order_id)
+    lane = partition_of(key, 2)
+    stage, batch = flow.stage(), Batch(None, 0.0)
+    table = Table(MemoryTableStore(), decode=stage.decode_row)
+    raw = flow.encode("payment-command", word)
+    record = InputRecord(flow.topic("payment-commands"), lane, 7, now_ms(), key, raw)
+    stage.handle(record, table, batch)
+    (told,) = [output for output in batch.outputs if output[0] == flow.topic("gateway-references")]
+    named = reference_from_record(flow.codec.decoder("gateway-reference")(told[3] or b""))
+    assert told[2] == reference_key("simulator", "ch_77")
+    assert (named.merchant_id, named.order_id) == (word.merchant_id, word.order_id)
 
 
 @pytest.mark.parametrize(

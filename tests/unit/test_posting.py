@@ -51,6 +51,11 @@ def examples() -> list[tuple[str, int, str, str]]:
     ]
 
 
+def merchant_of(kind: str) -> str:
+    """Whose the document's example of a kind is."""
+    return "unasked" if kind.startswith("unasked_") else "shop"
+
+
 def test_every_kind_has_a_worked_example() -> None:
     """A reader of the document finds each kind that is booked, and none that is not."""
     assert {kind for kind, *_ in examples()} == set(RULE_OF)
@@ -63,7 +68,7 @@ def test_the_worked_examples_are_what_is_booked(
     """What the document says a finance engineer will find is what the rules give."""
     entry = entry_of(
         1,
-        merchant_id="shop",
+        merchant_id=merchant_of(kind),
         kind=kind,
         amount_minor=amount_minor,
         gateway="none" if kind == "credit" else "sim",
@@ -109,7 +114,8 @@ def test_the_priced_examples_are_what_is_booked() -> None:
     books = UNKNOWN_PAYMENT
     for number, (kind, amount, lines) in enumerate(told):
         movement = entry_of(
-            1, merchant_id="shop", kind=kind, amount_minor=int(amount.replace(".", "")),
+            1, merchant_id=merchant_of(kind), kind=kind,
+            amount_minor=int(amount.replace(".", "")),
             gateway="none" if kind == "credit" else "sim", operation_id=f"op-{number}",
             payment_method="card",
         )  # fmt: skip
@@ -191,6 +197,19 @@ def test_every_entry_balances(kind: str, amount_minor: int, currency: str) -> No
         (
             {"kind": "external_refund", "amount_minor": 1},
             "external_refund_amount_must_be_negative",
+        ),
+        (
+            {"kind": "unasked_capture", "amount_minor": -1},
+            "unasked_capture_amount_must_be_positive",
+        ),
+        ({"kind": "unasked_refund", "amount_minor": 1}, "unasked_refund_amount_must_be_negative"),
+        (
+            {"kind": "unasked_refund_failed", "amount_minor": -1},
+            "unasked_refund_failed_amount_must_be_positive",
+        ),
+        (
+            {"kind": "unasked_external_refund", "amount_minor": 1},
+            "unasked_external_refund_amount_must_be_negative",
         ),
         ({"kind": "credit", "amount_minor": 1}, "credit_amount_must_be_negative"),
         ({"kind": "credit", "amount_minor": -1}, "settlement_gateway_must_fit_its_kind"),

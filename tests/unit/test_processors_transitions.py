@@ -14,6 +14,7 @@ from pipeline.domain.lifecycle import ATTEMPT_TRANSITIONS, OPEN_STATES, PAYMENT_
 from pipeline.domain.model import Order, Payment
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
 from pipeline.domain.risk_rules import read_rules
+from pipeline.processors.driver import FlowDriver
 from pipeline.processors.order import hold_for_review
 from tests.support.payment_story import (
     ACTION,
@@ -28,6 +29,7 @@ from tests.support.payment_story import (
     SECOND,
     TIMED_OUT,
     Story,
+    unasked,
     yes,
 )
 
@@ -261,6 +263,16 @@ def _reversals() -> None:
     assert recorded.payment.attempts[-1].state == "refunded"
 
 
+def _found() -> None:
+    found = FlowDriver(POLICY, now_ms=NOW)
+    found.command(unasked())
+    assert found.events()[0].status == "captured"
+    late = FlowDriver(POLICY, now_ms=NOW)
+    late.command(unasked(type="give_back", command_id="g"))
+    late.command(unasked())
+    assert late.events()[1].status == "captured"
+
+
 def _permits() -> None:
     policy = replace(POLICY, count_cards=True)
     order = replace(ORDER, card_fingerprint="fp_1")
@@ -275,7 +287,7 @@ def _permits() -> None:
 
 SCENARIOS: tuple[Callable[[], None], ...] = (
     _orders, _reviews, _counted, _retries_in_review, _unanswered, _customers,
-    _after_the_first_outcome, _reversals, _permits,
+    _after_the_first_outcome, _reversals, _found, _permits,
 )  # fmt: skip
 
 

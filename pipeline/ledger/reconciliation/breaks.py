@@ -25,6 +25,8 @@ from pipeline.domain.reconciliation_decisions import (
 from pipeline.ledger.decisions import decisions_of
 from pipeline.ledger.reconciliation.tables import breaks
 
+# Values in one IN list: below SQLite's limit of variables in every build.
+_IN_LIST_MAX: Final = 200
 _FIELDS: Final = tuple(field.name for field in fields(ReconciliationBreak))
 
 
@@ -56,13 +58,11 @@ def keep(
     kinds that were not found again end. What a person has resolved stays so while its figures are
     those that were looked at; with others it opens again."""
     resolved = _resolutions(connection)
+    found = list(found)
+    # Where nothing is judged, what was not found again does not matter: a run keeps the fees of
+    # each decision so, and all the breaks there are by then are many.
+    stored = _stored(connection, None if judged else sorted({each.break_id for each in found}))
     c = breaks.c
-    stored = {
-        row.break_id: row
-        for row in connection.execute(
-            select(c.break_id, c.kind, c.state, c.resolution, c.at_risk_minor, c.detail, c.version)
-        )
-    }
     new: dict[str, dict[str, Any]] = {}
     changed: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -107,6 +107,21 @@ def keep(
             )
         )
     return Changes(opened, len(ended))
+
+
+def _stored(connection: Connection, break_ids: Sequence[str] | None) -> dict[str, Any]:
+    """Breaks as they are kept: all, or those of these ids."""
+    c = breaks.c
+    kept = select(c.break_id, c.kind, c.state, c.resolution, c.at_risk_minor, c.detail, c.version)
+    if break_ids is None:
+        return {row.break_id: row for row in connection.execute(kept)}
+    return {
+        row.break_id: row
+        for start in range(0, len(break_ids), _IN_LIST_MAX)
+        for row in connection.execute(
+            kept.where(c.break_id.in_(break_ids[start : start + _IN_LIST_MAX]))
+        )
+    }
 
 
 def _resolutions(connection: Connection) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Final
 from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text
 
-from pipeline.domain.breaks import OPEN, figures
+from pipeline.domain.breaks import OPEN, REFUND_AFTER_REVIEW, figures
 from pipeline.domain.clearing import RELEASED_KINDS, ClearedRow
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.posting import NO_GATEWAY
@@ -24,6 +24,7 @@ from pipeline.domain.reconciliation_decisions import (
     RELEASE,
     ROWS_MAX,
     BankStatement,
+    check_resolution,
     clearing_body,
     clearing_of,
     release_body,
@@ -38,6 +39,7 @@ from pipeline.ledger.decisions import decide, event_of, lock_decisions
 from pipeline.ledger.reconciliation.breaks import find_break, resolve_by_hand
 from pipeline.ledger.reconciliation.by_hand import clear_by_hand
 from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
+from pipeline.ledger.reconciliation.refunds import FlowSeen, refund_of, require_takeable
 from pipeline.ledger.reconciliation.tables import (
     bank_lines,
     followed_decisions,
@@ -168,24 +170,35 @@ def _reason(statement: BankStatement) -> str:
 
 
 def decide_resolution(
-    engine: Engine, break_id: str, resolution: str, *, actor: str, reason: str, now_ms: int
+    engine: Engine,
+    break_id: str,
+    resolution: str,
+    *,
+    actor: str,
+    reason: str,
+    now_ms: int,
+    flow: FlowSeen | None = None,
 ) -> LedgerEvent:
     """A person says what was made of an open break, as its figures are now: with others it opens
-    again. What that clears is decided with it (``by_hand``). UserError when it is not
-    there or not open."""
+    again. What that clears is decided with it (``by_hand``), and what it has given back is in it:
+    that needs to know how far the ``flow`` was, looked at before this.
+    UserError when it is not there or not open, or is no charge that may be given back."""
     if not reason.strip():
         raise UserError("a break is resolved with a reason: say why.")
     with engine.begin() as connection:
         follow(connection)
+        check_resolution(resolution)
         found = find_break(connection, break_id)
         if found is None or found.state != OPEN:
             raise UserError(f"there is no open break {break_id}; see `paystream reconcile breaks`.")
         looked_at = figures(found.at_risk_minor, found.detail)
+        asked = refund_of(connection, found, flow) if resolution == REFUND_AFTER_REVIEW else None
         event = decide(
             connection, kind=BREAK_RESOLUTION,
-            body=resolution_body(break_id, resolution, looked_at), actor=actor, reason=reason,
-            now_ms=now_ms,
+            body=resolution_body(break_id, resolution, looked_at, asked), actor=actor,
+            reason=reason, now_ms=now_ms,
         )  # fmt: skip
+        require_takeable(event)
         if not resolve_by_hand(connection, event):
             raise UserError(
                 f"break {break_id} has changed at this moment; see `paystream reconcile breaks`."

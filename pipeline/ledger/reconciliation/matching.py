@@ -21,28 +21,32 @@ from pipeline.domain.matching import (
     is_cleared,
     pair,
 )
+from pipeline.domain.posting import KNOWN_BY_REFERENCE, UNASKED
 
 _FETCH_ROWS: Final = 5_000
 # Groups come in the order of bytes, so that both databases and Python agree about it. On SQLite the
 # sign keeps the planner from reading a table row by row in the order of some index of it.
 _ORDER: Final[Mapping[str, str]] = {
-    "sqlite": "+{0}.gateway, +{0}.gateway_reference, +{0}.kind",
-    "postgresql": '{0}.gateway COLLATE "C", {0}.gateway_reference COLLATE "C", '
-    '{0}.kind COLLATE "C"',
+    "sqlite": "+{0}.gateway, +{0}.gateway_reference, {1}",
+    "postgresql": '{0}.gateway COLLATE "C", {0}.gateway_reference COLLATE "C", {1} COLLATE "C"',
 }
+_BY_REFERENCE: Final = ", ".join(f"'{kind}'" for kind in sorted(KNOWN_BY_REFERENCE))
+# What moved, as a report says it: of a charge nobody asked for as of any other.
+_MOVED: Final = f"replace(e.kind, '{UNASKED}', '')"
 
-_BOOKED_SIDE: Final = """
-    SELECT e.settlement_id, e.gateway, e.gateway_reference, e.kind, e.payment_id, e.operation_id,
+_BOOKED_SIDE: Final = f"""
+    SELECT e.settlement_id, e.gateway, e.gateway_reference, {_MOVED}, e.payment_id, e.operation_id,
         e.merchant_id, e.order_id, p.currency, p.amount_minor,
         CAST(CASE e.terms WHEN '' THEN 0 ELSE coalesce((
             SELECT sum(q.amount_minor) FROM postings q
             WHERE q.entry_number = e.entry_number AND q.account_id = a.account_id
         ), 0) END AS BIGINT) AS cost_minor,
-        e.terms, e.settled_at_ms, e.source_topic, e.source_partition, e.source_offset
+        e.terms, e.settled_at_ms, e.source_topic, e.source_partition, e.source_offset,
+        e.kind IN ({_BY_REFERENCE})
     FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1
     LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway"""
 _BOOKED: Final = f"""{_BOOKED_SIDE}
-    WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND e.kind <> 'external_refund'
+    WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND {_MOVED} <> 'external_refund'
     AND NOT EXISTS (
         SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.settlement_id
     )
@@ -160,13 +164,13 @@ def _cleared_by(
 
 
 def _booked(connection: Connection) -> Iterator[BookedSide]:
-    for row in _rows(connection, _BOOKED, "e"):
+    for row in _rows(connection, _BOOKED, "e", _MOVED):
         yield _booked_side(row)
 
 
 def _booked_side(row: Any) -> BookedSide:
     place = f"{row[13]}[{row[14]}]@{row[15]}"
-    return BookedSide(*(*row[:11], bool(row[11]), row[12], place))
+    return BookedSide(*(*row[:11], bool(row[11]), row[12], place, bool(row[16])))
 
 
 def settlement_at(connection: Connection, place: str) -> BookedSide | None:
@@ -181,12 +185,12 @@ def settlement_at(connection: Connection, place: str) -> BookedSide | None:
 
 
 def _reported(connection: Connection, topic: str) -> Iterator[ReportedSide]:
-    for row in _rows(connection, _REPORTED, "r"):
+    for row in _rows(connection, _REPORTED, "r", "r.kind"):
         yield ReportedSide(*(*row[:17], f"{topic}[{row[17]}]@{row[18]}"))
 
 
-def _rows(connection: Connection, statement: str, table: str) -> Iterator[Any]:
-    order = _ORDER[connection.dialect.name].format(table)
+def _rows(connection: Connection, statement: str, table: str, moved: str) -> Iterator[Any]:
+    order = _ORDER[connection.dialect.name].format(table, moved)
     ordered = text(statement.format(order=order))
     cursor = connection.execute(ordered.execution_options(yield_per=_FETCH_ROWS))
     for batch in cursor.partitions(_FETCH_ROWS):

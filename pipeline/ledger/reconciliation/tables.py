@@ -105,6 +105,14 @@ followed_decisions = Table(
     PrimaryKeyConstraint("sequence"),
 )
 
+# The decisions of refunds that the flow was told of.
+ordered_refunds = Table(
+    "ordered_refunds",
+    metadata,
+    Column("sequence", Int64, nullable=False),
+    PrimaryKeyConstraint("sequence"),
+)
+
 breaks = Table(
     "breaks",
     metadata,
@@ -142,7 +150,8 @@ def prepare(engine: Engine) -> None:
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
-        if not is_prepared(connection):
+        # The newest of them: a ledger of before has the others.
+        if not inspect(connection).has_table(ordered_refunds.name):
             metadata.create_all(connection)
 
 

@@ -1,0 +1,108 @@
+"""How far a real cluster's flow is, when it is asked whether a charge may be given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from sqlalchemy import Engine
+
+from consumers.flow_look import FlowLook
+from pipeline.domain.keys import partition_of, record_key
+from pipeline.domain.model import GatewayNotification
+from pipeline.domain.posting import JournalEntry, journal_entry
+from pipeline.domain.records import to_record
+from pipeline.ledger.database import open_ledger
+from pipeline.ledger.entries import Item
+from pipeline.ledger.journal import Journal, Progress
+from producers.clearings import ReconciliationPublisher
+from producers.ledger_events import topic_source
+from schemas.codec import default_codec
+from tests.support.ledger import settlement
+from tests.support.payment_story import NOW, Story
+from topics.catalogue import Catalogue, TopicSettings, build_catalogue
+from topics.provisioning import provision
+
+pytestmark = pytest.mark.integration
+
+WORD = GatewayNotification(
+    merchant_id="shop", order_id="1", payment_id=Story().payment.payment_id, notification_id="n",
+    gateway="simulator", type="operation", amount_minor=500, currency="GBP", received_at_ms=NOW,
+    operation_id="1", attempt=1, kind="charge", outcome="succeeded", gateway_reference="ch_77",
+)  # fmt: skip
+
+
+class Flow:
+    """The topics of a flow whose workers do what a test says."""
+
+    def __init__(self, kafka: str, catalogue: Catalogue, engine: Engine) -> None:
+        self.kafka = kafka
+        self.catalogue = catalogue
+        self.engine = engine
+        self.lane = partition_of(record_key("shop", "1"), 2)
+        self.producer = Producer(
+            {"bootstrap.servers": kafka, "transactional.id": f"{catalogue.settings.prefix}test"}
+        )
+        self.producer.init_transactions(30)
+
+    def seen(self) -> tuple[bool, bool]:
+        found = self.look.seen("shop", "1")
+        return found.answered, found.booked
+
+    @property
+    def look(self) -> FlowLook:
+        return FlowLook(self.kafka, self.catalogue, default_codec(), self.engine, patience_s=0.5)
+
+    def write(self, role: str, schema: str, value: object) -> None:
+        """In the transaction that is open."""
+        self.producer.produce(
+            self.catalogue.name(role), default_codec().encoder(schema)(to_record(value)),
+            record_key("shop", "1"), partition=self.lane,
+        )  # fmt: skip
+
+    def payments_read(self, offset: int) -> None:
+        consumer = Consumer(
+            {"bootstrap.servers": self.kafka, "group.id": self.catalogue.group("payments")}
+        )
+        topic = self.catalogue.name("gateway-notifications")
+        consumer.commit(offsets=[TopicPartition(topic, self.lane, offset)], asynchronous=False)
+        consumer.close()
+
+
+@pytest.fixture
+def flow(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Flow]:
+    catalogue = build_catalogue(TopicSettings(prefix=topic_prefix, partitions=2))
+    provision(kafka, catalogue)
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    yield Flow(kafka, catalogue, engine)
+    engine.dispose()
+
+
+def test_a_word_has_to_be_read_and_what_came_of_it_to_be_booked(flow: Flow) -> None:
+    """The payments workers are down, then have read it; their transaction's marks are not there
+    yet on every partition, then are; the ledger is behind, then is not."""
+    assert flow.seen() == (True, True)
+    words = ReconciliationPublisher(flow.kafka, flow.catalogue, default_codec())
+    words.words([WORD])
+    assert flow.seen() == (False, False)
+    flow.producer.begin_transaction()
+    story = Story()
+    sale = settlement(1)
+    flow.write("settlements", "settlement", sale)
+    flow.write("payments", "payment", story.payment)
+    flow.producer.flush(30)
+    flow.payments_read(1)
+    assert flow.seen() == (False, False)
+    flow.producer.commit_transaction(30)
+    assert flow.seen() == (True, False)
+    entry = journal_entry(sale)
+    assert isinstance(entry, JournalEntry)
+    journal = Journal(flow.engine, topic_source(flow.kafka, flow.catalogue.name("settlements")))
+    journal.begin_partition(flow.lane, 0)
+    # The mark that ends the log is no record: nobody books it.
+    journal.post([Item(flow.lane, 0, entry)], {flow.lane: Progress(0, 1)})
+    assert flow.seen() == (True, True)
+    assert flow.look.seen("shop", "1").payment == story.payment
+    assert flow.look.seen("", "").payment is None
