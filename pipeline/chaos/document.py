@@ -32,6 +32,11 @@ class Place:
                 "it."
             )
 
+    def read(self, path: Path) -> str:
+        """What stands between the two markers."""
+        _, _, rest = path.read_text(encoding="utf-8").partition(self.begin)
+        return rest.partition(self.end)[0].strip()
+
     def write(self, path: Path, table: str) -> None:
         """Replace what stands between the two markers."""
         before, _, rest = path.read_text(encoding="utf-8").partition(self.begin)

@@ -239,7 +239,9 @@ def overload_command(
     as_json: AsJson = False,
     write: Annotated[
         Path | None,
-        typer.Option(metavar="DOCUMENT", help="Replace the table between its markers as well."),
+        typer.Option(
+            metavar="DOCUMENT", help="Replace the scenario's part between its markers as well."
+        ),
     ] = None,
 ) -> None:
     """Give the flow too much, or let a part of it stand still, and see what comes of it.
@@ -301,7 +303,7 @@ def overload_command(
         outcomes=outcomes,
     )
     if write is not None:
-        PLACE.write(write, as_markdown(report))
+        PLACE.write(write, as_markdown(report, before=PLACE.read(write)))
     _tell(report.to_json(), as_text(report), as_json, kept)
     raise typer.Exit(0 if report.holds else 1)
 

@@ -24,8 +24,8 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 
 
-def outcome(*held: bool) -> Outcome:
-    made = Outcome("hot-order", "a lot of it")
+def outcome(*held: bool, name: str = "hot-order") -> Outcome:
+    made = Outcome(name, "a lot of it")
     made.figure("orders", "7")
     for number, each in enumerate(held):
         made.claim(f"claim {number}", "seen", held=each)
@@ -51,6 +51,28 @@ def test_a_run_holds_only_if_every_claim_of_every_scenario_does(
     assert report.holds is holds
     broken = any(not claim.held for each in outcomes for claim in each.claims)
     assert ("BROKEN" in as_text(report)) is ("BROKEN" in as_markdown(report)) is broken
+
+
+def test_a_scenario_that_is_run_again_replaces_its_own_block_only() -> None:
+    """The others keep theirs, with the command and the day that they are from."""
+    first = Report(
+        "first run",
+        "monday",
+        "2 cores",
+        "4",
+        "2",
+        [outcome(True), outcome(True, name="restored-table")],
+    )
+    again = Report("second run", "tuesday", "2 cores", "4", "2", [outcome(True, True)])
+    both = as_markdown(again, before=as_markdown(first))
+    assert both.count("**hot-order**") == both.count("**restored-table**") == 1
+    of_scenario, of_second = both.split("**restored-table**")
+    assert "second run" in of_scenario
+    assert "claim 1" in of_scenario
+    assert "first run" not in of_scenario
+    assert "first run" in of_second
+    assert "second run" not in of_second
+    assert as_markdown(again, before=both) == both
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
-"""What the scenarios came to, for the terminal, a document, and as JSON."""
+"""What the scenarios came to, for the terminal, a document, and as JSON.
+
+In a document each scenario has a block of its own, which says which run it is from: scenarios take
+minutes each, and one that is run again replaces its own block only.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,16 +48,27 @@ def as_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(report: Report) -> str:
-    lines = [f"- {line}" for line in _head(report)]
+def as_markdown(report: Report, before: str = "") -> str:
+    """The blocks of the report's scenarios, in place of theirs in ``before``, or added to it."""
+    blocks = {found[1]: found[0].strip() for found in _BLOCK.finditer(before)}
     for outcome in report.outcomes:
-        lines += ["", f"**{outcome.name}**: {outcome.what} ({outcome.took_s:,.0f} s in all).", ""]
-        lines += ["| measured, or must hold | seen | |", "|---|---|---|"]
-        lines += [f"| {name} | {value} | |" for name, value in outcome.figures]
-        lines += [
-            f"| {claim.must} | {claim.seen} | {'holds' if claim.held else 'BROKEN'} |"
-            for claim in outcome.claims
-        ]
+        blocks[outcome.name] = _block(report, outcome)
+    return "\n\n".join(blocks.values())
+
+
+# A block begins with the scenario's name and ends where the next one begins.
+_BLOCK = re.compile(r"^\*\*([\w-]+)\*\*:.*?(?=^\*\*|\Z)", re.MULTILINE | re.DOTALL)
+
+
+def _block(report: Report, outcome: Outcome) -> str:
+    lines = [f"**{outcome.name}**: {outcome.what} ({outcome.took_s:,.0f} s in all).", ""]
+    lines += [f"- {line}" for line in _head(report)]
+    lines += ["", "| measured, or must hold | seen | |", "|---|---|---|"]
+    lines += [f"| {name} | {value} | |" for name, value in outcome.figures]
+    lines += [
+        f"| {claim.must} | {claim.seen} | {'holds' if claim.held else 'BROKEN'} |"
+        for claim in outcome.claims
+    ]
     return "\n".join(lines)
 
 
