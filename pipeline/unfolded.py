@@ -18,11 +18,14 @@ from pipeline.unreadable import UNFOLDED_BYTES_MAX
 RECORD_BYTES: Final = 512
 # What no publisher of this flow's records comes near, and every worker has the memory for.
 HEAVY_BYTES_MIN: Final = 16 * 1024 * 1024
+# By less than this a publisher's records compress; a batch of such is given to every worker,
+# however often that one has died of something.
+USUAL_MOST: Final = 64
 # Of deflate and of LZ4 no byte unfolds to more; zstd repeats a byte 131,072 times in four.
 _MOST: Final = {0: 1, 1: 1_032, 2: 22, 3: 255}
 _GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
 _PIECE: Final = 4 * 1024
-_SLICE: Final = 64 * 1024
+_SLICE: Final = 1024 * 1024
 _XERIAL: Final = b"\x82SNAPPY\0"
 _LZ4_BLOCK: Final = {4: 64 * 1024, 5: 256 * 1024, 6: 1024 * 1024, 7: 4 * 1024 * 1024}
 _ZSTD_BLOCK: Final = 128 * 1024
@@ -37,8 +40,14 @@ def most_unfolded(batch: RecordBatch) -> int:
 
 
 def is_heavy(batch: RecordBatch, bytes_max: int) -> bool:
-    """Whether a reader of this batch needs more than so many bytes for it."""
+    """Whether a reader of this batch needs more than so many bytes for it.
+
+    Below the bound of all workers only what no publisher of orders would write is: a worker that
+    was killed for other reasons must not take good records for too many.
+    """
     room = bytes_max - batch.records * RECORD_BYTES
+    if bytes_max < UNFOLDED_BYTES_MAX:
+        room = max(room, USUAL_MOST * len(batch.data))
     if most_unfolded(batch) <= room:
         return False
     size = unfolded_bytes(batch, max(0, room) + 1)

@@ -490,7 +490,7 @@ class GatewayWorker:
             # Calls that were open over the rebalance are made again by the next owner.
             return
         # Before the client fetches anything of it.
-        self._heavy.look(positions)
+        self._heavy.look(positions, self._stop.is_set)
         if self._stage.unrepeatable and not self._is_member:
             # An elder of the same identity may still live (two machines with one node id). What it
             # sends until it hears of this one lies below the ends that are asked for after that.

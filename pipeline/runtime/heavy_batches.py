@@ -20,9 +20,10 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from pipeline.broker_connection import BrokerConnection
+from pipeline.broker_connection import BrokerConnection, Refused
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
+from pipeline.kafka_wire import Malformed
 from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
@@ -43,6 +44,11 @@ RUN_BYTES: Final = 256 * 1024
 # Taken at a time, of what has come.
 RUN_RECORDS: Final = 10_000
 REQUEST_TIMEOUT_S: Final = 10.0
+# The look is part of a rebalance, and a member that takes too long for one is left out of the
+# group. What such batches hold is kept until they are dead letters. Where either is over, the client
+# begins behind what was found; a worker that dies of the next one finds it at its next start.
+LOOK_TIMEOUT_S: Final = 15.0
+KEPT_BYTES: Final = 8 * 1024 * 1024
 # Between two looks whether a run has come, and then until it is unfolded.
 LOOK_S: Final = 0.002
 PAUSE_S: Final = 0.02
@@ -66,6 +72,20 @@ class _Seen:
     most_unfolded: int
     visible: bool
     heavy: RecordBatch | None
+
+
+class _Limits:
+    """Of one look, over all of its partitions."""
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        self.kept_bytes = 0
+        self._stopped = stopped
+        self._deadline_s = time.monotonic() + LOOK_TIMEOUT_S
+
+    def are_reached(self) -> bool:
+        return (
+            self.kept_bytes > KEPT_BYTES or time.monotonic() > self._deadline_s or self._stopped()
+        )
 
 
 class HeavyBatches:
@@ -105,7 +125,11 @@ class HeavyBatches:
         self._next.clear()
         self._refused.clear()
 
-    def look(self, positions: Mapping[TopicPartitionKey, int]) -> None:
+    def look(
+        self,
+        positions: Mapping[TopicPartitionKey, int],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Find those behind the committed positions of a new assignment.
 
         Asked within a rebalance callback, so the worker's consumer is not asked for the leaders:
@@ -125,12 +149,13 @@ class HeavyBatches:
         except NOT_HAD as error:
             _log.warning("what lies ahead is not looked at: %s", error)
             return
+        limits = _Limits(stopped)
         for leader, places in leaders.items():
             try:
                 address = known.brokers[leader]
                 broker = BrokerConnection(str(address.host), address.port, REQUEST_TIMEOUT_S)
                 try:
-                    self._look(broker, places)
+                    self._look(broker, places, limits)
                 finally:
                     broker.close()
             except NOT_HAD as error:
@@ -138,33 +163,50 @@ class HeavyBatches:
                     "what lies ahead in %d partitions is not looked at: %s", len(places), error
                 )
 
-    def _look(self, broker: BrokerConnection, places: Mapping[TopicPartitionKey, int]) -> None:
+    def _look(
+        self, broker: BrokerConnection, places: Mapping[TopicPartitionKey, int], limits: _Limits
+    ) -> None:
         for tp, end in stable_ends(broker, places).items():
             if places[tp] >= end:
                 continue
-            seen: list[_Seen] = []
-            length = 0
-            for batch in _ahead(broker, tp, places[tp]):
-                heavy = is_heavy(batch, self._bytes_max)
-                seen.append(
-                    _Seen(
-                        batch.first_offset,
-                        batch.last_offset,
-                        len(batch.data),
-                        0 if heavy else most_unfolded(batch),
-                        batch.visible,
-                        batch if heavy else None,
-                    )
-                )
-                if heavy:
-                    length = len(seen)
-                    _log.warning(
-                        "%s[%d]: offsets %d to %d unfold to more than %d MiB; going on behind them",
-                        *tp, batch.first_offset, batch.last_offset, self._bytes_max >> 20,
-                    )  # fmt: skip
-            if length:
-                self._seen[tp] = seen[:length]
+            try:
+                seen = self._seen_of(_ahead(broker, tp, places[tp]), tp, limits)
+            except (Refused, Malformed, MemoryError) as error:
+                _log.warning("what lies ahead in %s[%d] is not looked at: %s", *tp, error)
+                continue
+            if seen:
+                self._seen[tp] = seen
                 self._next[tp] = places[tp]
+
+    def _seen_of(
+        self, ahead: Iterator[RecordBatch], tp: TopicPartitionKey, limits: _Limits
+    ) -> list[_Seen]:
+        """Up to the last heavy one."""
+        seen: list[_Seen] = []
+        length = 0
+        for batch in ahead:
+            if limits.are_reached():
+                _log.warning("%s[%d]: not looked at from offset %d on", *tp, batch.first_offset)
+                break
+            heavy = is_heavy(batch, self._bytes_max)
+            seen.append(
+                _Seen(
+                    batch.first_offset,
+                    batch.last_offset,
+                    len(batch.data),
+                    0 if heavy else most_unfolded(batch),
+                    batch.visible,
+                    batch if heavy else None,
+                )
+            )
+            if heavy:
+                length = len(seen)
+                limits.kept_bytes += len(batch.data)
+                _log.warning(
+                    "%s[%d]: offsets %d to %d unfold to more than %d MiB; going on behind them",
+                    *tp, batch.first_offset, batch.last_offset, self._bytes_max >> 20,
+                )  # fmt: skip
+        return seen[:length]
 
     def begin(self, tp: TopicPartitionKey, position: int) -> int:
         """Where the client begins, for a worker that goes on from this position: what is before

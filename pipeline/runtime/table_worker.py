@@ -571,7 +571,7 @@ class TableWorker(Generic[V]):
             return
         self._positions = dict(found)
         # Before the client fetches anything of it.
-        self._heavy.look(self._positions)
+        self._heavy.look(self._positions, self._stop.is_set)
         assigned = self._starts()
         consumer.assign(assigned)
         consumer.pause(assigned)

@@ -136,6 +136,32 @@ def test_a_broker_that_cannot_be_asked_keeps_nobody_from_working(
     assert heavy.begin(TP, 0) == 0
 
 
+def test_a_look_keeps_no_more_than_a_worker_has_memory_for(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not seen then is found at the next start."""
+    monkeypatch.setattr(heavy_batches, "KEPT_BYTES", 0)
+    put(cluster, HEAVY, GZIP)
+    put(cluster, HEAVY, GZIP)
+    heavy = looked(cluster)
+    assert heavy.begin(TP, 0) == 1
+    assert all_of(heavy) == [(0, 0)]
+
+
+def test_a_look_ends_in_time_and_when_the_worker_is_to_stop(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is part of a rebalance, for which the whole group waits."""
+    put(cluster, HEAVY, GZIP)
+    heavy = HeavyBatches()
+    heavy.open(cluster.bootstrap_servers, 0)
+    heavy.look({TP: 0}, stopped=lambda: True)
+    assert not heavy.has_ahead(TP)
+    assert heavy.begin(TP, 0) == 0
+    monkeypatch.setattr(heavy_batches, "LOOK_TIMEOUT_S", 0.0)
+    assert looked(cluster).begin(TP, 0) == 0
+
+
 def test_each_death_without_a_word_halves_what_a_batch_may_come_to(tmp_path: Path) -> None:
     """Until a life goes on for a while or ends in order."""
 

@@ -8,8 +8,9 @@ import zlib
 import pytest
 from confluent_kafka import Producer
 
+from pipeline import unfolded
 from pipeline.broker_connection import BrokerConnection
-from pipeline.record_batch import RecordBatch, fetch_batches, read_batch
+from pipeline.record_batch import RECORDS_AT, RecordBatch, fetch_batches, read_batch
 from pipeline.unfolded import RECORD_BYTES, is_heavy, unfolded_bytes
 from pipeline.unreadable import UNFOLDED_BYTES_MAX
 from tests.support.mock_cluster import MockCluster
@@ -48,7 +49,7 @@ def written() -> dict[str, tuple[RecordBatch, int]]:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_what_the_client_writes_is_measured(
-    written: dict[str, tuple[RecordBatch, int]], codec: str
+    written: dict[str, tuple[RecordBatch, int]], codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never less than it is, and not much more: zstd does not say how large its blocks are."""
     batch, size = written[codec]
@@ -56,6 +57,7 @@ def test_what_the_client_writes_is_measured(
     assert (codec == "none") == (len(batch.data) > size)
     found = unfolded_bytes(batch, UNFOLDED_BYTES_MAX)
     assert size < found <= 1.5 * size
+    monkeypatch.setattr(unfolded, "USUAL_MOST", 0)
     assert not is_heavy(batch, 2 * size)
     assert is_heavy(batch, size)
 
@@ -89,3 +91,19 @@ def test_many_records_are_much_however_small_they_are() -> None:
 def test_what_is_no_frame_of_its_codec_is_left_to_the_client(codec: int, records: bytes) -> None:
     """Which refuses it."""
     assert not is_heavy(batch_of(records, codec), UNFOLDED_BYTES_MAX)
+
+
+@pytest.mark.parametrize("bytes_max", [16 * MIB, 64 * MIB, UNFOLDED_BYTES_MAX])
+def test_a_worker_that_was_killed_often_refuses_no_good_records(bytes_max: int) -> None:
+    """Its bound sinks with each death, whatever it died of; many small orders are no bomb."""
+    count = 40_000
+    records = b"".join(
+        b"%032x shop-a GBP %d"
+        % (number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128, number % 9000)
+        for number in range(count)
+    )
+    for codec, written in ((0, records), (GZIP, zlib.compress(records, wbits=31))):
+        data = bytes(RECORDS_AT) + written
+        batch = RecordBatch(0, count - 1, count, 0, codec, True, data)
+        assert unfolded_bytes(batch, UNFOLDED_BYTES_MAX) + count * RECORD_BYTES > 16 * MIB
+        assert not is_heavy(batch, bytes_max)
