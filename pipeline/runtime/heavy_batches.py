@@ -45,8 +45,8 @@ RUN_BYTES: Final = 256 * 1024
 RUN_RECORDS: Final = 10_000
 REQUEST_TIMEOUT_S: Final = 10.0
 # The look is part of a rebalance, and a member that takes too long for one is left out of the
-# group. What such batches hold is kept until they are dead letters. Where either is over, it is the
-# client that begins behind what was found; a worker that dies of the next one finds it when started.
+# group. What such batches hold is kept until they are dead letters. Where either is over, the
+# client begins behind what was found; what ends a worker there, the next one finds.
 LOOK_TIMEOUT_S: Final = 15.0
 KEPT_BYTES: Final = 8 * 1024 * 1024
 # Between two looks whether a run has come, and then until it is unfolded.
