@@ -337,6 +337,31 @@ class UnaskedChargesSuite(OnEachDatabase):
             decide_refund(books)
         assert resolutions(books) == []
 
+    @pytest.mark.parametrize("told", [True, False])
+    @pytest.mark.parametrize(
+        "named", [{"payment_id": "p", "operation_id": "1", "attempt": 1}, {"payment_id": "p"},
+                  {"merchant_id": "m1", "order_id": "o1"}, {"operation_id": "1"}],
+    )  # fmt: skip
+    def test_what_another_row_of_the_charge_names_is_refused(
+        self, books: Books, named: dict[str, Any], told: bool
+    ) -> None:
+        """Its payment may know the charge, told by that row or not, though this row names nobody.
+        A row that repeats what this one says is none, nor one that says nothing."""
+        books.report(
+            unknown_row(1), unknown_row(2, fee_minor=0, **named),
+            unknown_row(3, merchant_id="other", order_id="system", gateway_reference="ch_78"),
+            unknown_row(4, merchant_id="other", order_id="system", gateway_reference="ch_78"),
+            unknown_row(5, gateway_reference="ch_78"),
+        )  # fmt: skip
+        done = books.run(DUE)
+        if told:
+            mark_told(books.engine, done.untold)
+        rows = {b.row_number: b.break_id for b in books.breaks() if b.kind == "missing_here"}
+        with pytest.raises(UserError, match=f"row simulator:simulator-{DAY}:2 names .* of ch_77"):
+            decide_refund(books, rows[1])
+        assert resolutions(books) == []
+        assert decide_refund(books, rows[3]).gateway_reference == "ch_78"
+
     def test_what_a_person_has_decided_about_is_refused_in_another_row(self, books: Books) -> None:
         """Given back by hand, or ordered already with another amount: never a second time."""
         books.report(unknown_row(1), unknown_row(2, amount_minor=1300, fee_minor=0),

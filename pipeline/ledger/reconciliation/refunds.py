@@ -128,6 +128,7 @@ def _require_nobodys(
             f"{row.gateway_reference} is the charge of {known.merchant_id}:{known.order_id}: look "
             "at that with `paystream payment show`."
         )
+    _require_named_alike(connection, row)
     for attempt in () if flow.payment is None else flow.payment.attempts:
         named = (attempt.operation_id, attempt.attempt) == (row.operation_id, row.attempt)
         if attempt.gateway == row.gateway and (
@@ -138,6 +139,30 @@ def _require_nobodys(
                 f"of which operation {attempt.operation_id} is {attempt.state}: say first what "
                 "became of that with `paystream payment resolve`."
             )
+
+
+def _require_named_alike(connection: Connection, row: Any) -> None:
+    """What any other row of the charge names may know it, though this one does not say so."""
+    c = clearing_rows.c
+    others = connection.execute(
+        select(clearing_rows)
+        .where(c.gateway == row.gateway, c.gateway_reference == row.gateway_reference)
+        .order_by(c.file_id, c.row_number)
+    )
+    for other in others:
+        if any(_names(other)) and _names(other) != _names(row):
+            whose = f"{other.merchant_id}:{other.order_id}" if other.order_id else other.payment_id
+            raise UserError(
+                f"row {clearing_key(other.gateway, other.file_id, other.row_number)} names "
+                f"{whose or other.operation_id} as that of {row.gateway_reference}, which may know "
+                "it: look whose it is, and resolve that row's break. Where both are open, give it "
+                "back at the gateway, and resolve them as corrected."
+            )
+
+
+def _names(row: Any) -> tuple[Any, ...]:
+    """What a row says of whose it is: our reference, our order, or nothing."""
+    return row.payment_id, row.operation_id, row.attempt, row.merchant_id, row.order_id
 
 
 def _require_new(connection: Connection, found: ReconciliationBreak) -> None:
