@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.clearing import CAPTURE_FAILED, Clearing, clearing_key
 from pipeline.domain.disputes import INQUIRY, OPENED, WON
-from pipeline.domain.ids import payment_id
+from pipeline.domain.ids import payment_id, unasked_order_id
 from pipeline.domain.keys import record_key
 from pipeline.domain.matching import ReportedSide
 from pipeline.domain.model import GatewayNotification, PaymentCommand
@@ -125,16 +125,20 @@ def words_of(
     """What rows say to their payments, each with the rows that say it: one for an operation, those
     of a dispute together. Rows that name no payment of ours say nothing. ``unasked``: by their ids,
     the orders of payments of charges nobody asked for. Rows of such a refund may repeat the order
-    that its charge was made with. ``charged_twice``: gateways and payments of which one operation
-    made two charges. Their disputes' rows do not say which of them, so they say nothing.
+    that its charge was made with; those of such a charge, given back already, tell no other payment
+    of it, which would give it back again. ``charged_twice``: gateways and payments of which one
+    operation made two charges. Their disputes' rows do not say which of them, so they say nothing.
 
     Who takes a word for news decides for himself: the same evidence again changes nothing.
     """
     told = []
+    given_back = frozenset(unasked.values())
     disputes: dict[tuple[str, str, str], list[ReportedSide]] = {}
     for row in rows:
         if row.payment_id in unasked:
             row = replace(row, merchant_id=NO_MERCHANT, order_id=unasked[row.payment_id])
+        elif unasked_order_id(row.gateway, row.gateway_reference) in given_back:
+            continue
         if not (row.merchant_id and row.order_id) or row.payment_id != payment_id(
             row.merchant_id, row.order_id
         ):

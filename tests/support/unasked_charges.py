@@ -256,6 +256,34 @@ class UnaskedChargesSuite(OnEachDatabase):
             decide_refund(books, flow=flow)
         assert resolutions(books) == []
 
+    @pytest.mark.parametrize("answer", [TIMED_OUT, DECLINED])
+    def test_what_is_given_back_is_told_to_no_other_payment(
+        self, books: Books, answer: Any
+    ) -> None:
+        """A later row says that an operation made it, which would take it for its own and give it
+        back a second time; it stays a break, before the refund is booked and after."""
+        story = Story(ORDER)
+        story.flow.answer(answer)
+        books.report(unknown_row(fee_minor=0))
+        books.run(DUE)
+        asked = resolved(books)
+        named: dict[str, Any] = {"payment_id": story.payment.payment_id, "operation_id": "1",
+                                 "attempt": 1, "merchant_id": "shop", "order_id": "1"}  # fmt: skip
+        books.report(unknown_row(2, fee_minor=0, **named),
+                     unknown_row(3, fee_minor=0, **named, gateway_reference="ch_78"))  # fmt: skip
+        for settled in ([], settled_by(asked)):
+            books.settle(*settled)
+            untold = books.run(DUE).untold
+            with reading(books.engine) as connection:
+                unasked_orders = refunded_orders(connection)
+            words = words_of(untold, NOW_MS, unasked_orders)
+            assert [word.gateway_reference for word, _ in words] == ["ch_78"]
+            rows = {b.row_number: b for b in books.breaks() if b.kind == "missing_here"}
+            assert 2 in rows
+        with pytest.raises(UserError, match="was resolved as refund_after_review before"):
+            decide_refund(books, rows[2].break_id)
+        assert resolutions(books) == ["refund_after_review"]
+
     def test_a_dispute_of_one_of_two_charges_is_not_booked_against_the_sale(
         self, books: Books
     ) -> None:

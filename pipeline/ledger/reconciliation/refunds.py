@@ -64,8 +64,8 @@ def refund_of(
             "only a charge is given back so. Do it at the gateway, and resolve the break as "
             "corrected."
         )
-    _require_nobodys(connection, found, row, flow)
     _require_new(connection, found)
+    _require_nobodys(connection, found, row, flow)
     return RefundOrder(
         gateway=row.gateway,
         gateway_reference=row.gateway_reference,
