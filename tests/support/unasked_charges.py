@@ -38,7 +38,16 @@ from producers.clearings import words_of
 from tests.support.ledger import settlement
 from tests.support.ledger_rules import announce
 from tests.support.ledger_suite import OnEachDatabase
-from tests.support.payment_story import DECLINED, ORDER, POLICY, TIMED_OUT, Story, unasked, yes
+from tests.support.payment_story import (
+    DECLINED,
+    ORDER,
+    PENDING,
+    POLICY,
+    TIMED_OUT,
+    Story,
+    unasked,
+    yes,
+)
 from tests.support.reconciliation import DAY, NOW_MS, TERMS, Books, row_of
 from tests.support.waiting import wait_until
 
@@ -356,6 +365,31 @@ class UnaskedChargesSuite(OnEachDatabase):
             other.result(30)
         with reading(books.engine) as connection:
             assert unordered_refunds(connection) == []
+
+    @pytest.mark.parametrize(("answer", "refused"), [(TIMED_OUT, True), (PENDING, True),
+                                                     (None, True), (DECLINED, False)])  # fmt: skip
+    @pytest.mark.parametrize("operation", ["", "9"])
+    def test_what_may_be_an_operation_of_the_named_order_is_refused(
+        self, books: Books, answer: Any, operation: str, refused: bool
+    ) -> None:
+        """The row names the order, and no operation or one that the payment never had; a charge of
+        it at that gateway is under way, and may be the one that the row is about."""
+        story = Story(ORDER)
+        if answer is not None:
+            story.flow.answer(answer)
+        named: dict[str, Any] = (
+            {"payment_id": story.payment.payment_id, "operation_id": operation, "attempt": 1}
+            if operation else {}
+        )  # fmt: skip
+        books.report(unknown_row(merchant_id="shop", order_id="1", **named))
+        mark_told(books.engine, books.run(DUE).untold)
+        flow = FlowSeen(answered=True, booked=True, payment=story.payment)
+        if not refused:
+            assert decide_refund(books, flow=flow).gateway_reference == "ch_77"
+            return
+        with pytest.raises(UserError, match="ch_77 may be the charge of shop:1, of which operati"):
+            decide_refund(books, flow=flow)
+        assert resolutions(books) == []
 
     def test_what_names_an_operation_of_ours_and_no_order_is_refused(self, books: Books) -> None:
         """Its columns are blank, so its payment can never be told."""

@@ -130,9 +130,8 @@ def _require_nobodys(
         )
     _require_named_alike(connection, row)
     for attempt in () if flow.payment is None else flow.payment.attempts:
-        named = (attempt.operation_id, attempt.attempt) == (row.operation_id, row.attempt)
         if attempt.gateway == row.gateway and (
-            attempt.gateway_reference == row.gateway_reference or (named and is_unfinished(attempt))
+            attempt.gateway_reference == row.gateway_reference or is_unfinished(attempt)
         ):
             raise UserError(
                 f"{row.gateway_reference} may be the charge of {row.merchant_id}:{row.order_id}, "
