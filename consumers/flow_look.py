@@ -1,8 +1,8 @@
 """How far the flow is: whether it can still turn out that a charge is ours.
 
-A charge that nobody here asked for is given back only when everything that gateways have said was
-read by payments, and everything that settled by then is booked. What payments make of a record
-becomes visible partition by partition, so each end is waited for as well.
+A charge that nobody here asked for is given back only when everything that gateways and people have
+said was read by payments, and everything that settled by then is booked. What payments make of a
+record becomes visible partition by partition, so each end is waited for as well.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pipeline.runtime.topic_reader import TopicReader
 from schemas.codec import Codec
 from topics.catalogue import Catalogue
 
-# What gateways say of operations, from calls, webhooks and reports.
-SAID = ("gateway-results", "gateway-notifications")
+# What gateways say of operations, from calls, webhooks and reports; and what people resolve.
+SAID = ("gateway-results", "gateway-notifications", "payment-commands")
 REQUEST_TIMEOUT_S = 10.0
 # A flow that runs has caught up within this time, unless it is far behind.
 PATIENCE_S = 20.0

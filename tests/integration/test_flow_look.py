@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from consumers.flow_look import FlowLook
 from pipeline.domain.keys import partition_of, record_key
-from pipeline.domain.model import GatewayNotification
+from pipeline.domain.model import GatewayNotification, PaymentCommand
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.records import to_record
 from pipeline.ledger.database import open_ledger
@@ -62,11 +62,11 @@ class Flow:
             record_key("shop", "1"), partition=self.lane,
         )  # fmt: skip
 
-    def payments_read(self, offset: int) -> None:
+    def payments_read(self, offset: int, role: str = "gateway-notifications") -> None:
         consumer = Consumer(
             {"bootstrap.servers": self.kafka, "group.id": self.catalogue.group("payments")}
         )
-        topic = self.catalogue.name("gateway-notifications")
+        topic = self.catalogue.name(role)
         consumer.commit(offsets=[TopicPartition(topic, self.lane, offset)], asynchronous=False)
         consumer.close()
 
@@ -106,3 +106,16 @@ def test_a_word_has_to_be_read_and_what_came_of_it_to_be_booked(flow: Flow) -> N
     assert flow.seen() == (True, True)
     assert flow.look.seen("shop", "1").payment == story.payment
     assert flow.look.seen("", "").payment is None
+
+
+def test_what_a_person_has_resolved_has_to_be_read(flow: Flow) -> None:
+    """He may have said of an operation that it was charged, under this very reference."""
+    flow.producer.begin_transaction()
+    flow.write("payment-commands", "payment-command", PaymentCommand(
+        merchant_id="shop", order_id="1", command_id="r1", type="resolve", submitted_at_ms=NOW,
+        decision="charged", gateway_reference="ch_77", evidence="their report", actor="bert",
+    ))  # fmt: skip
+    flow.producer.commit_transaction(30)
+    assert flow.seen() == (False, False)
+    flow.payments_read(1, "payment-commands")
+    assert flow.seen() == (True, True)

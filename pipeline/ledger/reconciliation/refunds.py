@@ -34,8 +34,8 @@ _CHARGE: Final = "charge"
 
 class FlowSeen(Struct, frozen=True):
     """How far the flow was when it was asked about a charge. ``answered``: payments had read all
-    that gateways had said by then; ``booked``: what settled by then was in the ledger; ``payment``:
-    the one that the row names, as it stood."""
+    that gateways and people had said by then; ``booked``: what settled by then was in the ledger;
+    ``payment``: the one that the row names, as it stood."""
 
     answered: bool
     booked: bool
@@ -104,7 +104,7 @@ def _require_nobodys(
         )
     if flow is None or not flow.answered:
         raise UserError(
-            "payments have not read all yet that gateways have said, so one of them may know "
+            "payments have not read all yet that gateways and people have said, so one may know "
             f"{row.gateway_reference}: try again when the payments workers run and have caught up."
         )
     if not flow.booked:
