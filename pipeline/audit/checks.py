@@ -112,6 +112,7 @@ class Judgement:
         for payment in self.payments.values():
             for rule in rules:
                 rule(payment)
+        self.operations.found_charges()
         self.money()
         if self.gateway is not None:
             self.operations.gateway_books(self.gateway)

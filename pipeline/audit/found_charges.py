@@ -6,12 +6,12 @@ payment that was made for it, by the rules that every other payment has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, TypeVar
 
 from pipeline.audit.derivation import unasked_order_id
-from pipeline.audit.evidence import PaymentEvidence
+from pipeline.audit.evidence import PaymentEvidence, SettlementSeen
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
 
 COMMAND: Final = "refund_unasked"
@@ -41,6 +41,24 @@ def found_charges(payments: Iterable[PaymentEvidence]) -> dict[str, list[Payment
                 if settlement.kind == CAPTURED:
                     found.setdefault(settlement.gateway_reference, []).append(payment)
     return found
+
+
+def taken_by_others(
+    payments: Iterable[PaymentEvidence], found: Mapping[str, list[PaymentEvidence]]
+) -> Iterator[tuple[PaymentEvidence, SettlementSeen, str]]:
+    """Sales by a charge that was found as nobody's, each with the key of that one's payment."""
+    owners = {
+        (s.gateway, s.gateway_reference): owner.key
+        for those in found.values()
+        for owner in those
+        for s in owner.settlements
+        if s.kind == CAPTURED
+    }
+    for payment in payments if owners else ():
+        for settlement in payment.settlements:
+            owner_key = owners.get((settlement.gateway, settlement.gateway_reference))
+            if owner_key not in (None, payment.key) and settlement.movement == "capture":
+                yield payment, settlement, owner_key
 
 
 def under_their_payments(

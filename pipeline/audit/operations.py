@@ -24,7 +24,13 @@ from pipeline.audit.evidence import (
     SettlementSeen,
     SnapshotSeen,
 )
-from pipeline.audit.found_charges import CAPTURED, COMMAND, found_charges, under_their_payments
+from pipeline.audit.found_charges import (
+    CAPTURED,
+    COMMAND,
+    found_charges,
+    taken_by_others,
+    under_their_payments,
+)
 from pipeline.audit.gateway_copy import ChargeSeen, GatewayCopy, MovementSeen
 from pipeline.audit.owed import REFUSED, given_up, withdrawn_of_minor
 from pipeline.audit.report import Example
@@ -279,6 +285,17 @@ class OperationChecks:
                 found.pending("waits_for_a_person", example)
             else:
                 found.broken("late_success_not_reversed", example)
+
+    def found_charges(self) -> None:
+        """What was nobody's, and has a payment of its own, is no sale beside that."""
+        payments = self._judge.payments.values()
+        for payment, sale, owner in taken_by_others(payments, found_charges(payments)):
+            self._found.broken(
+                "charge_of_two_payments",
+                self._judge.settlement_example(
+                    payment, sale, f"{sale.gateway_reference} is the charge of {owner} as well"
+                ),
+            )
 
     # The gateways' books
 

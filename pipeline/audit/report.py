@@ -38,6 +38,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     # Charged at most once
     "charged_twice": "A payment is charged at most once at the gateways.",
     "two_keys_charged": "Results report a charge for at most one idempotency key of a payment.",
+    "charge_of_two_payments": "A charge that was found as nobody's is no sale of another payment.",
     "operation_without_request": "Every capture, void and refund at a gateway was asked for.",
     "void_and_capture": "What was voided is not captured as well.",
     "late_success_not_reversed": "What was taken too late, or for nothing, was given back.",

@@ -483,6 +483,23 @@ def test_the_second_charge_of_a_payment_goes_back_and_the_sale_stays() -> None:
     assert (story.status, story.money) == ("captured", (500, 500, 0))
 
 
+def test_a_charge_that_two_payments_have_is_found() -> None:
+    """An order's own charge went back as nobody's; another gateway's of that id is no matter."""
+    story = Story(ORDER)
+    story.flow.answer(yes)
+    reference = story.payment.attempts[0].gateway_reference or ""
+    other_id = unasked_order_id("pacific", reference)
+    story.flow.command(replace(
+        COMMAND, gateway="pacific", gateway_reference=reference, order_id=other_id,
+        command_id=unasked_command_id(other_id),
+    ))  # fmt: skip
+    story.flow.run(yes)
+    assert named(story.flow) == []
+    story.flow.command(unasked(reference))
+    story.flow.run(yes)
+    assert named(story.flow) == ["charge_of_two_payments"]
+
+
 def test_two_gateways_may_have_given_two_charges_one_id() -> None:
     """Each charge is judged with its own payment, whichever books are read first."""
     flow = ordered()
