@@ -126,8 +126,8 @@ def words_of(
     of a dispute together. Rows that name no payment of ours say nothing. ``unasked``: by their ids,
     the orders of payments of charges nobody asked for. Rows of such a refund may repeat the order
     that its charge was made with; those of such a charge, given back already, tell no other payment
-    of it, which would give it back again. ``charged_twice``: gateways and payments of which one
-    operation made two charges. Their disputes' rows do not say which of them, so they say nothing.
+    of it, which would give it back again. ``charged_twice``: gateways and payments of which there
+    are two charges. Their disputes' rows do not say which of them, so they say nothing.
 
     Who takes a word for news decides for himself: the same evidence again changes nothing.
     """

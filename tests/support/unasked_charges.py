@@ -318,6 +318,39 @@ class UnaskedChargesSuite(OnEachDatabase):
         ]  # fmt: skip
         assert "simulator:simulator-2023-11-14:4" in {b.subject for b in books.breaks()}
 
+    @pytest.mark.parametrize("referenced", [True, False])
+    @pytest.mark.parametrize(("operation", "attempt"), [("9", 1), ("1", 2)])
+    def test_a_dispute_of_what_was_given_back_is_not_booked_against_a_sale(
+        self, books: Books, operation: str, attempt: int, referenced: bool
+    ) -> None:
+        """The charge's row named the payment by an operation that it never had, or its order alone;
+        so does the dispute's, which says nothing of which charge it is."""
+        story = Story(ORDER)
+        story.flow.answer(yes)
+        (sale,) = story.flow.settlements()
+        other = settlement(2)
+        books.settle(sale, other)
+        named: dict[str, Any] = (
+            {"operation_id": operation, "attempt": attempt} if referenced
+            else {"operation_id": "", "attempt": 0, "payment_id": ""}
+        )  # fmt: skip
+        books.report(row_of(1, sale), row_of(2, other),
+                     row_of(3, sale, gateway_reference="ch_second", **named))  # fmt: skip
+        mark_told(books.engine, books.run(DUE).untold)
+        found = next(b.break_id for b in books.breaks() if b.row_number == 3)
+        decide_refund(books, found, FlowSeen(answered=True, booked=True, payment=story.payment))
+        disputed: dict[str, Any] = {
+            "kind": "dispute", "operation_id": "", "attempt": 0, "operation_kind": "",
+            "amount_minor": -500, "fee_minor": 0,
+        }  # fmt: skip
+        books.report(row_of(4, sale, gateway_reference="dp_1", **disputed),
+                     row_of(5, other, gateway_reference="dp_2", **disputed))  # fmt: skip
+        untold = books.run(DUE).untold
+        with reading(books.engine) as connection:
+            words = words_of(untold, NOW_MS, refunded_orders(connection), charged_twice(connection))
+        assert [(w.type, w.payment_id) for w, _ in words] == [("dispute", other.payment_id)]
+        assert 4 in {b.row_number for b in books.breaks() if b.kind == "missing_here"}
+
     def test_what_the_flow_has_taken_already_is_not_ordered_again(self, books: Books) -> None:
         """By a command of another ledger's, and booked: the break has not ended yet."""
         books.report(unknown_row())

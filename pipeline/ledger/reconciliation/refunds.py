@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -221,7 +221,8 @@ def refunded_orders(connection: Connection) -> dict[str, str]:
 
 
 def charged_twice(connection: Connection) -> frozenset[tuple[str, str]]:
-    """Gateways and payments of which reports have two charges by one operation of ours."""
+    """Gateways and payments of which reports have two charges: by one operation of ours, or one
+    that was given back as nobody's and whose rows name the payment all the same."""
     c = clearing_rows.c
     rows = connection.execute(
         select(c.gateway, c.payment_id)
@@ -229,7 +230,25 @@ def charged_twice(connection: Connection) -> frozenset[tuple[str, str]]:
         .group_by(c.gateway, c.payment_id, c.operation_id, c.attempt)
         .having(func.count(c.gateway_reference.distinct()) > 1)
     )
-    return frozenset((row.gateway, row.payment_id) for row in rows)
+    twice = {(row.gateway, row.payment_id) for row in rows}
+    for refund in _given_back(connection):
+        rows = connection.execute(
+            select(c.gateway, c.payment_id, c.merchant_id, c.order_id).where(
+                c.gateway == refund.gateway, c.gateway_reference == refund.gateway_reference
+            )
+        )
+        for row in rows:
+            twice.add((row.gateway, row.payment_id))
+            twice.add((row.gateway, payment_id(row.merchant_id, row.order_id)))
+    return frozenset(twice)
+
+
+def _given_back(connection: Connection) -> Iterator[RefundOrder]:
+    """What people had given back, whether the flow was told of it yet or not."""
+    for event in decisions_of(connection, [BREAK_RESOLUTION]):
+        refund = resolution_of(event).refund
+        if refund is not None:
+            yield refund
 
 
 def unordered_refunds(connection: Connection) -> list[LedgerEvent]:
