@@ -9,6 +9,7 @@ import typer
 from pipeline.commands.payment_meaning import (
     DERIVED,
     asked_anew,
+    check_nobodys,
     check_single,
     figures_now,
     review_named,
@@ -19,7 +20,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.commands.payment_follow import Outcome
-    from pipeline.domain.model import PaymentCommand, PaymentEvent
+    from pipeline.domain.model import Payment, PaymentCommand, PaymentEvent
 
 # The command was refused by a named rule, or what it asked for did not succeed.
 EXIT_REFUSED = 1
@@ -99,6 +100,19 @@ def ask(
                 )
             currency = found.currency
             amount_minor = parse_amount(amount, currency)
+        if gateway_reference is not None and type_ == "resolve":
+            reader = reader or PaymentReader(
+                settings.bootstrap_servers, catalogue, codec, record_key(merchant_id, order_id)
+            )
+            resolved = reader.catch_up()
+
+            def found_at(*ids: str) -> Payment | None:
+                key = record_key(*ids)
+                with PaymentReader(settings.bootstrap_servers, catalogue, codec, key) as other:
+                    return other.catch_up()
+
+            if resolved is not None:
+                check_nobodys(resolved, gateway_reference, found_at)
         if unread:
             assert reader is not None
             figures = figures_now(reader.catch_up(), key)

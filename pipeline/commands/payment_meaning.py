@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pipeline.domain.model import Payment, PaymentCommand, PaymentEvent
 
@@ -122,6 +122,27 @@ def check_single(payment: Payment, events: Iterable[PaymentEvent]) -> None:
         raise UserError(
             "Something was resolved in this payment before; name what is meant now with "
             f"--operation: {choices(payment)}."
+        )
+
+
+def check_nobodys(
+    payment: Payment, reference: str, found: Callable[[str, str], Payment | None]
+) -> None:
+    """Refuse a charge that went back as nobody's: it would be this payment's sale beside that.
+    ``found`` has the payment of a merchant and order."""
+    from pipeline.domain.ids import unasked_order_id
+    from pipeline.domain.unasked_charges import NO_MERCHANT, is_unasked
+
+    for gateway in sorted({each.gateway for each in payment.attempts}):
+        order_id = unasked_order_id(gateway, reference.strip())
+        other = found(NO_MERCHANT, order_id)
+        if other is None or not is_unasked(other) or other.payment_id == payment.payment_id:
+            continue
+        key = f"{NO_MERCHANT}:{order_id}"
+        raise UserError(
+            f"{reference.strip()} of {gateway} was given back as a charge that nobody asked for, "
+            f"by {key}, so this payment has nothing of it: resolve it with --not-charged, or give "
+            f"another reference (`paystream payment show {key}`)."
         )
 
 

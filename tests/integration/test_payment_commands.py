@@ -17,6 +17,7 @@ from pipeline.domain.records import SCHEMA_OF, to_record
 from pipeline.errors import UserError
 from schemas.codec import default_codec
 from tests.support.cli_runner import CliRunner
+from tests.support.payment_story import TIMED_OUT, Story, unasked
 from tests.unit.test_payment_commands import PAYMENT, REFUND, event, refund_attempt
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.provisioning import provision
@@ -84,6 +85,22 @@ def test_nobody_chooses_for_a_person_what_is_resolved(topics: Topics) -> None:
     assert isinstance(result.exception, UserError)
     assert "--operation: r-1 (refund of 500 GBP at sim-a), r-2" in str(result.exception)
     result = CliRunner().invoke(app, [*word, "--operation", "r-2", *topics.options])
+    assert result.exit_code == 0, result.output
+
+
+def test_what_was_given_back_as_nobodys_is_not_resolved_as_charged(topics: Topics) -> None:
+    """Before anything is published: the charge has a payment of its own, which gives it back."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    story.flow.command(unasked("ch_77"))
+    found = story.flow.payment("unasked", unasked("ch_77").order_id)
+    assert found is not None
+    topics.write(story.payment, found)
+    word = ["payment", "resolve", "shop:1", "--operation", "1", "--evidence", "their report"]
+    result = CliRunner().invoke(app, [*word, "--charged", "ch_77", *topics.options])
+    assert isinstance(result.exception, UserError)
+    assert f"by unasked:{found.order_id}" in str(result.exception)
+    result = CliRunner().invoke(app, [*word, "--charged", "ch_78", *topics.options])
     assert result.exit_code == 0, result.output
 
 

@@ -21,6 +21,7 @@ from pipeline.commands.payment_follow import (
 )
 from pipeline.commands.payment_meaning import (
     asked_anew,
+    check_nobodys,
     check_single,
     review_named,
     review_now,
@@ -51,6 +52,7 @@ from tests.support.payment_story import (
     TIMED_OUT,
     Story,
     command,
+    unasked,
     yes,
 )
 
@@ -296,6 +298,24 @@ def test_a_resolution_typed_again_decides_about_no_other_operation() -> None:
     refund = refund_attempt("inquiry_exhausted")
     with pytest.raises(UserError, match=r"--operation: r-1 \(refund of 500 GBP at sim-a\)\.$"):
         check_single(replace(PAYMENT, attempts=(CHARGE, refund)), ())
+
+
+def test_what_was_given_back_as_nobodys_is_no_charge_of_a_payment() -> None:
+    """Typed with a space behind it as well; of another gateway or reference, or where nothing but
+    a refused word came under its key, the person may say so."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    story.flow.command(unasked("ch_77"))
+    story.flow.command(replace(unasked("ch_78"), type="cancel"))
+    with pytest.raises(UserError, match=r"ch_77 of simulator was given back .* by unasked:"):
+        check_nobodys(story.payment, "ch_77 ", story.flow.payment)
+    check_nobodys(story.payment, "ch_78", story.flow.payment)
+    check_nobodys(story.payment, "ch_79", story.flow.payment)
+    elsewhere = replace(story.payment.attempts[0], gateway="pacific")
+    check_nobodys(replace(story.payment, attempts=(elsewhere,)), "ch_77", story.flow.payment)
+    found = story.flow.payment("unasked", unasked("ch_77").order_id)
+    assert found is not None
+    check_nobodys(found, "ch_77", story.flow.payment)
 
 
 def test_a_command_that_was_taken_before_is_not_told_as_done() -> None:
