@@ -62,12 +62,14 @@ def taken_by_others(
 
 
 def under_their_payments(
-    gateway: GatewayCopy, found: Mapping[str, list[PaymentEvidence]]
+    gateway: GatewayCopy,
+    found: Mapping[str, list[PaymentEvidence]],
+    payments: Mapping[bytes, PaymentEvidence],
 ) -> GatewayCopy:
     """The books with what was found, and what followed it, under the keys of its payments."""
     if not found:
         return gateway
-    owners = _owners(gateway, found)
+    owners = _owners(gateway, found, payments)
     return replace(
         gateway,
         charges=_moved(gateway.charges, owners, "id"),
@@ -76,10 +78,13 @@ def under_their_payments(
 
 
 def _owners(
-    gateway: GatewayCopy, found: Mapping[str, list[PaymentEvidence]]
+    gateway: GatewayCopy,
+    found: Mapping[str, list[PaymentEvidence]],
+    payments: Mapping[bytes, PaymentEvidence],
 ) -> dict[tuple[int, str], str]:
     """Whose each found charge is, by the books it is in. Books do not say their gateway's name, so
-    of several payments it is the one that had it refunded, else the one of its amount."""
+    of several payments it is the one that had it refunded, else the one of its amount; and another
+    gateway's charge of that id may be the sale of the payment that its books name."""
     refunded = {
         (m.books, m.charge_id, m.reference.partition(":")[0])
         for those in gateway.movements.values()
@@ -87,11 +92,18 @@ def _owners(
         if m.charge_id in found
     }
     charges = [c for those in gateway.charges.values() for c in those if c.id in found]
+    sold = {
+        (c.books, c.id)
+        for key, those in gateway.charges.items()
+        for c in those
+        if c.id in found and _is_sale(payments.get(key.encode()), c)
+    }
     owners: dict[tuple[int, str], str] = {}
     owned: set[str] = set()
     for fits in (
         lambda charge, p: (charge.books, charge.id, p.payment_id) in refunded,
-        _is_of,
+        lambda charge, p: (charge.books, charge.id) not in sold and _is_of(charge, p),
+        lambda charge, p: (charge.books, charge.id) not in sold,
         lambda charge, p: True,
     ):
         for charge in charges:
@@ -109,6 +121,12 @@ def _is_of(charge: ChargeSeen, payment: PaymentEvidence) -> bool:
         s.kind == CAPTURED
         and (s.amount_minor, s.currency) == (charge.amount_minor, charge.currency)
         for s in payment.settlements
+    )
+
+
+def _is_sale(payment: PaymentEvidence | None, charge: ChargeSeen) -> bool:
+    return payment is not None and any(
+        s.kind == "capture" and s.gateway_reference == charge.id for s in payment.settlements
     )
 
 

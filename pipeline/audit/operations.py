@@ -303,7 +303,7 @@ class OperationChecks:
         """What gateways did was asked for, is what we say it is, and nothing else is missing."""
         payments = self._judge.payments
         found = found_charges(payments.values())
-        gateway = under_their_payments(gateway, found)
+        gateway = under_their_payments(gateway, found, payments)
         for key in {*gateway.charges, *gateway.movements}:
             payment = payments.get(key.encode())
             charges = gateway.charges.get(key, [])

@@ -524,6 +524,27 @@ def test_two_gateways_may_have_given_two_charges_one_id() -> None:
         assert named(flow, copy) == []
 
 
+@pytest.mark.parametrize("ours", [0, 1])
+def test_a_sale_of_its_id_at_another_gateway_keeps_its_charge(ours: int) -> None:
+    """Also while no refund says which is which, whichever books are read first."""
+    story = Story(replace(ORDER, amount_minor=1250))
+    story.flow.answer(yes)
+    (sale,) = story.flow.settlements()
+    other_id = unasked_order_id("pacific", sale.gateway_reference)
+    story.flow.command(replace(
+        COMMAND, gateway="pacific", gateway_reference=sale.gateway_reference, order_id=other_id,
+        command_id=unasked_command_id(other_id),
+    ))  # fmt: skip
+    story.flow.answer(DECLINED)
+    key = story.flow.requests()[0].idempotency_key
+    copy = GatewayCopy()
+    for order, reference, at in (("shop:1", key, ours), ("somebody:else", "typed", 1 - ours)):
+        copy.charges[order] = [
+            ChargeSeen(sale.gateway_reference, reference, 1250, "GBP", NOW, False, books=at)
+        ]
+    assert named(story.flow, copy) == ["waits_for_a_person"]
+
+
 def test_a_gateway_that_made_no_refund_is_found() -> None:
     """What we say went back has to be in the gateway's books."""
     flow = ordered()
