@@ -65,7 +65,12 @@ from pipeline.domain.recorded_refunds import (
 )
 from pipeline.domain.reversals import has_room, held, in_dispute, outstanding, owed_minor
 from pipeline.domain.reviews import REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW, is_about
-from pipeline.domain.unasked_charges import UNASKED_MUST_HAVE_ITS_OWN_KEY, broken_naming
+from pipeline.domain.unasked_charges import (
+    MERCHANT_MUST_NOT_BE_RESERVED,
+    NO_MERCHANT,
+    UNASKED_MUST_HAVE_ITS_OWN_KEY,
+    broken_naming,
+)
 from pipeline.domain.validation import (
     TEXT_LENGTH_MAX,
     TOKEN_MUST_NOT_BE_A_CARD_NUMBER,
@@ -242,7 +247,9 @@ def broken_by_itself(command: PaymentCommand, policy: Policy) -> str | None:
     if kind == RETRY and (token is None or not token.strip() or len(token) > TEXT_LENGTH_MAX):
         return TOKEN_MUST_BE_PRESENT
     if kind == CREDIT:
-        return _broken_credit(command)
+        # It would take the key that a charge is given back under.
+        reserved = command.merchant_id == NO_MERCHANT
+        return MERCHANT_MUST_NOT_BE_RESERVED if reserved else _broken_credit(command)
     if kind == RESOLVE:
         return _broken_resolve(command)
     if kind == RESOLVE_DISPUTE:

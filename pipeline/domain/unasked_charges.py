@@ -36,6 +36,7 @@ NO_MERCHANT: Final = "unasked"
 # Code of the charge, which was never sent by us.
 UNASKED: Final = "unasked"
 
+MERCHANT_MUST_NOT_BE_RESERVED: Final = "merchant_must_not_be_reserved"
 UNASKED_MUST_HAVE_ITS_OWN_KEY: Final = "unasked_charge_must_have_its_own_key"
 UNASKED_MUST_BE_NAMED: Final = "gateway_and_its_reference_must_be_given"
 

@@ -41,14 +41,17 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.routing import facts_of, route
-from pipeline.domain.unasked_charges import NO_MERCHANT, is_unasked
+from pipeline.domain.unasked_charges import (
+    MERCHANT_MUST_NOT_BE_RESERVED,
+    NO_MERCHANT,
+    is_unasked,
+)
 from pipeline.domain.validation import GATEWAY_MUST_SERVE_THE_PAYMENT, TEXT_LENGTH_MAX, broken_rule
 from pipeline.processors.commands import start_charge, with_waiting_commands
 from pipeline.processors.door import card_number_refused
 from pipeline.processors.risk import assess_order, held_for_review
 
 INVALID_IDS: Final = "invalid_ids"
-MERCHANT_MUST_NOT_BE_RESERVED: Final = "merchant_must_not_be_reserved"
 DUPLICATE_ORDER: Final = "duplicate_order"
 
 # What a rejected order may have filled with anything.

@@ -351,6 +351,7 @@ def test_a_word_that_breaks_a_rule_moves_nothing(changed: dict[str, Any], rule: 
         # As a worker of before this type of command was known left it.
         {"type": "refund_unasked_of_a_later_version"},
         {"type": "give_back", "command_id": "g0"},
+        {"type": "credit", "command_id": "c0"},
     ],
 )
 def test_what_was_refused_first_can_still_be_given_back(refused: dict[str, Any]) -> None:
