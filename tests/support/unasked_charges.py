@@ -318,10 +318,19 @@ class UnaskedChargesSuite(OnEachDatabase):
         ]  # fmt: skip
         assert "simulator:simulator-2023-11-14:4" in {b.subject for b in books.breaks()}
 
-    @pytest.mark.parametrize("referenced", [True, False])
-    @pytest.mark.parametrize(("operation", "attempt"), [("9", 1), ("1", 2)])
+    @pytest.mark.parametrize(
+        ("named", "later"),
+        [
+            ({"operation_id": "9", "attempt": 1}, {}),
+            ({"operation_id": "1", "attempt": 2}, {}),
+            ({"operation_id": "", "attempt": 0, "payment_id": ""}, {}),
+            # Only a row that came afterwards names the payment, and not its order.
+            ({"operation_id": "", "attempt": 0, "payment_id": "", "merchant_id": "",
+              "order_id": ""}, {"operation_id": "9", "merchant_id": "", "order_id": ""}),
+        ],
+    )  # fmt: skip
     def test_a_dispute_of_what_was_given_back_is_not_booked_against_a_sale(
-        self, books: Books, operation: str, attempt: int, referenced: bool
+        self, books: Books, named: dict[str, Any], later: dict[str, Any]
     ) -> None:
         """The charge's row named the payment by an operation that it never had, or its order alone;
         so does the dispute's, which says nothing of which charge it is."""
@@ -330,10 +339,6 @@ class UnaskedChargesSuite(OnEachDatabase):
         (sale,) = story.flow.settlements()
         other = settlement(2)
         books.settle(sale, other)
-        named: dict[str, Any] = (
-            {"operation_id": operation, "attempt": attempt} if referenced
-            else {"operation_id": "", "attempt": 0, "payment_id": ""}
-        )  # fmt: skip
         books.report(row_of(1, sale), row_of(2, other),
                      row_of(3, sale, gateway_reference="ch_second", **named))  # fmt: skip
         mark_told(books.engine, books.run(DUE).untold)
@@ -345,6 +350,8 @@ class UnaskedChargesSuite(OnEachDatabase):
         }  # fmt: skip
         books.report(row_of(4, sale, gateway_reference="dp_1", **disputed),
                      row_of(5, other, gateway_reference="dp_2", **disputed))  # fmt: skip
+        if later:
+            books.report(row_of(6, sale, gateway_reference="ch_second", **later))
         untold = books.run(DUE).untold
         with reading(books.engine) as connection:
             words = words_of(untold, NOW_MS, refunded_orders(connection), charged_twice(connection))

@@ -526,8 +526,10 @@ def test_two_gateways_may_have_given_two_charges_one_id() -> None:
 
 
 @pytest.mark.parametrize("ours", [0, 1])
-def test_a_sale_of_its_id_at_another_gateway_keeps_its_charge(ours: int) -> None:
-    """Also while no refund says which is which, whichever books are read first."""
+@pytest.mark.parametrize("amount_minor", [1250, 1300])
+def test_a_sale_of_its_id_at_another_gateway_keeps_its_charge(ours: int, amount_minor: int) -> None:
+    """Also while no refund says which is which, whichever books are read first, and where the books
+    have another amount than the report had."""
     story = Story(replace(ORDER, amount_minor=1250))
     story.flow.answer(yes)
     (sale,) = story.flow.settlements()
@@ -539,11 +541,16 @@ def test_a_sale_of_its_id_at_another_gateway_keeps_its_charge(ours: int) -> None
     story.flow.answer(DECLINED)
     key = story.flow.requests()[0].idempotency_key
     copy = GatewayCopy()
-    for order, reference, at in (("shop:1", key, ours), ("somebody:else", "typed", 1 - ours)):
+    theirs = "somebody:else", "typed", amount_minor, 1 - ours
+    charges = [("shop:1", key, 1250, ours), theirs]
+    for order, reference, minor, at in sorted(charges, key=lambda each: each[3]):
         copy.charges[order] = [
-            ChargeSeen(sale.gateway_reference, reference, 1250, "GBP", NOW, False, books=at)
+            ChargeSeen(sale.gateway_reference, reference, minor, "GBP", NOW, False, books=at)
         ]
-    assert named(story.flow, copy) == ["waits_for_a_person"]
+    found = set(named(story.flow, copy))
+    assert "waits_for_a_person" in found
+    assert ("charge_amount_wrong" in found) == (amount_minor != 1250)
+    assert not {"captured_without_charge", "charge_without_payment"} & found
 
 
 def test_a_gateway_that_made_no_refund_is_found() -> None:
