@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine, inspect, text
 
 from pipeline.domain.answer import GatewayAnswer
@@ -479,6 +480,23 @@ class UnaskedChargesSuite(OnEachDatabase):
         with pytest.raises(UserError, match="ch_78 was resolved as corrected before, by bert"):
             decide_refund(books, rows[4])
         assert resolutions(books) == ["refund_after_review", "corrected"]
+
+    def test_what_another_gateway_does_is_no_matter(self, books: Books) -> None:
+        """Its charge of this id was decided about; it has one of the named order under way."""
+        other = {"gateway": "pacific", "file_id": "p", "fee_minor": 0}
+        books.report(unknown_row(1, **other, merchant_id="m1", order_id="o1"),
+                     unknown_row(2, merchant_id="shop", order_id="1"))  # fmt: skip
+        books.run(DUE)
+        rows = {b.gateway: b.break_id for b in books.breaks() if b.kind == "missing_here"}
+        decide_resolution(books.engine, rows["pacific"], CORRECTED, actor="bert", reason="by hand",
+                          now_ms=NOW_MS)  # fmt: skip
+        payment = Story(ORDER).payment
+        (under_way,) = payment.attempts
+        elsewhere = replace(
+            payment, attempts=(replace(under_way, gateway="pacific", gateway_reference="ch_77"),)
+        )
+        flow = FlowSeen(answered=True, booked=True, payment=elsewhere)
+        assert decide_refund(books, rows["simulator"], flow).gateway == "simulator"
 
     @pytest.mark.parametrize(
         ("said", "why"),
