@@ -6,7 +6,7 @@ payment that was made for it, by the rules that every other payment has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -100,12 +100,13 @@ def _owners(
     }
     owners: dict[tuple[int, str], str] = {}
     owned: set[str] = set()
-    for fits in (
+    rules: tuple[Callable[[ChargeSeen, PaymentEvidence], bool], ...] = (
         lambda charge, p: (charge.books, charge.id, p.payment_id) in refunded,
         lambda charge, p: (charge.books, charge.id) not in sold and _is_of(charge, p),
         lambda charge, p: (charge.books, charge.id) not in sold,
         lambda charge, p: True,
-    ):
+    )
+    for fits in rules:
         for charge in charges:
             at = charge.books, charge.id
             free = (p for p in found[charge.id] if p.key not in owned and fits(charge, p))
