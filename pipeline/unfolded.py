@@ -47,7 +47,8 @@ def is_heavy(batch: RecordBatch, bytes_max: int) -> bool:
     """
     room = bytes_max - batch.records * RECORD_BYTES
     if bytes_max < UNFOLDED_BYTES_MAX:
-        room = max(room, USUAL_MOST * len(batch.data))
+        usual = USUAL_MOST * len(batch.data)
+        room = max(room, min(usual, UNFOLDED_BYTES_MAX - batch.records * RECORD_BYTES))
     if most_unfolded(batch) <= room:
         return False
     size = unfolded_bytes(batch, max(0, room) + 1)

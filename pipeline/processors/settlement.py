@@ -309,6 +309,8 @@ def _inquiry_answered(
         if (
             not is_uncertain(payment, attempt)
             and attempt.inquiries >= policy.proof_inquiry_max
+            # Nor is what was lost once and sent again: silence says nothing of that sending.
+            and not attempt.resends
             # What is owed back is not given up on silence: it is asked about, then a person is.
             and not is_reversal(attempt)
             # Nor is anything where the gateway is not known: nobody who is has been asked.

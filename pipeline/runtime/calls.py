@@ -23,7 +23,7 @@ from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.payment import INQUIRE
 from pipeline.gateways.port import Gateway
-from pipeline.runtime.heard import Heard
+from pipeline.runtime.heard import Heard, stays_true
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 from pipeline.runtime.surroundings import REAL, Surroundings
 
@@ -43,7 +43,8 @@ MONEY_MOVING = frozenset({"charge", "authorize", "capture", "void", "refund"})
 class Call(Struct, eq=False):
     """One request on its way. ``token`` is the caller's own, handed back untouched, and so is
     ``read_before``: whether somebody may have made this call already. ``appended_at_ms`` and
-    ``partition`` are its request's; ``keeps``: whether what it hears too late is kept."""
+    ``partition`` are its request's; ``keeps``: whether what it hears too late is kept; ``is_of_before``: only
+    what stays true of it, since the operation was sent again."""
 
     token: Any
     request: PaymentRequest
@@ -58,6 +59,7 @@ class Call(Struct, eq=False):
     appended_at_ms: int = 0
     partition: int = -1
     keeps: bool = True
+    is_of_before: bool = False
 
 
 class Calls:
@@ -273,7 +275,12 @@ class Calls:
         answer = _PARKED if task.cancelled() else task.result()
         if call.permit is not None:
             self.gate.ended(call.permit, answer)
-        if call.answer is not None and call.request.kind == INQUIRE and call.keeps:
+        if (
+            call.answer is not None
+            and call.request.kind == INQUIRE
+            and call.keeps
+            and (not call.is_of_before or stays_true(call.request.operation_kind, answer))
+        ):
             self._heard.keep(call.request, answer, call.appended_at_ms, call.partition)
         self._is_over(call)
         self._end(call, answer)
@@ -286,10 +293,11 @@ class Calls:
             del self._questions[call.request.idempotency_key]
 
     def _forget_before(self, request: PaymentRequest) -> None:
-        """It is sent again: no question of before says anything of it, whatever clocks say."""
+        """It is sent again: no question of before says anything of it, whatever clocks say, but
+        that it was made already."""
         self._heard.forget(request)
         for call in self._questions.get(request.idempotency_key, ()):
-            call.keeps = False
+            call.is_of_before = True
 
     def _forget_others(self, partitions: Set[int]) -> None:
         self._heard.keep_only(partitions)

@@ -17,7 +17,8 @@ question is given up before its answer comes. What may be made of a late word:
 
 The time is the append time of the question's request: by the brokers' clock, and surely before the
 gateway looked. Clocks differ, so when an operation is sent again, all that was heard before of its
-key is forgotten: both come through the same partition, in the order in which they were decided.
+key is forgotten, but for a success that stays true: both come through the same partition, in the
+order in which they were decided.
 All of it is memory of one worker. Another one asks for itself.
 """
 
@@ -73,8 +74,9 @@ class Heard:
     def keep(
         self, request: PaymentRequest, answer: GatewayAnswer, asked_at_ms: int, partition: int
     ) -> None:
-        """Remember what a question heard that had been given up. Questions may end in another
-        order than they were asked in, and which word counts is told by when they were asked."""
+        """Remember what a question heard that had been given up. Gateways may look in another order
+        than they are asked in, so which word counts is told by what it says; of two that say the
+        same, the later question's counts."""
         answer = kept_answer(answer)
         if answer.outcome not in _KEPT or (
             answer.outcome == SUCCEEDED and not answer.gateway_reference
@@ -83,7 +85,9 @@ class Heard:
             return
         asked = _asked(request)
         known = self._words.get(asked)
-        if known is not None and not _counts_instead(answer, asked_at_ms, known):
+        if known is not None and not _counts_instead(
+            request.operation_kind, answer, asked_at_ms, known
+        ):
             return
         self._words.pop(asked, None)
         self._words[asked] = Word(answer, asked_at_ms, partition)
@@ -103,7 +107,9 @@ class Heard:
         """What is said of a question that ended, or was given up, with this answer. It has been
         asked by now, so whatever was known before serves this once."""
         word = self._words.pop(_asked(request), None)
-        if word is None or answer.outcome in (SUCCEEDED, DECLINED):
+        if word is None or answer.outcome == SUCCEEDED:
+            return answer
+        if answer.outcome == DECLINED and not stays_true(request.operation_kind, word.answer):
             return answer
         if word.answer.outcome == SUCCEEDED:
             return word.answer
@@ -120,8 +126,12 @@ class Heard:
         return word.answer
 
     def forget(self, request: PaymentRequest) -> None:
-        """The operation is sent again: what was said of it before is of another time."""
-        self._words.pop((request.idempotency_key, request.kind), None)
+        """The operation is sent again: what was said of it before is of another time, unless it
+        stays true."""
+        asked = request.idempotency_key, request.kind
+        word = self._words.get(asked)
+        if word is not None and not stays_true(request.kind, word.answer):
+            del self._words[asked]
 
     def keep_only(self, partitions: Set[int]) -> None:
         """Forget what was asked for all others: somebody else asks there now, or has since."""
@@ -130,15 +140,22 @@ class Heard:
         }
 
 
-def _counts_instead(answer: GatewayAnswer, asked_at_ms: int, known: Word) -> bool:
-    """Whether a word that comes now counts instead of the known one: the later question's. An
-    earlier success is undone by a decline only (a refund that came back), so a later one counts."""
-    is_later = asked_at_ms >= known.asked_at_ms
-    if answer.outcome == SUCCEEDED:
-        return is_later or known.answer.outcome != DECLINED
-    if {answer.outcome, known.answer.outcome} == {PENDING, NOT_FOUND}:
-        return answer.outcome == PENDING
-    return is_later and (known.answer.outcome != SUCCEEDED or answer.outcome == DECLINED)
+def stays_true(kind: str, answer: GatewayAnswer) -> bool:
+    """Whether nothing that the gateway does or says afterwards undoes this word."""
+    return answer.outcome == SUCCEEDED and kind != REFUND
+
+
+# From the word that says least to the one that says most.
+_RANKS: Final = (NOT_FOUND, PENDING, DECLINED, SUCCEEDED)
+_RANKS_OF_REFUNDS: Final = (NOT_FOUND, PENDING, SUCCEEDED, DECLINED)
+
+
+def _counts_instead(kind: str, answer: GatewayAnswer, asked_at_ms: int, known: Word) -> bool:
+    """Whether a word that comes now counts instead of the known one, in whatever order they come: a
+    charge that was made stays made, and of a refund it is the decline that comes last."""
+    rank = (_RANKS_OF_REFUNDS if kind == REFUND else _RANKS).index
+    new, old = rank(answer.outcome), rank(known.answer.outcome)
+    return new > old or (new == old and asked_at_ms >= known.asked_at_ms)
 
 
 def _asked(request: PaymentRequest) -> _Asked:

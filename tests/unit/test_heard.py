@@ -66,14 +66,14 @@ def test_a_refund_is_asked_about_again_though_it_succeeded() -> None:
         ([(PENDING, 5)], HEARD_PENDING),
         ([(SILENCE, 5)], SILENCE),
         ([], SILENCE),
-        # The later question's word counts, whichever came first; a success before all but a decline
-        # of after it.
+        # The word that says most counts, whichever came first; of two that say the same the later
+        # question's.
         ([(NOT_FOUND, 5), (DECLINED, 7)], DECLINED),
         ([(DECLINED, 7), (NOT_FOUND, 5)], DECLINED),
         ([(NOT_FOUND, 9), (NOT_FOUND, 5)], replace(SILENCE, not_found_asked_at_ms=9)),
         ([(NOT_FOUND, 5), (PENDING, 7)], HEARD_PENDING),
         ([(PENDING, 7), (NOT_FOUND, 5)], HEARD_PENDING),
-        ([(PENDING, 7), (DECLINED, 5)], HEARD_PENDING),
+        ([(PENDING, 7), (DECLINED, 5)], DECLINED),
         # Known once, it is not unknown again to a lookup that lags.
         ([(PENDING, 5), (NOT_FOUND, 7)], HEARD_PENDING),
         ([(NOT_FOUND, 7), (PENDING, 5)], HEARD_PENDING),
@@ -81,9 +81,11 @@ def test_a_refund_is_asked_about_again_though_it_succeeded() -> None:
         ([(NOT_FOUND, 5), (SILENCE, 7)], replace(SILENCE, not_found_asked_at_ms=5)),
         ([(SUCCEEDED, 5), (NOT_FOUND, 7)], SUCCEEDED),
         ([(NOT_FOUND, 7), (SUCCEEDED, 5)], SUCCEEDED),
-        ([(SUCCEEDED, 5), (RETURNED, 7)], RETURNED),
-        ([(RETURNED, 7), (SUCCEEDED, 5)], RETURNED),
-        ([(RETURNED, 5), (SUCCEEDED, 7)], SUCCEEDED),
+        # Made is made, also for a gateway that contradicts itself.
+        ([(SUCCEEDED, 5), (DECLINED, 7)], SUCCEEDED),
+        ([(DECLINED, 7), (SUCCEEDED, 5)], SUCCEEDED),
+        ([(SUCCEEDED, 5), (DECLINED, 6), (NOT_FOUND, 7)], SUCCEEDED),
+        ([(NOT_FOUND, 7), (PENDING, 5), (DECLINED, 6)], DECLINED),
         # When it was asked is not known, so it can prove nothing.
         ([(NOT_FOUND, 0)], SILENCE),
         ([(NOT_FOUND, -1)], SILENCE),
@@ -116,8 +118,22 @@ def test_a_gateway_that_has_found_it_once_has_it() -> None:
     assert heard((PENDING, 5)).instead(INQUIRE, NOT_FOUND) == replace(
         NOT_FOUND, outcome="unknown", code="heard_pending"
     )
-    returned = GatewayAnswer(outcome="declined", code="returned")
-    assert heard((SUCCEEDED, 5)).instead(INQUIRE, returned) == returned, "what came after it"
+    assert heard((SUCCEEDED, 5)).instead(INQUIRE, DECLINED) == SUCCEEDED, "made is made"
+
+
+@pytest.mark.parametrize("words", [(SUCCEEDED, RETURNED), (RETURNED, SUCCEEDED)])
+@pytest.mark.parametrize("asked_at_ms", [(5, 7), (7, 5)])
+def test_a_refund_that_came_back_is_no_success(
+    words: tuple[GatewayAnswer, GatewayAnswer], asked_at_ms: tuple[int, int]
+) -> None:
+    """It comes back after it was made, in whatever order the gateway looked and answered."""
+    refund = replace(INQUIRE, operation_kind="refund")
+    kept = Heard()
+    for word, at_ms in zip(words, asked_at_ms, strict=True):
+        kept.keep(refund, word, at_ms, 0)
+    assert kept.instead(refund, SILENCE) == RETURNED
+    kept.keep(refund, SUCCEEDED, 5, 0)
+    assert kept.instead(refund, RETURNED) == RETURNED
 
 
 @pytest.mark.parametrize("other", [{"idempotency_key": "other"}, {"operation_kind": "refund"}])
@@ -144,6 +160,18 @@ def test_what_was_heard_is_forgotten_when_the_operation_is_sent_again() -> None:
     assert len(kept) == 1
     kept.forget(CHARGE)
     assert kept.instead(INQUIRE, SILENCE) == SILENCE
+
+
+def test_a_success_is_not_forgotten_when_the_operation_is_sent_again() -> None:
+    """A worker that was frozen may have made the charge meanwhile; what comes back of a refund is
+    another matter."""
+    kept = heard((SUCCEEDED, 5))
+    kept.forget(CHARGE)
+    assert kept.success(INQUIRE) == SUCCEEDED
+    refund = replace(INQUIRE, operation_kind="refund")
+    kept.keep(refund, SUCCEEDED, 5, 0)
+    kept.forget(replace(CHARGE, kind="refund"))
+    assert kept.instead(refund, SILENCE) == SILENCE
 
 
 def test_the_way_of_an_order_tells_what_an_earlier_question_heard() -> None:

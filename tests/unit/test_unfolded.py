@@ -84,6 +84,11 @@ def test_many_records_are_much_however_small_they_are() -> None:
     batch = batch_of(zlib.compress(b"\x0c\0\0\0\1\1\0" * count, wbits=31), GZIP, count)
     assert is_heavy(batch, UNFOLDED_BYTES_MAX)
     assert not is_heavy(batch, count * (RECORD_BYTES + 7))
+    # Also for a worker that has died of something: its bound is never above that of the others.
+    written = zlib.compress(os.urandom(300_000), wbits=31)
+    many = RecordBatch(0, count - 1, count, 0, GZIP, True, bytes(RECORDS_AT) + written)
+    assert is_heavy(many, UNFOLDED_BYTES_MAX)
+    assert is_heavy(many, UNFOLDED_BYTES_MAX // 2)
 
 
 @pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD])
