@@ -43,8 +43,8 @@ MONEY_MOVING = frozenset({"charge", "authorize", "capture", "void", "refund"})
 class Call(Struct, eq=False):
     """One request on its way. ``token`` is the caller's own, handed back untouched, and so is
     ``read_before``: whether somebody may have made this call already. ``appended_at_ms`` and
-    ``partition`` are its request's; ``keeps``: whether what it hears too late is kept; ``is_of_before``: only
-    what stays true of it, since the operation was sent again."""
+    ``partition`` are its request's; ``keeps``: whether what it hears too late is kept;
+    ``is_of_before``: only what stays true of it, since the operation was sent again."""
 
     token: Any
     request: PaymentRequest
