@@ -48,12 +48,13 @@ def test_a_member_that_another_has_replaced_leaves_with_a_sentence(
     assert "fenced by other consumer" in caplog.text
 
 
+@pytest.mark.parametrize("code", [KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE])
 def test_a_worker_whose_brokers_do_not_answer_in_time_leaves_with_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While brokers are rolled, a partition's end may not be had for as long as it is waited for:
     nothing is wrong with the worker, and its successor asks again."""
-    late = KafkaError(KafkaError._TIMED_OUT, "Failed to get watermark offsets: Local: Timed out")
+    late = KafkaError(code, "Failed to get watermark offsets: Local: Timed out")
     assert ends_with(KafkaException(late), tmp_path, monkeypatch) == EXIT_LANE_FATAL
     assert "payments-0 leaves, the brokers do not answer it" in caplog.text
 
