@@ -72,6 +72,9 @@ class Referee:
         for sent in made.sends:
             if isinstance(sent, PaymentRequest):
                 self.judge_request(source, after, sent, now_ms, policy)
+            elif isinstance(sent, PaymentDue):
+                # A wait for the same time as one that is over is another one.
+                self.acted.discard(replace(sent, tier=1))
 
     # What is heard.
 
