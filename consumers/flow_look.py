@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
@@ -70,13 +71,14 @@ class FlowLook:
             return True
 
         try:
-            said = self._ends(*SAID)
-            if not soon(lambda: self._is_decided(said) and self._is_read(said)):
-                return FlowSeen(answered=False, booked=False, payment=None)
-            # Only now: what payments made of it lies before these ends.
-            settled, kept = self._ends("settlements"), self._ends("payments")
-            if not soon(lambda: self._is_decided({**settled, **kept})):
-                return FlowSeen(answered=False, booked=False, payment=None)
+            with closing(self._reader()) as reader:
+                said = self._ends(*SAID)
+                if not soon(lambda: _is_decided(reader, said) and self._is_read(said)):
+                    return FlowSeen(answered=False, booked=False, payment=None)
+                # Only now: what payments made of it lies before these ends.
+                settled, kept = self._ends("settlements"), self._ends("payments")
+                if not soon(lambda: _is_decided(reader, {**settled, **kept})):
+                    return FlowSeen(answered=False, booked=False, payment=None)
             booked = soon(lambda: self._is_booked(settled))
             return FlowSeen(
                 answered=True, booked=booked, payment=self._payment(merchant_id, order_id)
@@ -98,9 +100,9 @@ class FlowLook:
             timeout_s=REQUEST_TIMEOUT_S,
         )
 
-    def _is_decided(self, ends: Mapping[Place, int]) -> bool:
-        """Whether no transaction is open any more before these ends."""
-        consumer = Consumer(
+    def _reader(self) -> Consumer:
+        """A client that is asked for ends as readers of committed records see them."""
+        return Consumer(
             {
                 **reaching(self._servers),
                 "group.id": "paystream-past",
@@ -108,13 +110,6 @@ class FlowLook:
                 "log_level": 0,
             }
         )
-        try:
-            return all(
-                watermarks(consumer, TopicPartition(*place), timeout_s=REQUEST_TIMEOUT_S)[1] >= end
-                for place, end in ends.items()
-            )
-        finally:
-            consumer.close()
 
     def _is_read(self, ends: Mapping[Place, int]) -> bool:
         group = self._catalogue.group("payments")
@@ -146,3 +141,11 @@ class FlowLook:
             if record.key == key:
                 value = record.value
         return None if value is None else payment_from_record(self._decode(value))
+
+
+def _is_decided(reader: Consumer, ends: Mapping[Place, int]) -> bool:
+    """Whether no transaction is open any more before these ends."""
+    return all(
+        watermarks(reader, TopicPartition(*place), timeout_s=REQUEST_TIMEOUT_S)[1] >= end
+        for place, end in ends.items()
+    )

@@ -7,23 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
 
 from pipeline.audit.verify import Sources, verify
-from pipeline.broker_connection import BrokerConnection
 from pipeline.config import load_settings
-from pipeline.hanging.requests import coordinated
 from pipeline.runtime import heavy_batches
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.runtime.worker_spec import WorkerSpec
 from pipeline.unfolded import HEAVY_BYTES_MIN
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
+from tests.support.foreign_transaction import open_transaction_with
 from tests.support.limited_worker import MEMORY_MIB
-from tests.support.raw_record import GZIP, batch_bytes, gzip_zeros, produce_batch, produce_raw
+from tests.support.raw_record import GZIP, gzip_zeros, produce_raw
 
 pytestmark = pytest.mark.integration
 
-TRANSACTIONAL = 0x10
 # More than these workers are given; no client is troubled by it.
 HEAVY = gzip_zeros(20)
 
@@ -167,20 +164,9 @@ def test_one_of_a_transaction_that_was_aborted_is_passed_without_a_letter(
     flow: EngineFlow, little_memory: None
 ) -> None:
     """Nobody is handed it; one whose transaction is open holds nothing up before it."""
-    transactional_id = f"{flow.prefix}foreign"
-    producer = Producer({"bootstrap.servers": flow.bootstrap, "transactional.id": transactional_id})
-    producer.init_transactions(30)
-    producer.begin_transaction()
-    producer.produce(flow.topic("orders"), b"junk", b"k", partition=0)
-    producer.flush(30)
-    host, _, port = flow.bootstrap.partition(":")
-    broker = BrokerConnection(host, int(port), 10.0)
-    (known,) = coordinated(broker, [transactional_id])
-    broker.close()
-    batch = batch_bytes(
-        HEAVY, GZIP | TRANSACTIONAL, producer_id=known.producer_id, epoch=0, sequence=1
+    producer = open_transaction_with(
+        flow.bootstrap, flow.topic("orders"), f"{flow.prefix}foreign", HEAVY, GZIP
     )
-    produce_batch(flow.bootstrap, flow.topic("orders"), batch, transactional_id)
     producer.abort_transaction(30)
     last = flow.send_order(flow.order("after"))
     with flow.running_payments() as running:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Message
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -26,13 +26,11 @@ from consumers.notifier.notifier import Notifier
 from consumers.settlement_subscriber import Poison, SettlementSubscriber
 from pipeline.audit.trace import trace
 from pipeline.audit.verify import Sources, verify
-from pipeline.broker_connection import BrokerConnection
 from pipeline.domain.keys import record_key, reference_key
 from pipeline.domain.model import ControlEntry, GatewayNotification, GatewayReference
 from pipeline.domain.policy import Policy
 from pipeline.domain.route_rules import ROUTING
 from pipeline.errors import UserError
-from pipeline.hanging.requests import coordinated
 from pipeline.ledger.database import open_ledger
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime.control import ControlReader, change_entry, read_records
@@ -44,14 +42,14 @@ from pipeline.runtime.topic_reader import TopicReader
 from producers.webhook_desk import Taken, WebhookDesk
 from schemas.codec import default_codec
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
-from tests.support.raw_record import ZSTD, batch_bytes, produce_batch, produce_raw, zeros
+from tests.support.foreign_transaction import open_transaction_with
+from tests.support.raw_record import ZSTD, produce_raw, zeros
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
 # Beyond the 256 MiB that our clients take.
 BOMB = zeros(300)
-TRANSACTIONAL = 0x10
 WAIT_S = 60.0
 
 
@@ -201,20 +199,9 @@ def test_of_somebody_s_transaction_it_is_buried_only_if_that_was_committed(
     flow: EngineFlow, committed: bool
 ) -> None:
     """What was aborted is handed to nobody, so nobody buries it."""
-    transactional_id = f"{flow.prefix}foreign"
-    producer = Producer({"bootstrap.servers": flow.bootstrap, "transactional.id": transactional_id})
-    producer.init_transactions(30)
-    producer.begin_transaction()
-    producer.produce(flow.topic("orders"), b"junk", b"k", partition=0)
-    producer.flush(30)
-    host, _, port = flow.bootstrap.partition(":")
-    broker = BrokerConnection(host, int(port), 10.0)
-    (known,) = coordinated(broker, [transactional_id])
-    broker.close()
-    batch = batch_bytes(
-        BOMB, ZSTD | TRANSACTIONAL, producer_id=known.producer_id, epoch=0, sequence=1
+    producer = open_transaction_with(
+        flow.bootstrap, flow.topic("orders"), f"{flow.prefix}foreign", BOMB, ZSTD
     )
-    produce_batch(flow.bootstrap, flow.topic("orders"), batch, transactional_id)
     if committed:
         producer.commit_transaction(30)
     else:

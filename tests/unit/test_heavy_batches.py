@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer
 
 from pipeline.runtime import heavy_batches
 from pipeline.runtime.heavy_batches import HeavyBatches, bytes_max
@@ -29,13 +27,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> MockCluster:
     cluster = MockCluster(brokers=1)
     cluster.create_topic("orders")
     return cluster
-
-
-@pytest.fixture
-def consumer(cluster: MockCluster) -> Iterator[Consumer]:
-    made = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": "test"})
-    yield made
-    made.close()
 
 
 def looked(cluster: MockCluster, position: int = 0) -> HeavyBatches:
@@ -64,7 +55,7 @@ def all_of(heavy: HeavyBatches) -> list[Any]:
 
 
 def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind_it(
-    cluster: MockCluster, consumer: Consumer
+    cluster: MockCluster,
 ) -> None:
     """Also what the client cannot read at all, in its place; from any position, as after an aborted
     transaction."""
@@ -91,7 +82,7 @@ def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind
     assert not heavy
 
 
-def test_without_one_the_client_is_left_alone(cluster: MockCluster, consumer: Consumer) -> None:
+def test_without_one_the_client_is_left_alone(cluster: MockCluster) -> None:
     put(cluster, HEAVY, GZIP)
     put(cluster, record_bytes(b"k", b"one"))
     heavy = looked(cluster, position=1)
@@ -100,7 +91,7 @@ def test_without_one_the_client_is_left_alone(cluster: MockCluster, consumer: Co
 
 
 @pytest.mark.slow
-def test_the_client_that_brings_asks_once(cluster: MockCluster, consumer: Consumer) -> None:
+def test_the_client_that_brings_asks_once(cluster: MockCluster) -> None:
     """Of one record too. The next that it asked for would be the batch that ends the worker."""
     for value in (b"one", b"two"):
         put(cluster, record_bytes(b"k", value))
@@ -115,7 +106,7 @@ def test_the_client_that_brings_asks_once(cluster: MockCluster, consumer: Consum
         client.close()
 
 
-def test_a_partition_that_is_not_wanted_waits(cluster: MockCluster, consumer: Consumer) -> None:
+def test_a_partition_that_is_not_wanted_waits(cluster: MockCluster) -> None:
     put(cluster, HEAVY, GZIP)
     heavy = looked(cluster)
     assert heavy.bring(lambda _tp: False) == []
@@ -123,7 +114,7 @@ def test_a_partition_that_is_not_wanted_waits(cluster: MockCluster, consumer: Co
 
 
 def test_a_broker_that_cannot_be_asked_keeps_nobody_from_working(
-    cluster: MockCluster, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that lets clients in by Kerberos only."""
     put(cluster, HEAVY, GZIP)
