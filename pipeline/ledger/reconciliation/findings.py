@@ -75,6 +75,12 @@ class Clocks:
         """Whether a batch of then should be at the bank by now."""
         return report_date <= self._rules.of(gateway).paid_through(self.today(gateway))
 
+    def is_due(self, kind: str, gateway: str, since: str) -> bool:
+        """Whether a break of then would be told by now: one that is told by its day's distance."""
+        if kind in (MISSING_AT_GATEWAY, MISSING_HERE):
+            return self.is_unexplained(gateway, since)
+        return kind != BATCH_UNPAID or self.is_unpaid(gateway, since)
+
     def day_of(self, gateway: str, at_ms: int) -> str:
         zone = ZoneInfo(self._rules.of(gateway).time_zone)
         return datetime.fromtimestamp(at_ms / 1000, zone).date().isoformat()
