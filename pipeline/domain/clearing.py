@@ -46,7 +46,8 @@ class Clearing(Struct, frozen=True, kw_only=True, gc=False):
     ``fee_minor`` is what the gateway took for it, negative if it gave back.
 
     ``payment_id``, ``operation_id`` and ``attempt`` are read from our reference; "" and 0 where the
-    row carries none that is ours.
+    row carries none that is ours. A reference for another gateway names the payment of a charge and
+    no operation, which is none of this gateway.
     """
 
     gateway: str

@@ -25,6 +25,7 @@ from pipeline.domain.breaks import (
 from pipeline.domain.clearing import clearing_key
 from pipeline.domain.matching import BookedSide, ReportedSide
 from pipeline.domain.money import format_amount
+from pipeline.domain.posting import CAPTURE
 from pipeline.domain.reconciliation_rules import ReconciliationRules
 from pipeline.ledger.reconciliation.matching import Matched, OnlyHere, OnlyThere
 
@@ -127,6 +128,8 @@ def left_row(found: OnlyThere, clocks: Clocks) -> ReconciliationBreak | None:
     if not clocks.is_unexplained(row.gateway, row.report_date):
         return None
     whose = "an operation of ours" if row.payment_id else "no reference of ours"
+    if row.kind == CAPTURE and row.payment_id and not row.operation_id:
+        whose = "our reference for another gateway"
     detail = f"a {row.kind} of {amount} with {whose} is not settled here"
     return _of_row(MISSING_HERE, row, abs(row.amount_minor), detail)
 
