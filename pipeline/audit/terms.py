@@ -212,22 +212,32 @@ def tier_corrections(
                 capture.amount_minor
             )
     found: Counter[tuple[str, str, str, str]] = Counter()
-    for key, volume in volumes.items():
-        number, name, _ = key[3].split("/")
-        document = decisions.schedule(int(number)) or {}
-        row = next((p for p in document.get("plans", []) if p["name"] == name), None)
-        if row is None or not row.get("tiers"):
-            continue
-        correction = rounded(_graduated(row, volume))
-        if correction:
-            found[key] = correction
+    # A month's volume of a plan is one, and its versions follow one another in it; a close of
+    # before that was so does not say it, and counted each by itself.
+    together = close.body.get("tiers") == "over_versions"
+    below: Counter[tuple[str, str, str, str]] = Counter()
+    exact: dict[tuple[str, str, str, str], Fraction] = {}
+    for _, number, document in decisions.schedules():
+        for row in document.get("plans", []):
+            for key, volume in volumes.items():
+                if key[3] != f"{number}/{row['name']}/":
+                    continue
+                month, merchant, currency, _terms = key
+                whole = (month, merchant, currency, row["name"] if together else key[3])
+                start, so_far = below[whole], exact.get(whole, Fraction(0))
+                added = _graduated(row, start + volume) - _graduated(row, start)
+                below[whole], exact[whole] = start + volume, so_far + added
+                correction = rounded(so_far + added) - rounded(so_far)
+                if correction:
+                    found[key] = correction
     return found
 
 
 def _graduated(plan: Mapping[str, Any], volume: int) -> Fraction:
-    bounds = [tier["above_minor"] for tier in plan["tiers"]] + [max(volume, 0)]
+    tiers = plan.get("tiers", [])
+    bounds = [tier["above_minor"] for tier in tiers] + [max(volume, 0)]
     more = Fraction(0)
-    for tier, upper in zip(plan["tiers"], bounds[1:], strict=True):
+    for tier, upper in zip(tiers, bounds[1:], strict=True):
         slice_minor = max(0, min(volume, upper) - tier["above_minor"])
         more += slice_minor * (_part(tier) - _part(plan))
     return more

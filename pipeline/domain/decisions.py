@@ -30,6 +30,9 @@ FEE_SCHEDULE: Final = "fee_schedule"
 PERIOD_CLOSE: Final = "period_close"
 ENTRY: Final = "entry"
 
+# How a close counts a month's tiers, since it says so.
+_OVER_VERSIONS: Final = "over_versions"
+
 # What entries of settlements are made by.
 RULE_KINDS: Final = (FEE_SCHEDULE, PERIOD_CLOSE)
 
@@ -86,13 +89,16 @@ def schedule_of(event: LedgerEvent) -> FeeSchedule:
 
 
 def close_body(through: str, cuts: Mapping[int, int]) -> str:
-    return _json({"through": through, "cuts": {str(p): cuts[p] for p in sorted(cuts)}})
+    """How the tiers are counted is a part of the decision: an earlier one stays as it was made."""
+    kept = {str(p): cuts[p] for p in sorted(cuts)}
+    return _json({"through": through, "cuts": kept, "tiers": _OVER_VERSIONS})
 
 
 def closing_of(event: LedgerEvent) -> Closing:
     body = json.loads(event.body)
     cuts = {int(partition): offset for partition, offset in body["cuts"].items()}
-    return Closing(event.sequence, body["through"], cuts)
+    over_versions = body.get("tiers") == _OVER_VERSIONS
+    return Closing(event.sequence, body["through"], cuts, over_versions)
 
 
 def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequence[Posting]) -> str:

@@ -9,7 +9,13 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.domain.decisions import ENTRY, Rules, entry_body, schedule_body
+from pipeline.domain.decisions import (
+    ENTRY,
+    PERIOD_CLOSE,
+    Rules,
+    entry_body,
+    schedule_body,
+)
 from pipeline.domain.fee_schedule import read_schedule
 from pipeline.domain.posting import Posting
 from pipeline.domain.transfers import conversion
@@ -27,6 +33,7 @@ from pipeline.ledger.decisions import (
 from pipeline.ledger.entries import Item, entries_of_payments
 from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances, entry_count
+from pipeline.ledger.verification import verify_books
 from tests.support.ledger import PAIR, SOURCE, book_by_hand, entry_of, journal_at
 from tests.support.ledger_suite import OnEachDatabase
 
@@ -245,6 +252,41 @@ class RulesSuite(OnEachDatabase):
         assert [tuple(line) for line in lines] == [
             ("merchant_payable:shop", -21), ("fee_revenue:shop", 21),
         ]  # fmt: skip
+
+    @pytest.mark.parametrize("over_versions", [True, False])
+    def test_a_schedule_for_another_merchant_does_not_split_a_months_volume(
+        self, engine: Engine, over_versions: bool
+    ) -> None:
+        """2 %, above 100.00 it is 1 %: two sales of 100.00 cost 3.00, though between them another
+        merchant's price was changed, and so the version of the schedule. A close that was decided
+        before it counted so stays as it was: 4.00, and a rebuild finds the same."""
+        tiers = [{"above_minor": 100_00, "percentage": "1"}]
+        mine = {"name": "m1-gbp", "merchant": "m1", "currency": "GBP", "percentage": "2",
+                "tiers": tiers}  # fmt: skip
+        other = {"name": "m2-gbp", "merchant": "m2", "currency": "GBP", "percentage": "3"}
+        settled_ms = 1_700_000_000_500
+        announce(engine, {"plans": [mine, other]})
+        journal = journal_at(engine)
+        sale = entry_of(1, amount_minor=100_00)
+        journal.post([Item(0, 0, sale)], {0: Progress(0, 1)})
+        announce(engine, {"plans": [mine, {**other, "percentage": "4"}]}, settled_ms + 1)
+        later = entry_of(2, merchant_id="m1", amount_minor=100_00, settled_at_ms=settled_ms + 2)
+        journal.post([Item(0, 1, later)], {0: Progress(1, 2)})
+        if over_versions:
+            close(engine, "2010-12-31")
+        else:
+            with engine.begin() as connection:
+                decide(connection, kind=PERIOD_CLOSE, actor="anna", reason="of before",
+                       body='{"cuts":{"0":2},"through":"2010-12-31"}', now_ms=NOW_MS)  # fmt: skip
+        assert book_all(engine) == over_versions
+        with reading(engine) as connection:
+            kept = {b.account: b.balance_minor for b in balances(connection)}
+            made = connection.execute(
+                text("SELECT terms FROM journal_entries WHERE kind = 'fee_true_up'")
+            ).scalars()
+            assert list(made) == ["2/m1-gbp/"] * over_versions
+            assert verify_books(connection).damages == ()
+        assert kept["fee_revenue:m1"] == (-3_00 if over_versions else -4_00)
 
     def test_an_entry_by_hand_is_booked_once_under_an_open_day(self, engine: Engine) -> None:
         """A conversion of a closed day counts under the next one; both currencies balance."""

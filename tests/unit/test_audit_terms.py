@@ -22,6 +22,7 @@ from pipeline.audit.terms import (
     PaymentTerms,
     tier_corrections,
 )
+from pipeline.domain import fees
 from pipeline.domain.fee_schedule import read_schedule, terms_of
 from pipeline.domain.fees import UNKNOWN_PAYMENT, after, priced, tier_correction
 from tests.support.audit_flow import CATALOGUE, PARTITIONS, START_MS, Flow, Row, healthy_flow
@@ -130,6 +131,43 @@ def test_two_ways_to_the_same_tiers(volume: int, bounds: list[int], rates: list[
     )  # fmt: skip
     (made,) = read_schedule({"plans": [plan]}).plans
     assert found["2027-01", "shop", "GBP", "1/p/"] == tier_correction(made, volume)
+
+
+@given(
+    volumes=st.lists(st.integers(0, 10**9), min_size=2, max_size=4),
+    bounds=st.lists(st.integers(1, 10**9), min_size=4, max_size=4),
+    rates=st.lists(percentages, min_size=8, max_size=8),
+    together=st.booleans(),
+)
+def test_two_ways_to_the_tiers_of_a_month_of_several_versions(
+    volumes: list[int], bounds: list[int], rates: list[str], together: bool
+) -> None:
+    """Each version's part is equal, as a close of today counts them and as one of before did."""
+    plans = [
+        {"name": "p", "currency": "GBP", "percentage": rates[2 * n],
+         "tiers": [{"above_minor": bounds[n], "percentage": rates[2 * n + 1]}]}
+        for n in range(len(volumes))
+    ]  # fmt: skip
+    schedules = [
+        DecisionSeen(0, n, n + 1, f"s{n}", "fee_schedule",
+                     {"effective_from_ms": n, "schedule": {"plans": [plan]}})
+        for n, plan in enumerate(plans)
+    ]  # fmt: skip
+    body = {"through": "2027-01-31", "cuts": {}, **({"tiers": "over_versions"} if together else {})}
+    close = DecisionSeen(0, 9, 9, "c", "period_close", body)
+    captures = [
+        CaptureBooked("2027-01-15", "shop", "GBP", f"{n}/p/card", volume)
+        for n, volume in enumerate(volumes, 1)
+    ]
+    found = tier_corrections(Decisions((*schedules, close)), close, captures)
+    slices = [
+        (read_schedule({"plans": [plan]}).plans[0], volume)
+        for plan, volume in zip(plans, volumes, strict=True)
+    ]
+    wanted = (
+        fees.tier_corrections(slices) if together else [tier_correction(*each) for each in slices]
+    )
+    assert [found["2027-01", "shop", "GBP", f"{n}/p/"] for n in range(1, len(plans) + 1)] == wanted
 
 
 def decide(flow: Flow, kind: str, body: dict[str, Any]) -> Row:
