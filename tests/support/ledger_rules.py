@@ -33,6 +33,7 @@ from pipeline.ledger.decisions import (
 from pipeline.ledger.entries import Item, entries_of_payments
 from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances, entry_count
+from pipeline.ledger.reports import merchant_balances, statements
 from pipeline.ledger.verification import verify_books
 from tests.support.ledger import PAIR, SOURCE, book_by_hand, entry_of, journal_at
 from tests.support.ledger_suite import OnEachDatabase
@@ -287,6 +288,22 @@ class RulesSuite(OnEachDatabase):
             assert list(made) == ["2/m1-gbp/"] * over_versions
             assert verify_books(connection).damages == ()
         assert kept["fee_revenue:m1"] == (-3_00 if over_versions else -4_00)
+
+    def test_a_statement_has_what_moves_the_account_whoever_it_names(self, engine: Engine) -> None:
+        """An entry by hand takes 25.00 of 100.00 and names no merchant: 75.00 in both."""
+        journal_at(engine).post([Item(0, 0, entry_of(1, amount_minor=100_00))],
+                                {0: Progress(0, 1)})  # fmt: skip
+        lines = [Posting("merchant_payable:m1", "GBP", 25_00), Posting("bank:main", "GBP", -25_00)]
+        with engine.begin() as connection:
+            decide(connection, kind=ENTRY, body=entry_body("adjustment", "", "2010-12-30", lines),
+                   actor="anna", reason="slip", now_ms=NOW_MS)  # fmt: skip
+        book_all(engine)
+        with reading(engine) as connection:
+            (balance,) = merchant_balances(connection, "m1")
+            (statement,) = statements(connection, "m1")
+            assert statements(connection, "m2") == []
+        assert balance.pending_minor == statement.closing_minor == 75_00
+        assert [line.kind for line in statement.lines] == ["capture", "adjustment"]
 
     def test_an_entry_by_hand_is_booked_once_under_an_open_day(self, engine: Engine) -> None:
         """A conversion of a closed day counts under the next one; both currencies balance."""
