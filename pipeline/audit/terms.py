@@ -192,6 +192,52 @@ class CaptureBooked(Struct, frozen=True):
     currency: str
     terms: str
     amount_minor: int
+    payment: str = ""
+
+
+class RefundBooked(Struct, frozen=True):
+    """A refund as it stands in the ledger, or one that failed: signed, positive to the customer."""
+
+    day: str
+    payment: str
+    amount_minor: int
+
+
+def tier_returns(
+    close: DecisionSeen,
+    decisions: Decisions,
+    given: Mapping[tuple[str, str, str, str], int],
+    captures: Sequence[CaptureBooked],
+    refunds: Iterable[RefundBooked],
+) -> Counter[tuple[str, str, str, str]]:
+    """Of all corrections that were ``given`` until then: what refunds have taken back through a
+    close, in all, as it changes the merchant's fees. Nothing by a close of before this was so."""
+    found: Counter[tuple[str, str, str, str]] = Counter()
+    if close.body.get("tiers") != "over_versions":
+        return found
+    through = close.body["through"]
+    left: Counter[str] = Counter()
+    for refund in refunds:
+        if refund.day <= through:
+            left[refund.payment] += refund.amount_minor
+    volumes: Counter[tuple[str, str, str, str]] = Counter()
+    taken: Counter[tuple[str, str, str, str]] = Counter()
+    for capture in sorted(captures, key=lambda each: each.day[:7]):
+        if capture.day > through:
+            continue
+        version, plan, _ = capture.terms.split("/")
+        key = (capture.day[:7], capture.merchant, capture.currency, f"{version}/{plan}/")
+        part = max(0, min(left[capture.payment], capture.amount_minor))
+        left[capture.payment] -= part
+        volumes[key] += capture.amount_minor
+        taken[key] += part
+    for key, minor in given.items():
+        number, name, _ = key[3].split("/")
+        document = decisions.schedule(int(number)) or {}
+        row = next((p for p in document.get("plans", []) if p["name"] == name), None)
+        if row is not None and row.get("returned", "none") != "none" and volumes[key]:
+            found[key] = -rounded(Fraction(minor * taken[key], volumes[key]))
+    return found
 
 
 def tier_corrections(

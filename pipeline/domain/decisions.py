@@ -22,7 +22,7 @@ from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.domain.periods import Closing
 from pipeline.domain.posting import AMOUNT_MINOR_MAX, RULE_OF, Posting
-from pipeline.domain.transfers import FEE_TRUE_UP
+from pipeline.domain.transfers import FEE_TRUE_UP, FEE_TRUE_UP_RETURNED
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
@@ -38,7 +38,15 @@ RULE_KINDS: Final = (FEE_SCHEDULE, PERIOD_CLOSE)
 
 # Kinds of entries that follow from a settlement, a close or a report, and are never made by hand.
 _OWN_KINDS: Final = frozenset(
-    {*RULE_OF, FEE_TRUE_UP, CLEARING_ENTRY, BANK_RECEIPT, RELEASE_ENTRY, *PAYOUT_KINDS}
+    {
+        *RULE_OF,
+        FEE_TRUE_UP,
+        FEE_TRUE_UP_RETURNED,
+        CLEARING_ENTRY,
+        BANK_RECEIPT,
+        RELEASE_ENTRY,
+        *PAYOUT_KINDS,
+    }
 )
 
 

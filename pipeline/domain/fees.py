@@ -187,6 +187,16 @@ def tier_corrections(slices: Sequence[tuple[FeePlan, int]]) -> list[int]:
     return made
 
 
+def refunded_of(captured_minor: Sequence[int], refunded_minor: int) -> list[int]:
+    """How much of each capture of a payment is refunded: the oldest first."""
+    found = []
+    left_minor = max(0, refunded_minor)
+    for minor in captured_minor:
+        found.append(min(minor, left_minor))
+        left_minor -= found[-1]
+    return found
+
+
 def _tiered(plan: FeePlan, volume_minor: int) -> int:
     """What the tiers change of the first so much of a month, in millionths of a minor unit."""
     millionths = 0

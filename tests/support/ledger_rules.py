@@ -254,6 +254,51 @@ class RulesSuite(OnEachDatabase):
             ("merchant_payable:shop", -21), ("fee_revenue:shop", 21),
         ]  # fmt: skip
 
+    @pytest.mark.parametrize(
+        ("returned", "left"),
+        [("all", [-3_00, -2_00, -1_00, 0]), ("none", [-3_00, -3_00, -3_00, -3_00])],
+    )
+    def test_refunds_take_back_what_a_months_tiers_gave_and_the_parts_sum_to_the_whole(
+        self, engine: Engine, returned: str, left: list[int]
+    ) -> None:
+        """2 %, above 100.00 it is 1 %; 120.00 and 80.00 are captured in December: 2.40 + 1.60 less
+        1.00 are 3.00. In January 66.67 are refunded, which return 1.33; of the 1.00 that the tiers
+        gave, a third is taken again, 0.33: 2.00 are left.
+
+        By the end of February 133.33 are refunded: 2.67 have come back, 0.67 were taken again, 1.00
+        is left. The day after, all of it is refunded: nothing is left. Where the plan returns
+        nothing, it does not of this either.
+        """
+        plan = {"name": "p", "currency": "GBP", "percentage": "2", "returned": returned,
+                "tiers": [{"above_minor": 100_00, "percentage": "1"}]}  # fmt: skip
+        announce(engine, {"plans": [plan]})
+        journal = journal_at(engine)
+        sales = [entry_of(1, amount_minor=120_00), entry_of(4, amount_minor=80_00)]
+        journal.post([Item(0, n, e) for n, e in enumerate(sales)], {0: Progress(0, 2)})
+        at = 2
+        found = []
+        refunds: list[tuple[str, list[tuple[int, int]]]] = [
+            ("2010-12-31", []),
+            ("2011-01-31", [(1, -70_00), (1, 3_33)]),
+            ("2011-02-28", [(1, -53_33), (4, -13_33)]),
+            ("2011-03-01", [(4, -66_67)]),
+        ]
+        for day, moved in refunds:
+            for number, minor in moved:
+                back = entry_of(
+                    number, kind="refund" if minor < 0 else "refund_failed", amount_minor=minor,
+                    operation_id=f"r{at}", business_date=day,
+                )  # fmt: skip
+                journal.post([Item(0, at, back)], {0: Progress(at, at + 1)})
+                at += 1
+            close(engine, day)
+            book_all(engine)
+            with reading(engine) as connection:
+                assert verify_books(connection).damages == ()
+                kept = {b.account: b.balance_minor for b in balances(connection)}
+            found.append(kept["fee_revenue:m1"])
+        assert found == left
+
     @pytest.mark.parametrize("over_versions", [True, False])
     def test_a_schedule_for_another_merchant_does_not_split_a_months_volume(
         self, engine: Engine, over_versions: bool
