@@ -20,6 +20,10 @@ gateway looked. Clocks differ, so when an operation is sent again, all that was 
 key is forgotten, but for a success that stays true: both come through the same partition, in the
 order in which they were decided.
 All of it is memory of one worker. Another one asks for itself.
+
+There may be no next question: the payment may have ended by another word, by silence, or by a
+person's. So what makes another end of it (``ends_otherwise``) is told by itself as well, with the
+next transaction of the worker: evidence like any other.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ from pipeline.domain.health import NOT_CALLED_CODES
 from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.payment import HEARD_PENDING
+from pipeline.domain.reversals import RETURNED
 
 # Words that nobody has asked for yet, a kilobyte each at most; the oldest go first. Whose word is
 # gone is asked about again.
@@ -143,6 +148,14 @@ class Heard:
 def stays_true(kind: str, answer: GatewayAnswer) -> bool:
     """Whether nothing that the gateway does or says afterwards undoes this word."""
     return answer.outcome == SUCCEEDED and kind != REFUND
+
+
+def ends_otherwise(kind: str, answer: GatewayAnswer) -> bool:
+    """Whether this word changes a payment that has ended without it: money was taken that nobody
+    knew of, or a refund came back. All else that it says is known by then, or contradicts it."""
+    return (stays_true(kind, answer) and bool(answer.gateway_reference)) or (
+        kind == REFUND and (answer.outcome, answer.code) == (DECLINED, RETURNED)
+    )
 
 
 # From the word that says least to the one that says most.
