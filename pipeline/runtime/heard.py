@@ -3,9 +3,10 @@
 A gateway that looks up slowly, beside calls that hang, would never be heard otherwise: each
 question is given up before its answer comes. What may be made of a late word:
 
-- ``succeeded`` stays true of a charge, an authorization, a capture or a void. It is the next
-  question's answer, and nobody is asked. A refund may come back after it, so of one the gateway is
-  asked again as below, and the success counts where no newer word says so.
+- ``succeeded`` stays true of a charge, an authorization, a capture or a void. It is the answer of
+  every later question, and nobody is asked. A refund may come back after it, so of one the gateway
+  is asked again as below, and the success counts where no newer word says so. That it came back
+  stays true as well, whatever an answer says that may have been looked up before.
 - ``declined`` and ``not_found`` are said of their moment, so the gateway is asked again and a newer
   word counts instead. Only where that question gets no answer either is the earlier word taken: a
   decline as what it is, final for its key; "not found" beside the answer "unknown", with the time
@@ -100,21 +101,23 @@ class Heard:
             self._words.pop(next(iter(self._words)))
 
     def success(self, request: PaymentRequest) -> GatewayAnswer | None:
-        """The answer of a question that need not be asked, because an earlier one succeeded."""
-        if request.operation_kind == REFUND:
-            return None
+        """The answer of a question that need not be asked, because an earlier one succeeded. Known
+        on, since the transaction that tells it may be aborted, and the question asked again."""
         word = self._words.get(_asked(request))
-        if word is None or word.answer.outcome != SUCCEEDED:
+        if word is None or not stays_true(request.operation_kind, word.answer):
             return None
-        return self._words.pop(_asked(request)).answer
+        return word.answer
 
     def instead(self, request: PaymentRequest, answer: GatewayAnswer) -> GatewayAnswer:
         """What is said of a question that ended, or was given up, with this answer. It has been
-        asked by now, so whatever was known before serves this once."""
-        word = self._words.pop(_asked(request), None)
-        if word is None or answer.outcome == SUCCEEDED:
+        asked by now, so what was known before serves this once, unless no answer undoes it."""
+        word = self._words.get(_asked(request))
+        if word is None:
             return answer
-        if answer.outcome == DECLINED and not stays_true(request.operation_kind, word.answer):
+        if ends_otherwise(request.operation_kind, word.answer):
+            return answer if answer.outcome == word.answer.outcome else word.answer
+        del self._words[_asked(request)]
+        if answer.outcome in (SUCCEEDED, DECLINED):
             return answer
         if word.answer.outcome == SUCCEEDED:
             return word.answer
