@@ -115,8 +115,14 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "another gateway has no more time than the first, by permit",
         f"{PROCESSORS}/permit_answers.py",
-        "        request = replace(request, not_after_ms=not_after_ms)\n",
-        "        pass\n",
+        "    request = replace(request_of(changed, started), not_after_ms=not_after_ms)\n",
+        "    request = request_of(changed, started)\n",
+    ),
+    _property(
+        "a permit that comes after its operation's time begins nothing",
+        f"{PROCESSORS}/permit_answers.py",
+        "    if before and now_ms >= not_after_ms:\n",
+        "    if False:\n",
     ),
     _property(
         "a permit that comes after pay_before begins nothing",
@@ -283,6 +289,12 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
         f"{PROCESSORS}/settlement.py",
         "            not is_uncertain(payment, attempt)\n",
         "            True\n",
+    ),
+    _property(
+        "what was lost once and sent again is not given up on silence",
+        f"{PROCESSORS}/settlement.py",
+        "            and not attempt.resends\n",
+        "",
     ),
     _property(
         "silence is believed after so many questions",
