@@ -50,7 +50,8 @@ Causes = Annotated[
 Stages = Annotated[
     list[str] | None,
     typer.Option(
-        "--stage", help="Who refused it: payments, gateway, risk, ledger or webhooks; repeatable."
+        "--stage",
+        help="Who refused it: payments, gateway, risk, ledger, notifications or webhooks; repeatable.",
     ),
 ]
 Topics = Annotated[

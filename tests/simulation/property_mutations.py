@@ -128,8 +128,8 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
         "a permit that comes after pay_before begins nothing",
         f"{PROCESSORS}/permit_answers.py",
         "    if _is_too_late(payment, now_ms):\n"
-        "        return _expired(payment, attempt, now_ms)\n    started",
-        "    started",
+        "        return _expired(payment, attempt, now_ms)\n    before",
+        "    before",
     ),
     # Cancels, reviews, people -------------------------------------------------------------------
     _property(
