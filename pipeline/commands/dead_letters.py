@@ -51,7 +51,8 @@ Stages = Annotated[
     list[str] | None,
     typer.Option(
         "--stage",
-        help="Who refused it: payments, gateway, risk, ledger, notifications or webhooks; repeatable.",
+        help="Who refused it: payments, gateway, risk, ledger, notifications or webhooks; "
+        "repeatable.",
     ),
 ]
 Topics = Annotated[
