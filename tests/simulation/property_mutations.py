@@ -119,12 +119,6 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
         "    request = request_of(changed, started)\n",
     ),
     _property(
-        "a permit that comes after its operation's time begins nothing",
-        f"{PROCESSORS}/permit_answers.py",
-        "    if before and now_ms >= not_after_ms:\n",
-        "    if False:\n",
-    ),
-    _property(
         "a permit that comes after pay_before begins nothing",
         f"{PROCESSORS}/permit_answers.py",
         "    if _is_too_late(payment, now_ms):\n"
