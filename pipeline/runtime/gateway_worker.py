@@ -69,6 +69,9 @@ STOOD_STILL_S_MAX = 7.0
 # what arrives until then: a heartbeat's interval and a second.
 REPLACED_HEARS_S = 3.0
 
+# Late answers that wait for a transaction; the oldest go first. Notices and reports tell as well.
+WORDS_MAX = 10_000
+
 Finished = tuple[list[Outgoing], Call | None]
 
 
@@ -125,6 +128,10 @@ class GatewayWorker:
         self._submitted_s = 0.0
         self._ready_since_s: float | None = None
         self._ready_records = 0
+        # What calls heard that had been given up. It answers no request, so it goes with the next
+        # transaction, whichever requests that is about.
+        self._words: list[Outgoing] = []
+        self._words_told: list[Outgoing] = []
         self._closing = False
         # Whether this process has had partitions: from then on no other one has its identity.
         self._is_member = False
@@ -372,7 +379,11 @@ class GatewayWorker:
             if answer is None:
                 continue
             said = result(record, call.request, answer, now_ms, read_before=call.read_before)
+            if call.is_late:
+                self._words.append(said)
+                continue
             prefix.finish(record.offset, ([said], call))
+        del self._words[:-WORDS_MAX]
         self._became_ready(len(ended))
         self._metrics.calls_in_flight.set(self._calls.in_flight)
 
@@ -407,6 +418,8 @@ class GatewayWorker:
         self._ready_records = 1 if more else 0
         if not batch.records:
             return
+        batch.outputs.extend(self._words)
+        self._words_told, self._words = self._words, []
         self._under_way = batch
         self._submitted_s = self._monotonic_s()
         self._commits.submit(batch.seal())
@@ -424,8 +437,13 @@ class GatewayWorker:
             STAGE, outcome.value, self._monotonic_s() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
-        self._too_large.ended(batch, outcome, self._lane.too_large)
+        too_large = self._lane.too_large
+        if too_large is not None and too_large >= len(batch.outputs) - len(self._words_told):
+            # No request is to blame for it.
+            self._words_told, too_large = [], None
+        self._too_large.ended(batch, outcome, too_large)
         if outcome is Outcome.ABORTED:
+            self._words = [*self._words_told, *self._words]
             self._rewind()
             return
         for (_, partition), offset in batch.offsets.items():
