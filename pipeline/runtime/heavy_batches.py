@@ -241,6 +241,9 @@ class HeavyBatches:
             why, bytes_max = "are gzip of several members, of which the client reads one", 0
         else:
             return None
+        if batch.is_damaged:
+            # Nobody's doing; the client says so by itself, before it unfolds anything.
+            return None
         _log.warning(
             "%s[%d]: offsets %d to %d %s; going on behind them",
             *tp, batch.first_offset, batch.last_offset, why,

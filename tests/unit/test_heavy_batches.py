@@ -193,6 +193,12 @@ def test_gzip_of_several_members_is_kept_from_the_client(cluster: MockCluster) -
     assert all_of(heavy) == [(0, 1), b"one", (3, 3)]
 
 
+def test_a_damaged_batch_is_left_to_the_client_which_names_it(cluster: MockCluster) -> None:
+    """Another replica may have it whole."""
+    produce_raw(cluster.bootstrap_servers, "orders", HEAVY, GZIP, damaged=True)
+    assert looked(cluster).begin(TP, 0) == 0
+
+
 def test_each_death_without_a_word_halves_what_a_batch_may_come_to(tmp_path: Path) -> None:
     """Until a life goes on for a while or ends in order."""
 
