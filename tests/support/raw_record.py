@@ -16,9 +16,11 @@ MIB = 1024 * 1024
 BLOCK = 128 * 1024
 
 
-def record_bytes(key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
-    """The one record of a batch."""
-    record = bytes((0, 0, 0)) + _sized(key) + _sized(value) + varint(len(headers))
+def record_bytes(
+    key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]] = (), *, offset: int = 0
+) -> bytes:
+    """A record of a batch, the one or as far behind its first."""
+    record = bytes((0, 0)) + varint(offset) + _sized(key) + _sized(value) + varint(len(headers))
     record += b"".join(_sized(name) + _sized(text) for name, text in headers)
     return _sized(record)
 
