@@ -39,6 +39,7 @@ from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.prefix import PartitionPrefix
+from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table_worker import (
     DRAIN_S_MAX,
@@ -50,7 +51,7 @@ from pipeline.runtime.table_worker import (
 )
 from pipeline.runtime.too_large import TooLarge
 from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
-from pipeline.runtime.work import Outcome, Outgoing
+from pipeline.runtime.work import Outcome, Outgoing, TopicPartitionKey
 from pipeline.runtime.worker_spec import WorkerSpec
 from pipeline.unreadable import UnreadableBatches, is_unreadable
 from schemas.errors import RegistryUnavailable
@@ -112,6 +113,7 @@ class GatewayWorker:
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._heavy = HeavyBatches()
+        self._standstill = Standstill(surroundings.monotonic_s)
         # The partitions of which the client is not given what comes next: see HeavyBatches.
         self._bringing: set[int] = set()
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
@@ -168,6 +170,7 @@ class GatewayWorker:
         self._guard.start()
         if self._outside.has_brokers:
             self._heavy.open(spec.bootstrap_servers, self._guard.deaths)
+            self._standstill.open(spec.bootstrap_servers)
         self._consumer.subscribe(
             [self._stage.topic],
             on_assign=self._on_assign,
@@ -185,6 +188,7 @@ class GatewayWorker:
             raise
         finally:
             self._guard.close()
+            self._standstill.close()
             self._calls.close()
             self._commits.close()
             # Closing revokes; what is still under way has failed, and committing more there would
@@ -261,7 +265,9 @@ class GatewayWorker:
             # Only partitions are fetched that have less than their share.
             room = limit // max(1, len(self._prefixes))
         epoch = self._epoch
+        passed = self._pass_over_silent()
         messages = self._consumer.consume(min(FETCH_RECORDS_MAX, max(1, room)), 0)
+        messages = [*passed, *messages]
         if self._heavy and self._epoch == epoch:
             messages = [*messages, *self._heavy.bring(lambda tp: tp[1] in self._bringing)]
         if not messages and (tracked or not self._held):
@@ -339,6 +345,28 @@ class GatewayWorker:
             failpoints.hit("gateway.taken")
             self._calls.start(calls)
         return bool(messages)
+
+    def _pass_over_silent(self) -> list[UnreadableBatch]:
+        """What stands for batches of which the client brings nothing, with it put behind them."""
+        if not self._standstill.is_due:
+            return []
+        topic = self._stage.topic
+        positions = {(topic, p): offset for p, offset in self._positions.items()}
+        found = self._standstill.take(positions, self._waits_for)
+        for each in found:
+            self._consumer.seek(TopicPartition(topic, each.partition(), each.offset() + 1))
+        return found
+
+    def _waits_for(self, tp: TopicPartitionKey) -> bool:
+        """Whether all that came of a partition is committed, and the client may bring more."""
+        partition = tp[1]
+        return not (
+            partition not in self._fetched
+            or self._prefixes[partition].size
+            or self._held.count(partition)
+            or self._heavy.has_ahead(tp)
+            or (self._under_way is not None and tp in self._under_way.offsets)
+        )
 
     def _read(self, messages: list[Any]) -> Iterator[Any]:
         """The records of these messages; one stands for a batch that cannot be unfolded."""
