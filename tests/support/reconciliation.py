@@ -842,11 +842,13 @@ class ReconciliationSuite(OnEachDatabase):
         books.run("2023-11-17")
         again = [row_of(n, sale, file_id="again") for n, sale in enumerate(sales, 1)]
         books.report(*again, row_of(4, settlement(9), file_id="again"))
-        books.run("2023-11-17")
+        done = books.run("2023-11-17")
         assert {
             b.row_number: b.detail.rpartition("by row ")[2] for b in books.breaks(kind="duplicate")
         } == {n: f"simulator-{DAY}:{n} already" for n in (1, 2, 3)}
         assert [b.row_number for b in books.breaks(kind="missing_here")] == [4]
+        assert [row.row_number for row in done.untold] == [4]
+        assert len({b.break_id for b in done.breaks}) == len(done.breaks)
 
     def test_more_breaks_than_are_published_at_once_are_each_published(self, books: Books) -> None:
         """Page after page by their ids, and one that changes meanwhile from the beginning again."""
