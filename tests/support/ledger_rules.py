@@ -296,8 +296,24 @@ class RulesSuite(OnEachDatabase):
             with reading(engine) as connection:
                 assert verify_books(connection).damages == ()
                 kept = {b.account: b.balance_minor for b in balances(connection)}
+                named = [
+                    (row.entry_id.split(":", 2)[2], row.gateway_reference)
+                    for row in connection.execute(
+                        text("SELECT * FROM journal_entries WHERE kind = 'fee_true_up_returned' "
+                             "ORDER BY business_date")
+                    )
+                ]  # fmt: skip
             found.append(kept["fee_revenue:m1"])
         assert found == left
+        assert named == [
+            (f"m1:{day}:2010-12:1/p/:GBP", f"2010-12 {minor} GBP")
+            for day, minor in (
+                ("2011-01-31", 66_67),
+                ("2011-02-28", 133_33),
+                ("2011-03-01", 200_00),
+            )
+            if returned == "all"
+        ]
 
     @pytest.mark.parametrize("over_versions", [True, False])
     def test_a_schedule_for_another_merchant_does_not_split_a_months_volume(
