@@ -57,9 +57,11 @@ def run_plan(plan: Plan, *, traced: bool = False) -> Result:
 
 
 @cache
-def _catalogue(partitions: int) -> Catalogue:
+def _catalogue(partitions: int, inquiry_s: float) -> Catalogue:
     return build_catalogue(
-        TopicSettings(partitions=partitions, timer_delay_ms=20_000, inquiry_delay_ms=9_000)
+        TopicSettings(
+            partitions=partitions, timer_delay_ms=20_000, inquiry_delay_ms=int(inquiry_s * 1000)
+        )
     )
 
 
@@ -80,7 +82,9 @@ class Simulation:
         self.result = Result(plan.seed, orders=len(plan.orders))
         self.world = World(str(plan.seed))
         self.cluster = Cluster(self.world)
-        self.catalogue = _catalogue(plan.partitions)
+        self.cluster.call_s_max = plan.pace.call_s
+        self.cluster.fetch_s_max = plan.pace.fetch_s
+        self.catalogue = _catalogue(plan.partitions, plan.pace.inquiry_s)
         for spec in self.catalogue.topics.values():
             self.cluster.create(spec.name, spec.partitions, (spec.delay_ms or 0) / 1000)
         decoders, encoders = _coders(plan.avro)
@@ -111,6 +115,7 @@ class Simulation:
                 retention_s=plan.retention_s if name == MAIN else 86_400.0,
                 idempotent=plan.idempotent or name != MAIN,
                 action_late_s=85.0,
+                retry_after_s=4.0 if plan.pace.nervous else 0.2,
                 on_movement=self._moved,
                 on_decline=lambda request: self.auditor.declined(
                     request.order_id, request.operation_id
