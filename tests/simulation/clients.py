@@ -16,6 +16,7 @@ from typing import Any
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
+from pipeline.domain.keys import partition_of
 from tests.simulation.groups import Group, GroupMetadata, Member
 from tests.simulation.log import VISIBLE, Cluster, Intent, Partition, Record, Refused
 from tests.simulation.world import Killed, Process
@@ -491,6 +492,8 @@ class SimProducer:
         if self.process.dead:
             raise Killed
         cluster, intent = self._cluster, self._intent
+        if partition < 0:
+            partition = partition_of(key or b"", len(cluster.topics[topic]))
         if intent is None:
             record = cluster.write(topic, partition, key, value, headers)
         else:

@@ -96,6 +96,8 @@ class Plan:
     pace: Pace = Pace()
     # Whether records are written and read as Avro, or handed on as they are.
     avro: bool = True
+    # Whether merchants other than the orders' are paid out meanwhile.
+    payouts: bool = False
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -130,6 +132,7 @@ def draw(seed: int) -> Plan:
         idempotent=random.random() > 0.15,
         records_max=random.choice((4_000, 4_000, 50, 7)),
         avro=seed % 8 == 0,
+        payouts=seed % 8 == 1,
     )
     return replace(plan, faults=_faults(random, plan), pace=_pace(random))
 

@@ -16,6 +16,7 @@ from tests.simulation.gateway import GatewayBooks, Movement
 from tests.simulation.ledger import SimLedger
 from tests.simulation.lives import GATEWAYS, MAIN
 from tests.simulation.log import ABORTED, Cluster
+from tests.simulation.office import Office
 from tests.simulation.people import People
 from tests.simulation.plan import ACTIVE_S, Plan
 from tests.simulation.policy import policy_of
@@ -68,7 +69,14 @@ def _catalogue(partitions: int, inquiry_s: float) -> Catalogue:
 @cache
 def _coders(avro: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     codec = shared_codec(avro)
-    names = ("payment-event", "settlement", "payment-request", "payment", "audit-entry")
+    names = (
+        "payment-event",
+        "settlement",
+        "payment-request",
+        "payment",
+        "audit-entry",
+        "ledger-event",
+    )
     return (
         {name: codec.decoder(name) for name in names},
         {name: codec.encoder(name) for name in INPUTS},
@@ -146,6 +154,13 @@ class Simulation:
             tell=self.trace,
             fired=self._fired,
         )
+        self.office: Office | None = None
+        if plan.payouts:
+            self.office = Office(
+                plan.seed, self.world, self.cluster, self.catalogue, shared_codec(plan.avro),
+                self.ledger, self.auditor.payouts, self._fired,
+            )  # fmt: skip
+            self.workers.decisions = self.office.events
         self.faults = Faults(
             self.world, self.cluster, self.workers,
             books=self.books, ledger=self.ledger, fired=self._fired,
@@ -168,6 +183,8 @@ class Simulation:
             if not quiet:
                 raise Violation("never_at_rest", self.auditor.unfinished())
             self.workers.raise_bugs()
+            if self.office is not None:
+                self.office.at_rest()
             self.auditor.at_rest(
                 {
                     self.catalogue.group(stage): [s.name for s in self.catalogue.inputs(stage)]
@@ -210,6 +227,8 @@ class Simulation:
     def _is_quiet(self) -> bool:
         cluster = self.cluster
         if cluster.open_transactions() or any(books.open for books in self.books.values()):
+            return False
+        if self.office is not None and self.office.open:
             return False
         if self.ledger.count() < len(self.auditor.settlements):
             return False
@@ -260,6 +279,8 @@ class Simulation:
                     if command.changed and copy:
                         say = self.people.changed
                     world.after(at_s + 2.0 * copy, self._bound(say, order, command))
+        if self.office is not None:
+            self.office.start()
         for fault in self.plan.faults:
             world.after(fault.at_s, self._bound(self.faults.arm, fault))
 
