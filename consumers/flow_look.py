@@ -28,6 +28,7 @@ from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.partition_offsets import list_offsets, watermarks
 from pipeline.runtime.topic_reader import TopicReader
 from schemas.codec import Codec
+from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
 
 # What gateways say of operations, from calls, webhooks and reports; and what people resolve.
@@ -36,6 +37,8 @@ REQUEST_TIMEOUT_S = 10.0
 # A flow that runs has caught up within this time, unless it is far behind.
 PATIENCE_S = 20.0
 PAUSE_S = 0.2
+# A client that has just begun needs a moment for any answer.
+OFFSETS_S_MIN = 1.0
 
 Place = tuple[str, int]
 
@@ -60,7 +63,7 @@ class FlowLook:
 
     def seen(self, merchant_id: str, order_id: str) -> FlowSeen:
         """How far it is now, waited for a while; with the payment of that order, if there is one.
-        UserError when the cluster does not answer."""
+        UserError when the cluster does not answer, or what it keeps of the order cannot be read."""
         deadline_s = time.monotonic() + self._patience_s
 
         def soon(is_so: Callable[[], bool]) -> bool:
@@ -73,7 +76,7 @@ class FlowLook:
         try:
             with closing(self._reader()) as reader:
                 said = self._ends(*SAID)
-                if not soon(lambda: _is_decided(reader, said) and self._is_read(said)):
+                if not soon(lambda: _is_decided(reader, said) and self._is_read(said, deadline_s)):
                     return FlowSeen(answered=False, booked=False, payment=None)
                 # Only now: what payments made of it lies before these ends.
                 settled, kept = self._ends("settlements"), self._ends("payments")
@@ -111,9 +114,17 @@ class FlowLook:
             }
         )
 
-    def _is_read(self, ends: Mapping[Place, int]) -> bool:
+    def _is_read(self, ends: Mapping[Place, int], deadline_s: float) -> bool:
         group = self._catalogue.group("payments")
-        return self._nothing_left(ask_committed_positions(self._servers, group, ends), ends)
+        left_s = max(OFFSETS_S_MIN, deadline_s - time.monotonic())
+        try:
+            read = ask_committed_positions(self._servers, group, ends, patience_s=left_s)
+        except LaneFatal:
+            # A worker's transaction holds them and does not end: payments are not through. A
+            # cluster that is away says so when it is asked anything else.
+            self._ends(*SAID)
+            return False
+        return self._nothing_left(read, ends)
 
     def _is_booked(self, ends: Mapping[Place, int]) -> bool:
         with reading(self._engine) as connection:
@@ -135,12 +146,21 @@ class FlowLook:
             return None
         table = self._catalogue["payments"]
         key = record_key(merchant_id, order_id)
-        value = None
+        newest = None
         lane = partition_of(key, table.partitions)
         for record in TopicReader(self._servers).onward(table.name, lane, 0):
             if record.key == key:
-                value = record.value
-        return None if value is None else payment_from_record(self._decode(value))
+                newest = record
+        if newest is None or newest.value is None:
+            return None
+        try:
+            return payment_from_record(self._decode(newest.value))
+        except DecodeError as error:
+            raise UserError(
+                f"the payment of {merchant_id}:{order_id} at {table.name}[{lane}]@{newest.offset} "
+                f"cannot be read ({error}), so it may know the charge: see what `paystream verify` "
+                "says of it first."
+            ) from error
 
 
 def _is_decided(reader: Consumer, ends: Mapping[Place, int]) -> bool:

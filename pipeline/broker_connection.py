@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import struct
+import time
+from collections.abc import Callable
 
 from pipeline.kafka_wire import PREFIX, Malformed, Reader, framed
 from pipeline.secured import NotAuthenticated, authenticate, mechanism, secured_socket
@@ -15,6 +18,8 @@ _CLIENT = b"paystream"
 NO_ERROR = 0
 # What claims more is no answer of Kafka's: a batch is 16 MiB at most.
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
+# How soon a request that waits hears that it is to end.
+_HEARS_S = 0.25
 
 
 class Refused(Exception):
@@ -27,19 +32,40 @@ class Refused(Exception):
 
 class BrokerConnection:
     """One connection to one broker; a request is answered before the next is sent. OSError when
-    the broker goes away, Malformed when it does not speak Kafka, UserError when it does not let us
-    in."""
+    the broker goes away or takes too long, Malformed when it does not speak Kafka, UserError when
+    it does not let us in. After any of them, or where the memory did not suffice, it is closed:
+    what comes next would be the rest of an answer.
 
-    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+    ``timeout_s`` bounds connecting and each request as a whole, in however small pieces its answer
+    comes; ``deadline_s``, of the monotonic clock, and ``stopped`` end all of them.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        timeout_s: float,
+        *,
+        deadline_s: float = math.inf,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._ids = itertools.count(1)
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._stopped = stopped
+        self._until_s = self._bound()
         wanted = mechanism()
-        self._socket = secured_socket(host, port, timeout_s)
+        self._socket = secured_socket(host, port, self._left_s())
         if wanted is not None:
             try:
                 self._authenticate(wanted)
             except BaseException:
                 self._socket.close()
                 raise
+
+    @property
+    def is_closed(self) -> bool:
+        return self._socket.fileno() < 0
 
     def close(self) -> None:
         self._socket.close()
@@ -48,16 +74,22 @@ class BrokerConnection:
         """The answer, at the beginning of its body. ``flexible``: whether this version of the API
         is, in its headers as in its body."""
         wanted = next(self._ids)
+        self._until_s = self._bound()
         header = struct.pack(">hhih", api, version, wanted, len(_CLIENT)) + _CLIENT
         tags = b"\0" if flexible else b""
-        self._socket.sendall(framed(header + tags + body + tags))
-        (size,) = struct.unpack(">i", self._exactly(PREFIX))
-        if not 4 <= size <= ANSWER_BYTES_MAX:
-            raise Malformed(f"an answer of {size} bytes")
-        reader = Reader(self._exactly(size), flexible=flexible)
-        if reader.i32() != wanted:
-            raise Malformed("an answer to another request")
-        reader.tags()
+        try:
+            self._socket.settimeout(self._left_s())
+            self._socket.sendall(framed(header + tags + body + tags))
+            (size,) = struct.unpack(">i", self._exactly(PREFIX))
+            if not 4 <= size <= ANSWER_BYTES_MAX:
+                raise Malformed(f"an answer of {size} bytes")
+            reader = Reader(self._exactly(size), flexible=flexible)
+            if reader.i32() != wanted:
+                raise Malformed("an answer to another request")
+            reader.tags()
+        except BaseException:
+            self.close()
+            raise
         return reader
 
     def _authenticate(self, wanted: str) -> None:
@@ -79,8 +111,24 @@ class BrokerConnection:
     def _exactly(self, size: int) -> bytes:
         read = bytearray()
         while len(read) < size:
-            piece = self._socket.recv(size - len(read))
+            self._socket.settimeout(min(self._left_s(), _HEARS_S))
+            try:
+                piece = self._socket.recv(size - len(read))
+            except TimeoutError:
+                continue
             if not piece:
                 raise ConnectionResetError("the broker has closed the connection")
             read += piece
         return bytes(read)
+
+    def _bound(self) -> float:
+        return min(self._deadline_s, time.monotonic() + self._timeout_s)
+
+    def _left_s(self) -> float:
+        """Of what is under way."""
+        if self._stopped():
+            raise TimeoutError("ended before the broker had answered")
+        left_s = self._until_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the broker has not answered in time")
+        return left_s

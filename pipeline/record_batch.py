@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.broker_connection import NO_ERROR, BrokerConnection, Refused
+from pipeline.crc32c import crc32c
 from pipeline.kafka_wire import Malformed, Reader
 
 FETCH: Final = 1
@@ -25,6 +26,8 @@ _HEAD: Final = struct.Struct(">qiibIhiqqqhii")
 # Where the records begin, compressed or not.
 RECORDS_AT: Final = _HEAD.size
 _LENGTH_FROM: Final = 12
+_CHECKSUM: Final = struct.Struct(">I")
+_CHECKSUM_AT, _CHECKED_FROM = 17, 21
 _MAGIC: Final = 2
 _CODEC, _TRANSACTIONAL, _CONTROL = 0x07, 0x10, 0x20
 CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
@@ -44,6 +47,12 @@ class RecordBatch:
     visible: bool
     data: bytes
     is_control: bool = False
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether its bytes are other ones than its checksum was made of."""
+        (checksum,) = _CHECKSUM.unpack_from(self.data, _CHECKSUM_AT)
+        return bool(checksum != crc32c(memoryview(self.data)[_CHECKED_FROM:]))
 
     @property
     def codec_name(self) -> str:

@@ -1,8 +1,9 @@
 """Batches of records that no client of ours can unfold, and how a reader goes on behind them.
 
-A batch that zstd unfolds to more than the client takes, or one of a codec that it does not know:
-the client says so with an error that carries the batch's first offset, asks for the batch again,
-and never gets beyond it. What the reader needs to go on is in the batch's own head.
+A batch that zstd unfolds to more than the client takes, one of a codec that it does not know, or a
+frame of LZ4 with more bytes behind it, which a broker takes: the client says so with an error that
+carries the batch's first offset, asks for the batch again, and never gets beyond it. What the
+reader needs to go on is in the batch's own head.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from pipeline.record_batch import RecordBatch, fetch_batch
 # ``receive.message.max.bytes``). A topic takes 16 MiB; the client's default of 100,000,000 bytes is
 # soon reached from there. It is memory of the reader while the batch is read.
 UNFOLDED_BYTES_MAX: Final = 256 * 1024 * 1024
-# Of a client with check.crcs: the batch came as its writer's checksum says, and cannot be unfolded.
 _CODES: Final = frozenset({KafkaError._BAD_COMPRESSION, KafkaError._NOT_IMPLEMENTED})
+# What librdkafka 2.16 says of a batch that it has begun to unfold, so that its checksum was right;
+# bytes behind a frame of LZ4 have the code of damage.
+_UNFOLDING: Final = "Decompression "
 # The client asks again every half a second; a leader that has just changed is known by then.
 PATIENCE_S: Final = 30.0
 # Of each of two questions, while the reader does nothing else: a worker of the gateway stage counts
@@ -37,13 +40,17 @@ NOT_HAD: Final = (
 
 
 def is_unreadable(error: KafkaError | None) -> bool:
-    """Whether a consumer says that it cannot unfold a batch."""
-    return error is not None and error.code() in _CODES
+    """Whether a consumer with check.crcs says that it cannot unfold a batch, which came as its
+    writer's checksum says."""
+    if error is None:
+        return False
+    code = error.code()
+    return code in _CODES or (code == KafkaError._BAD_MSG and error.str().startswith(_UNFOLDING))
 
 
 def is_damaged(error: KafkaError | None) -> bool:
     """Whether a consumer says that a batch is not as its checksum says."""
-    return error is not None and error.code() == KafkaError._BAD_MSG
+    return error is not None and error.code() == KafkaError._BAD_MSG and not is_unreadable(error)
 
 
 def not_stepped_over(topic: str, partition: int, offset: int, why: object) -> str:
@@ -101,13 +108,17 @@ class UnreadableBatches:
 
 
 def batch_at(consumer: Any, topic: str, partition: int, offset: int) -> RecordBatch:
-    """The batch that holds this offset, from whoever leads the partition; one of NOT_HAD."""
+    """The batch that holds this offset, as it was written, from whoever leads the partition; one of
+    NOT_HAD."""
     known = consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_S)
     leader = known.brokers.get(known.topics[topic].partitions[partition].leader)
     if leader is None:
         raise Malformed(f"{topic}[{partition}] has no leader")
     broker = BrokerConnection(leader.host, leader.port, REQUEST_TIMEOUT_S)
     try:
-        return fetch_batch(broker, topic, partition, offset)
+        batch = fetch_batch(broker, topic, partition, offset)
     finally:
         broker.close()
+    if batch.is_damaged:
+        raise Malformed(f"the batch at {topic}[{partition}]@{offset} is not as its checksum says")
+    return batch

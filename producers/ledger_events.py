@@ -32,6 +32,7 @@ from pipeline.ledger.decisions import (
 )
 from pipeline.ledger.journal import Source
 from pipeline.runtime.cluster import cluster_and_topic_id, require_reachable
+from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.topic_reader import PastRecord, TopicReader
 from producers.payout_records import Companion, companions_of
 from schemas.codec import Codec
@@ -44,6 +45,8 @@ KEY = b"ledger"
 # How long a publication may take before it is given up, and the broker ends what a crash left open.
 TRANSACTION_TIMEOUT_S = 30.0
 METADATA_TIMEOUT_S = 10.0
+# A broker that froze is left for another leader only after its session, some ten seconds.
+LEADER_TIMEOUT_S = 30.0
 # Decisions published by one transaction, and what their bodies come to: most have some hundred
 # bytes, rows that are cleared some hundred KiB.
 PUBLISHED_TOGETHER_MAX = 500
@@ -280,15 +283,18 @@ def topic_source(bootstrap_servers: str, topic: str) -> Source:
 
 
 def topic_ranges(bootstrap_servers: str, topic: str) -> dict[int, tuple[int, int]]:
-    """First offset and end of each partition. UserError when the cluster is away."""
+    """First offset and end of each partition, waited for while one has no leader.
+
+    UserError when the cluster is away.
+    """
     consumer = Consumer(
         {**reaching(bootstrap_servers), "group.id": "paystream-past", "log_level": 0}
     )
     try:
         found = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
         return {
-            partition: consumer.get_watermark_offsets(
-                TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
+            partition: watermarks(
+                consumer, TopicPartition(topic, partition), timeout_s=LEADER_TIMEOUT_S
             )
             for partition in sorted(found.partitions)
         }

@@ -28,7 +28,7 @@ from pipeline.audit.report import Example, Findings
 from pipeline.audit.terms import DecisionSeen, decision_of
 from pipeline.kafka_wire import Malformed
 from pipeline.record_batch import read_batches
-from pipeline.unfolded import HEAVY_BYTES_MIN, is_heavy
+from pipeline.unfolded import HEAVY_BYTES_MIN, is_handed_out_in_part, is_heavy
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
@@ -383,7 +383,8 @@ def _heavy_to(value: bytes) -> int | None:
         return None
     if batch is None or batch.last_offset - batch.first_offset >= batch.records:
         return None
-    return batch.last_offset if is_heavy(batch, HEAVY_BYTES_MIN) else None
+    kept = is_heavy(batch, HEAVY_BYTES_MIN) or is_handed_out_in_part(batch)
+    return batch.last_offset if kept else None
 
 
 class Evidence:

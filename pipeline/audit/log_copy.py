@@ -28,7 +28,9 @@ from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
 from pipeline.record_batch import RecordBatch
+from pipeline.silent_batches import heads, is_silent
 from pipeline.unreadable import (
+    NOT_HAD,
     UNFOLDED_BYTES_MAX,
     CannotStepOver,
     UnreadableBatches,
@@ -467,11 +469,33 @@ class _Client:
                     if waited_s >= wait_s:
                         break
                 elif now - last_news > STALL_TIMEOUT_S:
-                    raise self._away(None)
+                    silent = self._silent({place: reached[place] for place in unfinished})
+                    if not silent:
+                        raise self._away(None)
+                    for place, batch in silent.items():
+                        on_unreadable(place, batch)
+                        behind = batch.last_offset + 1
+                        reached[place] = min(behind, spans[place][1])
+                        if reached[place] == spans[place][1]:
+                            unfinished.discard(place)
+                        consumer.seek(TopicPartition(*place, behind))
+                    now = last_news = time.monotonic()
                 last_look = now
         finally:
             consumer.unassign()
         return reached
+
+    def _silent(self, positions: Mapping[Place, int]) -> dict[Place, RecordBatch]:
+        """What lies at these positions, as far as the client says nothing of it."""
+        try:
+            found = heads(self._admin, positions, lambda: False)
+        except NOT_HAD:
+            return {}
+        return {
+            place: batch
+            for place, batch in found.items()
+            if is_silent(self._servers, place, batch, positions[place]) and not batch.is_damaged
+        }
 
     def _step_over(
         self, unreadable: UnreadableBatches, place: Place, offset: int

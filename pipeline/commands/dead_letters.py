@@ -49,7 +49,11 @@ Causes = Annotated[
 ]
 Stages = Annotated[
     list[str] | None,
-    typer.Option("--stage", help="Who refused it: payments, gateway, risk or ledger; repeatable."),
+    typer.Option(
+        "--stage",
+        help="Who refused it: payments, gateway, risk, ledger, notifications or webhooks; "
+        "repeatable.",
+    ),
 ]
 Topics = Annotated[
     list[str] | None, typer.Option("--topic", help="Where the input was; repeatable.")

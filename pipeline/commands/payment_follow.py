@@ -20,6 +20,7 @@ from pipeline.domain.recorded_refunds import RECORDED, transfer_of
 from pipeline.domain.records import event_from_record, payment_from_record
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
+from pipeline.runtime.partition_offsets import watermarks
 
 if TYPE_CHECKING:
     from schemas.codec import Codec
@@ -177,9 +178,7 @@ class PaymentReader:
             places = [TopicPartition(topic, partition) for topic in (self._events, self._payments)]
             # The read_committed end: what lies behind an open transaction is fresh.
             self._ends = {
-                place.topic: self._consumer.get_watermark_offsets(place, timeout=ANSWER_TIMEOUT_S)[
-                    1
-                ]
+                place.topic: watermarks(self._consumer, place, timeout_s=ANSWER_TIMEOUT_S)[1]
                 for place in places
             }
             self._consumer.assign([TopicPartition(p.topic, p.partition, 0) for p in places])

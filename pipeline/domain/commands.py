@@ -42,6 +42,7 @@ from pipeline.domain.model import Attempt, Payment, PaymentCommand
 from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payment import (
     COMMANDED_ATTEMPTS_MAX,
+    PENDING_CODES,
     UNDECIDED,
     amount_of,
     is_uncertain,
@@ -182,6 +183,7 @@ PAY_BEFORE_MUST_BE_AHEAD: Final = "pay_before_must_be_in_the_future"
 OPERATION_MUST_BE_THE_PAYMENTS: Final = "operation_must_be_the_payments"
 OPERATION_MUST_BE_NAMED: Final = "operation_must_be_named"
 OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
+REFERENCE_MUST_NOT_BE_ANOTHERS: Final = "gateway_reference_must_not_be_another_operations"
 SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
 PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
 REVIEW_MUST_BE_IN_TIME: Final = "review_must_be_in_time"
@@ -520,12 +522,17 @@ def _broken_recorded(payment: Payment, command: PaymentCommand) -> str | None:
 
 
 def unknown_attempts(payment: Payment) -> tuple[Attempt, ...]:
-    """What a person may say the outcome of, oldest first."""
+    """What a person may say the outcome of, oldest first. What its gateway has and is not done with
+    is no person's before the gateway was asked for long enough."""
     return tuple(
         each
         for each in payment.attempts
         if each.state in (INQUIRY_EXHAUSTED, CONTRADICTED)
-        or (is_uncertain(payment, each) and each.state in (INQUIRY_WAITING, INQUIRING))
+        or (
+            is_uncertain(payment, each)
+            and each.state in (INQUIRY_WAITING, INQUIRING)
+            and each.code not in PENDING_CODES
+        )
     )
 
 
@@ -541,13 +548,27 @@ def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
     attempt = resolvable(payment, command)
     if attempt is not None:
         other = command.amount_minor not in (None, amount_of(payment, attempt))
-        return AMOUNT_MUST_BE_AS_ASKED if other and attempt.kind not in MAIN_KINDS else None
+        if other and attempt.kind not in MAIN_KINDS:
+            return AMOUNT_MUST_BE_AS_ASKED
+        return REFERENCE_MUST_NOT_BE_ANOTHERS if _is_anothers(payment, attempt, command) else None
     wanted = command.operation_id
     if wanted is None:
         return OPERATION_MUST_BE_NAMED if unknown_attempts(payment) else OUTCOME_MUST_BE_UNKNOWN
     if any(each.operation_id == wanted for each in payment.attempts):
         return OUTCOME_MUST_BE_UNKNOWN
     return OPERATION_MUST_BE_THE_PAYMENTS
+
+
+def _is_anothers(payment: Payment, attempt: Attempt, command: PaymentCommand) -> bool:
+    """Whether the charge or refund that a person names has been booked as another operation's: its
+    money would be counted twice. Captures of one hold may share the hold's id."""
+    return command.decision == CHARGED and any(
+        each.kind == attempt.kind
+        and each.kind in (*MAIN_KINDS, REFUND)
+        and (each.gateway, each.gateway_reference) == (attempt.gateway, reference_of(command))
+        and has_succeeded(each.state)
+        for each in payment.attempts
+    )
 
 
 def choices(payment: Payment) -> str:

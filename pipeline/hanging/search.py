@@ -115,7 +115,7 @@ class Cluster:
             connection.close()
 
     def broker(self, node_id: int) -> BrokerConnection:
-        if node_id not in self._open:
+        if node_id not in self._open or self._open[node_id].is_closed:
             host, port = self._addresses[node_id]
             self._open[node_id] = BrokerConnection(host, port, REQUEST_TIMEOUT_S)
         return self._open[node_id]

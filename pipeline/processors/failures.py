@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec.structs import replace
 
 from pipeline.domain.decision import Decision
@@ -40,6 +42,9 @@ from pipeline.domain.routing import Route, facts_of, route
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 from pipeline.processors.reversals import with_successor
 from pipeline.processors.unknowns import known_by
+
+# Reason of a failure: the operation's own time is over, at whichever gateway.
+ORDER_TOO_OLD: Final = "order_too_old"
 
 
 def declined(

@@ -27,7 +27,7 @@ from pipeline.domain.risk import COUNTS_MISSING
 from pipeline.domain.validation import PAY_BEFORE_MUST_BE_AHEAD
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.decided import with_refused_approval
-from pipeline.processors.failures import gave_up
+from pipeline.processors.failures import ORDER_TOO_OLD, gave_up
 from pipeline.processors.permits import GIVEN, attempt_key, told_again
 from pipeline.processors.retries import REVIEW_ENDS
 
@@ -105,15 +105,20 @@ def permit_missing(
 def _begun(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     if _is_too_late(payment, now_ms):
         return _expired(payment, attempt, now_ms)
+    before = any(
+        each.tries and each.operation_id == attempt.operation_id for each in payment.attempts
+    )
+    # The operation's time goes on, whichever gateway has it.
+    not_after_ms = charge_deadline_ms(payment, attempt, policy) if before else 0
+    if before and now_ms >= not_after_ms:
+        late = replace(attempt, code=ORDER_TOO_OLD)
+        return gave_up(payment, late, ORDER_TOO_OLD, now_ms)
     started = replace(
         attempt,
         tries=1,
         permit=GIVEN,
         started_at_ms=now_ms,
         send_within_ms=policy.send_within_ms,
-    )
-    before = any(
-        each.tries and each.operation_id == attempt.operation_id for each in payment.attempts
     )
     if before:
         told = FAILOVER_STARTED
@@ -128,11 +133,7 @@ def _begun(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> D
         reason=payment.reason,
         detail=attempt.routed_because,
     )
-    request = request_of(changed, started)
-    if before:
-        # The operation's time goes on, whichever gateway has it.
-        not_after_ms = charge_deadline_ms(changed, started, policy)
-        request = replace(request, not_after_ms=not_after_ms)
+    request = replace(request_of(changed, started), not_after_ms=not_after_ms)
     return decision(changed, request, event)
 
 

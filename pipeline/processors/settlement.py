@@ -80,7 +80,13 @@ from pipeline.domain.routing import Route, profile_of
 from pipeline.domain.tiers import tier_not_shorter
 from pipeline.processors.commands import with_waiting_commands
 from pipeline.processors.disputes import with_founded
-from pipeline.processors.failures import declined, gave_up, moved_on, next_gateway
+from pipeline.processors.failures import (
+    ORDER_TOO_OLD,
+    declined,
+    gave_up,
+    moved_on,
+    next_gateway,
+)
 from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import process_request_letter
 from pipeline.processors.permit_answers import permit_missing
@@ -107,7 +113,6 @@ SEND_WINDOW_OPEN: Final = "send_window_open"
 
 # Reasons of a failure.
 GATEWAY_UNAVAILABLE: Final = "gateway_unavailable"
-ORDER_TOO_OLD: Final = "order_too_old"
 REVERSAL_TOO_OLD: Final = "reversal_too_old"
 KEY_RETENTION_PASSED: Final = "key_retention_passed"
 RESENDS_EXHAUSTED: Final = "resends_exhausted"

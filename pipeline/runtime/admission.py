@@ -196,6 +196,9 @@ class Admission:
         """Whether it was named to be paused, and not yet to be resumed."""
         return partition in self._buffers[topic].paused
 
+    def holds(self, topic: str, partition: int) -> bool:
+        return bool(self._buffers[topic].queues.get(partition))
+
     def buffered(self, topic: str) -> int:
         return self._buffers[topic].count
 

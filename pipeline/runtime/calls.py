@@ -4,7 +4,8 @@ The worker's main thread hands calls over and takes finished ones back; the two 
 and nowhere else. A gate is asked before a call begins, and may answer in its place. A call that
 outlives its soft deadline, or that is slow at a gateway in trouble, is parked: it is answered
 ``unknown``, so that it cannot hold up its partition, and what it did is found out by inquiry. What
-a parked inquiry hears all the same is kept for the next question about that attempt (``heard``).
+a parked inquiry hears all the same is kept for the next question about that attempt (``heard``);
+and where there may be none, since the payment has ended as something else, it is told by itself.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from itertools import chain
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.domain.answer import UNKNOWN, GatewayAnswer
 from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.payment import INQUIRE
 from pipeline.gateways.port import Gateway
-from pipeline.runtime.heard import Heard, stays_true
+from pipeline.runtime.heard import Heard, ends_otherwise, stays_true
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 from pipeline.runtime.surroundings import REAL, Surroundings
 
@@ -44,7 +46,8 @@ class Call(Struct, eq=False):
     """One request on its way. ``token`` is the caller's own, handed back untouched, and so is
     ``read_before``: whether somebody may have made this call already. ``appended_at_ms`` and
     ``partition`` are its request's; ``keeps``: whether what it hears too late is kept;
-    ``is_of_before``: only what stays true of it, since the operation was sent again."""
+    ``is_of_before``: only what stays true of it, since the operation was sent again. ``is_late``:
+    not the end of a call, which was told before, but the answer that came to it all the same."""
 
     token: Any
     request: PaymentRequest
@@ -60,6 +63,7 @@ class Call(Struct, eq=False):
     partition: int = -1
     keeps: bool = True
     is_of_before: bool = False
+    is_late: bool = False
 
 
 class Calls:
@@ -275,16 +279,23 @@ class Calls:
         answer = _PARKED if task.cancelled() else task.result()
         if call.permit is not None:
             self.gate.ended(call.permit, answer)
-        if (
-            call.answer is not None
-            and call.request.kind == INQUIRE
-            and call.keeps
-            and (not call.is_of_before or stays_true(call.request.operation_kind, answer))
-        ):
-            self._heard.keep(call.request, answer, call.appended_at_ms, call.partition)
+        if call.answer is not None:
+            self._hear(call, answer)
         self._is_over(call)
         self._end(call, answer)
         self._fill(call.request.gateway)
+
+    def _hear(self, call: Call, answer: GatewayAnswer) -> None:
+        """The answer to a call that nobody waits for any more."""
+        request = call.request
+        asks = request.kind == INQUIRE
+        kind = request.operation_kind if asks else request.kind
+        counts = stays_true(kind, answer) or (asks and call.keeps and not call.is_of_before)
+        if not counts:
+            return
+        self._heard.keep(request, answer, call.appended_at_ms, call.partition)
+        if ends_otherwise(kind, answer):
+            self._finished.append(replace(call, answer=answer, task=None, is_late=True))
 
     def _is_over(self, call: Call) -> None:
         """Nothing is to be heard of it any more."""

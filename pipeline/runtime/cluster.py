@@ -169,6 +169,8 @@ def ask_committed_positions(
     group_id: str,
     partitions: Iterable[tuple[str, int]],
     surroundings: Surroundings = REAL,
+    *,
+    patience_s: float = STABLE_OFFSETS_TIMEOUT_S,
 ) -> Mapping[tuple[str, int], int]:
     """``committed_positions`` by a consumer that names the group and never joins it.
 
@@ -184,7 +186,7 @@ def ask_committed_positions(
         }
     )
     try:
-        return committed_positions(bystander, partitions)
+        return committed_positions(bystander, partitions, patience_s=patience_s)
     finally:
         bystander.close()
 
@@ -198,20 +200,22 @@ def committed_positions(
     partitions: Iterable[tuple[str, int]],
     *,
     stopped: Callable[[], bool] = lambda: False,
+    patience_s: float = STABLE_OFFSETS_TIMEOUT_S,
 ) -> Mapping[tuple[str, int], int]:
     """The group's stable committed offset of every partition.
 
     Stable: offsets that belong to an open transaction are waited for (the client asks for that
-    with isolation.level=read_committed). A partition without one is refused by name. Raises
-    StoppedWaiting soon after ``stopped`` says so.
+    with isolation.level=read_committed), for ``patience_s``; then LaneFatal is raised. A partition
+    without one is refused by name. Raises StoppedWaiting soon after ``stopped`` says so.
     """
     asked = [TopicPartition(topic, partition) for topic, partition in partitions]
     if not asked:
         return {}
-    deadline = time.monotonic() + STABLE_OFFSETS_TIMEOUT_S
+    deadline = time.monotonic() + patience_s
+    slice_s = min(STABLE_OFFSETS_SLICE_S, patience_s)
     while True:
         try:
-            answered = consumer.committed(asked, timeout=STABLE_OFFSETS_SLICE_S)
+            answered = consumer.committed(asked, timeout=slice_s)
             broken = [tp for tp in answered if tp.error is not None]
             if not broken:
                 break
@@ -234,7 +238,7 @@ def committed_positions(
             if passing and time.monotonic() > deadline:
                 raise LaneFatal(
                     f"the group's committed offsets cannot be had after "
-                    f"{STABLE_OFFSETS_TIMEOUT_S:.0f} s ({error}); an open transaction may hold "
+                    f"{patience_s:.0f} s ({error}); an open transaction may hold "
                     "them, see docs/operations.md"
                 ) from error
             if not passing:

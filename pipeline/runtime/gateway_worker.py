@@ -39,6 +39,7 @@ from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.prefix import PartitionPrefix
+from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table_worker import (
     DRAIN_S_MAX,
@@ -50,7 +51,7 @@ from pipeline.runtime.table_worker import (
 )
 from pipeline.runtime.too_large import TooLarge
 from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
-from pipeline.runtime.work import Outcome, Outgoing
+from pipeline.runtime.work import Outcome, Outgoing, TopicPartitionKey
 from pipeline.runtime.worker_spec import WorkerSpec
 from pipeline.unreadable import UnreadableBatches, is_unreadable
 from schemas.errors import RegistryUnavailable
@@ -68,6 +69,9 @@ STOOD_STILL_S_MAX = 7.0
 # A worker that was replaced by one of its own identity hears it with its next heartbeat, and takes
 # what arrives until then: a heartbeat's interval and a second.
 REPLACED_HEARS_S = 3.0
+
+# Late answers that wait for a transaction; the oldest go first. Notices and reports tell as well.
+WORDS_MAX = 10_000
 
 Finished = tuple[list[Outgoing], Call | None]
 
@@ -109,6 +113,7 @@ class GatewayWorker:
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._heavy = HeavyBatches()
+        self._standstill = Standstill(surroundings.monotonic_s)
         # The partitions of which the client is not given what comes next: see HeavyBatches.
         self._bringing: set[int] = set()
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
@@ -125,6 +130,10 @@ class GatewayWorker:
         self._submitted_s = 0.0
         self._ready_since_s: float | None = None
         self._ready_records = 0
+        # What calls heard that had been given up. It answers no request, so it goes with the next
+        # transaction, whichever requests that is about.
+        self._words: list[Outgoing] = []
+        self._words_told: list[Outgoing] = []
         self._closing = False
         # Whether this process has had partitions: from then on no other one has its identity.
         self._is_member = False
@@ -161,6 +170,7 @@ class GatewayWorker:
         self._guard.start()
         if self._outside.has_brokers:
             self._heavy.open(spec.bootstrap_servers, self._guard.deaths)
+            self._standstill.open(spec.bootstrap_servers)
         self._consumer.subscribe(
             [self._stage.topic],
             on_assign=self._on_assign,
@@ -178,6 +188,7 @@ class GatewayWorker:
             raise
         finally:
             self._guard.close()
+            self._standstill.close()
             self._calls.close()
             self._commits.close()
             # Closing revokes; what is still under way has failed, and committing more there would
@@ -254,7 +265,9 @@ class GatewayWorker:
             # Only partitions are fetched that have less than their share.
             room = limit // max(1, len(self._prefixes))
         epoch = self._epoch
+        passed = self._pass_over_silent()
         messages = self._consumer.consume(min(FETCH_RECORDS_MAX, max(1, room)), 0)
+        messages = [*passed, *messages]
         if self._heavy and self._epoch == epoch:
             messages = [*messages, *self._heavy.bring(lambda tp: tp[1] in self._bringing)]
         if not messages and (tracked or not self._held):
@@ -333,6 +346,28 @@ class GatewayWorker:
             self._calls.start(calls)
         return bool(messages)
 
+    def _pass_over_silent(self) -> list[UnreadableBatch]:
+        """What stands for batches of which the client brings nothing, with it put behind them."""
+        if not self._standstill.is_due:
+            return []
+        topic = self._stage.topic
+        positions = {(topic, p): offset for p, offset in self._positions.items()}
+        found = self._standstill.take(positions, self._waits_for)
+        for each in found:
+            self._consumer.seek(TopicPartition(topic, each.partition(), each.offset() + 1))
+        return found
+
+    def _waits_for(self, tp: TopicPartitionKey) -> bool:
+        """Whether all that came of a partition is committed, and the client may bring more."""
+        partition = tp[1]
+        return not (
+            partition not in self._fetched
+            or self._prefixes[partition].size
+            or self._held.count(partition)
+            or self._heavy.has_ahead(tp)
+            or (self._under_way is not None and tp in self._under_way.offsets)
+        )
+
     def _read(self, messages: list[Any]) -> Iterator[Any]:
         """The records of these messages; one stands for a batch that cannot be unfolded."""
         for message in messages:
@@ -372,7 +407,11 @@ class GatewayWorker:
             if answer is None:
                 continue
             said = result(record, call.request, answer, now_ms, read_before=call.read_before)
+            if call.is_late:
+                self._words.append(said)
+                continue
             prefix.finish(record.offset, ([said], call))
+        del self._words[:-WORDS_MAX]
         self._became_ready(len(ended))
         self._metrics.calls_in_flight.set(self._calls.in_flight)
 
@@ -407,6 +446,8 @@ class GatewayWorker:
         self._ready_records = 1 if more else 0
         if not batch.records:
             return
+        batch.outputs.extend(self._words)
+        self._words_told, self._words = self._words, []
         self._under_way = batch
         self._submitted_s = self._monotonic_s()
         self._commits.submit(batch.seal())
@@ -424,8 +465,13 @@ class GatewayWorker:
             STAGE, outcome.value, self._monotonic_s() - self._submitted_s, self._lane.rebuilds
         )
         self._lane.rebuilds = 0
-        self._too_large.ended(batch, outcome, self._lane.too_large)
+        too_large = self._lane.too_large
+        if too_large is not None and too_large >= len(batch.outputs) - len(self._words_told):
+            # No request is to blame for it.
+            self._words_told, too_large = [], None
+        self._too_large.ended(batch, outcome, too_large)
         if outcome is Outcome.ABORTED:
+            self._words = [*self._words_told, *self._words]
             self._rewind()
             return
         for (_, partition), offset in batch.offsets.items():

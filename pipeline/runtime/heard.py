@@ -3,9 +3,10 @@
 A gateway that looks up slowly, beside calls that hang, would never be heard otherwise: each
 question is given up before its answer comes. What may be made of a late word:
 
-- ``succeeded`` stays true of a charge, an authorization, a capture or a void. It is the next
-  question's answer, and nobody is asked. A refund may come back after it, so of one the gateway is
-  asked again as below, and the success counts where no newer word says so.
+- ``succeeded`` stays true of a charge, an authorization, a capture or a void. It is the answer of
+  every later question, and nobody is asked. A refund may come back after it, so of one the gateway
+  is asked again as below, and the success counts where no newer word says so. That it came back
+  stays true as well, whatever an answer says that may have been looked up before.
 - ``declined`` and ``not_found`` are said of their moment, so the gateway is asked again and a newer
   word counts instead. Only where that question gets no answer either is the earlier word taken: a
   decline as what it is, final for its key; "not found" beside the answer "unknown", with the time
@@ -20,6 +21,10 @@ gateway looked. Clocks differ, so when an operation is sent again, all that was 
 key is forgotten, but for a success that stays true: both come through the same partition, in the
 order in which they were decided.
 All of it is memory of one worker. Another one asks for itself.
+
+There may be no next question: the payment may have ended by another word, by silence, or by a
+person's. So what makes another end of it (``ends_otherwise``) is told by itself as well, with the
+next transaction of the worker: evidence like any other.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ from pipeline.domain.health import NOT_CALLED_CODES
 from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.payment import HEARD_PENDING
+from pipeline.domain.reversals import RETURNED
 
 # Words that nobody has asked for yet, a kilobyte each at most; the oldest go first. Whose word is
 # gone is asked about again.
@@ -95,21 +101,23 @@ class Heard:
             self._words.pop(next(iter(self._words)))
 
     def success(self, request: PaymentRequest) -> GatewayAnswer | None:
-        """The answer of a question that need not be asked, because an earlier one succeeded."""
-        if request.operation_kind == REFUND:
-            return None
+        """The answer of a question that need not be asked, because an earlier one succeeded. Known
+        on, since the transaction that tells it may be aborted, and the question asked again."""
         word = self._words.get(_asked(request))
-        if word is None or word.answer.outcome != SUCCEEDED:
+        if word is None or not stays_true(request.operation_kind, word.answer):
             return None
-        return self._words.pop(_asked(request)).answer
+        return word.answer
 
     def instead(self, request: PaymentRequest, answer: GatewayAnswer) -> GatewayAnswer:
         """What is said of a question that ended, or was given up, with this answer. It has been
-        asked by now, so whatever was known before serves this once."""
-        word = self._words.pop(_asked(request), None)
-        if word is None or answer.outcome == SUCCEEDED:
+        asked by now, so what was known before serves this once, unless no answer undoes it."""
+        word = self._words.get(_asked(request))
+        if word is None:
             return answer
-        if answer.outcome == DECLINED and not stays_true(request.operation_kind, word.answer):
+        if ends_otherwise(request.operation_kind, word.answer):
+            return answer if answer.outcome == word.answer.outcome else word.answer
+        del self._words[_asked(request)]
+        if answer.outcome in (SUCCEEDED, DECLINED):
             return answer
         if word.answer.outcome == SUCCEEDED:
             return word.answer
@@ -143,6 +151,14 @@ class Heard:
 def stays_true(kind: str, answer: GatewayAnswer) -> bool:
     """Whether nothing that the gateway does or says afterwards undoes this word."""
     return answer.outcome == SUCCEEDED and kind != REFUND
+
+
+def ends_otherwise(kind: str, answer: GatewayAnswer) -> bool:
+    """Whether this word changes a payment that has ended without it: money was taken that nobody
+    knew of, or a refund came back. All else that it says is known by then, or contradicts it."""
+    return (stays_true(kind, answer) and bool(answer.gateway_reference)) or (
+        kind == REFUND and (answer.outcome, answer.code) == (DECLINED, RETURNED)
+    )
 
 
 # From the word that says least to the one that says most.

@@ -1,9 +1,11 @@
-"""Batches that are more than a worker has memory for, found before its client fetches them.
+"""Batches that a worker's client must not be given, found before it fetches them.
 
 The client unfolds a batch before anybody sees its records, and 1 MiB of gzip may be 1 GiB: a worker
 with less is killed there, and its successor after it. So what lies behind the committed positions
 is looked at first, over a connection of our own, for as far as one life may fetch before its first
 commit. A worker that dies of a batch that came while it ran dies of it once.
+
+A batch of which the client would hand out only a part, and say nothing, is found by the same look.
 
 Where there is such a batch, the client begins behind it. What lies before it is brought by a client
 of its own, in requests that end exactly there; the batch itself is an ``UnreadableBatch``.
@@ -20,15 +22,19 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from pipeline.broker_connection import BrokerConnection, Refused
+from pipeline.broker_connection import BrokerConnection
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
-from pipeline.kafka_wire import Malformed
 from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
 from pipeline.runtime.work import TopicPartitionKey
-from pipeline.unfolded import HEAVY_BYTES_MIN, is_heavy, most_unfolded
+from pipeline.unfolded import (
+    HEAVY_BYTES_MIN,
+    is_handed_out_in_part,
+    is_heavy,
+    most_unfolded,
+)
 from pipeline.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, batch_at, is_unreadable
 
 _log = logging.getLogger(__name__)
@@ -43,10 +49,14 @@ FETCH_BYTES: Final = 4 * 1024 * 1024
 RUN_BYTES: Final = 256 * 1024
 # Taken at a time, of what has come.
 RUN_RECORDS: Final = 10_000
-REQUEST_TIMEOUT_S: Final = 10.0
-# The look is part of a rebalance, and a member that takes too long for one is left out of the
-# group. What such batches hold is kept until they are dead letters. Where either is over, the
-# client begins behind what was found; what ends a worker there, the next one finds.
+# Of one leader, so that a silent one leaves time for two others.
+REQUEST_TIMEOUT_S: Final = 5.0
+# How soon it hears of a stop while it waits for the first broker.
+HEARS_S: Final = 0.5
+# All of the look, also where brokers do not answer, or in drops: it is part of a rebalance, and a
+# member that takes too long for one is left out of the group. What such batches hold is kept until
+# they are dead letters. Where either is over, the client begins behind what was found; what ends a
+# worker there, the next one finds.
 LOOK_TIMEOUT_S: Final = 15.0
 KEPT_BYTES: Final = 8 * 1024 * 1024
 # Between two looks whether a run has come, and then until it is unfolded.
@@ -64,14 +74,15 @@ def bytes_max(deaths: int) -> int:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A batch before a heavy one, or that one itself (``heavy`` holds it then)."""
+    """A batch before one that is kept from the client, or that one itself: ``kept`` is what stands
+    for it then."""
 
     first_offset: int
     last_offset: int
     size: int
     most_unfolded: int
     visible: bool
-    heavy: RecordBatch | None
+    kept: UnreadableBatch | None
 
 
 class _Limits:
@@ -83,8 +94,29 @@ class _Limits:
         self._deadline_s = time.monotonic() + LOOK_TIMEOUT_S
 
     def are_reached(self) -> bool:
-        return (
-            self.kept_bytes > KEPT_BYTES or time.monotonic() > self._deadline_s or self._stopped()
+        return self.kept_bytes > KEPT_BYTES or self._is_over()
+
+    def _is_over(self) -> bool:
+        return time.monotonic() > self._deadline_s or self._stopped()
+
+    def known(self, bootstrap_servers: str) -> Any:
+        """What the brokers say of the cluster; asked in pieces, so that a stop is heard."""
+        admin = AdminClient({**reaching(bootstrap_servers), "log_level": 0})
+        until_s = min(self._deadline_s, time.monotonic() + REQUEST_TIMEOUT_S)
+        while True:
+            try:
+                return admin.list_topics(timeout=HEARS_S)
+            except KafkaException:
+                if self._stopped() or time.monotonic() > until_s:
+                    raise
+
+    def connected(self, address: Any) -> BrokerConnection:
+        return BrokerConnection(
+            str(address.host),
+            address.port,
+            REQUEST_TIMEOUT_S,
+            deadline_s=self._deadline_s,
+            stopped=self._stopped,
         )
 
 
@@ -139,9 +171,9 @@ class HeavyBatches:
         self.clear()
         if not self._servers:
             return
+        limits = _Limits(stopped)
         try:
-            admin = AdminClient({**reaching(self._servers), "log_level": 0})
-            known = admin.list_topics(timeout=REQUEST_TIMEOUT_S)
+            known = limits.known(self._servers)
             leaders: dict[int, dict[TopicPartitionKey, int]] = {}
             for (topic, number), position in positions.items():
                 leader = known.topics[topic].partitions[number].leader
@@ -149,64 +181,74 @@ class HeavyBatches:
         except NOT_HAD as error:
             _log.warning("what lies ahead is not looked at: %s", error)
             return
-        limits = _Limits(stopped)
         for leader, places in leaders.items():
             try:
-                address = known.brokers[leader]
-                broker = BrokerConnection(str(address.host), address.port, REQUEST_TIMEOUT_S)
-                try:
-                    self._look(broker, places, limits)
-                finally:
-                    broker.close()
-            except NOT_HAD as error:
+                self._look(known.brokers[leader], places, limits)
+            except (MemoryError, *NOT_HAD) as error:
                 _log.warning(
                     "what lies ahead in %d partitions is not looked at: %s", len(places), error
                 )
 
-    def _look(
-        self, broker: BrokerConnection, places: Mapping[TopicPartitionKey, int], limits: _Limits
-    ) -> None:
-        for tp, end in stable_ends(broker, places).items():
-            if places[tp] >= end:
-                continue
-            try:
-                seen = self._seen_of(_ahead(broker, tp, places[tp]), tp, limits)
-            except (Refused, Malformed, MemoryError) as error:
-                _log.warning("what lies ahead in %s[%d] is not looked at: %s", *tp, error)
-                continue
-            if seen:
-                self._seen[tp] = seen
-                self._next[tp] = places[tp]
+    def _look(self, address: Any, places: Mapping[TopicPartitionKey, int], limits: _Limits) -> None:
+        broker = limits.connected(address)
+        try:
+            for tp, end in stable_ends(broker, places).items():
+                if places[tp] >= end:
+                    continue
+                if broker.is_closed:
+                    broker = limits.connected(address)
+                if seen := self._seen_of(broker, tp, places[tp], limits):
+                    self._seen[tp] = seen
+                    self._next[tp] = places[tp]
+        finally:
+            broker.close()
 
     def _seen_of(
-        self, ahead: Iterator[RecordBatch], tp: TopicPartitionKey, limits: _Limits
+        self, broker: BrokerConnection, tp: TopicPartitionKey, position: int, limits: _Limits
     ) -> list[_Seen]:
-        """Up to the last heavy one."""
+        """Up to the last that is kept from the client, as far as it could be looked at."""
         seen: list[_Seen] = []
         length = 0
-        for batch in ahead:
-            if limits.are_reached():
-                _log.warning("%s[%d]: not looked at from offset %d on", *tp, batch.first_offset)
-                break
-            heavy = is_heavy(batch, self._bytes_max)
-            seen.append(
-                _Seen(
-                    batch.first_offset,
-                    batch.last_offset,
-                    len(batch.data),
-                    0 if heavy else most_unfolded(batch),
-                    batch.visible,
-                    batch if heavy else None,
+        try:
+            for batch in _ahead(broker, tp, position):
+                if limits.are_reached():
+                    _log.warning("%s[%d]: not looked at from offset %d on", *tp, batch.first_offset)
+                    break
+                kept = self._kept(batch, tp)
+                seen.append(
+                    _Seen(
+                        batch.first_offset,
+                        batch.last_offset,
+                        len(batch.data),
+                        0 if kept else most_unfolded(batch),
+                        batch.visible,
+                        kept,
+                    )
                 )
-            )
-            if heavy:
-                length = len(seen)
-                limits.kept_bytes += len(batch.data)
-                _log.warning(
-                    "%s[%d]: offsets %d to %d unfold to more than %d MiB; going on behind them",
-                    *tp, batch.first_offset, batch.last_offset, self._bytes_max >> 20,
-                )  # fmt: skip
+                if kept:
+                    length = len(seen)
+                    limits.kept_bytes += len(batch.data)
+        except (MemoryError, *NOT_HAD) as error:
+            reached = seen[-1].last_offset + 1 if seen else position
+            _log.warning("%s[%d]: not looked at from offset %d on: %s", *tp, reached, error)
         return seen[:length]
+
+    def _kept(self, batch: RecordBatch, tp: TopicPartitionKey) -> UnreadableBatch | None:
+        """What stands for this batch if the client must not be given it."""
+        if is_heavy(batch, self._bytes_max):
+            why, bytes_max = f"unfold to more than {self._bytes_max >> 20} MiB", self._bytes_max
+        elif is_handed_out_in_part(batch):
+            why, bytes_max = "are gzip of several members, of which the client reads one", 0
+        else:
+            return None
+        if batch.is_damaged:
+            # Nobody's doing; the client says so by itself, before it unfolds anything.
+            return None
+        _log.warning(
+            "%s[%d]: offsets %d to %d %s; going on behind them",
+            *tp, batch.first_offset, batch.last_offset, why,
+        )  # fmt: skip
+        return UnreadableBatch(*tp, batch, bytes_max)
 
     def begin(self, tp: TopicPartitionKey, position: int) -> int:
         """Where the client begins, for a worker that goes on from this position: what is before
@@ -232,8 +274,8 @@ class HeavyBatches:
     def _bring(self, tp: TopicPartitionKey) -> list[Any]:
         position = self._next[tp]
         ahead = [each for each in self._seen[tp] if each.last_offset >= position]
-        if (heavy := ahead[0].heavy) is not None:
-            messages, position = self._stand_in(tp, heavy, self._bytes_max), heavy.last_offset + 1
+        if (kept := ahead[0].kept) is not None:
+            messages, position = [kept] if ahead[0].visible else [], kept.offset() + 1
         else:
             messages, position = self._read(tp, self._run(tp, ahead))
         if position > self._seen[tp][-1].last_offset:
@@ -249,7 +291,7 @@ class HeavyBatches:
         size = unfolded = 0
         for each in ahead:
             size, unfolded = size + each.size, unfolded + each.most_unfolded
-            if each.heavy is not None or (run and (size > RUN_BYTES or unfolded > self._bytes_max)):
+            if each.kept is not None or (run and (size > RUN_BYTES or unfolded > self._bytes_max)):
                 break
             run.append(each)
         # One that was refused is asked for again by itself.
@@ -278,7 +320,8 @@ class HeavyBatches:
                         self._refused[tp] = offset
                         return messages, offset
                     batch = batch_at(client, *tp, offset)
-                    return self._stand_in(tp, batch, 0), batch.last_offset + 1
+                    stands = [UnreadableBatch(*tp, batch)] if batch.visible else []
+                    return stands, batch.last_offset + 1
         except UserError:
             raise
         except NOT_HAD as error:
@@ -294,10 +337,6 @@ class HeavyBatches:
             return [], position
         reached = messages[-1].offset()
         return messages, behind if reached >= last else reached + 1
-
-    @staticmethod
-    def _stand_in(tp: TopicPartitionKey, batch: RecordBatch, bytes_max: int) -> list[Any]:
-        return [UnreadableBatch(*tp, batch, bytes_max)] if batch.visible else []
 
     def _client(self, answer_bytes: int) -> Any:
         """One that asks once, for so many bytes of a partition: what is more the broker cuts off,

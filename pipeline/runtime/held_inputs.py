@@ -28,6 +28,9 @@ class HeldInputs:
     def __bool__(self) -> bool:
         return bool(self._queues)
 
+    def holds(self, tp: TopicPartitionKey) -> bool:
+        return tp in self._queues
+
     def clear(self) -> None:
         """Everything is read again from the last committed positions."""
         self._queues.clear()

@@ -45,6 +45,7 @@ from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
 from pipeline.runtime.restore import Restorer
+from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.table import Table
@@ -150,6 +151,7 @@ class TableWorker(Generic[V]):
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._heavy = HeavyBatches()
+        self._standstill = Standstill(surroundings.monotonic_s)
         # The last of them in each partition until it is committed; nearly always there is none.
         self._stepped_over: dict[TopicPartitionKey, int] = {}
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
@@ -212,6 +214,7 @@ class TableWorker(Generic[V]):
         self._suspects.start()
         if self._outside.has_brokers:
             self._heavy.open(spec.bootstrap_servers, self._suspects.deaths)
+            self._standstill.open(spec.bootstrap_servers)
         self._consumer.subscribe(
             [lane.topic for lane in self._stage.lanes],
             on_assign=self._on_assign,
@@ -229,6 +232,7 @@ class TableWorker(Generic[V]):
             raise
         finally:
             self._suspects.close()
+            self._standstill.close()
             self._restorer.stop()
             self._commits.close()
             # Closing revokes; what is still under way has failed, and waiting for it there would
@@ -291,7 +295,8 @@ class TableWorker(Generic[V]):
     def _consume(self) -> bool:
         """Move what has arrived into the buffers; True when there was something."""
         epoch = self._epoch
-        messages = self._consumer.consume(FETCH_RECORDS_MAX, 0)
+        passed = self._pass_over_silent()
+        messages = [*passed, *self._consumer.consume(FETCH_RECORDS_MAX, 0)]
         if self._heavy and self._epoch == epoch:
             messages = [*messages, *self._bring()]
         if not messages and not self._admission.ready:
@@ -324,6 +329,23 @@ class TableWorker(Generic[V]):
         if pause:
             self._consumer.pause([TopicPartition(*tp) for tp in pause])
         return bool(messages)
+
+    def _pass_over_silent(self) -> list[UnreadableBatch]:
+        """What stands for batches of which the client brings nothing, with it put behind them."""
+        found = self._standstill.take(self._positions, self._waits_for)
+        for each in found:
+            self._consumer.seek(TopicPartition(each.topic(), each.partition(), each.offset() + 1))
+        return found
+
+    def _waits_for(self, tp: TopicPartitionKey) -> bool:
+        """Whether all that came of a partition is committed, and the client may bring more."""
+        return not (
+            self._admission.holds(*tp)
+            or self._admission.is_paused(*tp)
+            or self._held.holds(tp)
+            or self._heavy.has_ahead(tp)
+            or any(tp in batch.offsets for batch in (self._batch, self._under_way) if batch)
+        )
 
     def _bring(self) -> list[Any]:
         """What lies before a batch that the client is not given, or what stands for that one. The

@@ -14,6 +14,7 @@ from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import GatewayNotification, PaymentCommand
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.records import to_record
+from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Journal, Progress
@@ -106,6 +107,33 @@ def test_a_word_has_to_be_read_and_what_came_of_it_to_be_booked(flow: Flow) -> N
     assert flow.seen() == (True, True)
     assert flow.look.seen("shop", "1").payment == story.payment
     assert flow.look.seen("", "").payment is None
+
+
+def test_offsets_that_a_transaction_holds_are_no_cluster_that_is_away(flow: Flow) -> None:
+    """A payments worker that died, or is long about it: it has not read what was said."""
+    ReconciliationPublisher(flow.kafka, flow.catalogue, default_codec()).words([WORD])
+    group = {"bootstrap.servers": flow.kafka, "group.id": flow.catalogue.group("payments")}
+    member = Consumer(group)
+    read = TopicPartition(flow.catalogue.name("gateway-notifications"), flow.lane, 1)
+    flow.producer.begin_transaction()
+    flow.producer.send_offsets_to_transaction([read], member.consumer_group_metadata(), 30)
+    assert flow.seen() == (False, False)
+    flow.producer.commit_transaction(30)
+    member.close()
+    assert flow.seen() == (True, True)
+
+
+def test_a_payment_that_cannot_be_read_is_named(flow: Flow) -> None:
+    """It may know the charge; a person has to see which record it is."""
+    flow.producer.begin_transaction()
+    flow.write("payments", "payment", Story().payment)
+    flow.producer.produce(
+        flow.catalogue.name("payments"), b"damaged", record_key("shop", "1"), partition=flow.lane
+    )
+    flow.producer.commit_transaction(30)
+    named = rf"shop:1 at {flow.catalogue.name('payments')}\[{flow.lane}\]@1 cannot be read"
+    with pytest.raises(UserError, match=named):
+        flow.look.seen("shop", "1")
 
 
 def test_what_a_person_has_resolved_has_to_be_read(flow: Flow) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.audit.verify import Sources, verify
 from pipeline.config import load_settings
+from pipeline.record_batch import CODECS
 from pipeline.runtime import heavy_batches
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.runtime.worker_spec import WorkerSpec
@@ -17,7 +18,7 @@ from pipeline.unfolded import HEAVY_BYTES_MIN
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
 from tests.support.foreign_transaction import open_transaction_with
 from tests.support.limited_worker import MEMORY_MIB
-from tests.support.raw_record import GZIP, gzip_zeros, produce_raw
+from tests.support.raw_record import GZIP, ZSTD, gzip_zeros, produce_raw, zeros_in_frames
 
 pytestmark = pytest.mark.integration
 
@@ -65,11 +66,16 @@ def letters(flow: EngineFlow) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch", "codec"),
+    [(gzip_zeros(300), GZIP), (zeros_in_frames(200, told=True), ZSTD)],
+    ids=["gzip", "zstd in frames"],
+)
 def test_a_worker_dies_of_one_once_and_its_successor_passes_it(
-    flow: EngineFlow, kafka: str, topic_prefix: str, tmp_path: Path
+    flow: EngineFlow, kafka: str, topic_prefix: str, tmp_path: Path, batch: bytes, codec: int
 ) -> None:
-    """A quarter of a megabyte that is 300 MiB to the client, for a worker that has 450 in all. It
-    died at each start before, and the stage stood."""
+    """A quarter of a megabyte at most that is 300 or 200 MiB to the client, for a worker that has
+    450 in all. It died at each start before, and the stage stood."""
     options = load_settings(
         bootstrap_servers=kafka, state_dir=tmp_path, partitions=1, topic_prefix=topic_prefix
     ).worker_options() | {"log_file": str(tmp_path / "worker.log")}
@@ -92,7 +98,7 @@ def test_a_worker_dies_of_one_once_and_its_successor_passes_it(
 
         consumed(first)
         orders(flow, 0, 1_000)
-        put(flow, "orders", gzip_zeros(300))
+        produce_raw(flow.bootstrap, flow.topic("orders"), batch, codec)
         consumed(orders(flow, 1_000, 1_000))
         exits = running.exits["payments-0"]
     assert len(exits) == 1, exits
@@ -100,7 +106,7 @@ def test_a_worker_dies_of_one_once_and_its_successor_passes_it(
     (letter,) = letters(flow)
     assert (letter["dlq.cause"], letter["dlq.offset"]) == ("unreadable_batch", "1001")
     assert letter["dlq.detail"] == (
-        "1 records at offsets 1001 to 1001 are more than 128 MiB decompressed (gzip)"
+        f"1 records at offsets 1001 to 1001 are more than 128 MiB decompressed ({CODECS[codec]})"
     )
     assert requested(flow) == ["first", *(f"o{n}" for n in range(2_000))]
 

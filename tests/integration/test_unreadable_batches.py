@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from consumers.notifier.database import open_callbacks
 from consumers.notifier.endpoints import EndpointFile
 from consumers.notifier.notifier import Notifier
 from consumers.settlement_subscriber import Poison, SettlementSubscriber
+from pipeline.audit import log_copy
 from pipeline.audit.trace import trace
 from pipeline.audit.verify import Sources, verify
 from pipeline.domain.keys import record_key, reference_key
@@ -33,6 +35,7 @@ from pipeline.domain.route_rules import ROUTING
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger
 from pipeline.observability.metrics import Metrics
+from pipeline.runtime import standstill
 from pipeline.runtime.control import ControlReader, change_entry, read_records
 from pipeline.runtime.control_standing import standing
 from pipeline.runtime.live_policy import LivePolicy
@@ -43,7 +46,16 @@ from producers.webhook_desk import Taken, WebhookDesk
 from schemas.codec import default_codec
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
 from tests.support.foreign_transaction import open_transaction_with
-from tests.support.raw_record import ZSTD, produce_raw, zeros
+from tests.support.raw_record import (
+    GZIP,
+    LZ4,
+    ZSTD,
+    gzip_members,
+    lz4_frame,
+    produce_raw,
+    record_bytes,
+    zeros,
+)
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -192,6 +204,90 @@ def test_the_notifications_go_on_behind_it(flow: EngineFlow, tmp_path: Path) -> 
     assert (unread["dlq.cause"], unread["dlq.stage"]) == ("unreadable_batch", "notifications")
     assert junk["dlq.cause"] == "not_wire_format"
     engine.dispose()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standstill, "LOOK_S", 0.1)
+    monkeypatch.setattr(standstill, "STANDS_S", 1.0)
+    monkeypatch.setattr(log_copy, "STALL_TIMEOUT_S", 3.0)
+
+
+# A record without a value, as a length of -2 says to Java; the client cannot parse it.
+NO_VALUE = bytes((14, 0, 0, 0, 2, 107, 3, 0))
+# The second record lies across two members of gzip.
+CUT = record_bytes(b"k", b"junk"), record_bytes(b"k", b"junk", offset=1)
+
+
+@pytest.mark.parametrize(
+    ("records", "codec", "count"),
+    [
+        (lz4_frame(record_bytes(b"k", b"v")) + b"more", LZ4, 1),
+        (gzip_members(CUT[0][:4], CUT[0][4:]), GZIP, 1),
+        (gzip_members(CUT[0] + CUT[1][:4], CUT[1][4:]), GZIP, 2),
+        (NO_VALUE, 0, 1),
+    ],
+    ids=["bytes behind lz4", "gzip of two", "gzip of two, one read", "a length of -2"],
+)
+def test_what_a_broker_takes_and_the_client_cannot_read_stops_no_running_stage(
+    flow: EngineFlow, impatient: None, records: bytes, codec: int, count: int
+) -> None:
+    """Most of them the client passes by in silence: its partition stood for ever."""
+    first = flow.send_order(flow.order("before"))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(first), running=running)
+        produce_raw(flow.bootstrap, flow.topic("orders"), records, codec, count=count)
+        last = flow.send_order(flow.order("after"))
+        flow.wait_consumed(ends_of(last), running=running)
+    letter = flow.messages("dead-letters")[-1]
+    headers = headers_of(letter)
+    assert (headers["dlq.cause"], headers["dlq.offset"]) == ("unreadable_batch", "1")
+    assert headers["dlq.last_offset"] == str(count)
+    assert (letter.value() or b"").endswith(records)
+    assert [r.order_id for r in flow.nouns("payment-requests")] == ["before", "after"]
+    # The audit meets it as well; where a part was read, that part's letter has the same offset.
+    if count == 1:
+        assert verify(Sources(flow.bootstrap, flow.prefix)).broken == []
+
+
+def test_requests_behind_what_the_client_passes_by_in_silence_are_called(
+    flow: EngineFlow, impatient: None
+) -> None:
+    first = flow.send_request(flow.order("before"))
+    running = RunningWorker(*flow.gateway_worker())
+    try:
+        waited = {"running": running, "stage": "gateway", "role": "payment-requests"}
+        flow.wait_consumed(ends_of(first), **waited)
+        produce_raw(flow.bootstrap, flow.topic("payment-requests"), NO_VALUE)
+        last = flow.send_request(flow.order("after"))
+        flow.wait_consumed(ends_of(last), **waited)
+    finally:
+        running.end()
+    assert running.error is None
+    (letter,) = flow.messages("dead-letters")
+    assert headers_of(letter)["dlq.cause"] == "unreadable_batch"
+    assert [r.order_id for r in flow.nouns("gateway-results")] == ["before", "after"]
+
+
+def test_a_partition_that_stands_for_good_reason_loses_nothing(
+    flow: EngineFlow, impatient: None
+) -> None:
+    """Aborted records at the end, an open transaction, and a record that comes while its brokers
+    are asked."""
+    orders = flow.topic("orders")
+    aborted, foreign = (
+        open_transaction_with(flow.bootstrap, orders, f"{flow.prefix}{n}", NO_VALUE, 0)
+        for n in range(2)
+    )
+    aborted.abort_transaction(30)
+    with flow.running_payments() as running:
+        for name in ("o1", "o2", "o3"):
+            time.sleep(1.5)
+            last = flow.send_order(flow.order(name))
+        foreign.abort_transaction(30)
+        flow.wait_consumed(ends_of(last), running=running)
+    assert flow.messages("dead-letters") == []
+    assert [r.order_id for r in flow.nouns("payment-requests")] == ["o1", "o2", "o3"]
 
 
 @pytest.mark.parametrize("committed", [True, False])

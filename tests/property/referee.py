@@ -23,7 +23,6 @@ from pipeline.domain.model import (
     PaymentDue,
     PaymentEvent,
     PaymentRequest,
-    RiskResult,
 )
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.processors.driver import FlowDriver
@@ -233,12 +232,14 @@ class Referee:
             assert "pending" not in tried.words, "given up though its gateway has it"
             return
         assert not tried.is_reversal, "silence ends what is owed"
+        assert not tried.resends, "silence ends what was lost once and sent again"
         for number in tried.sendings[tried.open_from :]:
             _, answer = tried.answers.get(number, (0, None))
             unsent = answer is not None and answer.outcome == "not_sent"
             assert unsent, f"given up though try {number} may have been sent"
         assert not tried.words, "given up though its gateway knows it"
-        assert tried.questions() >= policy.proof_inquiry_max, "given up without asking"
+        asked = tried.questions(since_sent=True)
+        assert asked >= policy.proof_inquiry_max, "given up without asking"
         limits_ms = [tried.began_ms + profile.key_retention_ms]
         limits_ms.append(self.began[attempt.operation_id] + policy.stale_after_ms)
         if after.pay_before_ms is not None and tried.is_main:
@@ -294,8 +295,7 @@ class Referee:
         if not is_first:
             # However late it is read, it is not sent after the operation's time.
             limit_ms = began_ms + policy.stale_after_ms
-            by_permit = isinstance(source, RiskResult)  # It may come later; then it is not sent.
-            assert by_permit or now_ms < limit_ms, "sent again after the operation's time"
+            assert now_ms < limit_ms, "sent again after the operation's time"
             assert 0 < request.not_after_ms <= limit_ms, "a repetition that never ends"
         if tried is None:
             tried = self.tried[name] = Tried(request, now_ms)

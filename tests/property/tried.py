@@ -54,8 +54,11 @@ class Tried:
             return None
         return lost_ms + self.first.send_within_ms + policy.clock_skew_ms + grace_ms
 
-    def questions(self) -> int:
-        """How often its gateway was asked; what a breaker or limit forbade asks nobody."""
+    def questions(self, *, since_sent: bool = False) -> int:
+        """How often its gateway was asked, or since it was last sent; what a breaker or limit
+        forbade asks nobody."""
         asked = set(self.decided) - set(self.sendings)
+        if since_sent:
+            asked = {number for number in asked if number > self.sendings[-1]}
         refused = {n for n in asked if n in self.answers and self.answers[n][1].code in NOT_ASKED}
         return len(asked - refused)

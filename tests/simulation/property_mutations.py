@@ -115,15 +115,15 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "another gateway has no more time than the first, by permit",
         f"{PROCESSORS}/permit_answers.py",
-        "        request = replace(request, not_after_ms=not_after_ms)\n",
-        "        pass\n",
+        "    request = replace(request_of(changed, started), not_after_ms=not_after_ms)\n",
+        "    request = request_of(changed, started)\n",
     ),
     _property(
         "a permit that comes after pay_before begins nothing",
         f"{PROCESSORS}/permit_answers.py",
         "    if _is_too_late(payment, now_ms):\n"
-        "        return _expired(payment, attempt, now_ms)\n    started",
-        "    started",
+        "        return _expired(payment, attempt, now_ms)\n    before",
+        "    before",
     ),
     # Cancels, reviews, people -------------------------------------------------------------------
     _property(
@@ -283,6 +283,12 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
         f"{PROCESSORS}/settlement.py",
         "            not is_uncertain(payment, attempt)\n",
         "            True\n",
+    ),
+    _property(
+        "what was lost once and sent again is not given up on silence",
+        f"{PROCESSORS}/settlement.py",
+        "            and not attempt.resends\n",
+        "",
     ),
     _property(
         "silence is believed after so many questions",

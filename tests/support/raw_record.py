@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pipeline.kafka_wire import framed
 from tests.support.late_produce import PRODUCE, TIMEOUT_S, VERSION, _compact, _crc32c
 
-GZIP, ZSTD = 1, 4
+GZIP, LZ4, ZSTD = 1, 3, 4
 MIB = 1024 * 1024
 BLOCK = 128 * 1024
 
 
-def record_bytes(key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
-    """The one record of a batch."""
-    record = bytes((0, 0, 0)) + _sized(key) + _sized(value) + varint(len(headers))
+def record_bytes(
+    key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]] = (), *, offset: int = 0
+) -> bytes:
+    """A record of a batch, the one or as far behind its first."""
+    record = bytes((0, 0)) + varint(offset) + _sized(key) + _sized(value) + varint(len(headers))
     record += b"".join(_sized(name) + _sized(text) for name, text in headers)
     return _sized(record)
 
@@ -82,13 +84,31 @@ def produce_batch(
 def zeros(mebibytes: int, key: bytes | None = None) -> bytes:
     """A zstd frame of one record whose value is as many zeros, in blocks that repeat a byte."""
     size = mebibytes * MIB
+    return _zstd_frame(_begin(size, key), size + 1)
+
+
+def zeros_in_frames(mebibytes: int, *, told: bool) -> bytes:
+    """The same without a key, behind a frame of nothing and in one for its begin and another for
+    the rest; ``told``: that one says how much it is."""
+    size = mebibytes * MIB
+    nothing = b"\x50\x2a\x4d\x18" + struct.pack("<I", 1) + b"\0"
+    return nothing + _zstd_frame(_begin(size), 0) + _zstd_frame(b"", size + 1, told=told)
+
+
+def _begin(size: int, key: bytes | None = None) -> bytes:
+    """Of a record with so large a value, up to that."""
     # A one says that there is no key; the zero that counts its headers is one zero more.
     begin = bytes((0, 0, 0)) + (b"\x01" if key is None else _sized(key)) + varint(size)
-    begin = varint(len(begin) + size + 1) + begin
-    blocks = [BLOCK] * (size // BLOCK) + [1]
+    return varint(len(begin) + size + 1) + begin
+
+
+def _zstd_frame(begin: bytes, size: int, *, told: bool = True) -> bytes:
+    """These bytes and so many zeros behind them."""
+    blocks = [BLOCK] * (size // BLOCK) + [size % BLOCK]
     return (
         # A window of 128 KiB: the broker unfolds it as a stream, however much comes.
-        b"\x28\xb5\x2f\xfd\x80\x38" + struct.pack("<I", len(begin) + size + 1)
+        b"\x28\xb5\x2f\xfd"
+        + (b"\x80\x38" + struct.pack("<I", len(begin) + size) if told else b"\x00\x38")
         + _block(len(begin), kind=0) + begin
         + b"".join(
             _block(each, kind=1, last=i == len(blocks) - 1) + b"\0" for i, each in enumerate(blocks)
@@ -99,8 +119,7 @@ def zeros(mebibytes: int, key: bytes | None = None) -> bytes:
 def gzip_zeros(mebibytes: int) -> bytes:
     """The same without a key, by gzip."""
     size = mebibytes * MIB
-    begin = bytes((0, 0, 0, 1)) + varint(size)
-    begin = varint(len(begin) + size + 1) + begin
+    begin = _begin(size)
     checksum = zlib.crc32(begin)
     for _ in range(mebibytes):
         checksum = zlib.crc32(bytes(MIB), checksum)
@@ -112,6 +131,17 @@ def gzip_zeros(mebibytes: int) -> bytes:
         + _deflated(b"\0", zlib.Z_FINISH)
         + struct.pack("<II", checksum, len(begin) + size + 1 & 0xFFFF_FFFF)
     )  # fmt: skip
+
+
+def gzip_members(*parts: bytes) -> bytes:
+    """Each a member by itself, which a broker reads as one."""
+    return b"".join(zlib.compress(each, wbits=16 + zlib.MAX_WBITS) for each in parts)
+
+
+def lz4_frame(data: bytes) -> bytes:
+    """Of less than 64 KiB, as they are, in one block."""
+    head = b"\x04\x22\x4d\x18\x60\x40\x82"
+    return head + struct.pack("<I", len(data) | 1 << 31) + data + bytes(4)
 
 
 def _deflated(data: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:

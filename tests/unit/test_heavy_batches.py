@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from pipeline.kafka_wire import Reader
 from pipeline.runtime import heavy_batches
 from pipeline.runtime.heavy_batches import HeavyBatches, bytes_max
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.unreadable_batch import UnreadableBatch
 from pipeline.unfolded import HEAVY_BYTES_MIN
 from tests.support.mock_cluster import MockCluster
-from tests.support.raw_record import GZIP, gzip_zeros, produce_raw, record_bytes
+from tests.support.raw_record import GZIP, gzip_members, gzip_zeros, produce_raw, record_bytes
 
 UNKNOWN_CODEC = 6
 HEAVY = gzip_zeros(20)
@@ -119,7 +120,7 @@ def test_a_broker_that_cannot_be_asked_keeps_nobody_from_working(
     """As one that lets clients in by Kerberos only."""
     put(cluster, HEAVY, GZIP)
 
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise OSError("nobody is there")
 
     monkeypatch.setattr(heavy_batches, "BrokerConnection", refused)
@@ -150,6 +151,51 @@ def test_a_look_ends_in_time_and_when_the_worker_is_to_stop(
     assert not heavy.has_ahead(TP)
     assert heavy.begin(TP, 0) == 0
     monkeypatch.setattr(heavy_batches, "LOOK_TIMEOUT_S", 0.0)
+    assert looked(cluster).begin(TP, 0) == 0
+
+
+def test_what_was_found_is_kept_where_the_memory_ends(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the other partitions of that broker are looked at over another connection, since this one
+    holds the rest of an answer."""
+    cluster.create_topic("others")
+    for topic in ("orders", "others"):
+        produce_raw(cluster.bootstrap_servers, topic, HEAVY, GZIP)
+        produce_raw(cluster.bootstrap_servers, topic, record_bytes(b"k", b"one"))
+    monkeypatch.setattr(heavy_batches, "FETCH_BYTES", len(HEAVY))
+    frames: list[int] = []
+
+    def reader(frame: bytes, **more: Any) -> Reader:
+        frames.append(len(frame))
+        # Where they end, and one batch of the first.
+        if len(frames) == 3:
+            raise MemoryError
+        return Reader(frame, **more)
+
+    monkeypatch.setattr("pipeline.broker_connection.Reader", reader)
+    heavy = HeavyBatches()
+    heavy.open(cluster.bootstrap_servers, 0)
+    heavy.look({("orders", 0): 0, ("others", 0): 0})
+    assert len(frames) > 3
+    assert [heavy.begin(tp, 0) for tp in (("orders", 0), ("others", 0))] == [1, 1]
+
+
+def test_gzip_of_several_members_is_kept_from_the_client(cluster: MockCluster) -> None:
+    """It would bring the first one's records and nothing of the others, without a word."""
+    whole = record_bytes(b"k", b"one")
+    put(cluster, gzip_members(whole, record_bytes(b"k", b"two")), GZIP, count=2)
+    put(cluster, gzip_members(whole, b""), GZIP)
+    put(cluster, gzip_members(whole[:3], whole[3:]), GZIP)
+    put(cluster, whole)
+    heavy = looked(cluster)
+    assert heavy.begin(TP, 0) == 4
+    assert all_of(heavy) == [(0, 1), b"one", (3, 3)]
+
+
+def test_a_damaged_batch_is_left_to_the_client_which_names_it(cluster: MockCluster) -> None:
+    """Another replica may have it whole."""
+    produce_raw(cluster.bootstrap_servers, "orders", HEAVY, GZIP, damaged=True)
     assert looked(cluster).begin(TP, 0) == 0
 
 

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
 from pipeline.ledger.decisions import WaitingDecision
-from producers.ledger_events import PUBLISHED_BYTES_MAX, PUBLISHED_TOGETHER_MAX, together
+from producers.ledger_events import (
+    PUBLISHED_BYTES_MAX,
+    PUBLISHED_TOGETHER_MAX,
+    together,
+    topic_ranges,
+)
 
 
 def event(number: int, size: int) -> WaitingDecision:
@@ -21,3 +31,30 @@ def test_a_transaction_holds_so_many_decisions_and_no_more_bytes() -> None:
     assert [len(each) for each in parts] == [3, 1, 1, 1]
     assert [each.sequence for part in parts for each in part] == [e.sequence for e in large]
     assert list(together([])) == []
+
+
+class _ConsumerDuringAnElection:
+    """A partition whose first two answers are of a broker that does not lead it (any more)."""
+
+    def __init__(self, _settings: object) -> None:
+        self._refusals = [KafkaError._DESTROY_BROKER, KafkaError.NOT_LEADER_FOR_PARTITION]
+
+    def list_topics(self, topic: str, timeout: float) -> SimpleNamespace:
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions={0: None})})
+
+    def get_watermark_offsets(self, _place: TopicPartition, timeout: float) -> tuple[int, int]:
+        if self._refusals:
+            raise KafkaException(KafkaError(self._refusals.pop(0)))
+        return 3, 7
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_ledger_that_starts_during_an_election_waits_for_the_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Brokers were rolled while a ledger worker started: it called the cluster away, twice, and
+    its supervisor gave up."""
+    monkeypatch.setattr("producers.ledger_events.Consumer", _ConsumerDuringAnElection)
+    assert topic_ranges("127.0.0.1:1", "ledger-events") == {0: (3, 7)}

@@ -386,6 +386,27 @@ def test_an_order_is_not_approved_without_end_while_nobody_counts() -> None:
     assert flow.of(1).status == "rejected"
 
 
+def test_another_gateway_is_not_begun_with_when_the_operations_time_is_over() -> None:
+    """The permit comes too late for a request that could still be sent: the payment fails at once,
+    its gateway is neither sent anything nor asked, and the permit is given back."""
+    for permit_ms, in_time in ((5 * MINUTE_MS, False), (5 * MINUTE_MS - 1, True)):
+        flow = Flow(replace(POLICY, stale_after_ms=5 * MINUTE_MS))
+        flow.buy(1)
+        flow.count_all()
+        flow.now_ms = NOW + 4 * MINUTE_MS
+        (asked,) = flow.requests()
+        flow.result(flow.handle((flow.now_ms, asked), OWN_TROUBLE))
+        flow.now_ms = NOW + permit_ms
+        flow.count_all()
+        if in_time:
+            assert flow.requests()[-1].gateway == "south"
+        else:
+            assert (flow.of(1).status, flow.of(1).reason) == ("failed", "order_too_old")
+            assert states(flow.of(1)) == [("north", "declined", 1), ("south", "failed", 0)]
+            assert [r.gateway for r in flow.requests()] == ["north"]
+            assert flow.told()[-1] == ("o-1", "released")
+
+
 def test_an_order_that_must_be_paid_sooner_expires() -> None:
     """Without an answer, and with one that comes too late."""
     flow = Flow()

@@ -468,6 +468,58 @@ def test_what_an_outcome_is_said_to_have_moved_keeps_the_rules(rule: str, fields
     assert story.money == (500, 500, 100)
 
 
+def test_a_charge_is_not_resolved_by_the_id_of_another_operation() -> None:
+    """The first charge showed late and went back; who finds its id in the gateway's dashboard must
+    not make a sale of it once more."""
+    story = Story()
+    story.flow.run(lambda request: NOT_SENT if request.kind != "inquire" else TIMED_OUT)
+    story.command("retry", "t1", instrument_token="tok_2")
+    story.flow.run(lambda _: TIMED_OUT)
+    story.notify("succeeded", "1")
+    story.flow.run(yes)
+    assert story.money == (500, 500, 500)
+    reference = f" {story.payment.attempts[0].gateway_reference} "
+    named = {"decision": "charged", "gateway_reference": reference}
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p1", **named) == rule
+    story.command("resolve", "p2", decision="charged", gateway_reference="ch_2")
+    assert story.payment.attempts[1].gateway_reference == "ch_2"
+
+
+def test_a_refund_is_not_resolved_by_the_id_of_another_one() -> None:
+    """Nor is a refund counted twice."""
+    story = two_unknown_refunds()
+    told = {"decision": "charged", "gateway_reference": "re_1"}
+    story.command("resolve", "p1", operation_id="r1", **told)
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p2", operation_id="r2", **told) == rule
+
+
+def test_captures_of_one_hold_may_have_one_id() -> None:
+    """Some gateways know a capture by the id of its authorization alone."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    for command_id in ("k1", "k2"):
+        story.command("capture", command_id, amount_minor=100)
+        story.flow.answer(TIMED_OUT)
+        story.command("resolve", f"p-{command_id}", decision="charged", gateway_reference="au_1")
+    assert story.money == (500, 200, 0)
+
+
+def test_what_was_heard_to_be_pending_is_no_persons_to_resolve() -> None:
+    """Its gateway has it: called not charged, it would be charged beside a retry. The same as where
+    it said so in time."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    story.wait()
+    story.flow.answer(replace(TIMED_OUT, code="heard_pending"))
+    story.flow.now_ms += 30 * SECOND
+    story.wait()
+    assert story.rejected("resolve", decision="not_charged") == "outcome_must_be_unknown"
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+
+
 def test_an_authorization_is_resolved_as_well() -> None:
     """A resolved authorization can be captured."""
     story = exhausted(MANUAL)

@@ -218,6 +218,17 @@ def test_the_customer_is_sent_to_the_bank() -> None:
     assert (story.status, story.payment.next_action_url) == ("authorized", None)
 
 
+def test_a_notice_that_the_customer_is_asked_may_be_old_whatever_was_heard_too_late() -> None:
+    """Plainly pending by its gateway's own word, and by an earlier question that was heard too
+    late: the customer has acted by then, so the gateway is asked, and nobody is sent nowhere."""
+    story = Story()
+    story.flow.answer(PENDING)
+    story.wait()
+    story.flow.answer(replace(TIMED_OUT, code="heard_pending"))
+    story.notify("pending", code="customer_action_required")
+    assert (story.status, story.asked) == ("processing", ["charge", "inquire", "inquire"])
+
+
 def test_a_pending_charge_may_ask_for_the_customer_later() -> None:
     """A notice that the customer is asked may be an old one and has no address: the gateway says
     at once how it is."""

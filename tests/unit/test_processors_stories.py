@@ -481,6 +481,20 @@ def test_another_gateway_charges_only_by_a_question_of_after_window_and_grace() 
         assert the_payment(flow).attempts[-1].gateway == gateway
 
 
+def test_an_earlier_question_was_asked_before_the_later_one_whatever_clocks_say() -> None:
+    """The time of its request is another broker's: ahead, it would be after window and grace,
+    though the question of now was asked before their end."""
+    flow = started(replace(TWO_GATEWAYS, resend_max=0, inquiry_max=100))
+    flow.answer(TIMED_OUT)
+    while flow.now_ms < NOW + 25 * SECOND:
+        flow.advance(5 * SECOND)
+        flow.answer(not_found_then(NOW + 60 * SECOND))
+    assert [a.gateway for a in the_payment(flow).attempts] == ["simulator"]
+    flow.advance(5 * SECOND)
+    flow.answer(not_found_then(NOW + 60 * SECOND))
+    assert the_payment(flow).attempts[-1].gateway == "second"
+
+
 def test_an_earlier_not_found_proves_nothing_beside_a_newer_word() -> None:
     """A notice has told meanwhile that the gateway has it; and no answer but silence has one."""
     flow = started()

@@ -11,12 +11,29 @@ from confluent_kafka import Producer
 from pipeline import unfolded
 from pipeline.broker_connection import BrokerConnection
 from pipeline.record_batch import RECORDS_AT, RecordBatch, fetch_batches, read_batch
-from pipeline.unfolded import RECORD_BYTES, is_heavy, unfolded_bytes
+from pipeline.unfolded import (
+    PIECES_MAX,
+    RECORD_BYTES,
+    is_handed_out_in_part,
+    is_heavy,
+    unfolded_bytes,
+)
 from pipeline.unreadable import UNFOLDED_BYTES_MAX
 from tests.support.mock_cluster import MockCluster
-from tests.support.raw_record import GZIP, MIB, ZSTD, batch_bytes, gzip_zeros, zeros
+from tests.support.raw_record import (
+    GZIP,
+    LZ4,
+    MIB,
+    ZSTD,
+    batch_bytes,
+    gzip_members,
+    gzip_zeros,
+    lz4_frame,
+    zeros,
+    zeros_in_frames,
+)
 
-SNAPPY, LZ4 = 2, 3
+SNAPPY = 2
 CODECS = ["none", "gzip", "snappy", "lz4", "zstd"]
 
 
@@ -75,6 +92,60 @@ def test_what_zstd_refuses_by_itself_is_left_to_it_by_a_reader_that_has_the_memo
     assert not is_heavy(batch, UNFOLDED_BYTES_MAX)
     assert is_heavy(batch, UNFOLDED_BYTES_MAX // 2)
     assert is_heavy(batch_of(zeros(200), ZSTD), 150 * MIB)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_every_frame_of_zstd_is_counted(told: bool) -> None:
+    """The client unfolds them all; a worker that has died of them is not given them again."""
+    batch = batch_of(zeros_in_frames(200, told=told), ZSTD)
+    assert len(batch.data) < MIB // 64
+    assert 200 * MIB < unfolded_bytes(batch, UNFOLDED_BYTES_MAX) < 201 * MIB
+    assert not is_heavy(batch, UNFOLDED_BYTES_MAX)
+    assert is_heavy(batch, UNFOLDED_BYTES_MAX // 2)
+
+
+def test_what_is_cut_into_very_many_frames_counts_as_the_most_there_is() -> None:
+    """Each has to be looked at for itself."""
+    frame = b"\x28\xb5\x2f\xfd\x20\x01\x09\x00\x00\xff"
+    few, many = (
+        RecordBatch(0, 0, 1, 0, ZSTD, True, bytes(RECORDS_AT) + frame * count)
+        for count in (1_000, PIECES_MAX // 2 + 1)
+    )
+    assert unfolded_bytes(few, UNFOLDED_BYTES_MAX) == 1_000
+    assert is_heavy(many, UNFOLDED_BYTES_MAX)
+
+
+def test_gzip_of_several_members_is_told_by_what_they_hold() -> None:
+    """The client hands out the first one's records and nothing of the others, without a word."""
+    for parts, expected in (
+        ((b"all of it",), False),
+        ((b"begin", b"end"), True),
+        ((b"all of it", b""), False),
+        ((b"begin", b"", b"end"), True),
+        ((os.urandom(100_000), b"end"), True),
+    ):
+        assert is_handed_out_in_part(batch_of(gzip_members(*parts), GZIP)) == expected
+    garbage = gzip_members(b"all of it") + b"\x1f\x8b\x08 and no member"
+    assert not is_handed_out_in_part(batch_of(garbage, GZIP))
+    assert not is_handed_out_in_part(batch_of(gzip_members(b"begin", b"end"), ZSTD))
+
+
+def test_bytes_behind_a_frame_of_lz4_are_none_of_it() -> None:
+    batch = batch_of(lz4_frame(b"some records") + lz4_frame(b"others"), LZ4)
+    assert unfolded_bytes(batch, UNFOLDED_BYTES_MAX) == len(b"some records")
+
+
+@pytest.mark.parametrize("codec", [GZIP, ZSTD])
+def test_no_death_makes_a_batch_lighter(codec: int) -> None:
+    """What a worker died of is not given to its successors because they have died as well."""
+    count = 1_000_000
+    # Of less than a megabyte, as they could be of `orders`.
+    written = zlib.compress(os.urandom(800_000), 0, wbits=31)
+    if codec == ZSTD:
+        written = zeros_in_frames(12, told=True) + written
+    many = RecordBatch(0, count - 1, count, 0, codec, True, bytes(RECORDS_AT) + written)
+    bounds = [UNFOLDED_BYTES_MAX >> deaths for deaths in range(5)]
+    assert [is_heavy(many, each) for each in bounds] == [True] * 5
 
 
 def test_many_records_are_much_however_small_they_are() -> None:

@@ -33,7 +33,7 @@ from pipeline.runtime.redrive.plan import Limits, Markers, plan_redrive
 from pipeline.runtime.table_worker import raise_consume_error
 from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
 from pipeline.runtime.work import Outcome
-from pipeline.unreadable import PATIENCE_S, UnreadableBatches, is_unreadable
+from pipeline.unreadable import PATIENCE_S, CannotStepOver, UnreadableBatches, is_unreadable
 from schemas.codec import default_codec
 from tests.support.engine_fakes import (
     Commits,
@@ -46,7 +46,15 @@ from tests.support.engine_fakes import (
 )
 from tests.support.engine_flow import EngineFlow
 from tests.support.mock_cluster import MockCluster
-from tests.support.raw_record import MIB, ZSTD, batch_bytes, produce_raw, record_bytes
+from tests.support.raw_record import (
+    LZ4,
+    MIB,
+    ZSTD,
+    batch_bytes,
+    lz4_frame,
+    produce_raw,
+    record_bytes,
+)
 
 # Only the head of the frame is looked at, which says how much there is to come.
 TOO_MUCH = b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", 1024 * MIB)
@@ -316,6 +324,29 @@ def test_a_batch_that_nobody_would_be_handed_is_passed_without_a_letter() -> Non
     """A marker, say: what comes next is the record behind it."""
     behind = met(orders(TOO_MUCH, ZSTD | TRANSACTIONAL | CONTROL), UnreadableBatches(), None)
     assert behind.value() == b"behind"
+
+
+def test_bytes_behind_a_frame_of_lz4_are_no_damage() -> None:
+    """A broker takes them, and the client gives them the code of damage. The batch is as its writer
+    made it."""
+    cluster = orders(lz4_frame(record_bytes(b"k", b"v")) + b"more", LZ4)
+    batches = UnreadableBatches()
+    assert met(cluster, batches, None).offset() == 0
+    assert met(orders(lz4_frame(record_bytes(b"k", b"v")), LZ4), batches, None).value() == b"v"
+
+
+def test_what_came_damaged_to_us_is_not_stepped_over() -> None:
+    """Whatever the client has said of it: it is asked for again, and then left to a person."""
+    cluster = orders(TOO_MUCH, ZSTD, damaged=True)
+    client = Consumer({"bootstrap.servers": cluster.bootstrap_servers, "group.id": "test"})
+    batches = UnreadableBatches(iter((0.0, PATIENCE_S)).__next__)
+    try:
+        assert batches.step_over(client, "orders", 0, 0) is None
+        assert batches.step_over(client, "orders", 0, 0) is None
+        with pytest.raises(CannotStepOver, match=r"not as its checksum says"):
+            batches.step_over(client, "orders", 0, 0)
+    finally:
+        client.close()
 
 
 def test_a_batch_is_handed_on_once_however_often_the_client_told_of_it() -> None:

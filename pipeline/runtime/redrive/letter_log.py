@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
 from pipeline.record_batch import RecordBatch
+from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole, join
 from pipeline.runtime.redrive.plan import Markers
 from pipeline.unreadable import (
@@ -162,8 +163,8 @@ class LetterLog:
         asker = self._new_consumer("read_uncommitted")
         try:
             return {
-                partition: asker.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=ANSWER_TIMEOUT_S
+                partition: watermarks(
+                    asker, TopicPartition(topic, partition), timeout_s=ANSWER_TIMEOUT_S
                 )
                 for partition in range(self.partitions[topic])
             }

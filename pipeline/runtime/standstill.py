@@ -1,0 +1,142 @@
+"""Partitions of which the client brings nothing although something is there.
+
+A worker tells which partitions it waits for: not paused, with nothing of them in hand. Where the
+committed position of one does not move for a while, its broker is asked what lies there, in the
+background. Where the same batch lies there twice, and a client that is given nothing else says
+nothing of it either, it is passed over like any batch that cannot be unfolded. A batch that another
+client reads is never passed over: the log says that the partition stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from confluent_kafka.admin import AdminClient
+
+from pipeline.kafka_access import reaching
+from pipeline.record_batch import RecordBatch
+from pipeline.runtime.unreadable_batch import UnreadableBatch
+from pipeline.runtime.work import TopicPartitionKey
+from pipeline.silent_batches import heads, is_silent
+from pipeline.unreadable import NOT_HAD
+
+_log = logging.getLogger(__name__)
+
+# Between two looks at the positions, and after so long a partition stands: a batch is passed over
+# after two or three of those. An idle worker asks its brokers as often.
+LOOK_S: Final = 1.0
+STANDS_S: Final = 15.0
+CLOSE_TIMEOUT_S: Final = 5.0
+
+
+class Standstill:
+    """Of one worker; all methods but the asking itself in its main thread. Finds nothing until it
+    is opened."""
+
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic_s = monotonic_s
+        self._servers = ""
+        self._looked_s = 0.0
+        self._since: dict[TopicPartitionKey, tuple[int, float]] = {}
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._admin: AdminClient | None = None
+        # What the thread has met: where it asked, and the first offset of what lies there. Those
+        # that a client reads are not asked for again.
+        self._met: dict[TopicPartitionKey, tuple[int, int]] = {}
+        self._readable: dict[TopicPartitionKey, int] = {}
+        self._silent: dict[TopicPartitionKey, tuple[int, RecordBatch]] = {}
+
+    def open(self, bootstrap_servers: str) -> None:
+        self._servers = bootstrap_servers
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_TIMEOUT_S)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether ``take`` would look at anything."""
+        return bool(self._servers) and self._monotonic_s() - self._looked_s >= LOOK_S
+
+    def take(
+        self,
+        positions: Mapping[TopicPartitionKey, int],
+        waits: Callable[[TopicPartitionKey], bool],
+    ) -> list[UnreadableBatch]:
+        """What stands for batches at these positions of which the client brings nothing; whoever
+        takes it puts the client behind it. ``positions``: of all that is assigned, what comes next
+        of it; ``waits``: whether nothing is in hand of a partition, and the client may bring it."""
+        if not self.is_due:
+            return []
+        now_s = self._looked_s = self._monotonic_s()
+        since = self._since
+        for tp in [tp for tp in since if tp not in positions]:
+            del since[tp]
+        for tp, position in positions.items():
+            if not waits(tp):
+                since.pop(tp, None)
+            elif since.get(tp, (-1,))[0] != position:
+                since[tp] = position, now_s
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return []
+            self._thread = None
+            return self._found(positions)
+        standing = {tp: at for tp, (at, since_s) in since.items() if now_s - since_s >= STANDS_S}
+        if standing:
+            since.update({tp: (at, now_s) for tp, at in standing.items()})
+            self._thread = threading.Thread(
+                target=self._ask, args=(standing,), name="standstill", daemon=True
+            )
+            self._thread.start()
+        return []
+
+    def _found(self, positions: Mapping[TopicPartitionKey, int]) -> list[UnreadableBatch]:
+        """What the thread has found and still stands."""
+        silent, self._silent = self._silent, {}
+        found = []
+        for tp, (position, batch) in silent.items():
+            if positions.get(tp) == position and self._since.get(tp, (-1,))[0] == position:
+                _log.warning(
+                    "%s[%d]: of offsets %d to %d the client brings nothing from %d on, and says "
+                    "nothing; going on behind them",
+                    *tp, batch.first_offset, batch.last_offset, position,
+                )  # fmt: skip
+                found.append(UnreadableBatch(*tp, batch))
+        return found
+
+    # In the background ------------------------------------------------------------------------
+
+    def _ask(self, standing: Mapping[TopicPartitionKey, int]) -> None:
+        try:
+            if self._admin is None:
+                self._admin = AdminClient({**reaching(self._servers), "log_level": 0})
+            found = heads(self._admin, standing, self._closing.is_set)
+            for tp, position in standing.items():
+                self._judge(tp, position, found.get(tp))
+        except (MemoryError, *NOT_HAD) as error:
+            _log.debug("what lies ahead of standing partitions was not to be had: %s", error)
+
+    def _judge(self, tp: TopicPartitionKey, position: int, batch: RecordBatch | None) -> None:
+        if batch is None:
+            self._met.pop(tp, None)
+            return
+        met = position, batch.first_offset
+        if self._met.get(tp) != met:
+            # It may have come just now.
+            self._met[tp] = met
+            return
+        if self._readable.get(tp) == position:
+            return
+        silent = is_silent(self._servers, tp, batch, position, self._closing.is_set)
+        if silent and not batch.is_damaged:
+            self._silent[tp] = position, batch
+        elif silent is False:
+            self._readable[tp] = position
+            _log.warning("%s[%d] stands at %d, though what lies there can be read", *tp, position)

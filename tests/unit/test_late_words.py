@@ -1,0 +1,234 @@
+"""What a call hears once it was given up, where there may be no question that it could answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.domain.answer import GatewayAnswer
+from pipeline.processors.gateway import result_of
+from pipeline.runtime.calls import Call, Calls
+from pipeline.runtime.gateway_worker import WORDS_MAX
+from pipeline.runtime.work import Outcome
+from tests.support.engine_fakes import Commits, InstantCalls, Member, gateway_with, key_of
+from tests.support.engine_flow import EngineFlow
+from tests.support.payment_story import NOT_SENT, TIMED_OUT, Story, yes
+from tests.unit.test_engine_turns import append_request
+from tests.unit.test_gateway_protection import (
+    NobodyWaits,
+    SlowToLookUp,
+    answer_to,
+    finished,
+    hear,
+    look,
+    request,
+    running,
+)
+from tests.unit.test_processors_notices import RETURNED
+
+SUCCEEDED = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
+QUESTION = replace(request("a"), kind="inquire", operation_kind="charge", try_number=2)
+
+
+def late(calls: Calls) -> list[Call]:
+    """What has come too late and is told by itself."""
+    look(calls)
+    ended = calls.take_finished()
+    assert all(call.is_late for call in ended)
+    return ended
+
+
+# Of one worker's calls ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "told"),
+    [
+        ("charge", SUCCEEDED, True),
+        ("refund", RETURNED, True),
+        # It may have come back since: the next question asks.
+        ("refund", SUCCEEDED, False),
+        ("charge", replace(SUCCEEDED, gateway_reference=None), False),
+        ("charge", RETURNED, False),
+        ("refund", replace(RETURNED, code="do_not_honor"), False),
+        ("charge", GatewayAnswer(outcome="not_found"), False),
+    ],
+)
+def test_a_late_word_that_makes_another_end_is_told_by_itself(
+    kind: str, answer: GatewayAnswer, told: bool
+) -> None:
+    """Its payment may have ended by another word, by silence or by a person, and then nobody asks
+    again."""
+    question = replace(QUESTION, operation_kind=kind)
+    with running(SlowToLookUp("a", answer=answer), gate=NobodyWaits([])) as calls:
+        assert answer_to(calls, question).outcome == "unknown"
+        hear(calls)
+        assert [(c.request, c.answer) for c in late(calls)] == [(question, answer)] * told
+
+
+@pytest.mark.parametrize("lost", ["its partition", "its place before a resend"])
+def test_what_does_not_stay_true_is_told_only_by_who_knows_of_resends(lost: str) -> None:
+    """A refund that came back may have been sent again meanwhile; money taken stays taken."""
+    for kind, answer, told in (("refund", RETURNED, 0), ("charge", SUCCEEDED, 1)):
+        question = replace(QUESTION, operation_kind=kind)
+        with running(SlowToLookUp("a", answer=answer), gate=NobodyWaits([])) as calls:
+            answer_to(calls, question)
+            if lost == "its partition":
+                calls.keep_only({1})
+            else:
+                again = replace(question, kind="charge", try_number=3)
+                calls.start([Call(None, again, 2**62, partition=0)])
+                finished(calls, lambda found: bool(found))
+            hear(calls)
+            assert len(late(calls)) == told
+
+
+def test_a_charge_that_was_given_up_and_is_made_says_so() -> None:
+    """A question finds it too, if it is answered."""
+
+    class Slow(SlowToLookUp):
+        async def charge(self, request: Any, *, send_before_ms: int) -> GatewayAnswer:
+            return await self.inquire(request)
+
+    for answer, told in ((SUCCEEDED, 1), (RETURNED, 0)):
+        with running(Slow("a", answer=answer), gate=NobodyWaits([])) as calls:
+            assert answer_to(calls, request("a")).outcome == "unknown"
+            hear(calls)
+            assert len(late(calls)) == told
+
+
+# In its worker's transactions --------------------------------------------------------------------
+
+
+class LateCalls(InstantCalls):
+    """The calls of these orders are given up, and answered once their results are taken."""
+
+    def __init__(self, *given_up: str) -> None:
+        super().__init__()
+        self._given_up = given_up
+        self._late: list[Call] = []
+
+    def start(self, calls: list[Call]) -> None:
+        super().start(calls)
+        for call in calls:
+            if call.request.order_id in self._given_up:
+                self._late.append(replace(call, is_late=True))
+                call.answer = TIMED_OUT
+
+    def take_finished(self) -> list[Call]:
+        ended, late = super().take_finished(), self._late
+        if not ended:
+            self._late = []
+            return late
+        return ended
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> EngineFlow:
+    return EngineFlow("127.0.0.1:1", "t.", tmp_path, partitions=1)
+
+
+def told_by(flow: EngineFlow, commits: Commits, at: int) -> list[tuple[str, str]]:
+    decode = flow.codec.decoder("gateway-result")
+    found = [decode(value or b"") for _, _, _, value, _ in commits.works[at].outputs]
+    return [(each["order_id"], each["outcome"]) for each in found]
+
+
+def turned(worker: Any, commits: Commits, works: int, outcome: Outcome | None = None) -> None:
+    for _ in range(6):
+        if outcome is not None and commits.busy:
+            commits.end(outcome)
+        worker._turn(fetch=True)
+    assert len(commits.works) == works
+
+
+def test_a_late_word_goes_with_the_next_transaction(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers no request and moves no offset; aborted, it is told with the one after that."""
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    assert told_by(flow, commits, 0) == [("o1", "unknown")]
+    turned(worker, commits, 1, Outcome.COMMITTED)
+    append_request(flow, member, "o2")
+    turned(worker, commits, 2)
+    assert told_by(flow, commits, 1) == [("o2", "succeeded"), ("o1", "succeeded")]
+    assert commits.works[1].offsets == {(worker._stage.topic, 0): 2}
+    assert commits.works[1].outputs[-1][2] == key_of("o1")
+    commits.end(Outcome.ABORTED)
+    turned(worker, commits, 3)
+    assert told_by(flow, commits, 2) == [("o2", "succeeded"), ("o1", "succeeded")]
+    turned(worker, commits, 3, Outcome.COMMITTED)
+    append_request(flow, member, "o3")
+    turned(worker, commits, 4)
+    assert told_by(flow, commits, 3) == [("o3", "succeeded")], "once"
+
+
+def test_a_late_word_that_no_topic_takes_is_nobodys_fault(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request beside it would be dead-lettered for it."""
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    turned(worker, commits, 1, Outcome.COMMITTED)
+    append_request(flow, member, "o2")
+    turned(worker, commits, 2)
+    worker._lane.too_large = 1
+    commits.end(Outcome.ABORTED)
+    turned(worker, commits, 3)
+    assert told_by(flow, commits, 2) == [("o2", "succeeded")]
+
+
+def test_no_more_late_words_wait_than_there_is_room_for(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no transaction can end, they come on."""
+    member, commits = Member(), Commits(busy=True)
+    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
+    worker._words = [("t", 0, b"oldest", b"", None)] * WORDS_MAX
+    append_request(flow, member, "o1")
+    for _ in range(3):
+        worker._turn(fetch=True)
+    assert len(worker._words) == WORDS_MAX
+    assert worker._words[-1][2] == key_of("o1")
+
+
+# For their payment -------------------------------------------------------------------------------
+
+
+def test_a_refund_that_came_back_is_told_though_it_was_settled() -> None:
+    """The question that heard it was given up, and the next one was still told of the success."""
+    story = Story()
+    story.flow.answer(yes)
+    story.command("refund", "r1")
+    story.flow.answer(TIMED_OUT)
+    story.wait()
+    given_up = story.flow.open_requests[-1][1]
+    story.flow.answer(TIMED_OUT)
+    story.wait()
+    story.flow.answer(yes)
+    assert story.money == (500, 500, 500)
+    word = result_of(given_up, RETURNED, story.flow.now_ms)
+    story.flow.result(word)
+    assert story.money == (500, 500, 0)
+    assert story.settled == [("capture", 500), ("refund", -500), ("refund_failed", 500)]
+    assert story.flow.result(word).note == "stale_result"
+
+
+def test_a_charge_that_was_given_up_on_silence_goes_back_when_it_shows() -> None:
+    """The last question before the end is answered after it."""
+    story = Story()
+    story.flow.run(lambda request: NOT_SENT if request.kind == "charge" else TIMED_OUT)
+    assert story.status == "failed"
+    asked = story.flow.requests()[-1]
+    story.flow.result(result_of(asked, yes(asked), story.flow.now_ms))
+    assert story.events[-2:] == ["late_success", "reversal_started"]
+    story.flow.answer(yes)
+    assert sum(amount for _, amount in story.settled) == 0
