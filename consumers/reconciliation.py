@@ -64,7 +64,7 @@ from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
 
 BATCH_RECORDS = 5_000
-PUBLISHED_AT_ONCE = 1_000
+PUBLISHED_AT_ONCE = 5_000
 
 
 class Ran(Struct, frozen=True):
@@ -276,11 +276,17 @@ class Reconciler:
     def publish_breaks(self) -> int:
         """Publish breaks as they stand, where they have changed; how many."""
         published = 0
+        after = ""
         while True:
             with reading(self._engine) as connection:
-                waiting = unpublished_breaks(connection, PUBLISHED_AT_ONCE)
+                waiting = unpublished_breaks(connection, PUBLISHED_AT_ONCE, after)
             if not waiting:
-                return published
+                if not after:
+                    return published
+                # From the beginning: one may have changed meanwhile.
+                after = ""
+                continue
+            after = waiting[-1].break_id
             self._publisher.breaks(waiting)
             self._on_step("breaks_published")
             with self._engine.begin() as connection:
