@@ -37,6 +37,7 @@ from pipeline.audit.operations import (
     given_back,
     is_late,
 )
+from pipeline.audit.references import settled_twice
 from pipeline.audit.report import Example, Finding, Findings
 
 # A letter has no key where its input's was longer: no record of the flow has one like that.
@@ -113,6 +114,7 @@ class Judgement:
             for rule in rules:
                 rule(payment)
         self.operations.found_charges()
+        self.references()
         self.money()
         if self.gateway is not None:
             self.operations.gateway_books(self.gateway)
@@ -773,6 +775,18 @@ class Judgement:
             )
 
     # All payments together
+
+    def references(self) -> None:
+        """What a gateway moved once, under one id of its own, is settled once."""
+        for payment, settlement, other in settled_twice(self.payments.values()):
+            self.found.broken(
+                "reference_settled_twice",
+                self.settlement_example(
+                    payment,
+                    settlement,
+                    f"{settlement.gateway} {settlement.gateway_reference} is {other}'s as well",
+                ),
+            )
 
     def money(self) -> None:
         """Per currency: ordered = captured (by settlements) + what ended, waits or is left.
