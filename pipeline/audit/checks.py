@@ -597,12 +597,13 @@ class Judgement:
             if result.outcome == "dead_lettered" and not result.operation_id:
                 # The word of a request that could not be read: nobody knows which.
                 continue
-            if result.identity in answered:
+            if result.identity in answered and not result.is_late_answer:
                 found.broken(
                     "result_duplicated",
                     self.result_example(payment, result, f"try {result.try_number} again"),
                 )
-            answered.add(result.identity)
+            if not result.is_late_answer:
+                answered.add(result.identity)
             attempt = result.gateway, result.operation_id, result.attempt
             if (
                 result.outcome == "succeeded"
