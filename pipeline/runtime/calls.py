@@ -131,6 +131,13 @@ class Calls:
             raise self._failure
         self._loop.call_soon_threadsafe(self._run_or_fail, self._forget_others, partitions)
 
+    def forget(self, requests: list[PaymentRequest]) -> None:
+        """They were decided to be sent again, and are not sent by this worker."""
+        if self._failure is not None:
+            raise self._failure
+        for request in requests:
+            self._loop.call_soon_threadsafe(self._run_or_fail, self._forget_before, request)
+
     def take_finished(self) -> list[Call]:
         """The calls that have ended since the last time."""
         if self._failure is not None:

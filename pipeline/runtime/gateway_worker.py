@@ -341,6 +341,9 @@ class GatewayWorker:
                 self._became_ready(1)
         for partition in disturbed:
             self._seek_back(partition)
+        refused = self._stage.take_refused()
+        if refused:
+            self._calls.forget(refused)
         if calls:
             failpoints.hit("gateway.taken")
             self._calls.start(calls)

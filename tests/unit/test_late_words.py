@@ -258,6 +258,37 @@ def test_no_more_late_words_wait_than_there_is_room_for(
     assert worker._words[-1][2] == key_of("o1")
 
 
+@pytest.mark.parametrize(("age_ms", "try_number", "forgotten"), [
+    (3_600_000, 3, 1), (3_600_000, 1, 0), (0, 3, 0),
+])  # fmt: skip
+def test_what_was_heard_is_forgotten_though_a_resend_is_refused(
+    flow: EngineFlow,
+    monkeypatch: pytest.MonkeyPatch,
+    age_ms: int,
+    try_number: int,
+    forgotten: int,
+) -> None:
+    """It was decided, so a worker that was frozen may have sent it. Calls see what is sent."""
+    member, commits, calls = Member(), Commits(), InstantCalls()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    asked = replace(flow.request(flow.order("o1")), try_number=try_number)
+    value = flow.encode("payment-request", asked)
+    member.append(flow.topic("payment-requests"), key_of("o1"), value, partition=0, age_ms=age_ms)
+    turned(worker, commits, 1)
+    assert calls.forgotten == [asked.idempotency_key] * forgotten
+
+
+def test_of_a_resend_that_is_refused_calls_forget_what_was_before() -> None:
+    """As of one that is sent."""
+    answer = GatewayAnswer(outcome="not_found")
+    with running(SlowToLookUp("a", answer=answer), gate=NobodyWaits([])) as calls:
+        answer_to(calls, QUESTION)
+        hear(calls)
+        assert len(calls._heard) == 1
+        calls.forget([replace(QUESTION, kind="charge", try_number=3)])
+        assert answer_to(calls, replace(QUESTION, try_number=4)).not_found_asked_at_ms == 0
+
+
 class Contradicted(InstantCalls):
     """Each success is contradicted by what an earlier question heard."""
 
