@@ -47,6 +47,16 @@ def most_unfolded(batch: RecordBatch) -> int:
     return (len(batch.data) - RECORDS_AT) * most
 
 
+def most_memory_of(batch: RecordBatch) -> int:
+    """What a reader needs for it at the most, found without unfolding it."""
+    return most_unfolded(batch) + batch.records * RECORD_BYTES
+
+
+def memory_of(batch: RecordBatch) -> int:
+    """What a reader needs for it."""
+    return unfolded_bytes(batch, UNFOLDED_BYTES_MAX) + batch.records * RECORD_BYTES
+
+
 def is_heavy(batch: RecordBatch, bytes_max: int) -> bool:
     """Whether a reader of this batch needs more than so many bytes for it; of a lower bound never
     fewer batches are.

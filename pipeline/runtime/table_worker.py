@@ -334,16 +334,20 @@ class TableWorker(Generic[V]):
         """What stands for batches of which the client brings nothing, with it put behind them."""
         found = self._standstill.take(self._positions, self._waits_for)
         for each in found:
-            self._consumer.seek(TopicPartition(each.topic(), each.partition(), each.offset() + 1))
+            tp, position = (each.topic(), each.partition()), each.offset() + 1
+            if not self._heavy.go_on(tp, position):
+                self._consumer.seek(TopicPartition(*tp, position))
+        if found:
+            self._resume_brought()
         return found
 
     def _waits_for(self, tp: TopicPartitionKey) -> bool:
-        """Whether all that came of a partition is committed, and the client may bring more."""
+        """Whether all that came of a partition is committed, and more may come."""
         return not (
             self._admission.holds(*tp)
             or self._admission.is_paused(*tp)
             or self._held.holds(tp)
-            or self._heavy.has_ahead(tp)
+            or (self._heavy.has_ahead(tp) and not self._heavy.is_stuck(tp))
             or any(tp in batch.offsets for batch in (self._batch, self._under_way) if batch)
         )
 
@@ -351,9 +355,12 @@ class TableWorker(Generic[V]):
         """What lies before a batch that the client is not given, or what stands for that one. The
         client goes on with a partition when all of it has been brought."""
         messages = self._heavy.bring(lambda tp: not self._admission.is_paused(*tp))
+        self._resume_brought()
+        return messages
+
+    def _resume_brought(self) -> None:
         if brought := self._heavy.take_brought():
             self._resume(tp for tp in brought if not self._admission.is_paused(*tp))
-        return messages
 
     def _resume(self, partitions: Iterable[TopicPartitionKey]) -> None:
         wanted = [TopicPartition(*tp) for tp in partitions if not self._heavy.has_ahead(tp)]

@@ -250,6 +250,34 @@ def test_what_a_broker_takes_and_the_client_cannot_read_stops_no_running_stage(
         assert verify(Sources(flow.bootstrap, flow.prefix)).broken == []
 
 
+@pytest.mark.parametrize("stage", ["payments", "gateway"])
+def test_a_start_passes_over_it_before_another_that_is_kept_from_the_client(
+    flow: EngineFlow, impatient: None, stage: str
+) -> None:
+    """What lies before that one is brought by a client of its own, which hears nothing either."""
+    role = "orders" if stage == "payments" else "payment-requests"
+    send = flow.send_order if stage == "payments" else flow.send_request
+    send(flow.order("before"))
+    produce_raw(flow.bootstrap, flow.topic(role), NO_VALUE)
+    send(flow.order("between"))
+    produce_raw(flow.bootstrap, flow.topic(role), gzip_members(CUT[0][:4], CUT[0][4:]), GZIP)
+    last = send(flow.order("after"))
+    worker = flow.payments_worker() if stage == "payments" else flow.gateway_worker()
+    running = RunningWorker(*worker)
+    try:
+        flow.wait_consumed(ends_of(last), running=running, stage=stage, role=role)
+    finally:
+        running.end()
+    assert running.error is None
+    told = [headers_of(letter) for letter in flow.messages("dead-letters")]
+    assert [(each["dlq.cause"], each["dlq.offset"]) for each in told] == [
+        ("unreadable_batch", "1"),
+        ("unreadable_batch", "3"),
+    ]
+    done = flow.nouns("payment-requests" if stage == "payments" else "gateway-results")
+    assert [each.order_id for each in done] == ["before", "between", "after"]
+
+
 def test_requests_behind_what_the_client_passes_by_in_silence_are_called(
     flow: EngineFlow, impatient: None
 ) -> None:
