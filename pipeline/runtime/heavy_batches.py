@@ -68,6 +68,9 @@ KEPT_BYTES: Final = 8 * 1024 * 1024
 LOOK_S: Final = 0.002
 PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 5.0
+# So many of the longer ones until what brought nothing is tried again.
+STUCK_PAUSES: Final = 10
+STUCK_PAUSE_S: Final = 0.5
 RUN_TIMEOUT_S: Final = 30.0
 
 
@@ -178,7 +181,8 @@ class HeavyBatches:
         self._pause_s = PAUSE_S
         # The first offset of one that the client could not unfold.
         self._refused: dict[TopicPartitionKey, int] = {}
-        self._stuck: set[TopicPartitionKey] = set()
+        # Those of which the last try brought nothing, and when the next one is.
+        self._stuck: dict[TopicPartitionKey, float] = {}
 
     def open(self, bootstrap_servers: str, deaths: int) -> None:
         self._servers = bootstrap_servers
@@ -202,6 +206,7 @@ class HeavyBatches:
         be brought of this partition: it is for its client to go on."""
         if tp not in self._next:
             return False
+        self._pause_s = PAUSE_S
         self._brought_up_to(tp, position)
         return True
 
@@ -323,7 +328,7 @@ class HeavyBatches:
         if seen is None:
             return position
         end = seen[-1].last_offset + 1
-        self._stuck.discard(tp)
+        self._stuck.pop(tp, None)
         if position >= end:
             del self._seen[tp]
             self._next.pop(tp, None)
@@ -334,7 +339,9 @@ class HeavyBatches:
     def bring(self, wanted: Callable[[TopicPartitionKey], bool]) -> list[Any]:
         """The next messages of one of the partitions that are wanted, each in turn: a call takes as
         long as one of them at the most."""
-        tp = next((each for each in self._next if wanted(each)), None)
+        now_s = time.monotonic()
+        due = (each for each in self._next if self._stuck.get(each, now_s) <= now_s)
+        tp = next((each for each in due if wanted(each)), None)
         if tp is None:
             return []
         self._next[tp] = self._next.pop(tp)
@@ -348,13 +355,15 @@ class HeavyBatches:
         else:
             messages, position = self._read(tp, self._run(tp, ahead))
             if position == self._next[tp]:
-                self._stuck.add(tp)
+                # The others go on meanwhile, and have most of the time.
+                pauses = STUCK_PAUSES if self._pause_s > STUCK_PAUSE_S else 0
+                self._stuck[tp] = time.monotonic() + pauses * self._pause_s
                 return messages
         self._brought_up_to(tp, position)
         return messages
 
     def _brought_up_to(self, tp: TopicPartitionKey, position: int) -> None:
-        self._stuck.discard(tp)
+        self._stuck.pop(tp, None)
         if position > self._seen[tp][-1].last_offset:
             del self._next[tp]
             self._brought.append(tp)
