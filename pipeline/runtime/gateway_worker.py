@@ -357,17 +357,19 @@ class GatewayWorker:
         positions = {(topic, p): offset for p, offset in self._positions.items()}
         found = self._standstill.take(positions, self._waits_for)
         for each in found:
-            self._consumer.seek(TopicPartition(topic, each.partition(), each.offset() + 1))
+            tp, position = (topic, each.partition()), each.offset() + 1
+            if not self._heavy.go_on(tp, position):
+                self._consumer.seek(TopicPartition(*tp, position))
         return found
 
     def _waits_for(self, tp: TopicPartitionKey) -> bool:
-        """Whether all that came of a partition is committed, and the client may bring more."""
+        """Whether all that came of a partition is committed, and more may come."""
         partition = tp[1]
         return not (
-            partition not in self._fetched
+            partition not in self._fetched | self._bringing
             or self._prefixes[partition].size
             or self._held.count(partition)
-            or self._heavy.has_ahead(tp)
+            or (self._heavy.has_ahead(tp) and not self._heavy.is_stuck(tp))
             or (self._under_way is not None and tp in self._under_way.offsets)
         )
 
