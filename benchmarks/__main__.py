@@ -25,7 +25,14 @@ from benchmarks.machine import describe_machine
 from benchmarks.order_pool import OrderPool, make_pool
 from benchmarks.outage import measure_outage
 from benchmarks.reconcile import measure_reconcile
-from benchmarks.report import Results, as_markdown, as_text, require_markers, write_document
+from benchmarks.report import (
+    OWN_PLACE,
+    Results,
+    as_markdown,
+    as_text,
+    require_markers,
+    write_document,
+)
 from pipeline.errors import UserError
 
 PARTS = (
@@ -54,6 +61,7 @@ examples:
   python -m benchmarks latency --rate 1000 --seconds 60 --json latency.json
   python -m benchmarks throughput --gateway simulator --orders 20000   with real HTTP calls
   python -m benchmarks --write docs/benchmarks.md    the table of the documentation
+  python -m benchmarks reconcile --write docs/benchmarks.md    that part of it alone
   python -m benchmarks books --orders 1000           the proof of the books, short
   python -m benchmarks books --write docs/reconciliation.md
   python -m benchmarks held-up --write docs/routing.md
@@ -69,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_logs()
     try:
         if options.write is not None:
-            require_markers(options.write)
+            require_markers(options.write, options.part)
         command = shlex.join(["python", "-m", "benchmarks", *given])
         if options.part == "books":
             # Imported here: it takes the whole program, and the measurements a part of it.
@@ -98,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.json is not None:
                 options.json.write_text(json.dumps(results.as_dict(), indent=2) + "\n")
         if options.write is not None:
-            write_document(options.write, table)
+            write_document(options.write, table, options.part)
             print(f"\nThe table is in {options.write}.")
     except WrongRun as error:
         print(f"The run came out wrong: {error}", file=sys.stderr)
@@ -158,10 +166,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write every figure as JSON as well")
     add("--write", type=Path, metavar="DOCUMENT", help="replace the table between its markers")
     options = parser.parse_args(arguments)
-    whole = options.part in ("all", "books", "kills", "held-up") and not options.quick
+    written = ("all", "books", "kills", "held-up", *OWN_PLACE)
+    whole = options.part in written and not options.quick
     if options.write is not None and not whole:
         parser.error(
-            "--write needs a whole run: without --quick, and of no part but books, kills or held-up"
+            "--write needs a whole run: without --quick, and of no part but books, kills, held-up "
+            "or reconcile"
         )
     if options.json is not None and options.part in ("books", "held-up"):
         parser.error(f"--json keeps figures, and {options.part} measures none on this machine")

@@ -34,6 +34,8 @@ AIM_RECONCILE_MIB = 500
 
 BEGIN = "<!-- written by python -m benchmarks --write: begin -->"
 END = "<!-- written by python -m benchmarks --write: end -->"
+# Parts of ``all`` whose table may be written alone.
+OWN_PLACE = ("reconcile",)
 
 
 @dataclass(frozen=True)
@@ -119,22 +121,32 @@ def as_markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
-def write_document(path: Path, table: str) -> None:
+def write_document(path: Path, table: str, part: str = "all") -> None:
     """Replace what stands between the two markers of a document."""
-    require_markers(path)
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
+    require_markers(path, part)
+    begin, end = _markers(part)
+    before, _, rest = path.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
 
 
-def require_markers(path: Path) -> None:
+def _markers(part: str) -> tuple[str, str]:
+    """A part that is measured by itself has a place of its own beside the table of all."""
+    if part not in OWN_PLACE:
+        return BEGIN, END
+    named = f"benchmarks {part}"
+    return BEGIN.replace("benchmarks", named), END.replace("benchmarks", named)
+
+
+def require_markers(path: Path, part: str = "all") -> None:
     """UserError, before anything is measured, when the table has no place in the document."""
     if not path.is_file():
         raise UserError(f"{path} is not a file; --write replaces the table of an existing one.")
     text = path.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    begin, end = _markers(part)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise UserError(
-            f"{path} does not say where the table goes: put the lines {BEGIN} and {END} into it."
+            f"{path} does not say where the table goes: put the lines {begin} and {end} into it."
         )
 
 

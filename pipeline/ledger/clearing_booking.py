@@ -37,30 +37,41 @@ from pipeline.domain.reconciliation_decisions import (
     statement_of,
 )
 from pipeline.errors import UserError
+from pipeline.ledger.statements import AMONG_TEXTS
 
 
 def _sum_of(kind: str) -> str:
-    """What an entry posts to accounts of one kind. The kind is asked of its own lines, and is
+    """What lines post to accounts of one kind. The kind is asked of an entry's own lines, and is
     no condition: PostgreSQL would look for it among all accounts, once for each entry."""
+    its_own = f"substr(a.name, 1, {len(kind) + 1}) = '{kind}:'"
+    return f"CAST(coalesce(sum(CASE WHEN {its_own} THEN q.amount_minor END), 0) AS BIGINT)"
+
+
+def _sum_in_entry(kind: str) -> str:
     return (
-        f"CAST(coalesce((SELECT sum(CASE WHEN substr(a.name, 1, {len(kind) + 1}) = '{kind}:' "
-        "THEN q.amount_minor END) FROM postings q JOIN accounts a "
-        "ON a.account_id = q.account_id WHERE q.entry_number = e.entry_number), 0) AS BIGINT)"
+        f"(SELECT {_sum_of(kind)} FROM postings q JOIN accounts a ON a.account_id = q.account_id "
+        "WHERE q.entry_number = e.entry_number)"
     )
 
 
 # Half a million may be cleared of a day: one look-up for each entry, and no line comes to Python.
-_BOOKED: Final = f"""
-    SELECT e.entry_id, e.merchant_id, e.order_id, e.payment_id, e.operation_id, e.gateway,
-        e.gateway_reference, p.currency, p.amount_minor, {_sum_of(GATEWAY_COST)},
-        -{_sum_of(MERCHANT_PAYABLE)}
-    FROM """
+_HEAD: Final = (
+    "e.entry_id, e.merchant_id, e.order_id, e.payment_id, e.operation_id, e.gateway, "
+    "e.gateway_reference"
+)
 BOOKED_BY_ID: Final[Mapping[str, str]] = {
     # CROSS JOIN keeps the planner from scanning the entries instead of looking each up.
-    "sqlite": f"{_BOOKED} json_each(?) w CROSS JOIN journal_entries e ON e.entry_id = w.value "
+    "sqlite": f"SELECT {_HEAD}, p.currency, p.amount_minor, {_sum_in_entry(GATEWAY_COST)}, "
+    f"-{_sum_in_entry(MERCHANT_PAYABLE)} "
+    "FROM json_each(?) w CROSS JOIN journal_entries e ON e.entry_id = w.value "
     "CROSS JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1",
-    "postgresql": f"{_BOOKED} journal_entries e JOIN postings p "
-    "ON p.entry_number = e.entry_number AND p.line = 1 WHERE e.entry_id = ANY(%s)",
+    # The lines of each are read once.
+    "postgresql": f"SELECT {_HEAD}, l.* FROM journal_entries e CROSS JOIN LATERAL ("
+    "SELECT max(q.currency) FILTER (WHERE q.line = 1), "
+    f"max(q.amount_minor) FILTER (WHERE q.line = 1), {_sum_of(GATEWAY_COST)}, "
+    f"-{_sum_of(MERCHANT_PAYABLE)} "
+    "FROM postings q JOIN accounts a ON a.account_id = q.account_id "
+    f"WHERE q.entry_number = e.entry_number) l WHERE e.entry_id {AMONG_TEXTS.format('%s')}",
 }
 
 
@@ -100,9 +111,10 @@ def _of_rows(connection: Connection, event: LedgerEvent, closed: str) -> Sequenc
 def _booked(connection: Connection, entry_ids: Sequence[str]) -> dict[str, BookedEntry]:
     """Booked entries by their ids; those that are not booked are left out."""
     dialect = connection.dialect.name
-    wanted: Any = json.dumps(list(entry_ids)) if dialect == "sqlite" else list(entry_ids)
-    rows = connection.exec_driver_sql(BOOKED_BY_ID[dialect], (wanted,)).all()
-    return {row[0]: BookedEntry(*row) for row in rows}
+    found = connection.exec_driver_sql(BOOKED_BY_ID[dialect], (json.dumps(list(entry_ids)),))
+    # The driver's tuples, since they are many.
+    cursor: Any = found.cursor
+    return {row[0]: BookedEntry(*row) for row in cursor.fetchall()}
 
 
 def _of_row(

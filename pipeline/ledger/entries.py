@@ -8,7 +8,18 @@ from functools import cache
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, Select, Text, any_, bindparam, func, insert, select
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Select,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    func,
+    insert,
+    select,
+)
 from sqlalchemy.dialects import postgresql
 
 from pipeline.domain.posting import JournalEntry, Posting
@@ -161,7 +172,7 @@ def entries_of_payments(
 def _entries(connection: Connection, column: Any, values: Sequence[str]) -> list[JournalEntry]:
     e, p = journal_entries.c, postings.c
     dialect = connection.dialect.name
-    wanted, given = _among(dialect, column), _values(dialect, values)
+    wanted, given = _among(dialect, column), _values(values)
     heads = connection.execute(
         select(*_HEAD).where(wanted).order_by(e.source_offset, e.source_part, e.entry_number), given
     ).all()
@@ -201,7 +212,7 @@ def _entry(row: Any, lines: tuple[Posting, ...]) -> JournalEntry:
 
 def _account_ids_of(connection: Connection, names: Sequence[str]) -> dict[str, int]:
     dialect = connection.dialect.name
-    rows = connection.execute(_accounts_named(dialect), _values(dialect, names))
+    rows = connection.execute(_accounts_named(dialect), _values(names))
     return {row.name: row.account_id for row in rows}
 
 
@@ -213,15 +224,15 @@ def _accounts_named(dialect_name: str) -> Select[Any]:
 
 def _among(dialect_name: str, column: Any) -> Any:
     """The condition that the column has one of the values given with the execution."""
+    # One value however many they are, so one plan for all; the planner looks each up in the
+    # column's index.
     if dialect_name == "postgresql":
-        # One parameter however many they are, so one plan for all.
-        return column == any_(bindparam("values", type_=postgresql.ARRAY(Text)))
-    # As text for the same reason; the planner looks each up in the column's index.
+        given = func.json_array_elements_text(cast(bindparam("values", type_=Text), JSON))
+        return column == any_(func.array(select(given).scalar_subquery()))
     wanted = func.json_each(bindparam("values")).table_valued("value")
     return column.in_(select(wanted.c.value))
 
 
-def _values(dialect_name: str, values: Sequence[str]) -> dict[str, Any]:
+def _values(values: Sequence[str]) -> dict[str, str]:
     """The values of ``_among``, as its statement is given them."""
-    given = list(values)
-    return {"values": given if dialect_name == "postgresql" else json.dumps(given)}
+    return {"values": json.dumps(list(values))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 
@@ -279,7 +280,7 @@ def test_what_a_row_clears_is_found_without_a_look_at_every_account(url: str) ->
     with engine.begin() as connection:
         connection.exec_driver_sql("ANALYZE")
         plan = connection.exec_driver_sql(
-            f"EXPLAIN {BOOKED_BY_ID['postgresql']}", ([entry_of(1).entry_id],)
+            f"EXPLAIN {BOOKED_BY_ID['postgresql']}", (json.dumps([entry_of(1).entry_id]),)
         )
         lines = list(plan.scalars())
     assert not [line for line in lines if "Filter" in line and "substr" in line], lines

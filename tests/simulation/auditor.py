@@ -16,6 +16,7 @@ from tests.simulation.gateway import GatewayBooks, Movement
 from tests.simulation.log import Cluster, Intent, Partition, Record
 from tests.simulation.money import Money
 from tests.simulation.outcomes import BUSY, SETTLED, Outcomes
+from tests.simulation.payout_books import PayoutBooks
 from tests.simulation.plan import DECLINES_MAX, MERCHANT, Plan
 from tests.simulation.stories import Stories
 from tests.simulation.violation import Violation
@@ -46,12 +47,15 @@ class Auditor:
             topics["payments"]: self._payment,
             topics["dead-letters"]: self._letter,
             topics["audit"]: self._audit_entry,
+            topics["ledger-events"]: self._decision,
         }
         self._decode_event = decoders["payment-event"]
         self._decode_settlement = decoders["settlement"]
         self._decode_request = decoders["payment-request"]
         self._decode_payment = decoders["payment"]
         self._decode_entry = decoders["audit-entry"]
+        self._decode_decision = decoders["ledger-event"]
+        self.payouts = PayoutBooks()
         self.money = Money()
         self.stories = Stories(self._orders)
         self._outcomes = Outcomes(plan, self.money, self.stories)
@@ -175,7 +179,11 @@ class Auditor:
 
     def _audit_entry(self, partition: Partition, record: Record) -> None:
         entry = json.loads(self._decode_entry(record.value or b"")["detail"])
-        self._said[entry["command_id"], entry["outcome"]] += 1
+        if "command_id" in entry:
+            self._said[entry["command_id"], entry["outcome"]] += 1
+
+    def _decision(self, partition: Partition, record: Record) -> None:
+        self.payouts.decided(self._decode_decision(record.value or b""))
 
     def _settlement(self, partition: Partition, record: Record) -> None:
         settlement = self._decode_settlement(record.value or b"")
@@ -245,7 +253,7 @@ class Auditor:
         for place, what in self.bad_inputs.items():
             if place not in self.letters:
                 raise Violation("lost_bad_input", f"{what} at {place} is not in the dead letters")
-        self._outcomes.books(ledger, self.settlements)
+        self._outcomes.books(ledger, self.settlements, self.payouts.balances())
 
     def _log_at_rest(self, inputs: Mapping[str, Iterable[str]]) -> None:
         left = self._cluster.open_transactions()

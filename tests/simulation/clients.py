@@ -16,15 +16,13 @@ from typing import Any
 from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
+from pipeline.domain.keys import partition_of
 from tests.simulation.groups import Group, GroupMetadata, Member
 from tests.simulation.log import VISIBLE, Cluster, Intent, Partition, Record, Refused
 from tests.simulation.world import Killed, Process
 
-# What a call to a broker takes at most, and how much of a partition comes at a time.
-CALL_S_MAX = 0.06
+# How much of a partition comes at a time.
 FETCH_MAX = 400
-# What has been written arrives after this at most, with what was written meanwhile.
-FETCH_S_MAX = 0.3
 BACKOFF_S = 0.005
 # Who waits for so long has nothing of its own to do.
 PATIENCE_S = 0.1
@@ -45,8 +43,8 @@ class ClientFaults:
     refusals: list[str] = field(default_factory=list)
     # Until when nothing is fetched.
     deaf_until_s: float = 0.0
-    # How long what was written is on its way at most.
-    fetch_s_max: float = FETCH_S_MAX
+    # How long what was written is on its way at most, where not as the cluster says.
+    fetch_s_max: float | None = None
     on_fired: Callable[[str], None] = lambda _name: None
 
 
@@ -134,7 +132,10 @@ class SimConsumer:
             self._arriving = True
             world = self.process.world
             drawn = world.draw()
-            world.after(self._faults.fetch_s_max * drawn * drawn, self._arrived)
+            most_s = self._faults.fetch_s_max
+            if most_s is None:
+                most_s = self._cluster.fetch_s_max
+            world.after(most_s * drawn * drawn, self._arrived)
 
     def _arrived(self) -> None:
         self._arriving = False
@@ -292,7 +293,7 @@ class SimConsumer:
     ) -> list[TopicPartition]:
         self.process.step("committed")
         world, cluster = self.process.world, self._cluster
-        world.current.doze(CALL_S_MAX)
+        world.current.doze(cluster.call_s_max)
         asked = [(tp.topic, tp.partition) for tp in partitions]
         while self._committed_only and not cluster.is_stable(self._group_id, asked):
             cluster.waiting_for_offsets.append(world.current)
@@ -491,6 +492,8 @@ class SimProducer:
         if self.process.dead:
             raise Killed
         cluster, intent = self._cluster, self._intent
+        if partition < 0:
+            partition = partition_of(key or b"", len(cluster.topics[topic]))
         if intent is None:
             record = cluster.write(topic, partition, key, value, headers)
         else:
@@ -499,7 +502,7 @@ class SimProducer:
                 if where not in self._partitions:
                     if len(self._partitions) < 2:
                         # Before its first record, and again while the first are in the log.
-                        self.process.world.current.doze(2 * CALL_S_MAX)
+                        self.process.world.current.doze(2 * cluster.call_s_max)
                     self._retried(cluster.join_transaction, self._id, self._epoch, where, intent)
                     self._partitions.add(where)
                     self._used = True
@@ -601,7 +604,7 @@ class SimProducer:
         process = self.process
         if process.armed or process.dead or process.paused:
             process.step("end_txn")
-        world.current.doze(CALL_S_MAX)
+        world.current.doze(cluster.call_s_max)
         try:
             self._retried(cluster.end, self._id, self._epoch, commit)
         except Refused as refused:
@@ -630,7 +633,7 @@ class SimProducer:
         process = self.process
         if process.armed or process.dead or process.paused:
             process.step(name)
-        process.world.current.doze(CALL_S_MAX)
+        process.world.current.doze(self._cluster.call_s_max)
         refusals = self._faults.refusals
         if refusals and name in ("send_offsets", "commit") and self._intent is not None:
             fault = refusals.pop(0)
@@ -687,7 +690,7 @@ class SimAdmin:
     ) -> dict[TopicPartition, Future[Any]]:
         self._process.step("list_offsets")
         world = self._process.world
-        world.current.doze(CALL_S_MAX)
+        world.current.doze(self._cluster.call_s_max)
         found = {}
         for tp, spec in asked.items():
             partition = self._cluster.partition(tp.topic, tp.partition)

@@ -128,6 +128,7 @@ class GatewayBooks:
         retention_s: float,
         idempotent: bool,
         action_late_s: float,
+        retry_after_s: float,
         on_movement: Callable[[Movement], None],
         on_decline: Callable[[PaymentRequest], None],
         on_notice: Callable[[str, OperationNotice | DisputeNotice], None],
@@ -135,6 +136,8 @@ class GatewayBooks:
         self.world = world
         self.name = name
         self.idempotent = idempotent
+        # Whom it turns away it tells to come back after this.
+        self.retry_after_s = retry_after_s
         self.grace_s = grace_s
         self.retention_s = retention_s
         self._scripts = scripts

@@ -15,7 +15,6 @@ from tests.simulation.threads import SimLoop
 from tests.simulation.world import Process
 
 _REFUSED = GatewayAnswer(outcome="not_sent", code="connection_refused")
-_LIMITED = GatewayAnswer(outcome="not_sent", code="rate_limited", retry_after_ms=4_000)
 _LATE = GatewayAnswer(outcome="not_sent", code="send_before_passed")
 _LOST = GatewayAnswer(outcome="unknown", code="connection_lost")
 _ERROR = GatewayAnswer(outcome="unknown", code="gateway_error")
@@ -65,7 +64,11 @@ class SimGateway:
         if fault == "refused":
             return _REFUSED
         if fault == "rate_limited":
-            return _LIMITED
+            return GatewayAnswer(
+                outcome="not_sent",
+                code="rate_limited",
+                retry_after_ms=int(books.retry_after_s * 1000),
+            )
         if fault == "slow_connect":
             await self._wait(world.jitter(120.0))
         # The last look at the clock before the first byte: from here on it may have happened.

@@ -61,6 +61,8 @@ class SimLedger:
         self._faults: list[str] = []
         self._away_until_s = 0.0
         self._changes = 0
+        # Whose the open transaction is.
+        self._owner: Process | None = None
         self._fired: Callable[[str, str], None] = lambda _what, _where: None
 
     def close(self) -> None:
@@ -83,10 +85,11 @@ class SimLedger:
         outside: Surroundings,
         stop: Any,
         fired: Callable[[str, str], None],
+        decisions: Any,
     ) -> Callable[[], None]:
         self._fired = fired
         # A process that died left its transaction open; the database takes it back.
-        process.on_death.append(self._take_back)
+        process.on_death.append(lambda: self.take_back(process))
         sink = LedgerSink(
             bootstrap_servers="simulated",
             engine=self._engine,
@@ -94,20 +97,29 @@ class SimLedger:
             codec=codec,
             instance_id=instance_id,
             surroundings=outside,
-            # Not simulated: decisions about the books, and the seals behind them.
-            decisions=cast(Any, SimpleNamespace(read=list)),
+            decisions=decisions(process) or cast(Any, SimpleNamespace(read=list)),
+            # The office seals, when it is its turn.
             sealer=lambda _engine: cast(Any, SimpleNamespace(start=_nothing, stop=_nothing)),
         )
         return lambda: sink.run(stop.is_set)
 
     def count(self) -> int:
-        return int(self._connection.execute("SELECT count(*) FROM journal_entries").fetchone()[0])
+        return int(
+            self._connection.execute(
+                "SELECT count(*) FROM journal_entries WHERE settlement_id <> ''"
+            ).fetchone()[0]
+        )
 
     def rows(self) -> dict[str, Any]:
         """What the books hold, read without the code that wrote them."""
         run = self._connection.execute
         return {
-            "entries": [row[0] for row in run("SELECT settlement_id FROM journal_entries")],
+            "entries": [
+                row[0]
+                for row in run(
+                    "SELECT settlement_id FROM journal_entries WHERE settlement_id <> ''"
+                )
+            ],
             "unbalanced": run(
                 "SELECT entry_number FROM postings GROUP BY entry_number, currency "
                 "HAVING sum(amount_minor) <> 0"
@@ -121,6 +133,15 @@ class SimLedger:
             },
         }
 
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    def take_back(self, process: Process) -> None:
+        """A process has died: if the open transaction is its own it is taken back."""
+        if process is self._owner:
+            self._take_back()
+
     def _take_back(self) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
@@ -129,6 +150,8 @@ class SimLedger:
         if self._away_until_s > self._world.now_s:
             raise sqlite3.OperationalError("the database is away")
         self._changes = self._connection.total_changes
+        fibre = self._world.current
+        self._owner = None if fibre is None else fibre.process
 
     def commit(self) -> None:
         """A commit; with a fault its answer is lost, and it happened or it did not."""

@@ -21,6 +21,10 @@ OPEN, VISIBLE, ABORTED, CONTROL = range(4)
 
 # How long the marker of a transaction takes to reach a partition.
 MARKER_S_MAX = 0.03
+# What a call takes at most; what has been written arrives after this at most, with what was
+# written meanwhile.
+CALL_S_MAX = 0.06
+FETCH_S_MAX = 0.3
 # By how much the clock of a process differs from the brokers' at most.
 SKEW_S_MAX = 2.5
 
@@ -205,6 +209,8 @@ class Cluster:
         self.on_fate: Callable[[Intent, bool], None] = lambda intent, fate: intent.fates.add(fate)
         # How long a marker takes at most; raised for a while by a fault.
         self.marker_s_max = MARKER_S_MAX
+        self.call_s_max = CALL_S_MAX
+        self.fetch_s_max = FETCH_S_MAX
         self.late_end_txns = 0
 
     def create(self, topic: str, partitions: int, delay_s: float = 0.0) -> None:

@@ -572,6 +572,42 @@ MUTATIONS: tuple[Mutation, ...] = (
         'Column("entry_id", Text, nullable=False),',
         ("tests/unit/test_ledger_keys.py",),
     ),
+    # Payouts and seals --------------------------------------------------------------------------
+    Mutation(
+        "a payout is approved by a second person",
+        "pipeline/domain/payouts.py",
+        "    if act == APPROVE and same_person(actor, payout.created_by):\n",
+        "    if False:\n",
+        (1, 9),
+    ),
+    Mutation(
+        "a payout that is decided and not booked has taken its funds",
+        "pipeline/ledger/payout_positions.py",
+        "    for event in unpublished(connection):\n",
+        "    for event in ():\n",
+        ("tests/component/test_payouts_sqlite.py",),
+    ),
+    Mutation(
+        "a decision that is in the topic is not published again",
+        "producers/ledger_events.py",
+        "new = [event for event in events if event.event_id not in places]",
+        "new = list(events)",
+        (1, 9, 17, 25),
+    ),
+    Mutation(
+        "what came back from where it had been paid to is taken from the bank",
+        "pipeline/domain/payouts.py",
+        "debit, credit = (bank if payout.state == PAID else in_transit), available",
+        "debit, credit = in_transit, available",
+        (1, 9, 17, 25),
+    ),
+    Mutation(
+        "seals go on where the last one stands",
+        "pipeline/ledger/seals.py",
+        "after=(head.source_offset, head.source_part), end=end, limit=limit,",
+        "after=(-1, 0), end=end, limit=limit,",
+        (1,),
+    ),
     # 13: a record that kills the process --------------------------------------------------------
     Mutation(
         "the third death at an offset quarantines its record",

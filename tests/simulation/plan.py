@@ -60,6 +60,25 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How long things take. ``call_s``: a call to a broker, and ``fetch_s``: what was written until
+    it is read, at most; ``inquiry_s``: until the first question about an outcome, of which
+    ``inquiries`` are asked. ``nervous``: breakers open as soon as production's do."""
+
+    call_s: float = 0.25
+    fetch_s: float = 1.0
+    inquiry_s: float = 20.0
+    inquiries: int = 6
+    nervous: bool = False
+
+
+# Quick and impatient ones take half as much work again: more
+# transactions of fewer records, more refusals by an open breaker, more questions in vain.
+_QUICK_BROKERS = {"call_s": 0.06, "fetch_s": 0.3}
+_IMPATIENT = {"inquiry_s": 9.0, "inquiries": 10}
+
+
+@dataclass(frozen=True)
 class Plan:
     seed: int
     orders: tuple[OrderPlan, ...]
@@ -74,8 +93,11 @@ class Plan:
     retention_s: float = 86_400.0
     idempotent: bool = True
     records_max: int = 4_000
+    pace: Pace = Pace()
     # Whether records are written and read as Avro, or handed on as they are.
     avro: bool = True
+    # Whether merchants other than the orders' are paid out meanwhile.
+    payouts: bool = False
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -110,8 +132,18 @@ def draw(seed: int) -> Plan:
         idempotent=random.random() > 0.15,
         records_max=random.choice((4_000, 4_000, 50, 7)),
         avro=seed % 8 == 0,
+        payouts=seed % 8 == 1,
     )
-    return replace(plan, faults=_faults(random, plan))
+    return replace(plan, faults=_faults(random, plan), pace=_pace(random))
+
+
+def _pace(random: Random) -> Pace:
+    made = Pace(nervous=random.random() < 0.25)
+    if random.random() < 0.25:
+        made = replace(made, **_QUICK_BROKERS)  # type: ignore[arg-type]
+    if random.random() < 0.25:
+        made = replace(made, **_IMPATIENT)  # type: ignore[arg-type]
+    return made
 
 
 def _counted(order: OrderPlan, number: int) -> OrderPlan:

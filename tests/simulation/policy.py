@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.domain.breaker import BreakerRule
 from pipeline.domain.model import AttemptCap
 from pipeline.domain.policy import DAY_MS, GatewayProfile, Policy
 from pipeline.domain.risk_rules import read_rules
@@ -33,6 +34,12 @@ values = ["{WATCHED}"]
 )
 
 
+# Of gateways that have trouble with one call of three all the time.
+_CALM = BreakerRule(
+    calls_min=60, trouble_percent=90, hanging_min=1_000, wait_ms_max=2_000, probes=1
+)
+
+
 def policy_of(plan: Plan, books: Mapping[str, GatewayBooks]) -> Policy:
     """The policy of a run, over the gateways as they are."""
     return Policy(
@@ -44,6 +51,7 @@ def policy_of(plan: Plan, books: Mapping[str, GatewayBooks]) -> Policy:
                 key_retention_ms=int(each.retention_s * 1000),
                 idempotent=each.idempotent,
                 authorization_ms=120_000,
+                breaker=BreakerRule() if plan.pace.nervous else _CALM,
             )
             for index, (name, each) in enumerate(books.items())
         ),
@@ -53,8 +61,8 @@ def policy_of(plan: Plan, books: Mapping[str, GatewayBooks]) -> Policy:
         pending_max_ms=900_000,
         awaiting_order_ms=int(AWAITING_ORDER_S * 1000),
         review_ms=120_000,
-        # Ten questions in the first tier: a minute and a half, then a person.
-        inquiry_max=10,
+        # In the first tier: within two minutes, then a person.
+        inquiry_max=plan.pace.inquiries,
         risk=_RULES,
         count_cards=True,
         attempt_caps=(AttemptCap(name="declines", declines_max=DECLINES_MAX, window_ms=DAY_MS),),

@@ -16,6 +16,7 @@ from tests.simulation.gateway import GatewayBooks, Movement
 from tests.simulation.ledger import SimLedger
 from tests.simulation.lives import GATEWAYS, MAIN
 from tests.simulation.log import ABORTED, Cluster
+from tests.simulation.office import Office
 from tests.simulation.people import People
 from tests.simulation.plan import ACTIVE_S, Plan
 from tests.simulation.policy import policy_of
@@ -57,16 +58,25 @@ def run_plan(plan: Plan, *, traced: bool = False) -> Result:
 
 
 @cache
-def _catalogue(partitions: int) -> Catalogue:
+def _catalogue(partitions: int, inquiry_s: float) -> Catalogue:
     return build_catalogue(
-        TopicSettings(partitions=partitions, timer_delay_ms=20_000, inquiry_delay_ms=9_000)
+        TopicSettings(
+            partitions=partitions, timer_delay_ms=20_000, inquiry_delay_ms=int(inquiry_s * 1000)
+        )
     )
 
 
 @cache
 def _coders(avro: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     codec = shared_codec(avro)
-    names = ("payment-event", "settlement", "payment-request", "payment", "audit-entry")
+    names = (
+        "payment-event",
+        "settlement",
+        "payment-request",
+        "payment",
+        "audit-entry",
+        "ledger-event",
+    )
     return (
         {name: codec.decoder(name) for name in names},
         {name: codec.encoder(name) for name in INPUTS},
@@ -80,7 +90,9 @@ class Simulation:
         self.result = Result(plan.seed, orders=len(plan.orders))
         self.world = World(str(plan.seed))
         self.cluster = Cluster(self.world)
-        self.catalogue = _catalogue(plan.partitions)
+        self.cluster.call_s_max = plan.pace.call_s
+        self.cluster.fetch_s_max = plan.pace.fetch_s
+        self.catalogue = _catalogue(plan.partitions, plan.pace.inquiry_s)
         for spec in self.catalogue.topics.values():
             self.cluster.create(spec.name, spec.partitions, (spec.delay_ms or 0) / 1000)
         decoders, encoders = _coders(plan.avro)
@@ -111,6 +123,7 @@ class Simulation:
                 retention_s=plan.retention_s if name == MAIN else 86_400.0,
                 idempotent=plan.idempotent or name != MAIN,
                 action_late_s=85.0,
+                retry_after_s=4.0 if plan.pace.nervous else 0.2,
                 on_movement=self._moved,
                 on_decline=lambda request: self.auditor.declined(
                     request.order_id, request.operation_id
@@ -141,6 +154,13 @@ class Simulation:
             tell=self.trace,
             fired=self._fired,
         )
+        self.office: Office | None = None
+        if plan.payouts:
+            self.office = Office(
+                plan.seed, self.world, self.cluster, self.catalogue, shared_codec(plan.avro),
+                self.ledger, self.auditor.payouts, self._fired,
+            )  # fmt: skip
+            self.workers.decisions = self.office.events
         self.faults = Faults(
             self.world, self.cluster, self.workers,
             books=self.books, ledger=self.ledger, fired=self._fired,
@@ -163,6 +183,8 @@ class Simulation:
             if not quiet:
                 raise Violation("never_at_rest", self.auditor.unfinished())
             self.workers.raise_bugs()
+            if self.office is not None:
+                self.office.at_rest()
             self.auditor.at_rest(
                 {
                     self.catalogue.group(stage): [s.name for s in self.catalogue.inputs(stage)]
@@ -205,6 +227,8 @@ class Simulation:
     def _is_quiet(self) -> bool:
         cluster = self.cluster
         if cluster.open_transactions() or any(books.open for books in self.books.values()):
+            return False
+        if self.office is not None and self.office.open:
             return False
         if self.ledger.count() < len(self.auditor.settlements):
             return False
@@ -255,6 +279,8 @@ class Simulation:
                     if command.changed and copy:
                         say = self.people.changed
                     world.after(at_s + 2.0 * copy, self._bound(say, order, command))
+        if self.office is not None:
+            self.office.start()
         for fault in self.plan.faults:
             world.after(fault.at_s, self._bound(self.faults.arm, fault))
 

@@ -98,6 +98,8 @@ class Workers:
         self._believed = believed
         self._tell = tell
         self._fired = fired
+        # How a process reads the decisions about the books, where there are any.
+        self.decisions: Callable[[Process], Any] = lambda _process: None
         self.on_step: Callable[[Slot, Process, str], None] = lambda _slot, _process, _name: None
 
     def add(self, name: str, index: int) -> Slot:
@@ -262,7 +264,14 @@ class Workers:
             )
             return worker.run  # type: ignore[no-any-return]
         return self.ledger.worker(
-            self.catalogue, codec, spec.instance_id, process, outside, stopped, self._fired
+            self.catalogue,
+            codec,
+            spec.instance_id,
+            process,
+            outside,
+            stopped,
+            self._fired,
+            self.decisions,
         )
 
 

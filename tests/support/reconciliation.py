@@ -27,6 +27,7 @@ from pipeline.ledger.decisions import adopt, decide, decisions_of, unpublished
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
+from pipeline.ledger.reconciliation import matching
 from pipeline.ledger.reconciliation.breaks import (
     keep,
     list_breaks,
@@ -435,6 +436,23 @@ class ReconciliationSuite(OnEachDatabase):
             ACCEPTED, "bert", "they lost",
         )  # fmt: skip
 
+    def test_a_look_at_an_earlier_day_ends_only_what_was_due_by_then(self, books: Books) -> None:
+        """Two days after it the sale is missing; by the day itself nothing can be said of it, nor
+        of the row and its batch. Explained since, it ends with the next look at today."""
+        sale, other = settlement(1), settlement(2)
+        books.settle(sale)
+        books.report(row_of(1, other), row_of(2, other, fee_minor=0))
+        books.run("2023-12-01")
+        kinds = ["batch_unpaid", "missing_at_gateway", "missing_here", "missing_here"]
+        assert sorted(b.kind for b in books.breaks()) == kinds
+        books.run(DAY)
+        assert sorted(b.kind for b in books.breaks()) == kinds
+        books.report(row_of(1, sale, file_id="next", batch_id="po_2"))
+        books.run(DAY)
+        assert sorted(b.kind for b in books.breaks()) == kinds
+        books.run("2023-12-01")
+        assert {b.kind for b in books.breaks()} == {"batch_unpaid", "missing_here"}
+
     @pytest.mark.parametrize("wrong", [{"amount_minor": 12_00}, {"currency": "EUR"}])
     def test_a_corrected_row_clears_the_sale(self, books: Books, wrong: dict[str, Any]) -> None:
         """Of a sale of 12.50 a report told otherwise; a later one tells it right. The sale is
@@ -828,6 +846,39 @@ class ReconciliationSuite(OnEachDatabase):
             books.book()
         books.settle(sale)
         assert books.book() == 1
+
+    @pytest.mark.parametrize("together", [1, 2, 1_000])
+    def test_each_duplicate_names_the_row_that_cleared_its_own_settlement(
+        self, books: Books, monkeypatch: pytest.MonkeyPatch, together: int
+    ) -> None:
+        """However many rows are looked up together, and whatever lies between them."""
+        monkeypatch.setattr(matching, "_LEFT_MAX", together)
+        sales = [settlement(n) for n in range(1, 4)]
+        books.settle(*sales)
+        books.report(*(row_of(n, sale) for n, sale in enumerate(sales, 1)))
+        books.run("2023-11-17")
+        again = [row_of(n, sale, file_id="again") for n, sale in enumerate(sales, 1)]
+        books.report(*again, row_of(4, settlement(9), file_id="again"))
+        done = books.run("2023-11-17")
+        assert {
+            b.row_number: b.detail.rpartition("by row ")[2] for b in books.breaks(kind="duplicate")
+        } == {n: f"simulator-{DAY}:{n} already" for n in (1, 2, 3)}
+        assert [b.row_number for b in books.breaks(kind="missing_here")] == [4]
+        assert [row.row_number for row in done.untold] == [4]
+        assert len({b.break_id for b in done.breaks}) == len(done.breaks)
+
+    def test_more_breaks_than_are_published_at_once_are_each_published(self, books: Books) -> None:
+        """Page after page by their ids, and one that changes meanwhile from the beginning again."""
+        books.settle(*(settlement(n) for n in range(1, 6)))
+        books.run("2023-11-20")
+        seen: list[str] = []
+        with books.engine.begin() as connection:
+            while page := unpublished_breaks(connection, 2, seen[-1] if seen else ""):
+                mark_published(connection, page)
+                seen += [each.break_id for each in page]
+            assert unpublished_breaks(connection, 2) == []
+        assert seen == sorted({b.break_id for b in books.breaks()})
+        assert len(seen) == 5
 
     def test_payments_are_told_once_by_a_row(self, books: Books) -> None:
         """A row of ours without a settlement is evidence; once told it is not told again."""

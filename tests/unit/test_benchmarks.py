@@ -141,6 +141,23 @@ def test_the_document_gets_the_table_between_its_markers(tmp_path: Path) -> None
     assert "at least 8,000: met" in text
 
 
+def test_a_part_that_is_measured_alone_leaves_the_table_of_all_as_it_is(tmp_path: Path) -> None:
+    """Each between its own markers, in whatever order they are renewed."""
+    path = tmp_path / "b.md"
+    path.write_text(
+        f"{BEGIN}\nall\n{END}\n"
+        "<!-- written by python -m benchmarks reconcile --write: begin -->\nold\n"
+        "<!-- written by python -m benchmarks reconcile --write: end -->\nbelow\n"
+    )
+    write_document(path, "alone", "reconcile")
+    text = path.read_text()
+    assert f"{BEGIN}\nall\n{END}\n" in text
+    assert "alone" in text
+    assert "old" not in text
+    write_document(path, "every part")
+    assert "\nalone\n" in path.read_text()
+
+
 def test_a_document_without_markers_is_refused_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +174,8 @@ def test_a_document_without_markers_is_refused_before_anything_is_measured(
 def test_the_committed_document_has_its_markers(name: str) -> None:
     """So that --write works on a clone."""
     require_markers(TOP / "docs" / f"{name}.md")
+    if name == "benchmarks":
+        require_markers(TOP / "docs" / f"{name}.md", "reconcile")
 
 
 def test_a_quick_run_cannot_become_the_documented_one(

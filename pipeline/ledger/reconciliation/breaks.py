@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import asdict, fields, replace
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from pipeline.domain.breaks import (
     BY_LATER_EVIDENCE,
@@ -23,11 +24,21 @@ from pipeline.domain.reconciliation_decisions import (
     resolution_of,
 )
 from pipeline.ledger.decisions import decisions_of
-from pipeline.ledger.reconciliation.tables import breaks
+from pipeline.ledger.reconciliation.tables import breaks, insert_breaks
 
 # Values in one IN list: below SQLite's limit of variables in every build.
 _IN_LIST_MAX: Final = 200
 _FIELDS: Final = tuple(field.name for field in fields(ReconciliationBreak))
+
+_CHANGE: Final = update(breaks).where(breaks.c.break_id == bindparam("of_break"))
+_PUBLISHED: Final = (
+    update(breaks)
+    .where(
+        breaks.c.break_id == bindparam("of_break"),
+        breaks.c.published_version < bindparam("published"),
+    )
+    .values(published_version=bindparam("published"))
+)
 
 
 class Changes(Struct, frozen=True):
@@ -53,16 +64,18 @@ def keep(
     now_ms: int,
     *,
     judged: Collection[str],
+    due: Callable[[str, str, str], bool] = lambda _kind, _gateway, _since: True,
 ) -> Changes:
     """Bring the breaks in line with what was found: new ones open, open ones of the ``judged``
-    kinds that were not found again end. What a person has resolved stays so while its figures are
-    those that were looked at; with others it opens again."""
+    kinds that were not found again end, where they were ``due`` by the day that was looked at (by
+    kind, gateway and the day they are of): of any other that look says nothing. What a person has
+    resolved stays so while its figures are those that were looked at; with others it opens
+    again."""
     resolved = _resolutions(connection)
     found = list(found)
     # Where nothing is judged, what was not found again does not matter: a run keeps the fees of
     # each decision so, and all the breaks there are by then are many.
     stored = _stored(connection, None if judged else sorted({each.break_id for each in found}))
-    c = breaks.c
     new: dict[str, dict[str, Any]] = {}
     changed: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -86,25 +99,28 @@ def keep(
             again = replace(each, opened_at_ms=now_ms, version=before.version + 1)
             changed.append(asdict(again))
     if new:
-        connection.execute(insert(breaks), list(new.values()))
-    for values in changed:
-        kept = {k: v for k, v in values.items() if k not in ("break_id",)}
-        connection.execute(update(breaks).where(c.break_id == values["break_id"]).values(**kept))
+        insert_breaks(connection, list(new.values()))
+    if changed:
+        connection.execute(_CHANGE, [{**row, "of_break": row["break_id"]} for row in changed])
     ended = [
         row.break_id
         for row in stored.values()
-        if row.state == OPEN and row.kind in judged and row.break_id not in seen
+        if row.state == OPEN
+        and row.kind in judged
+        and row.break_id not in seen
+        and due(row.kind, row.gateway, row.since)
     ]
-    for break_id in ended:
+    if ended:
         connection.execute(
             update(breaks)
-            .where(c.break_id == break_id)
+            .where(breaks.c.break_id == bindparam("of_break"))
             .values(
                 state=RESOLVED,
                 resolution=BY_LATER_EVIDENCE,
                 resolved_at_ms=now_ms,
-                version=c.version + 1,
-            )
+                version=breaks.c.version + 1,
+            ),
+            [{"of_break": break_id} for break_id in ended],
         )
     return Changes(opened, len(ended))
 
@@ -112,7 +128,10 @@ def keep(
 def _stored(connection: Connection, break_ids: Sequence[str] | None) -> dict[str, Any]:
     """Breaks as they are kept: all, or those of these ids."""
     c = breaks.c
-    kept = select(c.break_id, c.kind, c.state, c.resolution, c.at_risk_minor, c.detail, c.version)
+    kept = select(
+        c.break_id, c.kind, c.gateway, c.since, c.state, c.resolution, c.at_risk_minor, c.detail,
+        c.version,
+    )  # fmt: skip
     if break_ids is None:
         return {row.break_id: row for row in connection.execute(kept)}
     return {
@@ -205,12 +224,14 @@ def open_sums(connection: Connection) -> list[BreakSum]:
     return [BreakSum(row[0], row[1], row[2], row[3], int(row[4])) for row in rows]
 
 
-def unpublished_breaks(connection: Connection, limit: int) -> list[ReconciliationBreak]:
-    """Breaks that have changed since they were last in the topic."""
+def unpublished_breaks(
+    connection: Connection, limit: int, after: str = ""
+) -> list[ReconciliationBreak]:
+    """Breaks that have changed since they were last in the topic, by their ids, from one on."""
     c = breaks.c
     rows = connection.execute(
         select(*(c[name] for name in _FIELDS))
-        .where(c.version > c.published_version)
+        .where(c.version > c.published_version, c.break_id > after)
         .order_by(c.break_id)
         .limit(limit)
     )
@@ -218,10 +239,14 @@ def unpublished_breaks(connection: Connection, limit: int) -> list[Reconciliatio
 
 
 def mark_published(connection: Connection, published: Sequence[ReconciliationBreak]) -> None:
-    c = breaks.c
-    for each in published:
-        connection.execute(
-            update(breaks)
-            .where(c.break_id == each.break_id, c.published_version < each.version)
-            .values(published_version=each.version)
+    rows = [{"of_break": each.break_id, "published": each.version} for each in published]
+    if connection.dialect.name == "sqlite":
+        connection.execute(_PUBLISHED, rows)
+    elif rows:
+        # One value for all: the driver sends them one by one otherwise.
+        connection.exec_driver_sql(
+            "UPDATE breaks SET published_version = w.published "
+            "FROM json_to_recordset(%s::json) w(of_break text, published int) "
+            "WHERE break_id = w.of_break AND published_version < w.published",
+            (json.dumps(rows),),
         )

@@ -13,6 +13,7 @@ from pipeline.domain.breaks import LEDGER_DIFFERS, ReconciliationBreak, break_id
 from pipeline.domain.model import Settlement
 from pipeline.domain.money import format_amount
 from pipeline.domain.posting import NO_GATEWAY, entry_id
+from pipeline.ledger.statements import AMONG_TEXTS
 
 # All ids as one value, so that each database has one plan, however many they are.
 _BOOKED: Final[Mapping[str, TextClause]] = {
@@ -23,7 +24,7 @@ _BOOKED: Final[Mapping[str, TextClause]] = {
     )
     for dialect, among in (
         ("sqlite", "IN (SELECT value FROM json_each(:ids))"),
-        ("postgresql", "= ANY(:ids)"),
+        ("postgresql", AMONG_TEXTS.format(":ids")),
     )
 }
 _COUNT: Final = text(
@@ -45,22 +46,22 @@ def compare(
     """Settlements that the ledger has read, against its entries; and how many it has booked."""
     found: list[ReconciliationBreak] = []
     ids = [entry_id(each.settlement.settlement_id) for each in published]
-    dialect = connection.dialect.name
-    wanted = json.dumps(ids) if dialect == "sqlite" else ids
-    entries = {row.entry_id: row for row in connection.execute(_BOOKED[dialect], {"ids": wanted})}
+    asked = _BOOKED[connection.dialect.name]
+    entries = {row[0]: row[1:] for row in connection.execute(asked, {"ids": json.dumps(ids)})}
     for each, known in zip(published, ids, strict=True):
-        row = entries.get(known)
+        booked = entries.get(known)
         s = each.settlement
-        if row is None:
+        if booked is None:
             amount = format_amount(s.amount_minor, s.currency)
             found.append(_differs(each, abs(s.amount_minor), f"{amount} is not booked"))
             continue
-        here = (row.gateway, row.gateway_reference, row.currency, abs(row.amount_minor))
+        gateway, reference, currency, amount_minor = booked
+        here = (gateway, reference, currency, abs(amount_minor))
         there = (s.gateway, s.gateway_reference, s.currency, abs(s.amount_minor))
         if here != there:
             amount = format_amount(s.amount_minor, s.currency)
-            said = format_amount(row.amount_minor, row.currency)
-            at_risk = abs(abs(row.amount_minor) - abs(s.amount_minor)) or abs(s.amount_minor)
+            said = format_amount(amount_minor, currency)
+            at_risk = abs(abs(amount_minor) - abs(s.amount_minor)) or abs(s.amount_minor)
             found.append(_differs(each, at_risk, f"{amount} is booked as {said}"))
     return found, len(entries)
 

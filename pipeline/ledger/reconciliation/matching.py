@@ -5,12 +5,13 @@ What is cleared is looked at no more. The databases sort; the rules are ``domain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import groupby
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from pipeline.domain.matching import (
     BookedSide,
@@ -24,6 +25,8 @@ from pipeline.domain.matching import (
 from pipeline.domain.posting import KNOWN_BY_REFERENCE, UNASKED
 
 _FETCH_ROWS: Final = 5_000
+# Rows without a settlement that are looked up together.
+_LEFT_MAX: Final = 1_000
 # Groups come in the order of bytes, so that both databases and Python agree about it. On SQLite the
 # sign keeps the planner from reading a table row by row in the order of some index of it.
 _ORDER: Final[Mapping[str, str]] = {
@@ -34,6 +37,7 @@ _BY_REFERENCE: Final = ", ".join(f"'{kind}'" for kind in sorted(KNOWN_BY_REFEREN
 # What moved, as a report says it: of a charge nobody asked for as of any other.
 _MOVED: Final = f"replace(e.kind, '{UNASKED}', '')"
 
+# In the order of ``BookedSide``. One look at an entry's lines, whatever is asked of them.
 _BOOKED_SIDE: Final = f"""
     SELECT e.settlement_id, e.gateway, e.gateway_reference, {_MOVED}, e.payment_id, e.operation_id,
         e.merchant_id, e.order_id, p.currency, p.amount_minor,
@@ -41,7 +45,8 @@ _BOOKED_SIDE: Final = f"""
             SELECT sum(q.amount_minor) FROM postings q
             WHERE q.entry_number = e.entry_number AND q.account_id = a.account_id
         ), 0) END AS BIGINT) AS cost_minor,
-        e.terms, e.settled_at_ms, e.source_topic, e.source_partition, e.source_offset,
+        e.terms <> '', e.settled_at_ms,
+        e.source_topic || '[' || e.source_partition || ']@' || e.source_offset,
         e.kind IN ({_BY_REFERENCE})
     FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1
     LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway"""
@@ -55,24 +60,43 @@ _AT: Final = text(
     f"{_BOOKED_SIDE} WHERE e.source_topic = :topic AND e.source_partition = :partition "
     "AND e.source_offset = :offset AND e.settlement_id <> ''"
 )
+# In the order of ``ReportedSide``.
 _REPORTED: Final = """
     SELECT r.gateway, r.gateway_reference, r.kind, r.payment_id, r.operation_id, r.attempt,
         r.file_id, r.row_number, r.report_date, r.merchant_id, r.order_id, r.currency,
-        r.amount_minor, r.fee_minor, r.batch_id, r.operation_kind, r.told, r.source_partition,
-        r.source_offset
+        r.amount_minor, r.fee_minor, r.batch_id, r.operation_kind, r.told,
+        {value} || '[' || r.source_partition || ']@' || r.source_offset
     FROM clearing_rows r WHERE NOT EXISTS (
         SELECT 1 FROM cleared_rows c WHERE c.gateway = r.gateway AND c.file_id = r.file_id
         AND c.row_number = r.row_number
     )
     ORDER BY {order}"""
-_SIBLING: Final = text(
-    "SELECT r.file_id, r.row_number FROM clearing_rows r JOIN cleared_rows c "
-    "ON c.gateway = r.gateway AND c.file_id = r.file_id AND c.row_number = r.row_number "
-    "WHERE r.gateway = :gateway AND r.gateway_reference = :reference AND r.kind = :kind "
-    "AND r.payment_id = :payment AND r.operation_id = :operation "
-    # The same one at every look.
-    "ORDER BY c.sequence, r.report_date, r.file_id, r.row_number LIMIT 1"
-)
+# For rows that are given as a list, those that tell of the same and have cleared it. The databases
+# look each up by its reference: a planner that takes ``cleared_rows`` for empty, as it was when the
+# run began, would read all of it for each.
+_FIRST_CLEARED: Final = "c.sequence, r.report_date, r.file_id, r.row_number"
+_SIBLINGS: Final[Mapping[str, TextClause]] = {
+    "sqlite": text(
+        "SELECT w.key, r.file_id, r.row_number FROM json_each(:wanted) w "
+        "CROSS JOIN clearing_rows r ON r.gateway_reference = json_extract(w.value, '$[0]') "
+        "AND r.kind = json_extract(w.value, '$[1]') AND r.gateway = json_extract(w.value, '$[2]') "
+        "AND r.payment_id = json_extract(w.value, '$[3]') "
+        "AND r.operation_id = json_extract(w.value, '$[4]') "
+        "CROSS JOIN cleared_rows c ON c.gateway = r.gateway AND c.file_id = r.file_id "
+        "AND c.row_number = r.row_number "
+        f"ORDER BY w.key, {_FIRST_CLEARED}"
+    ),
+    "postgresql": text(
+        "SELECT w.number - 1, r.file_id, r.row_number "
+        "FROM json_array_elements(CAST(:wanted AS json)) WITH ORDINALITY w(value, number), "
+        "LATERAL (SELECT * FROM clearing_rows s WHERE s.gateway_reference = w.value ->> 0 "
+        "AND s.kind = w.value ->> 1 AND s.gateway = w.value ->> 2 "
+        "AND s.payment_id = w.value ->> 3 AND s.operation_id = w.value ->> 4 OFFSET 0) r, "
+        "LATERAL (SELECT * FROM cleared_rows d WHERE d.gateway = r.gateway "
+        "AND d.file_id = r.file_id AND d.row_number = r.row_number OFFSET 0) c "
+        f"ORDER BY w.number, {_FIRST_CLEARED}"
+    ),
+}
 
 
 class Matched(Struct, frozen=True, gc=False):
@@ -109,53 +133,65 @@ def matched(
 ) -> Iterator[Result]:
     """Everything that is not cleared, put together. ``topics``: settlements, clearings; the
     connection is one of ``reading``: both sides are of one moment."""
-    groups = _merged(
-        groupby(_booked(connection), lambda b: (b.gateway, b.gateway_reference, b.kind)),
-        groupby(
-            _reported(connection, topics[1]), lambda r: (r.gateway, r.gateway_reference, r.kind)
-        ),
-    )
-    for gateway, booked, rows in groups:
+    left: list[tuple[ReportedSide, str]] = []
+    for booked, rows in _merged(_booked(connection), _reported(connection, topics[1])):
         if not rows:
             yield from map(OnlyHere, booked)
             continue
-        allowed = tolerance(gateway)
+        allowed = tolerance(rows[0].gateway)
         found = pair(booked, rows, allowed)
         for settled, row in (*found.pairs, *found.repeated):
             yield Matched(settled, row, differences(settled, row, allowed))
         yield from map(OnlyHere, found.booked)
-        for row in found.reported:
-            yield OnlyThere(row, _cleared_by(connection, found, row, allowed))
+        left += ((row, _paired_by(found, row, allowed)) for row in found.reported)
+        if len(left) >= _LEFT_MAX:
+            yield from _only_there(connection, left)
+            left = []
+    yield from _only_there(connection, left)
 
 
 def _merged(
-    booked: Iterator[tuple[Any, Iterator[BookedSide]]],
-    reported: Iterator[tuple[Any, Iterator[ReportedSide]]],
-) -> Iterator[tuple[str, list[BookedSide], list[ReportedSide]]]:
+    booked: Iterator[BookedSide], reported: Iterator[ReportedSide]
+) -> Iterator[tuple[list[BookedSide], list[ReportedSide]]]:
     here, there = next(booked, None), next(reported, None)
     while here is not None or there is not None:
-        key = min(each[0] for each in (here, there) if each is not None)
+        key = min(_key(each) for each in (here, there) if each is not None)
         ours: list[BookedSide] = []
         theirs: list[ReportedSide] = []
-        if here is not None and here[0] == key:
-            ours = list(here[1])
+        while here is not None and _key(here) == key:
+            ours.append(here)
             here = next(booked, None)
-        if there is not None and there[0] == key:
-            theirs = list(there[1])
+        while there is not None and _key(there) == key:
+            theirs.append(there)
             there = next(reported, None)
-        yield key[0], ours, theirs
+        yield ours, theirs
 
 
-def _cleared_by(
-    connection: Connection, found: Paired, row: ReportedSide, allowed: Tolerance
-) -> str:
-    earlier = connection.execute(
-        _SIBLING,
-        {"gateway": row.gateway, "reference": row.gateway_reference, "kind": row.kind,
-         "payment": row.payment_id, "operation": row.operation_id},
-    ).one_or_none()  # fmt: skip
-    if earlier is not None:
-        return f"{earlier.file_id}:{earlier.row_number}"
+def _key(side: BookedSide | ReportedSide) -> tuple[str, str, str]:
+    return side.gateway, side.gateway_reference, side.kind
+
+
+def _only_there(
+    connection: Connection, left: Sequence[tuple[ReportedSide, str]]
+) -> Iterator[OnlyThere]:
+    """Rows without a settlement, each with the row of this look that is paired with what it tells
+    of, if there is one; one that has cleared the same before comes first."""
+    if not left:
+        return
+    wanted = [
+        (row.gateway_reference, row.kind, row.gateway, row.payment_id, row.operation_id)
+        for row, _ in left
+    ]
+    asked = _SIBLINGS[connection.dialect.name]
+    earlier: dict[int, str] = {}
+    for number, file_id, row_number in connection.execute(asked, {"wanted": json.dumps(wanted)}):
+        # The first is the same one at every look.
+        earlier.setdefault(number, f"{file_id}:{row_number}")
+    for number, (row, paired_by) in enumerate(left):
+        yield OnlyThere(row, earlier.get(number, paired_by))
+
+
+def _paired_by(found: Paired, row: ReportedSide, allowed: Tolerance) -> str:
     for settled, other in found.pairs:
         named = other.operation_id == row.operation_id and other.payment_id == row.payment_id
         if named and is_cleared(differences(settled, other, allowed)):
@@ -165,12 +201,7 @@ def _cleared_by(
 
 def _booked(connection: Connection) -> Iterator[BookedSide]:
     for row in _rows(connection, _BOOKED, "e", _MOVED):
-        yield _booked_side(row)
-
-
-def _booked_side(row: Any) -> BookedSide:
-    place = f"{row[13]}[{row[14]}]@{row[15]}"
-    return BookedSide(*(*row[:11], bool(row[11]), row[12], place, bool(row[16])))
+        yield BookedSide(*row)
 
 
 def settlement_at(connection: Connection, place: str) -> BookedSide | None:
@@ -181,17 +212,25 @@ def settlement_at(connection: Connection, place: str) -> BookedSide | None:
         return None
     where = {"topic": topic, "partition": int(partition), "offset": int(offset)}
     row = connection.execute(_AT, where).one_or_none()
-    return None if row is None else _booked_side(row)
+    return None if row is None else BookedSide(*row)
 
 
 def _reported(connection: Connection, topic: str) -> Iterator[ReportedSide]:
-    for row in _rows(connection, _REPORTED, "r", "r.kind"):
-        yield ReportedSide(*(*row[:17], f"{topic}[{row[17]}]@{row[18]}"))
+    for row in _rows(connection, _REPORTED, "r", "r.kind", topic):
+        yield ReportedSide(*row)
 
 
-def _rows(connection: Connection, statement: str, table: str, moved: str) -> Iterator[Any]:
-    order = _ORDER[connection.dialect.name].format(table, moved)
-    ordered = text(statement.format(order=order))
-    cursor = connection.execute(ordered.execution_options(yield_per=_FETCH_ROWS))
-    for batch in cursor.partitions(_FETCH_ROWS):
-        yield from batch
+def _rows(
+    connection: Connection, statement: str, table: str, moved: str, *given: str
+) -> Iterator[tuple[Any, ...]]:
+    """The driver's own tuples, fetched by its own cursor: a million would be made into rows of
+    SQLAlchemy for nothing."""
+    dialect = connection.dialect.name
+    order = _ORDER[dialect].format(table, moved)
+    driver: Any = connection.connection.driver_connection
+    # A named cursor of PostgreSQL stays at the server.
+    cursor, value = (driver.cursor(), "?") if dialect == "sqlite" else (driver.cursor(table), "%s")
+    with closing(cursor):
+        cursor.execute(statement.format(order=order, value=f"CAST({value} AS TEXT)"), given)
+        while batch := cursor.fetchmany(_FETCH_ROWS):
+            yield from batch

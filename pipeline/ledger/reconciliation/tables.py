@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -15,6 +17,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    insert,
     inspect,
 )
 
@@ -165,11 +168,24 @@ def insert_cleared(connection: Connection, rows: Sequence[tuple[str, str, str, i
             f"INSERT INTO {cleared_rows.name} ({names}) VALUES (?, ?, ?, ?, ?)", list(rows)
         )
         return
-    columns = [list(column) for column in zip(*rows, strict=True)]
+    # One value for all of them: the driver would make an array of each column value by value.
     connection.exec_driver_sql(
-        f"INSERT INTO {cleared_rows.name} ({names}) SELECT * FROM "
-        "unnest(%s::text[], %s::text[], %s::text[], %s::int[], %s::bigint[])",
-        tuple(columns),
+        f"INSERT INTO {cleared_rows.name} ({names}) SELECT w ->> 0, w ->> 1, w ->> 2, "
+        "(w ->> 3)::int, (w ->> 4)::bigint FROM json_array_elements(%s::json) w",
+        (json.dumps(rows),),
+    )
+
+
+def insert_breaks(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of ``breaks``, all of the same columns, in the form each database does fastest."""
+    if connection.dialect.name == "sqlite":
+        connection.execute(insert(breaks), list(rows))
+        return
+    names = ", ".join(rows[0])
+    connection.exec_driver_sql(
+        f"INSERT INTO {breaks.name} ({names}) SELECT {names} "
+        f"FROM json_populate_recordset(NULL::{breaks.name}, %s::json)",
+        (json.dumps(rows),),
     )
 
 
