@@ -10,6 +10,7 @@ explain most of those, at the cost of one request for a quarter of a megabyte of
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ class FalseOffsets:
         self._topics = frozenset(topics)
         self._is_open = False
         self.following: dict[TopicPartitionKey, int] = {}
-        self._ahead: dict[TopicPartitionKey, list[RecordBatch]] = {}
+        self._ahead: dict[TopicPartitionKey, deque[RecordBatch]] = {}
         self._brokers: dict[TopicPartitionKey, BrokerConnection] = {}
 
     def open(self) -> None:
@@ -61,6 +62,11 @@ class FalseOffsets:
         following = self.following[tp]
         try:
             batch = self._batch(consumer, tp, following)
+            if offset == max(following, batch.first_offset):
+                return None
+            if batch.is_damaged:
+                self._ahead.pop(tp)
+                raise Malformed("what lies there is not as its checksum says")
         except UserError as error:
             # A broker that lets in no connection of our own.
             _, end = consumer.get_watermark_offsets(TopicPartition(*tp), cached=True)
@@ -76,26 +82,21 @@ class FalseOffsets:
                 broker.close()
             time.sleep(RETRY_PAUSE_S)
             raise
-        if offset == max(following, batch.first_offset):
-            return None
         return UnreadableBatch(*tp, batch, has_false_offsets=True)
 
     def _batch(self, consumer: Any, tp: TopicPartitionKey, offset: int) -> RecordBatch:
         """The first one from an offset on of which a reader is handed records."""
-        batches = self._ahead.get(tp, [])
+        batches = self._ahead.setdefault(tp, deque())
         while True:
-            for number, batch in enumerate(batches):
+            while batches:
+                batch = batches[0]
                 if batch.visible and batch.last_offset >= offset:
-                    if batch.is_damaged:
-                        self._ahead.pop(tp, None)
-                        raise Malformed("what lies there is not as its checksum says")
-                    self._ahead[tp] = batches[number:]
                     return batch
-            if batches:
-                offset = max(offset, batches[-1].last_offset + 1)
-            batches, _ = fetch_batches(self._broker(consumer, tp), *tp, offset, FETCH_BYTES)
-            if not batches:
+                offset = max(offset, batches.popleft().last_offset + 1)
+            found, _ = fetch_batches(self._broker(consumer, tp), *tp, offset, FETCH_BYTES)
+            if not found:
                 raise Malformed(f"nothing lies at {offset}")
+            batches.extend(found)
 
     def _broker(self, consumer: Any, tp: TopicPartitionKey) -> BrokerConnection:
         broker = self._brokers.get(tp)
