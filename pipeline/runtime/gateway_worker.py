@@ -341,6 +341,9 @@ class GatewayWorker:
                 self._became_ready(1)
         for partition in disturbed:
             self._seek_back(partition)
+        refused = self._stage.take_refused()
+        if refused:
+            self._calls.forget(refused)
         if calls:
             failpoints.hit("gateway.taken")
             self._calls.start(calls)
@@ -412,7 +415,11 @@ class GatewayWorker:
             if call.is_late:
                 self._words.append(said)
                 continue
-            prefix.finish(record.offset, ([said], call))
+            outputs = [said]
+            if call.contradiction is not None:
+                # Behind it, in one partition and one transaction: nobody reads it first.
+                outputs.append(result(record, call.request, call.contradiction, now_ms))
+            prefix.finish(record.offset, (outputs, call))
         del self._words[:-WORDS_MAX]
         self._became_ready(len(ended))
         self._metrics.calls_in_flight.set(self._calls.in_flight)
