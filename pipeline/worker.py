@@ -59,7 +59,7 @@ def main() -> int:
         LaneHung,
         ends_the_client,
         kafka_error,
-        passes_by_itself,
+        was_asked_in_vain,
     )
     from pipeline.runtime.lane import Undefended
 
@@ -88,7 +88,7 @@ def main() -> int:
             # As when another worker of the same node id and slot has joined in its place.
             _log.error("%s leaves, its client cannot go on: %s", spec.name, found.str())
             return EXIT_LANE_FATAL
-        if found is not None and passes_by_itself(found):
+        if found is not None and was_asked_in_vain(found):
             # Asked in the middle of something, while leaders moved for longer than was waited.
             _log.error("%s leaves, the brokers do not answer it: %s", spec.name, found.str())
             return EXIT_LANE_FATAL

@@ -58,6 +58,16 @@ def passes_by_itself(error: KafkaError) -> bool:
     return not error.fatal() and (error.retriable() or error.code() in _PASSING)
 
 
+# Of a question that was asked for as long as it may take: nobody leads the partition, or the client
+# was told by nobody yet that there is one. As a word of a consumer they may mean a deleted topic.
+_LEADERLESS = frozenset({KafkaError._UNKNOWN_PARTITION, KafkaError._DESTROY_BROKER})
+
+
+def was_asked_in_vain(error: KafkaError) -> bool:
+    """Whether a question that failed so may be answered to a worker that starts again."""
+    return passes_by_itself(error) or (not error.fatal() and error.code() in _LEADERLESS)
+
+
 def course_of(error: KafkaError) -> Course:
     """Fatal first, then abortable, then retriable; an error without a mark is treated as fatal."""
     if error.fatal():

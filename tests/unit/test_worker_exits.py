@@ -48,7 +48,15 @@ def test_a_member_that_another_has_replaced_leaves_with_a_sentence(
     assert "fenced by other consumer" in caplog.text
 
 
-@pytest.mark.parametrize("code", [KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE])
+@pytest.mark.parametrize(
+    "code",
+    [
+        KafkaError._TIMED_OUT,
+        KafkaError._TIMED_OUT_QUEUE,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._DESTROY_BROKER,
+    ],
+)
 def test_a_worker_whose_brokers_do_not_answer_in_time_leaves_with_a_sentence(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
