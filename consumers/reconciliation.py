@@ -250,7 +250,8 @@ class Reconciler:
                 flow = FlowLook(
                     self._servers, self._catalogue, self._codec, self._engine, patience_s=patience_s
                 ).seen(*named)
-            if flow is not None and flow.answered and charge is not None and charge.names_nobody:
+            if flow is not None and flow.answered and charge is not None:
+                # Whatever the row names: it may name another's order, or a garbled one.
                 unknown = payment_that_may_have_made(
                     charge, self._servers, self._catalogue, self._codec
                 )

@@ -1,4 +1,4 @@
-"""Which payment may yet turn out to have made a charge whose row names nobody."""
+"""Which payment may yet turn out to have made a charge that nobody here knows."""
 
 from __future__ import annotations
 
