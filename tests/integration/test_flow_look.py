@@ -177,6 +177,31 @@ def test_the_whole_table_says_whose_a_charge_may_be(flow: Flow) -> None:
         assert whose(replace(charge, amount_minor=1)) == ""
 
 
+def test_a_payment_that_was_unreadable_counts_as_it_is_now(flow: Flow) -> None:
+    """One whose newest record cannot be read may know the charge, and is named; once a later one
+    says how it stands, that counts. Who waits is told how many are read."""
+    charge = ChargeSeen("simulator", "ch_77", 500, "GBP", NOW)
+    read: list[int] = []
+
+    def whose() -> str:
+        read.clear()
+        return payment_that_may_have_made(
+            charge, flow.kafka, flow.catalogue, default_codec(), lambda _, done: read.append(done)
+        )
+
+    table = flow.catalogue.name("payments")
+    flow.producer.begin_transaction()
+    flow.producer.produce(table, b"damaged", record_key("shop", "1"), partition=flow.lane)
+    flow.producer.commit_transaction(30)
+    with pytest.raises(UserError, match=rf"the payment at {table}\[{flow.lane}\]@0 cannot be read"):
+        whose()
+    flow.producer.begin_transaction()
+    flow.write("payments", "payment", finished())
+    flow.producer.commit_transaction(30)
+    assert whose() == ""
+    assert read == [1, 2]
+
+
 def test_whatever_a_row_names_the_whole_table_is_asked(flow: Flow) -> None:
     """A charge whose row names the shop alone, or an order that is garbled, may be the one whose
     outcome nobody knows: it is not given back, and no decision is made."""
