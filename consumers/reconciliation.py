@@ -84,7 +84,8 @@ class Ran(Struct, frozen=True):
 
 class Reconciler:
     """Of one installation. ``now_ms`` is asked for the time; everything else is in the topics, the
-    ledger and the rules. ``on_step`` is told the steps, for tests that end the process there."""
+    ledger and the rules. ``on_step`` is told the steps, for tests that end the process there;
+    ``on_read`` how many records of a topic are read, where that may take long."""
 
     def __init__(
         self,
@@ -96,6 +97,7 @@ class Reconciler:
         *,
         now_ms: Callable[[], int],
         on_step: Callable[[str], None] = lambda _step: None,
+        on_read: Callable[[str, int], None] = lambda _topic, _done: None,
     ) -> None:
         self._servers = bootstrap_servers
         self._catalogue = catalogue
@@ -104,6 +106,7 @@ class Reconciler:
         self._rules = rules
         self._now_ms = now_ms
         self._on_step = on_step
+        self._on_read = on_read
         self._topic = catalogue.name("clearings")
         self._decode = codec.decoder("clearing")
         self._log = LedgerEvents(bootstrap_servers, catalogue, codec)
@@ -250,9 +253,10 @@ class Reconciler:
                 flow = FlowLook(
                     self._servers, self._catalogue, self._codec, self._engine, patience_s=patience_s
                 ).seen(*named)
-            if flow is not None and flow.answered and charge is not None and charge.names_nobody:
+            if flow is not None and flow.answered and charge is not None:
+                # Whatever the row names: it may name another's order, or a garbled one.
                 unknown = payment_that_may_have_made(
-                    charge, self._servers, self._catalogue, self._codec
+                    charge, self._servers, self._catalogue, self._codec, self._on_read
                 )
                 flow = replace(flow, unknown=unknown)
         decide_resolution(

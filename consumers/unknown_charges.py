@@ -1,6 +1,8 @@
-"""Which payment may yet turn out to have made a charge whose row names nobody."""
+"""Which payment may yet turn out to have made a charge that nobody here knows."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from pipeline.domain.records import payment_from_record
 from pipeline.errors import UserError
@@ -12,27 +14,40 @@ from topics.catalogue import Catalogue
 
 
 def payment_that_may_have_made(
-    charge: ChargeSeen, bootstrap_servers: str, catalogue: Catalogue, codec: Codec
+    charge: ChargeSeen,
+    bootstrap_servers: str,
+    catalogue: Catalogue,
+    codec: Codec,
+    on_read: Callable[[str, int], None] = lambda _topic, _done: None,
 ) -> str:
     """The first of them as ``merchant:order``, "" where there is none. Reads the whole table, and
-    remembers of it only what is uncertain. UserError where a payment cannot be read."""
+    remembers of it only what is uncertain. UserError where a payment, as it is now, cannot be read.
+    """
     table = catalogue["payments"]
     decode = codec.decoder("payment")
     uncertain: dict[bytes, str] = {}
+    unreadable: dict[bytes, str] = {}
+    done = 0
     for partition in range(table.partitions):
         for record in TopicReader(bootstrap_servers).onward(table.name, partition, 0):
+            done += 1
+            on_read(table.name, done)
             key = record.key or b""
             uncertain.pop(key, None)
+            unreadable.pop(key, None)
             if record.value is None:
                 continue
             try:
                 payment = payment_from_record(decode(record.value))
             except DecodeError as error:
-                raise UserError(
-                    f"the payment at {table.name}[{partition}]@{record.offset} cannot be read "
-                    f"({error}), so it may know the charge: see what `paystream verify` says of it "
-                    "first."
-                ) from error
+                place = f"{table.name}[{partition}]@{record.offset}"
+                unreadable[key] = f"{place} cannot be read ({error})"
+                continue
             if may_be(charge, payment):
                 uncertain[key] = f"{payment.merchant_id}:{payment.order_id}"
+    if unreadable:
+        raise UserError(
+            f"the payment at {min(unreadable.values())}, so it may know the charge: see what "
+            "`paystream verify` says of it first."
+        )
     return min(uncertain.values(), default="")

@@ -346,6 +346,12 @@ class LedgerChecks:
             settlement_id: payment.key
             for settlement_id, (payment, _) in self.settlement_lanes.items()
         }
+
+        def payment_of(entry: EntrySeen) -> str:
+            # Where retention has deleted its settlement, the journal says whose it is.
+            known = payments.get(entry.settlement_id)
+            return f"{entry.merchant_id}:{entry.order_id}" if known is None else known
+
         captures = [
             CaptureBooked(
                 entry.booked_date or entry.business_date,
@@ -353,15 +359,16 @@ class LedgerChecks:
                 entry.postings[0].currency,
                 entry.terms,
                 entry.postings[0].amount_minor,
-                payments.get(entry.settlement_id, ""),
+                payment_of(entry),
             )
             for entry in self.ledger.entries
             if entry.kind == "capture" and entry.terms and entry.postings
         ]
+        captures.sort(key=lambda each: each.day[:7])
         refunds = [
             RefundBooked(
                 entry.booked_date or entry.business_date,
-                payments.get(entry.settlement_id, ""),
+                payment_of(entry),
                 -entry.postings[0].amount_minor,
             )
             for entry in self.ledger.entries

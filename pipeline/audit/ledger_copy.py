@@ -18,6 +18,13 @@ from pipeline.audit.unavailable import AuditUnavailable
 # Rows fetched at a time, so that the driver does not hold all of them besides ours.
 FETCH_ROWS: Final = 10_000
 BUSY_TIMEOUT_S: Final = 8
+# An order of each entry would be the most of what is kept in memory, so only where it is asked for.
+_ENTRIES: Final = (
+    "SELECT entry_number, entry_id, settlement_id, source_topic, source_partition, source_offset,"
+    " kind, merchant_id, business_date, booked_date, terms, CASE WHEN merchant_id IN"
+    " (SELECT merchant_id FROM journal_entries WHERE kind = 'fee_true_up')"
+    " THEN order_id ELSE '' END FROM journal_entries"
+)
 
 
 class PostingSeen(Struct, frozen=True, gc=False):
@@ -30,6 +37,8 @@ class PostingSeen(Struct, frozen=True, gc=False):
 
 class EntrySeen(Struct, frozen=True, gc=False):
     """A journal entry, the settlement it books ("" for none) and the record it was booked from.
+
+    ``order_id`` only where it counts: of merchants whose tiers a close corrected, "" otherwise.
 
     ``booked_date``: the day it counts under when its own was closed, else "".
     """
@@ -45,6 +54,7 @@ class EntrySeen(Struct, frozen=True, gc=False):
     business_date: str = ""
     booked_date: str = ""
     terms: str = ""
+    order_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class LedgerReader:
                     intern(business_date),
                     intern(booked_date),
                     intern(terms),
+                    order_id,
                 )
                 for (
                     number,
@@ -112,12 +123,8 @@ class LedgerReader:
                     business_date,
                     booked_date,
                     terms,
-                ) in _rows(
-                    connection,
-                    "SELECT entry_number, entry_id, settlement_id, source_topic,"
-                    " source_partition, source_offset, kind, merchant_id, business_date,"
-                    " booked_date, terms FROM journal_entries",
-                )
+                    order_id,
+                ) in _rows(connection, _ENTRIES)
             ]
             # Postings of no entry still move balances, so they are shown as one.
             entries += [

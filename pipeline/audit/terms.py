@@ -211,19 +211,21 @@ def tier_returns(
     refunds: Iterable[RefundBooked],
 ) -> Counter[tuple[str, str, str, str]]:
     """Of all corrections that were ``given`` until then: what refunds have taken back through a
-    close, in all, as it changes the merchant's fees. Nothing by a close of before this was so."""
+    close, in all, as it changes the merchant's fees. ``captures`` are by their months, the first
+    first. Nothing by a close of before this was so."""
     found: Counter[tuple[str, str, str, str]] = Counter()
-    if close.body.get("tiers") != "over_versions":
+    if not given or close.body.get("tiers") != "over_versions":
         return found
     through = close.body["through"]
+    merchants = {key[1] for key in given}
     left: Counter[str] = Counter()
     for refund in refunds:
         if refund.day <= through:
             left[refund.payment] += refund.amount_minor
     volumes: Counter[tuple[str, str, str, str]] = Counter()
     taken: Counter[tuple[str, str, str, str]] = Counter()
-    for capture in sorted(captures, key=lambda each: each.day[:7]):
-        if capture.day > through:
+    for capture in captures:
+        if capture.day > through or capture.merchant not in merchants:
             continue
         version, plan, _ = capture.terms.split("/")
         key = (capture.day[:7], capture.merchant, capture.currency, f"{version}/{plan}/")

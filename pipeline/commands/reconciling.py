@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.commands.reading_progress import saying_progress
 from pipeline.errors import UserError, why_unread
 
 if TYPE_CHECKING:
@@ -41,7 +42,15 @@ def reconciling(
     try:
         codec = record_codec(catalogue, settings.schema_registry_url)
         yield (
-            Reconciler(settings.bootstrap_servers, catalogue, codec, engine, rules, now_ms=now_ms),
+            Reconciler(
+                settings.bootstrap_servers,
+                catalogue,
+                codec,
+                engine,
+                rules,
+                now_ms=now_ms,
+                on_read=saying_progress(),
+            ),
             settings,
         )
     finally:

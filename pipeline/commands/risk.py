@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.options import AsJson, BootstrapServers, Prefix
+from pipeline.commands.reading_progress import saying_progress
 from pipeline.errors import UserError, why_unread
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from pipeline.domain.model import Order, Payment
     from pipeline.domain.risk import RiskRules
     from pipeline.record_batch import RecordBatch
-
-# Between two lines of progress.
-PROGRESS_S = 2.0
 
 app = typer.Typer(
     help="Check risk rules, and try them on past orders.",
@@ -156,7 +153,7 @@ def _replay(settings: Settings, rules: RiskRules, since_ms: int, until_ms: int) 
     catalogue = settings.catalogue()
     codec = record_codec(catalogue, settings.schema_registry_url)
     decode_payment, decode_order = codec.decoder("payment"), codec.decoder("order")
-    say = _progress()
+    say = saying_progress()
     undecodable = 0
     first_ms: int | None = None
 
@@ -198,21 +195,6 @@ def _replay(settings: Settings, rules: RiskRules, since_ms: int, until_ms: int) 
     report = replay.report()
     report["orders"]["undecodable"] = undecodable
     return {"first_order": None if first_ms is None else _shown(first_ms), **report}
-
-
-def _progress() -> Callable[[str, int], None]:
-    """Lines on the error stream, one every two seconds."""
-    next_s = time.monotonic() + PROGRESS_S
-
-    def say(what: str, done: int) -> None:
-        nonlocal next_s
-        # The clock is looked at once in a thousand records.
-        if done % 1_000 or time.monotonic() < next_s:
-            return
-        next_s = time.monotonic() + PROGRESS_S
-        print(f"{done:,} records of {what} read ...", file=sys.stderr, flush=True)
-
-    return say
 
 
 def _read_rules(path: Path) -> RiskRules:

@@ -11,12 +11,15 @@ from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from consumers.flow_look import FlowLook
+from consumers.reconciliation import Reconciler
 from consumers.unknown_charges import payment_that_may_have_made
+from pipeline.domain.breaks import REFUND_AFTER_REVIEW
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import GatewayNotification, Payment, PaymentCommand
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
+from pipeline.gateways.reports.terms import rules_of
 from pipeline.ledger.database import open_ledger
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Journal, Progress
@@ -26,6 +29,8 @@ from producers.ledger_events import topic_source
 from schemas.codec import default_codec
 from tests.support.ledger import settlement
 from tests.support.payment_story import NOW, TIMED_OUT, Story, yes
+from tests.support.reconciliation import Books
+from tests.support.unasked_charges import DUE, resolutions, unknown_row
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 from topics.provisioning import provision
 
@@ -158,7 +163,7 @@ def test_the_whole_table_says_whose_a_charge_may_be(flow: Flow) -> None:
     story = Story()
     story.flow.answer(TIMED_OUT)
     unknown = story.payment
-    charge = ChargeSeen("simulator", "ch_77", unknown.amount_minor, "GBP", NOW, names_nobody=True)
+    charge = ChargeSeen("simulator", "ch_77", unknown.amount_minor, "GBP", NOW)
 
     def whose(seen: ChargeSeen = charge) -> str:
         return payment_that_may_have_made(seen, flow.kafka, flow.catalogue, default_codec())
@@ -170,6 +175,62 @@ def test_the_whole_table_says_whose_a_charge_may_be(flow: Flow) -> None:
         flow.producer.commit_transaction(30)
         assert whose() == found
         assert whose(replace(charge, amount_minor=1)) == ""
+
+
+def test_a_payment_that_was_unreadable_counts_as_it_is_now(flow: Flow) -> None:
+    """One whose newest record cannot be read may know the charge, and is named; once a later one
+    says how it stands, that counts. Who waits is told how many are read."""
+    charge = ChargeSeen("simulator", "ch_77", 500, "GBP", NOW)
+    read: list[int] = []
+
+    def whose() -> str:
+        read.clear()
+        return payment_that_may_have_made(
+            charge, flow.kafka, flow.catalogue, default_codec(), lambda _, done: read.append(done)
+        )
+
+    table = flow.catalogue.name("payments")
+    flow.producer.begin_transaction()
+    flow.producer.produce(table, b"damaged", record_key("shop", "1"), partition=flow.lane)
+    flow.producer.commit_transaction(30)
+    with pytest.raises(UserError, match=rf"the payment at {table}\[{flow.lane}\]@0 cannot be read"):
+        whose()
+    flow.producer.begin_transaction()
+    flow.write("payments", "payment", finished())
+    flow.producer.commit_transaction(30)
+    assert whose() == ""
+    assert read == [1, 2]
+
+
+def test_whatever_a_row_names_the_whole_table_is_asked(flow: Flow) -> None:
+    """A charge whose row names the shop alone, or an order that is garbled, may be the one whose
+    outcome nobody knows: it is not given back, and no decision is made."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    (waits,) = story.payment.attempts
+    flow.producer.begin_transaction()
+    flow.write("payments", "payment", story.payment)
+    flow.producer.commit_transaction(30)
+    books = Books(flow.engine)
+    names: list[dict[str, str]] = [{}, {"merchant_id": "shop"}, {"order_id": "1"},
+                                   {"merchant_id": "shop", "order_id": "1x"}]  # fmt: skip
+    books.report(*(
+        unknown_row(number, amount_minor=story.payment.amount_minor, fee_minor=0,
+                    gateway_reference=f"ch_{number}", occurred_at_ms=waits.started_at_ms, **named)
+        for number, named in enumerate(names, 1)
+    ))  # fmt: skip
+    books.run(DUE)
+    rules = rules_of({"simulator": "simulator"}, {})
+    reconciler = Reconciler(flow.kafka, flow.catalogue, default_codec(), flow.engine, rules,
+                            now_ms=lambda: NOW)  # fmt: skip
+    found = [each for each in books.breaks() if each.kind == "missing_here"]
+    assert len(found) == len(names)
+    for each in found:
+        with pytest.raises(UserError, match="may be the charge of shop:1, of which nobody"):
+            reconciler.resolve(
+                each.break_id, REFUND_AFTER_REVIEW, actor="anna", reason="nobody knows it"
+            )
+    assert resolutions(books) == []
 
 
 def finished() -> Payment:

@@ -453,6 +453,26 @@ class ReconciliationSuite(OnEachDatabase):
         books.run("2023-12-01")
         assert {b.kind for b in books.breaks()} == {"batch_unpaid", "missing_here"}
 
+    def test_a_late_row_ends_no_batch_that_is_unpaid(self, books: Books) -> None:
+        """Its rows are of the 16th and, late, of the 17th: what the bank owes is more by then, not
+        paid. Its line ends it; a batch of the 17th alone is not due yet."""
+        sale, late, other = settlement(1), settlement(2), settlement(3)
+        books.settle(sale, late, other)
+        books.report(row_of(1, sale, report_date="2023-11-16", fee_minor=0))
+        books.run("2023-11-22")
+        (before,) = [b for b in books.breaks() if b.kind == "batch_unpaid"]
+        next_day = {"file_id": "next", "report_date": "2023-11-17", "fee_minor": 0}
+        books.report(row_of(1, late, **next_day), row_of(2, other, batch_id="po_2", **next_day))
+        for _ in range(2):
+            books.run("2023-11-22")
+            (open_still,) = books.breaks()
+            assert (open_still.break_id, open_still.at_risk_minor) == (before.break_id, 2500)
+        line = BankLine(line_id="1", amount_minor=2500, currency="GBP", value_date="2023-11-22",
+                        gateway="simulator", batch_id=before.gateway_reference)  # fmt: skip
+        decide_statement(books.engine, BankStatement("acct", "s", (line,)), "anna", NOW_MS)
+        books.run("2023-11-22")
+        assert books.breaks() == []
+
     @pytest.mark.parametrize("wrong", [{"amount_minor": 12_00}, {"currency": "EUR"}])
     def test_a_corrected_row_clears_the_sale(self, books: Books, wrong: dict[str, Any]) -> None:
         """Of a sale of 12.50 a report told otherwise; a later one tells it right. The sale is

@@ -523,22 +523,26 @@ class UnaskedChargesSuite(OnEachDatabase):
             decide_refund(books, found.break_id, flow)
         assert resolutions(books) == []
 
-    def test_what_names_nobody_and_may_be_of_an_unknown_outcome_is_refused(
-        self, books: Books
+    @pytest.mark.parametrize(
+        "named", [{}, {"merchant_id": "shop"}, {"order_id": "1"},
+                  {"merchant_id": "shop", "order_id": "1x"}],
+    )  # fmt: skip
+    def test_what_may_be_of_an_unknown_outcome_is_refused(
+        self, books: Books, named: dict[str, str]
     ) -> None:
         """A payment's charge of that amount at that gateway has no outcome yet: an inquiry may
-        still bring this very id. One of another amount, a later one or one that ended may not."""
+        still bring this very id, whatever the row names. One of another amount, a later one or one
+        that ended may not."""
         story = Story(ORDER)
         story.flow.answer(TIMED_OUT)
         (waits,) = story.payment.attempts
         books.report(unknown_row(amount_minor=story.payment.amount_minor, fee_minor=0,
-                                 occurred_at_ms=waits.started_at_ms))  # fmt: skip
+                                 occurred_at_ms=waits.started_at_ms, **named))  # fmt: skip
         books.run(DUE)
         (found,) = [b for b in books.breaks() if b.kind == "missing_here"]
         with reading(books.engine) as connection:
             charge = charge_of(connection, found)
         assert charge is not None
-        assert charge.names_nobody
         assert may_be(charge, story.payment)
         later = waits.started_at_ms + 3 * 86_400_000
         for changed in (
@@ -547,7 +551,7 @@ class UnaskedChargesSuite(OnEachDatabase):
         ):  # fmt: skip
             assert not may_be(charge, replace(story.payment, attempts=(replace(waits, **changed),)))
         assert not may_be(charge, replace(story.payment, currency="EUR"))
-        with pytest.raises(UserError, match="names nobody and may be the charge of shop:1"):
+        with pytest.raises(UserError, match="may be the charge of shop:1, of which nobody"):
             decide_refund(books, flow=replace(CAUGHT_UP, unknown="shop:1"))
         assert resolutions(books) == []
         assert decide_refund(books).gateway_reference == "ch_77"

@@ -208,6 +208,15 @@ def test_what_refunds_take_back_of_tiers_sums_to_the_whole(
     assert found == taken
 
 
+def test_where_no_tier_was_corrected_nothing_is_walked_at_a_close() -> None:
+    """A year of daily closes over all sales would take most of an audit."""
+    close = DecisionSeen(0, 9, 9, "c", "period_close",
+                         {"through": "2027-01-31", "tiers": "over_versions"})  # fmt: skip
+    refunds = iter([RefundBooked("2027-01-05", "one", 70_00)])
+    assert not tier_returns(close, Decisions(()), {}, [], refunds)
+    assert next(refunds).payment == "one"
+
+
 def decide(flow: Flow, kind: str, body: dict[str, Any]) -> Row:
     number = sum(row.role == "ledger-events" for row in flow.rows) + 1
     row = flow.append(

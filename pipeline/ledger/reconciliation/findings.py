@@ -19,6 +19,7 @@ from pipeline.domain.breaks import (
     FEE_DIFFERS,
     MISSING_AT_GATEWAY,
     MISSING_HERE,
+    OPEN,
     ReconciliationBreak,
     break_id,
 )
@@ -31,8 +32,12 @@ from pipeline.ledger.reconciliation.matching import Matched, OnlyHere, OnlyThere
 
 _BATCHES: Final = text(
     "SELECT gateway, batch_id, currency, sum(amount_minor - fee_minor) AS minor, "
-    "max(report_date) AS report_date, min(file_id) AS file_id, count(*) AS lines "
+    "max(report_date) AS report_date, min(report_date) AS first_date, min(file_id) AS file_id, "
+    "count(*) AS lines "
     "FROM clearing_rows GROUP BY gateway, batch_id, currency"
+)
+_UNPAID: Final = text(
+    f"SELECT break_id FROM breaks WHERE kind = '{BATCH_UNPAID}' AND state = '{OPEN}'"
 )
 _BANK: Final = text(
     "SELECT gateway, batch_id, currency, sum(amount_minor) AS minor, min(value_date) AS day, "
@@ -135,16 +140,21 @@ def left_row(found: OnlyThere, clocks: Clocks) -> ReconciliationBreak | None:
 
 
 def of_batches(connection: Connection, clocks: Clocks) -> Iterator[ReconciliationBreak]:
-    """The gateways' payout batches against the bank's lines, in sums of each batch."""
+    """The gateways' payout batches against the bank's lines, in sums of each batch. One that is
+    open as unpaid stays so, though a late row gives the batch more time: no line explained it."""
+    unpaid = frozenset(connection.execute(_UNPAID).scalars())
     bank = {(b.gateway, b.batch_id, b.currency): b for b in connection.execute(_BANK)}
     for batch in connection.execute(_BATCHES):
         line = bank.pop((batch.gateway, batch.batch_id, batch.currency), None)
         minor = int(batch.minor)
         said = f"{batch.lines} rows come to {format_amount(minor, batch.currency)}"
         if line is None:
-            if minor and clocks.is_unpaid(batch.gateway, batch.report_date):
-                yield _of_batch(BATCH_UNPAID, batch, batch.report_date, abs(minor),
-                                f"{said}, the bank has no line of it", batch.file_id)  # fmt: skip
+            # Of its first day, by which one that is open is due: its line ends it by then as well.
+            found = _of_batch(BATCH_UNPAID, batch, batch.first_date, abs(minor),
+                              f"{said}, the bank has no line of it", batch.file_id)  # fmt: skip
+            told = found.break_id in unpaid and clocks.is_unpaid(batch.gateway, batch.first_date)
+            if minor and (told or clocks.is_unpaid(batch.gateway, batch.report_date)):
+                yield found
         elif int(line.minor) != minor:
             paid = format_amount(int(line.minor), batch.currency)
             yield _of_batch(BATCH_DIFFERS, batch, batch.report_date, abs(int(line.minor) - minor),

@@ -37,8 +37,8 @@ _CLOCKS_APART_MS: Final = 2 * 86_400_000
 class FlowSeen(Struct, frozen=True):
     """How far the flow was when it was asked about a charge. ``answered``: payments had read all
     that gateways and people had said by then; ``booked``: what settled by then was in the ledger;
-    ``payment``: the one that the row names, as it stood; ``unknown``: where it names nobody, a
-    payment (merchant:order) of which a charge may be this one, "" where there is none."""
+    ``payment``: the one that the row names, as it stood; ``unknown``: a payment (merchant:order),
+    whatever the row names, of which a charge may be this one, "" where there is none."""
 
     answered: bool
     booked: bool
@@ -54,7 +54,6 @@ class ChargeSeen(Struct, frozen=True):
     amount_minor: int
     currency: str
     occurred_at_ms: int
-    names_nobody: bool
 
 
 def named_order(connection: Connection, found: ReconciliationBreak) -> tuple[str, str]:
@@ -74,7 +73,6 @@ def charge_of(connection: Connection, found: ReconciliationBreak) -> ChargeSeen 
         row.amount_minor,
         row.currency,
         row.occurred_at_ms,
-        not any(_names(row)),
     )
 
 
@@ -195,9 +193,9 @@ def _require_nobodys(
             )
     if flow.unknown:
         raise UserError(
-            f"{row.gateway_reference} names nobody and may be the charge of {flow.unknown}, of "
-            f"which nobody knows yet what became of the same amount at {row.gateway}: wait for its "
-            "outcome, or say it with `paystream payment resolve`."
+            f"{row.gateway_reference} may be the charge of {flow.unknown}, of which nobody knows "
+            f"yet what became of the same amount at {row.gateway}, whatever the row names: wait "
+            "for its outcome, or say it with `paystream payment resolve`."
         )
 
 
