@@ -589,18 +589,19 @@ class Judgement:
             for request in requests
             if request.operation_kind in MAIN_KINDS
         }
-        answered: set[tuple[str, str, int, int]] = set()
+        answered: dict[tuple[str, str, int, int], list[ResultSeen]] = {}
         charged: dict[tuple[str, str, int], ResultSeen] = {}
         for result in results:
             if result.outcome == "dead_lettered" and not result.operation_id:
                 # The word of a request that could not be read: nobody knows which.
                 continue
-            if result.identity in answered:
+            same = answered.setdefault(result.identity, [])
+            if same and not (len(same) == 1 and _is_late_word(same[0], result)):
                 found.broken(
                     "result_duplicated",
                     self.result_example(payment, result, f"try {result.try_number} again"),
                 )
-            answered.add(result.identity)
+            same.append(result)
             attempt = result.gateway, result.operation_id, result.attempt
             if (
                 result.outcome == "succeeded"
@@ -956,3 +957,20 @@ def _kept_key(kept: bytes | None, given: bytes | None) -> bool:
     return all(
         a == b or (a == b"*"[0] and chr(b).isdecimal()) for a, b in zip(kept, given, strict=True)
     )
+
+
+def _is_late_word(one: ResultSeen, other: ResultSeen) -> bool:
+    """Whether these two results of one try are that it was given up, and what its call heard after
+    that: told by itself where it makes another end, before or behind the other."""
+    if (one.outcome, one.code) == (other.outcome, other.code):
+        return False
+    return _ends_otherwise(one, other) or _ends_otherwise(other, one)
+
+
+def _ends_otherwise(word: ResultSeen, answer: ResultSeen) -> bool:
+    taken = word.outcome == "succeeded" and bool(word.gateway_reference)
+    if word.kind == "inquire":
+        # The word of an earlier question may have been its answer.
+        return taken or (word.outcome == "declined" and word.code == "returned")
+    given_up = (answer.outcome, answer.code) == ("unknown", "soft_deadline")
+    return taken and given_up and word.kind != "refund"

@@ -294,6 +294,10 @@ class Calls:
         if not counts:
             return
         self._heard.keep(request, answer, call.appended_at_ms, call.partition)
+        given = call.answer
+        if given is not None and (given.outcome, given.code) == (answer.outcome, answer.code):
+            # An earlier question had heard the same.
+            return
         if ends_otherwise(kind, answer):
             self._finished.append(replace(call, answer=answer, task=None, is_late=True))
 

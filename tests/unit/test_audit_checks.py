@@ -1139,6 +1139,41 @@ def test_what_a_notice_calls_pending_is_asked_about_before_its_answer_comes() ->
         assert found == broken
 
 
+GIVEN_UP = {
+    "outcome": "unknown", "code": "soft_deadline", "gateway_reference": None, "amount_minor": 0
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", ["given up", "heard"])
+@pytest.mark.parametrize(
+    ("given_up", "told", "duplicated"),
+    [
+        (GIVEN_UP, 1, False),
+        (GIVEN_UP, 2, True),
+        ({**GIVEN_UP, "outcome": "declined", "code": "do_not_honor"}, 1, True),
+        ({}, 1, True),
+        # Of a question an earlier one's word may be the answer.
+        ({**GIVEN_UP, "kind": "inquire", "code": "heard_pending"}, 1, False),
+        ({"kind": "inquire"}, 1, True),
+    ],
+)
+def test_what_a_call_hears_once_it_was_given_up_is_a_second_result(
+    first: str, given_up: dict[str, object], told: int, duplicated: bool
+) -> None:
+    """Told by itself, once, with an earlier or a later transaction than that nothing came."""
+    flow = healthy_flow()
+    row = flow.of("gateway-results", "shop:c2")
+    assert row.fields is not None
+    heard = {**row.fields, **({"kind": given_up["kind"]} if "kind" in given_up else {})}
+    rows = [{**row.fields, **given_up}, *[heard] * told]
+    if first == "heard":
+        rows.reverse()
+    _set(row, **rows[0])
+    for fields in rows[1:]:
+        _again(flow, row, **fields)
+    assert ("result_duplicated" in {f.name for f in flow.audit()}) is duplicated
+
+
 @pytest.mark.parametrize("mebibytes", [20, 1], ids=["too much", "not much"])
 def test_a_batch_that_is_too_much_for_a_worker_has_one_letter_for_all_its_records(
     mebibytes: int,

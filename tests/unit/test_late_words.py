@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.processors.gateway import result_of
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.gateway_worker import WORDS_MAX
+from pipeline.runtime.protection import Permit
 from pipeline.runtime.work import Outcome
 from tests.support.engine_fakes import Commits, InstantCalls, Member, gateway_with, key_of
 from tests.support.engine_flow import EngineFlow
 from tests.support.payment_story import NOT_SENT, TIMED_OUT, Story, yes
+from tests.support.waiting import wait_until
 from tests.unit.test_engine_turns import append_request
 from tests.unit.test_gateway_protection import (
     NobodyWaits,
@@ -67,6 +70,50 @@ def test_a_late_word_that_makes_another_end_is_told_by_itself(
         assert answer_to(calls, question).outcome == "unknown"
         hear(calls)
         assert [(c.request, c.answer) for c in late(calls)] == [(question, answer)] * told
+
+
+class InTurn(SlowToLookUp):
+    """So many questions have been answered, the first ones."""
+
+    answered = 0
+
+    async def inquire(self, request: Any) -> GatewayAnswer:
+        number = len(self.asked)
+        self.asked.append(request.idempotency_key)
+        while number >= self.answered:
+            await asyncio.sleep(0.001)
+        return self.answer
+
+
+class Parks(NobodyWaits):
+    """Told when."""
+
+    parks = True
+
+    def is_slow(self, permit: Permit, open_ms: float) -> bool:
+        return self.parks
+
+
+def test_what_was_told_as_the_answer_is_not_told_again() -> None:
+    """Of a question that was given up too, once the one before it had been heard."""
+    gateway, gate = InTurn("a", answer=SUCCEEDED), Parks([])
+    second = replace(QUESTION, try_number=3)
+    with running(gateway, gate=gate) as calls:
+        assert answer_to(calls, QUESTION).outcome == "unknown"
+        gate.parks = False
+        calls.start([Call(None, second, 2**62, partition=0)])
+        wait_until(lambda: len(gateway.asked) == 2, 10, "both are asked")
+        gateway.answered = 1
+        wait_until(lambda: len(calls._heard) == 1, 10, "the first is heard")
+        gate.parks = True
+        look(calls)
+        told = calls.take_finished()
+        gateway.answered = 2
+        hear(calls)
+        told += late(calls)
+    assert [(each.request, each.answer, each.is_late) for each in told] == [
+        (QUESTION, SUCCEEDED, True), (second, SUCCEEDED, False)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("lost", ["its partition", "its place before a resend"])
