@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from consumers.flow_look import PATIENCE_S, FlowLook
+from consumers.unknown_charges import payment_that_may_have_made
 from pipeline.domain.breaks import LEDGER_DIFFERS, REFUND_AFTER_REVIEW, ReconciliationBreak
 from pipeline.domain.clearing import clearing_key
 from pipeline.domain.model import PaymentCommand
@@ -49,6 +51,7 @@ from pipeline.ledger.reconciliation.intake import (
     take_in,
 )
 from pipeline.ledger.reconciliation.refunds import (
+    charge_of,
     charged_twice,
     mark_ordered,
     named_order,
@@ -242,10 +245,16 @@ class Reconciler:
             with reading(self._engine) as connection:
                 found = find_break(connection, break_id)
                 named = None if found is None else named_order(connection, found)
+                charge = None if found is None else charge_of(connection, found)
             if named is not None:
                 flow = FlowLook(
                     self._servers, self._catalogue, self._codec, self._engine, patience_s=patience_s
                 ).seen(*named)
+            if flow is not None and flow.answered and charge is not None and charge.names_nobody:
+                unknown = payment_that_may_have_made(
+                    charge, self._servers, self._catalogue, self._codec
+                )
+                flow = replace(flow, unknown=unknown)
         decide_resolution(
             self._engine,
             break_id,

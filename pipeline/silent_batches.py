@@ -158,7 +158,8 @@ def is_silent(
         }
     )
     try:
-        client.assign([TopicPartition(*place, max(position, batch.first_offset))])
+        begin = max(position, batch.first_offset)
+        client.assign([TopicPartition(*place, begin)])
         until_s = time.monotonic() + READ_TIMEOUT_S
         said = None
         while not partial and said is None:
@@ -174,9 +175,11 @@ def is_silent(
         client.close()
     if said is None:
         return True
-    error = said.error()
+    if (error := said.error()) is None:
+        # Who gives out a record that is elsewhere has nothing of this place.
+        return not begin <= said.offset() <= batch.last_offset
     # Any other is of the partition: that it was deleted, or is not for us to read.
-    return False if error is None or is_unreadable(error) or is_damaged(error) else None
+    return False if is_unreadable(error) or is_damaged(error) else None
 
 
 def _said(client: Any) -> Any:

@@ -46,8 +46,10 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Deliveries of one worker that are open at a time, of all endpoints together: a file descriptor
-# each, and systems allow a process 1,024.
-OPEN_MAX = 500
+# each, and systems allow a process 1,024. The last of them are for endpoints with nothing open,
+# which so wait for no other.
+OPEN_MAX = 800
+OPEN_SHARED_MAX = 500
 # How soon something that became due is looked for, where nothing says so earlier.
 LOOK_S = 0.05
 # What other processes wrote (a resend) is found by counting what waits; a count that takes long
@@ -190,10 +192,10 @@ class Deliverer:
         """Start as many deliveries of one endpoint as there is room for."""
         name = endpoint.name
         condition = self._conditions.setdefault(name, Condition())
-        room = min(
-            condition.room(endpoint.concurrency_max, time.monotonic()),
-            OPEN_MAX - len(self._tasks),
-        )
+        shared = OPEN_SHARED_MAX - len(self._tasks)
+        if condition.open == 0:
+            shared = max(shared, min(1, OPEN_MAX - len(self._tasks)))
+        room = min(condition.room(endpoint.concurrency_max, time.monotonic()), shared)
         if room <= 0:
             return
         under_way = self._under_way.setdefault(name, set())

@@ -18,18 +18,22 @@ from pipeline.audit.report import Example
 from pipeline.audit.terms import (
     CaptureBooked,
     Decisions,
+    DecisionSeen,
     Lines,
     Movement,
     PaymentTerms,
+    RefundBooked,
     decided_entry,
     next_day,
     tier_corrections,
+    tier_returns,
 )
 
 if TYPE_CHECKING:
     from pipeline.audit.checks import Judgement
 
 _TRUE_UP = "fee_true_up"
+_RETURNED = "fee_true_up_returned"
 
 
 class LedgerChecks:
@@ -226,6 +230,7 @@ class LedgerChecks:
         at = {(d.partition, d.offset): d for d in self.decisions.seen}
         topic = self.topic["ledger-events"]
         true_ups: dict[int, Counter[tuple[str, str, str, str]]] = {}
+        returned: dict[int, Counter[tuple[str, str, str, str]]] = {}
         by_hand: Counter[int] = Counter()
         cleared: dict[int, dict[str, Lines]] = {}
         for entry in self.ledger.entries:
@@ -243,6 +248,15 @@ class LedgerChecks:
                             minor
                         )
                 continue
+            if decision is not None and entry.kind == _RETURNED and decision.kind == "period_close":
+                back = returned.setdefault(decision.sequence, Counter())
+                month = entry.entry_id.removeprefix(
+                    f"{_RETURNED}:{decision.event_id}:{entry.merchant_id}:{entry.business_date}:"
+                )[:7]
+                for (account, currency), minor in lines.items():
+                    if account == f"merchant_payable:{entry.merchant_id}":
+                        back[month, entry.merchant_id, currency, entry.terms] += minor
+                continue
             if decision is not None and decision.kind in clearings.KINDS:
                 cleared.setdefault(decision.sequence, {})[entry.entry_id] = lines
                 continue
@@ -259,7 +273,7 @@ class LedgerChecks:
                 )  # fmt: skip
                 continue
             by_hand[decision.sequence] += 1
-        self._corrections(true_ups)
+        self._corrections(true_ups, returned)
         self._clearings(cleared)
         for decision in self.decisions.seen:
             place = topic, decision.partition
@@ -320,10 +334,18 @@ class LedgerChecks:
             and entry.booked_date == day
         )
 
-    def _corrections(self, found: dict[int, Counter[tuple[str, str, str, str]]]) -> None:
+    def _corrections(
+        self,
+        found: dict[int, Counter[tuple[str, str, str, str]]],
+        returned: dict[int, Counter[tuple[str, str, str, str]]],
+    ) -> None:
         closes = [d for d in self.decisions.seen if d.kind == "period_close"]
         if not closes:
             return
+        payments = {
+            settlement_id: payment.key
+            for settlement_id, (payment, _) in self.settlement_lanes.items()
+        }
         captures = [
             CaptureBooked(
                 entry.booked_date or entry.business_date,
@@ -331,26 +353,52 @@ class LedgerChecks:
                 entry.postings[0].currency,
                 entry.terms,
                 entry.postings[0].amount_minor,
+                payments.get(entry.settlement_id, ""),
             )
             for entry in self.ledger.entries
             if entry.kind == "capture" and entry.terms and entry.postings
         ]
+        refunds = [
+            RefundBooked(
+                entry.booked_date or entry.business_date,
+                payments.get(entry.settlement_id, ""),
+                -entry.postings[0].amount_minor,
+            )
+            for entry in self.ledger.entries
+            if entry.kind in ("refund", "refund_failed", "external_refund") and entry.postings
+        ]
+        given: Counter[tuple[str, str, str, str]] = Counter()
+        done: Counter[tuple[str, str, str, str]] = Counter()
         topic = self.topic["ledger-events"]
         for close in closes:
             if close.offset >= self.ledger.offsets.get((topic, close.partition), 0):
                 # Published, and not booked when the ledger was read.
                 continue
             wanted = tier_corrections(self.decisions, close, captures)
-            made = found.get(close.sequence, Counter())
-            for key in sorted({*wanted, *made}):
-                if wanted[key] != made[key]:
-                    month, merchant, currency, terms = key
-                    self.found.broken(
-                        "tier_correction_wrong",
-                        Example(topic, close.partition, close.offset, merchant,
-                                f"{month} {terms}: booked {amount_text(made[key], currency)}, "
-                                f"should be {amount_text(wanted[key], currency)}"),
-                    )  # fmt: skip
+            self._require_made(close, wanted, found.get(close.sequence, Counter()), "")
+            given.update(wanted)
+            back = tier_returns(close, self.decisions, given, captures, refunds)
+            more = Counter({key: minor - done[key] for key, minor in back.items()})
+            done.update(more)
+            self._require_made(close, more, returned.get(close.sequence, Counter()), " returned")
+
+    def _require_made(
+        self,
+        close: DecisionSeen,
+        wanted: Counter[tuple[str, str, str, str]],
+        made: Counter[tuple[str, str, str, str]],
+        what: str,
+    ) -> None:
+        topic = self.topic["ledger-events"]
+        for key in sorted({*wanted, *made}):
+            if wanted[key] != made[key]:
+                month, merchant, currency, terms = key
+                self.found.broken(
+                    "tier_correction_wrong",
+                    Example(topic, close.partition, close.offset, merchant,
+                            f"{month} {terms}{what}: booked {amount_text(made[key], currency)}, "
+                            f"should be {amount_text(wanted[key], currency)}"),
+                )  # fmt: skip
 
     def payouts(self) -> None:
         """What was decided about payouts, whether or not it is booked."""

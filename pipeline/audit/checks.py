@@ -37,6 +37,7 @@ from pipeline.audit.operations import (
     given_back,
     is_late,
 )
+from pipeline.audit.references import settled_twice
 from pipeline.audit.report import Example, Finding, Findings
 
 # A letter has no key where its input's was longer: no record of the flow has one like that.
@@ -113,6 +114,7 @@ class Judgement:
             for rule in rules:
                 rule(payment)
         self.operations.found_charges()
+        self.references()
         self.money()
         if self.gateway is not None:
             self.operations.gateway_books(self.gateway)
@@ -589,19 +591,19 @@ class Judgement:
             for request in requests
             if request.operation_kind in MAIN_KINDS
         }
-        answered: dict[tuple[str, str, int, int], list[ResultSeen]] = {}
+        answered: set[tuple[str, str, int, int]] = set()
         charged: dict[tuple[str, str, int], ResultSeen] = {}
         for result in results:
             if result.outcome == "dead_lettered" and not result.operation_id:
                 # The word of a request that could not be read: nobody knows which.
                 continue
-            same = answered.setdefault(result.identity, [])
-            if same and not (len(same) == 1 and _is_late_word(same[0], result)):
+            if result.identity in answered and not result.is_late_answer:
                 found.broken(
                     "result_duplicated",
                     self.result_example(payment, result, f"try {result.try_number} again"),
                 )
-            same.append(result)
+            if not result.is_late_answer:
+                answered.add(result.identity)
             attempt = result.gateway, result.operation_id, result.attempt
             if (
                 result.outcome == "succeeded"
@@ -774,6 +776,18 @@ class Judgement:
             )
 
     # All payments together
+
+    def references(self) -> None:
+        """What a gateway moved once, under one id of its own, is settled once."""
+        for payment, settlement, other in settled_twice(self.payments.values()):
+            self.found.broken(
+                "reference_settled_twice",
+                self.settlement_example(
+                    payment,
+                    settlement,
+                    f"{settlement.gateway} {settlement.gateway_reference} is {other}'s as well",
+                ),
+            )
 
     def money(self) -> None:
         """Per currency: ordered = captured (by settlements) + what ended, waits or is left.
@@ -957,20 +971,3 @@ def _kept_key(kept: bytes | None, given: bytes | None) -> bool:
     return all(
         a == b or (a == b"*"[0] and chr(b).isdecimal()) for a, b in zip(kept, given, strict=True)
     )
-
-
-def _is_late_word(one: ResultSeen, other: ResultSeen) -> bool:
-    """Whether these two results of one try are that it was given up, and what its call heard after
-    that: told by itself where it makes another end, before or behind the other."""
-    if (one.outcome, one.code) == (other.outcome, other.code):
-        return False
-    return _ends_otherwise(one, other) or _ends_otherwise(other, one)
-
-
-def _ends_otherwise(word: ResultSeen, answer: ResultSeen) -> bool:
-    taken = word.outcome == "succeeded" and bool(word.gateway_reference)
-    if word.kind == "inquire":
-        # The word of an earlier question may have been its answer.
-        return taken or (word.outcome == "declined" and word.code == "returned")
-    given_up = (answer.outcome, answer.code) == ("unknown", "soft_deadline")
-    return taken and given_up and word.kind != "refund"

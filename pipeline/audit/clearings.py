@@ -63,7 +63,7 @@ def _of_released(
     made: dict[str, Lines] = {}
     for entry_id in decision.body["entries"]:
         entry = booked.get(entry_id)
-        if entry is None or entry.kind not in ("credit", "fee_true_up"):
+        if entry is None or entry.kind not in ("credit", "fee_true_up", "fee_true_up_returned"):
             return None
         lines: Lines = Counter()
         currency = entry.postings[0].currency

@@ -192,6 +192,52 @@ class CaptureBooked(Struct, frozen=True):
     currency: str
     terms: str
     amount_minor: int
+    payment: str = ""
+
+
+class RefundBooked(Struct, frozen=True):
+    """A refund as it stands in the ledger, or one that failed: signed, positive to the customer."""
+
+    day: str
+    payment: str
+    amount_minor: int
+
+
+def tier_returns(
+    close: DecisionSeen,
+    decisions: Decisions,
+    given: Mapping[tuple[str, str, str, str], int],
+    captures: Sequence[CaptureBooked],
+    refunds: Iterable[RefundBooked],
+) -> Counter[tuple[str, str, str, str]]:
+    """Of all corrections that were ``given`` until then: what refunds have taken back through a
+    close, in all, as it changes the merchant's fees. Nothing by a close of before this was so."""
+    found: Counter[tuple[str, str, str, str]] = Counter()
+    if close.body.get("tiers") != "over_versions":
+        return found
+    through = close.body["through"]
+    left: Counter[str] = Counter()
+    for refund in refunds:
+        if refund.day <= through:
+            left[refund.payment] += refund.amount_minor
+    volumes: Counter[tuple[str, str, str, str]] = Counter()
+    taken: Counter[tuple[str, str, str, str]] = Counter()
+    for capture in sorted(captures, key=lambda each: each.day[:7]):
+        if capture.day > through:
+            continue
+        version, plan, _ = capture.terms.split("/")
+        key = (capture.day[:7], capture.merchant, capture.currency, f"{version}/{plan}/")
+        part = max(0, min(left[capture.payment], capture.amount_minor))
+        left[capture.payment] -= part
+        volumes[key] += capture.amount_minor
+        taken[key] += part
+    for key, minor in given.items():
+        number, name, _ = key[3].split("/")
+        document = decisions.schedule(int(number)) or {}
+        row = next((p for p in document.get("plans", []) if p["name"] == name), None)
+        if row is not None and row.get("returned", "none") != "none" and volumes[key]:
+            found[key] = -rounded(Fraction(minor * taken[key], volumes[key]))
+    return found
 
 
 def tier_corrections(
@@ -212,22 +258,32 @@ def tier_corrections(
                 capture.amount_minor
             )
     found: Counter[tuple[str, str, str, str]] = Counter()
-    for key, volume in volumes.items():
-        number, name, _ = key[3].split("/")
-        document = decisions.schedule(int(number)) or {}
-        row = next((p for p in document.get("plans", []) if p["name"] == name), None)
-        if row is None or not row.get("tiers"):
-            continue
-        correction = rounded(_graduated(row, volume))
-        if correction:
-            found[key] = correction
+    # A month's volume of a plan is one, and its versions follow one another in it; a close of
+    # before that was so does not say it, and counted each by itself.
+    together = close.body.get("tiers") == "over_versions"
+    below: Counter[tuple[str, str, str, str]] = Counter()
+    exact: dict[tuple[str, str, str, str], Fraction] = {}
+    for _, number, document in decisions.schedules():
+        for row in document.get("plans", []):
+            for key, volume in volumes.items():
+                if key[3] != f"{number}/{row['name']}/":
+                    continue
+                month, merchant, currency, _terms = key
+                whole = (month, merchant, currency, row["name"] if together else key[3])
+                start, so_far = below[whole], exact.get(whole, Fraction(0))
+                added = _graduated(row, start + volume) - _graduated(row, start)
+                below[whole], exact[whole] = start + volume, so_far + added
+                correction = rounded(so_far + added) - rounded(so_far)
+                if correction:
+                    found[key] = correction
     return found
 
 
 def _graduated(plan: Mapping[str, Any], volume: int) -> Fraction:
-    bounds = [tier["above_minor"] for tier in plan["tiers"]] + [max(volume, 0)]
+    tiers = plan.get("tiers", [])
+    bounds = [tier["above_minor"] for tier in tiers] + [max(volume, 0)]
     more = Fraction(0)
-    for tier, upper in zip(plan["tiers"], bounds[1:], strict=True):
+    for tier, upper in zip(tiers, bounds[1:], strict=True):
         slice_minor = max(0, min(volume, upper) - tier["above_minor"])
         more += slice_minor * (_part(tier) - _part(plan))
     return more

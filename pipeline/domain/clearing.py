@@ -26,7 +26,12 @@ from pipeline.domain.posting import (
     REVERSAL,
     Posting,
 )
-from pipeline.domain.transfers import FEE_TRUE_UP, cost_true_up, made_available
+from pipeline.domain.transfers import (
+    FEE_TRUE_UP,
+    FEE_TRUE_UP_RETURNED,
+    cost_true_up,
+    made_available,
+)
 
 # Kinds of settlements that a report tells of, and one that none of ours can be.
 CLEARED_KINDS: Final = frozenset({CAPTURE, REFUND, REFUND_FAILED, DISPUTE, DISPUTE_FEE, REVERSAL})
@@ -38,7 +43,7 @@ BANK_RECEIPT: Final = "bank_receipt"
 RELEASE_ENTRY: Final = "release"
 # Kinds of entries that change what a merchant is owed and that no gateway will ever report: there
 # are no funds to wait for, so they count in the available balance with the next run.
-RELEASED_KINDS: Final = frozenset({CREDIT, FEE_TRUE_UP})
+RELEASED_KINDS: Final = frozenset({CREDIT, FEE_TRUE_UP, FEE_TRUE_UP_RETURNED})
 
 
 class Clearing(Struct, frozen=True, kw_only=True, gc=False):
@@ -46,7 +51,8 @@ class Clearing(Struct, frozen=True, kw_only=True, gc=False):
     ``fee_minor`` is what the gateway took for it, negative if it gave back.
 
     ``payment_id``, ``operation_id`` and ``attempt`` are read from our reference; "" and 0 where the
-    row carries none that is ours.
+    row carries none that is ours. A reference for another gateway names the payment of a charge and
+    no operation, which is none of this gateway.
     """
 
     gateway: str

@@ -22,7 +22,7 @@ from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.domain.periods import Closing
 from pipeline.domain.posting import AMOUNT_MINOR_MAX, RULE_OF, Posting
-from pipeline.domain.transfers import FEE_TRUE_UP
+from pipeline.domain.transfers import FEE_TRUE_UP, FEE_TRUE_UP_RETURNED
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
@@ -30,12 +30,23 @@ FEE_SCHEDULE: Final = "fee_schedule"
 PERIOD_CLOSE: Final = "period_close"
 ENTRY: Final = "entry"
 
+# How a close counts a month's tiers, since it says so.
+_OVER_VERSIONS: Final = "over_versions"
+
 # What entries of settlements are made by.
 RULE_KINDS: Final = (FEE_SCHEDULE, PERIOD_CLOSE)
 
 # Kinds of entries that follow from a settlement, a close or a report, and are never made by hand.
 _OWN_KINDS: Final = frozenset(
-    {*RULE_OF, FEE_TRUE_UP, CLEARING_ENTRY, BANK_RECEIPT, RELEASE_ENTRY, *PAYOUT_KINDS}
+    {
+        *RULE_OF,
+        FEE_TRUE_UP,
+        FEE_TRUE_UP_RETURNED,
+        CLEARING_ENTRY,
+        BANK_RECEIPT,
+        RELEASE_ENTRY,
+        *PAYOUT_KINDS,
+    }
 )
 
 
@@ -86,13 +97,16 @@ def schedule_of(event: LedgerEvent) -> FeeSchedule:
 
 
 def close_body(through: str, cuts: Mapping[int, int]) -> str:
-    return _json({"through": through, "cuts": {str(p): cuts[p] for p in sorted(cuts)}})
+    """How the tiers are counted is a part of the decision: an earlier one stays as it was made."""
+    kept = {str(p): cuts[p] for p in sorted(cuts)}
+    return _json({"through": through, "cuts": kept, "tiers": _OVER_VERSIONS})
 
 
 def closing_of(event: LedgerEvent) -> Closing:
     body = json.loads(event.body)
     cuts = {int(partition): offset for partition, offset in body["cuts"].items()}
-    return Closing(event.sequence, body["through"], cuts)
+    over_versions = body.get("tiers") == _OVER_VERSIONS
+    return Closing(event.sequence, body["through"], cuts, over_versions)
 
 
 def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequence[Posting]) -> str:

@@ -11,7 +11,7 @@ Rounding: half away from zero, once on each total; nothing else is ever rounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -171,13 +171,41 @@ def tier_correction(plan: FeePlan, volume_minor: int) -> int:
     Each slice of the volume counts at its tier's percentage. The difference to the plan's plain
     percentage is rounded once, on the sum of the slices.
     """
+    return share(_tiered(plan, volume_minor), 1, MILLION)
+
+
+def tier_corrections(slices: Sequence[tuple[FeePlan, int]]) -> list[int]:
+    """The same for a month that spans several versions of a plan, each with what was captured under
+    it: the volume is one, and a version prices what lies between those before it and those after.
+    Rounded on the sum up to each version, so the parts sum to the whole."""
+    made: list[int] = []
+    volume_minor = millionths = 0
+    for plan, minor in slices:
+        millionths += _tiered(plan, volume_minor + minor) - _tiered(plan, volume_minor)
+        volume_minor += minor
+        made.append(share(millionths, 1, MILLION) - sum(made))
+    return made
+
+
+def refunded_of(captured_minor: Sequence[int], refunded_minor: int) -> list[int]:
+    """How much of each capture of a payment is refunded: the oldest first."""
+    found = []
+    left_minor = max(0, refunded_minor)
+    for minor in captured_minor:
+        found.append(min(minor, left_minor))
+        left_minor -= found[-1]
+    return found
+
+
+def _tiered(plan: FeePlan, volume_minor: int) -> int:
+    """What the tiers change of the first so much of a month, in millionths of a minor unit."""
     millionths = 0
     for number, tier in enumerate(plan.tiers):
         last = number + 1 == len(plan.tiers)
         end = volume_minor if last else plan.tiers[number + 1].above_minor
         part = max(0, min(volume_minor, end) - tier.above_minor)
         millionths += part * (tier.ppm - plan.ppm)
-    return share(millionths, 1, MILLION)
+    return millionths
 
 
 def share(amount_minor: int, part: int, whole: int) -> int:

@@ -80,6 +80,8 @@ def pain_001(message: PayoutMessage) -> bytes:
     payment = _in(initiation, "PmtInf")
     _in(payment, "PmtInfId", message.message_id)
     _in(payment, "PmtMtd", "TRF")
+    # One line of the statement for each: a line of several transactions confirms none.
+    _in(payment, "BtchBookg", "false")
     _in(payment, "NbOfTxs", count)
     _in(payment, "CtrlSum", total)
     _in(_in(payment, "ReqdExctnDt"), "Dt", message.execution_date)

@@ -22,11 +22,14 @@ _MONTH: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 
 
 class Closing(Struct, frozen=True):
-    """Everything up to and with ``through`` is closed; ``cuts`` by partition, 0 where none is."""
+    """Everything up to and with ``through`` is closed; ``cuts`` by partition, 0 where none is.
+    ``tiers_over_versions``: a month's volume is one whatever versions of the fee schedule it
+    spans; closes that were decided before that was so counted each version by itself."""
 
     sequence: int
     through: str
     cuts: Mapping[int, int]
+    tiers_over_versions: bool = False
 
 
 def booked_date(

@@ -20,6 +20,8 @@ from pipeline.domain.posting import Posting
 
 # The kind of the entries that set a closed month's tiers right.
 FEE_TRUE_UP: Final = "fee_true_up"
+# And of those that return of that what refunds have since taken back.
+FEE_TRUE_UP_RETURNED: Final = "fee_true_up_returned"
 
 
 def conversion(account: str, sold: tuple[str, int], bought: tuple[str, int]) -> tuple[Posting, ...]:

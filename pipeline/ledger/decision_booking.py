@@ -18,12 +18,13 @@ from pipeline.domain.decisions import (
     closing_of,
     decided_entry_of,
 )
-from pipeline.domain.fees import NO_PLAN, tier_correction
+from pipeline.domain.fee_schedule import RETURN_NONE, FeePlan
+from pipeline.domain.fees import NO_PLAN, tier_correction, tier_corrections
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import day_after, last_day, months_ended
 from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
 from pipeline.domain.reconciliation_decisions import POSTING_KINDS
-from pipeline.domain.transfers import FEE_TRUE_UP, fee_true_up
+from pipeline.domain.transfers import FEE_TRUE_UP, FEE_TRUE_UP_RETURNED, fee_true_up
 from pipeline.errors import UserError
 from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum, require_unchanged
 from pipeline.ledger.clearing_booking import reconciliation_entries
@@ -32,6 +33,7 @@ from pipeline.ledger.entries import EntryWriter, Item
 from pipeline.ledger.guards.v4 import ENTRIES_LOCK
 from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
+from pipeline.ledger.tier_returns import returns_due
 
 
 class BookedDecisions(Struct, frozen=True, gc=False):
@@ -149,7 +151,8 @@ def _require_booked_to_the_cuts(
 
 def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequence[JournalEntry]:
     if event.kind == PERIOD_CLOSE:
-        return _true_ups(connection, event, rules)
+        made = _true_ups(connection, event, rules)
+        return [*made, *_true_ups_returned(connection, event, rules, made)]
     if event.kind in POSTING_KINDS:
         closed = max((x.through for x in rules.closings if x.sequence < event.sequence), default="")
         return reconciliation_entries(connection, event, closed)
@@ -170,8 +173,10 @@ def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequen
 
 
 def _true_ups(connection: Connection, event: LedgerEvent, rules: Rules) -> list[JournalEntry]:
-    """For each month that ends with this close and each plan with tiers: one correction."""
-    through = closing_of(event).through
+    """For each month that ends with this close and each plan with tiers: one correction, and one
+    for each version of the plan that the month spans."""
+    closing = closing_of(event)
+    through = closing.through
     before = max((x.through for x in rules.closings if x.sequence < event.sequence), default="")
     day = "CASE booked_date WHEN '' THEN business_date ELSE booked_date END"
     volumes = connection.execute(
@@ -187,27 +192,69 @@ def _true_ups(connection: Connection, event: LedgerEvent, rules: Rules) -> list[
     ).all()
     ended = set(months_ended(before, through, [row.month for row in volumes]))
     # A plan's methods count together.
-    sums: dict[tuple[str, str, str, int, str], int] = {}
+    sums: dict[tuple[str, str, str, str], dict[int, int]] = {}
     for row in volumes:
         version, plan, _method = row.terms.split("/")
         if row.month in ended and plan != NO_PLAN:
-            key = (row.month, row.merchant_id, row.currency, int(version), plan)
-            sums[key] = sums.get(key, 0) + int(row.volume)
+            of = sums.setdefault((row.month, row.merchant_id, row.currency, plan), {})
+            of[int(version)] = of.get(int(version), 0) + int(row.volume)
     made = []
-    for (month, merchant, currency, version, name), volume in sorted(sums.items()):
-        schedule = rules.terms.version(version)
-        plan = schedule.plan_named(name) if schedule is not None else None
-        if plan is None or not plan.tiers:
+    for (month, merchant, currency, name), volumes_of in sorted(sums.items()):
+        slices = [
+            (version, plan, volume)
+            for version, volume in sorted(volumes_of.items(), key=lambda v: _since(v[0], rules))
+            if (plan := _plan(version, name, rules)) is not None
+        ]
+        if closing.tiers_over_versions:
+            corrections = tier_corrections([(plan, volume) for _, plan, volume in slices])
+        else:
+            corrections = [tier_correction(plan, volume) for _, plan, volume in slices]
+        for (version, _, volume), correction in zip(slices, corrections, strict=True):
+            lines = fee_true_up(merchant, currency, correction)
+            if lines:
+                made.append(
+                    _entry(
+                        event, FEE_TRUE_UP, merchant, last_day(month), lines,
+                        terms=f"{version}/{name}/", reference=f"{month} {volume} {currency}",
+                    )
+                )  # fmt: skip
+    return made
+
+
+def _true_ups_returned(
+    connection: Connection, event: LedgerEvent, rules: Rules, made: Sequence[JournalEntry]
+) -> list[JournalEntry]:
+    """What refunds take back of months that were set right, with this close or before."""
+    closing = closing_of(event)
+    if not closing.tiers_over_versions:
+        return []
+    found = []
+    for due in returns_due(connection, closing.through, made):
+        version, name, _ = due.terms.split("/")
+        plan = _plan(int(version), name, rules)
+        if plan is None or plan.returned == RETURN_NONE:
             continue
-        lines = fee_true_up(merchant, currency, tier_correction(plan, volume))
+        lines = fee_true_up(due.merchant, due.currency, due.more_minor)
         if lines:
-            made.append(
+            found.append(
                 _entry(
-                    event, FEE_TRUE_UP, merchant, last_day(month), lines,
-                    terms=f"{version}/{name}/", reference=f"{month} {volume} {currency}",
+                    event, FEE_TRUE_UP_RETURNED, due.merchant, closing.through, lines,
+                    terms=due.terms, about=due.month,
+                    reference=f"{due.month} {due.refunded_minor} {due.currency}",
                 )
             )  # fmt: skip
-    return made
+    return found
+
+
+def _plan(version: int, name: str, rules: Rules) -> FeePlan | None:
+    schedule = rules.terms.version(version)
+    return schedule.plan_named(name) if schedule is not None else None
+
+
+def _since(version: int, rules: Rules) -> tuple[int, int]:
+    """Versions in the order in which they were in force."""
+    schedule = rules.terms.version(version)
+    return (schedule.effective_from_ms if schedule is not None else 0, version)
 
 
 def _entry(
@@ -220,8 +267,10 @@ def _entry(
     terms: str = "",
     reference: str = "",
     booked_date: str = "",
+    about: str = "",
 ) -> JournalEntry:
-    what = ":".join(part for part in (merchant, business_date, terms, lines[0].currency) if part)
+    parts = (merchant, business_date, about, terms, lines[0].currency)
+    what = ":".join(part for part in parts if part)
     return balanced(
         JournalEntry(
             entry_id=f"{kind}:{event.event_id}:{what}",

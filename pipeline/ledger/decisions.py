@@ -105,7 +105,7 @@ def record(connection: Connection, event: LedgerEvent) -> None:
             insert(closed_periods).values(
                 sequence=event.sequence,
                 through_date=closing.through,
-                cuts=close_body(closing.through, closing.cuts),
+                cuts=event.body,
                 sealed=0,
             )
         )

@@ -116,7 +116,8 @@ def merchant_balances(connection: Connection, merchant: str | None = None) -> li
 def statements(
     connection: Connection, merchant: str, *, first_day: str = "", last_day: str = "9999-12-31"
 ) -> list[Statement]:
-    """A merchant's statement for some days, one for each currency that ever moved."""
+    """A merchant's statement for some days, one for each currency that ever moved: everything that
+    its balances are made of, pending and available."""
     rows = connection.execution_options(yield_per=_FETCH_ROWS).execute(
         text(
             f"SELECT {DAY} AS day, e.entry_id, e.kind, e.order_id, e.gateway_reference, "
@@ -125,7 +126,8 @@ def statements(
             "sum(CASE WHEN a.name = :available THEN -p.amount_minor ELSE 0 END) AS available "
             "FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number "
             "JOIN accounts a ON a.account_id = p.account_id "
-            "WHERE e.merchant_id = :merchant AND a.name IN (:pending, :available) "
+            # By account: an entry by hand may move it and name another merchant, or none.
+            "WHERE a.name IN (:pending, :available) "
             f"AND {DAY} <= :last_day "
             "GROUP BY e.entry_number, day, e.entry_id, e.kind, e.order_id, e.gateway_reference, "
             "e.source_topic, e.source_partition, e.source_offset, p.currency "
@@ -133,7 +135,6 @@ def statements(
             "e.source_offset, e.entry_id"
         ),
         {
-            "merchant": merchant,
             "pending": f"{MERCHANT_PAYABLE}:{merchant}",
             "available": f"{MERCHANT_AVAILABLE}:{merchant}",
             "last_day": last_day,

@@ -7,22 +7,25 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
 from consumers.flow_look import FlowLook
+from consumers.unknown_charges import payment_that_may_have_made
 from pipeline.domain.keys import partition_of, record_key
-from pipeline.domain.model import GatewayNotification, PaymentCommand
+from pipeline.domain.model import GatewayNotification, Payment, PaymentCommand
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Journal, Progress
+from pipeline.ledger.reconciliation.refunds import ChargeSeen
 from producers.clearings import ReconciliationPublisher
 from producers.ledger_events import topic_source
 from schemas.codec import default_codec
 from tests.support.ledger import settlement
-from tests.support.payment_story import NOW, Story
+from tests.support.payment_story import NOW, TIMED_OUT, Story, yes
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 from topics.provisioning import provision
 
@@ -147,3 +150,29 @@ def test_what_a_person_has_resolved_has_to_be_read(flow: Flow) -> None:
     assert flow.seen() == (False, False)
     flow.payments_read(1, "payment-commands")
     assert flow.seen() == (True, True)
+
+
+def test_the_whole_table_says_whose_a_charge_may_be(flow: Flow) -> None:
+    """While a payment of another partition or of this one waits for its outcome; not once it has
+    it, and not for another amount."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    unknown = story.payment
+    charge = ChargeSeen("simulator", "ch_77", unknown.amount_minor, "GBP", NOW, names_nobody=True)
+
+    def whose(seen: ChargeSeen = charge) -> str:
+        return payment_that_may_have_made(seen, flow.kafka, flow.catalogue, default_codec())
+
+    assert whose() == ""
+    for payment, found in ((unknown, "shop:1"), (finished(), "")):
+        flow.producer.begin_transaction()
+        flow.write("payments", "payment", payment)
+        flow.producer.commit_transaction(30)
+        assert whose() == found
+        assert whose(replace(charge, amount_minor=1)) == ""
+
+
+def finished() -> Payment:
+    story = Story()
+    story.flow.answer(yes)
+    return story.payment

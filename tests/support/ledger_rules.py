@@ -9,7 +9,13 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.domain.decisions import ENTRY, Rules, entry_body, schedule_body
+from pipeline.domain.decisions import (
+    ENTRY,
+    PERIOD_CLOSE,
+    Rules,
+    entry_body,
+    schedule_body,
+)
 from pipeline.domain.fee_schedule import read_schedule
 from pipeline.domain.posting import Posting
 from pipeline.domain.transfers import conversion
@@ -27,6 +33,8 @@ from pipeline.ledger.decisions import (
 from pipeline.ledger.entries import Item, entries_of_payments
 from pipeline.ledger.journal import Journal, Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances, entry_count
+from pipeline.ledger.reports import merchant_balances, statements
+from pipeline.ledger.verification import verify_books
 from tests.support.ledger import PAIR, SOURCE, book_by_hand, entry_of, journal_at
 from tests.support.ledger_suite import OnEachDatabase
 
@@ -245,6 +253,118 @@ class RulesSuite(OnEachDatabase):
         assert [tuple(line) for line in lines] == [
             ("merchant_payable:shop", -21), ("fee_revenue:shop", 21),
         ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("returned", "left"),
+        [("all", [-3_00, -2_00, -1_00, 0]), ("none", [-3_00, -3_00, -3_00, -3_00])],
+    )
+    def test_refunds_take_back_what_a_months_tiers_gave_and_the_parts_sum_to_the_whole(
+        self, engine: Engine, returned: str, left: list[int]
+    ) -> None:
+        """2 %, above 100.00 it is 1 %; 120.00 and 80.00 are captured in December: 2.40 + 1.60 less
+        1.00 are 3.00. In January 66.67 are refunded, which return 1.33; of the 1.00 that the tiers
+        gave, a third is taken again, 0.33: 2.00 are left.
+
+        By the end of February 133.33 are refunded: 2.67 have come back, 0.67 were taken again, 1.00
+        is left. The day after, all of it is refunded: nothing is left. Where the plan returns
+        nothing, it does not of this either.
+        """
+        plan = {"name": "p", "currency": "GBP", "percentage": "2", "returned": returned,
+                "tiers": [{"above_minor": 100_00, "percentage": "1"}]}  # fmt: skip
+        announce(engine, {"plans": [plan]})
+        journal = journal_at(engine)
+        sales = [entry_of(1, amount_minor=120_00), entry_of(4, amount_minor=80_00)]
+        journal.post([Item(0, n, e) for n, e in enumerate(sales)], {0: Progress(0, 2)})
+        at = 2
+        found = []
+        refunds: list[tuple[str, list[tuple[int, int]]]] = [
+            ("2010-12-31", []),
+            ("2011-01-31", [(1, -70_00), (1, 3_33)]),
+            ("2011-02-28", [(1, -53_33), (4, -13_33)]),
+            ("2011-03-01", [(4, -66_67)]),
+        ]
+        for day, moved in refunds:
+            for number, minor in moved:
+                back = entry_of(
+                    number, kind="refund" if minor < 0 else "refund_failed", amount_minor=minor,
+                    operation_id=f"r{at}", business_date=day,
+                )  # fmt: skip
+                journal.post([Item(0, at, back)], {0: Progress(at, at + 1)})
+                at += 1
+            close(engine, day)
+            book_all(engine)
+            with reading(engine) as connection:
+                assert verify_books(connection).damages == ()
+                kept = {b.account: b.balance_minor for b in balances(connection)}
+                named = [
+                    (row.entry_id.split(":", 2)[2], row.gateway_reference)
+                    for row in connection.execute(
+                        text("SELECT * FROM journal_entries WHERE kind = 'fee_true_up_returned' "
+                             "ORDER BY business_date")
+                    )
+                ]  # fmt: skip
+            found.append(kept["fee_revenue:m1"])
+        assert found == left
+        assert named == [
+            (f"m1:{day}:2010-12:1/p/:GBP", f"2010-12 {minor} GBP")
+            for day, minor in (
+                ("2011-01-31", 66_67),
+                ("2011-02-28", 133_33),
+                ("2011-03-01", 200_00),
+            )
+            if returned == "all"
+        ]
+
+    @pytest.mark.parametrize("over_versions", [True, False])
+    def test_a_schedule_for_another_merchant_does_not_split_a_months_volume(
+        self, engine: Engine, over_versions: bool
+    ) -> None:
+        """2 %, above 100.00 it is 1 %: two sales of 100.00 cost 3.00, though between them another
+        merchant's price was changed, and so the version of the schedule. A close that was decided
+        before it counted so stays as it was: 4.00, and a rebuild finds the same."""
+        tiers = [{"above_minor": 100_00, "percentage": "1"}]
+        mine = {"name": "m1-gbp", "merchant": "m1", "currency": "GBP", "percentage": "2",
+                "tiers": tiers}  # fmt: skip
+        other = {"name": "m2-gbp", "merchant": "m2", "currency": "GBP", "percentage": "3"}
+        settled_ms = 1_700_000_000_500
+        announce(engine, {"plans": [mine, other]})
+        journal = journal_at(engine)
+        sale = entry_of(1, amount_minor=100_00)
+        journal.post([Item(0, 0, sale)], {0: Progress(0, 1)})
+        announce(engine, {"plans": [mine, {**other, "percentage": "4"}]}, settled_ms + 1)
+        later = entry_of(2, merchant_id="m1", amount_minor=100_00, settled_at_ms=settled_ms + 2)
+        journal.post([Item(0, 1, later)], {0: Progress(1, 2)})
+        if over_versions:
+            close(engine, "2010-12-31")
+        else:
+            with engine.begin() as connection:
+                decide(connection, kind=PERIOD_CLOSE, actor="anna", reason="of before",
+                       body='{"cuts":{"0":2},"through":"2010-12-31"}', now_ms=NOW_MS)  # fmt: skip
+        assert book_all(engine) == over_versions
+        with reading(engine) as connection:
+            kept = {b.account: b.balance_minor for b in balances(connection)}
+            made = connection.execute(
+                text("SELECT terms FROM journal_entries WHERE kind = 'fee_true_up'")
+            ).scalars()
+            assert list(made) == ["2/m1-gbp/"] * over_versions
+            assert verify_books(connection).damages == ()
+        assert kept["fee_revenue:m1"] == (-3_00 if over_versions else -4_00)
+
+    def test_a_statement_has_what_moves_the_account_whoever_it_names(self, engine: Engine) -> None:
+        """An entry by hand takes 25.00 of 100.00 and names no merchant: 75.00 in both."""
+        journal_at(engine).post([Item(0, 0, entry_of(1, amount_minor=100_00))],
+                                {0: Progress(0, 1)})  # fmt: skip
+        lines = [Posting("merchant_payable:m1", "GBP", 25_00), Posting("bank:main", "GBP", -25_00)]
+        with engine.begin() as connection:
+            decide(connection, kind=ENTRY, body=entry_body("adjustment", "", "2010-12-30", lines),
+                   actor="anna", reason="slip", now_ms=NOW_MS)  # fmt: skip
+        book_all(engine)
+        with reading(engine) as connection:
+            (balance,) = merchant_balances(connection, "m1")
+            (statement,) = statements(connection, "m1")
+            assert statements(connection, "m2") == []
+        assert balance.pending_minor == statement.closing_minor == 75_00
+        assert [line.kind for line in statement.lines] == ["capture", "adjustment"]
 
     def test_an_entry_by_hand_is_booked_once_under_an_open_day(self, engine: Engine) -> None:
         """A conversion of a closed day counts under the next one; both currencies balance."""

@@ -436,6 +436,23 @@ class ReconciliationSuite(OnEachDatabase):
             ACCEPTED, "bert", "they lost",
         )  # fmt: skip
 
+    def test_a_look_at_an_earlier_day_ends_only_what_was_due_by_then(self, books: Books) -> None:
+        """Two days after it the sale is missing; by the day itself nothing can be said of it, nor
+        of the row and its batch. Explained since, it ends with the next look at today."""
+        sale, other = settlement(1), settlement(2)
+        books.settle(sale)
+        books.report(row_of(1, other), row_of(2, other, fee_minor=0))
+        books.run("2023-12-01")
+        kinds = ["batch_unpaid", "missing_at_gateway", "missing_here", "missing_here"]
+        assert sorted(b.kind for b in books.breaks()) == kinds
+        books.run(DAY)
+        assert sorted(b.kind for b in books.breaks()) == kinds
+        books.report(row_of(1, sale, file_id="next", batch_id="po_2"))
+        books.run(DAY)
+        assert sorted(b.kind for b in books.breaks()) == kinds
+        books.run("2023-12-01")
+        assert {b.kind for b in books.breaks()} == {"batch_unpaid", "missing_here"}
+
     @pytest.mark.parametrize("wrong", [{"amount_minor": 12_00}, {"currency": "EUR"}])
     def test_a_corrected_row_clears_the_sale(self, books: Books, wrong: dict[str, Any]) -> None:
         """Of a sale of 12.50 a report told otherwise; a later one tells it right. The sale is

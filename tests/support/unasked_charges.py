@@ -27,8 +27,10 @@ from pipeline.ledger.reconciliation.clearing import mark_told
 from pipeline.ledger.reconciliation.following import decide_resolution
 from pipeline.ledger.reconciliation.refunds import (
     FlowSeen,
+    charge_of,
     charged_twice,
     mark_ordered,
+    may_be,
     refunded_orders,
     unordered_refunds,
 )
@@ -239,6 +241,8 @@ class UnaskedChargesSuite(OnEachDatabase):
         [
             # Contradicted: another amount than was asked for, under this very id.
             (GatewayAnswer(outcome="succeeded", gateway_reference="ch_77", amount_minor=600), True),
+            # It is its own, and the ledger has not booked it.
+            (GatewayAnswer(outcome="succeeded", gateway_reference="ch_77", amount_minor=500), True),
             # Nobody knows yet what became of the operation that the row names.
             (TIMED_OUT, True),
             # It took another one, or none: the gateway has charged a second time, or for nothing.
@@ -483,10 +487,70 @@ class UnaskedChargesSuite(OnEachDatabase):
         payment = Story(ORDER).payment
         (under_way,) = payment.attempts
         elsewhere = replace(
-            payment, attempts=(replace(under_way, gateway="pacific", gateway_reference="ch_77"),)
+            payment, attempts=(replace(under_way, gateway="pacific", gateway_reference="ch_78"),)
         )
         flow = FlowSeen(answered=True, booked=True, payment=elsewhere)
         assert decide_refund(books, rows["simulator"], flow).gateway == "simulator"
+
+    def test_a_sale_of_ours_under_another_name_of_its_gateway_is_refused(
+        self, books: Books
+    ) -> None:
+        """The gateway was renamed: our reference names the payment and the old name, the columns
+        name the order, or its payment knows the very id."""
+        sale = settlement(1, gateway="before")
+        books.settle(sale)
+        named = {"merchant_id": "m1", "order_id": "o1"}
+        for number, wanted, said in (
+            (1, {"payment_id": sale.payment_id, "gateway_reference": "ch_a"}, "at another gateway"),
+            (2, {**named, "gateway_reference": sale.gateway_reference}, "is the charge of m1:o1"),
+        ):
+            books.report(unknown_row(number, fee_minor=0, **wanted))
+            books.run(DUE)
+            found = next(b for b in books.breaks() if b.row_number == number)
+            assert ("our reference for another gateway" in found.detail) == (number == 1)
+            with pytest.raises(UserError, match=said):
+                decide_refund(books, found.break_id)
+        story = Story(ORDER)
+        (under_way,) = story.payment.attempts
+        books.report(unknown_row(3, merchant_id="shop", order_id="1"))
+        books.run(DUE)
+        found = next(b for b in books.breaks() if b.row_number == 3)
+        known = replace(under_way, gateway="before", gateway_reference="ch_77", state="succeeded")
+        flow = FlowSeen(
+            answered=True, booked=True, payment=replace(story.payment, attempts=(known,))
+        )
+        with pytest.raises(UserError, match="may be the charge of shop:1"):
+            decide_refund(books, found.break_id, flow)
+        assert resolutions(books) == []
+
+    def test_what_names_nobody_and_may_be_of_an_unknown_outcome_is_refused(
+        self, books: Books
+    ) -> None:
+        """A payment's charge of that amount at that gateway has no outcome yet: an inquiry may
+        still bring this very id. One of another amount, a later one or one that ended may not."""
+        story = Story(ORDER)
+        story.flow.answer(TIMED_OUT)
+        (waits,) = story.payment.attempts
+        books.report(unknown_row(amount_minor=story.payment.amount_minor, fee_minor=0,
+                                 occurred_at_ms=waits.started_at_ms))  # fmt: skip
+        books.run(DUE)
+        (found,) = [b for b in books.breaks() if b.kind == "missing_here"]
+        with reading(books.engine) as connection:
+            charge = charge_of(connection, found)
+        assert charge is not None
+        assert charge.names_nobody
+        assert may_be(charge, story.payment)
+        later = waits.started_at_ms + 3 * 86_400_000
+        for changed in (
+            {"amount_minor": 1}, {"gateway": "pacific"}, {"gateway_reference": "ch_78"},
+            {"started_at_ms": later}, {"state": "declined"}, {"kind": "refund"},
+        ):  # fmt: skip
+            assert not may_be(charge, replace(story.payment, attempts=(replace(waits, **changed),)))
+        assert not may_be(charge, replace(story.payment, currency="EUR"))
+        with pytest.raises(UserError, match="names nobody and may be the charge of shop:1"):
+            decide_refund(books, flow=replace(CAUGHT_UP, unknown="shop:1"))
+        assert resolutions(books) == []
+        assert decide_refund(books).gateway_reference == "ch_77"
 
     @pytest.mark.parametrize(
         ("said", "why"),

@@ -364,6 +364,27 @@ def a_settlement_was_doubled(flow: Flow) -> Place:
     return _again(flow, flow.of("settlements", "shop:c5"))
 
 
+@case("reference_settled_twice", "settlement_amount_wrong", "settlement_without_journal_entry",
+      "money_not_conserved", "derived_id_wrong")  # fmt: skip
+def one_charge_was_settled_for_two_operations(flow: Flow) -> Place:
+    return _again(flow, flow.of("settlements", "shop:c5"), settlement_id="x", operation_id="t1")
+
+
+@case("reference_settled_twice", "settlement_amount_wrong", "success_without_settlement")
+def one_refund_was_settled_twice(flow: Flow) -> Place:
+    first, second = (flow.of("settlements", "shop:refunded", n) for n in (1, 2))
+    assert first.fields is not None
+    return _set(second, gateway_reference=first.fields["gateway_reference"])
+
+
+@case("reference_settled_twice", "captured_without_charge", "charged_but_not_captured",
+      "settlement_without_evidence", "success_without_settlement")  # fmt: skip
+def one_charge_was_settled_for_two_payments(flow: Flow) -> Place:
+    first, second = (flow.of("settlements", key) for key in ("shop:c5", "shop:c7"))
+    assert first.fields is not None
+    return _set(second, gateway_reference=first.fields["gateway_reference"])
+
+
 @case("settlement_amount_wrong", "money_not_conserved", "journal_entry_amount_wrong")
 def a_settlement_is_of_another_amount(flow: Flow) -> Place:
     return _set(flow.of("settlements", "shop:c5"), amount_minor=1)
@@ -1139,41 +1160,6 @@ def test_what_a_notice_calls_pending_is_asked_about_before_its_answer_comes() ->
         assert found == broken
 
 
-GIVEN_UP = {
-    "outcome": "unknown", "code": "soft_deadline", "gateway_reference": None, "amount_minor": 0
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("first", ["given up", "heard"])
-@pytest.mark.parametrize(
-    ("given_up", "told", "duplicated"),
-    [
-        (GIVEN_UP, 1, False),
-        (GIVEN_UP, 2, True),
-        ({**GIVEN_UP, "outcome": "declined", "code": "do_not_honor"}, 1, True),
-        ({}, 1, True),
-        # Of a question an earlier one's word may be the answer.
-        ({**GIVEN_UP, "kind": "inquire", "code": "heard_pending"}, 1, False),
-        ({"kind": "inquire"}, 1, True),
-    ],
-)
-def test_what_a_call_hears_once_it_was_given_up_is_a_second_result(
-    first: str, given_up: dict[str, object], told: int, duplicated: bool
-) -> None:
-    """Told by itself, once, with an earlier or a later transaction than that nothing came."""
-    flow = healthy_flow()
-    row = flow.of("gateway-results", "shop:c2")
-    assert row.fields is not None
-    heard = {**row.fields, **({"kind": given_up["kind"]} if "kind" in given_up else {})}
-    rows = [{**row.fields, **given_up}, *[heard] * told]
-    if first == "heard":
-        rows.reverse()
-    _set(row, **rows[0])
-    for fields in rows[1:]:
-        _again(flow, row, **fields)
-    assert ("result_duplicated" in {f.name for f in flow.audit()}) is duplicated
-
-
 @pytest.mark.parametrize("mebibytes", [20, 1], ids=["too much", "not much"])
 def test_a_batch_that_is_too_much_for_a_worker_has_one_letter_for_all_its_records(
     mebibytes: int,
@@ -1296,6 +1282,25 @@ def test_headers_that_cannot_be_read_are_noted() -> None:
     flow.of("orders", "shop:c1").headers = UNREADABLE  # type: ignore[assignment]
     found = flow.audit()
     assert {(f.name, f.severity) for f in found} == {("headers_unreadable", Severity.NOTE)}
+
+
+@pytest.mark.parametrize("damage", [
+    one_charge_was_settled_for_two_operations, one_refund_was_settled_twice,
+    one_charge_was_settled_for_two_payments,
+])  # fmt: skip
+def test_one_movement_settled_twice_is_found_without_books(damage: Callable[[Flow], Place]) -> None:
+    """The log alone shows it: a gateway's books need not be given."""
+    flow = healthy_flow()
+    damage(flow)
+    assert "reference_settled_twice" in {f.name for f in check(flow.evidence(), flow.cut())}
+
+
+def test_captures_of_one_hold_may_have_its_id() -> None:
+    """Some gateways know a capture by the id of its authorization alone."""
+    flow = healthy_flow()
+    for n in (0, 1):
+        _set(flow.of("settlements", "shop:manual", n), gateway_reference="au_1")
+    assert "reference_settled_twice" not in {f.name for f in flow.audit()}
 
 
 def test_every_guarantee_of_the_list_is_tried() -> None:

@@ -20,8 +20,11 @@ from pipeline.audit.terms import (
     DecisionSeen,
     Movement,
     PaymentTerms,
+    RefundBooked,
     tier_corrections,
+    tier_returns,
 )
+from pipeline.domain import fees
 from pipeline.domain.fee_schedule import read_schedule, terms_of
 from pipeline.domain.fees import UNKNOWN_PAYMENT, after, priced, tier_correction
 from tests.support.audit_flow import CATALOGUE, PARTITIONS, START_MS, Flow, Row, healthy_flow
@@ -130,6 +133,79 @@ def test_two_ways_to_the_same_tiers(volume: int, bounds: list[int], rates: list[
     )  # fmt: skip
     (made,) = read_schedule({"plans": [plan]}).plans
     assert found["2027-01", "shop", "GBP", "1/p/"] == tier_correction(made, volume)
+
+
+@given(
+    volumes=st.lists(st.integers(0, 10**9), min_size=2, max_size=4),
+    bounds=st.lists(st.integers(1, 10**9), min_size=4, max_size=4),
+    rates=st.lists(percentages, min_size=8, max_size=8),
+    together=st.booleans(),
+)
+def test_two_ways_to_the_tiers_of_a_month_of_several_versions(
+    volumes: list[int], bounds: list[int], rates: list[str], together: bool
+) -> None:
+    """Each version's part is equal, as a close of today counts them and as one of before did."""
+    plans = [
+        {"name": "p", "currency": "GBP", "percentage": rates[2 * n],
+         "tiers": [{"above_minor": bounds[n], "percentage": rates[2 * n + 1]}]}
+        for n in range(len(volumes))
+    ]  # fmt: skip
+    schedules = [
+        DecisionSeen(0, n, n + 1, f"s{n}", "fee_schedule",
+                     {"effective_from_ms": n, "schedule": {"plans": [plan]}})
+        for n, plan in enumerate(plans)
+    ]  # fmt: skip
+    body = {"through": "2027-01-31", "cuts": {}, **({"tiers": "over_versions"} if together else {})}
+    close = DecisionSeen(0, 9, 9, "c", "period_close", body)
+    captures = [
+        CaptureBooked("2027-01-15", "shop", "GBP", f"{n}/p/card", volume)
+        for n, volume in enumerate(volumes, 1)
+    ]
+    found = tier_corrections(Decisions((*schedules, close)), close, captures)
+    slices = [
+        (read_schedule({"plans": [plan]}).plans[0], volume)
+        for plan, volume in zip(plans, volumes, strict=True)
+    ]
+    wanted = (
+        fees.tier_corrections(slices) if together else [tier_correction(*each) for each in slices]
+    )
+    assert [found["2027-01", "shop", "GBP", f"{n}/p/"] for n in range(1, len(plans) + 1)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("returned", "said", "taken"),
+    [
+        ("all", {"tiers": "over_versions"}, [-33, -67, -100]),
+        ("percentage", {"tiers": "over_versions"}, [-33, -67, -100]),
+        ("none", {"tiers": "over_versions"}, [0, 0, 0]),
+        ("all", {}, [0, 0, 0]),
+    ],
+)
+def test_what_refunds_take_back_of_tiers_sums_to_the_whole(
+    returned: str, said: dict[str, str], taken: list[int]
+) -> None:
+    """Of 200.00 that the tiers made 1.00 cheaper, 66.67, 133.33 and all are refunded by the ends of
+    three periods, of which one refund failed: 0.33, 0.67 and 1.00 are taken again, in all. A close
+    of before this was so takes nothing."""
+    plan = {"name": "p", "currency": "GBP", "returned": returned}
+    schedule = DecisionSeen(0, 0, 1, "s", "fee_schedule",
+                            {"effective_from_ms": 0, "schedule": {"plans": [plan]}})  # fmt: skip
+    captures = [
+        CaptureBooked("2026-12-01", "shop", "GBP", "1/p/card", 120_00, "one"),
+        CaptureBooked("2026-12-02", "shop", "GBP", "1/p/", 80_00, "two"),
+    ]
+    refunds = [
+        RefundBooked("2027-01-05", "one", 70_00), RefundBooked("2027-01-06", "one", -3_33),
+        RefundBooked("2027-02-05", "one", 53_33), RefundBooked("2027-02-05", "two", 13_33),
+        RefundBooked("2027-03-05", "two", 66_67),
+    ]  # fmt: skip
+    key = "2026-12", "shop", "GBP", "1/p/"
+    found = []
+    for through in ("2027-01-31", "2027-02-28", "2027-03-31"):
+        close = DecisionSeen(0, 9, 9, "c", "period_close", {"through": through, "cuts": {}, **said})
+        back = tier_returns(close, Decisions((schedule,)), {key: -100}, captures, refunds)
+        found.append(-back[key])
+    assert found == taken
 
 
 def decide(flow: Flow, kind: str, body: dict[str, Any]) -> Row:
@@ -302,6 +378,16 @@ DAMAGES: dict[str, tuple[Callable[[Flow], None], set[str]]] = {
         lambda f: _change(
             f, "fee_true_up:e2",
             lambda e: _line(_line(e, 0, amount_minor=-4), 1, amount_minor=4),
+        ),
+        {"tier_correction_wrong"},
+    ),
+    "a return of tiers that no refund made": (
+        lambda f: f.entries.append(
+            replace(
+                next(e for e in f.entries if e.kind == "fee_true_up"),
+                entry_id="fee_true_up_returned:e2:shop:2027-01-31:2027-01:1/p/:GBP",
+                kind="fee_true_up_returned",
+            )
         ),
         {"tier_correction_wrong"},
     ),

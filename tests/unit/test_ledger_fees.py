@@ -13,8 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.domain.accounts import CHART, is_account
-from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
-from pipeline.domain.fees import UNKNOWN_PAYMENT, after, fee_due, priced, share, tier_correction
+from pipeline.domain.fee_schedule import FeePlan, FeeSchedule, Terms, read_schedule, terms_of
+from pipeline.domain.fees import (
+    UNKNOWN_PAYMENT,
+    after,
+    fee_due,
+    priced,
+    share,
+    tier_correction,
+    tier_corrections,
+)
 from pipeline.domain.money import parse_amount
 from pipeline.domain.posting import JournalEntry
 from pipeline.domain.transfers import conversion, cost_true_up, fee_true_up, made_available
@@ -244,6 +252,43 @@ def test_tiers_are_set_right_on_the_months_volume() -> None:
     assert tier_correction(plan, 6_000_000) == -180_00
     assert tier_correction(plan, 1_000_000) == 0
     assert tier_correction(plan, 3_000_000) == -60_00
+
+
+def test_a_months_volume_is_one_over_the_versions_of_a_plan() -> None:
+    """By hand, in pence: 80.00 at 2 %, then 50.00 of a version with 1 % above 100.00, of which
+    30.00 lie above: -0.30; then 0.50 without tiers: nothing; then 100.50 at 0.5 % above 100.00,
+    all of it above: -1.5075. Rounded on the sum, -1.81, the parts are -0.30, 0 and -1.51."""
+
+    def plan(*tiers: dict[str, Any]) -> FeePlan:
+        (schedule,) = terms([{"name": "p", "currency": "GBP", "percentage": "2",
+                              "tiers": list(tiers)}]).schedules  # fmt: skip
+        return schedule.plans[0]
+
+    first = plan({"above_minor": 100_00, "percentage": "1"})
+    last = plan({"above_minor": 100_00, "percentage": "0.5"})
+    slices = [(first, 80_00), (first, 50_00), (plan(), 50), (last, 100_50)]
+    assert tier_corrections(slices) == [0, -30, 0, -151]
+    assert sum(tier_corrections([(first, 1)] * 130_00)) == tier_correction(first, 130_00) == -30
+
+
+def test_tiers_count_the_percentage_and_no_minimum() -> None:
+    """1,000 sales of 1.00 cost the minimum of 0.50 each; above 500.00 it is 0.5 % and not 1 %, so
+    500.00 * -0.5 % = -2.50 are given back, though each sale cost its minimum."""
+    (schedule,) = terms(
+        [{"name": "p", "currency": "GBP", "percentage": "1", "minimum_minor": 50,
+          "tiers": [{"above_minor": 500_00, "percentage": "0.5"}]}]
+    ).schedules  # fmt: skip
+    (plan,) = schedule.plans
+    assert fee_due(plan, 1_00, 1) == 50
+    assert tier_correction(plan, 1_000_00) == -2_50
+
+
+def test_percentage_returned_is_all_but_the_fixed_part() -> None:
+    """1.4 % of 10.00 and 0.20 are 0.34, and the minimum is 0.50: 0.30 come back, not the 0.20."""
+    books = Books(terms([{"name": "p", "currency": "GBP", "percentage": "1.4", "fixed_minor": 20,
+                          "minimum_minor": 50, "returned": "percentage"}]))  # fmt: skip
+    assert books.book("capture", "10.00")[FEES] == -50
+    assert books.book("refund", "-10.00")[FEES] == 30
 
 
 def test_the_most_exact_plan_counts() -> None:

@@ -95,6 +95,8 @@ def test_the_banks_file_is_valid_and_exact(
     assert sorted(each.text or "" for each in instructed) == amounts
     assert {each.get("Ccy") for each in instructed} == {currency}
     assert [each.text for each in root.findall(".//p:CtrlSum", IN)] == [total, total]
+    # Each has a line of its own in the statement, which confirms it.
+    assert root.findtext(".//p:BtchBookg", namespaces=IN) == "false"
     assert {each.text for each in root.findall(".//p:NbOfTxs", IN)} == {str(len(amounts))}
     with reading(engine) as connection:
         found = payout_book(connection).payouts

@@ -190,7 +190,7 @@ def test_a_report_in_another_encoding_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reference", ["their-own-42", "payment:o-1:pacific:1"])
 def test_what_is_not_our_reference_is_no_operation_of_ours(tmp_path: Path, reference: str) -> None:
-    """A charge that another system made, or one of another gateway, names no payment."""
+    """A charge that another system made names no payment, though its words may look like ours."""
     bank = Bank(tmp_path / "b.db", "northbank")
     asked = Asked("charge", reference, 5_00, "GBP", "tok", "shop", "x 1")
     bank.books.operate(
@@ -198,6 +198,29 @@ def test_what_is_not_our_reference_is_no_operation_of_ours(tmp_path: Path, refer
     )
     (row,) = bank.read(bank.report("2010-12-01")).rows
     assert (row.payment_id, row.operation_id, row.attempt, row.order_id) == ("", "", 0, "")
+
+
+def test_a_reference_for_another_gateway_names_its_payment(tmp_path: Path) -> None:
+    """A charge of ours that was made under another name of the gateway is no stranger's, and no
+    operation of this name. A report with such ones alone was imported under a wrong name."""
+    bank = Bank(tmp_path / "b.db", "simulator")
+    bank.move("charge", "o-1", 12_50)
+    bank.own = personality("simulator")
+    text = WRITERS["simulator"](bank.report("2010-12-01"), "UTC")
+    with pytest.raises(UserError, match="row 1 is about an operation of ours at simulator, and"):
+        read_report(text, gateway="simulator-eu", adapter="simulator")
+    key = idempotency_key(payment_id("shop", "o-2"), "o-2", "simulator-eu", 1)
+    asked = Asked("charge", key, 5_00, "GBP", "tok", "shop", "o-2")
+    bank.books.operate(
+        Call(key, payload_hash(asked), EVENING_MS + 86_400_000, lambda _f, _n: None,
+             lambda _: Terms()), asked,
+    )  # fmt: skip
+    bank.move("charge", "o-3", 3_00, at_ms=EVENING_MS + 86_400_000)
+    text = WRITERS["simulator"](bank.report("2010-12-02"), "UTC")
+    rows = read_report(text, gateway="simulator-eu", adapter="simulator").rows
+    assert [(r.order_id, r.payment_id, r.operation_id, r.attempt) for r in rows] == [
+        ("o-2", payment_id("shop", "o-2"), "o-2", 1), ("o-3", payment_id("shop", "o-3"), "", 0),
+    ]  # fmt: skip
 
 
 def test_reports_and_statements_are_downloaded(tmp_path: Path) -> None:

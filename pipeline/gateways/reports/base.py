@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -30,7 +31,7 @@ from pipeline.domain.posting import (
 )
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
-from pipeline.gateways.notice import our_reference
+from pipeline.gateways.notice import OurReference, our_reference
 
 # What a report's words can mean: kind of the settlement, kind of the gateway's operation, sign.
 CHARGED: Final = (CAPTURE, "charge", 1)
@@ -44,6 +45,8 @@ DISPUTE_CHARGED: Final = (DISPUTE_FEE, "", -1)
 DISPUTE_GIVEN_BACK: Final = (REVERSAL, "", 1)
 
 Meaning = tuple[str, str, int]
+
+_PAYMENT_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class ReportFile(Struct, frozen=True):
@@ -90,10 +93,20 @@ def read_report(content: bytes | str, *, gateway: str, adapter: str) -> ReportFi
         if not valid_id(file_id):
             raise NotAReport(f"{file_id!r} is no id of a report")
         clearings = []
+        named: dict[str, int] = {}
         for expected, row in enumerate(rows, 1):
             if row.number != expected:
                 raise NotAReport(f"row {row.number} stands where row {expected} belongs")
             clearings.append(_clearing(row, gateway, file_id, report_date))
+            ours = _ours(row.reference, gateway)
+            if ours is not None:
+                named.setdefault(ours.gateway, row.number)
+        if named and gateway not in named:
+            other, number = next(iter(named.items()))
+            raise NotAReport(
+                f"row {number} is about an operation of ours at {other}, and none is about one at "
+                f"{gateway}; import it as {other}'s"
+            )
     except NotAReport as wrong:
         raise UserError(f"this is no report of {gateway} ({adapter}): {wrong}.") from wrong
     except UnicodeDecodeError as wrong:
@@ -128,10 +141,12 @@ def _clearing(row: Row, gateway: str, file_id: str, report_date: str) -> Clearin
     for name, text in (("id", row.gateway_reference), ("batch", row.batch_id)):
         if not text or len(text) > REFERENCE_LENGTH_MAX or not text.isprintable():
             raise NotAReport(f"{where}: its {name} is missing or not printable")
-    ours = our_reference(row.reference)
-    if ours is not None and ours.gateway != gateway:
+    ours = _ours(row.reference, gateway)
+    if ours is not None and ours.gateway != gateway and kind != CAPTURE:
         ours = None
     payment = "" if ours is None else ours.payment_id
+    # An operation at another gateway is not one here, and its charge is all the same no stranger's.
+    known = ours is not None and ours.gateway == gateway and operation != ""
     return Clearing(
         gateway=gateway,
         file_id=file_id,
@@ -147,11 +162,20 @@ def _clearing(row: Row, gateway: str, file_id: str, report_date: str) -> Clearin
         occurred_at_ms=row.occurred_at_ms,
         payment_id=payment,
         # A dispute's reference is its charge's: it names the payment and no operation.
-        operation_id=ours.operation_id if ours is not None and operation else "",
-        attempt=ours.attempt if ours is not None and operation else 0,
+        operation_id=ours.operation_id if ours is not None and known else "",
+        attempt=ours.attempt if ours is not None and known else 0,
         merchant_id=row.merchant_id if valid_id(row.merchant_id) else "",
         order_id=row.order_id if valid_id(row.order_id) else "",
     )
+
+
+def _ours(reference: str, gateway: str) -> OurReference | None:
+    """What names another gateway is ours only where it can be of a payment: the account may be
+    shared with a system whose references look alike."""
+    found = our_reference(reference)
+    if found is None or found.gateway == gateway or _PAYMENT_ID.fullmatch(found.payment_id):
+        return found
+    return None
 
 
 def table(text: str, columns: Sequence[str], **form: Any) -> list[dict[str, str]]:

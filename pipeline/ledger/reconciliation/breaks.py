@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -64,10 +64,13 @@ def keep(
     now_ms: int,
     *,
     judged: Collection[str],
+    due: Callable[[str, str, str], bool] = lambda _kind, _gateway, _since: True,
 ) -> Changes:
     """Bring the breaks in line with what was found: new ones open, open ones of the ``judged``
-    kinds that were not found again end. What a person has resolved stays so while its figures are
-    those that were looked at; with others it opens again."""
+    kinds that were not found again end, where they were ``due`` by the day that was looked at (by
+    kind, gateway and the day they are of): of any other that look says nothing. What a person has
+    resolved stays so while its figures are those that were looked at; with others it opens
+    again."""
     resolved = _resolutions(connection)
     found = list(found)
     # Where nothing is judged, what was not found again does not matter: a run keeps the fees of
@@ -102,7 +105,10 @@ def keep(
     ended = [
         row.break_id
         for row in stored.values()
-        if row.state == OPEN and row.kind in judged and row.break_id not in seen
+        if row.state == OPEN
+        and row.kind in judged
+        and row.break_id not in seen
+        and due(row.kind, row.gateway, row.since)
     ]
     if ended:
         connection.execute(
@@ -122,7 +128,10 @@ def keep(
 def _stored(connection: Connection, break_ids: Sequence[str] | None) -> dict[str, Any]:
     """Breaks as they are kept: all, or those of these ids."""
     c = breaks.c
-    kept = select(c.break_id, c.kind, c.state, c.resolution, c.at_risk_minor, c.detail, c.version)
+    kept = select(
+        c.break_id, c.kind, c.gateway, c.since, c.state, c.resolution, c.at_risk_minor, c.detail,
+        c.version,
+    )  # fmt: skip
     if break_ids is None:
         return {row.break_id: row for row in connection.execute(kept)}
     return {

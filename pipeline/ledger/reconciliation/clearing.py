@@ -51,8 +51,9 @@ JUDGED = frozenset(
 class Look:
     """What a look has found. ``fees``: of the cleared, those with another fee than was accrued.
     ``untold``: rows of ours that no settlement has come for, and whose payment was not told of
-    them."""
+    them. ``clocks``: by what day it looked."""
 
+    clocks: Clocks
     cleared: int = 0
     fees: int = 0
     waiting: int = 0
@@ -121,7 +122,7 @@ def look(
 
     The decisions have still to be published and booked. With ``dry_run`` nothing is decided.
     """
-    done = Look()
+    done = Look(clocks)
     clearer = Clearer(engine, now_ms, dry_run=dry_run)
     with reading(engine) as connection:
         for found in matched(connection, topics, lambda name: rules.of(name).tolerance):
@@ -156,7 +157,7 @@ def _sort(found: Result, done: Look, clearer: Clearer, clocks: Clocks) -> None:
 def keep_breaks(engine: Engine, done: Look, now_ms: int) -> Changes:
     """Bring the kept breaks in line with a look."""
     with engine.begin() as connection:
-        return keep(connection, done.breaks, now_ms, judged=JUDGED)
+        return keep(connection, done.breaks, now_ms, judged=JUDGED, due=done.clocks.is_due)
 
 
 def mark_told(engine: Engine, rows: list[ReportedSide]) -> None:

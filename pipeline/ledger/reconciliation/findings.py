@@ -25,6 +25,7 @@ from pipeline.domain.breaks import (
 from pipeline.domain.clearing import clearing_key
 from pipeline.domain.matching import BookedSide, ReportedSide
 from pipeline.domain.money import format_amount
+from pipeline.domain.posting import CAPTURE
 from pipeline.domain.reconciliation_rules import ReconciliationRules
 from pipeline.ledger.reconciliation.matching import Matched, OnlyHere, OnlyThere
 
@@ -75,6 +76,12 @@ class Clocks:
         """Whether a batch of then should be at the bank by now."""
         return report_date <= self._rules.of(gateway).paid_through(self.today(gateway))
 
+    def is_due(self, kind: str, gateway: str, since: str) -> bool:
+        """Whether a break of then would be told by now: one that is told by its day's distance."""
+        if kind in (MISSING_AT_GATEWAY, MISSING_HERE):
+            return self.is_unexplained(gateway, since)
+        return kind != BATCH_UNPAID or self.is_unpaid(gateway, since)
+
     def day_of(self, gateway: str, at_ms: int) -> str:
         zone = ZoneInfo(self._rules.of(gateway).time_zone)
         return datetime.fromtimestamp(at_ms / 1000, zone).date().isoformat()
@@ -121,6 +128,8 @@ def left_row(found: OnlyThere, clocks: Clocks) -> ReconciliationBreak | None:
     if not clocks.is_unexplained(row.gateway, row.report_date):
         return None
     whose = "an operation of ours" if row.payment_id else "no reference of ours"
+    if row.kind == CAPTURE and row.payment_id and not row.operation_id:
+        whose = "our reference for another gateway"
     detail = f"a {row.kind} of {amount} with {whose} is not settled here"
     return _of_row(MISSING_HERE, row, abs(row.amount_minor), detail)
 

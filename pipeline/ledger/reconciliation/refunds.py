@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, Select, func, select, text
+from sqlalchemy import Connection, Select, and_, func, or_, select, text
 
 from pipeline.domain.breaks import MISSING_HERE, ReconciliationBreak
 from pipeline.domain.card_numbers import fields_with_card_numbers
@@ -14,7 +14,7 @@ from pipeline.domain.clearing import clearing_key
 from pipeline.domain.commands import broken_by_itself
 from pipeline.domain.ids import payment_id
 from pipeline.domain.model import LedgerEvent, Payment
-from pipeline.domain.payment import is_unfinished
+from pipeline.domain.payment import amount_of, is_unfinished
 from pipeline.domain.policy import Policy
 from pipeline.domain.posting import CAPTURE, UNASKED_CAPTURE
 from pipeline.domain.reconciliation_decisions import (
@@ -30,22 +30,66 @@ from pipeline.ledger.tables import journal_entries, ledger_decisions
 
 # What a row says of a charge in one step; a capture has another id than what is given back by.
 _CHARGE: Final = "charge"
+# How far a report's times may be off: it may know no more than the day, in a zone of its own.
+_CLOCKS_APART_MS: Final = 2 * 86_400_000
 
 
 class FlowSeen(Struct, frozen=True):
     """How far the flow was when it was asked about a charge. ``answered``: payments had read all
     that gateways and people had said by then; ``booked``: what settled by then was in the ledger;
-    ``payment``: the one that the row names, as it stood."""
+    ``payment``: the one that the row names, as it stood; ``unknown``: where it names nobody, a
+    payment (merchant:order) of which a charge may be this one, "" where there is none."""
 
     answered: bool
     booked: bool
     payment: Payment | None
+    unknown: str = ""
+
+
+class ChargeSeen(Struct, frozen=True):
+    """A charge as its row tells of it."""
+
+    gateway: str
+    gateway_reference: str
+    amount_minor: int
+    currency: str
+    occurred_at_ms: int
+    names_nobody: bool
 
 
 def named_order(connection: Connection, found: ReconciliationBreak) -> tuple[str, str]:
     """Merchant and order that the row of a break names; ("", "") where there is no row."""
     row = connection.execute(_row_of(found)).one_or_none()
     return ("", "") if row is None else (row.merchant_id, row.order_id)
+
+
+def charge_of(connection: Connection, found: ReconciliationBreak) -> ChargeSeen | None:
+    """What the row of a break tells of a charge; None where there is no row."""
+    row = connection.execute(_row_of(found)).one_or_none()
+    if row is None:
+        return None
+    return ChargeSeen(
+        row.gateway,
+        row.gateway_reference,
+        row.amount_minor,
+        row.currency,
+        row.occurred_at_ms,
+        not any(_names(row)),
+    )
+
+
+def may_be(charge: ChargeSeen, payment: Payment) -> bool:
+    """Whether an operation whose outcome nobody knows yet may have made this charge: the amount it
+    asked for, at that gateway, begun by then, and known by no other id."""
+    return payment.currency == charge.currency and any(
+        attempt.gateway == charge.gateway
+        and attempt.kind == _CHARGE
+        and amount_of(payment, attempt) == charge.amount_minor
+        and attempt.gateway_reference in (None, charge.gateway_reference)
+        and attempt.started_at_ms < charge.occurred_at_ms + _CLOCKS_APART_MS
+        and is_unfinished(attempt)
+        for attempt in payment.attempts
+    )
 
 
 def refund_of(
@@ -90,6 +134,13 @@ def _require_nobodys(
 ) -> None:
     """A payment that was told of a charge may take it: it has to have answered, and what it made
     of that has to be booked. Then the books and the payment itself say whether it is theirs."""
+    if row.payment_id and not row.operation_id:
+        raise UserError(
+            f"break {found.break_id} carries our reference for a charge of payment "
+            f"{row.payment_id} at another gateway: the report was imported under a wrong name, or "
+            f"{row.gateway} had another one. Import it as that gateway's, and resolve the break as "
+            "corrected."
+        )
     if row.operation_id and not row.told:
         if row.payment_id == payment_id(row.merchant_id, row.order_id):
             raise UserError(
@@ -117,7 +168,11 @@ def _require_nobodys(
     known = connection.execute(
         select(e.merchant_id, e.order_id)
         .where(
-            e.gateway == row.gateway,
+            or_(
+                e.gateway == row.gateway,
+                # Under a name that this gateway had before.
+                and_(e.merchant_id == row.merchant_id, e.order_id == row.order_id),
+            ),
             e.gateway_reference == row.gateway_reference,
             e.kind.in_((CAPTURE, UNASKED_CAPTURE)),
         )
@@ -130,14 +185,20 @@ def _require_nobodys(
         )
     _require_named_alike(connection, row)
     for attempt in () if flow.payment is None else flow.payment.attempts:
-        if attempt.gateway == row.gateway and (
-            attempt.gateway_reference == row.gateway_reference or is_unfinished(attempt)
+        if attempt.gateway_reference == row.gateway_reference or (
+            attempt.gateway == row.gateway and is_unfinished(attempt)
         ):
             raise UserError(
                 f"{row.gateway_reference} may be the charge of {row.merchant_id}:{row.order_id}, "
                 f"of which operation {attempt.operation_id} is {attempt.state}: say first what "
                 "became of that with `paystream payment resolve`."
             )
+    if flow.unknown:
+        raise UserError(
+            f"{row.gateway_reference} names nobody and may be the charge of {flow.unknown}, of "
+            f"which nobody knows yet what became of the same amount at {row.gateway}: wait for its "
+            "outcome, or say it with `paystream payment resolve`."
+        )
 
 
 def _require_named_alike(connection: Connection, row: Any) -> None:

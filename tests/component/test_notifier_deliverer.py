@@ -1,0 +1,122 @@
+"""Many slow endpoints at once, each within its own bounds, and one that is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from consumers.notifier import deliverer
+from consumers.notifier.callback import Callback
+from consumers.notifier.database import open_callbacks
+from consumers.notifier.deliverer import Deliverer
+from consumers.notifier.endpoints import EndpointFile
+from consumers.notifier.store import CallbackStore
+from tests.support.waiting import wait_until
+
+NOW_MS = 1_700_000_000_000
+SECRET = "whsec_" + base64.b64encode(b"x" * 24).decode()
+
+
+class Receivers:
+    """Takes the first delivery to each path at once, and holds later ones of slow paths."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.held: list[str] = []
+        self.port = 0
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._let_go = asyncio.Event()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        assert self._ready.wait(30)
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._let_go.set)
+        self._thread.join(30)
+
+    def _serve(self) -> None:
+        self._loop.run_until_complete(self._main())
+        self._loop.close()
+
+    async def _main(self) -> None:
+        app = web.Application()
+        app.router.add_post("/{name}", self._take)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        await web.SockSite(runner, listening).start()
+        self._ready.set()
+        await self._let_go.wait()
+        await runner.cleanup()
+
+    async def _take(self, request: web.Request) -> web.Response:
+        await request.read()
+        name = request.match_info["name"]
+        if name.startswith("slow") and name in self.taken:
+            self.held.append(name)
+            await self._let_go.wait()
+        self.taken.append(name)
+        return web.Response()
+
+
+@pytest.fixture
+def receivers() -> Iterator[Receivers]:
+    made = Receivers()
+    yield made
+    made.close()
+
+
+def test_slow_endpoints_that_use_all_there_is_hold_up_no_other(
+    receivers: Receivers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that answer nothing have six deliveries open, all that endpoints share; a third one that
+    has none open is told all the same, event after event."""
+    monkeypatch.setattr(deliverer, "OPEN_SHARED_MAX", 6)
+    names = ("slow1", "slow2", "quick")
+    (tmp_path / "e.toml").write_text(
+        "".join(
+            f'[endpoints.{name}]\nmerchant = "{name}"\nsecrets = ["{SECRET}"]\n'
+            f'url = "http://127.0.0.1:{receivers.port}/{name}"\n'
+            for name in names
+        )
+    )
+    file = EndpointFile(tmp_path / "e.toml", allow_http=True, allow_private=True)
+    file.load()
+    store = CallbackStore(open_callbacks(f"sqlite:///{tmp_path / 'c.db'}"))
+    store.take([_callback(name, n) for name in names[:2] for n in range(6)], "c", "t", {0: 1},
+               NOW_MS)  # fmt: skip
+    working = Deliverer(store, file, lanes=lambda: [0], first_ms=5_000, allow_http=True,
+                        allow_private=True)  # fmt: skip
+    stop = threading.Event()
+    thread = threading.Thread(target=working.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(lambda: len(receivers.held) == 6, 30, "all that endpoints share is open")
+        for n in range(3):
+            store.take([_callback("quick", n)], "c", "t", {0: 2 + n}, NOW_MS)
+            working.wake(["quick"])
+            wait_until(lambda n=n: receivers.taken.count("quick") == n + 1, 10, "quick is told")
+        assert len(receivers.held) == 6
+    finally:
+        stop.set()
+        receivers.close()
+        thread.join(30)
+
+
+def _callback(endpoint: str, number: int) -> Callback:
+    return Callback(
+        endpoint=endpoint, event_id=f"{endpoint}-{number}", merchant_id=endpoint,
+        order_id=str(number), payment_id=f"{endpoint}-p{number}", sequence=1, type="captured",
+        lane=0, occurred_at_ms=NOW_MS, body=b"{}",
+    )  # fmt: skip
