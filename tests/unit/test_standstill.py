@@ -3,6 +3,7 @@ else."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,8 @@ def batch(first: int = 0, attributes: int = 0, *, damaged: bool = False) -> byte
 
 def compacted_away() -> bytes:
     """Its head is kept, with a count of none."""
-    return batch()[: RECORDS_AT - 4] + bytes(4)
+    head = batch()[: RECORDS_AT - 4] + bytes(4)
+    return head[:8] + struct.pack(">i", RECORDS_AT - 12) + head[12:]
 
 
 class Broker:
