@@ -9,9 +9,11 @@ else: it hands out a record or an error, or counts a part of what it was given w
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -20,7 +22,9 @@ from confluent_kafka.admin import AdminClient
 from pipeline.broker_connection import BrokerConnection
 from pipeline.kafka_access import reaching
 from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
-from pipeline.unreadable import UNFOLDED_BYTES_MAX
+from pipeline.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, is_damaged, is_unreadable
+
+_log = logging.getLogger(__name__)
 
 Place = tuple[str, int]
 
@@ -37,41 +41,83 @@ READ_S: Final = 0.1
 
 
 def heads(
-    admin: AdminClient, positions: Mapping[Place, int], stopped: Callable[[], bool]
+    admin: AdminClient,
+    positions: Mapping[Place, int],
+    stopped: Callable[[], bool],
+    passed: MutableMapping[Place, int] | None = None,
 ) -> dict[Place, RecordBatch]:
     """Of each partition the first committed batch, from a position on, of which a read_committed
-    reader is handed records; without those where there is none. One of NOT_HAD."""
+    reader is handed records; without those where there is none, or that cannot be looked at now.
+    One of NOT_HAD where nobody says who leads them.
+
+    ``passed``: up to where there was none. What is put there is not read again by the next call
+    that is given it, so a long tail of aborted records is read once, in as many calls as it takes.
+    """
+    passed = {} if passed is None else passed
     known = admin.list_topics(timeout=REQUEST_TIMEOUT_S)
     by_leader: dict[int, dict[Place, int]] = {}
-    for (topic, number), position in positions.items():
-        leader = known.topics[topic].partitions[number].leader
-        by_leader.setdefault(leader, {})[topic, number] = position
+    for place, position in positions.items():
+        with contextlib.suppress(KeyError):
+            leader = known.topics[place[0]].partitions[place[1]].leader
+            by_leader.setdefault(leader, {})[place] = max(position, passed.get(place, 0))
     found: dict[Place, RecordBatch] = {}
     for leader, places in by_leader.items():
-        address = known.brokers[leader]
-        broker = BrokerConnection(
-            str(address.host),
-            address.port,
-            REQUEST_TIMEOUT_S,
-            deadline_s=time.monotonic() + BROKER_TIMEOUT_S,
-            stopped=stopped,
-        )
-        try:
-            for place, end in stable_ends(broker, places).items():
-                if places[place] < end and (head := _head(broker, place, places[place])):
+        # While one is chosen there is none.
+        if (address := known.brokers.get(leader)) is not None:
+            for place, head in _of_leader(address, places, stopped, passed):
+                if head.last_offset >= positions[place]:
                     found[place] = head
-        finally:
-            broker.close()
     return found
 
 
-def _head(broker: BrokerConnection, place: Place, position: int) -> RecordBatch | None:
+def _of_leader(
+    address: Any,
+    places: Mapping[Place, int],
+    stopped: Callable[[], bool],
+    passed: MutableMapping[Place, int],
+) -> Iterator[tuple[Place, RecordBatch]]:
+    """As far as it answers in time."""
+    deadline_s = time.monotonic() + BROKER_TIMEOUT_S
+
+    def connected() -> BrokerConnection:
+        return BrokerConnection(
+            str(address.host),
+            address.port,
+            REQUEST_TIMEOUT_S,
+            deadline_s=deadline_s,
+            stopped=stopped,
+        )
+
+    try:
+        broker = connected()
+        try:
+            for place, end in stable_ends(broker, places).items():
+                if places[place] >= end:
+                    continue
+                try:
+                    if broker.is_closed:
+                        broker = connected()
+                    if head := _head(broker, place, places[place], passed):
+                        yield place, head
+                except NOT_HAD as error:
+                    # The next one may be had.
+                    _log.debug("%s[%d] is not looked at: %s", *place, error)
+        finally:
+            broker.close()
+    except NOT_HAD as error:
+        _log.debug("%s:%s says nothing of what lies there: %s", address.host, address.port, error)
+
+
+def _head(
+    broker: BrokerConnection, place: Place, position: int, passed: MutableMapping[Place, int]
+) -> RecordBatch | None:
     while True:
         batches, is_end = fetch_batches(broker, *place, position, FETCH_BYTES)
         for batch in batches:
             # Of what was compacted away whole there is a batch without records.
             if batch.visible and batch.records and batch.last_offset >= position:
                 return batch
+            passed[place] = batch.last_offset + 1
         if is_end:
             return None
         position = batches[-1].last_offset + 1
@@ -85,7 +131,8 @@ def is_silent(
     stopped: Callable[[], bool] = lambda: False,
 ) -> bool | None:
     """Whether the client says nothing of this batch from a position in it on; None when that is not
-    known in time. Unfolds it as the client does, so it takes as much memory."""
+    known in time, or the client is told by its broker of something else. Unfolds it as the client
+    does, so it takes as much memory."""
     partial = 0
 
     def counted(statistics: str) -> None:
@@ -113,20 +160,29 @@ def is_silent(
     try:
         client.assign([TopicPartition(*place, max(position, batch.first_offset))])
         until_s = time.monotonic() + READ_TIMEOUT_S
-        while not partial:
+        said = None
+        while not partial and said is None:
             if stopped() or time.monotonic() > until_s:
                 return None
-            if _says_something(client):
-                return False
-        # What it made of the batch was in its queue before it counted a later one.
-        return not _says_something(client)
+            said = _said(client)
+        if said is None:
+            # What it made of the batch was in its queue before it counted a later one.
+            said = _said(client)
     except KafkaException:
         return None
     finally:
         client.close()
+    if said is None:
+        return True
+    if (error := said.error()) is None:
+        return False
+    # Any other is of the partition: that it was deleted, or is not for us to read.
+    return False if is_unreadable(error) or is_damaged(error) else None
 
 
-def _says_something(client: Any) -> bool:
+def _said(client: Any) -> Any:
     """A record, or an error of this partition; those of its connections have none."""
     message = client.poll(READ_S)
-    return message is not None and message.partition() is not None and message.partition() >= 0
+    if message is None or message.partition() is None or message.partition() < 0:
+        return None
+    return message

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import (
@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from pipeline.audit.cut import Cut, RolePartition, Unreadable, judged_roles, layers
 from pipeline.audit.unavailable import AuditUnavailable
+from pipeline.ending_batches import behind_ending_batches, read_around
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
 from pipeline.record_batch import RecordBatch
@@ -416,9 +417,11 @@ class _Client:
         at_stable_end: set[Place] = set()
         unreadable = UnreadableBatches()
         consumer = self._consumer
-        if not spans:
+        reached.update(self._read_around(spans, on_record, on_unreadable))
+        unfinished = {place for place in unfinished if reached[place] < spans[place][1]}
+        if not unfinished:
             return reached
-        consumer.assign([TopicPartition(*place, start) for place, (start, _) in spans.items()])
+        consumer.assign([TopicPartition(*place, reached[place]) for place in unfinished])
         waited_s = 0.0
         last_look = last_news = time.monotonic()
         try:
@@ -484,6 +487,39 @@ class _Client:
         finally:
             consumer.unassign()
         return reached
+
+    def _read_around(
+        self,
+        spans: Mapping[Place, tuple[int, int]],
+        on_record: Callable[[Any], None],
+        on_unreadable: OnUnreadable,
+    ) -> Iterator[tuple[Place, int]]:
+        """Partitions that have a batch which would end this process, and where they are behind it.
+
+        Up to where the partition ends: the client fetches beyond what is to be read."""
+        try:
+            behind = behind_ending_batches(
+                self._admin, {place: start for place, (start, _) in spans.items()}
+            )
+        except NOT_HAD:
+            # The client meets the same broker, and says why.
+            return
+        for place, last in behind.items():
+            start, end = spans[place]
+            try:
+                for each in read_around(self._admin, self._servers, place, start, last):
+                    if not isinstance(each, RecordBatch):
+                        if (each.offset() or 0) < end:
+                            on_record(each)
+                    elif each.first_offset < end:
+                        on_unreadable(place, each)
+            except NOT_HAD as error:
+                raise AuditUnavailable(
+                    f"The batch at {place[0]}[{place[1]}]@{last - 1} would end this process, and "
+                    f"what lies before it could not be read around it ({error}), so what follows "
+                    "cannot be judged; see docs/operations.md."
+                ) from error
+            yield place, min(last, end)
 
     def _silent(self, positions: Mapping[Place, int]) -> dict[Place, RecordBatch]:
         """What lies at these positions, as far as the client says nothing of it."""

@@ -45,10 +45,11 @@ class Standstill:
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._admin: AdminClient | None = None
-        # What the thread has met: where it asked, and the first offset of what lies there. Those
-        # that a client reads are not asked for again.
+        # What the thread has met, by where it asked: the first offset of what lies there; those
+        # that a client reads, which are not asked for again; and up to where nothing lies.
         self._met: dict[TopicPartitionKey, tuple[int, int]] = {}
         self._readable: dict[TopicPartitionKey, int] = {}
+        self._passed: dict[TopicPartitionKey, int] = {}
         self._silent: dict[TopicPartitionKey, tuple[int, RecordBatch]] = {}
 
     def open(self, bootstrap_servers: str) -> None:
@@ -88,6 +89,7 @@ class Standstill:
                 return []
             self._thread = None
             return self._found(positions)
+        self._forget()
         standing = {tp: at for tp, (at, since_s) in since.items() if now_s - since_s >= STANDS_S}
         if standing:
             since.update({tp: (at, now_s) for tp, at in standing.items()})
@@ -96,6 +98,14 @@ class Standstill:
             )
             self._thread.start()
         return []
+
+    def _forget(self) -> None:
+        """What was met of partitions that have gone on since."""
+        at = {tp: position for tp, (position, _) in self._since.items()}
+        self._met = {tp: met for tp, met in self._met.items() if met[0] == at.get(tp)}
+        self._readable = {tp: p for tp, p in self._readable.items() if p == at.get(tp)}
+        # What no reader is handed stays so, wherever the partition stands.
+        self._passed = {tp: p for tp, p in self._passed.items() if p > at.get(tp, p)}
 
     def _found(self, positions: Mapping[TopicPartitionKey, int]) -> list[UnreadableBatch]:
         """What the thread has found and still stands."""
@@ -117,7 +127,7 @@ class Standstill:
         try:
             if self._admin is None:
                 self._admin = AdminClient({**reaching(self._servers), "log_level": 0})
-            found = heads(self._admin, standing, self._closing.is_set)
+            found = heads(self._admin, standing, self._closing.is_set, self._passed)
             for tp, position in standing.items():
                 self._judge(tp, position, found.get(tp))
         except (MemoryError, *NOT_HAD) as error:

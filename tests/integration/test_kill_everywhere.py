@@ -12,7 +12,8 @@ from tests.support.whole_flow import WholeFlow, orders
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
-# How many orders flow, and how often each point kills.
+# How many orders flow, and how often each point kills: in `make test`, and in `make test-long` (two
+# minutes alone).
 SHORT = (2_000, 1)
 LONG = (5_000, 2)
 # Nothing stands for longer by itself: a session ends after 10 s, and so does a transaction.
@@ -26,7 +27,7 @@ PASSAGE = {"payments.restoring": 1} | {
 
 
 @pytest.mark.parametrize(
-    ("ordered", "kills_each"), [SHORT, pytest.param(*LONG, marks=pytest.mark.acceptance)]
+    ("ordered", "kills_each"), [SHORT, pytest.param(*LONG, marks=pytest.mark.long)]
 )
 def test_a_kill_at_every_step_of_every_stage_costs_nothing(
     kafka: str, topic_prefix: str, tmp_path: Path, ordered: int, kills_each: int

@@ -109,6 +109,26 @@ def test_orders_around_it_are_asked_for_and_the_audit_reads_on(flow: EngineFlow)
     assert f"{flow.topic('orders')}[0]@1 to 1 cannot be decompressed" in remark
 
 
+def test_the_audit_goes_around_gzip_that_would_end_its_process(flow: EngineFlow) -> None:
+    """Its first member is empty. Those before it come in one answer with it."""
+    before = [flow.send_order(flow.order(f"before{n}")) for n in range(20)]
+    empty_first = gzip_members(b"", record_bytes(b"k", b"junk"))
+    produce_raw(flow.bootstrap, flow.topic("orders"), empty_first, GZIP)
+    last = flow.send_order(flow.order("after"))
+    judged = verify(Sources(flow.bootstrap, flow.prefix))
+    assert [f.example.offset for f in judged.pending if f.name == "unreadable_batch"] == [20]
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(*before, last), running=running)
+    judged = verify(Sources(flow.bootstrap, flow.prefix))
+    assert judged.broken == []
+    assert "unreadable_batch" not in {f.name for f in judged.findings}
+    assert sum(judged.summary["payments"].values()) == 21
+    traced = trace(Sources(flow.bootstrap, flow.prefix), "shop:after")
+    assert traced.hops
+    (remark,) = traced.remarks
+    assert f"{flow.topic('orders')}[0]@20 to 20 cannot be decompressed" in remark
+
+
 def test_one_that_was_passed_over_without_a_letter_is_a_finding(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

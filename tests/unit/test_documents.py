@@ -51,6 +51,35 @@ def test_commands_parse(path: Path) -> None:
     assert wrong == []
 
 
+def test_each_rule_of_the_engine_names_a_test_that_is_there() -> None:
+    """By its file, or as the row above; behind a colon by its words, up to where they are left
+    out. The files' names may be left out at their end as well."""
+    files = [(path.stem, path.read_text()) for path in (TOP / "tests").rglob("*.py")]
+    # What one contract asks of several is there.
+    shared = "".join(text for name, text in files if not name.startswith("test_"))
+    text = (TOP / "docs/engine.md").read_text(encoding="utf-8")
+    rows = text[text.index("| rule |") : text.index("## Not promised")].splitlines()[2:]
+    wrong = []
+    for row in filter(None, rows):
+        told = row.strip("| ").split(" | ")[2]
+        named = re.findall(r"`(test_\w+)`([^`]*)", told)
+        if not named and not told.startswith("the same"):
+            wrong.append(f"no file: {row}")
+        for name, rest in named:
+            there = "".join(text for file, text in files if file.startswith(name))
+            tests = [_letters(each) for each in re.findall(r"def test_(\w+)", there + shared)]
+            words = re.sub(r"\(.*?\)|\[.*?\]", "", rest.partition(":")[2])
+            for part in map(_letters, re.split("[;…]", words)):
+                if not there or not any(part in test for test in tests):
+                    wrong.append(f"{name}: {part}")
+    assert len(rows) > 70
+    assert wrong == []
+
+
+def _letters(text: str) -> str:
+    return re.sub("[^a-z0-9]", "", text.lower())
+
+
 @each_document
 def test_make_targets_exist(path: Path) -> None:
     """What a document tells to make can be made."""
