@@ -111,22 +111,27 @@ def is_silent(
         }
     )
     try:
-        client.assign([TopicPartition(*place, max(position, batch.first_offset))])
+        begin = max(position, batch.first_offset)
+        client.assign([TopicPartition(*place, begin)])
         until_s = time.monotonic() + READ_TIMEOUT_S
         while not partial:
             if stopped() or time.monotonic() > until_s:
                 return None
-            if _says_something(client):
-                return False
+            if (said := _said(client)) is not None:
+                # Who gives out a record that is elsewhere has nothing of this place.
+                return said >= 0 and not begin <= said <= batch.last_offset
         # What it made of the batch was in its queue before it counted a later one.
-        return not _says_something(client)
+        return _said(client) is None
     except KafkaException:
         return None
     finally:
         client.close()
 
 
-def _says_something(client: Any) -> bool:
-    """A record, or an error of this partition; those of its connections have none."""
+def _said(client: Any) -> int | None:
+    """The offset of a record, or -1 for an error of this partition; those of its connections have
+    none."""
     message = client.poll(READ_S)
-    return message is not None and message.partition() is not None and message.partition() >= 0
+    if message is None or message.partition() is None or message.partition() < 0:
+        return None
+    return -1 if message.error() is not None else message.offset()

@@ -37,6 +37,7 @@ from pipeline.audit.operations import (
     given_back,
     is_late,
 )
+from pipeline.audit.references import settled_twice
 from pipeline.audit.report import Example, Finding, Findings
 
 # A letter has no key where its input's was longer: no record of the flow has one like that.
@@ -113,6 +114,7 @@ class Judgement:
             for rule in rules:
                 rule(payment)
         self.operations.found_charges()
+        self.references()
         self.money()
         if self.gateway is not None:
             self.operations.gateway_books(self.gateway)
@@ -595,12 +597,13 @@ class Judgement:
             if result.outcome == "dead_lettered" and not result.operation_id:
                 # The word of a request that could not be read: nobody knows which.
                 continue
-            if result.identity in answered:
+            if result.identity in answered and not result.is_late_answer:
                 found.broken(
                     "result_duplicated",
                     self.result_example(payment, result, f"try {result.try_number} again"),
                 )
-            answered.add(result.identity)
+            if not result.is_late_answer:
+                answered.add(result.identity)
             attempt = result.gateway, result.operation_id, result.attempt
             if (
                 result.outcome == "succeeded"
@@ -773,6 +776,18 @@ class Judgement:
             )
 
     # All payments together
+
+    def references(self) -> None:
+        """What a gateway moved once, under one id of its own, is settled once."""
+        for payment, settlement, other in settled_twice(self.payments.values()):
+            self.found.broken(
+                "reference_settled_twice",
+                self.settlement_example(
+                    payment,
+                    settlement,
+                    f"{settlement.gateway} {settlement.gateway_reference} is {other}'s as well",
+                ),
+            )
 
     def money(self) -> None:
         """Per currency: ordered = captured (by settlements) + what ended, waits or is left.

@@ -155,6 +155,8 @@ class ResultSeen(Struct, frozen=True, gc=False):
     gateway_reference: str | None
     amount_minor: int
     currency: str
+    # Told beside the result of its try: an answer that came when nobody waited for it any more.
+    is_late_answer: bool = False
 
     @property
     def identity(self) -> tuple[str, str, int, int]:
@@ -571,6 +573,7 @@ class Evidence:
                 fields["gateway_reference"],
                 fields["amount_minor"],
                 _intern(fields["currency"]),
+                fields["heard"] in ("late_answer", "contradicts"),
             ),
         )
 

@@ -61,6 +61,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "settlement_without_dispute": "Every settled dispute is in the gateway's books.",
     "settlement_missing": "What a payment says has moved has its settlement.",
     "settlement_duplicated": "Each money movement is settled once.",
+    "reference_settled_twice": "What a gateway moved once, under one id, is settled once.",
     "settlement_amount_wrong": "A settlement moves what the payment and the gateway say.",
     "settlement_date_wrong": "A capture is booked under its order's business date.",
     "success_without_settlement": "What a gateway said has moved is settled, or contradicted.",

@@ -47,6 +47,13 @@ _WITHIN_A_TRANSACTION = (
     "audit-entry",
 )
 
+# Of a result, whose answer it is, where that came when nobody waited for it any more.
+_HEARD = {
+    "earlier_question": "an earlier question heard it",
+    "late_answer": "heard too late",
+    "contradicts": "against what was told before",
+}
+
 
 @dataclass(frozen=True)
 class Hop:
@@ -233,7 +240,7 @@ def describe(role: str, fields: dict[str, Any]) -> str:
         "gateway-results": (
             "{kind} at {gateway}: {outcome}",
             "{code}",
-            "{earlier}",
+            "{heard}",
             "{gateway_reference}",
             "{operation}attempt {attempt}, try {try_number}",
         ),
@@ -301,13 +308,15 @@ def _in_words(fields: dict[str, Any]) -> dict[str, str | None]:
         which = f"dispute {dispute_id}" if dispute_id else operation_id
         if fields.get("finding"):
             which = f"{fields['finding']} {fields.get('figures')}"
-    earlier = "an earlier question: not found" if fields.get("not_found_asked_at_ms") else None
+    heard = _HEARD.get(fields.get("heard") or "")
+    if fields.get("not_found_asked_at_ms"):
+        heard = "an earlier question: not found"
     own = operation_id is not None and operation_id != fields.get("order_id")
     return {
         "asked": asked,
         "did": did,
         "about": about,
-        "earlier": earlier,
+        "heard": heard,
         "which": which,
         # The first charge's operation is the order itself and needs no word.
         "operation": f"{operation_id}, " if own else "",

@@ -18,6 +18,14 @@ DEAD_LETTERED: Final = "dead_lettered"
 OUTCOMES: Final = frozenset({SUCCEEDED, DECLINED, PENDING, UNKNOWN, NOT_SENT, NOT_FOUND})
 
 
+# Of an answer that came when nobody waited for it any more: an earlier question's about the same
+# attempt; this call's own, whose result was told before; or one that cannot be true together with
+# the one that is told.
+EARLIER_QUESTION: Final = "earlier_question"
+LATE_ANSWER: Final = "late_answer"
+CONTRADICTS: Final = "contradicts"
+
+
 class GatewayAnswer(Struct, frozen=True, kw_only=True, gc=False):
     """The outcome of one call.
 
@@ -30,6 +38,8 @@ class GatewayAnswer(Struct, frozen=True, kw_only=True, gc=False):
     to go, with the outcome pending and the code ``customer_action_required``.
     ``not_found_asked_at_ms``: of a question without an answer, when an earlier one was asked that
     was given up and then answered "not found"; 0 where there is none.
+    ``heard``: whose answer this is, where it came when nobody waited for it any more
+    (``EARLIER_QUESTION``, ``LATE_ANSWER``, ``CONTRADICTS``).
     """
 
     outcome: str
@@ -41,3 +51,4 @@ class GatewayAnswer(Struct, frozen=True, kw_only=True, gc=False):
     currency: str | None = None
     next_action_url: str | None = None
     not_found_asked_at_ms: int = 0
+    heard: str | None = None

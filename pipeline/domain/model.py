@@ -108,6 +108,7 @@ class GatewayResult(Struct, frozen=True, kw_only=True, gc=False):
     letter: str | None = None
     earlier_reads: int = 0
     not_found_asked_at_ms: int = 0
+    heard: str | None = None
 
 
 class GatewayNotification(Struct, frozen=True, kw_only=True, gc=False):

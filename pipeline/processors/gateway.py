@@ -137,5 +137,6 @@ def result_of(request: PaymentRequest, answer: GatewayAnswer, observed_at_ms: in
         observed_at_ms=observed_at_ms,
         next_action_url=answer.next_action_url,
         not_found_asked_at_ms=answer.not_found_asked_at_ms if is_silent_question else 0,
+        heard=answer.heard,
     )
     return kept_result(result)

@@ -20,12 +20,18 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pipeline.domain.answer import UNKNOWN, GatewayAnswer
+from pipeline.domain.answer import (
+    CONTRADICTS,
+    EARLIER_QUESTION,
+    LATE_ANSWER,
+    UNKNOWN,
+    GatewayAnswer,
+)
 from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.payment import INQUIRE
 from pipeline.gateways.port import Gateway
-from pipeline.runtime.heard import Heard, ends_otherwise, stays_true
+from pipeline.runtime.heard import Heard, contradicts, is_told, stays_true
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 from pipeline.runtime.surroundings import REAL, Surroundings
 
@@ -46,6 +52,7 @@ class Call(Struct, eq=False):
     """One request on its way. ``token`` is the caller's own, handed back untouched, and so is
     ``read_before``: whether somebody may have made this call already. ``appended_at_ms`` and
     ``partition`` are its request's; ``keeps``: whether what it hears too late is kept;
+    ``contradiction``: what is told behind its answer, since it cannot be true together with it;
     ``is_of_before``: only what stays true of it, since the operation was sent again. ``is_late``:
     not the end of a call, which was told before, but the answer that came to it all the same."""
 
@@ -53,6 +60,7 @@ class Call(Struct, eq=False):
     request: PaymentRequest
     send_before_ms: int
     answer: GatewayAnswer | None = None
+    contradiction: GatewayAnswer | None = None
     handed_s: float = 0.0
     began_s: float = 0.0
     seconds: float = 0.0
@@ -122,6 +130,13 @@ class Calls:
         if self._failure is not None:
             raise self._failure
         self._loop.call_soon_threadsafe(self._run_or_fail, self._forget_others, partitions)
+
+    def forget(self, requests: list[PaymentRequest]) -> None:
+        """They were decided to be sent again, and are not sent by this worker."""
+        if self._failure is not None:
+            raise self._failure
+        for request in requests:
+            self._loop.call_soon_threadsafe(self._run_or_fail, self._forget_before, request)
 
     def take_finished(self) -> list[Call]:
         """The calls that have ended since the last time."""
@@ -203,7 +218,7 @@ class Calls:
             if call.request.kind == INQUIRE:
                 heard = self._heard.success(call.request)
                 if heard is not None:
-                    self._answer(call, heard)
+                    self._answer(call, replace(heard, heard=EARLIER_QUESTION))
                     continue
                 self._questions.setdefault(call.request.idempotency_key, {})[call] = None
             elif call.request.try_number > 1:
@@ -294,8 +309,9 @@ class Calls:
         if not counts:
             return
         self._heard.keep(request, answer, call.appended_at_ms, call.partition)
-        if ends_otherwise(kind, answer):
-            self._finished.append(replace(call, answer=answer, task=None, is_late=True))
+        if is_told(kind, answer):
+            told = replace(answer, heard=LATE_ANSWER)
+            self._finished.append(replace(call, answer=told, task=None, is_late=True))
 
     def _is_over(self, call: Call) -> None:
         """Nothing is to be heard of it any more."""
@@ -319,12 +335,24 @@ class Calls:
         if call.answer is not None:
             return
         if call.request.kind == INQUIRE:
-            answer = self._heard.instead(call.request, answer)
+            answer = self._said(call, answer)
         call.answer = answer
         call.seconds = self._monotonic_s() - call.began_s
         self._open[call.request.gateway].pop(call, None)
         self._finished.append(call)
         self._arrived.set()
+
+    def _said(self, call: Call, answer: GatewayAnswer) -> GatewayAnswer:
+        """What is told of a question that ended so, with what earlier ones heard."""
+        request = call.request
+        known = self._heard.known(request)
+        said = self._heard.instead(request, answer)
+        other = known if said is answer else answer
+        if other is not None and contradicts(request.operation_kind, said, other):
+            call.contradiction = replace(other, heard=CONTRADICTS)
+        if said is answer or said.outcome == UNKNOWN:
+            return said
+        return replace(said, heard=EARLIER_QUESTION)
 
     def _park_if_slow(self, call: Call) -> None:
         """Answer a slow call of a gateway in trouble as unknown. It goes on: its end counts for

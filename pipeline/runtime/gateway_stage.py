@@ -65,6 +65,8 @@ class GatewayStage:
         # Of all gateways: up to which time, and below which offset, somebody may have read.
         self._read_until_ms: dict[int, int] = {}
         self._read_below: dict[int, int] = {}
+        # Operations that were to be sent again and are not: whoever heard of them has to know.
+        self._refused: list[PaymentRequest] = []
         # Whether the worker has to say what lay in a partition that it takes.
         self.unrepeatable = any(not each.idempotent for each in self._terms.values())
         self.topic = catalogue.name("payment-requests")
@@ -102,6 +104,8 @@ class GatewayStage:
         )
         read_before = self._was_read_before(record)
         if plan.refusal is not None:
+            if request.try_number > 1:
+                self._refused.append(request)
             return [self.result(record, request, plan.refusal, now_ms, read_before=read_before)]
         if not terms.idempotent:
             # Never lowered: an inquiry, which is always sent, lies below what others have sent.
@@ -114,6 +118,12 @@ class GatewayStage:
             appended_at_ms=record.timestamp_ms,
             partition=record.partition,
         )
+
+    def take_refused(self) -> list[PaymentRequest]:
+        """The operations that were decided to be sent again, and that ``plan`` refused since the
+        last time: a worker that was frozen may have sent them."""
+        refused, self._refused = self._refused, []
+        return refused
 
     def taken(self, partition: int, now_ms: int) -> None:
         """The partition comes to this worker, and others may have read all that is older."""

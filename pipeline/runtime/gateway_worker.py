@@ -341,6 +341,9 @@ class GatewayWorker:
                 self._became_ready(1)
         for partition in disturbed:
             self._seek_back(partition)
+        refused = self._stage.take_refused()
+        if refused:
+            self._calls.forget(refused)
         if calls:
             failpoints.hit("gateway.taken")
             self._calls.start(calls)
@@ -354,17 +357,19 @@ class GatewayWorker:
         positions = {(topic, p): offset for p, offset in self._positions.items()}
         found = self._standstill.take(positions, self._waits_for)
         for each in found:
-            self._consumer.seek(TopicPartition(topic, each.partition(), each.offset() + 1))
+            tp, position = (topic, each.partition()), each.offset() + 1
+            if not self._heavy.go_on(tp, position):
+                self._consumer.seek(TopicPartition(*tp, position))
         return found
 
     def _waits_for(self, tp: TopicPartitionKey) -> bool:
-        """Whether all that came of a partition is committed, and the client may bring more."""
+        """Whether all that came of a partition is committed, and more may come."""
         partition = tp[1]
         return not (
-            partition not in self._fetched
+            partition not in self._fetched | self._bringing
             or self._prefixes[partition].size
             or self._held.count(partition)
-            or self._heavy.has_ahead(tp)
+            or (self._heavy.has_ahead(tp) and not self._heavy.is_stuck(tp))
             or (self._under_way is not None and tp in self._under_way.offsets)
         )
 
@@ -410,7 +415,11 @@ class GatewayWorker:
             if call.is_late:
                 self._words.append(said)
                 continue
-            prefix.finish(record.offset, ([said], call))
+            outputs = [said]
+            if call.contradiction is not None:
+                # Behind it, in one partition and one transaction: nobody reads it first.
+                outputs.append(result(record, call.request, call.contradiction, now_ms))
+            prefix.finish(record.offset, (outputs, call))
         del self._words[:-WORDS_MAX]
         self._became_ready(len(ended))
         self._metrics.calls_in_flight.set(self._calls.in_flight)

@@ -24,7 +24,9 @@ All of it is memory of one worker. Another one asks for itself.
 
 There may be no next question: the payment may have ended by another word, by silence, or by a
 person's. So what makes another end of it (``ends_otherwise``) is told by itself as well, with the
-next transaction of the worker: evidence like any other.
+next transaction of the worker: evidence like any other. So is a decline, which contradicts a
+success that was told in time; and where a word and the answer of a question contradict one another,
+both are told, the one that counts first.
 """
 
 from __future__ import annotations
@@ -100,6 +102,11 @@ class Heard:
         while len(self._words) > self._words_max:
             self._words.pop(next(iter(self._words)))
 
+    def known(self, request: PaymentRequest) -> GatewayAnswer | None:
+        """What an earlier question heard, whatever may be made of it."""
+        word = self._words.get(_asked(request))
+        return None if word is None else word.answer
+
     def success(self, request: PaymentRequest) -> GatewayAnswer | None:
         """The answer of a question that need not be asked, because an earlier one succeeded. Known
         on, since the transaction that tells it may be aborted, and the question asked again."""
@@ -159,6 +166,18 @@ def ends_otherwise(kind: str, answer: GatewayAnswer) -> bool:
     return (stays_true(kind, answer) and bool(answer.gateway_reference)) or (
         kind == REFUND and (answer.outcome, answer.code) == (DECLINED, RETURNED)
     )
+
+
+def contradicts(kind: str, one: GatewayAnswer, other: GatewayAnswer) -> bool:
+    """Whether the gateway says that it made an operation, and that it declined it. A refund may be
+    made and come back."""
+    return kind != REFUND and {one.outcome, other.outcome} == {SUCCEEDED, DECLINED}
+
+
+def is_told(kind: str, answer: GatewayAnswer) -> bool:
+    """Whether this word is told by itself: where it makes another end, and a decline, which may
+    contradict what was told in time. Where it does not, it has no effect."""
+    return ends_otherwise(kind, answer) or (kind != REFUND and answer.outcome == DECLINED)
 
 
 # From the word that says least to the one that says most.

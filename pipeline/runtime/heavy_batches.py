@@ -5,16 +5,20 @@ with less is killed there, and its successor after it. So what lies behind the c
 is looked at first, over a connection of our own, for as far as one life may fetch before its first
 commit. A worker that dies of a batch that came while it ran dies of it once.
 
-A batch of which the client would hand out only a part, and say nothing, is found by the same look.
+A batch of which the client would hand out only a part, and say nothing, is found by the same look;
+and batches of which each is little, and what comes with one answer of the broker too much: the
+client unfolds all of an answer before it hands out anything.
 
 Where there is such a batch, the client begins behind it. What lies before it is brought by a client
-of its own, in requests that end exactly there; the batch itself is an ``UnreadableBatch``.
+of its own, in requests that end exactly there, as do batches that are too much together; the batch
+itself is an ``UnreadableBatch``.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,7 +37,8 @@ from pipeline.unfolded import (
     HEAVY_BYTES_MIN,
     is_handed_out_in_part,
     is_heavy,
-    most_unfolded,
+    memory_of,
+    most_memory_of,
 )
 from pipeline.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, batch_at, is_unreadable
 
@@ -63,6 +68,9 @@ KEPT_BYTES: Final = 8 * 1024 * 1024
 LOOK_S: Final = 0.002
 PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 5.0
+# So many of the longer ones until what brought nothing is tried again.
+STUCK_PAUSES: Final = 10
+STUCK_PAUSE_S: Final = 0.5
 RUN_TIMEOUT_S: Final = 30.0
 
 
@@ -72,17 +80,56 @@ def bytes_max(deaths: int) -> int:
     return max(HEAVY_BYTES_MIN, UNFOLDED_BYTES_MAX >> deaths)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Seen:
-    """A batch before one that is kept from the client, or that one itself: ``kept`` is what stands
-    for it then."""
+    """A batch that the worker's client is not to fetch. ``kept``: what stands for it if none is
+    to; ``memory``: what a client needs for it, at the most."""
 
     first_offset: int
     last_offset: int
     size: int
-    most_unfolded: int
+    memory: int
     visible: bool
     kept: UnreadableBatch | None
+
+
+class _Together:
+    """What may come with one answer of those batches that were seen last."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._measured: deque[tuple[int, int]] = deque()
+        # Of these what they may need at the most is known only; what they do takes time.
+        self._batches: deque[tuple[RecordBatch, int]] = deque()
+        self._size = self._memory = 0
+
+    def add(self, batch: RecordBatch) -> tuple[int, bool]:
+        """What this one needs, at the most, and whether all need no more than there is."""
+        size, memory = len(batch.data), most_memory_of(batch)
+        self._leave(RUN_BYTES - size)
+        self._batches.append((batch, memory))
+        self._size, self._memory = self._size + size, self._memory + memory
+        if self._memory > self._bytes_max:
+            while self._batches:
+                each, most = self._batches.popleft()
+                memory = memory_of(each)
+                self._measured.append((len(each.data), memory))
+                self._memory += memory - most
+        alone = len(self._batches) + len(self._measured) == 1
+        return memory, alone or self._memory <= self._bytes_max
+
+    def clear(self) -> None:
+        self._leave(0)
+
+    def _leave(self, size: int) -> None:
+        """Only the last ones, of so many bytes."""
+        while self._size > size and (self._measured or self._batches):
+            if self._measured:
+                first, memory = self._measured.popleft()
+            else:
+                batch, memory = self._batches.popleft()
+                first = len(batch.data)
+            self._size, self._memory = self._size - first, self._memory - memory
 
 
 class _Limits:
@@ -126,6 +173,7 @@ class HeavyBatches:
     def __init__(self) -> None:
         self._servers = ""
         self._bytes_max = 0
+        self._has_died = False
         # Up to the last heavy one of a partition, and what is to be brought next of them.
         self._seen: dict[TopicPartitionKey, list[_Seen]] = {}
         self._next: dict[TopicPartitionKey, int] = {}
@@ -133,10 +181,13 @@ class HeavyBatches:
         self._pause_s = PAUSE_S
         # The first offset of one that the client could not unfold.
         self._refused: dict[TopicPartitionKey, int] = {}
+        # Those of which the last try brought nothing, and when the next one is.
+        self._stuck: dict[TopicPartitionKey, float] = {}
 
     def open(self, bootstrap_servers: str, deaths: int) -> None:
         self._servers = bootstrap_servers
         self._bytes_max = bytes_max(deaths)
+        self._has_died = deaths > 0
 
     def __bool__(self) -> bool:
         """Whether something is to be brought."""
@@ -145,6 +196,19 @@ class HeavyBatches:
     def has_ahead(self, tp: TopicPartitionKey) -> bool:
         """Whether something is to be brought of a partition before its client goes on with it."""
         return tp in self._next
+
+    def is_stuck(self, tp: TopicPartitionKey) -> bool:
+        """Whether something is to be brought of a partition, and the last try brought nothing."""
+        return tp in self._stuck
+
+    def go_on(self, tp: TopicPartitionKey, position: int) -> bool:
+        """Bring what comes from a position on, and nothing before that. False where nothing is to
+        be brought of this partition: it is for its client to go on."""
+        if tp not in self._next:
+            return False
+        self._pause_s = PAUSE_S
+        self._brought_up_to(tp, position)
+        return True
 
     def take_brought(self) -> list[TopicPartitionKey]:
         """The partitions of which all has been brought since the last call."""
@@ -156,6 +220,7 @@ class HeavyBatches:
         self._seen.clear()
         self._next.clear()
         self._refused.clear()
+        self._stuck.clear()
 
     def look(
         self,
@@ -192,21 +257,29 @@ class HeavyBatches:
     def _look(self, address: Any, places: Mapping[TopicPartitionKey, int], limits: _Limits) -> None:
         broker = limits.connected(address)
         try:
-            for tp, end in stable_ends(broker, places).items():
-                if places[tp] >= end:
-                    continue
+            ends = stable_ends(broker, places)
+            behind = [tp for tp, end in ends.items() if places[tp] < end]
+            # One answer may bring of each of them; what did not die has the memory, or dies once.
+            together = self._bytes_max // len(behind) if self._has_died and behind else 0
+            for tp in behind:
                 if broker.is_closed:
                     broker = limits.connected(address)
-                if seen := self._seen_of(broker, tp, places[tp], limits):
+                room = _Together(together or self._bytes_max)
+                if seen := self._seen_of(broker, tp, places[tp], limits, room):
                     self._seen[tp] = seen
                     self._next[tp] = places[tp]
         finally:
             broker.close()
 
     def _seen_of(
-        self, broker: BrokerConnection, tp: TopicPartitionKey, position: int, limits: _Limits
+        self,
+        broker: BrokerConnection,
+        tp: TopicPartitionKey,
+        position: int,
+        limits: _Limits,
+        together: _Together,
     ) -> list[_Seen]:
-        """Up to the last that is kept from the client, as far as it could be looked at."""
+        """Up to the last that is kept from the worker's client, as far as it could be looked at."""
         seen: list[_Seen] = []
         length = 0
         try:
@@ -214,20 +287,18 @@ class HeavyBatches:
                 if limits.are_reached():
                     _log.warning("%s[%d]: not looked at from offset %d on", *tp, batch.first_offset)
                     break
-                kept = self._kept(batch, tp)
-                seen.append(
-                    _Seen(
-                        batch.first_offset,
-                        batch.last_offset,
-                        len(batch.data),
-                        0 if kept else most_unfolded(batch),
-                        batch.visible,
-                        kept,
-                    )
-                )
+                kept, size = self._kept(batch, tp), len(batch.data)
+                memory, fits = 0, False
                 if kept:
+                    limits.kept_bytes += size
+                    together.clear()
+                else:
+                    memory, fits = together.add(batch)
+                seen.append(
+                    _Seen(batch.first_offset, batch.last_offset, size, memory, batch.visible, kept)
+                )
+                if not fits:
                     length = len(seen)
-                    limits.kept_bytes += len(batch.data)
         except (MemoryError, *NOT_HAD) as error:
             reached = seen[-1].last_offset + 1 if seen else position
             _log.warning("%s[%d]: not looked at from offset %d on: %s", *tp, reached, error)
@@ -257,6 +328,7 @@ class HeavyBatches:
         if seen is None:
             return position
         end = seen[-1].last_offset + 1
+        self._stuck.pop(tp, None)
         if position >= end:
             del self._seen[tp]
             self._next.pop(tp, None)
@@ -265,11 +337,15 @@ class HeavyBatches:
         return end
 
     def bring(self, wanted: Callable[[TopicPartitionKey], bool]) -> list[Any]:
-        """The next messages of one of the partitions that are wanted."""
-        for tp in list(self._next):
-            if wanted(tp) and (messages := self._bring(tp)):
-                return messages
-        return []
+        """The next messages of one of the partitions that are wanted, each in turn: a call takes as
+        long as one of them at the most."""
+        now_s = time.monotonic()
+        due = (each for each in self._next if self._stuck.get(each, now_s) <= now_s)
+        tp = next((each for each in due if wanted(each)), None)
+        if tp is None:
+            return []
+        self._next[tp] = self._next.pop(tp)
+        return self._bring(tp)
 
     def _bring(self, tp: TopicPartitionKey) -> list[Any]:
         position = self._next[tp]
@@ -278,20 +354,29 @@ class HeavyBatches:
             messages, position = [kept] if ahead[0].visible else [], kept.offset() + 1
         else:
             messages, position = self._read(tp, self._run(tp, ahead))
+            if position == self._next[tp]:
+                # The others go on meanwhile, and have most of the time.
+                pauses = STUCK_PAUSES if self._pause_s > STUCK_PAUSE_S else 0
+                self._stuck[tp] = time.monotonic() + pauses * self._pause_s
+                return messages
+        self._brought_up_to(tp, position)
+        return messages
+
+    def _brought_up_to(self, tp: TopicPartitionKey, position: int) -> None:
+        self._stuck.pop(tp, None)
         if position > self._seen[tp][-1].last_offset:
             del self._next[tp]
             self._brought.append(tp)
         else:
             self._next[tp] = position
-        return messages
 
     def _run(self, tp: TopicPartitionKey, ahead: list[_Seen]) -> list[_Seen]:
         """Those that come with one answer, and are no more than fits the memory together."""
         run: list[_Seen] = []
-        size = unfolded = 0
+        size = memory = 0
         for each in ahead:
-            size, unfolded = size + each.size, unfolded + each.most_unfolded
-            if each.kept is not None or (run and (size > RUN_BYTES or unfolded > self._bytes_max)):
+            size, memory = size + each.size, memory + each.memory
+            if each.kept is not None or (run and (size > RUN_BYTES or memory > self._bytes_max)):
                 break
             run.append(each)
         # One that was refused is asked for again by itself.

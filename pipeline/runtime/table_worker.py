@@ -39,6 +39,7 @@ from pipeline.runtime.cluster import (
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.dead_letters import unreadable_letter
+from pipeline.runtime.false_offsets import OPEN_ROLES, FalseOffsets
 from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record
@@ -54,7 +55,7 @@ from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
-from pipeline.unreadable import UnreadableBatches, is_unreadable
+from pipeline.unreadable import NOT_HAD, UnreadableBatches, is_unreadable
 from schemas.errors import RegistryUnavailable
 from topics.catalogue import Catalogue
 
@@ -152,6 +153,7 @@ class TableWorker(Generic[V]):
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._heavy = HeavyBatches()
         self._standstill = Standstill(surroundings.monotonic_s)
+        self._offsets = FalseOffsets(each.topic for each in stage.lanes if each.role in OPEN_ROLES)
         # The last of them in each partition until it is committed; nearly always there is none.
         self._stepped_over: dict[TopicPartitionKey, int] = {}
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
@@ -215,6 +217,7 @@ class TableWorker(Generic[V]):
         if self._outside.has_brokers:
             self._heavy.open(spec.bootstrap_servers, self._suspects.deaths)
             self._standstill.open(spec.bootstrap_servers)
+            self._offsets.open()
         self._consumer.subscribe(
             [lane.topic for lane in self._stage.lanes],
             on_assign=self._on_assign,
@@ -233,6 +236,7 @@ class TableWorker(Generic[V]):
         finally:
             self._suspects.close()
             self._standstill.close()
+            self._offsets.close()
             self._restorer.stop()
             self._commits.close()
             # Closing revokes; what is still under way has failed, and waiting for it there would
@@ -310,6 +314,8 @@ class TableWorker(Generic[V]):
             # A rebalance happened inside the call; what it returned belongs to the past.
             return False
         held = self._held if self._suspects or self._held else None
+        following = self._offsets.following
+        again: set[TopicPartitionKey] = set()
         for message in messages:
             error = message.error()
             if error is None:
@@ -320,6 +326,14 @@ class TableWorker(Generic[V]):
                 record = input_record(stepped)
             else:
                 continue
+            tp = record.topic, record.partition
+            if (expected := following.get(tp)) is not None:
+                if expected != record.offset and type(record.origin) is not UnreadableBatch:
+                    found = None if tp in again else self._judge(record, again)
+                    if found is None:
+                        continue
+                    record = found
+                following[tp] = record.offset + 1
             if held is None or not held.take(record):
                 self._admission.add(record)
         fetching = self._admission.fetching()
@@ -330,20 +344,52 @@ class TableWorker(Generic[V]):
             self._consumer.pause([TopicPartition(*tp) for tp in pause])
         return bool(messages)
 
+    def _judge(self, record: InputRecord, again: set[TopicPartitionKey]) -> InputRecord | None:
+        """One that is not the next of its partition: itself, or what stands for the batch that is
+        the next and says other offsets of its records; None while that is not known. What else has
+        come of a partition that is read ``again`` is left out."""
+        tp = record.topic, record.partition
+        try:
+            stands = self._offsets.judge(self._consumer, tp, record.offset)
+        except UserError:
+            raise
+        except NOT_HAD as error:
+            _log.warning("%s[%d]: what lies at %d was not to be had: %s", *tp, record.offset, error)
+            again.add(tp)
+            self._go_on(tp, self._offsets.following[tp])
+            return None
+        if stands is None:
+            return record
+        again.add(tp)
+        self._go_on(tp, stands.offset() + 1)
+        _log.warning(
+            "%s[%d]: offsets %d to %d say other offsets of themselves; going on behind them",
+            *tp, stands.batch.first_offset, stands.batch.last_offset,
+        )  # fmt: skip
+        self._stepped_over[tp] = stands.offset()
+        return input_record(stands)
+
+    def _go_on(self, tp: TopicPartitionKey, position: int) -> None:
+        """Whoever brings the next records of this partition."""
+        if not self._heavy.go_on(tp, position):
+            self._consumer.seek(TopicPartition(*tp, position))
+
     def _pass_over_silent(self) -> list[UnreadableBatch]:
         """What stands for batches of which the client brings nothing, with it put behind them."""
         found = self._standstill.take(self._positions, self._waits_for)
         for each in found:
-            self._consumer.seek(TopicPartition(each.topic(), each.partition(), each.offset() + 1))
+            self._go_on((each.topic(), each.partition()), each.offset() + 1)
+        if found:
+            self._resume_brought()
         return found
 
     def _waits_for(self, tp: TopicPartitionKey) -> bool:
-        """Whether all that came of a partition is committed, and the client may bring more."""
+        """Whether all that came of a partition is committed, and more may come."""
         return not (
             self._admission.holds(*tp)
             or self._admission.is_paused(*tp)
             or self._held.holds(tp)
-            or self._heavy.has_ahead(tp)
+            or (self._heavy.has_ahead(tp) and not self._heavy.is_stuck(tp))
             or any(tp in batch.offsets for batch in (self._batch, self._under_way) if batch)
         )
 
@@ -351,9 +397,12 @@ class TableWorker(Generic[V]):
         """What lies before a batch that the client is not given, or what stands for that one. The
         client goes on with a partition when all of it has been brought."""
         messages = self._heavy.bring(lambda tp: not self._admission.is_paused(*tp))
+        self._resume_brought()
+        return messages
+
+    def _resume_brought(self) -> None:
         if brought := self._heavy.take_brought():
             self._resume(tp for tp in brought if not self._admission.is_paused(*tp))
-        return messages
 
     def _resume(self, partitions: Iterable[TopicPartitionKey]) -> None:
         wanted = [TopicPartition(*tp) for tp in partitions if not self._heavy.has_ahead(tp)]
@@ -538,6 +587,7 @@ class TableWorker(Generic[V]):
         if self._heavy:
             self._consumer.pause([tp for tp in starts if self._heavy.has_ahead(_key(tp))])
         self._admission.assign(self._positions)
+        self._offsets.assign(self._positions)
 
     def _starts(self) -> list[TopicPartition]:
         """Where the client begins, to go on from the committed positions."""
@@ -598,6 +648,7 @@ class TableWorker(Generic[V]):
         consumer.assign(assigned)
         consumer.pause(assigned)
         self._admission.assign(self._positions)
+        self._offsets.assign(self._positions)
         self._suspects.assigned(self._positions)
         self._epoch += 1
         self._restore_began_s = self._monotonic_s()

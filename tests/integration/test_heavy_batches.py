@@ -18,7 +18,7 @@ from pipeline.unfolded import HEAVY_BYTES_MIN
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
 from tests.support.foreign_transaction import open_transaction_with
 from tests.support.limited_worker import MEMORY_MIB
-from tests.support.raw_record import GZIP, ZSTD, gzip_zeros, produce_raw, zeros_in_frames
+from tests.support.raw_record import GZIP, ZSTD, gzip_zeros, produce_raw, zeros, zeros_in_frames
 
 pytestmark = pytest.mark.integration
 
@@ -65,6 +65,34 @@ def letters(flow: EngineFlow) -> list[dict[str, str]]:
     return [headers_of(letter) for letter in flow.messages("dead-letters")]
 
 
+def limited(flow: EngineFlow, topic_prefix: str, *, memory_mib: int) -> Supervisor:
+    """A payments worker in a process with so much memory, started again when it dies."""
+    state_dir = flow.state_dir
+    options = load_settings(
+        bootstrap_servers=flow.bootstrap,
+        state_dir=state_dir,
+        partitions=1,
+        topic_prefix=topic_prefix,
+    ).worker_options() | {"log_file": str(state_dir / "worker.log")}
+    return Supervisor(
+        [WorkerSpec("payments", "n1", 0, flow.bootstrap, flow.settings, state_dir, options)],
+        metrics_dir=state_dir,
+        restart_pause_s_max=0.2,
+        environment={MEMORY_MIB: str(memory_mib)},
+        module="tests.support.limited_worker",
+    )
+
+
+def consumed(
+    flow: EngineFlow, running: Supervisor, end: tuple[int, int], within_s: float = 90
+) -> None:
+    deadline = time.monotonic() + within_s
+    while flow.committed("payments", "orders")[0] <= end[1]:
+        running.tick()
+        assert time.monotonic() < deadline, (running.exits, letters(flow))
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "codec"),
@@ -72,34 +100,16 @@ def letters(flow: EngineFlow) -> list[dict[str, str]]:
     ids=["gzip", "zstd in frames"],
 )
 def test_a_worker_dies_of_one_once_and_its_successor_passes_it(
-    flow: EngineFlow, kafka: str, topic_prefix: str, tmp_path: Path, batch: bytes, codec: int
+    flow: EngineFlow, topic_prefix: str, batch: bytes, codec: int
 ) -> None:
     """A quarter of a megabyte at most that is 300 or 200 MiB to the client, for a worker that has
     450 in all. It died at each start before, and the stage stood."""
-    options = load_settings(
-        bootstrap_servers=kafka, state_dir=tmp_path, partitions=1, topic_prefix=topic_prefix
-    ).worker_options() | {"log_file": str(tmp_path / "worker.log")}
-    spec = WorkerSpec("payments", "n1", 0, kafka, flow.settings, tmp_path, options)
     first = flow.send_order(flow.order("first"))
-    with Supervisor(
-        [spec],
-        metrics_dir=tmp_path,
-        restart_pause_s_max=0.2,
-        environment={MEMORY_MIB: "450"},
-        module="tests.support.limited_worker",
-    ) as running:
-
-        def consumed(end: tuple[int, int]) -> None:
-            deadline = time.monotonic() + 90
-            while flow.committed("payments", "orders")[0] <= end[1]:
-                running.tick()
-                assert time.monotonic() < deadline, (running.exits, letters(flow))
-                time.sleep(0.2)
-
-        consumed(first)
+    with limited(flow, topic_prefix, memory_mib=450) as running:
+        consumed(flow, running, first)
         orders(flow, 0, 1_000)
         produce_raw(flow.bootstrap, flow.topic("orders"), batch, codec)
-        consumed(orders(flow, 1_000, 1_000))
+        consumed(flow, running, orders(flow, 1_000, 1_000))
         exits = running.exits["payments-0"]
     assert len(exits) == 1, exits
     assert exits[0] < 0, "as by the kernel's own hand"
@@ -109,6 +119,22 @@ def test_a_worker_dies_of_one_once_and_its_successor_passes_it(
         f"1 records at offsets 1001 to 1001 are more than 128 MiB decompressed ({CODECS[codec]})"
     )
     assert requested(flow) == ["first", *(f"o{n}" for n in range(2_000))]
+
+
+@pytest.mark.slow
+def test_a_worker_gets_beyond_many_that_are_too_much_in_one_answer(
+    flow: EngineFlow, topic_prefix: str
+) -> None:
+    """Each is 15 MiB, which every worker has the memory for. It died at each start before."""
+    for _ in range(64):
+        produce_raw(flow.bootstrap, flow.topic("orders"), zeros(15), ZSTD)
+    last = flow.send_order(flow.order("after"))
+    with limited(flow, topic_prefix, memory_mib=1_024) as running:
+        consumed(flow, running, last, within_s=180)
+        exits = running.exits.get("payments-0", [])
+    assert len(exits) <= 5, exits
+    assert {each["dlq.cause"] for each in letters(flow)} == {"unknown_schema_id"}
+    assert requested(flow) == ["after"]
 
 
 def test_what_lies_between_them_is_handled_in_its_order(

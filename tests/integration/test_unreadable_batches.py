@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import Message, Producer
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -250,6 +250,34 @@ def test_what_a_broker_takes_and_the_client_cannot_read_stops_no_running_stage(
         assert verify(Sources(flow.bootstrap, flow.prefix)).broken == []
 
 
+@pytest.mark.parametrize("stage", ["payments", "gateway"])
+def test_a_start_passes_over_it_before_another_that_is_kept_from_the_client(
+    flow: EngineFlow, impatient: None, stage: str
+) -> None:
+    """What lies before that one is brought by a client of its own, which hears nothing either."""
+    role = "orders" if stage == "payments" else "payment-requests"
+    send = flow.send_order if stage == "payments" else flow.send_request
+    send(flow.order("before"))
+    produce_raw(flow.bootstrap, flow.topic(role), NO_VALUE)
+    send(flow.order("between"))
+    produce_raw(flow.bootstrap, flow.topic(role), gzip_members(CUT[0][:4], CUT[0][4:]), GZIP)
+    last = send(flow.order("after"))
+    worker = flow.payments_worker() if stage == "payments" else flow.gateway_worker()
+    running = RunningWorker(*worker)
+    try:
+        flow.wait_consumed(ends_of(last), running=running, stage=stage, role=role)
+    finally:
+        running.end()
+    assert running.error is None
+    told = [headers_of(letter) for letter in flow.messages("dead-letters")]
+    assert [(each["dlq.cause"], each["dlq.offset"]) for each in told] == [
+        ("unreadable_batch", "1"),
+        ("unreadable_batch", "3"),
+    ]
+    done = flow.nouns("payment-requests" if stage == "payments" else "gateway-results")
+    assert [each.order_id for each in done] == ["before", "between", "after"]
+
+
 def test_requests_behind_what_the_client_passes_by_in_silence_are_called(
     flow: EngineFlow, impatient: None
 ) -> None:
@@ -267,6 +295,66 @@ def test_requests_behind_what_the_client_passes_by_in_silence_are_called(
     (letter,) = flow.messages("dead-letters")
     assert headers_of(letter)["dlq.cause"] == "unreadable_batch"
     assert [r.order_id for r in flow.nouns("gateway-results")] == ["before", "after"]
+
+
+@pytest.mark.parametrize("deltas", [(5,), (1_000,), (1, 0), (0, 0), (0, 5, 1)])
+def test_offsets_that_records_falsely_give_of_themselves_move_no_position(
+    flow: EngineFlow, deltas: tuple[int, ...]
+) -> None:
+    """A broker takes them, and the client hands them out: what came at the places that they say was
+    passed over, or the worker ended behind the end of the log."""
+    records = b"".join(record_bytes(b"k", b"junk", offset=each) for each in deltas)
+    orders, count = flow.topic("orders"), len(deltas)
+    flow.send_order(flow.order("first"))
+    with flow.running_payments() as running:
+        produce_raw(flow.bootstrap, orders, records, count=count)
+        sent = [flow.send_order(flow.order(f"o{n}")) for n in range(4)]
+        flow.wait_consumed(ends_of(*sent), running=running)
+        # At the end of the log, where one reads that starts again.
+        produce_raw(flow.bootstrap, orders, records, count=count)
+        wait_until(
+            lambda: flow.committed("payments", "orders")[0] == 5 + 2 * count, WAIT_S, "committed"
+        )
+    sent = [flow.send_order(flow.order(f"o{n}")) for n in range(4, 8)]
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(*sent), running=running)
+    assert flow.committed("payments", "orders")[0] == 9 + 2 * count
+    assert [r.order_id for r in flow.nouns("payment-requests")] == [
+        "first", *(f"o{n}" for n in range(8))
+    ]  # fmt: skip
+    unread = [
+        each
+        for each in map(headers_of, flow.messages("dead-letters"))
+        if each["dlq.cause"] == "unreadable_batch"
+    ]
+    assert [each["dlq.offset"] for each in unread] == ["1", str(5 + count)]
+    assert [each["dlq.last_offset"] for each in unread] == [str(count), str(4 + 2 * count)]
+    assert unread[0]["dlq.detail"].endswith("give other offsets of themselves (none)")
+
+
+def test_orders_of_transactions_are_each_read_once(flow: EngineFlow) -> None:
+    """Also around what was aborted; the offsets of markers belong to no record."""
+    producer = Producer(
+        {"bootstrap.servers": flow.bootstrap, "transactional.id": f"{flow.prefix}foreign"}
+    )
+    producer.init_transactions(30)
+    for number in range(20):
+        producer.begin_transaction()
+        for order in (flow.order(f"o{number}"), flow.order(f"p{number}")):
+            key = record_key(order.merchant_id, order.order_id)
+            producer.produce(flow.topic("orders"), flow.encode("order", order), key, 0)
+        producer.flush(30)
+        if number % 3:
+            producer.commit_transaction(30)
+        else:
+            producer.abort_transaction(30)
+    last = flow.send_order(flow.order("after"))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(last), running=running)
+    assert flow.messages("dead-letters") == []
+    assert [r.order_id for r in flow.nouns("payment-requests")] == [
+        *(f"{each}{n}" for n in range(20) if n % 3 for each in "op"), "after"
+    ]  # fmt: skip
 
 
 def test_a_partition_that_stands_for_good_reason_loses_nothing(

@@ -126,6 +126,7 @@ class Journey(lives.Life):
         fields = {"card_fingerprint": card, **ORDERS[order]}
         self.order = replace(MANUAL if manual else ORDER, **fields)
         self.books: dict[str, lives.Moved] = {}
+        self.late_words = lives.LateWords()
         self.held, self.notices, self.dues, self.commands = [], [], [], []
         self.disputes: dict[str, list[str]] = {}
         # Whether the gateway has said what cannot be true together, and what people have paid back.

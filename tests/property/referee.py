@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.decision import Decision
 from pipeline.domain.model import (
     Attempt,
@@ -25,7 +26,7 @@ from pipeline.domain.model import (
     PaymentRequest,
 )
 from pipeline.domain.policy import GatewayProfile, Policy
-from pipeline.processors.driver import FlowDriver
+from pipeline.processors.driver import Adapter, FlowDriver
 from tests.property.tried import MAIN, Name, Tried
 
 # Where a charge or authorization has yet to come to its outcome, as the documents list them.
@@ -89,6 +90,9 @@ class Referee:
             tried.answers.setdefault(source.try_number, (now_ms, source))
         if source.outcome in ("succeeded", "declined", "pending", "failed"):
             tried.words.append(source.outcome)
+        elif source.code == "heard_pending":
+            # An earlier question was told so, when nobody waited for it any more.
+            tried.words.append("pending")
 
     def judge_repetition(self, source: Any, before: Payment | None, made: Decision) -> None:
         """What was decided about once has no second effect."""
@@ -198,11 +202,11 @@ class Referee:
     ) -> bool:
         """Whether an answer proves that the operation did not happen and will not."""
         settled_ms = tried.settled_ms(policy, profile.grace_ms)
+        asked_ms = tried.not_found_asked_ms(source)
         return (
-            isinstance(source, GatewayResult)
-            and (source.kind, source.outcome) == ("inquire", "not_found")
+            asked_ms is not None
             and settled_ms is not None
-            and tried.decided.get(source.try_number, 0) >= settled_ms
+            and asked_ms >= settled_ms
             and now_ms < tried.began_ms + profile.key_retention_ms
         )
 
@@ -326,9 +330,9 @@ class Referee:
             assert tried.is_reversal or tried.retries <= policy.retry_max, "too many retries"
             return
         assert isinstance(source, GatewayResult), f"sent again by {type(source).__name__}"
-        assert (source.kind, source.outcome) == ("inquire", "not_found"), "sent again unasked"
+        asked_ms = tried.not_found_asked_ms(source)
+        assert asked_ms is not None, "sent again unasked"
         lost_ms = tried.lost_ms()
-        asked_ms = tried.decided[source.try_number]
         shown = lost_ms is not None and asked_ms >= lost_ms + profile.grace_ms
         assert shown, "sent again before its gateway would have shown it"
         assert profile.idempotent, "sent twice where no keys are known"
@@ -376,6 +380,14 @@ class JudgedDriver(FlowDriver):
         super().__init__(*args, **settings)
         self.referee = Referee()
         self._appended_at_ms: int | None = None
+        # When the request was appended that a worker handles.
+        self.asked_at_ms = 0
+
+    def handle(
+        self, opened: tuple[int, PaymentRequest], answer: GatewayAnswer | Adapter
+    ) -> GatewayResult:
+        self.asked_at_ms = opened[0]
+        return super().handle(opened, answer)
 
     def _due(self, due: PaymentDue, value: bytes, appended_at_ms: int) -> Decision:
         # A wait is decided about as of when it began.

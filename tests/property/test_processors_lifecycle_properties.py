@@ -26,6 +26,7 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
 from pipeline.processors.driver import COMMANDS, RESULTS
+from tests.property.late_words import LateWords
 from tests.property.referee import JudgedDriver
 from tests.support.examples import share_of
 from tests.support.payment_story import MANUAL, NOW, ORDER, POLICY, SECOND, command
@@ -34,8 +35,10 @@ COMMAND_TYPES = ["capture", "cancel", "refund", "refund", "retry", "resolve"]
 AMOUNTS = [None, None, 100, 200, 300, 500]
 OUTCOMES = [
     "answer", "answer", "lost_before", "lost_after", "not_sent", "decline", "own_trouble",
-    "pending", "asks", "shed",
+    "pending", "asks", "shed", "pending_lost",
 ]  # fmt: skip
+# Whose answer does not come in time: the gateway did not get it, did it, or has it and is not done.
+LOST = ("lost_before", "lost_after", "pending_lost")
 # How everything may go for a while.
 ALL_SO = ["lost_before", "lost_after", "not_sent", "answer"]
 DURATIONS = [SECOND, 5 * SECOND, 30 * SECOND, 5 * MINUTE_MS, 2 * HOUR_MS, 2 * DAY_MS]
@@ -76,6 +79,7 @@ class Life(RuleBasedStateMachine):
         if soon:
             self.order = replace(self.order, pay_before_ms=NOW + 2 * MINUTE_MS)
         self.books: dict[str, Moved] = {}
+        self.late_words = LateWords()
         self.held: list[GatewayResult] = []
         self.notices: list[GatewayNotification] = []
         self.dues: list[PaymentDue] = []
@@ -153,15 +157,20 @@ class Life(RuleBasedStateMachine):
         if outcome == "shed":
             return GatewayAnswer(outcome="not_sent", code="throttled")
         unknown = GatewayAnswer(outcome="unknown", code="timeout")
-        if outcome == "lost_before":
-            return unknown
         if request.kind == "inquire":
             known = self.books.get(request.idempotency_key)
-            if known is None:
-                return GatewayAnswer(outcome="not_found")
-            return unknown if outcome == "lost_after" else self.told(known)
-        moved = self.act(request, outcome)
-        return unknown if outcome == "lost_after" else self.told(moved)
+            said = GatewayAnswer(outcome="not_found") if known is None else self.told(known)
+            if outcome not in LOST:
+                return said
+            late = self.late_words.instead(request, unknown)
+            if outcome != "lost_before":
+                self.late_words.hear(request, said, self.flow.asked_at_ms)
+            return late
+        self.late_words.sent(request)
+        if outcome == "lost_before":
+            return unknown
+        moved = self.act(request, "pending" if outcome == "pending_lost" else outcome)
+        return unknown if outcome in LOST else self.told(moved)
 
     def notice(self, moved: Moved) -> GatewayNotification:
         request = moved.request
@@ -313,6 +322,14 @@ class Life(RuleBasedStateMachine):
     def everything_goes_so(self, outcome: str) -> None:
         """Until nothing but timers is open."""
         self.flow.run(lambda request: self.adapter(request, outcome))
+
+    @rule()
+    def nothing_is_heard_in_time(self) -> None:
+        """For some questions in a row: each one's answer is told with the next."""
+        for _ in range(6):
+            while self.flow.open_requests:
+                self.flow.answer(lambda request: self.adapter(request, "pending_lost"))
+            self.flow.advance(MINUTE_MS)
 
     @precondition(lambda self: self.dues)
     @rule(at=st.integers(0, 9))
@@ -649,6 +666,8 @@ STORIES = (
     Weather(["retry", "refund"], ["not_sent", "lost_before", "lost_after", "answer"], False),
     Weather(["capture", "resolve"], ["lost_after", "lost_before", "answer"], True),
     Weather(["resolve", "cancel"], ["lost_before", "own_trouble"], False, 2, False, True),
+    # What its gateway has, as nobody hears in time.
+    Weather(["resolve"], ["pending_lost"], False),
 )
 
 
@@ -665,7 +684,7 @@ def weather_of(chance: random.Random) -> Weather:
             ["answer"],
             ["lost_after", "answer"],
             ["lost_after", "lost_before", "answer"],
-            ["lost_after"],
+            ["lost_after", "pending_lost"],
             ["decline", "own_trouble", "answer"],
             ["pending", "answer"],
             ["asks", "answer"],
@@ -685,6 +704,8 @@ def live(seed: int) -> None:
     life = Life()
     disputes, early = chance.random() < 0.4, chance.random() < 0.2
     life.start(weather.manual, early, weather.gateways, weather.soon, weather.keyless)
+    if outcomes == ["pending_lost"]:
+        life.nothing_is_heard_in_time()
     for step in range(STEPS):
         what = chance.random()
         at = chance.randrange(10)

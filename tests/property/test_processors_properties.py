@@ -21,6 +21,7 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import GatewayResult, Order, Payment, PaymentDue, PaymentRequest
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.processors.driver import RESULTS
+from tests.property.late_words import LateWords
 from tests.property.referee import JudgedDriver
 from tests.support.examples import share_of
 
@@ -95,6 +96,7 @@ class Money(RuleBasedStateMachine):
         )
         self.charges: list[Charge] = []
         self.by_key: dict[str, Charge] = {}
+        self.late_words = LateWords()
         self.frozen: list[tuple[int, PaymentRequest]] = []
         self.held: list[GatewayResult] = []
         self.dues: list[PaymentDue] = []
@@ -139,19 +141,26 @@ class Money(RuleBasedStateMachine):
             return GatewayAnswer(outcome="not_sent", code="connection_refused")
         if outcome == "shed":
             return GatewayAnswer(outcome="not_sent", code="throttled")
+        if request.kind == "inquire":
+            if outcome not in ("lost_before", "lost_after"):
+                return self.looked_up(request)
+            late = self.late_words.instead(request, unknown)
+            if outcome == "lost_after":
+                self.late_words.hear(request, self.looked_up(request), self.flow.asked_at_ms)
+            return late
+        self.late_words.sent(request)
         if outcome == "lost_before":
             return unknown
-        if request.kind == "inquire":
-            known = self.by_key.get(request.idempotency_key)
-            if outcome == "lost_after":
-                return unknown
-            if known is None or self.flow.now_ms < known.visible_at_ms:
-                return GatewayAnswer(outcome="not_found")
-            if self.flow.now_ms >= known.at_ms + RETENTION_MS:
-                return GatewayAnswer(outcome="not_found")
-            return self.told(known)
         done = self.charge(request, CODES.get(outcome), delay_ms)
         return unknown if outcome == "lost_after" else self.told(done)
+
+    def looked_up(self, request: PaymentRequest) -> GatewayAnswer:
+        known = self.by_key.get(request.idempotency_key)
+        if known is None or self.flow.now_ms < known.visible_at_ms:
+            return GatewayAnswer(outcome="not_found")
+        if self.flow.now_ms >= known.at_ms + RETENTION_MS:
+            return GatewayAnswer(outcome="not_found")
+        return self.told(known)
 
     # What may happen.
 

@@ -54,6 +54,18 @@ class Tried:
             return None
         return lost_ms + self.first.send_within_ms + policy.clock_skew_ms + grace_ms
 
+    def not_found_asked_ms(self, source: object) -> int | None:
+        """When it was asked what this input says its gateway did not know: by this question, or by
+        an earlier one whose answer nobody waited for any more."""
+        if not isinstance(source, GatewayResult) or source.kind != "inquire":
+            return None
+        decided_ms = self.decided.get(source.try_number, 0)
+        if source.outcome == "not_found":
+            return decided_ms
+        if source.outcome == "unknown" and source.not_found_asked_at_ms:
+            return min(decided_ms, source.not_found_asked_at_ms)
+        return None
+
     def questions(self, *, since_sent: bool = False) -> int:
         """How often its gateway was asked, or since it was last sent; what a breaker or limit
         forbade asks nobody."""

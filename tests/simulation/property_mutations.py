@@ -47,6 +47,12 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
         "    )",
     ),
     _property(
+        'a late "not found" is of when it was asked',
+        f"{PROCESSORS}/settlement.py",
+        "        return min(result.not_found_asked_at_ms, attempt.updated_at_ms)\n",
+        "        return attempt.updated_at_ms\n",
+    ),
+    _property(
         "nothing is sent again before the gateway's grace time",
         f"{PROCESSORS}/settlement.py",
         "        and asked_at_ms >= lost_at_ms + profile.grace_ms\n",
@@ -265,6 +271,12 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
         f"{PROCESSORS}/settlement.py",
         "asked_for_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0",
         "asked_for_ms = 0",
+    ),
+    _property(
+        "what its gateway was heard to have is asked about for as long",
+        f"{DOMAIN}/payment.py",
+        "frozenset({PENDING_CODE, CUSTOMER_ACTION_REQUIRED, HEARD_PENDING})",
+        "frozenset({PENDING_CODE, CUSTOMER_ACTION_REQUIRED})",
     ),
     _property(
         "what its gateway has is not called unsent",

@@ -18,6 +18,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline.domain.answer import SUCCEEDED, GatewayAnswer
 from pipeline.domain.keys import record_key
+from pipeline.domain.model import PaymentRequest
 from pipeline.runtime.calls import Call
 from pipeline.runtime.cluster import StoppedWaiting
 from pipeline.runtime.gateway_worker import GatewayWorker
@@ -208,6 +209,10 @@ class InstantCalls:
         self.gate = Protection((), in_flight_max=1)
         self._finished: list[Call] = []
         self.kept_only: list[set[int]] = []
+        self.forgotten: list[str] = []
+
+    def forget(self, requests: list[PaymentRequest]) -> None:
+        self.forgotten += [request.idempotency_key for request in requests]
 
     def keep_only(self, partitions: set[int]) -> None:
         self.kept_only.append(set(partitions))

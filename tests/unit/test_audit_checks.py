@@ -364,6 +364,27 @@ def a_settlement_was_doubled(flow: Flow) -> Place:
     return _again(flow, flow.of("settlements", "shop:c5"))
 
 
+@case("reference_settled_twice", "settlement_amount_wrong", "settlement_without_journal_entry",
+      "money_not_conserved", "derived_id_wrong")  # fmt: skip
+def one_charge_was_settled_for_two_operations(flow: Flow) -> Place:
+    return _again(flow, flow.of("settlements", "shop:c5"), settlement_id="x", operation_id="t1")
+
+
+@case("reference_settled_twice", "settlement_amount_wrong", "success_without_settlement")
+def one_refund_was_settled_twice(flow: Flow) -> Place:
+    first, second = (flow.of("settlements", "shop:refunded", n) for n in (1, 2))
+    assert first.fields is not None
+    return _set(second, gateway_reference=first.fields["gateway_reference"])
+
+
+@case("reference_settled_twice", "captured_without_charge", "charged_but_not_captured",
+      "settlement_without_evidence", "success_without_settlement")  # fmt: skip
+def one_charge_was_settled_for_two_payments(flow: Flow) -> Place:
+    first, second = (flow.of("settlements", key) for key in ("shop:c5", "shop:c7"))
+    assert first.fields is not None
+    return _set(second, gateway_reference=first.fields["gateway_reference"])
+
+
 @case("settlement_amount_wrong", "money_not_conserved", "journal_entry_amount_wrong")
 def a_settlement_is_of_another_amount(flow: Flow) -> Place:
     return _set(flow.of("settlements", "shop:c5"), amount_minor=1)
@@ -1261,6 +1282,25 @@ def test_headers_that_cannot_be_read_are_noted() -> None:
     flow.of("orders", "shop:c1").headers = UNREADABLE  # type: ignore[assignment]
     found = flow.audit()
     assert {(f.name, f.severity) for f in found} == {("headers_unreadable", Severity.NOTE)}
+
+
+@pytest.mark.parametrize("damage", [
+    one_charge_was_settled_for_two_operations, one_refund_was_settled_twice,
+    one_charge_was_settled_for_two_payments,
+])  # fmt: skip
+def test_one_movement_settled_twice_is_found_without_books(damage: Callable[[Flow], Place]) -> None:
+    """The log alone shows it: a gateway's books need not be given."""
+    flow = healthy_flow()
+    damage(flow)
+    assert "reference_settled_twice" in {f.name for f in check(flow.evidence(), flow.cut())}
+
+
+def test_captures_of_one_hold_may_have_its_id() -> None:
+    """Some gateways know a capture by the id of its authorization alone."""
+    flow = healthy_flow()
+    for n in (0, 1):
+        _set(flow.of("settlements", "shop:manual", n), gateway_reference="au_1")
+    assert "reference_settled_twice" not in {f.name for f in flow.audit()}
 
 
 def test_every_guarantee_of_the_list_is_tried() -> None:

@@ -9,13 +9,24 @@ from typing import Any
 import pytest
 
 from pipeline.kafka_wire import Reader
+from pipeline.record_batch import read_batch
 from pipeline.runtime import heavy_batches
-from pipeline.runtime.heavy_batches import HeavyBatches, bytes_max
+from pipeline.runtime.heavy_batches import HeavyBatches, _Together, bytes_max
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.unreadable_batch import UnreadableBatch
 from pipeline.unfolded import HEAVY_BYTES_MIN
 from tests.support.mock_cluster import MockCluster
-from tests.support.raw_record import GZIP, gzip_members, gzip_zeros, produce_raw, record_bytes
+from tests.support.raw_record import (
+    GZIP,
+    MIB,
+    ZSTD,
+    batch_bytes,
+    gzip_members,
+    gzip_zeros,
+    produce_raw,
+    record_bytes,
+    zeros,
+)
 
 UNKNOWN_CODEC = 6
 HEAVY = gzip_zeros(20)
@@ -105,6 +116,73 @@ def test_the_client_that_brings_asks_once(cluster: MockCluster) -> None:
         assert client.consume(10, 0.7) == []
     finally:
         client.close()
+
+
+def test_what_the_client_is_silent_about_before_one_is_told_and_can_be_passed(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds up no other partition."""
+    monkeypatch.setattr(heavy_batches, "PAUSE_S_MAX", 0.1)
+    cluster.create_topic("others")
+    # A value with a length of -2.
+    put(cluster, bytes((14, 0, 0, 0, 2, 107, 3, 0)))
+    put(cluster, HEAVY, GZIP)
+    produce_raw(cluster.bootstrap_servers, "others", HEAVY, GZIP)
+    heavy = HeavyBatches()
+    heavy.open(cluster.bootstrap_servers, 0)
+    heavy.look({TP: 0, ("others", 0): 0})
+    brought = [each for _ in range(8) for each in heavy.bring(lambda _tp: True)]
+    assert [(each.topic(), each.offset()) for each in brought] == [("others", 0)]
+    assert heavy.take_brought() == [("others", 0)]
+    assert heavy.is_stuck(TP)
+    assert not heavy.is_stuck(("others", 0))
+    assert heavy.go_on(TP, 1)
+    assert not heavy.is_stuck(TP)
+    assert all_of(heavy) == [(1, 1)]
+    assert not heavy.go_on(TP, 2)
+
+
+@pytest.mark.parametrize(("codec", "deaths"), [(ZSTD, 0), (ZSTD, 1), (GZIP, 0)])
+def test_batches_that_are_too_much_together_are_brought_one_after_the_other(
+    cluster: MockCluster, codec: int, deaths: int
+) -> None:
+    """Each is little, and the client would unfold all of an answer before it hands out anything;
+    where a worker has died, what its other partitions may bring with that answer counts as well."""
+    if deaths:
+        cluster.create_topic("others")
+        produce_raw(cluster.bootstrap_servers, "others", record_bytes(b"k", b"one"))
+    folded, count = (zeros(3) if codec == ZSTD else gzip_zeros(3)), 3 if deaths else 6
+    for _ in range(count):
+        put(cluster, folded, codec)
+    put(cluster, record_bytes(b"k", b"last"))
+    heavy = HeavyBatches()
+    heavy.open(cluster.bootstrap_servers, deaths)
+    heavy.look({TP: 0, ("others", 0): 0} if deaths else {TP: 0})
+    # The last of them needs next to nothing, but comes with the same answer.
+    assert heavy.begin(TP, 0) == count + 1
+    sizes = []
+    while heavy:
+        if brought := heavy.bring(lambda _tp: True):
+            sizes.append([len(each.value()) for each in brought])
+    assert [size for run in sizes for size in run] == [3 * MIB] * count + [4]
+    assert max(sum(run) for run in sizes) <= HEAVY_BYTES_MIN
+    if not deaths:
+        assert heavy.begin(("others", 0), 0) == 0
+
+
+def test_what_compresses_as_records_do_is_not_taken_for_too_much() -> None:
+    """Of gzip every byte could be a thousand; that is looked at before it is said."""
+    folded = gzip_members(record_bytes(b"k", b"%1024d" % 7 * 8))
+    batch = read_batch(batch_bytes(folded, GZIP), 0, ())
+    together = _Together(HEAVY_BYTES_MIN)
+    needed = [together.add(batch) for _ in range(1_000)]
+    assert all(fits for _, fits in needed)
+    assert len(batch.data) * 1_000 > 64 * 1024
+    # Of an answer, and not of all there is.
+    together = _Together(40 * 1024)
+    assert [together.add(batch)[1] for _ in range(6)] == [True] * 4 + [False] * 2
+    together.clear()
+    assert together.add(batch)[1]
 
 
 def test_a_partition_that_is_not_wanted_waits(cluster: MockCluster) -> None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from pipeline.audit.trace import describe
 from pipeline.domain.answer import GatewayAnswer
+from pipeline.domain.model import PaymentRequest
+from pipeline.domain.records import to_record
 from pipeline.processors.gateway import result_of
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.gateway_worker import WORDS_MAX
+from pipeline.runtime.protection import Permit
 from pipeline.runtime.work import Outcome
+from tests.support.audit_story import judged_flow
 from tests.support.engine_fakes import Commits, InstantCalls, Member, gateway_with, key_of
 from tests.support.engine_flow import EngineFlow
 from tests.support.payment_story import NOT_SENT, TIMED_OUT, Story, yes
+from tests.support.waiting import wait_until
 from tests.unit.test_engine_turns import append_request
 from tests.unit.test_gateway_protection import (
+    FakeGateway,
     NobodyWaits,
     SlowToLookUp,
     answer_to,
@@ -52,7 +60,8 @@ def late(calls: Calls) -> list[Call]:
         # It may have come back since: the next question asks.
         ("refund", SUCCEEDED, False),
         ("charge", replace(SUCCEEDED, gateway_reference=None), False),
-        ("charge", RETURNED, False),
+        # It may contradict what was told in time.
+        ("charge", RETURNED, True),
         ("refund", replace(RETURNED, code="do_not_honor"), False),
         ("charge", GatewayAnswer(outcome="not_found"), False),
     ],
@@ -66,7 +75,8 @@ def test_a_late_word_that_makes_another_end_is_told_by_itself(
     with running(SlowToLookUp("a", answer=answer), gate=NobodyWaits([])) as calls:
         assert answer_to(calls, question).outcome == "unknown"
         hear(calls)
-        assert [(c.request, c.answer) for c in late(calls)] == [(question, answer)] * told
+        said = replace(answer, heard="late_answer")
+        assert [(c.request, c.answer) for c in late(calls)] == [(question, said)] * told
 
 
 @pytest.mark.parametrize("lost", ["its partition", "its place before a resend"])
@@ -98,6 +108,54 @@ def test_a_charge_that_was_given_up_and_is_made_says_so() -> None:
             assert answer_to(calls, request("a")).outcome == "unknown"
             hear(calls)
             assert len(late(calls)) == told
+
+
+DECLINED = GatewayAnswer(outcome="declined", code="do_not_honor")
+
+
+class Impatient(NobodyWaits):
+    """Nobody waits, until somebody does."""
+
+    waits = False
+
+    def is_slow(self, permit: Permit, open_ms: float) -> bool:
+        return not self.waits
+
+
+class Says(FakeGateway):
+    """Answers each question by its try, once there is something to say."""
+
+    def __init__(self) -> None:
+        super().__init__("a")
+        self.words: dict[int, GatewayAnswer] = {}
+
+    async def inquire(self, request: PaymentRequest) -> GatewayAnswer:
+        while request.try_number not in self.words:
+            await asyncio.sleep(0.001)
+        return self.words[request.try_number]
+
+
+@pytest.mark.parametrize("words", [(SUCCEEDED, DECLINED), (DECLINED, SUCCEEDED)])
+def test_a_heard_word_and_an_answer_in_time_that_contradict_are_both_told(
+    words: tuple[GatewayAnswer, GatewayAnswer],
+) -> None:
+    """The success first, since a charge that was made stays made, and behind it what it
+    contradicts, so that a person looks."""
+    gateway, gate = Says(), Impatient([])
+    with running(gateway, gate=gate) as calls:
+        calls.start([Call(None, QUESTION, 2**62, partition=0)])
+        look(calls)
+        finished(calls, lambda found: bool(found))
+        gate.waits = True
+        calls.start([Call(None, replace(QUESTION, try_number=3), 2**62, partition=0)])
+        gateway.words[2] = words[0]
+        wait_until(lambda: len(calls._heard) == 1, 10, "the first one is heard")
+        gateway.words[3] = words[1]
+        (call,) = finished(calls, lambda found: bool(found))
+    assert call.answer is not None
+    assert call.contradiction == replace(DECLINED, heard="contradicts")
+    heard = "earlier_question" if words[0] is SUCCEEDED else None
+    assert call.answer == replace(SUCCEEDED, heard=heard)
 
 
 # In its worker's transactions --------------------------------------------------------------------
@@ -200,6 +258,57 @@ def test_no_more_late_words_wait_than_there_is_room_for(
     assert worker._words[-1][2] == key_of("o1")
 
 
+@pytest.mark.parametrize(("age_ms", "try_number", "forgotten"), [
+    (3_600_000, 3, 1), (3_600_000, 1, 0), (0, 3, 0),
+])  # fmt: skip
+def test_what_was_heard_is_forgotten_though_a_resend_is_refused(
+    flow: EngineFlow,
+    monkeypatch: pytest.MonkeyPatch,
+    age_ms: int,
+    try_number: int,
+    forgotten: int,
+) -> None:
+    """It was decided, so a worker that was frozen may have sent it. Calls see what is sent."""
+    member, commits, calls = Member(), Commits(), InstantCalls()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    asked = replace(flow.request(flow.order("o1")), try_number=try_number)
+    value = flow.encode("payment-request", asked)
+    member.append(flow.topic("payment-requests"), key_of("o1"), value, partition=0, age_ms=age_ms)
+    turned(worker, commits, 1)
+    assert calls.forgotten == [asked.idempotency_key] * forgotten
+
+
+def test_of_a_resend_that_is_refused_calls_forget_what_was_before() -> None:
+    """As of one that is sent."""
+    answer = GatewayAnswer(outcome="not_found")
+    with running(SlowToLookUp("a", answer=answer), gate=NobodyWaits([])) as calls:
+        answer_to(calls, QUESTION)
+        hear(calls)
+        assert len(calls._heard) == 1
+        calls.forget([replace(QUESTION, kind="charge", try_number=3)])
+        assert answer_to(calls, replace(QUESTION, try_number=4)).not_found_asked_at_ms == 0
+
+
+class Contradicted(InstantCalls):
+    """Each success is contradicted by what an earlier question heard."""
+
+    def start(self, calls: list[Call]) -> None:
+        super().start(calls)
+        for call in calls:
+            call.contradiction = replace(DECLINED, heard="contradicts")
+
+
+def test_what_contradicts_an_answer_goes_behind_it(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one transaction, or it could be read as the answer."""
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, Contradicted(), monkeypatch)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    assert told_by(flow, commits, 0) == [("o1", "succeeded"), ("o1", "declined")]
+
+
 # For their payment -------------------------------------------------------------------------------
 
 
@@ -232,3 +341,65 @@ def test_a_charge_that_was_given_up_on_silence_goes_back_when_it_shows() -> None
     assert story.events[-2:] == ["late_success", "reversal_started"]
     story.flow.answer(yes)
     assert sum(amount for _, amount in story.settled) == 0
+
+
+def test_a_decline_that_contradicts_what_was_taken_is_a_dead_letter() -> None:
+    """Told behind it, or by itself when an earlier question hears it; the money stays, and `verify`
+    takes neither for a result that is there twice."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    story.wait()
+    given_up = story.flow.open_requests[-1][1]
+    story.flow.answer(TIMED_OUT)
+    story.wait()
+    asked = story.flow.open_requests[-1][1]
+    story.flow.answer(yes)
+    for question, heard in ((asked, "contradicts"), (given_up, "late_answer")):
+        word = replace(DECLINED, heard=heard)
+        story.flow.result(result_of(question, word, story.flow.now_ms))
+    assert [letter.cause for letter in story.flow.dead_letters] == ["contradictory_evidence"] * 2
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_a_decline_that_comes_late_changes_nothing_where_nothing_was_taken() -> None:
+    """The next question is told of it as well."""
+    story = Story()
+    story.flow.answer(TIMED_OUT)
+    story.wait()
+    given_up = story.flow.open_requests[-1][1]
+    story.flow.answer(TIMED_OUT)
+    word = replace(DECLINED, heard="late_answer")
+    told = story.flow.result(result_of(given_up, word, story.flow.now_ms))
+    assert told.note == "stale_result"
+    assert story.status == "outcome_unknown"
+
+
+def test_a_word_told_by_itself_is_no_result_that_is_there_twice() -> None:
+    """The question's own result was told before. One that is not marked so is."""
+    for heard, found in (("late_answer", []), (None, ["result_duplicated"])):
+        story = Story()
+        story.flow.answer(TIMED_OUT)
+        story.wait()
+        asked = story.flow.open_requests[-1][1]
+        story.flow.answer(TIMED_OUT)
+        word = replace(yes(asked), heard=heard)
+        story.flow.result(result_of(asked, word, story.flow.now_ms))
+        story.flow.run(yes)
+        assert story.money == (500, 500, 0)
+        assert [f.name for f in judged_flow(story.flow, None)] == found
+
+
+@pytest.mark.parametrize(
+    ("heard", "told"),
+    [
+        (None, "inquire at a: succeeded, ch, "),
+        ("earlier_question", "inquire at a: succeeded, an earlier question heard it, ch, "),
+        ("late_answer", "inquire at a: succeeded, heard too late, ch, "),
+        ("contradicts", "inquire at a: succeeded, against what was told before, ch, "),
+    ],
+)
+def test_the_way_of_an_order_tells_whose_answer_it_is(heard: str | None, told: str) -> None:
+    """Of what an earlier question heard nobody was asked."""
+    result = result_of(QUESTION, replace(SUCCEEDED, heard=heard), 7)
+    assert describe("gateway-results", to_record(result)).startswith(told)

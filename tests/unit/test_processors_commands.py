@@ -13,6 +13,7 @@ from pipeline.domain.decision import Decision
 from pipeline.domain.payment import COMMANDED_ATTEMPTS_MAX
 from pipeline.domain.policy import DAY_MS
 from pipeline.processors.order import hold_for_review
+from tests.support.audit_story import judged_flow
 from tests.support.payment_story import (
     ACTION,
     DECLINED,
@@ -493,6 +494,26 @@ def test_a_refund_is_not_resolved_by_the_id_of_another_one() -> None:
     story.command("resolve", "p1", operation_id="r1", **told)
     rule = "gateway_reference_must_not_be_another_operations"
     assert story.rejected("resolve", "p2", operation_id="r2", **told) == rule
+
+
+def test_the_audit_names_a_charge_that_was_settled_for_two_operations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Should such a word ever be taken, nothing else shows it: the payment is whole by itself."""
+    monkeypatch.setattr("pipeline.domain.commands._is_anothers", lambda *_: False)
+    story = exhausted(MANUAL)
+    story.command("resolve", "p0", decision="charged", gateway_reference="au_1")
+    story.command("capture", "k1")
+    story.flow.answer(yes)
+    for refund in ("r1", "r2"):
+        story.command("refund", refund, amount_minor=100)
+        story.flow.run(lambda _: TIMED_OUT)
+    assert "reference_settled_twice" not in {f.name for f in judged_flow(story.flow, None)}
+    for refund in ("r1", "r2"):
+        told = {"operation_id": refund, "decision": "charged", "gateway_reference": "re_1"}
+        story.command("resolve", f"p-{refund}", **told)
+    assert story.money == (500, 500, 200)
+    assert [f.name for f in judged_flow(story.flow, None)] == ["reference_settled_twice"]
 
 
 def test_captures_of_one_hold_may_have_one_id() -> None:

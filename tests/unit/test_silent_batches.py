@@ -42,6 +42,8 @@ def holding(records: bytes, codec: int = 0, count: int = 1) -> tuple[MockCluster
         # Said with an error, which the worker's own client gives as well.
         (lz4_frame(RECORD) + b"more", LZ4, 1, 0, False),
         (NO_VALUE, 0, 1, 0, True),
+        # A record that says it is elsewhere.
+        (record_bytes(b"k", b"v", offset=7), 0, 1, 0, True),
         (gzip_members(RECORD[:4], RECORD[4:]), GZIP, 1, 0, True),
         (gzip_members(RECORD + CUT[:4], CUT[4:]), GZIP, 2, 0, False),
         (gzip_members(RECORD + CUT[:4], CUT[4:]), GZIP, 2, 1, True),

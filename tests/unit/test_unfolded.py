@@ -10,6 +10,8 @@ from confluent_kafka import Producer
 
 from pipeline import unfolded
 from pipeline.broker_connection import BrokerConnection
+from pipeline.domain.model import Order
+from pipeline.domain.records import to_record
 from pipeline.record_batch import RECORDS_AT, RecordBatch, fetch_batches, read_batch
 from pipeline.unfolded import (
     PIECES_MAX,
@@ -19,6 +21,7 @@ from pipeline.unfolded import (
     unfolded_bytes,
 )
 from pipeline.unreadable import UNFOLDED_BYTES_MAX
+from schemas.codec import default_codec
 from tests.support.mock_cluster import MockCluster
 from tests.support.raw_record import (
     GZIP,
@@ -182,3 +185,43 @@ def test_a_worker_that_was_killed_often_refuses_no_good_records(bytes_max: int) 
         batch = RecordBatch(0, count - 1, count, 0, codec, True, data)
         assert unfolded_bytes(batch, UNFOLDED_BYTES_MAX) + count * RECORD_BYTES > 16 * MIB
         assert not is_heavy(batch, bytes_max)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_orders_that_hardly_differ_are_no_bomb_either(codec: str) -> None:
+    """A subscription's forty thousand of one day, as the client itself writes them: in one batch,
+    compressed by 27. A worker that was killed four times from outside buried them all."""
+    cluster = MockCluster(brokers=1)
+    cluster.create_topic("orders")
+    producer = Producer(
+        {
+            "bootstrap.servers": cluster.bootstrap_servers,
+            "compression.type": codec,
+            "linger.ms": 2_000,
+            "batch.num.messages": 40_000,
+            "batch.size": 16 * MIB,
+            "message.max.bytes": 16 * MIB,
+        }
+    )
+    order = Order(
+        merchant_id="shop",
+        order_id="sub-0000000",
+        amount_minor=999,
+        currency="GBP",
+        instrument_token="tok_wallet",
+        business_date="2027-01-15",
+        submitted_at_ms=1_790_000_000_000,
+    )
+    before, behind = default_codec().encoder("order")(to_record(order)).split(b"0000000")
+    for number in range(40_000):
+        name = b"%07d" % number
+        producer.produce("orders", before + name + behind, b"shop:sub-" + name, 0)
+    assert producer.flush(30) == 0
+    host, _, port = cluster.bootstrap_servers.partition(":")
+    broker = BrokerConnection(host, int(port), 10.0)
+    batches, _ = fetch_batches(broker, "orders", 0, 0, 16 * MIB)
+    broker.close()
+    most = max(batches, key=lambda each: each.records)
+    assert most.records * RECORD_BYTES > 16 * MIB
+    for deaths in range(6):
+        assert not any(is_heavy(each, max(16 * MIB, 256 * MIB >> deaths)) for each in batches)

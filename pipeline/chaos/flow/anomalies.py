@@ -34,6 +34,7 @@ _OF: Final[Mapping[str, str]] = {
     "bad_order_not_dead_lettered bad_command_not_dead_lettered notice_not_dead_lettered "
     "unreadable_batch",
     "duplicated": "request_duplicated result_duplicated settlement_duplicated "
+    "reference_settled_twice "
     "journal_entry_duplicated dead_letter_duplicated dead_letter_repeated command_answered_twice "
     "input_redriven_twice dead_letter_closed_twice",
     "torn transaction": "snapshot_differs_from_events undecodable_record headers_unreadable",

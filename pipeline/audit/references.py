@@ -1,0 +1,57 @@
+"""Settlements that rest on one and the same charge, capture or refund of a gateway.
+
+A gateway moves money once under one id of its own. Whoever names an id a second time, for another
+operation or another payment, has counted that money twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from pipeline.audit.evidence import PaymentEvidence, SettlementSeen
+
+# What a gateway has an id of its own for. A transfer outside it, a dispute and a refund's return
+# are named by what they are about. A charge that nobody asked for and a sale by it: found_charges.
+_KINDS: Final = frozenset({"capture", "refund", "unasked_capture", "unasked_refund"})
+
+
+def settled_twice(
+    payments: Iterable[PaymentEvidence],
+) -> Iterator[tuple[PaymentEvidence, SettlementSeen, str]]:
+    """Settlements of a movement that an earlier one names as well, and whose that one is. The same
+    settlement written again is none of them."""
+    seen: set[int] = set()
+    repeated: set[int] = set()
+    for payment in payments:
+        for settlement in payment.settlements:
+            if settlement.kind in _KINDS:
+                # A number each for millions of settlements: two that share one are compared below.
+                number = hash(_movement(settlement))
+                (repeated if number in seen else seen).add(number)
+    del seen
+    first: dict[tuple[str, str, str], tuple[PaymentEvidence, SettlementSeen]] = {}
+    for payment in payments if repeated else ():
+        for settlement in payment.settlements:
+            movement = _movement(settlement)
+            if settlement.kind not in _KINDS or hash(movement) not in repeated:
+                continue
+            owner, earlier = first.setdefault(movement, (payment, settlement))
+            if earlier.settlement_id == settlement.settlement_id:
+                continue
+            if owner is not payment:
+                yield payment, settlement, owner.key
+            elif not _is_of_the_hold(payment, earlier, settlement):
+                yield payment, settlement, earlier.operation_id
+
+
+def _movement(settlement: SettlementSeen) -> tuple[str, str, str]:
+    return settlement.kind, settlement.gateway, settlement.gateway_reference
+
+
+def _is_of_the_hold(payment: PaymentEvidence, *settlements: SettlementSeen) -> bool:
+    """Whether all are captures of an authorization: some gateways know each by its hold's id."""
+    captures = {r.operation_id for r in payment.requests if r.operation_kind == "capture"}
+    if payment.snapshot is not None:
+        captures.update(a.operation_id for a in payment.snapshot.attempts if a.kind == "capture")
+    return all(s.operation_id in captures for s in settlements)
