@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from consumers.flow_look import PATIENCE_S, FlowLook
 from consumers.unknown_charges import payment_that_may_have_made
 from pipeline.domain.breaks import LEDGER_DIFFERS, REFUND_AFTER_REVIEW, ReconciliationBreak
-from pipeline.domain.clearing import clearing_key
+from pipeline.domain.clearing import cannot_be_kept, clearing_key
 from pipeline.domain.model import PaymentCommand
 from pipeline.domain.reconciliation_decisions import BankStatement, refund_command
 from pipeline.domain.reconciliation_rules import ReconciliationRules
@@ -181,8 +181,12 @@ class Reconciler:
         try:
             clearing = clearing_from_record(self._decode(record.value or b""))
         except DecodeError as error:
-            day = datetime.fromtimestamp(record.timestamp_ms / 1000, UTC).date().isoformat()
+            day = control.day_of(record.timestamp_ms)
             return refusal(source, partition, offset, f"it cannot be read: {error}", day=day)
+        wrong = cannot_be_kept(clearing)
+        if wrong:
+            day = control.day_of(record.timestamp_ms)
+            return refusal(source, partition, offset, f"it cannot be kept: {wrong}", day=day)
         named = clearing_key(clearing.gateway, clearing.file_id, clearing.row_number)
         if record.key != named.encode():
             detail = f"its key is not that of row {named}"
@@ -336,7 +340,7 @@ class Reconciler:
                         # In the dead letters: it names no movement.
                         continue
                     place = f"{topic}[{partition}]@{record.offset}"
-                    batch.append(control.Published(settlement, place))
+                    batch.append(control.Published(settlement, place, record.timestamp_ms))
                     if len(batch) == BATCH_RECORDS:
                         breaks, count = control.compare(connection, batch)
                         booked += count

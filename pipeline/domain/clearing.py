@@ -17,6 +17,7 @@ from pipeline.domain.accounts import (
     ROUNDING,
 )
 from pipeline.domain.posting import (
+    AMOUNT_MINOR_MAX,
     CAPTURE,
     CREDIT,
     DISPUTE,
@@ -32,6 +33,7 @@ from pipeline.domain.transfers import (
     cost_true_up,
     made_available,
 )
+from pipeline.domain.validation import is_date
 
 # Kinds of settlements that a report tells of, and one that none of ours can be.
 CLEARED_KINDS: Final = frozenset({CAPTURE, REFUND, REFUND_FAILED, DISPUTE, DISPUTE_FEE, REVERSAL})
@@ -72,6 +74,22 @@ class Clearing(Struct, frozen=True, kw_only=True, gc=False):
     attempt: int = 0
     merchant_id: str = ""
     order_id: str = ""
+
+
+def cannot_be_kept(row: Clearing) -> str:
+    """Why no book can hold a row, in words; "" for one that can be. The readers of reports let none
+    of these through: it was written by somebody else."""
+    if "\0" in "".join(
+        (row.gateway, row.file_id, row.kind, row.operation_kind, row.gateway_reference,
+         row.currency, row.batch_id, row.payment_id, row.operation_id, row.merchant_id,
+         row.order_id)
+    ):  # fmt: skip
+        return "a text of it holds a NUL"
+    if max(abs(row.amount_minor), abs(row.fee_minor)) > AMOUNT_MINOR_MAX:
+        return f"it moves more than {AMOUNT_MINOR_MAX} minor units"
+    if not is_date(row.report_date):
+        return f"{row.report_date!r} is no date"
+    return ""
 
 
 class ClearedRow(Struct, frozen=True, array_like=True, gc=False):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
@@ -27,7 +28,7 @@ from pipeline.ledger.decisions import adopt, decide, decisions_of, unpublished
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
-from pipeline.ledger.reconciliation import matching
+from pipeline.ledger.reconciliation import control, matching
 from pipeline.ledger.reconciliation.breaks import (
     keep,
     list_breaks,
@@ -452,6 +453,34 @@ class ReconciliationSuite(OnEachDatabase):
         assert sorted(b.kind for b in books.breaks()) == kinds
         books.run("2023-12-01")
         assert {b.kind for b in books.breaks()} == {"batch_unpaid", "missing_here"}
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            {"settlement_id": "a\0b"}, {"gateway_reference": "a\0b"}, {"order_id": "a\0b"},
+            {"amount_minor": -(2**63)}, {"currency": "G\0P"}, {"business_date": "yesterday"},
+        ],
+    )  # fmt: skip
+    def test_a_settlement_that_no_book_can_hold_stops_no_control(
+        self, books: Books, odd: dict[str, Any]
+    ) -> None:
+        """The ledger has refused it: it is a break of the day it was written, and the others are
+        compared."""
+        sale = settlement(1)
+        books.settle(sale)
+        strange = replace(settlement(2), **odd)
+        if strange.settlement_id == settlement(2).settlement_id:
+            assert not isinstance(journal_entry(strange), JournalEntry)
+        published = [control.Published(strange, "settlements[0]@1", NOW_MS),
+                     control.Published(sale, "settlements[0]@0", NOW_MS)]  # fmt: skip
+        for _ in range(2):
+            with books.engine.begin() as connection:
+                found, booked = control.compare(connection, published)
+                keep(connection, found, NOW_MS, judged={"ledger_differs"})
+            assert booked == 1
+        (kept,) = books.breaks(kind="ledger_differs")
+        assert kept.settlement_place == "settlements[0]@1"
+        assert date.fromisoformat(kept.since)
 
     def test_a_late_row_ends_no_batch_that_is_unpaid(self, books: Books) -> None:
         """Its rows are of the 16th and, late, of the 17th: what the bank owes is more by then, not

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from msgspec import Struct
@@ -13,8 +14,11 @@ from pipeline.domain.breaks import LEDGER_DIFFERS, ReconciliationBreak, break_id
 from pipeline.domain.model import Settlement
 from pipeline.domain.money import format_amount
 from pipeline.domain.posting import NO_GATEWAY, entry_id
+from pipeline.domain.validation import is_date
 from pipeline.ledger.statements import AMONG_TEXTS
 
+# What a database's integer holds.
+_AT_RISK_MINOR_MAX: Final = 2**63 - 1
 # All ids as one value, so that each database has one plan, however many they are.
 _BOOKED: Final[Mapping[str, TextClause]] = {
     dialect: text(
@@ -34,10 +38,11 @@ _COUNT: Final = text(
 
 
 class Published(Struct, frozen=True, gc=False):
-    """A settlement and where it lies in its topic."""
+    """A settlement, where it lies in its topic, and since when."""
 
     settlement: Settlement
     place: str
+    appended_at_ms: int = 0
 
 
 def compare(
@@ -45,7 +50,7 @@ def compare(
 ) -> tuple[list[ReconciliationBreak], int]:
     """Settlements that the ledger has read, against its entries; and how many it has booked."""
     found: list[ReconciliationBreak] = []
-    ids = [entry_id(each.settlement.settlement_id) for each in published]
+    ids = [entry_id(_shown(each.settlement.settlement_id)) for each in published]
     asked = _BOOKED[connection.dialect.name]
     entries = {row[0]: row[1:] for row in connection.execute(asked, {"ids": json.dumps(ids)})}
     for each, known in zip(published, ids, strict=True):
@@ -64,6 +69,10 @@ def compare(
             at_risk = abs(abs(amount_minor) - abs(s.amount_minor)) or abs(s.amount_minor)
             found.append(_differs(each, at_risk, f"{amount} is booked as {said}"))
     return found, len(entries)
+
+
+def day_of(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).date().isoformat()
 
 
 def entries_between(connection: Connection, topic: str, partition: int, low: int, end: int) -> int:
@@ -96,19 +105,26 @@ def too_many(
 
 
 def _differs(published: Published, at_risk_minor: int, detail: str) -> ReconciliationBreak:
+    """What is so odd that the ledger refuses it is named too, as far as a book can hold it."""
     s = published.settlement
+    subject = _shown(s.settlement_id)
     return ReconciliationBreak(
-        break_id=break_id(LEDGER_DIFFERS, s.gateway, s.settlement_id),
+        break_id=break_id(LEDGER_DIFFERS, s.gateway, subject),
         kind=LEDGER_DIFFERS,
-        gateway=s.gateway,
-        subject=s.settlement_id,
-        currency=s.currency,
-        at_risk_minor=at_risk_minor,
-        since=s.business_date,
-        detail=detail,
-        merchant_id=s.merchant_id,
-        order_id=s.order_id,
-        payment_id=s.payment_id,
-        gateway_reference=s.gateway_reference,
+        gateway=_shown(s.gateway),
+        subject=subject,
+        currency=_shown(s.currency),
+        at_risk_minor=min(at_risk_minor, _AT_RISK_MINOR_MAX),
+        since=s.business_date if is_date(s.business_date) else day_of(published.appended_at_ms),
+        detail=_shown(detail),
+        merchant_id=_shown(s.merchant_id),
+        order_id=_shown(s.order_id),
+        payment_id=_shown(s.payment_id),
+        gateway_reference=_shown(s.gateway_reference),
         settlement_place=published.place,
     )
+
+
+def _shown(text: str) -> str:
+    """PostgreSQL keeps no NUL, and takes none in a question."""
+    return text.replace("\0", "\\0")
