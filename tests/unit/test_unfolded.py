@@ -197,7 +197,7 @@ def test_orders_that_hardly_differ_are_no_bomb_either(codec: str) -> None:
         {
             "bootstrap.servers": cluster.bootstrap_servers,
             "compression.type": codec,
-            "linger.ms": 2_000,
+            "linger.ms": 60_000,  # until it is flushed
             "batch.num.messages": 40_000,
             "batch.size": 16 * MIB,
             "message.max.bytes": 16 * MIB,
