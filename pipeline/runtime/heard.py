@@ -117,7 +117,8 @@ class Heard:
 
     def instead(self, request: PaymentRequest, answer: GatewayAnswer) -> GatewayAnswer:
         """What is said of a question that ended, or was given up, with this answer. It has been
-        asked by now, so what was known before serves this once, unless no answer undoes it."""
+        asked by now, so what was known before serves this once, unless no answer undoes it
+        or it is pending and this one says nothing newer."""
         word = self._words.get(_asked(request))
         if word is None:
             return answer
@@ -129,9 +130,11 @@ class Heard:
         if word.answer.outcome == SUCCEEDED:
             return word.answer
         if word.answer.outcome == PENDING and answer.outcome in (UNKNOWN, NOT_FOUND):
+            # Known on: the transaction that tells it may be aborted, and the gateway, which is slow
+            # to find it, be asked again. It ends by another word, or when the operation is resent.
+            self._words[_asked(request)] = word
             if answer.code in NOT_CALLED_CODES:
                 # The gateway did not look, so this was no question.
-                self._words[_asked(request)] = word
                 return answer
             return replace(answer, outcome=UNKNOWN, code=HEARD_PENDING)
         if answer.outcome != UNKNOWN:
