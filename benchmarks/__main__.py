@@ -170,8 +170,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     whole = options.part in written and not options.quick
     if options.write is not None and not whole:
         parser.error(
-            "--write needs a whole run: without --quick, and of no part but books, kills, held-up "
-            "or reconcile"
+            "--write needs a whole run: without --quick, and of no part but books, kills, held-up, "
+            "reconcile or outage"
         )
     if options.json is not None and options.part in ("books", "held-up"):
         parser.error(f"--json keeps figures, and {options.part} measures none on this machine")

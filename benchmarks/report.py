@@ -35,7 +35,7 @@ AIM_RECONCILE_MIB = 500
 BEGIN = "<!-- written by python -m benchmarks --write: begin -->"
 END = "<!-- written by python -m benchmarks --write: end -->"
 # Parts of ``all`` whose table may be written alone.
-OWN_PLACE = ("reconcile",)
+OWN_PLACE = ("outage", "reconcile")
 
 
 @dataclass(frozen=True)
