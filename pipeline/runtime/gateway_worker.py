@@ -608,8 +608,11 @@ class GatewayWorker:
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Expelled from the group: another worker may have the requests by now."""
         if self._under_way is not None:
-            if self._commits.wait(REBALANCE_WAIT_S) is None:
+            outcome = self._commits.wait(REBALANCE_WAIT_S)
+            if outcome is None:
                 raise LaneFatal("a transaction did not end although the partitions were lost")
+            if outcome is Outcome.ABORTED:
+                self._words = [*self._words_told, *self._words]
             self._under_way = None
         self._leave(consumer)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 from msgspec.structs import replace
 
 from pipeline.audit.trace import describe
@@ -225,6 +226,29 @@ def test_a_late_word_goes_with_the_next_transaction(
     append_request(flow, member, "o3")
     turned(worker, commits, 4)
     assert told_by(flow, commits, 3) == [("o3", "succeeded")], "once"
+
+
+@pytest.mark.parametrize(("outcome", "told"), [(Outcome.ABORTED, 1), (Outcome.COMMITTED, 0)])
+def test_a_late_word_outlives_the_loss_of_its_transaction(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, told: int
+) -> None:
+    """Whoever has the partitions now has the requests, and knows nothing of the word."""
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    turned(worker, commits, 1, Outcome.COMMITTED)
+    append_request(flow, member, "o2")
+    turned(worker, commits, 2)
+    assert ("o1", "succeeded") in told_by(flow, commits, 1)
+    commits.end(outcome)
+    requests = flow.topic("payment-requests")
+    worker._on_lost(member, [])
+    member.committed = {(requests, 0): 2}
+    worker._on_assign(member, [TopicPartition(requests, 0)])
+    append_request(flow, member, "o3")
+    turned(worker, commits, 3)
+    assert told_by(flow, commits, 2) == [("o3", "succeeded"), *[("o1", "succeeded")] * told]
 
 
 def test_a_late_word_that_no_topic_takes_is_nobodys_fault(
