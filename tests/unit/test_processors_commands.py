@@ -520,11 +520,42 @@ def test_captures_of_one_hold_may_have_one_id() -> None:
     """Some gateways know a capture by the id of its authorization alone."""
     story = Story(MANUAL)
     story.flow.answer(yes)
+    told = {"decision": "charged", "gateway_reference": story.payment.attempts[0].gateway_reference}
     for command_id in ("k1", "k2"):
         story.command("capture", command_id, amount_minor=100)
-        story.flow.answer(TIMED_OUT)
-        story.command("resolve", f"p-{command_id}", decision="charged", gateway_reference="au_1")
+        story.flow.run(lambda _: TIMED_OUT)
+        story.command("resolve", f"p-{command_id}", **told)
     assert story.money == (500, 200, 0)
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_a_capture_is_not_resolved_by_the_id_of_another_one() -> None:
+    """Where each has an id of its own."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    story.command("capture", "k1", amount_minor=100)
+    story.flow.answer(yes)
+    story.command("capture", "k2", amount_minor=100)
+    story.flow.answer(TIMED_OUT)
+    told = {"decision": "charged", "gateway_reference": story.payment.attempts[1].gateway_reference}
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p1", **told) == rule
+    assert story.money == (500, 100, 0)
+
+
+def test_a_refund_is_not_resolved_by_the_id_of_one_that_came_back() -> None:
+    """What came back under it is no other refund."""
+    story = charged()
+    story.command("refund", "r1", amount_minor=100)
+    story.flow.answer(yes)
+    story.notify("failed", "r1")
+    story.command("refund", "r2", amount_minor=100)
+    story.flow.answer(TIMED_OUT)
+    refund = next(each for each in story.payment.attempts if each.operation_id == "r1")
+    assert (refund.state, story.money) == ("failed", (500, 500, 0))
+    told = {"decision": "charged", "gateway_reference": refund.gateway_reference}
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p1", **told) == rule
 
 
 def test_what_was_heard_to_be_pending_is_no_persons_to_resolve() -> None:
