@@ -558,6 +558,38 @@ def test_a_refund_is_not_resolved_by_the_id_of_one_that_came_back() -> None:
     assert story.rejected("resolve", "p1", **told) == rule
 
 
+def test_a_charge_that_shows_late_under_the_id_of_another_one_is_a_dead_letter() -> None:
+    """A person took it for the retry's. There is one charge, and it is booked: to book it once more
+    and give it back would give away the goods."""
+    story = Story()
+    story.flow.run(lambda request: NOT_SENT if request.kind != "inquire" else TIMED_OUT)
+    story.command("retry", "t1", instrument_token="tok_2")
+    story.flow.run(lambda _: TIMED_OUT)
+    story.command("resolve", "p1", decision="charged", gateway_reference="ch_1")
+    story.notify("succeeded", "1", gateway_reference="ch_1")
+    story.flow.run(yes)
+    assert [letter.cause for letter in story.flow.dead_letters] == ["contradictory_evidence"]
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+    assert story.settled == [("capture", 500)]
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_an_open_refund_that_shows_under_the_id_of_another_one_is_a_persons() -> None:
+    """Its own outcome is not known by that."""
+    story = two_unknown_refunds()
+    told = {"decision": "charged", "gateway_reference": "refund_1_r1"}
+    story.command("resolve", "p2", operation_id="r2", **told)
+    booked = story.money
+    story.notify("succeeded", "r1", gateway_reference="refund_1_r1")
+    story.flow.run(yes)
+    assert [letter.cause for letter in story.flow.dead_letters] == ["contradictory_evidence"]
+    assert story.money == booked
+    assert [a.operation_id for a in story.payment.attempts if a.state == "contradicted"] == ["r1"]
+    story.command("resolve", "p1", operation_id="r1", decision="not_charged")
+    assert story.money == booked
+    assert story.status == "captured"
+
+
 def test_what_was_heard_to_be_pending_is_no_persons_to_resolve() -> None:
     """Its gateway has it: called not charged, it would be charged beside a retry. The same as where
     it said so in time."""
