@@ -50,8 +50,16 @@ def _movement(settlement: SettlementSeen) -> tuple[str, str, str]:
 
 
 def _is_of_the_hold(payment: PaymentEvidence, *settlements: SettlementSeen) -> bool:
-    """Whether all are captures of an authorization: some gateways know each by its hold's id."""
+    """Whether all are captures under the id of their authorization: some gateways know them so."""
     captures = {r.operation_id for r in payment.requests if r.operation_kind == "capture"}
+    holds = {(r.gateway, r.gateway_reference) for r in payment.results if r.kind == "authorize"}
     if payment.snapshot is not None:
-        captures.update(a.operation_id for a in payment.snapshot.attempts if a.kind == "capture")
-    return all(s.operation_id in captures for s in settlements)
+        for each in payment.snapshot.attempts:
+            if each.kind == "capture":
+                captures.add(each.operation_id)
+            elif each.kind == "authorize":
+                holds.add((each.gateway, each.gateway_reference))
+    return all(
+        s.operation_id in captures and (s.gateway, s.gateway_reference) in holds
+        for s in settlements
+    )

@@ -64,6 +64,7 @@ from pipeline.domain.recorded_refunds import (
     recorded_for,
     transfer_of,
 )
+from pipeline.domain.references import is_anothers
 from pipeline.domain.reversals import has_room, held, in_dispute, outstanding, owed_minor
 from pipeline.domain.reviews import REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW, is_about
 from pipeline.domain.unasked_charges import (
@@ -560,15 +561,8 @@ def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
 
 
 def _is_anothers(payment: Payment, attempt: Attempt, command: PaymentCommand) -> bool:
-    """Whether the charge or refund that a person names has been booked as another operation's: its
-    money would be counted twice. Captures of one hold may share the hold's id."""
-    return command.decision == CHARGED and any(
-        each.kind == attempt.kind
-        and each.kind in (*MAIN_KINDS, REFUND)
-        and (each.gateway, each.gateway_reference) == (attempt.gateway, reference_of(command))
-        and has_succeeded(each.state)
-        for each in payment.attempts
-    )
+    """Whether what a person names has been booked as another operation's."""
+    return command.decision == CHARGED and is_anothers(payment, attempt, reference_of(command))
 
 
 def choices(payment: Payment) -> str:

@@ -23,7 +23,8 @@ NOT_CALLED_CODES: Final = frozenset({BREAKER_OPEN, RATE_LIMITED, THROTTLED})
 # Not made, since the worker has no such gateway. Its predecessor may have had it.
 GATEWAY_NOT_CONFIGURED: Final = "gateway_not_configured"
 
-# Unknown outcomes that a working gateway answers.
+# Unknown outcomes that say nothing against their gateway: a working one answers so, or it was not
+# asked, or, with ``heard_pending``, the answer may have come in time and said less than is known.
 _ALIVE: Final = frozenset(
     {
         "in_progress",
@@ -38,6 +39,7 @@ _ALIVE: Final = frozenset(
         "killed_the_process",
         "effect_too_large",
         "possibly_sent",
+        "heard_pending",
     }
 )
 # Requests that were not sent because nobody was there to take them.

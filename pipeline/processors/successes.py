@@ -53,6 +53,7 @@ from pipeline.domain.payment import (
     timer_of,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.references import is_anothers
 from pipeline.domain.reversals import is_released
 from pipeline.domain.unasked_charges import settled_kind
 from pipeline.processors.holds import released_minor
@@ -98,6 +99,15 @@ def succeeded(
         return dead_lettered(
             payment, AMOUNT_MISMATCH, told_of, now_ms, event=CONTRADICTORY_EVIDENCE
         )
+    if trigger in (SUCCESS_SEEN, LATE_SUCCESS_SEEN) and is_anothers(payment, attempt, reference):
+        # Somebody resolved another operation by it: what is the gateway's one movement is booked.
+        told_of = (
+            f"{result.gateway} says that the {attempt.kind} of attempt {attempt.attempt} succeeded "
+            f"as {reference}, which another one is booked as"
+        )
+        if attempt.state in OPEN_STATES:
+            return contradicted(payment, attempt, CONTRADICTORY_EVIDENCE, told_of, now_ms)
+        return contradictory(payment, result, now_ms, told_of)
     attempt = replace(attempt, gateway_reference=reference, code=result.code, uncertain_since_ms=0)
     if attempt.kind in MAIN_KINDS:
         if (

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
+from msgspec.structs import replace
 
+from pipeline.domain.answer import LATE_ANSWER
 from pipeline.domain.invariant import invariant
 from pipeline.kafka_access import reaching
 from pipeline.observability.metrics import Metrics
@@ -32,6 +34,7 @@ from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.crash_guard import CrashGuard
 from pipeline.runtime.gateway_stage import STAGE, GatewayStage
+from pipeline.runtime.heard import tells_success
 from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.held_requests import HELD_MAX, HeldRequests
 from pipeline.runtime.input_record import input_record
@@ -399,7 +402,8 @@ class GatewayWorker:
             )
 
     def _collect(self) -> None:
-        """Take ended calls back into the prefix they belong to (a lost one's is no longer ours)."""
+        """Take ended calls back into the prefix they belong to. Of one whose prefix is no more only
+        a success is told, as a late word."""
         ended = self._calls.take_finished()
         if not ended:
             return
@@ -411,8 +415,14 @@ class GatewayWorker:
             answer = call.answer
             if answer is None:
                 continue
+            is_late = call.is_late
+            if not is_late and not self._has(record.partition, prefix):
+                # Its request is read again, here or elsewhere, and that call may hear nothing.
+                if not tells_success(call.request, answer):
+                    continue
+                is_late, answer = True, replace(answer, heard=LATE_ANSWER)
             said = result(record, call.request, answer, now_ms, read_before=call.read_before)
-            if call.is_late:
+            if is_late:
                 self._words.append(said)
                 continue
             outputs = [said]
@@ -423,6 +433,11 @@ class GatewayWorker:
         del self._words[:-WORDS_MAX]
         self._became_ready(len(ended))
         self._metrics.calls_in_flight.set(self._calls.in_flight)
+
+    def _has(self, partition: int, prefix: PartitionPrefix[Finished]) -> bool:
+        """Whether what ends in this prefix is still committed, at once or after the rebalance."""
+        left = self._left.get(partition)
+        return prefix is (self._prefixes.get(partition) if left is None else left[1])
 
     def _became_ready(self, count: int) -> None:
         self._ready_records += count
@@ -608,8 +623,11 @@ class GatewayWorker:
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Expelled from the group: another worker may have the requests by now."""
         if self._under_way is not None:
-            if self._commits.wait(REBALANCE_WAIT_S) is None:
+            outcome = self._commits.wait(REBALANCE_WAIT_S)
+            if outcome is None:
                 raise LaneFatal("a transaction did not end although the partitions were lost")
+            if outcome is Outcome.ABORTED:
+                self._words = [*self._words_told, *self._words]
             self._under_way = None
         self._leave(consumer)
 

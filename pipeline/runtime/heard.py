@@ -49,7 +49,7 @@ from pipeline.domain.gateway_text import kept_answer
 from pipeline.domain.health import NOT_CALLED_CODES
 from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
-from pipeline.domain.payment import HEARD_PENDING
+from pipeline.domain.payment import HEARD_PENDING, INQUIRE
 from pipeline.domain.reversals import RETURNED
 
 # Words that nobody has asked for yet, a kilobyte each at most; the oldest go first. Whose word is
@@ -169,6 +169,12 @@ def ends_otherwise(kind: str, answer: GatewayAnswer) -> bool:
     return (stays_true(kind, answer) and bool(answer.gateway_reference)) or (
         kind == REFUND and (answer.outcome, answer.code) == (DECLINED, RETURNED)
     )
+
+
+def tells_success(request: PaymentRequest, answer: GatewayAnswer) -> bool:
+    """Whether this answer, to a call of whatever kind, says of money for ever that it was moved."""
+    kind = request.operation_kind if request.kind == INQUIRE else request.kind
+    return stays_true(kind, answer) and ends_otherwise(kind, answer)
 
 
 def contradicts(kind: str, one: GatewayAnswer, other: GatewayAnswer) -> bool:

@@ -172,6 +172,16 @@ def test_what_an_answer_says_of_its_gateway() -> None:
         assert verdict("not_sent", code) is None
 
 
+def test_what_was_heard_to_be_pending_says_nothing_of_its_gateway() -> None:
+    """It may have answered "not found" in time, which is told so where an earlier question heard
+    better. New payments are not sent elsewhere for it."""
+    for code, down in (("heard_pending", set()), ("timeout", {"a"})):
+        book = HealthBook(lambda _: RULE)
+        for _ in range(200):
+            book.saw("a", "inquire", "unknown", code, 1_000)
+        assert book.health(1_000).down == down
+
+
 def test_results_say_who_is_down_who_comes_back_and_who_approves_most() -> None:
     """From results alone, by their own times."""
     book = HealthBook(lambda _: RULE)

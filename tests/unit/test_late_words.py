@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 from msgspec.structs import replace
 
 from pipeline.audit.trace import describe
@@ -225,6 +226,100 @@ def test_a_late_word_goes_with_the_next_transaction(
     append_request(flow, member, "o3")
     turned(worker, commits, 4)
     assert told_by(flow, commits, 3) == [("o3", "succeeded")], "once"
+
+
+@pytest.mark.parametrize(("outcome", "told"), [(Outcome.ABORTED, 1), (Outcome.COMMITTED, 0)])
+def test_a_late_word_outlives_the_loss_of_its_transaction(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, told: int
+) -> None:
+    """Whoever has the partitions now has the requests, and knows nothing of the word."""
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    turned(worker, commits, 1, Outcome.COMMITTED)
+    append_request(flow, member, "o2")
+    turned(worker, commits, 2)
+    assert ("o1", "succeeded") in told_by(flow, commits, 1)
+    commits.end(outcome)
+    requests = flow.topic("payment-requests")
+    worker._on_lost(member, [])
+    member.committed = {(requests, 0): 2}
+    worker._on_assign(member, [TopicPartition(requests, 0)])
+    append_request(flow, member, "o3")
+    turned(worker, commits, 3)
+    assert told_by(flow, commits, 2) == [("o3", "succeeded"), *[("o1", "succeeded")] * told]
+
+
+class Held(InstantCalls):
+    """Calls about the first order end when told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Call] = []
+
+    def start(self, calls: list[Call]) -> None:
+        self.held += [call for call in calls if call.request.order_id == "o1"]
+        super().start([call for call in calls if call.request.order_id != "o1"])
+
+    def end(self, call: Call, answer: GatewayAnswer) -> None:
+        call.answer = answer
+        self._finished.append(call)
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "told"),
+    [
+        ("charge", SUCCEEDED, 1),
+        ("inquire", SUCCEEDED, 1),
+        ("charge", replace(SUCCEEDED, gateway_reference=None), 0),
+        ("charge", DECLINED, 0),
+        # It may have come back since.
+        ("refund", SUCCEEDED, 0),
+        # It may have been sent again since.
+        ("refund", RETURNED, 0),
+    ],
+)
+def test_a_success_is_told_though_its_request_is_read_again(
+    flow: EngineFlow,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    answer: GatewayAnswer,
+    told: int,
+) -> None:
+    """The call that is made again may hear nothing."""
+    member, commits, calls = Member(), Commits(), Held()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    append_request(flow, member, "o2")
+    asked = replace(flow.request(flow.order("o1")), kind=kind, parent_reference="ch")
+    value = flow.encode("payment-request", asked)
+    member.append(flow.topic("payment-requests"), key_of("o1"), value, partition=0)
+    turned(worker, commits, 1)
+    commits.end(Outcome.ABORTED)
+    turned(worker, commits, 2)
+    before, again = calls.held
+    calls.end(before, answer)
+    turned(worker, commits, 2, Outcome.COMMITTED)
+    calls.end(again, TIMED_OUT)
+    turned(worker, commits, 3)
+    assert told_by(flow, commits, 2) == [("o1", "unknown"), *[("o1", "succeeded")] * told]
+
+
+def test_an_answer_between_two_assignments_is_told_once(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The partition comes back with its open calls, and their answers count."""
+    member, commits, calls = Member(), Commits(), Held()
+    worker = gateway_with(flow, member, commits, calls, monkeypatch)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 0)
+    worker._on_revoke(member, [])
+    calls.end(calls.held[0], SUCCEEDED)
+    worker._collect()
+    worker._on_assign(member, [TopicPartition(flow.topic("payment-requests"), 0)])
+    turned(worker, commits, 1)
+    assert told_by(flow, commits, 0) == [("o1", "succeeded")]
+    assert len(calls.held) == 1
 
 
 def test_a_late_word_that_no_topic_takes_is_nobodys_fault(

@@ -520,11 +520,74 @@ def test_captures_of_one_hold_may_have_one_id() -> None:
     """Some gateways know a capture by the id of its authorization alone."""
     story = Story(MANUAL)
     story.flow.answer(yes)
+    told = {"decision": "charged", "gateway_reference": story.payment.attempts[0].gateway_reference}
     for command_id in ("k1", "k2"):
         story.command("capture", command_id, amount_minor=100)
-        story.flow.answer(TIMED_OUT)
-        story.command("resolve", f"p-{command_id}", decision="charged", gateway_reference="au_1")
+        story.flow.run(lambda _: TIMED_OUT)
+        story.command("resolve", f"p-{command_id}", **told)
     assert story.money == (500, 200, 0)
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_a_capture_is_not_resolved_by_the_id_of_another_one() -> None:
+    """Where each has an id of its own."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    story.command("capture", "k1", amount_minor=100)
+    story.flow.answer(yes)
+    story.command("capture", "k2", amount_minor=100)
+    story.flow.answer(TIMED_OUT)
+    told = {"decision": "charged", "gateway_reference": story.payment.attempts[1].gateway_reference}
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p1", **told) == rule
+    assert story.money == (500, 100, 0)
+
+
+def test_a_refund_is_not_resolved_by_the_id_of_one_that_came_back() -> None:
+    """What came back under it is no other refund."""
+    story = charged()
+    story.command("refund", "r1", amount_minor=100)
+    story.flow.answer(yes)
+    story.notify("failed", "r1")
+    story.command("refund", "r2", amount_minor=100)
+    story.flow.answer(TIMED_OUT)
+    refund = next(each for each in story.payment.attempts if each.operation_id == "r1")
+    assert (refund.state, story.money) == ("failed", (500, 500, 0))
+    told = {"decision": "charged", "gateway_reference": refund.gateway_reference}
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p1", **told) == rule
+
+
+def test_a_charge_that_shows_late_under_the_id_of_another_one_is_a_dead_letter() -> None:
+    """A person took it for the retry's. There is one charge, and it is booked: to book it once more
+    and give it back would give away the goods."""
+    story = Story()
+    story.flow.run(lambda request: NOT_SENT if request.kind != "inquire" else TIMED_OUT)
+    story.command("retry", "t1", instrument_token="tok_2")
+    story.flow.run(lambda _: TIMED_OUT)
+    story.command("resolve", "p1", decision="charged", gateway_reference="ch_1")
+    story.notify("succeeded", "1", gateway_reference="ch_1")
+    story.flow.run(yes)
+    assert [letter.cause for letter in story.flow.dead_letters] == ["contradictory_evidence"]
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+    assert story.settled == [("capture", 500)]
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_an_open_refund_that_shows_under_the_id_of_another_one_is_a_persons() -> None:
+    """Its own outcome is not known by that."""
+    story = two_unknown_refunds()
+    told = {"decision": "charged", "gateway_reference": "refund_1_r1"}
+    story.command("resolve", "p2", operation_id="r2", **told)
+    booked = story.money
+    story.notify("succeeded", "r1", gateway_reference="refund_1_r1")
+    story.flow.run(yes)
+    assert [letter.cause for letter in story.flow.dead_letters] == ["contradictory_evidence"]
+    assert story.money == booked
+    assert [a.operation_id for a in story.payment.attempts if a.state == "contradicted"] == ["r1"]
+    story.command("resolve", "p1", operation_id="r1", decision="not_charged")
+    assert story.money == booked
+    assert story.status == "captured"
 
 
 def test_what_was_heard_to_be_pending_is_no_persons_to_resolve() -> None:
