@@ -57,13 +57,13 @@ def test_the_engine_is_as_exposed_as_the_plain_loop_without_its_sign(
     broker: tuple[ProxiedKafka, int], topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the line taken out that reads how an end was answered, readers see damage: the run above
-    could have failed."""
+    could have failed. What a late copy meets is a matter of milliseconds, so a busy machine may take
+    more than one run to show it."""
     monkeypatch.setattr(EndTxnWatch, "ended_plainly", property(lambda _: True))
     never = property(lambda _: False, lambda *_: None)
     monkeypatch.setattr(Lane, "_suspect", never, raising=False)
-    seen = run(broker, topic_prefix, "engine")
-    assert seen.exposed
-    assert seen.late_obeyed > 0
+    tries = (run(broker, f"{topic_prefix}{number}.", "engine") for number in range(5))
+    assert any(seen.exposed and seen.late_obeyed > 0 for seen in tries)
 
 
 def run(broker: tuple[ProxiedKafka, int], prefix: str, kind: str) -> Seen:

@@ -27,6 +27,8 @@ _LEADER_ON_ITS_WAY = {
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
+    # Of none of the partitions the client has heard of a leader.
+    KafkaError._NOENT,
     # The client has heard of the new leader before the broker has taken its place.
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.FENCED_LEADER_EPOCH,
