@@ -1,7 +1,8 @@
 """Settlements that rest on one and the same charge, capture or refund of a gateway.
 
 A gateway moves money once under one id of its own. Whoever names an id a second time, for another
-operation or another payment, has counted that money twice.
+operation or another payment, has counted that money twice. So has whoever names it for two
+operations of one payment at two gateways: a person takes an id, and not always whose it is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def settled_twice(
     seen: set[int] = set()
     repeated: set[int] = set()
     for payment in payments:
+        yield from _at_two_gateways(payment)
         for settlement in payment.settlements:
             if settlement.kind in _KINDS:
                 # A number each for millions of settlements: two that share one are compared below.
@@ -43,6 +45,18 @@ def settled_twice(
                 yield payment, settlement, owner.key
             elif not _is_of_the_hold(payment, earlier, settlement):
                 yield payment, settlement, earlier.operation_id
+
+
+def _at_two_gateways(
+    payment: PaymentEvidence,
+) -> Iterator[tuple[PaymentEvidence, SettlementSeen, str]]:
+    named: dict[tuple[str, str], SettlementSeen] = {}
+    for settlement in payment.settlements:
+        if settlement.kind not in _KINDS:
+            continue
+        earlier = named.setdefault((settlement.kind, settlement.gateway_reference), settlement)
+        if earlier.gateway != settlement.gateway:
+            yield payment, settlement, earlier.operation_id
 
 
 def _movement(settlement: SettlementSeen) -> tuple[str, str, str]:

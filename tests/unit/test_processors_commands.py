@@ -11,7 +11,8 @@ from pipeline.domain.card_numbers import is_card_number
 from pipeline.domain.command_memory import content_digest, remembering
 from pipeline.domain.decision import Decision
 from pipeline.domain.payment import COMMANDED_ATTEMPTS_MAX
-from pipeline.domain.policy import DAY_MS
+from pipeline.domain.policy import DAY_MS, GatewayProfile
+from pipeline.domain.routes import Health
 from pipeline.processors.order import hold_for_review
 from tests.support.audit_story import judged_flow
 from tests.support.payment_story import (
@@ -588,6 +589,56 @@ def test_an_open_refund_that_shows_under_the_id_of_another_one_is_a_persons() ->
     story.command("resolve", "p1", operation_id="r1", decision="not_charged")
     assert story.money == booked
     assert story.status == "captured"
+
+
+def retried_elsewhere() -> Story:
+    """The first charge was given up, and the retry at the other gateway is unknown."""
+    other = GatewayProfile(name="other", grace_ms=10 * SECOND, priority=200)
+    story = Story(policy=replace(POLICY, gateways=(*POLICY.gateways, other)))
+    story.flow.run(lambda request: NOT_SENT if request.kind != "inquire" else TIMED_OUT)
+    story.flow.policy = replace(story.flow.policy, health=Health(down=frozenset({"simulator"})))
+    story.command("retry", "t1", instrument_token="tok_2")
+    story.flow.run(lambda _: TIMED_OUT)
+    assert [a.gateway for a in story.payment.attempts] == ["simulator", "other"]
+    return story
+
+
+def test_a_retry_elsewhere_is_not_resolved_by_the_id_of_the_first_charge() -> None:
+    """Whoever copies an id does not see at which gateway the payment looks for it."""
+    story = retried_elsewhere()
+    story.notify("succeeded", "1", gateway_reference="ch_1")
+    story.flow.run(yes)
+    assert story.money == (500, 500, 500)
+    told = {"decision": "charged", "gateway_reference": "ch_1"}
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p1", **told) == rule
+    story.command("resolve", "p2", decision="charged", gateway_reference="ch_2")
+    assert story.money == (1000, 1000, 500)
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_a_charge_elsewhere_that_shows_under_the_id_of_another_one_is_a_dead_letter() -> None:
+    """A person took it for the retry's: there is one charge, and it is booked, at whichever of the
+    two gateways it was made."""
+    story = retried_elsewhere()
+    story.command("resolve", "p1", decision="charged", gateway_reference="ch_1")
+    story.notify("succeeded", "1", gateway_reference="ch_1")
+    story.flow.run(yes)
+    assert [letter.cause for letter in story.flow.dead_letters] == ["contradictory_evidence"]
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+    assert story.settled == [("capture", 500)]
+
+
+def test_the_audit_names_an_id_that_one_payment_has_at_two_gateways(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Should such a word ever be taken, nothing else shows it."""
+    monkeypatch.setattr("pipeline.domain.commands._is_anothers", lambda *_: False)
+    story = retried_elsewhere()
+    story.notify("succeeded", "1", gateway_reference="ch_1")
+    story.flow.run(yes)
+    story.command("resolve", "p1", decision="charged", gateway_reference="ch_1")
+    assert [f.name for f in judged_flow(story.flow, None)] == ["reference_settled_twice"]
 
 
 def test_what_was_heard_to_be_pending_is_no_persons_to_resolve() -> None:
