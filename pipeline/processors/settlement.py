@@ -296,8 +296,9 @@ def _inquiry_answered(
         # For as long as its gateway can say that it was never made.
         retention_ms = gateway_profile(policy, attempt.gateway).key_retention_ms
         asked_for_ms = max(asked_for_ms, retention_ms)
-    exhausts = (
-        attempt.inquiries >= policy.inquiry_max and now_ms >= attempt.started_at_ms + asked_for_ms
+    # Of what its gateway has, the time alone decides: questions may have been refused all along.
+    exhausts = now_ms >= attempt.started_at_ms + asked_for_ms and (
+        known_pending or attempt.inquiries >= policy.inquiry_max
     )
     if outcome == PENDING and not exhausts:
         return pending(payment, attempt, result, now_ms, policy)

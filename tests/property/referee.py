@@ -254,10 +254,11 @@ class Referee:
 
     def judge_exhaustion(self, attempt: Attempt, tried: Tried, now_ms: int, policy: Policy) -> None:
         """A person is asked once the gateway was, as often and for as long as it says."""
-        assert tried.questions() >= policy.inquiry_max, "a person is asked too soon"
         asked_for_ms = now_ms - tried.began_ms
         if "pending" in tried.words:
             assert asked_for_ms >= policy.pending_max_ms, "given up though its gateway has it"
+        else:
+            assert tried.questions() >= policy.inquiry_max, "a person is asked too soon"
         if tried.is_reversal:
             profile = _profile(policy, attempt.gateway)
             assert asked_for_ms >= profile.key_retention_ms, "given up while it can be proven"

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import GatewayNotification, Order
-from pipeline.domain.policy import HOUR_MS, MINUTE_MS
+from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.support.payment_story import (
     ACTION,
     DECLINED,
@@ -76,6 +76,38 @@ def test_a_pending_charge_that_nobody_tells_of_waits_for_a_person() -> None:
     assert (story.status, story.events[-1]) == ("outcome_unknown", "inquiry_exhausted")
     story.notify("succeeded")
     assert story.status == "captured"
+
+
+def refused_for_days(story: Story, days: int, code: str = "breaker_open") -> None:
+    for _ in range(days):
+        story.flow.advance(DAY_MS)
+        story.flow.answer(replace(NOT_SENT, code=code))
+
+
+@pytest.mark.parametrize("code", ["breaker_open", "rate_limited", "throttled"])
+def test_what_is_pending_becomes_a_persons_though_no_question_was_let_through(code: str) -> None:
+    """The time alone makes it one's, since nobody else might ever end it."""
+    story = Story()
+    story.flow.answer(PENDING)
+    refused_for_days(story, 13, code)
+    assert story.rejected("resolve", decision="not_charged") == "outcome_must_be_unknown"
+    refused_for_days(story, 1, code)
+    assert (story.status, story.events[-1]) == ("outcome_unknown", "inquiry_exhausted")
+    story.command("resolve", "c2", decision="charged", gateway_reference="ch_1")
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+
+
+def test_what_is_pending_keeps_its_hold_when_it_becomes_a_persons() -> None:
+    """Nothing else is captured in its place until somebody has said what became of it."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    story.command("capture", amount_minor=200)
+    story.flow.answer(PENDING)
+    refused_for_days(story, 14)
+    assert (story.payment.attempts[-1].state, story.money) == ("inquiry_exhausted", (500, 0, 0))
+    assert story.rejected("capture", "c2", amount_minor=301) == "capture_must_not_exceed_authorized"
+    story.command("resolve", "c3", decision="charged", gateway_reference="ca_1")
+    assert story.money == (500, 200, 0)
 
 
 def test_a_refund_that_takes_days_is_asked_about_every_hour() -> None:
