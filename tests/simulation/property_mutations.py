@@ -13,6 +13,8 @@ DOMAIN = "pipeline/domain"
 PROPERTIES = (
     "tests/property/test_processors_properties.py::test_long_walks_keep_the_money_safe",
     "tests/property/test_processors_lifecycle_properties.py::test_long_lives_keep_the_money_true",
+    "tests/property/test_processors_lifecycle_properties.py"
+    "::test_lives_of_each_story_keep_the_money_true",
     "tests/property/test_evidence_order.py",
     "tests/property/test_processors_transitions_properties.py"
     "::test_every_transition_is_reached_and_no_other",
