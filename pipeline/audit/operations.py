@@ -347,7 +347,8 @@ class OperationChecks:
         charges: list[ChargeSeen],
         movements: list[MovementSeen],
     ) -> None:
-        """One key is charged once; of several keys all but one are given back."""
+        """One key is charged once; of several keys all but one are given back, or are with the
+        customer by their bank."""
         references = Counter(charge.reference for charge in charges)
         twice = [charge for charge in charges if references[charge.reference] > 1]
         if not twice:
@@ -364,7 +365,11 @@ class OperationChecks:
             twice = [
                 charge
                 for charge in charges
-                if not _is_given_back(charge, movements, _elsewhere_minor(payment, charge))
+                if not _is_given_back(
+                    charge,
+                    movements,
+                    _elsewhere_minor(payment, charge) + _withdrawn_minor(charge, movements),
+                )
             ]
             if len(twice) < 2:
                 return
@@ -737,6 +742,16 @@ def _elsewhere_minor(payment: PaymentEvidence | None, charge: ChargeSeen) -> int
         s.amount_minor
         for s in payment.settlements
         if s.movement == "external_refund" and s.operation_id in mine
+    )
+
+
+def _withdrawn_minor(charge: ChargeSeen, movements: Iterable[MovementSeen]) -> int:
+    """What banks have of a charge by disputes."""
+    signs = {"dispute": 1, "dispute_won": -1}
+    return sum(
+        each.amount_minor * signs.get(each.kind, 0)
+        for each in movements
+        if each.charge_id == charge.id
     )
 
 

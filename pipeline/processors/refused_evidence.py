@@ -51,16 +51,20 @@ def contradicted(
     detail: str,
     now_ms: int,
 ) -> Decision:
-    """Stop the attempt until a person has looked, and keep the evidence whole."""
+    """Stop the attempt until a person has looked, and keep the evidence whole. A customer who was
+    to act for it has nothing to do any more."""
+    moves = became_unknown(payment, attempt)
+    changes = {} if moves is None else {"next_action_url": None, "expires_at_ms": None}
     changed, event = stepped(
         _with_letter(payment, result, cause),
         attempt,
         CONTRADICTION_SEEN,
         now_ms,
-        moves=became_unknown(payment, attempt),
+        moves=moves,
         reason=cause,
         detail=detail,
         dead_letters=payment.dead_letters + 1,
+        **changes,
     )
     return Decision(payment=changed, sends=(event,), dead_letter=cause, detail=detail)
 

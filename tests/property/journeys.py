@@ -126,7 +126,6 @@ class Journey(lives.Life):
         fields = {"card_fingerprint": card, **ORDERS[order]}
         self.order = replace(MANUAL if manual else ORDER, **fields)
         self.books: dict[str, lives.Moved] = {}
-        self.late_words = lives.LateWords()
         self.held, self.notices, self.dues, self.commands = [], [], [], []
         self.disputes: dict[str, list[str]] = {}
         # Whether the gateway has said what cannot be true together, and what people have paid back.
@@ -305,6 +304,8 @@ class Journey(lives.Life):
             return
         while self.held:
             self.a_late_result_is_committed()
+        while self.flow.late_words.told:
+            self.a_late_word_is_told(-1)
         for request in self.operations():
             known = self.books.get(request.idempotency_key)
             if known is not None and known.state in ("asked", "pending", "wrong"):

@@ -27,6 +27,8 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.processors.driver import Adapter, FlowDriver
+from tests.property.late_money import judge_capture, judge_given_back, judge_word
+from tests.property.late_words import LateWords
 from tests.property.tried import MAIN, Name, Tried
 
 # Where a charge or authorization has yet to come to its outcome, as the documents list them.
@@ -51,6 +53,8 @@ class Referee:
         self.acted: set[PaymentDue] = set()
         self.in_review_since_ms = 0
         self.is_cancelled = False
+        # Of what somebody has been told that its gateway contradicts itself.
+        self.contradicted: set[Name] = set()
         # Whether a person has said that money went back without a gateway.
         self.is_recorded = False
 
@@ -60,6 +64,7 @@ class Referee:
         """One decision; ``now_ms`` is when its input was appended."""
         self.hear(source, now_ms)
         self.judge_repetition(source, before, made)
+        judge_word(source, before, made, self.contradicted)
         after = made.payment
         if after is not None:
             self.judge_status(before, after, made, now_ms, policy)
@@ -68,6 +73,8 @@ class Referee:
                 was = known.get(_name(each))
                 if was is None or was.state != each.state:
                     self.judge_attempt(source, after, was, each, now_ms, policy)
+                    if before is not None and each.state == "captured":
+                        judge_capture(before, after, each)
             self.judge_reasons(made, policy)
         for sent in made.sends:
             if isinstance(sent, PaymentRequest):
@@ -127,6 +134,8 @@ class Referee:
             # Maybe another one than before.
             self.in_review_since_ms = now_ms
         assert not events or events[-1].status == after.status, "the last event tells the status"
+        asks = after.status == "requires_customer_action"
+        assert asks or after.next_action_url is None, "sends a customer who has nothing to do"
         barred = any(e.type == "cancel_requested" and e.status in UNDECIDED for e in events)
         self.is_cancelled = self.is_cancelled or barred
         if self.is_cancelled:
@@ -302,6 +311,8 @@ class Referee:
             limit_ms = began_ms + policy.stale_after_ms
             assert now_ms < limit_ms, "sent again after the operation's time"
             assert 0 < request.not_after_ms <= limit_ms, "a repetition that never ends"
+        if request.kind == "refund" and after is not None and request.operation_id[:5] == "late-":
+            judge_given_back(after, request)
         if tried is None:
             tried = self.tried[name] = Tried(request, now_ms)
             if request.kind in ("capture", "refund") and after is not None:
@@ -380,15 +391,34 @@ class JudgedDriver(FlowDriver):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.referee = Referee()
+        self.late_words = LateWords()
         self._appended_at_ms: int | None = None
         # When the request was appended that a worker handles.
         self.asked_at_ms = 0
+        # What goes right behind a result, in one transaction.
+        self._behind: dict[GatewayResult, GatewayResult] = {}
 
     def handle(
         self, opened: tuple[int, PaymentRequest], answer: GatewayAnswer | Adapter
     ) -> GatewayResult:
         self.asked_at_ms = opened[0]
-        return super().handle(opened, answer)
+        result = super().handle(opened, answer)
+        behind = self.late_words.behind(opened[1], self.now_ms)
+        if behind is not None:
+            self._behind[result] = behind
+        return result
+
+    def result(self, result: GatewayResult) -> Decision:
+        made = super().result(result)
+        behind = self._behind.pop(result, None)
+        if behind is not None:
+            super().result(behind)
+        return made
+
+    def a_late_word_is_told(self, at: int) -> Decision:
+        """One of those that its worker tells by themselves."""
+        told = self.late_words.told
+        return self.result(told.pop(at % len(told)))
 
     def _due(self, due: PaymentDue, value: bytes, appended_at_ms: int) -> Decision:
         # A wait is decided about as of when it began.

@@ -1,8 +1,10 @@
-"""The same evidence, in any order and at any pace, has the same end."""
+"""The same evidence, in any order and at any pace, has the same end: answers, notices, and words
+that a worker heard when nobody waited for them any more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, Final
 
 from hypothesis import given, settings
@@ -10,12 +12,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
-from pipeline.domain.model import GatewayResult, PaymentRequest
+from pipeline.domain.model import GatewayResult, Order, PaymentRequest
 from pipeline.domain.policy import HOUR_MS, MINUTE_MS
+from pipeline.processors.gateway import result_of
+from tests.property.late_words import UNKNOWN
+from tests.property.referee import JudgedDriver
 from tests.support.examples import share_of
 from tests.support.payment_story import (
     MANUAL,
     NOT_SENT,
+    NOW,
     ORDER,
     POLICY,
     SECOND,
@@ -47,6 +53,46 @@ TRUTHS = {
 ANSWER = "the answer"
 
 
+class JudgedStory(Story):
+    """Each decision is held to the rules, and questions may be answered too late."""
+
+    flow: JudgedDriver
+
+    def __init__(self, order: Order, unheard: Sequence[bool] = ()) -> None:
+        # Many questions may go unanswered before a person is asked.
+        self.flow = JudgedDriver(replace(POLICY, inquiry_max=60), now_ms=NOW)
+        self.order_id = order.order_id
+        self.flow.order(order)
+        self.unheard = list(unheard)
+
+    def asked(self, request: PaymentRequest, said: GatewayAnswer) -> GatewayAnswer:
+        """What is told of a question: its answer, or, where that comes too late, what is known."""
+        words = self.flow.late_words
+        if request.kind != "inquire":
+            return said
+        if not (self.unheard and self.unheard.pop(0)):
+            return words.answer(request, said)
+        known = words.answer(request, UNKNOWN)
+        words.hear(request, said, self.flow.asked_at_ms, self.flow.now_ms)
+        return known
+
+    def tell(self, words_max: int = 1_000) -> None:
+        """Late words, the newest first, each by itself; now and then one once more."""
+        told = self.flow.late_words.told
+        for number in range(min(words_max, len(told))):
+            word = told[-1]
+            self.flow.a_late_word_is_told(-1)
+            if number % 2:
+                self.flow.result(word)
+
+
+# Which questions are heard too late, and how many late words are told after each other word.
+LATENESS = st.tuples(
+    st.lists(st.booleans(), max_size=4), st.lists(st.integers(0, 2), min_size=1, max_size=6)
+)
+IN_TIME: Final[tuple[list[bool], list[int]]] = ([], [0])
+
+
 def said(stage: str, amount_minor: int) -> GatewayAnswer:
     if stage == "lost":
         return TIMED_OUT
@@ -60,23 +106,35 @@ def said(stage: str, amount_minor: int) -> GatewayAnswer:
     return replace(answer, code="customer_action_required", next_action_url="https://bank.example")
 
 
-def end(kind: str, truth: tuple[str, ...], answered: str, words: list[str], gap_ms: int) -> Any:
-    """How it ends when these words come so long after each other; inquiries are told the truth."""
+def end(
+    kind: str,
+    truth: tuple[str, ...],
+    answered: str,
+    words: list[str],
+    gap_ms: int,
+    lateness: tuple[list[bool], list[int]] = IN_TIME,
+) -> Any:
+    """How it ends when these words come so long after each other; inquiries are told the truth, in
+    time or later."""
+    unheard, told_after = lateness
     order = MANUAL if kind in ("authorize", "capture") else ORDER
-    story = Story(order, replace(POLICY, inquiry_max=60))
+    story = JudgedStory(order, unheard)
     operation_id, amount_minor = "1", 500
     if kind in ("capture", "refund"):
         story.flow.answer(yes)
         operation_id, amount_minor = "c1", 200
         story.command(kind, operation_id, amount_minor=amount_minor)
     flow = story.flow
-    result = flow.handle(flow.open_requests.pop(0), said(answered, amount_minor))
+    opened = flow.open_requests.pop(0)
+    result = flow.handle(opened, said(answered, amount_minor))
+    if answered == "lost":
+        flow.late_words.made(opened[1], said(truth[0], amount_minor), flow.now_ms)
 
     def ask() -> None:
         while flow.open_requests:
-            flow.answer(said(truth[-1], amount_minor))
+            flow.answer(lambda request: story.asked(request, said(truth[-1], amount_minor)))
 
-    for word in words:
+    for word, late in zip(words, cycle(told_after)):
         if word == ANSWER:
             flow.result(result)
         else:
@@ -84,11 +142,13 @@ def end(kind: str, truth: tuple[str, ...], answered: str, words: list[str], gap_
             outcome = "failed" if word == "failed" else told.outcome
             fields = {"code": told.code, "gateway_reference": "ref", "amount_minor": amount_minor}
             story.notify(outcome, operation_id, **fields)
+        story.tell(late)
         flow.advance(gap_ms)
         ask()
     while any(due.purpose != "timer" for due in flow.waits()):
         flow.advance(MINUTE_MS)
         ask()
+    story.tell()
     payment = story.payment
     states = [(each.operation_id, each.kind, each.state) for each in payment.attempts]
     assert 0 <= payment.refunded_minor <= payment.captured_minor <= payment.authorized_minor
@@ -101,14 +161,16 @@ def end(kind: str, truth: tuple[str, ...], answered: str, words: list[str], gap_
 @settings(max_examples=share_of(500))
 @given(data=st.data(), kind=st.sampled_from(sorted(TRUTHS)))
 def test_the_order_of_evidence_changes_nothing(data: st.DataObject, kind: str) -> None:
-    """The answer, late or lost, and the notices of each stage, once or twice, in any order."""
+    """The answer, late or lost, the notices of each stage, once or twice, and what questions heard
+    too late, in any order."""
     truth = data.draw(st.sampled_from(TRUTHS[kind]))
     words = [ANSWER, *truth, *data.draw(st.lists(st.sampled_from(truth), max_size=2))]
     shuffled = data.draw(st.permutations(words))
     answered = data.draw(st.sampled_from(["lost", *truth]))
     gap_ms = data.draw(st.sampled_from([0, SECOND, 20 * SECOND]))
     straight = end(kind, truth, truth[0], [ANSWER, *truth], 0)
-    assert end(kind, truth, answered, shuffled, gap_ms) == straight
+    lateness = data.draw(LATENESS)
+    assert end(kind, truth, answered, shuffled, gap_ms, lateness) == straight
 
 
 # Several operations, and disputes -----------------------------------------------------------------
@@ -227,10 +289,12 @@ def played(
     dispute: tuple[str, ...],
     words: list[Word],
     gap_ms: int,
+    lateness: tuple[list[bool], list[int]] = IN_TIME,
 ) -> Any:
     """How the scene ends when these words come so long after each other; questions are told the
-    truth, and what follows is done."""
-    story = Story(scene.order, replace(POLICY, inquiry_max=60))
+    truth, in time or later, and what follows is done."""
+    unheard, told_after = lateness
+    story = JudgedStory(scene.order, unheard)
     results = scene.begin(story)
     flow = story.flow
 
@@ -238,13 +302,13 @@ def played(
         name = request.operation_id
         if name not in truths:
             return yes(request)
-        return word_of(name, truths[name][-1], scene.amounts[name])
+        return story.asked(request, word_of(name, truths[name][-1], scene.amounts[name]))
 
     def go_on() -> None:
         while flow.open_requests:
             flow.answer(truth)
 
-    for about, stage in words:
+    for (about, stage), late in zip(words, cycle(told_after)):
         if stage == ANSWER:
             flow.result(results[about])
         elif about == DISPUTE:
@@ -255,6 +319,7 @@ def played(
             outcome = "failed" if stage == "failed" else told.outcome
             fields = {"code": told.code, "gateway_reference": told.gateway_reference}
             story.notify(outcome, about, amount_minor=scene.amounts[about], **fields)
+        story.tell(late)
         flow.advance(gap_ms)
         go_on()
     for _ in range(200):
@@ -262,6 +327,8 @@ def played(
             break
         flow.advance(HOUR_MS)
         go_on()
+    story.tell()
+    go_on()
     payment = story.payment
     states = sorted((each.operation_id, each.kind, each.state) for each in payment.attempts)
     disputes = [(each.dispute_id, each.state, each.withdrawn_minor) for each in payment.disputes]
@@ -275,7 +342,8 @@ def played(
 @settings(max_examples=share_of(240))
 @given(data=st.data(), name=st.sampled_from(sorted(SCENES)))
 def test_words_about_several_things_commute(data: st.DataObject, name: str) -> None:
-    """Of a cancelled charge, captures, refunds and disputes, each told once or twice."""
+    """Of a cancelled charge, captures, refunds and disputes, each told once or twice, and heard in
+    time or too late."""
     scene = SCENES[name]
     truths = {each: data.draw(st.sampled_from(of_it)) for each, of_it in scene.truths.items()}
     dispute = data.draw(st.sampled_from(scene.disputes))
@@ -286,4 +354,73 @@ def test_words_about_several_things_commute(data: st.DataObject, name: str) -> N
     shuffled = data.draw(st.permutations([*answers, *words, *again]))
     gap_ms = data.draw(st.sampled_from([0, SECOND, 20 * SECOND]))
     straight = played(scene, truths, dispute, [*answers, *words], 0)
-    assert played(scene, truths, dispute, shuffled, gap_ms) == straight
+    lateness = data.draw(LATENESS)
+    assert played(scene, truths, dispute, shuffled, gap_ms, lateness) == straight
+
+
+# A gateway that contradicts itself --------------------------------------------------------------
+
+# How it says that it made an operation, and that it declined it.
+MADE: Final = ("notice", "late answer", "pair")
+DECLINED: Final = ("declined by notice", "declined too late")
+
+
+@settings(max_examples=share_of(240))
+@given(data=st.data(), kind=st.sampled_from(["charge", "authorize", "capture"]))
+def test_what_contradicts_itself_counts_once_and_is_told(data: st.DataObject, kind: str) -> None:
+    """A success and a decline of one operation, by notices, by what was heard too late, and as one
+    answer behind the other. What was made is counted, or, where its payment had failed by the
+    decline, given back; of a decline after it a person is told."""
+    words = data.draw(st.lists(st.sampled_from((*MADE, *DECLINED)), min_size=2, max_size=6))
+    gap_ms = data.draw(st.sampled_from([0, SECOND, 20 * SECOND]))
+    story = JudgedStory(ORDER if kind == "charge" else MANUAL)
+    flow = story.flow
+    operation_id, amount_minor = "1", 500
+    if kind == "capture":
+        story.flow.answer(yes)
+        operation_id, amount_minor = "c1", 200
+        story.command("capture", operation_id, amount_minor=amount_minor)
+    flow.answer(TIMED_OUT)
+    story.wait()
+    _, question = flow.open_requests[0]
+    done, no = said("succeeded", amount_minor), said("declined", 0)
+
+    def told(answer: GatewayAnswer, heard: str) -> None:
+        flow.result(result_of(question, replace(answer, heard=heard), flow.now_ms))
+
+    is_contradicted, is_made, is_declined = False, False, False
+    for word in words:
+        is_contradicted |= word == "pair" or (is_made and word in DECLINED)
+        if word == "notice":
+            fields = {"gateway_reference": "ref", "amount_minor": amount_minor}
+            story.notify("succeeded", operation_id, **fields)
+        elif word == "late answer":
+            told(done, "late_answer")
+        elif word == "pair":
+            told(done, "earlier_question")
+            told(no, "contradicts")
+        elif word == "declined by notice":
+            story.notify("declined", operation_id, gateway_reference="ref", amount_minor=0)
+        else:
+            told(no, "late_answer")
+        is_declined |= not is_made and word in DECLINED
+        is_made |= word in MADE
+        flow.advance(gap_ms)
+    # Where nothing was said, it was made.
+    is_made |= not is_declined
+    truth = done if is_made else no
+    flow.run(lambda request: truth if request.operation_id == operation_id else yes(request))
+    letters = {letter.cause for letter in flow.dead_letters}
+    assert letters == ({"contradictory_evidence"} if is_contradicted else set())
+    ends = {
+        "charge": ("captured", (500, 500, 0)),
+        "authorize": ("authorized", (500, 0, 0)),
+        "capture": ("captured", (500, 200, 0)),
+    }
+    end = ends[kind]
+    if kind != "capture" and is_declined:
+        given_back = (500, 500, 500) if kind == "charge" else (0, 0, 0)
+        end = ("failed", given_back if is_made else (0, 0, 0))
+    elif not is_made:
+        end = ("authorized", (500, 0, 0))
+    assert (story.status, story.money) == end

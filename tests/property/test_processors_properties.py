@@ -18,10 +18,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
-from pipeline.domain.model import GatewayResult, Order, Payment, PaymentDue, PaymentRequest
-from pipeline.domain.policy import GatewayProfile, Policy
+from pipeline.domain.lifecycle import BUSY_STATES
+from pipeline.domain.model import (
+    Attempt,
+    GatewayResult,
+    Order,
+    Payment,
+    PaymentDue,
+    PaymentEvent,
+    PaymentRequest,
+)
+from pipeline.domain.policy import HOUR_MS, GatewayProfile, Policy
 from pipeline.processors.driver import RESULTS
-from tests.property.late_words import LateWords
+from tests.property.late_words import UNKNOWN
 from tests.property.referee import JudgedDriver
 from tests.support.examples import share_of
 
@@ -63,8 +72,8 @@ CODES = {"decline": "do_not_honor", "own_trouble": "processing_error"}
 LAGS = st.sampled_from([0, SECOND, 5 * SECOND, 12 * SECOND, 40 * SECOND])
 
 
-class Charge:
-    """What a gateway really did for a key."""
+class Made:
+    """What a gateway really did for a key: a charge, or a refund of one."""
 
     def __init__(self, at_ms: int, visible_at_ms: int, code: str | None, reference: str) -> None:
         self.at_ms = at_ms
@@ -80,8 +89,16 @@ class Money(RuleBasedStateMachine):
         tier_ms=st.sampled_from([500, 5 * SECOND]),
         keyless=st.booleans(),
         permits=st.booleans(),
+        paid_within_ms=st.sampled_from([0, 0, 10 * SECOND, 60 * SECOND]),
     )
-    def start(self, lag: int, tier_ms: int, keyless: bool = False, permits: bool = False) -> None:
+    def start(
+        self,
+        lag: int,
+        tier_ms: int,
+        keyless: bool = False,
+        permits: bool = False,
+        paid_within_ms: int = 0,
+    ) -> None:
         # A short tier leaves no slack beside the windows that keep the money safe. What an order's
         # age ends has to end before its keys are forgotten.
         self.stale_after_ms = 90 * SECOND if tier_ms < SECOND else POLICY.stale_after_ms
@@ -94,19 +111,23 @@ class Money(RuleBasedStateMachine):
         self.flow = JudgedDriver(
             policy, now_ms=NOW, retry_delay_ms=tier_ms, inquiry_delay_ms=tier_ms
         )
-        self.charges: list[Charge] = []
-        self.by_key: dict[str, Charge] = {}
-        self.late_words = LateWords()
+        self.charges: list[Made] = []
+        self.refunds: list[Made] = []
+        self.by_key: dict[str, Made] = {}
         self.frozen: list[tuple[int, PaymentRequest]] = []
         self.held: list[GatewayResult] = []
         self.dues: list[PaymentDue] = []
-        self.order = replace(ORDER, card_fingerprint="fp_1") if permits else ORDER
+        self.order = replace(
+            ORDER,
+            card_fingerprint="fp_1" if permits else None,
+            pay_before_ms=NOW + paid_within_ms if paid_within_ms else None,
+        )
         self.flow.order(self.order)
         self.flow.now_ms += lag
 
     # The gateway's truth.
 
-    def charge(self, request: PaymentRequest, code: str | None, delay_ms: int) -> Charge:
+    def act(self, request: PaymentRequest, code: str | None, delay_ms: int) -> Made:
         """Act on a key once, unless it was forgotten."""
         known = self.by_key.get(request.idempotency_key)
         if (
@@ -115,44 +136,49 @@ class Money(RuleBasedStateMachine):
             and not self.is_keyless(request)
         ):
             return known
-        done = Charge(
+        made = self.refunds if request.kind == "refund" else self.charges
+        done = Made(
             self.flow.now_ms,
             self.flow.now_ms + delay_ms,
             code,
-            f"ch_{len(self.charges)}",
+            f"{request.kind}_{len(made)}",
         )
-        self.charges.append(done)
+        made.append(done)
         self.by_key[request.idempotency_key] = done
         return done
 
     def is_keyless(self, request: PaymentRequest) -> bool:
         return self.keyless and request.gateway == POLICY.gateways[0].name
 
-    def told(self, charge: Charge) -> GatewayAnswer:
-        if not charge.succeeded:
-            return GatewayAnswer(outcome="declined", code=charge.code)
+    def told(self, made: Made) -> GatewayAnswer:
+        if not made.succeeded:
+            return GatewayAnswer(outcome="declined", code=made.code)
         return GatewayAnswer(
-            outcome="succeeded", gateway_reference=charge.reference, amount_minor=500
+            outcome="succeeded", gateway_reference=made.reference, amount_minor=500
         )
 
     def adapter(self, request: PaymentRequest, outcome: str, delay_ms: int) -> GatewayAnswer:
-        unknown = GatewayAnswer(outcome="unknown", code="timeout")
+        words = self.flow.late_words
         if outcome == "not_sent":
             return GatewayAnswer(outcome="not_sent", code="connection_refused")
         if outcome == "shed":
             return GatewayAnswer(outcome="not_sent", code="throttled")
         if request.kind == "inquire":
             if outcome not in ("lost_before", "lost_after"):
-                return self.looked_up(request)
-            late = self.late_words.instead(request, unknown)
+                return words.answer(request, self.looked_up(request))
+            late = words.answer(request, UNKNOWN)
             if outcome == "lost_after":
-                self.late_words.hear(request, self.looked_up(request), self.flow.asked_at_ms)
+                said = self.looked_up(request)
+                words.hear(request, said, self.flow.asked_at_ms, self.flow.now_ms)
             return late
-        self.late_words.sent(request)
+        words.sent(request)
         if outcome == "lost_before":
-            return unknown
-        done = self.charge(request, CODES.get(outcome), delay_ms)
-        return unknown if outcome == "lost_after" else self.told(done)
+            return UNKNOWN
+        done = self.act(request, CODES.get(outcome), delay_ms)
+        if outcome != "lost_after":
+            return self.told(done)
+        words.made(request, self.told(done), self.flow.now_ms)
+        return UNKNOWN
 
     def looked_up(self, request: PaymentRequest) -> GatewayAnswer:
         known = self.by_key.get(request.idempotency_key)
@@ -182,6 +208,17 @@ class Money(RuleBasedStateMachine):
     def a_late_result_is_committed(self) -> None:
         self.flow.result(self.held.pop(0))
 
+    @precondition(lambda self: self.flow.late_words.told)
+    @rule(at=st.integers(0, 9))
+    def a_late_word_is_told(self, at: int) -> None:
+        """By itself, before or after the result of its own call."""
+        self.flow.a_late_word_is_told(at)
+
+    @rule()
+    def a_worker_is_replaced(self) -> None:
+        """Its successor has heard nothing."""
+        self.flow.late_words.lose()
+
     @precondition(lambda self: self.flow.open_requests)
     @rule()
     def a_worker_freezes(self) -> None:
@@ -210,15 +247,17 @@ class Money(RuleBasedStateMachine):
     @precondition(lambda self: self.frozen)
     @rule(at=st.integers(0, 9), decline=st.booleans(), slow_ms=st.integers(0, SKEW_MS - 1))
     def a_frozen_worker_sends(self, at: int, decline: bool, slow_ms: int) -> None:
-        """Its clock may be behind; its result is lost with its transaction."""
+        """Its clock may be behind. Its result is lost with its transaction, but for the word that
+        money was taken."""
         opened = self.frozen[at % len(self.frozen)]
         true_ms = self.flow.now_ms
         self.flow.now_ms = true_ms - slow_ms
 
         def send(request: PaymentRequest) -> GatewayAnswer:
             self.flow.now_ms = true_ms
-            if request.kind == "charge":
-                self.charge(request, CODES["decline"] if decline else None, GRACE_MS)
+            if request.kind != "inquire":
+                done = self.act(request, CODES["decline"] if decline else None, GRACE_MS)
+                self.flow.late_words.made(request, self.told(done), true_ms)
             return GatewayAnswer(outcome="unknown")
 
         self.flow.handle(opened, send)
@@ -267,8 +306,10 @@ class Money(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_charge(self) -> None:
-        """Whatever happened, the customer has paid at most once."""
-        assert sum(charge.succeeded for charge in self.charges) <= 1
+        """Whatever happened, the customer has paid at most once, and got back no more than that."""
+        paid = sum(charge.succeeded for charge in self.charges)
+        assert paid <= 1
+        assert sum(refund.succeeded for refund in self.refunds) <= paid
 
     @invariant()
     def nobody_is_charged_late(self) -> None:
@@ -276,33 +317,43 @@ class Money(RuleBasedStateMachine):
         # By permit it begins later.
         began_ms = self.flow.referee.began.get(ORDER.order_id, NOW)
         last_ms = began_ms + self.stale_after_ms + SKEW_MS
+        if self.order.pay_before_ms is not None:
+            last_ms = min(last_ms, self.order.pay_before_ms + SKEW_MS)
         assert all(charge.at_ms < last_ms for charge in self.charges)
 
     @invariant()
     def books_match(self) -> None:
-        """One settlement at most, only of a real charge, and exactly what was captured."""
+        """One settlement of each kind at most, only of what was made, and exactly what was
+        captured and given back. What came too late is given back, and no other."""
         payment, settlements = self.payment(), self.flow.settlements()
-        assert len(settlements) <= 1
-        assert payment.captured_minor == sum(s.amount_minor for s in settlements) <= 500
-        assert (payment.status == "captured") == bool(settlements)
-        real = {charge.reference for charge in self.charges if charge.succeeded}
+        sums = Counter({each.kind: each.amount_minor for each in settlements})
+        assert len(sums) == len(settlements)
+        assert payment.captured_minor == sums["capture"] <= 500
+        assert payment.refunded_minor == -sums["refund"]
+        assert (payment.status == "captured") == ("capture" in sums and not self.is_late())
+        assert self.is_late() <= ("capture" in sums)
+        real = {each.reference for each in (*self.charges, *self.refunds) if each.succeeded}
         assert {s.gateway_reference for s in settlements} <= real
+
+    def is_late(self) -> bool:
+        return any(each.kind == "refund" for each in self.payment().attempts)
 
     @invariant()
     def history_has_no_gaps(self) -> None:
-        """One event for each change, numbered like the snapshots."""
+        """An event for each change, the last of a decision's numbered like its snapshot."""
         events, payment = self.flow.events(), self.payment()
         assert [event.sequence for event in events] == list(range(1, payment.sequence + 1))
         assert len({event.event_id for event in events}) == len(events)
-        changes = [d for d in self.flow.decisions if d.payment is not None]
-        assert [d.payment.sequence for d in changes if d.payment] == [e.sequence for e in events]
+        for made in self.flow.decisions:
+            told = [each.sequence for each in made.sends if isinstance(each, PaymentEvent)]
+            assert told[-1:] == ([] if made.payment is None else [made.payment.sequence])
         assert events[-1].status == payment.status
 
     @invariant()
     def a_failure_is_true(self) -> None:
         """What failed was not charged, unless the gateway could not be asked at the end."""
         payment = self.payment()
-        if payment.status == "failed" and payment.attempts[-1].code in (
+        if payment.status == "failed" and self.charged()[-1].code in (
             "not_found",
             *CODES.values(),
         ):
@@ -313,7 +364,7 @@ class Money(RuleBasedStateMachine):
         """A second key appears only after the gateway of the first did not know it, or declined it
         for reasons of its own."""
         # Whose permit did not come was not sent.
-        attempts = self.payment().attempts
+        attempts = self.charged()
         assert [attempt.attempt for attempt in attempts] == list(range(1, len(attempts) + 1))
         for earlier in attempts[:-1]:
             assert (earlier.state, earlier.code) in {
@@ -321,26 +372,25 @@ class Money(RuleBasedStateMachine):
                 ("declined", "processing_error"),
             }
 
+    def charged(self) -> list[Attempt]:
+        return [each for each in self.payment().attempts if each.kind == "charge"]
+
     @invariant()
     def something_is_under_way_or_done(self) -> None:
         """An unfinished payment always has exactly one open request or at least one wait."""
         attempt = self.payment().attempts[-1]
-        current: list[PaymentRequest | GatewayResult] = [
-            request for _, request in self.flow.open_requests
-            if (request.attempt, request.try_number) == (attempt.attempt, attempt.tries)
-        ]  # fmt: skip
-        waits = [due.purpose for due in self.flow.waits() if due.try_number == attempt.tries]
-        current += [
-            result for result in self.held
-            if (result.attempt, result.try_number) == (attempt.attempt, attempt.tries)
-        ]  # fmt: skip
+        named = attempt.operation_id, attempt.attempt, attempt.tries
+        asked = [request for _, request in self.flow.open_requests]
+        current = [each for each in (*asked, *self.held) if _name(each) == named]
+        waits = [due.purpose for due in self.flow.waits() if _name(due) == named]
         if attempt.state in ("started", "inquiring"):
             assert len(current) == 1
         if attempt.state == "retry_waiting":
-            assert "retry" in waits
+            # What is to be ordered again later waits by a timer.
+            assert "retry" in waits or (not attempt.tries and "timer" in waits)
         if attempt.state == "inquiry_waiting":
             assert "inquiry" in waits
-        tries = Counter((r.attempt, r.try_number) for r in self.flow.requests())
+        tries = Counter(_name(request) for request in self.flow.requests())
         assert set(tries.values()) <= {1}, "every try is requested once"
 
     def teardown(self) -> None:
@@ -348,20 +398,31 @@ class Money(RuleBasedStateMachine):
         if hasattr(self, "flow"):
             while self.held:
                 self.a_late_result_is_committed()
+            while self.flow.late_words.told:
+                self.a_late_word_is_told(-1)
             self.flow.count_all()
             self.flow.run(lambda request: self.adapter(request, "answer", 0))
             while self.flow.open_checks:
                 self.flow.count_all()
                 self.flow.run(lambda request: self.adapter(request, "answer", 0))
+            while any(due.attempt for due in self.flow.waits()):
+                self.flow.advance(HOUR_MS)
+                self.flow.run(lambda request: self.adapter(request, "answer", 0))
             payment = self.payment()
-            place = (payment.status, payment.attempts[-1].state)
+            place = (payment.status, self.charged()[-1].state)
             assert place in {
                 ("captured", "charged"), ("failed", "declined"), ("failed", "failed"),
+                ("failed", "charged"), ("expired", "failed"),
                 ("outcome_unknown", "inquiry_exhausted"),
                 ("outcome_unknown", "contradicted"), ("risk_review", "failed"),
             }  # fmt: skip
+            assert not {each.state for each in payment.attempts} & BUSY_STATES
             self.at_most_one_charge()
             self.books_match()
+
+
+def _name(each: PaymentRequest | GatewayResult | PaymentDue) -> tuple[str, int, int]:
+    return each.operation_id, each.attempt, each.try_number
 
 
 Money.TestCase.settings = settings(
@@ -407,12 +468,17 @@ def walk(seed: int) -> None:
     wake = chance.choice([0.0, 0.03, 0.1])
     money = Money()
     lag, tier_ms = chance.choice([0, 1_000, 12_000]), chance.choice([500, 5_000])
-    money.start(lag, tier_ms, chance.random() < 0.2, chance.random() < 0.2)
+    keyless, permits = chance.random() < 0.2, chance.random() < 0.2
+    # A permit that is late for that is seldom otherwise.
+    paid_within_ms = chance.choice([0, 10_000] if permits else [0, 0, 0, 0, 10_000, 60_000])
+    money.start(lag, tier_ms, keyless, permits, paid_within_ms)
     lags = [0, 1_000, 5_000, 12_000, 40_000]
     for _ in range(STEPS):
         what = chance.random()
         if money.held and what < 0.2:
             money.a_late_result_is_committed()
+        elif money.flow.late_words.told and what < 0.23:
+            money.a_late_word_is_told(chance.randrange(10))
         elif money.flow.open_checks and what < 0.3:
             money.a_permit_is_answered()
         elif money.flow.open_requests and what < 0.35:
@@ -438,8 +504,10 @@ def walk(seed: int) -> None:
             money.the_flow_stands_still(chance.choice([1_000, 5_000, 20_000]))
         elif what < 0.96 and money.dues:
             money.a_wait_comes_again(chance.randrange(10))
-        elif what < 0.99 and money.flow.topics.get(RESULTS):
+        elif what < 0.985 and money.flow.topics.get(RESULTS):
             money.a_result_comes_again(chance.randrange(10))
+        elif what < 0.99:
+            money.a_worker_is_replaced()
         else:
             money.the_order_comes_again(chance.choice([500, 501]))
         money.at_most_one_charge()

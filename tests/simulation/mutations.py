@@ -429,6 +429,73 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            self._sent_below[record.partition] = record.offset + 1\n",
         ("tests/unit/test_gateway_stage.py",),
     ),
+    # What is heard too late ---------------------------------------------------------------------
+    Mutation(
+        "what is heard too late and makes another end is told by itself",
+        f"{RUNTIME}/calls.py",
+        "        if is_told(kind, answer):\n",
+        "        if False:\n",
+        ("tests/unit/test_late_words.py",),
+    ),
+    Mutation(
+        "a success is told though its request is read again",
+        f"{RUNTIME}/gateway_worker.py",
+        "                if not tells_success(call.request, answer):\n",
+        "                if True:\n",
+        ("tests/unit/test_late_words.py",),
+    ),
+    Mutation(
+        "what does not stay true is forgotten when its operation is sent again",
+        f"{RUNTIME}/heard.py",
+        "        if word is not None and not stays_true(request.kind, word.answer):\n",
+        "        if False:\n",
+        ("tests/unit/test_heard.py",),
+    ),
+    Mutation(
+        "what its gateway was heard to have is known on, also after an abort",
+        f"{RUNTIME}/heard.py",
+        "            self._words[_asked(request)] = word\n            if answer.code",
+        "            if answer.code",
+        ("tests/unit/test_heard.py",),
+    ),
+    Mutation(
+        "what contradicts an answer is told behind it",
+        f"{RUNTIME}/calls.py",
+        "        if other is not None and contradicts(request.operation_kind, said, other):\n",
+        "        if False:\n",
+        ("tests/unit/test_late_words.py",),
+    ),
+    Mutation(
+        "a contradiction leaves a letter",
+        f"{PROCESSORS}/settlement.py",
+        "        return contradictory(payment, result, now_ms)\n    return _STALE_RESULT\n",
+        "        return _STALE_RESULT\n    return _STALE_RESULT\n",
+        ("tests/unit/test_late_words.py",),
+    ),
+    Mutation(
+        "one movement of a gateway is booked once in a payment",
+        f"{PROCESSORS}/successes.py",
+        "    if trigger in (SUCCESS_SEEN, LATE_SUCCESS_SEEN) and "
+        "is_anothers(payment, attempt, reference):\n",
+        "    if False:\n",
+        ("tests/unit/test_processors_commands.py",),
+    ),
+    Mutation(
+        "no operation is resolved by what another one is booked as",
+        "pipeline/domain/commands.py",
+        "return command.decision == CHARGED and "
+        "is_anothers(payment, attempt, reference_of(command))",
+        "return False",
+        ("tests/unit/test_processors_commands.py",),
+    ),
+    Mutation(
+        "a permit that comes after pay_before begins nothing",
+        f"{PROCESSORS}/permit_answers.py",
+        "    if _is_too_late(payment, now_ms):\n"
+        "        return _expired(payment, attempt, now_ms)\n    before",
+        "    before",
+        ("tests/unit/test_permits.py",),
+    ),
     Mutation(
         "a success that came too late is given back",
         f"{PROCESSORS}/successes.py",

@@ -13,6 +13,8 @@ DOMAIN = "pipeline/domain"
 PROPERTIES = (
     "tests/property/test_processors_properties.py::test_long_walks_keep_the_money_safe",
     "tests/property/test_processors_lifecycle_properties.py::test_long_lives_keep_the_money_true",
+    "tests/property/test_processors_lifecycle_properties.py"
+    "::test_lives_of_each_story_keep_the_money_true",
     "tests/property/test_evidence_order.py",
     "tests/property/test_processors_transitions_properties.py"
     "::test_every_transition_is_reached_and_no_other",
@@ -130,6 +132,33 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
         "    if _is_too_late(payment, now_ms):\n"
         "        return _expired(payment, attempt, now_ms)\n    before",
         "    before",
+    ),
+    # Words that contradict one another, and late ones --------------------------------------------
+    _property(
+        "a success of before is taken, whichever question it answers",
+        f"{PROCESSORS}/settlement.py",
+        "    if result.outcome == SUCCEEDED:\n        return late_evidence",
+        "    if False:\n        return late_evidence",
+    ),
+    _property(
+        "a contradiction leaves a letter",
+        f"{PROCESSORS}/settlement.py",
+        "        return contradictory(payment, result, now_ms)\n    return _STALE_RESULT\n",
+        "        return _STALE_RESULT\n    return _STALE_RESULT\n",
+    ),
+    _property(
+        "a decline of what was made leaves a letter, by a notice too",
+        f"{PROCESSORS}/notifications.py",
+        "        if has_succeeded(attempt.state) or attempt.state == CONTRADICTED:\n"
+        "            return contradictory(payment, said, now_ms)\n",
+        "        if has_succeeded(attempt.state) or attempt.state == CONTRADICTED:\n"
+        "            return _STALE\n",
+    ),
+    _property(
+        "a customer is sent nowhere once money is said to have moved",
+        f"{PROCESSORS}/refused_evidence.py",
+        'changes = {} if moves is None else {"next_action_url": None, "expires_at_ms": None}',
+        "changes = {}",
     ),
     # Cancels, reviews, people -------------------------------------------------------------------
     _property(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -104,7 +104,7 @@ class WholeFlow:
         self.supervisor.tick()
         self.meanwhile()
 
-    def publish(self, orders: list[Order], *, per_s: float | None = None) -> None:
+    def publish(self, orders: Iterable[Order], *, per_s: float | None = None) -> None:
         """Publish, at a steady rate if one is given, while the workers are kept alive."""
         topic = self.settings.catalogue().name("orders")
         began_s = time.monotonic()

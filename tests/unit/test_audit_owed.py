@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from pipeline.audit.gateway_copy import GatewayCopy
 from pipeline.audit.report import Severity
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.decision import Decision
@@ -83,6 +84,29 @@ def test_what_a_bank_may_keep_is_named_and_what_it_keeps_is_not() -> None:
     story.dispute("lost", gateway_reference="charge_1")
     assert found(story) == set()
     assert outstanding(story.payment) == ()
+
+
+@pytest.mark.parametrize(("stage", "named"), [("lost", set()), ("won", {"charged_twice"})])
+def test_a_charge_that_a_bank_has_taken_back_is_none_of_two_that_stand(
+    stage: str, named: set[str]
+) -> None:
+    """By the gateway's books, which have no refund of it."""
+    story = paid_twice()
+    story.dispute("opened", gateway_reference="charge_1")
+    story.dispute(stage, gateway_reference="charge_1")
+    books = GatewayCopy()
+    first, second = (each for each in story.flow.requests() if each.kind == "charge")
+    entry = {
+        "amount_minor": 500, "currency": "GBP", "merchant_id": "shop", "order_id": "1",
+        "created_at_ms": story.flow.now_ms,
+    }  # fmt: skip
+    for request, charge_id in ((first, "charge_1"), (second, "charge_1_r1")):
+        key = request.idempotency_key
+        books.add({**entry, "kind": "charge", "id": charge_id, "reference": key}, recent=False)
+    about = {**entry, "id": "dp", "reference": "d1", "charge_id": "charge_1"}
+    for kind in ("dispute", *["dispute_won"] * (stage == "won")):
+        books.add({**about, "kind": kind}, recent=False)
+    assert {each.name for each in judged_flow(story.flow, books)} - {WAITS[0]} == named
 
 
 def test_what_was_captured_beyond_a_hold_is_named_though_it_is_acknowledged() -> None:

@@ -378,6 +378,23 @@ def test_another_amount_of_a_late_success_is_kept_for_a_person() -> None:
     assert (story.status, story.settled) == ("failed", [])
 
 
+@pytest.mark.parametrize("by", ["notice", "inquiry"])
+def test_no_customer_is_sent_anywhere_once_their_money_is_said_to_have_moved(by: str) -> None:
+    """Another amount than was asked for: a person looks, and the customer has nothing to do."""
+    story = Story()
+    story.flow.answer(ACTION)
+    if by == "notice":
+        decision = story.notify("succeeded", amount_minor=499)
+    else:
+        story.wait()
+        decision = story.flow.answer(lambda request: replace(yes(request), amount_minor=499))
+    assert decision.dead_letter == "amount_mismatch"
+    payment = story.payment
+    assert (payment.status, payment.next_action_url, payment.expires_at_ms) == (
+        "outcome_unknown", None, None,
+    )  # fmt: skip
+
+
 def test_notices_about_nothing_of_ours_are_dead_lettered() -> None:
     """Whole, with their cause; the payment they name says so."""
     story = charged()
