@@ -100,7 +100,10 @@ class _Steps:
 
 
 def measure_reconcile(
-    sales: int, say: Callable[[str], None], folder: Path | None = None
+    sales: int,
+    say: Callable[[str], None],
+    folder: Path | None = None,
+    postgres_sales: int | None = None,
 ) -> list[Reconciled]:
     """WrongRun when something was not found, or found that nobody damaged."""
     from pipeline.embedded.postgres import new_database, start_postgres, stop_postgres
@@ -115,7 +118,7 @@ def measure_reconcile(
         handle = start_postgres(Path(data) / "postgres", die_with_parent=True)
         try:
             url = new_database(handle, "reconcile")
-            found.append(_measured("PostgreSQL", url, sales, say, folder))
+            found.append(_measured("PostgreSQL", url, postgres_sales or sales, say, folder))
         finally:
             stop_postgres(handle)
     return found
