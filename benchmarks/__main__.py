@@ -156,6 +156,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--warm-up", type=_positive, help="seconds before it (default 30; quick: 3)")
     add("--entries", type=_positive, help="entries of a journal run (default 60000; quick: 4000)")
     add("--rows", type=_positive, help="a side of reconcile (default 1000000; quick: 10000)")
+    add("--postgres-rows", type=_positive, help="the same on PostgreSQL (default: as --rows)")
     add("--lone", type=_positive, help="lone orders (default 30; quick: 5)")
     add("--outage-rate", type=_positive, default=200, help="orders a second (default 200)")
     add("--outage-seconds", type=_positive, help="of the outage (default 120; quick: 8)")
@@ -219,7 +220,9 @@ def run(options: argparse.Namespace, *, command: str) -> Results:
     if part in ("journal", "all"):
         results.journal = measure_journal(options.entries, options.rounds, say, folder=options.dir)
     if part in ("reconcile", "all"):
-        results.reconciled = measure_reconcile(options.rows, say, folder=options.dir)
+        results.reconciled = measure_reconcile(
+            options.rows, say, folder=options.dir, postgres_sales=options.postgres_rows
+        )
     if part == "kills":
         results.killed = measure_kills(options.kills, say, seed=options.seed, folder=options.dir)
     pool = OrderPool((), {})

@@ -43,6 +43,7 @@ from pipeline.ledger.entries import EntryWriter, Item
 from pipeline.ledger.journal import Journal
 from pipeline.ledger.queries import drifted_balances
 from pipeline.ledger.reconciliation.breaks import list_breaks
+from pipeline.ledger.reconciliation.clearing import Look
 from producers.clearings import ReconciliationPublisher
 from producers.ledger_events import topic_source
 from schemas.codec import default_codec
@@ -65,10 +66,10 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Reconciled:
-    """``taken_s``: rows out of the topic into the database; ``matched_s``: one look at both sides,
-    of which nothing follows, beside the run; ``decided_s``: both sides matched, and what matches
-    decided; ``booked_s``: that published and booked; ``kept_s``: the settlements topic compared
-    with the books, breaks kept and published."""
+    """``taken_s``: rows out of the topic into the database; ``matched_s``: one look at both sides
+    and all breaks found, of which nothing follows, beside the run; ``decided_s``: both sides
+    matched, and what matches decided; ``booked_s``: that published and booked; ``kept_s``: the
+    settlements topic compared with the books, breaks kept and published."""
 
     database: str
     sales: int
@@ -99,7 +100,10 @@ class _Steps:
 
 
 def measure_reconcile(
-    sales: int, say: Callable[[str], None], folder: Path | None = None
+    sales: int,
+    say: Callable[[str], None],
+    folder: Path | None = None,
+    postgres_sales: int | None = None,
 ) -> list[Reconciled]:
     """WrongRun when something was not found, or found that nobody damaged."""
     from pipeline.embedded.postgres import new_database, start_postgres, stop_postgres
@@ -114,7 +118,7 @@ def measure_reconcile(
         handle = start_postgres(Path(data) / "postgres", die_with_parent=True)
         try:
             url = new_database(handle, "reconcile")
-            found.append(_measured("PostgreSQL", url, sales, say, folder))
+            found.append(_measured("PostgreSQL", url, postgres_sales or sales, say, folder))
         finally:
             stop_postgres(handle)
     return found
@@ -305,8 +309,11 @@ def reconcile_sales(settings: Settings, database: str, url: str, sales: int) -> 
     started_s = time.perf_counter()
     rows = reconciler.take_in()
     taken_s = time.perf_counter()
-    reconciler.preview(as_of=AS_OF)
+    looked = reconciler.preview(as_of=AS_OF)
     matched_s = time.perf_counter()
+    _require_seen(looked, sales)
+    del looked
+    run_s = time.perf_counter()
     ran = reconciler.run(as_of=AS_OF)
     ended_s = time.perf_counter()
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -316,9 +323,17 @@ def reconcile_sales(settings: Settings, database: str, url: str, sales: int) -> 
     return Reconciled(
         database, sales, rows, sum(expected(sales).values()), ran.entries,
         taken_s=taken_s - started_s, matched_s=matched_s - taken_s,
-        decided_s=at["decided"] - matched_s, booked_s=at["booked"] - at["decided"],
+        decided_s=at["decided"] - run_s, booked_s=at["booked"] - at["decided"],
         kept_s=ended_s - at["booked"], peak_mib=peak_mib,
     )  # fmt: skip
+
+
+def _require_seen(looked: Look, sales: int) -> None:
+    """What was found and not kept: fees are counted, since they are told when a row is booked."""
+    wanted = expected(sales)
+    found = Counter(each.kind for each in looked.breaks) + Counter(fee_differs=looked.fees)
+    if found != wanted or looked.waiting:
+        raise WrongRun(f"the look found {dict(found)}, should be {dict(wanted)}")
 
 
 def _require_right(engine: Engine, ran: Ran, sales: int) -> None:

@@ -230,6 +230,8 @@ def _reconcile_rows(done: Reconciled) -> list[Row]:
         f"reconciliation on {done.database}: {done.sales:,} settlements and {done.rows:,} rows, "
         f"shuffled, {done.breaks:,} breaks (verified: each found)"
     )
+    matching_s = done.matched_s * 1e6 / done.sales
+    whole_s = done.seconds * 1e6 / done.sales
     return [
         Row(group, "rows taken in from their topic", f"{done.taken_s:,.1f} s"),
         Row(group, "both sides matched, what matches decided", f"{done.decided_s:,.1f} s"),
@@ -241,15 +243,17 @@ def _reconcile_rows(done: Reconciled) -> list[Row]:
         Row(group, "books held against the settlements, breaks published", f"{done.kept_s:,.1f} s"),
         Row(
             group,
-            "matching alone, of a million a side (beside the run, nothing follows of it)",
-            f"{done.matched_s * 1e6 / done.sales:,.1f} s",
+            "reconciled alone, of a million a side: matched, each break found, nothing booked",
+            f"{matching_s:,.1f} s",
+            f"below {AIM_RECONCILE_S} s",
+            matching_s < AIM_RECONCILE_S,
         ),
         Row(
             group,
-            "the whole run, of a million a side",
-            f"{done.seconds * 1e6 / done.sales:,.1f} s",
+            "the whole run, of a million a side: an entry booked for each row besides",
+            f"{whole_s:,.1f} s",
             f"below {AIM_RECONCILE_S} s",
-            done.seconds * 1e6 / done.sales < AIM_RECONCILE_S,
+            whole_s < AIM_RECONCILE_S,
         ),
         Row(
             group,

@@ -339,8 +339,11 @@ class Reconciler:
                     except DecodeError:
                         # In the dead letters: it names no movement.
                         continue
-                    place = f"{topic}[{partition}]@{record.offset}"
-                    batch.append(control.Published(settlement, place, record.timestamp_ms))
+                    batch.append(
+                        control.Published(
+                            settlement, topic, partition, record.offset, record.timestamp_ms
+                        )
+                    )
                     if len(batch) == BATCH_RECORDS:
                         breaks, count = control.compare(connection, batch)
                         booked += count

@@ -2,7 +2,8 @@
 
 An answer or notice may be long (64 KiB, 256 KiB), and a payment keeps those of all its attempts: no
 row, event or request may outgrow its topic by them. Codes are cut; an id that is cut would be
-another, and one that is too long cannot be booked, so what hangs on it is not believed.
+another, and one that is too long, or not printable (PostgreSQL keeps a NUL in no text), cannot be
+booked, so what hangs on it is not believed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,14 @@ PLACE_LENGTH_MAX: Final = 300
 URL_LENGTH_MAX: Final = 2_048
 
 REFERENCE_TOO_LONG: Final = "reference_too_long"
+REFERENCE_NOT_PRINTABLE: Final = "reference_not_printable"
+
+
+def cannot_be_booked(gateway_id: str) -> str:
+    """Why the books do not take a gateway's id, as a code; "" for one that they take."""
+    if len(gateway_id) > GATEWAY_TEXT_LENGTH_MAX:
+        return REFERENCE_TOO_LONG
+    return "" if gateway_id.isprintable() else REFERENCE_NOT_PRINTABLE
 
 
 def kept_text(text: str) -> str:
@@ -35,7 +44,7 @@ def kept_text(text: str) -> str:
 def kept_answer(answer: GatewayAnswer) -> GatewayAnswer:
     """The answer as far as its record will keep it, but for where the customer would be sent."""
     reference, code, theirs = answer.gateway_reference, answer.code, answer.gateway_code
-    if reference is not None and len(reference) > GATEWAY_TEXT_LENGTH_MAX:
+    if reference is not None and cannot_be_booked(reference):
         reference = None
     return replace(
         answer,
@@ -47,14 +56,16 @@ def kept_answer(answer: GatewayAnswer) -> GatewayAnswer:
 
 
 def kept_result(result: GatewayResult) -> GatewayResult:
-    """The result as far as it may be kept. A success under an id that is too long is unknown: the
-    gateway is asked, and in the end a person. Where the customer would be sent, nobody is."""
+    """The result as far as it may be kept. A success under an id that no book takes is unknown: the
+    gateway is asked, and in the end a person. Where the customer would be sent by an address that
+    is too long, nobody is."""
     reference, url = result.gateway_reference, result.next_action_url
     outcome, code = result.outcome, result.code
-    if reference is not None and len(reference) > GATEWAY_TEXT_LENGTH_MAX:
+    wrong = "" if reference is None else cannot_be_booked(reference)
+    if wrong:
         reference = None
         if outcome == SUCCEEDED:
-            outcome, code = UNKNOWN, REFERENCE_TOO_LONG
+            outcome, code = UNKNOWN, wrong
     elif (
         (url is None or len(url) <= URL_LENGTH_MAX)
         and (code is None or len(code) <= CODE_LENGTH_MAX)
@@ -72,10 +83,11 @@ def kept_result(result: GatewayResult) -> GatewayResult:
 
 
 def kept_notice(notice: GatewayNotification) -> GatewayNotification | None:
-    """The notice as far as it may be kept; None when an id in it is too long to be anybody's."""
+    """The notice as far as it may be kept; None when an id in it can be nobody's: it is too long,
+    or not printable."""
     reference, code = notice.gateway_reference, notice.code
     if len(notice.notification_id) > PLACE_LENGTH_MAX or (
-        reference is not None and len(reference) > GATEWAY_TEXT_LENGTH_MAX
+        reference is not None and cannot_be_booked(reference)
     ):
         return None
     if code is None or len(code) <= CODE_LENGTH_MAX:

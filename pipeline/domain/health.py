@@ -32,6 +32,7 @@ _ALIVE: Final = frozenset(
         "idempotency_key_reused",
         "reference_missing",
         "reference_too_long",
+        "reference_not_printable",
         RATE_LIMITED,
         THROTTLED,
         BREAKER_OPEN,

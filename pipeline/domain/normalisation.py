@@ -105,6 +105,9 @@ STANDARD: Final[Mapping[str, Standard]] = {
     "reference_too_long": Standard(
         _INQUIRE, "a success under an id of the gateway's of more than 255 characters"
     ),
+    "reference_not_printable": Standard(
+        _INQUIRE, "a success under an id of the gateway's that no book takes, as one with a NUL"
+    ),
     "reference_missing": Standard(_INQUIRE, "a success without the gateway's reference"),
     "outcome_not_in_contract": Standard(_INQUIRE, "the adapter broke its contract"),
 }

@@ -27,12 +27,14 @@ from sqlalchemy import (
 )
 
 # Raised by every change of these tables; a database of another version is not touched.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # The revision of ``migrations`` that makes these tables.
-REVISION = "0005"
+REVISION = "0006"
 
 # Entries that may move what is available: those of no settlement, and of settlements one kind.
 MOVES_AVAILABLE = "({0}settlement_id = '' OR {0}kind = 'external_refund')"
+# Entries of settlements, and of nothing else.
+OF_SETTLEMENT = "{0}settlement_id <> ''"
 
 metadata = MetaData()
 
@@ -103,8 +105,14 @@ journal_entries = Table(
     UniqueConstraint(
         "source_topic", "source_partition", "source_offset", "source_part", name="entry_source"
     ),
-    # What was booked of a payment decides what its next settlement costs.
-    Index("entry_payment", "payment_id"),
+    # What was settled of a payment decides what its next settlement costs. What is cleared of it
+    # is booked of the same payments, at random places of this index, and is not asked for by it.
+    Index(
+        "entry_settled_payment",
+        "payment_id",
+        sqlite_where=text(OF_SETTLEMENT.format("")),
+        postgresql_where=text(OF_SETTLEMENT.format("")),
+    ),
     # What became available since a cut-off, or was taken of it: of settlements one kind does that.
     Index(
         "entry_arrival",

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, bindparam, text
 from pipeline.domain.fees import refunded_of, share
 from pipeline.domain.posting import EXTERNAL_REFUND, REFUND, REFUND_FAILED, JournalEntry
 from pipeline.domain.transfers import FEE_TRUE_UP, FEE_TRUE_UP_RETURNED
+from pipeline.ledger.tables import OF_SETTLEMENT
 
 _DAY: Final = "CASE e.booked_date WHEN '' THEN e.business_date ELSE e.booked_date END"
 _REFUNDS: Final = tuple(sorted((REFUND, REFUND_FAILED, EXTERNAL_REFUND)))
@@ -34,6 +35,7 @@ _MOVED: Final = text(
     "e.terms, p.amount_minor FROM journal_entries e "
     "JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1 "
     f"WHERE (e.kind = 'capture' OR e.kind IN :refunds) AND {_DAY} <= :through "
+    f"AND {OF_SETTLEMENT.format('e.')} "
     "AND e.payment_id IN (SELECT r.payment_id FROM journal_entries r WHERE r.kind IN :refunds) "
     "ORDER BY e.payment_id, month, e.entry_number"
 ).bindparams(bindparam("refunds", _REFUNDS, expanding=True))

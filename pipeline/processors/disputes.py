@@ -27,6 +27,7 @@ from pipeline.domain.disputes import (
     named,
     resolved,
 )
+from pipeline.domain.gateway_text import cannot_be_booked
 from pipeline.domain.ids import dispute_operation_id
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.lifecycle import (
@@ -81,14 +82,14 @@ def process_dispute(
     if (
         dispute_id is None
         or not dispute_id
-        or len(dispute_id) > 255
+        or cannot_be_booked(dispute_id)
         or state is None
         or state not in RANKS
         or not 0 <= notice.amount_minor <= AMOUNT_MINOR_MAX
         or not 0 <= notice.fee_minor <= AMOUNT_MINOR_MAX
         or (notice.event_sequence or 0) < 0
     ):
-        detail = "a dispute needs an id, a known state, and numbers that are not negative"
+        detail = "a dispute needs a printable id, a known state, and numbers not below zero"
         return dead_lettered(payment, MALFORMED_DISPUTE, detail, now_ms)
     if notice.currency != payment.currency:
         detail = f"the dispute is in {notice.currency}, the payment in {payment.currency}"

@@ -204,7 +204,7 @@ def test_reading_makes_and_changes_nothing(tmp_path: Path) -> None:
     made_by(old, "0001")
     with pytest.raises(UserError, match="paystream ledger migrate"):
         run((old, None), "balances")  # type: ignore[arg-type]
-    assert run((old, None), "migrate").stdout == "the ledger has version 5\n"  # type: ignore[arg-type]
+    assert run((old, None), "migrate").stdout == "the ledger has version 6\n"  # type: ignore[arg-type]
     assert run((old, None), "balances").exit_code == 0  # type: ignore[arg-type]
 
 

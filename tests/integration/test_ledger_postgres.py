@@ -17,6 +17,7 @@ from pipeline.ledger.errors import LedgerUnavailable
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.payout_positions import ARRIVALS
 from pipeline.ledger.queries import drifted_balances, entry_count
+from pipeline.ledger.verification import verify_books
 from tests.support import payouts
 from tests.support.ledger import (
     PAIR,
@@ -94,7 +95,8 @@ def test_the_books_cannot_be_emptied(url: str, table: str) -> None:
 
 
 def test_two_halves_from_two_transactions_are_refused(url: str) -> None:
-    """A line slipped into an entry that is being committed elsewhere is seen at the commit."""
+    """A line cannot be slipped into an entry that is being committed elsewhere, nor its entry made
+    of another's lines; lines of nobody's are held back by the key."""
     engine = open_ledger(url)
     journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
     with engine.connect() as first, engine.connect() as second:
@@ -102,21 +104,26 @@ def test_two_halves_from_two_transactions_are_refused(url: str) -> None:
         insert_line(first, 500, 1, "GBP", 100)
         insert_line(first, 500, 2, "GBP", -100)
         insert_entry(first, 500, entry_of(2), offset=1)
-        transaction = second.begin()
-        insert_line(second, 500, 3, "GBP", 7)
-        first.commit()
         with pytest.raises(DBAPIError, match="has not the postings"):
-            transaction.commit()
+            insert_line(second, 500, 3, "GBP", 7)
+        second.rollback()
+        first.commit()
+    with engine.connect() as first, engine.connect() as second:
+        insert_line(first, 501, 1, "GBP", 100)
+        insert_line(first, 501, 2, "GBP", -100)
+        with pytest.raises(DBAPIError, match="has not the postings"):
+            insert_entry(second, 501, entry_of(3), offset=2)
     with pytest.raises(DBAPIError), engine.begin() as connection:
         insert_line(connection, booked_number(engine), 2, "GBP", 7)
     engine.dispose()
 
 
 def test_a_line_added_after_its_entry_was_checked_is_refused(url: str) -> None:
-    """The check can be asked for before the commit; whatever comes then is looked at by itself."""
+    """The entry was checked when it was inserted, its lines when that was asked for; whatever comes
+    then is looked at by itself."""
     engine = open_ledger(url)
     journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
-    for checked in ("journal_entries_checked", "ALL"):
+    for checked in ("postings_of_an_entry", "ALL"):
         with engine.connect() as connection:
             insert_line(connection, 500, 1, "GBP", 100)
             insert_line(connection, 500, 2, "GBP", -100)
@@ -124,6 +131,69 @@ def test_a_line_added_after_its_entry_was_checked_is_refused(url: str) -> None:
             connection.execute(text(f"SET CONSTRAINTS {checked} IMMEDIATE"))
             with pytest.raises(DBAPIError, match="has not the postings"):
                 _add_and_commit(connection)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("line", [2, 3, 4])
+def test_nothing_is_added_to_an_entry_of_another_transaction(
+    url: str, level: str, line: int
+) -> None:
+    """Its first line stands on nothing that is seen, as long as it is not committed."""
+    engine = open_ledger(f"{url}?options=-c%20lock_timeout%3D2000")
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    with engine.connect() as first, engine.connect() as other:
+        first.begin()
+        insert_line(first, 500, 1, "GBP", 100)
+        insert_line(first, 500, 2, "GBP", -100)
+        insert_entry(first, 500, entry_of(2), offset=1)
+        second = other.execution_options(isolation_level=level)
+        with pytest.raises(DBAPIError, match=r"has not the postings|lock timeout"):
+            insert_line(second, 500, line, "GBP", 7)
+        second.rollback()
+        second.execute(text("SELECT 1"))
+        first.commit()
+        with pytest.raises(DBAPIError, match=r"has not the postings|duplicate key"):
+            insert_line(second, 500, line, "GBP", 7)
+    with reading(engine) as connection:
+        assert verify_books(connection).entries == 2
+    engine.dispose()
+
+
+def test_a_line_stands_on_the_one_before_and_on_an_account(url: str) -> None:
+    """Whatever is missing is found when the line is inserted, whatever else comes later; that the
+    first has no entry, when its transaction is kept."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    for lines, said in (
+        ([(2, "1", 5)], "line before is missing"),
+        ([(1, "1", 5), (3, "2", -5)], "line before is missing"),
+        ([(1, "1", 5), (2, "77", -5)], "there is no such account"),
+    ):
+        rows = ", ".join(f"(500, {line}, {of}, 'GBP', {minor})" for line, of, minor in lines)
+        with pytest.raises(DBAPIError, match=said), engine.connect() as connection:
+            connection.execute(text(f"INSERT INTO postings VALUES {rows}"))
+    with engine.connect() as connection:
+        insert_line(connection, 500, 1, "GBP", 100)
+        insert_line(connection, 500, 2, "GBP", -100)
+        # What was asked for is asked again once it is undone.
+        undone = connection.begin_nested()
+        insert_entry(connection, 500, entry_of(2), offset=1)
+        connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+        undone.rollback()
+        with pytest.raises(DBAPIError, match="no entry of these postings"):
+            connection.commit()
+    engine.dispose()
+
+
+def test_an_entry_without_its_postings_is_refused_at_once(url: str) -> None:
+    """They stand before it, as on SQLite; what else is in the transaction counts no less."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+    with engine.connect() as connection:
+        insert_line(connection, 500, 1, "GBP", 100)
+        with pytest.raises(DBAPIError, match="has not the postings"):
+            insert_entry(connection, 500, entry_of(2), offset=1)
     engine.dispose()
 
 

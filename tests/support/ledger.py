@@ -331,6 +331,35 @@ class LedgerSuite(OnEachDatabase):
         with reading(engine) as connection:
             assert entry_count(connection) == 1
 
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            pytest.param([(1, "GBP", 100), (2, "GBP", -99)], id="debits and credits differ"),
+            pytest.param([(1, "GBP", 100)], id="one side only"),
+            pytest.param([], id="no postings"),
+        ],
+    )
+    def test_one_wrong_entry_of_a_statement_refuses_all(
+        self, engine: Engine, wrong: list[tuple[int, str, int]]
+    ) -> None:
+        """Entries are checked together where they come together; one cannot hide among others, nor
+        make up for what another lacks."""
+        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        refused = r"of the entry differ|not the postings it names"
+        with engine.connect() as connection:
+            for number in range(500, 510):
+                for line, currency, minor in wrong if number == 507 else PAIR:
+                    insert_line(connection, number, line, currency, minor)
+            rows = ", ".join(
+                f"({n}, 'hand:{n}', '', 'entry', 'm', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'x', "
+                f"0, {n}, 1, 1, 2, 0, '', '')"
+                for n in range(500, 510)
+            )
+            with pytest.raises(DBAPIError, match=refused):
+                connection.execute(text(f"INSERT INTO journal_entries VALUES {rows}"))
+        with reading(engine) as connection:
+            assert entry_count(connection) == 1
+
     def test_the_database_takes_a_balanced_entry(self, engine: Engine) -> None:
         """The refusals above are for what is wrong with them, not for being made by hand."""
         journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from pipeline.domain.model import LedgerEvent
 from pipeline.errors import UserError
 from pipeline.ledger import migrations
+from pipeline.ledger.checksums import offset_checksum, place_checksum
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import event_id_of
 from pipeline.ledger.entries import Item
@@ -29,7 +30,7 @@ from pipeline.ledger.tables import REVISION, metadata
 from pipeline.ledger.verification import verify_books
 from tests.support.ledger import SOURCE, entry_of
 
-EARLIER = ("0001", "0002", "0003", "0004")
+EARLIER = ("0001", "0002", "0003", "0004", "0005")
 
 
 class MigrationSuite:
@@ -43,7 +44,11 @@ class MigrationSuite:
             for n in range(3):
                 write_v1(connection, n)
             if version != migrations.FIRST:
-                write_decision(connection)
+                write_decision(connection, with_checksum=version >= "0005")
+            if version >= "0005":
+                row = connection.execute(text("SELECT * FROM consumer_offsets")).one()
+                connection.execute(text("UPDATE consumer_offsets SET checksum = :checksum"),
+                                   {"checksum": offset_checksum(row)})  # fmt: skip
         engine = open_ledger(url)
         try:
             with reading(engine) as connection:
@@ -226,19 +231,27 @@ def write_v1(connection: Connection, n: int) -> None:
     )  # fmt: skip
 
 
-def write_decision(connection: Connection) -> None:
-    """A published decision that posts nothing, as the second version wrote it."""
+def write_decision(connection: Connection, *, with_checksum: bool) -> None:
+    """A published decision that posts nothing, as the second version wrote it, or the fifth."""
     event = LedgerEvent(event_id="", kind="break_resolution", sequence=1, actor="anna",
                         reason="looked at", decided_at_ms=1, body="{}")  # fmt: skip
+    event_id = event_id_of(event)
+    column, value = (", place_checksum", ", :checksum") if with_checksum else ("", "")
     connection.execute(
         text(
             "INSERT INTO ledger_decisions (sequence, event_id, kind, actor, reason, decided_at_ms, "
-            "body, published_partition, published_offset) VALUES (:sequence, :event_id, :kind, "
-            ":actor, :reason, :decided_at_ms, :body, 0, 5)"
+            f"body, published_partition, published_offset{column}) VALUES (:sequence, :event_id, "
+            f":kind, :actor, :reason, :decided_at_ms, :body, 0, 5{value})"
         ),
         {name: getattr(event, name) for name in event.__struct_fields__}
-        | {"event_id": event_id_of(event)},
+        | {"event_id": event_id, "checksum": place_checksum(event_id, 0, 5)},
     )
+
+
+def _condition(index: Any) -> str:
+    """What entries of a table an index holds; "" for all."""
+    conditions = [str(v) for k, v in index["dialect_options"].items() if k.endswith("_where")]
+    return "".join(conditions)
 
 
 def described(url: str) -> dict[str, Any]:
@@ -266,7 +279,8 @@ def described(url: str) -> dict[str, Any]:
                     for c in inspector.get_check_constraints(table)
                 ),
                 "indexes": sorted(
-                    (str(i["name"]), i["column_names"]) for i in inspector.get_indexes(table)
+                    (str(i["name"]), i["column_names"], _condition(i))
+                    for i in inspector.get_indexes(table)
                 ),
             }
         if connection.dialect.name == "sqlite":

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.domain.decisions import (
@@ -105,6 +105,29 @@ class RulesSuite(OnEachDatabase):
             "fee_revenue:m1": 0, "gateway_cost:simulator": 13,
         }  # fmt: skip
         assert [e.terms for e in booked[capture.entry.payment_id]] == ["1/p/"] * 3
+
+    def test_a_payments_settlements_are_found_by_their_index(self, engine: Engine) -> None:
+        """What is cleared of payments is in no index of them, and a batch with fees asks for each
+        of its payments: by a look at every entry it would take longer and longer."""
+        items = [Item(0, n, entry_of(n)) for n in range(2_000)]
+        journal_at(engine).post(items, {0: Progress(0, 2_000)})
+        asked: list[tuple[str, Any]] = []
+        with engine.begin() as connection:
+            # Statistics as they are in use.
+            connection.execute(text("ANALYZE"))
+            event.listen(
+                connection,
+                "before_cursor_execute",
+                lambda _c, _cursor, said, given, *_: asked.append((said, given)),
+            )
+            found = entries_of_payments(connection, [items[3].entry.payment_id])
+            plans = list(asked)
+            explain = "EXPLAIN" if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+            for said, given in plans:
+                plan = str(connection.exec_driver_sql(f"{explain} {said}", given).all())
+                assert "entry_settled_payment" in plan, plan
+        assert len(plans) == 2
+        assert [e.entry_id for each in found.values() for e in each] == [items[3].entry.entry_id]
 
     def test_a_duplicate_is_known_whatever_it_would_cost_now(self, engine: Engine) -> None:
         """Terms that came in between make neither a second entry nor a contradiction."""

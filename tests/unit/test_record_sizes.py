@@ -281,6 +281,44 @@ def test_a_success_under_an_id_that_is_too_long_is_unknown_and_is_asked_about() 
     assert (fits.outcome, fits.gateway_reference) == ("succeeded", "r" * 255)
 
 
+@pytest.mark.parametrize("reference", ["ch_\0", "ch_\n1", "\x7f"])
+def test_a_success_under_an_id_that_no_book_takes_is_unknown_and_is_asked_about(
+    reference: str,
+) -> None:
+    """PostgreSQL keeps no NUL: the money would have moved, and its settlement be a dead letter."""
+    odd = GatewayAnswer(outcome=SUCCEEDED, gateway_reference=reference, amount_minor=500)
+    made = result_of(CHARGE, odd, NOW)
+    assert (made.outcome, made.code, made.gateway_reference) == (
+        "unknown", "reference_not_printable", None,
+    )  # fmt: skip
+    # Also where another version of the gateway stage has let it through.
+    story = Story()
+    attempt = story.payment.attempts[0]
+    result = GatewayResult(
+        merchant_id="shop", order_id=story.order_id, payment_id=story.payment.payment_id,
+        operation_id=attempt.operation_id, kind="charge", gateway=attempt.gateway, attempt=1,
+        try_number=1, outcome=SUCCEEDED, amount_minor=500, currency="GBP", observed_at_ms=NOW,
+        gateway_reference=reference,
+    )  # fmt: skip
+    decided = process_result(story.payment, result, NOW, POLICY)
+    assert decided.payment is not None
+    assert decided.payment.captured_minor == 0
+    assert decided.payment.attempts[-1].code == "reference_not_printable"
+    assert not [each for each in decided.sends if isinstance(each, Settlement)]
+
+
+@pytest.mark.parametrize("type_", ["operation", "dispute"])
+def test_a_notice_with_an_id_that_no_book_takes_is_a_letter_by_name(type_: str) -> None:
+    """What hangs on it is settled and booked under it."""
+    story = Story()
+    story.flow.run(yes)
+    notice = story.notice("succeeded", story.order_id, type=type_, dispute_id="d1",
+                          dispute_state="opened")  # fmt: skip
+    name = "dispute_id" if type_ == "dispute" else "gateway_reference"
+    made = process_notification(story.payment, replace(notice, **{name: "x\0"}), NOW, POLICY)
+    assert made.dead_letter == ("malformed_dispute" if type_ == "dispute" else "malformed_notice")
+
+
 @pytest.mark.parametrize(
     ("outcome", "name"),
     [

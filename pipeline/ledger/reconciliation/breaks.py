@@ -28,8 +28,19 @@ from pipeline.ledger.reconciliation.tables import breaks, insert_breaks
 
 # Values in one IN list: below SQLite's limit of variables in every build.
 _IN_LIST_MAX: Final = 200
+# Breaks that are made into rows together: a large look finds some ten thousand.
+_INSERTED_AT_ONCE: Final = 5_000
 _FIELDS: Final = tuple(field.name for field in fields(ReconciliationBreak))
 
+_KEPT: Final = select(
+    *(
+        breaks.c[name]
+        for name in (
+            "break_id", "kind", "gateway", "since", "state", "resolution", "at_risk_minor",
+            "detail", "version",
+        )
+    )
+)  # fmt: skip
 _CHANGE: Final = update(breaks).where(breaks.c.break_id == bindparam("of_break"))
 _PUBLISHED: Final = (
     update(breaks)
@@ -74,9 +85,12 @@ def keep(
     resolved = _resolutions(connection)
     found = list(found)
     # Where nothing is judged, what was not found again does not matter: a run keeps the fees of
-    # each decision so, and all the breaks there are by then are many.
-    stored = _stored(connection, None if judged else sorted({each.break_id for each in found}))
-    new: dict[str, dict[str, Any]] = {}
+    # each decision so, and all the breaks there are by then are many. A break's id says its kind.
+    if judged:
+        stored = _stored_of_kinds(connection, {*judged, *(each.kind for each in found)})
+    else:
+        stored = _stored(connection, sorted({each.break_id for each in found}))
+    new: list[ReconciliationBreak] = []
     changed: list[dict[str, Any]] = []
     seen: set[str] = set()
     opened = 0
@@ -90,7 +104,7 @@ def keep(
             said, ending = resolved.get(each.break_id, ("", None))
             if ending is not None and said in ("", figures(each.at_risk_minor, each.detail)):
                 each = replace(each, **ending)
-            new[each.break_id] = asdict(each)
+            new.append(each)
             opened += each.state == OPEN
         elif before.resolution == BY_LATER_EVIDENCE or (before.at_risk_minor, before.detail) != (
             each.at_risk_minor, each.detail,
@@ -98,8 +112,9 @@ def keep(
             opened += before.state == RESOLVED
             again = replace(each, opened_at_ms=now_ms, version=before.version + 1)
             changed.append(asdict(again))
-    if new:
-        insert_breaks(connection, list(new.values()))
+    for start in range(0, len(new), _INSERTED_AT_ONCE):
+        some = new[start : start + _INSERTED_AT_ONCE]
+        insert_breaks(connection, [asdict(each) for each in some])
     if changed:
         connection.execute(_CHANGE, [{**row, "of_break": row["break_id"]} for row in changed])
     ended = [
@@ -125,22 +140,21 @@ def keep(
     return Changes(opened, len(ended))
 
 
-def _stored(connection: Connection, break_ids: Sequence[str] | None) -> dict[str, Any]:
-    """Breaks as they are kept: all, or those of these ids."""
-    c = breaks.c
-    kept = select(
-        c.break_id, c.kind, c.gateway, c.since, c.state, c.resolution, c.at_risk_minor, c.detail,
-        c.version,
-    )  # fmt: skip
-    if break_ids is None:
-        return {row.break_id: row for row in connection.execute(kept)}
+def _stored(connection: Connection, break_ids: Sequence[str]) -> dict[str, Any]:
+    """Breaks of these ids as they are kept."""
     return {
         row.break_id: row
         for start in range(0, len(break_ids), _IN_LIST_MAX)
         for row in connection.execute(
-            kept.where(c.break_id.in_(break_ids[start : start + _IN_LIST_MAX]))
+            _KEPT.where(breaks.c.break_id.in_(break_ids[start : start + _IN_LIST_MAX]))
         )
     }
+
+
+def _stored_of_kinds(connection: Connection, kinds: Collection[str]) -> dict[str, Any]:
+    """All breaks of these kinds as they are kept."""
+    rows = connection.execute(_KEPT.where(breaks.c.kind.in_(sorted(kinds))))
+    return {row.break_id: row for row in rows}
 
 
 def _resolutions(connection: Connection) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 from sqlalchemy import Connection, TextClause, text
@@ -19,13 +19,18 @@ from pipeline.ledger.statements import AMONG_TEXTS
 
 # What a database's integer holds.
 _AT_RISK_MINOR_MAX: Final = 2**63 - 1
+_BOOKED: Final = (
+    "SELECT e.entry_id, e.gateway, e.gateway_reference, p.currency, p.amount_minor "
+    "FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1 "
+)
+# What was booked from some records of a partition, in the order in which it was written.
+_BOOKED_FROM: Final = text(
+    f"{_BOOKED} WHERE e.source_topic = :topic AND e.source_partition = :partition "
+    "AND e.source_offset BETWEEN :first AND :last"
+)
 # All ids as one value, so that each database has one plan, however many they are.
-_BOOKED: Final[Mapping[str, TextClause]] = {
-    dialect: text(
-        "SELECT e.entry_id, e.gateway, e.gateway_reference, p.currency, p.amount_minor "
-        "FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1 "
-        f"WHERE e.entry_id {among}"
-    )
+_BOOKED_AS: Final[Mapping[str, TextClause]] = {
+    dialect: text(f"{_BOOKED} WHERE e.entry_id {among}")
     for dialect, among in (
         ("sqlite", "IN (SELECT value FROM json_each(:ids))"),
         ("postgresql", AMONG_TEXTS.format(":ids")),
@@ -37,22 +42,37 @@ _COUNT: Final = text(
 )
 
 
+# Gateway, its reference, currency, amount.
+Booked = Sequence[Any]
+
+
 class Published(Struct, frozen=True, gc=False):
     """A settlement, where it lies in its topic, and since when."""
 
     settlement: Settlement
-    place: str
+    topic: str
+    partition: int
+    offset: int
     appended_at_ms: int = 0
+
+    @property
+    def place(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}"
 
 
 def compare(
     connection: Connection, published: Sequence[Published]
 ) -> tuple[list[ReconciliationBreak], int]:
-    """Settlements that the ledger has read, against its entries; and how many it has booked."""
+    """Settlements of one partition that the ledger has read, in their order, against its entries;
+    and how many of those say that they come from there."""
+    if not published:
+        return [], 0
     found: list[ReconciliationBreak] = []
     ids = [entry_id(_shown(each.settlement.settlement_id)) for each in published]
-    asked = _BOOKED[connection.dialect.name]
-    entries = {row[0]: row[1:] for row in connection.execute(asked, {"ids": json.dumps(ids)})}
+    side_by_side = _booked_from(connection, published)
+    entries = {known: side_by_side[known] for known in ids if known in side_by_side}
+    booked_here = len(entries)
+    entries.update(_booked_as(connection, [known for known in ids if known not in entries]))
     for each, known in zip(published, ids, strict=True):
         booked = entries.get(known)
         s = each.settlement
@@ -68,7 +88,24 @@ def compare(
             said = format_amount(amount_minor, currency)
             at_risk = abs(abs(amount_minor) - abs(s.amount_minor)) or abs(s.amount_minor)
             found.append(_differs(each, at_risk, f"{amount} is booked as {said}"))
-    return found, len(entries)
+    return found, booked_here
+
+
+def _booked_from(connection: Connection, published: Sequence[Published]) -> dict[str, Booked]:
+    """The entries of where these lie, by id: nearly all of theirs, side by side as they were
+    read."""
+    first, last = published[0], published[-1]
+    where = {"topic": first.topic, "partition": first.partition, "first": first.offset,
+             "last": last.offset}  # fmt: skip
+    return {row[0]: row[1:] for row in connection.execute(_BOOKED_FROM, where)}
+
+
+def _booked_as(connection: Connection, ids: Sequence[str]) -> dict[str, Booked]:
+    """Entries by id: one that was published again was booked from another place."""
+    if not ids:
+        return {}
+    asked = _BOOKED_AS[connection.dialect.name]
+    return {row[0]: row[1:] for row in connection.execute(asked, {"ids": json.dumps(ids)})}
 
 
 def day_of(at_ms: int) -> str:
