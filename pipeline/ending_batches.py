@@ -8,33 +8,26 @@ fetched in runs that end where it begins.
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, Message
 from confluent_kafka.admin import AdminClient
 
 from pipeline.broker_connection import BrokerConnection
-from pipeline.kafka_access import reaching
 from pipeline.kafka_wire import Malformed
-from pipeline.record_batch import RECORDS_AT, RecordBatch, fetch_batches
+from pipeline.one_answer import Place, asks_once, one_answer
+from pipeline.record_batch import GZIP, RECORDS_AT, RecordBatch, fetch_batches
 from pipeline.silent_batches import is_silent
-from pipeline.unreadable import UNFOLDED_BYTES_MAX, is_unreadable
+from pipeline.unreadable import is_unreadable
 
-Place = tuple[str, int]
-
-_GZIP: Final = 1
 _PIECE: Final = 4 * 1024
 REQUEST_TIMEOUT_S: Final = 10.0
 FETCH_BYTES: Final = 8 * 1024 * 1024
 # Of what lies before such a batch, in one answer.
 RUN_BYTES: Final = 1024 * 1024
-RUN_TIMEOUT_S: Final = 30.0
-RUN_RECORDS: Final = 10_000
-# Between two looks whether a run has come, and then until it is unfolded.
-LOOK_S: Final = 0.002
+# Until what has come is unfolded.
 UNFOLDING_S: Final = 0.25
 # Where nothing has come, it is given more time, so often.
 SLOWER: Final = 8
@@ -43,7 +36,7 @@ TRIES: Final = 2
 
 def ends_the_client(batch: RecordBatch) -> bool:
     """Whether the client that is given this batch ends its process."""
-    if batch.codec != _GZIP:
+    if batch.codec != GZIP:
         return False
     stream = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
     try:
@@ -139,7 +132,7 @@ def _read(
             return
         position = max(position, shown[0].first_offset)
         size = sum(len(b.data) for b in run if b.last_offset >= position)
-        messages, error = _one_answer(servers, place, position, size, UNFOLDING_S * SLOWER**tries)
+        messages, error = _brought(servers, place, position, size, UNFOLDING_S * SLOWER**tries)
         messages = [each for each in messages if (each.offset() or 0) <= shown[-1].last_offset]
         if messages:
             yield from messages
@@ -158,48 +151,20 @@ def _read(
             raise Malformed(f"{place[0]}[{place[1]}]@{position}: {error or 'nothing comes'}")
 
 
-def _one_answer(
+def _brought(
     servers: str, place: Place, position: int, size: int, unfolding_s: float
 ) -> tuple[list[Message], KafkaError | None]:
-    """The messages that come with so many bytes, and what the client says of them.
-
-    It asks once: with the answer in its queue it is content for longer than it lives, as long as
-    nobody has touched the queue, in which is the assignment's own mark. So that an answer has come
-    is asked of what it knows of the partition, and then it is given time to unfold it.
-    """
-    client = Consumer(
-        {
-            **reaching(servers),
-            "log_level": 0,
-            # Never used: the partition is assigned by hand and nothing is committed.
-            "group.id": "paystream-around-unused",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "auto.offset.reset": "error",
-            "fetch.message.max.bytes": size,
-            "queued.min.messages": 2,
-            "fetch.queue.backoff.ms": 300_000,
-            "queued.max.messages.kbytes": 1024 * 1024,
-            "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
-            "check.crcs": True,
-        }
-    )
+    """The messages that come with so many bytes, and what the client says of them."""
+    client = asks_once(servers, size)
+    messages: list[Message] = []
     try:
-        there = TopicPartition(*place, position)
-        client.assign([there])
-        until_s = time.monotonic() + RUN_TIMEOUT_S
-        while client.get_watermark_offsets(there, cached=True)[1] < 0:
-            if time.monotonic() > until_s:
-                return [], None
-            time.sleep(LOOK_S)
-        time.sleep(unfolding_s)
-        messages: list[Message] = []
-        while more := client.consume(RUN_RECORDS, 0):
-            for message in more:
-                if (error := message.error()) is None:
-                    messages.append(message)
-                elif (message.partition() or 0) >= 0 and not error.retriable():
-                    return messages, error
-        return messages, None
+        for message in one_answer(client, place, position, unfolding_s):
+            if (error := message.error()) is None:
+                messages.append(message)
+            elif (message.partition() or 0) >= 0 and not error.retriable():
+                return messages, error
+    except TimeoutError:
+        pass
     finally:
         client.close()
+    return messages, None

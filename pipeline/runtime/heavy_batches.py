@@ -23,12 +23,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline.broker_connection import BrokerConnection
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
+from pipeline.one_answer import asks_once, one_answer
 from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
@@ -52,8 +53,6 @@ WINDOW_BYTES: Final = 128 * 1024 * 1024
 FETCH_BYTES: Final = 4 * 1024 * 1024
 # As much as the worker's own client fetches of a partition at a time.
 RUN_BYTES: Final = 256 * 1024
-# Taken at a time, of what has come.
-RUN_RECORDS: Final = 10_000
 # Of one leader, so that a silent one leaves time for two others.
 REQUEST_TIMEOUT_S: Final = 5.0
 # How soon it hears of a stop while it waits for the first broker.
@@ -64,14 +63,12 @@ HEARS_S: Final = 0.5
 # worker there, the next one finds.
 LOOK_TIMEOUT_S: Final = 15.0
 KEPT_BYTES: Final = 8 * 1024 * 1024
-# Between two looks whether a run has come, and then until it is unfolded.
-LOOK_S: Final = 0.002
+# Until what has come is unfolded.
 PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 5.0
 # So many of the longer ones until what brought nothing is tried again.
 STUCK_PAUSES: Final = 10
 STUCK_PAUSE_S: Final = 0.5
-RUN_TIMEOUT_S: Final = 30.0
 
 
 def bytes_max(deaths: int) -> int:
@@ -389,11 +386,10 @@ class HeavyBatches:
         if last < position:
             return [], behind
         messages: list[Any] = []
-        client = self._client(sum(each.size for each in run))
+        client = asks_once(self._servers, sum(each.size for each in run), log_level=2)
         try:
-            answer = _one_answer(client, tp, position, self._pause_s)
-            for message in answer:
-                error, offset = message.error(), message.offset()
+            for message in one_answer(client, tp, position, self._pause_s):
+                error, offset = message.error(), message.offset() or 0
                 if error is None and offset <= last:
                     messages.append(message)
                 elif error is not None and not passes_by_itself(error):
@@ -423,28 +419,6 @@ class HeavyBatches:
         reached = messages[-1].offset()
         return messages, behind if reached >= last else reached + 1
 
-    def _client(self, answer_bytes: int) -> Any:
-        """One that asks once, for so many bytes of a partition: what is more the broker cuts off,
-        and with the answer in its queue the client is content for longer than it lives."""
-        return Consumer(
-            {
-                **reaching(self._servers),
-                "log_level": 2,
-                # Never used: partitions are assigned by hand and nothing is committed.
-                "group.id": "paystream-ahead-unused",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "auto.offset.reset": "error",
-                "fetch.message.max.bytes": answer_bytes,
-                "fetch.wait.max.ms": 100,
-                "queued.min.messages": 2,
-                "fetch.queue.backoff.ms": 300_000,
-                "queued.max.messages.kbytes": 1024 * 1024,
-                "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
-                "check.crcs": True,
-            }
-        )
-
 
 def _ahead(broker: BrokerConnection, tp: TopicPartitionKey, position: int) -> Iterator[RecordBatch]:
     """The batches from a position on, as far as one life may fetch."""
@@ -457,24 +431,3 @@ def _ahead(broker: BrokerConnection, tp: TopicPartitionKey, position: int) -> It
         if is_end:
             return
         position = batches[-1].last_offset + 1
-
-
-def _one_answer(client: Any, tp: TopicPartitionKey, position: int, pause_s: float) -> list[Any]:
-    """What the client was sent from a position on; nothing where that was not there yet.
-
-    That an answer has come is asked of what the client knows, and not of its queue: in there is the
-    assignment's own mark, and the client decides that two are enough while both are untouched.
-    """
-    place = TopicPartition(*tp, position)
-    client.assign([place])
-    deadline_s = time.monotonic() + RUN_TIMEOUT_S
-    while client.get_watermark_offsets(place, cached=True)[1] < 0:
-        if time.monotonic() > deadline_s:
-            raise LaneFatal(f"{tp[0]}[{tp[1]}] brings nothing from offset {position} on")
-        time.sleep(LOOK_S)
-    # Not before it is unfolded and in the queue.
-    time.sleep(pause_s)
-    messages: list[Any] = []
-    while more := client.consume(RUN_RECORDS, 0):
-        messages += more
-    return messages

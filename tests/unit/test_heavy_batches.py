@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.kafka_wire import Reader
+from pipeline.one_answer import asks_once, one_answer
 from pipeline.record_batch import read_batch
 from pipeline.runtime import heavy_batches
 from pipeline.runtime.heavy_batches import HeavyBatches, _Together, bytes_max
@@ -108,10 +109,9 @@ def test_the_client_that_brings_asks_once(cluster: MockCluster) -> None:
     for value in (b"one", b"two"):
         put(cluster, record_bytes(b"k", value))
     put(cluster, HEAVY, GZIP)
-    heavy = looked(cluster)
-    client = heavy._client(len(record_bytes(b"k", b"one")) + 61)
+    client = asks_once(cluster.bootstrap_servers, len(record_bytes(b"k", b"one")) + 61)
     try:
-        (message,) = heavy_batches._one_answer(client, TP, 0, 0.1)
+        (message,) = one_answer(client, TP, 0, 0.1)
         assert message.value() == b"one"
         assert client.consume(10, 0.7) == []
     finally:
