@@ -180,9 +180,27 @@ def end_with(worker: Any, until: Callable[[], bool]) -> None:
     assert ended == []
 
 
-def test_the_ledger_goes_on_behind_it(flow: EngineFlow, tmp_path: Path) -> None:
-    """What it buries and what lies behind are read by the offset in its database."""
-    put_bomb(flow, "settlements")
+# A record without a value, as a length of -2 says to Java; the client cannot parse it.
+NO_VALUE = bytes((14, 0, 0, 0, 2, 107, 3, 0))
+SILENT = pytest.mark.parametrize(
+    ("records", "codec"), [(BOMB, ZSTD), (NO_VALUE, 0)], ids=["said", "in silence"]
+)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standstill, "LOOK_S", 0.1)
+    monkeypatch.setattr(standstill, "STANDS_S", 1.0)
+    monkeypatch.setattr(log_copy, "STALL_TIMEOUT_S", 3.0)
+
+
+@SILENT
+def test_the_ledger_goes_on_behind_it(
+    flow: EngineFlow, tmp_path: Path, impatient: None, records: bytes, codec: int
+) -> None:
+    """What it buries and what lies behind are read by the offset in its database. Of one that the
+    client passes by in silence it stood there for ever."""
+    produce_raw(flow.bootstrap, flow.topic("settlements"), records, codec)
     flow.send("settlements", record_key("shop", "o1"), b"junk")
     engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     sink = LedgerSink(
@@ -204,9 +222,12 @@ def test_the_ledger_goes_on_behind_it(flow: EngineFlow, tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_the_notifications_go_on_behind_it(flow: EngineFlow, tmp_path: Path) -> None:
+@SILENT
+def test_the_notifications_go_on_behind_it(
+    flow: EngineFlow, tmp_path: Path, impatient: None, records: bytes, codec: int
+) -> None:
     """It stood there once without a word."""
-    put_bomb(flow, "payment-events")
+    produce_raw(flow.bootstrap, flow.topic("payment-events"), records, codec)
     flow.send("payment-events", record_key("shop", "o1"), b"junk")
     (tmp_path / "endpoints.toml").write_text("")
     engine = open_callbacks(f"sqlite:///{tmp_path / 'callbacks.sqlite'}")
@@ -226,15 +247,6 @@ def test_the_notifications_go_on_behind_it(flow: EngineFlow, tmp_path: Path) -> 
     engine.dispose()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standstill, "LOOK_S", 0.1)
-    monkeypatch.setattr(standstill, "STANDS_S", 1.0)
-    monkeypatch.setattr(log_copy, "STALL_TIMEOUT_S", 3.0)
-
-
-# A record without a value, as a length of -2 says to Java; the client cannot parse it.
-NO_VALUE = bytes((14, 0, 0, 0, 2, 107, 3, 0))
 # The second record lies across two members of gzip.
 CUT = record_bytes(b"k", b"junk"), record_bytes(b"k", b"junk", offset=1)
 
@@ -381,10 +393,13 @@ def test_a_limit_lowered_below_our_batches_slows_the_flow_and_buries_nothing(
     assert len(flow.nouns("payment-requests")) == 1_000
 
 
-def test_a_follower_of_settlements_passes_it_over_and_goes_on(flow: EngineFlow) -> None:
+@SILENT
+def test_a_follower_of_settlements_passes_it_over_and_goes_on(
+    flow: EngineFlow, impatient: None, records: bytes, codec: int
+) -> None:
     """Told as one poison with its records' number; its group is behind it, so that it does not come
     again."""
-    put_bomb(flow, "settlements")
+    produce_raw(flow.bootstrap, flow.topic("settlements"), records, codec)
     flow.send("settlements", record_key("shop", "o1"), b"junk")
     seen: list[Poison] = []
     with SettlementSubscriber(
