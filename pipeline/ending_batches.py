@@ -1,9 +1,10 @@
-"""Batches that end the process of whoever gives them to the client, and a way around them.
+"""Batches that end the process of whoever gives them to the client or mislead it, and a way around.
 
 Of gzip of several members the client unfolds the first only. Where that is empty, an assertion of
-librdkafka's fails (2.16, ``rd_slice_init_full``), and no word of it can be caught. So whoever must
-read a log whatever was put there looks at its batches first, and what lies before such a one is
-fetched in runs that end where it begins.
+librdkafka's fails (2.16, ``rd_slice_init_full``), and no word of it can be caught. Where records
+say that they are elsewhere, it goes on behind there. So whoever must read a log whatever was put
+there looks at its batches first, and what lies before such a one is fetched in runs that end where
+it begins.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipeline.broker_connection import BrokerConnection
 from pipeline.kafka_wire import Malformed
 from pipeline.one_answer import Place, asks_once, one_answer
 from pipeline.record_batch import GZIP, RECORDS_AT, RecordBatch, fetch_batches
+from pipeline.record_offsets import gives_false_offsets
 from pipeline.silent_batches import is_silent
 from pipeline.unreadable import is_unreadable
 
@@ -51,6 +53,10 @@ def ends_the_client(batch: RecordBatch) -> bool:
     return False
 
 
+def _is_avoided(batch: RecordBatch) -> bool:
+    return ends_the_client(batch) or gives_false_offsets(batch)
+
+
 def behind_ending_batches(admin: AdminClient, positions: Mapping[Place, int]) -> dict[Place, int]:
     """Of each partition that has any from a position on, the offset behind the last of them. One of
     NOT_HAD where a log is not to be had; so much of it as its broker sends is fetched."""
@@ -58,7 +64,7 @@ def behind_ending_batches(admin: AdminClient, positions: Mapping[Place, int]) ->
     with _Leaders(admin) as leaders:
         for place, position in positions.items():
             for batch in _batches(leaders.of(place), place, position):
-                if ends_the_client(batch) and not batch.is_damaged:
+                if _is_avoided(batch) and not batch.is_damaged:
                     found[place] = batch.last_offset + 1
     return found
 
@@ -67,17 +73,17 @@ def read_around(
     admin: AdminClient, servers: str, place: Place, position: int, behind: int
 ) -> Iterator[Message | RecordBatch]:
     """What a read_committed reader is handed of a partition from a position on up to the last batch
-    that ends its client, that one included; each batch that the client cannot read as itself. One
-    of NOT_HAD."""
+    that its client must not be given, that one included; each batch that the client cannot read as
+    itself. One of NOT_HAD."""
     with _Leaders(admin) as leaders:
         run: list[RecordBatch] = []
         size = 0
         for batch in _batches(leaders.of(place), place, position):
-            is_ending = ends_the_client(batch)
-            if run and (is_ending or size + len(batch.data) > RUN_BYTES):
+            is_avoided = _is_avoided(batch)
+            if run and (is_avoided or size + len(batch.data) > RUN_BYTES):
                 yield from _read(servers, place, position, run)
                 run, size = [], 0
-            if is_ending:
+            if is_avoided:
                 if batch.visible:
                     yield batch
             else:

@@ -5,9 +5,10 @@ with less is killed there, and its successor after it. So what lies behind the c
 is looked at first, over a connection of our own, for as far as one life may fetch before its first
 commit. A worker that dies of a batch that came while it ran dies of it once.
 
-A batch of which the client would hand out only a part, and say nothing, is found by the same look;
-and batches of which each is little, and what comes with one answer of the broker too much: the
-client unfolds all of an answer before it hands out anything.
+A batch of which the client would hand out only a part, and say nothing, is found by the same look,
+as is one whose records give false offsets of themselves; and batches of which each is little, and
+what comes with one answer of the broker too much: the client unfolds all of an answer before it
+hands out anything.
 
 Where there is such a batch, the client begins behind it. What lies before it is brought by a client
 of its own, in requests that end exactly there, as do batches that are too much together; the batch
@@ -31,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.one_answer import asks_once, one_answer
 from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
+from pipeline.record_offsets import gives_false_offsets
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
 from pipeline.runtime.work import TopicPartitionKey
@@ -231,6 +233,29 @@ class HeavyBatches:
         aborts at the next callback of that call (confluent-kafka 2.16, ``CallState_get``).
         """
         self.clear()
+        self._look_at(positions, stopped)
+
+    def look_again(
+        self,
+        tp: TopicPartitionKey,
+        position: int,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Find those behind the committed position of one partition, of which one was met. Each
+        partition is then to begin anew."""
+        self._seen.pop(tp, None)
+        self._next.pop(tp, None)
+        self._refused.pop(tp, None)
+        self._stuck.pop(tp, None)
+        self._look_at({tp: position}, stopped)
+
+    def keeps(self, tp: TopicPartitionKey, offset: int) -> bool:
+        """Whether one that its client is not given reaches to this offset or lies behind it."""
+        return any(each.kept and each.last_offset >= offset for each in self._seen.get(tp, ()))
+
+    def _look_at(
+        self, positions: Mapping[TopicPartitionKey, int], stopped: Callable[[], bool]
+    ) -> None:
         if not self._servers:
             return
         limits = _Limits(stopped)
@@ -303,10 +328,13 @@ class HeavyBatches:
 
     def _kept(self, batch: RecordBatch, tp: TopicPartitionKey) -> UnreadableBatch | None:
         """What stands for this batch if the client must not be given it."""
+        bytes_max, has_false_offsets = 0, False
         if is_heavy(batch, self._bytes_max):
             why, bytes_max = f"unfold to more than {self._bytes_max >> 20} MiB", self._bytes_max
         elif is_handed_out_in_part(batch):
-            why, bytes_max = "are gzip of several members, of which the client reads one", 0
+            why = "are gzip of several members, of which the client reads one"
+        elif gives_false_offsets(batch):
+            why, has_false_offsets = "give other offsets of themselves", True
         else:
             return None
         if batch.is_damaged:
@@ -316,7 +344,7 @@ class HeavyBatches:
             "%s[%d]: offsets %d to %d %s; going on behind them",
             *tp, batch.first_offset, batch.last_offset, why,
         )  # fmt: skip
-        return UnreadableBatch(*tp, batch, bytes_max)
+        return UnreadableBatch(*tp, batch, bytes_max, has_false_offsets)
 
     def begin(self, tp: TopicPartitionKey, position: int) -> int:
         """Where the client begins, for a worker that goes on from this position: what is before
