@@ -39,9 +39,11 @@ from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import passes_by_itself
 from pipeline.runtime.letter_evidence import settlement_letter
+from pipeline.runtime.partition_offsets import watermarks
+from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
-from pipeline.runtime.unreadable_batch import require_undamaged, step_over
+from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
 from pipeline.runtime.work import Outgoing
 from pipeline.unreadable import UnreadableBatches, is_unreadable
 from producers.ledger_events import LedgerEvents
@@ -194,6 +196,7 @@ class LedgerSink:
         self._consumer_overrides = dict(consumer_overrides or {})
         self._producer: Producer | None = None
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
+        self._standstill = Standstill(surroundings.monotonic_s)
         # The stored offset of every partition this sink may book, as it was last known.
         self._stored: dict[int, int] = {}
         # Counts how often each partition was begun: what was read before a rebalance that took the
@@ -245,6 +248,8 @@ class LedgerSink:
             on_lost=self._on_revoke,
         )
         _log.info("ledger sink %s books %s", self._instance_id, self._topic)
+        if self._outside.has_brokers:
+            self._standstill.open(self._bootstrap_servers)
         sealer = self._make_sealer(self._engine)
         sealer.start()
         try:
@@ -254,6 +259,7 @@ class LedgerSink:
             pass
         finally:
             self._closing = True
+            self._standstill.close()
             sealer.stop()
             self._consumer.close()
         _log.info("ledger sink %s stopped", self._instance_id)
@@ -301,6 +307,7 @@ class LedgerSink:
         messages, self._held = self._held, []
         if not messages:
             messages = self._consumer.consume(self._batch_records_max, timeout=self._batch_age_s)
+        messages = [*messages, *self._pass_over_silent(messages)]
         batch = self._take(messages)
         if batch.ends:
             failpoints.hit("ledger.batch_taken")
@@ -309,6 +316,17 @@ class LedgerSink:
             batch.terms = {p: self._terms[p] for p in batch.ends}
         if batch.ends:
             self._book(batch)
+
+    def _pass_over_silent(self, messages: list[Any]) -> list[UnreadableBatch]:
+        """What stands for batches of which the client brings nothing, with it put behind them."""
+        if not self._standstill.is_due:
+            return []
+        came = {message.partition() for message in messages}
+        positions = {(self._topic, p): offset for p, offset in self._stored.items()}
+        found = self._standstill.take(positions, lambda tp: tp[1] not in came)
+        for each in found:
+            self._consumer.seek(TopicPartition(self._topic, each.partition(), each.offset() + 1))
+        return found
 
     def _take(self, messages: list[Any]) -> _Batch:
         """Sort what was consumed into entries and refusals."""
@@ -331,6 +349,9 @@ class LedgerSink:
                 continue
             if offset < batch.ends.get(partition, stored):
                 continue
+            if type(message) is UnreadableBatch:
+                self._refuse(message, batch)
+                continue
             batch.ends[partition] = offset + 1
             batch.terms[partition] = self._terms[partition]
             self._read(message, partition, offset, batch)
@@ -345,9 +366,13 @@ class LedgerSink:
         stepped = step_over(self._unreadable, self._consumer, message)
         if stepped is None or stepped.offset() < batch.ends.get(partition, stored):
             return
-        batch.ends[partition] = stepped.offset() + 1
+        self._refuse(stepped, batch)
+
+    def _refuse(self, unreadable: UnreadableBatch, batch: _Batch) -> None:
+        partition = unreadable.partition()
+        batch.ends[partition] = unreadable.offset() + 1
         batch.terms[partition] = self._terms[partition]
-        batch.refused.append(_Refused(stepped, UNREADABLE, stepped.detail))
+        batch.refused.append(_Refused(unreadable, UNREADABLE, unreadable.detail))
 
     def _read(self, message: Any, partition: int, offset: int, batch: _Batch) -> None:
         made = self._made(message.key(), message.value() or b"")
@@ -630,8 +655,11 @@ class LedgerSink:
         while True:
             try:
                 stored = self._journal.stored_offset(partition)
-                low, end = consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, partition), timeout=BROKER_TIMEOUT_S
+                low, end = watermarks(
+                    consumer,
+                    TopicPartition(self._topic, partition),
+                    timeout_s=BROKER_TIMEOUT_S,
+                    surroundings=self._outside,
                 )
                 _require_unbroken(self._topic, partition, stored, low)
                 if stored is None:

@@ -16,6 +16,9 @@ from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
+from pipeline.record_batch import RecordBatch
+from pipeline.runtime.partition_offsets import watermarks
+from pipeline.runtime.standstill import Standstill
 from pipeline.unreadable import UNFOLDED_BYTES_MAX, CannotStepOver, UnreadableBatches, is_unreadable
 from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
@@ -122,12 +125,14 @@ class SettlementSubscriber:
         self.topic = topic
         self.poison_count = 0
         self._unreadable = UnreadableBatches()
+        self._standstill = Standstill()
         self._bootstrap_servers = bootstrap_servers
         self._group_id = group_id
         self._start = start
         self._on_poison = on_poison
         self._decode = (codec or default_codec()).decoder("settlement")
         self._done: dict[int, int] = {}  # partition -> offset after the last one handed out
+        self._next: dict[int, int] = {}  # of all partitions that are ours, what comes next
         self._failed: SubscriptionError | None = None
         self._consumer: Consumer | None = None
         self._config: dict[str, Any] = {
@@ -171,10 +176,12 @@ class SettlementSubscriber:
             consumer.close()
             raise
         self._consumer = consumer
+        self._standstill.open(self._bootstrap_servers)
 
     def close(self) -> None:
         """Leave the group; commits nothing."""
         consumer, self._consumer = self._consumer, None
+        self._standstill.close()
         if consumer is not None:
             consumer.close()
 
@@ -201,7 +208,10 @@ class SettlementSubscriber:
                 found = self._settlement(message)
                 if found is not None:
                     return found
-            elif left_s <= 0:
+                continue
+            # Nothing is in the client's hands either.
+            self._pass_over_silent()
+            if left_s <= 0:
                 return None
 
     def commit(self) -> bool:
@@ -248,9 +258,9 @@ class SettlementSubscriber:
             settlement = settlement_from_record(self._decode(value if value is not None else b""))
         except DecodeError as bad:
             self._pass_over(Poison(position, bad.kind, bad.detail, value or b""))
-            self._done[partition] = offset + 1
+            self._done[partition] = self._next[partition] = offset + 1
             return None
-        self._done[partition] = offset + 1
+        self._done[partition] = self._next[partition] = offset + 1
         return settlement, position
 
     def _pass_over(self, poison: Poison) -> None:
@@ -279,10 +289,22 @@ class SettlementSubscriber:
             )
             raise self._failed from error
         if batch is not None:
-            position = Position(partition, offset, 0)
-            detail = f"{batch.records} records up to offset {batch.last_offset}"
-            self._pass_over(Poison(position, "unreadable_batch", detail, b""))
-            self._done[partition] = batch.last_offset + 1
+            self._pass_over_batch(partition, offset, batch)
+
+    def _pass_over_batch(self, partition: int, offset: int, batch: RecordBatch) -> None:
+        detail = f"{batch.records} records up to offset {batch.last_offset}"
+        self._pass_over(Poison(Position(partition, offset, 0), "unreadable_batch", detail, b""))
+        self._done[partition] = self._next[partition] = batch.last_offset + 1
+
+    def _pass_over_silent(self) -> None:
+        """Batches of which the client brings nothing."""
+        if not self._standstill.is_due:
+            return
+        positions = {(self.topic, p): offset for p, offset in self._next.items()}
+        for found in self._standstill.take(positions, lambda _tp: True):
+            partition, behind = found.partition(), found.offset() + 1
+            self._joined().seek(TopicPartition(self.topic, partition, behind))
+            self._pass_over_batch(partition, self._next[partition], found.batch)
 
     def _judge(self, error: KafkaError, message: Message) -> None:
         """Raise for what does not mend itself; the client goes on by itself after the rest."""
@@ -331,32 +353,21 @@ class SettlementSubscriber:
                     f"Group {self._group_id} is new to partition {found.partition} of "
                     f"{self.topic}; say where to begin: start='earliest' or start='latest'."
                 )
-            begun.append(TopicPartition(self.topic, found.partition, self._begin(consumer, found)))
+            # A new topic's leader may still be on its way.
+            low, end = watermarks(consumer, found, timeout_s=CHECK_TIMEOUT_S)
+            begin = low if self._start == "earliest" else end
+            begun.append(TopicPartition(self.topic, found.partition, begin))
         if begun:
             # Kept at once: a group that dies before its first commit must not begin "latest" anew.
             consumer.commit(offsets=begun, asynchronous=False)
         consumer.incremental_assign(placed + begun)
-
-    def _begin(self, consumer: Consumer, partition: TopicPartition) -> int:
-        """The offset a new group begins at; a new topic's leader may still be on its way."""
-        deadline_s = time.monotonic() + CHECK_TIMEOUT_S
-        while True:
-            try:
-                marks = consumer.get_watermark_offsets(partition, timeout=CHECK_TIMEOUT_S)
-            except KafkaException:
-                if time.monotonic() > deadline_s:
-                    raise
-            else:
-                if marks is not None:
-                    return marks[0] if self._start == "earliest" else marks[1]
-                if time.monotonic() > deadline_s:
-                    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-            time.sleep(0.05)
+        self._next.update({each.partition: each.offset for each in placed + begun})
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Another member goes on from the last commit, so these are no longer ours to commit."""
         for partition in partitions:
             self._done.pop(partition.partition, None)
+            self._next.pop(partition.partition, None)
 
     def _joined(self) -> Consumer:
         if self._consumer is None:

@@ -1,40 +1,35 @@
-"""Batches that end the process of whoever gives them to the client, and a way around them.
+"""Batches that end the process of whoever gives them to the client or mislead it, and a way around.
 
 Of gzip of several members the client unfolds the first only. Where that is empty, an assertion of
-librdkafka's fails (2.16, ``rd_slice_init_full``), and no word of it can be caught. So whoever must
-read a log whatever was put there looks at its batches first, and what lies before such a one is
-fetched in runs that end where it begins.
+librdkafka's fails (2.16, ``rd_slice_init_full``), and no word of it can be caught. Where records
+say that they are elsewhere, it goes on behind there. So whoever must read a log whatever was put
+there looks at its batches first, and what lies before such a one is fetched in runs that end where
+it begins.
 """
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, Message
 from confluent_kafka.admin import AdminClient
 
 from pipeline.broker_connection import BrokerConnection
-from pipeline.kafka_access import reaching
 from pipeline.kafka_wire import Malformed
-from pipeline.record_batch import RECORDS_AT, RecordBatch, fetch_batches
+from pipeline.one_answer import Place, asks_once, one_answer
+from pipeline.record_batch import GZIP, RECORDS_AT, RecordBatch, fetch_batches
+from pipeline.record_offsets import gives_false_offsets
 from pipeline.silent_batches import is_silent
-from pipeline.unreadable import UNFOLDED_BYTES_MAX, is_unreadable
+from pipeline.unreadable import is_unreadable
 
-Place = tuple[str, int]
-
-_GZIP: Final = 1
 _PIECE: Final = 4 * 1024
 REQUEST_TIMEOUT_S: Final = 10.0
 FETCH_BYTES: Final = 8 * 1024 * 1024
 # Of what lies before such a batch, in one answer.
 RUN_BYTES: Final = 1024 * 1024
-RUN_TIMEOUT_S: Final = 30.0
-RUN_RECORDS: Final = 10_000
-# Between two looks whether a run has come, and then until it is unfolded.
-LOOK_S: Final = 0.002
+# Until what has come is unfolded.
 UNFOLDING_S: Final = 0.25
 # Where nothing has come, it is given more time, so often.
 SLOWER: Final = 8
@@ -43,7 +38,7 @@ TRIES: Final = 2
 
 def ends_the_client(batch: RecordBatch) -> bool:
     """Whether the client that is given this batch ends its process."""
-    if batch.codec != _GZIP:
+    if batch.codec != GZIP:
         return False
     stream = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
     try:
@@ -58,6 +53,10 @@ def ends_the_client(batch: RecordBatch) -> bool:
     return False
 
 
+def _is_avoided(batch: RecordBatch) -> bool:
+    return ends_the_client(batch) or gives_false_offsets(batch)
+
+
 def behind_ending_batches(admin: AdminClient, positions: Mapping[Place, int]) -> dict[Place, int]:
     """Of each partition that has any from a position on, the offset behind the last of them. One of
     NOT_HAD where a log is not to be had; so much of it as its broker sends is fetched."""
@@ -65,7 +64,7 @@ def behind_ending_batches(admin: AdminClient, positions: Mapping[Place, int]) ->
     with _Leaders(admin) as leaders:
         for place, position in positions.items():
             for batch in _batches(leaders.of(place), place, position):
-                if ends_the_client(batch) and not batch.is_damaged:
+                if _is_avoided(batch) and not batch.is_damaged:
                     found[place] = batch.last_offset + 1
     return found
 
@@ -74,17 +73,17 @@ def read_around(
     admin: AdminClient, servers: str, place: Place, position: int, behind: int
 ) -> Iterator[Message | RecordBatch]:
     """What a read_committed reader is handed of a partition from a position on up to the last batch
-    that ends its client, that one included; each batch that the client cannot read as itself. One
-    of NOT_HAD."""
+    that its client must not be given, that one included; each batch that the client cannot read as
+    itself. One of NOT_HAD."""
     with _Leaders(admin) as leaders:
         run: list[RecordBatch] = []
         size = 0
         for batch in _batches(leaders.of(place), place, position):
-            is_ending = ends_the_client(batch)
-            if run and (is_ending or size + len(batch.data) > RUN_BYTES):
+            is_avoided = _is_avoided(batch)
+            if run and (is_avoided or size + len(batch.data) > RUN_BYTES):
                 yield from _read(servers, place, position, run)
                 run, size = [], 0
-            if is_ending:
+            if is_avoided:
                 if batch.visible:
                     yield batch
             else:
@@ -139,7 +138,7 @@ def _read(
             return
         position = max(position, shown[0].first_offset)
         size = sum(len(b.data) for b in run if b.last_offset >= position)
-        messages, error = _one_answer(servers, place, position, size, UNFOLDING_S * SLOWER**tries)
+        messages, error = _brought(servers, place, position, size, UNFOLDING_S * SLOWER**tries)
         messages = [each for each in messages if (each.offset() or 0) <= shown[-1].last_offset]
         if messages:
             yield from messages
@@ -158,48 +157,20 @@ def _read(
             raise Malformed(f"{place[0]}[{place[1]}]@{position}: {error or 'nothing comes'}")
 
 
-def _one_answer(
+def _brought(
     servers: str, place: Place, position: int, size: int, unfolding_s: float
 ) -> tuple[list[Message], KafkaError | None]:
-    """The messages that come with so many bytes, and what the client says of them.
-
-    It asks once: with the answer in its queue it is content for longer than it lives, as long as
-    nobody has touched the queue, in which is the assignment's own mark. So that an answer has come
-    is asked of what it knows of the partition, and then it is given time to unfold it.
-    """
-    client = Consumer(
-        {
-            **reaching(servers),
-            "log_level": 0,
-            # Never used: the partition is assigned by hand and nothing is committed.
-            "group.id": "paystream-around-unused",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "auto.offset.reset": "error",
-            "fetch.message.max.bytes": size,
-            "queued.min.messages": 2,
-            "fetch.queue.backoff.ms": 300_000,
-            "queued.max.messages.kbytes": 1024 * 1024,
-            "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
-            "check.crcs": True,
-        }
-    )
+    """The messages that come with so many bytes, and what the client says of them."""
+    client = asks_once(servers, size)
+    messages: list[Message] = []
     try:
-        there = TopicPartition(*place, position)
-        client.assign([there])
-        until_s = time.monotonic() + RUN_TIMEOUT_S
-        while client.get_watermark_offsets(there, cached=True)[1] < 0:
-            if time.monotonic() > until_s:
-                return [], None
-            time.sleep(LOOK_S)
-        time.sleep(unfolding_s)
-        messages: list[Message] = []
-        while more := client.consume(RUN_RECORDS, 0):
-            for message in more:
-                if (error := message.error()) is None:
-                    messages.append(message)
-                elif (message.partition() or 0) >= 0 and not error.retriable():
-                    return messages, error
-        return messages, None
+        for message in one_answer(client, place, position, unfolding_s):
+            if (error := message.error()) is None:
+                messages.append(message)
+            elif (message.partition() or 0) >= 0 and not error.retriable():
+                return messages, error
+    except TimeoutError:
+        pass
     finally:
         client.close()
+    return messages, None

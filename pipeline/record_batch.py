@@ -31,6 +31,7 @@ _CHECKSUM_AT, _CHECKED_FROM = 17, 21
 _MAGIC: Final = 2
 _CODEC, _TRANSACTIONAL, _CONTROL = 0x07, 0x10, 0x20
 CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
+NONE, GZIP, SNAPPY, LZ4, ZSTD = range(len(CODECS))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
-from pipeline.record_batch import RECORDS_AT, RecordBatch
+from pipeline.record_batch import GZIP, LZ4, NONE, RECORDS_AT, SNAPPY, ZSTD, RecordBatch
 from pipeline.unreadable import UNFOLDED_BYTES_MAX
 
 # What the client and we hold for each record beside its bytes: a record may have seven.
@@ -26,8 +26,7 @@ USUAL_MOST: Final = 128
 # No record of this flow has as few bytes: what is held for each is more than itself.
 USUAL_RECORD_BYTES: Final = 32
 # Of deflate and of LZ4 no byte unfolds to more; zstd repeats a byte 131,072 times in four.
-_MOST: Final = {0: 1, 1: 1_032, 2: 22, 3: 255}
-_GZIP, _SNAPPY, _LZ4, _ZSTD = 1, 2, 3, 4
+_MOST: Final = {NONE: 1, GZIP: 1_032, SNAPPY: 22, LZ4: 255}
 _PIECE: Final = 4 * 1024
 _SLICE: Final = 1024 * 1024
 # What gzip begins with; Java's reader looks for it behind each member.
@@ -73,7 +72,7 @@ def is_heavy(batch: RecordBatch, bytes_max: int) -> bool:
     if most_unfolded(batch) + of_records <= most:
         return False
     size = unfolded_bytes(batch, most + 1)
-    if batch.codec == _ZSTD and size > UNFOLDED_BYTES_MAX:
+    if batch.codec == ZSTD and size > UNFOLDED_BYTES_MAX:
         # The client stops there, and has made no record of it.
         return bytes_max < UNFOLDED_BYTES_MAX
     if size > most or size + of_records > max(most, UNFOLDED_BYTES_MAX):
@@ -85,7 +84,7 @@ def is_handed_out_in_part(batch: RecordBatch) -> bool:
     """Whether it is gzip of several members, of which the client unfolds the first and says nothing
     of the others; a broker takes them all for the batch. What is behind the first and no member
     belongs to nobody's records."""
-    if batch.codec != _GZIP or batch.data.find(_MEMBER, RECORDS_AT + 1) < 0:
+    if batch.codec != GZIP or batch.data.find(_MEMBER, RECORDS_AT + 1) < 0:
         return False
     try:
         stream = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
@@ -173,7 +172,7 @@ def _lz4(folded: memoryview) -> Iterator[int]:
         size = head & 0x7FFF_FFFF
         if not size or at + 4 + size > len(folded):
             return
-        yield size if head != size else min(most, size * _MOST[_LZ4])
+        yield size if head != size else min(most, size * _MOST[LZ4])
         at += 4 + size + 4 * bool(flags & 0x10)
 
 
@@ -214,8 +213,8 @@ def _zstd_frame(folded: memoryview, at: int) -> Generator[int, None, int]:
 
 
 _PIECES: Final[dict[int, Callable[[memoryview], Iterator[int]]]] = {
-    _GZIP: _gzip,
-    _SNAPPY: _snappy,
-    _LZ4: _lz4,
-    _ZSTD: _zstd,
+    GZIP: _gzip,
+    SNAPPY: _snappy,
+    LZ4: _lz4,
+    ZSTD: _zstd,
 }

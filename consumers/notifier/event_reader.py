@@ -29,6 +29,8 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import input_record
+from pipeline.runtime.partition_offsets import watermarks
+from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
 from pipeline.unreadable import UnreadableBatches, is_unreadable
@@ -96,6 +98,7 @@ class EventReader:
         self._consumer_overrides = dict(consumer_overrides or {})
         self._producer: Producer | None = None
         self._unreadable = UnreadableBatches()
+        self._standstill = Standstill()
         # The next offset of every partition that is this reader's.
         self._next: dict[int, int] = {}
         self._held: list[Any] = []
@@ -135,6 +138,7 @@ class EventReader:
             on_revoke=self._on_revoke,
             on_lost=self._on_revoke,
         )
+        self._standstill.open(self._bootstrap_servers)
         try:
             while not stop.is_set():
                 self._turn()
@@ -142,6 +146,7 @@ class EventReader:
             pass
         finally:
             self._closing = True
+            self._standstill.close()
             self._consumer.close()
 
     def _turn(self) -> None:
@@ -150,7 +155,7 @@ class EventReader:
             messages = self._consumer.consume(BATCH_RECORDS_MAX, timeout=BATCH_AGE_S)
         if self._failed is not None:
             raise self._failed
-        batch = list(self._mine(messages))
+        batch = list(self._mine([*messages, *self._pass_over_silent(messages)]))
         if not batch:
             return
         new: list[Callback] = []
@@ -170,6 +175,17 @@ class EventReader:
             )
         except KafkaException as error:
             _log.debug("the group's offsets were not committed: %s", error)
+
+    def _pass_over_silent(self, messages: Iterable[Any]) -> list[UnreadableBatch]:
+        """What stands for batches of which the client brings nothing, with it put behind them."""
+        if not self._standstill.is_due:
+            return []
+        came = {message.partition() for message in messages}
+        positions = {(self._topic, p): offset for p, offset in self._next.items()}
+        found = self._standstill.take(positions, lambda tp: tp[1] not in came)
+        for each in found:
+            self._consumer.seek(TopicPartition(self._topic, each.partition(), each.offset() + 1))
+        return found
 
     def _mine(self, messages: Iterable[Any]) -> Iterator[Any]:
         """The records to be told of; one stands for a batch that cannot be unfolded."""
@@ -327,8 +343,10 @@ class EventReader:
         while True:
             try:
                 stored = self._store.next_offset(self._cluster_id, self._topic_id, partition)
-                low, end = consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, partition), timeout=BROKER_TIMEOUT_S
+                low, end = watermarks(
+                    consumer,
+                    TopicPartition(self._topic, partition),
+                    timeout_s=BROKER_TIMEOUT_S,
                 )
                 if stored is not None and stored >= low:
                     return stored

@@ -494,7 +494,8 @@ class _Client:
         on_record: Callable[[Any], None],
         on_unreadable: OnUnreadable,
     ) -> Iterator[tuple[Place, int]]:
-        """Partitions that have a batch which would end this process, and where they are behind it.
+        """Partitions that have a batch which would end this process or mislead its client, and
+        where they are behind it.
 
         Up to where the partition ends: the client fetches beyond what is to be read."""
         try:
@@ -515,9 +516,9 @@ class _Client:
                         on_unreadable(place, each)
             except NOT_HAD as error:
                 raise AuditUnavailable(
-                    f"The batch at {place[0]}[{place[1]}]@{last - 1} would end this process, and "
-                    f"what lies before it could not be read around it ({error}), so what follows "
-                    "cannot be judged; see docs/operations.md."
+                    f"The batch at {place[0]}[{place[1]}]@{last - 1} would end or mislead this "
+                    "process, and what lies before it could not be read around it "
+                    f"({error}), so what follows cannot be judged; see docs/operations.md."
                 ) from error
             yield place, min(last, end)
 

@@ -5,9 +5,10 @@ with less is killed there, and its successor after it. So what lies behind the c
 is looked at first, over a connection of our own, for as far as one life may fetch before its first
 commit. A worker that dies of a batch that came while it ran dies of it once.
 
-A batch of which the client would hand out only a part, and say nothing, is found by the same look;
-and batches of which each is little, and what comes with one answer of the broker too much: the
-client unfolds all of an answer before it hands out anything.
+A batch of which the client would hand out only a part, and say nothing, is found by the same look,
+as is one whose records give false offsets of themselves; and batches of which each is little, and
+what comes with one answer of the broker too much: the client unfolds all of an answer before it
+hands out anything.
 
 Where there is such a batch, the client begins behind it. What lies before it is brought by a client
 of its own, in requests that end exactly there, as do batches that are too much together; the batch
@@ -23,13 +24,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline.broker_connection import BrokerConnection
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
+from pipeline.one_answer import asks_once, one_answer
 from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
+from pipeline.record_offsets import gives_false_offsets
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
 from pipeline.runtime.work import TopicPartitionKey
@@ -52,8 +55,6 @@ WINDOW_BYTES: Final = 128 * 1024 * 1024
 FETCH_BYTES: Final = 4 * 1024 * 1024
 # As much as the worker's own client fetches of a partition at a time.
 RUN_BYTES: Final = 256 * 1024
-# Taken at a time, of what has come.
-RUN_RECORDS: Final = 10_000
 # Of one leader, so that a silent one leaves time for two others.
 REQUEST_TIMEOUT_S: Final = 5.0
 # How soon it hears of a stop while it waits for the first broker.
@@ -64,14 +65,12 @@ HEARS_S: Final = 0.5
 # worker there, the next one finds.
 LOOK_TIMEOUT_S: Final = 15.0
 KEPT_BYTES: Final = 8 * 1024 * 1024
-# Between two looks whether a run has come, and then until it is unfolded.
-LOOK_S: Final = 0.002
+# Until what has come is unfolded.
 PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 5.0
 # So many of the longer ones until what brought nothing is tried again.
 STUCK_PAUSES: Final = 10
 STUCK_PAUSE_S: Final = 0.5
-RUN_TIMEOUT_S: Final = 30.0
 
 
 def bytes_max(deaths: int) -> int:
@@ -234,6 +233,29 @@ class HeavyBatches:
         aborts at the next callback of that call (confluent-kafka 2.16, ``CallState_get``).
         """
         self.clear()
+        self._look_at(positions, stopped)
+
+    def look_again(
+        self,
+        tp: TopicPartitionKey,
+        position: int,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Find those behind the committed position of one partition, of which one was met. Each
+        partition is then to begin anew."""
+        self._seen.pop(tp, None)
+        self._next.pop(tp, None)
+        self._refused.pop(tp, None)
+        self._stuck.pop(tp, None)
+        self._look_at({tp: position}, stopped)
+
+    def keeps(self, tp: TopicPartitionKey, offset: int) -> bool:
+        """Whether one that its client is not given reaches to this offset or lies behind it."""
+        return any(each.kept and each.last_offset >= offset for each in self._seen.get(tp, ()))
+
+    def _look_at(
+        self, positions: Mapping[TopicPartitionKey, int], stopped: Callable[[], bool]
+    ) -> None:
         if not self._servers:
             return
         limits = _Limits(stopped)
@@ -306,10 +328,13 @@ class HeavyBatches:
 
     def _kept(self, batch: RecordBatch, tp: TopicPartitionKey) -> UnreadableBatch | None:
         """What stands for this batch if the client must not be given it."""
+        bytes_max, has_false_offsets = 0, False
         if is_heavy(batch, self._bytes_max):
             why, bytes_max = f"unfold to more than {self._bytes_max >> 20} MiB", self._bytes_max
         elif is_handed_out_in_part(batch):
-            why, bytes_max = "are gzip of several members, of which the client reads one", 0
+            why = "are gzip of several members, of which the client reads one"
+        elif gives_false_offsets(batch):
+            why, has_false_offsets = "give other offsets of themselves", True
         else:
             return None
         if batch.is_damaged:
@@ -319,7 +344,7 @@ class HeavyBatches:
             "%s[%d]: offsets %d to %d %s; going on behind them",
             *tp, batch.first_offset, batch.last_offset, why,
         )  # fmt: skip
-        return UnreadableBatch(*tp, batch, bytes_max)
+        return UnreadableBatch(*tp, batch, bytes_max, has_false_offsets)
 
     def begin(self, tp: TopicPartitionKey, position: int) -> int:
         """Where the client begins, for a worker that goes on from this position: what is before
@@ -389,11 +414,10 @@ class HeavyBatches:
         if last < position:
             return [], behind
         messages: list[Any] = []
-        client = self._client(sum(each.size for each in run))
+        client = asks_once(self._servers, sum(each.size for each in run), log_level=2)
         try:
-            answer = _one_answer(client, tp, position, self._pause_s)
-            for message in answer:
-                error, offset = message.error(), message.offset()
+            for message in one_answer(client, tp, position, self._pause_s):
+                error, offset = message.error(), message.offset() or 0
                 if error is None and offset <= last:
                     messages.append(message)
                 elif error is not None and not passes_by_itself(error):
@@ -423,28 +447,6 @@ class HeavyBatches:
         reached = messages[-1].offset()
         return messages, behind if reached >= last else reached + 1
 
-    def _client(self, answer_bytes: int) -> Any:
-        """One that asks once, for so many bytes of a partition: what is more the broker cuts off,
-        and with the answer in its queue the client is content for longer than it lives."""
-        return Consumer(
-            {
-                **reaching(self._servers),
-                "log_level": 2,
-                # Never used: partitions are assigned by hand and nothing is committed.
-                "group.id": "paystream-ahead-unused",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "auto.offset.reset": "error",
-                "fetch.message.max.bytes": answer_bytes,
-                "fetch.wait.max.ms": 100,
-                "queued.min.messages": 2,
-                "fetch.queue.backoff.ms": 300_000,
-                "queued.max.messages.kbytes": 1024 * 1024,
-                "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
-                "check.crcs": True,
-            }
-        )
-
 
 def _ahead(broker: BrokerConnection, tp: TopicPartitionKey, position: int) -> Iterator[RecordBatch]:
     """The batches from a position on, as far as one life may fetch."""
@@ -457,24 +459,3 @@ def _ahead(broker: BrokerConnection, tp: TopicPartitionKey, position: int) -> It
         if is_end:
             return
         position = batches[-1].last_offset + 1
-
-
-def _one_answer(client: Any, tp: TopicPartitionKey, position: int, pause_s: float) -> list[Any]:
-    """What the client was sent from a position on; nothing where that was not there yet.
-
-    That an answer has come is asked of what the client knows, and not of its queue: in there is the
-    assignment's own mark, and the client decides that two are enough while both are untouched.
-    """
-    place = TopicPartition(*tp, position)
-    client.assign([place])
-    deadline_s = time.monotonic() + RUN_TIMEOUT_S
-    while client.get_watermark_offsets(place, cached=True)[1] < 0:
-        if time.monotonic() > deadline_s:
-            raise LaneFatal(f"{tp[0]}[{tp[1]}] brings nothing from offset {position} on")
-        time.sleep(LOOK_S)
-    # Not before it is unfolded and in the queue.
-    time.sleep(pause_s)
-    messages: list[Any] = []
-    while more := client.consume(RUN_RECORDS, 0):
-        messages += more
-    return messages

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipeline.runtime.surroundings import REAL, Surroundings
@@ -59,13 +59,17 @@ def watermarks(
     """First offset and end of a partition, asked again while it has no leader that answers.
 
     The client's own call waits for an answer, but not for a leader: while one is being chosen it
-    fails at once (NOT_LEADER_FOR_PARTITION, _DESTROY_BROKER). KafkaException once the time is over.
+    fails at once (NOT_LEADER_FOR_PARTITION, _DESTROY_BROKER); where none comes in time it says
+    nothing. KafkaException once the time is over.
     """
     deadline_s = surroundings.monotonic_s() + timeout_s
     while True:
         try:
             left_s = max(PAUSE_S, deadline_s - surroundings.monotonic_s())
-            return consumer.get_watermark_offsets(place, timeout=left_s)
+            found = consumer.get_watermark_offsets(place, timeout=left_s)
+            if found is None:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            return found
         except KafkaException:
             if surroundings.monotonic_s() >= deadline_s:
                 raise

@@ -3,7 +3,8 @@
 A worker tells which partitions it waits for: not paused, with nothing of them in hand. Where the
 committed position of one does not move for a while, its broker is asked what lies there, in the
 background. Where the same batch lies there twice, and a client that is given nothing else says
-nothing of it either, it is passed over like any batch that cannot be unfolded. A batch that another
+nothing of it either, it is passed over like any batch that cannot be unfolded; as is one of which
+the client is known to leave out records. A batch that another
 client reads is never passed over: the log says that the partition stands.
 """
 
@@ -19,9 +20,11 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.kafka_access import reaching
 from pipeline.record_batch import RecordBatch
+from pipeline.record_offsets import gives_false_offsets
 from pipeline.runtime.unreadable_batch import UnreadableBatch
 from pipeline.runtime.work import TopicPartitionKey
 from pipeline.silent_batches import heads, is_silent
+from pipeline.unfolded import is_handed_out_in_part
 from pipeline.unreadable import NOT_HAD
 
 _log = logging.getLogger(__name__)
@@ -118,7 +121,8 @@ class Standstill:
                     "nothing; going on behind them",
                     *tp, batch.first_offset, batch.last_offset, position,
                 )  # fmt: skip
-                found.append(UnreadableBatch(*tp, batch))
+                false = gives_false_offsets(batch)
+                found.append(UnreadableBatch(*tp, batch, has_false_offsets=false))
         return found
 
     # In the background ------------------------------------------------------------------------
@@ -144,7 +148,13 @@ class Standstill:
             return
         if self._readable.get(tp) == position:
             return
-        silent = is_silent(self._servers, tp, batch, position, self._closing.is_set)
+        # Those of which the client leaves out the rest are known by themselves: what it has made of
+        # that it does not say.
+        silent = (
+            is_handed_out_in_part(batch)
+            or gives_false_offsets(batch)
+            or is_silent(self._servers, tp, batch, position, self._closing.is_set)
+        )
         if silent and not batch.is_damaged:
             self._silent[tp] = position, batch
         elif silent is False:

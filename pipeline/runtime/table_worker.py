@@ -39,6 +39,7 @@ from pipeline.runtime.cluster import (
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.dead_letters import unreadable_letter
+from pipeline.runtime.false_offsets import OPEN_ROLES, FalseOffsets
 from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record
@@ -54,7 +55,7 @@ from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
-from pipeline.unreadable import UnreadableBatches, is_unreadable
+from pipeline.unreadable import NOT_HAD, UnreadableBatches, is_unreadable
 from schemas.errors import RegistryUnavailable
 from topics.catalogue import Catalogue
 
@@ -152,6 +153,7 @@ class TableWorker(Generic[V]):
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._heavy = HeavyBatches()
         self._standstill = Standstill(surroundings.monotonic_s)
+        self._offsets = FalseOffsets(each.topic for each in stage.lanes if each.role in OPEN_ROLES)
         # The last of them in each partition until it is committed; nearly always there is none.
         self._stepped_over: dict[TopicPartitionKey, int] = {}
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
@@ -215,6 +217,7 @@ class TableWorker(Generic[V]):
         if self._outside.has_brokers:
             self._heavy.open(spec.bootstrap_servers, self._suspects.deaths)
             self._standstill.open(spec.bootstrap_servers)
+            self._offsets.open()
         self._consumer.subscribe(
             [lane.topic for lane in self._stage.lanes],
             on_assign=self._on_assign,
@@ -233,6 +236,7 @@ class TableWorker(Generic[V]):
         finally:
             self._suspects.close()
             self._standstill.close()
+            self._offsets.close()
             self._restorer.stop()
             self._commits.close()
             # Closing revokes; what is still under way has failed, and waiting for it there would
@@ -304,12 +308,13 @@ class TableWorker(Generic[V]):
             messages = [message] if message is not None else []
         for message in messages:
             error = message.error()
-            if error is not None:
+            if error is not None and not self._offsets.misled(message):
                 raise_consume_error(error, message)
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past.
             return False
         held = self._held if self._suspects or self._held else None
+        following = self._offsets.following
         for message in messages:
             error = message.error()
             if error is None:
@@ -318,8 +323,16 @@ class TableWorker(Generic[V]):
                     self._stepped_over[record.topic, record.partition] = record.offset
             elif (stepped := self._step_over(message)) is not None:
                 record = input_record(stepped)
+            elif self._offsets.misled(message):
+                self._go_around(message.topic(), message.partition())
+                return True
             else:
                 continue
+            tp = record.topic, record.partition
+            if (expected := following.get(tp)) is not None:
+                if expected != record.offset and not self._is_in_its_place(record):
+                    return True
+                following[tp] = record.offset + 1
             if held is None or not held.take(record):
                 self._admission.add(record)
         fetching = self._admission.fetching()
@@ -329,6 +342,39 @@ class TableWorker(Generic[V]):
         if pause:
             self._consumer.pause([TopicPartition(*tp) for tp in pause])
         return bool(messages)
+
+    def _is_in_its_place(self, record: InputRecord) -> bool:
+        """Whether this is the next of its partition though offsets lie between. Where it is not,
+        or that is not known, all is read again from the committed positions on."""
+        if type(record.origin) is UnreadableBatch:
+            return True
+        tp = record.topic, record.partition
+        try:
+            if self._offsets.is_next(self._consumer, tp, record.offset):
+                return True
+        except UserError:
+            raise
+        except NOT_HAD as error:
+            _log.warning("%s[%d]: what lies at %d was not to be had: %s", *tp, record.offset, error)
+            self._settle("where a record lies was not to be had")
+            self._rewind()
+        else:
+            self._go_around(*tp)
+        return False
+
+    def _go_around(self, topic: str, partition: int) -> None:
+        """A batch whose records say that they are elsewhere, or of which the client leaves out
+        some: as around one that is found before it is fetched."""
+        tp = topic, partition
+        following = self._offsets.following[tp]
+        self._settle("records of other places came")
+        self._heavy.look_again(tp, self._positions[tp], self._stop.is_set)
+        if not self._heavy.keeps(tp, following) and not self._stop.is_set():
+            raise LaneFatal(
+                f"{topic}[{partition}]: what came is not what lies at {following}, and nothing "
+                "there says why; the successor of this process looks again"
+            )
+        self._rewind()
 
     def _pass_over_silent(self) -> list[UnreadableBatch]:
         """What stands for batches of which the client brings nothing, with it put behind them."""
@@ -477,8 +523,7 @@ class TableWorker(Generic[V]):
         The batch in preparation holds a record whose effect is missing, so it is dropped whole.
         """
         _log.warning("%s waits for the schema registry: %s", self._spec.name, error)
-        if self._under_way is not None:
-            self._take_outcome(self._known_end("a schema could not be asked for"))
+        self._settle("a schema could not be asked for")
         self._rewind()
         self._stop.wait(REGISTRY_PAUSE_S)
 
@@ -545,6 +590,7 @@ class TableWorker(Generic[V]):
         if self._heavy:
             self._consumer.pause([tp for tp in starts if self._heavy.has_ahead(_key(tp))])
         self._admission.assign(self._positions)
+        self._offsets.assign(self._positions)
 
     def _starts(self) -> list[TopicPartition]:
         """Where the client begins, to go on from the committed positions."""
@@ -605,6 +651,7 @@ class TableWorker(Generic[V]):
         consumer.assign(assigned)
         consumer.pause(assigned)
         self._admission.assign(self._positions)
+        self._offsets.assign(self._positions)
         self._suspects.assigned(self._positions)
         self._epoch += 1
         self._restore_began_s = self._monotonic_s()
@@ -631,6 +678,12 @@ class TableWorker(Generic[V]):
             # Not applied: the cache stays at its checkpoint and catches up from the topic.
             self._under_way = None
             self._metrics.transactions.labels(self._stage.name, outcome.value).inc()
+
+    def _settle(self, since: str) -> None:
+        """Wait for the end of the transaction under way, so that the positions are those of the
+        group."""
+        if self._under_way is not None:
+            self._take_outcome(self._known_end(since))
 
     def _known_end(self, since: str) -> Outcome:
         """How the transaction under way ended, waiting for it in bounded time."""

@@ -24,12 +24,14 @@ CAUSE: Final = "unreadable_batch"
 @dataclass(frozen=True, slots=True)
 class UnreadableBatch:
     """In the client's own manner of a message; its offset is the batch's last. ``bytes_max``: it
-    unfolds to more than so many, and was not given to the client; else 0."""
+    unfolds to more than so many, and was not given to the client; else 0. ``has_false_offsets``:
+    its records say that they are elsewhere."""
 
     in_topic: str
     in_partition: int
     batch: RecordBatch
     bytes_max: int = 0
+    has_false_offsets: bool = False
 
     def error(self) -> None:
         return None
@@ -61,6 +63,8 @@ class UnreadableBatch:
         why = "cannot be decompressed"
         if self.bytes_max:
             why = f"are more than {self.bytes_max >> 20} MiB decompressed"
+        elif self.has_false_offsets:
+            why = "give other offsets of themselves"
         return (
             f"{batch.records} records at offsets {batch.first_offset} to {batch.last_offset} "
             f"{why} ({batch.codec_name})"

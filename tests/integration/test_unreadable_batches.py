@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import Message, Producer
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -38,6 +38,7 @@ from pipeline.observability.metrics import Metrics
 from pipeline.runtime import standstill
 from pipeline.runtime.control import ControlReader, change_entry, read_records
 from pipeline.runtime.control_standing import standing
+from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.redrive.letter_log import LetterLog
 from pipeline.runtime.redrive.plan import Markers
@@ -50,6 +51,8 @@ from tests.support.raw_record import (
     GZIP,
     LZ4,
     ZSTD,
+    answer_to_batch,
+    batch_bytes,
     gzip_members,
     lz4_frame,
     produce_raw,
@@ -180,9 +183,27 @@ def end_with(worker: Any, until: Callable[[], bool]) -> None:
     assert ended == []
 
 
-def test_the_ledger_goes_on_behind_it(flow: EngineFlow, tmp_path: Path) -> None:
-    """What it buries and what lies behind are read by the offset in its database."""
-    put_bomb(flow, "settlements")
+# A record without a value, as a length of -2 says to Java; the client cannot parse it.
+NO_VALUE = bytes((14, 0, 0, 0, 2, 107, 3, 0))
+SILENT = pytest.mark.parametrize(
+    ("records", "codec"), [(BOMB, ZSTD), (NO_VALUE, 0)], ids=["said", "in silence"]
+)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standstill, "LOOK_S", 0.1)
+    monkeypatch.setattr(standstill, "STANDS_S", 1.0)
+    monkeypatch.setattr(log_copy, "STALL_TIMEOUT_S", 3.0)
+
+
+@SILENT
+def test_the_ledger_goes_on_behind_it(
+    flow: EngineFlow, tmp_path: Path, impatient: None, records: bytes, codec: int
+) -> None:
+    """What it buries and what lies behind are read by the offset in its database. Of one that the
+    client passes by in silence it stood there for ever."""
+    produce_raw(flow.bootstrap, flow.topic("settlements"), records, codec)
     flow.send("settlements", record_key("shop", "o1"), b"junk")
     engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     sink = LedgerSink(
@@ -204,9 +225,12 @@ def test_the_ledger_goes_on_behind_it(flow: EngineFlow, tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_the_notifications_go_on_behind_it(flow: EngineFlow, tmp_path: Path) -> None:
+@SILENT
+def test_the_notifications_go_on_behind_it(
+    flow: EngineFlow, tmp_path: Path, impatient: None, records: bytes, codec: int
+) -> None:
     """It stood there once without a word."""
-    put_bomb(flow, "payment-events")
+    produce_raw(flow.bootstrap, flow.topic("payment-events"), records, codec)
     flow.send("payment-events", record_key("shop", "o1"), b"junk")
     (tmp_path / "endpoints.toml").write_text("")
     engine = open_callbacks(f"sqlite:///{tmp_path / 'callbacks.sqlite'}")
@@ -226,15 +250,6 @@ def test_the_notifications_go_on_behind_it(flow: EngineFlow, tmp_path: Path) -> 
     engine.dispose()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standstill, "LOOK_S", 0.1)
-    monkeypatch.setattr(standstill, "STANDS_S", 1.0)
-    monkeypatch.setattr(log_copy, "STALL_TIMEOUT_S", 3.0)
-
-
-# A record without a value, as a length of -2 says to Java; the client cannot parse it.
-NO_VALUE = bytes((14, 0, 0, 0, 2, 107, 3, 0))
 # The second record lies across two members of gzip.
 CUT = record_bytes(b"k", b"junk"), record_bytes(b"k", b"junk", offset=1)
 
@@ -317,6 +332,148 @@ def test_requests_behind_what_the_client_passes_by_in_silence_are_called(
     assert [r.order_id for r in flow.nouns("gateway-results")] == ["before", "after"]
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [
+        batch_bytes(record_bytes(b"k", b"v"), last=5),
+        batch_bytes(record_bytes(b"k", b"v") + record_bytes(b"k", b"v", offset=1), count=2, last=0),
+        batch_bytes(lz4_frame(record_bytes(b"k", b"v", offset=5)), LZ4),
+        batch_bytes(gzip_members(record_bytes(b"k", b"v", offset=5)), GZIP),
+    ],
+    ids=["a last one too high", "a last one too low", "lz4", "gzip"],
+)
+def test_false_offsets_that_a_broker_looks_at_come_into_no_log(
+    flow: EngineFlow, batch: bytes
+) -> None:
+    """Of the batch's own head, and of the records of a compressed one."""
+    assert answer_to_batch(flow.bootstrap, flow.topic("orders"), batch) != 0
+    assert flow.messages("orders") == []
+
+
+@pytest.mark.parametrize("deltas", [(5,), (1_000,), (-1,), (1, 0), (0, 0), (0, 5, 1)])
+def test_offsets_that_records_falsely_give_of_themselves_move_no_position(
+    flow: EngineFlow, impatient: None, deltas: tuple[int, ...]
+) -> None:
+    """A broker takes them, and the client hands them out: what came at the places that they say was
+    passed over, or the worker ended behind the end of the log. Of those before their place the
+    client hands out nothing."""
+    records = b"".join(record_bytes(b"k", b"junk", offset=each) for each in deltas)
+    orders, count = flow.topic("orders"), len(deltas)
+    first = flow.send_order(flow.order("first"))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(first), running=running)
+        produce_raw(flow.bootstrap, orders, records, count=count)
+        sent = [flow.send_order(flow.order(f"o{n}")) for n in range(4)]
+        flow.wait_consumed(ends_of(*sent), running=running)
+        # At the end of the log, behind which the client asks for more.
+        produce_raw(flow.bootstrap, orders, records, count=count)
+        end = 5 + 2 * count
+        flow.wait_consumed({0: end}, running=running)
+    # One that a start finds.
+    produce_raw(flow.bootstrap, orders, records, count=count)
+    sent = [flow.send_order(flow.order(f"o{n}")) for n in range(4, 8)]
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(*sent), running=running)
+    assert flow.committed("payments", "orders")[0] == end + count + 4
+    asked = [r.order_id for r in flow.nouns("payment-requests")]
+    assert asked == ["first", *(f"o{n}" for n in range(8))]
+    unread = [
+        each
+        for each in map(headers_of, flow.messages("dead-letters"))
+        if each["dlq.cause"] == "unreadable_batch"
+    ]
+    begins = [1, 5 + count, end]
+    assert [int(each["dlq.offset"]) for each in unread] == begins
+    assert [int(each["dlq.last_offset"]) for each in unread] == [b + count - 1 for b in begins]
+    assert unread[0]["dlq.detail"].endswith("give other offsets of themselves (none)")
+    judged = verify(Sources(flow.bootstrap, flow.prefix))
+    # Where the first record was in its place, and came alone, it has a letter of its own.
+    own = {"dead_letter_duplicated", "dead_letter_without_lineage"} if deltas[0] == 0 else set()
+    assert {f.name for f in judged.broken} <= own
+
+
+def test_records_that_the_client_leaves_out_of_gzip_are_one_letter(
+    flow: EngineFlow, impatient: None
+) -> None:
+    """The first member ends between two records, and of the others nothing was said. Also at the
+    end of the log, where nothing that comes behind them tells."""
+    one, two = record_bytes(b"k", b"junk"), record_bytes(b"k", b"junk", offset=1)
+    before = flow.send_order(flow.order("before"))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(before), running=running)
+        produce_raw(flow.bootstrap, flow.topic("orders"), gzip_members(one, two), GZIP, count=2)
+        flow.wait_consumed({0: 2}, running=running)
+        last = flow.send_order(flow.order("after"))
+        flow.wait_consumed(ends_of(last), running=running)
+        produce_raw(flow.bootstrap, flow.topic("orders"), gzip_members(one, two), GZIP, count=2)
+        flow.wait_consumed({0: 6}, running=running)
+    told = [headers_of(letter) for letter in flow.messages("dead-letters")]
+    unread = [each for each in told if each["dlq.cause"] == "unreadable_batch"]
+    assert [(each["dlq.offset"], each["dlq.last_offset"]) for each in unread] == [
+        ("1", "2"), ("4", "5")
+    ]  # fmt: skip
+    assert [r.order_id for r in flow.nouns("payment-requests")] == ["before", "after"]
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["found ahead", "met"])
+def test_none_of_them_takes_a_neighbour_along(
+    flow: EngineFlow, impatient: None, monkeypatch: pytest.MonkeyPatch, looks: bool
+) -> None:
+    """All of them and the orders between come with one answer of the broker."""
+    one, two = record_bytes(b"k", b"junk"), record_bytes(b"k", b"junk", offset=1)
+    bad = [
+        (lz4_frame(one) + b"more", LZ4, 1),
+        (NO_VALUE, 0, 1),
+        (gzip_members(one, two), GZIP, 2),
+        (BOMB, ZSTD, 1),
+        (record_bytes(b"k", b"junk", offset=5), 0, 1),
+        (gzip_members(one[:4], one[4:]), GZIP, 1),
+    ]
+    places, names = [], []
+    for number, (records, codec, count) in enumerate(bad):
+        names.append(f"o{number}")
+        _, at = flow.send_order(flow.order(names[-1]))
+        places.append((at + 1, at + count))
+        produce_raw(flow.bootstrap, flow.topic("orders"), records, codec, count=count)
+    last = flow.send_order(flow.order("last"))
+    if not looks:
+        monkeypatch.setattr(HeavyBatches, "look", lambda *_: None)
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(last), running=running)
+    told = [headers_of(letter) for letter in flow.messages("dead-letters")]
+    assert [
+        (int(each["dlq.offset"]), int(each["dlq.last_offset"]))
+        for each in told
+        if each["dlq.cause"] == "unreadable_batch"
+    ] == places
+    assert [r.order_id for r in flow.nouns("payment-requests")] == [*names, "last"]
+
+
+def test_orders_of_transactions_are_each_read_once(flow: EngineFlow) -> None:
+    """Also around what was aborted; the offsets of markers belong to no record."""
+    producer = Producer(
+        {"bootstrap.servers": flow.bootstrap, "transactional.id": f"{flow.prefix}foreign"}
+    )
+    producer.init_transactions(30)
+    for number in range(20):
+        producer.begin_transaction()
+        for order in (flow.order(f"o{number}"), flow.order(f"p{number}")):
+            key = record_key(order.merchant_id, order.order_id)
+            producer.produce(flow.topic("orders"), flow.encode("order", order), key, 0)
+        producer.flush(30)
+        if number % 3:
+            producer.commit_transaction(30)
+        else:
+            producer.abort_transaction(30)
+    last = flow.send_order(flow.order("after"))
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(last), running=running)
+    assert flow.messages("dead-letters") == []
+    assert [r.order_id for r in flow.nouns("payment-requests")] == [
+        *(f"{each}{n}" for n in range(20) if n % 3 for each in "op"), "after"
+    ]  # fmt: skip
+
+
 def test_a_partition_that_stands_for_good_reason_loses_nothing(
     flow: EngineFlow, impatient: None
 ) -> None:
@@ -381,10 +538,13 @@ def test_a_limit_lowered_below_our_batches_slows_the_flow_and_buries_nothing(
     assert len(flow.nouns("payment-requests")) == 1_000
 
 
-def test_a_follower_of_settlements_passes_it_over_and_goes_on(flow: EngineFlow) -> None:
+@SILENT
+def test_a_follower_of_settlements_passes_it_over_and_goes_on(
+    flow: EngineFlow, impatient: None, records: bytes, codec: int
+) -> None:
     """Told as one poison with its records' number; its group is behind it, so that it does not come
     again."""
-    put_bomb(flow, "settlements")
+    produce_raw(flow.bootstrap, flow.topic("settlements"), records, codec)
     flow.send("settlements", record_key("shop", "o1"), b"junk")
     seen: list[Poison] = []
     with SettlementSubscriber(

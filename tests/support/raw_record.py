@@ -30,6 +30,7 @@ def batch_bytes(
     attributes: int = 0,
     *,
     count: int = 1,
+    last: int | None = None,
     first: int = 0,
     producer_id: int = -1,
     epoch: int = -1,
@@ -37,10 +38,11 @@ def batch_bytes(
     damaged: bool = False,
 ) -> bytes:
     """``attributes`` are the codec's number and the batch's marks; ``damaged``: its checksum is
-    another's."""
+    another's; ``last``: where its last record is, behind its first."""
     at_ms = int(time.time() * 1000)
+    last = count - 1 if last is None else last
     checked = struct.pack(
-        ">hiqqqhii", attributes, count - 1, at_ms, at_ms, producer_id, epoch, sequence, count
+        ">hiqqqhii", attributes, last, at_ms, at_ms, producer_id, epoch, sequence, count
     )
     checked += records
     rest = struct.pack(">ibI", -1, 2, _crc32c(checked) ^ damaged) + checked
@@ -65,6 +67,14 @@ def produce_batch(
     bootstrap: str, topic: str, batch: bytes, transactional_id: str | None = None
 ) -> None:
     """A batch as it is, in partition 0; as part of a transaction that is open."""
+    error = answer_to_batch(bootstrap, topic, batch, transactional_id)
+    assert error == 0, error
+
+
+def answer_to_batch(
+    bootstrap: str, topic: str, batch: bytes, transactional_id: str | None = None
+) -> int:
+    """The broker's error, 0 if it has taken it."""
     host, _, port = bootstrap.partition(":")
     transaction = b"\0" if transactional_id is None else _compact(transactional_id.encode())
     body = (
@@ -78,7 +88,7 @@ def produce_batch(
         connection.sendall(framed(body))
         answer = connection.recv(4096)
     (error,) = struct.unpack_from(">h", answer, 4 + 4 + 1 + 1 + 1 + len(topic) + 1 + 4)
-    assert error == 0, error
+    return int(error)
 
 
 def zeros(mebibytes: int, key: bytes | None = None) -> bytes:
@@ -158,8 +168,8 @@ def _sized(data: bytes) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """Of a number that is not negative."""
-    number, out = number << 1, b""
+    """Of at most 64 bits."""
+    number, out = number << 1 ^ number >> 63, b""
     while number >= 0x80:
         out, number = out + bytes((number & 0x7F | 0x80,)), number >> 7
     return out + bytes((number,))

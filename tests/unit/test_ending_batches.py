@@ -84,6 +84,7 @@ def read(cluster: MockCluster, patch: pytest.MonkeyPatch) -> list[str]:
 
 GOOD = (RECORD, 0, 1)
 ENDING = (EMPTY_FIRST, GZIP, 1)
+ASTRAY = (record_bytes(b"k", b"v", offset=3), 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,8 @@ ENDING = (EMPTY_FIRST, GZIP, 1)
         ([ENDING], ["0 to 0"]),
         ([GOOD, ENDING, GOOD], ["0", "1 to 1", "2"]),
         ([ENDING, ENDING, GOOD, GOOD, ENDING], ["0 to 0", "1 to 1", "2", "3", "4 to 4"]),
+        # Which would have it read on elsewhere.
+        ([GOOD, ASTRAY, GOOD, GOOD, ASTRAY, GOOD], ["0", "1 to 1", "2", "3", "4 to 4", "5"]),
         # Beside those of which the client says nothing, or that it cannot unfold.
         pytest.param(
             [GOOD, (NO_VALUE, 0, 1), GOOD, ENDING, GOOD],
@@ -108,7 +111,15 @@ ENDING = (EMPTY_FIRST, GZIP, 1)
             ["0", "1 to 1", "2", "3 to 3", "4"],
         ),
     ],
-    ids=["alone", "between", "several", "silence before", "read in part before", "refused before"],
+    ids=[
+        "alone",
+        "between",
+        "several",
+        "elsewhere",
+        "silence before",
+        "read in part before",
+        "refused before",
+    ],
 )
 def test_the_audit_reads_around_it(
     parts: list[tuple[bytes, int, int]], expected: list[str], monkeypatch: pytest.MonkeyPatch

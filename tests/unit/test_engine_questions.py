@@ -90,6 +90,24 @@ def test_an_end_that_nobody_tells_is_an_error() -> None:
     assert 25 <= clock.now_s < 26
 
 
+def test_a_client_that_says_nothing_of_an_end_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it does where no answer comes in its time."""
+    clock = Clock()
+    answers = [None, (3, 7)]
+
+    def answered(_self: object, _place: object, *, timeout: float) -> tuple[int, int] | None:
+        clock.pass_by(min(timeout, 5))
+        return answers.pop(0)
+
+    monkeypatch.setattr(Leaderless, "get_watermark_offsets", answered)
+    assert ask_for_the_end(clock, until_s=0) == (3, 7)
+    answers += [None] * 5
+    with pytest.raises(KafkaException):
+        ask_for_the_end(clock, until_s=0)
+
+
 def test_a_start_waits_for_the_next_controller() -> None:
     """A worker that started while the controller was away ended with a traceback."""
     clock = Clock()

@@ -283,6 +283,61 @@ def test_payments_read_again_from_where_a_failed_transaction_began(
     assert order_keys(again, flow.topic("payment-requests")) == [key_of(f"o{n}") for n in range(4)]
 
 
+def astray(flow: EngineFlow, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Commits]:
+    """A payments worker with an order under way, in preparation another, and behind that one that
+    is not the next by its offset."""
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch)
+    orders = flow.topic("orders")
+    worker._turn()
+    worker._offsets.open()
+    worker._offsets.assign(worker._positions)
+    for number in range(4):
+        worker._turn()
+        append_order(flow, member, f"o{number}")
+        if number == 2:
+            # Left out by the client.
+            member._positions[orders, 0] = 3
+    return worker, commits
+
+
+def test_a_record_of_a_place_that_nobody_can_tell_is_read_again(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is prepared goes back with it, and what is committed does not."""
+    worker, commits = astray(flow, monkeypatch)
+    asked: list[int] = []
+
+    def away(_consumer: object, _tp: object, offset: int) -> bool:
+        asked.append(offset)
+        raise TimeoutError
+
+    monkeypatch.setattr(worker._offsets, "is_next", away)
+    commits.end(Outcome.COMMITTED)
+    worker._turn()
+    assert asked == [3]
+    for _ in range(6):
+        if commits.busy:
+            commits.end(Outcome.COMMITTED)
+        worker._turn()
+    assert asked == [3]
+    assert order_keys(commits.works, flow.topic("payment-requests")) == [
+        key_of(f"o{n}") for n in range(4)
+    ]
+
+
+def test_a_worker_leaves_where_nothing_explains_what_came(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is passed over or buried for it; the next start looks before it fetches."""
+    worker, commits = astray(flow, monkeypatch)
+    monkeypatch.setattr(worker._offsets, "is_next", lambda *_: False)
+    commits.end(Outcome.COMMITTED)
+    with pytest.raises(LaneFatal, match="what came is not what lies at 2"):
+        worker._turn()
+    assert order_keys(commits.works, flow.topic("payment-requests")) == [key_of("o0")]
+
+
 def test_requests_are_read_again_from_where_a_failed_transaction_began(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.kafka_wire import Reader
+from pipeline.one_answer import asks_once, one_answer
 from pipeline.record_batch import read_batch
 from pipeline.runtime import heavy_batches
 from pipeline.runtime.heavy_batches import HeavyBatches, _Together, bytes_max
@@ -102,16 +103,38 @@ def test_without_one_the_client_is_left_alone(cluster: MockCluster) -> None:
     assert heavy.begin(TP, 1) == 1
 
 
+def test_one_whose_records_say_that_they_are_elsewhere_is_kept_from_the_client(
+    cluster: MockCluster,
+) -> None:
+    """Which would go on behind the place that the record says; found again where one is met."""
+    others = ("others", 0)
+    cluster.create_topic("others")
+    put(cluster, record_bytes(b"k", b"one"))
+    heavy = looked(cluster)
+    assert not heavy
+    put(cluster, record_bytes(b"k", b"junk", offset=1_000))
+    put(cluster, record_bytes(b"k", b"two"))
+    produce_raw(cluster.bootstrap_servers, "others", HEAVY, GZIP)
+    heavy.look({others: 0})
+    heavy.look_again(TP, 1)
+    assert heavy.keeps(TP, 1)
+    assert not heavy.keeps(TP, 2)
+    assert [heavy.begin(TP, 1), heavy.begin(others, 0)] == [2, 1]
+    assert all_of(heavy) == [(0, 0), (1, 1)]
+    heavy.look({TP: 0})
+    (_, stands) = [each for _ in range(2) for each in heavy.bring(lambda _tp: True)]
+    assert stands.detail == ("1 records at offsets 1 to 1 give other offsets of themselves (none)")
+
+
 @pytest.mark.slow
 def test_the_client_that_brings_asks_once(cluster: MockCluster) -> None:
     """Of one record too. The next that it asked for would be the batch that ends the worker."""
     for value in (b"one", b"two"):
         put(cluster, record_bytes(b"k", value))
     put(cluster, HEAVY, GZIP)
-    heavy = looked(cluster)
-    client = heavy._client(len(record_bytes(b"k", b"one")) + 61)
+    client = asks_once(cluster.bootstrap_servers, len(record_bytes(b"k", b"one")) + 61)
     try:
-        (message,) = heavy_batches._one_answer(client, TP, 0, 0.1)
+        (message,) = one_answer(client, TP, 0, 0.1)
         assert message.value() == b"one"
         assert client.consume(10, 0.7) == []
     finally:

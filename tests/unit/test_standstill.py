@@ -26,7 +26,7 @@ from tests.support.engine_fakes import (
     payments_with,
 )
 from tests.support.engine_flow import EngineFlow
-from tests.support.raw_record import batch_bytes, record_bytes
+from tests.support.raw_record import GZIP, batch_bytes, gzip_members, record_bytes
 
 TP = ("orders", 0)
 OTHER = ("orders", 1)
@@ -123,6 +123,22 @@ def test_what_the_client_is_silent_about_twice_is_passed_over(patch: pytest.Monk
     watch = Watch(patch, Broker(batch(), stable=1))
     assert watch.looks()[:1] == [0]
     assert watch.given
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        batch_bytes(gzip_members(RECORD, record_bytes(b"k", b"v", offset=1)), GZIP, count=2),
+        batch_bytes(record_bytes(b"k", b"v", offset=-1)),
+    ],
+    ids=["behind a first member", "before its place"],
+)
+def test_what_the_client_leaves_out_is_passed_over(
+    patch: pytest.MonkeyPatch, left_out: bytes
+) -> None:
+    """A client that is given nothing else hands out what it takes, or goes on behind it."""
+    watch = Watch(patch, Broker(left_out, stable=2), silent=False)
+    assert watch.looks()[:1] == [next(read_batches(left_out, ())).last_offset]
 
 
 def test_what_a_client_reads_is_never_passed_over(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+"""What a client brings of a partition with one answer of its broker, and nothing more.
+
+It asks once, for so many bytes: what is more the broker cuts off. With the answer in its queue it
+is content for longer than it lives, as long as nobody has touched that queue, in which is the
+assignment's own mark: two of them are enough. So that an answer has come is asked of what the
+client knows of the partition, and then it is given time to unfold it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from pipeline.kafka_access import reaching
+from pipeline.unreadable import UNFOLDED_BYTES_MAX
+
+Place = tuple[str, int]
+
+# Until an answer has come, and between two looks whether it has.
+TIMEOUT_S: Final = 30.0
+LOOK_S: Final = 0.002
+# Taken at a time, of what has come.
+RECORDS_MAX: Final = 10_000
+
+
+def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
+    """A client for one answer of so many bytes."""
+    return Consumer(
+        {
+            **reaching(servers),
+            "log_level": 0,
+            # Never used: partitions are assigned by hand and nothing is committed.
+            "group.id": "paystream-one-answer-unused",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "error",
+            "fetch.message.max.bytes": answer_bytes,
+            "fetch.wait.max.ms": 100,
+            "queued.min.messages": 2,
+            "fetch.queue.backoff.ms": 300_000,
+            "queued.max.messages.kbytes": 1024 * 1024,
+            "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+            "check.crcs": True,
+            **more,
+        }
+    )
+
+
+def one_answer(client: Any, place: Place, position: int, unfolding_s: float) -> list[Message]:
+    """What the client was sent from a position on, and says of it; nothing where that was not
+    unfolded yet. TimeoutError where no answer comes."""
+    there = TopicPartition(*place, position)
+    client.assign([there])
+    until_s = time.monotonic() + TIMEOUT_S
+    while client.get_watermark_offsets(there, cached=True)[1] < 0:
+        if time.monotonic() > until_s:
+            raise TimeoutError(f"{place[0]}[{place[1]}] brings nothing from offset {position} on")
+        time.sleep(LOOK_S)
+    # Not before it is unfolded and in the queue.
+    time.sleep(unfolding_s)
+    messages: list[Message] = []
+    while more := client.consume(RECORDS_MAX, 0):
+        messages += more
+    return messages
