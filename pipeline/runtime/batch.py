@@ -61,7 +61,8 @@ class Batch:
         if on_table_offset is not None:
             for partition, index in self.last_table_output.items():
                 tracked[index] = _bind(on_table_offset, partition)
-        return Work(self.outputs, self.offsets, self.group_metadata, tracked)
+        moves = self.records > 0
+        return Work(self.outputs, self.offsets, self.group_metadata, tracked, moves)
 
 
 def _bind(report: Callable[[int, int], None], partition: int) -> Callable[[int], None]:

@@ -40,6 +40,7 @@ from pipeline.runtime.held_requests import HELD_MAX, HeldRequests
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
+from pipeline.runtime.late_words import LateWords
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.prefix import PartitionPrefix
 from pipeline.runtime.standstill import Standstill
@@ -72,9 +73,6 @@ STOOD_STILL_S_MAX = 7.0
 # A worker that was replaced by one of its own identity hears it with its next heartbeat, and takes
 # what arrives until then: a heartbeat's interval and a second.
 REPLACED_HEARS_S = 3.0
-
-# Late answers that wait for a transaction; the oldest go first. Notices and reports tell as well.
-WORDS_MAX = 10_000
 
 Finished = tuple[list[Outgoing], Call | None]
 
@@ -133,10 +131,7 @@ class GatewayWorker:
         self._submitted_s = 0.0
         self._ready_since_s: float | None = None
         self._ready_records = 0
-        # What calls heard that had been given up. It answers no request, so it goes with the next
-        # transaction, whichever requests that is about.
-        self._words: list[Outgoing] = []
-        self._words_told: list[Outgoing] = []
+        self._words = LateWords(surroundings.monotonic_s)
         self._closing = False
         # Whether this process has had partitions: from then on no other one has its identity.
         self._is_member = False
@@ -202,10 +197,12 @@ class GatewayWorker:
             self._lane.close()
 
     def _drain(self) -> None:
-        """Take no more requests; commit what ends in bounded time."""
+        """Take no more requests; commit what ends in bounded time, and what was heard too late."""
         deadline = self._monotonic_s() + DRAIN_S_MAX
         self._consumer.pause(self._assigned())
-        while (self._tracked or self._under_way or self._left) and self._monotonic_s() < deadline:
+        while self._monotonic_s() < deadline and (
+            self._tracked or self._under_way or self._left or (self._words and self._positions)
+        ):
             self._turn(fetch=False)
         _log.info("%s drained", self._spec.name)
 
@@ -226,7 +223,12 @@ class GatewayWorker:
             self._calls.wait_finished(0.01)
         self._collect()
         self._take_outcome(self._commits.poll())
-        if self._commits.busy or self._ready_since_s is None:
+        if self._commits.busy:
+            return
+        if self._ready_since_s is None:
+            # A worker that stops waits for no more than its open calls.
+            if self._words.are_due or not (fetch or self._tracked):
+                self._tell_words()
             return
         age_ms = (self._monotonic_s() - self._ready_since_s) * 1000
         if self._guard.careful or self._policy.due(self._ready_records, age_ms, waiting_input):
@@ -410,6 +412,7 @@ class GatewayWorker:
         failpoints.hit("gateway.called")
         now_ms = int(self._time_s() * 1000)
         result = self._stage.result
+        ready = 0
         for call in ended:
             prefix, record = call.token
             answer = call.answer
@@ -423,15 +426,16 @@ class GatewayWorker:
                 is_late, answer = True, replace(answer, heard=LATE_ANSWER)
             said = result(record, call.request, answer, now_ms, read_before=call.read_before)
             if is_late:
-                self._words.append(said)
+                self._words.add(said)
                 continue
             outputs = [said]
             if call.contradiction is not None:
                 # Behind it, in one partition and one transaction: nobody reads it first.
                 outputs.append(result(record, call.request, call.contradiction, now_ms))
             prefix.finish(record.offset, (outputs, call))
-        del self._words[:-WORDS_MAX]
-        self._became_ready(len(ended))
+            ready += 1
+        if ready:
+            self._became_ready(ready)
         self._metrics.calls_in_flight.set(self._calls.in_flight)
 
     def _has(self, partition: int, prefix: PartitionPrefix[Finished]) -> bool:
@@ -468,10 +472,22 @@ class GatewayWorker:
         more = any(prefix.ready for prefix in self._prefixes.values())
         self._ready_since_s = self._monotonic_s() if more else None
         self._ready_records = 1 if more else 0
-        if not batch.records:
+        if batch.records:
+            self._hand_over(batch)
+
+    def _tell_words(self) -> None:
+        """Write what was heard too late in a transaction of its own, with the offset of one input
+        as it is: an empty list of offsets fences nobody."""
+        if not self._words or not self._positions:
             return
-        batch.outputs.extend(self._words)
-        self._words_told, self._words = self._words, []
+        batch = Batch(self._metadata, self._monotonic_s())
+        partition = min(self._positions)
+        batch.offsets[self._stage.topic, partition] = self._positions[partition]
+        self._hand_over(batch)
+
+    def _hand_over(self, batch: Batch) -> None:
+        """To the commit thread, with what was heard too late."""
+        batch.outputs.extend(self._words.tell())
         self._under_way = batch
         self._submitted_s = self._monotonic_s()
         self._commits.submit(batch.seal())
@@ -490,12 +506,16 @@ class GatewayWorker:
         )
         self._lane.rebuilds = 0
         too_large = self._lane.too_large
-        if too_large is not None and too_large >= len(batch.outputs) - len(self._words_told):
+        if too_large is not None and too_large >= len(batch.outputs) - self._words.told:
             # No request is to blame for it.
-            self._words_told, too_large = [], None
+            self._words.refused()
+            too_large = None
         self._too_large.ended(batch, outcome, too_large)
+        self._words.ended(outcome)
+        if not batch.records:
+            # It moved no offset, so there is nothing to read again or to count.
+            return
         if outcome is Outcome.ABORTED:
-            self._words = [*self._words_told, *self._words]
             self._rewind()
             return
         for (_, partition), offset in batch.offsets.items():
@@ -615,7 +635,9 @@ class GatewayWorker:
         self._settle()
         if self._ready_since_s is not None:
             self._submit()
-            self._settle()
+        if self._under_way is None:
+            self._tell_words()
+        self._settle()
         left = {p: (self._positions[p], prefix) for p, prefix in self._prefixes.items()}
         self._leave(consumer)
         self._left = left
@@ -626,8 +648,7 @@ class GatewayWorker:
             outcome = self._commits.wait(REBALANCE_WAIT_S)
             if outcome is None:
                 raise LaneFatal("a transaction did not end although the partitions were lost")
-            if outcome is Outcome.ABORTED:
-                self._words = [*self._words_told, *self._words]
+            self._words.ended(outcome)
             self._under_way = None
         self._leave(consumer)
 

@@ -23,10 +23,10 @@ order in which they were decided.
 All of it is memory of one worker. Another one asks for itself.
 
 There may be no next question: the payment may have ended by another word, by silence, or by a
-person's. So what makes another end of it (``ends_otherwise``) is told by itself as well, with the
-next transaction of the worker: evidence like any other. So is a decline, which contradicts a
-success that was told in time; and where a word and the answer of a question contradict one another,
-both are told, the one that counts first.
+person's. So what makes another end of it (``ends_otherwise``) is told by itself as well
+(``late_words``): evidence like any other. So is a decline, which contradicts a success that was
+told in time; and where a word and the answer of a question contradict one another, both are told,
+the one that counts first.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ third answer. What the client leaves ambiguous is resolved here:
   transaction of the same epoch), so it is thrown away and initialised anew, which raises the epoch,
   before the next begin;
 * whether such a transaction was committed is then read from the group's committed offsets, which
-  were part of it;
+  were part of it; one that moved none of them is called aborted, since its records may be written
+  twice and must not be lost;
 * a TxnOffsetCommit that the client may have sent twice, and one of a transaction that was aborted,
   makes it suspect as well: a late copy would put the group's offsets to where that one ended, in
   the middle of the next transaction, which then commits them.
@@ -147,7 +148,8 @@ class Lane:
         transactions cannot be observed. On ABORTED the caller rewinds its inputs to where the
         batch began; nothing of the work is visible to a read_committed reader. ``too_large`` names
         the output that was refused for its size, if that was why; where a batch of several was, no
-        output is to blame, and the next transaction goes in smaller ones.
+        output is to blame, and the next transaction goes in smaller ones. What a work that moves no
+        offset wrote may be visible all the same, where its end was not plain.
         """
         invariant(bool(work.offsets), "an empty list of offsets fences nobody")
         if self._suspect:
@@ -325,10 +327,7 @@ class Lane:
         answers = list(self._watch.answers)
         self.ambiguous_ends += 1
         self._rebuild()
-        with self.calls.calling("committed", COMMITTED_S_MAX):
-            committed = self._committed_offsets(list(work.offsets))
-        reached = [committed.get(tp, -1) >= offset for tp, offset in work.offsets.items()]
-        outcome = Outcome.COMMITTED if all(reached) else Outcome.ABORTED
+        outcome = self._outcome_by_offsets(work) if work.moves else Outcome.ABORTED
         if outcome is Outcome.COMMITTED and not self._vouched_for(work):
             raise LaneFatal(
                 "the end of a transaction was ambiguous, and the group knows this worker no more: "
@@ -336,11 +335,18 @@ class Lane:
             )
         _log.warning(
             "the end of a transaction was ambiguous (EndTxn answered %s): producer rebuilt, the "
-            "transaction is %s by its committed offsets",
+            "transaction is %s by %s",
             ", ".join(answers) or "nothing that was seen",
             outcome.value,
+            "its committed offsets" if work.moves else "rule, since it moved no offset",
         )
         return outcome
+
+    def _outcome_by_offsets(self, work: Work) -> Outcome:
+        with self.calls.calling("committed", COMMITTED_S_MAX):
+            committed = self._committed_offsets(list(work.offsets))
+        reached = [committed.get(tp, -1) >= offset for tp, offset in work.offsets.items()]
+        return Outcome.COMMITTED if all(reached) else Outcome.ABORTED
 
     def _vouched_for(self, work: Work) -> bool:
         """Whether the group still takes the work's metadata, so that nobody but this worker can

@@ -163,14 +163,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "an end that was not plain costs the producer",
         f"{RUNTIME}/lane.py",
-        '        self._rebuild()\n        with self.calls.calling("committed"',
-        '        with self.calls.calling("committed"',
+        "        self._rebuild()\n        outcome = ",
+        "        outcome = ",
     ),
     Mutation(
         "the committed offsets say how a transaction ended",
         f"{RUNTIME}/lane.py",
-        "outcome = Outcome.COMMITTED if all(reached) else Outcome.ABORTED",
-        "outcome = Outcome.COMMITTED if reached else Outcome.ABORTED",
+        "return Outcome.COMMITTED if all(reached) else Outcome.ABORTED",
+        "return Outcome.COMMITTED if reached else Outcome.ABORTED",
     ),
     Mutation(
         "an abort may come after the commit",

@@ -90,6 +90,23 @@ def test_an_end_that_was_not_plain_is_what_the_committed_offsets_say(
     assert len(made) == 2
 
 
+def test_an_end_that_was_not_plain_is_an_abort_where_no_offset_moved() -> None:
+    """The offsets were there before it, so they do not tell. What it wrote is harmless when it is
+    written twice, and must not be lost."""
+    made: list[ToldProducer] = []
+
+    def make(_config: object, *, logger: Any) -> ToldProducer:
+        made.append(ToldProducer(logger, ["_TRANSPORT", "NO_ERROR"], []))
+        return made[-1]
+
+    committed = dict(WORK.offsets)
+    lane = Lane({}, stage="gateway", committed_offsets=lambda _: committed, make_producer=make)
+    lane.open()
+    work = Work(WORK.outputs, WORK.offsets, WORK.group_metadata, moves=False)
+    assert lane.run(work) is Outcome.ABORTED
+    assert len(made) == 2
+
+
 def test_a_transaction_aborted_before_its_end_costs_the_producer() -> None:
     """What the abort overtook (its offsets, not yet arrived) is of an epoch that has passed."""
     lane, made = lane_of_told_producers()

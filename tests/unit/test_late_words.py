@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from pipeline.domain.model import PaymentRequest
 from pipeline.domain.records import to_record
 from pipeline.processors.gateway import result_of
 from pipeline.runtime.calls import Call, Calls
-from pipeline.runtime.gateway_worker import WORDS_MAX
+from pipeline.runtime.late_words import WAIT_S_MAX, WORDS_MAX
 from pipeline.runtime.protection import Permit
+from pipeline.runtime.surroundings import REAL
 from pipeline.runtime.work import Outcome
 from tests.support.audit_story import judged_flow
 from tests.support.engine_fakes import Commits, InstantCalls, Member, gateway_with, key_of
@@ -251,6 +254,103 @@ def test_a_late_word_outlives_the_loss_of_its_transaction(
     assert told_by(flow, commits, 2) == [("o3", "succeeded"), *[("o1", "succeeded")] * told]
 
 
+def standing(
+    flow: EngineFlow, member: Member, commits: Commits, monkeypatch: Any
+) -> tuple[Any, dict[str, float]]:
+    """A worker whose one request is told of, with a late word behind it; and its clock."""
+    clock = {"s": 0.0}
+    outside = dataclasses.replace(REAL, monotonic_s=lambda: clock["s"])
+    calls = LateCalls("o1")
+    worker = gateway_with(flow, member, commits, calls, monkeypatch, surroundings=outside)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    turned(worker, commits, 1, Outcome.COMMITTED)
+    return worker, clock
+
+
+def test_a_late_word_is_told_in_a_flow_that_stands_still(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a transaction of its own, once it has waited: it commits the offset that is committed, by
+    which one that the group knows no more is refused. Aborted, it is told again, and no sooner."""
+    member, commits = Member(), Commits()
+    worker, clock = standing(flow, member, commits, monkeypatch)
+    for at, outcome in ((1, Outcome.ABORTED), (2, Outcome.COMMITTED)):
+        clock["s"] += WAIT_S_MAX - 0.1
+        turned(worker, commits, at)
+        clock["s"] += 0.1
+        turned(worker, commits, at + 1)
+        assert told_by(flow, commits, at) == [("o1", "succeeded")]
+        work = commits.works[at]
+        assert (work.offsets, work.moves) == ({(worker._stage.topic, 0): 1}, False)
+        assert work.group_metadata == "generation 1"
+        turned(worker, commits, at + 1, outcome)
+    clock["s"] += 2 * WAIT_S_MAX
+    turned(worker, commits, 3)
+    append_request(flow, member, "o2")
+    turned(worker, commits, 4)
+    assert commits.works[3].offsets == {(worker._stage.topic, 0): 2}
+
+
+def test_a_call_that_is_open_goes_on_though_a_late_word_s_transaction_is_aborted(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request is read again for it: a gateway without keys would not be called a second time."""
+    member, commits = Member(), Commits()
+    worker, clock = standing(flow, member, commits, monkeypatch)
+    worker._calls = calls = Held()
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    clock["s"] += WAIT_S_MAX
+    turned(worker, commits, 2)
+    turned(worker, commits, 2, Outcome.ABORTED)
+    calls.end(calls.held[0], DECLINED)
+    turned(worker, commits, 3)
+    assert told_by(flow, commits, 2) == [("o1", "declined"), ("o1", "succeeded")]
+    assert len(calls.held) == 1
+
+
+class AtOnce(Commits):
+    """Each transaction is committed by the next look."""
+
+    def submit(self, work: Any) -> None:
+        super().submit(work)
+        self.end(Outcome.COMMITTED)
+
+
+@pytest.mark.parametrize("leaving", ["a stop", "a rebalance"])
+def test_a_late_word_is_told_before_a_worker_leaves(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, leaving: str
+) -> None:
+    """It is memory of this worker, and nobody else's. It does not wait for others then."""
+    ticks = itertools.count()
+    outside = dataclasses.replace(REAL, monotonic_s=lambda: next(ticks) / 100)
+    member, commits, calls = Member(), AtOnce(), LateCalls("o1")
+    worker = gateway_with(flow, member, commits, calls, monkeypatch, surroundings=outside)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    if leaving == "a stop":
+        worker._drain()
+    else:
+        worker._on_revoke(member, [])
+    assert told_by(flow, commits, 1) == [("o1", "succeeded")]
+    assert len(commits.works) == 2
+    assert next(ticks) / 100 < WAIT_S_MAX
+
+
+def test_a_worker_without_partitions_stops_without_a_word(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can write nothing that is fenced, and waits for none."""
+    member, commits = Member(), AtOnce()
+    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    worker._on_lost(member, [])
+    worker._drain()
+    assert len(commits.works) == 1
+
+
 class Held(InstantCalls):
     """Calls about the first order end when told."""
 
@@ -345,12 +445,13 @@ def test_no_more_late_words_wait_than_there_is_room_for(
     """Where no transaction can end, they come on."""
     member, commits = Member(), Commits(busy=True)
     worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
-    worker._words = [("t", 0, b"oldest", b"", None)] * WORDS_MAX
+    for _ in range(WORDS_MAX):
+        worker._words.add(("t", 0, b"oldest", b"", None))
     append_request(flow, member, "o1")
     for _ in range(3):
         worker._turn(fetch=True)
     assert len(worker._words) == WORDS_MAX
-    assert worker._words[-1][2] == key_of("o1")
+    assert worker._words.tell()[-1][2] == key_of("o1")
 
 
 @pytest.mark.parametrize(("age_ms", "try_number", "forgotten"), [
