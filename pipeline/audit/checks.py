@@ -487,8 +487,9 @@ class Judgement:
         )
 
     def _outstanding(self, payment: PaymentEvidence) -> list[RequestSeen]:
-        """Requests without a result or dead letter, newest last."""
-        answered = {result.identity for result in payment.results}
+        """Requests without a result or dead letter, newest last. What was heard of one too late is
+        not its result: that is told beside it."""
+        answered = {each.identity for each in payment.results if not each.is_late_answer}
         return [
             r
             for r in payment.requests
@@ -658,6 +659,9 @@ class Judgement:
         # Several tries of one attempt, or two charges: nobody may ask before the last one is known.
         # A webhook may have been faster than an answer, which then is of no consequence; one that
         # says "pending" leads to the question what became of it, while the answer is still to come.
+        # So may what a call heard that was given up, whose request is read again meanwhile.
+        heard = {result.identity for result in payment.results}
+        outstanding = [request for request in outstanding if request.identity not in heard]
         identities = {
             request.identity
             for request in outstanding

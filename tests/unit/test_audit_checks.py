@@ -1160,6 +1160,35 @@ def test_what_a_notice_calls_pending_is_asked_about_before_its_answer_comes() ->
         assert found == broken
 
 
+@pytest.mark.parametrize("processed", [True, False])
+def test_a_late_word_is_not_the_result_of_its_request(processed: bool) -> None:
+    """A result that is gone is missed though what its call heard afterwards was told; before the
+    gateway stage is done with the request it may be there first."""
+    flow = healthy_flow()
+    payment = flow.started("shop:new")
+    committed = flow.committed["gateway"].copy()
+    payment.result("charge", "declined", heard="late_answer")
+    flow.all_processed()
+    if not processed:
+        flow.committed["gateway"] = committed
+    found = {f.name for f in flow.audit()}
+    assert found == {"order_without_outcome", *["request_without_result"] * processed}
+
+
+def test_a_late_word_may_lead_on_before_the_result_is_there() -> None:
+    """It was decided by, so the next request is no second one in flight."""
+    flow = healthy_flow()
+    payment = flow.started("shop:new")
+    committed = flow.committed["gateway"].copy()
+    payment.result("charge", "declined", heard="late_answer")
+    payment.attempt += 1
+    payment.tries = 0
+    payment.request("charge")
+    flow.all_processed()
+    flow.committed["gateway"] = committed
+    assert {f.name for f in flow.audit() if f.severity is BROKEN} == set()
+
+
 @pytest.mark.parametrize("mebibytes", [20, 1], ids=["too much", "not much"])
 def test_a_batch_that_is_too_much_for_a_worker_has_one_letter_for_all_its_records(
     mebibytes: int,
