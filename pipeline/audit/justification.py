@@ -12,8 +12,10 @@ from pipeline.audit.evidence import (
     MAIN_KINDS,
     NOTICES,
     DeadLetter,
+    NotificationSeen,
     OrderSeen,
     PaymentEvidence,
+    ResultSeen,
     SnapshotSeen,
 )
 from pipeline.audit.report import Example
@@ -118,11 +120,11 @@ class JustificationChecks:
         }
         settled = {(s.movement, s.gateway, s.gateway_reference) for s in payment.settlements}
         returned = _returned(payment, snapshot)
+        refused = self._refused(payment)
         for result in payment.results:
-            place = "gateway-results", result.partition, result.offset
             if (
                 result.outcome != "succeeded"
-                or place in judge.dead
+                or (result.gateway, result.operation_id, result.gateway_reference) in refused
                 or (result.operation_id, result.attempt) in stopped
                 or (result.operation_id, result.attempt) in returned
             ):
@@ -136,6 +138,21 @@ class JustificationChecks:
                 judge.found.broken(
                     "success_without_settlement", judge.result_example(payment, result, kind)
                 )
+
+    def _refused(self, payment: PaymentEvidence) -> set[tuple[str, str | None, str | None]]:
+        """The successes that were named as a contradiction, by whichever evidence came first: one
+        that says the same again has no letter of its own."""
+        roles: tuple[tuple[str, tuple[ResultSeen | NotificationSeen, ...]], ...] = (
+            ("gateway-results", payment.results),
+            ("gateway-notifications", payment.notifications),
+        )
+        return {
+            (each.gateway, each.operation_id, each.gateway_reference)
+            for role, said in roles
+            for each in said
+            if each.outcome == "succeeded"
+            and (role, each.partition, each.offset) in self._judge.dead
+        }
 
     def dates(self, payment: PaymentEvidence) -> None:
         """A capture is booked under its order's business date."""

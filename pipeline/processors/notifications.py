@@ -37,7 +37,7 @@ from pipeline.processors.disputes import process_dispute, with_founded
 from pipeline.processors.failures import declined
 from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import DEAD_LETTER, process_settlement_letter
-from pipeline.processors.refused_evidence import STALE_RESULT, contradictory
+from pipeline.processors.refused_evidence import FAILED, STALE_RESULT, contradictory
 from pipeline.processors.unknowns import inquire, pending
 
 UNKNOWN_PAYMENT: Final = "unknown_payment"
@@ -45,10 +45,9 @@ UNKNOWN_ATTEMPT: Final = "unknown_attempt"
 UNKNOWN_NOTICE: Final = "unknown_notice"
 MALFORMED_NOTICE: Final = "malformed_notice"
 
-# Types of notices, and the outcome that only they have.
+# Types of notices.
 OPERATION: Final = "operation"
 DISPUTE: Final = "dispute"
-FAILED: Final = "failed"
 
 _STALE: Final = Decision(note=STALE_RESULT)
 

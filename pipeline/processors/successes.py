@@ -33,6 +33,7 @@ from pipeline.domain.lifecycle import (
     OPEN_STATES,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
+    RESOLVED_DONE,
     SUCCESS_SEEN,
     VOID,
 )
@@ -41,7 +42,6 @@ from pipeline.domain.own_operations import gives_back, is_expiry
 from pipeline.domain.payment import (
     UNDECIDED,
     amount_of,
-    dead_lettered,
     decision,
     followed,
     gateway_profile,
@@ -58,7 +58,12 @@ from pipeline.domain.reversals import is_released
 from pipeline.domain.unasked_charges import settled_kind
 from pipeline.processors.holds import released_minor
 from pipeline.processors.losses import with_loss
-from pipeline.processors.refused_evidence import AMOUNT_MISMATCH, contradicted, contradictory
+from pipeline.processors.refused_evidence import (
+    AMOUNT_MISMATCH,
+    contradicted,
+    contradictory,
+    refused,
+)
 from pipeline.processors.reversals import begin_reversal, with_rest
 from pipeline.processors.unknowns import CUSTOMER_ACTION_ENDS
 
@@ -95,10 +100,8 @@ def succeeded(
         )
         if trigger == SUCCESS_SEEN and attempt.state in OPEN_STATES:
             attempt = replace(attempt, gateway_reference=reference, code=result.code)
-            return contradicted(payment, attempt, AMOUNT_MISMATCH, told_of, now_ms)
-        return dead_lettered(
-            payment, AMOUNT_MISMATCH, told_of, now_ms, event=CONTRADICTORY_EVIDENCE
-        )
+            return contradicted(payment, attempt, result, AMOUNT_MISMATCH, told_of, now_ms)
+        return refused(payment, result, AMOUNT_MISMATCH, told_of, now_ms)
     if trigger in (SUCCESS_SEEN, LATE_SUCCESS_SEEN) and is_anothers(payment, attempt, reference):
         # Somebody resolved another operation by it: what is the gateway's one movement is booked.
         told_of = (
@@ -106,7 +109,7 @@ def succeeded(
             f"as {reference}, which another one is booked as"
         )
         if attempt.state in OPEN_STATES:
-            return contradicted(payment, attempt, CONTRADICTORY_EVIDENCE, told_of, now_ms)
+            return contradicted(payment, attempt, result, CONTRADICTORY_EVIDENCE, told_of, now_ms)
         return contradictory(payment, result, now_ms, told_of)
     attempt = replace(attempt, gateway_reference=reference, code=result.code, uncertain_since_ms=0)
     if attempt.kind in MAIN_KINDS:
@@ -231,7 +234,8 @@ def _refunded(
         taken_minor = captured_of_minor(payment, charge)
     if back_minor > taken_minor:
         more = f"{back_minor} would be refunded of {taken_minor} captured"
-        return contradictory(payment, result, now_ms, more)
+        by_person = trigger == RESOLVED_DONE
+        return contradictory(payment, result, now_ms, more, by_person=by_person)
     changed, event = stepped(
         payment, attempt, trigger, now_ms, actor=actor, detail=detail, refunded_minor=refunded
     )

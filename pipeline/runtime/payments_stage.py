@@ -44,11 +44,12 @@ from pipeline.processors.commands import process_command
 from pipeline.processors.notifications import process_notification
 from pipeline.processors.order import process_order
 from pipeline.processors.permits import reported
+from pipeline.processors.refused_evidence import judged_anew
 from pipeline.processors.risk import process_risk_result
 from pipeline.processors.settlement import process_due, process_result
 from pipeline.runtime.admission import InputLane
 from pipeline.runtime.batch import Batch
-from pipeline.runtime.dead_letters import dead_letter
+from pipeline.runtime.dead_letters import dead_letter, is_redriven
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.live_policy import LivePolicy
 from pipeline.runtime.table import Table
@@ -181,6 +182,8 @@ class PaymentsStage:
             self._policy.saw(value, record.timestamp_ms)
             if value.code == GATEWAY_NOT_CONFIGURED:
                 self._misses(value.gateway, "gateway", batch)
+        if payment is not None and payment.letters and is_redriven(record):
+            payment = judged_anew(payment)
         policy = self._policy.at(record.timestamp_ms)
         decision = process(payment, value, record.timestamp_ms, policy)
         decision = reported(payment, decision, policy)

@@ -1160,6 +1160,24 @@ def test_what_a_notice_calls_pending_is_asked_about_before_its_answer_comes() ->
         assert found == broken
 
 
+@pytest.mark.parametrize("first", ["notice", "result"])
+@pytest.mark.parametrize(("again", "found"), [("ch_9", False), ("ch_8", True)])
+def test_a_contradiction_has_one_letter(first: str, again: str, found: bool) -> None:
+    """Whatever says the same again has none; what says something else is missed without."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new")
+    if first == "notice":
+        words = {"operation_id": "new", "outcome": "succeeded", "gateway_reference": "ch_9"}
+        told = payment.notified("operation", **words)
+    else:
+        told = payment.result("charge", "succeeded", "ch_9", heard="late_answer")
+    flow.dead_letter(told, "contradictory_evidence")
+    payment.result("charge", "succeeded", again, heard="late_answer")
+    flow.all_processed()
+    broken = {f.name for f in flow.audit() if f.severity is BROKEN}
+    assert ("success_without_settlement" in broken) is found
+
+
 @pytest.mark.parametrize("processed", [True, False])
 def test_a_late_word_is_not_the_result_of_its_request(processed: bool) -> None:
     """A result that is gone is missed though what its call heard afterwards was told; before the

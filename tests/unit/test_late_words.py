@@ -541,7 +541,7 @@ def test_a_charge_that_was_given_up_on_silence_goes_back_when_it_shows() -> None
 
 def test_a_decline_that_contradicts_what_was_taken_is_a_dead_letter() -> None:
     """Told behind it, or by itself when an earlier question hears it; the money stays, and `verify`
-    takes neither for a result that is there twice."""
+    takes neither for a result that is there twice. Both say the same, so a person is asked once."""
     story = Story()
     story.flow.answer(TIMED_OUT)
     story.wait()
@@ -553,7 +553,7 @@ def test_a_decline_that_contradicts_what_was_taken_is_a_dead_letter() -> None:
     for question, heard in ((asked, "contradicts"), (given_up, "late_answer")):
         word = replace(DECLINED, heard=heard)
         story.flow.result(result_of(question, word, story.flow.now_ms))
-    assert [letter.cause for letter in story.flow.dead_letters] == ["contradictory_evidence"] * 2
+    assert [letter.cause for letter in story.flow.dead_letters] == ["contradictory_evidence"]
     assert (story.status, story.money) == ("captured", (500, 500, 0))
     assert [f.name for f in judged_flow(story.flow, None)] == []
 

@@ -131,6 +131,17 @@ def size_of(noun: Any) -> int:
     return len(CODEC.encoder(SCHEMA_OF[type(noun)], checked=False)(to_record(noun)))
 
 
+def largest_letter() -> str:
+    """Of another stage, or of the payment's own: of what a gateway says that contradicts it."""
+    story = Story()
+    story.flow.run(yes)
+    texts = {"operation_id": WIDE * 500, "gateway": WIDE * 500, "gateway_reference": WIDE * 255}
+    said = story.notice("succeeded", story.order_id, amount_minor=2**63 - 1)
+    story.flow.notify(replace(said, attempt=2**31 - 1, **texts))
+    (told,) = story.payment.letters
+    return max(told, f"gateway {PLACE} {CODE}", key=lambda letter: len(letter.encode()))
+
+
 def largest_row() -> Payment:
     """Every list full, every text of each as long as its rule allows."""
     without = {name: None for name in TEXTS if name in PaymentCommand.__struct_fields__}
@@ -148,7 +159,7 @@ def largest_row() -> Payment:
         commands=(command,) * rules.WAITING_ALWAYS_MAX,
         command_ids=(ID,) * COMMAND_IDS_MAX,
         command_marks=(CommandMark(digest=NUMBER, taken_at_ms=NUMBER),) * COMMAND_IDS_MAX,
-        letters=(f"gateway {PLACE} {CODE}",) * LETTERS_MAX,
+        letters=(largest_letter(),) * LETTERS_MAX,
         disputes=(largest(Dispute),) * DISPUTES_MAX,
         risk_awaited=(WORD,) * 8,
         risk_counted=(largest(RiskCounted),) * RULES_MAX,
