@@ -16,6 +16,9 @@ from pipeline.audit.evidence import PaymentEvidence, SettlementSeen
 # are named by what they are about. A charge that nobody asked for and a sale by it: found_charges.
 _KINDS: Final = frozenset({"capture", "refund", "unasked_capture", "unasked_refund"})
 
+# What a refund may be of.
+_TAKING: Final = ("charge", "authorize", "capture")
+
 
 def settled_twice(
     payments: Iterable[PaymentEvidence],
@@ -43,7 +46,7 @@ def settled_twice(
                 continue
             if owner is not payment:
                 yield payment, settlement, owner.key
-            elif not _is_of_the_hold(payment, earlier, settlement):
+            elif not _is_of_what_they_are_about(payment, earlier, settlement):
                 yield payment, settlement, earlier.operation_id
 
 
@@ -63,17 +66,18 @@ def _movement(settlement: SettlementSeen) -> tuple[str, str, str]:
     return settlement.kind, settlement.gateway, settlement.gateway_reference
 
 
-def _is_of_the_hold(payment: PaymentEvidence, *settlements: SettlementSeen) -> bool:
-    """Whether all are captures under the id of their authorization: some gateways know them so."""
+def _is_of_what_they_are_about(payment: PaymentEvidence, *settlements: SettlementSeen) -> bool:
+    """Whether all are captures under the id of their authorization, or refunds under that of their
+    charge or capture: some gateways know them so. What they come to is judged by the amounts."""
     captures = {r.operation_id for r in payment.requests if r.operation_kind == "capture"}
-    holds = {(r.gateway, r.gateway_reference) for r in payment.results if r.kind == "authorize"}
+    ids = {(r.kind, r.gateway, r.gateway_reference) for r in payment.results}
     if payment.snapshot is not None:
-        for each in payment.snapshot.attempts:
-            if each.kind == "capture":
-                captures.add(each.operation_id)
-            elif each.kind == "authorize":
-                holds.add((each.gateway, each.gateway_reference))
+        attempts = payment.snapshot.attempts
+        captures |= {each.operation_id for each in attempts if each.kind == "capture"}
+        ids |= {(each.kind, each.gateway, each.gateway_reference) for each in attempts}
     return all(
-        s.operation_id in captures and (s.gateway, s.gateway_reference) in holds
+        any((kind, s.gateway, s.gateway_reference) in ids for kind in _TAKING)
+        if s.movement == "refund"
+        else s.operation_id in captures and ("authorize", s.gateway, s.gateway_reference) in ids
         for s in settlements
     )

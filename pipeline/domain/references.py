@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.domain.lifecycle import CAPTURE, VOID, has_succeeded
+from pipeline.domain.lifecycle import CAPTURE, REFUND, VOID, has_succeeded
 from pipeline.domain.model import Attempt, Payment
 from pipeline.domain.payment import parent_of
 from pipeline.domain.reversals import CAME_BACK
@@ -11,7 +11,7 @@ from pipeline.domain.reversals import CAME_BACK
 def is_anothers(payment: Payment, attempt: Attempt, reference: str | None) -> bool:
     """Whether this is the id of what another attempt of this kind moved, also where that has come
     back since: its money would be counted twice. The other may be at another gateway: people name
-    an id, not whose it is. Captures may share their hold's id, and a void moves no money."""
+    an id, not whose it is. A void moves no money."""
     if attempt.kind == VOID:
         return False
     if not any(
@@ -22,5 +22,21 @@ def is_anothers(payment: Payment, attempt: Attempt, reference: str | None) -> bo
         for each in payment.attempts
     ):
         return False
-    hold = parent_of(payment, attempt) if attempt.kind == CAPTURE else None
-    return hold is None or hold.gateway_reference != reference
+    return not _is_of_what_it_is_about(payment, attempt, reference)
+
+
+def _is_of_what_it_is_about(payment: Payment, attempt: Attempt, reference: str | None) -> bool:
+    """Whether it is the id of the hold that is captured, or of the charge or capture that is
+    refunded: some gateways know all captures or refunds of one by it, and their amounts alone say
+    how much was moved."""
+    if attempt.kind not in (CAPTURE, REFUND):
+        return False
+    about = parent_of(payment, attempt)
+    if about is None or about.gateway_reference == reference:
+        return about is not None
+    return attempt.kind == REFUND and any(
+        each.kind == CAPTURE
+        and each.gateway_reference == reference
+        and parent_of(payment, each) is about
+        for each in payment.attempts
+    )

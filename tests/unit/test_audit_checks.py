@@ -1351,6 +1351,18 @@ def test_captures_of_one_hold_may_have_its_id() -> None:
         assert ("reference_settled_twice" in {f.name for f in flow.audit()}) == found
 
 
+def test_refunds_of_one_charge_may_have_its_id() -> None:
+    """Some gateways know a refund by the id of its charge alone; another id is one refund's."""
+    flow = healthy_flow()
+    charge = flow.of("settlements", "shop:refunded").fields
+    assert charge is not None
+    for shared, found in ((charge["gateway_reference"], False), ("re_1", True)):
+        flow = healthy_flow()
+        for n in (1, 2):
+            _set(flow.of("settlements", "shop:refunded", n), gateway_reference=shared)
+        assert ("reference_settled_twice" in {f.name for f in flow.audit()}) == found
+
+
 def hold_of(flow: Flow) -> str:
     """The gateway's id of the authorization that is captured in two parts."""
     result = flow.of("gateway-results", "shop:manual").fields

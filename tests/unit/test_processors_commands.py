@@ -530,6 +530,37 @@ def test_captures_of_one_hold_may_have_one_id() -> None:
     assert [f.name for f in judged_flow(story.flow, None)] == []
 
 
+@pytest.mark.parametrize("told_by", ["the gateway", "a person"])
+def test_refunds_of_one_charge_may_have_its_id(told_by: str) -> None:
+    """Some gateways have none of its own for a refund; what went back they tell by its amount."""
+    story = charged()
+    reference = story.payment.attempts[0].gateway_reference
+    for command_id in ("r1", "r2"):
+        story.command("refund", command_id, amount_minor=100)
+        if told_by == "the gateway":
+            story.flow.answer(lambda r: replace(yes(r), gateway_reference=reference))
+        else:
+            story.flow.run(lambda _: TIMED_OUT)
+            told = {"decision": "charged", "gateway_reference": reference}
+            story.command("resolve", f"p-{command_id}", **told)
+    assert (story.money, story.flow.dead_letters) == ((500, 500, 200), [])
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+@pytest.mark.parametrize("about", ["authorize_1", "capture_1_k1"])
+def test_refunds_of_one_capture_may_have_its_id_or_its_hold_s(about: str) -> None:
+    """Whichever of the two the gateway knows a refund by."""
+    story = authorized()
+    for command_id in ("k1", "k2"):
+        story.command("capture", command_id, amount_minor=200)
+        story.flow.answer(yes)
+    for command_id in ("r1", "r2"):
+        story.command("refund", command_id, amount_minor=100)
+        story.flow.answer(lambda r: replace(yes(r), gateway_reference=about))
+    assert (story.money, story.flow.dead_letters) == ((500, 400, 200), [])
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
 def test_a_capture_is_not_resolved_by_the_id_of_another_one() -> None:
     """Where each has an id of its own."""
     story = Story(MANUAL)
