@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,23 @@ def test_a_batch_of_before_a_rebalance_aborts_after_it(group: Group) -> None:
     assert group.visible() == []
     assert lane.run(group.work(0, 3, first.consumer_group_metadata(), b"own")) is Outcome.COMMITTED
     assert group.visible() == [b"own"]
+
+
+def test_offsets_that_stay_fence_as_well(group: Group) -> None:
+    """What answers no request commits the offset that is committed: the broker takes it from whom
+    the group knows, and refuses it to whose partition has moved."""
+    first = group.join()
+    group.settle((first, {0, 1}))
+    captured = first.consumer_group_metadata()
+    lane = group.lane("a")
+    assert lane.run(group.work(1, 7, captured)) is Outcome.COMMITTED
+    still = replace(group.work(1, 7, captured, b"still"), moves=False)
+    assert lane.run(still) is Outcome.COMMITTED
+    second = group.join()
+    group.settle((first, {0}), (second, {1}))
+    assert lane.run(still) is Outcome.ABORTED
+    assert group.committed(1) == 7
+    assert group.visible() == [b"v", b"still"]
 
 
 def test_metadata_fetched_late_would_commit_for_another_worker(group: Group) -> None:

@@ -192,7 +192,8 @@ class Transaction:
 
 class Cluster:
     """``on_visible(partition, record)`` is told of every record in the order in which a
-    read_committed reader may see it; ``on_offsets(group, offsets)`` of every commit of offsets."""
+    read_committed reader may see it; ``on_offsets(group, offsets, intents)`` of every commit of
+    offsets."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -205,7 +206,9 @@ class Cluster:
         self.waiting_for_offsets: list[Any] = []
         self.groups: dict[str, Any] = {}
         self.on_visible: Callable[[Partition, Record], None] | None = None
-        self.on_offsets: Callable[[str, dict[tuple[str, int], int]], None] | None = None
+        self.on_offsets: Callable[[str, dict[tuple[str, int], int], list[Intent]], None] | None = (
+            None
+        )
         self.on_fate: Callable[[Intent, bool], None] = lambda intent, fate: intent.fates.add(fate)
         # How long a marker takes at most; raised for a while by a fault.
         self.marker_s_max = MARKER_S_MAX
@@ -402,7 +405,7 @@ class Cluster:
             if intent.offsets:
                 self.on_fate(intent, commit)
         if commit and self.on_offsets is not None:
-            self.on_offsets(group, offsets)
+            self.on_offsets(group, offsets, [each for each in found.intents if each.offsets])
         waiting, self.waiting_for_offsets = self.waiting_for_offsets, []
         for fibre in waiting:
             fibre.wake()

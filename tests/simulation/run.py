@@ -73,6 +73,7 @@ def _coders(avro: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         "payment-event",
         "settlement",
         "payment-request",
+        "gateway-result",
         "payment",
         "audit-entry",
         "ledger-event",

@@ -12,7 +12,7 @@ from tests.simulation.auditor import Auditor
 from tests.simulation.disputes import DisputePlan, GatewayDispute
 from tests.simulation.gateway import Movement, Script
 from tests.simulation.lives import SUCCEED, CommandPlan, OrderPlan
-from tests.simulation.log import Cluster
+from tests.simulation.log import Cluster, Intent
 from tests.simulation.money import Money
 from tests.simulation.outcomes import Outcomes
 from tests.simulation.plan import AWAITING_ORDER_S, DECLINES_MAX, Plan
@@ -224,3 +224,45 @@ def test_a_decision_without_an_entry_in_the_audit_is_noticed() -> None:
     auditor._said["c1", "done"] = 2
     with pytest.raises(Violation, match="done_twice"):
         auditor._people_at_rest()
+
+
+@pytest.mark.parametrize(("heard", "more", "passes"), [
+    ("late_answer", False, True), (None, False, False), ("late_answer", True, False),
+])  # fmt: skip
+def test_only_what_answers_no_request_moves_no_offset(
+    heard: str | None, more: bool, passes: bool
+) -> None:
+    """What was heard too late is written beside an offset that stays, which cannot say how that
+    ended: told again it does no harm. Whatever else stands still was handled twice."""
+    cluster = Cluster(World("0"))
+    cluster.create("results", 1, 0)
+    decoders: Any = defaultdict(lambda: lambda value: {"heard": heard})
+    auditor = Auditor(
+        Plan(0, (ORDER,), ()), cluster, decoders, defaultdict(str, {"gateway-results": "results"})
+    )
+    intent = Intent("gateway-0", 1)
+    (partition,) = cluster.topics["results"]
+    partition.append(b"shop:o1", b"word", None, 1, intent)
+    intent.written = 1 + more
+    auditor.offsets("gateway", {("requests", 0): 5}, [])
+    if passes:
+        auditor.offsets("gateway", {("requests", 0): 5}, [intent])
+        auditor.believed(intent, "aborted")
+        auditor.fate(intent, True)
+        return
+    with pytest.raises(Violation, match="offsets_went_back"):
+        auditor.offsets("gateway", {("requests", 0): 5}, [intent])
+    auditor.believed(intent, "aborted")
+    with pytest.raises(Violation, match="false_outcome"):
+        auditor.fate(intent, True)
+
+
+def test_what_was_heard_too_late_is_not_lost() -> None:
+    """Called committed it must be."""
+    auditor = Auditor(
+        Plan(0, (ORDER,), ()), Cluster(World("0")), defaultdict(lambda: dict), defaultdict(str)
+    )
+    intent = Intent("gateway-0", 1)
+    auditor.believed(intent, "committed")
+    with pytest.raises(Violation, match="false_outcome"):
+        auditor.fate(intent, False)
