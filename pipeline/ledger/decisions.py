@@ -29,7 +29,12 @@ from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import require_ended
 from pipeline.errors import UserError
 from pipeline.ledger.checksums import held_offsets
-from pipeline.ledger.tables import closed_periods, ledger_decisions
+from pipeline.ledger.tables import (
+    closed_periods,
+    consumer_offsets,
+    journal_entries,
+    ledger_decisions,
+)
 
 _EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
 # What the client takes uncompressed, with room for the rest of the record. A decision that is made
@@ -51,7 +56,8 @@ class WaitingDecision(Struct, frozen=True, gc=False):
 def decide(
     connection: Connection, *, kind: str, body: str, actor: str, reason: str, now_ms: int
 ) -> LedgerEvent:
-    """Make the next decision, in the connection's transaction; UserError when it is too large."""
+    """Make the next decision, in the connection's transaction; UserError when it is too large, or
+    when a decision that is booked is gone: its number would be given out again."""
     size = sum(len(text.encode()) for text in (kind, body, actor, reason))
     if size > DECISION_BYTES_MAX:
         raise UserError(
@@ -59,6 +65,7 @@ def decide(
             "it, with a shorter reason or fewer lines each."
         )
     lock_decisions(connection)
+    _require_newest(connection)
     last = connection.execute(
         select(func.coalesce(func.max(ledger_decisions.c.sequence), 0))
     ).scalar_one()
@@ -75,6 +82,33 @@ def decide(
     event = replace(event, event_id=event_id_of(event))
     record(connection, event)
     return event
+
+
+def _require_newest(connection: Connection) -> None:
+    d, e = ledger_decisions.c, journal_entries.c
+    known: dict[int, int] = {
+        row[0]: row[1]
+        for row in connection.execute(
+            select(d.published_partition, func.max(d.published_offset))
+            .where(d.published_offset.is_not(None))
+            .group_by(d.published_partition)
+        )
+    }
+    for topic, partition in connection.execute(
+        select(consumer_offsets.c.topic, consumer_offsets.c.partition)
+    ).all():
+        newest = connection.execute(
+            select(e.source_offset, e.settlement_id)
+            .where(e.source_topic == topic, e.source_partition == partition)
+            .order_by(e.source_offset.desc())
+            .limit(1)
+        ).first()
+        if newest and not newest.settlement_id and newest.source_offset > known.get(partition, -1):
+            raise UserError(
+                f"the decision of {topic}[{partition}]@{newest.source_offset} is booked and not in "
+                "the ledger any more; see `paystream ledger verify`. Rebuild the books from the "
+                "topics before anything else is decided."
+            )
 
 
 def event_id_of(event: LedgerEvent) -> str:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from sqlalchemy import Connection, select, text
 
 from pipeline.domain.decisions import PERIOD_CLOSE
+from pipeline.domain.model import LedgerEvent
 from pipeline.ledger.checksums import UNSET, offset_checksum, place_checksum
 from pipeline.ledger.decisions import all_decisions, event_id_of
 from pipeline.ledger.queries import drifted_balances
@@ -54,7 +55,14 @@ DAMAGES: Final = {
     "offset_changed": "A stored offset is not as the ledger wrote it.",
     "schema_differs": "The migration that the database names is not the one of its version.",
     "decision_changed": "A decision is not the one that was made.",
+    "decision_missing": "A decision that was made is not there.",
 }
+
+
+_PLACES_OF_DECISIONS: Final = text(
+    "SELECT DISTINCT source_topic, source_partition, source_offset FROM journal_entries "
+    "WHERE settlement_id = '' ORDER BY 1, 2, 3"
+)
 
 
 class Damage(Struct, frozen=True):
@@ -294,17 +302,16 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
                    c.place_checksum)
         )
     }  # fmt: skip
+    expected = 1
     for event in all_decisions(connection):
+        for sequence in range(expected, event.sequence):
+            yield Damage("decision_missing", f"ledger_decisions {sequence}", "a later one is there")
+        expected = event.sequence + 1
         row = closes.pop(event.sequence, None)
-        kept = None if row is None else _closed(row.cuts)
-        agrees = event.kind != PERIOD_CLOSE or (
-            row is not None
-            and kept is not None
-            and kept == _closed(event.body)
-            and row.through_date == kept["through"]
-            # Sealed in the transaction that books it, and in no other.
-            and row.sealed == (0 if places[event.sequence].published_offset is None else 1)
-        )
+        if event.kind == PERIOD_CLOSE:
+            agrees = _is_closed(event, row, places[event.sequence].published_offset is not None)
+        else:
+            agrees = row is None
         if event.event_id != event_id_of(event) or not agrees:
             yield Damage("decision_changed", f"ledger_decisions {event.sequence}", event.kind)
         elif not _place_fits(places[event.sequence]):
@@ -312,6 +319,25 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
                          f"{event.kind}: the place it was published at")  # fmt: skip
     for sequence in closes:
         yield Damage("decision_changed", f"closed_periods {sequence}", "nobody decided it")
+    decided = {(row.published_partition, row.published_offset) for row in places.values()}
+    for topic, partition, offset in connection.execute(_PLACES_OF_DECISIONS):
+        if (partition, offset) not in decided:
+            yield Damage("decision_missing", f"{topic}[{partition}]@{offset}",
+                         "its entries are booked")  # fmt: skip
+
+
+def _is_closed(event: LedgerEvent, row: Any, booked: bool) -> bool:
+    """Whether a close has the period that it decided. It is sealed in the transaction that books
+    it, and in no other."""
+    if row is None:
+        return False
+    kept = _closed(row.cuts)
+    return (
+        kept is not None
+        and kept == _closed(event.body)
+        and row.through_date == kept["through"]
+        and row.sealed == (1 if booked else 0)
+    )
 
 
 def _place_fits(row: Any) -> bool:

@@ -389,6 +389,18 @@ class RulesSuite(OnEachDatabase):
         assert balance.pending_minor == statement.closing_minor == 75_00
         assert [line.kind for line in statement.lines] == ["capture", "adjustment"]
 
+    @pytest.mark.parametrize(
+        "period",
+        ["1, '2030-12-31', '{}', 0", "2, '2010-12-31', (SELECT body FROM ledger_decisions), 0"],
+    )
+    def test_no_period_is_closed_that_nobody_closed(self, engine: Engine, period: str) -> None:
+        announce(engine)
+        with (
+            pytest.raises(DBAPIError, match="nobody decided that the period is closed"),
+            engine.begin() as connection,
+        ):
+            connection.execute(text(f"INSERT INTO closed_periods VALUES ({period})"))
+
     def test_an_entry_by_hand_is_booked_once_under_an_open_day(self, engine: Engine) -> None:
         """A conversion of a closed day counts under the next one; both currencies balance."""
         close(engine, "2010-12-31")

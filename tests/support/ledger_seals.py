@@ -8,15 +8,19 @@ import threading
 import pytest
 from sqlalchemy import Connection, Engine, text
 
+from pipeline.domain.decisions import ENTRY, entry_body
+from pipeline.domain.transfers import conversion
+from pipeline.errors import UserError
 from pipeline.ledger.checksums import OffsetChanged
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.decisions import decide
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import booked_offsets
 from pipeline.ledger.seals import chain_heads, seal
 from pipeline.ledger.verification import DAMAGES, Verification, verify_books
 from tests.support.ledger import SOURCE, entry_of, journal_at
-from tests.support.ledger_rules import announce, book_all, close
+from tests.support.ledger_rules import NOW_MS, announce, book_all, close
 from tests.support.ledger_suite import OnEachDatabase
 
 ENTRIES = 12
@@ -85,6 +89,10 @@ DAMAGE = [
      {("decision_changed", "ledger_decisions 1")}),
     ("UPDATE ledger_decisions SET published_offset = 7 WHERE sequence = 2",
      {("decision_changed", "ledger_decisions 2")}),
+    ("INSERT INTO closed_periods VALUES (1, '2030-12-31', '{{}}', 1)",
+     {("decision_changed", "ledger_decisions 1")}),
+    ("DELETE FROM ledger_decisions WHERE sequence = 1",
+     {("decision_missing", "ledger_decisions 1")}),
     ("UPDATE alembic_version SET version_num = '0004'",
      {("schema_differs", "alembic_version")}),
     ("UPDATE ledger_decisions SET reason = 'another' WHERE sequence = 1",
@@ -160,6 +168,26 @@ class SealsSuite(OnEachDatabase):
             connection.execute(text(damage.format(n=number)))
         assert found(engine) == {(name, place.format(n=number)) for name, place in wanted}
         assert {name for name, _ in wanted} <= set(DAMAGES)
+
+    def test_nothing_is_decided_once_a_decision_that_is_booked_is_gone(
+        self, engine: Engine
+    ) -> None:
+        """Its number would be given out again, and no ledger could follow the topic any more."""
+        announce(engine)
+        lines = conversion("merchant_available:shop", ("GBP", -100_00), ("EUR", -115_20))
+        body = entry_body("conversion", "shop", "2010-12-30", lines)
+        with engine.begin() as connection:
+            decide(connection, kind=ENTRY, body=body, actor="anna", reason="once", now_ms=NOW_MS)
+        assert book_all(engine) == 1
+        with without_guards(engine) as connection:
+            connection.execute(text("DELETE FROM ledger_decisions WHERE sequence = 2"))
+        ((name, place),) = found(engine)
+        assert (name, place[:13]) == ("decision_missing", "ledger-events")
+        with (
+            pytest.raises(UserError, match="booked and not in the ledger any more"),
+            engine.begin() as connection,
+        ):
+            decide(connection, kind=ENTRY, body=body, actor="anna", reason="again", now_ms=NOW_MS)
 
     def test_a_late_truth_moved_into_a_closed_period_is_found(self, engine: Engine) -> None:
         """Also where the seals were made anew over it."""

@@ -12,6 +12,8 @@ one by itself: for that it took most of its time. So
 * the first line has its entry at the commit, and the others with it.
 
 The two foreign keys of postings, which asked the same of each row, are in their way.
+
+A period is closed by a decision of that kind only, as it says, and sealed when it is booked.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from pipeline.ledger.guards import v4
 from pipeline.ledger.guards.v4 import ENTRIES_LOCK
 
 __all__ = ["ENTRIES_LOCK", "bring_forward", "install"]
+
+_UNDECIDED = "closed_periods: nobody decided that the period is closed"
 
 
 def install(connection: Connection) -> None:
@@ -63,6 +67,14 @@ def _sqlite() -> Iterator[str]:
                 SELECT 1 FROM closed_periods WHERE sealed = 1 AND through_date >=
                 CASE NEW.booked_date WHEN '' THEN NEW.business_date ELSE NEW.booked_date END
             );
+        END"""
+    yield f"""
+        CREATE TRIGGER closed_periods_decided BEFORE INSERT ON closed_periods
+        WHEN NEW.sealed <> 0 OR NOT EXISTS (
+            SELECT 1 FROM ledger_decisions WHERE sequence = NEW.sequence
+            AND kind = 'period_close' AND body = NEW.cuts
+        ) BEGIN
+            SELECT RAISE(ABORT, '{_UNDECIDED}');
         END"""
 
 
@@ -142,11 +154,22 @@ def _postgresql(connection: Connection) -> Iterator[str]:
             END IF;
             RETURN NULL;
         END $$"""
+    yield f"""
+        CREATE FUNCTION ledger_check_close() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NEW.sealed <> 0 OR NOT EXISTS (
+                SELECT 1 FROM ledger_decisions WHERE sequence = NEW.sequence
+                AND kind = 'period_close' AND body = NEW.cuts
+            ) THEN
+                RAISE EXCEPTION USING ERRCODE = 'check_violation', MESSAGE = '{_UNDECIDED}';
+            END IF;
+            RETURN NEW;
+        END $$"""
     schema = connection.exec_driver_sql(
         "SELECT relnamespace::regnamespace::text FROM pg_class "
         "WHERE oid = 'journal_entries'::regclass"
     ).scalar_one()
-    for name in ("entries", "postings", "first_line"):
+    for name in ("entries", "postings", "first_line", "close"):
         function = f"ALTER FUNCTION ledger_check_{name}() SET"
         # As in version 3: no temporary table stands in for one of the books.
         yield f"{function} search_path = pg_catalog, {schema}, pg_temp"
@@ -169,6 +192,9 @@ def _postgresql(connection: Connection) -> Iterator[str]:
         CREATE CONSTRAINT TRIGGER postings_of_an_entry AFTER INSERT ON postings
         DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW WHEN (NEW.line = 1) EXECUTE FUNCTION ledger_check_first_line()"""
+    yield """
+        CREATE TRIGGER closed_periods_decided BEFORE INSERT ON closed_periods
+        FOR EACH ROW EXECUTE FUNCTION ledger_check_close()"""
     yield (
         "ALTER TABLE postings DROP CONSTRAINT postings_entry_number_fkey, "
         "DROP CONSTRAINT postings_account_id_fkey"
