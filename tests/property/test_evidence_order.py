@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import GatewayResult, Order, PaymentRequest
-from pipeline.domain.policy import HOUR_MS, MINUTE_MS
+from pipeline.domain.policy import DAY_MS, HOUR_MS, MINUTE_MS, Policy
 from pipeline.processors.gateway import result_of
 from tests.property.late_words import UNKNOWN
 from tests.property.referee import JudgedDriver
@@ -53,19 +53,24 @@ TRUTHS = {
 ANSWER = "the answer"
 
 
+# Many questions may go unanswered before a person is asked.
+PATIENT: Final = replace(POLICY, inquiry_max=60)
+
+
 class JudgedStory(Story):
     """Each decision is held to the rules, and questions may be answered too late."""
 
     flow: JudgedDriver
 
-    def __init__(self, order: Order, unheard: Sequence[bool] = ()) -> None:
-        # Many questions may go unanswered before a person is asked.
-        self.flow = JudgedDriver(replace(POLICY, inquiry_max=60), now_ms=NOW)
+    def __init__(
+        self, order: Order, unheard: Sequence[bool] = (), policy: Policy = PATIENT
+    ) -> None:
+        self.flow = JudgedDriver(policy, now_ms=NOW)
         self.order_id = order.order_id
         self.flow.order(order)
         self.unheard = list(unheard)
 
-    def asked(self, request: PaymentRequest, said: GatewayAnswer) -> GatewayAnswer:
+    def told_of(self, request: PaymentRequest, said: GatewayAnswer) -> GatewayAnswer:
         """What is told of a question: its answer, or, where that comes too late, what is known."""
         words = self.flow.late_words
         if request.kind != "inquire":
@@ -132,7 +137,7 @@ def end(
 
     def ask() -> None:
         while flow.open_requests:
-            flow.answer(lambda request: story.asked(request, said(truth[-1], amount_minor)))
+            flow.answer(lambda request: story.told_of(request, said(truth[-1], amount_minor)))
 
     for word, late in zip(words, cycle(told_after)):
         if word == ANSWER:
@@ -302,7 +307,7 @@ def played(
         name = request.operation_id
         if name not in truths:
             return yes(request)
-        return story.asked(request, word_of(name, truths[name][-1], scene.amounts[name]))
+        return story.told_of(request, word_of(name, truths[name][-1], scene.amounts[name]))
 
     def go_on() -> None:
         while flow.open_requests:
@@ -424,3 +429,47 @@ def test_what_contradicts_itself_counts_once_and_is_told(data: st.DataObject, ki
     elif not is_made:
         end = ("authorized", (500, 0, 0))
     assert (story.status, story.money) == end
+
+
+# Another gateway --------------------------------------------------------------------------------
+
+TWO_GATEWAYS: Final = replace(
+    PATIENT,
+    gateways=tuple(replace(POLICY.gateways[0], name=name) for name in ("first", "second")),
+)
+# How it is heard that a gateway had trouble of its own.
+HEARD_BY: Final = ("answer", "notice", "question")
+
+
+@settings(max_examples=share_of(120))
+@given(
+    by=st.sampled_from(HEARD_BY),
+    after_ms=st.sampled_from([0, SECOND, MINUTE_MS, 2 * MINUTE_MS, 3 * MINUTE_MS, DAY_MS]),
+    soon=st.booleans(),
+)
+def test_another_gateway_has_what_one_declined_only_in_time(
+    by: str, after_ms: int, soon: bool
+) -> None:
+    """However it is heard that the first had trouble of its own, and however late."""
+    pay_before_ms = NOW + 2 * MINUTE_MS if soon else None
+    story = JudgedStory(replace(ORDER, pay_before_ms=pay_before_ms), policy=TWO_GATEWAYS)
+    flow = story.flow
+    trouble = GatewayAnswer(outcome="declined", code="processing_error")
+    opened = flow.open_requests.pop(0)
+    if by == "answer":
+        result = flow.handle(opened, trouble)
+        flow.now_ms += after_ms
+        flow.result(result)
+    elif by == "notice":
+        flow.result(flow.handle(opened, said("pending", 500)))
+        flow.now_ms += after_ms
+        story.notify("declined", code=trouble.code, gateway_reference="ref", amount_minor=0)
+    else:
+        flow.result(flow.handle(opened, TIMED_OUT))
+        story.wait()
+        flow.now_ms += after_ms
+        flow.answer(trouble)
+    in_time = flow.now_ms < (pay_before_ms or NOW + TWO_GATEWAYS.stale_after_ms)
+    flow.run(yes)
+    assert story.status == ("captured" if in_time else "failed")
+    assert story.asked.count("charge") == 1 + in_time
