@@ -83,6 +83,8 @@ class Group:
 
     def rejoin(self, member: Member) -> None:
         member.joined = True
+        # What it has not taken yet is of a generation that is over.
+        member.given = None
         self._complete_if_all_joined()
 
     def require_current(self, metadata: GroupMetadata) -> None:

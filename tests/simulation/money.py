@@ -40,11 +40,13 @@ class Money:
     # Of one order -------------------------------------------------------------------------------
 
     def captured_minor(self, order_id: str) -> int:
-        return self.moved_minor[order_id, "charge"] + self.moved_minor[order_id, "capture"]
+        moved_minor = self.moved_minor.get
+        return moved_minor((order_id, "charge"), 0) + moved_minor((order_id, "capture"), 0)
 
     def refunded_minor(self, order_id: str) -> int:
         """What customers have: refunds that came back are not with them."""
-        return self.moved_minor[order_id, "refund"] - self.moved_minor[order_id, "return"]
+        moved_minor = self.moved_minor.get
+        return moved_minor((order_id, "refund"), 0) - moved_minor((order_id, "return"), 0)
 
     def lost_minor(self, order_id: str) -> int:
         return sum(d.amount_minor for _, d in self.disputes[order_id] if d.state == "lost")
@@ -78,7 +80,7 @@ class Money:
     def settled(self, order_id: str) -> dict[str, int]:
         """The sums that settlements have come to."""
         of = {
-            kind: self.settled_minor[order_id, kind]
+            kind: self.settled_minor.get((order_id, kind), 0)
             for kind in ("capture", "refund", "refund_failed", "dispute", "reversal",
                          "dispute_fee", "credit")
         }  # fmt: skip

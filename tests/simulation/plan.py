@@ -39,6 +39,8 @@ DECLINES_MAX = 3
 # How long commands wait for their order to be handled: shorter than a worker may be frozen and its
 # successors killed, so that some are rejected.
 AWAITING_ORDER_S = 120.0
+# How long a gateway holds what it has authorized.
+AUTHORIZATION_S = 120.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,13 @@ from pipeline.domain.policy import DAY_MS, GatewayProfile, Policy
 from pipeline.domain.risk_rules import read_rules
 from tests.simulation.gateway import GatewayBooks
 from tests.simulation.lives import WATCHED
-from tests.simulation.plan import AWAITING_ORDER_S, BUSY_MAX, DECLINES_MAX, Plan
+from tests.simulation.plan import (
+    AUTHORIZATION_S,
+    AWAITING_ORDER_S,
+    BUSY_MAX,
+    DECLINES_MAX,
+    Plan,
+)
 
 _RULES = read_rules(
     f"""
@@ -50,7 +56,7 @@ def policy_of(plan: Plan, books: Mapping[str, GatewayBooks]) -> Policy:
                 grace_ms=int(plan.grace_s * 1000),
                 key_retention_ms=int(each.retention_s * 1000),
                 idempotent=each.idempotent,
-                authorization_ms=120_000,
+                authorization_ms=int(AUTHORIZATION_S * 1000),
                 breaker=BreakerRule() if plan.pace.nervous else _CALM,
             )
             for index, (name, each) in enumerate(books.items())

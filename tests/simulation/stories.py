@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.simulation.lives import OrderPlan
 from tests.simulation.log import SKEW_S_MAX
-from tests.simulation.plan import AWAITING_ORDER_S
+from tests.simulation.plan import AUTHORIZATION_S, AWAITING_ORDER_S
 from tests.simulation.violation import Violation
 from tests.simulation.world import BEGIN_S
 
@@ -43,8 +43,13 @@ class Story:
     # Given back while no bank had the money: it may take it afterwards, so that both gave it.
     back_undisputed: bool = False
     pay_before_ms: int | None = None
-    # Commands that waited for the order for as long as they may, and were rejected.
+    # Commands that waited for the order for as long as they may, and were rejected; and those that
+    # were first read when the authorization that they were about had ended.
     given_up: set[str] = field(default_factory=set)
+    # What was told of so far, and had been when the authorization began to be given back.
+    heard: set[str] = field(default_factory=set)
+    heard_in_time: frozenset[str] | None = None
+    authorized_at_ms: int = 0
 
 
 class Stories:
@@ -80,6 +85,14 @@ class Stories:
             self._bars(story, event["operation_id"])
         elif kind == "command_rejected" and event["reason"] == "order_must_arrive":
             self._gives_up(story, order, event["operation_id"], at_ms)
+        elif kind == "command_rejected" and event["reason"] == "payment_must_be_authorized":
+            in_time = story.heard_in_time
+            if in_time is not None and event["operation_id"] not in in_time:
+                story.given_up.add(event["operation_id"])
+        elif kind == "void_started" and event["reason"] == "authorization_ends":
+            # By the clock of a worker, which may be ahead.
+            ends_ms = story.authorized_at_ms + (AUTHORIZATION_S - SKEW_S_MAX) * 1000
+            story.heard_in_time = frozenset(story.heard) if at_ms >= ends_ms else None
         elif kind in STARTED and event["operation_id"] in story.barred:
             raise Violation(
                 "barred_retry_sent", f"{order_id}: {event['operation_id']}", order.number
@@ -92,6 +105,8 @@ class Stories:
             self._gives_back(story, order, event["operation_id"] or "")
         elif kind in ("captured", "authorized") and event["status"] == kind:
             self._is_taken(story, order, event)
+        if event["operation_id"] is not None:
+            story.heard.add(event["operation_id"])
         if kind == "cancel_requested" and event["status"] in UNDECIDED:
             story.cancelling = True
         elif kind == "payment_retried":
@@ -108,6 +123,8 @@ class Stories:
 
     def _is_taken(self, story: Story, order: OrderPlan, event: dict[str, Any]) -> None:
         """The payment stands as paid, or as authorized."""
+        if event["type"] == "authorized":
+            story.authorized_at_ms = event["occurred_at_ms"]
         if event["kind"] not in ("charge", "authorize"):
             return  # captures of what was authorized in time come later
         detail = f"{order.order_id} is {event['type']}"

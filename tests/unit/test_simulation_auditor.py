@@ -15,7 +15,7 @@ from tests.simulation.lives import SUCCEED, CommandPlan, OrderPlan
 from tests.simulation.log import Cluster, Intent
 from tests.simulation.money import Money
 from tests.simulation.outcomes import Outcomes
-from tests.simulation.plan import AWAITING_ORDER_S, DECLINES_MAX, Plan
+from tests.simulation.plan import AUTHORIZATION_S, AWAITING_ORDER_S, DECLINES_MAX, Plan
 from tests.simulation.stories import Stories
 from tests.simulation.violation import Violation
 from tests.simulation.world import BEGIN_S, World
@@ -182,6 +182,32 @@ def test_nothing_is_given_back_in_a_dispute_unasked(override: str | None, broken
             stories.told(back)
     else:
         stories.told(back)
+
+
+@pytest.mark.parametrize(
+    ("told_before", "hold_s", "excused"),
+    [(False, AUTHORIZATION_S, True), (True, AUTHORIZATION_S, False), (False, 60.0, False)],
+)
+def test_a_capture_is_excused_that_was_read_when_its_authorization_had_ended(
+    told_before: bool, hold_s: float, excused: bool
+) -> None:
+    """A worker that is killed again and again may read it too late; one that it knew of, or that
+    came while the gateway held the money, it has to carry out."""
+    stories = Stories({"o1": ORDER})
+    stories.told(event(1, "authorized", status="authorized", kind="authorize"))
+    if told_before:
+        stories.told(event(2, "command_waiting", status="authorized", operation_id="c1"))
+    ended = event(
+        2 + told_before, "void_started", status="authorized", operation_id="expiry-o1",
+        reason="authorization_ends",
+    )  # fmt: skip
+    stories.told(ended, int(hold_s * 1000))
+    late = event(
+        3 + told_before, "command_rejected", status="expired", operation_id="c1",
+        reason="payment_must_be_authorized",
+    )  # fmt: skip
+    stories.told(late)
+    assert ("c1" in stories.of("o1").given_up) == excused
 
 
 def test_nothing_is_taken_for_good_after_pay_before() -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 from pipeline.domain.records import payment_from_record, to_record
 from tests.house import TOP
+from tests.simulation.clients import ClientFaults, SimConsumer
+from tests.simulation.groups import Group
+from tests.simulation.log import Cluster
 from tests.simulation.mutate import BEGIN, END, Found, hints_of, with_table
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.shared import shared_codec
+from tests.simulation.world import Process, World
 from tests.support.payment_story import Story
 
 
@@ -58,3 +62,27 @@ def test_the_table_of_defences_tells_which_seed_to_try_first() -> None:
     hints = hints_of(text)
     assert hints[MUTATIONS[0].name] == 7
     assert MUTATIONS[1].name not in hints
+
+
+def test_a_share_that_was_not_taken_before_the_next_sharing_is_none() -> None:
+    """A member that joins again has given back what it was given, taken or not: otherwise it would
+    read a partition that the next sharing gives to another one."""
+    world = World("0")
+    cluster = Cluster(world)
+    cluster.create("requests", 2, 0.0)
+    group = Group(cluster, "gateway", "range")
+
+    def client(name: str) -> SimConsumer:
+        process = Process(world, name)
+        process.spawn(lambda: None)
+        return SimConsumer(cluster, process, ClientFaults(), {"group.id": "gateway"})
+
+    first = group.join(client("a"), "a", ["requests"])
+    assert first.given == {("requests", 0), ("requests", 1)}
+    second = group.join(client("b"), "b", ["requests"])
+    group.rejoin(first)
+    assert first.given == {("requests", 0)}
+    assert second.given == {("requests", 1)}
+    group.join(client("c"), "c", ["requests"])
+    group.rejoin(first)
+    assert first.given is None, "nobody has shared anew yet"
