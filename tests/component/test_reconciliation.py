@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.matching import Tolerance, differences, pair
 from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
+from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.reconciliation.matching import for_sorting
 from pipeline.ledger.reconciliation.totals import shared
 from tests.support.reconciliation import (
     ReconciliationSuite,
@@ -34,6 +37,19 @@ class TestOnSqlite(ReconciliationSuite):
 
 class TestUnaskedChargesOnSqlite(UnaskedChargesSuite):
     pass
+
+
+def test_a_look_leaves_its_connection_as_it_was(url: str) -> None:
+    """It takes little of SQLite's memory, which each of its sorts takes once more; who is given the
+    connection next has all of it again, whatever the look ended with."""
+    engine = open_ledger(url)
+    with reading(engine) as connection:
+        before = connection.exec_driver_sql("PRAGMA cache_size").scalar_one()
+        with suppress(UserError), for_sorting(connection):
+            assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() > before
+            raise UserError("ended")
+        assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == before < 0
+    engine.dispose()
 
 
 def test_a_row_belongs_to_its_operation_whatever_the_amounts() -> None:

@@ -34,7 +34,13 @@ from pipeline.ledger.reconciliation.findings import (
     of_pair,
 )
 from pipeline.ledger.reconciliation.following import decide_clearing
-from pipeline.ledger.reconciliation.matching import Matched, OnlyHere, Result, matched
+from pipeline.ledger.reconciliation.matching import (
+    Matched,
+    OnlyHere,
+    Result,
+    for_sorting,
+    matched,
+)
 from pipeline.ledger.reconciliation.tables import cleared_rows, clearing_rows
 
 # The kinds that a look judges anew each time. FEE_DIFFERS is not one: a row that was booked with
@@ -124,7 +130,7 @@ def look(
     """
     done = Look(clocks)
     clearer = Clearer(engine, now_ms, dry_run=dry_run)
-    with reading(engine) as connection:
+    with reading(engine) as connection, for_sorting(connection):
         for found in matched(connection, topics, lambda name: rules.of(name).tolerance):
             _sort(found, done, clearer, clocks)
         clearer.decide()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 from msgspec import Struct
@@ -25,6 +25,9 @@ from pipeline.domain.matching import (
 from pipeline.domain.posting import KNOWN_BY_REFERENCE, UNASKED
 
 _FETCH_ROWS: Final = 5_000
+# Of SQLite's memory for pages, which each sort takes once more: a million rows are some 400 MB, so
+# they are merged of a dozen runs, and both sides are read in the order in which they were written.
+_SQLITE_CACHE_KIB: Final = 32 * 1024
 # All rows of both cursors are fetched; a planner takes a tenth for granted, and walks an index for
 # that. Each sort gets some of the server's memory, so that it merges its runs once.
 _WHOLE: Final = (
@@ -135,15 +138,28 @@ class OnlyThere(Struct, frozen=True, gc=False):
 Result = Matched | OnlyHere | OnlyThere
 
 
+@contextmanager
+def for_sorting(connection: Connection) -> Iterator[None]:
+    """PostgreSQL's settings last as long as the transaction, SQLite's as long as the connection."""
+    if connection.dialect.name == "postgresql":
+        for setting in _WHOLE:
+            connection.exec_driver_sql(setting)
+        yield
+        return
+    before = connection.exec_driver_sql("PRAGMA cache_size").scalar_one()
+    connection.exec_driver_sql(f"PRAGMA cache_size = -{_SQLITE_CACHE_KIB}")
+    try:
+        yield
+    finally:
+        connection.exec_driver_sql(f"PRAGMA cache_size = {before}")
+
+
 def matched(
     connection: Connection, topics: tuple[str, str], tolerance: Callable[[str], Tolerance]
 ) -> Iterator[Result]:
     """Everything that is not cleared, put together. ``topics``: settlements, clearings; the
-    connection is one of ``reading``: both sides are of one moment."""
+    connection is one of ``reading``, so both sides are of one moment, set ``for_sorting``."""
     left: list[tuple[ReportedSide, str]] = []
-    if connection.dialect.name == "postgresql":
-        for setting in _WHOLE:
-            connection.exec_driver_sql(setting)
     for booked, rows in _merged(_booked(connection), _reported(connection, topics[1])):
         if not rows:
             yield from map(OnlyHere, booked)
