@@ -42,6 +42,7 @@ from pipeline.domain.lifecycle import (
     INQUIRY_WAITING,
     MAIN_KINDS,
     NOT_SENT_SEEN,
+    OPEN_STATES,
     PERMIT_WAITING,
     PROOF_DUE,
     REQUIRES_CUSTOMER_ACTION,
@@ -139,8 +140,9 @@ def process_result(
     """Decide about one result; ``now_ms`` is its append time.
 
     Redelivered and outdated results have no effect (``stale_result``), except that a success is
-    always either taken, already known, given back, or dead-lettered as contradictory. Commands that
-    waited for the operation run in the same decision.
+    always either taken, already known, given back, or dead-lettered as contradictory, and that what
+    is pending is known so from then on. Commands that waited for the operation run in the same
+    decision.
     """
     result = kept_result(result)
     if result.outcome == DEAD_LETTERED:
@@ -489,6 +491,14 @@ def _outdated(
         has_succeeded(attempt.state) or attempt.state == CONTRADICTED
     ):
         return contradictory(payment, result, now_ms)
+    if (
+        result.outcome == PENDING
+        and attempt.state in OPEN_STATES
+        and attempt.code not in PENDING_CODES
+    ):
+        # Of what is known as pending it is no news: that is asked about until its time is over, and
+        # another word of it may be older than what a notice has told of the customer since.
+        return pending(payment, attempt, result, now_ms, policy)
     return _STALE_RESULT
 
 
