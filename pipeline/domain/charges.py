@@ -92,6 +92,20 @@ def refunded_of_minor(payment: Payment, charge: Attempt, *, reserved: bool = Fal
     )
 
 
+def beyond_taken(payment: Payment, refund: Attempt) -> str | None:
+    """Of a refund that is not booked yet: how much more would have gone back than was taken, of the
+    payment or of the charge that it is about; None: there is room for it."""
+    back_minor = payment.refunded_minor + refund.amount_minor
+    taken_minor = payment.captured_minor
+    charge = parent_of(payment, refund)
+    if back_minor <= taken_minor and charge is not None:
+        back_minor = refunded_of_minor(payment, charge) + refund.amount_minor
+        taken_minor = captured_of_minor(payment, charge)
+    if back_minor <= taken_minor:
+        return None
+    return f"{back_minor} would be refunded of {taken_minor} captured"
+
+
 def refundable_of_minor(payment: Payment, charge: Attempt) -> int:
     """What a refund of this charge may still take: never more than the payment's own room."""
     room_minor = captured_of_minor(payment, charge)

@@ -12,7 +12,7 @@ from typing import Final
 
 from pipeline.domain.attempt_caps import CARD_MUST_NOT_BE_TRIED_AGAIN
 from pipeline.domain.card_numbers import is_card_number, is_masked
-from pipeline.domain.charges import refund_target, refundable_of_minor
+from pipeline.domain.charges import beyond_taken, refund_target, refundable_of_minor
 from pipeline.domain.disputes import LOST, WON, bars_refunds, named
 from pipeline.domain.findings import (
     ACKNOWLEDGEABLE,
@@ -551,7 +551,9 @@ def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
         other = command.amount_minor not in (None, amount_of(payment, attempt))
         if other and attempt.kind not in MAIN_KINDS:
             return AMOUNT_MUST_BE_AS_ASKED
-        return REFERENCE_MUST_NOT_BE_ANOTHERS if _is_anothers(payment, attempt, command) else None
+        if _is_anothers(payment, attempt, command):
+            return REFERENCE_MUST_NOT_BE_ANOTHERS
+        return REFUND_MUST_NOT_EXCEED_CAPTURED if _has_no_room(payment, attempt, command) else None
     wanted = command.operation_id
     if wanted is None:
         return OPERATION_MUST_BE_NAMED if unknown_attempts(payment) else OUTCOME_MUST_BE_UNKNOWN
@@ -563,6 +565,12 @@ def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
 def _is_anothers(payment: Payment, attempt: Attempt, command: PaymentCommand) -> bool:
     """Whether what a person names has been booked as another operation's."""
     return command.decision == CHARGED and is_anothers(payment, attempt, reference_of(command))
+
+
+def _has_no_room(payment: Payment, attempt: Attempt, command: PaymentCommand) -> bool:
+    """Whether a refund was made, as a person says, of what is known to have gone back already."""
+    made = command.decision == CHARGED and attempt.kind == REFUND
+    return made and beyond_taken(payment, attempt) is not None
 
 
 def choices(payment: Payment) -> str:

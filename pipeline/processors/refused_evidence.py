@@ -70,25 +70,16 @@ def contradicted(
 
 
 def contradictory(
-    payment: Payment,
-    result: GatewayResult,
-    now_ms: int,
-    more: str | None = None,
-    *,
-    by_person: bool = False,
+    payment: Payment, result: GatewayResult, now_ms: int, more: str | None = None
 ) -> Decision:
-    """Evidence that cannot be true together with what is known; nothing changes by it. A person's
-    word is no gateway's: each is told, and what the gateway says of the same is news."""
+    """Evidence that cannot be true together with what is known; nothing changes by it."""
     detail = (
         f"{result.gateway} says {result.outcome} for attempt {result.attempt}, try "
         f"{result.try_number} (reference {result.gateway_reference}), but payment "
         f"{payment.payment_id} is {payment.status}"
     )
     detail = detail if more is None else f"{detail}; {more}"
-    cause = CONTRADICTORY_EVIDENCE
-    if by_person:
-        return dead_lettered(payment, cause, detail, now_ms, event=cause)
-    return refused(payment, result, cause, detail, now_ms)
+    return refused(payment, result, CONTRADICTORY_EVIDENCE, detail, now_ms)
 
 
 def refused(

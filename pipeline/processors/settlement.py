@@ -34,6 +34,7 @@ from pipeline.domain.lifecycle import (
     ANSWER_CAME_LATE,
     ATTEMPT_FAILED,
     CONTRADICTED,
+    CONTRADICTORY_EVIDENCE,
     GIVE_UP,
     INQUIRING,
     INQUIRY_DUE,
@@ -41,6 +42,7 @@ from pipeline.domain.lifecycle import (
     INQUIRY_WAITING,
     MAIN_KINDS,
     NOT_SENT_SEEN,
+    OPEN_STATES,
     PERMIT_WAITING,
     PROOF_DUE,
     REQUIRES_CUSTOMER_ACTION,
@@ -65,6 +67,7 @@ from pipeline.domain.payment import (
     dead_lettered,
     decision,
     find_attempt,
+    followed,
     gateway_profile,
     is_reversal,
     is_uncertain,
@@ -137,8 +140,9 @@ def process_result(
     """Decide about one result; ``now_ms`` is its append time.
 
     Redelivered and outdated results have no effect (``stale_result``), except that a success is
-    always either taken, already known, given back, or dead-lettered as contradictory. Commands that
-    waited for the operation run in the same decision.
+    always either taken, already known, given back, or dead-lettered as contradictory, and that what
+    is pending is known so from then on. Commands that waited for the operation run in the same
+    decision.
     """
     result = kept_result(result)
     if result.outcome == DEAD_LETTERED:
@@ -213,12 +217,54 @@ def process_due(payment: Payment | None, due: PaymentDue, now_ms: int, policy: P
 def _judged(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
+    made = _taken(payment, attempt, result, now_ms, policy)
+    if result.try_number != attempt.tries or (attempt.state, result.kind) not in (
+        (STARTED, attempt.kind),
+        (INQUIRING, INQUIRE),
+    ):
+        return made
+    known = made.payment or payment
+    left = find_attempt(known, attempt.operation_id, attempt.attempt)
+    if left is None or left.state != attempt.state:
+        return made
+    then = _not_taken(known, left, result, now_ms, policy)
+    return then if made.payment is None else followed(made, then)
+
+
+def _not_taken(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
+    """What is known had no room for the answer to an open request, and nothing else is on its way.
+    A word that makes room may still come, so the gateway is asked again; at last a person is."""
+    said = replace(
+        result,
+        outcome=UNKNOWN,
+        code=CONTRADICTORY_EVIDENCE,
+        retry_after_ms=None,
+        not_found_asked_at_ms=0,
+    )
+    if attempt.state == STARTED:
+        attempt = replace(attempt, sendable_until_ms=_sendable_until_ms(attempt, now_ms, policy))
+        return uncertain(payment, attempt, said, now_ms, policy)
+    # The gateway has said something of it, so silence will be no proof.
+    attempt = replace(attempt, uncertain_since_ms=attempt.uncertain_since_ms or now_ms)
+    return _inquiry_answered(payment, attempt, said, now_ms, policy)
+
+
+def _sendable_until_ms(attempt: Attempt, now_ms: int, policy: Policy) -> int:
+    """Until when a request may be sent whose result is appended now. It was appended before its
+    result, and so were all before it, so no copy of any in a frozen worker's hands can be sent
+    later than this: however long any lane lags."""
+    return now_ms + attempt.send_within_ms + policy.clock_skew_ms
+
+
+def _taken(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
+) -> Decision:
     if tells_return(attempt, result):
         return came_back(payment, attempt, result, now_ms, policy)
     if result.try_number == attempt.tries:
-        # The request was appended before its result, and so were all before it, so no copy of any
-        # in a frozen worker's hands can be sent later than this: however long any lane lags.
-        sendable_until_ms = now_ms + attempt.send_within_ms + policy.clock_skew_ms
+        sendable_until_ms = _sendable_until_ms(attempt, now_ms, policy)
         if attempt.state == STARTED and result.kind == attempt.kind:
             attempt = replace(attempt, sendable_until_ms=sendable_until_ms)
             return _answered(payment, attempt, result, now_ms, policy)
@@ -445,6 +491,14 @@ def _outdated(
         has_succeeded(attempt.state) or attempt.state == CONTRADICTED
     ):
         return contradictory(payment, result, now_ms)
+    if (
+        result.outcome == PENDING
+        and attempt.state in OPEN_STATES
+        and attempt.code not in PENDING_CODES
+    ):
+        # Of what is known as pending it is no news: that is asked about until its time is over, and
+        # another word of it may be older than what a notice has told of the customer since.
+        return pending(payment, attempt, result, now_ms, policy)
     return _STALE_RESULT
 
 

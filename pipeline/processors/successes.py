@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.charges import captured_of_minor, refunded_of_minor
+from pipeline.domain.charges import beyond_taken
 from pipeline.domain.decision import Decision, Outgoing
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.lifecycle import (
@@ -33,7 +33,6 @@ from pipeline.domain.lifecycle import (
     OPEN_STATES,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
-    RESOLVED_DONE,
     SUCCESS_SEEN,
     VOID,
 )
@@ -226,16 +225,10 @@ def _refunded(
     actor: str | None,
     detail: str | None,
 ) -> Decision:
+    beyond = beyond_taken(payment, attempt)
+    if beyond is not None:
+        return contradictory(payment, result, now_ms, beyond)
     refunded = payment.refunded_minor + attempt.amount_minor
-    back_minor, taken_minor = refunded, payment.captured_minor
-    charge = parent_of(payment, attempt)
-    if refunded <= payment.captured_minor and charge is not None:
-        back_minor = refunded_of_minor(payment, charge) + attempt.amount_minor
-        taken_minor = captured_of_minor(payment, charge)
-    if back_minor > taken_minor:
-        more = f"{back_minor} would be refunded of {taken_minor} captured"
-        by_person = trigger == RESOLVED_DONE
-        return contradictory(payment, result, now_ms, more, by_person=by_person)
     changed, event = stepped(
         payment, attempt, trigger, now_ms, actor=actor, detail=detail, refunded_minor=refunded
     )

@@ -5,7 +5,8 @@ and nowhere else. A gate is asked before a call begins, and may answer in its pl
 outlives its soft deadline, or that is slow at a gateway in trouble, is parked: it is answered
 ``unknown``, so that it cannot hold up its partition, and what it did is found out by inquiry. What
 a parked inquiry hears all the same is kept for the next question about that attempt (``heard``);
-and where there may be none, since the payment has ended as something else, it is told by itself.
+and where there may be none, since the payment has ended or waits for a person, it is told by
+itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pipeline.domain.answer import (
     CONTRADICTS,
     EARLIER_QUESTION,
     LATE_ANSWER,
+    PENDING,
     UNKNOWN,
     GatewayAnswer,
 )
@@ -31,7 +33,7 @@ from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.payment import INQUIRE
 from pipeline.gateways.port import Gateway
-from pipeline.runtime.heard import Heard, contradicts, is_told, stays_true
+from pipeline.runtime.heard import Heard, contradicts, is_told, stays_true, tells_success
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 from pipeline.runtime.surroundings import REAL, Surroundings
 
@@ -305,11 +307,12 @@ class Calls:
         request = call.request
         asks = request.kind == INQUIRE
         kind = request.operation_kind if asks else request.kind
-        counts = stays_true(kind, answer) or (asks and call.keeps and not call.is_of_before)
-        if not counts:
-            return
-        self._heard.keep(request, answer, call.appended_at_ms, call.partition)
-        if is_told(kind, answer):
+        counts = asks and call.keeps and not call.is_of_before
+        if counts or stays_true(kind, answer):
+            self._heard.keep(request, answer, call.appended_at_ms, call.partition)
+        # To what moves money, "pending" is as good an answer as to a question about it.
+        has_it = answer.outcome == PENDING and not asks
+        if tells_success(answer) or has_it or (counts and is_told(kind, answer)):
             told = replace(answer, heard=LATE_ANSWER)
             self._finished.append(replace(call, answer=told, task=None, is_late=True))
 

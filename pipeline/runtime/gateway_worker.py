@@ -421,7 +421,7 @@ class GatewayWorker:
             is_late = call.is_late
             if not is_late and not self._has(record.partition, prefix):
                 # Its request is read again, here or elsewhere, and that call may hear nothing.
-                if not tells_success(call.request, answer):
+                if not tells_success(answer):
                     continue
                 is_late, answer = True, replace(answer, heard=LATE_ANSWER)
             said = result(record, call.request, answer, now_ms, read_before=call.read_before)

@@ -23,10 +23,12 @@ order in which they were decided.
 All of it is memory of one worker. Another one asks for itself.
 
 There may be no next question: the payment may have ended by another word, by silence, or by a
-person's. So what makes another end of it (``ends_otherwise``) is told by itself as well
-(``late_words``): evidence like any other. So is a decline, which contradicts a success that was
-told in time; and where a word and the answer of a question contradict one another, both are told,
-the one that counts first.
+person's, or wait for a person since the last one was asked. So what changes anything then is told
+by itself as well (``late_words``): evidence like any other. That is a success, of a refund too,
+since its return is taken before it or behind it; that a refund came back; ``pending``, or a person
+could say that nothing was made of what the gateway has; and a decline, which contradicts a success
+that was told in time. Where a word and the answer of a question contradict one another, both are
+told, the one that counts first.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ from pipeline.domain.gateway_text import kept_answer
 from pipeline.domain.health import NOT_CALLED_CODES
 from pipeline.domain.lifecycle import REFUND
 from pipeline.domain.model import PaymentRequest
-from pipeline.domain.payment import HEARD_PENDING, INQUIRE
+from pipeline.domain.payment import HEARD_PENDING
 from pipeline.domain.reversals import RETURNED
 
 # Words that nobody has asked for yet, a kilobyte each at most; the oldest go first. Whose word is
@@ -164,17 +166,16 @@ def stays_true(kind: str, answer: GatewayAnswer) -> bool:
 
 
 def ends_otherwise(kind: str, answer: GatewayAnswer) -> bool:
-    """Whether this word changes a payment that has ended without it: money was taken that nobody
-    knew of, or a refund came back. All else that it says is known by then, or contradicts it."""
-    return (stays_true(kind, answer) and bool(answer.gateway_reference)) or (
+    """Whether this word is the last about its operation: it was made, or as a refund came back."""
+    return (stays_true(kind, answer) and tells_success(answer)) or (
         kind == REFUND and (answer.outcome, answer.code) == (DECLINED, RETURNED)
     )
 
 
-def tells_success(request: PaymentRequest, answer: GatewayAnswer) -> bool:
-    """Whether this answer, to a call of whatever kind, says of money for ever that it was moved."""
-    kind = request.operation_kind if request.kind == INQUIRE else request.kind
-    return stays_true(kind, answer) and ends_otherwise(kind, answer)
+def tells_success(answer: GatewayAnswer) -> bool:
+    """Whether this answer, to a call of any kind, says that money was moved, and can be booked. It
+    was, though it may have been sent again or come back since."""
+    return answer.outcome == SUCCEEDED and bool(answer.gateway_reference)
 
 
 def contradicts(kind: str, one: GatewayAnswer, other: GatewayAnswer) -> bool:
@@ -184,9 +185,15 @@ def contradicts(kind: str, one: GatewayAnswer, other: GatewayAnswer) -> bool:
 
 
 def is_told(kind: str, answer: GatewayAnswer) -> bool:
-    """Whether this word is told by itself: where it makes another end, and a decline, which may
-    contradict what was told in time. Where it does not, it has no effect."""
-    return ends_otherwise(kind, answer) or (kind != REFUND and answer.outcome == DECLINED)
+    """Whether this word changes anything where no question follows: what was made or came back is
+    booked, what is pending is asked about again, and a decline may contradict what was told in
+    time. All else that it says is known by then, or left to the person who is asked."""
+    return (
+        tells_success(answer)
+        or ends_otherwise(kind, answer)
+        or answer.outcome == PENDING
+        or (kind != REFUND and answer.outcome == DECLINED)
+    )
 
 
 # From the word that says least to the one that says most.

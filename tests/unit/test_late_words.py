@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from pipeline.audit.trace import describe
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
+from pipeline.domain.policy import HOUR_MS
 from pipeline.domain.records import to_record
 from pipeline.processors.gateway import result_of
 from pipeline.runtime.calls import Call, Calls
@@ -25,7 +26,7 @@ from pipeline.runtime.work import Outcome
 from tests.support.audit_story import judged_flow
 from tests.support.engine_fakes import Commits, InstantCalls, Member, gateway_with, key_of
 from tests.support.engine_flow import EngineFlow
-from tests.support.payment_story import NOT_SENT, TIMED_OUT, Story, yes
+from tests.support.payment_story import NOT_SENT, POLICY, TIMED_OUT, Story, yes
 from tests.support.waiting import wait_until
 from tests.unit.test_engine_turns import append_request
 from tests.unit.test_gateway_protection import (
@@ -42,6 +43,7 @@ from tests.unit.test_gateway_protection import (
 from tests.unit.test_processors_notices import RETURNED
 
 SUCCEEDED = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
+PENDING = GatewayAnswer(outcome="pending", gateway_reference="ch")
 QUESTION = replace(request("a"), kind="inquire", operation_kind="charge", try_number=2)
 
 
@@ -61,9 +63,13 @@ def late(calls: Calls) -> list[Call]:
     [
         ("charge", SUCCEEDED, True),
         ("refund", RETURNED, True),
-        # It may have come back since: the next question asks.
-        ("refund", SUCCEEDED, False),
+        # It may have come back since: that is taken in any order.
+        ("refund", SUCCEEDED, True),
         ("charge", replace(SUCCEEDED, gateway_reference=None), False),
+        ("refund", replace(SUCCEEDED, gateway_reference=None), False),
+        # A person would be believed who says that nothing was made.
+        ("charge", PENDING, True),
+        ("refund", PENDING, True),
         # It may contradict what was told in time.
         ("charge", RETURNED, True),
         ("refund", replace(RETURNED, code="do_not_honor"), False),
@@ -85,8 +91,13 @@ def test_a_late_word_that_makes_another_end_is_told_by_itself(
 
 @pytest.mark.parametrize("lost", ["its partition", "its place before a resend"])
 def test_what_does_not_stay_true_is_told_only_by_who_knows_of_resends(lost: str) -> None:
-    """A refund that came back may have been sent again meanwhile; money taken stays taken."""
-    for kind, answer, told in (("refund", RETURNED, 0), ("charge", SUCCEEDED, 1)):
+    """A refund that came back may have been sent again meanwhile; money moved was moved."""
+    for kind, answer, told in (
+        ("refund", RETURNED, 0),
+        ("charge", PENDING, 0),
+        ("charge", SUCCEEDED, 1),
+        ("refund", SUCCEEDED, 1),
+    ):
         question = replace(QUESTION, operation_kind=kind)
         with running(SlowToLookUp("a", answer=answer), gate=NobodyWaits([])) as calls:
             answer_to(calls, question)
@@ -100,16 +111,20 @@ def test_what_does_not_stay_true_is_told_only_by_who_knows_of_resends(lost: str)
             assert len(late(calls)) == told
 
 
-def test_a_charge_that_was_given_up_and_is_made_says_so() -> None:
+@pytest.mark.parametrize("kind", ["charge", "refund"])
+def test_what_was_given_up_and_is_made_says_so(kind: str) -> None:
     """A question finds it too, if it is answered."""
 
     class Slow(SlowToLookUp):
         async def charge(self, request: Any, *, send_before_ms: int) -> GatewayAnswer:
             return await self.inquire(request)
 
-    for answer, told in ((SUCCEEDED, 1), (RETURNED, 0)):
+        async def refund(self, request: Any, *, send_before_ms: int) -> GatewayAnswer:
+            return await self.inquire(request)
+
+    for answer, told in ((SUCCEEDED, 1), (PENDING, 1), (RETURNED, 0)):
         with running(Slow("a", answer=answer), gate=NobodyWaits([])) as calls:
-            assert answer_to(calls, request("a")).outcome == "unknown"
+            assert answer_to(calls, replace(request("a"), kind=kind)).outcome == "unknown"
             hear(calls)
             assert len(late(calls)) == told
 
@@ -374,8 +389,8 @@ class Held(InstantCalls):
         ("inquire", SUCCEEDED, 1),
         ("charge", replace(SUCCEEDED, gateway_reference=None), 0),
         ("charge", DECLINED, 0),
-        # It may have come back since.
-        ("refund", SUCCEEDED, 0),
+        # Though it may have come back since.
+        ("refund", SUCCEEDED, 1),
         # It may have been sent again since.
         ("refund", RETURNED, 0),
     ],
@@ -525,6 +540,75 @@ def test_a_refund_that_came_back_is_told_though_it_was_settled() -> None:
     assert story.money == (500, 500, 0)
     assert story.settled == [("capture", 500), ("refund", -500), ("refund_failed", 500)]
     assert story.flow.result(word).note == "stale_result"
+
+
+@pytest.mark.parametrize("by", ["silence", "a person"])
+@pytest.mark.parametrize("returned", [None, "before", "behind"])
+def test_a_refund_that_was_given_up_is_booked_when_it_shows(by: str, returned: str | None) -> None:
+    """The last question before the end is answered after it; refunded again, the customer would
+    have it twice. Its return is taken in either order."""
+    story = Story()
+    story.flow.answer(yes)
+    story.command("refund", "r1")
+    if by == "silence":
+        story.flow.run(lambda request: NOT_SENT if request.kind == "refund" else TIMED_OUT)
+    else:
+        story.flow.run(TIMED_OUT)
+        story.flow.now_ms += 60_000
+        story.command("resolve", "p1", decision="not_charged")
+    assert story.payment.attempts[-1].state == "failed"
+    asked = story.flow.requests()[-1]
+    words = [replace(yes(asked), heard="late_answer")]
+    if returned is not None:
+        words.insert(returned == "behind", replace(RETURNED, heard="late_answer"))
+    for word in words:
+        story.flow.result(result_of(asked, word, story.flow.now_ms))
+    assert story.money == (500, 500, 0 if returned else 500)
+    assert sum(amount for _, amount in story.settled) == (500 if returned else 0)
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def heard_pending(story: Story, asked: PaymentRequest) -> str | None:
+    """The note of the decision about a question's late answer."""
+    word = replace(PENDING, heard="late_answer")
+    return story.flow.result(result_of(asked, word, story.flow.now_ms)).note
+
+
+def test_what_is_heard_to_be_pending_when_a_person_is_asked_is_no_persons() -> None:
+    """The last question was given up. Who said that nothing was made would be believed, and the
+    gateway have it twice; it is asked about instead, as all that is pending."""
+    story = Story()
+    story.flow.run(TIMED_OUT)
+    assert story.payment.attempts[-1].state == "inquiry_exhausted"
+    assert heard_pending(story, story.flow.requests()[-1]) is None
+    story.flow.now_ms += 60_000
+    assert story.rejected("resolve", "p1", decision="not_charged") == "outcome_must_be_unknown"
+    story.flow.advance(2 * HOUR_MS)
+    story.flow.answer(yes)
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+
+
+def test_what_is_known_as_pending_is_no_news() -> None:
+    """Asked about for its time, it is a person's: each question that is given up may hear
+    the same again, and would have it asked about for ever."""
+    story = Story(policy=replace(POLICY, pending_max_ms=HOUR_MS))
+    story.flow.answer(PENDING)
+    story.wait()
+    asked = story.flow.open_requests[-1][1]
+    assert heard_pending(story, replace(asked, try_number=1)) == "stale_result"
+    for _ in range(4):
+        story.flow.run(TIMED_OUT)
+        story.flow.advance(HOUR_MS)
+    assert story.payment.attempts[-1].state == "inquiry_exhausted"
+    assert heard_pending(story, story.flow.requests()[-1]) == "stale_result"
+
+
+def test_what_has_ended_is_not_pending_again() -> None:
+    """Its gateway tells how it ends, and a success is taken then."""
+    story = Story()
+    story.flow.run(lambda request: NOT_SENT if request.kind == "charge" else TIMED_OUT)
+    assert heard_pending(story, story.flow.requests()[-1]) == "stale_result"
+    assert story.status == "failed"
 
 
 def test_a_charge_that_was_given_up_on_silence_goes_back_when_it_shows() -> None:
