@@ -2,7 +2,8 @@
 
 An answer or notice may be long (64 KiB, 256 KiB), and a payment keeps those of all its attempts: no
 row, event or request may outgrow its topic by them. Codes are cut; an id that is cut would be
-another, and one that is too long cannot be booked, so what hangs on it is not believed.
+another, and one that is too long cannot be booked, so what hangs on it is not believed. Blanks are
+no id.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PLACE_LENGTH_MAX: Final = 300
 URL_LENGTH_MAX: Final = 2_048
 
 REFERENCE_TOO_LONG: Final = "reference_too_long"
+REFERENCE_MISSING: Final = "reference_missing"
 
 
 def kept_text(text: str) -> str:
@@ -35,7 +37,7 @@ def kept_text(text: str) -> str:
 def kept_answer(answer: GatewayAnswer) -> GatewayAnswer:
     """The answer as far as its record will keep it, but for where the customer would be sent."""
     reference, code, theirs = answer.gateway_reference, answer.code, answer.gateway_code
-    if reference is not None and len(reference) > GATEWAY_TEXT_LENGTH_MAX:
+    if reference is not None and not _is_id(reference):
         reference = None
     return replace(
         answer,
@@ -47,14 +49,14 @@ def kept_answer(answer: GatewayAnswer) -> GatewayAnswer:
 
 
 def kept_result(result: GatewayResult) -> GatewayResult:
-    """The result as far as it may be kept. A success under an id that is too long is unknown: the
-    gateway is asked, and in the end a person. Where the customer would be sent, nobody is."""
+    """The result as far as it may be kept. A success under what is no id is unknown: the gateway is
+    asked, and in the end a person. Where the customer would be sent, nobody is."""
     reference, url = result.gateway_reference, result.next_action_url
     outcome, code = result.outcome, result.code
-    if reference is not None and len(reference) > GATEWAY_TEXT_LENGTH_MAX:
-        reference = None
+    if reference is not None and not _is_id(reference):
         if outcome == SUCCEEDED:
-            outcome, code = UNKNOWN, REFERENCE_TOO_LONG
+            outcome, code = UNKNOWN, REFERENCE_TOO_LONG if reference.strip() else REFERENCE_MISSING
+        reference = None
     elif (
         (url is None or len(url) <= URL_LENGTH_MAX)
         and (code is None or len(code) <= CODE_LENGTH_MAX)
@@ -72,12 +74,17 @@ def kept_result(result: GatewayResult) -> GatewayResult:
 
 
 def kept_notice(notice: GatewayNotification) -> GatewayNotification | None:
-    """The notice as far as it may be kept; None when an id in it is too long to be anybody's."""
+    """The notice as far as it may be kept; None when an id in it is too long to be anybody's, or
+    has blanks only."""
     reference, code = notice.gateway_reference, notice.code
     if len(notice.notification_id) > PLACE_LENGTH_MAX or (
-        reference is not None and len(reference) > GATEWAY_TEXT_LENGTH_MAX
+        reference is not None and not _is_id(reference)
     ):
         return None
     if code is None or len(code) <= CODE_LENGTH_MAX:
         return notice
     return replace(notice, code=code[:CODE_LENGTH_MAX])
+
+
+def _is_id(reference: str) -> bool:
+    return len(reference) <= GATEWAY_TEXT_LENGTH_MAX and bool(reference.strip())
