@@ -57,8 +57,8 @@ def test_the_engine_is_as_exposed_as_the_plain_loop_without_its_sign(
     broker: tuple[ProxiedKafka, int], topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the line taken out that reads how an end was answered, readers see damage: the run above
-    could have failed. What a late copy meets is a matter of milliseconds, so a busy machine may take
-    more than one run to show it."""
+    could have failed. What a late copy meets is a matter of milliseconds, so a busy machine may
+    take more than one run to show it."""
     monkeypatch.setattr(EndTxnWatch, "ended_plainly", property(lambda _: True))
     never = property(lambda _: False, lambda *_: None)
     monkeypatch.setattr(Lane, "_suspect", never, raising=False)
