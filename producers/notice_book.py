@@ -9,7 +9,7 @@ when its reference comes. Nothing here is the truth; the file may be deleted and
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,19 +64,21 @@ class NoticeBook:
         return dict(rows.fetchall())
 
     def take_references(
-        self, topic: str, read: Iterable[tuple[int, int, bytes, bytes | None]]
-    ) -> list[bytes]:
-        """Take (partition, offset, key, value) records; returns the keys that are now known."""
-        known = []
+        self,
+        topic: str,
+        read: Iterable[tuple[int, int, bytes, bytes | None]],
+        keeps: Callable[[bytes, bytes, bytes], bool] = lambda key, known, value: False,
+    ) -> None:
+        """Take (partition, offset, key, value) records. ``keeps``: whether what is known by the key
+        stays, and the newer value is left out."""
         with self._transaction():
             for partition, offset, key, value in read:
+                known = self.reference(key)
                 if value is None:
                     self._db.execute("DELETE FROM gateway_refs WHERE name = ?", (key,))
-                else:
+                elif known is None or not keeps(key, known, value):
                     self._db.execute("REPLACE INTO gateway_refs VALUES (?, ?)", (key, value))
-                    known.append(key)
                 self._passed(topic, partition, offset)
-        return known
 
     def take_parked(
         self, topic: str, read: Iterable[tuple[int, int, bytes, bytes | None, int]]

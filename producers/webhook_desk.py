@@ -242,7 +242,9 @@ class WebhookDesk:
         references, parked = self._catalogue.name(REFERENCES), self._catalogue.name(PARKED)
         with self._lock:
             self._book.take_references(
-                references, [_read(m) for m in messages if m.topic() == references]
+                references,
+                [_read(m) for m in messages if m.topic() == references],
+                self._is_another_payments,
             )
             self._book.take_parked(
                 parked,
@@ -280,6 +282,28 @@ class WebhookDesk:
             self._cannot_read(PARKED, key, error)
             return None
         return self._addressed(notice, reference, known)
+
+    def _is_another_payments(self, key: bytes, known: bytes, told: bytes) -> bool:
+        """Whether a reference names another payment than the one that it was first told to be of,
+        which no gateway that keeps its contract brings about. Nothing says which of the two is
+        true: the first goes on having its notices, and an operator hears of both."""
+        try:
+            first: GatewayReference = reference_from_record(self._decode_reference(known))
+            other: GatewayReference = reference_from_record(self._decode_reference(told))
+        except DecodeError:
+            return False  # whichever can be read is the better one
+        if first.payment_id == other.payment_id:
+            return False
+        _log.error(
+            "%s is said to be of %s:%s and is of %s:%s: its notices stay with that one; ask the "
+            "gateway whose it is",
+            key.decode(errors="replace"),
+            other.merchant_id,
+            other.order_id,
+            first.merchant_id,
+            first.order_id,
+        )
+        return True
 
     def _cannot_read(self, role: str, key: bytes, error: Exception) -> None:
         """Nobody else is held up by it: the notice stays parked, where the alert on its age finds

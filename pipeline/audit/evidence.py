@@ -102,6 +102,7 @@ class CommandSeen(Struct, frozen=True, gc=False):
     gateway_reference: str | None
     instrument_token: str | None
     gateway: str | None = None
+    despite_id: bool = False
 
 
 class NotificationSeen(Struct, frozen=True, gc=False):
@@ -507,6 +508,7 @@ class Evidence:
                 fields["gateway_reference"],
                 fields["instrument_token"],
                 fields["gateway"],
+                fields["override"] == "reference",
             ),
         )
 

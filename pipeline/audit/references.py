@@ -2,7 +2,8 @@
 
 A gateway moves money once under one id of its own. Whoever names an id a second time, for another
 operation or another payment, has counted that money twice. So has whoever names it for two
-operations of one payment at two gateways: a person takes an id, and not always whose it is.
+operations of one payment at two gateways: a person takes an id, and not always whose it is. Who has
+seen both movements under one id says so (``despite_id``), and answers for it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def settled_twice(
     payments: Iterable[PaymentEvidence],
 ) -> Iterator[tuple[PaymentEvidence, SettlementSeen, str]]:
     """Settlements of a movement that an earlier one names as well, and whose that one is. The same
-    settlement written again is none of them."""
+    settlement written again is none of them, nor is what a person has said to be another movement
+    of the payment."""
     seen: set[int] = set()
     repeated: set[int] = set()
     for payment in payments:
@@ -46,7 +48,10 @@ def settled_twice(
                 continue
             if owner is not payment:
                 yield payment, settlement, owner.key
-            elif not _is_of_what_they_are_about(payment, earlier, settlement):
+            elif not (
+                _is_of_what_they_are_about(payment, earlier, settlement)
+                or _is_told_apart(payment, settlement)
+            ):
                 yield payment, settlement, earlier.operation_id
 
 
@@ -58,12 +63,24 @@ def _at_two_gateways(
         if settlement.kind not in _KINDS:
             continue
         earlier = named.setdefault((settlement.kind, settlement.gateway_reference), settlement)
-        if earlier.gateway != settlement.gateway:
+        if earlier.gateway != settlement.gateway and not _is_told_apart(payment, settlement):
             yield payment, settlement, earlier.operation_id
 
 
 def _movement(settlement: SettlementSeen) -> tuple[str, str, str]:
     return settlement.kind, settlement.gateway, settlement.gateway_reference
+
+
+def _is_told_apart(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
+    """Whether a person resolved something by this id though it is another operation's too."""
+    refused = {command_id for command_id, _ in payment.rejected_commands}
+    return any(
+        c.despite_id
+        and c.type == "resolve"
+        and (c.gateway_reference or "").strip() == settlement.gateway_reference
+        and c.command_id not in refused
+        for c in payment.commands
+    )
 
 
 def _is_of_what_they_are_about(payment: PaymentEvidence, *settlements: SettlementSeen) -> bool:

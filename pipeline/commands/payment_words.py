@@ -50,6 +50,14 @@ def resolve_command(
     evidence: Annotated[
         str | None, typer.Option("--evidence", help="What proves it; kept with your name.")
     ] = None,
+    despite_id: Annotated[
+        bool,
+        typer.Option(
+            "--despite-id",
+            help="Book it although the payment has REF of another operation, or another id of "
+            "this one.",
+        ),
+    ] = False,
     command_id: CommandId = None,
     reason: Reason = None,
     actor: Actor = None,
@@ -61,6 +69,10 @@ def resolve_command(
 
     Say only what you have seen in the gateway's own books. A payment said not to be charged may be
     tried again. `paystream payment show` lists the operations whose outcome is unknown.
+
+    An id that the payment knows as another operation's is refused: mostly it was copied from the
+    wrong line. Where the gateway has one id for both, and its books show both movements, say so
+    with --despite-id. Never say --not-charged of money that moved.
 
     Examples:
 
@@ -77,6 +89,10 @@ def resolve_command(
         raise UserError("Give one of --charged REF and --not-charged.")
     if not_charged and amount is not None:
         raise UserError("--amount says what was charged; leave it out with --not-charged.")
+    if not_charged and despite_id:
+        raise UserError(
+            "--despite-id is about the id of a charge; leave it out with --not-charged."
+        )
     if not (evidence or "").strip():
         raise UserError("Say what proves it with --evidence.")
     ask(
@@ -88,6 +104,7 @@ def resolve_command(
         operation_id=operation,
         gateway_reference=charged,
         evidence=evidence,
+        override="reference" if despite_id else None,
         command_id=command_id,
         reason=reason,
         actor=actor,

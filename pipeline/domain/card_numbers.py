@@ -1,10 +1,11 @@
 """Finding and masking card numbers (PANs), which must never be kept outside a vault.
 
 A card number here is 13 to 19 digits, single spaces or dashes allowed between them, with a valid
-check digit (Luhn). Masking goes by the first digits in use at a length, rather too much than too
-little, and keeps the first six and last four digits (as PCI DSS 3.4 allows to show) and the
-length. Refusing an order or command goes by the ranges that issuers have, since a refusal costs a
-sale.
+check digit (Luhn); grouped as cards are printed, up to three blanks, dots, dashes, slashes or
+underlines may part the groups, the same each time. Masking goes by the first digits in use at a
+length, rather too much than too little, and keeps the first six and last four digits (as PCI DSS
+3.4 allows to show) and the length. Refusing an order or command goes by the ranges that issuers
+have, since a refusal costs a sale.
 """
 
 from __future__ import annotations
@@ -105,10 +106,15 @@ _SECURITY_CODES: Final = frozenset(
 # Thirteen digits or more with single separators. Possessive: nothing is kept to go back to.
 _RUN = re.compile(rb"[0-9](?:[ -]?[0-9]){12,}+")
 _SEPARATOR = re.compile(rb"[ -]")
-# Six digits, stars, four digits, with the single separators that a card number may have.
-_MASKED = re.compile(rb"(?:[0-9][ -]?){6}(?:\*[ -]?){3,9}(?:[0-9][ -]?){3}[0-9]")
+# Six digits, stars, four digits, with the separators that a card number may have.
+_PART: Final = rb"(?:[ ./_-]|\xc2\xa0|\xe2\x80[\x80-\x95\xaf])"
+_MASKED = re.compile(
+    rb"(?:[0-9]SEP{0,3}){6}(?:\*SEP{0,3}){3,9}(?:[0-9]SEP{0,3}){3}[0-9]".replace(b"SEP", _PART)
+)
 # The least that a card number in a text has; the end of a line ends it.
 _THIRTEEN = re.compile(r"[0-9](?:[ -]?[0-9]){12}")
+# And of one whose groups are parted otherwise. Both begin with a class, which is searched fast.
+_TWO_GROUPS = re.compile(r"[0-9][0-9]{3}[ ./_\u00a0\u2000-\u2015\u202f-]{1,3}[0-9]{4}")
 # As cards are printed: 4-4-4-4(-3), 4-6-5, 4-6-4, 6-13, or without a gap.
 _PRINTED = re.compile(
     r"(?<![A-Za-z0-9])(?:[0-9]{13,19}"
@@ -116,6 +122,19 @@ _PRINTED = re.compile(
     r"|[0-9]{4}([ -])[0-9]{6}\2[0-9]{4,5}"
     r"|[0-9]{6}[ -][0-9]{13})(?![A-Za-z0-9])"
 )
+# Grouped so with whatever else people put between the groups, the same each time: a price list or
+# an address of a network has no such shape. In text, and in its bytes (UTF-8).
+_GROUPED: Final = (
+    r"[0-9]{4}(SEP{1,3})[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?"
+    r"|[0-9]{4}(SEP{1,3})[0-9]{6}\2[0-9]{4,5}"
+)
+_PARTED = re.compile(
+    r"(?<![A-Za-z0-9])(?:GROUPED)(?![A-Za-z0-9])".replace("GROUPED", _GROUPED).replace(
+        "SEP", r"[ ./_\u00a0\u2000-\u2015\u202f-]"
+    )
+)
+_PARTED_BYTES = re.compile(_GROUPED.encode().replace(b"SEP", _PART))
+_NO_DIGIT = re.compile(r"[^0-9]+")
 _VALUES = bytes.maketrans(b"0123456789", bytes(range(10)))
 # What a digit adds to the Luhn sum when it is doubled.
 _DOUBLED = bytes.maketrans(b"0123456789", bytes((0, 2, 4, 6, 8, 1, 3, 5, 7, 9)))
@@ -145,6 +164,14 @@ def mask_card_numbers(data: bytes) -> bytes:
         for first, last in found:
             for index in range(first + _KEPT_FIRST, last + 1 - _KEPT_LAST):
                 masked[positions[index]] = 0x2A
+    for match in _PARTED_BYTES.finditer(data if masked is None else masked):
+        positions = [at for at, byte in enumerate(match[0], match.start()) if 0x30 <= byte <= 0x39]
+        digits = bytes(data[at] for at in positions)
+        length = _parted_length(digits, _in_use)
+        if length:
+            masked = bytearray(data) if masked is None else masked
+            for at in positions[_KEPT_FIRST : length - _KEPT_LAST]:
+                masked[at] = 0x2A
     return data if masked is None else bytes(masked)
 
 
@@ -192,6 +219,9 @@ def holds_card_number(text: str, *, opaque: bool = False) -> bool:
     """
     if len(text) < DIGITS_MIN:
         return False
+    parted = (_NO_DIGIT.sub("", match.group()).encode() for match in _PARTED.finditer(text))
+    if any(_parted_length(digits, _issued) for digits in parted):
+        return True
     if opaque:
         return any(_is_issued(match.group()) for match in _PRINTED.finditer(text))
     for match in _RUN.finditer(text.encode("utf-8", "surrogatepass")):
@@ -208,14 +238,17 @@ def fields_with_card_numbers(noun: Struct) -> tuple[str, ...]:
     """Names of a noun's texts that hold a card number, ids left out; empty for a clean one.
 
     Every field that is a text is looked at, those of the nouns in its lists as well. Asked for
-    every order, so most are cleared by one look for thirteen digits in a row.
+    every order, so most are cleared by a look for thirteen digits in a row, or in groups.
     """
     texts = _texts_of(type(noun))
     given = [text for text in texts.of(noun) if text and len(text) >= DIGITS_MIN]
     for items, inner in texts.lists.values():
         for item in items(noun):
             given += filter(None, inner.of(item))
-    if not given or _THIRTEEN.search("\n".join(given)) is None:
+    if not given:
+        return ()
+    text = "\n".join(given)
+    if _THIRTEEN.search(text) is None and _TWO_GROUPS.search(text) is None:
         return ()
     return _fields_with_card_numbers(noun, texts)
 
@@ -280,6 +313,15 @@ def names_a_security_code(field: str) -> bool:
 def _is_issued(text: str) -> bool:
     digits = text.replace(" ", "").replace("-", "").encode()
     return bool(_card_numbers(digits, [len(digits)], _issued, neighbours=False))
+
+
+def _parted_length(digits: bytes, known: Callable[[bytes, int, int], bool]) -> int:
+    """How many of the digits are a card number: all, or all but a last group of three, which may
+    be something else; 0 if there is none."""
+    for length in (len(digits), len(digits) - 3):
+        if length >= 14 and _card_numbers(digits[:length], [length], known, neighbours=False):
+            return length
+    return 0
 
 
 def _in_use(digits: bytes, first: int, length: int) -> bool:

@@ -64,7 +64,7 @@ from pipeline.domain.recorded_refunds import (
     recorded_for,
     transfer_of,
 )
-from pipeline.domain.references import is_anothers
+from pipeline.domain.references import is_known_otherwise, is_of_another
 from pipeline.domain.reversals import has_room, held, in_dispute, outstanding, owed_minor
 from pipeline.domain.reviews import REVIEW_MUST_BE_OF_WHAT_IS_IN_REVIEW, is_about
 from pipeline.domain.unasked_charges import (
@@ -123,6 +123,9 @@ DENY: Final = "deny"
 
 # A refund's override of the rule about disputes.
 OVERRIDE_DISPUTE: Final = "dispute"
+# A resolve's override of the rules about the gateway's id: whoever has seen that it stands for
+# money of its own says so, and need not deny that the money moved.
+OVERRIDE_REFERENCE: Final = "reference"
 
 # What only a person can end has to be possible whatever came before. What ends a payment by itself,
 # or decides about one, is repeated without harm: it is judged anew by how the payment stands.
@@ -184,6 +187,7 @@ PAY_BEFORE_MUST_BE_AHEAD: Final = "pay_before_must_be_in_the_future"
 OPERATION_MUST_BE_THE_PAYMENTS: Final = "operation_must_be_the_payments"
 OPERATION_MUST_BE_NAMED: Final = "operation_must_be_named"
 OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
+REFERENCE_MUST_BE_THE_KNOWN_ONE: Final = "gateway_reference_must_be_the_one_that_is_known"
 REFERENCE_MUST_NOT_BE_ANOTHERS: Final = "gateway_reference_must_not_be_another_operations"
 SEND_WINDOW_MUST_BE_OVER: Final = "send_window_must_be_over"
 PAYMENT_MUST_BE_IN_REVIEW: Final = "payment_must_be_in_review"
@@ -551,9 +555,14 @@ def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
         other = command.amount_minor not in (None, amount_of(payment, attempt))
         if other and attempt.kind not in MAIN_KINDS:
             return AMOUNT_MUST_BE_AS_ASKED
-        if _is_anothers(payment, attempt, command):
-            return REFERENCE_MUST_NOT_BE_ANOTHERS
-        return REFUND_MUST_NOT_EXCEED_CAPTURED if _has_no_room(payment, attempt, command) else None
+        if command.decision != CHARGED:
+            return None
+        if command.override != OVERRIDE_REFERENCE:
+            if is_known_otherwise(attempt, reference_of(command)):
+                return REFERENCE_MUST_BE_THE_KNOWN_ONE
+            if is_of_another(payment, attempt, reference_of(command)):
+                return REFERENCE_MUST_NOT_BE_ANOTHERS
+        return REFUND_MUST_NOT_EXCEED_CAPTURED if _has_no_room(payment, attempt) else None
     wanted = command.operation_id
     if wanted is None:
         return OPERATION_MUST_BE_NAMED if unknown_attempts(payment) else OUTCOME_MUST_BE_UNKNOWN
@@ -562,15 +571,9 @@ def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
     return OPERATION_MUST_BE_THE_PAYMENTS
 
 
-def _is_anothers(payment: Payment, attempt: Attempt, command: PaymentCommand) -> bool:
-    """Whether what a person names has been booked as another operation's."""
-    return command.decision == CHARGED and is_anothers(payment, attempt, reference_of(command))
-
-
-def _has_no_room(payment: Payment, attempt: Attempt, command: PaymentCommand) -> bool:
-    """Whether a refund was made, as a person says, of what is known to have gone back already."""
-    made = command.decision == CHARGED and attempt.kind == REFUND
-    return made and beyond_taken(payment, attempt) is not None
+def _has_no_room(payment: Payment, attempt: Attempt) -> bool:
+    """Whether all that such a refund can be of is known to have gone back already."""
+    return attempt.kind == REFUND and beyond_taken(payment, attempt) is not None
 
 
 def choices(payment: Payment) -> str:

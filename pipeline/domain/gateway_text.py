@@ -2,8 +2,8 @@
 
 An answer or notice may be long (64 KiB, 256 KiB), and a payment keeps those of all its attempts: no
 row, event or request may outgrow its topic by them. Codes are cut; an id that is cut would be
-another, and one that is too long, or not printable (PostgreSQL keeps a NUL in no text), cannot be
-booked, so what hangs on it is not believed.
+another, and one that is too long, blank, or not printable (PostgreSQL keeps a NUL in no text),
+cannot be booked, so what hangs on it is not believed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ URL_LENGTH_MAX: Final = 2_048
 
 REFERENCE_TOO_LONG: Final = "reference_too_long"
 REFERENCE_NOT_PRINTABLE: Final = "reference_not_printable"
+REFERENCE_MISSING: Final = "reference_missing"
 
 
 def cannot_be_booked(gateway_id: str) -> str:
     """Why the books do not take a gateway's id, as a code; "" for one that they take."""
     if len(gateway_id) > GATEWAY_TEXT_LENGTH_MAX:
         return REFERENCE_TOO_LONG
+    if not gateway_id.strip():
+        return REFERENCE_MISSING
     return "" if gateway_id.isprintable() else REFERENCE_NOT_PRINTABLE
 
 
@@ -84,7 +87,7 @@ def kept_result(result: GatewayResult) -> GatewayResult:
 
 def kept_notice(notice: GatewayNotification) -> GatewayNotification | None:
     """The notice as far as it may be kept; None when an id in it can be nobody's: it is too long,
-    or not printable."""
+    blank, or not printable."""
     reference, code = notice.gateway_reference, notice.code
     if len(notice.notification_id) > PLACE_LENGTH_MAX or (
         reference is not None and cannot_be_booked(reference)

@@ -1,4 +1,8 @@
-"""Gateways' own ids of what they moved: each stands for one movement of money."""
+"""Gateways' own ids of what they moved: each stands for one movement of money.
+
+Adapters promise that (``pipeline/gateways/port.py``), so a second movement under an id is none. A
+person's word needs more: people copy the id that lies next to the one they mean.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,23 @@ def is_anothers(payment: Payment, attempt: Attempt, reference: str | None) -> bo
     ):
         return False
     return not _is_of_what_it_is_about(payment, attempt, reference)
+
+
+def is_of_another(payment: Payment, attempt: Attempt, reference: str | None) -> bool:
+    """Whether the payment has this id of another operation, booked or not: of the charge that is
+    refunded, of an attempt that ended without success. A void has its hold's at some gateways."""
+    return attempt.kind != VOID and any(
+        each.gateway_reference == reference
+        and each.kind != VOID
+        and (each.operation_id, each.attempt) != (attempt.operation_id, attempt.attempt)
+        for each in payment.attempts
+    )
+
+
+def is_known_otherwise(attempt: Attempt, reference: str | None) -> bool:
+    """Whether the gateway has told another id of this operation before."""
+    known = attempt.gateway_reference
+    return attempt.kind != VOID and bool(known) and known != reference
 
 
 def _is_of_what_it_is_about(payment: Payment, attempt: Attempt, reference: str | None) -> bool:

@@ -109,6 +109,18 @@ certain. What an inquiry is refused with says nothing about the operation, whate
 |---|---|
 """
 
+_IDS: Final = """\
+## Ids
+
+A gateway's own id stands for one movement of money, for good: no two charges, captures or refunds
+have one. A capture may have its authorization's, and a refund that of the charge or capture that
+it gives back. Where a gateway uses an id again, its adapter makes it unique, say by our
+operation's id behind it: in answers, notices and reports alike. A success under the id of another
+movement is a contradiction ([evidence](lifecycle.md#evidence-that-does-not-fit)): nothing is
+booked, and a person who has seen both in the gateway's books resolves it with `--despite-id`.
+
+"""
+
 _SAFETY: Final = """\
 ## What may be sent again
 
@@ -170,8 +182,10 @@ def _codes() -> Iterator[str]:
 
 
 def _safety() -> Iterator[str]:
-    yield _SAFETY + "\n".join(
-        f"| `{phase.value}` | {meaning} |" for phase, meaning in PHASE_MEANINGS.items()
+    yield (
+        _IDS
+        + _SAFETY
+        + "\n".join(f"| `{phase.value}` | {meaning} |" for phase, meaning in PHASE_MEANINGS.items())
     )
     yield ""
     for idempotent, title in ((True, "with idempotency keys"), (False, "without")):

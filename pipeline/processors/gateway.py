@@ -17,7 +17,7 @@ from pipeline.domain.answer import (
     UNKNOWN,
     GatewayAnswer,
 )
-from pipeline.domain.gateway_text import kept_result, kept_text
+from pipeline.domain.gateway_text import REFERENCE_MISSING, kept_result, kept_text
 from pipeline.domain.model import GatewayResult, PaymentRequest
 from pipeline.domain.normalisation import BOUND, OPERATIONS
 from pipeline.domain.payment import INQUIRE
@@ -27,7 +27,6 @@ KEY_RETENTION_PASSED: Final = "key_retention_passed"
 KIND_NOT_SUPPORTED: Final = "kind_not_supported"
 PARENT_MISSING: Final = "parent_missing"
 POSSIBLY_SENT: Final = "possibly_sent"
-REFERENCE_MISSING: Final = "reference_missing"
 OUTCOME_NOT_IN_CONTRACT: Final = "outcome_not_in_contract"
 
 

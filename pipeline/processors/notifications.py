@@ -68,7 +68,7 @@ def process_notification(
         detail = f"no payment {notice.payment_id} of order {notice.order_id} is known"
         return Decision(dead_letter=UNKNOWN_PAYMENT, detail=detail)
     if kept is None:
-        detail = f"an id in it has more than {GATEWAY_TEXT_LENGTH_MAX} characters, or odd ones"
+        detail = f"an id in it is blank, odd or has more than {GATEWAY_TEXT_LENGTH_MAX} characters"
         return dead_lettered(payment, MALFORMED_NOTICE, detail, now_ms)
     if notice.payment_id != payment.payment_id:
         detail = f"the notice names payment {notice.payment_id}, not {payment.payment_id}"

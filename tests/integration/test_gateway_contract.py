@@ -251,6 +251,40 @@ def test_money_is_captured_and_refunded_in_parts(
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
+def test_each_movement_has_an_id_of_its_own_or_that_of_what_it_is_about(
+    simulators: dict[str, SimulatorHandle], name: str
+) -> None:
+    """Parts of one amount are told apart, and a refund that came back from the next one: the same
+    id twice is one movement of money, to the payment and to the books."""
+
+    async def moved(gateway: Gateway, request: PaymentRequest) -> str:
+        await done(gateway, request)
+        last = await settled(gateway, request)
+        assert last.outcome == "succeeded" or last.code == "returned", last
+        assert last.gateway_reference is not None
+        assert last.gateway_reference.strip()
+        return last.gateway_reference
+
+    async def scenario() -> None:
+        async with opened(over_http(simulators, name)) as gateway:
+            ids: list[str] = []
+            for kind, token in (
+                ("capture", "tok_ok"),
+                ("capture", "tok_ok"),
+                ("refund", "tok_refund_fails_later"),
+            ):
+                parent, about = await parent_of(gateway, kind, token)
+                parts = [a_later(parent, about, "refund", 200) for _ in range(2)]
+                if kind == "capture":
+                    parts[:0] = [a_later(parent, about, "capture", 300) for _ in range(2)]
+                later = [await moved(gateway, part) for part in parts]
+                ids += [about, *(each for each in later if each != about)]
+            assert len(ids) == len(set(ids))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_a_voided_authorization_is_told_by_name(
     simulators: dict[str, SimulatorHandle], name: str
 ) -> None:

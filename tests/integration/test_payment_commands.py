@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.cli import app
 from pipeline.commands.payment_follow import DONE, Outcome, PaymentReader, judged
 from pipeline.domain.ids import payment_id
-from pipeline.domain.model import Payment, PaymentEvent
-from pipeline.domain.records import SCHEMA_OF, to_record
+from pipeline.domain.model import Payment, PaymentCommand, PaymentEvent
+from pipeline.domain.records import SCHEMA_OF, command_from_record, to_record
 from pipeline.errors import UserError
 from schemas.codec import default_codec
 from tests.support.cli_runner import CliRunner
@@ -51,6 +51,25 @@ class Topics(Struct):
             )
         producer.flush(30)
         producer.close()
+
+    def commands(self) -> list[PaymentCommand]:
+        """Those that were published, in the order of their times."""
+        catalogue = build_catalogue(TopicSettings(prefix=self.prefix, partitions=3))
+        consumer = Consumer(
+            {"bootstrap.servers": self.servers, "group.id": "unused", "log_level": 0}
+        )
+        try:
+            name = catalogue.name("payment-commands")
+            values = []
+            for number in range(3):
+                _, end = consumer.get_watermark_offsets(TopicPartition(name, number), 10)
+                consumer.assign([TopicPartition(name, number, 0)])
+                values += [message.value() for message in consumer.consume(end, 20)]
+        finally:
+            consumer.close()
+        decode = CODEC.decoder("payment-command")
+        read = [command_from_record(decode(value)) for value in values]
+        return sorted(read, key=lambda command: command.submitted_at_ms)
 
     def reader(self) -> PaymentReader:
         catalogue = build_catalogue(TopicSettings(prefix=self.prefix, partitions=3))
@@ -102,6 +121,10 @@ def test_what_was_given_back_as_nobodys_is_not_resolved_as_charged(topics: Topic
     assert f"by unasked:{found.order_id}" in str(result.exception)
     result = CliRunner().invoke(app, [*word, "--charged", "ch_78", *topics.options])
     assert result.exit_code == 0, result.output
+    despite = [*word, "--charged", "ch_78", "--despite-id", *topics.options]
+    result = CliRunner().invoke(app, despite)
+    assert result.exit_code == 0, result.output
+    assert [command.override for command in topics.commands()] == [None, "reference"]
 
 
 def test_the_review_that_ends_first_is_listed_first_and_only_while_it_waits(

@@ -240,6 +240,24 @@ def test_a_notice_faster_than_its_reference_waits_for_it(endpoint: Endpoint) -> 
     assert last.value() is None, "its wait is over"
 
 
+def test_an_id_that_is_told_of_a_second_payment_stays_the_first_ones(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a gateway that mixes up its payments would have one count the other's money, unheard of.
+    Another operation of the same payment takes it over."""
+    flow = endpoint.flow
+    first, key = reference(1), reference_key("simulator", "ch_1")
+    later = replace(first, operation_id="k2")
+    for known in (first, later, replace(reference(2), payment_id="q")):
+        flow.send("gateway-references", key, flow.encode("gateway-reference", known))
+    with endpoint.running() as running:
+        wait_until(lambda: "simulator:ch_1 is said to be of shop:o2" in caplog.text, 30, "all read")
+        assert running.post(body(id="n1", charge="ch_1")) == 200
+        wait_until(lambda: running.notices(), 30, "the notice is addressed")
+    (notice,) = endpoint.notices()
+    assert (notice.order_id, notice.operation_id) == ("o1", "k2")
+
+
 def test_what_is_about_a_charge_nobody_asked_for_goes_to_its_payment(endpoint: Endpoint) -> None:
     """Its notices name the order that the charge was made with; other payments' go by that."""
     flow = endpoint.flow

@@ -165,7 +165,7 @@ def test_the_same_command_without_it_is_taken() -> None:
 # Card numbers as no printer groups them; a token is one whatever its gaps are.
 ODD_GROUPING = [
     "4111 1111-1111 1111",
-    "4111  1111  1111  1111",
+    "4111    1111  1111  1111",
     "41111111 11111111",
     " 4111-1-1--1111111111 ",
 ]

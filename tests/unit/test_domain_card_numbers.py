@@ -13,6 +13,7 @@ from pipeline.domain.card_numbers import (
     fields_with_card_numbers,
     holds_card_number,
     is_card_number,
+    is_masked,
     mask_card_number_text,
     mask_card_numbers,
     names_a_security_code,
@@ -57,7 +58,10 @@ def test_a_length_byte_that_looks_like_a_digit_does_not_hide_a_card_number() -> 
         b"411111111111",
         b"1790000000007",
         b"20261123055005",
-        b"4111  1111  1111  1111",
+        b"4111    1111    1111    1111",
+        b"4111.1111-1111.1111",
+        b"4111.1111.1111.1112",
+        b"41.11.11.11.11.11.11.11",
         b"4111111111111111" * 3,
         b"",
         "héllo".encode(),
@@ -66,6 +70,46 @@ def test_a_length_byte_that_looks_like_a_digit_does_not_hide_a_card_number() -> 
 def test_other_digits_stay(data: bytes) -> None:
     """Wrong check digits, times, wide gaps and long numbers are left as they are."""
     assert mask_card_numbers(data) is data
+
+
+GAPS = ("  ", ".", " . ", "/", "_", "--", "\u00a0", "\u2009", "\u202f", "\u2013", " \u2014 ")
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize(
+    "groups", ["4111 1111 1111 1111", "3782 822463 10005", "4111 1111 1111 1111 123"]
+)
+def test_a_number_grouped_as_cards_are_is_known_whatever_parts_the_groups(
+    gap: str, groups: str
+) -> None:
+    """In texts and tokens; what is refused is masked, once, and known for masked."""
+    number = groups.replace(" ", gap)
+    for text in (number, f"card {number}, exp 12/29", f"({number})é"):
+        assert holds_card_number(text)
+        assert holds_card_number(text, opaque=True)
+        masked = mask_card_number_text(text)
+        assert mask_card_number_text(masked) == masked
+        assert len(masked) == len(text)
+        assert not holds_card_number(masked)
+        assert is_masked(masked.encode())
+    wrong = number.replace("1111", "1112", 1).replace("3782", "3783")
+    assert not holds_card_number(wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026.11.27 05:50:05.123",
+        "10.0.0.1, 192.168.100.101",
+        "4.50 5.25 11.99 12.00 13.75",
+        "4111.11 1111.11 1111.11",
+        "0123.4567.8901.2345.6789.0123",
+    ],
+)
+def test_other_numbers_with_dots_are_no_cards(text: str) -> None:
+    """Prices, times and addresses have other shapes, or other check digits."""
+    assert not holds_card_number(text)
+    assert mask_card_number_text(text) == text
 
 
 def test_text_that_is_not_ascii_stays() -> None:

@@ -108,6 +108,8 @@ def test_an_answer_about_something_else_is_never_believed(
         assert answer.outcome == "succeeded"  # a void has no amount of its own
     else:
         assert (answer.outcome, answer.code) == ("unknown", "mismatched_answer")
+        # Under another key it is another operation's id as well.
+        assert (answer.gateway_reference is None) == ("reference" in changes)
 
 
 @each_adapter

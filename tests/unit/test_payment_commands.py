@@ -154,6 +154,10 @@ def ask(*words: str) -> str:
             ["payment", "resolve", "shop:1", "--not-charged", "--amount", "1", "--evidence", "x"],
             "leave it out",
         ),
+        (
+            ["payment", "resolve", "shop:1", "--not-charged", "--despite-id", "--evidence", "x"],
+            "leave it out",
+        ),
         (["payment", "refund", "shop:1", "--command-id", "a b"], "command_id 'a b' does not match"),
         ([*DISPUTE, "--evidence", "x"], "Give one of --won and --lost"),
         ([*DISPUTE, "--won", "--lost", "--evidence", "x"], "Give one of --won and --lost"),

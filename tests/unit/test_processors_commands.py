@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.card_numbers import is_card_number
 from pipeline.domain.command_memory import content_digest, remembering
 from pipeline.domain.decision import Decision
@@ -521,7 +522,8 @@ def test_captures_of_one_hold_may_have_one_id() -> None:
     """Some gateways know a capture by the id of its authorization alone."""
     story = Story(MANUAL)
     story.flow.answer(yes)
-    told = {"decision": "charged", "gateway_reference": story.payment.attempts[0].gateway_reference}
+    hold = story.payment.attempts[0].gateway_reference
+    told = {"decision": "charged", "gateway_reference": hold, "override": "reference"}
     for command_id in ("k1", "k2"):
         story.command("capture", command_id, amount_minor=100)
         story.flow.run(lambda _: TIMED_OUT)
@@ -542,7 +544,9 @@ def test_refunds_of_one_charge_may_have_its_id(told_by: str) -> None:
         else:
             story.flow.run(lambda _: TIMED_OUT)
             told = {"decision": "charged", "gateway_reference": reference}
-            story.command("resolve", f"p-{command_id}", **told)
+            rule = "gateway_reference_must_not_be_another_operations"
+            assert story.rejected("resolve", f"q-{command_id}", **told) == rule
+            story.command("resolve", f"p-{command_id}", **told, override="reference")
     assert (story.money, story.flow.dead_letters) == ((500, 500, 200), [])
     assert [f.name for f in judged_flow(story.flow, None)] == []
 
@@ -588,6 +592,92 @@ def test_a_refund_is_not_resolved_by_the_id_of_one_that_came_back() -> None:
     told = {"decision": "charged", "gateway_reference": refund.gateway_reference}
     rule = "gateway_reference_must_not_be_another_operations"
     assert story.rejected("resolve", "p1", **told) == rule
+
+
+def test_a_person_books_what_moved_under_the_id_of_another_operation() -> None:
+    """A gateway may break its promise that an id stands for one movement. Whoever has seen both in
+    its books says so, and need not deny that the money moved."""
+    story = Story(MANUAL)
+    story.flow.answer(yes)
+    for command_id in ("k1", "k2"):
+        story.command("capture", command_id, amount_minor=200)
+        story.flow.answer(lambda r: replace(yes(r), gateway_reference="pay_1"))
+    assert (story.payment.attempts[-1].state, story.money) == ("contradicted", (500, 200, 0))
+    story.flow.advance(3_600_000)
+    told = {"decision": "charged", "gateway_reference": "pay_1"}
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p1", **told) == rule
+    assert story.rejected("resolve", "p2", **told, override="dispute") == rule
+    story.command("resolve", "p3", **told, override="reference")
+    assert (story.money, story.settled) == ((500, 400, 0), [("capture", 200), ("capture", 200)])
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_a_refund_that_is_made_again_under_its_id_is_booked_by_a_person() -> None:
+    """It came back, and the gateway made it once more without a new id."""
+    story = charged()
+    for command_id in ("r1", "r2"):
+        story.command("refund", command_id)
+        story.flow.answer(lambda r: replace(yes(r), gateway_reference="re_1"))
+        if command_id == "r1":
+            story.notify("failed", "r1", gateway_reference="re_1", code="returned")
+    assert (story.payment.attempts[-1].state, story.money) == ("contradicted", (500, 500, 0))
+    told = {"decision": "charged", "gateway_reference": "re_1", "override": "reference"}
+    story.command("resolve", "p1", **told)
+    assert story.money == (500, 500, 500)
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_the_audit_names_an_id_that_only_a_refused_word_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a person asked for and did not get confirms nothing, nor does another id."""
+    story = two_unknown_refunds()
+    told = {"decision": "charged", "gateway_reference": "re_1"}
+    story.command("resolve", "p1", operation_id="r1", **told)
+    confirmed = {**told, "override": "reference"}
+    assert story.rejected("resolve", "p2", operation_id="1", **confirmed) is not None
+    monkeypatch.setattr("pipeline.domain.commands._is_anothers", lambda *_: False)
+    story.command("resolve", "p3", operation_id="r2", **told)
+    assert [f.name for f in judged_flow(story.flow, None)] == ["reference_settled_twice"]
+
+
+def test_a_retry_is_not_resolved_by_the_id_that_the_first_attempt_was_told() -> None:
+    """Its gateway told the id and not what became of it; no money was booked under it."""
+    story = Story()
+    story.flow.answer(GatewayAnswer(outcome="unknown", code="timeout", gateway_reference="ch_1"))
+    story.flow.run(lambda _: TIMED_OUT)
+    story.flow.advance(3_600_000)
+    story.command("resolve", "p1", decision="not_charged")
+    story.command("retry", "t1", instrument_token="tok_2")
+    story.flow.run(lambda _: TIMED_OUT)
+    told = {"decision": "charged", "gateway_reference": "ch_1"}
+    rule = "gateway_reference_must_not_be_another_operations"
+    assert story.rejected("resolve", "p2", **told) == rule
+
+
+def test_an_operation_is_not_resolved_by_another_id_than_its_gateway_told() -> None:
+    """Unless the person insists: the gateway may have been wrong, or have several."""
+    story = Story()
+    story.flow.answer(GatewayAnswer(outcome="unknown", code="timeout", gateway_reference="ch_1"))
+    story.flow.run(lambda _: TIMED_OUT)
+    told = {"decision": "charged", "gateway_reference": "ch_9"}
+    rule = "gateway_reference_must_be_the_one_that_is_known"
+    assert story.rejected("resolve", "p1", **told) == rule
+    story.command("resolve", "p2", **told, override="reference")
+    assert story.payment.attempts[0].gateway_reference == "ch_9"
+    assert story.status == "captured"
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+def test_a_void_is_resolved_by_the_id_of_its_hold() -> None:
+    """It moves no money, and many gateways have no id of its own for it."""
+    story = authorized()
+    story.command("cancel", "c1")
+    story.flow.run(lambda _: TIMED_OUT)
+    hold = story.payment.attempts[0].gateway_reference
+    story.command("resolve", "p1", decision="charged", gateway_reference=hold)
+    assert story.status == "cancelled"
 
 
 def test_a_charge_that_shows_late_under_the_id_of_another_one_is_a_dead_letter() -> None:

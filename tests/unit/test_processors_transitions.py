@@ -87,10 +87,10 @@ def word(kind: str, state: str, trigger: str) -> Story:
         if state == "contradicted":
             story.flow.answer(TIMED_OUT)  # until then it may still be sent
         story.flow.now_ms += 60 * SECOND
-        done = trigger == "resolved_done"
-        decision = {"decision": "charged", "gateway_reference": "x"} if done else {
-            "decision": "not_charged"
-        }  # fmt: skip
+        decision = {"decision": "not_charged"}
+        if trigger == "resolved_done":
+            known = story.payment.attempts[-1].gateway_reference
+            decision = {"decision": "charged", "gateway_reference": known or "x"}
         story.command("resolve", "c9", **decision)
     return story
 

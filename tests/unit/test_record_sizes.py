@@ -363,10 +363,26 @@ def test_no_text_of_a_notice_is_kept_whole_however_long(type_: str, name: str) -
         assert noun is None or size_of(noun) < 10_000
 
 
-def test_a_notice_with_an_id_too_long_is_a_letter_by_name() -> None:
+@pytest.mark.parametrize("blank", [" ", "\t\n", "\u00a0"])
+def test_a_success_under_blanks_is_unknown(blank: str) -> None:
+    """They are no id, whichever version of the gateway stage kept them."""
+    said = GatewayAnswer(outcome=SUCCEEDED, gateway_reference=blank, amount_minor=500)
+    made = result_of(CHARGE, said, NOW)
+    assert (made.outcome, made.code, made.gateway_reference) == (
+        "unknown", "reference_missing", None,
+    )  # fmt: skip
+    story = Story()
+    request = story.flow.requests()[-1]
+    older = replace(result_of(request, said, NOW), outcome=SUCCEEDED, gateway_reference=blank)
+    story.flow.result(older)
+    assert (story.status, story.money) == ("outcome_unknown", (0, 0, 0))
+
+
+@pytest.mark.parametrize("reference", ["r" * 256, "", "  "])
+def test_a_notice_with_an_id_too_long_or_blank_is_a_letter_by_name(reference: str) -> None:
     """An id that is cut would be another's."""
     story = Story()
-    made = story.notify("succeeded", gateway_reference="r" * 256)
+    made = story.notify("succeeded", gateway_reference=reference)
     assert made.dead_letter == "malformed_notice"
 
 

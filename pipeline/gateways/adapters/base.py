@@ -128,10 +128,12 @@ def kind_of(request: PaymentRequest) -> str:
 
 
 def about(adapter: str, view: View, request: PaymentRequest) -> GatewayAnswer:
-    """The outcome of an operation as the gateway shows it, if it is the one that was asked for."""
+    """The outcome of an operation as the gateway shows it, if it is the one that was asked for.
+    Under another key it is somebody else's, and so is its id."""
+    if view.reference != request.idempotency_key:
+        return unknown("mismatched_answer")
     if (
-        view.reference != request.idempotency_key
-        or view.currency != request.currency
+        view.currency != request.currency
         # A void has no amount of its own; gateways show the authorization's.
         or (view.amount_minor != request.amount_minor and kind_of(request) != "void")
     ):
