@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any, Final
 
 from confluent_kafka import KafkaException
@@ -311,13 +312,15 @@ class HeavyBatches:
                     break
                 kept, size = self._kept(batch, tp), len(batch.data)
                 memory, fits = 0, False
+                # Of what was compacted away whole there is a batch without records.
+                shown = batch.visible and batch.records > 0
                 if kept:
                     limits.kept_bytes += size
                     together.clear()
                 else:
                     memory, fits = together.add(batch)
                 seen.append(
-                    _Seen(batch.first_offset, batch.last_offset, size, memory, batch.visible, kept)
+                    _Seen(batch.first_offset, batch.last_offset, size, memory, shown, kept)
                 )
                 if not fits:
                     length = len(seen)
@@ -373,10 +376,19 @@ class HeavyBatches:
         return self._bring(tp)
 
     def _bring(self, tp: TopicPartitionKey) -> list[Any]:
-        position = self._next[tp]
-        ahead = [each for each in self._seen[tp] if each.last_offset >= position]
+        # From the first that a reader is handed: with an answer that holds a marker and nothing else,
+        # as at the end of a segment, the client has in its queue what makes it ask for no more.
+        ahead = list(
+            dropwhile(
+                lambda each: each.last_offset < self._next[tp] or not each.visible, self._seen[tp]
+            )
+        )
+        if not ahead:
+            self._brought_up_to(tp, self._seen[tp][-1].last_offset + 1)
+            return []
+        self._next[tp] = max(self._next[tp], ahead[0].first_offset)
         if (kept := ahead[0].kept) is not None:
-            messages, position = [kept] if ahead[0].visible else [], kept.offset() + 1
+            messages, position = [kept], kept.offset() + 1
         else:
             messages, position = self._read(tp, self._run(tp, ahead))
             if position == self._next[tp]:
@@ -410,9 +422,7 @@ class HeavyBatches:
     def _read(self, tp: TopicPartitionKey, run: list[_Seen]) -> tuple[list[Any], int]:
         """The messages of a run as far as one answer brought them, and what comes next."""
         position, behind = self._next[tp], run[-1].last_offset + 1
-        last = max((each.last_offset for each in run if each.visible), default=-1)
-        if last < position:
-            return [], behind
+        last = max(each.last_offset for each in run if each.visible)
         messages: list[Any] = []
         client = asks_once(self._servers, sum(each.size for each in run), log_level=2)
         try:

@@ -24,12 +24,15 @@ from tests.support.raw_record import (
     batch_bytes,
     gzip_members,
     gzip_zeros,
+    produce_batch,
     produce_raw,
     record_bytes,
     zeros,
 )
 
 UNKNOWN_CODEC = 6
+# Of a transaction, and its control record.
+MARKER = 0x30
 HEAVY = gzip_zeros(20)
 TP = ("orders", 0)
 
@@ -124,6 +127,26 @@ def test_one_whose_records_say_that_they_are_elsewhere_is_kept_from_the_client(
     heavy.look({TP: 0})
     (_, stands) = [each for _ in range(2) for each in heavy.bring(lambda _tp: True)]
     assert stands.detail == ("1 records at offsets 1 to 1 give other offsets of themselves (none)")
+
+
+def test_an_answer_of_a_marker_and_nothing_else_holds_up_nothing(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of one that ends a segment of the log; this cluster sends each batch by itself. The client
+    asks for no more then."""
+    monkeypatch.setattr(heavy_batches, "PAUSE_S_MAX", 0.1)
+    marker = batch_bytes(record_bytes(bytes((0, 0, 0, 1)), bytes(6)), MARKER, producer_id=7)
+    for _ in range(2):
+        produce_batch(cluster.bootstrap_servers, "orders", marker)
+    for value in (b"one", b"two"):
+        put(cluster, record_bytes(b"k", value))
+        produce_batch(cluster.bootstrap_servers, "orders", marker)
+    put(cluster, HEAVY, GZIP)
+    heavy = looked(cluster)
+    assert heavy.begin(TP, 0) == 7
+    assert all_of(heavy) == [b"one", b"two", (6, 6)]
+    assert heavy.begin(TP, 5) == 7
+    assert all_of(heavy) == [(6, 6)]
 
 
 @pytest.mark.slow
