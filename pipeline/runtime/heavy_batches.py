@@ -319,9 +319,7 @@ class HeavyBatches:
                     together.clear()
                 else:
                     memory, fits = together.add(batch)
-                seen.append(
-                    _Seen(batch.first_offset, batch.last_offset, size, memory, shown, kept)
-                )
+                seen.append(_Seen(batch.first_offset, batch.last_offset, size, memory, shown, kept))
                 if not fits:
                     length = len(seen)
         except (MemoryError, *NOT_HAD) as error:
@@ -358,7 +356,8 @@ class HeavyBatches:
         end = seen[-1].last_offset + 1
         self._stuck.pop(tp, None)
         if position >= end:
-            del self._seen[tp]
+            # Not forgotten: it may go back, as behind calls that are open, whose results an abort
+            # takes back.
             self._next.pop(tp, None)
             return position
         self._next[tp] = position
@@ -376,8 +375,8 @@ class HeavyBatches:
         return self._bring(tp)
 
     def _bring(self, tp: TopicPartitionKey) -> list[Any]:
-        # From the first that a reader is handed: with an answer that holds a marker and nothing else,
-        # as at the end of a segment, the client has in its queue what makes it ask for no more.
+        # From the first that a reader is handed: an answer of a marker and nothing else, as at the
+        # end of a segment, leaves in the client's queue what makes it ask for no more.
         ahead = list(
             dropwhile(
                 lambda each: each.last_offset < self._next[tp] or not each.visible, self._seen[tp]

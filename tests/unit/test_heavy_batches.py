@@ -98,6 +98,18 @@ def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind
     assert not heavy
 
 
+def test_from_before_its_open_calls_it_is_kept_from_the_client_again(cluster: MockCluster) -> None:
+    """A gateway worker begins behind them when a partition comes back to it, and where it was
+    committed after an abort."""
+    put(cluster, record_bytes(b"k", b"one"))
+    put(cluster, HEAVY, GZIP)
+    heavy = looked(cluster)
+    assert heavy.begin(TP, 2) == 2
+    assert not heavy
+    assert heavy.begin(TP, 0) == 2
+    assert all_of(heavy) == [b"one", (1, 1)]
+
+
 def test_without_one_the_client_is_left_alone(cluster: MockCluster) -> None:
     put(cluster, HEAVY, GZIP)
     put(cluster, record_bytes(b"k", b"one"))
