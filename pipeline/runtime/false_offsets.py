@@ -11,6 +11,7 @@ What the client leaves out without a word is found in the same way: by what come
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -73,7 +74,7 @@ class FalseOffsets:
         One of NOT_HAD, after which the partition has to be read again."""
         following = self.following[tp]
         try:
-            batch = self._batch(consumer, tp, following)
+            batch = self._asked(consumer, tp, following)
         except UserError as error:
             # A broker that lets in no connection of our own.
             _, end = consumer.get_watermark_offsets(TopicPartition(*tp), cached=True)
@@ -85,11 +86,23 @@ class FalseOffsets:
                 f"({error}). Nothing is skipped unasked; see docs/operations.md."
             ) from error
         except NOT_HAD:
-            if (broker := self._brokers.pop(tp, None)) is not None:
-                broker.close()
+            self._hang_up(tp)
             time.sleep(RETRY_PAUSE_S)
             raise
         return offset == max(following, batch.first_offset)
+
+    def _asked(self, consumer: Any, tp: TopicPartitionKey, offset: int) -> RecordBatch:
+        """Over the connection that there is, then over a new one: a broker ends what has idled, and
+        may lead no more."""
+        if tp in self._brokers:
+            with contextlib.suppress(*NOT_HAD):
+                return self._batch(consumer, tp, offset)
+            self._hang_up(tp)
+        return self._batch(consumer, tp, offset)
+
+    def _hang_up(self, tp: TopicPartitionKey) -> None:
+        if (broker := self._brokers.pop(tp, None)) is not None:
+            broker.close()
 
     def _batch(self, consumer: Any, tp: TopicPartitionKey, offset: int) -> RecordBatch:
         """The first one from an offset on of which a reader is handed records."""

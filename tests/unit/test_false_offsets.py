@@ -121,6 +121,26 @@ def test_many_gaps_are_explained_by_one_answer(
     offsets.close()
 
 
+def test_a_connection_that_has_ended_costs_nothing(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker ends one that idles for ten minutes, and refuses once it leads no more."""
+    offsets = following(4)
+    assert offsets.is_next(client, TP, 4)
+    fetch, failures = false_offsets.fetch_batches, [ConnectionResetError()]
+
+    def ended_once(*question: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return fetch(*question)
+
+    monkeypatch.setattr(false_offsets, "fetch_batches", ended_once)
+    offsets.following[TP] = 6
+    assert offsets.is_next(client, TP, 6)
+    assert not failures
+    offsets.close()
+
+
 def test_where_nobody_can_be_asked_nothing_beyond_the_end_is_believed(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
