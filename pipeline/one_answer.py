@@ -9,6 +9,7 @@ client knows of the partition, and then it is given time to unfold it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from confluent_kafka import Consumer, Message, TopicPartition
@@ -48,14 +49,20 @@ def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
     )
 
 
-def one_answer(client: Any, place: Place, position: int, unfolding_s: float) -> list[Message]:
+def one_answer(
+    client: Any,
+    place: Place,
+    position: int,
+    unfolding_s: float,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[Message]:
     """What the client was sent from a position on, and says of it; nothing where that was not
-    unfolded yet. TimeoutError where no answer comes."""
+    unfolded yet. TimeoutError where no answer comes, or it is to stop waiting for one."""
     there = TopicPartition(*place, position)
     client.assign([there])
     until_s = time.monotonic() + TIMEOUT_S
     while client.get_watermark_offsets(there, cached=True)[1] < 0:
-        if time.monotonic() > until_s:
+        if stopped() or time.monotonic() > until_s:
             raise TimeoutError(f"{place[0]}[{place[1]}] brings nothing from offset {position} on")
         time.sleep(LOOK_S)
     # Not before it is unfolded and in the queue.

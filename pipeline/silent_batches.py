@@ -4,7 +4,9 @@ Where the client cannot parse the records of a batch, it takes it for one that t
 off at the end of an answer, and asks for it again, for ever: gzip of several members, of which it
 unfolds the first only; a compressed record whose value has a length of -2, which Java reads as
 none. So no rule says which batches those are. A client of its own is given this batch and nothing
-else: it hands out a record or an error, or counts a part of what it was given whole.
+else: it hands out a record or an error, or counts a part of what it was given whole. The batch
+behind it may be one that ends the process of whoever fetches it, so a client that asks once comes
+first: what it hands out needs no other.
 """
 
 from __future__ import annotations
@@ -21,12 +23,11 @@ from confluent_kafka.admin import AdminClient
 
 from pipeline.broker_connection import BrokerConnection
 from pipeline.kafka_access import reaching
+from pipeline.one_answer import Place, asks_once, one_answer
 from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
 from pipeline.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, is_damaged, is_unreadable
 
 _log = logging.getLogger(__name__)
-
-Place = tuple[str, int]
 
 # Of each question to a broker, and of all of them to one.
 REQUEST_TIMEOUT_S: Final = 3.0
@@ -38,6 +39,8 @@ FETCH_BYTES: Final = 256 * 1024
 READ_TIMEOUT_S: Final = 30.0
 STATISTICS_MS: Final = 200
 READ_S: Final = 0.1
+# Until a client that asks once has unfolded the batch; the second where nothing came in the first.
+UNFOLDING_S: Final = (0.25, 2.0)
 
 
 def heads(
@@ -133,6 +136,40 @@ def is_silent(
     """Whether the client says nothing of this batch from a position in it on; None when that is not
     known in time, or the client is told by its broker of something else. Unfolds it as the client
     does, so it takes as much memory."""
+    position = max(position, batch.first_offset)
+    try:
+        said = _said_of_one_answer(servers, place, batch, position, stopped)
+        if said is None and (said := _said_of_it(servers, place, batch, position, stopped)) is None:
+            return True
+    except (KafkaException, TimeoutError):
+        return None
+    if (error := said.error()) is None:
+        return False
+    # Any other is of the partition: that it was deleted, or is not for us to read.
+    return False if is_unreadable(error) or is_damaged(error) else None
+
+
+def _said_of_one_answer(
+    servers: str, place: Place, batch: RecordBatch, position: int, stopped: Callable[[], bool]
+) -> Any:
+    """The first that a client says of it; None where that is nothing in the time that it is given
+    to unfold it. TimeoutError where it is not answered."""
+    for unfolding_s in UNFOLDING_S:
+        client = asks_once(servers, len(batch.data))
+        try:
+            for message in one_answer(client, place, position, unfolding_s, stopped):
+                if _is_of_partition(message):
+                    return message
+        finally:
+            client.close()
+    return None
+
+
+def _said_of_it(
+    servers: str, place: Place, batch: RecordBatch, position: int, stopped: Callable[[], bool]
+) -> Any:
+    """The first that a client says of it, however long it unfolds it; None where it takes it for
+    cut off. TimeoutError where it does neither."""
     partial = 0
 
     def counted(statistics: str) -> None:
@@ -158,31 +195,25 @@ def is_silent(
         }
     )
     try:
-        client.assign([TopicPartition(*place, max(position, batch.first_offset))])
+        client.assign([TopicPartition(*place, position)])
         until_s = time.monotonic() + READ_TIMEOUT_S
         said = None
         while not partial and said is None:
             if stopped() or time.monotonic() > until_s:
-                return None
+                raise TimeoutError(f"{place[0]}[{place[1]}]@{position}: nothing is said in time")
             said = _said(client)
-        if said is None:
-            # What it made of the batch was in its queue before it counted a later one.
-            said = _said(client)
-    except KafkaException:
-        return None
+        # What it made of the batch was in its queue before it counted a later one.
+        return _said(client) if said is None else said
     finally:
         client.close()
-    if said is None:
-        return True
-    if (error := said.error()) is None:
-        return False
-    # Any other is of the partition: that it was deleted, or is not for us to read.
-    return False if is_unreadable(error) or is_damaged(error) else None
 
 
 def _said(client: Any) -> Any:
-    """A record, or an error of this partition; those of its connections have none."""
+    """A record, or an error of this partition."""
     message = client.poll(READ_S)
-    if message is None or message.partition() is None or message.partition() < 0:
-        return None
-    return message
+    return message if message is not None and _is_of_partition(message) else None
+
+
+def _is_of_partition(message: Any) -> bool:
+    """Errors of the client's connections are of none."""
+    return message.partition() is not None and message.partition() >= 0

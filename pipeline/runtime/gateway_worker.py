@@ -274,7 +274,7 @@ class GatewayWorker:
         messages = self._consumer.consume(min(FETCH_RECORDS_MAX, max(1, room)), 0)
         messages = [*passed, *messages]
         if self._heavy and self._epoch == epoch:
-            messages = [*messages, *self._heavy.bring(lambda tp: tp[1] in self._bringing)]
+            messages = [*messages, *self._bring()]
         if not messages and (tracked or not self._held):
             # Wait where the next thing is likelier: for a call to end, or for a request to come.
             if tracked or self._under_way is not None:
@@ -354,13 +354,22 @@ class GatewayWorker:
             self._calls.start(calls)
         return bool(messages)
 
+    def _bring(self) -> list[Any]:
+        """What lies before a batch that the client is not given, or what stands for that one."""
+        self._heavy.look_on(self._committed(), self._stop.is_set)
+        for tp, offset in self._heavy.take_moved():
+            self._consumer.seek(TopicPartition(*tp, offset))
+        return self._heavy.bring(lambda tp: tp[1] in self._bringing)
+
+    def _committed(self) -> dict[TopicPartitionKey, int]:
+        return {(self._stage.topic, p): offset for p, offset in self._positions.items()}
+
     def _pass_over_silent(self) -> list[UnreadableBatch]:
         """What stands for batches of which the client brings nothing, with it put behind them."""
         if not self._standstill.is_due:
             return []
         topic = self._stage.topic
-        positions = {(topic, p): offset for p, offset in self._positions.items()}
-        found = self._standstill.take(positions, self._waits_for)
+        found = self._standstill.take(self._committed(), self._waits_for)
         for each in found:
             tp, position = (topic, each.partition()), each.offset() + 1
             if not self._heavy.go_on(tp, position):

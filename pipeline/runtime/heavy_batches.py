@@ -13,6 +13,9 @@ hands out anything.
 Where there is such a batch, the client begins behind it. What lies before it is brought by a client
 of its own, in requests that end exactly there, as do batches that are too much together; the batch
 itself is an ``UnreadableBatch``.
+
+A look has a time. A worker that has died is given nothing of a partition before all of it was
+looked at: each start would die of what lies where the time is over.
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any, Final
 
-from confluent_kafka import KafkaException
+from confluent_kafka import OFFSET_END, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline.broker_connection import BrokerConnection
@@ -61,10 +65,12 @@ REQUEST_TIMEOUT_S: Final = 5.0
 HEARS_S: Final = 0.5
 # All of the look, also where brokers do not answer, or in drops: it is part of a rebalance, and a
 # member that takes too long for one is left out of the group. What such batches hold is kept until
-# they are dead letters. Where either is over, the client begins behind what was found; what ends a
-# worker there, the next one finds.
+# they are dead letters. Where either is over, the client begins behind what was found; but a worker
+# that has died is given nothing there until the look has gone on, in steps of so long between its
+# turns.
 LOOK_TIMEOUT_S: Final = 15.0
 KEPT_BYTES: Final = 8 * 1024 * 1024
+STEP_S: Final = 0.5
 # Until what has come is unfolded.
 PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 5.0
@@ -131,18 +137,60 @@ class _Together:
             self._size, self._memory = self._size - first, self._memory - memory
 
 
+class _Look:
+    """At one partition, as far as it has got: ``reached``. ``begins``: from where on the worker's
+    client goes on with it, once it may, unless something is kept from it."""
+
+    def __init__(
+        self, tp: TopicPartitionKey, address: Any, position: int, together: _Together
+    ) -> None:
+        self.tp = tp
+        self.address = address
+        self.begins = self.reached = position
+        self.has_failed = False
+        self.kept_bytes = 0
+        self.seen: list[_Seen] = []
+        self._together = together
+        self._length = self._records = self._size = 0
+
+    def add(self, batch: RecordBatch, kept: UnreadableBatch | None) -> None:
+        memory, fits, size = 0, False, len(batch.data)
+        # Of what was compacted away whole there is a batch without records.
+        shown = batch.visible and batch.records > 0
+        if kept:
+            self.kept_bytes += size
+            self._together.clear()
+        else:
+            memory, fits = self._together.add(batch)
+        self.seen.append(_Seen(batch.first_offset, batch.last_offset, size, memory, shown, kept))
+        if not fits:
+            self._length = len(self.seen)
+        self.reached = batch.last_offset + 1
+        self._records, self._size = self._records + batch.records, self._size + size
+
+    def is_through(self) -> bool:
+        """As far as one life may fetch."""
+        return self._records >= WINDOW_RECORDS or self._size >= WINDOW_BYTES
+
+    def take(self) -> list[_Seen]:
+        """Up to the last that is kept from the client, behind which the look goes on anew."""
+        taken = self.seen[: self._length]
+        if taken:
+            self.reached = taken[-1].last_offset + 1
+            self.seen, self.kept_bytes = [], 0
+            self._length = self._records = self._size = 0
+            self._together.clear()
+        return taken
+
+
 class _Limits:
     """Of one look, over all of its partitions."""
 
-    def __init__(self, stopped: Callable[[], bool]) -> None:
-        self.kept_bytes = 0
+    def __init__(self, stopped: Callable[[], bool], timeout_s: float) -> None:
         self._stopped = stopped
-        self._deadline_s = time.monotonic() + LOOK_TIMEOUT_S
+        self._deadline_s = time.monotonic() + timeout_s
 
     def are_reached(self) -> bool:
-        return self.kept_bytes > KEPT_BYTES or self._is_over()
-
-    def _is_over(self) -> bool:
         return time.monotonic() > self._deadline_s or self._stopped()
 
     def known(self, bootstrap_servers: str) -> Any:
@@ -182,6 +230,12 @@ class HeavyBatches:
         self._refused: dict[TopicPartitionKey, int] = {}
         # Those of which the last try brought nothing, and when the next one is.
         self._stuck: dict[TopicPartitionKey, float] = {}
+        # Bytes of what is kept, by partition.
+        self._kept_bytes: dict[TopicPartitionKey, int] = {}
+        # Where it is not known yet what lies ahead, and the client is given nothing until it is;
+        # and where it begins then.
+        self._looks: dict[TopicPartitionKey, _Look] = {}
+        self._moved: list[tuple[TopicPartitionKey, int]] = []
 
     def open(self, bootstrap_servers: str, deaths: int) -> None:
         self._servers = bootstrap_servers
@@ -189,12 +243,13 @@ class HeavyBatches:
         self._has_died = deaths > 0
 
     def __bool__(self) -> bool:
-        """Whether something is to be brought."""
-        return bool(self._next)
+        """Whether something is to be brought, or looked at."""
+        return bool(self._next or self._looks)
 
     def has_ahead(self, tp: TopicPartitionKey) -> bool:
-        """Whether something is to be brought of a partition before its client goes on with it."""
-        return tp in self._next
+        """Whether something is to be brought of a partition, or looked at, before its client goes
+        on with it."""
+        return tp in self._next or tp in self._looks
 
     def is_stuck(self, tp: TopicPartitionKey) -> bool:
         """Whether something is to be brought of a partition, and the last try brought nothing."""
@@ -209,6 +264,11 @@ class HeavyBatches:
         self._brought_up_to(tp, position)
         return True
 
+    def take_moved(self) -> list[tuple[TopicPartitionKey, int]]:
+        """Where the client begins with the partitions that the look has got through since."""
+        moved, self._moved = self._moved, []
+        return moved
+
     def take_brought(self) -> list[TopicPartitionKey]:
         """The partitions of which all has been brought since the last call."""
         brought, self._brought = self._brought, []
@@ -216,6 +276,9 @@ class HeavyBatches:
 
     def clear(self) -> None:
         self._brought.clear()
+        self._moved.clear()
+        self._looks.clear()
+        self._kept_bytes.clear()
         self._seen.clear()
         self._next.clear()
         self._refused.clear()
@@ -243,6 +306,8 @@ class HeavyBatches:
     ) -> None:
         """Find those behind the committed position of one partition, of which one was met. Each
         partition is then to begin anew."""
+        self._looks.pop(tp, None)
+        self._kept_bytes.pop(tp, None)
         self._seen.pop(tp, None)
         self._next.pop(tp, None)
         self._refused.pop(tp, None)
@@ -251,14 +316,16 @@ class HeavyBatches:
 
     def keeps(self, tp: TopicPartitionKey, offset: int) -> bool:
         """Whether one that its client is not given reaches to this offset or lies behind it."""
-        return any(each.kept and each.last_offset >= offset for each in self._seen.get(tp, ()))
+        look = self._looks.get(tp)
+        seen = [*self._seen.get(tp, ()), *(look.seen if look else ())]
+        return any(each.kept and each.last_offset >= offset for each in seen)
 
     def _look_at(
         self, positions: Mapping[TopicPartitionKey, int], stopped: Callable[[], bool]
     ) -> None:
         if not self._servers:
             return
-        limits = _Limits(stopped)
+        limits = _Limits(stopped, LOOK_TIMEOUT_S)
         try:
             known = limits.known(self._servers)
             leaders: dict[int, dict[TopicPartitionKey, int]] = {}
@@ -277,54 +344,139 @@ class HeavyBatches:
                 )
 
     def _look(self, address: Any, places: Mapping[TopicPartitionKey, int], limits: _Limits) -> None:
-        broker = limits.connected(address)
         try:
+            broker = limits.connected(address)
             ends = stable_ends(broker, places)
-            behind = [tp for tp, end in ends.items() if places[tp] < end]
-            # One answer may bring of each of them; what did not die has the memory, or dies once.
-            together = self._bytes_max // len(behind) if self._has_died and behind else 0
-            for tp in behind:
-                if broker.is_closed:
-                    broker = limits.connected(address)
-                room = _Together(together or self._bytes_max)
-                if seen := self._seen_of(broker, tp, places[tp], limits, room):
-                    self._seen[tp] = seen
-                    self._next[tp] = places[tp]
+        except NOT_HAD:
+            if not (self._has_died and limits.are_reached()):
+                raise
+            # Others had the time.
+            for tp, position in places.items():
+                self._looks[tp] = _Look(tp, address, position, _Together(self._bytes_max))
+            return
+        behind = [tp for tp, end in ends.items() if places[tp] < end]
+        # One answer may bring of each of them; what did not die has the memory, or dies once.
+        together = self._bytes_max // len(behind) if self._has_died and behind else 0
+        looks = deque(
+            _Look(tp, address, places[tp], _Together(together or self._bytes_max)) for tp in behind
+        )
+        self._look_in_turns(broker, address, looks, limits)
+        for look in looks:
+            if not self._has_died:
+                self._given_up(look, "the time is over, or what is kept would be too much")
+                continue
+            self._take(look)
+            self._looks[look.tp] = look
+            _log.info("%s[%d]: looked at up to offset %d so far", *look.tp, look.reached)
+
+    def _look_in_turns(
+        self, broker: BrokerConnection, address: Any, looks: deque[_Look], limits: _Limits
+    ) -> None:
+        """At the beginning of each first, which the client would fetch at once. Leaves those for
+        which there is no time."""
+        try:
+            while looks and not self._keeps_too_much(looks) and not limits.are_reached():
+                try:
+                    if broker.is_closed:
+                        broker = limits.connected(address)
+                except NOT_HAD as error:
+                    while looks and not limits.are_reached():
+                        self._given_up(looks.popleft(), error)
+                    return
+                try:
+                    is_through = self._step(broker, looks[0], limits.are_reached)
+                except (MemoryError, *NOT_HAD) as error:
+                    if not limits.are_reached():
+                        self._given_up(looks.popleft(), error)
+                    continue
+                if is_through:
+                    self._looked(looks.popleft())
+                else:
+                    looks.rotate(-1)
         finally:
             broker.close()
 
-    def _seen_of(
+    def _step(self, broker: BrokerConnection, look: _Look, is_over: Callable[[], bool]) -> bool:
+        """What comes at once of a partition. Whether all has been looked at then."""
+        batches, is_end = fetch_batches(broker, *look.tp, look.reached, FETCH_BYTES)
+        for batch in batches:
+            look.add(batch, self._kept(batch, look.tp))
+            if is_over() and batch is not batches[-1]:
+                return False
+        return is_end or look.is_through()
+
+    def _take(self, look: _Look) -> None:
+        """What has been found there is brought, as far as it is not behind the worker."""
+        kept_bytes = look.kept_bytes
+        if taken := look.take():
+            self._seen[look.tp], self._kept_bytes[look.tp] = taken, kept_bytes
+            if look.begins < look.reached:
+                self._next[look.tp], look.begins = look.begins, look.reached
+
+    def _looked(self, look: _Look) -> None:
+        self._looks.pop(look.tp, None)
+        self._take(look)
+
+    def _given_up(self, look: _Look, why: object) -> None:
+        _log.warning("%s[%d]: not looked at from offset %d on: %s", *look.tp, look.reached, why)
+        self._looked(look)
+
+    def _keeps_too_much(self, looks: Iterable[_Look]) -> bool:
+        return sum(self._kept_bytes.values()) + sum(e.kept_bytes for e in looks) > KEPT_BYTES
+
+    def look_on(
         self,
-        broker: BrokerConnection,
-        tp: TopicPartitionKey,
-        position: int,
-        limits: _Limits,
-        together: _Together,
-    ) -> list[_Seen]:
-        """Up to the last that is kept from the worker's client, as far as it could be looked at."""
-        seen: list[_Seen] = []
-        length = 0
+        positions: Mapping[TopicPartitionKey, int],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take the look a step further where it was not through in time, at one partition after
+        the other. ``positions``: what is committed; what was kept before that is forgotten."""
+        if not self._looks:
+            return
+        for tp in [tp for tp in self._seen if tp not in self._next]:
+            seen = reversed(self._seen[tp])
+            if not any(each.visible and each.last_offset >= positions[tp] for each in seen):
+                del self._seen[tp], self._kept_bytes[tp]
+        look = next((each for each in self._looks.values() if each.tp not in self._seen), None)
+        if look is None:
+            return
+        if self._keeps_too_much(self._looks.values()):
+            for each in self._looks.values():
+                if each.tp not in self._seen:
+                    self._take(each)
+            return
+        tp, begins = look.tp, look.begins
+        self._looks[tp] = self._looks.pop(tp)
         try:
-            for batch in _ahead(broker, tp, position):
-                if limits.are_reached():
-                    _log.warning("%s[%d]: not looked at from offset %d on", *tp, batch.first_offset)
-                    break
-                kept, size = self._kept(batch, tp), len(batch.data)
-                memory, fits = 0, False
-                if kept:
-                    limits.kept_bytes += size
-                    together.clear()
-                else:
-                    memory, fits = together.add(batch)
-                seen.append(
-                    _Seen(batch.first_offset, batch.last_offset, size, memory, batch.visible, kept)
-                )
-                if not fits:
-                    length = len(seen)
+            if not self._is_through(look, stopped):
+                return
         except (MemoryError, *NOT_HAD) as error:
-            reached = seen[-1].last_offset + 1 if seen else position
-            _log.warning("%s[%d]: not looked at from offset %d on: %s", *tp, reached, error)
-        return seen[:length]
+            if not look.has_failed or stopped():
+                # Another may lead it by now.
+                look.has_failed = True
+                return
+            self._given_up(look, error)
+        else:
+            self._looked(look)
+        self._moved.append((tp, self.begin(tp, begins)))
+        if tp not in self._next:
+            self._brought.append(tp)
+
+    def _is_through(self, look: _Look, stopped: Callable[[], bool]) -> bool:
+        """Whether all has been looked at with one step more."""
+        limits = _Limits(stopped, REQUEST_TIMEOUT_S)
+        until_s = time.monotonic() + STEP_S
+        if look.has_failed:
+            known = limits.known(self._servers)
+            topic, number = look.tp
+            look.address = known.brokers[known.topics[topic].partitions[number].leader]
+        broker = limits.connected(look.address)
+        try:
+            is_through = self._step(broker, look, lambda: time.monotonic() > until_s)
+        finally:
+            broker.close()
+        look.has_failed = False
+        return is_through
 
     def _kept(self, batch: RecordBatch, tp: TopicPartitionKey) -> UnreadableBatch | None:
         """What stands for this batch if the client must not be given it."""
@@ -348,18 +500,22 @@ class HeavyBatches:
 
     def begin(self, tp: TopicPartitionKey, position: int) -> int:
         """Where the client begins, for a worker that goes on from this position: what is before
-        that is brought."""
-        seen = self._seen.get(tp)
-        if seen is None:
-            return position
-        end = seen[-1].last_offset + 1
-        self._stuck.pop(tp, None)
-        if position >= end:
-            del self._seen[tp]
-            self._next.pop(tp, None)
-            return position
-        self._next[tp] = position
-        return end
+        that is brought. At the end, where nothing is to be fetched, as long as that is not known.
+        """
+        start = position
+        if (seen := self._seen.get(tp)) is not None:
+            self._stuck.pop(tp, None)
+            if position <= seen[-1].last_offset:
+                self._next[tp] = position
+                start = seen[-1].last_offset + 1
+            else:
+                # Not forgotten: it may go back, as behind calls that are open, whose results an
+                # abort takes back.
+                self._next.pop(tp, None)
+        if (look := self._looks.get(tp)) is not None:
+            look.begins = start
+            start = OFFSET_END
+        return start
 
     def bring(self, wanted: Callable[[TopicPartitionKey], bool]) -> list[Any]:
         """The next messages of one of the partitions that are wanted, each in turn: a call takes as
@@ -373,10 +529,19 @@ class HeavyBatches:
         return self._bring(tp)
 
     def _bring(self, tp: TopicPartitionKey) -> list[Any]:
-        position = self._next[tp]
-        ahead = [each for each in self._seen[tp] if each.last_offset >= position]
+        # From the first that a reader is handed: an answer of a marker and nothing else, as at the
+        # end of a segment, leaves in the client's queue what makes it ask for no more.
+        ahead = list(
+            dropwhile(
+                lambda each: each.last_offset < self._next[tp] or not each.visible, self._seen[tp]
+            )
+        )
+        if not ahead:
+            self._brought_up_to(tp, self._seen[tp][-1].last_offset + 1)
+            return []
+        self._next[tp] = max(self._next[tp], ahead[0].first_offset)
         if (kept := ahead[0].kept) is not None:
-            messages, position = [kept] if ahead[0].visible else [], kept.offset() + 1
+            messages, position = [kept], kept.offset() + 1
         else:
             messages, position = self._read(tp, self._run(tp, ahead))
             if position == self._next[tp]:
@@ -391,7 +556,8 @@ class HeavyBatches:
         self._stuck.pop(tp, None)
         if position > self._seen[tp][-1].last_offset:
             del self._next[tp]
-            self._brought.append(tp)
+            if tp not in self._looks:
+                self._brought.append(tp)
         else:
             self._next[tp] = position
 
@@ -410,9 +576,7 @@ class HeavyBatches:
     def _read(self, tp: TopicPartitionKey, run: list[_Seen]) -> tuple[list[Any], int]:
         """The messages of a run as far as one answer brought them, and what comes next."""
         position, behind = self._next[tp], run[-1].last_offset + 1
-        last = max((each.last_offset for each in run if each.visible), default=-1)
-        if last < position:
-            return [], behind
+        last = max(each.last_offset for each in run if each.visible)
         messages: list[Any] = []
         client = asks_once(self._servers, sum(each.size for each in run), log_level=2)
         try:
@@ -446,16 +610,3 @@ class HeavyBatches:
             return [], position
         reached = messages[-1].offset()
         return messages, behind if reached >= last else reached + 1
-
-
-def _ahead(broker: BrokerConnection, tp: TopicPartitionKey, position: int) -> Iterator[RecordBatch]:
-    """The batches from a position on, as far as one life may fetch."""
-    records = size = 0
-    while records < WINDOW_RECORDS and size < WINDOW_BYTES:
-        batches, is_end = fetch_batches(broker, *tp, position, FETCH_BYTES)
-        for batch in batches:
-            yield batch
-            records, size = records + batch.records, size + len(batch.data)
-        if is_end:
-            return
-        position = batches[-1].last_offset + 1

@@ -4,8 +4,9 @@ A worker tells which partitions it waits for: not paused, with nothing of them i
 committed position of one does not move for a while, its broker is asked what lies there, in the
 background. Where the same batch lies there twice, and a client that is given nothing else says
 nothing of it either, it is passed over like any batch that cannot be unfolded; as is one of which
-the client is known to leave out records. A batch that another
-client reads is never passed over: the log says that the partition stands.
+the client is known to leave out records. What lies behind one that was passed over is asked for at
+once, since they come in rows. A batch that another client reads is never passed over: the log says
+that the partition stands.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Final
 
 from confluent_kafka.admin import AdminClient
@@ -54,6 +55,8 @@ class Standstill:
         self._readable: dict[TopicPartitionKey, int] = {}
         self._passed: dict[TopicPartitionKey, int] = {}
         self._silent: dict[TopicPartitionKey, tuple[int, RecordBatch]] = {}
+        # Behind one that was passed over, where the next is asked for at once.
+        self._behind: dict[TopicPartitionKey, int] = {}
 
     def open(self, bootstrap_servers: str) -> None:
         self._servers = bootstrap_servers
@@ -93,14 +96,22 @@ class Standstill:
             self._thread = None
             return self._found(positions)
         self._forget()
-        standing = {tp: at for tp, (at, since_s) in since.items() if now_s - since_s >= STANDS_S}
+        standing = {
+            tp: at
+            for tp, (at, since_s) in since.items()
+            if now_s - since_s >= self._patience_s(tp, at)
+        }
         if standing:
             since.update({tp: (at, now_s) for tp, at in standing.items()})
+            at_once = {tp for tp, at in standing.items() if self._behind.pop(tp, -1) == at}
             self._thread = threading.Thread(
-                target=self._ask, args=(standing,), name="standstill", daemon=True
+                target=self._ask, args=(standing, at_once), name="standstill", daemon=True
             )
             self._thread.start()
         return []
+
+    def _patience_s(self, tp: TopicPartitionKey, position: int) -> float:
+        return LOOK_S if self._behind.get(tp) == position else STANDS_S
 
     def _forget(self) -> None:
         """What was met of partitions that have gone on since."""
@@ -121,31 +132,42 @@ class Standstill:
                     "nothing; going on behind them",
                     *tp, batch.first_offset, batch.last_offset, position,
                 )  # fmt: skip
+                self._behind[tp] = batch.last_offset + 1
                 false = gives_false_offsets(batch)
                 found.append(UnreadableBatch(*tp, batch, has_false_offsets=false))
         return found
 
     # In the background ------------------------------------------------------------------------
 
-    def _ask(self, standing: Mapping[TopicPartitionKey, int]) -> None:
+    def _ask(
+        self, standing: Mapping[TopicPartitionKey, int], at_once: Set[TopicPartitionKey]
+    ) -> None:
         try:
             if self._admin is None:
                 self._admin = AdminClient({**reaching(self._servers), "log_level": 0})
             found = heads(self._admin, standing, self._closing.is_set, self._passed)
             for tp, position in standing.items():
-                self._judge(tp, position, found.get(tp))
+                self._judge(tp, position, found.get(tp), at_once=tp in at_once)
         except (MemoryError, *NOT_HAD) as error:
             _log.debug("what lies ahead of standing partitions was not to be had: %s", error)
 
-    def _judge(self, tp: TopicPartitionKey, position: int, batch: RecordBatch | None) -> None:
+    def _judge(
+        self,
+        tp: TopicPartitionKey,
+        position: int,
+        batch: RecordBatch | None,
+        *,
+        at_once: bool,
+    ) -> None:
         if batch is None:
             self._met.pop(tp, None)
             return
         met = position, batch.first_offset
         if self._met.get(tp) != met:
-            # It may have come just now.
             self._met[tp] = met
-            return
+            if not at_once:
+                # It may have come just now.
+                return
         if self._readable.get(tp) == position:
             return
         # Those of which the client leaves out the rest are known by themselves: what it has made of
@@ -157,6 +179,6 @@ class Standstill:
         )
         if silent and not batch.is_damaged:
             self._silent[tp] = position, batch
-        elif silent is False:
+        elif silent is False and not at_once:
             self._readable[tp] = position
             _log.warning("%s[%d] stands at %d, though what lies there can be read", *tp, position)

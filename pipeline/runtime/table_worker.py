@@ -400,6 +400,9 @@ class TableWorker(Generic[V]):
     def _bring(self) -> list[Any]:
         """What lies before a batch that the client is not given, or what stands for that one. The
         client goes on with a partition when all of it has been brought."""
+        self._heavy.look_on(self._positions, self._stop.is_set)
+        for tp, offset in self._heavy.take_moved():
+            self._consumer.seek(TopicPartition(*tp, offset))
         messages = self._heavy.bring(lambda tp: not self._admission.is_paused(*tp))
         self._resume_brought()
         return messages

@@ -12,6 +12,7 @@ from pipeline.audit.verify import Sources, verify
 from pipeline.config import load_settings
 from pipeline.record_batch import CODECS
 from pipeline.runtime import heavy_batches
+from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.runtime.worker_spec import WorkerSpec
 from pipeline.unfolded import HEAVY_BYTES_MIN
@@ -36,6 +37,17 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heavy_batches, "bytes_max", lambda _deaths: HEAVY_BYTES_MIN)
     # So that what lies before one comes in several answers, and the client would be quicker.
     monkeypatch.setattr(heavy_batches, "RUN_BYTES", 2 * 1024)
+
+
+@pytest.fixture
+def no_time(little_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has died once, and whose look is through only between its turns."""
+    opened = HeavyBatches.open
+    monkeypatch.setattr(
+        HeavyBatches, "open", lambda heavy, servers, _deaths: opened(heavy, servers, 1)
+    )
+    monkeypatch.setattr(heavy_batches, "LOOK_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(heavy_batches, "FETCH_BYTES", 16 * 1024)
 
 
 def put(flow: EngineFlow, role: str, records: bytes) -> None:
@@ -158,6 +170,23 @@ def test_what_lies_between_them_is_handled_in_its_order(
     assert judged.broken == []
 
 
+@pytest.mark.parametrize("heavy_ones", [0, 2])
+def test_a_worker_goes_on_where_the_look_is_through_later(
+    flow: EngineFlow, no_time: None, heavy_ones: int
+) -> None:
+    orders(flow, 0, 300)
+    for _ in range(heavy_ones):
+        put(flow, "orders", HEAVY)
+    last = orders(flow, 300, 300)
+    with flow.running_payments() as running:
+        flow.wait_consumed(ends_of(last), running=running)
+        flow.wait_consumed(ends_of(flow.send_order(flow.order("o600"))), running=running)
+    assert requested(flow) == [f"o{n}" for n in range(601)]
+    assert {each["dlq.cause"] for each in letters(flow)} == (
+        {"unreadable_batch"} if heavy_ones else set()
+    )
+
+
 def test_after_an_aborted_transaction_it_is_not_given_to_the_client_either(
     flow: EngineFlow, little_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,3 +251,19 @@ def test_requests_around_one_are_called(flow: EngineFlow, little_memory: None) -
     (letter,) = letters(flow)
     assert (letter["dlq.cause"], letter["dlq.stage"]) == ("unreadable_batch", "gateway")
     assert [r.order_id for r in flow.nouns("gateway-results")] == [f"o{n}" for n in range(320)]
+
+
+def test_requests_are_called_where_the_look_is_through_later(
+    flow: EngineFlow, no_time: None
+) -> None:
+    for number in range(40):
+        flow.send_request(flow.order(f"o{number}"))
+    put(flow, "payment-requests", HEAVY)
+    last = [flow.send_request(flow.order(f"o{n}")) for n in range(40, 60)][-1]
+    running = RunningWorker(*flow.gateway_worker())
+    try:
+        flow.wait_consumed(ends_of(last), running=running, stage="gateway", role="payment-requests")
+    finally:
+        running.end()
+    assert running.error is None
+    assert [r.order_id for r in flow.nouns("gateway-results")] == [f"o{n}" for n in range(60)]

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import OFFSET_END
 
 from pipeline.kafka_wire import Reader
 from pipeline.one_answer import asks_once, one_answer
-from pipeline.record_batch import read_batch
+from pipeline.record_batch import fetch_batches, read_batch
 from pipeline.runtime import heavy_batches
-from pipeline.runtime.heavy_batches import HeavyBatches, _Together, bytes_max
+from pipeline.runtime.heavy_batches import HeavyBatches, _Limits, _Together, bytes_max
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.unreadable_batch import UnreadableBatch
 from pipeline.unfolded import HEAVY_BYTES_MIN
@@ -24,12 +25,15 @@ from tests.support.raw_record import (
     batch_bytes,
     gzip_members,
     gzip_zeros,
+    produce_batch,
     produce_raw,
     record_bytes,
     zeros,
 )
 
 UNKNOWN_CODEC = 6
+# Of a transaction, and its control record.
+MARKER = 0x30
 HEAVY = gzip_zeros(20)
 TP = ("orders", 0)
 
@@ -95,6 +99,18 @@ def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind
     assert not heavy
 
 
+def test_from_before_its_open_calls_it_is_kept_from_the_client_again(cluster: MockCluster) -> None:
+    """A gateway worker begins behind them when a partition comes back to it, and where it was
+    committed after an abort."""
+    put(cluster, record_bytes(b"k", b"one"))
+    put(cluster, HEAVY, GZIP)
+    heavy = looked(cluster)
+    assert heavy.begin(TP, 2) == 2
+    assert not heavy
+    assert heavy.begin(TP, 0) == 2
+    assert all_of(heavy) == [b"one", (1, 1)]
+
+
 def test_without_one_the_client_is_left_alone(cluster: MockCluster) -> None:
     put(cluster, HEAVY, GZIP)
     put(cluster, record_bytes(b"k", b"one"))
@@ -124,6 +140,26 @@ def test_one_whose_records_say_that_they_are_elsewhere_is_kept_from_the_client(
     heavy.look({TP: 0})
     (_, stands) = [each for _ in range(2) for each in heavy.bring(lambda _tp: True)]
     assert stands.detail == ("1 records at offsets 1 to 1 give other offsets of themselves (none)")
+
+
+def test_an_answer_of_a_marker_and_nothing_else_holds_up_nothing(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of one that ends a segment of the log; this cluster sends each batch by itself. The client
+    asks for no more then."""
+    monkeypatch.setattr(heavy_batches, "PAUSE_S_MAX", 0.1)
+    marker = batch_bytes(record_bytes(bytes((0, 0, 0, 1)), bytes(6)), MARKER, producer_id=7)
+    for _ in range(2):
+        produce_batch(cluster.bootstrap_servers, "orders", marker)
+    for value in (b"one", b"two"):
+        put(cluster, record_bytes(b"k", value))
+        produce_batch(cluster.bootstrap_servers, "orders", marker)
+    put(cluster, HEAVY, GZIP)
+    heavy = looked(cluster)
+    assert heavy.begin(TP, 0) == 7
+    assert all_of(heavy) == [b"one", b"two", (6, 6)]
+    assert heavy.begin(TP, 5) == 7
+    assert all_of(heavy) == [(6, 6)]
 
 
 @pytest.mark.slow
@@ -255,6 +291,124 @@ def test_a_look_ends_in_time_and_when_the_worker_is_to_stop(
     assert looked(cluster).begin(TP, 0) == 0
 
 
+def test_the_beginnings_of_all_partitions_are_looked_at_first(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One with a long backlog would take all the time at each start, and what ends the worker lies
+    in another."""
+    others = ("others", 0)
+    cluster.create_topic("others")
+    for _ in range(50):
+        put(cluster, record_bytes(b"k", b"one"))
+    produce_raw(cluster.bootstrap_servers, "others", HEAVY, GZIP)
+    asked: list[tuple[str, int]] = []
+
+    def fetched(broker: Any, topic: str, *more: Any) -> Any:
+        asked.append((topic, more[1]))
+        return fetch_batches(broker, topic, *more)
+
+    monkeypatch.setattr(heavy_batches, "fetch_batches", fetched)
+    # No time is left behind the beginnings.
+    monkeypatch.setattr(_Limits, "are_reached", lambda _limits: len(asked) >= 4)
+    heavy = HeavyBatches()
+    heavy.open(cluster.bootstrap_servers, 0)
+    heavy.look({TP: 0, others: 0})
+    assert heavy.begin(others, 0) == 1
+    assert heavy.begin(TP, 0) == 0
+    assert [where for where in asked if where[0] == "others"] == [("others", 0)]
+    assert "orders[0]: not looked at from offset 3 on" in caplog.text
+    assert "others[0]: not looked at" not in caplog.text
+
+
+@pytest.fixture
+def no_time(cluster: MockCluster, monkeypatch: pytest.MonkeyPatch) -> HeavyBatches:
+    """A worker that has died once, and for whose look there is none."""
+    monkeypatch.setattr(heavy_batches, "LOOK_TIMEOUT_S", 0.0)
+    heavy = HeavyBatches()
+    heavy.open(cluster.bootstrap_servers, 1)
+    return heavy
+
+
+def looked_on(heavy: HeavyBatches, position: int = 0) -> list[tuple[tuple[str, int], int]]:
+    """Until the look has got through something; where its client begins then."""
+    deadline = time.monotonic() + 30
+    while not (moved := heavy.take_moved()):
+        assert time.monotonic() < deadline
+        heavy.look_on({TP: position})
+    return moved
+
+
+def test_who_died_is_given_nothing_that_was_not_looked_at(
+    cluster: MockCluster, no_time: HeavyBatches
+) -> None:
+    for value in (b"one", b"two"):
+        put(cluster, record_bytes(b"k", value))
+    put(cluster, HEAVY, GZIP)
+    put(cluster, record_bytes(b"k", b"three"))
+    no_time.look({TP: 0})
+    assert no_time.begin(TP, 0) == OFFSET_END
+    assert no_time.has_ahead(TP)
+    assert no_time.bring(lambda _tp: True) == []
+    # A transaction is aborted meanwhile.
+    no_time.look_on({TP: 0})
+    assert no_time.begin(TP, 0) == OFFSET_END
+    assert looked_on(no_time) == [(TP, 3)]
+    assert no_time.take_brought() == []
+    assert all_of(no_time) == [b"one", b"two", (2, 2)]
+    assert no_time.take_brought() == [TP]
+    assert no_time.begin(TP, 1) == 3
+
+
+def test_who_died_is_given_what_holds_nothing_of_that_kind_once_it_was_looked_at(
+    cluster: MockCluster, no_time: HeavyBatches
+) -> None:
+    for value in (b"one", b"two"):
+        put(cluster, record_bytes(b"k", value))
+    no_time.look({TP: 1})
+    assert no_time.begin(TP, 1) == OFFSET_END
+    assert looked_on(no_time) == [(TP, 1)]
+    assert no_time.take_brought() == [TP]
+    assert not no_time
+
+
+def test_who_died_looks_on_when_what_is_kept_has_been_committed(
+    cluster: MockCluster, no_time: HeavyBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heavy_batches, "KEPT_BYTES", 0)
+    put(cluster, HEAVY, GZIP)
+    put(cluster, record_bytes(b"k", b"one"))
+    put(cluster, HEAVY, GZIP)
+    put(cluster, record_bytes(b"k", b"two"))
+    no_time.look({TP: 0})
+    no_time.begin(TP, 0)
+    found: list[Any] = []
+    for position in (0, 1, 2, 3):
+        for _ in range(4):
+            no_time.look_on({TP: position})
+            found += [(position, each.offset()) for each in no_time.bring(lambda _tp: True)]
+    # What lies between came with the second, and neither before its time.
+    assert found == [(0, 0), (1, 1), (1, 2)]
+    assert no_time.take_moved() == [(TP, 3)]
+    assert no_time.take_brought() == [TP]
+    assert not no_time
+
+
+def test_who_died_is_given_a_partition_whose_broker_cannot_be_asked(
+    cluster: MockCluster, no_time: HeavyBatches, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    put(cluster, record_bytes(b"k", b"one"))
+    no_time.look({TP: 0})
+    no_time.begin(TP, 0)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr(heavy_batches, "BrokerConnection", refused)
+    assert looked_on(no_time) == [(TP, 0)]
+    assert "orders[0]: not looked at from offset 0 on: nobody is there" in caplog.text
+
+
 def test_what_was_found_is_kept_where_the_memory_ends(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,8 +423,8 @@ def test_what_was_found_is_kept_where_the_memory_ends(
 
     def reader(frame: bytes, **more: Any) -> Reader:
         frames.append(len(frame))
-        # Where they end, and one batch of the first.
-        if len(frames) == 3:
+        # Where they end, and one batch of each.
+        if len(frames) == 4:
             raise MemoryError
         return Reader(frame, **more)
 
@@ -278,7 +432,7 @@ def test_what_was_found_is_kept_where_the_memory_ends(
     heavy = HeavyBatches()
     heavy.open(cluster.bootstrap_servers, 0)
     heavy.look({("orders", 0): 0, ("others", 0): 0})
-    assert len(frames) > 3
+    assert len(frames) > 4
     assert [heavy.begin(tp, 0) for tp in (("orders", 0), ("others", 0))] == [1, 1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -19,14 +21,18 @@ RECORD = record_bytes(b"k", b"v")
 # A value with a length of -2.
 NO_VALUE = bytes((14, 0, 0, 0, 2, 107, 3, 0))
 CUT = record_bytes(b"k", b"v", offset=1)
+# It ends the process of whoever fetches it.
+ENDING = gzip_members(b"", RECORD), GZIP
 
 
-def holding(records: bytes, codec: int = 0, count: int = 1) -> tuple[MockCluster, RecordBatch]:
-    """And a good record behind it."""
+def holding(
+    records: bytes, codec: int = 0, count: int = 1, behind: tuple[bytes, int] = (RECORD, 0)
+) -> tuple[MockCluster, RecordBatch]:
+    """And something behind it, a good record if nothing else is said."""
     cluster = MockCluster(brokers=1)
     cluster.create_topic("orders")
     produce_raw(cluster.bootstrap_servers, "orders", records, codec, count=count)
-    produce_raw(cluster.bootstrap_servers, "orders", RECORD)
+    produce_raw(cluster.bootstrap_servers, "orders", *behind)
     host, _, port = cluster.bootstrap_servers.partition(":")
     broker = BrokerConnection(host, int(port), 10.0)
     batch = fetch_batch(broker, "orders", 0, 0)
@@ -38,6 +44,7 @@ def holding(records: bytes, codec: int = 0, count: int = 1) -> tuple[MockCluster
     ("records", "codec", "count", "position", "expected"),
     [
         (RECORD, 0, 1, 0, False),
+        (record_bytes(b"k", b""), 0, 1, 0, False),
         (gzip_members(RECORD), GZIP, 1, 0, False),
         # Said with an error, which the worker's own client gives as well.
         (lz4_frame(RECORD) + b"more", LZ4, 1, 0, False),
@@ -52,6 +59,25 @@ def test_only_what_brings_neither_record_nor_error_is_silent(
 ) -> None:
     cluster, batch = holding(records, codec, count)
     assert is_silent(cluster.bootstrap_servers, TP, batch, position) is expected
+
+
+ASKED = """
+import os
+from tests.unit.test_silent_batches import ENDING, RECORD, TP, holding, is_silent
+cluster, batch = holding(RECORD, behind=ENDING)
+for _ in range(12):
+    print(is_silent(cluster.bootstrap_servers, TP, batch, 0), flush=True)
+# The cluster is part of it.
+os._exit(0)
+"""
+
+
+def test_who_asks_is_not_ended_by_what_lies_behind_what_can_be_read() -> None:
+    """In a process of its own: gzip whose first member is empty ends it when it is fetched."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["False"] * 12), done.stderr
 
 
 @pytest.mark.parametrize(("records", "expected"), [(NO_VALUE, [0]), (RECORD, [])])

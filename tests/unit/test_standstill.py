@@ -100,9 +100,11 @@ class Watch:
         self.given.append(batch.first_offset)
         return self.silent
 
-    def look(self, position: int = 0, *, waits: bool = True) -> list[int]:
+    def look(
+        self, position: int = 0, *, waits: bool = True, after_s: float = STANDS_S
+    ) -> list[int]:
         """What is passed over now; then what lies there is asked for, if the partition stands."""
-        self._now_s += STANDS_S
+        self._now_s += after_s
         found = self._watch.take({TP: position}, lambda _tp: waits)
         if (asking := self._watch._thread) is not None:
             asking.join(10)
@@ -123,6 +125,25 @@ def test_what_the_client_is_silent_about_twice_is_passed_over(patch: pytest.Monk
     watch = Watch(patch, Broker(batch(), stable=1))
     assert watch.looks()[:1] == [0]
     assert watch.given
+
+
+def test_of_some_in_a_row_only_the_first_is_waited_for(
+    patch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And what can be read behind them is not said to stand before it does."""
+    watch = Watch(patch, Broker(*map(batch, range(5)), stable=5))
+    while not watch.look():
+        pass
+    for following in (1, 2):
+        found = [each for _ in range(4) for each in watch.look(following, after_s=0)]
+        assert found == [following]
+    watch.silent = False
+    for _ in range(4):
+        assert watch.look(3, after_s=0) == []
+    assert watch.given == [0, 1, 2, 3]
+    assert "stands at" not in caplog.text
+    assert watch.looks(3) == []
+    assert "stands at 3" in caplog.text
 
 
 @pytest.mark.parametrize(
