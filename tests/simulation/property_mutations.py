@@ -143,8 +143,8 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "a contradiction leaves a letter",
         f"{PROCESSORS}/settlement.py",
-        "        return contradictory(payment, result, now_ms)\n    return _STALE_RESULT\n",
-        "        return _STALE_RESULT\n    return _STALE_RESULT\n",
+        "        return contradictory(payment, result, now_ms)\n    if (\n",
+        "        return _STALE_RESULT\n    if (\n",
     ),
     _property(
         "a decline of what was made leaves a letter, by a notice too",

@@ -502,7 +502,7 @@ def test_the_audit_names_a_charge_that_was_settled_for_two_operations(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Should such a word ever be taken, nothing else shows it: the payment is whole by itself."""
-    monkeypatch.setattr("pipeline.domain.commands._is_anothers", lambda *_: False)
+    monkeypatch.setattr("pipeline.domain.commands.is_of_another", lambda *_: False)
     story = exhausted(MANUAL)
     story.command("resolve", "p0", decision="charged", gateway_reference="au_1")
     story.command("capture", "k1")
@@ -637,7 +637,7 @@ def test_the_audit_names_an_id_that_only_a_refused_word_told_apart(
     story.command("resolve", "p1", operation_id="r1", **told)
     confirmed = {**told, "override": "reference"}
     assert story.rejected("resolve", "p2", operation_id="1", **confirmed) is not None
-    monkeypatch.setattr("pipeline.domain.commands._is_anothers", lambda *_: False)
+    monkeypatch.setattr("pipeline.domain.commands.is_of_another", lambda *_: False)
     story.command("resolve", "p3", operation_id="r2", **told)
     assert [f.name for f in judged_flow(story.flow, None)] == ["reference_settled_twice"]
 
@@ -754,7 +754,7 @@ def test_the_audit_names_an_id_that_one_payment_has_at_two_gateways(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Should such a word ever be taken, nothing else shows it."""
-    monkeypatch.setattr("pipeline.domain.commands._is_anothers", lambda *_: False)
+    monkeypatch.setattr("pipeline.domain.commands.is_of_another", lambda *_: False)
     story = retried_elsewhere()
     story.notify("succeeded", "1", gateway_reference="ch_1")
     story.flow.run(yes)
