@@ -482,6 +482,18 @@ class ReconciliationSuite(OnEachDatabase):
         assert kept.settlement_place == "settlements[0]@1"
         assert date.fromisoformat(kept.since)
 
+    def test_the_sum_of_open_breaks_may_be_more_than_a_database_holds(self, books: Books) -> None:
+        odd = [settlement(number, amount_minor=2**63 - 1) for number in (1, 4)]
+        published = [
+            control.Published(each, "settlements", 0, offset, NOW_MS)
+            for offset, each in enumerate(odd)
+        ]
+        with books.engine.begin() as connection:
+            found, _ = control.compare(connection, published)
+            keep(connection, found, NOW_MS, judged={"ledger_differs"})
+            (told,) = open_sums(connection)
+        assert (told.count, told.at_risk_minor) == (2, 2 * (2**63 - 1))
+
     def test_a_settlement_that_was_published_again_is_booked_once_and_counts_once(
         self, books: Books
     ) -> None:
