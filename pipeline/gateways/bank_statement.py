@@ -120,7 +120,7 @@ def _statement(statement: Element, payer: Named, account: Named) -> BankStatemen
     if len({line.line_id for line in lines}) != len(lines):
         raise _NotAStatement(f"statement {file_id} names two lines alike")
     _require_adding_up(statement, file_id, total)
-    return BankStatement(kept_as, file_id, tuple(lines))
+    return BankStatement(kept_as, file_id, tuple(lines), number=held_as)
 
 
 def _line(entry: Element, number: int, payer: Named) -> BankLine:

@@ -50,7 +50,7 @@ def test_the_books_call_an_account_as_the_rules_say() -> None:
     """By its number in the statement; one that is not named goes by that."""
     rules = read_rules({"bank_accounts": {"acct": "main-gbp"}})
     found = read_statements(WHOLE.encode(), rules.payer, rules.bank_account)
-    assert {each.account for each in found} == {"main-gbp"}
+    assert {(each.account, each.number) for each in found} == {("main-gbp", "acct")}
     assert {account for account, _, _ in read(WHOLE)} == {"acct"}
 
 
