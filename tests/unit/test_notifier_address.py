@@ -20,7 +20,8 @@ from tests.support.receiver import SECRET, Receiver
         "0.0.0.0", "224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::",
         "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
         "::127.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::", "2001:0:7f00:1::", "2001:db8::1",
-        "fec0::1", "3fff::1", "192.88.99.1", "2a00::5efe:7f00:1", "2a00::200:5efe:7f00:1",
+        "fec0::1", "3fff::1", "192.88.99.1", "192.0.0.9", "2a00::5efe:7f00:1",
+        "2a00::200:5efe:7f00:1",
     ],
 )  # fmt: skip
 def test_what_only_this_network_reaches_is_not_public(address: str) -> None:
