@@ -688,6 +688,13 @@ class ReconciliationSuite(OnEachDatabase):
             "bank:GB33": 2, "bank:other": 1, "gateway_receivable:simulator": -3,
         }  # fmt: skip
 
+    def test_a_line_without_a_reference_is_known_by_its_number(self, books: Books) -> None:
+        """Decisions of earlier versions wrote the number as it is: no line is another for that."""
+        older = BankStatement("GB33", "s", (line_of(1), line_of(2)))
+        decide_statement(books.engine, older, "anna", NOW_MS)
+        lines = tuple(replace(line, line_id=f"#{line.line_id}") for line in older.lines)
+        assert decide_statement(books.engine, replace(older, lines=lines), "anna", NOW_MS) == []
+
     def test_the_rest_of_a_statement_goes_to_the_account_of_its_first_part(
         self, books: Books, tmp_path: Path
     ) -> None:

@@ -61,6 +61,15 @@ def test_banks_number_their_statements_as_they_like(named: str) -> None:
     assert named in {file_id for _, file_id, _ in read(text)}
 
 
+def test_a_line_without_a_reference_takes_no_other_ones() -> None:
+    """The second line has none that is an id, and "2" is the bank's word for the first."""
+    first, second = (Payout(batch_id, "GBP", 1_00, "2010-12-02") for batch_id in ("NB1", "NB2"))
+    text = statement("acct", "Northbank plc", "2010-12-02", [first, second], 0).decode()
+    text = text.replace("20101202-GBP-1", "2").replace("20101202-GBP-2", "no id/2")
+    ((_, _, lines),) = read(text)
+    assert [line.line_id for line in lines] == ["2", "#2"]
+
+
 def test_an_account_is_judged_by_its_name_in_the_books() -> None:
     """Its number at the bank may have blanks when the rules name it."""
     rules = read_rules({"bank_accounts": {"12-34 / 5": "main-gbp"}})

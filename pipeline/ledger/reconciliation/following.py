@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text
 
 from pipeline.domain.breaks import OPEN, REFUND_AFTER_REVIEW, figures
-from pipeline.domain.clearing import RELEASED_KINDS, ClearedRow
+from pipeline.domain.clearing import NUMBERED, RELEASED_KINDS, BankLine, ClearedRow
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.posting import NO_GATEWAY
 from pipeline.domain.reconciliation_decisions import (
@@ -188,7 +188,7 @@ def _left_of(connection: Connection, statement: BankStatement) -> BankStatement 
 def named_too_late(connection: Connection, statement: BankStatement) -> int:
     """Lines of a statement that were nobody's when it was decided, and that the names of today
     give to a gateway: they stay as they were decided."""
-    theirs = {line.line_id for line in statement.lines if line.gateway}
+    theirs = {_line(line) for line in statement.lines if line.gateway}
     if not theirs:
         return 0
     c = ledger_decisions.c
@@ -196,7 +196,7 @@ def named_too_late(connection: Connection, statement: BankStatement) -> int:
         select(ledger_decisions).where(c.kind == BANK_STATEMENT, c.reason == _reason(statement))
     )
     return sum(
-        line.line_id in theirs and not line.gateway and not line.payout
+        _line(line) in theirs and not line.gateway and not line.payout
         for each in map(statement_of, map(event_of, rows))
         if _one_account(each, statement)
         for line in each.lines
@@ -256,7 +256,12 @@ def decide_resolution(
 
 def _said(statement: BankStatement) -> list[tuple[str, int, str, str]]:
     # Whose batch a line is may be known better now than it was; what the bank says may not change.
-    return [(x.line_id, x.amount_minor, x.currency, x.value_date) for x in statement.lines]
+    return [(_line(x), x.amount_minor, x.currency, x.value_date) for x in statement.lines]
+
+
+def _line(line: BankLine) -> str:
+    # Earlier versions wrote the number of a line without a reference as it is.
+    return line.line_id.removeprefix(NUMBERED)
 
 
 def _apply(connection: Connection, event: LedgerEvent) -> None:
