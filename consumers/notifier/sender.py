@@ -12,6 +12,7 @@ import aiohttp
 from msgspec import Struct
 
 from consumers.notifier.address import guarded_socket, url_refusal, was_refused
+from consumers.notifier.connector import Connector
 from consumers.notifier.endpoints import Endpoint
 from consumers.notifier.lookups import Lookups
 from consumers.notifier.patience import retry_after_s
@@ -57,7 +58,7 @@ class Sender:
     async def __aenter__(self) -> Self:
         self._lookups = Lookups()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=Connector(
                 limit=self._open_max,
                 # A name is looked up for every connection: what it says now is what is judged.
                 use_dns_cache=False,
