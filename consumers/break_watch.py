@@ -47,7 +47,7 @@ class BreakWatch:
             try:
                 self.look()
             except Exception as error:
-                # Whatever it is: the ledger tells when its database is away.
-                _log.debug("breaks are counted later: %s", str(error).partition("\n")[0])
+                # Whatever it is: the figures stand still until it passes, so that has to be seen.
+                _log.warning("breaks are counted later: %s", str(error).partition("\n")[0])
             if self._stopping.wait(self._look_s):
                 return

@@ -42,6 +42,7 @@ from pipeline.ledger.reconciliation.following import (
     decide_resolution,
     decide_statement,
     follow,
+    named_too_late,
 )
 from pipeline.ledger.reconciliation.intake import (
     Placed,
@@ -135,6 +136,11 @@ class Reconciler:
         events = decide_statement(self._engine, statement, actor, self._now_ms())
         self._log.publish(self._engine)
         return bool(events)
+
+    def named_too_late(self, statement: BankStatement) -> int:
+        """Lines of a statement that a gateway's name came too late for."""
+        with reading(self._engine) as connection:
+            return named_too_late(connection, statement)
 
     def take_in(self) -> int:
         """Take in what the clearings topic holds now; how many rows were new."""

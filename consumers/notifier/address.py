@@ -26,8 +26,13 @@ _CARRIERS: Final = tuple(
 # Interface identifiers of ISATAP (RFC 5214): an IPv4 address follows them, in any network.
 _ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
 # Reserved since the standard library's tables were made, or called global by them: site-local
-# (RFC 3879), documentation (RFC 9637), relays of 6to4 (RFC 7526).
-_RESERVED: Final = tuple(map(ipaddress.ip_network, ("fec0::/10", "3fff::/20", "192.88.99.0/24")))
+# (RFC 3879), documentation (RFC 9637), relays of 6to4 (RFC 7526), the protocols' own (RFC 6890).
+_RESERVED: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        ("fec0::/10", "3fff::/20", "192.88.99.0/24", "192.0.0.0/24"),
+    )
+)
 # What stands in the text of a refused connection, which the client wraps in errors of its own.
 _REFUSED: Final = "not a public address"
 

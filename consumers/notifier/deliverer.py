@@ -63,9 +63,9 @@ SWEEP_S = 600.0
 KEPT_MS = 30 * 86_400_000
 FORGOTTEN_AFTER_MS = 3 * 86_400_000
 AWAY_S = 1.0
-# Names are looked up in threads, and a name server may hang for longer than any delivery: enough
-# of them for many such endpoints, and none that the database needs.
-LOOKUPS_MAX = 64
+# Names are looked up in threads, and a name server may hang for longer than any delivery: one for
+# each name, as many as there may be deliveries, and none that the database needs.
+LOOKUPS_MAX = OPEN_MAX
 # A stop waits so long for open deliveries; one that is cut off is made again, with the same id.
 DRAIN_S = 15.0
 

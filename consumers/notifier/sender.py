@@ -12,7 +12,9 @@ import aiohttp
 from msgspec import Struct
 
 from consumers.notifier.address import guarded_socket, url_refusal, was_refused
+from consumers.notifier.connector import Connector
 from consumers.notifier.endpoints import Endpoint
+from consumers.notifier.lookups import Lookups
 from consumers.notifier.patience import retry_after_s
 from pipeline.gateways.webhook_signature import signed_headers
 
@@ -54,11 +56,13 @@ class Sender:
         self._open_max = open_max
 
     async def __aenter__(self) -> Self:
+        self._lookups = Lookups()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=Connector(
                 limit=self._open_max,
                 # A name is looked up for every connection: what it says now is what is judged.
                 use_dns_cache=False,
+                resolver=self._lookups,
                 socket_factory=None if self._allow_private else guarded_socket,
             ),
             # Neither cookies nor proxies of the environment nor compressed surprises.
@@ -77,6 +81,7 @@ class Sender:
         trace: TracebackType | None,
     ) -> None:
         await self._session.close()
+        await self._lookups.close()
 
     async def send(self, endpoint: Endpoint, message_id: str, body: bytes) -> Delivery:
         """POST a message once. Never raises for what the endpoint or the network does."""

@@ -86,7 +86,8 @@ def bank_command(
 ) -> None:
     """Book a bank statement (ISO 20022 camt.053): gateways' payouts close what they owe us.
 
-    The same statement again books nothing. A line that is no gateway's payout is a break.
+    The same statement again books nothing. A line that is no gateway's payout is a break, and stays
+    one though the rules name its payer later: what is to be done is said.
     With --date it is that of the simulated bank of --gateway.
 
     Exit code 0: booked, or it was before. 2: refused, or a server is away.
@@ -114,6 +115,13 @@ def bank_command(
                     f"{statement.file_id}: {len(statement.lines)} lines, "
                     f"{'booked' if new else 'booked before'}"
                 )
+                late = 0 if new else reconciler.named_too_late(statement)
+                if late:
+                    typer.echo(
+                        f"{statement.file_id}: {late} lines were nobody's when it was booked, and "
+                        "are a gateway's by the rules of today: post them by hand from its "
+                        "gateway_receivable, and resolve their breaks as corrected"
+                    )
 
 
 @app.command("run")

@@ -39,6 +39,9 @@ from pipeline.domain.validation import is_date
 CLEARED_KINDS: Final = frozenset({CAPTURE, REFUND, REFUND_FAILED, DISPUTE, DISPUTE_FEE, REVERSAL})
 CAPTURE_FAILED: Final = "capture_failed"
 
+# Before the number of a bank's line that has no reference which is an id: no id begins so.
+NUMBERED: Final = "#"
+
 # Kinds of the entries that follow.
 CLEARING_ENTRY: Final = "clearing"
 BANK_RECEIPT: Final = "bank_receipt"

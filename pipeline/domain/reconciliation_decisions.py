@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.domain.breaks import BY_HAND
 from pipeline.domain.clearing import BankLine, ClearedRow
@@ -47,7 +48,8 @@ class ClearingDecision(Struct, frozen=True):
 
 
 class BankStatement(Struct, frozen=True, omit_defaults=True):
-    """``file_id`` is the statement's own id; ``account`` is ours.
+    """``file_id`` is the statement's own id; ``account`` is what the books call ours, and
+    ``number`` what the bank does, which no rule changes: "" in decisions of before it was kept.
 
     A part of one that is too large for one decision: its lines from the ``first`` one on, ``of`` so
     many; 0 for a whole one.
@@ -58,6 +60,7 @@ class BankStatement(Struct, frozen=True, omit_defaults=True):
     lines: tuple[BankLine, ...]
     first: int = 1
     of: int = 0
+    number: str = ""
 
 
 class Release(Struct, frozen=True):
@@ -123,7 +126,7 @@ def statement_parts(statement: BankStatement) -> list[BankStatement]:
     first = statement.first
     made = []
     for lines in parts:
-        made.append(BankStatement(statement.account, statement.file_id, tuple(lines), first, of))
+        made.append(replace(statement, lines=tuple(lines), first=first, of=of))
         first += len(lines)
     return made
 

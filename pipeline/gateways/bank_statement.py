@@ -11,7 +11,7 @@ from typing import Final
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from pipeline.domain.clearing import BankLine
+from pipeline.domain.clearing import NUMBERED, BankLine
 from pipeline.domain.keys import valid_id
 from pipeline.domain.money import MINOR_UNITS, parse_amount
 from pipeline.domain.posting import AMOUNT_MINOR_MAX
@@ -120,7 +120,7 @@ def _statement(statement: Element, payer: Named, account: Named) -> BankStatemen
     if len({line.line_id for line in lines}) != len(lines):
         raise _NotAStatement(f"statement {file_id} names two lines alike")
     _require_adding_up(statement, file_id, total)
-    return BankStatement(kept_as, file_id, tuple(lines))
+    return BankStatement(kept_as, file_id, tuple(lines), number=held_as)
 
 
 def _line(entry: Element, number: int, payer: Named) -> BankLine:
@@ -142,10 +142,10 @@ def _line(entry: Element, number: int, payer: Named) -> BankLine:
     gateway = payer(name)
     if batch == _NOT_PROVIDED:
         batch = ""
-    line_id = _first(entry, "AcctSvcrRef", "NtryRef") or str(number)
+    line_id = _first(entry, "AcctSvcrRef", "NtryRef") or ""
     said = " ".join(part for part in (name, text or entry.findtext("AddtlNtryInf") or "") if part)
     return BankLine(
-        line_id=line_id if valid_id(line_id) else str(number),
+        line_id=line_id if valid_id(line_id) else f"{NUMBERED}{number}",
         amount_minor=amount_minor,
         currency=currency,
         value_date=day,

@@ -114,6 +114,56 @@ def test_slow_endpoints_that_use_all_there_is_hold_up_no_other(
         thread.join(30)
 
 
+def test_name_servers_that_hang_hold_up_no_other(
+    receivers: Receivers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred endpoints whose names are not answered, each tried twice: every name is asked for
+    once, and an endpoint that is found by its name is told meanwhile."""
+    resolve, asked, answer = socket.getaddrinfo, list[str](), threading.Event()
+
+    def hanging(host: str, *rest: object, **more: object) -> object:
+        if host.endswith(".example"):
+            asked.append(host)
+            answer.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return resolve(host, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    names = [f"n{number}" for number in range(100)]
+    where = {name: f"http://{name}.example/x" for name in names}
+    where["quick"] = f"http://localhost:{receivers.port}/quick"
+    (tmp_path / "e.toml").write_text(
+        "".join(
+            f'[endpoints.{name}]\nmerchant = "{name}"\nsecrets = ["{SECRET}"]\n'
+            f'url = "{url}"\ntimeout_ms = 1000\n'
+            for name, url in where.items()
+        )
+    )
+    file = EndpointFile(tmp_path / "e.toml", allow_http=True, allow_private=True)
+    file.load()
+    store = CallbackStore(open_callbacks(f"sqlite:///{tmp_path / 'c.db'}"))
+    store.take([_callback(name, 1) for name in names], "c", "t", {0: 1}, NOW_MS)
+    working = Deliverer(store, file, lanes=lambda: [0], first_ms=100, allow_http=True,
+                        allow_private=True)  # fmt: skip
+    stop = threading.Event()
+    thread = threading.Thread(target=working.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(
+            lambda: all(row["tries"] >= 2 for name in names for row in store.find(endpoint=name)),
+            60, "every one is tried twice",
+        )  # fmt: skip
+        store.take([_callback("quick", 1)], "c", "t", {0: 2}, NOW_MS)
+        working.wake(["quick"])
+        wait_until(lambda: receivers.taken == ["quick"], 30, "quick is told")
+        assert sorted(asked) == sorted(f"{name}.example" for name in names)
+    finally:
+        stop.set()
+        answer.set()
+        receivers.close()
+        thread.join(60)
+
+
 def _callback(endpoint: str, number: int) -> Callback:
     return Callback(
         endpoint=endpoint, event_id=f"{endpoint}-{number}", merchant_id=endpoint,

@@ -45,6 +45,7 @@ from pipeline.ledger.reconciliation.following import (
     decide_resolution,
     decide_statement,
     follow,
+    named_too_late,
 )
 from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
 from pipeline.ledger.reconciliation.tables import metadata, prepare
@@ -482,6 +483,18 @@ class ReconciliationSuite(OnEachDatabase):
         assert kept.settlement_place == "settlements[0]@1"
         assert date.fromisoformat(kept.since)
 
+    def test_the_sum_of_open_breaks_may_be_more_than_a_database_holds(self, books: Books) -> None:
+        odd = [settlement(number, amount_minor=2**63 - 1) for number in (1, 4)]
+        published = [
+            control.Published(each, "settlements", 0, offset, NOW_MS)
+            for offset, each in enumerate(odd)
+        ]
+        with books.engine.begin() as connection:
+            found, _ = control.compare(connection, published)
+            keep(connection, found, NOW_MS, judged={"ledger_differs"})
+            (told,) = open_sums(connection)
+        assert (told.count, told.at_risk_minor) == (2, 2 * (2**63 - 1))
+
     def test_a_settlement_that_was_published_again_is_booked_once_and_counts_once(
         self, books: Books
     ) -> None:
@@ -650,6 +663,64 @@ class ReconciliationSuite(OnEachDatabase):
             decide_statement(books.engine, BankStatement("acct", "s-0", (line_of(1),)), "a", NOW_MS)
         of_another = BankStatement("other", "s-0", (line_of(1),))
         assert len(decide_statement(books.engine, of_another, "anna", NOW_MS)) == 1
+
+    def test_a_statement_is_known_whatever_its_account_is_called(self, books: Books) -> None:
+        """By the bank's number of it. Where that was not kept, the same id and lines are refused:
+        but for an account that was called by its number."""
+        first = BankStatement("GB33", "s-1", (line_of(1),), number="GB33")
+        assert len(decide_statement(books.engine, first, "anna", NOW_MS)) == 1
+        for called in ("main-gbp", "main", "GB33"):
+            again = replace(first, account=called)
+            assert decide_statement(books.engine, again, "anna", NOW_MS) == []
+            with pytest.raises(UserError, match="never changes"):
+                decide_statement(books.engine, replace(again, lines=()), "anna", NOW_MS)
+        of_another = replace(first, account="other", number="GB44")
+        assert len(decide_statement(books.engine, of_another, "anna", NOW_MS)) == 1
+
+        older = BankStatement("GB33", "s-0", (line_of(1),))
+        assert len(decide_statement(books.engine, older, "anna", NOW_MS)) == 1
+        known = replace(older, account="main-gbp", number="GB33")
+        assert decide_statement(books.engine, known, "anna", NOW_MS) == []
+        with pytest.raises(UserError, match="booked for account GB33"):
+            decide_statement(books.engine, replace(known, number="GB44"), "anna", NOW_MS)
+        assert books.book() == 3
+        assert books.balances() == {
+            "bank:GB33": 2, "bank:other": 1, "gateway_receivable:simulator": -3,
+        }  # fmt: skip
+
+    def test_a_line_without_a_reference_is_known_by_its_number(self, books: Books) -> None:
+        """Decisions of earlier versions wrote the number as it is: no line is another for that."""
+        older = BankStatement("GB33", "s", (line_of(1), line_of(2)))
+        decide_statement(books.engine, older, "anna", NOW_MS)
+        lines = tuple(replace(line, line_id=f"#{line.line_id}") for line in older.lines)
+        assert decide_statement(books.engine, replace(older, lines=lines), "anna", NOW_MS) == []
+
+    def test_the_rest_of_a_statement_goes_to_the_account_of_its_first_part(
+        self, books: Books, tmp_path: Path
+    ) -> None:
+        """Also where the rules call the account otherwise by then."""
+        whole = BankStatement("GB33", "s", tuple(line_of(n) for n in range(2_500)), number="GB33")
+        events = decide_statement(books.engine, whole, "anna", NOW_MS)
+        engine = open_ledger(f"sqlite:///{tmp_path / 'other.db'}")
+        prepare(engine)
+        with engine.begin() as connection:
+            adopt(connection, events[:1])
+        renamed = replace(whole, account="main-gbp")
+        (rest,) = decide_statement(engine, renamed, "anna", NOW_MS)
+        assert rest.body == events[1].body
+        assert decide_statement(engine, renamed, "anna", NOW_MS) == []
+        engine.dispose()
+
+    def test_a_payer_that_is_named_too_late_is_told_of(self, books: Books) -> None:
+        """The line stays nobody's; only what a gateway would have by now is counted."""
+        nobodys = tuple(replace(line_of(n), gateway="") for n in (1, 2))
+        before = BankStatement("GB33", "s", (*nobodys, line_of(3)), number="GB33")
+        decide_statement(books.engine, before, "anna", NOW_MS)
+        again = replace(before, account="main-gbp", lines=(line_of(1), nobodys[1], line_of(3)))
+        assert decide_statement(books.engine, again, "anna", NOW_MS) == []
+        with reading(books.engine) as connection:
+            assert named_too_late(connection, again) == 1
+            assert named_too_late(connection, before) == 0
 
     def test_batches_are_compared_with_the_bank(self, books: Books) -> None:
         """Paid less, not paid, paid without rows, and a line that is nobody's."""

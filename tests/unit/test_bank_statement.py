@@ -50,7 +50,7 @@ def test_the_books_call_an_account_as_the_rules_say() -> None:
     """By its number in the statement; one that is not named goes by that."""
     rules = read_rules({"bank_accounts": {"acct": "main-gbp"}})
     found = read_statements(WHOLE.encode(), rules.payer, rules.bank_account)
-    assert {each.account for each in found} == {"main-gbp"}
+    assert {(each.account, each.number) for each in found} == {("main-gbp", "acct")}
     assert {account for account, _, _ in read(WHOLE)} == {"acct"}
 
 
@@ -59,6 +59,15 @@ def test_banks_number_their_statements_as_they_like(named: str) -> None:
     """Max35Text has room for a slash, a space, a colon."""
     text = WHOLE.replace(">acct-2010-12-02-GBP<", f">{named}<")
     assert named in {file_id for _, file_id, _ in read(text)}
+
+
+def test_a_line_without_a_reference_takes_no_other_ones() -> None:
+    """The second line has none that is an id, and "2" is the bank's word for the first."""
+    first, second = (Payout(batch_id, "GBP", 1_00, "2010-12-02") for batch_id in ("NB1", "NB2"))
+    text = statement("acct", "Northbank plc", "2010-12-02", [first, second], 0).decode()
+    text = text.replace("20101202-GBP-1", "2").replace("20101202-GBP-2", "no id/2")
+    ((_, _, lines),) = read(text)
+    assert [line.line_id for line in lines] == ["2", "#2"]
 
 
 def test_an_account_is_judged_by_its_name_in_the_books() -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import threading
 
 import pytest
 
 from consumers.notifier.address import is_public, url_refusal
 from consumers.notifier.endpoints import Endpoint
-from consumers.notifier.sender import ADDRESS_REFUSED, DELIVERED, REFUSED, Delivery, Sender
+from consumers.notifier.sender import (
+    ADDRESS_REFUSED,
+    DELIVERED,
+    REFUSED,
+    UNREACHABLE,
+    Delivery,
+    Sender,
+)
 from tests.support.receiver import SECRET, Receiver
 
 
@@ -20,7 +29,8 @@ from tests.support.receiver import SECRET, Receiver
         "0.0.0.0", "224.0.0.1", "240.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::",
         "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
         "::127.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::", "2001:0:7f00:1::", "2001:db8::1",
-        "fec0::1", "3fff::1", "192.88.99.1", "2a00::5efe:7f00:1", "2a00::200:5efe:7f00:1",
+        "fec0::1", "3fff::1", "192.88.99.1", "192.0.0.9", "2a00::5efe:7f00:1",
+        "2a00::200:5efe:7f00:1",
     ],
 )  # fmt: skip
 def test_what_only_this_network_reaches_is_not_public(address: str) -> None:
@@ -112,3 +122,32 @@ def test_redirects_are_not_followed() -> None:
         assert (delivery.outcome, delivery.status) == (REFUSED, 307)
         assert len(turning.heard) == 1
         assert inside.heard == []
+
+
+@pytest.mark.parametrize(
+    ("informational", "final", "outcome"),
+    [(8, b"HTTP/1.1 204 No Content\r\n\r\n", DELIVERED), (9, b"", UNREACHABLE)],
+)
+def test_informational_answers_end_a_delivery_when_they_do_not_end(
+    informational: int, final: bytes, outcome: str
+) -> None:
+    """Eight may come before the answer; the ninth is a failure, before the delivery's own time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(65_536)
+                client.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n" * informational + final)
+                # Until the other side goes.
+                with contextlib.suppress(ConnectionResetError):
+                    while client.recv(65_536):
+                        pass
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        delivery = sent(f"http://127.0.0.1:{server.getsockname()[1]}/x", allow_private=True)
+        thread.join(30)
+    assert delivery.outcome == outcome
+    if outcome == UNREACHABLE:
+        assert "informational" in delivery.detail

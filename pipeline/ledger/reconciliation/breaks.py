@@ -30,6 +30,7 @@ from pipeline.ledger.reconciliation.tables import breaks, insert_breaks
 _IN_LIST_MAX: Final = 200
 # Breaks that are made into rows together: a large look finds some ten thousand.
 _INSERTED_AT_ONCE: Final = 5_000
+_HALF: Final = 1 << 32
 _FIELDS: Final = tuple(field.name for field in fields(ReconciliationBreak))
 
 _KEPT: Final = select(
@@ -227,15 +228,24 @@ def find_break(connection: Connection, break_id: str) -> ReconciliationBreak | N
 
 
 def open_sums(connection: Connection) -> list[BreakSum]:
-    """How many are open and what is at risk, by gateway, kind and currency."""
+    """How many are open and what is at risk, by gateway, kind and currency.
+
+    Two amounts that the database can hold may have a sum that it cannot, and SQLite then ends the
+    query: both halves of an amount are summed apart.
+    """
     c = breaks.c
     rows = connection.execute(
-        select(c.gateway, c.kind, c.currency, func.count(), func.sum(c.at_risk_minor))
+        select(
+            c.gateway, c.kind, c.currency, func.count(),
+            func.sum(c.at_risk_minor // _HALF), func.sum(c.at_risk_minor % _HALF),
+        )
         .where(c.state == OPEN)
         .group_by(c.gateway, c.kind, c.currency)
         .order_by(c.gateway, c.kind, c.currency)
-    )
-    return [BreakSum(row[0], row[1], row[2], row[3], int(row[4])) for row in rows]
+    )  # fmt: skip
+    return [
+        BreakSum(row[0], row[1], row[2], row[3], int(row[4]) * _HALF + int(row[5])) for row in rows
+    ]
 
 
 def unpublished_breaks(

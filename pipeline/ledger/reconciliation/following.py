@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text
 
 from pipeline.domain.breaks import OPEN, REFUND_AFTER_REVIEW, figures
-from pipeline.domain.clearing import RELEASED_KINDS, ClearedRow
+from pipeline.domain.clearing import NUMBERED, RELEASED_KINDS, BankLine, ClearedRow
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.posting import NO_GATEWAY
 from pipeline.domain.reconciliation_decisions import (
@@ -147,22 +147,68 @@ def _left_of(connection: Connection, statement: BankStatement) -> BankStatement 
         .where(c.kind == BANK_STATEMENT, c.reason == _reason(statement))
         .order_by(c.sequence)
     )
-    decided = [statement_of(event_of(row)) for row in rows]
-    known = [each for each in decided if each.account == statement.account]
-    if not known:
-        return statement
-    before = [line for each in known for line in _said(each)]
+    # By what the books called the account then: a rule may have named it otherwise since.
+    decided: dict[str, list[BankStatement]] = {}
+    for row in rows:
+        part = statement_of(event_of(row))
+        decided.setdefault(part.account, []).append(part)
     said = _said(statement)
-    if before == said:
+    before = {
+        account: [line for each in parts for line in _said(each)]
+        for account, parts in decided.items()
+    }
+    known = [
+        account
+        for account, parts in decided.items()
+        if any(_one_account(each, statement) for each in parts)
+    ]
+    if any(before[account] == said for account in known):
         return None
-    if max(each.of for each in known) == len(said) and before == said[: len(before)]:
-        return replace(
-            statement, lines=statement.lines[len(before) :], first=len(before) + 1, of=len(said)
-        )
+    if not known:
+        for account, parts in decided.items():
+            # It may be this one: the bank's own number of its account was not kept then.
+            if said and before[account] == said and not all(each.number for each in parts):
+                raise UserError(
+                    f"statement {statement.file_id} has the lines of one that is booked for "
+                    f"account {account}: where it is that one, it is booked. Otherwise the bank "
+                    "has to give it another id."
+                )
+        return statement
+    account = known[0]
+    begun, of = before[account], max(each.of for each in decided[account])
+    if of == len(said) and begun == said[: len(begun)]:
+        left = statement.lines[len(begun) :]
+        return replace(statement, account=account, lines=left, first=len(begun) + 1, of=of)
     raise UserError(
-        f"statement {statement.file_id} of {statement.account} came before with other "
+        f"statement {statement.file_id} of {account} came before with other "
         "lines: a statement never changes. Ask the bank which is true."
     )
+
+
+def named_too_late(connection: Connection, statement: BankStatement) -> int:
+    """Lines of a statement that were nobody's when it was decided, and that the names of today
+    give to a gateway: they stay as they were decided."""
+    theirs = {_line(line) for line in statement.lines if line.gateway}
+    if not theirs:
+        return 0
+    c = ledger_decisions.c
+    rows = connection.execute(
+        select(ledger_decisions).where(c.kind == BANK_STATEMENT, c.reason == _reason(statement))
+    )
+    return sum(
+        _line(line) in theirs and not line.gateway and not line.payout
+        for each in map(statement_of, map(event_of, rows))
+        if _one_account(each, statement)
+        for line in each.lines
+    )
+
+
+def _one_account(decided: BankStatement, statement: BankStatement) -> bool:
+    """Whether they are of one account: by the bank's number, or by what the books call it, which is
+    the number where no rule says anything else."""
+    if decided.account in (statement.account, statement.number):
+        return True
+    return bool(decided.number) and decided.number == statement.number
 
 
 def _reason(statement: BankStatement) -> str:
@@ -210,7 +256,12 @@ def decide_resolution(
 
 def _said(statement: BankStatement) -> list[tuple[str, int, str, str]]:
     # Whose batch a line is may be known better now than it was; what the bank says may not change.
-    return [(x.line_id, x.amount_minor, x.currency, x.value_date) for x in statement.lines]
+    return [(_line(x), x.amount_minor, x.currency, x.value_date) for x in statement.lines]
+
+
+def _line(line: BankLine) -> str:
+    # Earlier versions wrote the number of a line without a reference as it is.
+    return line.line_id.removeprefix(NUMBERED)
 
 
 def _apply(connection: Connection, event: LedgerEvent) -> None:
