@@ -7,7 +7,7 @@ of operations that are not under way.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -526,13 +526,13 @@ class OperationChecks:
         """Each settlement has its counterpart in the books, of the same amount."""
         judge, found = self._judge, self._found
         movements = gateway.movements.get(payment.key, [])
-        known: dict[tuple[str, str], tuple[int, str]] = {
-            ("capture", c.id): (c.amount_minor, c.currency)
-            for c in gateway.charges.get(payment.key, [])
-            if c.kind == "charge"
-        }
+        # Several refunds of a charge may have one id, and several captures of a hold.
+        known: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
+        for c in gateway.charges.get(payment.key, []):
+            if c.kind == "charge":
+                known["capture", c.id].append((c.amount_minor, c.currency))
         for m in movements:
-            known[m.kind, m.id] = m.amount_minor, m.currency
+            known[m.kind, m.id].append((m.amount_minor, m.currency))
         failed = {m.reference for m in movements if m.kind == "refund_failed"}
         for settlement in payment.settlements:
             kind, reference = settlement.movement, settlement.gateway_reference
@@ -560,7 +560,7 @@ class OperationChecks:
                         f"the books have no {'charge' if charge else 'refund'} {reference}",
                     ),
                 )
-            elif (abs(settlement.amount_minor), settlement.currency) != theirs and (
+            elif (abs(settlement.amount_minor), settlement.currency) not in theirs and (
                 # Where the settlements contradict the payment as well, that has been said.
                 _agrees(payment, kind)
             ):
@@ -570,7 +570,7 @@ class OperationChecks:
                         payment,
                         settlement,
                         f"{settlement.amount_minor} {settlement.currency}, the gateway moved "
-                        f"{theirs[0]} {theirs[1]}",
+                        f"{' or '.join(f'{minor} {currency}' for minor, currency in theirs)}",
                     ),
                 )
         for books, kind in _DISPUTES.items():

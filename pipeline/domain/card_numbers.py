@@ -1,11 +1,11 @@
 """Finding and masking card numbers (PANs), which must never be kept outside a vault.
 
 A card number here is 13 to 19 digits, single spaces or dashes allowed between them, with a valid
-check digit (Luhn); grouped as cards are printed, up to three blanks, dots, dashes, slashes or
-underlines may part the groups, the same each time. Masking goes by the first digits in use at a
-length, rather too much than too little, and keeps the first six and last four digits (as PCI DSS
-3.4 allows to show) and the length. Refusing an order or command goes by the ranges that issuers
-have, since a refusal costs a sale.
+check digit (Luhn); grouped as cards are printed, up to three blanks, dots or dashes may part the
+groups, the same each time. Masking goes by the first digits in use at a length, rather too much
+than too little (slashes and underlines part groups as well), and keeps the first six and last four
+digits (as PCI DSS 3.4 allows to show) and the length. Refusing an order or command goes by the
+ranges that issuers have, since a refusal costs a sale.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ _MASKED = re.compile(
 # The least that a card number in a text has; the end of a line ends it.
 _THIRTEEN = re.compile(r"[0-9](?:[ -]?[0-9]){12}")
 # And of one whose groups are parted otherwise. Both begin with a class, which is searched fast.
-_TWO_GROUPS = re.compile(r"[0-9][0-9]{3}[ ./_\u00a0\u2000-\u2015\u202f-]{1,3}[0-9]{4}")
+_TWO_GROUPS = re.compile(r"[0-9][0-9]{3}[ .\u00a0\u2000-\u2015\u202f-]{1,3}[0-9]{4}")
 # As cards are printed: 4-4-4-4(-3), 4-6-5, 4-6-4, 6-13, or without a gap.
 _PRINTED = re.compile(
     r"(?<![A-Za-z0-9])(?:[0-9]{13,19}"
@@ -123,14 +123,15 @@ _PRINTED = re.compile(
     r"|[0-9]{6}[ -][0-9]{13})(?![A-Za-z0-9])"
 )
 # Grouped so with whatever else people put between the groups, the same each time: a price list or
-# an address of a network has no such shape. In text, and in its bytes (UTF-8).
+# an address of a network has no such shape. In text, and in its bytes (UTF-8). Slashes and
+# underlines are masked only: goods are sold "for models 5440/5450/5470/6180".
 _GROUPED: Final = (
     r"[0-9]{4}(SEP{1,3})[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?"
     r"|[0-9]{4}(SEP{1,3})[0-9]{6}\2[0-9]{4,5}"
 )
 _PARTED = re.compile(
     r"(?<![A-Za-z0-9])(?:GROUPED)(?![A-Za-z0-9])".replace("GROUPED", _GROUPED).replace(
-        "SEP", r"[ ./_\u00a0\u2000-\u2015\u202f-]"
+        "SEP", r"[ .\u00a0\u2000-\u2015\u202f-]"
     )
 )
 _PARTED_BYTES = re.compile(_GROUPED.encode().replace(b"SEP", _PART))

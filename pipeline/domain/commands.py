@@ -20,6 +20,7 @@ from pipeline.domain.findings import (
     amounts_out_of_order,
     is_acknowledged,
 )
+from pipeline.domain.gateway_text import cannot_be_booked
 from pipeline.domain.instruments import instrument, is_barred, was_tried
 from pipeline.domain.keys import valid_id
 from pipeline.domain.lifecycle import (
@@ -321,7 +322,7 @@ def _broken_resolve(command: PaymentCommand) -> str | None:
     if command.decision == NOT_CHARGED and command.amount_minor is not None:
         return AMOUNT_MUST_NOT_BE_GIVEN
     reference = reference_of(command)
-    if command.decision == CHARGED and (not reference or len(reference) > TEXT_LENGTH_MAX):
+    if command.decision == CHARGED and (not reference or cannot_be_booked(reference)):
         return REFERENCE_MUST_BE_GIVEN
     return None
 

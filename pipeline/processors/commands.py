@@ -80,6 +80,7 @@ from pipeline.processors.failures import gave_up
 from pipeline.processors.operations import begin_operation
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 from pipeline.processors.recorded_refunds import record_refund
+from pipeline.processors.refused_evidence import judged_anew
 from pipeline.processors.retries import (
     REVIEW_ENDS,
     assess_retry,
@@ -730,7 +731,8 @@ def _is_settled(attempt: Attempt, now_ms: int, policy: Policy) -> bool:
 
 
 def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
-    """A person says what became of an operation that is unknown."""
+    """A person says what became of an operation that is unknown. What contradicted before may
+    contradict the person now: said again, it is a letter again."""
     attempt = rules.resolvable(payment, command)
     if attempt is None:
         return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
@@ -738,7 +740,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         if not _is_settled(attempt, now_ms, policy):
             return _rejected(payment, command, rules.SEND_WINDOW_MUST_BE_OVER, now_ms)
         made = gave_up(
-            payment,
+            judged_anew(payment),
             replace(attempt, code=RESOLVED_NOT_CHARGED),
             RESOLVED_NOT_CHARGED,
             now_ms,
@@ -769,7 +771,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         observed_at_ms=now_ms,
     )
     made = succeeded(
-        payment,
+        judged_anew(payment),
         attempt,
         said,
         reference,

@@ -109,6 +109,26 @@ def test_a_charge_that_a_bank_has_taken_back_is_none_of_two_that_stand(
     assert {each.name for each in judged_flow(story.flow, books)} - {WAITS[0]} == named
 
 
+def test_refunds_that_their_gateway_knows_by_the_id_of_the_charge_are_each_found() -> None:
+    """By their amounts: one id stands for several."""
+    story = Story()
+    story.flow.answer(yes)
+    for operation, minor in (("k1", 200), ("k2", 100)):
+        story.command("refund", operation, amount_minor=minor)
+        moved = {"gateway_reference": "charge_1", "amount_minor": minor}
+        story.flow.answer(GatewayAnswer(outcome="succeeded", **moved))
+    books = GatewayCopy()
+    for request in story.flow.requests():
+        entry = {
+            "amount_minor": request.amount_minor, "currency": "GBP", "merchant_id": "shop",
+            "order_id": "1", "created_at_ms": 0, "kind": request.kind, "id": "charge_1",
+            "reference": request.idempotency_key, "charge_id": "charge_1",
+        }  # fmt: skip
+        books.add(entry, recent=False)
+    assert story.money == (500, 500, 300)
+    assert judged_flow(story.flow, books) == []
+
+
 def test_what_was_captured_beyond_a_hold_is_named_though_it_is_acknowledged() -> None:
     """That its amounts are out of order stays true; that money is owed ends when it is back."""
     story = Story(MANUAL)

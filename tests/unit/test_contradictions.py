@@ -104,6 +104,17 @@ def test_the_answer_that_repeats_a_contradiction_ends_its_send_window() -> None:
     assert story.status == "failed"
 
 
+def test_what_contradicts_a_person_is_a_letter_though_it_was_one_before() -> None:
+    """The person has forgotten to say the amount, and the gateway says it again."""
+    story = Story()
+    story.flow.answer(GatewayAnswer(outcome="succeeded", **OTHER_AMOUNT))
+    story.command("resolve", "p1", decision="charged", gateway_reference="ch_1")
+    assert story.money == (500, 500, 0)
+    for _ in range(2):
+        story.notify("succeeded", **OTHER_AMOUNT)
+    assert letters(story) == ["amount_mismatch", "contradictory_evidence"]
+
+
 def test_what_could_not_be_taken_is_taken_when_it_can_be() -> None:
     """The room for it came back meanwhile: it is no contradiction any more."""
     story = Story()

@@ -457,6 +457,8 @@ def test_what_is_known_is_not_resolved(operation_id: str, rule: str) -> None:
         ("amount_must_be_positive", {"amount_minor": 0}),
         ("amount_must_not_be_given", {"decision": "not_charged", "amount_minor": 400}),
         ("gateway_reference_must_be_given", {"gateway_reference": " "}),
+        ("gateway_reference_must_be_given", {"gateway_reference": "re_1\u200b"}),
+        ("gateway_reference_must_be_given", {"gateway_reference": "re_\x001"}),
         ("amount_must_be_what_was_asked", {"operation_id": "r1", "amount_minor": 99}),
     ],
 )
