@@ -10,7 +10,7 @@ not booked; the next command takes it further.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -32,7 +32,6 @@ from pipeline.ledger.checksums import held_offsets
 from pipeline.ledger.tables import (
     closed_periods,
     consumer_offsets,
-    journal_entries,
     ledger_decisions,
 )
 
@@ -40,6 +39,8 @@ _EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
 # What the client takes uncompressed, with room for the rest of the record. A decision that is made
 # and cannot be published would keep every later one back.
 DECISION_BYTES_MAX: Final = 950_000
+# What the topic of decisions is called, behind the prefix of its flow.
+_TOPIC: Final = "ledger-events"
 # Any number: decisions are made one after the other.
 _DECISIONS_LOCK: Final = 0x6C656469
 _LAST_DECISION: Final = select(func.max(ledger_decisions.c.sequence))
@@ -84,30 +85,27 @@ def decide(
     return event
 
 
-def _require_newest(connection: Connection) -> None:
-    d, e = ledger_decisions.c, journal_entries.c
-    known: dict[int, int] = {
-        row[0]: row[1]
-        for row in connection.execute(
-            select(d.published_partition, func.max(d.published_offset))
-            .where(d.published_offset.is_not(None))
-            .group_by(d.published_partition)
-        )
-    }
-    for topic, partition in connection.execute(
-        select(consumer_offsets.c.topic, consumer_offsets.c.partition)
+def newest_booked(connection: Connection) -> Iterator[tuple[str, int, int]]:
+    """Topic, partition and offset that decisions are booked up to: each is the place of one, since
+    its booking alone moves the offset."""
+    c = consumer_offsets.c
+    for topic, partition, next_offset in connection.execute(
+        select(c.topic, c.partition, c.next_offset).where(c.topic.endswith(_TOPIC))
     ).all():
-        newest = connection.execute(
-            select(e.source_offset, e.settlement_id)
-            .where(e.source_topic == topic, e.source_partition == partition)
-            .order_by(e.source_offset.desc())
-            .limit(1)
-        ).first()
-        if newest and not newest.settlement_id and newest.source_offset > known.get(partition, -1):
+        yield topic, partition, next_offset - 1
+
+
+def _require_newest(connection: Connection) -> None:
+    c = ledger_decisions.c
+    for topic, partition, offset in newest_booked(connection):
+        known = select(c.sequence).where(
+            c.published_partition == partition, c.published_offset == offset
+        )
+        if connection.execute(known).first() is None:
             raise UserError(
-                f"the decision of {topic}[{partition}]@{newest.source_offset} is booked and not in "
-                "the ledger any more; see `paystream ledger verify`. Rebuild the books from the "
-                "topics before anything else is decided."
+                f"the decision of {topic}[{partition}]@{offset} is booked and not in the ledger "
+                "any more; see `paystream ledger verify`. Rebuild the books from the topics before "
+                "anything else is decided."
             )
 
 

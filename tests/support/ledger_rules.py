@@ -13,6 +13,7 @@ from pipeline.domain.decisions import (
     ENTRY,
     PERIOD_CLOSE,
     Rules,
+    close_body,
     entry_body,
     schedule_body,
 )
@@ -75,6 +76,9 @@ def book_all(engine: Engine) -> int:
 
 def seal(engine: Engine) -> None:
     with engine.begin() as connection:
+        connection.execute(
+            text("UPDATE ledger_decisions SET published_partition = 0, published_offset = 1")
+        )
         connection.execute(text("UPDATE closed_periods SET sealed = 1"))
 
 
@@ -391,7 +395,10 @@ class RulesSuite(OnEachDatabase):
 
     @pytest.mark.parametrize(
         "period",
-        ["1, '2030-12-31', '{}', 0", "2, '2010-12-31', (SELECT body FROM ledger_decisions), 0"],
+        [
+            "1, '2030-12-31', '{}', 0",
+            "2, '2010-12-31', (SELECT body FROM ledger_decisions), 0",
+        ],
     )
     def test_no_period_is_closed_that_nobody_closed(self, engine: Engine, period: str) -> None:
         announce(engine)
@@ -400,6 +407,26 @@ class RulesSuite(OnEachDatabase):
             engine.begin() as connection,
         ):
             connection.execute(text(f"INSERT INTO closed_periods VALUES ({period})"))
+
+    def test_a_period_says_the_day_of_its_decision_and_is_sealed_when_that_is_booked(
+        self, engine: Engine
+    ) -> None:
+        said = {"body": close_body("2010-12-31", {})}
+        decision = text(
+            "INSERT INTO ledger_decisions (sequence, event_id, kind, actor, reason, decided_at_ms, "
+            "body) VALUES (1, 'e', 'period_close', 'a', 'r', 1, :body)"
+        )
+        period = text("INSERT INTO closed_periods VALUES (1, '2031-12-31', :body, 0)")
+        with engine.connect() as connection:
+            connection.execute(decision, said)
+            with pytest.raises(DBAPIError, match="nobody decided that the period is closed"):
+                connection.execute(period, said)
+        close(engine, "2010-12-31")
+        with (
+            pytest.raises(DBAPIError, match="not booked yet"),
+            engine.begin() as connection,
+        ):
+            connection.execute(text("UPDATE closed_periods SET sealed = 1"))
 
     def test_an_entry_by_hand_is_booked_once_under_an_open_day(self, engine: Engine) -> None:
         """A conversion of a closed day counts under the next one; both currencies balance."""

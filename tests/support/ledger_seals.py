@@ -92,7 +92,7 @@ DAMAGE = [
     ("INSERT INTO closed_periods VALUES (1, '2030-12-31', '{{}}', 1)",
      {("decision_changed", "ledger_decisions 1")}),
     ("DELETE FROM ledger_decisions WHERE sequence = 1",
-     {("decision_missing", "ledger_decisions 1")}),
+     {("decision_missing", "ledger_decisions 1"), ("decision_missing", "ledger-events[0]@1")}),
     ("UPDATE alembic_version SET version_num = '0004'",
      {("schema_differs", "alembic_version")}),
     ("UPDATE ledger_decisions SET reason = 'another' WHERE sequence = 1",
@@ -168,6 +168,18 @@ class SealsSuite(OnEachDatabase):
             connection.execute(text(damage.format(n=number)))
         assert found(engine) == {(name, place.format(n=number)) for name, place in wanted}
         assert {name for name, _ in wanted} <= set(DAMAGES)
+
+    def test_the_newest_decision_leaves_a_trace_though_it_posts_nothing(
+        self, engine: Engine
+    ) -> None:
+        """Else sales would go on at the prices of before, and its number would be given again."""
+        announce(engine)
+        book_all(engine)
+        with without_guards(engine) as connection:
+            connection.execute(text("DELETE FROM ledger_decisions"))
+        assert found(engine) == {("decision_missing", "ledger-events[0]@1")}
+        with pytest.raises(UserError, match="booked and not in the ledger any more"):
+            announce(engine)
 
     def test_nothing_is_decided_once_a_decision_that_is_booked_is_gone(
         self, engine: Engine

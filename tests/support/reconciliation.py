@@ -695,6 +695,21 @@ class ReconciliationSuite(OnEachDatabase):
         lines = tuple(replace(line, line_id=f"#{line.line_id}") for line in older.lines)
         assert decide_statement(books.engine, replace(older, lines=lines), "anna", NOW_MS) == []
 
+    def test_another_account_that_has_got_a_name_is_not_the_one_of_before(
+        self, books: Books
+    ) -> None:
+        """Banks number the statements of each account from one on."""
+        first = BankStatement("main", "001", (line_of(1),), number="GB33")
+        assert len(decide_statement(books.engine, first, "anna", NOW_MS)) == 1
+        successor = replace(first, number="GB44")
+        for other in (successor, replace(successor, lines=(line_of(2),))):
+            with pytest.raises(UserError, match="give GB44 another name"):
+                decide_statement(books.engine, other, "anna", NOW_MS)
+        named = replace(successor, account="second")
+        assert len(decide_statement(books.engine, named, "anna", NOW_MS)) == 1
+        renamed = replace(first, account="old")
+        assert decide_statement(books.engine, renamed, "anna", NOW_MS) == []
+
     def test_the_rest_of_a_statement_goes_to_the_account_of_its_first_part(
         self, books: Books, tmp_path: Path
     ) -> None:

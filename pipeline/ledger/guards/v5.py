@@ -28,6 +28,7 @@ from pipeline.ledger.guards.v4 import ENTRIES_LOCK
 __all__ = ["ENTRIES_LOCK", "bring_forward", "install"]
 
 _UNDECIDED = "closed_periods: nobody decided that the period is closed"
+_UNBOOKED = "closed_periods: the close is not booked yet"
 
 
 def install(connection: Connection) -> None:
@@ -73,8 +74,17 @@ def _sqlite() -> Iterator[str]:
         WHEN NEW.sealed <> 0 OR NOT EXISTS (
             SELECT 1 FROM ledger_decisions WHERE sequence = NEW.sequence
             AND kind = 'period_close' AND body = NEW.cuts
+            AND json_extract(body, '$.through') = NEW.through_date
         ) BEGIN
             SELECT RAISE(ABORT, '{_UNDECIDED}');
+        END"""
+    yield f"""
+        CREATE TRIGGER closed_periods_booked BEFORE UPDATE ON closed_periods
+        WHEN NOT EXISTS (
+            SELECT 1 FROM ledger_decisions WHERE sequence = NEW.sequence
+            AND published_offset IS NOT NULL
+        ) BEGIN
+            SELECT RAISE(ABORT, '{_UNBOOKED}');
         END"""
 
 
@@ -157,9 +167,17 @@ def _postgresql(connection: Connection) -> Iterator[str]:
     yield f"""
         CREATE FUNCTION ledger_check_close() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-            IF NEW.sealed <> 0 OR NOT EXISTS (
+            IF TG_OP = 'UPDATE' THEN
+                IF NOT EXISTS (
+                    SELECT 1 FROM ledger_decisions WHERE sequence = NEW.sequence
+                    AND published_offset IS NOT NULL
+                ) THEN
+                    RAISE EXCEPTION USING ERRCODE = 'check_violation', MESSAGE = '{_UNBOOKED}';
+                END IF;
+            ELSIF NEW.sealed <> 0 OR NOT EXISTS (
                 SELECT 1 FROM ledger_decisions WHERE sequence = NEW.sequence
                 AND kind = 'period_close' AND body = NEW.cuts
+                AND body::json ->> 'through' = NEW.through_date
             ) THEN
                 RAISE EXCEPTION USING ERRCODE = 'check_violation', MESSAGE = '{_UNDECIDED}';
             END IF;
@@ -193,7 +211,7 @@ def _postgresql(connection: Connection) -> Iterator[str]:
         DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW WHEN (NEW.line = 1) EXECUTE FUNCTION ledger_check_first_line()"""
     yield """
-        CREATE TRIGGER closed_periods_decided BEFORE INSERT ON closed_periods
+        CREATE TRIGGER closed_periods_decided BEFORE INSERT OR UPDATE ON closed_periods
         FOR EACH ROW EXECUTE FUNCTION ledger_check_close()"""
     yield (
         "ALTER TABLE postings DROP CONSTRAINT postings_entry_number_fkey, "

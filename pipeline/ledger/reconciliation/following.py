@@ -165,6 +165,12 @@ def _left_of(connection: Connection, statement: BankStatement) -> BankStatement 
     if any(before[account] == said for account in known):
         return None
     if not known:
+        if statement.account in decided:
+            raise UserError(
+                f"{statement.account} was another account of the bank when its statement "
+                f"{statement.file_id} was decided: give {statement.number} another name in the "
+                "rules (`[bank_accounts]`)."
+            )
         for account, parts in decided.items():
             # It may be this one: the bank's own number of its account was not kept then.
             if said and before[account] == said and not all(each.number for each in parts):
@@ -204,11 +210,11 @@ def named_too_late(connection: Connection, statement: BankStatement) -> int:
 
 
 def _one_account(decided: BankStatement, statement: BankStatement) -> bool:
-    """Whether they are of one account: by the bank's number, or by what the books call it, which is
-    the number where no rule says anything else."""
-    if decided.account in (statement.account, statement.number):
-        return True
-    return bool(decided.number) and decided.number == statement.number
+    """Whether they are of one account: by the bank's number, or where that was not kept by what the
+    books call it, which is the number where no rule says anything else."""
+    if decided.number:
+        return decided.number == statement.number
+    return decided.account in (statement.account, statement.number)
 
 
 def _reason(statement: BankStatement) -> str:
