@@ -8,6 +8,7 @@ client knows of the partition, and then it is given time to unfold it.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,6 +23,8 @@ Place = tuple[str, int]
 # Until an answer has come, and between two looks whether it has.
 TIMEOUT_S: Final = 30.0
 LOOK_S: Final = 0.002
+# For an address to take a connection.
+REACH_S: Final = 1.0
 # Taken at a time, of what has come.
 RECORDS_MAX: Final = 10_000
 
@@ -30,7 +33,7 @@ def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
     """A client for one answer of so many bytes."""
     return Consumer(
         {
-            **reaching(servers),
+            **reaching(_answering(servers)),
             "log_level": 0,
             # Never used: partitions are assigned by hand and nothing is committed.
             "group.id": "paystream-one-answer-unused",
@@ -47,6 +50,22 @@ def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
             **more,
         }
     )
+
+
+def _answering(servers: str) -> str:
+    """Those of the addresses that can be reached: what the client says of another one lies in the
+    same queue, and would be taken for the answer."""
+    reached = [each for each in servers.split(",") if _is_reached(each.strip())]
+    return ",".join(reached) or servers
+
+
+def _is_reached(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.rpartition("//")[2].strip("[]"), int(port)), REACH_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def one_answer(

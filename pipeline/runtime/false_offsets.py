@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, TopicPartition
 
-from pipeline.broker_connection import BrokerConnection
+from pipeline.broker_connection import BrokerConnection, Refused
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
 from pipeline.record_batch import RecordBatch, fetch_batches
@@ -74,7 +74,7 @@ class FalseOffsets:
         One of NOT_HAD, after which the partition has to be read again."""
         following = self.following[tp]
         try:
-            batch = self._asked(consumer, tp, following)
+            following, batch = self._from(consumer, tp, following)
         except UserError as error:
             # A broker that lets in no connection of our own.
             _, end = consumer.get_watermark_offsets(TopicPartition(*tp), cached=True)
@@ -90,6 +90,21 @@ class FalseOffsets:
             time.sleep(RETRY_PAUSE_S)
             raise
         return offset == max(following, batch.first_offset)
+
+    def _from(self, consumer: Any, tp: TopicPartitionKey, offset: int) -> tuple[int, RecordBatch]:
+        """Where to look from, and what a reader is handed first from there on. What was passed over
+        (a transaction's marker) may be deleted since: the client has gone on from behind it."""
+        try:
+            return offset, self._asked(consumer, tp, offset)
+        except Refused as error:
+            if error.code != KafkaError.OFFSET_OUT_OF_RANGE:
+                raise
+            start, _ = consumer.get_watermark_offsets(
+                TopicPartition(*tp), timeout=REQUEST_TIMEOUT_S
+            )
+            if start <= offset:
+                raise
+            return start, self._asked(consumer, tp, start)
 
     def _asked(self, consumer: Any, tp: TopicPartitionKey, offset: int) -> RecordBatch:
         """Over the connection that there is, then over a new one: a broker ends what has idled, and

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from pipeline.broker_connection import Refused
 from pipeline.errors import UserError
 from pipeline.record_batch import RecordBatch, read_batch
 from pipeline.record_offsets import gives_false_offsets
@@ -169,3 +170,26 @@ def test_where_nobody_can_be_asked_nothing_beyond_the_end_is_believed(
     monkeypatch.undo()
     assert not offsets.is_next(client, TP, 6)
     offsets.close()
+
+
+def test_what_was_deleted_behind_the_client_is_passed(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A marker that lay next is gone with the log's start: the client went on from behind it."""
+    offsets = following(1)
+    asked = offsets._asked
+
+    def deleted(consumer: Any, tp: tuple[str, int], offset: int) -> RecordBatch:
+        if offset < 4:
+            raise Refused("orders[0]", KafkaError.OFFSET_OUT_OF_RANGE)
+        return asked(consumer, tp, offset)
+
+    class FromFour:
+        list_topics = client.list_topics
+
+        def get_watermark_offsets(self, *_: Any, **__: Any) -> tuple[int, int]:
+            return 4, 20
+
+    monkeypatch.setattr(offsets, "_asked", deleted)
+    assert offsets.is_next(FromFour(), TP, 4)
+    assert not offsets.is_next(FromFour(), TP, 5)
