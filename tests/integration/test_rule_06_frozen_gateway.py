@@ -32,7 +32,8 @@ def test_a_frozen_worker_that_wakes_after_a_takeover_charges_nobody_twice(
 ) -> None:
     """One of two gateway workers is stopped with calls open, for longer than its session; the
     other takes its requests over and charges; the first wakes, finishes what it had begun and
-    commits nothing. The gateway's own books have each order once, and so have the results."""
+    commits none of it as a request's result. The gateway's own books have each order once, and so
+    have the results, but for what the first heard: that is told apart, as heard too late."""
     flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
     plan = FaultPlan(slow_ms_min=1_500, slow_ms_max=2_500)
     simulator = start_simulator(tmp_path / "gateway.db", faults=plan)
@@ -76,8 +77,10 @@ def test_a_frozen_worker_that_wakes_after_a_takeover_charges_nobody_twice(
     assert books["orders_charged_more_than_once"]["count"] == 0
     assert books["charges"] == len(warm) + ORDERS + len(late)
     results = flow.nouns("gateway-results")
-    answered = [r.order_id for r in results]
+    answered = [r.order_id for r in results if not r.heard]
     assert len(answered) == len(set(answered)) == len(warm) + ORDERS + len(late)
+    told = [r for r in results if r.heard]
+    assert all((r.heard, r.outcome) == ("late_answer", "succeeded") for r in told)
 
 
 def test_a_worker_frozen_before_its_socket_write_sends_nothing_when_it_wakes(
