@@ -222,6 +222,19 @@ def turned(worker: Any, commits: Commits, works: int, outcome: Outcome | None = 
     assert len(commits.works) == works
 
 
+def given_up_on_one(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Member, Commits, Any]:
+    """A worker that has answered o1 as given up, in a transaction that is committed: what o1 hears
+    afterwards waits to be told."""
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
+    append_request(flow, member, "o1")
+    turned(worker, commits, 1)
+    turned(worker, commits, 1, Outcome.COMMITTED)
+    return member, commits, worker
+
+
 def test_a_late_word_goes_with_the_next_transaction(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,11 +264,7 @@ def test_a_late_word_outlives_the_loss_of_its_transaction(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, told: int
 ) -> None:
     """Whoever has the partitions now has the requests, and knows nothing of the word."""
-    member, commits = Member(), Commits()
-    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
-    append_request(flow, member, "o1")
-    turned(worker, commits, 1)
-    turned(worker, commits, 1, Outcome.COMMITTED)
+    member, commits, worker = given_up_on_one(flow, monkeypatch)
     append_request(flow, member, "o2")
     turned(worker, commits, 2)
     assert ("o1", "succeeded") in told_by(flow, commits, 1)
@@ -441,11 +450,7 @@ def test_a_late_word_that_no_topic_takes_is_nobodys_fault(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The request beside it would be dead-lettered for it."""
-    member, commits = Member(), Commits()
-    worker = gateway_with(flow, member, commits, LateCalls("o1"), monkeypatch)
-    append_request(flow, member, "o1")
-    turned(worker, commits, 1)
-    turned(worker, commits, 1, Outcome.COMMITTED)
+    member, commits, worker = given_up_on_one(flow, monkeypatch)
     append_request(flow, member, "o2")
     turned(worker, commits, 2)
     worker._lane.too_large = 1
