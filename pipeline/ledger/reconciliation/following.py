@@ -141,16 +141,9 @@ def _left_of(connection: Connection, statement: BankStatement) -> BankStatement 
     Its parts are decided together and published one by one. A ledger that follows the topic of
     another, which was lost in between, has the first of them.
     """
-    c = ledger_decisions.c
-    rows = connection.execute(
-        select(ledger_decisions)
-        .where(c.kind == BANK_STATEMENT, c.reason == _reason(statement))
-        .order_by(c.sequence)
-    )
     # By what the books called the account then: a rule may have named it otherwise since.
     decided: dict[str, list[BankStatement]] = {}
-    for row in rows:
-        part = statement_of(event_of(row))
+    for part in _decided(connection, statement):
         decided.setdefault(part.account, []).append(part)
     said = _said(statement)
     before = {
@@ -197,16 +190,23 @@ def named_too_late(connection: Connection, statement: BankStatement) -> int:
     theirs = {_line(line) for line in statement.lines if line.gateway}
     if not theirs:
         return 0
-    c = ledger_decisions.c
-    rows = connection.execute(
-        select(ledger_decisions).where(c.kind == BANK_STATEMENT, c.reason == _reason(statement))
-    )
     return sum(
         _line(line) in theirs and not line.gateway and not line.payout
-        for each in map(statement_of, map(event_of, rows))
+        for each in _decided(connection, statement)
         if _one_account(each, statement)
         for line in each.lines
     )
+
+
+def _decided(connection: Connection, statement: BankStatement) -> list[BankStatement]:
+    """What was decided of statements with its id, of whatever account, in its order."""
+    c = ledger_decisions.c
+    rows = connection.execute(
+        select(ledger_decisions)
+        .where(c.kind == BANK_STATEMENT, c.reason == _reason(statement))
+        .order_by(c.sequence)
+    )
+    return [statement_of(event_of(row)) for row in rows]
 
 
 def _one_account(decided: BankStatement, statement: BankStatement) -> bool:
