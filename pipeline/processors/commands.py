@@ -68,6 +68,7 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.recorded_refunds import choices as recordable_choices
 from pipeline.domain.recorded_refunds import recorded_for
+from pipeline.domain.references import RESOLVED_CHARGED
 from pipeline.domain.risk import REJECT, REVIEW, Assessment
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.unasked_charges import NO_MERCHANT
@@ -765,7 +766,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         try_number=attempt.tries,
         outcome=SUCCEEDED,
         gateway_reference=reference,
-        code=None,
+        code=RESOLVED_CHARGED,
         amount_minor=amount_of(payment, attempt),
         currency=payment.currency,
         observed_at_ms=now_ms,
