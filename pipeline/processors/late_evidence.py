@@ -81,6 +81,9 @@ def came_back(
     never_sent = not attempt.tries
     if never_sent or attempt.state == CONTRADICTED or result.currency != payment.currency:
         return contradictory(payment, result, now_ms)
+    if result.amount_minor not in (0, amount_of(payment, attempt)):
+        more = f"{result.amount_minor} came back of a refund of {amount_of(payment, attempt)}"
+        return contradictory(payment, result, now_ms, more)
     reason = result.code or FAILED_LATER
     had_moved = has_succeeded(attempt.state)
     attempt = replace(attempt, code=FAILED_LATER, uncertain_since_ms=0)
