@@ -103,6 +103,7 @@ class CommandSeen(Struct, frozen=True, gc=False):
     instrument_token: str | None
     gateway: str | None = None
     despite_id: bool = False
+    operation_id: str | None = None
 
 
 class NotificationSeen(Struct, frozen=True, gc=False):
@@ -509,6 +510,7 @@ class Evidence:
                 fields["instrument_token"],
                 fields["gateway"],
                 fields["override"] == "reference",
+                fields["operation_id"],
             ),
         )
 

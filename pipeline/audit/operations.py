@@ -112,6 +112,9 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
             and r.operation_id == settlement.operation_id
             and r.outcome not in ("succeeded", "not_sent", None)
             for r in said
+        ) or any(
+            c.type == "resolve" and c.operation_id == settlement.operation_id
+            for c in payment.commands
         )
     return any(
         r.outcome == "succeeded" and r.gateway == gateway and r.gateway_reference == reference

@@ -31,6 +31,13 @@ def resolve_command(
     not_charged: Annotated[
         bool, typer.Option("--not-charged", help="It was not charged, and will not be.")
     ] = False,
+    returned: Annotated[
+        bool,
+        typer.Option(
+            "--returned",
+            help="The refund --operation, known as made, came back; its gateway does not say so.",
+        ),
+    ] = False,
     operation: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +81,9 @@ def resolve_command(
     wrong line. Where the gateway has one id for both, and its books show both movements, say so
     with --despite-id. Never say --not-charged of money that moved.
 
+    A refund for which there is no room stands beside one that is known as made and came back:
+    say so of that one with --returned, then resolve the other.
+
     Examples:
 
     \b
@@ -85,20 +95,20 @@ def resolve_command(
     \b
       paystream payment resolve shop:1001 --operation r-7 --charged re_9 --evidence "their report"
     """
-    if (charged is None) == (not not_charged):
-        raise UserError("Give one of --charged REF and --not-charged.")
-    if not_charged and amount is not None:
-        raise UserError("--amount says what was charged; leave it out with --not-charged.")
-    if not_charged and despite_id:
-        raise UserError(
-            "--despite-id is about the id of a charge; leave it out with --not-charged."
-        )
+    if (charged is not None) + not_charged + returned != 1:
+        raise UserError("Give one of --charged REF and --not-charged, or --returned.")
+    if returned and operation is None:
+        raise UserError("Name the refund that came back with --operation.")
+    if charged is None and amount is not None:
+        raise UserError("--amount says what was charged; leave it out without --charged.")
+    if charged is None and despite_id:
+        raise UserError("--despite-id is about the id of a charge; leave it out without --charged.")
     if not (evidence or "").strip():
         raise UserError("Say what proves it with --evidence.")
     ask(
         "resolve",
         payment,
-        decision="not_charged" if charged is None else "charged",
+        decision="returned" if returned else "not_charged" if not_charged else "charged",
         amount=amount,
         currency=currency,
         operation_id=operation,

@@ -124,17 +124,18 @@ _PRINTED = re.compile(
 )
 # Grouped so with whatever else people put between the groups, the same each time: a price list or
 # an address of a network has no such shape. In text, and in its bytes (UTF-8). Slashes and
-# underlines are masked only: goods are sold "for models 5440/5450/5470/6180".
+# underlines are masked only: goods are sold "for models 5440/5450/5470/6180". Looked for at every
+# group, without consuming it: four digits before a number, as of a year, look like its first group.
 _GROUPED: Final = (
-    r"[0-9]{4}(SEP{1,3})[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?"
-    r"|[0-9]{4}(SEP{1,3})[0-9]{6}\2[0-9]{4,5}"
+    r"[0-9]{4}(?P<by>SEP{1,3})[0-9]{4}(?P=by)[0-9]{4}(?P=by)[0-9]{4}(?:(?P=by)[0-9]{3})?"
+    r"|[0-9]{4}(?P<between>SEP{1,3})[0-9]{6}(?P=between)[0-9]{4,5}"
 )
 _PARTED = re.compile(
-    r"(?<![A-Za-z0-9])(?:GROUPED)(?![A-Za-z0-9])".replace("GROUPED", _GROUPED).replace(
+    r"(?<![A-Za-z0-9])(?=(?P<number>GROUPED)(?![A-Za-z0-9]))".replace("GROUPED", _GROUPED).replace(
         "SEP", r"[ .\u00a0\u2000-\u2015\u202f-]"
     )
 )
-_PARTED_BYTES = re.compile(_GROUPED.encode().replace(b"SEP", _PART))
+_PARTED_BYTES = re.compile(b"(?=(?P<number>%s))" % _GROUPED.encode().replace(b"SEP", _PART))
 _NO_DIGIT = re.compile(r"[^0-9]+")
 _VALUES = bytes.maketrans(b"0123456789", bytes(range(10)))
 # What a digit adds to the Luhn sum when it is doubled.
@@ -165,8 +166,9 @@ def mask_card_numbers(data: bytes) -> bytes:
         for first, last in found:
             for index in range(first + _KEPT_FIRST, last + 1 - _KEPT_LAST):
                 masked[positions[index]] = 0x2A
-    for match in _PARTED_BYTES.finditer(data if masked is None else masked):
-        positions = [at for at, byte in enumerate(match[0], match.start()) if 0x30 <= byte <= 0x39]
+    for match in _PARTED_BYTES.finditer(data if masked is None else bytes(masked)):
+        number = enumerate(match["number"], match.start())
+        positions = [at for at, byte in number if 0x30 <= byte <= 0x39]
         digits = bytes(data[at] for at in positions)
         length = _parted_length(digits, _in_use)
         if length:
@@ -220,7 +222,7 @@ def holds_card_number(text: str, *, opaque: bool = False) -> bool:
     """
     if len(text) < DIGITS_MIN:
         return False
-    parted = (_NO_DIGIT.sub("", match.group()).encode() for match in _PARTED.finditer(text))
+    parted = (_NO_DIGIT.sub("", match["number"]).encode() for match in _PARTED.finditer(text))
     if any(_parted_length(digits, _issued) for digits in parted):
         return True
     if opaque:
@@ -320,9 +322,14 @@ def _parted_length(digits: bytes, known: Callable[[bytes, int, int], bool]) -> i
     """How many of the digits are a card number: all, or all but a last group of three, which may
     be something else; 0 if there is none."""
     for length in (len(digits), len(digits) - 3):
-        if length >= 14 and _card_numbers(digits[:length], [length], known, neighbours=False):
+        if length >= 14 and known(digits, 0, length) and _has_check_digit(digits[:length]):
             return length
     return 0
+
+
+def _has_check_digit(digits: bytes) -> bool:
+    plain, doubled = digits.translate(_VALUES), digits.translate(_DOUBLED)
+    return not (sum(plain[-1::-2]) + sum(doubled[-2::-2])) % 10
 
 
 def _in_use(digits: bytes, first: int, length: int) -> bool:

@@ -55,6 +55,7 @@ from pipeline.domain.payment import (
 )
 from pipeline.domain.policy import Policy
 from pipeline.domain.recorded_refunds import (
+    RECORDED,
     REFUND_MUST_BE_OWED,
     REFUND_MUST_NOT_BE_RECORDED_SO,
     REFUND_MUST_NOT_EXCEED_OWED,
@@ -119,6 +120,8 @@ _OF_AMOUNTS: Final = frozenset({CAPTURE, REFUND, CREDIT, RESOLVE, RECORD_REFUND,
 # Decisions.
 CHARGED: Final = "charged"
 NOT_CHARGED: Final = "not_charged"
+# Of a refund that is booked as made: it came back, and its gateway does not say so.
+REFUND_RETURNED: Final = "returned"
 APPROVE: Final = "approve"
 DENY: Final = "deny"
 
@@ -187,6 +190,7 @@ PAYMENT_MUST_HAVE_FAILED: Final = "payment_must_have_failed"
 PAY_BEFORE_MUST_BE_AHEAD: Final = "pay_before_must_be_in_the_future"
 OPERATION_MUST_BE_THE_PAYMENTS: Final = "operation_must_be_the_payments"
 OPERATION_MUST_BE_NAMED: Final = "operation_must_be_named"
+REFUND_MUST_BE_MADE: Final = "operation_must_be_a_refund_that_was_made"
 OUTCOME_MUST_BE_UNKNOWN: Final = "outcome_must_be_unknown"
 REFERENCE_MUST_BE_THE_KNOWN_ONE: Final = "gateway_reference_must_be_the_one_that_is_known"
 REFERENCE_MUST_NOT_BE_ANOTHERS: Final = "gateway_reference_must_not_be_another_operations"
@@ -316,10 +320,12 @@ def _broken_credit(command: PaymentCommand) -> str | None:
 
 
 def _broken_resolve(command: PaymentCommand) -> str | None:
-    rule = _broken_word(command, (CHARGED, NOT_CHARGED))
+    rule = _broken_word(command, (CHARGED, NOT_CHARGED, REFUND_RETURNED))
     if rule is not None:
         return rule
-    if command.decision == NOT_CHARGED and command.amount_minor is not None:
+    if command.decision == REFUND_RETURNED and command.operation_id is None:
+        return OPERATION_MUST_BE_NAMED
+    if command.decision != CHARGED and command.amount_minor is not None:
         return AMOUNT_MUST_NOT_BE_GIVEN
     reference = reference_of(command)
     if command.decision == CHARGED and (not reference or cannot_be_booked(reference)):
@@ -550,7 +556,26 @@ def resolvable(payment: Payment, command: PaymentCommand) -> Attempt | None:
     return unknown[0] if len(unknown) == 1 else None
 
 
+def made_refund(payment: Payment, command: PaymentCommand) -> Attempt | None:
+    """The refund that a ``resolve`` says came back: booked as made, by its gateway."""
+    return next(
+        (
+            each
+            for each in payment.attempts
+            if (each.operation_id, each.kind) == (command.operation_id, REFUND)
+            and has_succeeded(each.state)
+            and each.code != RECORDED
+        ),
+        None,
+    )
+
+
 def _broken_choice(payment: Payment, command: PaymentCommand) -> str | None:
+    if command.decision == REFUND_RETURNED and made_refund(payment, command) is None:
+        known = any(each.operation_id == command.operation_id for each in payment.attempts)
+        return REFUND_MUST_BE_MADE if known else OPERATION_MUST_BE_THE_PAYMENTS
+    if command.decision == REFUND_RETURNED:
+        return None
     attempt = resolvable(payment, command)
     if attempt is not None:
         other = command.amount_minor not in (None, amount_of(payment, attempt))

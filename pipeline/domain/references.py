@@ -6,21 +6,28 @@ person's word needs more: people copy the id that lies next to the one they mean
 
 from __future__ import annotations
 
+from typing import Final
+
 from pipeline.domain.lifecycle import CAPTURE, REFUND, VOID, has_succeeded
 from pipeline.domain.model import Attempt, Payment
 from pipeline.domain.payment import parent_of
 from pipeline.domain.reversals import CAME_BACK
 
+# Code of an attempt that succeeded by a person's word.
+RESOLVED_CHARGED: Final = "resolved_charged"
+
 
 def is_anothers(payment: Payment, attempt: Attempt, reference: str | None) -> bool:
     """Whether this is the id of what another attempt of this kind moved, also where that has come
-    back since: its money would be counted twice. The other may be at another gateway: people name
-    an id, not whose it is. A void moves no money."""
+    back since: its money would be counted twice. Each gateway numbers for itself, so at another one
+    it is another movement, unless a person resolved that attempt by it: people name an id, and not
+    whose it is. A void moves no money."""
     if attempt.kind == VOID:
         return False
     if not any(
         each.gateway_reference == reference
         and each.kind == attempt.kind
+        and (each.gateway == attempt.gateway or each.code == RESOLVED_CHARGED)
         and (each.operation_id, each.attempt) != (attempt.operation_id, attempt.attempt)
         and (has_succeeded(each.state) or each.code in CAME_BACK)
         for each in payment.attempts

@@ -3,7 +3,8 @@
 An adapter makes one call for one request and says what is known afterwards. It never tries again
 by itself: whether a request may be sent again is decided over the payments table.
 
-Promises of every adapter (``tests/integration/test_gateway_contract.py`` checks them):
+Promises of every adapter (``tests/integration/test_gateway_contract.py`` checks them, and
+``tests/unit/test_gateway_adapters.py`` over what only a broken gateway says):
 
 1. ``charge``, ``authorize``, ``capture``, ``void`` and ``refund`` may move money. Each carries
    ``request.idempotency_key``; the same key again moves no more money and gives the first answer.
@@ -23,7 +24,8 @@ Promises of every adapter (``tests/integration/test_gateway_contract.py`` checks
    that of the charge or capture that it gives back: their amounts alone are believed then. It is
    not blank. Where a gateway uses an id again, its adapter makes it unique (say, by our
    operation's id behind it), in answers, notices and reports alike, and takes that off in calls.
-   An answer about another key gives no id: that one is somebody else's.
+   An answer about another key gives no id: that one is somebody else's. Where an answer names a
+   key, whatever it says (also "not found" and a refusal) is believed of that key alone.
 
 Every code an answer may carry, and what it asks for, is in ``pipeline/domain/normalisation.py``.
 """

@@ -68,6 +68,8 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.recorded_refunds import choices as recordable_choices
 from pipeline.domain.recorded_refunds import recorded_for
+from pipeline.domain.references import RESOLVED_CHARGED
+from pipeline.domain.reversals import FAILED_LATER
 from pipeline.domain.risk import REJECT, REVIEW, Assessment
 from pipeline.domain.routing import facts_of, route
 from pipeline.domain.unasked_charges import NO_MERCHANT
@@ -77,6 +79,7 @@ from pipeline.processors.decided import audited
 from pipeline.processors.disputes import resolve_dispute
 from pipeline.processors.door import card_number_refused
 from pipeline.processors.failures import gave_up
+from pipeline.processors.late_evidence import returned
 from pipeline.processors.operations import begin_operation
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 from pipeline.processors.recorded_refunds import record_refund
@@ -733,6 +736,8 @@ def _is_settled(attempt: Attempt, now_ms: int, policy: Policy) -> bool:
 def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
     """A person says what became of an operation that is unknown. What contradicted before may
     contradict the person now: said again, it is a letter again."""
+    if command.decision == rules.REFUND_RETURNED:
+        return _returned(payment, command, now_ms, policy)
     attempt = rules.resolvable(payment, command)
     if attempt is None:
         return _rejected(payment, command, rules.OUTCOME_MUST_BE_UNKNOWN, now_ms)
@@ -765,7 +770,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         try_number=attempt.tries,
         outcome=SUCCEEDED,
         gateway_reference=reference,
-        code=None,
+        code=RESOLVED_CHARGED,
         amount_minor=amount_of(payment, attempt),
         currency=payment.currency,
         observed_at_ms=now_ms,
@@ -782,3 +787,21 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
         detail=command.evidence,
     )
     return audited(made, payment, command, now_ms, attempt=attempt)
+
+
+def _returned(payment: Payment, command: PaymentCommand, now_ms: int, policy: Policy) -> Decision:
+    """A person says that a refund which is booked came back. There is room then for what was given
+    back in its place."""
+    refund = rules.made_refund(payment, command)
+    if refund is None:
+        return _rejected(payment, command, rules.REFUND_MUST_BE_MADE, now_ms)
+    made = returned(
+        judged_anew(payment),
+        refund,
+        FAILED_LATER,
+        now_ms,
+        policy,
+        actor=command.actor,
+        detail=command.evidence,
+    )
+    return audited(made, payment, command, now_ms, attempt=refund)

@@ -81,12 +81,35 @@ def came_back(
     never_sent = not attempt.tries
     if never_sent or attempt.state == CONTRADICTED or result.currency != payment.currency:
         return contradictory(payment, result, now_ms)
-    reason = result.code or FAILED_LATER
+    if result.amount_minor not in (0, amount_of(payment, attempt)):
+        more = f"{result.amount_minor} came back of a refund of {amount_of(payment, attempt)}"
+        return contradictory(payment, result, now_ms, more)
+    return returned(payment, attempt, result.code or FAILED_LATER, now_ms, policy)
+
+
+def returned(
+    payment: Payment,
+    attempt: Attempt,
+    reason: str,
+    now_ms: int,
+    policy: Policy,
+    *,
+    actor: str | None = None,
+    detail: str | None = None,
+) -> Decision:
+    """A refund has failed after it had succeeded, by its gateway's word or a person's."""
     had_moved = has_succeeded(attempt.state)
     attempt = replace(attempt, code=FAILED_LATER, uncertain_since_ms=0)
     refunded = payment.refunded_minor - (attempt.amount_minor if had_moved else 0)
     changed, event = stepped(
-        payment, attempt, FAILURE_SEEN, now_ms, reason=reason, refunded_minor=refunded
+        payment,
+        attempt,
+        FAILURE_SEEN,
+        now_ms,
+        reason=reason,
+        actor=actor,
+        detail=detail,
+        refunded_minor=refunded,
     )
     made = decision(changed, event)
     if had_moved:

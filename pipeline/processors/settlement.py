@@ -334,17 +334,16 @@ def _inquiry_answered(
     if result.code in NOT_CALLED_CODES:
         # Nobody was asked, so this was no question; else an outage would use them up.
         attempt = replace(attempt, inquiries=attempt.inquiries - 1)
-    if result.code == HEARD_PENDING and attempt.code not in PENDING_CODES:
+    first_word = attempt.code not in PENDING_CODES and (
+        outcome == PENDING or result.code == HEARD_PENDING
+    )
+    if first_word and outcome != PENDING:
         attempt = replace(attempt, code=HEARD_PENDING)
     known_pending = attempt.code in PENDING_CODES
-    asked_for_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0
-    if is_reversal(attempt):
-        # For as long as its gateway can say that it was never made.
-        retention_ms = gateway_profile(policy, attempt.gateway).key_retention_ms
-        asked_for_ms = max(asked_for_ms, retention_ms)
-    # Of what its gateway has, the time alone decides: questions may have been refused all along.
-    exhausts = now_ms >= attempt.started_at_ms + asked_for_ms and (
-        known_pending or attempt.inquiries >= policy.inquiry_max
+    # However late the gateway is first heard to have it, it is asked what becomes of it.
+    exhausts = not first_word and (
+        now_ms >= _asked_until_ms(attempt, policy)
+        and (known_pending or attempt.inquiries >= policy.inquiry_max)
     )
     if outcome == PENDING and not exhausts:
         return pending(payment, attempt, result, now_ms, policy)
@@ -383,6 +382,17 @@ def _inquiry_answered(
     changed, event = stepped(payment, attempt, INQUIRY_INCONCLUSIVE, now_ms, reason=reason)
     wait = waiting(changed, attempt, reason, policy, now_ms, result.retry_after_ms)
     return decision(changed, wait, event)
+
+
+def _asked_until_ms(attempt: Attempt, policy: Policy) -> int:
+    """Until when a gateway is asked before a person is, at the least. Of what it has, the time
+    alone decides: questions may have been refused all along."""
+    asked_for_ms = policy.pending_max_ms if attempt.code in PENDING_CODES else 0
+    if is_reversal(attempt):
+        # For as long as its gateway can say that it was never made.
+        retention_ms = gateway_profile(policy, attempt.gateway).key_retention_ms
+        asked_for_ms = max(asked_for_ms, retention_ms)
+    return attempt.started_at_ms + asked_for_ms
 
 
 def _retry_due(

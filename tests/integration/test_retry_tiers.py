@@ -44,6 +44,7 @@ from pipeline.domain.model import (
 )
 from pipeline.domain.records import FROM_RECORD, to_record
 from schemas.codec import default_codec
+from tests.support.lateness import Probe, lag_ms, late_by_itself_ms
 from tests.support.topics import read_all
 from tests.support.waiting import wait_until
 from tests.support.whole_flow import WholeFlow, orders
@@ -86,13 +87,6 @@ class Seen(NamedTuple):
     at_ms: int
     noun: Any
     lane: int
-
-
-class Probe(NamedTuple):
-    """An input of a lane that waits for nothing, and when it was handled."""
-
-    asked_ms: int
-    handled_ms: int
 
 
 class Kill(NamedTuple):
@@ -174,14 +168,7 @@ class Evidence:
 
     def lag_ms(self, lane: int, since_ms: int, until_ms: int) -> int:
         """The longest that an input which waited for nothing took in a lane meanwhile."""
-        return max(
-            (
-                probe.handled_ms - probe.asked_ms
-                for probe in self.probes[lane]
-                if probe.asked_ms <= until_ms and probe.handled_ms >= since_ms
-            ),
-            default=0,
-        )
+        return lag_ms(self.probes[lane], since_ms, until_ms)
 
     def excused_ms(self) -> dict[int, list[tuple[int, int]]]:
         """By lane, from when until when its worker was away or catching up, having been killed."""
@@ -558,10 +545,9 @@ def test_no_wait_is_a_second_late_unless_its_own_worker_was_just_killed(
             if any(since <= at_ms <= until for since, until in excused_ms.get(wait.lane, ())):
                 continue
             judged += 1
-            late_ms = at_ms - due_ms
-            if late_ms > LATE_MS_MAX:
-                lag_ms = evidence.lag_ms(wait.lane, due_ms, at_ms)
-                late.append((late_ms - lag_ms, late_ms, wait.lane, wait.noun.tier))
+            late_ms = late_by_itself_ms(due_ms, at_ms, evidence.probes[wait.lane])
+            if late_ms > 0:
+                late.append((late_ms, at_ms - due_ms, wait.lane, wait.noun.tier))
     # A third of all waits is in the lanes that are spared. Were they excused, or were the lanes not
     # asked all the time, this would say nothing.
     assert judged > PAYMENTS // 5

@@ -298,7 +298,7 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "what its gateway has is asked about for long",
         f"{PROCESSORS}/settlement.py",
-        "asked_for_ms = policy.pending_max_ms if known_pending or outcome == PENDING else 0",
+        "asked_for_ms = policy.pending_max_ms if attempt.code in PENDING_CODES else 0",
         "asked_for_ms = 0",
     ),
     _property(

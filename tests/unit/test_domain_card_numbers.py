@@ -96,7 +96,35 @@ def test_a_number_grouped_as_cards_are_is_known_whatever_parts_the_groups(
     assert not holds_card_number(wrong)
 
 
-@pytest.mark.parametrize("text", ["HL-5440/5450/5470/6180", "WorkCentre 5325_5330_5335_5845"])
+@pytest.mark.parametrize("gap", [" ", "-", *GAPS])
+@pytest.mark.parametrize("before", ["2027", "12 2027", "2027 0001 1234", "2027 4111 1111", "5440"])
+def test_groups_before_a_card_number_do_not_hide_it(gap: str, before: str) -> None:
+    """A year, an order's number or a wrong beginning has the shape of a first group."""
+    number = "4111 1111 1111 1111".replace(" ", gap)
+    text = f"{before} ".replace(" ", gap) + f"{number} 12/29"
+    assert holds_card_number(text)
+    assert holds_card_number(text, opaque=True)
+    masked = mask_card_number_text(text)
+    assert number not in masked
+    assert not holds_card_number(masked)
+    assert mask_card_number_text(masked) == masked
+
+
+@pytest.mark.parametrize("gap", ["/", "_", " / "])
+def test_groups_before_a_card_number_do_not_keep_it_from_being_masked(gap: str) -> None:
+    """Also where groups are parted as lists of models are, which is no reason to refuse."""
+    text = gap.join(("2027", "4111", "1111", "1111", "1111"))
+    assert mask_card_number_text(text) == gap.join(("2027", "4111", "11**", "****", "1111"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "HL-5440/5450/5470/6180",
+        "for 2240/5440/5450/5470/6180/6190",
+        "WorkCentre 5325_5330_5335_5845",
+    ],
+)
 def test_a_list_of_models_is_masked_but_not_refused(text: str) -> None:
     """Goods are named so, and a refusal costs a sale."""
     assert not holds_card_number(text)
@@ -110,7 +138,7 @@ def test_a_list_of_models_is_masked_but_not_refused(text: str) -> None:
         "10.0.0.1, 192.168.100.101",
         "4.50 5.25 11.99 12.00 13.75",
         "4111.11 1111.11 1111.11",
-        "0123.4567.8901.2345.6789.0123",
+        "0123.4567.8901.2345.6780.0123",
     ],
 )
 def test_other_numbers_with_dots_are_no_cards(text: str) -> None:

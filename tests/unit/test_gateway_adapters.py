@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from pipeline.gateways.http_adapter import HttpGateway
 from pipeline.gateways.notice import Notice, NoticeRefused
 from pipeline.gateways.simulator.operations import Operation, Reply
 from pipeline.gateways.simulator.personality import PERSONALITIES
+from pipeline.gateways.simulator.wires.base import Question
 from tests.unit.test_gateway_http import a_request, answering, http, play
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
@@ -110,6 +112,51 @@ def test_an_answer_about_something_else_is_never_believed(
         assert (answer.outcome, answer.code) == ("unknown", "mismatched_answer")
         # Under another key it is another operation's id as well.
         assert (answer.gateway_reference is None) == ("reference" in changes)
+
+
+def naming(reply: Reply, name: str, key: str) -> HttpReply:
+    """The same answer, naming a key where the gateway's answers name it."""
+    body = reply.body
+    if name == "legacy":
+        return HttpReply(reply.status, body + f"MERCHREF={key}\r\n".encode())
+    field = {"simulator": "reference", "pacific": "clientRef"}[name]
+    said = {**msgspec.json.decode(body), field: key}
+    return HttpReply(reply.status, msgspec.json.encode(said))
+
+
+NAMES_KEYS = ("simulator", "pacific", "legacy")
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@each_kind
+def test_not_found_is_believed_of_the_key_alone_that_was_asked_for(name: str, kind: str) -> None:
+    """That the gateway knows nothing of another key says nothing of ours. Northbank's list is empty
+    then, and names none."""
+    request = a_call(kind)
+    reply = PERSONALITIES[name].wire("http://gateway").not_found(Question(kind, reference="k"))
+    plain = read(name, kind, HttpReply(reply.status, reply.body), inquired=True)
+    assert plain.outcome == "not_found"
+    for key in (request.idempotency_key, "pay-2:o:sim:1") if name in NAMES_KEYS else ():
+        answer = read(name, kind, naming(reply, name, key), inquired=True)
+        ours = key == request.idempotency_key
+        expected = ("not_found", None) if ours else ("unknown", "mismatched_answer")
+        assert (answer.outcome, answer.code) == expected
+
+
+@pytest.mark.parametrize("name", NAMES_KEYS)
+@each_kind
+@pytest.mark.parametrize("code", ["rate_limited", "declined:expired_card", "parent_not_found"])
+def test_a_refusal_is_believed_of_the_key_alone_that_was_sent(
+    name: str, kind: str, code: str
+) -> None:
+    """Neither a no nor "turned away" of another key ends our call, or has it sent again."""
+    reply = PERSONALITIES[name].wire("http://gateway").refusal(code, "no", None)
+    plain = read(name, kind, HttpReply(reply.status, reply.body), inquired=False)
+    assert plain.outcome in ("declined", "not_sent")
+    ours = naming(reply, name, a_call(kind).idempotency_key)
+    assert read(name, kind, ours, inquired=False) == plain
+    answer = read(name, kind, naming(reply, name, "pay-2:o:sim:1"), inquired=False)
+    assert (answer.outcome, answer.code) == ("unknown", "mismatched_answer")
 
 
 @each_adapter

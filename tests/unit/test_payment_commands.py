@@ -154,6 +154,11 @@ def ask(*words: str) -> str:
             ["payment", "resolve", "shop:1", "--not-charged", "--amount", "1", "--evidence", "x"],
             "leave it out",
         ),
+        (["payment", "resolve", "shop:1", "--returned", "--evidence", "x"], "--operation"),
+        (
+            ["payment", "resolve", "shop:1", "--returned", "--not-charged", "--evidence", "x"],
+            "or --returned",
+        ),
         (
             ["payment", "resolve", "shop:1", "--not-charged", "--despite-id", "--evidence", "x"],
             "leave it out",

@@ -764,6 +764,40 @@ def test_the_audit_names_an_id_that_one_payment_has_at_two_gateways(
     assert [f.name for f in judged_flow(story.flow, None)] == ["reference_settled_twice"]
 
 
+def test_two_gateways_may_number_alike() -> None:
+    """Each for itself: both say that they charged under one id, and the one too many goes back."""
+    story = retried_elsewhere()
+    story.notify("succeeded", "t1", gateway_reference="1001")
+    assert (story.status, story.money) == ("captured", (500, 500, 0))
+    story.notify("succeeded", "1", gateway_reference="1001")
+    story.flow.run(yes)
+    assert (story.status, story.money) == ("captured", (1000, 1000, 500))
+    assert story.flow.dead_letters == []
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+@pytest.mark.parametrize("named", [None, "r1"])
+def test_who_tells_a_refund_apart_has_said_nothing_of_a_charge(
+    named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refund has the id of its charge, and a person insists. That two charges were
+    settled under that id is found all the same."""
+    story = Story()
+    story.flow.run(lambda request: NOT_SENT if request.kind != "inquire" else TIMED_OUT)
+    story.command("retry", "t1", instrument_token="tok_2")
+    story.flow.answer(lambda r: replace(yes(r), gateway_reference="ch_1"))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.processors.successes.is_anothers", lambda *_: False)
+        story.notify("succeeded", "1", gateway_reference="ch_1")
+    story.flow.run(yes)
+    story.command("refund", "r1", amount_minor=100)
+    story.flow.run(lambda _: TIMED_OUT)
+    told = {"decision": "charged", "gateway_reference": "ch_1", "override": "reference"}
+    story.command("resolve", "p1", operation_id=named, **told)
+    assert story.money == (1000, 1000, 600)
+    assert [f.name for f in judged_flow(story.flow, None)] == ["reference_settled_twice"]
+
+
 def test_what_was_heard_to_be_pending_is_no_persons_to_resolve() -> None:
     """Its gateway has it: called not charged, it would be charged beside a retry. The same as where
     it said so in time."""

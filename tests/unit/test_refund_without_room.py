@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.domain.answer import GatewayAnswer
+from tests.support.audit_story import judged_flow
 from tests.support.payment_story import DECLINED, NOT_SENT, POLICY, TIMED_OUT, Story, yes
 from tests.unit.test_processors_notices import RETURNED
 
@@ -133,3 +134,47 @@ def test_a_person_s_word_for_which_there_is_no_room_is_rejected_by_name() -> Non
     story.command("resolve", "p2", **named)
     assert states(story) == {"r1": "failed", "r2": "refunded"}
     assert story.money == (500, 500, 500)
+
+
+def test_a_person_tells_the_return_that_its_gateway_never_tells() -> None:
+    """Then there is room for the other one, which did go back; both words are in the audit. The
+    gateway's own word, should it ever come, is no news."""
+    story = refund_ordered_again()
+    story.flow.run(TIMED_OUT)
+    story.notify("succeeded", "r1")
+    paid: dict[str, Any] = {"decision": "charged", "gateway_reference": "re_2"}
+    rule = "refund_must_not_exceed_captured"
+    for override in (None, "reference"):
+        word = {**paid, "operation_id": "r2", "override": override}
+        assert story.rejected("resolve", f"p-{override}", **word) == rule
+    story.command("resolve", "p1", operation_id="r1", decision="returned")
+    assert (states(story)["r1"], story.money) == ("failed", (500, 500, 0))
+    story.command("resolve", "p2", operation_id="r2", **paid)
+    assert (states(story)["r2"], story.money) == ("refunded", (500, 500, 500))
+    assert story.notify("failed", "r1", code="returned").note == "stale_result"
+    done = [e.detail for e in story.flow.audit_entries() if '"outcome":"done"' in (e.detail or "")]
+    assert [('"returned"' in each, '"charged"' in each) for each in done] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
+    assert [f.name for f in judged_flow(story.flow, None)] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        ({}, "operation_must_be_named"),
+        ({"operation_id": "1"}, "operation_must_be_a_refund_that_was_made"),
+        ({"operation_id": "r2"}, "operation_must_be_a_refund_that_was_made"),
+        ({"operation_id": "r9"}, "operation_must_be_the_payments"),
+        ({"operation_id": "r1", "amount_minor": 5}, "amount_must_not_be_given"),
+        ({"operation_id": "r1", "evidence": ""}, "evidence_must_be_given"),
+    ],
+)
+def test_only_a_refund_that_is_booked_as_made_is_said_to_have_come_back(
+    word: dict[str, Any], rule: str
+) -> None:
+    """By its name, whole, and with what proves it."""
+    story = refund_ordered_again()
+    story.flow.run(TIMED_OUT)
+    story.notify("succeeded", "r1")
+    assert story.rejected("resolve", "p1", **{"decision": "returned", **word}) == rule

@@ -68,7 +68,7 @@ class LegacyAdapter:
         status, code = fields["STATUS"], fields.get("CODE", "")
         if "TXID" in fields:
             return _about(self.name, fields, request)
-        if fields.get("MERCHREF") not in (None, request.idempotency_key):
+        if base.is_about_another(fields.get("MERCHREF"), request):
             return base.unknown("mismatched_answer", code)
         if status == "NO" and code:
             return base.refused(self.name, code, otherwise=UNKNOWN_DECLINE)
@@ -84,6 +84,8 @@ class LegacyAdapter:
         if "TXID" in fields:
             return _about(self.name, fields, request)
         code = fields.get("CODE", fields["STATUS"])
+        if base.is_about_another(fields.get("MERCHREF"), request):
+            return base.unknown("mismatched_answer", code)
         if fields["STATUS"] == "ERR" and code == _NOT_FOUND:
             return base.not_found(code)
         return base.unanswered(self.name, code, retry_after_ms=reply.retry_after_ms)

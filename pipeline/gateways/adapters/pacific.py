@@ -109,6 +109,8 @@ class PacificAdapter:
     def answered(self, request: PaymentRequest, reply: base.HttpReply) -> GatewayAnswer:
         result = _result(reply)
         number = f"http_{reply.status}" if result is None else str(result.resultCode)
+        if result is not None and base.is_about_another(result.clientRef, request):
+            return base.unknown("mismatched_answer", number)
         if reply.status == 429:
             return GatewayAnswer(
                 outcome="not_sent",
@@ -123,8 +125,6 @@ class PacificAdapter:
             return base.unknown("gateway_error", number)
         if result.txn is not None:
             return self._about(result, result.txn, request)
-        if result.clientRef not in (None, request.idempotency_key):
-            return base.unknown("mismatched_answer", number)
         if result.resultCode in _STATES:
             # Says yes and not to what.
             return base.unknown("undecodable_answer", number)
@@ -138,6 +138,8 @@ class PacificAdapter:
         if reply.status == 200 and result.txn is not None:
             return self._about(result, result.txn, request)
         number = str(result.resultCode)
+        if base.is_about_another(result.clientRef, request):
+            return base.unknown("mismatched_answer", number)
         if reply.status == 200 and result.resultCode == _NOT_FOUND:
             return base.not_found(number)
         return base.unanswered(self.name, number, retry_after_ms=reply.retry_after_ms)

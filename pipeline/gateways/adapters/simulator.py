@@ -133,6 +133,8 @@ class SimulatorAdapter:
                 return base.unknown("undecodable_answer", f"http_{status}")
         told = _refusal(reply)
         gateway_code = told.code if told is not None else f"http_{status}"
+        if _is_about_another(told, request):
+            return base.unknown("mismatched_answer", gateway_code)
         if status == 429:
             # Turned away before it was handled: nothing can have been moved by this request.
             return GatewayAnswer(
@@ -146,9 +148,7 @@ class SimulatorAdapter:
         if status in (400, 402, 422) and told is None:
             # A decline that cannot be read may come from a proxy in between.
             return base.unknown("undecodable_answer", gateway_code)
-        if status == 402 and told is not None:
-            if told.reference not in (None, request.idempotency_key):
-                return base.unknown("mismatched_answer", gateway_code)
+        if status == 402:
             return base.refused(self.name, gateway_code, otherwise=UNKNOWN_DECLINE)
         if status == 400:
             return base.refused(self.name, gateway_code)
@@ -169,6 +169,8 @@ class SimulatorAdapter:
             return base.about(self.name, _view(operation), request)
         told = _refusal(reply)
         gateway_code = told.code if told is not None else f"http_{reply.status}"
+        if _is_about_another(told, request):
+            return base.unknown("mismatched_answer", gateway_code)
         if reply.status == 404 and gateway_code == "not_found":
             # Only with the contract's own word: a 404 of a proxy knows nothing about charges.
             return base.not_found(gateway_code)
@@ -246,6 +248,10 @@ def _dispute(data: _DisputeData, notice_id: str) -> Notice | NoticeRefused:
         event_sequence=data.sequence,
         fee_minor=data.fee_minor,
     )
+
+
+def _is_about_another(told: _Refusal | None, request: PaymentRequest) -> bool:
+    return told is not None and base.is_about_another(told.reference, request)
 
 
 def _refusal(reply: base.HttpReply) -> _Refusal | None:
