@@ -737,6 +737,22 @@ class ReconciliationSuite(OnEachDatabase):
             assert named_too_late(connection, again) == 1
             assert named_too_late(connection, before) == 0
 
+    def test_a_line_by_its_number_is_not_the_one_that_has_it_as_its_reference(
+        self, books: Books
+    ) -> None:
+        """The third line of a statement, without a reference, and the one that the bank calls 3:
+        a payer of the one is no payer of the other. Of before, both stood as 3."""
+        referred = replace(line_of(3), gateway="")
+        numbered = replace(line_of(4), line_id="#3")
+        statement = BankStatement("GB33", "s", (referred, numbered), number="GB33")
+        decide_statement(books.engine, statement, "anna", NOW_MS)
+        older = BankStatement("GB44", "t", (replace(referred, line_id="3"),))
+        decide_statement(books.engine, older, "anna", NOW_MS)
+        known_now = replace(older, lines=(replace(line_of(3), line_id="#3"),))
+        with reading(books.engine) as connection:
+            assert named_too_late(connection, statement) == 0
+            assert named_too_late(connection, known_now) == 1
+
     def test_batches_are_compared_with_the_bank(self, books: Books) -> None:
         """Paid less, not paid, paid without rows, and a line that is nobody's."""
         sales = [settlement(n, amount_minor=10_000) for n in range(1, 4)]
