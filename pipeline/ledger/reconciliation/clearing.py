@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from tempfile import TemporaryFile
+from typing import Self
 
+import msgspec
+from msgspec import Struct
 from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -67,8 +71,19 @@ class Look:
     untold: list[ReportedSide] = field(default_factory=list)
 
 
+class _Decided(Struct, array_like=True, gc=False):
+    """What one decision will hold, and what is told with it."""
+
+    gateway: str
+    rows: list[ClearedRow]
+    fees: list[ReconciliationBreak]
+
+
 class Clearer:
-    """Collects what matches and decides it in bulk, gateway by gateway, as the look goes on."""
+    """Collects what matches in bulk, gateway by gateway, and decides it once the look is over: as
+    long as it reads, SQLite cannot fold into its file what is decided meanwhile, and its log would
+    grow with every row. Until then it lies in a temporary file.
+    """
 
     def __init__(self, engine: Engine, now_ms: int, *, dry_run: bool = False) -> None:
         self._engine = engine
@@ -77,11 +92,19 @@ class Clearer:
         self._gateway = ""
         self._rows: list[ClearedRow] = []
         self._fees: list[ReconciliationBreak] = []
+        self._sizes: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._kept = TemporaryFile()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._kept.close()
 
     def add(self, found: Matched) -> None:
         booked, row = found.booked, found.row
         if booked.gateway != self._gateway or len(self._rows) == ROWS_MAX:
-            self.decide()
+            self._keep()
             self._gateway = booked.gateway
         self._rows.append(
             ClearedRow(
@@ -96,19 +119,27 @@ class Clearer:
         if FEE_DIFFERS in found.differs:
             self._fees += of_pair(found)
 
-    def decide(self) -> None:
-        rows, fees = self._rows, self._fees
+    def _keep(self) -> None:
+        if self._rows and not self._dry_run:
+            made = _Decided(self._gateway, self._rows, self._fees)
+            self._sizes.append(self._kept.write(msgspec.msgpack.encode(made)))
         self._rows, self._fees = [], []
-        if not rows or self._dry_run:
-            return
 
+    def decide(self) -> None:
+        """Decide all of it. UserError when another run was faster."""
+        self._keep()
+        self._kept.seek(0)
+        for size in self._sizes:
+            self._decide(msgspec.msgpack.decode(self._kept.read(size), type=_Decided))
+
+    def _decide(self, made: _Decided) -> None:
         def also(connection: Connection) -> None:
             # With the decision: once it is made, no look finds the difference again.
-            if fees:
-                keep(connection, fees, self._now_ms, judged=())
+            if made.fees:
+                keep(connection, made.fees, self._now_ms, judged=())
 
         try:
-            decide_clearing(self._engine, self._gateway, rows, self._now_ms, also)
+            decide_clearing(self._engine, made.gateway, made.rows, self._now_ms, also)
         except IntegrityError as error:
             raise UserError(
                 "another run clears the same rows at this moment; run it again."
@@ -129,13 +160,13 @@ def look(
     The decisions have still to be published and booked. With ``dry_run`` nothing is decided.
     """
     done = Look(clocks)
-    clearer = Clearer(engine, now_ms, dry_run=dry_run)
-    with reading(engine) as connection, for_sorting(connection):
-        for found in matched(connection, topics, lambda name: rules.of(name).tolerance):
-            _sort(found, done, clearer, clocks)
+    with Clearer(engine, now_ms, dry_run=dry_run) as clearer:
+        with reading(engine) as connection, for_sorting(connection):
+            for found in matched(connection, topics, lambda name: rules.of(name).tolerance):
+                _sort(found, done, clearer, clocks)
+            # Of the same moment.
+            done.breaks += of_batches(connection, clocks)
         clearer.decide()
-        # Of the same moment.
-        done.breaks += of_batches(connection, clocks)
     return done
 
 
