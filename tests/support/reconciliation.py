@@ -19,7 +19,12 @@ from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
 from pipeline.domain.payouts import Payout
 from pipeline.domain.posting import JournalEntry, journal_entry
-from pipeline.domain.reconciliation_decisions import BREAK_RESOLUTION, BankStatement
+from pipeline.domain.reconciliation_decisions import (
+    BREAK_RESOLUTION,
+    CLEARING,
+    BankStatement,
+    clearing_of,
+)
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
@@ -340,6 +345,29 @@ class ReconciliationSuite(OnEachDatabase):
         # Nothing that comes later explains it: a person does.
         books.run()
         assert [b.kind for b in books.breaks()] == ["clearing_refused"]
+
+    def test_each_gateway_has_decisions_of_its_own(self, books: Books) -> None:
+        """References of several gateways lie among each other; their rows are decided apart."""
+        sales = [settlement(n, gateway="north" if n % 2 else "simulator") for n in range(1, 7)]
+        books.settle(*sales)
+        books.report(*(row_of(n, sale) for n, sale in enumerate(sales, 1)))
+        assert books.run().cleared == 6
+        with reading(books.engine) as connection:
+            made = [clearing_of(event) for event in decisions_of(connection, [CLEARING])]
+        assert {each.gateway: [row.row_number for row in each.rows] for each in made} == {
+            "north": [1, 3, 5], "simulator": [2, 4, 6],
+        }  # fmt: skip
+        assert len(made) == 2
+
+    def test_of_two_rows_of_one_number_the_first_counts(self, books: Books) -> None:
+        """Also where both are taken in at once, whatever the order of their references."""
+        sale = settlement(1)
+        first = row_of(1, sale, gateway_reference="zz")
+        assert books.report(first, row_of(1, sale, gateway_reference="aa")) == 1
+        (found,) = books.breaks()
+        assert (found.kind, found.subject) == ("clearing_refused", "clearings[0]@1")
+        with reading(books.engine) as connection:
+            assert new_rows(connection, [first]) == []
 
     def test_another_process_that_takes_in_the_same_is_noticed(self, books: Books) -> None:
         """Compare and set of the stored offset: of two one stores, the other is told."""

@@ -80,7 +80,7 @@ class _Decided(Struct, array_like=True, gc=False):
 
 
 class Clearer:
-    """Collects what matches in bulk, gateway by gateway, and decides it once the look is over: as
+    """Collects what matches, for each gateway apart, and decides it once the look is over: as
     long as it reads, SQLite cannot fold into its file what is decided meanwhile, and its log would
     grow with every row. Until then it lies in a temporary file.
     """
@@ -89,9 +89,7 @@ class Clearer:
         self._engine = engine
         self._now_ms = now_ms
         self._dry_run = dry_run
-        self._gateway = ""
-        self._rows: list[ClearedRow] = []
-        self._fees: list[ReconciliationBreak] = []
+        self._open: dict[str, _Decided] = {}
         self._sizes: list[int] = []
 
     def __enter__(self) -> Self:
@@ -102,32 +100,33 @@ class Clearer:
         self._kept.close()
 
     def add(self, found: Matched) -> None:
-        booked, row = found.booked, found.row
-        if booked.gateway != self._gateway or len(self._rows) == ROWS_MAX:
-            self._keep()
-            self._gateway = booked.gateway
-        self._rows.append(
+        row = found.row
+        made = self._open.get(row.gateway)
+        if made is None:
+            made = self._open[row.gateway] = _Decided(row.gateway, [], [])
+        made.rows.append(
             ClearedRow(
                 row.file_id,
                 row.row_number,
-                booked.settlement_id,
+                found.booked.settlement_id,
                 row.amount_minor,
                 row.fee_minor,
                 row.report_date,
             )
         )
         if FEE_DIFFERS in found.differs:
-            self._fees += of_pair(found)
+            made.fees += of_pair(found)
+        if len(made.rows) == ROWS_MAX:
+            self._keep(self._open.pop(row.gateway))
 
-    def _keep(self) -> None:
-        if self._rows and not self._dry_run:
-            made = _Decided(self._gateway, self._rows, self._fees)
+    def _keep(self, made: _Decided) -> None:
+        if not self._dry_run:
             self._sizes.append(self._kept.write(msgspec.msgpack.encode(made)))
-        self._rows, self._fees = [], []
 
     def decide(self) -> None:
         """Decide all of it. UserError when another run was faster."""
-        self._keep()
+        for made in self._open.values():
+            self._keep(made)
         self._kept.seek(0)
         for size in self._sizes:
             self._decide(msgspec.msgpack.decode(self._kept.read(size), type=_Decided))
