@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from pipeline.domain.due_days import business_days_after, last_day_due
 from pipeline.domain.ids import reversal_operation_id
@@ -83,6 +83,27 @@ def test_nothing_reads_the_books_while_matches_are_decided(
     books.report(*(row_of(n, sale) for n, sale in enumerate(sales, 1)))
     assert books.run().cleared == 3
     assert left == [0, 0, 0]
+    engine.dispose()
+
+
+def test_both_sides_are_read_as_they_were_written(url: str) -> None:
+    """Not in the order of an index, which would come to a million rows one by one."""
+    engine = open_ledger(url)
+    books = Books(engine)
+    said: list[str] = []
+
+    @event.listens_for(engine, "checkout")
+    def trace(connection: Any, *_: object) -> None:
+        connection.set_trace_callback(said.append)
+
+    books.run()
+    with closing(sqlite3.connect(str(engine.url.database))) as other:
+        first = [
+            other.execute(f"EXPLAIN QUERY PLAN {asked}").fetchone()[3]
+            for asked in said
+            if "ORDER BY +" in asked
+        ]
+    assert first == ["SCAN e", "SCAN r"]
     engine.dispose()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from tempfile import TemporaryFile
 from typing import Self
 
@@ -161,7 +162,7 @@ def look(
     done = Look(clocks)
     with Clearer(engine, now_ms, dry_run=dry_run) as clearer:
         with reading(engine) as connection, for_sorting(connection):
-            for found in matched(connection, topics, lambda name: rules.of(name).tolerance):
+            for found in matched(connection, topics, cache(lambda name: rules.of(name).tolerance)):
                 _sort(found, done, clearer, clocks)
             # Of the same moment.
             done.breaks += of_batches(connection, clocks)
@@ -171,7 +172,7 @@ def look(
 
 def _sort(found: Result, done: Look, clearer: Clearer, clocks: Clocks) -> None:
     if isinstance(found, Matched):
-        if found.clears:
+        if not found.differs or found.clears:
             done.cleared += 1
             done.fees += FEE_DIFFERS in found.differs
             clearer.add(found)

@@ -51,7 +51,8 @@ _BY_REFERENCE: Final = ", ".join(f"'{kind}'" for kind in sorted(KNOWN_BY_REFEREN
 # What moved, as a report says it: of a charge nobody asked for as of any other.
 _MOVED: Final = f"replace(e.kind, '{UNASKED}', '')"
 
-# In the order of ``BookedSide``. One look at an entry's lines, whatever is asked of them.
+# In the order of ``BookedSide``. One look at an entry's lines, whatever is asked of them; for CROSS
+# JOIN SQLite reads the entries, and their lines beside them.
 _BOOKED_SIDE: Final = f"""
     SELECT e.settlement_id, e.gateway, e.gateway_reference, {_MOVED}, e.payment_id, e.operation_id,
         e.merchant_id, e.order_id, p.currency, p.amount_minor,
@@ -62,16 +63,19 @@ _BOOKED_SIDE: Final = f"""
         e.terms <> '', e.settled_at_ms,
         e.source_topic || '[' || e.source_partition || ']@' || e.source_offset,
         e.kind IN ({_BY_REFERENCE})
-    FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1
-    LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway"""
+    FROM journal_entries e CROSS JOIN postings p
+    LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway
+    WHERE p.entry_number = e.entry_number AND p.line = 1"""
+# The length is asked for since SQLite would walk the index of settlements' payments otherwise, and
+# read the entries one by one in its order.
 _BOOKED: Final = f"""{_BOOKED_SIDE}
-    WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND {_MOVED} <> 'external_refund'
+    AND length(e.settlement_id) > 0 AND e.gateway <> 'none' AND {_MOVED} <> 'external_refund'
     AND NOT EXISTS (
         SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.settlement_id
     )
     ORDER BY {{order}}"""
 _AT: Final = text(
-    f"{_BOOKED_SIDE} WHERE e.source_topic = :topic AND e.source_partition = :partition "
+    f"{_BOOKED_SIDE} AND e.source_topic = :topic AND e.source_partition = :partition "
     "AND e.source_offset = :offset AND e.settlement_id <> ''"
 )
 # In the order of ``ReportedSide``.
