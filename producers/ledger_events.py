@@ -24,6 +24,7 @@ from pipeline.kafka_access import reaching
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import DecisionBooker, booked_decisions
 from pipeline.ledger.decisions import (
+    TOPIC_ROLE,
     WaitingDecision,
     adopt,
     decided_ids,
@@ -39,7 +40,6 @@ from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
 
-ROLE = "ledger-events"
 # One key for all, so that they lie in one partition, in order.
 KEY = b"ledger"
 # How long a publication may take before it is given up, and the broker ends what a crash left open.
@@ -71,7 +71,7 @@ class LedgerEvents:
         self.bootstrap_servers = bootstrap_servers
         self._catalogue = catalogue
         self._codec = codec
-        self._topic = catalogue.name(ROLE)
+        self._topic = catalogue.name(TOPIC_ROLE)
         self._encode = codec.encoder("ledger-event")
         self._decode = codec.decoder("ledger-event")
 

@@ -63,9 +63,6 @@ SWEEP_S = 600.0
 KEPT_MS = 30 * 86_400_000
 FORGOTTEN_AFTER_MS = 3 * 86_400_000
 AWAY_S = 1.0
-# Names are looked up in threads, and a name server may hang for longer than any delivery: one for
-# each name, as many as there may be deliveries, and none that the database needs.
-LOOKUPS_MAX = OPEN_MAX
 # A stop waits so long for open deliveries; one that is cut off is made again, with the same id.
 DRAIN_S = 15.0
 
@@ -140,7 +137,6 @@ class Deliverer:
     async def _run(self, stop: threading.Event) -> None:
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._loop.set_default_executor(ThreadPoolExecutor(LOOKUPS_MAX, "lookup"))
         self._survey_at_s = self._sweep_at_s = 0.0
         self._reload_at_s = time.monotonic() + RELOAD_S
         async with Sender(

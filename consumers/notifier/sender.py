@@ -56,7 +56,7 @@ class Sender:
         self._open_max = open_max
 
     async def __aenter__(self) -> Self:
-        self._lookups = Lookups()
+        self._lookups = Lookups(self._open_max)
         self._session = aiohttp.ClientSession(
             connector=Connector(
                 limit=self._open_max,

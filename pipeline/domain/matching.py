@@ -88,7 +88,7 @@ def pair(
 ) -> Paired:
     """Put together what belongs together of one group; each side is used once. What agrees comes
     first, so that a corrected row clears what an earlier, wrong one could not."""
-    if len(booked) == 1 and len(reported) == 1 and _same(booked[0], reported[0]):
+    if len(booked) == 1 and len(reported) == 1 and is_same(booked[0], reported[0]):
         return Paired(((booked[0], reported[0]),), (), ())
     left = sorted(booked, key=lambda each: (each.settled_at_ms, each.settlement_id))
     rows = sorted(reported, key=lambda r: (r.report_date, r.file_id, r.row_number))
@@ -98,8 +98,8 @@ def pair(
     repeated: list[tuple[BookedSide, ReportedSide]] = []
     for row in rows:
         # About what is cleared now it is a duplicate, whatever else it could be about.
-        cleared = any(_same(each, row) for each, _ in agreed)
-        other = next((each for each, _ in differing if not cleared and _same(each, row)), None)
+        cleared = any(is_same(each, row) for each, _ in agreed)
+        other = next((each for each, _ in differing if not cleared and is_same(each, row)), None)
         if other is None:
             rest.append(row)
         else:
@@ -117,7 +117,7 @@ def _take(
     pairs: list[tuple[BookedSide, ReportedSide]] = []
     rest: list[ReportedSide] = []
     for row in rows:
-        found = next((each for each in left if _same(each, row) and fits(each, row)), None)
+        found = next((each for each in left if is_same(each, row) and fits(each, row)), None)
         if found is None:
             rest.append(row)
         else:
@@ -145,7 +145,8 @@ def is_cleared(found: Sequence[str]) -> bool:
     return AMOUNT_DIFFERS not in found and CURRENCY_DIFFERS not in found
 
 
-def _same(booked: BookedSide, row: ReportedSide) -> bool:
+def is_same(booked: BookedSide, row: ReportedSide) -> bool:
+    """Whether a row of one group can be about this settlement of it."""
     if booked.unasked:
         # It was found by the gateway's own reference, which is all that is known of it.
         return True

@@ -39,8 +39,9 @@ _EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
 # What the client takes uncompressed, with room for the rest of the record. A decision that is made
 # and cannot be published would keep every later one back.
 DECISION_BYTES_MAX: Final = 950_000
-# What the topic of decisions is called, behind the prefix of its flow.
-_TOPIC: Final = "ledger-events"
+# What the topic of decisions is called, behind the prefix of its flow: whoever looks at the ledger
+# alone knows no prefix, and no other topic that is booked ends so.
+TOPIC_ROLE: Final = "ledger-events"
 # Any number: decisions are made one after the other.
 _DECISIONS_LOCK: Final = 0x6C656469
 _LAST_DECISION: Final = select(func.max(ledger_decisions.c.sequence))
@@ -90,7 +91,7 @@ def newest_booked(connection: Connection) -> Iterator[tuple[str, int, int]]:
     its booking alone moves the offset."""
     c = consumer_offsets.c
     for topic, partition, next_offset in connection.execute(
-        select(c.topic, c.partition, c.next_offset).where(c.topic.endswith(_TOPIC))
+        select(c.topic, c.partition, c.next_offset).where(c.topic.endswith(TOPIC_ROLE))
     ).all():
         yield topic, partition, next_offset - 1
 

@@ -118,7 +118,7 @@ def test_name_servers_that_hang_hold_up_no_other(
     receivers: Receivers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hundred endpoints whose names are not answered, each tried twice: every name is asked for
-    once, and an endpoint that is found by its name is told meanwhile."""
+    once, an endpoint that is found by its name is told meanwhile, and a stop waits for none."""
     resolve, asked, answer = socket.getaddrinfo, list[str](), threading.Event()
 
     def hanging(host: str, *rest: object, **more: object) -> object:
@@ -157,6 +157,8 @@ def test_name_servers_that_hang_hold_up_no_other(
         working.wake(["quick"])
         wait_until(lambda: receivers.taken == ["quick"], 30, "quick is told")
         assert sorted(asked) == sorted(f"{name}.example" for name in names)
+        stop.set()
+        wait_until(lambda: not thread.is_alive(), 60, "a stop waits for no lookup")
     finally:
         stop.set()
         answer.set()

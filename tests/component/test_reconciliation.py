@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import sqlite3
+from contextlib import closing, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from pipeline.domain.due_days import business_days_after, last_day_due
 from pipeline.domain.ids import reversal_operation_id
 from pipeline.domain.matching import Tolerance, differences, pair
+from pipeline.domain.model import LedgerEvent
 from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.reconciliation import clearing
 from pipeline.ledger.reconciliation.matching import for_sorting
 from pipeline.ledger.reconciliation.totals import shared
 from tests.support.reconciliation import (
+    Books,
     ReconciliationSuite,
     booked_side,
     paired,
     reported_side,
+    row_of,
+    settlement,
 )
 from tests.support.unasked_charges import UnaskedChargesSuite
 
@@ -49,6 +56,54 @@ def test_a_look_leaves_its_connection_as_it_was(url: str) -> None:
             assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() > before
             raise UserError("ended")
         assert connection.exec_driver_sql("PRAGMA cache_size").scalar_one() == before < 0
+    engine.dispose()
+
+
+def test_nothing_reads_the_books_while_matches_are_decided(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as somebody reads them as they were, SQLite folds nothing of what is written since
+    into its file: its log would grow with every decision of a run."""
+    decide = clearing.decide_clearing
+    left: list[int] = []
+
+    def decide_and_fold(engine: Engine, *given: Any) -> LedgerEvent:
+        event = decide(engine, *given)
+        with closing(sqlite3.connect(str(engine.url.database))) as other:
+            _, written, folded = other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        left.append(written - folded)
+        return event
+
+    monkeypatch.setattr(clearing, "decide_clearing", decide_and_fold)
+    monkeypatch.setattr(clearing, "ROWS_MAX", 1)
+    engine = open_ledger(url)
+    books = Books(engine)
+    sales = [settlement(n) for n in range(1, 4)]
+    books.settle(*sales)
+    books.report(*(row_of(n, sale) for n, sale in enumerate(sales, 1)))
+    assert books.run().cleared == 3
+    assert left == [0, 0, 0]
+    engine.dispose()
+
+
+def test_both_sides_are_read_as_they_were_written(url: str) -> None:
+    """Not in the order of an index, which would come to a million rows one by one."""
+    engine = open_ledger(url)
+    books = Books(engine)
+    said: list[str] = []
+
+    @event.listens_for(engine, "checkout")
+    def trace(connection: Any, *_: object) -> None:
+        connection.set_trace_callback(said.append)
+
+    books.run()
+    with closing(sqlite3.connect(str(engine.url.database))) as other:
+        first = [
+            other.execute(f"EXPLAIN QUERY PLAN {asked}").fetchone()[3]
+            for asked in said
+            if "ORDER BY +" in asked
+        ]
+    assert first == ["SCAN e", "SCAN r"]
     engine.dispose()
 
 

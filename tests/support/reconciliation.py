@@ -19,7 +19,12 @@ from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
 from pipeline.domain.payouts import Payout
 from pipeline.domain.posting import JournalEntry, journal_entry
-from pipeline.domain.reconciliation_decisions import BREAK_RESOLUTION, BankStatement
+from pipeline.domain.reconciliation_decisions import (
+    BREAK_RESOLUTION,
+    CLEARING,
+    BankStatement,
+    clearing_of,
+)
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
@@ -340,6 +345,29 @@ class ReconciliationSuite(OnEachDatabase):
         # Nothing that comes later explains it: a person does.
         books.run()
         assert [b.kind for b in books.breaks()] == ["clearing_refused"]
+
+    def test_each_gateway_has_decisions_of_its_own(self, books: Books) -> None:
+        """References of several gateways lie among each other; their rows are decided apart."""
+        sales = [settlement(n, gateway="north" if n % 2 else "simulator") for n in range(1, 7)]
+        books.settle(*sales)
+        books.report(*(row_of(n, sale) for n, sale in enumerate(sales, 1)))
+        assert books.run().cleared == 6
+        with reading(books.engine) as connection:
+            made = [clearing_of(event) for event in decisions_of(connection, [CLEARING])]
+        assert {each.gateway: [row.row_number for row in each.rows] for each in made} == {
+            "north": [1, 3, 5], "simulator": [2, 4, 6],
+        }  # fmt: skip
+        assert len(made) == 2
+
+    def test_of_two_rows_of_one_number_the_first_counts(self, books: Books) -> None:
+        """Also where both are taken in at once, whatever the order of their references."""
+        sale = settlement(1)
+        first = row_of(1, sale, gateway_reference="zz")
+        assert books.report(first, row_of(1, sale, gateway_reference="aa")) == 1
+        (found,) = books.breaks()
+        assert (found.kind, found.subject) == ("clearing_refused", "clearings[0]@1")
+        with reading(books.engine) as connection:
+            assert new_rows(connection, [first]) == []
 
     def test_another_process_that_takes_in_the_same_is_noticed(self, books: Books) -> None:
         """Compare and set of the stored offset: of two one stores, the other is told."""
@@ -736,6 +764,22 @@ class ReconciliationSuite(OnEachDatabase):
         with reading(books.engine) as connection:
             assert named_too_late(connection, again) == 1
             assert named_too_late(connection, before) == 0
+
+    def test_a_line_by_its_number_is_not_the_one_that_has_it_as_its_reference(
+        self, books: Books
+    ) -> None:
+        """The third line of a statement, without a reference, and the one that the bank calls 3:
+        a payer of the one is no payer of the other. Of before, both stood as 3."""
+        referred = replace(line_of(3), gateway="")
+        numbered = replace(line_of(4), line_id="#3")
+        statement = BankStatement("GB33", "s", (referred, numbered), number="GB33")
+        decide_statement(books.engine, statement, "anna", NOW_MS)
+        older = BankStatement("GB44", "t", (replace(referred, line_id="3"),))
+        decide_statement(books.engine, older, "anna", NOW_MS)
+        known_now = replace(older, lines=(replace(line_of(3), line_id="#3"),))
+        with reading(books.engine) as connection:
+            assert named_too_late(connection, statement) == 0
+            assert named_too_late(connection, known_now) == 1
 
     def test_batches_are_compared_with_the_bank(self, books: Books) -> None:
         """Paid less, not paid, paid without rows, and a line that is nobody's."""

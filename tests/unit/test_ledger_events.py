@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from pipeline.ledger.decisions import WaitingDecision
+from pipeline.ledger.decisions import TOPIC_ROLE, WaitingDecision
 from producers.ledger_events import (
     PUBLISHED_BYTES_MAX,
     PUBLISHED_TOGETHER_MAX,
     together,
     topic_ranges,
 )
+from topics.catalogue import TopicSettings, build_catalogue
 
 
 def event(number: int, size: int) -> WaitingDecision:
@@ -31,6 +32,14 @@ def test_a_transaction_holds_so_many_decisions_and_no_more_bytes() -> None:
     assert [len(each) for each in parts] == [3, 1, 1, 1]
     assert [each.sequence for part in parts for each in part] == [e.sequence for e in large]
     assert list(together([])) == []
+
+
+@pytest.mark.parametrize("prefix", ["", "eu-", "ledger-events", "x.ledger-events."])
+def test_no_other_topic_is_taken_for_that_of_the_decisions(prefix: str) -> None:
+    """A ledger that is looked at alone knows it by how its name ends, whatever the prefix."""
+    catalogue = build_catalogue(TopicSettings(prefix=prefix))
+    found = [spec.name for spec in catalogue.topics.values() if spec.name.endswith(TOPIC_ROLE)]
+    assert found == [catalogue.name("ledger-events")]
 
 
 class _ConsumerDuringAnElection:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from tempfile import TemporaryFile
+from typing import Self
 
+import msgspec
+from msgspec import Struct
 from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -67,48 +72,74 @@ class Look:
     untold: list[ReportedSide] = field(default_factory=list)
 
 
+class _Decided(Struct, array_like=True, gc=False):
+    """What one decision will hold, and what is told with it."""
+
+    gateway: str
+    rows: list[ClearedRow]
+    fees: list[ReconciliationBreak]
+
+
 class Clearer:
-    """Collects what matches and decides it in bulk, gateway by gateway, as the look goes on."""
+    """Collects what matches, for each gateway apart, and decides it once the look is over: as
+    long as it reads, SQLite cannot fold into its file what is decided meanwhile, and its log would
+    grow with every row. Until then it lies in a temporary file.
+    """
 
     def __init__(self, engine: Engine, now_ms: int, *, dry_run: bool = False) -> None:
         self._engine = engine
         self._now_ms = now_ms
         self._dry_run = dry_run
-        self._gateway = ""
-        self._rows: list[ClearedRow] = []
-        self._fees: list[ReconciliationBreak] = []
+        self._open: dict[str, _Decided] = {}
+        self._sizes: list[int] = []
+
+    def __enter__(self) -> Self:
+        self._kept = TemporaryFile()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._kept.close()
 
     def add(self, found: Matched) -> None:
-        booked, row = found.booked, found.row
-        if booked.gateway != self._gateway or len(self._rows) == ROWS_MAX:
-            self.decide()
-            self._gateway = booked.gateway
-        self._rows.append(
+        row = found.row
+        made = self._open.get(row.gateway)
+        if made is None:
+            made = self._open[row.gateway] = _Decided(row.gateway, [], [])
+        made.rows.append(
             ClearedRow(
                 row.file_id,
                 row.row_number,
-                booked.settlement_id,
+                found.booked.settlement_id,
                 row.amount_minor,
                 row.fee_minor,
                 row.report_date,
             )
         )
         if FEE_DIFFERS in found.differs:
-            self._fees += of_pair(found)
+            made.fees += of_pair(found)
+        if len(made.rows) == ROWS_MAX:
+            self._keep(self._open.pop(row.gateway))
+
+    def _keep(self, made: _Decided) -> None:
+        if not self._dry_run:
+            self._sizes.append(self._kept.write(msgspec.msgpack.encode(made)))
 
     def decide(self) -> None:
-        rows, fees = self._rows, self._fees
-        self._rows, self._fees = [], []
-        if not rows or self._dry_run:
-            return
+        """Decide all of it. UserError when another run was faster."""
+        for made in self._open.values():
+            self._keep(made)
+        self._kept.seek(0)
+        for size in self._sizes:
+            self._decide(msgspec.msgpack.decode(self._kept.read(size), type=_Decided))
 
+    def _decide(self, made: _Decided) -> None:
         def also(connection: Connection) -> None:
             # With the decision: once it is made, no look finds the difference again.
-            if fees:
-                keep(connection, fees, self._now_ms, judged=())
+            if made.fees:
+                keep(connection, made.fees, self._now_ms, judged=())
 
         try:
-            decide_clearing(self._engine, self._gateway, rows, self._now_ms, also)
+            decide_clearing(self._engine, made.gateway, made.rows, self._now_ms, also)
         except IntegrityError as error:
             raise UserError(
                 "another run clears the same rows at this moment; run it again."
@@ -129,19 +160,19 @@ def look(
     The decisions have still to be published and booked. With ``dry_run`` nothing is decided.
     """
     done = Look(clocks)
-    clearer = Clearer(engine, now_ms, dry_run=dry_run)
-    with reading(engine) as connection, for_sorting(connection):
-        for found in matched(connection, topics, lambda name: rules.of(name).tolerance):
-            _sort(found, done, clearer, clocks)
+    with Clearer(engine, now_ms, dry_run=dry_run) as clearer:
+        with reading(engine) as connection, for_sorting(connection):
+            for found in matched(connection, topics, cache(lambda name: rules.of(name).tolerance)):
+                _sort(found, done, clearer, clocks)
+            # Of the same moment.
+            done.breaks += of_batches(connection, clocks)
         clearer.decide()
-        # Of the same moment.
-        done.breaks += of_batches(connection, clocks)
     return done
 
 
 def _sort(found: Result, done: Look, clearer: Clearer, clocks: Clocks) -> None:
     if isinstance(found, Matched):
-        if found.clears:
+        if not found.differs or found.clears:
             done.cleared += 1
             done.fees += FEE_DIFFERS in found.differs
             clearer.add(found)

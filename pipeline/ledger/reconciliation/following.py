@@ -187,15 +187,20 @@ def _left_of(connection: Connection, statement: BankStatement) -> BankStatement 
 def named_too_late(connection: Connection, statement: BankStatement) -> int:
     """Lines of a statement that were nobody's when it was decided, and that the names of today
     give to a gateway: they stay as they were decided."""
-    theirs = {_line(line) for line in statement.lines if line.gateway}
+    theirs = [line for line in statement.lines if line.gateway]
     if not theirs:
         return 0
-    return sum(
-        _line(line) in theirs and not line.gateway and not line.payout
-        for each in _decided(connection, statement)
-        if _one_account(each, statement)
-        for line in each.lines
-    )
+    late = 0
+    for each in _decided(connection, statement):
+        if _one_account(each, statement):
+            # The bank's number of an account is kept since lines have been told apart by their ids.
+            known_by = _line_id if each.number else _line
+            named = {known_by(line) for line in theirs}
+            late += sum(
+                known_by(line) in named and not line.gateway and not line.payout
+                for line in each.lines
+            )
+    return late
 
 
 def _decided(connection: Connection, statement: BankStatement) -> list[BankStatement]:
@@ -263,6 +268,10 @@ def decide_resolution(
 def _said(statement: BankStatement) -> list[tuple[str, int, str, str]]:
     # Whose batch a line is may be known better now than it was; what the bank says may not change.
     return [(_line(x), x.amount_minor, x.currency, x.value_date) for x in statement.lines]
+
+
+def _line_id(line: BankLine) -> str:
+    return line.line_id
 
 
 def _line(line: BankLine) -> str:

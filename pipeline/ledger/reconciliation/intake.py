@@ -166,7 +166,13 @@ def _insert(connection: Connection, rows: Sequence[Placed]) -> int:
     """How many of them were not there."""
     columns = (*_FIELDS, "source_partition", "source_offset")
     names = ", ".join(columns)
-    values = [(*astuple(r.clearing), r.partition, r.offset) for r in rows]
+    # What came first counts.
+    first: dict[tuple[str, str, int], Placed] = {}
+    for row in rows:
+        first.setdefault(_key(row.clearing), row)
+    # In the order of the larger index, so that each of its pages is come to once.
+    ordered = sorted(first.values(), key=lambda r: r.clearing.gateway_reference)
+    values = [(*astuple(r.clearing), r.partition, r.offset) for r in ordered]
     if connection.dialect.name == "sqlite":
         marks = ", ".join("?" * len(columns))
         statement = f"INSERT INTO clearing_rows ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
@@ -181,8 +187,8 @@ def _insert(connection: Connection, rows: Sequence[Placed]) -> int:
         driver.cursor() as cursor,
         cursor.copy(f"COPY clearing_rows_new ({names}) FROM STDIN") as copy,
     ):
-        for row in values:
-            copy.write_row(row)
+        for each in values:
+            copy.write_row(each)
     return connection.exec_driver_sql(
         f"INSERT INTO clearing_rows ({names}) SELECT {names} FROM clearing_rows_new "
         "ON CONFLICT DO NOTHING"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 from msgspec import Struct
@@ -20,6 +22,7 @@ from pipeline.domain.matching import (
     Tolerance,
     differences,
     is_cleared,
+    is_same,
     pair,
 )
 from pipeline.domain.posting import KNOWN_BY_REFERENCE, UNASKED
@@ -37,17 +40,19 @@ _WHOLE: Final = (
 )
 # Rows without a settlement that are looked up together.
 _LEFT_MAX: Final = 1_000
-# Groups come in the order of bytes, so that both databases and Python agree about it. On SQLite the
-# sign keeps the planner from reading a table row by row in the order of some index of it.
+# Groups come in the order of bytes, so that both databases and Python agree about it, led by what
+# tells most: nearly every comparison ends with it. On SQLite the sign keeps the planner from
+# reading a table row by row in the order of some index of it.
 _ORDER: Final[Mapping[str, str]] = {
-    "sqlite": "+{0}.gateway, +{0}.gateway_reference, {1}",
-    "postgresql": '{0}.gateway COLLATE "C", {0}.gateway_reference COLLATE "C", {1} COLLATE "C"',
+    "sqlite": "+{0}.gateway_reference, +{0}.gateway, {1}",
+    "postgresql": '{0}.gateway_reference COLLATE "C", {0}.gateway COLLATE "C", {1} COLLATE "C"',
 }
 _BY_REFERENCE: Final = ", ".join(f"'{kind}'" for kind in sorted(KNOWN_BY_REFERENCE))
 # What moved, as a report says it: of a charge nobody asked for as of any other.
 _MOVED: Final = f"replace(e.kind, '{UNASKED}', '')"
 
-# In the order of ``BookedSide``. One look at an entry's lines, whatever is asked of them.
+# In the order of ``BookedSide``. One look at an entry's lines, whatever is asked of them; for CROSS
+# JOIN SQLite reads the entries, and their lines beside them.
 _BOOKED_SIDE: Final = f"""
     SELECT e.settlement_id, e.gateway, e.gateway_reference, {_MOVED}, e.payment_id, e.operation_id,
         e.merchant_id, e.order_id, p.currency, p.amount_minor,
@@ -58,16 +63,19 @@ _BOOKED_SIDE: Final = f"""
         e.terms <> '', e.settled_at_ms,
         e.source_topic || '[' || e.source_partition || ']@' || e.source_offset,
         e.kind IN ({_BY_REFERENCE})
-    FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1
-    LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway"""
+    FROM journal_entries e CROSS JOIN postings p
+    LEFT JOIN accounts a ON a.name = 'gateway_cost:' || e.gateway
+    WHERE p.entry_number = e.entry_number AND p.line = 1"""
+# The length is asked for since SQLite would walk the index of settlements' payments otherwise, and
+# read the entries one by one in its order.
 _BOOKED: Final = f"""{_BOOKED_SIDE}
-    WHERE e.settlement_id <> '' AND e.gateway <> 'none' AND {_MOVED} <> 'external_refund'
+    AND length(e.settlement_id) > 0 AND e.gateway <> 'none' AND {_MOVED} <> 'external_refund'
     AND NOT EXISTS (
         SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.settlement_id
     )
     ORDER BY {{order}}"""
 _AT: Final = text(
-    f"{_BOOKED_SIDE} WHERE e.source_topic = :topic AND e.source_partition = :partition "
+    f"{_BOOKED_SIDE} AND e.source_topic = :topic AND e.source_partition = :partition "
     "AND e.source_offset = :offset AND e.settlement_id <> ''"
 )
 # In the order of ``ReportedSide``.
@@ -136,6 +144,10 @@ class OnlyThere(Struct, frozen=True, gc=False):
 
 
 Result = Matched | OnlyHere | OnlyThere
+_Row = tuple[Any, ...]
+# Reference, gateway and kind, as they are ordered.
+_KEY_OF_BOOKED: Final = itemgetter(2, 1, 3)
+_KEY_OF_REPORTED: Final = itemgetter(1, 0, 2)
 
 
 @contextmanager
@@ -160,11 +172,17 @@ def matched(
     """Everything that is not cleared, put together. ``topics``: settlements, clearings; the
     connection is one of ``reading``, so both sides are of one moment, set ``for_sorting``."""
     left: list[tuple[ReportedSide, str]] = []
-    for booked, rows in _merged(_booked(connection), _reported(connection, topics[1])):
+    ours = _rows(connection, _BOOKED, "e", _MOVED)
+    theirs = _rows(connection, _REPORTED, "r", "r.kind", topics[1])
+    for booked, rows in _merged(ours, theirs):
         if not rows:
             yield from map(OnlyHere, booked)
             continue
         allowed = tolerance(rows[0].gateway)
+        if len(booked) == len(rows) == 1 and is_same(booked[0], rows[0]):
+            # Nearly all of them.
+            yield Matched(booked[0], rows[0], differences(booked[0], rows[0], allowed))
+            continue
         found = pair(booked, rows, allowed)
         for settled, row in (*found.pairs, *found.repeated):
             yield Matched(settled, row, differences(settled, row, allowed))
@@ -177,24 +195,23 @@ def matched(
 
 
 def _merged(
-    booked: Iterator[BookedSide], reported: Iterator[ReportedSide]
+    booked: Iterator[_Row], reported: Iterator[_Row]
 ) -> Iterator[tuple[list[BookedSide], list[ReportedSide]]]:
-    here, there = next(booked, None), next(reported, None)
+    """Both sides group by group. Rows become sides only here: their groups are told apart by the
+    driver's own tuples."""
+    ours, theirs = groupby(booked, _KEY_OF_BOOKED), groupby(reported, _KEY_OF_REPORTED)
+    here, there = next(ours, None), next(theirs, None)
     while here is not None or there is not None:
-        key = min(_key(each) for each in (here, there) if each is not None)
-        ours: list[BookedSide] = []
-        theirs: list[ReportedSide] = []
-        while here is not None and _key(here) == key:
-            ours.append(here)
-            here = next(booked, None)
-        while there is not None and _key(there) == key:
-            theirs.append(there)
-            there = next(reported, None)
-        yield ours, theirs
-
-
-def _key(side: BookedSide | ReportedSide) -> tuple[str, str, str]:
-    return side.gateway, side.gateway_reference, side.kind
+        at_here = here is not None and (there is None or here[0] <= there[0])
+        at_there = there is not None and (here is None or there[0] <= here[0])
+        yield (
+            [BookedSide(*row) for row in here[1]] if here is not None and at_here else [],
+            [ReportedSide(*row) for row in there[1]] if there is not None and at_there else [],
+        )
+        if at_here:
+            here = next(ours, None)
+        if at_there:
+            there = next(theirs, None)
 
 
 def _only_there(
@@ -225,11 +242,6 @@ def _paired_by(found: Paired, row: ReportedSide, allowed: Tolerance) -> str:
     return ""
 
 
-def _booked(connection: Connection) -> Iterator[BookedSide]:
-    for row in _rows(connection, _BOOKED, "e", _MOVED):
-        yield BookedSide(*row)
-
-
 def settlement_at(connection: Connection, place: str) -> BookedSide | None:
     """The settlement that was booked from ``topic[partition]@offset``, cleared or not."""
     topic, _, rest = place.rpartition("[")
@@ -241,14 +253,9 @@ def settlement_at(connection: Connection, place: str) -> BookedSide | None:
     return None if row is None else BookedSide(*row)
 
 
-def _reported(connection: Connection, topic: str) -> Iterator[ReportedSide]:
-    for row in _rows(connection, _REPORTED, "r", "r.kind", topic):
-        yield ReportedSide(*row)
-
-
 def _rows(
     connection: Connection, statement: str, table: str, moved: str, *given: str
-) -> Iterator[tuple[Any, ...]]:
+) -> Iterator[_Row]:
     """The driver's own tuples, fetched by its own cursor: a million would be made into rows of
     SQLAlchemy for nothing."""
     dialect = connection.dialect.name
