@@ -40,7 +40,6 @@ from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import passes_by_itself
 from pipeline.runtime.letter_evidence import settlement_letter
 from pipeline.runtime.partition_offsets import watermarks
-from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
@@ -196,7 +195,7 @@ class LedgerSink:
         self._consumer_overrides = dict(consumer_overrides or {})
         self._producer: Producer | None = None
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
-        self._standstill = Standstill(surroundings.monotonic_s)
+        self._standstill = surroundings.standstill(surroundings.monotonic_s)
         # The stored offset of every partition this sink may book, as it was last known.
         self._stored: dict[int, int] = {}
         # Counts how often each partition was begun: what was read before a rebalance that took the

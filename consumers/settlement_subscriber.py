@@ -179,10 +179,17 @@ class SettlementSubscriber:
         self._standstill.open(self._bootstrap_servers)
 
     def close(self) -> None:
-        """Leave the group; commits nothing."""
+        """Leave the group; commits nothing that was handed out."""
         consumer, self._consumer = self._consumer, None
         self._standstill.close()
-        if consumer is not None:
+        if consumer is None:
+            return
+        try:
+            committed = {
+                p: offset for p, offset in self._positions().items() if p[1] not in self._done
+            }
+            self._pass_empty(consumer, self._standstill.empty_now(committed), waits=True)
+        finally:
             consumer.close()
 
     def __iter__(self) -> Iterator[tuple[Settlement, Position]]:
@@ -300,11 +307,38 @@ class SettlementSubscriber:
         """Batches of which the client brings nothing."""
         if not self._standstill.is_due:
             return
-        positions = {(self.topic, p): offset for p, offset in self._next.items()}
+        positions = self._positions()
         for found in self._standstill.take(positions, lambda _tp: True):
             partition, behind = found.partition(), found.offset() + 1
             self._joined().seek(TopicPartition(self.topic, partition, behind))
             self._pass_over_batch(partition, self._next[partition], found.batch)
+        self._pass_empty(self._joined(), self._standstill.take_empty(positions))
+
+    def _positions(self) -> dict[tuple[str, int], int]:
+        return {(self.topic, p): offset for p, offset in self._next.items()}
+
+    def _pass_empty(
+        self, consumer: Consumer, ends: Mapping[tuple[str, int], int], *, waits: bool = False
+    ) -> None:
+        """Up to there lies nothing that anybody is handed, such as a transaction's marker. Where
+        all before it is committed, so is this: a quiet group would else be told that it has missed
+        something once that is deleted. ``waits`` for the answer."""
+        committed = []
+        for (topic, partition), end in ends.items():
+            self._next[partition] = end
+            if partition in self._done:
+                self._done[partition] = end
+            else:
+                committed.append(TopicPartition(topic, partition, end))
+        if not committed:
+            return
+        try:
+            if waits:
+                consumer.commit(offsets=committed, asynchronous=False)
+            else:
+                consumer.commit(offsets=committed, asynchronous=True)
+        except KafkaException as error:
+            _log.debug("group %s: no position behind markers: %s", self._group_id, error)
 
     def _judge(self, error: KafkaError, message: Message) -> None:
         """Raise for what does not mend itself; the client goes on by itself after the rest."""

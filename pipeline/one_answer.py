@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from confluent_kafka import Consumer, Message, TopicPartition
 
+from pipeline.broker_addresses import broker_address
 from pipeline.kafka_access import reaching
 from pipeline.unreadable import UNFOLDED_BYTES_MAX
 
@@ -25,8 +26,13 @@ TIMEOUT_S: Final = 30.0
 LOOK_S: Final = 0.002
 # For an address to take a connection.
 REACH_S: Final = 1.0
+# For so long they are not asked again.
+REACHED_S: Final = 5.0
 # Taken at a time, of what has come.
 RECORDS_MAX: Final = 10_000
+
+# Those that were reached last, by all that were given; and until when they are taken unasked.
+_reached: dict[str, tuple[tuple[str, ...], float]] = {}
 
 
 def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
@@ -54,15 +60,23 @@ def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
 
 def _answering(servers: str) -> str:
     """Those of the addresses that can be reached: what the client says of another one lies in the
-    same queue, and would be taken for the answer."""
-    reached = [each for each in servers.split(",") if _is_reached(each.strip())]
+    same queue, and would be taken for the answer. Of those that were reached before, one is enough;
+    the others are asked when none of them is."""
+    reached, until_s = _reached.get(servers, ((), 0.0))
+    if time.monotonic() >= until_s:
+        reached = _reached_of(reached) or _reached_of(servers.split(","))
+        if reached:
+            _reached[servers] = reached, time.monotonic() + REACHED_S
     return ",".join(reached) or servers
 
 
+def _reached_of(addresses: Iterable[str]) -> tuple[str, ...]:
+    return tuple(each.strip() for each in addresses if _is_reached(each))
+
+
 def _is_reached(address: str) -> bool:
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.rpartition("//")[2].strip("[]"), int(port)), REACH_S).close()
+        socket.create_connection(broker_address(address), REACH_S).close()
     except (OSError, ValueError):
         return False
     return True

@@ -142,6 +142,7 @@ class EventReader:
         try:
             while not stop.is_set():
                 self._turn()
+            self._pass_empty(self._standstill.empty_now(self._positions()))
         except _Stopped:
             pass
         finally:
@@ -163,7 +164,9 @@ class EventReader:
             event = self._event(message)
             if event is not None:
                 new += self._callbacks(message, event)
-        offsets: dict[int, int] = {m.partition(): m.offset() + 1 for m in batch}
+        self._take(new, {m.partition(): m.offset() + 1 for m in batch})
+
+    def _take(self, new: list[Callback], offsets: dict[int, int]) -> None:
         self._keep(new, offsets)
         self._next.update(offsets)
         failpoints.hit("notifications.taken")
@@ -181,11 +184,21 @@ class EventReader:
         if not self._standstill.is_due:
             return []
         came = {message.partition() for message in messages}
-        positions = {(self._topic, p): offset for p, offset in self._next.items()}
+        positions = self._positions()
         found = self._standstill.take(positions, lambda tp: tp[1] not in came)
         for each in found:
             self._consumer.seek(TopicPartition(self._topic, each.partition(), each.offset() + 1))
+        self._pass_empty(self._standstill.take_empty(positions))
         return found
+
+    def _positions(self) -> dict[tuple[str, int], int]:
+        return {(self._topic, p): offset for p, offset in self._next.items()}
+
+    def _pass_empty(self, ends: Mapping[tuple[str, int], int]) -> None:
+        """Up to there lies nothing that anybody is handed, such as a transaction's marker; else a
+        quiet partition would count as lost once that is deleted."""
+        if ends:
+            self._take([], {partition: end for (_, partition), end in ends.items()})
 
     def _mine(self, messages: Iterable[Any]) -> Iterator[Any]:
         """The records to be told of; one stands for a batch that cannot be unfolded."""

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.broker_addresses import broker_addresses
 from pipeline.chaos import addresses
 from pipeline.chaos.addresses import Address
 from pipeline.chaos.faults import Injected, Lost, Rule
@@ -73,7 +74,7 @@ class KafkaProxy:
     fault, and one more when its copy was answered. ``seed`` is for rules with a chance."""
 
     def __init__(self, bootstrap: str, *, log_file: Path | None = None, seed: int = 0) -> None:
-        self._upstreams = [_address(one) for one in bootstrap.split(",")]
+        self._upstreams = broker_addresses(bootstrap)
         self._ports: dict[Address, int] = {}
         self._log_file = log_file
         self._random = random.Random(seed)
@@ -392,8 +393,3 @@ async def _frame(reader: asyncio.StreamReader) -> bytes | None:
         return prefix + await reader.readexactly(int.from_bytes(prefix, "big"))
     except (asyncio.IncompleteReadError, OSError):
         return None
-
-
-def _address(text: str) -> Address:
-    host, _, port = text.strip().rpartition(":")
-    return host, int(port)

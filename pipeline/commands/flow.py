@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.broker_addresses import broker_addresses
 from pipeline.commands.stopping import StopSignals
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
@@ -293,8 +294,11 @@ def _node_id(given: str, bootstrap_servers: str) -> str:
     """The node id, which only a cluster on this very machine may do without."""
     if given:
         return given
-    hosts = {server.rsplit(":", 1)[0].strip("[]") for server in bootstrap_servers.split(",")}
-    if hosts <= {"127.0.0.1", "localhost", "::1"}:
+    try:
+        hosts = {host for host, _ in broker_addresses(bootstrap_servers)}
+    except ValueError as error:
+        raise UserError(f"{bootstrap_servers} names no brokers as host:port ({error}).") from error
+    if hosts and hosts <= {"127.0.0.1", "localhost", "::1"}:
         return "local"
     raise UserError(
         "a cluster that other machines can reach needs --node-id (or PAYSTREAM_NODE_ID): a name "

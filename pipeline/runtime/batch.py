@@ -45,6 +45,12 @@ class Batch:
         self.starts.append(len(self.outputs))
         self.records += 1
 
+    def passes(self, tp: TopicPartitionKey, end: int) -> None:
+        """Up to this offset a partition holds nothing that anybody is handed; it goes on there."""
+        if self.offsets.get(tp, -1) < end:
+            self.offsets[tp] = end
+            self.first_offsets.setdefault(tp, end)
+
     def input_of(self, output: int) -> tuple[str, int, int]:
         """Topic, partition and offset of the input that an output, by its index, was made of."""
         return self.inputs[bisect_right(self.starts, output) - 1]
@@ -61,7 +67,7 @@ class Batch:
         if on_table_offset is not None:
             for partition, index in self.last_table_output.items():
                 tracked[index] = _bind(on_table_offset, partition)
-        moves = self.records > 0
+        moves = bool(self.first_offsets)
         return Work(self.outputs, self.offsets, self.group_metadata, tracked, moves)
 
 

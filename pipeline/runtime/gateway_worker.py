@@ -43,7 +43,6 @@ from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.late_words import LateWords
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.prefix import PartitionPrefix
-from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table_worker import (
     DRAIN_S_MAX,
@@ -114,7 +113,7 @@ class GatewayWorker:
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._heavy = HeavyBatches()
-        self._standstill = Standstill(surroundings.monotonic_s)
+        self._standstill = surroundings.standstill(surroundings.monotonic_s)
         # The partitions of which the client is not given what comes next: see HeavyBatches.
         self._bringing: set[int] = set()
         self._prefixes: dict[int, PartitionPrefix[Finished]] = {}
@@ -131,6 +130,8 @@ class GatewayWorker:
         self._submitted_s = 0.0
         self._ready_since_s: float | None = None
         self._ready_records = 0
+        # Where partitions go on of which nothing else is to be handled: for the next transaction.
+        self._empty: dict[TopicPartitionKey, int] = {}
         self._words = LateWords(surroundings.monotonic_s)
         self._closing = False
         # Whether this process has had partitions: from then on no other one has its identity.
@@ -204,6 +205,11 @@ class GatewayWorker:
             self._tracked or self._under_way or self._left or (self._words and self._positions)
         ):
             self._turn(fetch=False)
+        if not (self._tracked or self._under_way):
+            self._empty = self._standstill.empty_now(self._committed())
+            self._pass_empty()
+        while self._under_way and self._monotonic_s() < deadline:
+            self._turn(fetch=False)
         _log.info("%s drained", self._spec.name)
 
     # One turn of the loop -----------------------------------------------------------------------
@@ -229,6 +235,8 @@ class GatewayWorker:
             # A worker that stops waits for no more than its open calls.
             if self._words.are_due or not (fetch or self._tracked):
                 self._tell_words()
+            elif self._empty:
+                self._pass_empty()
             return
         age_ms = (self._monotonic_s() - self._ready_since_s) * 1000
         if self._guard.careful or self._policy.due(self._ready_records, age_ms, waiting_input):
@@ -374,6 +382,7 @@ class GatewayWorker:
             tp, position = (topic, each.partition()), each.offset() + 1
             if not self._heavy.go_on(tp, position):
                 self._consumer.seek(TopicPartition(*tp, position))
+        self._empty.update(self._standstill.take_empty(self._committed()))
         return found
 
     def _waits_for(self, tp: TopicPartitionKey) -> bool:
@@ -494,8 +503,23 @@ class GatewayWorker:
         batch.offsets[self._stage.topic, partition] = self._positions[partition]
         self._hand_over(batch)
 
+    def _pass_empty(self) -> None:
+        """In a transaction of its own, where nothing else is to be handled. Once: it commits the
+        end of those partitions, and writes to none of them."""
+        batch = Batch(self._metadata, self._monotonic_s())
+        self._take_empty(batch)
+        if batch.offsets:
+            self._hand_over(batch)
+
+    def _take_empty(self, batch: Batch) -> None:
+        for (topic, partition), end in self._empty.items():
+            if self._positions[partition] < end:
+                batch.passes((topic, partition), end)
+        self._empty = {}
+
     def _hand_over(self, batch: Batch) -> None:
-        """To the commit thread, with what was heard too late."""
+        """To the commit thread, with what was heard too late, and where nothing lies."""
+        self._take_empty(batch)
         batch.outputs.extend(self._words.tell())
         self._under_way = batch
         self._submitted_s = self._monotonic_s()
@@ -521,15 +545,16 @@ class GatewayWorker:
             too_large = None
         self._too_large.ended(batch, outcome, too_large)
         self._words.ended(outcome)
-        if not batch.records:
-            # It moved no offset, so there is nothing to read again or to count.
-            return
         if outcome is Outcome.ABORTED:
-            self._rewind()
+            # Without a record of it there is nothing to read again.
+            if batch.records:
+                self._rewind()
             return
         for (_, partition), offset in batch.offsets.items():
             if partition in self._positions:
                 self._positions[partition] = offset
+        if not batch.records:
+            return
         self._guard.committed(batch.offsets)
         metrics.committed(STAGE, batch.records, batch.oldest_ms, self._time_s())
         metrics.records.labels(STAGE, self._stage.topic).inc(batch.records)
@@ -618,7 +643,9 @@ class GatewayWorker:
                 prefix = PartitionPrefix()
             self._prefixes[partition] = prefix
             self._positions[partition] = position
-            start = self._heavy.begin((topic, partition), prefix.next_offset or position)
+            # What is committed may lie behind all that was taken, where nothing else does.
+            taken = max(position, prefix.next_offset or 0)
+            start = self._heavy.begin((topic, partition), taken)
             assigned.append(TopicPartition(topic, partition, start))
         self._calls.keep_only(unchanged)
         consumer.assign(assigned)
@@ -684,6 +711,7 @@ class GatewayWorker:
         self._positions.clear()
         self._fetched = set()
         self._held.clear()
+        self._empty = {}
         self._ready_since_s, self._ready_records = None, 0
         consumer.unassign()
 

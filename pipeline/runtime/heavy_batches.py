@@ -15,11 +15,12 @@ of its own, in requests that end exactly there, as do batches that are too much 
 itself is an ``UnreadableBatch``.
 
 A look has a time. A worker that has died is given nothing of a partition before all of it was
-looked at: each start would die of what lies where the time is over.
+looked at, whatever kept it from that: each start would die of what lies where the time is over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -28,10 +29,10 @@ from dataclasses import dataclass
 from itertools import dropwhile
 from typing import Any, Final
 
-from confluent_kafka import OFFSET_END, KafkaException
+from confluent_kafka import OFFSET_END, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from pipeline.broker_connection import BrokerConnection
+from pipeline.broker_connection import BrokerConnection, Refused
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.one_answer import asks_once, one_answer
@@ -74,6 +75,10 @@ STEP_S: Final = 0.5
 # Until what has come is unfolded.
 PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 5.0
+# Until a partition that could not be looked at is looked at again, the second time; twice as long
+# each time from then on. A try takes a request's time, in which the others wait.
+AGAIN_S: Final = 0.5
+AGAIN_S_MAX: Final = 30.0
 # So many of the longer ones until what brought nothing is tried again.
 STUCK_PAUSES: Final = 10
 STUCK_PAUSE_S: Final = 0.5
@@ -139,15 +144,24 @@ class _Together:
 
 class _Look:
     """At one partition, as far as it has got: ``reached``. ``begins``: from where on the worker's
-    client goes on with it, once it may, unless something is kept from it."""
+    client goes on with it, once it may, unless something is kept from it. ``is_behind``: whether
+    anything is known to lie there. ``again_s``: when it may go on."""
 
     def __init__(
-        self, tp: TopicPartitionKey, address: Any, position: int, together: _Together
+        self,
+        tp: TopicPartitionKey,
+        address: Any,
+        position: int,
+        together: _Together,
+        *,
+        is_behind: bool,
     ) -> None:
         self.tp = tp
         self.address = address
         self.begins = self.reached = position
-        self.has_failed = False
+        self.is_behind = is_behind
+        self.failures = 0
+        self.again_s = 0.0
         self.kept_bytes = 0
         self.seen: list[_Seen] = []
         self._together = together
@@ -167,6 +181,20 @@ class _Look:
             self._length = len(self.seen)
         self.reached = batch.last_offset + 1
         self._records, self._size = self._records + batch.records, self._size + size
+
+    def failed(self, why: object) -> None:
+        """It is tried again: another may lead the partition by now."""
+        self.address = None
+        self.failures += 1
+        if self.failures == 1:
+            return
+        longer = min(self.failures - 2, 16)
+        self.again_s = time.monotonic() + min(AGAIN_S_MAX, AGAIN_S * 2**longer)
+        if self.failures.bit_count() == 1:
+            _log.warning(
+                "%s[%d]: not looked at from offset %d on, and not read before it is: %s",
+                *self.tp, self.reached, why,
+            )  # fmt: skip
 
     def is_through(self) -> bool:
         """As far as one life may fetch."""
@@ -332,41 +360,44 @@ class HeavyBatches:
             for (topic, number), position in positions.items():
                 leader = known.topics[topic].partitions[number].leader
                 leaders.setdefault(leader, {})[topic, number] = position
-        except NOT_HAD as error:
-            _log.warning("what lies ahead is not looked at: %s", error)
+        except (MemoryError, *NOT_HAD) as error:
+            self._put_off(positions, None, error)
             return
         for leader, places in leaders.items():
+            address = known.brokers.get(leader)
             try:
                 self._look(known.brokers[leader], places, limits)
             except (MemoryError, *NOT_HAD) as error:
-                _log.warning(
-                    "what lies ahead in %d partitions is not looked at: %s", len(places), error
-                )
+                self._put_off(places, address, error)
+
+    def _put_off(self, places: Mapping[TopicPartitionKey, int], address: Any, why: object) -> None:
+        """Of these it is not even known whether anything lies there."""
+        if not self._has_died or _may_be_given(why):
+            _log.warning("what lies ahead in %d partitions is not looked at: %s", len(places), why)
+            return
+        _log.info("what lies ahead in %d partitions is looked at later: %s", len(places), why)
+        for tp, position in places.items():
+            together = _Together(self._bytes_max)
+            self._looks[tp] = _Look(tp, address, position, together, is_behind=False)
 
     def _look(self, address: Any, places: Mapping[TopicPartitionKey, int], limits: _Limits) -> None:
-        try:
-            broker = limits.connected(address)
-            ends = stable_ends(broker, places)
-        except NOT_HAD:
-            if not (self._has_died and limits.are_reached()):
-                raise
-            # Others had the time.
-            for tp, position in places.items():
-                self._looks[tp] = _Look(tp, address, position, _Together(self._bytes_max))
-            return
+        broker = limits.connected(address)
+        ends = stable_ends(broker, places)
+        if untold := {tp: position for tp, position in places.items() if tp not in ends}:
+            self._put_off(untold, None, "its leader does not tell where it ends")
         behind = [tp for tp, end in ends.items() if places[tp] < end]
         # One answer may bring of each of them; what did not die has the memory, or dies once.
         together = self._bytes_max // len(behind) if self._has_died and behind else 0
         looks = deque(
-            _Look(tp, address, places[tp], _Together(together or self._bytes_max)) for tp in behind
+            _Look(tp, address, places[tp], _Together(together or self._bytes_max), is_behind=True)
+            for tp in behind
         )
         self._look_in_turns(broker, address, looks, limits)
         for look in looks:
             if not self._has_died:
                 self._given_up(look, "the time is over, or what is kept would be too much")
                 continue
-            self._take(look)
-            self._looks[look.tp] = look
+            self._look_later(look)
             _log.info("%s[%d]: looked at up to offset %d so far", *look.tp, look.reached)
 
     def _look_in_turns(
@@ -381,13 +412,13 @@ class HeavyBatches:
                         broker = limits.connected(address)
                 except NOT_HAD as error:
                     while looks and not limits.are_reached():
-                        self._given_up(looks.popleft(), error)
+                        self._failed(looks.popleft(), error)
                     return
                 try:
                     is_through = self._step(broker, looks[0], limits.are_reached)
                 except (MemoryError, *NOT_HAD) as error:
                     if not limits.are_reached():
-                        self._given_up(looks.popleft(), error)
+                        self._failed(looks.popleft(), error)
                     continue
                 if is_through:
                     self._looked(looks.popleft())
@@ -417,6 +448,18 @@ class HeavyBatches:
         self._looks.pop(look.tp, None)
         self._take(look)
 
+    def _failed(self, look: _Look, why: object) -> None:
+        if not self._has_died or _may_be_given(why):
+            self._given_up(look, why)
+            return
+        look.failed(why)
+        self._look_later(look)
+
+    def _look_later(self, look: _Look) -> None:
+        """Go on with it between the worker's turns."""
+        self._take(look)
+        self._looks[look.tp] = look
+
     def _given_up(self, look: _Look, why: object) -> None:
         _log.warning("%s[%d]: not looked at from offset %d on: %s", *look.tp, look.reached, why)
         self._looked(look)
@@ -437,7 +480,9 @@ class HeavyBatches:
             seen = reversed(self._seen[tp])
             if not any(each.visible and each.last_offset >= positions[tp] for each in seen):
                 del self._seen[tp], self._kept_bytes[tp]
-        look = next((each for each in self._looks.values() if each.tp not in self._seen), None)
+        now_s = time.monotonic()
+        waiting = (each for each in self._looks.values() if each.tp not in self._seen)
+        look = next((each for each in waiting if each.again_s <= now_s), None)
         if look is None:
             return
         if self._keeps_too_much(self._looks.values()):
@@ -445,38 +490,63 @@ class HeavyBatches:
                 if each.tp not in self._seen:
                     self._take(each)
             return
-        tp, begins = look.tp, look.begins
-        self._looks[tp] = self._looks.pop(tp)
+        self._looks[look.tp] = self._looks.pop(look.tp)
+        begins = {each.tp: each.begins for each in self._looks.values()}
+        through = []
         try:
-            if not self._is_through(look, stopped):
-                return
+            through = self._through(look, stopped)
         except (MemoryError, *NOT_HAD) as error:
-            if not look.has_failed or stopped():
-                # Another may lead it by now.
-                look.has_failed = True
+            if stopped():
                 return
-            self._given_up(look, error)
-        else:
-            self._looked(look)
-        self._moved.append((tp, self.begin(tp, begins)))
-        if tp not in self._next:
-            self._brought.append(tp)
+            self._failed(look, error)
+            if look.tp not in self._looks:
+                through = [look]
+        for each in through:
+            self._looked(each)
+            self._moved.append((each.tp, self.begin(each.tp, begins[each.tp])))
+            if each.tp not in self._next:
+                self._brought.append(each.tp)
 
-    def _is_through(self, look: _Look, stopped: Callable[[], bool]) -> bool:
-        """Whether all has been looked at with one step more."""
+    def _through(self, look: _Look, stopped: Callable[[], bool]) -> list[_Look]:
+        """Those of which all has been looked at with one step more."""
         limits = _Limits(stopped, REQUEST_TIMEOUT_S)
         until_s = time.monotonic() + STEP_S
-        if look.has_failed:
-            known = limits.known(self._servers)
-            topic, number = look.tp
-            look.address = known.brokers[known.topics[topic].partitions[number].leader]
+        if look.address is None:
+            self._find_leader(look, limits)
         broker = limits.connected(look.address)
         try:
-            is_through = self._step(broker, look, lambda: time.monotonic() > until_s)
+            if not look.is_behind:
+                through = self._empty(broker, look)
+            elif self._step(broker, look, lambda: time.monotonic() > until_s):
+                through = [look]
+            else:
+                through = []
         finally:
             broker.close()
-        look.has_failed = False
-        return is_through
+        look.failures = 0
+        return through
+
+    def _find_leader(self, look: _Look, limits: _Limits) -> None:
+        """Who leads it now; and those of which that is known as little."""
+        known = limits.known(self._servers)
+        for each in [each for each in self._looks.values() if each.address is None]:
+            with contextlib.suppress(LookupError):
+                each.address = _leader(known, each.tp)
+        if look.address is None:
+            raise LookupError("nobody leads it")
+
+    def _empty(self, broker: BrokerConnection, look: _Look) -> list[_Look]:
+        """Those of one leader in which nothing lies, of all of which that is not known yet."""
+        asked = {
+            each.tp: each
+            for each in self._looks.values()
+            if not each.is_behind and each.address is look.address
+        }
+        ends = stable_ends(broker, {tp: each.reached for tp, each in asked.items()})
+        for tp, each in asked.items():
+            # Of what is left out its leader says why as it is looked at.
+            each.is_behind = tp not in ends or ends[tp] > each.reached
+        return [each for each in asked.values() if not each.is_behind]
 
     def _kept(self, batch: RecordBatch, tp: TopicPartitionKey) -> UnreadableBatch | None:
         """What stands for this batch if the client must not be given it."""
@@ -610,3 +680,15 @@ class HeavyBatches:
             return [], position
         reached = messages[-1].offset()
         return messages, behind if reached >= last else reached + 1
+
+
+def _leader(known: Any, tp: TopicPartitionKey) -> Any:
+    return known.brokers[known.topics[tp[0]].partitions[tp[1]].leader]
+
+
+def _may_be_given(why: object) -> bool:
+    """Whether a worker that has died is given a partition of which this is known and no more: its
+    client is told the same, or nobody can ever look there."""
+    if isinstance(why, Refused):
+        return why.code == KafkaError.OFFSET_OUT_OF_RANGE
+    return isinstance(why, UserError)

@@ -7,6 +7,10 @@ nothing of it either, it is passed over like any batch that cannot be unfolded; 
 the client is known to leave out records. What lies behind one that was passed over is asked for at
 once, since they come in rows. A batch that another client reads is never passed over: the log says
 that the partition stands.
+
+Where nothing lies that a reader is handed, but markers or aborted records, a position goes on
+behind them. It would be before the begin of the log once those are deleted, and nobody could tell
+that from records that were deleted unread.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ _log = logging.getLogger(__name__)
 LOOK_S: Final = 1.0
 STANDS_S: Final = 15.0
 CLOSE_TIMEOUT_S: Final = 5.0
+# All that is asked before a reader leaves.
+LEAVING_S: Final = 2.0
 
 
 class Standstill:
@@ -50,11 +56,14 @@ class Standstill:
         self._closing = threading.Event()
         self._admin: AdminClient | None = None
         # What the thread has met, by where it asked: the first offset of what lies there; those
-        # that a client reads, which are not asked for again; and up to where nothing lies.
+        # that a client reads, which are not asked for again; and up to where nothing lies before
+        # them.
         self._met: dict[TopicPartitionKey, tuple[int, int]] = {}
         self._readable: dict[TopicPartitionKey, int] = {}
         self._passed: dict[TopicPartitionKey, int] = {}
         self._silent: dict[TopicPartitionKey, tuple[int, RecordBatch]] = {}
+        # By what stands where: up to where nothing is handed out.
+        self._empty: dict[tuple[TopicPartitionKey, int], int] = {}
         # Behind one that was passed over, where the next is asked for at once.
         self._behind: dict[TopicPartitionKey, int] = {}
 
@@ -110,6 +119,30 @@ class Standstill:
             self._thread.start()
         return []
 
+    def take_empty(
+        self, positions: Mapping[TopicPartitionKey, int]
+    ) -> dict[TopicPartitionKey, int]:
+        """Where partitions go on that ``take`` has seen standing at these positions: from there up
+        to here nothing lies that a read_committed reader is handed, nor ever will."""
+        if not self._empty:
+            return {}
+        empty, self._empty = self._empty, {}
+        return {tp: end for (tp, at), end in empty.items() if positions.get(tp) == at}
+
+    def empty_now(self, positions: Mapping[TopicPartitionKey, int]) -> dict[TopicPartitionKey, int]:
+        """As ``take_empty`` of all these partitions, asked at once by a reader that leaves."""
+        if not self._servers or not positions:
+            return {}
+        until_s = time.monotonic() + LEAVING_S
+        behind: dict[TopicPartitionKey, int] = {}
+        try:
+            admin = AdminClient({**reaching(self._servers), "log_level": 0})
+            found = heads(admin, positions, lambda: time.monotonic() > until_s, behind)
+        except NOT_HAD as error:
+            _log.debug("what lies behind the last records was not to be had: %s", error)
+            return {}
+        return _empty(positions, found, behind)
+
     def _patience_s(self, tp: TopicPartitionKey, position: int) -> float:
         return LOOK_S if self._behind.get(tp) == position else STANDS_S
 
@@ -145,7 +178,13 @@ class Standstill:
         try:
             if self._admin is None:
                 self._admin = AdminClient({**reaching(self._servers), "log_level": 0})
+            # What an earlier look has passed is not vouched for by this one.
+            known = self._passed.keys() & standing
             found = heads(self._admin, standing, self._closing.is_set, self._passed)
+            asked = {tp: at for tp, at in standing.items() if tp not in known}
+            empty = _empty(asked, found, self._passed)
+            self._empty = {(tp, standing[tp]): end for tp, end in empty.items()}
+            self._passed = {tp: end for tp, end in self._passed.items() if tp in found}
             for tp, position in standing.items():
                 self._judge(tp, position, found.get(tp), at_once=tp in at_once)
         except (MemoryError, *NOT_HAD) as error:
@@ -182,3 +221,13 @@ class Standstill:
         elif silent is False and not at_once:
             self._readable[tp] = position
             _log.warning("%s[%d] stands at %d, though what lies there can be read", *tp, position)
+
+
+def _empty(
+    positions: Mapping[TopicPartitionKey, int],
+    found: Mapping[TopicPartitionKey, RecordBatch],
+    behind: Mapping[TopicPartitionKey, int],
+) -> dict[TopicPartitionKey, int]:
+    """Up to where nothing lies, of those in which nothing was found."""
+    ends = {tp: behind.get(tp, 0) for tp in positions if tp not in found}
+    return {tp: end for tp, end in ends.items() if end > positions[tp]}

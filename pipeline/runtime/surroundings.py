@@ -18,6 +18,7 @@ from typing import Any
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 
+from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.state_file import InPlaceFile, StateFile
 from pipeline.runtime.table_store import RocksTableStore, TableStore
 
@@ -44,6 +45,7 @@ class Surroundings:
     queue: Callable[[], Any] = queue.SimpleQueue
     # Whether its brokers take requests of our own (``BrokerConnection``).
     has_brokers: bool = True
+    standstill: Callable[[Callable[[], float]], Standstill] = Standstill
     event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
 
 

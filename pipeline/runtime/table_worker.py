@@ -46,7 +46,6 @@ from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
 from pipeline.runtime.restore import Restorer
-from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.table import Table
@@ -152,10 +151,12 @@ class TableWorker(Generic[V]):
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
         self._heavy = HeavyBatches()
-        self._standstill = Standstill(surroundings.monotonic_s)
+        self._standstill = surroundings.standstill(surroundings.monotonic_s)
         self._offsets = FalseOffsets(each.topic for each in stage.lanes if each.role in OPEN_ROLES)
         # The last of them in each partition until it is committed; nearly always there is none.
         self._stepped_over: dict[TopicPartitionKey, int] = {}
+        # Where partitions go on of which nothing else is to be handled: for the next transaction.
+        self._empty: dict[TopicPartitionKey, int] = {}
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
         self._alone = False
         self._held_next = True
@@ -255,6 +256,12 @@ class TableWorker(Generic[V]):
             if self._batch and not self._commits.busy:
                 self._submit()
             self._consumer.poll(0)
+        if not (self._batch or self._under_way):
+            self._empty = self._standstill.empty_now(self._positions)
+            self._pass_empty()
+        while self._under_way and self._monotonic_s() < deadline:
+            self._take_outcome(self._commits.wait(0.05))
+            self._consumer.poll(0)
         _log.info("%s drained", self._spec.name)
 
     # One turn of the loop -----------------------------------------------------------------------
@@ -280,6 +287,8 @@ class TableWorker(Generic[V]):
                 or self._policy.due(batch.records, age_ms, waiting_input)
             ):
                 self._submit()
+        elif batch is None and self._empty and not self._commits.busy:
+            self._pass_empty()
         if self._monotonic_s() - self._flushed_s > FLUSH_INTERVAL_S:
             self._flushed_s = self._monotonic_s()
             self._table.flush()
@@ -385,6 +394,7 @@ class TableWorker(Generic[V]):
                 self._consumer.seek(TopicPartition(*tp, position))
         if found:
             self._resume_brought()
+        self._empty.update(self._standstill.take_empty(self._positions))
         return found
 
     def _waits_for(self, tp: TopicPartitionKey) -> bool:
@@ -532,11 +542,24 @@ class TableWorker(Generic[V]):
 
     # Transactions -------------------------------------------------------------------------------
 
+    def _pass_empty(self) -> None:
+        """In a transaction of its own, where nothing else is to be handled. Once: it commits the
+        end of those partitions, and writes to none of them."""
+        if any(self._positions[tp] < end for tp, end in self._empty.items()):
+            metadata = self._consumer.consumer_group_metadata()
+            self._batch = Batch(metadata, self._monotonic_s())
+            self._submit()
+        self._empty = {}
+
     def _submit(self) -> None:
         batch = self._batch
         if batch is None:
             return
         self._batch = None
+        for tp, end in self._empty.items():
+            if self._positions[tp] < end:
+                batch.passes(tp, end)
+        self._empty = {}
         self._under_way = batch
         self._table.seal()
         self._table_offsets = {}
@@ -582,6 +605,7 @@ class TableWorker(Generic[V]):
 
     def _rewind(self) -> None:
         """Back to the last committed positions; nothing prepared or buffered survives."""
+        self._empty = {}
         self._table.discard()
         self._batch = None
         self._let_go_of_held()
@@ -703,6 +727,7 @@ class TableWorker(Generic[V]):
         self._epoch += 1
         self._table.discard()
         self._batch = None
+        self._empty = {}
         self._under_way = None
         self._let_go_of_held()
         self._too_large.clear()

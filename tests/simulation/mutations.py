@@ -141,6 +141,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "has_ahead(_key(tp))])",
     ),
     Mutation(
+        "where nothing lies a position goes on, and never back",
+        f"{RUNTIME}/table_worker.py",
+        "            if self._positions[tp] < end:\n                batch.passes(tp, end)\n",
+        "            batch.passes(tp, end)\n",
+        ("tests/unit/test_engine_turns.py",),
+    ),
+    Mutation(
         "after an abort the requests are read again",
         f"{RUNTIME}/gateway_worker.py",
         "            self._rewind()\n            return\n        for",

@@ -31,6 +31,7 @@ from tests.simulation.gateway_adapter import SimGateway
 from tests.simulation.ledger import SimLedger
 from tests.simulation.log import Cluster, Intent
 from tests.simulation.plan import Fault, Plan
+from tests.simulation.quiet import SimStandstill
 from tests.simulation.shared import QUIET, shared_codec
 from tests.simulation.threads import SimEvent, SimLoop, SimQueue, SimThread
 from tests.simulation.violation import Violation
@@ -181,6 +182,7 @@ class Workers:
 
     def _surroundings(self, slot: Slot, process: Process) -> Surroundings:
         cluster, faults = self.cluster, slot.client_faults
+        quiet: Any = SimStandstill
 
         def sleep(seconds: float) -> None:
             process.step("sleep")
@@ -200,6 +202,7 @@ class Workers:
             queue=lambda: SimQueue(process),
             event_loop=lambda: SimLoop(process),
             has_brokers=False,
+            standstill=lambda _monotonic_s: quiet(cluster, process),
         )
 
     def _worker(self, slot: Slot, process: Process, stop: SimEvent) -> Callable[[], None]:

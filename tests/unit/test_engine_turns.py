@@ -57,6 +57,169 @@ def append_request(
     member.append(topic, key_of(order_id), request, partition=partition, age_ms=age_ms)
 
 
+# Where nothing lies ------------------------------------------------------------------------------
+
+
+class KnowsEnds:
+    """A standstill watch that knows up to where nothing lies that a reader is handed."""
+
+    is_due = True
+
+    def __init__(self, *ends: dict[tuple[str, int], int]) -> None:
+        self.ends = list(ends)
+
+    def take(self, *_: object) -> list[Any]:
+        return []
+
+    def take_empty(self, _positions: object) -> dict[tuple[str, int], int]:
+        return self.ends.pop(0) if self.ends else {}
+
+    empty_now = take_empty
+
+
+def test_a_payments_worker_commits_where_nothing_lies_once(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a transaction's marker: with what there is to commit, else by itself. A flow that is
+    idle comes to rest."""
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, restore_slices=1)
+    orders, results = (flow.topic("orders"), 0), (flow.topic("gateway-results"), 0)
+    worker._turn()
+    worker._standstill = KnowsEnds({results: 2})
+    for _ in range(3):
+        worker._turn()
+    assert [(work.offsets, work.moves, work.outputs) for work in commits.works] == [
+        ({results: 2}, True, [])
+    ]
+    commits.end(Outcome.COMMITTED)
+    worker._turn()
+    append_order(flow, member, "o1")
+    worker._standstill.ends = [{results: 3}]
+    worker._turn()
+    assert [work.offsets for work in commits.works[1:]] == [{orders: 1, results: 3}]
+    commits.end(Outcome.COMMITTED)
+    for _ in range(3):
+        worker._turn()
+    assert len(commits.works) == 2
+    assert worker._positions[results] == 3
+
+
+def test_a_payments_worker_is_not_taken_back_by_what_was_found_before(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has handled more of the partition since."""
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, restore_slices=1)
+    orders = flow.topic("orders"), 0
+    worker._turn()
+    for order_id in ("o1", "o2"):
+        append_order(flow, member, order_id)
+    worker._turn()
+    worker._standstill = KnowsEnds({orders: 1})
+    worker._turn()
+    commits.end(Outcome.COMMITTED)
+    due = flow.encode("payment-due", flow.due(flow.order("o1")))
+    tier = next(lane for lane in flow.stage().lanes if lane.delay_ms is not None)
+    member.append(tier.topic, key_of("o1"), due, age_ms=tier.delay_ms or 0)
+    for _ in range(3):
+        worker._turn()
+    assert [work.offsets for work in commits.works] == [{orders: 2}, {(tier.topic, 0): 1}]
+
+
+def test_a_payments_worker_reads_again_where_such_a_transaction_fails(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, restore_slices=1)
+    results = flow.topic("gateway-results"), 0
+    worker._turn()
+    worker._standstill = KnowsEnds({results: 2})
+    worker._turn()
+    commits.end(Outcome.ABORTED)
+    worker._turn()
+    assert worker._positions[results] == 0
+    worker._turn()
+    assert len(commits.works) == 1
+
+
+def test_a_payments_worker_that_leaves_commits_where_nothing_lies(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, commits = Member(), EndsAtOnce()
+    worker = payments_with(flow, member, commits, monkeypatch, restore_slices=1)
+    worker._turn()
+    worker._standstill = KnowsEnds({(flow.topic("gateway-results"), 0): 2})
+    worker._drain()
+    assert [work.offsets for work in commits.works] == [{(flow.topic("gateway-results"), 0): 2}]
+
+
+class EndsAtOnce(Commits):
+    """Each transaction is committed as soon as it is handed over."""
+
+    def submit(self, work: Work) -> None:
+        super().submit(work)
+        self.end(Outcome.COMMITTED)
+
+
+def test_a_gateway_worker_commits_where_nothing_lies_once(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its results, else by itself; a failure of that drops no call."""
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+    requests = flow.topic("payment-requests"), 0
+    worker._standstill = KnowsEnds({requests: 1})
+    worker._turn(fetch=True)
+    worker._turn(fetch=True)
+    prefix = worker._prefixes[0]
+    commits.end(Outcome.ABORTED)
+    worker._turn(fetch=True)
+    assert worker._prefixes[0] is prefix
+    worker._standstill.ends = [{requests: 1}]
+    worker._turn(fetch=True)
+    commits.end(Outcome.COMMITTED)
+    for _ in range(3):
+        worker._turn(fetch=True)
+    assert [(work.offsets, work.moves) for work in commits.works] == [({requests: 1}, True)] * 2
+    assert worker._positions == {0: 1}
+
+
+def test_a_gateway_worker_that_leaves_commits_where_nothing_lies(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, commits = Member(), EndsAtOnce()
+    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+    requests = flow.topic("payment-requests"), 0
+    append_request(flow, member, "o1")
+    while not commits.works:
+        worker._turn(fetch=True)
+    worker._standstill = KnowsEnds({requests: 2})
+    worker._drain()
+    assert [work.offsets for work in commits.works] == [{requests: 1}, {requests: 2}]
+
+
+def test_a_partition_that_comes_back_is_read_on_from_where_nothing_lies(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from behind its last request: what lies there may be deleted by then."""
+    member, commits = Member(), EndsAtOnce()
+    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+    requests = flow.topic("payment-requests"), 0
+    append_request(flow, member, "o1")
+    while not commits.works:
+        worker._turn(fetch=True)
+    worker._standstill = KnowsEnds({requests: 2})
+    worker._turn(fetch=True)
+    worker._turn(fetch=True)
+    assert worker._positions == {0: 2}
+    given = [TopicPartition(*requests)]
+    member.committed[requests] = 2
+    worker._on_revoke(member, given)
+    worker._on_assign(member, given)
+    assert member._positions[requests] == 2
+
+
 # Given partitions --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_END
 
-from pipeline.kafka_wire import Reader
+from pipeline.broker_connection import Refused
+from pipeline.errors import UserError
+from pipeline.kafka_wire import Malformed, Reader
 from pipeline.one_answer import asks_once, one_answer
 from pipeline.record_batch import fetch_batches, read_batch
 from pipeline.runtime import heavy_batches
@@ -393,20 +395,105 @@ def test_who_died_looks_on_when_what_is_kept_has_been_committed(
     assert not no_time
 
 
-def test_who_died_is_given_a_partition_whose_broker_cannot_be_asked(
-    cluster: MockCluster, no_time: HeavyBatches, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+@pytest.fixture
+def died(cluster: MockCluster, monkeypatch: pytest.MonkeyPatch) -> HeavyBatches:
+    """A worker that has died once, and has time for its look."""
+    monkeypatch.setattr(heavy_batches, "AGAIN_S", 0.0)
+    heavy = HeavyBatches()
+    heavy.open(cluster.bootstrap_servers, 1)
+    return heavy
+
+
+class FailsFor:
+    """Does what it stands for after some calls that fail."""
+
+    def __init__(self, does: Any, error: BaseException, times: int) -> None:
+        self._does, self._error, self.left = does, error, times
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            raise self._error
+        return self._does(*args, **more)
+
+
+@pytest.mark.parametrize(
+    "what", ["BrokerConnection", "stable_ends", "fetch_batches", "_Limits.known", "is_heavy"]
+)
+@pytest.mark.parametrize(
+    "error", [OSError("away"), MemoryError("away"), Refused("away", 6), Malformed("away")]
+)
+def test_who_died_is_given_nothing_whatever_keeps_it_from_looking(
+    cluster: MockCluster, died: HeavyBatches, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, what: str, error: BaseException,
+) -> None:  # fmt: skip
+    """For as long as it does, since its client may die there."""
+    put(cluster, HEAVY, GZIP)
+    put(cluster, record_bytes(b"k", b"one"))
+    target = f"{heavy_batches.__name__}.{what}"
+    whole = _Limits.known if "known" in what else getattr(heavy_batches, what)
+    fails = FailsFor(whole, error, 5)
+    failing = fails if "known" not in what else (lambda *args: fails(*args))
+    monkeypatch.setattr(target, failing)
+    died.look({TP: 0})
+    assert fails.left == 4
+    assert died.begin(TP, 0) == OFFSET_END
+    for _ in range(4):
+        died.look_on({TP: 0})
+        assert died.take_moved() == []
+        assert died.bring(lambda _tp: True) == []
+    assert "orders[0]: not looked at from offset 0 on, and not read before it is" in caplog.text
+    assert fails.left == 0
+    assert looked_on(died) == [(TP, 1)]
+    assert all_of(died) == [(0, 0)]
+
+
+def test_who_died_tries_in_vain_less_and_less_often(
+    cluster: MockCluster, no_time: HeavyBatches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try takes a request's time from the other partitions."""
+    now_s = 0.0
+    monkeypatch.setattr(heavy_batches.time, "monotonic", lambda: now_s)
+    fails = FailsFor(None, OSError("away"), 1_000)
+    monkeypatch.setattr(heavy_batches, "BrokerConnection", fails)
+    no_time.look({TP: 0})
+    for _ in range(2_000):
+        now_s += 0.1
+        no_time.look_on({TP: 0})
+    assert 5 <= 1_000 - fails.left <= 16
+
+
+@pytest.mark.parametrize(
+    "error", [Refused("deleted", 1), UserError("by Kerberos only")], ids=["deleted", "no way in"]
+)
+def test_who_died_is_given_what_its_client_is_told_or_nobody_can_look_at(
+    cluster: MockCluster, died: HeavyBatches, monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
 ) -> None:  # fmt: skip
     put(cluster, record_bytes(b"k", b"one"))
-    no_time.look({TP: 0})
-    no_time.begin(TP, 0)
+    monkeypatch.setattr(heavy_batches, "fetch_batches", FailsFor(None, error, 1))
+    died.look({TP: 0})
+    assert died.begin(TP, 0) == 0
+    assert not died
 
-    def refused(*_: object, **__: object) -> None:
-        raise OSError("nobody is there")
 
-    monkeypatch.setattr(heavy_batches, "BrokerConnection", refused)
+def test_who_died_is_given_all_that_is_empty_at_once(
+    cluster: MockCluster, no_time: HeavyBatches
+) -> None:
+    """Each of them took a turn of its own."""
+    names = [f"quiet{n}" for n in range(5)]
+    for name in names:
+        cluster.create_topic(name)
+    put(cluster, record_bytes(b"k", b"one"))
+    quiet = {(name, 0): 0 for name in names}
+    no_time.look({**quiet, TP: 0})
+    for tp in (*quiet, TP):
+        assert no_time.begin(tp, 0) == OFFSET_END
+    no_time.look_on({**quiet, TP: 0})
+    assert dict(no_time.take_moved()) == quiet
+    assert sorted(no_time.take_brought()) == sorted(quiet)
+    assert no_time.begin(TP, 0) == OFFSET_END
     assert looked_on(no_time) == [(TP, 0)]
-    assert "orders[0]: not looked at from offset 0 on: nobody is there" in caplog.text
 
 
 def test_what_was_found_is_kept_where_the_memory_ends(

@@ -90,6 +90,8 @@ class Watch:
         patch.setattr(standstill, "is_silent", self._is_silent)
         self.silent = silent
         self.given: list[int] = []
+        # Where it was last said to go on, since nothing lies before that.
+        self.behind = 0
         self._now_s = 0.0
         self._watch = Standstill(lambda: self._now_s)
         self._watch.open("nowhere:1")
@@ -105,6 +107,8 @@ class Watch:
     ) -> list[int]:
         """What is passed over now; then what lies there is asked for, if the partition stands."""
         self._now_s += after_s
+        # What the look before this one has found: while one asks, it is not known yet.
+        self.behind = self._watch.take_empty({TP: position}).get(TP, self.behind)
         found = self._watch.take({TP: position}, lambda _tp: waits)
         if (asking := self._watch._thread) is not None:
             asking.join(10)
@@ -208,6 +212,52 @@ def test_where_a_reader_is_handed_nothing_nothing_is_passed_over(
     assert watch.given == []
 
 
+MARKER = batch(1, TRANSACTIONAL | CONTROL)
+
+
+@pytest.mark.parametrize(
+    ("broker", "behind"),
+    [
+        (Broker(batch(0, TRANSACTIONAL), MARKER, stable=2, aborted=(0,)), 2),
+        (Broker(batch(0, CONTROL), stable=1), 1),
+        (Broker(compacted_away(), stable=1), 1),
+        (Broker(stable=0), 0),
+        (Broker(batch(0, TRANSACTIONAL), stable=0), 0),
+        # What is to be read may be what the client is silent about.
+        (Broker(batch(0, CONTROL), batch(1), stable=2), 0),
+    ],
+    ids=["aborted", "marker", "compacted away", "nothing", "open transaction", "then a record"],
+)
+def test_a_position_goes_on_where_nobody_is_handed_anything(
+    patch: pytest.MonkeyPatch, broker: Broker, behind: int
+) -> None:
+    """Else it would be before the begin of the log once that is deleted."""
+    watch = Watch(patch, broker, silent=False)
+    watch.looks()
+    assert watch.behind == behind
+    assert Watch(patch, broker)._watch.empty_now({TP: 0}) == ({TP: behind} if behind else {})
+
+
+def test_a_position_goes_on_only_from_where_it_was_asked_about(patch: pytest.MonkeyPatch) -> None:
+    broker = Broker(batch(0), MARKER, stable=2)
+    watch = Watch(patch, broker, silent=False)
+    while not broker.asked:
+        watch.look(1)
+    watch.look(0)
+    assert watch.behind == 0
+
+
+def test_a_position_goes_on_only_over_what_was_seen_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Not over what lay there at an earlier look: the log may have been cut off since."""
+    broker = Broker(batch(0, CONTROL), batch(1), stable=2)
+    watch = Watch(patch, broker, silent=False)
+    watch.looks()
+    broker.log = []
+    broker.stable = 0
+    watch.looks()
+    assert watch.behind == 0
+
+
 def test_another_batch_the_second_time_may_have_come_just_now(patch: pytest.MonkeyPatch) -> None:
     broker = Broker(batch(), stable=1)
     watch = Watch(patch, broker)
@@ -253,11 +303,11 @@ def test_a_long_tail_of_aborted_records_is_read_once(patch: pytest.MonkeyPatch) 
     watch = Watch(patch, broker)
     for _ in range(12):
         broker.answers = 2
-        assert watch.look() == []
+        assert watch.look(watch.behind) == []
     assert broker.asked == [0, 1, 2, 3, 4, 5, 6]
     broker.log.append(batch(7))
     broker.stable, broker.answers = 8, 1_000
-    assert watch.looks()[:1] == [7]
+    assert watch.looks(watch.behind)[:1] == [7]
 
 
 # Where leaders do not answer ---------------------------------------------------------------------
