@@ -230,6 +230,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/unit/test_engine_workers.py",),
     ),
     Mutation(
+        "a record is compared with the log where it is not the next",
+        f"{RUNTIME}/table_worker.py",
+        "                if expected != record.offset and not self._is_in_its_place(record):\n",
+        "                if False:\n",
+        ("tests/unit/test_engine_turns.py",),
+    ),
+    Mutation(
+        "what is the next is known by the heads of the batches",
+        f"{RUNTIME}/false_offsets.py",
+        "        return offset == max(following, batch.first_offset)\n",
+        "        return True\n",
+        ("tests/unit/test_false_offsets.py",),
+    ),
+    Mutation(
+        "a batch whose records give false offsets is gone around",
+        f"{RUNTIME}/heavy_batches.py",
+        "        elif gives_false_offsets(batch):\n",
+        "        elif False:\n",
+        ("tests/unit/test_heavy_batches.py",),
+    ),
+    Mutation(
         "card numbers are masked in the dead letters",
         f"{RUNTIME}/dead_letters.py",
         "masked = None if value is None else mask_card_numbers(value)",
@@ -466,6 +487,28 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/unit/test_late_words.py",),
     ),
     Mutation(
+        "what is heard too late is told though no request comes",
+        f"{RUNTIME}/gateway_worker.py",
+        "            if self._words.are_due or not (fetch or self._tracked):\n",
+        "            if False:\n",
+        ("tests/unit/test_late_words.py",),
+    ),
+    Mutation(
+        "what is told by itself carries an offset, so that it fences",
+        f"{RUNTIME}/gateway_worker.py",
+        "        batch.offsets[self._stage.topic, partition] = self._positions[partition]\n",
+        "",
+        ("tests/unit/test_late_words.py",),
+    ),
+    Mutation(
+        "an answer for which there is no room is asked about again",
+        f"{PROCESSORS}/settlement.py",
+        "    then = _not_taken(known, left, result, now_ms, policy)\n"
+        "    return then if made.payment is None else followed(made, then)\n",
+        "    return made\n",
+        ("tests/unit/test_refund_without_room.py",),
+    ),
+    Mutation(
         "a contradiction leaves a letter",
         f"{PROCESSORS}/settlement.py",
         "        return contradictory(payment, result, now_ms)\n    if (\n",
@@ -485,6 +528,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pipeline/domain/commands.py",
         "            if is_of_another(payment, attempt, reference_of(command)):\n",
         "            if False:\n",
+        ("tests/unit/test_processors_commands.py",),
+    ),
+    Mutation(
+        "no operation is resolved by another id than its gateway told",
+        "pipeline/domain/commands.py",
+        "            if is_known_otherwise(attempt, reference_of(command)):\n",
+        "            if False:\n",
+        ("tests/unit/test_processors_commands.py",),
+    ),
+    Mutation(
+        "an id is taken in spite of that from a person who insists, and from no other",
+        "pipeline/domain/commands.py",
+        "        if command.override != OVERRIDE_REFERENCE:\n",
+        "        if command.override is None:\n",
         ("tests/unit/test_processors_commands.py",),
     ),
     Mutation(
@@ -659,6 +716,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "new = [event for event in events if event.event_id not in places]",
         "new = list(events)",
         (1, 9, 17, 25),
+    ),
+    Mutation(
+        "a decision about a payout is published with what it made of it",
+        "producers/ledger_events.py",
+        "            for role, key, noun in companions:\n",
+        "            for role, key, noun in ():\n",
+        (1, 9),
     ),
     Mutation(
         "what came back from where it had been paid to is taken from the bank",

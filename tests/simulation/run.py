@@ -77,6 +77,7 @@ def _coders(avro: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         "payment",
         "audit-entry",
         "ledger-event",
+        "payout",
     )
     return (
         {name: codec.decoder(name) for name in names},
