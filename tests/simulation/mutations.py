@@ -701,7 +701,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "pipeline/domain/payouts.py",
         "    if act == APPROVE and same_person(actor, payout.created_by):\n",
         "    if False:\n",
-        (1, 9),
+        (1, 25),
     ),
     Mutation(
         "a payout that is decided and not booked has taken its funds",
@@ -715,21 +715,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         "producers/ledger_events.py",
         "new = [event for event in events if event.event_id not in places]",
         "new = list(events)",
-        (1, 9, 17, 25),
+        (1, 25, 49, 73),
     ),
     Mutation(
         "a decision about a payout is published with what it made of it",
         "producers/ledger_events.py",
         "            for role, key, noun in companions:\n",
         "            for role, key, noun in ():\n",
-        (1, 9),
+        (1, 25),
     ),
     Mutation(
         "what came back from where it had been paid to is taken from the bank",
         "pipeline/domain/payouts.py",
         "debit, credit = (bank if payout.state == PAID else in_transit), available",
         "debit, credit = in_transit, available",
-        (1, 9, 17, 25),
+        (1, 25, 49, 73),
     ),
     Mutation(
         "seals go on where the last one stands",
