@@ -103,9 +103,9 @@ MIXES = {
         partitions=(2, 3, 3, 4), booked_s=20.0, keyless=15,
     ),
     "short": Mix(
-        87, 89, 93, 94, 95, 97, 98, 99, repeated=3, notices=(0,) * 12 + (1, 2),
+        89, 91, 94, 95, 96, 97, 98, 99, repeated=3, notices=(0,) * 12 + (1, 2),
         payments_workers=(1, 1, 2, 2), gateway_workers=(1, 1, 2, 2),
-        records_max=(4_000, 4_000, 4_000, 4_000, 4_000, 4_000, 50, 7), other_pace=0.12,
+        records_max=(4_000, 4_000, 4_000, 4_000, 4_000, 4_000, 50, 7), other_pace=0.06,
         partitions=(2, 2, 3, 3), booked_s=45.0, keyless=6,
     ),
 }  # fmt: skip
