@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 
-from tests.simulation.plan import FAULTS_MIN, draw
+from tests.simulation.plan import FAULTS_MIN, MIXES, draw, mix_of
 from tests.simulation.run import Result, Simulation, run_plan
-from tests.simulation.seeds import failed_seeds, remember
+from tests.simulation.seeds import Drawn, failed_seeds, remember
 from tests.simulation.shrink import shrink
 
 TRACE_LINES_MAX = 120
@@ -27,18 +27,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to run")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="run this one alone and print its trace")
+    parser.add_argument("--mix", choices=sorted(MIXES), help="of what orders, else by its number")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--failed", action="store_true", help="only those that have failed before")
     parser.add_argument("--coverage", action="store_true", help="print the branch coverage")
     parser.add_argument("--no-shrink", action="store_true", help="print a failure as it is")
     options = parser.parse_args(argv)
     if options.seed is not None:
-        return _one(options.seed, shrinks=not options.no_shrink)
-    seeds: list[int] = list(range(options.first, options.first + options.seeds))
+        drawn = options.seed, options.mix or mix_of(options.seed)
+        return _one(drawn, shrinks=not options.no_shrink)
+    numbers = range(options.first, options.first + options.seeds)
+    seeds: list[Drawn] = [(seed, options.mix or mix_of(seed)) for seed in numbers]
     if options.failed:
         seeds = failed_seeds()
     elif not options.coverage:
-        seeds = [*failed_seeds(), *(seed for seed in seeds if seed not in failed_seeds())]
+        seeds = [*failed_seeds(), *(drawn for drawn in seeds if drawn not in failed_seeds())]
     if options.coverage:
         from tests.simulation.coverage_report import print_coverage
 
@@ -58,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         fewest = min(fewest or 10**9, sum(result.faults.values()))
         if result.violation is not None:
             failures.append(result)
-            print(f"seed {result.seed}: {result.violation}", flush=True)
+            print(f"seed {result.seed} ({result.mix}): {result.violation}", flush=True)
     seconds = time.monotonic() - began_s
     print(
         f"{runs} seeds, {orders} orders, {sum(faults.values())} faults of {len(faults)} kinds "
@@ -69,18 +72,19 @@ def main(argv: list[str] | None = None) -> int:
     for fault, count in sorted(faults.items()):
         print(f"  {count:8} {fault}")
     for result in failures[:1]:
-        _one(result.seed, shrinks=not options.no_shrink)
+        _one((result.seed, result.mix), shrinks=not options.no_shrink)
     for result in failures:
-        remember(result.seed, str(result.violation))
+        remember((result.seed, result.mix), str(result.violation))
     return 1 if failures else 0
 
 
-def _run(seeds: Sequence[int], processes: int) -> Iterator[Result]:
+def _run(seeds: Sequence[Drawn], processes: int) -> Iterator[Result]:
     if processes < 2:
-        yield from (_enough_faults(run_plan(draw(seed))) for seed in seeds)
+        yield from (_enough_faults(run_plan(draw(*drawn))) for drawn in seeds)
         return
-    # What every run needs is made once, before the processes part.
+    # What runs need is made once, before the processes part: by one of each kind.
     run_plan(draw(0))
+    run_plan(draw(1))
     gc.collect()
     gc.freeze()
     # One that ends is replaced alone: none waits for the slowest.
@@ -89,8 +93,8 @@ def _run(seeds: Sequence[int], processes: int) -> Iterator[Result]:
         yield from pool.imap_unordered(_result_of, seeds)
 
 
-def _result_of(seed: int) -> Result:
-    simulation = Simulation(draw(seed))
+def _result_of(drawn: Drawn) -> Result:
+    simulation = Simulation(draw(*drawn))
     _MADE.append(simulation)
     return _enough_faults(simulation.run())
 
@@ -102,8 +106,9 @@ def _enough_faults(result: Result) -> Result:
     return result
 
 
-def _one(seed: int, *, shrinks: bool) -> int:
-    plan = draw(seed)
+def _one(drawn: Drawn, *, shrinks: bool) -> int:
+    seed, mix = drawn
+    plan = draw(seed, mix)
     result = run_plan(plan, traced=True)
     if result.violation is None:
         print(f"seed {seed}: every promise kept ({sum(result.faults.values())} faults)")
@@ -120,7 +125,7 @@ def _one(seed: int, *, shrinks: bool) -> int:
     print("trace (simulated seconds):")
     for line in result.trace[-TRACE_LINES_MAX:]:
         print(f"  {line}")
-    print(f"again: make simulate ARGS='--seed {seed}'")
+    print(f"again: make simulate ARGS='--seed {seed} --mix {mix}'")
     return 1
 
 

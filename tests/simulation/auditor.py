@@ -48,6 +48,7 @@ class Auditor:
             topics["dead-letters"]: self._letter,
             topics["audit"]: self._audit_entry,
             topics["ledger-events"]: self._decision,
+            topics["payouts"]: self._payout,
         }
         self._decode_event = decoders["payment-event"]
         self._decode_settlement = decoders["settlement"]
@@ -57,6 +58,7 @@ class Auditor:
         self._decode_payment = decoders["payment"]
         self._decode_entry = decoders["audit-entry"]
         self._decode_decision = decoders["ledger-event"]
+        self._decode_payout = decoders["payout"]
         self.payouts = PayoutBooks()
         self.money = Money()
         self.stories = Stories(self._orders)
@@ -197,12 +199,19 @@ class Auditor:
         self.stories.told(self._decode_event(record.value or b""), record.timestamp_ms)
 
     def _audit_entry(self, partition: Partition, record: Record) -> None:
-        entry = json.loads(self._decode_entry(record.value or b"")["detail"])
-        if "command_id" in entry:
-            self._said[entry["command_id"], entry["outcome"]] += 1
+        entry = self._decode_entry(record.value or b"")
+        if entry["subject"].startswith("payout/"):
+            self.payouts.audited(entry)
+            return
+        detail = json.loads(entry["detail"])
+        if "command_id" in detail:
+            self._said[detail["command_id"], detail["outcome"]] += 1
 
     def _decision(self, partition: Partition, record: Record) -> None:
         self.payouts.decided(self._decode_decision(record.value or b""))
+
+    def _payout(self, partition: Partition, record: Record) -> None:
+        self.payouts.stands(record.key, self._decode_payout(record.value or b""))
 
     def _settlement(self, partition: Partition, record: Record) -> None:
         settlement = self._decode_settlement(record.value or b"")

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.simulation.seeds import Drawn
+
 MEASURED = (
     "pipeline/processors",
     "pipeline/domain/card_attempts.py",
@@ -36,7 +38,7 @@ MEASURED = (
 )
 
 
-def print_coverage(seeds: Iterable[int]) -> None:
+def print_coverage(seeds: Iterable[Drawn]) -> None:
     """Run the seeds under coverage and print a line for each module."""
     import coverage
 
@@ -58,7 +60,7 @@ def print_coverage(seeds: Iterable[int]) -> None:
     from tests.simulation.plan import draw
     from tests.simulation.run import run_plan
 
-    for seed in seeds:
-        run_plan(draw(seed))
+    for seed, mix in seeds:
+        run_plan(draw(seed, mix))
     measure.stop()
     measure.report(file=sys.stdout, show_missing=False)

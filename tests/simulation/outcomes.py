@@ -132,6 +132,9 @@ class Outcomes:
             wanted = ("captured",) if order.capture_method == "automatic" else ("authorized",)
             if order.commands:
                 wanted = self._after_commands(order, wanted)
+            if self._stories.of(order.order_id).types["inquiry_exhausted"]:
+                # Lost twice, with questions that failed: a person may have to say that it was.
+                wanted = (*wanted, "failed")
         elif self._must_fail(order):
             wanted = ("failed",)
             if order.has("cancel"):

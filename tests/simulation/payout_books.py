@@ -1,7 +1,8 @@
 """What payouts must come to, known without the code that decides about them.
 
-Told of what was received, of each decision as readers of the topic see it, and of what the bank was
-handed and did. Looks at the ledger's rows by its own SQL.
+Told of what was received, of each decision and what is published with it (the payout as it stands,
+the audit's entry) as readers of the topics see them, and of what the bank was handed and did. Looks
+at the ledger's rows by its own SQL.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class PayoutBooks:
         self._created: dict[str, dict[str, Any]] = {}
         self._creators: dict[str, str] = {}
         self._approvers: dict[str, str] = {}
+        # What is published with a decision, by its number: markers of one transaction land apart,
+        # so it may be seen before the decision and after it.
+        self._rows: dict[int, tuple[str, str, int, str, int, str, str, str]] = {}
+        self._entries_told: dict[int, tuple[str, str, str, str]] = {}
         # At the bank: what left, and what of it came back.
         self._messages: set[str] = set()
         self._out: dict[str, tuple[str, int]] = {}
@@ -67,6 +72,27 @@ class PayoutBooks:
             self._creators[payout_id] = event["actor"]
         elif kind == "payout_approved":
             self._approvers[payout_id] = event["actor"]
+
+    def stands(self, key: bytes | None, payout: Mapping[str, Any]) -> None:
+        """A payout as it stands after a decision can be read in the topic."""
+        merchant, sequence = payout["merchant_id"], payout["sequence"]
+        if sequence in self._rows:
+            raise Violation("payout_told_twice", f"{payout['payout_id']} after {sequence}")
+        if key != f"{merchant}:{payout['currency']}".encode():
+            raise Violation("payout_wrongly_keyed", f"{payout['payout_id']} under {key!r}")
+        self._rows[sequence] = (
+            payout["payout_id"], payout["state"], payout["version"], merchant,
+            payout["amount_minor"], payout["created_by"], payout["approved_by"], payout["actor"],
+        )  # fmt: skip
+
+    def audited(self, entry: Mapping[str, Any]) -> None:
+        """An entry about a payout can be read in the audit."""
+        detail = json.loads(entry["detail"])
+        if detail["decision"] in self._entries_told:
+            raise Violation("payout_audited_twice", f"{entry['subject']} {detail['decision']}")
+        self._entries_told[detail["decision"]] = (
+            entry["subject"], entry["action"], entry["actor"], detail["state"],
+        )  # fmt: skip
 
     def is_told(self, payout_id: str, kind: str) -> bool:
         return kind in self._kinds.get(payout_id, ())
@@ -135,8 +161,41 @@ class PayoutBooks:
                     raise Violation("payout_not_the_banks", f"{payout_id} {state}, not {wanted}")
             elif state not in ("created", "approved", "withdrawn"):
                 raise Violation("payout_not_the_banks", f"{payout_id} {state}, the bank has none")
+        self._rows_and_audit()
         self._entries(connection)
         self._seals(connection)
+
+    def _rows_and_audit(self) -> None:
+        """Each decision about a payout has its row in the topic and its entry in the audit, which
+        say what it made of the payout and who made it."""
+        versions: Counter[str] = Counter()
+        approvers: dict[str, str] = {}
+        rows: dict[int, tuple[str, str, int, str, int, str, str, str]] = {}
+        entries: dict[int, tuple[str, str, str, str]] = {}
+        # In their order: ``decided`` takes no other.
+        for event in self._events.values():
+            kind, actor = event["kind"], event["actor"]
+            if kind not in STATES:
+                continue
+            payout_id = json.loads(event["body"])["payout_id"]
+            versions[payout_id] += 1
+            if kind == "payout_approved":
+                approvers[payout_id] = actor
+            created = self._created[payout_id]
+            # One that is withdrawn stands as what came back does: its funds are available again.
+            state = "returned" if kind == "payout_withdrawn" else STATES[kind]
+            rows[event["sequence"]] = (
+                payout_id, state, versions[payout_id], created["merchant_id"],
+                created["amount_minor"], self._creators[payout_id],
+                approvers.get(payout_id, ""), actor,
+            )  # fmt: skip
+            entries[event["sequence"]] = (f"payout/{payout_id}", kind, actor, state)
+        if self._rows != rows:
+            raise Violation("payouts_not_the_decisions", _differing(self._rows, rows))
+        if self._entries_told != entries:
+            raise Violation(
+                "payout_audit_not_the_decisions", _differing(self._entries_told, entries)
+            )
 
     def _entries(self, connection: Connection) -> None:
         """Each decision that moves money has its entry, once, and the reverse."""
@@ -190,6 +249,14 @@ class PayoutBooks:
         count = connection.execute(text("SELECT count(*) FROM journal_entries")).scalar_one()
         if sealed != count:
             raise Violation("not_all_sealed", f"{sealed} of {count} entries")
+
+
+def _differing(found: Mapping[int, Any], wanted: Mapping[int, Any]) -> str:
+    return ", ".join(
+        f"{number}: {found.get(number)}, not {wanted.get(number)}"
+        for number in sorted({*found, *wanted})
+        if found.get(number) != wanted.get(number)
+    )
 
 
 def _plain(name: str) -> str:

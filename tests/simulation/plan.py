@@ -62,6 +62,56 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """What the orders of a seed are: up to which of a hundred one leads which life (the rest is bad
+    input), how many are published again, how often a gateway tells of each operation.
+
+    And what else makes a run longer, in how many of four seeds: more workers, transactions of few
+    records, a quick or impatient pace."""
+
+    plain: int
+    many_turns: int
+    trouble: int
+    declined: int
+    waiting: int
+    commanded: int
+    conflict: int
+    hurried: int
+    repeated: int
+    notices: tuple[int, ...]
+    payments_workers: tuple[int, ...]
+    gateway_workers: tuple[int, ...]
+    records_max: tuple[int, ...]
+    other_pace: float
+    partitions: tuple[int, ...]
+    # How late the ledger's worker is told at most of what there is to book.
+    booked_s: float
+    # Of how many of a hundred seeds the first gateway knows no keys.
+    keyless: int
+
+
+# One seed of so many is rich. In the others most orders lead the short life (order, charge,
+# settlement) and a few any other: what defends the log meets as many faults, for half the work.
+RICH_EVERY = 11
+# And one has payouts, whose decisions take as long as two other seeds.
+PAYOUTS_EVERY = 24
+MIXES = {
+    "rich": Mix(
+        23, 45, 68, 74, 82, 92, 95, 97, repeated=8, notices=(0, 0, 0, 1, 2),
+        payments_workers=(1, 2, 2, 3), gateway_workers=(1, 2, 2, 3),
+        records_max=(4_000, 4_000, 50, 7), other_pace=0.25,
+        partitions=(2, 3, 3, 4), booked_s=20.0, keyless=15,
+    ),
+    "short": Mix(
+        89, 91, 94, 95, 96, 97, 98, 99, repeated=3, notices=(0,) * 12 + (1, 2),
+        payments_workers=(1, 1, 2, 2), gateway_workers=(1, 1, 2, 2),
+        records_max=(4_000, 4_000, 4_000, 4_000, 4_000, 4_000, 50, 7), other_pace=0.06,
+        partitions=(2, 2, 3, 3), booked_s=45.0, keyless=6,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Pace:
     """How long things take. ``call_s``: a call to a broker, and ``fetch_s``: what was written until
     it is read, at most; ``inquiry_s``: until the first question about an outcome, of which
@@ -85,6 +135,7 @@ class Plan:
     seed: int
     orders: tuple[OrderPlan, ...]
     faults: tuple[Fault, ...]
+    mix: str = "rich"
     partitions: int = 3
     payments_workers: int = 2
     gateway_workers: int = 2
@@ -114,36 +165,42 @@ class Plan:
         return replace(self, orders=orders, faults=faults)
 
 
-def draw(seed: int) -> Plan:
-    """The plan of a seed."""
+def mix_of(seed: int) -> str:
+    return "short" if seed % RICH_EVERY else "rich"
+
+
+def draw(seed: int, mix: str | None = None) -> Plan:
+    """The plan of a seed; ``mix``: another one of its orders than its number says."""
     random = Random(f"{seed}/plan")
-    count = ORDERS_MIN
-    orders = tuple(_counted(_order(random, number), number) for number in range(count))
-    payments_workers = random.choice((1, 2, 2, 3))
-    gateway_workers = random.choice((1, 2, 2, 3)) if payments_workers > 1 else 2
+    name = mix_of(seed) if mix is None else mix
+    drawn = MIXES[name]
+    orders = tuple(_counted(_order(random, number, drawn), number) for number in range(ORDERS_MIN))
+    payments_workers = random.choice(drawn.payments_workers)
+    gateway_workers = random.choice(drawn.gateway_workers) if payments_workers > 1 else 2
     plan = Plan(
         seed=seed,
+        mix=name,
         orders=orders,
         faults=(),
-        partitions=random.choice((2, 3, 3, 4)),
+        partitions=random.choice(drawn.partitions),
         payments_workers=payments_workers,
         gateway_workers=gateway_workers,
         risk_workers=random.choice((1, 1, 1, 2)),
         skews_s=tuple(round(random.uniform(-2.4, 2.4), 2) for _ in range(8)),
         retention_s=random.choice((86_400.0, 86_400.0, 86_400.0, 600.0)),
-        idempotent=random.random() > 0.15,
-        records_max=random.choice((4_000, 4_000, 50, 7)),
+        idempotent=random.random() * 100 > drawn.keyless,
+        records_max=random.choice(drawn.records_max),
         avro=seed % 8 == 0,
-        payouts=seed % 8 == 1,
+        payouts=seed % PAYOUTS_EVERY == 1,
     )
-    return replace(plan, faults=_faults(random, plan), pace=_pace(random))
+    return replace(plan, faults=_faults(random, plan), pace=_pace(random, drawn))
 
 
-def _pace(random: Random) -> Pace:
-    made = Pace(nervous=random.random() < 0.25)
-    if random.random() < 0.25:
+def _pace(random: Random, mix: Mix) -> Pace:
+    made = Pace(nervous=random.random() < mix.other_pace)
+    if random.random() < mix.other_pace:
         made = replace(made, **_QUICK_BROKERS)  # type: ignore[arg-type]
-    if random.random() < 0.25:
+    if random.random() < mix.other_pace:
         made = replace(made, **_IMPATIENT)  # type: ignore[arg-type]
     return made
 
@@ -166,22 +223,22 @@ def _counted(order: OrderPlan, number: int) -> OrderPlan:
     return order
 
 
-def _order(random: Random, number: int) -> OrderPlan:
+def _order(random: Random, number: int, mix: Mix) -> OrderPlan:
     # In bursts, so that transactions are of several orders.
     at_s = random.randrange(BURSTS) * ACTIVE_S * 0.7 / BURSTS + random.random() * 0.05
     amount_minor = random.randrange(100, 100_000)
     plain = OrderPlan(
-        number, at_s, amount_minor, Script(SUCCEED, notices=random.choice((0, 0, 0, 1, 2)))
+        number, at_s, amount_minor, Script(SUCCEED, notices=random.choice(mix.notices))
     )
-    if random.random() < 0.08:
+    if random.random() * 100 < mix.repeated:
         plain = replace(plain, copies=tuple(random.uniform(0, 20) for _ in range(2)))
-    kind = random.random()
-    if kind < 0.23:
+    kind = random.random() * 100
+    if kind < mix.plain:
         return plain
-    if kind < 0.45:
+    if kind < mix.many_turns:
         return draw_life(random, plain)
     script = plain.script
-    if kind < 0.68:
+    if kind < mix.trouble:
         # Trouble on the way to the gateway, and some in the questions about it.
         script = replace(
             script,
@@ -192,7 +249,7 @@ def _order(random: Random, number: int) -> OrderPlan:
             ),
         )
         return replace(plain, script=script)
-    if kind < 0.74:
+    if kind < mix.declined:
         outcome = random.choice(
             (
                 dict.fromkeys(GATEWAYS, f"decline:{random.choice(FINAL_DECLINES)}"),
@@ -202,7 +259,7 @@ def _order(random: Random, number: int) -> OrderPlan:
         )
         transport = (random.choice(TRANSPORT),) if random.random() < 0.4 else ()
         return replace(plain, script=replace(script, outcome=outcome, transport=transport))
-    if kind < 0.82:
+    if kind < mix.waiting:
         outcome = {
             MAIN: random.choice(
                 ("pending_succeed", "pending_decline", "action_succeed", "action_late",
@@ -216,11 +273,11 @@ def _order(random: Random, number: int) -> OrderPlan:
                 script, outcome=outcome, transport=transport, pending_s=random.uniform(1, 45)
             ),
         )
-    if kind < 0.92:
+    if kind < mix.commanded:
         return _with_commands(random, plain)
-    if kind < 0.95:
+    if kind < mix.conflict:
         return replace(plain, conflict_at_s=random.uniform(0.0, 30.0))
-    if kind < 0.97:
+    if kind < mix.hurried:
         return replace(plain, pay_within_s=random.uniform(0.5, 40.0), script=replace(
             script, transport=tuple(random.choice(TRANSPORT) for _ in range(2))
         ))  # fmt: skip

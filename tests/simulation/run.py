@@ -37,6 +37,7 @@ class Result:
     """``violation``: the broken promise, if one was. ``faults``: what struck, by kind."""
 
     seed: int
+    mix: str = ""
     violation: Violation | None = None
     faults: Counter[str] = field(default_factory=Counter)
     trace: list[str] = field(default_factory=list)
@@ -77,6 +78,7 @@ def _coders(avro: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         "payment",
         "audit-entry",
         "ledger-event",
+        "payout",
     )
     return (
         {name: codec.decoder(name) for name in names},
@@ -88,7 +90,7 @@ class Simulation:
     def __init__(self, plan: Plan, *, traced: bool = False) -> None:
         self.plan = plan
         self._traced = traced
-        self.result = Result(plan.seed, orders=len(plan.orders))
+        self.result = Result(plan.seed, plan.mix, orders=len(plan.orders))
         self.world = World(str(plan.seed))
         self.cluster = Cluster(self.world)
         self.cluster.call_s_max = plan.pace.call_s

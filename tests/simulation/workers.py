@@ -30,7 +30,7 @@ from tests.simulation.gateway import GatewayBooks
 from tests.simulation.gateway_adapter import SimGateway
 from tests.simulation.ledger import SimLedger
 from tests.simulation.log import Cluster, Intent
-from tests.simulation.plan import Fault, Plan
+from tests.simulation.plan import MIXES, Fault, Plan
 from tests.simulation.quiet import SimStandstill
 from tests.simulation.shared import QUIET, shared_codec
 from tests.simulation.threads import SimEvent, SimLoop, SimQueue, SimThread
@@ -108,7 +108,7 @@ class Workers:
         slot.client_faults.on_fired = lambda what: self._fired(what, slot.name)
         if slot.stage == "ledger":
             # What comes within some seconds is booked at once.
-            slot.client_faults.fetch_s_max = 20.0
+            slot.client_faults.fetch_s_max = MIXES[self.plan.mix].booked_s
         self.slots[name] = slot
         self.launch(slot)
         return slot
