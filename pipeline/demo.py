@@ -52,12 +52,11 @@ FOLDER_PREFIX = "paystream-demo-"
 OWNER_FILE = "owner.json"
 
 # The demo's payments must not wait for minutes: on one machine clocks agree, calls are local, and
-# first tiers of less than a second show several retries and inquiries within the demo's patience.
+# tiers of two seconds show a retry and an inquiry within the demo's patience.
 PACE: dict[str, Any] = {
-    # One worker a stage: more lanes are more topics' logs to make and more markers to write.
-    "partitions": 3,
-    "retry_delay_ms": 500,
-    "inquiry_delay_ms": 750,
+    "partitions": 6,
+    "retry_delay_ms": 1_000,
+    "inquiry_delay_ms": 1_500,
     "call_timeout_ms": 2_000,
     "gateway_grace_ms": 500,
     "send_within_ms": 20_000,

@@ -67,9 +67,7 @@ hanging_min = 100
 silent_ms = 60000
 slow_ms = 60000
 """
-# Longer than the demo's: of thousands of orders at once some wait longer than any of its own.
-WAITS = {"call_timeout_ms": 5_000, "retry_delay_ms": 1_000, "inquiry_delay_ms": 1_500}
-PARTITIONS = 6
+CALL_TIMEOUT_MS = 5_000
 # Fewer are over before a broker's second compiler would pay.
 SHORT_ORDERS = 1_000
 # What the simulator takes of a charge, so that its fees are the ones that are expected.
@@ -128,7 +126,7 @@ def carried(
     seed: int,
     faults: str = "",
     parts: int = PARTS,
-    partitions: int = PARTITIONS,
+    partitions: int = PACE["partitions"],
 ) -> Iterator[Carried]:
     """Carry the sample and ``count`` generated orders through a flow of its own in ``folder``.
     ``faults``: a plan's name or file, if not ``RATES``."""
@@ -137,7 +135,7 @@ def carried(
     plan.write_text(json.dumps({"rates": RATES}))
     routes.write_text(PATIENCE)
     settings = load_settings(
-        **{**PACE, **WAITS, "partitions": partitions},
+        **{**PACE, "call_timeout_ms": CALL_TIMEOUT_MS, "partitions": partitions},
         routes_file=str(routes), state_dir=folder,
     )  # fmt: skip
     with LocalFlow(

@@ -21,7 +21,7 @@ from benchmarks.books.agreement import (
     due_day,
     reconciler_of,
 )
-from benchmarks.books.carried import PARTITIONS, PARTS, RATES, Carried, Say, carried
+from benchmarks.books.carried import PARTS, RATES, Carried, Say, carried
 from benchmarks.books.damaged_gateway import damage_gateway
 from benchmarks.books.damaged_ledger import damage_ledger
 from benchmarks.books.damaged_reports import damaged_reports
@@ -35,6 +35,7 @@ from benchmarks.books.findings import (
     compare_counts,
 )
 from benchmarks.machine import Machine
+from pipeline.demo import PACE
 from pipeline.domain.money import format_amount
 from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.gateways.simulator.faults import DEFAULT_FAULTS
@@ -67,7 +68,7 @@ def prove(
     folder: Path | None = None,
     faults: str = "",
     parts: int = PARTS,
-    partitions: int = PARTITIONS,
+    partitions: int = PACE["partitions"],
 ) -> Proof:
     """WrongRun when undamaged books do not agree, or a damage is not found by name at its place."""
     began_s = time.monotonic()
