@@ -41,7 +41,7 @@ test-long: install ## The tests that take over half a minute each, which CI runs
 	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m long $(ARGS)
 
 unit: install ## The fast tests only (seconds)
-	.venv/bin/python -m pytest -q -n 2 -m "not slow" tests/unit $(ARGS)
+	.venv/bin/python -m tests.fast $(ARGS)
 
 check: install ## Format, lint, types, layers, schemas and the fast tests
 	.venv/bin/ruff format --check .
@@ -49,7 +49,7 @@ check: install ## Format, lint, types, layers, schemas and the fast tests
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/paystream schemas check
-	.venv/bin/python -m pytest -q -n 2 -m "not slow" tests/unit $(ARGS)
+	.venv/bin/python -m tests.fast $(ARGS)
 
 simulate: install ## Run SEEDS=200 seeds of the simulation; ARGS='--seed 7' replays one
 	@.venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)

@@ -254,7 +254,7 @@ class Demo:
             if now_s - moved_s > STALLED_S_MAX:
                 self.say(f"Nothing has moved for {STALLED_S_MAX:.0f} s; judging what is there")
                 return
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def wrong(self, report: Report) -> list[str]:
         """What this run knows beyond the audit: what it published and what a subscriber saw."""

@@ -14,6 +14,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -278,6 +279,8 @@ class LocalFlow:
     _restarted_s: dict[str, float] = field(default_factory=dict)
     # Of the webhooks, for this run alone; empty where none are sent.
     _notice_secret: str = ""
+    # What starts beside the broker; a flow that is closed in the middle of it waits until it has.
+    _beside: ThreadPoolExecutor | None = None
 
     def _start(self) -> None:
         from pipeline.embedded.kafka import start_kafka
@@ -290,29 +293,35 @@ class LocalFlow:
         make_folder(s.state_dir, "state")
         had_transactions = any((s.state_dir / "kafka").glob(f"broker-*/log/{TRANSACTION_LOG}-*"))
         # This machine's own broker asks for nothing, whatever a production cluster does.
-        self.settings = s = s.model_copy(update={"kafka": {}})
+        s = s.model_copy(update={"kafka": {}})
         use_access({})
+        if "webhooks" in self.workers:
+            s = s.model_copy(update={"webhook_port": s.webhook_port or free_ports(1)[0]})
+            self._notice_secret = f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
+        self.settings = s
+        # Neither simulators nor books need the broker, whose start is mostly waited for.
+        beside = self._beside = ThreadPoolExecutor(2)
+        simulators = beside.submit(self._start_simulators)
+        # There before the first worker, so that an audit finds it from the beginning; and a
+        # database that cannot be had is told here.
+        books = beside.submit(lambda: open_ledger(s.books_url()).dispose())
         self.kafka = start_kafka(
             s.state_dir / "kafka",
             heap_mb=s.broker_heap_mb,
             on_progress=self.say,
             die_with_parent=True,
             jvm_flags=self.jvm_flags,
-            # The first look for timed-out transactions had better not come while a broker that was
-            # killed still starts: their markers would be lost (see pipeline/hanging), to be written
-            # afterwards. Nor much later: for offsets that such a transaction holds up, a worker
-            # waits 30 s.
+            # The first look for timed-out transactions had better not come while a broker that
+            # was killed still starts: their markers would be lost (see pipeline/hanging), to be
+            # written afterwards. Nor much later: for offsets that such a transaction holds up,
+            # a worker waits 30 s.
             extra_config={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000"},
         )
+        simulators.result()
+        books.result()
         if self.kafka.started_here and had_transactions:
             # Before a worker: its next transaction would end what hangs from before like itself.
             self._end_what_hangs()
-        if "webhooks" in self.workers:
-            s = s.model_copy(update={"webhook_port": s.webhook_port or free_ports(1)[0]})
-            self._notice_secret = f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
-        self.settings = s
-        for name in self.gateways:
-            self._start_simulator(name, self.simulator_port if not self.simulators else 0)
         plain = self.gateways == ("simulator",) and "webhooks" not in self.workers
         several = {} if plain else simulated(self.simulators, self._notice_secret)
         self.settings = s = s.model_copy(
@@ -329,9 +338,6 @@ class LocalFlow:
         self.say(f"Applying {len(catalogue.topics)} topics of {s.partitions} partitions")
         provision(s.bootstrap_servers, catalogue)
         write_atomically(_partitions_file(s), f"{s.partitions}\n")
-        # There before the first worker, so that an audit finds it from the beginning; and a
-        # database that cannot be had is told here.
-        open_ledger(s.books_url()).dispose()
         self.say("Starting workers: " + ", ".join(f"{n} {st}" for st, n in self.workers.items()))
         self.running = Workers(
             s, self.workers, node_id=s.node_id or "local", log_file=self.log_file
@@ -421,6 +427,10 @@ class LocalFlow:
             if len(found) > HANGING_SHOWN:
                 self.say(f"and {len(found) - HANGING_SHOWN} more of these")
 
+    def _start_simulators(self) -> None:
+        for name in self.gateways:
+            self._start_simulator(name, self.simulator_port if not self.simulators else 0)
+
     def _start_simulator(self, name: str, port: int) -> None:
         from pipeline.gateways.configured import WITHOUT_NOTICES
         from pipeline.gateways.simulator import start_simulator
@@ -467,17 +477,22 @@ class LocalFlow:
 
         if self.announce:
             (self.settings.state_dir / RUNNING_FILE).unlink(missing_ok=True)
+        if self._beside is not None:
+            self._beside.shutdown(cancel_futures=True)
         clean = True
         if self.running is not None:
             clean = self.drained = self.running.stop()
             self.running = None
             if not clean:
                 self.say("Not every worker drained in time; the next start resumes what it left")
+        # All at once: each takes a moment to end.
         for simulator in self.simulators.values():
-            stop_simulator(simulator)
-        self.simulators, self.simulator = {}, None
+            simulator.process.terminate()
         if self.kafka is not None:
             if self.kafka.started_here:
                 stop_kafka(self.kafka)
             self.kafka = None
+        for simulator in self.simulators.values():
+            stop_simulator(simulator)
+        self.simulators, self.simulator = {}, None
         return clean

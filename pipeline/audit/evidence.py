@@ -396,6 +396,7 @@ class Evidence:
 
     def __init__(self, catalogue: Catalogue, codec: Codec) -> None:
         self.catalogue = catalogue
+        judged = judged_roles(catalogue)
         self.payments: dict[bytes, PaymentEvidence] = {}
         self.odd: dict[tuple[str, int, int], OddInput] = {}
         self.dead_letters: list[DeadLetter] = []
@@ -403,13 +404,13 @@ class Evidence:
         self.decisions: dict[str, DecisionSeen] = {}
         self.redriven: list[RedrivenInput] = []
         self.findings = Findings()
-        self.records: dict[str, int] = dict.fromkeys(judged_roles(catalogue), 0)
+        self.records: dict[str, int] = dict.fromkeys(judged, 0)
         self._partitions = catalogue["orders"].partitions
         self._roles = {spec.name: role for role, spec in catalogue.topics.items()}
         self._decoders = {
             role: codec.decoder(spec.schema)
             for role, spec in catalogue.topics.items()
-            if spec.schema is not None and role in judged_roles(catalogue)
+            if spec.schema is not None and role in judged
         }
         folds: dict[str, Callable[[PaymentEvidence, LogRecord, dict[str, Any]], None]] = {
             "order": self._order,
@@ -426,7 +427,7 @@ class Evidence:
             role: self._due(role) if spec.schema == "payment-due" else folds[spec.schema]
             for role, spec in catalogue.topics.items()
             if spec.schema is not None
-            and role in judged_roles(catalogue)
+            and role in judged
             and role not in KEYED_OTHERWISE
             and role not in _OF_OPERATORS
         }

@@ -23,8 +23,8 @@ from topics.catalogue import TopicSettings, build_catalogue
 
 # What somebody has to end, whom nobody can hurry.
 _NAMED_WAITS = frozenset({"waits_for_a_person", "waits_for_the_customer"})
-# Between two looks at a flow that is still busy.
-POLL_S = 1.0
+# Between two looks at a flow that is still busy, if they take less.
+POLL_S = 0.25
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,8 @@ Apache Kafka's own jars, held to committed sha256 sums, on any Java 17 or newer.
 
 from __future__ import annotations
 
-import base64
 import json
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from pipeline.embedded.kafka_config import (
     log4j_properties,
     server_properties,
 )
+from pipeline.embedded.kept_format import META, KeptFormat, kafka_uuid
 from pipeline.embedded.ports import free_ports, is_free
 from pipeline.embedded.processes import ProcessIdentity
 from pipeline.errors import UserError
@@ -244,7 +243,7 @@ def _lost_a_port(stopped: Sequence[BrokerProcess]) -> bool:
 def _start(starter: _Starter, down: Sequence[BrokerProcess], timeout_s: float) -> None:
     for broker in down:
         starter.prepare(broker)
-    _format(starter, [b for b in down if not (b.folder / "log" / "meta.properties").exists()])
+    _format(starter, [b for b in down if not (b.folder / "log" / META).exists()])
     try:
         for broker in down:
             broker.command = starter.command_of(broker.ports)
@@ -258,9 +257,17 @@ def _start(starter: _Starter, down: Sequence[BrokerProcess], timeout_s: float) -
 
 
 def _format(starter: _Starter, brokers: Sequence[BrokerProcess]) -> None:
+    kept = KeptFormat(starter.jars, starter.features)
+    if kept.is_there() and starter.classes.flags():
+        for broker in brokers:
+            log_dir = broker.folder / "log"
+            kept.put(log_dir, cluster_id=broker.cluster_id, node_id=broker.node_id)
+        return
     # The classes it loads are most of those that a broker loads until it serves.
     with starter.classes.made_by_a_run() as flags:
         _format_at_once(starter, brokers, flags)
+    for broker in brokers[:1]:
+        kept.keep(broker.folder / "log")
 
 
 def _format_at_once(
@@ -275,7 +282,7 @@ def _format_at_once(
     try:
         for broker, identity in begun:
             ended = processes.wait_ended(identity, 60.0)
-            if not ended or not (broker.folder / "log" / "meta.properties").exists():
+            if not ended or not (broker.folder / "log" / META).exists():
                 logs = processes.last_lines([broker.folder / "format.log"])
                 raise UserError(f"Could not format Kafka's folder {broker.folder}.{logs}")
     finally:
@@ -290,9 +297,7 @@ def _cluster(data_dir: Path, brokers: int) -> _Cluster:
             BrokerPorts(node_id=i + 1, port=ports[2 * i], controller_port=ports[2 * i + 1])
             for i in range(brokers)
         )
-        # Kafka's own form of a UUID; one that begins with a dash would read as an option.
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        cluster = _Cluster(f"p{cluster_id[1:]}" if cluster_id[0] == "-" else cluster_id, nodes)
+        cluster = _Cluster(kafka_uuid(), nodes)
         _write_cluster(data_dir, cluster)
         return cluster
     cluster = _read_cluster(path)

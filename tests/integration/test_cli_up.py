@@ -144,6 +144,7 @@ def test_a_day_with_up(cli: Cli) -> None:
         stopped_clean(cli, up)
 
 
+@pytest.mark.long
 def test_what_no_client_of_ours_would_write_is_refused_and_holds_up_nobody(cli: Cli) -> None:
     """A header that is not UTF-8, some kilobytes that unfold to more than the client's default
     bound, and some to more than any of ours: each has its letter, and the order behind them is

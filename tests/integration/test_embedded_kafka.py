@@ -69,9 +69,11 @@ def test_records_survive_a_restart_without_a_network(
     kafka: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped and started again beside another cluster, offline, it has its records and port, and
-    its classes from the archive that a start before it has left."""
+    its classes from the archive that a start before it has left. That one has left what its folder
+    was formatted with as well: no program is run for it."""
     first = start(data_dir)
     assert first.started_here
+    assert not (first.brokers[0].folder / "format.log").exists()
     assert first.bootstrap_servers != kafka
     create_topic(first.bootstrap_servers, "kept")
     produce(first.bootstrap_servers, "kept", b"a", b"b")

@@ -134,6 +134,7 @@ def test_a_worker_dies_of_one_once_and_its_successor_passes_it(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_gets_beyond_many_that_are_too_much_in_one_answer(
     flow: EngineFlow, topic_prefix: str
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.house import TOP
 
-# Written in pieces, or this file would find itself.
+# Written in pieces, or this file would find itself. Each begins with letters, which are found many
+# times as fast as a place between two characters: what may not stand before them is asked behind.
 FORBIDDEN = {
     "a path of one machine": [r"/wo" r"rk/", r"/tmp/" r"plan", r"/ro" r"ot/", r"/home/" r"\w+/"],
     "the host of a package registry": [
@@ -22,11 +23,12 @@ FORBIDDEN = {
         r"proxy\." r"golang",
     ],
     "notes that are not in the repository": [
-        r"\b(?:DE" r"SIGN|FA" r"CTS|ST" r"YLE|CON" r"TRACT)\.md",
-        r"(?<![\w/])shar" r"ed/",
+        *(rf"{name}\.md" for name in ("DESIGN", "FACTS", "STYLE", "CONTRACT")),
+        r"shar" r"ed/(?<![\w/].{7})",
     ],
     "who or what wrote it": [
-        r"\b(?:A" r"I|LL" r"M)\b",
+        r"A" r"I\b(?<!\w.{2})",
+        r"LL" r"M\b(?<!\w.{3})",
         r"(?i)clau" r"de",
         r"(?i)anthro" r"pic",
     ],
