@@ -28,6 +28,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{RUNTIME}/partition_offsets.py",
         "isolation_level=IsolationLevel.READ_UNCOMMITTED,",
         "isolation_level=IsolationLevel.READ_COMMITTED,",
+        ("tests/unit/test_partition_offsets.py",),
     ),
     Mutation(
         "no input is read before the restoration is whole",
