@@ -226,9 +226,10 @@ def test_the_ledger_goes_on_behind_it(
 
 
 def test_the_ledger_passes_over_nothing_that_the_client_leaves_out(
-    flow: EngineFlow, tmp_path: Path, impatient: None
+    flow: EngineFlow, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end of the log the client calls all of it read."""
+    """At the end of the log the client calls all of it read, long before anybody looks."""
+    monkeypatch.setattr(standstill, "STANDS_S", 8.0)
     one, two = record_bytes(b"k", b"junk"), record_bytes(b"k", b"junk", offset=1)
     produce_raw(flow.bootstrap, flow.topic("settlements"), gzip_members(one, two), GZIP, count=2)
     engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
