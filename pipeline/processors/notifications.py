@@ -15,6 +15,7 @@ from pipeline.domain.lifecycle import (
     CONTRADICTED,
     INQUIRING,
     INQUIRY_DUE,
+    INQUIRY_EXHAUSTED,
     INQUIRY_WAITING,
     MAIN_KINDS,
     OPEN_STATES,
@@ -27,6 +28,7 @@ from pipeline.domain.model import Attempt, GatewayNotification, GatewayResult, P
 from pipeline.domain.payment import (
     CUSTOMER_ACTION_REQUIRED,
     PENDING_CODE,
+    PENDING_CODES,
     UNDECIDED,
     dead_lettered,
     find_attempt,
@@ -131,6 +133,9 @@ def _not_finished(
     else a timer would end what goes on. That the customer is asked may be an old word by then, so
     the gateway is asked which it is.
     """
+    if attempt.state == INQUIRY_EXHAUSTED and attempt.code in PENDING_CODES:
+        # Asked about for as long as it may be, and a person's since: it is no news that it waits.
+        return _STALE
     asks = said.code == CUSTOMER_ACTION_REQUIRED
     followed = attempt.kind in MAIN_KINDS and payment.status in UNDECIDED
     if followed and asks and attempt.code == PENDING_CODE:
