@@ -104,6 +104,7 @@ class CommandSeen(Struct, frozen=True, gc=False):
     gateway: str | None = None
     despite_id: bool = False
     operation_id: str | None = None
+    returned: bool = False
 
 
 class NotificationSeen(Struct, frozen=True, gc=False):
@@ -512,6 +513,7 @@ class Evidence:
                 fields["gateway"],
                 fields["override"] == "reference",
                 fields["operation_id"],
+                fields["decision"] == "returned",
             ),
         )
 

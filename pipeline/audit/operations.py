@@ -107,13 +107,17 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
         return any(n.type == "dispute" and n.gateway == gateway for n in notices)
     said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.own_notifications]
     if settlement.movement == "refund_failed":
+        refused = {command_id for command_id, _ in payment.rejected_commands}
         return any(
             r.gateway == gateway
             and r.operation_id == settlement.operation_id
             and r.outcome not in ("succeeded", "not_sent", None)
             for r in said
         ) or any(
-            c.type == "resolve" and c.operation_id == settlement.operation_id
+            c.type == "resolve"
+            and c.returned
+            and c.operation_id == settlement.operation_id
+            and c.command_id not in refused
             for c in payment.commands
         )
     return any(

@@ -10,7 +10,8 @@ from typing import Final
 
 from pipeline.domain.lifecycle import CAPTURE, REFUND, VOID, has_succeeded
 from pipeline.domain.model import Attempt, Payment
-from pipeline.domain.payment import parent_of
+from pipeline.domain.payment import gateway_profile, parent_of
+from pipeline.domain.policy import Policy
 from pipeline.domain.reversals import CAME_BACK
 
 # Code of an attempt that succeeded by a person's word.
@@ -45,6 +46,37 @@ def is_of_another(payment: Payment, attempt: Attempt, reference: str | None) -> 
         and (each.operation_id, each.attempt) != (attempt.operation_id, attempt.attempt)
         for each in payment.attempts
     )
+
+
+def is_shared(payment: Payment, attempt: Attempt, reference: str | None, policy: Policy) -> bool:
+    """Whether a gateway whose notices carry its own id alone tells an id of this operation that
+    another one has. Nobody could say which of the two such a notice is about, so there each
+    operation has an id of its own, also a void, and one that ended without success."""
+    return (
+        gateway_profile(policy, attempt.gateway).notices_by_own_id
+        and reference not in (None, attempt.gateway_reference)
+        and any(
+            (each.gateway, each.gateway_reference) == (attempt.gateway, reference)
+            for each in payment.attempts
+        )
+    )
+
+
+def is_shared_with_earlier(payment: Payment, attempt: Attempt) -> bool:
+    """Whether another operation had the gateway's id of this one before: by a person's word, which
+    the notices under the id do not follow."""
+    return any(
+        (each.gateway, each.gateway_reference) == (attempt.gateway, attempt.gateway_reference)
+        and each.updated_at_ms < attempt.updated_at_ms
+        for each in payment.attempts
+    )
+
+
+def taken_id(
+    payment: Payment, attempt: Attempt, reference: str | None, policy: Policy
+) -> str | None:
+    """The id that an operation takes from a word that says neither success nor pending."""
+    return None if is_shared(payment, attempt, reference, policy) else reference
 
 
 def is_known_otherwise(attempt: Attempt, reference: str | None) -> bool:

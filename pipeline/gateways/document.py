@@ -113,11 +113,14 @@ _IDS: Final = """\
 ## Ids
 
 A gateway's own id stands for one movement of money, for good: no two charges, captures or refunds
-have one. A capture may have its authorization's, and a refund that of the charge or capture that
-it gives back. Where a gateway uses an id again, its adapter makes it unique, say by our
-operation's id behind it: in answers, notices and reports alike. A success under the id of another
-movement is a contradiction ([evidence](lifecycle.md#evidence-that-does-not-fit)): nothing is
-booked, and a person who has seen both in the gateway's books resolves it with `--despite-id`.
+have one. Only where notices carry our reference, a capture may have its authorization's, and a
+refund that of the charge or capture that it gives back. Where they carry nothing but that id
+(`pacific`), each operation has its own, also a void: nobody could say which of two a notice is
+about, and whatever is told under the id of another one is a contradiction. Where a gateway uses an
+id again, its adapter makes it unique, say by our operation's id behind it: in answers, notices and
+reports alike. A success under the id of another movement is a contradiction
+([evidence](lifecycle.md#evidence-that-does-not-fit)): nothing is booked, and a person who has seen
+both in the gateway's books resolves it with `--despite-id`.
 
 """
 

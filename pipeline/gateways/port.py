@@ -20,12 +20,14 @@ Promises of every adapter (``tests/integration/test_gateway_contract.py`` checks
    but ``asyncio.CancelledError``. A cancelled call may have been sent.
 6. ``read_notice`` believes nothing that is not signed by the gateway's scheme, and raises nothing.
 7. A ``gateway_reference`` stands for one movement of money at that gateway for good: no two
-   charges, captures or refunds have one. A capture may have its authorization's, and a refund
-   that of the charge or capture that it gives back: their amounts alone are believed then. It is
-   not blank. Where a gateway uses an id again, its adapter makes it unique (say, by our
-   operation's id behind it), in answers, notices and reports alike, and takes that off in calls.
-   An answer about another key gives no id: that one is somebody else's. Where an answer names a
-   key, whatever it says (also "not found" and a refusal) is believed of that key alone.
+   charges, captures or refunds have one. Only where notices carry our reference, a capture may have
+   its authorization's, and a refund that of the charge or capture that it gives back: their amounts
+   alone are believed then. Where notices carry nothing but that id (``notices_by_own_id`` in the
+   profile), each operation has its own, a void as well. It is not blank. Where a gateway uses an id
+   again, its adapter makes it unique (say, by our operation's id behind it), in answers, notices
+   and reports alike, and takes that off in calls. An answer about another key gives no id: that one
+   is somebody else's. Where an answer names a key, whatever it says (also "not found" and a
+   refusal) is believed of that key alone.
 
 Every code an answer may carry, and what it asks for, is in ``pipeline/domain/normalisation.py``.
 """

@@ -38,6 +38,7 @@ from pipeline.domain.payment import (
     stepped,
 )
 from pipeline.domain.policy import Policy
+from pipeline.domain.references import taken_id
 from pipeline.domain.routing import Route, facts_of, route
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
 from pipeline.processors.reversals import with_successor
@@ -51,9 +52,8 @@ def declined(
     payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int, policy: Policy
 ) -> Decision:
     """The gateway's final no: another gateway may say yes to what was its own trouble."""
-    attempt = replace(
-        attempt, gateway_reference=result.gateway_reference, code=result.code, uncertain_since_ms=0
-    )
+    told = taken_id(payment, attempt, result.gateway_reference, policy)
+    attempt = replace(attempt, gateway_reference=told, code=result.code, uncertain_since_ms=0)
     reason = result.code or DECLINED
     chosen = _after_decline(payment, attempt, now_ms, policy)
     if chosen is not None:

@@ -15,12 +15,12 @@ from pipeline.domain.lifecycle import (
     CONTRADICTED,
     INQUIRING,
     INQUIRY_DUE,
+    INQUIRY_EXHAUSTED,
     INQUIRY_WAITING,
     MAIN_KINDS,
     OPEN_STATES,
     REFUND,
     REQUIRES_CUSTOMER_ACTION,
-    VOID,
     has_succeeded,
 )
 from pipeline.domain.lifecycle import PENDING as ATTEMPT_PENDING
@@ -28,8 +28,8 @@ from pipeline.domain.model import Attempt, GatewayNotification, GatewayResult, P
 from pipeline.domain.payment import (
     CUSTOMER_ACTION_REQUIRED,
     PENDING_CODE,
+    PENDING_CODES,
     UNDECIDED,
-    amount_of,
     dead_lettered,
     find_attempt,
     gateway_profile,
@@ -40,8 +40,9 @@ from pipeline.processors.disputes import process_dispute, with_founded
 from pipeline.processors.failures import declined
 from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import DEAD_LETTER, process_settlement_letter
+from pipeline.processors.pendings import pending
 from pipeline.processors.refused_evidence import FAILED, STALE_RESULT, contradictory
-from pipeline.processors.unknowns import inquire, pending
+from pipeline.processors.unknowns import inquire
 
 UNKNOWN_PAYMENT: Final = "unknown_payment"
 UNKNOWN_ATTEMPT: Final = "unknown_attempt"
@@ -82,16 +83,11 @@ def process_notification(
         detail = f"{notice.gateway} tells of a thing that is neither operation nor dispute"
         return dead_lettered(payment, UNKNOWN_NOTICE, detail, now_ms)
     attempt = find_attempt(payment, notice.operation_id, notice.attempt, notice.gateway)
-    if gateway_profile(policy, notice.gateway).notices_by_own_id:
-        sharing = _sharing(payment, notice)
-        fitting = [each for each in sharing if _fits(payment, each, notice)]
-        if len(sharing) > 1 and len(fitting) != 1:
-            more = f"{len(fitting)} of {len(sharing)} operations under that id have its amount"
-            return contradictory(payment, _as_result(notice, None), now_ms, more)
-        attempt = fitting[0] if fitting else attempt
     if attempt is None or notice.kind != attempt.kind:
-        if notice.outcome == SUCCEEDED:
-            return contradictory(payment, _as_result(notice, None), now_ms)
+        shared = attempt is not None and _has_its_id(attempt, notice, policy)
+        if notice.outcome == SUCCEEDED or (shared and notice.outcome == PENDING):
+            more = f"it says so of a {notice.kind} under another operation's id" if shared else None
+            return contradictory(payment, _as_result(notice, None), now_ms, more)
         detail = f"payment {payment.payment_id} has no such operation at {notice.gateway}"
         return dead_lettered(payment, UNKNOWN_ATTEMPT, detail, now_ms)
     made = _about(payment, attempt, _as_result(notice, attempt), now_ms, policy)
@@ -99,23 +95,10 @@ def process_notification(
     return with_waiting_commands(made, now_ms, policy) if payment.commands else made
 
 
-def _sharing(payment: Payment, notice: GatewayNotification) -> list[Attempt]:
-    """The operations that a notice may be about which carries its gateway's own id alone. Some
-    gateways know captures by the id of their authorization, and refunds by that of their charge:
-    whoever looks that id up finds the newest of them."""
-    return [
-        each
-        for each in payment.attempts
-        if each.tries
-        and (each.gateway, each.kind) == (notice.gateway, notice.kind)
-        and each.gateway_reference == notice.gateway_reference is not None
-    ]
-
-
-def _fits(payment: Payment, attempt: Attempt, notice: GatewayNotification) -> bool:
-    """Whether the amount of a notice is what the operation was to move; a void has none of its own,
-    and where none is told it says nothing."""
-    return attempt.kind == VOID or notice.amount_minor in (0, amount_of(payment, attempt))
+def _has_its_id(attempt: Attempt, notice: GatewayNotification, policy: Policy) -> bool:
+    """Whether a notice was brought to this operation by the gateway's id of it alone."""
+    by_own_id = gateway_profile(policy, notice.gateway).notices_by_own_id
+    return by_own_id and attempt.gateway_reference == notice.gateway_reference
 
 
 def _about(
@@ -150,6 +133,9 @@ def _not_finished(
     else a timer would end what goes on. That the customer is asked may be an old word by then, so
     the gateway is asked which it is.
     """
+    if attempt.state == INQUIRY_EXHAUSTED and attempt.code in PENDING_CODES:
+        # Asked about for as long as it may be, and a person's since: it is no news that it waits.
+        return _STALE
     asks = said.code == CUSTOMER_ACTION_REQUIRED
     followed = attempt.kind in MAIN_KINDS and payment.status in UNDECIDED
     if followed and asks and attempt.code == PENDING_CODE:

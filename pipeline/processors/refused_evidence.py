@@ -11,12 +11,13 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pipeline.domain.answer import SUCCEEDED
+from pipeline.domain.answer import PENDING, SUCCEEDED
 from pipeline.domain.card_numbers import mask_card_number_start
 from pipeline.domain.decision import Decision
 from pipeline.domain.lifecycle import (
     CONTRADICTION_SEEN,
     CONTRADICTORY_EVIDENCE,
+    OPEN_STATES,
     REFUND,
 )
 from pipeline.domain.model import Attempt, GatewayResult, Payment
@@ -82,6 +83,27 @@ def contradictory(
     return refused(payment, result, CONTRADICTORY_EVIDENCE, detail, now_ms)
 
 
+def of_another(
+    payment: Payment, attempt: Attempt, result: GatewayResult, told_of: str, now_ms: int
+) -> Decision:
+    """A word of an operation under an id that is another one's: the operation does not take the id,
+    and what was open is a person's."""
+    if attempt.state in OPEN_STATES:
+        return contradicted(payment, attempt, result, CONTRADICTORY_EVIDENCE, told_of, now_ms)
+    return contradictory(payment, result, now_ms, told_of)
+
+
+def under_shared_id(
+    payment: Payment, attempt: Attempt, result: GatewayResult, now_ms: int
+) -> Decision:
+    """The same, where the gateway's notices carry its own id alone."""
+    told_of = (
+        f"{result.gateway} says that the {attempt.kind} of attempt {attempt.attempt} is "
+        f"{result.outcome} as {result.gateway_reference}, the id of another operation"
+    )
+    return of_another(payment, attempt, result, told_of, now_ms)
+
+
 def refused(
     payment: Payment, result: GatewayResult, cause: str, detail: str, now_ms: int
 ) -> Decision:
@@ -113,5 +135,7 @@ def _said(result: GatewayResult) -> str:
     if result.outcome == SUCCEEDED:
         moved = f"{result.amount_minor} {result.currency[:3]}"
         return f"{about}{SUCCEEDED} {result.gateway_reference} {moved} "
+    if result.outcome == PENDING:
+        return f"{about}{PENDING} {result.gateway_reference} "
     came_back = result.code == RETURNED or (result.outcome, result.kind) == (FAILED, REFUND)
     return f"{about}{RETURNED if came_back else 'declined'} "

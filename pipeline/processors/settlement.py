@@ -92,6 +92,7 @@ from pipeline.processors.failures import (
 )
 from pipeline.processors.late_evidence import came_back, late_evidence, tells_return
 from pipeline.processors.letters import process_request_letter
+from pipeline.processors.pendings import pending
 from pipeline.processors.permit_answers import permit_missing
 from pipeline.processors.permits import is_capped
 from pipeline.processors.refused_evidence import STALE_RESULT, contradictory
@@ -103,7 +104,7 @@ from pipeline.processors.reversals import (
 )
 from pipeline.processors.successes import PAY_BEFORE_PASSED, succeeded
 from pipeline.processors.timers import NOT_YET_DUE, passed_on, process_timer
-from pipeline.processors.unknowns import exhausted, inquire, known_by, pending, uncertain, waiting
+from pipeline.processors.unknowns import exhausted, inquire, known_by, uncertain, waiting
 
 # Causes of dead letters.
 UNKNOWN_PAYMENT: Final = "unknown_payment"

@@ -24,7 +24,6 @@ from pipeline.domain.lifecycle import (
     CAPTURED,
     CHARGE,
     CHARGE_SEEN,
-    CONTRADICTORY_EVIDENCE,
     DEADLINE_PASSED,
     GIVEN_UP,
     LATE_SUCCESS,
@@ -52,19 +51,21 @@ from pipeline.domain.payment import (
     timer_of,
 )
 from pipeline.domain.policy import Policy
-from pipeline.domain.references import is_anothers
+from pipeline.domain.references import is_anothers, is_shared
 from pipeline.domain.reversals import is_released
 from pipeline.domain.unasked_charges import settled_kind
 from pipeline.processors.holds import released_minor
 from pipeline.processors.losses import with_loss
+from pipeline.processors.pendings import CUSTOMER_ACTION_ENDS
 from pipeline.processors.refused_evidence import (
     AMOUNT_MISMATCH,
     contradicted,
     contradictory,
+    of_another,
     refused,
+    under_shared_id,
 )
 from pipeline.processors.reversals import begin_reversal, with_rest
-from pipeline.processors.unknowns import CUSTOMER_ACTION_ENDS
 
 # Kinds of settlements that gateways' words about operations make.
 SETTLED_CAPTURE: Final = "capture"
@@ -90,6 +91,9 @@ def succeeded(
     detail: str | None = None,
 ) -> Decision:
     """An attempt moved the money that it was to move; ``reference`` is the gateway's id of it."""
+    evidence = trigger in (SUCCESS_SEEN, LATE_SUCCESS_SEEN)
+    if evidence and is_shared(payment, attempt, reference, policy):
+        return under_shared_id(payment, attempt, result, now_ms)
     asked_minor = attempt.amount_minor or payment.amount_minor
     if result.amount_minor != asked_minor or result.currency != payment.currency:
         # Money moved, but not the money that was asked for: a person decides what is booked.
@@ -101,15 +105,13 @@ def succeeded(
             attempt = replace(attempt, gateway_reference=reference, code=result.code)
             return contradicted(payment, attempt, result, AMOUNT_MISMATCH, told_of, now_ms)
         return refused(payment, result, AMOUNT_MISMATCH, told_of, now_ms)
-    if trigger in (SUCCESS_SEEN, LATE_SUCCESS_SEEN) and is_anothers(payment, attempt, reference):
+    if evidence and is_anothers(payment, attempt, reference):
         # Somebody resolved another operation by it: what is the gateway's one movement is booked.
         told_of = (
             f"{result.gateway} says that the {attempt.kind} of attempt {attempt.attempt} succeeded "
             f"as {reference}, which another one is booked as"
         )
-        if attempt.state in OPEN_STATES:
-            return contradicted(payment, attempt, result, CONTRADICTORY_EVIDENCE, told_of, now_ms)
-        return contradictory(payment, result, now_ms, told_of)
+        return of_another(payment, attempt, result, told_of, now_ms)
     attempt = replace(attempt, gateway_reference=reference, code=result.code, uncertain_since_ms=0)
     if attempt.kind in MAIN_KINDS:
         if (

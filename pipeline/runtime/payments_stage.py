@@ -37,6 +37,7 @@ from pipeline.domain.records import (
     risk_result_from_record,
     to_record,
 )
+from pipeline.domain.references import is_shared_with_earlier
 from pipeline.domain.risk import REASON_PREFIX
 from pipeline.domain.risk_velocity import velocity_key
 from pipeline.domain.unasked_charges import NO_MERCHANT
@@ -298,13 +299,15 @@ class PaymentsStage:
     def _references_of(self, payment: Payment) -> Iterator[Outgoing]:
         """Whose the gateways' own ids are that this step may have brought, for notices that carry
         nothing else, or the key of somebody else (of a charge nobody asked for). Told again by a
-        later step of the same attempt, which changes nothing."""
+        later step of the same attempt, which changes nothing. Where an id is another operation's
+        as well, by a person's word, its notices stay with the one that had it first."""
         unasked = payment.merchant_id == NO_MERCHANT
         for attempt in payment.attempts:
             if (
                 (unasked or attempt.gateway in self._by_own_id)
                 and attempt.gateway_reference
                 and attempt.updated_at_ms == payment.updated_at_ms
+                and (unasked or not is_shared_with_earlier(payment, attempt))
             ):
                 told = GatewayReference(
                     gateway=attempt.gateway,

@@ -22,6 +22,7 @@ from pipeline.gateways.adapters.legacy import LegacyAdapter
 from pipeline.gateways.adapters.northbank import NorthbankAdapter
 from pipeline.gateways.adapters.pacific import PacificAdapter
 from pipeline.gateways.adapters.simulator import SimulatorAdapter
+from pipeline.gateways.configured import BY_OWN_ID
 from pipeline.gateways.http_adapter import HttpGateway
 from pipeline.gateways.in_process import InProcessGateway, wall_clock_ms
 from pipeline.gateways.port import Gateway
@@ -255,7 +256,9 @@ def test_each_movement_has_an_id_of_its_own_or_that_of_what_it_is_about(
     simulators: dict[str, SimulatorHandle], name: str
 ) -> None:
     """Parts of one amount are told apart, and a refund that came back from the next one: the same
-    id twice is one movement of money, to the payment and to the books."""
+    id twice is one movement of money, to the payment and to the books. Where notices carry nothing
+    else, also a void has one, and nothing that of what it is about."""
+    by_own_id = name in BY_OWN_ID
 
     async def moved(gateway: Gateway, request: PaymentRequest) -> str:
         await done(gateway, request)
@@ -278,7 +281,10 @@ def test_each_movement_has_an_id_of_its_own_or_that_of_what_it_is_about(
                 if kind == "capture":
                     parts[:0] = [a_later(parent, about, "capture", 300) for _ in range(2)]
                 later = [await moved(gateway, part) for part in parts]
-                ids += [about, *(each for each in later if each != about)]
+                ids += [about, *(each for each in later if by_own_id or each != about)]
+            if by_own_id:
+                hold, about = await parent_of(gateway, "void")
+                ids += [about, await moved(gateway, a_later(hold, about, "void", 1_000))]
             assert len(ids) == len(set(ids))
 
     asyncio.run(scenario())

@@ -526,8 +526,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "one movement of a gateway is booked once in a payment",
         f"{PROCESSORS}/successes.py",
-        "    if trigger in (SUCCESS_SEEN, LATE_SUCCESS_SEEN) and "
-        "is_anothers(payment, attempt, reference):\n",
+        "    if evidence and is_anothers(payment, attempt, reference):\n",
         "    if False:\n",
         ("tests/unit/test_processors_commands.py",),
     ),

@@ -346,7 +346,7 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     ),
     _property(
         "a customer who has acted is not timed out",
-        f"{PROCESSORS}/unknowns.py",
+        f"{PROCESSORS}/pendings.py",
         '        changes = {"next_action_url": None, "expires_at_ms": None}\n'
         "        if payment.status",
         "        if payment.status",

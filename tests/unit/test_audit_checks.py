@@ -1160,6 +1160,30 @@ def test_what_a_notice_calls_pending_is_asked_about_before_its_answer_comes() ->
         assert found == broken
 
 
+@pytest.mark.parametrize(
+    ("said", "rule", "found"),
+    [("returned", None, False), ("returned", "refund_must_be_made", True), ("charged", None, True)],
+)
+def test_that_a_refund_came_back_rests_on_a_word_that_says_so(
+    said: str, rule: str | None, found: bool
+) -> None:
+    """A person's word of the same refund that says something else, or was refused, is none."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new", 100)
+    entry_id = payment.commanded("refund", "r-1", 60)
+    payment.refund_failed("r-1", entry_id)
+    flow.remove("gateway-notifications", payment.key)
+    words = {"decision": said, "operation_id": "r-1", "gateway_reference": entry_id}
+    payment.command("resolve", "p-1", **words)
+    if rule is None:
+        payment.command_ids = [*payment.command_ids, "p-1"]
+        payment.step(payment.status, "review_approved")
+    else:
+        payment.rejected("p-1", rule)
+    flow.all_processed()
+    assert ("settlement_without_evidence" in {f.name for f in flow.audit()}) is found
+
+
 @pytest.mark.parametrize("first", ["notice", "result"])
 @pytest.mark.parametrize(("again", "found"), [("ch_9", False), ("ch_8", True)])
 def test_a_contradiction_has_one_letter(first: str, again: str, found: bool) -> None:

@@ -47,6 +47,41 @@ def test_the_first_word_of_pending_is_no_reason_to_ask_a_person(word: GatewayAns
     assert latest(story).state == "inquiry_exhausted"
 
 
+def test_a_person_is_told_once_of_what_stays_pending() -> None:
+    """Notices that it still waits are no news, and it stays a person's to resolve."""
+    story = Story(policy=PATIENT)
+    story.command("cancel")
+    story.flow.answer(yes)
+    asked_until_old(story, PENDING, KEPT_MS)
+    story.flow.answer(PENDING)
+    refund = latest(story).operation_id
+    for code in (None, "customer_action_required"):
+        assert story.notify("pending", refund, code=code).note == "stale_result"
+        assert story.flow.open_requests == []
+    assert story.events.count("inquiry_exhausted") == 1
+    story.notify("succeeded", refund)
+    assert story.money == (500, 500, 500)
+
+
+def test_the_first_word_of_pending_is_news_to_a_person() -> None:
+    """What nobody knew of is asked about once more, and then a person is told once."""
+    story = Story(policy=PATIENT)
+    story.command("cancel")
+    story.flow.answer(yes)
+    while latest(story).state != "inquiry_exhausted":
+        story.flow.run(lambda _: TIMED_OUT)
+        story.flow.advance(HOUR_MS)
+    for _ in range(3):
+        story.notify("pending", latest(story).operation_id)
+        while story.flow.tiers:
+            story.flow.advance(HOUR_MS)
+            story.flow.run(lambda _: TIMED_OUT)
+    assert story.events.count("inquiry_exhausted") == 2
+    known = latest(story).gateway_reference
+    story.command("resolve", "p1", decision="charged", gateway_reference=known)
+    assert story.money == (500, 500, 500)
+
+
 def test_the_first_word_of_pending_may_be_what_ends_it() -> None:
     """The question behind it is answered, and nobody is needed."""
     story = Story(policy=PATIENT)

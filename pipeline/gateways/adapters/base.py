@@ -163,8 +163,9 @@ def about(adapter: str, view: View, request: PaymentRequest) -> GatewayAnswer:
 
 def is_about_another(reference: str | None, request: PaymentRequest) -> bool:
     """Whether an answer without an operation names another key than the one asked: what it says,
-    also that it knows nothing, is about that one. Gateways may leave the key out there."""
-    return reference not in (None, request.idempotency_key)
+    also that it knows nothing, is about that one. Gateways may leave the key out there, or
+    empty."""
+    return bool(reference) and reference != request.idempotency_key
 
 
 def declined_code(adapter: str, view: View) -> str:
