@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from contextlib import closing, suppress
 from datetime import date
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.reconciliation import clearing
+from pipeline.ledger.reconciliation.clearing import counts
 from pipeline.ledger.reconciliation.matching import for_sorting
 from pipeline.ledger.reconciliation.totals import shared
 from tests.support.reconciliation import (
@@ -84,6 +86,23 @@ def test_nothing_reads_the_books_while_matches_are_decided(
     books.report(*(row_of(n, sale) for n, sale in enumerate(sales, 1)))
     assert books.run().cleared == 3
     assert left == [0, 0, 0]
+    engine.dispose()
+
+
+def test_a_run_without_a_temporary_directory_says_what_to_do(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sentence, and nothing is decided."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    engine = open_ledger(url)
+    books = Books(engine)
+    sale = settlement(1)
+    books.settle(sale)
+    books.report(row_of(1, sale))
+    with pytest.raises(UserError, match="no such file or directory; set TMPDIR to a directory"):
+        books.run()
+    with reading(engine) as connection:
+        assert counts(connection) == (1, 0)
     engine.dispose()
 
 
