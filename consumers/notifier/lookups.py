@@ -24,17 +24,19 @@ _Answer = asyncio.Future[list[ResolveResult]]
 
 
 class _Lookup(Struct, eq=False):
+    """A name that is asked for, in one thread or in several: whichever is answered first."""
+
     answer: _Answer
     patience_s: float
     again_at_s: float
-    repeated: bool
 
 
 class Lookups(AbstractResolver):
     """A name server may hang for longer than any delivery waits, or for ever. A lookup that nobody
     waits for any more holds its thread all the same, so who asks for its name again waits for that
-    one, and only after a time another thread asks once more. ``names_max``: how many names may hang
-    at a time; what is beyond is refused. The threads hold up no end of the process.
+    one, and only after a time another thread asks once more. The answer of either is everybody's.
+    ``names_max``: how many names may hang at a time; what is beyond is refused. The threads hold up
+    no end of the process.
     """
 
     def __init__(
@@ -44,41 +46,46 @@ class Lookups(AbstractResolver):
         self._again_s = again_s
         self._again_max = again_max
         self._loop = asyncio.get_running_loop()
-        self._newest: dict[_Asked, _Lookup] = {}
-        self._open: set[_Lookup] = set()
+        self._open: dict[_Asked, _Lookup] = {}
+        # Threads, whether or not their name has its answer: first ones, and those that ask again.
+        self._first = 0
+        self._again = 0
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         asked = (host, port, family)
-        lookup = self._newest.get(asked)
+        now_s = time.monotonic()
+        lookup = self._open.get(asked)
         if lookup is None:
-            if self._count(repeated=False) >= self._names_max:
+            if self._first >= self._names_max:
                 raise OSError(errno.EAGAIN, f"{self._names_max} lookups of names hang already")
-            lookup = self._begin(asked, self._again_s, repeated=False)
-        elif time.monotonic() >= lookup.again_at_s and self._count(repeated=True) < self._again_max:
-            lookup = self._begin(asked, 2 * lookup.patience_s, repeated=True)
+            lookup = _Lookup(self._loop.create_future(), self._again_s, now_s + self._again_s)
+            self._begin(asked, lookup, repeated=False)
+            self._open[asked] = lookup
+        elif now_s >= lookup.again_at_s and self._again < self._again_max:
+            self._begin(asked, lookup, repeated=True)
+            lookup.patience_s *= 2
+            lookup.again_at_s = now_s + lookup.patience_s
         # One delivery that gives up does not end it for the others.
         return await asyncio.shield(lookup.answer)
 
-    def _count(self, *, repeated: bool) -> int:
-        return sum(each.repeated is repeated for each in self._open)
-
-    def _begin(self, asked: _Asked, patience_s: float, *, repeated: bool) -> _Lookup:
-        lookup = _Lookup(
-            self._loop.create_future(), patience_s, time.monotonic() + patience_s, repeated
-        )
+    def _begin(self, asked: _Asked, lookup: _Lookup, *, repeated: bool) -> None:
         try:
             threading.Thread(
-                target=self._look_up, args=(asked, lookup), name="lookup", daemon=True
+                target=self._look_up, args=(asked, lookup, repeated), name="lookup", daemon=True
             ).start()
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, f"no thread to look a name up in: {error}") from error
-        self._newest[asked] = lookup
-        self._open.add(lookup)
-        return lookup
+        self._count(1, repeated=repeated)
 
-    def _look_up(self, asked: _Asked, lookup: _Lookup) -> None:
+    def _count(self, change: int, *, repeated: bool) -> None:
+        if repeated:
+            self._again += change
+        else:
+            self._first += change
+
+    def _look_up(self, asked: _Asked, lookup: _Lookup, repeated: bool) -> None:
         found: list[ResolveResult] | Exception
         try:
             found = _addresses(*asked)
@@ -86,15 +93,20 @@ class Lookups(AbstractResolver):
             found = error
         # The loop may have ended long ago.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._ended, asked, lookup, found)
+            self._loop.call_soon_threadsafe(self._ended, asked, lookup, repeated, found)
 
     def _ended(
-        self, asked: _Asked, lookup: _Lookup, found: list[ResolveResult] | Exception
+        self,
+        asked: _Asked,
+        lookup: _Lookup,
+        repeated: bool,
+        found: list[ResolveResult] | Exception,
     ) -> None:
-        self._open.discard(lookup)
-        if self._newest.get(asked) is lookup:
-            del self._newest[asked]
-        if lookup.answer.cancelled():
+        self._count(-1, repeated=repeated)
+        if self._open.get(asked) is lookup:
+            del self._open[asked]
+        # Given up, or answered by another thread.
+        if lookup.answer.done():
             return
         if isinstance(found, Exception):
             lookup.answer.set_exception(found)
@@ -105,7 +117,7 @@ class Lookups(AbstractResolver):
 
     async def close(self) -> None:
         """Nobody waits any more; the threads end by themselves or with the process."""
-        for lookup in self._open:
+        for lookup in self._open.values():
             lookup.answer.cancel()
 
 

@@ -2,8 +2,9 @@
 
 Both sides come in groups of one (gateway, gateway's own reference, kind). Within a group a row that
 carries our reference belongs to the settlement of that operation and to no other; rows without one
-(disputes) are paired as they happened. Amounts, orders and dates never decide what belongs
-together: amounts only say which of several rows about one settlement it is that agrees with it.
+(disputes) are paired with what those leave, as they happened. Amounts, orders and dates never
+decide what belongs together: amounts only say which of several rows about one settlement it is that
+agrees with it.
 """
 
 from __future__ import annotations
@@ -87,13 +88,26 @@ def pair(
     tolerance: Tolerance = NO_TOLERANCE,
 ) -> Paired:
     """Put together what belongs together of one group; each side is used once. What agrees comes
-    first, so that a corrected row clears what an earlier, wrong one could not."""
+    first, so that a corrected row clears what an earlier, wrong one could not; and of that what
+    names its settlement, wherever it stands in a report."""
     if len(booked) == 1 and len(reported) == 1 and is_same(booked[0], reported[0]):
         return Paired(((booked[0], reported[0]),), (), ())
+
+    def agrees(settled: BookedSide, row: ReportedSide) -> bool:
+        return is_cleared(differences(settled, row, tolerance))
+
     left = sorted(booked, key=lambda each: (each.settled_at_ms, each.settlement_id))
     rows = sorted(reported, key=lambda r: (r.report_date, r.file_id, r.row_number))
-    agreed, rows = _take(left, rows, lambda b, r: is_cleared(differences(b, r, tolerance)))
-    differing, rows = _take(left, rows, lambda _b, _r: True)
+    agreed, rows = _take_named(left, rows, agrees)
+    named = [row for row in rows if row.operation_id]
+    if len(named) < len(rows):
+        # A row that names none leaves what others name, if it can be about anything else.
+        left.sort(key=lambda b: not b.unasked and any(is_same(b, row) for row in named))
+    unnamed, rows = _take(left, rows, agrees)
+    agreed += unnamed
+    differing, rows = _take_named(left, rows, lambda _b, _r: True)
+    unnamed, rows = _take(left, rows, lambda _b, _r: True)
+    differing += unnamed
     rest: list[ReportedSide] = []
     repeated: list[tuple[BookedSide, ReportedSide]] = []
     for row in rows:
@@ -105,6 +119,18 @@ def pair(
         else:
             repeated.append((other, row))
     return Paired((*agreed, *differing), tuple(left), tuple(rest), tuple(repeated))
+
+
+def _take_named(
+    left: list[BookedSide],
+    rows: Sequence[ReportedSide],
+    fits: Callable[[BookedSide, ReportedSide], bool],
+) -> tuple[list[tuple[BookedSide, ReportedSide]], list[ReportedSide]]:
+    """Like ``_take``, of rows that name their settlement by our reference, and so no other."""
+    named = [row for row in rows if row.operation_id]
+    pairs, _ = _take(left, named, lambda b, r: not b.unasked and fits(b, r))
+    taken = {(row.file_id, row.row_number) for _, row in pairs}
+    return pairs, [row for row in rows if (row.file_id, row.row_number) not in taken]
 
 
 def _take(

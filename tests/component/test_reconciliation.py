@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from contextlib import closing, suppress
 from datetime import date
 from pathlib import Path
@@ -19,9 +20,11 @@ from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.reconciliation import clearing
+from pipeline.ledger.reconciliation.clearing import counts
 from pipeline.ledger.reconciliation.matching import for_sorting
 from pipeline.ledger.reconciliation.totals import shared
 from tests.support.reconciliation import (
+    NAMES_NOTHING,
     Books,
     ReconciliationSuite,
     booked_side,
@@ -86,6 +89,23 @@ def test_nothing_reads_the_books_while_matches_are_decided(
     engine.dispose()
 
 
+def test_a_run_without_a_temporary_directory_says_what_to_do(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one sentence, and nothing is decided."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    engine = open_ledger(url)
+    books = Books(engine)
+    sale = settlement(1)
+    books.settle(sale)
+    books.report(row_of(1, sale))
+    with pytest.raises(UserError, match="no such file or directory; set TMPDIR to a directory"):
+        books.run()
+    with reading(engine) as connection:
+        assert counts(connection) == (1, 0)
+    engine.dispose()
+
+
 def test_both_sides_are_read_as_they_were_written(url: str) -> None:
     """Not in the order of an index, which would come to a million rows one by one."""
     engine = open_ledger(url)
@@ -142,6 +162,47 @@ def test_disputes_are_paired_as_they_happened() -> None:
     rows = [reported_side(9, operation_id="", report_date="2023-11-15"),
             reported_side(3, operation_id="")]  # fmt: skip
     assert paired(booked, rows) == ([("first", 3), ("second", 9)], [], [])
+
+
+def test_a_row_without_a_reference_leaves_what_another_row_names() -> None:
+    """Wherever either stands, and although the row that names it has another amount."""
+    booked = [booked_side(settlement_id="a", operation_id="o1"),
+              booked_side(settlement_id="b", operation_id="o2", settled_at_ms=2)]  # fmt: skip
+    for amount_minor in (100, 101):
+        for first, second in ((1, 2), (2, 1)):
+            rows = [
+                reported_side(first, **NAMES_NOTHING),
+                reported_side(second, operation_id="o1", amount_minor=amount_minor),
+            ]
+            pairs, here, there = paired(booked, rows)
+            assert sorted(pairs) == [("a", second), ("b", first)]
+            assert (here, there) == ([], [])
+    both_differ = [reported_side(1, **NAMES_NOTHING, amount_minor=90),
+                   reported_side(2, operation_id="o1", amount_minor=90)]  # fmt: skip
+    assert sorted(paired(booked, both_differ)[0]) == [("a", 2), ("b", 1)]
+
+
+def test_a_row_without_a_reference_can_be_the_one_that_agrees() -> None:
+    """If there is nothing else that it could be about; of two alike the one with a name is."""
+    rows = [reported_side(1, amount_minor=90), reported_side(2, **NAMES_NOTHING)]
+    assert paired([booked_side()], rows) == ([("s", 2)], [], [1])
+    for first, second in ((1, 2), (2, 1)):
+        rows = [reported_side(first, **NAMES_NOTHING), reported_side(second)]
+        assert paired([booked_side()], rows) == ([("s", second)], [], [first])
+        differ = pair([booked_side(amount_minor=90)], rows)
+        assert [row.row_number for _, row in differ.pairs] == [second]
+        assert [row.row_number for _, row in differ.repeated] == [first]
+
+
+def test_a_row_belongs_to_its_operation_before_a_charge_nobody_asked_for() -> None:
+    """That one takes what is left, the earliest first, whatever it names."""
+    nobodys = booked_side(settlement_id="u", operation_id="u", payment_id="u", unasked=True)
+    own = booked_side(settlement_id="own", settled_at_ms=2)
+    for first, second in ((1, 2), (2, 1)):
+        rows = [reported_side(first, **NAMES_NOTHING), reported_side(second)]
+        assert sorted(paired([nobodys, own], rows)[0]) == [("own", second), ("u", first)]
+    rows = [reported_side(1, **NAMES_NOTHING), reported_side(2, operation_id="x")]
+    assert paired([nobodys], rows) == ([("u", 1)], [], [2])
 
 
 def test_the_row_that_agrees_is_the_settlements() -> None:

@@ -102,6 +102,19 @@ def row_of(number: int, settled: Settlement, **changed: Any) -> Clearing:
     return Clearing(**fields)
 
 
+# What a row carries that repeats no reference of ours.
+NAMES_NOTHING: dict[str, Any] = {
+    "payment_id": "", "operation_id": "", "attempt": 0, "merchant_id": "", "order_id": "",
+    "operation_kind": "",
+}  # fmt: skip
+
+
+def refund_under_its_charge(number: int) -> Settlement:
+    """One of several, of a gateway that knows them by the id of their charge."""
+    return settlement(1, kind="refund", amount_minor=-500, operation_id=f"r{number}",
+                      gateway_reference="ch_1", settled_at_ms=SETTLED_MS + number)  # fmt: skip
+
+
 def line_of(number: int, **said: Any) -> BankLine:
     """One penny of a gateway's batch."""
     return BankLine(line_id=str(number), amount_minor=1, currency="GBP", value_date=DAY,
@@ -420,6 +433,39 @@ class ReconciliationSuite(OnEachDatabase):
         # The duplicate is found again although its twin was cleared by an earlier run.
         assert books.run("2023-11-17").cleared == 0
         assert len(books.kinds()) == 7
+
+    @pytest.mark.parametrize("first", [1, 2])
+    def test_a_row_without_our_reference_takes_what_no_row_names(
+        self, books: Books, first: int
+    ) -> None:
+        """Two refunds under their charge's id, one of which its row does not name: both clear,
+        whichever row comes first."""
+        named, other = (refund_under_its_charge(n) for n in (1, 2))
+        books.settle(named, other)
+        rows = [row_of(3 - first, named), row_of(first, other, **NAMES_NOTHING)]
+        books.report(*rows)
+        assert books.run("2023-11-17").cleared == 2
+        assert books.kinds() == []
+        with reading(books.engine) as connection:
+            cleared = connection.execute(
+                text("SELECT row_number, settlement_id FROM cleared_rows")
+            ).all()
+        assert {tuple(each) for each in cleared} == {
+            (3 - first, named.settlement_id), (first, other.settlement_id),
+        }  # fmt: skip
+
+    def test_what_a_row_without_our_reference_has_cleared_stays_so(self, books: Books) -> None:
+        """By an earlier run, when nothing named it: the row that does comes too late."""
+        named, other = (refund_under_its_charge(n) for n in (1, 2))
+        books.settle(named, other)
+        books.report(row_of(1, other, **NAMES_NOTHING))
+        assert books.run().cleared == 1
+        books.report(row_of(2, named))
+        assert books.run("2023-11-17").cleared == 0
+        assert books.kinds() == [
+            ("missing_at_gateway", other.settlement_id, 500),
+            ("missing_here", f"simulator:simulator-{DAY}:2", 500),
+        ]
 
     def test_what_was_refunded_outside_the_gateway_is_missed_in_no_report(
         self, books: Books

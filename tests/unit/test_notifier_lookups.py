@@ -34,23 +34,37 @@ print("ended")
 
 
 class NameServers:
-    """Answers the names it knows, and hangs at the others until ``over``."""
+    """Answers the names it knows, and hangs at the others until ``over``, or at one question for a
+    name for as long as it is held."""
 
     def __init__(self) -> None:
         self.known: set[str] = set()
         self.asked: list[str] = []
         self.over = threading.Event()
+        self._held: dict[tuple[str, int], threading.Event] = {}
+        self._lock = threading.Lock()
         self._resolve = socket.getaddrinfo
 
     def __call__(self, host: str, *rest: object, **more: object) -> object:
-        self.asked.append(host)
-        if host not in self.known:
+        with self._lock:
+            self.asked.append(host)
+            held = self._held.get((host, self.asked.count(host)))
+        if held is not None:
+            held.wait()
+        elif host not in self.known:
             self.over.wait()
+        if host not in self.known:
             raise socket.gaierror(socket.EAI_AGAIN, "no answer")
         return self._resolve("127.0.0.1", *rest, **more)  # type: ignore[arg-type]
 
+    def hold(self, host: str, number: int) -> threading.Event:
+        """The ``number``-th question for a name hangs until the event is set."""
+        return self._held.setdefault((host, number), threading.Event())
+
     def end(self) -> None:
         self.over.set()
+        for held in self._held.values():
+            held.set()
         for thread in threading.enumerate():
             if thread.name == "lookup":
                 thread.join()
@@ -99,6 +113,32 @@ def test_a_name_is_asked_for_again_after_a_time(servers: NameServers) -> None:
 
     asyncio.run(main())
     assert sorted(servers.asked) == ["a.example", "b.example", "b.example"]
+
+
+def test_whichever_lookup_of_a_name_is_answered_serves_all_that_wait(servers: NameServers) -> None:
+    """The first is answered at last while the second hangs on: who waits for either has it, and
+    the name is then asked for as one that never hung. What the second says is nobody's."""
+
+    async def main() -> None:
+        lookups = Lookups(1, again_s=0)
+        second = servers.hold("a.example", 2)
+        early = asyncio.create_task(addresses(lookups, "a.example"))
+        await asyncio.sleep(0)
+        wait_until(lambda: len(servers.asked) == 1, 30, "the first lookup hangs")
+        late = asyncio.create_task(addresses(lookups, "a.example"))
+        await asyncio.sleep(0)
+        wait_until(lambda: len(servers.asked) == 2, 30, "the second one too")
+        servers.known.add("a.example")
+        servers.over.set()
+        async with asyncio.timeout(60):
+            assert await early == await late == [("127.0.0.1", 443)]
+        assert await addresses(lookups, "a.example") == [("127.0.0.1", 443)]
+        second.set()
+        servers.end()
+        assert await addresses(lookups, "a.example") == [("127.0.0.1", 443)]
+
+    asyncio.run(main())
+    assert servers.asked == ["a.example"] * 4
 
 
 def test_lookups_that_hang_are_no_more_than_the_bounds(servers: NameServers) -> None:

@@ -28,7 +28,7 @@ from pipeline.domain.clearing import ClearedRow
 from pipeline.domain.matching import ReportedSide
 from pipeline.domain.reconciliation_decisions import ROWS_MAX
 from pipeline.domain.reconciliation_rules import ReconciliationRules
-from pipeline.errors import UserError
+from pipeline.errors import UserError, why_unread
 from pipeline.ledger.database import reading
 from pipeline.ledger.reconciliation.breaks import Changes, keep
 from pipeline.ledger.reconciliation.findings import (
@@ -94,7 +94,13 @@ class Clearer:
         self._sizes: list[int] = []
 
     def __enter__(self) -> Self:
-        self._kept = TemporaryFile()
+        try:
+            self._kept = TemporaryFile()
+        except OSError as error:
+            raise UserError(
+                f"what matches cannot be kept in a temporary file: {why_unread(error)}; set TMPDIR "
+                "to a directory that can be written to, and run it again."
+            ) from error
         return self
 
     def __exit__(self, *_error: object) -> None:
