@@ -43,7 +43,7 @@ from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
-from pipeline.runtime.work import Outgoing
+from pipeline.runtime.work import Outgoing, TopicPartitionKey
 from pipeline.unreadable import UnreadableBatches, is_unreadable
 from producers.ledger_events import LedgerEvents
 from schemas.codec import Codec
@@ -59,8 +59,6 @@ SETTLEMENT_CONFLICT: Final = "settlement_conflict"
 BATCH_RECORDS_MAX = 2_000
 # A lone settlement waits this long for company; consume() with a long time-out returns late.
 BATCH_AGE_MS_MAX = 100
-# Offsets behind control records are stored when nothing else is, no more often than this.
-IDLE_ADVANCE_S = 5.0
 RETRY_S_MIN, RETRY_S_MAX = 0.1, 5.0
 # A partition that another writer moved is looked at again after this; a rebalance is faster.
 LET_GO_S = 1.0
@@ -201,9 +199,6 @@ class LedgerSink:
         # Counts how often each partition was begun: what was read before a rebalance that took the
         # partition away and gave it back is read again from the database's offset.
         self._terms: dict[int, int] = {}
-        # Ends reached behind the last settlement: control and aborted records.
-        self._reached: dict[int, int] = {}
-        self._advanced_s = 0.0
         # Partitions let go, and when to look at them again.
         self._let_go_until_s: dict[int, float] = {}
         # Messages that came while waiting for a server; they are next.
@@ -233,8 +228,6 @@ class LedgerSink:
                     group_id=self._catalogue.group(STAGE),
                     instance_id=self._instance_id,
                 ),
-                # Tells how far the log is read although control records are never delivered.
-                "enable.partition.eof": True,
                 "on_commit": _on_commit,
                 "logger": _log,
                 **self._consumer_overrides,
@@ -254,6 +247,7 @@ class LedgerSink:
         try:
             while not self._stopping():
                 self._turn()
+            self._book(self._passing(_Batch(), self._standstill.empty_now(self._positions())))
         except _Stopped:
             pass
         finally:
@@ -306,26 +300,37 @@ class LedgerSink:
         messages, self._held = self._held, []
         if not messages:
             messages = self._consumer.consume(self._batch_records_max, timeout=self._batch_age_s)
-        messages = [*messages, *self._pass_over_silent(messages)]
-        batch = self._take(messages)
+        passed, empty = self._pass_over_silent(messages)
+        batch = self._take([*messages, *passed])
         if batch.ends:
             failpoints.hit("ledger.batch_taken")
-        elif self._reached and self._monotonic_s() - self._advanced_s > IDLE_ADVANCE_S:
-            batch.ends = {p: end for p, end in self._reached.items() if end > self._stored[p]}
-            batch.terms = {p: self._terms[p] for p in batch.ends}
-        if batch.ends:
-            self._book(batch)
+        self._book(self._passing(batch, empty))
 
-    def _pass_over_silent(self, messages: list[Any]) -> list[UnreadableBatch]:
-        """What stands for batches of which the client brings nothing, with it put behind them."""
+    def _pass_over_silent(
+        self, messages: list[Any]
+    ) -> tuple[list[UnreadableBatch], dict[TopicPartitionKey, int]]:
+        """What stands for batches of which the client brings nothing, with it put behind them; and
+        up to where nothing lies that anybody is handed."""
         if not self._standstill.is_due:
-            return []
+            return [], {}
         came = {message.partition() for message in messages}
-        positions = {(self._topic, p): offset for p, offset in self._stored.items()}
+        positions = self._positions()
         found = self._standstill.take(positions, lambda tp: tp[1] not in came)
         for each in found:
             self._consumer.seek(TopicPartition(self._topic, each.partition(), each.offset() + 1))
-        return found
+        return found, self._standstill.take_empty(positions)
+
+    def _positions(self) -> dict[TopicPartitionKey, int]:
+        return {(self._topic, partition): offset for partition, offset in self._stored.items()}
+
+    def _passing(self, batch: _Batch, empty: Mapping[TopicPartitionKey, int]) -> _Batch:
+        """With the offsets moved behind control and aborted records where nothing else lies; else
+        a quiet partition's would be before the begin of the log once those are deleted."""
+        for (_, partition), end in empty.items():
+            # What has come since is behind them.
+            if partition not in batch.ends:
+                batch.ends[partition], batch.terms[partition] = end, self._terms[partition]
+        return batch
 
     def _take(self, messages: list[Any]) -> _Batch:
         """Sort what was consumed into entries and refusals."""
@@ -333,7 +338,7 @@ class LedgerSink:
         for message in messages:
             error = message.error()
             partition = message.partition()
-            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+            if error is not None:
                 if is_unreadable(error):
                     self._step_over(message, batch)
                 else:
@@ -343,9 +348,6 @@ class LedgerSink:
             if stored is None:
                 continue  # given back or let go; its next owner reads it from the database's offset
             offset = message.offset()
-            if error is not None:
-                self._reached[partition] = max(offset, stored)
-                continue
             if offset < batch.ends.get(partition, stored):
                 continue
             if type(message) is UnreadableBatch:
@@ -426,16 +428,11 @@ class LedgerSink:
                 return
 
     def _post(self, batch: _Batch) -> None:
-        progress = {}
-        for partition, end in batch.ends.items():
-            # What lies between the last settlement and the end of the log holds nothing to book.
-            end = max(end, self._reached.get(partition, 0))
-            progress[partition] = Progress(self._stored[partition], end)
+        progress = {p: Progress(self._stored[p], end) for p, end in batch.ends.items()}
         started_s = self._monotonic_s()
         posted = self._journal.post(batch.items, progress)
         failpoints.hit("ledger.committed")
-        self._advanced_s = self._monotonic_s()
-        self._metrics.batch_seconds(self._advanced_s - started_s)
+        self._metrics.batch_seconds(self._monotonic_s() - started_s)
         if batch.items:
             oldest_ms = min(
                 batch.messages[item.partition, item.offset].timestamp()[1] for item in batch.items
@@ -443,8 +440,6 @@ class LedgerSink:
             self._metrics.booked_after(max(0.0, self._outside.time_s() - oldest_ms / 1000))
         for partition, moved in progress.items():
             self._stored[partition] = moved.next_offset
-            if self._reached.get(partition, 0) <= moved.next_offset:
-                self._reached.pop(partition, None)
         self._told(posted.posted, posted.duplicates, batch.refused)
         self._commit_to_group(progress)
 
@@ -553,7 +548,7 @@ class LedgerSink:
             if message is None:
                 continue
             failure = message.error()
-            if failure is not None and failure.code() != KafkaError._PARTITION_EOF:
+            if failure is not None:
                 # A batch that cannot be unfolded is told of again when reading goes on.
                 if not is_unreadable(failure):
                     _raise_unless_passing(message, self._topic)
@@ -615,7 +610,6 @@ class LedgerSink:
 
     def _forget(self, partition: int) -> None:
         self._stored.pop(partition, None)
-        self._reached.pop(partition, None)
         self._unreadable.clear()
         self._let_go_until_s.pop(partition, None)
 

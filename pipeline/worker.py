@@ -28,6 +28,7 @@ from pipeline.kafka_access import use_access
 from pipeline.runtime.worker_spec import (
     EXIT_BUG,
     EXIT_LANE_FATAL,
+    EXIT_NO_MEMORY,
     EXIT_USER_ERROR,
     LAST_ERROR,
     SUPERVISOR_PID,
@@ -83,6 +84,9 @@ def main() -> int:
         _log.exception("%s stops before it commits: a bug", spec.name)
         return EXIT_BUG
     except Exception as error:
+        if _is_for_want_of_memory(error):
+            _log.exception("%s leaves, it has not the memory for what it holds", spec.name)
+            return EXIT_NO_MEMORY
         found = kafka_error(error)
         if found is not None and ends_the_client(found):
             # As when another worker of the same node id and slot has joined in its place.
@@ -94,6 +98,11 @@ def main() -> int:
             return EXIT_LANE_FATAL
         raise
     return 0
+
+
+def _is_for_want_of_memory(error: BaseException) -> bool:
+    """Also where the client says that one of its calls has failed, and this is why."""
+    return isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
 
 
 def build_worker(spec: WorkerSpec, stop: threading.Event) -> Callable[[], None]:

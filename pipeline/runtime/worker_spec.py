@@ -20,6 +20,7 @@ SUPERVISOR_PID = "PAYSTREAM_SUPERVISOR_PID"
 
 EXIT_USER_ERROR = 2
 EXIT_LANE_FATAL = 3
+EXIT_NO_MEMORY = 4
 EXIT_BUG = 70
 # Where a worker that exits with EXIT_USER_ERROR leaves its sentence, in its slot's directory.
 LAST_ERROR = "last-error.txt"

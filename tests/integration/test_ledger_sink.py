@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from consumers.ledger_sink import IDLE_ADVANCE_S, LedgerSink
+from consumers.ledger_sink import LedgerSink
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.model import Settlement
@@ -293,7 +293,7 @@ def test_what_cannot_be_booked_is_dead_lettered_and_the_rest_goes_on(
         wait_until(lambda: counts.booked == 2 and len(counts.causes) == 7, WAIT_S, "all handled")
         # Idle, the offsets move behind the control records too, so that retention takes nothing
         # that looks unread.
-        wait_until(lambda: behind(flow, sqlite_engine) == 0, IDLE_ADVANCE_S + 30, "ends stored")
+        wait_until(lambda: behind(flow, sqlite_engine) == 0, WAIT_S, "ends stored")
     causes = [
         "key_mismatch", "not_wire_format", "settlement_conflict",
         "settlement_gateway_reference_must_be_printable", "settlement_kind_must_be_known",

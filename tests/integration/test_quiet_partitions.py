@@ -14,11 +14,14 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from sqlalchemy import select
 
+from consumers.ledger_sink import LedgerSink, NoMetrics
 from consumers.notifier.database import open_callbacks, positions
 from consumers.notifier.endpoints import EndpointFile
 from consumers.notifier.notifier import Notifier
 from consumers.settlement_subscriber import SettlementSubscriber
 from pipeline.audit.verify import Sources, verify
+from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.queries import booked_offsets
 from pipeline.runtime import standstill
 from pipeline.runtime.standstill import Standstill
 from schemas.codec import default_codec
@@ -196,4 +199,75 @@ def test_notifications_count_nothing_as_lost_that_they_have_read(
     settle(flow, "after")
     run_until(lambda: (stored() or 0) > end)
     assert "deleted by retention" not in caplog.text
+    engine.dispose()
+
+
+class Transactions(NoMetrics):
+    """Those of the ledger's database."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def batch_seconds(self, seconds: float) -> None:
+        self.count += 1
+
+
+@IDLE
+def test_a_ledger_that_has_booked_all_misses_nothing_and_comes_to_rest(
+    flow: EngineFlow, tmp_path: Path, idle: bool, at: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(flow, "before")
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    transactions, looks, ask = Transactions(), [0], Standstill._ask
+
+    def asked(watch: Standstill, *more: Any) -> None:
+        ask(watch, *more)
+        looks[0] += 1
+
+    monkeypatch.setattr(Standstill, "_ask", asked)
+
+    def stored() -> int:
+        with reading(engine) as connection:
+            return sum(each.next_offset for each in booked_offsets(connection))
+
+    @contextmanager
+    def booking() -> Iterator[None]:
+        sink = LedgerSink(
+            bootstrap_servers=flow.bootstrap,
+            engine=engine,
+            catalogue=flow.catalogue,
+            codec=flow.codec,
+            instance_id="a",
+            metrics=transactions,
+        )
+        stop, ended = threading.Event(), []
+
+        def run() -> None:
+            try:
+                sink.run(stop)
+            except BaseException as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(60)
+        assert ended == []
+
+    end = end_of(flow, "settlements")
+    with booking():
+        wait_until(lambda: stored() >= (end if idle else end - 1), 60, "it has booked all")
+        if idle:
+            # Once behind the last record, and once behind its marker.
+            looked = looks[0]
+            wait_until(lambda: looks[0] > looked + 2, 60, "it has looked on")
+            assert transactions.count == 2
+    assert stored() == end
+    delete_what_was_read(flow, "settlements")
+    with booking():
+        settle(flow, "after")
+        wait_until(lambda: stored() > end, 60, "it goes on")
     engine.dispose()

@@ -225,6 +225,27 @@ def test_the_ledger_goes_on_behind_it(
     engine.dispose()
 
 
+def test_the_ledger_passes_over_nothing_that_the_client_leaves_out(
+    flow: EngineFlow, tmp_path: Path, impatient: None
+) -> None:
+    """At the end of the log the client calls all of it read."""
+    one, two = record_bytes(b"k", b"junk"), record_bytes(b"k", b"junk", offset=1)
+    produce_raw(flow.bootstrap, flow.topic("settlements"), gzip_members(one, two), GZIP, count=2)
+    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    sink = LedgerSink(
+        bootstrap_servers=flow.bootstrap,
+        engine=engine,
+        catalogue=flow.catalogue,
+        codec=default_codec(),
+        instance_id="a",
+    )
+    end_with(sink, lambda: len(flow.messages("dead-letters")) == 2)
+    read, unread = (headers_of(letter) for letter in flow.messages("dead-letters"))
+    assert (read["dlq.cause"], read["dlq.offset"]) == ("not_wire_format", "0")
+    assert (unread["dlq.cause"], unread["dlq.last_offset"]) == ("unreadable_batch", "1")
+    engine.dispose()
+
+
 @SILENT
 def test_the_notifications_go_on_behind_it(
     flow: EngineFlow, tmp_path: Path, impatient: None, records: bytes, codec: int

@@ -13,7 +13,12 @@ from confluent_kafka import KafkaError, KafkaException
 
 from pipeline import worker
 from pipeline.runtime.kafka_errors import LaneHung
-from pipeline.runtime.worker_spec import EXIT_LANE_FATAL, WorkerSpec, encode_spec
+from pipeline.runtime.worker_spec import (
+    EXIT_LANE_FATAL,
+    EXIT_NO_MEMORY,
+    WorkerSpec,
+    encode_spec,
+)
 from tests.house import TOP
 from tests.support.waiting import wait_until
 from topics.catalogue import TopicSettings
@@ -65,6 +70,20 @@ def test_a_worker_whose_brokers_do_not_answer_in_time_leaves_with_a_sentence(
     late = KafkaError(code, "Failed to get watermark offsets: Local: Timed out")
     assert ends_with(KafkaException(late), tmp_path, monkeypatch) == EXIT_LANE_FATAL
     assert "payments-0 leaves, the brokers do not answer it" in caplog.text
+
+
+@pytest.mark.parametrize("said_by_client", [False, True])
+def test_a_worker_without_memory_leaves_with_a_sentence(
+    said_by_client: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The interpreter meets it, or a call of the client fails of it."""
+    error: Exception = MemoryError()
+    if said_by_client:
+        error = SystemError("returned a result with an exception set")
+        error.__cause__ = MemoryError()
+    assert ends_with(error, tmp_path, monkeypatch) == EXIT_NO_MEMORY
+    assert "payments-0 leaves, it has not the memory" in caplog.text
 
 
 def test_a_worker_whose_client_hangs_leaves_at_once(
