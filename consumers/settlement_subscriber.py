@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
-from pipeline.kafka_access import reaching
+from pipeline.kafka_access import access_of, reaching
 from pipeline.kafka_refusal import why_away
 from pipeline.record_batch import RecordBatch
 from pipeline.runtime.partition_offsets import watermarks
@@ -124,8 +124,6 @@ class SettlementSubscriber:
             raise UserError(f'start is "{start}"; give "earliest" or "latest", or leave it out.')
         self.topic = topic
         self.poison_count = 0
-        self._unreadable = UnreadableBatches()
-        self._standstill = Standstill()
         self._bootstrap_servers = bootstrap_servers
         self._group_id = group_id
         self._start = start
@@ -151,6 +149,9 @@ class SettlementSubscriber:
             "check.crcs": True,
             **(config or {}),
         }
+        access = access_of(self._config)
+        self._unreadable = UnreadableBatches(access=access)
+        self._standstill = Standstill(access=access)
 
     def __enter__(self) -> Self:
         self.open()

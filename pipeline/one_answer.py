@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from confluent_kafka import Consumer, Message, TopicPartition
@@ -35,11 +35,13 @@ RECORDS_MAX: Final = 10_000
 _reached: dict[str, tuple[tuple[str, ...], float]] = {}
 
 
-def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
+def asks_once(
+    servers: str, answer_bytes: int, *, access: Mapping[str, Any] | None = None, **more: Any
+) -> Consumer:
     """A client for one answer of so many bytes."""
     return Consumer(
         {
-            **reaching(_answering(servers)),
+            **reaching(_answering(servers), access),
             "log_level": 0,
             # Never used: partitions are assigned by hand and nothing is committed.
             "group.id": "paystream-one-answer-unused",

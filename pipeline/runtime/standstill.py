@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Set
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka.admin import AdminClient
 
@@ -45,10 +45,15 @@ LEAVING_S: Final = 2.0
 
 class Standstill:
     """Of one worker; all methods but the asking itself in its main thread. Finds nothing until it
-    is opened."""
+    is opened. ``access``: how the brokers are reached, where that is not as the process says."""
 
-    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        access: Mapping[str, Any] | None = None,
+    ) -> None:
         self._monotonic_s = monotonic_s
+        self._access = access
         self._servers = ""
         self._looked_s = 0.0
         self._since: dict[TopicPartitionKey, tuple[int, float]] = {}
@@ -136,8 +141,10 @@ class Standstill:
         until_s = time.monotonic() + LEAVING_S
         behind: dict[TopicPartitionKey, int] = {}
         try:
-            admin = AdminClient({**reaching(self._servers), "log_level": 0})
-            found = heads(admin, positions, lambda: time.monotonic() > until_s, behind)
+            admin = AdminClient({**reaching(self._servers, self._access), "log_level": 0})
+            found = heads(
+                admin, positions, lambda: time.monotonic() > until_s, behind, self._access
+            )
         except NOT_HAD as error:
             _log.debug("what lies behind the last records was not to be had: %s", error)
             return {}
@@ -177,10 +184,11 @@ class Standstill:
     ) -> None:
         try:
             if self._admin is None:
-                self._admin = AdminClient({**reaching(self._servers), "log_level": 0})
+                self._admin = AdminClient({**reaching(self._servers, self._access), "log_level": 0})
             # What an earlier look has passed is not vouched for by this one.
             known = self._passed.keys() & standing
-            found = heads(self._admin, standing, self._closing.is_set, self._passed)
+            stopped = self._closing.is_set
+            found = heads(self._admin, standing, stopped, self._passed, self._access)
             asked = {tp: at for tp, at in standing.items() if tp not in known}
             empty = _empty(asked, found, self._passed)
             self._empty = {(tp, standing[tp]): end for tp, end in empty.items()}
@@ -214,7 +222,7 @@ class Standstill:
         silent = (
             is_handed_out_in_part(batch)
             or gives_false_offsets(batch)
-            or is_silent(self._servers, tp, batch, position, self._closing.is_set)
+            or is_silent(self._servers, tp, batch, position, self._closing.is_set, self._access)
         )
         if silent and not batch.is_damaged:
             self._silent[tp] = position, batch

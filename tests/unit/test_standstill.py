@@ -97,7 +97,7 @@ class Watch:
         self._watch.open("nowhere:1")
 
     def _is_silent(
-        self, _servers: str, _tp: object, batch: RecordBatch, _position: int, _stopped: object
+        self, _servers: str, _tp: object, batch: RecordBatch, *_more: object
     ) -> bool | None:
         self.given.append(batch.first_offset)
         return self.silent
