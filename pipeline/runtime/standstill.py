@@ -135,20 +135,19 @@ class Standstill:
         return {tp: end for (tp, at), end in empty.items() if positions.get(tp) == at}
 
     def empty_now(self, positions: Mapping[TopicPartitionKey, int]) -> dict[TopicPartitionKey, int]:
-        """As ``take_empty`` of all these partitions, asked at once by a reader that leaves."""
+        """As ``take_empty`` of all these partitions, asked at once by a reader that leaves; up to
+        the first batch that is handed out, where one lies there: it is for whoever comes next."""
         if not self._servers or not positions:
             return {}
         until_s = time.monotonic() + LEAVING_S
         behind: dict[TopicPartitionKey, int] = {}
         try:
             admin = AdminClient({**reaching(self._servers, self._access), "log_level": 0})
-            found = heads(
-                admin, positions, lambda: time.monotonic() > until_s, behind, self._access
-            )
+            heads(admin, positions, lambda: time.monotonic() > until_s, behind, self._access)
         except NOT_HAD as error:
             _log.debug("what lies behind the last records was not to be had: %s", error)
             return {}
-        return _empty(positions, found, behind)
+        return _ahead(positions, behind)
 
     def _patience_s(self, tp: TopicPartitionKey, position: int) -> float:
         return LOOK_S if self._behind.get(tp) == position else STANDS_S
@@ -189,8 +188,9 @@ class Standstill:
             known = self._passed.keys() & standing
             stopped = self._closing.is_set
             found = heads(self._admin, standing, stopped, self._passed, self._access)
-            asked = {tp: at for tp, at in standing.items() if tp not in known}
-            empty = _empty(asked, found, self._passed)
+            # Where something was found the client is about to bring it, or it is passed over.
+            asked = {tp: at for tp, at in standing.items() if tp not in known and tp not in found}
+            empty = _ahead(asked, self._passed)
             self._empty = {(tp, standing[tp]): end for tp, end in empty.items()}
             self._passed = {tp: end for tp, end in self._passed.items() if tp in found}
             for tp, position in standing.items():
@@ -231,11 +231,8 @@ class Standstill:
             _log.warning("%s[%d] stands at %d, though what lies there can be read", *tp, position)
 
 
-def _empty(
-    positions: Mapping[TopicPartitionKey, int],
-    found: Mapping[TopicPartitionKey, RecordBatch],
-    behind: Mapping[TopicPartitionKey, int],
+def _ahead(
+    positions: Mapping[TopicPartitionKey, int], behind: Mapping[TopicPartitionKey, int]
 ) -> dict[TopicPartitionKey, int]:
-    """Up to where nothing lies, of those in which nothing was found."""
-    ends = {tp: behind.get(tp, 0) for tp in positions if tp not in found}
-    return {tp: end for tp, end in ends.items() if end > positions[tp]}
+    """Up to where nothing lies, of those that do not stand there already."""
+    return {tp: behind[tp] for tp, at in positions.items() if behind.get(tp, 0) > at}
