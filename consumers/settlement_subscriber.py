@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
-from pipeline.kafka_access import reaching
+from pipeline.kafka_access import access_of, reaching
 from pipeline.kafka_refusal import why_away
 from pipeline.record_batch import RecordBatch
 from pipeline.runtime.partition_offsets import watermarks
@@ -28,6 +28,9 @@ STARTS = get_args(Start)
 
 # A metadata or offset answer takes milliseconds; 10 s allow for a broker that is just starting.
 CHECK_TIMEOUT_S = 10.0
+# Of the group's coordinator, before a commit that leaving waits for: with one that has gone silent
+# that would be a minute.
+LEAVING_S = 2.0
 # Long waits in one call return late (confluent-kafka-python issue 2205) and keep Ctrl-C waiting.
 POLL_SLICE_S = 0.2
 
@@ -124,8 +127,6 @@ class SettlementSubscriber:
             raise UserError(f'start is "{start}"; give "earliest" or "latest", or leave it out.')
         self.topic = topic
         self.poison_count = 0
-        self._unreadable = UnreadableBatches()
-        self._standstill = Standstill()
         self._bootstrap_servers = bootstrap_servers
         self._group_id = group_id
         self._start = start
@@ -151,6 +152,9 @@ class SettlementSubscriber:
             "check.crcs": True,
             **(config or {}),
         }
+        access = access_of(self._config)
+        self._unreadable = UnreadableBatches(access=access)
+        self._standstill = Standstill(access=access)
 
     def __enter__(self) -> Self:
         self.open()
@@ -188,8 +192,11 @@ class SettlementSubscriber:
             committed = {
                 p: offset for p, offset in self._positions().items() if p[1] not in self._done
             }
-            self._pass_empty(consumer, self._standstill.empty_now(committed), waits=True)
+            ends = self._standstill.empty_now(committed)
+            if ends and self._has_coordinator(consumer):
+                self._pass_empty(consumer, ends)
         finally:
+            # Waits for what is being committed.
             consumer.close()
 
     def __iter__(self) -> Iterator[tuple[Settlement, Position]]:
@@ -317,12 +324,20 @@ class SettlementSubscriber:
     def _positions(self) -> dict[tuple[str, int], int]:
         return {(self.topic, p): offset for p, offset in self._next.items()}
 
-    def _pass_empty(
-        self, consumer: Consumer, ends: Mapping[tuple[str, int], int], *, waits: bool = False
-    ) -> None:
+    def _has_coordinator(self, consumer: Consumer) -> bool:
+        """Whether the group's coordinator answers now."""
+        try:
+            ours = [TopicPartition(self.topic, partition) for partition in self._next]
+            consumer.committed(ours, timeout=LEAVING_S)
+        except KafkaException as error:
+            _log.debug("group %s: no position behind markers: %s", self._group_id, error)
+            return False
+        return True
+
+    def _pass_empty(self, consumer: Consumer, ends: Mapping[tuple[str, int], int]) -> None:
         """Up to there lies nothing that anybody is handed, such as a transaction's marker. Where
         all before it is committed, so is this: a quiet group would else be told that it has missed
-        something once that is deleted. ``waits`` for the answer."""
+        something once that is deleted."""
         committed = []
         for (topic, partition), end in ends.items():
             self._next[partition] = end
@@ -333,10 +348,7 @@ class SettlementSubscriber:
         if not committed:
             return
         try:
-            if waits:
-                consumer.commit(offsets=committed, asynchronous=False)
-            else:
-                consumer.commit(offsets=committed, asynchronous=True)
+            consumer.commit(offsets=committed, asynchronous=True)
         except KafkaException as error:
             _log.debug("group %s: no position behind markers: %s", self._group_id, error)
 

@@ -6,7 +6,8 @@ import itertools
 import math
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pipeline.kafka_wire import PREFIX, Malformed, Reader, framed
 from pipeline.secured import NotAuthenticated, authenticate, mechanism, secured_socket
@@ -37,7 +38,8 @@ class BrokerConnection:
     what comes next would be the rest of an answer.
 
     ``timeout_s`` bounds connecting and each request as a whole, in however small pieces its answer
-    comes; ``deadline_s``, of the monotonic clock, and ``stopped`` end all of them.
+    comes; ``deadline_s``, of the monotonic clock, and ``stopped`` end all of them. ``access``: how
+    the broker is reached, where it is not as the process says.
     """
 
     def __init__(
@@ -48,14 +50,16 @@ class BrokerConnection:
         *,
         deadline_s: float = math.inf,
         stopped: Callable[[], bool] = lambda: False,
+        access: Mapping[str, Any] | None = None,
     ) -> None:
         self._ids = itertools.count(1)
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
         self._stopped = stopped
         self._until_s = self._bound()
-        wanted = mechanism()
-        self._socket = secured_socket(host, port, self._left_s())
+        self._access = access
+        wanted = mechanism(access)
+        self._socket = secured_socket(host, port, self._left_s(), access)
         if wanted is not None:
             try:
                 self._authenticate(wanted)
@@ -98,7 +102,7 @@ class BrokerConnection:
         reader = self.ask(SASL_HANDSHAKE, _HANDSHAKE_VERSION, body, flexible=False)
         if (code := reader.i16()) != NO_ERROR:
             raise NotAuthenticated(f"The broker does not speak {wanted} (error {code}).")
-        authenticate(wanted, self._exchange)
+        authenticate(wanted, self._exchange, self._access)
 
     def _exchange(self, message: bytes) -> bytes:
         body = struct.pack(">i", len(message)) + message

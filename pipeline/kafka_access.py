@@ -78,6 +78,7 @@ def use_access(properties: Mapping[str, str]) -> None:
     _in_use.update(properties)
 
 
-def reaching(bootstrap_servers: str) -> dict[str, Any]:
-    """What every client's settings begin with: the address, and how it is reached."""
-    return {"bootstrap.servers": bootstrap_servers, **_in_use}
+def reaching(bootstrap_servers: str, access: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What every client's settings begin with: the address, and how it is reached. ``access``: of
+    one that has its own (``access_of``)."""
+    return {"bootstrap.servers": bootstrap_servers, **(_in_use if access is None else access)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from confluent_kafka import Consumer, Message, TopicPartition
@@ -26,20 +26,24 @@ TIMEOUT_S: Final = 30.0
 LOOK_S: Final = 0.002
 # For an address to take a connection.
 REACH_S: Final = 1.0
-# For so long they are not asked again.
+# For so long they are not asked again; and for so long those that were away are not.
 REACHED_S: Final = 5.0
+AWAY_S: Final = 60.0
 # Taken at a time, of what has come.
 RECORDS_MAX: Final = 10_000
 
-# Those that were reached last, by all that were given; and until when they are taken unasked.
-_reached: dict[str, tuple[tuple[str, ...], float]] = {}
+# Those that were reached last, by all that were given; until when they are taken unasked, and until
+# when the others are left out.
+_reached: dict[str, tuple[tuple[str, ...], float, float]] = {}
 
 
-def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
+def asks_once(
+    servers: str, answer_bytes: int, *, access: Mapping[str, Any] | None = None, **more: Any
+) -> Consumer:
     """A client for one answer of so many bytes."""
     return Consumer(
         {
-            **reaching(_answering(servers)),
+            **reaching(_answering(servers), access),
             "log_level": 0,
             # Never used: partitions are assigned by hand and nothing is committed.
             "group.id": "paystream-one-answer-unused",
@@ -61,12 +65,16 @@ def asks_once(servers: str, answer_bytes: int, **more: Any) -> Consumer:
 def _answering(servers: str) -> str:
     """Those of the addresses that can be reached: what the client says of another one lies in the
     same queue, and would be taken for the answer. Of those that were reached before, one is enough;
-    the others are asked when none of them is."""
-    reached, until_s = _reached.get(servers, ((), 0.0))
-    if time.monotonic() >= until_s:
-        reached = _reached_of(reached) or _reached_of(servers.split(","))
+    the others are asked when none of them is, after a while, and where no answer came."""
+    now_s = time.monotonic()
+    reached, until_s, away_until_s = _reached.get(servers, ((), now_s, now_s))
+    if now_s >= until_s:
+        reached = _reached_of(reached) if now_s < away_until_s else ()
+        if not reached:
+            reached = _reached_of(servers.split(","))
+            away_until_s = time.monotonic() + AWAY_S
         if reached:
-            _reached[servers] = reached, time.monotonic() + REACHED_S
+            _reached[servers] = reached, time.monotonic() + REACHED_S, away_until_s
     return ",".join(reached) or servers
 
 
@@ -95,7 +103,10 @@ def one_answer(
     client.assign([there])
     until_s = time.monotonic() + TIMEOUT_S
     while client.get_watermark_offsets(there, cached=True)[1] < 0:
-        if stopped() or time.monotonic() > until_s:
+        if (late := time.monotonic() > until_s) or stopped():
+            if late:
+                # They may take connections and answer none, and another one would.
+                _reached.clear()
             raise TimeoutError(f"{place[0]}[{place[1]}] brings nothing from offset {position} on")
         time.sleep(LOOK_S)
     # Not before it is unfolded and in the queue.

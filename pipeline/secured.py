@@ -1,4 +1,5 @@
 """A connection to one broker as ``kafka_access`` says it is reached: TLS, then SASL, or neither.
+``access`` is of a client that has its own.
 
 For requests that the client library has none of. PLAIN and SCRAM (RFC 5802 and 7677, as Kafka uses
 them: no channel binding) are spoken; whoever comes by Kerberos or a token is told so.
@@ -14,6 +15,7 @@ import secrets
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
@@ -36,9 +38,11 @@ def protocol_of(access: Mapping[str, object]) -> str:
     return str(access.get("security.protocol", "plaintext")).upper()
 
 
-def secured_socket(host: str, port: int, timeout_s: float) -> socket.socket:
+def secured_socket(
+    host: str, port: int, timeout_s: float, access: Mapping[str, Any] | None = None
+) -> socket.socket:
     """Connected, with TLS where it is asked for. OSError when the broker is away."""
-    access = reaching("")
+    access = reaching("", access)
     plain = socket.create_connection((host, port), timeout=timeout_s)
     if not protocol_of(access).endswith("SSL"):
         return plain
@@ -66,7 +70,8 @@ def _context(access: Mapping[str, str]) -> ssl.SSLContext:
     )
     if access.get("ssl.endpoint.identification.algorithm") == "none":
         context.check_hostname = False
-    if access.get("enable.ssl.certificate.verification") == "false":
+    # A program of its own may give a bool.
+    if str(access.get("enable.ssl.certificate.verification")).lower() == "false":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if certificate := access.get("ssl.certificate.location"):
@@ -76,9 +81,9 @@ def _context(access: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
-def mechanism() -> str | None:
+def mechanism(access: Mapping[str, Any] | None = None) -> str | None:
     """The SASL mechanism to speak; None where the brokers ask for none. UserError for others."""
-    access = reaching("")
+    access = reaching("", access)
     if not protocol_of(access).startswith("SASL"):
         return None
     wanted = str(access.get("sasl.mechanisms") or access.get("sasl.mechanism") or "GSSAPI").upper()
@@ -91,9 +96,9 @@ def mechanism() -> str | None:
     return wanted
 
 
-def authenticate(wanted: str, exchange: Exchange) -> None:
+def authenticate(wanted: str, exchange: Exchange, access: Mapping[str, Any] | None = None) -> None:
     """Say who we are; ``exchange`` carries one message there and one back."""
-    access = reaching("")
+    access = reaching("", access)
     user, password = str(access.get("sasl.username", "")), str(access.get("sasl.password", ""))
     if wanted == "PLAIN":
         exchange(f"\0{user}\0{password}".encode())

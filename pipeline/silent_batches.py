@@ -48,6 +48,7 @@ def heads(
     positions: Mapping[Place, int],
     stopped: Callable[[], bool],
     passed: MutableMapping[Place, int] | None = None,
+    access: Mapping[str, Any] | None = None,
 ) -> dict[Place, RecordBatch]:
     """Of each partition the first committed batch, from a position on, of which a read_committed
     reader is handed records; without those where there is none, or that cannot be looked at now.
@@ -55,6 +56,7 @@ def heads(
 
     ``passed``: up to where there was none. What is put there is not read again by the next call
     that is given it, so a long tail of aborted records is read once, in as many calls as it takes.
+    ``access``: how the brokers are reached, where that is not as the process says.
     """
     passed = {} if passed is None else passed
     known = admin.list_topics(timeout=REQUEST_TIMEOUT_S)
@@ -67,7 +69,7 @@ def heads(
     for leader, places in by_leader.items():
         # While one is chosen there is none.
         if (address := known.brokers.get(leader)) is not None:
-            for place, head in _of_leader(address, places, stopped, passed):
+            for place, head in _of_leader(address, places, stopped, passed, access):
                 if head.last_offset >= positions[place]:
                     found[place] = head
     return found
@@ -78,6 +80,7 @@ def _of_leader(
     places: Mapping[Place, int],
     stopped: Callable[[], bool],
     passed: MutableMapping[Place, int],
+    access: Mapping[str, Any] | None,
 ) -> Iterator[tuple[Place, RecordBatch]]:
     """As far as it answers in time."""
     deadline_s = time.monotonic() + BROKER_TIMEOUT_S
@@ -89,6 +92,7 @@ def _of_leader(
             REQUEST_TIMEOUT_S,
             deadline_s=deadline_s,
             stopped=stopped,
+            access=access,
         )
 
     try:
@@ -132,15 +136,18 @@ def is_silent(
     batch: RecordBatch,
     position: int,
     stopped: Callable[[], bool] = lambda: False,
+    access: Mapping[str, Any] | None = None,
 ) -> bool | None:
     """Whether the client says nothing of this batch from a position in it on; None when that is not
     known in time, or the client is told by its broker of something else. Unfolds it as the client
     does, so it takes as much memory."""
     position = max(position, batch.first_offset)
     try:
-        said = _said_of_one_answer(servers, place, batch, position, stopped)
-        if said is None and (said := _said_of_it(servers, place, batch, position, stopped)) is None:
-            return True
+        said = _said_of_one_answer(servers, place, batch, position, stopped, access)
+        if said is None:
+            said = _said_of_it(servers, place, batch, position, stopped, access)
+            if said is None:
+                return True
     except (KafkaException, TimeoutError):
         return None
     if (error := said.error()) is None:
@@ -150,12 +157,17 @@ def is_silent(
 
 
 def _said_of_one_answer(
-    servers: str, place: Place, batch: RecordBatch, position: int, stopped: Callable[[], bool]
+    servers: str,
+    place: Place,
+    batch: RecordBatch,
+    position: int,
+    stopped: Callable[[], bool],
+    access: Mapping[str, Any] | None,
 ) -> Any:
     """The first that a client says of it; None where that is nothing in the time that it is given
     to unfold it. TimeoutError where it is not answered."""
     for unfolding_s in UNFOLDING_S:
-        client = asks_once(servers, len(batch.data))
+        client = asks_once(servers, len(batch.data), access=access)
         try:
             for message in one_answer(client, place, position, unfolding_s, stopped):
                 if _is_of_partition(message):
@@ -166,7 +178,12 @@ def _said_of_one_answer(
 
 
 def _said_of_it(
-    servers: str, place: Place, batch: RecordBatch, position: int, stopped: Callable[[], bool]
+    servers: str,
+    place: Place,
+    batch: RecordBatch,
+    position: int,
+    stopped: Callable[[], bool],
+    access: Mapping[str, Any] | None,
 ) -> Any:
     """The first that a client says of it, however long it unfolds it; None where it takes it for
     cut off. TimeoutError where it does neither."""
@@ -179,7 +196,7 @@ def _said_of_it(
 
     client = Consumer(
         {
-            **reaching(servers),
+            **reaching(servers, access),
             "log_level": 0,
             # Never used: the partition is assigned by hand and nothing is committed.
             "group.id": "paystream-silent-unused",

@@ -9,7 +9,7 @@ reader needs to go on is in the batch's own head.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -66,10 +66,16 @@ class CannotStepOver(Exception):
 
 
 class UnreadableBatches:
-    """Those that one consumer meets. ``clear`` when it is assigned anew or put back."""
+    """Those that one consumer meets. ``clear`` when it is assigned anew or put back. ``access``:
+    how it reaches its brokers, where that is not as the process says."""
 
-    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        access: Mapping[str, Any] | None = None,
+    ) -> None:
         self._monotonic_s = monotonic_s
+        self._access = access
         self._met: dict[tuple[str, int], int] = {}
         self._behind: dict[tuple[str, int], int] = {}
         self._failing_since_s: dict[tuple[str, int], float] = {}
@@ -95,7 +101,7 @@ class UnreadableBatches:
             self._failing_since_s.pop(place, None)
             return None
         try:
-            batch = batch_at(consumer, topic, partition, offset)
+            batch = batch_at(consumer, topic, partition, offset, self._access)
             consumer.seek(TopicPartition(topic, partition, batch.last_offset + 1))
         except NOT_HAD as error:
             now_s = self._monotonic_s()
@@ -107,14 +113,20 @@ class UnreadableBatches:
         return batch
 
 
-def batch_at(consumer: Any, topic: str, partition: int, offset: int) -> RecordBatch:
+def batch_at(
+    consumer: Any,
+    topic: str,
+    partition: int,
+    offset: int,
+    access: Mapping[str, Any] | None = None,
+) -> RecordBatch:
     """The batch that holds this offset, as it was written, from whoever leads the partition; one of
     NOT_HAD."""
     known = consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_S)
     leader = known.brokers.get(known.topics[topic].partitions[partition].leader)
     if leader is None:
         raise Malformed(f"{topic}[{partition}] has no leader")
-    broker = BrokerConnection(leader.host, leader.port, REQUEST_TIMEOUT_S)
+    broker = BrokerConnection(leader.host, leader.port, REQUEST_TIMEOUT_S, access=access)
     try:
         batch = fetch_batch(broker, topic, partition, offset)
     finally:

@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Set
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka.admin import AdminClient
 
@@ -45,10 +45,15 @@ LEAVING_S: Final = 2.0
 
 class Standstill:
     """Of one worker; all methods but the asking itself in its main thread. Finds nothing until it
-    is opened."""
+    is opened. ``access``: how the brokers are reached, where that is not as the process says."""
 
-    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        access: Mapping[str, Any] | None = None,
+    ) -> None:
         self._monotonic_s = monotonic_s
+        self._access = access
         self._servers = ""
         self._looked_s = 0.0
         self._since: dict[TopicPartitionKey, tuple[int, float]] = {}
@@ -130,18 +135,19 @@ class Standstill:
         return {tp: end for (tp, at), end in empty.items() if positions.get(tp) == at}
 
     def empty_now(self, positions: Mapping[TopicPartitionKey, int]) -> dict[TopicPartitionKey, int]:
-        """As ``take_empty`` of all these partitions, asked at once by a reader that leaves."""
+        """As ``take_empty`` of all these partitions, asked at once by a reader that leaves; up to
+        the first batch that is handed out, where one lies there: it is for whoever comes next."""
         if not self._servers or not positions:
             return {}
         until_s = time.monotonic() + LEAVING_S
         behind: dict[TopicPartitionKey, int] = {}
         try:
-            admin = AdminClient({**reaching(self._servers), "log_level": 0})
-            found = heads(admin, positions, lambda: time.monotonic() > until_s, behind)
+            admin = AdminClient({**reaching(self._servers, self._access), "log_level": 0})
+            heads(admin, positions, lambda: time.monotonic() > until_s, behind, self._access)
         except NOT_HAD as error:
             _log.debug("what lies behind the last records was not to be had: %s", error)
             return {}
-        return _empty(positions, found, behind)
+        return _ahead(positions, behind)
 
     def _patience_s(self, tp: TopicPartitionKey, position: int) -> float:
         return LOOK_S if self._behind.get(tp) == position else STANDS_S
@@ -177,12 +183,14 @@ class Standstill:
     ) -> None:
         try:
             if self._admin is None:
-                self._admin = AdminClient({**reaching(self._servers), "log_level": 0})
+                self._admin = AdminClient({**reaching(self._servers, self._access), "log_level": 0})
             # What an earlier look has passed is not vouched for by this one.
             known = self._passed.keys() & standing
-            found = heads(self._admin, standing, self._closing.is_set, self._passed)
-            asked = {tp: at for tp, at in standing.items() if tp not in known}
-            empty = _empty(asked, found, self._passed)
+            stopped = self._closing.is_set
+            found = heads(self._admin, standing, stopped, self._passed, self._access)
+            # Where something was found the client is about to bring it, or it is passed over.
+            asked = {tp: at for tp, at in standing.items() if tp not in known and tp not in found}
+            empty = _ahead(asked, self._passed)
             self._empty = {(tp, standing[tp]): end for tp, end in empty.items()}
             self._passed = {tp: end for tp, end in self._passed.items() if tp in found}
             for tp, position in standing.items():
@@ -214,7 +222,7 @@ class Standstill:
         silent = (
             is_handed_out_in_part(batch)
             or gives_false_offsets(batch)
-            or is_silent(self._servers, tp, batch, position, self._closing.is_set)
+            or is_silent(self._servers, tp, batch, position, self._closing.is_set, self._access)
         )
         if silent and not batch.is_damaged:
             self._silent[tp] = position, batch
@@ -223,11 +231,8 @@ class Standstill:
             _log.warning("%s[%d] stands at %d, though what lies there can be read", *tp, position)
 
 
-def _empty(
-    positions: Mapping[TopicPartitionKey, int],
-    found: Mapping[TopicPartitionKey, RecordBatch],
-    behind: Mapping[TopicPartitionKey, int],
+def _ahead(
+    positions: Mapping[TopicPartitionKey, int], behind: Mapping[TopicPartitionKey, int]
 ) -> dict[TopicPartitionKey, int]:
-    """Up to where nothing lies, of those in which nothing was found."""
-    ends = {tp: behind.get(tp, 0) for tp in positions if tp not in found}
-    return {tp: end for tp, end in ends.items() if end > positions[tp]}
+    """Up to where nothing lies, of those that do not stand there already."""
+    return {tp: behind[tp] for tp, at in positions.items() if behind.get(tp, 0) > at}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from sqlalchemy import select
 
@@ -102,6 +102,33 @@ def test_stages_start_again_where_all_that_they_had_read_is_gone(
         until(lambda: settled(flow) == ["before", "after"], "it is settled as well")
     judged = verify(Sources(flow.bootstrap, flow.prefix))
     assert {found.name for found in judged.broken} == set()
+
+
+def test_a_stage_that_leaves_a_backlog_starts_again_where_what_it_had_read_is_gone(
+    flow: EngineFlow,
+) -> None:
+    """The marker is deleted before the backlog behind it."""
+    topic, allowed = flow.topic("orders"), threading.Event()
+    allowed.set()
+    upstream = Producer({"bootstrap.servers": flow.bootstrap, "transactional.id": topic})
+    upstream.init_transactions(60)
+    upstream.begin_transaction()
+    upstream.produce(topic, flow.encode("order", flow.order("before")), b"shop:before", 0)
+    upstream.commit_transaction(60)
+    worker = RunningWorker(*flow.payments_worker(orders_allowed=allowed.is_set))
+    try:
+        until(lambda: flow.committed("payments", "orders")[0] == 1, "it is read")
+        allowed.clear()
+        assert flow.send_order(flow.order("after"))[1] == 2
+    finally:
+        worker.end()
+    assert worker.error is None
+    assert flow.committed("payments", "orders")[0] == 2
+    admin = AdminClient({"bootstrap.servers": flow.bootstrap})
+    for deleted in admin.delete_records([TopicPartition(topic, 0, 2)]).values():
+        assert deleted.result(30).low_watermark == 2
+    with flow.running_payments():
+        until(lambda: len(flow.nouns("payment-requests")) == 2, "the backlog is read")
 
 
 def settle(flow: EngineFlow, order_id: str) -> None:

@@ -8,17 +8,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from consumers.settlement_subscriber import Poison, SettlementSubscriber
 from pipeline.errors import UserError
 from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.hanging.requests import transactional_ids
 from pipeline.hanging.search import Cluster, patiently
 from pipeline.kafka_access import use_access
+from pipeline.runtime import standstill
+from pipeline.runtime.standstill import Standstill
 from producers.order_publisher import OrderPublisher
 from tests.support.cli import Cli, Done
+from tests.support.raw_record import GZIP, LZ4, gzip_members, lz4_frame, produce_raw, record_bytes
 from tests.support.secured_kafka import PASSWORD, PREFIX, SecuredKafka, secured_kafka
+from tests.support.waiting import wait_until
 from tests.support.whole_flow import orders
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.provisioning import provision
@@ -133,3 +138,64 @@ def test_a_program_of_its_own_gives_them_to_its_publisher(brokers: SecuredKafka)
         pytest.raises(UserError, match="uthentication"),
     ):
         stranger.check(3)
+
+
+def followed(brokers: SecuredKafka, name: str, *batches: tuple[bytes, int]) -> str:
+    """A topic of these batches, then a record in a transaction and its marker."""
+    topic = f"{PREFIX}{name}"
+    admin = AdminClient({"bootstrap.servers": brokers.plain})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(60)
+    for records, codec in batches:
+        produce_raw(brokers.plain, topic, records, codec)
+    producer = Producer({"bootstrap.servers": brokers.plain, "transactional.id": topic})
+    producer.init_transactions(60)
+    producer.begin_transaction()
+    producer.produce(topic, b"no settlement", b"k", 0)
+    producer.commit_transaction(60)
+    return topic
+
+
+def position(brokers: SecuredKafka, topic: str) -> int:
+    """Of a group that is named like its topic."""
+    asker = Consumer({"bootstrap.servers": brokers.plain, "group.id": topic})
+    try:
+        return asker.committed([TopicPartition(topic, 0)], timeout=30)[0].offset
+    finally:
+        asker.close()
+
+
+def test_a_follower_that_has_them_as_its_own_passes_over_what_nobody_reads(
+    brokers: SecuredKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its client says that it cannot unfold, what it is silent about, and the marker."""
+    monkeypatch.setattr(standstill, "LOOK_S", 0.1)
+    monkeypatch.setattr(standstill, "STANDS_S", 0.5)
+    monkeypatch.setattr(Standstill, "empty_now", lambda *_: {})
+    record = record_bytes(b"k", b"v")
+    silent = gzip_members(record[:4], record[4:])
+    topic = followed(brokers, "idle", (lz4_frame(record) + b"more", LZ4), (silent, GZIP))
+    poisons: list[Poison] = []
+    with SettlementSubscriber(
+        brokers.address,
+        topic,
+        topic=topic,
+        start="earliest",
+        on_poison=poisons.append,
+        config=brokers.scram(),
+    ) as follower:
+        wait_until(lambda: follower.poll(0.2) or len(poisons) == 3, 60, "all are passed over")
+        assert [each.position.offset for each in poisons] == [0, 1, 2]
+        assert follower.commit()
+        wait_until(lambda: follower.poll(0.2) or position(brokers, topic) == 4, 60, "its marker")
+
+
+def test_a_follower_that_has_them_as_its_own_leaves_behind_the_marker(
+    brokers: SecuredKafka,
+) -> None:
+    topic = followed(brokers, "leaving")
+    with SettlementSubscriber(
+        brokers.address, topic, topic=topic, start="earliest", config=brokers.scram()
+    ) as follower:
+        wait_until(lambda: follower.poll(0.2) or follower.poison_count, 60, "it has read all")
+        assert follower.commit()
+    assert position(brokers, topic) == 2

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
@@ -16,9 +20,12 @@ from consumers.settlement_subscriber import (
 )
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import to_record
+from pipeline.embedded.kafka import start_kafka, stop_kafka
 from pipeline.errors import UserError
+from pipeline.runtime.standstill import Standstill
 from schemas.codec import default_codec
 from tests.support.topics import create_topic
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -211,3 +218,30 @@ def test_a_missing_topic_or_broker_is_a_sentence(kafka: str, topic_prefix: str) 
     closed = SettlementSubscriber(kafka, "g")
     with pytest.raises(SubscriptionError, match="with block"):
         closed.poll(0)
+
+
+def test_a_follower_leaves_though_its_coordinator_has_gone_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for a minute and longer for what it commits behind the last marker, of which
+    the partition's leader has told; here one broker is both, so that is told by hand."""
+    own = start_kafka(tmp_path / "kafka", die_with_parent=True)
+    (broker,) = own.brokers
+    try:
+        create_topic(own.bootstrap_servers, "settlements", 1)
+        write(own.bootstrap_servers, "settlements", 0)
+        follower = SettlementSubscriber(own.bootstrap_servers, "follower", start="earliest")
+        follower.open()
+        wait_until(lambda: follower.poll(0.2), 60, "a settlement")
+        assert follower.commit()
+        monkeypatch.setattr(Standstill, "empty_now", lambda *_: {("settlements", 0): 2})
+        os.kill(broker.pid, signal.SIGSTOP)
+        leaving = threading.Thread(target=follower.close)
+        leaving.start()
+        try:
+            wait_until(lambda: not leaving.is_alive(), 30, "it has left")
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+            leaving.join(60)
+    finally:
+        stop_kafka(own)

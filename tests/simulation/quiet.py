@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Any
 
 from tests.simulation.log import VISIBLE, Cluster
@@ -56,14 +57,18 @@ class SimStandstill:
         return {tp: end for (tp, at), end in told.items() if positions.get(tp) == at}
 
     def empty_now(self, positions: Mapping[Place, int]) -> dict[Place, int]:
+        """Up to what is still to be read, where there is any."""
         self._process.step("empty now")
-        return self._ends(positions)
+        return self._ends(positions, up_to_a_record=True)
 
-    def _ends(self, positions: Mapping[Place, int]) -> dict[Place, int]:
+    def _ends(
+        self, positions: Mapping[Place, int], *, up_to_a_record: bool = False
+    ) -> dict[Place, int]:
         ends = {}
         for (topic, number), at in positions.items():
             partition = self._cluster.partition(topic, number)
             unread = partition.records[at : partition.stable]
-            if unread and all(record.state != VISIBLE for record in unread):
-                ends[topic, number] = partition.stable
+            empty = list(takewhile(lambda record: record.state != VISIBLE, unread))
+            if empty and (up_to_a_record or len(empty) == len(unread)):
+                ends[topic, number] = at + len(empty)
         return ends
