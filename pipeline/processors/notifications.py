@@ -146,6 +146,10 @@ def _not_finished(
     acted = followed and not asks and payment.status == REQUIRES_CUSTOMER_ACTION
     if attempt.state == ATTEMPT_PENDING and not acted:
         return _STALE
+    if attempt.state == INQUIRING and attempt.code in PENDING_CODES and not acted:
+        # The gateway is asked already. A notice with each question would put off its answer, and
+        # with it the end of the questions, for ever.
+        return _STALE
     return pending(payment, attempt, said, now_ms, policy)
 
 

@@ -97,6 +97,18 @@ def test_what_is_pending_becomes_a_persons_though_no_question_was_let_through(co
     assert (story.status, story.money) == ("captured", (500, 500, 0))
 
 
+def test_what_is_pending_becomes_a_persons_though_each_question_brings_a_notice() -> None:
+    """It comes before the answer, says what is known, and does not put the end off."""
+    story = Story()
+    story.flow.answer(PENDING)
+    for _ in range(14):
+        story.flow.advance(DAY_MS)
+        while story.flow.open_requests:
+            story.notify("pending")
+            story.flow.answer(PENDING)
+    assert (story.status, story.events[-1]) == ("outcome_unknown", "inquiry_exhausted")
+
+
 def test_what_is_pending_keeps_its_hold_when_it_becomes_a_persons() -> None:
     """Nothing else is captured in its place until somebody has said what became of it."""
     story = Story(MANUAL)
