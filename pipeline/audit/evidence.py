@@ -286,6 +286,10 @@ class SnapshotSeen(Struct, frozen=True, gc=False):
     disputes: tuple[DisputeSeen, ...]
 
 
+# The rule that another command under a known id breaks; it says nothing of the command that has it.
+_CONTENT_CHANGED: Final = "content_of_a_command_id_must_not_change"
+
+
 class PaymentEvidence(Struct, gc=False):
     """Everything seen under one key. ``home``: the key's partition. ``rejected_commands``: the
     ids that events say were rejected, and why."""
@@ -307,6 +311,19 @@ class PaymentEvidence(Struct, gc=False):
     first_sequence: int = 0
     event: EventSeen | None = None
     snapshot: SnapshotSeen | None = None
+
+    @property
+    def refused_commands(self) -> tuple[str, ...]:
+        """The ids of the commands that were refused, one for each refusal. What came with other
+        content under an id that was given before was refused by itself: what has the id was not."""
+        return tuple(i for i, why in self.rejected_commands if why != _CONTENT_CHANGED)
+
+    @property
+    def taken_commands(self) -> tuple[CommandSeen, ...]:
+        """The first command under each id, where it was not refused."""
+        refused = set(self.refused_commands)
+        first = {command.command_id: command for command in reversed(self.commands)}
+        return tuple(c for command_id, c in first.items() if command_id not in refused)
 
     @property
     def own_notifications(self) -> tuple[NotificationSeen, ...]:

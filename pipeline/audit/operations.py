@@ -54,8 +54,6 @@ REFUNDS: Final = ("refund", "refund_failed", "external_refund")
 # Commands that become an operation of their own id.
 _OPERATING: Final = frozenset({"capture", "refund", "retry"})
 _OPEN: Final = UNDER_WAY | FOR_A_PERSON
-# The rule that another command under a known id breaks; it says nothing of the command that has it.
-_CONFLICT: Final = "content_of_a_command_id_must_not_change"
 # As many ids of commands a payment remembers; then it forgets the oldest.
 _REMEMBERED_MAX: Final = 256
 
@@ -107,18 +105,15 @@ def evidenced(payment: PaymentEvidence, settlement: SettlementSeen) -> bool:
         return any(n.type == "dispute" and n.gateway == gateway for n in notices)
     said: list[ResultSeen | NotificationSeen] = [*payment.results, *payment.own_notifications]
     if settlement.movement == "refund_failed":
-        refused = {command_id for command_id, _ in payment.rejected_commands}
+        # What says that nothing is known says nothing of what came back.
         return any(
             r.gateway == gateway
             and r.operation_id == settlement.operation_id
-            and r.outcome not in ("succeeded", "not_sent", None)
+            and r.outcome in ("failed", "declined")
             for r in said
         ) or any(
-            c.type == "resolve"
-            and c.returned
-            and c.operation_id == settlement.operation_id
-            and c.command_id not in refused
-            for c in payment.commands
+            c.type == "resolve" and c.returned and c.operation_id == settlement.operation_id
+            for c in payment.taken_commands
         )
     return any(
         r.outcome == "succeeded" and r.gateway == gateway and r.gateway_reference == reference
@@ -176,9 +171,7 @@ class OperationChecks:
                 found.pending("command_without_outcome", self._command_example(payment, command))
         if not judge.settled(payment) or judge.gone(payment, "payment-events"):
             return
-        rejections = Counter(
-            command_id for command_id, reason in payment.rejected_commands if reason != _CONFLICT
-        )
+        rejections = Counter(payment.refused_commands)
         # Ids of before digests were kept are not compared, and a full memory has forgotten some.
         marked = set() if snapshot is None else set(snapshot.marked_ids)
         full = snapshot is not None and len(snapshot.command_ids) >= _REMEMBERED_MAX

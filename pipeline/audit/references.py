@@ -89,15 +89,13 @@ def _by_a_person(
 ) -> bool:
     """Whether a person resolved one of the two by this id; with ``despite_id`` although it is
     another operation's too."""
-    refused = {command_id for command_id, _ in payment.rejected_commands}
     about = {earlier.operation_id, settlement.operation_id}
     return any(
         c.type == "resolve"
         and (c.despite_id or not despite_id)
         and (c.gateway_reference or "").strip() == settlement.gateway_reference
-        and c.command_id not in refused
         and about & _resolved_by(payment, c, settlement)
-        for c in payment.commands
+        for c in payment.taken_commands
     )
 
 

@@ -1184,6 +1184,19 @@ def test_that_a_refund_came_back_rests_on_a_word_that_says_so(
     assert ("settlement_without_evidence" in {f.name for f in flow.audit()}) is found
 
 
+@pytest.mark.parametrize("answer", ["unknown", "pending", "not_found"])
+def test_an_answer_that_tells_nothing_is_no_word_that_a_refund_came_back(answer: str) -> None:
+    """Its call was lost, or it was not through by then: it was made, as was seen afterwards."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new", 100)
+    entry_id = payment.commanded("refund", "r-1", 60)
+    payment.refund_failed("r-1", entry_id)
+    flow.remove("gateway-notifications", payment.key)
+    payment.result("refund", answer, operation_id="r-1", heard="late_answer")
+    flow.all_processed()
+    assert "settlement_without_evidence" in {f.name for f in flow.audit()}
+
+
 @pytest.mark.parametrize("first", ["notice", "result"])
 @pytest.mark.parametrize(("again", "found"), [("ch_9", False), ("ch_8", True)])
 def test_a_contradiction_has_one_letter(first: str, again: str, found: bool) -> None:

@@ -91,6 +91,21 @@ def test_what_a_person_gave_back_waits_for_nobody() -> None:
         assert found(story, books) == waits
 
 
+@pytest.mark.parametrize("again", [None, "p1", "p2"])
+def test_a_persons_word_stands_though_another_under_its_id_is_refused(again: str | None) -> None:
+    """Whoever takes the number of a ticket for the id may send it twice, with other content."""
+    story = Story()
+    story.flow.answer(yes)
+    story.command("refund", "r1", amount_minor=200)
+    story.flow.answer(yes)
+    story.command("resolve", "p1", operation_id="r1", decision="returned")
+    assert story.settled[-1] == ("refund_failed", 200)
+    if again is not None:
+        story.command("resolve", again, operation_id="r9", decision="returned")
+        assert story.events[-1] == "command_rejected"
+    assert judged_flow(story.flow, None) == []
+
+
 @pytest.mark.parametrize("asked", [False, True], ids=["answer", "inquiry"])
 def test_a_refund_whose_return_is_heard_first_is_right(asked: bool) -> None:
     """Its success shows afterwards and is older: neither is booked, and nothing is missing. Where
