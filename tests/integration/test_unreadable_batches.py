@@ -65,7 +65,7 @@ pytestmark = pytest.mark.integration
 
 # Beyond the 256 MiB that our clients take.
 BOMB = zeros(300)
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 @pytest.fixture

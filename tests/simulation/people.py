@@ -41,6 +41,7 @@ class People:
     stories: Stories
     payment_of: Callable[[str], Payment | None]
     rounds: int = 0
+    too_early: int = 0
 
     def command(self, order: OrderPlan, command: CommandPlan) -> None:
         """Say what the plan says, once its sender has found out what it is about."""
@@ -68,11 +69,12 @@ class People:
         self.upstream.command(order, replace(command, amount_minor=amount_minor))
 
     def finish(self) -> int:
-        """What still waits for a person is decided; how many commands that took."""
+        """What still waits for a person is decided; how many commands that took, and what of it
+        nobody can say yet."""
         self.rounds += 1
         if self.rounds > ROUNDS_MAX:
             return 0
-        said = 0
+        said = self.too_early = 0
         for order in self.plan.orders:
             payment = self.payment_of(order.order_id)
             if payment is None:
@@ -81,7 +83,7 @@ class People:
                 said += 1
                 name = f"z{order.number}-{self.rounds}{'abc'[said % 3]}"
                 self.upstream.command(order, CommandPlan(0.0, name, each.pop("type")), **each)
-        return said + (self._mistaken() if self.rounds == 1 else 0)
+        return said + self.too_early + (self._mistaken() if self.rounds == 1 else 0)
 
     def _left(self, order: OrderPlan, payment: Payment) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -135,6 +137,7 @@ class People:
             sendable_ms = attempt["sendable_until_ms"]
             grace_ms = int(self.plan.grace_s * 1000)
             if found is None and self.world.now_ms < sendable_ms + grace_ms:
+                self.too_early += only_exhausted
                 continue
             return {**said, "decision": "not_charged"}
         return None
