@@ -213,6 +213,8 @@ class Publisher(Generic[NounT]):
             error.add_note(str(failed))
         except KeyboardInterrupt as stopped:
             # Whoever waits no longer is told how much may be missing.
+            # The client counts what it has to say as well, as that no broker is there: heard first.
+            self._producer.poll(0)
             waiting = len(self._producer) + self._failed_count
             stopped.add_note(
                 f"{waiting} {self.noun}s were not certainly delivered; publish them again, which "
