@@ -18,7 +18,7 @@ from confluent_kafka.admin import (
     ConfigResource,
     ResourceType,
 )
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from consumers.ledger_sink import LedgerSink
 from consumers.notifier.database import open_callbacks
@@ -197,6 +197,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_copy, "STALL_TIMEOUT_S", 3.0)
 
 
+def ledger_sink(flow: EngineFlow, engine: Engine) -> LedgerSink:
+    return LedgerSink(
+        bootstrap_servers=flow.bootstrap,
+        engine=engine,
+        catalogue=flow.catalogue,
+        codec=default_codec(),
+        instance_id="a",
+    )
+
+
 @SILENT
 def test_the_ledger_goes_on_behind_it(
     flow: EngineFlow, tmp_path: Path, impatient: None, records: bytes, codec: int
@@ -206,13 +216,7 @@ def test_the_ledger_goes_on_behind_it(
     produce_raw(flow.bootstrap, flow.topic("settlements"), records, codec)
     flow.send("settlements", record_key("shop", "o1"), b"junk")
     engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    sink = LedgerSink(
-        bootstrap_servers=flow.bootstrap,
-        engine=engine,
-        catalogue=flow.catalogue,
-        codec=default_codec(),
-        instance_id="a",
-    )
+    sink = ledger_sink(flow, engine)
     end_with(sink, lambda: len(flow.messages("dead-letters")) == 2)
     unread, junk = (headers_of(letter) for letter in flow.messages("dead-letters"))
     assert (unread["dlq.cause"], unread["dlq.offset"]) == ("unreadable_batch", "0")
@@ -233,13 +237,7 @@ def test_the_ledger_passes_over_nothing_that_the_client_leaves_out(
     one, two = record_bytes(b"k", b"junk"), record_bytes(b"k", b"junk", offset=1)
     produce_raw(flow.bootstrap, flow.topic("settlements"), gzip_members(one, two), GZIP, count=2)
     engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    sink = LedgerSink(
-        bootstrap_servers=flow.bootstrap,
-        engine=engine,
-        catalogue=flow.catalogue,
-        codec=default_codec(),
-        instance_id="a",
-    )
+    sink = ledger_sink(flow, engine)
     end_with(sink, lambda: len(flow.messages("dead-letters")) == 2)
     read, unread = (headers_of(letter) for letter in flow.messages("dead-letters"))
     assert (read["dlq.cause"], read["dlq.offset"]) == ("not_wire_format", "0")

@@ -185,16 +185,24 @@ def test_a_gateway_worker_commits_where_nothing_lies_once(
     assert worker._positions == {0: 1}
 
 
-def test_a_gateway_worker_that_leaves_commits_where_nothing_lies(
+def at_an_empty_end(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> tuple[GatewayWorker, Member, EndsAtOnce]:
+    """A worker that has handled one request, and is told that nothing lies up to offset 2."""
     member, commits = Member(), EndsAtOnce()
     worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
-    requests = flow.topic("payment-requests"), 0
     append_request(flow, member, "o1")
     while not commits.works:
         worker._turn(fetch=True)
-    worker._standstill = KnowsEnds({requests: 2})
+    worker._standstill = KnowsEnds({(flow.topic("payment-requests"), 0): 2})
+    return worker, member, commits
+
+
+def test_a_gateway_worker_that_leaves_commits_where_nothing_lies(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, _, commits = at_an_empty_end(flow, monkeypatch)
+    requests = flow.topic("payment-requests"), 0
     worker._drain()
     assert [work.offsets for work in commits.works] == [{requests: 1}, {requests: 2}]
 
@@ -203,13 +211,8 @@ def test_a_partition_that_comes_back_is_read_on_from_where_nothing_lies(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not from behind its last request: what lies there may be deleted by then."""
-    member, commits = Member(), EndsAtOnce()
-    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+    worker, member, _ = at_an_empty_end(flow, monkeypatch)
     requests = flow.topic("payment-requests"), 0
-    append_request(flow, member, "o1")
-    while not commits.works:
-        worker._turn(fetch=True)
-    worker._standstill = KnowsEnds({requests: 2})
     worker._turn(fetch=True)
     worker._turn(fetch=True)
     assert worker._positions == {0: 2}
