@@ -86,7 +86,10 @@ def owed_minor(payment: Payment, reversal: Attempt) -> int:
         - refunded_of_minor(payment, parent, reserved=True)
         - _charged_back_minor(payment, parent),
         # What a bank took for good, of whichever charge, is with the customer already.
-        refundable_minor(payment) - payment.charged_back_minor - _lost_minor(with_ground(payment)),
+        refundable_minor(payment)
+        + _kept_for_nothing_minor(payment, parent)
+        - payment.charged_back_minor
+        - _lost_minor(with_ground(payment)),
     )
     if is_unfinished(reversal) and find_attempt(payment, reversal.operation_id, reversal.attempt):
         room_minor += amount_of(payment, reversal)
@@ -196,6 +199,30 @@ def _wanted_minor(payment: Payment, reversal: Attempt, parent: Attempt) -> int:
         return amount_of(payment, parent)
     done_minor = amount_of(payment, reversal) if has_succeeded(reversal.state) else 0
     return (reversal.meant_minor or amount_of(payment, reversal)) - done_minor
+
+
+def _kept_for_nothing_minor(payment: Payment, but: Attempt) -> int:
+    """What waits to go back of charges except one, and will not: of theirs the banks have it.
+
+    Each is seen when its own wait is over. Until then it takes nothing from what the others owe.
+    """
+    total_minor = 0
+    for charge in payment.attempts:
+        if charge.kind not in MAIN_KINDS or _same(charge, but):
+            continue
+        waiting_minor = sum(
+            amount_of(payment, each)
+            for each in payment.attempts
+            if is_reversal(each)
+            and each.kind == REFUND
+            and (each.state, each.tries) == (RETRY_WAITING, 0)
+            and _same(parent_of(payment, each), charge)
+        )
+        gone_minor = refunded_of_minor(payment, charge, reserved=True)
+        gone_minor += _charged_back_minor(payment, charge)
+        beyond_minor = gone_minor - captured_of_minor(payment, charge)
+        total_minor += max(0, min(waiting_minor, beyond_minor))
+    return total_minor
 
 
 def _charged_back_minor(payment: Payment, charge: Attempt) -> int:

@@ -107,16 +107,23 @@ def process_dispute(
         detail = f"{notice.gateway} tells of a dispute about no charge of this payment"
         kept = payment if taken_minor else _remembered(payment, fresh, notice, now_ms)
         return dead_lettered(kept, DISPUTE_OF_NOTHING, detail, now_ms)
+    # Told too early before: what it is now is what all its events say.
+    unfounded = None if known is not None else _unfounded(payment, fresh)
+    base = known or unfounded or fresh
+    after = heard(base, state, notice, now_ms)
     # What was taken in before this was looked at goes on as it began.
     limit_minor = max(taken_minor, 0 if known is None else known.amount_minor)
-    if notice.amount_minor > limit_minor:
-        detail = f"{notice.amount_minor} are in dispute, {limit_minor} were or may have been taken"
+    amount_minor = max(notice.amount_minor, after.amount_minor)
+    if amount_minor > limit_minor:
+        detail = f"{amount_minor} are in dispute, {limit_minor} were or may have been taken"
         return dead_lettered(payment, AMOUNT_MISMATCH, detail, now_ms)
-    before = known or fresh
-    after = heard(before, state, notice, now_ms)
-    if after is before:
+    if after is base and unfounded is None:
         return _STALE
+    if unfounded is not None:
+        payment = _without(payment, unfounded)
+        after = replace(after, updated_at_ms=now_ms)
     detail = f"dispute {after.dispute_id} at {after.gateway}"
+    before = known or fresh
     return _booked(payment, before, after, now_ms, policy, reason=notice.code, detail=detail)
 
 
@@ -127,7 +134,6 @@ def with_founded(made: Decision, now_ms: int, policy: Policy) -> Decision:
         payment = made.payment
         if payment is None or not has_ground(payment, each):
             continue
-        left = tuple(other for other in payment.unfounded_disputes if other is not each)
         before = Dispute(
             dispute_id=each.dispute_id,
             state="",
@@ -136,7 +142,7 @@ def with_founded(made: Decision, now_ms: int, policy: Policy) -> Decision:
             updated_at_ms=now_ms,
         )
         booked = _booked(
-            replace(payment, unfounded_disputes=left),
+            _without(payment, each),
             before,
             replace(each, updated_at_ms=now_ms),
             now_ms,
@@ -157,15 +163,25 @@ def _remembered(
         each.kind in MAIN_KINDS and each.gateway == notice.gateway and each.tries
         for each in payment.attempts
     )
-    name = fresh.dispute_id, fresh.gateway
-    others = tuple(d for d in payment.unfounded_disputes if (d.dispute_id, d.gateway) != name)
+    known = _unfounded(payment, fresh) or fresh
+    others = _without(payment, known).unfounded_disputes
     if not may_show or len(others) >= UNFOUNDED_MAX:
         return payment
-    known = next((d for d in payment.unfounded_disputes if d not in others), fresh)
     after = heard(known, notice.dispute_state or "", notice, now_ms)
     # Since when it has been told: what began later is not what it is about.
     after = replace(after, updated_at_ms=known.updated_at_ms)
     return replace(payment, unfounded_disputes=(*others, after))
+
+
+def _unfounded(payment: Payment, dispute: Dispute) -> Dispute | None:
+    """What is kept in mind of a dispute by its id and gateway."""
+    name = dispute.dispute_id, dispute.gateway
+    return next((d for d in payment.unfounded_disputes if (d.dispute_id, d.gateway) == name), None)
+
+
+def _without(payment: Payment, unfounded: Dispute) -> Payment:
+    left = tuple(each for each in payment.unfounded_disputes if each is not unfounded)
+    return replace(payment, unfounded_disputes=left)
 
 
 def resolve_dispute(

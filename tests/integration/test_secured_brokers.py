@@ -23,6 +23,7 @@ from producers.order_publisher import OrderPublisher
 from tests.support.cli import Cli, Done
 from tests.support.raw_record import GZIP, LZ4, gzip_members, lz4_frame, produce_raw, record_bytes
 from tests.support.secured_kafka import PASSWORD, PREFIX, SecuredKafka, secured_kafka
+from tests.support.topics import create_topic
 from tests.support.waiting import wait_until
 from tests.support.whole_flow import orders
 from topics.catalogue import TopicSettings, build_catalogue
@@ -143,8 +144,7 @@ def test_a_program_of_its_own_gives_them_to_its_publisher(brokers: SecuredKafka)
 def followed(brokers: SecuredKafka, name: str, *batches: tuple[bytes, int]) -> str:
     """A topic of these batches, then a record in a transaction and its marker."""
     topic = f"{PREFIX}{name}"
-    admin = AdminClient({"bootstrap.servers": brokers.plain})
-    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(60)
+    create_topic(brokers.plain, topic, replication=1)
     for records, codec in batches:
         produce_raw(brokers.plain, topic, records, codec)
     producer = Producer({"bootstrap.servers": brokers.plain, "transactional.id": topic})

@@ -278,9 +278,8 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "what a bank took for good is not given back again",
         f"{DOMAIN}/reversals.py",
-        "refundable_minor(payment) - payment.charged_back_minor - _lost_minor"
-        "(with_ground(payment)),",
-        "refundable_minor(payment),",
+        "        - payment.charged_back_minor\n        - _lost_minor(with_ground(payment)),\n",
+        "",
     ),
     _property(
         "a refund does not run during a dispute unasked",

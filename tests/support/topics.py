@@ -134,7 +134,7 @@ def _log_ends(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:
     # Of three brokers the one that is asked may hear of a new topic last.
     partitions = wait_until(lambda: _partitions(admin, topic), 10, f"there is a topic {topic}")
     return wait_until(
-        partial(_marks, admin, partitions), 30, f"each partition of {topic} has a leader"
+        partial(_marks, admin, partitions), 120, f"each partition of {topic} has a leader"
     )
 
 

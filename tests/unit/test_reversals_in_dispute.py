@@ -491,6 +491,59 @@ def test_what_a_bank_took_of_the_late_charge_itself_is_not_given_again() -> None
     assert sum(amount for _, amount in story.settled) == 500
 
 
+def taken_twice(first: str) -> Story:
+    """A bank took the first charge for good before that showed as made, a retry was cancelled, and
+    then both show as made, in this order."""
+    story = Story()
+    story.flow.answer(TROUBLE)
+    story.dispute("opened", gateway_reference="charge_1", event_sequence=1)
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.dispute("lost", gateway_reference="charge_1", event_sequence=2)
+    story.command("cancel", "c1")
+    for operation_id in (first, "r1" if first == "1" else "1"):
+        story.notify("succeeded", operation_id)
+    return story
+
+
+@pytest.mark.parametrize("first", ["1", "r1"])
+def test_what_waits_for_nothing_keeps_nothing_from_the_other_charge(first: str) -> None:
+    """What waits for the dispute's charge owes nothing, and must not count as given back when the
+    other one's is due."""
+    story = taken_twice(first)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (1000, 1000, 500)
+    assert [r.operation_id for r in story.flow.requests() if r.kind == "refund"] == ["late-r1-1"]
+    assert sum(amount for _, amount in story.settled) == 0
+    assert judged_flow(story.flow, None) == []
+
+
+@pytest.mark.parametrize("first", ["1", "r1"])
+def test_a_dispute_that_was_told_too_early_and_again_is_booked_once(first: str) -> None:
+    """Its first word is of no charge; its next one may be of the retry, which is on its way."""
+    story = taken_twice(first)
+    assert [each.cause for each in story.flow.dead_letters] == ["dispute_of_nothing"]
+    assert [kind for kind, _ in story.settled if kind.startswith("dispute")] == ["dispute"]
+    (dispute,) = story.payment.disputes
+    assert (dispute.state, dispute.withdrawn_minor) == ("lost", 500)
+    assert story.payment.unfounded_disputes == ()
+
+
+def test_an_older_word_of_a_dispute_that_was_told_too_early_changes_nothing_of_it() -> None:
+    """It gives it its ground; the newest of its words holds."""
+    story = Story()
+    story.flow.answer(TROUBLE)
+    story.dispute("lost", gateway_reference="charge_1", event_sequence=2, fee_minor=15)
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.dispute("opened", gateway_reference="charge_1", event_sequence=1)
+    (dispute,) = story.payment.disputes
+    assert (dispute.state, dispute.withdrawn_minor, dispute.fee_minor) == ("lost", 500, 15)
+    assert story.dispute("lost", gateway_reference="charge_1", event_sequence=2).note == (
+        "stale_result"
+    )
+
+
 def declined_then_taken(*, dispute_first: bool, by: str = "notice", **fields: Any) -> Story:
     """A gateway declines, takes the money all the same, and it comes into dispute. That it did is
     shown by its notice, or by the result of a worker that was frozen."""
