@@ -539,7 +539,7 @@ def _cancel(payment: Payment, command: PaymentCommand, now_ms: int, policy: Poli
     if asking is None:
         return made
     # Nobody was asked for money yet, so there is nothing to wait for.
-    return followed(made, gave_up(changed, asking, CANCEL_REQUESTED, now_ms))
+    return followed(made, gave_up(changed, asking, CANCEL_REQUESTED, now_ms, policy))
 
 
 def _bar_retries(payment: Payment, now_ms: int) -> Decision:
@@ -749,6 +749,7 @@ def _resolve(payment: Payment, command: PaymentCommand, now_ms: int, policy: Pol
             replace(attempt, code=RESOLVED_NOT_CHARGED),
             RESOLVED_NOT_CHARGED,
             now_ms,
+            policy,
             trigger=RESOLVED_NOT_DONE,
             actor=command.actor,
             detail=command.evidence,

@@ -20,6 +20,7 @@ from pipeline.domain.lifecycle import (
     MAIN_KINDS,
     OUTCOME_UNKNOWN,
     PROCESSING,
+    REFUND,
     VOID,
     attempt_step,
 )
@@ -41,7 +42,7 @@ from pipeline.domain.policy import Policy
 from pipeline.domain.references import taken_id
 from pipeline.domain.routing import Route, facts_of, route
 from pipeline.processors.permits import is_capped, needs_permit, permit_asked, with_instrument
-from pipeline.processors.reversals import with_successor
+from pipeline.processors.reversals import with_owed_again, with_successor
 from pipeline.processors.unknowns import known_by
 
 # Reason of a failure: the operation's own time is over, at whichever gateway.
@@ -58,7 +59,7 @@ def declined(
     chosen = _after_decline(payment, attempt, now_ms, policy)
     if chosen is not None:
         return moved_on(payment, attempt, chosen, DECLINE_SEEN, reason, now_ms, policy)
-    made = _ended(payment, attempt, DECLINE_SEEN, reason, now_ms)
+    made = _ended(payment, attempt, DECLINE_SEEN, reason, now_ms, policy)
     return with_successor(made, attempt, now_ms, policy)
 
 
@@ -151,6 +152,7 @@ def gave_up(
     attempt: Attempt,
     reason: str,
     now_ms: int,
+    policy: Policy,
     *,
     trigger: str = GIVE_UP,
     actor: str | None = None,
@@ -158,7 +160,7 @@ def gave_up(
 ) -> Decision:
     """Nothing more is tried, and nothing is known to have moved."""
     attempt = replace(attempt, uncertain_since_ms=0)
-    return _ended(payment, attempt, trigger, reason, now_ms, actor=actor, detail=detail)
+    return _ended(payment, attempt, trigger, reason, now_ms, policy, actor=actor, detail=detail)
 
 
 def _ended(
@@ -167,6 +169,7 @@ def _ended(
     trigger: str,
     reason: str,
     now_ms: int,
+    policy: Policy,
     *,
     actor: str | None = None,
     detail: str | None = None,
@@ -193,4 +196,7 @@ def _ended(
     changed, event = stepped(
         payment, attempt, trigger, now_ms, reason=reason, actor=actor, detail=detail
     )
-    return decision(changed, event)
+    made = decision(changed, event)
+    if attempt.kind != REFUND:
+        return made
+    return with_owed_again(payment, made, now_ms, policy, ended=attempt)

@@ -52,7 +52,7 @@ def answer_permit(payment: Payment, result: RiskResult, now_ms: int, policy: Pol
         reason = CARD_MUST_NOT_BE_TRIED_AGAIN if barred else ATTEMPTS_MUST_NOT_EXCEED_CAP
         # Refused, it holds nothing that would have to be given back.
         refused = replace(attempt, permit="", code=reason)
-        made = gave_up(payment, refused, reason, now_ms, detail=result.detail or None)
+        made = gave_up(payment, refused, reason, now_ms, policy, detail=result.detail or None)
     made = with_refused_approval(made, attempt, now_ms, result.detail or None)
     return with_waiting_commands(made, now_ms, policy)
 
@@ -81,7 +81,7 @@ def permit_missing(
     ):
         made = _expired(payment, attempt, now_ms)
     elif attempt.operation_id != payment.order_id or any(e.tries for e in payment.attempts):
-        made = gave_up(payment, ended, COUNTS_MISSING, now_ms)
+        made = gave_up(payment, ended, COUNTS_MISSING, now_ms, policy)
     else:
         ends_ms = now_ms + policy.review_ms
         if payment.pay_before_ms is not None:
@@ -112,7 +112,7 @@ def _begun(payment: Payment, attempt: Attempt, now_ms: int, policy: Policy) -> D
     not_after_ms = charge_deadline_ms(payment, attempt, policy) if before else 0
     if before and now_ms >= not_after_ms:
         late = replace(attempt, code=ORDER_TOO_OLD)
-        return gave_up(payment, late, ORDER_TOO_OLD, now_ms)
+        return gave_up(payment, late, ORDER_TOO_OLD, now_ms, policy)
     started = replace(
         attempt,
         tries=1,

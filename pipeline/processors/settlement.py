@@ -372,7 +372,7 @@ def _inquiry_answered(
             refusal = _refusal(payment, attempt, now_ms, policy)
             # What was only held back may still be sent, so silence ends nothing.
             if refusal is not None and refusal != GATEWAY_OVERLOADED:
-                return gave_up(payment, attempt, refusal, now_ms)
+                return gave_up(payment, attempt, refusal, now_ms, policy)
     if exhausts:
         return exhausted(
             payment,
@@ -454,7 +454,7 @@ def _proven_unsent(payment: Payment, attempt: Attempt, now_ms: int, policy: Poli
             return moved_on(payment, attempt, chosen, GIVE_UP, refusal, now_ms, policy)
         if chosen is not None:
             refusal = ATTEMPTS_MUST_NOT_EXCEED_CAP
-    made = gave_up(payment, attempt, refusal, now_ms)
+    made = gave_up(payment, attempt, refusal, now_ms, policy)
     if is_uncertain(payment, attempt) and not gateway_profile(policy, attempt.gateway).idempotent:
         # It takes no key, so a call that it may have is never made there a second time by itself.
         return without_successor(made, attempt, now_ms, policy)

@@ -21,6 +21,7 @@ from tests.support.payment_story import (
     NOT_FOUND,
     NOT_SENT,
     ORDER,
+    PENDING,
     POLICY,
     SECOND,
     TIMED_OUT,
@@ -542,6 +543,67 @@ def test_an_older_word_of_a_dispute_that_was_told_too_early_changes_nothing_of_i
     assert story.dispute("lost", gateway_reference="charge_1", event_sequence=2).note == (
         "stale_result"
     )
+
+
+def lost_while_it_goes_back(
+    by: GatewayAnswer, *, named: bool = True, stands: bool = False
+) -> Story:
+    """Two charges, of which a bank takes one for good while a refund of it is under way, which its
+    gateway answers so. The other one is late, and waits.
+
+    ``stands``: what is refunded is the retry's charge by command, else the late charge's reversal.
+    """
+    story = Story()
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    if stands:
+        story.flow.answer(yes)
+        story.command("refund", "f1")
+    else:
+        story.notify("succeeded")
+        story.flow.open_requests.reverse()
+    story.flow.answer(by)
+    fields = {"gateway_reference": "charge_1_r1" if stands else "charge_1"} if named else {}
+    for word in ("opened", "lost"):
+        story.dispute(word, **fields)
+    if not stands:
+        story.command("cancel", "c1")
+    story.notify("succeeded", "1" if stands else "r1")
+    return story
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by its name", "of any charge"])
+@pytest.mark.parametrize("stands", [False, True], ids=["reversal", "command"])
+@pytest.mark.parametrize("by", [TIMED_OUT, PENDING], ids=["unknown", "pending"])
+def test_what_waits_for_a_refund_that_was_not_made_goes_back(
+    by: GatewayAnswer, stands: bool, named: bool
+) -> None:
+    """While a refund may have been made, the customer may have all: by it, and by the bank. Once
+    that was not so the other charge is owed, though its own wait is long over."""
+    story = lost_while_it_goes_back(by, named=named, stands=stands)
+    first = "f1" if stands else "late-1-1"
+
+    def gateway(request: PaymentRequest) -> GatewayAnswer:
+        if request.operation_id != first:
+            return yes(request)
+        if by is PENDING:
+            return PENDING if story.flow.now_ms < ends_ms else REFUSED
+        return NOT_FOUND if request.kind == "inquire" else TIMED_OUT
+
+    ends_ms = story.flow.now_ms + 5 * HOUR_MS
+    lives_until(story, ends_ms - HOUR_MS // 2, gateway)
+    if by is PENDING:
+        assert story.payment.refunded_minor == 0
+        assert [a.state for a in story.payment.attempts if a.kind == "refund"][-1] == "failed"
+    lives_until(story, story.flow.now_ms + 2 * DAY_MS, gateway)
+    if story.payment.refunded_minor == 0:
+        # Asked about as often as commands' refunds are, and then a person's.
+        story.command("resolve", "p1", decision="not_charged", operation_id=first)
+        story.flow.run(gateway)
+    assert story.money == (1000, 1000, 500)
+    assert "reversal_failed" not in story.events
+    assert sum(amount for _, amount in story.settled) == 0
+    assert judged_flow(story.flow, None) == []
 
 
 def declined_then_taken(*, dispute_first: bool, by: str = "notice", **fields: Any) -> Story:
