@@ -474,10 +474,11 @@ class OperationChecks:
 
     def _told_by_notice(self, payment: PaymentEvidence, movements: list[MovementSeen]) -> None:
         """What a gateway did by itself comes by a notice, which may still be on its way."""
+        # By our own keys: of a gateway that knows refunds by their charge's id, all have one.
         settled = {
-            m.reference
-            for m in movements
-            if m.kind == "refund" and _is_settled(payment, "refund", m.id)
+            idempotency_key(payment.payment_id, s.operation_id, s.gateway, 1)
+            for s in payment.settlements
+            if s.movement == "refund"
         }
         by_itself = [
             m

@@ -130,6 +130,27 @@ def test_a_refund_whose_return_is_heard_first_is_right(asked: bool) -> None:
     assert "success_without_settlement" in names
 
 
+def test_a_return_that_was_heard_first_is_told_beside_one_under_the_same_id() -> None:
+    """Of two refunds that came back one is settled, and their gateway knows both by their charge's
+    id: which of them is told of is seen by our own keys."""
+    story, books = charged()
+    for operation_id, amount_minor in (("r1", 200), ("r2", 500)):
+        story.command("refund", operation_id, amount_minor=amount_minor)
+        opened = story.flow.open_requests.pop(0)
+        success = replace(yes(opened[1]), gateway_reference="charge_1")
+        for kind, entry_id in (("refund", "charge_1"), ("refund_failed", "")):
+            key = opened[1].idempotency_key
+            books.enter(kind, key, amount_minor, "charge_1", entry_id)
+        result = story.flow.handle(opened, success)
+        if operation_id == "r2":
+            story.flow.result(result)
+        story.notify("failed", operation_id, code="returned", gateway_reference="charge_1")
+        if operation_id == "r1":
+            story.flow.result(result)
+    assert story.settled == [("capture", 500), ("refund", -500), ("refund_failed", 500)]
+    assert found(story, books) == []
+
+
 def test_a_capture_of_before_is_no_proof_against_its_refund() -> None:
     """Older snapshots do not say which hold a capture is of."""
     story = Story(MANUAL)
