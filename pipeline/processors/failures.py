@@ -199,4 +199,4 @@ def _ended(
     made = decision(changed, event)
     if attempt.kind != REFUND:
         return made
-    return with_owed_again(payment, made, now_ms, policy, ended=attempt)
+    return with_owed_again(payment, made, now_ms, policy, by=attempt)

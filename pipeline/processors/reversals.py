@@ -123,7 +123,7 @@ def with_owed_again(
     now_ms: int,
     policy: Policy,
     *,
-    ended: Attempt | None = None,
+    by: Attempt | None = None,
 ) -> Decision:
     """The decision by which money came back to us, and what has to go back of it again: by a
     dispute's newer word, or since a refund came back.
@@ -133,8 +133,9 @@ def with_owed_again(
     rest; else told. What was owed as much before was told then. A refund that came back would come
     back again, so a person is told; so is one who gave back a part otherwise, and may do so again.
 
-    ``ended``: by the decision a refund ended without success, which has successors of its own. For
-    as long as it might have been made, it and what banks had taken were all that others owed.
+    ``by``: the refund that ended without success, and has successors of its own, or the charge or
+    capture that shows as made. As long as that was not known, what banks had taken, of whichever
+    charge, left less of the others to give back.
     """
     owed_before = {
         (each.operation_id, each.attempt): owed_minor(before, each) for each in outstanding(before)
@@ -146,11 +147,11 @@ def with_owed_again(
         if payment is None or owed_minor(payment, each) <= 0:
             continue
         name = each.operation_id, each.attempt
-        if ended is not None and name == (ended.operation_id, ended.attempt):
+        if by is not None and name == (by.operation_id, by.attempt):
             continue
         more = owed_minor(payment, each) > owed_before.get(name, 0)
         gone_back = has_succeeded(each.state)
-        by_itself = (by_dispute or (more and ended is not None)) and each.code != RECORDED
+        by_itself = (by_dispute or (more and by is not None)) and each.code != RECORDED
         if by_itself and (gone_back or not each.tries) and has_room(payment):
             # Force lasts until what was ordered with it has gone back.
             override = None if gone_back else each.override

@@ -65,7 +65,7 @@ from pipeline.processors.refused_evidence import (
     refused,
     under_shared_id,
 )
-from pipeline.processors.reversals import begin_reversal, with_rest
+from pipeline.processors.reversals import begin_reversal, with_owed_again, with_rest
 
 # Kinds of settlements that gateways' words about operations make.
 SETTLED_CAPTURE: Final = "capture"
@@ -144,7 +144,8 @@ def succeeded(
                 gateway=attempt.gateway,
                 reference=reference,
             )
-            return Decision(payment=changed, sends=(settlement, event))
+            made = decision(changed, settlement, event)
+            return with_owed_again(payment, made, now_ms, policy, by=attempt)
         return _authorized(payment, attempt, now_ms, policy, trigger, actor, detail)
     if attempt.kind == CAPTURE:
         return _captured(payment, attempt, now_ms, policy, trigger, actor, detail)
@@ -212,9 +213,9 @@ def _captured(
     settlement = settled(payment, attempt, SETTLED_CAPTURE, attempt.amount_minor, now_ms)
     made = decision(changed, settlement, event)
     back_minor = beyond_minor if standing else attempt.amount_minor
-    if not back_minor:
-        return made
-    return followed(made, _reversed(changed, attempt, now_ms, policy, back_minor))
+    if back_minor:
+        made = followed(made, _reversed(changed, attempt, now_ms, policy, back_minor))
+    return with_owed_again(payment, made, now_ms, policy, by=attempt)
 
 
 def _refunded(
@@ -318,7 +319,8 @@ def _too_late(
         gateway=attempt.gateway,
         reference=attempt.gateway_reference or "",
     )
-    return followed(decision(changed, settlement, event), reversal)
+    made = followed(decision(changed, settlement, event), reversal)
+    return with_owed_again(payment, made, now_ms, policy, by=attempt)
 
 
 def _reversed(

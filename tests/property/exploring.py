@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, Final
 
 from pipeline.domain.lifecycle import MAIN_KINDS
-from pipeline.domain.model import Payment
+from pipeline.domain.model import Payment, PaymentRequest
 from pipeline.domain.recorded_refunds import recordable
 from tests.property.journeys import DURATIONS, OUTCOMES, PEOPLE, WEATHERS, Journey
-from tests.property.test_processors_lifecycle_properties import ALL_SO
+from tests.property.test_processors_lifecycle_properties import ALL_SO, Moved
 from tests.support.lifecycle_steps import Steps
 from tests.support.payment_story import SECOND
 
@@ -77,9 +77,13 @@ class LedJourney(Journey):
                 yield ("rules", weather), partial(self.the_rules_change, weather)
         if self.held:
             yield ("late", *where), self.a_late_result_is_committed
-        if self.disputable():
-            for stage in ("opened", "won", "lost"):
-                yield ("dispute", stage, *where), partial(self.a_dispute_is_told, stage)
+        for moved in self.disputable():
+            said = self.disputes.get(moved.reference)
+            late = self.goes_back(moved.request)
+            for stage in ("opened", "won", "lost") if said else ("opened",):
+                for in_part in (False,) if said else (False, True):
+                    name = "dispute", stage, said and said[-1], in_part, late, *where
+                    yield name, partial(self.a_dispute_is_told, moved, stage, in_part)
 
     def of_gateways(self, status: str, states: dict[tuple[str, int], str]) -> Iterator[Choice]:
         if self.flow.open_requests:
@@ -87,7 +91,9 @@ class LedJourney(Journey):
             state = states.get((asked.operation_id, asked.attempt))
             known = asked.idempotency_key in self.books
             for outcome in OUTCOMES:
-                name = "answer", asked.kind, asked.operation_kind, state, known, outcome
+                name: Name = ("answer", asked.kind, asked.operation_kind, state, known, outcome)
+                if asked.operation_kind == "refund":
+                    name = (*name, asked.operation_id.startswith("late-"), self.banks())
                 yield name, partial(self.a_worker_answers, outcome)
             yield ("held", asked.kind, state), partial(self.a_worker_commits_later, "answer")
         for request in self.operations():
@@ -130,6 +136,15 @@ class LedJourney(Journey):
         reverses = newest.operation_id.startswith("late-")
         return of_a_retry, payment.status, newest.kind, newest.state, reverses
 
+    def banks(self) -> Name:
+        """What the banks of its disputes said last."""
+        return tuple(sorted(stages[-1] for stages in self.disputes.values()))
+
+    def goes_back(self, request: PaymentRequest) -> bool:
+        """Whether what was asked for came too late."""
+        name = f"late-{request.operation_id}-{request.attempt}"
+        return any(each.operation_id == name for each in self.payment().attempts)
+
     def is_late(self, after_ms: int = 0) -> bool:
         """Whether a time has come, or will have by then, and nobody has read of it."""
         payment = self.payment()
@@ -141,8 +156,8 @@ class LedJourney(Journey):
         payment = self.payment()
         return payment.status, [each.state for each in payment.attempts]
 
-    def a_dispute_is_told(self, stage: str) -> None:
-        self.a_dispute_moves(0, stage)
+    def a_dispute_is_told(self, moved: Moved, stage: str, in_part: bool) -> None:
+        self.a_bank_says(moved, stage, in_part)
         self.flow.notify(self.notices[-1])
 
 

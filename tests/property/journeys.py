@@ -128,6 +128,7 @@ class Journey(lives.Life):
         self.books: dict[str, lives.Moved] = {}
         self.held, self.notices, self.dues, self.commands = [], [], [], []
         self.disputes: dict[str, list[str]] = {}
+        self.disputed_minor: dict[str, int] = {}
         # Whether the gateway has said what cannot be true together, and what people have paid back.
         self.erred = False
         self.transfers: set[str] = set()
@@ -311,8 +312,8 @@ class Journey(lives.Life):
             if known is not None and known.state in ("asked", "pending", "wrong"):
                 fits = known.state != "wrong" or self.has_room(request)
                 self.says(request, "done" if fits else "declined")
-        while self.disputable():
-            self.a_dispute_moves(0, "won")
+        for moved in self.undecided():
+            self.a_bank_says(moved, "won")
         # The newest first: what is told last is what was true first.
         for notice in reversed(self.notices):
             self.flow.notify(notice)

@@ -57,7 +57,8 @@ def books(life: lives.Life) -> GatewayCopy:
                 withdrawn = not withdrawn
                 kind = "dispute" if withdrawn else "dispute_won"
                 named = {"kind": kind, "id": f"d{number}", "reference": f"d_{moved.reference}"}
-                copy.add({**entry, **named}, recent=False)
+                amount = {"amount_minor": life.disputed_minor[moved.reference]}
+                copy.add({**entry, **named, **amount}, recent=False)
     return copy
 
 

@@ -656,7 +656,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "what a refund left that was not made is owed of another charge",
         f"{PROCESSORS}/failures.py",
-        "    return with_owed_again(payment, made, now_ms, policy, ended=attempt)\n",
+        "    return with_owed_again(payment, made, now_ms, policy, by=attempt)\n",
         "    return made\n",
         ("tests/unit/test_reversals_in_dispute.py",),
     ),

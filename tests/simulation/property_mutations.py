@@ -254,8 +254,8 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
     _property(
         "a late capture goes back as far as it took too much",
         f"{PROCESSORS}/successes.py",
-        "    if not back_minor:\n        return made\n    return followed",
-        "    if True:\n        return made\n    return followed",
+        "    if back_minor:\n        made = followed",
+        "    if False:\n        made = followed",
     ),
     _property(
         "what is owed back has a successor",

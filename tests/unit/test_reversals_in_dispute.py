@@ -606,6 +606,50 @@ def test_what_waits_for_a_refund_that_was_not_made_goes_back(
     assert judged_flow(story.flow, None) == []
 
 
+def lost_before_it_shows(*, first: bool) -> Story:
+    """A bank takes a charge for good that was given up on silence, and a retry comes too late:
+    before that, or after its own refund was made."""
+    story = Story()
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.command("cancel", "c1")
+    if not first:
+        story.flow.run(yes)
+        assert story.money == (500, 500, 500)
+    for word in ("opened", "lost"):
+        story.dispute(word, gateway_reference="charge_1")
+    story.flow.run(yes)
+    return story
+
+
+def test_what_was_not_owed_goes_back_once_the_charge_in_dispute_shows() -> None:
+    """Until then one charge was taken, and its money was with the customer by the bank."""
+    story = lost_before_it_shows(first=True)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert (story.money, story.asked.count("refund")) == ((500, 500, 0), 0)
+    story.notify("succeeded")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (1000, 1000, 500)
+    (refund,) = [r for r in story.flow.requests() if r.kind == "refund"]
+    assert refund.parent_reference == "charge_1_r1"
+    assert sum(amount for _, amount in story.settled) == 0
+    assert judged_flow(story.flow, None) == []
+
+
+def test_what_came_back_is_told_once_the_charge_in_dispute_shows() -> None:
+    """It was not owed when it came back, so nobody was told then."""
+    story = lost_before_it_shows(first=False)
+    story.notify("failed", "late-r1-1")
+    assert (story.money, "reversal_failed" in story.events) == ((500, 500, 0), False)
+    story.notify("succeeded")
+    told = [(e.type, e.operation_id) for e in story.flow.events() if e.type == "reversal_failed"]
+    assert told == [("reversal_failed", "late-r1-1")]
+    story.command("give_back", "g1", actor="ann")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (1000, 1000, 500)
+    assert judged_flow(story.flow, None) == []
+
+
 def declined_then_taken(*, dispute_first: bool, by: str = "notice", **fields: Any) -> Story:
     """A gateway declines, takes the money all the same, and it comes into dispute. That it did is
     shown by its notice, or by the result of a worker that was frozen."""
