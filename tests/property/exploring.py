@@ -82,7 +82,7 @@ class LedJourney(Journey):
             late = self.goes_back(moved.request)
             for stage in ("opened", "won", "lost") if said else ("opened",):
                 for in_part in (False,) if said else (False, True):
-                    name = "dispute", stage, said and said[-1], in_part, late, *where
+                    name = "dispute", stage, said and said[-1], in_part, late, payment.status
                     yield name, partial(self.a_dispute_is_told, moved, stage, in_part)
 
     def of_gateways(self, status: str, states: dict[tuple[str, int], str]) -> Iterator[Choice]:
@@ -138,7 +138,7 @@ class LedJourney(Journey):
 
     def banks(self) -> Name:
         """What the banks of its disputes said last."""
-        return tuple(sorted(stages[-1] for stages in self.disputes.values()))
+        return tuple(sorted({stages[-1] for stages in self.disputes.values()}))
 
     def goes_back(self, request: PaymentRequest) -> bool:
         """Whether what was asked for came too late."""
