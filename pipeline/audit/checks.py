@@ -84,6 +84,10 @@ class Judgement:
                 role, partition, first = letter.source
                 for offset in range(first, letter.to_offset + 1):
                     self.dead.setdefault((role, partition, offset), letter)
+        for (role, partition, offset), letter in self.dead.items():
+            payment = evidence.payments.get(letter.key or b"")
+            if role == "payment-commands" and payment is not None:
+                payment.dead_commands += ((partition, offset),)
         self.unreadable = {batch[:3]: batch for batch in cut.unreadable}
         self.payments = self._as_redriven()
         self.blind_lanes = {partition for _, partition in cut.blind}

@@ -292,7 +292,8 @@ _CONTENT_CHANGED: Final = "content_of_a_command_id_must_not_change"
 
 class PaymentEvidence(Struct, gc=False):
     """Everything seen under one key. ``home``: the key's partition. ``rejected_commands``: the
-    ids that events say were rejected, and why."""
+    ids that events say were rejected, and why. ``dead_commands``: places of those that were dead
+    letters, and so no commands."""
 
     key: str
     home: int
@@ -301,6 +302,7 @@ class PaymentEvidence(Struct, gc=False):
     commands: tuple[CommandSeen, ...] = ()
     notifications: tuple[NotificationSeen, ...] = ()
     rejected_commands: tuple[tuple[str, str | None], ...] = ()
+    dead_commands: tuple[tuple[int, int], ...] = ()
     requests: tuple[RequestSeen, ...] = ()
     results: tuple[ResultSeen, ...] = ()
     settlements: tuple[SettlementSeen, ...] = ()
@@ -321,8 +323,9 @@ class PaymentEvidence(Struct, gc=False):
     @property
     def taken_commands(self) -> tuple[CommandSeen, ...]:
         """The first command under each id, where it was not refused."""
-        refused = set(self.refused_commands)
-        first = {command.command_id: command for command in reversed(self.commands)}
+        refused, dead = set(self.refused_commands), set(self.dead_commands)
+        read = [c for c in self.commands if (c.partition, c.offset) not in dead]
+        first = {command.command_id: command for command in reversed(read)}
         return tuple(c for command_id, c in first.items() if command_id not in refused)
 
     @property

@@ -32,6 +32,7 @@ REDRIVES_MAX = 3
 STAGES = ("payments", "gateway", "ledger", "risk")
 # Not redriven: the other readers of the topic would get the record a second time.
 LOOKED_AT_ONLY = ("notifications",)
+REFUSING = (*STAGES, *LOOKED_AT_ONLY, "webhooks")
 
 app = typer.Typer(
     help="Look at inputs that could not be handled; put them back, once, or set them aside.",
@@ -449,8 +450,8 @@ def _filter(
     from pipeline.runtime.redrive.plan import Filter
 
     for stage in stages or ():
-        if stage not in STAGES:
-            raise UserError(f"There is no stage {stage!r}; the stages are {', '.join(STAGES)}.")
+        if stage not in REFUSING:
+            raise UserError(f"There is no stage {stage!r}; the stages are {', '.join(REFUSING)}.")
     if key is not None and not all(key.partition(":")):
         raise UserError(f"{key!r} names no order; write the merchant and the order: shop:1001.")
     now_ms = int(time.time() * 1000)

@@ -373,7 +373,7 @@ def test_a_person_reads_lists_and_letters(tool: Tool) -> None:
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("list", "--stage", "nonsense"), "the stages are payments, gateway, ledger, risk"),
+        (("list", "--stage", "nonsense"), "ledger, risk, notifications, webhooks."),
         (("list", "--topic", "nonsense"), "its inputs are gateway-results"),
         (("list", "--since", "yesterday"), "write 2026-11-25T22:00 (UTC)"),
         (("list", "--since", "1h", "--until", "2h"), "no letter can match"),

@@ -1184,6 +1184,28 @@ def test_that_a_refund_came_back_rests_on_a_word_that_says_so(
     assert ("settlement_without_evidence" in {f.name for f in flow.audit()}) is found
 
 
+@pytest.mark.parametrize("first", ["dead letter", "taken"])
+def test_a_dead_letter_is_no_command_that_has_an_id(first: str) -> None:
+    """It held what no record may; the person put it right and gave the same id. The other way round
+    what was taken stays taken, and what is a dead letter says nothing."""
+    flow = healthy_flow()
+    payment = flow.captured("shop:new", 100)
+    for refund in ("r-1", "r-9"):
+        entry_id = payment.commanded("refund", refund, 30)
+        payment.refund_failed(refund, entry_id)
+        flow.remove("gateway-notifications", payment.key)
+    words = {"decision": "returned", "gateway_reference": entry_id}
+    operations = ("r-9", "r-1") if first == "dead letter" else ("r-1", "r-9")
+    told = [payment.command("resolve", "p-1", operation_id=each, **words) for each in operations]
+    flow.dead_letter(told[0 if first == "dead letter" else 1], "card_number")
+    payment.command_ids = [*payment.command_ids, "p-1"]
+    payment.step(payment.status, "review_approved")
+    flow.all_processed()
+    (found,) = (f for f in flow.audit() if f.name == "settlement_without_evidence")
+    unheard = [row for row in flow.rows if row.role == "settlements"][-1]
+    assert (found.count, found.example.offset) == (1, unheard.offset), "of r-9 nobody was heard"
+
+
 @pytest.mark.parametrize("answer", ["unknown", "pending", "not_found"])
 def test_an_answer_that_tells_nothing_is_no_word_that_a_refund_came_back(answer: str) -> None:
     """Its call was lost, or it was not through by then: it was made, as was seen afterwards."""
