@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.runtime.standstill import Standstill
 from schemas.codec import default_codec
 from tests.support.topics import create_topic
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -73,7 +73,7 @@ def transactional(kafka: str, transactional_id: str) -> Producer:
     return producer
 
 
-def take(subscriber: SettlementSubscriber, count: int, timeout_s: float = 20) -> list[str]:
+def take(subscriber: SettlementSubscriber, count: int, timeout_s: float = WAIT_S) -> list[str]:
     """The ids of the next settlements."""
     taken: list[str] = []
     deadline = time.monotonic() + timeout_s
@@ -125,7 +125,7 @@ def test_latest_begins_with_what_comes_and_keeps_that_place(kafka: str, topic: s
     group = f"{topic}-g"
     with SettlementSubscriber(kafka, group, topic=topic, start="latest") as subscriber:
         admin = AdminClient({"bootstrap.servers": kafka})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline and not began(admin, group):
             assert subscriber.poll(0.1) is None
     write(kafka, topic, 2, 3)
@@ -239,7 +239,7 @@ def test_a_follower_leaves_though_its_coordinator_has_gone_silent(
         leaving = threading.Thread(target=follower.close)
         leaving.start()
         try:
-            wait_until(lambda: not leaving.is_alive(), 30, "it has left")
+            wait_until(lambda: not leaving.is_alive(), WAIT_S, "it has left")
         finally:
             os.kill(broker.pid, signal.SIGCONT)
             leaving.join(60)
