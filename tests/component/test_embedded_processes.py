@@ -43,7 +43,7 @@ from pipeline.embedded.processes import start_detached
 made = []
 def start():
     made.append(start_detached(
-        ["sleep", "60"], output=Path(sys.argv[1]), die_with_parent=sys.argv[2] == "yes"))
+        ["sleep", "600"], output=Path(sys.argv[1]), die_with_parent=sys.argv[2] == "yes"))
 # From a thread that ends at once: the child is not to end with it.
 thread = threading.Thread(target=start); thread.start(); thread.join()
 print(made[0].pid, flush=True)
