@@ -21,6 +21,7 @@ from consumers.settlement_subscriber import (
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import to_record
 from pipeline.embedded.kafka import start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.errors import UserError
 from pipeline.runtime.standstill import Standstill
 from schemas.codec import default_codec
@@ -225,7 +226,7 @@ def test_a_follower_leaves_though_its_coordinator_has_gone_silent(
 ) -> None:
     """It would wait for a minute and longer for what it commits behind the last marker, of which
     the partition's leader has told; here one broker is both, so that is told by hand."""
-    own = start_kafka(tmp_path / "kafka", die_with_parent=True)
+    own = start_kafka(tmp_path / "kafka", jvm_flags=SHORT_LIVED, die_with_parent=True)
     (broker,) = own.brokers
     try:
         create_topic(own.bootstrap_servers, "settlements", 1)
