@@ -211,11 +211,12 @@ def test_batches_that_are_too_much_together_are_brought_one_after_the_other(
 ) -> None:
     """Each is little, and the client would unfold all of an answer before it hands out anything;
     where a worker has died, what its other partitions may bring with that answer counts as well."""
-    monkeypatch.setattr(heavy_batches, "bytes_max", lambda _deaths: HEAVY_BYTES_MIN)
+    bound = 5 * MIB
+    monkeypatch.setattr(heavy_batches, "bytes_max", lambda _deaths: bound)
     if deaths:
         cluster.create_topic("others")
         produce_raw(cluster.bootstrap_servers, "others", record_bytes(b"k", b"one"))
-    folded, count = (zeros(3) if codec == ZSTD else gzip_zeros(3)), 3 if deaths else 6
+    folded, count = (zeros(1) if codec == ZSTD else gzip_zeros(1)), 3 if deaths else 6
     for _ in range(count):
         put(cluster, folded, codec)
     put(cluster, record_bytes(b"k", b"last"))
@@ -228,8 +229,8 @@ def test_batches_that_are_too_much_together_are_brought_one_after_the_other(
     while heavy:
         if brought := heavy.bring(lambda _tp: True):
             sizes.append([len(each.value()) for each in brought])
-    assert [size for run in sizes for size in run] == [3 * MIB] * count + [4]
-    assert max(sum(run) for run in sizes) <= HEAVY_BYTES_MIN
+    assert [size for run in sizes for size in run] == [MIB] * count + [4]
+    assert max(sum(run) for run in sizes) <= bound
     if not deaths:
         assert heavy.begin(("others", 0), 0) == 0
 

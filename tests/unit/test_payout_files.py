@@ -74,6 +74,7 @@ def files(engine: Engine, message_id: str) -> tuple[bytes, bytes]:
     return pain_001(message), payouts_csv(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("currency", "amounts", "total"),
     [

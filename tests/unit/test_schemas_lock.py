@@ -189,6 +189,7 @@ def test_a_missing_avro_package_says_what_to_install(monkeypatch: pytest.MonkeyP
         full_incompatibilities(read_schema("order"), read_schema("order"))
 
 
+@pytest.mark.slow
 def test_the_commands_say_what_they_found() -> None:
     """check and lock succeed on the tree as committed; register asks for a registry."""
     run = CliRunner()

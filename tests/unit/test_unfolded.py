@@ -108,6 +108,7 @@ def test_every_frame_of_zstd_is_counted(told: bool) -> None:
     assert is_heavy(batch, UNFOLDED_BYTES_MAX // 2)
 
 
+@pytest.mark.slow
 def test_what_is_cut_into_very_many_frames_counts_as_the_most_there_is() -> None:
     """Each has to be looked at for itself."""
     frame = b"\x28\xb5\x2f\xfd\x20\x01\x09\x00\x00\xff"
@@ -188,6 +189,7 @@ def test_a_worker_that_was_killed_often_refuses_no_good_records(bytes_max: int) 
         assert not is_heavy(batch, bytes_max)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["gzip", "zstd"])
 def test_orders_that_hardly_differ_are_no_bomb_either(codec: str) -> None:
     """A subscription's forty thousand of one day, as the client itself writes them: in one batch,
