@@ -209,6 +209,7 @@ def test_a_request_that_is_refused_tells_its_payment(flow: EngineFlow) -> None:
 # Dead letters ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_letter_fits_its_topic_whatever_headers_its_input_had(flow: EngineFlow) -> None:
     """Headers over 64 KiB in all are named and not copied: with them a full piece would be over
     the topic's limit and end the lane."""

@@ -122,6 +122,7 @@ def test_no_cell_of_the_csv_is_a_formula(engine: Engine) -> None:
     assert (found["created_by"], found["approved_by"]) == ("'=cmd|'/c calc'!A1", "'@bert")
 
 
+@pytest.mark.slow
 def test_an_account_without_an_iban_has_its_number_and_bank(
     engine: Engine, schema: xmlschema.XMLSchema
 ) -> None:
@@ -131,6 +132,7 @@ def test_an_account_without_an_iban_has_its_number_and_bank(
     assert root.findtext(".//p:CdtrAgt//p:BICFI", namespaces=IN) == "BOTKJPJT"
 
 
+@pytest.mark.slow
 def test_text_is_escaped(engine: Engine, schema: xmlschema.XMLSchema) -> None:
     """A holder's name cannot end an element, and keeps its letters."""
     holder = 'Müller & <Söhne> "Ltd"'
