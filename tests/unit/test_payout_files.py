@@ -6,7 +6,6 @@ import csv
 from collections.abc import Iterator
 from importlib import resources
 from io import StringIO
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -42,8 +41,8 @@ def schema() -> xmlschema.XMLSchema:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+def engine(books_url: str) -> Iterator[Engine]:
+    engine = open_ledger(books_url)
     yield engine
     engine.dispose()
 
