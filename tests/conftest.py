@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -86,6 +87,12 @@ def new_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # All of it is in the file, and nothing in a log beside it.
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     return path
+
+
+@pytest.fixture
+def books_url(new_books: Path, tmp_path: Path) -> str:
+    """SQLAlchemy URL of a new ledger of this test's own."""
+    return f"sqlite:///{shutil.copy(new_books, tmp_path / 'ledger.db')}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,6 +16,7 @@ from pipeline.embedded.ports import free_ports, is_free, is_listening
 from pipeline.embedded.processes import ProcessIdentity
 from tests.support import wait_until
 from tests.support.leftovers import lives
+from tests.support.waiting import WAIT_S
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
 DEAF = [
@@ -42,7 +43,7 @@ from pipeline.embedded.processes import start_detached
 made = []
 def start():
     made.append(start_detached(
-        ["sleep", "60"], output=Path(sys.argv[1]), die_with_parent=sys.argv[2] == "yes"))
+        ["sleep", "600"], output=Path(sys.argv[1]), die_with_parent=sys.argv[2] == "yes"))
 # From a thread that ends at once: the child is not to end with it.
 thread = threading.Thread(target=start); thread.start(); thread.join()
 print(made[0].pid, flush=True)
@@ -73,7 +74,7 @@ def test_no_process_is_no_server() -> None:
 def test_a_server_that_ignores_the_request_is_killed(tmp_path: Path) -> None:
     """Stopping ends within its time although SIGTERM is ignored."""
     identity = processes.start_detached(DEAF, output=tmp_path / "log")
-    wait_until(lambda: (tmp_path / "log").read_text(), 10, "the signal is ignored")
+    wait_until(lambda: (tmp_path / "log").read_text(), WAIT_S, "the signal is ignored")
     processes.stop([identity], 0.1)
     assert not processes.is_alive(identity)
 
@@ -108,11 +109,11 @@ def test_a_bound_server_dies_with_its_parent_and_no_sooner(tmp_path: Path, bound
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         stat = Path(f"/proc/{pid}/cmdline")
-        wait_until(lambda: stat.read_text().startswith("sleep"), 10, "the server runs")
+        wait_until(lambda: stat.read_text().startswith("sleep"), WAIT_S, "the server runs")
         parent.kill()
     try:
         if bound == "yes":
-            wait_until(lambda: not lives(pid), 10, "the server has died with its parent")
+            wait_until(lambda: not lives(pid), WAIT_S, "the server has died with its parent")
         else:
             assert lives(pid)
     finally:
@@ -126,7 +127,7 @@ def test_a_killed_server_has_ended_only_when_its_port_is_free(tmp_path: Path) ->
     line = [sys.executable, "-I", "-c", MANY_THREADS_LISTEN, str(port)]
     for _ in range(3):
         identity = processes.start_detached(line, output=tmp_path / "log")
-        wait_until(lambda: is_listening(port), 10, "the server listens")
+        wait_until(lambda: is_listening(port), WAIT_S, "the server listens")
         processes.send(identity, signal.SIGKILL)
         assert processes.wait_ended(identity, 10.0)
         assert is_free(port)

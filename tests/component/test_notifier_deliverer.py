@@ -18,7 +18,7 @@ from consumers.notifier.database import open_callbacks
 from consumers.notifier.deliverer import Deliverer
 from consumers.notifier.endpoints import EndpointFile
 from consumers.notifier.store import CallbackStore
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 NOW_MS = 1_700_000_000_000
 SECRET = "whsec_" + base64.b64encode(b"x" * 24).decode()
@@ -102,11 +102,11 @@ def test_slow_endpoints_that_use_all_there_is_hold_up_no_other(
     thread = threading.Thread(target=working.run, args=(stop,))
     thread.start()
     try:
-        wait_until(lambda: len(receivers.held) == 6, 30, "all that endpoints share is open")
+        wait_until(lambda: len(receivers.held) == 6, WAIT_S, "all that endpoints share is open")
         for n in range(3):
             store.take([_callback("quick", n)], "c", "t", {0: 2 + n}, NOW_MS)
             working.wake(["quick"])
-            wait_until(lambda n=n: receivers.taken.count("quick") == n + 1, 10, "quick is told")
+            wait_until(lambda n=n: receivers.taken.count("quick") == n + 1, WAIT_S, "quick is told")
         assert len(receivers.held) == 6
     finally:
         stop.set()
@@ -155,7 +155,7 @@ def test_name_servers_that_hang_hold_up_no_other(
         )  # fmt: skip
         store.take([_callback("quick", 1)], "c", "t", {0: 2}, NOW_MS)
         working.wake(["quick"])
-        wait_until(lambda: receivers.taken == ["quick"], 30, "quick is told")
+        wait_until(lambda: receivers.taken == ["quick"], WAIT_S, "quick is told")
         assert sorted(asked) == sorted(f"{name}.example" for name in names)
         stop.set()
         wait_until(lambda: not thread.is_alive(), 60, "a stop waits for no lookup")

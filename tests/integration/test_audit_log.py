@@ -23,6 +23,7 @@ from pipeline.audit.verify import Sources, verify
 from pipeline.commands.audit import trace_command, verify_command
 from tests.support.audit_flow import CATALOGUE, PARTITIONS, Flow, Row, healthy_flow
 from tests.support.cli_runner import CliRunner
+from tests.support.topics import log_ends
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.provisioning import provision
 
@@ -97,10 +98,8 @@ class Cluster:
             try:
                 offsets = []
                 for spec in self.catalogue.inputs(stage):
-                    for partition in range(PARTITIONS):
-                        place = TopicPartition(spec.name, partition)
-                        _, place.offset = consumer.get_watermark_offsets(place, timeout=30)
-                        offsets.append(place)
+                    for partition, end in log_ends(self.servers, spec.name).items():
+                        offsets.append(TopicPartition(spec.name, partition, end))
                 consumer.commit(offsets=offsets, asynchronous=False)
             finally:
                 consumer.close()

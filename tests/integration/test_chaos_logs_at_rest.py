@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import pytest
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
 from pipeline.chaos.flow.broker_faults import java_hash
 from pipeline.chaos.flow.coordinator_log import broken_ends
@@ -18,6 +17,7 @@ from pipeline.chaos.flow.log_bytes import COMMITTED, OPEN
 from pipeline.chaos.flow.logs_at_rest import STATE_TOPIC, Logs, read_at_rest
 from pipeline.embedded.kafka import KafkaHandle, start_kafka, stop_kafka
 from pipeline.embedded.kafka_config import INTERNAL_PARTITIONS, SHORT_LIVED
+from tests.support.topics import create_topic
 
 pytestmark = [pytest.mark.integration, pytest.mark.acceptance, pytest.mark.timeout(180)]
 
@@ -52,11 +52,8 @@ def transactional(cluster: KafkaHandle, name: str) -> Producer:
 
 def create(cluster: KafkaHandle, topic: str, leader: int) -> None:
     """A topic of one partition on this broker alone."""
-    admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
-    made = admin.create_topics(
-        [NewTopic(topic, 1, replica_assignment=[[leader]], config={"min.insync.replicas": "1"})]
-    )
-    made[topic].result(30)
+    config = {"min.insync.replicas": "1"}
+    create_topic(cluster.bootstrap_servers, topic, replicas=[leader], config=config)
 
 
 def coordinator_of(cluster: KafkaHandle, name: str) -> int:

@@ -31,7 +31,7 @@ from pipeline.runtime.work import Outcome
 from tests.support.lane_over_topics import LaneOverTopics
 from tests.support.proxied import ProxiedKafka, proxied_kafka
 from tests.support.topics import create_topic, read_all
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +52,7 @@ def test_every_version_that_names_brokers_is_read(three: ProxiedKafka) -> None:
     offered = versions_offered(three.direct)
     # The first to ask for a group's coordinator makes the cluster create its topic.
     first = coordinator_question(0)
-    wait_until(lambda: asked(three.direct, Api.FIND_COORDINATOR, 0, first), 30, "a coordinator")
+    wait_until(lambda: asked(three.direct, Api.FIND_COORDINATOR, 0, first), WAIT_S, "a coordinator")
     for api, (oldest, newest) in offered.items():
         if api not in QUESTIONS:
             continue

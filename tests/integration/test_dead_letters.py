@@ -30,7 +30,7 @@ from schemas.ids import locked_ids
 from tests.support.cli import Cli, Done
 from tests.support.cli_runner import CliRunner
 from tests.support.engine_flow import EngineFlow, ends_of, headers_of
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -233,7 +233,7 @@ def test_two_runs_at_once_and_one_more_are_one_effect(tool: Tool) -> None:
     # So slow that it is still at it when another command has started on a busy machine.
     slow = ("dead-letters", "redrive", "--all", "--yes", *WHY, "--rate", "0.5")
     with tool.cli.start(*slow) as first:
-        wait_until(tool.redriven, 30, "the first run has begun")
+        wait_until(tool.redriven, WAIT_S, "the first run has begun")
         second = tool.run_as_process("redrive", "--all", "--yes", *WHY)
         assert first.process.wait(30) == 2, first.said
         assert "has taken over" in first.said
@@ -251,7 +251,7 @@ def test_a_run_keeps_its_rate_and_ends_in_good_order_on_ctrl_c(tool: Tool) -> No
     names = {tool.bury(f"o{n}") for n in range(40)}
     words = ("dead-letters", "redrive", "--all", "--yes", *WHY, "--rate", "10")
     with tool.cli.start(*words) as running:
-        wait_until(lambda: len(tool.redriven()) >= 15, 30, "some are redriven")
+        wait_until(lambda: len(tool.redriven()) >= 15, WAIT_S, "some are redriven")
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(30) == 130, running.said
         assert "stopped;" in running.said

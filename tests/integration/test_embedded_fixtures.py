@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from tests.support import wait_until
 from tests.support.leftovers import lives
 from tests.support.topics import create_topic, delete_topics
+from tests.support.waiting import WAIT_S
 
 pytestmark = pytest.mark.integration
 
@@ -84,7 +85,7 @@ def test_an_interrupted_run_stops_the_shared_broker(tmp_path: Path, name: str) -
 def test_the_next_run_sweeps_up_after_one_that_was_killed(tmp_path: Path) -> None:
     """SIGKILL takes the broker with the run; its folder goes with the next run."""
     pid, folder = told(run_pytest(tmp_path, IS_INTERRUPTED.replace("SIGNAL", "SIGKILL")))
-    wait_until(lambda: not lives(int(pid)), 10, "the broker has died with its run")
+    wait_until(lambda: not lives(int(pid)), WAIT_S, "the broker has died with its run")
     assert Path(folder).exists()
     assert run_pytest(tmp_path, "def test(): pass\n").returncode == 0
     assert not Path(folder).exists()
@@ -142,4 +143,4 @@ def test_the_topics_of_a_test_go_and_no_others(kafka: str, topic_prefix: str) ->
         create_topic(kafka, f"{topic_prefix}{name}")
     assert len(left()) == 3
     delete_topics(kafka, f"{topic_prefix}ended.")
-    wait_until(lambda: left() == {f"{topic_prefix}other.one"}, 30, "those of the ended test go")
+    wait_until(lambda: left() == {f"{topic_prefix}other.one"}, WAIT_S, "those of the ended test go")

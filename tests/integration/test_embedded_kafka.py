@@ -25,7 +25,8 @@ START_AND_TELL = """
 import json, sys
 from pathlib import Path
 from pipeline.embedded.kafka import start_kafka
-handle = start_kafka(Path(sys.argv[1]), heap_mb=256)
+from pipeline.embedded.kafka_config import SHORT_LIVED
+handle = start_kafka(Path(sys.argv[1]), heap_mb=256, jvm_flags=SHORT_LIVED)
 print(json.dumps([handle.started_here, handle.bootstrap_servers, handle.brokers[0].pid]))
 """
 

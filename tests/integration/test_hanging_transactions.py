@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
 
 from pipeline.cli import app
 from pipeline.embedded.kafka import KafkaHandle, running_kafka, start_kafka, stop_kafka
@@ -19,7 +18,7 @@ from tests.support.cli import Cli
 from tests.support.cli_runner import CliRunner
 from tests.support.late_produce import produce_late
 from tests.support.topics import create_topic, read_all
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long]
 
@@ -67,15 +66,8 @@ def test_what_a_broker_forgot_to_end_is_ended_as_it_was_decided(three: KafkaHand
     servers = three.bootstrap_servers
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
     lost, kept = three.brokers[0], three.brokers[1]
-    made = admin.create_topics(
-        [
-            NewTopic("gone", 1, replica_assignment=[[lost.node_id]]),
-            NewTopic("there", 1, replica_assignment=[[kept.node_id]]),
-        ],
-        operation_timeout=30,
-    )
-    for each in made.values():
-        each.result(30)
+    for topic, broker in (("gone", lost), ("there", kept)):
+        create_topic(servers, topic, replicas=[broker.node_id])
     committed, aborted = begun(servers, "committed"), begun(servers, "aborted")
 
     lost.kill()
@@ -119,7 +111,7 @@ def test_up_ends_what_hangs_before_it_starts_its_workers(tmp_path: Path) -> None
         create_topic(servers, topic)
     begun(servers, "committed").commit_transaction(30)
     # A commit returns when it is decided; the markers come a moment later.
-    wait_until(lambda: not still_open(servers), 30, "its markers are written")
+    wait_until(lambda: not still_open(servers), WAIT_S, "its markers are written")
     produce_late(servers, "committed", "gone", b"more")
     stop_kafka(broker)
 

@@ -32,14 +32,13 @@ from pipeline.ledger.queries import booked_offsets, drifted_balances, entry_coun
 from pipeline.runtime.failpoints import fired
 from schemas.codec import default_codec
 from tests.support.ledger import settlement
-from tests.support.topics import create_topic, read_all
-from tests.support.waiting import wait_until
+from tests.support.topics import create_topic, log_ends, read_all
+from tests.support.waiting import WAIT_S, wait_until
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 
 pytestmark = pytest.mark.integration
 
 PARTITIONS = 4
-WAIT_S = 90.0
 ENCODE = default_codec().encoder("settlement")
 
 
@@ -506,18 +505,7 @@ def booked(engine: Engine) -> int:
 
 def behind(flow: Flow, engine: Engine) -> int:
     """Offsets between what is stored and the read_committed ends, control records included."""
-    from confluent_kafka import Consumer
-
-    consumer = Consumer(
-        {"bootstrap.servers": flow.kafka, "group.id": "ends", "isolation.level": "read_committed"}
-    )
-    try:
-        ends = {
-            p: consumer.get_watermark_offsets(TopicPartition(flow.topic, p), timeout=30)[1]
-            for p in range(PARTITIONS)
-        }
-    finally:
-        consumer.close()
+    ends = log_ends(flow.kafka, flow.topic)
     with reading(engine) as connection:
         stored = {b.partition: b.next_offset for b in booked_offsets(connection)}
     return sum(end - stored.get(p, 0) for p, end in ends.items())

@@ -16,7 +16,7 @@ from pipeline.gateways.simulator import kill_simulator, start_simulator, stop_si
 from pipeline.local import LocalFlow, books_file
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.runtime.worker_spec import WorkerSpec
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 from topics.catalogue import TopicSettings
 
 pytestmark = pytest.mark.integration
@@ -128,7 +128,7 @@ def test_what_a_worker_writes_by_itself_goes_to_its_log(
     with Supervisor([spec], metrics_dir=tmp_path):
         wait_until(
             lambda: log_file.is_file() and "KeyError: 'no such stage'" in log_file.read_text(),
-            30,
+            WAIT_S,
             "the worker's traceback is in its log",
         )
     assert "KeyError" not in capfd.readouterr().err

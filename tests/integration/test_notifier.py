@@ -33,13 +33,12 @@ from tests.support.cli import Cli
 from tests.support.ports import free_port
 from tests.support.receiver import SECRET, Heard, Receiver
 from tests.support.topics import create_topic, read_all
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 
 pytestmark = pytest.mark.integration
 
 PARTITIONS = 2
-WAIT_S = 60.0
 FIRST_MS = 200
 OTHER_SECRET = "whsec_" + "YW5vdGhlciBrZXkgb2YgMjQgYnl0ZXMh"
 ENCODE = default_codec().encoder("payment-event")

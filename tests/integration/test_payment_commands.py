@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Producer
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from schemas.codec import default_codec
 from tests.support.cli_runner import CliRunner
 from tests.support.payment_story import TIMED_OUT, Story, unasked
+from tests.support.topics import read_all
 from tests.unit.test_payment_commands import PAYMENT, REFUND, event, refund_attempt
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.provisioning import provision
@@ -55,18 +56,9 @@ class Topics(Struct):
     def commands(self) -> list[PaymentCommand]:
         """Those that were published, in the order of their times."""
         catalogue = build_catalogue(TopicSettings(prefix=self.prefix, partitions=3))
-        consumer = Consumer(
-            {"bootstrap.servers": self.servers, "group.id": "unused", "log_level": 0}
-        )
-        try:
-            name = catalogue.name("payment-commands")
-            values = []
-            for number in range(3):
-                _, end = consumer.get_watermark_offsets(TopicPartition(name, number), 10)
-                consumer.assign([TopicPartition(name, number, 0)])
-                values += [message.value() for message in consumer.consume(end, 20)]
-        finally:
-            consumer.close()
+        values = [
+            each.value() for each in read_all(self.servers, catalogue.name("payment-commands"))
+        ]
         decode = CODEC.decoder("payment-command")
         read = [command_from_record(decode(value)) for value in values]
         return sorted(read, key=lambda command: command.submitted_at_ms)

@@ -26,6 +26,7 @@ from pipeline.runtime import standstill
 from pipeline.runtime.standstill import Standstill
 from schemas.codec import default_codec
 from tests.support.engine_flow import EngineFlow, RunningWorker, until
+from tests.support.topics import log_ends
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
@@ -68,11 +69,7 @@ def settled(flow: EngineFlow) -> list[str]:
 
 
 def end_of(flow: EngineFlow, role: str) -> int:
-    consumer = Consumer({"bootstrap.servers": flow.bootstrap, "group.id": "unused"})
-    try:
-        return consumer.get_watermark_offsets(TopicPartition(flow.topic(role), 0), timeout=30)[1]
-    finally:
-        consumer.close()
+    return log_ends(flow.bootstrap, flow.topic(role))[0]
 
 
 def delete_what_was_read(flow: EngineFlow, *roles: str) -> None:

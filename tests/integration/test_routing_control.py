@@ -18,13 +18,13 @@ from pipeline.runtime.control import change_entry
 from schemas.codec import default_codec
 from tests.support.cli import Cli, Done
 from tests.support.topics import read_all
+from tests.support.waiting import WAIT_S
 from tests.support.whole_flow import WholeFlow, orders
 
 pytestmark = pytest.mark.integration
 
 # Quick to open and to come back: the traffic of a test is small.
 QUICK = {"calls_min": 5, "slow_ms": 500, "wait_ms": 300, "wait_ms_max": 600}
-WAIT_S = 60.0
 
 
 def test_payments_follow_the_control_topic_and_leave_a_gateway_that_is_dead(

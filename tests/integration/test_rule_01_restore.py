@@ -19,7 +19,7 @@ from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import MemoryTableStore, TableStore
 from producers.load_generator import LoadPlan, prepare, run_load
 from tests.support.engine_flow import EngineFlow, ends_of, until
-from tests.support.topics import create_topic
+from tests.support.topics import create_topic, log_ends
 
 pytestmark = pytest.mark.integration
 
@@ -262,14 +262,7 @@ def _load(flow: EngineFlow, pool: Any) -> dict[int, int]:
     """Append the pool to the orders; the ends to wait for."""
     report = run_load(flow.bootstrap, pool, topic=flow.topic("orders"))
     assert report.failed == 0
-    consumer = Consumer({"bootstrap.servers": flow.bootstrap, "group.id": "watermarks"})
-    try:
-        return {
-            p: consumer.get_watermark_offsets(TopicPartition(flow.topic("orders"), p), 10)[1]
-            for p in range(flow.partitions)
-        }
-    finally:
-        consumer.close()
+    return log_ends(flow.bootstrap, flow.topic("orders"))
 
 
 def _remove(folder: Path) -> None:

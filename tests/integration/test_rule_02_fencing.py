@@ -15,7 +15,7 @@ from pipeline.runtime.kafka_errors import LaneFatal, ends_the_client, passes_by_
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.work import Outcome, Work
 from tests.support.topics import create_topic, read_all
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -64,7 +64,7 @@ class Group:
                 for member, wanted in partitions_of
             )
 
-        wait_until(settled, 30, "the group has settled")
+        wait_until(settled, WAIT_S, "the group has settled")
 
     def lane(self, name: str) -> Lane:
         made = Lane(
@@ -172,7 +172,7 @@ def test_a_member_that_another_has_replaced_is_told_that_it_can_do_no_more(group
         message = first.poll(0.05)
         return None if message is None else message.error()
 
-    error = wait_until(told, 30, "the first member hears of its twin")
+    error = wait_until(told, WAIT_S, "the first member hears of its twin")
     assert ends_the_client(error), error
     assert not passes_by_itself(error)
 

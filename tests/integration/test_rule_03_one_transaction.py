@@ -31,7 +31,7 @@ class FailingLane(Lane):
         self._producer.begin_transaction()
         self._produce(work)
         self._producer.flush(10)
-        until(cls.when_ready, "the next batch is prepared", 20)
+        until(cls.when_ready, "the next batch is prepared")
         return self._abort(work, end_asked=False)
 
     @staticmethod
@@ -104,7 +104,7 @@ def test_a_worker_that_was_paused_when_its_transaction_failed_goes_on(
     ends = ends_of(*[flow.send_order(flow.order(f"o{n}")) for n in range(300)])
     running = RunningWorker(worker, stop)
     try:
-        flow.wait_consumed(ends, running=running, timeout_s=30)
+        flow.wait_consumed(ends, running=running)
     finally:
         running.end()
     assert running.error is None

@@ -16,7 +16,7 @@ from pipeline.runtime.end_txn_watch import EndTxnWatch
 from pipeline.runtime.lane import producer_config
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
 from tests.support.topics import create_topic
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -81,7 +81,9 @@ def test_unequal_partition_counts_are_refused_before_anything_is_read(
     grown = flow.topic("gateway-results")
     admin.create_partitions([NewPartitions(grown, 3)])[grown].result(20)
     wait_until(
-        lambda: len(admin.list_topics(grown, timeout=10).topics[grown].partitions) == 3, 20, "grown"
+        lambda: len(admin.list_topics(grown, timeout=10).topics[grown].partitions) == 3,
+        WAIT_S,
+        "grown",
     )
     assert_refused(flow, r"must have 2 partitions, but .* has 3")
     assert flow.committed("payments", "orders") == {0: 0, 1: 0}

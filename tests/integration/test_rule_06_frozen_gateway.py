@@ -52,7 +52,7 @@ def test_a_frozen_worker_that_wakes_after_a_takeover_charges_nobody_twice(
     try:
         # A pid for each slot: the supervisor's list is in the order of its specifications.
         with Supervisor(specs, metrics_dir=tmp_path) as workers:
-            until(lambda: _partitions_of_members(flow) == [1, 1], "each worker has a partition", 30)
+            until(lambda: _partitions_of_members(flow) == [1, 1], "each worker has a partition")
             warm = [_request(flow, f"warm{n}", "tok_ok") for n in range(20)]
             _wait_for_results(flow, workers, len(warm))
             for n in range(ORDERS):
@@ -101,8 +101,8 @@ def test_a_worker_frozen_before_its_socket_write_sends_nothing_when_it_wakes(
         said = json.loads(charging.stdout.readline())
         assert said["waiting"]
         charging.send_signal(signal.SIGSTOP)
-        until(lambda: _books(simulator.url)["charges"] == 1, "the slow charge is made", 30)
-        until(lambda: time.time() * 1000 > said["until_ms"] + 100, "its time is over", 30)
+        until(lambda: _books(simulator.url)["charges"] == 1, "the slow charge is made")
+        until(lambda: time.time() * 1000 > said["until_ms"] + 100, "its time is over")
         charging.send_signal(signal.SIGCONT)
         slow, short = json.loads(charging.stdout.readline())
         assert charging.wait(30) == 0

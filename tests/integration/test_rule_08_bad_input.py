@@ -16,7 +16,7 @@ from pipeline.domain.model import Payment, PaymentCommand
 from pipeline.runtime import dead_letters, failpoints
 from schemas.codec import wire_header
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 from topics.catalogue import MAX_MESSAGE_BYTES
 
 pytestmark = pytest.mark.integration
@@ -277,7 +277,9 @@ def test_a_letter_and_the_offset_of_its_input_are_one_transaction(
         if name == "payments.offsets_sent":
             # The offsets are sent by another request than the records: wait until both are there.
             wait_until(
-                lambda: flow.messages("dead-letters", "read_uncommitted"), 30, "the letter is sent"
+                lambda: flow.messages("dead-letters", "read_uncommitted"),
+                WAIT_S,
+                "the letter is sent",
             )
             raise Died
 

@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from consumers.settlement_subscriber import Poison, SettlementSubscriber
+from pipeline.commands.audit import EXIT_UNAVAILABLE
 from pipeline.errors import UserError
 from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.hanging.requests import transactional_ids
@@ -24,7 +25,7 @@ from tests.support.cli import Cli, Done
 from tests.support.raw_record import GZIP, LZ4, gzip_members, lz4_frame, produce_raw, record_bytes
 from tests.support.secured_kafka import PASSWORD, PREFIX, SecuredKafka, secured_kafka
 from tests.support.topics import create_topic
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 from tests.support.whole_flow import orders
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.provisioning import provision
@@ -77,7 +78,14 @@ def test_a_flow_whose_brokers_want_tls_and_a_user(tmp_path: Path, brokers: Secur
         ):
             for number in range(3):
                 assert cli.run(*SUBMIT, str(number)).code == 0
-            audit = cli.run("verify", "--wait", "60")
+            # The ledger's worker may be the last to start; until then there is nothing to look at.
+            audit = wait_until(
+                lambda: (
+                    (done := cli.run("verify", "--wait", "60")).code != EXIT_UNAVAILABLE and done
+                ),
+                WAIT_S,
+                "there is a ledger",
+            )
             assert audit.code == 0, audit.out + audit.err
             shown = cli.run("payment", "show", "m:0")
             assert "captured" in shown.out

@@ -21,11 +21,12 @@ from consumers.settlement_subscriber import (
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import to_record
 from pipeline.embedded.kafka import start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from pipeline.errors import UserError
 from pipeline.runtime.standstill import Standstill
 from schemas.codec import default_codec
 from tests.support.topics import create_topic
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -73,7 +74,7 @@ def transactional(kafka: str, transactional_id: str) -> Producer:
     return producer
 
 
-def take(subscriber: SettlementSubscriber, count: int, timeout_s: float = 20) -> list[str]:
+def take(subscriber: SettlementSubscriber, count: int, timeout_s: float = WAIT_S) -> list[str]:
     """The ids of the next settlements."""
     taken: list[str] = []
     deadline = time.monotonic() + timeout_s
@@ -125,7 +126,7 @@ def test_latest_begins_with_what_comes_and_keeps_that_place(kafka: str, topic: s
     group = f"{topic}-g"
     with SettlementSubscriber(kafka, group, topic=topic, start="latest") as subscriber:
         admin = AdminClient({"bootstrap.servers": kafka})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline and not began(admin, group):
             assert subscriber.poll(0.1) is None
     write(kafka, topic, 2, 3)
@@ -225,7 +226,7 @@ def test_a_follower_leaves_though_its_coordinator_has_gone_silent(
 ) -> None:
     """It would wait for a minute and longer for what it commits behind the last marker, of which
     the partition's leader has told; here one broker is both, so that is told by hand."""
-    own = start_kafka(tmp_path / "kafka", die_with_parent=True)
+    own = start_kafka(tmp_path / "kafka", jvm_flags=SHORT_LIVED, die_with_parent=True)
     (broker,) = own.brokers
     try:
         create_topic(own.bootstrap_servers, "settlements", 1)
@@ -239,7 +240,7 @@ def test_a_follower_leaves_though_its_coordinator_has_gone_silent(
         leaving = threading.Thread(target=follower.close)
         leaving.start()
         try:
-            wait_until(lambda: not leaving.is_alive(), 30, "it has left")
+            wait_until(lambda: not leaving.is_alive(), WAIT_S, "it has left")
         finally:
             os.kill(broker.pid, signal.SIGCONT)
             leaving.join(60)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -12,19 +11,17 @@ from confluent_kafka.admin import (
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
-    NewTopic,
-    OffsetSpec,
 )
 
 from pipeline.commands.topics import EXIT_CHANGES_NEEDED, app
 from pipeline.errors import UserError
 from tests.support.cli_runner import CliRunner
+from tests.support.topics import create_topic
+from tests.support.waiting import WAIT_S, wait_until
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 from topics.provisioning import Admin, Plan, apply, check_co_partitioning, connect, plan
 
 pytestmark = pytest.mark.integration
-
-DEADLINE_S = 30.0
 
 
 @pytest.fixture
@@ -67,14 +64,7 @@ def write(kafka: str, topic: str, partition: int, records: int) -> None:
     producer = Producer({"bootstrap.servers": kafka})
     for _ in range(records):
         producer.produce(topic, b"x", partition=partition)
-    assert producer.flush(DEADLINE_S) == 0
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.05)
+    assert producer.flush(WAIT_S) == 0
 
 
 @contextmanager
@@ -89,7 +79,7 @@ def member(kafka: str, group: str, topic: str) -> Iterator[None]:
             consumer.poll(0.1)
             return bool(consumer.assignment())
 
-        until(assigned)
+        wait_until(assigned, WAIT_S, "it has joined the group")
         yield
     finally:
         consumer.close()
@@ -130,7 +120,7 @@ def test_a_new_group_reads_from_the_first_record_without_a_reset(
     )
     try:
         consumer.subscribe([topic])
-        messages = consumer.consume(1, timeout=DEADLINE_S)
+        messages = consumer.consume(1, timeout=WAIT_S)
     finally:
         consumer.close()
     assert [(m.error(), m.offset()) for m in messages] == [(None, 0)]
@@ -141,14 +131,11 @@ def test_progress_of_a_group_is_never_touched(
 ) -> None:
     """Only partitions without an offset get one, at what retention has left of the topic."""
     orders, group = catalogue.name("orders"), catalogue.group("payments")
-    new = NewTopic(orders, num_partitions=3, replication_factor=1)
-    admin.create_topics([new])[orders].result()
-    until(lambda: orders in admin.list_topics(timeout=5).topics)
+    create_topic(kafka, orders, 3)
     for partition in range(3):
         write(kafka, orders, partition, records=5)
-    admin.delete_records([TopicPartition(orders, 2, 4)])
-    low = TopicPartition(orders, 2)
-    until(lambda: admin.list_offsets({low: OffsetSpec.earliest()})[low].result().offset == 4)
+    for deleted in admin.delete_records([TopicPartition(orders, 2, 4)]).values():
+        assert deleted.result(30).low_watermark == 4
     commit(kafka, group, orders, 1, 3)
     planned = provisioned(admin, catalogue)
     assert committed(kafka, group, orders) == {0: 0, 1: 3, 2: 4}
@@ -167,7 +154,7 @@ def test_settings_that_drifted_are_set_back_and_unknown_ones_left(
     ]
     change = ConfigResource(ConfigResource.Type.TOPIC, orders, incremental_configs=entries)
     admin.incremental_alter_configs([change])[change].result()
-    until(lambda: bool(plan(admin, catalogue).configure))
+    wait_until(lambda: plan(admin, catalogue).configure, WAIT_S, "the change is seen")
     planned = provisioned(admin, catalogue)
     assert [(c.key, c.current) for c in planned.configure] == [("retention.ms", "1000000")]
     left = plan(admin, catalogue)
@@ -208,9 +195,7 @@ def test_offsets_of_a_running_group_are_refused(
 ) -> None:
     """First offsets are not forced on a group with live members; the refusal says to stop them."""
     requests, group = catalogue.name("payment-requests"), catalogue.group("gateway")
-    new = NewTopic(requests, num_partitions=3, replication_factor=1)
-    admin.create_topics([new])[requests].result()
-    until(lambda: requests in admin.list_topics(timeout=5).topics)
+    create_topic(kafka, requests, 3)
     with member(kafka, group, requests):
         planned = plan(admin, catalogue)
         with pytest.raises(UserError, match=r"group .*gateway has 1 live members .*stop"):
@@ -226,32 +211,27 @@ def test_a_running_flow_is_left_alone(kafka: str, admin: Admin, catalogue: Catal
         assert plan(admin, catalogue).lines() == ["nothing to do"]
 
 
-def test_unequal_or_missing_topics_stop_a_worker(admin: Admin, catalogue: Catalogue) -> None:
+def test_unequal_or_missing_topics_stop_a_worker(
+    kafka: str, admin: Admin, catalogue: Catalogue
+) -> None:
     """A worker is told what is missing, and that unequal topics must not be consumed."""
     orders = catalogue.name("orders")
-    admin.create_topics([NewTopic(orders, num_partitions=2, replication_factor=1)])[orders].result()
-    until(lambda: orders in admin.list_topics(timeout=5).topics)
+    create_topic(kafka, orders, 2)
     with pytest.raises(UserError, match=r"has no topic .*settlements.* run `paystream topics"):
         check_co_partitioning(admin, catalogue)
-    others = [
-        NewTopic(spec.name, num_partitions=3, replication_factor=1)
-        for spec in catalogue.topics.values()
-        if spec.name != orders
-    ]
-    for future in admin.create_topics(others).values():
-        future.result()
-    names = {spec.name for spec in catalogue.topics.values()}
-    until(lambda: names <= set(admin.list_topics(timeout=5).topics))
+    for spec in catalogue.topics.values():
+        if spec.name != orders:
+            create_topic(kafka, spec.name, 3)
     with pytest.raises(UserError, match=r"orders has 2.* differ|differ.*orders has 2"):
         check_co_partitioning(admin, catalogue)
 
 
 def test_topics_of_others_under_the_prefix_are_told_and_left(
-    admin: Admin, catalogue: Catalogue
+    kafka: str, admin: Admin, catalogue: Catalogue
 ) -> None:
     """What the catalogue does not know is never deleted."""
     extra = f"{catalogue.settings.prefix}somebody-elses"
-    admin.create_topics([NewTopic(extra, num_partitions=1, replication_factor=1)])[extra].result()
+    create_topic(kafka, extra)
     provisioned(admin, catalogue)
     planned = plan(admin, catalogue)
     assert not planned.has_changes

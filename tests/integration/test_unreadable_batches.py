@@ -59,13 +59,12 @@ from tests.support.raw_record import (
     record_bytes,
     zeros,
 )
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.integration
 
 # Beyond the 256 MiB that our clients take.
 BOMB = zeros(300)
-WAIT_S = 120.0
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from pipeline.gateways.webhook_signature import signed_headers
 from producers.webhook_desk import DELIVERY_TIMEOUT_MS, WebhookDesk
 from producers.webhook_endpoint import BODY_BYTES_MAX, NoticeReader, WebhookServer
 from tests.support.engine_flow import EngineFlow
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -220,18 +220,18 @@ def test_a_notice_faster_than_its_reference_waits_for_it(endpoint: Endpoint) -> 
     with endpoint.running() as running:
         assert running.post(body(id="n1", charge="ch_1")) == 200
         assert running.post(body(id="n1", charge="ch_1")) == 200, "the gateway repeats it"
-        wait_until(lambda: running.waiting == 1, 30, "one notice waits")
+        wait_until(lambda: running.waiting == 1, WAIT_S, "one notice waits")
         assert running.notices() == []
     know(1)
     with endpoint.running() as running:
-        wait_until(lambda: running.notices(), 30, "the parked notice goes on")
-        wait_until(lambda: running.waiting == 0, 30, "nothing waits")
+        wait_until(lambda: running.notices(), WAIT_S, "the parked notice goes on")
+        wait_until(lambda: running.waiting == 0, WAIT_S, "nothing waits")
         know(2)
         wait_until(
             lambda: (
                 running.post(body(id="n2", charge="ch_2")) == 200 and len(running.notices()) > 1
             ),
-            30,
+            WAIT_S,
             "a known one goes on",
         )
     ids = {(n.notification_id, n.order_id, n.operation_id, n.attempt) for n in endpoint.notices()}
@@ -251,9 +251,11 @@ def test_an_id_that_is_told_of_a_second_payment_stays_the_first_ones(
     for known in (first, later, replace(reference(2), payment_id="q")):
         flow.send("gateway-references", key, flow.encode("gateway-reference", known))
     with endpoint.running() as running:
-        wait_until(lambda: "simulator:ch_1 is said to be of shop:o2" in caplog.text, 30, "all read")
+        wait_until(
+            lambda: "simulator:ch_1 is said to be of shop:o2" in caplog.text, WAIT_S, "all read"
+        )
         assert running.post(body(id="n1", charge="ch_1")) == 200
-        wait_until(lambda: running.notices(), 30, "the notice is addressed")
+        wait_until(lambda: running.notices(), WAIT_S, "the notice is addressed")
     (notice,) = endpoint.notices()
     assert (notice.order_id, notice.operation_id) == ("o1", "k2")
 
@@ -270,10 +272,10 @@ def test_what_is_about_a_charge_nobody_asked_for_goes_to_its_payment(endpoint: E
         # What is not addressed goes on once the references are read.
         for number in (1, 2):
             assert running.post(body(id="n0", charge=f"ch_{number}")) == 200
-        wait_until(lambda: len(running.notices()) == 2, 30, "references are read")
+        wait_until(lambda: len(running.notices()) == 2, WAIT_S, "references are read")
         for number in (1, 2):
             assert running.post(body(id=f"n{number}", charge=f"ch_{number}", **said)) == 200
-        wait_until(lambda: len(running.notices()) == 4, 30, "both are taken")
+        wait_until(lambda: len(running.notices()) == 4, WAIT_S, "both are taken")
     whose = {n.notification_id: (n.merchant_id, n.order_id) for n in endpoint.notices()}
     assert whose["n1"] == ("unasked", "o1")
     assert whose["n2"] == ("somebody", "else")
@@ -290,7 +292,7 @@ def test_a_record_that_cannot_be_read_holds_up_nobody_elses_notices(endpoint: En
 
     with endpoint.running() as running:
         assert [running.post(body(id=f"n{n}", charge=f"ch_{n}")) for n in (1, 2)] == [200, 200]
-        wait_until(lambda: running.waiting == 2, 30, "two notices wait")
+        wait_until(lambda: running.waiting == 2, WAIT_S, "two notices wait")
     know(1, b"\0\0\0\x26\x67 of a newer program")
     parked = reference_key("simulator", "ch_3") + b"\nn3"
     flow.send("parked-notices", parked, b"no notice")
@@ -298,14 +300,14 @@ def test_a_record_that_cannot_be_read_holds_up_nobody_elses_notices(endpoint: En
     know(2)
     for start in ("first", "second"):
         with endpoint.running() as running:
-            wait_until(lambda: running.notices(), 30, "what can be read goes on")
+            wait_until(lambda: running.notices(), WAIT_S, "what can be read goes on")
             ours = body(id=start, merchant_id="shop", order_id="o9", charge="ch_9")
             assert running.post(ours) == 200
-            wait_until(lambda: running.waiting == 2, 30, "what cannot be read waits")
+            wait_until(lambda: running.waiting == 2, WAIT_S, "what cannot be read waits")
     know(1)
     with endpoint.running() as running:
-        wait_until(lambda: len(running.notices()) == 4, 30, "its reference can be read now")
-        wait_until(lambda: running.waiting == 1, 30, "the one that is no notice stays")
+        wait_until(lambda: len(running.notices()) == 4, WAIT_S, "its reference can be read now")
+        wait_until(lambda: running.waiting == 1, WAIT_S, "the one that is no notice stays")
     ids = {n.notification_id for n in endpoint.notices()}
     assert ids == {"n1", "n2", "first", "second"}
 

@@ -28,12 +28,11 @@ from pipeline.runtime.table_worker import TableWorker
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.codec import Codec, default_codec
 from tests.support.topics import read_all
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 from topics.provisioning import provision
 
 GATEWAY = "simulator"
-WORK_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -61,7 +60,7 @@ class RunningWorker:
         self.end()
         return self.error
 
-    def end(self, timeout_s: float = WORK_TIMEOUT_S) -> None:
+    def end(self, timeout_s: float = WAIT_S) -> None:
         self.stop.set()
         self.thread.join(timeout_s)
         assert not self.thread.is_alive(), "the worker did not drain"
@@ -320,7 +319,7 @@ class EngineFlow:
         running: RunningWorker | None = None,
         stage: str = "payments",
         role: str = "orders",
-        timeout_s: float = WORK_TIMEOUT_S,
+        timeout_s: float = WAIT_S,
     ) -> None:
         """Until the group's offsets reach the given ones; what the worker died of is raised."""
 
@@ -352,5 +351,5 @@ def headers_of(message: Message) -> dict[str, str]:
     }
 
 
-def until(predicate: Callable[[], Any], what: str, timeout_s: float = WORK_TIMEOUT_S) -> Any:
+def until(predicate: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
     return wait_until(predicate, timeout_s, what, interval_s=0.05)

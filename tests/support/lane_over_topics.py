@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.runtime.cluster import committed_positions
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.work import Outgoing, Work
 from tests.support.topics import create_topic, read_all
+from tests.support.waiting import WAIT_S, wait_until
+
+_COORDINATOR_ON_ITS_WAY = {
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
 
 
 class LaneOverTopics:
@@ -53,7 +60,18 @@ class LaneOverTopics:
         self.lane.open()
 
     def _commit_zero(self) -> None:
-        self._offsets.commit(offsets=[TopicPartition(self.source, 0, 0)], asynchronous=False)
+        zero = [TopicPartition(self.source, 0, 0)]
+
+        def is_taken() -> bool:
+            try:
+                return bool(self._offsets.commit(offsets=zero, asynchronous=False))
+            except KafkaException as error:
+                # As a broker that has only just started says, which loads its groups first.
+                if error.args[0].code() not in _COORDINATOR_ON_ITS_WAY:
+                    raise
+                return False
+
+        wait_until(is_taken, WAIT_S, "the group has a coordinator", interval_s=0.1)
 
     def metadata(self) -> Any:
         return self._offsets.consumer_group_metadata()

@@ -4,10 +4,17 @@ middle. Its functions are exported by the library and not offered in Python."""
 from __future__ import annotations
 
 import ctypes
+import socket
+import threading
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import cimpl
 
+from pipeline.broker_addresses import broker_address
+
+# Longer than what is asked of its thread takes, and until the next connection.
+WAKE_S = 0.005
 PRODUCER = 0
 # The request's number in the protocol.
 PRODUCE = 0
@@ -48,11 +55,11 @@ class MockCluster:
         self._coordinate(b"group", group_id, broker)
 
     def _coordinate(self, kind: bytes, key: str, broker: int) -> None:
-        self._library.rd_kafka_mock_coordinator_set(self._cluster, kind, key.encode(), broker)
+        self._tell("coordinator_set", kind, key.encode(), broker)
 
     def create_topic(self, topic: str) -> None:
         """One partition of it; topics that are produced to make themselves."""
-        self._library.rd_kafka_mock_topic_create(self._cluster, topic.encode(), 1, 1)
+        self._tell("topic_create", topic.encode(), 1, 1)
 
     def refuse_produce(self, error: int) -> None:
         """The next Produce is answered with this error."""
@@ -62,4 +69,21 @@ class MockCluster:
         )
 
     def take_down(self, broker: int) -> None:
-        self._library.rd_kafka_mock_broker_set_down(self._cluster, broker)
+        self._tell("broker_set_down", broker)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        """Have it done by the cluster's own thread, which misses the word now and then and sleeps
+        on for a second: whatever connects to it wakes it."""
+        done = threading.Event()
+
+        def wake() -> None:
+            while not done.wait(WAKE_S):
+                for address in self.bootstrap_servers.split(","):
+                    with suppress(OSError):
+                        socket.create_connection(broker_address(address), 1.0).close()
+
+        waker = threading.Thread(target=wake, daemon=True)
+        waker.start()
+        getattr(self._library, f"rd_kafka_mock_{what}")(self._cluster, *arguments)
+        done.set()
+        waker.join()

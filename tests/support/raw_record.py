@@ -10,8 +10,11 @@ from collections.abc import Sequence
 
 from pipeline.kafka_wire import framed
 from tests.support.late_produce import PRODUCE, TIMEOUT_S, VERSION, _compact, _crc32c
+from tests.support.waiting import WAIT_S, wait_until
 
 GZIP, LZ4, ZSTD = 1, 3, 4
+# It does not know the topic, nobody leads the partition, or another one does.
+_LEADS_NOT_YET = (3, 5, 6)
 MIB = 1024 * 1024
 BLOCK = 128 * 1024
 
@@ -74,7 +77,16 @@ def produce_batch(
 def answer_to_batch(
     bootstrap: str, topic: str, batch: bytes, transactional_id: str | None = None
 ) -> int:
-    """The broker's error, 0 if it has taken it."""
+    """The broker's error once it leads, 0 if it has taken it."""
+
+    def answered() -> list[int]:
+        error = _answer_to_batch(bootstrap, topic, batch, transactional_id)
+        return [] if error in _LEADS_NOT_YET else [error]
+
+    return wait_until(answered, WAIT_S, f"the broker leads {topic}", interval_s=0.1)[0]
+
+
+def _answer_to_batch(bootstrap: str, topic: str, batch: bytes, transactional_id: str | None) -> int:
     host, _, port = bootstrap.partition(":")
     transaction = b"\0" if transactional_id is None else _compact(transactional_id.encode())
     body = (

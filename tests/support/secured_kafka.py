@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from pipeline.embedded.kafka import start_kafka, stop_kafka
+from pipeline.embedded.kafka_config import SHORT_LIVED
 from tests.support.ports import free_port
 
 USER, PASSWORD = "paystream", "a secret, with = and ,"
@@ -73,7 +74,7 @@ def secured_kafka(folder: Path) -> Iterator[SecuredKafka]:
     """Started twice: where it listens is known, and kept, once it has run."""
     authority, server, certificate, key = _certificates(folder)
     data = folder / "kafka"
-    first = start_kafka(data, die_with_parent=True)
+    first = start_kafka(data, die_with_parent=True, jvm_flags=SHORT_LIVED)
     plain, controller = _listeners(data)
     stop_kafka(first)
     sasl, tls = free_port(), free_port()
@@ -82,6 +83,7 @@ def secured_kafka(folder: Path) -> Iterator[SecuredKafka]:
     handle = start_kafka(
         data,
         die_with_parent=True,
+        jvm_flags=SHORT_LIVED,
         extra_config={
             "listeners": f"{listeners},CONTROLLER://{controller}",
             "advertised.listeners": listeners,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from typing import Any
 
 from confluent_kafka import (
     Consumer,
@@ -19,9 +20,13 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 READ_TIMEOUT_S = 60.0
+_LEVELS = {
+    "read_committed": IsolationLevel.READ_COMMITTED,
+    "read_uncommitted": IsolationLevel.READ_UNCOMMITTED,
+}
 _LEADER_ON_ITS_WAY = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
@@ -43,19 +48,31 @@ def create_topic(
     partitions: int = 1,
     *,
     replication: int = -1,
+    replicas: Sequence[int] = (),
     config: Mapping[str, str] | None = None,
 ) -> None:
-    """Create a topic (the broker's own replication factor by default) and wait until it leads."""
+    """Create a topic (the broker's own replication factor by default, or each partition on these
+    brokers) and wait until it is led."""
     admin = _admin(bootstrap)
-    new = NewTopic(topic, partitions, replication, config=dict(config or {}))
+    where: dict[str, Any] = {"replication_factor": replication}
+    if replicas:
+        where = {"replica_assignment": [list(replicas)] * partitions}
+    new = NewTopic(topic, partitions, config=dict(config or {}), **where)
     admin.create_topics([new], operation_timeout=30)[topic].result(30)
     wait_until(
         lambda: len(admin.list_topics(topic, timeout=10).topics[topic].partitions) == partitions,
-        30,
+        WAIT_S,
         f"topic {topic} is known",
     )
     # The broker learns that it leads a moment after the controller has answered.
-    _log_ends(bootstrap, topic)
+    _spans(bootstrap, topic)
+
+
+def log_ends(bootstrap: str, topic: str, isolation: str = "read_committed") -> dict[int, int]:
+    """Where each partition ends for such a reader. A client asked for it once knows of no leader
+    where one is being chosen."""
+    spans = _spans(bootstrap, topic, isolation)
+    return {partition: end for partition, (_, end) in spans.items()}
 
 
 def delete_topics(bootstrap: str, prefix: str) -> None:
@@ -89,7 +106,7 @@ def read_all(
     read yet; AssertionError when it is still open at the deadline.
     """
     # The log's end, not the end that a read_committed reader sees: that one hides the open part.
-    ends = _log_ends(bootstrap, topic)
+    ends = _spans(bootstrap, topic)
     consumer = _consumer(bootstrap, isolation)
     records: list[Message] = []
     try:
@@ -128,13 +145,18 @@ def read_all(
     return sorted(records, key=lambda m: (m.partition() or 0, m.offset() or 0))
 
 
-def _log_ends(bootstrap: str, topic: str) -> dict[int, tuple[int, int]]:
-    """First and next offset of each partition, open and aborted transactions included."""
+def _spans(
+    bootstrap: str, topic: str, isolation: str = "read_uncommitted"
+) -> dict[int, tuple[int, int]]:
+    """First and next offset of each partition, once it has a leader; unless a committed reader's
+    are asked for, open and aborted transactions included."""
     admin = _admin(bootstrap)
     # Of three brokers the one that is asked may hear of a new topic last.
-    partitions = wait_until(lambda: _partitions(admin, topic), 10, f"there is a topic {topic}")
+    partitions = wait_until(lambda: _partitions(admin, topic), WAIT_S, f"there is a topic {topic}")
     return wait_until(
-        partial(_marks, admin, partitions), 120, f"each partition of {topic} has a leader"
+        partial(_marks, admin, partitions, _LEVELS[isolation]),
+        WAIT_S,
+        f"each partition of {topic} has a leader",
     )
 
 
@@ -144,7 +166,7 @@ def _partitions(admin: AdminClient, topic: str) -> list[TopicPartition]:
 
 
 def _marks(
-    admin: AdminClient, partitions: list[TopicPartition]
+    admin: AdminClient, partitions: list[TopicPartition], level: IsolationLevel
 ) -> dict[int, tuple[int, int]] | None:
     try:
         lows, ends = (
@@ -152,7 +174,7 @@ def _marks(
                 place.partition: answer.result(30).offset
                 for place, answer in admin.list_offsets(
                     dict.fromkeys(partitions, spec),
-                    isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                    isolation_level=level,
                     request_timeout=10,
                 ).items()
             }

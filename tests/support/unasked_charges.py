@@ -52,7 +52,7 @@ from tests.support.payment_story import (
     yes,
 )
 from tests.support.reconciliation import DAY, NOW_MS, TERMS, Books, row_of
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_S, wait_until
 
 DUE = "2023-11-20"
 # Payments and the ledger have read everything, and the row names no payment that there is.
@@ -398,7 +398,7 @@ class UnaskedChargesSuite(OnEachDatabase):
                 with books.engine.begin() as connection:
                     mark_ordered(connection, told)
                     other = pool.submit(note)
-                    wait_until(lambda: _waits(books.engine), 30, "the other one waits for it")
+                    wait_until(lambda: _waits(books.engine), WAIT_S, "the other one waits for it")
             else:
                 note()
                 other = pool.submit(note)

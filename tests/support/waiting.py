@@ -8,6 +8,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# For what a machine that does other things as well may be slow to do: start a process, choose a
+# leader, let a group settle. What holds sooner is not waited for any longer.
+WAIT_S = 120.0
+
 
 def wait_until(
     predicate: Callable[[], T | None], timeout_s: float, what: str, *, interval_s: float = 0.02

@@ -28,6 +28,7 @@ from pipeline.domain import fees
 from pipeline.domain.fee_schedule import read_schedule, terms_of
 from pipeline.domain.fees import UNKNOWN_PAYMENT, after, priced, tier_correction
 from tests.support.audit_flow import CATALOGUE, PARTITIONS, START_MS, Flow, Row, healthy_flow
+from tests.support.examples import share_of
 from tests.support.ledger import entry_of
 
 TOPIC = CATALOGUE.name("ledger-events")
@@ -70,7 +71,7 @@ movements = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=share_of(100), deadline=None)
 @given(first=documents, second=documents, moves=movements, method=st.sampled_from(["card", "a b"]))
 def test_two_ways_to_the_same_fees(
     first: dict[str, Any],

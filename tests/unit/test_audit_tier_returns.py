@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pipeline.audit.checks import check
@@ -31,12 +29,11 @@ PLAN = {
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> tuple[list[Settlement], list[LedgerEvent], LedgerCopy]:
+def books(books_url: str) -> tuple[list[Settlement], list[LedgerEvent], LedgerCopy]:
     """Three sales of December, the third's second capture of January and booked first; then 70.00
     of the first, the whole second and 25.00 of the third go back, what was captured first first:
     175.00 of 250.00, of whose 1.50 they take 1.05."""
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    engine = open_ledger(url)
+    engine = open_ledger(books_url)
     announce(engine, {"plans": [PLAN]})
     sold = [
         settlement(7, amount_minor=50_00, operation_id="second", business_date="2011-01-03"),
@@ -62,7 +59,7 @@ def books(tmp_path: Path) -> tuple[list[Settlement], list[LedgerEvent], LedgerCo
         book_all(engine)
     with reading(engine) as connection:
         decided = list(all_decisions(connection))
-    reader = LedgerReader(url)
+    reader = LedgerReader(books_url)
     copy = reader.read()
     reader.close()
     engine.dispose()

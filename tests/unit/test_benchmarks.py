@@ -300,6 +300,7 @@ def test_a_reconciliation_is_held_against_its_aims() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_table_of_what_hanging_calls_cost_others_is_what_the_model_says() -> None:
     """The gate that is documented is the one that workers have: the first run of each case lies
     within what the document says of all ten."""

@@ -162,6 +162,7 @@ def test_a_token_that_is_a_card_number(text: str, is_one: bool) -> None:
     assert is_card_number(text) is is_one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [b"4", b"4 ", b"41-", b"4111111111111111 ", b"\x00\xff7"])
 def test_time_is_linear(pattern: bytes) -> None:
     """The worst patterns cost microseconds a byte at any size: twice the bytes, twice the time."""
@@ -194,7 +195,7 @@ def test_a_square_of_the_bytes_is_noticed() -> None:
 def test_random_bytes_keep_their_length() -> None:
     """Whatever the bytes, only digits ever change, and only to stars."""
     chance = random.Random(7)
-    for _ in range(200):
+    for _ in range(share_of(200)):
         data = bytes(chance.choice(b"0123456789 -4\x00") for _ in range(400))
         masked = mask_card_numbers(data)
         assert len(masked) == len(data)
@@ -210,7 +211,7 @@ def luhn(digits: str) -> bool:
 def test_every_valid_number_between_other_text_is_found() -> None:
     """Numbers of every length, with any grouping, are masked exactly when Luhn says so."""
     chance = random.Random(11)
-    for _ in range(2000):
+    for _ in range(share_of(2_000)):
         digits = "".join(chance.choice("0123456789") for _ in range(chance.randint(13, 19)))
         digits = chance.choice(leads(len(digits))) + digits[1:]
         grouped = "".join(d + chance.choice(["", "", " ", "-"]) for d in digits[:-1]) + digits[-1]
@@ -388,6 +389,7 @@ def test_the_ranges_refused_are_within_those_masked() -> None:
                 assert ord(str(first)) in card_numbers._FIRST_DIGITS[length], (low, length)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["4", "4 ", "41-", "9 ", "4111 1111 1111 1112 "])
 def test_looking_takes_linear_time(pattern: str) -> None:
     """Near misses cost no more a byte the longer the text is."""

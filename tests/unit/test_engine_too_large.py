@@ -135,7 +135,7 @@ def test_a_lane_writes_in_smaller_batches_where_a_topic_takes_no_large_ones(
     """A limit that was lowered below the lane's own batches: no input is to blame, the last table
     record of a partition least of all, whose end is reported. Smaller batches go through."""
     lane = refusing_lane(10**9, broker_max, at_once=at_once)
-    work = work_of([1_000] * 900, {899: lambda _offset: None})
+    work = work_of([1_000] * 300, {299: lambda _offset: None})
     for _ in range(aborts):
         assert lane.run(work) is Outcome.ABORTED
         assert lane.too_large is None

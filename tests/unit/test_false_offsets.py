@@ -32,6 +32,8 @@ def client() -> Any:
             "bootstrap.servers": cluster.bootstrap_servers,
             "group.id": "g",
             "auto.offset.reset": "error",
+            # What it is asked waits for what it has asked for itself: half a second by default.
+            "fetch.wait.max.ms": 10,
         }
     )
     yield client

@@ -176,7 +176,7 @@ def test_a_gateway_that_hangs_from_the_start_opens_its_breaker(concurrency_max: 
 
 @pytest.mark.parametrize("took_ms", [2_600, 4_900])
 @pytest.mark.parametrize("concurrency_max", [1, None])
-@pytest.mark.parametrize("per_s", [0.2, 1, 10])
+@pytest.mark.parametrize("per_s", [0.2, 1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_gateway_that_is_merely_slow_is_never_left_alone(
     took_ms: float, concurrency_max: int | None, per_s: float
 ) -> None:
@@ -194,7 +194,7 @@ def test_a_gateway_that_is_merely_slow_is_never_left_alone(
 
 @pytest.mark.parametrize("took_ms", [300, 4_900])
 @pytest.mark.parametrize("concurrency_max", [1, None])
-@pytest.mark.parametrize("per_s", [0.2, 10])
+@pytest.mark.parametrize("per_s", [0.2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_gateway_that_comes_back_slow_is_called_as_before(
     took_ms: float, concurrency_max: int | None, per_s: float
 ) -> None:

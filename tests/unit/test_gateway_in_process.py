@@ -17,6 +17,7 @@ def charge(gateway: InProcessGateway, key: str) -> tuple[str, str | None, str | 
     return answer.outcome, answer.code, answer.gateway_reference
 
 
+@pytest.mark.slow
 def test_the_declined_share_is_near_the_asked_one_and_the_same_each_time() -> None:
     """Which charges are declined follows from the key, so two runs agree."""
     keys = [f"key-{n}" for n in range(2_000)]

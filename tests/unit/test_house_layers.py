@@ -34,6 +34,7 @@ def test_the_rest_may_read_clocks() -> None:
     assert "TID251" not in ruff_findings("pipeline/runtime/worker.py")
 
 
+@pytest.mark.slow
 def test_forbidden_imports_break_the_contracts(tmp_path: Path) -> None:
     """One wrong import for each rule is found by its rule."""
     for package in PACKAGES:

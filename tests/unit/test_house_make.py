@@ -85,7 +85,7 @@ def test_make_test_looks_at_every_example_and_make_unit_at_a_part() -> None:
             shares[name] = share_of(60)
     finally:
         hypothesis.settings.load_profile(now)
-    assert shares == {FAST: 15, THOROUGH: 60}
+    assert shares == {FAST: 6, THOROUGH: 60}
 
 
 def test_an_old_python_gets_a_sentence() -> None:

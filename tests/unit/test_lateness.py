@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from tests.support.examples import share_of
 from tests.support.lateness import Probe, late_by_itself_ms
 
 # As the ten thousand payments are judged and their lanes asked (test_retry_tiers).
@@ -49,7 +50,7 @@ def test_a_tier_that_is_late_beside_a_lane_that_stands_still_is_noticed() -> Non
     assert late_by_itself_ms(DUE_MS, DUE_MS + 3_000 + 2_000, probes) > LATE_MS_MAX
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(share_of(200)))
 def test_a_machine_that_stops_both_is_no_lateness(seed: int) -> None:
     """However long, and whenever it began: the wait is handled as soon as the lane goes on, as what
     was asked before."""

@@ -28,16 +28,15 @@ from tests.support.payouts import (
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[tuple[str, Engine]]:
+def books(books_url: str) -> Iterator[tuple[str, Engine]]:
     """`shop` was paid 900.00 on 1 December, 100.00 are held; on the 3rd it owes 30.00."""
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    engine = open_ledger(url)
+    engine = open_ledger(books_url)
     announce(engine, row(reserve=ROLLING))
     receive(engine, 1000_00, "2010-12-01T09:00")
     create(engine, "2010-12-01", "2010-12-01T18:00")
     receive(engine, -130_00, "2010-12-02T09:00")
     create(engine, "2010-12-03", "2010-12-03T18:00")
-    yield url, engine
+    yield books_url, engine
     engine.dispose()
 
 

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Iterator
 from importlib import resources
 from io import StringIO
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -42,8 +41,8 @@ def schema() -> xmlschema.XMLSchema:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+def engine(books_url: str) -> Iterator[Engine]:
+    engine = open_ledger(books_url)
     yield engine
     engine.dispose()
 
@@ -74,6 +73,7 @@ def files(engine: Engine, message_id: str) -> tuple[bytes, bytes]:
     return pain_001(message), payouts_csv(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("currency", "amounts", "total"),
     [
@@ -121,6 +121,7 @@ def test_no_cell_of_the_csv_is_a_formula(engine: Engine) -> None:
     assert (found["created_by"], found["approved_by"]) == ("'=cmd|'/c calc'!A1", "'@bert")
 
 
+@pytest.mark.slow
 def test_an_account_without_an_iban_has_its_number_and_bank(
     engine: Engine, schema: xmlschema.XMLSchema
 ) -> None:
@@ -130,6 +131,7 @@ def test_an_account_without_an_iban_has_its_number_and_bank(
     assert root.findtext(".//p:CdtrAgt//p:BICFI", namespaces=IN) == "BOTKJPJT"
 
 
+@pytest.mark.slow
 def test_text_is_escaped(engine: Engine, schema: xmlschema.XMLSchema) -> None:
     """A holder's name cannot end an element, and keeps its letters."""
     holder = 'Müller & <Söhne> "Ltd"'

@@ -1147,6 +1147,7 @@ def filled(story: Story, ids: int = 256) -> Story:
     return story
 
 
+@pytest.mark.slow
 def test_remembered_commands_are_bounded() -> None:
     """An endless stream of commands cannot make a snapshot endless, nor be taken twice."""
     story = charged()
@@ -1294,6 +1295,7 @@ def test_operations_are_bounded() -> None:
     assert story.rejected("refund", "r39") == "operations_must_not_exceed_limit"
 
 
+@pytest.mark.slow
 def test_a_cancel_is_possible_beyond_what_commands_may_begin() -> None:
     """A void has room of its own, bounded as well."""
     story = authorized()
@@ -1341,6 +1343,7 @@ def test_each_broken_rule_has_its_name(rule: str, type_: str, fields: dict[str, 
     assert charged().rejected(type_, **fields) == rule
 
 
+@pytest.mark.slow
 def test_whatever_comes_too_late_is_given_back_however_much_it_is() -> None:
     """All that commands may begin shows after it was given up: each has its reversal."""
     story = authorized()

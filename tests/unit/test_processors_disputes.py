@@ -79,6 +79,7 @@ def test_a_dispute_won_again_after_pre_arbitration_comes_back() -> None:
     assert story.flow.requests()[-1].kind == "refund", "nothing bars a refund any more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("life", "end"),
     [(WON_TWICE, ("won", 0, 0, 0)), (LOST_AT_LAST[2:], ("lost", 500, 500, -500))],

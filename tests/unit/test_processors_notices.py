@@ -66,6 +66,7 @@ def test_a_pending_charge_is_finished_by_its_inquiry() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_pending_charge_that_nobody_tells_of_waits_for_a_person() -> None:
     """Silence about what the gateway has is never taken for failure."""
     story = Story()
@@ -109,6 +110,7 @@ def test_what_is_pending_becomes_a_persons_though_each_question_brings_a_notice(
     assert (story.status, story.events[-1]) == ("outcome_unknown", "inquiry_exhausted")
 
 
+@pytest.mark.slow
 def test_what_is_pending_keeps_its_hold_when_it_becomes_a_persons() -> None:
     """Nothing else is captured in its place until somebody has said what became of it."""
     story = Story(MANUAL)
@@ -344,6 +346,7 @@ def test_a_customer_may_be_asked_a_second_time() -> None:
     assert story.payment.expires_at_ms == story.flow.now_ms + HOUR_MS
 
 
+@pytest.mark.slow
 def test_words_about_the_customer_in_any_order_end_the_same() -> None:
     """Asked, has acted, charged; twice, and in any order: once the gateway was heard, it is the
     same state and the same money, and no timer is left that would end it."""
@@ -466,6 +469,7 @@ def test_refunded_and_charged_back_is_a_loss() -> None:
     assert (event.type, event.operation_minor) == ("loss_posted", 300)
 
 
+@pytest.mark.slow
 def test_notices_of_a_dispute_in_any_order_end_the_same() -> None:
     """Also with different amounts and fees, twice, and before the charge is heard of."""
     ends = set()

@@ -325,6 +325,7 @@ def test_tiers_are_chosen_by_what_they_wait() -> None:
     assert [retry_tier(delays, sends) for sends in (0, 1, 3, 9)] == [1, 1, 3, 3]
 
 
+@pytest.mark.slow
 def test_timers_scale_with_the_first_tier() -> None:
     """A test's installation may let a day pass in seconds, and nothing is ever early."""
     story = Story(MANUAL, timer_delay_ms=100)

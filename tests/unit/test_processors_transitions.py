@@ -304,6 +304,7 @@ class Recording(dict[tuple[str, str], Step]):
         return super().get(key, default)
 
 
+@pytest.mark.slow
 def test_every_step_of_both_tables_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """No transition is only drawn: the stories of this module take each of them."""
     payments, attempts = Recording(PAYMENT_TRANSITIONS), Recording(ATTEMPT_TRANSITIONS)

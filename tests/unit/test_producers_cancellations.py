@@ -37,6 +37,7 @@ def shown(given: GivenBack) -> tuple[list[tuple[str, int]], list[tuple[str, int]
     )
 
 
+@pytest.mark.slow
 def test_the_sample_gives_seven_refunds_and_seventy_seven_credits() -> None:
     """Of 84 cancelled lines, 7 are refunds of exactly those lines (£136.10), 77 are held."""
     given = given_back(read_invoices(SAMPLE, now_ms=NOW_MS), now_ms=NOW_MS)
@@ -65,6 +66,7 @@ def test_the_commands_of_the_sample_are_distinct_and_their_ids_may_stand_in_a_ke
     }
 
 
+@pytest.mark.slow
 def test_importing_again_makes_the_same_commands(tmp_path: Path) -> None:
     """Ids and amounts come from the file alone, so a second import has no second effect."""
     found = read_invoices(SAMPLE, now_ms=NOW_MS)

@@ -142,11 +142,9 @@ def test_rules_are_the_contracts_own_where_nothing_else_is_said() -> None:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    open_ledger(url).dispose()
-    monkeypatch.setenv("PAYSTREAM_LEDGER_URL", url)
-    return url
+def ledger(books_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PAYSTREAM_LEDGER_URL", books_url)
+    return books_url
 
 
 @pytest.mark.usefixtures("ledger")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,6 +83,7 @@ def test_only_what_was_asked_is_counted() -> None:
     assert counted_at(velocity, HOUR, NOW).count == 2
 
 
+@pytest.mark.slow
 def test_a_row_stays_small_however_much_is_counted() -> None:
     """Buckets, series and remembered orders are bounded, and what has expired goes."""
     velocity: RiskVelocity | None = None

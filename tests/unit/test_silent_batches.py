@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from pipeline import silent_batches
 from pipeline.broker_connection import BrokerConnection
 from pipeline.record_batch import RecordBatch, fetch_batch
 from pipeline.runtime import standstill
@@ -23,6 +24,13 @@ NO_VALUE = bytes((14, 0, 0, 0, 2, 107, 3, 0))
 CUT = record_bytes(b"k", b"v", offset=1)
 # It ends the process of whoever fetches it.
 ENDING = gzip_members(b"", RECORD), GZIP
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is given little time to unfold what is small. What it does not say in that it is
+    asked by another one that waits, with the same answer."""
+    monkeypatch.setattr(silent_batches, "UNFOLDING_S", (0.05,))
 
 
 def holding(
@@ -55,7 +63,7 @@ def holding(
     ],
 )
 def test_only_what_brings_neither_record_nor_error_is_silent(
-    records: bytes, codec: int, count: int, position: int, expected: bool
+    records: bytes, codec: int, count: int, position: int, expected: bool, brief: None
 ) -> None:
     cluster, batch = holding(records, codec, count)
     assert is_silent(cluster.bootstrap_servers, TP, batch, position) is expected
@@ -72,6 +80,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_who_asks_is_not_ended_by_what_lies_behind_what_can_be_read() -> None:
     """In a process of its own: gzip whose first member is empty ends it when it is fetched."""
     done = subprocess.run(
@@ -82,7 +91,7 @@ def test_who_asks_is_not_ended_by_what_lies_behind_what_can_be_read() -> None:
 
 @pytest.mark.parametrize(("records", "expected"), [(NO_VALUE, [0]), (RECORD, [])])
 def test_a_partition_that_stands_before_good_records_is_only_named(
-    records: bytes, expected: list[int], monkeypatch: pytest.MonkeyPatch,
+    records: bytes, expected: list[int], brief: None, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """Whatever keeps its client from bringing them."""

@@ -20,6 +20,7 @@ from pipeline.gateways.simulator.faults import (
     inquiry_fault,
     slow_ms,
 )
+from tests.support.examples import share_of
 
 DEFAULT_SEED = 7
 PINNED = [(1, "500_before"), (2, "reset_before"), (5, "reset_before"), (12, "reset_after")]
@@ -66,7 +67,7 @@ def test_another_seed_gives_other_faults() -> None:
     assert by_seed[0] != by_seed[1]
 
 
-@pytest.mark.parametrize("shop", [f"shop-{n}" for n in range(20)])
+@pytest.mark.parametrize("shop", [f"shop-{n}" for n in range(share_of(20))])
 def test_the_default_plan_meets_every_kind_within_337_orders(shop: str) -> None:
     """A run over a few hundred orders shows each fault and some declines, but not too many."""
     counts = forecast(FaultPlan.default(), DEFAULT_SEED, keys_like_real_ones(shop))
@@ -76,6 +77,7 @@ def test_the_default_plan_meets_every_kind_within_337_orders(shop: str) -> None:
     assert sum(counts.values()) < 337 * 0.4
 
 
+@pytest.mark.slow
 def test_default_rates_hit_the_declared_share_on_average() -> None:
     """Over many keys about 15 of 337 are declined and about 10 meet each fault."""
     counts: Counter[FaultKind] = Counter()

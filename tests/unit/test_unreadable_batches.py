@@ -232,9 +232,9 @@ def read_with(
     return found
 
 
-def test_the_ledger_refuses_it_as_one_and_reads_on(flow: EngineFlow, tmp_path: Path) -> None:
+def test_the_ledger_refuses_it_as_one_and_reads_on(flow: EngineFlow, books_url: str) -> None:
     """Its position moves behind the last record, under the assignment that it was read in."""
-    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    engine = open_ledger(books_url)
     sink: Any = LedgerSink(
         bootstrap_servers=flow.bootstrap,
         engine=engine,
