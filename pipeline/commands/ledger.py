@@ -241,10 +241,11 @@ def books(ledger_url: str | None) -> Iterator[Connection]:
     """One moment of the ledger, to read; nothing is made or changed."""
     from pipeline.interrupted_queries import heard_in_queries
     from pipeline.ledger.database import open_ledger, reading
+    from pipeline.ledger.no_room import told_where_no_room
 
     engine: Engine = open_ledger(_url(ledger_url), create=False)
     try:
-        with heard_in_queries(), reading(engine) as connection:
+        with heard_in_queries(), told_where_no_room(), reading(engine) as connection:
             yield connection
     finally:
         engine.dispose()

@@ -32,6 +32,7 @@ def reconciling(
     from pipeline.config import load_settings
     from pipeline.interrupted_queries import heard_in_queries
     from pipeline.ledger.database import open_ledger
+    from pipeline.ledger.no_room import told_where_no_room
     from pipeline.record_codec import record_codec
 
     settings = load_settings(
@@ -42,7 +43,7 @@ def reconciling(
     engine = open_ledger(settings.books_url(), create=False)
     try:
         codec = record_codec(catalogue, settings.schema_registry_url)
-        with heard_in_queries():
+        with heard_in_queries(), told_where_no_room():
             yield (
                 Reconciler(
                     settings.bootstrap_servers,
