@@ -238,6 +238,35 @@ def test_what_succeeded_too_late_is_the_same_movement() -> None:
     assert paired([named], [reported_side(**order)]) == ([("s", 1)], [], [])
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_what_an_attempt_did_too_late_is_no_other_attempts(first: int) -> None:
+    """Two captures of one authorization, by whose id the gateway knows both: the first attempt's
+    was heard of too late. In whichever order the report has their rows, both are found."""
+    booked = [booked_side(settlement_id="second", settled_at_ms=1),
+              booked_side(settlement_id="late", settled_at_ms=2,
+                          operation_id="late-o-1")]  # fmt: skip
+    rows = [reported_side(first, attempt=1), reported_side(3 - first, attempt=2)]
+    assert dict(paired(booked, rows)[0]) == {"late": first, "second": 3 - first}
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_row_that_names_nothing_leaves_what_a_row_of_its_payment_can_be_about(first: int) -> None:
+    """In whichever order the report has them: the other one can be about nothing else."""
+    booked = [booked_side(settlement_id="a", settled_at_ms=1),
+              booked_side(settlement_id="b", settled_at_ms=2, payment_id="q")]  # fmt: skip
+    rows = [reported_side(first, **NAMES_NOTHING), reported_side(3 - first, operation_id="")]
+    assert dict(paired(booked, rows)[0]) == {"a": 3 - first, "b": first}
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_row_that_names_nothing_leaves_a_charge_nobody_asked_for(first: int) -> None:
+    """To a row of it that names what is not settled here, which can be about nothing else."""
+    booked = [booked_side(settlement_id="unasked", unasked=True, operation_id="u"),
+              booked_side(settlement_id="b", settled_at_ms=2)]  # fmt: skip
+    rows = [reported_side(first, **NAMES_NOTHING), reported_side(3 - first, operation_id="x")]
+    assert dict(paired(booked, rows)[0]) == {"unasked": 3 - first, "b": first}
+
+
 def test_disputes_are_paired_as_they_happened() -> None:
     """Rows of a dispute name the payment and no operation; the second round is the second row."""
     booked = [booked_side(settlement_id="second", settled_at_ms=2, operation_id="d-2"),
