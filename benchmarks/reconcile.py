@@ -10,14 +10,12 @@ damaged, and the books with what is cleared: a figure for a wrong result is none
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import resource
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import islice
@@ -28,6 +26,7 @@ from sqlalchemy import Engine, text
 
 from benchmarks.failure import WrongRun
 from benchmarks.flow import FlowOptions, ground
+from benchmarks.own_process import own_process
 from consumers.reconciliation import Ran, Reconciler
 from pipeline.config import Settings
 from pipeline.domain.clearing import BankLine, Clearing
@@ -129,10 +128,10 @@ def _measured(
 ) -> Reconciled:
     with ground(FlowOptions(folder=folder)) as on:
         # Each in a process of its own, so that the memory of one is not the other's.
-        with _process() as pool:
+        with own_process() as pool:
             say(f"Reconcile on {database}: publishing and booking {sales:,} sales")
             pool.submit(prepare_sales, on.settings, url, sales).result()
-        with _process() as pool:
+        with own_process() as pool:
             say(f"Reconcile on {database}: one run over {sales:,} a side")
             return pool.submit(reconcile_sales, on.settings, database, url, sales).result()
 
@@ -358,7 +357,3 @@ def _require_right(engine: Engine, ran: Ran, sales: int) -> None:
 def _short(batch: str, currency: str) -> int:
     # Of batches whose sales have no trouble of their own.
     return int(currency == "GBP" and batch != "other" and int(batch[1:]) % EVERY == EVERY - 1)
-
-
-def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))

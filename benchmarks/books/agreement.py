@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, TextClause, text
 from benchmarks.books.carried import GATEWAY, Carried, Say, captured_so_far, wait_for_books
 from benchmarks.books.paid_out import PaidOut, book_bank, make_payouts, paid_out
 from benchmarks.failure import WrongRun
+from benchmarks.own_process import own_process
 from consumers.reconciliation import Reconciler
 from pipeline.audit.report import Finding, Report
 from pipeline.audit.verify import Sources, verify
@@ -27,6 +28,7 @@ from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.gateways.bank_statement import read_statements
 from pipeline.gateways.reports import read_report
 from pipeline.gateways.simulator.reports import value_date
+from pipeline.interrupted_queries import InterruptibleConnection
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.reconciliation.breaks import list_breaks
 from pipeline.ledger.seals import seal
@@ -194,7 +196,7 @@ def audit_beside(
         ledger_url=ledger_url,
         gateway_urls=(gateway_url or on.settings.gateway_url,),
     )
-    with ProcessPoolExecutor(1) as pool:
+    with own_process() as pool:
         yield pool.submit(verify, sources, wait_s=AUDIT_WAIT_S)
 
 
@@ -236,7 +238,8 @@ def _by_what(connection: Connection, asked: TextClause) -> dict[str, dict[str, i
 def _gateway_sums(on: Carried) -> dict[str, tuple[int, int]]:
     """By currency, out of the gateway's own file: what it moved to us, and what it took for it."""
     file: Path = on.flow.simulator.books
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+    at = f"file:{file}?mode=ro"
+    with closing(sqlite3.connect(at, uri=True, factory=InterruptibleConnection)) as db:
         rows = db.execute(
             "SELECT currency, sum(CASE WHEN kind IN ('charge', 'capture', 'refund_failed', "
             "'dispute_won') THEN amount_minor ELSE -amount_minor END), sum(fee_minor) FROM entries "

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.books.findings import VERIFY, Damage, Found
+from pipeline.interrupted_queries import InterruptibleConnection
 
 Spoil = Callable[[sqlite3.Connection, int, str], tuple[Found, ...]]
 
@@ -56,7 +57,7 @@ KINDS: dict[str, tuple[str, Spoil]] = {
 def damage_gateway(file: Path, draw: random.Random, each: int) -> list[Damage]:
     """Damage a copy of a gateway's books and say what has to be found."""
     damages = []
-    with closing(sqlite3.connect(file)) as db:
+    with closing(sqlite3.connect(file, factory=InterruptibleConnection)) as db:
         # Each question below is asked of every entry: without these, of every pair of them.
         db.execute("CREATE INDEX by_charge ON entries (charge_id)")
         db.execute("CREATE INDEX by_reference ON entries (reference)")

@@ -46,6 +46,7 @@ from pipeline.gateways.simulator.personality import PERSONALITIES
 from pipeline.gateways.simulator.report_formats import plain_report
 from pipeline.gateways.simulator.reports import Report, ReportRow, batch_sums, value_date
 from pipeline.gateways.simulator.reports import read_report as report_of
+from pipeline.interrupted_queries import InterruptibleConnection
 from pipeline.ledger.database import reading
 
 PAYER = GATEWAY.upper()
@@ -346,7 +347,8 @@ def _days(on: Carried) -> list[_Day]:
     """The reports as the gateway's own books make them."""
     code = PERSONALITIES[GATEWAY].batch_code
     days = []
-    with closing(sqlite3.connect(f"file:{on.flow.simulator.books}?mode=ro", uri=True)) as db:
+    at = f"file:{on.flow.simulator.books}?mode=ro"
+    with closing(sqlite3.connect(at, uri=True, factory=InterruptibleConnection)) as db:
         for report_date in on.days:
             report = report_of(db, code, report_date)
             if report is None:

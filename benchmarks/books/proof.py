@@ -39,10 +39,13 @@ from pipeline.demo import PACE
 from pipeline.domain.money import format_amount
 from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.gateways.simulator.faults import DEFAULT_FAULTS
+from pipeline.interrupted_queries import heard_in_queries
 from pipeline.ledger.database import open_ledger
 
 # Of each kind of damage to rows.
 EACH = 3
+# Some 40 MiB: between two pieces of a copy a signal is heard.
+COPIED_PAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def prove(
     began_s = time.monotonic()
     draw = random.Random(seed)
     with (
+        heard_in_queries(),
         tempfile.TemporaryDirectory(prefix="paystream-books-", dir=folder) as name,
         carried(
             orders, Path(name), say, seed=seed, faults=faults, parts=parts, partitions=partitions
@@ -118,7 +122,10 @@ def _copy(file: Path, name: str) -> Path:
     """As of one moment, beside its writers."""
     to = file.with_name(name)
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(to)) as target:
-        source.backup(target)
+        # Held to the end: a copy in pieces begins anew with what is written meanwhile.
+        source.execute("BEGIN")
+        source.execute("SELECT count(*) FROM sqlite_master")
+        source.backup(target, pages=COPIED_PAGES, progress=lambda *_pages: None)
     return to
 
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from benchmarks.books.findings import Found
 from benchmarks.failure import WrongRun
+from pipeline.interrupted_queries import InterruptibleConnection
 
 SETTLEMENTS, DECISIONS = "settlements", "ledger-events"
 # Between two damaged entries of a chain.
@@ -39,7 +40,7 @@ class Books:
     """The copy, its guards gone."""
 
     def __init__(self, file: Path) -> None:
-        self.db = sqlite3.connect(file, isolation_level=None)
+        self.db = sqlite3.connect(file, isolation_level=None, factory=InterruptibleConnection)
         self.db.execute("PRAGMA foreign_keys = OFF")
         self.db.execute("PRAGMA synchronous = OFF")
         for (name,) in self.all("SELECT name FROM sqlite_master WHERE type = 'trigger'"):

@@ -14,6 +14,7 @@ from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event,
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from pipeline.audit.unavailable import AuditUnavailable
+from pipeline.interrupted_queries import InterruptibleConnection
 
 # Rows fetched at a time, so that the driver does not hold all of them besides ours.
 FETCH_ROWS: Final = 10_000
@@ -230,7 +231,7 @@ def _sqlite(database: str | None, shown: str) -> Engine:
         )
     engine = create_engine(
         URL.create("sqlite", database=str(path.absolute())),
-        connect_args={"timeout": BUSY_TIMEOUT_S},
+        connect_args={"timeout": BUSY_TIMEOUT_S, "factory": InterruptibleConnection},
     )
 
     @event.listens_for(engine, "connect")

@@ -75,8 +75,9 @@ def verify_command(
     """
     from pipeline.audit.render import report_lines
     from pipeline.audit.verify import verify
+    from pipeline.interrupted_queries import heard_in_queries
 
-    with told_plainly():
+    with told_plainly(), heard_in_queries():
         sources, codec = audit_sources(
             bootstrap_servers,
             prefix,
@@ -126,6 +127,7 @@ def trace_command(
     """
     from pipeline.audit.render import print_trace
     from pipeline.audit.trace import trace
+    from pipeline.interrupted_queries import heard_in_queries
 
     merchant_id, separator, order_id = order.partition(":")
     if not (merchant_id and separator and order_id):
@@ -134,7 +136,7 @@ def trace_command(
             err=True,
         )
         raise typer.Exit(UserError.exit_code)
-    with told_plainly():
+    with told_plainly(), heard_in_queries():
         sources, codec = audit_sources(
             bootstrap_servers,
             prefix,

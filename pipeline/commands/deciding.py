@@ -38,6 +38,7 @@ def deciding(
     What an interrupted command left is taken ``further`` first.
     """
     from pipeline.config import load_settings
+    from pipeline.interrupted_queries import heard_in_queries
     from pipeline.ledger.database import open_ledger
     from pipeline.record_codec import record_codec
     from producers.ledger_events import LedgerEvents
@@ -48,16 +49,17 @@ def deciding(
     catalogue = settings.catalogue()
     engine = open_ledger(settings.books_url(), create=False)
     try:
-        log = LedgerEvents(
-            settings.bootstrap_servers,
-            catalogue,
-            record_codec(catalogue, settings.schema_registry_url),
-        )
-        # Before anything is decided: a topic that is away is told now, not afterwards.
-        log.source()
-        if further:
-            log.publish(engine)
-        yield engine, log, catalogue.name("settlements")
+        with heard_in_queries():
+            log = LedgerEvents(
+                settings.bootstrap_servers,
+                catalogue,
+                record_codec(catalogue, settings.schema_registry_url),
+            )
+            # Before anything is decided: a topic that is away is told now, not afterwards.
+            log.source()
+            if further:
+                log.publish(engine)
+            yield engine, log, catalogue.name("settlements")
     finally:
         engine.dispose()
 

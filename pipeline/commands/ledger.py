@@ -221,10 +221,12 @@ def migrate_command(
     \b
       paystream ledger migrate --create --ledger-url sqlite:////var/lib/paystream/books.db
     """
+    from pipeline.interrupted_queries import heard_in_queries
     from pipeline.ledger.database import open_ledger
     from pipeline.ledger.tables import SCHEMA_VERSION
 
-    open_ledger(_url(ledger_url), create=create, forward=True).dispose()
+    with heard_in_queries():
+        open_ledger(_url(ledger_url), create=create, forward=True).dispose()
     typer.echo(f"the ledger has version {SCHEMA_VERSION}")
 
 
@@ -237,11 +239,13 @@ def _url(ledger_url: str | None) -> str:
 @contextmanager
 def books(ledger_url: str | None) -> Iterator[Connection]:
     """One moment of the ledger, to read; nothing is made or changed."""
+    from pipeline.interrupted_queries import heard_in_queries
     from pipeline.ledger.database import open_ledger, reading
+    from pipeline.ledger.no_room import told_where_no_room
 
     engine: Engine = open_ledger(_url(ledger_url), create=False)
     try:
-        with reading(engine) as connection:
+        with heard_in_queries(), told_where_no_room(), reading(engine) as connection:
             yield connection
     finally:
         engine.dispose()

@@ -236,6 +236,7 @@ def rebuild_command(
     """
     from consumers.ledger_rebuild import compare, rebuild
     from pipeline.config import load_settings
+    from pipeline.interrupted_queries import heard_in_queries
     from pipeline.ledger.database import open_ledger
     from pipeline.record_codec import record_codec
 
@@ -247,26 +248,27 @@ def rebuild_command(
     catalogue = settings.catalogue()
     engine = open_ledger(into)
     try:
-        made = rebuild(
-            settings.bootstrap_servers,
-            catalogue,
-            record_codec(catalogue, settings.schema_registry_url),
-            engine,
-        )
-        typer.echo(
-            f"{made.entries} entries from the topics, {made.decisions} decisions, "
-            f"{made.refused} records that cannot be booked"
-        )
-        for head in made.heads:
-            typer.echo(f"{head.topic}[{head.partition}]: {head.position} entries, "
-                       f"{head.hash.hex()}")  # fmt: skip
-        if no_compare:
-            return
-        live = open_ledger(settings.books_url(), create=False)
-        try:
-            compared = compare(live, engine)
-        finally:
-            live.dispose()
+        with heard_in_queries():
+            made = rebuild(
+                settings.bootstrap_servers,
+                catalogue,
+                record_codec(catalogue, settings.schema_registry_url),
+                engine,
+            )
+            typer.echo(
+                f"{made.entries} entries from the topics, {made.decisions} decisions, "
+                f"{made.refused} records that cannot be booked"
+            )
+            for head in made.heads:
+                typer.echo(f"{head.topic}[{head.partition}]: {head.position} entries, "
+                           f"{head.hash.hex()}")  # fmt: skip
+            if no_compare:
+                return
+            live = open_ledger(settings.books_url(), create=False)
+            try:
+                compared = compare(live, engine)
+            finally:
+                live.dispose()
     finally:
         engine.dispose()
     for each in compared:

@@ -30,7 +30,9 @@ def reconciling(
     """Reconciliation over the cluster and the ledger of the settings."""
     from consumers.reconciliation import Reconciler
     from pipeline.config import load_settings
+    from pipeline.interrupted_queries import heard_in_queries
     from pipeline.ledger.database import open_ledger
+    from pipeline.ledger.no_room import told_where_no_room
     from pipeline.record_codec import record_codec
 
     settings = load_settings(
@@ -41,18 +43,19 @@ def reconciling(
     engine = open_ledger(settings.books_url(), create=False)
     try:
         codec = record_codec(catalogue, settings.schema_registry_url)
-        yield (
-            Reconciler(
-                settings.bootstrap_servers,
-                catalogue,
-                codec,
-                engine,
-                rules,
-                now_ms=now_ms,
-                on_read=saying_progress(),
-            ),
-            settings,
-        )
+        with heard_in_queries(), told_where_no_room():
+            yield (
+                Reconciler(
+                    settings.bootstrap_servers,
+                    catalogue,
+                    codec,
+                    engine,
+                    rules,
+                    now_ms=now_ms,
+                    on_read=saying_progress(),
+                ),
+                settings,
+            )
     finally:
         engine.dispose()
 

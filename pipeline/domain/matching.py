@@ -9,7 +9,7 @@ agrees with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -70,6 +70,7 @@ class Tolerance(Struct, frozen=True):
 
 
 NO_TOLERANCE: Final = Tolerance()
+_Fits = Callable[[BookedSide, ReportedSide], bool]
 
 
 class Paired(Struct, frozen=True):
@@ -100,13 +101,12 @@ def pair(
     rows = sorted(reported, key=lambda r: (r.report_date, r.file_id, r.row_number))
     agreed, rows = _take_named(left, rows, agrees)
     named = [row for row in rows if row.operation_id]
-    if len(named) < len(rows):
-        # A row that names none leaves what others name, if it can be about anything else.
-        left.sort(key=lambda b: not b.unasked and any(is_same(b, row) for row in named))
-    unnamed, rows = _take(left, rows, agrees)
+    # What no row names that has found nothing yet.
+    free = {b.settlement_id for b in left if not any(is_same(b, row) for row in named)}
+    unnamed, rows = _take_unnamed(left, rows, free, agrees)
     agreed += unnamed
     differing, rows = _take_named(left, rows, lambda _b, _r: True)
-    unnamed, rows = _take(left, rows, lambda _b, _r: True)
+    unnamed, rows = _take_unnamed(left, rows, free, lambda _b, _r: True)
     differing += unnamed
     rest: list[ReportedSide] = []
     repeated: list[tuple[BookedSide, ReportedSide]] = []
@@ -124,7 +124,7 @@ def pair(
 def _take_named(
     left: list[BookedSide],
     rows: Sequence[ReportedSide],
-    fits: Callable[[BookedSide, ReportedSide], bool],
+    fits: _Fits,
 ) -> tuple[list[tuple[BookedSide, ReportedSide]], list[ReportedSide]]:
     """Like ``_take``, of rows that name their settlement by our reference, and so no other."""
     named = [row for row in rows if row.operation_id]
@@ -133,22 +133,52 @@ def _take_named(
     return pairs, [row for row in rows if (row.file_id, row.row_number) not in taken]
 
 
+def _take_unnamed(
+    left: list[BookedSide],
+    rows: Sequence[ReportedSide],
+    free: Container[str],
+    fits: _Fits,
+) -> tuple[list[tuple[BookedSide, ReportedSide]], list[ReportedSide]]:
+    """Like ``_take``, of rows that name no settlement: each leaves what others name, if it can be
+    about anything else, and what only a row of that payment can be about. A charge nobody asked for
+    is the earliest's that is about nothing else, whatever it names."""
+    turns: tuple[_Fits, ...] = (
+        lambda b, r: bool(r.payment_id) and not b.unasked and b.settlement_id in free,
+        lambda b, _r: not b.unasked and b.settlement_id in free,
+        lambda b, _r: b.unasked,
+        lambda _b, r: bool(r.payment_id),
+        lambda _b, _r: True,
+    )
+
+    def in_turn(turn: _Fits) -> _Fits:
+        return lambda b, r: turn(b, r) and fits(b, r)
+
+    pairs: list[tuple[BookedSide, ReportedSide]] = []
+    left_over = list(rows)
+    for turn in turns:
+        found, left_over = _take(left, left_over, in_turn(turn))
+        pairs += found
+    return pairs, left_over
+
+
 def _take(
     left: list[BookedSide],
     rows: Sequence[ReportedSide],
-    fits: Callable[[BookedSide, ReportedSide], bool],
+    fits: _Fits,
 ) -> tuple[list[tuple[BookedSide, ReportedSide]], list[ReportedSide]]:
     """Pairs of what is the same movement and fits, and the rows without one; what is paired is
     taken out of ``left``."""
     pairs: list[tuple[BookedSide, ReportedSide]] = []
     rest: list[ReportedSide] = []
     for row in rows:
-        found = next((each for each in left if is_same(each, row) and fits(each, row)), None)
-        if found is None:
+        fitting = [each for each in left if is_same(each, row) and fits(each, row)]
+        if not fitting:
             rest.append(row)
-        else:
-            left.remove(found)
-            pairs.append((found, row))
+            continue
+        # An attempt's own settlement is no other attempt's, which may be about the operation's.
+        found = next((each for each in fitting if _is_late(each, row)), fitting[0])
+        left.remove(found)
+        pairs.append((found, row))
     return pairs, rest
 
 
@@ -178,10 +208,13 @@ def is_same(booked: BookedSide, row: ReportedSide) -> bool:
         return True
     if row.payment_id and row.payment_id != booked.payment_id:
         return False
-    if not row.operation_id or booked.operation_id == row.operation_id:
-        return True
-    # What succeeded too late was settled under an operation of its own, of today or of before.
-    return booked.operation_id in (
+    return not row.operation_id or booked.operation_id == row.operation_id or _is_late(booked, row)
+
+
+def _is_late(booked: BookedSide, row: ReportedSide) -> bool:
+    """Whether it is what this attempt did too late, which was settled under an operation of its
+    own, of today or of before."""
+    return bool(row.operation_id) and booked.operation_id in (
         reversal_operation_id(booked.order_id, row.operation_id, row.attempt),
         f"late-{row.operation_id}-{row.attempt}",
     )

@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from pipeline.errors import UserError
+from pipeline.interrupted_queries import InterruptibleConnection
 from pipeline.ledger import guards, migrations
 from pipeline.ledger.tables import (
     REVISION,
@@ -122,7 +123,10 @@ def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the ledger's folder {path.parent} cannot be made: {error}.") from error
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = create_engine(
+        url,
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "factory": InterruptibleConnection},
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 import tempfile
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event
+from sqlalchemy.exc import DBAPIError
 
 from pipeline.domain.due_days import business_days_after, last_day_due
 from pipeline.domain.ids import reversal_operation_id
@@ -19,9 +22,11 @@ from pipeline.domain.model import LedgerEvent
 from pipeline.domain.reconciliation_rules import read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.no_room import told_where_no_room
 from pipeline.ledger.reconciliation import clearing
 from pipeline.ledger.reconciliation.clearing import counts
-from pipeline.ledger.reconciliation.matching import for_sorting
+from pipeline.ledger.reconciliation.matching import Matched, for_sorting
+from pipeline.ledger.reconciliation.tables import clearing_rows
 from pipeline.ledger.reconciliation.totals import shared
 from tests.support.reconciliation import (
     NAMES_NOTHING,
@@ -106,6 +111,84 @@ def test_a_run_without_a_temporary_directory_says_what_to_do(
     engine.dispose()
 
 
+@contextmanager
+def files_up_to(size_bytes: int) -> Iterator[None]:
+    """Meanwhile no file of this process grows beyond that, as on a disk that is full then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_while_rows_are_sorted_is_told_and_changes_nothing(url: str) -> None:
+    """SQLite sorts more than its memory holds in files of its own."""
+    engine = open_ledger(url)
+    books = Books(engine)
+    sale = settlement(1)
+    books.settle(sale)
+    books.report(row_of(1, sale))
+    columns = [column.name for column in clearing_rows.columns]
+    other = {"row_number": "i", "gateway_reference": "'other ' || i", "order_id": "w"}
+    told = ", ".join(other.get(each, each) for each in columns)
+    with engine.begin() as connection:
+        # 40 MB of rows, of which 32 MiB are sorted in memory.
+        connection.exec_driver_sql(
+            "WITH RECURSIVE n(i, w) AS (SELECT 2, hex(zeroblob(5000)) UNION ALL SELECT i + 1, w "
+            f"FROM n LIMIT 4000) INSERT INTO clearing_rows SELECT {told} FROM clearing_rows, n"
+        )
+    with (
+        files_up_to(16 << 20),
+        pytest.raises(UserError, match=r"no room .* \(disk I/O error\): .* run it again"),
+        told_where_no_room(),
+    ):
+        books.run()
+    with reading(engine) as connection:
+        assert counts(connection) == (4_001, 0)
+    assert books.breaks() == []
+    done = books.run()
+    assert (done.cleared, done.waiting) == (1, 4_000)
+    engine.dispose()
+
+
+def test_a_disk_that_fills_up_with_what_matches_is_told_before_any_of_it_is_decided(
+    url: str,
+) -> None:
+    """It is kept beside the books until all of it is matched, and written in pieces."""
+    engine = open_ledger(url)
+    books = Books(engine)
+    match = Matched(booked_side(), reported_side(), ())
+
+    def decide_all() -> None:
+        with clearing.Clearer(engine, 0) as clearer:
+            for _ in range(1_000):
+                clearer.add(match)
+            clearer.decide()
+
+    with (
+        files_up_to(4_096),
+        pytest.raises(UserError, match="kept in a temporary file: file too large; set TMPDIR"),
+    ):
+        decide_all()
+    assert books.book() == 0
+    engine.dispose()
+
+
+def test_another_error_of_a_database_is_no_full_disk(url: str) -> None:
+    """A sentence about room would hide what is wrong in the program."""
+    engine = open_ledger(url)
+    with (
+        pytest.raises(DBAPIError, match="no such table"),
+        told_where_no_room(),
+        reading(engine) as connection,
+    ):
+        connection.exec_driver_sql("SELECT * FROM nowhere")
+    with pytest.raises(sqlite3.ProgrammingError), told_where_no_room():
+        raise sqlite3.ProgrammingError("closed")
+    engine.dispose()
+
+
 def test_both_sides_are_read_as_they_were_written(url: str) -> None:
     """Not in the order of an index, which would come to a million rows one by one."""
     engine = open_ledger(url)
@@ -153,6 +236,35 @@ def test_what_succeeded_too_late_is_the_same_movement() -> None:
     assert own != "late-o-1"
     named = booked_side(operation_id=own, **order)
     assert paired([named], [reported_side(**order)]) == ([("s", 1)], [], [])
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_what_an_attempt_did_too_late_is_no_other_attempts(first: int) -> None:
+    """Two captures of one authorization, by whose id the gateway knows both: the first attempt's
+    was heard of too late. In whichever order the report has their rows, both are found."""
+    booked = [booked_side(settlement_id="second", settled_at_ms=1),
+              booked_side(settlement_id="late", settled_at_ms=2,
+                          operation_id="late-o-1")]  # fmt: skip
+    rows = [reported_side(first, attempt=1), reported_side(3 - first, attempt=2)]
+    assert dict(paired(booked, rows)[0]) == {"late": first, "second": 3 - first}
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_row_that_names_nothing_leaves_what_a_row_of_its_payment_can_be_about(first: int) -> None:
+    """In whichever order the report has them: the other one can be about nothing else."""
+    booked = [booked_side(settlement_id="a", settled_at_ms=1),
+              booked_side(settlement_id="b", settled_at_ms=2, payment_id="q")]  # fmt: skip
+    rows = [reported_side(first, **NAMES_NOTHING), reported_side(3 - first, operation_id="")]
+    assert dict(paired(booked, rows)[0]) == {"a": 3 - first, "b": first}
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_row_that_names_nothing_leaves_a_charge_nobody_asked_for(first: int) -> None:
+    """To a row of it that names what is not settled here, which can be about nothing else."""
+    booked = [booked_side(settlement_id="unasked", unasked=True, operation_id="u"),
+              booked_side(settlement_id="b", settled_at_ms=2)]  # fmt: skip
+    rows = [reported_side(first, **NAMES_NOTHING), reported_side(3 - first, operation_id="x")]
+    assert dict(paired(booked, rows)[0]) == {"unasked": 3 - first, "b": first}
 
 
 def test_disputes_are_paired_as_they_happened() -> None:

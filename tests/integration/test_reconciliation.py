@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import time
 import urllib.request
 from collections.abc import Callable
@@ -33,16 +34,20 @@ from pipeline.gateways.simulator.reports import Report, ReportRow
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.queries import balances, drifted_balances
 from pipeline.ledger.reconciliation.breaks import list_breaks
+from pipeline.ledger.reconciliation.clearing import counts as counted
 from pipeline.ledger.reconciliation.tables import prepare
 from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import verify_books
 from schemas.codec import default_codec
 from tests.integration.test_ledger_decisions import SCHEDULE, environment, sales, urls
-from tests.integration.test_ledger_sink import WAIT_S, Flow
+from tests.integration.test_ledger_sink import PARTITIONS, WAIT_S, Flow
+from tests.support.cli import Cli
+from tests.support.endless_books import endless, wait_until_asked
 from tests.support.reconciliation import row_of
 from tests.support.topics import create_topic, read_all
 from tests.support.waiting import wait_until
 from tests.support.whole_flow import WholeFlow, orders
+from topics.provisioning import provision
 
 pytestmark = pytest.mark.integration
 __all__ = ["environment", "urls"]
@@ -187,6 +192,61 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     with table.open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 44
     rebuilt.dispose()
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("words", "table"),
+    [
+        (("reconcile", "run", "--as-of", "2023-11-21"), "bank_lines"),
+        (("verify", "--no-gateway"), "balances"),
+    ],
+)
+def test_ctrl_c_ends_a_look_at_large_books_and_the_next_one_is_whole(
+    flow: Flow, tmp_path: Path, words: tuple[str, ...], table: str
+) -> None:
+    """While one query of it runs: nothing is decided, no file is left, and the same command does
+    all of it."""
+    file = tmp_path / "ledger.db"
+    engine = open_ledger(f"sqlite:///{file}")
+    provision(flow.kafka, flow.catalogue)
+    sold = sales(0, 10, DAY)
+    with flow.running(engine) as counts:
+        flow.publish(*sold)
+        wait_until(lambda: counts.booked == 10, WAIT_S, "all are booked")
+    prepare(engine)
+    rows = tuple(row(n, each) for n, each in enumerate(sold, 1))
+    report = tmp_path / "report.csv"
+    report.write_text(plain_report(Report(DAY, rows), "UTC"))
+    engine.dispose()
+    cli = Cli(
+        tmp_path / "cli",
+        {
+            "PAYSTREAM_BOOTSTRAP_SERVERS": flow.kafka,
+            "PAYSTREAM_TOPIC_PREFIX": flow.prefix,
+            "PAYSTREAM_PARTITIONS": str(PARTITIONS),
+            "PAYSTREAM_LEDGER_URL": f"sqlite:///{file}",
+        },
+    )
+    assert cli.run("reconcile", "import", str(report), "--gateway", "simulator").code == 0
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with endless(file, table), cli.start(*words) as terminal:
+            wait_until_asked(file, terminal.process)
+            terminal.process.send_signal(signal.SIGINT)
+            # Two seconds, as a busy machine has them; without being heard it takes for ever.
+            assert terminal.ended(timeout_s=20.0) == 130, terminal.said
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cli.temporary_files() == []
+    with reading(engine) as connection:
+        assert counted(connection) == (10, 0)
+        assert verify_books(connection).damages == ()
+    done = cli.run(*words)
+    # A batch that no bank has paid; settlements of no payment.
+    assert done.code == 1, done.err
+    if words[0] == "reconcile":
+        assert "10 cleared (10 entries)" in done.out
     engine.dispose()
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from benchmarks.latency import percentiles
 from benchmarks.machine import describe_machine
 from benchmarks.order_pool import make_pool
 from benchmarks.outage import DEAD, OTHER, Ordered, judge
+from benchmarks.own_process import own_process
 from benchmarks.process_use import ProcessCost, ProcessUse, cost, parse_use, process_use
 from benchmarks.reconcile import Reconciled
 from benchmarks.report import (
@@ -329,3 +333,18 @@ def test_the_model_shows_what_a_gate_that_gives_nothing_up_would_cost(
 
 def table_of(document: Path) -> str:
     return document.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def test_work_in_a_process_of_its_own_is_ended_with_who_asked_for_it() -> None:
+    """A Ctrl-C does not wait for an audit of a minute, which nobody will look at."""
+    asked: list[Future[None]] = []
+
+    def interrupted() -> None:
+        with own_process() as pool:
+            asked.append(pool.submit(time.sleep, 5))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with pytest.raises(BrokenProcessPool):
+        asked[0].result(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from tempfile import TemporaryFile
@@ -94,17 +96,14 @@ class Clearer:
         self._sizes: list[int] = []
 
     def __enter__(self) -> Self:
-        try:
+        with _kept_in_a_file():
             self._kept = TemporaryFile()
-        except OSError as error:
-            raise UserError(
-                f"what matches cannot be kept in a temporary file: {why_unread(error)}; set TMPDIR "
-                "to a directory that can be written to, and run it again."
-            ) from error
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._kept.close()
+        # What could not be written is tried once more, for nothing.
+        with suppress(OSError):
+            self._kept.close()
 
     def add(self, found: Matched) -> None:
         row = found.row
@@ -128,15 +127,20 @@ class Clearer:
 
     def _keep(self, made: _Decided) -> None:
         if not self._dry_run:
-            self._sizes.append(self._kept.write(msgspec.msgpack.encode(made)))
+            with _kept_in_a_file():
+                self._sizes.append(self._kept.write(msgspec.msgpack.encode(made)))
 
     def decide(self) -> None:
         """Decide all of it. UserError when another run was faster."""
         for made in self._open.values():
             self._keep(made)
-        self._kept.seek(0)
+        with _kept_in_a_file():
+            # All of it, before any of it is decided.
+            self._kept.seek(0)
         for size in self._sizes:
-            self._decide(msgspec.msgpack.decode(self._kept.read(size), type=_Decided))
+            with _kept_in_a_file():
+                some = self._kept.read(size)
+            self._decide(msgspec.msgpack.decode(some, type=_Decided))
 
     def _decide(self, made: _Decided) -> None:
         def also(connection: Connection) -> None:
@@ -150,6 +154,17 @@ class Clearer:
             raise UserError(
                 "another run clears the same rows at this moment; run it again."
             ) from error
+
+
+@contextmanager
+def _kept_in_a_file() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"what matches cannot be kept in a temporary file: {why_unread(error)}; set TMPDIR to "
+            "a directory that can be written to and has room, and run it again."
+        ) from error
 
 
 def look(
