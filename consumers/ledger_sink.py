@@ -405,6 +405,8 @@ class LedgerSink:
                 if partition not in self._stored or self._terms[partition] != term:
                     batch.forget(partition)
             if not batch.ends:
+                # All of it was let go or given back: nothing is left to wait for.
+                self._resume()
                 return
             try:
                 self._send_dead_letters(batch.refused)
