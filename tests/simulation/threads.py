@@ -247,6 +247,10 @@ class SimLoop(asyncio.AbstractEventLoop):
     def _is_asleep(self) -> bool:
         """Whether only the sweep is left: nothing to look at until somebody calls."""
         if self._tasks:
+            for task in self._tasks:
+                if task.done():
+                    # Else each loop that ends looks through all that a process ever made.
+                    asyncio.tasks._unregister_task(task)
             self._tasks = [task for task in self._tasks if not task.done()]
             if self._tasks:
                 return False
