@@ -19,6 +19,8 @@ BUSY = frozenset(
     {"started", "retry_waiting", "inquiry_waiting", "inquiring", "pending", "permit_waiting",
      "inquiry_exhausted", "contradicted"}
 )  # fmt: skip
+# Movements by which a gateway has made a charge or an authorization.
+MAKES = ("charge", "authorize")
 # Faults on the way to a gateway after which a charge must still succeed in the end.
 _RECOVERABLE_MAX = 2
 _BAD_BYTES = ("garbage", "empty", "misrouted", "wrong_key")
@@ -132,8 +134,7 @@ class Outcomes:
             wanted = ("captured",) if order.capture_method == "automatic" else ("authorized",)
             if order.commands:
                 wanted = self._after_commands(order, wanted)
-            if self._stories.of(order.order_id).types["inquiry_exhausted"]:
-                # Lost twice, with questions that failed: a person may have to say that it was.
+            if self._was_given_up(order.order_id):
                 wanted = (*wanted, "failed")
         elif self._must_fail(order):
             wanted = ("failed",)
@@ -206,6 +207,14 @@ class Outcomes:
             and gateways[0] in ("succeed", "pending_succeed")
             and not (order.capture_method == "manual" and order.commands[0].type == "none")
         )
+
+    def _was_given_up(self, order_id: str) -> bool:
+        """Lost twice, with questions that failed, a person had to say that it was: of a charge that
+        no gateway made, and in a command."""
+        story = self._stories.of(order_id)
+        made = any(each.kind in MAKES for each in self._money.movements.get(order_id, ()))
+        said = any(kind == "resolve" for _, kind in story.commands)
+        return story.types["inquiry_exhausted"] > 0 and said and not made
 
     def _must_fail(self, order: OrderPlan) -> bool:
         outcome = order.script.outcome

@@ -130,6 +130,29 @@ def test_a_capture_is_given_up_only_when_its_order_was_not_handled_for_long() ->
 
 
 @pytest.mark.parametrize(
+    ("made", "said", "excused"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_an_order_fails_by_a_person_alone_and_where_no_gateway_made_its_charge(
+    made: bool, said: bool, excused: bool
+) -> None:
+    """After all questions a person says that nothing was taken. What was taken has to be kept, and
+    is not failed and given back; nor does the flow give up by itself."""
+    money, stories = Money(), Stories({"o1": ORDER})
+    stories.told(event(1, "inquiry_exhausted", status="outcome_unknown"))
+    if made:
+        money.moved(moved("charge"))
+        money.moved(moved("refund", operation_id="late-o1-1"))
+    if said:
+        stories.commanded("o1", "c1", "resolve", None)
+    judged = Outcomes(Plan(0, (ORDER,), ()), money, stories)
+    if excused:
+        judged._outcome(ORDER, payment("failed"))
+        return
+    with pytest.raises(Violation, match="wrong_outcome"):
+        judged._outcome(ORDER, payment("failed"))
+
+
+@pytest.mark.parametrize(
     ("before", "excused"),
     [((), True), (("dispute_opened", "dispute_won"), True), (("dispute_lost",), False)],
 )
