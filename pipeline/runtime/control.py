@@ -63,6 +63,7 @@ class ControlReader:
         on_entry: OnEntry,
         on_unreadable: OnUnreadable = lambda key, why: None,
     ) -> None:
+        self._servers = bootstrap_servers
         self._topic = catalogue.name(ROLE)
         self._partitions = catalogue[ROLE].partitions
         self._decode = codec.decoder("control-entry")
@@ -108,7 +109,8 @@ class ControlReader:
                     raise UserError(self._held_up_by)
                 raise UserError(
                     f"the topic {self._topic} cannot be read within {READ_TIMEOUT_S:.0f} s; is the "
-                    "cluster reachable, and were the topics made (`paystream topics apply`)?"
+                    f"cluster at {self._servers} reachable, and were the topics made "
+                    "(`paystream topics apply`)?"
                 )
             self._poll()
 
