@@ -87,7 +87,7 @@ class FlowLook:
                 answered=True, booked=booked, payment=self._payment(merchant_id, order_id)
             )
         except (KafkaException, LaneFatal) as error:
-            raise UserError(f"the cluster does not answer: {error}.") from error
+            raise UserError(f"the cluster at {self._servers} does not answer: {error}.") from error
 
     def _ends(self, *roles: str) -> dict[Place, int]:
         """Where the partitions end now, with what belongs to open transactions."""

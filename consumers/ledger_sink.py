@@ -728,5 +728,7 @@ def _dead_letter_producer_config(bootstrap_servers: str) -> dict[str, Any]:
         "compression.type": "lz4",
         "message.max.bytes": DEAD_LETTER_MAX_MESSAGE_BYTES,
         "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+        # What is not delivered is said by who waits for it; not each connection that fails.
+        "log_level": 2,
         "logger": _log,
     }

@@ -19,7 +19,14 @@ from pipeline.domain.keys import ID_PATTERN, valid_id
 from pipeline.domain.model import Order, OrderLine
 from pipeline.domain.money import parse_amount
 from pipeline.errors import UserError
-from producers.order_file import OrderFile, Problem, not_utf8, read_raw, text_lines
+from producers.order_file import (
+    OrderFile,
+    Problem,
+    card_number_reason,
+    not_utf8,
+    read_raw,
+    text_lines,
+)
 
 MERCHANT_ID = "online-retail"
 CURRENCY = "GBP"
@@ -39,6 +46,9 @@ _QUANTITY = re.compile(r"-?[0-9]{1,9}")
 _DATE = re.compile(
     r"([0-9]{1,2})/([0-9]{1,2})/([0-9]{4})(?: ([0-9]{1,2}):([0-9]{2})(?::([0-9]{2}))?)?"
 )
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# After a bad line: the first may lack its beginning, and with it the number that the second has.
+SUSPECT_LINES = 2
 # Amounts stay exact for every reader of JSON (2**53).
 AMOUNT_MINOR_MAX = 1 << 53
 
@@ -90,8 +100,9 @@ def read_invoices(
 
     ``raw`` is what the file holds, where that was read already. ``now_ms`` is the time of
     submission: the dates in the file are business dates. ``prefix`` goes in front of each order id.
-    An invoice with a bad line is left out whole, never charged in part, and so are the neighbours
-    of a line that does not name its invoice. The file is held in memory.
+    An invoice with a bad line is left out whole, never charged in part, and so are the invoices
+    of the lines close to it: what damaged the line may have taken one of theirs, or its number. The
+    file is held in memory.
     Raises UserError for a file that is no such CSV at all.
     """
     if not valid_id(merchant_id):
@@ -106,16 +117,15 @@ def read_invoices(
     line_numbers: list[int] = []
     cancellations: list[Cancellation] = []
     placed: dict[str, Placed] = {}
+
+    def leave_out(draft: _Draft, reason: str) -> None:
+        told = f"invoice {_shown(draft.number)} left out: {reason}"
+        problems.append(Problem(draft.line_numbers[0], told, of_order=True))
+
     for draft in drafts.values():
         reason = draft.held_back or _whole_reason(draft, prefix)
         if reason is not None:
-            problems.append(
-                Problem(
-                    draft.line_numbers[0],
-                    f"invoice {_shown(draft.number)} left out: {reason}",
-                    of_order=True,
-                )
-            )
+            leave_out(draft, reason)
         elif draft.number[:1] in "Cc":
             cancellations.append(
                 Cancellation(
@@ -132,22 +142,25 @@ def read_invoices(
             )
         else:
             payer = draft.customer_id or draft.number
-            placed[f"{prefix}{draft.number}"] = draft.placed
-            line_numbers.append(draft.line_numbers[0])
-            orders.append(
-                Order(
-                    merchant_id=merchant_id,
-                    order_id=f"{prefix}{draft.number}",
-                    amount_minor=draft.amount_minor,
-                    currency=currency,
-                    instrument_token=f"tok_card_{payer}",
-                    business_date=draft.business_date,
-                    submitted_at_ms=now_ms,
-                    customer_id=draft.customer_id or None,
-                    country=draft.country or None,
-                    lines=tuple(draft.lines),
-                )
+            order = Order(
+                merchant_id=merchant_id,
+                order_id=f"{prefix}{draft.number}",
+                amount_minor=draft.amount_minor,
+                currency=currency,
+                instrument_token=f"tok_card_{payer}",
+                business_date=draft.business_date,
+                submitted_at_ms=now_ms,
+                customer_id=draft.customer_id or None,
+                country=draft.country or None,
+                lines=tuple(draft.lines),
             )
+            reason = card_number_reason(order)
+            if reason is not None:
+                leave_out(draft, reason)
+                continue
+            placed[order.order_id] = draft.placed
+            line_numbers.append(draft.line_numbers[0])
+            orders.append(order)
     problems.sort(key=lambda problem: problem.line_number)
     return InvoiceFile(
         line_count=len(lines) - 1,
@@ -173,6 +186,10 @@ class _Draft:
     line_numbers: list[int] = field(default_factory=list)
     held_back: str | None = None
 
+    def hold_back(self, reason: str) -> None:
+        """Leave it out; the first reason stays."""
+        self.held_back = self.held_back or reason
+
     @property
     def business_date(self) -> str:
         return self.invoiced_at[:10]
@@ -191,47 +208,50 @@ def _drafts(
 ) -> tuple[dict[str, _Draft], list[Problem]]:
     drafts: dict[str, _Draft] = {}
     problems: list[Problem] = []
-    nameless: int | None = None  # the line before that named no invoice
     last: _Draft | None = None
+    bad_before, suspects = 0, 0  # the bad line before, how many lines after it are held for it
     for line_number, text in enumerate(lines[1:], start=2):
         text = text.rstrip("\r")
-        if not text.strip():
+        if not text.strip() and _no_text(text) is None:
             continue
         row, broken = _row(text, width)
         # Even a broken row mostly begins with its invoice number, which tells what to leave out.
         number = (row[places[0]] if row is not None else _first_field(text, places[0])).strip()
-        if not valid_id(number):
-            problems.append(Problem(line_number, broken or f"bad InvoiceNo {_shown(number)!r}"))
-            reason = f"line {line_number} next to it names no invoice and may belong to it"
-            if last is not None:
-                last.held_back = last.held_back or reason
-            nameless = line_number
-            continue
-        draft = drafts.get(number)
-        if draft is None:
-            draft = drafts[number] = _Draft(number)
-        draft.line_numbers.append(line_number)
-        if nameless is not None:
-            draft.held_back = draft.held_back or (
-                f"line {nameless} next to it names no invoice and may belong to it"
-            )
-            nameless = None
-        last = draft
+        draft: _Draft | None = None
         try:
+            if not valid_id(number):
+                raise _BadLine(broken or f"bad InvoiceNo {_shown(number)!r}")
+            draft = drafts.setdefault(number, _Draft(number))
+            draft.line_numbers.append(line_number)
             if row is None:
                 raise _BadLine(broken)
             _add(draft, [row[place].strip() for place in places], currency)
         except (_BadLine, UserError) as error:
             problems.append(Problem(line_number, str(error).rstrip(".")))
-            draft.held_back = draft.held_back or f"its line {line_number} is bad"
+            if draft is not None:
+                draft.hold_back(f"its line {line_number} is bad")
+            # It may be two lines whose end was lost, or name another invoice than it did: whose
+            # it was is not certain, but it was close to these.
+            if last is not None:
+                last.hold_back(_close_to(line_number))
+            bad_before, suspects = line_number, SUSPECT_LINES
+            continue
+        if suspects:
+            draft.hold_back(_close_to(bad_before))
+            suspects -= 1
+        last = draft
     return drafts, problems
+
+
+def _close_to(line_number: int) -> str:
+    return f"line {line_number} close to it is bad and may hold a part of it"
 
 
 def _row(text: str, width: int) -> tuple[list[str] | None, str]:
     """The fields of one line, or None and why not."""
-    not_text = not_utf8(text)
-    if not_text is not None:
-        return None, not_text
+    no_text = _no_text(text)
+    if no_text is not None:
+        return None, no_text
     try:
         row = next(csv.reader([text], strict=True))
     except csv.Error as error:
@@ -240,6 +260,15 @@ def _row(text: str, width: int) -> tuple[list[str] | None, str]:
         # A comma that is not quoted shifts every later field, so none of them can be trusted.
         return None, f"{len(row)} fields instead of {width}"
     return row, ""
+
+
+def _no_text(text: str) -> str | None:
+    """Why a line is no text, None when it is. Of control characters only a tab belongs in one:
+    zeros are what is left of a block that never reached the disk, and cover the ends of lines."""
+    control = _CONTROL.search(text)
+    if control is not None:
+        return f"not text (control character 0x{ord(control[0]):02X}); the file is damaged"
+    return not_utf8(text)
 
 
 def _first_field(text: str, place: int) -> str:
@@ -314,9 +343,9 @@ def _iso_time(text: str) -> str:
 
 def _places(path: Path, header: str) -> tuple[int, list[int]]:
     """How many columns there are and where each of COLUMNS stands, the invoice number first."""
-    not_text = not_utf8(header)
-    if not_text is not None:
-        raise UserError(f"The first line of {path} is {not_text}.")
+    no_text = _no_text(header)
+    if no_text is not None:
+        raise UserError(f"The first line of {path} is {no_text}.")
     if not header.strip():
         raise UserError(f"{path} is empty; expected a CSV file with the columns {_columns()}.")
     try:

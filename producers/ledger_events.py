@@ -267,6 +267,13 @@ def together(events: Sequence[WaitingDecision]) -> Iterator[list[WaitingDecision
         yield taken
 
 
+def _away(bootstrap_servers: str, error: KafkaException) -> UserError:
+    return UserError(
+        f"the cluster at {bootstrap_servers} does not answer: {error.args[0].str()}. "
+        "Start it, or set --bootstrap-servers."
+    )
+
+
 def topic_source(bootstrap_servers: str, topic: str) -> Source:
     """The topic with the ids that tell it from another of its name. UserError when away."""
     admin = AdminClient({**reaching(bootstrap_servers), "log_level": 0})
@@ -278,7 +285,7 @@ def topic_source(bootstrap_servers: str, topic: str) -> Source:
             )
         cluster_id, topic_id = cluster_and_topic_id(admin, topic)
     except KafkaException as error:
-        raise UserError(f"the cluster does not answer: {error.args[0].str()}.") from error
+        raise _away(bootstrap_servers, error) from error
     return Source(cluster_id, topic, topic_id)
 
 
@@ -299,6 +306,6 @@ def topic_ranges(bootstrap_servers: str, topic: str) -> dict[int, tuple[int, int
             for partition in sorted(found.partitions)
         }
     except KafkaException as error:
-        raise UserError(f"the cluster does not answer: {error.args[0].str()}.") from error
+        raise _away(bootstrap_servers, error) from error
     finally:
         consumer.close()

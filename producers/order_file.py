@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.domain.card_numbers import fields_not_to_send
 from pipeline.domain.model import Order
 from pipeline.errors import UserError
 
@@ -90,6 +91,17 @@ def not_utf8(text: str) -> str | None:
             "iconv -f WINDOWS-1252 -t UTF-8"
         )
     return None
+
+
+def card_number_reason(order: Order) -> str | None:
+    """Why an order would not be published: it holds a card number; None when it holds none."""
+    fields = fields_not_to_send(order)
+    if not fields:
+        return None
+    return (
+        f"a card number stands in {', '.join(fields)}; give a token for the card, and leave "
+        "card numbers out of texts"
+    )
 
 
 def unreadable(path: Path, error: OSError) -> str:

@@ -15,14 +15,17 @@ from typing import Any
 
 import msgspec
 
-from pipeline.domain.card_numbers import (
-    fields_not_to_send,
-    mask_card_number_text,
-    names_a_security_code,
-)
+from pipeline.domain.card_numbers import mask_card_number_text, names_a_security_code
 from pipeline.domain.keys import ID_PATTERN, valid_id
 from pipeline.domain.model import Order, OrderLine
-from producers.order_file import OrderFile, Problem, not_utf8, read_raw, text_lines
+from producers.order_file import (
+    OrderFile,
+    Problem,
+    card_number_reason,
+    not_utf8,
+    read_raw,
+    text_lines,
+)
 
 INT64_MAX = (1 << 63) - 1
 INT32_MAX = (1 << 31) - 1
@@ -99,12 +102,9 @@ def parse_order(text: str, *, now_ms: int, prefix: str = "") -> Order:
     for name, value in (("merchant_id", order.merchant_id), ("order_id", order.order_id)):
         if not valid_id(value):
             raise ValueError(f"{name} {value[:80]!r} must match {ID_PATTERN}")
-    fields = fields_not_to_send(order)
-    if fields:
-        raise ValueError(
-            f"a card number stands in {', '.join(fields)}; give a token for the card, and leave "
-            "card numbers out of texts"
-        )
+    refused = card_number_reason(order)
+    if refused is not None:
+        raise ValueError(refused)
     _in_range(order)
     return order
 

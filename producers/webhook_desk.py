@@ -69,6 +69,33 @@ class NoticeUnstorable(Exception):
     """A notice holds what no record can, as half of a character; the text says what."""
 
 
+def notice_producer_config(bootstrap_servers: str, delivery_timeout_s: float) -> dict[str, Any]:
+    """The settings of what publishes and parks notices; a notice that is late is told by its own
+    answer, so the client's lines about each failed connection are left out."""
+    return {
+        **producer_config(bootstrap_servers, "paystream-webhooks"),
+        "delivery.timeout.ms": int(delivery_timeout_s * 1000),
+        "delivery.report.only.error": False,
+        "log_level": 2,
+    }
+
+
+def follower_config(bootstrap_servers: str, prefix: str) -> dict[str, Any]:
+    """The settings of what reads references and parked notices."""
+    return {
+        **reaching(bootstrap_servers),
+        "group.id": f"{prefix}webhooks-unused",
+        "client.id": "paystream-webhooks",
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+        # A compacted topic: what was compacted away was replaced by something newer.
+        "auto.offset.reset": "earliest",
+        "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+        "check.crcs": True,
+        "log_level": 2,
+    }
+
+
 class WebhookDesk:
     """``take`` may be called from any thread; ``open`` and ``close`` from one.
 
@@ -112,11 +139,7 @@ class WebhookDesk:
         ]
         self._book = NoticeBook(self._state_dir / "notices.sqlite", "\n".join(identity))
         self._producer = Producer(
-            {
-                **producer_config(self._bootstrap_servers, "paystream-webhooks"),
-                "delivery.timeout.ms": int(self.delivery_timeout_s * 1000),
-                "delivery.report.only.error": False,
-            }
+            notice_producer_config(self._bootstrap_servers, self.delivery_timeout_s)
         )
         self._thread.start()
 
@@ -174,17 +197,7 @@ class WebhookDesk:
 
     def _follow_until_stopped(self) -> None:
         consumer = Consumer(
-            {
-                **reaching(self._bootstrap_servers),
-                "group.id": f"{self._catalogue.settings.prefix}webhooks-unused",
-                "client.id": "paystream-webhooks",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                # A compacted topic: what was compacted away was replaced by something newer.
-                "auto.offset.reset": "earliest",
-                "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
-                "check.crcs": True,
-            }
+            follower_config(self._bootstrap_servers, self._catalogue.settings.prefix)
         )
         unreadable = UnreadableBatches()
         try:

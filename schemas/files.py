@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any, Final
 
 from pipeline.errors import UserError
@@ -38,13 +39,26 @@ def schema_text(name: str) -> str:
     """The text of the .avsc file, read once; KeyError for a name that is not in SCHEMA_NAMES."""
     if name not in SCHEMA_NAMES:
         raise KeyError(name)
-    return (resources.files("schemas") / f"{name}.avsc").read_text(encoding="utf-8")
+    return _file(name).read_text(encoding="utf-8")
+
+
+def has_schema(name: str) -> bool:
+    """Whether there is an .avsc file of this name."""
+    return _file(name).is_file()
+
+
+def _file(name: str) -> Traversable:
+    return resources.files("schemas") / f"{name}.avsc"
 
 
 def read_schema(name: str) -> dict[str, Any]:
-    """The .avsc file as plain JSON; UserError when it is none."""
+    """The .avsc file as plain JSON; UserError when it is none, or missing."""
     try:
         schema = json.loads(schema_text(name))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"schemas/{name}.avsc is missing; restore the file from version control"
+        ) from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"schemas/{name}.avsc is not JSON: {error.msg} at line {error.lineno}, column "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from schemas.files import SCHEMA_NAMES, read_schema
+from schemas.files import SCHEMA_NAMES, has_schema, read_schema
 from schemas.ids import (
     LOCK_FILE,
     LockedVersion,
@@ -39,7 +39,8 @@ def check(
 ) -> list[str]:
     """Problems, one sentence each; empty when every schema is locked and compatible."""
     locked = read_lock(path)
-    schemas = current_schemas() if schemas is None else schemas
+    if schemas is None:
+        schemas = {name: read_schema(name) for name in SCHEMA_NAMES if has_schema(name)}
     problems = []
     for name, schema in schemas.items():
         versions = locked.get(name, ())

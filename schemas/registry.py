@@ -36,6 +36,8 @@ UNKNOWN_IDS_MAX: Final = 1_024
 # asked for; a 404 without them comes from something that is no registry.
 _SCHEMA_NOT_FOUND: Final = 40403
 _INCOMPATIBLE: Final = 409
+# Of HTTP: who asks is not known, or may not do this.
+_NOT_LET_IN: Final = (401, 403)
 
 T = TypeVar("T")
 
@@ -113,9 +115,11 @@ def register(url: str, subjects: Mapping[str, str]) -> dict[str, int]:
                 raise UserError(
                     f"The registry at {url} refuses the schema {name} for {subject(topic)}: it is "
                     f"not {COMPATIBILITY} compatible with an earlier version "
-                    f"({error.error_message}); undo the change, or give the new field a default"
+                    f"({_said(error)}); undo the change, or give the new field a default"
                 ) from error
-            raise UserError(f"The registry at {url} refuses {subject(topic)}: {error}") from error
+            raise UserError(
+                f"The registry at {url} refuses {subject(topic)}: {_said(error)}"
+            ) from error
     return ids
 
 
@@ -138,7 +142,7 @@ def _registered_id(registry: SchemaRegistryClient, url: str, topic: str, name: s
     except SchemaRegistryError as error:
         raise UserError(
             f"The schema {name} of this program is not registered as {subject(topic)} at "
-            f"{url} ({error.error_message}): run `paystream schemas register` first"
+            f"{url} ({_said(error)}): run `paystream schemas register` first"
         ) from error
     if found.schema_id is None:
         raise UserError(f"The registry at {url} gives {subject(topic)} no id: see its own log")
@@ -159,14 +163,25 @@ def _as_record(text: str) -> Mapping[str, Any]:
     return schema if isinstance(schema, dict) and "type" in schema else {"type": str(schema)[:80]}
 
 
+def _said(error: SchemaRegistryError) -> str:
+    """What the registry said of it, if it said anything."""
+    status = f"HTTP status {error.http_status_code}"
+    return f"{error.error_message}, {status}" if error.error_message else status
+
+
 def _asked(url: str, ask: Callable[[], T]) -> T:
     try:
         return ask()
     except SchemaRegistryError as error:
+        if error.http_status_code in _NOT_LET_IN:
+            raise UserError(
+                f"The schema registry at {url} does not let this program in (HTTP status "
+                f"{error.http_status_code}): it wants credentials, or others than it was given"
+            ) from error
         if error.http_status_code >= 500 or error.error_code == SchemaRegistryError.UNKNOWN:
             raise UserError(
-                f"The schema registry at {url} does not work ({error}): see its own log, or check "
-                "the address"
+                f"The schema registry at {url} does not work ({_said(error)}): see its own log, "
+                "or check the address"
             ) from error
         raise
     except Exception as error:

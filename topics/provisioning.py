@@ -378,7 +378,8 @@ def _missing_offsets(
             topics = ", ".join(sorted({tp.topic for tp in missing}))
             refusals.append(
                 f"group {group} has {members} live members and no committed offset on {topics}: "
-                "offsets of a running group cannot be set; stop its workers, then apply again"
+                "offsets of a running group cannot be set; stop its workers, or wait for the "
+                "session of one that has stopped to end, then apply again"
             )
         notices += _where_they_start(admin, group, missing, existing)
     return offsets, refusals, notices

@@ -69,8 +69,9 @@ def import_command(
     else a credit that is booked and held.
 
     Lines that cannot be taken are named and the others imported; an invoice with a bad line is
-    left out whole. Exit code 0: everything was imported. 1: some lines were not. 2: nothing was,
-    because the file, an option or the cluster is wrong.
+    left out whole, as are the invoices of the lines close to it. Exit code 0: everything was
+    imported. 1: some lines were not. 2: nothing was, because the file, an option or the cluster is
+    wrong.
 
     Examples:
 
@@ -84,8 +85,9 @@ def import_command(
     show_problems(file, found.problems, PROBLEMS_SHOWN_MAX)
     if not (found.orders or getattr(found, "cancellations", ())):
         raise UserError(_nothing_in(file, found))
-    given = _given_back(found)
-    refused = 0
+    wanted = _given_back(found)
+    given = _to_send(file, wanted)
+    refused, refused_commands = 0, len(wanted.commands) - len(given.commands)
     if not dry_run:
         # Both topics are looked for before anything is published.
         asks = _Publishing(bootstrap_servers, prefix, commands=True) if given.commands else None
@@ -94,12 +96,14 @@ def import_command(
         # After the orders: a refund that overtakes its order would have to wait for it.
         if asks is not None:
             with asks as publisher:
-                refused += _publish(publisher, file, given.commands, "commands")
-        if refused and refused == len(found.orders) + len(given.commands):
-            raise UserError(f"no order of {file} was published; the reasons are above.")
-    for line in _summary(found, given, refused, dry_run=dry_run):
+                refused_commands += _publish(publisher, file, given.commands, "commands")
+    nouns = len(found.orders) + len(wanted.commands)
+    if nouns and refused + refused_commands == nouns:
+        would = "would be" if dry_run else "was"
+        raise UserError(f"no order of {file} {would} published; the reasons are above.")
+    for line in _summary(found, given, refused, refused_commands, dry_run=dry_run):
         typer.echo(line)
-    if found.problems or refused:
+    if found.problems or refused or refused_commands:
         raise typer.Exit(EXIT_PARTLY)
 
 
@@ -227,6 +231,22 @@ def _given_back(found: OrderFile) -> GivenBack:
     return given_back(found, now_ms=int(time.time() * 1000))
 
 
+def _to_send(file: Path, given: GivenBack) -> GivenBack:
+    """Without the commands that hold a card number, which are named; orders were looked at when
+    they were read."""
+    from pipeline.domain.card_numbers import fields_not_to_send
+    from producers.cancellations import GivenBack
+    from producers.command_publisher import CardNumberInCommand
+
+    def may_go(command: PaymentCommand) -> bool:
+        fields = fields_not_to_send(command)
+        if fields:
+            typer.echo(f"{file}: {CardNumberInCommand(command.command_id, fields)}", err=True)
+        return not fields
+
+    return GivenBack(tuple(filter(may_go, given.refunds)), tuple(filter(may_go, given.credits)))
+
+
 class _Publishing:
     """A publisher that has seen its topic; what goes wrong with it becomes a UserError."""
 
@@ -319,7 +339,9 @@ class _Progress:
         self._bar.stop()
 
 
-def _summary(found: OrderFile, given: GivenBack, refused: int, *, dry_run: bool) -> list[str]:
+def _summary(
+    found: OrderFile, given: GivenBack, refused: int, refused_commands: int, *, dry_run: bool
+) -> list[str]:
     from collections import Counter
 
     from pipeline.domain.money import format_amount
@@ -352,6 +374,9 @@ def _summary(found: OrderFile, given: GivenBack, refused: int, *, dry_run: bool)
             lines.append(
                 f"{'would publish' if dry_run else 'published'} {len(commands)} {what}: {total}"
             )
-    if found.left_out or refused:
-        lines.append(f"left out: {found.left_out + refused} orders; the reasons are above")
+    if found.left_out or refused or refused_commands:
+        commands_too = f" and {refused_commands} commands" if refused_commands else ""
+        lines.append(
+            f"left out: {found.left_out + refused} orders{commands_too}; the reasons are above"
+        )
     return lines

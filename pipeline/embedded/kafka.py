@@ -15,7 +15,12 @@ from typing import Any
 from pipeline.domain.invariant import InvariantBroken, invariant
 from pipeline.embedded import processes
 from pipeline.embedded.artifacts import Fetch, ensure_artifacts, read_lock
-from pipeline.embedded.broker import START_TIMEOUT_S, BrokerProcess, wait_until_serving
+from pipeline.embedded.broker import (
+    START_TIMEOUT_S,
+    STARTING_S_MAX,
+    BrokerProcess,
+    wait_until_serving,
+)
 from pipeline.embedded.cache import cache_dir, exclusive, make_folder, write_atomically
 from pipeline.embedded.class_archive import ClassArchive
 from pipeline.embedded.java import find_java
@@ -82,7 +87,7 @@ def start_kafka(
     say = on_progress or (lambda _line: None)
     jars = ensure_artifacts(read_lock(LOCK_FILE), cache_dir(), fetch=fetch, on_progress=on_progress)
     # The other process that starts the same cluster takes seconds; then it is found running.
-    with exclusive(data_dir / ".lock", timeout_s=2 * timeout_s):
+    with exclusive(data_dir / ".lock", timeout_s=timeout_s + STARTING_S_MAX):
         cluster = _cluster(data_dir, brokers)
         starter = _Starter(
             data_dir,
@@ -115,7 +120,7 @@ def stop_kafka(handle_or_data_dir: KafkaHandle | Path, timeout_s: float = STOP_T
         data_dir = handle_or_data_dir.absolute()
     if not data_dir.exists():
         return
-    with exclusive(data_dir / ".lock", timeout_s=2 * START_TIMEOUT_S):
+    with exclusive(data_dir / ".lock", timeout_s=STARTING_S_MAX):
         processes.stop(list(_running(data_dir).values()), timeout_s)
         (data_dir / STATE_FILE).unlink(missing_ok=True)
 

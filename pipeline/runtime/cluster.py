@@ -38,7 +38,7 @@ def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) 
     """The settings of an input consumer; each that is not a default has its reason."""
     return {
         **reaching(bootstrap_servers),
-        # Its line for each failed connection: hundreds a second from a worker whose broker is away.
+        # Without its line for each failed connection: many a second while the broker is away.
         "log_level": 2,
         "group.id": group_id,
         # Static membership: a restarted worker takes its partitions back without a rebalance.
@@ -183,6 +183,7 @@ def ask_committed_positions(
             "group.id": group_id,
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
+            "log_level": 2,
         }
     )
     try:

@@ -62,9 +62,8 @@ class ControlReader:
         codec: Codec,
         on_entry: OnEntry,
         on_unreadable: OnUnreadable = lambda key, why: None,
-        *,
-        log_level: int = 6,
     ) -> None:
+        self._servers = bootstrap_servers
         self._topic = catalogue.name(ROLE)
         self._partitions = catalogue[ROLE].partitions
         self._decode = codec.decoder("control-entry")
@@ -79,7 +78,9 @@ class ControlReader:
         self._consumer = Consumer(
             {
                 **reaching(bootstrap_servers),
-                "log_level": log_level,
+                # The client has a line for each failed connection: a worker's log would be full of
+                # them while the broker is away, and a terminal where a command says so itself.
+                "log_level": 2,
                 # Never used: partitions are assigned by hand and nothing is committed.
                 "group.id": "paystream-control-unused",
                 "enable.auto.commit": False,
@@ -108,7 +109,8 @@ class ControlReader:
                     raise UserError(self._held_up_by)
                 raise UserError(
                     f"the topic {self._topic} cannot be read within {READ_TIMEOUT_S:.0f} s; is the "
-                    "cluster reachable, and were the topics made (`paystream topics apply`)?"
+                    f"cluster at {self._servers} reachable, and were the topics made "
+                    "(`paystream topics apply`)?"
                 )
             self._poll()
 
@@ -189,8 +191,6 @@ def read_records(bootstrap_servers: str, catalogue: Catalogue, codec: Codec) -> 
         codec,
         lambda key, entry: found.append(Told(key, entry)),
         lambda key, why: found.append(Told(key, None, why)),
-        # A command says in one sentence what is wrong; a worker's log may say more.
-        log_level=0,
     )
     try:
         reader.read()

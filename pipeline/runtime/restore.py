@@ -32,6 +32,26 @@ from pipeline.unreadable import UNFOLDED_BYTES_MAX, is_unreadable
 LIST_OFFSETS_TIMEOUT_S = 30.0
 
 
+def reader_config(bootstrap_servers: str) -> dict[str, Any]:
+    """The settings of the consumer that reads a table's topic."""
+    return {
+        **reaching(bootstrap_servers),
+        # Without a line for each failed connection.
+        "log_level": 2,
+        # Never used to commit: positions come from the checkpoints.
+        "group.id": "paystream-restore-unused",
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+        "auto.offset.reset": "error",
+        # Reached even when only control records are left before the end.
+        "enable.partition.eof": True,
+        "fetch.wait.max.ms": 50,
+        "queued.min.messages": 100_000,
+        "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
+        "check.crcs": True,
+    }
+
+
 @dataclass(frozen=True)
 class RestorePlan:
     """Where to read a partition from, up to where, and whether the cache is void."""
@@ -167,22 +187,7 @@ class Restorer:
                 self._waiting[partition] = plan.end
                 assignment.append(TopicPartition(self._topic, partition, plan.start))
         if assignment:
-            self._consumer = self._outside.consumer(
-                {
-                    **reaching(self._bootstrap_servers),
-                    # Never used to commit: positions come from the checkpoints.
-                    "group.id": "paystream-restore-unused",
-                    "enable.auto.commit": False,
-                    "isolation.level": "read_committed",
-                    "auto.offset.reset": "error",
-                    # Reached even when only control records are left before the end.
-                    "enable.partition.eof": True,
-                    "fetch.wait.max.ms": 50,
-                    "queued.min.messages": 100_000,
-                    "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
-                    "check.crcs": True,
-                }
-            )
+            self._consumer = self._outside.consumer(reader_config(self._bootstrap_servers))
             self._consumer.assign(assignment)
 
     def step(self, timeout_s: float = 0.1, limit: int = 10_000) -> bool:

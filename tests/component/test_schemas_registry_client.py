@@ -29,6 +29,8 @@ class FakeRegistry(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer: tuple[int, Any] = NOT_FOUND
+        # What is said of everything else, if it does not work.
+        self.refusal: tuple[int, Any] | None = None
         self.asked: list[str] = []
         # How long it takes over a question, beyond the answer itself.
         self.slow_s = 0.0
@@ -43,11 +45,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.refusal is not None:
+            self.reply(*self.server.refusal)
+            return
         time.sleep(self.server.slow_s)
         name = self.path.split("?")[0].split("/")[2].removesuffix("-value")
         schema = json.dumps(read_schema(name))
         schema_id = SCHEMA_NAMES.index(name) + 1
         self.reply(200, {"subject": name, "id": schema_id, "version": 1, "schema": schema})
+
+    do_PUT = do_POST
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
@@ -106,6 +113,28 @@ def test_an_answer_about_something_else_pauses(registry: FakeRegistry, answer: A
     with pytest.raises(DecodeError) as caught:
         decode(wire_header(99) + b"x")
     assert caught.value.kind == "unknown_schema_id"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("body", [{}, {"error_code": 40101, "message": "who are you"}])
+def test_a_registry_that_lets_nobody_in_is_named_so(
+    registry: FakeRegistry, status: int, body: Any
+) -> None:
+    """Also without a reason of its own; that a schema is not registered would be a guess."""
+    registry.refusal = status, body
+    said = rf"{registry.url} does not let this program in \(HTTP status {status}\)"
+    with pytest.raises(UserError, match=said):
+        register(registry.url, SUBJECTS)
+    with pytest.raises(UserError, match=said):
+        RegistryIds(registry.url, SUBJECTS)
+
+
+@pytest.mark.parametrize("status", [405, 409, 429, 500])
+def test_a_refusal_without_a_reason_is_its_status(registry: FakeRegistry, status: int) -> None:
+    registry.refusal = status, {}
+    with pytest.raises(UserError, match=rf"HTTP status {status}") as refused:
+        register(registry.url, SUBJECTS)
+    assert "None" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_offsets_of_a_running_group_are_refused(
     create_topic(kafka, requests, 3)
     with member(kafka, group, requests):
         planned = plan(admin, catalogue)
-        with pytest.raises(UserError, match=r"group .*gateway has 1 live members .*stop"):
+        with pytest.raises(UserError, match=r"group .*gateway has 1 live members .*stop .*session"):
             apply(admin, planned)
         assert catalogue.name("orders") not in admin.list_topics(timeout=5).topics
     provisioned(admin, catalogue)

@@ -716,6 +716,16 @@ class SingleCalls(InstantCalls):
         super().start(calls)
 
 
+class SingleLongCalls(SingleCalls):
+    """Each call stays open for three turns, in which more could be begun."""
+
+    looks = 0
+
+    def take_finished(self) -> list[Call]:
+        self.looks += 1
+        return super().take_finished() if self.looks % 3 == 0 else []
+
+
 def careful_worker(
     flow: EngineFlow, member: Member, commits: Commits, calls: Any, monkeypatch: Any
 ) -> Any:
@@ -742,7 +752,7 @@ def test_a_careful_worker_has_one_record_open_and_fetches_many(
 ) -> None:
     """With two open at a death the wrong one would be blamed, so each is written down before it is
     begun, alone. But to pause for each would cost a fetch for each: 100 requests need no pause."""
-    member, commits, calls = Member(), Commits(), SingleCalls()
+    member, commits, calls = Member(), Commits(), SingleLongCalls()
     worker = careful_worker(flow, member, commits, calls, monkeypatch)
     before = member.toggles
     for n in range(100):

@@ -34,7 +34,7 @@ def test_a_dry_run_counts_without_a_broker() -> None:
 def test_bad_lines_are_told_by_file_and_line_and_by_exit_code_1(tmp_path: Path) -> None:
     """A script can tell a partial import from a whole one and from none."""
     path = tmp_path / "a.csv"
-    path.write_text("\n".join([HEADER, GOOD.replace("2.55", "x"), OTHER]))
+    path.write_text("\n".join([HEADER, GOOD.replace("2.55", "x"), GOOD, GOOD, OTHER]))
     result = runner.invoke(orders_app, ["import", str(path), "--dry-run"])
     assert result.exit_code == 1
     assert f"{path}:2: 'x' is not an amount" in result.stderr
@@ -59,6 +59,43 @@ def test_a_pipe_is_read_once_and_whole() -> None:
         writer.join(10)
     assert result.exit_code == 0, result.output
     assert "would publish 382 orders of 7419 lines: GBP 153,652.88" in result.stdout
+
+
+def test_a_dry_run_names_the_card_numbers_that_would_not_be_published(tmp_path: Path) -> None:
+    """What it calls good is published: orders by line, cancellations by their commands."""
+    card = "4111-1111-1111-1111"
+    returned = "C" + OTHER.replace(",2,", ",-2,")
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "\n".join(
+            [
+                HEADER,
+                GOOD.replace("17850", "4111111111111111"),
+                GOOD.replace("536365", "1").replace("United Kingdom", card),
+                GOOD.replace("536365", "2").replace("HEART", card),
+                OTHER,
+                returned.replace("22633", card),
+                returned.replace("536366", "536367"),
+            ]
+        )
+    )
+    result = runner.invoke(orders_app, ["import", str(path), "--dry-run"])
+    assert result.exit_code == 1
+    told = result.stderr.splitlines()
+    assert [line.partition(";")[0] for line in told] == [
+        f"{path}:2: invoice 536365 left out: a card number stands in instrument_token",
+        f"{path}:3: invoice 1 left out: a card number stands in country",
+        f"{path}:4: invoice 2 left out: a card number stands in lines[1].description",
+        f"{path}: command credit-C536366-line-1 holds a card number in reason",
+    ]
+    assert "4111" not in result.output
+    assert result.stdout.splitlines() == [
+        "would publish 1 orders of 6 lines: GBP 3.70",
+        "not orders: 2 cancellations, GBP -7.40",
+        "would publish 1 refunds of the lines of known sales: GBP 3.70",
+        "would publish 0 credits of unknown sales, to hold: GBP 0.00",
+        "left out: 3 orders and 1 commands; the reasons are above",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,7 @@ def test_an_invoice_with_a_bad_line_is_left_out_whole(
     tmp_path: Path, bad: str, reason: str
 ) -> None:
     """A part of an invoice is never charged; the line is named and other invoices are taken."""
-    found = read(tmp_path, GOOD, bad, OTHER)
+    found = read(tmp_path, GOOD, bad, GOOD, GOOD, OTHER)
     assert [order.order_id for order in found.orders] == ["536366"]
     assert found.left_out == 1
     assert any(p.line_number == 3 and reason in p.reason for p in found.problems), found.problems
@@ -111,18 +112,105 @@ def test_an_invoice_with_a_bad_line_is_left_out_whole(
 
 
 def test_an_unclosed_quote_does_not_swallow_the_next_invoices(tmp_path: Path) -> None:
-    """One stray quote spoils its own invoice only."""
-    found = read(tmp_path, GOOD.replace("HEART", '"HEART'), OTHER)
+    """One stray quote spoils its own line only."""
+    found = read(tmp_path, GOOD.replace("HEART", '"HEART'), GOOD, GOOD, OTHER)
     assert [order.order_id for order in found.orders] == ["536366"]
 
 
-def test_neighbours_of_a_line_without_an_invoice_are_left_out(tmp_path: Path) -> None:
-    """A line that could belong to either neighbour makes both uncertain, and nobody else."""
-    far = OTHER.replace("536366", "536369")
-    found = read(tmp_path, GOOD, GOOD.replace("536365", ""), OTHER, far)
-    assert [order.order_id for order in found.orders] == ["536369"]
-    assert found.left_out == 2
-    assert [p.line_number for p in found.problems] == [2, 3, 4]
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        (GOOD.replace("536365", ""), []),
+        ("536366,22633,WARMER", ["6"]),
+        (GOOD.replace("2.55", "x").replace("536365", "536399"), ["3"]),
+    ],
+    ids=["without an invoice", "cut off", "of an invoice of its own"],
+)
+def test_the_invoices_close_to_a_bad_line_are_left_out(
+    tmp_path: Path, bad: str, named: list[str]
+) -> None:
+    """It may hold a part of the one before, and the line behind it may have lost its number: of
+    what is charged every line is certain. Each is told by line and reason, and nobody else is
+    left out."""
+    near, last, far = (OTHER.replace("536366", str(number)) for number in (536367, 536368, 536369))
+    found = read(tmp_path, far, GOOD, bad, near, last, OTHER)
+    told = [(p.line_number, p.reason) for p in found.problems]
+    for line_number, number in ((3, 536365), (5, 536367), (6, 536368)):
+        assert (
+            line_number,
+            f"invoice {number} left out: line 4 close to it is bad and may hold a part of it",
+        ) in told
+    taken = {"536369", "536366"} - ({"536366"} if bad.startswith("536366") else set())
+    assert {order.order_id for order in found.orders} == taken
+    assert found.left_out == 3 + len(named)
+    assert found.bad_line_count == 1
+
+
+INVOICES = [
+    f"{number},{sku},{text},{quantity},01/12/2010 08:26,{price},17{number},{country}"
+    for number, country in ((500, "United Kingdom"), (501, "France"), (510, "EIRE"))
+    for sku, text, quantity, price in (("A", "HEART", 6, "2.55"), ("B", '"CUP, RED"', 2, "12.10"))
+] + ["511,C,MUG,1,01/12/2010 08:26,7.00,17511,EIRE"]
+WHOLE = "\n".join([HEADER, *INVOICES, ""]).encode()
+
+
+def lost(at: int) -> bytes:
+    return WHOLE[:at] + WHOLE[at + 1 :]
+
+
+def put_in(at: int, what: bytes) -> bytes:
+    return WHOLE[:at] + what + WHOLE[at:]
+
+
+def covered(at: int, what: bytes) -> bytes:
+    return WHOLE[:at] + what + WHOLE[at + len(what) :]
+
+
+def charged(found: InvoiceFile) -> dict[str, tuple[int, int]]:
+    return {order.order_id: (order.amount_minor, len(order.lines)) for order in found.orders}
+
+
+DAMAGES: dict[str, Callable[[int], bytes]] = {
+    "a separator or quote is lost": lambda at: lost(at) if WHOLE[at] in b',"\n' else WHOLE,
+    "a line end became another": lambda at: covered(at, b"\r") if WHOLE[at] == 10 else WHOLE,
+    "a line end came in": lambda at: put_in(at, b"\n"),
+    "the file ends early": lambda at: WHOLE[:at],
+    **{
+        f"{count} of 0x{byte[0]:02X}": lambda at, what=count * byte: (  # type: ignore[misc]
+            covered(at, what[: len(WHOLE) - at])
+        )
+        for count in (1, 8, 60, 150)
+        for byte in (b"\0", b"\x1b", b"\x7f", b"\xff")
+    },
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_of_a_damaged_file_no_invoice_is_charged_in_part(tmp_path: Path, damage: str) -> None:
+    """Wherever the damage is: an invoice is taken as it was or not at all, and what is left out
+    is told. What nobody can see is a file that ends with a whole line."""
+    whole = charged(read(tmp_path, raw=WHOLE))
+    assert len(whole) == 4
+    for at in range(len(HEADER), len(WHOLE)):
+        raw = DAMAGES[damage](at)
+        try:
+            found = read(tmp_path, raw=raw)
+        except UserError:
+            continue
+        given = charged(found)
+        if damage == "the file ends early" and not found.problems:
+            continue
+        assert given.items() <= whole.items(), (at, raw)
+        assert found.problems or given == whole, (at, raw)
+
+
+@pytest.mark.parametrize("blank", ["\x0c", "\0", "\x1f\x1f"])
+def test_a_line_of_control_characters_is_not_an_empty_one(tmp_path: Path, blank: str) -> None:
+    """It covers what was written there; an empty line and a tab in a text cover nothing."""
+    found = read(tmp_path, GOOD, blank, OTHER)
+    assert found.orders == ()
+    assert f"not text (control character 0x{ord(blank[0]):02X})" in found.problems[1].reason
+    assert read(tmp_path, GOOD, "", " \t", OTHER.replace("WARMER", "HAND\tWARMER")).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -161,6 +249,7 @@ def test_line_endings_byte_order_mark_and_column_order_do_not_matter(
         (b"InvoiceNo,Quantity\n1,2\n", "lacks the columns StockCode, Description"),
         (HEADER.replace(",", ";").encode(), "separated by semicolons"),
         ((HEADER + ",Country").encode(), "the column Country twice"),
+        ((HEADER + ",Cha\0\0\0\n").encode(), r"first line of .* is not text \(control .* 0x00"),
         (HEADER.encode() + b",Caf\xe9\n", r"first line of .* is not UTF-8 \(byte 0xE9\)"),
         ("\ufeffInvoiceNo".encode("utf-16-le"), "is UTF-16"),
     ],
@@ -173,12 +262,13 @@ def test_a_file_of_another_kind_is_refused_in_one_sentence(
         read(tmp_path, raw=raw)
 
 
-def test_a_byte_that_is_not_utf8_costs_its_own_invoice_only(tmp_path: Path) -> None:
+def test_a_byte_that_is_not_utf8_costs_no_more_than_another_bad_line(tmp_path: Path) -> None:
     """Its line is named by number, and the invoice of that line is left out whole."""
     bad = GOOD.replace("HEART", "Caf\xe9").encode("latin-1")
-    found = read(tmp_path, raw=b"\n".join([HEADER.encode(), GOOD.encode(), bad, OTHER.encode()]))
+    good, other = GOOD.encode(), OTHER.encode()
+    found = read(tmp_path, raw=b"\n".join([HEADER.encode(), good, bad, good, good, other]))
     assert [order.order_id for order in found.orders] == ["536366"]
-    assert found.line_numbers == (4,)
+    assert found.line_numbers == (6,)
     assert (3, "not UTF-8 (byte 0xE9)") in [
         (problem.line_number, problem.reason.partition(";")[0]) for problem in found.problems
     ]

@@ -137,6 +137,30 @@ def test_texts_for_people_may_change_freely(path: Path, schemas: Schemas) -> Non
     assert check(path, reworded) != []
 
 
+def test_a_schema_file_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By check as a problem beside all others; by whoever needs it in one sentence."""
+    for name in SCHEMA_NAMES:
+        if name != "settlement":
+            (tmp_path / f"{name}.avsc").write_text(schema_files.schema_text(name))
+    monkeypatch.setattr(schema_files, "_file", lambda name: tmp_path / f"{name}.avsc")
+    schema_files.schema_text.cache_clear()
+    try:
+        result = CliRunner().invoke(app, ["check"])
+        with pytest.raises(UserError, match=r"schemas/settlement\.avsc is missing; restore"):
+            schema_files.read_schema("settlement")
+        with pytest.raises(UserError, match=r"settlement\.avsc is missing"):
+            lock(tmp_path / "lock.json")
+    finally:
+        schema_files.schema_text.cache_clear()
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "settlement: locked, but there is no schemas/settlement.avsc; its records would be "
+        "unreadable"
+    ]
+
+
 def test_a_schema_that_disappears_is_a_problem(path: Path, schemas: Schemas) -> None:
     """Records of a removed schema would be unreadable, and a new one has to be locked."""
     lock(path, schemas)
