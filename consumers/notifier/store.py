@@ -226,10 +226,13 @@ class CallbackStore:
                 values: dict[str, Any] = {"state": result.state, "tries": head.tries + 1}
                 if due_ms is None:
                     values["ended_at_ms"] = ended_ms
-                connection.execute(
-                    # What a twin of ours delivered meanwhile stays delivered.
+                hit = connection.execute(
                     update(callbacks).where(mine, callbacks.c.state == WAITING).values(**values)
-                )
+                ).rowcount
+                if not hit:
+                    # What a twin of ours ended meanwhile stays ended, and so do the times that it
+                    # set for the later ones.
+                    continue
                 later = and_(
                     callbacks.c.endpoint == head.endpoint,
                     callbacks.c.payment_id == head.payment_id,

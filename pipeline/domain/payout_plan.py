@@ -41,8 +41,9 @@ class Part(Struct, frozen=True):
 class Position(Struct, frozen=True, kw_only=True):
     """Where a merchant stands in a currency. ``funds_minor`` is negative when it owes us.
 
-    ``reserved_minor`` of the funds came back from a payout, so a reserve was held of it already.
-    ``pending_minor``: owed, and not received yet; of it an advance may be paid.
+    ``late_minor`` is available as well and came after the cut-off: it is not paid of this day.
+    ``reserved_minor`` of all that is available came back from a payout, so a reserve was held of it
+    already. ``pending_minor``: owed, and not received yet; of it an advance may be paid.
     """
 
     funds_minor: int
@@ -50,11 +51,12 @@ class Position(Struct, frozen=True, kw_only=True):
     receivable_minor: int = 0
     reserved_minor: int = 0
     pending_minor: int = 0
+    late_minor: int = 0
 
 
 class Plan(Struct, frozen=True, kw_only=True):
     """What moves; nothing is negative. ``amount_minor`` 0: there is no payout. ``advanced_minor``
-    of it was not received yet."""
+    of it was not received yet. ``reserved_minor`` of what had come back is available no longer."""
 
     amount_minor: int = 0
     held_minor: int = 0
@@ -67,10 +69,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     advanced_minor: int = 0
 
     @property
-    def moves(self) -> bool:
+    def decides(self) -> bool:
+        """Whether anything moves, or less of what came back is left to know of."""
         return any(
             (self.amount_minor, self.released_minor, self.collected_minor,
-             self.from_reserve_minor, self.called_in_minor)
+             self.from_reserve_minor, self.called_in_minor, self.reserved_minor)
         )  # fmt: skip
 
 
@@ -92,8 +95,11 @@ def plan_payout(position: Position, terms: MerchantTerms, day: date) -> Plan:
     collected_of_funds = min(collected_minor, funds_minor)
     collected_of_reserve = collected_minor - collected_of_funds
     own_minor = funds_minor - collected_of_funds
-    reserved_minor = min(position.reserved_minor, own_minor)
-    held_minor = _held(terms.reserve, own_minor - reserved_minor, total(reserve) - due_minor)
+    held_minor = _held(
+        terms.reserve,
+        own_minor - min(position.reserved_minor, own_minor),
+        total(reserve) - due_minor,
+    )
     advanced_minor = _advanced(position, terms.advance, receivable_minor - collected_minor)
     amount_minor = own_minor - held_minor + due_minor - collected_of_reserve + advanced_minor
     if amount_minor < max(terms.minimum_minor, 1):
@@ -102,6 +108,7 @@ def plan_payout(position: Position, terms: MerchantTerms, day: date) -> Plan:
             collected_minor=collected_minor,
             from_reserve_minor=from_reserve_minor,
             called_in_minor=called_in_minor,
+            reserved_minor=_gone(position, 0, own_minor),
         )
     return Plan(
         amount_minor=amount_minor,
@@ -111,7 +118,7 @@ def plan_payout(position: Position, terms: MerchantTerms, day: date) -> Plan:
         collected_minor=collected_minor,
         from_reserve_minor=from_reserve_minor,
         called_in_minor=called_in_minor,
-        reserved_minor=reserved_minor,
+        reserved_minor=_gone(position, own_minor, 0),
         advanced_minor=advanced_minor,
     )
 
@@ -193,6 +200,14 @@ def _held(terms: ReserveTerms, base_minor: int, reserve_minor: int) -> int:
     if terms.kind == FIXED:
         return min(base_minor, max(0, terms.amount_minor - reserve_minor))
     return 0
+
+
+def _gone(position: Position, paid_minor: int, kept_minor: int) -> int:
+    """How much of what had come back is available no longer. What is paid counts as that first, and
+    never is more left of it than is available at all: refunds and what is collected take of it."""
+    before_minor = position.reserved_minor
+    left_minor = min(before_minor - min(before_minor, paid_minor), kept_minor + position.late_minor)
+    return before_minor - left_minor
 
 
 def _advanced(position: Position, terms: AdvanceTerms, owed_minor: int) -> int:

@@ -120,7 +120,8 @@ class Payout(Struct, frozen=True, kw_only=True):
 
 class Standing(Struct, frozen=True, kw_only=True):
     """What earlier decisions left of one merchant and currency. ``last_day``: of its newest payout,
-    with that day's cut-off; ``reserved_minor``: came back, and a reserve was held of it before."""
+    with that day's cut-off; ``reserved_minor``: came back, and a reserve was held of it before (of
+    an advance none was)."""
 
     reserve: tuple[Part, ...] = ()
     receivable: tuple[Part, ...] = ()
@@ -170,8 +171,10 @@ class PayoutBook:
             if payout.state == RETURNED:
                 key = payout.merchant_id, payout.currency
                 standing = self.standings[key]
+                advanced_minor = self.created[payout.payout_id].get("advanced_minor", 0)
                 self.standings[key] = replace(
-                    standing, reserved_minor=standing.reserved_minor + payout.amount_minor
+                    standing,
+                    reserved_minor=standing.reserved_minor + payout.amount_minor - advanced_minor,
                 )
         self.payouts[payout.payout_id] = payout
         if payout.state == PAID:
@@ -200,7 +203,8 @@ class PayoutBook:
         if body["called_in_minor"]:
             receivable = (*receivable, Part(day, body["called_in_minor"]))
         payout = bool(body["payout_id"])
-        # What came back and is below zero by now has nothing left of it.
+        # What came back and is below zero by now has nothing left of it; decisions of before did
+        # not say so themselves.
         owed = body["called_in_minor"] or body["from_reserve_minor"]
         receivable = without(receivable, body["collected_minor"])
         # Decisions of before there were advances name none.
@@ -231,6 +235,7 @@ def taking_body(plan: Plan, force: TermsInForce, business_date: str) -> tuple[st
     """(kind, body) of the decision that a plan becomes: a payout, or only what is netted."""
     terms = force.terms
     kind = PAYOUT_CREATED if plan.amount_minor else PAYOUT_NETTED
+    postings = plan_postings(plan, terms.merchant, terms.currency)
     body: dict[str, Any] = {
         "payout_id": payout_id(terms.merchant, terms.currency, business_date)
         if plan.amount_minor
@@ -241,11 +246,9 @@ def taking_body(plan: Plan, force: TermsInForce, business_date: str) -> tuple[st
         "cut_off_ms": force.cut_off_ms,
         "terms": force.version,
         **{name: getattr(plan, name) for name in Plan.__struct_fields__},
-        "entry": _entry(
-            kind, terms.merchant, business_date,
-            plan_postings(plan, terms.merchant, terms.currency),
-        ),
-    }  # fmt: skip
+        # None where only what is left of a returned payout became less.
+        "entry": _entry(kind, terms.merchant, business_date, postings) if postings else None,
+    }
     if plan.amount_minor:
         body["account"] = {
             name: getattr(terms.account, name) for name in terms.account.__struct_fields__

@@ -30,7 +30,7 @@ from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum, 
 from pipeline.ledger.clearing_booking import reconciliation_entries
 from pipeline.ledger.decisions import current_rules
 from pipeline.ledger.entries import EntryWriter, Item
-from pipeline.ledger.guards.v5 import ENTRIES_LOCK
+from pipeline.ledger.guards.v6 import ENTRIES_LOCK
 from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
 from pipeline.ledger.tier_returns import returns_due

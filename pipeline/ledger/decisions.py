@@ -166,7 +166,11 @@ def adopt(connection: Connection, events: Sequence[LedgerEvent]) -> int:
 
 
 def lock_decisions(connection: Connection) -> None:
-    """SQLite has one writer at a time anyway."""
+    """Keep every other decision waiting until the transaction's end, and every partition that is to
+    be booked for the first time. Taken before any row of the offsets, by all who take both.
+
+    SQLite has one writer at a time anyway.
+    """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_DECISIONS_LOCK})")
 
@@ -174,7 +178,8 @@ def lock_decisions(connection: Connection) -> None:
 def hold_writers(connection: Connection, topic: str) -> dict[int, tuple[int, int]]:
     """Keep every writer of a topic waiting until the transaction's end.
 
-    By partition: its next offset, and the latest time of settlement that is booked.
+    Whoever calls it holds the lock of decisions: a partition that has no offset yet has no row to
+    hold. By partition: its next offset, and the latest time of settlement that is booked.
     """
     held = held_offsets(connection, topic)
     return {p: (row.next_offset, row.settled_through_ms) for p, row in held.items()}
@@ -193,6 +198,7 @@ def decide_terms(
     """Put a fee schedule into force; UserError when something is settled already by then."""
     from pipeline.domain.decisions import FEE_SCHEDULE
 
+    lock_decisions(connection)
     held = hold_writers(connection, topic)
     latest_ms = max((settled_ms for _, settled_ms in held.values()), default=0)
     if effective_from_ms <= latest_ms:
@@ -211,8 +217,8 @@ def decide_close(
     """Close everything up to a day: what is booked belongs to it, what comes later does not.
     UserError when the day is not over, or is closed already."""
     require_ended(through, now_ms)
-    held = hold_writers(connection, topic)
     lock_decisions(connection)
+    held = hold_writers(connection, topic)
     before = connection.execute(select(func.max(closed_periods.c.through_date))).scalar_one()
     if before is not None and through <= before:
         raise UserError(f"everything through {before} is closed already.")

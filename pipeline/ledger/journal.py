@@ -25,7 +25,7 @@ from pipeline.domain.periods import booked_date
 from pipeline.domain.posting import JournalEntry
 from pipeline.ledger.checksums import held_offsets, offset_row, require_unchanged
 from pipeline.ledger.database import reading
-from pipeline.ledger.decisions import adopt, current_rules
+from pipeline.ledger.decisions import adopt, current_rules, lock_decisions
 from pipeline.ledger.entries import EntryWriter, Item, entries_by_id, entries_of_payments
 from pipeline.ledger.errors import (
     Conflict,
@@ -129,10 +129,15 @@ class Journal:
         return int(row.next_offset)
 
     def begin_partition(self, partition: int, next_offset: int) -> None:
-        """Store the first offset of a partition never booked; one that is stored stays."""
+        """Store the first offset of a partition never booked; one that is stored stays.
+
+        Waits for a decision that is being made: it counts partitions that are not there as booked
+        up to nothing, so what is booked of this one comes after it.
+        """
         with self._available():
             try:
                 with self._engine.begin() as connection:
+                    lock_decisions(connection)
                     connection.execute(
                         insert(consumer_offsets).values(
                             self._offset_row(partition, next_offset, self._now_ms(), 0)

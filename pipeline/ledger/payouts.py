@@ -119,9 +119,11 @@ def _create(
             # Called in on the newest day: a receivable's age counts from then.
             continue
         standing = book.standing(*key)
+        funds_minor = at.by(force.cut_off_ms)
         plan = plan_payout(
             Position(
-                funds_minor=at.by(force.cut_off_ms),
+                funds_minor=funds_minor,
+                late_minor=at.available_minor - funds_minor,
                 reserve=fitted(standing.reserve, at.reserve_minor),
                 receivable_minor=max(0, at.receivable_minor),
                 reserved_minor=standing.reserved_minor,
@@ -131,7 +133,7 @@ def _create(
             force.terms,
             day,
         )
-        if not plan.moves:
+        if not plan.decides:
             continue
         kind, body = rules.taking_body(plan, force, day.isoformat())
         event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)

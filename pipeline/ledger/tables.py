@@ -27,9 +27,9 @@ from sqlalchemy import (
 )
 
 # Raised by every change of these tables; a database of another version is not touched.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 # The revision of ``migrations`` that makes these tables.
-REVISION = "0006"
+REVISION = "0007"
 
 # Entries that may move what is available: those of no settlement, and of settlements one kind.
 MOVES_AVAILABLE = "({0}settlement_id = '' OR {0}kind = 'external_refund')"

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from pipeline.domain.decisions import schedule_body
 from pipeline.ledger.clearing_booking import BOOKED_BY_ID
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.decisions import (
+    adopt,
+    all_decisions,
+    decide_close,
+    decide_terms,
+    lock_decisions,
+)
 from pipeline.ledger.entries import Item
 from pipeline.ledger.errors import LedgerUnavailable
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.payout_positions import ARRIVALS
 from pipeline.ledger.queries import drifted_balances, entry_count
+from pipeline.ledger.seals import chain_heads
+from pipeline.ledger.seals import seal as seal_entries
 from pipeline.ledger.verification import verify_books
 from tests.support import payouts
 from tests.support.ledger import (
@@ -31,11 +42,20 @@ from tests.support.ledger import (
     journal_at,
 )
 from tests.support.ledger_migrations import MigrationSuite
-from tests.support.ledger_rules import RulesSuite, book_all, close, seal
+from tests.support.ledger_rules import (
+    NOW_MS,
+    STANDARD,
+    TOPIC,
+    RulesSuite,
+    book_all,
+    close,
+    seal,
+)
 from tests.support.ledger_seals import SealsSuite
 from tests.support.payouts import PayoutSuite
 from tests.support.reconciliation import ReconciliationSuite
 from tests.support.unasked_charges import UnaskedChargesSuite
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -82,6 +102,101 @@ def other_url(own_postgres_url: str) -> str:
 
 class TestMigrationsOnPostgres(MigrationSuite):
     pass
+
+
+def make_decision(connection: Connection, what: str) -> None:
+    if what == "close":
+        decide_close(
+            connection, TOPIC, through="2010-12-31", actor="anna", reason="", now_ms=NOW_MS
+        )
+    else:
+        from_ms = 1_700_000_000_501
+        decide_terms(connection, TOPIC, body=schedule_body(STANDARD, from_ms), actor="anna",
+                     effective_from_ms=from_ms, reason="", now_ms=NOW_MS)  # fmt: skip
+
+
+def begin_and_book(engine: Engine, partition: int) -> None:
+    """The first settlement of a partition that was never booked, settled after the first one's."""
+    journal = Journal(engine, SOURCE)
+    journal.begin_partition(partition, 0)
+    entry = entry_of(partition, business_date="2010-12-02", settled_at_ms=1_700_000_000_900,
+                     payment_method="card")  # fmt: skip
+    journal.post([Item(partition, 0, entry)], {partition: Progress(0, 1)})
+
+
+def waiting_for_decisions(engine: Engine) -> int:
+    with reading(engine) as connection:
+        found: int = connection.execute(
+            text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted "
+                 "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())")
+        ).scalar_one()  # fmt: skip
+    return found
+
+
+def heads_of(engine: Engine) -> set[tuple[int, int, bytes]]:
+    while seal_entries(engine):
+        pass
+    with reading(engine) as connection:
+        assert verify_books(connection).damages == ()
+        return {(h.partition, h.position, h.hash) for h in chain_heads(connection)}
+
+
+def rebuilt(engine: Engine, url: str, settled: Sequence[Item]) -> set[tuple[int, int, bytes]]:
+    """The heads of books made anew: decisions first, then settlements, then what those post."""
+    again = open_ledger(url)
+    with reading(engine) as connection:
+        decided = all_decisions(connection)
+    with again.begin() as connection:
+        adopt(connection, decided)
+    for item in settled:
+        journal_at(again, item.partition).post([item], {item.partition: Progress(0, 2)})
+    book_all(again)
+    found = heads_of(again)
+    again.dispose()
+    return found
+
+
+@pytest.mark.parametrize("what", ["close", "terms"])
+@pytest.mark.parametrize("waits_itself", [False, True])
+def test_a_partition_that_begins_while_something_is_decided_comes_after_it(
+    url: str, other_url: str, what: str, waits_itself: bool
+) -> None:
+    """A period's close counts it as booked up to nothing, and a fee schedule knows of nothing that
+    it settled: so what it books counts after both, as in a rebuild. Also where the decision waits
+    for another one."""
+    engine = open_ledger(f"{url}?options=-c%20lock_timeout%3D20000")
+    first = Item(0, 0, entry_of(0, business_date="2010-12-01"))
+    journal_at(engine).post([first], {0: Progress(0, 1)})
+    with ThreadPoolExecutor() as pool, engine.connect() as other, engine.connect() as deciding:
+        if waits_itself:
+            lock_decisions(other)
+            decided = pool.submit(make_decision, deciding, what)
+            wait_until(lambda: waiting_for_decisions(engine) == 1, 30, "the decision waits")
+            # It holds no writer up meanwhile.
+            Journal(engine, SOURCE).post([], {0: Progress(1, 2)})
+        else:
+            make_decision(deciding, what)
+        begun = pool.submit(begin_and_book, engine, 1)
+        waiting = 2 if waits_itself else 1
+        wait_until(
+            lambda: begun.done() or waiting_for_decisions(engine) == waiting, 30, "it waits, or not"
+        )
+        other.rollback()
+        if waits_itself:
+            decided.result(30)
+        deciding.commit()
+        begun.result(30)
+    book_all(engine)
+    with reading(engine) as connection:
+        booked = connection.execute(
+            text("SELECT booked_date, terms FROM journal_entries WHERE source_topic = :topic "
+                 "AND source_partition = 1"), {"topic": TOPIC},
+        ).one()  # fmt: skip
+    assert tuple(booked) == (("2011-01-01", "") if what == "close" else ("", "1/p/card"))
+    second = Item(1, 0, entry_of(1, business_date="2010-12-02", settled_at_ms=1_700_000_000_900,
+                                 payment_method="card"))  # fmt: skip
+    assert rebuilt(engine, other_url, [first, second]) == heads_of(engine)
+    engine.dispose()
 
 
 @pytest.mark.parametrize("table", ["journal_entries", "postings", "accounts"])

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -388,6 +389,34 @@ class LedgerSuite(OnEachDatabase):
         with pytest.raises(DBAPIError, match=r"booked already|duplicate key"):
             book_by_hand(engine, 500, PAIR, entry_of(1), offset=77)
 
+    @pytest.mark.parametrize("part", [0, 1, 7, -1])
+    @pytest.mark.parametrize("whose", ["another settlement", "nobody"])
+    def test_a_settlements_record_has_one_entry_only(
+        self, engine: Engine, whose: str, part: int
+    ) -> None:
+        """Nobody adds a second entry to what a record has booked: not as the settlement of another
+        id, and not as an entry of none, in whatever part."""
+        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        entry = entry_of(2) if whose == "another settlement" else of_no_settlement("mine")
+        refused = r"booked already|duplicate key" if part == 0 else "the record has one entry"
+        with pytest.raises(DBAPIError, match=refused):
+            book_by_hand(engine, 500, PAIR, entry, offset=0, part=part)
+        with reading(engine) as connection:
+            assert entry_count(connection) == 1
+
+    def test_nothing_stands_beside_a_settlement_that_comes_later(self, engine: Engine) -> None:
+        """A further part is refused before the record is booked as well, and one of a decision's
+        record is taken: that may post several entries."""
+        journal = journal_at(engine)
+        journal.post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        with pytest.raises(DBAPIError, match="the record has one entry"):
+            book_by_hand(engine, 500, PAIR, of_no_settlement("mine"), offset=1, part=1)
+        assert journal.post([Item(0, 1, entry_of(2))], {0: Progress(1, 2)}).posted == 1
+        book_by_hand(engine, 501, PAIR, of_no_settlement("first"), offset=9)
+        book_by_hand(engine, 502, PAIR, of_no_settlement("second"), offset=9, part=1)
+        with reading(engine) as connection:
+            assert entry_count(connection) == 4
+
     @pytest.mark.parametrize(
         "attack",
         [
@@ -436,13 +465,14 @@ def book_by_hand(
     entry: JournalEntry | None = None,
     *,
     offset: int = 1,
+    part: int = 0,
 ) -> None:
     """One transaction of bare SQL: lines (number, currency, amount), then perhaps their entry."""
     with engine.begin() as connection:
         for line, currency, amount_minor in lines:
             insert_line(connection, number, line, currency, amount_minor)
         if entry is not None:
-            insert_entry(connection, number, entry, offset=offset)
+            insert_entry(connection, number, entry, offset=offset, part=part)
 
 
 def booked_number(engine: Engine) -> int:
@@ -458,7 +488,7 @@ def insert_line(connection: Any, number: int, line: int, currency: str, amount_m
     connection.execute(
         text(
             "INSERT INTO postings (entry_number, line, account_id, currency, amount_minor) VALUES "
-            "(:number, :line, (SELECT account_id FROM accounts WHERE name LIKE :account), "
+            "(:number, :line, (SELECT min(account_id) FROM accounts WHERE name LIKE :account), "
             ":currency, :amount_minor)"
         ),
         {
@@ -471,18 +501,25 @@ def insert_line(connection: Any, number: int, line: int, currency: str, amount_m
     )
 
 
-def insert_entry(connection: Any, number: int, entry: JournalEntry, *, offset: int) -> None:
+def of_no_settlement(entry_id: str) -> JournalEntry:
+    return replace(entry_of(2), settlement_id="", entry_id=entry_id)
+
+
+def insert_entry(
+    connection: Any, number: int, entry: JournalEntry, *, offset: int, part: int = 0
+) -> None:
     """An entry of two postings by bare SQL."""
     connection.execute(
         text(
             "INSERT INTO journal_entries VALUES (:number, :entry_id, :settlement_id, 'capture', "
-            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2, 0, "
-            "'', '')"
+            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2, "
+            ":part, '', '')"
         ),
         {
             "number": number,
             "entry_id": entry.entry_id,
             "settlement_id": entry.settlement_id,
             "offset": offset,
+            "part": part,
         },
     )

@@ -28,9 +28,9 @@ from pipeline.ledger.queries import (
 )
 from pipeline.ledger.tables import REVISION, metadata
 from pipeline.ledger.verification import verify_books
-from tests.support.ledger import SOURCE, entry_of
+from tests.support.ledger import PAIR, SOURCE, book_by_hand, entry_of, of_no_settlement
 
-EARLIER = ("0001", "0002", "0003", "0004", "0005")
+EARLIER = ("0001", "0002", "0003", "0004", "0005", "0006")
 
 
 class MigrationSuite:
@@ -75,6 +75,8 @@ class MigrationSuite:
             for attack in attacks:
                 with pytest.raises(DBAPIError, match="never changed"), engine.begin() as attacked:
                     attacked.execute(text(attack))
+            with pytest.raises(DBAPIError, match="the record has one entry"):
+                book_by_hand(engine, 500, PAIR, of_no_settlement("mine"), offset=4, part=1)
         finally:
             engine.dispose()
 

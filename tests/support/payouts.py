@@ -535,6 +535,143 @@ class PayoutSuite(OnEachDatabase):
         create(engine, "2010-12-03", "2010-12-03T18:00")
         assert payouts(engine)["2010-12-03"].held_minor == 10_00
 
+    # No second reserve is held of what came back, and of nothing else none. In each case 1,000.00
+    # came on 1 December: 100.00 held, 900.00 paid and sent back by the bank on 2 December.
+
+    def returned_on_2_december(self, engine: Engine) -> None:
+        announce(engine, row(reserve=ROLLING))
+        receive(engine, 1000_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        self.send_back(engine, "2010-12-02T08:00")
+
+    def send_back(self, engine: Engine, at: str) -> None:
+        payout = payouts(engine)["2010-12-01"]
+        move(engine, payout, "approve", "2010-12-01T18:05")
+        submit(engine, "2010-12-01T18:10")
+        move(engine, payout, "return", at)
+
+    def pay_of_new_funds(self, engine: Engine, day: str, minor: int) -> tuple[int, int]:
+        """What is held of these funds, and what is paid."""
+        receive(engine, minor, f"{day}T09:00")
+        create(engine, day, f"{day}T18:00")
+        payout = payouts(engine)[day]
+        return payout.held_minor, payout.amount_minor
+
+    def test_what_refunds_took_of_a_returned_payout_is_not_exempt_for_ever(
+        self, engine: Engine
+    ) -> None:
+        """2 December: 900.00 came back, refunds take 500.00, and 400.00 are paid of it.
+        3 December: of 1,000.00 new ones 10 % are held, 100.00, and 900.00 paid."""
+        self.returned_on_2_december(engine)
+        assert self.pay_of_new_funds(engine, "2010-12-02", -500_00) == (0, 400_00)
+        assert self.pay_of_new_funds(engine, "2010-12-03", 1000_00) == (100_00, 900_00)
+
+    def test_what_was_collected_of_a_returned_payout_is_not_exempt_for_ever(
+        self, engine: Engine, other_url: str
+    ) -> None:
+        """2 December: -600.00 are met by 100.00 of the reserve, and 500.00 are called in.
+        3 December: 900.00 come back; 500.00 are collected of them, and 400.00 paid.
+        6 December: of 1,000.00 new ones 100.00 are held, and 900.00 paid.
+        Whoever follows the decisions stands the same and holds the same of what comes next."""
+        announce(engine, row(reserve=ROLLING))
+        receive(engine, 1000_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        receive(engine, -600_00, "2010-12-02T09:00")
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        self.send_back(engine, "2010-12-03T08:00")
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        again = payouts(engine)["2010-12-03"]
+        assert (again.collected_minor, again.held_minor, again.amount_minor) == (500_00, 0, 400_00)
+        other = open_ledger(other_url)
+        with engine.begin() as connection, other.begin() as to:
+            adopt(to, all_decisions(connection))
+        book_all(other)
+        assert standing(other) == standing(engine)
+        for each in (engine, other):
+            assert self.pay_of_new_funds(each, "2010-12-06", 1000_00) == (100_00, 900_00)
+        assert standing(other) == standing(engine)
+        other.dispose()
+
+    def test_what_is_carried_over_of_a_returned_payout_stays_exempt(self, engine: Engine) -> None:
+        """A minimum of 500.00. 2 December: -600.00 are met by 100.00 of the reserve, and 500.00
+        are called in. 3 December: 900.00 come back, 500.00 are collected, and 400.00 carried over.
+        6 December: with 1,000.00 new ones 1,400.00; 100.00 of them are held, and 1,300.00 paid."""
+        announce(engine, row(reserve=ROLLING, minimum_minor=500_00))
+        receive(engine, 1000_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        receive(engine, -600_00, "2010-12-02T09:00")
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        self.send_back(engine, "2010-12-03T08:00")
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        assert standing(engine)["merchant_available:shop"] == -400_00
+        assert self.pay_of_new_funds(engine, "2010-12-06", 1000_00) == (100_00, 1300_00)
+
+    @pytest.mark.parametrize("left_minor", [0, 40_00])
+    def test_what_refunds_took_is_not_exempt_where_nothing_was_paid(
+        self, engine: Engine, left_minor: int
+    ) -> None:
+        """A minimum of 50.00. 2 December: 900.00 came back, and refunds leave nothing of it, or
+        40.00: nothing is paid, and no entry made. 3 December: of 1,000.00 new ones 100.00 are
+        held; 900.00 are paid, or 940.00."""
+        announce(engine, row(reserve=ROLLING, minimum_minor=50_00))
+        receive(engine, 1000_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        self.send_back(engine, "2010-12-02T08:00")
+        receive(engine, left_minor - 900_00, "2010-12-02T09:00")
+        before = standing(engine)
+        (decided,) = create(engine, "2010-12-02", "2010-12-02T18:00").events
+        assert (decided.kind, standing(engine)) == ("payout_netted", before)
+        assert create(engine, "2010-12-02", "2010-12-02T18:05").events == ()
+        paid = 900_00 + left_minor
+        assert self.pay_of_new_funds(engine, "2010-12-03", 1000_00) == (100_00, paid)
+
+    def test_what_came_back_after_the_cut_off_is_exempt_the_next_day(self, engine: Engine) -> None:
+        """2 December: 200.00 new ones by 17:00, 900.00 come back at 17:30. 200.00 are paid, as
+        if they were those. 3 December: of the 900.00 left 700.00 are exempt, 20.00 are held."""
+        announce(engine, row(reserve=ROLLING))
+        receive(engine, 1000_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        self.send_back(engine, "2010-12-02T17:30")
+        assert self.pay_of_new_funds(engine, "2010-12-02", 200_00) == (0, 200_00)
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        payout = payouts(engine)["2010-12-03"]
+        assert (payout.held_minor, payout.amount_minor) == (20_00, 880_00)
+
+    def test_of_an_advance_that_came_back_no_reserve_was_held(self, engine: Engine) -> None:
+        """1 December: of 100.00 10.00 are held and 90.00 paid, with 300.00 of 400.00 pending.
+        2 December: 390.00 come back. 300.00 are what the merchant owes: they are collected, and
+        90.00 are paid, of which a reserve was held, with 300.00 advanced anew.
+        3 December: of 1,000.00 300.00 are collected, 70.00 of 700.00 held, and 630.00 paid; nothing
+        is pending any more."""
+        announce(engine, row(reserve=ROLLING,
+                             advance={"percentage": "100", "maximum_minor": 300_00}))  # fmt: skip
+        sell(engine, 400_00, "2010-12-01T08:00")
+        assert self.pay_of_new_funds(engine, "2010-12-01", 100_00) == (10_00, 390_00)
+        self.send_back(engine, "2010-12-02T08:00")
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        again = payouts(engine)["2010-12-02"]
+        assert (again.collected_minor, again.held_minor, again.amount_minor) == (300_00, 0, 390_00)
+        assert self.pay_of_new_funds(engine, "2010-12-03", 1000_00) == (70_00, 630_00)
+
+    def test_an_advance_that_came_back_and_was_not_collected_is_not_exempt(
+        self, engine: Engine
+    ) -> None:
+        """1 December: of 100.00 10.00 are held; 90.00 are paid, and 300.00 advanced.
+        2 December: 390.00 come back. By hand the 300.00 that were owed are forgiven, and nothing is
+        pending. Of 390.00 the 90.00 are exempt: 10 % of 300.00 are held, 360.00 are paid."""
+        announce(engine, row(reserve=ROLLING,
+                             advance={"percentage": "100", "maximum_minor": 300_00}))  # fmt: skip
+        sell(engine, 400_00, "2010-12-01T08:00")
+        assert self.pay_of_new_funds(engine, "2010-12-01", 100_00) == (10_00, 390_00)
+        self.send_back(engine, "2010-12-02T08:00")
+        post(engine, "2010-12-02T09:00", Posting("disputes_and_losses:shop", "GBP", 300_00),
+             Posting("merchant_receivable:shop", "GBP", -300_00))  # fmt: skip
+        post(engine, "2010-12-02T09:00", Posting("merchant_payable:shop", "GBP", 300_00),
+             Posting("gateway_receivable:sim", "GBP", -300_00))  # fmt: skip
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        again = payouts(engine)["2010-12-02"]
+        assert (again.held_minor, again.amount_minor) == (30_00, 360_00)
+
     def test_the_bank_confirms_or_returns_once(self, engine: Engine) -> None:
         """The same statement again changes nothing; another amount or an unknown id is refused."""
         announce(engine)

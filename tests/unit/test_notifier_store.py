@@ -120,6 +120,17 @@ class StoreSuite:
         self.keep(store, callback(sequence=3))
         assert store.waiting(LANES)["e"] == (3, NOW + 10 + wait_ms(1, 5_000), NOW + 1)
 
+    def test_a_twin_that_fails_after_a_delivery_lets_the_next_one_go(
+        self, store: CallbackStore
+    ) -> None:
+        """Two workers had the try open, as when a partition moves: once it is delivered, the
+        failure of the other holds nobody up."""
+        self.keep(store, callback(sequence=1), callback(sequence=2))
+        (head,) = self.heads(store)
+        self.end(store, head, DELIVERED)
+        self.end(store, head, TIMED_OUT)
+        assert self.ids(store, NOW + 10) == ["p1-2"]
+
     def test_what_is_given_up_lets_the_next_one_go(self, store: CallbackStore) -> None:
         """One event that a receiver never takes does not silence its payment for ever."""
         self.keep(store, callback(sequence=1), callback(sequence=2))

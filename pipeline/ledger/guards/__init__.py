@@ -5,6 +5,6 @@ Migrations need the earlier forms as they were, so a module of an earlier versio
 
 from __future__ import annotations
 
-from pipeline.ledger.guards.v5 import install
+from pipeline.ledger.guards.v6 import install
 
 __all__ = ["install"]
