@@ -11,7 +11,7 @@ from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.decision import Decision
 from pipeline.domain.findings import amounts_out_of_order
 from pipeline.domain.model import PaymentRequest
-from pipeline.domain.policy import HOUR_MS
+from pipeline.domain.policy import DAY_MS, HOUR_MS
 from pipeline.domain.reversals import outstanding
 from tests.support.audit_story import judged_flow
 from tests.support.payment_story import (
@@ -19,6 +19,7 @@ from tests.support.payment_story import (
     MANUAL,
     NOT_SENT,
     ORDER,
+    PENDING,
     TIMED_OUT,
     Story,
     yes,
@@ -61,6 +62,29 @@ def test_a_hold_beside_what_was_captured_is_named() -> None:
     assert found(story) == {WAITS}
     story.command("give_back", "g1")
     story.flow.answer(yes)
+    assert found(story) == set()
+
+
+@pytest.mark.parametrize("end", ["succeeded", "declined"])
+def test_what_may_go_back_of_another_charge_is_no_money_kept(end: str) -> None:
+    """A bank has the retry's money, of which a part may go back besides: the first charge gives
+    back the rest, and that part when it did not."""
+    story = Story(ORDER)
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.answer(yes)
+    story.command("refund", "u1", amount_minor=200)
+    story.flow.answer(PENDING)
+    story.dispute("lost", gateway_reference="charge_1_r1", event_sequence=1)
+    story.notify("succeeded")
+    lives_until(
+        story, story.flow.now_ms + 3 * HOUR_MS, lambda r: PENDING if r.kind == "inquire" else yes(r)
+    )
+    assert story.payment.refunded_minor == 300
+    assert {severity for _, severity in found(story)} == {Severity.PENDING}
+    story.notify(end, "u1")
+    lives_until(story, story.flow.now_ms + DAY_MS, yes)
+    assert story.payment.refunded_minor == 500
     assert found(story) == set()
 
 
