@@ -22,12 +22,18 @@ class LeftOver:
 
 
 def left_over_processes(mark: str, grace_s: float) -> list[LeftOver]:
-    """Those of the marked run that still live after the grace time (Linux; elsewhere none)."""
+    """Those of the marked run that still live after the grace time (Linux; elsewhere none).
+
+    One that is just being started shows no environment for a moment, so only two looks in which
+    none was seen say that there is none.
+    """
     deadline = time.monotonic() + grace_s
+    seen_none = False
     while True:
         found = _marked(f"{MARK}={mark}".encode())
-        if not found or time.monotonic() > deadline:
+        if (not found and seen_none) or (found and time.monotonic() > deadline):
             return found
+        seen_none = not found
         time.sleep(0.05)
 
 
