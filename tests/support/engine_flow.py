@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from pipeline.domain.ids import idempotency_key, payment_id
 from pipeline.domain.keys import record_key
@@ -33,6 +33,11 @@ from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 from topics.provisioning import provision
 
 GATEWAY = "simulator"
+LOADING_GROUPS = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
 
 
 @dataclass
@@ -308,7 +313,7 @@ class EngineFlow:
         )
         asked = [TopicPartition(self.topic(role), p) for p in range(self.partitions)]
         try:
-            yield lambda: {tp.partition: tp.offset for tp in consumer.committed(asked, timeout=30)}
+            yield lambda: offsets_of(consumer, asked)
         finally:
             consumer.close()
 
@@ -333,6 +338,21 @@ class EngineFlow:
 
             what = f"{stage} consumed {role} up to {dict(ends)}"
             wait_until(reached, timeout_s, what, interval_s=0.1)
+
+
+def offsets_of(consumer: Consumer, asked: list[TopicPartition]) -> dict[int, int]:
+    """Committed offsets by partition; a broker that stood still a while loads its groups anew."""
+
+    def offsets() -> list[TopicPartition] | None:
+        try:
+            return consumer.committed(asked, timeout=30)
+        except KafkaException as error:
+            if error.args[0].code() not in LOADING_GROUPS:
+                raise
+            return None
+
+    found = wait_until(offsets, WAIT_S, "the group's coordinator answers", interval_s=0.1)
+    return {tp.partition: tp.offset for tp in found}
 
 
 def ends_of(*positions: tuple[int, int]) -> dict[int, int]:
