@@ -128,12 +128,13 @@ class Drawer:
         raise WrongRun(f"the books have too few a {what} to damage so many apart from each other.")
 
 
-# What a refund gives back follows from the capture before it.
+# What a refund gives back follows from the capture before it. The index of payments has the entries
+# of settlements alone, so that condition stands by itself: without it each pair is looked at.
 _ENTRIES = """
     SELECT entry_number, entry_id, settlement_id, source_partition, source_offset, CASE
         WHEN kind = 'capture' AND posting_count = 6 AND NOT EXISTS (
             SELECT 1 FROM journal_entries o WHERE o.payment_id = e.payment_id
-            AND o.settlement_id NOT IN ('', e.settlement_id)
+            AND o.settlement_id <> '' AND o.settlement_id <> e.settlement_id
         ) THEN 'capture'
         WHEN kind = 'dispute' THEN kind ELSE '' END
     FROM journal_entries e WHERE source_topic = ? ORDER BY source_partition, source_offset"""
