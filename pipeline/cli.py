@@ -84,7 +84,3 @@ def _came_of(error: BaseException | None, kind: type[BaseException]) -> bool:
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-if __name__ == "__main__":
-    main()

@@ -85,3 +85,19 @@ def test_an_interrupted_command_says_so_in_one_line(tmp_path: Path, words: list[
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "paystream: interrupted\n")
+
+
+def test_an_interrupt_while_the_command_is_being_loaded_is_one_line_too(tmp_path: Path) -> None:
+    """Of modules that take a moment to load, the first one that is not the standard library's."""
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "verify"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{TOP}"},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "paystream: interrupted\n")

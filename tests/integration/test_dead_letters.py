@@ -430,7 +430,7 @@ def typed(tool: Tool, answer: str) -> tuple[str, int]:
     """The command in a terminal, where somebody types this."""
     mine, its = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "dead-letters", "redrive", "--all", *WHY],
+        [sys.executable, "-m", "pipeline", "dead-letters", "redrive", "--all", *WHY],
         env={**tool.cli._env(None), "TERM": "xterm", "COLUMNS": "120"},
         cwd=tool.cli.cwd,
         stdin=its,

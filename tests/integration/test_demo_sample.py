@@ -23,7 +23,7 @@ def demo(tmp_path: Path, *options: str) -> tuple[int, dict[str, str]]:
         name: value for name, value in os.environ.items() if not name.startswith("PAYSTREAM_TEST_S")
     }
     run = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "demo", *options],
+        [sys.executable, "-m", "pipeline", "demo", *options],
         env={**environment, "HOME": str(home), "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -211,7 +211,7 @@ def replay(flow: WholeFlow) -> dict[str, Any]:
         '[[rule]]\nname="none_large"\ntype="amount"\naction="reject"\ncurrency="GBP"\n'
         "amount_minor_max=150000\n"
     )
-    command = [sys.executable, "-m", "pipeline.cli", "risk", "replay", str(rules)]
+    command = [sys.executable, "-m", "pipeline", "risk", "replay", str(rules)]
     command += ["--since", "2020-01-01T00:00Z", "--json"]
     command += ["--bootstrap-servers", flow.bootstrap, "--prefix", flow.prefix]
     environment = {**os.environ, "PAYSTREAM_PARTITIONS": str(flow.partitions)}

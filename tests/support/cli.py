@@ -56,7 +56,7 @@ class Cli:
         """One command to its end, as in a terminal beside the others."""
         began_s = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *words],
+            [sys.executable, "-m", "pipeline", *words],
             env=self._env(environment),
             cwd=self.cwd,
             capture_output=True,
@@ -70,7 +70,7 @@ class Cli:
         """A command that stays, in a process group of its own as a shell makes it."""
         return Terminal(
             subprocess.Popen(
-                [sys.executable, "-u", "-m", "pipeline.cli", *words],
+                [sys.executable, "-u", "-m", "pipeline", *words],
                 env=self._env(environment),
                 cwd=self.cwd,
                 stdin=subprocess.DEVNULL,

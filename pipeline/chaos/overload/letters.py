@@ -120,7 +120,7 @@ class _Desk:
     def _run(self, words: tuple[str, ...]) -> tuple[str, float]:
         """What it said, and the most memory it held."""
         command = [
-            sys.executable, "-m", "pipeline.cli", "dead-letters", *words,
+            sys.executable, "-m", "pipeline", "dead-letters", *words,
             "--bootstrap-servers", self._stand.settings.bootstrap_servers,
         ]  # fmt: skip
         most_mib = 0.0
