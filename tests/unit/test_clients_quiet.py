@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from consumers import ledger_sink
 from consumers.notifier import event_reader
 from pipeline.errors import UserError
 from pipeline.runtime import cluster, control, restore
+from pipeline.runtime.end_txn_watch import EndTxnWatch
 from producers import webhook_desk
 from schemas.codec import default_codec
 from tests.support.waiting import wait_until
@@ -63,3 +65,26 @@ def test_the_control_topics_reader_of_a_worker_writes_none_either(
         reader.read()
     reader.close()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_lanes_producer_says_once_in_a_while_that_a_broker_is_away(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its log is listened to, and said a line a second for as long as nobody answered."""
+    failed: list[KafkaError] = []
+    config = {
+        "bootstrap.servers": f"{NOWHERE},127.0.0.1:2", "transactional.id": "t",
+        "debug": "eos", "reconnect.backoff.max.ms": 200, "error_cb": failed.append,
+    }  # fmt: skip
+    producer = Producer(config, logger=EndTxnWatch())
+
+    def refused_often() -> bool:
+        producer.poll(0.05)
+        return len(failed) > 8
+
+    wait_until(refused_often, 60, "the client says again and again that its brokers are away")
+    said = [re.findall(r"FAIL .* Connect to (\S+) failed", each.getMessage())
+            for each in caplog.records]  # fmt: skip
+    assert sorted(said) == [["ipv4#127.0.0.1:1"], ["ipv4#127.0.0.1:2"]]
+    assert capfd.readouterr().err == ""
