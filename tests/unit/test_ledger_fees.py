@@ -176,6 +176,23 @@ def test_a_refund_that_failed_takes_the_fee_again() -> None:
     books.holds()
 
 
+def test_a_capture_after_a_refund_is_charged_and_takes_nothing_returned_back() -> None:
+    """By 2 % and 1.00 a payment: 5.00 in all, of which 3.00 went back with the first half already;
+    110.00 of 200.00 would be 2.75."""
+    plan = {"name": "p", "currency": "GBP", "percentage": "2", "fixed_minor": 1_00,
+            "fixed_per": "payment", "returned": "all"}  # fmt: skip
+    books = Books(terms([plan]))
+    fees = [
+        -books.book(kind, amount).get(FEES, 0)
+        for kind, amount in (
+            ("capture", "100.00"), ("refund", "-100.00"), ("capture", "100.00"),
+            ("refund", "-10.00"), ("refund", "-90.00"),
+        )
+    ]  # fmt: skip
+    assert fees == [3_00, -3_00, 2_00, 0, -2_00]
+    books.holds()
+
+
 def test_captures_in_parts_pay_the_fixed_fee_once_or_each_time() -> None:
     """Three captures of 3.33 at 1.5 %: 0.05, then 0.10 in all, then 0.15 in all."""
     once = Books(terms([{"name": "p", "currency": "GBP", "percentage": "1.5", "fixed_minor": 20}]))
