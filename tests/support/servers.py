@@ -123,6 +123,9 @@ def kafka_of_this_run() -> str:
         # It holds the topics of every test of a run, thousands of partitions in the end. With the
         # usual heap it spent its time collecting garbage then, and questions timed out.
         heap_mb=2_048,
+        # A broker that a busy machine keeps waiting for 9 s is taken for dead by its controller,
+        # which is itself: every group then looks for its coordinator, and there is no other.
+        extra_config={"broker.session.timeout.ms": "60000"},
         die_with_parent=not is_worker(),
         jvm_flags=SHORT_LIVED,
         on_progress=_say,
