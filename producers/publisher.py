@@ -31,6 +31,8 @@ ROOM_SLICE_S = 0.1
 PURGE_TIMEOUT_S = 30.0
 # What was not delivered is named one by one up to this many, the rest is counted.
 NAMED_MAX = 10_000
+# At a queue in which the client's own words come and go.
+LOOKS = 20
 
 NounT = TypeVar("NounT", Order, PaymentCommand)
 
@@ -189,6 +191,18 @@ class Publisher(Generic[NounT]):
             self._failed_reason = f"{left} of them without a report from the client"
         self._producer = Producer(self._config)
 
+    def _left(self) -> int:
+        """Records queued or on their way.
+
+        The client counts with them what it has to say, as that no broker is there; that is heard
+        first, and what comes meanwhile is not there at every look.
+        """
+        looks = []
+        for _ in range(LOOKS):
+            self._producer.poll(0)
+            looks.append(len(self._producer))
+        return min(looks)
+
     def check(self, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """Raise UserError when no broker answers or the topic is not there."""
         check_topic(
@@ -213,9 +227,7 @@ class Publisher(Generic[NounT]):
             error.add_note(str(failed))
         except KeyboardInterrupt as stopped:
             # Whoever waits no longer is told how much may be missing.
-            # The client counts what it has to say as well, as that no broker is there: heard first.
-            self._producer.poll(0)
-            waiting = len(self._producer) + self._failed_count
+            waiting = self._left() + self._failed_count
             stopped.add_note(
                 f"{waiting} {self.noun}s were not certainly delivered; publish them again, which "
                 "is safe."
