@@ -1,8 +1,7 @@
 """Runs the fast tests: a pytest of its own for each core, over its share of the files.
 
 With pytest-xdist every process imports and collects all the tests, and one more process hears six
-messages of each. The fast tests are thousands, of milliseconds each: 2,200 of them took 39 s of the
-cores' time so, and take 31 s like this.
+messages of each. The fast tests are thousands, of milliseconds each.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ def told(story: Story) -> list[tuple[str, str]]:
     return [(each.severity.value, each.example.detail) for each in found(story)]
 
 
+@pytest.mark.slow
 def test_an_acknowledged_finding_is_shown_and_no_longer_broken() -> None:
     """Who said so, and why, stands beside it; the verdict is whole, and says that there is one."""
     story = given_back()

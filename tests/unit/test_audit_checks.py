@@ -1266,6 +1266,7 @@ def test_a_late_word_may_lead_on_before_the_result_is_there() -> None:
     assert {f.name for f in flow.audit() if f.severity is BROKEN} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mebibytes", [20, 1], ids=["too much", "not much"])
 def test_a_batch_that_is_too_much_for_a_worker_has_one_letter_for_all_its_records(
     mebibytes: int,

@@ -44,6 +44,7 @@ def ask(looks: int) -> int:
         client.close()
 
 
+@pytest.mark.slow
 def test_an_election_during_a_long_look_does_not_end_it() -> None:
     """An audit of a run of twenty minutes was broken off by it, as if the brokers were away."""
     assert ask(1) == 7

@@ -71,6 +71,7 @@ movements = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=share_of(100), deadline=None)
 @given(first=documents, second=documents, moves=movements, method=st.sampled_from(["card", "a b"]))
 def test_two_ways_to_the_same_fees(

@@ -131,6 +131,7 @@ def test_every_codec_and_processor_has_a_cost() -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.slow
 def test_the_document_gets_the_table_between_its_markers(tmp_path: Path) -> None:
     """Again and again without growing, and the text around it stays."""
     path = tmp_path / "b.md"
@@ -193,6 +194,7 @@ def test_a_quick_run_cannot_become_the_documented_one(
         assert "--write needs a whole run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_table_names_the_machine_and_the_command() -> None:
     """A figure without them means nothing."""
     text = as_text(results())
@@ -244,6 +246,7 @@ def test_an_outage_is_judged_by_where_orders_went_and_when_they_were_settled() -
         judge(stays, 5_000, 10_000, 20_000, rate_per_s=10, outage_s=10, waiting=10)
 
 
+@pytest.mark.slow
 def test_the_journal_is_held_against_its_aims() -> None:
     """A ledger slower than three fifths of bare inserts, or held up by a hot merchant, is said."""
     journal = JournalMeasured(
@@ -284,6 +287,7 @@ def test_the_settlements_of_the_journal_are_what_they_are_said_to_be(hot: bool) 
     assert 0.88 < share < 0.92 if hot else share < 0.01
 
 
+@pytest.mark.slow
 def test_a_reconciliation_is_held_against_its_aims() -> None:
     """Alone and as the whole run, of a million a side: a quarter of the rows have a quarter of the
     time."""
@@ -335,6 +339,7 @@ def table_of(document: Path) -> str:
     return document.read_text().partition(BEGIN)[2].partition(END)[0]
 
 
+@pytest.mark.slow
 def test_work_in_a_process_of_its_own_is_ended_with_who_asked_for_it() -> None:
     """A Ctrl-C does not wait for an audit of a minute, which nobody will look at."""
     asked: list[Future[None]] = []

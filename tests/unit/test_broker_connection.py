@@ -59,6 +59,7 @@ def ended(ask: Callable[[], object]) -> BaseException:
     return told[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("timeout_s", "deadline_s"), [(0.2, math.inf), (math.inf, 0.2)], ids=["request", "all"]
 )
@@ -75,6 +76,7 @@ def test_an_answer_in_drops_ends_at_the_bound(
     assert connection.is_closed
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_silent_is_not_waited_for_once_it_is_to_stop(
     broker: Callable[[bytes, bytes], tuple[str, int]],
 ) -> None:

@@ -252,6 +252,7 @@ def test_a_bar_of_before_bars_were_kept_one_by_one_ends_by_its_time() -> None:
     assert counter.take(ask(2)) == [("o-2", "given")]
 
 
+@pytest.mark.slow
 def test_a_row_stays_small_and_survives_its_bytes() -> None:
     """However many ask, are in flight and are declined; whoever finds no place is refused."""
     counter = Counter()

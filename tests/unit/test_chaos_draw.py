@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from pipeline.chaos.flow.draw import BY_NAME, KINDS, TAIL_S, WARM_UP_S, draw
 from pipeline.chaos.flow.kinds import CLASSES
 
@@ -14,6 +16,7 @@ def test_the_same_seed_draws_the_same_faults() -> None:
     assert draw(1, 300, every_s=8) != draw(2, 300, every_s=8)
 
 
+@pytest.mark.slow
 def test_no_two_faults_are_at_the_same_thing_at_once() -> None:
     """Two of three brokers away, or a worker frozen by one fault and killed by another, would be
     what nobody promises."""

@@ -93,6 +93,7 @@ def test_memory_is_flat_if_the_most_does_not_grow(
     assert is_flat(before, after) is flat
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_looked_at_for_as_long_as_it_lasts() -> None:
     """Of a process that is gone nothing is said."""
@@ -115,6 +116,7 @@ def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([], 0.99) == 0
 
 
+@pytest.mark.slow
 def test_a_wrong_clock_jumps_whenever_it_is_told_to(tmp_path: Path) -> None:
     """Also what is imported by its name; the clock that cannot jump stays."""
     shift_file = tmp_path / "shift"

@@ -29,6 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_client_whose_broker_is_away_writes_no_line_for_each_connection(
     name: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
@@ -53,6 +54,7 @@ def test_a_client_whose_broker_is_away_writes_no_line_for_each_connection(
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_the_control_topics_reader_of_a_worker_writes_none_either(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from pipeline.runtime.cluster import consumer_config
@@ -34,6 +35,7 @@ def consumed(records: bytes) -> Any:
         consumer.close()
 
 
+@pytest.mark.slow
 def test_a_record_beyond_the_client_s_own_bound_is_read() -> None:
     """Its default is 100,000,000 bytes."""
     message = consumed(zeros(110))
@@ -41,6 +43,7 @@ def test_a_record_beyond_the_client_s_own_bound_is_read() -> None:
     assert len(message.value()) == 110 * MIB
 
 
+@pytest.mark.slow
 def test_the_documented_script_steps_over_that_place_and_over_nothing_else() -> None:
     """What stands in the operator's document, run as it stands there."""
     cluster = MockCluster(brokers=1)

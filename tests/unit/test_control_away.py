@@ -10,6 +10,7 @@ from schemas.codec import default_codec
 from topics.catalogue import build_catalogue
 
 
+@pytest.mark.slow
 def test_reading_without_a_broker_is_one_sentence_and_no_log(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,7 @@ class Log:
         return list(join(iter(self.pieces), wanted))
 
 
+@pytest.mark.slow
 def test_a_long_key_does_not_fill_the_table() -> None:
     """A key of 100 kB is shortened in the table, where its ends tell it from others, and whole in
     `show` and in JSON."""

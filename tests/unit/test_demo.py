@@ -109,6 +109,7 @@ def test_every_kind_of_fault_is_counted_also_at_zero() -> None:
     assert "hang_after 0" in faults
 
 
+@pytest.mark.slow
 def test_refunds_credits_and_what_was_rejected_are_told_apart() -> None:
     """A reader sees what went back, what is held, and by which rule a refund was refused."""
     made = demo()

@@ -51,6 +51,7 @@ def test_commands_parse(path: Path) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_each_rule_of_the_engine_names_a_test_that_is_there() -> None:
     """By its file, or as the row above; behind a colon by its words, up to where they are left
     out. The files' names may be left out at their end as well."""

@@ -187,6 +187,7 @@ def grows_no_faster_than_linearly(work: Callable[[int], object]) -> bool:
     return any(seconds(64_000) < 4 * 16 * short + 0.01 for _ in range(2))
 
 
+@pytest.mark.slow
 def test_a_square_of_the_bytes_is_noticed() -> None:
     """The measure above can fail."""
     assert not grows_no_faster_than_linearly(lambda size: sum(range(size * size // 2_000)))
@@ -208,6 +209,7 @@ def luhn(digits: str) -> bool:
     return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
 
 
+@pytest.mark.slow
 def test_every_valid_number_between_other_text_is_found() -> None:
     """Numbers of every length, with any grouping, are masked exactly when Luhn says so."""
     chance = random.Random(11)
@@ -331,6 +333,7 @@ def test_a_description_is_looked_at_and_an_id_is_not() -> None:
     assert fields_with_card_numbers(replace(ORDER, lines=(line, told))) == ("lines[2].description",)
 
 
+@pytest.mark.slow
 def test_ids_are_never_taken_for_cards() -> None:
     """Thousands of ids as systems make them: as ids none, as tokens none but a bare card."""
     chance = random.Random(5)
@@ -361,6 +364,7 @@ def _uuid(chance: random.Random) -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:]}"
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_masked_in_its_record() -> None:
     """Whatever stands beside it in the bytes, no refused number is left readable."""
     chance = random.Random(3)

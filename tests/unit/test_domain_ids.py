@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import uuid
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ ROOT = uuid.uuid5(uuid.NAMESPACE_DNS, "io.paystream")
 PLAIN = st.text("ABCxyz019._-", min_size=1, max_size=64)
 
 
+@pytest.mark.slow
 @given(PLAIN, PLAIN, st.integers(1, 10**6))
 def test_ids_are_uuid5(merchant: str, order: str, sequence: int) -> None:
     """Every id equals what the standard library's uuid5 gives in the namespace of its kind."""

@@ -94,6 +94,7 @@ def test_failover_takes_the_next_untried_gateway_until_none_is_left() -> None:
     assert route(BOTH, facts(), tried={"north", "south"}) is None
 
 
+@pytest.mark.slow
 def test_a_split_comes_out_as_its_weights_say_and_is_the_same_for_the_same_payment() -> None:
     """Of 4,000 payments three quarters, give or take three standard deviations, go to 3 of 4."""
     policy = even("a", "b", "c", weight={"a": 3, "b": 1, "c": 0})

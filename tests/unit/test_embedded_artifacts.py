@@ -99,6 +99,7 @@ def test_a_failed_download_leaves_no_temporary_files(tmp_path: Path) -> None:
     assert [path.exists() for path in ensure(tmp_path, FakeRepository().fetch)] == [True, True]
 
 
+@pytest.mark.slow
 def test_two_starts_at_once_fetch_each_file_once(tmp_path: Path) -> None:
     """Whoever comes second waits for the first and uses its files."""
     repository = FakeRepository()
@@ -117,6 +118,7 @@ def test_two_starts_at_once_fetch_each_file_once(tmp_path: Path) -> None:
     assert sorted(repository.asked) == sorted(CONTENTS)
 
 
+@pytest.mark.slow
 def test_a_stopped_download_does_not_wait_for_a_silent_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +143,7 @@ def test_a_stopped_download_does_not_wait_for_a_silent_repository(
     assert not list(tmp_path.glob("*fetching*"))
 
 
+@pytest.mark.slow
 def test_a_stopped_download_asks_the_repository_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ ENDING = (EMPTY_FIRST, GZIP, 1)
 ASTRAY = (record_bytes(b"k", b"v", offset=3), 0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
@@ -96,15 +97,13 @@ ASTRAY = (record_bytes(b"k", b"v", offset=3), 0, 1)
         # Which would have it read on elsewhere.
         ([GOOD, ASTRAY, GOOD, GOOD, ASTRAY, GOOD], ["0", "1 to 1", "2", "3", "4 to 4", "5"]),
         # Beside those of which the client says nothing, or that it cannot unfold.
-        pytest.param(
+        (
             [GOOD, (NO_VALUE, 0, 1), GOOD, ENDING, GOOD],
             ["0", "1 to 1", "2", "3 to 3", "4"],
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             [GOOD, (gzip_members(RECORD + CUT[:4], CUT[4:]), GZIP, 2), GOOD, ENDING],
             ["0", "1", "1 to 2", "3", "4 to 4"],
-            marks=pytest.mark.slow,
         ),
         (
             [GOOD, (lz4_frame(RECORD) + b"more", LZ4, 1), GOOD, ENDING, GOOD],
@@ -128,6 +127,7 @@ def test_the_audit_reads_around_it(
     assert read(cluster_with(*parts), monkeypatch) == expected
 
 
+@pytest.mark.slow
 def test_a_long_way_before_it_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two batches each, of which this broker sends one at a time."""
     monkeypatch.setattr(ending_batches, "RUN_BYTES", 150)
@@ -136,6 +136,7 @@ def test_a_long_way_before_it_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch)
     assert read(cluster_with(*parts, ENDING, GOOD), monkeypatch) == expected
 
 
+@pytest.mark.slow
 def test_of_a_damaged_batch_the_client_speaks_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its checksum is looked at before it is unfolded."""
     cluster = cluster_with(GOOD)

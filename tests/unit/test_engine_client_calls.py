@@ -18,6 +18,7 @@ from tests.support.mock_cluster import MockCluster
 from tests.support.waiting import wait_until
 
 
+@pytest.mark.slow
 def test_a_group_coordinator_that_goes_away_ends_the_worker_that_hangs_on_it() -> None:
     """The client forgets the time-out of ``send_offsets_to_transaction`` when the coordinator of
     the group is down and that of the transaction is not, as while brokers are rolled. The worker

@@ -134,6 +134,7 @@ class Unstable:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
+@pytest.mark.slow
 def test_who_is_told_to_stop_waits_no_longer_for_offsets() -> None:
     """A worker that waits for its predecessor's transaction drained too late and was killed."""
     consumer: Any = Unstable()

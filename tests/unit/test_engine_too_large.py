@@ -125,6 +125,7 @@ def test_a_lane_aborts_what_holds_a_record_too_large_and_names_it(
     assert lane.too_large is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [False, True], ids=["at the end", "before the next record"])
 @pytest.mark.parametrize(
     ("broker_max", "aborts"), [(200_000, 1), (5_000, 2)], ids=["200 kB", "5 kB"]

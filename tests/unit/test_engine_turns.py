@@ -548,6 +548,7 @@ class SlowLane:
         return Outcome.COMMITTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["payments", "gateway"])
 def test_a_revocation_waits_for_the_open_transaction(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -799,6 +800,7 @@ class SlowCalls(InstantCalls):
         return ended
 
 
+@pytest.mark.slow
 def test_requests_of_a_partition_do_not_wait_for_the_backlog_of_another(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

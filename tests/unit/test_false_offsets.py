@@ -74,6 +74,7 @@ def test_what_is_compressed_compacted_or_cut_is_left_to_others() -> None:
     assert not gives_false_offsets(read_batch(compacted, 0, ()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("next_offset", "said", "is_next"),
     [
@@ -124,6 +125,7 @@ def test_many_gaps_are_explained_by_one_answer(
     offsets.close()
 
 
+@pytest.mark.slow
 def test_a_connection_that_has_ended_costs_nothing(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +146,7 @@ def test_a_connection_that_has_ended_costs_nothing(
     offsets.close()
 
 
+@pytest.mark.slow
 def test_where_nobody_can_be_asked_nothing_beyond_the_end_is_believed(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

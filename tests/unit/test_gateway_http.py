@@ -379,6 +379,7 @@ def test_an_answer_cut_in_its_body_is_unknown() -> None:
     assert (answer.outcome, answer.code) == ("unknown", "undecodable_answer")
 
 
+@pytest.mark.slow
 def test_a_gateway_that_never_answers_is_unknown_after_the_deadline() -> None:
     """The soft deadline ends the wait, and a sent request stays unknown."""
 
@@ -394,6 +395,7 @@ def test_a_gateway_that_never_answers_is_unknown_after_the_deadline() -> None:
     assert len(played.requests) == 1
 
 
+@pytest.mark.slow
 def test_waiting_for_a_free_connection_ends_as_not_sent() -> None:
     """With all connections busy, a call that gets none in time was not sent."""
 

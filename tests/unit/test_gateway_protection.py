@@ -245,6 +245,7 @@ def finished(
     return found
 
 
+@pytest.mark.slow
 def test_a_gateway_that_hangs_costs_the_other_nothing_and_its_own_calls_little() -> None:
     """It is noticed by open calls, before any of them ends; what is open then is parked, what
     comes later is refused, and the other gateway is served all the while."""
@@ -393,6 +394,7 @@ def test_nothing_is_kept_of_questions_of_before_the_operation_was_sent_again(
         assert not calls._questions, "nothing is left of questions that have ended"
 
 
+@pytest.mark.slow
 def test_a_look_at_open_calls_that_ends_none_wakes_nobody() -> None:
     """The loop of the worker waits for calls that have ended, and not for each look at them."""
     with running(FakeGateway("a", hangs=True), soft_deadline_s=3_600) as calls:
@@ -403,6 +405,7 @@ def test_a_look_at_open_calls_that_ends_none_wakes_nobody() -> None:
         assert not calls._arrived.is_set()
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_gate_ends_the_worker() -> None:
     """Calls that nobody looks at any more would wait for ever, and nobody would be told."""
 
@@ -708,6 +711,7 @@ def state_of(metrics: Metrics, gateway: str) -> float:
     )
 
 
+@pytest.mark.slow
 def test_a_probe_is_not_waited_for_and_still_decides() -> None:
     """The gateway has come back slow: the probe's payment is asked about later, its end closes
     the breaker."""

@@ -75,6 +75,7 @@ def all_of(heavy: HeavyBatches) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind_it(
     cluster: MockCluster,
 ) -> None:
@@ -103,6 +104,7 @@ def test_what_is_before_the_last_of_them_is_brought_and_the_client_begins_behind
     assert not heavy
 
 
+@pytest.mark.slow
 def test_from_before_its_open_calls_it_is_kept_from_the_client_again(cluster: MockCluster) -> None:
     """A gateway worker begins behind them when a partition comes back to it, and where it was
     committed after an abort."""
@@ -123,6 +125,7 @@ def test_without_one_the_client_is_left_alone(cluster: MockCluster) -> None:
     assert heavy.begin(TP, 1) == 1
 
 
+@pytest.mark.slow
 def test_one_whose_records_say_that_they_are_elsewhere_is_kept_from_the_client(
     cluster: MockCluster,
 ) -> None:
@@ -146,6 +149,7 @@ def test_one_whose_records_say_that_they_are_elsewhere_is_kept_from_the_client(
     assert stands.detail == ("1 records at offsets 1 to 1 give other offsets of themselves (none)")
 
 
+@pytest.mark.slow
 def test_an_answer_of_a_marker_and_nothing_else_holds_up_nothing(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +185,7 @@ def test_the_client_that_brings_asks_once(cluster: MockCluster) -> None:
         client.close()
 
 
+@pytest.mark.slow
 def test_what_the_client_is_silent_about_before_one_is_told_and_can_be_passed(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +210,7 @@ def test_what_the_client_is_silent_about_before_one_is_told_and_can_be_passed(
     assert not heavy.go_on(TP, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codec", "deaths"), [(ZSTD, 0), (ZSTD, 1), (GZIP, 0)])
 def test_batches_that_are_too_much_together_are_brought_one_after_the_other(
     cluster: MockCluster, codec: int, deaths: int, monkeypatch: pytest.MonkeyPatch
@@ -250,6 +256,7 @@ def test_what_compresses_as_records_do_is_not_taken_for_too_much() -> None:
     assert together.add(batch)[1]
 
 
+@pytest.mark.slow
 def test_a_partition_that_is_not_wanted_waits(cluster: MockCluster) -> None:
     put(cluster, HEAVY, GZIP)
     heavy = looked(cluster)
@@ -283,6 +290,7 @@ def test_a_look_keeps_no_more_than_a_worker_has_memory_for(
     assert all_of(heavy) == [(0, 0)]
 
 
+@pytest.mark.slow
 def test_a_look_ends_in_time_and_when_the_worker_is_to_stop(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +305,7 @@ def test_a_look_ends_in_time_and_when_the_worker_is_to_stop(
     assert looked(cluster).begin(TP, 0) == 0
 
 
+@pytest.mark.slow
 def test_the_beginnings_of_all_partitions_are_looked_at_first(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -344,6 +353,7 @@ def looked_on(heavy: HeavyBatches, position: int = 0) -> list[tuple[tuple[str, i
     return moved
 
 
+@pytest.mark.slow
 def test_who_died_is_given_nothing_that_was_not_looked_at(
     cluster: MockCluster, no_time: HeavyBatches
 ) -> None:
@@ -377,6 +387,7 @@ def test_who_died_is_given_what_holds_nothing_of_that_kind_once_it_was_looked_at
     assert not no_time
 
 
+@pytest.mark.slow
 def test_who_died_looks_on_when_what_is_kept_has_been_committed(
     cluster: MockCluster, no_time: HeavyBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +432,7 @@ class FailsFor:
         return self._does(*args, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["BrokerConnection", "stable_ends", "fetch_batches", "_Limits.known", "is_heavy"]
 )
@@ -452,6 +464,7 @@ def test_who_died_is_given_nothing_whatever_keeps_it_from_looking(
     assert all_of(died) == [(0, 0)]
 
 
+@pytest.mark.slow
 def test_who_died_tries_in_vain_less_and_less_often(
     cluster: MockCluster, no_time: HeavyBatches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +494,7 @@ def test_who_died_is_given_what_its_client_is_told_or_nobody_can_look_at(
     assert not died
 
 
+@pytest.mark.slow
 def test_who_died_is_given_all_that_is_empty_at_once(
     cluster: MockCluster, no_time: HeavyBatches
 ) -> None:
@@ -527,6 +541,7 @@ def test_what_was_found_is_kept_where_the_memory_ends(
     assert [heavy.begin(tp, 0) for tp in (("orders", 0), ("others", 0))] == [1, 1]
 
 
+@pytest.mark.slow
 def test_gzip_of_several_members_is_kept_from_the_client(cluster: MockCluster) -> None:
     """It would bring the first one's records and nothing of the others, without a word."""
     whole = record_bytes(b"k", b"one")
@@ -539,6 +554,7 @@ def test_gzip_of_several_members_is_kept_from_the_client(cluster: MockCluster) -
     assert all_of(heavy) == [(0, 1), b"one", (3, 3)]
 
 
+@pytest.mark.slow
 def test_a_damaged_batch_is_left_to_the_client_which_names_it(cluster: MockCluster) -> None:
     """Another replica may have it whole."""
     produce_raw(cluster.bootstrap_servers, "orders", HEAVY, GZIP, damaged=True)

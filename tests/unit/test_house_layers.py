@@ -20,6 +20,7 @@ print(datetime.now(), uuid.uuid4(), time.time())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["domain", "processors"])
 def test_a_decision_that_reads_a_clock_or_makes_an_id_is_refused(part: str) -> None:
     """datetime.now, uuid4 and time in the pure part are findings of the linter."""
@@ -29,6 +30,7 @@ def test_a_decision_that_reads_a_clock_or_makes_an_id_is_refused(part: str) -> N
     assert "`time` is banned" in found
 
 
+@pytest.mark.slow
 def test_the_rest_may_read_clocks() -> None:
     """The same lines are fine where time is measured."""
     assert "TID251" not in ruff_findings("pipeline/runtime/worker.py")

@@ -49,6 +49,7 @@ def test_the_image_lock_satisfies_what_runs_and_differs_in_no_version() -> None:
     assert "pytest" not in pinned
 
 
+@pytest.mark.slow
 def test_what_the_dependencies_need_is_locked_too() -> None:
     """pip --require-hashes refuses a lock with a gap, so none may be left for a user to find."""
     pinned = locked_versions(TOP / "requirements.lock")

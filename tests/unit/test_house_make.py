@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import hypothesis
+import pytest
 
 from tests.house import TOP
 from tests.support.examples import FAST, THOROUGH, share_of
@@ -88,6 +89,7 @@ def test_make_test_looks_at_every_example_and_make_unit_at_a_part() -> None:
     assert shares == {FAST: 6, THOROUGH: 60}
 
 
+@pytest.mark.slow
 def test_an_old_python_gets_a_sentence() -> None:
     """Not a traceback and not a failure of pip: what is needed, and how to name it."""
     ast.parse(SCRIPT.read_text(), feature_version=(3, 4))

@@ -35,6 +35,7 @@ FORBIDDEN = {
 }
 
 
+@pytest.mark.slow
 def test_no_file_names_a_machine_a_registry_or_its_author() -> None:
     """A clone means the same on every machine, and installs from wherever its user chooses."""
     found = [

@@ -21,6 +21,7 @@ from tests.unit.test_import_invoice_csv import GOOD, HEADER, OTHER, SAMPLE
 runner = CliRunner()
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_without_a_broker() -> None:
     """The sample's counts and sums are told, and nothing is published."""
     result = runner.invoke(orders_app, ["import", str(SAMPLE), "--dry-run"])
@@ -42,6 +43,7 @@ def test_bad_lines_are_told_by_file_and_line_and_by_exit_code_1(tmp_path: Path) 
     assert "left out: 1 orders" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_pipe_is_read_once_and_whole() -> None:
     """`import <(program)` and /dev/stdin have no second reading; the first bytes count too."""
     read_end, write_end = os.pipe()
@@ -180,6 +182,7 @@ def test_a_file_full_of_problems_says_how_many_more(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "f:1: bad\nf:2: bad\n... and 3 more problems\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("app", "command"), [(orders_app, "import"), (order_app, "submit")])
 def test_help_has_an_example(app: object, command: str) -> None:
     """Whoever asks for help sees a line to copy."""

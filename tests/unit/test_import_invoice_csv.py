@@ -25,6 +25,7 @@ def read(tmp_path: Path, *lines: str, raw: bytes | None = None, **options: str) 
     return read_invoices(path, now_ms=NOW_MS, **options)
 
 
+@pytest.mark.slow
 def test_the_sample_adds_up_to_what_its_notice_says() -> None:
     """Three days of a shop: every invoice is a sale or a cancellation, to the penny."""
     found = read_invoices(SAMPLE, now_ms=NOW_MS)
@@ -39,6 +40,7 @@ def test_the_sample_adds_up_to_what_its_notice_says() -> None:
     assert found.left_out == 0
 
 
+@pytest.mark.slow
 def test_every_order_of_the_sample_keeps_the_rules() -> None:
     """No order of the sample would be rejected by the flow."""
     rules = {
@@ -185,6 +187,7 @@ DAMAGES: dict[str, Callable[[int], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_of_a_damaged_file_no_invoice_is_charged_in_part(tmp_path: Path, damage: str) -> None:
     """Wherever the damage is: an invoice is taken as it was or not at all, and what is left out

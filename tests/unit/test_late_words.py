@@ -89,6 +89,7 @@ def test_a_late_word_that_makes_another_end_is_told_by_itself(
         assert [(c.request, c.answer) for c in late(calls)] == [(question, said)] * told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["its partition", "its place before a resend"])
 def test_what_does_not_stay_true_is_told_only_by_who_knows_of_resends(lost: str) -> None:
     """A refund that came back may have been sent again meanwhile; money moved was moved."""

@@ -32,6 +32,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "LEDGER_PAUSE_S_MAX", 0.0)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_is_away_and_a_file_that_cannot_be_is_wrong(
     tmp_path: Path,
 ) -> None:

@@ -8,6 +8,7 @@ from pipeline.errors import UserError
 from producers import ledger_events
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_away_is_named_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be another than was meant."""
     monkeypatch.setattr(ledger_events, "METADATA_TIMEOUT_S", 0.3)

@@ -60,6 +60,7 @@ class _ConsumerDuringAnElection:
         pass
 
 
+@pytest.mark.slow
 def test_a_ledger_that_starts_during_an_election_waits_for_the_leader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

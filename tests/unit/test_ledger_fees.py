@@ -215,6 +215,7 @@ def test_a_gateway_that_gives_its_cost_back() -> None:
     books.holds()
 
 
+@pytest.mark.slow
 @given(
     parts=st.lists(st.integers(1, 10**9), min_size=1, max_size=8),
     cuts=st.lists(st.integers(1, 10**9), max_size=8),

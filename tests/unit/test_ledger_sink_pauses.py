@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import count
 
+import pytest
+
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.records import to_record
 from tests.simulation.plan import draw
@@ -16,6 +18,7 @@ from tests.support.ledger import settlement
 PARTITIONS = 2
 
 
+@pytest.mark.slow
 def test_other_partitions_are_read_on_where_the_one_of_a_lost_answer_is_let_go() -> None:
     """The commit was done and its answer lost. The next try finds the offset moved and lets the
     partition go; the others, paused meanwhile, were read again only once another settlement of that

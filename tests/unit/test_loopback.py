@@ -49,6 +49,7 @@ def test_nobody_s_proxy_is_asked_for_a_server_of_this_machine(
     stop_simulator(simulator)
 
 
+@pytest.mark.slow
 def test_a_server_elsewhere_is_asked_through_it(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,8 @@ import ast
 import importlib
 from pathlib import Path
 
+import pytest
+
 import pipeline.processors
 from pipeline.observability.metrics import Metrics
 from pipeline.runtime import gateway_stage, payments_stage
@@ -27,6 +29,7 @@ def reasons_in_the_code() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_rare_counts_stand_at_zero_from_the_start(tmp_path: Path) -> None:
     """rate() does not see the birth of a series: the first rebuild, wait or duplicate would count
     for nothing in an alert."""

@@ -89,6 +89,7 @@ async def addresses(lookups: Lookups, host: str) -> list[tuple[str, int]]:
     return [(each["host"], each["port"]) for each in await lookups.resolve(host, 443)]
 
 
+@pytest.mark.slow
 def test_a_process_ends_while_a_lookup_hangs() -> None:
     """Neither the event loop nor the interpreter waits for a thread that may never come back."""
     done = subprocess.run(
@@ -115,6 +116,7 @@ def test_a_name_is_asked_for_again_after_a_time(servers: NameServers) -> None:
     assert sorted(servers.asked) == ["a.example", "b.example", "b.example"]
 
 
+@pytest.mark.slow
 def test_whichever_lookup_of_a_name_is_answered_serves_all_that_wait(servers: NameServers) -> None:
     """The first is answered at last while the second hangs on: who waits for either has it, and
     the name is then asked for as one that never hung. What the second says is nobody's."""

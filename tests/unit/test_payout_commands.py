@@ -46,6 +46,7 @@ def run(books: tuple[str, Engine], *arguments: str) -> Result:
     )
 
 
+@pytest.mark.slow
 def test_a_list_has_payouts_and_what_merchants_owe(books: tuple[str, Engine]) -> None:
     """Each with its state; a receivable with the day it was called in, and its age."""
     payout = payouts(books[1])["2010-12-01"]
@@ -74,6 +75,7 @@ def test_a_payout_is_shown_with_every_decision(books: tuple[str, Engine]) -> Non
         run(books, "show", "nothing")
 
 
+@pytest.mark.slow
 def test_the_files_of_a_message_are_written_again(
     books: tuple[str, Engine], tmp_path: Path
 ) -> None:

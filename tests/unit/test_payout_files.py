@@ -106,6 +106,7 @@ def test_the_banks_file_is_valid_and_exact(
     assert root.findtext(".//p:ReqdExctnDt/p:Dt", namespaces=IN) == "2010-12-01"
 
 
+@pytest.mark.slow
 def test_no_cell_of_the_csv_is_a_formula(engine: Engine) -> None:
     """A holder is free text, and so are the names of those who decided."""
     announce(engine, row(account={"holder": '=HYPERLINK("http://x")', "iban": IBAN["GBP"]}))
@@ -144,6 +145,7 @@ def test_text_is_escaped(engine: Engine, schema: xmlschema.XMLSchema) -> None:
     assert ElementTree.fromstring(xml).findtext(".//p:Cdtr/p:Nm", namespaces=IN) == holder
 
 
+@pytest.mark.slow
 def test_a_message_is_the_same_bytes_whatever_becomes_of_it(engine: Engine) -> None:
     """Submitted again, or written after one payout was paid and another came back."""
     message_id = submitted(engine, "GBP")
@@ -159,6 +161,7 @@ def test_a_message_is_the_same_bytes_whatever_becomes_of_it(engine: Engine) -> N
         files(engine, "PSnothing")
 
 
+@pytest.mark.slow
 def test_the_csv_has_a_row_for_each_payout(engine: Engine) -> None:
     message_id = submitted(engine, "GBP")
     _, written = files(engine, message_id)

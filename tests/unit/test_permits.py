@@ -372,6 +372,7 @@ def test_an_approved_order_has_its_whole_time_again() -> None:
     assert [r.kind for r in flow.requests()] == ["charge", "charge"]
 
 
+@pytest.mark.slow
 def test_an_order_is_not_approved_without_end_while_nobody_counts() -> None:
     """Each approval asks anew; beyond forty one is refused by name, and the order can be denied."""
     flow = Flow()
@@ -654,6 +655,7 @@ def test_an_attempt_that_may_still_be_declined_keeps_its_place_when_it_is_asked_
     assert states(flow.of(2)) == [("north", "permit_waiting", 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(share_of(30)))
 def test_no_mix_of_orders_ever_exceeds_the_cap_and_all_come_to_rest(seed: int) -> None:
     """Orders, retries, cancels and gateways' words in any order, checks counted out of order

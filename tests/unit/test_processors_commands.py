@@ -1172,6 +1172,7 @@ def test_a_command_that_cannot_come_again_gives_way() -> None:
     assert story.command("refund", "x1").note == "duplicate_command"
 
 
+@pytest.mark.slow
 def test_what_a_person_needs_is_always_taken() -> None:
     """A cancel, a resolution and a review, whatever came before; memory stays bounded, and each is
     taken once."""
@@ -1286,6 +1287,7 @@ def test_no_digest_of_a_card_number_is_kept() -> None:
     assert content_digest(one) == content_digest(two)
 
 
+@pytest.mark.slow
 def test_operations_are_bounded() -> None:
     """No command makes more operations than a snapshot shall hold."""
     story = charged()

@@ -124,6 +124,7 @@ def test_a_dispute_that_only_a_report_tells_of_is_booked() -> None:
     assert standing(story) == ("won", 0, 0, 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=share_of(60), deadline=None)
 @given(
     life=st.lists(st.sampled_from(sorted(RANKS)), min_size=1, max_size=7),
@@ -251,6 +252,7 @@ def test_a_gateways_later_word_goes_before_a_persons() -> None:
     assert story.payment.disputes[0].resolved_by is None
 
 
+@pytest.mark.slow
 def test_a_persons_word_is_taken_of_a_payment_with_many_operations() -> None:
     """It begins none, so the limit of operations is not for it."""
     story = charged()

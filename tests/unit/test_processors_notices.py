@@ -124,6 +124,7 @@ def test_what_is_pending_keeps_its_hold_when_it_becomes_a_persons() -> None:
     assert story.money == (500, 200, 0)
 
 
+@pytest.mark.slow
 def test_a_refund_that_takes_days_is_asked_about_every_hour() -> None:
     """It needs no person and holds up nobody; its end is found though no notice comes."""
     story = refunding()

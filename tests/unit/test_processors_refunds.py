@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -109,6 +110,7 @@ def test_more_back_than_a_charge_took_is_contradictory() -> None:
     assert story.money == (1_000, 1_000, 500)
 
 
+@pytest.mark.slow
 @settings(max_examples=share_of(60), deadline=None)
 @given(
     st.lists(

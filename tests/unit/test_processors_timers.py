@@ -218,6 +218,7 @@ def waits_of(count: int, answer: GatewayAnswer, order: Order = ORDER) -> list[Pa
     return [due for _, _, due in flow.tiers if due.purpose == "retry"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retry_after_ms", [None, 1, 5_000, 5_001, 12_000, 39_999])
 def test_what_failed_together_does_not_come_back_together_and_never_early(
     retry_after_ms: int | None,
@@ -243,6 +244,7 @@ def test_the_draw_of_a_wait_is_its_own() -> None:
     assert {jittered(delays, 3, f"p:o:1:{tries}", 1_000) for tries in range(1, 41)} == {3}
 
 
+@pytest.mark.slow
 def test_no_draw_outlasts_the_order() -> None:
     """What may be charged for eight seconds is not sent into a wait of ten by chance."""
     waits = waits_of(60, NOT_SENT, replace(ORDER, pay_before_ms=NOW + 8 * SECOND))
@@ -287,6 +289,7 @@ def test_a_gateway_that_is_away_is_asked_about_a_charge_no_sooner_than_it_says()
     assert story.status == "captured"
 
 
+@pytest.mark.slow
 def test_inquiries_stay_dense_and_then_thin_out() -> None:
     """Twelve in the first tier, sixteen in the second, the rest in the third."""
     delays = (5, 15, 60)
@@ -297,6 +300,7 @@ def test_inquiries_stay_dense_and_then_thin_out() -> None:
     assert story.flow.now_ms - NOW == 3_600 * SECOND, "an hour of patience"
 
 
+@pytest.mark.slow
 def test_questions_that_nobody_was_asked_thin_out_too_and_none_is_used_up() -> None:
     """A gateway that is away for an hour: each wait at least what its breaker says, and longer each
     time, since a hundred thousand payments asking every five seconds would stop all others."""

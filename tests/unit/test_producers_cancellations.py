@@ -55,6 +55,7 @@ def test_the_sample_gives_seven_refunds_and_seventy_seven_credits() -> None:
     assert sum(c.amount_minor or 0 for c in given.credits) == 305_348
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_sample_are_distinct_and_their_ids_may_stand_in_a_key() -> None:
     """No two lines share a payment and a command id: none would be taken for a repetition."""
     given = given_back(read_invoices(SAMPLE, now_ms=NOW_MS), now_ms=NOW_MS)

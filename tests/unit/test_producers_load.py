@@ -84,6 +84,7 @@ def test_a_field_of_the_wrong_type_is_refused() -> None:
         publisher.publish(order)
 
 
+@pytest.mark.slow
 def test_without_a_broker_flush_names_every_order() -> None:
     """Nobody is left believing that an order was published."""
     publisher = OrderPublisher(NOWHERE, config={"log_level": 0})

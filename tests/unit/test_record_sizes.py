@@ -225,6 +225,7 @@ PROSE_FIELDS = [
 ]
 
 
+@pytest.mark.slow
 def test_commands_that_wait_leave_room_in_the_row() -> None:
     """As many as may wait, each text at its limit: the row stays below its topic's limit."""
     payment = None

@@ -139,6 +139,7 @@ def test_what_is_not_owed_or_on_its_way_is_not_recorded() -> None:
     assert (sent.flow.events()[-1].reason, sent.money) == ("refund_must_be_owed", (500, 500, 500))
 
 
+@pytest.mark.slow
 def test_a_gateway_that_is_gone_for_good_holds_nothing_up() -> None:
     """Nobody knows what became of the refund; that it was paid otherwise ends it as not made."""
     story = cancelled_too_late(ORDER)

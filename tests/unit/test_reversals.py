@@ -65,6 +65,7 @@ def is_back(story: Story, order: Order) -> bool:
     return story.money == ((500, 500, 500) if order is ORDER else (0, 0, 0))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("minutes", [5, 3 * 60, 23 * 60, 30 * 60])
 def test_it_goes_back_however_long_the_gateway_was_away(order: Order, minutes: int) -> None:
@@ -95,6 +96,7 @@ def test_while_it_waits_the_same_key_is_sent_ever_more_seldom(order: Order) -> N
     assert 12 < len(sent) < 30
 
 
+@pytest.mark.slow
 @BOTH
 def test_what_is_proven_unsent_is_ordered_again_under_another_key(order: Order) -> None:
     """Once the time of one reversal is over, proof makes room for the next; without any it is not
@@ -128,6 +130,7 @@ def test_a_gateways_long_retry_after_does_not_outlast_its_memory(order: Order, t
     assert is_back(story, order)
 
 
+@pytest.mark.slow
 @BOTH
 def test_silence_never_ends_it(order: Order) -> None:
     """Nobody could ask its gateway for a day: its outcome waits for a person, who orders it again
@@ -160,6 +163,7 @@ def test_what_a_gateway_without_keys_may_have_is_not_sent_there_again(order: Ord
     assert is_back(story, order)
 
 
+@pytest.mark.slow
 @BOTH
 def test_what_a_gateway_without_keys_cannot_have_goes_on_by_itself(order: Order) -> None:
     """Nobody could send it for half a day, and the gateway does not know it."""

@@ -69,6 +69,7 @@ IN_DISPUTE = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @IN_DISPUTE
 def test_nothing_goes_back_while_the_bank_has_the_money(told: object) -> None:
     """For as long as that takes; it is told, and the audit waits as well."""
@@ -86,6 +87,7 @@ def test_nothing_goes_back_while_the_bank_has_the_money(told: object) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @IN_DISPUTE
 def test_after_a_dispute_that_was_won_it_goes_back(told: object) -> None:
     """The money is ours again, and still not ours to keep."""
@@ -415,6 +417,7 @@ def never(request: PaymentRequest) -> GatewayAnswer:
     return NOT_FOUND if request.kind == "inquire" else NOT_SENT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [POLICY, DEFAULT_POLICY], ids=["short", "default"])
 def test_by_force_it_goes_back_though_it_cannot_be_sent_at_once(policy: Policy) -> None:
     """The person has decided; a gateway that is away for a minute, or longer than one reversal is

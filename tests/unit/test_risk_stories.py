@@ -328,6 +328,7 @@ def test_a_count_that_rejects_is_enough() -> None:
     assert the(flow, 3).reason == "risk_card_hour"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_counts_never_outlast_pay_before(late: bool) -> None:
     """An order whose time is over is not charged, whether the counts came late or not at all."""
@@ -385,6 +386,7 @@ def test_a_publisher_of_commands_lets_no_card_number_out() -> None:
     publisher.flush(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(share_of(30)))
 def test_whatever_comes_in_between_the_limit_holds_and_nothing_is_stuck(seed: int) -> None:
     """Counts in any order, some never; repeats, cancels, reviews and time: at most three orders of

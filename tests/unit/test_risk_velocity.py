@@ -99,6 +99,7 @@ def test_a_row_stays_small_however_much_is_counted() -> None:
     assert [(len(each.buckets), each.window_ms) for each in late.series] == [(1, HOUR_MS)]
 
 
+@pytest.mark.slow
 @settings(max_examples=share_of(200), deadline=None)
 @given(
     at=st.lists(

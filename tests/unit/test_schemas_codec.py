@@ -58,6 +58,7 @@ DUE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @given(named_records())
 def test_bytes_are_those_of_another_avro_library(named: tuple[str, Any]) -> None:
     """Whatever record is written, fastavro writes the same bytes, and both read it back."""
@@ -67,6 +68,7 @@ def test_bytes_are_those_of_another_avro_library(named: tuple[str, Any]) -> None
     assert DECODERS[name](value) == record
 
 
+@pytest.mark.slow
 @given(named_records(), st.data())
 @settings(max_examples=share_of(60))
 def test_every_cut_is_truncated(named: tuple[str, Any], data: st.DataObject) -> None:
@@ -90,6 +92,7 @@ def test_random_bytes_never_raise_anything_else(name: str, noise: bytes, headed:
         assert DECODERS[name](ENCODERS[name](record)) == record
 
 
+@pytest.mark.slow
 @given(named_records(), st.data())
 @settings(max_examples=share_of(300))
 def test_flipped_bytes_never_raise_anything_else(

@@ -56,6 +56,7 @@ def same(name: str, record: dict[str, Any]) -> None:
     assert write(record) == b"head" + out.getvalue()
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(SCHEMA_NAMES).flatmap(
         lambda name: st.tuples(st.just(name), records(read_schema(name)))

@@ -45,6 +45,7 @@ def with_field(schemas: Schemas, field: dict[str, Any]) -> Schemas:
 OPTIONAL = {"name": "channel", "type": ["null", "string"], "default": None}
 
 
+@pytest.mark.slow
 def test_every_schema_is_locked_and_compatible_as_committed() -> None:
     """The lock in the tree is true; run `paystream schemas lock` after changing an .avsc."""
     assert check() == []
@@ -137,6 +138,7 @@ def test_texts_for_people_may_change_freely(path: Path, schemas: Schemas) -> Non
     assert check(path, reworded) != []
 
 
+@pytest.mark.slow
 def test_a_schema_file_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def holding(
     return cluster, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("records", "codec", "count", "position", "expected"),
     [
@@ -89,6 +90,7 @@ def test_who_asks_is_not_ended_by_what_lies_behind_what_can_be_read() -> None:
     assert (done.returncode, done.stdout.split()) == (0, ["False"] * 12), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("records", "expected"), [(NO_VALUE, [0]), (RECORD, [])])
 def test_a_partition_that_stands_before_good_records_is_only_named(
     records: bytes, expected: list[int], brief: None, monkeypatch: pytest.MonkeyPatch,

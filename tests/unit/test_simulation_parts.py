@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipeline.domain.records import payment_from_record, to_record
 from tests.house import TOP
 from tests.simulation.clients import ClientFaults, SimConsumer
@@ -32,6 +34,7 @@ def test_records_that_are_handed_on_are_what_avro_reads() -> None:
     assert payment_from_record(garbage(written)) == payment, "other bytes are read by the real one"
 
 
+@pytest.mark.slow
 def test_a_defence_is_taken_out_without_a_file_being_written(tmp_path: Path) -> None:
     """The module is imported from another text; the file is as it was."""
     place = TOP / "pipeline" / "domain" / "window.py"

@@ -36,6 +36,7 @@ def exits(supervisor: Supervisor) -> list[int]:
     return supervisor.exits["payments-0"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_never_ran_is_given_up_at_its_second_word(tmp_path: Path) -> None:
     """A wrong address or a missing topic: whoever started it is told, with its sentence."""
     with supervised(tmp_path, tmp_path / "never") as supervisor:
@@ -44,6 +45,7 @@ def test_a_worker_that_never_ran_is_given_up_at_its_second_word(tmp_path: Path) 
         assert supervisor.exits["payments-0"] == [EXIT_USER_ERROR] * 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_has_run_is_started_again_for_as_long_as_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_what_the_client_writes_is_measured(
     assert is_heavy(batch, size)
 
 
+@pytest.mark.slow
 def test_gzip_is_counted_no_further_than_to_the_bound() -> None:
     batch = batch_of(gzip_zeros(20), GZIP)
     assert len(batch.data) < MIB // 32
@@ -122,6 +123,7 @@ def test_what_is_cut_into_very_many_frames_counts_as_the_most_there_is() -> None
     assert is_heavy(many, UNFOLDED_BYTES_MAX)
 
 
+@pytest.mark.slow
 def test_gzip_of_several_members_is_told_by_what_they_hold() -> None:
     """The client hands out the first one's records and nothing of the others, without a word."""
     for parts, expected in (
@@ -155,6 +157,7 @@ def test_no_death_makes_a_batch_lighter(codec: int) -> None:
     assert [is_heavy(many, each) for each in bounds] == [True] * 5
 
 
+@pytest.mark.slow
 def test_many_records_are_much_however_small_they_are() -> None:
     """What is held for each is a hundred times its seven bytes."""
     count = 1_000_000
@@ -190,6 +193,7 @@ def many_small() -> list[RecordBatch]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bytes_max", [16 * MIB, 64 * MIB, UNFOLDED_BYTES_MAX])
 def test_a_worker_that_was_killed_often_refuses_no_good_records(bytes_max: int) -> None:
     """Its bound sinks with each death, whatever it died of; many small orders are no bomb."""

@@ -232,6 +232,7 @@ def read_with(
     return found
 
 
+@pytest.mark.slow
 def test_the_ledger_refuses_it_as_one_and_reads_on(flow: EngineFlow, books_url: str) -> None:
     """Its position moves behind the last record, under the assignment that it was read in."""
     engine = open_ledger(books_url)
@@ -335,6 +336,7 @@ def test_bytes_behind_a_frame_of_lz4_are_no_damage() -> None:
     assert met(orders(lz4_frame(record_bytes(b"k", b"v")), LZ4), batches, None).value() == b"v"
 
 
+@pytest.mark.slow
 def test_what_came_damaged_to_us_is_not_stepped_over() -> None:
     """Whatever the client has said of it: it is asked for again, and then left to a person."""
     cluster = orders(TOO_MUCH, ZSTD, damaged=True)

@@ -113,6 +113,7 @@ def test_what_nobody_expected_is_not_hidden(
         ends_with(KafkaException(KafkaError(KafkaError.INVALID_CONFIG)), tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_worker_says_where_it_stands(tmp_path: Path) -> None:
     """SIGUSR1: the stacks of its threads, also while it waits for a broker that is not there."""
     spec = WorkerSpec("ledger", "n1", 0, "127.0.0.1:1", TopicSettings(), tmp_path)
