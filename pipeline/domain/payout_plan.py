@@ -41,15 +41,17 @@ class Part(Struct, frozen=True):
 class Position(Struct, frozen=True, kw_only=True):
     """Where a merchant stands in a currency. ``funds_minor`` is negative when it owes us.
 
-    ``late_minor`` is available as well and came after the cut-off: it is not paid of this day.
-    ``reserved_minor`` of all that is available came back from a payout, so a reserve was held of it
-    already. ``pending_minor``: owed, and not received yet; of it an advance may be paid.
+    ``reserved_minor``: came back from a payout by the cut-off, so a reserve was held of it already;
+    ``late_reserved_minor``: came back after it. ``late_minor`` is available as well and came after
+    the cut-off: it is not paid of this day. ``pending_minor``: owed, and not received yet; of it an
+    advance may be paid.
     """
 
     funds_minor: int
     reserve: tuple[Part, ...] = ()
     receivable_minor: int = 0
     reserved_minor: int = 0
+    late_reserved_minor: int = 0
     pending_minor: int = 0
     late_minor: int = 0
 
@@ -95,11 +97,8 @@ def plan_payout(position: Position, terms: MerchantTerms, day: date) -> Plan:
     collected_of_funds = min(collected_minor, funds_minor)
     collected_of_reserve = collected_minor - collected_of_funds
     own_minor = funds_minor - collected_of_funds
-    held_minor = _held(
-        terms.reserve,
-        own_minor - min(position.reserved_minor, own_minor),
-        total(reserve) - due_minor,
-    )
+    new_minor = own_minor - min(position.reserved_minor, own_minor)
+    held_minor = _held(terms.reserve, own_minor, new_minor, total(reserve) - due_minor)
     advanced_minor = _advanced(position, terms.advance, receivable_minor - collected_minor)
     amount_minor = own_minor - held_minor + due_minor - collected_of_reserve + advanced_minor
     if amount_minor < max(terms.minimum_minor, 1):
@@ -193,21 +192,24 @@ def _due(parts: Sequence[Part], terms: ReserveTerms, day: date) -> int:
     return sum(part.amount_minor for part in parts if part.until <= day.isoformat())
 
 
-def _held(terms: ReserveTerms, base_minor: int, reserve_minor: int) -> int:
-    """How much of new funds is held; the percentage is rounded half away from zero."""
+def _held(terms: ReserveTerms, own_minor: int, new_minor: int, reserve_minor: int) -> int:
+    """How much of the funds is held. A percentage is of the new ones, rounded half away from zero;
+    a fixed reserve is filled up from any, since it may have been used since."""
     if terms.kind == ROLLING:
-        return (base_minor * terms.ppm + _MILLION // 2) // _MILLION
+        return (new_minor * terms.ppm + _MILLION // 2) // _MILLION
     if terms.kind == FIXED:
-        return min(base_minor, max(0, terms.amount_minor - reserve_minor))
+        return min(own_minor, max(0, terms.amount_minor - reserve_minor))
     return 0
 
 
 def _gone(position: Position, paid_minor: int, kept_minor: int) -> int:
     """How much of what had come back is available no longer. What is paid counts as that first, and
-    never is more left of it than is available at all: refunds and what is collected take of it."""
+    never is more left of it than is available at all: refunds and what is collected take of it. The
+    same of what came back after the cut-off, of which nothing is paid."""
     before_minor = position.reserved_minor
-    left_minor = min(before_minor - min(before_minor, paid_minor), kept_minor + position.late_minor)
-    return before_minor - left_minor
+    left_minor = min(before_minor - min(before_minor, paid_minor), kept_minor)
+    late_gone_minor = max(0, position.late_reserved_minor - position.late_minor)
+    return before_minor - left_minor + late_gone_minor
 
 
 def _advanced(position: Position, terms: AdvanceTerms, owed_minor: int) -> int:

@@ -121,13 +121,19 @@ class Payout(Struct, frozen=True, kw_only=True):
 class Standing(Struct, frozen=True, kw_only=True):
     """What earlier decisions left of one merchant and currency. ``last_day``: of its newest payout,
     with that day's cut-off; ``reserved_minor``: came back, and a reserve was held of it before (of
-    an advance none was)."""
+    an advance none was); ``returns``: (when, how much) of that came, ever."""
 
     reserve: tuple[Part, ...] = ()
     receivable: tuple[Part, ...] = ()
     reserved_minor: int = 0
+    returns: tuple[tuple[int, int], ...] = ()
     last_day: str = ""
     last_cut_off_ms: int = -1
+
+    def reserved_by(self, cut_off_ms: int) -> int:
+        """What of it came back by a cut-off; the rest is not among that day's funds."""
+        late_minor = sum(minor for at_ms, minor in self.returns if at_ms >= cut_off_ms)
+        return max(0, self.reserved_minor - late_minor)
 
 
 class Submission(Struct, frozen=True):
@@ -172,9 +178,11 @@ class PayoutBook:
                 key = payout.merchant_id, payout.currency
                 standing = self.standings[key]
                 advanced_minor = self.created[payout.payout_id].get("advanced_minor", 0)
+                back_minor = payout.amount_minor - advanced_minor
                 self.standings[key] = replace(
                     standing,
-                    reserved_minor=standing.reserved_minor + payout.amount_minor - advanced_minor,
+                    reserved_minor=standing.reserved_minor + back_minor,
+                    returns=(*standing.returns, (payout.changed_at_ms, back_minor)),
                 )
         self.payouts[payout.payout_id] = payout
         if payout.state == PAID:
@@ -210,10 +218,13 @@ class PayoutBook:
         # Decisions of before there were advances name none.
         if body.get("advanced_minor"):
             receivable = (*receivable, Part(day, body["advanced_minor"]))
+        # Decisions of before did not know how much of what came back was an advance, either.
+        reserved_minor = max(0, before.reserved_minor - body["reserved_minor"])
         self.standings[key] = Standing(
             reserve=reserve,
             receivable=receivable,
-            reserved_minor=0 if owed else before.reserved_minor - body["reserved_minor"],
+            reserved_minor=0 if owed else reserved_minor,
+            returns=before.returns,
             last_day=day if payout else before.last_day,
             last_cut_off_ms=body["cut_off_ms"] if payout else before.last_cut_off_ms,
         )

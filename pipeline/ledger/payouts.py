@@ -120,13 +120,15 @@ def _create(
             continue
         standing = book.standing(*key)
         funds_minor = at.by(force.cut_off_ms)
+        reserved_minor = standing.reserved_by(force.cut_off_ms)
         plan = plan_payout(
             Position(
                 funds_minor=funds_minor,
                 late_minor=at.available_minor - funds_minor,
                 reserve=fitted(standing.reserve, at.reserve_minor),
                 receivable_minor=max(0, at.receivable_minor),
-                reserved_minor=standing.reserved_minor,
+                reserved_minor=reserved_minor,
+                late_reserved_minor=standing.reserved_minor - reserved_minor,
                 # What is pending now was not so on an earlier day.
                 pending_minor=at.pending_minor if newest else 0,
             ),

@@ -626,16 +626,51 @@ class PayoutSuite(OnEachDatabase):
         assert self.pay_of_new_funds(engine, "2010-12-03", 1000_00) == (100_00, paid)
 
     def test_what_came_back_after_the_cut_off_is_exempt_the_next_day(self, engine: Engine) -> None:
-        """2 December: 200.00 new ones by 17:00, 900.00 come back at 17:30. 200.00 are paid, as
-        if they were those. 3 December: of the 900.00 left 700.00 are exempt, 20.00 are held."""
+        """2 December: 200.00 new ones by 17:00, 900.00 come back at 17:30. 20.00 of the new
+        ones are held, and 180.00 paid. 3 December: the 900.00 are exempt."""
         announce(engine, row(reserve=ROLLING))
         receive(engine, 1000_00, "2010-12-01T09:00")
         create(engine, "2010-12-01", "2010-12-01T18:00")
         self.send_back(engine, "2010-12-02T17:30")
-        assert self.pay_of_new_funds(engine, "2010-12-02", 200_00) == (0, 200_00)
+        assert self.pay_of_new_funds(engine, "2010-12-02", 200_00) == (20_00, 180_00)
         create(engine, "2010-12-03", "2010-12-03T18:00")
         payout = payouts(engine)["2010-12-03"]
-        assert (payout.held_minor, payout.amount_minor) == (20_00, 880_00)
+        assert (payout.held_minor, payout.amount_minor) == (0, 900_00)
+
+    def test_what_refunds_took_of_it_after_the_cut_off_is_not_exempt_either(
+        self, engine: Engine
+    ) -> None:
+        """2 December: 900.00 come back at 17:30, and refunds at 17:40 take all of it.
+        3 December: of 1,000.00 new ones 100.00 are held."""
+        announce(engine, row(reserve=ROLLING))
+        receive(engine, 1000_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        self.send_back(engine, "2010-12-02T17:30")
+        receive(engine, -900_00, "2010-12-02T17:40")
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        assert self.pay_of_new_funds(engine, "2010-12-03", 1000_00) == (100_00, 900_00)
+
+    def test_days_that_are_made_up_for_hold_what_they_would_have_held(self, engine: Engine) -> None:
+        """2 December: 900.00 came back, refunds take 500.00. 3 December: 1,000.00 new ones. Both
+        days are paid on the 3rd: 400.00, and 900.00 with 100.00 held."""
+        self.returned_on_2_december(engine)
+        receive(engine, -500_00, "2010-12-02T09:00")
+        assert self.pay_of_new_funds(engine, "2010-12-03", 1000_00) == (100_00, 900_00)
+        missed = payouts(engine)["2010-12-02"]
+        assert (missed.held_minor, missed.amount_minor) == (0, 400_00)
+
+    def test_a_fixed_reserve_is_filled_up_from_what_came_back(self, engine: Engine) -> None:
+        """500.00 fixed: of 1,500.00 then 1,000.00 are paid. -400.00 are met from it while they are
+        out; of the 1,000.00 that come back 400.00 are held, and 600.00 paid."""
+        announce(engine, row(reserve={"kind": "fixed", "amount_minor": 500_00}))
+        receive(engine, 1500_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        receive(engine, -400_00, "2010-12-02T09:00")
+        create(engine, "2010-12-02", "2010-12-02T18:00")
+        self.send_back(engine, "2010-12-03T08:00")
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        payout = payouts(engine)["2010-12-03"]
+        assert (payout.held_minor, payout.amount_minor) == (400_00, 600_00)
 
     def test_of_an_advance_that_came_back_no_reserve_was_held(self, engine: Engine) -> None:
         """1 December: of 100.00 10.00 are held and 90.00 paid, with 300.00 of 400.00 pending.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from typing import Any
 
 import pytest
 
 from pipeline.domain.business_days import BusinessDays
+from pipeline.domain.decisions import LedgerEvent
 from pipeline.domain.payout_plan import Part, Position, plan_payout
 from pipeline.domain.payout_terms import read_terms, terms_on
+from pipeline.domain.payouts import PAYOUT_NETTED, PayoutBook
 from pipeline.errors import UserError
 from tests.support.payouts import document, ms, row
 
@@ -182,3 +185,19 @@ def test_an_advance_keeps_to_its_limits(position: Position, advanced: int) -> No
     (terms,) = read_terms(document(row(advance=advance))).payouts
     plan = plan_payout(position, terms, date(2027, 1, 13))
     assert plan.advanced_minor == plan.amount_minor == advanced
+
+
+def test_no_more_of_what_came_back_is_gone_than_was_known_of() -> None:
+    """Decisions of before did not tell an advance that came back apart, and took more of it."""
+    netted = {"merchant_id": "shop", "currency": "GBP", "business_date": "2026-12-02",
+              "payout_id": "", "cut_off_ms": 0, "held_minor": 0, "held_until": "",
+              "released_minor": 0, "from_reserve_minor": 0, "called_in_minor": 0,
+              "collected_minor": 0, "reserved_minor": 40_00}  # fmt: skip
+    book = PayoutBook()
+    book.take(
+        LedgerEvent(
+            event_id="1", kind=PAYOUT_NETTED, sequence=1, actor="anna", decided_at_ms=0,
+            body=json.dumps(netted),
+        )
+    )  # fmt: skip
+    assert book.standing("shop", "GBP").reserved_minor == 0
