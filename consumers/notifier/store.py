@@ -226,16 +226,20 @@ class CallbackStore:
                 values: dict[str, Any] = {"state": result.state, "tries": head.tries + 1}
                 if due_ms is None:
                     values["ended_at_ms"] = ended_ms
+                # What a twin of ours gave up meanwhile may have arrived all the same.
+                open_ = (WAITING, GIVEN_UP) if result.state == DELIVERED else (WAITING,)
                 hit = connection.execute(
-                    update(callbacks).where(mine, callbacks.c.state == WAITING).values(**values)
+                    update(callbacks).where(mine, callbacks.c.state.in_(open_)).values(**values)
                 ).rowcount
                 if not hit:
-                    # What a twin of ours ended meanwhile stays ended, and so do the times that it
-                    # set for the later ones.
+                    # What the twin ended stays ended otherwise, and so do the times that it set
+                    # for the later ones.
                     continue
                 later = and_(
                     callbacks.c.endpoint == head.endpoint,
                     callbacks.c.payment_id == head.payment_id,
+                    # Not one from before it, which somebody has had sent again meanwhile.
+                    callbacks.c.sequence >= head.sequence,
                     callbacks.c.state == WAITING,
                 )
                 if due_ms is not None:

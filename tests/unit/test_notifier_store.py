@@ -131,6 +131,23 @@ class StoreSuite:
         self.end(store, head, TIMED_OUT)
         assert self.ids(store, NOW + 10) == ["p1-2"]
 
+    def test_what_a_twin_gave_up_may_have_been_delivered(self, store: CallbackStore) -> None:
+        """The last try was open twice: the receiver took one, and the other timed out first."""
+        self.keep(store, callback())
+        (head,) = self.heads(store)
+        self.end(store, head, GONE, status=410)
+        self.end(store, head, DELIVERED)
+        assert store.find()[0]["state"] == "delivered"
+
+    def test_what_is_sent_again_does_not_wait_for_a_later_one(self, store: CallbackStore) -> None:
+        """The try of a later event of the payment was open when somebody asked for it."""
+        self.keep(store, callback(sequence=1), callback(sequence=2))
+        self.end(store, self.heads(store)[0], DELIVERED)
+        (head,) = self.heads(store, NOW + 10)
+        store.resend([("e", "p1-1")], "alice", NOW + 20)
+        self.end(store, head, TIMED_OUT)
+        assert self.ids(store, NOW + 20) == ["p1-1"]
+
     def test_what_is_given_up_lets_the_next_one_go(self, store: CallbackStore) -> None:
         """One event that a receiver never takes does not silence its payment for ever."""
         self.keep(store, callback(sequence=1), callback(sequence=2))
