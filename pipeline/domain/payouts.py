@@ -7,6 +7,7 @@ where money moves, the entry itself, so that the books need nothing else to be m
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from hashlib import sha1
@@ -67,6 +68,11 @@ _ACT_OF: Final = {kind: act for act, kind in KIND_OF.items()}
 # Decisions that take funds of a day; beside them stands PAYOUT_TERMS.
 TAKING_KINDS: Final = (PAYOUT_CREATED, PAYOUT_NETTED)
 PAYOUT_KINDS: Final = frozenset((*TAKING_KINDS, *_ACT_OF))
+# Letters and signs that no font shows (Unicode's Default_Ignorable_Code_Point, and the blank of
+# Braille); what Python calls not printable is not among them.
+_SEEN_BY_NOBODY: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 class SecondPersonNeeded(UserError):
@@ -81,10 +87,17 @@ class SecondPersonNeeded(UserError):
 
 
 def same_person(one: str, other: str) -> bool:
-    """Whether two names are one person's: case, blanks and forms of a letter tell nobody apart."""
+    """Whether two names are one person's: case, blanks, what nobody sees and forms of a letter tell
+    nobody apart."""
     plain = (unicodedata.normalize("NFKC", name).casefold() for name in (one, other))
-    first, second = ("".join(name.split()) for name in plain)
+    first, second = ("".join(filter(_is_seen, name)) for name in plain)
     return first == second or not (first and second)
+
+
+def _is_seen(character: str) -> bool:
+    return (
+        character.isprintable() and not character.isspace() and not _SEEN_BY_NOBODY.match(character)
+    )
 
 
 class Payout(Struct, frozen=True, kw_only=True):

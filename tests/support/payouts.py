@@ -481,7 +481,16 @@ class PayoutSuite(OnEachDatabase):
         receive(engine, 10_00, "2010-12-01T09:00")
         create(engine, "2010-12-01", "2010-12-01T18:00", actor="anna")
         (payout,) = payouts(engine).values()
-        for same in ("anna", "Anna", "ANNA ", " an na", "\uff41nna", " "):
+        for same in (
+            "anna",
+            "Anna",
+            "ANNA ",
+            " an na",
+            "\uff41nna",
+            "an\u200bna",
+            "anna\u3164",
+            " ",
+        ):
             with pytest.raises(UserError, match="a second person approves it"):
                 move(engine, payout, "approve", "2010-12-01T18:05", actor=same)
         assert payouts(engine)["2010-12-01"] == payout
