@@ -46,6 +46,10 @@ class BreakerRule(Struct, frozen=True, kw_only=True):
     # there are few calls, or few places, calls_min never come together within window_ms. One that
     # hangs may be a slow card, two a coincidence.
     hanging_min: int = 3
+    # So many calls in a row that did not even reach it open it by themselves, however far apart:
+    # that is no matter of one card, and with few calls each order would wait for this gateway until
+    # it is too late for any. One order is tried that often within its patience.
+    unreached_min: int = 5
     # How long the slowest of its usual answers take, if its operator knows: it stands for those
     # that a worker has not had yet. None goes by answers alone, and waits slow_ms for the first.
     usual_ms: int | None = None
@@ -65,6 +69,7 @@ class Breaker:
         "_probing",
         "_rule",
         "_turn",
+        "_unreached",
         "_wait_ms",
         "_well",
     )
@@ -74,6 +79,8 @@ class Breaker:
         self._latest: deque[tuple[float, bool]] = deque(maxlen=rule.calls_min)
         # Calls that were found hanging since the last one was answered.
         self._hanging = 0
+        # Calls in a row that did not reach it.
+        self._unreached = 0
         # Rises with every opening: the end of a call that began before it says nothing new.
         self._turn = 0
         self._open_until_ms: float | None = None
@@ -105,26 +112,38 @@ class Breaker:
             self._probing += 1
         return self._turn
 
-    def end(self, permit: int, well: bool | None, now_ms: float, *, hangs: bool = False) -> None:
+    def end(
+        self,
+        permit: int,
+        well: bool | None,
+        now_ms: float,
+        *,
+        hangs: bool = False,
+        unreached: bool = False,
+    ) -> None:
         """A permitted call has ended: well, in trouble, or (None) saying nothing of the gateway.
 
         ``hangs``: it is in trouble for having no answer, nor has any other had one since it began.
+        ``unreached``: no connection came about.
         """
         if permit != self._turn:
             return
         if self._open_until_ms is not None:
             self._probing -= 1
         if well is not None:
-            self.saw(well, now_ms, hangs=hangs)
+            self.saw(well, now_ms, hangs=hangs, unreached=unreached)
 
     def answered(self) -> None:
         """Calls are answered: what was found hanging was none of the gateway's silence."""
         self._hanging = 0
 
-    def saw(self, well: bool, now_ms: float, *, hangs: bool = False) -> None:
+    def saw(
+        self, well: bool, now_ms: float, *, hangs: bool = False, unreached: bool = False
+    ) -> None:
         """Count one end. While it is open, ends say nothing: they are of calls made before."""
         if self._open_until_ms is None:
             self._latest.append((now_ms, well))
+            self._unreached = self._unreached + 1 if unreached else 0
             if not well:
                 self._hanging += hangs
                 self._judge(now_ms)
@@ -147,7 +166,7 @@ class Breaker:
             self._well = 0
 
     def _judge(self, now_ms: float) -> None:
-        if self._hanging >= self._rule.hanging_min:
+        if self._hanging >= self._rule.hanging_min or self._unreached >= self._rule.unreached_min:
             self._open(now_ms)
             return
         latest, count = self._latest, self._rule.calls_min
@@ -161,7 +180,7 @@ class Breaker:
         self._turn += 1
         self._open_until_ms = now_ms + self._wait_ms
         self._wait_ms = min(2 * self._wait_ms, self._rule.wait_ms_max)
-        self._probing = self._well = self._hanging = 0
+        self._probing = self._well = self._hanging = self._unreached = 0
 
     def _close(self) -> None:
         self._turn += 1

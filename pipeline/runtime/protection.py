@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from pipeline.domain.answer import NOT_SENT, UNKNOWN, GatewayAnswer
 from pipeline.domain.breaker import CLOSED, OPEN, Breaker
-from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED, verdict
+from pipeline.domain.health import BREAKER_OPEN, RATE_LIMITED, THROTTLED, UNREACHABLE, verdict
 from pipeline.domain.policy import GatewayProfile
 from pipeline.domain.return_window import ReturnWindow
 from pipeline.domain.token_bucket import TokenBucket
@@ -212,7 +212,8 @@ class Protection:
             # Whoever waits behind it has waited as long, whatever has ended it.
             long = now_ms - permit.began_ms >= SUSPECTED_HOLD_MS
             hangs = well is False and long and g.is_silent_since(permit)
-            self._tell(g, permit, well, now_ms, hangs=hangs)
+            unreached = answer.code in UNREACHABLE
+            self._tell(g, permit, well, now_ms, hangs=hangs, unreached=unreached)
 
     def report(self) -> None:
         """Show each breaker's state."""
@@ -231,12 +232,19 @@ class Protection:
         return self._limit_wait_ms_max if g.parked < places else -1
 
     def _tell(
-        self, g: _Gateway, permit: Permit, well: bool | None, now_ms: float, *, hangs: bool
+        self,
+        g: _Gateway,
+        permit: Permit,
+        well: bool | None,
+        now_ms: float,
+        *,
+        hangs: bool,
+        unreached: bool = False,
     ) -> None:
         permit.told = True
         g.moves_hang |= hangs and not permit.inquiry
         was_open = g.breaker.state(now_ms) != CLOSED
-        g.breaker.end(permit.turn, well, now_ms, hangs=hangs)
+        g.breaker.end(permit.turn, well, now_ms, hangs=hangs, unreached=unreached)
         state = g.breaker.state(now_ms)
         if was_open and state == CLOSED:
             rule = g.profile.breaker

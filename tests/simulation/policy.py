@@ -42,7 +42,12 @@ values = ["{WATCHED}"]
 
 # Of gateways that have trouble with one call of three all the time.
 _CALM = BreakerRule(
-    calls_min=60, trouble_percent=90, hanging_min=1_000, wait_ms_max=2_000, probes=1
+    calls_min=60,
+    trouble_percent=90,
+    hanging_min=1_000,
+    unreached_min=1_000,
+    wait_ms_max=2_000,
+    probes=1,
 )
 
 

@@ -87,13 +87,43 @@ def test_a_dead_gateway_is_left_alone_and_the_other_is_not() -> None:
     permitted(protection)
 
 
+@pytest.mark.parametrize("apart_ms", [20_000, 300_000])
+@pytest.mark.parametrize("kind", ["charge", "inquire"])
+def test_a_gateway_that_cannot_be_reached_is_left_however_few_its_calls(
+    kind: str, apart_ms: int
+) -> None:
+    """One order every five minutes: each was sent there until it was too late for any other. A
+    call that is answered between says that it can be reached."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a"), B, clock=clock)
+    unreached = replace(DEAD, outcome="unknown" if kind == "inquire" else "not_sent")
+    least = BreakerRule().unreached_min
+    for answer in (*[unreached] * (least - 1), WELL, *[unreached] * least):
+        protection.ended(permitted(protection, kind=kind), answer)
+        clock.ms += apart_ms
+    # Its wait has passed; the order is tried again while its first try opens it once more.
+    protection.ended(permitted(protection), DEAD)
+    assert refused(protection).code == "breaker_open"
+    permitted(protection, "b")
+
+
+def test_refusals_that_are_answers_are_no_sign_that_it_cannot_be_reached() -> None:
+    """One card that a gateway fails at with 500, again and again, is no outage."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a"), B, clock=clock)
+    failed = GatewayAnswer(outcome="unknown", code="http_500")
+    for answer in [*[DEAD] * (BreakerRule().unreached_min - 1), failed] * 4:
+        protection.ended(permitted(protection), answer)
+        clock.ms += 20_000
+
+
 @pytest.mark.slow
 def test_all_who_waited_for_a_gateway_do_not_send_it_away_again() -> None:
     """Back from an outage it does twenty calls a second, and hundreds wait: it gets as many at once
     as it answers in time. All of them would each take longer than a call in trouble."""
     clock = Clock()
     protection = gate(GatewayProfile(name="a"), B, clock=clock)
-    for _ in range(BreakerRule().calls_min):
+    for _ in range(BreakerRule().unreached_min):
         protection.ended(permitted(protection), DEAD)
     queue: list[Permit] = []
     answered, shut = 0, 0
@@ -637,7 +667,7 @@ def test_a_gateway_that_is_back_keeps_nobody_waiting_for_the_room_of_calls_that_
     clock = Clock()
     protection = gate(GatewayProfile(name="a"), B, clock=clock)
     after_answers(protection, clock, 100, 20)
-    for _ in range(10):  # half of the latest twenty
+    for _ in range(BreakerRule().unreached_min):
         protection.ended(permitted(protection), DEAD)
     clock.ms += BreakerRule().wait_ms
     after_answers(protection, clock, 100, BreakerRule().probes)
@@ -682,7 +712,7 @@ def test_with_one_gateway_requests_wait_even_for_the_places_of_calls_that_hang()
     clock = Clock()
     protection = gate(GatewayProfile(name="a"), clock=clock)
     hanging = [permitted(protection) for _ in range(2 * BreakerRule().probes)]
-    for _ in range(BreakerRule().calls_min):
+    for _ in range(BreakerRule().unreached_min):
         protection.ended(permitted(protection), DEAD)
     assert all(protection.is_slow(permit, HOLD_MS) for permit in hanging)
     clock.ms += BreakerRule().wait_ms
