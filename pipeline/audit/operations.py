@@ -641,11 +641,12 @@ def _is_kept(payment: PaymentEvidence, charge: SettlementSeen, left_minor: int) 
         return left_minor < 0
     kinds = ("capture", *REFUNDS)
     room_minor = sum(s.amount_minor for s in payment.settlements if s.movement in kinds)
-    # What still may go back of the payment's other charges is owed twice only once it has not.
+    # What still may go back of the payment's other charges is owed twice only once it has not. Of
+    # what gives late charges back the withdrawn sums know.
     room_minor -= sum(
         a.amount_minor or snapshot.amount_minor
         for a in snapshot.attempts
-        if a.kind == "refund" and a.state in _OPEN
+        if a.kind == "refund" and a.state in _OPEN and not _is_reversal(payment, a.operation_id)
     )
     return (
         left_minor > withdrawn_of_minor(snapshot, charge.gateway, charge.gateway_reference)

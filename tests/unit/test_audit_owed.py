@@ -88,6 +88,24 @@ def test_what_may_go_back_of_another_charge_is_no_money_kept(end: str) -> None:
     assert found(story) == set()
 
 
+def test_what_waits_for_a_dispute_to_end_hides_no_money_that_is_kept() -> None:
+    """Both charges are late. A bank has the second one's money, and its reversal waits for that;
+    nobody gives the first one back."""
+    story = Story(ORDER)
+    story.flow.run(down)
+    story.command("retry", "r1", instrument_token="tok_2")
+    story.flow.run(down)
+    story.notify("succeeded", "r1")
+    story.dispute("opened", gateway_reference="charge_1_r1", event_sequence=1)
+    story.notify("succeeded", "1")
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, down)
+    kept = ("late_success_not_reversed", Severity.BROKEN)
+    assert kept not in found(story)
+    left = [a for a in story.payment.attempts if not a.operation_id.startswith("late-1-1")]
+    story.flow.apply(ORDER, Decision(payment=replace(story.payment, attempts=tuple(left))))
+    assert kept in found(story)
+
+
 @pytest.mark.parametrize("state", ["opened", "lost"])
 def test_what_a_bank_has_of_another_charge_settles_nothing(state: str) -> None:
     story = paid_twice()
