@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.drain import STALL_S
 from benchmarks.failure import WrongRun
@@ -43,7 +47,9 @@ class OutageSeen:
     """Latencies from the order's append to its settlement's append, by the broker's clock.
 
     ``open_after_s``: from the stop until new orders go elsewhere. ``sent_before`` and
-    ``sent_after``: orders that the dead gateway was given until then, and as trials later on.
+    ``sent_after``: orders that the dead gateway was given until then, and as trials later on, of
+    ``ordered_after`` of both. ``others_back``: of the other gateway's orders after the return.
+    ``charged_twice``: orders of which the gateways' own books have kept more than one charge.
     ``resolved_s``: from the gateway's return until the last payment had its outcome.
     """
 
@@ -53,15 +59,23 @@ class OutageSeen:
     open_after_s: float
     sent_before: int
     sent_after: int
+    ordered_after: int
     others_before: Percentiles | None
     others: Percentiles
+    others_back: Percentiles | None
     waiting_at_return: int
     resolved_s: float
     moved: int
+    charged_twice: int
 
     @property
     def p99_ratio(self) -> float:
         return self.others.p99 / self.normal.p99
+
+    @property
+    def trials_share(self) -> float:
+        """Which part of all orders since they leave it were sent to the dead gateway."""
+        return self.sent_after / self.ordered_after
 
 
 @dataclass(frozen=True)
@@ -146,9 +160,10 @@ def measure_outage(
             table.close()
             for gateway in gateways:
                 stop_simulator(gateway)
+        charged_twice = _charged_twice([folder / f"{name}.sqlite" for name in (DEAD, OTHER)])
     found = judge(
         _orders(watch, table), normal_from_ms, stopped_ms, back_ms,
-        rate_per_s=rate_per_s, outage_s=outage_s, waiting=waiting,
+        rate_per_s=rate_per_s, outage_s=outage_s, waiting=waiting, charged_twice=charged_twice,
     )  # fmt: skip
     say(f"  others' p99 was {found.p99_ratio:.2f} times its normal value; every order settled once")
     return found
@@ -163,6 +178,7 @@ def judge(
     rate_per_s: float,
     outage_s: float,
     waiting: int,
+    charged_twice: int,
 ) -> OutageSeen:
     """The figures of one run from what became of each order."""
     # What was on its way when the gateway stopped belongs to the outage.
@@ -175,6 +191,7 @@ def judge(
     after = [o for o in during if o.ordered_at_ms >= opened_ms]
     others_before = [o for o in before if o.gateway == OTHER]
     at_dead = [o for o in during if o.gateway == DEAD]
+    back = [o for o in orders.values() if o.ordered_at_ms >= back_ms and o.gateway == OTHER]
     return OutageSeen(
         rate_per_s=rate_per_s,
         outage_s=outage_s,
@@ -182,12 +199,31 @@ def judge(
         open_after_s=open_after_ms / 1000,
         sent_before=sum(o.gateway == DEAD for o in before),
         sent_after=sum(o.gateway == DEAD for o in after),
+        ordered_after=len(after),
         others_before=_latencies(others_before) if others_before else None,
         others=_latencies([o for o in after if o.gateway == OTHER]),
+        others_back=_latencies(back) if back else None,
         waiting_at_return=waiting,
         resolved_s=max([0, *(o.settled_at_ms - back_ms for o in at_dead)]) / 1000,
         moved=sum(o.settled_by != DEAD for o in at_dead),
+        charged_twice=charged_twice,
     )
+
+
+def _charged_twice(books: Sequence[Path]) -> int:
+    """Orders of which all gateways together have kept more than one charge, as they wrote it."""
+    kept: Counter[str] = Counter()
+    for file in books:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+            kept.update(
+                dict(
+                    db.execute(
+                        "SELECT merchant_id || ':' || order_id, sum(kind = 'charge') "
+                        "- sum(kind = 'refund') FROM entries GROUP BY merchant_id, order_id"
+                    )
+                )
+            )
+    return sum(count > 1 for count in kept.values())
 
 
 def _left_after_ms(during: list[Ordered], stopped_ms: int, back_ms: int) -> int:

@@ -25,6 +25,8 @@ AIM_P50_MS = 150
 AIM_P99_MS = 400
 # What a dead gateway may do to the payments of the others.
 AIM_OUTAGE_P99_RATIO = 2.0
+# A gateway is tried with few, which wait: one of fifty orders, where half of them were its own.
+AIM_OUTAGE_TRIALS_SHARE = 0.02
 # Of bare inserts of the same rows, and of the rate without a hot merchant.
 AIM_JOURNAL_OF_CORE = 0.6
 AIM_JOURNAL_HOT_OF_EVEN = 0.9
@@ -312,7 +314,13 @@ def _outage_rows(outage: OutageSeen) -> list[Row]:
         Row(group, "before: p99", _ms(outage.normal.p99)),
         Row(group, "new orders go elsewhere after", f"{outage.open_after_s:.1f} s"),
         Row(group, "orders sent to it until then", f"{outage.sent_before:,}"),
-        Row(group, "orders sent to it later, as trials", f"{outage.sent_after:,}"),
+        Row(
+            group,
+            "orders sent to it later, as trials",
+            f"{outage.sent_after:,} of {outage.ordered_after:,}",
+            f"at most {100 * AIM_OUTAGE_TRIALS_SHARE:.0f} %",
+            outage.trials_share <= AIM_OUTAGE_TRIALS_SHARE,
+        ),
         Row(group, "others until then, p99", "none" if before is None else _ms(before.p99)),
         Row(group, "others from then on, p50", _ms(outage.others.p50)),
         Row(
@@ -327,7 +335,19 @@ def _outage_rows(outage: OutageSeen) -> list[Row]:
             "orders without an outcome when it was back, about",
             f"{outage.waiting_at_return:,}",
         ),
+        Row(
+            group,
+            "others once it was back, p99",
+            "none" if outage.others_back is None else _ms(outage.others_back.p99),
+        ),
         Row(group, "of its orders, charged at the other gateway", f"{outage.moved:,}"),
+        Row(
+            group,
+            "orders charged more than once, by both gateways' books",
+            f"{outage.charged_twice:,}",
+            "none",
+            outage.charged_twice == 0,
+        ),
         Row(group, "the last of its orders resolved after", f"{outage.resolved_s:.1f} s"),
     ]
 

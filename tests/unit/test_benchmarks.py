@@ -234,16 +234,33 @@ def test_an_outage_is_judged_by_where_orders_went_and_when_they_were_settled() -
         orders[str(number)] = Ordered(
             at_ms, DEAD if dead else OTHER, 25_000 if hangs else at_ms + 50, DEAD if dead else OTHER
         )
-    found = judge(orders, 5_000, 10_000, 20_000, rate_per_s=10, outage_s=10, waiting=10)
+    told = {"rate_per_s": 10, "outage_s": 10, "waiting": 10, "charged_twice": 0}
+    found = judge(orders, 5_000, 10_000, 20_000, **told)
     # The first half second of which no more than 15 % go there, looked at every 100 ms.
     assert found.open_after_s == pytest.approx(1.9, abs=0.2)
     assert (found.sent_before, found.sent_after) == (10, 0)
     assert (found.normal.p99, found.others.p99, found.p99_ratio) == (50, 50, 1)
     assert (found.resolved_s, found.moved) == (5, 0)
+    assert "MISSED" not in as_text(replace(results(), drains=[], outage=found))
+
+    back = {
+        name: replace(o, gateway=DEAD) if 15_000 <= o.ordered_at_ms < 20_000 and n % 2 else o
+        for n, (name, o) in enumerate(orders.items())
+    }
+    found = judge(
+        back,
+        5_000,
+        10_000,
+        20_000,
+        **told,
+    )
+    assert "at most 2 %: MISSED" in as_text(replace(results(), drains=[], outage=found))
+    twice = replace(found, charged_twice=1)
+    assert "none: MISSED" in as_text(replace(results(), drains=[], outage=twice))
 
     stays = {name: Ordered(o.ordered_at_ms, DEAD, 25_000, DEAD) for name, o in orders.items()}
     with pytest.raises(WrongRun, match="never left"):
-        judge(stays, 5_000, 10_000, 20_000, rate_per_s=10, outage_s=10, waiting=10)
+        judge(stays, 5_000, 10_000, 20_000, **told)
 
 
 @pytest.mark.slow
