@@ -423,7 +423,8 @@ class OperationChecks:
             )
         if snapshot.status in UNDECIDED_STATUSES or _is_open(attempt):
             return
-        stands = f"for a payment that is {snapshot.status} ({snapshot.reason})"
+        why = f" ({snapshot.reason})" if snapshot.reason else ""
+        stands = f"for a payment that is {snapshot.status}{why}"
         if charge.kind == "authorization":
             if (
                 snapshot.status in ENDED_WITHOUT_MONEY

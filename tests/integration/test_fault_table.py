@@ -445,7 +445,11 @@ def test_a_frozen_worker_that_wakes_after_failover_charges_nobody_twice(
 ) -> None:
     """One of two gateway workers is stopped in a crowd before a gateway in trouble, past the time
     until which anything may be sent. The other takes over, and all are charged at the second
-    gateway. Then the first is well again and the worker wakes: it charges none of them there."""
+    gateway. Then the first is well again and the worker wakes: it charges none of them there.
+
+    More comes than the first gateway may be asked, so a call waits for its turn in the worker when
+    it is stopped. Both the bound of that wait and the time until which it may be sent keep it from
+    being made; the latter alone is held by ``test_rule_06_frozen_gateway``."""
     plan = FaultPlan(rates={"500_before": 1.0}, faulted_calls_max=10_000)
     routes = tmp_path / "routes.json"
     routes.write_text(json.dumps({"gateways": {"first": {"burst": 2, "breaker": UNTOUCHED}}}))
@@ -464,7 +468,7 @@ def test_a_frozen_worker_that_wakes_after_failover_charges_nobody_twice(
             workers={"payments": 1, "gateway": 2, "ledger": 1},
             settings_given={
                 "gateways": {
-                    "first": {"url": first.url, "priority": 1, "rate_per_s": 40.0},
+                    "first": {"url": first.url, "priority": 1, "rate_per_s": 8.0},
                     "second": {"url": second.url, "priority": 2},
                 },
                 "routes_file": str(routes),

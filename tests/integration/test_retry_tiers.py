@@ -536,15 +536,17 @@ def test_no_wait_is_a_second_late_unless_its_own_worker_was_just_killed(
     evidence: Evidence,
 ) -> None:
     """A second later at most than what waits for nothing in the same lane: in all the lanes of the
-    worker that never dies, all the time, and in those of one that did after 25 s."""
+    worker that never dies, all the time, and in those of one that did after 25 s. What holds up
+    whole lanes is the machine's other work, and does not last: nine in ten are in time all told."""
     excused_ms = evidence.excused_ms()
-    judged, late = 0, []
+    judged, late, late_in_all = 0, [], 0
     for wait, followed in evidence.followed():
         due_ms = wait.at_ms + evidence.delays_ms[wait.noun.tier - 1]
         for at_ms in followed:
             if any(since <= at_ms <= until for since, until in excused_ms.get(wait.lane, ())):
                 continue
             judged += 1
+            late_in_all += at_ms - due_ms > LATE_MS_MAX
             late_ms = late_by_itself_ms(due_ms, at_ms, evidence.probes[wait.lane])
             if late_ms > 0:
                 late.append((late_ms, at_ms - due_ms, wait.lane, wait.noun.tier))
@@ -553,6 +555,7 @@ def test_no_wait_is_a_second_late_unless_its_own_worker_was_just_killed(
     assert judged > PAYMENTS // 5
     assert all(len(evidence.probes[lane]) > 100 for lane in range(2 * WORKERS))
     assert max(late, default=(0,))[0] <= LATE_MS_MAX, (max(late), len(late), judged)
+    assert late_in_all <= judged // 10, (late_in_all, judged)
 
 
 def test_orders_cancelled_in_a_tier_are_never_charged(evidence: Evidence) -> None:
