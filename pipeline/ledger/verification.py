@@ -15,9 +15,8 @@ from typing import Any, Final
 from msgspec import Struct
 from sqlalchemy import Connection, select, text
 
-from pipeline.domain.decisions import ENTRY, PERIOD_CLOSE, decided_entry_of
+from pipeline.domain.decisions import PERIOD_CLOSE
 from pipeline.domain.model import LedgerEvent
-from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.ledger.checksums import UNSET, offset_checksum, place_checksum
 from pipeline.ledger.decisions import all_decisions, event_id_of, newest_booked
 from pipeline.ledger.queries import drifted_balances
@@ -57,20 +56,12 @@ DAMAGES: Final = {
     "schema_differs": "The migration that the database names is not the one of its version.",
     "decision_changed": "A decision is not the one that was made.",
     "decision_missing": "A decision that was made is not there.",
-    "entries_not_decided": "More entries are booked by a decision than it holds.",
 }
 
 
 _PLACES_OF_DECISIONS: Final = text(
     "SELECT DISTINCT source_topic, source_partition, source_offset FROM journal_entries "
     "WHERE settlement_id = ''"
-)
-
-
-# By where they come from: what decisions alone post.
-_COUNTS_OF_DECISIONS: Final = text(
-    "SELECT source_partition, source_offset, count(*) FROM journal_entries "
-    "WHERE settlement_id = '' GROUP BY source_topic, source_partition, source_offset"
 )
 
 
@@ -243,7 +234,7 @@ def _lines(connection: Connection) -> Iterator[Damage]:
             "FROM journal_entries e LEFT JOIN postings p ON p.entry_number = e.entry_number "
             "GROUP BY e.entry_number, e.entry_id, e.source_topic, e.source_partition, "
             "e.source_offset, e.posting_count HAVING count(p.line) <> e.posting_count "
-            "OR max(p.line) <> e.posting_count OR min(p.line) <> 1"
+            "OR max(p.line) <> e.posting_count"
         )
     )
     for entry_id, topic, partition, offset in rows:
@@ -312,15 +303,9 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
         )
     }  # fmt: skip
     expected, changed = 1, False
-    entries = {
-        (partition, offset): count
-        for partition, offset, count in connection.execute(_COUNTS_OF_DECISIONS)
-    }
     for event in all_decisions(connection):
-        if expected < event.sequence:
-            last = event.sequence - 1
-            missing = f"{expected} to {last}" if expected < last else f"{expected}"
-            yield Damage("decision_missing", f"ledger_decisions {missing}", "a later one is there")
+        for sequence in range(expected, event.sequence):
+            yield Damage("decision_missing", f"ledger_decisions {sequence}", "a later one is there")
         expected = event.sequence + 1
         row = closes.pop(event.sequence, None)
         if event.kind == PERIOD_CLOSE:
@@ -334,13 +319,6 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
             changed = True
             yield Damage("decision_changed", f"ledger_decisions {event.sequence}",
                          f"{event.kind}: the place it was published at")  # fmt: skip
-        elif event.kind == ENTRY or event.kind in PAYOUT_KINDS:
-            place = places[event.sequence]
-            held = 0 if decided_entry_of(event) is None else 1
-            found = entries.get((place.published_partition, place.published_offset), 0)
-            if found > held:
-                yield Damage("entries_not_decided", f"ledger_decisions {event.sequence}",
-                             f"{event.kind}: {found} entries, where it holds {held}")  # fmt: skip
     for sequence in closes:
         yield Damage("decision_changed", f"closed_periods {sequence}", "nobody decided it")
     decided = {(row.published_partition, row.published_offset) for row in places.values()}

@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
 
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
@@ -19,8 +18,8 @@ from pipeline.ledger.queries import entry_count, trial_balance
 from pipeline.ledger.seals import seal
 from tests.support.ledger import SOURCE, LedgerSuite, entry_of, journal_at
 from tests.support.ledger_migrations import MigrationSuite
-from tests.support.ledger_rules import RulesSuite, announce, book_all
-from tests.support.ledger_seals import SealsSuite, found
+from tests.support.ledger_rules import RulesSuite, announce
+from tests.support.ledger_seals import SealsSuite
 
 
 @pytest.fixture
@@ -37,34 +36,7 @@ class TestRulesOnSqlite(RulesSuite):
 
 
 class TestSealsOnSqlite(SealsSuite):
-    @pytest.mark.parametrize(
-        ("damage", "wanted"),
-        [
-            ("UPDATE postings SET line = 0 WHERE line = 1 AND entry_number = 1",
-             {("entry_unbalanced", "settlements[0]@0")}),
-            ("UPDATE ledger_decisions SET sequence = 100001 WHERE sequence = 1",
-             {("decision_missing", "ledger_decisions 1 to 100000"),
-              ("decision_changed", "ledger_decisions 100001")}),
-        ],
-        ids=["a line", "a number"],
-    )  # fmt: skip
-    def test_what_the_checks_of_its_tables_refuse_is_found_in_the_file(
-        self, engine: Engine, tmp_path: Path, damage: str, wanted: set[tuple[str, str]]
-    ) -> None:
-        """As one byte of the file; it is told in one line, however far a number is moved."""
-        announce(engine)
-        book_all(engine)
-        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
-        seal(engine)
-        assert found(engine) == set()
-        with closing(sqlite3.connect(tmp_path / "books" / "ledger.db")) as bare:
-            bare.execute("PRAGMA ignore_check_constraints = ON")
-            guards = bare.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
-            for (name,) in guards.fetchall():
-                bare.execute(f"DROP TRIGGER {name}")
-            assert bare.execute(damage).rowcount == 1
-            bare.commit()
-        assert found(engine) == wanted
+    pass
 
 
 @pytest.fixture

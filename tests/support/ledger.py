@@ -404,21 +404,6 @@ class LedgerSuite(OnEachDatabase):
         with reading(engine) as connection:
             assert entry_count(connection) == 1
 
-    @pytest.mark.parametrize(
-        ("first", "second"),
-        [("conversion", "conversion"), ("conversion", "clearing"), ("clearing", "conversion"),
-         ("payout_paid", "clearing"), ("clearing", "payout_paid")],
-    )  # fmt: skip
-    def test_a_decision_that_holds_one_entry_has_no_further_part(
-        self, engine: Engine, first: str, second: str
-    ) -> None:
-        """An entry by hand and a payout's are whole; what only a close, a report or a statement
-        posts has parts, and they are of its kinds."""
-        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
-        book_by_hand(engine, 501, PAIR, of_no_settlement("first", first), offset=9)
-        with pytest.raises(DBAPIError, match="the record has one entry"):
-            book_by_hand(engine, 502, PAIR, of_no_settlement("mine", second), offset=9, part=1)
-
     def test_nothing_stands_beside_a_settlement_that_comes_later(self, engine: Engine) -> None:
         """A further part is refused before the record is booked as well, and one of a decision's
         record is taken: that may post several entries."""
@@ -516,8 +501,8 @@ def insert_line(connection: Any, number: int, line: int, currency: str, amount_m
     )
 
 
-def of_no_settlement(entry_id: str, kind: str = "clearing") -> JournalEntry:
-    return replace(entry_of(2), settlement_id="", entry_id=entry_id, kind=kind)
+def of_no_settlement(entry_id: str) -> JournalEntry:
+    return replace(entry_of(2), settlement_id="", entry_id=entry_id)
 
 
 def insert_entry(
@@ -526,15 +511,14 @@ def insert_entry(
     """An entry of two postings by bare SQL."""
     connection.execute(
         text(
-            "INSERT INTO journal_entries VALUES (:number, :entry_id, :settlement_id, :kind, 'm', "
-            "'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2, "
+            "INSERT INTO journal_entries VALUES (:number, :entry_id, :settlement_id, 'capture', "
+            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2, "
             ":part, '', '')"
         ),
         {
             "number": number,
             "entry_id": entry.entry_id,
             "settlement_id": entry.settlement_id,
-            "kind": entry.kind,
             "offset": offset,
             "part": part,
         },

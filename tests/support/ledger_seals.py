@@ -18,7 +18,6 @@ from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import booked_offsets
 from pipeline.ledger.seals import chain_heads, seal
-from pipeline.ledger.tables import journal_entries
 from pipeline.ledger.verification import DAMAGES, Verification, verify_books
 from tests.support.ledger import SOURCE, entry_of, journal_at
 from tests.support.ledger_rules import NOW_MS, announce, book_all, close
@@ -201,31 +200,6 @@ class SealsSuite(OnEachDatabase):
             engine.begin() as connection,
         ):
             decide(connection, kind=ENTRY, body=body, actor="anna", reason="again", now_ms=NOW_MS)
-
-    def test_a_second_entry_of_a_decision_that_holds_one_is_found(self, engine: Engine) -> None:
-        """The newest of its chain, not sealed yet, its balances with it."""
-        announce(engine)
-        lines = conversion("merchant_available:shop", ("GBP", -100_00), ("EUR", -115_20))
-        body = entry_body("conversion", "shop", "2010-12-30", lines)
-        with engine.begin() as connection:
-            decide(connection, kind=ENTRY, body=body, actor="anna", reason="once", now_ms=NOW_MS)
-        assert book_all(engine) == 1
-        assert found(engine) == set()
-        columns = ", ".join(
-            {"entry_number": "entry_number + 1", "entry_id": "entry_id || '2'",
-             "source_part": "1"}.get(column.name, column.name)
-            for column in journal_entries.columns
-        )  # fmt: skip
-        with without_guards(engine) as connection:
-            for statement in (
-                f"INSERT INTO journal_entries SELECT {columns} FROM journal_entries",
-                "INSERT INTO postings SELECT entry_number + 1, line, account_id, currency, "
-                "amount_minor FROM postings",
-                "UPDATE balances SET debits_minor = 2 * debits_minor, "
-                "credits_minor = 2 * credits_minor",
-            ):
-                connection.execute(text(statement))
-        assert found(engine) == {("entries_not_decided", "ledger_decisions 2")}
 
     def test_a_late_truth_moved_into_a_closed_period_is_found(self, engine: Engine) -> None:
         """Also where the seals were made anew over it."""

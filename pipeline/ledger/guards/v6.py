@@ -1,10 +1,8 @@
-"""Version 6: as version 5, and a record has several entries only where a decision of several is
-booked by it.
+"""Version 6: as version 5, and a record has several entries only where a decision is booked by it.
 
 A key keeps a record's entries apart by their part, so somebody could have added a part of his own
-to a settlement, or to a decision that holds one entry. Now a part that is not the first one is of a
-kind that a close, a report or a bank's statement posts, and stands on a first one of such a kind.
-Looked at for such parts alone: settlements have none.
+to a settlement. Now a part that is not the first one belongs to no settlement and stands on a first
+one that belongs to none either. Looked at for such parts alone: settlements have none.
 """
 
 from __future__ import annotations
@@ -19,8 +17,6 @@ from pipeline.ledger.guards.v5 import ENTRIES_LOCK
 __all__ = ["ENTRIES_LOCK", "bring_forward", "install"]
 
 _SECOND = "the record has one entry: a further part is for what a decision posts"
-# Kinds of entries of which one decision may post several.
-_SEVERAL = "('fee_true_up', 'fee_true_up_returned', 'clearing', 'release', 'bank_receipt')"
 
 
 def install(connection: Connection) -> None:
@@ -41,12 +37,10 @@ def _sqlite() -> Iterator[str]:
         CREATE TRIGGER journal_entries_parts AFTER INSERT ON journal_entries
         WHEN NEW.source_part <> 0 BEGIN
             SELECT RAISE(ABORT, '{_SECOND}')
-            WHERE NEW.source_part < 0 OR NEW.settlement_id <> '' OR NEW.kind NOT IN {_SEVERAL}
-            OR NOT EXISTS (
+            WHERE NEW.source_part < 0 OR NEW.settlement_id <> '' OR NOT EXISTS (
                 SELECT 1 FROM journal_entries
                 WHERE source_topic = NEW.source_topic AND source_partition = NEW.source_partition
                 AND source_offset = NEW.source_offset AND source_part = 0 AND settlement_id = ''
-                AND kind IN {_SEVERAL}
             );
         END"""
 
@@ -58,7 +52,7 @@ def _postgresql(connection: Connection) -> Iterator[str]:
         BEGIN
             IF EXISTS (
                 SELECT 1 FROM added WHERE source_part < 0
-                OR (source_part <> 0 AND (settlement_id <> '' OR kind NOT IN {_SEVERAL}))
+                OR (source_part <> 0 AND settlement_id <> '')
             ) OR EXISTS (
                 SELECT 1 FROM (
                     SELECT DISTINCT source_topic, source_partition, source_offset
@@ -68,7 +62,7 @@ def _postgresql(connection: Connection) -> Iterator[str]:
                     WHERE e.source_topic = of_record.source_topic
                     AND e.source_partition = of_record.source_partition
                     AND e.source_offset = of_record.source_offset
-                    AND e.source_part = 0 AND e.settlement_id = '' AND e.kind IN {_SEVERAL}
+                    AND e.source_part = 0 AND e.settlement_id = ''
                 )
             ) THEN
                 RAISE EXCEPTION USING ERRCODE = 'check_violation', MESSAGE = '{_SECOND}';
