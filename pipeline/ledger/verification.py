@@ -234,7 +234,7 @@ def _lines(connection: Connection) -> Iterator[Damage]:
             "FROM journal_entries e LEFT JOIN postings p ON p.entry_number = e.entry_number "
             "GROUP BY e.entry_number, e.entry_id, e.source_topic, e.source_partition, "
             "e.source_offset, e.posting_count HAVING count(p.line) <> e.posting_count "
-            "OR max(p.line) <> e.posting_count"
+            "OR min(p.line) <> 1 OR max(p.line) <> e.posting_count"
         )
     )
     for entry_id, topic, partition, offset in rows:
