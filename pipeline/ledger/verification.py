@@ -9,16 +9,18 @@ look or with a rebuild.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
 from msgspec import Struct
 from sqlalchemy import Connection, select, text
 
-from pipeline.domain.decisions import PERIOD_CLOSE
+from pipeline.domain.decisions import PERIOD_CLOSE, decided_entry_of
 from pipeline.domain.model import LedgerEvent
+from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.ledger.checksums import UNSET, offset_checksum, place_checksum
-from pipeline.ledger.decisions import all_decisions, event_id_of, newest_booked
+from pipeline.ledger.decisions import TOPIC_ROLE, all_decisions, event_id_of, newest_booked
 from pipeline.ledger.queries import drifted_balances
 from pipeline.ledger.seals import (
     FIRST_HASH,
@@ -56,13 +58,18 @@ DAMAGES: Final = {
     "schema_differs": "The migration that the database names is not the one of its version.",
     "decision_changed": "A decision is not the one that was made.",
     "decision_missing": "A decision that was made is not there.",
+    "decision_posted_otherwise": "A booked decision has other entries than the one, or none, that "
+    "it posts.",
 }
 
 
 _PLACES_OF_DECISIONS: Final = text(
-    "SELECT DISTINCT source_topic, source_partition, source_offset FROM journal_entries "
-    "WHERE settlement_id = ''"
+    "SELECT source_topic, source_partition, source_offset, count(*) FROM journal_entries "
+    "WHERE settlement_id = '' OR source_topic LIKE :topics "
+    "GROUP BY source_topic, source_partition, source_offset"
 )
+# How many entries these post depends on what was booked before them.
+_POSTS_SEVERAL: Final = frozenset({PERIOD_CLOSE, *POSTING_KINDS})
 
 
 class Damage(Struct, frozen=True):
@@ -111,7 +118,7 @@ def verify_books(connection: Connection) -> Verification:
         for kept, summed in drifted_balances(connection)
     ]
     damages += _offsets(connection)
-    damages += _decisions(connection)
+    damages += _decisions(connection, {damage.place for damage in damages})
     damages += _periods(connection)
     named = connection.execute(select(alembic_version.c.version_num)).scalars().all()
     if named != [REVISION]:
@@ -292,7 +299,8 @@ def _offsets(connection: Connection) -> Iterator[Damage]:
                      "its partitions name different clusters or topics")  # fmt: skip
 
 
-def _decisions(connection: Connection) -> Iterator[Damage]:
+def _decisions(connection: Connection, told: set[str]) -> Iterator[Damage]:
+    """``told``: places that a damage is known of, so that one is not told twice."""
     closes = {row.sequence: row for row in connection.execute(select(closed_periods))}
     c = ledger_decisions.c
     places = {
@@ -302,6 +310,15 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
                    c.place_checksum)
         )
     }  # fmt: skip
+    entries: Counter[tuple[int, int]] = Counter()
+    newest = set(newest_booked(connection))
+    booked: set[tuple[str, int, int]] = set()
+    for topic, partition, offset, count in connection.execute(
+        _PLACES_OF_DECISIONS, {"topics": f"%{TOPIC_ROLE}"}
+    ):
+        booked.add((topic, partition, offset))
+        entries[partition, offset] += count
+    topics = {topic for topic, _, _ in booked | newest}
     expected, changed = 1, False
     for event in all_decisions(connection):
         if expected < event.sequence:
@@ -322,16 +339,32 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
             changed = True
             yield Damage("decision_changed", f"ledger_decisions {event.sequence}",
                          f"{event.kind}: the place it was published at")  # fmt: skip
+        elif event.kind not in _POSTS_SEVERAL:
+            row = places[event.sequence]
+            place = row.published_partition, row.published_offset
+            if told.isdisjoint(f"{topic}[{place[0]}]@{place[1]}" for topic in topics):
+                yield from _as_it_posts(event, place, entries[place])
     for sequence in closes:
         yield Damage("decision_changed", f"closed_periods {sequence}", "nobody decided it")
     decided = {(row.published_partition, row.published_offset) for row in places.values()}
-    booked = {tuple(row) for row in connection.execute(_PLACES_OF_DECISIONS)}
     if not changed:
         # One that has posted nothing has left its offset alone.
-        booked.update(newest_booked(connection))
+        booked.update(newest)
     for topic, partition, offset in sorted(booked):
         if (partition, offset) not in decided:
             yield Damage("decision_missing", f"{topic}[{partition}]@{offset}", "it is booked")
+
+
+def _as_it_posts(
+    event: LedgerEvent, place: tuple[int | None, int | None], entries: int
+) -> Iterator[Damage]:
+    """A decision of one entry has that alone once it is booked, and one of none has none."""
+    partition, offset = place
+    posts = 0 if offset is None or decided_entry_of(event) is None else 1
+    if entries != posts:
+        yield Damage("decision_posted_otherwise", f"ledger_decisions {event.sequence}",
+                     f"{event.kind}, published at [{partition}]@{offset}, posts {posts}: "
+                     f"{entries} are booked")  # fmt: skip
 
 
 def _is_closed(event: LedgerEvent, row: Any, booked: bool) -> bool:
