@@ -375,7 +375,7 @@ def _is_closed(event: LedgerEvent, row: Any, booked: bool) -> bool:
     kept = _closed(row.cuts)
     return (
         kept is not None
-        and kept == _closed(event.body)
+        and row.cuts == event.body
         and row.through_date == kept["through"]
         and row.sealed == (1 if booked else 0)
     )

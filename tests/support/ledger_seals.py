@@ -124,6 +124,7 @@ DAMAGE = [
      {("decision_changed", "ledger_decisions 2")}),
     ("UPDATE closed_periods SET cuts = replace(cuts, 'through', 'throuxh')",
      {("decision_changed", "ledger_decisions 2")}),
+    ("UPDATE closed_periods SET cuts = cuts || ' '", {("decision_changed", "ledger_decisions 2")}),
     ("UPDATE closed_periods SET sealed = 1", {("decision_changed", "ledger_decisions 2")}),
     ("UPDATE consumer_offsets SET topic_id = 'topix' WHERE partition = 1",
      {("offset_source_differs", "consumer_offsets settlements"),
