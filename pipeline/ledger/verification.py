@@ -9,16 +9,18 @@ look or with a rebuild.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
 from msgspec import Struct
 from sqlalchemy import Connection, select, text
 
-from pipeline.domain.decisions import PERIOD_CLOSE
+from pipeline.domain.decisions import PERIOD_CLOSE, decided_entry_of
 from pipeline.domain.model import LedgerEvent
+from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.ledger.checksums import UNSET, offset_checksum, place_checksum
-from pipeline.ledger.decisions import all_decisions, event_id_of, newest_booked
+from pipeline.ledger.decisions import TOPIC_ROLE, all_decisions, event_id_of, newest_booked
 from pipeline.ledger.queries import drifted_balances
 from pipeline.ledger.seals import (
     FIRST_HASH,
@@ -56,13 +58,18 @@ DAMAGES: Final = {
     "schema_differs": "The migration that the database names is not the one of its version.",
     "decision_changed": "A decision is not the one that was made.",
     "decision_missing": "A decision that was made is not there.",
+    "decision_posted_otherwise": "A booked decision has other entries than the one, or none, that "
+    "it posts.",
 }
 
 
 _PLACES_OF_DECISIONS: Final = text(
-    "SELECT DISTINCT source_topic, source_partition, source_offset FROM journal_entries "
-    "WHERE settlement_id = ''"
+    "SELECT source_topic, source_partition, source_offset, count(*) FROM journal_entries "
+    "WHERE settlement_id = '' OR source_topic LIKE :topics "
+    "GROUP BY source_topic, source_partition, source_offset"
 )
+# How many entries these post depends on what was booked before them.
+_POSTS_SEVERAL: Final = frozenset({PERIOD_CLOSE, *POSTING_KINDS})
 
 
 class Damage(Struct, frozen=True):
@@ -111,7 +118,7 @@ def verify_books(connection: Connection) -> Verification:
         for kept, summed in drifted_balances(connection)
     ]
     damages += _offsets(connection)
-    damages += _decisions(connection)
+    damages += _decisions(connection, {damage.place for damage in damages})
     damages += _periods(connection)
     named = connection.execute(select(alembic_version.c.version_num)).scalars().all()
     if named != [REVISION]:
@@ -234,7 +241,7 @@ def _lines(connection: Connection) -> Iterator[Damage]:
             "FROM journal_entries e LEFT JOIN postings p ON p.entry_number = e.entry_number "
             "GROUP BY e.entry_number, e.entry_id, e.source_topic, e.source_partition, "
             "e.source_offset, e.posting_count HAVING count(p.line) <> e.posting_count "
-            "OR max(p.line) <> e.posting_count"
+            "OR min(p.line) <> 1 OR max(p.line) <> e.posting_count"
         )
     )
     for entry_id, topic, partition, offset in rows:
@@ -292,7 +299,8 @@ def _offsets(connection: Connection) -> Iterator[Damage]:
                      "its partitions name different clusters or topics")  # fmt: skip
 
 
-def _decisions(connection: Connection) -> Iterator[Damage]:
+def _decisions(connection: Connection, told: set[str]) -> Iterator[Damage]:
+    """``told``: places that a damage is known of, so that one is not told twice."""
     closes = {row.sequence: row for row in connection.execute(select(closed_periods))}
     c = ledger_decisions.c
     places = {
@@ -302,10 +310,22 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
                    c.place_checksum)
         )
     }  # fmt: skip
+    entries: Counter[tuple[int, int]] = Counter()
+    newest = set(newest_booked(connection))
+    booked: set[tuple[str, int, int]] = set()
+    for topic, partition, offset, count in connection.execute(
+        _PLACES_OF_DECISIONS, {"topics": f"%{TOPIC_ROLE}"}
+    ):
+        booked.add((topic, partition, offset))
+        entries[partition, offset] += count
+    topics = {topic for topic, _, _ in booked | newest}
     expected, changed = 1, False
     for event in all_decisions(connection):
-        for sequence in range(expected, event.sequence):
-            yield Damage("decision_missing", f"ledger_decisions {sequence}", "a later one is there")
+        if expected < event.sequence:
+            # One damage for a gap: a changed number may leave as many out as a number can say.
+            last = event.sequence - 1
+            gap = f"{expected}" if expected == last else f"{expected} to {last}"
+            yield Damage("decision_missing", f"ledger_decisions {gap}", "a later one is there")
         expected = event.sequence + 1
         row = closes.pop(event.sequence, None)
         if event.kind == PERIOD_CLOSE:
@@ -319,16 +339,32 @@ def _decisions(connection: Connection) -> Iterator[Damage]:
             changed = True
             yield Damage("decision_changed", f"ledger_decisions {event.sequence}",
                          f"{event.kind}: the place it was published at")  # fmt: skip
+        elif event.kind not in _POSTS_SEVERAL:
+            row = places[event.sequence]
+            place = row.published_partition, row.published_offset
+            if told.isdisjoint(f"{topic}[{place[0]}]@{place[1]}" for topic in topics):
+                yield from _as_it_posts(event, place, entries[place])
     for sequence in closes:
         yield Damage("decision_changed", f"closed_periods {sequence}", "nobody decided it")
     decided = {(row.published_partition, row.published_offset) for row in places.values()}
-    booked = {tuple(row) for row in connection.execute(_PLACES_OF_DECISIONS)}
     if not changed:
         # One that has posted nothing has left its offset alone.
-        booked.update(newest_booked(connection))
+        booked.update(newest)
     for topic, partition, offset in sorted(booked):
         if (partition, offset) not in decided:
             yield Damage("decision_missing", f"{topic}[{partition}]@{offset}", "it is booked")
+
+
+def _as_it_posts(
+    event: LedgerEvent, place: tuple[int | None, int | None], entries: int
+) -> Iterator[Damage]:
+    """A decision of one entry has that alone once it is booked, and one of none has none."""
+    partition, offset = place
+    posts = 0 if offset is None or decided_entry_of(event) is None else 1
+    if entries != posts:
+        yield Damage("decision_posted_otherwise", f"ledger_decisions {event.sequence}",
+                     f"{event.kind}, published at [{partition}]@{offset}, posts {posts}: "
+                     f"{entries} are booked")  # fmt: skip
 
 
 def _is_closed(event: LedgerEvent, row: Any, booked: bool) -> bool:
@@ -339,7 +375,7 @@ def _is_closed(event: LedgerEvent, row: Any, booked: bool) -> bool:
     kept = _closed(row.cuts)
     return (
         kept is not None
-        and kept == _closed(event.body)
+        and row.cuts == event.body
         and row.through_date == kept["through"]
         and row.sealed == (1 if booked else 0)
     )

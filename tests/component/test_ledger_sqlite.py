@@ -16,6 +16,7 @@ from pipeline.ledger.errors import LedgerUnavailable
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import entry_count, trial_balance
 from pipeline.ledger.seals import seal
+from pipeline.ledger.verification import verify_books
 from tests.support.ledger import SOURCE, LedgerSuite, entry_of, journal_at
 from tests.support.ledger_migrations import MigrationSuite
 from tests.support.ledger_rules import RulesSuite, announce
@@ -150,6 +151,20 @@ def test_lines_left_by_a_careless_tool_reach_no_entry(bare: sqlite3.Connection, 
     with reading(engine) as connection:
         assert entry_count(connection) == 2
         assert [t.difference_minor for t in trial_balance(connection)] == [0]
+    engine.dispose()
+
+
+def test_a_line_numbered_from_0_is_named(bare: sqlite3.Connection, url: str) -> None:
+    """The lines are as they were sealed and in their order, but what looks for the first of an
+    entry, as the tiers of a month do, does not find it."""
+    engine = open_ledger(url)
+    seal(engine)
+    bare.execute("PRAGMA ignore_check_constraints = ON")
+    bare.execute("DROP TRIGGER postings_no_update")
+    bare.execute("UPDATE postings SET line = 0 WHERE line = 1")
+    with reading(engine) as connection:
+        (damage,) = verify_books(connection).damages
+    assert (damage.name, damage.place) == ("entry_unbalanced", "settlements[0]@0")
     engine.dispose()
 
 

@@ -412,8 +412,9 @@ class LedgerSuite(OnEachDatabase):
         with pytest.raises(DBAPIError, match="the record has one entry"):
             book_by_hand(engine, 500, PAIR, of_no_settlement("mine"), offset=1, part=1)
         assert journal.post([Item(0, 1, entry_of(2))], {0: Progress(1, 2)}).posted == 1
-        book_by_hand(engine, 501, PAIR, of_no_settlement("first"), offset=9)
-        book_by_hand(engine, 502, PAIR, of_no_settlement("second"), offset=9, part=1)
+        first, second = (of_no_settlement(name, "clearing") for name in ("first", "second"))
+        book_by_hand(engine, 501, PAIR, first, offset=9)
+        book_by_hand(engine, 502, PAIR, second, offset=9, part=1)
         with reading(engine) as connection:
             assert entry_count(connection) == 4
 
@@ -466,13 +467,14 @@ def book_by_hand(
     *,
     offset: int = 1,
     part: int = 0,
+    topic: str = "settlements",
 ) -> None:
     """One transaction of bare SQL: lines (number, currency, amount), then perhaps their entry."""
     with engine.begin() as connection:
         for line, currency, amount_minor in lines:
             insert_line(connection, number, line, currency, amount_minor)
         if entry is not None:
-            insert_entry(connection, number, entry, offset=offset, part=part)
+            insert_entry(connection, number, entry, offset=offset, part=part, topic=topic)
 
 
 def booked_number(engine: Engine) -> int:
@@ -501,24 +503,32 @@ def insert_line(connection: Any, number: int, line: int, currency: str, amount_m
     )
 
 
-def of_no_settlement(entry_id: str) -> JournalEntry:
-    return replace(entry_of(2), settlement_id="", entry_id=entry_id)
+def of_no_settlement(entry_id: str, kind: str = "capture") -> JournalEntry:
+    return replace(entry_of(2), settlement_id="", entry_id=entry_id, kind=kind)
 
 
 def insert_entry(
-    connection: Any, number: int, entry: JournalEntry, *, offset: int, part: int = 0
+    connection: Any,
+    number: int,
+    entry: JournalEntry,
+    *,
+    offset: int,
+    part: int = 0,
+    topic: str = "settlements",
 ) -> None:
     """An entry of two postings by bare SQL."""
     connection.execute(
         text(
-            "INSERT INTO journal_entries VALUES (:number, :entry_id, :settlement_id, 'capture', "
-            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', 'settlements', 0, :offset, 1, 1, 2, "
+            "INSERT INTO journal_entries VALUES (:number, :entry_id, :settlement_id, :kind, "
+            "'m', 'o', 'p', 'op', 'g', 'r', '2010-12-01', :topic, 0, :offset, 1, 1, 2, "
             ":part, '', '')"
         ),
         {
             "number": number,
             "entry_id": entry.entry_id,
             "settlement_id": entry.settlement_id,
+            "kind": entry.kind,
+            "topic": topic,
             "offset": offset,
             "part": part,
         },

@@ -6,7 +6,9 @@ import random
 import threading
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from msgspec.structs import replace
+from sqlalchemy import Connection, Engine, delete, insert, select, text
+from sqlalchemy.exc import DBAPIError
 
 from pipeline.domain.decisions import ENTRY, entry_body
 from pipeline.domain.transfers import conversion
@@ -16,11 +18,21 @@ from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import decide
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Journal, Progress
-from pipeline.ledger.queries import booked_offsets
+from pipeline.ledger.queries import booked_offsets, entry_count
 from pipeline.ledger.seals import chain_heads, seal
+from pipeline.ledger.tables import journal_entries
 from pipeline.ledger.verification import DAMAGES, Verification, verify_books
-from tests.support.ledger import SOURCE, entry_of, journal_at
-from tests.support.ledger_rules import NOW_MS, announce, book_all, close
+from tests.support.ledger import (
+    PAIR,
+    SOURCE,
+    book_by_hand,
+    entry_of,
+    insert_entry,
+    insert_line,
+    journal_at,
+    of_no_settlement,
+)
+from tests.support.ledger_rules import EVENTS, NOW_MS, announce, book_all, close
 from tests.support.ledger_suite import OnEachDatabase
 
 ENTRIES = 12
@@ -93,6 +105,13 @@ DAMAGE = [
      {("decision_changed", "ledger_decisions 1")}),
     ("DELETE FROM ledger_decisions WHERE sequence = 1",
      {("decision_missing", "ledger_decisions 1"), ("decision_missing", "ledger-events[0]@1")}),
+    ("UPDATE ledger_decisions SET sequence = sequence + 2 WHERE sequence = 2",
+     {("decision_missing", "ledger_decisions 2 to 3"),
+      ("decision_changed", "ledger_decisions 4"), ("decision_changed", "closed_periods 2")}),
+    ("UPDATE ledger_decisions SET sequence = 1048578 WHERE sequence = 2",
+     {("decision_missing", "ledger_decisions 2 to 1048577"),
+      ("decision_changed", "ledger_decisions 1048578"),
+      ("decision_changed", "closed_periods 2")}),
     ("UPDATE alembic_version SET version_num = '0004'",
      {("schema_differs", "alembic_version")}),
     ("UPDATE ledger_decisions SET reason = 'another' WHERE sequence = 1",
@@ -105,6 +124,7 @@ DAMAGE = [
      {("decision_changed", "ledger_decisions 2")}),
     ("UPDATE closed_periods SET cuts = replace(cuts, 'through', 'throuxh')",
      {("decision_changed", "ledger_decisions 2")}),
+    ("UPDATE closed_periods SET cuts = cuts || ' '", {("decision_changed", "ledger_decisions 2")}),
     ("UPDATE closed_periods SET sealed = 1", {("decision_changed", "ledger_decisions 2")}),
     ("UPDATE consumer_offsets SET topic_id = 'topix' WHERE partition = 1",
      {("offset_source_differs", "consumer_offsets settlements"),
@@ -200,6 +220,69 @@ class SealsSuite(OnEachDatabase):
             engine.begin() as connection,
         ):
             decide(connection, kind=ENTRY, body=body, actor="anna", reason="again", now_ms=NOW_MS)
+
+    @pytest.mark.parametrize("kind", ["adjustment", "clearing"])
+    def test_a_decision_of_one_entry_is_given_no_second_one(
+        self, engine: Engine, kind: str
+    ) -> None:
+        """What would be a further part of its record says itself of what kind it is."""
+        self._adjusted(engine)
+        with pytest.raises(DBAPIError, match="the record has one entry"):
+            book_by_hand(engine, 500, PAIR, of_no_settlement("mine", kind), offset=2, part=1,
+                         topic=EVENTS.topic)  # fmt: skip
+        with reading(engine) as connection:
+            assert entry_count(connection) == 2
+        assert found(engine) == set()
+
+    @pytest.mark.parametrize(
+        ("offset", "part", "settlement", "said"),
+        [
+            (2, 1, "", "entry, published at [0]@2, posts 1: 2 are booked"),
+            (1, 0, "", "fee_schedule, published at [0]@1, posts 0: 1 are booked"),
+            (1, 0, "mine", "fee_schedule, published at [0]@1, posts 0: 1 are booked"),
+        ],
+    )
+    def test_an_entry_beside_what_a_decision_posts_is_found(
+        self, engine: Engine, offset: int, part: int, settlement: str, said: str
+    ) -> None:
+        """Sealed with the others, with no guard in the way."""
+        self._adjusted(engine)
+        entry = of_no_settlement(f"settlement:{settlement}", "adjustment")
+        with without_guards(engine) as connection:
+            for line, (_, currency, minor) in enumerate(PAIR, 1):
+                insert_line(connection, 500, line, currency, minor)
+            insert_entry(connection, 500, replace(entry, settlement_id=settlement), offset=offset,
+                         part=part, topic=EVENTS.topic)  # fmt: skip
+        seal(engine)
+        damages = [d for d in verified(engine).damages if d.name != "balance_differs"]
+        assert [(d.name, d.place, d.detail) for d in damages] == [
+            ("decision_posted_otherwise", f"ledger_decisions {offset}", said)
+        ]
+
+    def test_an_entry_that_a_decision_lacks_is_found(self, engine: Engine) -> None:
+        """Told once: by the chain where it was sealed, else by the decision."""
+        self._adjusted(engine)
+        for name, seals in (("decision_posted_otherwise", False), ("entry_missing", True)):
+            if seals:
+                assert seal(engine) == 2
+            with without_guards(engine) as connection:
+                of_decision = journal_entries.c.settlement_id == ""
+                kept = connection.execute(select(journal_entries).where(of_decision)).one()
+                connection.execute(delete(journal_entries).where(of_decision))
+            names = {damage.name for damage in verified(engine).damages}
+            assert names == {name, "postings_without_entry", "balance_differs"}
+            with without_guards(engine) as connection:
+                connection.execute(insert(journal_entries).values(tuple(kept)))
+
+    def _adjusted(self, engine: Engine) -> None:
+        """A sale, a fee schedule, which posts nothing, and an entry by hand."""
+        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        announce(engine, from_ms=NOW_MS)
+        lines = conversion("merchant_available:shop", ("GBP", -100_00), ("EUR", -115_20))
+        body = entry_body("adjustment", "shop", "2010-12-30", lines)
+        with engine.begin() as connection:
+            decide(connection, kind=ENTRY, body=body, actor="anna", reason="once", now_ms=NOW_MS)
+        assert book_all(engine) == 1
 
     def test_a_late_truth_moved_into_a_closed_period_is_found(self, engine: Engine) -> None:
         """Also where the seals were made anew over it."""

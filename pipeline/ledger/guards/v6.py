@@ -1,8 +1,13 @@
 """Version 6: as version 5, and a record has several entries only where a decision is booked by it.
 
 A key keeps a record's entries apart by their part, so somebody could have added a part of his own
-to a settlement. Now a part that is not the first one belongs to no settlement and stands on a first
-one that belongs to none either. Looked at for such parts alone: settlements have none.
+to a settlement, or to a decision that posts one entry. Now a part that is not the first one belongs
+to no settlement and stands on a first one that belongs to none either and is of a kind that comes
+by several. Looked at for such parts alone: settlements have none.
+
+Which decisions post several is known from the kind of the first entry, since no entry by hand and
+none of a payout is of these kinds. So nothing is looked up in the decisions, whose places have no
+index: a report's decision has two thousand parts.
 """
 
 from __future__ import annotations
@@ -16,7 +21,9 @@ from pipeline.ledger.guards.v5 import ENTRIES_LOCK
 
 __all__ = ["ENTRIES_LOCK", "bring_forward", "install"]
 
-_SECOND = "the record has one entry: a further part is for what a decision posts"
+# Of closes, clearings, bank statements and releases: all that post more than one entry.
+_SEVERAL = "('fee_true_up', 'fee_true_up_returned', 'clearing', 'bank_receipt', 'release')"
+_SECOND = "the record has one entry: a further part is for decisions that post several"
 
 
 def install(connection: Connection) -> None:
@@ -41,6 +48,7 @@ def _sqlite() -> Iterator[str]:
                 SELECT 1 FROM journal_entries
                 WHERE source_topic = NEW.source_topic AND source_partition = NEW.source_partition
                 AND source_offset = NEW.source_offset AND source_part = 0 AND settlement_id = ''
+                AND kind IN {_SEVERAL}
             );
         END"""
 
@@ -63,6 +71,7 @@ def _postgresql(connection: Connection) -> Iterator[str]:
                     AND e.source_partition = of_record.source_partition
                     AND e.source_offset = of_record.source_offset
                     AND e.source_part = 0 AND e.settlement_id = ''
+                    AND e.kind IN {_SEVERAL}
                 )
             ) THEN
                 RAISE EXCEPTION USING ERRCODE = 'check_violation', MESSAGE = '{_SECOND}';
