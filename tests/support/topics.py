@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from confluent_kafka import (
@@ -153,10 +153,15 @@ def _spans(
     admin = _admin(bootstrap)
     # Of three brokers the one that is asked may hear of a new topic last.
     partitions = wait_until(lambda: _partitions(admin, topic), WAIT_S, f"there is a topic {topic}")
+    level = _LEVELS[isolation]
+    if (marks := _marks(admin, partitions, level)) is not None:
+        return marks
+    # A client that was told of no leader once goes on saying so for minutes.
     return wait_until(
-        partial(_marks, admin, partitions, _LEVELS[isolation]),
+        lambda: _marks(_admin(bootstrap), partitions, level),
         WAIT_S,
         f"each partition of {topic} has a leader",
+        interval_s=0.2,
     )
 
 
