@@ -133,6 +133,10 @@ class Breaker:
         if well is not None:
             self.saw(well, now_ms, hangs=hangs, unreached=unreached)
 
+    def reached(self) -> None:
+        """Something came back from the gateway, whatever it says."""
+        self._unreached = 0
+
     def answered(self) -> None:
         """Calls are answered: what was found hanging was none of the gateway's silence."""
         self._hanging = 0

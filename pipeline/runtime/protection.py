@@ -56,6 +56,8 @@ LATEST_ANSWERS = 20
 # Beside a call that is in trouble already: then calls do hang there, and need no such proof.
 UNUSUAL_TIMES_BESIDE = 2
 
+# Ends of calls that never came to be tried: the worker had no connection to spare, or stops.
+_NOT_ASKED = frozenset({"pool_timeout", "shutting_down"})
 _STATE_NUMBERS: Final = {CLOSED: 0, "half_open": 1, OPEN: 2}
 
 
@@ -204,6 +206,8 @@ class Protection:
         g.late -= permit.told and not permit.inquiry
         if answer.code == RATE_LIMITED and answer.retry_after_ms:
             g.closed_until_ms = max(g.closed_until_ms, now_ms + answer.retry_after_ms)
+        if answer.code not in UNREACHABLE and answer.code not in _NOT_ASKED:
+            g.breaker.reached()
         well = verdict(answer.outcome, answer.code)
         if well:
             g.answered(permit, now_ms)

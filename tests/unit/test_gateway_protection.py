@@ -107,6 +107,30 @@ def test_a_gateway_that_cannot_be_reached_is_left_however_few_its_calls(
     permitted(protection, "b")
 
 
+@pytest.mark.parametrize("code", ["rate_limited", "in_progress", "mismatched_answer", "http_500"])
+def test_whatever_comes_back_says_that_it_can_be_reached(code: str) -> None:
+    """An answer that says nothing for or against the gateway is one all the same."""
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a"), B, clock=clock)
+    said = GatewayAnswer(outcome="unknown", code=code)
+    for answer in [*[DEAD] * (BreakerRule().unreached_min - 1), said] * 4:
+        protection.ended(permitted(protection), answer)
+        clock.ms += 20_000
+
+
+def test_a_call_that_was_found_slow_and_ends_well_says_so_too() -> None:
+    clock = Clock()
+    protection = gate(GatewayProfile(name="a"), B, clock=clock)
+    slow = permitted(protection)
+    clock.ms += BreakerRule().slow_ms
+    assert protection.is_slow(slow, BreakerRule().slow_ms)
+    for _ in range(BreakerRule().unreached_min - 1):
+        protection.ended(permitted(protection), DEAD)
+    protection.ended(slow, WELL)
+    protection.ended(permitted(protection), DEAD)
+    permitted(protection)
+
+
 def test_refusals_that_are_answers_are_no_sign_that_it_cannot_be_reached() -> None:
     """One card that a gateway fails at with 500, again and again, is no outage."""
     clock = Clock()
