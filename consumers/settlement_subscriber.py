@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.kafka_access import access_of, reaching
 from pipeline.kafka_refusal import why_away
 from pipeline.record_batch import RecordBatch
+from pipeline.runtime.group_consumer import close_within
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.standstill import Standstill
 from pipeline.unreadable import UNFOLDED_BYTES_MAX, CannotStepOver, UnreadableBatches, is_unreadable
@@ -197,7 +198,11 @@ class SettlementSubscriber:
                 self._pass_empty(consumer, ends)
         finally:
             # Waits for what is being committed.
-            consumer.close()
+            if not close_within(consumer.close):
+                _log.warning(
+                    "the client does not come back from its close; the group takes this member "
+                    "for gone after session.timeout.ms"
+                )
 
     def __iter__(self) -> Iterator[tuple[Settlement, Position]]:
         """Settlements for ever; waits for new ones."""

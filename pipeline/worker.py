@@ -2,10 +2,11 @@
 
 It reads its WorkerSpec as JSON from standard input, drains on SIGTERM, ignores SIGINT (a Ctrl-C
 reaches the supervisor, which asks its workers to drain), and drains as well when its supervisor
-dies. On SIGUSR1 it writes to standard error where each of its threads stands. Exit codes: 0
-drained, 2 something outside is wrong (the sentence is in ``last-error.txt`` of the slot's
-directory), 3 the transactional producer or the group's member is fenced or broken, 70 a broken
-invariant.
+dies. Nobody is left then who would kill what does not end, so it leaves by itself (exit code 1)
+where its client waits for a broker that died with the supervisor. On SIGUSR1 it writes to standard
+error where each of its threads stands. Exit codes: 0 drained, 2 something outside is wrong (the
+sentence is in ``last-error.txt`` of the slot's directory), 3 the transactional producer or the
+group's member is fenced or broken, 70 a broken invariant.
 """
 
 from __future__ import annotations
@@ -36,19 +37,23 @@ from pipeline.runtime.worker_spec import (
     configure_logging,
     decode_spec,
 )
+from pipeline.signal_event import SignalEvent
 
 _log = logging.getLogger("paystream.worker")
 
 _PR_SET_PDEATHSIG = 1
+# A worker that was asked to drain leaves after this, wherever it is: later than its supervisor
+# would kill it, for the case that there is none any more.
+OVERDUE_S = 50.0
 # Between two looks for a ledger's database that is away.
 LEDGER_PAUSE_S_MIN, LEDGER_PAUSE_S_MAX = 0.2, 5.0
 
 
 def main() -> int:
     spec = decode_spec(sys.stdin.buffer.read())
-    stop = threading.Event()
+    stop = SignalEvent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: _asked_to_drain(stop))
     # Where each thread stands, into its log: also of a worker that answers nothing any more.
     faulthandler.register(signal.SIGUSR1)
     _die_with_parent()
@@ -98,6 +103,14 @@ def main() -> int:
             return EXIT_LANE_FATAL
         raise
     return 0
+
+
+def _asked_to_drain(stop: SignalEvent) -> None:
+    if stop.is_set():
+        return
+    stop.set()
+    # It needs no lock of Python's, and holds while the interpreter ends as well.
+    faulthandler.dump_traceback_later(OVERDUE_S, exit=True)
 
 
 def _is_for_want_of_memory(error: BaseException) -> bool:

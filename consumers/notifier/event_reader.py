@@ -28,6 +28,7 @@ from pipeline.kafka_access import reaching
 from pipeline.runtime import failpoints
 from pipeline.runtime.cluster import cluster_and_topic_id, consumer_config, require_reachable
 from pipeline.runtime.dead_letters import dead_letter
+from pipeline.runtime.group_consumer import GroupConsumer
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.standstill import Standstill
@@ -120,7 +121,7 @@ class EventReader:
                 "`paystream topics apply`."
             )
         self._cluster_id, self._topic_id = cluster_and_topic_id(admin, self._topic)
-        self._consumer = Consumer(
+        self._consumer = GroupConsumer(
             {
                 **consumer_config(
                     self._bootstrap_servers,

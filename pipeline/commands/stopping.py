@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from types import FrameType, TracebackType
 from typing import Self
+
+from pipeline.signal_event import SignalEvent
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -25,7 +26,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        self.asked = SignalEvent()
         self._is_ready = False
         self._exit_code: int | None = None
         for number in SIGNALS:

@@ -24,7 +24,7 @@ class LaneFatal(Exception):
 
 
 class LaneHung(LaneFatal):
-    """A transaction does not end at all: the client does not come back from a call of it."""
+    """The client does not come back: a transaction, or a consumer's close, does not end."""
 
 
 def kafka_error(error: BaseException) -> KafkaError | None:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
+from pipeline.runtime.group_consumer import GroupConsumer
 from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.state_file import InPlaceFile, StateFile
 from pipeline.runtime.table_store import RocksTableStore, TableStore
@@ -31,7 +32,7 @@ def _rocks_table_store(path: Path, keep_s: int | None) -> TableStore:
 class Surroundings:
     """Each field is called the way production's own default is."""
 
-    consumer: Callable[..., Any] = Consumer
+    consumer: Callable[..., Any] = GroupConsumer
     producer: Callable[..., Any] = Producer
     admin: Callable[..., Any] = AdminClient
     table_store: Callable[[Path, int | None], TableStore] = _rocks_table_store

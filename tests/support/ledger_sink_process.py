@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import threading
 
 from consumers.ledger_sink import LedgerSink
 from pipeline.ledger.database import open_ledger
+from pipeline.signal_event import SignalEvent
 from schemas.codec import default_codec
 from topics.catalogue import TopicSettings, build_catalogue
 
@@ -19,7 +19,7 @@ from topics.catalogue import TopicSettings, build_catalogue
 def main() -> None:
     bootstrap, url, prefix, partitions, instance = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    stop = threading.Event()
+    stop = SignalEvent()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     engine = open_ledger(url)
     LedgerSink(

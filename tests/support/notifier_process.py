@@ -9,12 +9,12 @@ import json
 import logging
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from consumers.notifier.database import open_callbacks
 from consumers.notifier.endpoints import EndpointFile
 from consumers.notifier.notifier import Notifier
+from pipeline.signal_event import SignalEvent
 from schemas.codec import default_codec
 from topics.catalogue import TopicSettings, build_catalogue
 
@@ -22,7 +22,7 @@ from topics.catalogue import TopicSettings, build_catalogue
 def main() -> None:
     spec = json.loads(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    stop = threading.Event()
+    stop = SignalEvent()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     engine = open_callbacks(spec["url"])
     allowed = {"allow_http": True, "allow_private": True}

@@ -137,3 +137,32 @@ def test_a_worker_says_where_it_stands(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_drain_leaves_by_itself(tmp_path: Path) -> None:
+    """Its supervisor was killed, so nobody else ends it; the kernel's signals come in a row."""
+    spec = WorkerSpec("ledger", "n1", 0, "127.0.0.1:1", TopicSettings(), tmp_path)
+    hanging = (
+        "import threading; from pipeline import worker\n"
+        "worker.OVERDUE_S = 0.2\n"
+        "worker.build_worker = lambda *_: threading.Event().wait\n"
+        "worker.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", hanging], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=TOP
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    try:
+        process.stdin.write(encode_spec(spec))
+        process.stdin.close()
+        wait_until(spec.slot_dir.is_dir, 60, "the worker has begun")
+        for _ in range(20):
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+        assert b"in main" in process.stderr.read(), "it says where it hung"
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()

@@ -22,6 +22,7 @@ from pipeline.runtime.kafka_errors import LaneFatal, ends_the_client, kafka_erro
 from pipeline.runtime.lane import Lane, producer_config
 from pipeline.runtime.work import Outcome, Outgoing, Work
 from pipeline.runtime.worker_spec import EXIT_LANE_FATAL
+from pipeline.signal_event import SignalEvent
 
 TAKE_S = 0.2
 # As a worker has it: one that is killed is missed after this.
@@ -132,7 +133,7 @@ def _rewind(consumer: Consumer, committed: Any) -> None:
 
 def main() -> int:
     spec = CopierSpec(**json.loads(sys.argv[1]))
-    stop = threading.Event()
+    stop = SignalEvent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
