@@ -302,6 +302,30 @@ def test_of_what_was_captured_beyond_a_hold_the_rest_goes_back_as_well() -> None
     assert {each.name for each in judged_flow(story.flow, None)} == {"amounts_out_of_order"}
 
 
+@pytest.mark.parametrize("by", ["its gateway", "a person"])
+def test_a_part_of_what_was_captured_beyond_a_hold_that_comes_back_is_owed_again(by: str) -> None:
+    """The rest of it had gone back after it, in another refund, and stays with the customer."""
+    story = captured_beyond_in_dispute()
+    story.dispute("lost", amount_minor=600)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    story.dispute("won", amount_minor=600, event_sequence=1)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    parts = [(e.operation_id, e.amount_minor) for e in story.payment.attempts if e.kind == "refund"]
+    assert parts == [("late-k1-1", 200), ("late-late-k1-1-1", 100)]
+    if by == "a person":
+        story.command("resolve", "p2", operation_id="late-k1-1", decision="returned")
+    else:
+        story.notify("failed", "late-k1-1", code="returned")
+    assert story.events[-2:] == ["refund_failed", "reversal_failed"]
+    assert story.payment.refunded_minor == 100
+    named = {each.name for each in judged_flow(story.flow, None)}
+    assert named == {"amounts_out_of_order", "waits_for_a_person"}
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    assert story.payment.refunded_minor == 300
+    assert {each.name for each in judged_flow(story.flow, None)} == {"amounts_out_of_order"}
+
+
 @pytest.mark.parametrize("state", ["won", "pre_arbitration"])
 def test_what_a_bank_returns_while_the_rest_is_on_its_way_goes_back_as_well(state: str) -> None:
     """A refund of 300 was sent since the bank had 200 for good, and has these no longer when it is
