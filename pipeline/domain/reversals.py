@@ -162,6 +162,20 @@ def outstanding(payment: Payment) -> tuple[Attempt, ...]:
     )
 
 
+def came_back_since(payment: Payment, reversal: Attempt) -> bool:
+    """Whether a refund of the same money has come back since a reversal was sent, or the reversal
+    itself: another one would come back as well, and a person is told."""
+    parent = parent_of(payment, reversal)
+    return parent is not None and any(
+        each.kind == REFUND
+        and each.state == ATTEMPT_FAILED
+        and each.code in CAME_BACK
+        and each.updated_at_ms >= reversal.started_at_ms
+        and _same(parent_of(payment, each), parent)
+        for each in payment.attempts
+    )
+
+
 def has_room(payment: Payment, kept: int = ATTEMPTS_KEPT) -> bool:
     """Whether one more reversal may begin: each charge, authorization and capture may still show as
     made and has to be given back then, and ``kept`` more that may come meanwhile."""
