@@ -105,7 +105,9 @@ class LedJourney(Journey):
             about = reverses if reverses or request.kind == "refund" else status
             for word in self.words(request):
                 late = request.kind in MAIN_KINDS and self.is_late()
-                name = "word", request.kind, state, about, word, late
+                # A notice alone does not say where the customer is to go.
+                sent = self.payment().next_action_url is not None
+                name = "word", request.kind, state, about, word, late, sent
                 yield name, partial(self.a_word_comes, request, word)
 
     def of_people(self, payment: Payment) -> Iterator[Choice]:
