@@ -126,7 +126,10 @@ class Owed:
             if was is not None:
                 is_back = each.code in CAME_BACK and was.code not in CAME_BACK
                 came_back_minor += each.amount_minor if is_back else 0
-            elif by_person or each.code == "recorded" or each.operation_id[:5] != "late-":
+            elif by_person and each in row:
+                # Of all of it somebody has decided by now, though a bank may have some.
+                came_back_minor = 0
+            elif each.code == "recorded" or each.operation_id[:5] != "late-":
                 came_back_minor = max(0, came_back_minor - each.amount_minor)
             else:
                 left_minor = _wanted_minor(payment, taken, row) - came_back_minor
