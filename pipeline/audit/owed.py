@@ -36,7 +36,10 @@ def given_up(payment: PaymentEvidence) -> Iterator[tuple[AttemptSeen, int]]:
             and each.parent is not None
             and reversal_operation_id(order_id, each.operation_id, each.attempt) not in begun
         ):
-            minor = _void_owed(snapshot, each) if each.kind == "void" else _owed(snapshot, each)
+            if each.kind == "void":
+                minor = _void_owed(snapshot, each)
+            else:
+                minor = _owed(snapshot, _row(order_id, snapshot, each))
             if minor > 0:
                 yield each, minor
 
@@ -61,9 +64,23 @@ def _void_owed(snapshot: SnapshotSeen, void: AttemptSeen) -> int:
     return 0 if released else void.amount_minor or snapshot.amount_minor
 
 
-def _owed(snapshot: SnapshotSeen, refund: AttemptSeen) -> int:
-    """At most what its charge still has, and at most what the payment has: what a bank took for
-    good is with the customer already."""
+def _row(order_id: str, snapshot: SnapshotSeen, last: AttemptSeen) -> list[AttemptSeen]:
+    """A reversal and those that it took the place of, the newest first."""
+    by_successor = {
+        reversal_operation_id(order_id, each.operation_id, each.attempt): each
+        for each in snapshot.attempts
+        if each.kind == last.kind and each.operation_id.startswith("late-")
+    }
+    row = [last]
+    while row[-1].operation_id in by_successor and len(row) < len(snapshot.attempts):
+        row.append(by_successor[row[-1].operation_id])
+    return row
+
+
+def _owed(snapshot: SnapshotSeen, row: list[AttemptSeen]) -> int:
+    """Of what the first of a row of refunds was meant for. At most what its charge still has, and
+    at most what the payment has: what a bank took for good is with the customer already."""
+    refund, first = row[0], row[-1]
     taken_minor = back_minor = all_back_minor = lost_minor = all_lost_minor = 0
     charge = next(
         (a for a in snapshot.attempts if (a.operation_id, a.attempt) == refund.parent), None
@@ -88,12 +105,14 @@ def _owed(snapshot: SnapshotSeen, refund: AttemptSeen) -> int:
                 == (charge.gateway, charge.gateway_reference)
             ):
                 lost_minor += dispute.withdrawn_minor
-    wanted_minor = refund.meant_minor or refund.amount_minor or snapshot.amount_minor
+    wanted_minor = first.meant_minor or first.amount_minor or snapshot.amount_minor
     if charge is not None and charge.kind == "charge":
         # All of it came too late, whatever of it went back before.
         wanted_minor = charge.amount_minor or snapshot.amount_minor
-    elif refund.state == "refunded":
-        wanted_minor -= refund.amount_minor or snapshot.amount_minor
+    else:
+        wanted_minor -= sum(
+            each.amount_minor or snapshot.amount_minor for each in row if each.state == "refunded"
+        )
     return min(
         wanted_minor,
         taken_minor - back_minor - lost_minor,

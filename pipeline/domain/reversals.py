@@ -162,6 +162,20 @@ def outstanding(payment: Payment) -> tuple[Attempt, ...]:
     )
 
 
+def came_back_since(payment: Payment, reversal: Attempt) -> bool:
+    """Whether a refund of the same money has come back since a reversal was sent, or the reversal
+    itself: another one would come back as well, and a person is told."""
+    parent = parent_of(payment, reversal)
+    return parent is not None and any(
+        each.kind == REFUND
+        and each.state == ATTEMPT_FAILED
+        and each.code in CAME_BACK
+        and each.updated_at_ms >= reversal.started_at_ms
+        and _same(parent_of(payment, each), parent)
+        for each in payment.attempts
+    )
+
+
 def has_room(payment: Payment, kept: int = ATTEMPTS_KEPT) -> bool:
     """Whether one more reversal may begin: each charge, authorization and capture may still show as
     made and has to be given back then, and ``kept`` more that may come meanwhile."""
@@ -176,29 +190,36 @@ def has_room(payment: Payment, kept: int = ATTEMPTS_KEPT) -> bool:
 
 def reversals_in_row(payment: Payment, reversal: Attempt) -> int:
     """How many reversals there were for what this one gives back, itself included."""
-    count, at = 1, reversal
-    while count < len(payment.attempts):
+    return len(_row(payment, reversal))
+
+
+def _row(payment: Payment, reversal: Attempt) -> list[Attempt]:
+    """A reversal and those that it took the place of, the newest first."""
+    row = [reversal]
+    while len(row) < len(payment.attempts):
         before = next(
             (
                 e
                 for e in payment.attempts
-                if is_reversal(e) and successor_id(payment, e) == at.operation_id
+                if is_reversal(e) and successor_id(payment, e) == row[-1].operation_id
             ),
             None,
         )
         if before is None:
             break
-        count, at = count + 1, before
-    return count
+        row.append(before)
+    return row
 
 
 def _wanted_minor(payment: Payment, reversal: Attempt, parent: Attempt) -> int:
     """The most that a reversal, or its successor, is to give back: all of a late charge, whatever
-    of it went back before; of what was captured beyond a hold what is left."""
+    of it went back before; of what was captured beyond a hold what the first was meant for, less
+    what is with the customer by it and by those that took its place."""
     if parent.kind == CHARGE:
         return amount_of(payment, parent)
-    done_minor = amount_of(payment, reversal) if has_succeeded(reversal.state) else 0
-    return (reversal.meant_minor or amount_of(payment, reversal)) - done_minor
+    row = _row(payment, reversal)
+    done_minor = sum(amount_of(payment, each) for each in row if has_succeeded(each.state))
+    return (row[-1].meant_minor or amount_of(payment, row[-1])) - done_minor
 
 
 def _kept_for_nothing_minor(payment: Payment, but: Attempt) -> int:

@@ -49,10 +49,10 @@ from pipeline.domain.payment import (
 from pipeline.domain.policy import Policy
 from pipeline.domain.recorded_refunds import RECORDED
 from pipeline.domain.reversals import (
-    CAME_BACK,
     DISPUTED,
     REVERSALS_MAX,
     awaits_dispute,
+    came_back_since,
     has_room,
     held,
     in_part,
@@ -96,12 +96,14 @@ def without_successor(made: Decision, attempt: Attempt, now_ms: int, policy: Pol
 def with_rest(made: Decision, attempt: Attempt, now_ms: int, policy: Policy) -> Decision:
     """The decision by which a refund is made, and what follows where it gave back less than is owed
     by now: what a bank had when it was sent, and no longer has. It is ordered as it would have been
-    if the bank's word had come later; where there is no room for it a person is told."""
+    if the bank's word had come later; where there is no room for it, or some of it came back
+    meanwhile, a person is told."""
     found = _still_owed(made, attempt)
     if found is None:
         return made
     payment, done = found
-    rest = _succeeded_by if has_room(payment) else _failed
+    by_itself = has_room(payment) and not came_back_since(payment, done)
+    rest = _succeeded_by if by_itself else _failed
     return followed(made, rest(payment, done, now_ms, policy))
 
 
@@ -151,7 +153,11 @@ def with_owed_again(
             continue
         more = owed_minor(payment, each) > owed_before.get(name, 0)
         gone_back = has_succeeded(each.state)
-        by_itself = (by_dispute or (more and by is not None)) and each.code != RECORDED
+        by_itself = (
+            (by_dispute or (more and by is not None))
+            and each.code != RECORDED
+            and not came_back_since(payment, each)
+        )
         if by_itself and (gone_back or not each.tries) and has_room(payment):
             # Force lasts until what was ordered with it has gone back.
             override = None if gone_back else each.override
@@ -166,12 +172,13 @@ def with_owed_again(
 
 def _again(payment: Payment, ended: Attempt, now_ms: int, policy: Policy) -> Decision:
     """What follows a reversal that ended without success and is owed: another one, or, after a
-    plain no or too many of them, a person."""
+    plain no or too many of them, or where some of it came back meanwhile, a person."""
     in_trouble = action_of(ended.code) in (Action.OTHER_GATEWAY, Action.RETRY_HERE)
     if (
         (ended.state != DECLINED or in_trouble)
         and reversals_in_row(payment, ended) < REVERSALS_MAX
         and has_room(payment)
+        and not came_back_since(payment, ended)
     ):
         wait_ms = policy.pending_check_ms if ended.state == DECLINED else 0
         return _succeeded_by(
@@ -182,10 +189,9 @@ def _again(payment: Payment, ended: Attempt, now_ms: int, policy: Policy) -> Dec
 
 
 def _may_move_twice(ended: Attempt, policy: Policy) -> bool:
-    """Whether another reversal would end as this one did, or might be made beside it: it had come
-    back, or its gateway takes no key and may have had a call of it."""
-    keyless = not gateway_profile(policy, ended.gateway).idempotent
-    return ended.code in CAME_BACK or (keyless and ended.state != DECLINED)
+    """Whether another reversal might be made beside this one: its gateway takes no key and may have
+    had a call of it."""
+    return ended.state != DECLINED and not gateway_profile(policy, ended.gateway).idempotent
 
 
 def _succeeded_by(

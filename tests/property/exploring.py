@@ -26,7 +26,7 @@ STARTS: Final = (
     *itertools.product(("none",), ("capture", "cancel"), ("good",), (True,), (1,)),
 )
 # What seldom leads anywhere new is done last.
-RANKS: Final = {"answer": 2, "time": 2, "dispute": 2, "held": 2, "late": 2}
+RANKS: Final = {"answer": 2, "time": 2, "dispute": 2, "held": 2, "late": 2, "returned": 2}
 # What a word, or a person's, may lead to.
 HOPES: Final = {
     "done": (
@@ -105,7 +105,9 @@ class LedJourney(Journey):
             about = reverses if reverses or request.kind == "refund" else status
             for word in self.words(request):
                 late = request.kind in MAIN_KINDS and self.is_late()
-                name = "word", request.kind, state, about, word, late
+                # A notice alone does not say where the customer is to go.
+                sent = self.payment().next_action_url is not None
+                name = "word", request.kind, state, about, word, late, sent
                 yield name, partial(self.a_word_comes, request, word)
 
     def of_people(self, payment: Payment) -> Iterator[Choice]:
@@ -121,6 +123,11 @@ class LedJourney(Journey):
                 settled = self.flow.now_ms - each.updated_at_ms > 30 * SECOND
                 name = "resolve", known["decision"], each.state, settled
                 yield name, partial(self.a_person_decides, "resolve")
+        for each in payment.attempts:
+            if each.kind == "refund":
+                reverses = each.operation_id.startswith("late-")
+                name = "returned", each.state, each.code == "recorded", reverses
+                yield name, partial(self.somebody_says_it_came_back, each.operation_id)
         owed = bool(recordable(payment))
         for what in PEOPLE:
             name = "person", what, payment.status, of_a_retry, reversed_, owed, self.is_late()

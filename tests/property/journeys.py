@@ -129,6 +129,7 @@ class Journey(lives.Life):
         self.held, self.notices, self.dues, self.commands = [], [], [], []
         self.disputes: dict[str, list[str]] = {}
         self.disputed_minor: dict[str, int] = {}
+        self.mistaken = set()
         # Whether the gateway has said what cannot be true together, and what people have paid back.
         self.erred = False
         self.transfers: set[str] = set()
@@ -303,6 +304,7 @@ class Journey(lives.Life):
         """Everybody answers, tells and decides: whatever happened before comes to an end."""
         if not hasattr(self, "flow"):
             return
+        self.ordered = 0
         while self.held:
             self.a_late_result_is_committed()
         while self.flow.late_words.told:
@@ -347,7 +349,7 @@ class Journey(lives.Life):
         elif self.flow.open_checks or states & lifecycle.BUSY_STATES or payment.commands:
             self.flow.advance(2 * HOUR_MS)
         else:
-            return False
+            return self.a_person_says_what_is_left()
         return True
 
     def keeps_its_promises(self) -> None:

@@ -29,6 +29,7 @@ from pipeline.domain.policy import GatewayProfile, Policy
 from pipeline.processors.driver import Adapter, FlowDriver
 from tests.property.late_money import judge_capture, judge_given_back, judge_word
 from tests.property.late_words import LateWords
+from tests.property.money_back import Owed, is_persons_return, judge_return
 from tests.property.tried import MAIN, Name, Tried
 
 # Where a charge or authorization has yet to come to its outcome, as the documents list them.
@@ -57,6 +58,7 @@ class Referee:
         self.contradicted: set[Name] = set()
         # Whether a person has said that money went back without a gateway.
         self.is_recorded = False
+        self.owed = Owed()
 
     def judge(
         self, source: Any, before: Payment | None, made: Decision, now_ms: int, policy: Policy
@@ -65,6 +67,8 @@ class Referee:
         self.hear(source, now_ms)
         self.judge_repetition(source, before, made)
         judge_word(source, before, made, self.contradicted)
+        judge_return(source, before, made)
+        self.owed.judge(before, made)
         after = made.payment
         if after is not None:
             self.judge_status(before, after, made, now_ms, policy)
@@ -167,6 +171,9 @@ class Referee:
             assert (recorded and self.is_recorded) or _says(
                 source, attempt, "succeeded", "charged"
             ), f"{attempt.state} without a word of it"
+        elif is_persons_return(source) and attempt.operation_id == source.operation_id:
+            came_back = was is not None and was.state == "refunded" and attempt.state == "failed"
+            assert came_back, f"said to have come back, and {attempt.state}"
         elif attempt.state == "declined":
             assert _says(source, attempt, "declined", "failed"), "declined without a word of it"
         elif tried is None:

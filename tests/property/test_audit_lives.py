@@ -19,6 +19,10 @@ from tests.support.examples import share_of
 
 # What a flow at rest may still say: nobody else than these can go on.
 AT_REST = {"waits_for_a_person", "waits_for_the_customer"}
+# What is true of a life and no fault of the pipeline's: its gateway took more than it held, or
+# somebody said that a refund came back which did not.
+OVERCAPTURED = "amounts_out_of_order"
+MISTAKEN = "settlement_without_refund"
 # What the model forges and a flow's own transactions rule out: the same result committed twice.
 FORGED = {"result_duplicated"}
 # Of fewer there may be none in which money goes back.
@@ -27,7 +31,9 @@ WALKS = max(40, share_of(120))
 
 def judged(life: lives.Life) -> list[Finding]:
     """What the audit says of a life at its end: all of its inputs but timers are processed."""
-    return [f for f in judged_flow(life.flow, books(life)) if f.name not in FORGED]
+    true = FORGED | ({OVERCAPTURED} if life.lavish else set())
+    true |= {MISTAKEN} if life.mistaken else set()
+    return [f for f in judged_flow(life.flow, books(life)) if f.name not in true]
 
 
 def books(life: lives.Life) -> GatewayCopy:

@@ -48,6 +48,8 @@ DURATIONS = [SECOND, 5 * SECOND, 30 * SECOND, 5 * MINUTE_MS, 2 * HOUR_MS, 2 * DA
 # What a bank takes of a charge where not all of it, and how often it says something of one.
 PART_MINOR = 200
 STAGES_MAX = 5
+# How often a person orders again what its gateway refuses.
+ORDERED_MAX = 5
 
 
 # Until everything is at rest: a reversal that its gateway declines now and then may take days.
@@ -58,16 +60,21 @@ UNFINISHED = {"started", "retry_waiting", "inquiry_waiting", "inquiring", "pendi
 
 class Moved:
     """What the gateway did, or will do, for one key: ``state`` is asked (the customer), pending,
-    done, declined or failed (done, and failed later); ``code`` is why it declines."""
+    done, declined or failed (done, and failed later); ``code`` is why it declines. ``unheard``: it
+    came back, and its gateway goes on saying that it was done."""
 
     def __init__(self, request: PaymentRequest, state: str, reference: str) -> None:
         self.request = request
         self.state = state
         self.reference = reference
         self.code = "do_not_honor"
+        self.unheard = False
 
 
 class Life(RuleBasedStateMachine):
+    # Whether its gateway lets more be captured than a hold is of.
+    lavish = False
+
     @initialize(
         manual=st.booleans(),
         early=st.booleans(),
@@ -93,6 +100,8 @@ class Life(RuleBasedStateMachine):
         # how much of it is in dispute.
         self.disputes: dict[str, list[str]] = {}
         self.disputed_minor: dict[str, int] = {}
+        # What somebody said came back that did not, by its reference.
+        self.mistaken: set[str] = set()
         if early:
             self.a_command_comes("capture", None)
         self.flow.order(self.order)
@@ -115,7 +124,7 @@ class Life(RuleBasedStateMachine):
 
     def becomes(self, moved: Moved, state: str) -> None:
         """The gateway writes a notice of each state, which may come when it is another by then."""
-        moved.state = state
+        moved.state, moved.unheard = state, False
         self.notices.append(self.notice(moved))
 
     def has_room(self, request: PaymentRequest) -> bool:
@@ -129,7 +138,7 @@ class Life(RuleBasedStateMachine):
         back = sum(m.request.amount_minor for m in done if m.request.kind == "refund")
         voided = any(m.request.kind == "void" for m in done)
         if request.kind == "capture":
-            return not voided and taken + request.amount_minor <= 500
+            return not voided and (self.lavish or taken + request.amount_minor <= 500)
         if request.kind == "refund":
             parent = next(m for m in self.books.values() if m.reference == request.parent_reference)
             limit = 500 if parent.request.kind == "charge" else taken
@@ -139,7 +148,7 @@ class Life(RuleBasedStateMachine):
     def told(self, moved: Moved) -> GatewayAnswer:
         if moved.state == "declined":
             return GatewayAnswer(outcome="declined", code=moved.code)
-        if moved.state == "failed":
+        if moved.state == "failed" and not moved.unheard:
             return GatewayAnswer(
                 outcome="declined", code="returned", gateway_reference=moved.reference
             )
@@ -240,7 +249,7 @@ class Life(RuleBasedStateMachine):
                 key = f"{attempt.operation_id}:{attempt.gateway}:{attempt.attempt}"
                 moved = self.books.get(f"{self.payment().payment_id}:{key}")
                 named = {"operation_id": attempt.operation_id}
-                if moved is not None and moved.state == "done":
+                if moved is not None and (moved.state == "done" or moved.unheard):
                     return {"decision": "charged", "gateway_reference": moved.reference, **named}
                 if moved is not None and moved.state != "declined":
                     # Also a refund that was made and came back: its notices tell both.
@@ -313,6 +322,73 @@ class Life(RuleBasedStateMachine):
 
     def can_fail_later(self, moved: Moved) -> bool:
         return moved.request.kind == "refund" and moved.state == "done"
+
+    @precondition(lambda self: any(self.can_fail_later(m) for m in self.books.values()))
+    @rule(at=st.integers(0, 9))
+    def a_refund_comes_back_unheard(self, at: int) -> None:
+        """Its money is there, and its gateway tells nobody."""
+        made = [m for m in self.books.values() if self.can_fail_later(m)]
+        moved = made[at % len(made)]
+        moved.state, moved.unheard = "failed", True
+
+    def unheard(self) -> list[Moved]:
+        return [m for m in self.books.values() if m.unheard]
+
+    @precondition(lambda self: self.unheard())
+    @rule(at=st.integers(0, 9))
+    def a_gateway_tells_it_after_all(self, at: int) -> None:
+        unheard = self.unheard()
+        self.becomes(unheard[at % len(unheard)], "failed")
+
+    @precondition(lambda self: self.unheard())
+    @rule(at=st.integers(0, 9))
+    def a_person_says_what_came_back(self, at: int) -> None:
+        unheard = self.unheard()
+        self.somebody_says_it_came_back(unheard[at % len(unheard)].request.operation_id)
+
+    @precondition(lambda self: self.payment().attempts)
+    @rule(at=st.integers(0, 9))
+    def a_person_is_mistaken(self, at: int) -> None:
+        """About a refund that did not come back, was not made or is known to be back, or about what
+        is none."""
+        attempts = self.payment().attempts
+        about = [each for each in attempts if each.kind == "refund"] or attempts
+        self.somebody_says_it_came_back(about[at % len(about)].operation_id)
+
+    def somebody_says_it_came_back(self, operation_id: str) -> None:
+        named = {"operation_id": operation_id, "decision": "returned"}
+        made = command("resolve", f"c{len(self.commands)}", **named)
+        self.commands.append(made)
+        before_minor = self.payment().refunded_minor
+        self.flow.command(made)
+        if self.payment().refunded_minor < before_minor:
+            # Believed, whatever its gateway's books say.
+            self.mistaken |= {
+                m.reference for m in self.books.values()
+                if (m.request.operation_id, m.state) == (operation_id, "done")
+            }  # fmt: skip
+
+    @rule()
+    def a_person_orders_it_again(self) -> None:
+        """What came too late, and was told to be kept."""
+        self.a_command_comes("give_back", None)
+
+    def a_return_goes_on(self, chance: random.Random, at: int) -> bool:
+        """What has to do with refunds that come back, if there is any of it now."""
+        what = chance.random()
+        if what < 0.4 and any(self.can_fail_later(m) for m in self.books.values()):
+            self.a_refund_comes_back_unheard(at)
+        elif what < 0.7 and self.unheard():
+            self.a_person_says_what_came_back(at)
+        elif what < 0.8 and self.unheard():
+            self.a_gateway_tells_it_after_all(at)
+        elif what < 0.85 and self.payment().attempts:
+            self.a_person_is_mistaken(at)
+        elif what < 0.95:
+            self.a_person_orders_it_again()
+        else:
+            return False
+        return True
 
     @precondition(lambda self: self.disputable())
     @rule(
@@ -409,6 +485,37 @@ class Life(RuleBasedStateMachine):
         for moved in self.books.values():
             self.becomes(moved, "done")
 
+    def two_captures_take_too_much(self) -> None:
+        """The first was given up on silence, and sent all the same by a worker that had stood
+        still; its gateway lets both be made."""
+        self.lavish = True
+        self.a_worker_answers("answer")
+        self.a_command_comes("capture", 300)
+        _, request = self.flow.open_requests[0]
+        self.everything_goes_so("not_sent")
+        self.a_command_comes("capture", None)
+        self.a_worker_answers("answer")
+        self.act(request, "done")
+
+    def what_was_too_much_goes_back_in_parts(self, answered: bool) -> None:
+        """While banks had most of it, and once one of them had given its part back. While the
+        answer to that is on its way, the first part comes back."""
+        self.two_captures_take_too_much()
+        first, second = (m for m in self.books.values() if m.request.kind == "capture")
+        for moved, in_part in ((first, False), (second, True)):
+            for stage in ("opened", "lost"):
+                self.a_bank_says(moved, stage, in_part)
+                self.flow.notify(self.notices[-1])
+        self.flow.notify(self.notice(second))
+        self.time_passes(2 * HOUR_MS)
+        self.everything_goes_so("answer")
+        self.a_bank_says(first, "won")
+        self.flow.notify(self.notices[-1])
+        if answered:
+            self.everything_goes_so("answer")
+        else:
+            self.a_refund_comes_back_unheard(0)
+
     @precondition(lambda self: self.dues)
     @rule(at=st.integers(0, 9))
     def a_wait_comes_again(self, at: int) -> None:
@@ -429,7 +536,8 @@ class Life(RuleBasedStateMachine):
     def amounts_are_in_order(self) -> None:
         """Refunded <= captured <= authorized, and no attempt is begun twice under one name."""
         payment = self.payment()
-        assert 0 <= payment.refunded_minor <= payment.captured_minor <= payment.authorized_minor
+        assert 0 <= payment.refunded_minor <= payment.captured_minor
+        assert self.lavish or payment.captured_minor <= payment.authorized_minor
         names = [(a.operation_id, a.attempt) for a in payment.attempts]
         assert len(set(names)) == len(names)
 
@@ -459,7 +567,8 @@ class Life(RuleBasedStateMachine):
             made = moved[each.gateway_reference]
             assert made.request.kind in kinds.get(each.kind, ("refund",)), each
             assert abs(each.amount_minor) == made.request.amount_minor, each
-            assert each.kind != "refund_failed" or made.state == "failed", each
+            is_back = made.state == "failed" or made.reference in self.mistaken
+            assert each.kind != "refund_failed" or is_back, each
             assert (each.kind, made.reference) not in seen, each
             seen.add((each.kind, made.reference))
 
@@ -560,13 +669,16 @@ class Life(RuleBasedStateMachine):
         events = self.flow.events()
         refused = [e.operation_id for e in events if e.type == "command_rejected"]
         begun = {each.operation_id for each in payment.attempts}
-        cancels = ("cancel_requested", "cancelled", "failed")
-        ended = {e.operation_id for e in events if e.type in cancels}
+        does = {
+            "cancel": ("cancel_requested", "cancelled", "failed"),
+            "give_back": ("give_back_ordered",),
+        }
+        ended = {(kind, e.operation_id) for e in events for kind in does if e.type in does[kind]}
         left = [each.command_id for each in payment.commands]
         for made in self.commands:
-            if made.type in ("capture", "refund", "retry", "cancel"):
+            if made.type in ("capture", "refund", "retry", *does):
                 name = made.command_id
-                done = name in begun or (made.type == "cancel" and name in ended)
+                done = name in begun or (made.type, name) in ended
                 told = refused.count(name) + left.count(name) + done
                 assert told == 1, f"{made.type} {name} has {told} ends"
 
@@ -582,7 +694,7 @@ class Life(RuleBasedStateMachine):
             e.operation_id for e in self.flow.events()
             if e.operation_id in waiting
             and e.type in ("capture_started", "refund_started", "void_started", "payment_retried",
-                           "command_rejected")
+                           "give_back_ordered", "command_rejected")
         ]  # fmt: skip
         left = [each.command_id for each in self.payment().commands]
         assert ended + left == waiting
@@ -591,6 +703,7 @@ class Life(RuleBasedStateMachine):
         """With a gateway that answers and tells, everything comes to an outcome that is true."""
         if not hasattr(self, "flow"):
             return
+        self.ordered = 0
         while self.held:
             self.a_late_result_is_committed()
         while self.flow.late_words.told:
@@ -598,6 +711,8 @@ class Life(RuleBasedStateMachine):
         for moved in self.books.values():
             if moved.state in ("asked", "pending"):
                 self.becomes(moved, "done")
+        for _ in self.unheard()[::2]:
+            self.a_gateway_tells_it_after_all(0)
         # The newest first: what is told last is what was true first.
         for notice in reversed(self.notices):
             self.flow.notify(notice)
@@ -630,14 +745,28 @@ class Life(RuleBasedStateMachine):
         self.books_agree(payment)
 
     def a_person_says_what_is_left(self) -> bool:
-        """Commands, and what is owed back, may wait for what only a person can end."""
+        """Commands, and what is owed back, may wait for what only a person can end; so do what came
+        back and is booked as made, and what nobody goes on with by itself."""
         attempts = self.payment().attempts
+        refunded = {(a.operation_id, a.attempt) for a in attempts if a.state == "refunded"}
+        for moved in self.unheard():
+            if (moved.request.operation_id, moved.request.attempt) in refunded:
+                self.somebody_says_it_came_back(moved.request.operation_id)
+                return True
         exhausted = [a for a in attempts if a.state == "inquiry_exhausted"]
         owed = any(a.operation_id.startswith("late-") for a in exhausted)
-        if not exhausted or not (self.payment().commands or owed):
+        told = [
+            e.type for e in self.flow.events() if e.type in ("reversal_failed", "give_back_ordered")
+        ]
+        is_kept = told[-1:] == ["reversal_failed"]
+        if exhausted and (self.payment().commands or owed or is_kept):
+            self.flow.now_ms += MINUTE_MS
+            self.a_command_comes("resolve", None)
+            return True
+        if not is_kept or self.ordered >= ORDERED_MAX:
             return False
-        self.flow.now_ms += MINUTE_MS
-        self.a_command_comes("resolve", None)
+        self.ordered += 1
+        self.a_person_orders_it_again()
         return True
 
     def books_agree(self, payment: Payment) -> None:
@@ -647,7 +776,11 @@ class Life(RuleBasedStateMachine):
             if moved.state == "done" and moved.request.kind in real:
                 real[moved.request.kind] += moved.request.amount_minor
         assert payment.captured_minor == real["charge"] + real["capture"]
-        assert payment.refunded_minor == real["refund"]
+        mistaken_minor = sum(
+            m.request.amount_minor for m in self.books.values()
+            if m.state == "done" and m.reference in self.mistaken
+        )  # fmt: skip
+        assert payment.refunded_minor == real["refund"] - mistaken_minor
         ended = payment.status in ("failed", "cancelled", "expired")
         lost_minor = sum(
             self.disputed_minor[reference]
@@ -656,11 +789,10 @@ class Life(RuleBasedStateMachine):
         )
         assert payment.charged_back_minor == lost_minor
         told = {event.type for event in self.flow.events()}
-        if "reversal_failed" not in told:
-            kept_minor = sum(self.kept_minor(payment, each) for each in payment.attempts)
-            assert kept_minor <= lost_minor, f"{kept_minor} of what came too late is kept"
-        if ended and "reversal_failed" not in told:
-            kept_minor = payment.captured_minor - payment.refunded_minor
+        kept_minor = sum(self.kept_minor(payment, each) for each in payment.attempts)
+        assert kept_minor <= lost_minor, f"{kept_minor} of what came too late is kept"
+        if ended:
+            kept_minor = payment.captured_minor - payment.refunded_minor - mistaken_minor
             assert 0 <= kept_minor <= lost_minor
             lapsed = payment.status == "expired" or "authorization_lapsed" in told
             assert lapsed or not self.holds_left()
@@ -671,17 +803,20 @@ class Life(RuleBasedStateMachine):
             )
 
     def kept_minor(self, payment: Payment, attempt: Attempt) -> int:
-        """What the gateway still has of a charge that came too late."""
+        """What the gateway still has of a charge that came too late, or beyond a hold."""
         late = f"late-{attempt.operation_id}-{attempt.attempt}"
-        if attempt.kind != "charge" or all(e.operation_id != late for e in payment.attempts):
-            return 0
-        back = [
-            m.request.amount_minor for m in self.books.values()
-            if (m.request.kind, m.state) == ("refund", "done")
+        about = [
+            m.request for m in self.books.values()
+            if m.state == "done"
             and m.request.parent_reference == attempt.gateway_reference
             and m.request.gateway == attempt.gateway
         ]  # fmt: skip
-        return 500 - sum(back)
+        captured_minor = sum(each.amount_minor for each in about if each.kind == "capture")
+        beyond_minor = captured_minor - 500
+        if attempt.kind == "charge" and any(e.operation_id == late for e in payment.attempts):
+            beyond_minor = 500
+        back_minor = sum(each.amount_minor for each in about if each.kind == "refund")
+        return max(0, beyond_minor - back_minor)
 
     def holds_left(self) -> list[str]:
         """Holds at the gateway of which nothing was captured and that nobody gave back."""
@@ -734,7 +869,7 @@ def test_long_lives_keep_the_money_true(part: int) -> None:
             raise AssertionError(f"live({seed}) breaks a promise: {error}") from error
 
 
-@pytest.mark.parametrize("number", range(13))
+@pytest.mark.parametrize("number", range(20))
 def test_lives_of_each_story_keep_the_money_true(number: int) -> None:
     """Some of each, however seldom chance tells it."""
     for seed in range(share_of(12)):
@@ -758,6 +893,10 @@ class Weather(NamedTuple):
     # How the life begins, where not by chance.
     beside: bool = False
     both_late: bool = False
+    beyond: bool = False
+    in_parts: bool = False
+    # Whether refunds come back unheard, and people say so.
+    unheard: bool = False
 
 
 # Where what chance seldom makes meets: each is a way to lose money, were it not looked after.
@@ -790,6 +929,15 @@ STORIES = (
         False,
         both_late=True,
     ),
+    # Refunds that come back unheard, while a charge is kept, or ended too late.
+    Weather(["refund"], ["answer", "pending", "lost_after"], False, unheard=True),
+    Weather(["refund", "cancel"], ["pending_lost", "answer"], False, 2, unheard=True),
+    Weather(["refund"], ["answer"], False, beside=True, unheard=True),
+    Weather(["refund", "resolve"], ["answer", "pending"], False, both_late=True, unheard=True),
+    # A hold of which more is taken than it is of, and what goes back of that comes back.
+    Weather(["capture", "refund"], ["answer", "decline"], True, beyond=True),
+    Weather(["refund"], ["answer", "own_trouble", "pending"], True, beyond=True, unheard=True),
+    Weather(["refund"], ["answer", "decline", "pending"], True, in_parts=True, unheard=True),
 )
 
 
@@ -815,7 +963,8 @@ def weather_of(chance: random.Random) -> Weather:
     )
     manual, gateways = chance.random() < 0.6, chance.choice([1, 2])
     soon, keyless = chance.random() < 0.2, chance.random() < 0.2
-    return Weather(types, outcomes, manual, gateways, soon, keyless)
+    unheard = chance.random() < 0.2
+    return Weather(types, outcomes, manual, gateways, soon, keyless, unheard=unheard)
 
 
 def live(seed: int, weather: Weather | None = None) -> None:
@@ -834,10 +983,18 @@ def live(seed: int, weather: Weather | None = None) -> None:
     if weather.both_late:
         disputes = True
         life.two_charges_come_too_late()
+    if weather.beyond:
+        disputes = True
+        life.two_captures_take_too_much()
+    if weather.in_parts:
+        disputes = True
+        life.what_was_too_much_goes_back_in_parts(chance.random() < 0.5)
     for step in range(STEPS):
         what = chance.random()
         at = chance.randrange(10)
-        if what < 0.25 and life.flow.open_requests:
+        if weather.unheard and chance.random() < 0.2 and life.a_return_goes_on(chance, at):
+            pass
+        elif what < 0.25 and life.flow.open_requests:
             life.a_worker_answers(chance.choice(outcomes))
         elif what < 0.32 and life.flow.open_requests:
             life.a_worker_commits_later(chance.choice(outcomes))

@@ -293,6 +293,61 @@ PROPERTY_MUTATIONS: tuple[Mutation, ...] = (
         "    if place > held:\n",
         "    if True:\n",
     ),
+    # Refunds that come back, and people who say so ------------------------------------------------
+    _property(
+        "only a refund that was made is said to have come back",
+        f"{DOMAIN}/commands.py",
+        "            and has_succeeded(each.state)\n            and each.code != RECORDED\n",
+        "            and each.code != RECORDED\n",
+    ),
+    _property(
+        "what was paid otherwise is not said to have come back",
+        f"{DOMAIN}/commands.py",
+        "            and has_succeeded(each.state)\n            and each.code != RECORDED\n",
+        "            and has_succeeded(each.state)\n",
+    ),
+    _property(
+        "a person's word that a refund came back is audited",
+        f"{PROCESSORS}/commands.py",
+        "    return audited(made, payment, command, now_ms, attempt=refund)\n",
+        "    return made\n",
+    ),
+    _property(
+        "a refund that came back is settled",
+        f"{PROCESSORS}/late_evidence.py",
+        "        made = decision(changed, settlement, event)\n    return with_owed_again",
+        "    return with_owed_again",
+    ),
+    _property(
+        "what came back is owed again",
+        f"{PROCESSORS}/late_evidence.py",
+        "    return with_owed_again(payment, made, now_ms, policy)\n",
+        "    return made\n",
+    ),
+    _property(
+        "of what goes back in parts each part that comes back is owed again",
+        f"{DOMAIN}/reversals.py",
+        "    row = _row(payment, reversal)\n    done_minor",
+        "    row = [reversal]\n    done_minor",
+    ),
+    _property(
+        "what came back is not ordered again by itself when a part has gone back",
+        f"{PROCESSORS}/reversals.py",
+        "    by_itself = has_room(payment) and not came_back_since(payment, done)\n",
+        "    by_itself = has_room(payment)\n",
+    ),
+    _property(
+        "what came back is not ordered again by itself at a dispute's word",
+        f"{PROCESSORS}/reversals.py",
+        "RECORDED\n            and not came_back_since(payment, each)\n",
+        "RECORDED\n",
+    ),
+    _property(
+        "what came back is not ordered again by itself when a part was declined",
+        f"{PROCESSORS}/reversals.py",
+        "        and has_room(payment)\n        and not came_back_since(payment, ended)\n",
+        "        and has_room(payment)\n",
+    ),
     # Unknowns and timers ------------------------------------------------------------------------
     _property(
         "what its gateway has is asked about for long",

@@ -28,7 +28,13 @@ from tests.support.payment_story import (
     Story,
     yes,
 )
-from tests.unit.test_reversals import NO_KEYS, cancelled_too_late, down, lives_until
+from tests.unit.test_reversals import (
+    NO_KEYS,
+    OWN_TROUBLE,
+    cancelled_too_late,
+    down,
+    lives_until,
+)
 
 
 def shown_in_dispute() -> Story:
@@ -302,6 +308,30 @@ def test_of_what_was_captured_beyond_a_hold_the_rest_goes_back_as_well() -> None
     assert {each.name for each in judged_flow(story.flow, None)} == {"amounts_out_of_order"}
 
 
+@pytest.mark.parametrize("by", ["its gateway", "a person"])
+def test_a_part_of_what_was_captured_beyond_a_hold_that_comes_back_is_owed_again(by: str) -> None:
+    """The rest of it had gone back after it, in another refund, and stays with the customer."""
+    story = captured_beyond_in_dispute()
+    story.dispute("lost", amount_minor=600)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    story.dispute("won", amount_minor=600, event_sequence=1)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    parts = [(e.operation_id, e.amount_minor) for e in story.payment.attempts if e.kind == "refund"]
+    assert parts == [("late-k1-1", 200), ("late-late-k1-1-1", 100)]
+    if by == "a person":
+        story.command("resolve", "p2", operation_id="late-k1-1", decision="returned")
+    else:
+        story.notify("failed", "late-k1-1", code="returned")
+    assert story.events[-2:] == ["refund_failed", "reversal_failed"]
+    assert story.payment.refunded_minor == 100
+    named = {each.name for each in judged_flow(story.flow, None)}
+    assert named == {"amounts_out_of_order", "waits_for_a_person"}
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    assert story.payment.refunded_minor == 300
+    assert {each.name for each in judged_flow(story.flow, None)} == {"amounts_out_of_order"}
+
+
 @pytest.mark.parametrize("state", ["won", "pre_arbitration"])
 def test_what_a_bank_returns_while_the_rest_is_on_its_way_goes_back_as_well(state: str) -> None:
     """A refund of 300 was sent since the bank had 200 for good, and has these no longer when it is
@@ -323,6 +353,48 @@ def test_what_a_bank_returns_while_the_rest_is_on_its_way_goes_back_as_well(stat
     assert story.money == (500, 500, 500)
     assert sum(amount for _, amount in story.settled) == 0
     assert judged_flow(story.flow, None) == []
+
+
+@pytest.mark.parametrize("answer", [yes, OWN_TROUBLE], ids=["made", "declined"])
+def test_what_comes_back_while_the_rest_is_on_its_way_is_told(answer: Any) -> None:
+    """Another refund would come back as well: none is ordered by itself."""
+    story = Story()
+    story.command("cancel")
+    story.dispute("lost", amount_minor=200, event_sequence=1)
+    story.flow.answer(yes)
+    lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    story.dispute("won", amount_minor=200, event_sequence=2)
+    story.flow.now_ms += SECOND
+    story.command("resolve", "p1", operation_id="late-1-1", decision="returned")
+    assert story.events[-1] == "refund_failed", "the other one is still on its way"
+    story.flow.answer(answer)
+    assert story.events[-1] == "reversal_failed"
+    assert (story.flow.open_requests, story.flow.waits()) == ([], [])
+    assert [each.name for each in judged_flow(story.flow, None)] == ["waits_for_a_person"]
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
+
+
+@pytest.mark.parametrize("state", ["inquiry", "opened", "won"])
+def test_no_word_of_a_bank_orders_again_what_came_back(state: str) -> None:
+    """A person was told of it, and may be paying it by bank transfer."""
+    story = cancelled_too_late(ORDER)
+    story.flow.answer(DECLINED)
+    story.command("refund", "r1", amount_minor=300)
+    story.flow.answer(yes)
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    story.flow.now_ms += SECOND
+    story.command("resolve", "p1", operation_id="r1", decision="returned")
+    assert story.events[-2:] == ["refund_failed", "reversal_failed"]
+    story.dispute("opened", event_sequence=1)
+    story.dispute(state, event_sequence=2)
+    assert (story.flow.open_requests, story.flow.waits()) == ([], [])
+    paid = {"gateway_reference": "T-1", "evidence": "a statement", "actor": "ann"}
+    story.command("record_refund", "t1", **paid)
+    assert ("external_refund", -300) in story.settled
+    assert story.money == (500, 500, 500)
 
 
 def test_a_rest_that_is_owed_again_and_refused_is_told_and_named() -> None:
