@@ -166,15 +166,17 @@ def _killed(
                     # The worker lives through that, and books on.
                     _until_more(supervisor, load, engine)
                 time.sleep(chance.random() * PAUSE_S_MAX)
+                # What a server commits of a killed worker's is booked with no other in its place.
+                _until(supervisor, load, partial(_runs, supervisor), "the worker runs again")
                 for pid in supervisor.pids("ledger"):
                     os.kill(pid, signal.SIGKILL)
+                _until(supervisor, load, partial(_ended, supervisor, number), "the kill is seen")
                 if number % 10 == 0:
                     say(f"  {database}: killed {number} times, {max(0, _entries(engine)):,} booked")
             load.stop.set()
             _until(supervisor, load, load.ended.is_set, "the load ends")
             everything = len(load.committed)
             _until(supervisor, load, partial(_booked, engine, everything), "all are booked")
-            _until(supervisor, load, partial(_ended, supervisor, kills), "each kill is seen")
             exits = next(iter(supervisor.exits.values()))
         if exits != [-signal.SIGKILL] * kills:
             raise WrongRun(f"the worker ended with {exits}, and was killed {kills} times")
@@ -222,6 +224,10 @@ def _until(supervisor: Supervisor, load: _Load, done: Callable[[], bool], what: 
         if time.monotonic() > deadline:
             raise WrongRun(f"{what}: not within {PROGRESS_S_MAX:.0f} s")
         time.sleep(0.05)
+
+
+def _runs(supervisor: Supervisor) -> bool:
+    return bool(supervisor.pids("ledger"))
 
 
 def _ended(supervisor: Supervisor, times: int) -> bool:
