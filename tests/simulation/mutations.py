@@ -750,7 +750,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "producers/ledger_events.py",
         "new = [event for event in events if event.event_id not in places]",
         "new = list(events)",
-        (1, 25, 49, 73),
+        (97, 121, 1, 25),
     ),
     Mutation(
         "a decision about a payout is published with what it made of it",
