@@ -30,13 +30,13 @@ from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.domain.transfers import FEE_TRUE_UP, FEE_TRUE_UP_RETURNED, fee_true_up
 from pipeline.errors import UserError
 from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum, require_unchanged
-from pipeline.ledger.clearing_booking import reconciliation_entries
+from pipeline.ledger.clearing_booking import reconciliation_entries, reconciliation_ids
 from pipeline.ledger.decisions import current_rules
 from pipeline.ledger.entries import EntryWriter, Item, entries_by_id
 from pipeline.ledger.guards.v6 import ENTRIES_LOCK
 from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
-from pipeline.ledger.tier_returns import returns_due
+from pipeline.ledger.tier_returns import ALL, returns_due
 
 _log = logging.getLogger(__name__)
 
@@ -230,6 +230,20 @@ def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequen
     ]
 
 
+def ids_of_entries(
+    connection: Connection, event: LedgerEvent, rules: Rules, offset: int
+) -> set[str]:
+    """The ids of what a decision that posts several has posted when it was booked from an offset.
+
+    A closed day takes no more entries, so a close posts the same whenever it is asked.
+    """
+    if event.kind != PERIOD_CLOSE:
+        return reconciliation_ids(connection, event)
+    made = _true_ups(connection, event, rules)
+    returned = _true_ups_returned(connection, event, rules, made, offset)
+    return {entry.entry_id for entry in (*made, *returned)}
+
+
 def _true_ups(connection: Connection, event: LedgerEvent, rules: Rules) -> list[JournalEntry]:
     """For each month that ends with this close and each plan with tiers: one correction, and one
     for each version of the plan that the month spans."""
@@ -280,14 +294,18 @@ def _true_ups(connection: Connection, event: LedgerEvent, rules: Rules) -> list[
 
 
 def _true_ups_returned(
-    connection: Connection, event: LedgerEvent, rules: Rules, made: Sequence[JournalEntry]
+    connection: Connection,
+    event: LedgerEvent,
+    rules: Rules,
+    made: Sequence[JournalEntry],
+    before: int = ALL,
 ) -> list[JournalEntry]:
     """What refunds take back of months that were set right, with this close or before."""
     closing = closing_of(event)
     if not closing.tiers_over_versions:
         return []
     found = []
-    for due in returns_due(connection, closing.through, made):
+    for due in returns_due(connection, closing.through, made, before):
         version, name, _ = due.terms.split("/")
         plan = _plan(int(version), name, rules)
         if plan is None or plan.returned == RETURN_NONE:

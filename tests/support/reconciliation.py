@@ -56,9 +56,17 @@ from pipeline.ledger.reconciliation.following import (
 from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
 from pipeline.ledger.reconciliation.tables import metadata, prepare
 from pipeline.ledger.reconciliation.totals import day_totals
+from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import verify_books
 from tests.support import payouts
-from tests.support.ledger import SOURCE, journal_at, settlement
+from tests.support.ledger import (
+    PAIR,
+    SOURCE,
+    book_by_hand,
+    journal_at,
+    of_no_settlement,
+    settlement,
+)
 from tests.support.ledger_rules import EVENTS, announce, close
 from tests.support.ledger_suite import OnEachDatabase
 
@@ -1151,6 +1159,59 @@ class ReconciliationSuite(OnEachDatabase):
         with pytest.raises(UserError, match="says otherwise what an earlier one has booked"):
             books.book()
         assert books.balances() == before
+
+    @pytest.mark.parametrize("sealed", [True, False])
+    def test_an_entry_that_a_decision_of_several_does_not_post_is_found(
+        self, books: Books, sealed: bool
+    ) -> None:
+        """The database takes it, since such a decision posts several: by an id of nobody's, and by
+        that of a row that moves nothing. A row that only confirms, as the second here, posts
+        nothing."""
+        sale, held = settlement(1), settlement(2, kind="dispute", amount_minor=-1000)
+        credit = settlement(3, kind="credit", amount_minor=-425, operation_id="c1",
+                            gateway="none", gateway_reference="")  # fmt: skip
+        books.settle(sale, held, credit)
+        rows = [ClearedRow("f", n, x.settlement_id, x.amount_minor, 0, DAY)
+                for n, x in enumerate((sale, held), 1)]  # fmt: skip
+        decide_clearing(books.engine, "simulator", rows, NOW_MS)
+        decide_releases(books.engine, NOW_MS)
+        lines = (line_of(1), line_of(2, payout=True))
+        decide_statement(books.engine, BankStatement("main", "s1", lines), "bank", NOW_MS)
+        assert books.book() == 4
+        if sealed:
+            while seal(books.engine):
+                pass
+        wanted = []
+        for sequence, entry_id, kind in (
+            (1, "clearing:simulator:f:2", "clearing"),
+            (1, "clearing:simulator:f:3", "clearing"),
+            (2, "release:settlement:mine", "release"),
+            (3, "bank:main:s1:9", "bank_receipt"),
+        ):
+            with reading(books.engine) as connection:
+                assert verify_books(connection).damages == () or wanted
+                offset, part = connection.execute(
+                    text("SELECT d.published_offset, max(e.source_part) + 1 "
+                         "FROM ledger_decisions d JOIN journal_entries e "
+                         "ON e.source_offset = d.published_offset AND e.source_topic = :topic "
+                         "WHERE d.sequence = :n GROUP BY 1"),
+                    {"n": sequence, "topic": EVENTS.topic},
+                ).one()  # fmt: skip
+            book_by_hand(books.engine, 500 + len(wanted), PAIR, of_no_settlement(entry_id, kind),
+                         offset=offset, part=part, topic=EVENTS.topic)  # fmt: skip
+            wanted.append((f"ledger_decisions {sequence}", entry_id))
+        if sealed:
+            while seal(books.engine):
+                pass
+        with reading(books.engine) as connection:
+            damages = verify_books(connection).damages
+        named = [(d.place, d.detail.rpartition(" ")[2]) for d in damages
+                 if d.name == "decision_posted_otherwise"]  # fmt: skip
+        unsealed = [d.detail for d in damages if d.name == "entry_unsealed"]
+        assert sorted(named + [w for w in wanted if w[1] in unsealed]) == sorted(wanted)
+        assert {d.name for d in damages} <= {
+            "decision_posted_otherwise", "balance_differs", "entry_unsealed",
+        }  # fmt: skip
 
     def test_two_runs_cannot_clear_the_same(self, books: Books) -> None:
         """Of two decisions about one settlement, or one row, the second is not made."""
