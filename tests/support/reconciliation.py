@@ -910,6 +910,24 @@ class ReconciliationSuite(OnEachDatabase):
         assert (books.run().cleared, books.breaks()) == (0, [])
         assert books.balances() == {**left, "merchant_available:m1": -12_50}
 
+    def test_a_person_clears_nothing_again_whose_row_was_taken_out(self, books: Books) -> None:
+        """A run was killed between the decision and its breaks, so the break is open still."""
+        sale = settlement(1)
+        books.settle(sale)
+        books.report(row_of(1, sale, amount_minor=1200))
+        books.run()
+        (found,) = books.breaks()
+        cleared = ClearedRow(f"simulator-{DAY}", 2, sale.settlement_id, 1250, 12, DAY)
+        decide_clearing(books.engine, "simulator", [cleared], NOW_MS)
+        books.book()
+        before = books.balances()
+        with books.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM cleared_rows")
+        decide_resolution(books.engine, found.break_id, ACCEPTED, actor="anna", reason="looked",
+                          now_ms=NOW_MS)  # fmt: skip
+        assert books.book() == 0
+        assert books.balances() == before
+
     def test_the_fee_of_what_a_person_clears_is_told(self, books: Books) -> None:
         """Accepted was another amount; that the gateway took 20 and not 13 is told by itself."""
         announce(books.engine, TERMS)
@@ -1024,6 +1042,18 @@ class ReconciliationSuite(OnEachDatabase):
             ("bank_line_unknown", f"main-gbp:{line}", 10_00)
             for line in ("s-2:1", "s-2:2", "s-3:2", "s-4:1")
         ]
+
+    @pytest.mark.parametrize("how", ["DELETE FROM", "DROP TABLE"])
+    def test_a_second_debit_is_a_break_though_the_first_ones_row_was_taken_out(
+        self, books: Books, how: str
+    ) -> None:
+        """A statement may come before the next run puts the row back, and its decision stays."""
+        made = submitted_payout(books)
+        assert bank_moves(books, made, "s-1", -10_00) == [("main-gbp:s-1:1", True)]
+        with books.engine.begin() as connection:
+            connection.exec_driver_sql(f"{how} bank_lines")
+        prepare(books.engine)
+        assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", False)]
 
     def test_the_line_of_what_a_person_has_confirmed_is_the_payouts(self, books: Books) -> None:
         """`payouts paid` was faster than the statement: its line comes, and no second one."""

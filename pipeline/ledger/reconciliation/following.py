@@ -191,6 +191,8 @@ def decide_statement(
 ) -> list[LedgerEvent]:
     """Take over a bank statement, in as many decisions as it needs, all or none; none when it was
     before. UserError when it said something else then: a statement never changes."""
+    # Which payouts have their lines is known from the tables.
+    catch_up(engine)
     with engine.begin() as connection:
         follow(connection)
         left = _left_of(connection, statement)
@@ -314,6 +316,8 @@ def decide_resolution(
     UserError when it is not there or not open, or is no charge that may be given back."""
     if not reason.strip():
         raise UserError("a break is resolved with a reason: say why.")
+    # What is cleared already is known from the tables.
+    catch_up(engine)
     with engine.begin() as connection:
         follow(connection)
         check_resolution(resolution)
