@@ -38,10 +38,10 @@ from pipeline.ledger.reconciliation.breaks import (
 from pipeline.ledger.reconciliation.clearing import Look, keep_breaks, look, mark_told
 from pipeline.ledger.reconciliation.findings import Clocks
 from pipeline.ledger.reconciliation.following import (
+    catch_up,
     decide_releases,
     decide_resolution,
     decide_statement,
-    follow,
     named_too_late,
 )
 from pipeline.ledger.reconciliation.intake import (
@@ -209,8 +209,7 @@ class Reconciler:
         now_ms = self._now_ms()
         self._log.publish(self._engine)
         taken = self.take_in()
-        with self._engine.begin() as connection:
-            follow(connection)
+        catch_up(self._engine)
         done = self._look(as_of, now_ms)
         decide_releases(self._engine, now_ms)
         self._on_step("decided")

@@ -20,14 +20,19 @@ from sqlalchemy import (
     event,
     inspect,
     select,
+    update,
 )
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from pipeline.errors import UserError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+# What brings a database of the version before to each; PostgreSQL and SQLite alike.
+_FORWARD: Final = {2: "ALTER TABLE callbacks ADD COLUMN resends INTEGER NOT NULL DEFAULT 0"}
 
+# Of what a delivery is logged with.
+DETAIL_MAX: Final = 400
 # How long a writer waits for another one; a batch holds the database for tenths of a second.
 BUSY_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 10
@@ -55,6 +60,8 @@ callbacks = Table(
     Column("tries", Integer, nullable=False),
     Column("due_ms", BigInteger, nullable=False),
     Column("ended_at_ms", BigInteger),
+    # How often somebody has asked to have it sent again: tries of before the last time end nothing.
+    Column("resends", Integer, nullable=False, server_default="0"),
     # What is due of an endpoint; which earlier one of a payment still waits; what is old; whose.
     Index("callbacks_due", "state", "endpoint", "due_ms"),
     Index("callbacks_order", "endpoint", "payment_id", "sequence"),
@@ -76,7 +83,7 @@ deliveries = Table(
     Column("took_ms", BigInteger, nullable=False),
     Column("outcome", String(32), nullable=False),
     Column("status", Integer),
-    Column("detail", String(400), nullable=False),
+    Column("detail", String(DETAIL_MAX), nullable=False),
     Index("callback_deliveries_of", "event_id", "endpoint"),
     Index("callback_deliveries_at", "at_ms"),
 )
@@ -97,7 +104,8 @@ schema_version = Table(
 
 
 def open_callbacks(url: str) -> Engine:
-    """The engine of a database with the callbacks' tables, created where missing.
+    """The engine of a database with the callbacks' tables, created where missing, and brought
+    forward where an earlier version made them.
 
     Safe to call from several processes at once, also in the ledger's own PostgreSQL database.
     UserError when it cannot be used.
@@ -191,6 +199,10 @@ def _create_or_check(connection: Connection, shown: str) -> None:
         connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
         return
     found = connection.execute(select(schema_version.c.version)).scalar_one_or_none()
+    while found is not None and 0 < found < SCHEMA_VERSION:
+        found += 1
+        connection.exec_driver_sql(_FORWARD[found])
+        connection.execute(update(schema_version).values(version=found))
     if found != SCHEMA_VERSION:
         raise UserError(
             f"the callbacks at {shown} have schema version {found}, this program knows "

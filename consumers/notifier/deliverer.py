@@ -235,14 +235,19 @@ class Deliverer:
         ended = list(self._ended)
         if not ended:
             return
-        await self._apart(self._store.record, ended)
+        late = await self._apart(self._store.record, ended)
         del self._ended[: len(ended)]
+        for result in late:
+            _log.warning(
+                "callback %s to %s was asked for again while a try was open (%s): it is sent "
+                "once more", result.head.event_id, result.head.endpoint, result.delivery.outcome,
+            )  # fmt: skip
         now_ms = int(time.time() * 1000)
         for result in ended:
             name = result.head.endpoint
             self._under_way[name].discard(result.head.payment_id)
             self._look_at_ms[name] = min(self._look_at_ms.get(name, now_ms), now_ms)
-            if result.state != WAITING:
+            if result.state != WAITING and result not in late:
                 self._metrics.ended(result.state)
 
     async def _survey(self, lanes: frozenset[int]) -> None:

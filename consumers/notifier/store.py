@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from consumers.notifier.callback import Callback
-from consumers.notifier.database import callbacks, deliveries, positions
+from consumers.notifier.database import DETAIL_MAX, callbacks, deliveries, positions
 from consumers.notifier.sender import Delivery
 
 WAITING: Final = "waiting"
@@ -27,12 +27,16 @@ STATES: Final = (WAITING, DELIVERED, GIVEN_UP)
 # In the log beside the outcomes of deliveries.
 ASKED: Final = "resend_asked"
 
+# In the log of a delivery that began before somebody asked for another, and so ends nothing.
+BEFORE_RESEND: Final = "begun before it was asked for again"
+
 # One INSERT binds at most so many rows: SQLite allows 32,766 values in one statement.
 ROWS_MAX = 500
 
 
 class Head(Struct, frozen=True, kw_only=True):
-    """A callback that may be delivered now, as the next of its payment."""
+    """A callback that may be delivered now, as the next of its payment. ``resends``: how often
+    somebody had asked for it again by then."""
 
     endpoint: str
     event_id: str
@@ -41,6 +45,7 @@ class Head(Struct, frozen=True, kw_only=True):
     type: str
     tries: int
     body: bytes
+    resends: int = 0
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -197,61 +202,76 @@ class CallbackStore:
             ).all()
         return {name: (int(n), int(due), int(oldest)) for name, n, due, oldest in rows}
 
-    def record(self, results: Sequence[Result]) -> None:
-        """Log deliveries and move their callbacks on."""
+    def record(self, results: Sequence[Result]) -> list[Result]:
+        """Log deliveries and move their callbacks on; the results that came too late.
+
+        Those began before somebody asked to have the callback sent again. They move nothing, not
+        even a delivery: who asks is sent one that begins afterwards.
+        """
+        late: list[Result] = []
         with _Transaction(self._engine) as connection:
-            if results:
-                connection.execute(
-                    deliveries.insert(),
-                    [
-                        {
-                            "endpoint": result.head.endpoint,
-                            "event_id": result.head.event_id,
-                            "try_number": result.head.tries + 1,
-                            "at_ms": result.delivery.at_ms,
-                            "took_ms": result.delivery.took_ms,
-                            "outcome": result.delivery.outcome,
-                            "status": result.delivery.status,
-                            "detail": result.delivery.detail,
-                        }
-                        for result in results
-                    ],
-                )
+            rows = []
             for result in results:
-                head, due_ms = result.head, result.due_ms
-                mine = and_(
-                    callbacks.c.endpoint == head.endpoint, callbacks.c.event_id == head.event_id
+                detail = result.delivery.detail
+                if not self._move_on(connection, result):
+                    late.append(result)
+                    detail = "; ".join(part for part in (BEFORE_RESEND, detail) if part)
+                rows.append(
+                    {
+                        "endpoint": result.head.endpoint,
+                        "event_id": result.head.event_id,
+                        "try_number": result.head.tries + 1,
+                        "at_ms": result.delivery.at_ms,
+                        "took_ms": result.delivery.took_ms,
+                        "outcome": result.delivery.outcome,
+                        "status": result.delivery.status,
+                        "detail": detail[:DETAIL_MAX],
+                    }
                 )
-                ended_ms = result.delivery.at_ms + result.delivery.took_ms
-                values: dict[str, Any] = {"state": result.state, "tries": head.tries + 1}
-                if due_ms is None:
-                    values["ended_at_ms"] = ended_ms
-                # What a twin of ours gave up meanwhile may have arrived all the same.
-                open_ = (WAITING, GIVEN_UP) if result.state == DELIVERED else (WAITING,)
-                hit = connection.execute(
-                    update(callbacks).where(mine, callbacks.c.state.in_(open_)).values(**values)
-                ).rowcount
-                if not hit:
-                    # What the twin ended stays ended otherwise, and so do the times that it set
-                    # for the later ones.
-                    continue
-                later = and_(
-                    callbacks.c.endpoint == head.endpoint,
-                    callbacks.c.payment_id == head.payment_id,
-                    # Not one from before it, which somebody has had sent again meanwhile.
-                    callbacks.c.sequence >= head.sequence,
-                    callbacks.c.state == WAITING,
-                )
-                if due_ms is not None:
-                    # The later ones of the payment wait as long: they are not looked at before.
-                    moved = update(callbacks).where(later, callbacks.c.due_ms < due_ms)
-                    connection.execute(moved.values(due_ms=due_ms))
-                else:
-                    # The next one need not wait for a time that was this one's.
-                    moved = update(callbacks).where(
-                        later, callbacks.c.tries == 0, callbacks.c.due_ms > ended_ms
-                    )
-                    connection.execute(moved.values(due_ms=ended_ms))
+            if rows:
+                connection.execute(deliveries.insert(), rows)
+        return late
+
+    @staticmethod
+    def _move_on(connection: Any, result: Result) -> bool:
+        """False when the callback was asked for again since the delivery began."""
+        head, due_ms = result.head, result.due_ms
+        mine = and_(callbacks.c.endpoint == head.endpoint, callbacks.c.event_id == head.event_id)
+        ended_ms = result.delivery.at_ms + result.delivery.took_ms
+        values: dict[str, Any] = {"state": result.state, "tries": head.tries + 1}
+        if due_ms is None:
+            values["ended_at_ms"] = ended_ms
+        # What a twin of ours gave up meanwhile may have arrived all the same.
+        open_ = (WAITING, GIVEN_UP) if result.state == DELIVERED else (WAITING,)
+        hit = connection.execute(
+            update(callbacks)
+            .where(mine, callbacks.c.resends == head.resends, callbacks.c.state.in_(open_))
+            .values(**values)
+        ).rowcount
+        if not hit:
+            # What the twin ended stays ended otherwise, and so do the times that it set for the
+            # later ones.
+            since = select(callbacks.c.resends).where(mine)
+            resends = connection.execute(since).scalar_one_or_none()
+            return resends is None or resends == head.resends
+        later = and_(
+            callbacks.c.endpoint == head.endpoint,
+            callbacks.c.payment_id == head.payment_id,
+            # Not one from before it, which somebody has had sent again meanwhile.
+            callbacks.c.sequence >= head.sequence,
+            callbacks.c.state == WAITING,
+        )
+        if due_ms is not None:
+            # The later ones of the payment wait as long: they are not looked at before.
+            moved = update(callbacks).where(later, callbacks.c.due_ms < due_ms)
+            connection.execute(moved.values(due_ms=due_ms))
+        else:
+            # The next one need not wait for a time that was this one's.
+            moved = update(callbacks).where(
+                later, callbacks.c.tries == 0, callbacks.c.due_ms > ended_ms
+            )
+            connection.execute(moved.values(due_ms=ended_ms))
+        return True
 
     def give_up_forgotten(self, known: Collection[str], before_ms: int, now_ms: int) -> int:
         """End the wait of old callbacks whose endpoint is not configured any more; how many."""
@@ -330,7 +350,13 @@ class CallbackStore:
                 connection.execute(
                     update(callbacks)
                     .where(callbacks.c.endpoint == endpoint, callbacks.c.event_id == event_id)
-                    .values(state=WAITING, tries=0, due_ms=now_ms, ended_at_ms=None)
+                    .values(
+                        state=WAITING,
+                        tries=0,
+                        due_ms=now_ms,
+                        ended_at_ms=None,
+                        resends=callbacks.c.resends + 1,
+                    )
                 )
             if chosen:
                 connection.execute(

@@ -32,6 +32,7 @@ from pipeline.domain.posting import NO_GATEWAY, JournalEntry, balanced, entry_id
 from pipeline.domain.reconciliation_decisions import (
     CLEARING,
     RELEASE,
+    BankStatement,
     clearing_of,
     release_of,
     statement_of,
@@ -89,6 +90,48 @@ def reconciliation_entries(
     return [balanced(entry) for entry in made]
 
 
+def reconciliation_ids(connection: Connection, event: LedgerEvent) -> set[str]:
+    """The ids of what a decision of ``POSTING_KINDS`` posts, also where what it clears is not there
+    any more."""
+    if event.kind == CLEARING:
+        decided = clearing_of(event)
+        booked = _booked(connection, [entry_id(row.settlement_id) for row in decided.rows])
+        return {
+            _id_of_row(decided.gateway, row)
+            for row in decided.rows
+            if (settled := _whole(booked, entry_id(row.settlement_id))) is None
+            or clearing_lines(settled, row)
+        }
+    if event.kind == RELEASE:
+        entries = release_of(event).entries
+        booked = _booked(connection, entries)
+        return {
+            _id_of_released(known)
+            for known in entries
+            if (released := _whole(booked, known)) is None or release_lines(released)
+        }
+    statement = statement_of(event)
+    return {_id_of_line(statement, line) for line in statement.lines if is_booked(line)}
+
+
+def _whole(booked: Mapping[str, BookedEntry], known: str) -> BookedEntry | None:
+    """An entry that has its first line: PostgreSQL gives nulls for one that has lost it."""
+    found = booked.get(known)
+    return found if found is not None and found.currency else None
+
+
+def _id_of_row(gateway: str, row: ClearedRow) -> str:
+    return f"clearing:{clearing_key(gateway, row.file_id, row.row_number)}"
+
+
+def _id_of_released(known: str) -> str:
+    return f"release:{known}"
+
+
+def _id_of_line(statement: BankStatement, line: BankLine) -> str:
+    return f"bank:{statement.account}:{statement.file_id}:{line.line_id}"
+
+
 def _of_rows(connection: Connection, event: LedgerEvent, closed: str) -> Sequence[JournalEntry]:
     decided = clearing_of(event)
     wanted = [entry_id(row.settlement_id) for row in decided.rows]
@@ -125,7 +168,7 @@ def _of_row(
         # It confirms what stands, and moves nothing.
         return None
     return JournalEntry(
-        entry_id=f"clearing:{clearing_key(settled.gateway, row.file_id, row.row_number)}",
+        entry_id=_id_of_row(settled.gateway, row),
         settlement_id="",
         kind=CLEARING_ENTRY,
         merchant_id=settled.merchant_id,
@@ -156,7 +199,7 @@ def _of_released(connection: Connection, event: LedgerEvent, closed: str) -> Seq
         if lines:
             made.append(
                 JournalEntry(
-                    entry_id=f"release:{known}",
+                    entry_id=_id_of_released(known),
                     settlement_id="",
                     kind=RELEASE_ENTRY,
                     merchant_id=released.merchant_id,
@@ -178,7 +221,7 @@ def _of_lines(event: LedgerEvent, closed: str) -> Sequence[JournalEntry]:
     statement = statement_of(event)
     return [
         JournalEntry(
-            entry_id=f"bank:{statement.account}:{statement.file_id}:{line.line_id}",
+            entry_id=_id_of_line(statement, line),
             settlement_id="",
             kind=BANK_RECEIPT,
             merchant_id="",

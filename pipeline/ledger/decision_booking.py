@@ -5,12 +5,15 @@ The entries carry the place the decision was published at, as a settlement's ent
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from msgspec import Struct
 from sqlalchemy import Connection, Engine, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from pipeline.domain.decisions import (
     PERIOD_CLOSE,
@@ -27,13 +30,22 @@ from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.domain.transfers import FEE_TRUE_UP, FEE_TRUE_UP_RETURNED, fee_true_up
 from pipeline.errors import UserError
 from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum, require_unchanged
-from pipeline.ledger.clearing_booking import reconciliation_entries
+from pipeline.ledger.clearing_booking import reconciliation_entries, reconciliation_ids
 from pipeline.ledger.decisions import current_rules
-from pipeline.ledger.entries import EntryWriter, Item
+from pipeline.ledger.entries import EntryWriter, Item, entries_by_id
 from pipeline.ledger.guards.v6 import ENTRIES_LOCK
 from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
-from pipeline.ledger.tier_returns import returns_due
+from pipeline.ledger.tier_returns import ALL, returns_due
+
+_log = logging.getLogger(__name__)
+
+# Equal in every copy of one entry of a decision. What tells one decision from another (its id, its
+# time) may differ, and the day that it counts under when its own was closed meanwhile.
+_SAID_ALIKE: Final = (
+    "kind", "merchant_id", "order_id", "payment_id", "gateway", "gateway_reference",
+    "business_date", "postings", "terms",
+)  # fmt: skip
 
 
 class BookedDecisions(Struct, frozen=True, gc=False):
@@ -77,25 +89,45 @@ class DecisionBooker:
         self._source = source
         self._now_ms = now_ms
         self._writer = EntryWriter(engine.dialect.name, now_ms)
+        # Entries are written past SQLAlchemy, which so wraps no error of theirs.
+        self._driver: Any = engine.dialect.loaded_dbapi
         self._rules = Rules()
 
     def book(self, event: LedgerEvent, partition: int, offset: int) -> int:
         """Book what a decision posts and keep its place, in one transaction; how many entries it
         made.
 
-        Decisions are booked in their order, each once: one that is booked already makes none. A
-        closed period is sealed by it: from then on the database takes no entry of it.
+        Decisions are booked in their order, each once: one that is booked already makes none. What
+        it says and an earlier one has said just so is passed over; UserError where the earlier one
+        said it otherwise. A closed period is sealed by it: from then on the database takes no entry
+        of it.
         """
         try:
+            return self._booked(event, partition, offset)
+        except (IntegrityError, self._driver.IntegrityError):
+            # Nearly always all is new: what is booked already is looked for only then.
+            return self._booked(event, partition, offset, sort_out=True)
+
+    def _booked(
+        self, event: LedgerEvent, partition: int, offset: int, *, sort_out: bool = False
+    ) -> int:
+        try:
             with self._engine.begin() as connection:
-                made = self._book(connection, event, partition, offset)
+                made = self._book(connection, event, partition, offset, sort_out)
         except BaseException:
             self._writer.rolled_back()
             raise
         self._writer.committed()
         return made
 
-    def _book(self, connection: Connection, event: LedgerEvent, partition: int, offset: int) -> int:
+    def _book(
+        self,
+        connection: Connection,
+        event: LedgerEvent,
+        partition: int,
+        offset: int,
+        sort_out: bool,
+    ) -> int:
         c = ledger_decisions.c
         source = self._source
         if connection.dialect.name == "postgresql":
@@ -116,6 +148,8 @@ class DecisionBooker:
             _require_booked_to_the_cuts(connection, source.topic, event)
         self._rules = current_rules(connection, self._rules)
         entries = _entries(connection, event, self._rules)
+        if sort_out:
+            entries = self._not_booked_yet(connection, event, entries)
         if entries:
             items = [Item(partition, offset, entry, part) for part, entry in enumerate(entries)]
             sums = self._writer.insert(connection, source.topic, items)
@@ -128,6 +162,30 @@ class DecisionBooker:
             )
         _move_offset(connection, source, partition, offset + 1, self._now_ms())
         return len(entries)
+
+    def _not_booked_yet(
+        self, connection: Connection, event: LedgerEvent, entries: Sequence[JournalEntry]
+    ) -> Sequence[JournalEntry]:
+        known = self._writer.known(connection, [entry.entry_id for entry in entries])
+        booked = entries_by_id(connection, sorted(known))
+        for entry in entries:
+            before = booked.get(entry.entry_id)
+            if before is None:
+                continue
+            differing = [n for n in _SAID_ALIKE if getattr(before, n) != getattr(entry, n)]
+            if differing:
+                raise UserError(
+                    f"decision {event.sequence} ({event.kind}) says otherwise what an earlier one "
+                    f"has booked as {entry.entry_id}: {', '.join(differing)}. Nothing more is "
+                    "booked of the decisions until it is explained."
+                )
+        if booked:
+            _log.warning(
+                "decision %d (%s): %d of its %d entries were booked by an earlier one just so; "
+                "they are passed over",
+                event.sequence, event.kind, len(booked), len(entries),
+            )  # fmt: skip
+        return [entry for entry in entries if entry.entry_id not in booked]
 
 
 def _require_booked_to_the_cuts(
@@ -170,6 +228,20 @@ def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequen
             booked_date=day_after(closed) if hand.business_date <= closed else "",
         )
     ]
+
+
+def ids_of_entries(
+    connection: Connection, event: LedgerEvent, rules: Rules, offset: int
+) -> set[str]:
+    """The ids of what a decision that posts several has posted when it was booked from an offset.
+
+    A closed day takes no more entries, so a close posts the same whenever it is asked.
+    """
+    if event.kind != PERIOD_CLOSE:
+        return reconciliation_ids(connection, event)
+    made = _true_ups(connection, event, rules)
+    returned = _true_ups_returned(connection, event, rules, made, offset)
+    return {entry.entry_id for entry in (*made, *returned)}
 
 
 def _true_ups(connection: Connection, event: LedgerEvent, rules: Rules) -> list[JournalEntry]:
@@ -222,14 +294,18 @@ def _true_ups(connection: Connection, event: LedgerEvent, rules: Rules) -> list[
 
 
 def _true_ups_returned(
-    connection: Connection, event: LedgerEvent, rules: Rules, made: Sequence[JournalEntry]
+    connection: Connection,
+    event: LedgerEvent,
+    rules: Rules,
+    made: Sequence[JournalEntry],
+    before: int = ALL,
 ) -> list[JournalEntry]:
     """What refunds take back of months that were set right, with this close or before."""
     closing = closing_of(event)
     if not closing.tiers_over_versions:
         return []
     found = []
-    for due in returns_due(connection, closing.through, made):
+    for due in returns_due(connection, closing.through, made, before):
         version, name, _ = due.terms.split("/")
         plan = _plan(int(version), name, rules)
         if plan is None or plan.returned == RETURN_NONE:

@@ -21,6 +21,8 @@ from pipeline.ledger.tables import OF_SETTLEMENT
 
 _DAY: Final = "CASE e.booked_date WHEN '' THEN e.business_date ELSE e.booked_date END"
 _REFUNDS: Final = tuple(sorted((REFUND, REFUND_FAILED, EXTERNAL_REFUND)))
+# Behind every offset.
+ALL: Final = 2**62
 # Month, merchant, currency and terms, as version and plan.
 Key = tuple[str, str, str, str]
 
@@ -28,7 +30,7 @@ Key = tuple[str, str, str, str]
 _BOOKED: Final = text(
     "SELECT e.kind, e.merchant_id, e.terms, e.gateway_reference, p.amount_minor "
     "FROM journal_entries e JOIN postings p ON p.entry_number = e.entry_number AND p.line = 1 "
-    "WHERE e.kind IN (:given, :returned)"
+    "WHERE e.kind IN (:given, :returned) AND e.source_offset < :before"
 )
 _MOVED: Final = text(
     f"SELECT e.payment_id, e.kind, substr({_DAY}, 1, 7) AS month, e.merchant_id, p.currency, "
@@ -53,9 +55,12 @@ class ReturnDue(Struct, frozen=True):
 
 
 def returns_due(
-    connection: Connection, through: str, made: Sequence[JournalEntry]
+    connection: Connection, through: str, made: Sequence[JournalEntry], before: int = ALL
 ) -> Iterator[ReturnDue]:
-    """What is to be booked now, through a day; ``made``: corrections of this very close."""
+    """What is to be booked now, through a day; ``made``: corrections of this very close.
+
+    ``before``: the close's own offset where it is booked already; decisions lie in their order.
+    """
     volumes: dict[Key, int] = {}
     given: dict[Key, int] = {}
     returned: dict[Key, int] = {}
@@ -63,7 +68,8 @@ def returns_due(
         (e.kind, e.merchant_id, e.terms, e.gateway_reference, e.postings[0].amount_minor)
         for e in made
     ]
-    booked = connection.execute(_BOOKED, {"given": FEE_TRUE_UP, "returned": FEE_TRUE_UP_RETURNED})
+    kinds = {"given": FEE_TRUE_UP, "returned": FEE_TRUE_UP_RETURNED}
+    booked = connection.execute(_BOOKED, {**kinds, "before": before})
     for kind, merchant, terms, reference, minor in (*booked, *rows):
         month, volume, currency = reference.split(" ")
         key = month, merchant, currency, terms

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 from sqlalchemy import Connection, select, text
 
-from pipeline.domain.decisions import PERIOD_CLOSE, decided_entry_of
+from pipeline.domain.decisions import PERIOD_CLOSE, Rules, decided_entry_of
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.ledger.checksums import UNSET, offset_checksum, place_checksum
-from pipeline.ledger.decisions import TOPIC_ROLE, all_decisions, event_id_of, newest_booked
+from pipeline.ledger.decision_booking import ids_of_entries
+from pipeline.ledger.decisions import (
+    TOPIC_ROLE,
+    all_decisions,
+    current_rules,
+    event_id_of,
+    newest_booked,
+)
 from pipeline.ledger.queries import drifted_balances
 from pipeline.ledger.seals import (
     FIRST_HASH,
@@ -59,7 +66,7 @@ DAMAGES: Final = {
     "decision_changed": "A decision is not the one that was made.",
     "decision_missing": "A decision that was made is not there.",
     "decision_posted_otherwise": "A booked decision has other entries than the one, or none, that "
-    "it posts.",
+    "it posts, or of several one that it does not post.",
 }
 
 
@@ -68,7 +75,11 @@ _PLACES_OF_DECISIONS: Final = text(
     "WHERE settlement_id = '' OR source_topic LIKE :topics "
     "GROUP BY source_topic, source_partition, source_offset"
 )
-# How many entries these post depends on what was booked before them.
+_IDS_AT: Final = text(
+    "SELECT entry_id FROM journal_entries WHERE source_topic = :topic "
+    "AND source_partition = :partition AND source_offset = :offset ORDER BY source_part"
+)
+# What these post depends on what was booked before them.
 _POSTS_SEVERAL: Final = frozenset({PERIOD_CLOSE, *POSTING_KINDS})
 
 
@@ -118,7 +129,7 @@ def verify_books(connection: Connection) -> Verification:
         for kept, summed in drifted_balances(connection)
     ]
     damages += _offsets(connection)
-    damages += _decisions(connection, {damage.place for damage in damages})
+    damages += _decisions(connection, tuple(damages))
     damages += _periods(connection)
     named = connection.execute(select(alembic_version.c.version_num)).scalars().all()
     if named != [REVISION]:
@@ -299,8 +310,10 @@ def _offsets(connection: Connection) -> Iterator[Damage]:
                      "its partitions name different clusters or topics")  # fmt: skip
 
 
-def _decisions(connection: Connection, told: set[str]) -> Iterator[Damage]:
-    """``told``: places that a damage is known of, so that one is not told twice."""
+def _decisions(connection: Connection, known: Sequence[Damage]) -> Iterator[Damage]:
+    """``known``: what the chains have told, so that nothing is told twice."""
+    told = {damage.place for damage in known}
+    several: list[tuple[LedgerEvent, tuple[int, int]]] = []
     closes = {row.sequence: row for row in connection.execute(select(closed_periods))}
     c = ledger_decisions.c
     places = {
@@ -339,11 +352,16 @@ def _decisions(connection: Connection, told: set[str]) -> Iterator[Damage]:
             changed = True
             yield Damage("decision_changed", f"ledger_decisions {event.sequence}",
                          f"{event.kind}: the place it was published at")  # fmt: skip
-        elif event.kind not in _POSTS_SEVERAL:
+        else:
             row = places[event.sequence]
             place = row.published_partition, row.published_offset
-            if told.isdisjoint(f"{topic}[{place[0]}]@{place[1]}" for topic in topics):
+            if event.kind in _POSTS_SEVERAL:
+                if entries[place]:
+                    several.append((event, place))
+            elif told.isdisjoint(f"{topic}[{place[0]}]@{place[1]}" for topic in topics):
                 yield from _as_it_posts(event, place, entries[place])
+    unsealed = {damage.detail for damage in known if damage.name == "entry_unsealed"}
+    yield from _besides(connection, several, topics, unsealed, closes_too=not changed)
     for sequence in closes:
         yield Damage("decision_changed", f"closed_periods {sequence}", "nobody decided it")
     decided = {(row.published_partition, row.published_offset) for row in places.values()}
@@ -365,6 +383,46 @@ def _as_it_posts(
         yield Damage("decision_posted_otherwise", f"ledger_decisions {event.sequence}",
                      f"{event.kind}, published at [{partition}]@{offset}, posts {posts}: "
                      f"{entries} are booked")  # fmt: skip
+
+
+def _besides(
+    connection: Connection,
+    several: Sequence[tuple[LedgerEvent, tuple[int, int]]],
+    topics: Collection[str],
+    told: Collection[str],
+    *,
+    closes_too: bool,
+) -> Iterator[Damage]:
+    """Entries that stand with those of a decision of several, and that it does not post.
+
+    What a close posts follows from what decisions say and closes before it have posted: it is
+    judged only where those are whole.
+    """
+    rules = Rules()
+    for event, (partition, offset) in several:
+        if event.kind == PERIOD_CLOSE:
+            if not closes_too:
+                continue
+            rules = current_rules(connection, rules)
+        try:
+            posts = ids_of_entries(connection, event, rules, offset)
+        except (ValueError, ArithmeticError):
+            # Of a changed entry, which its seal tells of.
+            continue
+        there = [
+            entry_id
+            for topic in sorted(topics)
+            for entry_id in connection.execute(
+                _IDS_AT, {"topic": topic, "partition": partition, "offset": offset}
+            ).scalars()
+        ]
+        for entry_id in there:
+            if entry_id in posts or entry_id in told:
+                continue
+            closes_too = closes_too and event.kind != PERIOD_CLOSE
+            yield Damage("decision_posted_otherwise", f"ledger_decisions {event.sequence}",
+                         f"{event.kind}, published at [{partition}]@{offset}, does not post "
+                         f"{entry_id}")  # fmt: skip
 
 
 def _is_closed(event: LedgerEvent, row: Any, booked: bool) -> bool:

@@ -259,6 +259,46 @@ class SealsSuite(OnEachDatabase):
             ("decision_posted_otherwise", f"ledger_decisions {offset}", said)
         ]
 
+    @pytest.mark.parametrize(
+        ("sequence", "kind"),
+        [(2, "fee_true_up"), (3, "fee_true_up_returned"), (4, "fee_true_up"), (4, "clearing")],
+    )
+    def test_an_entry_beside_what_a_close_posts_is_found(
+        self, engine: Engine, sequence: int, kind: str
+    ) -> None:
+        """Of the kinds that closes post, whichever close it is put to; the closes after it, whose
+        corrections build on it, are not accused."""
+        tiers = [{"above_minor": 100_00, "percentage": "1"}]
+        plan = {"name": "p", "currency": "GBP", "percentage": "2", "returned": "all"}
+        announce(engine, {"plans": [{**plan, "tiers": tiers}]})
+        journal = journal_at(engine)
+        sales = [entry_of(1, amount_minor=120_00), entry_of(4, amount_minor=80_00)]
+        journal.post([Item(0, n, sale) for n, sale in enumerate(sales)], {0: Progress(0, 2)})
+        # One correction, then what a refund takes back of it, twice.
+        for at, day in enumerate(("2010-12-31", "2011-01-31", "2011-02-28"), 1):
+            close(engine, day)
+            assert book_all(engine) == 1
+            assert verified(engine).damages == ()
+            back = entry_of(1, kind="refund", amount_minor=-30_00, operation_id=f"r{at}",
+                            business_date=f"2011-0{at}-05")  # fmt: skip
+            journal.post([Item(0, at + 1, back)], {0: Progress(at + 1, at + 2)})
+        with reading(engine) as connection:
+            event_id = connection.execute(
+                text("SELECT event_id FROM ledger_decisions WHERE sequence = :n"), {"n": sequence}
+            ).scalar_one()
+        entry_id = f"{kind}:{event_id}:m1:2010-12-31:1/p/:EUR"
+        with without_guards(engine) as connection:
+            for line, (_, currency, minor) in enumerate(PAIR, 1):
+                insert_line(connection, 500, line, currency, minor)
+            insert_entry(connection, 500, of_no_settlement(entry_id, kind), offset=sequence,
+                         part=1, topic=EVENTS.topic)  # fmt: skip
+        seal(engine)
+        damages = [d for d in verified(engine).damages if d.name != "balance_differs"]
+        assert [(d.name, d.place, d.detail) for d in damages] == [
+            ("decision_posted_otherwise", f"ledger_decisions {sequence}",
+             f"period_close, published at [0]@{sequence}, does not post {entry_id}")
+        ]  # fmt: skip
+
     def test_an_entry_that_a_decision_lacks_is_found(self, engine: Engine) -> None:
         """Told once: by the chain where it was sealed, else by the decision."""
         self._adjusted(engine)

@@ -23,13 +23,14 @@ from pipeline.domain.reconciliation_decisions import (
     BREAK_RESOLUTION,
     CLEARING,
     BankStatement,
+    clearing_body,
     clearing_of,
 )
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decision_booking import DecisionBooker
-from pipeline.ledger.decisions import adopt, decide, decisions_of, unpublished
+from pipeline.ledger.decisions import adopt, all_decisions, decide, decisions_of, unpublished
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
@@ -45,19 +46,27 @@ from pipeline.ledger.reconciliation.clearing import Look, counts, keep_breaks, l
 from pipeline.ledger.reconciliation.control import too_many
 from pipeline.ledger.reconciliation.findings import Clocks
 from pipeline.ledger.reconciliation.following import (
+    catch_up,
     decide_clearing,
     decide_releases,
     decide_resolution,
     decide_statement,
-    follow,
     named_too_late,
 )
 from pipeline.ledger.reconciliation.intake import Placed, new_rows, stored_offsets, take_in
 from pipeline.ledger.reconciliation.tables import metadata, prepare
 from pipeline.ledger.reconciliation.totals import day_totals
+from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import verify_books
 from tests.support import payouts
-from tests.support.ledger import SOURCE, journal_at, settlement
+from tests.support.ledger import (
+    PAIR,
+    SOURCE,
+    book_by_hand,
+    journal_at,
+    of_no_settlement,
+    settlement,
+)
 from tests.support.ledger_rules import EVENTS, announce, close
 from tests.support.ledger_suite import OnEachDatabase
 
@@ -150,8 +159,7 @@ class Books:
 
     def run(self, as_of: str = DAY, rules: ReconciliationRules = RULES) -> Look:
         clocks = Clocks(rules, NOW_MS, date.fromisoformat(as_of))
-        with self.engine.begin() as connection:
-            follow(connection)
+        catch_up(self.engine)
         done = look(self.engine, TOPICS, rules, clocks, NOW_MS)
         self.book()
         keep_breaks(self.engine, done, NOW_MS)
@@ -168,6 +176,14 @@ class Books:
         with reading(self.engine) as connection:
             assert drifted_balances(connection) == []
             return {b.account: b.balance_minor for b in balances(connection) if b.balance_minor}
+
+    def rows_of(self, table: str) -> list[tuple[Any, ...]]:
+        with reading(self.engine) as connection:
+            return sorted(tuple(row) for row in connection.execute(text(f"SELECT * FROM {table}")))
+
+    def decided(self) -> int:
+        with reading(self.engine) as connection:
+            return len(all_decisions(connection))
 
     def breaks(self, **how: Any) -> list[ReconciliationBreak]:
         with reading(self.engine) as connection:
@@ -894,6 +910,24 @@ class ReconciliationSuite(OnEachDatabase):
         assert (books.run().cleared, books.breaks()) == (0, [])
         assert books.balances() == {**left, "merchant_available:m1": -12_50}
 
+    def test_a_person_clears_nothing_again_whose_row_was_taken_out(self, books: Books) -> None:
+        """A run was killed between the decision and its breaks, so the break is open still."""
+        sale = settlement(1)
+        books.settle(sale)
+        books.report(row_of(1, sale, amount_minor=1200))
+        books.run()
+        (found,) = books.breaks()
+        cleared = ClearedRow(f"simulator-{DAY}", 2, sale.settlement_id, 1250, 12, DAY)
+        decide_clearing(books.engine, "simulator", [cleared], NOW_MS)
+        books.book()
+        before = books.balances()
+        with books.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM cleared_rows")
+        decide_resolution(books.engine, found.break_id, ACCEPTED, actor="anna", reason="looked",
+                          now_ms=NOW_MS)  # fmt: skip
+        assert books.book() == 0
+        assert books.balances() == before
+
     def test_the_fee_of_what_a_person_clears_is_told(self, books: Books) -> None:
         """Accepted was another amount; that the gateway took 20 and not 13 is told by itself."""
         announce(books.engine, TERMS)
@@ -1009,6 +1043,18 @@ class ReconciliationSuite(OnEachDatabase):
             for line in ("s-2:1", "s-2:2", "s-3:2", "s-4:1")
         ]
 
+    @pytest.mark.parametrize("how", ["DELETE FROM", "DROP TABLE"])
+    def test_a_second_debit_is_a_break_though_the_first_ones_row_was_taken_out(
+        self, books: Books, how: str
+    ) -> None:
+        """A statement may come before the next run puts the row back, and its decision stays."""
+        made = submitted_payout(books)
+        assert bank_moves(books, made, "s-1", -10_00) == [("main-gbp:s-1:1", True)]
+        with books.engine.begin() as connection:
+            connection.exec_driver_sql(f"{how} bank_lines")
+        prepare(books.engine)
+        assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", False)]
+
     def test_the_line_of_what_a_person_has_confirmed_is_the_payouts(self, books: Books) -> None:
         """`payouts paid` was faster than the statement: its line comes, and no second one."""
         made = submitted_payout(books)
@@ -1064,6 +1110,138 @@ class ReconciliationSuite(OnEachDatabase):
         assert books.balances() == before
         assert books.breaks() == []
         assert [b.reason for b in books.breaks(state="resolved")] == ["lost"]
+
+    @pytest.mark.parametrize("how", ["DELETE FROM", "DROP TABLE"])
+    @pytest.mark.parametrize("table", ["cleared_rows", "bank_lines"])
+    def test_rows_that_somebody_took_out_of_a_table_are_put_back(
+        self, books: Books, how: str, table: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What they say was decided: it is not decided, and not booked, a second time."""
+        sales = [settlement(n) for n in range(1, 4)]
+        held = settlement(1, kind="credit", amount_minor=-425, operation_id="c1", gateway="none",
+                          gateway_reference="")  # fmt: skip
+        books.settle(*sales, held)
+        books.report(*(row_of(n, sale) for n, sale in enumerate(sales, 1)))
+        books.run()
+        assert decide_releases(books.engine, NOW_MS) == 1
+        lines = (line_of(1), line_of(2))
+        decide_statement(books.engine, BankStatement("main", "s1", lines), "bank", NOW_MS)
+        books.book()
+        before, kept, decided = books.balances(), books.rows_of(table), books.decided()
+        with books.engine.begin() as connection:
+            connection.exec_driver_sql(f"{how} {table}")
+        prepare(books.engine)
+        assert books.run().cleared == 0
+        assert decide_releases(books.engine, NOW_MS) == 0
+        assert (books.balances(), books.decided()) == (before, decided)
+        assert books.rows_of(table) == kept
+        assert f"{len(kept)} rows of decisions" in caplog.text
+        caplog.clear()
+        books.run()
+        assert not caplog.messages
+
+    def test_some_of_a_decisions_rows_are_put_back_as_well(self, books: Books) -> None:
+        sales = [settlement(n) for n in range(1, 4)]
+        books.settle(*sales)
+        books.report(*(row_of(n, sale) for n, sale in enumerate(sales, 1)))
+        books.run()
+        kept = books.rows_of("cleared_rows")
+        with books.engine.begin() as connection:
+            connection.execute(text("DELETE FROM cleared_rows WHERE row_number = 2"))
+        assert books.run().cleared == 0
+        assert books.rows_of("cleared_rows") == kept
+
+    def test_a_decision_that_says_what_an_earlier_one_has_said_is_passed_over(
+        self, books: Books, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As a ledger has them whose table was emptied under an earlier version. What is new in it
+        is booked, the tables can be made anew, and the books stay whole."""
+        sales = [settlement(n) for n in range(1, 4)]
+        books.settle(*sales)
+        rows = [ClearedRow("f", n, s.settlement_id, 1250, 12, DAY) for n, s in enumerate(sales, 1)]
+        decide_clearing(books.engine, "simulator", rows[:2], NOW_MS)
+        assert books.book() == 2
+        with books.engine.begin() as connection:
+            decide(connection, kind=CLEARING, body=clearing_body("simulator", rows), actor="r",
+                   reason="again", now_ms=NOW_MS + 1)  # fmt: skip
+        assert books.book() == 1
+        assert "2 of its 3 entries were booked by an earlier one" in caplog.text
+        assert books.run().cleared == 0
+        metadata.drop_all(books.engine)
+        prepare(books.engine)
+        assert books.run().cleared == 0
+        assert [row[0] for row in books.rows_of("cleared_rows")] == sorted(
+            sale.settlement_id for sale in sales
+        )
+        with reading(books.engine) as connection:
+            assert verify_books(connection).damages == ()
+
+    def test_a_decision_that_contradicts_an_earlier_one_is_not_booked(self, books: Books) -> None:
+        sale = settlement(1)
+        books.settle(sale)
+        row = ClearedRow("f", 1, sale.settlement_id, 1250, 12, DAY)
+        decide_clearing(books.engine, "simulator", [row], NOW_MS)
+        books.book()
+        before = books.balances()
+        with books.engine.begin() as connection:
+            other = clearing_body("simulator", [replace(row, fee_minor=13)])
+            decide(connection, kind=CLEARING, body=other, actor="r", reason="", now_ms=NOW_MS)
+        with pytest.raises(UserError, match="says otherwise what an earlier one has booked"):
+            books.book()
+        assert books.balances() == before
+
+    @pytest.mark.parametrize("sealed", [True, False])
+    def test_an_entry_that_a_decision_of_several_does_not_post_is_found(
+        self, books: Books, sealed: bool
+    ) -> None:
+        """The database takes it, since such a decision posts several: by an id of nobody's, and by
+        that of a row that moves nothing. A row that only confirms, as the second here, posts
+        nothing."""
+        sale, held = settlement(1), settlement(2, kind="dispute", amount_minor=-1000)
+        credit = settlement(3, kind="credit", amount_minor=-425, operation_id="c1",
+                            gateway="none", gateway_reference="")  # fmt: skip
+        books.settle(sale, held, credit)
+        rows = [ClearedRow("f", n, x.settlement_id, x.amount_minor, 0, DAY)
+                for n, x in enumerate((sale, held), 1)]  # fmt: skip
+        decide_clearing(books.engine, "simulator", rows, NOW_MS)
+        decide_releases(books.engine, NOW_MS)
+        lines = (line_of(1), line_of(2, payout=True))
+        decide_statement(books.engine, BankStatement("main", "s1", lines), "bank", NOW_MS)
+        assert books.book() == 4
+        if sealed:
+            while seal(books.engine):
+                pass
+        wanted = []
+        for sequence, entry_id, kind in (
+            (1, "clearing:simulator:f:2", "clearing"),
+            (1, "clearing:simulator:f:3", "clearing"),
+            (2, "release:settlement:mine", "release"),
+            (3, "bank:main:s1:9", "bank_receipt"),
+        ):
+            with reading(books.engine) as connection:
+                assert verify_books(connection).damages == () or wanted
+                offset, part = connection.execute(
+                    text("SELECT d.published_offset, max(e.source_part) + 1 "
+                         "FROM ledger_decisions d JOIN journal_entries e "
+                         "ON e.source_offset = d.published_offset AND e.source_topic = :topic "
+                         "WHERE d.sequence = :n GROUP BY 1"),
+                    {"n": sequence, "topic": EVENTS.topic},
+                ).one()  # fmt: skip
+            book_by_hand(books.engine, 500 + len(wanted), PAIR, of_no_settlement(entry_id, kind),
+                         offset=offset, part=part, topic=EVENTS.topic)  # fmt: skip
+            wanted.append((f"ledger_decisions {sequence}", entry_id))
+        if sealed:
+            while seal(books.engine):
+                pass
+        with reading(books.engine) as connection:
+            damages = verify_books(connection).damages
+        named = [(d.place, d.detail.rpartition(" ")[2]) for d in damages
+                 if d.name == "decision_posted_otherwise"]  # fmt: skip
+        unsealed = [d.detail for d in damages if d.name == "entry_unsealed"]
+        assert sorted(named + [w for w in wanted if w[1] in unsealed]) == sorted(wanted)
+        assert {d.name for d in damages} <= {
+            "decision_posted_otherwise", "balance_differs", "entry_unsealed",
+        }  # fmt: skip
 
     def test_two_runs_cannot_clear_the_same(self, books: Books) -> None:
         """Of two decisions about one settlement, or one row, the second is not made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,62 @@ class StoreSuite:
         store.resend([("e", "p1-1")], "alice", NOW + 20)
         self.end(store, head, TIMED_OUT)
         assert self.ids(store, NOW + 20) == ["p1-1"]
+
+    @pytest.mark.parametrize("outcome", [DELIVERED, GONE, TIMED_OUT])
+    def test_what_began_before_it_was_asked_for_again_ends_nothing(
+        self, store: CallbackStore, outcome: str
+    ) -> None:
+        """A person asks while a try is open, and its answer comes late: the callback is sent all
+        the same, from the first try and at once. So is what follows it, in its order."""
+        self.keep(store, callback(sequence=1), callback(sequence=2))
+        (head,) = self.heads(store)
+        store.resend([("e", "p1-1")], "alice", NOW + 5)
+        late = judge(head, delivery(outcome, detail="x" * 400), first_ms=5_000)
+        assert store.record([late]) == [late]
+        assert self.ids(store, NOW + 5) == ["p1-1"]
+        (again,) = self.heads(store, NOW + 5)
+        assert (again.tries, again.resends) == (0, 1)
+        log = store.deliveries_of(["p1-1"])["e", "p1-1"]
+        assert [row["outcome"] for row in log] == ["resend_asked", outcome]
+        self.end(store, again, DELIVERED)
+        assert self.ids(store, NOW + 10) == ["p1-2"]
+        assert store.record([late]) == [late], "nor does it when the other has ended"
+        assert store.find(event="p1-1")[0]["state"] == "delivered"
+
+    def test_a_delivery_that_began_before_is_told_apart_in_the_log(
+        self, store: CallbackStore
+    ) -> None:
+        self.keep(store, callback())
+        (head,) = self.heads(store)
+        store.resend([("e", "p1-1")], "alice", NOW)
+        self.end(store, head, REFUSED, detail="busy")
+        (again,) = self.heads(store)
+        self.end(store, again, REFUSED, detail="busy")
+        assert [row["detail"] for row in store.deliveries_of(["p1-1"])["e", "p1-1"]] == [
+            "alice", "begun before it was asked for again; busy", "busy",
+        ]  # fmt: skip
+
+    def test_a_database_of_before_is_brought_forward(self, engine: Engine, url: str) -> None:
+        """As version 1 made it, with what waits in it, also where two processes open it."""
+        self.keep(CallbackStore(engine), callback())
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE callbacks DROP COLUMN resends")
+            connection.exec_driver_sql("UPDATE callback_schema_version SET version = 1")
+        with ThreadPoolExecutor(2) as both:
+            opened = list(both.map(open_callbacks, [url, url]))
+        store = CallbackStore(opened[0])
+        (head,) = self.heads(store)
+        assert head.resends == 0
+        store.resend([("e", "p1-1")], "alice", NOW)
+        assert [head.resends for head in self.heads(CallbackStore(opened[1]))] == [1]
+        for each in opened:
+            each.dispose()
+
+    def test_a_database_of_a_later_version_is_left_alone(self, engine: Engine, url: str) -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE callback_schema_version SET version = 99")
+        with pytest.raises(UserError, match="have schema version 99"):
+            open_callbacks(url)
 
     def test_what_is_given_up_lets_the_next_one_go(self, store: CallbackStore) -> None:
         """One event that a receiver never takes does not silence its payment for ever."""

@@ -1,16 +1,20 @@
 """Decisions of reconciliation followed into its tables, and made: one transaction each.
 
-What was decided elsewhere (a ledger that is restored or made anew) is followed like one's own.
+What was decided elsewhere (a ledger that is restored or made anew) is followed like one's own. The
+decisions are what counts: rows that the tables lack of them are put back before a run decides.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
-from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text
+from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text, union_all
+from sqlalchemy.exc import IntegrityError
 
 from pipeline.domain.breaks import OPEN, REFUND_AFTER_REVIEW, figures
 from pipeline.domain.clearing import NUMBERED, RELEASED_KINDS, BankLine, ClearedRow
@@ -21,6 +25,7 @@ from pipeline.domain.reconciliation_decisions import (
     BREAK_RESOLUTION,
     CLEARING,
     KINDS,
+    POSTING_KINDS,
     RELEASE,
     ROWS_MAX,
     BankStatement,
@@ -35,19 +40,25 @@ from pipeline.domain.reconciliation_decisions import (
     statement_parts,
 )
 from pipeline.errors import UserError
-from pipeline.ledger.decisions import decide, event_of, lock_decisions
+from pipeline.ledger.database import reading
+from pipeline.ledger.decisions import decide, decisions_at, event_of, lock_decisions
 from pipeline.ledger.reconciliation.breaks import find_break, resolve_by_hand
 from pipeline.ledger.reconciliation.by_hand import clear_by_hand
 from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
 from pipeline.ledger.reconciliation.refunds import FlowSeen, refund_of, require_takeable
 from pipeline.ledger.reconciliation.tables import (
     bank_lines,
+    cleared_rows,
     followed_decisions,
     insert_cleared,
 )
 from pipeline.ledger.tables import ledger_decisions
 
+_log = logging.getLogger(__name__)
+
 AUTOMATIC = "reconcile"
+# Bodies that are in memory together while the rows of all decisions are counted.
+_COUNTED_TOGETHER: Final = 10
 _UNRELEASED: Final = text(
     "SELECT e.entry_id FROM journal_entries e WHERE e.kind IN :kinds AND NOT EXISTS ("
     "SELECT 1 FROM cleared_rows c WHERE c.settlement_id = e.entry_id) "
@@ -55,8 +66,69 @@ _UNRELEASED: Final = text(
 ).bindparams(bindparam("kinds", sorted(RELEASED_KINDS), expanding=True))
 
 
-def follow(connection: Connection) -> int:
-    """Take over what was decided since the last time; how many decisions."""
+def catch_up(engine: Engine) -> None:
+    """Take over what was decided, and put back what somebody took out of the tables since: what a
+    decision has cleared would be decided a second time."""
+    with engine.begin() as connection:
+        follow(connection)
+    with reading(engine) as connection:
+        lacking = _lacking(connection)
+    if not lacking:
+        return
+    with engine.begin() as connection:
+        lock_decisions(connection)
+        back = sum(_put_back(connection, sequence) for sequence in lacking)
+    if back:
+        _log.warning(
+            "%d rows of decisions that were made were not in the tables of reconciliation and "
+            "are put back", back,
+        )  # fmt: skip
+
+
+def _lacking(connection: Connection) -> list[int]:
+    """Decisions of which fewer rows or lines are kept than they have."""
+    kept = union_all(
+        *(
+            select(table.c.sequence, func.count()).group_by(table.c.sequence)
+            for table in (cleared_rows, bank_lines)
+        )
+    )
+    counted = {sequence: int(count) for sequence, count in connection.execute(kept)}
+    c = ledger_decisions.c
+    rows = connection.execution_options(yield_per=_COUNTED_TOGETHER).execute(
+        select(ledger_decisions).where(c.kind.in_(POSTING_KINDS)).order_by(c.sequence)
+    )
+    return [row.sequence for row in rows if counted.get(row.sequence, 0) < _rows_in(event_of(row))]
+
+
+def _rows_in(event: LedgerEvent) -> int:
+    try:
+        if event.kind == CLEARING:
+            return len(clearing_of(event).rows)
+        if event.kind == RELEASE:
+            return len(release_of(event).entries)
+        return len(statement_of(event).lines)
+    except msgspec.DecodeError:
+        # Not as it was decided: `paystream ledger verify` tells.
+        return 0
+
+
+def _put_back(connection: Connection, sequence: int) -> int:
+    (event,) = decisions_at(connection, [sequence])
+    if event.kind in (CLEARING, RELEASE):
+        return _insert_what_is_new(connection, _cleared_by(event))
+    gone = connection.execute(delete(bank_lines).where(bank_lines.c.sequence == sequence)).rowcount
+    _apply(connection, event, just_made=False)
+    return _rows_in(event) - gone
+
+
+def follow(connection: Connection, *, just_made: bool = False) -> int:
+    """Take over what was decided since the last time; how many decisions.
+
+    A row that an earlier decision has cleared just so is passed over. IntegrityError where two
+    contradict each other; also for the same row twice where the decisions were ``just_made`` in
+    this transaction: another run was faster, and they are not to be made.
+    """
     lock_decisions(connection)
     c = ledger_decisions.c
     last = connection.execute(
@@ -69,7 +141,7 @@ def follow(connection: Connection) -> int:
         select(ledger_decisions).where(c.sequence > last, c.kind.in_(KINDS)).order_by(c.sequence)
     ).all()
     for row in rows:
-        _apply(connection, event_of(row))
+        _apply(connection, event_of(row), just_made=just_made)
     connection.execute(delete(followed_decisions))
     connection.execute(insert(followed_decisions).values(sequence=newest))
     return len(rows)
@@ -90,7 +162,7 @@ def decide_clearing(
             connection, kind=CLEARING, body=clearing_body(gateway, rows), actor=AUTOMATIC,
             reason=f"rows of {gateway}", now_ms=now_ms,
         )  # fmt: skip
-        follow(connection)
+        follow(connection, just_made=True)
         also(connection)
     return event
 
@@ -110,7 +182,7 @@ def decide_releases(engine: Engine, now_ms: int) -> int:
                 connection, kind=RELEASE, body=release_body(day, waiting), actor=AUTOMATIC,
                 reason="no gateway reports it", now_ms=now_ms,
             )  # fmt: skip
-            follow(connection)
+            follow(connection, just_made=True)
         released += len(waiting)
 
 
@@ -119,6 +191,8 @@ def decide_statement(
 ) -> list[LedgerEvent]:
     """Take over a bank statement, in as many decisions as it needs, all or none; none when it was
     before. UserError when it said something else then: a statement never changes."""
+    # Which payouts have their lines is known from the tables.
+    catch_up(engine)
     with engine.begin() as connection:
         follow(connection)
         left = _left_of(connection, statement)
@@ -131,7 +205,7 @@ def decide_statement(
             )
             for part in statement_parts(with_payouts(connection, left, actor, now_ms))
         ]  # fmt: skip
-        follow(connection)
+        follow(connection, just_made=True)
     return events
 
 
@@ -242,6 +316,8 @@ def decide_resolution(
     UserError when it is not there or not open, or is no charge that may be given back."""
     if not reason.strip():
         raise UserError("a break is resolved with a reason: say why.")
+    # What is cleared already is known from the tables.
+    catch_up(engine)
     with engine.begin() as connection:
         follow(connection)
         check_resolution(resolution)
@@ -261,7 +337,7 @@ def decide_resolution(
                 f"break {break_id} has changed at this moment; see `paystream reconcile breaks`."
             )
         clear_by_hand(connection, found, resolution, actor=actor, reason=reason, now_ms=now_ms)
-        follow(connection)
+        follow(connection, just_made=True)
     return event
 
 
@@ -279,22 +355,54 @@ def _line(line: BankLine) -> str:
     return line.line_id.removeprefix(NUMBERED)
 
 
-def _apply(connection: Connection, event: LedgerEvent) -> None:
+def _cleared_by(event: LedgerEvent) -> list[tuple[str, str, str, int, int]]:
+    """The rows of ``cleared_rows`` that a decision makes."""
     if event.kind == CLEARING:
         decided = clearing_of(event)
-        insert_cleared(
-            connection,
-            [
-                (row.settlement_id, decided.gateway, row.file_id, row.row_number, event.sequence)
-                for row in decided.rows
-            ],
-        )
-    elif event.kind == RELEASE:
-        # Each is its own row: no report has one of it.
-        entries = release_of(event).entries
-        insert_cleared(
-            connection, [(entry, NO_GATEWAY, entry, 0, event.sequence) for entry in entries]
-        )
+        return [
+            (row.settlement_id, decided.gateway, row.file_id, row.row_number, event.sequence)
+            for row in decided.rows
+        ]
+    # Each is its own row: no report has one of it.
+    return [(entry, NO_GATEWAY, entry, 0, event.sequence) for entry in release_of(event).entries]
+
+
+def _insert_what_is_new(
+    connection: Connection, rows: Sequence[tuple[str, str, str, int, int]]
+) -> int:
+    """All but those that an earlier decision has just so; how many. IntegrityError where an earlier
+    one says another thing of the same settlement or row."""
+    try:
+        with connection.begin_nested():
+            insert_cleared(connection, rows)
+        return len(rows)
+    except IntegrityError:
+        c = cleared_rows.c
+        known = {
+            tuple(row)
+            for row in connection.execute(
+                select(c.settlement_id, c.gateway, c.file_id, c.row_number).where(
+                    c.settlement_id.in_([row[0] for row in rows])
+                )
+            )
+        }
+        new = [row for row in rows if row[:-1] not in known]
+        insert_cleared(connection, new)
+        return len(new)
+
+
+def _apply(connection: Connection, event: LedgerEvent, *, just_made: bool) -> None:
+    if event.kind in (CLEARING, RELEASE):
+        rows = _cleared_by(event)
+        if just_made:
+            insert_cleared(connection, rows)
+            return
+        new = _insert_what_is_new(connection, rows)
+        if new < len(rows):
+            _log.warning(
+                "decision %d says of %d rows what an earlier one says; they are passed over",
+                event.sequence, len(rows) - new,
+            )  # fmt: skip
     elif event.kind == BANK_STATEMENT:
         statement = statement_of(event)
         if statement.lines:

@@ -153,8 +153,8 @@ def prepare(engine: Engine) -> None:
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
-        # The newest of them: a ledger of before has the others.
-        if not inspect(connection).has_table(ordered_refunds.name):
+        # A ledger of before has the older ones, and any may be dropped.
+        if not metadata.tables.keys() <= set(inspect(connection).get_table_names()):
             metadata.create_all(connection)
 
 
