@@ -49,6 +49,8 @@ _DATE = re.compile(
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # After a bad line: the first may lack its beginning, and with it the number that the second has.
 SUSPECT_LINES = 2
+# A word that is on other lines as well is whole; of a number nobody can say that.
+_WORDS = ("StockCode", "Description", "CustomerID", "Country")
 # Amounts stay exact for every reader of JSON (2**53).
 AMOUNT_MINOR_MAX = 1 << 53
 
@@ -101,18 +103,23 @@ def read_invoices(
     ``raw`` is what the file holds, where that was read already. ``now_ms`` is the time of
     submission: the dates in the file are business dates. ``prefix`` goes in front of each order id.
     An invoice with a bad line is left out whole, never charged in part, and so are the invoices
-    of the lines close to it: what damaged the line may have taken one of theirs, or its number. The
-    file is held in memory.
+    of the lines close to it: what damaged the line may have taken one of theirs, or its number.
+    Where the lines of invoices do not lie in a row, a line that does not say for certain whose it
+    was may have been of any: none is taken. So is a last line without a line end bad, unless its
+    last field is one that other lines have: the file may have been cut there. A cut at the end of a
+    line cannot be seen. The file is held in memory.
     Raises UserError for a file that is no such CSV at all.
     """
     if not valid_id(merchant_id):
         raise UserError(f"The merchant id {merchant_id!r} must match {ID_PATTERN}.")
     if prefix and not valid_id(prefix):
         raise UserError(f"The prefix {prefix!r} must match {ID_PATTERN}.")
-    lines = text_lines(read_raw(path) if raw is None else raw)
+    raw = read_raw(path) if raw is None else raw
+    lines = text_lines(raw)
     header = lines[0].rstrip("\r") if lines else ""
     width, places = _places(path, header)
-    drafts, problems = _drafts(lines, width, places, currency)
+    ended = raw[-1:] in (b"\n", b"\r")
+    drafts, problems = _drafts(lines, width, places, currency, ended=ended)
     orders: list[Order] = []
     line_numbers: list[int] = []
     cancellations: list[Cancellation] = []
@@ -185,6 +192,8 @@ class _Draft:
     lines: list[OrderLine] = field(default_factory=list)
     line_numbers: list[int] = field(default_factory=list)
     held_back: str | None = None
+    # Of its last line, counting those that say whose they are.
+    row: int = 0
 
     def hold_back(self, reason: str) -> None:
         """Leave it out; the first reason stays."""
@@ -203,13 +212,19 @@ class _BadLine(Exception):
     """Why a line cannot be taken."""
 
 
+class _CutShort(Exception):
+    """Why a line may not be whole."""
+
+
 def _drafts(
-    lines: Sequence[str], width: int, places: Sequence[int], currency: str
+    lines: Sequence[str], width: int, places: Sequence[int], currency: str, *, ended: bool
 ) -> tuple[dict[str, _Draft], list[Problem]]:
     drafts: dict[str, _Draft] = {}
     problems: list[Problem] = []
     last: _Draft | None = None
     bad_before, suspects = 0, 0  # the bad line before, how many lines after it are held for it
+    rows, in_a_row = 0, True
+    of_nobody: int | None = None  # the first line that does not say for certain whose it was
     for line_number, text in enumerate(lines[1:], start=2):
         text = text.rstrip("\r")
         if not text.strip() and _no_text(text) is None:
@@ -225,11 +240,23 @@ def _drafts(
             draft.line_numbers.append(line_number)
             if row is None:
                 raise _BadLine(broken)
+            rows += 1
+            in_a_row = in_a_row and draft.row in (0, rows - 1)
+            draft.row = rows
+            if not ended and line_number == len(lines):
+                _require_whole(row, places, lines)
             _add(draft, [row[place].strip() for place in places], currency)
+        except _CutShort as error:
+            problems.append(Problem(line_number, str(error)))
+            drafts[number].hold_back(f"its line {line_number} is bad")
+            of_nobody = of_nobody or line_number
+            continue
         except (_BadLine, UserError) as error:
             problems.append(Problem(line_number, str(error).rstrip(".")))
             if draft is not None:
                 draft.hold_back(f"its line {line_number} is bad")
+            if draft is None or row is None:
+                of_nobody = of_nobody or line_number
             # It may be two lines whose end was lost, or name another invoice than it did: whose
             # it was is not certain, but it was close to these.
             if last is not None:
@@ -240,7 +267,24 @@ def _drafts(
             draft.hold_back(_close_to(bad_before))
             suspects -= 1
         last = draft
+    if of_nobody is not None and not in_a_row:
+        for draft in drafts.values():
+            draft.hold_back(f"line {of_nobody} is bad and may be of any invoice of this file")
     return drafts, problems
+
+
+def _require_whole(row: Sequence[str], places: Sequence[int], lines: Sequence[str]) -> None:
+    """Of the last line, which has no line end: whether all of it is there. Raises _CutShort."""
+    place = len(row) - 1
+    if place not in places:
+        return  # Of what is ignored nothing is missed.
+    column, value = COLUMNS[places.index(place)], row[place]
+    others = (_row(each.rstrip("\r"), len(row))[0] for each in lines[1:-1])
+    if column not in _WORDS or all(other is None or other[place] != value for other in others):
+        raise _CutShort(
+            f"the file ends here without a line end, maybe in the middle of {column} "
+            f"{_shown(value)!r}; end the line if it is whole"
+        )
 
 
 def _close_to(line_number: int) -> str:

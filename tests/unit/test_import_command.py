@@ -35,7 +35,7 @@ def test_a_dry_run_counts_without_a_broker() -> None:
 def test_bad_lines_are_told_by_file_and_line_and_by_exit_code_1(tmp_path: Path) -> None:
     """A script can tell a partial import from a whole one and from none."""
     path = tmp_path / "a.csv"
-    path.write_text("\n".join([HEADER, GOOD.replace("2.55", "x"), GOOD, GOOD, OTHER]))
+    path.write_text("\n".join([HEADER, GOOD.replace("2.55", "x"), GOOD, GOOD, OTHER, ""]))
     result = runner.invoke(orders_app, ["import", str(path), "--dry-run"])
     assert result.exit_code == 1
     assert f"{path}:2: 'x' is not an amount" in result.stderr
@@ -140,7 +140,7 @@ def test_an_order_that_cannot_be_a_record_is_named_by_its_line(
 ) -> None:
     """Its line number leads to it, as with any other line that is not taken."""
     path = tmp_path / "a.csv"
-    path.write_text("\n".join([HEADER, GOOD, OTHER]))
+    path.write_text("\n".join([HEADER, GOOD, OTHER, ""]))
     found = read_invoices(path, now_ms=0)
     publisher: Any = Refuses("536366")
     assert _publish(publisher, path, found.orders, "orders", found.line_numbers) == 1

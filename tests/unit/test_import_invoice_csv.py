@@ -269,13 +269,71 @@ def test_a_byte_that_is_not_utf8_costs_no_more_than_another_bad_line(tmp_path: P
     """Its line is named by number, and the invoice of that line is left out whole."""
     bad = GOOD.replace("HEART", "Caf\xe9").encode("latin-1")
     good, other = GOOD.encode(), OTHER.encode()
-    found = read(tmp_path, raw=b"\n".join([HEADER.encode(), good, bad, good, good, other]))
+    found = read(tmp_path, raw=b"\n".join([HEADER.encode(), good, bad, good, good, other, b""]))
     assert [order.order_id for order in found.orders] == ["536366"]
     assert found.line_numbers == (6,)
     assert (3, "not UTF-8 (byte 0xE9)") in [
         (problem.line_number, problem.reason.partition(";")[0]) for problem in found.problems
     ]
     assert (found.left_out, found.bad_line_count) == (1, 1)
+
+
+SORTED_BY_ARTICLE = (GOOD, OTHER, GOOD.replace("85123A", "22633"), OTHER.replace("22633", "90"))
+
+
+@pytest.mark.parametrize("damage", ["", "\0" * 60, "536365,8512", "WARMER,2,01/12/2010", "a" * 300])
+def test_a_bad_line_of_a_file_whose_invoices_do_not_lie_in_a_row_may_be_of_any(
+    damage: str, tmp_path: Path
+) -> None:
+    """Far from it too: charged in part, an invoice could not be put right by importing again."""
+    others = [OTHER.replace("536366", str(number)) for number in range(600, 610)]
+    lines = [*SORTED_BY_ARTICLE, *others]
+    assert len(read(tmp_path, *lines).orders) == 12
+    found = read(tmp_path, *lines, damage, *others[:1] * 3)
+    if damage:
+        assert found.orders == ()
+        assert found.left_out >= 12
+        assert "line 16 is bad and may be of any invoice" in str(found.problems)
+    else:
+        assert len(found.orders) == 12, "an empty line takes nothing"
+
+
+def test_a_bad_field_says_whose_line_it_is_however_the_file_is_sorted(tmp_path: Path) -> None:
+    """Only what is close to it is left out beside its own invoice."""
+    others = [OTHER.replace("536366", str(number)) for number in range(600, 610)]
+    bad = GOOD.replace("2.55", "x")
+    found = read(tmp_path, *SORTED_BY_ARTICLE, *others, bad)
+    assert len(found.orders) == 10
+    assert {"536365", "609"}.isdisjoint(order.order_id for order in found.orders)
+
+
+@pytest.mark.parametrize("left", ["United Ki", "Franc", "France"])
+def test_a_file_that_ends_without_a_line_end_may_have_been_cut_there(
+    left: str, tmp_path: Path
+) -> None:
+    """The first of an invoice's lines would be charged alone. What other lines have is whole."""
+    last = GOOD.replace("536365", "536367").replace("United Kingdom", left)
+    whole = "\n".join([HEADER, GOOD, OTHER, last])
+    found = read(tmp_path, raw=whole.encode())
+    if left == "France":
+        assert len(found.orders) == 3
+        assert found.problems == ()
+    else:
+        assert [order.order_id for order in found.orders] == ["536365", "536366"]
+        assert f"maybe in the middle of Country '{left}'" in found.problems[0].reason
+        assert found.problems[0].line_number == 4
+        assert len(read(tmp_path, raw=f"{whole}\n".encode()).orders) == 3
+
+
+def test_a_number_at_the_very_end_may_have_been_longer(tmp_path: Path) -> None:
+    """A price of 2.5 is on other lines as well, and 2.55 was meant. What is ignored may be cut."""
+    header = HEADER.replace("UnitPrice", "Kept").replace("Country", "UnitPrice")
+    header = header.replace("Kept", "Country")
+    lines = [header, "1,A,HEART,6,01/12/2010,France,5,2.5", "2,A,HEART,6,01/12/2010,France,5,2.5"]
+    found = read(tmp_path, raw="\n".join(lines).encode())
+    assert [order.order_id for order in found.orders] == ["1"]
+    more = [f"{header},Note", *(f"{line},long" for line in lines[1:])]
+    assert len(read(tmp_path, raw="\n".join(more).encode()[:-2]).orders) == 2
 
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
