@@ -22,7 +22,8 @@ class SignalEvent(threading.Event):
         super().__init__()
         self._asked = False
         self._read_end, self._write_end = os.pipe()
-        weakref.finalize(self, _close, self._read_end, self._write_end)
+        # Not at the interpreter's end: a signal may come after that.
+        weakref.finalize(self, _close, self._read_end, self._write_end).atexit = False
 
     def is_set(self) -> bool:
         return self._asked

@@ -29,7 +29,7 @@ PASSAGE = {"payments.restoring": 1} | {
 @pytest.mark.parametrize(
     ("ordered", "kills_each"), [SHORT, pytest.param(*LONG, marks=pytest.mark.long)]
 )
-def test_a_kill_at_every_step_of_every_stage_costs_nothing(
+def test_a_kill_at_every_step_of_payments_gateway_and_ledger_costs_nothing(
     kafka: str, topic_prefix: str, tmp_path: Path, ordered: int, kills_each: int
 ) -> None:
     """Orders flow while each named point kills a worker; the audit finds nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.signal_event import SignalEvent
+from tests.house import TOP
 
 
 def with_a_signal_at_each_step(event: threading.Event, called: Callable[[], object]) -> int:
@@ -53,3 +55,20 @@ def test_a_wait_ends_when_it_is_set_and_when_its_time_is_over() -> None:
     assert event.wait(0.0)
     with pytest.raises(NotImplementedError):
         event.clear()
+
+
+@pytest.mark.slow
+def test_a_signal_at_the_very_end_of_a_process_harms_nothing() -> None:
+    """What is left to be done at exit is done, and nothing is written."""
+    ending = (
+        "import atexit, os, signal\n"
+        "def late():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('done', flush=True)\n"
+        "atexit.register(late)\n"
+        "from pipeline.signal_event import SignalEvent\n"
+        "stop = SignalEvent()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: stop.set())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", ending], capture_output=True, text=True, cwd=TOP)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
