@@ -164,13 +164,14 @@ def outstanding(payment: Payment) -> tuple[Attempt, ...]:
 
 def came_back_since(payment: Payment, reversal: Attempt) -> bool:
     """Whether a refund of the same money has come back since a reversal was sent, or the reversal
-    itself: another one would come back as well, and a person is told."""
+    itself, whatever the clock said then: another one would come back as well, and a person is told.
+    """
     parent = parent_of(payment, reversal)
     return parent is not None and any(
         each.kind == REFUND
         and each.state == ATTEMPT_FAILED
         and each.code in CAME_BACK
-        and each.updated_at_ms >= reversal.started_at_ms
+        and (_same(each, reversal) or each.updated_at_ms >= reversal.started_at_ms)
         and _same(parent_of(payment, each), parent)
         for each in payment.attempts
     )

@@ -397,6 +397,24 @@ def test_no_word_of_a_bank_orders_again_what_came_back(state: str) -> None:
     assert story.money == (500, 500, 500)
 
 
+@pytest.mark.parametrize("jump_ms", [-SECOND, -1, 0, SECOND])
+def test_what_came_back_by_a_clock_that_was_set_back_is_ordered_by_nobody_but_people(
+    jump_ms: int,
+) -> None:
+    """A worker whose clock is behind handles the return of what another one had sent."""
+    story = cancelled_too_late(ORDER)
+    story.flow.answer(yes)
+    story.flow.now_ms += jump_ms
+    story.notify("failed", "late-1-1", code="returned")
+    assert story.events[-1] == "reversal_failed"
+    story.flow.now_ms += HOUR_MS
+    for number, state in enumerate(("opened", "lost", "won"), start=1):
+        story.dispute(state, event_sequence=number)
+        lives_until(story, story.flow.now_ms + 2 * HOUR_MS, yes)
+    assert story.money == (500, 500, 0)
+    assert [each.name for each in judged_flow(story.flow, None)] == ["waits_for_a_person"]
+
+
 def test_a_rest_that_is_owed_again_and_refused_is_told_and_named() -> None:
     """A person orders it like any other."""
     story = Story()
