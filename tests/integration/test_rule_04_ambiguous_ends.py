@@ -370,7 +370,8 @@ def test_a_lane_that_cannot_read_the_ends_refuses_to_run(kafka: str, topic_prefi
     try:
         for number in range(UNSEEN_ENDS_MAX - 1):
             assert topics.lane.run(topics.work(number)) is Outcome.COMMITTED
-        assert len(made) == UNSEEN_ENDS_MAX
+        # One more for each time that a busy broker did not let it begin at once.
+        assert len(made) >= UNSEEN_ENDS_MAX
         with pytest.raises(Undefended, match="debug=eos"):
             topics.lane.run(topics.work(UNSEEN_ENDS_MAX - 1))
     finally:
