@@ -26,7 +26,7 @@ from pipeline.domain.fees import NO_PLAN, tier_correction, tier_corrections
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import day_after, last_day, months_ended
 from pipeline.domain.posting import NO_GATEWAY, JournalEntry, Posting, balanced
-from pipeline.domain.reconciliation_decisions import POSTING_KINDS
+from pipeline.domain.reconciliation_decisions import POSTING_KINDS, RELEASE
 from pipeline.domain.transfers import FEE_TRUE_UP, FEE_TRUE_UP_RETURNED, fee_true_up
 from pipeline.errors import UserError
 from pipeline.ledger.checksums import held_offsets, offset_row, place_checksum, require_unchanged
@@ -172,7 +172,9 @@ class DecisionBooker:
             before = booked.get(entry.entry_id)
             if before is None:
                 continue
-            differing = [n for n in _SAID_ALIKE if getattr(before, n) != getattr(entry, n)]
+            # A release counts under the day that it was decided.
+            alike = (n for n in _SAID_ALIKE if n != "business_date" or event.kind != RELEASE)
+            differing = [n for n in alike if getattr(before, n) != getattr(entry, n)]
             if differing:
                 raise UserError(
                     f"decision {event.sequence} ({event.kind}) says otherwise what an earlier one "

@@ -34,7 +34,7 @@ from pipeline.ledger.decisions import adopt, all_decisions, decide, decisions_of
 from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
-from pipeline.ledger.reconciliation import control, matching
+from pipeline.ledger.reconciliation import control, following, matching
 from pipeline.ledger.reconciliation.breaks import (
     keep,
     list_breaks,
@@ -1175,6 +1175,66 @@ class ReconciliationSuite(OnEachDatabase):
         )
         with reading(books.engine) as connection:
             assert verify_books(connection).damages == ()
+
+    def test_a_release_that_was_decided_again_on_another_day_is_passed_over(
+        self, books: Books
+    ) -> None:
+        """The day is that of deciding; the money is the same."""
+        books.settle(
+            settlement(1, kind="credit", amount_minor=-425, operation_id="c1", gateway="none",
+                       gateway_reference="")
+        )  # fmt: skip
+        assert decide_releases(books.engine, NOW_MS) == 1
+        assert books.book() == 1
+        before = books.balances()
+        with books.engine.begin() as connection:
+            connection.execute(text("DELETE FROM cleared_rows"))
+        # As an earlier version did, which put nothing back.
+        assert decide_releases(books.engine, NOW_MS + 86_400_000) == 1
+        assert books.book() == 0
+        assert books.balances() == before
+
+    @pytest.mark.parametrize("what", ["statement", "clearing"])
+    def test_what_is_adopted_while_a_run_begins_is_followed_and_not_put_back(
+        self, books: Books, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+        what: str,
+    ) -> None:  # fmt: skip
+        """A ledger's worker starts beside a run: nobody took anything out of a table."""
+        sale = settlement(1)
+        books.settle(sale)
+        if what == "statement":
+            lines = (line_of(1), line_of(2))
+            decide_statement(books.engine, BankStatement("main", "s1", lines), "bank", NOW_MS)
+        else:
+            row = ClearedRow("f", 1, sale.settlement_id, 1250, 12, DAY)
+            decide_clearing(books.engine, "simulator", [row], NOW_MS)
+        with books.engine.begin() as connection:
+            # Not followed yet, as just after they were adopted.
+            for table in ("cleared_rows", "bank_lines", "followed_decisions"):
+                connection.exec_driver_sql(f"DELETE FROM {table}")
+        monkeypatch.setattr(following, "follow", lambda _connection: 0)
+        following.catch_up(books.engine)
+        monkeypatch.undo()
+        assert not caplog.messages
+        books.run()
+        books.run()
+        assert not caplog.messages
+
+    def test_books_that_cleared_a_sale_twice_once_are_reconciled_on(
+        self, books: Books, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Under an earlier version, by another row, while the table was empty. It is told."""
+        sales = [settlement(n) for n in range(1, 3)]
+        books.settle(*sales)
+        row = ClearedRow("f", 1, sales[0].settlement_id, 1250, 12, DAY)
+        for each in (row, replace(row, file_id="g")):
+            decide_clearing(books.engine, "simulator", [each], NOW_MS)
+            books.book()
+            with books.engine.begin() as connection:
+                connection.execute(text("DELETE FROM cleared_rows"))
+        books.report(row_of(2, sales[1]))
+        assert books.run().cleared == 1
+        assert "decision 2 clears by another row what an earlier one has cleared" in caplog.text
 
     def test_a_decision_that_contradicts_an_earlier_one_is_not_booked(self, books: Books) -> None:
         sale = settlement(1)

@@ -87,7 +87,8 @@ def catch_up(engine: Engine) -> None:
 
 
 def _lacking(connection: Connection) -> list[int]:
-    """Decisions of which fewer rows or lines are kept than they have."""
+    """Decisions that were followed, of which fewer rows or lines are kept than they have."""
+    followed = select(func.coalesce(func.max(followed_decisions.c.sequence), 0)).scalar_subquery()
     kept = union_all(
         *(
             select(table.c.sequence, func.count()).group_by(table.c.sequence)
@@ -97,7 +98,9 @@ def _lacking(connection: Connection) -> list[int]:
     counted = {sequence: int(count) for sequence, count in connection.execute(kept)}
     c = ledger_decisions.c
     rows = connection.execution_options(yield_per=_COUNTED_TOGETHER).execute(
-        select(ledger_decisions).where(c.kind.in_(POSTING_KINDS)).order_by(c.sequence)
+        select(ledger_decisions)
+        .where(c.kind.in_(POSTING_KINDS), c.sequence <= followed)
+        .order_by(c.sequence)
     )
     return [row.sequence for row in rows if counted.get(row.sequence, 0) < _rows_in(row.body)]
 
@@ -122,7 +125,16 @@ def _rows_in(body: str) -> int:
 def _put_back(connection: Connection, sequence: int) -> int:
     (event,) = decisions_at(connection, [sequence])
     if event.kind in (CLEARING, RELEASE):
-        return _insert_what_is_new(connection, _cleared_by(event))
+        try:
+            with connection.begin_nested():
+                return _insert_what_is_new(connection, _cleared_by(event))
+        except IntegrityError:
+            _log.error(
+                "decision %d clears by another row what an earlier one has cleared: it was made "
+                "while what is cleared was not in its table, and counts twice in the books",
+                sequence,
+            )
+            return 0
     gone = connection.execute(delete(bank_lines).where(bank_lines.c.sequence == sequence)).rowcount
     _apply(connection, event, just_made=False)
     return _rows_in(event.body) - gone
