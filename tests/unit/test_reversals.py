@@ -47,6 +47,18 @@ def cancelled_too_late(order: Order, policy: Policy = DEFAULT_POLICY) -> Story:
     return story
 
 
+def given_back_in_two() -> Story:
+    """A late charge whose reversal was declined: a part went back by ``refund``, the rest by
+    ``give_back``."""
+    story = cancelled_too_late(ORDER)
+    story.flow.answer(DECLINED)
+    story.command("refund", "r1", amount_minor=300)
+    story.flow.answer(yes)
+    story.command("give_back", "g1")
+    story.flow.answer(yes)
+    return story
+
+
 def lives_until(
     story: Story, until_ms: int, gateway: Callable[[PaymentRequest], GatewayAnswer]
 ) -> None:
@@ -315,12 +327,7 @@ def test_the_audit_does_not_accuse_a_refund_that_its_gateway_takes_days_for() ->
 
 def test_a_refund_by_command_that_comes_back_leaves_a_late_charge_owed() -> None:
     """It stood for a part of what goes back: that is told, named, and ordered again."""
-    story = cancelled_too_late(ORDER)
-    story.flow.answer(DECLINED)
-    story.command("refund", "r1", amount_minor=300)
-    story.flow.answer(yes)
-    story.command("give_back", "g1")
-    story.flow.answer(yes)
+    story = given_back_in_two()
     assert (story.money, judged_flow(story.flow, None)) == ((500, 500, 500), [])
     story.notify("failed", "r1")
     assert story.events[-2:] == ["refund_failed", "reversal_failed"]

@@ -33,6 +33,7 @@ from tests.unit.test_reversals import (
     OWN_TROUBLE,
     cancelled_too_late,
     down,
+    given_back_in_two,
     lives_until,
 )
 
@@ -379,12 +380,7 @@ def test_what_comes_back_while_the_rest_is_on_its_way_is_told(answer: Any) -> No
 @pytest.mark.parametrize("state", ["inquiry", "opened", "won"])
 def test_no_word_of_a_bank_orders_again_what_came_back(state: str) -> None:
     """A person was told of it, and may be paying it by bank transfer."""
-    story = cancelled_too_late(ORDER)
-    story.flow.answer(DECLINED)
-    story.command("refund", "r1", amount_minor=300)
-    story.flow.answer(yes)
-    story.command("give_back", "g1")
-    story.flow.answer(yes)
+    story = given_back_in_two()
     story.flow.now_ms += SECOND
     story.command("resolve", "p1", operation_id="r1", decision="returned")
     assert story.events[-2:] == ["refund_failed", "reversal_failed"]

@@ -6,6 +6,8 @@ import io
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -113,26 +115,21 @@ def test_what_nobody_expected_is_not_hidden(
         ends_with(KafkaException(KafkaError(KafkaError.INVALID_CONFIG)), tmp_path, monkeypatch)
 
 
-@pytest.mark.slow
-def test_a_worker_says_where_it_stands(tmp_path: Path) -> None:
-    """SIGUSR1: the stacks of its threads, also while it waits for a broker that is not there."""
-    spec = WorkerSpec("ledger", "n1", 0, "127.0.0.1:1", TopicSettings(), tmp_path)
+@contextmanager
+def begun(folder: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker's process that listens to signals, by the interpreter's arguments."""
+    spec = WorkerSpec("ledger", "n1", 0, "127.0.0.1:1", TopicSettings(), folder)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.worker"],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=TOP,
+        [sys.executable, *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=TOP
     )
     assert process.stdin is not None
     assert process.stderr is not None
     try:
         process.stdin.write(encode_spec(spec))
         process.stdin.close()
-        # Made after the signal is listened to.
+        # Made after the signals are listened to.
         wait_until(spec.slot_dir.is_dir, 60, "the worker has begun")
-        process.send_signal(signal.SIGUSR1)
-        told = iter(process.stderr.readline, b"")
-        assert any(b"in main" in line for line in told), process.poll()
+        yield process
     finally:
         process.kill()
         process.wait()
@@ -140,29 +137,27 @@ def test_a_worker_says_where_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_worker_says_where_it_stands(tmp_path: Path) -> None:
+    """SIGUSR1: the stacks of its threads, also while it waits for a broker that is not there."""
+    with begun(tmp_path, "-m", "pipeline.worker") as process:
+        process.send_signal(signal.SIGUSR1)
+        assert process.stderr is not None
+        told = iter(process.stderr.readline, b"")
+        assert any(b"in main" in line for line in told), process.poll()
+
+
+@pytest.mark.slow
 def test_a_worker_that_does_not_drain_leaves_by_itself(tmp_path: Path) -> None:
     """Its supervisor was killed, so nobody else ends it; the kernel's signals come in a row."""
-    spec = WorkerSpec("ledger", "n1", 0, "127.0.0.1:1", TopicSettings(), tmp_path)
     hanging = (
         "import threading; from pipeline import worker\n"
         "worker.OVERDUE_S = 0.2\n"
         "worker.build_worker = lambda *_: threading.Event().wait\n"
         "worker.main()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", hanging], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=TOP
-    )
-    assert process.stdin is not None
-    assert process.stderr is not None
-    try:
-        process.stdin.write(encode_spec(spec))
-        process.stdin.close()
-        wait_until(spec.slot_dir.is_dir, 60, "the worker has begun")
+    with begun(tmp_path, "-c", hanging) as process:
         for _ in range(20):
             process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 1
+        assert process.stderr is not None
         assert b"in main" in process.stderr.read(), "it says where it hung"
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
