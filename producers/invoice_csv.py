@@ -212,8 +212,8 @@ class _BadLine(Exception):
     """Why a line cannot be taken."""
 
 
-class _CutShort(Exception):
-    """Why a line may not be whole."""
+class _CutShort(_BadLine):
+    """Why the last line may not be whole; nothing of it is on another."""
 
 
 def _drafts(
@@ -246,17 +246,15 @@ def _drafts(
             if not ended and line_number == len(lines):
                 _require_whole(row, places, lines)
             _add(draft, [row[place].strip() for place in places], currency)
-        except _CutShort as error:
-            problems.append(Problem(line_number, str(error)))
-            drafts[number].hold_back(f"its line {line_number} is bad")
-            of_nobody = of_nobody or line_number
-            continue
         except (_BadLine, UserError) as error:
             problems.append(Problem(line_number, str(error).rstrip(".")))
             if draft is not None:
                 draft.hold_back(f"its line {line_number} is bad")
-            if draft is None or row is None:
+            is_cut = isinstance(error, _CutShort)
+            if draft is None or row is None or is_cut:
                 of_nobody = of_nobody or line_number
+            if is_cut:
+                continue
             # It may be two lines whose end was lost, or name another invoice than it did: whose
             # it was is not certain, but it was close to these.
             if last is not None:

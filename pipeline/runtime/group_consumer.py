@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from confluent_kafka import Consumer
 
@@ -41,6 +40,6 @@ class GroupConsumer(Consumer):  # type: ignore[misc,unused-ignore]
     """A worker's consumer. ``close`` raises LaneHung where the client does not come back: the
     process leaves as if killed, and the group gives its partitions to others."""
 
-    def close(self, *args: Any, **kwargs: Any) -> None:
+    def close(self) -> None:
         if not close_within(super().close):
             raise LaneHung(f"the consumer's close does not come back within {CLOSE_S:.0f} s")
