@@ -47,7 +47,13 @@ def wait_until_asked(file: Path, process: subprocess.Popen[str]) -> None:
 def _is_read(file: Path) -> bool:
     """Whether a reader holds what was written since it began."""
     with closing(sqlite3.connect(file, isolation_level=None, timeout=0)) as db:
-        db.execute("PRAGMA user_version = 0")
+        try:
+            db.execute("PRAGMA user_version = 0")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            # It writes at this moment.
+            return False
         busy, _, _ = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         return bool(busy)
 
