@@ -153,7 +153,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add("--rate", type=_positive, default=500, help="orders a second of latency (default 500)")
     add("--seconds", type=_positive, help="length of the paced run (default 30; quick: 3)")
-    add("--warm-up", type=_positive, help="seconds before it (default 30; quick: 3)")
+    add("--warm-up", type=_positive, help="seconds before it (default 60; quick: 3)")
     add("--entries", type=_positive, help="entries of a journal run (default 60000; quick: 4000)")
     add("--rows", type=_positive, help="a side of reconcile (default 1000000; quick: 10000)")
     add("--postgres-rows", type=_positive, help="the same on PostgreSQL (default: as --rows)")
@@ -180,8 +180,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--dir {options.dir} is not a folder")
     quick = options.quick
     options.orders = options.orders or (10_000 if quick else 200_000)
-    options.seconds = options.seconds or (3 if quick else 30)
-    options.warm_up = options.warm_up or (3 if quick else 30)
+    options.seconds = options.seconds or (3 if quick else 60)
+    options.warm_up = options.warm_up or (3 if quick else 60)
     options.lone = options.lone or (5 if quick else 30)
     options.outage_seconds = options.outage_seconds or (8 if quick else 120)
     options.calls = 2_000 if quick else 20_000

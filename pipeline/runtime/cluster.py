@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import (
     Consumer,
@@ -32,6 +32,12 @@ CONTROLLER_TIMEOUT_S = 30.0
 STABLE_OFFSETS_TIMEOUT_S = 30.0
 # Of that, at a time: whoever waits may be asked to stop meanwhile, and a busy broker takes seconds.
 STABLE_OFFSETS_SLICE_S = 10.0
+
+
+# For a consumer of many partitions. The client asks for all of them with each question, and the
+# broker looks at all of them for each answer; one that answers for each record that arrives spends
+# more on that than on the record. A kilobyte is a handful of records; a lone one waits this long.
+GATHERING: Final = {"fetch.min.bytes": 1_000, "fetch.wait.max.ms": 20}
 
 
 def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:

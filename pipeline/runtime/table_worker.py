@@ -29,6 +29,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, InputLane, TopicPartitionKey
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
+    GATHERING,
     StoppedWaiting,
     ask_committed_positions,
     cluster_and_topic_id,
@@ -197,11 +198,14 @@ class TableWorker(Generic[V]):
             surroundings=self._outside,
         )
         self._consumer = self._outside.consumer(
-            consumer_config(
-                spec.bootstrap_servers,
-                group_id=self._catalogue.group(self._stage.name),
-                instance_id=spec.instance_id,
-            )
+            {
+                **consumer_config(
+                    spec.bootstrap_servers,
+                    group_id=self._catalogue.group(self._stage.name),
+                    instance_id=spec.instance_id,
+                ),
+                **GATHERING,
+            }
         )
         self._lane = Lane(
             {
