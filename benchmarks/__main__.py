@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,10 +41,14 @@ PARTS = (
     "books", "kills", "held-up",
 )  # fmt: skip
 
+# Latency is measured over so many partitions as well: it grows with what a transaction writes to.
+FEW_PARTITIONS = 4
+
 EXAMPLES = """\
 parts:
   throughput  a backlog of orders drained through the three hops, verified
-  latency     a steady pace and lone orders, from the order's append to its settlement
+  latency     a steady pace and lone orders, from the order's append to its settlement, over the
+              partitions chosen and over few
   memory      the same drain as throughput, with one payments worker: memory and CPU by process
   baseline    the peer: three bare confluent-kafka loops over the same orders
   codec       microseconds of each codec and processor; no broker
@@ -172,7 +177,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.write is not None and not whole:
         parser.error(
             "--write needs a whole run: without --quick, and of no part but books, kills, held-up, "
-            "reconcile or outage"
+            "latency, reconcile or outage"
         )
     if options.json is not None and options.part in ("books", "held-up"):
         parser.error(f"--json keeps figures, and {options.part} measures none on this machine")
@@ -180,7 +185,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--dir {options.dir} is not a folder")
     quick = options.quick
     options.orders = options.orders or (10_000 if quick else 200_000)
-    options.seconds = options.seconds or (3 if quick else 60)
+    options.seconds = options.seconds or (3 if quick else 30)
     options.warm_up = options.warm_up or (3 if quick else 60)
     options.lone = options.lone or (5 if quick else 30)
     options.outage_seconds = options.outage_seconds or (8 if quick else 120)
@@ -235,14 +240,17 @@ def run(options: argparse.Namespace, *, command: str) -> Results:
     if part in ("baseline", "all"):
         results.peers = run_peers(pool, flow, say)
     if part in ("latency", "all"):
-        results.latency = measure_latency(
-            flow,
-            rate_per_s=options.rate,
-            warm_up_s=options.warm_up,
-            seconds=options.seconds,
-            lone=options.lone,
-            say=say,
-        )
+        results.latencies = [
+            measure_latency(
+                replace(flow, partitions=partitions),
+                rate_per_s=options.rate,
+                warm_up_s=options.warm_up,
+                seconds=options.seconds,
+                lone=options.lone,
+                say=say,
+            )
+            for partitions in sorted({FEW_PARTITIONS, options.partitions}, reverse=True)
+        ]
     if part in ("outage", "all"):
         results.outage = measure_outage(
             flow,

@@ -39,6 +39,7 @@ class Latency:
     """``append`` ends when the broker appended the settlement (its transaction still open),
     ``seen`` when a read_committed subscriber had it."""
 
+    partitions: int
     rate_per_s: float
     seconds: float
     warm_up_s: float
@@ -114,6 +115,7 @@ def measure_latency(
     first_measured = START_ORDERS + warm_up
     measured = [t for t in timings if t.index >= first_measured]
     return Latency(
+        partitions=options.partitions,
         rate_per_s=rate_per_s,
         seconds=seconds,
         warm_up_s=warm_up_s,

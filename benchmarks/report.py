@@ -37,7 +37,7 @@ AIM_RECONCILE_MIB = 500
 BEGIN = "<!-- written by python -m benchmarks --write: begin -->"
 END = "<!-- written by python -m benchmarks --write: end -->"
 # Parts of ``all`` whose table may be written alone.
-OWN_PLACE = ("outage", "reconcile")
+OWN_PLACE = ("latency", "outage", "reconcile")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Results:
     machine: Machine
     drains: list[Drained] = field(default_factory=list)
     peers: list[PeerDrained] = field(default_factory=list)
-    latency: Latency | None = None
+    latencies: list[Latency] = field(default_factory=list)
     outage: OutageSeen | None = None
     journal: JournalMeasured | None = None
     reconciled: list[Reconciled] = field(default_factory=list)
@@ -80,8 +80,8 @@ def rows(results: Results) -> list[Row]:
         found += _drain_rows(drained)
     for peer in results.peers:
         found += _peer_rows(peer)
-    if results.latency is not None:
-        found += _latency_rows(results.latency)
+    for latency in results.latencies:
+        found += _latency_rows(latency)
     if results.outage is not None:
         found += _outage_rows(results.outage)
     if results.journal is not None:
@@ -289,11 +289,12 @@ def _process_rows(group: str, processes: Sequence[ProcessCost]) -> list[Row]:
 
 
 def _latency_rows(latency: Latency) -> list[Row]:
+    over = f"over {latency.partitions} partitions"
     group = (
-        f"latency at {latency.rate_per_s:,.0f} orders/s for {latency.seconds:.0f} s, "
+        f"latency at {latency.rate_per_s:,.0f} orders/s {over} for {latency.seconds:.0f} s, "
         f"after {latency.warm_up_s:.0f} s of warm-up"
     )
-    lone = f"latency of a lone order ({latency.lone_seen.count} times)"
+    lone = f"latency of a lone order {over} ({latency.lone_seen.count} times)"
     return [
         *_percentile_rows(group, "order append → settlement append", latency.append, aimed=False),
         *_percentile_rows(group, "order append → seen committed", latency.seen, aimed=True),
