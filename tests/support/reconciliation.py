@@ -1140,6 +1140,35 @@ class ReconciliationSuite(OnEachDatabase):
         books.run()
         assert not caplog.messages
 
+    @pytest.mark.parametrize("how", ["DELETE FROM", "DROP TABLE"])
+    def test_all_decisions_are_followed_again_where_nobody_knows_the_last_one(
+        self, books: Books, how: str
+    ) -> None:
+        """Followed into the tables that hold them: nothing is there twice, and nothing differs."""
+        sales = [settlement(n) for n in range(1, 4)]
+        held = settlement(1, kind="credit", amount_minor=-425, operation_id="c1", gateway="none",
+                          gateway_reference="")  # fmt: skip
+        books.settle(*sales, held)
+        books.report(*(row_of(n, sale) for n, sale in enumerate(sales[:2], 1)))
+        books.run("2023-11-20")
+        assert decide_releases(books.engine, NOW_MS) == 1
+        decide_statement(
+            books.engine, BankStatement("main", "s1", (line_of(1), line_of(2))), "bank", NOW_MS
+        )
+        decide_resolution(books.engine, books.breaks()[0].break_id, ACCEPTED, actor="bert",
+                          reason="lost", now_ms=NOW_MS)  # fmt: skip
+        books.book()
+        books.run("2023-11-20")
+        tables = ("cleared_rows", "bank_lines", "followed_decisions", "breaks")
+        before, decided = books.balances(), books.decided()
+        kept = {table: books.rows_of(table) for table in tables}
+        with books.engine.begin() as connection:
+            connection.exec_driver_sql(f"{how} followed_decisions")
+        prepare(books.engine)
+        books.run("2023-11-20")
+        assert (books.balances(), books.decided()) == (before, decided)
+        assert {table: books.rows_of(table) for table in tables} == kept
+
     def test_some_of_a_decisions_rows_are_put_back_as_well(self, books: Books) -> None:
         sales = [settlement(n) for n in range(1, 4)]
         books.settle(*sales)

@@ -135,9 +135,11 @@ def _put_back(connection: Connection, sequence: int) -> int:
                 sequence,
             )
             return 0
-    gone = connection.execute(delete(bank_lines).where(bank_lines.c.sequence == sequence)).rowcount
+    left = connection.execute(
+        select(func.count()).select_from(bank_lines).where(bank_lines.c.sequence == sequence)
+    ).scalar_one()
     _apply(connection, event, just_made=False)
-    return _rows_in(event.body) - gone
+    return _rows_in(event.body) - int(left)
 
 
 def follow(connection: Connection, *, just_made: bool = False) -> int:
@@ -422,26 +424,34 @@ def _apply(connection: Connection, event: LedgerEvent, *, just_made: bool) -> No
                 event.sequence, len(rows) - new,
             )  # fmt: skip
     elif event.kind == BANK_STATEMENT:
-        statement = statement_of(event)
-        if statement.lines:
-            connection.execute(
-                insert(bank_lines),
-                [
-                    {
-                        "account": statement.account,
-                        "file_id": statement.file_id,
-                        "line_id": line.line_id,
-                        "gateway": line.gateway,
-                        "batch_id": line.batch_id,
-                        "currency": line.currency,
-                        "amount_minor": line.amount_minor,
-                        "value_date": line.value_date,
-                        "text": line.text,
-                        "payout": int(line.payout),
-                        "sequence": event.sequence,
-                    }
-                    for line in statement.lines
-                ],
-            )
+        _insert_lines(connection, statement_of(event), event.sequence)
     else:
         resolve_by_hand(connection, event)
+
+
+def _insert_lines(connection: Connection, statement: BankStatement, sequence: int) -> None:
+    if not statement.lines:
+        return
+    lines = [
+        {
+            "account": statement.account,
+            "file_id": statement.file_id,
+            "line_id": line.line_id,
+            "gateway": line.gateway,
+            "batch_id": line.batch_id,
+            "currency": line.currency,
+            "amount_minor": line.amount_minor,
+            "value_date": line.value_date,
+            "text": line.text,
+            "payout": int(line.payout),
+            "sequence": sequence,
+        }
+        for line in statement.lines
+    ]
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(bank_lines), lines)
+    except IntegrityError:
+        # A decision that is followed again has left its own; another's are no reason to go on.
+        connection.execute(delete(bank_lines).where(bank_lines.c.sequence == sequence))
+        connection.execute(insert(bank_lines), lines)
