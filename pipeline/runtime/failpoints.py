@@ -37,6 +37,10 @@ POINTS: tuple[str, ...] = (
     "ledger.offsets_set",
     "ledger.committed",
 )
+# Of the worker that runs only where risk is assessed: the steps of payments.
+RISK_POINTS: tuple[str, ...] = tuple(
+    point.replace("payments.", "risk.") for point in POINTS if point.startswith("payments.")
+)
 # Of the worker that runs only where merchants are told.
 NOTIFICATION_POINTS: tuple[str, ...] = ("notifications.taken", "notifications.delivered")
 # Not of a worker but of a command, which nobody starts again.
@@ -64,7 +68,7 @@ class _Armed:
         for part in filter(None, (p.strip() for p in spec.split(","))):
             name, _, rule = part.partition("=")
             times, _, every = (rule or "1").partition("@")
-            points = (*POINTS, *NOTIFICATION_POINTS, *COMMAND_POINTS)
+            points = (*POINTS, *RISK_POINTS, *NOTIFICATION_POINTS, *COMMAND_POINTS)
             if name not in points:
                 known = ", ".join(points)
                 raise ValueError(f"unknown failpoint {name!r}; known: {known}")

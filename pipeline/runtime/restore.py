@@ -128,6 +128,7 @@ class Restorer:
         self,
         table: Table[Any],
         *,
+        stage: str,
         topic: str,
         bootstrap_servers: str,
         admin: AdminClient,
@@ -138,6 +139,7 @@ class Restorer:
         surroundings: Surroundings = REAL,
     ) -> None:
         self._table = table
+        self._stage = stage
         self._topic = topic
         self._bootstrap_servers = bootstrap_servers
         self._admin = admin
@@ -226,7 +228,7 @@ class Restorer:
                 self._waiting.pop(partition, None)
                 self._saved_at_ms[partition] = self._began_ms
             self._table.restore(partition, records, offset, self._saved_at_ms[partition])
-        failpoints.hit("payments.restoring")
+        failpoints.hit(f"{self._stage}.restoring")
         if not self._waiting:
             self.stop()
             return True

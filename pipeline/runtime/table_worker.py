@@ -189,6 +189,7 @@ class TableWorker(Generic[V]):
         )
         self._restorer = Restorer(
             self._table,
+            stage=self._stage.name,
             topic=self._stage.table_topic,
             bootstrap_servers=spec.bootstrap_servers,
             admin=admin,

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import Order, Payment, PaymentCommand, PaymentEvent, RiskVelocity
 from pipeline.domain.records import FROM_RECORD, to_record
+from pipeline.runtime import failpoints
 from schemas.codec import default_codec
 from tests.support.topics import read_all
 from tests.support.whole_flow import WholeFlow, orders
@@ -70,7 +71,11 @@ def payments(flow: WholeFlow) -> dict[str, Payment]:
     return {p.order_id: p for p in nouns(flow, "payments")}
 
 
-def risky(flow_args: tuple[str, str, Path], workers: dict[str, int]) -> WholeFlow:
+def risky(
+    flow_args: tuple[str, str, Path],
+    workers: dict[str, int],
+    environment: dict[str, str] | None = None,
+) -> WholeFlow:
     bootstrap, prefix, folder = flow_args
     rules = folder / "rules.toml"
     rules.write_text(RULES)
@@ -79,6 +84,7 @@ def risky(flow_args: tuple[str, str, Path], workers: dict[str, int]) -> WholeFlo
         prefix,
         folder,
         workers=workers,
+        environment=environment or {},
         settings_given={"risk_rules": str(rules), "timer_delay_ms": 500},
     )
 
@@ -219,3 +225,43 @@ def replay(flow: WholeFlow) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
+
+
+@pytest.mark.long
+def test_a_kill_at_every_step_of_risk_costs_no_count(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """Orders of one card flow while each named point of the stage kills its worker: exactly as many
+    as the limit are charged."""
+    counts = tmp_path / "kills"
+    counts.mkdir()
+    environment = {
+        "PAYSTREAM_FAILPOINTS": ",".join(
+            # A worker restores once in a life; elsewhere it has committed before it dies.
+            f"{point}=1@{1 if point.endswith('restoring') else 3}"
+            for point in failpoints.RISK_POINTS
+        ),
+        "PAYSTREAM_FAILPOINTS_DIR": str(counts),
+    }
+    now_ms = int(time.time() * 1000)
+    many = [replace(o, card_fingerprint="fp_one", submitted_at_ms=now_ms) for o in orders(1_500)]
+    workers = {"payments": 1, "risk": 1, "gateway": 1, "ledger": 1}
+    with risky((kafka, topic_prefix, tmp_path), workers, environment) as flow:
+        flow.publish(many, per_s=50)
+        flow.keep_until(
+            lambda: set(failpoints.fired(counts)) == set(failpoints.RISK_POINTS),
+            SETTLE_S,
+            "every point has killed",
+            progress=lambda: failpoints.fired(counts),
+        )
+        flow.keep_until(lambda: decided(flow, len(many)), SETTLE_S, "every order is decided")
+        report = flow.settle(SETTLE_S)
+        found = payments(flow)
+    assert report.exit_code == 0, report.findings
+    assert failpoints.fired(counts) == dict.fromkeys(failpoints.RISK_POINTS, 1)
+    # A check in hand at several of these deaths in a row is put aside, and counts for nothing.
+    letters = report.summary["dead_letters"]
+    assert set(letters) <= {"killed_the_process"}, letters
+    statuses = Counter(p.status for p in found.values())
+    assert statuses["captured"] == LIMIT, statuses
+    assert statuses["rejected"] >= len(many) - LIMIT - sum(letters.values())

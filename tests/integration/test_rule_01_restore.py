@@ -58,6 +58,7 @@ class TableTopic:
         )
         restorer = Restorer(
             table,
+            stage="payments",
             topic=self.name,
             bootstrap_servers=self.bootstrap,
             admin=admin,
