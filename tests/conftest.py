@@ -22,6 +22,7 @@ import pytest
 
 from tests.support.leftovers import MARK, end_left_over, left_over_processes
 from tests.support.servers import FOLDER, Servers, is_worker, kafka_of_this_run
+from tests.support.turns import in_turn
 
 SERVERS: pytest.StashKey[Servers] = pytest.StashKey()
 
@@ -148,9 +149,8 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: one that began last would be waited for alone."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Long files first: one that began last would be waited for alone."""
+    items[:] = in_turn(items)
 
 
 @pytest.hookimpl(trylast=True)

@@ -61,7 +61,7 @@ from tests.support.raw_record import (
 )
 from tests.support.waiting import WAIT_S, wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 # Beyond the 256 MiB that our clients take.
 BOMB = zeros(300)
