@@ -67,13 +67,15 @@ def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) 
         "fetch.wait.max.ms": 100,
         "fetch.min.bytes": 1,
         # By partition. What is fetched ahead of all topics stands in one queue in order of arrival,
-        # so a result waits behind every order in it: enough for a batch, asked for again at once
-        # (the default waits a second when a partition has enough).
-        "queued.min.messages": 1_000,
+        # so a result waits behind every order in it: enough for a batch over twelve partitions,
+        # asked for again at once (the default waits a second when a partition has enough). With
+        # three times as many, a payment had left the worker's memory before its result was read.
+        "queued.min.messages": 300,
         "queued.max.messages.kbytes": 16 * 1024,
         "fetch.queue.backoff.ms": 10,
-        # A larger batch still comes whole; this bounds what one answer brings of a partition.
-        "fetch.message.max.bytes": 256 * 1024,
+        # A larger batch still comes whole; this bounds what one answer brings of a partition: some
+        # three hundred orders.
+        "fetch.message.max.bytes": 64 * 1024,
         # It bounds what zstd may unfold to as well, and whoever writes orders may compress zeros.
         "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
         # What is damaged on the way or on a disk is no bad input, and must not be taken for one.
