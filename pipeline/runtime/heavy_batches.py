@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 WINDOW_RECORDS: Final = 50_000
 WINDOW_BYTES: Final = 128 * 1024 * 1024
 FETCH_BYTES: Final = 4 * 1024 * 1024
-# As much as the worker's own client fetches of a partition at a time.
+# No less than the worker's own client fetches of a partition at a time.
 RUN_BYTES: Final = 256 * 1024
 # Of one leader, so that a silent one leaves time for two others.
 REQUEST_TIMEOUT_S: Final = 5.0
