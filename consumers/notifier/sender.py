@@ -109,6 +109,7 @@ class Sender:
             "User-Agent": USER_AGENT,
             **signed_headers(endpoint.secrets, message_id, at_ms // 1000, body),
         }
+        status, asked = None, None
         try:
             async with (
                 asyncio.timeout(endpoint.timeout_ms / 1000),
@@ -120,10 +121,13 @@ class Sender:
                 asked = retry_after_s(answer.headers.get("Retry-After"))
                 await _read_on(answer)
         except TimeoutError:
-            return ended(TIMED_OUT, detail=f"no answer within {endpoint.timeout_ms} ms")
+            # With a status the time ran out in what follows it, which is nobody's.
+            if status is None:
+                return ended(TIMED_OUT, detail=f"no answer within {endpoint.timeout_ms} ms")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            outcome = ADDRESS_REFUSED if was_refused(error) else UNREACHABLE
-            return ended(outcome, detail=f"{type(error).__name__}: {error}")
+            if status is None:
+                outcome = ADDRESS_REFUSED if was_refused(error) else UNREACHABLE
+                return ended(outcome, detail=f"{type(error).__name__}: {error}")
         if 200 <= status < 300:
             return ended(DELIVERED, status)
         if status == 410:

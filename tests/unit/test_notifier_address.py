@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -75,14 +76,34 @@ def test_an_installation_may_allow_both_for_itself() -> None:
     assert url_refusal("https://shop.example/x", allow_http=False, allow_private=False) is None
 
 
-def sent(url: str, *, allow_private: bool) -> Delivery:
-    endpoint = Endpoint(name="e", merchant="shop", url=url, secrets=(SECRET,))
+def sent(url: str, *, allow_private: bool, **more: int) -> Delivery:
+    endpoint = Endpoint(name="e", merchant="shop", url=url, secrets=(SECRET,), **more)  # type: ignore[arg-type]
 
     async def once() -> Delivery:
         async with Sender(allow_http=True, allow_private=allow_private) as sender:
             return await sender.send(endpoint, "message-1", b'{"data":{}}')
 
     return asyncio.run(once())
+
+
+@contextlib.contextmanager
+def saying(answer: bytes) -> Iterator[str]:
+    """The address of a server that says this to whoever asks first, and no more until that goes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(65_536)
+                client.sendall(answer)
+                with contextlib.suppress(ConnectionResetError):
+                    while client.recv(65_536):
+                        pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/x"
+        thread.join(30)
 
 
 def test_a_name_that_leads_inside_is_refused_at_the_connection(
@@ -132,22 +153,18 @@ def test_informational_answers_end_a_delivery_when_they_do_not_end(
     informational: int, final: bytes, outcome: str
 ) -> None:
     """Eight may come before the answer; the ninth is a failure, before the delivery's own time."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            client, _ = server.accept()
-            with client:
-                client.recv(65_536)
-                client.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n" * informational + final)
-                # Until the other side goes.
-                with contextlib.suppress(ConnectionResetError):
-                    while client.recv(65_536):
-                        pass
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        delivery = sent(f"http://127.0.0.1:{server.getsockname()[1]}/x", allow_private=True)
-        thread.join(30)
+    with saying(b"HTTP/1.1 103 Early Hints\r\n\r\n" * informational + final) as url:
+        delivery = sent(url, allow_private=True)
     assert delivery.outcome == outcome
     if outcome == UNREACHABLE:
         assert "informational" in delivery.detail
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(200, DELIVERED), (503, REFUSED)])
+def test_a_status_counts_though_its_body_does_not_come_in_time(status: int, outcome: str) -> None:
+    """Who answers at once has answered, whatever becomes of a body that nobody reads."""
+    head = f"HTTP/1.1 {status} Said\r\nContent-Length: 100\r\nRetry-After: 7\r\n\r\n".encode()
+    with saying(head + b"a few of") as url:
+        delivery = sent(url, allow_private=True, timeout_ms=500)
+    assert (delivery.outcome, delivery.status) == (outcome, status)
+    assert delivery.retry_after_s == (None if outcome == DELIVERED else 7)
