@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -404,6 +405,38 @@ class ReconciliationSuite(OnEachDatabase):
         take_in(books.engine, CLEARINGS, placed, {0: Progress(0, 1)})
         with pytest.raises(UserError, match="another process"):
             take_in(books.engine, CLEARINGS, placed, {0: Progress(5, 6)})
+        # Both began where nothing was stored yet.
+        with pytest.raises(UserError, match="another process"):
+            take_in(books.engine, CLEARINGS, placed, {0: Progress(0, 1)})
+
+    def test_two_that_keep_the_same_breaks_at_once_open_each_once(self, books: Books) -> None:
+        """Two runs that have looked at the same moment."""
+        opened: list[int] = []
+        failures: list[BaseException] = []
+        barrier = threading.Barrier(2)
+
+        def keep_all() -> None:
+            engine = open_ledger(books.engine.url.render_as_string(hide_password=False))
+            try:
+                for start in range(0, 6_000, 2_000):
+                    found = [too_many("s", n, 0, 1, DAY) for n in range(start, start + 2_000)]
+                    barrier.wait(20)
+                    with engine.begin() as connection:
+                        opened.append(keep(connection, found, NOW_MS, judged=()).opened)
+            except BaseException as error:
+                failures.append(error)
+                barrier.abort()
+            finally:
+                engine.dispose()
+
+        threads = [threading.Thread(target=keep_all) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert failures == []
+        assert sorted(opened) == [0, 0, 0, 2_000, 2_000, 2_000]
+        assert {b.version for b in books.breaks()} == {1}
 
     def test_each_kind_of_break_has_its_name_and_its_amount(self, books: Books) -> None:
         """One sale of each; what is cleared is only what is certain."""

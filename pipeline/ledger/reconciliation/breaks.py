@@ -23,7 +23,7 @@ from pipeline.domain.reconciliation_decisions import (
     BreakResolution,
     resolution_of,
 )
-from pipeline.ledger.decisions import decisions_of
+from pipeline.ledger.decisions import decisions_of, lock_decisions
 from pipeline.ledger.reconciliation.tables import breaks, insert_breaks
 
 # Values in one IN list: below SQLite's limit of variables in every build.
@@ -82,7 +82,10 @@ def keep(
     kinds that were not found again end, where they were ``due`` by the day that was looked at (by
     kind, gateway and the day they are of): of any other that look says nothing. What a person has
     resolved stays so while its figures are those that were looked at; with others it opens
-    again."""
+    again.
+
+    Two that keep breaks at once do so one after the other, so each is opened once."""
+    lock_decisions(connection)
     resolved = _resolutions(connection)
     found = list(found)
     # Where nothing is judged, what was not found again does not matter: a run keeps the fees of
@@ -263,6 +266,8 @@ def unpublished_breaks(
 
 
 def mark_published(connection: Connection, published: Sequence[ReconciliationBreak]) -> None:
+    # Else it could wait for one who keeps the same breaks in another order, and he for it.
+    lock_decisions(connection)
     rows = [{"of_break": each.break_id, "published": each.version} for each in published]
     if connection.dialect.name == "sqlite":
         connection.execute(_PUBLISHED, rows)
