@@ -21,11 +21,13 @@ from pipeline.domain.model import Settlement
 from pipeline.domain.payouts import Payout
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.reconciliation_decisions import (
+    BANK_STATEMENT,
     BREAK_RESOLUTION,
     CLEARING,
     BankStatement,
     clearing_body,
     clearing_of,
+    statement_body,
 )
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
@@ -1076,6 +1078,48 @@ class ReconciliationSuite(OnEachDatabase):
             for line in ("s-2:1", "s-2:2", "s-3:2", "s-4:1")
         ]
 
+    def test_a_line_on_another_account_of_ours_is_not_the_payouts(self, books: Books) -> None:
+        """It is paid from `main-gbp`, and posts there: what another account was debited, or was
+        sent back, would stand at that one. A person looks at it."""
+        made = submitted_payout(books)
+        assert bank_moves(books, made, "s-1", -10_00, on="other-gbp", number="GB00") == [
+            ("other-gbp:s-1:1", False)
+        ]
+        assert payouts.payouts(books.engine)["2010-12-01"].state == "submitted"
+        assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", True)]
+        assert bank_moves(books, made, "s-3", 10_00, on="savings") == [("savings:s-3:1", False)]
+        assert payouts.payouts(books.engine)["2010-12-01"].state == "paid"
+        assert books.balances()["bank:main-gbp"] == -10_00
+
+    def test_a_payouts_account_is_known_by_the_banks_number_too(self, books: Books) -> None:
+        """Where no rule names the account of the statement as the terms do."""
+        made = submitted_payout(books)
+        iban = "GB33BUKB20201555555555"
+        assert bank_moves(books, made, "s-1", -10_00, on=iban, number=iban) == [
+            (f"{iban}:s-1:1", True)
+        ]
+        spaced = "gb33 BUKB 2020 1555 5555 55"
+        assert bank_moves(books, made, "s-2", 10_00, on="main", number=spaced) == [
+            ("main:s-2:1", True)
+        ]
+
+    def test_a_payout_that_was_settled_from_another_account_stays_so(self, books: Books) -> None:
+        """As earlier versions decided: what follows the decision does not judge it again."""
+        made = submitted_payout(books)
+        line = BankLine(line_id="1", amount_minor=-10_00, currency="GBP", value_date="2010-12-02",
+                        batch_id=made.payout_id, payout=True)  # fmt: skip
+        payouts.move(books.engine, made, "confirm", "2010-12-02T08:00")
+        with books.engine.begin() as connection:
+            body = statement_body(BankStatement("other-gbp", "s-1", (line,)))
+            decide(connection, kind=BANK_STATEMENT, body=body, actor="anna",
+                   reason="statement s-1", now_ms=NOW_MS)  # fmt: skip
+        for _ in range(2):
+            books.run("2010-12-02")
+            assert books.kinds() == []
+            metadata.drop_all(books.engine)
+            prepare(books.engine)
+        assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", False)]
+
     @pytest.mark.parametrize("how", ["DELETE FROM", "DROP TABLE"])
     def test_a_second_debit_is_a_break_though_the_first_ones_row_was_taken_out(
         self, books: Books, how: str
@@ -1458,7 +1502,9 @@ def submitted_payout(books: Books) -> Payout:
     return made
 
 
-def bank_moves(books: Books, made: Payout, file_id: str, *minors: int) -> list[tuple[str, bool]]:
+def bank_moves(
+    books: Books, made: Payout, file_id: str, *minors: int, on: str = "main-gbp", number: str = ""
+) -> list[tuple[str, bool]]:
     """A statement whose lines name a payout, and a run; each line, and whether it is taken for the
     payout's."""
     lines = tuple(
@@ -1466,10 +1512,11 @@ def bank_moves(books: Books, made: Payout, file_id: str, *minors: int) -> list[t
                  batch_id=made.payout_id)
         for n, minor in enumerate(minors, 1)
     )  # fmt: skip
-    decide_statement(books.engine, BankStatement("main-gbp", file_id, lines), "anna", NOW_MS)
+    statement = BankStatement(on, file_id, lines, number=number)
+    decide_statement(books.engine, statement, "anna", NOW_MS)
     books.run("2010-12-02")
     unknown = {b.subject for b in books.breaks(kind="bank_line_unknown")}
-    subjects = [f"main-gbp:{file_id}:{line.line_id}" for line in lines]
+    subjects = [f"{on}:{file_id}:{line.line_id}" for line in lines]
     return [(subject, subject not in unknown) for subject in subjects]
 
 
