@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,13 @@ from msgspec.structs import replace
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.domain.breaks import ACCEPTED, CORRECTED, ReconciliationBreak, break_id
+from pipeline.domain.breaks import (
+    ACCEPTED,
+    CORRECTED,
+    EXPLAINED_AFTERWARDS,
+    ReconciliationBreak,
+    break_id,
+)
 from pipeline.domain.clearing import BankLine, ClearedRow, Clearing
 from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
@@ -39,6 +45,7 @@ from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
 from pipeline.ledger.reconciliation import control, following, matching
 from pipeline.ledger.reconciliation.breaks import (
+    Changes,
     keep,
     list_breaks,
     mark_published,
@@ -142,6 +149,8 @@ class Books:
         self.journal = journal_at(engine)
         self.settled = 0
         self.taken = 0
+        self.reported: list[Clearing] = []
+        self.changes = Changes()
 
     def settle(self, *settlements: Settlement) -> None:
         items = []
@@ -158,14 +167,22 @@ class Books:
         end = self.taken + len(rows)
         new = take_in(self.engine, CLEARINGS, placed, {0: Progress(self.taken, end)})
         self.taken = end
+        self.reported += rows
         return new
+
+    def make_tables_anew(self) -> None:
+        """Those of reconciliation, with what their topic holds."""
+        metadata.drop_all(self.engine)
+        prepare(self.engine)
+        rows, self.reported, self.taken = self.reported, [], 0
+        self.report(*rows)
 
     def run(self, as_of: str = DAY, rules: ReconciliationRules = RULES) -> Look:
         clocks = Clocks(rules, NOW_MS, date.fromisoformat(as_of))
         catch_up(self.engine)
         done = look(self.engine, TOPICS, rules, clocks, NOW_MS)
         self.book()
-        keep_breaks(self.engine, done, NOW_MS)
+        self.changes = keep_breaks(self.engine, done, NOW_MS)
         return done
 
     def book(self) -> int:
@@ -201,6 +218,44 @@ TERMS = {
                "returned": "all"}],
     "gateway_costs": [{"percentage": "1"}],
 }  # fmt: skip
+
+
+# What a test brings: of the sale that it is given.
+Brings = Callable[[Books, Settlement], object]
+
+
+def bank_pays(minor: int, file_id: str = "s-1") -> Brings:
+    def bring(books: Books, _sale: Settlement) -> None:
+        line = BankLine(line_id="1", amount_minor=minor, currency="GBP", value_date=DAY,
+                        gateway="simulator", batch_id="po_1")  # fmt: skip
+        decide_statement(books.engine, BankStatement("acct", file_id, (line,)), "anna", NOW_MS)
+
+    return bring
+
+
+def report_says(number: int = 1, **changed: Any) -> Brings:
+    return lambda books, sale: books.report(row_of(number, sale, fee_minor=0, **changed))
+
+
+# By break: what makes it, and what explains it later.
+LATE_EVIDENCE: dict[str, tuple[tuple[Brings, ...], tuple[Brings, ...]]] = {
+    "missing_at_gateway": ((Books.settle,), (report_says(),)),
+    "missing_here": ((report_says(),), (Books.settle,)),
+    "currency_differs": (
+        (Books.settle, report_says(currency="EUR")),
+        (report_says(2, file_id="later"),),
+    ),
+    "batch_unpaid": ((Books.settle, report_says()), (bank_pays(12_50),)),
+    "batch_differs": (
+        (Books.settle, report_says(), bank_pays(12_00)),
+        (bank_pays(50, "s-2"),),
+    ),
+}
+
+
+def resolve(books: Books, found: ReconciliationBreak, resolution: str) -> None:
+    decide_resolution(books.engine, found.break_id, resolution, actor="anna", reason="by hand",
+                      now_ms=NOW_MS)  # fmt: skip
 
 
 class ReconciliationSuite(OnEachDatabase):
@@ -717,6 +772,94 @@ class ReconciliationSuite(OnEachDatabase):
         books.run("2023-12-01")
         assert books.kinds() == [("batch_differs", "po_1:GBP", 50_000_01)]
         accept()
+
+    @pytest.mark.parametrize("resolution", [CORRECTED, ACCEPTED])
+    @pytest.mark.parametrize("kind", sorted(LATE_EVIDENCE))
+    def test_what_was_corrected_opens_again_once_evidence_explains_it(
+        self, books: Books, kind: str, resolution: str
+    ) -> None:
+        """A person set it right by an entry by hand; then what was missing came, and is booked
+        beside that entry. It is told once, until a person says that it is in order. What was
+        accepted was borne as it was, and nothing was booked for it."""
+        sale = settlement(1)
+        for given in LATE_EVIDENCE[kind][0]:
+            given(books, sale)
+        books.run("2023-12-01")
+        (found,) = books.breaks(kind=kind)
+        resolve(books, found, resolution)
+        for _ in range(2):
+            books.run("2023-12-01")
+            assert books.breaks(kind=kind) == []
+        for came in LATE_EVIDENCE[kind][1]:
+            came(books, sale)
+        if kind.startswith("missing"):
+            # Of a day on which it was not due, a look says nothing.
+            books.run("2023-11-14")
+            assert books.breaks(kind=kind) == []
+        for _ in range(2):
+            books.run("2023-12-01")
+            again = books.breaks(kind=kind)
+            if resolution == ACCEPTED:
+                assert again == []
+                continue
+            assert [(b.break_id, b.detail, b.version) for b in again] == [
+                (found.break_id, found.detail + EXPLAINED_AFTERWARDS, found.version + 2)
+            ]
+            assert (again[0].actor, again[0].reason, again[0].resolution) == ("", "", "")
+        for each in books.breaks(kind=kind):
+            resolve(books, each, CORRECTED)
+        for _ in range(2):
+            books.run("2023-12-01")
+            assert books.breaks(kind=kind) == []
+        # Of what is explained, tables that are made anew hold no break.
+        books.make_tables_anew()
+        books.run("2023-12-01")
+        assert books.breaks(kind=kind, state=None) == []
+
+    def test_a_corrected_batch_is_explained_by_its_line_alone(self, books: Books) -> None:
+        """A late row makes it more that the bank owes: other figures, and no evidence. Its line
+        then is, also of what was corrected before."""
+        sale, late = settlement(1), settlement(2)
+        books.settle(sale, late)
+        books.report(row_of(1, sale, report_date="2023-11-16", fee_minor=0))
+        books.run("2023-11-22")
+        (found,) = books.breaks(kind="batch_unpaid")
+        resolve(books, found, CORRECTED)
+        books.report(row_of(1, late, file_id="next", report_date="2023-11-17", fee_minor=0))
+        books.run("2023-11-22")
+        (more,) = books.breaks()
+        assert (more.at_risk_minor, more.detail) == (
+            25_00, "2 rows come to GBP 25.00, the bank has no line of it",
+        )  # fmt: skip
+        bank_pays(25_00)(books, sale)
+        books.run("2023-11-22")
+        (told,) = books.breaks()
+        assert (told.break_id, told.detail) == (
+            found.break_id, more.detail + EXPLAINED_AFTERWARDS,
+        )  # fmt: skip
+
+    def test_what_is_open_as_explained_stays_so_by_an_older_look(self, books: Books) -> None:
+        """Of two runs, one that looked before the evidence came keeps its breaks last. What differs
+        again once a person has ended it opens again."""
+        sale = settlement(1)
+        books.settle(sale)
+        books.run("2023-12-01")
+        (found,) = books.breaks()
+        resolve(books, found, CORRECTED)
+        books.report(row_of(1, sale, fee_minor=0))
+        clocks = Clocks(RULES, NOW_MS, date(2023, 12, 1))
+        older = Look(clocks, breaks=[found])
+        books.run("2023-12-01")
+        # Its batch is not paid, besides.
+        assert books.changes == Changes(opened=2)
+        (told,) = books.breaks(kind=found.kind)
+        keep_breaks(books.engine, older, NOW_MS)
+        assert books.breaks(kind=found.kind) == [told]
+        resolve(books, told, CORRECTED)
+        keep_breaks(books.engine, older, NOW_MS)
+        assert [b.detail for b in books.breaks(kind=found.kind)] == [found.detail]
+        books.run("2023-12-01")
+        assert (books.changes.ended, books.breaks(kind=found.kind)) == (1, [])
 
     def test_more_entries_than_the_topic_has_open_the_break_again(self, books: Books) -> None:
         """One too many was explained; 490 are not. While the topic grows, one stays one."""
