@@ -50,6 +50,12 @@ BY_HAND: Final[Mapping[str, str]] = {
     CORRECTED: "an entry by hand, or the gateway, has set it right",
     REFUND_AFTER_REVIEW: "a charge nobody asked for: its customer is given the money back",
 }
+# What a corrected break says once it is explained: what was posted by hand for it stands beside
+# what the evidence has booked. It is for a person to end.
+EXPLAINED_AFTERWARDS: Final = (
+    "; evidence that explains it came after it was corrected: take back the entry by hand, if one "
+    "was posted"
+)
 
 
 class ReconciliationBreak(Struct, frozen=True, kw_only=True, gc=False):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,26 @@ from msgspec.structs import replace
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.domain.breaks import ACCEPTED, CORRECTED, ReconciliationBreak, break_id
+from pipeline.domain.breaks import (
+    ACCEPTED,
+    CORRECTED,
+    EXPLAINED_AFTERWARDS,
+    ReconciliationBreak,
+    break_id,
+)
 from pipeline.domain.clearing import BankLine, ClearedRow, Clearing
 from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
 from pipeline.domain.payouts import Payout
 from pipeline.domain.posting import JournalEntry, journal_entry
 from pipeline.domain.reconciliation_decisions import (
+    BANK_STATEMENT,
     BREAK_RESOLUTION,
     CLEARING,
     BankStatement,
     clearing_body,
     clearing_of,
+    statement_body,
 )
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
 from pipeline.errors import UserError
@@ -36,6 +45,7 @@ from pipeline.ledger.journal import Progress, Source
 from pipeline.ledger.queries import balances, drifted_balances
 from pipeline.ledger.reconciliation import control, following, matching
 from pipeline.ledger.reconciliation.breaks import (
+    Changes,
     keep,
     list_breaks,
     mark_published,
@@ -139,6 +149,8 @@ class Books:
         self.journal = journal_at(engine)
         self.settled = 0
         self.taken = 0
+        self.reported: list[Clearing] = []
+        self.changes = Changes()
 
     def settle(self, *settlements: Settlement) -> None:
         items = []
@@ -155,14 +167,22 @@ class Books:
         end = self.taken + len(rows)
         new = take_in(self.engine, CLEARINGS, placed, {0: Progress(self.taken, end)})
         self.taken = end
+        self.reported += rows
         return new
+
+    def make_tables_anew(self) -> None:
+        """Those of reconciliation, with what their topic holds."""
+        metadata.drop_all(self.engine)
+        prepare(self.engine)
+        rows, self.reported, self.taken = self.reported, [], 0
+        self.report(*rows)
 
     def run(self, as_of: str = DAY, rules: ReconciliationRules = RULES) -> Look:
         clocks = Clocks(rules, NOW_MS, date.fromisoformat(as_of))
         catch_up(self.engine)
         done = look(self.engine, TOPICS, rules, clocks, NOW_MS)
         self.book()
-        keep_breaks(self.engine, done, NOW_MS)
+        self.changes = keep_breaks(self.engine, done, NOW_MS)
         return done
 
     def book(self) -> int:
@@ -198,6 +218,44 @@ TERMS = {
                "returned": "all"}],
     "gateway_costs": [{"percentage": "1"}],
 }  # fmt: skip
+
+
+# What a test brings: of the sale that it is given.
+Brings = Callable[[Books, Settlement], object]
+
+
+def bank_pays(minor: int, file_id: str = "s-1") -> Brings:
+    def bring(books: Books, _sale: Settlement) -> None:
+        line = BankLine(line_id="1", amount_minor=minor, currency="GBP", value_date=DAY,
+                        gateway="simulator", batch_id="po_1")  # fmt: skip
+        decide_statement(books.engine, BankStatement("acct", file_id, (line,)), "anna", NOW_MS)
+
+    return bring
+
+
+def report_says(number: int = 1, **changed: Any) -> Brings:
+    return lambda books, sale: books.report(row_of(number, sale, fee_minor=0, **changed))
+
+
+# By break: what makes it, and what explains it later.
+LATE_EVIDENCE: dict[str, tuple[tuple[Brings, ...], tuple[Brings, ...]]] = {
+    "missing_at_gateway": ((Books.settle,), (report_says(),)),
+    "missing_here": ((report_says(),), (Books.settle,)),
+    "currency_differs": (
+        (Books.settle, report_says(currency="EUR")),
+        (report_says(2, file_id="later"),),
+    ),
+    "batch_unpaid": ((Books.settle, report_says()), (bank_pays(12_50),)),
+    "batch_differs": (
+        (Books.settle, report_says(), bank_pays(12_00)),
+        (bank_pays(50, "s-2"),),
+    ),
+}
+
+
+def resolve(books: Books, found: ReconciliationBreak, resolution: str) -> None:
+    decide_resolution(books.engine, found.break_id, resolution, actor="anna", reason="by hand",
+                      now_ms=NOW_MS)  # fmt: skip
 
 
 class ReconciliationSuite(OnEachDatabase):
@@ -404,6 +462,38 @@ class ReconciliationSuite(OnEachDatabase):
         take_in(books.engine, CLEARINGS, placed, {0: Progress(0, 1)})
         with pytest.raises(UserError, match="another process"):
             take_in(books.engine, CLEARINGS, placed, {0: Progress(5, 6)})
+        # Both began where nothing was stored yet.
+        with pytest.raises(UserError, match="another process"):
+            take_in(books.engine, CLEARINGS, placed, {0: Progress(0, 1)})
+
+    def test_two_that_keep_the_same_breaks_at_once_open_each_once(self, books: Books) -> None:
+        """Two runs that have looked at the same moment."""
+        opened: list[int] = []
+        failures: list[BaseException] = []
+        barrier = threading.Barrier(2)
+
+        def keep_all() -> None:
+            engine = open_ledger(books.engine.url.render_as_string(hide_password=False))
+            try:
+                for start in range(0, 6_000, 2_000):
+                    found = [too_many("s", n, 0, 1, DAY) for n in range(start, start + 2_000)]
+                    barrier.wait(20)
+                    with engine.begin() as connection:
+                        opened.append(keep(connection, found, NOW_MS, judged=()).opened)
+            except BaseException as error:
+                failures.append(error)
+                barrier.abort()
+            finally:
+                engine.dispose()
+
+        threads = [threading.Thread(target=keep_all) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert failures == []
+        assert sorted(opened) == [0, 0, 0, 2_000, 2_000, 2_000]
+        assert {b.version for b in books.breaks()} == {1}
 
     def test_each_kind_of_break_has_its_name_and_its_amount(self, books: Books) -> None:
         """One sale of each; what is cleared is only what is certain."""
@@ -682,6 +772,94 @@ class ReconciliationSuite(OnEachDatabase):
         books.run("2023-12-01")
         assert books.kinds() == [("batch_differs", "po_1:GBP", 50_000_01)]
         accept()
+
+    @pytest.mark.parametrize("resolution", [CORRECTED, ACCEPTED])
+    @pytest.mark.parametrize("kind", sorted(LATE_EVIDENCE))
+    def test_what_was_corrected_opens_again_once_evidence_explains_it(
+        self, books: Books, kind: str, resolution: str
+    ) -> None:
+        """A person set it right by an entry by hand; then what was missing came, and is booked
+        beside that entry. It is told once, until a person says that it is in order. What was
+        accepted was borne as it was, and nothing was booked for it."""
+        sale = settlement(1)
+        for given in LATE_EVIDENCE[kind][0]:
+            given(books, sale)
+        books.run("2023-12-01")
+        (found,) = books.breaks(kind=kind)
+        resolve(books, found, resolution)
+        for _ in range(2):
+            books.run("2023-12-01")
+            assert books.breaks(kind=kind) == []
+        for came in LATE_EVIDENCE[kind][1]:
+            came(books, sale)
+        if kind.startswith("missing"):
+            # Of a day on which it was not due, a look says nothing.
+            books.run("2023-11-14")
+            assert books.breaks(kind=kind) == []
+        for _ in range(2):
+            books.run("2023-12-01")
+            again = books.breaks(kind=kind)
+            if resolution == ACCEPTED:
+                assert again == []
+                continue
+            assert [(b.break_id, b.detail, b.version) for b in again] == [
+                (found.break_id, found.detail + EXPLAINED_AFTERWARDS, found.version + 2)
+            ]
+            assert (again[0].actor, again[0].reason, again[0].resolution) == ("", "", "")
+        for each in books.breaks(kind=kind):
+            resolve(books, each, CORRECTED)
+        for _ in range(2):
+            books.run("2023-12-01")
+            assert books.breaks(kind=kind) == []
+        # Of what is explained, tables that are made anew hold no break.
+        books.make_tables_anew()
+        books.run("2023-12-01")
+        assert books.breaks(kind=kind, state=None) == []
+
+    def test_a_corrected_batch_is_explained_by_its_line_alone(self, books: Books) -> None:
+        """A late row makes it more that the bank owes: other figures, and no evidence. Its line
+        then is, also of what was corrected before."""
+        sale, late = settlement(1), settlement(2)
+        books.settle(sale, late)
+        books.report(row_of(1, sale, report_date="2023-11-16", fee_minor=0))
+        books.run("2023-11-22")
+        (found,) = books.breaks(kind="batch_unpaid")
+        resolve(books, found, CORRECTED)
+        books.report(row_of(1, late, file_id="next", report_date="2023-11-17", fee_minor=0))
+        books.run("2023-11-22")
+        (more,) = books.breaks()
+        assert (more.at_risk_minor, more.detail) == (
+            25_00, "2 rows come to GBP 25.00, the bank has no line of it",
+        )  # fmt: skip
+        bank_pays(25_00)(books, sale)
+        books.run("2023-11-22")
+        (told,) = books.breaks()
+        assert (told.break_id, told.detail) == (
+            found.break_id, more.detail + EXPLAINED_AFTERWARDS,
+        )  # fmt: skip
+
+    def test_what_is_open_as_explained_stays_so_by_an_older_look(self, books: Books) -> None:
+        """Of two runs, one that looked before the evidence came keeps its breaks last. What differs
+        again once a person has ended it opens again."""
+        sale = settlement(1)
+        books.settle(sale)
+        books.run("2023-12-01")
+        (found,) = books.breaks()
+        resolve(books, found, CORRECTED)
+        books.report(row_of(1, sale, fee_minor=0))
+        clocks = Clocks(RULES, NOW_MS, date(2023, 12, 1))
+        older = Look(clocks, breaks=[found])
+        books.run("2023-12-01")
+        # Its batch is not paid, besides.
+        assert books.changes == Changes(opened=2)
+        (told,) = books.breaks(kind=found.kind)
+        keep_breaks(books.engine, older, NOW_MS)
+        assert books.breaks(kind=found.kind) == [told]
+        resolve(books, told, CORRECTED)
+        keep_breaks(books.engine, older, NOW_MS)
+        assert [b.detail for b in books.breaks(kind=found.kind)] == [found.detail]
+        books.run("2023-12-01")
+        assert (books.changes.ended, books.breaks(kind=found.kind)) == (1, [])
 
     def test_more_entries_than_the_topic_has_open_the_break_again(self, books: Books) -> None:
         """One too many was explained; 490 are not. While the topic grows, one stays one."""
@@ -1042,6 +1220,48 @@ class ReconciliationSuite(OnEachDatabase):
             ("bank_line_unknown", f"main-gbp:{line}", 10_00)
             for line in ("s-2:1", "s-2:2", "s-3:2", "s-4:1")
         ]
+
+    def test_a_line_on_another_account_of_ours_is_not_the_payouts(self, books: Books) -> None:
+        """It is paid from `main-gbp`, and posts there: what another account was debited, or was
+        sent back, would stand at that one. A person looks at it."""
+        made = submitted_payout(books)
+        assert bank_moves(books, made, "s-1", -10_00, on="other-gbp", number="GB00") == [
+            ("other-gbp:s-1:1", False)
+        ]
+        assert payouts.payouts(books.engine)["2010-12-01"].state == "submitted"
+        assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", True)]
+        assert bank_moves(books, made, "s-3", 10_00, on="savings") == [("savings:s-3:1", False)]
+        assert payouts.payouts(books.engine)["2010-12-01"].state == "paid"
+        assert books.balances()["bank:main-gbp"] == -10_00
+
+    def test_a_payouts_account_is_known_by_the_banks_number_too(self, books: Books) -> None:
+        """Where no rule names the account of the statement as the terms do."""
+        made = submitted_payout(books)
+        iban = "GB33BUKB20201555555555"
+        assert bank_moves(books, made, "s-1", -10_00, on=iban, number=iban) == [
+            (f"{iban}:s-1:1", True)
+        ]
+        spaced = "gb33 BUKB 2020 1555 5555 55"
+        assert bank_moves(books, made, "s-2", 10_00, on="main", number=spaced) == [
+            ("main:s-2:1", True)
+        ]
+
+    def test_a_payout_that_was_settled_from_another_account_stays_so(self, books: Books) -> None:
+        """As earlier versions decided: what follows the decision does not judge it again."""
+        made = submitted_payout(books)
+        line = BankLine(line_id="1", amount_minor=-10_00, currency="GBP", value_date="2010-12-02",
+                        batch_id=made.payout_id, payout=True)  # fmt: skip
+        payouts.move(books.engine, made, "confirm", "2010-12-02T08:00")
+        with books.engine.begin() as connection:
+            body = statement_body(BankStatement("other-gbp", "s-1", (line,)))
+            decide(connection, kind=BANK_STATEMENT, body=body, actor="anna",
+                   reason="statement s-1", now_ms=NOW_MS)  # fmt: skip
+        for _ in range(2):
+            books.run("2010-12-02")
+            assert books.kinds() == []
+            metadata.drop_all(books.engine)
+            prepare(books.engine)
+        assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", False)]
 
     @pytest.mark.parametrize("how", ["DELETE FROM", "DROP TABLE"])
     def test_a_second_debit_is_a_break_though_the_first_ones_row_was_taken_out(
@@ -1425,7 +1645,9 @@ def submitted_payout(books: Books) -> Payout:
     return made
 
 
-def bank_moves(books: Books, made: Payout, file_id: str, *minors: int) -> list[tuple[str, bool]]:
+def bank_moves(
+    books: Books, made: Payout, file_id: str, *minors: int, on: str = "main-gbp", number: str = ""
+) -> list[tuple[str, bool]]:
     """A statement whose lines name a payout, and a run; each line, and whether it is taken for the
     payout's."""
     lines = tuple(
@@ -1433,10 +1655,11 @@ def bank_moves(books: Books, made: Payout, file_id: str, *minors: int) -> list[t
                  batch_id=made.payout_id)
         for n, minor in enumerate(minors, 1)
     )  # fmt: skip
-    decide_statement(books.engine, BankStatement("main-gbp", file_id, lines), "anna", NOW_MS)
+    statement = BankStatement(on, file_id, lines, number=number)
+    decide_statement(books.engine, statement, "anna", NOW_MS)
     books.run("2010-12-02")
     unknown = {b.subject for b in books.breaks(kind="bank_line_unknown")}
-    subjects = [f"main-gbp:{file_id}:{line.line_id}" for line in lines]
+    subjects = [f"{on}:{file_id}:{line.line_id}" for line in lines]
     return [(subject, subject not in unknown) for subject in subjects]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
@@ -11,7 +11,10 @@ from msgspec.structs import asdict, fields, replace
 from sqlalchemy import Connection, bindparam, func, select, update
 
 from pipeline.domain.breaks import (
+    AMOUNT_DIFFERS,
     BY_LATER_EVIDENCE,
+    CORRECTED,
+    EXPLAINED_AFTERWARDS,
     OPEN,
     RESOLVED,
     ReconciliationBreak,
@@ -23,7 +26,7 @@ from pipeline.domain.reconciliation_decisions import (
     BreakResolution,
     resolution_of,
 )
-from pipeline.ledger.decisions import decisions_of
+from pipeline.ledger.decisions import decisions_of, lock_decisions
 from pipeline.ledger.reconciliation.tables import breaks, insert_breaks
 
 # Values in one IN list: below SQLite's limit of variables in every build.
@@ -82,7 +85,11 @@ def keep(
     kinds that were not found again end, where they were ``due`` by the day that was looked at (by
     kind, gateway and the day they are of): of any other that look says nothing. What a person has
     resolved stays so while its figures are those that were looked at; with others it opens
-    again."""
+    again. One that a person has corrected does not end by itself, nor stay resolved, once it is not
+    found any more: it opens and says so, once, since what was posted by hand may be booked twice.
+
+    Two that keep breaks at once do so one after the other, so each is opened once."""
+    lock_decisions(connection)
     resolved = _resolutions(connection)
     found = list(found)
     # Where nothing is judged, what was not found again does not matter: a run keeps the fees of
@@ -107,9 +114,7 @@ def keep(
                 each = replace(each, **ending)
             new.append(each)
             opened += each.state == OPEN
-        elif before.resolution == BY_LATER_EVIDENCE or (before.at_risk_minor, before.detail) != (
-            each.at_risk_minor, each.detail,
-        ):  # fmt: skip
+        elif before.resolution == BY_LATER_EVIDENCE or not _is_known(before, each):
             opened += before.state == RESOLVED
             again = replace(each, opened_at_ms=now_ms, version=before.version + 1)
             changed.append(asdict(again))
@@ -118,14 +123,19 @@ def keep(
         insert_breaks(connection, [asdict(each) for each in some])
     if changed:
         connection.execute(_CHANGE, [{**row, "of_break": row["break_id"]} for row in changed])
-    ended = [
-        row.break_id
+    gone = [
+        row
         for row in stored.values()
-        if row.state == OPEN
-        and row.kind in judged
+        if row.kind in judged
         and row.break_id not in seen
+        and not row.detail.endswith(EXPLAINED_AFTERWARDS)
         and due(row.kind, row.gateway, row.since)
     ]
+    explained = [row for row in gone if _is_corrected(row, resolved)]
+    _open_explained(connection, explained, now_ms)
+    opened += sum(row.state == RESOLVED for row in explained)
+    told = {row.break_id for row in explained}
+    ended = [row.break_id for row in gone if row.state == OPEN and row.break_id not in told]
     if ended:
         connection.execute(
             update(breaks)
@@ -139,6 +149,44 @@ def keep(
             [{"of_break": break_id} for break_id in ended],
         )
     return Changes(opened, len(ended))
+
+
+def _is_known(before: Any, found: ReconciliationBreak) -> bool:
+    """Whether a break is kept with the figures that were found. One that is open as explained stays
+    so where another run had looked before the evidence came."""
+    known = [found.detail]
+    if before.state == OPEN:
+        known.append(found.detail + EXPLAINED_AFTERWARDS)
+    return before.at_risk_minor == found.at_risk_minor and before.detail in known
+
+
+def _is_corrected(row: Any, resolved: Mapping[str, tuple[str, Mapping[str, Any]]]) -> bool:
+    """Whether the last that a person has said of a break is that it was corrected, before it was
+    explained. A row of another amount is explained by that word itself, which clears it."""
+    if row.kind == AMOUNT_DIFFERS:
+        return False
+    said, ending = resolved.get(row.break_id, ("", {}))
+    return ending.get("resolution") == CORRECTED and not said.endswith(EXPLAINED_AFTERWARDS)
+
+
+def _open_explained(connection: Connection, rows: Sequence[Any], now_ms: int) -> None:
+    if not rows:
+        return
+    connection.execute(
+        update(breaks)
+        .where(breaks.c.break_id == bindparam("of_break"))
+        .values(
+            state=OPEN,
+            resolution="",
+            reason="",
+            actor="",
+            opened_at_ms=now_ms,
+            resolved_at_ms=0,
+            detail=breaks.c.detail + EXPLAINED_AFTERWARDS,
+            version=breaks.c.version + 1,
+        ),
+        [{"of_break": row.break_id} for row in rows],
+    )
 
 
 def _stored(connection: Connection, break_ids: Sequence[str]) -> dict[str, Any]:
@@ -263,6 +311,8 @@ def unpublished_breaks(
 
 
 def mark_published(connection: Connection, published: Sequence[ReconciliationBreak]) -> None:
+    # Else it could wait for one who keeps the same breaks in another order, and he for it.
+    lock_decisions(connection)
     rows = [{"of_break": each.break_id, "published": each.version} for each in published]
     if connection.dialect.name == "sqlite":
         connection.execute(_PUBLISHED, rows)

@@ -14,6 +14,7 @@ from pipeline.domain.breaks import (
     BANK_LINE_UNKNOWN,
     BATCH_DIFFERS,
     BATCH_UNPAID,
+    CORRECTED,
     CURRENCY_DIFFERS,
     DUPLICATE,
     FEE_DIFFERS,
@@ -37,7 +38,8 @@ _BATCHES: Final = text(
     "FROM clearing_rows GROUP BY gateway, batch_id, currency"
 )
 _UNPAID: Final = text(
-    f"SELECT break_id FROM breaks WHERE kind = '{BATCH_UNPAID}' AND state = '{OPEN}'"
+    f"SELECT break_id FROM breaks WHERE kind = '{BATCH_UNPAID}' "
+    f"AND (state = '{OPEN}' OR resolution = '{CORRECTED}')"
 )
 _BANK: Final = text(
     "SELECT gateway, batch_id, currency, sum(amount_minor) AS minor, min(value_date) AS day, "
@@ -141,7 +143,8 @@ def left_row(found: OnlyThere, clocks: Clocks) -> ReconciliationBreak | None:
 
 def of_batches(connection: Connection, clocks: Clocks) -> Iterator[ReconciliationBreak]:
     """The gateways' payout batches against the bank's lines, in sums of each batch. One that is
-    open as unpaid stays so, though a late row gives the batch more time: no line explained it."""
+    open as unpaid, or that a person has corrected, stays so, though a late row gives the batch more
+    time: no line explained it."""
     unpaid = frozenset(connection.execute(_UNPAID).scalars())
     bank = {(b.gateway, b.batch_id, b.currency): b for b in connection.execute(_BANK)}
     for batch in connection.execute(_BATCHES):

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import astuple, fields
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, select, text, update
 
 from pipeline.domain.breaks import CLEARING_REFUSED, ReconciliationBreak, break_id
 from pipeline.domain.clearing import Clearing, clearing_key
@@ -21,6 +21,10 @@ from pipeline.ledger.reconciliation.tables import clearing_offsets, clearing_row
 # Values in one IN list: below SQLite's limit of variables in every build.
 _IN_LIST_MAX = 200
 _FIELDS = tuple(field.name for field in fields(Clearing))
+_FIRST_OFFSET = text(
+    "INSERT INTO clearing_offsets (topic, partition, cluster_id, topic_id, next_offset) "
+    "VALUES (:topic, :partition, :cluster_id, :topic_id, :next_offset) ON CONFLICT DO NOTHING"
+)
 
 
 class Placed(Struct, frozen=True, gc=False):
@@ -209,16 +213,18 @@ def _move(connection: Connection, source: Source, partition: int, moved: Progres
         .values(next_offset=moved.next_offset)
     ).rowcount
     if not changed and not moved.expected:
-        connection.execute(
-            insert(clearing_offsets).values(
-                topic=source.topic,
-                partition=partition,
-                cluster_id=source.cluster_id,
-                topic_id=source.topic_id,
-                next_offset=moved.next_offset,
-            )
-        )
-    elif not changed:
+        # The first time there is nothing to compare: who comes second does not store it.
+        changed = connection.execute(
+            _FIRST_OFFSET,
+            {
+                "topic": source.topic,
+                "partition": partition,
+                "cluster_id": source.cluster_id,
+                "topic_id": source.topic_id,
+                "next_offset": moved.next_offset,
+            },
+        ).rowcount
+    if not changed:
         raise UserError(
             f"another process takes in {source.topic}[{partition}] at this moment; run it again."
         )

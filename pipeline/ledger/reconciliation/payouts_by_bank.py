@@ -28,8 +28,9 @@ def with_payouts(
 ) -> BankStatement:
     """Confirm or return the payouts that the lines name, and mark the lines that are theirs.
 
-    A line that no payout fits (another amount, never submitted, debited or credited once already)
-    stays a line that nobody knows: a break, which a person looks at.
+    A line that no payout fits (another amount, never submitted, debited or credited once already,
+    on another account of ours than it is paid from) stays a line that nobody knows: a break, which
+    a person looks at.
     """
     candidates = [line for line in statement.lines if line.batch_id and not line.gateway]
     if not candidates:
@@ -42,6 +43,8 @@ def with_payouts(
     for line in candidates:
         which = line.batch_id, line.amount_minor > 0
         if line.batch_id not in book.payouts or which in taken:
+            continue
+        if not _is_paid_from(book, line.batch_id, statement):
             continue
         try:
             event = settle_by_bank(
@@ -66,6 +69,21 @@ def with_payouts(
         made[line.line_id] = replace(line, payout=True)
     lines = tuple(made.get(line.line_id, line) for line in statement.lines)
     return replace(statement, lines=lines)
+
+
+def _is_paid_from(book: PayoutBook, payout_id: str, statement: BankStatement) -> bool:
+    """Whether the statement is of the account that the payout posts to: by what the books call it,
+    or, where the rules call it otherwise or not at all, by the bank's own number of it."""
+    if statement.account == book.payouts[payout_id].bank:
+        return True
+    paid_from = book.created[payout_id]["paid_from"]
+    number = _plain(statement.number)
+    return bool(number) and number == _plain(paid_from["iban"] or paid_from["number"])
+
+
+def _plain(number: str) -> str:
+    """Banks group the characters of an account's number as they like."""
+    return "".join(filter(str.isalnum, number)).upper()
 
 
 def _is_awaited(line: BankLine, book: PayoutBook, taken: set[tuple[str, bool]]) -> bool:
