@@ -89,9 +89,17 @@ class SecondPersonNeeded(UserError):
 def same_person(one: str, other: str) -> bool:
     """Whether two names are one person's: case, blanks, what nobody sees and forms of a letter tell
     nobody apart."""
-    plain = (unicodedata.normalize("NFKC", name).casefold() for name in (one, other))
-    first, second = ("".join(filter(_is_seen, name)) for name in plain)
+    first, second = _plain(one), _plain(other)
     return first == second or not (first and second)
+
+
+def _plain(name: str) -> str:
+    """What nobody sees goes first: between a letter and its accent it keeps the two from becoming
+    one. A second time, since some signs become a blank and an accent (NFKC of U+00B4)."""
+    for _ in range(2):
+        seen = "".join(filter(_is_seen, name))
+        name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    return name
 
 
 def _is_seen(character: str) -> bool:
