@@ -74,8 +74,8 @@ def create_payouts(
 ) -> Made:
     """Create what is to be paid for business days through one, whose cut-off has passed by now.
 
-    For each merchant and currency at most one payout a business day, later ones only after
-    earlier ones; so a second call creates nothing. ``merchants``: only these.
+    For each merchant and currency at most one decision a business day, a payout or what is netted,
+    later ones only after earlier ones; so a second call creates nothing. ``merchants``: only these.
     """
     lock_decisions(connection)
     book = payout_book(connection)
@@ -151,7 +151,7 @@ def _create(
 
 
 def _open_days(at: Funds, standing: Standing, through: date) -> list[date]:
-    """Days for which nothing was paid yet, up to one; none before there were funds."""
+    """Days for which nothing was decided yet, up to one; none before there were funds."""
     if standing.last_day:
         first = date.fromisoformat(standing.last_day) + timedelta(days=1)
     else:

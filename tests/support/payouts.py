@@ -388,6 +388,36 @@ class PayoutSuite(OnEachDatabase):
         create(engine, "2010-12-07", "2010-12-07T18:00")
         assert standing(engine)["merchant_receivable:shop"] == 65_00
 
+    @pytest.mark.parametrize("reserve_minor", [0, 5_00, 20_00])
+    def test_a_day_on_which_a_debt_was_netted_pays_no_advance(
+        self, engine: Engine, reserve_minor: int
+    ) -> None:
+        """-10.00 are met from the reserve or called in, with 60.00 pending. For the same day
+        nothing follows, whatever becomes known meanwhile; the next day pays what is left of the
+        100.00 that came, and 40.00 in advance."""
+        announce(engine, row(reserve={"kind": "fixed", "amount_minor": reserve_minor},
+                             advance={"percentage": "50", "maximum_minor": 40_00}))  # fmt: skip
+        if reserve_minor:
+            receive(engine, reserve_minor, "2010-12-01T09:00")
+            post(engine, "2010-12-01T09:30",
+                 Posting("merchant_available:shop", "GBP", reserve_minor),
+                 Posting("reserve:shop", "GBP", -reserve_minor))  # fmt: skip
+        receive(engine, -10_00, "2010-12-02T10:00")
+        sell(engine, 60_00, "2010-12-02T11:00")
+        (netted,) = create(engine, "2010-12-02", "2010-12-02T18:00").events
+        assert netted.kind == "payout_netted"
+        assert create(engine, "2010-12-02", "2010-12-02T18:05").events == ()
+        # Known only afterwards, of a time before the cut-off.
+        receive(engine, 100_00, "2010-12-02T16:00")
+        assert create(engine, "2010-12-02", "2010-12-02T18:10").events == ()
+        assert payouts(engine) == {}
+        sell(engine, 150_00, "2010-12-03T09:00")
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        payout = payouts(engine)["2010-12-03"]
+        filled_minor = min(reserve_minor, 10_00)
+        assert (payout.collected_minor, payout.held_minor) == (10_00 - filled_minor, filled_minor)
+        assert payout.amount_minor == 100_00 - 10_00 + 40_00
+
     def test_an_advance_is_of_the_newest_day(self, engine: Engine) -> None:
         """What is pending now was not so on a day that was missed."""
         announce(engine, row(advance={"percentage": "50", "maximum_minor": 40_00}))
