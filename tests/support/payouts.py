@@ -384,7 +384,7 @@ class PayoutSuite(OnEachDatabase):
             "payouts_in_transit:shop": -963_00,
         }  # fmt: skip
 
-    def test_only_received_funds_are_paid_unless_the_terms_say_otherwise(
+    def test_only_cleared_funds_are_paid_unless_the_terms_say_otherwise(
         self, engine: Engine
     ) -> None:
         """Off by default: GBP 100.00 are pending, and nothing is paid of them."""
