@@ -316,7 +316,7 @@ def build_catalogue(settings: TopicSettings | None = None) -> Catalogue:
         {**stream, "retention.ms": "-1"},
         ("operators",),
         (),
-        "Rows of the gateways' settlement reports: funds received. Key `gateway:report:row`.",
+        "Rows of the gateways' settlement reports: what they owe us. Key `gateway:report:row`.",
     )
     add(
         "reconciliation-breaks",

@@ -42,10 +42,10 @@ class AccountKind(Struct, frozen=True):
 CHART: Final[Mapping[str, AccountKind]] = {
     GATEWAY_RECEIVABLE: AccountKind(DEBIT, "gateway", "what a gateway owes us, its cost taken off"),
     MERCHANT_PAYABLE: AccountKind(
-        CREDIT, "merchant", "pending: owed to a merchant, its funds not yet received"
+        CREDIT, "merchant", "pending: owed to a merchant, not yet cleared by a report"
     ),
     MERCHANT_AVAILABLE: AccountKind(
-        CREDIT, "merchant", "available: owed to a merchant and received, so it may be paid out"
+        CREDIT, "merchant", "available: owed to a merchant and cleared, so it may be paid out"
     ),
     MERCHANT_RECEIVABLE: AccountKind(
         DEBIT,

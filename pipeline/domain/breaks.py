@@ -21,6 +21,7 @@ DUPLICATE: Final = "duplicate"
 BATCH_DIFFERS: Final = "batch_differs"
 BATCH_UNPAID: Final = "batch_unpaid"
 BANK_LINE_UNKNOWN: Final = "bank_line_unknown"
+PAYOUT_UNCONFIRMED: Final = "payout_unconfirmed"
 LEDGER_DIFFERS: Final = "ledger_differs"
 CLEARING_REFUSED: Final = "clearing_refused"
 
@@ -34,6 +35,7 @@ BREAKS: Final[Mapping[str, str]] = {
     BATCH_DIFFERS: "the rows of a payout batch and the bank's line differ",
     BATCH_UNPAID: "rows of a payout batch, and no line of the bank although it is due",
     BANK_LINE_UNKNOWN: "a line of the bank that belongs to no batch of a gateway; it is not booked",
+    PAYOUT_UNCONFIRMED: "a payout the bank was asked for, and no debit of it although it is due",
     CLEARING_REFUSED: "a record of `clearings` is no row, or contradicts one that came before",
     LEDGER_DIFFERS: "a record of the settlements topic is not in the ledger as it should be",
 }

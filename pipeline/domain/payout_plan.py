@@ -43,7 +43,7 @@ class Position(Struct, frozen=True, kw_only=True):
 
     ``reserved_minor``: came back from a payout by the cut-off, so a reserve was held of it already;
     ``late_reserved_minor``: came back after it. ``late_minor`` is available as well and came after
-    the cut-off: it is not paid of this day. ``pending_minor``: owed, and not received yet; of it an
+    the cut-off: it is not paid of this day. ``pending_minor``: owed, and not cleared yet; of it an
     advance may be paid.
     """
 
@@ -58,7 +58,7 @@ class Position(Struct, frozen=True, kw_only=True):
 
 class Plan(Struct, frozen=True, kw_only=True):
     """What moves; nothing is negative. ``amount_minor`` 0: there is no payout. ``advanced_minor``
-    of it was not received yet. ``reserved_minor`` of what had come back is available no longer."""
+    of it was not cleared yet. ``reserved_minor`` of what had come back is available no longer."""
 
     amount_minor: int = 0
     held_minor: int = 0
@@ -213,7 +213,7 @@ def _gone(position: Position, paid_minor: int, kept_minor: int) -> int:
 
 
 def _advanced(position: Position, terms: AdvanceTerms, owed_minor: int) -> int:
-    """How much is paid before it is received: what a merchant owes already counts, and whose
+    """How much is paid before it is cleared: what a merchant owes already counts, and whose
     balance is negative gets nothing. The percentage is rounded down: it is a limit."""
     if position.funds_minor < 0:
         return 0

@@ -54,7 +54,7 @@ class ReserveTerms(Struct, frozen=True, kw_only=True):
 
 class AdvanceTerms(Struct, frozen=True, kw_only=True):
     """Of what is pending, up to ``ppm`` millionths and ``maximum_minor`` are paid before they are
-    received. Both 0: off."""
+    cleared. Both 0: off."""
 
     ppm: int = 0
     maximum_minor: int = 0
@@ -194,7 +194,7 @@ def _payout(given: Mapping[str, Any], at: str) -> MerchantTerms:
 
 
 def _advance(given: Any, at: str) -> AdvanceTerms:
-    """Off unless it is said how much: an advance pays what no gateway has paid us."""
+    """Off unless it is said how much: an advance pays what no gateway has reported."""
     if given == ADVANCE_OFF:
         return AdvanceTerms()
     if not isinstance(given, Mapping):

@@ -89,9 +89,17 @@ class SecondPersonNeeded(UserError):
 def same_person(one: str, other: str) -> bool:
     """Whether two names are one person's: case, blanks, what nobody sees and forms of a letter tell
     nobody apart."""
-    plain = (unicodedata.normalize("NFKC", name).casefold() for name in (one, other))
-    first, second = ("".join(filter(_is_seen, name)) for name in plain)
+    first, second = _plain(one), _plain(other)
     return first == second or not (first and second)
+
+
+def _plain(name: str) -> str:
+    """What nobody sees goes first: between a letter and its accent it keeps the two from becoming
+    one. A second time, since some signs become a blank and an accent (NFKC of U+00B4)."""
+    for _ in range(2):
+        seen = "".join(filter(_is_seen, name))
+        name = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    return name
 
 
 def _is_seen(character: str) -> bool:
@@ -132,9 +140,10 @@ class Payout(Struct, frozen=True, kw_only=True):
 
 
 class Standing(Struct, frozen=True, kw_only=True):
-    """What earlier decisions left of one merchant and currency. ``last_day``: of its newest payout,
-    with that day's cut-off; ``reserved_minor``: came back, and a reserve was held of it before (of
-    an advance none was); ``returns``: (when, how much) of that came, ever."""
+    """What earlier decisions left of one merchant and currency. ``last_day``: the newest for which
+    it was paid or netted; ``last_cut_off_ms``: of its newest payout; ``reserved_minor``: came back,
+    and a reserve was held of it before (of an advance none was); ``returns``: (when, how much) of
+    that came, ever."""
 
     reserve: tuple[Part, ...] = ()
     receivable: tuple[Part, ...] = ()
@@ -223,7 +232,6 @@ class PayoutBook:
         receivable = before.receivable
         if body["called_in_minor"]:
             receivable = (*receivable, Part(day, body["called_in_minor"]))
-        payout = bool(body["payout_id"])
         # What came back and is below zero by now has nothing left of it; decisions of before did
         # not say so themselves.
         owed = body["called_in_minor"] or body["from_reserve_minor"]
@@ -238,8 +246,9 @@ class PayoutBook:
             receivable=receivable,
             reserved_minor=0 if owed else reserved_minor,
             returns=before.returns,
-            last_day=day if payout else before.last_day,
-            last_cut_off_ms=body["cut_off_ms"] if payout else before.last_cut_off_ms,
+            # Decisions of before may have paid a day after a later one was netted.
+            last_day=max(before.last_day, day),
+            last_cut_off_ms=body["cut_off_ms"] if body["payout_id"] else before.last_cut_off_ms,
         )
 
 

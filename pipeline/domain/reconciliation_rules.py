@@ -1,6 +1,7 @@
 """What reconciliation allows each gateway, as data: how late it may report, how much may differ.
 
-A document (TOML or JSON) of a table for each gateway; what it leaves out is the default:
+A document (TOML or JSON) of a table for each gateway, and one for our payouts; what it leaves out
+is the default:
 
     [gateways.northbank]
     time_zone = "Europe/London"     # of its days
@@ -11,13 +12,17 @@ A document (TOML or JSON) of a table for each gateway; what it leaves out is the
     fee_tolerance_minor = 1
     bank_names = ["NORTHBANK"]      # who pays, in the bank's statement
 
+    [payouts]
+    bank_days = 4                   # by so many days after its execution date one is debited
+    holidays = ["2010-12-27"]
+
     [bank_accounts]                 # what the books call our account: bank:main-gbp
     GB33BUKB20201555555555 = "main-gbp"
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -61,12 +66,24 @@ class GatewayRules(Struct, frozen=True, kw_only=True):
 _DEFAULT: Final = GatewayRules()
 
 
+class PayoutRules(Struct, frozen=True, kw_only=True):
+    """What is allowed our own bank for payouts to merchants; days are business days."""
+
+    bank_days: int = 4
+    holidays: tuple[str, ...] = ()
+
+    def debited_through(self, today: date) -> str:
+        """What was to be executed up to this day should be on a statement by now."""
+        return last_day_due(today, self.bank_days, self.holidays).isoformat()
+
+
 class ReconciliationRules(Struct, frozen=True):
     """``of`` a gateway; one that is not named has the defaults. ``bank_accounts``: what the books
     call an account, by its number in the bank's statements."""
 
     gateways: Mapping[str, GatewayRules] = {}
     bank_accounts: Mapping[str, str] = {}
+    payouts: PayoutRules = PayoutRules()
 
     def of(self, gateway: str) -> GatewayRules:
         return self.gateways.get(gateway, _DEFAULT)
@@ -87,16 +104,21 @@ class ReconciliationRules(Struct, frozen=True):
 
 def read_rules(document: Mapping[str, Any]) -> ReconciliationRules:
     """UserError that names what cannot be meant."""
-    unknown = sorted(set(document) - {"gateways", "bank_accounts"})
-    tables, accounts = document.get("gateways", {}), document.get("bank_accounts", {})
-    if unknown or not isinstance(tables, Mapping) or not isinstance(accounts, Mapping):
-        said = (unknown or ["gateways or bank_accounts"])[0]
+    known = "gateways", "bank_accounts", "payouts"
+    unknown = sorted(set(document) - set(known))
+    tables, accounts, payouts = (document.get(name, {}) for name in known)
+    if unknown or not all(isinstance(each, Mapping) for each in (tables, accounts, payouts)):
+        said = (unknown or [" or ".join(known)])[0]
         raise UserError(f"reconciliation rules: {said!r} is not meant.")
     for number, name in accounts.items():
         if not isinstance(name, str) or not valid_id(name):
             raise UserError(f"reconciliation rules: {name!r} is no name of account {number}.")
     return ReconciliationRules(
-        {name: _gateway(name, table) for name, table in tables.items()}, dict(accounts)
+        {name: _gateway(name, table) for name, table in tables.items()},
+        dict(accounts),
+        PayoutRules(
+            **_table("reconciliation rules of payouts", payouts, PayoutRules.__struct_fields__)
+        ),
     )
 
 
@@ -104,7 +126,18 @@ def _gateway(name: str, table: Any) -> GatewayRules:
     where = f"reconciliation rules of {name}"
     if not valid_id(name) or not isinstance(table, Mapping):
         raise UserError(f"{where}: it is no table of a gateway.")
-    unknown = sorted(set(table) - set(GatewayRules.__struct_fields__))
+    found = _table(where, table, GatewayRules.__struct_fields__)
+    zone = table.get("time_zone", "UTC")
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, TypeError) as error:
+        raise UserError(f"{where}: there is no time zone {zone!r}.") from error
+    return GatewayRules(**found)
+
+
+def _table(where: str, table: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The fields of a table, checked; lists as tuples."""
+    unknown = sorted(set(table) - set(known))
     if unknown:
         raise UserError(f"{where}: there is no {unknown[0]!r}.")
     for field in ("holidays", "bank_names"):
@@ -123,10 +156,4 @@ def _gateway(name: str, table: Any) -> GatewayRules:
         value = table.get(field, 0)
         if type(value) is not int or not 0 <= value <= most:
             raise UserError(f"{where}: {field} is a whole number from 0 to {most}.")
-    zone = table.get("time_zone", "UTC")
-    try:
-        ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError, TypeError) as error:
-        raise UserError(f"{where}: there is no time zone {zone!r}.") from error
-    lists = {field: tuple(table.get(field, ())) for field in ("holidays", "bank_names")}
-    return GatewayRules(**{**table, **lists})
+    return {name: tuple(said) if isinstance(said, list) else said for name, said in table.items()}

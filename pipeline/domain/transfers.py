@@ -57,7 +57,7 @@ def cost_true_up(
 
 
 def made_available(merchant: str, currency: str, amount_minor: int) -> tuple[Posting, ...]:
-    """Funds of a merchant's sale were received: what was pending may be paid out."""
+    """A merchant's sale is cleared: what was pending may be paid out."""
     invariant(amount_minor != 0, "something becomes available")
     return (
         Posting(f"{MERCHANT_PAYABLE}:{merchant}", currency, amount_minor),

@@ -41,7 +41,7 @@ Key = tuple[str, str]
 
 class Funds(Struct, kw_only=True):
     """One merchant's balances in a currency, positive as the merchant is owed (``receivable``: as
-    it owes); ``pending_minor`` is not received yet. ``arrivals``: (when, how much) of what changed
+    it owes); ``pending_minor`` is not cleared yet. ``arrivals``: (when, how much) of what changed
     the available balance, without what payouts took of it, since the time that was asked for or
     longer."""
 

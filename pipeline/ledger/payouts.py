@@ -8,7 +8,7 @@ after the other, so nothing is paid twice by two commands that run at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha1
 from typing import Final
@@ -26,7 +26,8 @@ from pipeline.errors import UserError
 from pipeline.ledger.decisions import decide, decisions_of, lock_decisions
 from pipeline.ledger.payout_positions import Funds, funds
 
-# Days before are not looked at: who was not paid for so long is paid of the days since.
+# So many days before the newest are made up for, each by its own cut-off; what is older is paid
+# with the first of them. More than a year, and few enough to look at in each command.
 CATCH_UP_DAYS_MAX: Final = 400
 
 
@@ -74,8 +75,8 @@ def create_payouts(
 ) -> Made:
     """Create what is to be paid for business days through one, whose cut-off has passed by now.
 
-    For each merchant and currency at most one payout a business day, later ones only after
-    earlier ones; so a second call creates nothing. ``merchants``: only these.
+    For each merchant and currency at most one decision a business day, a payout or what is netted,
+    later ones only after earlier ones; so a second call creates nothing. ``merchants``: only these.
     """
     lock_decisions(connection)
     book = payout_book(connection)
@@ -109,13 +110,15 @@ def _create(
     reason: str,
     now_ms: int,
 ) -> list[LedgerEvent]:
-    events = []
-    for day in _open_days(at, book.standing(*key), through):
+    events: list[LedgerEvent] = []
+    newest = _newest_day(versions, key, through, now_ms)
+    if newest is None:
+        return events
+    for day in _open_days(at, book.standing(*key), newest):
         force = terms_on(versions, *key, day)
         if force is None or force.cut_off_ms > now_ms:
             continue
-        newest = not _comes_another(versions, key, day, through, now_ms)
-        if at.available_minor < 0 and not newest:
+        if at.available_minor < 0 and day != newest:
             # Called in on the newest day: a receivable's age counts from then.
             continue
         standing = book.standing(*key)
@@ -130,7 +133,7 @@ def _create(
                 reserved_minor=reserved_minor,
                 late_reserved_minor=standing.reserved_minor - reserved_minor,
                 # What is pending now was not so on an earlier day.
-                pending_minor=at.pending_minor if newest else 0,
+                pending_minor=at.pending_minor if day == newest else 0,
             ),
             force.terms,
             day,
@@ -150,25 +153,32 @@ def _create(
     return events
 
 
-def _open_days(at: Funds, standing: Standing, through: date) -> list[date]:
-    """Days for which nothing was paid yet, up to one; none before there were funds."""
+def _newest_day(
+    versions: Sequence[PayoutTerms], key: tuple[str, str], through: date, now_ms: int
+) -> date | None:
+    """The last business day through one whose cut-off has passed by now."""
+    # No time zone's day begins earlier than a day before UTC's.
+    last = min(through, date.fromisoformat(_day(now_ms)) + timedelta(days=1))
+    for day in _days(last):
+        force = terms_on(versions, *key, day)
+        if force is not None and force.cut_off_ms <= now_ms:
+            return day
+    return None
+
+
+def _open_days(at: Funds, standing: Standing, newest: date) -> list[date]:
+    """Days for which nothing was decided yet, up to one; none before there were funds."""
     if standing.last_day:
         first = date.fromisoformat(standing.last_day) + timedelta(days=1)
     else:
-        first = at.first_day() or through
-    first = max(first, through - timedelta(days=CATCH_UP_DAYS_MAX))
-    return [first + timedelta(days=n) for n in range((through - first).days + 1)]
+        first = at.first_day() or newest
+    return [day for day in _days(newest) if day >= first][::-1]
 
 
-def _comes_another(
-    versions: Sequence[PayoutTerms], key: tuple[str, str], day: date, through: date, now_ms: int
-) -> bool:
-    """Whether a later day may be paid as well."""
-    for later in range(1, (through - day).days + 1):
-        force = terms_on(versions, *key, day + timedelta(days=later))
-        if force is not None and force.cut_off_ms <= now_ms:
-            return True
-    return False
+def _days(last: date) -> Iterator[date]:
+    """A day and those before it that are looked at, backwards."""
+    first = max(1, last.toordinal() - CATCH_UP_DAYS_MAX)
+    return map(date.fromordinal, range(last.toordinal(), first - 1, -1))
 
 
 class Receivable(Struct, frozen=True):

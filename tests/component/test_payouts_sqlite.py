@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.payouts import PayoutSuite
+from tests.support.payouts_unconfirmed import PayoutsUnconfirmedSuite
 
 
 @pytest.fixture
@@ -20,4 +21,8 @@ def other_url(tmp_path: Path) -> str:
 
 
 class TestPayoutsOnSqlite(PayoutSuite):
+    pass
+
+
+class TestPayoutsUnconfirmedOnSqlite(PayoutsUnconfirmedSuite):
     pass

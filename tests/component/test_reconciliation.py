@@ -407,6 +407,10 @@ def test_what_is_due_is_over_the_day_after() -> None:
         ({"gateways": {"n": {"bank_names": "North"}}}, "a list of texts"),
         ({"bank_accounts": {"GB33": "main gbp"}}, "no name of account GB33"),
         ({"bank_accounts": "main"}, "is not meant"),
+        ({"payouts": ["main"]}, "is not meant"),
+        ({"payouts": {"report_days": 1}}, "no 'report_days'"),
+        ({"payouts": {"bank_days": 61}}, "rules of payouts: bank_days is a whole number"),
+        ({"payouts": {"holidays": ["25 December"]}}, "is no date"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_named(document: dict[str, Any], said: str) -> None:

@@ -53,6 +53,7 @@ from tests.support.ledger_rules import (
 )
 from tests.support.ledger_seals import SealsSuite
 from tests.support.payouts import PayoutSuite
+from tests.support.payouts_unconfirmed import PayoutsUnconfirmedSuite
 from tests.support.reconciliation import ReconciliationSuite
 from tests.support.unasked_charges import UnaskedChargesSuite
 from tests.support.waiting import wait_until
@@ -88,6 +89,10 @@ class TestReconciliationOnPostgres(ReconciliationSuite):
 
 
 class TestUnaskedChargesOnPostgres(UnaskedChargesSuite):
+    pass
+
+
+class TestPayoutsUnconfirmedOnPostgres(PayoutsUnconfirmedSuite):
     pass
 
 

@@ -230,6 +230,44 @@ class PayoutSuite(OnEachDatabase):
             "2010-12-01": 10_00, "2010-12-02": 20_00, "2010-12-03": 40_00,
         }  # fmt: skip
 
+    @pytest.mark.parametrize("through", ["2012-01-31", "2099-01-01", "9999-12-31"])
+    def test_a_day_far_ahead_is_as_good_as_today(self, engine: Engine, through: str) -> None:
+        """Each day whose cut-off has passed is paid by it, whatever day is asked for."""
+        announce(engine)
+        receive(engine, 10_00, "2010-12-01T10:00")
+        receive(engine, 20_00, "2010-12-02T10:00")
+        create(engine, through, "2010-12-03T16:00")
+        assert {day: p.amount_minor for day, p in payouts(engine).items()} == {
+            "2010-12-01": 10_00, "2010-12-02": 20_00,
+        }  # fmt: skip
+        assert create(engine, "0001-01-01", "2010-12-03T18:00").events == ()
+
+    def test_old_funds_are_paid_with_the_first_day_that_is_looked_at(self, engine: Engine) -> None:
+        """Nobody was paid for two years: what is older than 400 days comes with the first of them,
+        26 November 2011, or the first business day after it, the rest by its own days."""
+        announce(engine)
+        receive(engine, 10_00, "2010-12-01T10:00")
+        receive(engine, 20_00, "2011-11-01T10:00")
+        receive(engine, 40_00, "2012-06-06T10:00")
+        create(engine, "2012-12-31", "2012-12-31T18:00")
+        assert {day: p.amount_minor for day, p in payouts(engine).items()} == {
+            "2011-11-28": 30_00, "2012-06-06": 40_00,
+        }  # fmt: skip
+        # The same of who was paid before.
+        receive(engine, 80_00, "2013-01-02T10:00")
+        receive(engine, 160_00, "2015-01-05T10:00")
+        create(engine, "2015-01-05", "2015-01-05T18:00")
+        assert list(payouts(engine))[2:] == ["2013-12-02", "2015-01-05"]
+
+    def test_a_weekend_is_as_good_as_its_friday(self, engine: Engine) -> None:
+        """Who has only pending money or a debt, and was never paid, has it looked at on Friday."""
+        announce(engine, row(advance={"percentage": "50", "maximum_minor": 40_00}), row("other"))
+        sell(engine, 100_00, "2010-12-03T09:00")
+        receive(engine, -7_00, "2010-12-03T09:00", merchant="other")
+        create(engine, "2010-12-05", "2010-12-05T20:00")
+        assert payouts(engine)["2010-12-03"].amount_minor == 40_00
+        assert standing(engine)["merchant_receivable:other"] == 7_00
+
     def test_what_was_taken_back_after_the_cut_off_is_not_paid(self, engine: Engine) -> None:
         """100.00 by the cut-off, 30.00 of it refunded after it: 70.00 are paid."""
         announce(engine)
@@ -346,7 +384,7 @@ class PayoutSuite(OnEachDatabase):
             "payouts_in_transit:shop": -963_00,
         }  # fmt: skip
 
-    def test_only_received_funds_are_paid_unless_the_terms_say_otherwise(
+    def test_only_cleared_funds_are_paid_unless_the_terms_say_otherwise(
         self, engine: Engine
     ) -> None:
         """Off by default: GBP 100.00 are pending, and nothing is paid of them."""
@@ -387,6 +425,36 @@ class PayoutSuite(OnEachDatabase):
         receive(engine, -35_00, "2010-12-07T09:00")
         create(engine, "2010-12-07", "2010-12-07T18:00")
         assert standing(engine)["merchant_receivable:shop"] == 65_00
+
+    @pytest.mark.parametrize("reserve_minor", [0, 5_00, 20_00])
+    def test_a_day_on_which_a_debt_was_netted_pays_no_advance(
+        self, engine: Engine, reserve_minor: int
+    ) -> None:
+        """-10.00 are met from the reserve or called in, with 60.00 pending. For the same day
+        nothing follows, whatever becomes known meanwhile; the next day pays what is left of the
+        100.00 that came, and 40.00 in advance."""
+        announce(engine, row(reserve={"kind": "fixed", "amount_minor": reserve_minor},
+                             advance={"percentage": "50", "maximum_minor": 40_00}))  # fmt: skip
+        if reserve_minor:
+            receive(engine, reserve_minor, "2010-12-01T09:00")
+            post(engine, "2010-12-01T09:30",
+                 Posting("merchant_available:shop", "GBP", reserve_minor),
+                 Posting("reserve:shop", "GBP", -reserve_minor))  # fmt: skip
+        receive(engine, -10_00, "2010-12-02T10:00")
+        sell(engine, 60_00, "2010-12-02T11:00")
+        (netted,) = create(engine, "2010-12-02", "2010-12-02T18:00").events
+        assert netted.kind == "payout_netted"
+        assert create(engine, "2010-12-02", "2010-12-02T18:05").events == ()
+        # Known only afterwards, of a time before the cut-off.
+        receive(engine, 100_00, "2010-12-02T16:00")
+        assert create(engine, "2010-12-02", "2010-12-02T18:10").events == ()
+        assert payouts(engine) == {}
+        sell(engine, 150_00, "2010-12-03T09:00")
+        create(engine, "2010-12-03", "2010-12-03T18:00")
+        payout = payouts(engine)["2010-12-03"]
+        filled_minor = min(reserve_minor, 10_00)
+        assert (payout.collected_minor, payout.held_minor) == (10_00 - filled_minor, filled_minor)
+        assert payout.amount_minor == 100_00 - 10_00 + 40_00
 
     def test_an_advance_is_of_the_newest_day(self, engine: Engine) -> None:
         """What is pending now was not so on a day that was missed."""

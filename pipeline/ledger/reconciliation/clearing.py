@@ -24,6 +24,7 @@ from pipeline.domain.breaks import (
     FEE_DIFFERS,
     MISSING_AT_GATEWAY,
     MISSING_HERE,
+    PAYOUT_UNCONFIRMED,
     ReconciliationBreak,
 )
 from pipeline.domain.clearing import ClearedRow
@@ -48,6 +49,7 @@ from pipeline.ledger.reconciliation.matching import (
     for_sorting,
     matched,
 )
+from pipeline.ledger.reconciliation.payouts_unconfirmed import unconfirmed_payouts
 from pipeline.ledger.reconciliation.tables import cleared_rows, clearing_rows
 
 # The kinds that a look judges anew each time. FEE_DIFFERS is not one: a row that was booked with
@@ -55,7 +57,7 @@ from pipeline.ledger.reconciliation.tables import cleared_rows, clearing_rows
 JUDGED = frozenset(
     {
         MISSING_AT_GATEWAY, MISSING_HERE, AMOUNT_DIFFERS, CURRENCY_DIFFERS, DUPLICATE,
-        BATCH_DIFFERS, BATCH_UNPAID, BANK_LINE_UNKNOWN,
+        BATCH_DIFFERS, BATCH_UNPAID, BANK_LINE_UNKNOWN, PAYOUT_UNCONFIRMED,
     }
 )  # fmt: skip
 
@@ -187,6 +189,7 @@ def look(
                 _sort(found, done, clearer, clocks)
             # Of the same moment.
             done.breaks += of_batches(connection, clocks)
+            done.breaks += unconfirmed_payouts(connection, clocks)
         clearer.decide()
     return done
 

@@ -21,6 +21,7 @@ from pipeline.domain.breaks import (
     MISSING_AT_GATEWAY,
     MISSING_HERE,
     OPEN,
+    PAYOUT_UNCONFIRMED,
     ReconciliationBreak,
     break_id,
 )
@@ -83,10 +84,17 @@ class Clocks:
         """Whether a batch of then should be at the bank by now."""
         return report_date <= self._rules.of(gateway).paid_through(self.today(gateway))
 
+    def is_unconfirmed(self, execution_date: str) -> bool:
+        """Whether a payout of then should have been debited by now; the day is UTC's, as its."""
+        today = self._as_of or self._now.date()
+        return execution_date <= self._rules.payouts.debited_through(today)
+
     def is_due(self, kind: str, gateway: str, since: str) -> bool:
         """Whether a break of then would be told by now: one that is told by its day's distance."""
         if kind in (MISSING_AT_GATEWAY, MISSING_HERE):
             return self.is_unexplained(gateway, since)
+        if kind == PAYOUT_UNCONFIRMED:
+            return self.is_unconfirmed(since)
         return kind != BATCH_UNPAID or self.is_unpaid(gateway, since)
 
     def day_of(self, gateway: str, at_ms: int) -> str:
