@@ -14,6 +14,7 @@ from pipeline.domain.decisions import ENTRY, entry_body
 from pipeline.domain.transfers import conversion
 from pipeline.errors import UserError
 from pipeline.ledger.checksums import OffsetChanged
+from pipeline.ledger.damages import DAMAGES
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import decide
 from pipeline.ledger.entries import Item
@@ -21,7 +22,7 @@ from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import booked_offsets, entry_count
 from pipeline.ledger.seals import chain_heads, seal
 from pipeline.ledger.tables import journal_entries
-from pipeline.ledger.verification import DAMAGES, Verification, verify_books
+from pipeline.ledger.verification import Verification, verify_books
 from tests.support.ledger import (
     PAIR,
     SOURCE,
