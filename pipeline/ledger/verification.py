@@ -29,6 +29,7 @@ from pipeline.ledger.decisions import (
     event_id_of,
     newest_booked,
 )
+from pipeline.ledger.guards import missing_guards
 from pipeline.ledger.queries import drifted_balances
 from pipeline.ledger.seals import (
     FIRST_HASH,
@@ -103,6 +104,10 @@ def verify_books(connection: Connection) -> Verification:
     damages += _offsets(connection)
     damages += _decisions(connection, tuple(damages))
     damages += _periods(connection)
+    damages += [
+        Damage("guard_missing", f"{table} {name}", f"it is {why}; make it anew by: {anew}")
+        for table, name, why, anew in missing_guards(connection)
+    ]
     named = connection.execute(select(alembic_version.c.version_num)).scalars().all()
     if named != [REVISION]:
         damages.append(Damage("schema_differs", "alembic_version", f"{', '.join(named)}"))
