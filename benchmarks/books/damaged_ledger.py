@@ -331,7 +331,7 @@ def damage_ledger(file: Path, draw: random.Random, each: int) -> list[Damage]:
             place, found = spoil_(books, draw)
             damages.append(Damage(kind, place, found))
         damages += damage_decided(books, draw)
-        books.db.execute("COMMIT")
+        books.finish()
     return damages
 
 

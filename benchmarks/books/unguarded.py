@@ -37,14 +37,21 @@ class Entry(Struct, frozen=True):
 
 
 class Books:
-    """The copy, its guards gone."""
+    """The copy, its guards gone until ``finish``."""
 
     def __init__(self, file: Path) -> None:
         self.db = sqlite3.connect(file, isolation_level=None, factory=InterruptibleConnection)
         self.db.execute("PRAGMA foreign_keys = OFF")
         self.db.execute("PRAGMA synchronous = OFF")
-        for (name,) in self.all("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
+        self._guards = self.all("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+        for name, _ in self._guards:
             self.db.execute(f"DROP TRIGGER {name}")
+
+    def finish(self) -> None:
+        """Leave it as somebody who hides his hand would: the guards are back."""
+        for _, statement in self._guards:
+            self.db.execute(statement)
+        self.db.execute("COMMIT")
 
     def all(self, statement: str, *values: object) -> list[Any]:
         return self.db.execute(statement, values).fetchall()

@@ -166,8 +166,10 @@ def verify_command(ledger_url: LedgerUrl = None, as_json: AsJson = False) -> Non
     """Whether the books are as they were sealed: a single changed byte is found and named.
 
     Reads the ledger alone, in one transaction; `paystream verify` compares it with the topics and
-    the gateways. The last lines are the newest hash of each partition, to be compared with an
-    earlier look or another ledger of the same topics.
+    the gateways. On SQLite the file's indexes are checked as well; on PostgreSQL pg_amcheck does
+    that. A trigger that is gone or off is named with the statements that make it anew. The last
+    lines are the newest hash of each partition, to be compared with an earlier look or another
+    ledger of the same topics.
 
     Exit code 0: whole. 1: damaged. 2: the ledger cannot be read.
 

@@ -9,9 +9,10 @@ from typing import Any, TextIO
 
 from pipeline.domain.csv_cells import cell
 from pipeline.domain.money import decimal
+from pipeline.ledger.damages import DAMAGES
 from pipeline.ledger.queries import Balance
 from pipeline.ledger.reports import EntryShown, MerchantBalance, Statement
-from pipeline.ledger.verification import DAMAGES, Verification
+from pipeline.ledger.verification import Verification
 
 EXPORT_COLUMNS = (
     "entry_id", "line", "date", "business_date", "kind", "merchant_id", "order_id", "account",

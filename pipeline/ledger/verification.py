@@ -20,6 +20,7 @@ from pipeline.domain.decisions import PERIOD_CLOSE, Rules, decided_entry_of
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.reconciliation_decisions import POSTING_KINDS
 from pipeline.ledger.checksums import UNSET, offset_checksum, place_checksum
+from pipeline.ledger.damages import Damage
 from pipeline.ledger.decision_booking import ids_of_entries
 from pipeline.ledger.decisions import (
     TOPIC_ROLE,
@@ -28,6 +29,7 @@ from pipeline.ledger.decisions import (
     event_id_of,
     newest_booked,
 )
+from pipeline.ledger.guards import missing_guards
 from pipeline.ledger.queries import drifted_balances
 from pipeline.ledger.seals import (
     FIRST_HASH,
@@ -37,6 +39,7 @@ from pipeline.ledger.seals import (
     chain_heads,
     next_hash,
 )
+from pipeline.ledger.storage import storage_damages
 from pipeline.ledger.tables import (
     REVISION,
     alembic_version,
@@ -46,29 +49,6 @@ from pipeline.ledger.tables import (
     entry_seals,
     ledger_decisions,
 )
-
-# What may be found, and what it means.
-DAMAGES: Final = {
-    "entry_changed": "An entry or a line of it is not what was sealed.",
-    "entry_missing": "A sealed entry is not there.",
-    "entry_unsealed": "An entry lies before the newest seal and was never sealed.",
-    "seal_changed": "A seal is not the one that its entry has.",
-    "seal_missing": "A seal of a chain is not there.",
-    "seals_without_chain": "Seals belong to no chain.",
-    "entry_unbalanced": "Debits and credits of an entry differ, or lines of it are missing.",
-    "postings_without_entry": "Lines belong to no entry.",
-    "balance_differs": "A balance is not the sum of its postings.",
-    "entry_beyond_offset": "An entry comes from where nothing is booked yet.",
-    "offset_source_differs": "Offsets of one topic name different clusters or topic ids.",
-    "entry_in_closed_period": "An entry came after its period was closed and counts in it.",
-    "offset_changed": "A stored offset is not as the ledger wrote it.",
-    "schema_differs": "The migration that the database names is not the one of its version.",
-    "decision_changed": "A decision is not the one that was made.",
-    "decision_missing": "A decision that was made is not there.",
-    "decision_posted_otherwise": "A booked decision has other entries than the one, or none, that "
-    "it posts, or of several one that it does not post.",
-}
-
 
 _PLACES_OF_DECISIONS: Final = text(
     "SELECT source_topic, source_partition, source_offset, count(*) FROM journal_entries "
@@ -81,14 +61,6 @@ _IDS_AT: Final = text(
 )
 # What these post depends on what was booked before them.
 _POSTS_SEVERAL: Final = frozenset({PERIOD_CLOSE, *POSTING_KINDS})
-
-
-class Damage(Struct, frozen=True):
-    """One thing that is wrong; ``place`` is where: topic[partition]@offset, or a table's row."""
-
-    name: str
-    place: str
-    detail: str
 
 
 class Verification(Struct, frozen=True):
@@ -117,6 +89,7 @@ def verify_books(connection: Connection) -> Verification:
                               damages)  # fmt: skip
         entries += seen
         unsealed += behind
+    damages += storage_damages(connection)
     damages += _strays(connection)
     damages += _lines(connection)
     damages += [
@@ -131,6 +104,10 @@ def verify_books(connection: Connection) -> Verification:
     damages += _offsets(connection)
     damages += _decisions(connection, tuple(damages))
     damages += _periods(connection)
+    damages += [
+        Damage("guard_missing", f"{table} {name}", f"it is {why}; make it anew by: {anew}")
+        for table, name, why, anew in missing_guards(connection)
+    ]
     named = connection.execute(select(alembic_version.c.version_num)).scalars().all()
     if named != [REVISION]:
         damages.append(Damage("schema_differs", "alembic_version", f"{', '.join(named)}"))

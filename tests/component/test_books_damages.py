@@ -126,7 +126,7 @@ def test_a_hand_in_payouts_is_found_by_the_ledger_itself(
             spoil for kind, spoil in damaged_decisions.DECIDED_KINDS.items() if "payout" in kind
         ]
         wanted = [name for each in spoilers for name in each(books, draw)[1][LEDGER_VERIFY]]
-        books.db.execute("COMMIT")
+        books.finish()
     with reading(engine) as connection:
         found = [(each.name, each.place) for each in verify_books(connection).damages]
     assert len(spoilers) == 4
@@ -162,7 +162,7 @@ def test_a_hand_in_disputes_is_found_by_the_ledger_itself(tmp_path: Path) -> Non
             for spoil in DISPUTE_KINDS.values()
             for each in spoil(books, next(drawn))[LEDGER_VERIFY]
         ]
-        books.db.execute("COMMIT")
+        books.finish()
     with reading(engine) as connection:
         found = [(each.name, each.place) for each in verify_books(connection).damages]
     assert sorted(found) == sorted(wanted)

@@ -28,6 +28,7 @@ from pipeline.ledger.payout_positions import ARRIVALS
 from pipeline.ledger.queries import drifted_balances, entry_count
 from pipeline.ledger.seals import chain_heads
 from pipeline.ledger.seals import seal as seal_entries
+from pipeline.ledger.storage import DOUBLED
 from pipeline.ledger.verification import verify_books
 from tests.support import payouts
 from tests.support.ledger import (
@@ -40,6 +41,7 @@ from tests.support.ledger import (
     insert_entry,
     insert_line,
     journal_at,
+    of_no_settlement,
 )
 from tests.support.ledger_migrations import MigrationSuite
 from tests.support.ledger_rules import (
@@ -474,4 +476,43 @@ def test_what_a_row_clears_is_found_without_a_look_at_every_account(url: str) ->
         )
         lines = list(plan.scalars())
     assert not [line for line in lines if "Filter" in line and "substr" in line], lines
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("key", "number", "entry_id", "offset", "what"),
+    [
+        ("journal_entries_entry_id_key", 900, "hand:1", 7, "hand:1"),
+        ("entry_source", 901, "hand:2", 0, "settlements[0]@0"),
+    ],
+)
+def test_an_entry_that_is_there_twice_is_named(
+    url: str, key: str, number: int, entry_id: str, offset: int, what: str
+) -> None:
+    """As a spoilt index lets it in: the rows are asked, since the index would know of one."""
+    engine = open_ledger(url)
+    journal_at(engine).post([Item(0, 3, entry_of(1))], {0: Progress(0, 9)})
+    book_by_hand(engine, 500, PAIR, of_no_settlement("hand:1"), offset=0)
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(text(f"ALTER TABLE journal_entries DROP CONSTRAINT {key}"))
+        for line, (_, currency, minor) in enumerate(PAIR, 1):
+            insert_line(connection, number, line, currency, minor)
+        insert_entry(connection, number, of_no_settlement(entry_id), offset=offset)
+    with reading(engine) as connection:
+        doubled = [d for d in verify_books(connection).damages if d.name == "entry_doubled"]
+    assert [(d.place, d.detail) for d in doubled] == [
+        (f"journal_entries 500, {number}", f"{what} is booked 2 times")
+    ]
+    engine.dispose()
+
+
+def test_no_index_answers_whether_an_entry_is_there_twice(url: str) -> None:
+    """Else the one that is spoilt would be asked. Not even where the rows are as good as barred."""
+    engine = open_ledger(url)
+    with reading(engine) as connection:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        for asked in DOUBLED:
+            plan = connection.execute(text(f"EXPLAIN {asked.format(unindexed='')}")).scalars().all()
+            assert [line for line in plan if "Seq Scan" in line], plan
     engine.dispose()

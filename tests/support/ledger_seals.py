@@ -14,6 +14,7 @@ from pipeline.domain.decisions import ENTRY, entry_body
 from pipeline.domain.transfers import conversion
 from pipeline.errors import UserError
 from pipeline.ledger.checksums import OffsetChanged
+from pipeline.ledger.damages import DAMAGES
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import decide
 from pipeline.ledger.entries import Item
@@ -21,7 +22,7 @@ from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.queries import booked_offsets, entry_count
 from pipeline.ledger.seals import chain_heads, seal
 from pipeline.ledger.tables import journal_entries
-from pipeline.ledger.verification import DAMAGES, Verification, verify_books
+from pipeline.ledger.verification import Verification, verify_books
 from tests.support.ledger import (
     PAIR,
     SOURCE,
@@ -139,6 +140,32 @@ DAMAGE = [
 ]  # fmt: skip
 
 
+# By database: (what is done to the guards, which are named, and why).
+GUARDS = {
+    "sqlite": [
+        ("DROP TRIGGER postings_no_update", {"postings postings_no_update"}, "not there"),
+        ("DROP TRIGGER journal_entries_checked; CREATE TRIGGER journal_entries_checked "
+         "AFTER INSERT ON journal_entries WHEN 0 BEGIN SELECT 1; END",
+         {"journal_entries journal_entries_checked"}, "another one"),
+    ],
+    "postgresql": [
+        ("DROP TRIGGER postings_no_change ON postings", {"postings postings_no_change"},
+         "not there"),
+        ("DROP FUNCTION ledger_check_first_line() CASCADE", {"postings postings_of_an_entry"},
+         "not there"),
+        ("ALTER TABLE chains DISABLE TRIGGER ALL",
+         {"chains chains_no_change", "chains chains_no_truncate"}, "off"),
+        ("ALTER TABLE chains ENABLE REPLICA TRIGGER chains_no_change",
+         {"chains chains_no_change"}, "off"),
+        ("CREATE OR REPLACE FUNCTION ledger_check_close() RETURNS trigger LANGUAGE plpgsql AS "
+         "$$ BEGIN RETURN NEW; END $$", {"closed_periods closed_periods_decided"}, "another one"),
+        ("DROP TRIGGER chains_no_change ON chains; CREATE TRIGGER chains_no_change BEFORE UPDATE "
+         "ON chains FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+         {"chains chains_no_change"}, "another one"),
+    ],
+}  # fmt: skip
+
+
 class SealsSuite(OnEachDatabase):
     """Subclassed once for each database; ``url`` and ``other_url`` are of two empty ones."""
 
@@ -188,6 +215,39 @@ class SealsSuite(OnEachDatabase):
             connection.execute(text(damage.format(n=number)))
         assert found(engine) == {(name, place.format(n=number)) for name, place in wanted}
         assert {name for name, _ in wanted} <= set(DAMAGES)
+
+    def test_a_guard_that_does_not_hold_is_named_with_what_makes_it_anew(
+        self, engine: Engine
+    ) -> None:
+        """As a restore without triggers leaves books, or somebody who took them off for a while."""
+        booked(engine)
+        seal(engine)
+        for attack, wanted, why in GUARDS[engine.dialect.name]:
+            run(engine, attack)
+            damages = verified(engine).damages
+            assert {(d.name, d.place) for d in damages} == {("guard_missing", w) for w in wanted}
+            for damage in damages:
+                said, anew = damage.detail.split("; make it anew by: ")
+                assert said == f"it is {why}"
+                run(engine, anew)
+            assert found(engine) == set(), attack
+        with pytest.raises(DBAPIError, match="never changed"), engine.begin() as connection:
+            connection.execute(text("UPDATE chains SET topic = 'another'"))
+
+    def test_every_guard_is_missed(self, engine: Engine) -> None:
+        """By the names that the database has for them."""
+        with engine.begin() as connection:
+            if connection.dialect.name == "sqlite":
+                asked = "SELECT tbl_name, name FROM sqlite_master WHERE type = 'trigger'"
+                drop = "DROP TRIGGER {1}"
+            else:
+                asked = "SELECT tgrelid::regclass, tgname FROM pg_trigger WHERE NOT tgisinternal"
+                drop = "DROP TRIGGER {1} ON {0}"
+            there = connection.execute(text(asked)).all()
+            for table, name in there:
+                connection.execute(text(drop.format(table, name)))
+        assert found(engine) == {("guard_missing", f"{table} {name}") for table, name in there}
+        assert len(there) > 20
 
     def test_the_newest_decision_leaves_a_trace_though_it_posts_nothing(
         self, engine: Engine
@@ -437,6 +497,16 @@ class SealsSuite(OnEachDatabase):
         assert (whole.damages, whole.unsealed, whole.entries) == ((), 0, 30)
         with reading(engine) as connection:
             assert [b.next_offset for b in booked_offsets(connection)] == [15, 15]
+
+
+def run(engine: Engine, statements: str) -> None:
+    """Several at once, as a tool runs them."""
+    connection = engine.raw_connection()
+    raw = connection.driver_connection
+    assert raw is not None
+    (raw.executescript if engine.dialect.name == "sqlite" else raw.execute)(statements)
+    connection.commit()
+    connection.close()
 
 
 class without_guards:
