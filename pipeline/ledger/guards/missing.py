@@ -70,7 +70,8 @@ def _triggers(connection: Connection) -> dict[tuple[str, str], str]:
     rows = connection.exec_driver_sql(
         "SELECT tbl_name, name, sql FROM sqlite_master WHERE type = 'trigger'"
     ).all()
-    return {(table, name): _one_line(statement) for table, name, statement in rows}
+    # Where a table was renamed, and back, SQLite has put its name into quotes.
+    return {(table, name): _one_line(statement).replace('"', "") for table, name, statement in rows}
 
 
 class _Listing:
