@@ -179,12 +179,12 @@ def verify_command(ledger_url: LedgerUrl = None, as_json: AsJson = False) -> Non
       paystream ledger verify
     """
     from pipeline.commands.ledger_text import verification_lines
-    from pipeline.ledger.decisions import unpublished
+    from pipeline.ledger.decisions import unpublished_count
     from pipeline.ledger.verification import verify_books
 
     with books(ledger_url) as connection:
         found = verify_books(connection)
-        waiting = len(unpublished(connection))
+        waiting = unpublished_count(connection)
     shown = {
         "whole": not found.damages,
         "entries": found.entries,

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
-from msgspec import json
 from sqlalchemy import Connection, bindparam, select
 
 from pipeline.errors import UserError
+from pipeline.ledger.hashed import hashed_form
 from pipeline.ledger.tables import consumer_offsets
 
 # A row that is not as the ledger's writers have left it.
@@ -77,7 +77,7 @@ def place_checksum(event_id: str, partition: int | None, offset: int | None) -> 
 
 
 def _checksum(*said: str | int | None) -> str:
-    return hashlib.sha256(json.encode(said)).hexdigest()
+    return hashlib.sha256(hashed_form(said)).hexdigest()
 
 
 def require_unchanged(row: Any) -> None:

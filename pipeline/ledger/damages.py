@@ -24,6 +24,8 @@ DAMAGES: Final = {
     "offset_changed": "A stored offset is not as the ledger wrote it.",
     "index_differs": "An index is not that of its table: what is looked up by it is not found.",
     "file_damaged": "The file, or a row of it, is not as SQLite would have written it.",
+    "row_unreadable": "A row holds bytes that are no text, or a value of another type.",
+    "not_judged": "What damaged rows or pages are in the way of is not judged further.",
     "guard_missing": "A guard of the database is gone, off or another one: it refuses less.",
     "schema_differs": "The migration that the database names is not the one of its version.",
     "decision_changed": "A decision is not the one that was made.",

@@ -92,7 +92,9 @@ def reading(engine: Engine) -> Iterator[Connection]:
     options: dict[str, Any] = {_READ_ONLY: True}
     if engine.dialect.name == "postgresql":
         options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-    with engine.connect().execution_options(**options) as connection, connection.begin():
+    with engine.connect().execution_options(**options) as connection:
+        # Rolled back as it ends: a file that is spoilt may refuse even a commit of nothing.
+        connection.begin()
         yield connection
 
 

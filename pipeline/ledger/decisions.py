@@ -289,6 +289,12 @@ def waiting_decisions(connection: Connection) -> list[WaitingDecision]:
     return [WaitingDecision(*row) for row in rows]
 
 
+def unpublished_count(connection: Connection) -> int:
+    """How many decisions ``unpublished`` holds."""
+    asked = select(func.count()).where(ledger_decisions.c.published_offset.is_(None))
+    return int(connection.execute(asked).scalar_one())
+
+
 def unpublished(connection: Connection) -> Sequence[LedgerEvent]:
     """Decisions whose place in the topic is not known, in order."""
     c = ledger_decisions.c

@@ -12,11 +12,12 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from msgspec import Struct, json
+from msgspec import Struct
 from sqlalchemy import Connection, Engine, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from pipeline.ledger.database import reading
+from pipeline.ledger.hashed import hashed_form
 from pipeline.ledger.tables import chains, consumer_offsets, entry_seals
 
 # Sealed in one transaction: some tenths of a second of work, of which the lock is held for little.
@@ -206,4 +207,4 @@ def booked_entries(
 
 def _booked(row: Any, lines: list[tuple[Any, ...]]) -> BookedEntry:
     said = [*row[1:18], row[19], lines]
-    return BookedEntry(row[0], row[1], row[14], row[15], row[18], json.encode(said))
+    return BookedEntry(row[0], row[1], row[14], row[15], row[18], hashed_form(said))

@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import DBAPIError
 
 from pipeline.domain.decisions import PERIOD_CLOSE, Rules, decided_entry_of
 from pipeline.domain.model import LedgerEvent
@@ -49,7 +52,17 @@ from pipeline.ledger.tables import (
     entry_seals,
     ledger_decisions,
 )
+from pipeline.ledger.unreadable_rows import (
+    bytes_kept,
+    is_of_bad_rows,
+    printable,
+    unreadable_rows,
+)
 
+_PLACES: Final = text(
+    "SELECT source_topic, source_partition FROM journal_entries "
+    "UNION SELECT topic, partition FROM chains ORDER BY 1, 2"
+)
 _PLACES_OF_DECISIONS: Final = text(
     "SELECT source_topic, source_partition, source_offset, count(*) FROM journal_entries "
     "WHERE settlement_id = '' OR source_topic LIKE :topics "
@@ -74,44 +87,105 @@ class Verification(Struct, frozen=True):
 
 def verify_books(connection: Connection) -> Verification:
     """Look at everything once. ``with reading(engine) as connection`` gives the connection."""
-    damages: list[Damage] = []
-    heads = chain_heads(connection)
-    by_place = {(head.topic, head.partition): head for head in heads}
-    entries = unsealed = 0
-    places = connection.execute(
-        text(
-            "SELECT source_topic, source_partition FROM journal_entries "
-            "UNION SELECT topic, partition FROM chains ORDER BY 1, 2"
-        )
-    ).all()
-    for topic, partition in places:
-        seen, behind = _chain(connection, topic, partition, by_place.get((topic, partition)),
-                              damages)  # fmt: skip
-        entries += seen
-        unsealed += behind
-    damages += storage_damages(connection)
-    damages += _strays(connection)
-    damages += _lines(connection)
-    damages += [
-        Damage(
+    error: Exception | None = None
+    try:
+        found = _Look(connection).all()
+        if "file_damaged" not in {damage.name for damage in found.damages}:
+            return found
+    except Exception as each:
+        if connection.dialect.name != "sqlite" or not is_of_bad_rows(each):
+            raise
+        error = each
+    # Once more, of the same moment: slower, past what ended the first look, and row by row.
+    with bytes_kept(connection):
+        found = _Look(connection, past_errors=True).all()
+    if error is None or isinstance(error, DBAPIError):
+        return found
+    if all(damage.name == "not_judged" for damage in found.damages):
+        # No row is to blame.
+        raise error
+    return found
+
+
+class _Look:
+    """``past_errors``: an error that comes of bad rows ends its part alone, and is told of."""
+
+    def __init__(self, connection: Connection, *, past_errors: bool = False) -> None:
+        self._connection = connection
+        self._past_errors = past_errors
+        self._damages: list[Damage] = []
+
+    def all(self) -> Verification:
+        connection = self._connection
+        heads: list[ChainHead] = []
+        entries = unsealed = 0
+        with self._part("chains"):
+            heads += chain_heads(connection)
+        by_place = {(head.topic, head.partition): head for head in heads}
+        places: list[Any] = []
+        with self._part("chains"):
+            places += connection.execute(_PLACES).all()
+        for topic, partition in places:
+            with self._part(f"{topic}[{partition}]"):
+                seen, behind = _chain(connection, topic, partition,
+                                      by_place.get((topic, partition)), self._damages)  # fmt: skip
+                entries += seen
+                unsealed += behind
+        self._take("indexes and keys", storage_damages(connection))
+        if self._past_errors:
+            self._take("rows", unreadable_rows(connection))
+        self._take("seals", _strays(connection))
+        self._take("lines", _lines(connection))
+        self._take("balances", _balances(connection))
+        self._take("offsets", _offsets(connection))
+        self._take("decisions", _decisions(connection, tuple(self._damages)))
+        self._take("periods", _periods(connection))
+        self._take("guards", _guards(connection))
+        self._take("schema", _schema(connection))
+        damages = tuple(self._damages)
+        if self._past_errors:
+            damages = tuple(
+                Damage(each.name, printable(each.place), printable(each.detail)) for each in damages
+            )
+            heads = [replace(head, topic=printable(head.topic)) for head in heads]
+        return Verification(damages, tuple(heads), entries, unsealed)
+
+    def _take(self, part: str, found: Iterator[Damage]) -> None:
+        with self._part(part):
+            # One by one, so that what was found before an error is kept.
+            for damage in found:
+                self._damages.append(damage)
+
+    @contextmanager
+    def _part(self, part: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._past_errors or not is_of_bad_rows(error):
+                raise
+            said = error.orig if isinstance(error, DBAPIError) else error
+            self._damages.append(Damage("not_judged", part, f"{said}"))
+
+
+def _balances(connection: Connection) -> Iterator[Damage]:
+    for kept, summed in drifted_balances(connection):
+        yield Damage(
             "balance_differs",
             f"balances {kept.account} {kept.currency}",
             f"debits {kept.debits_minor}, credits {kept.credits_minor}; its postings sum to "
             f"{summed.debits_minor} and {summed.credits_minor}",
         )
-        for kept, summed in drifted_balances(connection)
-    ]
-    damages += _offsets(connection)
-    damages += _decisions(connection, tuple(damages))
-    damages += _periods(connection)
-    damages += [
-        Damage("guard_missing", f"{table} {name}", f"it is {why}; make it anew by: {anew}")
-        for table, name, why, anew in missing_guards(connection)
-    ]
+
+
+def _guards(connection: Connection) -> Iterator[Damage]:
+    for table, name, why, anew in missing_guards(connection):
+        yield Damage("guard_missing", f"{table} {name}", f"it is {why}; make it anew by: {anew}")
+
+
+def _schema(connection: Connection) -> Iterator[Damage]:
     named = connection.execute(select(alembic_version.c.version_num)).scalars().all()
     if named != [REVISION]:
-        damages.append(Damage("schema_differs", "alembic_version", f"{', '.join(named)}"))
-    return Verification(tuple(damages), tuple(heads), entries, unsealed)
+        yield Damage("schema_differs", "alembic_version", f"{', '.join(map(str, named))}")
 
 
 def _chain(
@@ -322,7 +396,7 @@ def _decisions(connection: Connection, known: Sequence[Damage]) -> Iterator[Dama
             agrees = _is_closed(event, row, places[event.sequence].published_offset is not None)
         else:
             agrees = row is None
-        if event.event_id != event_id_of(event) or not agrees:
+        if not _has_its_id(event) or not agrees:
             changed = True
             yield Damage("decision_changed", f"ledger_decisions {event.sequence}", event.kind)
         elif not _place_fits(places[event.sequence]):
@@ -348,6 +422,14 @@ def _decisions(connection: Connection, known: Sequence[Damage]) -> Iterator[Dama
     for topic, partition, offset in sorted(booked):
         if (partition, offset) not in decided:
             yield Damage("decision_missing", f"{topic}[{partition}]@{offset}", "it is booked")
+
+
+def _has_its_id(event: LedgerEvent) -> bool:
+    """What no decision could have said has no id."""
+    try:
+        return event.event_id == event_id_of(event)
+    except (TypeError, ValueError):
+        return False
 
 
 def _as_it_posts(
