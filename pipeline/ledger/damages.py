@@ -21,6 +21,7 @@ DAMAGES: Final = {
     "entry_beyond_offset": "An entry comes from where nothing is booked yet.",
     "offset_source_differs": "Offsets of one topic name different clusters or topic ids.",
     "entry_in_closed_period": "An entry came after its period was closed and counts in it.",
+    "day_unreadable": "A day of an entry is no date: whether its period is closed is not known.",
     "offset_changed": "A stored offset is not as the ledger wrote it.",
     "index_differs": "An index is not that of its table: what is looked up by it is not found.",
     "file_damaged": "The file, or a row of it, is not as SQLite would have written it.",

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from typing import Any, Final
 
 from msgspec import Struct
@@ -140,6 +141,7 @@ class _Look:
         self._take("offsets", _offsets(connection))
         self._take("decisions", _decisions(connection, tuple(self._damages)))
         self._take("periods", _periods(connection))
+        self._take("days", _days(connection))
         self._take("guards", _guards(connection))
         self._take("schema", _schema(connection))
         damages = tuple(self._damages)
@@ -542,3 +544,32 @@ def _periods(connection: Connection) -> Iterator[Damage]:
                     yield Damage("entry_in_closed_period", f"{topic}[{partition}]@{offset}",
                                  f"{entry_id} counts in a period closed through "
                                  f"{row.through_date}")  # fmt: skip
+
+
+def _days(connection: Connection) -> Iterator[Damage]:
+    """Entries whose days are no dates: as text they sort behind a closed day that they may be of.
+    No writer of ours makes one."""
+    few = connection.execute(
+        text("SELECT DISTINCT business_date, booked_date FROM journal_entries")
+    )
+    if all(_is_day(day) and (booked == "" or _is_day(booked)) for day, booked in few):
+        return
+    rows = connection.execute(
+        text(
+            "SELECT entry_id, source_topic, source_partition, source_offset, business_date, "
+            "booked_date FROM journal_entries ORDER BY entry_number"
+        )
+    )
+    for entry_id, topic, partition, offset, *days in rows:
+        for name, day in zip(("business_date", "booked_date"), days, strict=True):
+            if not _is_day(day) and (name, day) != ("booked_date", ""):
+                yield Damage("day_unreadable", f"{topic}[{partition}]@{offset}",
+                             f"{entry_id}: its {name} is {day!r}")  # fmt: skip
+
+
+def _is_day(said: object) -> bool:
+    """Whether it is a date of the calendar in the one form that sorts as dates do."""
+    try:
+        return isinstance(said, str) and date.fromisoformat(said).isoformat() == said
+    except ValueError:
+        return False

@@ -249,6 +249,20 @@ class SealsSuite(OnEachDatabase):
         assert found(engine) == {("guard_missing", f"{table} {name}") for table, name in there}
         assert len(there) > 20
 
+    @pytest.mark.parametrize("column", ["business_date", "booked_date"])
+    @pytest.mark.parametrize("day", ["2010-11-30T", "20101205", "2010-12-5", "2010-12-32", "soon"])
+    def test_a_day_that_is_no_date_is_named(self, engine: Engine, column: str, day: str) -> None:
+        """As text some come after the closed day that they are of."""
+        booked(engine)
+        with without_guards(engine) as connection:
+            connection.execute(
+                text(f"UPDATE journal_entries SET {column} = :day "
+                     "WHERE source_partition = 0 AND source_offset = 6"), {"day": day},
+            )  # fmt: skip
+        (damage,) = verified(engine).damages
+        assert (damage.name, damage.place) == ("day_unreadable", "settlements[0]@6")
+        assert damage.detail == f"{entry_of(3).entry_id}: its {column} is {day!r}"
+
     def test_the_newest_decision_leaves_a_trace_though_it_posts_nothing(
         self, engine: Engine
     ) -> None:
