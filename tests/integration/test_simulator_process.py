@@ -29,7 +29,6 @@ from pipeline.gateways.simulator import (
     SimulatorHandle,
     kill_simulator,
     start_simulator,
-    stop_simulator,
 )
 from pipeline.gateways.webhook_signature import decoded_secret, refusal
 from tests.support.cli import Cli
@@ -199,8 +198,8 @@ def test_sigterm_finishes_what_is_open(start: Start) -> None:
             return slow.result(), isinstance(hanging.exception(), aiohttp.ClientError)
 
     assert asyncio.run(scenario()) == (201, True)
-    stop_simulator(handle)
-    assert handle.process.returncode == 0
+    # A second SIGTERM could meet its last moments, in which nobody hears one any more.
+    assert handle.process.wait(DEADLINE_S) == 0
     assert get(start(), "/v1/books/summary")["charges"] == 1
 
 
