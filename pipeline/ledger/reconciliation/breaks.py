@@ -173,9 +173,7 @@ def _open_explained(connection: Connection, rows: Sequence[Any], now_ms: int) ->
     if not rows:
         return
     connection.execute(
-        update(breaks)
-        .where(breaks.c.break_id == bindparam("of_break"))
-        .values(
+        _CHANGE.values(
             state=OPEN,
             resolution="",
             reason="",
