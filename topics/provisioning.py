@@ -45,12 +45,13 @@ GROUP_STAGES: Final = ("payments", "gateway", "risk")
 
 # A person waits for this: long enough for a first connection with TLS, short enough to be told.
 CONNECT_TIMEOUT_S: Final = 8.0
-# One request to a broker that is there.
+# One request to a broker that is there: it may be at its limit.
 REQUEST_TIMEOUT_S: Final = 15.0
 # New partitions get their leaders within a second or two; a cluster of many brokers takes longer.
 VISIBLE_TIMEOUT_S: Final = 60.0
 POLL_INTERVAL_S: Final = 0.1
 
+_NO_ANSWER: Final = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
 # A broker that has just started says these for a few seconds.
 _COORDINATOR_COMES: Final = (
     KafkaError.NOT_COORDINATOR,
@@ -245,7 +246,7 @@ def check_co_partitioning(admin: Admin, catalogue: Catalogue) -> int:
 
 
 def _partition_counts(admin: Admin) -> dict[str, int]:
-    metadata = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S))
+    metadata = _asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
     return {
         name: len(topic.partitions)
         for name, topic in metadata.topics.items()
@@ -255,7 +256,7 @@ def _partition_counts(admin: Admin) -> dict[str, int]:
 
 def _replica_counts(admin: Admin) -> dict[str, set[int]]:
     """Of each topic, how many copies its partitions have."""
-    metadata = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S))
+    metadata = _asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
     return {
         name: {len(partition.replicas) for partition in topic.partitions.values()}
         for name, topic in metadata.topics.items()
@@ -626,7 +627,7 @@ def _wait_until_visible(admin: Admin, catalogue: Catalogue) -> None:
 
 def _one_client_a_broker(admin: Admin) -> list[Admin]:
     """Metadata comes from whichever broker is connected, and each learns of a topic by itself."""
-    brokers = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S)).brokers.values()
+    brokers = _asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S)).brokers.values()
     if len(brokers) < 2:
         return [admin]
     return [
@@ -636,7 +637,7 @@ def _one_client_a_broker(admin: Admin) -> list[Admin]:
 
 
 def _lacking(admin: Admin, wanted: Mapping[str, int]) -> list[str]:
-    metadata = _asked(lambda: admin.list_topics(timeout=CONNECT_TIMEOUT_S))
+    metadata = _asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
     lacking = []
     for name, count in wanted.items():
         topic = metadata.topics.get(name)
@@ -706,7 +707,11 @@ def _asked(ask: Callable[[], T]) -> T:
         raise _user_error(error) from error
 
 
-def _user_error(error: KafkaException, what: str = "The Kafka cluster refused") -> UserError:
+def _user_error(error: KafkaException, what: str | None = None) -> UserError:
+    if what is None:
+        cause = error.args[0] if error.args else None
+        silent = isinstance(cause, KafkaError) and cause.code() in _NO_ANSWER
+        what = "The Kafka cluster did not answer" if silent else "The Kafka cluster refused"
     return UserError(f"{what}: {_reason(error)}")
 
 

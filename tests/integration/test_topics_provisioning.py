@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ from pipeline.errors import UserError
 from tests.support.cli_runner import CliRunner
 from tests.support.topics import create_topic
 from tests.support.waiting import WAIT_S, wait_until
+from topics import provisioning
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
 from topics.provisioning import Admin, Plan, apply, check_co_partitioning, connect, plan
 
@@ -265,3 +267,15 @@ def test_a_differing_replication_is_told_and_left(
     planned = plan(admin, tripled)
     assert not planned.has_changes
     assert any("replication 1, where the catalogue wants 3" in line for line in planned.lines())
+
+
+def test_brokers_that_fall_silent_are_said_to_be_silent(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster at its limit has refused nothing: who reads so looks for rights that lack."""
+    monkeypatch.setattr(provisioning, "REQUEST_TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        silent = Admin({"bootstrap.servers": address, "log_level": 0})
+        with pytest.raises(UserError, match="did not answer"):
+            plan(silent, catalogue)
