@@ -37,7 +37,7 @@ test: install ## The tests, those with a real broker included
 	.venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 		--hypothesis-profile thorough $(ARGS)
 
-test-long: install ## The tests that take over half a minute each, which CI runs as well
+test-long: install ## The tests that take over ten seconds each, which CI runs as well
 	.venv/bin/python -m pytest -q -n 2 --dist loadfile -m long $(ARGS)
 
 unit: install ## The fast tests only (seconds)

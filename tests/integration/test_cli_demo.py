@@ -29,6 +29,7 @@ def line(order_id: str, token: str, amount_minor: int = 1_250) -> str:
     )
 
 
+@pytest.mark.long
 def test_a_file_with_a_bad_line_settles_the_rest(cli: Cli) -> None:
     """The bad line is named by its number, the other orders reach their outcomes, exit code 0."""
     (cli.cwd / "orders.jsonl").write_text(
@@ -67,7 +68,9 @@ def test_a_file_with_a_bad_line_settles_the_rest(cli: Cli) -> None:
     assert not cli.state_dir.exists()
 
 
-@pytest.mark.parametrize("moment", ["Starting Kafka", "Published"])
+@pytest.mark.parametrize(
+    "moment", ["Starting Kafka", pytest.param("Published", marks=pytest.mark.long)]
+)
 def test_an_interrupted_demo_leaves_nothing(cli: Cli, moment: str) -> None:
     """Ctrl-C, even twice, ends it soon: no process, no folder, no traceback."""
     with cli.start("demo") as demo:

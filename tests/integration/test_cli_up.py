@@ -86,6 +86,7 @@ def stopped_clean(cli: Cli, up: Terminal) -> None:
     assert cli.temporary_files() == []
 
 
+@pytest.mark.long
 def test_a_day_with_up(cli: Cli) -> None:
     """Orders come from other terminals, a worker crashes, Ctrl-C drains, the next up goes on."""
     with cli.start(*UP) as up:
@@ -230,7 +231,14 @@ def test_up_brings_back_a_simulator_and_a_kafka_that_died(cli: Cli) -> None:
         assert up.ended(STOP_S) in (130, 0), up.said
 
 
-@pytest.mark.parametrize("moment", ["Starting Kafka", "Kafka serves", "Starting workers"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "Starting Kafka",
+        "Kafka serves",
+        pytest.param("Starting workers", marks=pytest.mark.long),
+    ],
+)
 def test_ctrl_c_while_starting_leaves_nothing(cli: Cli, moment: str) -> None:
     """A start is left at once, whatever it was doing, and twice is not worse than once."""
     with cli.start(*UP) as up:

@@ -206,6 +206,7 @@ def test_what_is_buried_again_is_redriven_up_to_the_limit(tool: Tool) -> None:
     assert report.summary["dead_letters_by_state"] == {"redriven": 3, "open": 1}
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_anywhere_and_run_again_is_one_effect(
     tool: Tool, tmp_path: Path
 ) -> None:

@@ -89,6 +89,7 @@ def test_records_survive_a_restart_without_a_network(
     assert "/classes-" in Path(f"/proc/{second.brokers[0].pid}/maps").read_text()
 
 
+@pytest.mark.long
 def test_a_crashed_broker_comes_back_on_another_port_when_its_own_is_taken(data_dir: Path) -> None:
     """SIGKILL loses no acknowledged record; a stranger on the old port is left alone."""
     first = start(data_dir)

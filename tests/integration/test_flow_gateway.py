@@ -164,6 +164,7 @@ def waits(records: dict[str, int]) -> int:
     return sum(count for role, count in records.items() if role.startswith(tiers))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("known", [True, False])
 def test_payments_wait_while_the_gateway_is_away(
     kafka: str, topic_prefix: str, tmp_path: Path, known: bool

@@ -26,6 +26,7 @@ SETTLE_S = 150.0
 TOKENS = ("tok_ok", "tok_reset_after", "tok_malformed", "tok_decline_expired", "tok_500_after")
 
 
+@pytest.mark.long
 def test_each_merchant_is_charged_at_its_own_gateway_and_once(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def balances(report: Report) -> dict[str, int]:
     return {account: sums["GBP"] for account, sums in report.summary["ledger"]["balances"].items()}
 
 
+@pytest.mark.long
 def test_refunds_in_parts_lost_answers_and_what_must_not_be(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_drain_in_the_middle_loses_nothing(kafka: str, topic_prefix: str, tmp_
     assert report.summary["ledger"]["entries"] == 600
 
 
+@pytest.mark.long
 def test_a_drain_while_workers_join_ends_soon(
     kafka: str, topic_prefix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_drain_while_workers_join_ends_soon(
     assert "Traceback" not in said_by_workers, said_by_workers
 
 
+@pytest.mark.long
 def test_work_moves_to_another_machine(kafka: str, topic_prefix: str, tmp_path: Path) -> None:
     """A second node joins in the middle, the first leaves, and the orders never stop."""
     with WholeFlow(kafka, topic_prefix, tmp_path) as flow:

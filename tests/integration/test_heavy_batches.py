@@ -21,7 +21,7 @@ from tests.support.foreign_transaction import open_transaction_with
 from tests.support.limited_worker import MEMORY_MIB
 from tests.support.raw_record import GZIP, ZSTD, gzip_zeros, produce_raw, zeros, zeros_in_frames
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 # More than these workers are given; no client is troubled by it.
 HEAVY = gzip_zeros(20)
@@ -134,7 +134,6 @@ def test_a_worker_dies_of_one_once_and_its_successor_passes_it(
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_worker_gets_beyond_many_that_are_too_much_in_one_answer(
     flow: EngineFlow, topic_prefix: str

@@ -10,12 +10,16 @@ import pytest
 from pipeline.runtime import failpoints
 from tests.support.whole_flow import WholeFlow, orders
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.timeout(900),
+]
 
-# How many orders flow, and how often each point kills: in `make test`, and in `make test-long` (two
-# minutes alone).
-SHORT = (2_000, 1)
-LONG = (5_000, 2)
+# How many orders flow, and how often each point kills: two minutes alone.
+ORDERED = 5_000
+KILLS_EACH = 2
 # Nothing stands for longer by itself: a session ends after 10 s, and so does a transaction.
 STILL_S = 60.0
 # The passage at which a point kills: the third, so that a worker has committed before it dies.
@@ -26,16 +30,13 @@ PASSAGE = {"payments.restoring": 1} | {
 }
 
 
-@pytest.mark.parametrize(
-    ("ordered", "kills_each"), [SHORT, pytest.param(*LONG, marks=pytest.mark.long)]
-)
 def test_a_kill_at_every_step_of_payments_gateway_and_ledger_costs_nothing(
-    kafka: str, topic_prefix: str, tmp_path: Path, ordered: int, kills_each: int
+    kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     """Orders flow while each named point kills a worker; the audit finds nothing."""
     counts = tmp_path / "kills"
     counts.mkdir()
-    armed = ",".join(f"{point}={kills_each}@{PASSAGE.get(point, 3)}" for point in failpoints.POINTS)
+    armed = ",".join(f"{point}={KILLS_EACH}@{PASSAGE.get(point, 3)}" for point in failpoints.POINTS)
     flow = WholeFlow(
         kafka,
         topic_prefix,
@@ -49,10 +50,10 @@ def test_a_kill_at_every_step_of_payments_gateway_and_ledger_costs_nothing(
         settings_given={"batch_records_max": 40},
     )
     with flow:
-        flow.publish(orders(ordered), per_s=200)
+        flow.publish(orders(ORDERED), per_s=200)
         flow.keep_until(
             lambda: all(
-                failpoints.fired(counts).get(point, 0) >= kills_each for point in failpoints.POINTS
+                failpoints.fired(counts).get(point, 0) >= KILLS_EACH for point in failpoints.POINTS
             ),
             STILL_S,
             "every point has killed as often as it should",
@@ -60,9 +61,9 @@ def test_a_kill_at_every_step_of_payments_gateway_and_ledger_costs_nothing(
         )
         report = flow.settle(STILL_S)
     fired = failpoints.fired(counts)
-    assert fired == dict.fromkeys(failpoints.POINTS, kills_each)
+    assert fired == dict.fromkeys(failpoints.POINTS, KILLS_EACH)
     killed = sum(codes.count(-9) for codes in flow.supervisor.exits.values())
-    assert killed == kills_each * len(failpoints.POINTS)
+    assert killed == KILLS_EACH * len(failpoints.POINTS)
     assert report.exit_code == 0, report.findings
     # A record in hand at three of these deaths is put aside as one that kills: it lies whole in the
     # dead letters. An order so put aside is not charged; nothing else may be missing.
@@ -71,6 +72,6 @@ def test_a_kill_at_every_step_of_payments_gateway_and_ledger_costs_nothing(
     assert set(letters) <= {"killed_the_process"}, said
     captured = report.summary["payments"]["captured"]
     assert report.summary["payments"] == {"captured": captured}, said
-    assert ordered - min(3, sum(letters.values())) <= captured <= ordered, said
+    assert ORDERED - min(3, sum(letters.values())) <= captured <= ORDERED, said
     assert report.summary["gateway"]["charges"] == captured
     assert report.summary["ledger"]["entries"] == captured

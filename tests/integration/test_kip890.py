@@ -53,6 +53,7 @@ def test_the_engine_notices_every_injured_end_and_nothing_comes_of_it(
     assert len(seen.rebuild_s) == seen.faults + seen.false_alarms
 
 
+@pytest.mark.long
 def test_the_engine_is_as_exposed_as_the_plain_loop_without_its_sign(
     broker: tuple[ProxiedKafka, int], topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,6 +261,7 @@ def test_decisions_that_were_booked_are_not_read_again_and_are_missed_when_delet
     stranger.dispose()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("environment")
 def test_a_new_ledger_follows_what_was_decided(flow: Flow, tmp_path: Path) -> None:
     """A sink on an empty database makes the same books: decisions first, corrections last, and

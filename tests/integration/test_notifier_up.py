@@ -13,6 +13,7 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]
 
 
+@pytest.mark.long
 def test_up_tells_a_merchant_that_its_order_was_captured(tmp_path: Path) -> None:
     """`paystream up` with a file of endpoints runs the stage; `webhooks log` shows the delivery,
     `verify` finds nothing wrong."""

@@ -72,6 +72,7 @@ def _advance(copy: LogCopy) -> Cut:
     return copy.advance(lambda role, record: None)
 
 
+@pytest.mark.long
 def test_lag_restoration_and_audit_ask_who_leads_now(
     moved: tuple[GroupLag, AdminClient, LogCopy],
 ) -> None:

@@ -195,6 +195,7 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     engine.dispose()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "table"),
     [

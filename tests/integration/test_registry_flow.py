@@ -18,6 +18,7 @@ from topics.catalogue import TopicSettings, build_catalogue
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
+@pytest.mark.long
 def test_workers_commands_and_publishers_take_their_ids_from_the_registry(
     kafka: str, registry_url: str, topic_prefix: str, tmp_path: Path
 ) -> None:

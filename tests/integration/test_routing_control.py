@@ -27,6 +27,7 @@ pytestmark = pytest.mark.integration
 QUICK = {"calls_min": 5, "slow_ms": 500, "wait_ms": 300, "wait_ms_max": 600}
 
 
+@pytest.mark.long
 def test_payments_follow_the_control_topic_and_leave_a_gateway_that_is_dead(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:

@@ -223,6 +223,7 @@ def test_a_worker_reads_no_input_while_the_tables_end_is_open(
     assert flow.messages("payment-requests") == [], "the order was asked for a second time"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_restart_reads_only_what_came_after_the_checkpoint(
     kafka: str, topic_prefix: str, tmp_path: Path

@@ -48,6 +48,7 @@ def _access_ends() -> Iterator[None]:
     use_access({})
 
 
+@pytest.mark.long
 def test_a_flow_whose_brokers_want_tls_and_a_user(tmp_path: Path, brokers: SecuredKafka) -> None:
     """By a file, its password in a file of its own: every command and worker, with the rights that
     are written down and no others."""

@@ -221,6 +221,7 @@ def test_a_missing_topic_or_broker_is_a_sentence(kafka: str, topic_prefix: str) 
         closed.poll(0)
 
 
+@pytest.mark.long
 def test_a_follower_leaves_though_its_coordinator_has_gone_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ from tests.support.raw_record import (
 )
 from tests.support.waiting import WAIT_S, wait_until
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long]
 
 # Beyond the 256 MiB that our clients take.
 BOMB = zeros(300)
