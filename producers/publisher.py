@@ -264,6 +264,9 @@ def producer_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:
         "compression.type": "lz4",
         # 5 ms of waiting fill batches at any rate that matters.
         "linger.ms": 5,
+        # Below what a worker fetches of a partition at a time: of larger batches it gets those of
+        # one partition after the other, and the orders of the last one wait for all.
+        "batch.size": 60_000,
         # A callback for each record costs as much as the record.
         "delivery.report.only.error": True,
     }

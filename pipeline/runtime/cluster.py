@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from confluent_kafka import (
     Consumer,
@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
+from pipeline.runtime.fetching import FETCH_BYTES
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.unreadable import UNFOLDED_BYTES_MAX
@@ -32,12 +33,6 @@ CONTROLLER_TIMEOUT_S = 30.0
 STABLE_OFFSETS_TIMEOUT_S = 30.0
 # Of that, at a time: whoever waits may be asked to stop meanwhile, and a busy broker takes seconds.
 STABLE_OFFSETS_SLICE_S = 10.0
-
-
-# For a consumer of many partitions. The client asks for all of them with each question, and the
-# broker looks at all of them for each answer; one that answers for each record that arrives spends
-# more on that than on the record. A kilobyte is a handful of records; a lone one waits this long.
-GATHERING: Final = {"fetch.min.bytes": 1_000, "fetch.wait.max.ms": 20}
 
 
 def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:
@@ -73,9 +68,9 @@ def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) 
         "queued.min.messages": 300,
         "queued.max.messages.kbytes": 16 * 1024,
         "fetch.queue.backoff.ms": 10,
-        # A larger batch still comes whole; this bounds what one answer brings of a partition: some
-        # three hundred orders.
-        "fetch.message.max.bytes": 64 * 1024,
+        # This bounds what one answer brings of a partition: some three hundred orders. A larger
+        # batch still comes whole, but of those a broker gives one partition's in an answer.
+        "fetch.message.max.bytes": FETCH_BYTES,
         # It bounds what zstd may unfold to as well, and whoever writes orders may compress zeros.
         "receive.message.max.bytes": UNFOLDED_BYTES_MAX,
         # What is damaged on the way or on a disk is no bad input, and must not be taken for one.

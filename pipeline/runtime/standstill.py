@@ -26,6 +26,7 @@ from confluent_kafka.admin import AdminClient
 from pipeline.kafka_access import reaching
 from pipeline.record_batch import RecordBatch
 from pipeline.record_offsets import gives_false_offsets
+from pipeline.runtime.fetching import FETCH_BYTES
 from pipeline.runtime.unreadable_batch import UnreadableBatch
 from pipeline.runtime.work import TopicPartitionKey
 from pipeline.silent_batches import heads, is_silent
@@ -228,7 +229,18 @@ class Standstill:
             self._silent[tp] = position, batch
         elif silent is False and not at_once:
             self._readable[tp] = position
-            _log.warning("%s[%d] stands at %d, though what lies there can be read", *tp, position)
+            _log.warning("%s[%d] stands at %d, though what lies there can be read%s", *tp, position,
+                         _large(len(batch.data)))  # fmt: skip
+
+
+def _large(size: int) -> str:
+    """Why a partition stands behind others for a while without anything being wrong."""
+    if size <= FETCH_BYTES:
+        return ""
+    return (
+        f": a batch of {size:,} bytes, of which a broker gives one partition's at a time; it comes "
+        f"in its turn, and sooner if its publisher writes batches of at most {FETCH_BYTES:,} bytes"
+    )
 
 
 def _ahead(

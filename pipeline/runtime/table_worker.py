@@ -29,7 +29,6 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, InputLane, TopicPartitionKey
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
-    GATHERING,
     StoppedWaiting,
     ask_committed_positions,
     cluster_and_topic_id,
@@ -41,6 +40,7 @@ from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
 from pipeline.runtime.dead_letters import unreadable_letter
 from pipeline.runtime.false_offsets import OPEN_ROLES, FalseOffsets
+from pipeline.runtime.fetching import GATHERING
 from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from typer.testing import CliRunner
 
 from pipeline.commands.orders import order_app, orders_app
@@ -16,6 +18,7 @@ from pipeline.domain.keys import partition_of
 from pipeline.domain.model import PaymentCommand
 from pipeline.domain.records import command_from_record, order_from_record
 from pipeline.errors import UserError
+from pipeline.runtime.cluster import consumer_config
 from producers.command_publisher import CommandPublisher, InvalidCommand
 from producers.load_generator import LoadPlan, orders, prepare, run_load
 from producers.order_publisher import InvalidOrder, OrderPublisher, PublishError
@@ -102,6 +105,29 @@ def test_a_publisher_goes_on_after_giving_up_orders(kafka: str, topic: str) -> N
     publisher.flush(timeout_s=30)
     keys = {record.key() for record in read_all(kafka, topic)}
     assert keys == {f"{o.merchant_id}:{o.order_id}".encode() for o in wanted}
+
+
+def test_a_backlog_of_published_orders_is_read_from_all_partitions_in_turn(
+    kafka: str, topic: str, topic_prefix: str
+) -> None:
+    """Of batches larger than a worker fetches a broker gives one partition's at a time, and the
+    orders of the last partition would wait for all others."""
+    with OrderPublisher(kafka, topic=topic, config={"linger.ms": 60_000}) as publisher:
+        for order in orders(replace(PLAN, count=12_000)):
+            publisher.publish(order)
+        publisher.flush(timeout_s=60)
+    config = consumer_config(kafka, group_id=f"{topic_prefix}turns", instance_id="one")
+    read: Counter[int] = Counter()
+    consumer = Consumer(config)
+    try:
+        consumer.assign([TopicPartition(topic, number, 0) for number in range(4)])
+        while len(read) < 4:
+            for message in consumer.consume(500, 1.0):
+                assert message.error() is None
+                read[message.partition()] += 1
+    finally:
+        consumer.close()
+    assert max(read.values()) < 2_900, read
 
 
 def test_the_load_generator_keeps_its_pace_and_loses_nothing(kafka: str, topic: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from pipeline import silent_batches
 from pipeline.record_batch import RECORDS_AT, RecordBatch, read_batches
 from pipeline.runtime import standstill
+from pipeline.runtime.fetching import FETCH_BYTES
 from pipeline.runtime.standstill import STANDS_S, Standstill
 from pipeline.runtime.work import Outcome
 from pipeline.silent_batches import heads
@@ -164,6 +165,16 @@ def test_what_the_client_leaves_out_is_passed_over(
     """A client that is given nothing else hands out what it takes, or goes on behind it."""
     watch = Watch(patch, Broker(left_out, stable=2), silent=False)
     assert watch.looks()[:1] == [next(read_batches(left_out, ())).last_offset]
+
+
+def test_a_large_batch_that_waits_for_its_turn_is_said_to_be_no_fault(
+    patch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = batch_bytes(record_bytes(b"k", b"v" * FETCH_BYTES), producer_id=PRODUCER)
+    watch = Watch(patch, Broker(large, stable=1), silent=False)
+    assert watch.looks() == []
+    assert f"can be read: a batch of {len(large):,} bytes" in caplog.text
+    assert "it comes in its turn" in caplog.text
 
 
 def test_what_a_client_reads_is_never_passed_over(patch: pytest.MonkeyPatch) -> None:
