@@ -18,6 +18,7 @@ from pipeline.domain.records import SCHEMA_OF, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
+from pipeline.runtime.fetching import BATCH_BYTES
 from schemas.codec import Codec, default_codec
 from schemas.errors import EncodeError
 
@@ -264,9 +265,8 @@ def producer_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:
         "compression.type": "lz4",
         # 5 ms of waiting fill batches at any rate that matters.
         "linger.ms": 5,
-        # Below what a worker fetches of a partition at a time: of larger batches it gets those of
-        # one partition after the other, and the orders of the last one wait for all.
-        "batch.size": 60_000,
+        # So that a worker gets the orders of all partitions in turn, however many wait.
+        "batch.size": BATCH_BYTES,
         # A callback for each record costs as much as the record.
         "delivery.report.only.error": True,
     }

@@ -61,15 +61,14 @@ def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) 
         # The inputs of a hop are asked for as soon as a byte is there.
         "fetch.wait.max.ms": 100,
         "fetch.min.bytes": 1,
-        # By partition. What is fetched ahead of all topics stands in one queue in order of arrival,
-        # so a result waits behind every order in it: enough for a batch over twelve partitions,
-        # asked for again at once (the default waits a second when a partition has enough). With
-        # three times as many, a payment had left the worker's memory before its result was read.
+        # What is fetched of all partitions stands in one queue in order of arrival, which a worker
+        # empties into its buffers at each turn: a little ahead is enough, asked for again at once
+        # (the default waits a second where there is enough).
         "queued.min.messages": 300,
         "queued.max.messages.kbytes": 16 * 1024,
         "fetch.queue.backoff.ms": 10,
-        # This bounds what one answer brings of a partition: some three hundred orders. A larger
-        # batch still comes whole, but of those a broker gives one partition's in an answer.
+        # This bounds what one answer brings of a partition: some hundred orders as they are, or
+        # two thousand compressed.
         "fetch.message.max.bytes": FETCH_BYTES,
         # It bounds what zstd may unfold to as well, and whoever writes orders may compress zeros.
         "receive.message.max.bytes": UNFOLDED_BYTES_MAX,

@@ -28,6 +28,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.client_calls import ClientCalls
 from pipeline.runtime.cluster import STABLE_OFFSETS_TIMEOUT_S
 from pipeline.runtime.end_txn_watch import EndTxnWatch
+from pipeline.runtime.fetching import BATCH_BYTES
 from pipeline.runtime.kafka_errors import Course, LaneFatal, course_of, kafka_error
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.work import Outcome, Work
@@ -52,7 +53,7 @@ UNSEEN_ENDS_MAX = 3
 REPORTED_BYTES = 64 * 1024
 # What `batch.size` becomes, step by step, when a topic takes no batch that large: of one byte, each
 # record is a batch of its own, and one that is refused then is refused for itself.
-BATCH_BYTES = (1_000_000, REPORTED_BYTES, 1)
+BATCH_STEPS = (BATCH_BYTES, REPORTED_BYTES, 1)
 
 
 class Undefended(Exception):
@@ -80,7 +81,7 @@ def producer_config(bootstrap_servers: str, transactional_id: str) -> dict[str, 
         "compression.type": "lz4",
         "linger.ms": 5,
         "batch.num.messages": 10_000,
-        "batch.size": BATCH_BYTES[0],
+        "batch.size": BATCH_STEPS[0],
         # Dead letters carry whole inputs of up to 8 MiB and their headers.
         "message.max.bytes": 16 * 1024 * 1024,
         "queue.buffering.max.messages": 500_000,
@@ -202,7 +203,7 @@ class Lane:
         produce = producer.produce
         tracked = work.tracked
         # In batches of one byte, whatever is refused is reported: 0 for all that has a value.
-        reported = min(REPORTED_BYTES, BATCH_BYTES[self._batch_step] - 1)
+        reported = min(REPORTED_BYTES, BATCH_STEPS[self._batch_step] - 1)
         half = len(work.outputs) // 2
         for index, (topic, partition, key, value, headers) in enumerate(work.outputs):
             if index == half:
@@ -235,7 +236,7 @@ class Lane:
         self, index: int, size: int, report: Callable[[int], None] | None
     ) -> Callable[..., None]:
         # A record that is larger than `batch.size` goes alone, so it is refused for itself.
-        alone = size > BATCH_BYTES[self._batch_step] or BATCH_BYTES[self._batch_step] == 1
+        alone = size > BATCH_STEPS[self._batch_step] or BATCH_STEPS[self._batch_step] == 1
 
         def on_delivery(error: Any, message: Any) -> None:
             # Reports after an abort carry _PURGE errors: the record is not in the log, nothing to
@@ -297,16 +298,16 @@ class Lane:
     def _make_smaller_batches(self) -> None:
         """After a batch of several records was refused for its size, which nobody's input is to
         blame for: from the next transaction on, for as long as this process lives."""
-        if not self._batch_refused or self._batch_step == len(BATCH_BYTES) - 1:
+        if not self._batch_refused or self._batch_step == len(BATCH_STEPS) - 1:
             return
         self._batch_step += 1
-        self._config["batch.size"] = BATCH_BYTES[self._batch_step]
+        self._config["batch.size"] = BATCH_STEPS[self._batch_step]
         self._suspect = True
         _log.warning(
             "a topic takes no batch of %d bytes: writing in batches of %d, which is slower. "
             "Somebody lowered its max.message.bytes; see `paystream topics plan`",
-            BATCH_BYTES[self._batch_step - 1],
-            BATCH_BYTES[self._batch_step],
+            BATCH_STEPS[self._batch_step - 1],
+            BATCH_STEPS[self._batch_step],
         )
 
     def _require_sight(self) -> None:

@@ -61,9 +61,12 @@ from topics.catalogue import Catalogue
 
 _log = logging.getLogger(__name__)
 
-# Taken from the client at a time: long enough to amortise the call, short enough that a commit
-# that has ended is noticed soon.
+# Taken from the client at a time, and handled at a time: long enough to amortise the call, short
+# enough that a commit that has ended is noticed soon.
 FETCH_RECORDS_MAX = 1_000
+# So often at once, while more has come: what is behind orders in the client's one queue is not kept
+# waiting for them, since the buffers know what goes first.
+FETCHES_MAX = 16
 # How long a full batch waits at a time for the transaction before it; a stop is noticed after it.
 FULL_BATCH_WAIT_S = 0.02
 # Held for a topic before its partitions are paused: three full batches, so that a pause (which
@@ -311,7 +314,17 @@ class TableWorker(Generic[V]):
         return self._alone or (self._held_next and bool(self._held))
 
     def _consume(self) -> bool:
-        """Move what has arrived into the buffers; True when there was something."""
+        """Move all that has arrived into the buffers, until those are full and their partitions
+        paused; True when there was something."""
+        found = taken = self._take_arrived()
+        for _ in range(1, FETCHES_MAX):
+            if taken < FETCH_RECORDS_MAX:
+                break
+            taken = self._take_arrived()
+        return found > 0
+
+    def _take_arrived(self) -> int:
+        """How many the client had at hand, at most FETCH_RECORDS_MAX and what was passed over."""
         epoch = self._epoch
         passed = self._pass_over_silent()
         messages = [*passed, *self._consumer.consume(FETCH_RECORDS_MAX, 0)]
@@ -326,7 +339,7 @@ class TableWorker(Generic[V]):
                 raise_consume_error(error, message)
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past.
-            return False
+            return 0
         held = self._held if self._suspects or self._held else None
         following = self._offsets.following
         for message in messages:
@@ -339,13 +352,13 @@ class TableWorker(Generic[V]):
                 record = input_record(stepped)
             elif self._offsets.misled(message):
                 self._go_around(message.topic(), message.partition())
-                return True
+                return 1
             else:
                 continue
             tp = record.topic, record.partition
             if (expected := following.get(tp)) is not None:
                 if expected != record.offset and not self._is_in_its_place(record):
-                    return True
+                    return 1
                 following[tp] = record.offset + 1
             if held is None or not held.take(record):
                 self._admission.add(record)
@@ -355,7 +368,7 @@ class TableWorker(Generic[V]):
         pause = [*fetching.pause, *(self._held.overfull() if self._held else ())]
         if pause:
             self._consumer.pause([TopicPartition(*tp) for tp in pause])
-        return bool(messages)
+        return len(messages)
 
     def _is_in_its_place(self, record: InputRecord) -> bool:
         """Whether this is the next of its partition though offsets lie between. Where it is not,

@@ -81,6 +81,8 @@ class Member:
         # Callbacks of a rebalance that the next ``consume`` runs, as the client does; what it had
         # at hand before is returned all the same.
         self.rebalance: list[Callable[[], None]] = []
+        # As one queue of all partitions would have them, by the age of each.
+        self.in_order_of_arrival = False
         self._log: dict[tuple[str, int], list[FakeMessage]] = defaultdict(list)
         self._positions: dict[tuple[str, int], int] = {}
 
@@ -118,6 +120,8 @@ class Member:
         for tp, position in self._positions.items():
             if tp not in self.paused:
                 found += self._log[tp][position:]
+        if self.in_order_of_arrival:
+            found.sort(key=lambda message: message.timestamp()[1])
         found = found[:limit]
         for message in found:
             self._positions[message.topic(), message.partition()] = message.offset() + 1

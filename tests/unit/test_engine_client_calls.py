@@ -10,8 +10,9 @@ from confluent_kafka import Consumer, KafkaError
 from pipeline.runtime import failpoints
 from pipeline.runtime.client_calls import SLACK_S
 from pipeline.runtime.commit_thread import OVERDUE_S, CommitThread
+from pipeline.runtime.fetching import BATCH_BYTES
 from pipeline.runtime.kafka_errors import LaneHung
-from pipeline.runtime.lane import BATCH_BYTES, TRANSACTION_TIMEOUT_MS, Lane, producer_config
+from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, producer_config
 from pipeline.runtime.surroundings import REAL
 from pipeline.runtime.work import Outcome, Outgoing, Work
 from tests.support.mock_cluster import MockCluster
@@ -80,7 +81,7 @@ def test_a_record_that_is_refused_for_its_size_costs_its_transaction_and_no_more
 
     lane.open()
     small: Outgoing = ("out", 0, b"key", b"value", None)
-    large: Outgoing = ("out", 0, b"key", b"v" * (BATCH_BYTES[0] + 1), None)
+    large: Outgoing = ("out", 0, b"key", b"v" * (BATCH_BYTES + 1), None)
     if refused == "by the client":
         large = ("out", 0, b"key", b"v" * (17 * 1024 * 1024), None)
     else:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from pipeline.runtime.fetching import BATCH_BYTES
 from pipeline.runtime.kafka_errors import LaneFatal
-from pipeline.runtime.lane import BATCH_BYTES, Lane
+from pipeline.runtime.lane import Lane
 from pipeline.runtime.work import Outcome, Work
 from tests.support.engine_fakes import (
     Commits,
@@ -94,7 +95,7 @@ def refusing_lane(client_max: int, broker_max: int, *, at_once: bool) -> Lane:
     def make(config: Any, *, logger: Any) -> RefusingProducer:
         return RefusingProducer(config, logger, client_max, broker_max, at_once=at_once)
 
-    config = {"batch.size": BATCH_BYTES[0]}
+    config = {"batch.size": BATCH_BYTES}
     lane = Lane(config, stage="payments", committed_offsets=lambda _: {}, make_producer=make)
     lane.open()
     return lane
@@ -108,9 +109,9 @@ def work_of(sizes: list[int], tracked: dict[int, Any] | None = None) -> Work:
 @pytest.mark.parametrize(
     ("client_max", "broker_max", "at_once"),
     [
-        (BATCH_BYTES[0], 10**9, False),
-        (10**9, BATCH_BYTES[0], False),
-        (10**9, BATCH_BYTES[0], True),
+        (BATCH_BYTES, 10**9, False),
+        (10**9, BATCH_BYTES, False),
+        (10**9, BATCH_BYTES, True),
     ],
     ids=["by the client", "by the broker at the end", "by the broker before the next record"],
 )
@@ -119,7 +120,7 @@ def test_a_lane_aborts_what_holds_a_record_too_large_and_names_it(
 ) -> None:
     """It is not the producer's end, and what comes next is committed."""
     lane = refusing_lane(client_max, broker_max, at_once=at_once)
-    assert lane.run(work_of([1, BATCH_BYTES[0] + 1, 1])) is Outcome.ABORTED
+    assert lane.run(work_of([1, BATCH_BYTES + 1, 1])) is Outcome.ABORTED
     assert lane.too_large == 1
     assert lane.run(work_of([1])) is Outcome.COMMITTED
     assert lane.too_large is None
@@ -128,7 +129,7 @@ def test_a_lane_aborts_what_holds_a_record_too_large_and_names_it(
 @pytest.mark.slow
 @pytest.mark.parametrize("at_once", [False, True], ids=["at the end", "before the next record"])
 @pytest.mark.parametrize(
-    ("broker_max", "aborts"), [(200_000, 1), (5_000, 2)], ids=["200 kB", "5 kB"]
+    ("broker_max", "aborts"), [(100_000, 1), (5_000, 2)], ids=["100 kB", "5 kB"]
 )
 def test_a_lane_writes_in_smaller_batches_where_a_topic_takes_no_large_ones(
     broker_max: int, aborts: int, at_once: bool

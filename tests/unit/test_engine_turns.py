@@ -24,6 +24,7 @@ from pipeline.runtime.held_requests import HeldRequests
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.surroundings import REAL
+from pipeline.runtime.table_worker import FETCH_RECORDS_MAX
 from pipeline.runtime.work import Outcome, Work
 from schemas.errors import RegistryUnavailable
 from tests.support.engine_fakes import (
@@ -44,9 +45,9 @@ def flow(tmp_path: Path) -> EngineFlow:
     return EngineFlow("127.0.0.1:1", "t.", tmp_path, partitions=1)
 
 
-def append_order(flow: EngineFlow, member: Member, order_id: str) -> None:
-    order = flow.order(order_id)
-    member.append(flow.topic("orders"), key_of(order_id), flow.encode("order", order))
+def append_order(flow: EngineFlow, member: Member, order_id: str, age_ms: int = 0) -> None:
+    order = flow.encode("order", flow.order(order_id))
+    member.append(flow.topic("orders"), key_of(order_id), order, age_ms=age_ms)
 
 
 def append_request(
@@ -423,6 +424,27 @@ def test_a_batch_of_an_order_and_a_due_record_commits_both_offsets(
 
 
 # A transaction that failed -----------------------------------------------------------------------
+
+
+def test_a_result_does_not_wait_for_the_orders_that_were_fetched_before_it(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the client's one queue it stands behind them all. What waits for it is a payment that
+    would have left the worker's memory by then."""
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, restore_slices=1)
+    worker._turn()
+    append_order(flow, member, "first")
+    worker._turn()
+    commits.end(Outcome.COMMITTED)
+    worker._turn()
+    member.in_order_of_arrival = True
+    for number in range(3 * FETCH_RECORDS_MAX):
+        append_order(flow, member, f"o{number}", age_ms=1_000)
+    result = flow.encode("gateway-result", flow.result(flow.order("first")))
+    member.append(flow.topic("gateway-results"), key_of("first"), result)
+    worker._turn()
+    assert (flow.topic("gateway-results"), 0) in commits.works[-1].offsets
 
 
 def test_payments_read_again_from_where_a_failed_transaction_began(
