@@ -25,7 +25,7 @@ from pipeline.domain.clearing import BankLine, ClearedRow, Clearing
 from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
 from pipeline.domain.payouts import Payout
-from pipeline.domain.posting import JournalEntry, journal_entry
+from pipeline.domain.posting import JournalEntry, Posting, journal_entry
 from pipeline.domain.reconciliation_decisions import (
     BANK_STATEMENT,
     BREAK_RESOLUTION,
@@ -1309,6 +1309,54 @@ class ReconciliationSuite(OnEachDatabase):
         assert bank_moves(books, made, "s-3", 10_00, on="savings") == [("savings:s-3:1", False)]
         assert payouts.payouts(books.engine)["2010-12-01"].state == "paid"
         assert books.balances()["bank:main-gbp"] == -10_00
+
+    @pytest.mark.parametrize(
+        ("minor", "act", "post"),
+        [
+            (-10_00, "paid", "bank:other-gbp=-10.00:GBP bank:main-gbp=10.00:GBP"),
+            (10_00, "returned", "bank:other-gbp=10.00:GBP bank:main-gbp=-10.00:GBP"),
+        ],
+    )
+    def test_a_line_on_another_account_says_what_can_be_done(
+        self, books: Books, minor: int, act: str, post: str
+    ) -> None:
+        """Both accounts, and the two steps after which the break is resolved: done, each account
+        holds what its bank says, and the break has the words it had."""
+        made = submitted_payout(books)
+        bank_moves(books, made, "s-1", minor, on="other-gbp", number="GB00")
+        (found,) = books.breaks()
+        named = f"payout {made.payout_id} is paid from main-gbp and this is on other-gbp"
+        assert named in found.detail
+        for step in (
+            f"`paystream payouts {act} {made.payout_id}`",
+            f"`paystream ledger post {post}`",
+        ):
+            assert step in found.detail
+        how = {"paid": "confirm", "returned": "return"}[act]
+        payouts.move(books.engine, made, how, "2010-12-02T08:00")
+        payouts.post(books.engine, "2010-12-02T08:00", Posting("bank:other-gbp", "GBP", minor),
+                     Posting("bank:main-gbp", "GBP", -minor))  # fmt: skip
+        resolve(books, found, CORRECTED)
+        books.run("2010-12-03")
+        assert books.kinds() == []
+        if act == "paid":
+            assert books.balances().get("bank:main-gbp", 0) == 0
+            assert books.balances()["bank:other-gbp"] == minor
+
+    def test_only_the_account_is_said_to_be_why(self, books: Books) -> None:
+        """Of another amount, on whatever account, nothing is to be confirmed; and the payout's own
+        account, by its name or its number, is not the reason."""
+        made = submitted_payout(books)
+        iban = "GB33BUKB20201555555555"
+        bank_moves(books, made, "s-1", -9_99, on="other-gbp")
+        bank_moves(books, made, "s-2", -9_99)
+        bank_moves(books, made, "s-3", -9_99, on=iban, number=iban)
+        said = {b.gateway: b.detail for b in books.breaks()}
+        assert "on other-gbp, so it is not taken for the payout's, which is of GBP 10.00: ask" in (
+            said.pop("other-gbp")
+        )
+        assert set(said) == {"main-gbp", iban}
+        assert not any("is paid from" in each for each in said.values())
 
     def test_a_payouts_account_is_known_by_the_banks_number_too(self, books: Books) -> None:
         """Where no rule names the account of the statement as the terms do."""

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, text
 
 from pipeline.domain.breaks import (
     AMOUNT_DIFFERS,
-    BANK_LINE_UNKNOWN,
     BATCH_DIFFERS,
     BATCH_UNPAID,
     CORRECTED,
@@ -50,10 +49,6 @@ _BANK: Final = text(
     "min(b.account || ' ' || b.file_id || ' line ' || b.line_id) AS place "
     "FROM bank_lines b LEFT JOIN ledger_decisions d ON d.sequence = b.sequence "
     "WHERE b.gateway <> '' AND b.batch_id <> '' GROUP BY b.gateway, b.batch_id, b.currency"
-)
-_UNKNOWN: Final = text(
-    "SELECT * FROM bank_lines WHERE (gateway = '' OR batch_id = '') AND payout = 0 "
-    "ORDER BY account, file_id"
 )
 
 
@@ -180,20 +175,6 @@ def of_batches(connection: Connection, clocks: Clocks) -> Iterator[Reconciliatio
         paid = format_amount(int(line.minor), line.currency)
         said = f"the bank says {paid} ({line.place}), no report has rows of it"
         yield from _paid_otherwise(line, abs(int(line.minor)), said, "", clocks, told)
-    for line in connection.execute(_UNKNOWN):
-        amount = format_amount(line.amount_minor, line.currency)
-        subject = f"{line.account}:{line.file_id}:{line.line_id}"
-        yield ReconciliationBreak(
-            break_id=break_id(BANK_LINE_UNKNOWN, line.account, subject),
-            kind=BANK_LINE_UNKNOWN,
-            gateway=line.gateway or line.account,
-            subject=subject,
-            currency=line.currency,
-            at_risk_minor=abs(line.amount_minor),
-            since=line.value_date,
-            detail=f"{amount}: {line.text or 'without a text'}",
-            gateway_reference=line.batch_id,
-        )
 
 
 def _paid_otherwise(
