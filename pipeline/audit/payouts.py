@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.audit.names import one_person
 from pipeline.audit.terms import DecisionSeen, Lines
 
 # What each decision may follow on, and the state it leads to.
@@ -57,8 +58,8 @@ def wrong_payouts(decisions: Sequence[DecisionSeen]) -> Iterator[tuple[DecisionS
             before, after = _STEPS[decision.kind]
             if payout.state not in before:
                 yield decision, f"payout {body['payout_id']} is {payout.state}"
-            if decision.kind == "payout_approved" and _same_person(decision.actor, payout.creator):
-                yield decision, f"{decision.actor} approves a payout that {decision.actor} created"
+            if decision.kind == "payout_approved" and one_person(decision.actor, payout.creator):
+                yield decision, f"{decision.actor!r} approves what {payout.creator!r} created"
             if _lines(body) != _plain(_moved(decision.kind, payout)):
                 yield decision, "its lines are not those of its payout's amount"
             payout.state = after
@@ -119,9 +120,3 @@ def _lines(body: Mapping[str, Any]) -> dict[tuple[str, str], int]:
 
 def _plain(lines: Lines) -> dict[tuple[str, str], int]:
     return {key: minor for key, minor in lines.items() if minor}
-
-
-def _same_person(one: str, other: str) -> bool:
-    """Case and blanks tell nobody apart."""
-    first, second = ("".join(name.casefold().split()) for name in (one, other))
-    return first == second

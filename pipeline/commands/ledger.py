@@ -167,9 +167,9 @@ def verify_command(ledger_url: LedgerUrl = None, as_json: AsJson = False) -> Non
 
     Reads the ledger alone, in one transaction; `paystream verify` compares it with the topics and
     the gateways. On SQLite the file's indexes are checked as well; on PostgreSQL pg_amcheck does
-    that. A trigger that is gone or off is named with the statements that make it anew. The last
-    lines are the newest hash of each partition, to be compared with an earlier look or another
-    ledger of the same topics.
+    that. A trigger that is gone, off or another one is named with the statements that put it right.
+    The last lines are the newest hash of each partition, to be compared with an earlier look or
+    another ledger of the same topics.
 
     Exit code 0: whole. 1: damaged. 2: the ledger cannot be read.
 

@@ -32,7 +32,7 @@ BREAKS: Final[Mapping[str, str]] = {
     CURRENCY_DIFFERS: "the report says another currency; the row is not booked",
     FEE_DIFFERS: "the gateway took another fee than the terms make; it is booked as it was taken",
     DUPLICATE: "a second row about a settlement that another row has cleared; it is not booked",
-    BATCH_DIFFERS: "the rows of a payout batch and the bank's line differ",
+    BATCH_DIFFERS: "the rows of a payout batch, all due by now, and the bank's line differ",
     BATCH_UNPAID: "rows of a payout batch, and no line of the bank although it is due",
     BANK_LINE_UNKNOWN: "a line of the bank that belongs to no batch of a gateway; it is not booked",
     PAYOUT_UNCONFIRMED: "a payout the bank was asked for, and no debit of it although it is due",

@@ -6,6 +6,7 @@ no entity to expand and nothing to load. What does not add up is refused as a wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Final
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -24,6 +25,9 @@ BYTES_MAX: Final = 128 * 1024 * 1024
 _DEPTH_MAX: Final = 64
 _CAMT: Final = "urn:iso:std:iso:20022:tech:xsd:camt.053.001."
 _NOT_PROVIDED: Final = "NOTPROVIDED"
+# The forms of an xs:decimal (XML Schema part 2, 3.2.3), and what it and a date may stand between.
+_DECIMAL: Final = re.compile(r"([+-]?)(?:([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))")
+_BLANKS: Final = " \t\r\n"
 _TEXT_LENGTH_MAX: Final = 140
 _ID_LENGTH_MAX: Final = 64
 
@@ -128,7 +132,8 @@ def _line(entry: Element, number: int, payer: Named) -> BankLine:
     # What cannot be booked must not be decided: it would hold up every later decision.
     if not 0 < abs(amount_minor) <= AMOUNT_MINOR_MAX:
         raise _NotAStatement(f"line {number} moves nothing, or more than an amount can be")
-    day = (_first(entry, "ValDt/Dt", "ValDt/DtTm", "BookgDt/Dt", "BookgDt/DtTm") or "")[:10]
+    dated = _first(entry, "ValDt/Dt", "ValDt/DtTm", "BookgDt/Dt", "BookgDt/DtTm") or ""
+    day = dated.strip(_BLANKS)[:10]
     if not is_date(day):
         raise _NotAStatement(f"line {number} has no date")
     side = "Dbtr" if amount_minor > 0 else "Cdtr"
@@ -161,13 +166,23 @@ def _amount(element: Element) -> tuple[int, str]:
     currency = "" if found is None else found.get("Ccy", "")
     if found is None or currency not in MINOR_UNITS:
         raise _NotAStatement("an amount has no currency of ISO 4217")
-    minor = parse_amount(found.text or "", currency)
+    minor = parse_amount(_plain(found.text or ""), currency)
     if minor < 0:
         raise _NotAStatement(f"the amount {found.text} has a sign, which CdtDbtInd gives")
     side = element.findtext("CdtDbtInd")
     if side not in ("CRDT", "DBIT"):
         raise _NotAStatement(f"{side!r} is neither CRDT nor DBIT")
     return (minor if side == "CRDT" else -minor), currency
+
+
+def _plain(amount: str) -> str:
+    """As amounts are written here: ``1000.``, ``.5`` and ``+5`` as ``1000.0``, ``0.5`` and ``5.0``.
+    What is no xs:decimal stays as it is."""
+    found = _DECIMAL.fullmatch(amount.strip(_BLANKS))
+    if found is None:
+        return amount
+    sign, whole, fraction, alone = found.groups()
+    return f"{sign.replace('+', '')}{whole or 0}.{fraction or alone or 0}"
 
 
 def _require_adding_up(statement: Element, file_id: str, total: dict[str, int]) -> None:

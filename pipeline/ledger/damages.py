@@ -27,7 +27,7 @@ DAMAGES: Final = {
     "file_damaged": "The file, or a row of it, is not as SQLite would have written it.",
     "row_unreadable": "A row holds bytes that are no text, or a value of another type.",
     "not_judged": "What damaged rows or pages are in the way of is not judged further.",
-    "guard_missing": "A guard of the database is gone, off or another one: it refuses less.",
+    "guard_missing": "A guard is gone, off or another one, or a trigger is in the way of guards.",
     "schema_differs": "The migration that the database names is not the one of its version.",
     "decision_changed": "A decision is not the one that was made.",
     "decision_missing": "A decision that was made is not there.",

@@ -181,7 +181,7 @@ def _balances(connection: Connection) -> Iterator[Damage]:
 
 def _guards(connection: Connection) -> Iterator[Damage]:
     for table, name, why, anew in missing_guards(connection):
-        yield Damage("guard_missing", f"{table} {name}", f"it is {why}; make it anew by: {anew}")
+        yield Damage("guard_missing", f"{table} {name}", f"it is {why}; put it right by: {anew}")
 
 
 def _schema(connection: Connection) -> Iterator[Damage]:

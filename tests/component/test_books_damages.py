@@ -34,6 +34,7 @@ from pipeline.ledger.entries import Item
 from pipeline.ledger.journal import Progress
 from pipeline.ledger.reconciliation.findings import Clocks, of_batches
 from pipeline.ledger.reconciliation.following import decide_statement
+from pipeline.ledger.reconciliation.lines_unknown import unknown_lines
 from pipeline.ledger.reconciliation.tables import prepare
 from pipeline.ledger.seals import seal
 from pipeline.ledger.verification import verify_books
@@ -97,6 +98,7 @@ def test_payouts_go_to_the_bank_and_some_come_back(engine: Engine) -> None:
     assert sum(found.paid.values()) == 9 * 1_000
     with reading(engine) as connection:
         assert list(of_batches(connection, Clocks(RULES, now_ms(), date(2100, 1, 1)))) == []
+        assert list(unknown_lines(connection)) == []
     assert isinstance(found, PaidOut)
 
 
@@ -106,7 +108,8 @@ def test_what_the_bank_made_otherwise_of_payouts_is_named(engine: Engine) -> Non
     pay(engine, spoil=spoilt)
     assert Counter(each.kind for each in spoilt.damages) == dict.fromkeys(PAYOUT_KINDS, 2)
     with reading(engine) as connection:
-        found = list(of_batches(connection, Clocks(RULES, now_ms(), date(2100, 1, 1))))
+        found = [*of_batches(connection, Clocks(RULES, now_ms(), date(2100, 1, 1))),
+                 *unknown_lines(connection)]  # fmt: skip
     compare(RECONCILE, spoilt.damages, ((each.kind, each.subject) for each in found))
 
 

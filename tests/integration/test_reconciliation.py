@@ -151,7 +151,7 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     )
     assert "1 lines, booked\n" in run(url, "reconcile", "bank", str(bank)).output
     assert "1 lines, booked before" in run(url, "reconcile", "bank", str(bank)).output
-    run(url, "reconcile", "run", "--as-of", "2023-11-21")
+    run(url, "reconcile", "run", "--as-of", "2023-11-22")
     assert kept(engine)["bank:acct"] == paid - 1
     with reading(engine) as connection:
         (differs,) = list_breaks(connection, kind="batch_differs")
@@ -182,7 +182,7 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     rebuilt = open_ledger(again_url)
     assert kept(rebuilt) == kept(engine)
     # The rebuilt ledger goes on: nothing is cleared or opened a second time.
-    ran = json.loads(run(again_url, "reconcile", "run", "--as-of", "2023-11-21", "--json").output)
+    ran = json.loads(run(again_url, "reconcile", "run", "--as-of", "2023-11-22", "--json").output)
     assert (ran["taken_in"], ran["cleared"]) == (35, 0)
     assert kept(rebuilt) == kept(engine)
     page, table = tmp_path / "page.html", tmp_path / "breaks.csv"

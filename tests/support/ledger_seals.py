@@ -140,6 +140,20 @@ DAMAGE = [
 ]  # fmt: skip
 
 
+_REFUSE = "ledger_refuse_change"
+# As the guard is, but for the quotes around its condition.
+_NEVER = """
+    WHEN NEW.source_part <> 0 BEGIN
+        SELECT RAISE(ABORT, 'the record has one entry: a further part is for decisions
+            that post several')
+        WHERE "NEW.source_part < 0 OR NEW.settlement_id <> '' OR NOT EXISTS (
+            SELECT 1 FROM journal_entries
+            WHERE source_topic = NEW.source_topic AND source_partition = NEW.source_partition
+            AND source_offset = NEW.source_offset AND source_part = 0 AND settlement_id = ''
+            AND kind IN ('fee_true_up', 'fee_true_up_returned', 'clearing', 'bank_receipt',
+            'release')
+        )";
+    END"""
 # By database: (what is done to the guards, which are named, and why).
 GUARDS = {
     "sqlite": [
@@ -147,6 +161,11 @@ GUARDS = {
         ("DROP TRIGGER journal_entries_checked; CREATE TRIGGER journal_entries_checked "
          "AFTER INSERT ON journal_entries WHEN 0 BEGIN SELECT 1; END",
          {"journal_entries journal_entries_checked"}, "another one"),
+        # SQLite takes what stands in double quotes and names no column for a text.
+        ("DROP TRIGGER journal_entries_parts; CREATE TRIGGER journal_entries_parts AFTER INSERT "
+         f"ON journal_entries {_NEVER}", {"journal_entries journal_entries_parts"}, "another one"),
+        ("CREATE TRIGGER \"in the way\" AFTER INSERT ON Journal_Entries BEGIN "
+         "SELECT RAISE(IGNORE); END", {"journal_entries in the way"}, "none of the ledger's"),
     ],
     "postgresql": [
         ("DROP TRIGGER postings_no_change ON postings", {"postings postings_no_change"},
@@ -162,6 +181,38 @@ GUARDS = {
         ("DROP TRIGGER chains_no_change ON chains; CREATE TRIGGER chains_no_change BEFORE UPDATE "
          "ON chains FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
          {"chains chains_no_change"}, "another one"),
+        *((f"DROP TRIGGER chains_no_change ON chains; CREATE TRIGGER chains_no_change {made} "
+           "EXECUTE FUNCTION {0}('chains are never changed: add another instead')".format(function),
+           {"chains chains_no_change"}, "another one")
+          for made, function in (
+              ("BEFORE UPDATE OR DELETE ON chains FOR EACH ROW WHEN (false)", _REFUSE),
+              ("BEFORE UPDATE OR DELETE ON chains FOR EACH STATEMENT", _REFUSE),
+              ("BEFORE UPDATE ON chains FOR EACH ROW", _REFUSE),
+              ("BEFORE UPDATE OF chain_id OR DELETE ON chains FOR EACH ROW", _REFUSE),
+              ("AFTER UPDATE OR DELETE ON chains FOR EACH ROW", _REFUSE),
+          )),
+        ("CREATE SCHEMA other; CREATE FUNCTION other.ledger_refuse_change() RETURNS trigger "
+         "LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'restrict_violation', "
+         "MESSAGE = TG_ARGV[0]; END $$; DROP TRIGGER chains_no_change ON chains; "
+         "CREATE TRIGGER chains_no_change BEFORE UPDATE OR DELETE ON chains FOR EACH ROW EXECUTE "
+         "FUNCTION other.ledger_refuse_change('chains are never changed: add another instead')",
+         {"chains chains_no_change"}, "another one"),
+        ("DROP TRIGGER postings_of_an_entry ON postings; CREATE CONSTRAINT TRIGGER "
+         "postings_of_an_entry AFTER INSERT ON postings DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+         "WHEN (NEW.line = 0) EXECUTE FUNCTION ledger_check_first_line()",
+         {"postings postings_of_an_entry"}, "another one"),
+        ("DROP TRIGGER closed_periods_no_update ON closed_periods; CREATE TRIGGER "
+         "closed_periods_no_update BEFORE UPDATE ON closed_periods FOR EACH ROW WHEN ("
+         "(OLD.sequence IS DISTINCT FROM NEW.sequence OR OLD.through_date IS DISTINCT FROM "
+         "NEW.through_date OR OLD.cuts IS DISTINCT FROM NEW.cuts) AND OLD.sealed IS DISTINCT FROM 0"
+         ") EXECUTE FUNCTION ledger_refuse_change("
+         "'closed_periods are never changed: add another instead')",
+         {"closed_periods closed_periods_no_update"}, "another one"),
+        # Its look at what the statement has inserted is one of before.
+        *((f"ALTER FUNCTION ledger_check_postings() {altered}", {"postings postings_checked"},
+           "another one")
+          for altered in ("STABLE", "SECURITY DEFINER", "RESET ALL", "SET search_path = other",
+                          "RESET jit", "SET session_replication_role = replica")),
     ],
 }  # fmt: skip
 
@@ -227,7 +278,7 @@ class SealsSuite(OnEachDatabase):
             damages = verified(engine).damages
             assert {(d.name, d.place) for d in damages} == {("guard_missing", w) for w in wanted}
             for damage in damages:
-                said, anew = damage.detail.split("; make it anew by: ")
+                said, anew = damage.detail.split("; put it right by: ")
                 assert said == f"it is {why}"
                 run(engine, anew)
             assert found(engine) == set(), attack

@@ -25,7 +25,7 @@ from pipeline.domain.clearing import BankLine, ClearedRow, Clearing
 from pipeline.domain.matching import BookedSide, ReportedSide, pair
 from pipeline.domain.model import Settlement
 from pipeline.domain.payouts import Payout
-from pipeline.domain.posting import JournalEntry, journal_entry
+from pipeline.domain.posting import JournalEntry, Posting, journal_entry
 from pipeline.domain.reconciliation_decisions import (
     BANK_STATEMENT,
     BREAK_RESOLUTION,
@@ -1053,6 +1053,82 @@ class ReconciliationSuite(OnEachDatabase):
         # What the bank says is booked, whoever is right; what is nobody's is not.
         assert books.balances()["bank:acct"] == 9_900 + 9_800 + 50
 
+    def test_a_bank_that_is_faster_than_the_gateway_is_no_break(self, books: Books) -> None:
+        """The line is in on the day itself; the rows of its batch come in the reports of the two
+        days after it, the last of them on the last day on which they may. There never is a break,
+        and nothing is left."""
+        sales = [settlement(n, amount_minor=10_000) for n in range(1, 4)]
+        books.settle(*sales)
+        bank_pays(3 * 9_900)(books, sales[0])
+        books.run("2023-11-14")
+        books.report(row_of(1, sales[0], report_date="2023-11-15", file_id="second"))
+        books.run("2023-11-15")
+        books.report(*(row_of(n, sale, report_date="2023-11-16", file_id="third")
+                       for n, sale in enumerate(sales[1:], 1)))  # fmt: skip
+        for day in ("2023-11-16", "2023-11-17", "2023-12-01"):
+            books.run(day)
+        assert books.breaks(state=None) == []
+        assert books.balances() == {
+            "bank:acct": 3 * 9_900, "gateway_cost:simulator": 300,
+            "merchant_available:m1": -10_000, "merchant_available:m2": -10_000,
+            "merchant_available:m0": -10_000,
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("came", [0, 1])
+    def test_rows_of_a_batch_that_do_not_come_are_told_once_they_are_due(
+        self, books: Books, came: int
+    ) -> None:
+        """Of a batch that the bank paid on Tuesday no row, or not every one, has come by Thursday,
+        T+2. On Friday it is told; that the bank pays more of it then ends nothing, nor does a look
+        at the day before, and the rows end it."""
+        sales = [settlement(n, amount_minor=10_000) for n in range(1, 4)]
+        books.settle(*sales)
+        bank_pays(2 * 9_900)(books, sales[0])
+        rows = [row_of(n, sale) for n, sale in enumerate(sales, 1)]
+        books.report(*rows[:came])
+        books.run("2023-11-16")
+        assert books.breaks(kind="batch_differs", state=None) == []
+        books.run("2023-11-17")
+        (found,) = books.breaks(kind="batch_differs")
+        assert (found.since, found.at_risk_minor) == (DAY, (2 - came) * 9_900)
+        line = BankLine(line_id="1", amount_minor=9_900, currency="GBP", value_date="2023-11-17",
+                        gateway="simulator", batch_id="po_1")  # fmt: skip
+        decide_statement(books.engine, BankStatement("acct", "s-2", (line,)), "anna",
+                         NOW_MS + 2 * 86_400_000)  # fmt: skip
+        for day in ("2023-11-17", "2023-11-16"):
+            books.run(day)
+            (still,) = books.breaks(kind="batch_differs")
+            assert (still.since, still.at_risk_minor) == (DAY, (3 - came) * 9_900)
+        books.report(*rows[came:])
+        books.run("2023-11-17")
+        assert books.breaks() == []
+
+    def test_a_second_line_of_a_batch_has_time_for_its_rows(self, books: Books) -> None:
+        """What has matched is paid more of on Friday: its rows may come until Tuesday."""
+        sale = settlement(1, amount_minor=10_000)
+        books.settle(sale)
+        books.report(row_of(1, sale))
+        bank_pays(9_900)(books, sale)
+        line = BankLine(line_id="1", amount_minor=50, currency="GBP", value_date="2023-11-17",
+                        gateway="simulator", batch_id="po_1")  # fmt: skip
+        decide_statement(books.engine, BankStatement("acct", "s-2", (line,)), "anna",
+                         NOW_MS + 2 * 86_400_000)  # fmt: skip
+        books.run("2023-11-21")
+        assert books.breaks(state=None) == []
+        books.run("2023-11-22")
+        assert books.kinds() == [("batch_differs", "po_1:GBP", 50)]
+
+    def test_a_line_that_is_dated_ahead_counts_from_the_day_it_was_read(self, books: Books) -> None:
+        """Of 2099, read on the 15th: its rows are due by the 17th, not in 2099."""
+        line = BankLine(line_id="1", amount_minor=50, currency="GBP", value_date="2099-01-01",
+                        gateway="simulator", batch_id="po_1")  # fmt: skip
+        decide_statement(books.engine, BankStatement("acct", "s", (line,)), "anna", NOW_MS)
+        books.run("2023-11-17")
+        assert books.breaks() == []
+        books.run("2023-11-20")
+        (found,) = books.breaks()
+        assert (found.kind, found.since) == ("batch_differs", "2023-11-15")
+
     @pytest.mark.parametrize(
         ("resolution", "left"),
         [
@@ -1233,6 +1309,54 @@ class ReconciliationSuite(OnEachDatabase):
         assert bank_moves(books, made, "s-3", 10_00, on="savings") == [("savings:s-3:1", False)]
         assert payouts.payouts(books.engine)["2010-12-01"].state == "paid"
         assert books.balances()["bank:main-gbp"] == -10_00
+
+    @pytest.mark.parametrize(
+        ("minor", "act", "post"),
+        [
+            (-10_00, "paid", "bank:other-gbp=-10.00:GBP bank:main-gbp=10.00:GBP"),
+            (10_00, "returned", "bank:other-gbp=10.00:GBP bank:main-gbp=-10.00:GBP"),
+        ],
+    )
+    def test_a_line_on_another_account_says_what_can_be_done(
+        self, books: Books, minor: int, act: str, post: str
+    ) -> None:
+        """Both accounts, and the two steps after which the break is resolved: done, each account
+        holds what its bank says, and the break has the words it had."""
+        made = submitted_payout(books)
+        bank_moves(books, made, "s-1", minor, on="other-gbp", number="GB00")
+        (found,) = books.breaks()
+        named = f"payout {made.payout_id} is paid from main-gbp and this is on other-gbp"
+        assert named in found.detail
+        for step in (
+            f"`paystream payouts {act} {made.payout_id}`",
+            f"`paystream ledger post {post}`",
+        ):
+            assert step in found.detail
+        how = {"paid": "confirm", "returned": "return"}[act]
+        payouts.move(books.engine, made, how, "2010-12-02T08:00")
+        payouts.post(books.engine, "2010-12-02T08:00", Posting("bank:other-gbp", "GBP", minor),
+                     Posting("bank:main-gbp", "GBP", -minor))  # fmt: skip
+        resolve(books, found, CORRECTED)
+        books.run("2010-12-03")
+        assert books.kinds() == []
+        if act == "paid":
+            assert books.balances().get("bank:main-gbp", 0) == 0
+            assert books.balances()["bank:other-gbp"] == minor
+
+    def test_only_the_account_is_said_to_be_why(self, books: Books) -> None:
+        """Of another amount, on whatever account, nothing is to be confirmed; and the payout's own
+        account, by its name or its number, is not the reason."""
+        made = submitted_payout(books)
+        iban = "GB33BUKB20201555555555"
+        bank_moves(books, made, "s-1", -9_99, on="other-gbp")
+        bank_moves(books, made, "s-2", -9_99)
+        bank_moves(books, made, "s-3", -9_99, on=iban, number=iban)
+        said = {b.gateway: b.detail for b in books.breaks()}
+        assert "on other-gbp, so it is not taken for the payout's, which is of GBP 10.00: ask" in (
+            said.pop("other-gbp")
+        )
+        assert set(said) == {"main-gbp", iban}
+        assert not any("is paid from" in each for each in said.values())
 
     def test_a_payouts_account_is_known_by_the_banks_number_too(self, books: Books) -> None:
         """Where no rule names the account of the statement as the terms do."""

@@ -102,6 +102,12 @@ def _move_more(story: Decided, number: int) -> None:
 DAMAGES: dict[str, Callable[[Decided], Any]] = {
     "approved by its creator": lambda s: s.__setitem__(2, (s[2][0], "anna", s[2][2])),
     "approved by its creator in capitals": lambda s: s.__setitem__(2, (s[2][0], "ANNA ", s[2][2])),
+    "approved by its creator in wide letters": lambda s: s.__setitem__(
+        2, (s[2][0], "\uff41\uff4e\uff4e\uff41", s[2][2])
+    ),
+    "approved by its creator with what nobody sees": lambda s: s.__setitem__(
+        2, (s[2][0], "an\u200bna\u034f", s[2][2])
+    ),
     "approval left out": lambda s: s.pop(2),
     "submission left out": lambda s: s.pop(3),
     "returned before it was submitted": lambda s: s.insert(2, s.pop(6)),

@@ -85,7 +85,32 @@ OLDER = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("version", "text"), [("08", WHOLE), ("02", OLDER)])
+# The same amounts and days in every other form that the schema has for them.
+OTHERWISE = WHOLE
+for written, otherwise in (
+    (">966<", ">966.<"), (">1.234<", ">\n  +01.2340\t<"), (">0.50<", ">.5<"), (">0.000<", ">-.0<"),
+    (">0<", ">+0.<"), (">12.28<", "> 12.28000 <"), (">11.78<", ">+11.78<"),
+    ("<Dt>2010-12-02<", "<Dt>\n  2010-12-02Z <"),
+):  # fmt: skip
+    assert written in OTHERWISE, written
+    OTHERWISE = OTHERWISE.replace(written, otherwise)
+
+
+def test_amounts_and_days_are_read_in_every_form_that_they_have() -> None:
+    """An xs:decimal may begin or end with its point and have a plus; blanks around do not count."""
+    assert read(OTHERWISE) == read(WHOLE)
+
+
+@pytest.mark.parametrize(
+    "amount", ["", ".", "+", "-.", "1,5", "1e3", "1_000", "1 0", "++1", "INF", "0x1", "\u0661"]
+)  # fmt: skip
+def test_what_is_no_decimal_is_no_amount(amount: str) -> None:
+    """Whatever else Python would read as a number."""
+    with pytest.raises(UserError, match="is not an amount"):
+        read(WHOLE.replace(">966<", f">{amount}<", 1))
+
+
+@pytest.mark.parametrize(("version", "text"), [("08", WHOLE), ("02", OLDER), ("08", OTHERWISE)])
 @pytest.mark.slow
 def test_the_statements_read_here_are_valid_by_iso_20022(version: str, text: str) -> None:
     """By the schema itself, found without importing the web framework that its package brings."""

@@ -42,6 +42,7 @@ from pipeline.ledger.reconciliation.findings import (
     of_pair,
 )
 from pipeline.ledger.reconciliation.following import decide_clearing
+from pipeline.ledger.reconciliation.lines_unknown import unknown_lines
 from pipeline.ledger.reconciliation.matching import (
     Matched,
     OnlyHere,
@@ -189,6 +190,7 @@ def look(
                 _sort(found, done, clearer, clocks)
             # Of the same moment.
             done.breaks += of_batches(connection, clocks)
+            done.breaks += unknown_lines(connection)
             done.breaks += unconfirmed_payouts(connection, clocks)
         clearer.decide()
     return done

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, text
 
 from pipeline.domain.breaks import (
     AMOUNT_DIFFERS,
-    BANK_LINE_UNKNOWN,
     BATCH_DIFFERS,
     BATCH_UNPAID,
     CORRECTED,
@@ -38,18 +37,18 @@ _BATCHES: Final = text(
     "count(*) AS lines "
     "FROM clearing_rows GROUP BY gateway, batch_id, currency"
 )
-_UNPAID: Final = text(
-    f"SELECT break_id FROM breaks WHERE kind = '{BATCH_UNPAID}' "
+_TOLD: Final = text(
+    f"SELECT break_id FROM breaks WHERE kind IN ('{BATCH_UNPAID}', '{BATCH_DIFFERS}') "
     f"AND (state = '{OPEN}' OR resolution = '{CORRECTED}')"
 )
 _BANK: Final = text(
-    "SELECT gateway, batch_id, currency, sum(amount_minor) AS minor, min(value_date) AS day, "
-    "min(account || ' ' || file_id || ' line ' || line_id) AS place FROM bank_lines "
-    "WHERE gateway <> '' AND batch_id <> '' GROUP BY gateway, batch_id, currency"
-)
-_UNKNOWN: Final = text(
-    "SELECT * FROM bank_lines WHERE (gateway = '' OR batch_id = '') AND payout = 0 "
-    "ORDER BY account, file_id"
+    "SELECT b.gateway, b.batch_id, b.currency, sum(b.amount_minor) AS minor, "
+    "min(b.value_date) AS first_day, max(b.value_date) AS last_day, "
+    "min(coalesce(d.decided_at_ms, 0)) AS first_ms, "
+    "max(coalesce(d.decided_at_ms, 0)) AS last_ms, "
+    "min(b.account || ' ' || b.file_id || ' line ' || b.line_id) AS place "
+    "FROM bank_lines b LEFT JOIN ledger_decisions d ON d.sequence = b.sequence "
+    "WHERE b.gateway <> '' AND b.batch_id <> '' GROUP BY b.gateway, b.batch_id, b.currency"
 )
 
 
@@ -77,7 +76,8 @@ class Clocks:
         return settled_at_ms < end_ms
 
     def is_unexplained(self, gateway: str, report_date: str) -> bool:
-        """Whether what a report of then tells of should be booked here by now."""
+        """Whether what a report, or a bank's line, of then tells of should be known of by now: it
+        is booked here, and in a report."""
         return report_date <= self._rules.of(gateway).reported_through(self.today(gateway))
 
     def is_unpaid(self, gateway: str, report_date: str) -> bool:
@@ -91,7 +91,7 @@ class Clocks:
 
     def is_due(self, kind: str, gateway: str, since: str) -> bool:
         """Whether a break of then would be told by now: one that is told by its day's distance."""
-        if kind in (MISSING_AT_GATEWAY, MISSING_HERE):
+        if kind in (MISSING_AT_GATEWAY, MISSING_HERE, BATCH_DIFFERS):
             return self.is_unexplained(gateway, since)
         if kind == PAYOUT_UNCONFIRMED:
             return self.is_unconfirmed(since)
@@ -151,9 +151,9 @@ def left_row(found: OnlyThere, clocks: Clocks) -> ReconciliationBreak | None:
 
 def of_batches(connection: Connection, clocks: Clocks) -> Iterator[ReconciliationBreak]:
     """The gateways' payout batches against the bank's lines, in sums of each batch. One that is
-    open as unpaid, or that a person has corrected, stays so, though a late row gives the batch more
-    time: no line explained it."""
-    unpaid = frozenset(connection.execute(_UNPAID).scalars())
+    open, or that a person has corrected, stays so while the sums differ, though a late row or
+    another line gives the batch more time: that alone explains nothing."""
+    told = frozenset(connection.execute(_TOLD).scalars())
     bank = {(b.gateway, b.batch_id, b.currency): b for b in connection.execute(_BANK)}
     for batch in connection.execute(_BATCHES):
         line = bank.pop((batch.gateway, batch.batch_id, batch.currency), None)
@@ -163,32 +163,34 @@ def of_batches(connection: Connection, clocks: Clocks) -> Iterator[Reconciliatio
             # Of its first day, by which one that is open is due: its line ends it by then as well.
             found = _of_batch(BATCH_UNPAID, batch, batch.first_date, abs(minor),
                               f"{said}, the bank has no line of it", batch.file_id)  # fmt: skip
-            told = found.break_id in unpaid and clocks.is_unpaid(batch.gateway, batch.first_date)
-            if minor and (told or clocks.is_unpaid(batch.gateway, batch.report_date)):
+            known = found.break_id in told and clocks.is_unpaid(batch.gateway, batch.first_date)
+            if minor and (known or clocks.is_unpaid(batch.gateway, batch.report_date)):
                 yield found
         elif int(line.minor) != minor:
             paid = format_amount(int(line.minor), batch.currency)
-            yield _of_batch(BATCH_DIFFERS, batch, batch.report_date, abs(int(line.minor) - minor),
-                            f"{said}, the bank says {paid} ({line.place})",
-                            batch.file_id)  # fmt: skip
+            yield from _paid_otherwise(line, abs(int(line.minor) - minor),
+                                       f"{said}, the bank says {paid} ({line.place})",
+                                       batch.file_id, clocks, told)  # fmt: skip
     for line in bank.values():
         paid = format_amount(int(line.minor), line.currency)
         said = f"the bank says {paid} ({line.place}), no report has rows of it"
-        yield _of_batch(BATCH_DIFFERS, line, line.day, abs(int(line.minor)), said, "")
-    for line in connection.execute(_UNKNOWN):
-        amount = format_amount(line.amount_minor, line.currency)
-        subject = f"{line.account}:{line.file_id}:{line.line_id}"
-        yield ReconciliationBreak(
-            break_id=break_id(BANK_LINE_UNKNOWN, line.account, subject),
-            kind=BANK_LINE_UNKNOWN,
-            gateway=line.gateway or line.account,
-            subject=subject,
-            currency=line.currency,
-            at_risk_minor=abs(line.amount_minor),
-            since=line.value_date,
-            detail=f"{amount}: {line.text or 'without a text'}",
-            gateway_reference=line.batch_id,
-        )
+        yield from _paid_otherwise(line, abs(int(line.minor)), said, "", clocks, told)
+
+
+def _paid_otherwise(
+    line: Any, at_risk_minor: int, detail: str, file_id: str, clocks: Clocks, told: Collection[str]
+) -> Iterator[ReconciliationBreak]:
+    """Nothing while rows of the batch may still come. No report says how many rows a batch has, and
+    those of a batch may be in several; but what the bank has paid was taken in by the gateway
+    before, so all of it is in a report once T+N since the bank's line is over."""
+    # A line counts from the day it was read at the latest: banks date some of them ahead.
+    first, last = (
+        min(day, clocks.day_of(line.gateway, at_ms))
+        for day, at_ms in ((line.first_day, line.first_ms), (line.last_day, line.last_ms))
+    )
+    found = _of_batch(BATCH_DIFFERS, line, first, at_risk_minor, detail, file_id)
+    if clocks.is_unexplained(line.gateway, first if found.break_id in told else last):
+        yield found
 
 
 def _of_batch(

@@ -44,7 +44,7 @@ def with_payouts(
         which = line.batch_id, line.amount_minor > 0
         if line.batch_id not in book.payouts or which in taken:
             continue
-        if not _is_paid_from(book, line.batch_id, statement):
+        if not is_paid_from(book, line.batch_id, statement.account, statement.number):
             continue
         try:
             event = settle_by_bank(
@@ -71,13 +71,13 @@ def with_payouts(
     return replace(statement, lines=lines)
 
 
-def _is_paid_from(book: PayoutBook, payout_id: str, statement: BankStatement) -> bool:
-    """Whether the statement is of the account that the payout posts to: by what the books call it,
-    or, where the rules call it otherwise or not at all, by the bank's own number of it."""
-    if statement.account == book.payouts[payout_id].bank:
+def is_paid_from(book: PayoutBook, payout_id: str, account: str, number: str) -> bool:
+    """Whether a statement's account is the one that the payout posts to: by what the books call it,
+    or, where the rules call it otherwise or not at all, by the bank's own ``number`` of it."""
+    if account == book.payouts[payout_id].bank:
         return True
     paid_from = book.created[payout_id]["paid_from"]
-    number = _plain(statement.number)
+    number = _plain(number)
     return bool(number) and number == _plain(paid_from["iban"] or paid_from["number"])
 
 
