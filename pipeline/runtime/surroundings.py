@@ -11,7 +11,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def _rocks_table_store(path: Path, keep_s: int | None) -> TableStore:
     return RocksTableStore(path, keep_s=keep_s)
 
 
+def _steady_clock() -> Callable[[], float]:
+    """Linux's own monotonic clock stands while the machine is suspended, and a worker that wakes
+    with it would not know that others have taken over. This one goes on."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+    return time.monotonic
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """Each field is called the way production's own default is."""
@@ -37,9 +46,9 @@ class Surroundings:
     admin: Callable[..., Any] = AdminClient
     table_store: Callable[[Path, int | None], TableStore] = _rocks_table_store
     state_file: Callable[[Path], StateFile] = InPlaceFile
-    # Epoch seconds; seconds of a clock that never jumps.
+    # Epoch seconds; seconds of a clock that nobody sets.
     time_s: Callable[[], float] = time.time
-    monotonic_s: Callable[[], float] = time.monotonic
+    monotonic_s: Callable[[], float] = field(default_factory=_steady_clock)
     sleep: Callable[[float], None] = time.sleep
     thread: Callable[..., Any] = threading.Thread
     event: Callable[[], Any] = threading.Event

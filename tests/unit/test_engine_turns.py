@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -601,6 +602,28 @@ def test_a_revocation_waits_for_the_open_transaction(
     assert said == ["the transaction ended", "gave back"]
     if stage == "payments":
         assert worker._table.get(0, key_of("o1")) is not None, "a known commit reaches the cache"
+    commits.close()
+
+
+def test_a_revocation_waits_for_the_answers_that_it_commits_itself(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was answered while a transaction was open goes into one more, of which the next owner
+    has to see the end as well."""
+    said: list[str] = []
+    member, lane = Member(said), SlowLane(said)
+    may_end = threading.Semaphore(0)
+    lane.may_end = SimpleNamespace(wait=lambda s: may_end.acquire(timeout=s))  # type: ignore[assignment]
+    commits = CommitThread(lane)  # type: ignore[arg-type]
+    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+    for order_id in ("o1", "o2"):
+        append_request(flow, member, order_id)
+        worker._turn(fetch=True)
+    said.clear()
+    for after_s in (0.05, 0.1):
+        threading.Timer(after_s, may_end.release).start()
+    worker._on_revoke(member, [TopicPartition(flow.topic("payment-requests"), 0)])
+    assert said == ["the transaction ended", "the transaction ended", "gave back"]
     commits.close()
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from concurrent.futures import Future
 
 from pipeline.chaos.flow.fault import Fault
+from pipeline.chaos.flow.node import send
 from pipeline.embedded.broker import BrokerProcess
+
+# From the moment on that a broker stands until a commit that was under way has its other markers.
+MARKED_S = 0.5
 
 
 class BrokerFault(Fault):
@@ -28,16 +33,22 @@ class BrokerFault(Fault):
             for name in sorted(self.cluster.nodes)
             for stage in ("payments", "gateway")
         ][self.drawn.pick % (2 * len(self.cluster.nodes))]
-        transactional_id = f"paystream/{self.cluster.settings.topic_prefix}/{node}/{stage}/0"
-        partitions = sorted(
-            p for t, p in self.cluster.watch.cluster.leaders if t == "__transaction_state"
-        )
-        place = java_hash(transactional_id) % len(partitions) if partitions else 0
-        leader = self.cluster.watch.cluster.leaders.get(("__transaction_state", place), -1)
+        transactional_id = self.transactional_id(node, stage)
+        leader = self.leader_of("__transaction_state", transactional_id)
         for broker in self.cluster.kafka.brokers:
             if broker.node_id == leader:
                 return broker, f"broker {leader}, coordinator of {transactional_id}"
         return self.pick()
+
+    def transactional_id(self, node: str, stage: str) -> str:
+        return f"paystream/{self.cluster.settings.topic_prefix}/{node}/{stage}/0"
+
+    def leader_of(self, topic: str, name: str) -> int:
+        """The broker that has the partition of one of Kafka's own topics in which a name is kept;
+        -1 where that is not known."""
+        leaders = self.cluster.watch.cluster.leaders
+        partitions = sum(t == topic for t, _ in leaders)
+        return leaders.get((topic, java_hash(name) % partitions), -1) if partitions else -1
 
     def controller(self) -> tuple[BrokerProcess, str]:
         broker = self.cluster.controller()
@@ -67,6 +78,59 @@ class FreezeBroker(BrokerFault):
         self.broker, text = getattr(self, self.who)()
         self.broker.pause()
         return str(text)
+
+    def end(self) -> None:
+        self.broker.resume()
+
+
+class MarkersApart(BrokerFault):
+    """Markers of one transaction land apart: a broker that has a part of the table stands still,
+    and neither the coordinator of a worker's transactions nor that of its offsets does. The worker
+    is killed, so whoever comes next finds offsets of a transaction whose rows it cannot see yet."""
+
+    def may_begin(self) -> bool:
+        return super().may_begin() and self._chosen() is not None
+
+    def _chosen(self) -> tuple[str, int, BrokerProcess] | None:
+        """A node, its payments worker, and the broker."""
+        workers = [
+            (name, pid)
+            for name, node in sorted(self.cluster.nodes.items())
+            for pid in node.pids("payments")
+            if not name.startswith("twin")
+        ]
+        if not workers:
+            return None
+        name, pid = workers[self.drawn.pick % len(workers)]
+        catalogue = self.cluster.settings.catalogue()
+        spared = {
+            self.leader_of("__transaction_state", self.transactional_id(name, "payments")),
+            self.leader_of("__consumer_offsets", catalogue.group("payments")),
+        }
+        table = catalogue.name("payments")
+        leading = {
+            leader for (topic, _), leader in self.cluster.watch.cluster.leaders.items()
+            if topic == table
+        }  # fmt: skip
+        for broker in self.cluster.kafka.brokers:
+            if broker.node_id in leading - spared:
+                return name, pid, broker
+        return None
+
+    def begin(self) -> str:
+        chosen = self._chosen()
+        assert chosen is not None, "may_begin was asked in the same turn"
+        name, self._pid, self.broker = chosen
+        self.broker.pause()
+        self._killed = False
+        return f"broker {self.broker.node_id}, and {name} payments (process {self._pid})"
+
+    def is_over(self) -> bool:
+        if not self._killed and self.elapsed_s >= MARKED_S:
+            # What it had asked to be committed is, and what it writes now hangs.
+            send(self._pid, signal.SIGKILL)
+            self._killed = True
+        return super().is_over()
 
     def end(self) -> None:
         self.broker.resume()

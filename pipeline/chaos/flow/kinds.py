@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.chaos.flow.broker_faults import FreezeBroker, KillBroker, RollBrokers
+from pipeline.chaos.flow.broker_faults import FreezeBroker, KillBroker, MarkersApart, RollBrokers
 from pipeline.chaos.flow.cluster import Cluster
 from pipeline.chaos.flow.draw import Drawn
 from pipeline.chaos.flow.fault import Fault
@@ -39,6 +39,7 @@ CLASSES: dict[str, tuple[type[Fault], dict[str, str]]] = {
     "kill-controller": (KillBroker, {"who": "controller"}),
     "freeze-broker-short": (FreezeBroker, {"who": "pick"}),
     "freeze-coordinator-long": (FreezeBroker, {"who": "coordinator"}),
+    "markers-apart": (MarkersApart, {}),
     "roll-brokers": (RollBrokers, {}),
     "kill-simulator": (KillSimulator, {}),
     "freeze-simulator": (FreezeSimulator, {}),
