@@ -261,7 +261,7 @@ class Deliverer:
 
     async def _sweep(self, endpoints: Endpoints) -> None:
         now_ms = int(time.time() * 1000)
-        ended = await self._apart(
+        ended = await self._give_up(
             self._store.give_up_forgotten,
             tuple(endpoints.by_name),
             now_ms - FORGOTTEN_AFTER_MS,
@@ -270,6 +270,15 @@ class Deliverer:
         if ended:
             _log.warning("%d callbacks given up: their endpoint is not configured any more", ended)
         await self._apart(self._store.forget, now_ms - KEPT_MS)
+
+    async def _give_up(self, call: Callable[..., int], *given: Any) -> int:
+        """Ask the store to give up, until it finds no more; how many it gave up in all."""
+        ended = 0
+        while some := await self._apart(call, *given):
+            ended += some
+            for _ in range(some):
+                self._metrics.ended(GIVEN_UP)
+        return ended
 
     async def _drain(self) -> None:
         if self._tasks:

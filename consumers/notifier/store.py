@@ -12,7 +12,17 @@ from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import asdict
-from sqlalchemy import Engine, and_, delete, exists, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    and_,
+    delete,
+    exists,
+    func,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -274,18 +284,46 @@ class CallbackStore:
         return True
 
     def give_up_forgotten(self, known: Collection[str], before_ms: int, now_ms: int) -> int:
-        """End the wait of old callbacks whose endpoint is not configured any more; how many."""
+        """End the wait of old callbacks whose endpoint is not configured any more; how many.
+        ROWS_MAX at a time, so ask until it is fewer."""
+        forgotten = and_(callbacks.c.endpoint.not_in(sorted(known)), callbacks.c.due_ms < before_ms)
         with _Transaction(self._engine) as connection:
-            ended = connection.execute(
-                update(callbacks)
-                .where(
-                    callbacks.c.state == WAITING,
-                    callbacks.c.endpoint.not_in(sorted(known)),
-                    callbacks.c.due_ms < before_ms,
-                )
-                .values(state=GIVEN_UP, ended_at_ms=now_ms)
+            return self._give_up(
+                connection, forgotten, "its endpoint is not configured any more", now_ms
             )
-        return int(ended.rowcount)
+
+    @staticmethod
+    def _give_up(connection: Any, which: ColumnElement[bool], why: str, now_ms: int) -> int:
+        """End the wait of some callbacks for another reason than their own last try, which the log
+        then has."""
+        key = tuple_(callbacks.c.endpoint, callbacks.c.event_id)
+        some = (
+            select(callbacks.c.endpoint, callbacks.c.event_id)
+            .where(callbacks.c.state == WAITING, which)
+            .limit(ROWS_MAX)
+        )
+        ended = connection.execute(
+            update(callbacks)
+            .where(key.in_(some), callbacks.c.state == WAITING)
+            .values(state=GIVEN_UP, ended_at_ms=now_ms)
+            .returning(callbacks.c.endpoint, callbacks.c.event_id, callbacks.c.tries)
+        ).all()
+        rows = [
+            {
+                "endpoint": endpoint,
+                "event_id": event_id,
+                "try_number": 0,
+                "at_ms": now_ms,
+                "took_ms": 0,
+                "outcome": GIVEN_UP,
+                "status": None,
+                "detail": f"after {tries} tries: {why}"[:DETAIL_MAX],
+            }
+            for endpoint, event_id, tries in ended
+        ]
+        if rows:
+            connection.execute(deliveries.insert(), rows)
+        return len(rows)
 
     def forget(self, before_ms: int) -> int:
         """Delete what has ended before, and its log; how many callbacks."""

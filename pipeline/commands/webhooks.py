@@ -237,8 +237,9 @@ def _callback_line(row: dict[str, Any]) -> str:
 
 
 def _delivery_line(row: dict[str, Any]) -> str:
+    number = f"try {row['try_number']} " if row["try_number"] else ""
     parts = [
-        f"    {_time(row['at_ms'])} try {row['try_number']} {row['outcome']}",
+        f"    {_time(row['at_ms'])} {number}{row['outcome']}",
         f"status {row['status']}" if row["status"] is not None else "",
         f"{row['took_ms']} ms" if row["try_number"] else "",
         row["detail"],

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from consumers.notifier.callback import Callback
 from consumers.notifier.database import open_callbacks
 from consumers.notifier.deliverer import Deliverer
 from consumers.notifier.endpoints import EndpointFile
-from consumers.notifier.store import CallbackStore
+from consumers.notifier.store import ROWS_MAX, CallbackStore
+from consumers.notifier.watch import Unwatched
 from tests.support.waiting import WAIT_S, wait_until
 
 NOW_MS = 1_700_000_000_000
@@ -164,6 +166,39 @@ def test_name_servers_that_hang_hold_up_no_other(
         answer.set()
         receivers.close()
         thread.join(60)
+
+
+class Ended(Unwatched):
+    """Counts what the metrics are told has ended."""
+
+    def __init__(self) -> None:
+        self.states: Counter[str] = Counter()
+
+    def ended(self, state: str) -> None:
+        self.states[state] += 1
+
+
+def test_what_is_given_up_for_want_of_an_endpoint_is_counted(tmp_path: Path) -> None:
+    """Each one is in the metrics, by which an alert tells of it, and its log says why."""
+    (tmp_path / "e.toml").write_text("")
+    file = EndpointFile(tmp_path / "e.toml")
+    file.load()
+    store = CallbackStore(open_callbacks(f"sqlite:///{tmp_path / 'c.db'}"))
+    many = ROWS_MAX + 1
+    store.take([_callback("gone", n) for n in range(many)], "c", "t", {0: 1}, NOW_MS)
+    ended = Ended()
+    working = Deliverer(store, file, lanes=lambda: [0], first_ms=5_000, metrics=ended)
+    stop = threading.Event()
+    thread = threading.Thread(target=working.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(lambda: ended.states == {"given_up": many}, WAIT_S, "all are counted")
+    finally:
+        stop.set()
+        thread.join(30)
+    assert len(store.find(state="given_up")) == many
+    (said,) = store.deliveries_of(["gone-7"])["gone", "gone-7"]
+    assert said["detail"] == "after 0 tries: its endpoint is not configured any more"
 
 
 def _callback(endpoint: str, number: int) -> Callback:

@@ -254,6 +254,10 @@ class StoreSuite:
         assert store.give_up_forgotten(["e"], NOW, NOW) == 0
         assert store.give_up_forgotten(["e"], NOW + 1, NOW) == 1
         assert [row["state"] for row in store.find(endpoint="gone")] == [GIVEN_UP]
+        assert store.give_up_forgotten(["e"], NOW + 1, NOW) == 0
+        (said,) = store.deliveries_of(["p1-1"])["gone", "p1-1"]
+        assert (said["try_number"], said["outcome"]) == (0, "given_up")
+        assert said["detail"] == "after 0 tries: its endpoint is not configured any more"
         assert self.ids(store) == ["p1-1"]
 
 
