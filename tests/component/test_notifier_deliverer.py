@@ -6,6 +6,7 @@ import asyncio
 import base64
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ from aiohttp import web
 from consumers.notifier import deliverer
 from consumers.notifier.callback import Callback
 from consumers.notifier.database import open_callbacks
-from consumers.notifier.deliverer import Deliverer
+from consumers.notifier.deliverer import Deliverer, judge
 from consumers.notifier.endpoints import EndpointFile
+from consumers.notifier.sender import UNREACHABLE, Delivery
 from consumers.notifier.store import ROWS_MAX, CallbackStore
 from consumers.notifier.watch import Unwatched
 from tests.support.waiting import WAIT_S, wait_until
@@ -199,6 +201,44 @@ def test_what_is_given_up_for_want_of_an_endpoint_is_counted(tmp_path: Path) -> 
     assert len(store.find(state="given_up")) == many
     (said,) = store.deliveries_of(["gone-7"])["gone", "gone-7"]
     assert said["detail"] == "after 0 tries: its endpoint is not configured any more"
+
+
+def test_a_dead_endpoint_with_many_callbacks_is_given_up_in_time(tmp_path: Path) -> None:
+    """A thousand that wait for 30 hours, of which rests allow few to be tried: all of them end, and
+    are counted. Those of a paused one stay."""
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        (tmp_path / "e.toml").write_text(
+            "".join(
+                f'[endpoints.{name}]\nmerchant = "m"\nsecrets = ["{SECRET}"]\n{more}\n'
+                f'url = "http://127.0.0.1:{unheard.getsockname()[1]}/x"\n'
+                for name, more in (("dead", ""), ("paused", "paused = true"))
+            )
+        )
+        file = EndpointFile(tmp_path / "e.toml", allow_http=True, allow_private=True)
+        file.load()
+        store = CallbackStore(open_callbacks(f"sqlite:///{tmp_path / 'c.db'}"))
+        now_ms = int(time.time() * 1000)
+        kept_ms, many = now_ms - 30 * 3_600_000, 1_000
+        new = [_callback(name, n) for name in ("dead", "paused") for n in range(many)]
+        store.take(new, "c", "t", {0: 1}, kept_ms)
+        for name in ("dead", "paused"):
+            (head,) = store.due(name, [0], now_ms, 1)
+            for hours in range(0, 30, 4):
+                said = Delivery(outcome=UNREACHABLE, at_ms=kept_ms + hours * 3_600_000, took_ms=1)
+                store.record([judge(head, said, first_ms=5_000)])
+        ended = Ended()
+        working = Deliverer(store, file, lanes=lambda: [0], first_ms=5_000, allow_http=True,
+                            allow_private=True, metrics=ended)  # fmt: skip
+        stop = threading.Event()
+        thread = threading.Thread(target=working.run, args=(stop,))
+        thread.start()
+        try:
+            wait_until(lambda: ended.states == {"given_up": many}, WAIT_S, "all are given up")
+        finally:
+            stop.set()
+            thread.join(30)
+    assert {row["endpoint"] for row in store.find(state="waiting")} == {"paused"}
 
 
 def _callback(endpoint: str, number: int) -> Callback:
