@@ -32,6 +32,7 @@ from consumers.notifier.store import (
 )
 from consumers.notifier.store import (
     GIVEN_UP,
+    ROWS_MAX,
     WAITING,
     CallbackStore,
     Head,
@@ -290,15 +291,16 @@ class Deliverer:
         )
         if ended:
             _log.warning("%d callbacks given up: their endpoint is not configured any more", ended)
+        if ended == ROWS_MAX:
+            # There may be more, for the next turn: what is due of others goes first.
+            self._sweep_at_s = 0.0
         await self._apart(self._store.forget, now_ms - KEPT_MS)
 
     async def _give_up(self, call: Callable[..., int], *given: Any) -> int:
-        """Ask the store to give up, until it finds no more; how many it gave up in all."""
-        ended = 0
-        while some := await self._apart(call, *given):
-            ended += some
-            for _ in range(some):
-                self._metrics.ended(GIVEN_UP)
+        """Ask the store to give up, as many as it does at a time; how many those were."""
+        ended = await self._apart(call, *given)
+        for _ in range(ended):
+            self._metrics.ended(GIVEN_UP)
         return ended
 
     async def _drain(self) -> None:
