@@ -33,6 +33,21 @@ _RESERVED: Final = tuple(
         ("fec0::/10", "3fff::/20", "192.88.99.0/24", "192.0.0.0/24"),
     )
 )
+# Public by their number and answered within one network alone: a cloud's own services to its guests
+# (Azure's wire server; Google's private and restricted APIs; IBM's infrastructure and service
+# endpoints), and what the nearest network answers (AS112, RFC 7534 and 7535; AMT, RFC 7450).
+_OF_ONE_NETWORK: Final = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",
+            "199.36.153.4/30", "199.36.153.8/30", "2600:2d00:2:1000::/56", "2600:2d00:2:2000::/56",
+            "161.26.0.0/16", "166.8.0.0/14",
+            "192.31.196.0/24", "192.175.48.0/24", "2001:4:112::/48", "2620:4f:8000::/48",
+            "192.52.193.0/24", "2001:3::/32",
+        ),
+    )
+)  # fmt: skip
 # What stands in the text of a refused connection, which the client wraps in errors of its own.
 _REFUSED: Final = "not a public address"
 
@@ -47,7 +62,8 @@ class AddressRefused(OSError):
 
 
 def is_public(address: str) -> bool:
-    """Whether everybody can reach it: not private, loopback, link-local, shared or reserved."""
+    """Whether everybody can reach it: not private, loopback, link-local, shared or reserved, and
+    no address by which a cloud serves its guests alone."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -56,7 +72,7 @@ def is_public(address: str) -> bool:
             return False
         if int(ip) >> 32 & 0xFFFF_FFFF in _ISATAP:
             return False
-    if any(ip in network for network in _RESERVED):
+    if any(ip in network for network in (*_RESERVED, *_OF_ONE_NETWORK)):
         return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 

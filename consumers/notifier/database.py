@@ -27,9 +27,17 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from pipeline.errors import UserError
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 # What brings a database of the version before to each; PostgreSQL and SQLite alike.
-_FORWARD: Final = {2: "ALTER TABLE callbacks ADD COLUMN resends INTEGER NOT NULL DEFAULT 0"}
+_FORWARD: Final = {
+    2: ("ALTER TABLE callbacks ADD COLUMN resends INTEGER NOT NULL DEFAULT 0",),
+    3: (
+        "ALTER TABLE callbacks ADD COLUMN kept_ms BIGINT NOT NULL DEFAULT 0",
+        "UPDATE callbacks SET kept_ms = due_ms WHERE state = 'waiting'",
+        "CREATE TABLE callback_troubles (endpoint VARCHAR(64) NOT NULL PRIMARY KEY, "
+        "since_ms BIGINT NOT NULL, failed_ms BIGINT NOT NULL)",
+    ),
+}
 
 # Of what a delivery is logged with.
 DETAIL_MAX: Final = 400
@@ -62,6 +70,8 @@ callbacks = Table(
     Column("ended_at_ms", BigInteger),
     # How often somebody has asked to have it sent again: tries of before the last time end nothing.
     Column("resends", Integer, nullable=False, server_default="0"),
+    # Since when it waits: since it was read, or asked for again.
+    Column("kept_ms", BigInteger, nullable=False, server_default="0"),
     # What is due of an endpoint; which earlier one of a payment still waits; what is old; whose.
     Index("callbacks_due", "state", "endpoint", "due_ms"),
     Index("callbacks_order", "endpoint", "payment_id", "sequence"),
@@ -86,6 +96,15 @@ deliveries = Table(
     Column("detail", String(DETAIL_MAX), nullable=False),
     Index("callback_deliveries_of", "event_id", "endpoint"),
     Index("callback_deliveries_at", "at_ms"),
+)
+
+# Endpoints that took nothing of what was sent last: the first failure since, and the newest.
+troubles = Table(
+    "callback_troubles",
+    metadata,
+    Column("endpoint", String(64), primary_key=True),
+    Column("since_ms", BigInteger, nullable=False),
+    Column("failed_ms", BigInteger, nullable=False),
 )
 
 # Up to where the events of each partition have become callbacks; in the callbacks' transaction.
@@ -201,7 +220,8 @@ def _create_or_check(connection: Connection, shown: str) -> None:
     found = connection.execute(select(schema_version.c.version)).scalar_one_or_none()
     while found is not None and 0 < found < SCHEMA_VERSION:
         found += 1
-        connection.exec_driver_sql(_FORWARD[found])
+        for statement in _FORWARD[found]:
+            connection.exec_driver_sql(statement)
         connection.execute(update(schema_version).values(version=found))
     if found != SCHEMA_VERSION:
         raise UserError(

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from consumers.notifier.endpoints import Endpoint, EndpointFile, Endpoints
-from consumers.notifier.patience import TRIES_MAX, Condition, wait_ms
+from consumers.notifier.patience import TRIES_MAX, Condition, patience_ms, wait_ms
 from consumers.notifier.sender import (
     ADDRESS_REFUSED,
     DELIVERED,
@@ -32,6 +32,7 @@ from consumers.notifier.store import (
 )
 from consumers.notifier.store import (
     GIVEN_UP,
+    ROWS_MAX,
     WAITING,
     CallbackStore,
     Head,
@@ -168,7 +169,7 @@ class Deliverer:
             return
         endpoints = self._file.in_force
         if now_s >= self._survey_at_s:
-            await self._survey(lanes)
+            await self._survey(endpoints, lanes)
             took_s = time.monotonic() - now_s
             self._survey_at_s = time.monotonic() + max(SURVEY_S, took_s / SURVEY_SHARE)
         if now_s >= self._sweep_at_s:
@@ -250,18 +251,39 @@ class Deliverer:
             if result.state != WAITING and result not in late:
                 self._metrics.ended(result.state)
 
-    async def _survey(self, lanes: frozenset[int]) -> None:
+    async def _survey(self, endpoints: Endpoints, lanes: frozenset[int]) -> None:
         found = await self._apart(self._store.waiting, lanes)
-        for name, (_count, due_ms, _oldest_ms) in found.items():
+        for name, (_count, due_ms, _oldest_ms, kept_ms) in found.items():
             self._look_at_ms[name] = min(due_ms, self._look_at_ms.get(name, due_ms))
+            endpoint = endpoints.get(name)
+            if endpoint is not None and not endpoint.paused:
+                await self._give_up_overdue(endpoint, lanes, kept_ms)
         self._metrics.waiting(
-            sum(count for count, _, _ in found.values()),
-            min((oldest_ms for _, _, oldest_ms in found.values()), default=None),
+            sum(count for count, _, _, _ in found.values()),
+            min((oldest_ms for _, _, oldest_ms, _ in found.values()), default=None),
         )
+
+    async def _give_up_overdue(
+        self, endpoint: Endpoint, lanes: frozenset[int], kept_ms: int
+    ) -> None:
+        """``kept_ms``: since when the first of its callbacks waits."""
+        now_ms = int(time.time() * 1000)
+        patience = patience_ms(self._first_ms, self._tries_max, endpoint.timeout_ms)
+        if kept_ms > now_ms - patience:
+            return
+        under_way = frozenset(self._under_way.get(endpoint.name, ()))
+        ended = await self._give_up(
+            self._store.give_up_overdue, endpoint.name, lanes, patience, now_ms, under_way
+        )
+        if ended:
+            _log.warning(
+                "%d callbacks to %s given up: it has taken nothing for as long as their tries "
+                "would take", ended, endpoint.name,
+            )  # fmt: skip
 
     async def _sweep(self, endpoints: Endpoints) -> None:
         now_ms = int(time.time() * 1000)
-        ended = await self._apart(
+        ended = await self._give_up(
             self._store.give_up_forgotten,
             tuple(endpoints.by_name),
             now_ms - FORGOTTEN_AFTER_MS,
@@ -269,7 +291,17 @@ class Deliverer:
         )
         if ended:
             _log.warning("%d callbacks given up: their endpoint is not configured any more", ended)
+        if ended == ROWS_MAX:
+            # There may be more, for the next turn: what is due of others goes first.
+            self._sweep_at_s = 0.0
         await self._apart(self._store.forget, now_ms - KEPT_MS)
+
+    async def _give_up(self, call: Callable[..., int], *given: Any) -> int:
+        """Ask the store to give up, as many as it does at a time; how many those were."""
+        ended = await self._apart(call, *given)
+        for _ in range(ended):
+            self._metrics.ended(GIVEN_UP)
+        return ended
 
     async def _drain(self) -> None:
         if self._tasks:

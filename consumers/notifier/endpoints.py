@@ -173,37 +173,60 @@ class EndpointFile:
     ) -> None:
         self._path = path
         self._allow = {"allow_http": allow_http, "allow_private": allow_private}
-        self._seen = b""
+        # What the last look found, and what was last judged; None: it could not be read.
+        self._seen: bytes | None = None
+        self._judged: bytes | None = None
         self.in_force = Endpoints()
 
     def load(self) -> Endpoints:
         """Read it; UserError when it cannot be used."""
         try:
-            self._seen = self._path.read_bytes()
-            text = self._seen.decode("utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the merchants' endpoints {self._path} cannot be read: {why_unread(error)}. "
-                "Name another file in PAYSTREAM_MERCHANT_ENDPOINTS."
-            ) from error
+            self._seen = self._judged = self._path.read_bytes()
+        except OSError as error:
+            raise self._unread(error) from error
+        return self._take(self._judged)
+
+    def look(self) -> Endpoints:
+        """Take what has changed since, once two looks found the same: what is half written, or
+        emptied to be written, is seen once. What cannot be used is logged once, and the last good
+        one kept. An empty file is a good one."""
+        why: OSError | None = None
+        try:
+            found: bytes | None = self._path.read_bytes()
+        except OSError as error:
+            found, why = None, error
+        stands, self._seen = found == self._seen, found
+        if not stands or found == self._judged:
+            return self.in_force
+        self._judged = found
+        if found is None:
+            _log.error("%s cannot be read, the endpoints stay: %s", self._path, why)
+            return self.in_force
+        before = self.in_force
+        try:
+            self._take(found)
+        except UserError as error:
+            _log.error("the endpoints stay as they were: %s", error)
+        else:
+            gone = sorted(before.by_name.keys() - self.in_force.by_name.keys())
+            _log.info(
+                "%d endpoints of %s are in force%s",
+                len(self.in_force.by_name),
+                self._path,
+                f", gone: {', '.join(gone)}" if gone else "",
+            )
+        return self.in_force
+
+    def _take(self, found: bytes) -> Endpoints:
+        try:
+            text = found.decode("utf-8")
+        except ValueError as error:
+            raise self._unread(error) from error
         self.in_force = read_endpoints(text, str(self._path), **self._allow)
         return self.in_force
 
-    def look(self) -> Endpoints:
-        """Take what has changed since; what is wrong is logged once, and the last good one kept."""
-        try:
-            found = self._path.read_bytes()
-        except OSError as error:
-            found = b""
-            if self._seen:
-                _log.error("%s cannot be read, the endpoints stay: %s", self._path, error)
-        if found == self._seen:
-            return self.in_force
-        self._seen = found
-        if found:
-            try:
-                self.load()
-                _log.info("%d endpoints of %s are in force", len(self.in_force.by_name), self._path)
-            except UserError as error:
-                _log.error("the endpoints stay as they were: %s", error)
-        return self.in_force
+    def _unread(self, error: OSError | ValueError) -> UserError:
+        return UserError(
+            f"the merchants' endpoints {self._path} cannot be read: {why_unread(error)}. "
+            "Name another file in PAYSTREAM_MERCHANT_ENDPOINTS."
+        )

@@ -17,12 +17,22 @@ RETRY_AFTER_S_MAX: Final = 86_400
 TROUBLE_AFTER: Final = 3
 REST_S_MIN, REST_S_MAX = 0.5, 30.0
 
+# Failures of an endpoint that are further apart have nothing between them that says it was dead:
+# it was paused, or no worker ran. The longest wait is four hours, and a queue before a try.
+SILENCE_MS_MAX: Final = 5 * 3_600_000
+
 
 def wait_ms(tries: int, first_ms: int, retry_after_s: int | None = None) -> int:
     """How long to wait after the so-many-th failed try of a callback."""
     tier = TIER_MULTIPLES[min(max(tries, 1), len(TIER_MULTIPLES)) - 1] * first_ms
     asked = min(retry_after_s or 0, RETRY_AFTER_S_MAX) * 1000
     return max(tier, asked)
+
+
+def patience_ms(first_ms: int, tries_max: int, timeout_ms: int) -> int:
+    """How long all tries of a callback take at most when nothing else is sent to its endpoint."""
+    waits_ms = sum(wait_ms(tries, first_ms) for tries in range(1, tries_max))
+    return waits_ms + tries_max * (timeout_ms + int(REST_S_MAX * 1000))
 
 
 def retry_after_s(header: str | None) -> int | None:

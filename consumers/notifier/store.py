@@ -8,16 +8,29 @@ lose nothing; the worst they do is to deliver the same message, with the same id
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import asdict
-from sqlalchemy import Engine, and_, delete, exists, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    and_,
+    case,
+    delete,
+    exists,
+    func,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from consumers.notifier.callback import Callback
-from consumers.notifier.database import DETAIL_MAX, callbacks, deliveries, positions
+from consumers.notifier.database import DETAIL_MAX, callbacks, deliveries, positions, troubles
+from consumers.notifier.patience import SILENCE_MS_MAX
 from consumers.notifier.sender import Delivery
 
 WAITING: Final = "waiting"
@@ -99,6 +112,7 @@ class CallbackStore:
                     **asdict(each),
                     "state": WAITING,
                     "tries": 0,
+                    "kept_ms": now_ms,
                     # Not before what it has to wait for: it would be looked at for nothing.
                     "due_ms": max(now_ms, waits.get((each.endpoint, each.payment_id), 0)),
                 }
@@ -186,9 +200,9 @@ class CallbackStore:
             rows = connection.execute(query).all()
         return [Head(**dict(zip(names, row, strict=True))) for row in rows]
 
-    def waiting(self, lanes: Collection[int]) -> dict[str, tuple[int, int, int]]:
+    def waiting(self, lanes: Collection[int]) -> dict[str, tuple[int, int, int, int]]:
         """Of each endpoint with callbacks that wait: how many, the first due time, the oldest
-        event's time."""
+        event's time, and since when the first one waits."""
         with _Transaction(self._engine) as connection:
             rows = connection.execute(
                 select(
@@ -196,11 +210,14 @@ class CallbackStore:
                     func.count(),
                     func.min(callbacks.c.due_ms),
                     func.min(callbacks.c.occurred_at_ms),
+                    func.min(callbacks.c.kept_ms),
                 )
                 .where(callbacks.c.state == WAITING, callbacks.c.lane.in_(sorted(lanes)))
                 .group_by(callbacks.c.endpoint)
             ).all()
-        return {name: (int(n), int(due), int(oldest)) for name, n, due, oldest in rows}
+        return {
+            name: (int(n), int(due), int(oldest), int(kept)) for name, n, due, oldest, kept in rows
+        }
 
     def record(self, results: Sequence[Result]) -> list[Result]:
         """Log deliveries and move their callbacks on; the results that came too late.
@@ -230,7 +247,43 @@ class CallbackStore:
                 )
             if rows:
                 connection.execute(deliveries.insert(), rows)
+            self._note_troubles(connection, results)
         return late
+
+    def _note_troubles(self, connection: Any, results: Sequence[Result]) -> None:
+        """Since when endpoints take nothing: what one takes ends its trouble."""
+        took = {r.head.endpoint for r in results if r.delivery.outcome == DELIVERED}
+        failed: dict[str, tuple[int, int]] = {}
+        for result in results:
+            name, began_ms = result.head.endpoint, result.delivery.at_ms
+            if name not in took:
+                first_ms, last_ms = failed.get(name, (began_ms, 0))
+                ended_ms = began_ms + result.delivery.took_ms
+                failed[name] = min(first_ms, began_ms), max(last_ms, ended_ms)
+        over = set[str]()
+        if took:
+            known = select(troubles.c.endpoint).where(troubles.c.endpoint.in_(sorted(took)))
+            over = set(connection.execute(known).scalars())
+        # In one order, so that two workers do not wait for each other.
+        for name in sorted(over | failed.keys()):
+            if name in over:
+                connection.execute(delete(troubles).where(troubles.c.endpoint == name))
+                continue
+            since_ms, failed_ms = failed[name]
+            statement = self._insert(troubles).values(
+                endpoint=name, since_ms=since_ms, failed_ms=failed_ms
+            )
+            new = statement.excluded
+            silent = new.since_ms - troubles.c.failed_ms > SILENCE_MS_MAX
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=["endpoint"],
+                    set_={
+                        "since_ms": case((silent, new.since_ms), else_=troubles.c.since_ms),
+                        "failed_ms": new.failed_ms,
+                    },
+                )
+            )
 
     @staticmethod
     def _move_on(connection: Any, result: Result) -> bool:
@@ -274,23 +327,92 @@ class CallbackStore:
         return True
 
     def give_up_forgotten(self, known: Collection[str], before_ms: int, now_ms: int) -> int:
-        """End the wait of old callbacks whose endpoint is not configured any more; how many."""
+        """End the wait of old callbacks whose endpoint is not configured any more; how many.
+        ROWS_MAX at a time, so ask until it is fewer."""
+        forgotten = and_(callbacks.c.endpoint.not_in(sorted(known)), callbacks.c.due_ms < before_ms)
         with _Transaction(self._engine) as connection:
-            ended = connection.execute(
-                update(callbacks)
-                .where(
-                    callbacks.c.state == WAITING,
-                    callbacks.c.endpoint.not_in(sorted(known)),
-                    callbacks.c.due_ms < before_ms,
-                )
-                .values(state=GIVEN_UP, ended_at_ms=now_ms)
+            return self._give_up(
+                connection, forgotten, "its endpoint is not configured any more", now_ms
             )
-        return int(ended.rowcount)
+
+    def give_up_overdue(
+        self,
+        endpoint: str,
+        lanes: Collection[int],
+        patience_ms: int,
+        now_ms: int,
+        under_way: Collection[str] = (),
+    ) -> int:
+        """End the wait of callbacks that are older than all their tries would have taken alone, to
+        an endpoint that has taken nothing for as long; how many, ROWS_MAX at a time. An endpoint
+        with many callbacks is tried too seldom for each of them to have its tries.
+
+        Payments ``under_way`` are left out.
+        """
+        before_ms = now_ms - patience_ms
+        overdue = and_(
+            callbacks.c.endpoint == endpoint,
+            callbacks.c.lane.in_(sorted(lanes)),
+            callbacks.c.kept_ms <= before_ms,
+            callbacks.c.payment_id.not_in(sorted(under_way)),
+        )
+        with _Transaction(self._engine) as connection:
+            since_ms = connection.execute(
+                select(troubles.c.since_ms).where(
+                    troubles.c.endpoint == endpoint,
+                    troubles.c.since_ms <= before_ms,
+                    troubles.c.failed_ms >= now_ms - SILENCE_MS_MAX,
+                )
+            ).scalar_one_or_none()
+            if since_ms is None:
+                return 0
+            since = datetime.fromtimestamp(since_ms / 1000, UTC)
+            return self._give_up(
+                connection,
+                overdue,
+                f"the time for all of them is over, and its endpoint has taken nothing since "
+                f"{since:%Y-%m-%d %H:%M:%S}",
+                now_ms,
+            )
+
+    @staticmethod
+    def _give_up(connection: Any, which: ColumnElement[bool], why: str, now_ms: int) -> int:
+        """End the wait of some callbacks for another reason than their own last try, which the log
+        then has."""
+        key = tuple_(callbacks.c.endpoint, callbacks.c.event_id)
+        some = (
+            select(callbacks.c.endpoint, callbacks.c.event_id)
+            .where(callbacks.c.state == WAITING, which)
+            .limit(ROWS_MAX)
+        )
+        ended = connection.execute(
+            update(callbacks)
+            .where(key.in_(some), callbacks.c.state == WAITING)
+            .values(state=GIVEN_UP, ended_at_ms=now_ms)
+            .returning(callbacks.c.endpoint, callbacks.c.event_id, callbacks.c.tries)
+        ).all()
+        rows = [
+            {
+                "endpoint": endpoint,
+                "event_id": event_id,
+                "try_number": 0,
+                "at_ms": now_ms,
+                "took_ms": 0,
+                "outcome": GIVEN_UP,
+                "status": None,
+                "detail": f"after {tries} tries: {why}"[:DETAIL_MAX],
+            }
+            for endpoint, event_id, tries in ended
+        ]
+        if rows:
+            connection.execute(deliveries.insert(), rows)
+        return len(rows)
 
     def forget(self, before_ms: int) -> int:
         """Delete what has ended before, and its log; how many callbacks."""
         with _Transaction(self._engine) as connection:
             connection.execute(delete(deliveries).where(deliveries.c.at_ms < before_ms))
+            connection.execute(delete(troubles).where(troubles.c.failed_ms < before_ms))
             gone = connection.execute(delete(callbacks).where(callbacks.c.ended_at_ms < before_ms))
         return int(gone.rowcount)
 
@@ -354,6 +476,7 @@ class CallbackStore:
                         state=WAITING,
                         tries=0,
                         due_ms=now_ms,
+                        kept_ms=now_ms,
                         ended_at_ms=None,
                         resends=callbacks.c.resends + 1,
                     )

@@ -68,10 +68,10 @@ def import_command(
 
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
         name, adapter, url = gateway_of(settings, gateway)
-        for content in contents(files, f"{url}/v1/reports/{day}" if day else None):
+        for where, content in contents(files, f"{url}/v1/reports/{day}" if day else None):
             report = read_report(content, gateway=name, adapter=adapter)
             fresh = reconciler.import_report(report)
-            typer.echo(f"{report.file_id}: {len(report.rows)} rows, {fresh} of them new")
+            typer.echo(f"{report.file_id or where}: {len(report.rows)} rows, {fresh} of them new")
 
 
 @app.command("bank")
@@ -108,8 +108,11 @@ def bank_command(
         url = None
         if day:
             url = f"{gateway_of(settings, gateway)[2]}/v1/bank/statements/{day}"
-        for content in contents(files, url):
-            for statement in read_statements(content, rules.payer, rules.bank_account):
+        for where, content in contents(files, url):
+            statements = read_statements(content, rules.payer, rules.bank_account)
+            if not statements:
+                typer.echo(f"{where}: no statement, since nothing was ever booked there")
+            for statement in statements:
                 new = reconciler.import_statement(statement, who(by))
                 typer.echo(
                     f"{statement.file_id}: {len(statement.lines)} lines, "

@@ -96,16 +96,17 @@ def gateway_of(settings: Settings, wanted: str | None) -> tuple[str, str, str]:
     return name, entries[name].adapter, entries[name].url.rstrip("/")
 
 
-def contents(files: list[Path] | None, url: str | None) -> Iterator[bytes]:
+def contents(files: list[Path] | None, url: str | None) -> Iterator[tuple[str, bytes]]:
+    """Where each is from, and what it holds."""
     if url is None and not files:
         raise UserError("name the files, or a day with --date.")
     for file in files or ():
         try:
-            yield file.read_bytes()
+            yield str(file), file.read_bytes()
         except OSError as error:
             raise UserError(f"{file} cannot be read: {why_unread(error)}.") from error
     if url is not None:
-        yield _downloaded(url)
+        yield url, _downloaded(url)
 
 
 def _downloaded(url: str) -> bytes:

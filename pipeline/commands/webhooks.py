@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,9 +145,11 @@ def resend_command(
     """Have callbacks delivered once more, with the ids they had, by the running workers.
 
     A receiver that suppresses repetitions by `webhook-id` takes only what it did not have. Events
-    by id, or everything that the options choose.
+    by id, or everything that the options choose. What went to an endpoint that is gone from the
+    file is left out, and the endpoint named.
 
-    Exit code 0: asked for. 1: nothing was chosen. 2: a wrong option or database.
+    Exit code 0: asked for. 1: nothing was chosen. 2: a wrong option or database, or all of it went
+    to endpoints that are gone.
 
     Examples:
 
@@ -164,8 +167,10 @@ def resend_command(
 
     if not events and merchant is None and order is None and endpoint is None and not given_up:
         raise UserError("say which: events by id, --merchant, --order, --endpoint or --given-up.")
-    store = _store(load_settings())
-    wanted: list[str | None] = [*events] if events else [None]
+    settings = load_settings()
+    known = _endpoint_file(settings).load().by_name
+    store = _store(settings)
+    wanted: list[str | None] = [*dict.fromkeys(events)] if events else [None]
     found = [
         row
         for event in wanted
@@ -179,15 +184,24 @@ def resend_command(
         )
     ]
     missing = sorted(set(events or ()) - {row["event_id"] for row in found})
+    if missing and store.find(event=missing[0], limit=1):
+        raise UserError(f"the other options leave out every callback of event {missing[0]}.")
     if missing:
         raise UserError(
             f"there is no callback of event {missing[0]}: no endpoint wanted it when it was read, "
             "or it is over 30 days old."
         )
+    chosen = [(row["endpoint"], row["event_id"]) for row in found if row["endpoint"] in known]
+    gone = Counter(row["endpoint"] for row in found if row["endpoint"] not in known)
+    if gone:
+        named = ", ".join(f"{count} to {name}" for name, count in sorted(gone.items()))
+        said = f"callbacks of endpoints that are not in {settings.merchant_endpoints}: {named}"
+        if not chosen:
+            raise UserError(f"these are {said}. Put the endpoint back first.")
+        typer.echo(f"left out are {said}", err=True)
     if not dry_run:
-        chosen = [(row["endpoint"], row["event_id"]) for row in found]
         store.resend(chosen, by or getpass.getuser(), int(time.time() * 1000))
-    typer.echo(f"{len(found)} callbacks {'would be' if dry_run else 'will be'} delivered again")
+    typer.echo(f"{len(chosen)} callbacks {'would be' if dry_run else 'will be'} delivered again")
     if not found:
         raise typer.Exit(EXIT_NOT_DELIVERED)
 
@@ -237,8 +251,9 @@ def _callback_line(row: dict[str, Any]) -> str:
 
 
 def _delivery_line(row: dict[str, Any]) -> str:
+    number = f"try {row['try_number']} " if row["try_number"] else ""
     parts = [
-        f"    {_time(row['at_ms'])} try {row['try_number']} {row['outcome']}",
+        f"    {_time(row['at_ms'])} {number}{row['outcome']}",
         f"status {row['status']}" if row["status"] is not None else "",
         f"{row['took_ms']} ms" if row["try_number"] else "",
         row["detail"],

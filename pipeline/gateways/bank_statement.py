@@ -41,7 +41,8 @@ class _NotAStatement(Exception):
 def read_statements(
     content: bytes, payer: Named, account: Named = lambda number: number
 ) -> list[BankStatement]:
-    """Every statement of the file. ``payer`` names the gateway that the bank calls so, or "";
+    """Every statement of the file; none of an account where nothing was ever booked, for which some
+    banks send the message's head alone. ``payer`` names the gateway that the bank calls so, or "";
     ``account`` what the books call the account of a number.
 
     UserError when it is no camt.053, or its lines do not lead from its opening to its closing
@@ -51,9 +52,10 @@ def read_statements(
         root = parse(content)
         if root.tag != "Document":
             raise _NotAStatement(f"it is a {root.tag}")
-        found = [_statement(each, payer, account) for each in root.iterfind("BkToCstmrStmt/Stmt")]
-        if not found:
-            raise _NotAStatement("it holds no statement")
+        message = root.find("BkToCstmrStmt")
+        if message is None or message.find("GrpHdr") is None:
+            raise _NotAStatement("it holds no message to a customer")
+        found = [_statement(each, payer, account) for each in message.iterfind("Stmt")]
     except _NotAStatement as wrong:
         raise UserError(f"this is no bank statement (camt.053): {wrong}.") from wrong
     except UserError as wrong:

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from aiohttp import web
 from consumers.notifier import deliverer
 from consumers.notifier.callback import Callback
 from consumers.notifier.database import open_callbacks
-from consumers.notifier.deliverer import Deliverer
+from consumers.notifier.deliverer import Deliverer, judge
 from consumers.notifier.endpoints import EndpointFile
-from consumers.notifier.store import CallbackStore
+from consumers.notifier.sender import UNREACHABLE, Delivery
+from consumers.notifier.store import ROWS_MAX, CallbackStore
+from consumers.notifier.watch import Unwatched
 from tests.support.waiting import WAIT_S, wait_until
 
 NOW_MS = 1_700_000_000_000
@@ -164,6 +168,77 @@ def test_name_servers_that_hang_hold_up_no_other(
         answer.set()
         receivers.close()
         thread.join(60)
+
+
+class Ended(Unwatched):
+    """Counts what the metrics are told has ended."""
+
+    def __init__(self) -> None:
+        self.states: Counter[str] = Counter()
+
+    def ended(self, state: str) -> None:
+        self.states[state] += 1
+
+
+def test_what_is_given_up_for_want_of_an_endpoint_is_counted(tmp_path: Path) -> None:
+    """Each one is in the metrics, by which an alert tells of it, and its log says why."""
+    (tmp_path / "e.toml").write_text("")
+    file = EndpointFile(tmp_path / "e.toml")
+    file.load()
+    store = CallbackStore(open_callbacks(f"sqlite:///{tmp_path / 'c.db'}"))
+    many = ROWS_MAX + 1
+    store.take([_callback("gone", n) for n in range(many)], "c", "t", {0: 1}, NOW_MS)
+    ended = Ended()
+    working = Deliverer(store, file, lanes=lambda: [0], first_ms=5_000, metrics=ended)
+    stop = threading.Event()
+    thread = threading.Thread(target=working.run, args=(stop,))
+    thread.start()
+    try:
+        wait_until(lambda: ended.states == {"given_up": many}, WAIT_S, "all are counted")
+    finally:
+        stop.set()
+        thread.join(30)
+    assert len(store.find(state="given_up")) == many
+    (said,) = store.deliveries_of(["gone-7"])["gone", "gone-7"]
+    assert said["detail"] == "after 0 tries: its endpoint is not configured any more"
+
+
+def test_a_dead_endpoint_with_many_callbacks_is_given_up_in_time(tmp_path: Path) -> None:
+    """A thousand that wait for 30 hours, of which rests allow few to be tried: all of them end, and
+    are counted. Those of a paused one stay."""
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        (tmp_path / "e.toml").write_text(
+            "".join(
+                f'[endpoints.{name}]\nmerchant = "m"\nsecrets = ["{SECRET}"]\n{more}\n'
+                f'url = "http://127.0.0.1:{unheard.getsockname()[1]}/x"\n'
+                for name, more in (("dead", ""), ("paused", "paused = true"))
+            )
+        )
+        file = EndpointFile(tmp_path / "e.toml", allow_http=True, allow_private=True)
+        file.load()
+        store = CallbackStore(open_callbacks(f"sqlite:///{tmp_path / 'c.db'}"))
+        now_ms = int(time.time() * 1000)
+        kept_ms, many = now_ms - 30 * 3_600_000, 1_000
+        new = [_callback(name, n) for name in ("dead", "paused") for n in range(many)]
+        store.take(new, "c", "t", {0: 1}, kept_ms)
+        for name in ("dead", "paused"):
+            (head,) = store.due(name, [0], now_ms, 1)
+            for hours in range(0, 30, 4):
+                said = Delivery(outcome=UNREACHABLE, at_ms=kept_ms + hours * 3_600_000, took_ms=1)
+                store.record([judge(head, said, first_ms=5_000)])
+        ended = Ended()
+        working = Deliverer(store, file, lanes=lambda: [0], first_ms=5_000, allow_http=True,
+                            allow_private=True, metrics=ended)  # fmt: skip
+        stop = threading.Event()
+        thread = threading.Thread(target=working.run, args=(stop,))
+        thread.start()
+        try:
+            wait_until(lambda: ended.states == {"given_up": many}, WAIT_S, "all are given up")
+        finally:
+            stop.set()
+            thread.join(30)
+    assert {row["endpoint"] for row in store.find(state="waiting")} == {"paused"}
 
 
 def _callback(endpoint: str, number: int) -> Callback:

@@ -123,6 +123,10 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     with pytest.raises(UserError, match="another fee_minor"):
         run(url, "reconcile", "import", str(report))
 
+    report.write_text(plain_report(Report(DAY, ()), "UTC"))
+    told = run(url, "reconcile", "import", str(report))
+    assert told.output == f"{report}: 0 rows, 0 of them new\n"
+
     # What is no row holds nobody up, nor one that no database could keep.
     odd = row_of(1, sold[0], file_id="odd", amount_minor=-(2**63))
     poison = Producer({"bootstrap.servers": flow.kafka})
@@ -146,9 +150,11 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
 
     paid = sum(r.gross_minor - r.fee_minor for r in rows)
     bank = tmp_path / "bank.xml"
-    bank.write_bytes(
-        statement("acct", "Simulator", NEXT, [Payout("po_1", "GBP", paid - 1, NEXT)], 0)
-    )
+    payouts = [Payout("po_1", "GBP", paid - 1, NEXT)]
+    bank.write_bytes(statement("acct", "Simulator", DAY, payouts, 0))
+    told = run(url, "reconcile", "bank", str(bank))
+    assert told.output == f"{bank}: no statement, since nothing was ever booked there\n"
+    bank.write_bytes(statement("acct", "Simulator", NEXT, payouts, 0))
     assert "1 lines, booked\n" in run(url, "reconcile", "bank", str(bank)).output
     assert "1 lines, booked before" in run(url, "reconcile", "bank", str(bank)).output
     run(url, "reconcile", "run", "--as-of", "2023-11-22")

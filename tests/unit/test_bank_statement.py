@@ -128,6 +128,15 @@ def test_an_older_version_names_parties_in_its_own_way() -> None:
     assert read(older) == read(WHOLE)
 
 
+def test_a_quiet_day_is_a_statement_without_lines() -> None:
+    """Not an error; and before the first line of an account the bank has no statement of it."""
+    quiet = statement("acct", "Northbank plc", "2010-12-05", PAYOUTS, 0).decode()
+    assert [(each[1], each[2]) for each in read(quiet)] == [
+        (f"acct-2010-12-05-{currency}", ()) for currency in ("GBP", "JPY", "KWD")
+    ]
+    assert read(statement("acct", "Northbank plc", "2010-11-30", PAYOUTS, 0).decode()) == []
+
+
 def test_what_is_only_announced_is_no_line() -> None:
     """A pending entry may still not come."""
     entry = WHOLE[WHOLE.index("<Ntry>") : WHOLE.index("</Ntry>") + 7]
@@ -161,6 +170,8 @@ def headed(head: str) -> str:
         pytest.param(lambda: WHOLE[: len(WHOLE) // 2], "no XML", id="cut short"),
         pytest.param(lambda: "", "no XML", id="empty"),
         pytest.param(lambda: WHOLE.replace("camt.053", "pain.001"), "not of camt.053", id="pain"),
+        pytest.param(lambda: WHOLE.replace("GrpHdr", "Other"), "no message", id="no head"),
+        pytest.param(lambda: WHOLE.replace("BkToCstmrStmt", "Other"), "no message", id="other"),
         pytest.param(lambda: WHOLE.replace(">966<", ">967<", 1), "do not lead", id="sum"),
         pytest.param(lambda: WHOLE.replace(">966<", ">9.66<"), "finer than", id="decimals"),
         pytest.param(lambda: WHOLE.replace("CLBD", "ITBD"), "no closing", id="no balance"),

@@ -43,9 +43,9 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
 def test_commands_parse(path: Path) -> None:
     """A command copied from a document is one that the program takes."""
     wrong = []
-    for line in command_lines(path.read_text(encoding="utf-8")):
+    for line, is_mention in command_lines(path.read_text(encoding="utf-8")):
         try:
-            parse(line)
+            parse(line, is_mention)
         except Exception as error:
             wrong.append(f"{line}: {error}")
     assert wrong == []
@@ -174,7 +174,15 @@ def test_what_is_wrong_is_noticed() -> None:
     ]
     for line in ("paystream nonsense", "paystream run paiments", "paystream verify --misspelt"):
         with pytest.raises(Exception, match=r"(?i)no such|paiments"):
-            parse(line)
+            parse(line, is_mention=True)
+    post = "paystream ledger post a=1:GBP b=-1:GBP --reason x"
+    parse(post, is_mention=True)
+    with pytest.raises(Exception, match="date"):
+        parse(post, is_mention=False)
+    assert list(command_lines("    paystream up  # it\nso `paystream\n  verify`, `paystream`")) == [
+        ("paystream up  # it", False),
+        ("paystream verify", True),
+    ]
 
 
 def broken_links(text: str, path: Path) -> list[str]:
@@ -202,14 +210,16 @@ def without_code(text: str) -> str:
     return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
 
 
-def command_lines(text: str) -> Iterator[str]:
-    """Every ``paystream ...`` of a document: lines of code, and words in backticks."""
+def command_lines(text: str) -> Iterator[tuple[str, bool]]:
+    """Every ``paystream ...`` of a document, and whether it is a mention: lines of code are to be
+    typed as they stand, words in backticks may only name a command."""
     for line in re.findall(r"^(?: {4}|\$ )?((?:\.venv/bin/)?paystream .*)$", text, re.MULTILINE):
-        yield line.removeprefix(".venv/bin/")
-    yield from re.findall(r"`(paystream [a-z][^`\n]*)`", text)
+        yield line.removeprefix(".venv/bin/"), False
+    for words in re.findall(r"`(paystream\s+[a-z][^`]*)`", text):
+        yield " ".join(words.split()), True
 
 
-def parse(line: str) -> None:
+def parse(line: str, is_mention: bool) -> None:
     """Parse a command line down to its last sub-command without running it.
 
     Words in capitals stand for values. A mere mention (``paystream order submit``) may leave out
@@ -226,7 +236,7 @@ def parse(line: str) -> None:
         try:
             context = command.make_context(name, rest, parent=context)
         except Exception as error:
-            if type(error).__name__ in ("MissingParameter", "NoArgsIsHelpError"):
+            if is_mention and type(error).__name__ in ("MissingParameter", "NoArgsIsHelpError"):
                 return
             raise
         if not hasattr(command, "resolve_command"):

@@ -31,16 +31,21 @@ from tests.support.receiver import SECRET, Receiver
         "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
         "::127.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::", "2001:0:7f00:1::", "2001:db8::1",
         "fec0::1", "3fff::1", "192.88.99.1", "192.0.0.9", "2a00::5efe:7f00:1",
-        "2a00::200:5efe:7f00:1",
+        "2a00::200:5efe:7f00:1", "168.63.129.16", "::ffff:168.63.129.16", "100.100.100.200",
+        "192.0.0.192", "fd00:ec2::254", "199.36.153.4", "199.36.153.11", "2600:2d00:2:1000::1",
+        "2600:2d00:2:2000::1", "161.26.0.7", "166.9.1.1", "192.175.48.1", "192.31.196.1",
+        "2001:4:112::1", "2620:4f:8000::1", "192.52.193.1", "2001:3::1",
     ],
 )  # fmt: skip
 def test_what_only_this_network_reaches_is_not_public(address: str) -> None:
-    """Private, loopback, link-local, shared, reserved, and addresses that carry one of those."""
+    """Private, loopback, link-local, shared, reserved, addresses that carry one of those, and those
+    by which a cloud serves its guests."""
     assert not is_public(address)
 
 
 @pytest.mark.parametrize(
-    "address", ["93.184.215.14", "1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"]
+    "address",
+    ["93.184.215.14", "1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "168.63.129.17"],
 )
 def test_what_everybody_reaches_is_public(address: str) -> None:
     """Ordinary addresses of both families may be called."""

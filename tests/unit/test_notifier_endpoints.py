@@ -97,24 +97,75 @@ def test_what_is_wrong_is_named_with_its_endpoint(changed: dict[str, Any], why: 
     assert SECRET not in str(refused.value)
 
 
+def one_table(name: str) -> str:
+    return (
+        f'[endpoints.{name}]\nmerchant="shop"\nurl="https://shop.example/h"\nsecrets=["{SECRET}"]\n'
+    )
+
+
+def stood(file: EndpointFile) -> list[str]:
+    """The names in force once two looks found the same."""
+    file.look()
+    return list(file.look().by_name)
+
+
 def test_a_change_of_the_file_is_taken_and_a_bad_one_is_not(tmp_path: Path) -> None:
     """A new secret counts without a restart; a file that cannot be used changes nothing."""
     path = tmp_path / "endpoints.toml"
-    text = f'[endpoints.a]\nmerchant="shop"\nurl="https://shop.example/h"\nsecrets=["{SECRET}"]\n'
+    text = one_table("a")
     path.write_text(text)
     file = EndpointFile(path)
     assert list(file.load().by_name) == ["a"]
-    path.write_text(text + text.replace("endpoints.a", "endpoints.b"))
-    assert list(file.look().by_name) == ["a", "b"]
-    for broken in ("nonsense", text.replace("https", "http")):
-        path.write_text(broken)
-        assert list(file.look().by_name) == ["a", "b"]
+    path.write_text(text + one_table("b"))
+    assert stood(file) == ["a", "b"]
+    for broken in (b"nonsense", text.replace("https", "http").encode(), b"\xff"):
+        path.write_bytes(broken)
+        assert stood(file) == ["a", "b"]
     path.unlink()
-    assert list(file.look().by_name) == ["a", "b"]
+    assert stood(file) == ["a", "b"]
     path.write_text(text)
-    assert list(file.look().by_name) == ["a"]
+    assert stood(file) == ["a"]
     with pytest.raises(UserError, match="PAYSTREAM_MERCHANT_ENDPOINTS"):
         EndpointFile(tmp_path / "missing").load()
+
+
+@pytest.mark.parametrize("nothing", ["", "# none\n", "{}"])
+def test_an_emptied_file_ends_its_endpoints_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, nothing: str
+) -> None:
+    """Who takes out the last endpoint has nothing more sent there."""
+    path = tmp_path / "endpoints.toml"
+    path.write_text(one_table("a"))
+    file = EndpointFile(path)
+    file.load()
+    path.write_text(nothing)
+    with caplog.at_level("INFO"):
+        assert stood(file) == []
+    assert caplog.messages == [f"0 endpoints of {path} are in force, gone: a"]
+    assert list(EndpointFile(path).load().by_name) == [], "a restart reads the same"
+
+
+def test_a_file_that_is_half_written_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An editor that empties the file first, takes it away for a moment or writes it in parts takes
+    no endpoint away; what it leaves in the end counts, also when it is what there was."""
+    path = tmp_path / "endpoints.toml"
+    before = one_table("a") + one_table("b")
+    path.write_text(before)
+    file = EndpointFile(path)
+    file.load()
+    with caplog.at_level("INFO"):
+        for half in ("", one_table("a"), one_table("a") + "[endpoi", None, before):
+            path.unlink(missing_ok=True)
+            if half is not None:
+                path.write_text(half)
+            assert list(file.look().by_name) == ["a", "b"]
+        assert stood(file) == ["a", "b"]
+        assert caplog.messages == []
+        path.write_text(before + one_table("c"))
+        assert stood(file) == ["a", "b", "c"]
+    assert caplog.messages == [f"3 endpoints of {path} are in force"]
 
 
 def test_an_event_has_one_id_and_one_body_for_ever() -> None:

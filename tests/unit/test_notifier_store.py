@@ -18,6 +18,7 @@ from consumers.notifier.patience import (
     TRIES_MAX,
     TROUBLE_AFTER,
     Condition,
+    patience_ms,
     retry_after_s,
     wait_ms,
 )
@@ -26,6 +27,7 @@ from consumers.notifier.store import GIVEN_UP, WAITING, CallbackStore, Head
 from pipeline.errors import UserError
 
 NOW = 1_790_000_000_000
+HOUR = 3_600_000
 LANES = (0, 1)
 
 
@@ -119,7 +121,7 @@ class StoreSuite:
         self.keep(store, callback(sequence=1), callback(sequence=2))
         self.end(store, self.heads(store)[0], TIMED_OUT)
         self.keep(store, callback(sequence=3))
-        assert store.waiting(LANES)["e"] == (3, NOW + 10 + wait_ms(1, 5_000), NOW + 1)
+        assert store.waiting(LANES)["e"][:2] == (3, NOW + 10 + wait_ms(1, 5_000))
 
     def test_a_twin_that_fails_after_a_delivery_lets_the_next_one_go(
         self, store: CallbackStore
@@ -188,12 +190,16 @@ class StoreSuite:
         self.keep(CallbackStore(engine), callback())
         with engine.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE callbacks DROP COLUMN resends")
+            connection.exec_driver_sql("ALTER TABLE callbacks DROP COLUMN kept_ms")
+            connection.exec_driver_sql("DROP TABLE callback_troubles")
             connection.exec_driver_sql("UPDATE callback_schema_version SET version = 1")
         with ThreadPoolExecutor(2) as both:
             opened = list(both.map(open_callbacks, [url, url]))
         store = CallbackStore(opened[0])
         (head,) = self.heads(store)
         assert head.resends == 0
+        assert store.waiting(LANES)["e"] == (1, NOW, NOW + 1, NOW)
+        self.end(store, head, TIMED_OUT)
         store.resend([("e", "p1-1")], "alice", NOW)
         assert [head.resends for head in self.heads(CallbackStore(opened[1]))] == [1]
         for each in opened:
@@ -254,7 +260,63 @@ class StoreSuite:
         assert store.give_up_forgotten(["e"], NOW, NOW) == 0
         assert store.give_up_forgotten(["e"], NOW + 1, NOW) == 1
         assert [row["state"] for row in store.find(endpoint="gone")] == [GIVEN_UP]
+        assert store.give_up_forgotten(["e"], NOW + 1, NOW) == 0
+        (said,) = store.deliveries_of(["p1-1"])["gone", "p1-1"]
+        assert (said["try_number"], said["outcome"]) == (0, "given_up")
+        assert said["detail"] == "after 0 tries: its endpoint is not configured any more"
         assert self.ids(store) == ["p1-1"]
+
+    def fail(self, store: CallbackStore, at_ms: int, outcome: str = TIMED_OUT) -> None:
+        """One try of p1's callback, whatever is due."""
+        (row,) = store.find(event="p1-1")
+        head = Head(endpoint="e", event_id="p1-1", payment_id="p1", sequence=1, type="captured",
+                    tries=row["tries"], body=b"", resends=row["resends"])  # fmt: skip
+        said = Delivery(outcome=outcome, at_ms=at_ms, took_ms=10)
+        store.record([judge(head, said, first_ms=5_000, tries_max=100)])
+
+    def overdue(self, store: CallbackStore, at_ms: int, under_way: tuple[str, ...] = ()) -> int:
+        return store.give_up_overdue("e", LANES, 29 * HOUR, at_ms, under_way)
+
+    def test_many_callbacks_of_a_dead_endpoint_end_when_their_time_is_over(
+        self, store: CallbackStore
+    ) -> None:
+        """Though it is tried too seldom for each to have its tries: the log has how many it had. A
+        later one, another lane's and what is under way stay."""
+        self.keep(store, callback(), callback("p2"), callback("p3"), callback("q", lane=7))
+        for hours in range(0, 30, 4):
+            self.fail(store, NOW + hours * HOUR)
+        store.take([callback("later")], "cluster", "topic", {0: 2}, NOW + HOUR)
+        assert self.overdue(store, NOW + 29 * HOUR - 1) == 0
+        assert self.overdue(store, NOW + 29 * HOUR, ("p3",)) == 2
+        assert {row["event_id"] for row in store.find(state=GIVEN_UP)} == {"p1-1", "p2-1"}
+        log = store.deliveries_of(["p1-1", "p2-1"])
+        (said,) = log["e", "p2-1"]
+        assert (said["try_number"], said["outcome"]) == (0, "given_up")
+        assert said["detail"] == (
+            "after 0 tries: the time for all of them is over, and its endpoint has taken nothing "
+            "since 2026-09-21 14:13:20"
+        )
+        assert log["e", "p1-1"][-1]["detail"].startswith("after 8 tries: ")
+        assert self.overdue(store, NOW + 29 * HOUR) == 1, "p3, once it is not under way any more"
+        store.resend([("e", "p2-1")], "alice", NOW + 29 * HOUR)
+        assert self.overdue(store, NOW + 29 * HOUR) == 0, "who asks again gives it all its time"
+
+    def test_callbacks_are_old_for_another_reason_than_a_dead_endpoint(
+        self, store: CallbackStore
+    ) -> None:
+        """It takes something, or it was not tried for hours (paused, or no worker ran): nobody's
+        time is over."""
+        self.keep(store, callback(), callback("p2"))
+        assert self.overdue(store, NOW + 40 * HOUR) == 0, "no try has failed"
+        for hours in (*range(0, 29, 4), 34, 38, 42, 46, 50):
+            self.fail(store, NOW + hours * HOUR)
+        assert self.overdue(store, NOW + 50 * HOUR) == 0, "nobody tried between 28 and 34"
+        for hours in range(54, 63, 4):
+            self.fail(store, NOW + hours * HOUR)
+        assert self.overdue(store, NOW + 62 * HOUR + 6 * HOUR) == 0, "nor since 62"
+        self.fail(store, NOW + 63 * HOUR, DELIVERED)
+        assert self.overdue(store, NOW + 63 * HOUR) == 0, "it has taken one"
+        assert store.find(state=GIVEN_UP) == []
 
 
 class TestSqlite(StoreSuite):
@@ -275,6 +337,7 @@ def test_waits_grow_to_four_hours_and_end_after_a_day() -> None:
     waits = [wait_ms(tries, 5_000) // 1000 for tries in range(1, TRIES_MAX)]
     assert waits == [5, 60, 600, 3_600, *[14_400] * 7]
     assert 24 < sum(waits) / 3_600 < 36
+    assert 29 * HOUR < patience_ms(5_000, TRIES_MAX, 10_000) < 30 * HOUR
 
 
 def test_a_receiver_may_ask_for_patience_within_bounds() -> None:

@@ -177,6 +177,26 @@ def test_a_report_that_is_not_whole_is_refused(
         read_report(damaged(text), gateway=name, adapter=name)
 
 
+def test_a_quiet_day_is_a_report_without_rows(bank: Bank) -> None:
+    """Not an error, and nothing to import; a row whose report has no name is refused as ever."""
+    quiet = bank.read(bank.report("2010-12-01"))
+    assert (quiet.gateway, quiet.rows) == (bank.own.name, ())
+    named = bank.own.name in ("northbank", "legacy")
+    assert quiet.report_date == ("2010-12-01" if named else ""), "only rows of the others say it"
+
+
+@pytest.mark.parametrize(
+    ("name", "file_id"), [("simulator", "simulator-2010-12-01"), ("pacific", "PAC2010-12-01")]
+)
+def test_rows_of_no_report_are_refused(tmp_path: Path, name: str, file_id: str) -> None:
+    bank = Bank(tmp_path / "b.db", name)
+    bank.move("charge", "o-1", 12_50)
+    text = WRITERS[name](bank.report("2010-12-01"), bank.own.time_zone)
+    assert file_id in text
+    with pytest.raises(UserError, match="is no date"):
+        read_report(text.replace(file_id, ""), gateway=name, adapter=name)
+
+
 def test_a_report_in_another_encoding_is_refused(tmp_path: Path) -> None:
     """An id with a character that was put in for another one would be another id."""
     bank = Bank(tmp_path / "b.db", "simulator")

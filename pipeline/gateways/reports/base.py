@@ -50,7 +50,8 @@ _PAYMENT_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class ReportFile(Struct, frozen=True):
-    """One report, read whole."""
+    """One report, read whole. ``file_id`` and ``report_date`` are "" where only rows would say
+    them and the day had none."""
 
     gateway: str
     file_id: str
@@ -79,7 +80,7 @@ class NotAReport(Exception):
     """What is wrong and where, in words."""
 
 
-Reader = Callable[[str], tuple[str, str, Iterable[Row]]]
+Reader = Callable[[str], tuple[str, str, Sequence[Row]]]
 
 
 def read_report(content: bytes | str, *, gateway: str, adapter: str) -> ReportFile:
@@ -88,6 +89,8 @@ def read_report(content: bytes | str, *, gateway: str, adapter: str) -> ReportFi
     try:
         text = content if isinstance(content, str) else content.decode()
         file_id, report_date, rows = _readers()[adapter](text)
+        if not rows and not file_id:
+            return ReportFile(gateway, "", "", ())
         if not is_date(report_date):
             raise NotAReport(f"{report_date!r} is no date")
         if not valid_id(file_id):
@@ -221,7 +224,8 @@ def time_ms(text: str, form: str, zone: str) -> int:
 
 
 def one_file_id(found: Iterable[str]) -> str:
+    """What all rows call their report; "" of none, whose day nothing in the file says."""
     ids = set(found)
-    if len(ids) != 1:
-        raise NotAReport("it holds no row, or rows of several reports")
-    return ids.pop()
+    if len(ids) > 1:
+        raise NotAReport("it holds rows of several reports")
+    return ids.pop() if ids else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -40,7 +40,7 @@ _WORDS: Final = {
 }
 
 
-def read(text: str) -> tuple[str, str, Iterable[Row]]:
+def read(text: str) -> tuple[str, str, Sequence[Row]]:
     lines = [line.split("|") for line in text.splitlines()]
     if not lines or lines[0][0] != "LEGACY":
         raise NotAReport("its first line is not LEGACY|date|count")

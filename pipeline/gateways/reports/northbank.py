@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -42,7 +42,7 @@ _WORDS: Final = {
 }
 
 
-def read(text: str) -> tuple[str, str, Iterable[Row]]:
+def read(text: str) -> tuple[str, str, Sequence[Row]]:
     lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=";", strict=True))
     if len(lines) < 2 or lines[0][:2] != ["H", "NORTHBANK"] or lines[-1][:1] != ["T"]:
         raise NotAReport("it has no H record of NORTHBANK, or no T record")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from pipeline.gateways.reports.base import (
@@ -42,7 +42,7 @@ _WORDS: Final = {
 }
 
 
-def read(text: str) -> tuple[str, str, Iterable[Row]]:
+def read(text: str) -> tuple[str, str, Sequence[Row]]:
     rows = table(text, _COLUMNS)
     file_id = one_file_id(row["Report ID"] for row in rows)
     # Its rows have no numbers: they are counted.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from pipeline.gateways.reports.base import (
@@ -41,7 +41,7 @@ _WORDS: Final = {
 }
 
 
-def read(text: str) -> tuple[str, str, Iterable[Row]]:
+def read(text: str) -> tuple[str, str, Sequence[Row]]:
     rows = table(text, _COLUMNS)
     file_id = one_file_id(row["report"] for row in rows)
     return file_id, file_id[-10:], [_row(row) for row in rows]
