@@ -181,10 +181,13 @@ def post_command(
     """
     from pipeline.domain.decisions import ENTRY, entry_body
     from pipeline.ledger.decisions import decide
+    from pipeline.ledger.queries import standing
 
-    body = entry_body(kind, merchant, date, [_posting(line) for line in lines])
+    postings = [_posting(line) for line in lines]
     with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
         with engine.begin() as connection:
+            stands = standing(connection, [posting.account for posting in postings])
+            body = entry_body(kind, merchant, date, postings, stands)
             event = decide(
                 connection, kind=ENTRY, body=body, actor=who(by), reason=reason,
                 now_ms=int(time.time() * 1000),

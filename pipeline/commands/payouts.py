@@ -282,9 +282,9 @@ def _move(
     reference: str = "",
 ) -> None:
     """One transition of each, or of none."""
+    from pipeline.domain.payout_records import refused_approval
     from pipeline.domain.payouts import SecondPersonNeeded
     from pipeline.ledger.payouts import move_payouts, payout_book
-    from producers.payout_records import refused_approval
 
     if day:
         _day(day)

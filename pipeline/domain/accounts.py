@@ -12,6 +12,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from pipeline.domain.keys import valid_id
+
 GATEWAY_RECEIVABLE: Final = "gateway_receivable"
 MERCHANT_PAYABLE: Final = "merchant_payable"
 MERCHANT_AVAILABLE: Final = "merchant_available"
@@ -87,6 +89,6 @@ def kind_of(name: str) -> str:
 
 
 def is_account(name: str) -> bool:
-    """Whether the name is one of an account of the chart."""
-    kind, colon, owner = name.partition(":")
-    return kind in CHART and bool(colon) and bool(owner)
+    """Whether the name is one of an account of the chart: its owner is an id."""
+    kind, _, owner = name.partition(":")
+    return kind in CHART and valid_id(owner)

@@ -20,15 +20,21 @@ from pipeline.domain import payouts as rules
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.money import format_amount
 from pipeline.domain.payout_plan import Position, fitted, plan_payout
+from pipeline.domain.payout_records import companions
 from pipeline.domain.payout_terms import PAYOUT_TERMS, PayoutTerms, terms_of, terms_on
 from pipeline.domain.payouts import APPROVED, Payout, PayoutBook, Standing, book_of
+from pipeline.domain.records import to_record
 from pipeline.errors import UserError
-from pipeline.ledger.decisions import decide, decisions_of, lock_decisions
+from pipeline.ledger.decisions import decide, decisions_of, lock_decisions, require_publishable
 from pipeline.ledger.payout_positions import Funds, funds
 
 # So many days before the newest are made up for, each by its own cut-off; what is older is paid
 # with the first of them. More than a year, and few enough to look at in each command.
 CATCH_UP_DAYS_MAX: Final = 400
+
+
+# What the records beside a payout's decision are written by.
+SCHEMA_OF: Final = {"payouts": "payout", "audit": "audit-entry"}
 
 
 class Made(Struct, frozen=True):
@@ -141,8 +147,7 @@ def _create(
         if not plan.decides:
             continue
         kind, body = rules.taking_body(plan, force, day.isoformat())
-        event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
-        book.take(event)
+        event = _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
         events.append(event)
         at.available_minor += (
             plan.from_reserve_minor + plan.called_in_minor + plan.released_minor
@@ -240,8 +245,7 @@ def move_payouts(
         if only and payout.state != only:
             raise UserError(f"payout {payout_id} is {payout.state}, not {only}.")
         kind, body = rules.moving_body(payout, act, actor=actor, day=day or _day(now_ms), **said)
-        event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
-        book.take(event)
+        event = _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
         events.append(event)
     return tuple(events)
 
@@ -282,7 +286,7 @@ def submit_payouts(
             execution_date=execution_date,
         )  # fmt: skip
         events.append(
-            decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
+            _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
         )
     return message_id, tuple(events)
 
@@ -337,8 +341,26 @@ def settle_by_bank(
         payout, rules.RETURN if returned else rules.CONFIRM, actor=actor, day=booking_date,
         reference=reference,
     )  # fmt: skip
-    event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
-    book.take(event)
+    return _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
+
+
+def _decided(
+    connection: Connection,
+    book: PayoutBook,
+    kind: str,
+    body: str,
+    *,
+    actor: str,
+    reason: str,
+    now_ms: int,
+) -> LedgerEvent:
+    """Make a decision about a payout and follow it in the book. UserError, and nothing made, also
+    when what is published beside it could not be."""
+    with connection.begin_nested():
+        event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
+        payout = book.take(event)
+        for role, _key, noun in companions(event, payout) if payout is not None else ():
+            require_publishable(to_record(noun), SCHEMA_OF[role])
     return event
 
 
