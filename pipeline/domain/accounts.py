@@ -92,3 +92,9 @@ def is_account(name: str) -> bool:
     """Whether the name is one of an account of the chart: its owner is an id."""
     kind, _, owner = name.partition(":")
     return kind in CHART and valid_id(owner)
+
+
+def is_kept_in(name: str, currency: str) -> bool:
+    """Whether an account may hold a currency: one that is a currency's own holds no other."""
+    kind, _, owner = name.partition(":")
+    return owner == currency or CHART[kind].of != "currency"

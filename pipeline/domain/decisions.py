@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from pipeline.domain.accounts import is_account
+from pipeline.domain.accounts import is_account, is_kept_in, kind_of
 from pipeline.domain.clearing import BANK_RECEIPT, CLEARING_ENTRY, RELEASE_ENTRY
 from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
 from pipeline.domain.keys import valid_id
@@ -124,8 +124,8 @@ def entry_body(
 ) -> str:
     """UserError when the lines cannot be booked.
 
-    ``standing``: balances by account and currency. One that was opened under a name which is none
-    today may be emptied.
+    ``standing``: balances by account and currency. What stands where nothing may be posted today
+    may be taken out.
     """
     if not valid_id(kind) or kind in _OWN_KINDS:
         raise UserError(f"{kind!r} is no kind of an entry by hand: use adjustment, conversion, ...")
@@ -135,11 +135,7 @@ def entry_body(
         raise UserError(f"{business_date!r} is no date: write YYYY-MM-DD.")
     sums: dict[str, int] = {}
     for posting in postings:
-        if not is_account(posting.account) and not _empties(posting, standing):
-            raise UserError(
-                f"there is no account {posting.account[:_SHOWN_MAX]!r}; see docs/ledger.md. Whose "
-                "it is, behind the colon, is 1 to 64 of A-Za-z0-9._-"
-            )
+        _require_account(posting, standing)
         if posting.currency not in MINOR_UNITS:
             raise UserError(f"{posting.currency!r} is not an active ISO 4217 currency.")
         if not 0 < abs(posting.amount_minor) <= AMOUNT_MINOR_MAX:
@@ -160,6 +156,21 @@ def entry_body(
             "postings": [[p.account, p.currency, p.amount_minor] for p in postings],
         }
     )
+
+
+def _require_account(posting: Posting, standing: Mapping[tuple[str, str], int]) -> None:
+    name, currency = posting.account, posting.currency
+    if not is_account(name):
+        if not _empties(posting, standing):
+            raise UserError(
+                f"there is no account {name[:_SHOWN_MAX]!r}; see docs/ledger.md. Whose it is, "
+                "behind the colon, is 1 to 64 of A-Za-z0-9._-"
+            )
+    elif not is_kept_in(name, currency) and not _empties(posting, standing):
+        raise UserError(
+            f"{name} is kept in its own currency, and the line is in {currency}: post it to "
+            f"{kind_of(name)}:{currency}."
+        )
 
 
 def _empties(posting: Posting, standing: Mapping[tuple[str, str], int]) -> bool:

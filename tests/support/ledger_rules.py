@@ -478,6 +478,15 @@ class RulesSuite(OnEachDatabase):
                 )
                 for of in ("caf\udce9", "caf\u00e9", " ", "a\n", "a:b", "a" * 65)
             ),
+            *(
+                (
+                    "adjustment",
+                    "2010-12-01",
+                    [(account, "GBP", 1), ("bank:y", "GBP", -1)],
+                    f"{account} is kept in its own currency.*post it to {account[:-4]}:GBP",
+                )
+                for account in ("currency_position:EUR", "rounding:JPY")
+            ),
             ("adjustment", "2010-12-01", FULL + FULL, "make several entries of it"),
         ],
     )

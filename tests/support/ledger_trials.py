@@ -142,6 +142,28 @@ class TrialsSuite(OnEachDatabase):
             assert standing(connection, [wrong]) == {(wrong, "GBP"): 0}
             assert verify_books(connection).damages == ()
 
+    def test_a_currencys_own_account_that_holds_another_is_told_until_it_is_taken_out(
+        self, engine: Engine
+    ) -> None:
+        """1.00 in pounds stands in the position of euros; the right one takes it over."""
+        journal_at(engine)
+        wrong, right = "currency_position:EUR", "currency_position:GBP"
+        post(engine, unchecked(wrong))
+        assert book_all(engine) == 1
+        with reading(engine) as connection:
+            (damage,) = verify_books(connection).damages
+            stands = standing(connection, [wrong])
+        assert (damage.name, damage.place) == (
+            "account_of_another_currency", f"balances {wrong} GBP",
+        )  # fmt: skip
+        lines = [Posting(wrong, "GBP", -1_00), Posting(right, "GBP", 1_00)]
+        with pytest.raises(UserError, match="kept in its own currency"):
+            entry_body("adjustment", "", "2010-12-30", lines)
+        post(engine, entry_body("adjustment", "", "2010-12-30", lines, stands))
+        assert book_all(engine) == 1
+        with reading(engine) as connection:
+            assert verify_books(connection).damages == ()
+
     def test_a_banks_reference_that_is_no_text_is_refused(self, engine: Engine) -> None:
         """Or the payout could not be told of, nor anything that is decided after it."""
         payout = self._submitted(engine)
