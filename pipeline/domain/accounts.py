@@ -68,7 +68,10 @@ CHART: Final[Mapping[str, AccountKind]] = {
         CREDIT, "merchant", "owed to customers whose sale is not known: held"
     ),
     CURRENCY_POSITION: AccountKind(
-        DEBIT, "currency", "what we hold of a currency by having converted another"
+        CREDIT,
+        "currency",
+        "what we hold of a currency beyond what we owe in it, by conversions; a debit: what we owe "
+        "and do not hold",
     ),
     ROUNDING: AccountKind(
         DEBIT, "currency", "what is left over where figures of others are rounded"
