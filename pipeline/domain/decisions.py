@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from pipeline.domain.accounts import is_account, is_kept_in, kind_of
 from pipeline.domain.clearing import BANK_RECEIPT, CLEARING_ENTRY, RELEASE_ENTRY
+from pipeline.domain.due_days import require_come
 from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
 from pipeline.domain.keys import valid_id
 from pipeline.domain.model import LedgerEvent
@@ -176,6 +177,13 @@ def _require_account(posting: Posting, standing: Mapping[tuple[str, str], int]) 
 def _empties(posting: Posting, standing: Mapping[tuple[str, str], int]) -> bool:
     before_minor = standing.get((posting.account, posting.currency), 0)
     return abs(before_minor + posting.amount_minor) < abs(before_minor)
+
+
+def require_entry_come(event: LedgerEvent) -> None:
+    """UserError for an entry by hand that counts under a day yet to come, by UTC."""
+    if event.kind == ENTRY:
+        day = json.loads(event.body)["business_date"]
+        require_come(day, "the entry", event.decided_at_ms)
 
 
 def decided_entry_of(event: LedgerEvent) -> HandEntry | None:

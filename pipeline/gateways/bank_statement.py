@@ -26,6 +26,8 @@ _CAMT: Final = "urn:iso:std:iso:20022:tech:xsd:camt.053.001."
 _NOT_PROVIDED: Final = "NOTPROVIDED"
 _TEXT_LENGTH_MAX: Final = 140
 _ID_LENGTH_MAX: Final = 64
+_BOOKED_ON: Final = ("BookgDt/Dt", "BookgDt/DtTm")
+_VALUE_ON: Final = ("ValDt/Dt", "ValDt/DtTm")
 
 Named = Callable[[str], str]
 
@@ -35,19 +37,27 @@ class _NotAStatement(Exception):
 
 
 def read_statements(
-    content: bytes, payer: Named, account: Named = lambda number: number
+    content: bytes,
+    payer: Named,
+    account: Named = lambda number: number,
+    *,
+    latest: str = "",
 ) -> list[BankStatement]:
     """Every statement of the file. ``payer`` names the gateway that the bank calls so, or "";
-    ``account`` what the books call the account of a number.
+    ``account`` what the books call the account of a number; ``latest`` the last day that one may
+    be of, "" for any.
 
-    UserError when it is no camt.053, or its lines do not lead from its opening to its closing
-    balance.
+    UserError when it is no camt.053, its lines do not lead from its opening to its closing balance,
+    or it tells of a later day.
     """
     try:
         root = parse(content)
         if root.tag != "Document":
             raise _NotAStatement(f"it is a {root.tag}")
-        found = [_statement(each, payer, account) for each in root.iterfind("BkToCstmrStmt/Stmt")]
+        each_found = root.findall("BkToCstmrStmt/Stmt")
+        found = [_statement(each, payer, account) for each in each_found]
+        for each in each_found if latest else ():
+            _require_come(each, latest)
         if not found:
             raise _NotAStatement("it holds no statement")
     except _NotAStatement as wrong:
@@ -123,12 +133,25 @@ def _statement(statement: Element, payer: Named, account: Named) -> BankStatemen
     return BankStatement(kept_as, file_id, tuple(lines), number=held_as)
 
 
+def _require_come(statement: Element, latest: str) -> None:
+    """By the day of its balances and those its lines are booked on; the bank may well let a line
+    bear interest from a later one on (its value date)."""
+    days = [balance.findtext("Dt/Dt") for balance in statement.iterfind("Bal")]
+    days += [_first(entry, *_BOOKED_ON, *_VALUE_ON) for entry in statement.iterfind("Ntry")]
+    last = max((day[:10] for day in days if day), default="")
+    if last > latest:
+        raise _NotAStatement(
+            f"statement {_needed(statement, 'Id')} is of {last}, which is yet to come: nothing is "
+            f"later than {latest} today"
+        )
+
+
 def _line(entry: Element, number: int, payer: Named) -> BankLine:
     amount_minor, currency = _amount(entry)
     # What cannot be booked must not be decided: it would hold up every later decision.
     if not 0 < abs(amount_minor) <= AMOUNT_MINOR_MAX:
         raise _NotAStatement(f"line {number} moves nothing, or more than an amount can be")
-    day = (_first(entry, "ValDt/Dt", "ValDt/DtTm", "BookgDt/Dt", "BookgDt/DtTm") or "")[:10]
+    day = (_first(entry, *_VALUE_ON, *_BOOKED_ON) or "")[:10]
     if not is_date(day):
         raise _NotAStatement(f"line {number} has no date")
     side = "Dbtr" if amount_minor > 0 else "Cdtr"

@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from pipeline.domain.decisions import ENTRY, Rules
+from pipeline.domain.decisions import ENTRY, Rules, require_entry_come
 from pipeline.domain.invariant import InvariantBroken
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.payouts import PAYOUT_KINDS
@@ -62,6 +62,7 @@ def _try(connection: Connection, event: LedgerEvent) -> None:
     closed = closed_through(connection)
     rules = Rules(closings=(Closing(0, closed, {}),) if closed else ())
     entries = entries_of(connection, event, rules)
+    require_entry_come(event)
     writer = EntryWriter(connection.dialect.name, lambda: event.decided_at_ms)
     # What is booked already is passed over when it is booked, or refused by name.
     known = writer.known(connection, [entry.entry_id for entry in entries])

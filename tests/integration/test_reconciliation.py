@@ -151,6 +151,10 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     )
     assert "1 lines, booked\n" in run(url, "reconcile", "bank", str(bank)).output
     assert "1 lines, booked before" in run(url, "reconcile", "bank", str(bank)).output
+    later = "2099-01-01"
+    bank.write_bytes(statement("acct", "Simulator", later, [Payout("po_9", "GBP", 1, later)], 0))
+    with pytest.raises(UserError, match="is of 2099-01-01, which is yet to come"):
+        run(url, "reconcile", "bank", str(bank))
     run(url, "reconcile", "run", "--as-of", "2023-11-21")
     assert kept(engine)["bank:acct"] == paid - 1
     with reading(engine) as connection:

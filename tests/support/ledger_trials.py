@@ -95,6 +95,16 @@ class TrialsSuite(OnEachDatabase):
             post(engine, adjustment(lines[:100]))
         require_others_go_on(engine, made=2)
 
+    def test_an_entry_by_hand_is_of_no_day_that_is_yet_to_come(self, engine: Engine) -> None:
+        """It is 14 November, by UTC: the next day's may be written down already."""
+        journal_at(engine)
+        later = entry_body("adjustment", "shop", "2023-11-16", PAIR)
+        with pytest.raises(UserError, match="the entry is of 2023-11-16, which is yet to come"):
+            post(engine, later)
+        require_others_go_on(engine)
+        post(engine, entry_body("adjustment", "shop", "2023-11-15", PAIR))
+        assert book_all(engine) == 1
+
     def test_a_refused_decision_takes_nothing_of_its_transaction_along(
         self, engine: Engine
     ) -> None:
