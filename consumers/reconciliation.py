@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
-from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -24,6 +23,7 @@ from pipeline.domain.model import PaymentCommand
 from pipeline.domain.reconciliation_decisions import BankStatement, refund_command
 from pipeline.domain.reconciliation_rules import ReconciliationRules
 from pipeline.domain.records import clearing_from_record, settlement_from_record
+from pipeline.domain.time_zones import time_zone
 from pipeline.errors import UserError
 from pipeline.gateways.reports import ReportFile
 from pipeline.ledger.database import reading
@@ -127,7 +127,7 @@ class Reconciler:
         UserError, and nothing published, when the report contradicts what was imported of it, or
         is of a day that is yet to come at its gateway.
         """
-        zone = ZoneInfo(self._rules.of(report.gateway).time_zone)
+        zone = time_zone(self._rules.of(report.gateway).time_zone)
         require_come(
             report.report_date, f"the report {report.file_id} of {report.gateway}",
             self._now_ms(), zone,

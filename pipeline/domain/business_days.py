@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Any, Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
 
+from pipeline.domain.time_zones import time_zone as zone_of
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
@@ -51,7 +51,7 @@ class BusinessDays(Struct, frozen=True, kw_only=True):
             local = datetime.combine(day + timedelta(days=1), time())
         else:
             local = datetime.combine(day, time.fromisoformat(self.cut_off))
-        return int(local.replace(tzinfo=_zone(self.time_zone)).timestamp()) * 1000
+        return int(local.replace(tzinfo=zone_of(self.time_zone)).timestamp()) * 1000
 
     def within(self, first: date, last: date) -> Iterator[date]:
         """The business days of a span, both ends included."""
@@ -67,11 +67,9 @@ def business_days(
 ) -> BusinessDays:
     """Checked; UserError with the place of what is wrong."""
     try:
-        _zone(time_zone)
-    except (ZoneInfoNotFoundError, ValueError) as error:
-        raise UserError(
-            f"{at}: {time_zone!r} is no time zone of IANA; write Europe/London, Asia/Tokyo, ..."
-        ) from error
+        zone_of(time_zone)
+    except UserError as error:
+        raise UserError(f"{at}: {error}") from error
     if _CUT_OFF.fullmatch(cut_off) is None:
         raise UserError(
             f"{at}: {cut_off!r} is no cut-off: write HH:MM, or 24:00 for the day's end."
@@ -89,11 +87,6 @@ def business_days(
         if not is_date(day):
             raise UserError(f"{at}: {day!r} in closed is no date: write YYYY-MM-DD.")
     return BusinessDays(time_zone=time_zone, cut_off=cut_off, calendar=calendar, closed=closed)
-
-
-@lru_cache(maxsize=256)
-def _zone(name: str) -> ZoneInfo:
-    return ZoneInfo(name)
 
 
 @lru_cache(maxsize=256)
