@@ -21,7 +21,15 @@ from pipeline.domain.model import LedgerEvent
 from pipeline.domain.money import format_amount
 from pipeline.domain.payout_plan import Position, fitted, plan_payout
 from pipeline.domain.payout_records import companions
-from pipeline.domain.payout_terms import PAYOUT_TERMS, PayoutTerms, terms_of, terms_on
+from pipeline.domain.payout_terms import (
+    PAYOUT_TERMS,
+    PayoutTerms,
+    TermsInForce,
+    TermsNotKnown,
+    in_force_since,
+    terms_of,
+    terms_on,
+)
 from pipeline.domain.payouts import APPROVED, Payout, PayoutBook, Standing, book_of
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
@@ -121,7 +129,7 @@ def _create(
     if newest is None:
         return events
     for day in _open_days(at, book.standing(*key), newest):
-        force = terms_on(versions, *key, day)
+        force = _terms_on(versions, key, day, now_ms)
         if force is None or force.cut_off_ms > now_ms:
             continue
         if at.available_minor < 0 and day != newest:
@@ -165,10 +173,23 @@ def _newest_day(
     # No time zone's day begins earlier than a day before UTC's.
     last = min(through, date.fromisoformat(_day(now_ms)) + timedelta(days=1))
     for day in _days(last):
-        force = terms_on(versions, *key, day)
+        force = _terms_on(versions, key, day, now_ms)
         if force is not None and force.cut_off_ms <= now_ms:
             return day
     return None
+
+
+def _terms_on(
+    versions: Sequence[PayoutTerms], key: tuple[str, str], day: date, now_ms: int
+) -> TermsInForce | None:
+    """None also for a day of terms that were replaced since and that nobody can follow any more:
+    what is due of it is paid with the next day."""
+    try:
+        return terms_on(versions, *key, day)
+    except TermsNotKnown as unknown:
+        if unknown.since >= in_force_since(versions, now_ms):
+            raise
+        return None
 
 
 def _open_days(at: Funds, standing: Standing, newest: date) -> list[date]:
