@@ -195,6 +195,9 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     assert "<td>simulator</td><td>2023-11-16</td><td>GBP</td>" in page.read_text()
     with table.open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 44
+    # A close says what is open, of days that come later too, and is made all the same.
+    done = run(url, "ledger", "close", "2023-10", "--reason", "month end")
+    assert (done.exit_code, "that are open: 42, see" in done.stderr) == (0, True), done.output
     rebuilt.dispose()
     engine.dispose()
 

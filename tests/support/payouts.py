@@ -596,7 +596,9 @@ class PayoutSuite(OnEachDatabase):
         """Nobody is passed over in silence; new terms pay what is due."""
         decided_long_ago(engine, row(**gone), since="2010-01-01")
         receive(engine, 10_00, "2010-05-03T09:00")
-        said = "payout terms 1 of shop in GBP cannot be followed any more .*(there is no|is no time)"
+        said = (
+            r"payout terms 1 of shop in GBP cannot be followed any more .*(there is no|is no time)"
+        )
         with pytest.raises(UserError, match=said):
             create(engine, "2010-06-02", "2010-06-03T09:00")
         announce(engine, since="2010-06-04")
