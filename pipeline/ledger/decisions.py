@@ -100,8 +100,8 @@ def decide(
     event = replace(event, event_id=event_id_of(event))
     # One that is made and stands in the way would keep every later one back, for good.
     with connection.begin_nested():
-        record(connection, event)
         require_publishable(to_record(event), "ledger-event")
+        record(connection, event)
         require_bookable(connection, event)
     return event
 

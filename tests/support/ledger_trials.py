@@ -71,6 +71,7 @@ class TrialsSuite(OnEachDatabase):
             ({"reason": "r" * 10_001}, "say it shorter"),
             ({"actor": "a" * 256}, "say it shorter"),
             ({"body": "no JSON"}, "cannot be booked"),
+            ({"now_ms": 2**63}, "cannot be published"),
         ],
     )
     def test_what_no_topic_and_no_book_takes_is_not_decided(
@@ -183,6 +184,22 @@ class TrialsSuite(OnEachDatabase):
         ):
             move_payouts(connection, [payout.payout_id], "confirm", actor="anna", now_ms=NOW_MS,
                          reference=LATIN)  # fmt: skip
+        assert payouts.move(engine, payout, "confirm", "2010-12-03T10:00").state == "paid"
+
+    def test_what_would_go_with_a_payouts_decision_has_to_be_publishable(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if nobody looked at references: the record that goes to `payouts` is tried itself."""
+        payout = self._submitted(engine)
+        with monkeypatch.context() as unlooked:
+            unlooked.setattr("pipeline.domain.payouts.require_text", lambda *_: None)
+            unlooked.setattr("pipeline.domain.payouts.storable", lambda text: text)
+            with (
+                pytest.raises(UserError, match="cannot be published"),
+                engine.begin() as connection,
+            ):
+                move_payouts(connection, [payout.payout_id], "confirm", actor="anna",
+                             now_ms=NOW_MS, reference=LATIN)  # fmt: skip
         assert payouts.move(engine, payout, "confirm", "2010-12-03T10:00").state == "paid"
 
     def test_a_payout_that_was_paid_under_such_a_reference_can_be_told_of(
