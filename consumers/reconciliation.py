@@ -18,10 +18,12 @@ from consumers.flow_look import PATIENCE_S, FlowLook
 from consumers.unknown_charges import payment_that_may_have_made
 from pipeline.domain.breaks import LEDGER_DIFFERS, REFUND_AFTER_REVIEW, ReconciliationBreak
 from pipeline.domain.clearing import cannot_be_kept, clearing_key
+from pipeline.domain.due_days import require_come
 from pipeline.domain.model import PaymentCommand
 from pipeline.domain.reconciliation_decisions import BankStatement, refund_command
 from pipeline.domain.reconciliation_rules import ReconciliationRules
 from pipeline.domain.records import clearing_from_record, settlement_from_record
+from pipeline.domain.time_zones import time_zone
 from pipeline.errors import UserError
 from pipeline.gateways.reports import ReportFile
 from pipeline.ledger.database import reading
@@ -122,8 +124,14 @@ class Reconciler:
     def import_report(self, report: ReportFile) -> int:
         """Publish the rows of a report that are not in the topic yet; how many they were.
 
-        UserError, and nothing published, when the report contradicts what was imported of it.
+        UserError, and nothing published, when the report contradicts what was imported of it, or
+        is of a day that is yet to come at its gateway.
         """
+        zone = time_zone(self._rules.of(report.gateway).time_zone)
+        require_come(
+            report.report_date, f"the report {report.file_id} of {report.gateway}",
+            self._now_ms(), zone,
+        )  # fmt: skip
         self.take_in()
         with reading(self._engine) as connection:
             fresh = new_rows(connection, report.rows)

@@ -18,6 +18,7 @@ from msgspec import Struct
 from sqlalchemy import Engine
 
 from pipeline.domain.model import LedgerEvent
+from pipeline.domain.payout_records import Companion
 from pipeline.domain.records import ledger_event_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
@@ -35,7 +36,7 @@ from pipeline.ledger.journal import Source
 from pipeline.runtime.cluster import cluster_and_topic_id, require_reachable
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.topic_reader import PastRecord, TopicReader
-from producers.payout_records import Companion, companions_of
+from producers.payout_records import companions_of
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue

@@ -320,7 +320,7 @@ class LedgerChecks:
     ) -> bool:
         wanted: Lines = Counter()
         for account, currency, minor in body["postings"]:
-            wanted[account, currency] += minor
+            wanted[_booked_name(account), currency] += minor
         closed = max(
             (d.body["through"] for d in self.decisions.seen
              if d.kind == "period_close" and d.sequence < sequence), default="",
@@ -461,6 +461,11 @@ class LedgerChecks:
 
 def _example(entry: EntrySeen, detail: str) -> Example:
     return Example("ledger", None, None, entry.entry_id, detail)
+
+
+def _booked_name(account: str) -> str:
+    """No database holds what is no UTF-8: it is written out there."""
+    return account.encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(lines: Lines) -> dict[tuple[str, str], int]:

@@ -102,6 +102,11 @@ def shown_time(time_ms: int) -> str:
 
 
 def who(by: str | None) -> str:
+    """Whoever decides. UserError for a name that cannot be kept."""
     import getpass
 
-    return by or getpass.getuser()
+    from pipeline.domain.said_text import NAME_LENGTH_MAX, require_text
+
+    name = by or getpass.getuser()
+    require_text(name, "the name", NAME_LENGTH_MAX)
+    return name

@@ -117,7 +117,8 @@ def close_command(
     What is booked by now belongs to it; a settlement of its days that comes later counts under the
     first day after it. The tiers of a month's fee plans are set right, and the database refuses
     entries of the period from then on. The close is published, so a rebuild closes it as well.
-    A period whose last day is not over, by UTC, is refused.
+    A period whose last day is not over, by UTC, is refused. Breaks that reconciliation has open are
+    counted, and stop nothing: what they come to counts under a later day.
 
     Exit code 0: closed. 2: refused, or a server is away.
 
@@ -128,7 +129,9 @@ def close_command(
     """
     from pipeline.domain.decisions import closing_of
     from pipeline.domain.periods import last_day
+    from pipeline.ledger.database import reading
     from pipeline.ledger.decisions import decide_close
+    from pipeline.ledger.reconciliation.breaks import open_count
     from producers.ledger_events import topic_ranges
 
     through = last_day(period)
@@ -140,12 +143,20 @@ def close_command(
                 now_ms=int(time.time() * 1000),
             )  # fmt: skip
         made = log.publish(engine)
+        with reading(engine) as connection:
+            breaks = open_count(connection)
     cuts = closing_of(event).cuts
     behind = sum(max(0, end - cuts.get(partition, 0)) for partition, end in ends.items())
     if behind:
         typer.echo(
             f"{behind} records of {topic} were not booked yet (marks of transactions included): "
             "settlements among them count under the first day after the period",
+            err=True,
+        )
+    if breaks:
+        typer.echo(
+            f"breaks of reconciliation that are open: {breaks}, see `paystream reconcile breaks`; "
+            "what comes of them counts under the first day after the period",
             err=True,
         )
     typer.echo(f"everything through {through} is closed; {made} corrections of tiers are booked")
@@ -181,10 +192,13 @@ def post_command(
     """
     from pipeline.domain.decisions import ENTRY, entry_body
     from pipeline.ledger.decisions import decide
+    from pipeline.ledger.queries import standing
 
-    body = entry_body(kind, merchant, date, [_posting(line) for line in lines])
+    postings = [_posting(line) for line in lines]
     with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
         with engine.begin() as connection:
+            stands = standing(connection, [posting.account for posting in postings])
+            body = entry_body(kind, merchant, date, postings, stands)
             event = decide(
                 connection, kind=ENTRY, body=body, actor=who(by), reason=reason,
                 now_ms=int(time.time() * 1000),

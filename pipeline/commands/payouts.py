@@ -282,12 +282,14 @@ def _move(
     reference: str = "",
 ) -> None:
     """One transition of each, or of none."""
+    from pipeline.domain.due_days import require_come
+    from pipeline.domain.payout_records import refused_approval
     from pipeline.domain.payouts import SecondPersonNeeded
     from pipeline.ledger.payouts import move_payouts, payout_book
-    from producers.payout_records import refused_approval
 
     if day:
         _day(day)
+        require_come(day, "the booking", _now_ms())
     said = {"reference": reference} if reference else {}
     ids = list(dict.fromkeys(payout_ids))
     with deciding(*servers) as (engine, log, _topic):

@@ -17,6 +17,7 @@ from pipeline.commands.reconciling import (
     day_of,
     gateway_of,
     kept,
+    now_ms,
     reconciling,
     rules_of,
     today,
@@ -101,15 +102,18 @@ def bank_command(
       paystream reconcile bank --gateway northbank --date 2010-12-02
     """
     from pipeline.commands.deciding import who
+    from pipeline.domain.due_days import latest_day
     from pipeline.gateways.bank_statement import read_statements
 
+    # The simulated bank tells what it will book on a day that is asked for.
+    latest = max(latest_day(now_ms()), day or "")
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, settings):
         rules = rules_of(settings)
         url = None
         if day:
             url = f"{gateway_of(settings, gateway)[2]}/v1/bank/statements/{day}"
         for where, content in contents(files, url):
-            statements = read_statements(content, rules.payer, rules.bank_account)
+            statements = read_statements(content, rules.payer, rules.bank_account, latest=latest)
             if not statements:
                 typer.echo(f"{where}: no statement, since nothing was ever booked there")
             for statement in statements:

@@ -12,6 +12,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from pipeline.domain.keys import valid_id
+
 GATEWAY_RECEIVABLE: Final = "gateway_receivable"
 MERCHANT_PAYABLE: Final = "merchant_payable"
 MERCHANT_AVAILABLE: Final = "merchant_available"
@@ -66,7 +68,10 @@ CHART: Final[Mapping[str, AccountKind]] = {
         CREDIT, "merchant", "owed to customers whose sale is not known: held"
     ),
     CURRENCY_POSITION: AccountKind(
-        DEBIT, "currency", "what we hold of a currency by having converted another"
+        CREDIT,
+        "currency",
+        "what we hold of a currency beyond what we owe in it, by conversions; a debit: what we owe "
+        "and do not hold",
     ),
     ROUNDING: AccountKind(
         DEBIT, "currency", "what is left over where figures of others are rounded"
@@ -87,6 +92,12 @@ def kind_of(name: str) -> str:
 
 
 def is_account(name: str) -> bool:
-    """Whether the name is one of an account of the chart."""
-    kind, colon, owner = name.partition(":")
-    return kind in CHART and bool(colon) and bool(owner)
+    """Whether the name is one of an account of the chart: its owner is an id."""
+    kind, _, owner = name.partition(":")
+    return kind in CHART and valid_id(owner)
+
+
+def is_kept_in(name: str, currency: str) -> bool:
+    """Whether an account may hold a currency: one that is a currency's own holds no other."""
+    kind, _, owner = name.partition(":")
+    return owner == currency or CHART[kind].of != "currency"

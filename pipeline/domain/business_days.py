@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Any, Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
 
+from pipeline.domain.time_zones import time_zone as zone_of
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
@@ -26,7 +26,11 @@ _SATURDAY: Final = 5
 
 class BusinessDays(Struct, frozen=True, kw_only=True):
     """``cut_off`` is HH:MM, or 24:00 for the day's end. ``calendar``: GB, GB-ENG, ECB (TARGET), or
-    empty: then only Saturdays and Sundays are free. ``closed``: further days, as ISO dates."""
+    empty: then only Saturdays and Sundays are free. ``closed``: further days, as ISO dates.
+
+    What was decided long ago may name a zone or a calendar that is not known any more: UserError
+    when it is asked of a day, and not before.
+    """
 
     time_zone: str
     cut_off: str
@@ -38,7 +42,7 @@ class BusinessDays(Struct, frozen=True, kw_only=True):
             return False
         if not self.calendar:
             return day.weekday() < _SATURDAY
-        calendar = _holidays(self.calendar)
+        calendar = _calendar(self.calendar)
         return not calendar.is_weekend(day) and day not in calendar
 
     def cut_off_ms(self, day: date) -> int:
@@ -51,7 +55,16 @@ class BusinessDays(Struct, frozen=True, kw_only=True):
             local = datetime.combine(day + timedelta(days=1), time())
         else:
             local = datetime.combine(day, time.fromisoformat(self.cut_off))
-        return int(local.replace(tzinfo=_zone(self.time_zone)).timestamp()) * 1000
+        return int(local.replace(tzinfo=zone_of(self.time_zone)).timestamp()) * 1000
+
+    def require_known(self, at: str) -> None:
+        """UserError, with the place ``at``, when zone or calendar are not known."""
+        try:
+            zone_of(self.time_zone)
+            if self.calendar:
+                _calendar(self.calendar)
+        except UserError as error:
+            raise UserError(f"{at}: {error}") from error
 
     def within(self, first: date, last: date) -> Iterator[date]:
         """The business days of a span, both ends included."""
@@ -65,35 +78,28 @@ class BusinessDays(Struct, frozen=True, kw_only=True):
 def business_days(
     *, time_zone: str, cut_off: str, calendar: str, closed: tuple[str, ...], at: str
 ) -> BusinessDays:
-    """Checked; UserError with the place of what is wrong."""
-    try:
-        _zone(time_zone)
-    except (ZoneInfoNotFoundError, ValueError) as error:
-        raise UserError(
-            f"{at}: {time_zone!r} is no time zone of IANA; write Europe/London, Asia/Tokyo, ..."
-        ) from error
+    """Checked by their form: whether zone and calendar are known is for ``require_known``.
+    UserError with the place of what is wrong."""
     if _CUT_OFF.fullmatch(cut_off) is None:
         raise UserError(
             f"{at}: {cut_off!r} is no cut-off: write HH:MM, or 24:00 for the day's end."
         )
-    if calendar:
-        try:
-            _holidays(calendar)
-        # What the library raises for a country, or a part of one, that it does not know.
-        except (NotImplementedError, LookupError, ValueError) as error:
-            raise UserError(
-                f"{at}: there is no calendar {calendar!r}; write a country (GB), a part of one "
-                "(GB-ENG) or ECB for TARGET."
-            ) from error
     for day in closed:
         if not is_date(day):
             raise UserError(f"{at}: {day!r} in closed is no date: write YYYY-MM-DD.")
     return BusinessDays(time_zone=time_zone, cut_off=cut_off, calendar=calendar, closed=closed)
 
 
-@lru_cache(maxsize=256)
-def _zone(name: str) -> ZoneInfo:
-    return ZoneInfo(name)
+def _calendar(name: str) -> Any:
+    """UserError for one that the library does not know."""
+    try:
+        return _holidays(name)
+    # What the library raises for a country, or a part of one, that it does not know.
+    except (NotImplementedError, LookupError, ValueError) as error:
+        raise UserError(
+            f"there is no calendar {name[:100]!r}; write a country (GB), a part of one (GB-ENG) or "
+            "ECB for TARGET."
+        ) from error
 
 
 @lru_cache(maxsize=256)

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from pipeline.domain.accounts import is_account
+from pipeline.domain.accounts import is_account, is_kept_in, kind_of
 from pipeline.domain.clearing import BANK_RECEIPT, CLEARING_ENTRY, RELEASE_ENTRY
+from pipeline.domain.due_days import require_come
 from pipeline.domain.fee_schedule import FeeSchedule, Terms, read_schedule, terms_of
 from pipeline.domain.keys import valid_id
 from pipeline.domain.model import LedgerEvent
@@ -22,6 +23,7 @@ from pipeline.domain.money import MINOR_UNITS
 from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.domain.periods import Closing
 from pipeline.domain.posting import AMOUNT_MINOR_MAX, RULE_OF, Posting
+from pipeline.domain.said_text import storable
 from pipeline.domain.transfers import FEE_TRUE_UP, FEE_TRUE_UP_RETURNED
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
@@ -30,6 +32,11 @@ FEE_SCHEDULE: Final = "fee_schedule"
 PERIOD_CLOSE: Final = "period_close"
 ENTRY: Final = "entry"
 
+# What a balance holds: 64 bits, signed.
+_SUM_MINOR_MAX: Final = 2**63 - 1
+NOTHING_STANDS: Final[Mapping[tuple[str, str], int]] = {}
+# Of a name that is wrong, so much is said.
+_SHOWN_MAX: Final = 100
 # How a close counts a month's tiers, since it says so.
 _OVER_VERSIONS: Final = "over_versions"
 
@@ -109,8 +116,18 @@ def closing_of(event: LedgerEvent) -> Closing:
     return Closing(event.sequence, body["through"], cuts, over_versions)
 
 
-def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequence[Posting]) -> str:
-    """UserError when the lines cannot be booked."""
+def entry_body(
+    kind: str,
+    merchant_id: str,
+    business_date: str,
+    postings: Sequence[Posting],
+    standing: Mapping[tuple[str, str], int] = NOTHING_STANDS,
+) -> str:
+    """UserError when the lines cannot be booked.
+
+    ``standing``: balances by account and currency. What stands where nothing may be posted today
+    may be taken out.
+    """
     if not valid_id(kind) or kind in _OWN_KINDS:
         raise UserError(f"{kind!r} is no kind of an entry by hand: use adjustment, conversion, ...")
     if merchant_id and not valid_id(merchant_id):
@@ -119,8 +136,7 @@ def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequen
         raise UserError(f"{business_date!r} is no date: write YYYY-MM-DD.")
     sums: dict[str, int] = {}
     for posting in postings:
-        if not is_account(posting.account):
-            raise UserError(f"there is no account {posting.account!r}; see docs/ledger.md.")
+        _require_account(posting, standing)
         if posting.currency not in MINOR_UNITS:
             raise UserError(f"{posting.currency!r} is not an active ISO 4217 currency.")
         if not 0 < abs(posting.amount_minor) <= AMOUNT_MINOR_MAX:
@@ -128,6 +144,11 @@ def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequen
         sums[posting.currency] = sums.get(posting.currency, 0) + posting.amount_minor
     if len(postings) < 2 or any(sums.values()):
         raise UserError("an entry has two lines at least, and balances in each currency.")
+    if sum(abs(posting.amount_minor) for posting in postings) > _SUM_MINOR_MAX:
+        raise UserError(
+            f"the lines move more than the {_SUM_MINOR_MAX} minor units of a balance together: "
+            "make several entries of it."
+        )
     return _json(
         {
             "kind": kind,
@@ -136,6 +157,33 @@ def entry_body(kind: str, merchant_id: str, business_date: str, postings: Sequen
             "postings": [[p.account, p.currency, p.amount_minor] for p in postings],
         }
     )
+
+
+def _require_account(posting: Posting, standing: Mapping[tuple[str, str], int]) -> None:
+    name, currency = posting.account, posting.currency
+    if not is_account(name):
+        if not _empties(posting, standing):
+            raise UserError(
+                f"there is no account {name[:_SHOWN_MAX]!r}; see docs/ledger.md. Whose it is, "
+                "behind the colon, is 1 to 64 of A-Za-z0-9._-"
+            )
+    elif not is_kept_in(name, currency) and not _empties(posting, standing):
+        raise UserError(
+            f"{name} is kept in its own currency, and the line is in {currency}: post it to "
+            f"{kind_of(name)}:{currency}."
+        )
+
+
+def _empties(posting: Posting, standing: Mapping[tuple[str, str], int]) -> bool:
+    before_minor = standing.get((posting.account, posting.currency), 0)
+    return abs(before_minor + posting.amount_minor) < abs(before_minor)
+
+
+def require_entry_come(event: LedgerEvent) -> None:
+    """UserError for an entry by hand that counts under a day yet to come, by UTC."""
+    if event.kind == ENTRY:
+        day = json.loads(event.body)["business_date"]
+        require_come(day, "the entry", event.decided_at_ms)
 
 
 def decided_entry_of(event: LedgerEvent) -> HandEntry | None:
@@ -152,7 +200,8 @@ def decided_entry_of(event: LedgerEvent) -> HandEntry | None:
         body["kind"],
         body["merchant_id"],
         body["business_date"],
-        tuple(Posting(*line) for line in body["postings"]),
+        # Accounts of decisions that were made before their owners were ids may hold anything.
+        tuple(Posting(storable(name), *line) for name, *line in body["postings"]),
     )
 
 

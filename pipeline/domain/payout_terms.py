@@ -107,11 +107,29 @@ class TermsInForce(Struct, frozen=True):
     cut_off_ms: int
 
 
+class TermsNotKnown(UserError):
+    """Terms name a time zone or a calendar that is not known any more. ``since``: when they count
+    from, and their version."""
+
+    def __init__(self, terms: PayoutTerms, merchant: str, currency: str, why: UserError) -> None:
+        super().__init__(
+            f"payout terms {terms.version} of {merchant} in {currency} cannot be followed any "
+            f"more ({why}): put new ones into force, see `paystream payouts terms apply --help`."
+        )
+        self.since = terms.effective_from_ms, terms.version
+
+
+def in_force_since(versions: Sequence[PayoutTerms], now_ms: int) -> tuple[int, int]:
+    """When the version of now counts from, and its number; (-1, 0) while there is none."""
+    begun = ((v.effective_from_ms, v.version) for v in versions if v.effective_from_ms <= now_ms)
+    return max(begun, default=(-1, 0))
+
+
 def terms_on(
     versions: Sequence[PayoutTerms], merchant: str, currency: str, day: date
 ) -> TermsInForce | None:
     """The newest version in force at the day's cut-off; None when the merchant has none then, or
-    the day is no business day by it."""
+    the day is no business day by it. TermsNotKnown where that cannot be said."""
     without_ms: list[int] = []
     for version in sorted(versions, key=lambda v: (v.effective_from_ms, v.version), reverse=True):
         terms = version.of(merchant, currency)
@@ -120,11 +138,15 @@ def terms_on(
             # cut-off is the one of the version that would count without it.
             without_ms.append(version.effective_from_ms)
             continue
-        cut_off_ms = terms.days.cut_off_ms(day)
+        try:
+            cut_off_ms = terms.days.cut_off_ms(day)
+            free = version.effective_from_ms <= cut_off_ms and not terms.days.is_one(day)
+        except UserError as why:
+            raise TermsNotKnown(version, merchant, currency, why) from why
         if version.effective_from_ms <= cut_off_ms:
             if any(from_ms <= cut_off_ms for from_ms in without_ms):
                 return None
-            if not terms.days.is_one(day):
+            if free:
                 return None
             return TermsInForce(version.version, terms, version.paying(currency), cut_off_ms)
     return None
@@ -147,18 +169,32 @@ def terms_of(events: Iterable[LedgerEvent]) -> tuple[PayoutTerms, ...]:
         body = json.loads(event.body)
         found.append(
             read_terms(
-                body["terms"], version=event.sequence, effective_from_ms=body["effective_from_ms"]
+                body["terms"],
+                version=event.sequence,
+                effective_from_ms=body["effective_from_ms"],
+                decided=True,
             )
         )
     return tuple(found)
 
 
 def read_terms(
-    document: Mapping[str, Any], *, version: int = 1, effective_from_ms: int = 0
+    document: Mapping[str, Any],
+    *,
+    version: int = 1,
+    effective_from_ms: int = 0,
+    decided: bool = False,
 ) -> PayoutTerms:
-    """The terms of a document; UserError with the place of what is wrong in it."""
+    """The terms of a document; UserError with the place of what is wrong in it.
+
+    Of one that was ``decided`` time zones and calendars were known then; it may be long replaced.
+    """
     _only(document, "the document", ("payouts", "paid_from"))
-    payouts = tuple(_payout(each, at) for each, at in _tables(document, "payouts"))
+    tables = _tables(document, "payouts")
+    payouts = tuple(_payout(each, at) for each, at in tables)
+    if not decided:
+        for terms, (_, at) in zip(payouts, tables, strict=True):
+            terms.days.require_known(f"the payout terms are wrong: {at}")
     paid_from = tuple(_paid_from(each, at) for each, at in _tables(document, "paid_from"))
     _unique([f"{t.merchant} in {t.currency}" for t in payouts], "two payouts are for {}")
     _unique([each.currency for each in paid_from], "two accounts pay {}")

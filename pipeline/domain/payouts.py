@@ -22,6 +22,7 @@ from pipeline.domain.model import LedgerEvent
 from pipeline.domain.payout_plan import Part, Plan, plan_postings, released, without
 from pipeline.domain.payout_terms import PAYOUT_TERMS, TermsInForce
 from pipeline.domain.posting import Posting
+from pipeline.domain.said_text import REFERENCE_LENGTH_MAX, require_text, storable
 from pipeline.errors import UserError
 
 CREATED: Final = "created"
@@ -301,6 +302,8 @@ def moving_body(payout: Payout, act: str, *, actor: str, day: str, **said: str) 
     ``day`` is the one that its entry counts under. ``said``: message_id and execution_date of a
     submission, reference of what the bank tells.
     """
+    for name, text in said.items():
+        require_text(text, f"the {name.replace('_', ' ')}", REFERENCE_LENGTH_MAX)
     after = TRANSITIONS.get((payout.state, act))
     if after is None:
         acts = [a for (state, a) in TRANSITIONS if state == payout.state]
@@ -371,7 +374,8 @@ def _moved(before: Payout, event: LedgerEvent, body: Mapping[str, Any]) -> Payou
         approved_by=event.actor if act == APPROVE else before.approved_by,
         message_id=body.get("message_id", before.message_id),
         execution_date=body.get("execution_date", before.execution_date),
-        reference=body.get("reference", before.reference),
+        # Those of before references were looked at may hold anything.
+        reference=storable(body.get("reference", before.reference)),
     )
 
 

@@ -25,13 +25,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import date
 from typing import Any, Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
 
 from pipeline.domain.due_days import last_day_due
 from pipeline.domain.keys import valid_id
 from pipeline.domain.matching import Tolerance
+from pipeline.domain.time_zones import time_zone
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 
@@ -128,10 +128,12 @@ def _gateway(name: str, table: Any) -> GatewayRules:
         raise UserError(f"{where}: it is no table of a gateway.")
     found = _table(where, table, GatewayRules.__struct_fields__)
     zone = table.get("time_zone", "UTC")
+    if not isinstance(zone, str):
+        raise UserError(f"{where}: time_zone is text.")
     try:
-        ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError, TypeError) as error:
-        raise UserError(f"{where}: there is no time zone {zone!r}.") from error
+        time_zone(zone)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     return GatewayRules(**found)
 
 

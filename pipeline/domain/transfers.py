@@ -29,8 +29,9 @@ def conversion(account: str, sold: tuple[str, int], bought: tuple[str, int]) -> 
 
     Amounts are signed as the account holds them: debits positive, so what is owed is negative.
 
-    The entry balances in each currency by itself; what we hold more of one and less of the other
-    stands in the position accounts, until the position is closed at some rate.
+    The entry balances in each currency by itself. Of what is owed: we keep the money and owe it no
+    more, a credit of the one position, and owe what we do not hold, a debit of the other. So it
+    stands until the money at the bank is changed as well, at some rate.
     """
     (from_currency, from_minor), (to_currency, to_minor) = sold, bought
     invariant(from_currency != to_currency, "a conversion is between two currencies")

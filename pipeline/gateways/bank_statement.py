@@ -30,6 +30,8 @@ _DECIMAL: Final = re.compile(r"([+-]?)(?:([0-9]+)(?:\.([0-9]*))?|\.([0-9]+))")
 _BLANKS: Final = " \t\r\n"
 _TEXT_LENGTH_MAX: Final = 140
 _ID_LENGTH_MAX: Final = 64
+_BOOKED_ON: Final = ("BookgDt/Dt", "BookgDt/DtTm")
+_VALUE_ON: Final = ("ValDt/Dt", "ValDt/DtTm")
 
 Named = Callable[[str], str]
 
@@ -39,14 +41,19 @@ class _NotAStatement(Exception):
 
 
 def read_statements(
-    content: bytes, payer: Named, account: Named = lambda number: number
+    content: bytes,
+    payer: Named,
+    account: Named = lambda number: number,
+    *,
+    latest: str = "",
 ) -> list[BankStatement]:
     """Every statement of the file; none of an account where nothing was ever booked, for which some
     banks send the message's head alone. ``payer`` names the gateway that the bank calls so, or "";
-    ``account`` what the books call the account of a number.
+    ``account`` what the books call the account of a number; ``latest`` the last day that one may be
+    of, "" for any.
 
-    UserError when it is no camt.053, or its lines do not lead from its opening to its closing
-    balance.
+    UserError when it is no camt.053, its lines do not lead from its opening to its closing balance,
+    or it tells of a later day.
     """
     try:
         root = parse(content)
@@ -55,7 +62,10 @@ def read_statements(
         message = root.find("BkToCstmrStmt")
         if message is None or message.find("GrpHdr") is None:
             raise _NotAStatement("it holds no message to a customer")
-        found = [_statement(each, payer, account) for each in message.iterfind("Stmt")]
+        each_found = message.findall("Stmt")
+        found = [_statement(each, payer, account) for each in each_found]
+        for each in each_found if latest else ():
+            _require_come(each, latest)
     except _NotAStatement as wrong:
         raise UserError(f"this is no bank statement (camt.053): {wrong}.") from wrong
     except UserError as wrong:
@@ -129,13 +139,25 @@ def _statement(statement: Element, payer: Named, account: Named) -> BankStatemen
     return BankStatement(kept_as, file_id, tuple(lines), number=held_as)
 
 
+def _require_come(statement: Element, latest: str) -> None:
+    """By the day of its balances and those its lines are booked on; the bank may well let a line
+    bear interest from a later one on (its value date)."""
+    days = [balance.findtext("Dt/Dt") for balance in statement.iterfind("Bal")]
+    days += [_first(entry, *_BOOKED_ON, *_VALUE_ON) for entry in statement.iterfind("Ntry")]
+    last = max((day.strip(_BLANKS)[:10] for day in days if day), default="")
+    if last > latest:
+        raise _NotAStatement(
+            f"statement {_needed(statement, 'Id')} is of {last}, which is yet to come: nothing is "
+            f"later than {latest} today"
+        )
+
+
 def _line(entry: Element, number: int, payer: Named) -> BankLine:
     amount_minor, currency = _amount(entry)
     # What cannot be booked must not be decided: it would hold up every later decision.
     if not 0 < abs(amount_minor) <= AMOUNT_MINOR_MAX:
         raise _NotAStatement(f"line {number} moves nothing, or more than an amount can be")
-    dated = _first(entry, "ValDt/Dt", "ValDt/DtTm", "BookgDt/Dt", "BookgDt/DtTm") or ""
-    day = dated.strip(_BLANKS)[:10]
+    day = (_first(entry, *_VALUE_ON, *_BOOKED_ON) or "").strip(_BLANKS)[:10]
     if not is_date(day):
         raise _NotAStatement(f"line {number} has no date")
     side = "Dbtr" if amount_minor > 0 else "Cdtr"

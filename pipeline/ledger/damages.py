@@ -18,6 +18,7 @@ DAMAGES: Final = {
     "entry_doubled": "Two entries have one id, or come of one part of one record.",
     "postings_without_entry": "Lines belong to no entry.",
     "balance_differs": "A balance is not the sum of its postings.",
+    "account_of_another_currency": "What belongs to one currency has a balance in another.",
     "entry_beyond_offset": "An entry comes from where nothing is booked yet.",
     "offset_source_differs": "Offsets of one topic name different clusters or topic ids.",
     "entry_in_closed_period": "An entry came after its period was closed and counts in it.",

@@ -147,7 +147,7 @@ class DecisionBooker:
         if event.kind == PERIOD_CLOSE:
             _require_booked_to_the_cuts(connection, source.topic, event)
         self._rules = current_rules(connection, self._rules)
-        entries = _entries(connection, event, self._rules)
+        entries = entries_of(connection, event, self._rules)
         if sort_out:
             entries = self._not_booked_yet(connection, event, entries)
         if entries:
@@ -209,7 +209,7 @@ def _require_booked_to_the_cuts(
             )
 
 
-def _entries(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequence[JournalEntry]:
+def entries_of(connection: Connection, event: LedgerEvent, rules: Rules) -> Sequence[JournalEntry]:
     if event.kind == PERIOD_CLOSE:
         made = _true_ups(connection, event, rules)
         return [*made, *_true_ups_returned(connection, event, rules, made)]

@@ -10,7 +10,8 @@ not booked; the next command takes it further.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 from msgspec import Struct
@@ -27,6 +28,13 @@ from pipeline.domain.decisions import (
 )
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.periods import require_ended
+from pipeline.domain.records import to_record
+from pipeline.domain.said_text import (
+    NAME_LENGTH_MAX,
+    REASON_LENGTH_MAX,
+    require_text,
+    storable,
+)
 from pipeline.errors import UserError
 from pipeline.ledger.checksums import held_offsets
 from pipeline.ledger.tables import (
@@ -34,6 +42,8 @@ from pipeline.ledger.tables import (
     consumer_offsets,
     ledger_decisions,
 )
+from schemas.codec import Encoder, default_codec
+from schemas.errors import EncodeError
 
 _EVENTS: Final = uuid.UUID("b1a3d0f4-6a05-5c0e-8f0d-6a1f0b6f2f27")
 # What the client takes uncompressed, with room for the rest of the record. A decision that is made
@@ -58,8 +68,14 @@ class WaitingDecision(Struct, frozen=True, gc=False):
 def decide(
     connection: Connection, *, kind: str, body: str, actor: str, reason: str, now_ms: int
 ) -> LedgerEvent:
-    """Make the next decision, in the connection's transaction; UserError when it is too large, or
-    when a decision that is booked is gone: its number would be given out again."""
+    """Make the next decision, in the connection's transaction; UserError, and nothing made, when
+    it could not be published or booked, or when a decision that is booked is gone: its number would
+    be given out again."""
+    # Booking follows decisions, so it is not there yet when this module is loaded.
+    from pipeline.ledger.trial_booking import require_bookable
+
+    require_text(actor, "the name", NAME_LENGTH_MAX)
+    require_text(reason, "the reason", REASON_LENGTH_MAX)
     size = sum(len(text.encode()) for text in (kind, body, actor, reason))
     if size > DECISION_BYTES_MAX:
         raise UserError(
@@ -82,8 +98,28 @@ def decide(
         body=body,
     )
     event = replace(event, event_id=event_id_of(event))
-    record(connection, event)
+    # One that is made and stands in the way would keep every later one back, for good.
+    with connection.begin_nested():
+        require_publishable(to_record(event), "ledger-event")
+        record(connection, event)
+        require_bookable(connection, event)
     return event
+
+
+def require_publishable(record: Mapping[str, Any], schema: str) -> None:
+    """UserError when no topic can carry the record."""
+    try:
+        _encoder(schema)(dict(record))
+    except EncodeError as error:
+        raise UserError(
+            f"the decision cannot be published ({storable(str(error))}), so it is not made."
+        ) from error
+
+
+@cache
+def _encoder(schema: str) -> Encoder:
+    # Ids of schemas are numbers, whichever an installation has.
+    return default_codec().encoder(schema)
 
 
 def newest_booked(connection: Connection) -> Iterator[tuple[str, int, int]]:

@@ -20,15 +20,29 @@ from pipeline.domain import payouts as rules
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.money import format_amount
 from pipeline.domain.payout_plan import Position, fitted, plan_payout
-from pipeline.domain.payout_terms import PAYOUT_TERMS, PayoutTerms, terms_of, terms_on
+from pipeline.domain.payout_records import companions
+from pipeline.domain.payout_terms import (
+    PAYOUT_TERMS,
+    PayoutTerms,
+    TermsInForce,
+    TermsNotKnown,
+    in_force_since,
+    terms_of,
+    terms_on,
+)
 from pipeline.domain.payouts import APPROVED, Payout, PayoutBook, Standing, book_of
+from pipeline.domain.records import to_record
 from pipeline.errors import UserError
-from pipeline.ledger.decisions import decide, decisions_of, lock_decisions
+from pipeline.ledger.decisions import decide, decisions_of, lock_decisions, require_publishable
 from pipeline.ledger.payout_positions import Funds, funds
 
 # So many days before the newest are made up for, each by its own cut-off; what is older is paid
 # with the first of them. More than a year, and few enough to look at in each command.
 CATCH_UP_DAYS_MAX: Final = 400
+
+
+# What the records beside a payout's decision are written by.
+SCHEMA_OF: Final = {"payouts": "payout", "audit": "audit-entry"}
 
 
 class Made(Struct, frozen=True):
@@ -115,7 +129,7 @@ def _create(
     if newest is None:
         return events
     for day in _open_days(at, book.standing(*key), newest):
-        force = terms_on(versions, *key, day)
+        force = _terms_on(versions, key, day, now_ms)
         if force is None or force.cut_off_ms > now_ms:
             continue
         if at.available_minor < 0 and day != newest:
@@ -141,8 +155,7 @@ def _create(
         if not plan.decides:
             continue
         kind, body = rules.taking_body(plan, force, day.isoformat())
-        event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
-        book.take(event)
+        event = _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
         events.append(event)
         at.available_minor += (
             plan.from_reserve_minor + plan.called_in_minor + plan.released_minor
@@ -160,10 +173,23 @@ def _newest_day(
     # No time zone's day begins earlier than a day before UTC's.
     last = min(through, date.fromisoformat(_day(now_ms)) + timedelta(days=1))
     for day in _days(last):
-        force = terms_on(versions, *key, day)
+        force = _terms_on(versions, key, day, now_ms)
         if force is not None and force.cut_off_ms <= now_ms:
             return day
     return None
+
+
+def _terms_on(
+    versions: Sequence[PayoutTerms], key: tuple[str, str], day: date, now_ms: int
+) -> TermsInForce | None:
+    """None also for a day of terms that were replaced since and that nobody can follow any more:
+    what is due of it is paid with the next day."""
+    try:
+        return terms_on(versions, *key, day)
+    except TermsNotKnown as unknown:
+        if unknown.since >= in_force_since(versions, now_ms):
+            raise
+        return None
 
 
 def _open_days(at: Funds, standing: Standing, newest: date) -> list[date]:
@@ -240,8 +266,7 @@ def move_payouts(
         if only and payout.state != only:
             raise UserError(f"payout {payout_id} is {payout.state}, not {only}.")
         kind, body = rules.moving_body(payout, act, actor=actor, day=day or _day(now_ms), **said)
-        event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
-        book.take(event)
+        event = _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
         events.append(event)
     return tuple(events)
 
@@ -282,7 +307,7 @@ def submit_payouts(
             execution_date=execution_date,
         )  # fmt: skip
         events.append(
-            decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
+            _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
         )
     return message_id, tuple(events)
 
@@ -337,8 +362,26 @@ def settle_by_bank(
         payout, rules.RETURN if returned else rules.CONFIRM, actor=actor, day=booking_date,
         reference=reference,
     )  # fmt: skip
-    event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
-    book.take(event)
+    return _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
+
+
+def _decided(
+    connection: Connection,
+    book: PayoutBook,
+    kind: str,
+    body: str,
+    *,
+    actor: str,
+    reason: str,
+    now_ms: int,
+) -> LedgerEvent:
+    """Make a decision about a payout and follow it in the book. UserError, and nothing made, also
+    when what is published beside it could not be."""
+    with connection.begin_nested():
+        event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
+        payout = book.take(event)
+        for role, _key, noun in companions(event, payout) if payout is not None else ():
+            require_publishable(to_record(noun), SCHEMA_OF[role])
     return event
 
 

@@ -4,11 +4,13 @@ gives one on which all of them see the same moment.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
 from sqlalchemy import Connection, case, func, select
 
+from pipeline.domain.said_text import is_storable
 from pipeline.ledger.tables import accounts, consumer_offsets, journal_entries, postings
 from pipeline.ledger.tables import balances as balances_table
 
@@ -70,6 +72,15 @@ def balances(connection: Connection, account: str | None = None) -> list[Balance
     if account is not None:
         statement = statement.where(accounts.c.name == account)
     return [Balance(*row) for row in connection.execute(statement)]
+
+
+def standing(connection: Connection, names: Iterable[str]) -> dict[tuple[str, str], int]:
+    """What stands in these accounts, debits less credits, by account and currency."""
+    return {
+        (each.account, each.currency): each.balance_minor
+        for name in sorted({name for name in names if is_storable(name)})
+        for each in balances(connection, name)
+    }
 
 
 def trial_balance(connection: Connection) -> list[TrialBalance]:

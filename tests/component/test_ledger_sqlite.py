@@ -21,6 +21,7 @@ from tests.support.ledger import SOURCE, LedgerSuite, entry_of, journal_at
 from tests.support.ledger_migrations import MigrationSuite
 from tests.support.ledger_rules import RulesSuite, announce
 from tests.support.ledger_seals import SealsSuite
+from tests.support.ledger_trials import TrialsSuite
 
 
 @pytest.fixture
@@ -33,6 +34,10 @@ class TestOnSqlite(LedgerSuite):
 
 
 class TestRulesOnSqlite(RulesSuite):
+    pass
+
+
+class TestTrialsOnSqlite(TrialsSuite):
     pass
 
 

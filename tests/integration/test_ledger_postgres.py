@@ -6,12 +6,14 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from pipeline.domain.decisions import schedule_body
+from pipeline.errors import UserError
 from pipeline.ledger.clearing_booking import BOOKED_BY_ID
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import (
@@ -54,6 +56,12 @@ from tests.support.ledger_rules import (
     seal,
 )
 from tests.support.ledger_seals import SealsSuite
+from tests.support.ledger_trials import (
+    TrialsSuite,
+    post,
+    require_others_go_on,
+    unchecked,
+)
 from tests.support.payouts import PayoutSuite
 from tests.support.payouts_unconfirmed import PayoutsUnconfirmedSuite
 from tests.support.reconciliation import ReconciliationSuite
@@ -80,6 +88,16 @@ class TestOnPostgres(LedgerSuite):
 
 class TestRulesOnPostgres(RulesSuite):
     pass
+
+
+class TestTrialsOnPostgres(TrialsSuite):
+    def test_a_name_that_is_too_long_for_an_index_is_not_decided(self, engine: Engine) -> None:
+        """Digests cannot be compressed, as a word that is repeated can."""
+        journal_at(engine)
+        name = "".join(sha256(bytes([n])).hexdigest() for n in range(100))
+        with pytest.raises(UserError, match=r"cannot be booked .*index row"):
+            post(engine, unchecked(f"bank:{name}"))
+        require_others_go_on(engine)
 
 
 class TestSealsOnPostgres(SealsSuite):

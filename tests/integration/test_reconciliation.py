@@ -157,6 +157,10 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     bank.write_bytes(statement("acct", "Simulator", NEXT, payouts, 0))
     assert "1 lines, booked\n" in run(url, "reconcile", "bank", str(bank)).output
     assert "1 lines, booked before" in run(url, "reconcile", "bank", str(bank)).output
+    later = "2099-01-01"
+    bank.write_bytes(statement("acct", "Simulator", later, [Payout("po_9", "GBP", 1, later)], 0))
+    with pytest.raises(UserError, match="is of 2099-01-01, which is yet to come"):
+        run(url, "reconcile", "bank", str(bank))
     run(url, "reconcile", "run", "--as-of", "2023-11-22")
     assert kept(engine)["bank:acct"] == paid - 1
     with reading(engine) as connection:
@@ -197,6 +201,9 @@ def test_reports_and_the_bank_close_the_books_and_a_rebuild_has_the_same(
     assert "<td>simulator</td><td>2023-11-16</td><td>GBP</td>" in page.read_text()
     with table.open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 44
+    # A close says what is open, of days that come later too, and is made all the same.
+    done = run(url, "ledger", "close", "2023-10", "--reason", "month end")
+    assert (done.exit_code, "that are open: 42, see" in done.stderr) == (0, True), done.output
     rebuilt.dispose()
     engine.dispose()
 

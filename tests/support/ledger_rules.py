@@ -18,7 +18,7 @@ from pipeline.domain.decisions import (
     schedule_body,
 )
 from pipeline.domain.fee_schedule import read_schedule
-from pipeline.domain.posting import Posting
+from pipeline.domain.posting import AMOUNT_MINOR_MAX, Posting
 from pipeline.domain.transfers import conversion
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
@@ -80,6 +80,13 @@ def seal(engine: Engine) -> None:
             text("UPDATE ledger_decisions SET published_partition = 0, published_offset = 1")
         )
         connection.execute(text("UPDATE closed_periods SET sealed = 1"))
+
+
+# Lines that fill a balance's 64 bits to nearly a half, and no account at all.
+FULL = [
+    (f"{account}:y", "GBP", sign * AMOUNT_MINOR_MAX)
+    for _ in range(4_600) for account, sign in (("bank", 1), ("suspense", -1))
+]  # fmt: skip
 
 
 class RulesSuite(OnEachDatabase):
@@ -462,6 +469,25 @@ class RulesSuite(OnEachDatabase):
             ("adjustment", "2010-12-01", [("bank:x", "GBP", 1)], "balances"),
             ("adjustment", "2010-12-01", [("bank:x", "GBP", 1), ("bank:y", "EUR", -1)], "balances"),
             ("adjustment", "2010-12-01", [("bank:x", "gbp", 1), ("bank:y", "gbp", -1)], "ISO 4217"),
+            *(
+                (
+                    "adjustment",
+                    "2010-12-01",
+                    [(f"bank:{of}", "GBP", 1), ("bank:y", "GBP", -1)],
+                    "no account",
+                )
+                for of in ("caf\udce9", "caf\u00e9", " ", "a\n", "a:b", "a" * 65)
+            ),
+            *(
+                (
+                    "adjustment",
+                    "2010-12-01",
+                    [(account, "GBP", 1), ("bank:y", "GBP", -1)],
+                    f"{account} is kept in its own currency.*post it to {account[:-4]}:GBP",
+                )
+                for account in ("currency_position:EUR", "rounding:JPY")
+            ),
+            ("adjustment", "2010-12-01", FULL + FULL, "make several entries of it"),
         ],
     )
     def test_an_entry_by_hand_that_cannot_be_booked_is_not_decided(

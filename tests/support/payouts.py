@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from datetime import UTC, date, datetime
 from typing import Any
@@ -84,6 +85,16 @@ def announce_document(engine: Engine, terms: dict[str, Any], since: str) -> None
         decide_payout_terms(
             connection, body=terms_body(terms, ms(since)), effective_from_ms=ms(since),
             actor="anna", reason="terms", now_ms=ms(since),
+        )  # fmt: skip
+
+
+def decided_long_ago(engine: Engine, *rows: dict[str, Any], since: str) -> None:
+    """Terms whose zones and calendars were known when they were decided."""
+    body = json.dumps({"effective_from_ms": ms(since), "terms": document(*rows)})
+    with engine.begin() as connection:
+        decide_payout_terms(
+            connection, body=body, effective_from_ms=ms(since), actor="anna", reason="terms",
+            now_ms=ms(since),
         )  # fmt: skip
 
 
@@ -563,6 +574,37 @@ class PayoutSuite(OnEachDatabase):
                 move(engine, payout, "approve", "2010-12-01T18:05", actor=same)
         assert payouts(engine)["2010-12-01"] == payout
         assert move(engine, payout, "approve", "2010-12-01T18:05", actor="bert").state == "approved"
+
+    @pytest.mark.parametrize("gone", [{"calendar": "US-ZZ"}, {"time_zone": "Europe/Gone"}])
+    def test_terms_that_were_replaced_hold_nobody_up(
+        self, engine: Engine, gone: dict[str, str]
+    ) -> None:
+        """Nobody knows their calendar or zone any more, as after an upgrade. What came while they
+        were in force is paid with the first day of those after them: 10.00 and 2.00 of the day."""
+        decided_long_ago(engine, row(**gone), since="2010-01-01")
+        announce(engine, since="2010-06-01")
+        receive(engine, 10_00, "2010-05-03T09:00")
+        receive(engine, 2_00, "2010-06-01T09:00")
+        create(engine, "2010-06-02", "2010-06-03T09:00")
+        (payout,) = payouts(engine).values()
+        assert (payout.business_date, payout.amount_minor) == ("2010-06-01", 12_00)
+
+    @pytest.mark.parametrize("gone", [{"calendar": "US-ZZ"}, {"time_zone": "Europe/Gone"}])
+    def test_terms_in_force_that_nobody_can_follow_are_named_until_there_are_new_ones(
+        self, engine: Engine, gone: dict[str, str]
+    ) -> None:
+        """Nobody is passed over in silence; new terms pay what is due."""
+        decided_long_ago(engine, row(**gone), since="2010-01-01")
+        receive(engine, 10_00, "2010-05-03T09:00")
+        said = (
+            r"payout terms 1 of shop in GBP cannot be followed any more .*(there is no|is no time)"
+        )
+        with pytest.raises(UserError, match=said):
+            create(engine, "2010-06-02", "2010-06-03T09:00")
+        announce(engine, since="2010-06-04")
+        create(engine, "2010-06-04", "2010-06-05T09:00")
+        (payout,) = payouts(engine).values()
+        assert (payout.business_date, payout.amount_minor) == ("2010-06-04", 10_00)
 
     def test_what_the_table_does_not_have_is_refused(self, engine: Engine) -> None:
         """A payout that was not approved is not submitted; one that is paid is not withdrawn."""

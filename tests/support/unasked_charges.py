@@ -560,7 +560,7 @@ class UnaskedChargesSuite(OnEachDatabase):
         ("said", "why"),
         [
             ({"reason": "x" * 1_001}, "texts_must_be_at_most_1000_characters"),
-            ({"actor": "x" * 256}, "must_be_at_most_255_characters"),
+            ({"actor": "x" * 256}, "the name has 256 characters and can have 255"),
             ({"actor": ""}, "actor_must_be_given"),
             ({"reason": "it is 4111 1111 1111 1111"}, "a card number stands in reason"),
         ],

@@ -199,6 +199,39 @@ def test_what_is_no_statement_is_refused(damaged: Callable[[], str], said: str) 
         read(damaged())
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        lambda: WHOLE.replace("2010-12-02", "2010-12-03"),
+        # Its lines alone, and its closing balance alone.
+        lambda: WHOLE.replace("<BookgDt>\n          <Dt>2010-12-02", "<BookgDt><Dt>2099-01-01"),
+        lambda: "CLBD".join(
+            part.replace("2010-12-02</Dt>", "2099-01-01</Dt>", number)
+            for number, part in enumerate(WHOLE.split("CLBD", 1))
+        ),
+        # An older bank's line without a day of booking.
+        lambda: WHOLE.replace("BookgDt", "PrtryDt").replace("<ValDt>\n          <Dt>2010-12-02",
+                                                           "<ValDt><Dt>2099-01-01"),
+    ],
+)  # fmt: skip
+def test_a_statement_of_a_day_that_is_yet_to_come_is_refused(later: Callable[[], str]) -> None:
+    """With its id and the day; where nobody says what today is, it is read."""
+    text = later()
+    assert text != WHOLE
+    with pytest.raises(UserError, match=r"statement acct-\S+ is of \S+, which is yet to come"):
+        read_statements(text.encode(), RULES.payer, latest="2010-12-02")
+    assert read_statements(text.encode(), RULES.payer)
+    assert read_statements(WHOLE.encode(), RULES.payer, latest="2010-12-02")
+
+
+def test_what_a_line_bears_interest_from_may_be_later() -> None:
+    """Before Easter a bank books today, for the value of Tuesday."""
+    text = WHOLE.replace("<ValDt>\n          <Dt>2010-12-02", "<ValDt><Dt>2010-12-07")
+    assert text != WHOLE
+    found = read_statements(text.encode(), RULES.payer, latest="2010-12-02")
+    assert {line.value_date for each in found for line in each.lines} == {"2010-12-07"}
+
+
 def test_several_transactions_of_one_line_are_left_to_a_person() -> None:
     """Whose payout a collected line is cannot be told from it."""
     details = WHOLE[WHOLE.index("<TxDtls>") : WHOLE.index("</TxDtls>") + 9]

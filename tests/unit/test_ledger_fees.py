@@ -6,13 +6,15 @@ the currency's own decimals, debits positive, credits negative, as in docs/ledge
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.domain.accounts import CHART, is_account
+from pipeline.domain.accounts import CHART, CREDIT, CURRENCY_POSITION, is_account
 from pipeline.domain.fee_schedule import FeePlan, FeeSchedule, Terms, read_schedule, terms_of
 from pipeline.domain.fees import (
     UNKNOWN_PAYMENT,
@@ -24,7 +26,7 @@ from pipeline.domain.fees import (
     tier_corrections,
 )
 from pipeline.domain.money import parse_amount
-from pipeline.domain.posting import JournalEntry
+from pipeline.domain.posting import JournalEntry, Posting
 from pipeline.domain.transfers import conversion, cost_true_up, fee_true_up, made_available
 from pipeline.errors import UserError
 from tests.support.ledger import entry_of
@@ -390,6 +392,35 @@ def test_a_conversion_goes_through_the_positions() -> None:
     }
     for currency in ("GBP", "EUR"):
         assert sum(p.amount_minor for p in lines if p.currency == currency) == 0
+
+
+def test_a_positions_credit_is_what_we_hold_beyond_what_we_owe() -> None:
+    """By hand: GBP 100.00 of a merchant lie at our bank, and are converted to EUR 115.20. Of pounds
+    we hold 100.00 and owe none, of euros we owe 115.20 and hold none. The bank then changes the
+    pounds into 116.00: of euros we hold 0.80 more than we owe, of pounds neither."""
+    shop, pounds, euros = "merchant_available:shop", "bank:main-gbp", "bank:main-eur"
+    books = Counter({(pounds, "GBP"): 100_00, (shop, "GBP"): -100_00})
+
+    def book(lines: Sequence[Posting]) -> None:
+        for p in lines:
+            books[p.account, p.currency] += p.amount_minor
+
+    def position(currency: str) -> int:
+        """Debits less credits; it has to be what is owed less what is held."""
+        stands = books[f"{CURRENCY_POSITION}:{currency}", currency]
+        kept = {name: minor for (name, of), minor in books.items() if of == currency}
+        held = kept.get(pounds, 0) + kept.get(euros, 0)
+        assert stands == -kept.get(shop, 0) - held
+        return stands
+
+    assert CHART[CURRENCY_POSITION].normal == CREDIT
+    book(conversion(shop, ("GBP", -100_00), ("EUR", -115_20)))
+    assert (position("GBP"), position("EUR")) == (-100_00, 115_20)
+    book([
+        Posting(pounds, "GBP", -100_00), Posting("currency_position:GBP", "GBP", 100_00),
+        Posting(euros, "EUR", 116_00), Posting("currency_position:EUR", "EUR", -116_00),
+    ])  # fmt: skip
+    assert (position("GBP"), position("EUR")) == (0, -80)
 
 
 def test_what_a_report_and_a_close_post() -> None:

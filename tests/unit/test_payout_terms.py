@@ -27,6 +27,10 @@ def days(**changed: Any) -> BusinessDays:
     [
         ({"time_zone": "Europe/Nowhere"}, "no time zone"),
         ({"time_zone": "../etc/passwd"}, "no time zone"),
+        ({"time_zone": "Europe"}, "no time zone"),
+        ({"time_zone": "localtime"}, "no time zone"),
+        ({"time_zone": "posixrules"}, "no time zone"),
+        ({"time_zone": "a" * 5_000}, "no time zone"),
         ({"cut_off": "25:00"}, "no cut-off"),
         ({"cut_off": "24:01"}, "no cut-off"),
         ({"cut_off": "1\u0667:00"}, "no cut-off"),

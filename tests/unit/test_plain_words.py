@@ -46,7 +46,7 @@ def test_a_file_that_is_not_there_is_said_plainly(words: list[str]) -> None:
 def test_a_decision_that_no_topic_takes_is_not_made(books_url: str) -> None:
     """Made and never published it would keep every later decision back."""
     engine = open_ledger(books_url)
-    given = {"kind": "entry", "actor": "ann", "reason": "r", "now_ms": 1}
+    given = {"kind": "note", "actor": "ann", "reason": "r", "now_ms": 1}
     with engine.begin() as connection:
         with pytest.raises(UserError, match="make several of it"):
             decide(connection, body="é" * (DECISION_BYTES_MAX // 2), **given)

@@ -27,7 +27,7 @@ from pipeline.domain.reconciliation_decisions import (
     resolution_of,
 )
 from pipeline.ledger.decisions import decisions_of, lock_decisions
-from pipeline.ledger.reconciliation.tables import breaks, insert_breaks
+from pipeline.ledger.reconciliation.tables import breaks, insert_breaks, is_prepared
 
 # Values in one IN list: below SQLite's limit of variables in every build.
 _IN_LIST_MAX: Final = 200
@@ -292,6 +292,14 @@ def open_sums(connection: Connection) -> list[BreakSum]:
     return [
         BreakSum(row[0], row[1], row[2], row[3], int(row[4]) * _HALF + int(row[5])) for row in rows
     ]
+
+
+def open_count(connection: Connection) -> int:
+    """How many are open; 0 also where nothing was ever reconciled."""
+    if not is_prepared(connection):
+        return 0
+    asked = select(func.count()).where(breaks.c.state == OPEN)
+    return int(connection.execute(asked).scalar_one())
 
 
 def unpublished_breaks(

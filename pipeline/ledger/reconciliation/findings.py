@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, text
 
@@ -29,6 +28,7 @@ from pipeline.domain.matching import BookedSide, ReportedSide
 from pipeline.domain.money import format_amount
 from pipeline.domain.posting import CAPTURE
 from pipeline.domain.reconciliation_rules import ReconciliationRules
+from pipeline.domain.time_zones import time_zone
 from pipeline.ledger.reconciliation.matching import Matched, OnlyHere, OnlyThere
 
 _BATCHES: Final = text(
@@ -62,7 +62,7 @@ class Clocks:
         self._ends_ms: dict[str, int] = {}
 
     def today(self, gateway: str) -> date:
-        zone = ZoneInfo(self._rules.of(gateway).time_zone)
+        zone = time_zone(self._rules.of(gateway).time_zone)
         return self._as_of or self._now.astimezone(zone).date()
 
     def is_missing(self, gateway: str, settled_at_ms: int) -> bool:
@@ -71,7 +71,7 @@ class Clocks:
         if end_ms is None:
             rules = self._rules.of(gateway)
             last = date.fromisoformat(rules.reported_through(self.today(gateway)))
-            end = datetime.combine(last + timedelta(days=1), time(), ZoneInfo(rules.time_zone))
+            end = datetime.combine(last + timedelta(days=1), time(), time_zone(rules.time_zone))
             end_ms = self._ends_ms[gateway] = int(end.timestamp() * 1000)
         return settled_at_ms < end_ms
 
@@ -98,7 +98,7 @@ class Clocks:
         return kind != BATCH_UNPAID or self.is_unpaid(gateway, since)
 
     def day_of(self, gateway: str, at_ms: int) -> str:
-        zone = ZoneInfo(self._rules.of(gateway).time_zone)
+        zone = time_zone(self._rules.of(gateway).time_zone)
         return datetime.fromtimestamp(at_ms / 1000, zone).date().isoformat()
 
 
