@@ -689,7 +689,8 @@ class TableWorker(Generic[V]):
             raise UserError(
                 f"{self._spec.name} was given unequal partitions of co-owned topics "
                 f"({', '.join(f'{t}: {sorted(n)}' for t, n in by_topic.items())}); nothing is "
-                "consumed. Let every worker of the group run the same version and configuration."
+                "consumed. Let every worker of the group run the same version and configuration; "
+                "`paystream topics plan` says whether the topics differ."
             )
         # Committed offsets first, stable; the table's end is taken after them (see restore).
         wanted = [(tp.topic, tp.partition) for tp in partitions]
