@@ -37,7 +37,8 @@ def render(catalogue: Catalogue | None = None) -> str:
             "is keyed by what it is about, see its meaning). Values are Avro "
             "in the Confluent wire format (`0x00`, four bytes of schema id, body), except dead "
             "letters, whose value is the input they hold. Timestamps are the broker's "
-            "(`LogAppendTime`). Partition counts never change on a live flow.",
+            "(`LogAppendTime`). Partition counts never change once anything was written "
+            "([more partitions](operations.md#more-partitions)).",
             "",
             "Inputs are admitted in the order of this table, so that results come before new "
             "orders.",
@@ -58,7 +59,9 @@ def render(catalogue: Catalogue | None = None) -> str:
             "## Consumer groups",
             "",
             "Their first offsets are committed by `paystream topics apply`; a group that finds "
-            "none stops and says so, instead of skipping records or hiding a loss.",
+            "none stops and says so, instead of skipping records or hiding a loss. Where no group "
+            "has one in the last partitions of a used flow, they were added from outside: "
+            "provisioning and workers refuse.",
             "",
             "| group | reads |",
             "|---|---|",

@@ -39,6 +39,7 @@ from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
 from topics.catalogue import Catalogue, TopicSpec
+from topics.growth import Grown, grown
 
 # Stages that read by a consumer group. Ledger and notifications keep offsets in their databases.
 GROUP_STAGES: Final = ("payments", "gateway", "risk")
@@ -165,14 +166,19 @@ def plan(admin: Admin, catalogue: Catalogue, *, grow_partitions: bool = False) -
 
     A partition count that differs is refused. With ``grow_partitions`` a smaller count is raised,
     but only while no topic of the flow has ever held a record: more partitions send the later
-    records of an order to another lane than the earlier ones.
+    records of an order to another lane than the earlier ones. So no group begins in partitions that
+    were added to a used flow from outside.
     """
     existing = _partition_counts(admin)
     specs = list(catalogue.topics.values())
     present = [spec for spec in specs if spec.name in existing]
     configure, notices = _config_changes(admin, present)
     grow, refusals = _partition_changes(admin, present, existing, grow_partitions)
-    offsets, offset_refusals, offset_notices = _missing_offsets(admin, catalogue, existing, grow)
+    missing = _without_offsets(admin, catalogue, existing, grow)
+    if outside := _grown_from_outside(admin, catalogue, existing, missing):
+        # Whatever else there is to say, it would be advice for another flow.
+        return Plan(catalogue=catalogue, refusals=(str(outside),))
+    offsets, offset_refusals, offset_notices = _missing_offsets(admin, missing, existing)
     notices += replication_notices(present, _replica_counts(admin))
     notices += offset_notices + _extra_topics(catalogue, existing)
     return Plan(
@@ -316,12 +322,15 @@ def _partition_changes(
         return [], []
     used = _topics_with_records(admin, present, existing) if grow_partitions else []
     wanted = different[0].partitions  # the catalogue gives all topics the same
+    equal = len({existing[spec.name] for spec in present}) == 1
     refusals = []
     growth = []
     for count in sorted({existing[spec.name] for spec in different}):
         names = [spec.name for spec in different if existing[spec.name] == count]
         differs = f"{', '.join(names)}: {count} partitions, where the catalogue wants {wanted}"
-        keep = f"set --partitions (PAYSTREAM_PARTITIONS) to {count}, or use another prefix"
+        keep = "use another prefix"
+        if equal:
+            keep = f"set --partitions (PAYSTREAM_PARTITIONS) to {count}, or {keep}"
         if count > wanted:
             refusals.append(f"{differs}; partitions cannot be taken away: {keep}")
         elif not grow_partitions:
@@ -351,26 +360,54 @@ def _topics_with_records(
     return sorted({topic for (topic, _), offset in ends.items() if offset > 0})
 
 
-def _missing_offsets(
+def _without_offsets(
     admin: Admin,
     catalogue: Catalogue,
     existing: Mapping[str, int],
     grow: Sequence[Growth],
-) -> tuple[list[InitialOffset], list[str], list[str]]:
-    """Partitions without a committed offset, those that apply will make included."""
-    grown = {growth.topic: growth.wanted for growth in grow}
-    offsets: list[InitialOffset] = []
-    refusals: list[str] = []
-    notices: list[str] = []
+) -> dict[str, list[TopicPartition]]:
+    """Of each group, the partitions without a committed offset, those that apply will make
+    included."""
+    wider = {growth.topic: growth.wanted for growth in grow}
     wanted = {
         catalogue.group(stage): [
             TopicPartition(spec.name, partition)
             for spec in catalogue.inputs(stage)
-            for partition in range(grown.get(spec.name, existing.get(spec.name, spec.partitions)))
+            for partition in range(wider.get(spec.name, existing.get(spec.name, spec.partitions)))
         ]
         for stage in GROUP_STAGES
     }
-    without = _for_each_group(partial(_without_offset, admin), wanted)
+    return _for_each_group(partial(_without_offset, admin), wanted)
+
+
+def _grown_from_outside(
+    admin: Admin,
+    catalogue: Catalogue,
+    existing: Mapping[str, int],
+    missing: Mapping[str, Sequence[TopicPartition]],
+) -> Grown | None:
+    present = [spec for spec in catalogue.topics.values() if spec.name in existing]
+    committed: set[tuple[str, int]] = set()
+    for stage in GROUP_STAGES:
+        without = {(tp.topic, tp.partition) for tp in missing[catalogue.group(stage)]}
+        inputs = [spec.name for spec in catalogue.inputs(stage)]
+        there = {(name, p) for name in inputs for p in range(existing.get(name, 0))}
+        committed |= there - without
+    return grown(
+        committed,
+        {spec.name: existing[spec.name] for spec in present},
+        used=lambda: bool(_topics_with_records(admin, present, existing)),
+    )
+
+
+def _missing_offsets(
+    admin: Admin,
+    without: Mapping[str, Sequence[TopicPartition]],
+    existing: Mapping[str, int],
+) -> tuple[list[InitialOffset], list[str], list[str]]:
+    offsets: list[InitialOffset] = []
+    refusals: list[str] = []
+    notices: list[str] = []
     for group, missing in without.items():
         if not missing:
             continue

@@ -165,7 +165,8 @@ def run_command(
     from pipeline.config import load_settings
     from pipeline.ledger.database import open_ledger
     from pipeline.local import Workers, require_free_port
-    from pipeline.runtime.cluster import require_co_partitioned, require_reachable
+    from pipeline.runtime.cluster import require_reachable
+    from pipeline.runtime.lane_counts import require_co_partitioned
     from pipeline.runtime.worker_spec import configure_logging
 
     settings = load_settings(
@@ -183,7 +184,7 @@ def run_command(
         configure_logging(settings.log_level)
         admin = AdminClient({**reaching(settings.bootstrap_servers), "log_level": 0})
         require_reachable(admin, settings.bootstrap_servers)
-        require_co_partitioned(admin, settings.catalogue())
+        require_co_partitioned(admin, settings.catalogue(), settings.bootstrap_servers)
         group = Workers(settings, {stage.value: workers}, node_id=node)
         try:
             if stage is Stage.ledger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import (
@@ -23,7 +24,6 @@ from pipeline.runtime.fetching import FETCH_BYTES
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.unreadable import UNFOLDED_BYTES_MAX
-from topics.catalogue import Catalogue
 
 METADATA_TIMEOUT_S = 10.0
 # A controller that died is missed after a few seconds; the next one is chosen in as many.
@@ -91,33 +91,6 @@ def require_reachable(admin: AdminClient, bootstrap_servers: str) -> Any:
         ) from error
 
 
-def require_co_partitioned(admin: AdminClient, catalogue: Catalogue) -> None:
-    """Refuse to consume when a topic of the flow is missing or has another partition count."""
-    try:
-        metadata = admin.list_topics(timeout=METADATA_TIMEOUT_S)
-    except KafkaException as error:
-        raise UserError(
-            f"no Kafka broker answers within {METADATA_TIMEOUT_S:.0f} s. Start one with "
-            "`paystream up`, or set --bootstrap-servers."
-        ) from error
-    missing = [s.name for s in catalogue.topics.values() if s.name not in metadata.topics]
-    if missing:
-        raise UserError(
-            f"topics are missing on the cluster: {', '.join(missing)}. Create them with "
-            "`paystream topics apply`."
-        )
-    expected = catalogue["orders"].partitions
-    found = {s.name: len(metadata.topics[s.name].partitions) for s in catalogue.topics.values()}
-    unequal = {name: count for name, count in found.items() if count != expected}
-    if unequal:
-        raise UserError(
-            f"every topic of the flow must have {expected} partitions, but "
-            f"{', '.join(f'{name} has {count}' for name, count in sorted(unequal.items()))}; "
-            "nothing is consumed, since records of one order would meet in different lanes. "
-            "Set PAYSTREAM_PARTITIONS to what the cluster has, or migrate to new topics."
-        )
-
-
 def groups_joined(bootstrap_servers: str, wanted: Mapping[str, int]) -> Iterator[Mapping[str, int]]:
     """Look, each time it is asked, which groups lack members; yields what is still waited for.
 
@@ -179,23 +152,36 @@ def ask_committed_positions(
     For a thread other than the one that polls the member: there the answer to a question waits
     for as long as the member is polled in short slices (80 s were seen, librdkafka 2.16).
     """
-    bystander = surroundings.consumer(
+    with bystander(bootstrap_servers, group_id, "read_committed", surroundings) as consumer:
+        return committed_positions(consumer, partitions, patience_s=patience_s)
+
+
+@contextmanager
+def bystander(
+    bootstrap_servers: str, group_id: str, isolation: str, surroundings: Surroundings = REAL
+) -> Iterator[Consumer]:
+    """A consumer that names the group and is no member of it."""
+    consumer = surroundings.consumer(
         {
             **reaching(bootstrap_servers),
             "group.id": group_id,
             "enable.auto.commit": False,
-            "isolation.level": "read_committed",
+            "isolation.level": isolation,
             "log_level": 2,
         }
     )
     try:
-        return committed_positions(bystander, partitions, patience_s=patience_s)
+        yield consumer
     finally:
-        bystander.close()
+        consumer.close()
 
 
 class StoppedWaiting(Exception):
     """Whoever asked was told to stop before there was an answer."""
+
+
+class NoCommittedOffset(UserError):
+    """The group has never been given a place in a partition, or has lost it."""
 
 
 def committed_positions(
@@ -211,6 +197,26 @@ def committed_positions(
     with isolation.level=read_committed), for ``patience_s``; then LaneFatal is raised. A partition
     without one is refused by name. Raises StoppedWaiting soon after ``stopped`` says so.
     """
+    positions = committed_or_none(consumer, partitions, stopped=stopped, patience_s=patience_s)
+    without = sorted(tp for tp, offset in positions.items() if offset < 0)
+    if without:
+        raise NoCommittedOffset(
+            "no committed offset for "
+            + ", ".join(f"{topic}[{partition}]" for topic, partition in without[:4])
+            + (f" and {len(without) - 4} more" if len(without) > 4 else "")
+            + ". Run `paystream topics apply`: it commits where the flow begins."
+        )
+    return positions
+
+
+def committed_or_none(
+    consumer: Consumer,
+    partitions: Iterable[tuple[str, int]],
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    patience_s: float = STABLE_OFFSETS_TIMEOUT_S,
+) -> Mapping[tuple[str, int], int]:
+    """``committed_positions`` with a negative offset for a partition that has none."""
     asked = [TopicPartition(topic, partition) for topic, partition in partitions]
     if not asked:
         return {}
@@ -249,13 +255,4 @@ def committed_positions(
         if stopped():
             raise StoppedWaiting
         time.sleep(0.1)
-    positions = {(tp.topic, tp.partition): tp.offset for tp in answered}
-    without = sorted(tp for tp, offset in positions.items() if offset < 0)
-    if without:
-        raise UserError(
-            "no committed offset for "
-            + ", ".join(f"{topic}[{partition}]" for topic, partition in without[:4])
-            + (f" and {len(without) - 4} more" if len(without) > 4 else "")
-            + ". Run `paystream topics apply`: it commits where the flow begins."
-        )
-    return positions
+    return {(tp.topic, tp.partition): tp.offset for tp in answered}

@@ -24,11 +24,11 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.cluster import (
+    NoCommittedOffset,
     StoppedWaiting,
     ask_committed_positions,
     committed_positions,
     consumer_config,
-    require_co_partitioned,
 )
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
@@ -40,6 +40,7 @@ from pipeline.runtime.held_requests import HELD_MAX, HeldRequests
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
+from pipeline.runtime.lane_counts import require_co_partitioned, require_not_grown
 from pipeline.runtime.late_words import LateWords
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.prefix import PartitionPrefix
@@ -143,8 +144,16 @@ class GatewayWorker:
     def run(self) -> None:
         """Work until ``stop`` is set, then let open calls end, commit their results and leave."""
         spec = self._spec
-        admin = self._outside.admin({**reaching(spec.bootstrap_servers), "log_level": 2})
-        require_co_partitioned(admin, self._catalogue)
+        self._admin = admin = self._outside.admin(
+            {**reaching(spec.bootstrap_servers), "log_level": 2}
+        )
+        require_co_partitioned(
+            admin,
+            self._catalogue,
+            spec.bootstrap_servers,
+            stage=STAGE,
+            surroundings=self._outside,
+        )
         self._consumer = self._outside.consumer(
             consumer_config(
                 spec.bootstrap_servers,
@@ -610,6 +619,9 @@ class GatewayWorker:
         wanted = [(tp.topic, tp.partition) for tp in partitions]
         try:
             positions = committed_positions(consumer, wanted, stopped=self._stop.is_set)
+        except NoCommittedOffset:
+            require_not_grown(self._admin, self._catalogue, self._spec.bootstrap_servers)
+            raise
         except StoppedWaiting:
             # Calls that were open over the rebalance are made again by the next owner.
             return

@@ -29,12 +29,12 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, InputLane, TopicPartitionKey
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
+    NoCommittedOffset,
     StoppedWaiting,
     ask_committed_positions,
     cluster_and_topic_id,
     committed_positions,
     consumer_config,
-    require_co_partitioned,
 )
 from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.commit_thread import CommitThread
@@ -46,6 +46,7 @@ from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
+from pipeline.runtime.lane_counts import require_co_partitioned, require_not_grown
 from pipeline.runtime.restore import Restorer
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.suspects import Suspects
@@ -180,8 +181,16 @@ class TableWorker(Generic[V]):
     def run(self) -> None:
         """Work until ``stop`` is set, then drain: commit what is prepared and leave."""
         spec = self._spec
-        admin = self._outside.admin({**reaching(spec.bootstrap_servers), "log_level": 2})
-        require_co_partitioned(admin, self._catalogue)
+        self._admin = admin = self._outside.admin(
+            {**reaching(spec.bootstrap_servers), "log_level": 2}
+        )
+        require_co_partitioned(
+            admin,
+            self._catalogue,
+            spec.bootstrap_servers,
+            stage=self._stage.name,
+            surroundings=self._outside,
+        )
         cluster_id, topic_id = cluster_and_topic_id(admin, self._stage.table_topic, self._outside)
         self._table: Table[V] = Table(
             self._outside.table_store(spec.slot_dir / "table", self._stage.keep_s),
@@ -680,12 +689,16 @@ class TableWorker(Generic[V]):
             raise UserError(
                 f"{self._spec.name} was given unequal partitions of co-owned topics "
                 f"({', '.join(f'{t}: {sorted(n)}' for t, n in by_topic.items())}); nothing is "
-                "consumed. Let every worker of the group run the same version and configuration."
+                "consumed. Let every worker of the group run the same version and configuration; "
+                "`paystream topics plan` says whether the topics differ."
             )
         # Committed offsets first, stable; the table's end is taken after them (see restore).
         wanted = [(tp.topic, tp.partition) for tp in partitions]
         try:
             found = committed_positions(consumer, wanted, stopped=self._stop.is_set)
+        except NoCommittedOffset:
+            require_not_grown(self._admin, self._catalogue, self._spec.bootstrap_servers)
+            raise
         except StoppedWaiting:
             # Nothing was taken yet: the drain has nothing to finish.
             return
