@@ -207,6 +207,56 @@ def post_command(
     typer.echo(f"decision {event.sequence} is booked")
 
 
+@app.command("convert")
+def convert_command(
+    account: Annotated[str, typer.Argument(help="Whose currency changes, as in ledger balances.")],
+    sold: Annotated[
+        str, typer.Option("--sold", metavar="AMOUNT:CURRENCY", help="What it has less.")
+    ],
+    bought: Annotated[
+        str, typer.Option("--bought", metavar="AMOUNT:CURRENCY", help="What it has for that.")
+    ],
+    reason: Reason,
+    date: Annotated[str, typer.Option("--date", help="The day it counts under, YYYY-MM-DD.")],
+    by: By = None,
+    bootstrap_servers: BootstrapServers = None,
+    prefix: Prefix = None,
+    ledger_url: LedgerUrl = None,
+) -> None:
+    """Book a conversion by hand: one entry through the position accounts of both currencies.
+
+    Both amounts are above nothing, whatever side the account stands on: what a merchant is owed is
+    then owed in the other currency, what a gateway owes or a bank holds is in the other one. It is
+    a decision that is published, so a rebuild has it as well. A day that is closed is refused.
+
+    Exit code 0: booked. 2: refused, or a server is away.
+
+    Examples:
+
+    \b
+      paystream ledger convert merchant_available:shop --sold 100.00:GBP --bought 115.20:EUR
+      --date 2010-12-07 --reason "is paid in euro, rate 1.152"
+
+    \b
+      paystream ledger convert gateway_receivable:north --sold 12.37:GBP --bought 14.26:EUR
+      --date 2010-12-07 --reason "settled in euro" --by anna
+    """
+    from pipeline.domain.conversions import conversion_body
+    from pipeline.ledger.conversions import decide_conversion
+
+    less, more = _money(sold), _money(bought)
+    # Said before a server is asked.
+    conversion_body(account, less, more, date)
+    with deciding(bootstrap_servers, prefix, ledger_url) as (engine, log, _topic):
+        with engine.begin() as connection:
+            event = decide_conversion(
+                connection, account, less, more, business_date=date, actor=who(by), reason=reason,
+                now_ms=int(time.time() * 1000),
+            )  # fmt: skip
+        log.publish(engine)
+    typer.echo(f"decision {event.sequence} is booked")
+
+
 @app.command("publish")
 def publish_command(
     bootstrap_servers: BootstrapServers = None,
@@ -298,11 +348,19 @@ def rebuild_command(
 
 
 def _posting(line: str) -> Any:
-    from pipeline.domain.money import parse_amount
     from pipeline.domain.posting import Posting
 
     account, equals, rest = line.partition("=")
-    amount, colon, currency = rest.partition(":")
-    if not equals or not colon:
+    if not equals or ":" not in rest:
         raise UserError(f"{line!r} is no line: write ACCOUNT=AMOUNT:CURRENCY.")
-    return Posting(account, currency, parse_amount(amount, currency))
+    return Posting(account, *_money(rest))
+
+
+def _money(said: str) -> tuple[str, int]:
+    """Currency and minor units."""
+    from pipeline.domain.money import parse_amount
+
+    amount, colon, currency = said.partition(":")
+    if not colon:
+        raise UserError(f"{said!r} is no amount of a currency: write AMOUNT:CURRENCY.")
+    return currency, parse_amount(amount, currency)

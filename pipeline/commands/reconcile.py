@@ -238,7 +238,7 @@ def breaks_command(
 def resolve_command(
     break_id: Annotated[str, typer.Argument(metavar="BREAK", help="Its id.")],
     resolution: Annotated[
-        str, typer.Option("--as", help="accepted, corrected or refund_after_review.")
+        str, typer.Option("--as", help="accepted, corrected, converted or refund_after_review.")
     ],
     reason: Reason,
     by: By = None,
@@ -249,7 +249,8 @@ def resolve_command(
     """Say what was made of a break: a decision with its reason, published to `ledger-events`.
 
     An amount that differs, accepted or corrected, clears its sale; accepted, the difference goes to
-    rounding. A charge nobody asked for (missing_here), as refund_after_review, is given back by its
+    rounding. A currency that differs, converted, clears its sale as well, as its row says.
+    A charge nobody asked for (missing_here), as refund_after_review, is given back by its
     gateway, once. Nothing else moves money: set the books right with `paystream ledger post`, and
     give back what a payment of ours took with `paystream payment refund`. A charge that the flow
     may still know is refused: its workers have to run, and to have caught up.
@@ -260,6 +261,9 @@ def resolve_command(
 
     \b
       paystream reconcile resolve 3fa1c09b7d21 --as accepted --reason "below the cost of asking"
+
+    \b
+      paystream reconcile resolve 5d20a1f4c9e3 --as converted --reason "settles in euro"
 
     \b
       paystream reconcile resolve 8b02e4417c55 --as refund_after_review --reason "nobody knows it"

@@ -46,10 +46,12 @@ RESOLVED: Final = "resolved"
 BY_LATER_EVIDENCE: Final = "later_evidence"
 ACCEPTED: Final = "accepted"
 CORRECTED: Final = "corrected"
+CONVERTED: Final = "converted"
 REFUND_AFTER_REVIEW: Final = "refund_after_review"
 BY_HAND: Final[Mapping[str, str]] = {
     ACCEPTED: "the difference is borne as it is",
     CORRECTED: "an entry by hand, or the gateway, has set it right",
+    CONVERTED: "the gateway settles in another currency: booked as its row says",
     REFUND_AFTER_REVIEW: "a charge nobody asked for: its customer is given the money back",
 }
 # What a corrected break says once it is explained: what was posted by hand for it stands beside

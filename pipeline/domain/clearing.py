@@ -30,6 +30,7 @@ from pipeline.domain.posting import (
 from pipeline.domain.transfers import (
     FEE_TRUE_UP,
     FEE_TRUE_UP_RETURNED,
+    conversion,
     cost_true_up,
     made_available,
 )
@@ -147,9 +148,14 @@ def clearing_key(gateway: str, file_id: str, row_number: int) -> str:
     return f"{gateway}:{file_id}:{row_number}"
 
 
-def clearing_lines(entry: BookedEntry, row: ClearedRow) -> tuple[Posting, ...]:
-    """What a row books for the settlement it clears; () when it only confirms what stands."""
+def clearing_lines(
+    entry: BookedEntry, row: ClearedRow, settled_in: str = ""
+) -> tuple[Posting, ...]:
+    """What a row books for the settlement it clears; () when it only confirms what stands.
+    ``settled_in``: the row's currency, "" for the settlement's own."""
     currency = entry.currency
+    if settled_in not in ("", currency):
+        return _converted_lines(entry, row, settled_in)
     difference_minor = row.amount_minor - entry.amount_minor
     lines: tuple[Posting, ...] = ()
     if difference_minor:
@@ -161,6 +167,19 @@ def clearing_lines(entry: BookedEntry, row: ClearedRow) -> tuple[Posting, ...]:
     lines += cost_true_up(entry.gateway, currency, entry.cost_minor, row.fee_minor)
     if entry.owed_minor:
         lines += made_available(entry.merchant_id, currency, entry.owed_minor)
+    return lines
+
+
+def _converted_lines(entry: BookedEntry, row: ClearedRow, settled_in: str) -> tuple[Posting, ...]:
+    """The gateway owes in the row's currency, and its cost is in that one as the row says it; of
+    the settlement's own nothing is left but what the merchant has."""
+    receivable = f"{GATEWAY_RECEIVABLE}:{entry.gateway}"
+    owed, settled = (entry.currency, entry.amount_minor), (settled_in, row.amount_minor)
+    lines = cost_true_up(entry.gateway, entry.currency, entry.cost_minor, 0)
+    lines += conversion(receivable, owed, settled)
+    lines += cost_true_up(entry.gateway, settled_in, 0, row.fee_minor)
+    if entry.owed_minor:
+        lines += made_available(entry.merchant_id, entry.currency, entry.owed_minor)
     return lines
 
 

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pipeline.domain.breaks import BY_HAND
+from pipeline.domain.breaks import ACCEPTED, BY_HAND, CONVERTED, CURRENCY_DIFFERS
 from pipeline.domain.clearing import BankLine, ClearedRow
 from pipeline.domain.commands import REFUND_UNASKED
 from pipeline.domain.ids import unasked_order_id
@@ -42,9 +42,13 @@ LINES_MAX: Final = 2_000
 _LINES_BYTES_MAX: Final = 800_000
 
 
-class ClearingDecision(Struct, frozen=True):
+class ClearingDecision(Struct, frozen=True, omit_defaults=True):
+    """``currency``: what the rows' amounts and fees are in, where a person has said that the
+    gateway settles in another one; "" for that of what each clears."""
+
     gateway: str
     rows: tuple[ClearedRow, ...]
+    currency: str = ""
 
 
 class BankStatement(Struct, frozen=True, omit_defaults=True):
@@ -93,8 +97,8 @@ class BreakResolution(Struct, frozen=True):
     refund: RefundOrder | None = None
 
 
-def clearing_body(gateway: str, rows: Sequence[ClearedRow]) -> str:
-    return _json({"gateway": gateway, "rows": msgspec.to_builtins(rows)})
+def clearing_body(gateway: str, rows: Sequence[ClearedRow], currency: str = "") -> str:
+    return _json(msgspec.to_builtins(ClearingDecision(gateway, tuple(rows), currency)))
 
 
 def clearing_of(event: LedgerEvent) -> ClearingDecision:
@@ -180,6 +184,17 @@ def check_resolution(resolution: str) -> None:
     """UserError where a person's word is none that ends a break."""
     if resolution not in BY_HAND:
         raise UserError(f"{resolution!r} is no resolution: use one of {', '.join(BY_HAND)}.")
+
+
+def check_fits(kind: str, resolution: str) -> None:
+    """UserError where the word says nothing of a break of this kind."""
+    if resolution == CONVERTED and kind != CURRENCY_DIFFERS:
+        raise UserError(f"a {kind} cannot be converted: only a {CURRENCY_DIFFERS} can.")
+    if resolution == ACCEPTED and kind == CURRENCY_DIFFERS:
+        raise UserError(
+            f"another currency cannot be borne as it is: resolve it as {CONVERTED}, which books "
+            "what the row says, or as corrected where it is set right by hand or by the gateway."
+        )
 
 
 def resolution_of(event: LedgerEvent) -> BreakResolution:

@@ -100,7 +100,7 @@ def reconciliation_ids(connection: Connection, event: LedgerEvent) -> set[str]:
             _id_of_row(decided.gateway, row)
             for row in decided.rows
             if (settled := _whole(booked, entry_id(row.settlement_id))) is None
-            or clearing_lines(settled, row)
+            or clearing_lines(settled, row, decided.currency)
         }
     if event.kind == RELEASE:
         entries = release_of(event).entries
@@ -145,7 +145,7 @@ def _of_rows(connection: Connection, event: LedgerEvent, closed: str) -> Sequenc
                 "which is not booked here yet: let the ledger catch up, then run "
                 "`paystream ledger publish`."
             )
-        entry = _of_row(event, settled, row, closed)
+        entry = _of_row(event, settled, row, decided.currency, closed)
         if entry is not None:
             made.append(entry)
     return made
@@ -161,9 +161,9 @@ def _booked(connection: Connection, entry_ids: Sequence[str]) -> dict[str, Booke
 
 
 def _of_row(
-    event: LedgerEvent, settled: BookedEntry, row: ClearedRow, closed: str
+    event: LedgerEvent, settled: BookedEntry, row: ClearedRow, settled_in: str, closed: str
 ) -> JournalEntry | None:
-    lines = clearing_lines(settled, row)
+    lines = clearing_lines(settled, row, settled_in)
     if not lines:
         # It confirms what stands, and moves nothing.
         return None

@@ -77,6 +77,27 @@ def test_balances_tell_pending_and_available_apart(books: tuple[str, Engine]) ->
     assert accounts["fee_revenue:shop"] == "-1.77"
 
 
+@pytest.mark.parametrize(
+    ("sold", "bought", "said"),
+    [
+        ("100.00", "115.20:EUR", "write AMOUNT:CURRENCY"),
+        ("100.001:GBP", "115.20:EUR", "finer than GBP allows"),
+        ("100.00:GBP", "17500.5:JPY", "finer than JPY allows"),
+        ("100.00:GBP", "115.20:GBP", "between two currencies"),
+        ("0:GBP", "115.20:EUR", "what is sold is more than nothing, not GBP 0.00"),
+        ("100.00:GBP", "-44.1234:KWD", "finer than KWD allows"),
+        ("100.00:GBP", "-44.123:KWD", "what is bought is more than nothing, not KWD -44.123"),
+    ],
+)
+def test_a_conversion_is_refused_before_a_server_is_asked(
+    books: tuple[str, Engine], sold: str, bought: str, said: str
+) -> None:
+    """There is none in this test."""
+    with pytest.raises(UserError, match=said):
+        run(books, "convert", "merchant_available:shop", "--sold", sold, "--bought", bought,
+            "--date", "2010-12-07", "--reason", "is paid in euro")  # fmt: skip
+
+
 def test_a_statement_leads_from_opening_to_closing(books: tuple[str, Engine]) -> None:
     """Each entry with its effect and its source; the next period opens where the last closed."""
     (december,) = json.loads(run(books, "statement", "shop", "--period", "2010-12",

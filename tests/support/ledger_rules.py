@@ -21,6 +21,7 @@ from pipeline.domain.fee_schedule import read_schedule
 from pipeline.domain.posting import AMOUNT_MINOR_MAX, Posting
 from pipeline.domain.transfers import conversion
 from pipeline.errors import UserError
+from pipeline.ledger.conversions import decide_conversion
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import DecisionBooker
 from pipeline.ledger.decisions import (
@@ -47,6 +48,33 @@ STANDARD: dict[str, Any] = {
                "returned": "all"}],
     "gateway_costs": [{"percentage": "1"}],
 }  # fmt: skip
+
+
+def convert(
+    engine: Engine,
+    account: str,
+    sold: tuple[str, int],
+    bought: tuple[str, int],
+    day: str = "2010-12-07",
+) -> None:
+    """A conversion by hand, decided and booked."""
+    with engine.begin() as connection:
+        decide_conversion(
+            connection, account, sold, bought, business_date=day, actor="anna", reason="a rate",
+            now_ms=NOW_MS,
+        )  # fmt: skip
+    assert book_all(engine) == 1
+
+
+def kept_balances(engine: Engine) -> dict[tuple[str, str], int]:
+    """What is not nothing, by account and currency."""
+    with reading(engine) as connection:
+        assert drifted_balances(connection) == []
+        return {
+            (b.account, b.currency): b.balance_minor
+            for b in balances(connection)
+            if b.balance_minor
+        }
 
 
 def announce(engine: Engine, document: dict[str, Any] = STANDARD, from_ms: int = 1) -> None:
@@ -459,6 +487,87 @@ class RulesSuite(OnEachDatabase):
             ("merchant_available:shop", "GBP"): 100_00, ("currency_position:GBP", "GBP"): -100_00,
             ("merchant_available:shop", "EUR"): -115_20, ("currency_position:EUR", "EUR"): 115_20,
         }  # fmt: skip
+
+    def test_what_stands_on_either_side_is_converted(self, engine: Engine) -> None:
+        """A gateway owes 150,000 yen for a sale and settles 301.125 dinars. Its receivable is then
+        in dinars alone, and we have given yen for dinars: until the merchant is owed dinars as
+        well, after which both positions are nothing."""
+        journal_at(engine).post(
+            [Item(0, 0, entry_of(1, amount_minor=150_000, currency="JPY", merchant_id="tokyo"))],
+            {0: Progress(0, 1)},
+        )
+        yen, dinars = ("JPY", 150_000), ("KWD", 301_125)
+        owed = {("merchant_payable:tokyo", "JPY"): -150_000}
+        settled = {("gateway_receivable:simulator", "KWD"): 301_125}
+        convert(engine, "gateway_receivable:simulator", yen, dinars)
+        assert kept_balances(engine) == {
+            **owed, **settled,
+            ("currency_position:JPY", "JPY"): 150_000, ("currency_position:KWD", "KWD"): -301_125,
+        }  # fmt: skip
+        convert(engine, "merchant_payable:tokyo", yen, dinars)
+        assert kept_balances(engine) == {**settled, ("merchant_payable:tokyo", "KWD"): -301_125}
+        with reading(engine) as connection:
+            rows = connection.execute(
+                text("SELECT kind, merchant_id, gateway, business_date FROM journal_entries "
+                     "WHERE kind = 'conversion' ORDER BY entry_number")
+            )  # fmt: skip
+            assert [tuple(row) for row in rows] == [
+                ("conversion", "", "none", "2010-12-07"),
+                ("conversion", "tokyo", "none", "2010-12-07"),
+            ]
+            assert verify_books(connection).damages == ()
+
+    def test_a_position_is_closed_by_what_the_bank_exchanges(self, engine: Engine) -> None:
+        """The worked example of the docs: 12.50 of a gateway became EUR 14.40, and the bank later
+        gives 12.60 for them. The position in euro is nothing, and 0.10 are gained."""
+        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        convert(engine, "gateway_receivable:simulator", ("GBP", 12_50), ("EUR", 14_40))
+        lines = [Posting("bank:main", "EUR", 14_40),
+                 Posting("gateway_receivable:simulator", "EUR", -14_40)]  # fmt: skip
+        with engine.begin() as connection:
+            decide(connection, kind=ENTRY, body=entry_body("receipt", "", "2010-12-08", lines),
+                   actor="anna", reason="paid", now_ms=NOW_MS)  # fmt: skip
+        book_all(engine)
+        convert(engine, "bank:main", ("EUR", 14_40), ("GBP", 12_60))
+        assert kept_balances(engine) == {
+            ("bank:main", "GBP"): 12_60, ("merchant_payable:m1", "GBP"): -12_50,
+            ("currency_position:GBP", "GBP"): -10,
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("account", "sold", "bought", "day", "said"),
+        [
+            ("merchant_payable:m1", ("GBP", 1), ("GBP", 1), "2011-01-01", "two currencies"),
+            ("merchant_payble:m1", ("GBP", 1), ("EUR", 1), "2011-01-01", "there is no account"),
+            ("merchant_payable:", ("GBP", 1), ("EUR", 1), "2011-01-01", "there is no account"),
+            ("merchant_payable:m2", ("GBP", 1), ("EUR", 1), "2011-01-01", "nothing was ever"),
+            ("merchant_payable:m1", ("JPY", 1), ("EUR", 1), "2011-01-01", "nothing was ever"),
+            ("currency_position:GBP", ("GBP", 1), ("EUR", 1), "2011-01-01", "one currency alone"),
+            ("merchant_payable:m1", ("GBP", 0), ("EUR", 1), "2011-01-01", "more than nothing"),
+            ("merchant_payable:m1", ("GBP", 1), ("EUR", -1), "2011-01-01", "more than nothing"),
+            ("merchant_payable:m1", ("GBP", 1), ("EUX", 1), "2011-01-01", "ISO 4217"),
+            ("merchant_payable:m1", ("GBP", 1), ("EUR", 10**15), "2011-01-01", "a line moves"),
+            ("merchant_payable:m1", ("GBP", 1), ("EUR", 1), "yesterday", "no date"),
+            ("merchant_payable:m1", ("GBP", 1), ("EUR", 1), "2010-12-31",
+             "everything through 2010-12-31 is closed"),
+        ],
+    )  # fmt: skip
+    def test_a_conversion_that_cannot_be_meant_is_not_decided(
+        self,
+        engine: Engine,
+        account: str,
+        sold: tuple[str, int],
+        bought: tuple[str, int],
+        day: str,
+        said: str,
+    ) -> None:
+        """Each by what is wrong with it, before anything is published."""
+        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        close(engine, "2010-12-31")
+        with pytest.raises(UserError, match=said):
+            convert(engine, account, sold, bought, day)
+        with reading(engine) as connection:
+            assert [event.kind for event in all_decisions(connection)] == [PERIOD_CLOSE]
 
     @pytest.mark.parametrize(
         ("kind", "day", "lines", "said"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -14,8 +15,12 @@ from msgspec.structs import replace
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 
+from pipeline.audit.clearings import expected_entries
+from pipeline.audit.ledger_copy import LedgerReader
+from pipeline.audit.terms import DecisionSeen, Lines
 from pipeline.domain.breaks import (
     ACCEPTED,
+    CONVERTED,
     CORRECTED,
     EXPLAINED_AFTERWARDS,
     ReconciliationBreak,
@@ -33,6 +38,7 @@ from pipeline.domain.reconciliation_decisions import (
     BankStatement,
     clearing_body,
     clearing_of,
+    resolution_body,
     statement_body,
 )
 from pipeline.domain.reconciliation_rules import ReconciliationRules, read_rules
@@ -197,6 +203,12 @@ class Books:
             assert drifted_balances(connection) == []
             return {b.account: b.balance_minor for b in balances(connection) if b.balance_minor}
 
+    def by_currency(self) -> dict[tuple[str, str], int]:
+        with reading(self.engine) as connection:
+            assert drifted_balances(connection) == []
+            kept = balances(connection)
+        return {(b.account, b.currency): b.balance_minor for b in kept if b.balance_minor}
+
     def rows_of(self, table: str) -> list[tuple[Any, ...]]:
         with reading(self.engine) as connection:
             return sorted(tuple(row) for row in connection.execute(text(f"SELECT * FROM {table}")))
@@ -224,9 +236,9 @@ TERMS = {
 Brings = Callable[[Books, Settlement], object]
 
 
-def bank_pays(minor: int, file_id: str = "s-1") -> Brings:
+def bank_pays(minor: int, file_id: str = "s-1", currency: str = "GBP") -> Brings:
     def bring(books: Books, _sale: Settlement) -> None:
-        line = BankLine(line_id="1", amount_minor=minor, currency="GBP", value_date=DAY,
+        line = BankLine(line_id="1", amount_minor=minor, currency=currency, value_date=DAY,
                         gateway="simulator", batch_id="po_1")  # fmt: skip
         decide_statement(books.engine, BankStatement("acct", file_id, (line,)), "anna", NOW_MS)
 
@@ -256,6 +268,65 @@ LATE_EVIDENCE: dict[str, tuple[tuple[Brings, ...], tuple[Brings, ...]]] = {
 def resolve(books: Books, found: ReconciliationBreak, resolution: str) -> None:
     decide_resolution(books.engine, found.break_id, resolution, actor="anna", reason="by hand",
                       now_ms=NOW_MS)  # fmt: skip
+
+
+def priced_sale(books: Books, **changed: Any) -> Settlement:
+    """One that was booked by ``TERMS``."""
+    announce(books.engine, TERMS)
+    books.book()
+    sale = settlement(1, **changed)
+    books.settle(sale)
+    return sale
+
+
+def audited(books: Books) -> None:
+    """What rows have posted is what the audit makes of their decisions, and the books are whole."""
+    reader = LedgerReader(books.engine.url.render_as_string(hide_password=False))
+    try:
+        entries = reader.read().entries
+    finally:
+        reader.close()
+    posted: dict[str, Lines] = {}
+    for entry in entries:
+        if entry.kind == CLEARING:
+            lines = posted.setdefault(entry.entry_id, Counter())
+            for posting in entry.postings:
+                lines[posting.account, posting.currency] += posting.amount_minor
+    with reading(books.engine) as connection:
+        decided = decisions_of(connection, [CLEARING])
+        assert verify_books(connection).damages == ()
+    settled = {entry.settlement_id: entry for entry in entries if entry.settlement_id}
+    wanted: dict[str, Lines] = {}
+    for event in decided:
+        seen = DecisionSeen(
+            0, 0, event.sequence, event.event_id, event.kind, json.loads(event.body)
+        )
+        wanted |= expected_entries(seen, settled, {}) or {}
+    assert posted == wanted
+
+
+def sealed_heads(engine: Engine) -> Sequence[Any]:
+    while seal(engine):
+        pass
+    with reading(engine) as connection:
+        return verify_books(connection).heads
+
+
+def heads_of_a_rebuild(books: Books, settled: Sequence[Settlement], at: Path) -> Sequence[Any]:
+    """Of books that are made of the same settlements and decisions, and of no report."""
+    with reading(books.engine) as connection:
+        decided = all_decisions(connection)
+    engine = open_ledger(f"sqlite:///{at / 'again.db'}")
+    try:
+        again = Books(engine)
+        with engine.begin() as connection:
+            adopt(connection, decided)
+        again.settle(*settled)
+        again.book()
+        assert again.by_currency() == books.by_currency()
+        return sealed_heads(engine)
+    finally:
+        engine.dispose()
 
 
 class ReconciliationSuite(OnEachDatabase):
@@ -773,8 +844,16 @@ class ReconciliationSuite(OnEachDatabase):
         assert books.kinds() == [("batch_differs", "po_1:GBP", 50_000_01)]
         accept()
 
-    @pytest.mark.parametrize("resolution", [CORRECTED, ACCEPTED])
-    @pytest.mark.parametrize("kind", sorted(LATE_EVIDENCE))
+    @pytest.mark.parametrize(
+        ("kind", "resolution"),
+        [
+            (kind, resolution)
+            for kind in sorted(LATE_EVIDENCE)
+            for resolution in (CORRECTED, ACCEPTED)
+            # Another currency is not borne as it is.
+            if (kind, resolution) != ("currency_differs", ACCEPTED)
+        ],
+    )
     def test_what_was_corrected_opens_again_once_evidence_explains_it(
         self, books: Books, kind: str, resolution: str
     ) -> None:
@@ -1163,6 +1242,133 @@ class ReconciliationSuite(OnEachDatabase):
         books.report(row)
         assert (books.run().cleared, books.breaks()) == (0, [])
         assert books.balances() == {**left, "merchant_available:m1": -12_50}
+
+    def test_a_sale_that_is_settled_in_another_currency_is_converted(
+        self, books: Books, tmp_path: Path
+    ) -> None:
+        """The worked example of the docs. 12.50 of which 0.35 are our fee, and 0.13 were accrued
+        for the gateway. It settles them as EUR 14.40 less 0.14: that it owes, and the bank pays;
+        the merchant has 12.15 available. A rebuild ends in the same hashes."""
+        sale = priced_sale(books)
+        books.report(row_of(1, sale, currency="EUR", amount_minor=14_40, fee_minor=14))
+        books.run()
+        (found,) = books.breaks()
+        resolve(books, found, CONVERTED)
+        assert books.book() == 1
+        converted = {
+            ("gateway_cost:simulator", "EUR"): 14,
+            ("currency_position:GBP", "GBP"): 12_50, ("currency_position:EUR", "EUR"): -14_40,
+            ("merchant_available:m1", "GBP"): -12_15, ("fee_revenue:m1", "GBP"): -35,
+        }  # fmt: skip
+        assert books.by_currency() == {**converted, ("gateway_receivable:simulator", "EUR"): 14_26}
+        bank_pays(14_26, currency="EUR")(books, sale)
+        books.run("2023-12-24")
+        assert books.by_currency() == {**converted, ("bank:acct", "EUR"): 14_26}
+        assert books.breaks() == []
+        books.make_tables_anew()
+        assert (books.run("2023-12-24").cleared, books.breaks()) == (0, [])
+        audited(books)
+        assert heads_of_a_rebuild(books, [sale], tmp_path) == sealed_heads(books.engine)
+        # A row in its own currency that comes afterwards tells of what is cleared.
+        books.report(row_of(1, sale, file_id="later"))
+        books.run("2023-12-24")
+        assert "duplicate" in {b.kind for b in books.breaks()}
+
+    def test_refunds_and_disputes_are_converted_as_their_sale_is(self, books: Books) -> None:
+        """Of 12.50 (EUR 14.40) 5.00 are refunded (5.71), with 0.14 of the fee, and 7.50 disputed
+        (8.61), which nobody bears yet: the gateway takes EUR 0.06 more than it gives."""
+        sale = priced_sale(books)
+        back = settlement(1, kind="refund", amount_minor=-5_00, operation_id="r1",
+                          gateway_reference="re_1")  # fmt: skip
+        taken = settlement(1, kind="dispute", amount_minor=-7_50, operation_id="d1",
+                           gateway_reference="ch_1")  # fmt: skip
+        books.settle(back, taken)
+        books.report(
+            row_of(1, sale, currency="EUR", amount_minor=14_40, fee_minor=14),
+            row_of(2, back, currency="EUR", amount_minor=-5_71, fee_minor=0),
+            row_of(3, taken, currency="EUR", amount_minor=-8_61, fee_minor=0, **NAMES_NOTHING),
+        )
+        books.run()
+        for found in books.breaks(kind="currency_differs"):
+            resolve(books, found, CONVERTED)
+        assert books.book() == 3
+        bank_pays(-6, currency="EUR")(books, sale)
+        books.run("2023-12-24")
+        assert books.by_currency() == {
+            ("merchant_available:m1", "GBP"): -(12_15 - 5_00 + 14),
+            ("fee_revenue:m1", "GBP"): -21, ("disputes_and_losses:m1", "GBP"): 7_50,
+            ("gateway_cost:simulator", "EUR"): 14, ("bank:acct", "EUR"): -6,
+            ("currency_position:EUR", "EUR"): -(14_40 - 5_71 - 8_61),
+        }  # fmt: skip
+        assert books.breaks() == []
+        audited(books)
+
+    def test_yen_that_are_settled_in_dinars_are_converted(self, books: Books) -> None:
+        """15,000 yen, of which 1 % was accrued for the gateway, and no plan charges a fee; it
+        settles KWD 30.125 less 0.301. Minor units are each currency's own."""
+        sale = priced_sale(books, amount_minor=15_000, currency="JPY")
+        books.report(row_of(1, sale, currency="KWD", amount_minor=30_125, fee_minor=301))
+        books.run()
+        (found,) = books.breaks()
+        assert found.detail == "KWD 30.125 in the report, JPY 15,000 booked"
+        assert books.by_currency()["gateway_receivable:simulator", "JPY"] == 14_850
+        resolve(books, found, CONVERTED)
+        books.book()
+        assert books.by_currency() == {
+            ("gateway_receivable:simulator", "KWD"): 29_824, ("gateway_cost:simulator", "KWD"): 301,
+            ("currency_position:JPY", "JPY"): 15_000, ("currency_position:KWD", "KWD"): -30_125,
+            ("merchant_available:m1", "JPY"): -15_000,
+        }  # fmt: skip
+        audited(books)
+
+    @pytest.mark.parametrize(
+        ("row", "resolution", "said"),
+        [
+            ({"currency": "EUR"}, ACCEPTED, "cannot be borne as it is"),
+            ({"amount_minor": 12_00}, CONVERTED, "amount_differs cannot be converted"),
+            ({"currency": "EUR", "amount_minor": -14_40}, CONVERTED, "cannot have become"),
+            ({"currency": "EUR", "amount_minor": 0}, CONVERTED, "cannot have become"),
+            ({"currency": "EUX"}, CONVERTED, "cannot have become"),
+        ],
+    )
+    def test_what_cannot_be_converted_is_refused(
+        self, books: Books, row: dict[str, Any], resolution: str, said: str
+    ) -> None:
+        """By what is wrong with it; the break stays, and nothing is decided."""
+        sale = settlement(1)
+        books.settle(sale)
+        books.report(row_of(1, sale, **row))
+        books.run()
+        (found,) = books.breaks()
+        with pytest.raises(UserError, match=said):
+            resolve(books, found, resolution)
+        assert (books.breaks(), books.decided()) == ([found], 0)
+
+    def test_what_was_accepted_in_another_currency_may_be_converted_still(
+        self, books: Books
+    ) -> None:
+        """An earlier version took that for its end, and the merchant waits. Once it is converted it
+        is not again; nor is what another row has cleared meanwhile."""
+        sale, other = settlement(1), settlement(2)
+        books.settle(sale, other)
+        books.report(*(row_of(n, each, currency="EUR") for n, each in enumerate((sale, other), 1)))
+        books.run()
+        one, two = sorted(books.breaks(), key=lambda each: each.row_number)
+        with books.engine.begin() as connection:
+            said = resolution_body(one.break_id, ACCEPTED, "")
+            decide(connection, kind=BREAK_RESOLUTION, body=said, actor="anna", reason="of before",
+                   now_ms=NOW_MS)  # fmt: skip
+        books.run()
+        assert books.breaks() == [two]
+        resolve(books, one, CONVERTED)
+        assert books.book() == 1
+        assert books.balances()["merchant_available:m1"] == -12_50
+        with pytest.raises(UserError, match="no open break"):
+            resolve(books, one, CONVERTED)
+        cleared = ClearedRow("later", 1, other.settlement_id, 12_50, 0, DAY)
+        decide_clearing(books.engine, "simulator", [cleared], NOW_MS)
+        with pytest.raises(UserError, match="is cleared by now"):
+            resolve(books, two, CONVERTED)
 
     def test_a_person_clears_nothing_again_whose_row_was_taken_out(self, books: Books) -> None:
         """A run was killed between the decision and its breaks, so the break is open still."""

@@ -8,12 +8,15 @@ from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import asdict, fields, replace
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select, update
 
 from pipeline.domain.breaks import (
+    ACCEPTED,
     AMOUNT_DIFFERS,
     BY_LATER_EVIDENCE,
+    CONVERTED,
     CORRECTED,
+    CURRENCY_DIFFERS,
     EXPLAINED_AFTERWARDS,
     OPEN,
     RESOLVED,
@@ -223,14 +226,28 @@ def _ending(found: BreakResolution, event: LedgerEvent) -> dict[str, Any]:
     }
 
 
+def may_be_resolved(found: ReconciliationBreak, resolution: str) -> bool:
+    """Whether a person may say this of a break as it stands. Another currency that was accepted,
+    which an earlier version took for an end of it, may be converted still."""
+    known = found.kind == CURRENCY_DIFFERS and found.resolution == ACCEPTED
+    return found.state == OPEN or (resolution == CONVERTED and known)
+
+
+def _resolvable(resolution: str) -> ColumnElement[bool]:
+    """Like ``may_be_resolved``, of the rows of ``breaks``."""
+    c = breaks.c
+    if resolution != CONVERTED:
+        return c.state == OPEN
+    return or_(c.state == OPEN, (c.kind == CURRENCY_DIFFERS) & (c.resolution == ACCEPTED))
+
+
 def resolve_by_hand(connection: Connection, event: LedgerEvent) -> bool:
     """Whether it was there and open, with the figures that were looked at."""
     found = resolution_of(event)
     c = breaks.c
+    resolvable = _resolvable(found.resolution)
     row = connection.execute(
-        select(c.at_risk_minor, c.detail, c.version).where(
-            c.break_id == found.break_id, c.state == OPEN
-        )
+        select(c.at_risk_minor, c.detail, c.version).where(c.break_id == found.break_id, resolvable)
     ).one_or_none()
     if row is None or found.figures not in ("", figures(row.at_risk_minor, row.detail)):
         return False
@@ -238,7 +255,7 @@ def resolve_by_hand(connection: Connection, event: LedgerEvent) -> bool:
     return bool(
         connection.execute(
             update(breaks)
-            .where(c.break_id == found.break_id, c.state == OPEN, c.version == row.version)
+            .where(c.break_id == found.break_id, resolvable, c.version == row.version)
             .values(**_ending(found, event), version=c.version + 1)
         ).rowcount
     )

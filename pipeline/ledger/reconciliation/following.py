@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, text, union_all
 from sqlalchemy.exc import IntegrityError
 
-from pipeline.domain.breaks import OPEN, REFUND_AFTER_REVIEW, figures
+from pipeline.domain.breaks import REFUND_AFTER_REVIEW, figures
 from pipeline.domain.clearing import NUMBERED, RELEASED_KINDS, BankLine, ClearedRow
 from pipeline.domain.model import LedgerEvent
 from pipeline.domain.posting import NO_GATEWAY
@@ -30,6 +30,7 @@ from pipeline.domain.reconciliation_decisions import (
     RELEASE,
     ROWS_MAX,
     BankStatement,
+    check_fits,
     check_resolution,
     clearing_body,
     clearing_of,
@@ -43,7 +44,7 @@ from pipeline.domain.reconciliation_decisions import (
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
 from pipeline.ledger.decisions import decide, decisions_at, event_of, lock_decisions
-from pipeline.ledger.reconciliation.breaks import find_break, resolve_by_hand
+from pipeline.ledger.reconciliation.breaks import find_break, may_be_resolved, resolve_by_hand
 from pipeline.ledger.reconciliation.by_hand import clear_by_hand
 from pipeline.ledger.reconciliation.payouts_by_bank import with_payouts
 from pipeline.ledger.reconciliation.refunds import FlowSeen, refund_of, require_takeable
@@ -342,8 +343,9 @@ def decide_resolution(
         follow(connection)
         check_resolution(resolution)
         found = find_break(connection, break_id)
-        if found is None or found.state != OPEN:
+        if found is None or not may_be_resolved(found, resolution):
             raise UserError(f"there is no open break {break_id}; see `paystream reconcile breaks`.")
+        check_fits(found.kind, resolution)
         looked_at = figures(found.at_risk_minor, found.detail)
         asked = refund_of(connection, found, flow) if resolution == REFUND_AFTER_REVIEW else None
         event = decide(
