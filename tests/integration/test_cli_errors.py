@@ -56,6 +56,7 @@ def one_sentence(done: Done, *parts: str, code: int = 2) -> None:
     assert done.seconds < SECONDS_MAX
 
 
+@pytest.mark.long
 def test_a_broker_that_is_away_is_told(cli: Cli) -> None:
     """The sentence names the address that did not answer and how to name another."""
     address = f"127.0.0.1:{free_port()}"

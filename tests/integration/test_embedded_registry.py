@@ -19,6 +19,7 @@ def order_schema(*fields: dict[str, object]) -> Schema:
     return Schema(json.dumps({"type": "record", "name": "Order", "fields": list(fields)}), "AVRO")
 
 
+@pytest.mark.long
 def test_a_registry_keeps_schemas_and_refuses_incompatible_ones(tmp_path: Path) -> None:
     """It registers, answers by id, refuses a breaking change, is found running, and stops."""
     handle = start_registry(tmp_path, die_with_parent=True)

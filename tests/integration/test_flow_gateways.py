@@ -85,6 +85,7 @@ def test_each_merchant_is_charged_at_its_own_gateway_and_once(
             stop_simulator(handle)
 
 
+@pytest.mark.long
 def test_what_the_first_gateway_cannot_do_the_second_one_does(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:

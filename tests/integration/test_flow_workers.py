@@ -76,6 +76,7 @@ def test_overload_holds_orders_back_and_loses_none(
     assert report.summary["gateway"]["charges"] == 3_000
 
 
+@pytest.mark.long
 def test_a_drain_in_the_middle_loses_nothing(kafka: str, topic_prefix: str, tmp_path: Path) -> None:
     """SIGTERM to every worker while orders flow: each ends by itself, the next ones go on."""
     flow = WholeFlow(

@@ -55,7 +55,7 @@ def flow(kafka: str, topic_prefix: str) -> Flow:
     return made
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def urls(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str]:
     """A live ledger's and an empty one's."""
     if request.param == "sqlite":

@@ -310,6 +310,7 @@ def test_a_secret_is_rotated_without_a_gap(flow: Flow) -> None:
     assert receiver.heard[0].signatures == 1
 
 
+@pytest.mark.long
 def test_given_up_is_named_and_sent_again_by_hand_under_its_id(
     flow: Flow, tmp_path: Path, kafka: str
 ) -> None:

@@ -108,6 +108,7 @@ def test_each_way_in_reaches_the_brokers_own_requests_too(brokers: SecuredKafka,
     assert patiently(asked, 60.0) == []
 
 
+@pytest.mark.long
 def test_a_refusal_says_what_was_refused(tmp_path: Path, brokers: SecuredKafka) -> None:
     """And never the password."""
     cli = Cli(tmp_path)
