@@ -81,7 +81,7 @@ def producer_config(bootstrap_servers: str, transactional_id: str) -> dict[str, 
         "compression.type": "lz4",
         "linger.ms": 5,
         "batch.num.messages": 10_000,
-        "batch.size": BATCH_STEPS[0],
+        "batch.size": BATCH_BYTES,
         # Dead letters carry whole inputs of up to 8 MiB and their headers.
         "message.max.bytes": 16 * 1024 * 1024,
         "queue.buffering.max.messages": 500_000,

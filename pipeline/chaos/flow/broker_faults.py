@@ -93,18 +93,13 @@ class MarkersApart(BrokerFault):
 
     def _chosen(self) -> tuple[str, int, BrokerProcess] | None:
         """A node, its payments worker, and the broker."""
-        workers = [
-            (name, pid)
-            for name, node in sorted(self.cluster.nodes.items())
-            for pid in node.pids("payments")
-            if not name.startswith("twin")
-        ]
+        workers = self.cluster.workers("payments")
         if not workers:
             return None
-        name, pid = workers[self.drawn.pick % len(workers)]
+        node, pid = workers[self.drawn.pick % len(workers)]
         catalogue = self.cluster.settings.catalogue()
         spared = {
-            self.leader_of("__transaction_state", self.transactional_id(name, "payments")),
+            self.leader_of("__transaction_state", self.transactional_id(node.name, "payments")),
             self.leader_of("__consumer_offsets", catalogue.group("payments")),
         }
         table = catalogue.name("payments")
@@ -114,7 +109,7 @@ class MarkersApart(BrokerFault):
         }  # fmt: skip
         for broker in self.cluster.kafka.brokers:
             if broker.node_id in leading - spared:
-                return name, pid, broker
+                return node.name, pid, broker
         return None
 
     def begin(self) -> str:

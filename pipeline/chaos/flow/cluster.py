@@ -189,6 +189,15 @@ class Cluster:
         folder = self.folder / name
         return Node(name, settings, folder, workers or STAGES, node_id=node_id)
 
+    def workers(self, stage: str) -> list[tuple[Node, int]]:
+        """The workers of a stage that run and are not frozen, by node; twins are none of them."""
+        return [
+            (node, pid)
+            for name, node in sorted(self.nodes.items())
+            for pid in node.pids(stage)
+            if not name.startswith("twin")
+        ]
+
     def forget(self, name: str) -> None:
         """A node that has left for good; its exits still count."""
         self._gone.append(self.nodes.pop(name))

@@ -26,12 +26,7 @@ class WorkerFault(Fault):
 
     def pick(self) -> tuple[Node, int] | None:
         """A worker of the stage that runs, drawn among the nodes."""
-        found = [
-            (node, pid)
-            for name, node in sorted(self.cluster.nodes.items())
-            for pid in node.pids(self.stage)
-            if not name.startswith("twin")
-        ]
+        found = self.cluster.workers(self.stage)
         return found[self.drawn.pick % len(found)] if found else None
 
     def may_begin(self) -> bool:
