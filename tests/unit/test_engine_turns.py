@@ -433,7 +433,10 @@ def test_a_result_does_not_wait_for_the_orders_that_were_fetched_before_it(
     """In the client's one queue it stands behind them all. What waits for it is a payment that
     would have left the worker's memory by then."""
     member, commits = Member(), Commits()
-    worker = payments_with(flow, member, commits, monkeypatch, restore_slices=1)
+    each_turn = CommitPolicy(age_ms_max=0)
+    worker = payments_with(
+        flow, member, commits, monkeypatch, restore_slices=1, commit_policy=each_turn
+    )
     worker._turn()
     append_order(flow, member, "first")
     worker._turn()
