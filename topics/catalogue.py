@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
+
+# Stages that read by a consumer group. Ledger and notifications keep offsets in their databases.
+GROUP_STAGES: Final = ("payments", "gateway", "risk")
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

@@ -8,59 +8,42 @@ records of one payment in two lanes.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any
 
-from confluent_kafka import (
-    Consumer,
-    ConsumerGroupState,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported, not in __all__
-    AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     ConfigSource,
     NewPartitions,
     NewTopic,
-    OffsetSpec,
 )
 
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_away
-from topics.catalogue import Catalogue, TopicSpec
-from topics.growth import Grown, grown
-
-# Stages that read by a consumer group. Ledger and notifications keep offsets in their databases.
-GROUP_STAGES: Final = ("payments", "gateway", "risk")
-
-# A person waits for this: long enough for a first connection with TLS, short enough to be told.
-CONNECT_TIMEOUT_S: Final = 8.0
-# One request to a broker that is there: it may be at its limit.
-REQUEST_TIMEOUT_S: Final = 15.0
-# New partitions get their leaders within a second or two; a cluster of many brokers takes longer.
-VISIBLE_TIMEOUT_S: Final = 60.0
-POLL_INTERVAL_S: Final = 0.1
-
-_NO_ANSWER: Final = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
-# A broker that has just started says these for a few seconds.
-_COORDINATOR_COMES: Final = (
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+from topics.admin import (
+    REQUEST_TIMEOUT_S,
+    VISIBLE_TIMEOUT_S,
+    Admin,
+    asked,
+    connect,
+    earliest,
+    future_results,
+    gathered,
+    latest,
+    list_offsets,
+    reason,
+    until,
+    user_error,
 )
-
-T = TypeVar("T")
+from topics.catalogue import GROUP_STAGES, Catalogue, TopicSpec
+from topics.group_offsets import for_each_group, members, start_at_the_beginning, without_offset
+from topics.growth import Grown, grown
 
 
 @dataclass(frozen=True)
@@ -126,39 +109,6 @@ class Plan:
         lines += [f"refused: {refusal}" for refusal in self.refusals]
         lines += [f"note: {notice}" for notice in self.notices]
         return lines or ["nothing to do"]
-
-
-class Admin(AdminClient):
-    """An admin client that remembers its settings, so that each broker can be asked by itself."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__(dict(config))
-        self.client_config = dict(config)
-
-
-def connect(
-    bootstrap_servers: str,
-    config: Mapping[str, Any] | None = None,
-    timeout_s: float = CONNECT_TIMEOUT_S,
-) -> Admin:
-    """An admin client that has reached the cluster; UserError within ``timeout_s`` if it cannot."""
-    try:
-        admin = Admin(
-            {
-                **(config or {}),
-                **reaching(bootstrap_servers),
-                # Otherwise every failed attempt is printed to stderr, over our own sentence.
-                "logger": logging.getLogger("paystream.kafka.admin"),
-            }
-        )
-        admin.list_topics(timeout=timeout_s)
-    except KafkaException as error:
-        raise UserError(
-            f"No Kafka broker answers at {bootstrap_servers}"
-            f"{why_away(bootstrap_servers, error)}: start one, or "
-            "name another with --bootstrap-servers or PAYSTREAM_BOOTSTRAP_SERVERS"
-        ) from error
-    return admin
 
 
 def plan(admin: Admin, catalogue: Catalogue, *, grow_partitions: bool = False) -> Plan:
@@ -252,7 +202,7 @@ def check_co_partitioning(admin: Admin, catalogue: Catalogue) -> int:
 
 
 def _partition_counts(admin: Admin) -> dict[str, int]:
-    metadata = _asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
+    metadata = asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
     return {
         name: len(topic.partitions)
         for name, topic in metadata.topics.items()
@@ -262,7 +212,7 @@ def _partition_counts(admin: Admin) -> dict[str, int]:
 
 def _replica_counts(admin: Admin) -> dict[str, set[int]]:
     """Of each topic, how many copies its partitions have."""
-    metadata = _asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
+    metadata = asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
     return {
         name: {len(partition.replicas) for partition in topic.partitions.values()}
         for name, topic in metadata.topics.items()
@@ -293,7 +243,7 @@ def _config_changes(
     if not specs:
         return changes, notices
     resources = {spec.name: ConfigResource(ConfigResource.Type.TOPIC, spec.name) for spec in specs}
-    described = _gathered(
+    described = gathered(
         lambda: admin.describe_configs(list(resources.values()), request_timeout=REQUEST_TIMEOUT_S)
     )
     for spec in specs:
@@ -356,7 +306,7 @@ def _topics_with_records(
         for spec in specs
         for partition in range(existing[spec.name])
     ]
-    ends = _list_offsets(admin, partitions, _latest())
+    ends = list_offsets(admin, partitions, latest())
     return sorted({topic for (topic, _), offset in ends.items() if offset > 0})
 
 
@@ -377,7 +327,7 @@ def _without_offsets(
         ]
         for stage in GROUP_STAGES
     }
-    return _for_each_group(partial(_without_offset, admin), wanted)
+    return for_each_group(partial(without_offset, admin), wanted)
 
 
 def _grown_from_outside(
@@ -412,10 +362,10 @@ def _missing_offsets(
         if not missing:
             continue
         offsets += [InitialOffset(group, tp.topic, tp.partition) for tp in missing]
-        if members := _members(admin, group):
+        if count := members(admin, group):
             topics = ", ".join(sorted({tp.topic for tp in missing}))
             refusals.append(
-                f"group {group} has {members} live members and no committed offset on {topics}: "
+                f"group {group} has {count} live members and no committed offset on {topics}: "
                 "offsets of a running group cannot be set; stop its workers, or wait for the "
                 "session of one that has stopped to end, then apply again"
             )
@@ -429,7 +379,7 @@ def _where_they_start(
     there = [tp for tp in missing if tp.partition < existing.get(tp.topic, 0)]
     if not there:
         return []
-    lows = _list_offsets(admin, there, _earliest())
+    lows = list_offsets(admin, there, earliest())
     gone = sorted({topic for (topic, _), low in lows.items() if low > 0})
     if not gone:
         return []
@@ -437,91 +387,6 @@ def _where_they_start(
         f"group {group} will start after records of {', '.join(gone)} that retention has already "
         "deleted; if it had not read them, run `paystream verify` afterwards"
     ]
-
-
-def _for_each_group(
-    do: Callable[[str, list[TopicPartition]], T], partitions: Mapping[str, list[TopicPartition]]
-) -> dict[str, T]:
-    """All at once: whatever is asked about a group is mostly waited for, for its coordinator."""
-    with ThreadPoolExecutor(max(1, len(partitions))) as threads:
-        done = threads.map(do, partitions, partitions.values())
-        return dict(zip(partitions, done, strict=True))
-
-
-def _without_offset(
-    admin: Admin, group: str, partitions: list[TopicPartition]
-) -> list[TopicPartition]:
-    committed = _committed(admin, group, partitions)
-    return [tp for tp in partitions if (tp.topic, tp.partition) not in committed]
-
-
-def _committed(
-    admin: Admin, group: str, partitions: Sequence[TopicPartition]
-) -> dict[tuple[str, int], int]:
-    """Offsets the group has, by topic and partition.
-
-    What a crashed worker left open hides nothing: the offset of before it answers at once. Only
-    where there is none is an open transaction's commit waited for.
-
-    Asked by a consumer that never joins. The admin client's own question for it ends the process
-    (a null pointer in librdkafka 2.16) when the broker answers NOT_COORDINATOR, as it does for its
-    first seconds.
-    """
-    found: dict[tuple[str, int], int] = {}
-    for isolation in ("read_uncommitted", "read_committed"):
-        unknown = [tp for tp in partitions if (tp.topic, tp.partition) not in found]
-        if unknown:
-            found |= _committed_under(isolation, admin, group, unknown)
-    return found
-
-
-def _committed_under(
-    isolation: str, admin: Admin, group: str, partitions: list[TopicPartition]
-) -> dict[tuple[str, int], int]:
-    with _bystander(admin, group, isolation) as consumer:
-        answer = _asked(
-            lambda: _once_coordinated(
-                lambda: consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S)
-            )
-        )
-    for tp in answer:
-        if tp.error is not None:
-            # Not the same as no offset: taken for that, it would be overwritten.
-            raise _user_error(KafkaException(tp.error), f"The offsets of group {group}")
-    return {(tp.topic, tp.partition): tp.offset for tp in answer if tp.offset >= 0}
-
-
-@contextmanager
-def _bystander(admin: Admin, group: str, isolation: str = "read_committed") -> Iterator[Consumer]:
-    """A consumer that names the group and is no member of it."""
-    consumer = Consumer(
-        {
-            **admin.client_config,
-            "group.id": group,
-            "enable.auto.commit": False,
-            "isolation.level": isolation,
-        }
-    )
-    try:
-        yield consumer
-    finally:
-        consumer.close()
-
-
-def _members(admin: Admin, group: str) -> int:
-    try:
-        described = _once_coordinated(
-            lambda: _future_results(
-                admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)
-            )[group]
-        )
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-            return 0
-        raise _user_error(error) from error
-    if described.state in (ConsumerGroupState.DEAD, ConsumerGroupState.EMPTY):
-        return 0
-    return len(described.members)
 
 
 def _extra_topics(catalogue: Catalogue, existing: Mapping[str, int]) -> list[str]:
@@ -534,17 +399,6 @@ def _extra_topics(catalogue: Catalogue, existing: Mapping[str, int]) -> list[str
         for name in sorted(existing)
         if name.startswith(prefix) and name not in known
     ]
-
-
-def _list_offsets(
-    admin: Admin, partitions: Sequence[TopicPartition], spec: OffsetSpec
-) -> dict[tuple[str, int], int]:
-    answer = _gathered(
-        lambda: admin.list_offsets(
-            dict.fromkeys(partitions, spec), request_timeout=REQUEST_TIMEOUT_S
-        )
-    )
-    return {(tp.topic, tp.partition): result.offset for tp, result in answer.items()}
 
 
 # --- doing ---------------------------------------------------------------------------------------
@@ -562,19 +416,19 @@ def _create(admin: Admin, specs: Sequence[TopicSpec]) -> None:
         )
         for spec in specs
     ]
-    futures = _asked(lambda: admin.create_topics(new, request_timeout=REQUEST_TIMEOUT_S))
+    futures = asked(lambda: admin.create_topics(new, request_timeout=REQUEST_TIMEOUT_S))
     for name, future in futures.items():
         try:
             future.result()
         except KafkaException as error:
             # Someone else made it since the plan; the last look at the end judges what it is like.
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise _user_error(error, f"The topic {name} could not be created") from error
+                raise user_error(error, f"The topic {name} could not be created") from error
 
 
 def _grow(admin: Admin, growth: Sequence[Growth]) -> None:
     if growth:
-        _gathered(
+        gathered(
             lambda: admin.create_partitions(
                 [NewPartitions(g.topic, g.wanted) for g in growth],
                 request_timeout=REQUEST_TIMEOUT_S,
@@ -598,41 +452,14 @@ def _configure(admin: Admin, planned: Plan) -> None:
         ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=listed)
         for topic, listed in entries.items()
     ]
-    _gathered(lambda: admin.incremental_alter_configs(resources, request_timeout=REQUEST_TIMEOUT_S))
+    gathered(lambda: admin.incremental_alter_configs(resources, request_timeout=REQUEST_TIMEOUT_S))
 
 
 def _commit_initial_offsets(admin: Admin, offsets: Sequence[InitialOffset]) -> None:
     planned: dict[str, list[TopicPartition]] = {}
     for offset in offsets:
         planned.setdefault(offset.group, []).append(TopicPartition(offset.topic, offset.partition))
-    _for_each_group(partial(_start_at_the_beginning, admin), planned)
-
-
-def _start_at_the_beginning(admin: Admin, group: str, planned: list[TopicPartition]) -> None:
-    # Asked again, since a worker may have committed after the plan was made.
-    missing = _without_offset(admin, group, planned)
-    if not missing:
-        return
-    lows = _list_offsets(admin, missing, _earliest())
-    starts = [
-        TopicPartition(tp.topic, tp.partition, lows[tp.topic, tp.partition]) for tp in missing
-    ]
-    try:
-        with _bystander(admin, group) as consumer:
-            _once_coordinated(partial(_commit, consumer, starts))
-    except KafkaException as error:
-        raise _user_error(
-            error,
-            f"The first offsets of group {group} could not be committed; if its workers are "
-            "running, stop them",
-        ) from error
-
-
-def _commit(consumer: Consumer, offsets: list[TopicPartition]) -> None:
-    answer = consumer.commit(offsets=offsets, asynchronous=False)
-    for tp in answer or ():
-        if tp.error is not None:
-            raise KafkaException(tp.error)
+    for_each_group(partial(start_at_the_beginning, admin), planned)
 
 
 def _wait_until_visible(admin: Admin, catalogue: Catalogue) -> None:
@@ -646,25 +473,25 @@ def _wait_until_visible(admin: Admin, catalogue: Catalogue) -> None:
 
     def silent_leaders() -> list[str]:
         try:
-            _future_results(
+            future_results(
                 admin.list_offsets(
-                    dict.fromkeys(partitions, _earliest()),
+                    dict.fromkeys(partitions, earliest()),
                     request_timeout=REQUEST_TIMEOUT_S,
                 )
             )
         except KafkaException as error:
-            return [_reason(error)]
+            return [reason(error)]
         return []
 
     deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
     for client in _one_client_a_broker(admin):
-        _until(partial(_lacking, client, wanted), deadline_s)
-    _until(silent_leaders, deadline_s)
+        until(partial(_lacking, client, wanted), deadline_s)
+    until(silent_leaders, deadline_s)
 
 
 def _one_client_a_broker(admin: Admin) -> list[Admin]:
     """Metadata comes from whichever broker is connected, and each learns of a topic by itself."""
-    brokers = _asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S)).brokers.values()
+    brokers = asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S)).brokers.values()
     if len(brokers) < 2:
         return [admin]
     return [
@@ -674,7 +501,7 @@ def _one_client_a_broker(admin: Admin) -> list[Admin]:
 
 
 def _lacking(admin: Admin, wanted: Mapping[str, int]) -> list[str]:
-    metadata = _asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
+    metadata = asked(lambda: admin.list_topics(timeout=REQUEST_TIMEOUT_S))
     lacking = []
     for name, count in wanted.items():
         topic = metadata.topics.get(name)
@@ -691,67 +518,4 @@ def _wait_until_done(admin: Admin, catalogue: Catalogue) -> None:
         again = plan(admin, catalogue)
         return again.lines() if again.has_changes or again.refusals else []
 
-    _until(left, time.monotonic() + VISIBLE_TIMEOUT_S)
-
-
-def _earliest() -> OffsetSpec:
-    spec: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]  # the client's gap
-    return spec
-
-
-def _latest() -> OffsetSpec:
-    spec: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # the client's gap
-    return spec
-
-
-# --- asking --------------------------------------------------------------------------------------
-
-
-def _until(lacking: Callable[[], list[str]], deadline_s: float) -> None:
-    while reasons := lacking():
-        if time.monotonic() > deadline_s:
-            raise UserError(
-                f"The cluster did not follow within {VISIBLE_TIMEOUT_S:.0f} s "
-                f"({'; '.join(reasons[:5])}): look at the brokers' logs, then apply again"
-            )
-        time.sleep(POLL_INTERVAL_S)
-
-
-def _once_coordinated(ask: Callable[[], T]) -> T:
-    """Repeats a question about a group while the brokers still settle who coordinates it."""
-    deadline_s = time.monotonic() + VISIBLE_TIMEOUT_S
-    while True:
-        try:
-            return ask()
-        except KafkaException as error:
-            if error.args[0].code() not in _COORDINATOR_COMES or time.monotonic() > deadline_s:
-                raise
-        time.sleep(POLL_INTERVAL_S)
-
-
-def _gathered(ask: Callable[[], Mapping[Any, Future[Any]]]) -> dict[Any, Any]:
-    return _asked(lambda: _future_results(ask()))
-
-
-def _future_results(futures: Mapping[Any, Future[Any]]) -> dict[Any, Any]:
-    return {key: future.result(timeout=2 * REQUEST_TIMEOUT_S) for key, future in futures.items()}
-
-
-def _asked(ask: Callable[[], T]) -> T:
-    try:
-        return ask()
-    except KafkaException as error:
-        raise _user_error(error) from error
-
-
-def _user_error(error: KafkaException, what: str | None = None) -> UserError:
-    if what is None:
-        cause = error.args[0] if error.args else None
-        silent = isinstance(cause, KafkaError) and cause.code() in _NO_ANSWER
-        what = "The Kafka cluster did not answer" if silent else "The Kafka cluster refused"
-    return UserError(f"{what}: {_reason(error)}")
-
-
-def _reason(error: KafkaException) -> str:
-    cause = error.args[0] if error.args else error
-    return str(cause.str()) if isinstance(cause, KafkaError) else str(cause)
+    until(left, time.monotonic() + VISIBLE_TIMEOUT_S)

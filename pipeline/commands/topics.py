@@ -64,7 +64,8 @@ def plan_command(
     \b
       paystream topics plan --bootstrap-servers kafka-1:9092,kafka-2:9092 --prefix eu-
     """
-    from topics.provisioning import connect, plan
+    from topics.admin import connect
+    from topics.provisioning import plan
 
     servers, catalogue = _target(bootstrap_servers, prefix, partitions, replication_factor)
     planned = plan(connect(servers), catalogue, grow_partitions=grow_partitions)
@@ -97,7 +98,8 @@ def apply_command(
     \b
       paystream topics apply --partitions 48 --replication-factor 3
     """
-    from topics.provisioning import apply, connect, plan
+    from topics.admin import connect
+    from topics.provisioning import apply, plan
 
     servers, catalogue = _target(bootstrap_servers, prefix, partitions, replication_factor)
     admin = connect(servers)

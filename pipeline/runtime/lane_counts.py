@@ -12,9 +12,8 @@ from pipeline.runtime.cluster import METADATA_TIMEOUT_S, bystander, committed_or
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.partition_offsets import list_offsets
 from pipeline.runtime.surroundings import REAL, Surroundings
-from topics.catalogue import Catalogue
+from topics.catalogue import GROUP_STAGES, Catalogue
 from topics.growth import grown, lanes_read
-from topics.provisioning import GROUP_STAGES
 
 # For each question that decides what a refusal says: a leader that is being chosen is waited for.
 PATIENCE_S = 15.0

@@ -16,7 +16,8 @@ from pipeline.errors import UserError
 from pipeline.runtime import table_worker
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of
 from tests.support.waiting import WAIT_S, wait_until
-from topics.provisioning import Plan, connect, plan, provision
+from topics.admin import connect
+from topics.provisioning import Plan, plan, provision
 
 pytestmark = pytest.mark.integration
 

@@ -20,8 +20,9 @@ from tests.support.cli_runner import CliRunner
 from tests.support.topics import create_topic
 from tests.support.waiting import WAIT_S, wait_until
 from topics import provisioning
+from topics.admin import Admin, connect
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue
-from topics.provisioning import Admin, Plan, apply, check_co_partitioning, connect, plan
+from topics.provisioning import Plan, apply, check_co_partitioning, plan
 
 pytestmark = pytest.mark.integration
 

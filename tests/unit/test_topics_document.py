@@ -8,9 +8,10 @@ import pytest
 
 from pipeline.errors import UserError
 from schemas.files import SCHEMA_NAMES
+from topics.admin import connect
 from topics.catalogue import TopicSettings, build_catalogue
 from topics.document import DOCUMENT, render
-from topics.provisioning import ConfigChange, Growth, InitialOffset, Plan, connect
+from topics.provisioning import ConfigChange, Growth, InitialOffset, Plan
 
 
 def test_the_committed_document_is_what_the_catalogue_says() -> None:
