@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from consumers.reconciliation import Reconciler
+from pipeline.commands import reconciling
 from pipeline.commands.reconciling import now_ms, rules_of
 from pipeline.domain.breaks import REFUND_AFTER_REVIEW
 from pipeline.ledger.database import open_ledger, reading
@@ -24,6 +25,7 @@ from schemas.codec import default_codec
 from tests.integration.test_reconciliation import captured, kept, run
 from tests.support.topics import read_all
 from tests.support.whole_flow import WholeFlow, orders
+from topics.catalogue import DAY_MS
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -111,6 +113,7 @@ def test_it_goes_back_once_whoever_dies_and_the_books_close(
         flow.settle(120)
 
         # A week on: what is paid for the days before a weekend shares one statement of the bank.
+        monkeypatch.setattr(reconciling, "now_ms", lambda: now_ms() + 7 * DAY_MS)
         take_in(flow, url, today + timedelta(days=7))
         last = run(url, "reconcile", "run", "--as-of", later)
         assert (last.exit_code, "  none" in last.output) == (0, True), last.output
