@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -25,18 +26,23 @@ _TRIED_KINDS: Final = frozenset({ENTRY, BANK_STATEMENT, *PAYOUT_KINDS})
 _LIMIT_EXCEEDED: Final = "54"
 # No topic has such a name.
 _NO_TOPIC: Final = "tried/"
+# Decisions, one with a few entries each; statements of a few thousand rows cost no less per row.
+_TRIED_AT_ONCE: Final = 500
 
 
-def require_bookable(connection: Connection, event: LedgerEvent) -> None:
-    """UserError when the books would refuse what the decision posts; nothing is booked.
+def require_bookable(connection: Connection, *events: LedgerEvent) -> None:
+    """UserError when the books would refuse what the decisions post; nothing is booked.
 
-    What lies in the way of the server, and not of this decision, is raised as it is.
+    Those of one transaction are tried together: each after the others, as they will be booked, and
+    at little more than the cost of one. What lies in the way of the server, and not of a decision,
+    is raised as it is.
     """
-    if event.kind not in _TRIED_KINDS:
+    tried = [event for event in events if event.kind in _TRIED_KINDS]
+    if not tried:
         return
     driver: Any = connection.dialect.loaded_dbapi
     try:
-        _try(connection, event)
+        _try(connection, tried)
     except (OperationalError, driver.OperationalError) as error:
         if not _is_too_large(error):
             raise
@@ -58,20 +64,32 @@ def _not_bookable(error: Exception) -> UserError:
     return UserError(f"the decision cannot be booked ({said}), so it is not made.")
 
 
-def _try(connection: Connection, event: LedgerEvent) -> None:
+def _try(connection: Connection, events: Sequence[LedgerEvent]) -> None:
     closed = closed_through(connection)
     rules = Rules(closings=(Closing(0, closed, {}),) if closed else ())
-    entries = entries_of(connection, event, rules)
-    require_entry_come(event)
-    writer = EntryWriter(connection.dialect.name, lambda: event.decided_at_ms)
-    # What is booked already is passed over when it is booked, or refused by name.
-    known = writer.known(connection, [entry.entry_id for entry in entries])
-    new = [entry for entry in entries if entry.entry_id not in known]
-    if not new:
-        return
-    items = [Item(0, event.sequence, entry, part) for part, entry in enumerate(new)]
+    now_ms = events[0].decided_at_ms
+    writer = EntryWriter(connection.dialect.name, lambda: now_ms)
     tried = connection.begin_nested()
     try:
-        writer.add_balances(connection, writer.insert(connection, _NO_TOPIC, items))
+        for first in range(0, len(events), _TRIED_AT_ONCE):
+            items = _items(connection, writer, events[first : first + _TRIED_AT_ONCE], rules)
+            if items:
+                writer.add_balances(connection, writer.insert(connection, _NO_TOPIC, items))
     finally:
         tried.rollback()
+
+
+def _items(
+    connection: Connection, writer: EntryWriter, events: Sequence[LedgerEvent], rules: Rules
+) -> list[Item]:
+    posted = []
+    for event in events:
+        posted.append((event.sequence, entries_of(connection, event, rules)))
+        require_entry_come(event)
+    # What is booked already is passed over when it is booked, or refused by name.
+    known = writer.known(connection, [entry.entry_id for _, made in posted for entry in made])
+    return [
+        Item(0, sequence, entry, part)
+        for sequence, made in posted
+        for part, entry in enumerate(entry for entry in made if entry.entry_id not in known)
+    ]
