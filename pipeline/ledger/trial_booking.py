@@ -14,16 +14,14 @@ from pipeline.domain.model import LedgerEvent
 from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.domain.periods import Closing
 from pipeline.domain.reconciliation_decisions import BANK_STATEMENT
-from pipeline.domain.said_text import storable
 from pipeline.errors import UserError
 from pipeline.ledger.decision_booking import closed_through, entries_of
 from pipeline.ledger.entries import EntryWriter, Item
+from pipeline.ledger.unbookable import in_a_line, is_too_large
 
 # Those whose accounts and amounts a person or a file says. What others post is made of entries that
 # are booked, and there may be half a million of them.
 _TRIED_KINDS: Final = frozenset({ENTRY, BANK_STATEMENT, *PAYOUT_KINDS})
-# PostgreSQL's class of what is larger than it takes, a name in an index for one.
-_LIMIT_EXCEEDED: Final = "54"
 # No topic has such a name.
 _NO_TOPIC: Final = "tried/"
 # Decisions, one with a few entries each; statements of a few thousand rows cost no less per row.
@@ -44,7 +42,7 @@ def require_bookable(connection: Connection, *events: LedgerEvent) -> None:
     try:
         _try(connection, tried)
     except (OperationalError, driver.OperationalError) as error:
-        if not _is_too_large(error):
+        if not is_too_large(error):
             raise
         raise _not_bookable(error) from error
     # A driver's own are raised where entries are written past SQLAlchemy; the others by text and
@@ -53,15 +51,8 @@ def require_bookable(connection: Connection, *events: LedgerEvent) -> None:
         raise _not_bookable(error) from error
 
 
-def _is_too_large(error: Exception) -> bool:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return str(getattr(cause, "sqlstate", None) or "").startswith(_LIMIT_EXCEEDED)
-
-
 def _not_bookable(error: Exception) -> UserError:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    said = next(iter(storable(str(cause)).strip().splitlines()), type(cause).__name__)
-    return UserError(f"the decision cannot be booked ({said}), so it is not made.")
+    return UserError(f"the decision cannot be booked ({in_a_line(error)}), so it is not made.")
 
 
 def _try(connection: Connection, events: Sequence[LedgerEvent]) -> None:

@@ -96,6 +96,20 @@ class TrialsSuite(OnEachDatabase):
             post(engine, adjustment(lines[:100]))
         require_others_go_on(engine, made=2)
 
+    def test_a_decision_of_before_that_cannot_be_booked_is_named(self, engine: Engine) -> None:
+        """An earlier version made it, and two that fill the balances; what comes after waits. The
+        books are whole up to it."""
+        journal_at(engine)
+        lines = [Posting(*line) for line in FULL]
+        for _ in range(3):
+            post(engine, adjustment(lines), tried=False)
+        said = r"decision 3 \(entry, by anna\) cannot be booked .*a decision that stands in the way"
+        for _ in range(2):
+            with pytest.raises(UserError, match=said):
+                book_all(engine)
+        with reading(engine) as connection:
+            assert verify_books(connection).damages == ()
+
     def test_what_a_balance_cannot_hold_of_one_command_is_not_decided(self, engine: Engine) -> None:
         """Our account's credits have room for 15.00 more: two payouts of 10.00 are not called paid
         at once, though there is room for each; then one is."""
