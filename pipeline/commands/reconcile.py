@@ -249,7 +249,8 @@ def resolve_command(
     """Say what was made of a break: a decision with its reason, published to `ledger-events`.
 
     An amount that differs, accepted or corrected, clears its sale; accepted, the difference goes to
-    rounding. A currency that differs, converted, clears its sale as well, as its row says.
+    rounding. A currency that differs, converted, clears its sale as well, as its row says;
+    corrected, it says what is left to do.
     A charge nobody asked for (missing_here), as refund_after_review, is given back by its
     gateway, once. Nothing else moves money: set the books right with `paystream ledger post`, and
     give back what a payment of ours took with `paystream payment refund`. A charge that the flow
@@ -269,10 +270,16 @@ def resolve_command(
       paystream reconcile resolve 8b02e4417c55 --as refund_after_review --reason "nobody knows it"
     """
     from pipeline.commands.deciding import who
+    from pipeline.commands.reconcile_text import left_to_do
+    from pipeline.ledger.reconciliation.breaks import find_break
 
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, _):
         asked = reconciler.resolve(break_id, resolution, actor=who(by), reason=reason)
     typer.echo(f"break {break_id} is resolved: {resolution}")
+    with kept(ledger_url) as connection:
+        found = find_break(connection, break_id)
+    for line in left_to_do(found) if found is not None else ():
+        typer.echo(line)
     for each in asked:
         typer.echo(
             f"{each.gateway_reference} is given back by {each.gateway}: "

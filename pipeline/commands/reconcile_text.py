@@ -8,7 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from typing import Any, TextIO
 
-from pipeline.domain.breaks import BREAKS, OPEN, ReconciliationBreak
+from pipeline.domain.breaks import (
+    BREAKS,
+    CORRECTED,
+    CURRENCY_DIFFERS,
+    OPEN,
+    ReconciliationBreak,
+)
 from pipeline.domain.csv_cells import cell
 from pipeline.domain.money import decimal
 from pipeline.ledger.reconciliation.breaks import BreakSum
@@ -46,6 +52,19 @@ def break_lines(found: Iterable[ReconciliationBreak], today: date) -> Iterator[s
         if each.state != OPEN:
             by = f" by {each.actor}" if each.actor else ""
             yield f"{'':<14}{each.resolution}{by}{f': {each.reason}' if each.reason else ''}"
+
+
+def left_to_do(found: ReconciliationBreak) -> Iterator[str]:
+    """What a person has still to do who has resolved a break."""
+    if (found.kind, found.resolution) != (CURRENCY_DIFFERS, CORRECTED):
+        return
+    yield (
+        f"nothing is booked by it: {found.merchant_id}:{found.order_id} stays pending, and "
+        f"{found.gateway} owes {found.currency}, until a row in {found.currency} comes. Where none "
+        f"will: `paystream ledger convert gateway_receivable:{found.gateway}` by what the bank "
+        f"pays, then `paystream ledger post merchant_payable:{found.merchant_id}=... "
+        f"merchant_available:{found.merchant_id}=-...` by what is pending of it"
+    )
 
 
 def trail(found: ReconciliationBreak) -> str:

@@ -187,15 +187,16 @@ def read_terms(
 ) -> PayoutTerms:
     """The terms of a document; UserError with the place of what is wrong in it.
 
-    Of one that was ``decided`` time zones and calendars were known then; it may be long replaced.
+    Of one that was ``decided`` time zones and calendars were known then, and accounts were good; it
+    may be long replaced.
     """
     _only(document, "the document", ("payouts", "paid_from"))
     tables = _tables(document, "payouts")
-    payouts = tuple(_payout(each, at) for each, at in tables)
+    payouts = tuple(_payout(each, at, decided) for each, at in tables)
     if not decided:
         for terms, (_, at) in zip(payouts, tables, strict=True):
             terms.days.require_known(f"the payout terms are wrong: {at}")
-    paid_from = tuple(_paid_from(each, at) for each, at in _tables(document, "paid_from"))
+    paid_from = tuple(_paid_from(each, at, decided) for each, at in _tables(document, "paid_from"))
     _unique([f"{t.merchant} in {t.currency}" for t in payouts], "two payouts are for {}")
     _unique([each.currency for each in paid_from], "two accounts pay {}")
     missing = {t.currency for t in payouts} - {each.currency for each in paid_from}
@@ -206,7 +207,7 @@ def read_terms(
     )
 
 
-def _payout(given: Mapping[str, Any], at: str) -> MerchantTerms:
+def _payout(given: Mapping[str, Any], at: str, decided: bool) -> MerchantTerms:
     _only(given, at, _PAYOUT_FIELDS)
     closed = given.get("closed", [])
     if not isinstance(closed, list) or not all(isinstance(day, str) for day in closed):
@@ -222,7 +223,7 @@ def _payout(given: Mapping[str, Any], at: str) -> MerchantTerms:
             closed=tuple(closed),
             at=f"the payout terms are wrong: {at}",
         ),
-        account=read_account(given.get("account"), f"the payout terms are wrong: {at}.account"),
+        account=_account(given, at, decided),
         minimum_minor=_minor(given, "minimum_minor", at),
         reserve=_reserve(given.get("reserve", {"kind": NONE}), f"{at}.reserve"),
         advance=_advance(given.get("advance", ADVANCE_OFF), f"{at}.advance"),
@@ -260,13 +261,18 @@ def _reserve(given: Any, at: str) -> ReserveTerms:
     return ReserveTerms(kind=kind, amount_minor=_minor(given, "amount_minor", at))
 
 
-def _paid_from(given: Mapping[str, Any], at: str) -> PaidFrom:
+def _paid_from(given: Mapping[str, Any], at: str, decided: bool) -> PaidFrom:
     _only(given, at, _PAID_FROM_FIELDS)
     return PaidFrom(
         currency=_currency(given, at),
         bank=_id(given, "bank", at),
-        account=read_account(given.get("account"), f"the payout terms are wrong: {at}.account"),
+        account=_account(given, at, decided),
     )
+
+
+def _account(given: Mapping[str, Any], at: str, decided: bool) -> BankAccount:
+    where = f"the payout terms are wrong: {at}.account"
+    return read_account(given.get("account"), where, decided=decided)
 
 
 def _tables(given: Mapping[str, Any], name: str) -> list[tuple[Mapping[str, Any], str]]:

@@ -37,6 +37,7 @@ from pipeline.ledger.guards.v6 import ENTRIES_LOCK
 from pipeline.ledger.journal import Source
 from pipeline.ledger.tables import closed_periods, consumer_offsets, ledger_decisions
 from pipeline.ledger.tier_returns import ALL, returns_due
+from pipeline.ledger.unbookable import in_a_line, refuses_content
 
 _log = logging.getLogger(__name__)
 
@@ -99,14 +100,23 @@ class DecisionBooker:
 
         Decisions are booked in their order, each once: one that is booked already makes none. What
         it says and an earlier one has said just so is passed over; UserError where the earlier one
-        said it otherwise. A closed period is sealed by it: from then on the database takes no entry
-        of it.
+        said it otherwise, or the database can never book it: it then keeps every later one back. A
+        closed period is sealed by it: from then on the database takes no entry of it.
         """
         try:
-            return self._booked(event, partition, offset)
-        except (IntegrityError, self._driver.IntegrityError):
-            # Nearly always all is new: what is booked already is looked for only then.
-            return self._booked(event, partition, offset, sort_out=True)
+            try:
+                return self._booked(event, partition, offset)
+            except (IntegrityError, self._driver.IntegrityError):
+                # Nearly always all is new: what is booked already is looked for only then.
+                return self._booked(event, partition, offset, sort_out=True)
+        except Exception as error:
+            if not refuses_content(error, self._driver):
+                raise
+            raise UserError(
+                f"decision {event.sequence} ({event.kind}, by {event.actor}) cannot be booked "
+                f"({in_a_line(error)}), and nothing that was decided after it: see docs/operations"
+                ".md, a decision that stands in the way."
+            ) from error
 
     def _booked(
         self, event: LedgerEvent, partition: int, offset: int, *, sort_out: bool = False

@@ -66,11 +66,22 @@ class WaitingDecision(Struct, frozen=True, gc=False):
 
 
 def decide(
-    connection: Connection, *, kind: str, body: str, actor: str, reason: str, now_ms: int
+    connection: Connection,
+    *,
+    kind: str,
+    body: str,
+    actor: str,
+    reason: str,
+    now_ms: int,
+    tried: bool = True,
 ) -> LedgerEvent:
     """Make the next decision, in the connection's transaction; UserError, and nothing made, when
     it could not be published or booked, or when a decision that is booked is gone: its number would
-    be given out again."""
+    be given out again.
+
+    ``tried`` False: whoever makes many tries them together (``require_bookable``) before the
+    transaction is committed.
+    """
     # Booking follows decisions, so it is not there yet when this module is loaded.
     from pipeline.ledger.trial_booking import require_bookable
 
@@ -102,7 +113,8 @@ def decide(
     with connection.begin_nested():
         require_publishable(to_record(event), "ledger-event")
         record(connection, event)
-        require_bookable(connection, event)
+        if tried:
+            require_bookable(connection, event)
     return event
 
 

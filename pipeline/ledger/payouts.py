@@ -35,6 +35,7 @@ from pipeline.domain.records import to_record
 from pipeline.errors import UserError
 from pipeline.ledger.decisions import decide, decisions_of, lock_decisions, require_publishable
 from pipeline.ledger.payout_positions import Funds, funds
+from pipeline.ledger.trial_booking import require_bookable
 
 # So many days before the newest are made up for, each by its own cut-off; what is older is paid
 # with the first of them. More than a year, and few enough to look at in each command.
@@ -97,13 +98,14 @@ def create_payouts(
     versions = payout_terms(connection)
     keys = sorted({(t.merchant, t.currency) for v in versions for t in v.payouts})
     found = funds(connection, lambda key: book.standing(*key).last_cut_off_ms)
-    events = []
+    events: list[LedgerEvent] = []
     for key in keys:
         if key in found and (not merchants or key[0] in merchants):
             events += _create(
                 connection, key, found[key], book, versions, through=through, actor=actor,
                 reason=reason, now_ms=now_ms,
             )  # fmt: skip
+    require_bookable(connection, *events)
     unpaid = tuple(
         (*key, each.available_minor)
         for key, each in sorted(found.items())
@@ -268,6 +270,7 @@ def move_payouts(
         kind, body = rules.moving_body(payout, act, actor=actor, day=day or _day(now_ms), **said)
         event = _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
         events.append(event)
+    require_bookable(connection, *events)
     return tuple(events)
 
 
@@ -309,6 +312,7 @@ def submit_payouts(
         events.append(
             _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
         )
+    require_bookable(connection, *events)
     return message_id, tuple(events)
 
 
@@ -362,7 +366,10 @@ def settle_by_bank(
         payout, rules.RETURN if returned else rules.CONFIRM, actor=actor, day=booking_date,
         reference=reference,
     )  # fmt: skip
-    return _decided(connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms)
+    # A statement goes on without the line whose decision is refused.
+    return _decided(
+        connection, book, kind, body, actor=actor, reason=reason, now_ms=now_ms, tried=True
+    )
 
 
 def _decided(
@@ -374,11 +381,18 @@ def _decided(
     actor: str,
     reason: str,
     now_ms: int,
+    tried: bool = False,
 ) -> LedgerEvent:
     """Make a decision about a payout and follow it in the book. UserError, and nothing made, also
-    when what is published beside it could not be."""
+    when what is published beside it could not be.
+
+    Not ``tried``: all of a command are tried together, by ``require_bookable``.
+    """
     with connection.begin_nested():
-        event = decide(connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms)
+        event = decide(
+            connection, kind=kind, body=body, actor=actor, reason=reason, now_ms=now_ms,
+            tried=tried,
+        )  # fmt: skip
         payout = book.take(event)
         for role, _key, noun in companions(event, payout) if payout is not None else ():
             require_publishable(to_record(noun), SCHEMA_OF[role])

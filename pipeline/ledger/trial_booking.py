@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -13,32 +14,35 @@ from pipeline.domain.model import LedgerEvent
 from pipeline.domain.payouts import PAYOUT_KINDS
 from pipeline.domain.periods import Closing
 from pipeline.domain.reconciliation_decisions import BANK_STATEMENT
-from pipeline.domain.said_text import storable
 from pipeline.errors import UserError
 from pipeline.ledger.decision_booking import closed_through, entries_of
 from pipeline.ledger.entries import EntryWriter, Item
+from pipeline.ledger.unbookable import in_a_line, is_too_large
 
 # Those whose accounts and amounts a person or a file says. What others post is made of entries that
 # are booked, and there may be half a million of them.
 _TRIED_KINDS: Final = frozenset({ENTRY, BANK_STATEMENT, *PAYOUT_KINDS})
-# PostgreSQL's class of what is larger than it takes, a name in an index for one.
-_LIMIT_EXCEEDED: Final = "54"
 # No topic has such a name.
 _NO_TOPIC: Final = "tried/"
+# Decisions, one with a few entries each; statements of a few thousand rows cost no less per row.
+_TRIED_AT_ONCE: Final = 500
 
 
-def require_bookable(connection: Connection, event: LedgerEvent) -> None:
-    """UserError when the books would refuse what the decision posts; nothing is booked.
+def require_bookable(connection: Connection, *events: LedgerEvent) -> None:
+    """UserError when the books would refuse what the decisions post; nothing is booked.
 
-    What lies in the way of the server, and not of this decision, is raised as it is.
+    Those of one transaction are tried together: each after the others, as they will be booked, and
+    at little more than the cost of one. What lies in the way of the server, and not of a decision,
+    is raised as it is.
     """
-    if event.kind not in _TRIED_KINDS:
+    tried = [event for event in events if event.kind in _TRIED_KINDS]
+    if not tried:
         return
     driver: Any = connection.dialect.loaded_dbapi
     try:
-        _try(connection, event)
+        _try(connection, tried)
     except (OperationalError, driver.OperationalError) as error:
-        if not _is_too_large(error):
+        if not is_too_large(error):
             raise
         raise _not_bookable(error) from error
     # A driver's own are raised where entries are written past SQLAlchemy; the others by text and
@@ -47,31 +51,36 @@ def require_bookable(connection: Connection, event: LedgerEvent) -> None:
         raise _not_bookable(error) from error
 
 
-def _is_too_large(error: Exception) -> bool:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return str(getattr(cause, "sqlstate", None) or "").startswith(_LIMIT_EXCEEDED)
-
-
 def _not_bookable(error: Exception) -> UserError:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    said = next(iter(storable(str(cause)).strip().splitlines()), type(cause).__name__)
-    return UserError(f"the decision cannot be booked ({said}), so it is not made.")
+    return UserError(f"the decision cannot be booked ({in_a_line(error)}), so it is not made.")
 
 
-def _try(connection: Connection, event: LedgerEvent) -> None:
+def _try(connection: Connection, events: Sequence[LedgerEvent]) -> None:
     closed = closed_through(connection)
     rules = Rules(closings=(Closing(0, closed, {}),) if closed else ())
-    entries = entries_of(connection, event, rules)
-    require_entry_come(event)
-    writer = EntryWriter(connection.dialect.name, lambda: event.decided_at_ms)
-    # What is booked already is passed over when it is booked, or refused by name.
-    known = writer.known(connection, [entry.entry_id for entry in entries])
-    new = [entry for entry in entries if entry.entry_id not in known]
-    if not new:
-        return
-    items = [Item(0, event.sequence, entry, part) for part, entry in enumerate(new)]
+    now_ms = events[0].decided_at_ms
+    writer = EntryWriter(connection.dialect.name, lambda: now_ms)
     tried = connection.begin_nested()
     try:
-        writer.add_balances(connection, writer.insert(connection, _NO_TOPIC, items))
+        for first in range(0, len(events), _TRIED_AT_ONCE):
+            items = _items(connection, writer, events[first : first + _TRIED_AT_ONCE], rules)
+            if items:
+                writer.add_balances(connection, writer.insert(connection, _NO_TOPIC, items))
     finally:
         tried.rollback()
+
+
+def _items(
+    connection: Connection, writer: EntryWriter, events: Sequence[LedgerEvent], rules: Rules
+) -> list[Item]:
+    posted = []
+    for event in events:
+        posted.append((event.sequence, entries_of(connection, event, rules)))
+        require_entry_come(event)
+    # What is booked already is passed over when it is booked, or refused by name.
+    known = writer.known(connection, [entry.entry_id for _, made in posted for entry in made])
+    return [
+        Item(0, sequence, entry, part)
+        for sequence, made in posted
+        for part, entry in enumerate(entry for entry in made if entry.entry_id not in known)
+    ]

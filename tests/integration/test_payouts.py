@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from sqlalchemy import Engine
@@ -15,6 +19,7 @@ from pipeline.cli import app
 from pipeline.domain.decisions import ENTRY, entry_body
 from pipeline.domain.transfers import made_available
 from pipeline.errors import UserError
+from pipeline.gateways.simulator import start_simulator, stop_simulator
 from pipeline.ledger.database import open_ledger, reading
 from pipeline.ledger.decisions import decide
 from pipeline.ledger.payouts import create_payouts, payout_book
@@ -157,6 +162,62 @@ def test_a_payouts_way_is_told_once_and_the_books_are_made_anew(
     assert len(told(topics, shop)) == 4
     again.dispose()
     engine.dispose()
+
+
+# Some twenty commands.
+@pytest.mark.long
+def test_the_bank_pays_the_file_and_its_statements_say_what_came_of_it(
+    topics: Flow, terms: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulated bank takes the message, debits both payouts on one day and sends one back on
+    the next: its statements alone confirm the one and return the other, whose money is available
+    again. Nothing is a break."""
+    for role in ("clearings", "reconciliation-breaks"):
+        spec = topics.catalogue[role]
+        create_topic(topics.kafka, spec.name, spec.partitions, config=spec.config)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    engine = open_ledger(url)
+    done(url, "payouts", "terms", "apply", terms, "--reason", "terms", "--from", "2010-12-01")
+    receive(engine, 1000_00, "2010-12-01T09:00")
+    receive(engine, 20_00, "2010-12-01T09:00", "other")
+    done(url, "payouts", "create", "--through", "2010-12-01", "--by", "anna")
+    with reading(engine) as connection:
+        ids = sorted(payout_book(connection).payouts)
+    done(url, "payouts", "approve", *ids, "--by", "bert")
+    done(url, "payouts", "submit", "GBP", "--output", str(tmp_path / "bank"))
+    (file,) = (tmp_path / "bank").glob("*.xml")
+    with simulator(tmp_path / "books.sqlite") as handle:
+        monkeypatch.setenv("PAYSTREAM_GATEWAY_URL", handle.url)
+        # What comes back follows from the seed and the payouts' ids, which are the same each time.
+        with urlopen(
+            f"{handle.url}/v1/bank/payments?return_every=9", file.read_bytes(), timeout=30
+        ) as answer:
+            taken = json.load(answer)
+        (back,) = taken["returned"]
+        for day, lines in ((taken["value_date"], 2), (taken["return_date"], 1)):
+            for booked in ("booked\n", "booked before\n"):
+                told = done(url, "reconcile", "bank", "--gateway", "simulator", "--date", day)
+                assert told.endswith(f"{lines} lines, {booked}")
+    assert "  none" in run(url, "reconcile", "run", "--no-control").output
+    with reading(engine) as connection:
+        states = {p.payout_id: p.state for p in payout_book(connection).payouts.values()}
+        found = {b.account: b.balance_minor for b in balances(connection)}
+        amounts = {p.payout_id: p for p in payout_book(connection).payouts.values()}
+    (paid,) = set(ids) - {back}
+    assert states == {paid: "paid", back: "returned"}
+    assert found["bank:main-gbp"] == -amounts[paid].amount_minor
+    owed = amounts[back]
+    assert found[f"merchant_available:{owed.merchant_id}"] == -owed.amount_minor
+    engine.dispose()
+
+
+@contextmanager
+def simulator(books: Path) -> Iterator[Any]:
+    handle = start_simulator(books, faults="none")
+    try:
+        yield handle
+    finally:
+        stop_simulator(handle)
 
 
 def decided(engine: Engine) -> str:

@@ -391,5 +391,97 @@ def test_an_unknown_payment_is_resolved_by_the_report(
     assert found["bank:sim-simulator"] == batch["amount_minor"]
 
 
+# A flow, an audit of it and a rebuild.
+@pytest.mark.long
+@pytest.mark.timeout(420)
+def test_sales_that_are_settled_in_another_currency_go_through_everything(
+    kafka: str, topic_prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four sales the gateway's own report tells two in euro: one is converted, of the other its
+    person does by hand what the command says. The bank pays both currencies. Audit, seals and
+    control find nothing, and a rebuild through the broker has the same entries and hashes."""
+    with WholeFlow(kafka, topic_prefix, tmp_path) as flow:
+        for name, value in (("BOOTSTRAP_SERVERS", kafka), ("TOPIC_PREFIX", topic_prefix),
+                            ("PARTITIONS", str(flow.partitions)),
+                            ("GATEWAY_URL", flow.simulator.url)):  # fmt: skip
+            monkeypatch.setenv(f"PAYSTREAM_{name}", value)
+        url = flow.settings.books_url()
+        flow.publish(orders(4))
+        flow.keep_until(lambda: captured(flow) == 4, 120, "all are captured")
+        flow.settle(120)
+
+        def done(*arguments: str, code: int = 0) -> str:
+            told = run(url, *arguments)
+            assert told.exit_code == code, told.output
+            return told.output
+
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        body = json.dumps({"date": day, "late_every": 0}).encode()
+        urllib.request.urlopen(f"{flow.simulator.url}/v1/admin/reports", body, timeout=30).close()
+        with urllib.request.urlopen(f"{flow.simulator.url}/v1/reports/{day}", timeout=30) as answer:
+            rows = list(csv.DictReader(answer.read().decode().splitlines()))
+        # Told as 1.20 of each pound; the fee as well.
+        for each in rows[:2]:
+            fee, gross = (int(each[name]) * 6 // 5 for name in ("fee_minor", "gross_minor"))
+            each |= {"currency": "EUR", "gross_minor": str(gross), "fee_minor": str(fee),
+                     "net_minor": str(gross - fee)}  # fmt: skip
+        report = tmp_path / "report.csv"
+        with report.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        assert "4 rows, 4 of them new" in done("reconcile", "import", str(report), "--gateway",
+                                               "simulator")  # fmt: skip
+        assert "2 cleared" in done("reconcile", "run", code=1)
+        one, two = json.loads(done("reconcile", "breaks", "--json"))
+        assert {one["kind"], two["kind"]} == {"currency_differs"}
+        done("reconcile", "resolve", one["break_id"], "--as", "converted", "--reason", "in euro")
+        told = done("reconcile", "resolve", two["break_id"], "--as", "corrected", "--reason", "x")
+        assert f"{two['merchant_id']}:{two['order_id']} stays pending" in told
+        # As it says: by what the bank pays for it, and by what is pending of it.
+        (sold,) = (r for r in rows if r["order_id"] == two["order_id"])
+        sold_minor = 100 + int(two["order_id"].removeprefix("o-"))
+        pounds, euro = (f"{int(minor) / 100:.2f}" for minor in (sold_minor, sold["net_minor"]))
+        by_hand = ("--date", day, "--reason", "euro")
+        done("ledger", "convert", "gateway_receivable:simulator", "--sold", f"{pounds}:GBP",
+             "--bought", f"{euro}:EUR", *by_hand)  # fmt: skip
+        done("ledger", "post", f"merchant_payable:shop={pounds}:GBP",
+             f"merchant_available:shop=-{pounds}:GBP", *by_hand)  # fmt: skip
+        paid = {
+            currency: sum(int(r["net_minor"]) for r in rows if r["currency"] == currency)
+            for currency in ("EUR", "GBP")
+        }
+        money = [Payout(rows[0]["payout"], each, minor, day) for each, minor in paid.items()]
+        file = tmp_path / "statement.xml"
+        file.write_bytes(statement("sim-simulator", "SIMULATOR", day, money, 0))
+        assert "1 lines, booked" in done("reconcile", "bank", str(file))
+        assert "  none" in done("reconcile", "run")
+        assert "WHOLE: every guarantee holds" in done("verify", "--wait", "60")
+        engine, again_url = open_ledger(url), f"sqlite:///{tmp_path / 'again.db'}"
+        assert "WHOLE" in done("ledger", "verify")
+        assert "the SAME" in done("ledger", "rebuild", "--into", again_url)
+        assert "WHOLE" in run(again_url, "ledger", "verify").output
+        again = open_ledger(again_url)
+        assert all(each.same for each in compare(engine, again))
+        with reading(engine) as live, reading(again) as anew:
+            assert verify_books(live).heads == verify_books(anew).heads
+            assert drifted_balances(live) == drifted_balances(anew) == []
+            found = balances(live)
+            assert found == balances(anew)
+        again.dispose()
+        engine.dispose()
+    (other,) = (r for r in rows if r["order_id"] == one["order_id"])
+    told_minor, fee_minor = int(other["gross_minor"]), int(other["fee_minor"])
+    # Nothing is owed by the gateway any more, in no currency; 1.00 to 1.03 are the merchant's.
+    assert {(b.account, b.currency): b.balance_minor for b in found if b.balance_minor} == {
+        ("merchant_available:shop", "GBP"): -(1_00 + 1_01 + 1_02 + 1_03),
+        ("bank:sim-simulator", "GBP"): paid["GBP"], ("bank:sim-simulator", "EUR"): paid["EUR"],
+        ("gateway_cost:simulator", "GBP"): sum(int(r["fee_minor"]) for r in rows[2:]),
+        ("gateway_cost:simulator", "EUR"): fee_minor,
+        ("currency_position:GBP", "GBP"): 200 + sum(int(r["order_id"][2:]) for r in rows[:2]),
+        ("currency_position:EUR", "EUR"): -told_minor - int(sold["net_minor"]),
+    }  # fmt: skip
+
+
 def captured(flow: WholeFlow) -> int:
     return sum(each.status == "captured" for each in flow.payments().values())

@@ -96,6 +96,51 @@ class TrialsSuite(OnEachDatabase):
             post(engine, adjustment(lines[:100]))
         require_others_go_on(engine, made=2)
 
+    def test_a_decision_of_before_that_cannot_be_booked_is_named(self, engine: Engine) -> None:
+        """An earlier version made it, and two that fill the balances; what comes after waits. The
+        books are whole up to it."""
+        journal_at(engine)
+        lines = [Posting(*line) for line in FULL]
+        for _ in range(3):
+            post(engine, adjustment(lines), tried=False)
+        said = r"decision 3 \(entry, by anna\) cannot be booked .*a decision that stands in the way"
+        for _ in range(2):
+            with pytest.raises(UserError, match=said):
+                book_all(engine)
+        with reading(engine) as connection:
+            assert verify_books(connection).damages == ()
+
+    def test_what_a_balance_cannot_hold_of_one_command_is_not_decided(self, engine: Engine) -> None:
+        """Our account's credits have room for 15.00 more: two payouts of 10.00 are not called paid
+        at once, though there is room for each; then one is."""
+        payouts.announce(engine, payouts.row(), payouts.row("other"))
+        for merchant in ("shop", "other"):
+            payouts.receive(engine, 10_00, "2010-12-01T09:00", merchant=merchant)
+        payouts.create(engine, "2010-12-01", "2010-12-01T18:00")
+        with reading(engine) as connection:
+            ids = sorted(payouts.payout_book(connection).payouts)
+        now = {"now_ms": payouts.ms("2010-12-01T18:05")}
+        with engine.begin() as connection:
+            move_payouts(connection, ids, "approve", actor="bert", **now)
+            payouts.submit_payouts(connection, "GBP", actor="bert", **now)
+        most, line_minor = 2**63 - 1 - 15_00, 10**15 - 1
+        for lines in (4_600, 4_600, most // line_minor - 9_200):
+            post(engine, adjustment([Posting("bank:main-gbp", "GBP", -line_minor)] * lines
+                                    + [Posting("bank:x", "GBP", line_minor)] * lines))  # fmt: skip
+        rest = most % line_minor
+        post(engine, adjustment([Posting("bank:main-gbp", "GBP", -rest),
+                                 Posting("suspense:y", "GBP", rest)]))  # fmt: skip
+        book_all(engine)
+        with reading(engine) as connection:
+            made = len(all_decisions(connection))
+        with pytest.raises(UserError, match="cannot be booked"), engine.begin() as connection:
+            move_payouts(connection, ids, "confirm", actor="bert", **now)
+        with reading(engine) as connection:
+            assert len(all_decisions(connection)) == made
+        with engine.begin() as connection:
+            move_payouts(connection, ids[:1], "confirm", actor="bert", **now)
+        assert book_all(engine) == 1
+
     def test_an_entry_by_hand_is_of_no_day_that_is_yet_to_come(self, engine: Engine) -> None:
         """It is 14 November, by UTC: the next day's may be written down already."""
         journal_at(engine)

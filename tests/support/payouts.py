@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from stdnum.exceptions import InvalidFormat
 
+from pipeline.domain import bank_accounts
 from pipeline.domain.decisions import ENTRY, entry_body
 from pipeline.domain.payout_files import payout_message
 from pipeline.domain.payout_terms import terms_body
@@ -27,6 +29,7 @@ from pipeline.ledger.payouts import (
     decide_payout_terms,
     move_payouts,
     payout_book,
+    payout_terms,
     receivables,
     settle_by_bank,
     submit_payouts,
@@ -605,6 +608,32 @@ class PayoutSuite(OnEachDatabase):
         create(engine, "2010-06-04", "2010-06-05T09:00")
         (payout,) = payouts(engine).values()
         assert (payout.business_date, payout.amount_minor) == ("2010-06-04", 10_00)
+
+    def test_accounts_of_decided_terms_are_not_judged_by_rules_of_today(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An upgrade knows an IBAN or a BIC no more that was good when the terms were decided: who
+        has it is paid to it, everybody else as well, and what was decided is told. New terms with
+        it are refused."""
+        announce(engine, row(account={"holder": "Shop", "iban": "gb82 WEST 1234 5698 7654 32"}),
+                 row("tokyo", "JPY"))  # fmt: skip
+        announce(engine, row(), row("tokyo", "JPY"), since="2010-11-01")
+        receive(engine, 10_00, "2010-12-01T09:00")
+
+        def stricter(number: str) -> str:
+            raise InvalidFormat
+
+        monkeypatch.setattr(bank_accounts.ibans, "validate", stricter)
+        monkeypatch.setattr(bank_accounts.bics, "validate", stricter)
+        create(engine, "2010-12-01", "2010-12-01T18:00")
+        assert payouts(engine)["2010-12-01"].account == "...5432"
+        with reading(engine) as connection:
+            first, _second = payout_terms(connection)
+        assert first.payouts[0].account.iban == IBAN["GBP"]
+        assert first.payouts[1].account.bic == "BOTKJPJT"
+        for changed, told in ((row(), "is no IBAN"), (row("tokyo", "JPY"), "is no BIC")):
+            with pytest.raises(UserError, match=told):
+                announce(engine, changed, since="2010-12-02")
 
     def test_what_the_table_does_not_have_is_refused(self, engine: Engine) -> None:
         """A payout that was not approved is not submitted; one that is paid is not withdrawn."""

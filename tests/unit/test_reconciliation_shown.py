@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from consumers.break_watch import BreakWatch
 from pipeline.cli import app
-from pipeline.commands.reconcile_text import age_days, break_lines, page, write_csv
+from pipeline.commands.reconcile_text import age_days, break_lines, left_to_do, page, write_csv
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.ids import payment_id
 from pipeline.domain.matching import ReportedSide
@@ -49,6 +49,17 @@ def test_a_break_is_shown_with_its_age_its_risk_and_its_trail() -> None:
     assert "7d" in shown
     assert "m:o, report f row 3, clearings[1]@7" in shown
     assert age_days(broken(since="2011-01-01"), TODAY) == 0
+
+
+def test_who_corrects_another_currency_is_told_what_is_left_to_do() -> None:
+    """Its resolution books nothing, other than that of another amount."""
+    corrected = {"state": "resolved", "resolution": "corrected", "currency": "GBP"}
+    (told,) = left_to_do(broken(kind="currency_differs", **corrected))
+    assert told.startswith("nothing is booked by it: m:o stays pending, and north owes GBP,")
+    assert "`paystream ledger convert gateway_receivable:north`" in told
+    assert not [*left_to_do(broken(kind="amount_differs", **corrected))]
+    converted = {**corrected, "resolution": "converted"}
+    assert not [*left_to_do(broken(kind="currency_differs", **converted))]
 
 
 def test_a_page_shows_what_the_world_sent_as_text() -> None:

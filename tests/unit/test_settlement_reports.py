@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 from aiohttp import web
 
 from pipeline.domain.ids import idempotency_key, payment_id
+from pipeline.domain.payout_files import PayoutMessage, pain_001
+from pipeline.domain.payouts import Payout
 from pipeline.errors import UserError
+from pipeline.gateways.bank_statement import read_statements
 from pipeline.gateways.reports import ReportFile, read_report
-from pipeline.gateways.simulator.app import Gateway, build_app
+from pipeline.gateways.simulator.app import BODY_BYTES_MAX, Gateway, build_app
 from pipeline.gateways.simulator.books import Books
 from pipeline.gateways.simulator.faults import FaultPlan
 from pipeline.gateways.simulator.operations import Asked, Call, Operation, Terms, payload_hash
@@ -273,6 +277,66 @@ def test_reports_and_statements_are_downloaded(tmp_path: Path) -> None:
         assert (await send("GET", "/v1/bank/statements/soon"))[0] == 400
 
     asyncio.run(_served(tmp_path / "books.db", lambda: now_ms, run))
+
+
+def test_the_bank_pays_a_message_once_and_sends_some_of_it_back(tmp_path: Path) -> None:
+    """Friday's message for Monday: two debits on its account's statement, on Tuesday what a seed
+    draws is back. Sent again it is the same; a damaged one, or another under its id, is refused."""
+    paid = message("PS1", "2010-12-03", {"e-1": 10_00, "e-2": 2_50}, "number", "sim-northbank")
+    other = message("PS2", "2010-12-06", {"e-3": 7_00}, "iban", "GB33BUKB20201555555555")
+
+    async def run(send: Callable[..., Awaitable[Any]]) -> None:
+        to = "/v1/bank/payments?from=2010-12-04&return_every="
+        status, told, _ = await send("POST", f"{to}1", data=paid)
+        assert (status, json.loads(told)) == (200, {
+            "message_id": "PS1", "payments": 2, "value_date": "2010-12-06",
+            "returned": ["e-1", "e-2"], "return_date": "2010-12-07",
+        })  # fmt: skip
+        assert (await send("POST", f"{to}0", data=paid))[1] == told
+        status, second, _ = await send("POST", f"{to}0", data=other)
+        assert (status, json.loads(second)["returned"]) == (200, [])
+        # Larger than any body of the gateway's own contract.
+        many = message("PS3", "2010-12-08", {f"m-{n}": 1 for n in range(200)}, "number", "acct")
+        assert len(many) > BODY_BYTES_MAX
+        assert json.loads((await send("POST", f"{to}20", data=many))[1])["payments"] == 200
+        for content, why in (
+            (paid.replace(b"10.00", b"10.01"), "invalid_payments"),
+            (b"<!DOCTYPE x>" + paid, "invalid_payments"),
+            (b"x", "invalid_payments"),
+            (paid.replace(b"e-1", b"e-9"), "message_known"),
+        ):
+            status, body, _ = await send("POST", f"{to}0", data=content)
+            assert (status, json.loads(body)["code"]) == ({"m": 409, "i": 400}[why[0]], why)
+        lines = {}
+        for day in ("2010-12-06", "2010-12-07"):
+            _, body, _ = await send("GET", f"/v1/bank/statements/{day}")
+            for each in read_statements(body.encode(), lambda _name: ""):
+                lines[each.number, day] = [(x.batch_id, x.amount_minor) for x in each.lines]
+        assert lines == {
+            ("sim-northbank", "2010-12-06"): [("e-1", -10_00), ("e-2", -2_50)],
+            ("sim-northbank", "2010-12-07"): [("e-1", 10_00), ("e-2", 2_50)],
+            ("GB33BUKB20201555555555", "2010-12-06"): [("e-3", -7_00)],
+            ("GB33BUKB20201555555555", "2010-12-07"): [],
+        }
+
+    asyncio.run(_served(tmp_path / "books.db", lambda: EVENING_MS, run))
+
+
+def message(message_id: str, day: str, paid: Mapping[str, int], kind: str, number: str) -> bytes:
+    """A message of payouts as it is handed to the bank."""
+    account = {"holder": "Shop", "iban": "", "number": "", "bic": "BUKBGB22", kind: number}
+    return pain_001(
+        PayoutMessage(
+            message_id=message_id, currency="GBP", execution_date=day, submitted_at_ms=0,
+            debtor=account, transfers=tuple(
+                (Payout(payout_id=each, merchant_id="shop", currency="GBP", business_date=day,
+                        amount_minor=minor, state="submitted", version=3, sequence=3, held_minor=0,
+                        released_minor=0, collected_minor=0, account="", bank="b", created_by="a",
+                        created_at_ms=0, actor="a", changed_at_ms=0), account)
+                for each, minor in paid.items()
+            ),
+        )
+    )  # fmt: skip
 
 
 async def _served(

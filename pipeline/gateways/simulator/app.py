@@ -138,7 +138,9 @@ class Gateway:
         self.notices = Notices(
             self._books, self._reader, self._writer, self.wire, clock_ms=clock_ms, seed=seed
         )
-        self.reports = ReportDesk(self._books, self._writer, self._read, personality, clock_ms)
+        self.reports = ReportDesk(
+            self._books, self._writer, self._read, personality, clock_ms, seed
+        )
         self._open_keys: set[str] = set()
         self._open_references: Counter[str] = Counter()
         self._draining = asyncio.Event()

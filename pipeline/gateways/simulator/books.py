@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError
+from pipeline.gateways.simulator.bank_payments import SCHEMA as PAYMENTS_SCHEMA
 from pipeline.gateways.simulator.faults import BEFORE_CHARGE, FaultKind
 from pipeline.gateways.simulator.operations import (
     ACTION_REQUIRED,
@@ -128,6 +129,7 @@ CREATE TABLE IF NOT EXISTS fault_counts (
 ) WITHOUT ROWID;
 """
     + REPORTS_SCHEMA
+    + PAYMENTS_SCHEMA
 )
 
 _Result = TypeVar("_Result")

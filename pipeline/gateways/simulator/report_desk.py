@@ -1,16 +1,28 @@
-"""The routes of reports and of the bank's statement; the contract is docs/simulator.md."""
+"""The routes of reports and of the bank, its statement and what it is told to pay.
+
+The contract is docs/simulator.md.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from pipeline.domain.validation import is_date
-from pipeline.gateways.simulator.bank import Payout, statement
+from pipeline.gateways.simulator.bank import Account, Payout, statement
+from pipeline.gateways.simulator.bank_payments import (
+    RETURN_EVERY,
+    PaymentsRefused,
+    Taken,
+    movements,
+    read_message,
+    take_message,
+)
 from pipeline.gateways.simulator.books import Books, BooksReader
 from pipeline.gateways.simulator.group_commit import GroupCommit
 from pipeline.gateways.simulator.personality import Personality
@@ -28,6 +40,8 @@ from pipeline.gateways.simulator.reports import (
 )
 
 _Result = TypeVar("_Result")
+# Some ten thousand payments of a message.
+_MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class ReportRequest(msgspec.Struct, frozen=True):
@@ -47,18 +61,21 @@ class ReportDesk:
         read: Callable[[Callable[[BooksReader], Any]], Awaitable[Any]],
         personality: Personality,
         clock_ms: Callable[[], int],
+        seed: int,
     ) -> None:
         self._books = books
         self._writer = writer
         self._read = read
         self._own = personality
         self._clock_ms = clock_ms
+        self._seed = seed
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/v1/reports", self.get_dates),
             web.get("/v1/reports/{date}", self.get_report),
             web.get("/v1/bank/statements/{date}", self.get_statement),
+            web.post("/v1/bank/payments", self.post_payments),
             web.post("/v1/admin/reports", self.post_report),
         ]
 
@@ -113,10 +130,49 @@ class ReportDesk:
         day = request.match_info["date"]
         if not is_date(day):
             return _refused(400, "invalid_date", "write the day as YYYY-MM-DD.")
-        payouts = await self._query(self._payouts)
+        paid_in = await self._query(self._payouts)
+        others = await self._query(movements)
         own = self._own.name
-        body = statement(f"sim-{own}", own.upper(), day, payouts, self._clock_ms())
+        account = f"sim-{own}"
+        # What is paid from the account that the gateway pays into stands on its statement.
+        paid_in += others.pop(Account(account), [])
+        body = statement(account, own.upper(), day, paid_in, self._clock_ms(), others)
         return web.Response(body=body, content_type="application/xml", charset="utf-8")
+
+    async def post_payments(self, request: web.Request) -> web.Response:
+        """POST /v1/bank/payments: a pain.001 file, which the bank pays once."""
+        every = request.query.get("return_every", str(RETURN_EVERY))
+        today = datetime.fromtimestamp(self._clock_ms() / 1000, UTC).date().isoformat()
+        earliest = request.query.get("from", today)
+        if not (every.isascii() and every.isdigit() and is_date(earliest)):
+            return _refused(
+                400, "invalid_payments", "return_every is 0 or more, from is YYYY-MM-DD."
+            )
+        # Larger than any other body of the contract, and read past the limit of those.
+        content = bytearray()
+        async for part in request.content.iter_any():
+            content += part
+            if len(content) > _MESSAGE_BYTES_MAX:
+                return _refused(413, "invalid_payments", "no message is as large.")
+        try:
+            message = read_message(bytes(content))
+        except PaymentsRefused as error:
+            return _refused(400, "invalid_payments", f"{error}.")
+
+        def take() -> Taken | PaymentsRefused:
+            try:
+                return self._books.run(
+                    lambda db: take_message(
+                        db, message, earliest=earliest, seed=self._seed, return_every=int(every)
+                    )
+                )
+            except PaymentsRefused as error:
+                return error
+
+        taken = await self._writer.submit(take)
+        if isinstance(taken, PaymentsRefused):
+            return _refused(409, "message_known", f"{taken}.")
+        return _json(200, taken)
 
     def _payouts(self, db: sqlite3.Connection) -> list[Payout]:
         made = []

@@ -158,6 +158,12 @@ def value_date(report_date: str, business_days: int) -> str:
     return day.isoformat()
 
 
+def business_day_from(day: str) -> str:
+    """The first day from Monday to Friday from a day on."""
+    before = date.fromisoformat(day) - timedelta(days=1)
+    return value_date(before.isoformat(), 1)
+
+
 def _known(db: sqlite3.Connection, report_date: str) -> bool:
     found = db.execute(
         "SELECT 1 FROM settlement_reports WHERE report_date = ?", (report_date,)
