@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pipeline.audit.report import Report as AuditReport
 from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.audit.verify import Sources, verify, worth_waiting
+from pipeline.chaos.counted import counted
 from pipeline.chaos.flow.anomalies import Anomalies
 from pipeline.chaos.flow.cluster import Cluster
 from pipeline.chaos.flow.draw import KINDS, Kind, draw
@@ -95,7 +96,7 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
             seconds=options.seconds,
             seed=options.seed,
         )
-        say(f"{len(drawn)} faults in {options.seconds:.0f} s")
+        say(f"{counted(len(drawn), 'faults')} in {options.seconds:.0f} s")
         load.start()
         try:
             rounds = Rounds(cluster, load, drawn, folder / "faults.jsonl", say)
