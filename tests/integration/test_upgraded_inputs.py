@@ -22,7 +22,7 @@ WAIT_S = 120.0
 
 
 class Upgrade:
-    """One payments worker of a flow of its own, as either version."""
+    """Payments workers of a flow of its own, as either version."""
 
     def __init__(self, kafka: str, prefix: str, folder: Path) -> None:
         self.kafka, self.folder = kafka, folder
@@ -30,13 +30,13 @@ class Upgrade:
             bootstrap_servers=kafka,
             topic_prefix=prefix,
             partitions=2,
-            state_dir=folder / "state",
             metrics_port=0,
         )
         self.log = folder / "workers.log"
 
-    def worker(self, module: str) -> Supervisor:
-        specs = worker_specs(self.settings, {"payments": 1}, node_id="n1", log_file=self.log)
+    def worker(self, module: str, node_id: str = "n1") -> Supervisor:
+        settings = self.settings.model_copy(update={"state_dir": self.folder / node_id})
+        specs = worker_specs(settings, {"payments": 1}, node_id=node_id, log_file=self.log)
         metrics = self.folder / module
         metrics.mkdir()
         return Supervisor(specs, metrics_dir=metrics, module=module)
@@ -58,6 +58,10 @@ class Upgrade:
             return self.said() > before
 
         wait_until(reads, WAIT_S, "the worker reads")
+
+    def said_last(self, what: str) -> bool:
+        told = [line for line in self.log.read_text().splitlines() if " restored " in line]
+        return what in told[-1]
 
     def said(self) -> int:
         return self.log.read_text().count(" restored ") if self.log.is_file() else 0
@@ -97,3 +101,30 @@ def test_a_version_that_comes_within_the_session_of_another_begins_by_itself(
     with upgrade.worker(after) as second:
         upgrade.until_it_reads(second)
         assert second.exits["payments-0"] in ([], [EXIT_USER_ERROR])
+
+
+def test_a_newer_worker_in_the_group_of_an_older_one_reads_nothing_and_gives_up(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    """It has the new topics' partitions to itself and shares the others: it would read a payment's
+    timer without the payment. The older one goes on alone once that session has ended."""
+    upgrade = Upgrade(kafka, topic_prefix, tmp_path)
+    provision(kafka, upgrade.settings.catalogue())
+    with upgrade.worker(OLDER_MODULE) as old:
+        upgrade.until_it_reads(old)
+        with upgrade.worker(WORKER_MODULE, node_id="n2") as new:
+
+            def gives_up() -> bool:
+                old.tick()
+                try:
+                    new.tick()
+                except UserError as error:
+                    said.append(str(error))
+                return bool(said)
+
+            said: list[str] = []
+            wait_until(gives_up, WAIT_S, "the newer worker gives up")
+            assert "unequal partitions of co-owned topics" in said[0]
+            assert new.exits["payments-0"] == [EXIT_USER_ERROR] * 2
+        wait_until(lambda: upgrade.said_last("restored 2 partitions"), WAIT_S, "the older reads")
+        assert old.exits["payments-0"] == []
