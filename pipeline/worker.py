@@ -60,6 +60,7 @@ def main() -> int:
     use_access(spec.options.get("kafka") or {})
     spec.slot_dir.mkdir(parents=True, exist_ok=True)
     configure_logging(spec.options.get("log_level", "INFO"), spec.options.get("log_file"))
+    from pipeline.runtime.cluster import AWAY_S, UnequalPartitions
     from pipeline.runtime.kafka_errors import (
         LaneFatal,
         LaneHung,
@@ -74,6 +75,8 @@ def main() -> int:
     except (UserError, Undefended) as error:
         _log.error("%s: %s", spec.name, error)
         (spec.slot_dir / LAST_ERROR).write_text(str(error))
+        if isinstance(error, UnequalPartitions):
+            stop.wait(AWAY_S)
         return EXIT_USER_ERROR
     except LaneHung as error:
         # A client that does not come back need not let go of this process either: it leaves as if

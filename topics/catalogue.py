@@ -48,8 +48,8 @@ class TopicSpec:
 # Each further tier of a purpose waits this many times as long as its first one. Retries double, so
 # that a gateway that is away is asked ever less; inquiries stay dense for a minute and then wait
 # for as much; timers are a minute, an hour and a day.
-RETRY_MULTIPLES = (1, 2, 4, 8, 16)
-INQUIRY_MULTIPLES = (1, 3, 12)
+RETRY_MULTIPLES: tuple[int, ...] = (1, 2, 4, 8, 16)
+INQUIRY_MULTIPLES: tuple[int, ...] = (1, 3, 12)
 TIMER_MULTIPLES = (1, 60, 1440)
 
 

@@ -340,9 +340,12 @@ def rebuild_command(
             typer.echo(f"{each.topic}[{each.partition}] differs within its first {each.position} "
                        "entries")  # fmt: skip
     same = all(each.same for each in compared)
+    entries = sum(each.position for each in compared)
+    if not entries:
+        typer.echo("compared nothing with the live ledger: no entry of it is sealed yet")
+        return
     typer.echo(
-        f"compared {sum(each.position for each in compared)} entries with the live ledger: "
-        f"{'the SAME' if same else 'DIFFERENT'}"
+        f"compared {entries} entries with the live ledger: {'the SAME' if same else 'DIFFERENT'}"
     )
     raise typer.Exit(0 if same else 1)
 

@@ -35,6 +35,11 @@ STABLE_OFFSETS_TIMEOUT_S = 30.0
 STABLE_OFFSETS_SLICE_S = 10.0
 
 
+SESSION_MS = 10_000
+# A session counts from the last that was heard of its member, and its coordinator has work to do.
+AWAY_S = SESSION_MS / 1000 + 2.0
+
+
 def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:
     """The settings of an input consumer; each that is not a default has its reason."""
     return {
@@ -55,7 +60,7 @@ def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) 
         # latest would skip records, earliest would hide that some were deleted unread.
         "auto.offset.reset": "error",
         # A dead worker's partitions move after this; a restart takes about a second.
-        "session.timeout.ms": 10_000,
+        "session.timeout.ms": SESSION_MS,
         "heartbeat.interval.ms": 2_000,
         "max.poll.interval.ms": 300_000,
         # The inputs of a hop are asked for as soon as a byte is there.
@@ -178,6 +183,15 @@ def bystander(
 
 class StoppedWaiting(Exception):
     """Whoever asked was told to stop before there was an answer."""
+
+
+class UnequalPartitions(UserError):
+    """A member was given partitions of its inputs that are not the same of each.
+
+    By a group of two versions that read different topics; or because a static member that comes
+    back within its session is given what its version before had, whatever it asks for. Whoever is
+    refused stays away for ``AWAY_S``, so that its next join is a new member's.
+    """
 
 
 class NoCommittedOffset(UserError):

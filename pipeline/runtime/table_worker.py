@@ -31,6 +31,7 @@ from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
     NoCommittedOffset,
     StoppedWaiting,
+    UnequalPartitions,
     ask_committed_positions,
     cluster_and_topic_id,
     committed_positions,
@@ -684,9 +685,11 @@ class TableWorker(Generic[V]):
             return
         by_topic: dict[str, set[int]] = {lane.topic: set() for lane in self._stage.lanes}
         for tp in partitions:
-            by_topic[tp.topic].add(tp.partition)
-        if len({frozenset(numbers) for numbers in by_topic.values()}) > 1:
-            raise UserError(
+            # One that it does not read is left of a version that did.
+            by_topic.setdefault(tp.topic, set()).add(tp.partition)
+        read = {lane.topic for lane in self._stage.lanes}
+        if by_topic.keys() != read or len({frozenset(each) for each in by_topic.values()}) > 1:
+            raise UnequalPartitions(
                 f"{self._spec.name} was given unequal partitions of co-owned topics "
                 f"({', '.join(f'{t}: {sorted(n)}' for t, n in by_topic.items())}); nothing is "
                 "consumed. Let every worker of the group run the same version and configuration; "

@@ -717,6 +717,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/component/test_ledger_sqlite.py",),
     ),
     Mutation(
+        "what waited over a rebalance is read again from the stored offset",
+        "consumers/ledger_sink.py",
+        "                if partition not in self._stored or self._terms[partition] != term:\n",
+        "                if partition not in self._stored:\n",
+        ("tests/unit/test_ledger_sink_terms.py",),
+    ),
+    Mutation(
         "what is booked already is not booked again",
         "pipeline/ledger/journal.py",
         "known = self._writer.known(connection, list(by_id))",

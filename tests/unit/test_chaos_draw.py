@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.chaos.flow.draw import BY_NAME, KINDS, TAIL_S, WARM_UP_S, draw
+from pipeline.chaos.flow.draw import BY_NAME, KINDS, TAIL_S, UPGRADE, WARM_UP_S, draw
 from pipeline.chaos.flow.kinds import CLASSES
 
 
@@ -51,6 +51,13 @@ def test_only_the_kinds_that_are_asked_for_come() -> None:
     one = [BY_NAME["kill-ledger"]]
     assert {each.kind for each in draw(3, 120, every_s=5, kinds=one)} == {"kill-ledger"}
     assert draw(3, 120, every_s=5, kinds=[]) == []
+
+
+def test_the_workers_are_upgraded_once_at_most() -> None:
+    """Afterwards there is no older version any more; alone it is drawn once as well."""
+    for seed in range(20):
+        assert [one.kind for one in draw(seed, 1_200, every_s=8)].count(UPGRADE) == 1
+        assert len(draw(seed, 1_200, every_s=8, kinds=[BY_NAME[UPGRADE]])) == 1
 
 
 def test_every_kind_has_its_class() -> None:

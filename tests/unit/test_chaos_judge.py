@@ -134,6 +134,19 @@ def test_a_report_says_what_made_it_and_how_each_fault_was_felt(tmp_path: Path) 
     assert said["anomalies"]["torn transaction"]["count"] == 1
 
 
+def test_a_report_says_one_of_something_in_the_singular() -> None:
+    """One fault, one decision taken back: whoever reads it need not stumble."""
+    report = report_of(
+        anomalies=Anomalies().found,
+        faults=[Done(1, "kill-ledger", "n1 ledger", 10, 10, 2.5, 3.5)],
+        looked_at={"decisions taken back": 1, "records committed": 2_000},
+        ends_injured=1,
+    )
+    told = "\n".join(lines(report))
+    assert "1 fault of 1 kind, 1 request injured" in told
+    assert "1 decision taken back, 2,000 records committed" in told
+
+
 def test_ids_are_placed_as_java_does() -> None:
     """Kafka finds a coordinator's partition by ``String.hashCode`` without its sign."""
     assert java_hash("") == 0

@@ -255,16 +255,19 @@ def test_inputs_are_not_read_before_the_last_slice_of_the_restoration(
     assert [work.offsets for work in commits.works] == [{(flow.topic("orders"), 0): 1}]
 
 
+@pytest.mark.parametrize("more", ["", "payment-retry-9"])
 def test_unequal_partitions_of_co_owned_topics_are_refused(
-    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, more: str
 ) -> None:
     """A worker that has an order's topic and not its results' would share the payment with
-    another: it says so and reads nothing."""
+    another: it says so and reads nothing. So it is with a topic that it does not know, which the
+    version before it read."""
     member = Member()
     worker = payments_with(flow, member, Commits(), monkeypatch)
     member.said.clear()
     inputs = inputs_of(flow)
-    given = [TopicPartition(topic, 0) for topic in inputs] + [TopicPartition(inputs[0], 1)]
+    given = [TopicPartition(topic, 0) for topic in inputs]
+    given.append(TopicPartition(more, 0) if more else TopicPartition(inputs[0], 1))
     with pytest.raises(UserError, match="unequal partitions of co-owned topics"):
         worker._on_assign(member, given)
     assert member.said == []

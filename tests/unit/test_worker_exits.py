@@ -14,10 +14,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline import worker
+from pipeline.runtime.cluster import UnequalPartitions, consumer_config
 from pipeline.runtime.kafka_errors import LaneHung
 from pipeline.runtime.worker_spec import (
     EXIT_LANE_FATAL,
     EXIT_NO_MEMORY,
+    EXIT_USER_ERROR,
     WorkerSpec,
     encode_spec,
 )
@@ -72,6 +74,19 @@ def test_a_worker_whose_brokers_do_not_answer_in_time_leaves_with_a_sentence(
     late = KafkaError(code, "Failed to get watermark offsets: Local: Timed out")
     assert ends_with(KafkaException(late), tmp_path, monkeypatch) == EXIT_LANE_FATAL
     assert "payments-0 leaves, the brokers do not answer it" in caplog.text
+
+
+def test_a_worker_that_was_given_unequal_partitions_stays_away_for_its_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Coming back at once it would be given the same again, as the static member that it is."""
+    waited: list[float | None] = []
+    monkeypatch.setattr(worker.SignalEvent, "wait", lambda _self, s=None: waited.append(s))
+    assert ends_with(UnequalPartitions("unequal"), tmp_path, monkeypatch) == EXIT_USER_ERROR
+    (away_s,) = waited
+    config = consumer_config("127.0.0.1:1", group_id="payments", instance_id="n1.0")
+    assert away_s is not None
+    assert away_s * 1000 > config["session.timeout.ms"]
 
 
 @pytest.mark.parametrize("said_by_client", [False, True])

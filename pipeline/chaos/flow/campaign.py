@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from pipeline.audit.report import Report as AuditReport
 from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.audit.verify import Sources, verify, worth_waiting
+from pipeline.chaos.counted import counted
 from pipeline.chaos.flow.anomalies import Anomalies
 from pipeline.chaos.flow.cluster import Cluster
-from pipeline.chaos.flow.draw import KINDS, Kind, draw
+from pipeline.chaos.flow.draw import KINDS, UPGRADE, Kind, draw
 from pipeline.chaos.flow.judge import from_audit, from_exits, judge
 from pipeline.chaos.flow.load import Load
 from pipeline.chaos.flow.report import Report
@@ -85,6 +86,7 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
         seed=options.seed,
         say=say,
         jvm_flags=SHORT_LIVED if options.seconds < LONG_S else (),
+        older=any(one.kind == UPGRADE for one in drawn),
     ) as cluster:
         say("Starting the workers")
         cluster.start_nodes()
@@ -95,7 +97,7 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
             seconds=options.seconds,
             seed=options.seed,
         )
-        say(f"{len(drawn)} faults in {options.seconds:.0f} s")
+        say(f"{counted(len(drawn), 'faults')} in {options.seconds:.0f} s")
         load.start()
         try:
             rounds = Rounds(cluster, load, drawn, folder / "faults.jsonl", say)

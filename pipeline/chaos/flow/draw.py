@@ -21,13 +21,15 @@ BROKER_REST_S = 10.0
 @dataclass(frozen=True)
 class Kind:
     """One sort of fault. ``holds``: of each of these things only one fault is under way at a time;
-    ``seconds``: shortest and longest. ``needs``: brokers that a cluster must have for it."""
+    ``seconds``: shortest and longest. ``needs``: brokers that a cluster must have for it. ``once``:
+    it cannot happen a second time."""
 
     name: str
     holds: frozenset[str]
     seconds: tuple[float, float]
     says: str
     needs: int = 1
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ def _kind(
 ) -> Kind:
     return Kind(name, frozenset(holds.split()), (shortest_s, longest_s), says, needs)
 
+
+# Workers begin as the older version in a run that has it. It lasts long enough for a worker that
+# refused, and stays away for its session, to refuse once more.
+UPGRADE = "upgrade"
 
 # Sessions and transactions time out after 10 s, a broker's registration after 9 s, a request to a
 # gateway may be sent for 15 s and is asked about afterwards: short is below these, long above.
@@ -88,6 +94,9 @@ KINDS: tuple[Kind, ...] = (
     _kind("scale-up", "nodes", 10, 20, "one more node comes, and is drained again"),
     _kind("scale-down", "payments gateway ledger nodes", 6, 15,
           "a node is drained, and comes back"),
+    Kind(UPGRADE, frozenset(("payments", "gateway", "ledger", "nodes")), (20, 32),
+         "workers become a version that reads more topics: all at once, or node by node",
+         once=True),
 )  # fmt: skip
 
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -106,9 +115,10 @@ def draw(
     free_at: dict[str, float] = {}
     bag: list[Kind] = []
     at_s = WARM_UP_S
+    kinds = list(kinds)
     while kinds:
         if len(bag) < len(kinds):
-            bag += dice.sample(list(kinds), len(kinds))
+            bag += dice.sample(kinds, len(kinds))
         placed = _first_free(bag, free_at, at_s)
         if placed is not None:
             kind = bag.pop(placed)
@@ -119,6 +129,9 @@ def draw(
                         len(drawn) + 1, round(at_s, 1), kind.name, duration_s, dice.getrandbits(32)
                     )
                 )
+                if kind.once:
+                    kinds.remove(kind)
+                    bag = [other for other in bag if other != kind]
                 for thing in kind.holds:
                     rest_s = BROKER_REST_S if thing == "brokers" else 1.0
                     free_at[thing] = at_s + duration_s + rest_s

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.audit.report import Report as AuditReport
 from pipeline.audit.report import Severity
+from pipeline.chaos.counted import counted
 from pipeline.chaos.flow import seen
 from pipeline.chaos.flow.anomalies import ANOMALY_OF, Anomalies
 from pipeline.chaos.flow.cluster import Cluster
@@ -108,7 +109,7 @@ def from_exits(exits: Mapping[str, int], gave_up: Iterable[str], anomalies: Anom
     """Workers that ended in a way that no fault explains."""
     for where, times in sorted(exits.items()):
         if int(where.rpartition(":")[2]) not in _EXPECTED_EXITS:
-            anomalies.add("crashed", f"{where}, {times} times", times)
+            anomalies.add("crashed", f"{where}, {counted(times, 'times')}", times)
     anomalies.add_all("crashed", (f"gave up: {why}" for why in gave_up))
 
 

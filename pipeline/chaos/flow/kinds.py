@@ -6,7 +6,7 @@ from pipeline.chaos.flow.broker_faults import FreezeBroker, KillBroker, MarkersA
 from pipeline.chaos.flow.cluster import Cluster
 from pipeline.chaos.flow.draw import Drawn
 from pipeline.chaos.flow.fault import Fault
-from pipeline.chaos.flow.node_faults import RollWorkers, ScaleDown, ScaleUp
+from pipeline.chaos.flow.node_faults import RollWorkers, ScaleDown, ScaleUp, Upgrade
 from pipeline.chaos.flow.protocol_faults import DoubledEnds, DroppedAnswers, LateEnds
 from pipeline.chaos.flow.server_faults import (
     FreezePostgres,
@@ -49,6 +49,7 @@ CLASSES: dict[str, tuple[type[Fault], dict[str, str]]] = {
     "roll-workers": (RollWorkers, {}),
     "scale-up": (ScaleUp, {}),
     "scale-down": (ScaleDown, {}),
+    "upgrade": (Upgrade, {}),
 }
 
 

@@ -14,9 +14,11 @@ from pipeline.config import Settings
 from pipeline.errors import UserError
 from pipeline.local import worker_specs
 from pipeline.runtime.supervisor import Supervisor
+from pipeline.runtime.worker_spec import WORKER_MODULE
 
 # A node that gave up is started again by whoever runs it, as a service manager would.
 GAVE_UP_PAUSE_S = 3.0
+OLDER_MODULE = "pipeline.chaos.flow.older_worker"
 
 
 class Node:
@@ -24,6 +26,7 @@ class Node:
     another one.
 
     ``state_dir`` is the node's own, like its id: for a twin the id is another node's.
+    ``older``: whoever starts from now on is of the version before the upgrade.
     """
 
     def __init__(
@@ -34,8 +37,10 @@ class Node:
         workers: Mapping[str, int],
         *,
         node_id: str = "",
+        older: bool = False,
     ) -> None:
         self.name = name
+        self.older = older
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.log_file = folder / "workers.log"
@@ -61,7 +66,12 @@ class Node:
             metrics.mkdir(exist_ok=True)
             for left in metrics.iterdir():
                 left.unlink()
-            self._supervisor = Supervisor(self._specs, metrics_dir=metrics, restart_pause_s_max=1.0)
+            self._supervisor = Supervisor(
+                self._specs,
+                metrics_dir=metrics,
+                restart_pause_s_max=1.0,
+                module=OLDER_MODULE if self.older else WORKER_MODULE,
+            )
             self._supervisor.start()
 
     def tick(self) -> None:

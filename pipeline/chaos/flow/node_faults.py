@@ -75,3 +75,53 @@ class RollWorkers(NodeFault):
         self._left = []
         if self._drained is not None and self._drained.done():
             self._node.start()
+
+
+class Upgrade(NodeFault):
+    """Every node becomes a version that reads topics which the one before does not know.
+
+    Either as docs/operations.md says, all workers stopped before the first new one; or by mistake
+    node by node, so that both versions are in one group until the last has gone: whoever is given
+    unequal partitions refuses, and may give up.
+    """
+
+    def may_begin(self) -> bool:
+        return self.cluster.older and super().may_begin()
+
+    def begin(self) -> str:
+        self.cluster.older = False
+        nodes = [self.cluster.nodes[name] for name in HOME_NODES]
+        self._steps = [[node] for node in nodes] if self.drawn.pick % 2 else [nodes]
+        self._next_s = 0.0
+        self._drained: list[Future[bool]] = []
+        self._step()
+        self.cluster.is_mixed |= bool(self._steps)
+        how = "node by node" if self._steps else "all at once"
+        return f"{', '.join(HOME_NODES)} {how}"
+
+    def _step(self) -> None:
+        self._leaving = self._steps.pop(0)
+        self._drained = [self.cluster.later(node.leave()) for node in self._leaving]
+
+    def is_over(self) -> bool:
+        if self._drained:
+            if not all(job.done() for job in self._drained):
+                return False
+            self._start()
+            # Both versions are in the group for as long as the fault was drawn to last.
+            self._next_s = self.elapsed_s + self.drawn.duration_s if self._steps else 0.0
+        if self._steps:
+            if self.elapsed_s >= self._next_s:
+                self._step()
+            return False
+        return super().is_over()
+
+    def _start(self) -> None:
+        self._drained = []
+        for node in self._leaving:
+            node.older = False
+            node.start()
+
+    def end(self) -> None:
+        if self._drained and all(job.done() for job in self._drained):
+            self._start()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.chaos.counted import counted
 from pipeline.chaos.flow.anomalies import ANOMALIES, Found
 from pipeline.chaos.flow.recovery import percentile
 
@@ -117,14 +118,18 @@ def head(report: Report) -> list[str]:
     return [
         f"command: {report.command}",
         f"date: {report.date}",
-        f"Kafka {report.kafka} ({report.brokers} brokers, {report.partitions} partitions), "
+        f"Kafka {report.kafka} ({counted(report.brokers, 'brokers')}, "
+        f"{counted(report.partitions, 'partitions')}), "
         f"librdkafka {report.librdkafka}",
         f"verdict: {report.verdict}",
-        f"{report.orders_published:,} orders in {report.load_s:,.0f} s, "
-        f"{report.orders_acknowledged:,} acknowledged; {len(faults)} faults of "
-        f"{len({fault.kind for fault in faults})} kinds, {report.ends_injured} requests injured",
+        f"{counted(report.orders_published, 'orders')} in {report.load_s:,.0f} s, "
+        f"{report.orders_acknowledged:,} acknowledged; {counted(len(faults), 'faults')} of "
+        f"{counted(len({fault.kind for fault in faults}), 'kinds')}, "
+        f"{counted(report.ends_injured, 'requests injured')}",
         "looked at: "
-        + (", ".join(f"{count:,} {what}" for what, count in report.looked_at.items()) or "nothing"),
+        + (
+            ", ".join(counted(count, what) for what, count in report.looked_at.items()) or "nothing"
+        ),
         f"at rest {report.rest_s:,.0f} s after the last order; the longest that a last stable "
         f"offset stood: {report.stuck_s_max:.0f} s",
     ]
