@@ -156,7 +156,11 @@ class Settings(BaseSettings):
     )
     hot_payments_max: int = Field(20_000, ge=2, description="Payments held in a worker's memory.")
     batch_records_max: int = Field(4_000, ge=1, description="Input records of a transaction.")
-    batch_age_ms_max: int = Field(100, ge=0, description="How long a batch grows under load.")
+    batch_age_ms_max: int = Field(
+        100,
+        ge=0,
+        description="How long a batch grows under load; what is at hand and fills it is not cut.",
+    )
     webhook_port: int = Field(
         8420,
         ge=0,

@@ -183,14 +183,15 @@ class Admission:
         return due
 
     @property
-    def ready(self) -> bool:
-        """Whether a stream record waits that may be taken now."""
+    def ready(self) -> int:
+        """How many stream records wait that may be taken now."""
         # Asked at each turn of the loop: a generator would cost more than the answer.
+        count = 0
         for buffer in self._buffers.values():
             lane = buffer.lane
-            if buffer.count and lane.delay_ms is None and (self._gate_open or not lane.gated):
-                return True
-        return False
+            if lane.delay_ms is None and (self._gate_open or not lane.gated):
+                count += buffer.count
+        return count
 
     def is_paused(self, topic: str, partition: int) -> bool:
         """Whether it was named to be paused, and not yet to be resumed."""

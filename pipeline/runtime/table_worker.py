@@ -302,7 +302,7 @@ class TableWorker(Generic[V]):
             if (
                 self._alone
                 or batch.input_bytes >= TAKE_BYTES_MAX
-                or self._policy.due(batch.records, age_ms, waiting_input)
+                or self._policy.due(batch.records, age_ms, waiting_input, self._ready())
             ):
                 self._submit()
         elif batch is None and self._empty and not self._commits.busy:
@@ -322,6 +322,10 @@ class TableWorker(Generic[V]):
     def _holds_its_turn(self) -> bool:
         """Whether nothing is begun beside what is under way: suspects are, or come next."""
         return self._alone or (self._held_next and bool(self._held))
+
+    def _ready(self) -> int:
+        """How many buffered records the next turns may add to the batch."""
+        return 0 if self._holds_its_turn() else self._admission.ready
 
     def _consume(self) -> bool:
         """Move all that has arrived into the buffers, until those are full and their partitions

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.runtime.admission import InputLane
+from pipeline.runtime.commit_policy import CommitPolicy
 from pipeline.runtime.held_inputs import HELD_MAX, HeldInputs
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.suspects import DEATHS_MAX, PIECE, Suspects
@@ -287,6 +288,39 @@ def test_only_suspects_go_alone_and_what_is_due_goes_with_the_others(
     assert seen == [{orders: 1}, {timers: 5}, {orders: 2}, {orders: 3}, {orders: 6}]
     assert not worker._suspects
     assert not worker._held
+
+
+def test_suspects_do_not_wait_for_a_batch_that_would_fill(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing joins the batch before them, so it would never be full, and they would never be
+    handled."""
+    dead = Suspects(flow.spec("payments").slot_dir / "suspects.json")
+    dead.start()
+    orders, results = flow.topic("orders"), flow.topic("gateway-results")
+    dead.took([InputRecord(orders, 0, 0, 0, b"k", b"v")])
+    dead.close()
+    member, commits = Member(), Commits()
+    policy = CommitPolicy(records_max=3, age_ms_max=0)
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True, commit_policy=policy)
+
+    def append_results(*numbers: int) -> None:
+        for n in numbers:
+            result = flow.encode("gateway-result", flow.result(flow.order(f"x{n}")))
+            member.append(results, key_of(f"x{n}"), result)
+
+    worker._turn()
+    append_results(0)
+    worker._turn()
+    append_results(1)
+    worker._turn()
+    member.append(orders, key_of("o"), flow.encode("order", flow.order("o")))
+    append_results(2, 3, 4)
+    for _ in range(8):
+        if commits.busy and commits.outcome is None:
+            commits.end(Outcome.COMMITTED)
+        worker._turn()
+    assert [sorted(work.offsets.values()) for work in commits.works] == [[1], [2], [1], [5]]
 
 
 def test_while_suspects_are_handled_nothing_else_is_under_way(

@@ -454,6 +454,45 @@ def test_a_result_does_not_wait_for_the_orders_that_were_fetched_before_it(
     assert (flow.topic("gateway-results"), 0) in commits.works[-1].offsets
 
 
+def filling_backlog(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, **more: Any
+) -> tuple[Any, Commits]:
+    """A worker whose batches are old at once, with a result and two full turns of orders at
+    hand."""
+    member, commits = Member(), Commits()
+    policy = CommitPolicy(records_max=2 * FETCH_RECORDS_MAX, age_ms_max=0)
+    worker = payments_with(flow, member, commits, monkeypatch, commit_policy=policy, **more)
+    worker._turn()
+    for number in range(2 * FETCH_RECORDS_MAX):
+        append_order(flow, member, f"o{number}")
+    result = flow.encode("gateway-result", flow.result(flow.order("first")))
+    member.append(flow.topic("gateway-results"), key_of("first"), result)
+    return worker, commits
+
+
+def test_a_backlog_that_fills_a_transaction_is_not_cut_by_its_age(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each partition that it writes to costs the broker a request and a marker, whatever is in
+    it."""
+    worker, commits = filling_backlog(flow, monkeypatch)
+    worker._turn()
+    assert not commits.works
+    worker._turn()
+    (work,) = commits.works
+    assert sum(work.offsets.values()) == 2 * FETCH_RECORDS_MAX
+
+
+def test_orders_behind_a_closed_gate_are_not_waited_for(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may stay there for as long as a gateway is away, and the result would with them."""
+    worker, commits = filling_backlog(flow, monkeypatch, orders_allowed=lambda: False)
+    worker._turn()
+    (work,) = commits.works
+    assert work.offsets == {(flow.topic("gateway-results"), 0): 1}
+
+
 def test_payments_read_again_from_where_a_failed_transaction_began(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
