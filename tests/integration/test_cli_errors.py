@@ -101,7 +101,7 @@ def test_a_taken_metrics_port_is_told_before_anything_starts(
         (("demo", "--faults", "nowhere.json"), "nowhere.json"),
         (("up", "--faults", "nowhere.json"), "nowhere.json"),
         (("simulator", "--faults", "nowhere.json"), "nowhere.json"),
-        (("up", "--state-dir", "/proc/nowhere"), "/proc/nowhere"),
+        (("up", "--state-dir", "/proc/nowhere", "--metrics-port", "0"), "/proc/nowhere"),
         (("simulator", "--books", "/proc/nowhere/books"), "/proc/nowhere"),
         (("run", "payments", "--bootstrap-servers", "kafka-1:9092"), "--node-id"),
         (("run", "payments", "--node-id", "app 7"), "node_id"),
