@@ -55,15 +55,17 @@ def break_lines(found: Iterable[ReconciliationBreak], today: date) -> Iterator[s
 
 
 def left_to_do(found: ReconciliationBreak) -> Iterator[str]:
-    """What a person has still to do who has resolved a break."""
+    """What a person has still to do who has resolved a break. Its currency is the report's; what is
+    booked in which one stands in its words."""
     if (found.kind, found.resolution) != (CURRENCY_DIFFERS, CORRECTED):
         return
     yield (
         f"nothing is booked by it: {found.merchant_id}:{found.order_id} stays pending, and "
-        f"{found.gateway} owes {found.currency}, until a row in {found.currency} comes. Where none "
-        f"will: `paystream ledger convert gateway_receivable:{found.gateway}` by what the bank "
-        f"pays, then `paystream ledger post merchant_payable:{found.merchant_id}=... "
-        f"merchant_available:{found.merchant_id}=-...` by what is pending of it"
+        f"{found.gateway} owes it as it is booked ({found.detail}), until a row in that currency "
+        f"comes. Where none will: `paystream ledger convert gateway_receivable:{found.gateway}` by "
+        f"what the bank pays, then `paystream ledger post merchant_payable:{found.merchant_id}=... "
+        f"merchant_available:{found.merchant_id}=-...` by what is pending of it. A refund or a "
+        "dispute goes the other way: post both by hand, `--kind conversion` the first"
     )
 
 

@@ -24,8 +24,6 @@ from pipeline.ledger.unbookable import in_a_line, is_too_large
 _TRIED_KINDS: Final = frozenset({ENTRY, BANK_STATEMENT, *PAYOUT_KINDS})
 # No topic has such a name.
 _NO_TOPIC: Final = "tried/"
-# Decisions, one with a few entries each; statements of a few thousand rows cost no less per row.
-_TRIED_AT_ONCE: Final = 500
 
 
 def require_bookable(connection: Connection, *events: LedgerEvent) -> None:
@@ -62,10 +60,11 @@ def _try(connection: Connection, events: Sequence[LedgerEvent]) -> None:
     writer = EntryWriter(connection.dialect.name, lambda: now_ms)
     tried = connection.begin_nested()
     try:
-        for first in range(0, len(events), _TRIED_AT_ONCE):
-            items = _items(connection, writer, events[first : first + _TRIED_AT_ONCE], rules)
-            if items:
-                writer.add_balances(connection, writer.insert(connection, _NO_TOPIC, items))
+        items = _items(connection, writer, events, rules)
+        if items:
+            # At once, as a transaction's entries are booked: PostgreSQL takes no lines after it has
+            # checked the first, and balances are locked in one order by all who post.
+            writer.add_balances(connection, writer.insert(connection, _NO_TOPIC, items))
     finally:
         tried.rollback()
 

@@ -141,6 +141,20 @@ class TrialsSuite(OnEachDatabase):
             move_payouts(connection, ids[:1], "confirm", actor="bert", **now)
         assert book_all(engine) == 1
 
+    def test_hundreds_of_payouts_are_created_by_one_command(self, engine: Engine) -> None:
+        """PostgreSQL checks the lines of one insertion before it takes the next: all of them are
+        tried as one."""
+        merchants = [f"shop-{n}" for n in range(501)]
+        payouts.announce(engine, *map(payouts.row, merchants))
+        payouts.post(
+            engine, "2010-12-01T09:00",
+            *(line for each in merchants for line in made_available(each, "GBP", 10_00)),
+        )  # fmt: skip
+        made = payouts.create(engine, "2010-12-01", "2010-12-01T18:00")
+        assert len(made.events) == len(merchants)
+        with reading(engine) as connection:
+            assert verify_books(connection).damages == ()
+
     def test_an_entry_by_hand_is_of_no_day_that_is_yet_to_come(self, engine: Engine) -> None:
         """It is 14 November, by UTC: the next day's may be written down already."""
         journal_at(engine)

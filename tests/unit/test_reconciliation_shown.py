@@ -52,10 +52,18 @@ def test_a_break_is_shown_with_its_age_its_risk_and_its_trail() -> None:
 
 
 def test_who_corrects_another_currency_is_told_what_is_left_to_do() -> None:
-    """Its resolution books nothing, other than that of another amount."""
-    corrected = {"state": "resolved", "resolution": "corrected", "currency": "GBP"}
+    """Its resolution books nothing, other than that of another amount. The break is in the report's
+    currency; what is owed, and waited for, is in the other one."""
+    said = "EUR 14.40 in the report, GBP 12.50 booked"
+    corrected = {
+        "state": "resolved", "resolution": "corrected", "currency": "EUR", "detail": said,
+    }  # fmt: skip
     (told,) = left_to_do(broken(kind="currency_differs", **corrected))
-    assert told.startswith("nothing is booked by it: m:o stays pending, and north owes GBP,")
+    assert told.startswith(
+        "nothing is booked by it: m:o stays pending, and north owes it as it is "
+    )
+    assert f"booked ({said}), until a row in that currency comes" in told
+    assert "owes EUR" not in told
     assert "`paystream ledger convert gateway_receivable:north`" in told
     assert not [*left_to_do(broken(kind="amount_differs", **corrected))]
     converted = {**corrected, "resolution": "converted"}

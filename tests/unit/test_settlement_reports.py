@@ -322,6 +322,31 @@ def test_the_bank_pays_a_message_once_and_sends_some_of_it_back(tmp_path: Path) 
     asyncio.run(_served(tmp_path / "books.db", lambda: EVENING_MS, run))
 
 
+def test_the_bank_books_nothing_on_a_day_whose_statement_it_has_given_out(tmp_path: Path) -> None:
+    """Monday's was asked for on Friday, and Wednesday's: a message of Friday is debited on Tuesday
+    and comes back on Thursday. The statements that are out say what they said."""
+    paid = message("PS1", "2010-12-03", {"e-1": 10_00}, "number", "sim-northbank")
+
+    async def run(send: Callable[..., Awaitable[Any]]) -> None:
+        async def lines_of(day: str) -> list[tuple[str, int]]:
+            _, body, _ = await send("GET", f"/v1/bank/statements/{day}")
+            found = read_statements(body.encode(), lambda _name: "")
+            return [(line.batch_id, line.amount_minor) for each in found for line in each.lines]
+
+        out = ("2010-12-06", "2010-12-08")
+        assert [await lines_of(day) for day in out] == [[], []]
+        to = "/v1/bank/payments?from=2010-12-04&return_every=1"
+        _, told, _ = await send("POST", to, data=paid)
+        taken = json.loads(told)
+        assert (taken["value_date"], taken["return_date"]) == ("2010-12-07", "2010-12-09")
+        assert [await lines_of(day) for day in out] == [[], []]
+        assert await lines_of("2010-12-07") == [("e-1", -10_00)]
+        assert await lines_of("2010-12-09") == [("e-1", 10_00)]
+        assert (await send("POST", to, data=paid))[1] == told
+
+    asyncio.run(_served(tmp_path / "books.db", lambda: EVENING_MS, run))
+
+
 def message(message_id: str, day: str, paid: Mapping[str, int], kind: str, number: str) -> bytes:
     """A message of payouts as it is handed to the bank."""
     account = {"holder": "Shop", "iban": "", "number": "", "bic": "BUKBGB22", kind: number}

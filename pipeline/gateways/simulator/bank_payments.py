@@ -1,7 +1,8 @@
 """Payments that the simulated bank was told to make: pain.001 files in, debits on its statements.
 
 A message is booked once, whatever it is sent again. Each of its transfers is taken from the account
-that the message names, on one day; what a seed draws comes back on the next business day.
+that the message names, on one day; what a seed draws comes back on the next business day. A day
+whose statement was given out takes no more lines: no bank changes one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS bank_payments (
     said TEXT NOT NULL,
     comes_back INTEGER NOT NULL,
     PRIMARY KEY (message_id, number)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS bank_statements (
+    given_out TEXT PRIMARY KEY
 ) WITHOUT ROWID;
 """
 
@@ -117,7 +121,7 @@ def take_message(
     """Book a message, once. PaymentsRefused where another one came under its id.
 
     Its payments are taken on the first day from Monday to Friday from ``earliest`` and its
-    execution date on. ``return_every`` 0: none comes back.
+    execution date on whose statement was not given out. ``return_every`` 0: none comes back.
     """
     known = db.execute(
         "SELECT digest, value_date, return_date FROM bank_messages WHERE message_id = ?",
@@ -126,8 +130,8 @@ def take_message(
     if known is not None and known[0] != message.digest:
         raise PaymentsRefused(f"another message {message.message_id} was taken before")
     if known is None:
-        paid_on = business_day_from(max(earliest, message.execution_date))
-        return_date = value_date(paid_on, 1)
+        paid_on = _open_day(db, business_day_from(max(earliest, message.execution_date)))
+        return_date = _open_day(db, value_date(paid_on, 1))
         db.execute(
             "INSERT INTO bank_messages VALUES (?, ?, ?, ?)",
             (message.message_id, message.digest, paid_on, return_date),
@@ -151,6 +155,11 @@ def take_message(
     return Taken(message.message_id, len(rows), paid_on, returned, return_date if returned else "")
 
 
+def give_out(db: sqlite3.Connection, day: str) -> None:
+    """From now on no payment is taken on that day, nor comes back: its statement is known."""
+    db.execute("INSERT OR IGNORE INTO bank_statements VALUES (?)", (day,))
+
+
 def movements(db: sqlite3.Connection) -> dict[Account, list[Payout]]:
     """By the account they are taken from: what was paid, and what came back."""
     found: dict[Account, list[Payout]] = {}
@@ -166,6 +175,13 @@ def movements(db: sqlite3.Connection) -> dict[Account, list[Payout]]:
             text = "RETURNED: ACCOUNT CLOSED"
             of.append(Payout(payment, currency, minor, back, party=payee, said=text))
     return found
+
+
+def _open_day(db: sqlite3.Connection, day: str) -> str:
+    known = "SELECT 1 FROM bank_statements WHERE given_out = ?"
+    while db.execute(known, (day,)).fetchone() is not None:
+        day = value_date(day, 1)
+    return day
 
 
 def _comes_back(seed: int, payment: str, every: int) -> bool:

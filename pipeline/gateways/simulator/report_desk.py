@@ -19,6 +19,7 @@ from pipeline.gateways.simulator.bank_payments import (
     RETURN_EVERY,
     PaymentsRefused,
     Taken,
+    give_out,
     movements,
     read_message,
     take_message,
@@ -130,6 +131,8 @@ class ReportDesk:
         day = request.match_info["date"]
         if not is_date(day):
             return _refused(400, "invalid_date", "write the day as YYYY-MM-DD.")
+        # Before it is made: what is told to the bank from here on is on a later one.
+        await self._writer.submit(lambda: self._books.run(lambda db: give_out(db, day)))
         paid_in = await self._query(self._payouts)
         others = await self._query(movements)
         own = self._own.name
