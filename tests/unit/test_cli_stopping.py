@@ -12,7 +12,8 @@ from pipeline.commands.stopping import SIGNALS, StopSignals
 
 @pytest.fixture(autouse=True)
 def _handlers_kept() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    # Whoever runs the tests may have had some of them ignored, as nohup does.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
