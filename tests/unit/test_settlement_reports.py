@@ -347,6 +347,25 @@ def test_the_bank_books_nothing_on_a_day_whose_statement_it_has_given_out(tmp_pa
     asyncio.run(_served(tmp_path / "books.db", lambda: EVENING_MS, run))
 
 
+def test_no_day_is_taken_that_nothing_can_follow(tmp_path: Path) -> None:
+    """What fails in the books would fail all that is written with it."""
+
+    async def run(send: Any) -> None:
+        paid = message("PS1", "2010-12-03", {"e": 100}, "number", "a")
+        last = message("PS2", "9999-12-31", {"e": 100}, "number", "a")
+        for path, how in (
+            ("/v1/bank/payments?from=9999-12-30", {"data": paid}),
+            ("/v1/bank/payments?from=0001-01-01", {"data": paid}),
+            ("/v1/bank/payments", {"data": last}),
+            ("/v1/admin/reports", {"json": {"date": "9999-12-31"}}),
+        ):
+            status, body, _ = await send("POST", path, **how)
+            assert status == 400, (path, body)
+        assert (await send("GET", "/v1/bank/statements/9999-12-31"))[0] == 400
+
+    asyncio.run(_served(tmp_path / "b.db", lambda: EVENING_MS, run))
+
+
 def message(message_id: str, day: str, paid: Mapping[str, int], kind: str, number: str) -> bytes:
     """A message of payouts as it is handed to the bank."""
     account = {"holder": "Shop", "iban": "", "number": "", "bic": "BUKBGB22", kind: number}

@@ -16,10 +16,9 @@ from xml.etree import ElementTree as Xml
 from msgspec import Struct
 
 from pipeline.domain.money import decimal, parse_amount
-from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
 from pipeline.gateways.simulator.bank import Account, Payout
-from pipeline.gateways.simulator.reports import business_day_from, value_date
+from pipeline.gateways.simulator.reports import business_day_from, is_day, value_date
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS bank_messages (
@@ -108,7 +107,7 @@ def read_message(content: bytes) -> Message:
         transfers += [
             _transfer(each, account) for each in payment.iterfind(f"{_NAMESPACE}CdtTrfTxInf")
         ]
-    if len(days) != 1 or not is_date(min(days)):
+    if len(days) != 1 or not is_day(min(days)):
         raise PaymentsRefused("it does not have one execution date")
     _require_sums(initiation, transfers)
     message_id = _needed(initiation, "GrpHdr/MsgId")

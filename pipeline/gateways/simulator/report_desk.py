@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
-from pipeline.domain.validation import is_date
 from pipeline.gateways.simulator.bank import Account, Payout, statement
 from pipeline.gateways.simulator.bank_payments import (
     RETURN_EVERY,
@@ -34,6 +33,7 @@ from pipeline.gateways.simulator.reports import (
     ReportRefused,
     batch_sums,
     end_of_day_ms,
+    is_day,
     make_report,
     read_report,
     report_dates,
@@ -87,7 +87,7 @@ class ReportDesk:
     async def get_report(self, request: web.Request) -> web.Response:
         """GET /v1/reports/{date}: the day's file."""
         day = request.match_info["date"]
-        if not is_date(day):
+        if not is_day(day):
             return _refused(400, "invalid_date", "write the day as YYYY-MM-DD.")
         report: Report | ReportRefused | None = await self._query(
             lambda db: read_report(db, self._own.batch_code, day)
@@ -114,7 +114,7 @@ class ReportDesk:
             asked = msgspec.json.decode(await request.read(), type=ReportRequest)
         except msgspec.DecodeError as error:
             return _refused(400, "invalid_report", str(error))
-        if not is_date(asked.date) or asked.late_every < 0:
+        if not is_day(asked.date) or asked.late_every < 0:
             return _refused(400, "invalid_report", "date is YYYY-MM-DD, late_every 0 or more.")
         report = await self._made(asked.date, late_every=asked.late_every)
         if isinstance(report, ReportRefused):
@@ -129,7 +129,7 @@ class ReportDesk:
     async def get_statement(self, request: web.Request) -> web.Response:
         """GET /v1/bank/statements/{date}: what the bank has booked on that day."""
         day = request.match_info["date"]
-        if not is_date(day):
+        if not is_day(day):
             return _refused(400, "invalid_date", "write the day as YYYY-MM-DD.")
         # Before it is made: what is told to the bank from here on is on a later one.
         await self._writer.submit(lambda: self._books.run(lambda db: give_out(db, day)))
@@ -147,7 +147,7 @@ class ReportDesk:
         every = request.query.get("return_every", str(RETURN_EVERY))
         today = datetime.fromtimestamp(self._clock_ms() / 1000, UTC).date().isoformat()
         earliest = request.query.get("from", today)
-        if not (every.isascii() and every.isdigit() and is_date(earliest)):
+        if not (every.isascii() and every.isdigit() and is_day(earliest)):
             return _refused(
                 400, "invalid_payments", "return_every is 0 or more, from is YYYY-MM-DD."
             )

@@ -13,6 +13,8 @@ from datetime import date, datetime, time, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from pipeline.domain.validation import is_date
+
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS settlement_reports (
     report_date TEXT PRIMARY KEY,
@@ -147,6 +149,11 @@ def batch_sums(report: Report) -> dict[tuple[str, str], int]:
         key = (row.batch_id, row.currency)
         sums[key] = sums.get(key, 0) + row.gross_minor - row.fee_minor
     return sums
+
+
+def is_day(said: str) -> bool:
+    """Whether it is a date that business days may be counted from."""
+    return is_date(said) and "1900" <= said[:4] < "9999"
 
 
 def value_date(report_date: str, business_days: int) -> str:
