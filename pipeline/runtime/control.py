@@ -41,6 +41,7 @@ CHANGE_ACTION = "control_change"
 _ENTRIES = uuid.UUID("5f0f2d6a-6f0e-5d3c-9a57-0b7f6f3f1c11")
 # A few entries of a few kilobytes: what takes longer is a broker that is away.
 READ_TIMEOUT_S = 15.0
+METADATA_TIMEOUT_S = 5.0
 # How soon a stop is noticed.
 POLL_S = 0.2
 # After trouble with the broker or the registry; the entries in force stay in force.
@@ -50,6 +51,10 @@ PAUSE_S = 1.0
 OnEntry = Callable[[str, ControlEntry | None], None]
 # The key of a record that is no entry, and why it is left out; no key where that is not known.
 OnUnreadable = Callable[[str, str], None]
+
+
+class _NotRead(UserError):
+    """Its end was not come to in time."""
 
 
 class ControlReader:
@@ -95,8 +100,15 @@ class ControlReader:
         )
 
     def start(self) -> None:
-        """Take what is there, then follow what comes. UserError when it cannot be read."""
-        self.read()
+        """Take what is there, then follow what comes. UserError when it cannot be read;
+        KafkaException while a cluster that has the topic does not answer for it."""
+        try:
+            self.read()
+        except _NotRead as error:
+            if not self._is_there():
+                raise
+            # Its leaders are away, which passes: whoever starts again finds them.
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, str(error))) from error
         self._thread.start()
 
     def read(self) -> None:
@@ -107,7 +119,7 @@ class ControlReader:
             if time.monotonic() > deadline:
                 if self._held_up_by:
                     raise UserError(self._held_up_by)
-                raise UserError(
+                raise _NotRead(
                     f"the topic {self._topic} cannot be read within {READ_TIMEOUT_S:.0f} s; is the "
                     f"cluster at {self._servers} reachable, and were the topics made "
                     "(`paystream topics apply`)?"
@@ -128,6 +140,14 @@ class ControlReader:
                 # Whatever it is, the worker's work goes on by the entries it has.
                 _log.warning("the control topic cannot be read now: %s", error)
                 self._stop.wait(PAUSE_S)
+
+    def _is_there(self) -> bool:
+        """Whether any broker answers, and knows the topic."""
+        try:
+            found = self._consumer.list_topics(self._topic, timeout=METADATA_TIMEOUT_S)
+        except KafkaException:
+            return False
+        return bool(found.topics[self._topic].partitions)
 
     def _poll(self) -> None:
         message = self._consumer.poll(POLL_S)
