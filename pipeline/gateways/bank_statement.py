@@ -1,7 +1,6 @@
 """Reading a bank's statement (ISO 20022 camt.053, versions 02 to 12) into its booked lines.
 
-The file comes from outside, so it is read without any document type: none is allowed, which leaves
-no entity to expand and nothing to load. What does not add up is refused as a whole.
+What does not add up is refused as a whole.
 """
 
 from __future__ import annotations
@@ -9,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Final
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
 from pipeline.domain.clearing import NUMBERED, BankLine
 from pipeline.domain.keys import valid_id
@@ -19,10 +17,10 @@ from pipeline.domain.posting import AMOUNT_MINOR_MAX
 from pipeline.domain.reconciliation_decisions import BankStatement
 from pipeline.domain.validation import is_date
 from pipeline.errors import UserError
+from pipeline.gateways.iso20022 import Malformed, parse
 
 # A statement of a hundred thousand lines has about 100 MB.
 BYTES_MAX: Final = 128 * 1024 * 1024
-_DEPTH_MAX: Final = 64
 _CAMT: Final = "urn:iso:std:iso:20022:tech:xsd:camt.053.001."
 _NOT_PROVIDED: Final = "NOTPROVIDED"
 # The forms of an xs:decimal (XML Schema part 2, 3.2.3), and what it and a date may stand between.
@@ -36,8 +34,8 @@ _VALUE_ON: Final = ("ValDt/Dt", "ValDt/DtTm")
 Named = Callable[[str], str]
 
 
-class _NotAStatement(Exception):
-    """What is wrong, in words."""
+class _NotAStatement(Malformed):
+    """It is a camt.053, and no statement for that."""
 
 
 def read_statements(
@@ -56,7 +54,7 @@ def read_statements(
     or it tells of a later day.
     """
     try:
-        root = parse(content)
+        root = parse(content, _CAMT, called="camt.053", bytes_max=BYTES_MAX)
         if root.tag != "Document":
             raise _NotAStatement(f"it is a {root.tag}")
         message = root.find("BkToCstmrStmt")
@@ -66,51 +64,11 @@ def read_statements(
         found = [_statement(each, payer, account) for each in each_found]
         for each in each_found if latest else ():
             _require_come(each, latest)
-    except _NotAStatement as wrong:
+    except Malformed as wrong:
         raise UserError(f"this is no bank statement (camt.053): {wrong}.") from wrong
     except UserError as wrong:
         raise UserError(f"this is no bank statement (camt.053): {wrong}") from wrong
     return found
-
-
-def parse(content: bytes) -> Element:
-    """The document, its elements named without their namespace, which has to be camt.053's."""
-    if len(content) > BYTES_MAX:
-        raise _NotAStatement(f"it has more than {BYTES_MAX} bytes")
-    builder = TreeBuilder()
-    depth = 0
-
-    def refuse(*_: object) -> None:
-        raise _NotAStatement("it has a document type, which no bank sends")
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
-        space, _, local = name.rpartition(" ")
-        if not space.startswith(_CAMT):
-            raise _NotAStatement(f"element {local} is not of camt.053")
-        if depth > _DEPTH_MAX:
-            raise _NotAStatement("its elements are nested too deep")
-        builder.start(local, attributes)
-
-    def end(name: str) -> None:
-        nonlocal depth
-        depth -= 1
-        builder.end(name.rpartition(" ")[2])
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = refuse
-    parser.EntityDeclHandler = refuse
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = builder.data
-    try:
-        parser.Parse(content, True)
-    except (expat.ExpatError, LookupError, ValueError) as error:
-        # The latter two: an encoding that nobody knows, or that expat does not read.
-        raise _NotAStatement(f"it is no XML ({error})") from error
-    return builder.close()
 
 
 def _statement(statement: Element, payer: Named, account: Named) -> BankStatement:

@@ -284,6 +284,9 @@ def test_the_bank_pays_a_message_once_and_sends_some_of_it_back(tmp_path: Path) 
     draws is back. Sent again it is the same; a damaged one, or another under its id, is refused."""
     paid = message("PS1", "2010-12-03", {"e-1": 10_00, "e-2": 2_50}, "number", "sim-northbank")
     other = message("PS2", "2010-12-06", {"e-3": 7_00}, "iban", "GB33BUKB20201555555555")
+    # With a document type in an encoding in which its bytes are others.
+    rest = paid.decode().partition("?>")[2].replace("PS1", "PS4")
+    typed = f'<?xml version="1.0"?><!DOCTYPE Document>{rest}'.encode("utf-16")
 
     async def run(send: Callable[..., Awaitable[Any]]) -> None:
         to = "/v1/bank/payments?from=2010-12-04&return_every="
@@ -302,6 +305,7 @@ def test_the_bank_pays_a_message_once_and_sends_some_of_it_back(tmp_path: Path) 
         for content, why in (
             (paid.replace(b"10.00", b"10.01"), "invalid_payments"),
             (b"<!DOCTYPE x>" + paid, "invalid_payments"),
+            (typed, "invalid_payments"),
             (b"x", "invalid_payments"),
             (paid.replace(b"e-1", b"e-9"), "message_known"),
         ):

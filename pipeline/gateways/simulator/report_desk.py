@@ -8,13 +8,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from pipeline.gateways.simulator.bank import Account, Payout, statement
 from pipeline.gateways.simulator.bank_payments import (
+    BYTES_MAX,
     RETURN_EVERY,
     PaymentsRefused,
     Taken,
@@ -41,8 +42,6 @@ from pipeline.gateways.simulator.reports import (
 )
 
 _Result = TypeVar("_Result")
-# Some ten thousand payments of a message.
-_MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 class ReportRequest(msgspec.Struct, frozen=True):
@@ -155,7 +154,7 @@ class ReportDesk:
         content = bytearray()
         async for part in request.content.iter_any():
             content += part
-            if len(content) > _MESSAGE_BYTES_MAX:
+            if len(content) > BYTES_MAX:
                 return _refused(413, "invalid_payments", "no message is as large.")
         try:
             message = read_message(bytes(content))
