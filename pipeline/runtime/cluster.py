@@ -33,11 +33,11 @@ CONTROLLER_TIMEOUT_S = 30.0
 STABLE_OFFSETS_TIMEOUT_S = 30.0
 # Of that, at a time: whoever waits may be asked to stop meanwhile, and a busy broker takes seconds.
 STABLE_OFFSETS_SLICE_S = 10.0
-
-
 SESSION_MS = 10_000
 # A session counts from the last that was heard of its member, and its coordinator has work to do.
 AWAY_S = SESSION_MS / 1000 + 2.0
+# What whoever is refused says, and by what it is known again.
+UNEQUAL = "unequal partitions of co-owned topics"
 
 
 def consumer_config(bootstrap_servers: str, *, group_id: str, instance_id: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, InputLane, TopicPartitionKey
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
+    UNEQUAL,
     NoCommittedOffset,
     StoppedWaiting,
     UnequalPartitions,
@@ -694,7 +695,7 @@ class TableWorker(Generic[V]):
         read = {lane.topic for lane in self._stage.lanes}
         if by_topic.keys() != read or len({frozenset(each) for each in by_topic.values()}) > 1:
             raise UnequalPartitions(
-                f"{self._spec.name} was given unequal partitions of co-owned topics "
+                f"{self._spec.name} was given {UNEQUAL} "
                 f"({', '.join(f'{t}: {sorted(n)}' for t, n in by_topic.items())}); nothing is "
                 "consumed. Let every worker of the group run the same version and configuration; "
                 "`paystream topics plan` says whether the topics differ."

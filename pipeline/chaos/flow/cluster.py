@@ -36,6 +36,7 @@ from pipeline.gateways.simulator.faults import DEFAULT_FAULTS
 from pipeline.ledger.database import open_ledger
 from pipeline.local import simulated
 from pipeline.loopback import open_url
+from pipeline.runtime.cluster import UNEQUAL
 from topics.provisioning import provision
 
 # Three of them beside the workers of two nodes on two cores and a few GB.
@@ -84,8 +85,6 @@ PACE: dict[str, Any] = {
 GATEWAYS = ("simulator", "northbank", "legacy")
 KEYLESS = "legacy"
 KEYLESS_MERCHANT = "old-shop"
-# Of what a worker says that two versions in one group refuse.
-UNEQUAL = "unequal partitions of co-owned topics"
 # The node whose way to the brokers is the proxy's.
 PROXIED = "n2"
 HOME_NODES = ("n1", PROXIED)

@@ -93,7 +93,6 @@ class Upgrade(NodeFault):
         nodes = [self.cluster.nodes[name] for name in HOME_NODES]
         self._steps = [[node] for node in nodes] if self.drawn.pick % 2 else [nodes]
         self._next_s = 0.0
-        self._drained: list[Future[bool]] = []
         self._step()
         self.cluster.is_mixed |= bool(self._steps)
         how = "node by node" if self._steps else "all at once"
@@ -101,7 +100,9 @@ class Upgrade(NodeFault):
 
     def _step(self) -> None:
         self._leaving = self._steps.pop(0)
-        self._drained = [self.cluster.later(node.leave()) for node in self._leaving]
+        self._drained: list[Future[bool]] = [
+            self.cluster.later(node.leave()) for node in self._leaving
+        ]
 
     def is_over(self) -> bool:
         if self._drained:
