@@ -39,6 +39,11 @@ from pipeline.ledger.tables import consumer_offsets
 # Two writers may book the same settlement from two partitions at once (an error upstream); one of
 # them meets the other's key only at the insert, and sees it at the next try.
 _RACES_MAX = 3
+# Made once, since every partition that is given to a writer is asked for.
+_OFFSET_OF_PARTITION: Final = select(consumer_offsets).where(
+    consumer_offsets.c.topic == bindparam("of_topic"),
+    consumer_offsets.c.partition == bindparam("of_partition"),
+)
 # Made once, since each batch moves each of its partitions: the offset as this writer knows it, of
 # this topic and no other that had its name. What it becomes is given with the execution.
 _MOVE_OFFSET: Final = update(consumer_offsets).where(
@@ -105,12 +110,8 @@ class Journal:
         the database is away.
         """
         with self._available(), reading(self._engine) as connection:
-            row = connection.execute(
-                select(consumer_offsets).where(
-                    consumer_offsets.c.topic == self._source.topic,
-                    consumer_offsets.c.partition == partition,
-                )
-            ).one_or_none()
+            asked = {"of_topic": self._source.topic, "of_partition": partition}
+            row = connection.execute(_OFFSET_OF_PARTITION, asked).one_or_none()
         if row is None:
             return None
         here = self._source

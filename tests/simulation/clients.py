@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,8 @@ ASKED_AT_ONCE = 4
 TURN_S = 0.002
 
 _LATEST = type(OffsetSpec.latest())
+# The same few orders are written again and again.
+_partition_of = lru_cache(4_096)(partition_of)
 
 
 @dataclass
@@ -493,7 +496,7 @@ class SimProducer:
             raise Killed
         cluster, intent = self._cluster, self._intent
         if partition < 0:
-            partition = partition_of(key or b"", len(cluster.topics[topic]))
+            partition = _partition_of(key or b"", len(cluster.topics[topic]))
         if intent is None:
             record = cluster.write(topic, partition, key, value, headers)
         else:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import takewhile
 from typing import Any
 
-from tests.simulation.log import VISIBLE, Cluster
+from tests.simulation.log import VISIBLE, Cluster, Partition
 from tests.simulation.world import Process
 
 Place = tuple[str, int]
@@ -40,16 +39,25 @@ class SimStandstill:
         if not self.is_due:
             return []
         now_s = self._looked_s = self._process.world.now_s
-        self._since = {
-            tp: self._since[tp] if self._since.get(tp, (-1,))[0] == at else (at, now_s)
-            for tp, at in positions.items()
-            if waits(tp)
-        }
-        standing = {
-            tp: at for tp, (at, since_s) in self._since.items() if now_s - since_s > STANDS_S
-        }
-        self._told = self._seen
-        self._seen = {(tp, standing[tp]): end for tp, end in self._ends(standing).items()}
+        self._told, seen = self._seen, {}
+        before, since = self._since, {}
+        topics = self._cluster.topics
+        for tp, at in positions.items():
+            partition = topics[tp[0]][tp[1]]
+            # Whoever has read all that there is waits for more.
+            has_more = at < partition.stable
+            if has_more and not waits(tp):
+                continue
+            known = before.get(tp)
+            if known is None or known[0] != at:
+                since[tp] = at, now_s
+                continue
+            since[tp] = known
+            if has_more and now_s - known[1] > STANDS_S:
+                end = _end_of_empty(partition, at)
+                if end == partition.stable:
+                    seen[tp, at] = end
+        self._since, self._seen = since, seen
         return []
 
     def take_empty(self, positions: Mapping[Place, int]) -> dict[Place, int]:
@@ -59,16 +67,17 @@ class SimStandstill:
     def empty_now(self, positions: Mapping[Place, int]) -> dict[Place, int]:
         """Up to what is still to be read, where there is any."""
         self._process.step("empty now")
-        return self._ends(positions, up_to_a_record=True)
-
-    def _ends(
-        self, positions: Mapping[Place, int], *, up_to_a_record: bool = False
-    ) -> dict[Place, int]:
         ends = {}
-        for (topic, number), at in positions.items():
-            partition = self._cluster.partition(topic, number)
-            unread = partition.records[at : partition.stable]
-            empty = list(takewhile(lambda record: record.state != VISIBLE, unread))
-            if empty and (up_to_a_record or len(empty) == len(unread)):
-                ends[topic, number] = at + len(empty)
+        for tp, at in positions.items():
+            end = _end_of_empty(self._cluster.partition(*tp), at)
+            if end > at:
+                ends[tp] = end
         return ends
+
+
+def _end_of_empty(partition: Partition, at: int) -> int:
+    """Where the next record that is handed out lies, or the last stable offset."""
+    records, stable = partition.records, partition.stable
+    while at < stable and records[at].state != VISIBLE:
+        at += 1
+    return at

@@ -25,9 +25,12 @@ class SimThread:
 
     def join(self, timeout_s: float | None = None) -> None:
         world = self._process.world
-        deadline_s = world.now_s + (timeout_s if timeout_s is not None else 1e9)
-        while self.is_alive() and not self._process.dead and world.now_s < deadline_s:
-            world.current.park(0.001)
+        deadline_s = None if timeout_s is None else world.now_s + timeout_s
+        while self.is_alive() and not self._process.dead:
+            if deadline_s is not None and world.now_s >= deadline_s:
+                return
+            self._fibre.joined_by = world.current
+            world.current.park(None if deadline_s is None else deadline_s - world.now_s)
 
     def is_alive(self) -> bool:
         return self._fibre is not None and not self._fibre.done

@@ -153,6 +153,7 @@ class Fibre:
         "_world",
         "done",
         "idle",
+        "joined_by",
         "late",
         "parked",
         "process",
@@ -172,6 +173,8 @@ class Fibre:
         self.started = False
         # Woken while its process was paused.
         self.late = False
+        # Who waits for its end.
+        self.joined_by: Fibre | None = None
 
     def _run(self) -> None:
         try:
@@ -182,6 +185,8 @@ class Fibre:
             self.process.died_of = error
         finally:
             self.done = True
+            if self.joined_by is not None:
+                self.joined_by.wake()
 
     def park(self, timeout_s: float | None) -> None:
         """Give way until woken, or until the time is over."""
