@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 from tests.simulation.gateway import GatewayBooks
 from tests.simulation.ledger import SimLedger
 from tests.simulation.log import MARKER_S_MAX, Cluster
-from tests.simulation.plan import Fault
+from tests.simulation.plan import DEADLY, Fault
 from tests.simulation.workers import Armed, Slot, Workers
 from tests.simulation.world import Process, World
 
-# What its successor takes for a death: one more, and a worker with a table may quarantine a record
-# that was alone at all of them and is not to blame for any.
-DEADLY = frozenset({"crash", "twin"})
+# One death more, and a worker with a table may quarantine a record that was alone at all of them
+# and is not to blame for any.
 TABLE_STAGES = frozenset({"payments", "risk"})
 DEATHS_MAX = 3
 
