@@ -218,6 +218,9 @@ def convert_command(
     ],
     reason: Reason,
     date: Annotated[str, typer.Option("--date", help="The day it counts under, YYYY-MM-DD.")],
+    overdraw: Annotated[
+        bool, typer.Option("--overdraw", help="Sell more than it has: the rest is on its way.")
+    ] = False,
     by: By = None,
     bootstrap_servers: BootstrapServers = None,
     prefix: Prefix = None,
@@ -227,7 +230,9 @@ def convert_command(
 
     Both amounts are above nothing, whatever side the account stands on: what a merchant is owed is
     then owed in the other currency, what a gateway owes or a bank holds is in the other one. It is
-    a decision that is published, so a rebuild has it as well. A day that is closed is refused.
+    a decision that is published, so a rebuild has it as well. A day that is closed is refused, and
+    so is more than the account has of what is sold, on its usual side and as booked by now: a bank
+    account that may be overdrawn, or money that is on its way, needs --overdraw.
 
     Exit code 0: booked. 2: refused, or a server is away.
 
@@ -240,6 +245,10 @@ def convert_command(
     \b
       paystream ledger convert gateway_receivable:north --sold 12.37:GBP --bought 14.26:EUR
       --date 2010-12-07 --reason "settled in euro" --by anna
+
+    \b
+      paystream ledger convert bank:main --sold 5000.00:EUR --bought 4380.00:GBP --date 2010-12-07
+      --reason "the batch of today comes tomorrow" --overdraw
     """
     from pipeline.domain.conversions import conversion_body
     from pipeline.ledger.conversions import decide_conversion
@@ -251,7 +260,7 @@ def convert_command(
         with engine.begin() as connection:
             event = decide_conversion(
                 connection, account, less, more, business_date=date, actor=who(by), reason=reason,
-                now_ms=int(time.time() * 1000),
+                now_ms=int(time.time() * 1000), overdraw=overdraw,
             )  # fmt: skip
         log.publish(engine)
     typer.echo(f"decision {event.sequence} is booked")

@@ -138,9 +138,13 @@ def test_a_rebuild_from_the_topics_has_the_same_entries_and_hashes(
                       "gateway_receivable:simulator=-5.00:GBP", "--date", "2010-12-24",
                       "--reason", "unexplained")  # fmt: skip
         assert done.exit_code == 0, done.output
-        done = ledger(url, "convert", "gateway_receivable:simulator", "--sold", "5.00:GBP",
-                      "--bought", "944:JPY", "--date", "2011-01-02",
-                      "--reason", "settled in yen", "--by", "anna")  # fmt: skip
+        convert = (
+            "convert", "suspense:simulator", "--sold", "7.00:GBP", "--bought", "1322:JPY",
+            "--date", "2011-01-02", "--reason", "the rest comes", "--by", "anna",
+        )  # fmt: skip
+        with pytest.raises(UserError, match=r"has GBP 5\.00, and GBP 7\.00 .*--overdraw"):
+            ledger(url, *convert)
+        done = ledger(url, *convert, "--overdraw")
         assert done.exit_code == 0, done.output
     while seal(engine):
         pass

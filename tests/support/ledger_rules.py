@@ -56,12 +56,14 @@ def convert(
     sold: tuple[str, int],
     bought: tuple[str, int],
     day: str = "2010-12-07",
+    *,
+    overdraw: bool = False,
 ) -> None:
     """A conversion by hand, decided and booked."""
     with engine.begin() as connection:
         decide_conversion(
             connection, account, sold, bought, business_date=day, actor="anna", reason="a rate",
-            now_ms=NOW_MS,
+            now_ms=NOW_MS, overdraw=overdraw,
         )  # fmt: skip
     assert book_all(engine) == 1
 
@@ -533,6 +535,45 @@ class RulesSuite(OnEachDatabase):
             ("bank:main", "GBP"): 12_60, ("merchant_payable:m1", "GBP"): -12_50,
             ("currency_position:GBP", "GBP"): -10,
         }  # fmt: skip
+
+    def test_no_more_is_sold_than_an_account_has_unless_a_person_says_so(
+        self, engine: Engine
+    ) -> None:
+        """A gateway owes 12.50 and we owe them to its merchant; each is all that can be sold, on
+        the account's own side. Overdrawn by a person's word, it has less than nothing."""
+        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        euro = ("EUR", 14_40)
+        for account in ("gateway_receivable:simulator", "merchant_payable:m1"):
+            said = f"{account} has GBP 12.50, and GBP 12.51 of it are to be sold.*--overdraw"
+            with pytest.raises(UserError, match=said):
+                convert(engine, account, ("GBP", 12_51), euro)
+        convert(engine, "merchant_payable:m1", ("GBP", 12_50), euro)
+        with pytest.raises(UserError, match=r"has GBP 0\.00, and GBP 0\.01"):
+            convert(engine, "merchant_payable:m1", ("GBP", 1), euro)
+        convert(engine, "merchant_payable:m1", ("GBP", 7_50), ("EUR", 8_64), overdraw=True)
+        assert kept_balances(engine) == {
+            ("gateway_receivable:simulator", "GBP"): 12_50, ("merchant_payable:m1", "GBP"): 7_50,
+            ("currency_position:GBP", "GBP"): -20_00, ("merchant_payable:m1", "EUR"): -23_04,
+            ("currency_position:EUR", "EUR"): 23_04,
+        }  # fmt: skip
+        with pytest.raises(UserError, match=r"has GBP -7\.50, and GBP 0\.01"):
+            convert(engine, "merchant_payable:m1", ("GBP", 1), euro)
+        # It is another account that is meant, whatever may be overdrawn.
+        with pytest.raises(UserError, match="nothing was ever booked"):
+            convert(engine, "merchant_payable:m2", ("GBP", 1), euro, overdraw=True)
+
+    def test_what_is_sold_and_not_booked_yet_is_not_sold_again(self, engine: Engine) -> None:
+        """Of two commands at once the second one finds the first one's decision."""
+        journal_at(engine).post([Item(0, 0, entry_of(1))], {0: Progress(0, 1)})
+        how: dict[str, Any] = {
+            "business_date": "2010-12-07", "actor": "anna", "reason": "a rate", "now_ms": NOW_MS,
+        }  # fmt: skip
+        of, sold, bought = "gateway_receivable:simulator", ("GBP", 10_00), ("EUR", 11_52)
+        with engine.begin() as connection:
+            decide_conversion(connection, of, sold, bought, **how)
+        with engine.begin() as connection, pytest.raises(UserError, match=r"has GBP 2\.50, and"):
+            decide_conversion(connection, of, sold, bought, **how)
+        assert book_all(engine) == 1
 
     @pytest.mark.parametrize(
         ("account", "sold", "bought", "day", "said"),
