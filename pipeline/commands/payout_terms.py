@@ -49,7 +49,9 @@ def apply_command(
     """Put payout terms into force from a time on, by default from now.
 
     The document is whole: a merchant that is not in it is not paid from then on. A time before a
-    cut-off that a payout was created for is refused.
+    cut-off that a payout was created for is refused. A day that was decided already stays as it
+    is, whatever its cut-off is now: what comes until then is paid with the next one, and that is
+    said.
 
     Exit code 0: decided and published. 2: refused, or a server is away.
 
@@ -58,8 +60,9 @@ def apply_command(
     \b
       paystream payouts terms apply payouts.toml --reason "new merchants" --from 2010-12-01
     """
+    from pipeline.commands.payouts_text import left_as_decided_lines
     from pipeline.domain.payout_terms import terms_body
-    from pipeline.ledger.payouts import decide_payout_terms
+    from pipeline.ledger.payouts import days_left_as_decided, decide_payout_terms
 
     document = read_document(file, "payout terms")
     now_ms = int(time.time() * 1000)
@@ -74,7 +77,10 @@ def apply_command(
                 connection, body=body, effective_from_ms=from_ms, actor=who(by), reason=reason,
                 now_ms=now_ms,
             )  # fmt: skip
+            left = days_left_as_decided(connection, event)
         log.publish(engine)
+    for line in left_as_decided_lines(left):
+        typer.echo(line, err=True)
     typer.echo(f"payout terms {event.sequence} count from {shown_time(from_ms)}")
 
 

@@ -41,6 +41,17 @@ def created_lines(made: Made) -> Iterator[str]:
         yield f"{merchant} has {format_amount(minor, currency)} available and no payout terms"
 
 
+def left_as_decided_lines(left: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """What new terms came too late for: merchants, currencies and days."""
+    if left:
+        merchant, currency, day = left[0]
+        others = f" (and of {len(left) - 1} others their last one)" if left[1:] else ""
+        yield (
+            f"{day} of {merchant} in {currency}{others} is decided already, and is not decided "
+            "again: what comes until its new cut-off is paid with the next business day's payout"
+        )
+
+
 def list_lines(found: Sequence[Payout], owed: Sequence[Receivable]) -> Iterator[str]:
     yield f"{'payout':<32}  {'day':<10}  {'merchant':<20} cur {'amount':>16}  state"
     for p in found:

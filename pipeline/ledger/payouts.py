@@ -79,6 +79,24 @@ def decide_payout_terms(
     )
 
 
+def days_left_as_decided(
+    connection: Connection, event: LedgerEvent
+) -> tuple[tuple[str, str, str], ...]:
+    """Merchant, currency and business day of each whose last one was decided before the terms that
+    a decision brings, and would go by them: they change it no more."""
+    book = payout_book(connection)
+    (version,) = terms_of([event])
+    found = []
+    for terms in version.payouts:
+        last_day = book.standing(terms.merchant, terms.currency).last_day
+        if not last_day:
+            continue
+        day = date.fromisoformat(last_day)
+        if terms.days.is_one(day) and terms.days.cut_off_ms(day) >= version.effective_from_ms:
+            found.append((terms.merchant, terms.currency, last_day))
+    return tuple(found)
+
+
 def create_payouts(
     connection: Connection,
     *,

@@ -11,8 +11,10 @@ import pytest
 from sqlalchemy import Engine, text
 from stdnum.exceptions import InvalidFormat
 
+from pipeline.commands.payouts_text import left_as_decided_lines
 from pipeline.domain import bank_accounts
 from pipeline.domain.decisions import ENTRY, entry_body
+from pipeline.domain.model import LedgerEvent
 from pipeline.domain.payout_files import payout_message
 from pipeline.domain.payout_terms import terms_body
 from pipeline.domain.payouts import Payout
@@ -26,6 +28,7 @@ from pipeline.ledger.journal import Progress
 from pipeline.ledger.payouts import (
     Made,
     create_payouts,
+    days_left_as_decided,
     decide_payout_terms,
     move_payouts,
     payout_book,
@@ -83,9 +86,9 @@ def announce(engine: Engine, *rows: dict[str, Any], since: str = "2010-01-01") -
     announce_document(engine, document(*rows), since)
 
 
-def announce_document(engine: Engine, terms: dict[str, Any], since: str) -> None:
+def announce_document(engine: Engine, terms: dict[str, Any], since: str) -> LedgerEvent:
     with engine.begin() as connection:
-        decide_payout_terms(
+        return decide_payout_terms(
             connection, body=terms_body(terms, ms(since)), effective_from_ms=ms(since),
             actor="anna", reason="terms", now_ms=ms(since),
         )  # fmt: skip
@@ -519,6 +522,38 @@ class PayoutSuite(OnEachDatabase):
         }  # fmt: skip
         with pytest.raises(UserError, match="is created already"):
             announce(engine, row(), since="2010-12-02T17:00")
+
+    def test_a_later_cut_off_of_a_day_that_was_decided_pays_the_next_day(
+        self, engine: Engine
+    ) -> None:
+        """Moved to 20:00 in the evening, after the day was paid: that day is named, and what came
+        at 18:00 is paid under the next day's id. A day that nobody was paid for goes by it."""
+        announce(engine)
+        receive(engine, 10_00, "2010-12-01T09:00")
+        create(engine, "2010-12-01", "2010-12-01T17:30")
+        receive(engine, 20_00, "2010-12-01T18:00")
+        receive(engine, 40_00, "2010-12-01T18:00", merchant="other")
+        later = document(row(cut_off="20:00"), row("other", cut_off="20:00"))
+        event = announce_document(engine, later, "2010-12-01T17:45")
+        with reading(engine) as connection:
+            left = days_left_as_decided(connection, event)
+        assert left == (("shop", "GBP", "2010-12-01"),)
+        assert [*left_as_decided_lines(left)] == [
+            "2010-12-01 of shop in GBP is decided already, and is not decided again: what comes "
+            "until its new cut-off is paid with the next business day's payout"
+        ]
+        made = create(engine, "2010-12-01", "2010-12-01T20:30")
+        assert [json.loads(e.body)["merchant_id"] for e in made.events] == ["other"]
+        create(engine, "2010-12-02", "2010-12-02T20:30")
+        with reading(engine) as connection:
+            paid = payout_book(connection).payouts.values()
+        assert [(p.merchant_id, p.business_date, p.amount_minor) for p in paid] == [
+            ("shop", "2010-12-01", 10_00), ("other", "2010-12-01", 40_00),
+            ("shop", "2010-12-02", 20_00),
+        ]  # fmt: skip
+        event = announce_document(engine, later, "2010-12-02T20:45")
+        with reading(engine) as connection:
+            assert days_left_as_decided(connection, event) == ()
 
     def test_a_holiday_and_the_weekend_are_nobodys_business_days(self, engine: Engine) -> None:
         """Christmas 2010 fell on a weekend, so Monday and Tuesday were free in England: what came
