@@ -55,6 +55,7 @@ class LedgerChecks:
     def all(self) -> None:
         self.entries()
         self.of_decisions()
+        self.waiting_decisions()
         self.payouts()
         self.balances()
 
@@ -405,6 +406,27 @@ class LedgerChecks:
                     Example(topic, close.partition, close.offset, merchant,
                             f"{month} {terms}{what}: booked {amount_text(made[key], currency)}, "
                             f"should be {amount_text(wanted[key], currency)}"),
+                )  # fmt: skip
+
+    def waiting_decisions(self) -> None:
+        """What is decided and not booked: here, or in the topic alone."""
+        for waiting in self.ledger.waiting:
+            self.found.pending(
+                "decision_not_booked",
+                Example("ledger", None, None, f"decision {waiting.sequence}",
+                        f"{waiting.kind} by {waiting.actor}; `paystream ledger publish` takes it "
+                        "further, or says what is in its way"),
+            )  # fmt: skip
+        known = {waiting.event_id for waiting in self.ledger.waiting}
+        topic = self.topic["ledger-events"]
+        for decision in self.decisions.seen:
+            beyond = decision.offset >= self.ledger.offsets.get((topic, decision.partition), 0)
+            if beyond and decision.event_id not in known:
+                self.found.pending(
+                    "decision_not_booked",
+                    Example(topic, decision.partition, decision.offset, decision.event_id,
+                            f"decision {decision.sequence}, {decision.kind} by {decision.actor}, "
+                            "is published and not in the ledger"),
                 )  # fmt: skip
 
     def payouts(self) -> None:

@@ -58,14 +58,25 @@ class EntrySeen(Struct, frozen=True, gc=False):
     order_id: str = ""
 
 
+class WaitingSeen(Struct, frozen=True, gc=False):
+    """A decision that was made and that the ledger has not booked."""
+
+    event_id: str
+    sequence: int
+    kind: str
+    actor: str
+
+
 @dataclass(frozen=True)
 class LedgerCopy:
     """``offsets``: next offset of each partition of each topic, committed with the entries.
-    ``balances``: debits and credits, both positive, by account and currency."""
+    ``balances``: debits and credits, both positive, by account and currency. ``waiting``: by
+    their numbers."""
 
     entries: list[EntrySeen]
     balances: Mapping[tuple[str, str], tuple[int, int]]
     offsets: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    waiting: Sequence[WaitingSeen] = ()
 
 
 class LedgerReader:
@@ -144,7 +155,16 @@ class LedgerReader:
                     text("SELECT topic, partition, next_offset FROM consumer_offsets")
                 )
             }
-        return LedgerCopy(entries, balances, offsets)
+            waiting = [
+                WaitingSeen(*row)
+                for row in connection.execute(
+                    text(
+                        "SELECT event_id, sequence, kind, actor FROM ledger_decisions"
+                        " WHERE published_offset IS NULL ORDER BY sequence"
+                    )
+                )
+            ]
+        return LedgerCopy(entries, balances, offsets, waiting)
 
     def entries_of(self, settlement_ids: Sequence[str]) -> list[dict[str, Any]]:
         """The entries that book these settlements, with their postings."""

@@ -76,6 +76,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "journal_entry_fees_wrong": "Fees and costs follow from the terms of the first capture.",
     "journal_entry_day_wrong": "What comes after a period's close counts under the next day.",
     "journal_entry_without_decision": "What no settlement books, a published decision does.",
+    "decision_not_booked": "What is decided about the books is published and booked.",
     "clearing_wrong": "A report's row and the bank's line post what they say, once.",
     "tier_correction_wrong": "A closed month's tiers are set right, each once.",
     "payout_decision_wrong": "A payout goes its way, approved by a second person, each day once.",

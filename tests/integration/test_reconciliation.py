@@ -23,6 +23,7 @@ from pipeline.cli import app
 from pipeline.domain.clearing import clearing_key
 from pipeline.domain.ids import idempotency_key
 from pipeline.domain.model import Settlement
+from pipeline.domain.payout_terms import terms_body
 from pipeline.domain.reconciliation_rules import ReconciliationRules
 from pipeline.domain.records import to_record
 from pipeline.errors import UserError
@@ -32,6 +33,7 @@ from pipeline.gateways.simulator.bank import Payout, statement
 from pipeline.gateways.simulator.report_formats import plain_report
 from pipeline.gateways.simulator.reports import Report, ReportRow
 from pipeline.ledger.database import open_ledger, reading
+from pipeline.ledger.payouts import decide_payout_terms
 from pipeline.ledger.queries import balances, drifted_balances
 from pipeline.ledger.reconciliation.breaks import list_breaks
 from pipeline.ledger.reconciliation.clearing import counts as counted
@@ -43,6 +45,7 @@ from tests.integration.test_ledger_decisions import SCHEDULE, environment, sales
 from tests.integration.test_ledger_sink import PARTITIONS, WAIT_S, Flow
 from tests.support.cli import Cli
 from tests.support.endless_books import endless, wait_until_asked
+from tests.support.payouts import document
 from tests.support.reconciliation import row_of
 from tests.support.topics import create_topic, read_all
 from tests.support.waiting import wait_until
@@ -399,7 +402,8 @@ def test_sales_that_are_settled_in_another_currency_go_through_everything(
 ) -> None:
     """Of four sales the gateway's own report tells two in euro: one is converted, of the other its
     person does by hand what the command says. The bank pays both currencies. Audit, seals and
-    control find nothing, and a rebuild through the broker has the same entries and hashes."""
+    control find nothing but a decision that was not published, until it is; and a rebuild through
+    the broker has the same entries and hashes."""
     with WholeFlow(kafka, topic_prefix, tmp_path) as flow:
         for name, value in (("BOOTSTRAP_SERVERS", kafka), ("TOPIC_PREFIX", topic_prefix),
                             ("PARTITIONS", str(flow.partitions)),
@@ -458,6 +462,13 @@ def test_sales_that_are_settled_in_another_currency_go_through_everything(
         assert "  none" in done("reconcile", "run")
         assert "WHOLE: every guarantee holds" in done("verify", "--wait", "60")
         engine, again_url = open_ledger(url), f"sqlite:///{tmp_path / 'again.db'}"
+        # As a command leaves it that is killed before it has published what it decided.
+        with engine.begin() as connection:
+            decide_payout_terms(connection, body=terms_body(document(), 1), effective_from_ms=1,
+                                actor="anna", reason="terms", now_ms=1)  # fmt: skip
+        assert "decision_not_booked x1: " in done("verify", code=2)
+        done("ledger", "publish")
+        assert "WHOLE: every guarantee holds" in done("verify")
         assert "WHOLE" in done("ledger", "verify")
         assert "the SAME" in done("ledger", "rebuild", "--into", again_url)
         assert "WHOLE" in run(again_url, "ledger", "verify").output

@@ -18,7 +18,7 @@ from pipeline.audit.checks import check
 from pipeline.audit.cut import Cut, Unreadable
 from pipeline.audit.evidence import Evidence
 from pipeline.audit.gateway_copy import GatewayCopy
-from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy, PostingSeen
+from pipeline.audit.ledger_copy import EntrySeen, LedgerCopy, PostingSeen, WaitingSeen
 from pipeline.audit.log_copy import LogRecord
 from pipeline.audit.report import Finding
 from pipeline.domain.ids import event_id, idempotency_key, payment_id, settlement_id
@@ -84,6 +84,7 @@ class Flow:
     touched: Counter[tuple[str, str]] = field(default_factory=Counter)
     committed: dict[str, dict[tuple[str, int], int]] = field(default_factory=dict)
     ledger_offsets: dict[tuple[str, int], int] = field(default_factory=dict)
+    waiting: list[WaitingSeen] = field(default_factory=list)
     lows: dict[tuple[str, int], int] = field(default_factory=dict)
     first_at_ms: dict[tuple[str, int], int] = field(default_factory=dict)
     blind: set[tuple[str, int]] = field(default_factory=set)
@@ -196,7 +197,7 @@ class Flow:
         for place, amount_minor in self.touched.items():
             debits, credits = balances.get(place, (0, 0))
             balances[place] = debits + amount_minor, credits
-        return LedgerCopy(self.entries, balances, self.ledger_offsets)
+        return LedgerCopy(self.entries, balances, self.ledger_offsets, self.waiting)
 
     def gateway(self) -> GatewayCopy:
         copy = GatewayCopy()

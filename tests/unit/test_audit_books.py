@@ -17,7 +17,7 @@ from typer import Typer
 
 from pipeline.audit import derivation
 from pipeline.audit.gateway_copy import GatewayReader
-from pipeline.audit.ledger_copy import LedgerReader, PostingSeen
+from pipeline.audit.ledger_copy import LedgerReader, PostingSeen, WaitingSeen
 from pipeline.audit.report import Example, Findings, Report
 from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.audit.verify import worth_waiting
@@ -42,6 +42,9 @@ def ledger(tmp_path: Path) -> Iterator[tuple[str, Engine]]:
             "INSERT INTO postings VALUES (9, 1, 1, 'EUR', 3)",
             "INSERT INTO balances VALUES (1, 'GBP', 500, 0), (2, 'GBP', 0, 500)",
             "INSERT INTO consumer_offsets VALUES ('settlements', 3, 'c', 't', 42, 2, 0, '')",
+            "INSERT INTO ledger_decisions VALUES (1, 'd1', 'entry', 'anna', '', 1, '{}', 0, 5, ''),"
+            " (2, 'd2', 'entry', 'anna', '', 1, '{}', NULL, NULL, ''),"
+            " (3, 'd3', 'payout_terms', 'bert', '', 1, '{}', NULL, NULL, '')",
         ):
             connection.execute(text(statement))
     yield url, engine
@@ -49,7 +52,8 @@ def ledger(tmp_path: Path) -> Iterator[tuple[str, Engine]]:
 
 
 def test_the_ledger_is_copied_with_orphan_postings_too(ledger: tuple[str, Engine]) -> None:
-    """Entries, balances and offsets as they are; postings of no entry do not vanish."""
+    """Entries, balances, offsets and what is decided and not booked, as they are; postings of no
+    entry do not vanish."""
     reader = LedgerReader(ledger[0])
     try:
         copy = reader.read()
@@ -73,6 +77,9 @@ def test_the_ledger_is_copied_with_orphan_postings_too(ledger: tuple[str, Engine
         ("merchant:shop", "GBP"): (0, 500),
     }
     assert copy.offsets == {("settlements", 3): 42}
+    assert copy.waiting == [
+        WaitingSeen("d2", 2, "entry", "anna"), WaitingSeen("d3", 3, "payout_terms", "bert"),
+    ]  # fmt: skip
     assert [(e["entry_id"], len(e["postings"])) for e in found] == [("settlement:s1", 2)]
 
 

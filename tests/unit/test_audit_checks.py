@@ -1438,7 +1438,7 @@ def test_every_guarantee_of_the_list_is_tried() -> None:
         "history_deleted", "history_deleted_meanwhile", "headers_unreadable",
         # In test_audit_terms, over a flow that has fees and a closed month.
         "journal_entry_fees_wrong", "journal_entry_day_wrong", "journal_entry_without_decision",
-        "tier_correction_wrong", "clearing_wrong",
+        "tier_correction_wrong", "clearing_wrong", "decision_not_booked",
         # In test_unasked_charges, over a charge that was given back.
         "charge_of_two_payments",
         # In test_audit_payouts.

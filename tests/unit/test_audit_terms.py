@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pipeline.audit.ledger_copy import EntrySeen, PostingSeen
+from pipeline.audit.ledger_copy import EntrySeen, PostingSeen, WaitingSeen
 from pipeline.audit.report import Severity
 from pipeline.audit.terms import (
     CaptureBooked,
@@ -432,6 +432,24 @@ def test_a_damage_of_priced_books_is_named(damage: str) -> None:
     harm, wanted = DAMAGES[damage]
     harm(flow)
     assert {f.name for f in flow.audit() if f.severity is Severity.BROKEN} == wanted
+
+
+def test_a_decision_that_is_published_and_not_booked_is_pending() -> None:
+    """A command was killed between the two, or the ledger is a backup's; not told twice where it
+    knows the decision itself."""
+    flow = priced_flow()
+    row = decide(flow, "payout_terms", {})
+    assert row.fields is not None
+    assert flow.audit() == []
+    flow.ledger_offsets[TOPIC, row.partition] = row.offset
+    (found,) = flow.audit()
+    assert (found.name, found.severity, found.count) == (
+        "decision_not_booked", Severity.PENDING, 1,
+    )  # fmt: skip
+    assert f"decision {row.fields['sequence']}, payout_terms by anna" in str(found.example)
+    flow.waiting = [WaitingSeen(row.fields["event_id"], 4, "payout_terms", "anna")]
+    (found,) = flow.audit()
+    assert (found.count, found.example.topic) == (1, "ledger")
 
 
 def test_a_schedule_that_is_not_published_yet_is_pending() -> None:

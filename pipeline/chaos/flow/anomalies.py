@@ -60,7 +60,7 @@ _OF: Final[Mapping[str, str]] = {
     "settlement_without_captured_payment settlement_without_evidence settlement_date_wrong "
     "settlement_without_journal_entry journal_entry_without_settlement "
     "journal_entry_accounts_wrong journal_entry_day_wrong journal_entry_without_decision "
-    "journal_entry_source_wrong",
+    "journal_entry_source_wrong decision_not_booked",
 }  # fmt: skip
 
 ANOMALY_OF: Final[Mapping[str, str]] = {
