@@ -294,6 +294,11 @@ class Reconciler:
         self.publish_breaks()
         return asked
 
+    def known(self, break_id: str) -> ReconciliationBreak | None:
+        """A break as it stands now."""
+        with reading(self._engine) as connection:
+            return find_break(connection, break_id)
+
     def order_refunds(self) -> list[PaymentCommand]:
         """Tell the flow what people have given back of what nobody asked for; what was told now."""
         with reading(self._engine) as connection:

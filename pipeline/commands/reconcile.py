@@ -271,13 +271,11 @@ def resolve_command(
     """
     from pipeline.commands.deciding import who
     from pipeline.commands.reconcile_text import left_to_do
-    from pipeline.ledger.reconciliation.breaks import find_break
 
     with reconciling(bootstrap_servers, prefix, ledger_url) as (reconciler, _):
         asked = reconciler.resolve(break_id, resolution, actor=who(by), reason=reason)
+        found = reconciler.known(break_id)
     typer.echo(f"break {break_id} is resolved: {resolution}")
-    with kept(ledger_url) as connection:
-        found = find_break(connection, break_id)
     for line in left_to_do(found) if found is not None else ():
         typer.echo(line)
     for each in asked:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from consumers.break_watch import BreakWatch
 from pipeline.cli import app
+from pipeline.commands import reconcile
 from pipeline.commands.reconcile_text import age_days, break_lines, left_to_do, page, write_csv
 from pipeline.domain.breaks import ReconciliationBreak
 from pipeline.domain.ids import payment_id
@@ -68,6 +70,37 @@ def test_who_corrects_another_currency_is_told_what_is_left_to_do() -> None:
     assert not [*left_to_do(broken(kind="amount_differs", **corrected))]
     converted = {**corrected, "resolution": "converted"}
     assert not [*left_to_do(broken(kind="currency_differs", **converted))]
+
+
+class ResolvingAlone:
+    """In the place of the reconciler: what it would do with a break it has the books open for."""
+
+    def resolve(self, break_id: str, resolution: str, *, actor: str, reason: str) -> list[Any]:
+        assert (break_id, actor, reason) == ("b1", "anna", "x")
+        self.resolution = resolution
+        return []
+
+    def known(self, break_id: str) -> ReconciliationBreak:
+        return broken(kind="currency_differs", state="resolved", resolution=self.resolution)
+
+
+def test_a_break_is_resolved_over_books_that_are_opened_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is left to do is asked of the reconciler: there is no ledger here to open besides."""
+
+    @contextmanager
+    def reconciling(*_: object) -> Iterator[tuple[ResolvingAlone, None]]:
+        yield ResolvingAlone(), None
+
+    monkeypatch.setattr(reconcile, "reconciling", reconciling)
+    told = CliRunner().invoke(
+        app,
+        ["reconcile", "resolve", "b1", "--as", "corrected", "--reason", "x", "--by", "anna",
+         "--ledger-url", f"sqlite:///{tmp_path / 'none.db'}"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert told.output.startswith("break b1 is resolved: corrected\nnothing is booked by it: m:o ")
 
 
 def test_a_page_shows_what_the_world_sent_as_text() -> None:
