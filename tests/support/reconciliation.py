@@ -1621,11 +1621,73 @@ class ReconciliationSuite(OnEachDatabase):
         payouts.move(books.engine, made, "return", "2010-12-02T08:00")
         assert bank_moves(books, made, "s-1", -10_00) == [("main-gbp:s-1:1", False)]
 
+    @pytest.mark.parametrize("minors", [(-10_00, 10_00), (10_00, -10_00)])
+    def test_what_a_person_called_returned_is_explained_by_both_of_its_lines(
+        self, books: Books, minors: tuple[int, int]
+    ) -> None:
+        """Of what was called returned before its debit was told, neither line moves the books, and
+        together they are nothing: the second one ends the first one's break. A third is one."""
+        made = submitted_payout(books)
+        payouts.move(books.engine, made, "return", "2010-12-02T08:00")
+        before = books.balances()
+        first, second = minors
+        assert bank_moves(books, made, "s-1", first) == [("main-gbp:s-1:1", False)]
+        assert bank_moves(books, made, "s-2", second) == [("main-gbp:s-2:1", True)]
+        assert books.kinds() == []
+        (ended,) = books.breaks(state="resolved")
+        assert (ended.subject, ended.resolution) == ("main-gbp:s-1:1", "later_evidence")
+        assert bank_moves(books, made, "s-3", first) == [("main-gbp:s-3:1", False)]
+        assert [b.subject for b in books.breaks()] == ["main-gbp:s-3:1"]
+        assert books.balances() == before
+
+    def test_lines_of_another_amount_or_account_are_not_explained_by_one_another(
+        self, books: Books
+    ) -> None:
+        """What the bank means by them is for a person to ask."""
+        made = submitted_payout(books)
+        payouts.move(books.engine, made, "return", "2010-12-02T08:00")
+        lines = [bank_moves(books, made, "s-1", -9_00, 9_00),
+                 bank_moves(books, made, "s-2", -10_00, 10_00, on="savings"),
+                 bank_moves(books, made, "s-3", 10_00)]  # fmt: skip
+        assert [known for some in lines for _, known in some] == [False] * 5
+
+    def test_a_payout_that_was_withdrawn_and_debited_is_a_question_for_the_bank(
+        self, books: Books
+    ) -> None:
+        """Nobody asked the bank for it, so what came back of it is told as well."""
+        payouts.announce(books.engine)
+        payouts.receive(books.engine, 10_00, "2010-12-01T10:00")
+        payouts.create(books.engine, "2010-12-01", "2010-12-01T18:00")
+        (made,) = payouts.payouts(books.engine).values()
+        payouts.move(books.engine, made, "withdraw", "2010-12-01T18:05")
+        moved = bank_moves(books, made, "s-1", -10_00, 10_00)
+        assert [known for _, known in moved] == [False, False]
+
+    def test_what_was_corrected_of_a_debit_is_asked_about_when_it_comes_back(
+        self, books: Books
+    ) -> None:
+        """An entry by hand was posted for the debit; its credit makes it one too many."""
+        made = submitted_payout(books)
+        payouts.move(books.engine, made, "return", "2010-12-02T08:00")
+        bank_moves(books, made, "s-1", -10_00)
+        (found,) = books.breaks()
+        payouts.post(books.engine, "2010-12-02T08:00", Posting("suspense:bank", "GBP", 10_00),
+                     Posting("bank:main-gbp", "GBP", -10_00))  # fmt: skip
+        resolve(books, found, CORRECTED)
+        bank_moves(books, made, "s-2", 10_00)
+        (again,) = books.breaks()
+        assert (again.break_id, again.detail) == (
+            found.break_id, found.detail + EXPLAINED_AFTERWARDS,
+        )  # fmt: skip
+
     def test_a_payment_that_is_told_after_its_return_is_the_payouts(self, books: Books) -> None:
-        """Both lines came to nothing, and so do the books."""
+        """Both lines came to nothing, and so do the books. What moves besides is looked at."""
         made = submitted_payout(books)
         assert bank_moves(books, made, "s-1", 10_00) == [("main-gbp:s-1:1", True)]
         assert bank_moves(books, made, "s-2", -10_00) == [("main-gbp:s-2:1", True)]
+        assert bank_moves(books, made, "s-3", -10_00, 10_00) == [
+            ("main-gbp:s-3:1", False), ("main-gbp:s-3:2", False),
+        ]  # fmt: skip
         assert "bank:main-gbp" not in books.balances()
 
     def test_what_was_closed_counts_under_the_next_day(self, books: Books) -> None:
