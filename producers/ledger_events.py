@@ -33,7 +33,11 @@ from pipeline.ledger.decisions import (
     waiting_decisions,
 )
 from pipeline.ledger.journal import Source
-from pipeline.runtime.cluster import cluster_and_topic_id, require_reachable
+from pipeline.runtime.cluster import (
+    METADATA_TIMEOUT_S,
+    cluster_and_topic_id,
+    require_reachable,
+)
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.topic_reader import PastRecord, TopicReader
 from producers.payout_records import companions_of
@@ -45,7 +49,6 @@ from topics.catalogue import Catalogue
 KEY = b"ledger"
 # How long a publication may take before it is given up, and the broker ends what a crash left open.
 TRANSACTION_TIMEOUT_S = 30.0
-METADATA_TIMEOUT_S = 10.0
 # A broker that froze is left for another leader only after its session, some ten seconds.
 LEADER_TIMEOUT_S = 30.0
 # Decisions published by one transaction, and what their bodies come to: most have some hundred

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -70,7 +70,7 @@ def _committed(
 def _committed_under(
     isolation: str, admin: Admin, group: str, partitions: list[TopicPartition]
 ) -> dict[tuple[str, int], int]:
-    with _bystander(admin, group, isolation) as consumer:
+    with bystander(admin.client_config, group, isolation) as consumer:
         answer = asked(
             lambda: once_coordinated(
                 lambda: consumer.committed(partitions, timeout=REQUEST_TIMEOUT_S)
@@ -84,11 +84,17 @@ def _committed_under(
 
 
 @contextmanager
-def _bystander(admin: Admin, group: str, isolation: str = "read_committed") -> Iterator[Consumer]:
-    """A consumer that names the group and is no member of it."""
-    consumer = Consumer(
+def bystander(
+    client_config: Mapping[str, Any],
+    group: str,
+    isolation: str = "read_committed",
+    made_by: Callable[[dict[str, Any]], Consumer] = Consumer,
+) -> Iterator[Consumer]:
+    """A consumer that names the group and is no member of it. ``client_config``: how it reaches the
+    brokers."""
+    consumer = made_by(
         {
-            **admin.client_config,
+            **client_config,
             "group.id": group,
             "enable.auto.commit": False,
             "isolation.level": isolation,
@@ -128,7 +134,7 @@ def start_at_the_beginning(admin: Admin, group: str, planned: list[TopicPartitio
         TopicPartition(tp.topic, tp.partition, lows[tp.topic, tp.partition]) for tp in missing
     ]
     try:
-        with _bystander(admin, group) as consumer:
+        with bystander(admin.client_config, group) as consumer:
             once_coordinated(partial(_commit, consumer, starts))
     except KafkaException as error:
         raise user_error(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 from confluent_kafka import (
@@ -24,6 +24,7 @@ from pipeline.runtime.fetching import FETCH_BYTES
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.unreadable import UNFOLDED_BYTES_MAX
+from topics import group_offsets
 
 METADATA_TIMEOUT_S = 10.0
 # A controller that died is missed after a few seconds; the next one is chosen in as many.
@@ -161,24 +162,12 @@ def ask_committed_positions(
         return committed_positions(consumer, partitions, patience_s=patience_s)
 
 
-@contextmanager
 def bystander(
     bootstrap_servers: str, group_id: str, isolation: str, surroundings: Surroundings = REAL
-) -> Iterator[Consumer]:
+) -> AbstractContextManager[Consumer]:
     """A consumer that names the group and is no member of it."""
-    consumer = surroundings.consumer(
-        {
-            **reaching(bootstrap_servers),
-            "group.id": group_id,
-            "enable.auto.commit": False,
-            "isolation.level": isolation,
-            "log_level": 2,
-        }
-    )
-    try:
-        yield consumer
-    finally:
-        consumer.close()
+    reached = {**reaching(bootstrap_servers), "log_level": 2}
+    return group_offsets.bystander(reached, group_id, isolation, surroundings.consumer)
 
 
 class StoppedWaiting(Exception):

@@ -41,6 +41,8 @@ CHANGE_ACTION = "control_change"
 _ENTRIES = uuid.UUID("5f0f2d6a-6f0e-5d3c-9a57-0b7f6f3f1c11")
 # A few entries of a few kilobytes: what takes longer is a broker that is away.
 READ_TIMEOUT_S = 15.0
+# Of a worker that starts, after that: half of what others wait, since both and its own start are to
+# come to less than the supervisor's STEADY_S, or it would try a wrong address for ever.
 METADATA_TIMEOUT_S = 5.0
 # How soon a stop is noticed.
 POLL_S = 0.2

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
 from pipeline.record_batch import RecordBatch
+from pipeline.runtime.cluster import METADATA_TIMEOUT_S
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.unreadable import (
     UNFOLDED_BYTES_MAX,
@@ -23,7 +24,6 @@ from pipeline.unreadable import (
     not_stepped_over,
 )
 
-METADATA_TIMEOUT_S = 10.0
 # A broker that is there answers a fetch at once; this long it may be busy.
 STALL_S = 30.0
 BATCH_RECORDS = 500
