@@ -24,10 +24,8 @@ from pipeline.runtime import failpoints
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.calls import Call, Calls
 from pipeline.runtime.cluster import (
-    NoCommittedOffset,
     StoppedWaiting,
     ask_committed_positions,
-    committed_positions,
     consumer_config,
 )
 from pipeline.runtime.commit_policy import CommitPolicy
@@ -40,7 +38,7 @@ from pipeline.runtime.held_requests import HELD_MAX, HeldRequests
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.lane import Lane, producer_config
-from pipeline.runtime.lane_counts import require_co_partitioned, require_not_grown
+from pipeline.runtime.lane_counts import positions_of_lanes, require_co_partitioned
 from pipeline.runtime.late_words import LateWords
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.prefix import PartitionPrefix
@@ -618,10 +616,10 @@ class GatewayWorker:
         left, self._left = self._left, {}
         wanted = [(tp.topic, tp.partition) for tp in partitions]
         try:
-            positions = committed_positions(consumer, wanted, stopped=self._stop.is_set)
-        except NoCommittedOffset:
-            require_not_grown(self._admin, self._catalogue, self._spec.bootstrap_servers)
-            raise
+            positions = positions_of_lanes(
+                consumer, wanted, admin=self._admin, catalogue=self._catalogue,
+                bootstrap_servers=self._spec.bootstrap_servers, stopped=self._stop.is_set,
+            )  # fmt: skip
         except StoppedWaiting:
             # Calls that were open over the rebalance are made again by the next owner.
             return

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from pipeline.errors import UserError
-from pipeline.runtime.cluster import METADATA_TIMEOUT_S, bystander, committed_or_none
+from pipeline.runtime.cluster import (
+    METADATA_TIMEOUT_S,
+    NoCommittedOffset,
+    bystander,
+    committed_or_none,
+    committed_positions,
+)
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.partition_offsets import list_offsets
 from pipeline.runtime.surroundings import REAL, Surroundings
@@ -57,6 +63,24 @@ def require_co_partitioned(
         f"every topic of the flow must have {expected} partitions, but {have}; "
         f"nothing is consumed, since records of one order would meet in different lanes. {cure}"
     )
+
+
+def positions_of_lanes(
+    consumer: Consumer,
+    partitions: Iterable[tuple[str, int]],
+    *,
+    admin: AdminClient,
+    catalogue: Catalogue,
+    bootstrap_servers: str,
+    stopped: Callable[[], bool],
+) -> Mapping[tuple[str, int], int]:
+    """``committed_positions`` of what a worker is given. Where one is missing since partitions were
+    added to the used flow, UserError says that, and not how to give it an offset."""
+    try:
+        return committed_positions(consumer, partitions, stopped=stopped)
+    except NoCommittedOffset:
+        require_not_grown(admin, catalogue, bootstrap_servers)
+        raise
 
 
 def require_not_grown(admin: AdminClient, catalogue: Catalogue, bootstrap_servers: str) -> None:

@@ -30,12 +30,10 @@ from pipeline.runtime.admission import TAKE_BYTES_MAX, Admission, InputLane, Top
 from pipeline.runtime.batch import Batch
 from pipeline.runtime.cluster import (
     UNEQUAL,
-    NoCommittedOffset,
     StoppedWaiting,
     UnequalPartitions,
     ask_committed_positions,
     cluster_and_topic_id,
-    committed_positions,
     consumer_config,
 )
 from pipeline.runtime.commit_policy import CommitPolicy
@@ -48,7 +46,7 @@ from pipeline.runtime.held_inputs import HeldInputs
 from pipeline.runtime.input_record import InputRecord, input_record
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
 from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, producer_config
-from pipeline.runtime.lane_counts import require_co_partitioned, require_not_grown
+from pipeline.runtime.lane_counts import positions_of_lanes, require_co_partitioned
 from pipeline.runtime.restore import Restorer
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.suspects import Suspects
@@ -703,10 +701,10 @@ class TableWorker(Generic[V]):
         # Committed offsets first, stable; the table's end is taken after them (see restore).
         wanted = [(tp.topic, tp.partition) for tp in partitions]
         try:
-            found = committed_positions(consumer, wanted, stopped=self._stop.is_set)
-        except NoCommittedOffset:
-            require_not_grown(self._admin, self._catalogue, self._spec.bootstrap_servers)
-            raise
+            found = positions_of_lanes(
+                consumer, wanted, admin=self._admin, catalogue=self._catalogue,
+                bootstrap_servers=self._spec.bootstrap_servers, stopped=self._stop.is_set,
+            )  # fmt: skip
         except StoppedWaiting:
             # Nothing was taken yet: the drain has nothing to finish.
             return

@@ -69,7 +69,7 @@ class FakeMessage:
 
 class Member:
     """A consumer over records in memory. ``said`` is what it was told, in order; ``generation``
-    is the group's, and ``committed`` what ``committed_positions`` answers (0 unless set)."""
+    is the group's, and ``committed`` what ``positions_of_lanes`` answers (0 unless set)."""
 
     def __init__(self, said: list[str] | None = None) -> None:
         self.generation = 1
@@ -100,12 +100,13 @@ class Member:
         now_ms = int(time.time() * 1000)
         log.append(FakeMessage(topic, partition, len(log), key, value, now_ms - age_ms))
 
-    def committed_positions(
+    def positions_of_lanes(
         self,
         _consumer: object,
         partitions: Iterable[tuple[str, int]],
         *,
         stopped: Callable[[], bool],
+        **_flow: object,
     ) -> dict[tuple[str, int], int]:
         self.said.append("committed offsets")
         if stopped():
@@ -256,10 +257,10 @@ def payments_with(
     """A payments worker over the fakes that has been given partition 0 of every input; not
     restored yet. Typed as Any: these tests turn the worker by hand."""
     module = TableWorker.__module__
-    monkeypatch.setattr(f"{module}.committed_positions", member.committed_positions)
+    monkeypatch.setattr(f"{module}.positions_of_lanes", member.positions_of_lanes)
     worker: Any
     worker, _ = flow.payments_worker(**more)
-    worker._consumer, worker._commits = member, commits
+    worker._consumer, worker._commits, worker._admin = member, commits, None
     worker._lane = lane_without_news()
     worker._table = Table(MemoryTableStore(), decode=flow.stage().decode_row)
     worker._restorer = SlowRestorer(member.said, restore_slices)
@@ -275,10 +276,10 @@ def gateway_with(
 ) -> Any:
     """A gateway worker over the fakes that has been given partition 0."""
     module = GatewayWorker.__module__
-    monkeypatch.setattr(f"{module}.committed_positions", member.committed_positions)
+    monkeypatch.setattr(f"{module}.positions_of_lanes", member.positions_of_lanes)
     worker: Any
     worker, _ = flow.gateway_worker(calls=calls, **more)
-    worker._consumer, worker._commits = member, commits
+    worker._consumer, worker._commits, worker._admin = member, commits, None
     worker._lane = lane_without_news()
     given = [TopicPartition(flow.topic("payment-requests"), 0)]
     member.rebalance.append(lambda: worker._on_assign(member, given))

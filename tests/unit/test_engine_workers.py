@@ -108,7 +108,7 @@ def test_a_gateway_batch_is_committed_with_the_metadata_of_its_assignment(
     """Taken when the partitions were given, before any of their records; not at the commit."""
     monkeypatch.setattr(
         gateway_worker,
-        "committed_positions",
+        "positions_of_lanes",
         lambda _consumer, partitions, **_: dict.fromkeys(partitions, 0),
     )
     stage = GatewayStage(flow.catalogue, flow.codec)
@@ -123,7 +123,7 @@ def test_a_gateway_batch_is_committed_with_the_metadata_of_its_assignment(
     )
     member, submitted = GroupMember(), Submitted()
     inside: Any = worker
-    inside._consumer, inside._commits = member, submitted
+    inside._consumer, inside._commits, inside._admin = member, submitted, None
     inside._on_assign(member, [TopicPartition(stage.topic, 0)])
     prefix = inside._prefixes[0]
     prefix.begin(0)
