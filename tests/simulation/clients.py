@@ -534,7 +534,7 @@ class SimProducer:
         self._used = True
 
     def commit_transaction(self, timeout: float = 0) -> None:
-        self._call("commit")
+        self._call("commit", at_once=True)
         self._deliver()
         intent = self._intent
         assert intent is not None
@@ -543,7 +543,7 @@ class SimProducer:
         self._intent = None
 
     def abort_transaction(self, timeout: float = 0) -> None:
-        self._call("abort")
+        self._call("abort", at_once=True)
         self._reports.clear()
         if self._used:
             self._end(commit=False)
@@ -632,11 +632,13 @@ class SimProducer:
 
     # Small parts --------------------------------------------------------------------------------
 
-    def _call(self, name: str) -> None:
+    def _call(self, name: str, *, at_once: bool = False) -> None:
+        """``at_once``: what it sends takes its time, it does not."""
         process = self.process
         if process.armed or process.dead or process.paused:
             process.step(name)
-        process.world.current.doze(self._cluster.call_s_max)
+        if not at_once:
+            process.world.current.doze(self._cluster.call_s_max)
         refusals = self._faults.refusals
         if refusals and name in ("send_offsets", "commit") and self._intent is not None:
             fault = refusals.pop(0)

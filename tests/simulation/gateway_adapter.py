@@ -85,8 +85,8 @@ class SimGateway:
         loop, answered = self._future()
 
         def handle() -> None:
-            made = books.arrive(request)
-            loop.resolve(answered, made.answer())
+            answer = books.arrive(request).answer()
+            world.after(world.jitter(0.05), lambda: loop.resolve(answered, answer))
 
         world.after(delay_s, handle)
         if fault == "late":
@@ -101,7 +101,6 @@ class SimGateway:
             return _ERROR
         if fault == "slow_answer":
             await self._wait(world.jitter(3.5))
-        await self._wait(world.jitter(0.05))
         return answer
 
     async def _wait(self, delay_s: float) -> None:
