@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -54,8 +55,11 @@ def test_commands_parse(path: Path) -> None:
 @pytest.mark.slow
 def test_each_rule_of_the_engine_names_a_test_that_is_there() -> None:
     """By its file, or as the row above; behind a colon by its words, up to where they are left
-    out. The files' names may be left out at their end as well."""
-    files = [(path.stem, path.read_text()) for path in (TOP / "tests").rglob("*.py")]
+    out. The files' names may be left out at their end as well; of those that stand in two folders
+    the folder follows."""
+    paths = [*(TOP / "tests").rglob("*.py")]
+    files = [(path.stem, path.read_text()) for path in paths]
+    twice = {stem for stem, count in Counter(path.stem for path in paths).items() if count > 1}
     # What one contract asks of several is there.
     shared = "".join(text for name, text in files if not name.startswith("test_"))
     text = (TOP / "docs/engine.md").read_text(encoding="utf-8")
@@ -67,6 +71,8 @@ def test_each_rule_of_the_engine_names_a_test_that_is_there() -> None:
         if not named and not told.startswith("the same"):
             wrong.append(f"no file: {row}")
         for name, rest in named:
+            if name in twice and not re.match(r" \((unit|component|integration)\)", rest):
+                wrong.append(f"{name}: which of them?")
             there = "".join(text for file, text in files if file.startswith(name))
             tests = [_letters(each) for each in re.findall(r"def test_(\w+)", there + shared)]
             words = re.sub(r"\(.*?\)|\[.*?\]", "", rest.partition(":")[2])
