@@ -13,6 +13,7 @@ from msgspec import Struct
 from sqlalchemy import Engine, func, select
 
 from consumers.settlement_entry import NotBookable, entry_of_record
+from pipeline.batches.record_batch import RecordBatch
 from pipeline.errors import UserError
 from pipeline.ledger.database import reading
 from pipeline.ledger.decision_booking import DecisionBooker
@@ -22,7 +23,6 @@ from pipeline.ledger.errors import SettlementConflicts
 from pipeline.ledger.journal import Journal, Progress
 from pipeline.ledger.seals import FIRST_HASH, ChainHead, chain_heads, hash_at, seal
 from pipeline.ledger.tables import consumer_offsets, journal_entries, ledger_decisions
-from pipeline.record_batch import RecordBatch
 from pipeline.runtime.topic_reader import TopicReader
 from producers.ledger_events import LedgerEvents, topic_ranges, topic_source
 from schemas.codec import Codec

@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient
 from sqlalchemy import Engine
 
 from consumers.settlement_entry import NotBookable, entry_of_record
+from pipeline.batches.unreadable import UnreadableBatches, is_unreadable
 from pipeline.domain.invariant import invariant
 from pipeline.domain.keys import partition_of, record_key
 from pipeline.domain.posting import JournalEntry
@@ -44,7 +45,6 @@ from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
 from pipeline.runtime.work import Outgoing, TopicPartitionKey
-from pipeline.unreadable import UnreadableBatches, is_unreadable
 from producers.ledger_events import LedgerEvents
 from schemas.codec import Codec
 from schemas.errors import RegistryUnavailable

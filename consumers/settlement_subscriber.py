@@ -11,16 +11,21 @@ from typing import Any, Literal, Self, get_args
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from pipeline.batches.record_batch import RecordBatch
+from pipeline.batches.unreadable import (
+    UNFOLDED_BYTES_MAX,
+    CannotStepOver,
+    UnreadableBatches,
+    is_unreadable,
+)
 from pipeline.domain.model import Settlement
 from pipeline.domain.records import settlement_from_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import access_of, reaching
 from pipeline.kafka_refusal import why_away
-from pipeline.record_batch import RecordBatch
 from pipeline.runtime.group_consumer import close_within
 from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.standstill import Standstill
-from pipeline.unreadable import UNFOLDED_BYTES_MAX, CannotStepOver, UnreadableBatches, is_unreadable
 from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
 

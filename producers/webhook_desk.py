@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient
 from msgspec.structs import replace
 
+from pipeline.batches.unreadable import UNFOLDED_BYTES_MAX, UnreadableBatches, is_unreadable
 from pipeline.domain.keys import record_key, reference_key
 from pipeline.domain.model import GatewayNotification, GatewayReference
 from pipeline.domain.records import (
@@ -34,7 +35,6 @@ from pipeline.runtime.dead_letters import unreadable_letter
 from pipeline.runtime.input_record import input_record
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
 from pipeline.runtime.work import Headers
-from pipeline.unreadable import UNFOLDED_BYTES_MAX, UnreadableBatches, is_unreadable
 from producers.notice_book import NoticeBook, parked_key
 from producers.order_publisher import producer_config
 from schemas.codec import Codec

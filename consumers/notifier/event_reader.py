@@ -20,6 +20,7 @@ from consumers.notifier.callback import Callback, CannotBeTold, callback_of
 from consumers.notifier.endpoints import EndpointFile
 from consumers.notifier.store import CallbackStore, StoreAway
 from consumers.notifier.watch import NotifierMetrics, Unwatched
+from pipeline.batches.unreadable import UnreadableBatches, is_unreadable
 from pipeline.domain.keys import record_key
 from pipeline.domain.model import PaymentEvent
 from pipeline.domain.records import event_from_record
@@ -34,7 +35,6 @@ from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.standstill import Standstill
 from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
-from pipeline.unreadable import UnreadableBatches, is_unreadable
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
 from topics.catalogue import DEAD_LETTER_MAX_MESSAGE_BYTES, Catalogue

@@ -26,9 +26,9 @@ from pipeline.audit.derivation import (
 from pipeline.audit.log_copy import LogRecord
 from pipeline.audit.report import Example, Findings
 from pipeline.audit.terms import DecisionSeen, decision_of
+from pipeline.batches.record_batch import read_batches
+from pipeline.batches.unfolded import HEAVY_BYTES_MIN, is_handed_out_in_part, is_heavy
 from pipeline.kafka_wire import Malformed
-from pipeline.record_batch import read_batches
-from pipeline.unfolded import HEAVY_BYTES_MIN, is_handed_out_in_part, is_heavy
 from schemas.codec import Codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue

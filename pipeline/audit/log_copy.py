@@ -25,12 +25,10 @@ from msgspec import Struct
 
 from pipeline.audit.cut import Cut, RolePartition, Unreadable, judged_roles, layers
 from pipeline.audit.unavailable import AuditUnavailable
-from pipeline.ending_batches import behind_ending_batches, read_around
-from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_away
-from pipeline.record_batch import RecordBatch
-from pipeline.silent_batches import heads, is_silent
-from pipeline.unreadable import (
+from pipeline.batches.ending import behind_ending_batches, read_around
+from pipeline.batches.record_batch import RecordBatch
+from pipeline.batches.silent import heads, is_silent
+from pipeline.batches.unreadable import (
     NOT_HAD,
     UNFOLDED_BYTES_MAX,
     CannotStepOver,
@@ -38,6 +36,8 @@ from pipeline.unreadable import (
     is_damaged,
     is_unreadable,
 )
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_away
 from topics.catalogue import Catalogue
 from topics.record_headers import Headers, record_headers
 

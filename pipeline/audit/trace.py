@@ -21,7 +21,7 @@ from pipeline.audit.ledger_copy import LedgerReader
 from pipeline.audit.log_copy import partition_counts, read_partition
 from pipeline.audit.unavailable import AuditUnavailable
 from pipeline.audit.verify import Sources
-from pipeline.record_batch import RecordBatch
+from pipeline.batches.record_batch import RecordBatch
 from schemas.codec import Codec, default_codec
 from schemas.errors import DecodeError
 from topics.catalogue import Catalogue, TopicSettings, build_catalogue

@@ -16,10 +16,10 @@ from pipeline.commands.reading_progress import saying_progress
 from pipeline.errors import UserError, why_unread
 
 if TYPE_CHECKING:
+    from pipeline.batches.record_batch import RecordBatch
     from pipeline.config import Settings
     from pipeline.domain.model import Order, Payment
     from pipeline.domain.risk import RiskRules
-    from pipeline.record_batch import RecordBatch
 
 app = typer.Typer(
     help="Check risk rules, and try them on past orders.",

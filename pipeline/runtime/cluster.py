@@ -17,13 +17,13 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 
+from pipeline.batches.unreadable import UNFOLDED_BYTES_MAX
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_refused
 from pipeline.runtime.fetching import FETCH_BYTES
 from pipeline.runtime.kafka_errors import LaneFatal
 from pipeline.runtime.surroundings import REAL, Surroundings
-from pipeline.unreadable import UNFOLDED_BYTES_MAX
 from topics import group_offsets
 
 METADATA_TIMEOUT_S = 10.0

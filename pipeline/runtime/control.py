@@ -17,18 +17,18 @@ from collections.abc import Callable
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from pipeline.batches.unreadable import (
+    UNFOLDED_BYTES_MAX,
+    UnreadableBatches,
+    is_unreadable,
+    not_stepped_over,
+)
 from pipeline.domain.model import AuditEntry, ControlEntry
 from pipeline.domain.records import control_entry_from_record, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.runtime.control_standing import Told
 from pipeline.runtime.unreadable_batch import step_over
-from pipeline.unreadable import (
-    UNFOLDED_BYTES_MAX,
-    UnreadableBatches,
-    is_unreadable,
-    not_stepped_over,
-)
 from schemas.codec import Codec
 from schemas.errors import DecodeError, RegistryUnavailable
 from topics.catalogue import Catalogue

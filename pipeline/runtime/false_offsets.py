@@ -19,12 +19,12 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, TopicPartition
 
+from pipeline.batches.record_batch import RecordBatch, fetch_batches
+from pipeline.batches.unreadable import NOT_HAD, REQUEST_TIMEOUT_S
 from pipeline.broker_connection import BrokerConnection, Refused
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
-from pipeline.record_batch import RecordBatch, fetch_batches
 from pipeline.runtime.work import TopicPartitionKey
-from pipeline.unreadable import NOT_HAD, REQUEST_TIMEOUT_S
 
 # What others than this flow write.
 OPEN_ROLES: Final = frozenset({"orders", "payment-commands"})

@@ -16,6 +16,7 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 from msgspec.structs import replace
 
+from pipeline.batches.unreadable import UnreadableBatches, is_unreadable
 from pipeline.domain.answer import LATE_ANSWER
 from pipeline.domain.invariant import invariant
 from pipeline.kafka_access import reaching
@@ -55,7 +56,6 @@ from pipeline.runtime.too_large import TooLarge
 from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
 from pipeline.runtime.work import Outcome, Outgoing, TopicPartitionKey
 from pipeline.runtime.worker_spec import WorkerSpec
-from pipeline.unreadable import UnreadableBatches, is_unreadable
 from schemas.errors import RegistryUnavailable
 from topics.catalogue import Catalogue
 

@@ -32,23 +32,23 @@ from typing import Any, Final
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from pipeline.broker_connection import BrokerConnection, Refused
-from pipeline.errors import UserError
-from pipeline.kafka_access import reaching
-from pipeline.one_answer import asks_once, one_answer
-from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
-from pipeline.record_offsets import gives_false_offsets
-from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
-from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
-from pipeline.runtime.work import TopicPartitionKey
-from pipeline.unfolded import (
+from pipeline.batches.one_answer import asks_once, one_answer
+from pipeline.batches.record_batch import RecordBatch, fetch_batches, stable_ends
+from pipeline.batches.record_offsets import gives_false_offsets
+from pipeline.batches.unfolded import (
     HEAVY_BYTES_MIN,
     is_handed_out_in_part,
     is_heavy,
     memory_of,
     most_memory_of,
 )
-from pipeline.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, batch_at, is_unreadable
+from pipeline.batches.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, batch_at, is_unreadable
+from pipeline.broker_connection import BrokerConnection, Refused
+from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
+from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
+from pipeline.runtime.work import TopicPartitionKey
 
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from pipeline.batches.unreadable import UNFOLDED_BYTES_MAX, is_unreadable
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.runtime import failpoints
@@ -27,7 +28,6 @@ from pipeline.runtime.partition_offsets import list_offsets
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import Checkpoint
-from pipeline.unreadable import UNFOLDED_BYTES_MAX, is_unreadable
 
 LIST_OFFSETS_TIMEOUT_S = 30.0
 

@@ -23,15 +23,15 @@ from typing import Any, Final
 
 from confluent_kafka.admin import AdminClient
 
+from pipeline.batches.record_batch import RecordBatch
+from pipeline.batches.record_offsets import gives_false_offsets
+from pipeline.batches.silent import heads, is_silent
+from pipeline.batches.unfolded import is_handed_out_in_part
+from pipeline.batches.unreadable import NOT_HAD
 from pipeline.kafka_access import reaching
-from pipeline.record_batch import RecordBatch
-from pipeline.record_offsets import gives_false_offsets
 from pipeline.runtime.fetching import FETCH_BYTES
 from pipeline.runtime.unreadable_batch import UnreadableBatch
 from pipeline.runtime.work import TopicPartitionKey
-from pipeline.silent_batches import heads, is_silent
-from pipeline.unfolded import is_handed_out_in_part
-from pipeline.unreadable import NOT_HAD
 
 _log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from pipeline.batches.unreadable import NOT_HAD, UnreadableBatches, is_unreadable
 from pipeline.domain.invariant import invariant
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
@@ -56,7 +57,6 @@ from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
 from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
-from pipeline.unreadable import NOT_HAD, UnreadableBatches, is_unreadable
 from schemas.errors import RegistryUnavailable
 from topics.catalogue import Catalogue
 

@@ -10,19 +10,19 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from msgspec import Struct
 
-from pipeline.errors import UserError
-from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_away
-from pipeline.record_batch import RecordBatch
-from pipeline.runtime.cluster import METADATA_TIMEOUT_S
-from pipeline.runtime.partition_offsets import watermarks
-from pipeline.unreadable import (
+from pipeline.batches.record_batch import RecordBatch
+from pipeline.batches.unreadable import (
     UNFOLDED_BYTES_MAX,
     CannotStepOver,
     UnreadableBatches,
     is_unreadable,
     not_stepped_over,
 )
+from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_away
+from pipeline.runtime.cluster import METADATA_TIMEOUT_S
+from pipeline.runtime.partition_offsets import watermarks
 
 # A broker that is there answers a fetch at once; this long it may be busy.
 STALL_S = 30.0

@@ -11,10 +11,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.batches.record_batch import RecordBatch
+from pipeline.batches.unreadable import CannotStepOver, UnreadableBatches, is_damaged
 from pipeline.errors import UserError
-from pipeline.record_batch import RecordBatch
 from pipeline.runtime.work import Headers
-from pipeline.unreadable import CannotStepOver, UnreadableBatches, is_damaged
 
 _log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from pipeline.audit.verify import Sources, verify
+from pipeline.batches.record_batch import CODECS
+from pipeline.batches.unfolded import HEAVY_BYTES_MIN
 from pipeline.config import load_settings
-from pipeline.record_batch import CODECS
 from pipeline.runtime import heavy_batches
 from pipeline.runtime.heavy_batches import HeavyBatches
 from pipeline.runtime.supervisor import Supervisor
 from pipeline.runtime.worker_spec import WorkerSpec
-from pipeline.unfolded import HEAVY_BYTES_MIN
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
 from tests.support.foreign_transaction import open_transaction_with
 from tests.support.limited_worker import MEMORY_MIB

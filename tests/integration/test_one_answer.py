@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import Producer
 
-from pipeline.one_answer import asks_once, one_answer
+from pipeline.batches.one_answer import asks_once, one_answer
 from tests.support.ports import free_port
 from tests.support.topics import create_topic
 

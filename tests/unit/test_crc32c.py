@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.crc32c import crc32c
+from pipeline.batches.crc32c import crc32c
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import ending_batches
 from pipeline.audit import log_copy
 from pipeline.audit.log_copy import read_partition
-from pipeline.ending_batches import ends_the_client
-from pipeline.record_batch import RecordBatch, read_batch
+from pipeline.batches import ending
+from pipeline.batches.ending import ends_the_client
+from pipeline.batches.record_batch import RecordBatch, read_batch
 from tests.support.mock_cluster import MockCluster
 from tests.support.raw_record import (
     GZIP,
@@ -69,7 +69,7 @@ def cluster_with(*parts: tuple[bytes, int, int]) -> MockCluster:
 
 def read(cluster: MockCluster, patch: pytest.MonkeyPatch) -> list[str]:
     """What is handed on, in order: offsets of records, and of batches that are told of."""
-    patch.setattr(ending_batches, "UNFOLDING_S", 0.1)
+    patch.setattr(ending, "UNFOLDING_S", 0.1)
     said: list[str] = []
 
     def on_record(message: Any) -> None:
@@ -130,7 +130,7 @@ def test_the_audit_reads_around_it(
 @pytest.mark.slow
 def test_a_long_way_before_it_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two batches each, of which this broker sends one at a time."""
-    monkeypatch.setattr(ending_batches, "RUN_BYTES", 150)
+    monkeypatch.setattr(ending, "RUN_BYTES", 150)
     parts = [(RECORD, 0, 1), (RECORD + CUT, 0, 2)] * 2
     expected = ["0", "1", "2", "3", "4", "5", "6 to 6", "7"]
     assert read(cluster_with(*parts, ENDING, GOOD), monkeypatch) == expected

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from pipeline.batches.record_batch import RecordBatch, read_batch
+from pipeline.batches.record_offsets import gives_false_offsets
 from pipeline.broker_connection import Refused
 from pipeline.errors import UserError
-from pipeline.record_batch import RecordBatch, read_batch
-from pipeline.record_offsets import gives_false_offsets
 from pipeline.runtime import false_offsets
 from pipeline.runtime.false_offsets import FalseOffsets
 from tests.support.mock_cluster import MockCluster

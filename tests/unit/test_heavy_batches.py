@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from confluent_kafka import OFFSET_END
 
+from pipeline.batches.one_answer import asks_once, one_answer
+from pipeline.batches.record_batch import fetch_batches, read_batch
+from pipeline.batches.unfolded import HEAVY_BYTES_MIN
 from pipeline.broker_connection import Refused
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed, Reader
-from pipeline.one_answer import asks_once, one_answer
-from pipeline.record_batch import fetch_batches, read_batch
 from pipeline.runtime import heavy_batches
 from pipeline.runtime.heavy_batches import HeavyBatches, _Limits, _Together, bytes_max
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.unreadable_batch import UnreadableBatch
-from pipeline.unfolded import HEAVY_BYTES_MIN
 from tests.support.mock_cluster import MockCluster
 from tests.support.raw_record import (
     GZIP,

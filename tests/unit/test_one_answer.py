@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import one_answer
+from pipeline.batches import one_answer
 
 SERVERS = "away:1, first:1, second:1"
 

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from pipeline import silent_batches
+from pipeline.batches import silent as silent_batches
+from pipeline.batches.record_batch import RecordBatch, fetch_batch
+from pipeline.batches.silent import is_silent
 from pipeline.broker_connection import BrokerConnection
-from pipeline.record_batch import RecordBatch, fetch_batch
 from pipeline.runtime import standstill
 from pipeline.runtime.standstill import Standstill
-from pipeline.silent_batches import is_silent
 from tests.support.mock_cluster import MockCluster
 from tests.support.raw_record import GZIP, LZ4, gzip_members, lz4_frame, produce_raw, record_bytes
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import silent_batches
-from pipeline.record_batch import RECORDS_AT, RecordBatch, read_batches
+from pipeline.batches import silent as silent_batches
+from pipeline.batches.record_batch import RECORDS_AT, RecordBatch, read_batches
+from pipeline.batches.silent import heads
 from pipeline.runtime import standstill
 from pipeline.runtime.fetching import FETCH_BYTES
 from pipeline.runtime.standstill import STANDS_S, Standstill
 from pipeline.runtime.work import Outcome
-from pipeline.silent_batches import heads
 from tests.support.engine_fakes import (
     Commits,
     InstantCalls,

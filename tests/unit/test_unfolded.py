@@ -10,12 +10,9 @@ from functools import cache
 import pytest
 from confluent_kafka import Producer
 
-from pipeline import unfolded
-from pipeline.broker_connection import BrokerConnection
-from pipeline.domain.model import Order
-from pipeline.domain.records import to_record
-from pipeline.record_batch import RECORDS_AT, RecordBatch, fetch_batches, read_batch
-from pipeline.unfolded import (
+from pipeline.batches import unfolded
+from pipeline.batches.record_batch import RECORDS_AT, RecordBatch, fetch_batches, read_batch
+from pipeline.batches.unfolded import (
     PIECES_MAX,
     RECORD_BYTES,
     is_handed_out_in_part,
@@ -23,7 +20,10 @@ from pipeline.unfolded import (
     memory_of,
     unfolded_bytes,
 )
-from pipeline.unreadable import UNFOLDED_BYTES_MAX
+from pipeline.batches.unreadable import UNFOLDED_BYTES_MAX
+from pipeline.broker_connection import BrokerConnection
+from pipeline.domain.model import Order
+from pipeline.domain.records import to_record
 from schemas.codec import default_codec
 from tests.support.mock_cluster import MockCluster
 from tests.support.raw_record import (

@@ -20,11 +20,12 @@ from consumers.notifier.endpoints import EndpointFile
 from consumers.notifier.event_reader import EventReader
 from pipeline.audit.log_copy import read_partition
 from pipeline.audit.unavailable import AuditUnavailable
+from pipeline.batches.record_batch import read_batch, read_batches
+from pipeline.batches.unreadable import PATIENCE_S, CannotStepOver, UnreadableBatches, is_unreadable
 from pipeline.commands.dead_letters_text import decoded, whole_json, whole_lines
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
 from pipeline.ledger.database import open_ledger
-from pipeline.record_batch import read_batch, read_batches
 from pipeline.runtime.cluster import consumer_config
 from pipeline.runtime.dead_letters import dead_letter
 from pipeline.runtime.input_record import input_record
@@ -33,7 +34,6 @@ from pipeline.runtime.redrive.plan import Limits, Markers, plan_redrive
 from pipeline.runtime.table_worker import raise_consume_error
 from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
 from pipeline.runtime.work import Outcome
-from pipeline.unreadable import PATIENCE_S, CannotStepOver, UnreadableBatches, is_unreadable
 from schemas.codec import default_codec
 from tests.support.engine_fakes import (
     Commits,

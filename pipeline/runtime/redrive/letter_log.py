@@ -11,21 +11,21 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.domain.records import marker_from_record
-from pipeline.errors import UserError
-from pipeline.kafka_access import reaching
-from pipeline.kafka_refusal import why_refused
-from pipeline.record_batch import RecordBatch
-from pipeline.runtime.partition_offsets import watermarks
-from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole, join
-from pipeline.runtime.redrive.plan import Markers
-from pipeline.unreadable import (
+from pipeline.batches.record_batch import RecordBatch
+from pipeline.batches.unreadable import (
     UNFOLDED_BYTES_MAX,
     CannotStepOver,
     UnreadableBatches,
     is_unreadable,
     not_stepped_over,
 )
+from pipeline.domain.records import marker_from_record
+from pipeline.errors import UserError
+from pipeline.kafka_access import reaching
+from pipeline.kafka_refusal import why_refused
+from pipeline.runtime.partition_offsets import watermarks
+from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole, join
+from pipeline.runtime.redrive.plan import Markers
 from schemas.codec import Codec
 from topics.catalogue import Catalogue
 from topics.record_headers import record_headers

@@ -7,7 +7,7 @@ are, and the client hands them out so.
 
 from __future__ import annotations
 
-from pipeline.record_batch import NONE, RECORDS_AT, RecordBatch
+from pipeline.batches.record_batch import NONE, RECORDS_AT, RecordBatch
 
 
 def gives_false_offsets(batch: RecordBatch) -> bool:

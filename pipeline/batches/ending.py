@@ -16,13 +16,13 @@ from typing import Final
 from confluent_kafka import KafkaError, Message
 from confluent_kafka.admin import AdminClient
 
+from pipeline.batches.one_answer import Place, asks_once, one_answer
+from pipeline.batches.record_batch import GZIP, RECORDS_AT, RecordBatch, fetch_batches
+from pipeline.batches.record_offsets import gives_false_offsets
+from pipeline.batches.silent import is_silent
+from pipeline.batches.unreadable import is_unreadable
 from pipeline.broker_connection import BrokerConnection
 from pipeline.kafka_wire import Malformed
-from pipeline.one_answer import Place, asks_once, one_answer
-from pipeline.record_batch import GZIP, RECORDS_AT, RecordBatch, fetch_batches
-from pipeline.record_offsets import gives_false_offsets
-from pipeline.silent_batches import is_silent
-from pipeline.unreadable import is_unreadable
 
 _PIECE: Final = 4 * 1024
 REQUEST_TIMEOUT_S: Final = 10.0

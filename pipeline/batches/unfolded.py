@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
-from pipeline.record_batch import GZIP, LZ4, NONE, RECORDS_AT, SNAPPY, ZSTD, RecordBatch
-from pipeline.unreadable import UNFOLDED_BYTES_MAX
+from pipeline.batches.record_batch import GZIP, LZ4, NONE, RECORDS_AT, SNAPPY, ZSTD, RecordBatch
+from pipeline.batches.unreadable import UNFOLDED_BYTES_MAX
 
 # What the client and we hold for each record beside its bytes: a record may have seven.
 RECORD_BYTES: Final = 512

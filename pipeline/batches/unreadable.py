@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from pipeline.batches.record_batch import RecordBatch, fetch_batch
 from pipeline.broker_connection import BrokerConnection, Refused
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed
-from pipeline.record_batch import RecordBatch, fetch_batch
 
 # What a compressed batch of records unfolds to, at most, for every reader alike (their
 # ``receive.message.max.bytes``). A topic takes 16 MiB; the client's default of 100,000,000 bytes is

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, Message, TopicPartition
 
+from pipeline.batches.unreadable import UNFOLDED_BYTES_MAX
 from pipeline.broker_addresses import broker_address
 from pipeline.kafka_access import reaching
-from pipeline.unreadable import UNFOLDED_BYTES_MAX
 
 Place = tuple[str, int]
 

@@ -21,11 +21,11 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipeline.batches.one_answer import Place, asks_once, one_answer
+from pipeline.batches.record_batch import RecordBatch, fetch_batches, stable_ends
+from pipeline.batches.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, is_damaged, is_unreadable
 from pipeline.broker_connection import BrokerConnection
 from pipeline.kafka_access import reaching
-from pipeline.one_answer import Place, asks_once, one_answer
-from pipeline.record_batch import RecordBatch, fetch_batches, stable_ends
-from pipeline.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, is_damaged, is_unreadable
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.batches.crc32c import crc32c
 from pipeline.broker_connection import NO_ERROR, BrokerConnection, Refused
-from pipeline.crc32c import crc32c
 from pipeline.kafka_wire import Malformed, Reader
 
 FETCH: Final = 1
