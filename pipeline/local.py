@@ -48,7 +48,7 @@ def books_file(gateway: str) -> str:
 def simulated(simulators: Mapping[str, Any], notice_secret: str = "") -> dict[str, Any]:
     """The setting ``gateways`` for running simulators: what their documents say of them, and the
     secret of their notices for those that send any."""
-    from pipeline.gateways.configured import WITHOUT_NOTICES
+    from pipeline.gateways.configured import adapters
     from pipeline.gateways.simulator.personality import PERSONALITIES
 
     entries: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def simulated(simulators: Mapping[str, Any], notice_secret: str = "") -> dict[st
         }
         if own.currencies is not None:
             entries[name]["currencies"] = sorted(own.currencies)
-        if notice_secret and name not in WITHOUT_NOTICES:
+        if notice_secret and adapters()[name].sends_notices:
             entries[name]["notice_secrets"] = [notice_secret]
     return entries
 
@@ -432,11 +432,11 @@ class LocalFlow:
             self._start_simulator(name, self.simulator_port if not self.simulators else 0)
 
     def _start_simulator(self, name: str, port: int) -> None:
-        from pipeline.gateways.configured import WITHOUT_NOTICES
+        from pipeline.gateways.configured import adapters
         from pipeline.gateways.simulator import start_simulator
 
         s = self.settings
-        secret = "" if name in WITHOUT_NOTICES else self._notice_secret
+        secret = self._notice_secret if adapters()[name].sends_notices else ""
         self.simulators[name] = start_simulator(
             s.state_dir / books_file(name),
             faults=self.faults,

@@ -23,7 +23,6 @@ import msgspec
 from msgspec import Struct
 
 from pipeline.domain.money import MINOR_UNITS
-from pipeline.domain.normalisation import GATEWAY_CODES
 from pipeline.domain.policy import DAY_MS, GatewayProfile
 from pipeline.domain.routes import Fee
 from pipeline.gateways.webhook_signature import SECRETS_MAX
@@ -37,12 +36,6 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 # A payment has at most 32 attempts; failover tries each gateway once.
 GATEWAYS_MAX: Final = 16
 DEFAULT_ADAPTER: Final = "simulator"
-# Adapters whose gateways know no idempotency keys.
-WITHOUT_KEYS: Final = frozenset({"legacy"})
-# Adapters whose gateways send no notices, so that a secret for them cannot be meant.
-WITHOUT_NOTICES: Final = frozenset({"legacy"})
-# Adapters whose gateways' notices carry nothing of ours.
-BY_OWN_ID: Final = frozenset({"pacific"})
 
 
 class FeeEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,7 +67,8 @@ class GatewayEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def knows_keys(self) -> bool:
         """Whether a call that arrives twice is done once."""
-        return self.adapter not in WITHOUT_KEYS if self.idempotent is None else self.idempotent
+        own = adapters()[self.adapter].idempotent
+        return own if self.idempotent is None else self.idempotent
 
 
 def read_gateways(raw: Mapping[str, Any]) -> dict[str, GatewayEntry]:
@@ -118,7 +112,7 @@ def profile_of(name: str, entry: GatewayEntry, options: Mapping[str, Any]) -> Ga
         key_retention_ms=_or(entry.key_retention_ms, options["gateway_key_retention_ms"]),
         authorization_ms=entry.authorization_ms,
         idempotent=entry.knows_keys,
-        notices_by_own_id=entry.adapter in BY_OWN_ID,
+        notices_by_own_id=adapters()[entry.adapter].notices_by_own_id,
         fees={
             currency: Fee(basis_points=fee.basis_points, fixed_minor=fee.fixed_minor)
             for currency, fee in entry.fees.items()
@@ -145,7 +139,7 @@ def build_gateways(options: Mapping[str, Any]) -> dict[str, Gateway]:
         name: HttpGateway(
             name,
             entry.url,
-            adapter=adapter_of(entry.adapter),
+            adapter=adapters()[entry.adapter](),
             deadline_s=options["call_timeout_ms"] / 1000,
             api_key=entry.api_key,
             notice_secrets=entry.notice_secrets,
@@ -154,21 +148,12 @@ def build_gateways(options: Mapping[str, Any]) -> dict[str, Gateway]:
     }
 
 
-def adapter_of(name: str) -> Adapter:
-    """The adapter of this name; which there are is checked when the configuration is read."""
-    from pipeline.gateways.adapters.legacy import LegacyAdapter
-    from pipeline.gateways.adapters.northbank import NorthbankAdapter
-    from pipeline.gateways.adapters.pacific import PacificAdapter
-    from pipeline.gateways.adapters.simulator import SimulatorAdapter
+def adapters() -> Mapping[str, type[Adapter]]:
+    """Every adapter by its name, loaded by whoever asks; which there are is checked when the
+    configuration is read."""
+    from pipeline.gateways.adapters.known import ADAPTERS
 
-    adapters: tuple[type[Any], ...] = (
-        SimulatorAdapter,
-        NorthbankAdapter,
-        PacificAdapter,
-        LegacyAdapter,
-    )
-    found: Adapter = next(each for each in adapters if each.name == name)()
-    return found
+    return ADAPTERS
 
 
 def _entry(name: str, content: Any) -> GatewayEntry:
@@ -192,13 +177,13 @@ def _check(name: str, entry: GatewayEntry) -> None:
         raise ValueError(f"gateway {name} needs a url like https://gateway.example.com")
     if parts.username or parts.password:
         raise ValueError(f"gateway {name} has a password in its url; use api_key")
-    if entry.adapter not in GATEWAY_CODES:
+    if entry.adapter not in adapters():
         raise ValueError(
-            f"gateway {name} has no adapter {entry.adapter!r}; choose {_listed(GATEWAY_CODES)}"
+            f"gateway {name} has no adapter {entry.adapter!r}; choose {listed(adapters())}"
         )
     for secret in entry.notice_secrets:
         try:
-            adapter_of(entry.adapter).check_secret(secret)
+            adapters()[entry.adapter]().check_secret(secret)
         except ValueError as error:
             raise ValueError(f"gateway {name}, notice_secrets: {error}") from None
     if len(entry.notice_secrets) > SECRETS_MAX:
@@ -206,7 +191,7 @@ def _check(name: str, entry: GatewayEntry) -> None:
             f"gateway {name} has {len(entry.notice_secrets)} notice_secrets; give one, or the old "
             "and the new one while they are exchanged"
         )
-    if entry.idempotent and entry.adapter in WITHOUT_KEYS:
+    if entry.idempotent and not adapters()[entry.adapter].idempotent:
         raise ValueError(
             f"gateway {name} cannot be idempotent: its adapter {entry.adapter} knows no keys, and "
             "what is sent twice is done twice"
@@ -251,6 +236,7 @@ def _or(given: int | None, default: int) -> int:
     return default if given is None else given
 
 
-def _listed(names: Mapping[str, Any] | Sequence[str]) -> str:
+def listed(names: Mapping[str, Any] | Sequence[str]) -> str:
+    """Names as the choices of a sentence."""
     *most, last = names
     return f"{', '.join(most)} or {last}"

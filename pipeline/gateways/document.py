@@ -19,7 +19,7 @@ from pipeline.domain.normalisation import (
     Again,
     Phase,
 )
-from pipeline.gateways.configured import GatewayEntry
+from pipeline.gateways.configured import GatewayEntry, adapters, listed
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "gateways.md"
 
@@ -36,7 +36,7 @@ _ACTIONS: Final = {
 
 _SETTINGS: Final = {
     "url": "base address; two gateways never share one",
-    "adapter": "which contract it speaks: simulator, northbank, pacific or legacy",
+    "adapter": "which contract it speaks: " + listed(adapters()),
     "currencies": "what it takes; left out, everything",
     "merchants": "whom it serves; a gateway that names the merchant goes first",
     "priority": "the lowest number goes first",
@@ -51,6 +51,28 @@ _SETTINGS: Final = {
     "notice_secrets": "what its notices are signed with; the old and the new one in an exchange",
 }
 
+# What a gateway consists of.
+_PLACES: Final = {
+    "a module in `pipeline/gateways/adapters/`": "its contract from our side: requests, answers, "
+    "notices. Its class says `idempotent` (False: what arrives twice is done twice), "
+    "`sends_notices` and `notices_by_own_id`; none of them has a default",
+    "`ADAPTERS` in `pipeline/gateways/adapters/known.py`": "the class",
+    "`GATEWAY_CODES` in `pipeline/domain/normalisation.py`": "its codes",
+    "a module in `pipeline/gateways/reports/`": "what reads its settlement reports",
+    "`_readers` in `pipeline/gateways/reports/base.py`": "that reader",
+    "`_BY_ADAPTER` in `pipeline/gateways/reports/terms.py`": "its reports' time zone, and how many "
+    "days they and the bank may take",
+    "a module in `pipeline/gateways/simulator/wires/`": "its contract from the gateway's side, "
+    "which the suite calls",
+    "`PERSONALITIES` in `pipeline/gateways/simulator/personality.py`": "that side, its prices and "
+    "its temper",
+    "`WRITERS` in `pipeline/gateways/simulator/report_formats.py`": "how it writes its reports",
+    "`said` in `tests/unit/test_gateway_normalisation.py`": "the codes that it can say",
+    "`KEY_FIELD` in `tests/unit/test_gateway_adapters.py`": "where its answers name our key",
+    "`--gateway` in `pipeline/commands/flow.py` and in [docs/simulator.md](simulator.md)": "its "
+    "name",
+}
+
 _HEAD: Final = """\
 # Gateways
 
@@ -63,8 +85,15 @@ was written and what was not, and an adapter for each contract (`pipeline/gatewa
 what the bytes mean. Every adapter passes one suite, `tests/integration/test_gateway_contract.py`,
 against a real server that plays every trouble with every operation.
 
-To add a gateway: write its adapter (requests, answers, notices), its rows in `GATEWAY_CODES`, and
-name it in `pipeline/gateways/configured.py`; the suite and this document follow.
+## Adding a gateway
+
+It has one name in all of these places. `make check` names a place that was forgotten.
+
+"""
+
+_ADDED: Final = """\
+Then run `python -m pipeline.gateways.document`, and the suite: it takes in every adapter, and one
+that does not keep what its class says, as by charging twice, fails there.
 
 ## Configuration
 
@@ -154,8 +183,21 @@ gateway with keys.
 def render() -> str:
     """The document's text."""
     return "\n".join(
-        [_HEAD + "\n".join(_settings()), _CODES + "\n".join(_codes()), "\n".join(_safety())]
+        [
+            _HEAD + "\n".join(_places()),
+            _ADDED + "\n".join(_settings()),
+            _CODES + "\n".join(_codes()),
+            "\n".join(_safety()),
+        ]
     )
+
+
+def _places() -> Iterator[str]:
+    yield "| where | what |"
+    yield "|---|---|"
+    for where, what in _PLACES.items():
+        yield f"| {where} | {what} |"
+    yield ""
 
 
 def _settings() -> Iterator[str]:

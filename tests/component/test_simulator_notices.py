@@ -15,10 +15,8 @@ import pytest
 from aiohttp import web
 
 from pipeline.errors import UserError
+from pipeline.gateways.adapters.known import ADAPTERS
 from pipeline.gateways.adapters.legacy import LegacyAdapter
-from pipeline.gateways.adapters.northbank import NorthbankAdapter
-from pipeline.gateways.adapters.pacific import PacificAdapter
-from pipeline.gateways.adapters.simulator import SimulatorAdapter
 from pipeline.gateways.http_adapter import HttpGateway
 from pipeline.gateways.notice import Notice, NoticeRefused, our_reference
 from pipeline.gateways.simulator.app import Gateway, build_app
@@ -30,13 +28,7 @@ from tests.unit.test_gateway_http import a_request
 PATIENCE_S = 20
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 NEXT_SECRET = "whsec_" + base64.b64encode(b"n" * 32).decode()
-ADAPTERS: dict[str, Callable[[], Any]] = {
-    "simulator": SimulatorAdapter,
-    "northbank": NorthbankAdapter,
-    "pacific": PacificAdapter,
-    "legacy": LegacyAdapter,
-}
-TELLING = ("simulator", "northbank", "pacific")
+TELLING = tuple(name for name, each in ADAPTERS.items() if each.sends_notices)
 QUICK = FaultPlan(pending_ms=50, notice_delay_ms=0, notice_retry_ms=10)
 REFERENCE = "pay-1:o:1:sim:1"  # an order id may hold a colon
 
@@ -45,7 +37,7 @@ class Desk:
     """Receives notices and reads them with the gateway's adapter."""
 
     def __init__(self, adapter: Any) -> None:
-        secrets = () if adapter.name == "legacy" else (SECRET,)
+        secrets = (SECRET,) if adapter.sends_notices else ()
         self.gateway = HttpGateway(
             "sim", "http://127.0.0.1:1", adapter=adapter, notice_secrets=secrets
         )

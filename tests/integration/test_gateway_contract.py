@@ -18,11 +18,7 @@ from msgspec.structs import replace
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.normalisation import Action, action_of
-from pipeline.gateways.adapters.legacy import LegacyAdapter
-from pipeline.gateways.adapters.northbank import NorthbankAdapter
-from pipeline.gateways.adapters.pacific import PacificAdapter
-from pipeline.gateways.adapters.simulator import SimulatorAdapter
-from pipeline.gateways.configured import BY_OWN_ID
+from pipeline.gateways.adapters.known import ADAPTERS
 from pipeline.gateways.http_adapter import HttpGateway
 from pipeline.gateways.in_process import InProcessGateway, wall_clock_ms
 from pipeline.gateways.port import Gateway
@@ -32,6 +28,7 @@ from pipeline.gateways.simulator import (
     start_simulator,
     stop_simulator,
 )
+from pipeline.gateways.simulator.personality import PERSONALITIES
 
 pytestmark = pytest.mark.integration
 
@@ -64,14 +61,8 @@ def soon_ms() -> int:
     return wall_clock_ms() + 30_000
 
 
-ADAPTERS = {
-    "simulator": SimulatorAdapter,
-    "northbank": NorthbankAdapter,
-    "pacific": PacificAdapter,
-    "legacy": LegacyAdapter,
-}
 # The simulated gateways' own temper: kinds that are pending before they succeed.
-PENDING_AT = {("northbank", "capture"), ("pacific", "refund")}
+PENDING_AT = {(name, kind) for name, each in PERSONALITIES.items() for kind in each.pending}
 LATER_KINDS = ("capture", "void", "refund")
 QUICK = FaultPlan(slow_ms_min=10, slow_ms_max=20, hang_ms=2_000, pending_ms=200, token_grace_ms=400)
 
@@ -258,7 +249,7 @@ def test_each_movement_has_an_id_of_its_own_or_that_of_what_it_is_about(
     """Parts of one amount are told apart, and a refund that came back from the next one: the same
     id twice is one movement of money, to the payment and to the books. Where notices carry nothing
     else, also a void has one, and nothing that of what it is about."""
-    by_own_id = name in BY_OWN_ID
+    by_own_id = ADAPTERS[name].notices_by_own_id
 
     async def moved(gateway: Gateway, request: PaymentRequest) -> str:
         await done(gateway, request)

@@ -30,6 +30,7 @@ from pipeline.gateways.simulator import (
     kill_simulator,
     start_simulator,
 )
+from pipeline.gateways.simulator.personality import PERSONALITIES
 from pipeline.gateways.webhook_signature import decoded_secret, refusal
 from tests.support.cli import Cli
 from tests.support.ports import free_port
@@ -332,7 +333,7 @@ def test_each_gateway_is_a_process_of_its_own_and_says_which(tmp_path: Path) -> 
         assert get(handle, "/healthz")["gateway"] == "legacy"
     finally:
         kill_simulator(handle)
-    with pytest.raises(UserError, match="choose one of simulator, northbank, pacific, legacy"):
+    with pytest.raises(UserError, match="choose one of " + ", ".join(PERSONALITIES)):
         start_simulator(tmp_path / "other.db", faults="none", gateway="southbank")
 
 

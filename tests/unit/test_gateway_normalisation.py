@@ -21,6 +21,7 @@ from pipeline.domain.normalisation import (
 )
 from pipeline.gateways import document
 from pipeline.gateways.adapters.base import refused, unanswered
+from pipeline.gateways.adapters.known import ADAPTERS
 from pipeline.gateways.simulator.wires import legacy, northbank, pacific
 from tests.house import TOP
 
@@ -38,6 +39,8 @@ def test_every_code_of_a_gateway_is_in_the_table() -> None:
         "pacific": {str(number) for number in pacific._CODES.values()},
         "legacy": set(legacy._CODES.values()),
     }
+    # The default one's codes are standard ones.
+    assert {*said, "simulator"} == set(ADAPTERS)
     for adapter, codes in said.items():
         assert codes <= set(GATEWAY_CODES[adapter]), adapter
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.config import Settings, load_settings
 from pipeline.errors import UserError
+from pipeline.gateways.adapters.known import ADAPTERS
 from pipeline.gateways.simulator.personality import PERSONALITIES
 from pipeline.local import (
     _partitions_file,
@@ -28,7 +29,7 @@ def test_all_simulated_gateways_with_webhooks_are_a_configuration(tmp_path: Path
     entries = simulated(handles, secret)
     load_settings(gateways=entries, state_dir=tmp_path)
     without = [name for name, entry in entries.items() if "notice_secrets" not in entry]
-    assert without == ["legacy"]
+    assert without == [name for name in handles if not ADAPTERS[name].sends_notices]
 
 
 def kept(tmp_path: Path, partitions: int) -> Settings:

@@ -20,7 +20,6 @@ def test_no_two_are_alike() -> None:
     wires = {each.wire("http://x").content_type for each in PERSONALITIES.values()}
     assert len(fees) == len(mixes) == len(PERSONALITIES)
     assert len(wires) == 2
-    assert [name for name, each in PERSONALITIES.items() if not each.idempotent] == ["legacy"]
 
 
 def test_fees_are_rounded_half_up_and_never_more_than_all() -> None:
@@ -43,7 +42,7 @@ def test_declines_follow_the_gateways_own_mix_unless_a_plan_names_one() -> None:
 
 def test_an_unknown_gateway_is_refused_with_the_choices() -> None:
     """A misspelt name is no default."""
-    with pytest.raises(UserError, match="simulator, northbank, pacific, legacy"):
+    with pytest.raises(UserError, match=", ".join(PERSONALITIES)):
         personality("northbnak")
 
 

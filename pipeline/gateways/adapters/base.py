@@ -87,13 +87,21 @@ class View(Struct, frozen=True, kw_only=True):
 
 
 class Adapter(Protocol):
-    """One gateway's contract. Nothing here does I/O; nothing raises for what a gateway sends."""
+    """One gateway's contract. Nothing here does I/O; nothing raises for what a gateway sends.
+
+    What decides whether a call may be sent again, and which notice is believed, each class says
+    itself. None of it has a default: one that is not true of a gateway could charge twice.
+    """
 
     # The name of the adapter in the configuration and in the table of codes.
     name: str
     content_type: str
-    # False: the gateway has no idempotency keys, so none are sent.
+    # False: the gateway has no idempotency keys, so none are sent, and nothing is sent twice.
     idempotent: bool
+    # False: the gateway sends no notices, so that a secret for them cannot be meant.
+    sends_notices: bool
+    # True: its notices carry its own id and nothing of ours.
+    notices_by_own_id: bool
 
     def send(self, request: PaymentRequest) -> HttpCall:
         """The call that may move money: charge, authorize, capture, void or refund."""

@@ -35,6 +35,8 @@ class LegacyAdapter:
     name = "legacy"
     content_type = "application/x-www-form-urlencoded"
     idempotent = False
+    sends_notices = False
+    notices_by_own_id = False
 
     def send(self, request: PaymentRequest) -> base.HttpCall:
         kind = request.kind

@@ -113,6 +113,8 @@ class NorthbankAdapter:
     name = "northbank"
     content_type = "application/x-www-form-urlencoded"
     idempotent = True
+    sends_notices = True
+    notices_by_own_id = False
 
     def send(self, request: PaymentRequest) -> base.HttpCall:
         kind, key = request.kind, request.idempotency_key

@@ -80,6 +80,8 @@ class PacificAdapter:
     name = "pacific"
     content_type = "application/json"
     idempotent = True
+    sends_notices = True
+    notices_by_own_id = True
 
     def send(self, request: PaymentRequest) -> base.HttpCall:
         kind, key = request.kind, request.idempotency_key

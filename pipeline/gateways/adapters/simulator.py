@@ -91,6 +91,8 @@ class SimulatorAdapter:
     name = "simulator"
     content_type = "application/json"
     idempotent = True
+    sends_notices = True
+    notices_by_own_id = False
 
     def send(self, request: PaymentRequest) -> base.HttpCall:
         key, kind = request.idempotency_key, request.kind

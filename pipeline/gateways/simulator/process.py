@@ -52,7 +52,7 @@ def start_simulator(
 ) -> SimulatorHandle:
     """Start a simulated gateway on its books and wait until it answers.
 
-    ``gateway`` is its personality: ``simulator``, ``northbank``, ``pacific`` or ``legacy``.
+    ``gateway`` is its personality, one of ``PERSONALITIES``.
     ``faults`` is a plan, ``"default"``, ``"none"`` or the path of a JSON file. What the process
     prints goes to ``<books>.log``. Raises UserError if it does not come up.
     """
