@@ -17,23 +17,31 @@ app = typer.Typer(
 
 @app.command("check")
 def check_command() -> None:
-    """Fail when a schema differs from its lock, or cannot live beside an earlier version.
+    """Fail when a schema differs from its lock or from what the program holds, or cannot live
+    beside an earlier version.
 
-    Exit code 0: all schemas are locked and FULL_TRANSITIVE compatible. 1: the problems printed.
+    Exit code 0: all schemas are locked and FULL_TRANSITIVE compatible, and the program has all of
+    their fields. 1: the problems printed.
 
     Example:
 
     \b
       paystream schemas check
     """
+    from pipeline.domain.record_fields import differences
+    from schemas.files import SCHEMA_NAMES, has_schema, read_schema
     from schemas.lock import check
 
     problems = check()
+    problems += differences({name: read_schema(name) for name in SCHEMA_NAMES if has_schema(name)})
     for problem in problems:
         typer.echo(problem, err=True)
     if problems:
         raise typer.Exit(1)
-    typer.echo("every schema is locked and compatible with its earlier versions")
+    typer.echo(
+        "every schema is locked and compatible with its earlier versions, and the program has its "
+        "fields"
+    )
 
 
 @app.command("lock")

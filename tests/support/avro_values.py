@@ -35,6 +35,11 @@ def _named(name: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
     return st.tuples(st.just(name), records_of(name))
 
 
+def with_defaults(fields: list[dict[str, Any]], record: dict[str, Any]) -> dict[str, Any]:
+    """The record with what its schema's fields have besides, so that a new one changes no test."""
+    return {**{f["name"]: f["default"] for f in fields if "default" in f}, **record}
+
+
 def _values_of(schema: Any) -> st.SearchStrategy[Any]:
     if isinstance(schema, list):
         return st.one_of([_values_of(branch) for branch in schema])

@@ -15,6 +15,8 @@ from pipeline.ledger.decisions import DECISION_BYTES_MAX, all_decisions, decide
 from producers.order_publisher import OrderPublisher
 from schemas.codec import default_codec
 from schemas.errors import EncodeError
+from schemas.files import read_schema
+from tests.support.avro_values import with_defaults
 from tests.support.cli_runner import CliRunner
 
 
@@ -57,9 +59,10 @@ def test_a_decision_that_no_topic_takes_is_not_made(books_url: str) -> None:
 
 def test_the_engines_writer_names_the_field_that_does_not_fit() -> None:
     """Whoever reads it in a worker's log has only the sentence."""
-    record = dict.fromkeys(("attempt", "try_number", "tier"), 1)
+    record: dict[str, Any] = dict.fromkeys(("attempt", "try_number", "tier"), 1)
     texts = ("merchant_id", "order_id", "payment_id", "operation_id", "purpose", "reason")
-    due: dict[str, Any] = {**record, **dict.fromkeys(texts, "x"), "due_at_ms": None}
+    record |= dict.fromkeys(texts, "x")
+    due = with_defaults(read_schema("payment-due")["fields"], {**record, "due_at_ms": None})
     encode = default_codec().encoder("payment-due", checked=False)
     encode(due)
     with pytest.raises(EncodeError, match=r"^payment-due\.operation_id: "):

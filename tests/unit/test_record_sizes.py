@@ -109,14 +109,16 @@ LIMITS = {**IDS, **WORDS, **DATES, **TEXTS}
 
 
 def largest(kind: type[Struct], **given: Any) -> Any:
-    """The kind with every number and text as long as can be. A text without a limit has no entry
-    in LIMITS: KeyError."""
+    """The kind with every number and text as long as can be: a text as LIMITS says."""
     values = dict(given)
     for field in fields(kind):
         types = get_args(field.type) or (field.type,)
         if field.name in values:
             continue
         if str in types:
+            assert field.name in LIMITS, (
+                f"{kind.__name__}.{field.name}: say in LIMITS how long it is"
+            )
             values[field.name] = LIMITS[field.name]
         elif int in types:
             values[field.name] = NUMBER

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.commands.schemas import app
+from pipeline.domain.record_fields import differences
 from pipeline.errors import UserError
 from schemas import files as schema_files
 from schemas.codec import SCHEMA_NAMES
@@ -42,7 +44,7 @@ def with_field(schemas: Schemas, field: dict[str, Any]) -> Schemas:
     return changed
 
 
-OPTIONAL = {"name": "channel", "type": ["null", "string"], "default": None}
+OPTIONAL = {"name": "added_here", "type": ["null", "string"], "default": None}
 
 
 @pytest.mark.slow
@@ -95,7 +97,7 @@ def test_taking_a_change_back_gets_an_id_of_its_own(path: Path, schemas: Schemas
 @pytest.mark.parametrize(
     "change",
     [
-        lambda order: order["fields"].append({"name": "channel", "type": "string"}),
+        lambda order: order["fields"].append({"name": "added_here", "type": "string"}),
         lambda order: order["fields"].pop(0),
         lambda order: order["fields"][2].update(type="int"),
         lambda order: order["fields"][0].update(name="seller_id"),
@@ -215,6 +217,77 @@ def test_a_missing_avro_package_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(builtins, "__import__", without_avro)
     with pytest.raises(UserError, match=r"install paystream\[dev\]"):
         full_incompatibilities(read_schema("order"), read_schema("order"))
+
+
+def test_a_field_that_only_the_schema_or_only_the_program_has_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever adds half of a field is told the other half's file: the first record would end in a
+    TypeError, and so would each test that writes one."""
+    half = with_field(current_schemas(), OPTIONAL)["order"]
+    half["fields"] = [field for field in half["fields"] if field["name"] != "country"]
+    monkeypatch.setattr(
+        "schemas.files.read_schema", lambda name: half if name == "order" else read_schema(name)
+    )
+    result = CliRunner().invoke(app, ["check"])
+    assert result.exit_code == 1
+    for said in (
+        "order: schemas/order.avsc has the field added_here, and Order in pipeline/domain/model.py "
+        "has not; add it there",
+        "order: Order in pipeline/domain/model.py has the field country, and schemas/order.avsc "
+        "has not; add it there and run `paystream schemas lock`",
+    ):
+        assert said in result.stderr.splitlines()
+
+
+def test_the_program_has_the_fields_of_every_schema() -> None:
+    """So that each record becomes a Struct of the program, and back."""
+    assert differences(current_schemas()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "kind", "said"),
+    [
+        ("order", "country", "string", "country is string in .* and null or string in Order in"),
+        ("order", "amount_minor", ["null", "long"], "long or null in .* and long in Order in"),
+        ("payment", "letters", {"type": "array", "items": "long"}, r"letters\[\] is long in"),
+        ("payment", "letters", "string", "letters is string in .* and array in Payment in"),
+        (
+            "order",
+            "lines",
+            {"type": "array", "items": {"type": "record", "fields": [OPTIONAL]}},
+            r"has the field lines\[\]\.added_here, and OrderLine in pipeline/domain/model.py",
+        ),
+    ],
+)
+def test_a_field_that_holds_something_else_in_the_program_is_named(
+    name: str, field: str, kind: Any, said: str
+) -> None:
+    """By its place, also within a list; a whole number of either size is an int."""
+    schemas = current_schemas()
+    for each in schemas[name]["fields"]:
+        if each["name"] == field:
+            each["type"] = kind
+    found = differences(schemas)
+    assert [each for each in found if re.search(said, each)], found
+
+
+@pytest.mark.parametrize("part", ["name", "type"])
+def test_a_field_without_a_part_of_it_is_no_traceback(part: str) -> None:
+    """The file is named beside what else is wrong with it."""
+    schemas = current_schemas()
+    del schemas["order"]["fields"][0][part]
+    assert differences(schemas) == [
+        "order: schemas/order.avsc is no schema of a record, or a part of it is missing"
+    ]
+
+
+def test_a_schema_without_a_struct_is_named() -> None:
+    """A new topic's records are something in the program, or nobody reads them."""
+    schemas = {**current_schemas(), "refund-note": read_schema("order")}
+    assert [each.split(";")[0] for each in differences(schemas)] == [
+        "refund-note: no Struct is made of it"
+    ]
 
 
 @pytest.mark.slow
