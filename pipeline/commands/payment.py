@@ -134,8 +134,8 @@ def refund_command(
 
     A payment that was charged twice has two charges; one refund is of one of them.
 
-    Asking for the same refund again is the same refund: give another --command-id (or --reason) for
-    a second one of the same amount.
+    Asking for the same refund again is the same refund, and is told as "repeated": give another
+    --command-id (or --reason) for a second one of the same amount.
 
     Example:
 

@@ -58,7 +58,7 @@ def ask(
     import getpass
     import time
 
-    from pipeline.commands.payment_follow import PaymentReader, judged
+    from pipeline.commands.payment_follow import REPEATED, TAKEN_BEFORE, PaymentReader, judged
     from pipeline.config import load_settings
     from pipeline.domain.command_memory import is_another, is_remembered
     from pipeline.domain.keys import record_key
@@ -181,6 +181,8 @@ def ask(
         typer.echo(f"published {_what(command)}")
         typer.echo(f"command   {command.command_id}")
         if wait_s is None or reader is None:
+            if repeated:
+                typer.echo(f"{REPEATED:<9} {TAKEN_BEFORE}")
             typer.echo(f"follow it paystream payment show {key}")
             if reader is None and command_id:
                 typer.echo(

@@ -30,6 +30,7 @@ REJECTED: Final = "rejected"
 DONE: Final = "done"
 FAILED: Final = "failed"
 REPEATED: Final = "repeated"
+TAKEN_BEFORE: Final = "it was taken before and has no effect now"
 
 # The words of the lifecycle as the topics have them.
 _COMMAND_REJECTED: Final = "command_rejected"
@@ -48,8 +49,8 @@ ANSWER_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a command: ``kind`` is rejected, done, failed or repeated (taken before, when
-    the payment stood elsewhere); ``text`` is for people."""
+    """What became of a command: ``kind`` is rejected, done, failed or repeated (taken before, so
+    that it did nothing this time); ``text`` is for people."""
 
     kind: str
     text: str
@@ -67,8 +68,8 @@ class PaymentSeen:
 def judged(seen: PaymentSeen, command: PaymentCommand, *, repeated: bool = False) -> Outcome | None:
     """What became of a command, or None while it waits or is under way.
 
-    ``repeated``: the payment had taken it before it was given this time, which has no effect. What
-    has an operation of its own is told by that; of anything else only that.
+    ``repeated``: the payment had taken it before it was given this time, which has no effect, and
+    so is not told as done; what has an operation of its own is told with what that came to.
 
     A rejection from before counts only where the payment still remembers the command: otherwise
     the command was judged anew. Where another command has its id, only its own rejection counts.
@@ -93,13 +94,18 @@ def judged(seen: PaymentSeen, command: PaymentCommand, *, repeated: bool = False
     if attempts:
         outcomes = [_of_attempt(payment, each) for each in attempts]
         failed = (each for each in outcomes if each is not None and each.kind != DONE)
-        return next(failed, None) or (None if None in outcomes else outcomes[-1])
+        outcome = next(failed, None) or (None if None in outcomes else outcomes[-1])
+        return _again(outcome) if repeated and outcome is not None else outcome
     if payment.cancel_requested_by == command_id and payment.status in _MONEY_MAY_MOVE:
         return None
-    if repeated:
-        text = f"it was taken before and has no effect now; the payment is {payment.status}"
-        return Outcome(REPEATED, text)
-    return Outcome(DONE, f"the payment is {payment.status}")
+    outcome = Outcome(DONE, f"the payment is {payment.status}")
+    return _again(outcome) if repeated else outcome
+
+
+def _again(outcome: Outcome) -> Outcome:
+    """The outcome of a command that was taken before, for whoever gives it again."""
+    kind = REPEATED if outcome.kind == DONE else outcome.kind
+    return Outcome(kind, f"{TAKEN_BEFORE}; {outcome.text}")
 
 
 def _begun_by(seen: PaymentSeen, command: PaymentCommand) -> set[str]:

@@ -205,6 +205,31 @@ def test_topics_that_are_missing_are_a_sentence(topics: Topics) -> None:
     assert "paystream topics apply" in str(missing.exception)
 
 
+def test_the_same_refund_again_is_told_as_repeated(topics: Topics) -> None:
+    """On the output that programs read, whether they wait or not; with 0, as what is asked for is
+    so. Another reason makes it another refund."""
+    words = ["payment", "refund", "shop:1001", "--amount", "5.00", *topics.options]
+    topics.write(PAYMENT)
+    first = CliRunner().invoke(app, words)
+    assert first.exit_code == 0, first.output
+    assert "repeated" not in first.stdout
+    (command,) = topics.commands()
+    made = replace(refund_attempt("refunded"), operation_id=command.command_id)
+    taken = replace(PAYMENT, command_ids=(command.command_id,), attempts=(*PAYMENT.attempts, made))
+    topics.write(taken)
+    unread = CliRunner().invoke(app, words)
+    assert unread.exit_code == 0, unread.output
+    assert "repeated  it was taken before and has no effect now\n" in unread.stdout
+    again = CliRunner().invoke(app, [*words, "--wait", "30"])
+    assert again.exit_code == 0, again.output
+    assert again.stdout.endswith(
+        "repeated  it was taken before and has no effect now; refund of GBP 5.00 at sim-a: "
+        "refunded, reference re_1\n"
+    )
+    other = CliRunner().invoke(app, [*words, "--reason", "a second item"])
+    assert "repeated" not in other.stdout
+
+
 def test_a_command_that_was_taken_before_is_told_so(topics: Topics) -> None:
     """Under its own id it has no effect and is not called done; typed without one it is another."""
     topics.write(replace(PAYMENT, status="risk_review", command_ids=("mine",)))

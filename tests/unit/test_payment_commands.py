@@ -328,17 +328,25 @@ def test_what_was_given_back_as_nobodys_is_no_charge_of_a_payment() -> None:
 
 
 def test_a_command_that_was_taken_before_is_not_told_as_done() -> None:
-    """Under its own id a repetition has no effect, and says so; a refund is told by what it did."""
+    """A repetition has no effect, and says so: of two returned items at one price a program would
+    take the second for refunded. What the first came to is told with it, and a failure as one."""
     review = replace(REFUND, type="review", amount_minor=None, decision="approve")
     seen = PaymentSeen(replace(PAYMENT, status="risk_review", command_ids=("r-1",)))
     outcome = judged(seen, review, repeated=True)
     assert outcome == Outcome(
         REPEATED, "it was taken before and has no effect now; the payment is risk_review"
     )
-    done = PaymentSeen(
-        replace(PAYMENT, command_ids=("r-1",), attempts=(CHARGE, refund_attempt("refunded")))
+    before = "it was taken before and has no effect now; refund of GBP 5.00 at sim-a: "
+
+    def of(attempt: Attempt) -> Outcome | None:
+        taken = replace(PAYMENT, command_ids=("r-1",), attempts=(CHARGE, attempt))
+        return judged(PaymentSeen(taken), REFUND, repeated=True)
+
+    assert of(refund_attempt("refunded")) == Outcome(REPEATED, f"{before}refunded, reference re_1")
+    assert of(refund_attempt("declined", code="card_closed")) == Outcome(
+        FAILED, f"{before}declined, card_closed"
     )
-    assert judged(done, REFUND, repeated=True) == judged(done, REFUND)
+    assert of(refund_attempt("inquiring")) is None
 
 
 @pytest.mark.parametrize(
