@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.options import BootstrapServers, Prefix
+from pipeline.commands.payment_options import OrderWait
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from pipeline.commands.payment_follow import PaymentReader
     from pipeline.domain.model import Order, PaymentCommand
     from producers.cancellations import GivenBack
     from producers.order_file import OrderFile, Problem
@@ -135,19 +137,27 @@ def submit_command(
     business_date: Annotated[
         str | None, typer.Option("--business-date", help="YYYY-MM-DD; default: today (UTC).")
     ] = None,
+    wait_s: OrderWait = None,
     bootstrap_servers: BootstrapServers = None,
     prefix: Prefix = None,
 ) -> None:
     """Publish one order and print its payment id; the same order again is the same payment.
 
+    Whether it may be paid is decided by the flow: --wait tells. Exit code 0: published; with
+    --wait: done, or repeated (the same order was taken before). 1: with --wait: rejected, or the
+    payment failed. 2: nothing was published. 3: with --wait: not answered yet.
+
     Example:
 
     \b
       paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 --currency GBP \
---token tok_ok
+--token tok_ok --wait 30
     """
     import time
+    from contextlib import ExitStack
 
+    from pipeline.commands.order_follow import is_known, judged_order
+    from pipeline.commands.payment_ask import end, tell_step
     from pipeline.domain.card_numbers import is_card_number
     from pipeline.domain.ids import payment_id
     from pipeline.domain.model import Order
@@ -174,14 +184,26 @@ def submit_command(
         card_fingerprint=card_fingerprint,
         card_scheme=card_scheme,
     )
-    with _Publishing(bootstrap_servers, prefix) as publisher:
-        try:
-            publisher.publish(order)
-        except InvalidOrder as error:
-            raise UserError(f"The order was not published: {error}.") from error
-    typer.echo(f"published {merchant}:{order_id}, {format_amount(amount_minor, currency)}")
-    typer.echo(f"payment   {payment_id(merchant, order_id)}")
-    typer.echo(f"follow it paystream trace {merchant}:{order_id}")
+    publishing = _Publishing(bootstrap_servers, prefix)
+    with ExitStack() as opened:
+        reader, repeated = None, False
+        if wait_s is not None:
+            reader = opened.enter_context(publishing.reader(merchant, order_id))
+            repeated = is_known(reader.catch_up(), order)
+        with publishing as publisher:
+            try:
+                publisher.publish(order)
+            except InvalidOrder as error:
+                raise UserError(f"The order was not published: {error}.") from error
+        typer.echo(f"published {merchant}:{order_id}, {format_amount(amount_minor, currency)}")
+        typer.echo(f"payment   {payment_id(merchant, order_id)}")
+        if wait_s is None or reader is None:
+            typer.echo(f"follow it paystream trace {merchant}:{order_id}")
+            return
+        outcome = reader.follow(
+            lambda seen: judged_order(seen, order, repeated=repeated), wait_s, tell_step
+        )
+    end(outcome, f"{merchant}:{order_id}", wait_s, reader.seen.payment)
 
 
 def show_problems(file: Path, problems: Sequence[Problem], shown_max: int) -> None:
@@ -259,17 +281,28 @@ class _Publishing:
         from producers.order_publisher import OrderPublisher
 
         settings = load_settings(bootstrap_servers=bootstrap_servers, topic_prefix=prefix)
-        catalogue = settings.catalogue()
+        self._bootstrap_servers = settings.bootstrap_servers
+        self._catalogue = catalogue = settings.catalogue()
+        self._codec = record_codec(catalogue, settings.schema_registry_url)
         publisher: type[Publisher[Any]] = CommandPublisher if commands else OrderPublisher
         self._publisher = publisher(
             settings.bootstrap_servers,
             topic=catalogue.name("payment-commands" if commands else "orders"),
             client_id="paystream-import",
-            codec=record_codec(catalogue, settings.schema_registry_url),
+            codec=self._codec,
             # librdkafka's own lines would repeat what the error says.
             config={"log_level": 0},
         )
         self._publisher.check()
+
+    def reader(self, merchant_id: str, order_id: str) -> PaymentReader:
+        """Of what becomes of one order."""
+        from pipeline.commands.payment_ask import ids_of
+        from pipeline.commands.payment_follow import PaymentReader
+        from pipeline.domain.keys import record_key
+
+        key = record_key(*ids_of(f"{merchant_id}:{order_id}"))
+        return PaymentReader(self._bootstrap_servers, self._catalogue, self._codec, key)
 
     def __enter__(self) -> Publisher[Any]:
         return self._publisher.__enter__()

@@ -199,7 +199,7 @@ def ask(
     finally:
         if reader is not None:
             reader.close()
-    _end(outcome, key, wait_s)
+    end(outcome, key, wait_s, reader.seen.payment)
 
 
 def ids_of(key: str) -> tuple[str, str]:
@@ -214,11 +214,13 @@ def ids_of(key: str) -> tuple[str, str]:
     return merchant_id, order_id
 
 
-def _end(outcome: Outcome | None, key: str, wait_s: float) -> None:
-    """Print the outcome and leave with its exit code."""
+def end(outcome: Outcome | None, key: str, wait_s: float, payment: Payment | None) -> None:
+    """Print the outcome and leave with its exit code. ``payment``: as it was seen last."""
     if outcome is None:
+        stands = "" if payment is None else f" (the payment is {payment.status})"
         typer.echo(
-            f"Not answered within {wait_s:g} s; `paystream payment show {key}` tells where it is.",
+            f"Not answered within {wait_s:g} s{stands}; `paystream payment show {key}` tells where "
+            "it is.",
             err=True,
         )
         raise typer.Exit(EXIT_UNANSWERED)
@@ -231,6 +233,11 @@ def _tell(event: PaymentEvent, command: PaymentCommand) -> None:
     mine = event.operation_id == command.command_id
     reason = f", {event.reason}" if event.reason else ""
     typer.echo(f"  {'' if mine else '('}{event.type}{reason}{'' if mine else ')'}", err=True)
+
+
+def tell_step(event: PaymentEvent) -> None:
+    """What the payment has come to, for who waits."""
+    typer.echo(f"  {event.type}{f', {event.reason}' if event.reason else ''}", err=True)
 
 
 def _what(command: PaymentCommand) -> str:

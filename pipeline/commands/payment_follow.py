@@ -95,15 +95,15 @@ def judged(seen: PaymentSeen, command: PaymentCommand, *, repeated: bool = False
         outcomes = [_of_attempt(payment, each) for each in attempts]
         failed = (each for each in outcomes if each is not None and each.kind != DONE)
         outcome = next(failed, None) or (None if None in outcomes else outcomes[-1])
-        return _again(outcome) if repeated and outcome is not None else outcome
+        return again(outcome) if repeated and outcome is not None else outcome
     if payment.cancel_requested_by == command_id and payment.status in _MONEY_MAY_MOVE:
         return None
     outcome = Outcome(DONE, f"the payment is {payment.status}")
-    return _again(outcome) if repeated else outcome
+    return again(outcome) if repeated else outcome
 
 
-def _again(outcome: Outcome) -> Outcome:
-    """The outcome of a command that was taken before, for whoever gives it again."""
+def again(outcome: Outcome) -> Outcome:
+    """The outcome of what was taken before, for whoever gives it again."""
     kind = REPEATED if outcome.kind == DONE else outcome.kind
     return Outcome(kind, f"{TAKEN_BEFORE}; {outcome.text}")
 

@@ -37,3 +37,12 @@ Wait = Annotated[
         help="Follow the payment until the command is answered, and print the outcome.",
     ),
 ]
+OrderWait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        min=0,
+        metavar="SECONDS",
+        help="Follow the order until its payment is made, failed or rejected, and print which.",
+    ),
+]

@@ -82,7 +82,7 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
     refused = card_number_refused(payment, order, now_ms)
     if refused is not None:
         return refused
-    if payment is not None and payment.status != AWAITING_ORDER and not is_unasked(payment):
+    if payment is not None and is_ordered(payment):
         return _repeated(payment, order, now_ms)
     if order.merchant_id == NO_MERCHANT:
         detail = f"{NO_MERCHANT} stands for charges that nobody asked for, and is no merchant's id"
@@ -109,6 +109,11 @@ def process_order(payment: Payment | None, order: Order, now_ms: int, policy: Po
         rule = GATEWAY_MUST_SERVE_THE_PAYMENT
         return started or reject_order(payment, order, rule, now_ms, policy)
     return _charged(payment, order, now_ms, policy)
+
+
+def is_ordered(payment: Payment) -> bool:
+    """Whether an order under its ids is a repeated one; else it is what the payment waits for."""
+    return payment.status != AWAITING_ORDER and not is_unasked(payment)
 
 
 def _charged(payment: Payment | None, order: Order, now_ms: int, policy: Policy) -> Decision:
@@ -233,7 +238,9 @@ def _payment(
     )
 
 
-def _repeated(payment: Payment, order: Order, now_ms: int) -> Decision:
+def differing_from(payment: Payment, order: Order) -> list[str]:
+    """In what an order contradicts the payment that has its ids; in nothing, where it is the same
+    order again."""
     differing = []
     if order.amount_minor != payment.amount_minor:
         differing.append("amount")
@@ -241,6 +248,11 @@ def _repeated(payment: Payment, order: Order, now_ms: int) -> Decision:
         differing.append("currency")
     if not _same(order.instrument_token, payment.instrument_token):
         differing.append("instrument")
+    return differing
+
+
+def _repeated(payment: Payment, order: Order, now_ms: int) -> Decision:
+    differing = differing_from(payment, order)
     if not differing:
         return _DUPLICATE
     # Names only: a token is not for logs and headers.

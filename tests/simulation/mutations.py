@@ -339,7 +339,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "the same order again is one payment",
         f"{PROCESSORS}/order.py",
-        "if payment is not None and payment.status != AWAITING_ORDER and not is_unasked(payment):",
+        "if payment is not None and is_ordered(payment):",
         "if payment is not None and payment.status == 'never':",
     ),
     Mutation(

@@ -6,17 +6,22 @@ from typing import Any
 
 import pytest
 
+from consumers.event_subscriber import EventSubscriber
 from consumers.settlement_subscriber import SettlementSubscriber
 from pipeline.errors import UserError
 
+each_subscriber = pytest.mark.parametrize("subscriber", [SettlementSubscriber, EventSubscriber])
 
+
+@each_subscriber
 @pytest.mark.parametrize("start", ["Earliest", "earliest ", "beginning", "", "0", 0, True])
-def test_a_start_that_is_no_place_is_refused(start: Any) -> None:
+def test_a_start_that_is_no_place_is_refused(subscriber: Any, start: Any) -> None:
     """Taken for "latest" it would be committed at once, and what lies before never seen."""
     with pytest.raises(UserError, match='give "earliest" or "latest"'):
-        SettlementSubscriber("127.0.0.1:1", "fulfilment", start=start)
+        subscriber("127.0.0.1:1", "fulfilment", start=start)
 
 
+@each_subscriber
 @pytest.mark.parametrize("start", ["earliest", "latest", None])
-def test_a_start_that_is_one_is_taken(start: Any) -> None:
-    SettlementSubscriber("127.0.0.1:1", "fulfilment", start=start)
+def test_a_start_that_is_one_is_taken(subscriber: Any, start: Any) -> None:
+    subscriber("127.0.0.1:1", "fulfilment", start=start)
