@@ -29,7 +29,7 @@ class CommandPublisher(Publisher[PaymentCommand]):
 
     ::
 
-        with CommandPublisher("127.0.0.1:9092") as publisher:
+        with CommandPublisher(servers) as publisher:
             publisher.publish(command)
 
     A command names its payment by merchant and order, which are its key, so commands on one

@@ -38,7 +38,7 @@ class OrderPublisher(Publisher[Order]):
 
     ::
 
-        with OrderPublisher("127.0.0.1:9092") as publisher:
+        with OrderPublisher(servers) as publisher:
             for order in orders:
                 publisher.publish(order)
 

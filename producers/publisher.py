@@ -26,6 +26,8 @@ from schemas.errors import EncodeError
 DELIVERY_TIMEOUT_S = 120.0
 # A metadata answer takes milliseconds; 10 s allow for a broker that is just starting.
 CHECK_TIMEOUT_S = 10.0
+# Behind that, for a connection and an answer.
+LOOK_S = 3.0
 # How long one wait for room in the queue may last before it looks at the failures again.
 ROOM_SLICE_S = 0.1
 # Reports about what was given up come at once; a machine that is very busy may take seconds.
@@ -107,6 +109,10 @@ class Publisher(Generic[NounT]):
             **(config or {}),
         }
         self._producer = Producer(self._config)
+        # Whether a broker has ever answered, as far as somebody has asked; and of what this client
+        # was given, how many there are, and how many of them it said that they failed.
+        self._reached = False
+        self._queued = self._reported = 0
 
     def publish(self, noun: NounT) -> None:
         """Queue one; waits while the queue is full.
@@ -137,6 +143,7 @@ class Publisher(Generic[NounT]):
         while True:
             try:
                 self._producer.produce(self.topic, value=value, key=key)
+                self._queued += 1
                 break
             except BufferError:
                 self._producer.poll(ROOM_SLICE_S)
@@ -167,12 +174,36 @@ class Publisher(Generic[NounT]):
         """Wait until everything is on the broker.
 
         Raises PublishError naming what is not: those that failed, and those still
-        under way after ``timeout_s`` (default: the delivery timeout), which are given up.
+        under way after ``timeout_s`` (default: the delivery timeout), which are given up. Where no
+        broker has ever answered, as at a wrong address, they are given up within twenty seconds.
         """
         timeout_s = self._delivery_timeout_s + 10 if timeout_s is None else timeout_s
-        if self._producer.flush(timeout_s):
+        soon_s = min(timeout_s, CHECK_TIMEOUT_S)
+        away = ""
+        left = self._producer.flush(soon_s)
+        if left and soon_s < timeout_s:
+            away = self._nobody_answers()
+            left = left if away else self._producer.flush(timeout_s - soon_s)
+        if left:
             self._give_up()
+        if away and self._failed_count:
+            self._failed_reason = away
         self._raise_failed()
+
+    def _nobody_answers(self) -> str:
+        """That no broker has ever answered, in words; "" if one has.
+
+        The client itself looks for one until the delivery timeout, of minutes: an outage ends, a
+        wrong address does not.
+        """
+        if not self._reached and self._queued - self._reported <= self._left():
+            try:
+                self._producer.list_topics(self.topic, timeout=LOOK_S)
+            except KafkaException as error:
+                why = why_away(self._bootstrap_servers, error, self._config)
+                return f"no Kafka broker answers at {self._bootstrap_servers}{why}"
+        self._reached = True
+        return ""
 
     def _give_up(self) -> None:
         """Report whatever is queued or in flight as failed, and go on with a new client.
@@ -191,6 +222,7 @@ class Publisher(Generic[NounT]):
             self._failed_count += left
             self._failed_reason = f"{left} of them without a report from the client"
         self._producer = Producer(self._config)
+        self._queued = self._reported = 0
 
     def _left(self) -> int:
         """Records queued or on their way.
@@ -209,6 +241,7 @@ class Publisher(Generic[NounT]):
         check_topic(
             self._producer, self._bootstrap_servers, self.topic, timeout_s, config=self._config
         )
+        self._reached = True
 
     def __enter__(self) -> Self:
         return self
@@ -239,6 +272,7 @@ class Publisher(Generic[NounT]):
         if error is None:
             return
         self._failed_count += 1
+        self._reported += 1
         self._failed_reason = error.str()
         ids = split_key(message.key())
         if ids is not None and len(self._failed) < NAMED_MAX:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.house import TOP
 from tests.support.cli import Cli, Terminal
 from tests.support.raw_record import ZSTD, produce_raw, record_bytes, zeros
 from tests.support.waiting import wait_until
@@ -35,10 +36,19 @@ def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-def submit(cli: Cli, order_id: str, environment: Mapping[str, str] | None = None) -> None:
+SUBMIT = ("order", "submit", "--currency", "GBP", "--token", "tok_ok")
+
+
+def submit(
+    cli: Cli,
+    order_id: str,
+    environment: Mapping[str, str] | None = None,
+    *,
+    merchant: str = "shop",
+) -> None:
     done = cli.run(
-        *("order", "submit", "--merchant", "shop", "--order-id", order_id),
-        *("--amount", "12.50", "--currency", "GBP", "--token", "tok_ok"),
+        *SUBMIT,
+        *("--merchant", merchant, "--order-id", order_id, "--amount", "12.50"),
         environment=environment,
     )
     assert done.code == 0, done
@@ -142,6 +152,43 @@ def test_a_day_with_up(cli: Cli) -> None:
         assert summary["payments"] == {"captured": 8}
         assert summary["orders_repeated"] == 1
         assert summary["gateway"]["charges"] == 8
+        stopped_clean(cli, up)
+
+
+def examples() -> list[str]:
+    """The Python programs of the documents for clients; what is only a part of one is left out."""
+    texts = [(TOP / name).read_text("utf-8") for name in ("README.md", "docs/clients.md")]
+    found = [e for text in texts for e in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    return [each for each in dict.fromkeys(found) if "\nwith " in each]
+
+
+@pytest.mark.long
+def test_the_programs_of_the_documents_run_beside_up(cli: Cli) -> None:
+    """As they stand, wherever its broker listens: orders and a refund are published, what becomes
+    of them is heard."""
+    followers = {
+        "SettlementSubscriber(": ["py-1 1250 GBP", "1001 1250 GBP", "1001 -500 GBP"],
+        "EventSubscriber(": ["shop-a py-1 order_conflict amount_must_not_change"],
+    }
+    with cli.start(*UP) as up:
+        up.wait_for(RUNNING)
+        publish = [each for each in examples() if "Subscriber(" not in each]
+        assert len(publish) == 3
+        for program in publish:
+            done = cli.start_program(program)
+            assert done.ended() == 0, done.said
+        submit(cli, "py-1", merchant="shop-a")
+        refused = ("--amount", "99.00", "--wait", "60")
+        other = cli.run(*SUBMIT, "--merchant", "shop-a", "--order-id", "py-1", *refused)
+        assert (other.code, other.out.split()[-1]) == (1, "captured"), other
+        assert "rejected  amount_must_not_change" in other.out, other
+        for name, said in followers.items():
+            (program,) = [each for each in examples() if name in each]
+            running = cli.start_program(program)
+            for text in said:
+                running.wait_for(text)
+            running.interrupt()
+            running.ended()
         stopped_clean(cli, up)
 
 

@@ -68,9 +68,16 @@ class Cli:
 
     def start(self, *words: str, environment: Mapping[str, str] | None = None) -> Terminal:
         """A command that stays, in a process group of its own as a shell makes it."""
+        return self._start(["-m", "pipeline", *words], environment)
+
+    def start_program(self, text: str) -> Terminal:
+        """A Python program of somebody who uses the flow."""
+        return self._start(["-c", text], None)
+
+    def _start(self, words: list[str], environment: Mapping[str, str] | None) -> Terminal:
         return Terminal(
             subprocess.Popen(
-                [sys.executable, "-u", "-m", "pipeline", *words],
+                [sys.executable, "-u", *words],
                 env=self._env(environment),
                 cwd=self.cwd,
                 stdin=subprocess.DEVNULL,
