@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -17,6 +19,7 @@ from pipeline.config import Settings
 from pipeline.observability import document as metrics_document
 from tests.house import TOP
 from tests.support.cli_runner import command_of
+from tests.support.waiting import WAIT_S
 
 DOCUMENTS = sorted(
     path
@@ -117,6 +120,20 @@ def test_settings_exist(path: Path) -> None:
 def test_files_and_tests_exist(path: Path) -> None:
     """A path in backticks is a file of the project, and a test behind it is in that file."""
     assert missing_paths(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.slow
+def test_every_test_behind_a_promise_runs_as_it_is_written() -> None:
+    """The line of the README, with a test's id from its table, runs that test."""
+    text = (TOP / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"`(tests/[\w/.]+::[\w:]+)`", text)
+    (line,) = re.findall(r"`\.venv/bin/python (-m pytest .*) TEST`", text)
+    words = [sys.executable, *shlex.split(line), "--collect-only", "-q", *told]
+    done = subprocess.run(words, cwd=TOP, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {each.partition("[")[0] for each in done.stdout.splitlines()}
+    assert set(told) - found == set()
+    assert len(told) >= 13
 
 
 def test_the_file_map_is_the_tree() -> None:
@@ -255,12 +272,13 @@ def parse(line: str, is_mention: bool) -> None:
 def missing_paths(text: str) -> list[str]:
     """Paths of the project in backticks, with or without a test's name, that do not exist."""
     missing = []
-    for told in re.findall(r"`([\w.*-]+/[\w./*-]*(?:::\w+)?)`", text):
-        name, _, test = told.partition("::")
+    for told in re.findall(r"`([\w.*-]+/[\w./*-]*(?:::\w+)*)`", text):
+        name, test, *_ = [*told.split("::"), ""]
         if name.split("/")[0] not in OWN:
             continue
         files = [path for path in TOP.glob(name.rstrip("/")) if path.exists()]
-        if not files or (test and f"def {test}(" not in files[0].read_text(encoding="utf-8")):
+        there = re.compile(rf"^ *(async def|def|class) {test}\b", re.MULTILINE)
+        if not files or (test and not there.search(files[0].read_text(encoding="utf-8"))):
             missing.append(told)
     return missing
 
