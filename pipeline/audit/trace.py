@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,6 +46,9 @@ _WITHIN_A_TRANSACTION = (
     None,
     "audit-entry",
 )
+
+# What the same order has in common with the one before; anything else it says is not looked at.
+_TERMS = ("amount_minor", "currency", "instrument_token")
 
 # Of a result, whose answer it is, where that came when nobody waited for it any more.
 _HEARD = {
@@ -165,7 +168,31 @@ def _hops(catalogue: Catalogue, codec: Codec, found: Sequence[tuple[str, Any]]) 
         schema = catalogue[hop.role].schema
         return hop.at_ms, _WITHIN_A_TRANSACTION.index(schema), hop.offset
 
-    return sorted(hops, key=place)
+    return repetitions_told(sorted(hops, key=place))
+
+
+def repetitions_told(hops: Sequence[Hop]) -> list[Hop]:
+    """The hops in their order; an order that the payment has already says that it did nothing.
+
+    Which one it has is the first that the payments stage made no dead letter of. One on other terms
+    is a dead letter, which tells so.
+    """
+    refused = {
+        tuple(hop.fields.get(f"dlq.{name}") for name in ("topic", "partition", "offset"))
+        for hop in hops
+        if hop.role == "dead-letters" and hop.fields.get("dlq.stage") == "payments"
+    }
+    taken: dict[str, Any] | None = None
+    told = []
+    for hop in hops:
+        place = hop.topic, str(hop.partition), str(hop.offset)
+        if hop.role == "orders" and "problem" not in hop.fields and place not in refused:
+            if taken is None:
+                taken = hop.fields
+            elif all(hop.fields[name] == taken[name] for name in _TERMS):
+                hop = replace(hop, what=f"{hop.what}, repeated, no effect")
+        told.append(hop)
+    return told
 
 
 def _redriven(message: Any) -> str:

@@ -49,16 +49,21 @@ def test_an_order_that_comes_again_is_one_payment(
         os.kill(worker, signal.SIGKILL)
         flow.publish([later, at_once])
         report = flow.settle(SETTLE_S)
-        settlements = [
-            of(hops(flow, f"shop:{o.order_id}"), "settlements") for o in (at_once, later)
-        ]
+        found = [hops(flow, f"shop:{order.order_id}") for order in (at_once, later)]
     assert report.exit_code == 0, report.findings
     assert report.summary["payments"] == {"captured": 2}
     assert report.summary["orders_repeated"] == 5
     assert report.summary["gateway"]["charges"] == 2
     assert report.summary["ledger"]["entries"] == 2
     assert report.summary["dead_letters"] == {}
-    assert [len(each) for each in settlements] == [1, 1]
+    assert [len(of(each, "settlements")) for each in found] == [1, 1]
+    # Whoever looks at the payment sees that the others did nothing.
+    ordered = [[hop.what for hop in each if hop.role == "orders"] for each in found]
+    assert [len([what for what in each if "repeated, no effect" in what]) for each in ordered] == [
+        3,
+        2,
+    ]
+    assert not any("repeated" in each[0] for each in ordered)
 
 
 def test_the_same_order_on_other_terms_is_a_named_conflict(
