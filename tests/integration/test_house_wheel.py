@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -32,9 +33,11 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without a network: the backend is one of the locked dependencies."""
+    """Built without a network, as the documents say: the backend is one of the locked
+    dependencies."""
     directory = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory))
+    (line,) = re.findall(r"^    \.venv/bin/python (.*?) dist +#", installing(), re.MULTILINE)
+    run(sys.executable, *line.split(), str(directory))
     (built,) = directory.glob("*.whl")
     return built
 
@@ -55,6 +58,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (own,) = (place / "lib").glob("python*/site-packages")
     (own / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
+
+
+def test_who_installs_it_is_told_its_names() -> None:
+    """Whoever has a package of one of them learns of it before Python imports the wrong one."""
+    (names,) = re.findall(r"the top-level packages (.*?)\.", installing())
+    assert re.findall(r"`(\w+)`", names) == [*PACKAGES]
 
 
 def test_the_wheel_holds_the_five_packages_and_nothing_else(wheel: Path) -> None:
@@ -92,6 +101,12 @@ def test_the_command_of_the_wheel_runs(installed: Path) -> None:
     shown = run(str(installed.with_name("paystream")), "--help")
     for command in ("demo", "run", "topics", "schemas"):
         assert command in shown
+
+
+def installing() -> str:
+    """What the documents say of it."""
+    text = (TOP / "docs/clients.md").read_text(encoding="utf-8")
+    return text.split("## Install it in your own project")[1].split("\n## ")[0]
 
 
 def run(*command: str) -> str:
