@@ -155,7 +155,10 @@ class Workers:
             for stage in workers
             if catalogue.inputs(stage)
         }
-        self._lag_collector = LagCollector(self._lags)
+        self._lag_collector = LagCollector(
+            {stage: lag.places for stage, lag in self._lags.items()},
+            delayed=[t.name for t in catalogue.topics.values() if t.delay_ms is not None],
+        )
         try:
             self.metrics = Exposition(
                 self.supervisor.metrics_dir,

@@ -32,7 +32,8 @@ Counters of a dead worker stay in the sum until the supervisor itself ends.
   alerts in `deploy/prometheus/alerts.yml` show how not to miss a single one.
 - A histogram `x` is read as `x_bucket`, `x_sum` and `x_count`.
 - `paystream_consumer_lag` counts the markers of transactions as well: a group that has read
-  everything often shows 1 for each partition. Alert on what grows, never on a lag that is not 0.
+  everything often shows 1 for each partition. Never alert on a lag that is not 0, but on
+  `paystream_consumer_stalled_seconds`.
 - What an alert means and what to do: [operations](operations.md#alerts).
 
 | metric | type | labels | meaning |

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pipeline.errors import UserError
+from pipeline.observability.stalls import Places, Stalls
 
 _log = logging.getLogger(__name__)
 
@@ -21,11 +24,18 @@ LAG_INTERVAL_S = 2.0
 
 
 class LagCollector(Collector):
-    """``paystream_consumer_lag`` by group and topic, kept fresh by a thread of its own."""
+    """``paystream_consumer_lag`` and ``paystream_consumer_stalled_seconds`` by group and topic,
+    kept fresh by a thread of its own.
 
-    def __init__(self, ask: Mapping[str, Callable[[], Mapping[str, int]]]) -> None:
+    ``ask`` tells a group's places; ``delayed`` topics cannot stall.
+    """
+
+    def __init__(
+        self, ask: Mapping[str, Callable[[], Places]], delayed: Collection[str] = ()
+    ) -> None:
         self._ask = ask
         self._lag: dict[tuple[str, str], int] = {}
+        self._stalls = {group: Stalls(delayed) for group in ask}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lag", daemon=True)
         self._thread.start()
@@ -39,7 +49,18 @@ class LagCollector(Collector):
         )
         for (group, topic), lag in sorted(self._lag.items()):
             family.add_metric([group, topic], lag)
-        return [family]
+        stalled = GaugeMetricFamily(
+            "paystream_consumer_stalled_seconds",
+            "For how long a group has committed nothing while records of a topic waited for it, in "
+            "the partition where that is longest. Tiers are left out.",
+            labels=["group", "topic"],
+        )
+        # By this moment and not the last answer: what stood before a cluster went away stands on.
+        now_s = time.monotonic()
+        for group, stalls in sorted(self._stalls.items()):
+            for topic, seconds in sorted(stalls.seconds(now_s).items()):
+                stalled.add_metric([group, topic], seconds)
+        return [family, stalled]
 
     def close(self) -> None:
         self._stop.set()
@@ -50,8 +71,7 @@ class LagCollector(Collector):
         while not self._stop.is_set():
             for group, ask in self._ask.items():
                 try:
-                    for topic, lag in ask().items():
-                        self._lag[(group, topic)] = lag
+                    self._looked(group, ask())
                     unknown.discard(group)
                 except Exception as error:  # a cluster that is away must not end the metrics
                     # Once: a terminal shows it, and a cluster may be away for long.
@@ -59,6 +79,14 @@ class LagCollector(Collector):
                     _log.log(level, "the lag of %s cannot be asked: %s", group, _in_words(error))
                     unknown.add(group)
             self._stop.wait(LAG_INTERVAL_S)
+
+    def _looked(self, group: str, places: Places) -> None:
+        self._stalls[group].look(places, time.monotonic())
+        lag: Counter[str] = Counter()
+        for (topic, _), (committed, end) in places.items():
+            lag[topic] += max(0, end - committed)
+        for topic, records in lag.items():
+            self._lag[(group, topic)] = records
 
 
 def _in_words(error: Exception) -> str:

@@ -54,6 +54,13 @@ class GroupLag:
         never alert on lag > 0 alone. A partition without a committed offset counts from its
         beginning. Raises KafkaException when the cluster does not answer.
         """
+        lag = dict.fromkeys(self._topics, 0)
+        for (topic, _), (committed, end) in self.places().items():
+            lag[topic] += max(0, end - committed)
+        return lag
+
+    def places(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """The committed offset and the end of every partition; as above."""
         answered = self._consumer.committed(self._partitions, timeout=REQUEST_TIMEOUT_S)
         committed = {(tp.topic, tp.partition): max(tp.offset, 0) for tp in answered}
         ends = list_offsets(
@@ -61,10 +68,7 @@ class GroupLag:
             {tp: OffsetSpec.latest() for tp in self._partitions},  # type: ignore[no-untyped-call]
             timeout_s=REQUEST_TIMEOUT_S,
         )
-        lag = dict.fromkeys(self._topics, 0)
-        for place, end in ends.items():
-            lag[place[0]] += max(0, end - committed.get(place, 0))
-        return lag
+        return {place: (committed.get(place, 0), end) for place, end in ends.items()}
 
     def close(self) -> None:
         self._consumer.close()

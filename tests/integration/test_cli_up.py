@@ -137,10 +137,19 @@ def test_a_day_with_up(cli: Cli) -> None:
         restarts = 'paystream_worker_restarts{worker="payments-0"}'
         assert seen[restarts] == 0
         worker = worker_of(up, "payments")
+        # Frozen, it dies of nothing: only that nothing is committed tells of it.
+        os.kill(worker, signal.SIGSTOP)
+        submit(cli, "1004")
+        stalled = 'paystream_consumer_stalled_seconds{group="payments",topic="orders"}'
+        # What waits in a tier does so for its time, by design.
+        tier = re.compile("paystream_consumer_stalled_seconds.*payment-(retry|inquiry|timer)-")
+        assert not any(tier.match(name) for name in seen)
+        wait_until(lambda: metrics(up)[stalled] > 5, 60, "an order waits for a stage that stands")
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: metrics(up)[restarts] >= 1, 60, "the supervisor counts the restart")
         submit(cli, "1002")
-        assert whole(cli, up)["payments"] == {"captured": 7}
+        assert whole(cli, up)["payments"] == {"captured": 8}
+        wait_until(lambda: metrics(up)[stalled] == 0, 60, "nothing waits any more")
         stopped_clean(cli, up)
 
     assert not (cli.state_dir / "up.json").exists()
@@ -149,9 +158,9 @@ def test_a_day_with_up(cli: Cli) -> None:
         submit(cli, "1001")  # it is the same order: known, and charged before
         submit(cli, "1003")
         summary = whole(cli, up)
-        assert summary["payments"] == {"captured": 8}
+        assert summary["payments"] == {"captured": 9}
         assert summary["orders_repeated"] == 1
-        assert summary["gateway"]["charges"] == 8
+        assert summary["gateway"]["charges"] == 9
         stopped_clean(cli, up)
 
 

@@ -269,6 +269,7 @@ def known_series() -> dict[str, set[str]]:
         "up": set(),
         "paystream_worker_restarts": {"worker"},
         "paystream_consumer_lag": {"group", "topic"},
+        "paystream_consumer_stalled_seconds": {"group", "topic"},
     }
     for metric in vars(Metrics()).values():
         if not isinstance(metric, MetricWrapperBase):
