@@ -240,12 +240,21 @@ class Judgement:
             if problem is None and letter.source is not None:
                 problem = self._lineage_problem(letter, letter.source)
             if problem is not None:
-                self.found.broken(
-                    "dead_letter_without_lineage", self._letter_example(letter, problem)
-                )
+                self._without_lineage(letter, problem)
             else:
                 self.justification.letter(letter, self._letter_example(letter, letter.cause))
         self._redrives()
+
+    def _without_lineage(self, letter: DeadLetter, problem: str) -> None:
+        """One that names no input of this flow is a stranger's, and kept for ever: whoever set it
+        aside has acknowledged it. One that names an input falsely stays broken."""
+        marker = self.evidence.markers.get((letter.partition, letter.offset))
+        name = "dead_letter_without_lineage"
+        if letter.problem is None or marker is None or marker.state != "discarded":
+            self.found.broken(name, self._letter_example(letter, problem))
+            return
+        by = self.evidence.discards.get(marker.entry_id, f"audit entry {marker.entry_id}")
+        self.found.acknowledged(name, self._letter_example(letter, f"{problem}; discarded by {by}"))
 
     def _redrives(self) -> None:
         """What was redriven is there again, once."""

@@ -380,13 +380,15 @@ class DeadLetter(Struct, frozen=True, gc=False):
 
 
 class MarkerSeen(Struct, frozen=True, gc=False):
-    """What was done about a dead letter. ``source``: role, partition and offset of the input."""
+    """What was done about a dead letter. ``source``: role, partition and offset of the input;
+    ``entry_id``: of the audit's entry that says who did it and why."""
 
     partition: int
     offset: int
     at_ms: int
     state: str
     source: tuple[str, int, int]
+    entry_id: str
 
 
 class RedrivenInput(Struct, frozen=True, gc=False):
@@ -413,7 +415,8 @@ def _heavy_to(value: bytes) -> int | None:
 
 
 class Evidence:
-    """The folded log. ``markers`` by the partition and offset of their letter."""
+    """The folded log. ``markers`` by the partition and offset of their letter, ``discards`` who
+    set letters aside and why, by the entry's id."""
 
     def __init__(self, catalogue: Catalogue, codec: Codec) -> None:
         self.catalogue = catalogue
@@ -422,6 +425,7 @@ class Evidence:
         self.odd: dict[tuple[str, int, int], OddInput] = {}
         self.dead_letters: list[DeadLetter] = []
         self.markers: dict[tuple[int, int], MarkerSeen] = {}
+        self.discards: dict[str, str] = {}
         self.decisions: dict[str, DecisionSeen] = {}
         self.redriven: list[RedrivenInput] = []
         self.findings = Findings()
@@ -784,7 +788,7 @@ class Evidence:
                 record.offset,
                 record.timestamp_ms,
                 record.key,
-                _intern(headers.get("dlq.cause", b"").decode("utf-8", "replace")),
+                _intern(headers.get("dlq.cause", b"").decode("utf-8", "replace") or NO_LINEAGE),
                 _intern(headers.get("dlq.stage", b"").decode("utf-8", "replace")),
                 source,
                 zlib.crc32(value) if whole else None,
@@ -803,6 +807,8 @@ class Evidence:
             return
         if role == "ledger-events":
             self._decision(record, fields)
+        if role == "audit" and fields["action"] == "dead_letters_discard":
+            self.discards[fields["entry_id"]] = f"{fields['actor']}: {fields['reason']}"
         if role != "dead-letter-markers":
             return
         place = fields["letter_partition"], fields["letter_offset"]
@@ -821,6 +827,7 @@ class Evidence:
                 fields["source_partition"],
                 fields["source_offset"],
             ),
+            _intern(fields["audit_entry_id"]),
         )
 
     def _decision(self, record: LogRecord, fields: dict[str, Any]) -> None:
@@ -878,6 +885,8 @@ class Evidence:
 
 
 _OF_OPERATORS: Final = frozenset({"audit", "dead-letter-markers", "ledger-events"})
+# The cause of a letter that names none: nobody of this flow has written it.
+NO_LINEAGE: Final = "no_lineage"
 
 _LINEAGE: Final = (
     "dlq.topic",

@@ -305,6 +305,9 @@ def discard_command(
 ) -> None:
     """Mark open letters as looked at and not to be redriven. The records stay.
 
+    Of records that nobody of this flow wrote (`--cause no_lineage`) `paystream verify` takes this
+    as an acknowledgement.
+
     Exit code 0: all that were meant are set aside, now or before. 1: some are redriven. 2: a wrong
     option, or the cluster is away. 130: stopped.
 
@@ -315,6 +318,9 @@ def discard_command(
 
     \b
       paystream dead-letters discard --cause order_conflict --until 7d --reason "told the shop"
+
+    \b
+      paystream dead-letters discard --cause no_lineage --reason "a tool's test, its access is gone"
     """
     from pipeline.runtime.redrive.plan import Limits, plan_discard
     from pipeline.runtime.redrive.redriver import DISCARD_ACTION

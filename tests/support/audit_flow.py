@@ -322,7 +322,7 @@ class Flow:
             **more,
         )
 
-    def close_letter(self, letter: Row, state: str) -> Row:
+    def close_letter(self, letter: Row, state: str, entry_id: str = "e") -> Row:
         said = {name: text.decode() for name, text in letter.headers}
         name = f"{letter.partition}:{letter.offset}"
         return self.append(
@@ -332,13 +332,13 @@ class Flow:
                 "letter_partition": letter.partition,
                 "letter_offset": letter.offset,
                 "state": state,
-                "source_topic": said["dlq.topic"],
-                "source_partition": int(said["dlq.partition"]),
-                "source_offset": int(said["dlq.offset"]),
+                "source_topic": said.get("dlq.topic", ""),
+                "source_partition": int(said.get("dlq.partition", -1)),
+                "source_offset": int(said.get("dlq.offset", -1)),
                 "first_partition": letter.partition,
                 "first_offset": letter.offset,
                 "redrives": 1,
-                "audit_entry_id": "e",
+                "audit_entry_id": entry_id,
                 "occurred_at_ms": START_MS,
             },
             partition=letter.partition,

@@ -1132,6 +1132,42 @@ def test_a_letter_whose_key_held_a_card_number_is_no_finding() -> None:
     ]
 
 
+def test_a_strangers_letter_that_was_set_aside_is_acknowledged() -> None:
+    """Letters are kept for ever, and so would the finding be; what names an input falsely may be
+    of our own making, and stays broken."""
+    flow = healthy_flow()
+    junk = [flow.append("dead-letters", None, raw=b"junk", partition=0) for _ in range(3)]
+    flow.all_processed()
+
+    def found() -> list[tuple[str, int, str]]:
+        name = "dead_letter_without_lineage"
+        told = [f for f in flow.audit() if f.severity is not Severity.NOTE]
+        assert {f.name for f in told} == {name}
+        return [(f.severity.value, f.count, f.example.detail) for f in told]
+
+    assert found() == [("broken", 3, "has no header dlq.topic")]
+    entry = {
+        "entry_id": "e-1",
+        "actor": "anna",
+        "action": "dead_letters_discard",
+        "subject": "dead-letters",
+        "reason": "a tool's test",
+        "detail": "",
+        "occurred_at_ms": 0,
+    }
+    flow.append("audit", b"dead-letters", entry)
+    for letter in junk[:2]:
+        flow.close_letter(letter, "discarded", "e-1")
+    told = "has no header dlq.topic; discarded by anna: a tool's test"
+    assert found() == [("broken", 1, "has no header dlq.topic"), ("acknowledged", 2, told)]
+    flow.close_letter(junk[2], "discarded", "e-1")
+    assert found() == [("acknowledged", 3, told)]
+    assert summarize(flow.evidence())["dead_letters"]["no_lineage"] == 3
+    false = a_dead_letter_names_nothing(flow)
+    flow.close_letter(false, "discarded", "e-1")
+    assert [each[:2] for each in found()] == [("broken", 1), ("acknowledged", 3)]
+
+
 @pytest.mark.parametrize("held", [b"zstd", b""], ids=["whole", "without its bytes"])
 @pytest.mark.parametrize("role", ["orders", "payment-requests", "settlements"])
 def test_a_batch_that_cannot_be_read_and_has_its_letter_is_no_finding(

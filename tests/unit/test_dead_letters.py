@@ -338,6 +338,17 @@ def test_a_filter_takes_what_matches_all_of_it(chosen: Filter, offsets: list[int
     assert chosen.narrows == (chosen != Filter())
 
 
+def test_what_a_stranger_wrote_is_chosen_by_one_cause() -> None:
+    """It names no cause, so it is listed, counted and set aside as `no_lineage`."""
+    log = Log()
+    log.append(0, None, b"not of this flow", ())
+    log.bury(record(), cause="truncated")
+    chosen = Filter(causes=frozenset({"no_lineage"})).select(log.letters())
+    assert histogram(chosen) == [("no_lineage", "", "", 1)]
+    assert plan_discard(chosen, Markers()).todo == chosen
+    assert list(plan_redrive(chosen, chosen, Markers(), LIMITS).refused) == ["letter_must_be_whole"]
+
+
 def test_the_histogram_counts_the_most_frequent_first() -> None:
     """What there is most of is what a person looks at first."""
     log = Log()

@@ -19,6 +19,8 @@ Place = tuple[int, int]
 Headers = list[tuple[str, bytes]]
 
 ORIGINAL: Final = "dlq.header."
+# The cause of a letter that names none: nobody of this flow has written it.
+NO_LINEAGE: Final = "no_lineage"
 _CHUNK: Final = re.compile(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})")
 _NEEDED: Final = ("dlq.topic", "dlq.partition", "dlq.offset", "dlq.stage", "dlq.cause")
 
@@ -227,7 +229,7 @@ def _letter(piece: Piece, headers: dict[str, str], number: int, count: int) -> L
         source_offset=-1 if source_offset is None else source_offset,
         source_at_ms=source_at_ms,
         stage=intern(headers.get("dlq.stage", "")),
-        cause=intern(headers.get("dlq.cause", "")),
+        cause=intern(headers.get("dlq.cause") or NO_LINEAGE),
         detail=intern(headers.get("dlq.detail", "")),
         attempts=_number(headers.get("dlq.attempts")) or 0,
         first=parse_place(headers.get("dlq.first", "")) or place,
