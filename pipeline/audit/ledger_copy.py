@@ -246,8 +246,9 @@ def _sqlite(database: str | None, shown: str) -> Engine:
     path = Path(database or "")
     if not path.is_file():
         raise AuditUnavailable(
-            f"There is no ledger at {shown}; start the flow, name another with --ledger-url, or"
-            " leave it out with --no-ledger."
+            f"There is no ledger at {shown}. Its workers make it when they start: start the flow,"
+            " or start it again if it runs; name another with --ledger-url, or leave it out with"
+            " --no-ledger."
         )
     engine = create_engine(
         URL.create("sqlite", database=str(path.absolute())),

@@ -293,14 +293,16 @@ def rebuild_command(
     prefix: Prefix = None,
     ledger_url: LedgerUrl = None,
     no_compare: Annotated[
-        bool, typer.Option("--no-compare", help="There is no other ledger to compare with.")
+        bool, typer.Option("--no-compare", help="Do not look at the live ledger.")
     ] = False,
 ) -> None:
     """Make the books anew from the topics alone, and compare every hash with the live ledger's.
 
-    Each partition is compared up to the last entry that both have sealed.
+    Each partition is compared up to the last entry that both have sealed. Where there is no live
+    ledger any more, nothing is compared, and that is said.
 
-    Exit code 0: made, and the same. 1: another hash. 2: refused, or a server is away.
+    Exit code 0: made, and the same, or there was nothing to compare with. 1: another hash.
+    2: refused, or a server is away.
 
     Examples:
 
@@ -317,7 +319,12 @@ def rebuild_command(
         bootstrap_servers=bootstrap_servers, topic_prefix=prefix, ledger_url=ledger_url
     )
     if into == settings.books_url():
-        raise UserError("the live ledger is not rebuilt into: name another database.")
+        raise UserError(
+            "the live ledger is not rebuilt into: name another database. One that is lost is made "
+            "anew by its own workers when they start."
+        )
+    # Before anything is made: a server that is away is told at once.
+    has_live = not no_compare and _is_there(settings.books_url())
     catalogue = settings.catalogue()
     engine = open_ledger(into)
     try:
@@ -335,7 +342,9 @@ def rebuild_command(
             for head in made.heads:
                 typer.echo(f"{head.topic}[{head.partition}]: {head.position} entries, "
                            f"{head.hash.hex()}")  # fmt: skip
-            if no_compare:
+            if not has_live:
+                if not no_compare:
+                    typer.echo("compared nothing: there is no live ledger any more")
                 return
             live = open_ledger(settings.books_url(), create=False)
             try:
@@ -357,6 +366,17 @@ def rebuild_command(
         f"compared {entries} entries with the live ledger: {'the SAME' if same else 'DIFFERENT'}"
     )
     raise typer.Exit(0 if same else 1)
+
+
+def _is_there(url: str) -> bool:
+    """Whether there is a ledger; UserError when that cannot be known."""
+    from pipeline.ledger.database import NoLedger, open_ledger
+
+    try:
+        open_ledger(url, create=False).dispose()
+    except NoLedger:
+        return False
+    return True
 
 
 def _posting(line: str) -> Any:

@@ -35,6 +35,16 @@ _CREATION_LOCK = 0x6C656467
 _READ_ONLY = "ledger_read_only"
 
 
+class NoLedger(UserError):
+    """Nothing was ever booked at this place, or what was there is gone."""
+
+    def __init__(self, shown: str) -> None:
+        super().__init__(
+            f"there is no ledger at {shown}. The ledger's workers make it when they start: start "
+            "the flow, or start it again if it runs; or name another with --ledger-url."
+        )
+
+
 class LedgerAway(UserError):
     """The server does not answer: it may be stopped, starting, or another one than was meant."""
 
@@ -57,7 +67,7 @@ def open_ledger(url: str, *, create: bool = True, forward: bool | None = None) -
         elif create or Path(str(parsed.database)).is_file():
             engine = _sqlite(parsed)
         else:
-            raise UserError(f"there is no ledger at {shown}; start the flow, or name another.")
+            raise NoLedger(shown)
     except ModuleNotFoundError as error:
         raise UserError(
             f"the ledger at {shown} needs {error.name}, which is not installed. Install "
@@ -216,7 +226,7 @@ def _require_this_version(connection: Connection, shown: str) -> None:
     if inspect(connection).has_table(schema_version.name):
         found = connection.execute(select(schema_version.c.version)).scalar_one_or_none()
     if found is None:
-        raise UserError(f"there is no ledger at {shown}; start the flow, or name another.")
+        raise NoLedger(shown)
     if found < SCHEMA_VERSION:
         raise UserError(
             f"the ledger at {shown} has schema version {found}, this program knows "

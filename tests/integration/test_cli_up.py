@@ -202,6 +202,54 @@ def test_the_programs_of_the_documents_run_beside_up(cli: Cli) -> None:
 
 
 @pytest.mark.long
+def test_a_lost_ledger_is_made_anew_by_the_next_up(cli: Cli, tmp_path: Path) -> None:
+    """The guide's way without a backup: settlements and decisions come back from the topics, to the
+    same hashes, and a rebuild beside has nothing to compare with."""
+
+    def books() -> dict[str, Any]:
+        shown = cli.run("ledger", "verify", "--json")
+        assert shown.code == 0, shown
+        found: dict[str, Any] = json.loads(shown.out)
+        return found
+
+    def decision_waits() -> bool:
+        judged = json.loads(cli.run("verify", "--json").out)
+        return [each["name"] for each in judged["findings"]] == ["decision_not_booked"]
+
+    def sealed() -> bool:
+        return sum(head["entries"] for head in books()["heads"]) == 3
+
+    with cli.start(*UP) as up:
+        up.wait_for(RUNNING)
+        submit(cli, "1001")
+        submit(cli, "1002")
+        whole(cli, up)
+        lines = ("suspense:simulator=5.00:GBP", "gateway_receivable:simulator=-5.00:GBP")
+        posted = cli.run("ledger", "post", *lines, "--date", "2024-01-02", "--reason", "found")
+        assert posted.code == 0, posted
+        wait_until(sealed, WHOLE_S, "all three entries are sealed")
+        before = books()["heads"]
+        stopped_clean(cli, up)
+    for lost in cli.state_dir.glob("ledger.sqlite*"):
+        lost.unlink()
+    with cli.start(*UP) as up:
+        up.wait_for(RUNNING)
+        wait_until(decision_waits, WHOLE_S, "all but what the decision posts is booked again")
+        assert (books()["entries"], books()["unpublished_decisions"]) == (2, 1)
+        assert cli.run("ledger", "publish").code == 0
+        whole(cli, up)
+        wait_until(sealed, WHOLE_S, "all three entries are sealed again")
+        assert books()["heads"] == before
+        rebuilt = cli.run(
+            *("ledger", "rebuild", "--into", f"sqlite:///{tmp_path / 'beside.sqlite'}"),
+            *("--ledger-url", f"sqlite:///{tmp_path / 'lost.sqlite'}"),
+        )
+        assert rebuilt.code == 0, rebuilt
+        assert rebuilt.out.rstrip().endswith("there is no live ledger any more")
+        stopped_clean(cli, up)
+
+
+@pytest.mark.long
 def test_what_no_client_of_ours_would_write_is_refused_and_holds_up_nobody(cli: Cli) -> None:
     """A header that is not UTF-8, some kilobytes that unfold to more than the client's default
     bound, and some to more than any of ours: each has its letter, and the order behind them is
