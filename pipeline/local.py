@@ -210,6 +210,12 @@ def _held(settings: Settings, stage: str) -> Iterator[None]:
         yield
 
 
+def require_free_place(settings: Settings, stage: str) -> None:
+    """Refuse a stage whose workers run over this state directory, before anything is started."""
+    with _held(settings, stage):
+        pass
+
+
 def with_kept_partitions(settings: Settings) -> Settings:
     """The settings with the partition count that the topics of this state directory were made with.
 

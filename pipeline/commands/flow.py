@@ -17,6 +17,7 @@ from pipeline.kafka_access import reaching
 
 if TYPE_CHECKING:
     from pipeline.config import Settings
+    from pipeline.local import LocalFlow
 
 TICK_S = 0.2
 # As `run` has it: stopped, but what a worker left is resumed by the next start only.
@@ -67,7 +68,7 @@ def up_command(
     \b
       paystream up --gateways simulator,northbank
     """
-    from pipeline.config import load_settings, state_home
+    from pipeline.config import load_settings
     from pipeline.embedded.cache import make_folder
     from pipeline.gateways.simulator import FaultPlan
     from pipeline.local import LocalFlow, require_free_port, with_kept_partitions
@@ -79,54 +80,62 @@ def up_command(
     settings.risk_rules_text()
     if settings.merchant_endpoints:
         _require_endpoints(settings)
-    require_free_port(settings.metrics_host, settings.metrics_port)
-    settings = with_kept_partitions(settings)
-    if "webhook_port" not in settings.model_fields_set:
-        # Two of these may run side by side; the simulators are told.
-        settings = settings.model_copy(update={"webhook_port": 0})
     make_folder(settings.state_dir, "state")
-    stop = StopSignals()
-    log_file = settings.state_dir / "workers.log"
-    flow = LocalFlow(
-        settings,
-        {
-            "payments": payments_workers,
-            "gateway": gateway_workers,
-            "ledger": 1,
-            # Rules that count, and attempts with a card, need the stage that counts.
-            **({"risk": 1} if settings.counts else {}),
-            "webhooks": 1,
-            **({"notifications": 1} if settings.merchant_endpoints else {}),
-        },
-        faults=faults,
-        gateways=names,
-        log_file=log_file,
-        say=_say,
-        announce=True,
-    )
-    with stop, _OnlyOne(settings.state_dir), flow:
-        s, running = flow.settings, flow.running
-        typer.echo(f"broker     {s.bootstrap_servers}")
-        for name, handle in flow.simulators.items():
-            typer.echo(f"{name:<10} {handle.url}")
-        typer.echo(f"webhooks   {flow.webhook_url}/webhooks/GATEWAY")
-        typer.echo(f"database   {s.books_url()}")
-        typer.echo(f"metrics    {running.metrics.url if running else '-'}")
-        typer.echo(f"log        {log_file}")
-        typer.echo("Ctrl-C drains and stops everything. In another terminal:")
-        if settings.state_dir != state_home():
-            typer.echo(f"  export PAYSTREAM_STATE_DIR={shlex.quote(str(settings.state_dir))}")
-        typer.echo(
-            "  paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 "
-            "--currency GBP --token tok_ok"
+    # A flow that runs over this directory has its port as well: that is told, and not the port.
+    with StopSignals() as stop, _OnlyOne(settings.state_dir):
+        require_free_port(settings.metrics_host, settings.metrics_port)
+        settings = with_kept_partitions(settings)
+        if "webhook_port" not in settings.model_fields_set:
+            # Two of these may run side by side; the simulators are told.
+            settings = settings.model_copy(update={"webhook_port": 0})
+        log_file = settings.state_dir / "workers.log"
+        flow = LocalFlow(
+            settings,
+            {
+                "payments": payments_workers,
+                "gateway": gateway_workers,
+                "ledger": 1,
+                # Rules that count, and attempts with a card, need the stage that counts.
+                **({"risk": 1} if settings.counts else {}),
+                "webhooks": 1,
+                **({"notifications": 1} if settings.merchant_endpoints else {}),
+            },
+            faults=faults,
+            gateways=names,
+            log_file=log_file,
+            say=_say,
+            announce=True,
         )
-        stop.ready()
-        while not stop.asked.wait(TICK_S):
-            flow.tick()
-        typer.echo("draining")
+        with flow:
+            _tell_where(flow, log_file)
+            stop.ready()
+            while not stop.asked.wait(TICK_S):
+                flow.tick()
+            typer.echo("draining")
     if not flow.drained:
         raise typer.Exit(EXIT_NOT_DRAINED)
     typer.echo("stopped")
+
+
+def _tell_where(flow: LocalFlow, log_file: Path) -> None:
+    """Each address of a flow that runs, and what to do with it."""
+    from pipeline.config import state_home
+
+    s, running = flow.settings, flow.running
+    typer.echo(f"broker     {s.bootstrap_servers}")
+    for name, handle in flow.simulators.items():
+        typer.echo(f"{name:<10} {handle.url}")
+    typer.echo(f"webhooks   {flow.webhook_url}/webhooks/GATEWAY")
+    typer.echo(f"database   {s.books_url()}")
+    typer.echo(f"metrics    {running.metrics.url if running else '-'}")
+    typer.echo(f"log        {log_file}")
+    typer.echo("Ctrl-C drains and stops everything. In another terminal:")
+    if s.state_dir != state_home():
+        typer.echo(f"  export PAYSTREAM_STATE_DIR={shlex.quote(str(s.state_dir))}")
+    typer.echo(
+        "  paystream order submit --merchant shop-a --order-id 1001 --amount 12.50 "
+        "--currency GBP --token tok_ok"
+    )
 
 
 def run_command(
@@ -164,7 +173,7 @@ def run_command(
 
     from pipeline.config import load_settings
     from pipeline.ledger.database import open_ledger
-    from pipeline.local import Workers, require_free_port
+    from pipeline.local import Workers, require_free_place, require_free_port
     from pipeline.runtime.cluster import require_reachable
     from pipeline.runtime.lane_counts import require_co_partitioned
     from pipeline.runtime.worker_spec import configure_logging
@@ -179,6 +188,7 @@ def run_command(
     if stage is Stage.notifications:
         _require_endpoints(settings)
     node = _node_id(settings.node_id, settings.bootstrap_servers)
+    require_free_place(settings, stage.value)
     require_free_port(settings.metrics_host, settings.metrics_port)
     with StopSignals() as stop:
         configure_logging(settings.log_level)

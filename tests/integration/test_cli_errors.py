@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,26 @@ def test_a_taken_metrics_port_is_told_before_anything_starts(
     one_sentence(done, f"127.0.0.1:{taken_port}", "--metrics-port")
     assert "Kafka" not in done.out
     assert not (cli.state_dir / "kafka").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "lock", "said"),
+    [
+        (("up",), "up.lock", "another `paystream up` runs over"),
+        (("run", "ledger"), "ledger.lock", "ledger workers run over"),
+    ],
+    ids=["up", "run"],
+)
+def test_a_second_one_is_told_of_the_first_and_not_of_its_port(
+    cli: Cli, taken_port: int, words: tuple[str, ...], lock: str, said: str
+) -> None:
+    """Another port would only lead to the next refusal."""
+    cli.state_dir.mkdir(parents=True)
+    with (cli.state_dir / lock).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = cli.run(*words, "--metrics-port", str(taken_port))
+    one_sentence(done, said)
+    assert "--metrics-port" not in done.err
 
 
 @pytest.mark.parametrize(
