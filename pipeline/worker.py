@@ -1,12 +1,12 @@
-"""The entry point of a worker process: ``python -m pipeline.worker``.
+"""The entry point of a worker process: ``python -m pipeline.worker NAME``.
 
-It reads its WorkerSpec as JSON from standard input, drains on SIGTERM, ignores SIGINT (a Ctrl-C
-reaches the supervisor, which asks its workers to drain), and drains as well when its supervisor
-dies. Nobody is left then who would kill what does not end, so it leaves by itself (exit code 1)
-where its client waits for a broker that died with the supervisor. On SIGUSR1 it writes to standard
-error where each of its threads stands. Exit codes: 0 drained, 2 something outside is wrong (the
-sentence is in ``last-error.txt`` of the slot's directory), 3 the transactional producer or the
-group's member is fenced or broken, 70 a broken invariant.
+The name is for whoever lists processes. It reads its WorkerSpec as JSON from standard input, drains
+on SIGTERM, ignores SIGINT (a Ctrl-C reaches the supervisor, which asks its workers to drain), and
+drains as well when its supervisor dies. Nobody is left then who would kill what does not end, so it
+leaves by itself (exit code 1) where its client waits for a broker that died with the supervisor. On
+SIGUSR1 it writes to standard error where each of its threads stands. Exit codes: 0 drained, 2
+something outside is wrong (the sentence is in ``last-error.txt`` of the slot's directory), 3 the
+transactional producer or the group's member is fenced or broken, 70 a broken invariant.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from enum import StrEnum
@@ -18,6 +19,8 @@ from pipeline.kafka_access import reaching
 if TYPE_CHECKING:
     from pipeline.config import Settings
     from pipeline.local import LocalFlow
+
+_log = logging.getLogger("paystream.up")
 
 TICK_S = 0.2
 # As `run` has it: stopped, but what a worker left is resumed by the next start only.
@@ -89,6 +92,7 @@ def up_command(
             # Two of these may run side by side; the simulators are told.
             settings = settings.model_copy(update={"webhook_port": 0})
         log_file = settings.state_dir / "workers.log"
+        _log_beside_the_workers(settings.log_level, log_file)
         flow = LocalFlow(
             settings,
             {
@@ -115,6 +119,17 @@ def up_command(
     if not flow.drained:
         raise typer.Exit(EXIT_NOT_DRAINED)
     typer.echo("stopped")
+
+
+def _log_beside_the_workers(level: str, log_file: Path) -> None:
+    """What this process says of them stands in their log; a terminal shows what is not well."""
+    from pipeline.runtime.worker_spec import configure_logging
+
+    configure_logging(level, str(log_file))
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.WARNING)
+    shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.getLogger().addHandler(shown)
 
 
 def _tell_where(flow: LocalFlow, log_file: Path) -> None:
@@ -320,6 +335,7 @@ def _node_id(given: str, bootstrap_servers: str) -> str:
 
 def _say(line: str) -> None:
     typer.echo(f"{time.strftime('%H:%M:%S')} {line}")
+    _log.info("%s", line)
 
 
 class _OnlyOne:

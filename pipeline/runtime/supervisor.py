@@ -162,7 +162,8 @@ class Supervisor:
     def _start(self, slot: _Slot) -> None:
         with _output(slot.spec) as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", self._module],
+                # Its name is for whoever looks at the processes; it is told by its standard input.
+                [sys.executable, "-m", self._module, slot.spec.slot_dir.name],
                 stdin=subprocess.PIPE,
                 stderr=output,
                 env={

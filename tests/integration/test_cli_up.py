@@ -147,6 +147,14 @@ def test_a_day_with_up(cli: Cli) -> None:
         wait_until(lambda: metrics(up)[stalled] > 5, 60, "an order waits for a stage that stands")
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: metrics(up)[restarts] >= 1, 60, "the supervisor counts the restart")
+        # With its time, on the terminal and in the log of the workers.
+        ended = "payments-0 ended with code -9; started again in"
+        assert re.search(rf"^\d\d:\d\d:\d\d {ended}", up.said, re.MULTILINE), up.said
+        log = cli.state_dir / "workers.log"
+        began = "payments-0 runs as process "
+        wait_until(lambda: log.read_text().count(began) == 2, 60, "its next one is started")
+        assert f"{began}{worker_of(up, 'payments')}\n" in log.read_text()
+        assert re.search(rf"^\d{{4}}-.* WARNING .*: {ended}", log.read_text(), re.MULTILINE)
         submit(cli, "1002")
         assert whole(cli, up)["payments"] == {"captured": 8}
         wait_until(lambda: metrics(up)[stalled] == 0, 60, "nothing waits any more")
@@ -366,7 +374,6 @@ def worker_of(up: Terminal, stage: str) -> int:
         except OSError:
             continue
         # Its parent, and when it was started: process ids begin anew when they have run out.
-        if int(told[1]) == up.process.pid and b"pipeline.worker" in line:
+        if int(told[1]) == up.process.pid and line.endswith(f"\0{stage}-0\0".encode()):
             found.append((int(told[19]), int(folder.name)))
-    # They are started in this order.
-    return sorted(found)[("payments", "gateway", "ledger").index(stage)][1]
+    return max(found)[1]
