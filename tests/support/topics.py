@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from tests.support.waiting import WAIT_S, wait_until
+
+_log = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 60.0
 _LEVELS = {
@@ -188,6 +191,8 @@ def _marks(
     except KafkaException as error:
         # Not retriable(): the client sets that mark on errors of transactional calls only.
         if error.args[0].code() in _LEADER_ON_ITS_WAY:
+            # Shown by pytest where it never comes.
+            _log.warning("the ends of %s: %s", partitions[0].topic, error)
             return None
         raise
     return {partition: (low, ends[partition]) for partition, low in lows.items()}
