@@ -779,6 +779,9 @@ class Evidence:
             )
         except ValueError as error:
             problem = f"has a header that cannot be read: {error}"
+        if problem is not None:
+            # Not of our making, whatever it names: it stands for no input.
+            source = None
         value = record.value or b""
         chunk = headers.get("dlq.chunk", b"1/1")
         whole = chunk == b"1/1" and b"*" not in value

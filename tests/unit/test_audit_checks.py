@@ -934,7 +934,7 @@ def our_own_topic_holds_junk(flow: Flow) -> Place:
     return row
 
 
-@case("dead_letter_without_lineage")
+@case("dead_letter_without_lineage", "conflict_not_named")
 def a_dead_letter_has_no_cause(flow: Flow) -> Place:
     row = flow.of("dead-letters")
     row.headers = tuple(h for h in row.headers if h[0] != "dlq.cause")
@@ -1166,6 +1166,24 @@ def test_a_strangers_letter_that_was_set_aside_is_acknowledged() -> None:
     false = a_dead_letter_names_nothing(flow)
     flow.close_letter(false, "discarded", "e-1")
     assert [each[:2] for each in found()] == [("broken", 1), ("acknowledged", 3)]
+
+
+def test_a_strangers_letter_stands_for_no_input() -> None:
+    """One that names an input and lacks a header is not ours: what it names is judged as if it were
+    not there, also once it was set aside."""
+    flow = healthy_flow()
+    letter = flow.of("dead-letters", "shop:junk")
+    letter.headers = tuple(each for each in letter.headers if each[0] != "dlq.timestamp_ms")
+    flow.close_letter(letter, "discarded", "e-1")
+    assert {
+        (f.name, f.severity.value) for f in flow.audit() if f.severity is not Severity.NOTE
+    } == {
+        ("bad_order_not_dead_lettered", "broken"),
+        ("dead_letter_without_lineage", "acknowledged"),
+    }
+    real = flow.dead_letter(flow.of("orders", "shop:junk"), "truncated")
+    assert real.offset != letter.offset
+    assert {f.name for f in flow.audit() if f.severity is Severity.BROKEN} == set()
 
 
 @pytest.mark.parametrize("held", [b"zstd", b""], ids=["whole", "without its bytes"])

@@ -349,6 +349,17 @@ def test_what_a_stranger_wrote_is_chosen_by_one_cause() -> None:
     assert list(plan_redrive(chosen, chosen, Markers(), LIMITS).refused) == ["letter_must_be_whole"]
 
 
+def test_pieces_that_name_no_input_are_letters_by_themselves() -> None:
+    """Joined, the second could be neither named nor set aside."""
+    log = Log()
+    for chunk in (b"1/2", b"2/2"):
+        log.append(0, b"k", b"not of this flow", (("dlq.chunk", chunk),))
+    letters = log.letters()
+    assert [letter.place for letter in letters] == [(0, 0), (0, 1)]
+    assert {letter.problem for letter in letters} == {"it has no header dlq.topic"}
+    assert plan_discard(letters, Markers()).todo == letters
+
+
 def test_the_histogram_counts_the_most_frequent_first() -> None:
     """What there is most of is what a person looks at first."""
     log = Log()

@@ -106,7 +106,8 @@ class Joiner:
     """Makes letters of pieces, fed in the order of each partition.
 
     A piece continues the newest letter of the same input that waits for just this piece; any other
-    piece begins a letter, which then lacks those before it.
+    piece begins a letter, which then lacks those before it. One that names no input is a letter by
+    itself.
     """
 
     def __init__(self) -> None:
@@ -118,6 +119,10 @@ class Joiner:
         headers = _texts(piece)
         number, count = _chunk(headers)
         said = _letter(piece, headers, number, count)
+        if said.problem is not None:
+            # It names no input, so no other piece is of the same one.
+            self.letters.append(said)
+            return said
         if number > 1:
             key = (said.topic, said.source_partition, said.source_offset, said.stage, count)
             letter = self._open.get(key)
@@ -133,7 +138,7 @@ class Joiner:
         elif count > 1:
             key = (said.topic, said.source_partition, said.source_offset, said.stage, count)
             self._open[key] = said
-            said.problem = said.problem or _missing(1, count)
+            said.problem = _missing(1, count)
         self.letters.append(said)
         return said
 
