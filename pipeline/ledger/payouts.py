@@ -70,9 +70,10 @@ def decide_payout_terms(
     standings = payout_book(connection).standings.values()
     latest_ms = max((standing.last_cut_off_ms for standing in standings), default=-1)
     if effective_from_ms <= latest_ms:
+        latest = datetime.fromtimestamp(latest_ms / 1000, UTC)
         raise UserError(
-            f"a payout of the cut-off {latest_ms} (epoch ms) is created already: the terms can "
-            "count from a later time on only."
+            f"a payout of the cut-off {latest:%Y-%m-%d %H:%M:%S} UTC is created already: the terms "
+            "can count from a later time on only."
         )
     return decide(
         connection, kind=PAYOUT_TERMS, body=body, actor=actor, reason=reason, now_ms=now_ms

@@ -52,7 +52,8 @@ class LagCollector(Collector):
         stalled = GaugeMetricFamily(
             "paystream_consumer_stalled_seconds",
             "For how long a group has committed nothing while records of a topic waited for it, in "
-            "the partition where that is longest. Tiers are left out.",
+            "the partition where that is longest. Tiers are left out; orders held back count, and "
+            "so do markers, for half a minute.",
             labels=["group", "topic"],
         )
         # By this moment and not the last answer: what stood before a cluster went away stands on.

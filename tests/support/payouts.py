@@ -520,7 +520,7 @@ class PayoutSuite(OnEachDatabase):
         assert {day: p.held_minor for day, p in payouts(engine).items()} == {
             "2010-12-01": 0, "2010-12-02": 1_00,
         }  # fmt: skip
-        with pytest.raises(UserError, match="is created already"):
+        with pytest.raises(UserError, match="UTC is created already"):
             announce(engine, row(), since="2010-12-02T17:00")
 
     def test_a_later_cut_off_of_a_day_that_was_decided_pays_the_next_day(
