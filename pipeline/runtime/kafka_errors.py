@@ -60,7 +60,14 @@ def passes_by_itself(error: KafkaError) -> bool:
 
 # Of a question that was asked for as long as it may take: nobody leads the partition, or the client
 # was told by nobody yet that there is one. As a word of a consumer they may mean a deleted topic.
-_LEADERLESS = frozenset({KafkaError._UNKNOWN_PARTITION, KafkaError._DESTROY_BROKER})
+_LEADERLESS = frozenset(
+    {
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError._DESTROY_BROKER,
+        # Of none of the partitions that were asked about.
+        KafkaError._NOENT,
+    }
+)
 
 
 def was_asked_in_vain(error: KafkaError) -> bool:

@@ -64,6 +64,7 @@ def test_a_member_that_another_has_replaced_leaves_with_a_sentence(
         KafkaError._TIMED_OUT_QUEUE,
         KafkaError._UNKNOWN_PARTITION,
         KafkaError._DESTROY_BROKER,
+        KafkaError._NOENT,
     ],
 )
 def test_a_worker_whose_brokers_do_not_answer_in_time_leaves_with_a_sentence(
