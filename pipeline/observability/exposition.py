@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pipeline.errors import UserError
-from pipeline.observability.stalls import Places, Stalls
+from pipeline.observability.stalls import Places, Stalls, lag_of
 
 _log = logging.getLogger(__name__)
 
@@ -83,10 +82,7 @@ class LagCollector(Collector):
 
     def _looked(self, group: str, places: Places) -> None:
         self._stalls[group].look(places, time.monotonic())
-        lag: Counter[str] = Counter()
-        for (topic, _), (committed, end) in places.items():
-            lag[topic] += max(0, end - committed)
-        for topic, records in lag.items():
+        for topic, records in lag_of(places).items():
             self._lag[(group, topic)] = records
 
 

@@ -1,11 +1,20 @@
-"""For how long a group has stood before what waits for it: pure, the times are given."""
+"""What waits for a group, and for how long it has stood before that: pure, the times are given."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 # By topic and partition: the group's committed offset and the end of the log.
 Places = Mapping[tuple[str, int], tuple[int, int]]
+
+
+def lag_of(places: Places) -> dict[str, int]:
+    """Records between the committed offsets and the ends, by topic."""
+    lag: Counter[str] = Counter()
+    for (topic, _), (committed, end) in places.items():
+        lag[topic] += max(0, end - committed)
+    return dict(lag)
 
 
 class Stalls:

@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from pipeline.kafka_access import reaching
+from pipeline.observability.stalls import Places, lag_of
 from pipeline.runtime.partition_offsets import list_offsets
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ class GroupLag:
     def __init__(self, bootstrap_servers: str, group: str, topics: Mapping[str, int]) -> None:
         self.group = group
         self._partitions = [TopicPartition(t, p) for t, n in topics.items() for p in range(n)]
-        self._topics = tuple(topics)
         # The client's own lines on standard error would repeat what our errors say.
         quiet: dict[str, str | int | float | bool] = {
             **reaching(bootstrap_servers),
@@ -54,12 +54,9 @@ class GroupLag:
         never alert on lag > 0 alone. A partition without a committed offset counts from its
         beginning. Raises KafkaException when the cluster does not answer.
         """
-        lag = dict.fromkeys(self._topics, 0)
-        for (topic, _), (committed, end) in self.places().items():
-            lag[topic] += max(0, end - committed)
-        return lag
+        return lag_of(self.places())
 
-    def places(self) -> dict[tuple[str, int], tuple[int, int]]:
+    def places(self) -> Places:
         """The committed offset and the end of every partition; as above."""
         answered = self._consumer.committed(self._partitions, timeout=REQUEST_TIMEOUT_S)
         committed = {(tp.topic, tp.partition): max(tp.offset, 0) for tp in answered}
