@@ -169,11 +169,11 @@ def whole_lines(whole: Whole, markers: Markers, value: Decoded) -> Iterator[str]
         yield _row("pieces", f"{len(letter.pieces)} of {letter.pieces_all}")
     if letter.headers_unreadable:
         yield _row("headers", f"not in the letter: {printable(letter.headers_unreadable)}")
-    for name, text in whole.headers:
-        yield _row("header", f"{printable(name)}: {printable(text.decode('utf-8', 'replace'))}")
+    for name, text in whole.shown_headers:
+        yield _row("header", f"{printable(name)}: {printable(text)}")
     if isinstance(value, str):
         yield _row("value", f"{letter.size:,} bytes, not decoded: {value}")
-        yield from hex_lines(whole.value or b"")
+        yield from hex_lines(whole.shown_value)
     else:
         yield _row("value", f"{letter.size:,} bytes")
         for line in json.dumps(value, indent=2).splitlines():
@@ -230,12 +230,12 @@ def whole_json(whole: Whole, markers: Markers, value: Decoded) -> dict[str, Any]
     is_text = isinstance(value, str)
     return {
         **letter_json(whole.letter, markers),
-        "headers": [[name, text.decode("utf-8", "replace")] for name, text in whole.headers],
+        "headers": [[name, text] for name, text in whole.shown_headers],
         "value": None if is_text else value,
         "not_decoded": value if is_text else None,
         "value_base64": None
         if whole.value is None
-        else base64.b64encode(whole.value).decode("ascii"),
+        else base64.b64encode(whole.shown_value).decode("ascii"),
     }
 
 

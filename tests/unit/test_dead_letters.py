@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -347,6 +349,25 @@ def test_what_a_stranger_wrote_is_chosen_by_one_cause() -> None:
     assert histogram(chosen) == [("no_lineage", "", "", 1)]
     assert plan_discard(chosen, Markers()).todo == chosen
     assert list(plan_redrive(chosen, chosen, Markers(), LIMITS).refused) == ["letter_must_be_whole"]
+
+
+def test_a_card_number_that_a_stranger_wrote_is_masked_where_it_is_shown() -> None:
+    """This flow masks what it buries; of what others put beside it only `--raw` has the number."""
+    log = Log()
+    original = ("dlq.header.pan", b"4111 1111 1111 1111")
+    log.append(0, CARD, b"pan " + CARD, (("dlq.detail", b"of " + CARD), original))
+    (letter,) = log.letters()
+    (whole,) = join(iter(log.pieces), {letter.place: letter})
+    assert whole.value == b"pan " + CARD
+    for shown in (
+        "\n".join(text.whole_lines(whole, Markers(), "junk")),
+        "\n".join(text.letter_lines([letter], Markers())),
+        base64.b64decode(text.whole_json(whole, Markers(), "junk")["value_base64"]).decode(),
+        json.dumps(text.whole_json(whole, Markers(), "junk")),
+    ):
+        assert CARD.decode() not in shown
+        assert "4111 1111 1111" not in shown
+    assert "|pan 411111******|" in "\n".join(text.whole_lines(whole, Markers(), "junk"))
 
 
 def test_pieces_that_name_no_input_are_letters_by_themselves() -> None:

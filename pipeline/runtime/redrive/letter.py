@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from pipeline.domain.card_numbers import is_masked
+from pipeline.domain.card_numbers import is_masked, mask_card_number_text, mask_card_numbers
 
 Place = tuple[int, int]
 Headers = list[tuple[str, bytes]]
@@ -100,6 +100,21 @@ class Whole(Struct):
     letter: Letter
     value: bytes | None
     headers: Headers
+
+    @property
+    def shown_value(self) -> bytes:
+        """The bytes as people may see them: nobody masked those of a record that this flow did not
+        write."""
+        value = self.value or b""
+        return value if self.letter.problem is None else mask_card_numbers(value)
+
+    @property
+    def shown_headers(self) -> list[tuple[str, str]]:
+        """The same of the headers, as text."""
+        texts = [(name, text.decode("utf-8", "replace")) for name, text in self.headers]
+        if self.letter.problem is None:
+            return texts
+        return [(name, mask_card_number_text(text)) for name, text in texts]
 
 
 class Joiner:
@@ -219,6 +234,11 @@ def _letter(piece: Piece, headers: dict[str, str], number: int, count: int) -> L
         problem = f"it has no header {missing}"
     elif source_partition is None or source_offset is None:
         problem = "its headers do not say where the input was"
+    key = piece.key
+    if problem is not None:
+        # A stranger's: whoever wrote it masked nothing.
+        headers = {name: mask_card_number_text(text) for name, text in headers.items()}
+        key = None if key is None else mask_card_numbers(key)
     place = (piece.partition, piece.offset)
     source_at_ms = _number(headers.get("dlq.timestamp_ms")) or 0
     masked = headers.get("dlq.masked", "")
@@ -228,7 +248,7 @@ def _letter(piece: Piece, headers: dict[str, str], number: int, count: int) -> L
         partition=piece.partition,
         offset=piece.offset,
         at_ms=piece.at_ms,
-        key=piece.key,
+        key=key,
         topic=intern(headers.get("dlq.topic", "")),
         source_partition=-1 if source_partition is None else source_partition,
         source_offset=-1 if source_offset is None else source_offset,
