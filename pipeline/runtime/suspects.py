@@ -104,6 +104,10 @@ class Suspects:
         """Whether anybody is suspected."""
         return bool(self._suspects)
 
+    def __len__(self) -> int:
+        """Of how many partitions some are suspected."""
+        return len(self._suspects)
+
     def until(self, tp: TopicPartitionKey) -> int:
         """Records of a partition before this offset are suspects; 0 when none are."""
         suspect = self._suspects.get(tp)

@@ -50,6 +50,7 @@ from pipeline.runtime.lane import TRANSACTION_TIMEOUT_MS, Lane, Undefended, prod
 from pipeline.runtime.lane_counts import positions_of_lanes, require_co_partitioned
 from pipeline.runtime.restore import Restorer
 from pipeline.runtime.surroundings import REAL, Surroundings
+from pipeline.runtime.suspect_turns import SuspectTurns
 from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.table import Table
 from pipeline.runtime.too_large import TooLarge
@@ -164,7 +165,7 @@ class TableWorker(Generic[V]):
         self._empty: dict[TopicPartitionKey, int] = {}
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
         self._alone = False
-        self._held_next = True
+        self._turns = SuspectTurns()
         self._batch: Batch | None = None
         self._under_way: Batch | None = None
         self._submitted_s = 0.0
@@ -320,7 +321,7 @@ class TableWorker(Generic[V]):
 
     def _holds_its_turn(self) -> bool:
         """Whether nothing is begun beside what is under way: suspects are, or come next."""
-        return self._alone or (self._held_next and bool(self._held))
+        return self._alone or (self._turns.suspects_next and bool(self._held))
 
     def _ready(self) -> int:
         """How many buffered records the next turns may add to the batch."""
@@ -485,7 +486,7 @@ class TableWorker(Generic[V]):
             # While suspects wait for their turn nothing is begun: beside them nothing is under way.
             records = self._take_ordinary()
         if not records:
-            self._held_next = True
+            self._turns.nothing_else()
             return
         failpoints.hit(f"{self._stage.name}.taken")
         batch = self._batch
@@ -553,12 +554,13 @@ class TableWorker(Generic[V]):
 
     def _take_held(self, allowed: bool) -> list[InputRecord]:
         """Suspects for a transaction of their own, in turn with ordinary ones."""
-        if self._batch is not None or self._under_way is not None or not self._held_next:
+        if self._batch is not None or self._under_way is not None or not self._turns.suspects_next:
             return []
         self._release()
         piece = self._held.next_piece(int(self._time_s() * 1000), gate_open=allowed)
         self._alone = bool(piece)
-        self._held_next = False
+        if not piece:
+            self._turns.no_suspect_now()
         return piece
 
     def _wait_for_registry(self, error: RegistryUnavailable) -> None:
@@ -625,8 +627,13 @@ class TableWorker(Generic[V]):
             {p: offset + 1 for p, offset in self._table_offsets.items()}, int(self._time_s() * 1000)
         )
         failpoints.hit(f"{stage}.cache_applied")
+        suspected = len(self._suspects)
         self._suspects.committed(batch.offsets)
-        self._held_next, self._alone = not self._alone, False
+        if suspected and not self._suspects:
+            _log.info("%s is past what was under way at a death", self._spec.name)
+        if self._held:
+            self._turns.committed(self._alone, batch.opened_s, self._monotonic_s())
+        self._alone = False
         metrics.committed(stage, batch.records, batch.oldest_ms, self._time_s())
         for (topic, partition), offset in batch.offsets.items():
             first = batch.first_offsets[(topic, partition)]
@@ -665,7 +672,8 @@ class TableWorker(Generic[V]):
     def _let_go_of_held(self) -> None:
         self._suspects.forgot()
         self._held.clear()
-        self._alone, self._held_next = False, True
+        self._alone = False
+        self._turns.begin_anew()
         self._unreadable.clear()
         self._stepped_over = {}
 
@@ -717,6 +725,13 @@ class TableWorker(Generic[V]):
         self._admission.assign(self._positions)
         self._offsets.assign(self._positions)
         self._suspects.assigned(self._positions)
+        if self._suspects:
+            _log.warning(
+                "%s: a process died with records of %d input partitions under way; they are "
+                "handled a few at a time, and what lies behind them there waits",
+                self._spec.name,
+                len(self._suspects),
+            )
         self._epoch += 1
         self._restore_began_s = self._monotonic_s()
         self._restorer.begin(tp.partition for tp in partitions)

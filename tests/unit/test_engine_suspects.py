@@ -290,6 +290,42 @@ def test_only_suspects_go_alone_and_what_is_due_goes_with_the_others(
     assert not worker._held
 
 
+def test_suspects_have_half_of_the_time_beside_a_backlog(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full batch of others takes a second, a piece of suspects a tenth of one. In turn with them
+    the suspects' partition, and all that lay behind them, stood for minutes."""
+    dead = Suspects(flow.spec("payments").slot_dir / "suspects.json")
+    dead.start()
+    results, orders = flow.topic("gateway-results"), flow.topic("orders")
+    dead.took([InputRecord(results, 0, offset, 0, b"k", b"v") for offset in range(20 * PIECE)])
+    dead.close()
+    member, commits = Member(), Commits()
+    policy = CommitPolicy(records_max=10, age_ms_max=0)
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True, commit_policy=policy)
+    result = flow.encode("gateway-result", flow.result(flow.order("x")))
+    for _ in range(20 * PIECE):
+        member.append(results, key_of("x"), result)
+    now_s = 0.0
+    monkeypatch.setattr(worker, "_monotonic_s", lambda: now_s)
+    took_s = {results: 0.0, orders: 0.0}
+    number = 0
+    while worker._suspects:
+        for _ in range(10):
+            number += 1
+            order = flow.order(f"o{number}")
+            member.append(orders, key_of(order.order_id), flow.encode("order", order))
+        worker._turn()
+        if commits.busy and commits.outcome is None:
+            ((topic, _),) = commits.works[-1].offsets
+            spent_s = 0.125 if topic == results else 1.0
+            now_s += spent_s
+            took_s[topic] += spent_s
+            commits.end(Outcome.COMMITTED)
+    assert took_s[results] == 20 * 0.125
+    assert 2 <= took_s[orders] <= 5
+
+
 def test_suspects_do_not_wait_for_a_batch_that_would_fill(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
