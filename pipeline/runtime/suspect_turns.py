@@ -1,8 +1,8 @@
-"""Whose turn it is while a worker has suspects: theirs, a few alone, or that of everything else.
+"""Whose turn it is while a worker has suspects: theirs, or that of everything else.
 
-By turns alone a partition with suspects would hardly move in a backlog: a piece of them is a few
-records, a transaction of the others thousands, and on brokers that are slow a second or more. So
-each side has half of the time, and one transaction at the least.
+By turns alone a partition with suspects would hardly move in a backlog: a piece of them may be one
+record, a transaction of the others is thousands. So each side has half of the time, and one
+transaction at the least.
 """
 
 from __future__ import annotations

@@ -22,8 +22,10 @@ from pipeline.runtime.state_file import InPlaceFile, StateFile
 from pipeline.runtime.work import TopicPartitionKey
 
 DEATHS_MAX = 3
-# Of a suspected batch so many are handled alone at a time: 4,000 records are through within
-# seconds, and a second death leaves so many to be looked at one by one.
+# Of a suspected batch one partition's records are handled alone at a time, at most so many: nearly
+# always nobody's record was to blame, and each piece is a transaction, seconds of slow brokers.
+PIECE_MAX = 1_024
+# What another death then leaves is handled so many at a time, and what that leaves one by one.
 PIECE = 64
 
 
@@ -187,8 +189,11 @@ class Suspects:
     def _suspect(self, left: _Range, first: int, alone: bool) -> None:
         """Suspect what was under way of a partition; ``alone``: nothing else was."""
         size = left.end - first
-        piece = PIECE if size > PIECE else 1
         known = self._suspects.get(left.tp)
+        if alone:
+            piece = PIECE if size > PIECE else 1
+        else:
+            piece = min(size, PIECE_MAX if known is None else known.piece)
         suspect = _Suspect(*left.tp, left.end, piece)
         if known is not None:
             suspect.at, suspect.deaths = known.at, known.deaths

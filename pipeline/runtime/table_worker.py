@@ -728,7 +728,7 @@ class TableWorker(Generic[V]):
         if self._suspects:
             _log.warning(
                 "%s: a process died with records of %d input partitions under way; they are "
-                "handled a few at a time, and what lies behind them there waits",
+                "handled one partition at a time, and what lies behind them there waits",
                 self._spec.name,
                 len(self._suspects),
             )
