@@ -18,6 +18,8 @@ _log = logging.getLogger(__name__)
 # Back-pressure reacts within this time; at 10,000 orders/s the overshoot is half of what may wait.
 LOOK_INTERVAL_S = 0.5
 REQUEST_TIMEOUT_S = 10.0
+# A cluster that answers that it cannot say would fill the log with it: twice a second.
+FAILURES_A_LINE = 60
 
 
 class GroupLag:
@@ -92,6 +94,7 @@ class LagGate:
         self._records_max = records_max
         self._stop = threading.Event()
         self._open = True
+        self._failures = 0
         self._thread = threading.Thread(target=self._watch, name="lag-gate", daemon=True)
 
     def start(self) -> None:
@@ -106,19 +109,28 @@ class LagGate:
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK_INTERVAL_S):
-            try:
-                lag = sum(self._lag().values())
-            except KafkaException as error:
+            self.look()
+
+    def look(self) -> None:
+        """Ask once; what stands in the log is what changed, and what has not for half a minute."""
+        try:
+            lag = sum(self._lag().values())
+        except KafkaException as error:
+            if self._failures % FAILURES_A_LINE == 0:
                 _log.warning("the lag of the %s stage cannot be asked: %s", self._stage, error)
-                continue
-            limit = self._records_max if self._open else self._records_max * 3 // 4
-            is_open = lag <= limit
-            if is_open != self._open:
-                _log.info(
-                    "new orders are %s: the %s stage is %d %s behind",
-                    "admitted again" if is_open else "held back",
-                    self._stage,
-                    lag,
-                    self._what,
-                )
-            self._open = is_open
+            self._failures += 1
+            return
+        if self._failures:
+            _log.info("the lag of the %s stage can be asked again", self._stage)
+            self._failures = 0
+        limit = self._records_max if self._open else self._records_max * 3 // 4
+        is_open = lag <= limit
+        if is_open != self._open:
+            _log.info(
+                "new orders are %s: the %s stage is %d %s behind",
+                "admitted again" if is_open else "held back",
+                self._stage,
+                lag,
+                self._what,
+            )
+        self._open = is_open
