@@ -53,7 +53,7 @@ from pipeline.runtime.table_worker import (
     raise_consume_error,
 )
 from pipeline.runtime.too_large import TooLarge
-from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
+from pipeline.runtime.unreadable_batch import DamagedBatches, UnreadableBatch, step_over
 from pipeline.runtime.work import Outcome, Outgoing, TopicPartitionKey
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.errors import RegistryUnavailable
@@ -111,6 +111,7 @@ class GatewayWorker:
         )
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
+        self._damaged = DamagedBatches()
         self._heavy = HeavyBatches()
         self._standstill = surroundings.standstill(surroundings.monotonic_s)
         # The partitions of which the client is not given what comes next: see HeavyBatches.
@@ -236,6 +237,8 @@ class GatewayWorker:
             self._calls.wait_finished(0.01)
         self._collect()
         self._take_outcome(self._commits.poll())
+        if fetch:
+            self._damaged.end(self._has_in_hand)
         if self._commits.busy:
             return
         if self._ready_since_s is None:
@@ -298,6 +301,7 @@ class GatewayWorker:
             else:
                 message = self._consumer.poll(0.1)
             messages = [message] if message is not None else []
+        messages = self._damaged.before(messages)
         for message in messages:
             error = message.error()
             if error is not None:
@@ -305,6 +309,7 @@ class GatewayWorker:
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past, and what
             # was assigned is held until now.
+            self._damaged.clear()
             self._pace(self._tracked)
             return False
         self._require_awake()
@@ -397,9 +402,15 @@ class GatewayWorker:
         partition = tp[1]
         return not (
             partition not in self._fetched | self._bringing
-            or self._prefixes[partition].size
-            or self._held.count(partition)
+            or self._has_in_hand(tp)
             or (self._heavy.has_ahead(tp) and not self._heavy.is_stuck(tp))
+        )
+
+    def _has_in_hand(self, tp: TopicPartitionKey) -> bool:
+        """Whether something that came of a partition is not committed."""
+        return bool(
+            self._prefixes[tp[1]].size
+            or self._held.count(tp[1])
             or (self._under_way is not None and tp in self._under_way.offsets)
         )
 
@@ -582,6 +593,7 @@ class GatewayWorker:
         self._prefixes[partition] = PartitionPrefix()
         self._held.drop(partition)
         self._unreadable.clear()
+        self._damaged.forget((self._stage.topic, partition))
         position = self._positions[partition]
         tp = self._stage.topic, partition
         self._consumer.seek(TopicPartition(*tp, self._heavy.begin(tp, position)))
@@ -715,6 +727,7 @@ class GatewayWorker:
         self._left = {}
         self._too_large.clear()
         self._unreadable.clear()
+        self._damaged.clear()
         self._heavy.clear()
         self._bringing = set()
         self._prefixes.clear()

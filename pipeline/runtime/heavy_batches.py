@@ -42,12 +42,18 @@ from pipeline.batches.unfolded import (
     memory_of,
     most_memory_of,
 )
-from pipeline.batches.unreadable import NOT_HAD, UNFOLDED_BYTES_MAX, batch_at, is_unreadable
+from pipeline.batches.unreadable import (
+    NOT_HAD,
+    UNFOLDED_BYTES_MAX,
+    batch_at,
+    is_damaged,
+    is_unreadable,
+)
 from pipeline.broker_connection import BrokerConnection, Refused
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.runtime.kafka_errors import LaneFatal, passes_by_itself
-from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged
+from pipeline.runtime.unreadable_batch import UnreadableBatch
 from pipeline.runtime.work import TopicPartitionKey
 
 _log = logging.getLogger(__name__)
@@ -655,7 +661,9 @@ class HeavyBatches:
                 if error is None and offset <= last:
                     messages.append(message)
                 elif error is not None and not passes_by_itself(error):
-                    require_undamaged(message)
+                    if is_damaged(error):
+                        # For the worker to end at, once what came before it is handled.
+                        return [*messages, message], offset
                     if not is_unreadable(error):
                         raise KafkaException(error)
                     # As with the worker's own client: asked for twice, then stepped over.

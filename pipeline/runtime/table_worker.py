@@ -55,7 +55,12 @@ from pipeline.runtime.suspects import Suspects
 from pipeline.runtime.table import Table
 from pipeline.runtime.too_large import TooLarge
 from pipeline.runtime.unreadable_batch import CAUSE as UNREADABLE
-from pipeline.runtime.unreadable_batch import UnreadableBatch, require_undamaged, step_over
+from pipeline.runtime.unreadable_batch import (
+    DamagedBatches,
+    UnreadableBatch,
+    require_undamaged,
+    step_over,
+)
 from pipeline.runtime.work import Outcome
 from pipeline.runtime.worker_spec import WorkerSpec
 from schemas.errors import RegistryUnavailable
@@ -156,6 +161,7 @@ class TableWorker(Generic[V]):
         self._held = HeldInputs(stage.lanes, self._suspects)
         self._too_large = TooLarge()
         self._unreadable = UnreadableBatches(surroundings.monotonic_s)
+        self._damaged = DamagedBatches()
         self._heavy = HeavyBatches()
         self._standstill = surroundings.standstill(surroundings.monotonic_s)
         self._offsets = FalseOffsets(each.topic for each in stage.lanes if each.role in OPEN_ROLES)
@@ -296,6 +302,7 @@ class TableWorker(Generic[V]):
         waiting_input = self._consume()
         self._prepare()
         self._take_outcome(self._commits.poll())
+        self._damaged.end(self._has_in_hand)
         batch = self._batch
         if batch is not None and not self._commits.busy:
             age_ms = (self._monotonic_s() - batch.opened_s) * 1000
@@ -347,12 +354,14 @@ class TableWorker(Generic[V]):
         if not messages and not self._admission.ready:
             message = self._consumer.poll(self._patience_s())
             messages = [message] if message is not None else []
+        came, messages = len(messages), self._damaged.before(messages)
         for message in messages:
             error = message.error()
             if error is not None and not self._offsets.misled(message):
                 raise_consume_error(error, message)
         if self._epoch != epoch:
             # A rebalance happened inside the call; what it returned belongs to the past.
+            self._damaged.clear()
             return 0
         held = self._held if self._suspects or self._held else None
         following = self._offsets.following
@@ -382,7 +391,7 @@ class TableWorker(Generic[V]):
         pause = [*fetching.pause, *(self._held.overfull() if self._held else ())]
         if pause:
             self._consumer.pause([TopicPartition(*tp) for tp in pause])
-        return len(messages)
+        return came
 
     def _is_in_its_place(self, record: InputRecord) -> bool:
         """Whether this is the next of its partition though offsets lie between. Where it is not,
@@ -432,10 +441,16 @@ class TableWorker(Generic[V]):
     def _waits_for(self, tp: TopicPartitionKey) -> bool:
         """Whether all that came of a partition is committed, and more may come."""
         return not (
-            self._admission.holds(*tp)
+            self._has_in_hand(tp)
             or self._admission.is_paused(*tp)
-            or self._held.holds(tp)
             or (self._heavy.has_ahead(tp) and not self._heavy.is_stuck(tp))
+        )
+
+    def _has_in_hand(self, tp: TopicPartitionKey) -> bool:
+        """Whether something that came of a partition is not committed."""
+        return (
+            self._admission.holds(*tp)
+            or self._held.holds(tp)
             or any(tp in batch.offsets for batch in (self._batch, self._under_way) if batch)
         )
 
@@ -675,6 +690,7 @@ class TableWorker(Generic[V]):
         self._alone = False
         self._turns.begin_anew()
         self._unreadable.clear()
+        self._damaged.clear()
         self._stepped_over = {}
 
     def _committed_offsets(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.batches.record_batch import RecordBatch
 from pipeline.batches.unreadable import CannotStepOver, UnreadableBatches, is_damaged
 from pipeline.errors import UserError
-from pipeline.runtime.work import Headers
+from pipeline.runtime.work import Headers, TopicPartitionKey
 
 _log = logging.getLogger(__name__)
 
@@ -114,3 +115,47 @@ def require_undamaged(message: Any) -> None:
             f"{message.error().str()}. Another replica may have it whole; nothing is skipped "
             "unasked, see docs/operations.md."
         )
+
+
+class DamagedBatches:
+    """Those that a worker meets. It ends at one, but first handles what came before: whoever steps
+    over the batch by hand would lose that too.
+
+    Nothing that comes later of such a partition is looked at. Behind a wrong checksum the client
+    reads on at a wrong place of the same answer, and asks for offsets that it made up (librdkafka
+    2.16: an unknown format of batch, then a position that is not in the log).
+    """
+
+    def __init__(self) -> None:
+        self._met: dict[TopicPartitionKey, UserError] = {}
+
+    def clear(self) -> None:
+        self._met.clear()
+
+    def forget(self, tp: TopicPartitionKey) -> None:
+        """Of a partition that is read again from before."""
+        self._met.pop(tp, None)
+
+    def before(self, messages: list[Any]) -> list[Any]:
+        """These, without what a worker must not take."""
+        if not self._met and all(each.error() is None for each in messages):
+            return messages
+        taken = []
+        for message in messages:
+            tp = message.topic(), message.partition()
+            if tp in self._met:
+                continue
+            try:
+                require_undamaged(message)
+            except UserError as error:
+                self._met[tp] = error
+                _log.error("%s What came before it is handled first.", error)
+            else:
+                taken.append(message)
+        return taken
+
+    def end(self, in_hand: Callable[[TopicPartitionKey], bool]) -> None:
+        """UserError of one, if of its partition nothing is in hand any more."""
+        for tp, error in self._met.items():
+            if not in_hand(tp):
+                raise error

@@ -12,6 +12,7 @@ from confluent_kafka import OFFSET_END
 from pipeline.batches.one_answer import asks_once, one_answer
 from pipeline.batches.record_batch import fetch_batches, read_batch
 from pipeline.batches.unfolded import HEAVY_BYTES_MIN
+from pipeline.batches.unreadable import is_damaged
 from pipeline.broker_connection import Refused
 from pipeline.errors import UserError
 from pipeline.kafka_wire import Malformed, Reader
@@ -559,6 +560,23 @@ def test_a_damaged_batch_is_left_to_the_client_which_names_it(cluster: MockClust
     """Another replica may have it whole."""
     produce_raw(cluster.bootstrap_servers, "orders", HEAVY, GZIP, damaged=True)
     assert looked(cluster).begin(TP, 0) == 0
+
+
+@pytest.mark.slow
+def test_a_damaged_batch_before_one_is_told_behind_what_lies_before_it(
+    cluster: MockCluster,
+) -> None:
+    """The worker ends at it, once that is handled."""
+    put(cluster, record_bytes(b"k", b"one"))
+    produce_raw(cluster.bootstrap_servers, "orders", record_bytes(b"k", b"two"), damaged=True)
+    put(cluster, HEAVY, GZIP)
+    heavy = looked(cluster)
+    assert heavy.begin(TP, 0) == 3
+    came: list[Any] = []
+    while not came or came[-1].error() is None:
+        came += heavy.bring(lambda _tp: True)
+    assert [each.offset() for each in came] == [0, 1]
+    assert is_damaged(came[-1].error())
 
 
 def test_each_death_without_a_word_halves_what_a_batch_may_come_to(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from pipeline.runtime.input_record import input_record
 from pipeline.runtime.redrive.letter import Joiner, Piece, Whole
 from pipeline.runtime.redrive.plan import Limits, Markers, plan_redrive
 from pipeline.runtime.table_worker import raise_consume_error
-from pipeline.runtime.unreadable_batch import UnreadableBatch, step_over
+from pipeline.runtime.unreadable_batch import DamagedBatches, UnreadableBatch, step_over
 from pipeline.runtime.work import Outcome
 from schemas.codec import default_codec
 from tests.support.engine_fakes import (
@@ -184,6 +184,68 @@ def test_a_batch_whose_letter_is_too_large_is_a_letter_without_its_bytes(
     assert len(headers["dlq.batch_sha256"]) == 64
     assert int(headers["dlq.batch_bytes"]) == len(batch_bytes(TOO_MUCH))
     assert commits.works[-1].offsets == {(flow.topic("orders"), 0): 3}
+
+
+def turn_for_ever(turn: Callable[[], None], commits: Commits) -> None:
+    """With every transaction committed."""
+    while True:
+        turn()
+        if commits.busy and commits.outcome is None:
+            commits.end(Outcome.COMMITTED)
+
+
+@pytest.mark.slow
+def test_what_lies_before_a_damaged_order_is_handled_before_the_worker_ends(
+    flow: EngineFlow, member: ClientMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came with the same answer, and whoever stepped over the batch by hand lost it."""
+    put(flow, "orders", order(flow, "o1"))
+    put(flow, "orders", order(flow, "o2"), damaged=True)
+    put(flow, "orders", order(flow, "o3"))
+    commits = Commits()
+    worker = payments_with(flow, member, commits, monkeypatch)
+    with pytest.raises(UserError, match=r"\[0\]@1 is damaged"):
+        turn_for_ever(worker._turn, commits)
+    assert order_keys(commits.works, flow.topic("payment-requests")) == [key_of("o1")]
+    assert worker._positions[flow.topic("orders"), 0] == 1
+
+
+@pytest.mark.slow
+def test_what_lies_before_a_damaged_request_is_called_before_the_worker_ends(
+    flow: EngineFlow, member: ClientMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, damaged in (("o1", False), ("o2", True), ("o3", False)):
+        asked = flow.encode("payment-request", flow.request(flow.order(name)))
+        put(flow, "payment-requests", record_bytes(key_of(name), asked), damaged=damaged)
+    commits = Commits()
+    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+    with pytest.raises(UserError, match=r"payment-requests\[0\]@1 is damaged"):
+        turn_for_ever(lambda: worker._turn(fetch=True), commits)
+    assert order_keys(commits.works, flow.topic("gateway-results")) == [key_of("o1")]
+    assert worker._positions[0] == 1
+
+
+def test_nothing_is_taken_of_a_partition_behind_a_damaged_batch() -> None:
+    """There the client reads on at a wrong place, and asks for offsets that it made up."""
+
+    def came(topic: str, offset: int, error: KafkaError | None = None) -> Any:
+        return SimpleNamespace(
+            topic=lambda: topic, partition=lambda: 0, offset=lambda: offset, error=lambda: error
+        )
+
+    damaged = DamagedBatches()
+    one, other = came("orders", 0), came("others", 5)
+    spoilt = came("orders", 1, KafkaError(KafkaError._BAD_MSG, "failed CRC32C check"))
+    assert damaged.before([one, other]) == [one, other]
+    assert damaged.before([one, spoilt, came("orders", 2), other]) == [one, other]
+    behind = came("orders", 3)
+    made_up = came("orders", 1 << 56, KafkaError(KafkaError._AUTO_OFFSET_RESET))
+    assert damaged.before([behind, made_up, other]) == [other]
+    damaged.end(lambda tp: True)
+    with pytest.raises(UserError, match=r"orders\[0\]@1 is damaged"):
+        damaged.end(lambda tp: tp != ("orders", 0))
+    damaged.forget(("orders", 0))
+    assert damaged.before([behind]) == [behind]
 
 
 @pytest.mark.slow
