@@ -16,6 +16,7 @@ from pipeline.commands.ledger import app as ledger_app
 from pipeline.commands.orders import order_app, orders_app
 from pipeline.commands.payment import payment_app
 from pipeline.commands.payouts import app as payouts_app
+from pipeline.commands.positions import app as positions_app
 from pipeline.commands.reconcile import app as reconcile_app
 from pipeline.commands.review import review_app
 from pipeline.commands.risk import app as risk_app
@@ -40,6 +41,7 @@ app.command("run")(run_command)
 app.command("simulator")(simulator_command)
 app.add_typer(topics_app, name="topics")
 app.add_typer(transactions_app, name="transactions")
+app.add_typer(positions_app, name="positions")
 app.add_typer(schemas_app, name="schemas")
 app.add_typer(control_app, name="control")
 app.add_typer(orders_app, name="orders")

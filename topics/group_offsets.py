@@ -108,6 +108,11 @@ def bystander(
 
 def members(admin: Admin, group: str) -> int:
     """How many consumers the group has now."""
+    return len(member_names(admin, group))
+
+
+def member_names(admin: Admin, group: str) -> list[str]:
+    """The consumers that the group has now, and where they are."""
     try:
         described = once_coordinated(
             lambda: future_results(
@@ -116,11 +121,11 @@ def members(admin: Admin, group: str) -> int:
         )
     except KafkaException as error:
         if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-            return 0
+            return []
         raise user_error(error) from error
     if described.state in (ConsumerGroupState.DEAD, ConsumerGroupState.EMPTY):
-        return 0
-    return len(described.members)
+        return []
+    return sorted(f"{each.client_id} at {each.host.lstrip('/')}" for each in described.members)
 
 
 def start_at_the_beginning(admin: Admin, group: str, planned: list[TopicPartition]) -> None:

@@ -122,15 +122,26 @@ def batch_at(
 ) -> RecordBatch:
     """The batch that holds this offset, as it was written, from whoever leads the partition; one of
     NOT_HAD."""
+    batch = batch_as_it_lies(consumer, topic, partition, offset, access)
+    if batch.is_damaged:
+        raise Malformed(f"the batch at {topic}[{partition}]@{offset} is not as its checksum says")
+    return batch
+
+
+def batch_as_it_lies(
+    consumer: Any,
+    topic: str,
+    partition: int,
+    offset: int,
+    access: Mapping[str, Any] | None = None,
+) -> RecordBatch:
+    """The same, damaged or not."""
     known = consumer.list_topics(topic, timeout=REQUEST_TIMEOUT_S)
     leader = known.brokers.get(known.topics[topic].partitions[partition].leader)
     if leader is None:
         raise Malformed(f"{topic}[{partition}] has no leader")
     broker = BrokerConnection(leader.host, leader.port, REQUEST_TIMEOUT_S, access=access)
     try:
-        batch = fetch_batch(broker, topic, partition, offset)
+        return fetch_batch(broker, topic, partition, offset)
     finally:
         broker.close()
-    if batch.is_damaged:
-        raise Malformed(f"the batch at {topic}[{partition}]@{offset} is not as its checksum says")
-    return batch

@@ -840,7 +840,7 @@ def raise_consume_error(error: KafkaError, message: Message) -> None:
         raise UserError(
             f"the position in {message.topic()}[{message.partition()}] is not in the log any more "
             f"({error.str()}): records were deleted before they were read. Nothing is skipped "
-            "unasked; see docs/operations.md."
+            "unasked; `paystream positions show` says what is gone, docs/operations.md what to do."
         )
     require_undamaged(message)
     if is_unreadable(error):

@@ -148,7 +148,10 @@ class DamagedBatches:
             try:
                 require_undamaged(message)
             except UserError as error:
-                self._met[tp] = error
+                self._met[tp] = UserError(
+                    f"{error} Where no replica has, `paystream positions step-over` goes on behind "
+                    "it."
+                )
                 _log.error("%s What came before it is handled first.", error)
             else:
                 taken.append(message)

@@ -134,7 +134,7 @@ def test_the_audit_goes_around_gzip_that_would_end_its_process(flow: EngineFlow)
 def test_one_that_was_passed_over_without_a_letter_is_a_finding(
     flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by the script for operators."""
+    """As by `paystream positions step-over`."""
     put_bomb(flow, "orders")
     last = flow.send_order(flow.order("after"))
     monkeypatch.setattr("pipeline.runtime.table_worker.unreadable_letter", lambda *_, **__: [])

@@ -204,7 +204,7 @@ def test_what_lies_before_a_damaged_order_is_handled_before_the_worker_ends(
     put(flow, "orders", order(flow, "o3"))
     commits = Commits()
     worker = payments_with(flow, member, commits, monkeypatch)
-    with pytest.raises(UserError, match=r"\[0\]@1 is damaged"):
+    with pytest.raises(UserError, match=r"\[0\]@1 is damaged.* `paystream positions step-over`"):
         turn_for_ever(worker._turn, commits)
     assert order_keys(commits.works, flow.topic("payment-requests")) == [key_of("o1")]
     assert worker._positions[flow.topic("orders"), 0] == 1
