@@ -90,6 +90,17 @@ def test_a_flow_whose_brokers_want_tls_and_a_user(tmp_path: Path, brokers: Secur
             assert audit.code == 0, audit.out + audit.err
             shown = cli.run("payment", "show", "m:0")
             assert "captured" in shown.out
+            publisher = Producer({"bootstrap.servers": brokers.address, **brokers.scram()})
+            publisher.produce(f"{PREFIX}orders", b"junk", b"m:junk")
+            assert publisher.flush(WAIT_S) == 0
+            wait_until(
+                lambda: "not_wire_format" in cli.run("dead-letters", "list").out,
+                WAIT_S,
+                "the letter is there",
+            )
+            done = cli.run("dead-letters", "discard", "--all", "--yes", "--reason", "a test's")
+            assert done.code == 0, done.out + done.err
+            assert cli.run("positions", "show").code == 0
     finally:
         stop_simulator(simulator)
 

@@ -145,7 +145,7 @@ class Redriver:
         self._make_producer = make_producer
         self._config = {
             **producer_config(
-                bootstrap_servers, f"{catalogue.settings.prefix}dead-letters-redrive"
+                bootstrap_servers, f"paystream/{catalogue.settings.prefix}/dead-letters"
             ),
             "message.max.bytes": MESSAGE_BYTES_MAX,
             # What fitted its topic came with a codec we do not know; this one packs best.
