@@ -14,7 +14,9 @@ from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.suspects import Suspects
 
 # Held of one partition before it is paused: what it holds behind its suspects is held for seconds.
+# It is read on below half of that, since the suspects may be more.
 HELD_MAX = 4_000
+HELD_BYTES_MAX = 16 * 1024 * 1024
 
 
 class HeldInputs:
@@ -24,6 +26,8 @@ class HeldInputs:
         self._lanes = {lane.topic: lane for lane in lanes}
         self._suspects = suspects
         self._queues: dict[TopicPartitionKey, deque[InputRecord]] = {}
+        self._bytes: dict[TopicPartitionKey, int] = {}
+        self._paused: set[TopicPartitionKey] = set()
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -34,6 +38,8 @@ class HeldInputs:
     def clear(self) -> None:
         """Everything is read again from the last committed positions."""
         self._queues.clear()
+        self._bytes.clear()
+        self._paused.clear()
 
     def take(self, record: InputRecord) -> bool:
         """Keep a record that is a suspect or lies behind one; False when it is neither."""
@@ -44,11 +50,32 @@ class HeldInputs:
                 return False
             queue = self._queues[tp] = deque()
         queue.append(record)
+        self._bytes[tp] = self._bytes.get(tp, 0) + len(record.value or b"")
         return True
 
+    def is_paused(self, tp: TopicPartitionKey) -> bool:
+        """Whether enough is held of a partition."""
+        return tp in self._paused
+
     def overfull(self) -> list[TopicPartitionKey]:
-        """Partitions of which enough is held: to be paused until ``released`` names them."""
-        return [tp for tp, queue in self._queues.items() if len(queue) >= HELD_MAX]
+        """Partitions of which enough is held: paused until ``roomy`` or ``released`` names them."""
+        full = [
+            tp
+            for tp, queue in self._queues.items()
+            if len(queue) >= HELD_MAX or self._bytes[tp] >= HELD_BYTES_MAX
+        ]
+        self._paused.update(full)
+        return full
+
+    def roomy(self) -> list[TopicPartitionKey]:
+        """Paused partitions of which so much has gone that they are to be read on."""
+        room = [
+            tp
+            for tp in self._paused
+            if len(self._queues[tp]) <= HELD_MAX // 2 and self._bytes[tp] <= HELD_BYTES_MAX // 2
+        ]
+        self._paused.difference_update(room)
+        return room
 
     def next_piece(self, now_ms: int, *, gate_open: bool) -> list[InputRecord]:
         """Suspects of one partition to be handled alone, each partition in its turn; empty when
@@ -74,6 +101,7 @@ class HeldInputs:
                 if self._suspects.is_condemned(head):
                     break
             if piece:
+                self._bytes[tp] -= size_bytes
                 return piece
         return []
 
@@ -87,4 +115,6 @@ class HeldInputs:
                 queue and queue[0].offset >= self._suspects.until(tp)
             ):
                 self._suspects.acquit(tp)
+                self._bytes.pop(tp, None)
+                self._paused.discard(tp)
                 yield tp, self._queues.pop(tp)

@@ -2,10 +2,11 @@
 
 What a worker has under way (the batch in preparation and the one that commits) is written to a file
 beside the table's cache before it is handled: for each input partition the first and the last
-offset. After a death these are the suspects, and only they are handled carefully: a few of one
-partition alone in a transaction, in turn with ordinary ones. Another death narrows them to what was
-then alone, down to single records; one that was alone at three deaths is quarantined. Everything
-else goes on as ever, so a death from outside costs the others nothing.
+offset. After a death these are the suspects, and only they are handled carefully: those of one
+partition alone in a transaction, with half of the time. Another death narrows them to what was then
+alone, and then to parts of it, down to single records; one that was alone at three deaths is
+quarantined. A death from outside costs everything else the other half of the time, for as long as
+the suspects take.
 
 The file is written once for each batch.
 """
@@ -55,9 +56,12 @@ class _Suspect(Struct):
 
 
 class _State(Struct):
+    """``older``: what was under way at deaths of before, in partitions not owned since."""
+
     under_way: list[_Range] = field(default_factory=list)
     suspects: list[_Suspect] = field(default_factory=list)
     starts: int = 0
+    older: list[_Range] = field(default_factory=list)
 
 
 class Suspects:
@@ -69,8 +73,11 @@ class Suspects:
         self._file: StateFile | None = None
         self._under_way: dict[TopicPartitionKey, _Range] = {}
         self._suspects: dict[TopicPartitionKey, _Suspect] = {}
-        # What was under way at the last death, until it is known how far it had been committed.
+        # What was under way at the last death, and at those before it, until it is known how far it
+        # had been committed. Who was alone is asked of the last one.
         self._left: list[_Range] = []
+        self._older: dict[TopicPartitionKey, _Range] = {}
+        self._assigned = False
         # Starts that were followed neither by steady running nor by an orderly end, this one too.
         self._starts = 0
 
@@ -83,6 +90,7 @@ class Suspects:
             state = _State()
         self._starts = state.starts + 1
         self._left = state.under_way
+        self._older = {each.tp: each for each in state.older}
         self._suspects = {(each.topic, each.partition): each for each in state.suspects}
         self._save()
 
@@ -106,9 +114,9 @@ class Suspects:
         """Whether anybody is suspected."""
         return bool(self._suspects)
 
-    def __len__(self) -> int:
-        """Of how many partitions some are suspected."""
-        return len(self._suspects)
+    def among(self, partitions: Iterable[TopicPartitionKey]) -> int:
+        """Of how many of these partitions records are suspected."""
+        return sum(tp in self._suspects for tp in partitions)
 
     def until(self, tp: TopicPartitionKey) -> int:
         """Records of a partition before this offset are suspects; 0 when none are."""
@@ -133,10 +141,14 @@ class Suspects:
         # What was committed after all was not under way at the death.
         left = [each for each in self._left if each.end > positions.get(each.tp, 0)]
         alone = len(left) == 1
-        for each in left:
+        older = [each for tp, each in self._older.items() if each.end > positions.get(tp, 0)]
+        for each in (*older, *left):
             if each.tp in positions:
-                self._suspect(each, max(each.first, positions[each.tp]), alone)
+                first = max(each.first, positions[each.tp])
+                self._suspect(each, first, alone and each in left)
         self._left = [each for each in left if each.tp not in positions]
+        self._older = {each.tp: each for each in older if each.tp not in positions}
+        self._assigned = self._assigned or bool(positions)
         self._under_way = {}
         self._save()
 
@@ -177,12 +189,14 @@ class Suspects:
 
     def forgot(self) -> None:
         """Everything under way was dropped, and will be read again."""
-        self._under_way = {}
+        if self._under_way:
+            self._under_way = {}
+            self._save()
 
     def excused(self) -> None:
         """The process ends by itself, or because something outside is wrong: no record's doing."""
         self._under_way = {}
-        self._left = []
+        self._left, self._older = [], {}
         self._starts = max(0, self._starts - 1)
         self._save()
 
@@ -207,6 +221,11 @@ class Suspects:
     def _save(self) -> None:
         if self._file is None:
             return
-        under_way = [*self._left, *self._under_way.values()]
-        state = _State(under_way, list(self._suspects.values()), self._starts)
+        older, under_way = dict(self._older), list(self._under_way.values())
+        if self._assigned:
+            # The next death is another one.
+            older |= {each.tp: each for each in self._left}
+        else:
+            under_way += self._left
+        state = _State(under_way, list(self._suspects.values()), self._starts, list(older.values()))
         self._file.write(json.encode(state))

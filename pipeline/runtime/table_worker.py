@@ -172,6 +172,7 @@ class TableWorker(Generic[V]):
         # Suspects are in preparation or under way, and nothing else; and whose turn it is next.
         self._alone = False
         self._turns = SuspectTurns()
+        self._told_suspected = 0
         self._batch: Batch | None = None
         self._under_way: Batch | None = None
         self._submitted_s = 0.0
@@ -460,13 +461,17 @@ class TableWorker(Generic[V]):
         self._heavy.look_on(self._positions, self._stop.is_set)
         for tp, offset in self._heavy.take_moved():
             self._consumer.seek(TopicPartition(*tp, offset))
-        messages = self._heavy.bring(lambda tp: not self._admission.is_paused(*tp))
+        messages = self._heavy.bring(self._takes)
         self._resume_brought()
         return messages
 
     def _resume_brought(self) -> None:
         if brought := self._heavy.take_brought():
-            self._resume(tp for tp in brought if not self._admission.is_paused(*tp))
+            self._resume(tp for tp in brought if self._takes(tp))
+
+    def _takes(self, tp: TopicPartitionKey) -> bool:
+        """Whether more of a partition is wanted."""
+        return not self._admission.is_paused(*tp) and not self._held.is_paused(tp)
 
     def _resume(self, partitions: Iterable[TopicPartitionKey]) -> None:
         wanted = [TopicPartition(*tp) for tp in partitions if not self._heavy.has_ahead(tp)]
@@ -573,6 +578,7 @@ class TableWorker(Generic[V]):
             return []
         self._release()
         piece = self._held.next_piece(int(self._time_s() * 1000), gate_open=allowed)
+        self._resume(tp for tp in self._held.roomy() if not self._admission.is_paused(*tp))
         self._alone = bool(piece)
         if not piece:
             self._turns.no_suspect_now()
@@ -642,10 +648,8 @@ class TableWorker(Generic[V]):
             {p: offset + 1 for p, offset in self._table_offsets.items()}, int(self._time_s() * 1000)
         )
         failpoints.hit(f"{stage}.cache_applied")
-        suspected = len(self._suspects)
         self._suspects.committed(batch.offsets)
-        if suspected and not self._suspects:
-            _log.info("%s is past what was under way at a death", self._spec.name)
+        self._tell_of_suspects()
         if self._held:
             self._turns.committed(self._alone, batch.opened_s, self._monotonic_s())
         self._alone = False
@@ -683,12 +687,27 @@ class TableWorker(Generic[V]):
                 self._admission.add(record)
             if not self._admission.is_paused(*tp):
                 self._resume([tp])
+        self._tell_of_suspects()
+
+    def _tell_of_suspects(self) -> None:
+        suspected = self._suspects.among(self._positions) if self._suspects else 0
+        if suspected > self._told_suspected:
+            _log.warning(
+                "%s: a process died with records of %d input partitions under way; they are "
+                "handled one partition at a time, and what lies behind them there waits",
+                self._spec.name,
+                suspected,
+            )
+        elif self._told_suspected and not suspected:
+            _log.info("%s is past what was under way at a death", self._spec.name)
+        if suspected > self._told_suspected or not suspected:
+            self._told_suspected = suspected
 
     def _let_go_of_held(self) -> None:
         self._suspects.forgot()
         self._held.clear()
+        self._turns.aborted(self._alone)
         self._alone = False
-        self._turns.begin_anew()
         self._unreadable.clear()
         self._damaged.clear()
         self._stepped_over = {}
@@ -741,13 +760,7 @@ class TableWorker(Generic[V]):
         self._admission.assign(self._positions)
         self._offsets.assign(self._positions)
         self._suspects.assigned(self._positions)
-        if self._suspects:
-            _log.warning(
-                "%s: a process died with records of %d input partitions under way; they are "
-                "handled one partition at a time, and what lies behind them there waits",
-                self._spec.name,
-                len(self._suspects),
-            )
+        self._tell_of_suspects()
         self._epoch += 1
         self._restore_began_s = self._monotonic_s()
         self._restorer.begin(tp.partition for tp in partitions)
@@ -798,6 +811,7 @@ class TableWorker(Generic[V]):
         self._empty = {}
         self._under_way = None
         self._let_go_of_held()
+        self._told_suspected = 0
         self._too_large.clear()
         self._restorer.stop()
         self._restoring = False

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.runtime.admission import InputLane
 from pipeline.runtime.commit_policy import CommitPolicy
-from pipeline.runtime.held_inputs import HELD_MAX, HeldInputs
+from pipeline.runtime.held_inputs import HELD_BYTES_MAX, HELD_MAX, HeldInputs
 from pipeline.runtime.input_record import InputRecord
 from pipeline.runtime.suspects import DEATHS_MAX, PIECE, PIECE_MAX, Suspects
 from pipeline.runtime.work import Outcome
@@ -181,6 +181,81 @@ def suspected(path: Path, *left: InputRecord) -> Suspects:
     return started(path)
 
 
+def test_what_moved_away_does_not_keep_a_record_from_being_named(path: Path) -> None:
+    """Of a partition that another worker has, nobody learns how far it came. It was taken for under
+    way at each later death, so that nothing was ever alone, and the worker died for ever."""
+    suspects = started(path)
+    suspects.took(records(0, 100) + records(0, 100, RESULTS))
+    deaths, piece = 0, records(0, 100)
+    while not suspects.is_condemned(piece[0]) and deaths < 10:
+        deaths += 1
+        suspects.close()
+        suspects = Suspects(path)
+        suspects.start()
+        suspects.assigned({ORDERS: 0})
+        piece = records(0, suspects.until(ORDERS))[: suspects.piece(ORDERS)]
+        suspects.took(piece)
+    assert deaths == 3 + DEATHS_MAX
+
+
+def test_what_moved_away_is_suspected_when_it_comes_back(path: Path) -> None:
+    """Also after lives in which it did not, and unless it was committed meanwhile."""
+    suspects = started(path)
+    suspects.took(records(0, 100) + records(0, 100, RESULTS))
+    for _ in range(2):
+        suspects.close()
+        suspects = Suspects(path)
+        suspects.start()
+        suspects.assigned({ORDERS: 100})
+    suspects.assigned({ORDERS: 100, RESULTS: 40})
+    assert (suspects.until(ORDERS), suspects.until(RESULTS)) == (0, 100)
+    suspects.close()
+    assert started(path, 100, 100).until(RESULTS) == 0
+
+
+def test_a_death_before_anything_is_assigned_changes_nothing(path: Path) -> None:
+    """A start that is killed while it joins says nothing of any record."""
+    suspects = started(path)
+    suspects.took([record(0)])
+    for _ in range(3):
+        suspects.close()
+        suspects = Suspects(path)
+        suspects.start()
+    suspects.assigned({ORDERS: 0, RESULTS: 0})
+    suspects.took([record(0)])
+    suspects.close()
+    again = started(path)
+    assert again._suspects[ORDERS].deaths == 1
+
+
+def test_what_an_abort_dropped_is_not_blamed_for_a_death(path: Path) -> None:
+    """It is read again; until then it is not under way."""
+    suspects = started(path)
+    suspects.took([record(0)])
+    suspects.forgot()
+    suspects.close()
+    assert not started(path)
+
+
+def test_a_partition_is_paused_by_bytes_as_well_and_read_on(path: Path) -> None:
+    """4,000 records of a megabyte are more memory than a worker has."""
+    large = [
+        InputRecord(*ORDERS, offset, 0, b"k", bytes(HELD_BYTES_MAX // 4)) for offset in range(6)
+    ]
+    suspects = suspected(path, *large, record(0, RESULTS))
+    held = HeldInputs(LANES, suspects)
+    for r in large[:4]:
+        held.take(r)
+        paused = held.overfull()
+    assert paused == [ORDERS]
+    assert held.is_paused(ORDERS)
+    assert held.roomy() == []
+    piece = held.next_piece(0, gate_open=True)
+    assert [r.offset for r in piece] == [0, 1, 2, 3]
+    assert held.roomy() == [ORDERS]
+    assert not held.is_paused(ORDERS)
+
+
 def test_what_lies_behind_a_suspect_waits_with_it_and_others_do_not(path: Path) -> None:
     """The order of a partition is kept; another partition is not held up."""
     suspects = suspected(path, record(0), record(1))
@@ -344,6 +419,76 @@ def test_suspects_have_half_of_the_time_beside_a_backlog(
             commits.end(Outcome.COMMITTED)
     assert took_s[results] == 20 * 0.125
     assert 2 <= took_s[orders] <= 5
+
+
+def test_more_suspects_than_are_held_at_a_time_all_come_to_their_turn(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two full batches of one partition were under way. It was paused when enough was held, and
+    read on only behind its suspects: it stood for good."""
+    results = flow.topic("gateway-results")
+    result = flow.encode("gateway-result", flow.result(flow.order("x")))
+    count = 2 * HELD_MAX + 100
+    dead = Suspects(flow.spec("payments").slot_dir / "suspects.json")
+    dead.start()
+    dead.took([InputRecord(results, 0, offset, 0, b"k", b"v") for offset in range(2 * HELD_MAX)])
+    dead.close()
+    member, commits = Member(), Commits()
+    for _ in range(count):
+        member.append(results, key_of("x"), result)
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True)
+    for _ in range(2_000):
+        worker._turn()
+        if commits.busy and commits.outcome is None:
+            commits.end(Outcome.COMMITTED)
+        if worker._positions[results, 0] == count:
+            break
+    assert worker._positions[results, 0] == count
+    assert not member.paused
+
+
+def test_suspects_that_always_fail_do_not_starve_the_others(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything is read again after an abort, and then the others come first."""
+    dead = Suspects(flow.spec("payments").slot_dir / "suspects.json")
+    dead.start()
+    results, orders = flow.topic("gateway-results"), flow.topic("orders")
+    dead.took([InputRecord(results, 0, 0, 0, b"k", b"v")])
+    dead.close()
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch, suspects=True)
+    result = flow.encode("gateway-result", flow.result(flow.order("x")))
+    member.append(results, key_of("x"), result)
+    member.append(orders, key_of("o"), flow.encode("order", flow.order("o")))
+    for _ in range(40):
+        worker._turn()
+        if commits.busy and commits.outcome is None:
+            of_suspects = {topic for topic, _ in commits.works[-1].offsets} == {results}
+            commits.end(Outcome.ABORTED if of_suspects else Outcome.COMMITTED)
+    assert worker._positions == {**worker._positions, (orders, 0): 1, (results, 0): 0}
+
+
+def test_the_log_says_when_suspects_begin_and_when_they_are_behind(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What lies behind them waits meanwhile: whoever looks for the reason reads it there."""
+    dead = Suspects(flow.spec("payments").slot_dir / "suspects.json")
+    dead.start()
+    orders = flow.topic("orders")
+    dead.took([InputRecord(orders, 0, 0, 0, b"k", b"v"), InputRecord("t.away", 7, 0, 0, b"", b"")])
+    dead.close()
+    member, commits = Member(), Commits()
+    with caplog.at_level("INFO", "pipeline.runtime.table_worker"):
+        worker = payments_with(flow, member, commits, monkeypatch, suspects=True)
+        member.append(orders, key_of("o"), flow.encode("order", flow.order("o")))
+        for _ in range(10):
+            worker._turn()
+            if commits.busy and commits.outcome is None:
+                commits.end(Outcome.COMMITTED)
+    said = [r.getMessage() for r in caplog.records if "death" in r.message or "died" in r.message]
+    assert ["1 input partitions" in said[0], "is past" in said[1]] == [True, True]
+    assert len(said) == 2
 
 
 def test_suspects_do_not_wait_for_a_batch_that_would_fill(
