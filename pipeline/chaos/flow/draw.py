@@ -81,6 +81,8 @@ KINDS: tuple[Kind, ...] = (
     _kind("freeze-broker-short", "brokers", 2, 5, "a broker stands still below its time-outs"),
     _kind("freeze-coordinator-long", "brokers", 12, 18,
           "a coordinator stands still until it counts as dead, and wakes", 3),
+    _kind("freeze-controller-long", "brokers", 12, 18,
+          "... the leader of the controllers, which wakes when another one leads", 3),
     _kind("markers-apart", "brokers payments", 4, 7,
           "a broker with a part of the table stands still and a payments worker is killed", 3),
     _kind("roll-brokers", "brokers", 30, 45, "all brokers are restarted in turn", 3),

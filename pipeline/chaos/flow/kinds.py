@@ -39,6 +39,7 @@ CLASSES: dict[str, tuple[type[Fault], dict[str, str]]] = {
     "kill-controller": (KillBroker, {"who": "controller"}),
     "freeze-broker-short": (FreezeBroker, {"who": "pick"}),
     "freeze-coordinator-long": (FreezeBroker, {"who": "coordinator"}),
+    "freeze-controller-long": (FreezeBroker, {"who": "controller"}),
     "markers-apart": (MarkersApart, {}),
     "roll-brokers": (RollBrokers, {}),
     "kill-simulator": (KillSimulator, {}),
