@@ -42,5 +42,10 @@ class Fault(ABC):
         """Undo it. Also called early, when a run is given up."""
 
     @property
+    def injured(self) -> int | None:
+        """How many requests it injured, once it has ended; None: that is not what it does."""
+        return None
+
+    @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._begun_s

@@ -20,14 +20,22 @@ class ProtocolFault(Fault):
     def begin(self) -> str:
         proxy = self.cluster.proxy
         self._before = len(proxy.injected)
+        self._injured = 0
         for api, fault in self.rules:
             proxy.inject(Rule(api, fault, times=None, chance=CHANCE))
         return f"producers of {PROXIED}"
 
     def end(self) -> None:
-        self.cluster.proxy.heal()
+        proxy = self.cluster.proxy
+        proxy.heal()
+        # No other fault is at the proxy meanwhile, and no rule injures any more.
+        self._injured = len(proxy.injected) - self._before
         # What still waits to arrive late arrives now; that may take as long as a broker is away.
-        self.cluster.later(self.cluster.proxy.release)
+        self.cluster.later(proxy.release)
+
+    @property
+    def injured(self) -> int:
+        return self._injured
 
 
 class LateEnds(ProtocolFault):

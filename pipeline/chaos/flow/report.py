@@ -20,8 +20,8 @@ EXIT_CODES = {WHOLE: 0, BROKEN: 1, RESTLESS: 2}
 @dataclass
 class Done:
     """One fault as it was: times in seconds since the load began; ``alone`` if no other fault was
-    under way until the flow had recovered; ``where`` the longest stand was. ``skipped`` says why it
-    did not happen."""
+    under way until the flow had recovered; ``where`` the longest stand was. ``injured``: so many
+    requests, None for a fault of another sort. ``skipped`` says why it did not happen."""
 
     number: int
     kind: str
@@ -32,6 +32,7 @@ class Done:
     still_s: float = 0.0
     where: str = ""
     alone: bool = True
+    injured: int | None = None
     skipped: str = ""
 
 
@@ -187,7 +188,7 @@ def as_markdown(report: Report) -> str:
                 f"{f.begun_s:.1f}",
                 f.skipped or f"{f.ended_s - f.begun_s:.1f}",
                 f.kind,
-                f.hit,
+                _hit(f),
                 "" if f.recovered_s is None else f"{f.recovered_s:.1f}",
                 f"{f.still_s:.1f} {f.where}".rstrip(),
                 "yes" if f.alone else "",
@@ -196,6 +197,12 @@ def as_markdown(report: Report) -> str:
         ],
     )
     return "\n".join(text) + "\n"
+
+
+def _hit(fault: Done) -> str:
+    if fault.injured is None:
+        return fault.hit
+    return f"{fault.hit}: {counted(fault.injured, 'requests injured')}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -101,6 +101,9 @@ class Rounds:
             fault.end()
             self._active.remove(each)
             done.ended_s = self._now_s
+            done.injured = fault.injured
+            if done.injured == 0:
+                done.skipped = "it injured no request"
             self._note(done)
 
     def _note(self, done: Done) -> None:
