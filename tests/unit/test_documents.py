@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,11 @@ def test_files_and_tests_exist(path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_test_behind_a_promise_runs_as_it_is_written() -> None:
-    """The line of the README, with a test's id from its table, runs that test."""
+    """The line of the README, with a test's id from its table or that of the page on reliability,
+    runs that test."""
     text = (TOP / "README.md").read_text(encoding="utf-8")
-    told = re.findall(r"`(tests/[\w/.]+::[\w:]+)`", text)
+    promises = "".join(cell for _, _, cell, _ in promised())
+    told = re.findall(r"`(tests/[\w/.]+::[\w:]+)`", text + promises)
     (line,) = re.findall(r"`\.venv/bin/python (-m pytest .*) TEST`", text)
     words = [sys.executable, *shlex.split(line), "--collect-only", "-q", *told]
     done = subprocess.run(words, cwd=TOP, capture_output=True, text=True, timeout=WAIT_S)
@@ -134,6 +137,47 @@ def test_every_test_behind_a_promise_runs_as_it_is_written() -> None:
     found = {each.partition("[")[0] for each in done.stdout.splitlines()}
     assert set(told) - found == set()
     assert len(told) >= 13
+
+
+def test_each_promise_has_a_mechanism_a_test_and_a_figure() -> None:
+    """The eight of the page on reliability. A figure's command is named, and each of its numbers
+    stands where one of its links leads: what is renewed there is renewed here."""
+    wrong = []
+    for promise, mechanism, tests, figure in promised():
+        if "](" not in mechanism or "`tests/" not in tests:
+            wrong.append(f"no link or no test: {promise}")
+        if not re.search("`(make|paystream|python) ", figure):
+            wrong.append(f"no command: {promise}")
+        told = re.sub(r"`(make|paystream|python) .*?`|\]\(.*?\)", "", figure)
+        there = "".join(map(linked, re.findall(r"\]\((.*?)\)", figure)))
+        for number in re.findall(r"\d[\d,]*\b", told):
+            if not re.search(rf"(?<![\d,.]){number}(?![\d,.]*\d)", there):
+                wrong.append(f"{number} is not where the link leads: {promise}")
+    assert len(promised()) == 8
+    assert wrong == []
+
+
+def promised() -> list[list[str]]:
+    """The cells of the table of promises."""
+    rows = linked("#what-is-promised").splitlines()
+    return [row.strip("| ").split(" | ") for row in rows if row.startswith("| **")]
+
+
+def linked(link: str) -> str:
+    """What a link of the page on reliability leads to: a document, or one of its sections."""
+    place, _, anchor = link.partition("#")
+    path = (TOP / "docs" / (place or "reliability.md")).resolve()
+    text = path.read_text(encoding="utf-8")
+    # What a section holds ends with the next heading that is no smaller.
+    found = re.split(r"^(#+) (.+)$", text, flags=re.MULTILINE)[1:]
+    parts = list(zip(found[::3], found[1::3], found[2::3], strict=True))
+    for at, (marks, title, _) in enumerate(parts):
+        if anchor == slug(title):
+            rest = parts[at + 1 :]
+            inner = takewhile(lambda part, marks=marks: len(part[0]) > len(marks), rest)
+            return parts[at][2] + "".join(body for _, _, body in inner)
+    assert not anchor, f"{link} leads nowhere"
+    return text
 
 
 def test_the_file_map_is_the_tree() -> None:
@@ -225,8 +269,11 @@ def broken_links(text: str, path: Path) -> list[str]:
 def headings(path: Path) -> frozenset[str]:
     """The anchors of a document's headings, as GitHub makes them."""
     found = re.findall(r"^#+ (.+)$", without_code(path.read_text("utf-8")), flags=re.MULTILINE)
-    plain = [re.sub(r"[^\w\- ]", "", title.lower()).strip() for title in found]
-    return frozenset(title.replace(" ", "-") for title in plain)
+    return frozenset(map(slug, found))
+
+
+def slug(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
 def without_code(text: str) -> str:
