@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.runtime import lane as lane_module
 from pipeline.runtime.kafka_errors import LaneFatal
-from pipeline.runtime.lane import Lane
+from pipeline.runtime.lane import UNSEEN_ENDS_MAX, Lane, Undefended
 from pipeline.runtime.work import Outcome, Work
 
 WORK = Work([("out", 0, b"k", b"v", None)], {("orders", 0): 5, ("results", 0): 3}, "metadata")
@@ -173,4 +173,18 @@ def test_offsets_say_nothing_once_a_successor_may_have_moved_them() -> None:
     lane = Lane({}, stage="payments", committed_offsets=lambda _: moved_on, make_producer=make)
     lane.open()
     with pytest.raises(LaneFatal, match="successor"):
+        lane.run(WORK)
+
+
+def test_a_lane_does_not_run_on_where_the_ends_of_transactions_are_not_seen() -> None:
+    """By a client whose log reads differently. Undefended, a lost answer would tear a transaction
+    unseen: an order charged, and its payment not in the table."""
+    lane = Lane(
+        {}, stage="payments", committed_offsets=lambda _: {},
+        make_producer=lambda _config, *, logger: ToldProducer(logger, [], []),
+    )  # fmt: skip
+    lane.open()
+    for _ in range(UNSEEN_ENDS_MAX - 1):
+        assert lane.run(WORK) is Outcome.ABORTED
+    with pytest.raises(Undefended, match="use the librdkafka this version was tested with"):
         lane.run(WORK)

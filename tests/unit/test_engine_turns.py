@@ -15,6 +15,7 @@ from confluent_kafka import TopicPartition
 
 from pipeline.domain.answer import GatewayAnswer
 from pipeline.errors import UserError
+from pipeline.runtime import gateway_worker, table_worker
 from pipeline.runtime.calls import Call
 from pipeline.runtime.client_calls import ClientCalls
 from pipeline.runtime.commit_policy import CommitPolicy
@@ -235,7 +236,9 @@ def test_the_tables_end_is_taken_after_the_committed_offsets(
     payments not: their orders would be asked for again."""
     member = Member()
     payments_with(flow, member, Commits(), monkeypatch)
-    assert member.said.index("committed offsets") < member.said.index("the table's end")
+    said = member.said
+    last_asked = max(at for at, each in enumerate(said) if each == "committed offsets")
+    assert last_asked < said.index("the table's end")
 
 
 def test_inputs_are_not_read_before_the_last_slice_of_the_restoration(
@@ -1020,3 +1023,53 @@ def test_a_worker_leaves_when_the_end_stays_unknown_while_a_registry_is_away(
     with pytest.raises(LaneFatal, match="did not end"):
         worker._turn()
     assert worker._under_way is not None
+
+
+def test_an_order_waits_for_a_registry_that_is_away(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither refused nor passed over: once a schema can be had it is asked for, once."""
+    monkeypatch.setattr(table_worker, "REGISTRY_PAUSE_S", 0.0)
+    member, commits = Member(), Commits()
+    worker = payments_with(flow, member, commits, monkeypatch)
+    worker._turn()
+    monkeypatch.setattr(worker._stage, "handle", AwayAtFirst(worker._stage.handle))
+    append_order(flow, member, "o1")
+    for _ in range(4):
+        worker._turn()
+    (work,) = commits.works
+    assert work.offsets == {(flow.topic("orders"), 0): 1}
+    assert order_keys([work], flow.topic("payment-requests")) == [key_of("o1")]
+    assert order_keys([work], flow.topic("dead-letters")) == []
+
+
+def test_a_request_waits_for_a_registry_that_is_away(
+    flow: EngineFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither refused nor passed over, and what came behind it is not committed before it."""
+    monkeypatch.setattr(gateway_worker, "REGISTRY_PAUSE_S", 0.0)
+    member, commits = Member(), Commits()
+    worker = gateway_with(flow, member, commits, InstantCalls(), monkeypatch)
+    monkeypatch.setattr(worker._stage, "plan", AwayAtFirst(worker._stage.plan))
+    for n in range(2):
+        append_request(flow, member, f"o{n}")
+    for _ in range(4):
+        worker._turn(fetch=True)
+    (work,) = commits.works
+    assert work.offsets == {(flow.topic("payment-requests"), 0): 2}
+    assert order_keys([work], flow.topic("gateway-results")) == [key_of("o0"), key_of("o1")]
+    assert order_keys([work], flow.topic("dead-letters")) == []
+
+
+class AwayAtFirst:
+    """What needs a schema that cannot be had when it is first asked for."""
+
+    def __init__(self, does: Callable[..., Any]) -> None:
+        self._does = does
+        self._is_away = True
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self._is_away:
+            self._is_away = False
+            raise RegistryUnavailable("no answer")
+        return self._does(*arguments, **named)
