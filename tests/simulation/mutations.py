@@ -78,6 +78,32 @@ MUTATIONS: tuple[Mutation, ...] = (
             return
         self._positions""",
     ),
+    Mutation(
+        "the committed offsets are taken before the table's end",
+        f"{RUNTIME}/table_worker.py",
+        "        self._restorer.begin(tp.partition for tp in partitions)\n"
+        "        self._restoring = True\n",
+        """        self._restorer.begin(tp.partition for tp in partitions)
+        self._restoring = True
+        self._positions = dict(
+            positions_of_lanes(
+                consumer, wanted, admin=self._admin, catalogue=self._catalogue,
+                bootstrap_servers=self._spec.bootstrap_servers, stopped=self._stop.is_set,
+            )
+        )
+        assigned = self._starts()
+        consumer.assign(assigned)
+        consumer.pause(assigned)
+""",
+        ("tests/unit/test_engine_turns.py",),
+    ),
+    Mutation(
+        "a checkpoint older than the delete retention is void",
+        f"{RUNTIME}/restore.py",
+        "if now_ms - checkpoint.saved_at_ms >= delete_retention_ms:",
+        "if False:",
+        ("tests/unit/test_engine_table.py",),
+    ),
     # 2: fencing ---------------------------------------------------------------------------------
     Mutation(
         "a batch carries the group's metadata of its beginning",
@@ -201,6 +227,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if False:",
         ("tests/unit/test_engine_lane.py",),
     ),
+    Mutation(
+        "a lane that does not see how transactions end does not run on",
+        f"{RUNTIME}/lane.py",
+        "        if self._unseen_ends >= UNSEEN_ENDS_MAX:\n",
+        "        if False:\n",
+        ("tests/unit/test_engine_lane.py",),
+    ),
+    Mutation(
+        "offsets that may have been sent twice cost the producer",
+        f"{RUNTIME}/lane.py",
+        "        if self._outside.monotonic_s() - begun_s > OFFSETS_PLAIN_S_MAX:\n",
+        "        if False:\n",
+        ("tests/unit/test_engine_lane.py",),
+    ),
     # 5 and 8: lanes and bad input ---------------------------------------------------------------
     Mutation(
         "an order in another's lane is refused",
@@ -222,6 +262,97 @@ MUTATIONS: tuple[Mutation, ...] = (
         )""",
         "        pass",
     ),
+    Mutation(
+        "the client puts a key where every Java client would",
+        f"{RUNTIME}/lane.py",
+        '        "partitioner": "murmur2_random",\n',
+        "",
+        ("tests/unit/test_engine_workers.py",),
+    ),
+    Mutation(
+        "a key's lane is that of every Java client",
+        "pipeline/domain/keys.py",
+        "return (murmur2(key) & 0x7FFFFFFF) % partitions",
+        "return abs(murmur2(key)) % partitions",
+        ("tests/unit/test_domain_keys.py",),
+    ),
+    Mutation(
+        "a worker that is given unequal partitions of its inputs reads nothing",
+        f"{RUNTIME}/table_worker.py",
+        "if by_topic.keys() != read or len({frozenset(each) for each in by_topic.values()}) > 1:",
+        "if False:",
+        ("tests/unit/test_engine_turns.py",),
+    ),
+    Mutation(
+        "topics of unequal partition counts are not consumed",
+        f"{RUNTIME}/lane_counts.py",
+        "    if found == {expected}:\n",
+        "    if expected in found:\n",
+        ("tests/unit/test_partition_counts.py",),
+    ),
+    Mutation(
+        "a used flow that was given more partitions is not consumed",
+        f"{RUNTIME}/lane_counts.py",
+        "if lanes_read(_committed(stage, catalogue, counts, bootstrap_servers)) < expected:",
+        "if False:",
+        ("tests/unit/test_partition_counts.py",),
+    ),
+    Mutation(
+        "a flow has grown where no group has an offset in its last partitions",
+        "topics/growth.py",
+        "    return Grown(before, wider) if before and wider and used() else None\n",
+        "    return None\n",
+        ("tests/unit/test_partition_counts.py",),
+    ),
+    Mutation(
+        "provisioning gives no more partitions to topics that hold records",
+        "topics/provisioning.py",
+        "        elif used:\n",
+        "        elif False:\n",
+        ("tests/unit/test_partition_counts.py",),
+    ),
+    Mutation(
+        "a large input is split into letters that fit their topic",
+        f"{RUNTIME}/dead_letters.py",
+        "count = max(1, -(-len(masked) // chunk_bytes))",
+        "count = 1",
+        ("tests/unit/test_dead_letters.py",),
+    ),
+    Mutation(
+        "no more commands wait in a payment than fit its row",
+        f"{PROCESSORS}/commands.py",
+        "if len(payment.commands) >= (rules.WAITING_ALWAYS_MAX if always else rules.WAITING_MAX):",
+        "if False:",
+        ("tests/unit/test_record_sizes.py", "tests/unit/test_processors_commands.py"),
+    ),
+    Mutation(
+        "no more commands are remembered in a payment than fit its row",
+        "pipeline/domain/command_memory.py",
+        "    if len(ids) >= COMMAND_IDS_MAX:\n",
+        "    if False:\n",
+        ("tests/unit/test_processors_commands.py",),
+    ),
+    Mutation(
+        "nothing is given back for which a payment has no room",
+        "pipeline/domain/reversals.py",
+        "    return len(payment.attempts) + may_come + kept < ATTEMPTS_MAX\n",
+        "    return True\n",
+        ("tests/unit/test_recorded_refunds.py",),
+    ),
+    Mutation(
+        "no more operations begin in a payment than fit its row",
+        "pipeline/domain/commands.py",
+        "    return len(payment.attempts) < most\n",
+        "    return True\n",
+        ("tests/unit/test_processors_commands.py",),
+    ),
+    Mutation(
+        "no more letters are kept in a payment than fit its row",
+        f"{PROCESSORS}/refused_evidence.py",
+        "letters=(*payment.letters, _said(result) + cause)[-LETTERS_MAX:]",
+        "letters=(*payment.letters, _said(result) + cause)",
+        ("tests/unit/test_contradictions.py",),
+    ),
     # 6 and 7: identities and offsets ------------------------------------------------------------
     Mutation(
         "a worker's transactional id is its own",
@@ -229,6 +360,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         'return f"{APP}/{self.topics.prefix}/{self.node_id}/{self.stage}/{self.slot}"',
         'return f"{APP}/{self.topics.prefix}/{self.node_id}/{self.stage}"',
         ("tests/unit/test_engine_workers.py",),
+    ),
+    Mutation(
+        "a cluster that other machines can reach wants a node id",
+        "pipeline/commands/flow.py",
+        'if hosts and hosts <= {"127.0.0.1", "localhost", "::1"}:',
+        "if True:",
+        ("tests/unit/test_broker_addresses.py",),
+    ),
+    Mutation(
+        "provisioning gives each group its first offsets",
+        "topics/provisioning.py",
+        "    _commit_initial_offsets(admin, planned.offsets)\n",
+        "",
+        ("tests/unit/test_partition_counts.py",),
+    ),
+    Mutation(
+        "a group begins with the first record that is kept",
+        "topics/group_offsets.py",
+        "TopicPartition(tp.topic, tp.partition, lows[tp.topic, tp.partition])",
+        "TopicPartition(tp.topic, tp.partition, -1)",
+        ("tests/unit/test_partition_counts.py",),
+    ),
+    Mutation(
+        "an offset that a worker has committed meanwhile stays",
+        "topics/group_offsets.py",
+        "    missing = without_offset(admin, group, planned)\n",
+        "    missing = planned\n",
+        ("tests/unit/test_partition_counts.py",),
     ),
     Mutation(
         "a position that was deleted is named and not skipped",
@@ -300,7 +459,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return self._declines(cap) >= cap.declines_max",
         ("tests/unit/test_card_attempts.py",),
     ),
-    # 9: many calls in flight --------------------------------------------------------------------
+    # 9: admission, and many calls in flight ------------------------------------------------------
     Mutation(
         "only the finished prefix of a partition is committed",
         f"{RUNTIME}/prefix.py",
@@ -309,6 +468,28 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        while limit > 0 and any(o in self._finished for o in order):\n"
         "            offset = next(o for o in order if o in self._finished)\n"
         "            order.remove(offset)\n",
+    ),
+    Mutation(
+        "results and what is due go before new orders",
+        f"{RUNTIME}/payments_stage.py",
+        "            for spec in catalogue.inputs(STAGE)\n        )\n",
+        "            for spec in reversed(catalogue.inputs(STAGE))\n        )\n",
+        ("tests/unit/test_engine_stages.py",),
+    ),
+    Mutation(
+        "inputs are admitted in the order in which their stage names them",
+        f"{RUNTIME}/admission.py",
+        "        taken: list[InputRecord] = []\n        for buffer in self._buffers.values():\n",
+        "        taken: list[InputRecord] = []\n"
+        "        for buffer in reversed(self._buffers.values()):\n",
+        ("tests/unit/test_engine_admission.py",),
+    ),
+    Mutation(
+        "what is paused is fetched again once it is nearly empty, not sooner",
+        f"{RUNTIME}/admission.py",
+        "elif held <= share // 4 and light and not full:",
+        "elif held < share and not heavy and not full:",
+        ("tests/unit/test_engine_admission.py",),
     ),
     Mutation(
         "a tier's record waits until it is due",
@@ -737,6 +918,78 @@ MUTATIONS: tuple[Mutation, ...] = (
         'Column("entry_id", Text, nullable=False),',
         ("tests/unit/test_ledger_keys.py",),
     ),
+    # 10: where booking starts -------------------------------------------------------------------
+    Mutation(
+        "booking starts where the database says, not where the group does",
+        "consumers/ledger_sink.py",
+        "            starts.append(TopicPartition(tp.topic, tp.partition, start))\n",
+        "            starts.append(tp)\n",
+        ("tests/unit/test_ledger_sink_terms.py",),
+    ),
+    Mutation(
+        "offsets of another cluster start nothing",
+        "pipeline/ledger/journal.py",
+        '            ("cluster", row.cluster_id, here.cluster_id),\n',
+        "",
+        ("tests/component/test_ledger_sqlite.py",),
+    ),
+    Mutation(
+        "offsets of a topic that was made anew start nothing",
+        "pipeline/ledger/journal.py",
+        '            ("topic id", row.topic_id, here.topic_id),\n',
+        "",
+        ("tests/component/test_ledger_sqlite.py",),
+    ),
+    # 11: redriving ------------------------------------------------------------------------------
+    Mutation(
+        "a letter's marker is in the transaction of what goes back",
+        f"{RUNTIME}/redrive/redriver.py",
+        "            for marker in markers:\n                self._produce(",
+        "            for marker in ():\n                self._produce(",
+        ("tests/unit/test_redriver.py",),
+    ),
+    Mutation(
+        "a marker has its letter's place for its key",
+        f"{RUNTIME}/redrive/redriver.py",
+        "place_text((marker.letter_partition, marker.letter_offset)).encode(),",
+        "place_text((marker.source_partition, marker.source_offset)).encode(),",
+        ("tests/unit/test_redriver.py",),
+    ),
+    Mutation(
+        "a marker counts for its letter, not for its input",
+        f"{RUNTIME}/redrive/plan.py",
+        "        place = marker.letter_partition, marker.letter_offset\n",
+        "        place = marker.source_partition, marker.source_offset\n",
+        ("tests/unit/test_redriver.py",),
+    ),
+    Mutation(
+        "the markers are read once nobody else can commit",
+        f"{RUNTIME}/redrive/redriver.py",
+        "        self._log.refresh(self._markers)\n",
+        "",
+        ("tests/unit/test_redriver.py",),
+    ),
+    Mutation(
+        "a letter that has a marker does not go back again",
+        f"{RUNTIME}/redrive/redriver.py",
+        "fresh = [whole for whole in batch if self._markers.of(whole.letter) is None]",
+        "fresh = list(batch)",
+        ("tests/unit/test_redriver.py",),
+    ),
+    Mutation(
+        "a redrive whose end was not plain is what its markers say",
+        f"{RUNTIME}/redrive/redriver.py",
+        '        return None if all(closed) else "again"\n',
+        "        return None\n",
+        ("tests/unit/test_redriver.py",),
+    ),
+    Mutation(
+        "a redrive whose end was not plain is noticed",
+        f"{RUNTIME}/redrive/redriver.py",
+        "        if watch.ended_plainly:\n",
+        "        if True:\n",
+        ("tests/unit/test_redriver.py",),
+    ),
     # Payouts and seals --------------------------------------------------------------------------
     Mutation(
         "a payout is approved by a second person",
@@ -780,12 +1033,62 @@ MUTATIONS: tuple[Mutation, ...] = (
         "after=(-1, 0), end=end, limit=limit,",
         (1,),
     ),
-    # 13: a record that kills the process --------------------------------------------------------
+    # 13: what kills the process, and what is away ------------------------------------------------
     Mutation(
         "the third death at an offset quarantines its record",
         f"{RUNTIME}/crash_guard.py",
         "if suspect is not None and suspect.deaths >= DEATHS_MAX:",
         "if False:",
         ("tests/unit/test_engine_crash_guard.py",),
+    ),
+    Mutation(
+        "a settlement waits for its database",
+        "consumers/ledger_sink.py",
+        """                retry_s = self._wait_for("the ledger's database", error, retry_s)
+""",
+        """                batch.refused += [
+                    _Refused(batch.messages[i.partition, i.offset], "database", str(error))
+                    for i in batch.items
+                ]
+                batch.items = []
+""",
+        ("tests/unit/test_ledger_sink_away.py",),
+    ),
+    Mutation(
+        "a settlement waits for the registry",
+        "consumers/ledger_sink.py",
+        """                retry_s = self._wait_for("the schema registry", error, retry_s)
+""",
+        """                return NotBookable("registry", str(error))
+""",
+        ("tests/unit/test_ledger_sink_away.py",),
+    ),
+    Mutation(
+        "an input of payments waits for the registry",
+        f"{RUNTIME}/table_worker.py",
+        "            self._wait_for_registry(error)\n            return\n",
+        "            pass\n",
+        ("tests/unit/test_engine_turns.py",),
+    ),
+    Mutation(
+        "a request waits for the registry",
+        f"{RUNTIME}/gateway_worker.py",
+        "                disturbed.add(record.partition)\n                self._stop.wait(REGISTRY",
+        "                self._stop.wait(REGISTRY",
+        ("tests/unit/test_engine_turns.py",),
+    ),
+    Mutation(
+        "a registry that does not answer is away",
+        "schemas/registry.py",
+        '            raise RegistryUnavailable(f"the schema registry did not answer: {error}")',
+        "            raise UnknownSchemaId(schema_id)",
+        ("tests/component/test_schemas_registry_client.py",),
+    ),
+    Mutation(
+        "a registry that answers something else is away",
+        "schemas/registry.py",
+        "            if error.error_code == _SCHEMA_NOT_FOUND:\n",
+        "            if True:\n",
+        ("tests/component/test_schemas_registry_client.py",),
     ),
 )
