@@ -25,6 +25,7 @@ from pipeline.domain.answer import (
     CONTRADICTS,
     EARLIER_QUESTION,
     LATE_ANSWER,
+    NOT_SENT,
     PENDING,
     UNKNOWN,
     GatewayAnswer,
@@ -33,6 +34,7 @@ from pipeline.domain.health import GATEWAY_NOT_CONFIGURED
 from pipeline.domain.model import PaymentRequest
 from pipeline.domain.payment import INQUIRE
 from pipeline.gateways.port import Gateway
+from pipeline.processors.gateway import SEND_BEFORE_PASSED
 from pipeline.runtime.heard import Heard, contradicts, is_told, stays_true, tells_success
 from pipeline.runtime.protection import HOLD_MS, Hold, Permit, Protection
 from pipeline.runtime.surroundings import REAL, Surroundings
@@ -42,7 +44,12 @@ _log = logging.getLogger(__name__)
 # How often open calls are looked at for their deadline; a tenth of the shortest sensible one.
 SWEEP_INTERVAL_S = 0.25
 
+# A request that has waited is given up so long before its time is over: a connection is made within
+# it, and what turns out too late at the socket has used up the token of one that is not.
+SEND_MARGIN_MS = 250
+
 _PARKED = GatewayAnswer(outcome="unknown", code="soft_deadline")
+_TOO_LATE = GatewayAnswer(outcome=NOT_SENT, code=SEND_BEFORE_PASSED)
 _NO_SUCH_GATEWAY = GatewayAnswer(outcome=UNKNOWN, code=GATEWAY_NOT_CONFIGURED)
 _NO_SUCH_KIND = GatewayAnswer(outcome="not_sent", code="kind_not_supported")
 
@@ -92,6 +99,7 @@ class Calls:
         surroundings: Surroundings = REAL,
     ) -> None:
         self._monotonic_s = surroundings.monotonic_s
+        self._time_s = surroundings.time_s
         self._gateways = dict(gateways)
         self.gate = gate or Protection((), in_flight_max=in_flight_max)
         self._soft_deadline_s = soft_deadline_s
@@ -244,7 +252,12 @@ class Calls:
                 self._answer(waiting.popleft(), answer)
                 continue
             now_s = self._monotonic_s()
-            said = gate.ask(name, call.request.kind, (now_s - call.handed_s) * 1000)
+            waited_ms = (now_s - call.handed_s) * 1000
+            if self._is_too_late(call, waited_ms):
+                # Before the gate: a backlog of these would use up every token of a rate.
+                self._answer(waiting.popleft(), _TOO_LATE)
+                continue
+            said = gate.ask(name, call.request.kind, waited_ms)
             if isinstance(said, Hold):
                 if said.seconds is not None:
                     self._fill_after(name, said.seconds)
@@ -254,6 +267,13 @@ class Calls:
                 self._answer(call, said)
                 continue
             self._begin(gateway, call, said, now_s)
+
+    def _is_too_late(self, call: Call, waited_ms: float) -> bool:
+        """Whether its time is over, or will be before it is written. An inquiry has no end."""
+        if call.request.kind == INQUIRE:
+            return False
+        left_ms = call.send_before_ms - self._time_s() * 1000
+        return left_ms <= min(SEND_MARGIN_MS, waited_ms)
 
     def _begin(self, gateway: Gateway, call: Call, permit: Permit, now_s: float) -> None:
         call.began_s = now_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from pipeline.runtime.protection import (
     Permit,
     Protection,
 )
+from pipeline.runtime.surroundings import REAL
 from tests.support.waiting import wait_until
 
 WELL = GatewayAnswer(outcome="succeeded", gateway_reference="ch")
@@ -287,6 +289,42 @@ def finished(
         found.extend(call for call in calls.take_finished() if not call.is_late)
     assert wanted(found), [(c.request.gateway, c.answer) for c in found]
     return found
+
+
+def test_what_is_too_late_takes_no_token_from_what_can_still_be_sent() -> None:
+    """Behind a backlog as long as the send window every token would be used up in vain, for ever. A
+    question has no such time."""
+    a = FakeGateway("a")
+    limited = gate(GatewayProfile(name="a", rate_per_s=1, burst=2), clock=Clock())
+    outside = dataclasses.replace(REAL, time_s=lambda: 100.0)
+    asked = replace(request("a", "asked"), kind="inquire")
+    with running(a, gate=limited, surroundings=outside) as calls:
+        late = [Call(None, request("a", f"late {n}"), 100_000) for n in range(3)]
+        fresh = Call(None, request("a", "fresh"), 160_000)
+        calls.start([*late, Call(None, asked, 100_000), fresh])
+        found = finished(calls, lambda found: len(found) == 5)
+    assert a.calls == ["asked", "fresh"]
+    told = [call.answer for call in found if call.request.order_id.startswith("late")]
+    assert told == [GatewayAnswer(outcome="not_sent", code="send_before_passed")] * 3
+
+
+def test_what_has_waited_is_given_up_before_it_is_too_late_to_be_written() -> None:
+    """Who is always at the end of its time would miss it at the socket; one that has not waited may
+    be sent until then."""
+    a, passed = FakeGateway("a"), Clock()
+    limited = gate(GatewayProfile(name="a", rate_per_s=1, burst=1), clock=Clock())
+    outside = dataclasses.replace(
+        REAL,
+        time_s=lambda: 100 + passed.ms / 1000,
+        monotonic_s=lambda: passed.ms / 1000,
+    )
+    with running(a, gate=limited, surroundings=outside) as calls:
+        calls.start([Call(None, request("a", order), 100_200) for order in ("first", "second")])
+        finished(calls, lambda found: len(found) == 1)
+        passed.ms = 100
+        (second,) = finished(calls, lambda found: len(found) == 1)
+    assert a.calls == ["first"]
+    assert second.answer == GatewayAnswer(outcome="not_sent", code="send_before_passed")
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_each_kind_of_request_reaches_its_own_method(kind: str) -> None:
     calls = Calls({"simulator": Fake()})  # type: ignore[dict-item]
     calls.open()
     try:
-        calls.start([Call(None, replace(CHARGE, kind=kind), NOW)])
+        calls.start([Call(None, replace(CHARGE, kind=kind), 2**62)])
         assert calls.wait_finished(10)
         (call,) = calls.take_finished() or (calls.wait_finished(10) and calls.take_finished())
     finally:
