@@ -1042,6 +1042,41 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/unit/test_engine_crash_guard.py",),
     ),
     Mutation(
+        "the same of a worker with a table",
+        f"{RUNTIME}/suspects.py",
+        "suspect.at == record.offset and suspect.deaths >= DEATHS_MAX",
+        "False",
+        ("tests/unit/test_engine_suspects.py",),
+    ),
+    Mutation(
+        "suspects have half of the time",
+        f"{RUNTIME}/suspect_turns.py",
+        "self._owed_s > 0 if alone else self._owed_s >= 0",
+        "not alone",
+        ("tests/unit/test_suspect_turns.py", "tests/unit/test_engine_suspects.py"),
+    ),
+    Mutation(
+        "more suspects than are held are read on",
+        f"{RUNTIME}/table_worker.py",
+        "self._resume(tp for tp in self._held.roomy() if not self._admission.is_paused(*tp))",
+        "pass",
+        ("tests/unit/test_engine_suspects.py",),
+    ),
+    Mutation(
+        "what moved away was not under way at a later death",
+        f"{RUNTIME}/suspects.py",
+        "        if self._assigned:\n            # The next death is another one.\n",
+        "        if False:\n            # The next death is another one.\n",
+        ("tests/unit/test_engine_suspects.py",),
+    ),
+    Mutation(
+        "a request that is too old uses up no token",
+        f"{RUNTIME}/calls.py",
+        "return left_ms <= min(SEND_MARGIN_MS, waited_ms)",
+        "return False",
+        ("tests/unit/test_gateway_protection.py",),
+    ),
+    Mutation(
         "a settlement waits for its database",
         "consumers/ledger_sink.py",
         """                retry_s = self._wait_for("the ledger's database", error, retry_s)
