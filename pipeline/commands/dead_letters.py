@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import AsJson, BootstrapServers, Prefix
+from pipeline.commands.options import AsJson, BootstrapServers, Prefix, Yes
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ Reason = Annotated[
     str | None, typer.Option("--reason", help="Why, for the audit; required to write.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; write nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 Rate = Annotated[
     float, typer.Option("--rate", min=0.1, metavar="PER_SECOND", help="Letters a second at most.")
 ]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.options import AsJson, BootstrapServers, Prefix
+from pipeline.commands.deciding import By, who
+from pipeline.commands.options import AsJson, BootstrapServers, Prefix, Yes
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ GroupName = Annotated[
     ),
 ]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the audit.")]
-By = Annotated[str | None, typer.Option("--by", help="Who; default: this login's name.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; move nothing.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @app.command("show")
@@ -330,7 +329,6 @@ def _require_empty(group: ClusterGroup) -> None:
 
 
 def _act(action: str, reason: str, by: str | None) -> Any:
-    from pipeline.commands.deciding import who
     from pipeline.domain.said_text import REASON_LENGTH_MAX, require_text
     from pipeline.runtime.positions.mover import Act
 

@@ -578,7 +578,7 @@ class TableWorker(Generic[V]):
             return []
         self._release()
         piece = self._held.next_piece(int(self._time_s() * 1000), gate_open=allowed)
-        self._resume(tp for tp in self._held.roomy() if not self._admission.is_paused(*tp))
+        self._resume(tp for tp in self._held.roomy() if self._takes(tp))
         self._alone = bool(piece)
         if not piece:
             self._turns.no_suspect_now()
@@ -685,7 +685,7 @@ class TableWorker(Generic[V]):
         for tp, records in self._held.released():
             for record in records:
                 self._admission.add(record)
-            if not self._admission.is_paused(*tp):
+            if self._takes(tp):
                 self._resume([tp])
         self._tell_of_suspects()
 

@@ -1058,7 +1058,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "more suspects than are held are read on",
         f"{RUNTIME}/table_worker.py",
-        "self._resume(tp for tp in self._held.roomy() if not self._admission.is_paused(*tp))",
+        "self._resume(tp for tp in self._held.roomy() if self._takes(tp))",
         "pass",
         ("tests/unit/test_engine_suspects.py",),
     ),
