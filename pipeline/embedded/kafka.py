@@ -64,6 +64,7 @@ def start_kafka(
     heap_mb: int = 512,
     on_progress: Callable[[str], None] | None = None,
     extra_config: Mapping[str, str] | None = None,
+    config_of: Callable[[BrokerPorts], Mapping[str, str]] | None = None,
     die_with_parent: bool = False,
     jvm_flags: Sequence[str] = (),
     features: Mapping[str, int] | None = None,
@@ -74,10 +75,11 @@ def start_kafka(
 
     ``brokers`` is 1 or 3 and stays what it was for the life of the data. Ports are kept with the
     data, and new ones are taken only if somebody else sits on them. A cluster that already runs
-    is handed back as it is: ``heap_mb``, ``extra_config``, ``die_with_parent`` and ``jvm_flags``
-    apply to the brokers that this call starts. ``features`` are the levels of the cluster's
-    features where they shall not be Kafka's newest (``{"transaction.version": 1}``); they are
-    settled when the data is new. The first start on a machine downloads 46 MB.
+    is handed back as it is: ``heap_mb``, ``extra_config``, ``config_of`` (what one broker gets
+    besides), ``die_with_parent`` and ``jvm_flags`` apply to the brokers that this call starts.
+    ``features`` are the levels of the cluster's features where they shall not be Kafka's newest
+    (``{"transaction.version": 1}``); they are settled when the data is new. The first start on a
+    machine downloads 46 MB.
 
     UserError when the download, the start or the folder fails; nothing started is left running.
     """
@@ -95,6 +97,7 @@ def start_kafka(
             jars,
             heap_mb,
             extra_config or {},
+            config_of or (lambda _ports: {}),
             die_with_parent,
             jvm_flags,
             features or {},
@@ -148,6 +151,7 @@ class _Starter:
     jars: Sequence[Path]
     heap_mb: int
     extra_config: Mapping[str, str]
+    config_of: Callable[[BrokerPorts], Mapping[str, str]]
     die_with_parent: bool
     jvm_flags: Sequence[str]
     features: Mapping[str, int]
@@ -180,9 +184,8 @@ class _Starter:
         """Write the broker's settings, and format its log folder if that was never done."""
         folder = broker.folder
         make_folder(folder, "Kafka data")
-        properties = server_properties(
-            broker.ports, self.cluster.nodes, folder / "log", self.extra_config
-        )
+        extra = {**self.extra_config, **self.config_of(broker.ports)}
+        properties = server_properties(broker.ports, self.cluster.nodes, folder / "log", extra)
         write_atomically(folder / "server.properties", properties)
         write_atomically(folder / "log4j2.properties", log4j_properties(folder / "server.log"))
 

@@ -24,6 +24,32 @@ class BrokerPorts:
     controller_port: int
 
 
+def listeners(
+    node: BrokerPorts, between: str = "", *, real_port: int = 0, named_port: int = 0
+) -> dict[str, str]:
+    """Where a node listens, and by which listener brokers reach each other.
+
+    ``between`` names one more that only they use: it listens on ``real_port``, and others are told
+    ``named_port``, where something that stands between them may listen.
+    """
+    names = ["PLAINTEXT"]
+    listens = [f"PLAINTEXT://{LOOPBACK}:{node.port}"]
+    named = list(listens)
+    if between:
+        names.append(between)
+        listens.append(f"{between}://{LOOPBACK}:{real_port}")
+        named.append(f"{between}://{LOOPBACK}:{named_port}")
+    return {
+        "listeners": ",".join([*listens, f"CONTROLLER://{LOOPBACK}:{node.controller_port}"]),
+        "advertised.listeners": ",".join(named),
+        "controller.listener.names": "CONTROLLER",
+        "listener.security.protocol.map": ",".join(
+            f"{name}:PLAINTEXT" for name in [*names, "CONTROLLER"]
+        ),
+        "inter.broker.listener.name": names[-1],
+    }
+
+
 def server_properties(
     node: BrokerPorts,
     nodes: Sequence[BrokerPorts],
@@ -38,12 +64,7 @@ def server_properties(
     settings = {
         "node.id": str(node.node_id),
         "process.roles": "broker,controller",
-        "listeners": f"PLAINTEXT://{LOOPBACK}:{node.port},"
-        f"CONTROLLER://{LOOPBACK}:{node.controller_port}",
-        "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{node.port}",
-        "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name": "PLAINTEXT",
+        **listeners(node),
         "controller.quorum.voters": voters,
         "log.dirs": str(log_dir),
         "default.replication.factor": replicas,

@@ -9,6 +9,7 @@ read_committed read up to *that* end, waiting for transactions that are still op
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,11 @@ from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import Checkpoint
 
+_log = logging.getLogger(__name__)
+
 LIST_OFFSETS_TIMEOUT_S = 30.0
+# In the line of a log that names where a restoration stands.
+WAITS_FOR_OPEN = "waits for a transaction that is still open at"
 
 
 def reader_config(bootstrap_servers: str) -> dict[str, Any]:
@@ -153,6 +158,7 @@ class Restorer:
         self._began_ms = 0
         self._saved_at_ms: dict[int, int] = {}
         self.records_read = 0
+        self._told_open: set[int] = set()
         self.plans: list[RestorePlan] = []
 
     def begin(self, partitions: Iterable[int]) -> None:
@@ -212,6 +218,8 @@ class Restorer:
                 continue
             elif error.code() == KafkaError._PARTITION_EOF:
                 reached[partition] = offset
+                if offset < self._waiting.get(partition, 0):
+                    self._tell_open(partition, offset)
             elif is_unreadable(error):
                 raise UserError(
                     f"the batch at {self._topic}[{partition}]@{offset} cannot be decompressed. "
@@ -240,3 +248,12 @@ class Restorer:
             self._consumer.close()
         self._consumer = None
         self._waiting = {}
+        self._told_open = set()
+
+    def _tell_open(self, partition: int, offset: int) -> None:
+        """Once of each: what is written behind it may be committed, and is waited for."""
+        if partition not in self._told_open:
+            self._told_open.add(partition)
+            _log.info(
+                "%s %s %s[%d]@%d", self._stage, WAITS_FOR_OPEN, self._topic, partition, offset
+            )

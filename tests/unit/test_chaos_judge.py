@@ -148,7 +148,9 @@ def test_a_report_says_one_of_something_in_the_singular() -> None:
 
 
 def test_ids_are_placed_as_java_does() -> None:
-    """Kafka finds a coordinator's partition by ``String.hashCode`` without its sign."""
+    """Kafka finds a coordinator's partition by the amount of ``String.hashCode``; the least one,
+    which has none, counts as 0."""
     assert java_hash("") == 0
+    assert java_hash("paystream//n1/payments/0") == 233942830
     assert java_hash("hello") == 99162322
     assert java_hash("polygenelubricants") == 0

@@ -17,7 +17,7 @@ from pipeline.chaos.flow.load import Load
 from pipeline.chaos.flow.report import Done, Report, as_markdown
 from pipeline.chaos.flow.rounds import Rounds
 
-KINDS = ("late-ends", "doubled-ends", "dropped-answers")
+KINDS = ("late-ends", "doubled-ends", "dropped-answers", "doubled-writes", "reordered-writes")
 
 
 class BusyProxy:

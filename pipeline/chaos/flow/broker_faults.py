@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from concurrent.futures import Future
+from pathlib import Path
 
 from pipeline.chaos.flow.fault import Fault
-from pipeline.chaos.flow.node import send
 from pipeline.embedded.broker import BrokerProcess
-
-# From the moment on that a broker stands until a commit that was under way has its other markers.
-MARKED_S = 0.5
 
 
 class BrokerFault(Fault):
@@ -46,9 +42,25 @@ class BrokerFault(Fault):
     def leader_of(self, topic: str, name: str) -> int:
         """The broker that has the partition of one of Kafka's own topics in which a name is kept;
         -1 where that is not known."""
-        leaders = self.cluster.watch.cluster.leaders
-        partitions = sum(t == topic for t, _ in leaders)
-        return leaders.get((topic, java_hash(name) % partitions), -1) if partitions else -1
+        return self.cluster.watch.cluster.leaders.get((topic, self._partition_of(topic, name)), -1)
+
+    def partition_folder(self, node_id: int, topic: str, name: str) -> Path:
+        """Where a broker keeps that partition."""
+        log_dir = self.cluster.broker(node_id).folder / "log"
+        return log_dir / f"{topic}-{self._partition_of(topic, name)}"
+
+    def _partition_of(self, topic: str, name: str) -> int:
+        partitions = sum(t == topic for t, _ in self.cluster.watch.cluster.leaders)
+        return java_hash(name) % max(1, partitions)
+
+    def group_coordinator(self) -> tuple[BrokerProcess, str]:
+        """Of the group of one stage, drawn."""
+        catalogue = self.cluster.settings.catalogue()
+        group = catalogue.group(("payments", "gateway")[self.drawn.pick % 2])
+        leader = self.leader_of("__consumer_offsets", group)
+        if leader < 0:
+            return self.pick()
+        return self.cluster.broker(leader), f"broker {leader}, coordinator of the group {group}"
 
     def controller(self) -> tuple[BrokerProcess, str]:
         broker = self.cluster.controller()
@@ -78,54 +90,6 @@ class FreezeBroker(BrokerFault):
         self.broker, text = getattr(self, self.who)()
         self.broker.pause()
         return str(text)
-
-    def end(self) -> None:
-        self.broker.resume()
-
-
-class MarkersApart(BrokerFault):
-    """Markers of one transaction land apart: a broker that has a part of the table stands still,
-    and neither the coordinator of a worker's transactions nor that of its offsets does. The worker
-    is killed, so whoever comes next finds offsets of a transaction whose rows it cannot see yet."""
-
-    def may_begin(self) -> bool:
-        return super().may_begin() and self._chosen() is not None
-
-    def _chosen(self) -> tuple[str, int, BrokerProcess] | None:
-        """A node, its payments worker, and the broker."""
-        workers = self.cluster.workers("payments")
-        if not workers:
-            return None
-        node, pid = workers[self.drawn.pick % len(workers)]
-        catalogue = self.cluster.settings.catalogue()
-        spared = {
-            self.leader_of("__transaction_state", self.transactional_id(node.name, "payments")),
-            self.leader_of("__consumer_offsets", catalogue.group("payments")),
-        }
-        table = catalogue.name("payments")
-        leading = {
-            leader for (topic, _), leader in self.cluster.watch.cluster.leaders.items()
-            if topic == table
-        }  # fmt: skip
-        for broker in self.cluster.kafka.brokers:
-            if broker.node_id in leading - spared:
-                return node.name, pid, broker
-        return None
-
-    def begin(self) -> str:
-        chosen = self._chosen()
-        assert chosen is not None, "may_begin was asked in the same turn"
-        name, self._pid, self.broker = chosen
-        self.broker.pause()
-        self._killed = False
-        return f"broker {self.broker.node_id}, and {name} payments (process {self._pid})"
-
-    def is_over(self) -> bool:
-        if not self._killed and self.elapsed_s >= MARKED_S:
-            # What it had asked to be committed is, and what it writes now hangs.
-            send(self._pid, signal.SIGKILL)
-            self._killed = True
-        return super().is_over()
 
     def end(self) -> None:
         self.broker.resume()
@@ -167,8 +131,10 @@ def _restart(broker: BrokerProcess) -> None:
 
 
 def java_hash(text: str) -> int:
-    """``String.hashCode`` without its sign bit, by which Kafka places ids among partitions."""
+    """``Utils.abs(String.hashCode)``, by which Kafka places ids and groups among partitions: the
+    amount of a negative one (not its bits without the sign), and 0 of the least, which has none."""
     value = 0
     for character in text:
         value = (31 * value + ord(character)) & 0xFFFFFFFF
-    return value & 0x7FFFFFFF
+    signed = value - (1 << 32) if value >> 31 else value
+    return 0 if signed == -(1 << 31) else abs(signed)

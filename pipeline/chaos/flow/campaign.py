@@ -20,7 +20,7 @@ from pipeline.audit.verify import Sources, verify, worth_waiting
 from pipeline.chaos.counted import counted
 from pipeline.chaos.flow.anomalies import Anomalies
 from pipeline.chaos.flow.cluster import Cluster
-from pipeline.chaos.flow.draw import KINDS, UPGRADE, Kind, draw
+from pipeline.chaos.flow.draw import KINDS, MARKERS_APART, UPGRADE, Kind, draw
 from pipeline.chaos.flow.judge import from_audit, from_exits, judge
 from pipeline.chaos.flow.load import Load
 from pipeline.chaos.flow.report import Report
@@ -87,6 +87,7 @@ def _carry_out(options: Options, folder: Path, say: Callable[[str], None]) -> Re
         say=say,
         jvm_flags=SHORT_LIVED if options.seconds < LONG_S else (),
         older=any(one.kind == UPGRADE for one in drawn),
+        holds_markers=any(one.kind == MARKERS_APART for one in drawn),
     ) as cluster:
         say("Starting the workers")
         cluster.start_nodes()

@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.chaos.flow.database import Database
 from pipeline.chaos.flow.node import Node, send
 from pipeline.chaos.flow.watch import Watch
+from pipeline.chaos.marker_relay import MarkerRelay
 from pipeline.chaos.proxy import KafkaProxy
 from pipeline.config import Settings, load_settings
 from pipeline.embedded.broker import BrokerProcess
@@ -103,8 +104,10 @@ class Cluster:
         say: Callable[[str], None],
         jvm_flags: Sequence[str],
         older: bool = False,
+        holds_markers: bool = False,
     ) -> None:
         self.folder = folder
+        self.marker_relay = MarkerRelay() if holds_markers else None
         self.partitions = partitions
         self._brokers = brokers
         self._seed = seed
@@ -137,12 +140,16 @@ class Cluster:
 
     def _start(self) -> None:
         stack = self._stack
+        relay = self.marker_relay
+        if relay is not None:
+            stack.enter_context(relay)
         self.kafka: KafkaHandle = start_kafka(
             self.folder / "kafka",
             brokers=self._brokers,
             heap_mb=HEAP_MB,
             on_progress=self._say,
             extra_config=BROKER_SETTINGS,
+            config_of=None if relay is None else relay.config_of,
             die_with_parent=True,
             jvm_flags=self._jvm_flags,
         )

@@ -12,8 +12,17 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from pipeline.chaos.flow.log_bytes import Batch, Marker, PartitionTruth, Reader, records, whole
+from pipeline.chaos.flow.log_bytes import (
+    Batch,
+    Marker,
+    PartitionTruth,
+    Reader,
+    batches,
+    records,
+    whole,
+)
 
 _ONGOING = 1
 # States of TransactionLogValue that are decisions, and whether for a commit.
@@ -57,6 +66,15 @@ def entries(found: Iterable[Batch]) -> Iterator[Entry]:
                 continue
             size = struct.unpack_from(">h", key, 2)[0]
             yield _entry(key[4 : 4 + size].decode(), value)
+
+
+def producer_id_of(folder: Path, transactional_id: str) -> int | None:
+    """Whose transactions go by that id now, by the coordinator's log in that folder."""
+    found = None
+    for entry in entries(batches(folder)):
+        if entry.transactional_id == transactional_id:
+            found = entry.producer_id
+    return found
 
 
 def decisions(said: Iterable[Entry]) -> Iterator[Decision]:

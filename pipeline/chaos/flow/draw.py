@@ -53,6 +53,9 @@ def _kind(
 # refused, and stays away for its session, to refuse once more.
 UPGRADE = "upgrade"
 
+# A run that has it puts a relay between its brokers.
+MARKERS_APART = "markers-apart"
+
 # Sessions and transactions time out after 10 s, a broker's registration after 9 s, a request to a
 # gateway may be sent for 15 s and is asked about afterwards: short is below these, long above.
 KINDS: tuple[Kind, ...] = (
@@ -74,17 +77,23 @@ KINDS: tuple[Kind, ...] = (
     _kind("late-ends", "proxy", 6, 12, "EndTxn of one node arrive in its next transaction"),
     _kind("doubled-ends", "proxy", 6, 12, "EndTxn of one node arrive twice, unanswered"),
     _kind("dropped-answers", "proxy", 6, 12, "answers to EndTxn and TxnOffsetCommit get lost"),
+    _kind("doubled-writes", "proxy", 6, 12, "Produce of one node arrive twice, or get lost"),
+    _kind("reordered-writes", "proxy", 6, 12, "Produce of one node arrive out of order, or late"),
     _kind("kill-broker", "brokers", 4, 12, "SIGKILL of a broker, which then comes back", 3),
     _kind("kill-coordinator", "brokers", 4, 12,
           "... of the one that coordinates a worker's transactions", 3),
+    _kind("kill-group-coordinator", "brokers", 4, 12,
+          "... of the one that keeps a stage's offsets and shares its partitions out", 3),
     _kind("kill-controller", "brokers", 4, 12, "... of the one that leads the controllers", 3),
     _kind("freeze-broker-short", "brokers", 2, 5, "a broker stands still below its time-outs"),
     _kind("freeze-coordinator-long", "brokers", 12, 18,
           "a coordinator stands still until it counts as dead, and wakes", 3),
+    _kind("freeze-group-coordinator-long", "brokers", 12, 18, "... the one of a stage's group", 3),
     _kind("freeze-controller-long", "brokers", 12, 18,
           "... the leader of the controllers, which wakes when another one leads", 3),
-    _kind("markers-apart", "brokers payments", 4, 7,
-          "a broker with a part of the table stands still and a payments worker is killed", 3),
+    _kind(MARKERS_APART, "brokers payments", 20, 24,
+          "a payments worker's commit is told to all brokers but one with a part of the table; it "
+          "stands still until another has taken over", 3),
     _kind("roll-brokers", "brokers", 30, 45, "all brokers are restarted in turn", 3),
     _kind("kill-simulator", "simulators", 1, 6, "SIGKILL of a gateway"),
     _kind("freeze-simulator", "simulators", 3, 12, "a gateway stands still with calls open"),

@@ -47,5 +47,10 @@ class Fault(ABC):
         return None
 
     @property
+    def came_to_nothing(self) -> str:
+        """Why what has ended was no fault after all; empty if it was."""
+        return ""
+
+    @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self._begun_s

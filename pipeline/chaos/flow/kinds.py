@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from pipeline.chaos.flow.broker_faults import FreezeBroker, KillBroker, MarkersApart, RollBrokers
+from pipeline.chaos.flow.broker_faults import FreezeBroker, KillBroker, RollBrokers
 from pipeline.chaos.flow.cluster import Cluster
 from pipeline.chaos.flow.draw import Drawn
 from pipeline.chaos.flow.fault import Fault
+from pipeline.chaos.flow.markers_apart import MarkersApart
 from pipeline.chaos.flow.node_faults import RollWorkers, ScaleDown, ScaleUp, Upgrade
-from pipeline.chaos.flow.protocol_faults import DoubledEnds, DroppedAnswers, LateEnds
+from pipeline.chaos.flow.protocol_faults import (
+    DoubledEnds,
+    DoubledWrites,
+    DroppedAnswers,
+    LateEnds,
+    ReorderedWrites,
+)
 from pipeline.chaos.flow.server_faults import (
     FreezePostgres,
     FreezeSimulator,
@@ -34,11 +41,15 @@ CLASSES: dict[str, tuple[type[Fault], dict[str, str]]] = {
     "late-ends": (LateEnds, {}),
     "doubled-ends": (DoubledEnds, {}),
     "dropped-answers": (DroppedAnswers, {}),
+    "doubled-writes": (DoubledWrites, {}),
+    "reordered-writes": (ReorderedWrites, {}),
     "kill-broker": (KillBroker, {"who": "pick"}),
     "kill-coordinator": (KillBroker, {"who": "coordinator"}),
+    "kill-group-coordinator": (KillBroker, {"who": "group_coordinator"}),
     "kill-controller": (KillBroker, {"who": "controller"}),
     "freeze-broker-short": (FreezeBroker, {"who": "pick"}),
     "freeze-coordinator-long": (FreezeBroker, {"who": "coordinator"}),
+    "freeze-group-coordinator-long": (FreezeBroker, {"who": "group_coordinator"}),
     "freeze-controller-long": (FreezeBroker, {"who": "controller"}),
     "markers-apart": (MarkersApart, {}),
     "roll-brokers": (RollBrokers, {}),

@@ -121,6 +121,17 @@ class Node:
             self._frozen.discard(each)
             send(each, signal.SIGCONT)
 
+    def log_size(self) -> int:
+        return self.log_file.stat().st_size if self.log_file.exists() else 0
+
+    def log_since(self, size: int) -> str:
+        """What its workers have written since their log had that size."""
+        if not self.log_file.exists():
+            return ""
+        with self.log_file.open("rb") as file:
+            file.seek(size)
+            return file.read().decode("utf-8", "replace")
+
     @property
     def exits(self) -> Counter[tuple[str, int]]:
         """How often each worker ended with which code; negative for a signal."""

@@ -12,17 +12,20 @@ from pipeline.chaos.wire import Api
 
 # Of the ends of a lane that commits several times a second; each one costs a new producer.
 CHANCE = 0.15
+# Of the writes, of which a transaction has one for each partition.
+WRITES_CHANCE = 0.01
 
 
 class ProtocolFault(Fault):
     rules: Sequence[tuple[Api, faults.Fault]] = ()
+    chance = CHANCE
 
     def begin(self) -> str:
         proxy = self.cluster.proxy
         self._before = len(proxy.injected)
         self._injured = 0
         for api, fault in self.rules:
-            proxy.inject(Rule(api, fault, times=None, chance=CHANCE))
+            proxy.inject(Rule(api, fault, times=None, chance=self.chance))
         return f"producers of {PROXIED}"
 
     def end(self) -> None:
@@ -36,6 +39,10 @@ class ProtocolFault(Fault):
     @property
     def injured(self) -> int:
         return self._injured
+
+    @property
+    def came_to_nothing(self) -> str:
+        return "" if self._injured else "it injured no request"
 
 
 class LateEnds(ProtocolFault):
@@ -57,4 +64,25 @@ class DroppedAnswers(ProtocolFault):
         (Api.END_TXN, faults.lose_answer()),
         (Api.TXN_OFFSET_COMMIT, faults.lose_answer()),
         (Api.ADD_PARTITIONS_TO_TXN, faults.lose_answer()),
+    )
+
+
+class DoubledWrites(ProtocolFault):
+    """Records arrive twice, their answers or not at all, as over a network that drops packets."""
+
+    chance = WRITES_CHANCE
+    rules = (
+        (Api.PRODUCE, faults.double(lost=faults.Lost.ANSWER)),
+        (Api.PRODUCE, faults.lose_answer()),
+        (Api.PRODUCE, faults.lose_request()),
+    )
+
+
+class ReorderedWrites(ProtocolFault):
+    """Records arrive behind those that were sent after them, or late."""
+
+    chance = WRITES_CHANCE
+    rules = (
+        (Api.PRODUCE, faults.reorder()),
+        (Api.PRODUCE, faults.delay(0.5)),
     )

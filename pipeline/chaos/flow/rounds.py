@@ -102,8 +102,7 @@ class Rounds:
             self._active.remove(each)
             done.ended_s = self._now_s
             done.injured = fault.injured
-            if done.injured == 0:
-                done.skipped = "it injured no request"
+            done.skipped = fault.came_to_nothing
             self._note(done)
 
     def _note(self, done: Done) -> None:

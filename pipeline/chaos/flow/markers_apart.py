@@ -1,0 +1,124 @@
+"""Markers of one transaction that land apart, met by whoever takes the partitions over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from pipeline.chaos.flow.broker_faults import BrokerFault
+from pipeline.chaos.flow.coordinator_log import producer_id_of
+from pipeline.chaos.flow.node import Node
+from pipeline.chaos.marker_relay import Hold, MarkerRelay
+from pipeline.runtime.restore import WAITS_FOR_OPEN
+
+# A worker under load commits several times a second. What is left of the shortest of these faults
+# is enough for a session to end and another worker to be given the partitions.
+CATCH_S_MAX = 5.0
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A payments worker, and the broker at which its commits are to land late."""
+
+    node: Node
+    pid: int
+    transactional_id: str
+    coordinator: int
+    target: int
+
+
+class MarkersApart(BrokerFault):
+    """A commit of a payments worker is told to every broker but one, which leads a part of the
+    table, and the worker stands still beyond its session. Another one takes its partitions over:
+    offsets that count, of a transaction whose rows it cannot see yet.
+
+    The worker and the one that takes over have different coordinators: one waits for the answer to
+    a marker before it sends the next one to the same broker.
+    """
+
+    def may_begin(self) -> bool:
+        return super().may_begin() and next(self._choices(), None) is not None
+
+    def _choices(self) -> Iterator[_Chosen]:
+        workers = self.cluster.workers("payments")
+        ids = {node.name: self.transactional_id(node.name, "payments") for node, _ in workers}
+        coordinators = {
+            name: self.leader_of("__transaction_state", each) for name, each in ids.items()
+        }
+        catalogue = self.cluster.settings.catalogue()
+        offsets_at = self.leader_of("__consumer_offsets", catalogue.group("payments"))
+        table = catalogue.name("payments")
+        leading = {
+            leader for (topic, _), leader in self.cluster.watch.cluster.leaders.items()
+            if topic == table
+        }  # fmt: skip
+        first = self.drawn.pick % max(1, len(workers))
+        for node, pid in [*workers[first:], *workers[:first]]:
+            coordinator = coordinators[node.name]
+            others = [each for name, each in coordinators.items() if name != node.name]
+            if not others or coordinator in others:
+                continue
+            for target in sorted(leading - {offsets_at, -1}):
+                yield _Chosen(node, pid, ids[node.name], coordinator, target)
+
+    @property
+    def _relay(self) -> MarkerRelay:
+        relay = self.cluster.marker_relay
+        assert relay is not None, "a run that draws this has the relay"
+        return relay
+
+    def begin(self) -> str:
+        self.chosen = chosen = next(self._choices())
+        self._frozen = False
+        self._caught_before = len(self._relay.caught)
+        self._told_before = {node.name: node.log_size() for node in self.cluster.nodes.values()}
+        self._met = False
+        folder = self.partition_folder(
+            chosen.coordinator, "__transaction_state", chosen.transactional_id
+        )
+        self._producer: Future[int | None] | None = self.cluster.later(
+            lambda: producer_id_of(folder, chosen.transactional_id)
+        )
+        return (
+            f"{chosen.node.name} payments (process {chosen.pid}), held from broker {chosen.target}"
+        )
+
+    def is_over(self) -> bool:
+        chosen = self.chosen
+        if self._producer is not None and self._producer.done():
+            producer_id = self._producer.result()
+            self._producer = None
+            if producer_id is None:
+                return True
+            table = self.cluster.settings.catalogue().name("payments")
+            self._relay.hold(Hold(chosen.target, producer_id, table))
+        if not self._frozen and self.injured:
+            chosen.node.freeze(chosen.pid)
+            self._frozen = True
+        return self.elapsed_s >= (self.drawn.duration_s if self._frozen else CATCH_S_MAX)
+
+    def end(self) -> None:
+        table = self.cluster.settings.catalogue().name("payments")
+        caught = self._relay.caught[self._caught_before :]
+        waits = [
+            f"{WAITS_FOR_OPEN} {topic}[{partition}]@"
+            for marker in caught
+            for topic, partition in marker.partitions
+            if topic == table
+        ]
+        for node in self.cluster.nodes.values():
+            said = node.log_since(self._told_before.get(node.name, 0))
+            self._met |= any(wait in said for wait in waits)
+        self._relay.release()
+        self.chosen.node.wake(self.chosen.pid)
+
+    @property
+    def injured(self) -> int:
+        return len(self._relay.caught) - self._caught_before
+
+    @property
+    def came_to_nothing(self) -> str:
+        if not self.injured:
+            return "no marker of its commits came by"
+        return "" if self._met else "nobody restored the table meanwhile"
