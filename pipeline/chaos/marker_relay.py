@@ -2,7 +2,7 @@
 
     with MarkerRelay() as relay:
         start_kafka(folder, brokers=3, config_of=relay.config_of)
-        relay.hold(Hold(node_id=2, producer_id=1001, topic="payments"))
+        relay.hold(Hold(nodes={2, 3}, producer_id=1001, topic="payments"))
 
 A coordinator that has decided sends a marker to every broker with a partition of the transaction.
 Each lands when it lands: a reader of one partition may see the transaction while one of another
@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipeline.embedded.kafka_config import BrokerPorts, listeners
@@ -32,9 +32,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Hold:
-    """What is to wait: requests to that broker with a commit of this producer in that topic."""
+    """What is to wait: requests with a commit of this producer in that topic, to the first of these
+    brokers that is sent one."""
 
-    node_id: int
+    nodes: Collection[int]
     producer_id: int
     topic: str
 
@@ -97,7 +98,7 @@ class MarkerRelay:
     def takes(self, way: _Inbound, frame: bytes) -> bool:
         """Whether the frame waits here; asked by the relay's own connections."""
         hold = self.hold_now
-        if hold is None or way.node_id != hold.node_id:
+        if hold is None or way.node_id not in hold.nodes:
             return False
         wanted = [
             marker
@@ -108,6 +109,7 @@ class MarkerRelay:
         ]
         if not wanted:
             return False
+        self.hold_now = replace(hold, nodes=(way.node_id,))
         self._held.append((way, frame))
         self.caught += wanted
         return True

@@ -85,7 +85,7 @@ def test_a_marker_that_is_held_lands_apart_from_the_others(related: Related) -> 
     """The producer is told of its commit, a reader sees one half, and the other half once the
     marker is let go."""
     producer, producer_id = writer(related, "held")
-    related.relay.hold(Hold(related.target, producer_id, FAR))
+    related.relay.hold(Hold([related.target], producer_id, FAR))
     commit_one(producer, NEAR, FAR)
     assert len(read_all(related.servers, NEAR)) == 1
     wait_until(lambda: related.relay.caught, WAIT_S, "a marker that is held")
@@ -107,7 +107,7 @@ def test_markers_of_others_and_of_aborts_pass(related: Related) -> None:
     wanted, wanted_id = writer(related, "wanted")
     other, _ = writer(related, "other")
     before = len(read_all(related.servers, FAR))
-    related.relay.hold(Hold(related.target, wanted_id, FAR))
+    related.relay.hold(Hold([related.target], wanted_id, FAR))
     try:
         commit_one(other, NEAR, FAR)
         commit_one(wanted, NEAR)

@@ -98,9 +98,9 @@ def test_a_commit_is_held_from_a_broker_and_its_worker_stands_still() -> None:
     stand = Stand(coordinators=(2, 3), offsets_at=1)
     fault = stand.fault(duration_s=3_600.0)
     assert fault.may_begin()
-    assert fault.start() == "n1 payments (process 100), held from broker 2"
+    assert fault.start() == "n1 payments (process 100)"
     assert not fault.is_over()
-    assert stand.relay.holding == Hold(2, PRODUCER, TABLE)
+    assert stand.relay.holding == Hold((2, 3), PRODUCER, TABLE)
     assert stand.nodes[0].frozen == []
     stand.relay.caught.append(CAUGHT)
     assert not fault.is_over()
@@ -120,6 +120,7 @@ def test_workers_that_share_a_coordinator_wait_for_another_moment() -> None:
 def test_a_commit_that_nobody_met_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """None came by in time; or it did, and nobody restored that part of the table meanwhile."""
     monkeypatch.setattr(markers_apart, "CATCH_S_MAX", 0.0)
+    monkeypatch.setattr(markers_apart, "TAKEOVER_LATE_S_MAX", 0.0)
     stand = Stand(coordinators=(2, 3), offsets_at=1)
     none = stand.fault()
     none.start()

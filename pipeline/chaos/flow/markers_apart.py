@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -12,20 +13,21 @@ from pipeline.chaos.flow.node import Node
 from pipeline.chaos.marker_relay import Hold, MarkerRelay
 from pipeline.runtime.restore import WAITS_FOR_OPEN
 
-# A worker under load commits several times a second. What is left of the shortest of these faults
-# is enough for a session to end and another worker to be given the partitions.
-CATCH_S_MAX = 5.0
+# A worker under load commits several times a second, one on a busy machine at last.
+CATCH_S_MAX = 10.0
+# A busy machine is given more time for it. A coordinator asks once more after 30 s.
+TAKEOVER_LATE_S_MAX = 20.0
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A payments worker, and the broker at which its commits are to land late."""
+    """A payments worker, and the brokers of which one is to hear late of a commit."""
 
     node: Node
     pid: int
     transactional_id: str
     coordinator: int
-    target: int
+    targets: tuple[int, ...]
 
 
 class MarkersApart(BrokerFault):
@@ -59,8 +61,8 @@ class MarkersApart(BrokerFault):
             others = [each for name, each in coordinators.items() if name != node.name]
             if not others or coordinator in others:
                 continue
-            for target in sorted(leading - {offsets_at, -1}):
-                yield _Chosen(node, pid, ids[node.name], coordinator, target)
+            if targets := tuple(sorted(leading - {offsets_at, -1})):
+                yield _Chosen(node, pid, ids[node.name], coordinator, targets)
 
     @property
     def _relay(self) -> MarkerRelay:
@@ -74,15 +76,15 @@ class MarkersApart(BrokerFault):
         self._caught_before = len(self._relay.caught)
         self._told_before = {node.name: node.log_size() for node in self.cluster.nodes.values()}
         self._met = False
+        # The whole log of a coordinator is read for the id, which takes seconds in a long run.
+        self._held_since_s = math.inf
         folder = self.partition_folder(
             chosen.coordinator, "__transaction_state", chosen.transactional_id
         )
         self._producer: Future[int | None] | None = self.cluster.later(
             lambda: producer_id_of(folder, chosen.transactional_id)
         )
-        return (
-            f"{chosen.node.name} payments (process {chosen.pid}), held from broker {chosen.target}"
-        )
+        return f"{chosen.node.name} payments (process {chosen.pid})"
 
     def is_over(self) -> bool:
         chosen = self.chosen
@@ -92,26 +94,35 @@ class MarkersApart(BrokerFault):
             if producer_id is None:
                 return True
             table = self.cluster.settings.catalogue().name("payments")
-            self._relay.hold(Hold(chosen.target, producer_id, table))
+            self._relay.hold(Hold(chosen.targets, producer_id, table))
+            self._held_since_s = self.elapsed_s
         if not self._frozen and self.injured:
             chosen.node.freeze(chosen.pid)
             self._frozen = True
-        return self.elapsed_s >= (self.drawn.duration_s if self._frozen else CATCH_S_MAX)
+        if not self._frozen:
+            return self.elapsed_s - self._held_since_s >= CATCH_S_MAX
+        late_s = self.elapsed_s - self.drawn.duration_s
+        return late_s >= 0 and (self._is_met() or late_s >= TAKEOVER_LATE_S_MAX)
 
     def end(self) -> None:
+        self._met = self._is_met()
+        self._relay.release()
+        self.chosen.node.wake(self.chosen.pid)
+
+    def _is_met(self) -> bool:
+        """Whether a worker says that it waited at a partition of which a marker is held."""
         table = self.cluster.settings.catalogue().name("payments")
-        caught = self._relay.caught[self._caught_before :]
         waits = [
             f"{WAITS_FOR_OPEN} {topic}[{partition}]@"
-            for marker in caught
+            for marker in self._relay.caught[self._caught_before :]
             for topic, partition in marker.partitions
             if topic == table
         ]
-        for node in self.cluster.nodes.values():
-            said = node.log_since(self._told_before.get(node.name, 0))
-            self._met |= any(wait in said for wait in waits)
-        self._relay.release()
-        self.chosen.node.wake(self.chosen.pid)
+        logs = [
+            node.log_since(self._told_before.get(node.name, 0))
+            for node in self.cluster.nodes.values()
+        ]
+        return any(wait in said for wait in waits for said in logs)
 
     @property
     def injured(self) -> int:
