@@ -13,7 +13,7 @@ from pipeline.chaos.wire import Api
 # Of the ends of a lane that commits several times a second; each one costs a new producer.
 CHANCE = 0.15
 # Of the writes, of which a transaction has one for each partition.
-WRITES_CHANCE = 0.01
+WRITES_CHANCE = 0.05
 
 
 class ProtocolFault(Fault):
