@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.kafka_refusal import why_away
 from pipeline.runtime.fetching import BATCH_BYTES
-from schemas.codec import Codec, default_codec
+from schemas.codec import RECORD_BYTES_MAX, Codec, default_codec
 from schemas.errors import EncodeError
 
 # The Java producer's default: outlives a broker's restart and a leader election.
@@ -136,6 +136,8 @@ class Publisher(Generic[NounT]):
             raise self.invalid(
                 f"{self.noun} {key.decode()} does not fit its schema: {error}"
             ) from error
+        if len(value) > RECORD_BYTES_MAX:
+            raise self._too_large(key, value)
         self._refuse(noun)
         # Everything queued is delivered or given up within the delivery timeout, so room comes.
         deadline = time.monotonic() + self._delivery_timeout_s + 10
@@ -152,15 +154,16 @@ class Publisher(Generic[NounT]):
                     raise self._error(mine, 1, "the queue stayed full") from None
             except KafkaException as error:
                 if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise self.invalid(
-                        f"{self.noun} {key.decode()} is too large: {len(value)} bytes"
-                    ) from error
+                    raise self._too_large(key, value) from error
                 raise self._error(mine, 1, error.args[0].str()) from error
         self._producer.poll(0)
 
     def _ids(self, noun: NounT) -> tuple[tuple[str, str], ...]:
         """The ids that have to be well-formed, with their fields' names."""
         return ("merchant_id", noun.merchant_id), ("order_id", noun.order_id)
+
+    def _too_large(self, key: bytes, value: bytes) -> InvalidRecord:
+        return self.invalid(f"{self.noun} {key.decode()} is too large: {len(value)} bytes")
 
     def _refuse(self, noun: NounT) -> None:
         """Raise InvalidRecord for what must not be sent although it is a record."""

@@ -29,6 +29,9 @@ Decoder = Callable[[bytes], Record]
 MAGIC: Final = b"\x00"
 HEADER_BYTES: Final = 5
 SMALL: Final = 2**31
+# What a record may have. A line of an order takes five bytes at least and 300 once it is read, so
+# this is 250 MiB of a reader's memory; what 1 MiB on the wire unfolds to would be gigabytes.
+RECORD_BYTES_MAX: Final = 4 * 1024 * 1024
 # What a writer raises for a record that does not fit.
 _MISFITS: Final = (TypeError, ValueError, KeyError, AttributeError, OverflowError)
 
@@ -121,6 +124,11 @@ class Codec:
                 if writer is None:
                     writer = writers[schema_id] = self._writer_schema(name, schema_id)
                 reader = schema
+            if len(value) > RECORD_BYTES_MAX:
+                raise DecodeError(
+                    "record_too_large",
+                    f"{len(value):,} bytes, of which a record may have {RECORD_BYTES_MAX:,}",
+                )
             try:
                 record: Any = read(body, writer, reader)
             except SchemaResolutionError as error:

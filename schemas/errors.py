@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 DecodeKind = Literal[
     "not_wire_format", "unknown_schema_id", "wrong_schema", "truncated", "malformed",
-    "trailing_bytes",
+    "trailing_bytes", "record_too_large",
 ]  # fmt: skip
 
 DECODE_KINDS: Final[tuple[DecodeKind, ...]] = (
@@ -16,6 +16,7 @@ DECODE_KINDS: Final[tuple[DecodeKind, ...]] = (
     "truncated",  # the body ends before the record does
     "malformed",  # bytes no Avro writer makes: bad UTF-8, a branch that is not there
     "trailing_bytes",  # a whole record, and more behind it
+    "record_too_large",  # more bytes than a record may have, whatever they hold
 )
 
 

@@ -32,6 +32,7 @@ _BAD_RECORD: Final = frozenset(
         "truncated",
         "malformed",
         "trailing_bytes",
+        "record_too_large",
         "empty_value",
         "key_mismatch",
         "misrouted",

@@ -22,7 +22,7 @@ from pipeline.runtime.cluster import consumer_config
 from producers.command_publisher import CommandPublisher, InvalidCommand
 from producers.load_generator import LoadPlan, orders, prepare, run_load
 from producers.order_publisher import InvalidOrder, OrderPublisher, PublishError
-from schemas.codec import default_codec
+from schemas.codec import RECORD_BYTES_MAX, default_codec
 from tests.support.topics import create_topic, read_all
 
 pytestmark = pytest.mark.integration
@@ -86,6 +86,24 @@ def test_an_order_too_large_is_refused_and_the_next_one_taken(kafka: str, topic:
         with pytest.raises(InvalidOrder, match="too large"):
             publisher.publish(msgspec.structs.replace(order, lines=(line,)))
         publisher.publish(order)
+    assert len(read_all(kafka, topic)) == 1
+
+
+def test_an_order_larger_than_a_record_may_be_is_refused_whatever_the_client_lets_out(
+    kafka: str, topic: str
+) -> None:
+    """It would fit the topic once it is compressed, and be a dead letter there."""
+    order = next(orders(PLAN))
+    config = {"message.max.bytes": 2 * RECORD_BYTES_MAX}
+    with OrderPublisher(kafka, topic=topic, config=config) as publisher:
+        for description, fits in (("x" * RECORD_BYTES_MAX, False), ("x" * 4_000_000, True)):
+            line = msgspec.structs.replace(order.lines[0], description=description)
+            large = msgspec.structs.replace(order, lines=(line,))
+            if fits:
+                publisher.publish(large)
+                continue
+            with pytest.raises(InvalidOrder, match="too large"):
+                publisher.publish(large)
     assert len(read_all(kafka, topic)) == 1
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message
+from msgspec.structs import replace
 
 from pipeline.domain.ids import payment_id
 from pipeline.domain.keys import record_key
-from pipeline.domain.model import Payment, PaymentCommand
+from pipeline.domain.model import Order, OrderLine, Payment, PaymentCommand
 from pipeline.runtime import dead_letters, failpoints
-from schemas.codec import wire_header
+from schemas.codec import RECORD_BYTES_MAX, wire_header
 from tests.support.engine_flow import EngineFlow, RunningWorker, ends_of, headers_of
 from tests.support.waiting import WAIT_S, wait_until
 from topics.catalogue import MAX_MESSAGE_BYTES
@@ -24,6 +25,18 @@ pytestmark = pytest.mark.integration
 CARD = b"4111111111111111"
 MASKED = b"411111******1111"
 MIB = 1024 * 1024
+
+
+def too_large(order: Order) -> Order:
+    """Whole, and good, but for its size; it fits the topic once it is compressed."""
+    line = OrderLine(
+        line_number=1,
+        sku="a",
+        quantity=1,
+        unit_amount_minor=order.amount_minor,
+        description="x" * RECORD_BYTES_MAX,
+    )
+    return replace(order, lines=(line,))
 
 
 def joined(letters: list[Message]) -> bytes:
@@ -156,8 +169,9 @@ def test_texts_and_keys_that_make_an_effect_no_topic_takes_are_refused_by_name(
 def test_every_kind_of_bad_record_is_one_letter_with_its_lineage(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Unknown id, truncated, trailing bytes, wrong schema, no value, a key that is not text, no
-    key, another's key: each is one letter with its cause, and every good order is asked for."""
+    """Unknown id, truncated, trailing bytes, wrong schema, more bytes than a record may have, no
+    value, a key that is not text, no key, another's key: each is one letter with its cause, and
+    every good order is asked for."""
     flow = EngineFlow(kafka, topic_prefix, tmp_path).provisioned()
     good = flow.encode("order", flow.order("bad"))
     key = record_key("shop", "bad")
@@ -167,6 +181,7 @@ def test_every_kind_of_bad_record_is_one_letter_with_its_lineage(
         "truncated": (key, good[:-3]),
         "trailing_bytes": (key, good + b"\0"),
         "wrong_schema": (key, flow.encode("payment-request", flow.request(flow.order("bad")))),
+        "record_too_large": (key, flow.encode("order", too_large(flow.order("bad")))),
         "empty_value": (key, None),
         "key_mismatch": (b"\xff\xfe\x00not text", good),
     }

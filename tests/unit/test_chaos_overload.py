@@ -13,12 +13,23 @@ import pytest
 
 from pipeline.chaos.document import Place
 from pipeline.chaos.overload.campaign import SCENARIOS
+from pipeline.chaos.overload.large_orders import (
+    PUBLISHED_BYTES_MAX,
+    as_record,
+    beyond_the_publisher,
+    large_orders,
+    lines_alike,
+)
 from pipeline.chaos.overload.memory import Memory, cpu_s, is_flat, peak_mib, resident_mib
 from pipeline.chaos.overload.outcomes import percentile
 from pipeline.chaos.overload.report import Report, as_markdown, as_text
 from pipeline.chaos.overload.scenario import Outcome
 from pipeline.chaos.overload.shifted_worker import SHIFT_FILE, write_shift
+from pipeline.domain.keys import partition_of
+from pipeline.domain.policy import GatewayProfile, Policy
+from pipeline.domain.validation import broken_rule
 from pipeline.errors import UserError
+from schemas.codec import RECORD_BYTES_MAX, default_codec
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +166,32 @@ def test_a_table_has_one_place_in_a_document(tmp_path: Path) -> None:
     document.write_text(f"{mine.end}\n{mine.begin}\n")
     with pytest.raises(UserError, match="does not say where"):
         mine.require(document)
+
+
+@pytest.mark.slow
+def test_large_orders_are_valid_and_at_their_limit() -> None:
+    """Each of its own amount, in few partitions; and one byte more is beyond what a client lets
+    out, some more beyond what a record may have."""
+    made = large_orders(4, 1, 6)
+    policy = Policy(gateways=(GatewayProfile(name="simulator"),))
+    for order, most in (
+        *((order, PUBLISHED_BYTES_MAX) for order in made.published),
+        *((order, RECORD_BYTES_MAX) for order in made.unfolded),
+    ):
+        key, value = as_record(order)
+        size = len(value) + (len(key) if most == PUBLISHED_BYTES_MAX else 0)
+        assert most - 64 < size <= most
+        assert broken_rule(order, order.submitted_at_ms, policy) is None
+        assert partition_of(key, 6) < 2
+        assert default_codec().decoder("order")(value)["lines"][-1]["sku"] == "85123A"
+    assert len({order.amount_minor for order in made.paid}) == len(made.paid) == 4
+    assert sum(map(len, as_record(beyond_the_publisher()))) == PUBLISHED_BYTES_MAX + 1
+    (key, longer), (_, alike) = made.beyond[0], lines_alike(0, 10_000)
+    assert RECORD_BYTES_MAX < len(longer) < RECORD_BYTES_MAX + 128
+    assert len(alike) > 9_990
+    lines = default_codec().decoder("order")(alike)["lines"]
+    assert len(lines) > 1_900
+    assert [line["quantity"] for line in lines] == [1] * len(lines)
 
 
 def test_every_scenario_has_a_name() -> None:

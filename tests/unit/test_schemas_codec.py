@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.domain.records import FROM_RECORD, to_record
-from schemas.codec import SCHEMA_NAMES, Codec, default_codec, load_schemas, wire_header
+from schemas.codec import (
+    RECORD_BYTES_MAX,
+    SCHEMA_NAMES,
+    Codec,
+    default_codec,
+    load_schemas,
+    wire_header,
+)
 from schemas.errors import DECODE_KINDS, DecodeError, EncodeError
 from schemas.files import read_schema
 from schemas.ids import LockedIds, LockedVersion, fingerprint, locked_ids
@@ -115,6 +122,21 @@ def test_flipped_bytes_never_raise_anything_else(
     if kind_of(name, bytes(value)) is None:
         read = DECODERS[name](bytes(value))
         assert DECODERS[name](ENCODERS[name](read)) == read
+
+
+def test_a_record_has_at_most_so_many_bytes_whatever_it_holds() -> None:
+    """One of lines that are all alike compresses to nothing, and takes sixty times its bytes once
+    it is read: it is not."""
+    order = {**ORDER, "lines": [{**ORDER_LINE, "description": "x" * (RECORD_BYTES_MAX - 200)}]}
+    longer = RECORD_BYTES_MAX - len(ENCODERS["order"](order))
+    order["lines"][0]["description"] += "x" * longer
+    fits = ENCODERS["order"](order)
+    assert len(fits) == RECORD_BYTES_MAX
+    assert DECODERS["order"](fits) == order
+    order["lines"][0]["description"] += "x"
+    assert kind_of("order", ENCODERS["order"](order)) == "record_too_large"
+    # What is no record at all keeps its name.
+    assert kind_of("order", b"{" * 2 * RECORD_BYTES_MAX) == "not_wire_format"
 
 
 def test_a_declared_length_of_gigabytes_allocates_nothing() -> None:
