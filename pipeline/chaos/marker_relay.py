@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from pipeline.embedded.kafka_config import BrokerPorts, listeners
 from pipeline.embedded.ports import LOOPBACK, free_ports
-from pipeline.kafka_wire import PREFIX, Reader
+from pipeline.kafka_wire import PREFIX, Malformed, Reader
 
 LISTENER = "BETWEEN"
 API_VERSIONS, WRITE_TXN_MARKERS = 18, 27
@@ -60,6 +60,7 @@ class MarkerRelay:
         self._ports: dict[int, tuple[int, int]] = {}
         self.hold_now: Hold | None = None
         self._held: list[tuple[_Inbound, bytes]] = []
+        self._broken: Exception | None = None
         # Every marker that waited, in order.
         self.caught: list[SentMarker] = []
 
@@ -72,6 +73,9 @@ class MarkerRelay:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        if self._broken is not None:
+            # A connection was cut by a fault of the relay's own.
+            raise self._broken
 
     def config_of(self, ports: BrokerPorts) -> Mapping[str, str]:
         """One more listener, for brokers alone, which others are told to reach by way of here."""
@@ -87,10 +91,11 @@ class MarkerRelay:
 
     def release(self) -> None:
         """Let what waits arrive, and hold nothing any more."""
-        self.hold_now = None
         self._do(self._release())
 
     async def _release(self) -> None:
+        # By the thread that holds: none can come in between.
+        self.hold_now = None
         held, self._held = self._held, []
         for way, frame in held:
             way.pass_on(frame)
@@ -100,9 +105,14 @@ class MarkerRelay:
         hold = self.hold_now
         if hold is None or way.node_id not in hold.nodes:
             return False
+        try:
+            markers = read_markers(frame)
+        except Malformed as error:
+            self._broken = self._broken or error
+            return False
         wanted = [
             marker
-            for marker in read_markers(frame)
+            for marker in markers
             if marker.commits
             and marker.producer_id == hold.producer_id
             and any(topic == hold.topic for topic, _ in marker.partitions)

@@ -133,5 +133,7 @@ def test_a_commit_that_nobody_met_is_no_fault(monkeypatch: pytest.MonkeyPatch) -
     assert missed.is_over()
     # Another part of the table, which an ordinary restart may find open for a moment.
     stand.nodes[1].log += f"\npayments {WAITS_FOR_OPEN} {TABLE}[5]@815\n"
+    # The worker itself, which did not take over from anybody.
+    stand.nodes[0].log += f"\npayments {WAITS_FOR_OPEN} {TABLE}[2]@815\n"
     missed.end()
     assert missed.came_to_nothing == "nobody restored the table meanwhile"

@@ -56,7 +56,7 @@ class BrokerFault(Fault):
     def group_coordinator(self) -> tuple[BrokerProcess, str]:
         """Of the group of one stage, drawn."""
         catalogue = self.cluster.settings.catalogue()
-        group = catalogue.group(("payments", "gateway")[self.drawn.pick % 2])
+        group = catalogue.group(("payments", "gateway", "ledger")[self.drawn.pick % 3])
         leader = self.leader_of("__consumer_offsets", group)
         if leader < 0:
             return self.pick()

@@ -40,7 +40,7 @@ def judge(
     log_dirs = {broker.node_id: broker.folder / "log" for broker in cluster.kafka.brokers}
     logs = read_at_rest(servers, log_dirs, places)
     decided, truths = logs.decided, logs.truths
-    anomalies.add_all("torn transaction", broken_ends(decided, truths))
+    anomalies.add_all("torn transaction", broken_ends(decided, truths | logs.offsets))
     anomalies.add_all("LSO stuck", (f"{name} has not ended" for name in logs.under_way))
     # Not before the logs are at rest: a marker is a record as well.
     ends = seen.ends(servers, places)

@@ -22,6 +22,7 @@ from pipeline.chaos.flow.seen import ANSWER_TIMEOUT_S, Place
 from pipeline.errors import UserError
 
 STATE_TOPIC = "__transaction_state"
+OFFSETS_TOPIC = "__consumer_offsets"
 # A transaction's time-out, the broker's look for those, and a busy machine.
 REST_S_MAX = 90.0
 LOOK_EVERY_S = 1.0
@@ -29,10 +30,12 @@ LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Logs:
-    """``under_way``: transactional ids of which more was to come when nobody waited any longer."""
+    """``under_way``: transactional ids of which more was to come when nobody waited any longer.
+    ``offsets``: of the groups' own topic, which no reader of records sees."""
 
     decided: list[Decision]
     truths: dict[Place, PartitionTruth]
+    offsets: dict[Place, PartitionTruth]
     under_way: list[str]
 
 
@@ -60,14 +63,19 @@ def read_at_rest(
             if not under_way or time.monotonic() > deadline_s:
                 break
             time.sleep(LOOK_EVERY_S)
-        truths = {
-            place: log_bytes.truth_of(log_bytes.batches(folders[leaders[place]][place]))
-            for place in places
-        }
+
+        def read(wanted: Iterable[Place]) -> dict[Place, PartitionTruth]:
+            return {
+                place: log_bytes.truth_of(log_bytes.batches(folders[leaders[place]][place]))
+                for place in wanted
+            }
+
+        truths = read(places)
+        offsets = read(sorted(place for place in leaders if place[0] == OFFSETS_TOPIC))
     except log_bytes.Compacted as error:
         raise UserError(f"the logs cannot be judged by their bytes: {error}.") from error
     decided = [decision for one in said for decision in coordinator_log.decisions(one)]
-    return Logs(decided, truths, under_way)
+    return Logs(decided, truths, offsets, under_way)
 
 
 def _leaders_in_sync(admin: AdminClient, deadline_s: float) -> dict[Place, int]:

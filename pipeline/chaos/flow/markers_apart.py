@@ -59,7 +59,7 @@ class MarkersApart(BrokerFault):
         for node, pid in [*workers[first:], *workers[:first]]:
             coordinator = coordinators[node.name]
             others = [each for name, each in coordinators.items() if name != node.name]
-            if not others or coordinator in others:
+            if not others or coordinator in (-1, *others):
                 continue
             if targets := tuple(sorted(leading - {offsets_at, -1})):
                 yield _Chosen(node, pid, ids[node.name], coordinator, targets)
@@ -74,7 +74,7 @@ class MarkersApart(BrokerFault):
         self.chosen = chosen = next(self._choices())
         self._frozen = False
         self._caught_before = len(self._relay.caught)
-        self._told_before = {node.name: node.log_size() for node in self.cluster.nodes.values()}
+        self._told_before: dict[str, int] = {}
         self._met = False
         # The whole log of a coordinator is read for the id, which takes seconds in a long run.
         self._held_since_s = math.inf
@@ -99,6 +99,12 @@ class MarkersApart(BrokerFault):
         if not self._frozen and self.injured:
             chosen.node.freeze(chosen.pid)
             self._frozen = True
+            # Of the others: what the chosen one had to wait for itself was before.
+            self._told_before = {
+                name: node.log_size()
+                for name, node in self.cluster.nodes.items()
+                if node is not chosen.node
+            }
         if not self._frozen:
             return self.elapsed_s - self._held_since_s >= CATCH_S_MAX
         late_s = self.elapsed_s - self.drawn.duration_s
@@ -110,7 +116,7 @@ class MarkersApart(BrokerFault):
         self.chosen.node.wake(self.chosen.pid)
 
     def _is_met(self) -> bool:
-        """Whether a worker says that it waited at a partition of which a marker is held."""
+        """Whether another worker says that it waited at a partition of which a marker is held."""
         table = self.cluster.settings.catalogue().name("payments")
         waits = [
             f"{WAITS_FOR_OPEN} {topic}[{partition}]@"
@@ -119,8 +125,9 @@ class MarkersApart(BrokerFault):
             if topic == table
         ]
         logs = [
-            node.log_since(self._told_before.get(node.name, 0))
-            for node in self.cluster.nodes.values()
+            node.log_since(self._told_before[name])
+            for name, node in self.cluster.nodes.items()
+            if name in self._told_before
         ]
         return any(wait in said for wait in waits for said in logs)
 
