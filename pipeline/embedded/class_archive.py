@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+from pipeline.embedded.kept_file import is_sound, keep, seal_of
+
 # What a run that was killed has left; one that still writes is done within seconds.
 LEFT_OVER_S = 3_600
 
@@ -26,29 +28,37 @@ class ClassArchive:
         seen = real.stat()
         # Another JVM in the same place is another file.
         named = f"{real}:{seen.st_size}:{seen.st_mtime_ns}:{':'.join(map(str, jars))}"
+        # Looked at once: it has tens of megabytes.
+        self._is_sound: bool | None = None
         self.path = jars[0].parent / f"classes-{sha256(named.encode()).hexdigest()[:16]}.jsa"
 
     def flags(self) -> tuple[str, ...]:
-        """For a JVM that is to use it."""
-        return (f"-XX:SharedArchiveFile={self.path}",) if self.path.exists() else ()
+        """For a JVM that is to use it; none while it is not there as it was written."""
+        if self._is_sound is None:
+            self._is_sound = is_sound(self.path)
+        return (f"-XX:SharedArchiveFile={self.path}",) if self._is_sound else ()
 
     @contextmanager
     def made_by_a_run(self) -> Iterator[tuple[str, ...]]:
-        """Flags for a JVM that ends within the block; it writes the archive if there is none.
+        """Flags for a JVM that ends within the block; it writes the archive if there is none yet.
 
         Several may do so at once: each writes a file of its own, and the last one is kept. The JVM
         writes the header last and removes what it cannot write whole, so half a file is no archive.
         """
-        if self.path.exists() or not os.access(self.path.parent, os.W_OK):
+        if self.flags() or not os.access(self.path.parent, os.W_OK):
             yield self.flags()
             return
         for left_over in self.path.parent.glob(f"{self.path.name}.*"):
-            if time.time() - left_over.stat().st_mtime > LEFT_OVER_S:
+            if (
+                left_over != seal_of(self.path)
+                and time.time() - left_over.stat().st_mtime > LEFT_OVER_S
+            ):
                 left_over.unlink(missing_ok=True)
         written = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}")
         try:
             yield (f"-XX:ArchiveClassesAtExit={written}",)
             if written.exists():
-                written.replace(self.path)
+                keep(written, self.path)
+                self._is_sound = True
         finally:
             written.unlink(missing_ok=True)

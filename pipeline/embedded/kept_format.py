@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from pipeline.embedded.cache import write_atomically
+from pipeline.embedded.kept_file import is_sound, keep
 
 CHECKPOINT = "bootstrap.checkpoint"
 # There once a folder is formatted, so it is written last.
@@ -31,7 +32,7 @@ class KeptFormat:
 
     def is_there(self) -> bool:
         # A machine that lost its power may have kept the name and lost the bytes.
-        return self.path.is_file() and self.path.stat().st_size > 0
+        return is_sound(self.path)
 
     def keep(self, log_dir: Path) -> None:
         """Keep what the program of Kafka has written into this folder."""
@@ -40,7 +41,7 @@ class KeptFormat:
         copy = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}")
         try:
             shutil.copyfile(log_dir / CHECKPOINT, copy)
-            copy.replace(self.path)
+            keep(copy, self.path)
         finally:
             copy.unlink(missing_ok=True)
 

@@ -63,6 +63,19 @@ def test_another_jvm_in_the_same_place_has_another_archive(java: Path) -> None:
     assert archive(java).path != before
 
 
+def test_one_that_was_damaged_is_written_anew(java: Path) -> None:
+    """A JVM that maps it ends in its own code, at every start."""
+    with archive(java).made_by_a_run() as flags:
+        to_write(flags).write_text("classes")
+    damaged = archive(java)
+    damaged.path.write_text("clasSes")
+    assert damaged.flags() == ()
+    with damaged.made_by_a_run() as flags:
+        to_write(flags).write_text("classes")
+    assert damaged.flags() == (f"-XX:SharedArchiveFile={damaged.path}",)
+    assert archive(java).flags() == damaged.flags()
+
+
 def test_what_a_killed_run_has_left_is_removed(java: Path) -> None:
     """Old enough that nobody can be writing it any more."""
     made = archive(java)

@@ -49,16 +49,24 @@ def test_other_levels_and_other_jars_have_another(tmp_path: Path) -> None:
     assert not KeptFormat([tmp_path / "c.jar"], {}).is_there()
 
 
-def test_one_that_has_lost_its_bytes_is_made_anew(tmp_path: Path) -> None:
-    """As a machine without power leaves it; no half of one is ever left beside it."""
+@pytest.mark.parametrize("left", [b"", b"lEvels"])
+def test_one_that_has_lost_its_bytes_is_made_anew(tmp_path: Path, left: bytes) -> None:
+    """As a machine without power or a bad disk leaves it; no half of one is ever left beside it."""
     made = kept(tmp_path)
-    made.path.write_bytes(b"")
+    first = formatted(tmp_path / "first")
+    made.keep(first)
+    made.path.write_bytes(left)
     assert not made.is_there()
-    made.keep(formatted(tmp_path / "first"))
+    made.keep(first)
+    assert made.is_there()
     assert made.path.read_bytes() == b"levels"
     with pytest.raises(OSError, match="missing"):
         kept(tmp_path, {"x": 1}).keep(tmp_path / "missing")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["first", made.path.name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "first",
+        made.path.name,
+        f"{made.path.name}.sha256",
+    ]
 
 
 def test_an_id_never_reads_as_an_option() -> None:
