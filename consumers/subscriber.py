@@ -35,6 +35,8 @@ from schemas.errors import DecodeError
 Start = Literal["earliest", "latest"]
 STARTS = get_args(Start)
 
+# What a string of Kafka's protocol may have.
+GROUP_BYTES_MAX = 32_767
 # A metadata or offset answer takes milliseconds; 10 s allow for a broker that is just starting.
 CHECK_TIMEOUT_S = 10.0
 # Of the group's coordinator, before a commit that leaving waits for: with one that has gone silent
@@ -161,6 +163,13 @@ class Subscriber(Generic[NounT]):
             "check.crcs": True,
             **(config or {}),
         }
+        group = self._config["group.id"]
+        if not isinstance(group, str) or not 0 < len(group.encode()) <= GROUP_BYTES_MAX:
+            # An empty one ends the process in the client's own code, a longer one is not answered.
+            raise UserError(
+                f"group_id is {ascii(group)[:60]}; give a name of at most {GROUP_BYTES_MAX:,} "
+                "bytes, the same for all who share the topic's partitions."
+            )
         access = access_of(self._config)
         self._unreadable = UnreadableBatches(access=access)
         self._standstill = Standstill(access=access)

@@ -113,14 +113,21 @@ class Publisher(Generic[NounT]):
         # was given, how many there are, and how many of them it said that they failed.
         self._reached = False
         self._queued = self._reported = 0
+        self._has_left = False
 
     def publish(self, noun: NounT) -> None:
         """Queue one; waits while the queue is full.
 
         Checks only what the record needs: what becomes of it is decided by the flow, which answers
         with a named rejection. Raises InvalidRecord (nothing was sent) and, for what was published
-        *earlier*, PublishError; this one was then not taken.
+        *earlier*, PublishError; this one was then not taken. RuntimeError once the block was left:
+        nobody would wait for it or hear that it failed.
         """
+        if self._has_left:
+            raise RuntimeError(
+                f"this publisher's block was left; publish {self.noun}s within it, or call flush() "
+                "yourself and use no block."
+            )
         self._raise_failed()
         if type(noun) is not self.kind:
             raise self.invalid(f"{type(noun).__name__} is no {self.kind.__name__}")
@@ -247,6 +254,7 @@ class Publisher(Generic[NounT]):
         self._reached = True
 
     def __enter__(self) -> Self:
+        self._has_left = False
         return self
 
     def __exit__(
@@ -255,6 +263,7 @@ class Publisher(Generic[NounT]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._has_left = True
         try:
             self.flush()
         except PublishError as failed:

@@ -25,3 +25,15 @@ def test_a_start_that_is_no_place_is_refused(subscriber: Any, start: Any) -> Non
 @pytest.mark.parametrize("start", ["earliest", "latest", None])
 def test_a_start_that_is_one_is_taken(subscriber: Any, start: Any) -> None:
     subscriber("127.0.0.1:1", "fulfilment", start=start)
+
+
+@each_subscriber
+@pytest.mark.parametrize("group", ["", None, 5, "g" * 32_768, "ä" * 16_384])
+def test_a_group_that_is_none_is_refused_before_there_is_a_client(
+    subscriber: Any, group: Any
+) -> None:
+    """The client asserts that there is one, which no ``except`` catches."""
+    with pytest.raises(UserError, match="group_id is "):
+        subscriber("127.0.0.1:1", group, start="earliest")
+    with pytest.raises(UserError, match="group_id is "):
+        subscriber("127.0.0.1:1", "fulfilment", config={"group.id": group})
