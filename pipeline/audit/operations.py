@@ -310,6 +310,7 @@ class OperationChecks:
             movements = gateway.movements.get(key, [])
             self._charged_twice(key, payment, charges, movements)
             self._void_and_capture(key, movements, charges)
+            self._of_another_charge(key, movements, charges)
             asked = _asked(payment)
             # Of two charges under one key, which has been named, one is what was asked for.
             settled = {
@@ -376,6 +377,20 @@ class OperationChecks:
         self._found.broken(
             "charged_twice", self._judge.charge_example(key, twice[1], f"also {twice[0].id}")
         )
+
+    def _of_another_charge(
+        self, key: str, movements: list[MovementSeen], charges: list[ChargeSeen]
+    ) -> None:
+        """Whose card a refund goes to is said by its charge and not by the order that it names."""
+        own = {(charge.books, charge.id) for charge in charges}
+        for movement in movements:
+            if (movement.books, movement.charge_id) not in own:
+                self._found.broken(
+                    "movement_of_another_charge",
+                    self._movement_example(
+                        key, movement, f"{movement.charge_id} is no charge of this order"
+                    ),
+                )
 
     def _void_and_capture(
         self, key: str, movements: list[MovementSeen], charges: list[ChargeSeen]

@@ -41,6 +41,7 @@ GUARANTEES: Final[Mapping[str, str]] = {
     "charge_of_two_payments": "A charge that was found as nobody's is no sale of another payment.",
     "operation_without_request": "Every capture, void and refund at a gateway was asked for.",
     "void_and_capture": "What was voided is not captured as well.",
+    "movement_of_another_charge": "What a gateway does for an order is of that order's charge.",
     "late_success_not_reversed": "What was taken too late, or for nothing, was given back.",
     "command_answered_twice": "A command is taken or rejected once.",
     "charge_without_payment": "Every charge at a gateway was asked for by a payment request.",

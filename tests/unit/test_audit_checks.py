@@ -678,6 +678,22 @@ def the_gateway_captured_what_it_had_voided(flow: Flow) -> Place:
     return f"shop:voided: {void['id']}"
 
 
+@case("movement_of_another_charge")
+def the_gateway_refunded_another_customer(flow: Flow) -> Place:
+    refund = next(c for c in flow.charges if c["kind"] == "refund")
+    order = refund["order_id"]
+    other = next(c for c in flow.charges if c["kind"] == "charge" and c["order_id"] != order)
+    refund["charge_id"] = other["id"]
+    return f"shop:{order}: {refund['id']}"
+
+
+@case("movement_of_another_charge")
+def the_gateway_captured_what_nobody_knows(flow: Flow) -> Place:
+    capture = next(c for c in flow.charges if c["kind"] == "capture")
+    capture["charge_id"] = "ch_of_nobody"
+    return f"shop:{capture['order_id']}: {capture['id']}"
+
+
 @case("late_success_not_reversed", "settlement_missing", "refund_without_settlement",
       "journal_entry_without_settlement", "success_without_settlement")  # fmt: skip
 def the_refund_of_a_late_charge_was_removed(flow: Flow) -> Place:

@@ -43,7 +43,8 @@ _OF: Final[Mapping[str, str]] = {
     "non-monotonic": "event_sequence_gap event_sequence_not_monotonic payment_regressed",
     "LSO stuck": "open_transaction",
     "charged more than once": "charged_twice two_keys_charged more_than_one_request_in_flight "
-    "late_success_not_reversed void_and_capture operation_without_request charge_without_payment "
+    "late_success_not_reversed void_and_capture movement_of_another_charge "
+    "operation_without_request charge_without_payment "
     "charge_of_two_payments idempotency_key_wrong",
     "money created or destroyed": "money_not_conserved journal_unbalanced amounts_out_of_order "
     "balance_differs_from_postings charge_amount_wrong request_amount_wrong "
