@@ -17,14 +17,17 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from pipeline.audit.report import Report
 from pipeline.config import Settings, load_settings
+from pipeline.domain.model import Order
 from pipeline.domain.money import format_amount
 from pipeline.embedded.cache import write_atomically
 from pipeline.embedded.kafka_config import SHORT_LIVED
@@ -296,6 +299,12 @@ def _books_agree(summary: dict[str, Any]) -> bool:
     )
 
 
+def _repeats(orders: Sequence[Order]) -> int:
+    """Orders that say what one before them has said: no payment, no rejection and no letter."""
+    once = [structs.replace(order, submitted_at_ms=0) for order in orders]
+    return len(once) - len(set(once))
+
+
 def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) -> Iterator[str]:
     """What happened, in the words of the people who use it."""
     s = report.summary
@@ -318,6 +327,8 @@ def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) 
         ordered[order.currency] += order.amount_minor
     cancellations = getattr(demo.found, "cancellations", ())
     yield row("orders read", f"{len(demo.found.orders):,}, {sums(ordered)}")
+    if repeats := _repeats(demo.found.orders):
+        yield row("  of these said once more", f"{repeats:,}")
     if demo.found.bad_line_count:
         yield row("  bad lines", f"{demo.found.bad_line_count:,}")
     if demo.found.left_out:

@@ -61,13 +61,18 @@ def read_raw(path: Path) -> bytes:
 
 
 def detect_format(path: Path, raw: bytes) -> Format:
-    """The format by the file's name, else by its first character that is not blank."""
+    """The format by the file's name, else by its first character that is not blank.
+
+    UserError for a JSON array, which no format is.
+    """
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return "invoice-csv"
     if suffix in (".jsonl", ".ndjson"):
         return "order-jsonl"
     start = raw[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[:1] == b"[":
+        raise UserError(f"{path} is a JSON array; write one order per line (jq -c '.[]' {path}).")
     return "order-jsonl" if start[:1] == b"{" else "invoice-csv"
 
 

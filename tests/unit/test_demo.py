@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.audit.report import Example, Finding, Report, Severity
 from pipeline.demo import Demo, sample_file, summary
@@ -99,6 +100,18 @@ def test_a_subscriber_that_missed_a_settlement_is_a_failure() -> None:
 def test_a_wait_for_a_person_is_a_named_wait() -> None:
     """An outcome nobody can tell is neither lost nor guessed: the guarantee holds."""
     assert demo().held(Report([finding("waits_for_a_person", Severity.PENDING)], WHOLE))
+
+
+def test_orders_that_come_again_are_counted_so_that_the_summary_adds_up() -> None:
+    """Sent later is the same order; another amount is another word about it, and a letter."""
+    again, other = replace(ORDER, submitted_at_ms=99), replace(ORDER, amount_minor=1)
+    made = demo()
+    made.found = OrderFile(
+        line_count=4, orders=(ORDER, again, other, ORDER), problems=(), left_out=0
+    )
+    lines = list(summary(made, Report([], WHOLE), {}, 1.0))
+    assert [line.split()[-1] for line in lines if "said once more" in line] == ["2"]
+    assert not any("said once more" in line for line in summary(demo(), Report([], WHOLE), {}, 1.0))
 
 
 def test_every_kind_of_fault_is_counted_also_at_zero() -> None:

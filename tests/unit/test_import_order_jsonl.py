@@ -141,6 +141,12 @@ def test_the_format_is_told_by_name_and_else_by_content(
     assert detect_format(tmp_path / name, content) == expected
 
 
+def test_a_json_array_is_told_what_is_read_instead(tmp_path: Path) -> None:
+    """It was taken for a CSV file without its columns."""
+    with pytest.raises(UserError, match="is a JSON array; write one order per line"):
+        detect_format(tmp_path / "orders.json", b' [{"merchant_id": "shop"}]')
+
+
 def test_a_file_that_is_away_is_a_sentence(tmp_path: Path) -> None:
     """A wrong path is named."""
     with pytest.raises(UserError, match="cannot be read"):
