@@ -32,6 +32,8 @@ SMALL: Final = 2**31
 # What a record may have. A line of an order takes five bytes at least and 300 once it is read, so
 # this is 250 MiB of a reader's memory; what 1 MiB on the wire unfolds to would be gigabytes.
 RECORD_BYTES_MAX: Final = 4 * 1024 * 1024
+# Rows of the table: nobody else writes them, and one of a version without limits has to be read.
+_OWN_STATE: Final = frozenset({"payment"})
 # What a writer raises for a record that does not fit.
 _MISFITS: Final = (TypeError, ValueError, KeyError, AttributeError, OverflowError)
 
@@ -104,13 +106,15 @@ class Codec:
 
         Records of other known versions of the same schema are resolved to the current one.
         Raises DecodeError for anything that is not such a record, and nothing else, except
-        RegistryUnavailable from a source of ids that had to be asked.
+        RegistryUnavailable from a source of ids that had to be asked. One of more than
+        RECORD_BYTES_MAX is not read, but for rows of the table.
         """
         schema = self._schemas[name]
         header = wire_header(self._ids.current_id(name))
         writers: dict[int, Any] = {}
         small, nested = _small_numbers_of(name)
         read = fastavro.schemaless_reader
+        is_bounded = name not in _OWN_STATE
 
         def decode(value: bytes) -> Record:
             if value is None:
@@ -124,7 +128,7 @@ class Codec:
                 if writer is None:
                     writer = writers[schema_id] = self._writer_schema(name, schema_id)
                 reader = schema
-            if len(value) > RECORD_BYTES_MAX:
+            if is_bounded and len(value) > RECORD_BYTES_MAX:
                 raise DecodeError(
                     "record_too_large",
                     f"{len(value):,} bytes, of which a record may have {RECORD_BYTES_MAX:,}",

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.domain.model import Payment
 from pipeline.domain.records import FROM_RECORD, to_record
 from schemas.codec import (
     RECORD_BYTES_MAX,
@@ -137,6 +138,18 @@ def test_a_record_has_at_most_so_many_bytes_whatever_it_holds() -> None:
     assert kind_of("order", ENCODERS["order"](order)) == "record_too_large"
     # What is no record at all keeps its name.
     assert kind_of("order", b"{" * 2 * RECORD_BYTES_MAX) == "not_wire_format"
+
+
+def test_a_row_of_the_table_is_read_whatever_its_size() -> None:
+    """Nobody else writes them. One that a version without limits has left could not be refused: its
+    worker would end at it, and so would the next one."""
+    row = Payment(
+        merchant_id="shop", order_id="wide", payment_id="p", sequence=1, status="risk_review",
+        amount_minor=500, currency="GBP", instrument_token="x" * RECORD_BYTES_MAX,
+        business_date="2027-01-15", ordered_at_ms=1, updated_at_ms=1,
+    )  # fmt: skip
+    written = ENCODERS["payment"](to_record(row))
+    assert DECODERS["payment"](written)["instrument_token"] == row.instrument_token
 
 
 def test_a_declared_length_of_gigabytes_allocates_nothing() -> None:
