@@ -164,7 +164,8 @@ class Subscriber(Generic[NounT]):
             **(config or {}),
         }
         group = self._config["group.id"]
-        if not isinstance(group, str) or not 0 < len(group.encode()) <= GROUP_BYTES_MAX:
+        written = group.encode(errors="replace") if isinstance(group, str) else b""
+        if not 0 < len(written) <= GROUP_BYTES_MAX:
             # An empty one ends the process in the client's own code, a longer one is not answered.
             raise UserError(
                 f"group_id is {ascii(group)[:60]}; give a name of at most {GROUP_BYTES_MAX:,} "

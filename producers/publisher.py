@@ -108,6 +108,10 @@ class Publisher(Generic[NounT]):
             "on_delivery": self._on_failure,
             **(config or {}),
         }
+        servers = self._config["bootstrap.servers"]
+        if not isinstance(servers, str) or not servers.strip():
+            # The client takes it, and says when it gives up that nobody answers at no address.
+            raise UserError(f"bootstrap_servers is {servers!r}; give host:port[,host:port ...].")
         self._producer = Producer(self._config)
         # Whether a broker has ever answered, as far as somebody has asked; and of what this client
         # was given, how many there are, and how many of them it said that they failed.

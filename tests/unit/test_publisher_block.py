@@ -1,9 +1,12 @@
-"""A publisher after its block: nobody waits any more for what it is given."""
+"""A publisher outside its block, where nobody waits for what it is given, and at no address."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from pipeline.errors import UserError
 from producers.load_generator import LoadPlan, order_at
 from producers.order_publisher import OrderPublisher, PublishError
 
@@ -30,3 +33,10 @@ def test_a_publisher_without_a_block_or_in_a_second_one_takes_orders() -> None:
         publisher.publish(AN_ORDER)
         with pytest.raises(PublishError):
             publisher.flush(0.0)
+
+
+@pytest.mark.parametrize("servers", ["", "  ", None, ["127.0.0.1:1"]])
+def test_an_address_that_is_none_is_refused_at_once(servers: Any) -> None:
+    """As of an environment variable that is not set."""
+    with pytest.raises(UserError, match="bootstrap_servers is "):
+        OrderPublisher(servers)
