@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,6 +131,21 @@ def _parse(url: str) -> URL:
     )
 
 
+def use_wal(connection: sqlite3.Connection) -> None:
+    """SQLite's own wait is not for this: who changes the mode while another does is told at once
+    that the file is locked."""
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
     path = Path(str(url.database)).absolute()
     try:
@@ -144,7 +161,7 @@ def _sqlite(url: URL, *, foreign_keys: bool = True) -> Engine:
     def configure(connection: Any, _record: object) -> None:
         # Transactions are begun below, not by the driver, which would begin them too late.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
+        use_wal(connection)
         # A commit that was answered survives a power cut.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
