@@ -14,20 +14,19 @@ before was answered, so those of its other producers wait behind.
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
+from pipeline.chaos.loop_thread import LoopThread
+from pipeline.chaos.wire import Api
 from pipeline.embedded.kafka_config import BrokerPorts, listeners
 from pipeline.embedded.ports import LOOPBACK, free_ports
 from pipeline.kafka_wire import PREFIX, Malformed, Reader
 
 LISTENER = "BETWEEN"
-API_VERSIONS, WRITE_TXN_MARKERS = 18, 27
+WRITE_TXN_MARKERS = 27
 # The length, and the API's key behind it.
 _KEY_END = PREFIX + 2
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -49,33 +48,17 @@ class SentMarker:
     partitions: frozenset[tuple[str, int]]
 
 
-class MarkerRelay:
+class MarkerRelay(LoopThread):
     """Listens once for every broker that asks for its settings. It runs in a thread of its own."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="marker-relay", daemon=True)
-        self._servers: list[asyncio.Server] = []
+        super().__init__("marker-relay")
         self._ways: set[_Inbound] = set()
         self._ports: dict[int, tuple[int, int]] = {}
         self.hold_now: Hold | None = None
         self._held: list[tuple[_Inbound, bytes]] = []
-        self._broken: Exception | None = None
         # Every marker that waited, in order.
         self.caught: list[SentMarker] = []
-
-    def __enter__(self) -> MarkerRelay:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._do(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-        if self._broken is not None:
-            # A connection was cut by a fault of the relay's own.
-            raise self._broken
 
     def config_of(self, ports: BrokerPorts) -> Mapping[str, str]:
         """One more listener, for brokers alone, which others are told to reach by way of here."""
@@ -139,18 +122,9 @@ class MarkerRelay:
         self._ways.discard(way)
         self._held = [held for held in self._held if held[0] is not way]
 
-    async def _close(self) -> None:
-        for server in self._servers:
-            server.close()
+    async def _end_connections(self) -> None:
         for way in list(self._ways):
             way.cut()
-
-    def _do(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
 
 
 class _End(asyncio.Protocol):
@@ -224,7 +198,7 @@ class _Inbound(_End):
         self._unread += data
         while not self._is_raw and len(self._unread) >= _KEY_END:
             key = int.from_bytes(self._unread[PREFIX:_KEY_END], "big")
-            if key not in (API_VERSIONS, WRITE_TXN_MARKERS):
+            if key not in (Api.API_VERSIONS, WRITE_TXN_MARKERS):
                 self._is_raw = True
                 break
             size = PREFIX + int.from_bytes(self._unread[:PREFIX], "big")

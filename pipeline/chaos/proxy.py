@@ -23,12 +23,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 from pipeline.broker_addresses import broker_addresses
 from pipeline.chaos import addresses
 from pipeline.chaos.addresses import Address
 from pipeline.chaos.faults import Injected, Lost, Rule
+from pipeline.chaos.loop_thread import LoopThread
 from pipeline.chaos.wire import (
     Api,
     Request,
@@ -45,7 +46,6 @@ LOOPBACK = "127.0.0.1"
 SWAP_WAIT_S = 1.0
 # A copy is answered at once, or its broker is gone.
 COPY_TIMEOUT_S = 15.0
-_T = TypeVar("_T")
 
 
 @dataclass
@@ -69,11 +69,12 @@ class _Held:
     left: int
 
 
-class KafkaProxy:
+class KafkaProxy(LoopThread):
     """``bootstrap`` is host:port[,...] of running brokers. ``log_file`` gets a JSON line for each
     fault, and one more when its copy was answered. ``seed`` is for rules with a chance."""
 
     def __init__(self, bootstrap: str, *, log_file: Path | None = None, seed: int = 0) -> None:
+        super().__init__("kafka-proxy")
         self._upstreams = broker_addresses(bootstrap)
         self._ports: dict[Address, int] = {}
         self._log_file = log_file
@@ -83,31 +84,18 @@ class KafkaProxy:
         self._injected: list[Injected] = []
         self._lock = threading.Lock()
         self._begun_s = time.monotonic()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="kafka-proxy", daemon=True)
-        self._servers: list[asyncio.Server] = []
         self._listening = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[asyncio.Future[None]] = set()
-        self._broken: Exception | None = None
         self._arrived = 0
         # Requests by API key and version, for whoever wants to know what clients speak.
         self.seen: Counter[tuple[int, int]] = Counter()
 
-    def __enter__(self) -> KafkaProxy:
-        self._thread.start()
+    def __enter__(self) -> Self:
+        super().__enter__()
         for upstream in self._upstreams:
             self._do(self._listen(upstream))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._do(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-        if self._broken is not None:
-            # A connection was cut by a fault of the proxy's own, and no rule's.
-            raise self._broken
 
     @property
     def bootstrap_servers(self) -> str:
@@ -148,13 +136,6 @@ class KafkaProxy:
         """The levels of the cluster's features, by its first broker's own account."""
         return self._do(self._features())
 
-    def _do(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
     async def _listen(self, upstream: Address) -> int:
         async with self._listening:
             port = self._ports.get(upstream)
@@ -167,9 +148,7 @@ class KafkaProxy:
                 self._ports[upstream] = port
         return port
 
-    async def _close(self) -> None:
-        for server in self._servers:
-            server.close()
+    async def _end_connections(self) -> None:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from pipeline.chaos.flow.fault import Fault
+from pipeline.chaos.flow.logs_at_rest import OFFSETS_TOPIC, STATE_TOPIC
 from pipeline.embedded.broker import BrokerProcess
 
 
@@ -30,7 +31,7 @@ class BrokerFault(Fault):
             for stage in ("payments", "gateway")
         ][self.drawn.pick % (2 * len(self.cluster.nodes))]
         transactional_id = self.transactional_id(node, stage)
-        leader = self.leader_of("__transaction_state", transactional_id)
+        leader = self.leader_of(STATE_TOPIC, transactional_id)
         for broker in self.cluster.kafka.brokers:
             if broker.node_id == leader:
                 return broker, f"broker {leader}, coordinator of {transactional_id}"
@@ -57,7 +58,7 @@ class BrokerFault(Fault):
         """Of the group of one stage, drawn."""
         catalogue = self.cluster.settings.catalogue()
         group = catalogue.group(("payments", "gateway", "ledger")[self.drawn.pick % 3])
-        leader = self.leader_of("__consumer_offsets", group)
+        leader = self.leader_of(OFFSETS_TOPIC, group)
         if leader < 0:
             return self.pick()
         return self.cluster.broker(leader), f"broker {leader}, coordinator of the group {group}"

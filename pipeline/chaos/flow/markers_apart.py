@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline.chaos.flow.broker_faults import BrokerFault
 from pipeline.chaos.flow.coordinator_log import producer_id_of
+from pipeline.chaos.flow.logs_at_rest import OFFSETS_TOPIC, STATE_TOPIC
 from pipeline.chaos.flow.node import Node
 from pipeline.chaos.marker_relay import Hold, MarkerRelay
 from pipeline.runtime.restore import WAITS_FOR_OPEN
@@ -45,15 +47,12 @@ class MarkersApart(BrokerFault):
     def _choices(self) -> Iterator[_Chosen]:
         workers = self.cluster.workers("payments")
         ids = {node.name: self.transactional_id(node.name, "payments") for node, _ in workers}
-        coordinators = {
-            name: self.leader_of("__transaction_state", each) for name, each in ids.items()
-        }
+        coordinators = {name: self.leader_of(STATE_TOPIC, each) for name, each in ids.items()}
         catalogue = self.cluster.settings.catalogue()
-        offsets_at = self.leader_of("__consumer_offsets", catalogue.group("payments"))
-        table = catalogue.name("payments")
+        offsets_at = self.leader_of(OFFSETS_TOPIC, catalogue.group("payments"))
         leading = {
             leader for (topic, _), leader in self.cluster.watch.cluster.leaders.items()
-            if topic == table
+            if topic == self._table
         }  # fmt: skip
         first = self.drawn.pick % max(1, len(workers))
         for node, pid in [*workers[first:], *workers[:first]]:
@@ -63,6 +62,10 @@ class MarkersApart(BrokerFault):
                 continue
             if targets := tuple(sorted(leading - {offsets_at, -1})):
                 yield _Chosen(node, pid, ids[node.name], coordinator, targets)
+
+    @cached_property
+    def _table(self) -> str:
+        return self.cluster.settings.catalogue().name("payments")
 
     @property
     def _relay(self) -> MarkerRelay:
@@ -78,9 +81,7 @@ class MarkersApart(BrokerFault):
         self._met = False
         # The whole log of a coordinator is read for the id, which takes seconds in a long run.
         self._held_since_s = math.inf
-        folder = self.partition_folder(
-            chosen.coordinator, "__transaction_state", chosen.transactional_id
-        )
+        folder = self.partition_folder(chosen.coordinator, STATE_TOPIC, chosen.transactional_id)
         self._producer: Future[int | None] | None = self.cluster.later(
             lambda: producer_id_of(folder, chosen.transactional_id)
         )
@@ -93,8 +94,7 @@ class MarkersApart(BrokerFault):
             self._producer = None
             if producer_id is None:
                 return True
-            table = self.cluster.settings.catalogue().name("payments")
-            self._relay.hold(Hold(chosen.targets, producer_id, table))
+            self._relay.hold(Hold(chosen.targets, producer_id, self._table))
             self._held_since_s = self.elapsed_s
         if not self._frozen and self.injured:
             chosen.node.freeze(chosen.pid)
@@ -117,12 +117,11 @@ class MarkersApart(BrokerFault):
 
     def _is_met(self) -> bool:
         """Whether another worker says that it waited at a partition of which a marker is held."""
-        table = self.cluster.settings.catalogue().name("payments")
         waits = [
             f"{WAITS_FOR_OPEN} {topic}[{partition}]@"
             for marker in self._relay.caught[self._caught_before :]
             for topic, partition in marker.partitions
-            if topic == table
+            if topic == self._table
         ]
         logs = [
             node.log_since(self._told_before[name])
