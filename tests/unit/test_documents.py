@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline import config_document
+from pipeline.chaos.flow.anomalies import ANOMALIES
 from pipeline.config import Settings
 from pipeline.observability import document as metrics_document
 from tests.house import TOP
@@ -157,6 +158,38 @@ def test_each_promise_has_a_mechanism_a_test_and_a_figure() -> None:
     assert wrong == []
 
 
+def test_the_long_chaos_run_is_as_large_as_it_has_to_be_and_found_nothing() -> None:
+    """The committed report: twenty minutes, at least 300,000 orders and 60 faults, each anomaly
+    looked for and none found, and the recovery of each kind of fault that happened."""
+    assert wrong_of_the_report((TOP / "docs/chaos-20-minutes.md").read_text(encoding="utf-8")) == []
+
+
+def wrong_of_the_report(text: str) -> list[str]:
+    """What a report of ``paystream chaos run`` does not show, of what the long one has to."""
+    counted = re.search(
+        r"^- ([\d,]+) orders in .*, ([\d,]+) acknowledged; (\d+) faults of (\d+) kinds",
+        text,
+        re.MULTILINE,
+    )
+    orders, acknowledged, faults, kinds = (
+        (int(number.replace(",", "")) for number in counted.groups()) if counted else (0, -1, 0, -1)
+    )
+    found = dict(re.findall(r"^\| ([^|]+) \| (\d+) \| \D", text, re.MULTILINE))
+    recovered = re.findall(r"^\| ([a-z][\w-]*) \| (\d+) \| [\d.]+ \| [\d.]+ ", text, re.MULTILINE)
+    rows = {kind: int(times) for kind, times in recovered if kind != "all"}
+    shown = {
+        "twenty minutes": "paystream chaos run --minutes 20 " in text,
+        "the verdict": "\n- verdict: whole\n" in text,
+        "300,000 orders": orders >= 300_000,
+        "each order acknowledged": acknowledged == orders,
+        "60 faults": faults >= 60,
+        "each kind's recovery": len(rows) == kinds and sum(rows.values()) == faults,
+        "each anomaly looked for": set(found) == set(ANOMALIES),
+        "none found": set(found.values()) == {"0"},
+    }
+    return [what for what, is_shown in shown.items() if not is_shown]
+
+
 def promised() -> list[list[str]]:
     """The cells of the table of promises."""
     rows = linked("#what-is-promised").splitlines()
@@ -239,6 +272,10 @@ def test_what_is_wrong_is_noticed() -> None:
     assert missing_of_the_map("## File map\n| `pipeline/domain/` | `nowhere` |\n") == [
         "pipeline/domain/nowhere"
     ]
+    long_run = (TOP / "docs/chaos-20-minutes.md").read_text(encoding="utf-8")
+    assert wrong_of_the_report(long_run.replace("| lost | 0 |", "| lost | 1 |")) == ["none found"]
+    assert "60 faults" in wrong_of_the_report(re.sub(r"\d+ faults of", "59 faults of", long_run))
+    assert len(wrong_of_the_report("")) == 8
     for line in ("paystream nonsense", "paystream run paiments", "paystream verify --misspelt"):
         with pytest.raises(Exception, match=r"(?i)no such|paiments"):
             parse(line, is_mention=True)
