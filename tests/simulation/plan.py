@@ -28,6 +28,7 @@ MERCHANT = "shop"
 # When orders come and faults strike; after it everything heals.
 ACTIVE_S = 90.0
 BURSTS = 7
+BURST_EVERY_S = ACTIVE_S * 0.7 / BURSTS
 
 # Orders of one customer, of whom no more are taken (see ``policy``), and unlinked credits.
 BUSY_CUSTOMER = "busy"
@@ -225,7 +226,7 @@ def _counted(order: OrderPlan, number: int) -> OrderPlan:
 
 def _order(random: Random, number: int, mix: Mix) -> OrderPlan:
     # In bursts, so that transactions are of several orders.
-    at_s = random.randrange(BURSTS) * ACTIVE_S * 0.7 / BURSTS + random.random() * 0.05
+    at_s = random.randrange(BURSTS) * BURST_EVERY_S + random.random() * 0.05
     amount_minor = random.randrange(100, 100_000)
     plain = OrderPlan(
         number, at_s, amount_minor, Script(SUCCEED, notices=random.choice(mix.notices))
@@ -349,6 +350,9 @@ _KINDS = (
 # others is condemned.
 DEADLY = frozenset({"crash", "twin"})
 DEATHS_OF_A_WORKER_MAX = 5
+# One seed of so many has payments workers that come while markers are slow, so that one takes over
+# a part of the table behind whose end a transaction is still open though its offsets count.
+TAKEOVERS_EVERY = 3
 END_TXN_FAULTS = (
     "answer_lost", "late", "late", "late_then_refused", "late_then_refused", "lost", "slow",
     "refused",
@@ -408,4 +412,23 @@ def _faults(random: Random, plan: Plan) -> tuple[Fault, ...]:
         else:
             what = random.choice(("commit_unknown", "commit_lost", "away"))
             made.append(Fault(kind, at_s, "ledger-0", 0, random.uniform(0.5, 5.0), what))
+    if plan.seed % TAKEOVERS_EVERY == 0:
+        made += _takeovers_behind_markers(plan.seed)
     return tuple(sorted(made, key=lambda fault: fault.at_s))
+
+
+def _takeovers_behind_markers(seed: int) -> list[Fault]:
+    """Drawn apart: what else a seed has does not change with it. Two workers more, one in each of
+    two bursts, when there is most to hand over; each time all give back what they have."""
+    random = Random(f"{seed}/takeovers")
+    burst_s = random.randrange(BURSTS - 1) * BURST_EVERY_S
+    again_s = burst_s + BURST_EVERY_S
+    return [
+        Fault("slow_markers", burst_s, "", 0, 16.0),
+        Fault(
+            "join", burst_s + random.uniform(0.5, 6.0), "payments-8", 0, random.uniform(1.0, 3.5)
+        ),
+        Fault(
+            "join", again_s + random.uniform(0.5, 6.0), "payments-9", 0, random.uniform(1.0, 3.5)
+        ),
+    ]
