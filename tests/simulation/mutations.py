@@ -35,7 +35,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{RUNTIME}/restore.py",
         "            if offset >= self._waiting.get(partition, 0):\n",
         "            if True:\n",
-        ("tests/unit/test_restore_open_end.py",),
+        (75,),
     ),
     Mutation(
         "no input is read before the restoration is whole",
