@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import Connection, Engine, insert, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, func, insert, select, text
 
 from pipeline.ledger.database import reading
 from pipeline.ledger.hashed import hashed_form
@@ -119,21 +118,26 @@ def _extend(engine: Engine, head: ChainHead, end: int, limit: int) -> int:
                 "hash": before,
             }
         )
-    try:
-        with engine.begin() as connection:
-            if (
-                connection.dialect.name == "postgresql"
-                and not connection.exec_driver_sql(
-                    f"SELECT pg_try_advisory_xact_lock({_SEALING_LOCK})"
-                ).scalar_one()
-            ):
-                return 0
-            chain_id = _chain_id(connection, head.topic, head.partition)
-            connection.execute(insert(entry_seals), [{"chain_id": chain_id, **row} for row in rows])
-    except IntegrityError:
-        # Another sealer was first: its seals are the same.
-        return 0
+    with engine.begin() as connection:
+        if (
+            connection.dialect.name == "postgresql"
+            and not connection.exec_driver_sql(
+                f"SELECT pg_try_advisory_xact_lock({_SEALING_LOCK})"
+            ).scalar_one()
+        ):
+            return 0
+        chain_id = _chain_id(connection, head.topic, head.partition)
+        if _sealed(connection, chain_id) != head.position:
+            # Another sealer was first: its seals are the same.
+            return 0
+        connection.execute(insert(entry_seals), [{"chain_id": chain_id, **row} for row in rows])
     return len(rows)
+
+
+def _sealed(connection: Connection, chain_id: int) -> int:
+    """How many entries of a chain are sealed."""
+    asked = select(func.max(entry_seals.c.position)).where(entry_seals.c.chain_id == chain_id)
+    return connection.execute(asked).scalar_one() or 0
 
 
 def _chain_id(connection: Connection, topic: str, partition: int) -> int:
