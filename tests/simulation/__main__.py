@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.coverage:
         from tests.simulation.coverage_report import print_coverage
 
-        print_coverage(seeds)
-        return 0
+        return 1 if print_coverage(seeds) else 0
     began_s = time.monotonic()
     failures: list[Result] = []
     faults: Counter[str] = Counter()

@@ -25,12 +25,17 @@ MEASURED = (
     "pipeline/runtime/end_txn_watch.py",
     "pipeline/runtime/gateway_stage.py",
     "pipeline/runtime/gateway_worker.py",
+    "pipeline/runtime/heard.py",
+    "pipeline/runtime/held_inputs.py",
+    "pipeline/runtime/kafka_errors.py",
     "pipeline/runtime/lane.py",
+    "pipeline/runtime/late_words.py",
     "pipeline/runtime/payments_stage.py",
     "pipeline/runtime/prefix.py",
     "pipeline/runtime/protection.py",
     "pipeline/runtime/restore.py",
     "pipeline/runtime/risk_stage.py",
+    "pipeline/runtime/suspects.py",
     "pipeline/runtime/table.py",
     "pipeline/runtime/table_worker.py",
     "pipeline/ledger/journal.py",
@@ -38,8 +43,8 @@ MEASURED = (
 )
 
 
-def print_coverage(seeds: Iterable[Drawn]) -> None:
-    """Run the seeds under coverage and print a line for each module."""
+def print_coverage(seeds: Iterable[Drawn]) -> int:
+    """Run the seeds under coverage and print a line for each module. How many seeds failed."""
     import coverage
 
     top = Path(__file__).parents[2]
@@ -60,7 +65,12 @@ def print_coverage(seeds: Iterable[Drawn]) -> None:
     from tests.simulation.plan import draw
     from tests.simulation.run import run_plan
 
+    failed = 0
     for seed, mix in seeds:
-        run_plan(draw(seed, mix))
+        violation = run_plan(draw(seed, mix)).violation
+        if violation is not None:
+            failed += 1
+            print(f"seed {seed} ({mix}): {violation}")
     measure.stop()
     measure.report(file=sys.stdout, show_missing=False)
+    return failed

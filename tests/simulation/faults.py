@@ -36,16 +36,20 @@ class Faults:
         self.books = books
         self.ledger = ledger
         self._fired = fired
+        self._slow_until_s = 0.0
         workers.on_step = self.step
 
     def arm(self, fault: Fault) -> None:
         world, kind = self.world, fault.kind
         if kind == "slow_markers":
             self.cluster.marker_s_max = 2.0
+            self._slow_until_s = max(self._slow_until_s, world.now_s + fault.for_s)
             self._fired(kind, "")
 
             def heal() -> None:
-                self.cluster.marker_s_max = MARKER_S_MAX
+                # Another one may last longer.
+                if world.now_s >= self._slow_until_s:
+                    self.cluster.marker_s_max = MARKER_S_MAX
 
             world.after(fault.for_s, heal)
             return

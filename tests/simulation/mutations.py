@@ -35,7 +35,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         f"{RUNTIME}/restore.py",
         "            if offset >= self._waiting.get(partition, 0):\n",
         "            if True:\n",
-        (75,),
+        ("tests/unit/test_restore_open_end.py", 75),
     ),
     Mutation(
         "no input is read before the restoration is whole",
@@ -1039,6 +1039,30 @@ MUTATIONS: tuple[Mutation, ...] = (
         "after=(head.source_offset, head.source_part), end=end, limit=limit,",
         "after=(-1, 0), end=end, limit=limit,",
         (1,),
+    ),
+    # What is done about an error ----------------------------------------------------------------
+    Mutation(
+        "a producer that is done for leaves",
+        f"{RUNTIME}/kafka_errors.py",
+        "    if error.fatal():\n        return Course.LEAVE\n    if error.txn",
+        "    if error.txn",
+        ("tests/unit/test_engine_errors.py",),
+    ),
+    Mutation(
+        "what has to be aborted is not tried again",
+        f"{RUNTIME}/kafka_errors.py",
+        "    if error.txn_requires_abort():\n        return Course.ABORT\n"
+        "    if error.retriable():\n        return Course.RETRY\n",
+        "    if error.retriable():\n        return Course.RETRY\n"
+        "    if error.txn_requires_abort():\n        return Course.ABORT\n",
+        ("tests/unit/test_engine_errors.py",),
+    ),
+    Mutation(
+        "an error without a mark ends the worker",
+        f"{RUNTIME}/kafka_errors.py",
+        "        return Course.RETRY\n    return Course.LEAVE",
+        "        return Course.RETRY\n    return Course.ABORT",
+        ("tests/unit/test_engine_errors.py",),
     ),
     # 13: what kills the process, and what is away ------------------------------------------------
     Mutation(

@@ -429,6 +429,6 @@ def _takeovers_behind_markers(seed: int) -> list[Fault]:
             "join", burst_s + random.uniform(0.5, 6.0), "payments-8", 0, random.uniform(1.0, 3.5)
         ),
         Fault(
-            "join", again_s + random.uniform(0.5, 6.0), "payments-9", 0, random.uniform(1.0, 3.5)
+            "join", again_s + random.uniform(0.5, 6.0), "payments-7", 0, random.uniform(1.0, 3.5)
         ),
     ]

@@ -183,6 +183,10 @@ def wrong_of_the_report(text: str) -> list[str]:
         "300,000 orders": orders >= 300_000,
         "each order acknowledged": acknowledged == orders,
         "60 faults": faults >= 60,
+        "what was looked at": bool(
+            re.search(r"^- looked at: .* [\d,]{9,} records committed", text, re.MULTILINE)
+        ),
+        "30 kinds": kinds >= 30,
         "each kind's recovery": len(rows) == kinds and sum(rows.values()) == faults,
         "each anomaly looked for": set(found) == set(ANOMALIES),
         "none found": set(found.values()) == {"0"},
@@ -275,7 +279,7 @@ def test_what_is_wrong_is_noticed() -> None:
     long_run = (TOP / "docs/chaos-20-minutes.md").read_text(encoding="utf-8")
     assert wrong_of_the_report(long_run.replace("| lost | 0 |", "| lost | 1 |")) == ["none found"]
     assert "60 faults" in wrong_of_the_report(re.sub(r"\d+ faults of", "59 faults of", long_run))
-    assert len(wrong_of_the_report("")) == 8
+    assert len(wrong_of_the_report("")) == 10
     for line in ("paystream nonsense", "paystream run paiments", "paystream verify --misspelt"):
         with pytest.raises(Exception, match=r"(?i)no such|paiments"):
             parse(line, is_mention=True)

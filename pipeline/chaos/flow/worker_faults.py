@@ -17,6 +17,9 @@ ROOM_BYTES = 32 * 1024
 UNEXPECTED = 1
 # A cache that could not be written may end its worker only when it is next asked to.
 AFTERMATH_S = 15.0
+# A worker that has little to keep may write its cache's file only so much later.
+WRITE_LATE_S_MAX = 25.0
+REFUSED = "File too large"
 
 
 class WorkerFault(Fault):
@@ -87,7 +90,8 @@ class FullDisk(WorkerFault):
     """No file of the worker may grow (EFBIG instead of ENOSPC): its cache, its log, its notes.
 
     A small file system of its own would need the right to mount one. The limit is a process's, so
-    whatever comes after it gets the same until the fault ends.
+    whatever comes after it gets the same until the fault ends. It lasts until something was
+    refused, and was no fault if nothing was.
     """
 
     def begin(self) -> str:
@@ -95,6 +99,8 @@ class FullDisk(WorkerFault):
         log = self.node.log_file
         self._room = ROOM_BYTES + (log.stat().st_size if log.is_file() else 0)
         self._limited: set[int] = set()
+        self._log_size = self.node.log_size()
+        self._refused = False
         self._limit(pid)
         self._ended_before = self.node.exits[self._end]
         return f"{self.node.name} {self.stage} (process {pid})"
@@ -102,7 +108,14 @@ class FullDisk(WorkerFault):
     def is_over(self) -> bool:
         for pid in self.node.pids(self.stage):
             self._limit(pid)
-        return super().is_over()
+        if not super().is_over():
+            return False
+        self._refused = self._refused or REFUSED in self.node.log_since(self._log_size)
+        return self._refused or self.elapsed_s >= self.drawn.duration_s + WRITE_LATE_S_MAX
+
+    @property
+    def came_to_nothing(self) -> str:
+        return "" if self._refused else "nothing was written meanwhile"
 
     def end(self) -> None:
         for pid in self._limited:
