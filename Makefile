@@ -73,7 +73,7 @@ acceptance: install ## The long tests that no change waits for (hours)
 	@.venv/bin/paystream chaos kip890
 	@.venv/bin/python -m benchmarks books
 	@.venv/bin/paystream chaos overload
-	@.venv/bin/paystream chaos run --minutes 20 --seed $(SEED) --rate 250 --every 18
+	@.venv/bin/paystream chaos run --minutes 20 --seed $(SEED) --rate 250 --every 16
 
 bench: install ## Measure throughput and latency on this machine
 	@.venv/bin/python -m benchmarks $(ARGS)

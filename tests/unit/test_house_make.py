@@ -51,7 +51,7 @@ def test_chaos_takes_minutes_and_a_seed_and_acceptance_is_long() -> None:
         "paystream chaos kip890",
         "python -m benchmarks books",
         "paystream chaos overload",
-        "paystream chaos run --minutes 20 --seed 1 --rate 250 --every 18",
+        "paystream chaos run --minutes 20 --seed 1 --rate 250 --every 16",
     ):
         assert command in told, f"{command}: nobody runs it"
 
