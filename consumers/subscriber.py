@@ -25,6 +25,7 @@ from pipeline.batches.unreadable import (
 from pipeline.domain.model import PaymentEvent, Settlement
 from pipeline.errors import UserError
 from pipeline.kafka_access import access_of, reaching
+from pipeline.kafka_names import check_group, check_servers, check_topic_name
 from pipeline.kafka_refusal import why_away
 from pipeline.runtime.group_consumer import close_within
 from pipeline.runtime.partition_offsets import watermarks
@@ -35,8 +36,6 @@ from schemas.errors import DecodeError
 Start = Literal["earliest", "latest"]
 STARTS = get_args(Start)
 
-# What a string of Kafka's protocol may have.
-GROUP_BYTES_MAX = 32_767
 # A metadata or offset answer takes milliseconds; 10 s allow for a broker that is just starting.
 CHECK_TIMEOUT_S = 10.0
 # Of the group's coordinator, before a commit that leaving waits for: with one that has gone silent
@@ -163,14 +162,9 @@ class Subscriber(Generic[NounT]):
             "check.crcs": True,
             **(config or {}),
         }
-        group = self._config["group.id"]
-        written = group.encode(errors="replace") if isinstance(group, str) else b""
-        if not 0 < len(written) <= GROUP_BYTES_MAX:
-            # An empty one ends the process in the client's own code, a longer one is not answered.
-            raise UserError(
-                f"group_id is {ascii(group)[:60]}; give a name of at most {GROUP_BYTES_MAX:,} "
-                "bytes, the same for all who share the topic's partitions."
-            )
+        check_servers(self._config["bootstrap.servers"])
+        check_group(self._config["group.id"])
+        check_topic_name(self.topic)
         access = access_of(self._config)
         self._unreadable = UnreadableBatches(access=access)
         self._standstill = Standstill(access=access)

@@ -17,6 +17,7 @@ from pipeline.domain.model import Order, PaymentCommand
 from pipeline.domain.records import SCHEMA_OF, to_record
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
+from pipeline.kafka_names import check_servers, check_topic_name
 from pipeline.kafka_refusal import why_away
 from pipeline.runtime.fetching import BATCH_BYTES
 from schemas.codec import RECORD_BYTES_MAX, Codec, default_codec
@@ -24,6 +25,8 @@ from schemas.errors import EncodeError
 
 # The Java producer's default: outlives a broker's restart and a leader election.
 DELIVERY_TIMEOUT_S = 120.0
+# The client counts it in milliseconds of 31 bits.
+DELIVERY_TIMEOUT_S_MAX = 2_147_483
 # A metadata answer takes milliseconds; 10 s allow for a broker that is just starting.
 CHECK_TIMEOUT_S = 10.0
 # Behind that, for a connection and an answer.
@@ -96,6 +99,11 @@ class Publisher(Generic[NounT]):
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.topic = self.role if topic is None else topic
+        if not _is_timeout(delivery_timeout_s):
+            raise UserError(
+                f"delivery_timeout_s is {delivery_timeout_s!r}; give seconds, from 0 to "
+                f"{DELIVERY_TIMEOUT_S_MAX:,}."
+            )
         self._bootstrap_servers = bootstrap_servers
         self._delivery_timeout_s = delivery_timeout_s
         self._encode = (codec or default_codec()).encoder(SCHEMA_OF[self.kind])
@@ -108,10 +116,8 @@ class Publisher(Generic[NounT]):
             "on_delivery": self._on_failure,
             **(config or {}),
         }
-        servers = self._config["bootstrap.servers"]
-        if not isinstance(servers, str) or not servers.strip():
-            # The client takes it, and says when it gives up that nobody answers at no address.
-            raise UserError(f"bootstrap_servers is {servers!r}; give host:port[,host:port ...].")
+        check_servers(self._config["bootstrap.servers"])
+        check_topic_name(self.topic)
         self._producer = Producer(self._config)
         # Whether a broker has ever answered, as far as somebody has asked; and of what this client
         # was given, how many there are, and how many of them it said that they failed.
@@ -300,6 +306,10 @@ class Publisher(Generic[NounT]):
         failed, count = tuple(self._failed), self._failed_count
         self._failed, self._failed_count = [], 0
         raise self._error(failed, count, self._failed_reason)
+
+
+def _is_timeout(given: object) -> bool:
+    return isinstance(given, int | float) and 0 <= given <= DELIVERY_TIMEOUT_S_MAX
 
 
 def producer_config(bootstrap_servers: str, client_id: str) -> dict[str, Any]:

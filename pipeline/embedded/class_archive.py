@@ -7,17 +7,13 @@ without it, so an archive can be old and never wrong (JEP 350, from Java 13 on).
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-from pipeline.embedded.kept_file import is_sound, keep, seal_of
-
-# What a run that was killed has left; one that still writes is done within seconds.
-LEFT_OVER_S = 3_600
+from pipeline.embedded.kept_file import is_sound, keep, told_if_not_kept
 
 
 class ClassArchive:
@@ -48,17 +44,12 @@ class ClassArchive:
         if self.flags() or not os.access(self.path.parent, os.W_OK):
             yield self.flags()
             return
-        for left_over in self.path.parent.glob(f"{self.path.name}.*"):
-            if (
-                left_over != seal_of(self.path)
-                and time.time() - left_over.stat().st_mtime > LEFT_OVER_S
-            ):
-                left_over.unlink(missing_ok=True)
         written = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}")
         try:
             yield (f"-XX:ArchiveClassesAtExit={written}",)
             if written.exists():
-                keep(written, self.path)
-                self._is_sound = True
+                with told_if_not_kept(self.path):
+                    keep(written, self.path)
+                    self._is_sound = True
         finally:
             written.unlink(missing_ok=True)

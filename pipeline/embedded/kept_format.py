@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from pipeline.embedded.cache import write_atomically
-from pipeline.embedded.kept_file import is_sound, keep
+from pipeline.embedded.kept_file import is_sound, keep, told_if_not_kept
 
 CHECKPOINT = "bootstrap.checkpoint"
 # There once a folder is formatted, so it is written last.
@@ -39,11 +39,12 @@ class KeptFormat:
         if self.is_there() or not os.access(self.path.parent, os.W_OK):
             return
         copy = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            shutil.copyfile(log_dir / CHECKPOINT, copy)
-            keep(copy, self.path)
-        finally:
-            copy.unlink(missing_ok=True)
+        with told_if_not_kept(self.path):
+            try:
+                shutil.copyfile(log_dir / CHECKPOINT, copy)
+                keep(copy, self.path)
+            finally:
+                copy.unlink(missing_ok=True)
 
     def put(self, log_dir: Path, *, cluster_id: str, node_id: int) -> None:
         """Make of a folder what that program would."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.embedded.class_archive import LEFT_OVER_S, ClassArchive
+from pipeline.embedded.class_archive import ClassArchive
+from pipeline.embedded.kept_file import LEFT_OVER_S, seal_of
 
 
 @pytest.fixture
@@ -76,14 +77,50 @@ def test_one_that_was_damaged_is_written_anew(java: Path) -> None:
     assert archive(java).flags() == damaged.flags()
 
 
-def test_what_a_killed_run_has_left_is_removed(java: Path) -> None:
-    """Old enough that nobody can be writing it any more."""
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_what_a_killed_run_has_left_is_removed(java: Path, is_kept: bool) -> None:
+    """Old enough that nobody can be writing it any more, whether or not a later run was whole."""
     made = archive(java)
-    left, fresh = (made.path.with_name(f"{made.path.name}.{name}") for name in ("left", "fresh"))
-    for path in (left, fresh):
+    if is_kept:
+        with made.made_by_a_run() as flags:
+            to_write(flags).write_text("classes")
+    seal = seal_of(made.path)
+    names = (f"{made.path.name}.left", f".{seal.name}.77.tmp")
+    left = [made.path.with_name(name) for name in names]
+    fresh = [made.path.with_name(name.replace("7", "8").replace("left", "new")) for name in names]
+    for path in (*left, *fresh):
         path.write_text("half")
-    long_ago = fresh.stat().st_mtime - LEFT_OVER_S - 1
-    os.utime(left, (long_ago, long_ago))
-    with made.made_by_a_run():
+    old = fresh[0].stat().st_mtime - LEFT_OVER_S - 1
+    for path in (*left, *((made.path, seal) if is_kept else ())):
+        os.utime(path, (old, old))
+    with archive(java).made_by_a_run():
         pass
-    assert (left.exists(), fresh.exists()) == (False, True)
+    assert [path.exists() for path in (*left, *fresh)] == [False, False, True, True]
+    assert (made.path.exists(), seal.exists()) == (is_kept, is_kept)
+
+
+def test_what_another_process_removes_meanwhile_ends_no_start(java: Path) -> None:
+    """Between the look into the folder and the one at the file; a link to nothing looks so."""
+    made = archive(java)
+    made.path.with_name(f"{made.path.name}.gone").symlink_to(java.parent / "nothing")
+    with made.made_by_a_run() as flags:
+        to_write(flags).write_text("classes")
+    assert made.flags() == (f"-XX:SharedArchiveFile={made.path}",)
+
+
+@pytest.mark.parametrize("of", ["file", "sum"])
+def test_one_that_cannot_be_kept_costs_that_and_no_start(
+    java: Path, caplog: pytest.LogCaptureFixture, of: str
+) -> None:
+    """A folder stands in its place: said in one line, and nothing else is left of the run."""
+    made = archive(java)
+    place = made.path if of == "file" else seal_of(made.path)
+    place.mkdir()
+    with made.made_by_a_run() as flags:
+        to_write(flags).write_text("classes")
+    assert made.flags() == ()
+    (said,) = caplog.messages
+    assert said.startswith(f"{made.path} is not kept, and ")
+    assert str(place) in said
+    left = {path.name for path in java.parent.iterdir()}
+    assert left <= {"java", made.path.name, seal_of(made.path).name}

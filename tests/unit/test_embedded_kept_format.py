@@ -60,13 +60,25 @@ def test_one_that_has_lost_its_bytes_is_made_anew(tmp_path: Path, left: bytes) -
     made.keep(first)
     assert made.is_there()
     assert made.path.read_bytes() == b"levels"
-    with pytest.raises(OSError, match="missing"):
-        kept(tmp_path, {"x": 1}).keep(tmp_path / "missing")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "first",
         made.path.name,
         f"{made.path.name}.sha256",
     ]
+
+
+def test_one_that_cannot_be_kept_costs_that_and_no_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder in its place, or no checkpoint to keep: each is said in one line."""
+    made = kept(tmp_path)
+    made.path.mkdir()
+    made.keep(formatted(tmp_path / "first"))
+    kept(tmp_path, {"x": 1}).keep(tmp_path / "missing")
+    assert not made.is_there()
+    assert [" is not kept, and " in each for each in caplog.messages] == [True, True]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"first", made.path.name, f"{made.path.name}.sha256"}
 
 
 def test_an_id_never_reads_as_an_option() -> None:

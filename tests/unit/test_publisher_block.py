@@ -1,4 +1,4 @@
-"""A publisher outside its block, where nobody waits for what it is given, and at no address."""
+"""A publisher outside its block, where nobody waits for what it is given, and its timeout."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_a_publisher_without_a_block_or_in_a_second_one_takes_orders() -> None:
             publisher.flush(0.0)
 
 
-@pytest.mark.parametrize("servers", ["", "  ", None, ["127.0.0.1:1"]])
-def test_an_address_that_is_none_is_refused_at_once(servers: Any) -> None:
-    """As of an environment variable that is not set."""
-    with pytest.raises(UserError, match="bootstrap_servers is "):
-        OrderPublisher(servers)
+@pytest.mark.parametrize("timeout_s", [-1, float("nan"), float("inf"), 1e9, None, "120"])
+def test_a_delivery_timeout_that_is_none_is_refused(timeout_s: Any) -> None:
+    """The client's own errors are of three kinds, and name another setting."""
+    with pytest.raises(UserError, match=r"delivery_timeout_s is .*; give seconds, from 0 to "):
+        OrderPublisher("127.0.0.1:1", delivery_timeout_s=timeout_s)

@@ -28,11 +28,15 @@ def test_a_start_that_is_one_is_taken(subscriber: Any, start: Any) -> None:
 
 
 @each_subscriber
-@pytest.mark.parametrize("group", ["", None, 5, "g" * 32_768, "ä" * 16_384])
+@pytest.mark.parametrize(
+    "group",
+    ["", None, 5, "g" * 32_768, "ä" * 16_384, " ", "\n", " g", "\tg", "g\ud800", "g\0one"],
+)
 def test_a_group_that_is_none_is_refused_before_there_is_a_client(
     subscriber: Any, group: Any
 ) -> None:
-    """The client asserts that there is one, which no ``except`` catches."""
+    """The client asserts that there is one, which no ``except`` catches. It drops blanks at the
+    beginning and all behind a NUL: two names would be one group."""
     with pytest.raises(UserError, match="group_id is "):
         subscriber("127.0.0.1:1", group, start="earliest")
     with pytest.raises(UserError, match="group_id is "):
