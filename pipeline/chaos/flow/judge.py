@@ -14,7 +14,7 @@ from pipeline.chaos.flow.cluster import Cluster
 from pipeline.chaos.flow.coordinator_log import broken_ends
 from pipeline.chaos.flow.load import Load
 from pipeline.chaos.flow.log_bytes import ABORTED, COMMITTED, OPEN, PartitionTruth
-from pipeline.chaos.flow.logs_at_rest import read_at_rest
+from pipeline.chaos.flow.logs_at_rest import Logs, read_at_rest
 from pipeline.chaos.flow.seen import Place
 from topics.catalogue import Catalogue
 
@@ -40,8 +40,7 @@ def judge(
     log_dirs = {broker.node_id: broker.folder / "log" for broker in cluster.kafka.brokers}
     logs = read_at_rest(servers, log_dirs, places)
     decided, truths = logs.decided, logs.truths
-    anomalies.add_all("torn transaction", broken_ends(decided, truths | logs.offsets))
-    anomalies.add_all("LSO stuck", (f"{name} has not ended" for name in logs.under_way))
+    from_logs(logs, anomalies)
     # Not before the logs are at rest: a marker is a record as well.
     ends = seen.ends(servers, places)
     anomalies.looked_at = {
@@ -79,6 +78,19 @@ def from_audit(audited: AuditReport, anomalies: Anomalies) -> None:
         ):
             continue
         anomalies.add(ANOMALY_OF[finding.name], f"{finding.name}: {finding.example}", finding.count)
+
+
+def from_logs(logs: Logs, anomalies: Anomalies) -> None:
+    """Ends against the coordinators' word, and what has none: the groups' own topic included,
+    where an open transaction hides offsets."""
+    truths = logs.truths | logs.offsets
+    anomalies.add_all("torn transaction", broken_ends(logs.decided, truths))
+    anomalies.add_all("LSO stuck", (f"{name} has not ended" for name in logs.under_way))
+    for (topic, partition), truth in truths.items():
+        for offset, fate in enumerate(truth.fate):
+            if fate == OPEN:
+                where = f"{topic}[{partition}]@{offset}"
+                anomalies.add("LSO stuck", f"{where} belongs to a transaction that has no end")
 
 
 def from_balances(
@@ -138,8 +150,6 @@ def _compare_with_readers(
                 anomalies.add("aborted visible (G1a)", where)
             elif fate == COMMITTED and not marks[offset]:
                 anomalies.add("lost", f"{where} is committed and no reader sees it")
-            elif fate == OPEN:
-                anomalies.add("LSO stuck", f"{where} belongs to a transaction that has no end")
     return keys
 
 
