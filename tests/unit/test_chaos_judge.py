@@ -13,7 +13,7 @@ from pipeline.audit.report import Report as AuditReport
 from pipeline.chaos.flow.anomalies import ANOMALIES, ANOMALY_OF, Anomalies
 from pipeline.chaos.flow.broker_faults import java_hash
 from pipeline.chaos.flow.coordinator_log import Decision
-from pipeline.chaos.flow.judge import from_audit, from_balances, from_exits, from_logs
+from pipeline.chaos.flow.judge import from_audit, from_balances, from_exits, from_logs, from_offsets
 from pipeline.chaos.flow.log_bytes import truth_of
 from pipeline.chaos.flow.logs_at_rest import OFFSETS_TOPIC, Logs
 from pipeline.chaos.flow.report import Done, Report, lines, recovery_rows, write
@@ -83,6 +83,25 @@ def test_a_record_whose_transaction_has_no_end_is_found(
     found = {name: found.examples for name, found in anomalies.found.items() if found.count}
     end = f"{place[0]}[{place[1]}]@{where} belongs to a transaction that has no end"
     assert found == ({} if where is None else {"LSO stuck": [end]})
+
+
+@pytest.mark.parametrize(
+    ("offset", "waits", "found"),
+    [
+        (2, False, 0), (2, True, 0),
+        (0, False, 1), (0, True, 0),
+        (-1001, False, 1), (-1001, True, 0),
+        (3, False, 1), (3, True, 1),
+    ],
+)  # fmt: skip
+def test_a_group_is_nowhere_beyond_the_end(
+    tmp_path: Path, offset: int, *, waits: bool, found: int
+) -> None:
+    """Nor before the last record, but in a topic of timers, whose records wait for their time."""
+    truths = {PLACE: truth_of(read(tmp_path, data(0), marker(1, commits=True)))}
+    anomalies = Anomalies()
+    from_offsets("payments", {PLACE: offset}, {PLACE: waits}, truths, anomalies)
+    assert anomalies.found["inconsistent offsets"].count == found
 
 
 @pytest.mark.parametrize(
