@@ -70,8 +70,9 @@ def kip890_command(
     It is no benchmark: its result is a verdict, and an installation with another librdkafka can
     have it for its own. So it is a command of the program and needs nothing but the embedded Kafka.
 
-    Exit code 0: the engine noticed every fault and lost nothing. 1: it did not. 2: it could not
-    run. That the plain loop is exposed does not change the exit code.
+    Exit code 0: every end was injured, the plain loop was exposed, and the engine noticed every
+    fault and lost nothing. 1: one of these is not so, and the report says which. 2: it could not
+    run.
 
     Examples:
 

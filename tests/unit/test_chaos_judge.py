@@ -12,8 +12,12 @@ from pipeline.audit.report import GUARANTEES, Example, Finding, Severity
 from pipeline.audit.report import Report as AuditReport
 from pipeline.chaos.flow.anomalies import ANOMALIES, ANOMALY_OF, Anomalies
 from pipeline.chaos.flow.broker_faults import java_hash
-from pipeline.chaos.flow.judge import from_audit, from_balances, from_exits
+from pipeline.chaos.flow.coordinator_log import Decision
+from pipeline.chaos.flow.judge import from_audit, from_balances, from_exits, from_logs, from_offsets
+from pipeline.chaos.flow.log_bytes import truth_of
+from pipeline.chaos.flow.logs_at_rest import OFFSETS_TOPIC, Logs
 from pipeline.chaos.flow.report import Done, Report, lines, recovery_rows, write
+from tests.support.kafka_log import NAME, PLACE, PRODUCER, data, marker, read
 
 EXAMPLE = Example("orders", 0, 7, "shop:1", "")
 
@@ -53,6 +57,51 @@ def test_at_rest_nothing_may_be_on_its_way_but_for_a_person() -> None:
     from_audit(AuditReport([finding("open_transaction", Severity.PENDING)]), hangs)
     assert waits.whole
     assert hangs.found["LSO stuck"].count == 1
+
+
+@pytest.mark.parametrize("place", [PLACE, (OFFSETS_TOPIC, 3)], ids=["a topic", "the offsets"])
+@pytest.mark.parametrize(
+    ("decided", "parts", "where"),
+    [
+        (1, [data(0), marker(1, commits=True)], None),
+        # Nobody decided it: offsets that came after their transaction had ended.
+        (1, [data(0), marker(1, commits=True), data(2)], 2),
+        # Decided; a marker that came twice stands where its own would.
+        (2, [data(0), marker(1, commits=True), marker(2, commits=True), data(3)], 3),
+    ],
+    ids=["ended", "nobody's", "decided"],
+)
+def test_a_record_whose_transaction_has_no_end_is_found(
+    tmp_path: Path, place: tuple[str, int], decided: int, parts: list[bytes], where: int | None
+) -> None:
+    """In the groups' own topic as well, which no reader of records sees."""
+    truths = {place: truth_of(read(tmp_path, *parts))}
+    offsets = truths if place[0] == OFFSETS_TOPIC else {}
+    one = Decision(NAME, PRODUCER, True, frozenset({place}))
+    anomalies = Anomalies()
+    from_logs(Logs([one] * decided, {} if offsets else truths, offsets, []), anomalies)
+    found = {name: found.examples for name, found in anomalies.found.items() if found.count}
+    end = f"{place[0]}[{place[1]}]@{where} belongs to a transaction that has no end"
+    assert found == ({} if where is None else {"LSO stuck": [end]})
+
+
+@pytest.mark.parametrize(
+    ("offset", "waits", "found"),
+    [
+        (2, False, 0), (2, True, 0),
+        (0, False, 1), (0, True, 0),
+        (-1001, False, 1), (-1001, True, 0),
+        (3, False, 1), (3, True, 1),
+    ],
+)  # fmt: skip
+def test_a_group_is_nowhere_beyond_the_end(
+    tmp_path: Path, offset: int, *, waits: bool, found: int
+) -> None:
+    """Nor before the last record, but in a topic of timers, whose records wait for their time."""
+    truths = {PLACE: truth_of(read(tmp_path, data(0), marker(1, commits=True)))}
+    anomalies = Anomalies()
+    from_offsets("payments", {PLACE: offset}, {PLACE: waits}, truths, anomalies)
+    assert anomalies.found["inconsistent offsets"].count == found
 
 
 @pytest.mark.parametrize(

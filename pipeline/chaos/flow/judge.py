@@ -14,7 +14,7 @@ from pipeline.chaos.flow.cluster import Cluster
 from pipeline.chaos.flow.coordinator_log import broken_ends
 from pipeline.chaos.flow.load import Load
 from pipeline.chaos.flow.log_bytes import ABORTED, COMMITTED, OPEN, PartitionTruth
-from pipeline.chaos.flow.logs_at_rest import read_at_rest
+from pipeline.chaos.flow.logs_at_rest import Logs, read_at_rest
 from pipeline.chaos.flow.seen import Place
 from topics.catalogue import Catalogue
 
@@ -40,8 +40,7 @@ def judge(
     log_dirs = {broker.node_id: broker.folder / "log" for broker in cluster.kafka.brokers}
     logs = read_at_rest(servers, log_dirs, places)
     decided, truths = logs.decided, logs.truths
-    anomalies.add_all("torn transaction", broken_ends(decided, truths | logs.offsets))
-    anomalies.add_all("LSO stuck", (f"{name} has not ended" for name in logs.under_way))
+    from_logs(logs, anomalies)
     # Not before the logs are at rest: a marker is a record as well.
     ends = seen.ends(servers, places)
     anomalies.looked_at = {
@@ -79,6 +78,19 @@ def from_audit(audited: AuditReport, anomalies: Anomalies) -> None:
         ):
             continue
         anomalies.add(ANOMALY_OF[finding.name], f"{finding.name}: {finding.example}", finding.count)
+
+
+def from_logs(logs: Logs, anomalies: Anomalies) -> None:
+    """Ends against the coordinators' word, and what has none: the groups' own topic included,
+    where an open transaction hides offsets."""
+    truths = logs.truths | logs.offsets
+    anomalies.add_all("torn transaction", broken_ends(logs.decided, truths))
+    anomalies.add_all("LSO stuck", (f"{name} has not ended" for name in logs.under_way))
+    for (topic, partition), truth in truths.items():
+        for offset, fate in enumerate(truth.fate):
+            if fate == OPEN:
+                where = f"{topic}[{partition}]@{offset}"
+                anomalies.add("LSO stuck", f"{where} belongs to a transaction that has no end")
 
 
 def from_balances(
@@ -138,8 +150,6 @@ def _compare_with_readers(
                 anomalies.add("aborted visible (G1a)", where)
             elif fate == COMMITTED and not marks[offset]:
                 anomalies.add("lost", f"{where} is committed and no reader sees it")
-            elif fate == OPEN:
-                anomalies.add("LSO stuck", f"{where} belongs to a transaction that has no end")
     return keys
 
 
@@ -149,22 +159,33 @@ def _compare_offsets(
     truths: Mapping[Place, PartitionTruth],
     anomalies: Anomalies,
 ) -> None:
-    """Each group has read everything, and is nowhere beyond the end."""
+    """Each group has read all whose time has come, and is nowhere beyond the end."""
     for stage in ("payments", "gateway", "ledger"):
-        places = [
-            (spec.name, p)
+        waits: dict[Place, bool] = {
+            (spec.name, p): spec.role.startswith(_WAITS)
             for spec in catalogue.inputs(stage)
-            if not spec.role.startswith(_WAITS)
             for p in range(spec.partitions)
-        ]
-        for place, offset in seen.group_offsets(servers, catalogue.group(stage), places).items():
-            fate = truths[place].fate
-            last = fate.rfind(bytes((COMMITTED,)))
-            where = f"group {stage} at {offset} of {place[0]}[{place[1]}]"
-            if last >= max(offset, 0):
-                anomalies.add("inconsistent offsets", f"{where}, whose last record is {last}")
-            elif offset > len(fate):
-                anomalies.add("inconsistent offsets", f"{where}, whose end is {len(fate)}")
+        }
+        committed = seen.group_offsets(servers, catalogue.group(stage), waits)
+        from_offsets(stage, committed, waits, truths, anomalies)
+
+
+def from_offsets(
+    stage: str,
+    committed: Mapping[Place, int],
+    waits: Mapping[Place, bool],
+    truths: Mapping[Place, PartitionTruth],
+    anomalies: Anomalies,
+) -> None:
+    """``waits``: whether records of that input may lie unread, their time not having come."""
+    for place, offset in committed.items():
+        fate = truths[place].fate
+        last = fate.rfind(bytes((COMMITTED,)))
+        where = f"group {stage} at {offset} of {place[0]}[{place[1]}]"
+        if last >= max(offset, 0) and not waits[place]:
+            anomalies.add("inconsistent offsets", f"{where}, whose last record is {last}")
+        elif offset > len(fate):
+            anomalies.add("inconsistent offsets", f"{where}, whose end is {len(fate)}")
 
 
 def _compare_sums(

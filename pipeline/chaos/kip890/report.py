@@ -40,15 +40,35 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether the engine noticed every fault and lost nothing by one."""
-        return all(
-            not (one.exposed or one.unnoticed or one.late_obeyed or one.copies_unanswered)
-            for one in self.seen
-            if one.loop == "engine"
-        )
+        """Whether every end was injured, the plain loop exposed by it, and the engine noticed each
+        and lost nothing."""
+        return not self.missing
+
+    @property
+    def missing(self) -> list[str]:
+        """What it would take to hold, in words."""
+        words = []
+        for one in self.seen:
+            where = f"{one.loop}, transaction.version {one.transaction_version}: "
+            if one.faults < max(one.wanted, 1):
+                words.append(f"{where}{one.faults:,} of {one.wanted:,} ends injured")
+            if one.loop != "engine":
+                if not one.exposed:
+                    words.append(f"{where}not exposed, so that there is nothing to compare with")
+                continue
+            if one.exposed:
+                words.append(f"{where}exposed")
+            for count, what in (
+                (one.unnoticed, "not noticed"),
+                (one.late_obeyed, "obeyed late"),
+                (one.copies_unanswered, "copied without an answer"),
+            ):
+                if count:
+                    words.append(f"{where}{count:,} ends {what}")
+        return words
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "holds": self.holds}
+        return {**asdict(self), "holds": self.holds, "missing": self.missing}
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
@@ -107,7 +127,8 @@ def _notes(report: Report) -> list[str]:
         what = (
             f"{where}: {one.transactions:,} transactions in {one.took_s:,.0f} s; of the ends "
             f"{one.answer_lost:,} lost their answer and {one.timed_out:,} timed out, {one.late:,} "
-            f"arrived late and {one.doubled_ends:,} twice"
+            f"arrived late and {one.doubled_ends:,} twice; {one.findings.unknown:,} "
+            "unknown to the loop"
         )
         if one.loop == "engine":
             what += f"; ends that nothing happened to and that cost a producer: {one.false_alarms}"
@@ -120,6 +141,8 @@ def _notes(report: Report) -> list[str]:
                 f"{_ms(one.rebuild_s, 0.99)}, max {_ms(one.rebuild_s, 1.0)}"
             )
         notes += [f"{where}: {example}" for example in one.findings.examples]
+    if report.missing:
+        notes.append(f"it does not hold: {'; '.join(report.missing)}")
     return notes
 
 

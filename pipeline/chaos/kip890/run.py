@@ -33,6 +33,8 @@ class Seen:
 
     loop: str
     transaction_version: int
+    # Ends that were to be injured, and those that were.
+    wanted: int = 0
     faults: int = 0
     answer_lost: int = 0
     timed_out: int = 0
@@ -77,14 +79,16 @@ def run_loop(
     topics = Topics(proxy.bootstrap_servers, name)
     _create(direct, topics)
     loop = LOOPS[kind](topics, direct)
-    seen = Seen(kind, transaction_version)
+    steps = [*steps, Step(True), Step(True)]
+    wanted = sum(step.fault is not None for step in steps)
+    seen = Seen(kind, transaction_version, wanted)
     told: list[Told] = []
     before = len(proxy.injected)
     begun_s = said_s = time.monotonic()
     number = 0
     rule: Rule | None = None
     try:
-        for step in [*steps, Step(True), Step(True)]:
+        for step in steps:
             if step.fault is not None and (rule is None or rule.spent):
                 rule = proxy.inject(
                     Rule(Api.END_TXN, step.fault, transactional_id=topics.transactional_id)

@@ -57,6 +57,8 @@ class Findings:
     aborted_visible: int = 0
     doubled: int = 0
     offsets_wrong: int = 0
+    # No damage: commits that were asked for and that no answer came to.
+    unknown: int = 0
     examples: tuple[str, ...] = ()
 
     @property
@@ -72,22 +74,32 @@ def judge(told: Sequence[Told], visible: Iterable[Written], committed_offset: in
     by_attempt: dict[int, list[Written]] = {}
     for record in seen:
         by_attempt.setdefault(record.attempt, []).append(record)
+    # Inputs of which an attempt has said already what is missing.
+    named: set[int] = set()
     for one in told:
+        found.unknown += one.end is End.UNKNOWN
         parts = len(by_attempt.get(one.attempt, ()))
         where = f"input {one.input}, attempt {one.attempt}, told {one.end.value}: "
         if 0 < parts < PARTS:
             found.torn += 1
+            named.add(one.input)
             words.setdefault("torn", f"{where}{parts} of {PARTS} records visible")
         if parts and one.end is End.NOT_COMMITTED:
             found.aborted_visible += 1
             words.setdefault("aborted visible", f"{where}{parts} records visible")
         if not parts and one.end is End.COMMITTED:
             found.lost += 1
+            named.add(one.input)
             words.setdefault("lost", f"{where}no record visible")
     per_part = Counter((record.input, record.part) for record in seen.elements())
     for number in sorted({i for (i, _), count in per_part.items() if count > 1}):
         found.doubled += 1
         words.setdefault("doubled", f"input {number}: its records are visible more than once")
+    for number in range(committed_offset):
+        parts = sum((number, part) in per_part for part in range(PARTS))
+        if parts < PARTS and number not in named:
+            found.lost += 1
+            words.setdefault("lost", f"input {number}, done: {parts} of {PARTS} records visible")
     done = {one.input for one in told if one.end is End.COMMITTED}
     if committed_offset != (max(done) + 1 if done else 0):
         found.offsets_wrong = 1
