@@ -23,8 +23,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec import structs
-
 from pipeline.audit.report import Report
 from pipeline.config import Settings, load_settings
 from pipeline.domain.model import Order
@@ -36,6 +34,7 @@ from pipeline.errors import UserError
 from pipeline.gateways.simulator.faults import RATED, FaultPlan
 from pipeline.local import LocalFlow
 from pipeline.loopback import open_url
+from pipeline.processors.order import differing_from
 from producers.cancellations import GivenBack, given_back
 from producers.invoice_csv import InvoiceFile
 from producers.order_file import OrderFile
@@ -300,9 +299,12 @@ def _books_agree(summary: dict[str, Any]) -> bool:
 
 
 def _repeats(orders: Sequence[Order]) -> int:
-    """Orders that say what one before them has said: no payment, no rejection and no letter."""
-    once = [structs.replace(order, submitted_at_ms=0) for order in orders]
-    return len(once) - len(set(once))
+    """Orders that say what the first of their id has said: no payment, no rejection, no letter."""
+    first: dict[tuple[str, str], Order] = {}
+    for order in orders:
+        first.setdefault((order.merchant_id, order.order_id), order)
+    same = sum(not differing_from(first[o.merchant_id, o.order_id], o) for o in orders)
+    return same - len(first)
 
 
 def summary(demo: Demo, report: Report, faults: dict[str, int], seconds: float) -> Iterator[str]:

@@ -238,9 +238,9 @@ def _payment(
     )
 
 
-def differing_from(payment: Payment, order: Order) -> list[str]:
-    """In what an order contradicts the payment that has its ids; in nothing, where it is the same
-    order again."""
+def differing_from(payment: Payment | Order, order: Order) -> list[str]:
+    """In what an order contradicts the payment (or the first order) that has its ids; in nothing,
+    where it is the same order again."""
     differing = []
     if order.amount_minor != payment.amount_minor:
         differing.append("amount")

@@ -103,14 +103,18 @@ def test_a_wait_for_a_person_is_a_named_wait() -> None:
 
 
 def test_orders_that_come_again_are_counted_so_that_the_summary_adds_up() -> None:
-    """Sent later is the same order; another amount is another word about it, and a letter."""
+    """By the engine's rule: another amount is a letter each time, another customer is not."""
     again, other = replace(ORDER, submitted_at_ms=99), replace(ORDER, amount_minor=1)
+    renamed = replace(ORDER, customer_id="another")
     made = demo()
     made.found = OrderFile(
-        line_count=4, orders=(ORDER, again, other, ORDER), problems=(), left_out=0
+        line_count=7,
+        orders=(ORDER, again, other, ORDER, other, other, renamed),
+        problems=(),
+        left_out=0,
     )
     lines = list(summary(made, Report([], WHOLE), {}, 1.0))
-    assert [line.split()[-1] for line in lines if "said once more" in line] == ["2"]
+    assert [line.split()[-1] for line in lines if "said once more" in line] == ["3"]
     assert not any("said once more" in line for line in summary(demo(), Report([], WHOLE), {}, 1.0))
 
 
