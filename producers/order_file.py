@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,7 +73,8 @@ def detect_format(path: Path, raw: bytes) -> Format:
         return "order-jsonl"
     start = raw[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[:1] == b"[":
-        raise UserError(f"{path} is a JSON array; write one order per line (jq -c '.[]' {path}).")
+        shown = shlex.quote(str(path))
+        raise UserError(f"{path} is a JSON array; write one order per line (jq -c '.[]' {shown}).")
     return "order-jsonl" if start[:1] == b"{" else "invoice-csv"
 
 

@@ -649,6 +649,18 @@ def test_letters_around_it_are_listed_and_it_is_named(flow: EngineFlow) -> None:
             log.refresh(Markers())
 
 
+def test_a_foreign_word_about_a_dead_letter_is_named_with_its_place(flow: EngineFlow) -> None:
+    """It is not passed over: what it says of a letter may be that it went back."""
+    flow.send("dead-letter-markers", b"shop:o1", b"junk")
+    with (
+        LetterLog(flow.bootstrap, flow.catalogue, flow.codec) as log,
+        pytest.raises(
+            UserError, match=r"dead-letter-markers\[0\]@0 is no word about a dead letter"
+        ),
+    ):
+        log.refresh(Markers())
+
+
 def test_a_reader_of_the_past_ends_there_unless_it_goes_on_without(flow: EngineFlow) -> None:
     """And never says that the broker is away."""
     flow.send("settlements", b"shop:o1", b"one")

@@ -27,6 +27,7 @@ from pipeline.runtime.partition_offsets import watermarks
 from pipeline.runtime.redrive.letter import Joiner, Letter, Piece, Place, Whole, join
 from pipeline.runtime.redrive.plan import Markers
 from schemas.codec import Codec
+from schemas.errors import DecodeError
 from topics.catalogue import Catalogue
 from topics.record_headers import record_headers
 
@@ -110,8 +111,17 @@ class LetterLog:
         }
         for message in self._read(self._marker_consumer, self._markers, spans, wait_for_end=True):
             value = message.value()
-            if value is not None:
+            if value is None:
+                continue
+            try:
                 markers.take(marker_from_record(self._decode_marker(value)))
+            except DecodeError as error:
+                # Not passed over: what it says may be that a letter went back, once and for all.
+                raise UserError(
+                    f"{self._markers}[{message.partition()}]@{message.offset()} is no word about a "
+                    f"dead letter ({error}). Nobody of this flow writes such but a newer version: "
+                    "see docs/operations.md, dead letters."
+                ) from error
         self._marker_positions |= {partition: end for partition, (_, end) in spans.items()}
 
     def _new_consumer(self, isolation: str = "read_committed") -> Consumer:
