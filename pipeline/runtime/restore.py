@@ -25,7 +25,8 @@ from pipeline.batches.unreadable import UNFOLDED_BYTES_MAX, is_unreadable
 from pipeline.errors import UserError
 from pipeline.kafka_access import reaching
 from pipeline.runtime import failpoints
-from pipeline.runtime.partition_offsets import list_offsets
+from pipeline.runtime.kafka_errors import LaneFatal
+from pipeline.runtime.partition_offsets import list_offsets, watermarks
 from pipeline.runtime.surroundings import REAL, Surroundings
 from pipeline.runtime.table import Table
 from pipeline.runtime.table_store import Checkpoint
@@ -33,6 +34,7 @@ from pipeline.runtime.table_store import Checkpoint
 _log = logging.getLogger(__name__)
 
 LIST_OFFSETS_TIMEOUT_S = 30.0
+ASK_AGAIN_S = 0.5
 # In the line of a log that names where a restoration stands.
 WAITS_FOR_OPEN = "waits for a transaction that is still open at"
 
@@ -170,9 +172,7 @@ class Restorer:
         self.plans = []
         assignment = []
         began_ms = self._began_ms = self._now_ms()
-        for partition, (low, end) in read_uncommitted_ends(
-            self._admin, self._topic, wanted, self._outside
-        ).items():
+        for partition, (low, end) in self._ends(wanted).items():
             checkpoint = self._table.checkpoint(partition)
             plan = plan_restore(
                 partition,
@@ -190,6 +190,11 @@ class Restorer:
             kept = None if plan.wipe else checkpoint
             self._saved_at_ms[partition] = began_ms if kept is None else kept.saved_at_ms
             if plan.wipe:
+                if checkpoint is not None:
+                    _log.warning(
+                        "%s reads %s[%d] anew, %d to %d: %s (%d)",
+                        self._stage, self._topic, partition, low, end, plan.why, checkpoint.offset,
+                    )  # fmt: skip
                 self._table.wipe(partition)
             if plan.start < plan.end:
                 self._waiting[partition] = plan.end
@@ -197,6 +202,56 @@ class Restorer:
         if assignment:
             self._consumer = self._outside.consumer(reader_config(self._bootstrap_servers))
             self._consumer.assign(assignment)
+
+    def _ends(self, wanted: list[int]) -> dict[int, tuple[int, int]]:
+        """(low, end) of each partition, open transactions included.
+
+        Everything hangs on them: an end that is too low leaves rows out whose inputs count as
+        handled. So two clients ask, one of them new, the wider answer counts, and while a
+        checkpoint of this very topic is beyond it both ask again.
+        """
+        deadline_s = self._outside.monotonic_s() + LIST_OFFSETS_TIMEOUT_S
+        while True:
+            found = self._ask_twice(wanted)
+            short = [
+                partition
+                for partition, (_, end) in found.items()
+                if (kept := self._table.checkpoint(partition)) is not None
+                and (kept.cluster_id, kept.topic_id) == (self._cluster_id, self._topic_id)
+                and kept.offset > end
+            ]
+            if not short or self._outside.monotonic_s() >= deadline_s:
+                return found
+            _log.warning(
+                "%s is told that %s[%d] ends at %d, which lies before its checkpoint",
+                self._stage, self._topic, short[0], found[short[0]][1],
+            )  # fmt: skip
+            self._outside.sleep(ASK_AGAIN_S)
+
+    def _ask_twice(self, wanted: list[int]) -> dict[int, tuple[int, int]]:
+        said = read_uncommitted_ends(self._admin, self._topic, wanted, self._outside)
+        asker = self._outside.consumer(
+            {**reader_config(self._bootstrap_servers), "isolation.level": "read_uncommitted"}
+        )
+        found = {}
+        try:
+            for partition in wanted:
+                seen = watermarks(
+                    asker,
+                    TopicPartition(self._topic, partition),
+                    timeout_s=LIST_OFFSETS_TIMEOUT_S,
+                    surroundings=self._outside,
+                )
+                spans = [(low, end) for low, end in (said[partition], seen) if 0 <= low <= end]
+                if not spans:
+                    raise LaneFatal(
+                        f"where {self._topic}[{partition}] begins and ends is not to be had: "
+                        f"{said[partition]}, {seen}"
+                    )
+                found[partition] = min(low for low, _ in spans), max(end for _, end in spans)
+        finally:
+            asker.close()
+        return found
 
     def step(self, timeout_s: float = 0.1, limit: int = 10_000) -> bool:
         """Read one slice; True when everything up to the ends has been taken."""

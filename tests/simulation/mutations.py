@@ -31,6 +31,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/unit/test_partition_offsets.py",),
     ),
     Mutation(
+        "two clients say where the table ends",
+        f"{RUNTIME}/restore.py",
+        "for low, end in (said[partition], seen) if",
+        "for low, end in (said[partition],) if",
+        ("tests/unit/test_restore_ends.py",),
+    ),
+    Mutation(
+        "an end before the checkpoint is asked for again",
+        f"{RUNTIME}/restore.py",
+        "if not short or self._outside",
+        "if True or self._outside",
+        ("tests/unit/test_restore_ends.py",),
+    ),
+    Mutation(
         "the last stable offset is not the end of the table",
         f"{RUNTIME}/restore.py",
         "            if offset >= self._waiting.get(partition, 0):\n",

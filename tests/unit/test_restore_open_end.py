@@ -51,6 +51,9 @@ class FakeConsumer:
     def consume(self, limit: int, timeout_s: float) -> list[FakeMessage]:
         return self._answers.pop(0)
 
+    def get_watermark_offsets(self, _place: TopicPartition, timeout: float) -> tuple[int, int]:
+        return 0, END
+
     def close(self) -> None: ...
 
 
