@@ -96,10 +96,9 @@ class FullDisk(WorkerFault):
 
     def begin(self) -> str:
         self.node, pid = self.picked()
-        log = self.node.log_file
-        self._room = ROOM_BYTES + (log.stat().st_size if log.is_file() else 0)
-        self._limited: set[int] = set()
         self._log_size = self.node.log_size()
+        self._room = ROOM_BYTES + self._log_size
+        self._limited: set[int] = set()
         self._refused = False
         self._limit(pid)
         self._ended_before = self.node.exits[self._end]
